@@ -1,0 +1,156 @@
+"""The whole error tree.
+
+    EdgeRpnError
+      ConfigError(ValueError)           unknown or bad settings; lists every problem of one source
+      DataError(ValueError)             annotations or images that cannot be used
+      CheckpointError(ValueError)       a checkpoint that cannot be read or does not fit the model
+      TrainingDivergedError             non-finite loss; keeps step, image ids and the last good checkpoint
+      ManifestError(ValueError)         a manifest that is missing or malformed
+        ManifestVersionError            its schema number is not one that this version reads
+        ArtifactMismatchError           a hash (or the machine) differs from what the manifest says
+      ExportError                       the graph cannot be exported
+        ParityError                     the exported graph and the model disagree
+      EngineError                       an inference backend
+        EngineLoadError                 the model file cannot be loaded by the backend
+        InferenceError                  the backend failed on a frame
+      InputError(ValueError)            a frame or array of the wrong type, shape or dtype
+      StreamError                       a video source or sink
+        StreamOpenError                 it cannot be opened
+        StreamStalledError              it stopped delivering
+        SinkError                       results cannot be written
+      MissingDependencyError(ImportError)   an optional package is needed; says which extra brings it
+
+Every message says what was wrong, where, what came, what was expected and what to do.
+The command line prints `error: MESSAGE` and exits 1; mistakes in calling our Python API stay
+TypeError, ValueError and RuntimeError outside this tree.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from types import ModuleType
+
+
+class EdgeRpnError(Exception):
+    """Base of every error that EdgeRPN raises on purpose."""
+
+
+class ConfigError(EdgeRpnError, ValueError):
+    """One or more settings are unknown or out of range; `problems` holds one line for each."""
+
+    def __init__(self, problems: Sequence[str], *, source: str = "") -> None:
+        """Joins `problems` (at least one) into one message that names `source` when given."""
+        self.problems = tuple(problems)
+        self.source = source
+        where = f"{source}: " if source else ""
+        super().__init__("\n".join(f"{where}{problem}" for problem in self.problems))
+
+
+class DataError(EdgeRpnError, ValueError):
+    """Annotations or images that cannot be used; `problems` holds one line for each."""
+
+    def __init__(self, message: str, *, problems: Sequence[str] = ()) -> None:
+        """Adds each of `problems` on a line of its own below `message`."""
+        self.problems = tuple(problems)
+        super().__init__("\n  ".join((message, *self.problems)))
+
+
+class CheckpointError(EdgeRpnError, ValueError):
+    """A checkpoint that cannot be read, or whose weights do not fit the model."""
+
+
+class TrainingDivergedError(EdgeRpnError):
+    """The loss is not finite.
+
+    Attributes:
+        step: Optimizer step at which it happened, from 0.
+        image_ids: COCO ids of the images in that batch.
+        last_good: Path of the last checkpoint written before, or None.
+    """
+
+    def __init__(self, message: str, *, step: int, image_ids: Sequence[int], last_good: str | None) -> None:
+        """Keeps the figures beside the message."""
+        self.step = step
+        self.image_ids = tuple(image_ids)
+        self.last_good = last_good
+        super().__init__(message)
+
+
+class ManifestError(EdgeRpnError, ValueError):
+    """A manifest that is missing, malformed or incomplete."""
+
+
+class ManifestVersionError(ManifestError):
+    """The manifest's schema number is not one that this version reads."""
+
+
+class ArtifactMismatchError(ManifestError):
+    """A file's hash, or the machine, differs from what its manifest says."""
+
+
+class ExportError(EdgeRpnError):
+    """The graph cannot be exported as asked."""
+
+
+class ParityError(ExportError):
+    """The exported graph and the model it came from disagree."""
+
+
+class EngineError(EdgeRpnError):
+    """An inference backend failed."""
+
+
+class EngineLoadError(EngineError):
+    """The model file cannot be loaded by the backend."""
+
+
+class InferenceError(EngineError):
+    """The backend failed while running a frame."""
+
+
+class InputError(EdgeRpnError, ValueError):
+    """A frame or array has the wrong type, shape or dtype."""
+
+
+class StreamError(EdgeRpnError):
+    """A video source or a sink of results failed."""
+
+
+class StreamOpenError(StreamError):
+    """A source cannot be opened."""
+
+
+class StreamStalledError(StreamError):
+    """A source stopped delivering frames without ending."""
+
+
+class SinkError(StreamError):
+    """Results cannot be written."""
+
+
+class MissingDependencyError(EdgeRpnError, ImportError):
+    """An optional package is not installed."""
+
+
+def require(module: str, *, extra: str, purpose: str) -> ModuleType:
+    """Imports an optional module, or says which extra brings it.
+
+    Args:
+        module: Dotted name to import.
+        extra: The extra of this package that installs it.
+        purpose: What needs it, as the start of a sentence ("reading video").
+
+    Returns:
+        The imported module.
+
+    Raises:
+        MissingDependencyError: The module is not installed, or fails to import.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{purpose} needs the Python module {module!r}, which does not import here ({error}). "
+            f"Install it with: pip install 'edgerpn[{extra}]'"
+        ) from error

@@ -1,0 +1,280 @@
+"""The manifest: what an artifact (`model.onnx` or `model.engine`) is, in a JSON file beside it.
+
+`model.json` lies beside `model.onnx`; the ONNX file carries the same text, without its own hash, in its
+`metadata_props` under `METADATA_KEY`. The graph's interface is the same for every artifact:
+
+    frames  uint8   [N, H, W, 3]  BGR, as OpenCV delivers it
+    boxes   float32 [N, K, 4]     x1, y1, x2, y2 in pixels of the input frame; rows beyond count are zero
+    scores  float32 [N, K]        0..1, descending; rows beyond count are zero
+    count   int32   [N]           number of valid rows
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from edgerpn import files, settings
+from edgerpn.errors import ArtifactMismatchError, ConfigError, ManifestError, ManifestVersionError
+
+SCHEMA = 1
+"""Schema number that this version writes and reads."""
+
+METADATA_KEY = "edgerpn.manifest"
+"""Key of the manifest's JSON text in an ONNX file's `metadata_props`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InputSpec:
+    """What the graph eats."""
+
+    name: str = "frames"
+    """Tensor name."""
+    dtype: Literal["uint8"] = "uint8"
+    """Element type."""
+    layout: Literal["NHWC"] = "NHWC"
+    """Order of the axes."""
+    color_order: Literal["BGR"] = "BGR"
+    """Order of the channels."""
+    batch: int | None = 1
+    """Fixed batch size, or nothing when the batch is dynamic."""
+    network_hw: tuple[int, int]
+    """Height and width that the network works at, pixels."""
+    source_hw: tuple[int, int] | None = None
+    """Height and width of the frames when resizing is in the graph; nothing when the host letterboxes."""
+    letterbox: Literal["top_left"] = "top_left"
+    """Rule by which a frame lies in the network's input; see `edgerpn.letterbox`."""
+    pad_value: int = 114
+    """Grey level of the padding, 0..255."""
+    mean_bgr: tuple[float, float, float]
+    """Subtracted from each channel inside the graph, 0..255 scale."""
+    std_bgr: tuple[float, float, float]
+    """Each channel is divided by it inside the graph, 0..255 scale."""
+    normalization_in_graph: Literal[True] = True
+    """Frames are never normalised on the host."""
+
+    @property
+    def frame_hw(self) -> tuple[int, int]:
+        """Height and width of the graph's input tensor, pixels."""
+        return self.source_hw or self.network_hw
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutputSpec:
+    """One output tensor."""
+
+    name: str
+    """Tensor name."""
+    dtype: str
+    """Element type."""
+    shape: tuple[str | int, ...]
+    """Shape; "N" is the batch."""
+    meaning: str
+    """What the numbers are."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnchorSpec:
+    """The anchors of every pyramid level, finest first."""
+
+    strides_px: tuple[int, ...]
+    """Pixels between neighbouring cells of each level."""
+    sizes_px: tuple[tuple[float, ...], ...]
+    """Square root of the anchor areas of each level, pixels."""
+    ratios_hw: tuple[float, ...]
+    """Height over width of the anchors."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProposalSpec:
+    """What the proposal stage in the graph does."""
+
+    num_proposals: int
+    """K, rows of the outputs."""
+    pre_nms: int
+    """Boxes of each level that enter NMS at most."""
+    nms: Literal["standard", "portable"]
+    """ONNX NonMaxSuppression, or plain operations."""
+    nms_iou: float
+    """Boxes that overlap a better one by more than this are dropped."""
+    nms_scope: Literal["level", "all"]
+    """Whether boxes compete within their pyramid level or over all levels."""
+    nms_iterations: int | None = None
+    """Iterations of the portable NMS; nothing for the standard one."""
+    score_threshold: float
+    """Boxes scored below this are dropped."""
+    min_size_px: float
+    """Boxes with a side below this, in network pixels, are dropped."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Provenance:
+    """Where the artifact came from."""
+
+    created: str
+    """UTC, ISO 8601."""
+    checkpoint_sha256: str
+    """Hash of the checkpoint file that was exported."""
+    artifact_sha256: str | None = None
+    """Hash of the artifact file; nothing in the copy inside an ONNX file."""
+    onnx_sha256: str | None = None
+    """Hash of the ONNX file; nothing in the copy inside it."""
+    data_sha256: str | None = None
+    """Hash of the annotation file that the model was trained on, if known."""
+    versions: tuple[tuple[str, str], ...] = ()
+    """Name and version of the packages that made it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecallSpec:
+    """Recall measured on the exported graph."""
+
+    data_sha256: str
+    """Hash of the annotation file."""
+    num_images: int
+    """Images measured."""
+    metrics: tuple[tuple[str, float], ...]
+    """Name (AR@100, ...) and value, 0..1."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """Everything a runtime needs to know about an artifact, and everything a person asks about it."""
+
+    schema: int = SCHEMA
+    """Schema number of this file."""
+    name: str
+    """Name of the model, for people."""
+    kind: Literal["onnx", "engine"] = "onnx"
+    """What the artifact file is."""
+    target: str
+    """What it was made for: onnxruntime, tensorrt or tensorrt-rtx."""
+    precision: Literal["fp32", "fp16", "int8"] = "fp32"
+    """Precision of backbone, neck and head."""
+    opset: int
+    """ONNX operator set."""
+    backbone: str
+    """Name of the backbone."""
+    input: InputSpec
+    """What the graph eats."""
+    outputs: tuple[OutputSpec, ...] = ()
+    """What it gives, in order."""
+    anchors: AnchorSpec
+    """Anchors baked into the graph."""
+    proposals: ProposalSpec
+    """The proposal stage."""
+    provenance: Provenance
+    """Where it came from."""
+    recall: RecallSpec | None = None
+    """Recall measured at export; nothing when no annotated images were given."""
+
+    def to_json(self) -> str:
+        """The manifest as indented JSON text."""
+        return json.dumps(settings.to_dict(self), indent=2) + "\n"
+
+    def replace(self, **changes: Any) -> Manifest:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+def standard_outputs(num_proposals: int) -> tuple[OutputSpec, ...]:
+    """The three outputs that every graph has, for K = `num_proposals`."""
+    return (
+        OutputSpec(
+            name="boxes",
+            dtype="float32",
+            shape=("N", num_proposals, 4),
+            meaning="x1, y1, x2, y2 in pixels of the input frame; rows beyond count are zero",
+        ),
+        OutputSpec(
+            name="scores",
+            dtype="float32",
+            shape=("N", num_proposals),
+            meaning="objectness 0..1, descending; rows beyond count are zero",
+        ),
+        OutputSpec(name="count", dtype="int32", shape=("N",), meaning="number of valid rows"),
+    )
+
+
+def manifest_path(artifact: str | os.PathLike[str]) -> Path:
+    """Path of the manifest of an artifact: the same name with the suffix .json."""
+    return Path(artifact).with_suffix(".json")
+
+
+def parse(text: str, *, source: str) -> Manifest:
+    """Reads a manifest from JSON text; `source` names it in errors.
+
+    Raises:
+        ManifestVersionError: The schema number is not `SCHEMA`.
+        ManifestError: The text is not JSON, or a field is missing, unknown or of the wrong type.
+    """
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ManifestError(f"{source}: not a manifest: {error}. Export the model again to rewrite it.") from error
+    if not isinstance(values, dict) or "schema" not in values:
+        raise ManifestError(f"{source}: not a manifest: expected a JSON object with the key 'schema'")
+    if values["schema"] != SCHEMA:
+        raise ManifestVersionError(
+            f"{source}: manifest schema {values['schema']!r}, but this version of edgerpn reads schema {SCHEMA}. "
+            "Use the version that wrote it, or export the model again."
+        )
+    try:
+        return settings.from_dict(Manifest, _without_nulls(values), source=source)
+    except ConfigError as error:
+        raise ManifestError(f"{error}\nThe manifest is malformed; export the model again.") from error
+
+
+def _without_nulls(value: Any) -> Any:
+    """Drops keys that hold null, so that they take their default."""
+    if isinstance(value, dict):
+        # batch is the one field whose null (dynamic) is not its default.
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None or key == "batch"}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def write(manifest: Manifest, artifact: str | os.PathLike[str]) -> Path:
+    """Writes the manifest beside `artifact` in one step, with the artifact's hash filled in; returns its path."""
+    digest = files.sha256(artifact)
+    provenance = dataclasses.replace(manifest.provenance, artifact_sha256=digest)
+    if manifest.kind == "onnx":
+        provenance = dataclasses.replace(provenance, onnx_sha256=digest)
+    path = manifest_path(artifact)
+    files.write_text(path, manifest.replace(provenance=provenance).to_json())
+    return path
+
+
+def read(artifact: str | os.PathLike[str]) -> Manifest:
+    """Reads and checks the manifest beside `artifact`.
+
+    Raises:
+        ManifestError: The artifact or its manifest is missing, or the manifest is malformed.
+        ManifestVersionError: The manifest's schema is unknown.
+        ArtifactMismatchError: The artifact's bytes are not those that the manifest describes.
+    """
+    artifact = Path(artifact)
+    path = manifest_path(artifact)
+    if not artifact.is_file():
+        raise ManifestError(f"{artifact}: no such file")
+    if not path.is_file():
+        raise ManifestError(f"{path}: the manifest of {artifact.name} is missing; copy it along, or export again")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{path}: cannot be read: {error}") from error
+    manifest = parse(text, source=str(path))
+    _check_hash(artifact, manifest.provenance.artifact_sha256, path)
+    return manifest
+
+
+def _check_hash(artifact: Path, expected: str | None, path: Path) -> None:
+    found = files.sha256(artifact)
+    if found != expected:
+        raise ArtifactMismatchError(
+            f"{artifact}: this is not the file that {path.name} describes: sha256 {found[:16]}..., expected "
+            f"{(expected or 'none')[:16]}... Copy both files of one export together, or export again."
+        )

@@ -1,0 +1,263 @@
+"""Settings: frozen dataclasses filled from defaults < preset or TOML file < `--set a.b=value`.
+
+A settings class is a frozen, keyword-only dataclass of plain fields (bool, int, float, str, Literal, tuples of
+these) and of other such classes. The line of text under a field is its documentation: `to_toml` prints it.
+An unknown key is an error that suggests the nearest one; every problem of a source is reported at once.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import inspect
+import json
+import os
+import sys
+import textwrap
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from edgerpn.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Config = TypeVar("Config")
+
+
+def load(
+    cls: type[Config],
+    *,
+    files: Sequence[str | os.PathLike[str]] = (),
+    overrides: Sequence[str] = (),
+    base: Config | None = None,
+) -> Config:
+    """Builds `cls` from its defaults (or `base`), then each TOML file, then each `a.b=value`.
+
+    Args:
+        cls: A settings dataclass.
+        files: TOML files, later ones win.
+        overrides: Texts "a.b=value"; the value is TOML, and a bare word is taken as a string.
+        base: Settings to start from instead of the defaults of `cls`.
+
+    Raises:
+        ConfigError: A file cannot be read, a key is unknown, or a value has the wrong type or range.
+    """
+    config = base if base is not None else _build(cls, {}, "defaults")
+    for file in files:
+        config = _build(cls, _read_toml(Path(file)), str(file), config)
+    if overrides:
+        config = _build(cls, _nest(overrides), "--set", config)
+    return config
+
+
+def from_dict(cls: type[Config], values: Mapping[str, Any], *, source: str) -> Config:
+    """Builds `cls` from nested `values` (as `to_dict` gives them), naming `source` in errors.
+
+    Raises:
+        ConfigError: A key is unknown, or a value has the wrong type or range.
+    """
+    return _build(cls, values, source)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Nested plain values of a settings object, ready for JSON."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def to_toml(config: Any) -> str:
+    """The settings as TOML text that `load` reads back, each key below a comment that says what it means."""
+    lines: list[str] = []
+    _toml_table(config, "", lines)
+    return "\n".join(lines).strip() + "\n"
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError([f"cannot read settings: {error.strerror}"], source=str(path)) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError([f"not valid TOML: {error}"], source=str(path)) from error
+
+
+def _nest(overrides: Sequence[str]) -> dict[str, Any]:
+    """Turns "a.b=value" texts into nested tables."""
+    tables: dict[str, Any] = {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError([f"expected a.b=value, got {override!r}"], source="--set")
+        table = tables
+        *parents, leaf = key.strip().split(".")
+        for parent in parents:
+            table = table.setdefault(parent, {})
+            if not isinstance(table, dict):
+                raise ConfigError([f"{key.strip()}: {parent!r} is given both a value and keys below it"], source="--set")
+        table[leaf] = _toml_value(text.strip())
+    return tables
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        # A shell eats quotes: `--set model.backbone=resnet18` means the string.
+        return text
+
+
+def _build(cls: type[Config], values: Mapping[str, Any], source: str, base: Config | None = None) -> Config:
+    problems: list[str] = []
+    config = _build_table(cls, values, "", problems, base)
+    if problems:
+        raise ConfigError(problems, source=source)
+    return config
+
+
+def _build_table(cls: type[Any], values: Mapping[str, Any], path: str, problems: list[str], base: Any) -> Any:
+    hints = typing.get_type_hints(cls)
+    names = [field.name for field in dataclasses.fields(cls)]
+    found_before = len(problems)
+    arguments: dict[str, Any] = {}
+    for key in values:
+        if key not in names:
+            problems.append(f"{path}{key}: unknown setting{_suggest(key, names)}")
+    for name in names:
+        old = getattr(base, name) if base is not None else None
+        if name in values:
+            arguments[name] = _convert(values[name], hints[name], f"{path}{name}", problems, old)
+        elif base is not None:
+            arguments[name] = old
+    if len(problems) > found_before:
+        return base
+    try:
+        return cls(**arguments)
+    except ValueError as error:
+        problems.append(f"{path}{error}" if path else str(error))
+    except TypeError as error:
+        problems.append(f"{path.rstrip('.') or cls.__name__}: {error}")
+    return base
+
+
+def _suggest(key: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(key, names, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(names)}"
+
+
+def _convert(value: Any, hint: Any, path: str, problems: list[str], old: Any) -> Any:
+    table = _table_class(hint)
+    if table is not None and value is not None:
+        if not isinstance(value, Mapping):
+            problems.append(f"{path}: expected a table of settings, got {value!r}")
+            return old
+        return _build_table(table, value, f"{path}.", problems, old)
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple and dataclasses.is_dataclass(arguments[0]) and isinstance(value, (list, tuple)):
+        return tuple(_convert(item, arguments[0], f"{path}[{i}]", problems, None) for i, item in enumerate(value))
+    converted = _convert_plain(value, hint)
+    if converted is _WRONG:
+        problems.append(f"{path}: expected {_describe(hint)}, got {value!r}")
+        return old
+    return converted
+
+
+def _table_class(hint: Any) -> type[Any] | None:
+    """The settings class in `hint` (itself, or as `Class | None`), if there is one."""
+    choices = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    return next((choice for choice in choices if dataclasses.is_dataclass(choice) and isinstance(choice, type)), None)
+
+
+_WRONG = object()
+
+
+def _convert_plain(value: Any, hint: Any) -> Any:
+    """The value as `hint` asks for, or `_WRONG`; ints pass as floats, lists as tuples, nothing else is guessed."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return value if value in arguments and type(value) in {type(a) for a in arguments} else _WRONG
+    if origin in (typing.Union, types.UnionType):
+        candidates = (_convert_plain(value, argument) for argument in arguments)
+        return next((candidate for candidate in candidates if candidate is not _WRONG), _WRONG)
+    if origin is tuple:
+        return _convert_tuple(value, arguments)
+    if hint is type(None):
+        return None if value is None else _WRONG
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, bool) and hint is not bool:
+        return _WRONG
+    return value if isinstance(value, hint) else _WRONG
+
+
+def _convert_tuple(value: Any, arguments: tuple[Any, ...]) -> Any:
+    if not isinstance(value, (list, tuple)):
+        return _WRONG
+    if len(arguments) == 2 and arguments[1] is Ellipsis:
+        hints: Sequence[Any] = [arguments[0]] * len(value)
+    elif len(arguments) == len(value):
+        hints = arguments
+    else:
+        return _WRONG
+    items = tuple(_convert_plain(item, hint) for item, hint in zip(value, hints, strict=True))
+    return _WRONG if any(item is _WRONG for item in items) else items
+
+
+def _describe(hint: Any) -> str:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(repr(argument) for argument in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_describe(argument) for argument in arguments)
+    if origin is tuple:
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            return f"a list, each item {_describe(arguments[0])}"
+        return "[" + ", ".join(_describe(argument) for argument in arguments) + "]"
+    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "nothing"}
+    return words.get(hint, str(hint))
+
+
+def _toml_table(config: Any, path: str, lines: list[str]) -> None:
+    docs = field_docs(type(config))
+    nested = []
+    if path:
+        lines.append(f"[{path}]")
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            nested.append((field.name, value))
+            continue
+        for line in textwrap.wrap(docs.get(field.name, ""), 110):
+            lines.append(f"# {line}")
+        lines.append(f"# {field.name} is not set" if value is None else f"{field.name} = {_toml_text(value)}")
+    lines.append("")
+    for name, value in nested:
+        _toml_table(value, f"{path}.{name}" if path else name, lines)
+
+
+def _toml_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_toml_text(item) for item in value) + "]"
+    if isinstance(value, str):
+        return json.dumps(value)
+    return repr(value)
+
+
+def field_docs(cls: type[Any]) -> dict[str, str]:
+    """The line of text under each field of a settings class, by field name (one line each)."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    assert isinstance(tree, ast.ClassDef)
+    docs: dict[str, str] = {}
+    for node, follower in zip(tree.body, tree.body[1:], strict=False):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(follower, ast.Expr):
+            value = follower.value
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                docs[node.target.id] = " ".join(value.value.split())
+    return docs

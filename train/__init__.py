@@ -1,0 +1,1 @@
+"""Training: data, the Region Proposal Network, its losses and the loop (torch)."""
