@@ -1,0 +1,80 @@
+"""Anchors: reference boxes of several sizes and shapes at every cell of every pyramid level.
+
+Order of all anchors of an image: level by level, finest first; in a level row by row, cell by cell; in a cell
+size by size, and for each size ratio by ratio. Head outputs are brought into the same order.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnchorConfig:
+    """Strides, sizes and shapes of the anchors. Default: one square per cell, four cells wide."""
+
+    strides_px: tuple[int, ...] = (8, 16, 32)
+    """Pixels between neighbouring cells of each level, finest first; powers of two that the backbone has."""
+    sizes_px: tuple[tuple[float, ...], ...] = ((32.0,), (64.0,), (128.0,))
+    """For each level, the square roots of the anchor areas, pixels of the network's input."""
+    ratios_hw: tuple[float, ...] = (1.0,)
+    """Height over width of the anchors; every size comes in every ratio."""
+    center_offset: float = 0.5
+    """Where in its cell an anchor is centred, in strides: 0.5 is the middle of the pixels that the cell covers."""
+
+    def __post_init__(self) -> None:
+        """Checks that the levels fit together."""
+        if not self.strides_px or any(s < 1 or s & (s - 1) for s in self.strides_px):
+            raise ValueError(f"strides_px: expected powers of two, got {self.strides_px}")
+        if list(self.strides_px) != sorted(set(self.strides_px)):
+            raise ValueError(f"strides_px: expected finest first, each once, got {self.strides_px}")
+        if len(self.sizes_px) != len(self.strides_px):
+            raise ValueError(f"sizes_px: expected one list for each of {len(self.strides_px)} levels, got {self.sizes_px}")
+        if len({len(sizes) for sizes in self.sizes_px}) != 1 or not self.sizes_px[0]:
+            raise ValueError(f"sizes_px: expected the same number of sizes on every level, got {self.sizes_px}")
+        if any(size <= 0 for sizes in self.sizes_px for size in sizes):
+            raise ValueError(f"sizes_px: expected positive sizes, got {self.sizes_px}")
+        if not self.ratios_hw or min(self.ratios_hw) <= 0:
+            raise ValueError(f"ratios_hw: expected positive ratios, got {self.ratios_hw}")
+
+    @property
+    def num_per_cell(self) -> int:
+        """Anchors of one cell."""
+        return len(self.sizes_px[0]) * len(self.ratios_hw)
+
+    def level_hw(self, image_hw: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of cells of each level; a stride-s convolution pads, so a started cell counts."""
+        height, width = image_hw
+        return tuple((math.ceil(height / s), math.ceil(width / s)) for s in self.strides_px)
+
+
+def cell_anchors(sizes_px: tuple[float, ...], ratios_hw: tuple[float, ...]) -> Tensor:
+    """Anchors of one cell around the origin: (sizes * ratios, 4) float32 pixels, x1, y1, x2, y2."""
+    corners = []
+    for size in sizes_px:
+        for ratio in ratios_hw:
+            half_w, half_h = size / math.sqrt(ratio) / 2, size * math.sqrt(ratio) / 2
+            corners.append((-half_w, -half_h, half_w, half_h))
+    return torch.tensor(corners, dtype=torch.float32)
+
+
+def grid_anchors(config: AnchorConfig, image_hw: tuple[int, int]) -> list[Tensor]:
+    """All anchors for an input of `image_hw` (height, width) pixels.
+
+    Returns:
+        One float32 tensor of (H * W * anchors per cell, 4) pixels for each level, on the CPU, not clipped.
+    """
+    levels = []
+    for stride, sizes, (rows, columns) in zip(
+        config.strides_px, config.sizes_px, config.level_hw(image_hw), strict=True
+    ):
+        y = (torch.arange(rows, dtype=torch.float32) + config.center_offset) * stride
+        x = (torch.arange(columns, dtype=torch.float32) + config.center_offset) * stride
+        grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
+        centers = torch.stack((grid_x, grid_y, grid_x, grid_y), dim=-1).reshape(-1, 1, 4)
+        levels.append((centers + cell_anchors(sizes, config.ratios_hw)).reshape(-1, 4))
+    return levels

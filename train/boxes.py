@@ -1,0 +1,102 @@
+"""Boxes as tensors: overlap, and the coding of a box as deltas from its anchor.
+
+Boxes are x1, y1, x2, y2 in continuous pixels: width is x2 - x1, without the +1 of the original Caffe code.
+
+Legend of shape suffixes: N images, G ground-truth boxes, A anchors, 4 box corners or deltas.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+MAX_LOG_SCALE = math.log(1000 / 16)
+"""Clamp of dw and dh: a 16 px anchor can grow to 1000 px, and exp stays finite in any precision (Detectron2)."""
+
+
+def area(boxes_xyxy: Tensor) -> Tensor:
+    """Areas of (..., 4) boxes in square pixels; a box with a negative side has none."""
+    size = (boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]).clamp(min=0)
+    return size[..., 0] * size[..., 1]
+
+
+def pairwise_intersection(first_NG4: Tensor, second_NA4: Tensor) -> Tensor:
+    """Intersection areas (N, G, A) of every box of `first` with every box of `second`, square pixels."""
+    # Columns are handled one by one: tensors with a last axis of 2 are several times slower on a CPU.
+    left = torch.maximum(first_NG4[..., :, None, 0], second_NA4[..., None, :, 0])
+    top = torch.maximum(first_NG4[..., :, None, 1], second_NA4[..., None, :, 1])
+    right = torch.minimum(first_NG4[..., :, None, 2], second_NA4[..., None, :, 2])
+    bottom = torch.minimum(first_NG4[..., :, None, 3], second_NA4[..., None, :, 3])
+    return (right - left).clamp(min=0) * (bottom - top).clamp(min=0)
+
+
+def pairwise_iou(first_NG4: Tensor, second_NA4: Tensor) -> Tensor:
+    """Intersection over union (N, G, A), 0..1; 0 where both boxes are empty.
+
+    Leading axes broadcast, so one set of anchors (1, A, 4) can be compared with the boxes of N images.
+    """
+    intersection = pairwise_intersection(first_NG4, second_NA4)
+    union = area(first_NG4)[..., :, None] + area(second_NA4)[..., None, :] - intersection
+    return intersection / union.clamp(min=1e-9)
+
+
+def paired_iou_giou(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """IoU (0..1) and generalized IoU (-1..1) of (..., 4) boxes taken pair by pair.
+
+    Source: Rezatofighi et al. 2019 (arXiv:1902.09630).
+    """
+    lower = torch.maximum(first[..., :2], second[..., :2])
+    upper = torch.minimum(first[..., 2:], second[..., 2:])
+    overlap = (upper - lower).clamp(min=0)
+    intersection = overlap[..., 0] * overlap[..., 1]
+    union = (area(first) + area(second) - intersection).clamp(min=1e-9)
+    hull = torch.maximum(first[..., 2:], second[..., 2:]) - torch.minimum(first[..., :2], second[..., :2])
+    hull_area = (hull[..., 0] * hull[..., 1]).clamp(min=1e-9)
+    iou = intersection / union
+    return iou, iou - (hull_area - union) / hull_area
+
+
+def encode_boxes(boxes: Tensor, anchors: Tensor) -> Tensor:
+    """Deltas that move `anchors` onto `boxes`, the inverse of `decode_boxes`.
+
+    Args:
+        boxes: (..., 4) pixels; sides must be positive.
+        anchors: (..., 4) pixels; sides must be positive; broadcasts against `boxes`.
+
+    Returns:
+        (..., 4): dx, dy in anchor widths and heights; dw, dh as natural logarithms of the size ratios.
+
+    Source: Girshick et al. 2014, appendix C (arXiv:1311.2524).
+    """
+    anchor_size = anchors[..., 2:] - anchors[..., :2]
+    box_size = boxes[..., 2:] - boxes[..., :2]
+    # Half of (x1 + x2) differences, so that nothing is rounded to whole pixels.
+    shift = (boxes[..., :2] + boxes[..., 2:] - anchors[..., :2] - anchors[..., 2:]) / 2
+    return torch.cat((shift / anchor_size, (box_size / anchor_size).log()), dim=-1)
+
+
+def decode_boxes(deltas: Tensor, anchors: Tensor, *, max_log_scale: float = MAX_LOG_SCALE) -> Tensor:
+    """Moves and scales anchors by predicted deltas.
+
+    Args:
+        deltas: (..., 4) dx, dy in anchor sizes; dw, dh as natural logarithms.
+        anchors: (..., 4) pixels; broadcasts against `deltas`.
+        max_log_scale: Upper clamp of dw and dh.
+
+    Returns:
+        (..., 4) boxes in pixels, in the precision of the inputs, not clipped to the image.
+
+    Source: Girshick et al. 2014, appendix C (arXiv:1311.2524); clamp as in Detectron2.
+    """
+    anchor_size = anchors[..., 2:] - anchors[..., :2]
+    center = (anchors[..., :2] + anchors[..., 2:]) * 0.5 + deltas[..., :2] * anchor_size
+    half_size = deltas[..., 2:].clamp(max=max_log_scale).exp() * (anchor_size * 0.5)
+    return torch.cat((center - half_size, center + half_size), dim=-1)
+
+
+def clip_boxes(boxes: Tensor, hw: tuple[int, int]) -> Tensor:
+    """Clips (..., 4) boxes to an image of `hw` (height, width) pixels."""
+    limit = boxes.new_tensor([hw[1], hw[0], hw[1], hw[0]])
+    return torch.minimum(boxes.clamp(min=0), limit)
