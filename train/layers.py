@@ -1,0 +1,63 @@
+"""Small building blocks: plain convolutions with batch norm and ReLU, which every compiler fuses."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+
+class ConvNormAct(nn.Module):
+    """Convolution, batch norm, ReLU; after `fuse` only convolution and ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, kernel: int = 3, stride: int = 1, act: bool = True) -> None:
+        """Pads so that the output has ceil(input / stride) rows and columns."""
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False)
+        self.norm: nn.Module = nn.BatchNorm2d(out_channels)
+        self.act: nn.Module = nn.ReLU(inplace=True) if act else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in, H, W) to (N, out, H / stride, W / stride)."""
+        return self.act(self.norm(self.conv(x)))
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions around which the input is added (He et al. 2016)."""
+
+    def __init__(self, channels: int) -> None:
+        """Keeps the number of channels and the resolution."""
+        super().__init__()
+        self.first = ConvNormAct(channels, channels)
+        self.second = ConvNormAct(channels, channels, act=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to the same shape."""
+        return functional.relu(x + self.second(self.first(x)))
+
+
+def fuse_batch_norm(module: nn.Module) -> None:
+    """Folds every batch norm that directly follows a convolution into it, in place; eval mode only.
+
+    Works on `ConvNormAct` and on sibling pairs named conv1/bn1 as in torchvision's ResNets.
+    """
+    for child in module.modules():
+        if isinstance(child, ConvNormAct) and isinstance(child.norm, nn.BatchNorm2d):
+            child.conv = fuse_conv_bn_eval(child.conv, child.norm)
+            child.norm = nn.Identity()
+        for name, norm in list(child.named_children()):
+            conv = getattr(child, name.replace("bn", "conv"), None) if name.startswith("bn") else None
+            if isinstance(norm, nn.BatchNorm2d) and isinstance(conv, nn.Conv2d):
+                setattr(child, name.replace("bn", "conv"), fuse_conv_bn_eval(conv, norm))
+                setattr(child, name, nn.Identity())
+        if isinstance(child, nn.Sequential):
+            _fuse_sequence(child)
+
+
+def _fuse_sequence(sequence: nn.Sequential) -> None:
+    """Folds batch norms inside an `nn.Sequential`, such as the downsample branches of a ResNet."""
+    for index in range(len(sequence) - 1):
+        conv, norm = sequence[index], sequence[index + 1]
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            sequence[index] = fuse_conv_bn_eval(conv, norm)
+            sequence[index + 1] = nn.Identity()

@@ -1,0 +1,109 @@
+"""Losses on objectness and boxes, over all anchors of a batch at once.
+
+Legend of shape suffixes: N images, A anchors of all levels, P anchors labelled as objects in the whole batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from edgerpn.train.assign import OBJECT, Assignment
+from edgerpn.train.boxes import decode_boxes, encode_boxes, paired_iou_giou
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossConfig:
+    """Which losses, and how they are weighed."""
+
+    objectness: Literal["quality_focal", "bce"] = "quality_focal"
+    """`bce`: 0 or 1 (Ren et al. 2015). `quality_focal`: the target of an object is its box's IoU (arXiv:2006.04388)."""
+    focal_beta: float = 2.0
+    """quality_focal: exponent of the focusing factor."""
+    box: Literal["giou", "smooth_l1"] = "giou"
+    """`smooth_l1` on deltas (Ren et al. 2015), or `giou` on decoded boxes (arXiv:1902.09630)."""
+    smooth_l1_beta: float = 1 / 9
+    """smooth_l1: where the quadratic part ends, in deltas."""
+    box_weight: float = 2.0
+    """Weight of the box loss beside the objectness loss."""
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        if self.focal_beta < 0 or self.smooth_l1_beta <= 0 or self.box_weight < 0:
+            raise ValueError("focal_beta, smooth_l1_beta, box_weight: expected positive numbers")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Losses:
+    """Scalars of one batch; `total` is what is minimised."""
+
+    total: Tensor
+    objectness: Tensor
+    box: Tensor
+    num_objects: Tensor
+
+
+def rpn_losses(
+    logits_NA: Tensor,
+    deltas_NA4: Tensor,
+    anchors_A4: Tensor,
+    assignment: Assignment,
+    sampled_NA: Tensor,
+    gt_boxes_NG4: Tensor,
+    *,
+    config: LossConfig,
+) -> Losses:
+    """Objectness and box loss of a batch.
+
+    Args:
+        logits_NA: Objectness logits; any float precision, computed in float32.
+        deltas_NA4: Box deltas.
+        anchors_A4: Anchors of all levels, pixels.
+        assignment: Labels and matched boxes.
+        sampled_NA: True for anchors that take part.
+        gt_boxes_NG4: Padded ground-truth boxes, pixels.
+        config: Choice of losses.
+    """
+    logits_NA, deltas_NA4 = logits_NA.float(), deltas_NA4.float()
+    is_object_NA = sampled_NA & (assignment.labels_NA == OBJECT)
+    image_P, anchor_P = is_object_NA.nonzero(as_tuple=True)
+    target_P4 = gt_boxes_NG4[image_P, assignment.matched_NA[image_P, anchor_P]]
+    deltas_P4, anchors_P4 = deltas_NA4[image_P, anchor_P], anchors_A4[anchor_P]
+    box_iou_P, giou_P = paired_iou_giou(decode_boxes(deltas_P4, anchors_P4), target_P4)
+    if config.objectness == "bce":
+        objectness = _bce(logits_NA, is_object_NA, sampled_NA)
+        weight_P = torch.ones_like(box_iou_P)
+        normalizer = sampled_NA.sum()
+    else:
+        quality_P = box_iou_P.detach().clamp(0, 1)
+        # A floor keeps the box loss alive for objects that are still missed entirely.
+        weight_P = quality_P.clamp(min=0.1)
+        normalizer = weight_P.sum().clamp(min=1.0)
+        quality_NA = torch.zeros_like(logits_NA).index_put((image_P, anchor_P), quality_P)
+        objectness = _quality_focal(logits_NA, quality_NA, sampled_NA, config.focal_beta) / normalizer
+    if config.box == "smooth_l1":
+        per_object_P = functional.smooth_l1_loss(
+            deltas_P4, encode_boxes(target_P4, anchors_P4), beta=config.smooth_l1_beta, reduction="none"
+        ).sum(-1)
+    else:
+        per_object_P = 1 - giou_P
+    box = (per_object_P * weight_P).sum() / normalizer.clamp(min=1)
+    total = objectness + config.box_weight * box
+    return Losses(total=total, objectness=objectness.detach(), box=box.detach(), num_objects=is_object_NA.sum())
+
+
+def _bce(logits_NA: Tensor, is_object_NA: Tensor, sampled_NA: Tensor) -> Tensor:
+    """Mean binary cross-entropy over the sampled anchors."""
+    loss_NA = functional.binary_cross_entropy_with_logits(logits_NA, is_object_NA.float(), reduction="none")
+    return (loss_NA * sampled_NA).sum() / sampled_NA.sum().clamp(min=1)
+
+
+def _quality_focal(logits_NA: Tensor, quality_NA: Tensor, sampled_NA: Tensor, beta: float) -> Tensor:
+    """Sum of |quality - score|^beta * BCE(score, quality); Li et al. 2020 (arXiv:2006.04388), equation 2."""
+    loss_NA = functional.binary_cross_entropy_with_logits(logits_NA, quality_NA, reduction="none")
+    focus_NA = (quality_NA - logits_NA.sigmoid()).abs().pow(beta)
+    return (loss_NA * focus_NA * sampled_NA).sum()

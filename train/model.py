@@ -1,0 +1,156 @@
+"""The Region Proposal Network: backbone, feature pyramid, 3x3 sliding-window convolution, objectness and deltas.
+
+Legend of shape suffixes: N images, C channels, H and W rows and columns, A anchors of all levels in the order of
+`edgerpn.train.anchors`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from edgerpn.train.anchors import AnchorConfig
+from edgerpn.train.backbones import make_backbone
+from edgerpn.train.layers import ConvNormAct
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """Shape of the network."""
+
+    backbone: str = "edge"
+    """`edge`, `resnet18`, `resnet34`, `resnet50`, `vgg16`, or `timm:NAME` with the timm package."""
+    stage_channels: tuple[int, ...] = (16, 32, 64, 128, 160)
+    """edge: channels of the stages at strides 2, 4, 8, 16, 32."""
+    stage_blocks: tuple[int, ...] = (0, 0, 1, 2, 1)
+    """edge: residual blocks of each stage behind its strided convolution."""
+    neck_channels: int = 64
+    """Channels of the top-down feature pyramid (arXiv:1612.03144); 0: no pyramid, as in the paper."""
+    head_channels: int = 64
+    """Channels of the 3x3 sliding-window convolution, shared by all levels."""
+    head_norm: bool = True
+    """Batch norm behind the sliding-window convolution; the paper has none."""
+    objectness: Literal["sigmoid", "softmax"] = "sigmoid"
+    """One logit for each anchor, or the paper's two logits with softmax."""
+    prior_score: float = 0.01
+    """Score of every anchor before training, 0..1 (arXiv:1708.02002, section 4.1)."""
+    mean_bgr: tuple[float, float, float] = (103.53, 116.28, 123.675)
+    """Subtracted from each channel, 0..255 scale; the default is ImageNet's."""
+    std_bgr: tuple[float, float, float] = (57.375, 57.12, 58.395)
+    """Each channel is divided by it, 0..255 scale; the default is ImageNet's."""
+    anchors: AnchorConfig = field(default_factory=AnchorConfig)
+    """Anchors of every level."""
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        if len(self.stage_channels) != len(self.stage_blocks) or min(self.stage_channels, default=0) < 1:
+            raise ValueError(
+                f"stage_channels: expected one positive number for each of stage_blocks, got {self.stage_channels} "
+                f"and {self.stage_blocks}"
+            )
+        if self.neck_channels < 0 or self.head_channels < 1:
+            raise ValueError("neck_channels: expected at least 0, and head_channels at least 1")
+        if not 0 < self.prior_score < 1:
+            raise ValueError(f"prior_score: expected a number between 0 and 1, got {self.prior_score}")
+        if min(self.std_bgr) <= 0:
+            raise ValueError(f"std_bgr: expected positive numbers, got {self.std_bgr}")
+
+
+class Pyramid(nn.Module):
+    """Top-down pathway: each level is its lateral 1x1 convolution plus the coarser level, doubled (nearest)."""
+
+    def __init__(self, in_channels: tuple[int, ...], channels: int) -> None:
+        """Brings every level to `channels`."""
+        super().__init__()
+        self.lateral = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in in_channels)
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        """Feature maps, finest first, to as many of the same sizes."""
+        merged: list[Tensor] = []
+        for lateral, fine in zip(reversed(self.lateral), reversed(maps), strict=True):
+            x = lateral(fine)
+            if merged:
+                x = x + _upsample(merged[0], (x.shape[-2], x.shape[-1]))
+            merged.insert(0, x)
+        return merged
+
+
+def _upsample(x: Tensor, hw: tuple[int, int]) -> Tensor:
+    """Nearest neighbour to `hw`; exact doubling unless the finer map has an odd size."""
+    if (x.shape[-2] * 2, x.shape[-1] * 2) == hw:
+        return functional.interpolate(x, scale_factor=2.0, mode="nearest")
+    return functional.interpolate(x, size=hw, mode="nearest")
+
+
+class Head(nn.Module):
+    """The sliding window: a 3x3 convolution, then objectness and deltas by 1x1 convolutions; shared by all levels."""
+
+    def __init__(self, in_channels: int, config: ModelConfig) -> None:
+        """Makes outputs for `config.anchors.num_per_cell` anchors in every cell."""
+        super().__init__()
+        per_cell = config.anchors.num_per_cell
+        self.num_logits = 2 if config.objectness == "softmax" else 1
+        self.window = ConvNormAct(in_channels, config.head_channels)
+        if not config.head_norm:
+            self.window.norm = nn.Identity()
+            self.window.conv = nn.Conv2d(in_channels, config.head_channels, 3, 1, 1)
+        self.objectness = nn.Conv2d(config.head_channels, per_cell * self.num_logits, 1)
+        self.deltas = nn.Conv2d(config.head_channels, per_cell * 4, 1)
+        for layer in (self.objectness, self.deltas):
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)
+        with torch.no_grad():
+            prior = math.log(config.prior_score / (1 - config.prior_score))
+            # With two logits the score is the sigmoid of their difference (object minus background).
+            self.objectness.bias.view(self.num_logits, per_cell)[-1].fill_(prior)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, C, H, W) to logits (N, H*W*A) and deltas (N, H*W*A, 4), A anchors for each cell."""
+        x = self.window(x)
+        logits, deltas = self.objectness(x), self.deltas(x)
+        if self.num_logits == 2:
+            background, foreground = logits.chunk(2, dim=1)
+            # softmax over (background, foreground) is the sigmoid of the difference.
+            logits = foreground - background
+        batch, per_cell = logits.shape[:2]
+        logits = logits.permute(0, 2, 3, 1).reshape(batch, -1)
+        deltas = deltas.permute(0, 2, 3, 1).reshape(batch, -1, 4)
+        return logits, deltas
+
+
+class Rpn(nn.Module):
+    """The whole network, from normalised images to logits and deltas of every anchor."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Builds the network with random weights (He et al. 2015 initialisation)."""
+        super().__init__()
+        self.config = config
+        strides = config.anchors.strides_px
+        self.backbone = make_backbone(
+            config.backbone, strides, stage_channels=config.stage_channels, stage_blocks=config.stage_blocks
+        )
+        channels = self.backbone.channels
+        self.neck = Pyramid(channels, config.neck_channels) if config.neck_channels else nn.Identity()
+        if not config.neck_channels and len(set(channels)) != 1:
+            raise ValueError(f"neck_channels: several levels of {channels} channels need a pyramid, got 0")
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        self.head = Head(config.neck_channels or channels[0], config)
+        self.register_buffer("mean", torch.tensor(config.mean_bgr).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config.std_bgr).view(1, 3, 1, 1), persistent=False)
+
+    def normalize(self, frames_NHWC: Tensor) -> Tensor:
+        """(N, H, W, 3) uint8 BGR to (N, 3, H, W) float32, mean 0 and deviation 1; channels-last in memory."""
+        return (frames_NHWC.permute(0, 3, 1, 2).float() - self.mean) / self.std
+
+    def forward(self, images_N3HW: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Normalised images to (logits (N, A_level), deltas (N, A_level, 4)) of each level, finest first."""
+        return [self.head(x) for x in self.neck(self.backbone(images_N3HW))]
