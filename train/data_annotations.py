@@ -1,0 +1,189 @@
+"""COCO annotation files: from JSON to checked values; what cannot be understood is refused, naming the record."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgerpn.errors import DataError
+from edgerpn.train.data_problems import Kind, Problems
+
+DUPLICATE_ID = Kind("annotation id used more than once", "kept")
+UNKNOWN_IMAGE = Kind("annotation of an image that is not listed", "dropped")
+NOT_FINITE = Kind("box with a coordinate that is not finite", "dropped")
+EMPTY_BOX = Kind("box of zero or negative size", "dropped")
+OUTSIDE_BOX = Kind("box wholly outside its image", "dropped")
+CLIPPED_BOX = Kind("box partly outside its image", "clipped to the image")
+
+_ROUNDING_PX = 0.1
+"""A box may reach this far beyond the image without being counted: JSON writers round."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ListedImage:
+    """An entry of "images"."""
+
+    image_id: int
+    """COCO id, unique in the file."""
+    file_name: str
+    """As written in the file."""
+    hw: tuple[int, int]
+    """Height and width as written in the file, pixels, at least 1."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ListedBox:
+    """An entry of "annotations" whose types are right; its numbers are not checked yet."""
+
+    name: str
+    """How to call it in a message."""
+    image_id: int
+    """COCO id of its image."""
+    xywh: tuple[float, float, float, float]
+    """Left, top, width, height as written in the file, pixels; anything a float can be."""
+    is_crowd: bool
+    """Whether it marks a region of many objects instead of one."""
+
+
+def parse_json(data: bytes, file: Path) -> dict[str, list[Any]]:
+    """The lists "images" and "annotations" of a COCO file.
+
+    Raises:
+        DataError: The text is not JSON, or not an object with these two lists.
+    """
+    try:
+        root = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}: not valid JSON: {error}; expected a COCO annotation file") from error
+    if not isinstance(root, dict):
+        raise DataError(f"{file}: expected a JSON object with 'images' and 'annotations', got {type(root).__name__}")
+    for key in ("images", "annotations"):
+        if not isinstance(root.get(key), list):
+            found = f"{type(root[key]).__name__}" if key in root else f"only {', '.join(sorted(root)) or 'nothing'}"
+            raise DataError(f"{file}: expected a list {key!r} as in COCO's instances files, got {found}")
+    return root
+
+
+def parse_images(entries: list[Any], file: Path) -> tuple[ListedImage, ...]:
+    """The images of a COCO file, in its order.
+
+    Raises:
+        DataError: An entry lacks a key or has a wrong type, or two share an id.
+    """
+    images: dict[int, ListedImage] = {}
+    for index, entry in enumerate(entries):
+        where = f"{file}: images[{index}]"
+        image_id = _integer(entry, "id", where)
+        where += f" (id {image_id})"
+        hw = _integer(entry, "height", where), _integer(entry, "width", where)
+        if min(hw) < 1:
+            raise DataError(f"{where}: expected a positive width and height, got {hw[1]} x {hw[0]}")
+        if image_id in images:
+            raise DataError(f"{where}: the id is already that of {images[image_id].file_name!r}; ids must be unique")
+        name = _value(entry, "file_name", where)
+        if not isinstance(name, str):
+            raise DataError(f"{where}: file_name: expected a text, got {name!r}")
+        images[image_id] = ListedImage(image_id=image_id, file_name=name, hw=hw)
+    return tuple(images.values())
+
+
+def parse_boxes(entries: list[Any], file: Path, known: Mapping[int, object], problems: Problems) -> list[ListedBox]:
+    """The annotations of a COCO file that belong to a known image, in its order.
+
+    Args:
+        entries: The list "annotations".
+        file: Where it comes from, for messages.
+        known: Holds every listed image's id.
+        problems: Gets ids used twice and annotations of unknown images.
+
+    Raises:
+        DataError: An entry lacks a key or has a wrong type.
+    """
+    boxes = []
+    seen: set[int] = set()
+    for index, entry in enumerate(entries):
+        where = f"{file}: annotations[{index}]"
+        box_id = _integer(entry, "id", where)
+        box = _parse_box(entry, f"annotation {box_id}", f"{where} (id {box_id})")
+        if box_id in seen:
+            problems.add(DUPLICATE_ID, f"{box_id}")
+        seen.add(box_id)
+        if box.image_id in known:
+            boxes.append(box)
+        else:
+            problems.add(UNKNOWN_IMAGE, f"{box.name}: image {box.image_id}")
+    return boxes
+
+
+def clip_box(box: ListedBox, hw: tuple[int, int], problems: Problems) -> tuple[float, float, float, float] | None:
+    """The box as x1, y1, x2, y2 clipped to an image of `hw`, or None (counted in `problems`) when nothing is left."""
+    x, y, width, height = box.xywh
+    shown = f"{box.name}: [{x:g}, {y:g}, {width:g}, {height:g}]"
+    if not all(math.isfinite(value) for value in box.xywh):
+        problems.add(NOT_FINITE, shown)
+        return None
+    if width <= 0 or height <= 0:
+        problems.add(EMPTY_BOX, shown)
+        return None
+    shown += f" in {hw[1]} x {hw[0]}"
+    clipped = max(x, 0.0), max(y, 0.0), min(x + width, float(hw[1])), min(y + height, float(hw[0]))
+    if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
+        # A width that rounding swallows (1e-20 at 500) leaves nothing either.
+        problems.add(OUTSIDE_BOX if not _touches(box.xywh, hw) else EMPTY_BOX, shown)
+        return None
+    if max(-x, -y, x + width - hw[1], y + height - hw[0]) > _ROUNDING_PX:
+        problems.add(CLIPPED_BOX, shown)
+    return clipped
+
+
+def _touches(xywh: tuple[float, float, float, float], hw: tuple[int, int]) -> bool:
+    x, y, width, height = xywh
+    return x < hw[1] and y < hw[0] and x + width > 0 and y + height > 0
+
+
+def _parse_box(entry: Any, name: str, where: str) -> ListedBox:
+    xywh = _value(entry, "bbox", where)
+    if not isinstance(xywh, list) or len(xywh) != 4 or not all(_is_number(value) for value in xywh):
+        raise DataError(f"{where}: bbox: expected 4 numbers [x, y, width, height] in pixels, got {xywh!r}")
+    crowd = entry.get("iscrowd", 0)
+    if crowd not in (0, 1):
+        raise DataError(f"{where}: iscrowd: expected 0 or 1, got {crowd!r}")
+    x, y, width, height = (_to_float(value) for value in xywh)
+    return ListedBox(
+        name=name,
+        image_id=_integer(entry, "image_id", where),
+        xywh=(x, y, width, height),
+        is_crowd=bool(crowd),
+    )
+
+
+def _value(entry: Any, key: str, where: str) -> Any:
+    if not isinstance(entry, dict):
+        raise DataError(f"{where}: expected a JSON object, got {entry!r}")
+    if key not in entry:
+        raise DataError(f"{where}: {key!r} is missing; it has {', '.join(sorted(entry)) or 'nothing'}")
+    return entry[key]
+
+
+def _integer(entry: Any, key: str, where: str) -> int:
+    value = _value(entry, key, where)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if type(value) is not int:
+        raise DataError(f"{where}: {key}: expected a whole number, got {value!r}")
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _to_float(value: int | float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
