@@ -1,0 +1,90 @@
+"""Greedy non-maximum suppression in tensor form, with fixed shapes.
+
+With boxes sorted by score and S[i, j] = "i comes before j and overlaps it by more than the threshold", greedy NMS is
+the one solution of keep[j] = not any(keep[i] and S[i, j]). Iterating that equation from keep = all reaches it: after t
+rounds every box whose longest chain of suppressors is shorter than t is final (Cluster-NMS, arXiv:2005.03572). A box
+of rank j is final after j rounds at the latest, so the iteration always ends.
+
+Legend of shape suffixes: N images, B boxes that compete.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from edgerpn.train.boxes import area, pairwise_intersection
+
+
+def overlap_matrix(boxes_NB4: Tensor, *, iou_threshold: float) -> Tensor:
+    """S of the module docstring: (N, B, B) bool, strictly upper triangular; boxes sorted by falling score.
+
+    Compares intersection with threshold * union, without a division; an empty box overlaps nothing.
+    """
+    intersection = pairwise_intersection(boxes_NB4, boxes_NB4)
+    areas = area(boxes_NB4)
+    union = areas[:, :, None] + areas[:, None, :] - intersection
+    return (intersection > iou_threshold * union).triu(diagonal=1)
+
+
+def nms_fixed(boxes_NB4: Tensor, valid_NB: Tensor, *, iou_threshold: float, iterations: int) -> Tensor:
+    """`iterations` rounds of the fixed-point iteration, in plain operations that every target compiles.
+
+    Exact when the longest chain of suppressors in an image is below `iterations`; see `chain_length`.
+
+    Args:
+        boxes_NB4: Boxes sorted by falling score, pixels, float32.
+        valid_NB: False for boxes that neither stay nor suppress.
+        iou_threshold: A box that overlaps a kept better box by more than this is dropped.
+        iterations: Number of rounds, at least 1.
+
+    Returns:
+        (N, B) bool, True for the boxes that stay.
+    """
+    overlaps_NBB = overlap_matrix(boxes_NB4, iou_threshold=iou_threshold).to(boxes_NB4.dtype)
+    valid_N1B = valid_NB[:, None, :].to(boxes_NB4.dtype)
+    keep_N1B = valid_N1B
+    for _ in range(iterations):
+        # The product counts the kept boxes that suppress a box: 0 keeps it, 1 or more drops it.
+        suppressors_N1B = keep_N1B @ overlaps_NBB
+        keep_N1B = valid_N1B * (1.0 - suppressors_N1B.clamp(max=1.0))
+    return keep_N1B[:, 0] > 0.5
+
+
+def nms_converged(boxes_NB4: Tensor, valid_NB: Tensor, *, iou_threshold: float) -> tuple[Tensor, int]:
+    """The same, iterated until nothing changes: exactly greedy NMS.
+
+    Returns:
+        (N, B) bool of the boxes that stay, and the number of rounds after which `nms_fixed` would be exact.
+    """
+    overlaps_NBB = overlap_matrix(boxes_NB4, iou_threshold=iou_threshold).to(torch.float32)
+    keep_NB, rounds = valid_NB, 0
+    while True:
+        suppressed_NB = (keep_NB[:, None, :].to(torch.float32) @ overlaps_NBB)[:, 0] > 0.5
+        new_NB = valid_NB & ~suppressed_NB
+        if torch.equal(new_NB, keep_NB):
+            return keep_NB, max(rounds, 1)
+        keep_NB, rounds = new_NB, rounds + 1
+
+
+@torch.library.custom_op("edgerpn::nms_keep", mutates_args=())
+def nms_keep(boxes: Tensor, scores: Tensor, iou_threshold: float, max_keep: int) -> Tensor:
+    """Greedy NMS as one operator, which the exporter turns into ONNX NonMaxSuppression.
+
+    Args:
+        boxes: (N, B, 4) float32 pixels, sorted by falling score.
+        scores: (N, B) float32; boxes with a negative score neither stay nor suppress.
+        iou_threshold: As in `nms_fixed`.
+        max_keep: Boxes of an image that are of interest; ONNX stops after so many, this operator goes on, which
+            is the same for whoever looks at the best `max_keep` only.
+
+    Returns:
+        (N, B) float32: 1 for boxes that stay, 0 for the others.
+    """
+    keep_NB, _ = nms_converged(boxes, scores >= 0, iou_threshold=iou_threshold)
+    return keep_NB.to(torch.float32)
+
+
+@nms_keep.register_fake
+def _(boxes: Tensor, scores: Tensor, iou_threshold: float, max_keep: int) -> Tensor:
+    return torch.empty_like(scores)
