@@ -11,50 +11,78 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 from edgerpn import __version__
-from edgerpn.errors import EdgeRpnError
+from edgerpn.errors import EdgeRpnError, MissingDependencyError
 
-COMMANDS: dict[str, tuple[str, str]] = {
-    "train": ("edgerpn.train.cli", "train a Region Proposal Network on a COCO folder"),
-    "eval": ("edgerpn.export.evaluate", "measure the recall of a model, or of anybody's results file"),
-    "export": ("edgerpn.export.cli", "turn a checkpoint into an ONNX graph, and prove that they agree"),
-    "run": ("edgerpn.runtime.cli", "run an exported model on video, images or a camera"),
-    "inspect": ("edgerpn.export.inspection", "say what a checkpoint or an exported model is"),
-    "demo": ("edgerpn.export.demo", "train, evaluate, export and run on made-up data"),
+# Name: module, the extra that brings what the module imports, summary.
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "train": ("edgerpn.train.cli", "train", "train a Region Proposal Network on a COCO folder"),
+    "eval": ("edgerpn.export.evaluate", "export", "measure the recall of a model, or of anybody's results file"),
+    "export": ("edgerpn.export.cli", "export", "turn a checkpoint into an ONNX graph, and prove that they agree"),
+    "run": ("edgerpn.runtime.cli", "onnxruntime", "run an exported model on video, images or a camera"),
+    "inspect": ("edgerpn.export.inspection", "export", "say what a checkpoint or an exported model is"),
+    "demo": ("edgerpn.export.demo", "demo", "train, evaluate, export and run on made-up data"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status. `argv` defaults to the process's arguments."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = _parser(argv)
-    arguments = parser.parse_args(argv)
     try:
-        return arguments.entry(arguments)
+        arguments = build_parser(argv).parse_args(argv)
+    except EdgeRpnError as error:
+        return _print_error(error)
+    try:
+        status: int = arguments.entry(arguments)
     except EdgeRpnError as error:
         if arguments.debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return _print_error(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    return status
 
 
-def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
-    """The parser with every command's name, and the arguments of the one that `argv` asks for."""
+def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser with every command's name, and the arguments of the one that `argv` asks for.
+
+    Raises:
+        MissingDependencyError: What that command imports is not installed.
+    """
     parser = argparse.ArgumentParser(prog="edgerpn", description="Class-agnostic object proposals on edge GPUs.")
     parser.add_argument("--version", action="version", version=f"edgerpn {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name, (module_name, summary) in COMMANDS.items():
+    # The first word decides; a later one may be a file that happens to be called like a command.
+    asked = next((word for word in argv if not word.startswith("-")), None)
+    for name, (module_name, extra, summary) in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
-        if name in argv:
-            module = importlib.import_module(module_name)
+        if name == asked:
+            module = _import_command(name, module_name, extra)
             module.add_arguments(command)
             command.add_argument("--debug", action="store_true", help="show the traceback of an error")
             command.set_defaults(entry=module.run)
     return parser
+
+
+def _import_command(name: str, module_name: str, extra: str) -> ModuleType:
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing == "edgerpn":
+            raise
+        raise MissingDependencyError(
+            f"`edgerpn {name}` needs the Python module {missing!r}, which is not installed here. "
+            f"Install it with: pip install 'edgerpn[{extra}]'"
+        ) from error
+
+
+def _print_error(error: EdgeRpnError) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

@@ -51,7 +51,12 @@ class Letterbox:
 
         Returns:
             `out`, or the new array; owned by the caller.
+
+        Raises:
+            InputError: `frame` is of another size, and would be stretched.
         """
+        if frame.shape != (*self.source_hw, 3):
+            raise InputError(f"letterbox: expected a frame of shape {(*self.source_hw, 3)}, got {frame.shape}")
         content_h, content_w = self.content_hw
         if out is None:
             out = np.empty((*self.network_hw, 3), np.uint8)
@@ -97,7 +102,7 @@ def parse_hw(text: str) -> tuple[int, int]:
         ValueError: The text is neither, or a size is not positive.
     """
     parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+    if len(parts) > 2 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
         raise ValueError(f"expected HEIGHTxWIDTH such as 384x640, or one number for a square, got {text!r}")
     height, width = int(parts[0]), int(parts[-1])
     return height, width

@@ -214,7 +214,7 @@ def parse(text: str, *, source: str) -> Manifest:
     """
     try:
         values = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ManifestError(f"{source}: not a manifest: {error}. Export the model again to rewrite it.") from error
     if not isinstance(values, dict) or "schema" not in values:
         raise ManifestError(f"{source}: not a manifest: expected a JSON object with the key 'schema'")

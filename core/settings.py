@@ -88,20 +88,36 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _nest(overrides: Sequence[str]) -> dict[str, Any]:
-    """Turns "a.b=value" texts into nested tables."""
+    """Turns "a.b=value" texts into nested tables; of two values for one key the later wins."""
     tables: dict[str, Any] = {}
+    problems: list[str] = []
     for override in overrides:
         key, equals, text = override.partition("=")
-        if not equals or not key.strip():
-            raise ConfigError([f"expected a.b=value, got {override!r}"], source="--set")
-        table = tables
-        *parents, leaf = key.strip().split(".")
-        for parent in parents:
-            table = table.setdefault(parent, {})
-            if not isinstance(table, dict):
-                raise ConfigError([f"{key.strip()}: {parent!r} is given both a value and keys below it"], source="--set")
-        table[leaf] = _toml_value(text.strip())
+        path = key.strip()
+        if not equals or not path:
+            problems.append(f"expected a.b=value, got {override!r}")
+        elif not _put(tables, path.split("."), _toml_value(text.strip())):
+            problems.append(f"{path}: one override gives it a value, another one gives it keys of its own")
+    if problems:
+        raise ConfigError(problems, source="--set")
     return tables
+
+
+def _put(tables: dict[str, Any], path: Sequence[str], value: Any) -> bool:
+    """Puts `value` into nested `tables`; False when a table stands where a value must go, or the reverse."""
+    *parents, leaf = path
+    table = tables
+    for parent in parents:
+        table = table.setdefault(parent, {})
+        if not isinstance(table, dict):
+            return False
+    old = table.get(leaf)
+    if isinstance(old, dict) and isinstance(value, dict):
+        return all([_put(old, (key,), item) for key, item in value.items()])
+    if leaf in table and isinstance(old, dict) != isinstance(value, dict):
+        return False
+    table[leaf] = value
+    return True
 
 
 def _toml_value(text: str) -> Any:
@@ -125,9 +141,7 @@ def _build_table(cls: type[Any], values: Mapping[str, Any], path: str, problems:
     names = [field.name for field in dataclasses.fields(cls)]
     found_before = len(problems)
     arguments: dict[str, Any] = {}
-    for key in values:
-        if key not in names:
-            problems.append(f"{path}{key}: unknown setting{_suggest(key, names)}")
+    problems.extend(f"{path}{key}: unknown setting{_suggest(key, names)}" for key in values if key not in names)
     for name in names:
         old = getattr(base, name) if base is not None else None
         if name in values:
@@ -232,8 +246,7 @@ def _toml_table(config: Any, path: str, lines: list[str]) -> None:
         if dataclasses.is_dataclass(value):
             nested.append((field.name, value))
             continue
-        for line in textwrap.wrap(docs.get(field.name, ""), 110):
-            lines.append(f"# {line}")
+        lines.extend(f"# {line}" for line in textwrap.wrap(docs.get(field.name, ""), 110))
         lines.append(f"# {field.name} is not set" if value is None else f"{field.name} = {_toml_text(value)}")
     lines.append("")
     for name, value in nested:
@@ -246,7 +259,8 @@ def _toml_text(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_toml_text(item) for item in value) + "]"
     if isinstance(value, str):
-        return json.dumps(value)
+        # TOML has no surrogate pairs and wants DEL escaped; otherwise its strings are JSON's.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return repr(value)
 
 
