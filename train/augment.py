@@ -1,0 +1,239 @@
+"""Random views of an image for training: flip, scale, aspect, placement and colour, in one resize.
+
+The chance part (`sample`) is apart from the pixel part (`apply`): what is drawn does not depend on the image, so
+that a loader knows the scale before it decodes the file and may decode a smaller picture.
+
+Scale 1 is the letterbox fit that inference uses (`edgerpn.letterbox`), and so is the grey around the image.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from edgerpn.letterbox import PAD_VALUE
+
+# YIQ (NTSC 1953) from BGR; its I-Q plane is rotated by a change of hue and stretched by one of saturation.
+_YIQ_FROM_BGR = np.array([[0.114, 0.587, 0.299], [-0.322, -0.274, 0.596], [0.312, -0.523, 0.211]])
+_BGR_FROM_YIQ = np.linalg.inv(_YIQ_FROM_BGR)
+_MIDDLE = 127.5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AugmentConfig:
+    """How far training views may differ from the letterboxed image."""
+
+    flip_probability: float = 0.5
+    """Probability of mirroring left and right, 0..1."""
+    scale_range: tuple[float, float] = (0.6, 1.6)
+    """Smallest and largest size relative to the letterbox fit; the logarithm is uniform between them."""
+    aspect_jitter: float = 0.15
+    """Largest change of width / height, as a natural logarithm, either way."""
+    color_probability: float = 0.8
+    """Probability of changing the colours at all, 0..1."""
+    brightness: float = 0.25
+    """Largest relative change of all levels, either way, 0..1."""
+    contrast: float = 0.25
+    """Largest relative change of the distance from mid-grey, either way, 0..1."""
+    saturation: float = 0.4
+    """Largest relative change of the distance from grey, either way, 0..1."""
+    hue: float = 0.02
+    """Largest rotation of the hue in turns, either way, 0..0.5."""
+    min_visible: float = 0.3
+    """Share of a box's area that must stay in view, 0..1; a box with less becomes an ignore region."""
+    min_box_px: float = 2.0
+    """Boxes and regions narrower or lower than this in the view are dropped, pixels."""
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        for name in ("flip_probability", "color_probability", "brightness", "contrast", "saturation", "min_visible"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name}: expected 0..1, got {value}")
+        low, high = self.scale_range
+        if not 0 < low <= high < math.inf:
+            raise ValueError(f"scale_range: expected two positive numbers, the smaller first, got {self.scale_range}")
+        if not 0 <= self.aspect_jitter <= 1:
+            raise ValueError(f"aspect_jitter: expected 0..1, got {self.aspect_jitter}")
+        if not 0 <= self.hue <= 0.5:
+            raise ValueError(f"hue: expected 0..0.5 turns, got {self.hue}")
+        if not 0 <= self.min_box_px < math.inf:
+            raise ValueError(f"min_box_px: expected 0 or more, got {self.min_box_px}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class View:
+    """What chance decided for one view, whatever the size of the image; made by `sample`."""
+
+    flip: bool
+    """Whether left and right are exchanged."""
+    scale: float
+    """Size relative to the letterbox fit."""
+    log_aspect: float
+    """Natural logarithm of the change of width / height."""
+    place_xy: tuple[float, float]
+    """Where the image lies in its play along x and y, 0 (left, top) to 1."""
+    color: tuple[float, float, float, float] | None
+    """Factors of brightness, contrast and saturation and the rotation of the hue in radians, or None."""
+
+    def scale_xy(self, source_hw: tuple[int, int], out_hw: tuple[int, int]) -> tuple[float, float]:
+        """View pixels per image pixel along x and y, before sizes are rounded to whole pixels."""
+        fit = min(out_hw[0] / source_hw[0], out_hw[1] / source_hw[1])
+        stretch = math.exp(self.log_aspect / 2)
+        return fit * self.scale * stretch, fit * self.scale / stretch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Span:
+    """How one axis maps: `crop` source pixels from `start` become `size` view pixels from `offset`."""
+
+    start: int
+    crop: int
+    offset: int
+    size: int
+
+    @property
+    def scale(self) -> float:
+        return self.size / self.crop
+
+
+def sample(config: AugmentConfig, rng: np.random.Generator) -> View:
+    """Draws a view; takes the same amount of chance from `rng` whatever comes out."""
+    chance = rng.random(10).tolist()
+    low, high = (math.log(limit) for limit in config.scale_range)
+    brightness, contrast, saturation, hue = (2 * value - 1 for value in chance[6:])
+    color = (
+        1 + config.brightness * brightness,
+        1 + config.contrast * contrast,
+        1 + config.saturation * saturation,
+        2 * math.pi * config.hue * hue,
+    )
+    return View(
+        flip=chance[0] < config.flip_probability,
+        scale=math.exp(low + (high - low) * chance[1]),
+        log_aspect=config.aspect_jitter * (2 * chance[2] - 1),
+        place_xy=(chance[3], chance[4]),
+        color=color if chance[5] < config.color_probability else None,
+    )
+
+
+def augment(
+    image: npt.NDArray[np.uint8],
+    boxes_xyxy: npt.NDArray[np.float32],
+    ignore_xyxy: npt.NDArray[np.float32],
+    *,
+    out_hw: tuple[int, int],
+    config: AugmentConfig,
+    rng: np.random.Generator,
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Draws a view and shows the image and its boxes in it; `sample` and `apply` in one call.
+
+    Args:
+        image: (H, W, 3) uint8 BGR.
+        boxes_xyxy: (G, 4) float32 objects, image pixels, inside the image.
+        ignore_xyxy: (I, 4) float32 ignore regions, image pixels, inside the image.
+        out_hw: Height and width of the view, pixels.
+        config: How far the view may differ from a letterboxed image.
+        rng: Source of chance.
+
+    Returns:
+        As `apply`.
+    """
+    return apply(sample(config, rng), image, boxes_xyxy, ignore_xyxy, out_hw=out_hw, config=config)
+
+
+def apply(
+    view: View,
+    image: npt.NDArray[np.uint8],
+    boxes_xyxy: npt.NDArray[np.float32],
+    ignore_xyxy: npt.NDArray[np.float32],
+    *,
+    out_hw: tuple[int, int],
+    config: AugmentConfig,
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Shows an image and its boxes in a view.
+
+    Args:
+        view: What to show; see `sample`.
+        image: (H, W, 3) uint8 BGR.
+        boxes_xyxy: (G, 4) float32 objects, image pixels, inside the image.
+        ignore_xyxy: (I, 4) float32 ignore regions, image pixels, inside the image.
+        out_hw: Height and width of the view, pixels.
+        config: Its `min_visible` and `min_box_px` say which boxes stay.
+
+    Returns:
+        The view (H, W, 3) uint8 BGR, its objects (G', 4) and its ignore regions (I', 4), float32 view pixels inside
+        the view; new arrays. An object of which too little is in view is among the ignore regions instead.
+    """
+    scale_x, scale_y = view.scale_xy((image.shape[0], image.shape[1]), out_hw)
+    span_x = _span(image.shape[1], out_hw[1], scale_x, view.place_xy[0])
+    span_y = _span(image.shape[0], out_hw[0], scale_y, view.place_xy[1])
+    canvas = _paint(view, image, span_x, span_y, out_hw)
+    boxes, is_visible = _show_boxes(boxes_xyxy, span_x, span_y, view.flip, config)
+    ignore, _ = _show_boxes(ignore_xyxy, span_x, span_y, view.flip, config)
+    return canvas, boxes[is_visible], np.concatenate([ignore, boxes[~is_visible]])
+
+
+def _span(source: int, out: int, scale: float, place: float) -> _Span:
+    """Crops at whole source pixels and places at whole view pixels, so that one plain resize does it all."""
+    if source * scale <= out:
+        size = max(1, int(source * scale + 0.5))
+        return _Span(start=0, crop=source, offset=_choose(place, out - size), size=size)
+    crop = min(source, max(1, int(out / scale + 0.5)))
+    return _Span(start=_choose(place, source - crop), crop=crop, offset=0, size=out)
+
+
+def _choose(place: float, play: int) -> int:
+    """One of the whole numbers 0..play, each as likely as the others for a uniform `place` in 0..1."""
+    return min(int(place * (play + 1)), play)
+
+
+def _paint(
+    view: View, image: npt.NDArray[np.uint8], span_x: _Span, span_y: _Span, out_hw: tuple[int, int]
+) -> npt.NDArray[np.uint8]:
+    crop = image[span_y.start : span_y.start + span_y.crop, span_x.start : span_x.start + span_x.crop]
+    # Linear as at inference, except where so much is left out between the samples that it would only alias.
+    shrinks_far = max(span_x.scale, span_y.scale) < 0.5
+    shown = cv2.resize(
+        crop, (span_x.size, span_y.size), interpolation=cv2.INTER_AREA if shrinks_far else cv2.INTER_LINEAR
+    )
+    if view.color is not None:
+        shown = cv2.transform(shown, _color_matrix(*view.color))
+    if view.flip:
+        shown = cv2.flip(shown, 1)
+    if shown.shape[:2] == out_hw:
+        return np.asarray(shown, np.uint8)
+    canvas = np.full((*out_hw, 3), PAD_VALUE, np.uint8)
+    canvas[span_y.offset : span_y.offset + span_y.size, span_x.offset : span_x.offset + span_x.size] = shown
+    return canvas
+
+
+def _color_matrix(brightness: float, contrast: float, saturation: float, hue: float) -> npt.NDArray[np.float64]:
+    """(3, 4) affine change of a BGR colour: hue and saturation, then contrast about mid-grey, then brightness."""
+    cos, sin = saturation * math.cos(hue), saturation * math.sin(hue)
+    chroma = _BGR_FROM_YIQ @ np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]) @ _YIQ_FROM_BGR
+    shift = brightness * (1 - contrast) * _MIDDLE
+    return np.hstack([brightness * contrast * chroma, np.full((3, 1), shift)])
+
+
+def _show_boxes(
+    boxes_xyxy: npt.NDArray[np.float32], span_x: _Span, span_y: _Span, flip: bool, config: AugmentConfig
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """The boxes in view, clipped, those too small left out; and for each whether enough of it is visible."""
+    x = (boxes_xyxy[:, 0::2].astype(np.float64) - span_x.start) * span_x.scale
+    y = (boxes_xyxy[:, 1::2].astype(np.float64) - span_y.start) * span_y.scale
+    if flip:
+        x = span_x.size - x[:, ::-1]
+    area = (x[:, 1] - x[:, 0]) * (y[:, 1] - y[:, 0])
+    x, y = np.clip(x, 0, span_x.size), np.clip(y, 0, span_y.size)
+    width, height = x[:, 1] - x[:, 0], y[:, 1] - y[:, 0]
+    shown = (width >= config.min_box_px) & (height >= config.min_box_px) & (width > 0) & (height > 0)
+    x, y = x + span_x.offset, y + span_y.offset
+    boxes = np.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], axis=1).astype(np.float32)
+    # A whole box loses nothing but rounding; 1e-6 keeps it visible at min_visible = 1.
+    is_visible = width * height >= (config.min_visible - 1e-6) * area
+    return boxes[shown], is_visible[shown]

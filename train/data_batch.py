@@ -1,0 +1,89 @@
+"""A training batch as tensors.
+
+N images, H x W pixels, G the largest number of objects and I of ignore regions in the batch (at least 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+Sample = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], npt.NDArray[np.float32]]
+"""Image (H, W, 3) uint8 BGR, objects (g, 4) and ignore regions (i, 4), float32 pixels."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Batch:
+    """N training images with what is marked in them; G and I are the largest counts in the batch, at least 1."""
+
+    images: torch.Tensor
+    """(N, H, W, 3) uint8 BGR."""
+    gt_boxes: torch.Tensor
+    """(N, G, 4) float32 objects x1, y1, x2, y2 in input pixels; zero where `gt_mask` is false."""
+    gt_mask: torch.Tensor
+    """(N, G) bool, true for the rows of `gt_boxes` that hold an object."""
+    ignore_boxes: torch.Tensor
+    """(N, I, 4) float32 regions that are neither object nor background; zero where `ignore_mask` is false."""
+    ignore_mask: torch.Tensor
+    """(N, I) bool, true for the rows of `ignore_boxes` that hold a region."""
+    image_ids: list[int]
+    """N COCO image ids."""
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """The batch on `device`; with `non_blocking`, copies from pinned memory overlap with computing."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """A copy in page-locked memory; the DataLoader calls it."""
+        return self._map(torch.Tensor.pin_memory)
+
+    def share_memory(self) -> Batch:
+        """Moves the tensors into shared memory, in place where they are there already."""
+        return self._map(torch.Tensor.share_memory_)
+
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        return Batch(
+            images=change(self.images),
+            gt_boxes=change(self.gt_boxes),
+            gt_mask=change(self.gt_mask),
+            ignore_boxes=change(self.ignore_boxes),
+            ignore_mask=change(self.ignore_mask),
+            image_ids=self.image_ids,
+        )
+
+
+def collate(samples: Sequence[Sample], image_ids: list[int]) -> Batch:
+    """Puts N samples of one size into a batch.
+
+    Args:
+        samples: N times image (H, W, 3) uint8, objects (g, 4) and ignore regions (i, 4) float32.
+        image_ids: N COCO ids.
+
+    Returns:
+        A batch of new tensors.
+    """
+    gt_boxes, gt_mask = _pad([boxes for _, boxes, _ in samples])
+    ignore_boxes, ignore_mask = _pad([ignore for _, _, ignore in samples])
+    return Batch(
+        images=torch.from_numpy(np.stack([image for image, _, _ in samples])),
+        gt_boxes=gt_boxes,
+        gt_mask=gt_mask,
+        ignore_boxes=ignore_boxes,
+        ignore_mask=ignore_mask,
+        image_ids=image_ids,
+    )
+
+
+def _pad(boxes: Sequence[npt.NDArray[np.float32]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N, G, 4) boxes padded with zeros and (N, G) mask, from N arrays (<= G, 4)."""
+    longest = max(1, *(len(rows) for rows in boxes))
+    padded = torch.zeros(len(boxes), longest, 4)
+    mask = torch.zeros(len(boxes), longest, dtype=torch.bool)
+    for index, rows in enumerate(boxes):
+        padded[index, : len(rows)] = torch.from_numpy(rows)
+        mask[index, : len(rows)] = True
+    return padded, mask

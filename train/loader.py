@@ -1,0 +1,290 @@
+"""Training batches: images decoded and augmented by worker processes that live as long as the loader.
+
+Every sample's chance comes from (seed, epoch, index of the image) alone. Batches therefore depend neither on the
+number of workers nor on where an interrupted epoch is taken up again.
+
+Workers are started by a fork server: forking this process itself would copy locks held by its threads (OpenMP,
+CUDA, pinning; Python >= 3.12 warns of it), and spawning would import torch anew for each worker. As with spawn, a
+script that trains must guard its entry with `if __name__ == "__main__":`.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from edgerpn.errors import DataError
+from edgerpn.train.augment import AugmentConfig, apply, sample
+from edgerpn.train.coco import ImageRecord
+from edgerpn.train.data_batch import Batch, Sample, collate
+from edgerpn.train.data_image import read_reduced
+
+__all__ = ["Batch", "DataConfig", "TrainLoader"]
+
+# Tags keep the two uses of (seed, epoch) from sharing a stream.
+_ORDER, _SAMPLE = 0, 1
+_PREFETCH = 2
+_ADVICE = (
+    "give the machine or container more memory and /dev/shm (docker run --shm-size=1g), "
+    "use a smaller batch or fewer workers, or read the images in the training process (workers = 0)"
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """How training images are read and put into batches."""
+
+    input_hw: tuple[int, int] = (384, 640)
+    """Height and width of the network's input while training, pixels."""
+    batch_size: int = 16
+    """Images per step."""
+    workers: int = 2
+    """Processes that decode and augment; 0 does it in the training process."""
+    verify: Literal["decode", "header", "none"] = "decode"
+    """Check of the images before training: decode each once, read sizes and file ends only, or none."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Random changes of the images."""
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        if min(self.input_hw) < 1:
+            raise ValueError(f"input_hw: expected a positive height and width, got {self.input_hw}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size: expected 1 or more, got {self.batch_size}")
+        if self.workers < 0:
+            raise ValueError(f"workers: expected 0 or more, got {self.workers}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _BatchKey:
+    """Which images of which epoch make up a batch: all that a worker needs to know."""
+
+    epoch: int
+    indices: tuple[int, ...]
+
+
+class _BatchSource:
+    """Makes batches by key; a copy lives in every worker."""
+
+    def __init__(self, records: Sequence[ImageRecord], config: DataConfig, seed: int) -> None:
+        self._records = records
+        self._config = config
+        self._seed = seed
+
+    def __getitem__(self, key: _BatchKey) -> Batch | DataError:
+        """The batch, in shared memory when in a worker; or the error, so that it arrives as it was raised."""
+        try:
+            batch = collate(
+                [self._sample(key.epoch, index) for index in key.indices],
+                [self._records[index].image_id for index in key.indices],
+            )
+        except DataError as error:
+            return error
+        if torch.utils.data.get_worker_info() is None:
+            return batch
+        try:
+            # Here and not in the queue's thread, where a full /dev/shm would lose the batch and hang the training.
+            return batch.share_memory()
+        except RuntimeError as error:
+            return DataError(f"no shared memory for a batch of {len(key.indices)} images: {error}; {_ADVICE}")
+
+    def _sample(self, epoch: int, index: int) -> Sample:
+        record = self._records[index]
+        config = self._config
+        view = sample(config.augment, _rng(self._seed, _SAMPLE, epoch, index))
+        scale = max(view.scale_xy(record.hw, config.input_hw))
+        # The smallest picture that still need not be enlarged.
+        wanted = next((reduction for reduction in (8, 4, 2) if reduction * scale <= 1), 1)
+        image, reduction = read_reduced(record.file, wanted)
+        expected = tuple(-(-size // reduction) for size in record.hw)
+        if image.shape[:2] != expected:
+            raise DataError(
+                f"{record.file}: the image changed since it was checked: {image.shape[1]} x {image.shape[0]} pixels "
+                f"at 1/{reduction} of its size, expected {expected[1]} x {expected[0]}"
+            )
+        factor = np.float32(1 / reduction)
+        return apply(
+            view,
+            image,
+            record.boxes_xyxy * factor,
+            record.ignore_xyxy * factor,
+            out_hw=config.input_hw,
+            config=config.augment,
+        )
+
+
+class _Plan:
+    """The keys of the epoch that comes next; iterated anew by the DataLoader for each epoch."""
+
+    def __init__(self) -> None:
+        self.keys: Sequence[_BatchKey] = ()
+
+    def __iter__(self) -> Iterator[_BatchKey]:
+        return iter(self.keys)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+class TrainLoader:
+    """Endless source of shuffled, augmented training batches; close it (or use `with`) to end its workers."""
+
+    def __init__(
+        self, records: Sequence[ImageRecord], config: DataConfig, *, seed: int, pin_memory: bool = False
+    ) -> None:
+        """Prepares the loader; workers start with the first epoch.
+
+        Args:
+            records: The images, at least one.
+            config: How to read them.
+            seed: Decides the order and all augmentation, 0 or more.
+            pin_memory: Whether batches arrive in page-locked memory, for copies to CUDA; needs a CUDA device.
+
+        Raises:
+            ValueError: There are no records, or the seed is negative.
+        """
+        if not records:
+            raise ValueError("records: expected at least one image, got none")
+        if seed < 0:
+            raise ValueError(f"seed: expected 0 or more, got {seed}")
+        self._count = len(records)
+        self._batch_size = min(config.batch_size, len(records))
+        self._seed = seed
+        self._plan = _Plan()
+        self._epochs_started = 0
+        self._loader: DataLoader[Batch | DataError] | None = _data_loader(
+            _BatchSource(tuple(records), config, seed), self._plan, config.workers, pin_memory
+        )
+        self._batches: Iterator[Batch | DataError] | None = None
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches in an epoch; images that do not fill the last one wait for another epoch's order."""
+        return self._count // self._batch_size
+
+    def epoch(self, epoch: int, *, start_batch: int = 0) -> Iterator[Batch]:
+        """Yields the batches of an epoch, from number `start_batch` on.
+
+        Starting another epoch ends the one before.
+
+        Args:
+            epoch: Number of the epoch, 0 or more; decides order and augmentation together with the seed.
+            start_batch: Number of batches to leave out, for resuming.
+
+        Raises:
+            DataError: An image cannot be read any more, or a worker died.
+            ValueError: A number is out of range.
+            RuntimeError: The loader is closed, or another epoch was started meanwhile.
+        """
+        if epoch < 0 or not 0 <= start_batch <= self.batches_per_epoch:
+            raise ValueError(
+                f"epoch and start_batch: expected 0 or more and 0..{self.batches_per_epoch}, "
+                f"got {epoch} and {start_batch}"
+            )
+        if self._loader is None:
+            raise RuntimeError("the loader is closed")
+        order = _rng(self._seed, _ORDER, epoch).permutation(self._count).tolist()
+        starts = range(start_batch * self._batch_size, self.batches_per_epoch * self._batch_size, self._batch_size)
+        self._plan.keys = [
+            _BatchKey(epoch=epoch, indices=tuple(order[start : start + self._batch_size])) for start in starts
+        ]
+        self._epochs_started += 1
+        return self._deliver(self._epochs_started)
+
+    def close(self) -> None:
+        """Ends the workers; calling it again does nothing."""
+        # The DataLoader's iterator ends its workers when its last reference goes; no running epoch may hold one.
+        self._loader = self._batches = None
+
+    def __enter__(self) -> TrainLoader:
+        """Returns the loader."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Closes the loader, whatever happened."""
+        self.close()
+
+    def _deliver(self, epoch_number: int) -> Iterator[Batch]:
+        """Yields what the workers send, as long as `epoch_number` is the last one that was started."""
+        is_first = True
+        while True:
+            if self._loader is None or epoch_number != self._epochs_started:
+                raise RuntimeError("another epoch was started, or the loader closed, while this one was in use")
+            try:
+                if is_first:
+                    self._batches = iter(self._loader)
+                is_first = False
+                batch = next(self._batches or iter(()), None)
+            except RuntimeError as error:
+                raise _explained(error) from error
+            if batch is None:
+                return
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+
+
+def _data_loader(source: _BatchSource, plan: _Plan, workers: int, pin_memory: bool) -> DataLoader[Batch | DataError]:
+    options: dict[str, Any] = {}
+    if workers:
+        options = {
+            "multiprocessing_context": _context(),
+            "persistent_workers": True,
+            "prefetch_factor": _PREFETCH,
+            "worker_init_fn": _start_worker,
+        }
+    return DataLoader(
+        source,  # type: ignore[arg-type]
+        sampler=plan,  # type: ignore[arg-type]
+        # A key stands for a whole batch.
+        batch_size=None,
+        collate_fn=_unchanged,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        # Its own, because the DataLoader draws a number per epoch that would otherwise come from the model's.
+        generator=torch.Generator(),
+        **options,
+    )
+
+
+def _context() -> Any:
+    """How workers are started; see the module's first lines. Where there is no fork server, they are spawned."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    # Imports torch once in the server, and not in each worker.
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+def _start_worker(worker: int) -> None:
+    """Makes a worker leave Ctrl-C to the training process, and use one core."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
+def _unchanged(batch: Batch | DataError) -> Batch | DataError:
+    return batch
+
+
+def _explained(error: RuntimeError) -> Exception:
+    """A clear error for a worker that died, as the DataLoader words it; any other error as it is."""
+    if "DataLoader worker" not in str(error) or str(error).startswith("Caught "):
+        return error
+    return DataError(f"a process that reads training images died ({error}); if it was killed for memory: {_ADVICE}")
+
+
+def _rng(seed: int, tag: int, *numbers: int) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(tag, *numbers)))
