@@ -32,14 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         arguments = build_parser(argv).parse_args(argv)
-    except EdgeRpnError as error:
-        return _print_error(error)
-    try:
         status: int = arguments.entry(arguments)
     except EdgeRpnError as error:
-        if arguments.debug:
+        if "--debug" in argv:
             raise
-        return _print_error(error)
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -78,11 +76,6 @@ def _import_command(name: str, module_name: str, extra: str) -> ModuleType:
             f"`edgerpn {name}` needs the Python module {missing!r}, which is not installed here. "
             f"Install it with: pip install 'edgerpn[{extra}]'"
         ) from error
-
-
-def _print_error(error: EdgeRpnError) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return 1
 
 
 if __name__ == "__main__":

@@ -1,0 +1,38 @@
+# The runtime on a Jetson with JetPack 6 (L4T r36.4 and newer), without torch.
+#   docker build -f docker/jetson.Dockerfile -t edgerpn-jetson .
+#   docker run --rm --runtime nvidia -v "$PWD:/work" edgerpn-jetson run model.onnx video.mp4 --out results
+# NOT YET BUILT OR RUN ON HARDWARE: it is written from the documentation of its parts, and only linted.
+#
+# r36.4.0 is the newest release of this base image; it belongs to JetPack 6.1 and runs on the 6.2 releases too, whose
+# CUDA 12.6 and TensorRT 10.3 are the same. TensorRT comes with it. ONNX Runtime runs on the CPU here.
+
+FROM python:3.11-slim-bookworm AS build
+WORKDIR /source
+COPY pyproject.toml README.md LICENSE ./
+COPY core core
+COPY train train
+COPY export export
+COPY runtime runtime
+RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
+
+FROM nvcr.io/nvidia/l4t-jetpack:r36.4.0
+# Ubuntu's OpenCV reads GStreamer pipelines; the wheels of the package index do not.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends \
+        gstreamer1.0-plugins-bad \
+        gstreamer1.0-plugins-good \
+        gstreamer1.0-tools \
+        python3-opencv \
+        python3-pip \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --create-home --uid 1000 --groups video edgerpn
+# NumPy stays below 2, for which the system's OpenCV and TensorRT were compiled; this is the last such release.
+# ONNX Runtime 1.23.2 is the last one for this system's Python 3.10.
+COPY --from=build /wheels /tmp/wheels
+RUN pip3 install --no-cache-dir "$(echo /tmp/wheels/*.whl)[onnxruntime]" numpy==1.26.4 onnxruntime==1.23.2 tqdm==4.70.1
+USER 1000
+WORKDIR /work
+ENV PYTHONUNBUFFERED=1
+ENTRYPOINT ["edgerpn"]
+CMD ["--help"]

@@ -1,0 +1,24 @@
+# The runtime on a CPU, without torch: frames in, proposals out.
+#   docker build -f docker/runtime.Dockerfile -t edgerpn-runtime .
+#   docker run --rm -v "$PWD:/work" edgerpn-runtime run model.onnx video.mp4 --out results
+# The user inside is number 1000 and writes into /work; give --user "$(id -u):$(id -g)" if yours is another.
+
+FROM python:3.11-slim-bookworm AS build
+WORKDIR /source
+COPY pyproject.toml README.md LICENSE ./
+COPY core core
+COPY train train
+COPY export export
+COPY runtime runtime
+RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
+
+FROM python:3.11-slim-bookworm
+COPY constraints.txt /tmp/constraints.txt
+COPY --from=build /wheels /tmp/wheels
+RUN pip install --no-cache-dir -c /tmp/constraints.txt "$(echo /tmp/wheels/*.whl)[onnxruntime,opencv-headless]" \
+    && useradd --create-home --uid 1000 edgerpn
+USER 1000
+WORKDIR /work
+ENV PYTHONUNBUFFERED=1
+ENTRYPOINT ["edgerpn"]
+CMD ["--help"]
