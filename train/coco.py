@@ -22,7 +22,7 @@ from edgerpn.errors import DataError
 from edgerpn.progress import progress
 from edgerpn.train import data_annotations
 from edgerpn.train.data_annotations import ListedBox, ListedImage
-from edgerpn.train.data_image import Verify, locate, probe_hw, read_image
+from edgerpn.train.data_image import ImageFolder, Verify, probe_hw, read_image
 from edgerpn.train.data_problems import Kind, Problems
 
 __all__ = ["Dataset", "ImageRecord", "Verify", "read_coco", "read_image"]
@@ -137,8 +137,9 @@ def _usable_files(
     """Checks every file in threads (decoding releases the interpreter) and returns the good ones by image id."""
 
     def check(image: ListedImage) -> tuple[Path | None, tuple[Kind, str] | None]:
-        return _check_file(image, images, verify, annotations)
+        return _check_file(image, folder, verify, annotations)
 
+    folder = ImageFolder(images)
     files: dict[int, Path] = {}
     workers = ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="verify")
     try:
@@ -156,11 +157,11 @@ def _usable_files(
 
 
 def _check_file(
-    image: ListedImage, images: Path, verify: Verify, annotations: Path
+    image: ListedImage, folder: ImageFolder, verify: Verify, annotations: Path
 ) -> tuple[Path | None, tuple[Kind, str] | None]:
     """The image's file, or the problem for which it cannot be used."""
     try:
-        file = locate(image.file_name, images)
+        file = folder.locate(image.file_name)
     except DataError as error:
         raise DataError(f"{annotations}: image {image.image_id}: {error}") from error
     if file is None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgerpn.errors import DataError
 from edgerpn.train.data_problems import Kind, Problems
 
@@ -18,6 +20,9 @@ NOT_FINITE = Kind("box with a coordinate that is not finite", "dropped")
 EMPTY_BOX = Kind("box of zero or negative size", "dropped")
 OUTSIDE_BOX = Kind("box wholly outside its image", "dropped")
 CLIPPED_BOX = Kind("box partly outside its image", "clipped to the image")
+
+Four = tuple[float, float, float, float]
+"""A box as four numbers; names say in which order."""
 
 _ROUNDING_PX = 0.1
 """A box may reach this far beyond the image without being counted: JSON writers round."""
@@ -43,7 +48,7 @@ class ListedBox:
     """How to call it in a message."""
     image_id: int
     """COCO id of its image."""
-    xywh: tuple[float, float, float, float]
+    xywh: Four
     """Left, top, width, height as written in the file, pixels; anything a float can be."""
     is_crowd: bool
     """Whether it marks a region of many objects instead of one."""
@@ -119,30 +124,30 @@ def parse_boxes(entries: list[Any], file: Path, known: Mapping[int, object], pro
     return boxes
 
 
-def clip_box(box: ListedBox, hw: tuple[int, int], problems: Problems) -> tuple[float, float, float, float] | None:
-    """The box as x1, y1, x2, y2 clipped to an image of `hw`, or None (counted in `problems`) when nothing is left."""
-    x, y, width, height = box.xywh
-    shown = f"{box.name}: [{x:g}, {y:g}, {width:g}, {height:g}]"
-    if not all(math.isfinite(value) for value in box.xywh):
-        problems.add(NOT_FINITE, shown)
-        return None
-    if width <= 0 or height <= 0:
-        problems.add(EMPTY_BOX, shown)
-        return None
-    shown += f" in {hw[1]} x {hw[0]}"
-    clipped = max(x, 0.0), max(y, 0.0), min(x + width, float(hw[1])), min(y + height, float(hw[0]))
-    if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
-        # A width that rounding swallows (1e-20 at 500) leaves nothing either.
-        problems.add(OUTSIDE_BOX if not _touches(box.xywh, hw) else EMPTY_BOX, shown)
-        return None
-    if max(-x, -y, x + width - hw[1], y + height - hw[0]) > _ROUNDING_PX:
-        problems.add(CLIPPED_BOX, shown)
+def clip_box(box: ListedBox, hw: tuple[int, int], problems: Problems) -> Four | None:
+    """The box as x1, y1, x2, y2 clipped to an image of `hw`, or None when nothing is left; counted in `problems`."""
+    clipped, kind = _clip(box.xywh, float(hw[0]), float(hw[1]))
+    if kind is not None:
+        x, y, width, height = box.xywh
+        problems.add(kind, f"{box.name}: [{x:g}, {y:g}, {width:g}, {height:g}] in {hw[1]} x {hw[0]}")
     return clipped
 
 
-def _touches(xywh: tuple[float, float, float, float], hw: tuple[int, int]) -> bool:
+def _clip(xywh: Four, image_h: float, image_w: float) -> tuple[Four | None, Kind | None]:
+    if not all(math.isfinite(value) for value in xywh):
+        return None, NOT_FINITE
     x, y, width, height = xywh
-    return x < hw[1] and y < hw[0] and x + width > 0 and y + height > 0
+    if width <= 0 or height <= 0:
+        return None, EMPTY_BOX
+    right, bottom = x + width, y + height
+    if x >= image_w or y >= image_h or right <= 0 or bottom <= 0:
+        return None, OUTSIDE_BOX
+    # Rounded as they will be kept; the narrowest boxes come out empty by that.
+    x1, y1, x2, y2 = (float(np.float32(v)) for v in (max(x, 0), max(y, 0), min(right, image_w), min(bottom, image_h)))
+    if x2 <= x1 or y2 <= y1:
+        return None, EMPTY_BOX
+    beyond = max(-x, -y, right - image_w, bottom - image_h)
+    return (x1, y1, x2, y2), CLIPPED_BOX if beyond > _ROUNDING_PX else None
 
 
 def _parse_box(entry: Any, name: str, where: str) -> ListedBox:

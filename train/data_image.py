@@ -99,35 +99,43 @@ def probe_hw(file: Path, verify: Literal["decode", "header"]) -> tuple[int, int]
     return height, width
 
 
-def locate(file_name: str, images: Path) -> Path | None:
-    """Finds the file that an annotation file calls `file_name`, never outside the folder `images`.
+class ImageFolder:
+    """The folder below which all images of a set must lie."""
 
-    The name is taken relative to `images`, or else to the folder that holds `images` ("images/a.jpg").
+    def __init__(self, folder: Path) -> None:
+        """Notes where `folder` is; a folder that is itself a link is the user's choice and is followed."""
+        self._base = Path(os.path.abspath(folder))
+        self._root = os.path.realpath(folder)
 
-    Returns:
-        Path of a file, or None when there is no such file in the folder.
+    def locate(self, file_name: str) -> Path | None:
+        """Finds the file that an annotation file calls `file_name`, never outside the folder.
 
-    Raises:
-        DataError: The name is empty or absolute, climbs with "..", or leads out of the folder through a link.
-    """
-    # Backslashes and drive letters count on every system, so that a set means the same everywhere.
-    parts = file_name.replace("\\", "/").split("/")
-    if not file_name or "\0" in file_name or not parts[0] or ".." in parts or ":" in parts[0]:
-        raise DataError(f"file_name {file_name!r}: expected a path below the image folder {images}")
-    base = Path(os.path.abspath(images))
-    # A folder that is itself a link is the user's choice; links inside it must not lead out of where it points.
-    root = os.path.realpath(images)
-    for number, candidate in enumerate((base / file_name, base.parent / file_name)):
-        if not os.path.isfile(candidate):
-            continue
-        if _is_inside(os.path.realpath(candidate), root):
-            return candidate
-        if number == 0:
-            raise DataError(
-                f"file_name {file_name!r}: leads to {os.path.realpath(candidate)}, outside the image folder {root}; "
-                "put the file itself there, or make the whole folder a link"
-            )
-    return None
+        The name is taken relative to the folder, or else to the one that holds it ("images/a.jpg").
+
+        Returns:
+            Path of a file, or None when there is no such file in the folder.
+
+        Raises:
+            DataError: The name is empty or absolute, climbs with "..", or leads out of the folder through a link.
+        """
+        # Backslashes and drive letters count on every system, so that a set means the same everywhere.
+        parts = file_name.replace("\\", "/").split("/")
+        is_absolute = not parts[0] or (parts[0][:1].isalpha() and parts[0][1:2] == ":")
+        if is_absolute or ".." in parts or "\0" in file_name:
+            raise DataError(f"file_name {file_name!r}: expected a path below the image folder {self._base}")
+        below = self._base / file_name
+        if os.path.isfile(below):
+            target = os.path.realpath(below)
+            if not _is_inside(target, self._root):
+                raise DataError(
+                    f"file_name {file_name!r}: leads to {target}, outside the image folder {self._root}; "
+                    "put the file itself there, or make the whole folder a link"
+                )
+            return below
+        beside = self._base.parent / file_name
+        if os.path.isfile(beside) and _is_inside(os.path.realpath(beside), self._root):
+            return beside
+        return None
 
 
 def _is_inside(path: str, folder: str) -> bool:

@@ -227,7 +227,11 @@ class TrainLoader:
                 is_first = False
                 batch = next(self._batches or iter(()), None)
             except RuntimeError as error:
-                raise _explained(error) from error
+                if not _is_dead_worker(error):
+                    raise
+                raise DataError(
+                    f"a process that reads training images died ({error}); if it was killed for memory: {_ADVICE}"
+                ) from error
             if batch is None:
                 return
             if isinstance(batch, DataError):
@@ -246,10 +250,10 @@ def _data_loader(source: _BatchSource, plan: _Plan, workers: int, pin_memory: bo
         }
     return DataLoader(
         source,  # type: ignore[arg-type]
-        sampler=plan,  # type: ignore[arg-type]
+        sampler=plan,
         # A key stands for a whole batch.
         batch_size=None,
-        collate_fn=_unchanged,
+        collate_fn=_unchanged,  # type: ignore[arg-type]
         num_workers=workers,
         pin_memory=pin_memory,
         # Its own, because the DataLoader draws a number per epoch that would otherwise come from the model's.
@@ -279,11 +283,9 @@ def _unchanged(batch: Batch | DataError) -> Batch | DataError:
     return batch
 
 
-def _explained(error: RuntimeError) -> Exception:
-    """A clear error for a worker that died, as the DataLoader words it; any other error as it is."""
-    if "DataLoader worker" not in str(error) or str(error).startswith("Caught "):
-        return error
-    return DataError(f"a process that reads training images died ({error}); if it was killed for memory: {_ADVICE}")
+def _is_dead_worker(error: RuntimeError) -> bool:
+    # The DataLoader has no class of its own for it; what a worker raises comes as "Caught ... in DataLoader worker".
+    return str(error).startswith("DataLoader worker")
 
 
 def _rng(seed: int, tag: int, *numbers: int) -> np.random.Generator:
