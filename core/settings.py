@@ -138,7 +138,8 @@ def _build(cls: type[Config], values: Mapping[str, Any], source: str, base: Conf
 
 def _build_table(cls: type[Any], values: Mapping[str, Any], path: str, problems: list[str], base: Any) -> Any:
     hints = typing.get_type_hints(cls)
-    names = [field.name for field in dataclasses.fields(cls)]
+    fields = dataclasses.fields(cls)
+    names = [field.name for field in fields]
     found_before = len(problems)
     arguments: dict[str, Any] = {}
     problems.extend(f"{path}{key}: unknown setting{_suggest(key, names)}" for key in values if key not in names)
@@ -148,14 +149,14 @@ def _build_table(cls: type[Any], values: Mapping[str, Any], path: str, problems:
             arguments[name] = _convert(values[name], hints[name], f"{path}{name}", problems, old)
         elif base is not None:
             arguments[name] = old
+    required = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING]
+    problems.extend(f"{path}{name}: missing" for name in required if name not in arguments)
     if len(problems) > found_before:
         return base
     try:
         return cls(**arguments)
     except ValueError as error:
-        problems.append(f"{path}{error}" if path else str(error))
-    except TypeError as error:
-        problems.append(f"{path.rstrip('.') or cls.__name__}: {error}")
+        problems.append(f"{path}{error}")
     return base
 
 

@@ -1,0 +1,35 @@
+"""What every test may use: the repository's root, and the rules of the markers `gpu` and `rtx`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository's root folder."""
+    return ROOT
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips tests that this machine cannot run; CI turns a missing TensorRT-RTX into a failure."""
+    if item.get_closest_marker("rtx"):
+        try:
+            importlib.import_module("tensorrt_rtx")
+        except ImportError as error:
+            if os.environ.get("EDGERPN_REQUIRE_RTX") == "1":
+                pytest.fail(f"EDGERPN_REQUIRE_RTX=1, but TensorRT-RTX does not import: {error}")
+            pytest.skip(f"TensorRT-RTX does not import here: {error}")
+    if item.get_closest_marker("gpu") and not _has_gpu():
+        pytest.skip("PyTorch sees no NVIDIA GPU here")
+
+
+def _has_gpu() -> bool:
+    return importlib.util.find_spec("torch") is not None and importlib.import_module("torch").cuda.is_available()

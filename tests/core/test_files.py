@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from edgerpn import files
+
+
+class Interruption(BaseException):
+    """Stands for a signal: not an Exception, as KeyboardInterrupt is not."""
+
+
+def test_the_new_text_replaces_the_old(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old", encoding="utf-8")
+    files.write_text(path, "new \N{GREEK SMALL LETTER ALPHA}")
+    assert path.read_text(encoding="utf-8") == "new \N{GREEK SMALL LETTER ALPHA}"
+
+
+def test_bytes_are_written_as_they_are(tmp_path: Path) -> None:
+    files.write_bytes(tmp_path / "a.bin", b"\x00\r\n\xff")
+    assert (tmp_path / "a.bin").read_bytes() == b"\x00\r\n\xff"
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), Interruption()])
+def test_an_interrupted_write_leaves_the_old_file_and_no_other(tmp_path: Path, error: BaseException) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"old")
+
+    def write_half() -> None:
+        with files.replacing(path) as temporary:
+            temporary.write_bytes(b"half of the new")
+            raise error
+
+    with pytest.raises(type(error)):
+        write_half()
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_file_does_not_appear_before_the_block_ends(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    with files.replacing(path) as temporary:
+        temporary.write_text("new", encoding="utf-8")
+        assert not path.exists()
+    assert path.exists()
+
+
+def test_the_temporary_file_lies_beside_the_target_and_keeps_its_suffix(tmp_path: Path) -> None:
+    with files.replacing(tmp_path / "video.mp4") as temporary:
+        assert temporary.parent == tmp_path
+        assert temporary.suffix == ".mp4"
+        assert temporary.name.startswith(".")
+        temporary.touch()
+
+
+def test_a_missing_folder_is_made(tmp_path: Path) -> None:
+    files.write_text(tmp_path / "a" / "b" / "c.txt", "x")
+    assert (tmp_path / "a" / "b" / "c.txt").read_text(encoding="utf-8") == "x"
+
+
+@pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, (1 << 20) + 1])
+def test_sha256_reads_the_whole_file_at_any_length(tmp_path: Path, size: int) -> None:
+    data = bytes(i % 251 for i in range(1000)) * (size // 1000 + 1)
+    path = tmp_path / "data"
+    path.write_bytes(data[:size])
+    assert files.sha256(path) == hashlib.sha256(data[:size]).hexdigest()
