@@ -1,0 +1,125 @@
+"""Checkpoints: weights and resolved settings in one file that loads without running code from it."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import edgerpn
+from edgerpn import files, settings
+from edgerpn.errors import CheckpointError, ConfigError
+from edgerpn.train.config import TrainSettings
+from edgerpn.train.model import Rpn
+
+FORMAT = 1
+"""Number of the file's layout, raised when it changes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """What a checkpoint file holds."""
+
+    settings: TrainSettings
+    """Resolved settings of the run."""
+    weights: dict[str, Tensor]
+    """Weights to evaluate and export (the average, when the run keeps one), on the CPU."""
+    step: int
+    """Optimizer steps taken."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Recall on the validation images at that step, empty before the first evaluation."""
+    data_sha256: str = ""
+    """Hash of the training annotation file."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Versions of what wrote it."""
+    training: dict[str, Any] | None = None
+    """State to go on from (raw weights, optimizer, counters); None in `best.pt`."""
+
+
+def versions() -> dict[str, str]:
+    """Versions that a run depends on."""
+    return {
+        "edgerpn": edgerpn.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def save_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
+    """Writes a checkpoint in one step: what stood there before stays until the new file is whole."""
+    content = {
+        "format": FORMAT,
+        "settings": settings.to_dict(checkpoint.settings),
+        "weights": checkpoint.weights,
+        "step": checkpoint.step,
+        "metrics": checkpoint.metrics,
+        "data_sha256": checkpoint.data_sha256,
+        "versions": versions(),
+        "training": checkpoint.training,
+    }
+    with files.replacing(path) as temporary:
+        torch.save(content, temporary)
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Reads a checkpoint with all tensors on the CPU; no code from the file is run.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, no checkpoint of ours, or of a newer version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{path}: not a checkpoint of edgerpn, or damaged: {reason}. Use another checkpoint of the run, or train again."
+        ) from error
+    if not isinstance(content, Mapping) or "format" not in content or "weights" not in content:
+        raise CheckpointError(f"{path}: not a checkpoint of edgerpn (train one with `edgerpn train`)")
+    if content["format"] != FORMAT:
+        raise CheckpointError(f"{path}: checkpoint format {content['format']}, but this version reads format {FORMAT}")
+    try:
+        resolved = settings.from_dict(TrainSettings, _without_nulls(content["settings"]), source=str(path))
+    except ConfigError as error:
+        raise CheckpointError(f"{error}\nThe checkpoint was written by another version of edgerpn.") from error
+    return Checkpoint(
+        settings=resolved,
+        weights=content["weights"],
+        step=content["step"],
+        metrics=content["metrics"],
+        data_sha256=content["data_sha256"],
+        versions=content["versions"],
+        training=content["training"],
+    )
+
+
+def _without_nulls(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Drops keys without a value, so that they take their default (not set)."""
+    return {k: _without_nulls(v) if isinstance(v, Mapping) else v for k, v in table.items() if v is not None}
+
+
+def load_model(path: str | os.PathLike[str]) -> tuple[Rpn, Checkpoint]:
+    """The network of a checkpoint, in eval mode on the CPU, and the checkpoint.
+
+    Raises:
+        CheckpointError: The file is no checkpoint, or its weights do not fit its settings.
+    """
+    checkpoint = load_checkpoint(path)
+    model = Rpn(checkpoint.settings.model)
+    try:
+        model.load_state_dict(checkpoint.weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: the weights do not fit the settings in the file: {error}") from error
+    return model.eval(), checkpoint

@@ -1,0 +1,74 @@
+"""The command `edgerpn train`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from edgerpn.letterbox import parse_hw
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder with train.json, val.json (COCO) and images/")
+    parser.add_argument("--out", type=Path, metavar="RUN", help="folder of the run: checkpoints, log, loss plot")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--epochs", type=int, metavar="N", help="passes over the training images")
+    length.add_argument("--minutes", type=float, metavar="M", help="wall-clock time instead of a number of epochs")
+    parser.add_argument("--size", type=_hw, metavar="HxW", help="size that the network works at, such as 384x640")
+    parser.add_argument("--preset", default="edge", metavar="NAME", help="edge (default) or paper")
+    parser.add_argument("--backbone-weights", type=Path, metavar="FILE", help="torchvision checkpoint to start from")
+    parser.add_argument("--resume", action="store_true", help="go on from RUN/last.pt")
+    parser.add_argument("--config", metavar="FILE.toml", help="settings, over the preset's")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=value", help="one setting, over the file's")
+    parser.add_argument("--print-config", action="store_true", help="show the resolved settings and exit")
+
+
+def _hw(text: str) -> tuple[int, int]:
+    try:
+        return parse_hw(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Trains; returns the exit status (130 when interrupted)."""
+    from edgerpn import settings
+    from edgerpn.errors import ConfigError
+    from edgerpn.train.config import load_settings
+
+    resolved = load_settings(preset=arguments.preset, file=arguments.config, overrides=_overrides(arguments))
+    if arguments.print_config:
+        sys.stdout.write(settings.to_toml(resolved))
+        return 0
+    missing = [flag for flag, value in (("--data", arguments.data), ("--out", arguments.out)) if value is None]
+    if missing:
+        raise ConfigError([f"{' and '.join(missing)}: needed, see `edgerpn train --help`"])
+    from edgerpn.train.loop import train
+    from edgerpn.train.recall import format_table
+
+    result = train(
+        resolved,
+        data=arguments.data,
+        out=arguments.out,
+        resume=arguments.resume,
+        backbone_weights=arguments.backbone_weights,
+        say=print,
+    )
+    if result.metrics:
+        print(format_table({"best": result.metrics}))
+    print(f"best checkpoint: {result.best}")
+    return 130 if result.interrupted else 0
+
+
+def _overrides(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """The plain flags as settings, before the explicit `--set` ones."""
+    flags = []
+    if arguments.epochs is not None:
+        flags += [f"loop.epochs={arguments.epochs}", "loop.minutes=0"]
+    if arguments.minutes is not None:
+        flags.append(f"loop.minutes={arguments.minutes}")
+    if arguments.size is not None:
+        flags.append(f"data.input_hw={list(arguments.size)}")
+    return (*flags, *arguments.set)

@@ -1,0 +1,89 @@
+"""Every setting of a training run; each part is defined beside the code that it steers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+from edgerpn import settings
+from edgerpn.errors import ConfigError
+from edgerpn.train.assign import AssignConfig
+from edgerpn.train.loader import DataConfig
+from edgerpn.train.loss import LossConfig
+from edgerpn.train.model import ModelConfig
+from edgerpn.train.optimizer import OptimizerConfig
+from edgerpn.train.proposals import ProposalConfig
+
+PRESETS = ("edge", "paper")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoopConfig:
+    """How long, on what, and what is written on the way."""
+
+    epochs: int = 100
+    """Passes over the training images; used when no time is given."""
+    minutes: float = 0.0
+    """Wall-clock time of the run, evaluations on the way included; 0: count epochs."""
+    seed: int = 0
+    """Seed of weights, order, augmentation and sampling."""
+    device: str = "auto"
+    """`auto` (a GPU when there is one), `cpu`, `cuda`, `cuda:1`, ..."""
+    threads: int = 0
+    """CPU threads of PyTorch; 0: PyTorch's own choice."""
+    amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
+    """Precision of the network's forward pass; `auto`: bf16 where the device computes in it natively."""
+    evaluations: int = 6
+    """Evaluations on the validation images, spread evenly; the last is at the end."""
+    log_every: int = 10
+    """Steps between two rows of the log."""
+    tensorboard: bool = False
+    """Whether to write TensorBoard files too; needs the package."""
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        if self.epochs < 1 or self.minutes < 0 or self.evaluations < 1 or self.log_every < 1 or self.threads < 0:
+            raise ValueError("epochs, evaluations, log_every: expected at least 1; minutes, threads: at least 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainSettings:
+    """All settings of a run; the defaults are the `edge` preset."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The network."""
+    assign: AssignConfig = field(default_factory=AssignConfig)
+    """Assignment and sampling of anchors."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Losses."""
+    proposals: ProposalConfig = field(default_factory=ProposalConfig)
+    """The proposal stage, in evaluation; the export has its own counts."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Images, batches and augmentation."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Optimizer and schedule."""
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    """The loop."""
+
+
+def preset_path(name: str) -> Path:
+    """The TOML file of a preset.
+
+    Raises:
+        ConfigError: There is no such preset.
+    """
+    if name not in PRESETS:
+        raise ConfigError([f"--preset: expected one of {', '.join(PRESETS)}, got {name!r}"])
+    return Path(str(resources.files("edgerpn.train") / f"{name}.toml"))
+
+
+def load_settings(*, preset: str = "edge", file: str | None = None, overrides: tuple[str, ...] = ()) -> TrainSettings:
+    """Settings from defaults < preset < TOML file < `a.b=value` overrides.
+
+    Raises:
+        ConfigError: A setting is unknown or out of range.
+    """
+    files = [preset_path(preset), *([file] if file else [])]
+    return settings.load(TrainSettings, files=files, overrides=overrides)

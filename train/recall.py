@@ -1,0 +1,119 @@
+"""Class-agnostic average recall, computed by faster-coco-eval.
+
+AR@k: recall of the k best proposals of every image, averaged over IoU thresholds 0.50, 0.55, ..., 0.95.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from edgerpn.errors import DataError, require
+
+BUDGETS = (10, 100, 300, 1000)
+"""Numbers of proposals at which recall is reported."""
+
+AREAS_PX = {"all": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
+"""Areas of ground-truth boxes, square pixels of the original image, as COCO divides them."""
+
+
+def average_recall(ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Recall of `results` against `ground_truth`, whatever the categories.
+
+    Args:
+        ground_truth: COCO annotations (images, annotations); categories are folded into one, crowd regions neither
+            count nor hurt.
+        results: COCO results: image_id, bbox [x, y, width, height] in pixels, score.
+
+    Returns:
+        AR@10, AR@100, AR@300, AR@1000; AR@100-small, -medium, -large; recall@100-iou50 and -iou70; each 0..1,
+        or -1 where no ground-truth box of that size exists (COCO's convention).
+
+    Raises:
+        DataError: A result names an image that the annotations do not have.
+        MissingDependencyError: faster-coco-eval is not installed.
+    """
+    library = require("faster_coco_eval", extra="train", purpose="measuring recall")
+    truth = _fold(ground_truth)
+    known = {image["id"] for image in truth["images"]}
+    unknown = {row["image_id"] for row in results} - known
+    if unknown:
+        raise DataError(
+            f"results: {len(unknown)} image ids are not in the annotations, for example {min(unknown, key=str)!r}; "
+            "the results belong to other images"
+        )
+    if not truth["annotations"]:
+        raise DataError("annotations: no ground-truth box, so recall is not defined")
+    coco = library.COCO(truth)
+    # An empty result list cannot be loaded; one box of no size matches nothing and changes nothing.
+    rows = [{**row, "category_id": 1} for row in results] or [_nothing(truth)]
+    evaluation = library.COCOeval_faster(coco, coco.loadRes(rows), iouType="bbox", use_area=True)
+    params = evaluation.params
+    params.useCats = 0
+    params.maxDets = list(BUDGETS)
+    params.areaRng = [list(limits) for limits in AREAS_PX.values()]
+    params.areaRngLbl = list(AREAS_PX)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    return _metrics(np.asarray(evaluation.eval["recall"]), list(params.iouThrs))
+
+
+def _fold(ground_truth: Mapping[str, Any]) -> dict[str, Any]:
+    """The annotations with every category folded to 1."""
+    annotations = [
+        {
+            "id": number,
+            "image_id": row["image_id"],
+            "category_id": 1,
+            "bbox": row["bbox"],
+            "area": row["bbox"][2] * row["bbox"][3],
+            "iscrowd": row.get("iscrowd", 0),
+        }
+        for number, row in enumerate(ground_truth["annotations"], start=1)
+    ]
+    return {
+        "info": {},
+        "images": [dict(image) for image in ground_truth["images"]],
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "object"}],
+    }
+
+
+def _nothing(truth: Mapping[str, Any]) -> dict[str, Any]:
+    return {"image_id": truth["images"][0]["id"], "category_id": 1, "bbox": [0.0, 0.0, 0.0, 0.0], "score": 0.0}
+
+
+def _metrics(recall_TKAM: np.ndarray, thresholds: list[float]) -> dict[str, float]:
+    """Names for the entries of COCO's recall array (threshold, category, area, budget)."""
+    areas = list(AREAS_PX)
+    metrics = {f"AR@{budget}": _mean(recall_TKAM[:, 0, 0, m]) for m, budget in enumerate(BUDGETS)}
+    at_100 = BUDGETS.index(100)
+    for area in areas[1:]:
+        metrics[f"AR@100-{area}"] = _mean(recall_TKAM[:, 0, areas.index(area), at_100])
+    for iou in (0.5, 0.7):
+        row = int(np.argmin(np.abs(np.array(thresholds) - iou)))
+        metrics[f"recall@100-iou{round(iou * 100)}"] = _mean(recall_TKAM[row : row + 1, 0, 0, at_100])
+    return metrics
+
+
+def _mean(values: np.ndarray) -> float:
+    valid = values[values > -1]
+    return float(valid.mean()) if valid.size else -1.0
+
+
+def format_table(columns: Mapping[str, Mapping[str, float]]) -> str:
+    """A plain-text table: one row for each metric, one column for each of `columns` (title -> metrics)."""
+    names = list(next(iter(columns.values())))
+    width = max(len(name) for name in names)
+    cells = max(8, *(len(title) for title in columns))
+    lines = [" " * width + "".join(f"  {title:>{cells}}" for title in columns)]
+    for name in names:
+        shown = (metrics.get(name, -1.0) for metrics in columns.values())
+        lines.append(f"{name:<{width}}" + "".join(f"  {_number(value):>{cells}}" for value in shown))
+    return "\n".join(lines)
+
+
+def _number(value: float) -> str:
+    return "-" if value < 0 else f"{value:.3f}"

@@ -1,0 +1,167 @@
+"""The folder of a training run: checkpoints, resolved settings, log and loss plot."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgerpn import files, settings
+from edgerpn.errors import ConfigError, require
+from edgerpn.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, versions
+from edgerpn.train.config import TrainSettings
+
+COLUMNS = (
+    "step",
+    "epoch",
+    "seconds",
+    "images_per_s",
+    "learning_rate",
+    "loss",
+    "objectness",
+    "box",
+    "objects",
+    "grad_norm",
+    "AR@10",
+    "AR@100",
+    "AR@1000",
+)
+"""Columns of log.csv; the last ones are filled in rows of evaluations only."""
+
+
+class RunFolder:
+    """Paths and files of one run; every file is replaced in one step."""
+
+    def __init__(self, path: Path) -> None:
+        """Names the files inside `path`; nothing is made yet."""
+        self.path = path
+        self.best = path / "best.pt"
+        self.last = path / "last.pt"
+        self.log = path / "log.csv"
+        self.config = path / "config.toml"
+        self.plot = path / "loss.png"
+        self.rows: list[dict[str, float]] = []
+
+    def start(self, resolved: TrainSettings) -> None:
+        """Begins a new run.
+
+        Raises:
+            ConfigError: The folder holds a run already.
+        """
+        if self.last.exists() or self.best.exists():
+            raise ConfigError(
+                [f"{self.path} holds a run already; go on with --resume, or choose another folder with --out"]
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._write_config(resolved)
+
+    def resume(self, resolved: TrainSettings) -> Checkpoint:
+        """Reads the last checkpoint, and drops what was logged after it.
+
+        Raises:
+            ConfigError: There is nothing to resume.
+            CheckpointError: The checkpoint is damaged.
+        """
+        if not self.last.exists():
+            raise ConfigError([f"{self.path}: nothing to resume, {self.last.name} is missing; start without --resume"])
+        checkpoint = load_checkpoint(self.last)
+        self.rows = [row for row in read_log(self.log) if row["step"] <= checkpoint.step] if self.log.exists() else []
+        self._write_config(resolved)
+        return checkpoint
+
+    def _write_config(self, resolved: TrainSettings) -> None:
+        files.write_text(self.config, settings.to_toml(resolved))
+        files.write_text(self.path / "versions.json", json.dumps(versions(), indent=2) + "\n")
+
+    def append(self, row: Mapping[str, float]) -> None:
+        """Adds a row to the log in memory; `flush` writes it."""
+        self.rows.append(dict(row))
+
+    def flush(self) -> None:
+        """Writes the log and the loss plot."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({k: _short(v) for k, v in row.items()} for row in self.rows)
+        files.write_text(self.log, text.getvalue())
+        if self.rows:
+            plot_losses(self.rows, self.plot)
+
+    def save(self, checkpoint: Checkpoint, *, is_best: bool) -> None:
+        """Writes last.pt, and best.pt (without the state to go on from) when `is_best`."""
+        save_checkpoint(checkpoint, self.last)
+        if is_best:
+            save_checkpoint(_without_training(checkpoint), self.best)
+
+
+def _without_training(checkpoint: Checkpoint) -> Checkpoint:
+    return Checkpoint(
+        settings=checkpoint.settings,
+        weights=checkpoint.weights,
+        step=checkpoint.step,
+        metrics=checkpoint.metrics,
+        data_sha256=checkpoint.data_sha256,
+    )
+
+
+def _short(value: float) -> str:
+    return f"{value:.6g}"
+
+
+def read_log(path: Path) -> list[dict[str, float]]:
+    """Rows of a log.csv, empty cells left out."""
+    with open(path, encoding="utf-8", newline="") as file:
+        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+
+
+def plot_losses(rows: list[dict[str, float]], path: Path) -> None:
+    """Draws the losses and the recall over the steps into a PNG."""
+    require("matplotlib", extra="train", purpose="the loss plot")
+    # The object interface needs no display and leaves no global figure behind.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    losses = [row for row in rows if "loss" in row]
+    for name, color in (("loss", "#1f4e79"), ("objectness", "#c55a11"), ("box", "#548235")):
+        axes.plot([r["step"] for r in losses], [r[name] for r in losses], color=color, label=name, linewidth=1.2)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.grid(alpha=0.25)
+    evaluations = [row for row in rows if "AR@100" in row]
+    if evaluations:
+        right = axes.twinx()
+        steps = [r["step"] for r in evaluations]
+        right.plot(steps, [r["AR@100"] for r in evaluations], "o--", color="#7030a0", label="AR@100 (val)", markersize=4)
+        right.set_ylabel("AR@100 on the validation images")
+        right.set_ylim(bottom=0)
+        right.legend(loc="upper left", frameon=False)
+    axes.set_ylim(bottom=0, top=_upper_limit([r["loss"] for r in losses]))
+    axes.legend(loc="upper right", frameon=False)
+    with files.replacing(path) as temporary:
+        canvas.print_png(str(temporary))
+
+
+def _upper_limit(values: list[float]) -> float | None:
+    """Top of the axis that shows the curve, not the first steps' spike."""
+    if len(values) < 10:
+        return None
+    ordered = sorted(values)
+    return 1.3 * ordered[int(0.98 * (len(ordered) - 1))]
+
+
+def tensorboard_writer(path: Path) -> Any:
+    """A TensorBoard SummaryWriter into `path`.
+
+    Raises:
+        MissingDependencyError: TensorBoard is not installed.
+    """
+    require("tensorboard", extra="tensorboard", purpose="loop.tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(path))
