@@ -11,10 +11,9 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
-from types import ModuleType
 
 from edgerpn import __version__
-from edgerpn.errors import EdgeRpnError, MissingDependencyError
+from edgerpn.errors import EdgeRpnError
 
 # Name: module, the extra that brings what the module imports, summary.
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -33,10 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = build_parser(argv).parse_args(argv)
         status: int = arguments.entry(arguments)
-    except EdgeRpnError as error:
-        if "--debug" in argv:
+    except (EdgeRpnError, ModuleNotFoundError) as error:
+        message = str(error) if isinstance(error, EdgeRpnError) else _what_to_install(error, argv)
+        if "--debug" in argv or not message:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -45,37 +45,35 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
-    """The parser with every command's name, and the arguments of the one that `argv` asks for.
-
-    Raises:
-        MissingDependencyError: What that command imports is not installed.
-    """
+    """The parser with every command's name, and the arguments of the one that `argv` asks for."""
     parser = argparse.ArgumentParser(prog="edgerpn", description="Class-agnostic object proposals on edge GPUs.")
     parser.add_argument("--version", action="version", version=f"edgerpn {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    # The first word decides; a later one may be a file that happens to be called like a command.
-    asked = next((word for word in argv if not word.startswith("-")), None)
-    for name, (module_name, extra, summary) in COMMANDS.items():
+    for name, (module_name, _, summary) in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
-        if name == asked:
-            module = _import_command(name, module_name, extra)
+        if name == _asked(argv):
+            module = importlib.import_module(module_name)
             module.add_arguments(command)
             command.add_argument("--debug", action="store_true", help="show the traceback of an error")
             command.set_defaults(entry=module.run)
     return parser
 
 
-def _import_command(name: str, module_name: str, extra: str) -> ModuleType:
-    try:
-        return importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing == "edgerpn":
-            raise
-        raise MissingDependencyError(
-            f"`edgerpn {name}` needs the Python module {missing!r}, which is not installed here. "
-            f"Install it with: pip install 'edgerpn[{extra}]'"
-        ) from error
+def _asked(argv: Sequence[str]) -> str | None:
+    """The command: the first word, because a later one may be a file that happens to be called like a command."""
+    return next((word for word in argv if not word.startswith("-")), None)
+
+
+def _what_to_install(error: ModuleNotFoundError, argv: Sequence[str]) -> str:
+    """Which extra brings the missing module; empty when it is one of ours, which is a bug and needs its traceback."""
+    missing = (error.name or "").partition(".")[0]
+    command = _asked(argv)
+    if missing in ("", "edgerpn") or command not in COMMANDS:
+        return ""
+    return (
+        f"`edgerpn {command}` needs the Python module {missing!r}, which is not installed here. "
+        f"Install it with: pip install 'edgerpn[{COMMANDS[command][1]}]'"
+    )
 
 
 if __name__ == "__main__":

@@ -30,7 +30,9 @@ def example(**changes: Any) -> Manifest:
             score_threshold=0.0,
             min_size_px=0.0,
         ),
-        provenance=Provenance(created="2026-01-02T03:04:05Z", checkpoint_sha256="c" * 64, versions=(("torch", "2.13.0"),)),
+        provenance=Provenance(
+            created="2026-01-02T03:04:05Z", checkpoint_sha256="c" * 64, versions=(("torch", "2.13.0"),)
+        ),
         recall=RecallSpec(data_sha256="d" * 64, num_images=3, metrics=(("AR@100", 0.5),)),
     )
     return whole.replace(**changes)

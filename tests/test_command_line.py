@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgerpn import __version__
+from edgerpn.__main__ import COMMANDS, build_parser, main
+
+# Scripts and notebooks out there hold these words: taking one away or renaming it breaks them, so a change here is
+# a line in the changelog. Positional arguments stand by their names.
+ARGUMENTS: dict[str, set[str]] = {}
+
+
+def options(command: str) -> set[str]:
+    """Every argument that the command's parser knows, by its longest name."""
+    parser = build_parser([command])
+    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return {max(action.option_strings or [action.dest], key=len) for action in commands.choices[command]._actions}
+
+
+def test_the_commands_are_these() -> None:
+    assert list(COMMANDS) == ["train", "eval", "export", "run", "inspect", "demo"]
+    assert set(ARGUMENTS) == set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", list(COMMANDS))
+def test_a_command_takes_exactly_these_arguments(command: str) -> None:
+    assert options(command) == ARGUMENTS[command]
+
+
+def test_the_help_lists_every_command_with_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    for command, (_, _, summary) in COMMANDS.items():
+        assert command in shown
+        assert " ".join(shown.split()).find(summary) > 0
+
+
+@pytest.mark.parametrize("command", list(COMMANDS))
+def test_every_argument_of_every_command_is_explained(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    assert f"edgerpn {command}" in capsys.readouterr().out
+    parser = build_parser([command])
+    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    assert all(action.help for action in commands.choices[command]._actions)
+
+
+def test_python_dash_m_is_the_same_program() -> None:
+    installed = Path(sys.executable).with_name("edgerpn")
+    for words in ([], ["--help"], ["--version"], ["nonsense"]):
+        runs = [
+            subprocess.run([*start, *words], capture_output=True, text=True, check=False)
+            for start in ([str(installed)], [sys.executable, "-m", "edgerpn"])
+        ]
+        assert (runs[0].returncode, runs[0].stdout, runs[0].stderr) == (
+            runs[1].returncode,
+            runs[1].stdout,
+            runs[1].stderr,
+        )
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"edgerpn {__version__}\n"
+
+
+@pytest.mark.parametrize("words", [[], ["nonsense"], ["run", "--nonsense"]])
+def test_wrong_usage_exits_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    assert "usage: edgerpn" in capsys.readouterr().err
+
+
+def test_an_error_of_ours_is_one_line_and_exits_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", str(tmp_path / "none.onnx"), str(tmp_path / "none.mp4")]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert "none.onnx" in err
+    assert "Traceback" not in err
+
+
+def test_debug_shows_the_traceback_of_an_error(tmp_path: Path) -> None:
+    words = ["run", str(tmp_path / "none.onnx"), str(tmp_path / "none.mp4"), "--debug"]
+    done = subprocess.run([sys.executable, "-m", "edgerpn", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_a_file_that_is_called_like_a_command_is_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for name in [name for name in sys.modules if name.startswith("edgerpn.train")]:
+        monkeypatch.delitem(sys.modules, name)
+    parsed = build_parser(["run", "model.onnx", "train"]).parse_args(["run", "model.onnx", "train"])
+    assert parsed.source == "train"
+
+
+def test_a_command_whose_packages_are_missing_says_what_to_install() -> None:
+    code = (
+        "import sys\n"
+        "sys.modules['torch'] = None\n"
+        "from edgerpn.__main__ import main\n"
+        "sys.exit(main(['train', '--data', 'a', '--out', 'b']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: `edgerpn train` needs")
+    assert "pip install 'edgerpn[train]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_exits_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from edgerpn.runtime import cli
+
+    def interrupt(arguments: argparse.Namespace) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run", interrupt)
+    assert main(["run", "model.onnx", "video.mp4"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"

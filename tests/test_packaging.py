@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.metadata
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import edgerpn
+
+PACKAGES = {"core": "edgerpn", "train": "edgerpn/train", "export": "edgerpn/export", "runtime": "edgerpn/runtime"}
+"""Folder in the repository -> folder in the wheel."""
+
+BUILD = "import sys; from setuptools.build_meta import build_wheel; print(build_wheel(sys.argv[1]))"
+
+
+def tracked_files(root: Path) -> list[str]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, check=True, capture_output=True, text=True).stdout
+    return [name for name in listed.split("\0") if name and (root / name).is_file()]
+
+
+@pytest.fixture(scope="module")
+def wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """A wheel built from the tracked files alone, without a network."""
+    source = tmp_path_factory.mktemp("source")
+    for name in tracked_files(root):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(root / name, source / name)
+    built = tmp_path_factory.mktemp("wheel")
+    done = subprocess.run(
+        [sys.executable, "-c", BUILD, str(built)], cwd=source, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    # setuptools says so, and no more, when a data file is about to be left out.
+    assert "would be ignored" not in done.stderr
+    return zipfile.ZipFile(next(built.glob("*.whl")))
+
+
+def test_the_wheel_holds_every_tracked_file_of_the_packages_and_nothing_else(
+    root: Path, wheel: zipfile.ZipFile
+) -> None:
+    expected = set()
+    for name in tracked_files(root):
+        folder, _, rest = name.partition("/")
+        if folder in PACKAGES:
+            expected.add(f"{PACKAGES[folder]}/{rest}")
+    assert len(expected) > 20
+    found = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert found == expected
+
+
+def test_the_wheel_carries_the_licence_and_the_command(wheel: zipfile.ZipFile) -> None:
+    info = f"edgerpn-{edgerpn.__version__}.dist-info"
+    assert b"Apache License" in wheel.read(f"{info}/licenses/LICENSE")
+    assert b"edgerpn = edgerpn.__main__:main" in wheel.read(f"{info}/entry_points.txt")
+
+
+def test_the_version_is_written_in_one_place(root: Path, wheel: zipfile.ZipFile) -> None:
+    metadata = wheel.read(f"edgerpn-{edgerpn.__version__}.dist-info/METADATA").decode()
+    assert f"\nVersion: {edgerpn.__version__}\n" in metadata
+    version = re.compile(rf"(?<![\d.]){re.escape(edgerpn.__version__)}(?![\d.])")
+    holders = [
+        name
+        for name in tracked_files(root)
+        if name.partition("/")[0] in PACKAGES or name == "pyproject.toml"
+        if version.search((root / name).read_text(encoding="utf-8"))
+    ]
+    assert holders == ["core/__init__.py"]
+
+
+def test_a_plain_install_asks_for_numpy_alone(wheel: zipfile.ZipFile) -> None:
+    metadata = wheel.read(f"edgerpn-{edgerpn.__version__}.dist-info/METADATA").decode()
+    plain = [line for line in re.findall(r"^Requires-Dist: (.*)$", metadata, re.MULTILINE) if "extra ==" not in line]
+    assert [re.split(r"[<>=]", line)[0] for line in plain] == ["numpy", "tomli"]
+    assert "python_version < " in plain[1]
+
+
+@pytest.mark.parametrize("extra", ["onnxruntime", "gpu", "tensorrt", "rtx"])
+def test_no_backend_brings_opencv_or_torch(wheel: zipfile.ZipFile, extra: str) -> None:
+    metadata = wheel.read(f"edgerpn-{edgerpn.__version__}.dist-info/METADATA").decode()
+    brought = re.findall(rf'^Requires-Dist: (.*); .*extra == "{extra}"$', metadata, re.MULTILINE)
+    assert brought
+    assert not [line for line in brought if re.match(r"opencv|torch|edgerpn", line)]
+
+
+def test_the_installed_package_is_visible_to_static_tools_and_up_to_date(root: Path) -> None:
+    hint = "install with ./dev, or with pip install -e . in strict mode"
+    spec = importlib.machinery.PathFinder.find_spec("edgerpn")
+    assert spec is not None, f"type checkers and editors cannot see this editable install; {hint}"
+    assert spec.submodule_search_locations is not None
+    site = Path(spec.submodule_search_locations[0]).parent
+    missing = []
+    for name in tracked_files(root):
+        folder, _, rest = name.partition("/")
+        if folder in PACKAGES and not (site / PACKAGES[folder] / rest).is_file():
+            missing.append(name)
+    assert not missing, f"files that came after the install; {hint}"
+    assert importlib.metadata.version("edgerpn") == edgerpn.__version__
+
+
+def imported_by(modules: list[str]) -> set[str]:
+    """Top-level names of everything outside the standard library that importing `modules` loads."""
+    code = (
+        "import importlib, sys\n"
+        "before = set(sys.modules)\n"
+        f"for name in {modules!r}: importlib.import_module(name)\n"
+        "print(*{name.partition('.')[0] for name in set(sys.modules) - before})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return set(done.stdout.split()) - set(sys.stdlib_module_names)
+
+
+def test_the_package_itself_imports_nothing() -> None:
+    assert imported_by(["edgerpn"]) == {"edgerpn"}
+
+
+def test_the_core_imports_nothing_but_numpy(root: Path) -> None:
+    modules = [f"edgerpn.{path.stem}" for path in sorted((root / "core").glob("*.py")) if path.stem != "__init__"]
+    assert "edgerpn.settings" in modules
+    assert imported_by(modules) - {"tomli"} == {"edgerpn", "numpy"}
