@@ -1,0 +1,97 @@
+"""Proposals: what a model says about one frame."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgerpn.errors import require
+
+Index = int | slice | list[int] | npt.NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False, slots=True, repr=False)
+class Proposals:
+    """Boxes and scores of one frame, best first; immutable.
+
+    Both arrays are copied and made read-only. Indexing with a number, a slice, a mask or an array of numbers
+    gives Proposals again, in the order of the index.
+    """
+
+    boxes: npt.NDArray[np.float32]
+    """(M, 4) float32; x1, y1, x2, y2 in pixels of the frame."""
+    scores: npt.NDArray[np.float32]
+    """(M,) float32; objectness 0..1, descending as the model gives them."""
+
+    def __post_init__(self) -> None:
+        """Copies, checks and locks the arrays."""
+        boxes = np.array(self.boxes, np.float32)
+        scores = np.array(self.scores, np.float32)
+        if boxes.ndim != 2 or boxes.shape[1] != 4:
+            raise ValueError(f"boxes: expected shape (M, 4), got {boxes.shape}")
+        if scores.shape != (len(boxes),):
+            raise ValueError(
+                f"scores: expected shape ({len(boxes)},) as there are {len(boxes)} boxes, got {scores.shape}"
+            )
+        boxes.flags.writeable = False
+        scores.flags.writeable = False
+        object.__setattr__(self, "boxes", boxes)
+        object.__setattr__(self, "scores", scores)
+
+    def __len__(self) -> int:
+        """Number of boxes."""
+        return len(self.scores)
+
+    def __repr__(self) -> str:
+        """Number of boxes and the range of their scores."""
+        if not len(self):
+            return "Proposals(0 boxes)"
+        return f"Proposals({len(self)} boxes, scores {self.scores.max():.3f} to {self.scores.min():.3f})"
+
+    def __getitem__(self, index: Index) -> Proposals:
+        """The boxes that `index` picks: one number, a slice, a mask (M,) or an array of numbers.
+
+        Raises:
+            IndexError: A number lies outside, or a mask has another length.
+        """
+        if isinstance(index, (slice, list, np.ndarray)):
+            picked = np.asarray(index, np.intp) if isinstance(index, list) and not index else index
+            return Proposals(self.boxes[picked], self.scores[picked])
+        row = operator.index(index)
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"proposal {row} of {len(self)}")
+        row %= len(self)
+        return Proposals(self.boxes[row : row + 1], self.scores[row : row + 1])
+
+    def above(self, score: float) -> Proposals:
+        """The boxes whose score is at least `score`."""
+        return self[self.scores >= score]
+
+    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
+        """The boxes as COCO results: plain Python numbers, bbox as x, y, width, height, one class (1).
+
+        Args:
+            image_id: The image's id in the annotation file.
+        """
+        sizes = self.boxes[:, 2:] - self.boxes[:, :2]
+        rows = np.concatenate([self.boxes[:, :2], sizes], axis=1).tolist()
+        return [
+            {"image_id": int(image_id), "category_id": 1, "bbox": row, "score": score}
+            for row, score in zip(rows, self.scores.tolist(), strict=True)
+        ]
+
+    def to_supervision(self) -> Any:
+        """The boxes as `supervision.Detections`, all of class 0.
+
+        Raises:
+            MissingDependencyError: The package supervision is not installed.
+        """
+        supervision = require("supervision", extra="supervision", purpose="to_supervision")
+        # Writable copies, because annotators and filters of that package change arrays in place.
+        return supervision.Detections(
+            xyxy=self.boxes.copy(), confidence=self.scores.copy(), class_id=np.zeros(len(self), np.int64)
+        )

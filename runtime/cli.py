@@ -1,0 +1,160 @@
+"""The command `edgerpn run`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgerpn.errors import ConfigError
+
+if TYPE_CHECKING:
+    from edgerpn.runtime.frame import Source
+    from edgerpn.runtime.model import Model
+    from edgerpn.runtime.run import RunSummary
+    from edgerpn.runtime.sink import Sink
+
+_SOURCES = (
+    "a video file; an image; a folder or a quoted glob of images; a camera index or /dev/videoN; an rtsp:// or "
+    "http:// URL; a GStreamer pipeline in quotes"
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `edgerpn run` to `parser`."""
+    parser.add_argument("model", metavar="MODEL", help="exported model (model.onnx; model.json lies beside it)")
+    parser.add_argument("source", metavar="SOURCE", help=_SOURCES)
+    outputs = parser.add_argument_group("outputs (none: only the summary)")
+    outputs.add_argument("--out", metavar="DIR", help="folder for proposals.jsonl and the annotated video or images")
+    outputs.add_argument("--jsonl", metavar="FILE", help="one JSON line for each frame; - is the standard output")
+    outputs.add_argument("--video", metavar="FILE", help="annotated video, .mp4 or .avi")
+    outputs.add_argument("--show", action="store_true", help="show the annotated frames in a window; Q closes it")
+    parser.add_argument("--max-frames", metavar="N", type=_positive, help="stop after N frames")
+    parser.add_argument(
+        "--score", metavar="X", type=_score, default=0.0, help="leave out proposals scored below X, everywhere (0)"
+    )
+    parser.add_argument("--top", metavar="N", type=_positive, default=20, help="draw the N best proposals (20)")
+    parser.add_argument("--threads", metavar="N", type=_positive, help="CPU threads of one inference")
+    parser.add_argument(
+        "--provider",
+        metavar="NAME",
+        action="append",
+        help="ONNX Runtime execution provider (cuda, cpu, ...); may be repeated, in order of preference",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the command and prints its summary; 0 done, 1 no frame could be read, 128 + N ended by signal N."""
+    # The source says whether it is live, and wrong ones should fail before the model is loaded.
+    from edgerpn.runtime.source import open_source
+
+    source = open_source(arguments.source)
+    is_live = source.is_live
+    try:
+        summary = run_opened(arguments, source)
+    finally:
+        source.close()
+    print(summary.text(), file=sys.stderr if arguments.jsonl == "-" else sys.stdout)
+    if summary.stop_signal is not None and not is_live:
+        return 128 + summary.stop_signal
+    return 1 if summary.num_errors and not summary.num_frames else 0
+
+
+def run_opened(arguments: argparse.Namespace, source: Source) -> RunSummary:
+    """Runs an opened source as the arguments of `edgerpn run` say.
+
+    Raises:
+        EdgeRpnError: The first error of model, source or sinks.
+    """
+    from edgerpn.runtime.run import run_source
+
+    check_targets(arguments, source)
+    with _load(arguments, source) as model:
+        sinks = _open_sinks(arguments, source)
+        return run_source(model, source, sinks, max_frames=arguments.max_frames, min_score=arguments.score)
+
+
+def check_targets(arguments: argparse.Namespace, source: Source) -> None:
+    """Makes sure that no output would overwrite an input or another output.
+
+    Raises:
+        ConfigError: One would.
+    """
+    inputs = {Path(arguments.model).resolve(), Path(arguments.model).with_suffix(".json").resolve()}
+    images = [path.resolve() for path in getattr(source, "paths", ())]
+    inputs.update(images or [Path(arguments.source).resolve()])
+    targets = [Path(path).resolve() for path in _target_files(arguments, source)]
+    problems = [f"{path}: this is an input of the run, and would be overwritten" for path in targets if path in inputs]
+    problems += [f"{path}: given for two outputs" for path in sorted(set(targets)) if targets.count(path) > 1]
+    if arguments.out is not None and Path(arguments.out).resolve() in {path.parent for path in images}:
+        problems.append(f"--out {arguments.out}: the images of the source lie there, and would be overwritten")
+    if problems:
+        raise ConfigError(problems)
+
+
+def _target_files(arguments: argparse.Namespace, source: Source) -> list[str | Path]:
+    files: list[str | Path] = []
+    if arguments.jsonl not in (None, "-"):
+        files.append(arguments.jsonl)
+    if arguments.video is not None:
+        files.append(arguments.video)
+    if arguments.out is not None:
+        names = ("proposals.jsonl",) if source.is_images else ("proposals.jsonl", "annotated.mp4")
+        files += [Path(arguments.out) / name for name in names]
+    return files
+
+
+def _load(arguments: argparse.Namespace, source: Source) -> Model:
+    from edgerpn.runtime.backend import available_cores
+    from edgerpn.runtime.model import load
+
+    threads = arguments.threads
+    if threads is None and not source.is_live:
+        # A file has two frames in the model at once: two callers and threads - 1 helpers then fill the cores.
+        threads = max(1, available_cores() - 1)
+    return load(arguments.model, providers=arguments.provider, threads=threads)
+
+
+def _open_sinks(arguments: argparse.Namespace, source: Source) -> list[Sink]:
+    from edgerpn.runtime.painter import Painter
+    from edgerpn.runtime.picture_sink import ImageFolderSink, VideoSink, WindowSink
+    from edgerpn.runtime.sink import JsonLinesSink
+
+    painter = Painter(top=arguments.top)
+    sinks: list[Sink] = []
+    # Those that can fail without leaving anything behind come first.
+    if arguments.show:
+        sinks.append(WindowSink(painter, title=f"edgerpn: {source.name}"))
+    if arguments.video is not None:
+        sinks.append(VideoSink(arguments.video, painter, fps=source.fps))
+    if arguments.out is not None:
+        folder = Path(arguments.out)
+        if source.is_images:
+            sinks.append(ImageFolderSink(folder, painter))
+        else:
+            sinks.append(VideoSink(folder / "annotated.mp4", painter, fps=source.fps))
+        sinks.append(JsonLinesSink(folder / "proposals.jsonl", is_live=source.is_live))
+    if arguments.jsonl is not None:
+        sinks.append(JsonLinesSink(arguments.jsonl, is_live=source.is_live))
+    return sinks
+
+
+def _positive(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return number
+
+
+def _score(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
+    return number

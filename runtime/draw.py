@@ -1,0 +1,120 @@
+"""Drawing proposals so that many overlapping ones stay readable.
+
+Only the best are drawn, the best last and on top; weak ones are thin and see-through, strong ones thick and bright,
+all in one hue; only the first few carry their score, where there is room for it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from edgerpn.proposals import Proposals
+from edgerpn.runtime.opencv import load_cv2
+
+DEFAULT_TOP = 20
+"""Boxes drawn at most, unless told otherwise."""
+
+NUM_LABELS = 5
+"""Boxes that carry their score at most."""
+
+_WEAK_BGR = np.array([150.0, 90.0, 20.0])
+_STRONG_BGR = np.array([255.0, 235.0, 60.0])
+_INK_BGR = (40, 25, 0)
+
+Image = npt.NDArray[np.uint8]
+Rectangle = tuple[int, int, int, int]
+
+
+def draw_proposals(image: Image, proposals: Proposals, *, top: int = DEFAULT_TOP) -> Image:
+    """Draws the best proposals on a copy of `image`.
+
+    Args:
+        image: (H, W, 3) uint8 BGR; not changed.
+        proposals: Boxes in pixels of `image`, best first.
+        top: Boxes drawn at most.
+
+    Returns:
+        (H, W, 3) uint8 BGR, a new array.
+    """
+    canvas = np.array(image)
+    shown = proposals[:top]
+    if not len(shown):
+        return canvas
+    corners = _pixel_corners(shown, canvas)
+    strengths = np.clip(shown.scores / max(float(shown.scores[0]), 0.3), 0, 1)
+    unit = max(1, round(min(canvas.shape[:2]) / 360))
+    for corner, strength in zip(corners[::-1], strengths[::-1].tolist(), strict=True):
+        _draw_box(canvas, corner, strength, unit)
+    taken: list[Rectangle] = []
+    for corner, score, strength in zip(corners[:NUM_LABELS], shown.scores.tolist(), strengths.tolist(), strict=False):
+        _draw_label(canvas, corner, f"{score:.2f}", strength, unit, taken)
+    return canvas
+
+
+def score_color(strength: float) -> tuple[int, int, int]:
+    """The BGR colour of a box whose score is `strength` (0..1) of the best one's."""
+    blue, green, red = (_WEAK_BGR + (_STRONG_BGR - _WEAK_BGR) * strength).round().astype(int).tolist()
+    return blue, green, red
+
+
+def _pixel_corners(proposals: Proposals, canvas: Image) -> list[Rectangle]:
+    height, width = canvas.shape[:2]
+    limit = np.array([width - 1, height - 1, width - 1, height - 1])
+    rows = np.clip(np.nan_to_num(proposals.boxes).round(), 0, limit).astype(int).tolist()
+    return [(x1, y1, x2, y2) for x1, y1, x2, y2 in rows]
+
+
+def _draw_box(canvas: Image, corner: Rectangle, strength: float, unit: int) -> None:
+    opacity = 0.25 + 0.75 * strength
+    thickness = unit * (1 if strength < 0.5 else 2 if strength < 0.85 else 3)
+    if strength >= 0.5:
+        # A dark rim keeps strong boxes visible on bright ground.
+        _blend_frame(canvas, corner, thickness + 2 * unit, _INK_BGR, 0.45 * opacity)
+    _blend_frame(canvas, corner, thickness, score_color(strength), opacity)
+
+
+def _blend_frame(
+    canvas: Image, corner: Rectangle, thickness: int, color_bgr: tuple[int, int, int], opacity: float
+) -> None:
+    """Blends the four sides of a box, centred on its edge; only these pixels are touched, which is fast."""
+    x1, y1, x2, y2 = corner
+    outer = thickness // 2
+    inner = thickness - outer
+    left, right, top, bottom = max(x1 - outer, 0), x2 + outer + 1, max(y1 - outer, 0), y2 + outer + 1
+    mid_top, mid_bottom = min(y1 + inner, bottom), max(y2 - inner + 1, y1 + inner)
+    sides = (
+        (top, mid_top, left, right),
+        (mid_bottom, bottom, left, right),
+        (mid_top, mid_bottom, left, min(x1 + inner, right)),
+        (mid_top, mid_bottom, max(x2 - inner + 1, x1 + inner), right),
+    )
+    ink = np.array(color_bgr, np.float32) * opacity
+    for y_start, y_end, x_start, x_end in sides:
+        side = canvas[y_start:y_end, x_start:x_end]
+        if side.size:
+            side[:] = side * np.float32(1 - opacity) + ink
+
+
+def _draw_label(
+    canvas: Image, corner: Rectangle, text: str, strength: float, unit: int, taken: list[Rectangle]
+) -> None:
+    """Writes `text` at a corner of the box; left out where it would cover another label."""
+    cv2 = load_cv2()
+    font, scale, pad = cv2.FONT_HERSHEY_SIMPLEX, 0.4 * unit, 2 * unit
+    (text_w, text_h), _ = cv2.getTextSize(text, font, scale, unit)
+    height, width = canvas.shape[:2]
+    label_w, label_h = text_w + 2 * pad, text_h + 2 * pad
+    x = max(0, min(corner[0], width - label_w))
+    # Above the box, or inside it where the picture ends.
+    y = corner[1] - label_h if corner[1] >= label_h else corner[1]
+    place = (x, y, x + label_w, y + label_h)
+    if y + label_h > height or any(_overlap(place, other) for other in taken):
+        return
+    taken.append(place)
+    cv2.rectangle(canvas, place[:2], (place[2] - 1, place[3] - 1), score_color(strength), -1)
+    cv2.putText(canvas, text, (x + pad, y + label_h - pad), font, scale, _INK_BGR, unit, cv2.LINE_AA)
+
+
+def _overlap(one: Rectangle, other: Rectangle) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]

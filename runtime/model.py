@@ -1,0 +1,164 @@
+"""A loaded model: frames in, proposals out."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from edgerpn.manifest import Manifest
+from edgerpn.proposals import Proposals
+from edgerpn.runtime.backend import Backend, open_backend
+from edgerpn.runtime.frame import Frame, Result, Source
+from edgerpn.runtime.pipeline import Pipeline
+from edgerpn.runtime.preprocess import Preprocessor, check_image
+from edgerpn.runtime.source import open_source
+from edgerpn.runtime.timing import Stopwatch
+
+_logger = logging.getLogger(__name__)
+
+
+def load(path: str | os.PathLike[str], *, providers: Sequence[str] | None = None, threads: int | None = None) -> Model:
+    """Loads an exported model.
+
+    Args:
+        path: `model.onnx`, with its manifest `model.json` beside it or inside it.
+        providers: ONNX Runtime execution providers in order of preference ("cuda", "cpu", or full names); None:
+            CUDA if it is there, else the CPU.
+        threads: CPU threads of one inference; None: one for each core that this process may use.
+
+    Returns:
+        The model; close it, or use it in a `with` block.
+
+    Raises:
+        EngineLoadError: No backend runs such a file, or the backend cannot load it.
+        ManifestError: The file or its manifest is missing or malformed, or they do not belong together.
+        MissingDependencyError: The backend or OpenCV is not installed.
+    """
+    return Model(open_backend(path, providers=providers, threads=threads))
+
+
+class Model:
+    """Gives proposals for frames; threads may share it."""
+
+    def __init__(self, backend: Backend) -> None:
+        """Takes over `backend`; `load` is the usual way to a model."""
+        self._backend = backend
+        self._preprocessor = Preprocessor(backend.manifest)
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the model is."""
+        return self._backend.manifest
+
+    @property
+    def backend(self) -> Backend:
+        """What runs it."""
+        return self._backend
+
+    def __call__(self, frame: npt.NDArray[np.uint8]) -> Proposals:
+        """The proposals of one frame.
+
+        Args:
+            frame: (H, W, 3) uint8 BGR as OpenCV delivers it; of any size, unless the model was exported with
+                --source-size.
+
+        Returns:
+            Boxes in pixels of `frame`, best first.
+
+        Raises:
+            InputError: The frame's type, shape or size is wrong.
+            InferenceError: The backend failed.
+        """
+        return self._run(frame, Stopwatch())
+
+    def batch(self, frames: Sequence[npt.NDArray[np.uint8]]) -> list[Proposals]:
+        """The proposals of several frames, in order; their sizes may differ. Arguments and errors as for one."""
+        if not len(frames):
+            return []
+        images = [check_image(frame) for frame in frames]
+        boxes, scores, count = self._backend.infer(
+            np.concatenate([self._preprocessor.prepare(image).copy() for image in images])
+        )
+        return [
+            self._preprocessor.restore(boxes[i], scores[i], int(count[i]), (image.shape[0], image.shape[1]))
+            for i, image in enumerate(images)
+        ]
+
+    def stream(
+        self,
+        source: str | int | os.PathLike[str] | Source,
+        *,
+        workers: int | None = None,
+        max_frames: int | None = None,
+    ) -> Iterator[Result]:
+        """The results of a video, images or a camera, in order; decoding and inference run in threads.
+
+        Files never lose a frame; of a live source, the newest frame is taken whenever the model is free. What the
+        source reports in between (an image that cannot be read) is logged as a warning. Leaving the loop, or closing
+        the generator, stops the threads and closes the source.
+
+        Args:
+            source: Anything that `edgerpn run` takes, or an opened source.
+            workers: Frames in the model at the same time; None: `default_workers`.
+            max_frames: Frames after which to stop; None: all.
+
+        Raises:
+            StreamError: The source cannot be opened, or stalls (raised from the iteration, as all the rest).
+            InputError: A frame does not fit the model.
+            InferenceError: The backend failed.
+        """
+        opened = open_source(source) if isinstance(source, (str, int, os.PathLike)) else source
+        with closing(iter(self.pipeline(opened, workers=workers, max_frames=max_frames))) as items:
+            for item in items:
+                if isinstance(item, Result):
+                    yield item
+                else:
+                    _logger.warning("%s", item.message)
+
+    def pipeline(self, source: Source, *, workers: int | None = None, max_frames: int | None = None) -> Pipeline:
+        """The same as `stream` with events among the results, and with a `stop` that a signal handler may call."""
+        workers = workers or self.default_workers(is_live=source.is_live)
+        return Pipeline(source, self.run_frame, workers=workers, max_frames=max_frames)
+
+    def default_workers(self, *, is_live: bool) -> int:
+        """Frames in the model at the same time: two for files on a CPU, where one alone leaves gaps; else one.
+
+        A live source gets one, because a second would only make its results older.
+        """
+        return 1 if is_live or not self._backend.is_cpu else 2
+
+    def run_frame(self, frame: Frame) -> Result:
+        """The result of one frame of a source, with the time of each stage."""
+        watch = Stopwatch()
+        proposals = self._run(frame.image, watch)
+        return Result(proposals=proposals, frame=frame, stage_ms={"decode": frame.decode_ms, **watch.stage_ms})
+
+    def _run(self, frame: npt.NDArray[np.uint8], watch: Stopwatch) -> Proposals:
+        image = check_image(frame)
+        network_input = self._preprocessor.prepare(image)
+        watch.split("preprocess")
+        boxes, scores, count = self._backend.infer(network_input)
+        watch.split("inference")
+        proposals = self._preprocessor.restore(boxes[0], scores[0], int(count[0]), (image.shape[0], image.shape[1]))
+        watch.split("postprocess")
+        return proposals
+
+    def close(self) -> None:
+        """Frees the backend; does nothing the second time."""
+        self._backend.close()
+
+    def __enter__(self) -> Model:
+        """Returns the model."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Frees the backend."""
+        self.close()

@@ -1,0 +1,181 @@
+"""The ONNX Runtime backend: CPU anywhere, CUDA where onnxruntime-gpu is installed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgerpn import manifest as manifests
+from edgerpn.errors import ArtifactMismatchError, EngineLoadError, InferenceError, ManifestError, require
+from edgerpn.manifest import METADATA_KEY, Manifest
+from edgerpn.runtime.backend import Outputs, available_cores, check_frames, check_outputs
+
+_CPU = "CPUExecutionProvider"
+_CUDA = "CUDAExecutionProvider"
+_TYPES = {"uint8": "tensor(uint8)", "float32": "tensor(float)", "int32": "tensor(int32)"}
+
+
+class OnnxRuntimeBackend:
+    """Runs an ONNX file; see `edgerpn.runtime.backend.Backend` for the contract."""
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, providers: Sequence[str] | None = None, threads: int | None = None
+    ) -> None:
+        """Loads the file and checks it against its manifest; arguments and errors as in `open_backend`."""
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads: expected at least 1, got {threads}")
+        path = Path(path)
+        has_sidecar = manifests.manifest_path(path).is_file()
+        if has_sidecar or not path.is_file():
+            # Read before the library is loaded: a missing file or a wrong hash is then named in milliseconds.
+            self._manifest = manifests.read(path)
+        library = require("onnxruntime", extra="onnxruntime", purpose="running ONNX models")
+        chosen = _choose_providers(providers, library.get_available_providers())
+        self._session = _open_session(library, path, chosen, threads or available_cores())
+        if not has_sidecar:
+            self._manifest = _manifest_inside(path, self._session)
+        _check_interface(path, self._session, self._manifest)
+        self._provider: str = self._session.get_providers()[0]
+        if providers and self._provider != chosen[0]:
+            raise EngineLoadError(
+                f"{path}: {chosen[0]} was asked for, but ONNX Runtime could not start it and fell back to "
+                f"{self._provider}. Its CUDA, cuDNN or driver does not fit onnxruntime {library.__version__}."
+            )
+        self._version = library.__version__
+        self._failures = _failures(library)
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the artifact is."""
+        return self._manifest
+
+    @property
+    def name(self) -> str:
+        """Library, version and the provider that really runs the graph."""
+        return f"ONNX Runtime {self._version} ({self._provider.removesuffix('ExecutionProvider')})"
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether the CPU provider runs the graph."""
+        return self._provider == _CPU
+
+    def infer(self, frames: npt.NDArray[np.uint8]) -> Outputs:
+        """Runs the graph; see `Backend.infer`. A graph of fixed batch is called as often as needed."""
+        frames = check_frames(frames, self._manifest)
+        batch = self._manifest.input.batch
+        if batch is None or batch == len(frames):
+            return self._run(frames)
+        parts = [self._run_padded(frames[start : start + batch], batch) for start in range(0, len(frames), batch)]
+        boxes, scores, count = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return boxes, scores, count
+
+    def close(self) -> None:
+        """Frees the session."""
+        self._session = None
+
+    def _run_padded(self, frames: npt.NDArray[np.uint8], batch: int) -> Outputs:
+        num_frames = len(frames)
+        if num_frames < batch:
+            filler = np.zeros((batch - num_frames, *frames.shape[1:]), np.uint8)
+            frames = np.concatenate([frames, filler])
+        boxes, scores, count = self._run(frames)
+        return boxes[:num_frames], scores[:num_frames], count[:num_frames]
+
+    def _run(self, frames: npt.NDArray[np.uint8]) -> Outputs:
+        session = self._session
+        if session is None:
+            raise RuntimeError("the model is closed")
+        try:
+            boxes, scores, count = session.run(("boxes", "scores", "count"), {self._manifest.input.name: frames})
+        except self._failures as error:
+            raise InferenceError(f"ONNX Runtime failed on frames of shape {frames.shape}: {error}") from error
+        check_outputs((boxes, scores, count), len(frames), self._manifest.proposals.num_proposals)
+        return boxes, scores, count
+
+
+def _failures(library: ModuleType) -> tuple[type[Exception], ...]:
+    """The exceptions that ONNX Runtime raises; they share no base class of their own."""
+    state = library.capi.onnxruntime_pybind11_state
+    names = (
+        "Fail", "InvalidArgument", "NoSuchFile", "NoModel", "EngineError", "RuntimeException", "InvalidProtobuf",
+        "ModelLoaded", "NotImplemented", "InvalidGraph", "EPFail", "ModelLoadCanceled", "ModelRequiresCompilation",
+    )  # fmt: skip
+    found = tuple(getattr(state, name) for name in names if hasattr(state, name))
+    return (*found, RuntimeError, ValueError)
+
+
+def _choose_providers(asked: Sequence[str] | None, available: Sequence[str]) -> list[str]:
+    """Full provider names, the CPU last; "cuda" and "CUDAExecutionProvider" are the same."""
+    if not asked:
+        return [name for name in (_CUDA, _CPU) if name in available]
+    by_short_name = {name.lower().removesuffix("executionprovider"): name for name in available}
+    chosen = []
+    for name in asked:
+        full_name = by_short_name.get(name.lower().removesuffix("executionprovider"))
+        if full_name is None:
+            raise EngineLoadError(
+                f"provider {name!r} is not in this build of ONNX Runtime; it has: {', '.join(available)}. "
+                "CUDA comes with: pip install 'edgerpn[gpu]'"
+            )
+        chosen.append(full_name)
+    return chosen if _CPU in chosen else [*chosen, _CPU]
+
+
+def _open_session(library: ModuleType, path: Path, providers: list[str], threads: int) -> Any:
+    options = library.SessionOptions()
+    options.intra_op_num_threads = threads
+    # Idle threads of ONNX Runtime otherwise spin, and take the cores from decoding and writing.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # 3: errors only. Which provider really runs is checked and told by us.
+    options.log_severity_level = 3
+    try:
+        return library.InferenceSession(os.fspath(path), options, providers=providers)
+    except _failures(library) as error:
+        raise EngineLoadError(f"{path}: ONNX Runtime {library.__version__} cannot load it: {error}") from error
+
+
+def _manifest_inside(path: Path, session: Any) -> Manifest:
+    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    if text is None:
+        raise ManifestError(
+            f"{path}: not a model of ours: {manifests.manifest_path(path).name} is not beside it, and it holds no "
+            f"metadata {METADATA_KEY!r}. Export it with edgerpn export."
+        )
+    return manifests.parse(text, source=f"{path} (metadata)")
+
+
+def _check_interface(path: Path, session: Any, manifest: Manifest) -> None:
+    """Checks that the graph's real inputs and outputs are those of the manifest."""
+    height, width = manifest.input.frame_hw
+    batch, rows = manifest.input.batch, manifest.proposals.num_proposals
+    expected = {
+        manifest.input.name: ("uint8", (batch, height, width, 3)),
+        "boxes": ("float32", (batch, rows, 4)),
+        "scores": ("float32", (batch, rows)),
+        "count": ("int32", (batch,)),
+    }
+    found = {node.name: (node.type, tuple(node.shape)) for node in (*session.get_inputs(), *session.get_outputs())}
+    for name, (dtype, shape) in expected.items():
+        if name not in found or found[name][0] != _TYPES[dtype] or not _fits(found[name][1], shape):
+            raise ArtifactMismatchError(
+                f"{path}: the manifest says that the graph has {name!r} as {dtype} {_show(shape)}, but the graph has "
+                f"{found.get(name, f'no such tensor, only {sorted(found)}')}. Export the model again."
+            )
+
+
+def _fits(found: tuple[Any, ...], expected: tuple[int | None, ...]) -> bool:
+    """Whether the graph's shape is the manifest's; a symbol in the graph stands for the dynamic batch only."""
+    if len(found) != len(expected):
+        return False
+    # Outputs of some graphs lose their static shape in shape inference, which is harmless: they are checked when run.
+    return all(not isinstance(have, int) or want == have for have, want in zip(found, expected, strict=True))
+
+
+def _show(shape: tuple[int | None, ...]) -> str:
+    return "[" + ", ".join("N" if size is None else str(size) for size in shape) + "]"

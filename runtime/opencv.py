@@ -1,0 +1,30 @@
+"""The one place that imports OpenCV."""
+
+from __future__ import annotations
+
+import os
+from types import ModuleType
+
+from edgerpn.errors import MissingDependencyError, require
+
+
+def load_cv2() -> ModuleType:
+    """Imports cv2, or says how to get it on this kind of machine.
+
+    FFmpeg's and OpenCV's own log lines are turned down, because they can hold whole URLs with passwords; set
+    OPENCV_FFMPEG_LOGLEVEL or OPENCV_LOG_LEVEL to see them.
+
+    Raises:
+        MissingDependencyError: OpenCV is not installed, or does not import.
+    """
+    # Both are read once, when cv2 starts.
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
+    try:
+        return require("cv2", extra="opencv-headless", purpose="reading frames")
+    except MissingDependencyError as error:
+        raise MissingDependencyError(
+            f"{error} That is for a PC. On a Jetson keep the system's OpenCV, which has GStreamer and the camera "
+            "drivers: sudo apt install python3-opencv, and make the virtual environment with "
+            "python3 -m venv --system-site-packages."
+        ) from error

@@ -1,0 +1,192 @@
+"""Sinks of annotated pictures: a video file, a folder of images, a window."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from edgerpn import files
+from edgerpn.errors import SinkError
+from edgerpn.runtime.frame import Event, Result
+from edgerpn.runtime.opencv import load_cv2
+from edgerpn.runtime.painter import Painter
+
+CODECS = {".mp4": "mp4v", ".avi": "MJPG"}
+"""Codec (four characters) of a video file by its suffix."""
+
+DEFAULT_FPS = 25.0
+"""Frame rate of a video made from images, or from a source that does not state its own."""
+
+
+class VideoSink:
+    """Writes the annotated frames as a video, under a temporary name until it is whole."""
+
+    def __init__(self, path: str | os.PathLike[str], painter: Painter, *, fps: float | None) -> None:
+        """Checks the suffix; the file is begun with the first frame, whose size it takes.
+
+        Args:
+            path: `.mp4` or `.avi` file to write, replaced if it is there.
+            painter: Draws the frames.
+            fps: Frames per second as the source states them, kept exactly; None: `DEFAULT_FPS`.
+        """
+        self.target = str(path)
+        self._path = Path(path)
+        if self._path.suffix.lower() not in CODECS:
+            raise SinkError(f"{path}: cannot write video as {self._path.suffix!r}; known: {', '.join(CODECS)}")
+        self._cv2 = load_cv2()
+        self._painter = painter
+        self._fps = fps or DEFAULT_FPS
+        self._files = ExitStack()
+        self._temporary: Path | None = None
+        self._writer: Any = None
+        self._size_wh = (0, 0)
+        self._num_frames = 0
+
+    def write(self, result: Result) -> None:
+        """Adds one frame."""
+        picture = self._painter.paint(result)
+        size_wh = (picture.shape[1], picture.shape[0])
+        if self._writer is None:
+            self._begin(size_wh)
+        if size_wh != self._size_wh:
+            raise SinkError(
+                f"{self._path}: frame {result.index} is {size_wh[0]}x{size_wh[1]}, but the video began with "
+                f"{self._size_wh[0]}x{self._size_wh[1]} (width x height), and a video file has one size. For images of "
+                "different sizes use --out DIR."
+            )
+        self._writer.write(picture)
+        self._num_frames += 1
+
+    def event(self, event: Event) -> None:
+        """Does nothing: a video holds pictures only."""
+
+    def close(self) -> None:
+        """Finishes the file and gives it its name."""
+        if self._writer is None or self._temporary is None:
+            return
+        self._writer.release()
+        self._writer = None
+        found = self._count_frames(self._temporary)
+        with self._files:
+            if found != self._num_frames:
+                raise SinkError(
+                    f"{self._path}: the video holds {found} of {self._num_frames} frames written; is the disk full?"
+                )
+
+    def _begin(self, size_wh: tuple[int, int]) -> None:
+        try:
+            self._temporary = self._files.enter_context(files.replacing(self._path))
+        except OSError as error:
+            raise SinkError(f"{self._path}: cannot be written: {error.strerror or error}") from error
+        codec = self._cv2.VideoWriter_fourcc(*CODECS[self._path.suffix.lower()])
+        self._writer = self._cv2.VideoWriter(str(self._temporary), codec, self._fps, size_wh)
+        self._size_wh = size_wh
+        if not self._writer.isOpened():
+            # Unwound as a failure, so that nothing takes the place of an older file.
+            self._writer = None
+            error_now = SinkError(f"{self._path}: OpenCV cannot write this video (folder not writable, or no codec)")
+            self._files.__exit__(SinkError, error_now, None)
+            raise error_now
+
+    def _count_frames(self, path: Path) -> int:
+        capture = self._cv2.VideoCapture(str(path))
+        try:
+            # The writer itself never reports a failed write.
+            return max(0, int(capture.get(self._cv2.CAP_PROP_FRAME_COUNT)))
+        finally:
+            capture.release()
+
+
+class ImageFolderSink:
+    """Writes each annotated image into a folder, under the name of the original."""
+
+    def __init__(self, folder: str | os.PathLike[str], painter: Painter) -> None:
+        """Makes the folder if it is missing."""
+        self.target = str(folder)
+        self._folder = Path(folder)
+        self._cv2 = load_cv2()
+        self._painter = painter
+        self._names: set[str] = set()
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SinkError(f"{folder}: cannot be made: {error.strerror or error}") from error
+
+    def write(self, result: Result) -> None:
+        """Writes one image."""
+        target = self._folder / self._name(result)
+        ok, data = self._cv2.imencode(target.suffix, self._painter.paint(result))
+        if not ok:
+            raise SinkError(f"{target}: OpenCV cannot encode this image")
+        try:
+            files.write_bytes(target, data.tobytes())
+        except OSError as error:
+            raise SinkError(f"{target}: cannot be written: {error.strerror or error}") from error
+
+    def event(self, event: Event) -> None:
+        """Does nothing: there is no picture of an event."""
+
+    def close(self) -> None:
+        """Does nothing: every image is whole when it is written."""
+
+    def _name(self, result: Result) -> str:
+        """A name that no image of this run has: a glob may find equal names in several folders."""
+        path = result.frame.path or Path(f"frame-{result.index:06d}.jpg")
+        suffix = ".jpg" if path.suffix.lower() in (".jpg", ".jpeg") else ".png"
+        name, number = f"{path.stem}{suffix}", 1
+        while name in self._names:
+            number += 1
+            name = f"{path.stem}-{number}{suffix}"
+        self._names.add(name)
+        return name
+
+
+class WindowSink:
+    """Shows the annotated frames in a window; `is_closed_by_user` after Q or Escape."""
+
+    target = ""
+
+    def __init__(self, painter: Painter, *, title: str) -> None:
+        """Opens the window.
+
+        Raises:
+            SinkError: There is no display, or this OpenCV cannot open windows.
+        """
+        if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+            # Asked first, because some builds of OpenCV end the whole process instead of raising.
+            raise SinkError("--show: there is no display here (DISPLAY is not set); use --video FILE or --out DIR")
+        self._cv2 = load_cv2()
+        self._painter = painter
+        self._title = title
+        self._is_open = False
+        self.is_closed_by_user = False
+        try:
+            self._cv2.namedWindow(title, self._cv2.WINDOW_NORMAL)
+        except self._cv2.error as error:
+            raise SinkError(
+                "--show: this build of OpenCV has no windows (a headless one). Use --video FILE or --out DIR, or "
+                "install the full one: pip uninstall opencv-python-headless, then pip install 'edgerpn[opencv]'"
+            ) from error
+        self._is_open = True
+
+    def write(self, result: Result) -> None:
+        """Shows one frame."""
+        try:
+            self._cv2.imshow(self._title, self._painter.paint(result))
+            key = self._cv2.waitKey(1) & 0xFF
+        except self._cv2.error as error:
+            raise SinkError(f"--show: the window failed: {error}") from error
+        if key in (ord("q"), 27):
+            self.is_closed_by_user = True
+
+    def event(self, event: Event) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Closes the window."""
+        if self._is_open:
+            self._is_open = False
+            self._cv2.destroyWindow(self._title)

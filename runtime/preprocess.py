@@ -1,0 +1,104 @@
+"""From a frame of any size to what the graph eats, and its boxes back to the frame."""
+
+from __future__ import annotations
+
+import threading
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from edgerpn.errors import InputError
+from edgerpn.letterbox import Letterbox, letterbox
+from edgerpn.manifest import Manifest
+from edgerpn.proposals import Proposals
+from edgerpn.runtime.opencv import load_cv2
+
+
+def check_image(image: object) -> npt.NDArray[np.uint8]:
+    """Returns `image` if it is a BGR picture.
+
+    Raises:
+        InputError: It is not a uint8 array of shape (H, W, 3).
+    """
+    if not isinstance(image, np.ndarray):
+        raise InputError(f"frame: expected a NumPy array of shape (H, W, 3), got {type(image).__name__}")
+    if image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        hints = {2: " A grey picture is turned into BGR by cv2.cvtColor(frame, cv2.COLOR_GRAY2BGR).",
+                 4: " Give one frame at a time, or several to `batch`."}  # fmt: skip
+        hint = hints.get(image.ndim, " Drop the alpha channel: frame[..., :3]." if image.shape[-1:] == (4,) else "")
+        raise InputError(f"frame: expected shape (H, W, 3), got {image.shape}.{hint}")
+    if image.dtype != np.uint8:
+        raise InputError(f"frame: expected dtype uint8 (0..255, BGR, not normalised), got {image.dtype}")
+    return image
+
+
+class Preprocessor:
+    """Fits frames to a model and boxes to frames; threads may share it."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        """Takes sizes and rule from `manifest`."""
+        self._source_hw = manifest.input.source_hw
+        self._network_hw = manifest.input.network_hw
+        self._local = threading.local()
+        # Only a host that letterboxes needs OpenCV; a graph with a fixed source size does it all.
+        self._resize = load_cv2().resize if self._source_hw is None else None
+
+    def prepare(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """The graph's input for one frame.
+
+        Args:
+            image: (H, W, 3) uint8 BGR, checked by `check_image`.
+
+        Returns:
+            (1, H, W, 3) uint8; reused by the next call from the same thread.
+
+        Raises:
+            InputError: The model is made for frames of another size.
+        """
+        if self._resize is None:
+            self._check_size(image)
+            return np.ascontiguousarray(image)[None]
+        buffer = getattr(self._local, "buffer", None)
+        if buffer is None:
+            # One buffer for each thread: a new one for every frame costs more than filling it.
+            buffer = self._local.buffer = np.empty((1, *self._network_hw, 3), np.uint8)
+        _geometry(_hw(image), self._network_hw).apply(np.ascontiguousarray(image), self._resize, out=buffer[0])
+        return buffer
+
+    def restore(
+        self, boxes: npt.NDArray[np.float32], scores: npt.NDArray[np.float32], count: int, frame_hw: tuple[int, int]
+    ) -> Proposals:
+        """Proposals of one frame from one row of the graph's outputs.
+
+        Args:
+            boxes: (K, 4) float32; pixels of the graph's input.
+            scores: (K,) float32.
+            count: Number of valid rows.
+            frame_hw: Height and width of the frame, pixels.
+        """
+        boxes, scores = boxes[:count], scores[:count]
+        if self._resize is not None:
+            boxes = _geometry(frame_hw, self._network_hw).to_frame(boxes)
+            # A box that lies wholly in the padding is flat once it is clipped to the frame.
+            has_area = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+            if not has_area.all():
+                boxes, scores = boxes[has_area], scores[has_area]
+        return Proposals(boxes, scores)
+
+    def _check_size(self, image: npt.NDArray[np.uint8]) -> None:
+        if self._source_hw is not None and _hw(image) != self._source_hw:
+            (height, width), (want_h, want_w) = _hw(image), self._source_hw
+            raise InputError(
+                f"frame: this model is made for frames of {want_h}x{want_w} (height x width), got {height}x{width}. "
+                f"Export it with --source-size {height}x{width}, or without --source-size for frames of any size."
+            )
+
+
+def _hw(image: npt.NDArray[np.uint8]) -> tuple[int, int]:
+    return image.shape[0], image.shape[1]
+
+
+@lru_cache(maxsize=64)
+def _geometry(frame_hw: tuple[int, int], network_hw: tuple[int, int]) -> Letterbox:
+    return letterbox(frame_hw, network_hw)

@@ -1,0 +1,60 @@
+"""Taking passwords out of text before anybody reads it.
+
+Cameras carry credentials in many ways: `rtsp://user:pass@host`, with `@`, `/` or `#` unescaped inside the
+password; query keys (`?token=`); keys inside the path (`/user=admin_password=x_channel=1.sdp`); GStreamer
+properties (`user-pw="..."`). Where it is unclear what is secret, too much is hidden rather than too little.
+"""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import unquote
+
+HIDDEN = "***"
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+# The last @ ends the credentials, because a careless password may hold one itself.
+_CREDENTIALS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s\"'<>]*@")
+_SECRET_WORDS = (
+    r"(?:pass|pwd|pw(?![a-z])|psw|token|key(?![-_]?(?:int|frame))|secret|auth|user|usr|login|signature|credential"
+    r"|session|(?<![a-z])si[dg](?![a-z])|jwt|bearer|account|(?<![a-z])code(?![a-z]))"
+)
+_SECRET_KEY = re.compile(_SECRET_WORDS, re.IGNORECASE)
+_SECRET_PAIR = re.compile(
+    rf"([\w%.\-\[\]]*{_SECRET_WORDS}[\w%.\-\[\]]*\s*=\s*)(?:\"[^\"]*\"|'[^']*'|[^\s&#\"']+)", re.IGNORECASE
+)
+
+
+def redact(text: str) -> str:
+    """Hides credentials in any text: log lines, error messages, GStreamer pipelines.
+
+    A URL in running text ends at white space or a quote; for a text that is one URL use `redact_url`.
+    """
+    return _SECRET_PAIR.sub(rf"\1{HIDDEN}", _CREDENTIALS.sub(rf"\1{HIDDEN}@", text))
+
+
+def redact_url(url: str) -> str:
+    """Hides the credentials of one URL, whatever characters they hold (even spaces, quotes and line ends)."""
+    scheme = _SCHEME.match(url)
+    if scheme is None:
+        return redact(url)
+    rest = url[scheme.end() :]
+    if "@" in rest:
+        rest = f"{HIDDEN}@{rest.rpartition('@')[2]}"
+    address, mark, query = rest.partition("?")
+    return scheme.group() + _SECRET_PAIR.sub(rf"\1{HIDDEN}", address) + mark + _redact_query(query)
+
+
+def _redact_query(query: str) -> str:
+    parts = []
+    after_secret = False
+    for part in query.split("&"):
+        key, equals, _ = part.partition("=")
+        if equals:
+            # A key may itself be percent-encoded, which servers undo.
+            after_secret = bool(_SECRET_KEY.search(unquote(key)))
+            parts.append(f"{key}={HIDDEN}" if after_secret else part)
+        elif not after_secret:
+            # A part without "=" behind a secret is the rest of a password that holds "&": left out.
+            parts.append(part)
+    return "&".join(parts)

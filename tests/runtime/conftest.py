@@ -1,0 +1,193 @@
+"""Real models, videos and images for the runtime's tests.
+
+The model `bright` obeys the graph's interface with plain operations: it boxes the pixels whose green is above 180,
+and its count is (largest blue - 120) / 10, within 0 to K. So a test chooses box and count by painting a frame, and
+the grey 114 of padding counts as nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+from edgerpn import manifest as manifests
+from edgerpn import settings
+from edgerpn.manifest import AnchorSpec, InputSpec, Manifest, ProposalSpec, Provenance
+from onnx import TensorProto, helper, numpy_helper
+
+NUM_PROPOSALS = 10
+NETWORK_HW = (96, 160)
+
+Image = npt.NDArray[np.uint8]
+MakeModel = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def make_model() -> MakeModel:
+    """Writes a `bright` model and its manifest."""
+    return write_model
+
+
+@pytest.fixture(scope="session")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A `bright` model of batch 1 whose frames are letterboxed on the host."""
+    return write_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def paint() -> Callable[..., Image]:
+    """Paints frames that the `bright` model understands."""
+    return paint_frame
+
+
+@pytest.fixture(scope="session")
+def video_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A video of 40 frames, 320x192 at 29.97 per second, with a box that moves right and i % 4 proposals."""
+    path = tmp_path_factory.mktemp("video") / "moving.mp4"
+    write_video(path, num_frames=40)
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_video() -> Callable[..., None]:
+    """Writes videos."""
+    return write_video
+
+
+def paint_frame(
+    height: int = 192, width: int = 320, *, box: tuple[int, int, int, int] = (40, 40, 120, 120), count: int = 1
+) -> Image:
+    """A frame with one green box (x1, y1, x2, y2), for which the model counts `count` proposals."""
+    frame = np.zeros((height, width, 3), np.uint8)
+    frame[..., 0] = 125 + 10 * count if count else 60
+    x1, y1, x2, y2 = box
+    frame[y1:y2, x1:x2, 1] = 255
+    return frame
+
+
+def write_video(path: Path, *, num_frames: int, height: int = 192, width: int = 320) -> None:
+    """A video whose frame i holds a box at x = 4 i and i % 4 proposals."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 30000 / 1001, (width, height))
+    assert writer.isOpened()
+    for index in range(num_frames):
+        left = 4 * index % (width - 80)
+        writer.write(paint_frame(height, width, box=(left, 40, left + 80, 120), count=index % 4))
+    writer.release()
+
+
+def write_model(
+    folder: Path,
+    *,
+    batch: int | None = 1,
+    source_hw: tuple[int, int] | None = None,
+    has_sidecar: bool = True,
+    has_metadata: bool = True,
+    graph_rows: int = NUM_PROPOSALS,
+) -> Path:
+    """Writes `bright.onnx` and what describes it; `graph_rows` other than K makes graph and manifest disagree."""
+    manifest = make_manifest(batch=batch, source_hw=source_hw)
+    model = helper.make_model(
+        _bright_graph(batch, source_hw or NETWORK_HW, graph_rows),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=9,
+    )
+    if has_metadata:
+        model.metadata_props.add(key=manifests.METADATA_KEY, value=json.dumps(settings.to_dict(manifest)))
+    onnx.checker.check_model(model)
+    path = folder / "bright.onnx"
+    onnx.save(model, str(path))
+    if has_sidecar:
+        manifests.write(manifest, path)
+    return path
+
+
+def make_manifest(*, batch: int | None, source_hw: tuple[int, int] | None) -> Manifest:
+    """The manifest of a `bright` model."""
+    return Manifest(
+        name="bright",
+        target="onnxruntime",
+        opset=17,
+        backbone="none",
+        input=InputSpec(
+            batch=batch, network_hw=NETWORK_HW, source_hw=source_hw, mean_bgr=(0.0, 0.0, 0.0), std_bgr=(1.0, 1.0, 1.0)
+        ),
+        outputs=manifests.standard_outputs(NUM_PROPOSALS),
+        anchors=AnchorSpec(strides_px=(8,), sizes_px=((32.0,),), ratios_hw=(1.0,)),
+        proposals=ProposalSpec(
+            num_proposals=NUM_PROPOSALS, pre_nms=10, nms="standard", nms_iou=0.7, nms_scope="all", score_threshold=0.0,
+            min_size_px=0.0,
+        ),  # fmt: skip
+        provenance=Provenance(created="2026-01-01T00:00:00Z", checkpoint_sha256="0" * 64),
+    )
+
+
+def _bright_graph(batch: int | None, frame_hw: tuple[int, int], rows: int) -> onnx.GraphProto:
+    n: int | str = "N" if batch is None else batch
+    ranks = np.arange(rows, dtype=np.float32)
+    shrink = ranks[None, :, None] * np.array([1, 1, -1, -1], np.float32)
+    constants = {
+        "blue": np.array(0), "green": np.array(1), "level": np.array(180, np.float32),
+        "base": np.array(120, np.float32), "ten": np.array(10, np.float32), "zero": np.array(0, np.float32),
+        "most": np.array(rows, np.float32), "one": np.array(1, np.float32), "ranks": ranks[None], "shrink": shrink,
+        "grades": np.linspace(0.9, 0.3, rows, dtype=np.float32)[None], "last": np.array([1]), "middle": np.array([1]),
+        "end2": np.array([2]),
+    }  # fmt: skip
+    node = helper.make_node
+    nodes = [
+        node("Gather", ["frames", "green"], ["g8"], axis=3),
+        node("Cast", ["g8"], ["g"], to=TensorProto.FLOAT),
+        node("Greater", ["g", "level"], ["bright_bool"]),
+        node("Cast", ["bright_bool"], ["bright"], to=TensorProto.FLOAT),
+        node("ReduceMax", ["bright"], ["by_row"], axes=[2], keepdims=0),
+        node("ReduceMax", ["bright"], ["by_column"], axes=[1], keepdims=0),
+        *_edge_nodes("by_column", "x"),
+        *_edge_nodes("by_row", "y"),
+        node("Concat", ["x_first", "y_first", "x_end", "y_end"], ["box"], axis=1),
+        node("Unsqueeze", ["box", "middle"], ["box_rows"]),
+        node("Add", ["box_rows", "shrink"], ["all_boxes"]),
+        node("Gather", ["frames", "blue"], ["b8"], axis=3),
+        node("Cast", ["b8"], ["b"], to=TensorProto.FLOAT),
+        node("ReduceMax", ["b"], ["peak"], axes=[1, 2], keepdims=0),
+        node("Sub", ["peak", "base"], ["over"]),
+        node("Div", ["over", "ten"], ["tens"]),
+        node("Floor", ["tens"], ["whole"]),
+        node("Clip", ["whole", "zero", "most"], ["count_float"]),
+        node("Cast", ["count_float"], ["count"], to=TensorProto.INT32),
+        node("Unsqueeze", ["count_float", "last"], ["count_column"]),
+        node("Less", ["ranks", "count_column"], ["is_valid_bool"]),
+        node("Cast", ["is_valid_bool"], ["is_valid"], to=TensorProto.FLOAT),
+        node("Mul", ["grades", "is_valid"], ["scores"]),
+        node("Unsqueeze", ["is_valid", "end2"], ["is_valid_rows"]),
+        node("Mul", ["all_boxes", "is_valid_rows"], ["boxes"]),
+    ]
+    info = helper.make_tensor_value_info
+    return helper.make_graph(
+        nodes,
+        "bright",
+        [info("frames", TensorProto.UINT8, [n, *frame_hw, 3])],
+        [
+            info("boxes", TensorProto.FLOAT, [n, rows, 4]),
+            info("scores", TensorProto.FLOAT, [n, rows]),
+            info("count", TensorProto.INT32, [n]),
+        ],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+
+
+def _edge_nodes(profile: str, axis_name: str) -> list[onnx.NodeProto]:
+    """First bright position, and the one after the last, along one axis; both (N, 1) float32."""
+    node = helper.make_node
+    first, last = f"{axis_name}_first", f"{axis_name}_last"
+    return [
+        node("ArgMax", [profile], [f"{first}_int"], axis=1, keepdims=1),
+        node("Cast", [f"{first}_int"], [first], to=TensorProto.FLOAT),
+        node("ArgMax", [profile], [f"{last}_int"], axis=1, keepdims=1, select_last_index=1),
+        node("Cast", [f"{last}_int"], [last], to=TensorProto.FLOAT),
+        node("Add", [last, "one"], [f"{axis_name}_end"]),
+    ]

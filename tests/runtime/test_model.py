@@ -1,0 +1,218 @@
+"""The loaded model: what it accepts, what it gives, and what it says when it refuses."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from edgerpn import manifest as manifests
+from edgerpn.errors import (
+    ArtifactMismatchError,
+    EngineLoadError,
+    InferenceError,
+    InputError,
+    ManifestError,
+    ManifestVersionError,
+)
+from edgerpn.runtime import Model, load
+from edgerpn.runtime.backend import check_outputs
+
+Image = npt.NDArray[np.uint8]
+Paint = Callable[..., Image]
+MakeModel = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def model(model_path: Path) -> Model:
+    return load(model_path, threads=1)
+
+
+@pytest.mark.parametrize("count", [0, 1, 10])
+def test_as_many_proposals_as_the_graph_counts(model: Model, paint: Paint, count: int) -> None:
+    proposals = model(paint(count=count))
+    assert len(proposals) == count
+    assert (np.diff(proposals.scores) <= 0).all()
+
+
+def test_boxes_come_back_in_pixels_of_a_frame_twice_the_network_size(model: Model, paint: Paint) -> None:
+    proposals = model(paint(192, 320, box=(40, 60, 120, 140)))
+    np.testing.assert_allclose(proposals.boxes, [[40, 60, 120, 140]], atol=2.1)
+
+
+def test_boxes_come_back_in_pixels_of_a_frame_with_another_aspect(model: Model, paint: Paint) -> None:
+    # 300x240 into 96x160: scale 0.32, content 96x77, the right half is padding.
+    proposals = model(paint(300, 240, box=(50, 100, 200, 250)))
+    np.testing.assert_allclose(proposals.boxes, [[50, 100, 200, 250]], atol=3.2)
+
+
+def test_a_frame_of_the_network_size_needs_no_scaling(model: Model, paint: Paint) -> None:
+    np.testing.assert_array_equal(model(paint(96, 160, box=(10, 20, 50, 60))).boxes, [[10, 20, 50, 60]])
+
+
+def test_boxes_without_area_after_clipping_are_dropped(model: Model) -> None:
+    # A frame 96x40 leaves the right 120 columns to the padding, where the lower boxes of this one row lie flat.
+    frame = np.zeros((96, 40, 3), np.uint8)
+    frame[..., 0] = 225
+    frame[10:14, 30:40, 1] = 255
+    proposals = model(frame)
+    # Row k shrinks the box by k on each side: of height 4, rows 0 and 1 have area, row 2 is flat, later ones inverted.
+    np.testing.assert_array_equal(proposals.boxes, [[30, 10, 40, 14], [31, 11, 39, 13]])
+
+
+def test_views_that_are_not_contiguous_are_fine(model: Model, paint: Paint) -> None:
+    frame = paint(192, 320, box=(40, 60, 120, 140))
+    strided = np.repeat(np.repeat(frame, 2, axis=0), 2, axis=1)[::2, ::2]
+    assert not strided.flags.c_contiguous
+    np.testing.assert_array_equal(model(strided).boxes, model(frame).boxes)
+
+
+def test_a_read_only_frame_is_fine_and_stays_unchanged(model: Model, paint: Paint) -> None:
+    frame = paint()
+    frame.flags.writeable = False
+    before = frame.copy()
+    model(frame)
+    np.testing.assert_array_equal(frame, before)
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        ("frame.jpg", "expected a NumPy array of shape .H, W, 3., got str"),
+        (None, "got NoneType"),
+        (np.zeros((4, 4, 3), np.float32), "expected dtype uint8 .* got float32"),
+        (np.zeros((4, 4), np.uint8), r"got \(4, 4\).*COLOR_GRAY2BGR"),
+        (np.zeros((4, 4, 4), np.uint8), r"got \(4, 4, 4\).*alpha"),
+        (np.zeros((1, 4, 4, 3), np.uint8), r"got \(1, 4, 4, 3\).*batch"),
+        (np.zeros((0, 4, 3), np.uint8), r"got \(0, 4, 3\)"),
+    ],
+)
+def test_what_is_not_a_frame_is_refused_by_name(model: Model, frame: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        model(frame)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("batch", [1, 2, None])
+def test_a_batch_gives_what_its_frames_give_alone(make_model: MakeModel, tmp_path: Path, paint: Paint, batch: int) -> None:
+    frames = [paint(192, 320, count=3), paint(96, 160, box=(5, 6, 70, 80), count=0), paint(300, 240, count=7)]
+    with load(make_model(tmp_path, batch=batch), threads=1) as model:
+        together = model.batch(frames)
+        alone = [model(frame) for frame in frames]
+    assert [len(proposals) for proposals in together] == [3, 0, 7]
+    for one, other in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(one.boxes, other.boxes)
+        np.testing.assert_array_equal(one.scores, other.scores)
+
+
+def test_an_empty_batch_gives_nothing(model: Model) -> None:
+    assert model.batch([]) == []
+
+
+def test_a_fixed_source_size_takes_frames_as_they_are(make_model: MakeModel, tmp_path: Path, paint: Paint) -> None:
+    with load(make_model(tmp_path, source_hw=(192, 320)), threads=1) as model:
+        np.testing.assert_array_equal(model(paint(192, 320, box=(41, 61, 121, 141))).boxes, [[41, 61, 121, 141]])
+        with pytest.raises(InputError, match=r"192x320 .*got 100x200.*--source-size 100x200"):
+            model(paint(100, 200))
+
+
+def test_a_changed_model_file_is_refused(make_model: MakeModel, tmp_path: Path) -> None:
+    path = make_model(tmp_path)
+    path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(ArtifactMismatchError, match=r"not the file that bright\.json describes"):
+        load(path)
+
+
+def test_the_manifest_inside_serves_when_the_sidecar_is_missing(make_model: MakeModel, tmp_path: Path) -> None:
+    with load(make_model(tmp_path, has_sidecar=False), threads=1) as model:
+        assert model.manifest.name == "bright"
+        assert model.manifest.input.network_hw == (96, 160)
+
+
+def test_a_model_without_any_manifest_is_refused(make_model: MakeModel, tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=r"bright\.json is not beside it.*edgerpn export"):
+        load(make_model(tmp_path, has_sidecar=False, has_metadata=False))
+
+
+def test_a_missing_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=r"absent\.onnx: no such file"):
+        load(tmp_path / "absent.onnx")
+
+
+def test_an_unknown_manifest_schema_is_refused(make_model: MakeModel, tmp_path: Path) -> None:
+    path = make_model(tmp_path)
+    sidecar = manifests.manifest_path(path)
+    sidecar.write_text(sidecar.read_text().replace('"schema": 1', '"schema": 99'))
+    with pytest.raises(ManifestVersionError, match="99"):
+        load(path)
+
+
+def test_a_graph_that_is_not_the_manifests_is_refused(make_model: MakeModel, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactMismatchError, match=r"'boxes' as float32 \[1, 10, 4\]"):
+        load(make_model(tmp_path, graph_rows=7))
+
+
+def test_a_file_that_is_not_onnx_is_a_load_error(make_model: MakeModel, tmp_path: Path) -> None:
+    path = make_model(tmp_path)
+    path.write_bytes(b"not a graph")
+    manifests.write(manifests.parse(manifests.manifest_path(path).read_text(), source="test"), path)
+    with pytest.raises(EngineLoadError, match="ONNX Runtime .* cannot load it"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("model.engine", "TensorRT backend comes with the engine stage.*model.onnx"),
+        ("model.plan", "TensorRT"),
+        ("best.pt", r"known here: \.onnx\. Export it first"),
+        ("model.tflite", r"'\.tflite'; known here: \.onnx\."),
+        ("model", "ends? in ''"),
+    ],
+)
+def test_files_that_no_backend_runs_are_refused_by_suffix(name: str, message: str) -> None:
+    with pytest.raises(EngineLoadError, match=message):
+        load(name)
+
+
+def test_an_unknown_provider_lists_the_known_ones(model_path: Path) -> None:
+    with pytest.raises(EngineLoadError, match="'abacus' is not in this build.*CPUExecutionProvider"):
+        load(model_path, providers=["abacus"])
+
+
+def test_providers_have_short_names_and_the_backend_says_what_runs(model_path: Path) -> None:
+    with load(model_path, providers=["cpu"], threads=1) as model:
+        assert model.backend.name.startswith("ONNX Runtime ")
+        assert model.backend.name.endswith("(CPU)")
+        assert model.backend.is_cpu
+
+
+def test_threads_below_one_are_a_mistake_of_the_caller(model_path: Path) -> None:
+    with pytest.raises(ValueError, match="threads: expected at least 1, got 0"):
+        load(model_path, threads=0)
+
+
+def test_a_closed_model_says_so(model_path: Path, paint: Paint) -> None:
+    model = load(os.fspath(model_path), threads=1)
+    model.close()
+    model.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        model(paint())
+
+
+def test_the_backend_checks_its_input_against_the_manifest(model: Model) -> None:
+    with pytest.raises(InputError, match=r"expected shape \(N, 96, 160, 3\) with N >= 1, got \(1, 90, 160, 3\)"):
+        model.backend.infer(np.zeros((1, 90, 160, 3), np.uint8))
+    with pytest.raises(InputError, match="uint8"):
+        model.backend.infer(np.zeros((1, 96, 160, 3), np.float32))  # type: ignore[arg-type]
+
+
+def test_outputs_that_break_the_interface_are_an_inference_error() -> None:
+    boxes, scores = np.zeros((1, 5, 4), np.float32), np.zeros((1, 5), np.float32)
+    check_outputs((boxes, scores, np.array([5], np.int32)), 1, 5)
+    with pytest.raises(InferenceError, match=r"counts \[6\] proposals, expected 0 to 5"):
+        check_outputs((boxes, scores, np.array([6], np.int32)), 1, 5)
+    with pytest.raises(InferenceError, match="shapes"):
+        check_outputs((boxes[:, :4], scores, np.array([0], np.int32)), 1, 5)
