@@ -265,7 +265,7 @@ def visible_boxes(
     """
     found = []
     for number, area_px in areas_px.items():
-        mask = owners == number
+        mask = np.equal(owners, number)
         columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
         visible_px = int(np.count_nonzero(mask))
         if visible_px == 0 or visible_px < min_visible * area_px:

@@ -27,7 +27,7 @@ def clouds(rng: np.random.Generator, hw: tuple[int, int]) -> FloatImage:
         grid_hw = (int(height / cell_px) + 2, int(width / cell_px) + 2)
         grid = rng.random(grid_hw, np.float32)
         smooth = np.asarray(cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC), np.float32)
-        total += np.float32(weight) * smooth
+        np.add(total, weight * smooth, out=total)
         weight, cell_px = weight * fade, cell_px / 2
     return _stretch(total)
 
@@ -37,7 +37,7 @@ def gradient(rng: np.random.Generator, hw: tuple[int, int]) -> FloatImage:
     u, v = _rotated_axes(rng, hw)
     if rng.random() < 0.5:
         return _stretch(u)
-    return _stretch(cv2.magnitude(u + np.float32(rng.uniform(-0.5, 0.5) * hw[1]), v))
+    return _stretch(np.hypot(u + np.float32(rng.uniform(-0.5, 0.5) * hw[1]), v))
 
 
 def stripes(rng: np.random.Generator, hw: tuple[int, int]) -> FloatImage:
