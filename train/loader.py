@@ -3,26 +3,23 @@
 Every sample's chance comes from (seed, epoch, index of the image) alone. Batches therefore depend neither on the
 number of workers nor on where an interrupted epoch is taken up again.
 
-Workers are started by a fork server: forking this process itself would copy locks held by its threads (OpenMP,
-CUDA, pinning; Python >= 3.12 warns of it), and spawning would import torch anew for each worker. As with spawn, a
-script that trains must guard its entry with `if __name__ == "__main__":`.
+As workers are not forked from this process (see `data_workers`), a script that trains must guard its entry with
+`if __name__ == "__main__":`.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
 from edgerpn.errors import DataError
+from edgerpn.train import data_workers
 from edgerpn.train.augment import AugmentConfig, apply, sample
 from edgerpn.train.coco import ImageRecord
 from edgerpn.train.data_batch import Batch, Sample, collate
@@ -221,32 +218,36 @@ class TrainLoader:
         while True:
             if self._loader is None or epoch_number != self._epochs_started:
                 raise RuntimeError("another epoch was started, or the loader closed, while this one was in use")
-            try:
-                if is_first:
-                    self._batches = iter(self._loader)
-                is_first = False
-                batch = next(self._batches or iter(()), None)
-            except RuntimeError as error:
-                if not _is_dead_worker(error):
-                    raise
-                raise DataError(
-                    f"a process that reads training images died ({error}); if it was killed for memory: {_ADVICE}"
-                ) from error
+            batch = self._receive(self._loader, is_first=is_first)
+            is_first = False
             if batch is None:
                 return
             if isinstance(batch, DataError):
                 raise batch
             yield batch
 
+    def _receive(self, loader: DataLoader[Batch | DataError], *, is_first: bool) -> Batch | DataError | None:
+        """The next of what the workers send, or None at the end of the epoch."""
+        try:
+            if is_first or self._batches is None:
+                self._batches = iter(loader)
+            return next(self._batches, None)
+        except (RuntimeError, OSError, EOFError) as error:
+            if not data_workers.is_death(error):
+                raise
+            raise DataError(
+                f"a process that reads training images died ({error!r}); if it was killed for memory: {_ADVICE}"
+            ) from error
+
 
 def _data_loader(source: _BatchSource, plan: _Plan, workers: int, pin_memory: bool) -> DataLoader[Batch | DataError]:
     options: dict[str, Any] = {}
     if workers:
         options = {
-            "multiprocessing_context": _context(),
+            "multiprocessing_context": data_workers.context(__name__),
             "persistent_workers": True,
             "prefetch_factor": _PREFETCH,
-            "worker_init_fn": _start_worker,
+            "worker_init_fn": data_workers.start_worker,
         }
     return DataLoader(
         source,  # type: ignore[arg-type]
@@ -262,30 +263,8 @@ def _data_loader(source: _BatchSource, plan: _Plan, workers: int, pin_memory: bo
     )
 
 
-def _context() -> Any:
-    """How workers are started; see the module's first lines. Where there is no fork server, they are spawned."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    # Imports torch once in the server, and not in each worker.
-    context.set_forkserver_preload([__name__])
-    return context
-
-
-def _start_worker(worker: int) -> None:
-    """Makes a worker leave Ctrl-C to the training process, and use one core."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)
-
-
 def _unchanged(batch: Batch | DataError) -> Batch | DataError:
     return batch
-
-
-def _is_dead_worker(error: RuntimeError) -> bool:
-    # The DataLoader has no class of its own for it; what a worker raises comes as "Caught ... in DataLoader worker".
-    return str(error).startswith("DataLoader worker")
 
 
 def _rng(seed: int, tag: int, *numbers: int) -> np.random.Generator:

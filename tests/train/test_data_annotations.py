@@ -40,7 +40,7 @@ def boxes() -> list[dict[str, Any]]:
 )
 def test_a_file_that_is_not_coco_is_refused(text: str, message: str) -> None:
     with pytest.raises(DataError, match=rf"train\.json: {message}"):
-        parse_json(text.encode("latin-1"), FILE)
+        parse_images(parse_json(text.encode("latin-1"), FILE)["images"], FILE)
 
 
 @pytest.mark.parametrize(
