@@ -124,6 +124,7 @@ font:.875rem/1.55 ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation Mono",m
 th,td{padding:.45rem .35rem}thead th{font-size:.75rem}.recall code{min-width:0}
 .meaning{display:block;margin-left:0;font-size:.8125rem;line-height:1.35}
 .narrow{display:block}.wide{display:none}}
-@media print{main{max-width:none;padding:0}body{font-size:10pt}h2{break-after:avoid}pre{white-space:pre-wrap}
+@media print{main{max-width:none;padding:0}body{font-size:10pt}h2{break-after:avoid}table{break-inside:avoid}
+.meaning{display:block;margin-left:0}pre{white-space:pre-wrap}
 *{-webkit-print-color-adjust:exact;print-color-adjust:exact}}
 """

@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,12 +115,12 @@ def write_dataset(
     folder = Path(folder)
     num_boxes = 0
     for stream, split, count in ((_TRAIN, "train", num_train), (_VAL, "val", num_val)):
-        images: list[dict[str, Any]] = []
-        boxes: list[dict[str, Any]] = []
-        for index in track(range(count), f"drawing {split} images", unit="image"):
-            image, boxes_here = _write_image(folder, split, index, hw, np.random.default_rng([seed, stream, index]))
-            images.append(image)
-            boxes.extend(boxes_here)
+        write = partial(_write_image, folder, split, hw, (seed, stream))
+        # Threads, because NumPy and OpenCV do their work outside the interpreter's lock; each image has its own seed.
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            written = list(track(pool.map(write, range(count)), f"drawing {split} images", total=count, unit="image"))
+        images = [image for image, _ in written]
+        boxes = [box for _, boxes_of_image in written for box in boxes_of_image]
         files.write_text(folder / f"{split}.json", _coco_text(images, boxes))
         num_boxes += len(boxes)
     return SyntheticDataset(folder=folder, num_images=num_train + num_val, num_boxes=num_boxes)
@@ -167,9 +169,10 @@ def write_video(
 
 
 def _write_image(
-    folder: Path, split: str, index: int, hw: tuple[int, int], rng: np.random.Generator
+    folder: Path, split: str, hw: tuple[int, int], seed: tuple[int, int], index: int
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Draws and writes one image; returns its COCO record and those of its boxes, without their ids."""
+    rng = np.random.default_rng([*seed, index])
     scene = render_scene(rng, hw)
     image_id, name = index + 1, f"{split}_{index:05d}.jpg"
     quality = int(rng.integers(45, 96))
