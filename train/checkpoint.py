@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
 import platform
@@ -38,6 +39,8 @@ class Checkpoint:
     """Recall on the validation images at that step, empty before the first evaluation."""
     data_sha256: str = ""
     """Hash of the training annotation file."""
+    data_folder: str = ""
+    """Absolute path of the training folder, where the export looks for images to compare on."""
     versions: dict[str, str] = field(default_factory=dict)
     """Versions of what wrote it."""
     training: dict[str, Any] | None = None
@@ -49,7 +52,7 @@ def versions() -> dict[str, str]:
     return {
         "edgerpn": edgerpn.__version__,
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a TorchVersion would not load without unpickling code
         "numpy": np.__version__,
     }
 
@@ -63,6 +66,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> Non
         "step": checkpoint.step,
         "metrics": checkpoint.metrics,
         "data_sha256": checkpoint.data_sha256,
+        "data_folder": checkpoint.data_folder,
         "versions": versions(),
         "training": checkpoint.training,
     }
@@ -94,15 +98,11 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         resolved = settings.from_dict(TrainSettings, _without_nulls(content["settings"]), source=str(path))
     except ConfigError as error:
         raise CheckpointError(f"{error}\nThe checkpoint was written by another version of edgerpn.") from error
-    return Checkpoint(
-        settings=resolved,
-        weights=content["weights"],
-        step=content["step"],
-        metrics=content["metrics"],
-        data_sha256=content["data_sha256"],
-        versions=content["versions"],
-        training=content["training"],
-    )
+    fields = {field.name for field in dataclasses.fields(Checkpoint)} - {"settings"}
+    missing = sorted(fields - set(content))
+    if missing:
+        raise CheckpointError(f"{path}: the checkpoint lacks {', '.join(missing)}; it is damaged, train again")
+    return Checkpoint(settings=resolved, **{name: content[name] for name in fields})
 
 
 def _without_nulls(table: Mapping[str, Any]) -> dict[str, Any]:

@@ -83,7 +83,7 @@ class Detector(nn.Module):
         right = self.network_hw[1] - self.content_hw[1]
         if bottom or right:
             images = functional.pad(images, (0, right, 0, bottom), value=float(PAD_VALUE))
-        return (images - self.model.mean) / self.model.std
+        return self.model.standardize(images)
 
 
 @torch.inference_mode()

@@ -320,6 +320,7 @@ def _save(run: Run, *, is_best: bool, metrics: dict[str, float] | None = None) -
         step=run.progress.step,
         metrics=metrics or {},
         data_sha256=run.train_set.sha256,
+        data_folder=str(run.train_set.annotation_file.resolve().parent),
         training={
             "model": run.model.state_dict(),
             "optimizer": run.optimizer.state_dict(),

@@ -130,6 +130,7 @@ class Rpn(nn.Module):
         """Builds the network with random weights (He et al. 2015 initialisation)."""
         super().__init__()
         self.config = config
+        self.std_is_folded = False
         strides = config.anchors.strides_px
         self.backbone = make_backbone(
             config.backbone, strides, stage_channels=config.stage_channels, stage_blocks=config.stage_blocks
@@ -149,7 +150,23 @@ class Rpn(nn.Module):
 
     def normalize(self, frames_NHWC: Tensor) -> Tensor:
         """(N, H, W, 3) uint8 BGR to (N, 3, H, W) float32, mean 0 and deviation 1; channels-last in memory."""
-        return (frames_NHWC.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        return self.standardize(frames_NHWC.permute(0, 3, 1, 2).float())
+
+    def standardize(self, images_N3HW: Tensor) -> Tensor:
+        """Float images in 0..255 to mean 0 and deviation 1."""
+        centered = images_N3HW - self.mean
+        return centered if self.std_is_folded else centered / self.std
+
+    def fold_std(self) -> None:
+        """Divides the first convolution's weights by the channels' deviation, instead of every image.
+
+        Only for inference: the weights no longer fit the checkpoint. The mean cannot be folded into a bias, because
+        the convolution pads with zeros, which stand for the mean.
+        """
+        first = next(module for module in self.backbone.modules() if isinstance(module, nn.Conv2d))
+        with torch.no_grad():
+            first.weight.div_(self.std)
+        self.std_is_folded = True
 
     def forward(self, images_N3HW: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Normalised images to (logits (N, A_level), deltas (N, A_level, 4)) of each level, finest first."""

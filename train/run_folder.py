@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 from collections.abc import Mapping
@@ -98,13 +99,7 @@ class RunFolder:
 
 
 def _without_training(checkpoint: Checkpoint) -> Checkpoint:
-    return Checkpoint(
-        settings=checkpoint.settings,
-        weights=checkpoint.weights,
-        step=checkpoint.step,
-        metrics=checkpoint.metrics,
-        data_sha256=checkpoint.data_sha256,
-    )
+    return dataclasses.replace(checkpoint, training=None)
 
 
 def _short(value: float) -> str:

@@ -1,0 +1,56 @@
+"""Settings of an export."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Target = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
+Nms = Literal["standard", "portable"]
+
+TARGETS: tuple[Target, ...] = ("onnxruntime", "tensorrt", "tensorrt-rtx")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportConfig:
+    """What the graph is made for, and its fixed sizes."""
+
+    target: Target = "onnxruntime"
+    """What runs the graph; it chooses the form of the NMS when `nms` is not set."""
+    network_hw: tuple[int, int] | None = None
+    """Height and width that the network works at, pixels; not set: the size that it was trained at."""
+    source_hw: tuple[int, int] | None = None
+    """Height and width of the frames, pixels, to have resizing in the graph; not set: the host letterboxes."""
+    batch: int | None = None
+    """Fixed number of frames in a batch; not set: any number."""
+    num_proposals: int = 100
+    """K, rows of the outputs."""
+    pre_nms: int = 1000
+    """Best boxes of each pyramid level that enter NMS."""
+    nms_iou: float = 0.7
+    """A box that overlaps a better one by more than this is dropped."""
+    score_threshold: float = 0.0
+    """Boxes scored below this are dropped, 0..1."""
+    nms: Nms | None = None
+    """`standard` is ONNX NonMaxSuppression, `portable` plain operations; not set: the target's choice."""
+    opset: int = 18
+    """ONNX operator set, at least 18."""
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        if self.opset < 18:
+            raise ValueError(f"opset: expected at least 18, got {self.opset}")
+        if self.batch is not None and self.batch < 1:
+            raise ValueError(f"batch: expected at least 1, or nothing for a dynamic batch, got {self.batch}")
+        for name in ("num_proposals", "pre_nms"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("network_hw", "source_hw"):
+            size = getattr(self, name)
+            if size is not None and min(size) < 32:
+                raise ValueError(f"{name}: expected at least 32 pixels a side, got {size}")
+
+    @property
+    def resolved_nms(self) -> Nms:
+        """The form of the NMS, chosen by the target when not set."""
+        return self.nms or ("standard" if self.target == "onnxruntime" else "portable")

@@ -1,0 +1,201 @@
+"""The command `edgerpn eval`: recall and speed of a checkpoint, an ONNX file or an engine, or of a results file."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgerpn import files
+from edgerpn.errors import ConfigError, DataError
+from edgerpn.letterbox import letterbox
+from edgerpn.progress import track
+
+Detect = Callable[[npt.NDArray[np.uint8]], tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
+"""Frame (H, W, 3) uint8 BGR to boxes (M, 4) in frame pixels and scores (M,), best first."""
+
+NUM_WARM_UP = 3
+"""Images run once before the clock starts."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """Recall and speed of a model on annotated images."""
+
+    metrics: dict[str, float]
+    """See `edgerpn.train.recall.average_recall`."""
+    latency_ms: dict[str, float]
+    """Milliseconds from decoded frame to proposals: p50, p90, p95, p99, mean."""
+    images_per_s: float
+    """Images a second, one after the other, without reading them from disk."""
+    num_images: int
+    """Images measured."""
+    num_proposals: int
+    """Most proposals that the model gives for an image."""
+    data_sha256: str
+    """Hash of the annotation file."""
+
+
+def evaluate_model(
+    model: Path, annotations: Path, images: Path, *, num_proposals: int = 1000, limit: int | None = None
+) -> Evaluation:
+    """Measures a model.
+
+    Args:
+        model: Checkpoint (.pt), ONNX file or engine.
+        annotations: COCO annotations.
+        images: Folder of the images.
+        num_proposals: K of a checkpoint; exported models have their own.
+        limit: Measure the first so many images only.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be read.
+        EngineLoadError: The exported model cannot be loaded.
+        ManifestError: The exported model's manifest is missing or does not fit.
+        DataError: The annotations or images cannot be used.
+    """
+    from edgerpn.train.coco import read_coco, read_image
+    from edgerpn.train.recall import average_recall
+    from edgerpn.train.validation import coco_results
+
+    dataset = read_coco(annotations, images, verify="header")
+    if limit is not None:
+        dataset = dataclasses.replace(dataset, records=dataset.records[:limit])
+    detect, capacity = _open(model, num_proposals)
+    for record in dataset.records[:NUM_WARM_UP]:
+        detect(read_image(record.file))
+    results: list[dict[str, Any]] = []
+    elapsed_ms = []
+    for record in track(dataset.records, f"evaluating {model.name}", unit="image"):
+        frame = read_image(record.file)
+        start = time.perf_counter()
+        boxes, scores = detect(frame)
+        elapsed_ms.append(1000 * (time.perf_counter() - start))
+        results += coco_results(record.image_id, boxes, scores)
+    quantiles = {f"p{q}": float(np.percentile(elapsed_ms, q)) for q in (50, 90, 95, 99)}
+    return Evaluation(
+        metrics=average_recall(dataset.coco_ground_truth(), results),
+        latency_ms={**quantiles, "mean": float(np.mean(elapsed_ms))},
+        images_per_s=1000 / float(np.mean(elapsed_ms)),
+        num_images=len(dataset.records),
+        num_proposals=capacity,
+        data_sha256=dataset.sha256,
+    )
+
+
+def _open(model: Path, num_proposals: int) -> tuple[Detect, int]:
+    """A function that runs `model` on frames of any size, and the most proposals that it gives."""
+    return _open_checkpoint(model, num_proposals) if model.suffix == ".pt" else _open_artifact(model)
+
+
+def _open_checkpoint(file: Path, num_proposals: int) -> tuple[Detect, int]:
+    import torch
+
+    from edgerpn.train.checkpoint import load_model
+    from edgerpn.train.detector import Detector, detect
+
+    model, checkpoint = load_model(file)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    proposals = dataclasses.replace(checkpoint.settings.proposals, num_proposals=num_proposals)
+    detector = Detector(model, proposals, network_hw=checkpoint.settings.data.input_hw)
+    detector = detector.to(device=device, memory_format=torch.channels_last).eval()
+    return lambda frame: detect(detector, frame), num_proposals
+
+
+def _open_artifact(file: Path) -> tuple[Detect, int]:
+    import cv2
+
+    from edgerpn.runtime import load
+
+    model = load(file)
+    source_hw = model.manifest.input.source_hw
+
+    def run(frame: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        if source_hw is None:
+            proposals = model(frame)
+            return proposals.boxes, proposals.scores
+        # A model for one camera size eats photographs of other sizes laid into that size.
+        geometry = letterbox((frame.shape[0], frame.shape[1]), source_hw)
+        proposals = model(geometry.apply(frame, cv2.resize))
+        return geometry.to_frame(proposals.boxes), proposals.scores
+
+    return run, model.manifest.proposals.num_proposals
+
+
+def evaluate_results(results: Path, annotations: Path) -> dict[str, float]:
+    """Recall of a COCO results file (a JSON list of image_id, bbox, score), whoever made it.
+
+    Raises:
+        DataError: A file cannot be read, or is not in COCO's format.
+    """
+    from edgerpn.train.recall import average_recall
+
+    rows = _read_json(results)
+    if not isinstance(rows, list):
+        raise DataError(f"{results}: expected a JSON list of results, got {type(rows).__name__}")
+    for number, row in enumerate(rows):
+        box = row.get("bbox") if isinstance(row, dict) else None
+        if not (isinstance(box, list) and len(box) == 4 and "image_id" in row and "score" in row):
+            raise DataError(f"{results}: result {number}: expected image_id, bbox [x, y, width, height] and score, got {row}")
+    truth = _read_json(annotations)
+    if not isinstance(truth, dict) or "images" not in truth or "annotations" not in truth:
+        raise DataError(f"{annotations}: expected COCO annotations with 'images' and 'annotations'")
+    return average_recall(truth, rows)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as JSON: {error}") from error
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    parser.add_argument("model", type=Path, nargs="?", metavar="MODEL", help="checkpoint, ONNX file or engine")
+    parser.add_argument("--data", type=Path, required=True, metavar="ANN.json", help="COCO annotations")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the images (default: images/ beside ANN.json)")
+    parser.add_argument("--results", type=Path, metavar="RESULTS.json", help="COCO results to measure instead of a model")
+    parser.add_argument("--report", type=Path, metavar="FILE.json", help="write the figures to this file")
+    parser.add_argument("--proposals", type=int, default=1000, metavar="K", help="proposals of a checkpoint (default 1000)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Evaluates; returns the exit status."""
+    from edgerpn.train.recall import BUDGETS, format_table
+
+    if (arguments.model is None) == (arguments.results is None):
+        raise ConfigError(["eval: name either a MODEL or --results RESULTS.json"])
+    if arguments.results is not None:
+        metrics = evaluate_results(arguments.results, arguments.data)
+        print(format_table({arguments.results.name: metrics}))
+        _write_report(arguments.report, {"results": str(arguments.results), "metrics": metrics})
+        return 0
+    images = arguments.images or arguments.data.parent / "images"
+    evaluation = evaluate_model(arguments.model, arguments.data, images, num_proposals=arguments.proposals)
+    print(format_table({arguments.model.name: evaluation.metrics}))
+    beyond = [f"AR@{budget}" for budget in BUDGETS if budget > evaluation.num_proposals]
+    if beyond:
+        print(f"({', '.join(beyond)}: this model gives {evaluation.num_proposals} proposals at most)", file=sys.stderr)
+    ms = evaluation.latency_ms
+    print(
+        f"{evaluation.num_images} images, {evaluation.images_per_s:.1f} images/s; latency p50 {ms['p50']:.2f} ms, "
+        f"p95 {ms['p95']:.2f} ms, p99 {ms['p99']:.2f} ms"
+    )
+    _write_report(arguments.report, {"model": os.fspath(arguments.model), **dataclasses.asdict(evaluation)})
+    return 0
+
+
+def _write_report(path: Path | None, content: dict[str, Any]) -> None:
+    if path is not None:
+        files.write_text(path, json.dumps(content, indent=2) + "\n")

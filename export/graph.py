@@ -1,0 +1,71 @@
+"""From a trained network to the module that is exported: same numbers, fewer operations."""
+
+from __future__ import annotations
+
+import copy
+
+from edgerpn.errors import ExportError
+from edgerpn.export.config import ExportConfig
+from edgerpn.train.checkpoint import Checkpoint
+from edgerpn.train.detector import Detector
+from edgerpn.train.layers import fuse_batch_norm
+from edgerpn.train.model import Rpn
+from edgerpn.train.proposals import ProposalConfig
+
+TOPK_LIMIT = 3840
+"""Largest K of TopK in every TensorRT (https://github.com/NVIDIA/TensorRT/issues/4390)."""
+
+
+def proposal_config(checkpoint: Checkpoint, config: ExportConfig) -> ProposalConfig:
+    """The proposal stage of the graph: the checkpoint's settings with the export's counts.
+
+    Raises:
+        ExportError: A count is beyond what the target can do.
+    """
+    trained = checkpoint.settings.proposals
+    if config.target != "onnxruntime":
+        for name in ("pre_nms", "num_proposals"):
+            if getattr(config, name) > TOPK_LIMIT:
+                raise ExportError(
+                    f"{name}: {config.target} takes at most the best {TOPK_LIMIT} of a list, got {getattr(config, name)}; "
+                    f"use --{'pre-nms' if name == 'pre_nms' else 'proposals'} {TOPK_LIMIT} or less"
+                )
+    return ProposalConfig(
+        num_proposals=config.num_proposals,
+        pre_nms=config.pre_nms,
+        nms_iou=config.nms_iou,
+        nms_scope=trained.nms_scope,
+        score_threshold=config.score_threshold,
+        min_size_px=trained.min_size_px,
+        nms_iterations=trained.nms_iterations,
+    )
+
+
+def network_hw(checkpoint: Checkpoint, config: ExportConfig) -> tuple[int, int]:
+    """Height and width that the exported network works at.
+
+    Raises:
+        ExportError: A side is not a multiple of the coarsest stride, so that pyramid levels would not line up.
+    """
+    hw = config.network_hw or checkpoint.settings.data.input_hw
+    stride = max(checkpoint.settings.model.anchors.strides_px)
+    if hw[0] % stride or hw[1] % stride:
+        near = tuple(max(stride, round(side / stride) * stride) for side in hw)
+        raise ExportError(
+            f"network size {hw[0]}x{hw[1]}: both sides must be multiples of {stride}, the coarsest stride of this "
+            f"model; use --size {near[0]}x{near[1]}"
+        )
+    return hw
+
+
+def export_module(model: Rpn, proposals: ProposalConfig, config: ExportConfig, hw: tuple[int, int]) -> Detector:
+    """The detector to export, made from a copy of `model`.
+
+    1. Batch norms are folded into the convolutions before them.
+    2. The division by the channels' standard deviation is folded into the first convolution.
+    """
+    exported = copy.deepcopy(model).eval()
+    fuse_batch_norm(exported)
+    exported.fold_std()
+    detector = Detector(exported, proposals, network_hw=hw, source_hw=config.source_hw, nms=config.resolved_nms)
+    return detector.eval()
