@@ -67,12 +67,20 @@ def run_opened(arguments: argparse.Namespace, source: Source) -> RunSummary:
     Raises:
         EdgeRpnError: The first error of model, source or sinks.
     """
+    from edgerpn.runtime.opencv import load_cv2
     from edgerpn.runtime.run import run_source
 
     check_targets(arguments, source)
-    with _load(arguments, source) as model:
-        sinks = _open_sinks(arguments, source)
-        return run_source(model, source, sinks, max_frames=arguments.max_frames, min_score=arguments.score)
+    cv2 = load_cv2()
+    num_threads = cv2.getNumThreads()
+    # The cores belong to the model: waking OpenCV's threads for one small resize costs more than it gains.
+    cv2.setNumThreads(1)
+    try:
+        with _load(arguments, source) as model:
+            sinks = _open_sinks(arguments, source)
+            return run_source(model, source, sinks, max_frames=arguments.max_frames, min_score=arguments.score)
+    finally:
+        cv2.setNumThreads(num_threads)
 
 
 def check_targets(arguments: argparse.Namespace, source: Source) -> None:

@@ -86,7 +86,7 @@ class LiveSource:
             self._changed.notify_all()
         # A read that blocks cannot be interrupted: the daemon thread is then left behind, and releases the capture
         # itself should it ever come back.
-        self._thread.join(timeout=2.0)
+        self._thread.join(timeout=1.0)
         if self._thread.is_alive():
             _logger.warning("%s: the capture is blocked; left to end on its own", self.name)
 
@@ -221,6 +221,8 @@ def _why_unreachable(url: str) -> str:
     except ValueError:
         # The error's own text may hold a part of the password.
         return "not a valid URL; odd characters in a password must be percent-encoded"
+    if "@" in url.split("://", 1)[-1].partition("@")[2]:
+        return "the URL holds more than one @; the characters @ / # ? in a password must be percent-encoded (@ is %40)"
     if not host or not port or parts.scheme.lower() in ("udp", "rtp", "srt"):
         return "no video arrived there in time"
     try:

@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
+
 from edgerpn import manifest as manifests
 from edgerpn import settings
 from edgerpn.manifest import AnchorSpec, InputSpec, Manifest, ProposalSpec, Provenance
-from onnx import TensorProto, helper, numpy_helper
 
 NUM_PROPOSALS = 10
 NETWORK_HW = (96, 160)
@@ -49,7 +50,7 @@ def paint() -> Callable[..., Image]:
 @pytest.fixture(scope="session")
 def video_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A video of 40 frames, 320x192 at 29.97 per second, with a box that moves right and i % 4 proposals."""
-    path = tmp_path_factory.mktemp("video") / "moving.mp4"
+    path = tmp_path_factory.mktemp("video") / "moving.avi"
     write_video(path, num_frames=40)
     return path
 
@@ -72,8 +73,8 @@ def paint_frame(
 
 
 def write_video(path: Path, *, num_frames: int, height: int = 192, width: int = 320) -> None:
-    """A video whose frame i holds a box at x = 4 i and i % 4 proposals."""
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 30000 / 1001, (width, height))
+    """A lossless video whose frame i holds a box at x = 4 i and i % 4 proposals."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"FFV1"), 30000 / 1001, (width, height))
     assert writer.isOpened()
     for index in range(num_frames):
         left = 4 * index % (width - 80)
@@ -120,7 +121,12 @@ def make_manifest(*, batch: int | None, source_hw: tuple[int, int] | None) -> Ma
         outputs=manifests.standard_outputs(NUM_PROPOSALS),
         anchors=AnchorSpec(strides_px=(8,), sizes_px=((32.0,),), ratios_hw=(1.0,)),
         proposals=ProposalSpec(
-            num_proposals=NUM_PROPOSALS, pre_nms=10, nms="standard", nms_iou=0.7, nms_scope="all", score_threshold=0.0,
+            num_proposals=NUM_PROPOSALS,
+            pre_nms=10,
+            nms="standard",
+            nms_iou=0.7,
+            nms_scope="all",
+            score_threshold=0.0,
             min_size_px=0.0,
         ),  # fmt: skip
         provenance=Provenance(created="2026-01-01T00:00:00Z", checkpoint_sha256="0" * 64),

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+
 from edgerpn import manifest as manifests
 from edgerpn.errors import (
     ArtifactMismatchError,
@@ -96,7 +97,9 @@ def test_what_is_not_a_frame_is_refused_by_name(model: Model, frame: object, mes
 
 
 @pytest.mark.parametrize("batch", [1, 2, None])
-def test_a_batch_gives_what_its_frames_give_alone(make_model: MakeModel, tmp_path: Path, paint: Paint, batch: int) -> None:
+def test_a_batch_gives_what_its_frames_give_alone(
+    make_model: MakeModel, tmp_path: Path, paint: Paint, batch: int
+) -> None:
     frames = [paint(192, 320, count=3), paint(96, 160, box=(5, 6, 70, 80), count=0), paint(300, 240, count=7)]
     with load(make_model(tmp_path, batch=batch), threads=1) as model:
         together = model.batch(frames)
@@ -158,7 +161,7 @@ def test_a_file_that_is_not_onnx_is_a_load_error(make_model: MakeModel, tmp_path
     path = make_model(tmp_path)
     path.write_bytes(b"not a graph")
     manifests.write(manifests.parse(manifests.manifest_path(path).read_text(), source="test"), path)
-    with pytest.raises(EngineLoadError, match="ONNX Runtime .* cannot load it"):
+    with pytest.raises(EngineLoadError, match=r"ONNX Runtime .* cannot load it"):
         load(path)
 
 
@@ -178,7 +181,7 @@ def test_files_that_no_backend_runs_are_refused_by_suffix(name: str, message: st
 
 
 def test_an_unknown_provider_lists_the_known_ones(model_path: Path) -> None:
-    with pytest.raises(EngineLoadError, match="'abacus' is not in this build.*CPUExecutionProvider"):
+    with pytest.raises(EngineLoadError, match=r"'abacus' is not in this build.*CPUExecutionProvider"):
         load(model_path, providers=["abacus"])
 
 

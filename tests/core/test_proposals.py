@@ -1,0 +1,121 @@
+"""Proposals: an immutable value."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+
+from edgerpn.errors import MissingDependencyError
+from edgerpn.proposals import Proposals
+
+
+@pytest.fixture
+def proposals() -> Proposals:
+    boxes = np.array([[0, 0, 10, 20], [5, 5, 6, 7], [1, 2, 3, 4]], np.float32)
+    return Proposals(boxes, np.array([0.9, 0.5, 0.25], np.float32))
+
+
+def test_arrays_are_float32_copies_that_cannot_be_written() -> None:
+    boxes = np.array([[0, 0, 1, 1]], np.float64)
+    proposals = Proposals(boxes, [1])  # type: ignore[arg-type]
+    boxes[:] = 7
+    assert proposals.boxes.dtype == proposals.scores.dtype == np.float32
+    assert proposals.boxes.tolist() == [[0, 0, 1, 1]]
+    with pytest.raises(ValueError, match="read-only"):
+        proposals.boxes[0, 0] = 3
+    with pytest.raises(ValueError, match="read-only"):
+        proposals.scores[0] = 3
+
+
+def test_fields_cannot_be_set(proposals: Proposals) -> None:
+    with pytest.raises(AttributeError):
+        proposals.boxes = np.zeros((0, 4), np.float32)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("index", "kept"),
+    [
+        (slice(0, 2), [0, 1]),
+        (slice(None, None, -1), [2, 1, 0]),
+        ([2, 0], [2, 0]),
+        (np.array([1]), [1]),
+        (np.array([True, False, True]), [0, 2]),
+        ([], []),
+        (1, [1]),
+        (-1, [2]),
+        (np.int64(0), [0]),
+    ],
+)
+def test_indexing_gives_proposals(proposals: Proposals, index: object, kept: list[int]) -> None:
+    part = proposals[index]  # type: ignore[index]
+    assert isinstance(part, Proposals)
+    assert len(part) == len(kept)
+    np.testing.assert_array_equal(part.boxes, proposals.boxes[kept])
+    np.testing.assert_array_equal(part.scores, proposals.scores[kept])
+
+
+def test_an_index_outside_is_an_index_error(proposals: Proposals) -> None:
+    with pytest.raises(IndexError, match="proposal 3 of 3"):
+        proposals[3]
+    with pytest.raises(IndexError):
+        proposals[np.array([True])]
+    with pytest.raises(TypeError):
+        proposals[1.5]  # type: ignore[index]
+
+
+def test_iterating_gives_one_proposal_at_a_time(proposals: Proposals) -> None:
+    assert [one.scores.tolist() for one in proposals] == [[np.float32(s)] for s in (0.9, 0.5, 0.25)]
+
+
+def test_above_keeps_the_score_itself(proposals: Proposals) -> None:
+    assert len(proposals.above(0.5)) == 2
+    assert len(proposals.above(0.6)) == 1
+    assert len(proposals.above(1.0)) == 0
+
+
+def test_coco_results_are_plain_numbers_in_xywh(proposals: Proposals) -> None:
+    results = proposals.to_coco(42)
+    assert results[1] == {"image_id": 42, "category_id": 1, "bbox": [5.0, 5.0, 1.0, 2.0], "score": 0.5}
+    assert json.loads(json.dumps(results)) == results
+
+
+def test_no_proposals_are_proposals_too() -> None:
+    empty = Proposals(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
+    assert len(empty) == 0
+    assert empty.to_coco(1) == []
+    assert len(empty[:5]) == len(empty.above(0.1)) == 0
+    assert repr(empty) == "Proposals(0 boxes)"
+
+
+def test_the_text_form_is_short(proposals: Proposals) -> None:
+    assert repr(proposals) == "Proposals(3 boxes, scores 0.900 to 0.250)"
+
+
+@pytest.mark.parametrize(
+    ("boxes", "scores", "message"),
+    [
+        (np.zeros((2, 5)), np.zeros(2), r"boxes: expected shape \(M, 4\), got \(2, 5\)"),
+        (np.zeros(4), np.zeros(1), r"boxes: expected shape \(M, 4\), got \(4,\)"),
+        (np.zeros((2, 4)), np.zeros(3), r"scores: expected shape \(2,\) as there are 2 boxes, got \(3,\)"),
+        (np.zeros((2, 4)), np.zeros((2, 1)), r"scores: expected shape"),
+    ],
+)
+def test_arrays_that_do_not_belong_together_are_refused(boxes: object, scores: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Proposals(boxes, scores)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("supervision") is not None, reason="supervision is installed")
+def test_a_missing_supervision_names_the_extra(proposals: Proposals) -> None:
+    with pytest.raises(MissingDependencyError, match=r"edgerpn\[supervision\]"):
+        proposals.to_supervision()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("supervision") is None, reason="supervision is not installed")
+def test_detections_hold_the_same_boxes(proposals: Proposals) -> None:
+    detections = proposals.to_supervision()
+    np.testing.assert_array_equal(detections.xyxy, proposals.boxes)
+    np.testing.assert_array_equal(detections.confidence, proposals.scores)

@@ -1,0 +1,184 @@
+"""`edgerpn run` as people call it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from edgerpn.__main__ import main
+
+pytestmark = pytest.mark.timeout(60)
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    text = path.read_text(encoding="utf-8")
+    assert text.endswith("\n")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def count_frames(path: Path) -> int:
+    capture = cv2.VideoCapture(str(path))
+    return sum(1 for _ in iter(lambda: capture.read()[0], False))
+
+
+def test_a_video_becomes_records_and_an_annotated_video(
+    model_path: Path, video_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["run", str(model_path), str(video_path), "--out", str(out), "--video", str(tmp_path / "v.avi")]) == 0
+    frames = records(out / "proposals.jsonl")
+    assert [record["frame"] for record in frames] == list(range(40))
+    assert [len(record["proposals"]) for record in frames] == [index % 4 for index in range(40)]
+    assert (frames[0]["width"], frames[0]["height"]) == (320, 192)
+    assert count_frames(out / "annotated.mp4") == count_frames(tmp_path / "v.avi") == 40
+    summary = capsys.readouterr().out
+    assert summary.startswith("40 frames in ")
+    assert "annotated.mp4" in summary
+    assert "ONNX Runtime" in summary
+
+
+def test_a_folder_becomes_annotated_images_and_names_the_broken_one(
+    model_path: Path, paint: Callable[..., npt.NDArray[np.uint8]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, out = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    for index in (1, 3):
+        cv2.imwrite(str(images / f"{index}.png"), paint(100 * index, 160, count=1, box=(5, 5, 60, 60)))
+    (images / "2.png").write_bytes(b"broken")
+    assert main(["run", str(model_path), str(images), "--out", str(out)]) == 0
+    assert sorted(os.listdir(out)) == ["1.png", "3.png", "proposals.jsonl"]
+    kinds = [record["type"] for record in records(out / "proposals.jsonl")]
+    assert kinds == ["frame", "event", "frame"]
+    assert "1 unreadable" in capsys.readouterr().out
+    original, annotated = cv2.imread(str(images / "1.png")), cv2.imread(str(out / "1.png"))
+    assert original.shape == annotated.shape
+    assert not np.array_equal(original, annotated)
+
+
+def test_standard_output_holds_records_only(
+    model_path: Path, video_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", str(model_path), str(video_path), "--jsonl", "-", "--max-frames", "5"]) == 0
+    printed = capfd.readouterr()
+    assert [json.loads(line)["frame"] for line in printed.out.splitlines()] == [0, 1, 2, 3, 4]
+    assert printed.err.startswith("5 frames in ")
+
+
+def test_a_score_limit_holds_for_every_output(model_path: Path, video_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    assert main(["run", str(model_path), str(video_path), "--jsonl", str(path), "--score", "0.88"]) == 0
+    assert {len(record["proposals"]) for record in records(path)} == {0, 1}
+
+
+def test_without_outputs_there_is_a_summary(
+    model_path: Path, video_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", str(model_path), str(video_path), "--max-frames", "2"]) == 0
+    assert capsys.readouterr().out.strip().endswith("nothing written")
+
+
+def test_no_output_overwrites_an_input(
+    model_path: Path, video_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = video_path.read_bytes()
+    assert main(["run", str(model_path), str(video_path), "--video", str(video_path)]) == 1
+    assert "is an input of the run" in capsys.readouterr().err
+    assert video_path.read_bytes() == before
+    assert main(["run", str(model_path), str(video_path), "--jsonl", str(model_path.with_suffix(".json"))]) == 1
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((9, 9, 3), np.uint8))
+    assert main(["run", str(model_path), str(tmp_path), "--out", str(tmp_path)]) == 1
+    assert "the images of the source lie there" in capsys.readouterr().err
+    same = str(tmp_path / "x" / "proposals.jsonl")
+    assert main(["run", str(model_path), str(video_path), "--jsonl", same, "--out", str(tmp_path / "x")]) == 1
+    assert "given for two outputs" in capsys.readouterr().err
+
+
+def test_when_nothing_could_be_read_the_status_says_so(model_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"broken")
+    (tmp_path / "b.png").write_bytes(b"broken")
+    assert main(["run", str(model_path), str(tmp_path)]) == 1
+
+
+@pytest.mark.parametrize("option", [["--score", "2"], ["--top", "0"], ["--max-frames", "x"], ["--threads", "-1"]])
+def test_impossible_options_are_wrong_usage(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["run", "m.onnx", "v.mp4", *option])
+    assert caught.value.code == 2
+    assert "expected a" in capsys.readouterr().err
+
+
+def test_an_error_in_the_middle_leaves_whole_files(
+    model_path: Path, paint: Callable[..., npt.NDArray[np.uint8]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for index, height in enumerate([100, 100, 120]):
+        cv2.imwrite(str(images / f"{index}.png"), paint(height, 160, box=(5, 5, 60, 60)))
+    arguments = ["--video", str(tmp_path / "a.mp4"), "--jsonl", str(tmp_path / "a.jsonl")]
+    assert main(["run", str(model_path), str(images), *arguments]) == 1
+    assert "a video file has one size" in capsys.readouterr().err
+    assert count_frames(tmp_path / "a.mp4") == 2
+    assert len(records(tmp_path / "a.jsonl")) == 2
+
+
+# Slows the drawing, so that the signal arrives in the middle of the run.
+_SLOW_RUN = """
+import sys, time
+from edgerpn.runtime import draw, painter
+quick = draw.draw_proposals
+def slow(*arguments, **options):
+    time.sleep(0.05)
+    return quick(*arguments, **options)
+painter.draw_proposals = slow
+from edgerpn.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_finishes_the_files(
+    model_path: Path, video_path: Path, tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", _SLOW_RUN, "run", str(model_path), str(video_path), "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 20
+    # The video's temporary file appears with the first frame.
+    while not list(out.glob(".annotated.*.mp4")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.3)
+    process.send_signal(number)
+    printed, complaints = process.communicate(timeout=20)
+    assert process.returncode == status, complaints
+    num_frames = len(records(out / "proposals.jsonl"))
+    assert 1 <= num_frames < 40
+    assert count_frames(out / "annotated.mp4") == num_frames
+    assert sorted(os.listdir(out)) == ["annotated.mp4", "proposals.jsonl"]
+    assert f"stopped by {number.name}" in printed
+    assert printed.startswith(f"{num_frames} frames")
+    assert complaints == ""
+
+
+def test_a_reader_that_leaves_is_an_error_and_not_a_traceback(model_path: Path, video_path: Path) -> None:
+    command = [sys.executable, "-m", "edgerpn", "run", str(model_path), str(video_path), "--jsonl", "-"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    complaints = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(timeout=20) == 1
+    assert complaints == "error: standard output: cannot be written: Broken pipe\n"

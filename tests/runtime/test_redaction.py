@@ -1,0 +1,81 @@
+"""No password in any text, whatever characters it holds."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgerpn.errors import StreamOpenError
+from edgerpn.runtime.redaction import redact, redact_url
+from edgerpn.runtime.source import open_source
+
+ANY_TEXT = st.text(min_size=1, max_size=20)
+NO_SPACE = st.text(st.characters(exclude_categories=("Z", "C"), exclude_characters="\"'<>"), min_size=1, max_size=20)
+
+
+@given(user=ANY_TEXT, password=ANY_TEXT)
+def test_a_url_loses_user_and_password_whatever_they_are(user: str, password: str) -> None:
+    assert redact_url(f"rtsp://{user}:{password}@cam.example:554/live") == "rtsp://***@cam.example:554/live"
+
+
+@given(password=NO_SPACE)
+def test_running_text_loses_them_too(password: str) -> None:
+    text = redact(f"could not open rtsp://admin:{password}@cam.example/live after 3 tries")
+    assert text == "could not open rtsp://***@cam.example/live after 3 tries"
+
+
+@given(value=st.text(st.characters(exclude_characters="@"), min_size=1, max_size=20))
+@pytest.mark.parametrize("key", ["password", "token", "loginpas", "api_key", "X-Amz-Signature", "p%61ss", "user"])
+def test_a_secret_query_value_is_hidden_even_with_separators_in_it(key: str, value: str) -> None:
+    value = value.replace("=", "")
+    redacted = redact_url(f"https://cam.example/video?channel=1&{key}={value}")
+    assert redacted == f"https://cam.example/video?channel=1&{key}=***"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("http://cam.example/video.mjpg?channel=1&subtype=0", "http://cam.example/video.mjpg?channel=1&subtype=0"),
+        ("rtsp://10.0.0.5/user=admin_password=tlJw_channel=1.sdp", "rtsp://10.0.0.5/user=***"),
+        ("rtsps://token@host/x", "rtsps://***@host/x"),
+        ("http://h/v?auth=a&channel=2", "http://h/v?auth=***&channel=2"),
+        ("folder/of=images", "folder/of=images"),
+    ],
+)
+def test_what_identifies_a_camera_stays(text: str, expected: str) -> None:
+    assert redact_url(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "expected"),
+    [
+        (
+            'rtspsrc location="rtsp://u:p@h/s?token=abc" user-id=me user-pw="my pw" latency=0 ! fakesink',
+            'rtspsrc location="rtsp://***@h/s?token=***" user-id=*** user-pw=*** latency=0 ! fakesink',
+        ),
+        ("x264enc key-int-max=30 ! avdec_h264 ! appsink", "x264enc key-int-max=30 ! avdec_h264 ! appsink"),
+    ],
+)
+def test_gstreamer_properties_are_hidden(pipeline: str, expected: str) -> None:
+    assert redact(pipeline) == expected
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "rtsp://admin:hunter2@127.0.0.1:9/stream?token=hunter2",
+        "http://127.0.0.1:9/video?pwd=hunter2",
+        "rtsp://admin:hunter2/x@127.0.0.1:9/y",
+        "rtsp://admin:hunter2@host:port/x",
+        "ftp://admin:hunter2@127.0.0.1/x",
+        "rtspsrc location=rtsp://127.0.0.1 user-pw=hunter2 ! appsink",
+    ],
+)
+def test_no_error_of_a_source_shows_the_password(spec: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(StreamOpenError) as caught:
+        open_source(spec)
+    printed = capfd.readouterr()
+    assert "hunter2" not in f"{caught.value} {caught.value.__cause__} {printed.out} {printed.err}"
+    assert "***" in str(caught.value)
