@@ -24,6 +24,7 @@ import onnxruntime
 import onnxscript
 import torch
 from onnxscript import opset18 as op
+from torch import Tensor, nn
 
 import edgerpn.manifest
 from edgerpn import files
@@ -106,22 +107,56 @@ def export_onnx(
 
 
 def _export(detector: Detector, config: ExportConfig) -> onnx.ModelProto:
-    """Runs the exporter and the ONNX checker."""
+    """Steps 1 and 2 for a detector with the interface of `edgerpn.manifest`."""
     # A batch of 2 keeps the exporter from taking 1 for a constant when the batch is dynamic.
     batch = config.batch or 2
     height, width = config.source_hw or detector.network_hw
     frames = torch.zeros((batch, height, width, 3), dtype=torch.uint8)
-    shapes = None if config.batch else ({0: torch.export.Dim("N", min=1)},)
+    proto = export_program(
+        detector,
+        frames,
+        opset=config.opset,
+        is_dynamic=config.batch is None,
+        input_names=["frames"],
+        output_names=["boxes", "scores", "count"],
+    )
+    if proto.ByteSize() > MAX_BYTES:
+        raise ExportError(f"the graph has {proto.ByteSize() / 1e9:.1f} GB, more than one ONNX file holds (2 GB)")
+    return proto
+
+
+def export_program(
+    module: nn.Module,
+    example: Tensor,
+    *,
+    opset: int,
+    is_dynamic: bool = False,
+    input_names: list[str] | None = None,
+    output_names: list[str] | None = None,
+) -> onnx.ModelProto:
+    """Runs PyTorch's exporter and the ONNX checker on a module with one input.
+
+    Args:
+        module: In eval mode.
+        example: An input; all its axes are fixed, but the first when `is_dynamic` is set.
+        opset: ONNX operator set.
+        is_dynamic: Whether the first axis is the open batch "N".
+        input_names: Names of the graph's inputs.
+        output_names: Names of the graph's outputs.
+
+    Raises:
+        ExportError: The exporter or the checker refuses.
+    """
     with _quiet():
         try:
             program = torch.onnx.export(
-                detector,
-                (frames,),
+                module,
+                (example,),
                 dynamo=True,
-                opset_version=config.opset,
-                input_names=["frames"],
-                output_names=["boxes", "scores", "count"],
-                dynamic_shapes=shapes,
+                opset_version=opset,
+                input_names=input_names,
+                output_names=output_names,
+                dynamic_shapes=({0: torch.export.Dim("N", min=1)},) if is_dynamic else None,
                 custom_translation_table={torch.ops.edgerpn.nms_keep.default: _nms_keep},
                 external_data=False,
                 verbose=False,
@@ -132,8 +167,6 @@ def _export(detector: Detector, config: ExportConfig) -> onnx.ModelProto:
     if program is None:
         raise ExportError("PyTorch's ONNX exporter returned nothing; use the tested version of torch in constraints.txt")
     proto: onnx.ModelProto = program.model_proto
-    if proto.ByteSize() > MAX_BYTES:
-        raise ExportError(f"the graph has {proto.ByteSize() / 1e9:.1f} GB, more than one ONNX file holds (2 GB)")
     proto.ir_version = IR_VERSION
     _drop_private_metadata(proto)
     try:

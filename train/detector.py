@@ -75,7 +75,6 @@ class Detector(nn.Module):
         """Frames to normalised images of `network_hw`, letterboxed when the frames have their own size."""
         if self.geometry is None:
             return self.model.normalize(frames_NHW3)
-        # uint8 is cast before anything else: TensorRT knows it as a network input only.
         images = frames_NHW3.float().permute(0, 3, 1, 2)
         if self.geometry.content_hw != self.geometry.source_hw:
             images = functional.interpolate(images, size=self.content_hw, mode="bilinear", align_corners=False)

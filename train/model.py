@@ -150,7 +150,8 @@ class Rpn(nn.Module):
 
     def normalize(self, frames_NHWC: Tensor) -> Tensor:
         """(N, H, W, 3) uint8 BGR to (N, 3, H, W) float32, mean 0 and deviation 1; channels-last in memory."""
-        return self.standardize(frames_NHWC.permute(0, 3, 1, 2).float())
+        # uint8 is cast before anything else: TensorRT knows it as a network input only.
+        return self.standardize(frames_NHWC.float().permute(0, 3, 1, 2))
 
     def standardize(self, images_N3HW: Tensor) -> Tensor:
         """Float images in 0..255 to mean 0 and deviation 1."""
