@@ -1,4 +1,4 @@
-"""What every test may use: the repository's root, and the rules of the markers `gpu` and `rtx`."""
+"""What every test may use: the repository's root, and the rules of hypothesis and of the markers `gpu` and `rtx`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ import importlib.util
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# A slow machine is no failure, and in CI the same commit tries the same examples.
+hypothesis.settings.register_profile("edgerpn", deadline=None, derandomize="CI" in os.environ)
+hypothesis.settings.load_profile("edgerpn")
 
 ROOT = Path(__file__).resolve().parent.parent
 
