@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     start = time.monotonic()
     folder, step = DemoFolder(path=arguments.out), _Steps(print)
-    settings = _training_settings(arguments)
+    settings = training_settings(arguments)
     folder.start({"seed": arguments.seed, "minutes": arguments.minutes, "images": arguments.images})
 
     step(f"drawing {arguments.images + arguments.val_images} images and a video of {arguments.frames} frames")
@@ -120,8 +120,12 @@ class _Steps:
         self._say(f"[{self._number}/{_STEPS}] {text}")
 
 
-def _training_settings(arguments: argparse.Namespace) -> TrainSettings:
-    """The `edge` preset, fitted to a short run, then what the command line says."""
+def training_settings(arguments: argparse.Namespace) -> TrainSettings:
+    """The `edge` preset, fitted to a short run, then what the command line says.
+
+    Raises:
+        ConfigError: A setting is unknown or out of range.
+    """
     from edgerpn.train.config import load_settings
 
     height, width = arguments.size

@@ -62,8 +62,8 @@ def write_demo_report(facts: DemoFacts) -> dict[str, Mapping[str, float]]:
         title="EdgeRPN demo",
         introduction=(
             f"A Region Proposal Network that learned for {minutes:g} minutes on made-up images, was exported to ONNX "
-            "and then ran on a made-up video. It finds things without knowing what they are. Every figure on this page was "
-            "measured in this run; a real training takes longer and uses photographs."
+            "and then ran on a made-up video. It finds things without knowing what they are. Every figure on this page "
+            "was measured in this run; a real training takes longer and uses photographs."
         ),
         headlines=_headlines(facts, columns),
         history=facts.training.history,

@@ -184,7 +184,7 @@ def _recall(metrics: Mapping[str, Mapping[str, float]], note: str) -> str:
         values = [metrics[column].get(name, math.nan) for column in columns]
         cells = [_fraction(value) for value in values]
         if has_difference:
-            cells.append(_fraction(values[1] - values[0], signed=True))
+            cells.append(_difference(*values))
         body = "".join(f"<td class='number'>{cell}</td>" for cell in cells)
         meaning = f"<span class='meaning'>{escape(meanings[name])}</span>" if name in meanings else ""
         rows.append(f"<tr><th scope='row'><code>{escape(name)}</code>{meaning}</th>{body}</tr>")
@@ -198,12 +198,16 @@ def _recall(metrics: Mapping[str, Mapping[str, float]], note: str) -> str:
     )
 
 
-def _fraction(value: float, *, signed: bool = False) -> str:
+def _fraction(value: float) -> str:
     """Three digits; COCO's -1 means that there was no object of the kind."""
-    if not math.isfinite(value) or (not signed and value < 0):
+    return f"{value:.3f}" if math.isfinite(value) and value >= 0 else "none"
+
+
+def _difference(first: float, second: float) -> str:
+    if "none" in (_fraction(first), _fraction(second)):
         return "none"
-    # A difference that rounds to zero should not carry a minus sign.
-    return f"{value + 0.0:+.4f}".replace("-0.0000", "+0.0000") if signed else f"{value:.3f}"
+    # One that rounds to zero should not carry a minus sign.
+    return f"{second - first:+.4f}".replace("-0.0000", "+0.0000")
 
 
 def _pictures(pictures: Sequence[Picture], num_shown: int) -> str:

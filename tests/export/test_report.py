@@ -48,7 +48,10 @@ def full_report(text: str = "plain") -> ReportData:
         introduction=text,
         headlines=[Headline(label=text, value=text, note=text)],
         history=history,
-        metrics={text: {"AR@100": 0.3412, "AR@100-small": -1.0}, "ONNX": {"AR@100": 0.3409, text: 0.5}},
+        metrics={
+            text: {"AR@100": 0.3412, "AR@100-small": -1.0, "AR@100-large": -1.0},
+            "ONNX": {"AR@100": 0.3409, "AR@100-large": -1.0, text: 0.5},
+        },
         metrics_note=text,
         pictures=[picture(text), picture(text)],
         timings=[
@@ -137,13 +140,15 @@ def test_write_report_writes_the_rendered_page(tmp_path: Path) -> None:
 
 def test_the_recall_table_shows_both_models_and_their_difference() -> None:
     html = render_report(full_report())
-    row = re.search(r"<code>AR@100</code>.*?</tr>", html)
-    assert row is not None
-    assert re.findall(r"<td class='number'>(.*?)</td>", row[0]) == ["0.341", "0.341", "-0.0003"]
-    small = re.search(r"<code>AR@100-small</code>.*?</tr>", html)
-    assert small is not None
+    rows = {
+        name: re.findall(r"<td class='number'>(.*?)</td>", cells)
+        for name, cells in re.findall(r"<code>(.*?)</code>(.*?)</tr>", html)
+    }
+    assert rows["AR@100"] == ["0.341", "0.341", "-0.0003"]
     # -1 is COCO's way to say that there was no such object; the other model has no such metric.
-    assert re.findall(r"<td class='number'>(.*?)</td>", small[0]) == ["none", "none", "none"]
+    assert rows["AR@100-small"] == ["none", "none", "none"]
+    assert rows["AR@100-large"] == ["none", "none", "none"]
+    assert rows["plain"] == ["none", "0.500", "none"]
 
 
 def test_the_longest_time_fills_its_bar() -> None:
