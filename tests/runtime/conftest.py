@@ -128,7 +128,7 @@ def make_manifest(*, batch: int | None, source_hw: tuple[int, int] | None) -> Ma
             nms_scope="all",
             score_threshold=0.0,
             min_size_px=0.0,
-        ),  # fmt: skip
+        ),
         provenance=Provenance(created="2026-01-01T00:00:00Z", checkpoint_sha256="0" * 64),
     )
 
