@@ -44,10 +44,12 @@ class Network(nn.Module):
     """Backbone, neck and head, from normalised images."""
 
     def __init__(self, model: Rpn) -> None:
+        """Wraps `model`."""
         super().__init__()
         self.model = model
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """(N, 3, H, W) to logits and deltas of every level."""
         return tuple(tensor for level in self.model(images) for tensor in level)
 
 
@@ -55,6 +57,7 @@ class WithPreprocessing(Network):
     """The same, from uint8 frames."""
 
     def forward(self, frames: Tensor) -> tuple[Tensor, ...]:
+        """(N, H, W, 3) to logits and deltas of every level."""
         return super().forward(self.model.normalize(frames))
 
 
@@ -87,7 +90,9 @@ def frames_of(hw: tuple[int, int], count: int = 8) -> list[np.ndarray]:
     return [cv2.resize(image, (hw[1], hw[0]), interpolation=cv2.INTER_CUBIC)[None] for image in noise]
 
 
-def measure(sessions: dict[str, onnxruntime.InferenceSession], hw: tuple[int, int], rounds: int) -> dict[str, list[float]]:
+def measure(
+    sessions: dict[str, onnxruntime.InferenceSession], hw: tuple[int, int], rounds: int
+) -> dict[str, list[float]]:
     """Milliseconds of every graph in every round; the graphs take turns, so that drift hits all alike."""
     frames = frames_of(hw)
     mean, std = (np.array(v, np.float32) for v in ((103.53, 116.28, 123.675), (57.375, 57.12, 58.395)))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from edgerpn.arguments import size_argument
 from edgerpn.errors import ConfigError, DataError, ExportError
 from edgerpn.export.config import TARGETS, ExportConfig
-from edgerpn.letterbox import parse_hw
 from edgerpn.manifest import RecallSpec
 
 NUM_PARITY_IMAGES = 16
@@ -19,24 +19,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="best.pt of a training run")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="model.onnx", help="file to write")
-    parser.add_argument("--target", choices=TARGETS, default="onnxruntime", help="what will run it (default onnxruntime)")
-    parser.add_argument("--size", type=_hw, metavar="HxW", help="size that the network works at (default: as trained)")
-    parser.add_argument("--source-size", type=_hw, metavar="HxW", help="size of the frames, to have resizing in the graph")
-    parser.add_argument("--batch", type=_batch, default="auto", metavar="N|dynamic", help="frames in a batch (default: dynamic for onnxruntime, else 1)")
+    parser.add_argument(
+        "--target", choices=TARGETS, default="onnxruntime", help="what will run it (default onnxruntime)"
+    )
+    parser.add_argument(
+        "--size", type=size_argument, metavar="HxW", help="size that the network works at (default: as trained)"
+    )
+    parser.add_argument(
+        "--source-size", type=size_argument, metavar="HxW", help="size of the frames, to have resizing in the graph"
+    )
+    parser.add_argument(
+        "--batch",
+        type=_batch,
+        default="auto",
+        metavar="N|dynamic",
+        help="frames in a batch (default: dynamic for onnxruntime, else 1)",
+    )
     parser.add_argument("--proposals", type=int, default=100, metavar="K", help="proposals of a frame (default 100)")
-    parser.add_argument("--pre-nms", type=int, default=1000, metavar="N", help="boxes of each level before NMS (default 1000)")
+    parser.add_argument(
+        "--pre-nms", type=int, default=1000, metavar="N", help="boxes of each level before NMS (default 1000)"
+    )
     parser.add_argument("--iou", type=float, default=0.7, metavar="X", help="NMS threshold (default 0.7)")
     parser.add_argument("--score", type=float, default=0.0, metavar="X", help="drop proposals scored below (default 0)")
-    parser.add_argument("--nms", choices=("standard", "portable"), help="form of the NMS (default: the target's choice)")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="folder with val.json and images/ for parity and recall (default: the training folder)")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="photographs for parity, when there are no annotations")
-
-
-def _hw(text: str) -> tuple[int, int]:
-    try:
-        return parse_hw(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+    parser.add_argument(
+        "--nms", choices=("standard", "portable"), help="form of the NMS (default: the target's choice)"
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="folder with val.json and images/ for parity and recall (default: the training folder)",
+    )
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="photographs for parity, when there are no annotations"
+    )
 
 
 def _batch(text: str) -> int | str:
@@ -116,8 +132,8 @@ def parity_images(folder: Path | None, images: Path | None) -> list[Path]:
         found = sorted(p for p in images.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES) if images.is_dir() else []
     else:
         raise ExportError(
-            "the graph must be compared with PyTorch on real images, and the training folder is not here; name one with "
-            "--data DIR (val.json and images/) or a folder of photographs with --images DIR"
+            "the graph must be compared with PyTorch on real images, and the training folder is not here; name one "
+            "with --data DIR (val.json and images/) or a folder of photographs with --images DIR"
         )
     if not found:
         raise ExportError(f"{images or folder}: no images to compare the graph with PyTorch on")

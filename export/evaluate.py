@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerpn import files
+from edgerpn.arguments import size_argument
 from edgerpn.errors import ConfigError, DataError
 from edgerpn.letterbox import letterbox
 from edgerpn.progress import track
@@ -47,7 +48,13 @@ class Evaluation:
 
 
 def evaluate_model(
-    model: Path, annotations: Path, images: Path, *, num_proposals: int = 1000, limit: int | None = None
+    model: Path,
+    annotations: Path,
+    images: Path,
+    *,
+    num_proposals: int = 1000,
+    network_hw: tuple[int, int] | None = None,
+    limit: int | None = None,
 ) -> Evaluation:
     """Measures a model.
 
@@ -56,6 +63,7 @@ def evaluate_model(
         annotations: COCO annotations.
         images: Folder of the images.
         num_proposals: K of a checkpoint; exported models have their own.
+        network_hw: Height and width that a checkpoint's network works at, pixels; None: as trained.
         limit: Measure the first so many images only.
 
     Raises:
@@ -71,7 +79,7 @@ def evaluate_model(
     dataset = read_coco(annotations, images, verify="header")
     if limit is not None:
         dataset = dataclasses.replace(dataset, records=dataset.records[:limit])
-    detect, capacity = _open(model, num_proposals)
+    detect, capacity = _open(model, num_proposals, network_hw)
     for record in dataset.records[:NUM_WARM_UP]:
         detect(read_image(record.file))
     results: list[dict[str, Any]] = []
@@ -93,12 +101,12 @@ def evaluate_model(
     )
 
 
-def _open(model: Path, num_proposals: int) -> tuple[Detect, int]:
+def _open(model: Path, num_proposals: int, network_hw: tuple[int, int] | None) -> tuple[Detect, int]:
     """A function that runs `model` on frames of any size, and the most proposals that it gives."""
-    return _open_checkpoint(model, num_proposals) if model.suffix == ".pt" else _open_artifact(model)
+    return _open_checkpoint(model, num_proposals, network_hw) if model.suffix == ".pt" else _open_artifact(model)
 
 
-def _open_checkpoint(file: Path, num_proposals: int) -> tuple[Detect, int]:
+def _open_checkpoint(file: Path, num_proposals: int, network_hw: tuple[int, int] | None) -> tuple[Detect, int]:
     import torch
 
     from edgerpn.train.checkpoint import load_model
@@ -107,7 +115,7 @@ def _open_checkpoint(file: Path, num_proposals: int) -> tuple[Detect, int]:
     model, checkpoint = load_model(file)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     proposals = dataclasses.replace(checkpoint.settings.proposals, num_proposals=num_proposals)
-    detector = Detector(model, proposals, network_hw=checkpoint.settings.data.input_hw)
+    detector = Detector(model, proposals, network_hw=network_hw or checkpoint.settings.data.input_hw)
     detector = detector.to(device=device, memory_format=torch.channels_last).eval()
     return lambda frame: detect(detector, frame), num_proposals
 
@@ -146,7 +154,9 @@ def evaluate_results(results: Path, annotations: Path) -> dict[str, float]:
     for number, row in enumerate(rows):
         box = row.get("bbox") if isinstance(row, dict) else None
         if not (isinstance(box, list) and len(box) == 4 and "image_id" in row and "score" in row):
-            raise DataError(f"{results}: result {number}: expected image_id, bbox [x, y, width, height] and score, got {row}")
+            raise DataError(
+                f"{results}: result {number}: expected image_id, bbox [x, y, width, height] and score, got {row}"
+            )
     truth = _read_json(annotations)
     if not isinstance(truth, dict) or "images" not in truth or "annotations" not in truth:
         raise DataError(f"{annotations}: expected COCO annotations with 'images' and 'annotations'")
@@ -164,10 +174,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
     parser.add_argument("model", type=Path, nargs="?", metavar="MODEL", help="checkpoint, ONNX file or engine")
     parser.add_argument("--data", type=Path, required=True, metavar="ANN.json", help="COCO annotations")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the images (default: images/ beside ANN.json)")
-    parser.add_argument("--results", type=Path, metavar="RESULTS.json", help="COCO results to measure instead of a model")
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="folder of the images (default: images/ beside ANN.json)"
+    )
+    parser.add_argument(
+        "--results", type=Path, metavar="RESULTS.json", help="COCO results to measure instead of a model"
+    )
     parser.add_argument("--report", type=Path, metavar="FILE.json", help="write the figures to this file")
-    parser.add_argument("--proposals", type=int, default=1000, metavar="K", help="proposals of a checkpoint (default 1000)")
+    parser.add_argument(
+        "--proposals", type=int, default=1000, metavar="K", help="proposals of a checkpoint (default 1000)"
+    )
+    parser.add_argument(
+        "--size", type=size_argument, metavar="HxW", help="size at which a checkpoint works (default: as trained)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -182,7 +201,9 @@ def run(arguments: argparse.Namespace) -> int:
         _write_report(arguments.report, {"results": str(arguments.results), "metrics": metrics})
         return 0
     images = arguments.images or arguments.data.parent / "images"
-    evaluation = evaluate_model(arguments.model, arguments.data, images, num_proposals=arguments.proposals)
+    evaluation = evaluate_model(
+        arguments.model, arguments.data, images, num_proposals=arguments.proposals, network_hw=arguments.size
+    )
     print(format_table({arguments.model.name: evaluation.metrics}))
     beyond = [f"AR@{budget}" for budget in BUDGETS if budget > evaluation.num_proposals]
     if beyond:

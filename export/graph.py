@@ -27,8 +27,8 @@ def proposal_config(checkpoint: Checkpoint, config: ExportConfig) -> ProposalCon
         for name in ("pre_nms", "num_proposals"):
             if getattr(config, name) > TOPK_LIMIT:
                 raise ExportError(
-                    f"{name}: {config.target} takes at most the best {TOPK_LIMIT} of a list, got {getattr(config, name)}; "
-                    f"use --{'pre-nms' if name == 'pre_nms' else 'proposals'} {TOPK_LIMIT} or less"
+                    f"{name}: {config.target} takes at most the best {TOPK_LIMIT} of a list, got "
+                    f"{getattr(config, name)}; use --{'pre-nms' if name == 'pre_nms' else 'proposals'} {TOPK_LIMIT} or less"
                 )
     return ProposalConfig(
         num_proposals=config.num_proposals,

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import edgerpn.manifest
 from edgerpn import settings
+from edgerpn.arguments import size_argument
 from edgerpn.errors import EngineLoadError, MissingDependencyError, require
-from edgerpn.letterbox import parse_hw
 from edgerpn.manifest import METADATA_KEY, Manifest
 
 if TYPE_CHECKING:
@@ -28,15 +28,10 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
     parser.add_argument("model", type=Path, metavar="MODEL", help="checkpoint, ONNX file or engine")
-    parser.add_argument("--size", type=_hw, metavar="HxW", help="size at which to count a checkpoint's operations")
+    parser.add_argument(
+        "--size", type=size_argument, metavar="HxW", help="size at which to count a checkpoint's operations"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
-
-
-def _hw(text: str) -> tuple[int, int]:
-    try:
-        return parse_hw(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -125,8 +120,8 @@ def _levels(model: Rpn, hw: tuple[int, int]) -> list[dict[str, Any]]:
 
 def _anchor_warnings(levels: Iterable[dict[str, Any]]) -> list[str]:
     return [
-        f"stride {level['stride_px']}: the largest anchor side is {level['largest_anchor_side_px']:g} px, but a cell sees "
-        f"{level['receptive_field_px']:g} px: it must guess where such an object ends"
+        f"stride {level['stride_px']}: the largest anchor side is {level['largest_anchor_side_px']:g} px, but a cell "
+        f"sees {level['receptive_field_px']:g} px: it must guess where such an object ends"
         for level in levels
         if level["largest_anchor_side_px"] > level["receptive_field_px"]
     ]
@@ -161,7 +156,9 @@ def _load_onnx(file: Path) -> onnx.ModelProto | None:
     try:
         return library.load(file)
     except protobuf.DecodeError as error:
-        raise EngineLoadError(f"{file}: not an ONNX file, or damaged: {error}. Copy it again, or export again.") from error
+        raise EngineLoadError(
+            f"{file}: not an ONNX file, or damaged: {error}. Copy it again, or export again."
+        ) from error
 
 
 def _manifest(file: Path, proto: onnx.ModelProto | None) -> Manifest:

@@ -59,9 +59,7 @@ class ParityReport:
         )
 
 
-def check_parity(
-    reference: Detector, graph_file: Path, images: Sequence[Path], *, batch: int | None
-) -> ParityReport:
+def check_parity(reference: Detector, graph_file: Path, images: Sequence[Path], *, batch: int | None) -> ParityReport:
     """Compares an ONNX file with the network.
 
     Args:
@@ -119,9 +117,7 @@ class _Tally:
         self.min_iou = 1.0
         self.max_score_difference = 0.0
 
-    def add(
-        self, expected: tuple[np.ndarray, np.ndarray], found: tuple[np.ndarray, np.ndarray], where: str
-    ) -> None:
+    def add(self, expected: tuple[np.ndarray, np.ndarray], found: tuple[np.ndarray, np.ndarray], where: str) -> None:
         """Matches the proposals of one image.
 
         Raises:
@@ -164,8 +160,8 @@ class _Tally:
         score = float(other[1][nearest]) if len(other[1]) else float("nan")
         return (
             f"{where}: the graph and PyTorch disagree. Proposal {index} of {side}, [{box}] with score "
-            f"{float(own[1][index]):.5f}, has no counterpart; the nearest has IoU {float(overlaps[nearest]):.4f} and score "
-            f"{score:.5f}, expected IoU >= {MIN_IOU} and scores within {MAX_SCORE_DIFFERENCE}. Nothing was written."
+            f"{float(own[1][index]):.5f}, has no counterpart; the nearest has IoU {float(overlaps[nearest]):.4f} and "
+            f"score {score:.5f}, expected IoU >= {MIN_IOU} and scores within {MAX_SCORE_DIFFERENCE}. Nothing was written."
         )
 
     def report(self, num_images: int, batch_sizes: tuple[int, ...]) -> ParityReport:
@@ -177,8 +173,8 @@ class _Tally:
         total = max(1, self.num_matched + self.num_boundary)
         if self.num_boundary / total > MAX_BOUNDARY_SHARE:
             raise ParityError(
-                f"{self.num_boundary} of {total} proposals are in one of graph and PyTorch only, at a threshold; expected "
-                f"at most {MAX_BOUNDARY_SHARE:.0%}"
+                f"{self.num_boundary} of {total} proposals are in one of graph and PyTorch only, at a threshold; "
+                f"expected at most {MAX_BOUNDARY_SHARE:.0%}"
             )
         return ParityReport(
             num_images=num_images,

@@ -85,7 +85,10 @@ def export_onnx(
     hw = network_hw(checkpoint, config)
     proposals = proposal_config(checkpoint, config)
     reference = Detector(model, proposals, network_hw=hw, source_hw=config.source_hw).eval()
-    say(f"exporting {checkpoint.settings.model.backbone} at {hw[0]}x{hw[1]} for {config.target}, {config.resolved_nms} NMS")
+    say(
+        f"exporting {checkpoint.settings.model.backbone} at {hw[0]}x{hw[1]} for {config.target}, "
+        f"{config.resolved_nms} NMS"
+    )
     proto = _export(export_module(model, proposals, config, hw), config)  # steps 1 and 2
     _check_interface(proto, config, proposals.num_proposals)  # step 3
     manifest = _manifest(checkpoint_file, checkpoint, config, hw, output.stem)
@@ -165,7 +168,9 @@ def export_program(
             first_line = str(error).strip().splitlines()[0]
             raise ExportError(f"PyTorch's ONNX exporter refused the network: {first_line}") from error
     if program is None:
-        raise ExportError("PyTorch's ONNX exporter returned nothing; use the tested version of torch in constraints.txt")
+        raise ExportError(
+            "PyTorch's ONNX exporter returned nothing; use the tested version of torch in constraints.txt"
+        )
     proto: onnx.ModelProto = program.model_proto
     proto.ir_version = IR_VERSION
     _drop_private_metadata(proto)
@@ -244,9 +249,7 @@ def _shape(value: onnx.ValueInfoProto) -> list[int | str]:
     return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
 
 
-def _manifest(
-    file: Path, checkpoint: Checkpoint, config: ExportConfig, hw: tuple[int, int], name: str
-) -> Manifest:
+def _manifest(file: Path, checkpoint: Checkpoint, config: ExportConfig, hw: tuple[int, int], name: str) -> Manifest:
     model, proposals = checkpoint.settings.model, proposal_config(checkpoint, config)
     nms = config.resolved_nms
     packages = {**versions(), "onnx": onnx.__version__, "onnxscript": onnxscript.__version__}

@@ -33,7 +33,9 @@ class AnchorConfig:
         if list(self.strides_px) != sorted(set(self.strides_px)):
             raise ValueError(f"strides_px: expected finest first, each once, got {self.strides_px}")
         if len(self.sizes_px) != len(self.strides_px):
-            raise ValueError(f"sizes_px: expected one list for each of {len(self.strides_px)} levels, got {self.sizes_px}")
+            raise ValueError(
+                f"sizes_px: expected one list for each of {len(self.strides_px)} levels, got {self.sizes_px}"
+            )
         if len({len(sizes) for sizes in self.sizes_px}) != 1 or not self.sizes_px[0]:
             raise ValueError(f"sizes_px: expected the same number of sizes on every level, got {self.sizes_px}")
         if any(size <= 0 for sizes in self.sizes_px for size in sizes):

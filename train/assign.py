@@ -96,9 +96,7 @@ def assign(
     return Assignment(labels_NA=labels_NA, matched_NA=assignment.matched_NA)
 
 
-def _assign_max_iou(
-    iou_NGA: Tensor, anchors_A4: Tensor, image_hw: tuple[int, int], config: AssignConfig
-) -> Assignment:
+def _assign_max_iou(iou_NGA: Tensor, anchors_A4: Tensor, image_hw: tuple[int, int], config: AssignConfig) -> Assignment:
     """Ren et al. 2015, section 3.1.2; ties and low-quality matches as in torchvision and Detectron2.
 
     An anchor made an object by a low-quality match answers for the box that *it* overlaps most, which need not
@@ -133,7 +131,9 @@ def _assign_atss(
     """
     centers_A2 = torch.cat([(level[:, :2] + level[:, 2:]) / 2 for level in anchors])
     gt_centers_NG2 = (gt_boxes_NG4[..., :2] + gt_boxes_NG4[..., 2:]) / 2
-    distance_NGA = (gt_centers_NG2[..., 0:1] - centers_A2[:, 0]) ** 2 + (gt_centers_NG2[..., 1:2] - centers_A2[:, 1]) ** 2
+    distance_NGA = (gt_centers_NG2[..., 0:1] - centers_A2[:, 0]) ** 2 + (
+        gt_centers_NG2[..., 1:2] - centers_A2[:, 1]
+    ) ** 2
     candidates, start = [], 0
     for level in anchors:  # step 1
         count = min(config.atss_candidates, len(level))

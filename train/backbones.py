@@ -110,7 +110,9 @@ def _projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequenti
 class ResNet(Backbone):
     """He et al. 2016 (arXiv:1512.03385), stride in the 3x3 convolution as in torchvision."""
 
-    def __init__(self, block: type[BasicBlock] | type[Bottleneck], blocks: Sequence[int], strides: Sequence[int]) -> None:
+    def __init__(
+        self, block: type[BasicBlock] | type[Bottleneck], blocks: Sequence[int], strides: Sequence[int]
+    ) -> None:
         """Builds the stages up to the coarsest of `strides` (out of 4, 8, 16, 32)."""
         super().__init__()
         _check_strides(strides, (4, 8, 16, 32), "ResNet")
@@ -249,8 +251,8 @@ def load_backbone_weights(backbone: Backbone, file: str | os.PathLike[str]) -> i
     missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
     if missing:
         raise CheckpointError(
-            f"{path}: not weights of this backbone: {len(missing)} of {len(own)} tensors are missing, first {missing[0]!r}. "
-            "Expected a torchvision checkpoint of the same network as model.backbone."
+            f"{path}: not weights of this backbone: {len(missing)} of {len(own)} tensors are missing, first "
+            f"{missing[0]!r}. Expected a torchvision checkpoint of the same network as model.backbone."
         )
     wrong = [n for n in own if n in state and state[n].shape != own[n].shape]
     if wrong:

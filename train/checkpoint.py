@@ -88,7 +88,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"{path}: not a checkpoint of edgerpn, or damaged: {reason}. Use another checkpoint of the run, or train again."
+            f"{path}: not a checkpoint of edgerpn, or damaged: {reason}. "
+            "Use another checkpoint of the run, or train again."
         ) from error
     if not isinstance(content, Mapping) or "format" not in content or "weights" not in content:
         raise CheckpointError(f"{path}: not a checkpoint of edgerpn (train one with `edgerpn train`)")

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from edgerpn.letterbox import parse_hw
+from edgerpn.arguments import size_argument
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,20 +16,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=int, metavar="N", help="passes over the training images")
     length.add_argument("--minutes", type=float, metavar="M", help="wall-clock time instead of a number of epochs")
-    parser.add_argument("--size", type=_hw, metavar="HxW", help="size that the network works at, such as 384x640")
+    parser.add_argument(
+        "--size", type=size_argument, metavar="HxW", help="size that the network works at, such as 384x640"
+    )
     parser.add_argument("--preset", default="edge", metavar="NAME", help="edge (default) or paper")
     parser.add_argument("--backbone-weights", type=Path, metavar="FILE", help="torchvision checkpoint to start from")
     parser.add_argument("--resume", action="store_true", help="go on from RUN/last.pt")
     parser.add_argument("--config", metavar="FILE.toml", help="settings, over the preset's")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=value", help="one setting, over the file's")
     parser.add_argument("--print-config", action="store_true", help="show the resolved settings and exit")
-
-
-def _hw(text: str) -> tuple[int, int]:
-    try:
-        return parse_hw(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -60,7 +60,9 @@ def _device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise ConfigError([f"loop.device: expected auto, cpu, cuda or cuda:N, got {name!r}"])
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError([f"loop.device: {name!r} is not there; PyTorch sees {torch.cuda.device_count()} CUDA devices"])
+        raise ConfigError(
+            [f"loop.device: {name!r} is not there; PyTorch sees {torch.cuda.device_count()} CUDA devices"]
+        )
     return device
 
 

@@ -10,7 +10,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 class ConvNormAct(nn.Module):
     """Convolution, batch norm, ReLU; after `fuse` only convolution and ReLU."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, kernel: int = 3, stride: int = 1, act: bool = True) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, *, kernel: int = 3, stride: int = 1, act: bool = True
+    ) -> None:
         """Pads so that the output has ceil(input / stride) rows and columns."""
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False)

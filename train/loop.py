@@ -1,7 +1,7 @@
 """The training loop: one function that reads top to bottom, and the state that it carries.
 
-    for each epoch: for each batch: forward, assign, losses, backward, step; log
-    at evenly spread points: evaluate the averaged weights, save last.pt (and best.pt when AR@100 rose)
+for each epoch: for each batch: forward, assign, losses, backward, step; log
+at evenly spread points: evaluate the averaged weights, save last.pt (and best.pt when AR@100 rose)
 """
 
 from __future__ import annotations
@@ -266,8 +266,9 @@ def _losses(run: Run, batch: Batch, levels: list[tuple[Tensor, Tensor]]) -> Loss
 def _diverged(run: Run, batch: Batch, what: str) -> TrainingDivergedError:
     last_good = str(run.folder.last) if run.folder.last.exists() else None
     return TrainingDivergedError(
-        f"{what} at step {run.progress.step} (epoch {run.progress.epoch}), images {batch.image_ids}. Last good checkpoint: "
-        f"{last_good or 'none yet'}. Lower optimizer.learning_rate or raise optimizer.warmup_steps, or look at these images.",
+        f"{what} at step {run.progress.step} (epoch {run.progress.epoch}), images {batch.image_ids}. "
+        f"Last good checkpoint: {last_good or 'none yet'}. "
+        "Lower optimizer.learning_rate or raise optimizer.warmup_steps, or look at these images.",
         step=run.progress.step,
         image_ids=batch.image_ids,
         last_good=last_good,

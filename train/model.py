@@ -117,7 +117,7 @@ class Head(nn.Module):
             background, foreground = logits.chunk(2, dim=1)
             # softmax over (background, foreground) is the sigmoid of the difference.
             logits = foreground - background
-        batch, per_cell = logits.shape[:2]
+        batch = logits.shape[0]
         logits = logits.permute(0, 2, 3, 1).reshape(batch, -1)
         deltas = deltas.permute(0, 2, 3, 1).reshape(batch, -1, 4)
         return logits, deltas

@@ -135,9 +135,7 @@ def _suppress(
     if nms == "standard":
         keep_NB = nms_keep(boxes_NB4, scores_NB, config.nms_iou, config.num_proposals) > 0.5
     else:
-        keep_NB = nms_fixed(
-            boxes_NB4, scores_NB >= 0, iou_threshold=config.nms_iou, iterations=config.nms_iterations
-        )
+        keep_NB = nms_fixed(boxes_NB4, scores_NB >= 0, iou_threshold=config.nms_iou, iterations=config.nms_iterations)
     return torch.where(keep_NB, scores_NB, -1.0)
 
 

@@ -132,7 +132,9 @@ def plot_losses(rows: list[dict[str, float]], path: Path) -> None:
     if evaluations:
         right = axes.twinx()
         steps = [r["step"] for r in evaluations]
-        right.plot(steps, [r["AR@100"] for r in evaluations], "o--", color="#7030a0", label="AR@100 (val)", markersize=4)
+        right.plot(
+            steps, [r["AR@100"] for r in evaluations], "o--", color="#7030a0", label="AR@100 (val)", markersize=4
+        )
         right.set_ylabel("AR@100 on the validation images")
         right.set_ylim(bottom=0)
         right.legend(loc="upper left", frameon=False)
