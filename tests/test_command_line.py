@@ -17,7 +17,7 @@ ARGUMENTS = {
     "train": (
         "--data --out --epochs --minutes --size --preset --backbone-weights --resume --config --set --print-config"
     ),
-    "eval": "model --data --images --results --report --proposals",
+    "eval": "model --data --images --results --report --proposals --size",
     "export": (
         "checkpoint -o --output --target --size --source-size --batch --proposals --pre-nms --iou --score --nms"
         " --data --images"
