@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -37,6 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--debug" in argv or not message:
             raise
         print(f"error: {message}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # The reader of our output has gone (`edgerpn eval ... | head`); close stdout so that its flush stays silent.
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - lives until the process ends
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

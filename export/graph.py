@@ -24,11 +24,11 @@ def proposal_config(checkpoint: Checkpoint, config: ExportConfig) -> ProposalCon
     """
     trained = checkpoint.settings.proposals
     if config.target != "onnxruntime":
-        for name in ("pre_nms", "num_proposals"):
+        for name, flag in (("pre_nms", "pre-nms"), ("num_proposals", "proposals")):
             if getattr(config, name) > TOPK_LIMIT:
                 raise ExportError(
                     f"{name}: {config.target} takes at most the best {TOPK_LIMIT} of a list, got "
-                    f"{getattr(config, name)}; use --{'pre-nms' if name == 'pre_nms' else 'proposals'} {TOPK_LIMIT} or less"
+                    f"{getattr(config, name)}; use --{flag} {TOPK_LIMIT} or less"
                 )
     return ProposalConfig(
         num_proposals=config.num_proposals,

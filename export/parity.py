@@ -161,7 +161,7 @@ class _Tally:
         return (
             f"{where}: the graph and PyTorch disagree. Proposal {index} of {side}, [{box}] with score "
             f"{float(own[1][index]):.5f}, has no counterpart; the nearest has IoU {float(overlaps[nearest]):.4f} and "
-            f"score {score:.5f}, expected IoU >= {MIN_IOU} and scores within {MAX_SCORE_DIFFERENCE}. Nothing was written."
+            f"score {score:.5f}, expected IoU >= {MIN_IOU} and scores within {MAX_SCORE_DIFFERENCE}."
         )
 
     def report(self, num_images: int, batch_sizes: tuple[int, ...]) -> ParityReport:

@@ -5,8 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgerpn.arguments import size_argument
+from edgerpn.errors import ConfigError
+
+if TYPE_CHECKING:
+    from edgerpn.train.config import TrainSettings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,9 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size", type=size_argument, metavar="HxW", help="size that the network works at, such as 384x640"
     )
-    parser.add_argument("--preset", default="edge", metavar="NAME", help="edge (default) or paper")
+    parser.add_argument("--preset", metavar="NAME", help="edge (default) or paper")
     parser.add_argument("--backbone-weights", type=Path, metavar="FILE", help="torchvision checkpoint to start from")
-    parser.add_argument("--resume", action="store_true", help="go on from RUN/last.pt")
+    parser.add_argument("--resume", action="store_true", help="go on from RUN/last.pt, with its settings")
     parser.add_argument("--config", metavar="FILE.toml", help="settings, over the preset's")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=value", help="one setting, over the file's")
     parser.add_argument("--print-config", action="store_true", help="show the resolved settings and exit")
@@ -30,10 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Trains; returns the exit status (130 when interrupted)."""
     from edgerpn import settings
-    from edgerpn.errors import ConfigError
-    from edgerpn.train.config import load_settings
 
-    resolved = load_settings(preset=arguments.preset, file=arguments.config, overrides=_overrides(arguments))
+    resolved = _settings(arguments)
     if arguments.print_config:
         sys.stdout.write(settings.to_toml(resolved))
         return 0
@@ -55,6 +58,22 @@ def run(arguments: argparse.Namespace) -> int:
         print(format_table({"best": result.metrics}))
     print(f"best checkpoint: {result.best}")
     return 130 if result.interrupted else 0
+
+
+def _settings(arguments: argparse.Namespace) -> TrainSettings:
+    """The preset with file and flags over it; a resumed run starts from its own settings instead of a preset."""
+    from edgerpn import settings
+    from edgerpn.train.checkpoint import load_checkpoint
+    from edgerpn.train.config import TrainSettings, load_settings
+
+    overrides = _overrides(arguments)
+    last = arguments.out / "last.pt" if arguments.resume and arguments.out is not None else None
+    if last is None or not last.is_file():
+        return load_settings(preset=arguments.preset or "edge", file=arguments.config, overrides=overrides)
+    if arguments.preset is not None:
+        raise ConfigError(["--preset: a resumed run has its settings; change single ones with --set"])
+    files = [arguments.config] if arguments.config else []
+    return settings.load(TrainSettings, base=load_checkpoint(last).settings, files=files, overrides=overrides)
 
 
 def _overrides(arguments: argparse.Namespace) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,19 +22,15 @@ from torch import Tensor, nn
 
 from edgerpn.errors import TrainingDivergedError
 from edgerpn.progress import Bar, progress
-from edgerpn.train.anchors import grid_anchors
 from edgerpn.train.assign import assign, sample
-from edgerpn.train.backbones import load_backbone_weights
-from edgerpn.train.checkpoint import Checkpoint
-from edgerpn.train.coco import Dataset, read_coco
 from edgerpn.train.config import TrainSettings
 from edgerpn.train.detector import Detector
-from edgerpn.train.device import Compute, choose_compute
-from edgerpn.train.loader import Batch, TrainLoader
+from edgerpn.train.loader import Batch
 from edgerpn.train.loss import Losses, rpn_losses
 from edgerpn.train.model import Rpn
-from edgerpn.train.optimizer import WeightAverage, learning_rate, make_optimizer
-from edgerpn.train.run_folder import RunFolder, tensorboard_writer
+from edgerpn.train.optimizer import learning_rate
+from edgerpn.train.run_folder import RunFolder
+from edgerpn.train.run_state import Run, save, set_up
 from edgerpn.train.validation import measure
 
 SAVE_EVERY_S = 60.0
@@ -55,38 +51,6 @@ class TrainResult:
     """Recall of `best`; empty when the run was interrupted before its first evaluation."""
     interrupted: bool
     """Whether SIGINT or SIGTERM ended the run."""
-
-
-@dataclass(kw_only=True, slots=True)
-class Progress:
-    """Counters of a run, saved in last.pt."""
-
-    step: int = 0
-    epoch: int = 0
-    batch: int = 0
-    seconds: float = 0.0
-    evaluations: int = 0
-    best_ar100: float = -1.0
-    best_metrics: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(kw_only=True, slots=True)
-class Run:
-    """Everything that a run works with."""
-
-    settings: TrainSettings
-    folder: RunFolder
-    train_set: Dataset
-    val_set: Dataset
-    loader: TrainLoader
-    model: Rpn
-    optimizer: torch.optim.Optimizer
-    average: WeightAverage
-    scaler: torch.amp.GradScaler
-    compute: Compute
-    anchors: list[Tensor]
-    progress: Progress
-    tensorboard: Any = None
 
 
 def train(
@@ -113,12 +77,12 @@ def train(
         ConfigError: The settings do not fit the machine, or `out` holds a run already.
         TrainingDivergedError: The loss is not finite.
     """
-    run = _set_up(settings, data, RunFolder(out), resume, backbone_weights, say)
+    run = set_up(settings, data, RunFolder(out), resume, backbone_weights, say)
     state, folder = run.progress, run.folder
     started = time.monotonic() - state.seconds
     logged_at, saved_at, logged_step = state.seconds, state.seconds, state.step
     with run.loader, _stop_signals() as stop, _bar(run) as bar:
-        while not _is_over(run) and not stop:
+        while run.fraction < 1 and not stop:
             for batch in run.loader.epoch(state.epoch, start_batch=state.batch):
                 losses, grad_norm, rate = _step(run, batch)
                 state.step += 1
@@ -129,18 +93,18 @@ def train(
                     speed = (state.step - logged_step) * settings.data.batch_size / (state.seconds - logged_at)
                     logged_at, logged_step = state.seconds, state.step
                     _log(run, losses, grad_norm, rate, speed)
-                if _fraction(run) >= (state.evaluations + 1) / settings.loop.evaluations:
+                if run.fraction >= (state.evaluations + 1) / settings.loop.evaluations:
                     _evaluate(run, say)
                     state.seconds = logged_at = saved_at = time.monotonic() - started
-                if stop or _is_over(run):
+                if stop or run.fraction >= 1:
                     break
             if state.batch >= run.loader.batches_per_epoch:
                 state.epoch, state.batch = state.epoch + 1, 0
             if state.seconds - saved_at > SAVE_EVERY_S and not stop:
-                _save(run, is_best=False)
+                save(run, is_best=False)
                 saved_at = state.seconds
     if stop:
-        _save(run, is_best=not folder.best.exists())
+        save(run, is_best=not folder.best.exists())
         say(f"interrupted at step {state.step}; go on with --resume")
     folder.flush()
     return TrainResult(
@@ -152,71 +116,10 @@ def train(
     )
 
 
-def _set_up(
-    settings: TrainSettings,
-    data: Path,
-    folder: RunFolder,
-    resume: bool,
-    backbone_weights: Path | None,
-    say: Callable[[str], None],
-) -> Run:
-    compute = choose_compute(settings.loop)
-    train_set = _read(data, "train", settings, say)
-    val_set = _read(data, "val", settings, say)
-    _make_deterministic(settings, compute)
-    model = Rpn(settings.model)
-    if backbone_weights is not None and not resume:
-        count = load_backbone_weights(model.backbone, backbone_weights)
-        say(f"loaded {count} tensors of the backbone from {backbone_weights}")
-    model = model.to(device=compute.device, memory_format=torch.channels_last)
-    run = Run(
-        settings=settings,
-        folder=folder,
-        train_set=train_set,
-        val_set=val_set,
-        loader=TrainLoader(
-            train_set.records, settings.data, seed=settings.loop.seed, pin_memory=compute.device.type == "cuda"
-        ),
-        model=model,
-        optimizer=make_optimizer(model, settings.optimizer),
-        average=WeightAverage(model, settings.optimizer),
-        scaler=torch.amp.GradScaler(compute.device.type, enabled=compute.dtype == torch.float16),
-        compute=compute,
-        anchors=[a.to(compute.device) for a in grid_anchors(settings.model.anchors, settings.data.input_hw)],
-        progress=Progress(),
-    )
-    if resume:
-        _restore(run, folder.resume(settings))
-        say(f"resuming at step {run.progress.step}")
-    else:
-        folder.start(settings)
-    if settings.loop.tensorboard:
-        run.tensorboard = tensorboard_writer(folder.path)
-    parameters = sum(p.numel() for p in model.parameters())
-    say(f"{settings.model.backbone}: {parameters / 1e6:.2f} M parameters, {len(train_set.records)} images, {compute}")
-    return run
-
-
-def _read(data: Path, split: str, settings: TrainSettings, say: Callable[[str], None]) -> Dataset:
-    dataset = read_coco(data / f"{split}.json", data / "images", verify=settings.data.verify)
-    for problem in dataset.problems:
-        say(f"{split}.json: {problem}")
-    return dataset
-
-
-def _make_deterministic(settings: TrainSettings, compute: Compute) -> None:
-    torch.manual_seed(settings.loop.seed)
-    if settings.loop.threads:
-        torch.set_num_threads(settings.loop.threads)
-    if compute.device.type == "cuda":
-        # Some CUDA kernels have no deterministic form: they warn instead of stopping the run.
-        torch.use_deterministic_algorithms(True, warn_only=True)
-
-
 def _step(run: Run, batch: Batch) -> tuple[Losses, float, float]:
     """One optimizer step; returns the losses, the norm of the gradient and the learning rate."""
     settings, state, compute = run.settings, run.progress, run.compute
-    rate = learning_rate(state.step, _fraction(run), settings.optimizer)
+    rate = learning_rate(state.step, run.fraction, settings.optimizer)
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     run.model.train()
@@ -275,22 +178,11 @@ def _diverged(run: Run, batch: Batch, what: str) -> TrainingDivergedError:
     )
 
 
-def _fraction(run: Run) -> float:
-    """How much of the run is done, 0..1."""
-    if run.settings.loop.minutes:
-        return run.progress.seconds / (60 * run.settings.loop.minutes)
-    return run.progress.step / (run.settings.loop.epochs * run.loader.batches_per_epoch)
-
-
-def _is_over(run: Run) -> bool:
-    return _fraction(run) >= 1
-
-
 def _evaluate(run: Run, say: Callable[[str], None]) -> None:
     """Evaluates the averaged weights, logs, and saves."""
     state, settings = run.progress, run.settings
     model = Rpn(settings.model)
-    model.load_state_dict(run.average.state if settings.optimizer.ema_decay else run.model.state_dict())
+    model.load_state_dict(run.weights)
     detector = Detector(
         model.to(device=run.compute.device, memory_format=torch.channels_last).eval(),
         # AR@1000 needs as many proposals; the counts of `proposals` are what an export takes by default.
@@ -309,39 +201,8 @@ def _evaluate(run: Run, say: Callable[[str], None]) -> None:
             run.tensorboard.add_scalar(f"val/{name}", value, state.step)
     figures = "  ".join(f"{name} {value:.3f}" for name, value in shown.items())
     say(f"step {state.step}, {state.seconds / 60:.1f} min: {figures}{' (best)' if is_best else ''}")
-    _save(run, is_best=is_best, metrics=metrics)
+    save(run, is_best=is_best, metrics=metrics)
     run.folder.flush()
-
-
-def _save(run: Run, *, is_best: bool, metrics: dict[str, float] | None = None) -> None:
-    weights = run.average.state if run.settings.optimizer.ema_decay else run.model.state_dict()
-    checkpoint = Checkpoint(
-        settings=run.settings,
-        weights={name: value.cpu() for name, value in weights.items()},
-        step=run.progress.step,
-        metrics=metrics or {},
-        data_sha256=run.train_set.sha256,
-        data_folder=str(run.train_set.annotation_file.resolve().parent),
-        training={
-            "model": run.model.state_dict(),
-            "optimizer": run.optimizer.state_dict(),
-            "average_updates": run.average.num_updates,
-            "average": run.average.state,
-            "scaler": run.scaler.state_dict(),
-            "progress": dataclasses.asdict(run.progress),
-        },
-    )
-    run.folder.save(checkpoint, is_best=is_best)
-
-
-def _restore(run: Run, checkpoint: Checkpoint) -> None:
-    state = checkpoint.training or {}
-    run.model.load_state_dict(state["model"])
-    run.optimizer.load_state_dict(state["optimizer"])
-    run.average.state = {name: value.to(run.compute.device) for name, value in state["average"].items()}
-    run.average.num_updates = state["average_updates"]
-    run.scaler.load_state_dict(state["scaler"])
-    run.progress = Progress(**state["progress"])
 
 
 def _log(run: Run, losses: Losses, grad_norm: float, rate: float, images_per_s: float) -> None:
