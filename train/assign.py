@@ -142,8 +142,8 @@ def _assign_atss(
         start += len(level)
     candidates_NGC = torch.cat(candidates, dim=-1)
     candidate_iou_NGC = iou_NGA.gather(-1, candidates_NGC)
-    # A single candidate has no deviation (NaN): its own overlap is the threshold then.
-    deviation_NG1 = candidate_iou_NGC.std(-1, keepdim=True).nan_to_num(0.0)
+    # A single candidate has no deviation: its own overlap is the threshold then.
+    deviation_NG1 = candidate_iou_NGC.std(-1, keepdim=True, correction=min(1, candidate_iou_NGC.shape[-1] - 1))
     threshold_NG1 = candidate_iou_NGC.mean(-1, keepdim=True) + deviation_NG1  # step 2
     x, y = centers_A2[candidates_NGC].unbind(-1)
     x1, y1, x2, y2 = gt_boxes_NG4[..., None].unbind(-2)
