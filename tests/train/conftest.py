@@ -1,0 +1,88 @@
+"""A tiny COCO folder and tiny settings, with which a training takes a second or two."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from edgerpn import settings
+from edgerpn.train.config import TrainSettings
+
+NUM_TRAIN, NUM_VAL, SIDE = 16, 6, 96
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Equal numbers on every machine, and no crowding on small ones."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def write_split(folder: Path, split: str, count: int, first_id: int) -> None:
+    """Grey noise with one or two bright rectangles in each image."""
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number in range(first_id, first_id + count):
+        rng = np.random.default_rng(number)
+        pixels = rng.integers(60, 90, (SIDE, SIDE, 3), dtype=np.uint8)
+        for _ in range(1 + number % 2):
+            w, h = (int(v) for v in rng.integers(20, 48, 2))
+            x, y = int(rng.integers(0, SIDE - w)), int(rng.integers(0, SIDE - h))
+            color = tuple(int(v) for v in rng.integers(170, 255, 3))
+            cv2.rectangle(pixels, (x, y), (x + w - 1, y + h - 1), color, -1)
+            annotations.append(
+                {"id": len(annotations) + 1, "image_id": number, "category_id": 5, "bbox": [x, y, w, h], "iscrowd": 0}
+            )
+        assert cv2.imwrite(str(folder / "images" / f"{number}.png"), pixels)
+        images.append({"id": number, "file_name": f"{number}.png", "width": SIDE, "height": SIDE})
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 5, "name": "rectangle"}]}
+    (folder / f"{split}.json").write_text(json.dumps(content))
+
+
+@pytest.fixture(scope="session")
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as `edgerpn train --data` wants it."""
+    folder = tmp_path_factory.mktemp("rectangles")
+    (folder / "images").mkdir()
+    write_split(folder, "train", NUM_TRAIN, 100)
+    write_split(folder, "val", NUM_VAL, 500)
+    return folder
+
+
+TINY = (
+    "model.stage_channels=[8, 8, 16, 16, 16]",
+    "model.stage_blocks=[0, 0, 1, 0, 0]",
+    "model.neck_channels=16",
+    "model.head_channels=16",
+    "data.input_hw=[96, 96]",
+    "data.batch_size=4",
+    "data.workers=0",
+    "proposals.pre_nms=100",
+    "loop.device=cpu",
+    "loop.amp=off",
+    "loop.threads=1",
+    "loop.epochs=2",
+    "loop.evaluations=1",
+    "loop.log_every=1",
+)
+
+
+@pytest.fixture
+def tiny_overrides() -> tuple[str, ...]:
+    """`--set` texts that make a training tiny."""
+    return TINY
+
+
+@pytest.fixture
+def tiny_settings() -> Callable[..., TrainSettings]:
+    """Makes tiny settings, changed by further `--set` texts."""
+    return lambda *overrides: settings.load(TrainSettings, overrides=(*TINY, *overrides))
