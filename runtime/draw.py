@@ -18,9 +18,9 @@ DEFAULT_TOP = 20
 NUM_LABELS = 5
 """Boxes that carry their score at most."""
 
-_WEAK_BGR = np.array([150.0, 90.0, 20.0])
-_STRONG_BGR = np.array([255.0, 235.0, 60.0])
-_INK_BGR = (40, 25, 0)
+_WEAK_BGR = np.array([20.0, 95.0, 175.0])
+_STRONG_BGR = np.array([70.0, 225.0, 255.0])
+_INK_BGR = (0, 20, 35)
 
 Image = npt.NDArray[np.uint8]
 Rectangle = tuple[int, int, int, int]

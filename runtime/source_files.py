@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from edgerpn.errors import StreamOpenError
+from edgerpn.runtime.backend import available_cores
 from edgerpn.runtime.frame import Event, Frame
 from edgerpn.runtime.opencv import load_cv2
 
@@ -87,7 +88,7 @@ class VideoSource:
         """
         cv2 = load_cv2()
         self.name = str(path)
-        self._capture = open_capture(cv2, str(path))
+        self._capture = open_capture(cv2, str(path), _decoder_threads(cv2))
         self._reader = FrameReader(cv2, self._capture, name=self.name)
         self._first = self._reader.read() if self._capture.isOpened() else None
         if self._first is None:
@@ -173,6 +174,13 @@ def open_capture(cv2: ModuleType, target: str, parameters: Sequence[int] = ()) -
     if cv2.videoio_registry.hasBackend(cv2.CAP_FFMPEG):
         return cv2.VideoCapture(target, cv2.CAP_FFMPEG, list(parameters))
     return cv2.VideoCapture(target)
+
+
+def _decoder_threads(cv2: ModuleType) -> list[int]:
+    """Parameters that leave half of the cores to the model; FFmpeg would start a thread for each, at a price."""
+    if not hasattr(cv2, "CAP_PROP_N_THREADS"):
+        return []
+    return [cv2.CAP_PROP_N_THREADS, max(1, available_cores() // 2)]
 
 
 def _why_no_video(path: Path) -> str:
