@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
+from edgerpn import settings
 from edgerpn.arguments import size_argument
 from edgerpn.errors import ConfigError, DataError, ExportError
-from edgerpn.export.config import TARGETS, ExportConfig
+from edgerpn.export.config import NMS, TARGETS, ExportConfig
 from edgerpn.manifest import RecallSpec
 
 NUM_PARITY_IMAGES = 16
@@ -17,11 +19,11 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="best.pt of a training run")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="model.onnx", help="file to write")
+    parser.add_argument("checkpoint", type=Path, nargs="?", metavar="CHECKPOINT", help="best.pt of a training run")
     parser.add_argument(
-        "--target", choices=TARGETS, default="onnxruntime", help="what will run it (default onnxruntime)"
+        "-o", "--output", type=Path, metavar="model.onnx", help="file to write; its manifest goes beside"
     )
+    parser.add_argument("--target", choices=TARGETS, help="what will run it (default onnxruntime)")
     parser.add_argument(
         "--size", type=size_argument, metavar="HxW", help="size that the network works at (default: as trained)"
     )
@@ -31,32 +33,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch",
         type=_batch,
-        default="auto",
         metavar="N|dynamic",
         help="frames in a batch (default: dynamic for onnxruntime, else 1)",
     )
-    parser.add_argument("--proposals", type=int, default=100, metavar="K", help="proposals of a frame (default 100)")
+    parser.add_argument("--proposals", type=int, metavar="K", help="proposals of a frame (default 100)")
+    parser.add_argument("--pre-nms", type=int, metavar="N", help="boxes of each level before NMS (default 1000)")
+    parser.add_argument("--iou", type=float, metavar="X", help="NMS threshold (default 0.7)")
+    parser.add_argument("--score", type=float, metavar="X", help="drop proposals scored below (default 0)")
+    parser.add_argument("--nms", choices=NMS, help="form of the NMS (default: the target's choice)")
     parser.add_argument(
-        "--pre-nms", type=int, default=1000, metavar="N", help="boxes of each level before NMS (default 1000)"
+        "--data", type=Path, metavar="DIR", help="val.json and images/ for parity and recall (default: trained on)"
     )
-    parser.add_argument("--iou", type=float, default=0.7, metavar="X", help="NMS threshold (default 0.7)")
-    parser.add_argument("--score", type=float, default=0.0, metavar="X", help="drop proposals scored below (default 0)")
-    parser.add_argument(
-        "--nms", choices=("standard", "portable"), help="form of the NMS (default: the target's choice)"
-    )
-    parser.add_argument(
-        "--data",
-        type=Path,
-        metavar="DIR",
-        help="folder with val.json and images/ for parity and recall (default: the training folder)",
-    )
-    parser.add_argument(
-        "--images", type=Path, metavar="DIR", help="photographs for parity, when there are no annotations"
-    )
+    parser.add_argument("--images", type=Path, metavar="DIR", help="photographs for parity, without annotations")
+    parser.add_argument("--config", metavar="FILE.toml", help="settings")
+    parser.add_argument("--set", action="append", default=[], metavar="key=value", help="one setting, over the file's")
+    parser.add_argument("--print-config", action="store_true", help="show the resolved settings and exit")
 
 
 def _batch(text: str) -> int | str:
-    if text in ("auto", "dynamic"):
+    if text == "dynamic":
         return text
     if text.isdigit() and int(text) > 0:
         return int(text)
@@ -66,6 +61,13 @@ def _batch(text: str) -> int | str:
 def run(arguments: argparse.Namespace) -> int:
     """Exports; returns the exit status."""
     config = _config(arguments)
+    if arguments.print_config:
+        sys.stdout.write(settings.to_toml(config))
+        return 0
+    names = (("CHECKPOINT", arguments.checkpoint), ("--output", arguments.output))
+    missing = [name for name, value in names if value is None]
+    if missing:
+        raise ConfigError([f"{' and '.join(missing)}: needed, see `edgerpn export --help`"])
     from edgerpn.export.to_onnx import export_onnx
     from edgerpn.train.checkpoint import load_checkpoint
 
@@ -87,24 +89,30 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+FLAGS = {
+    "target": "target",
+    "size": "network_hw",
+    "source_size": "source_hw",
+    "batch": "batch",
+    "proposals": "num_proposals",
+    "pre_nms": "pre_nms",
+    "iou": "nms_iou",
+    "score": "score_threshold",
+    "nms": "nms",
+}
+"""Plain flags and the settings that they stand for."""
+
+
 def _config(arguments: argparse.Namespace) -> ExportConfig:
-    batch = arguments.batch
-    if batch == "auto":
-        batch = "dynamic" if arguments.target == "onnxruntime" else 1
-    try:
-        return ExportConfig(
-            target=arguments.target,
-            network_hw=arguments.size,
-            source_hw=arguments.source_size,
-            batch=None if batch == "dynamic" else batch,
-            num_proposals=arguments.proposals,
-            pre_nms=arguments.pre_nms,
-            nms_iou=arguments.iou,
-            score_threshold=arguments.score,
-            nms=arguments.nms,
-        )
-    except ValueError as error:
-        raise ConfigError([str(error)], source="export") from error
+    """Defaults < file < flags < `--set`."""
+    given = {setting: getattr(arguments, flag) for flag, setting in FLAGS.items()}
+    flags = [f"{setting}={_toml(value)}" for setting, value in given.items() if value is not None]
+    files = [arguments.config] if arguments.config else []
+    return settings.load(ExportConfig, files=files, overrides=[*flags, *arguments.set])
+
+
+def _toml(value: object) -> str:
+    return str(list(value)) if isinstance(value, tuple) else str(value)
 
 
 def _data_folder(arguments: argparse.Namespace, trained_on: str) -> Path | None:

@@ -9,6 +9,7 @@ Target = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
 Nms = Literal["standard", "portable"]
 
 TARGETS: tuple[Target, ...] = ("onnxruntime", "tensorrt", "tensorrt-rtx")
+NMS: tuple[Nms, ...] = ("standard", "portable")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,8 +22,8 @@ class ExportConfig:
     """Height and width that the network works at, pixels; not set: the size that it was trained at."""
     source_hw: tuple[int, int] | None = None
     """Height and width of the frames, pixels, to have resizing in the graph; not set: the host letterboxes."""
-    batch: int | None = None
-    """Fixed number of frames in a batch; not set: any number."""
+    batch: int | Literal["dynamic"] | None = None
+    """Frames in a batch, or `dynamic`; not set: dynamic for ONNX Runtime, 1 for TensorRT (CUDA graphs want it)."""
     num_proposals: int = 100
     """K, rows of the outputs."""
     pre_nms: int = 1000
@@ -40,8 +41,8 @@ class ExportConfig:
         """Checks ranges."""
         if self.opset < 18:
             raise ValueError(f"opset: expected at least 18, got {self.opset}")
-        if self.batch is not None and self.batch < 1:
-            raise ValueError(f"batch: expected at least 1, or nothing for a dynamic batch, got {self.batch}")
+        if isinstance(self.batch, int) and self.batch < 1:
+            raise ValueError(f"batch: expected at least 1, or dynamic, got {self.batch}")
         for name in ("num_proposals", "pre_nms"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
@@ -49,6 +50,13 @@ class ExportConfig:
             size = getattr(self, name)
             if size is not None and min(size) < 32:
                 raise ValueError(f"{name}: expected at least 32 pixels a side, got {size}")
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """Frames in a batch, or None when the batch is dynamic."""
+        if self.batch is None:
+            return None if self.target == "onnxruntime" else 1
+        return None if self.batch == "dynamic" else self.batch
 
     @property
     def resolved_nms(self) -> Nms:

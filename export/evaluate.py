@@ -111,12 +111,13 @@ def _open_checkpoint(file: Path, num_proposals: int, network_hw: tuple[int, int]
 
     from edgerpn.train.checkpoint import load_model
     from edgerpn.train.detector import Detector, detect
+    from edgerpn.train.device import place
 
     model, checkpoint = load_model(file)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     proposals = dataclasses.replace(checkpoint.settings.proposals, num_proposals=num_proposals)
     detector = Detector(model, proposals, network_hw=network_hw or checkpoint.settings.data.input_hw)
-    detector = detector.to(device=device, memory_format=torch.channels_last).eval()
+    detector = place(detector.eval(), device)
     return lambda frame: detect(detector, frame), num_proposals
 
 

@@ -95,7 +95,7 @@ def export_onnx(
     _embed(proto, manifest)
     with files.replacing(output) as temporary:
         onnx.save(proto, temporary)
-        parity = check_parity(reference, temporary, images, batch=config.batch)  # step 4
+        parity = check_parity(reference, temporary, images, batch=config.fixed_batch)  # step 4
         say(parity.summary())
         edgerpn.manifest.write(manifest, temporary)
         try:
@@ -112,14 +112,14 @@ def export_onnx(
 def _export(detector: Detector, config: ExportConfig) -> onnx.ModelProto:
     """Steps 1 and 2 for a detector with the interface of `edgerpn.manifest`."""
     # A batch of 2 keeps the exporter from taking 1 for a constant when the batch is dynamic.
-    batch = config.batch or 2
+    batch = config.fixed_batch or 2
     height, width = config.source_hw or detector.network_hw
     frames = torch.zeros((batch, height, width, 3), dtype=torch.uint8)
     proto = export_program(
         detector,
         frames,
         opset=config.opset,
-        is_dynamic=config.batch is None,
+        is_dynamic=config.fixed_batch is None,
         input_names=["frames"],
         output_names=["boxes", "scores", "count"],
     )
@@ -231,7 +231,7 @@ def _check_interface(proto: onnx.ModelProto, config: ExportConfig, num_proposals
     Raises:
         ExportError: A name, type or shape differs.
     """
-    batch = config.batch or "N"
+    batch = config.fixed_batch or "N"
     wanted = {
         "boxes": (onnx.TensorProto.FLOAT, [batch, num_proposals, 4]),
         "scores": (onnx.TensorProto.FLOAT, [batch, num_proposals]),
@@ -259,7 +259,7 @@ def _manifest(file: Path, checkpoint: Checkpoint, config: ExportConfig, hw: tupl
         opset=config.opset,
         backbone=model.backbone,
         input=InputSpec(
-            batch=config.batch,
+            batch=config.fixed_batch,
             network_hw=hw,
             source_hw=config.source_hw,
             mean_bgr=model.mean_bgr,

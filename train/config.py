@@ -85,5 +85,5 @@ def load_settings(*, preset: str = "edge", file: str | None = None, overrides: t
     Raises:
         ConfigError: A setting is unknown or out of range.
     """
-    files = [preset_path(preset), *([file] if file else [])]
+    files: list[str | Path] = [preset_path(preset), *([file] if file else [])]
     return settings.load(TrainSettings, files=files, overrides=overrides)

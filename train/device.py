@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
+from torch import nn
 
 from edgerpn.errors import ConfigError
 from edgerpn.train.config import LoopConfig
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +34,12 @@ class Compute:
         """For logs: "cpu, bf16"."""
         names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
         return f"{self.device}, {names[self.dtype]}"
+
+
+def place(module: AnyModule, device: torch.device) -> AnyModule:
+    """Moves a module to `device`, its convolutions channels-last in memory, the faster layout on CPUs and GPUs."""
+    module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload] # missing in the stubs
+    return module
 
 
 def choose_compute(config: LoopConfig) -> Compute:

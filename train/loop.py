@@ -25,6 +25,7 @@ from edgerpn.progress import Bar, progress
 from edgerpn.train.assign import assign, sample
 from edgerpn.train.config import TrainSettings
 from edgerpn.train.detector import Detector
+from edgerpn.train.device import place
 from edgerpn.train.loader import Batch
 from edgerpn.train.loss import Losses, rpn_losses
 from edgerpn.train.model import Rpn
@@ -184,12 +185,12 @@ def _evaluate(run: Run, say: Callable[[str], None]) -> None:
     model = Rpn(settings.model)
     model.load_state_dict(run.weights)
     detector = Detector(
-        model.to(device=run.compute.device, memory_format=torch.channels_last).eval(),
+        model.eval(),
         # AR@1000 needs as many proposals; the counts of `proposals` are what an export takes by default.
         dataclasses.replace(settings.proposals, num_proposals=1000, score_threshold=0.0),
         network_hw=settings.data.input_hw,
-    ).to(run.compute.device)
-    metrics = measure(detector, run.val_set)
+    )
+    metrics = measure(place(detector, run.compute.device), run.val_set)
     state.evaluations += 1
     is_best = metrics["AR@100"] > state.best_ar100
     if is_best:
@@ -242,13 +243,14 @@ def _stop_signals() -> Iterator[list[int]]:
     """Gives a list that SIGINT and SIGTERM fill; the loop ends after its step. A second signal acts as usual."""
     received: list[int] = []
     old: dict[int, Any] = {}
+    numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
 
     def receive(number: int, _: FrameType | None) -> None:
         received.append(number)
         signal.signal(number, old[number])
 
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in numbers:
             old[number] = signal.getsignal(number)
             signal.signal(number, receive)
     except ValueError:

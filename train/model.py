@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from edgerpn.errors import ConfigError
 from edgerpn.train.anchors import AnchorConfig
 from edgerpn.train.backbones import make_backbone
 from edgerpn.train.layers import ConvNormAct
@@ -103,11 +104,12 @@ class Head(nn.Module):
         self.deltas = nn.Conv2d(config.head_channels, per_cell * 4, 1)
         for layer in (self.objectness, self.deltas):
             nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)
-        with torch.no_grad():
-            prior = math.log(config.prior_score / (1 - config.prior_score))
-            # With two logits the score is the sigmoid of their difference (object minus background).
-            self.objectness.bias.view(self.num_logits, per_cell)[-1].fill_(prior)
+        prior = math.log(config.prior_score / (1 - config.prior_score))
+        # With two logits the score is the sigmoid of their difference (object minus background).
+        self.objectness.bias = nn.Parameter(
+            torch.tensor([0.0] * (self.num_logits - 1) + [prior]).repeat_interleave(per_cell)
+        )
+        self.deltas.bias = nn.Parameter(torch.zeros(per_cell * 4))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C, H, W) to logits (N, H*W*A) and deltas (N, H*W*A, 4), A anchors for each cell."""
@@ -126,6 +128,11 @@ class Head(nn.Module):
 class Rpn(nn.Module):
     """The whole network, from normalised images to logits and deltas of every anchor."""
 
+    mean: Tensor
+    """(1, 3, 1, 1) means of the channels, 0..255 scale."""
+    std: Tensor
+    """(1, 3, 1, 1) deviations of the channels, 0..255 scale."""
+
     def __init__(self, config: ModelConfig) -> None:
         """Builds the network with random weights (He et al. 2015 initialisation)."""
         super().__init__()
@@ -138,12 +145,13 @@ class Rpn(nn.Module):
         channels = self.backbone.channels
         self.neck = Pyramid(channels, config.neck_channels) if config.neck_channels else nn.Identity()
         if not config.neck_channels and len(set(channels)) != 1:
-            raise ValueError(f"neck_channels: several levels of {channels} channels need a pyramid, got 0")
+            raise ConfigError([f"model.neck_channels: levels of {channels} channels need a pyramid, got 0"])
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+                bias: Tensor | None = module.bias
+                if bias is not None:
+                    nn.init.zeros_(bias)
         self.head = Head(config.neck_channels or channels[0], config)
         self.register_buffer("mean", torch.tensor(config.mean_bgr).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std_bgr).view(1, 3, 1, 1), persistent=False)

@@ -56,7 +56,7 @@ class ProposalBatch(NamedTuple):
     """(N, K, 4) float32 x1, y1, x2, y2, pixels."""
     scores: Tensor
     """(N, K) float32, 0..1."""
-    count: Tensor
+    count: Tensor  # type: ignore[assignment] # a tuple's own count() is of no use here
     """(N,) int32."""
 
 

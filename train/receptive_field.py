@@ -8,6 +8,7 @@ Where branches meet, the larger field counts. Source: Dumoulin and Visin 2016 (a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -67,14 +68,14 @@ def _cell_px(node: fx.Node) -> float:
 
 
 def _growth_px(node: fx.Node, source: fx.Node) -> float:
-    """By how much an operator widens the field."""
+    """By how much an operator widens the field, pixels."""
     name = getattr(node.target, "__name__", "").split(".")[0]
     if "adaptive" in name or name == "mean":
         return float("inf")
     if name not in KERNELS:
         return 0.0
     # Arguments of ATen: conv2d(input, weight, bias, stride, padding, dilation), max_pool2d(input, kernel, ...).
-    second = node.args[1]
-    kernel = second.meta["val"].shape[-1] if isinstance(second, fx.Node) else list(second)[-1]
-    dilation = list(node.args[5])[-1] if "conv" in name and len(node.args) > 5 else 1
-    return (kernel - 1) * dilation * _cell_px(source)
+    second: Any = node.args[1]
+    kernel = second.meta["val"].shape[-1] if isinstance(second, fx.Node) else second[-1]
+    dilations: Any = node.args[5] if "conv" in name and len(node.args) > 5 else [1]
+    return (kernel - 1) * dilations[-1] * _cell_px(source)

@@ -17,7 +17,7 @@ from edgerpn.train.backbones import load_backbone_weights
 from edgerpn.train.checkpoint import Checkpoint
 from edgerpn.train.coco import Dataset, read_coco
 from edgerpn.train.config import TrainSettings
-from edgerpn.train.device import Compute, choose_compute
+from edgerpn.train.device import Compute, choose_compute, place
 from edgerpn.train.loader import TrainLoader
 from edgerpn.train.model import Rpn
 from edgerpn.train.optimizer import WeightAverage, make_optimizer
@@ -91,7 +91,7 @@ def set_up(
     if backbone_weights is not None and not resume:
         count = load_backbone_weights(model.backbone, backbone_weights)
         say(f"loaded {count} tensors of the backbone from {backbone_weights}")
-    model = model.to(device=compute.device, memory_format=torch.channels_last)
+    model = place(model, compute.device)
     run = Run(
         settings=settings,
         folder=folder,
