@@ -104,17 +104,7 @@ def run_source(
             _close(sinks, is_failing=True)
             raise
         _close(sinks, is_failing=False)
-    return RunSummary(
-        num_frames=tally.num_frames,
-        num_errors=tally.num_errors,
-        num_drops=source.drops,
-        elapsed_s=time.perf_counter() - start,
-        inference_median_ms=tally.inference.percentile_ms(50),
-        inference_p95_ms=tally.inference.percentile_ms(95),
-        backend=model.backend.name,
-        targets=tuple(sink.target for sink in sinks if sink.target),
-        stop_signal=stopper.received,
-    )
+    return _summary(tally, model, source, sinks, time.perf_counter() - start, stopper.received)
 
 
 class _Tally:
@@ -124,6 +114,22 @@ class _Tally:
         self.num_frames = 0
         self.num_errors = 0
         self.inference = LatencyHistogram()
+
+
+def _summary(
+    tally: _Tally, model: Model, source: Source, sinks: Sequence[Sink], elapsed_s: float, stop_signal: int | None
+) -> RunSummary:
+    return RunSummary(
+        num_frames=tally.num_frames,
+        num_errors=tally.num_errors,
+        num_drops=source.drops,
+        elapsed_s=elapsed_s,
+        inference_median_ms=tally.inference.percentile_ms(50),
+        inference_p95_ms=tally.inference.percentile_ms(95),
+        backend=model.backend.name,
+        targets=tuple(sink.target for sink in sinks if sink.target),
+        stop_signal=stop_signal,
+    )
 
 
 def _consume(pipeline: Pipeline, sinks: Sequence[Sink], tally: _Tally, bar: Bar, min_score: float) -> None:
