@@ -41,7 +41,8 @@ class ResidualBlock(nn.Module):
 def fuse_batch_norm(module: nn.Module) -> None:
     """Folds every batch norm that directly follows a convolution into it, in place; eval mode only.
 
-    Works on `ConvNormAct` and on sibling pairs named conv1/bn1 as in torchvision's ResNets.
+    Works on `ConvNormAct` and on sibling pairs named conv1/bn1 as in torchvision's ResNets. Subclasses of batch norm
+    stay as they are: timm has some with an activation inside, which would be lost.
     """
     for child in module.modules():
         if isinstance(child, ConvNormAct) and isinstance(child.norm, nn.BatchNorm2d):
@@ -49,7 +50,7 @@ def fuse_batch_norm(module: nn.Module) -> None:
             child.norm = nn.Identity()
         for name, norm in list(child.named_children()):
             conv = getattr(child, name.replace("bn", "conv"), None) if name.startswith("bn") else None
-            if isinstance(norm, nn.BatchNorm2d) and isinstance(conv, nn.Conv2d):
+            if type(norm) is nn.BatchNorm2d and isinstance(conv, nn.Conv2d):
                 setattr(child, name.replace("bn", "conv"), fuse_conv_bn_eval(conv, norm))
                 setattr(child, name, nn.Identity())
         if isinstance(child, nn.Sequential):
@@ -60,6 +61,6 @@ def _fuse_sequence(sequence: nn.Sequential) -> None:
     """Folds batch norms inside an `nn.Sequential`, such as the downsample branches of a ResNet."""
     for index in range(len(sequence) - 1):
         conv, norm = sequence[index], sequence[index + 1]
-        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+        if isinstance(conv, nn.Conv2d) and type(norm) is nn.BatchNorm2d:
             sequence[index] = fuse_conv_bn_eval(conv, norm)
             sequence[index + 1] = nn.Identity()
