@@ -17,7 +17,6 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -97,17 +96,14 @@ def measure(
     frames = frames_of(hw)
     mean, std = (np.array(v, np.float32) for v in ((103.53, 116.28, 123.675), (57.375, 57.12, 58.395)))
     images = [np.ascontiguousarray(((f - mean) / std).transpose(0, 3, 1, 2), np.float32) for f in frames]
-    runs: dict[str, Callable[[int], object]] = {}
-    for name, session in sessions.items():
-        inputs, key = (images if name == "network" else frames), session.get_inputs()[0].name
-        runs[name] = lambda i, s=session, k=key, x=inputs: s.run(None, {k: x[i % len(x)]})
-    elapsed: dict[str, list[float]] = {name: [] for name in runs}
+    elapsed: dict[str, list[float]] = {name: [] for name in sessions}
     for round_number in range(-3, rounds):  # three rounds to warm up
-        for name, run in runs.items():
+        for name, session in sessions.items():
+            inputs, key = (images if name == "network" else frames), session.get_inputs()[0].name
             times = []
             for i in range(10):
                 start = time.perf_counter()
-                run(i)
+                session.run(None, {key: inputs[i % len(inputs)]})
                 times.append(1000 * (time.perf_counter() - start))
             if round_number >= 0:
                 elapsed[name].append(float(np.median(times)))
