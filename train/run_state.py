@@ -158,7 +158,12 @@ def save(run: Run, *, is_best: bool, metrics: dict[str, float] | None = None) ->
 
 
 def _restore(run: Run, checkpoint: Checkpoint) -> None:
-    state = checkpoint.training or {}
+    state = checkpoint.training
+    if state is None:
+        raise CheckpointError(
+            f"{run.folder.last}: holds weights, but no state to go on from, like a best.pt; "
+            "put the run's last.pt there, or start a new run"
+        )
     try:
         run.model.load_state_dict(state["model"])
         run.optimizer.load_state_dict(state["optimizer"])
