@@ -15,7 +15,7 @@ import torch
 from edgerpn import settings
 from edgerpn.train.config import TrainSettings
 
-NUM_TRAIN, NUM_VAL, SIDE = 16, 6, 96
+NUM_TRAIN, NUM_VAL, SIDE = 16, 12, 96
 
 
 @pytest.fixture(autouse=True)
@@ -76,8 +76,8 @@ TINY = (
 )
 
 
-@pytest.fixture
-def tiny_overrides() -> tuple[str, ...]:
+@pytest.fixture(scope="session")
+def tiny_texts() -> tuple[str, ...]:
     """`--set` texts that make a training tiny."""
     return TINY
 
