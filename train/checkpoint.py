@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pickle
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -83,9 +82,29 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file")
+    content = _read(path)
+    fields = {field.name for field in dataclasses.fields(Checkpoint)}
+    missing = sorted(fields - set(content))
+    if missing:
+        raise CheckpointError(f"{path}: the checkpoint lacks {', '.join(missing)}; it is damaged, train again")
+    if not isinstance(content["settings"], Mapping):
+        raise CheckpointError(f"{path}: expected a table of settings, got {type(content['settings']).__name__}")
+    try:
+        resolved = settings.from_dict(TrainSettings, _without_nulls(content["settings"]), source=str(path))
+    except ConfigError as error:
+        raise CheckpointError(f"{error}\nThe checkpoint was written by another version of edgerpn.") from error
+    return Checkpoint(settings=resolved, **{name: content[name] for name in fields - {"settings"}})
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    """The content of a checkpoint file of our format.
+
+    Raises:
+        CheckpointError: The file is none, or damaged.
+    """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError, KeyError) as error:
+    except Exception as error:  # damaged bytes make torch.load raise almost any type
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{path}: not a checkpoint of edgerpn, or damaged: {reason}. "
@@ -95,15 +114,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise CheckpointError(f"{path}: not a checkpoint of edgerpn (train one with `edgerpn train`)")
     if content["format"] != FORMAT:
         raise CheckpointError(f"{path}: checkpoint format {content['format']}, but this version reads format {FORMAT}")
-    try:
-        resolved = settings.from_dict(TrainSettings, _without_nulls(content["settings"]), source=str(path))
-    except ConfigError as error:
-        raise CheckpointError(f"{error}\nThe checkpoint was written by another version of edgerpn.") from error
-    fields = {field.name for field in dataclasses.fields(Checkpoint)} - {"settings"}
-    missing = sorted(fields - set(content))
-    if missing:
-        raise CheckpointError(f"{path}: the checkpoint lacks {', '.join(missing)}; it is damaged, train again")
-    return Checkpoint(settings=resolved, **{name: content[name] for name in fields})
+    return content
 
 
 def _without_nulls(table: Mapping[str, Any]) -> dict[str, Any]:
