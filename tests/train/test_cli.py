@@ -1,0 +1,156 @@
+"""`edgerpn train`: settings, presets and errors as the command line shows them, and one whole run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from edgerpn import settings
+from edgerpn.__main__ import main
+from edgerpn.errors import ConfigError
+from edgerpn.train.config import LoopConfig, TrainSettings, load_settings
+from edgerpn.train.device import choose_compute
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def printed_config(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(["train", "--print-config", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(["train", *arguments]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    return captured.err
+
+
+def test_the_edge_preset_is_the_defaults() -> None:
+    assert load_settings(preset="edge") == TrainSettings() == load_settings()
+
+
+def test_the_paper_preset_has_the_published_numbers() -> None:
+    paper = load_settings(preset="paper")
+    assert paper.model.backbone == "vgg16"
+    assert paper.model.objectness == "softmax"
+    assert (paper.model.head_channels, paper.model.neck_channels) == (512, 0)
+    assert paper.model.anchors.strides_px == (16,)
+    assert paper.model.anchors.sizes_px == ((128.0, 256.0, 512.0),)
+    assert paper.model.anchors.ratios_hw == (0.5, 1.0, 2.0)
+    assert (paper.assign.kind, paper.assign.positive_iou, paper.assign.negative_iou) == ("max_iou", 0.7, 0.3)
+    assert paper.assign.low_quality_matches
+    assert paper.assign.boundary_px == 0.0
+    assert (paper.assign.samples_per_image, paper.assign.positive_fraction) == (256, 0.5)
+    assert (paper.loss.objectness, paper.loss.box) == ("bce", "smooth_l1")
+    assert paper.loss.smooth_l1_beta == pytest.approx(1 / 9)
+    assert (paper.proposals.nms_iou, paper.proposals.pre_nms, paper.proposals.num_proposals) == (0.7, 6000, 300)
+    assert (paper.optimizer.kind, paper.optimizer.learning_rate, paper.optimizer.momentum) == ("sgd", 1e-3, 0.9)
+    assert paper.optimizer.weight_decay == 5e-4
+
+
+@pytest.mark.parametrize("preset", ["edge", "paper"])
+def test_the_printed_settings_are_a_file_that_gives_the_same_settings(
+    preset: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    text = printed_config(capsys, "--preset", preset)
+    file = tmp_path / "settings.toml"
+    file.write_text(text)
+    assert settings.load(TrainSettings, files=[file]) == load_settings(preset=preset)
+    comments = [line for line in text.splitlines() if line.startswith("#")]
+    assert len(comments) > 50
+
+
+def test_flags_beat_the_file_and_set_beats_flags(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("[loop]\nepochs = 7\nseed = 5\n[data]\nbatch_size = 2\n")
+    text = printed_config(
+        capsys, "--config", str(file), "--epochs", "9", "--size", "64x96", "--set", "data.batch_size=3"
+    )
+    shown = tomllib.loads(text)
+    assert (shown["loop"]["epochs"], shown["loop"]["seed"]) == (9, 5)
+    assert shown["data"]["batch_size"] == 3
+    assert shown["data"]["input_hw"] == [64, 96]
+    assert tomllib.loads(printed_config(capsys, "--minutes", "2.5"))["loop"]["minutes"] == 2.5
+
+
+def test_a_misspelt_setting_suggests_the_right_one(capsys: pytest.CaptureFixture[str]) -> None:
+    message = error_of(capsys, "--print-config", "--set", "optimizer.learing_rate=1e-3")
+    assert "optimizer.learing_rate: unknown setting; did you mean 'learning_rate'?" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--set", "loop.epochs=many"], "loop.epochs: expected a whole number, got 'many'"),
+        (["--set", "proposals.nms_iou=1.5"], "nms_iou: expected more than 0 and at most 1, got 1.5"),
+        (["--preset", "papr"], "--preset: expected one of edge, paper, got 'papr'"),
+        (["--data", "somewhere"], "--out: needed"),
+        ([], "--data and --out: needed"),
+        (["--config", "nowhere.toml"], "nowhere.toml: cannot read settings"),
+    ],
+)
+def test_wrong_settings_are_named(
+    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert expected in error_of(capsys, *arguments)
+
+
+def test_wrong_usage_ends_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--epochs", "1", "--minutes", "1"], ["--size", "64x"], ["--epochs", "x"]):
+        with pytest.raises(SystemExit) as exit_info:
+            main(["train", *arguments])
+        assert exit_info.value.code == 2
+    assert "usage: edgerpn train" in capsys.readouterr().err
+
+
+def test_a_run_prints_its_table_and_its_best_checkpoint(
+    data_folder: Path, tmp_path: Path, tiny_texts: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    sets = [word for text in tiny_texts for word in ("--set", text)]
+    folders = ["--data", str(data_folder), "--out", str(out)]
+    assert main(["train", *folders, *sets]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("parameters, 16 images, cpu, fp32")
+    assert lines[-1] == f"best checkpoint: {out / 'best.pt'}"
+    assert any(line.split()[0] == "AR@100" for line in lines)
+
+    assert "holds a run already" in error_of(capsys, *folders, *sets)
+    assert "--preset: a resumed run has its settings" in error_of(capsys, *folders, "--resume", "--preset", "edge")
+    assert main(["train", *folders, "--resume", "--epochs", "3"]) == 0
+    assert "resuming at step 8" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("loop", "expected"),
+    [
+        ({"device": "tpu7"}, "loop.device: expected auto, cpu, cuda or cuda:N, got 'tpu7'"),
+        ({"device": "meta"}, "loop.device: expected auto, cpu, cuda or cuda:N, got 'meta'"),
+        ({"device": "cuda:99"}, "loop.device: 'cuda:99' is not there"),
+        ({"device": "cpu", "amp": "fp16"}, "loop.amp: fp16 needs a CUDA device"),
+    ],
+)
+def test_a_device_that_is_not_there_is_named(loop: dict, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        choose_compute(LoopConfig(**loop))
+
+
+def test_precision_is_as_asked_and_shown() -> None:
+    assert str(choose_compute(LoopConfig(device="cpu", amp="off"))) == "cpu, fp32"
+    half = choose_compute(LoopConfig(device="cpu", amp="bf16"))
+    assert str(half) == "cpu, bf16"
+    with half.autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("changes", [{"epochs": 0}, {"minutes": -1.0}, {"evaluations": 0}, {"log_every": 0}])
+def test_lengths_out_of_range_are_refused(changes: dict) -> None:
+    with pytest.raises(ValueError, match="expected at least 1"):
+        LoopConfig(**changes)
