@@ -88,7 +88,7 @@ class VideoSource:
         """
         cv2 = load_cv2()
         self.name = str(path)
-        self._capture = open_capture(cv2, str(path), _decoder_threads(cv2))
+        self._capture = _open_video(cv2, str(path), _decoder_threads(cv2))
         self._reader = FrameReader(cv2, self._capture, name=self.name)
         self._first = self._reader.read() if self._capture.isOpened() else None
         if self._first is None:
@@ -174,6 +174,12 @@ def open_capture(cv2: ModuleType, target: str, parameters: Sequence[int] = ()) -
     if cv2.videoio_registry.hasBackend(cv2.CAP_FFMPEG):
         return cv2.VideoCapture(target, cv2.CAP_FFMPEG, list(parameters))
     return cv2.VideoCapture(target)
+
+
+def _open_video(cv2: ModuleType, path: str, parameters: Sequence[int]) -> Any:
+    capture = open_capture(cv2, path, parameters)
+    # A build of OpenCV that does not know a parameter refuses to open anything with it.
+    return capture if capture.isOpened() or not parameters else open_capture(cv2, path)
 
 
 def _decoder_threads(cv2: ModuleType) -> list[int]:

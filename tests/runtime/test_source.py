@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pytest
 
 from edgerpn.errors import StreamOpenError, StreamStalledError
+from edgerpn.runtime import source_files
 from edgerpn.runtime.frame import Event, Frame
 from edgerpn.runtime.source import open_source
 from edgerpn.runtime.source_live import LiveSource
@@ -48,6 +49,11 @@ def test_a_video_gives_every_frame_with_its_time(video_path: Path) -> None:
     assert before <= first.captured_at <= last.captured_at <= time.time()
     assert last.decode_ms > 0
     assert last.source == str(video_path)
+
+
+def test_a_parameter_that_opencv_does_not_know_is_left_out(video_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source_files, "_decoder_threads", lambda cv2: [9999, 1])
+    assert len(list(open_source(video_path))) == 40
 
 
 def test_frames_may_be_kept(video_path: Path) -> None:
