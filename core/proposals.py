@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,10 @@ class Proposals:
     def __len__(self) -> int:
         """Number of boxes."""
         return len(self.scores)
+
+    def __iter__(self) -> Iterator[Proposals]:
+        """Gives the boxes one at a time, best first, each as `Proposals` of length 1."""
+        return (self[i : i + 1] for i in range(len(self)))
 
     def __repr__(self) -> str:
         """Number of boxes and the range of their scores."""

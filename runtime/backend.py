@@ -1,16 +1,15 @@
-"""What an inference backend is, and which one runs which file."""
+"""What an inference backend is; `edgerpn.runtime.opening` says which one runs which file."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from edgerpn.errors import EngineLoadError, InferenceError, InputError
+from edgerpn.errors import InferenceError, InputError
 from edgerpn.manifest import Manifest
 
 Outputs = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.int32]]
@@ -53,35 +52,6 @@ class Backend(Protocol):
     def close(self) -> None:
         """Frees the session; does nothing the second time."""
         ...
-
-
-def open_backend(
-    path: str | os.PathLike[str], *, providers: Sequence[str] | None = None, threads: int | None = None
-) -> Backend:
-    """Opens the backend that the file's suffix asks for.
-
-    Args:
-        path: An artifact, `model.onnx`; its manifest is beside it or inside.
-        providers: ONNX Runtime execution providers in order of preference; None: CUDA if there, else the CPU.
-        threads: CPU threads of one inference; None: one for each core that this process may use.
-
-    Raises:
-        EngineLoadError: No backend runs such files, or the backend cannot load this one.
-        ManifestError: The file or its manifest is missing or malformed, or they do not belong together.
-        MissingDependencyError: The backend's package is not installed.
-    """
-    suffix = Path(path).suffix.lower()
-    if suffix == ".onnx":
-        from edgerpn.runtime.onnxruntime_backend import OnnxRuntimeBackend
-
-        return OnnxRuntimeBackend(path, providers=providers, threads=threads)
-    if suffix in (".engine", ".plan"):
-        raise EngineLoadError(
-            f"{path}: TensorRT engines cannot be run yet; the TensorRT backend comes with the engine stage. "
-            "Meanwhile run the model.onnx that the engine was built from."
-        )
-    hint = " Export it first: edgerpn export CHECKPOINT -o model.onnx" if suffix in (".pt", ".pth") else ""
-    raise EngineLoadError(f"{path}: no backend runs files that end in {suffix!r}; known here: .onnx.{hint}")
 
 
 def available_cores() -> int:

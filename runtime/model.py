@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from edgerpn.manifest import Manifest
 from edgerpn.proposals import Proposals
-from edgerpn.runtime.backend import Backend, open_backend
+from edgerpn.runtime.backend import Backend
 from edgerpn.runtime.frame import Frame, Result, Source
+from edgerpn.runtime.opening import open_backend
 from edgerpn.runtime.pipeline import Pipeline
 from edgerpn.runtime.preprocess import Preprocessor, check_image
 from edgerpn.runtime.source import open_source

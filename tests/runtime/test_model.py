@@ -93,7 +93,7 @@ def test_a_read_only_frame_is_fine_and_stays_unchanged(model: Model, paint: Pain
 )
 def test_what_is_not_a_frame_is_refused_by_name(model: Model, frame: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        model(frame)  # type: ignore[arg-type]
+        model(frame)
 
 
 @pytest.mark.parametrize("batch", [1, 2, None])
@@ -209,7 +209,7 @@ def test_the_backend_checks_its_input_against_the_manifest(model: Model) -> None
     with pytest.raises(InputError, match=r"expected shape \(N, 96, 160, 3\) with N >= 1, got \(1, 90, 160, 3\)"):
         model.backend.infer(np.zeros((1, 90, 160, 3), np.uint8))
     with pytest.raises(InputError, match="uint8"):
-        model.backend.infer(np.zeros((1, 96, 160, 3), np.float32))  # type: ignore[arg-type]
+        model.backend.infer(np.zeros((1, 96, 160, 3), np.float32))
 
 
 def test_outputs_that_break_the_interface_are_an_inference_error() -> None:

@@ -35,7 +35,7 @@ def make_result() -> MakeResult:
             image=np.full((height, width, 3), 100, np.uint8), index=index, media_time_s=index / 29.97,
             captured_at=1_700_000_000.25, monotonic_s=0.0, source="cars.mp4", decode_ms=1.0, path=path,
         )  # fmt: skip
-        proposals = Proposals(np.array([[1.23456, 2, 30.1, 40]]), np.array([0.87654]))  # type: ignore[arg-type]
+        proposals = Proposals(np.array([[1.23456, 2, 30.1, 40]]), np.array([0.87654]))
         return Result(proposals=proposals, frame=frame, stage_ms={"decode": 1.0, "inference": 12.3456789})
 
     return make
