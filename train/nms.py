@@ -12,8 +12,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from edgerpn.train.boxes import area, pairwise_intersection
+
+MIN_BOXES = 16
+"""The portable form pads to so many boxes: TensorRT-RTX 1.7 unrolls chains of smaller matrix products into each other,
+until a level of 6 boxes takes minutes and gigabytes to compile."""
 
 
 def overlap_matrix(boxes_NB4: Tensor, *, iou_threshold: float) -> Tensor:
@@ -30,7 +35,7 @@ def overlap_matrix(boxes_NB4: Tensor, *, iou_threshold: float) -> Tensor:
 def nms_fixed(boxes_NB4: Tensor, valid_NB: Tensor, *, iou_threshold: float, iterations: int) -> Tensor:
     """`iterations` rounds of the fixed-point iteration, in plain operations that every target compiles.
 
-    Exact when the longest chain of suppressors in an image is below `iterations`; see `chain_length`.
+    Exact when the longest chain of suppressors in an image is below `iterations`; see `nms_converged`.
 
     Args:
         boxes_NB4: Boxes sorted by falling score, pixels, float32.
@@ -41,14 +46,20 @@ def nms_fixed(boxes_NB4: Tensor, valid_NB: Tensor, *, iou_threshold: float, iter
     Returns:
         (N, B) bool, True for the boxes that stay.
     """
+    num_boxes = boxes_NB4.shape[1]
+    padding = max(0, MIN_BOXES - num_boxes)
+    if padding:
+        boxes_NB4 = functional.pad(boxes_NB4, (0, 0, 0, padding))
+        valid_NB = functional.pad(valid_NB, (0, padding))
     overlaps_NBB = overlap_matrix(boxes_NB4, iou_threshold=iou_threshold).to(boxes_NB4.dtype)
     valid_N1B = valid_NB[:, None, :].to(boxes_NB4.dtype)
     keep_N1B = valid_N1B
-    for _ in range(iterations):
+    # As many rounds as boxes are always enough.
+    for _ in range(min(iterations, num_boxes)):
         # The product counts the kept boxes that suppress a box: 0 keeps it, 1 or more drops it.
         suppressors_N1B = keep_N1B @ overlaps_NBB
         keep_N1B = valid_N1B * (1.0 - suppressors_N1B.clamp(max=1.0))
-    return keep_N1B[:, 0] > 0.5
+    return keep_N1B[:, 0, :num_boxes] > 0.5
 
 
 def nms_converged(boxes_NB4: Tensor, valid_NB: Tensor, *, iou_threshold: float) -> tuple[Tensor, int]:
