@@ -46,6 +46,10 @@ class ExportConfig:
         for name in ("num_proposals", "pre_nms"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if not 0 < self.nms_iou <= 1:
+            raise ValueError(f"nms_iou: expected more than 0 and at most 1, got {self.nms_iou}")
+        if not 0 <= self.score_threshold < 1:
+            raise ValueError(f"score_threshold: expected 0 to below 1, got {self.score_threshold}")
         for name in ("network_hw", "source_hw"):
             size = getattr(self, name)
             if size is not None and min(size) < 32:
