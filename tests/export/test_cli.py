@@ -1,0 +1,115 @@
+"""`edgerpn export`: its flags, its output, its errors."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import edgerpn.manifest
+from edgerpn.__main__ import main
+from edgerpn.errors import ConfigError, DataError, ExportError
+from edgerpn.export.cli import NUM_PARITY_IMAGES, _config, add_arguments, parity_images
+from edgerpn.export.config import ExportConfig
+
+GetExport = Callable[[str], Any]
+
+
+def parsed(*arguments: str) -> ExportConfig:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return _config(parser.parse_args(["best.pt", "-o", "model.onnx", *arguments]))
+
+
+def test_without_flags_the_settings_are_the_defaults() -> None:
+    assert parsed() == ExportConfig()
+
+
+def test_every_flag_reaches_the_settings() -> None:
+    config = parsed(
+        *("--target", "tensorrt", "--size", "384x640", "--source-size", "1080x1920", "--batch", "4"),
+        *("--proposals", "30", "--pre-nms", "200", "--iou", "0.6", "--score", "0.1", "--nms", "standard"),
+    )
+    assert config == ExportConfig(
+        target="tensorrt", network_hw=(384, 640), source_hw=(1080, 1920), batch=4, num_proposals=30, pre_nms=200,
+        nms_iou=0.6, score_threshold=0.1, nms="standard",
+    )  # fmt: skip
+    assert parsed("--target", "tensorrt", "--batch", "dynamic").fixed_batch is None
+
+
+@pytest.mark.parametrize(
+    "flags", [["--batch", "0"], ["--batch", "many"], ["--size", "0x10"], ["--target", "cpu"], ["--nms", "fast"]]
+)
+def test_wrong_usage_ends_with_status_2(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(["export", "best.pt", "-o", "model.onnx", *flags])
+    assert exit_info.value.code == 2
+    assert "usage: edgerpn export" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "setting"),
+    [("--proposals", "0", "num_proposals"), ("--size", "16x640", "network_hw"), ("--iou", "1.5", "nms_iou")],
+)
+def test_settings_out_of_range_are_errors_of_ours(flag: str, value: str, setting: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{setting}: expected"):
+        parsed(flag, value)
+
+
+def test_the_command_measures_recall_on_the_training_folder(exported: GetExport, photos: Path) -> None:
+    made = exported("standard")
+    recall = edgerpn.manifest.read(made.file).recall
+    assert recall is not None
+    assert recall.num_images == 5
+    metrics = dict(recall.metrics)
+    assert "AR@1000" not in metrics
+    assert 0.05 < metrics["AR@100"] < 1
+    assert sorted(p.name for p in made.file.parent.iterdir()) == ["model.json", "model.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--size", "130x190"], "use --size 128x192"),
+        (["--target", "tensorrt", "--pre-nms", "5000"], "use --pre-nms 3840 or less"),
+        (["--iou", "1.5"], "nms_iou"),
+        (["--data", "nowhere"], "expected a folder with val.json and images/"),
+        (["--images", "nowhere"], "no images to compare"),
+    ],
+)
+def test_what_cannot_be_exported_ends_with_status_1_and_writes_nothing(
+    flags: list[str],
+    message: str,
+    checkpoints: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["export", str(checkpoints["pyramid"]), "-o", str(tmp_path / "model.onnx"), *flags]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert message in captured.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_that_is_none_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(tmp_path / "nowhere.pt"), "-o", str(tmp_path / "model.onnx")]) == 1
+    assert "nowhere.pt: no such checkpoint file" in capsys.readouterr().err
+
+
+def test_parity_images_come_from_annotations_or_from_a_folder(
+    photos: Path, photo_files: list[Path], tmp_path: Path
+) -> None:
+    assert sorted(parity_images(photos, None)) == photo_files
+    (tmp_path / "notes.txt").write_text("no picture")
+    for number in range(3 * NUM_PARITY_IMAGES):
+        (tmp_path / f"{number:03}.PNG").write_bytes(b"")
+    spread = [file.name for file in parity_images(None, tmp_path)]
+    assert len(spread) == NUM_PARITY_IMAGES
+    assert spread[:3] == ["000.PNG", "003.PNG", "006.PNG"]
+    with pytest.raises(ExportError, match="compared with PyTorch on real images"):
+        parity_images(None, None)
+    with pytest.raises(DataError):
+        parity_images(tmp_path, None)

@@ -1,0 +1,137 @@
+"""`edgerpn eval`: a checkpoint and its export measure alike, and anybody's results can be measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgerpn import files
+from edgerpn.__main__ import main
+from edgerpn.errors import DataError
+from edgerpn.export.evaluate import evaluate_model, evaluate_results
+
+GetExport = Callable[[str], Any]
+
+
+@pytest.mark.parametrize("name", ["standard", "portable"])
+def test_a_checkpoint_and_its_export_have_the_same_recall(name: str, exported: GetExport, photos: Path) -> None:
+    made = exported(name)
+    found = evaluate_model(made.file, photos / "val.json", photos / "images")
+    expected = evaluate_model(
+        made.checkpoint, photos / "val.json", photos / "images", num_proposals=made.config.num_proposals
+    )
+    assert found.metrics.keys() == expected.metrics.keys()
+    for metric, value in expected.metrics.items():
+        assert found.metrics[metric] == pytest.approx(value, abs=0.001), metric
+    assert expected.metrics["AR@100"] > 0.05
+    assert (found.num_images, found.num_proposals) == (expected.num_images, expected.num_proposals) == (5, 50)
+    assert found.data_sha256 == files.sha256(photos / "val.json")
+    assert 0 < found.latency_ms["p50"] <= found.latency_ms["p95"] <= found.latency_ms["p99"]
+    assert found.images_per_s == pytest.approx(1000 / found.latency_ms["mean"])
+
+
+def test_a_model_for_one_camera_size_is_measured_on_pictures_of_any_size(exported: GetExport, photos: Path) -> None:
+    fixed = evaluate_model(exported("portable-source").file, photos / "val.json", photos / "images")
+    free = evaluate_model(exported("portable").file, photos / "val.json", photos / "images")
+    assert fixed.num_images == 5
+    # Pictures are scaled twice on this way.
+    assert fixed.metrics["recall@100-iou50"] == pytest.approx(free.metrics["recall@100-iou50"], abs=0.25)
+    assert fixed.metrics["AR@100"] > 0.05
+
+
+def test_a_limit_measures_the_first_images_only(checkpoints: dict[str, Path], photos: Path) -> None:
+    evaluation = evaluate_model(checkpoints["peaks"], photos / "val.json", photos / "images", limit=2)
+    assert evaluation.num_images == 2
+
+
+def test_the_command_prints_recall_and_speed_and_writes_a_report(
+    exported: GetExport, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, report = exported("standard").file, tmp_path / "new" / "report.json"
+    assert main(["eval", str(file), "--data", str(photos / "val.json"), "--report", str(report)]) == 0
+    captured = capsys.readouterr()
+    rows = dict(line.split() for line in captured.out.splitlines() if line.startswith(("AR@", "recall@")))
+    assert list(rows)[:4] == ["AR@10", "AR@100", "AR@300", "AR@1000"]
+    assert "5 images, " in captured.out
+    assert "latency p50" in captured.out
+    assert "(AR@100, AR@300, AR@1000: this model gives 50 proposals at most)" in captured.err
+    content = json.loads(report.read_text())
+    assert content["model"] == str(file)
+    assert f"{content['metrics']['AR@100']:.3f}" == rows["AR@100"]
+    assert set(content["latency_ms"]) == {"p50", "p90", "p95", "p99", "mean"}
+
+
+@pytest.fixture
+def results(photos: Path, tmp_path: Path) -> Path:
+    """A results file with a perfect proposal for the first two of three boxes of each image."""
+    content = json.loads((photos / "val.json").read_text())
+    rows = [
+        {"image_id": row["image_id"], "category_id": 1, "bbox": row["bbox"], "score": 0.5}
+        for row in content["annotations"]
+        if row["id"] % 3
+    ]
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps(rows))
+    return file
+
+
+def test_anybodys_results_are_measured(
+    results: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = tmp_path / "report.json"
+    arguments = ["eval", "--results", str(results), "--data", str(photos / "val.json"), "--report", str(report)]
+    assert main(arguments) == 0
+    assert "results.json" in capsys.readouterr().out
+    metrics = json.loads(report.read_text())["metrics"]
+    # Two of three are found in full, the third by chance at best.
+    assert 2 / 3 - 1e-9 <= metrics["AR@10"] <= 0.85
+    assert metrics == evaluate_results(results, photos / "val.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", "expected a JSON list of results, got dict"),
+        ("[1]", "result 0: expected image_id, bbox"),
+        ('[{"image_id": 1, "bbox": [1, 2, 3], "score": 1}]', "result 0: expected image_id, bbox"),
+        ('[{"image_id": 1, "bbox": [1, 2, 3, 4]}]', "result 0: expected image_id, bbox"),
+        ('[{"image_id": 99, "bbox": [1, 2, 3, 4], "score": 1}]', "1 image ids are not in the annotations"),
+        ("[", "cannot be read as JSON"),
+    ],
+)
+def test_results_in_another_form_are_refused(
+    text: str, message: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "results.json"
+    file.write_text(text)
+    with pytest.raises(DataError, match=message):
+        evaluate_results(file, photos / "val.json")
+    assert main(["eval", "--results", str(file), "--data", str(photos / "val.json")]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_annotations_in_another_form_are_refused(results: Path, tmp_path: Path) -> None:
+    wrong = tmp_path / "annotations.json"
+    wrong.write_text("[]")
+    with pytest.raises(DataError, match="expected COCO annotations"):
+        evaluate_results(results, wrong)
+    with pytest.raises(DataError, match=r"nowhere\.json: cannot be read"):
+        evaluate_results(results, tmp_path / "nowhere.json")
+
+
+@pytest.mark.parametrize("arguments", [[], ["model.onnx", "--results", "results.json"]])
+def test_a_model_or_results_must_be_named(
+    arguments: list[str], photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["eval", *arguments, "--data", str(photos / "val.json")]) == 1
+    assert "name either a MODEL or --results" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["nowhere.onnx", "nowhere.pt", "nowhere.engine"])
+def test_a_missing_model_is_named(name: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", name, "--data", str(photos / "val.json")]) == 1
+    assert name in capsys.readouterr().err

@@ -1,0 +1,229 @@
+"""Graph and network agree: on nothing, on one thing, on more than K, in any batch; and a damaged graph is found out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import numpy_helper
+
+from edgerpn.errors import ParityError
+from edgerpn.export.graph import proposal_config
+from edgerpn.export.parity import _Tally, check_parity, match, pairwise_iou
+from edgerpn.letterbox import letterbox
+from edgerpn.train.checkpoint import load_model
+from edgerpn.train.detector import Detector
+
+GetExport = Callable[[str], Any]
+Outputs = list[np.ndarray]
+
+
+def reference(made: Any) -> Detector:
+    """The network of an export, with exact NMS."""
+    model, checkpoint = load_model(made.checkpoint)
+    config = proposal_config(checkpoint, made.config)
+    return Detector(model, config, network_hw=made.network_hw, source_hw=made.config.source_hw).eval()
+
+
+def run_torch(made: Any, frames: np.ndarray) -> Outputs:
+    with torch.inference_mode():
+        return [output.numpy() for output in reference(made)(torch.from_numpy(frames))]
+
+
+def run_onnx(file: Path, frames: np.ndarray) -> Outputs:
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    return session.run(["boxes", "scores", "count"], {"frames": frames})
+
+
+def assert_same(found: Outputs, expected: Outputs) -> None:
+    """The same proposals in the same order; only for frames without ties."""
+    np.testing.assert_array_equal(found[2], expected[2])
+    np.testing.assert_allclose(found[1], expected[1], atol=1e-5)
+    np.testing.assert_allclose(found[0], expected[0], atol=1e-2)
+    for boxes, scores, count in zip(*found, strict=True):
+        assert not boxes[count:].any()
+        assert not scores[count:].any()
+
+
+@pytest.mark.parametrize("name", ["peaks-standard", "peaks-portable"])
+def test_nothing_one_thing_and_more_than_k(name: str, exported: GetExport, peaks_frames: dict[str, np.ndarray]) -> None:
+    made = exported(name)
+    frames = np.stack([peaks_frames[case] for case in ("zero", "one", "many")])
+    found = run_onnx(made.file, frames)
+    boxes, scores, count = found
+    assert count.tolist() == [0, 1, 10]
+    assert (boxes.shape, scores.shape) == ((3, 10, 4), (3, 10))
+    assert (boxes.dtype, scores.dtype, count.dtype) == (np.float32, np.float32, np.int32)
+    # The cell of row 2 and column 3: its anchor is 16 px around (28, 20); blue 250 is a logit of 6.
+    np.testing.assert_allclose(boxes[1, 0], [20, 12, 36, 28], atol=1e-3)
+    assert scores[1, 0] == pytest.approx(1 / (1 + np.exp(-6)), abs=1e-4)
+    assert (np.diff(scores[2]) < 0).all()
+    assert_same(found, run_torch(made, frames))
+
+
+@pytest.mark.parametrize("name", ["peaks-standard", "peaks-portable"])
+@pytest.mark.parametrize("order", ["zero", "many", "one many", "many zero one", "one one many zero many"])
+def test_any_batch_gives_what_its_frames_give_alone(
+    name: str, order: str, exported: GetExport, peaks_frames: dict[str, np.ndarray]
+) -> None:
+    file = exported(name).file
+    frames = [peaks_frames[case] for case in order.split()]
+    together = run_onnx(file, np.stack(frames))
+    for i, frame in enumerate(frames):
+        assert_same([output[i : i + 1] for output in together], run_onnx(file, frame[None]))
+
+
+@pytest.mark.parametrize("name", ["standard", "single-level", "portable", "portable-source"])
+def test_photographs_give_the_networks_proposals(name: str, exported: GetExport, photo_files: list[Path]) -> None:
+    made = exported(name)
+    report = check_parity(reference(made), made.file, photo_files, batch=made.config.fixed_batch)
+    assert report.num_images == 5
+    assert report.batch_sizes == ((1,) if made.config.fixed_batch else (1, 2))
+    assert report.num_matched >= 5 * 20 * len(report.batch_sizes)
+    assert report.num_boundary <= 0.02 * report.num_matched
+    assert report.min_iou >= 0.99
+    assert report.max_score_difference <= 1e-3
+    batches = "1" if made.config.fixed_batch else "1 and 2"
+    assert report.summary().startswith(f"parity with PyTorch on 5 images, batch {batches}: ")
+
+
+def test_photographs_in_a_batch_of_three(exported: GetExport, photo_files: list[Path]) -> None:
+    made = exported("single-level")
+    frames = []
+    for file in photo_files[:3]:
+        picture = cv2.imread(str(file))
+        assert picture is not None
+        frames.append(letterbox(picture.shape[:2], (64, 96)).apply(picture, cv2.resize))  # type: ignore[arg-type]
+    found, expected = run_onnx(made.file, np.stack(frames)), run_torch(made, np.stack(frames))
+    for i in range(3):
+        ours, theirs = ((out[0][i, : out[2][i]], out[1][i, : out[2][i]]) for out in (expected, found))
+        pairs, _ = match(ours, theirs)
+        assert len(pairs) >= 0.98 * max(len(ours[1]), len(theirs[1])) > 0
+
+
+def test_scaling_in_the_graph_agrees_with_letterboxing_on_the_host(
+    exported: GetExport, photo_files: list[Path]
+) -> None:
+    inside, outside = exported("portable-source"), exported("portable")
+    matched = total = 0
+    for file in photo_files:
+        picture = cv2.imread(str(file))
+        assert picture is not None
+        frame = letterbox(picture.shape[:2], (200, 300)).apply(picture, cv2.resize)  # type: ignore[arg-type]
+        geometry = letterbox((200, 300), (128, 192))
+        boxes, scores, count = (output[0] for output in run_onnx(inside.file, frame[None]))
+        host = run_onnx(outside.file, geometry.apply(frame, cv2.resize)[None])
+        host_boxes, host_scores = geometry.to_frame(host[0][0, : host[2][0]]), host[1][0, : host[2][0]]
+        for box, score in zip(boxes[:count], scores[:count], strict=True):
+            distance = np.abs(host_boxes - box).max(axis=1)
+            matched += bool(((distance <= 1.0) & (np.abs(host_scores - score) <= 0.02)).any())
+        total += int(count)
+    # NMS turns a difference within rounding into another choice now and then.
+    assert total >= 5 * 20
+    assert matched >= 0.97 * total
+
+
+def damage(made: Any, output: Path, change: Callable[[np.ndarray], np.ndarray]) -> Path:
+    """A copy of an export with the weights of its objectness changed."""
+    proto = onnx.load(made.file)
+    initializer = next(i for i in proto.graph.initializer if i.name.endswith("objectness.weight"))
+    initializer.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(initializer)), initializer.name))
+    onnx.save(proto, str(output))
+    return output
+
+
+def test_a_damaged_weight_is_found_and_the_image_named(
+    exported: GetExport, photo_files: list[Path], tmp_path: Path
+) -> None:
+    made = exported("standard")
+    same = damage(made, tmp_path / "same.onnx", lambda weight: weight.copy())
+    check_parity(reference(made), same, photo_files[:1], batch=1)
+    wrong = damage(made, tmp_path / "wrong.onnx", lambda weight: weight * 1.05)
+    with pytest.raises(ParityError, match=r"^1\.png, batch 1: the graph and PyTorch disagree\. Proposal"):
+        check_parity(reference(made), wrong, photo_files, batch=None)
+
+
+def test_padding_that_is_not_zero_is_found(exported: GetExport, peaks_files: list[Path], tmp_path: Path) -> None:
+    made = exported("peaks-standard")
+    proto = onnx.load(made.file)
+    for node in proto.graph.node:
+        node.output[:] = ["inner" if name == "scores" else name for name in node.output]
+        node.input[:] = ["inner" if name == "scores" else name for name in node.input]
+    proto.graph.initializer.append(numpy_helper.from_array(np.float32(1e-6), "tiny"))
+    proto.graph.node.append(onnx.helper.make_node("Add", ["inner", "tiny"], ["scores"]))
+    onnx.save(proto, str(tmp_path / "wrong.onnx"))
+    with pytest.raises(ParityError, match=r"rows beyond count \(\d+\) are not zero"):
+        check_parity(reference(made), tmp_path / "wrong.onnx", peaks_files, batch=1)
+
+
+def proposals(*rows: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes and scores from rows x1, y1, x2, y2, score."""
+    table = np.array(rows, np.float32).reshape(-1, 5)
+    return table[:, :4], table[:, 4]
+
+
+FIRST, SECOND = (0.0, 0.0, 100.0, 100.0, 0.9), (200.0, 0.0, 300.0, 100.0, 0.8)
+
+
+def tally(expected: Any, found: Any, *, nms_iou: float = 0.7, capacity: int = 100) -> _Tally:
+    result = _Tally(nms_iou=nms_iou, capacity=capacity)
+    result.add(expected, found, "here")
+    return result
+
+
+def test_order_does_not_matter_and_each_proposal_counts_once() -> None:
+    result = tally(proposals(FIRST, SECOND), proposals(SECOND, FIRST))
+    assert (result.num_matched, result.num_boundary) == (2, 0)
+    with pytest.raises(ParityError, match="Proposal 1 of PyTorch"):
+        tally(proposals(FIRST, FIRST), proposals(FIRST))
+
+
+@pytest.mark.parametrize(
+    ("changed", "is_same"),
+    [
+        ((0.0, 0.0, 100.0, 99.1, 0.9), True),  # IoU 0.991
+        ((0.0, 0.0, 100.0, 98.9, 0.9), False),  # IoU 0.989
+        ((0.0, 0.0, 100.0, 100.0, 0.9009), True),
+        ((0.0, 0.0, 100.0, 100.0, 0.9011), False),
+    ],
+)
+def test_the_tolerances_are_overlap_99_percent_and_score_one_thousandth(changed: tuple, is_same: bool) -> None:
+    if is_same:
+        assert tally(proposals(FIRST, SECOND), proposals(changed, SECOND)).num_matched == 2
+    else:
+        with pytest.raises(ParityError, match="here: the graph and PyTorch disagree"):
+            tally(proposals(FIRST, SECOND), proposals(changed, SECOND))
+
+
+def test_decisions_within_rounding_are_counted_apart() -> None:
+    # An overlap of 0.7 with another proposal: either side of the threshold is right.
+    near = (0.0, 0.0, 100.0, 70.0, 0.7)
+    assert tally(proposals(FIRST, near), proposals(FIRST)).num_boundary == 1
+    with pytest.raises(ParityError, match="Proposal 1 of PyTorch"):
+        tally(proposals(FIRST, near), proposals(FIRST), nms_iou=0.6)
+    # The last of K places: scores that are equal but for rounding.
+    last, other = (400.0, 0.0, 450.0, 50.0, 0.5), (600.0, 0.0, 650.0, 50.0, 0.5004)
+    assert tally(proposals(FIRST, last), proposals(FIRST, other), capacity=2).num_boundary == 2
+    with pytest.raises(ParityError, match="has no counterpart"):
+        tally(proposals(FIRST, last), proposals(FIRST, other), capacity=3)
+
+
+def test_too_many_such_decisions_are_a_disagreement() -> None:
+    result = tally(proposals(FIRST, (0.0, 0.0, 100.0, 70.0, 0.7)), proposals(FIRST))
+    with pytest.raises(ParityError, match="1 of 2 proposals are in one of graph and PyTorch only"):
+        result.report(1, (1,))
+
+
+def test_overlaps_are_the_hand_computed_ones() -> None:
+    first, second = np.array([[0, 0, 10, 10], [5, 5, 15, 15]], np.float32), np.array([[0, 0, 10, 10]], np.float32)
+    np.testing.assert_allclose(pairwise_iou(first, second), [[1.0], [25 / 175]])
+    empty = np.zeros((1, 4), np.float32)
+    assert pairwise_iou(empty, empty).item() == 0.0
+    assert match(proposals(), proposals(FIRST)) == ([], [])

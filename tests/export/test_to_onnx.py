@@ -1,0 +1,189 @@
+"""The exported file: its interface, its operations, its manifest, and what is left when an export fails."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+import pytest
+
+import edgerpn.manifest
+from edgerpn import files
+from edgerpn.errors import ExportError, ParityError
+from edgerpn.export.config import ExportConfig
+from edgerpn.export.to_onnx import IR_VERSION, export_onnx
+from edgerpn.manifest import METADATA_KEY, RecallSpec
+
+GetExport = Callable[[str], Any]
+ALL = ["standard", "portable", "portable-source", "single-level", "peaks-standard", "peaks-portable"]
+PORTABLE = [name for name in ALL if "standard" not in name]
+
+# What the portable graphs are made of; each operation here is known to every TensorRT from 8.6 on.
+PORTABLE_OPERATIONS = {
+    "Add", "And", "Cast", "Clip", "Concat", "Constant", "Conv", "Div", "Equal", "Exp", "Expand", "Flatten", "Gather",
+    "GatherElements", "GatherND", "Greater", "GreaterOrEqual", "Identity", "Less", "LessOrEqual", "MatMul", "Max",
+    "Min", "Mul", "Neg", "Not", "Or", "Pad", "ReduceMax", "ReduceMin", "ReduceSum", "Relu", "Reshape", "Resize",
+    "Shape", "Sigmoid", "Slice", "Split", "Squeeze", "Sub", "TopK", "Transpose", "Trilu", "Unsqueeze", "Where",
+}  # fmt: skip
+
+
+def shape(value: onnx.ValueInfoProto) -> list[int | str]:
+    return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_interface_is_the_fixed_one(name: str, exported: GetExport) -> None:
+    made = exported(name)
+    config: ExportConfig = made.config
+    proto = onnx.load(made.file)
+    batch: int | str = config.fixed_batch or "N"
+    height, width = config.source_hw or made.network_hw
+    k = config.num_proposals
+    (frames,) = proto.graph.input
+    assert (frames.name, shape(frames)) == ("frames", [batch, height, width, 3])
+    assert frames.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    outputs = {value.name: (value.type.tensor_type.elem_type, shape(value)) for value in proto.graph.output}
+    assert outputs == {
+        "boxes": (onnx.TensorProto.FLOAT, [batch, k, 4]),
+        "scores": (onnx.TensorProto.FLOAT, [batch, k]),
+        "count": (onnx.TensorProto.INT32, [batch]),
+    }
+    assert list(outputs) == ["boxes", "scores", "count"]
+    assert [(entry.domain, entry.version) for entry in proto.opset_import if entry.domain == ""] == [("", 18)]
+    assert proto.ir_version == IR_VERSION
+    onnx.checker.check_model(proto, full_check=True)
+
+
+@pytest.mark.parametrize("name", PORTABLE)
+def test_the_portable_graph_is_made_of_plain_operations(name: str, exported: GetExport) -> None:
+    proto = onnx.load(exported(name).file)
+    used = Counter(node.op_type for node in proto.graph.node)
+    assert set(used) <= PORTABLE_OPERATIONS
+    assert {node.domain for node in proto.graph.node} <= {"", "ai.onnx"}
+    assert not proto.functions
+    assert not any(attribute.HasField("g") for node in proto.graph.node for attribute in node.attribute)
+
+
+@pytest.mark.parametrize("name", PORTABLE)
+def test_no_shape_in_the_portable_graph_depends_on_the_data(name: str, exported: GetExport) -> None:
+    proto = onnx.shape_inference.infer_shapes(onnx.load(exported(name).file), strict_mode=True, data_prop=True)
+    open_axes = {
+        dim.dim_param or "?"
+        for value in proto.graph.value_info
+        for dim in value.type.tensor_type.shape.dim
+        if not dim.HasField("dim_value")
+    }
+    assert open_axes <= {"N"}
+    if exported(name).config.fixed_batch:
+        assert not open_axes
+
+
+def test_the_standard_graph_has_one_nms_for_each_level(exported: GetExport) -> None:
+    used = Counter(node.op_type for node in onnx.load(exported("standard").file).graph.node)
+    assert used["NonMaxSuppression"] == 3
+    assert not set(used) & {"Loop", "If", "NonZero", "Scan"}
+
+
+@pytest.mark.parametrize("name", ["standard", "portable-source"])
+def test_batch_norm_and_deviation_are_folded(name: str, exported: GetExport) -> None:
+    used = Counter(node.op_type for node in onnx.load(exported(name).file).graph.node)
+    assert used["BatchNormalization"] == 0
+    # Five strided, two of a residual block, three lateral, one window, two outputs; the head is there on 3 levels.
+    assert used["Conv"] == 5 + 2 + 3 + 3 * 3
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_file_carries_the_manifest_that_lies_beside_it(name: str, exported: GetExport) -> None:
+    made = exported(name)
+    proto = onnx.load(made.file)
+    (entry,) = proto.metadata_props
+    assert entry.key == METADATA_KEY
+    inside = json.loads(entry.value)
+    beside = json.loads(made.file.with_suffix(".json").read_text())
+    for hashed in ("artifact_sha256", "onnx_sha256"):
+        assert inside["provenance"].pop(hashed) is None
+        assert beside["provenance"].pop(hashed) == files.sha256(made.file)
+    assert inside == beside
+
+
+def test_the_manifest_says_what_was_exported(exported: GetExport, photos: Path) -> None:
+    made = exported("portable-source")
+    manifest = edgerpn.manifest.read(made.file)
+    assert manifest == made.result.manifest
+    assert (manifest.name, manifest.kind, manifest.target, manifest.opset) == ("model", "onnx", "tensorrt", 18)
+    assert manifest.input.batch == 1
+    assert manifest.input.network_hw == (128, 192)
+    assert manifest.input.source_hw == (200, 300)
+    assert manifest.anchors.strides_px == (8, 16, 32)
+    assert (manifest.proposals.nms, manifest.proposals.nms_iterations) == ("portable", 16)
+    assert (manifest.proposals.num_proposals, manifest.proposals.pre_nms) == (50, 100)
+    assert manifest.provenance.checkpoint_sha256 == files.sha256(made.checkpoint)
+    assert manifest.provenance.data_sha256 == files.sha256(photos / "train.json")
+    assert {"edgerpn", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "python"} <= dict(
+        manifest.provenance.versions
+    ).keys()
+    assert manifest.recall is None
+    assert edgerpn.manifest.read(exported("standard").file).proposals.nms_iterations is None
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_nothing_of_this_machine_is_in_the_file(name: str, exported: GetExport, root: Path) -> None:
+    made = exported(name)
+    data = made.file.read_bytes() + made.file.with_suffix(".json").read_bytes()
+    for secret in (str(root), str(made.file.parent), str(made.checkpoint.parent), "site-packages", "/home/", ".py"):
+        assert secret.encode() not in data, secret
+    assert b"stack_trace" not in data
+    assert sorted(p.name for p in made.file.parent.iterdir()) == ["model.json", "model.onnx"]
+
+
+def test_the_file_loads_in_onnx_runtime(exported: GetExport) -> None:
+    session = onnxruntime.InferenceSession(str(exported("portable").file), providers=["CPUExecutionProvider"])
+    assert [value.type for value in session.get_inputs()] == ["tensor(uint8)"]
+    assert [value.type for value in session.get_outputs()] == ["tensor(float)", "tensor(float)", "tensor(int32)"]
+
+
+def test_a_graph_that_disagrees_is_not_written(
+    checkpoints: dict[str, Path], peaks_files: list[Path], tmp_path: Path
+) -> None:
+    # A single round of portable NMS lets dropped boxes drop others; the frame "many" shows it.
+    config = ExportConfig(nms="portable", num_proposals=60, pre_nms=96, nms_iou=0.3, score_threshold=0.5)
+    output = tmp_path / "model.onnx"
+    output.write_bytes(b"an older export")
+    with pytest.raises(ParityError, match=r"many\.png, batch 1: the graph and PyTorch disagree\. Proposal \d+ of"):
+        export_onnx(checkpoints["peaks-short"], output, config, images=peaks_files)
+    assert output.read_bytes() == b"an older export"
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_a_failing_measurement_leaves_nothing_behind(
+    checkpoints: dict[str, Path], peaks_files: list[Path], tmp_path: Path
+) -> None:
+    seen = []
+
+    def measure(file: Path) -> RecallSpec | None:
+        # The file can be used already, with its manifest beside it.
+        seen.append(edgerpn.manifest.read(file).proposals.num_proposals)
+        raise ExportError("no recall today")
+
+    config = ExportConfig(num_proposals=7, pre_nms=96)
+    with pytest.raises(ExportError, match="no recall today"):
+        export_onnx(
+            checkpoints["peaks"], tmp_path / "model.onnx", config, images=peaks_files[:1], measure_recall=measure
+        )
+    assert seen == [7]
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_needs_a_name_and_images(
+    checkpoints: dict[str, Path], photo_files: list[Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ExportError, match=r"model\.engine: expected a file name that ends in \.onnx"):
+        export_onnx(checkpoints["peaks"], tmp_path / "model.engine", ExportConfig(), images=photo_files)
+    with pytest.raises(ExportError, match="no images to compare"):
+        export_onnx(checkpoints["peaks"], tmp_path / "model.onnx", ExportConfig(), images=[])
+    assert not list(tmp_path.iterdir())
