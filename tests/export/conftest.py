@@ -65,7 +65,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder: train.json, val.json and pictures of several sizes with rectangles in smooth colours."""
     folder = tmp_path_factory.mktemp("photos")
     (folder / "images").mkdir()
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number, (height, width) in enumerate([(200, 300), (160, 160), (128, 192), (300, 200), (90, 200)], start=1):
         rng = np.random.default_rng(number)
         picture = cv2.resize(rng.integers(0, 256, (6, 9, 3), dtype=np.uint8), (width, height))

@@ -60,7 +60,7 @@ def test_nothing_one_thing_and_more_than_k(name: str, exported: GetExport, peaks
     boxes, scores, count = found
     assert count.tolist() == [0, 1, 10]
     assert (boxes.shape, scores.shape) == ((3, 10, 4), (3, 10))
-    assert (boxes.dtype, scores.dtype, count.dtype) == (np.float32, np.float32, np.int32)
+    assert [str(output.dtype) for output in found] == ["float32", "float32", "int32"]
     # The cell of row 2 and column 3: its anchor is 16 px around (28, 20); blue 250 is a logit of 6.
     np.testing.assert_allclose(boxes[1, 0], [20, 12, 36, 28], atol=1e-3)
     assert scores[1, 0] == pytest.approx(1 / (1 + np.exp(-6)), abs=1e-4)
@@ -100,7 +100,7 @@ def test_photographs_in_a_batch_of_three(exported: GetExport, photo_files: list[
     for file in photo_files[:3]:
         picture = cv2.imread(str(file))
         assert picture is not None
-        frames.append(letterbox(picture.shape[:2], (64, 96)).apply(picture, cv2.resize))  # type: ignore[arg-type]
+        frames.append(letterbox(picture.shape[:2], (64, 96)).apply(picture, cv2.resize))
     found, expected = run_onnx(made.file, np.stack(frames)), run_torch(made, np.stack(frames))
     for i in range(3):
         ours, theirs = ((out[0][i, : out[2][i]], out[1][i, : out[2][i]]) for out in (expected, found))
@@ -116,7 +116,7 @@ def test_scaling_in_the_graph_agrees_with_letterboxing_on_the_host(
     for file in photo_files:
         picture = cv2.imread(str(file))
         assert picture is not None
-        frame = letterbox(picture.shape[:2], (200, 300)).apply(picture, cv2.resize)  # type: ignore[arg-type]
+        frame = letterbox(picture.shape[:2], (200, 300)).apply(picture, cv2.resize)
         geometry = letterbox((200, 300), (128, 192))
         boxes, scores, count = (output[0] for output in run_onnx(inside.file, frame[None]))
         host = run_onnx(outside.file, geometry.apply(frame, cv2.resize)[None])
@@ -156,7 +156,7 @@ def test_padding_that_is_not_zero_is_found(exported: GetExport, peaks_files: lis
     for node in proto.graph.node:
         node.output[:] = ["inner" if name == "scores" else name for name in node.output]
         node.input[:] = ["inner" if name == "scores" else name for name in node.input]
-    proto.graph.initializer.append(numpy_helper.from_array(np.float32(1e-6), "tiny"))
+    proto.graph.initializer.append(numpy_helper.from_array(np.array(1e-6, np.float32), "tiny"))
     proto.graph.node.append(onnx.helper.make_node("Add", ["inner", "tiny"], ["scores"]))
     onnx.save(proto, str(tmp_path / "wrong.onnx"))
     with pytest.raises(ParityError, match=r"rows beyond count \(\d+\) are not zero"):

@@ -81,7 +81,7 @@ def test_the_order_of_the_outputs_is_that_of_the_anchors() -> None:
         for parameter in model.parameters():
             if parameter.ndim == 4:
                 parameter.zero_()
-        stage: Any = model.backbone.stages  # type: ignore[attr-defined]
+        stage: Any = model.backbone.stages
         stage[0][0].conv.weight[:, 0, 1, 1] = 1.0
         window: Any = model.head.window
         window.conv.weight[:, :, 1, 1] = torch.eye(8)
@@ -108,6 +108,7 @@ def test_the_softmax_of_two_logits_is_the_sigmoid_of_their_difference() -> None:
     )  # fmt: skip
     model = Rpn(config).eval()
     nn.init.normal_(model.head.objectness.weight, std=1.0)
+    assert model.head.objectness.bias is not None
     nn.init.normal_(model.head.objectness.bias)
     images = torch.randn(2, 3, 32, 48)
     with torch.inference_mode():
@@ -122,7 +123,7 @@ def test_the_softmax_of_two_logits_is_the_sigmoid_of_their_difference() -> None:
 
 @pytest.mark.parametrize("objectness", ["sigmoid", "softmax"])
 @pytest.mark.parametrize("prior", [0.01, 0.5])
-def test_the_first_scores_are_near_the_prior(objectness: str, prior: float) -> None:
+def test_the_first_scores_are_near_the_prior(objectness: Any, prior: float) -> None:
     config = ModelConfig(
         stage_channels=(8, 8, 8, 8), stage_blocks=(0,) * 4, neck_channels=0, head_channels=8, anchors=NINE,
         objectness=objectness, prior_score=prior,
