@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
 import sys
 import time
@@ -153,15 +154,26 @@ def evaluate_results(results: Path, annotations: Path) -> dict[str, float]:
     if not isinstance(rows, list):
         raise DataError(f"{results}: expected a JSON list of results, got {type(rows).__name__}")
     for number, row in enumerate(rows):
-        box = row.get("bbox") if isinstance(row, dict) else None
-        if not (isinstance(box, list) and len(box) == 4 and "image_id" in row and "score" in row):
+        if not (_has_box(row) and isinstance(row.get("image_id"), (int, str)) and _is_number(row.get("score"))):
             raise DataError(
                 f"{results}: result {number}: expected image_id, bbox [x, y, width, height] and score, got {row}"
             )
     truth = _read_json(annotations)
-    if not isinstance(truth, dict) or "images" not in truth or "annotations" not in truth:
-        raise DataError(f"{annotations}: expected COCO annotations with 'images' and 'annotations'")
+    if not isinstance(truth, dict) or not all(isinstance(truth.get(key), list) for key in ("images", "annotations")):
+        raise DataError(f"{annotations}: expected COCO annotations with lists 'images' and 'annotations'")
+    for number, row in enumerate(truth["annotations"]):
+        if not (_has_box(row) and "image_id" in row):
+            raise DataError(f"{annotations}: annotation {number}: expected image_id and bbox, got {row}")
     return average_recall(truth, rows)
+
+
+def _has_box(row: Any) -> bool:
+    box = row.get("bbox") if isinstance(row, dict) else None
+    return isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _read_json(path: Path) -> Any:

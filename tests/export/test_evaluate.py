@@ -99,6 +99,10 @@ def test_anybodys_results_are_measured(
         ("[1]", "result 0: expected image_id, bbox"),
         ('[{"image_id": 1, "bbox": [1, 2, 3], "score": 1}]', "result 0: expected image_id, bbox"),
         ('[{"image_id": 1, "bbox": [1, 2, 3, 4]}]', "result 0: expected image_id, bbox"),
+        ('[{"image_id": 1, "bbox": [1, 2, 3, "4"], "score": 1}]', "result 0: expected image_id, bbox"),
+        ('[{"image_id": 1, "bbox": [1, 2, 3, NaN], "score": 1}]', "result 0: expected image_id, bbox"),
+        ('[{"image_id": 1, "bbox": [1, 2, 3, 4], "score": "high"}]', "result 0: expected image_id, bbox"),
+        ('[{"image_id": [1], "bbox": [1, 2, 3, 4], "score": 1}]', "result 0: expected image_id, bbox"),
         ('[{"image_id": 99, "bbox": [1, 2, 3, 4], "score": 1}]', "1 image ids are not in the annotations"),
         ("[", "cannot be read as JSON"),
     ],
@@ -118,6 +122,9 @@ def test_annotations_in_another_form_are_refused(results: Path, tmp_path: Path) 
     wrong = tmp_path / "annotations.json"
     wrong.write_text("[]")
     with pytest.raises(DataError, match="expected COCO annotations"):
+        evaluate_results(results, wrong)
+    wrong.write_text('{"images": [{"id": 1}], "annotations": [{"id": 1, "image_id": 1}]}')
+    with pytest.raises(DataError, match="annotation 0: expected image_id and bbox"):
         evaluate_results(results, wrong)
     with pytest.raises(DataError, match=r"nowhere\.json: cannot be read"):
         evaluate_results(results, tmp_path / "nowhere.json")
