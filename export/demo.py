@@ -43,10 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
     parser.add_argument("--out", type=Path, default=Path("demo-out"), metavar="DIR", help="folder (default demo-out)")
     parser.add_argument("--seed", type=_count(0), default=0, metavar="N", help="seed of data and training (default 0)")
-    parser.add_argument("--minutes", type=_minutes, default=1.5, metavar="M", help="training time (default 1.5)")
+    parser.add_argument("--minutes", type=_minutes, default=2.0, metavar="M", help="training time (default 2)")
     parser.add_argument("--images", type=_count(1), default=320, metavar="N", help="training images (default 320)")
     parser.add_argument(
-        "--val-images", type=_count(1), default=48, metavar="N", help="images to measure on (default 48)"
+        "--val-images", type=_count(1), default=40, metavar="N", help="images to measure on (default 40)"
     )
     parser.add_argument("--frames", type=_count(1), default=150, metavar="N", help="frames of the video (default 150)")
     parser.add_argument("--size", type=_size, default=(384, 640), metavar="HxW", help="network size (default 384x640)")
@@ -126,11 +126,15 @@ def training_settings(arguments: argparse.Namespace) -> TrainSettings:
     Raises:
         ConfigError: A setting is unknown or out of range.
     """
+    from edgerpn.runtime.backend import available_cores
     from edgerpn.train.config import load_settings
 
+    # A core stays free for those that read images: PyTorch's threads wait for each other without sleeping, and one
+    # that has to share its core stops them all. On two busy cores, two threads were up to ten times slower than one.
+    threads = max(1, available_cores() - 1)
     height, width = arguments.size
     asked = (f"loop.minutes={arguments.minutes}", f"loop.seed={arguments.seed}", f"data.input_hw=[{height}, {width}]")
-    return load_settings(overrides=(*SHORT_RUN, *asked, *arguments.set))
+    return load_settings(overrides=(*SHORT_RUN, f"loop.threads={threads}", *asked, *arguments.set))
 
 
 def _draw(arguments: argparse.Namespace, folder: DemoFolder) -> SyntheticVideo:

@@ -146,14 +146,14 @@ _Item = tuple[Prototype, float, tuple[float, float], float]
 def _layout(rng: np.random.Generator, hw: tuple[int, int]) -> list[_Item]:
     """Draws what lies where: (kind, size, centre, angle) of each object, from the bottom of the heap to its top."""
     items: list[_Item] = []
-    budget = int(rng.integers(5, 26))
+    budget = int(rng.integers(4, 20))
     while len(items) < budget:
         prototype = draw_prototype(rng)
         size_px = log_uniform(rng, MIN_SIZE_PX, largest_px(hw))
         center_xy = rng.uniform((0, 0), (hw[1], hw[0]))
         is_upright = rng.random() < 0.5
         # Alike things come in groups, unless they are large.
-        group = int(rng.integers(2, 9)) if rng.random() < 0.35 and size_px < 0.25 * min(hw) else 1
+        group = int(rng.integers(2, 6)) if rng.random() < 0.2 and size_px < 0.25 * min(hw) else 1
         spread_px = size_px * rng.uniform(1.0, 2.5)
         for _ in range(group):
             angle = rng.normal(0, 0.12) if is_upright else rng.uniform(0, 2 * np.pi)

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import io
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,6 +156,9 @@ def test_the_command_line_reaches_the_training_settings() -> None:
     # What is asked for wins over what suits a short run.
     assert settings.data.batch_size == 4
     assert settings.optimizer.warmup_steps == 20
+    # The processes that read images need a core too.
+    assert settings.loop.threads == max(1, len(os.sched_getaffinity(0)) - 1)
+    assert training_settings(parse("--set", "loop.threads=3")).loop.threads == 3
 
 
 @pytest.mark.parametrize(
