@@ -82,7 +82,7 @@ def train(
     state, folder = run.progress, run.folder
     started = time.monotonic() - state.seconds
     logged_at, saved_at, logged_step = state.seconds, state.seconds, state.step
-    with run.loader, _stop_signals() as stop, _bar(run) as bar:
+    with run.loader, _stop_signals() as stop, _bar(run) as bar, _flushed(folder):
         while run.fraction < 1 and not stop:
             for batch in run.loader.epoch(state.epoch, start_batch=state.batch):
                 losses, grad_norm, rate = _step(run, batch)
@@ -107,7 +107,6 @@ def train(
     if stop:
         save(run, is_best=not folder.best.exists())
         say(f"interrupted at step {state.step}; go on with --resume")
-    folder.flush()
     return TrainResult(
         best=folder.best,
         last=folder.last,
@@ -236,6 +235,15 @@ def _move_bar(bar: Bar, run: Run, losses: Losses) -> None:
     bar.update(round(done - getattr(bar, "n", done), 1))
     if run.progress.step % 10 == 0:
         bar.set_postfix_str(f"epoch {run.progress.epoch}, loss {losses.total.item():.3f}", refresh=False)
+
+
+@contextmanager
+def _flushed(folder: RunFolder) -> Iterator[None]:
+    """Writes log and plot at the end, also when the run fails: the rows before a failure tell why."""
+    try:
+        yield
+    finally:
+        folder.flush()
 
 
 @contextmanager

@@ -100,6 +100,7 @@ class Head(nn.Module):
         if not config.head_norm:
             self.window.norm = nn.Identity()
             self.window.conv = nn.Conv2d(in_channels, config.head_channels, 3, 1, 1)
+            nn.init.normal_(self.window.conv.weight, std=0.01)
         self.objectness = nn.Conv2d(config.head_channels, per_cell * self.num_logits, 1)
         self.deltas = nn.Conv2d(config.head_channels, per_cell * 4, 1)
         for layer in (self.objectness, self.deltas):

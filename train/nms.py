@@ -16,20 +16,27 @@ from torch.nn import functional
 
 from edgerpn.train.boxes import area, pairwise_intersection
 
+BLOCK = 128
+"""Boxes that `nms_greedy` compares at a time; small enough for a CPU's cache."""
+
 MIN_BOXES = 16
 """The portable form pads to so many boxes: TensorRT-RTX 1.7 unrolls chains of smaller matrix products into each other,
 until a level of 6 boxes takes minutes and gigabytes to compile."""
 
 
 def overlap_matrix(boxes_NB4: Tensor, *, iou_threshold: float) -> Tensor:
-    """S of the module docstring: (N, B, B) bool, strictly upper triangular; boxes sorted by falling score.
+    """S of the module docstring: (N, B, B) bool, strictly upper triangular; boxes sorted by falling score."""
+    return _overlaps(boxes_NB4, boxes_NB4, iou_threshold).triu(diagonal=1)
+
+
+def _overlaps(first_NB4: Tensor, second_NC4: Tensor, iou_threshold: float) -> Tensor:
+    """(N, B, C) bool: whether two boxes overlap by more than the threshold.
 
     Compares intersection with threshold * union, without a division; an empty box overlaps nothing.
     """
-    intersection = pairwise_intersection(boxes_NB4, boxes_NB4)
-    areas = area(boxes_NB4)
-    union = areas[:, :, None] + areas[:, None, :] - intersection
-    return (intersection > iou_threshold * union).triu(diagonal=1)
+    intersection = pairwise_intersection(first_NB4, second_NC4)
+    union = area(first_NB4)[:, :, None] + area(second_NC4)[:, None, :] - intersection
+    return intersection > iou_threshold * union
 
 
 def nms_fixed(boxes_NB4: Tensor, valid_NB: Tensor, *, iou_threshold: float, iterations: int) -> Tensor:
@@ -78,6 +85,28 @@ def nms_converged(boxes_NB4: Tensor, valid_NB: Tensor, *, iou_threshold: float) 
         keep_NB, rounds = new_NB, rounds + 1
 
 
+def nms_greedy(boxes_B4: Tensor, valid_B: Tensor, *, iou_threshold: float) -> Tensor:
+    """The same for one image, block by block against the boxes kept so far: the fast form outside a graph.
+
+    Args:
+        boxes_B4: Boxes sorted by falling score, pixels.
+        valid_B: False for boxes that neither stay nor suppress.
+        iou_threshold: As in `nms_fixed`.
+
+    Returns:
+        (B,) bool, True for the boxes that stay.
+    """
+    kept_14 = [boxes_B4[None, :0]]
+    keep_B = torch.zeros_like(valid_B)
+    for start in range(0, len(boxes_B4), BLOCK):
+        block_1B4, alive_B = boxes_B4[None, start : start + BLOCK], valid_B[start : start + BLOCK]
+        alive_B = alive_B & ~_overlaps(torch.cat(kept_14, dim=1), block_1B4, iou_threshold)[0].any(dim=0)
+        stay_1B, _ = nms_converged(block_1B4, alive_B[None], iou_threshold=iou_threshold)
+        keep_B[start : start + BLOCK] = stay_1B[0]
+        kept_14.append(block_1B4[:, stay_1B[0]])
+    return keep_B
+
+
 @torch.library.custom_op("edgerpn::nms_keep", mutates_args=())
 def nms_keep(boxes: Tensor, scores: Tensor, iou_threshold: float, max_keep: int) -> Tensor:
     """Greedy NMS as one operator, which the exporter turns into ONNX NonMaxSuppression.
@@ -92,8 +121,8 @@ def nms_keep(boxes: Tensor, scores: Tensor, iou_threshold: float, max_keep: int)
     Returns:
         (N, B) float32: 1 for boxes that stay, 0 for the others.
     """
-    keep_NB, _ = nms_converged(boxes, scores >= 0, iou_threshold=iou_threshold)
-    return keep_NB.to(torch.float32)
+    kept = [nms_greedy(b, s >= 0, iou_threshold=iou_threshold) for b, s in zip(boxes, scores, strict=True)]
+    return torch.stack(kept).to(torch.float32)
 
 
 @nms_keep.register_fake

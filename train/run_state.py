@@ -164,9 +164,16 @@ def _restore(run: Run, checkpoint: Checkpoint) -> None:
             f"{run.folder.last}: holds weights, but no state to go on from, like a best.pt; "
             "put the run's last.pt there, or start a new run"
         )
+    old, new = checkpoint.settings.optimizer.kind, run.settings.optimizer.kind
+    if old != new:
+        raise CheckpointError(f"{run.folder.last}: the run uses {old}, which cannot go on as {new}; start a new run")
+    # Loading brings the old run's rates and decays back; the settings of this one hold.
+    chosen = [{k: v for k, v in group.items() if k != "params"} for group in run.optimizer.param_groups]
     try:
         run.model.load_state_dict(state["model"])
         run.optimizer.load_state_dict(state["optimizer"])
+        for group, values in zip(run.optimizer.param_groups, chosen, strict=True):
+            group.update(values)
     except (RuntimeError, ValueError) as error:
         first = str(error).splitlines()[:2][-1].strip().rstrip(".")
         raise CheckpointError(

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from edgerpn.train.nms import nms_converged, nms_fixed, nms_keep, overlap_matrix
+from edgerpn.train.nms import BLOCK, nms_converged, nms_fixed, nms_greedy, nms_keep, overlap_matrix
 
 Box = tuple[float, float, float, float]
 
@@ -151,3 +151,15 @@ def test_the_overlap_matrix_is_strictly_upper_triangular() -> None:
 def test_the_operator_obeys_the_rules_of_custom_operators() -> None:
     boxes, scores = chain(6), torch.tensor([[0.9, 0.8, -1.0, 0.6, 0.5, 0.4]])
     torch.library.opcheck(torch.ops.edgerpn.nms_keep.default, (boxes, scores, 0.5, 3))
+
+
+@settings(max_examples=60)
+@given(seed=st.integers(0, 10_000), num_boxes=st.integers(0, 3 * BLOCK), threshold=st.sampled_from((0.3, 0.5, 0.7)))
+def test_nms_in_blocks_is_the_same(seed: int, num_boxes: int, threshold: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    centers = torch.rand(num_boxes, 2, generator=generator) * 40
+    sides = 4 + torch.rand(num_boxes, 2, generator=generator) * 30
+    boxes = torch.cat((centers - sides / 2, centers + sides / 2), dim=1)
+    valid = torch.rand(num_boxes, generator=generator) > 0.1
+    whole, _ = nms_converged(boxes[None], valid[None], iou_threshold=threshold)
+    assert torch.equal(nms_greedy(boxes, valid, iou_threshold=threshold), whole[0])
