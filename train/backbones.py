@@ -268,7 +268,7 @@ def load_backbone_weights(backbone: Backbone, file: str | os.PathLike[str]) -> i
 
 def _read(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
-        return require("safetensors.torch", extra="train", purpose=f"reading {path.name}").load_file(path)
+        return require("safetensors.torch", extra="safetensors", purpose=f"reading {path.name}").load_file(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many types; each means that the file is not a plain state dict
