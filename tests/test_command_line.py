@@ -20,7 +20,7 @@ ARGUMENTS = {
     "eval": "model --data --images --results --report --proposals --size",
     "export": (
         "checkpoint -o --output --target --size --source-size --batch --proposals --pre-nms --iou --score --nms"
-        " --data --images"
+        " --data --images --config --set --print-config"
     ),
     "run": "model source --out --jsonl --video --show --max-frames --score --top --threads --provider",
     "inspect": "model --size --json",

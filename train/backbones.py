@@ -266,9 +266,19 @@ def load_backbone_weights(backbone: Backbone, file: str | os.PathLike[str]) -> i
     return len(chosen)
 
 
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    purpose = f"reading {path.name}"
+    library = require("safetensors", extra="safetensors", purpose=purpose)
+    reader = require("safetensors.torch", extra="safetensors", purpose=purpose)
+    try:
+        return dict(reader.load_file(path))
+    except (library.SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: cannot be read as weights: {error}") from error
+
+
 def _read(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
-        return require("safetensors.torch", extra="safetensors", purpose=f"reading {path.name}").load_file(path)
+        return _read_safetensors(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many types; each means that the file is not a plain state dict

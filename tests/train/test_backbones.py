@@ -138,6 +138,20 @@ def test_a_torchvision_checkpoint_loads_with_its_input_channels_swapped(name: st
     assert torch.equal(own[first][:, 2], state[first][:, 0])
 
 
+@pytest.mark.skipif(importlib.util.find_spec("safetensors") is None, reason="safetensors is not installed")
+def test_weights_come_from_safetensors_too(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    state = torchvision_checkpoint("resnet18")
+    file = tmp_path / "weights.safetensors"
+    save_file(state, file)
+    backbone = build("resnet18", 8)
+    assert load_backbone_weights(backbone, file) == len(backbone.state_dict())
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="cannot be read as weights"):
+        load_backbone_weights(backbone, file)
+
+
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "weights.pth"
     torch.save(torchvision_checkpoint("vgg16"), file)
