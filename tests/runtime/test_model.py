@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -91,7 +92,7 @@ def test_a_read_only_frame_is_fine_and_stays_unchanged(model: Model, paint: Pain
         (np.zeros((0, 4, 3), np.uint8), r"got \(0, 4, 3\)"),
     ],
 )
-def test_what_is_not_a_frame_is_refused_by_name(model: Model, frame: object, message: str) -> None:
+def test_what_is_not_a_frame_is_refused_by_name(model: Model, frame: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         model(frame)
 

@@ -269,7 +269,12 @@ def test_closing_ends_an_iteration_that_waits() -> None:
     source = LiveSource(cv2, capture, name="stuck", is_live=True, stall_s=60)
     frames = iter(source)
     next(frames)
-    timer = threading.Timer(0.2, lambda: (source.close(), capture.let_go.set()))
+
+    def end() -> None:
+        source.close()
+        capture.let_go.set()
+
+    timer = threading.Timer(0.2, end)
     timer.start()
     assert list(frames) == []
     timer.join()
