@@ -43,6 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output has gone (`edgerpn eval ... | head`); close stdout so that its flush stays silent.
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - lives until the process ends
         return 1
+    except OSError as error:
+        # What no module foresaw: a full disk, a folder without permission. The path is what a person needs.
+        if "--debug" in argv:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

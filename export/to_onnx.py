@@ -79,6 +79,7 @@ def export_onnx(
     """
     if output.suffix != ".onnx":
         raise ExportError(f"{output}: expected a file name that ends in .onnx")
+    output.parent.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made should fail before the work
     if not images:
         raise ExportError("no images to compare the graph with the network; name a folder of photographs with --images")
     model, checkpoint = load_model(checkpoint_file)

@@ -7,16 +7,15 @@ A backbone is a module with `channels` (one number for each of its output levels
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from edgerpn.errors import CheckpointError, ConfigError, require
 from edgerpn.train.layers import ConvNormAct, ResidualBlock
+from edgerpn.train.tensor_file import load_tensors
 
 NAMES = ("edge", "resnet18", "resnet34", "resnet50", "vgg16")
 
@@ -273,17 +272,13 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return dict(reader.load_file(path))
     except (library.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: cannot be read as weights: {error}") from error
+        raise CheckpointError(f"{path}: not weights, or damaged: {error}") from error
 
 
 def _read(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many types; each means that the file is not a plain state dict
-        first_line = re.split(r"\n", str(error))[0]
-        raise CheckpointError(f"{path}: cannot be read as weights: {first_line}") from error
+    state = load_tensors(path, expected="weights")
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path}: expected a state dict (name -> tensor), got {type(state).__name__}")
     return state

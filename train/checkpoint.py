@@ -19,6 +19,7 @@ from edgerpn import files, settings
 from edgerpn.errors import CheckpointError, ConfigError
 from edgerpn.train.config import TrainSettings
 from edgerpn.train.model import Rpn
+from edgerpn.train.tensor_file import load_tensors
 
 FORMAT = 1
 """Number of the file's layout, raised when it changes."""
@@ -102,14 +103,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     Raises:
         CheckpointError: The file is none, or damaged.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes make torch.load raise almost any type
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{path}: not a checkpoint of edgerpn, or damaged: {reason}. "
-            "Use another checkpoint of the run, or train again."
-        ) from error
+    content = load_tensors(path, expected="a checkpoint of edgerpn")
     if not isinstance(content, Mapping) or "format" not in content or "weights" not in content:
         raise CheckpointError(f"{path}: not a checkpoint of edgerpn (train one with `edgerpn train`)")
     if content["format"] != FORMAT:
