@@ -229,6 +229,15 @@ def parse(text: str, *, source: str) -> Manifest:
         raise ManifestError(f"{error}\nThe manifest is malformed; export the model again.") from error
 
 
+def is_manifest(path: Path) -> bool:
+    """Whether a file looks like a manifest of any schema; a damaged one does not."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValueError, RecursionError):
+        return False
+    return isinstance(values, dict) and "schema" in values and "provenance" in values
+
+
 def _without_nulls(value: Any) -> Any:
     """Drops keys that hold null, so that they take their default."""
     if isinstance(value, dict):
@@ -259,7 +268,8 @@ def read(artifact: str | os.PathLike[str]) -> Manifest:
     artifact = Path(artifact)
     path = manifest_path(artifact)
     if not artifact.is_file():
-        raise ManifestError(f"{artifact}: no such file")
+        what = "this is a folder, expected an exported model" if artifact.is_dir() else "no such file"
+        raise ManifestError(f"{artifact}: {what}")
     if not path.is_file():
         raise ManifestError(f"{path}: the manifest of {artifact.name} is missing; copy it along, or export again")
     try:

@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import inspect
 import json
+import math
 import os
 import sys
 import textwrap
@@ -205,6 +206,8 @@ def _convert_plain(value: Any, hint: Any) -> Any:
         return None if value is None else _WRONG
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return _WRONG  # TOML has nan and inf; no setting means them
     if isinstance(value, bool) and hint is not bool:
         return _WRONG
     return value if isinstance(value, hint) else _WRONG

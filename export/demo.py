@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgerpn import files
+from edgerpn.arguments import size_argument
 from edgerpn.errors import require
 from edgerpn.export.demo_folder import DemoFolder
-from edgerpn.letterbox import parse_hw
 
 if TYPE_CHECKING:
     from edgerpn.export.synthetic import SyntheticVideo
@@ -49,7 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--val-images", type=_count(1), default=40, metavar="N", help="images to measure on (default 40)"
     )
     parser.add_argument("--frames", type=_count(1), default=150, metavar="N", help="frames of the video (default 150)")
-    parser.add_argument("--size", type=_size, default=(384, 640), metavar="HxW", help="network size (default 384x640)")
+    parser.add_argument(
+        "--size", type=size_argument, default=(384, 640), metavar="HxW", help="network size (default 384x640)"
+    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="a.b=value", help="change a training setting; may be repeated"
     )
@@ -210,10 +212,3 @@ def _minutes(text: str) -> float:
     if not 0 < minutes < float("inf"):
         raise argparse.ArgumentTypeError(f"expected a positive number of minutes, got {text!r}")
     return minutes
-
-
-def _size(text: str) -> tuple[int, int]:
-    try:
-        return parse_hw(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error

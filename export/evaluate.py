@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerpn import files
-from edgerpn.arguments import size_argument
+from edgerpn.arguments import count_argument, size_argument
 from edgerpn.errors import ConfigError, DataError
 from edgerpn.letterbox import letterbox
 from edgerpn.progress import track
@@ -56,6 +56,7 @@ def evaluate_model(
     num_proposals: int = 1000,
     network_hw: tuple[int, int] | None = None,
     limit: int | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Evaluation:
     """Measures a model.
 
@@ -66,6 +67,7 @@ def evaluate_model(
         num_proposals: K of a checkpoint; exported models have their own.
         network_hw: Height and width that a checkpoint's network works at, pixels; None: as trained.
         limit: Measure the first so many images only.
+        say: Called with one line of text for each kind of problem in the data.
 
     Raises:
         CheckpointError: The checkpoint cannot be read.
@@ -78,6 +80,8 @@ def evaluate_model(
     from edgerpn.train.validation import coco_results
 
     dataset = read_coco(annotations, images, verify="header")
+    for problem in dataset.problems:
+        say(f"{annotations.name}: {problem}")
     if limit is not None:
         dataset = dataclasses.replace(dataset, records=dataset.records[:limit])
     detect, capacity = _open(model, num_proposals, network_hw)
@@ -115,9 +119,13 @@ def _open_checkpoint(file: Path, num_proposals: int, network_hw: tuple[int, int]
     from edgerpn.train.device import place
 
     model, checkpoint = load_model(file)
+    hw = network_hw or checkpoint.settings.data.input_hw
+    misfit = checkpoint.settings.model.anchors.misfit(hw)
+    if misfit is not None:
+        raise ConfigError([f"--size {hw[0]}x{hw[1]}: {misfit}"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     proposals = dataclasses.replace(checkpoint.settings.proposals, num_proposals=num_proposals)
-    detector = Detector(model, proposals, network_hw=network_hw or checkpoint.settings.data.input_hw)
+    detector = Detector(model, proposals, network_hw=hw)
     detector = place(detector.eval(), device)
     return lambda frame: detect(detector, frame), num_proposals
 
@@ -161,6 +169,9 @@ def evaluate_results(results: Path, annotations: Path) -> dict[str, float]:
     truth = _read_json(annotations)
     if not isinstance(truth, dict) or not all(isinstance(truth.get(key), list) for key in ("images", "annotations")):
         raise DataError(f"{annotations}: expected COCO annotations with lists 'images' and 'annotations'")
+    for number, image in enumerate(truth["images"]):
+        if not (isinstance(image, dict) and "id" in image):
+            raise DataError(f"{annotations}: image {number}: expected an object with id, got {image}")
     for number, row in enumerate(truth["annotations"]):
         if not (_has_box(row) and "image_id" in row):
             raise DataError(f"{annotations}: annotation {number}: expected image_id and bbox, got {row}")
@@ -195,7 +206,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--report", type=Path, metavar="FILE.json", help="write the figures to this file")
     parser.add_argument(
-        "--proposals", type=int, default=1000, metavar="K", help="proposals of a checkpoint (default 1000)"
+        "--proposals", type=count_argument, metavar="K", help="proposals of a checkpoint (default 1000)"
     )
     parser.add_argument(
         "--size", type=size_argument, metavar="HxW", help="size at which a checkpoint works (default: as trained)"
@@ -208,14 +219,22 @@ def run(arguments: argparse.Namespace) -> int:
 
     if (arguments.model is None) == (arguments.results is None):
         raise ConfigError(["eval: name either a MODEL or --results RESULTS.json"])
+    _check_report(arguments)
     if arguments.results is not None:
         metrics = evaluate_results(arguments.results, arguments.data)
         print(format_table({arguments.results.name: metrics}))
         _write_report(arguments.report, {"results": str(arguments.results), "metrics": metrics})
         return 0
+    if arguments.model.suffix != ".pt" and (arguments.size or arguments.proposals):
+        raise ConfigError(["eval: --size and --proposals are for checkpoints; an exported model has its own"])
     images = arguments.images or arguments.data.parent / "images"
     evaluation = evaluate_model(
-        arguments.model, arguments.data, images, num_proposals=arguments.proposals, network_hw=arguments.size
+        arguments.model,
+        arguments.data,
+        images,
+        num_proposals=arguments.proposals or 1000,
+        network_hw=arguments.size,
+        say=_warn,
     )
     print(format_table({arguments.model.name: evaluation.metrics}))
     beyond = [f"AR@{budget}" for budget in BUDGETS if budget > evaluation.num_proposals]
@@ -228,6 +247,28 @@ def run(arguments: argparse.Namespace) -> int:
     )
     _write_report(arguments.report, {"model": os.fspath(arguments.model), **dataclasses.asdict(evaluation)})
     return 0
+
+
+def _warn(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _check_report(arguments: argparse.Namespace) -> None:
+    """Refuses a report that would replace an input, or cannot be written, before the work is done.
+
+    Raises:
+        ConfigError: It would.
+    """
+    report = arguments.report
+    if report is None:
+        return
+    inputs = [arguments.data, arguments.results, arguments.model]
+    inputs += [arguments.model.with_suffix(".json")] if arguments.model else []
+    if report.resolve() in {path.resolve() for path in inputs if path is not None}:
+        raise ConfigError([f"--report {report}: this is an input of the evaluation, and would be overwritten"])
+    if report.is_dir():
+        raise ConfigError([f"--report {report}: this is a folder, expected the name of a file"])
+    report.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _write_report(path: Path | None, content: dict[str, Any]) -> None:

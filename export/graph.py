@@ -48,13 +48,9 @@ def network_hw(checkpoint: Checkpoint, config: ExportConfig) -> tuple[int, int]:
         ExportError: A side is not a multiple of the coarsest stride, so that pyramid levels would not line up.
     """
     hw = config.network_hw or checkpoint.settings.data.input_hw
-    stride = max(checkpoint.settings.model.anchors.strides_px)
-    if hw[0] % stride or hw[1] % stride:
-        near = tuple(max(stride, round(side / stride) * stride) for side in hw)
-        raise ExportError(
-            f"network size {hw[0]}x{hw[1]}: both sides must be multiples of {stride}, the coarsest stride of this "
-            f"model; use --size {near[0]}x{near[1]}"
-        )
+    misfit = checkpoint.settings.model.anchors.misfit(hw)
+    if misfit is not None:
+        raise ExportError(f"network size {hw[0]}x{hw[1]}: {misfit}")
     return hw
 
 

@@ -79,7 +79,7 @@ def export_onnx(
     """
     if output.suffix != ".onnx":
         raise ExportError(f"{output}: expected a file name that ends in .onnx")
-    output.parent.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made should fail before the work
+    _check_output(output)
     if not images:
         raise ExportError("no images to compare the graph with the network; name a folder of photographs with --images")
     model, checkpoint = load_model(checkpoint_file)
@@ -108,6 +108,20 @@ def export_onnx(
         onnx.save(proto, temporary)
     edgerpn.manifest.write(manifest, output)
     return ExportResult(manifest=edgerpn.manifest.read(output), parity=parity)
+
+
+def _check_output(output: Path) -> None:
+    """Refuses, before the work, what cannot be written or would replace something else.
+
+    Raises:
+        ExportError: The name is a folder's, or the manifest's name is taken by another JSON file.
+    """
+    if output.is_dir():
+        raise ExportError(f"{output}: this is a folder, expected the name of a file")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    sidecar = edgerpn.manifest.manifest_path(output)
+    if sidecar.exists() and not edgerpn.manifest.is_manifest(sidecar):
+        raise ExportError(f"{sidecar}: the manifest would replace this file, which is none; choose another name")
 
 
 def _export(detector: Detector, config: ExportConfig) -> onnx.ModelProto:
@@ -173,6 +187,11 @@ def export_program(
             "PyTorch's ONNX exporter returned nothing; use the tested version of torch in constraints.txt"
         )
     proto: onnx.ModelProto = program.model_proto
+    found = {entry.domain: entry.version for entry in proto.opset_import}.get("")
+    if found != opset:
+        raise ExportError(
+            f"opset {opset}: PyTorch's exporter wrote opset {found} instead; choose an opset that it knows"
+        )
     proto.ir_version = IR_VERSION
     _drop_private_metadata(proto)
     try:

@@ -94,6 +94,7 @@ def check_targets(arguments: argparse.Namespace, source: Source) -> None:
     inputs.update(images or [Path(arguments.source).resolve()])
     targets = [Path(path).resolve() for path in _target_files(arguments, source)]
     problems = [f"{path}: this is an input of the run, and would be overwritten" for path in targets if path in inputs]
+    problems += [f"{path}: this is a folder, expected the name of a file" for path in targets if path.is_dir()]
     problems += [f"{path}: given for two outputs" for path in sorted(set(targets)) if targets.count(path) > 1]
     if arguments.out is not None and Path(arguments.out).resolve() in {path.parent for path in images}:
         problems.append(f"--out {arguments.out}: the images of the source lie there, and would be overwritten")

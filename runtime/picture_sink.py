@@ -70,11 +70,14 @@ class VideoSink:
         self._writer.release()
         self._writer = None
         found = self._count_frames(self._temporary)
-        with self._files:
-            if found != self._num_frames:
-                raise SinkError(
-                    f"{self._path}: the video holds {found} of {self._num_frames} frames written; is the disk full?"
-                )
+        try:
+            with self._files:
+                if found != self._num_frames:
+                    raise SinkError(
+                        f"{self._path}: the video holds {found} of {self._num_frames} frames written; is the disk full?"
+                    )
+        except OSError as error:
+            raise SinkError(f"{self._path}: cannot be written: {error.strerror or error}") from error
 
     def _begin(self, size_wh: tuple[int, int]) -> None:
         try:

@@ -164,11 +164,11 @@ def _total(source: Source, max_frames: int | None) -> int | None:
 
 def _close(sinks: Sequence[Sink], *, is_failing: bool) -> None:
     """Closes every sink; the first failure is raised, unless an earlier error is already on its way."""
-    first: SinkError | None = None
+    first: SinkError | OSError | None = None
     for sink in sinks:
         try:
             sink.close()
-        except SinkError as error:  # noqa: PERF203 - one failing must not keep the others open
+        except (SinkError, OSError) as error:  # noqa: PERF203 - one failing must not keep the others open
             if is_failing or first is not None:
                 _logger.warning("%s", error)
             first = first or error

@@ -53,7 +53,9 @@ class ImageSource:
         try:
             # Read by NumPy, because cv2.imread cannot say why it fails.
             data = np.fromfile(path, np.uint8)
-            image = self._cv2.imdecode(data, self._cv2.IMREAD_COLOR) if data.size else None
+            # The stored pixel grid, as in training and in COCO's annotations: EXIF rotation is not applied.
+            flags = self._cv2.IMREAD_COLOR | self._cv2.IMREAD_IGNORE_ORIENTATION
+            image = self._cv2.imdecode(data, flags) if data.size else None
         except (OSError, self._cv2.error) as error:
             message = f"{path}: cannot be read: {error}"
             return Event(kind="error", source=self.name, message=message, captured_at=captured_at, path=path)

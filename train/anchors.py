@@ -48,6 +48,14 @@ class AnchorConfig:
         """Anchors of one cell."""
         return len(self.sizes_px[0]) * len(self.ratios_hw)
 
+    def misfit(self, hw: tuple[int, int]) -> str | None:
+        """Why a network with these levels cannot work at `hw` (height, width) pixels; None when it can."""
+        stride = max(self.strides_px)
+        if hw[0] % stride == 0 and hw[1] % stride == 0 and min(hw) > 0:
+            return None
+        near = "x".join(str(max(stride, round(side / stride) * stride)) for side in hw)
+        return f"both sides must be multiples of {stride}, the coarsest stride of this model; use {near}"
+
     def level_hw(self, image_hw: tuple[int, int]) -> tuple[tuple[int, int], ...]:
         """Rows and columns of cells of each level; a stride-s convolution pads, so a started cell counts."""
         height, width = image_hw

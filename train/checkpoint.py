@@ -82,7 +82,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint file")
+        what = f"this is a folder; did you mean {path / 'best.pt'}?" if path.is_dir() else "no such checkpoint file"
+        raise CheckpointError(f"{path}: {what}")
     content = _read(path)
     fields = {field.name for field in dataclasses.fields(Checkpoint)}
     missing = sorted(fields - set(content))

@@ -44,6 +44,8 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         """Checks ranges."""
+        if self.seed < 0:
+            raise ValueError(f"seed: expected at least 0, got {self.seed}")
         if self.epochs < 1 or self.minutes < 0 or self.evaluations < 1 or self.log_every < 1 or self.threads < 0:
             raise ValueError("epochs, evaluations, log_every: expected at least 1; minutes, threads: at least 0")
 
@@ -66,6 +68,12 @@ class TrainSettings:
     """Optimizer and schedule."""
     loop: LoopConfig = field(default_factory=LoopConfig)
     """The loop."""
+
+    def __post_init__(self) -> None:
+        """Checks what concerns several parts."""
+        misfit = self.model.anchors.misfit(self.data.input_hw)
+        if misfit is not None:
+            raise ValueError(f"data.input_hw: {misfit}, got {self.data.input_hw}")
 
 
 def preset_path(name: str) -> Path:

@@ -46,16 +46,22 @@ class RunFolder:
         self.plot = path / "loss.png"
         self.rows: list[dict[str, float]] = []
 
-    def start(self, resolved: TrainSettings) -> None:
-        """Begins a new run.
+    def check_new(self) -> None:
+        """Makes sure that a new run can begin here.
 
         Raises:
-            ConfigError: The folder holds a run already.
+            ConfigError: The folder holds a run already, or is a file.
         """
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError([f"{self.path}: this is a file, expected a folder for the run"])
         if self.last.exists() or self.best.exists():
             raise ConfigError(
                 [f"{self.path} holds a run already; go on with --resume, or choose another folder with --out"]
             )
+
+    def start(self, resolved: TrainSettings) -> None:
+        """Begins a new run; errors as in `check_new`."""
+        self.check_new()
         self.path.mkdir(parents=True, exist_ok=True)
         self._write_config(resolved)
 

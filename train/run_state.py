@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,6 +85,8 @@ def set_up(
         CheckpointError: last.pt is damaged.
     """
     compute = choose_compute(settings.loop)
+    if not resume:
+        folder.check_new()
     train_set = _read(data, "train", settings, say)
     val_set = _read(data, "val", settings, say)
     _make_deterministic(settings, compute)
@@ -132,6 +135,8 @@ def _make_deterministic(settings: TrainSettings, compute: Compute) -> None:
     if settings.loop.threads:
         torch.set_num_threads(settings.loop.threads)
     if compute.device.type == "cuda":
+        # cuBLAS is deterministic with a workspace of its own only; it reads this when it starts.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         # Some CUDA kernels have no deterministic form: they warn instead of stopping the run.
         torch.use_deterministic_algorithms(True, warn_only=True)
 
@@ -167,6 +172,13 @@ def _restore(run: Run, checkpoint: Checkpoint) -> None:
     old, new = checkpoint.settings.optimizer.kind, run.settings.optimizer.kind
     if old != new:
         raise CheckpointError(f"{run.folder.last}: the run uses {old}, which cannot go on as {new}; start a new run")
+    if checkpoint.data_sha256 != run.train_set.sha256:
+        raise CheckpointError(f"{run.folder.last}: the run was trained on another train.json; start a new run")
+    if checkpoint.settings.data.batch_size != run.settings.data.batch_size:
+        raise CheckpointError(
+            f"{run.folder.last}: the run uses batches of {checkpoint.settings.data.batch_size}, and its place in the "
+            f"epoch counts them; it cannot go on with {run.settings.data.batch_size}"
+        )
     # Loading brings the old run's rates and decays back; the settings of this one hold.
     chosen = [{k: v for k, v in group.items() if k != "params"} for group in run.optimizer.param_groups]
     try:

@@ -138,7 +138,7 @@ def test_of_two_overrides_for_one_key_the_later_wins() -> None:
         ("optimizer=5", "optimizer: expected a table of settings, got 5"),
         ("crops=[{size_px='a'}]", "crops[0].size_px: expected a whole number, got 'a'"),
         ("optimizer.learning_rate=2", "optimizer.learning_rate: expected a number between 0 and 1, got 2.0"),
-        ("optimizer.learning_rate=nan", "optimizer.learning_rate: expected a number between 0 and 1, got nan"),
+        ("optimizer.learning_rate=nan", "optimizer.learning_rate: expected a number, got nan"),
         ("steps", "expected a.b=value, got 'steps'"),
         ("=5", "expected a.b=value, got '=5'"),
         ("steps.x=5", "steps: expected a whole number, got {'x': 5}"),
@@ -206,7 +206,7 @@ def test_the_toml_form_explains_every_setting() -> None:
 
 
 TEXTS = st.text(st.characters(blacklist_categories=["Cs"]), max_size=20)
-NUMBERS = st.floats(allow_nan=False)
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 
 
 @given(

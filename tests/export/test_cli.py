@@ -73,7 +73,7 @@ def test_the_command_measures_recall_on_the_training_folder(exported: GetExport,
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--size", "130x190"], "use --size 128x192"),
+        (["--size", "130x190"], "use 128x192"),
         (["--target", "tensorrt", "--pre-nms", "5000"], "use --pre-nms 3840 or less"),
         (["--iou", "1.5"], "nms_iou"),
         (["--data", "nowhere"], "expected a folder with val.json and images/"),
@@ -113,3 +113,23 @@ def test_parity_images_come_from_annotations_or_from_a_folder(
         parity_images(None, None)
     with pytest.raises(DataError):
         parity_images(tmp_path, None)
+
+
+def test_a_manifest_never_replaces_another_json_file(
+    checkpoints: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    annotations = tmp_path / "val.json"
+    annotations.write_text('{"images": []}')
+    assert main(["export", str(checkpoints["pyramid"]), "-o", str(tmp_path / "val.onnx")]) == 1
+    assert "the manifest would replace this file" in capsys.readouterr().err
+    assert annotations.read_text() == '{"images": []}'
+    assert main(["export", str(checkpoints["pyramid"]), "-o", str(tmp_path)]) == 1
+
+
+def test_an_opset_that_the_exporter_does_not_write_is_refused(
+    checkpoints: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["export", str(checkpoints["pyramid"]), "-o", str(tmp_path / "model.onnx"), "--set", "opset=99"]
+    assert main(command) == 1
+    assert "opset 99" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

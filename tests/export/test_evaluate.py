@@ -142,3 +142,26 @@ def test_a_model_or_results_must_be_named(
 def test_a_missing_model_is_named(name: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", name, "--data", str(photos / "val.json")]) == 1
     assert name in capsys.readouterr().err
+
+
+def test_a_report_never_replaces_an_input(
+    exported: GetExport, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = exported("standard").file
+    before = file.with_suffix(".json").read_bytes()
+    data = str(photos / "val.json")
+    assert main(["eval", str(file), "--data", data, "--report", str(file.with_suffix(".json"))]) == 1
+    assert "this is an input of the evaluation" in capsys.readouterr().err
+    assert file.with_suffix(".json").read_bytes() == before
+    assert main(["eval", str(file), "--data", data, "--report", str(photos)]) == 1
+    assert "this is a folder" in capsys.readouterr().err
+
+
+def test_sizes_of_exported_models_and_sizes_that_do_not_fit_are_refused(
+    exported: GetExport, checkpoints: dict[str, Path], photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = str(photos / "val.json")
+    assert main(["eval", str(exported("standard").file), "--data", data, "--size", "64"]) == 1
+    assert "an exported model has its own" in capsys.readouterr().err
+    assert main(["eval", str(checkpoints["pyramid"]), "--data", data, "--size", "100x100"]) == 1
+    assert "multiples of 32" in capsys.readouterr().err

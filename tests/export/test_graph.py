@@ -82,9 +82,7 @@ def test_a_size_that_the_strides_do_not_divide_is_refused_with_a_suggestion(
     size: tuple[int, int], suggestion: str, checkpoints: dict[str, Path]
 ) -> None:
     checkpoint = load_checkpoint(checkpoints["pyramid"])
-    with pytest.raises(
-        ExportError, match=rf"network size {size[0]}x{size[1]}: .*multiples of 32.*use --size {suggestion}"
-    ):
+    with pytest.raises(ExportError, match=rf"network size {size[0]}x{size[1]}: .*multiples of 32.*use {suggestion}"):
         network_hw(checkpoint, ExportConfig(network_hw=size))
 
 
