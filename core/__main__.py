@@ -2,16 +2,21 @@
 
 Each command lives in a module with `add_arguments(parser)` and `run(arguments) -> exit status`, and is imported
 only when it is asked for, so that `edgerpn run` on a device needs neither torch nor onnx.
-Exit status: 0 done, 1 an error of ours (printed as `error: ...`), 2 wrong usage, 130 interrupted.
+Exit status: 0 done, 1 an error of ours (printed as `error: ...`), 2 wrong usage, 130 and 143 ended
+by SIGINT and SIGTERM.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from types import FrameType
 
 from edgerpn import __version__
 from edgerpn.errors import EdgeRpnError
@@ -32,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         arguments = build_parser(argv).parse_args(argv)
-        status: int = arguments.entry(arguments)
+        with _ended_by_sigterm():
+            status: int = arguments.entry(arguments)
     except (EdgeRpnError, ModuleNotFoundError) as error:
         message = str(error) if isinstance(error, EdgeRpnError) else _what_to_install(error, argv)
         if "--debug" in argv or not message:
@@ -54,6 +60,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     return status
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Lets SIGTERM end a command like any error, so that half-written files go; some commands handle it themselves."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    old = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old if old is not None else signal.SIG_DFL)
 
 
 def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -142,3 +145,25 @@ def test_ctrl_c_exits_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     monkeypatch.setattr(cli, "run", interrupt)
     assert main(["run", "model.onnx", "video.mp4"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_sigterm_ends_a_command_through_its_clean_up_and_the_old_handler_comes_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cleaned = []
+
+    def command(_: argparse.Namespace) -> int:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return 0
+        finally:
+            cleaned.append(True)
+
+    inspection = importlib.import_module(COMMANDS["inspect"][0])
+    monkeypatch.setattr(inspection, "run", command)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as caught:
+        main(["inspect", "model.onnx"])
+    assert caught.value.code == 143
+    assert cleaned == [True]
+    assert signal.getsignal(signal.SIGTERM) == before
