@@ -76,7 +76,10 @@ def make_graphs(checkpoint: Path | None, hw: tuple[int, int], folder: Path) -> d
     for name, (module, example) in parts.items():
         file = folder / f"{name.replace(' ', '-')}.onnx"
         onnx.save(export_program(module.eval(), example, opset=config.opset), file)
-        sessions[name] = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        # The idle threads of one session would spin on the cores of the next; the runtime sets this too.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        sessions[name] = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     return sessions
 
 
