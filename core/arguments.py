@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
-from edgerpn.letterbox import parse_hw
 
+def count_argument(minimum: int) -> Callable[[str], int]:
+    """A converter to whole numbers of at least `minimum`, with an error that argparse shows as it is."""
 
-def count_argument(text: str) -> int:
-    """A positive whole number, with an error that argparse shows as it is."""
-    if text.isascii() and text.isdigit() and int(text) > 0:
+    def convert(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and int(text) >= minimum):
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {minimum}, got {text!r}")
         return int(text)
-    raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text!r}")
+
+    return convert
 
 
 def size_argument(text: str) -> tuple[int, int]:
     """(height, width) from "384x640" or "640", with an error that argparse shows as it is."""
+    # Imported late: NumPy would slow the help of every command down.
+    from edgerpn.letterbox import parse_hw
+
     try:
         return parse_hw(text)
     except ValueError as error:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgerpn import files
-from edgerpn.arguments import size_argument
+from edgerpn.arguments import count_argument, size_argument
 from edgerpn.errors import require
 from edgerpn.export.demo_folder import DemoFolder
 
@@ -42,13 +42,19 @@ Say = Callable[[str], None]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
     parser.add_argument("--out", type=Path, default=Path("demo-out"), metavar="DIR", help="folder (default demo-out)")
-    parser.add_argument("--seed", type=_count(0), default=0, metavar="N", help="seed of data and training (default 0)")
-    parser.add_argument("--minutes", type=_minutes, default=2.0, metavar="M", help="training time (default 2)")
-    parser.add_argument("--images", type=_count(1), default=320, metavar="N", help="training images (default 320)")
     parser.add_argument(
-        "--val-images", type=_count(1), default=40, metavar="N", help="images to measure on (default 40)"
+        "--seed", type=count_argument(0), default=0, metavar="N", help="seed of data and training (default 0)"
     )
-    parser.add_argument("--frames", type=_count(1), default=150, metavar="N", help="frames of the video (default 150)")
+    parser.add_argument("--minutes", type=_minutes, default=2.0, metavar="M", help="training time (default 2)")
+    parser.add_argument(
+        "--images", type=count_argument(1), default=320, metavar="N", help="training images (default 320)"
+    )
+    parser.add_argument(
+        "--val-images", type=count_argument(1), default=40, metavar="N", help="images to measure on (default 40)"
+    )
+    parser.add_argument(
+        "--frames", type=count_argument(1), default=150, metavar="N", help="frames of the video (default 150)"
+    )
     parser.add_argument(
         "--size", type=size_argument, default=(384, 640), metavar="HxW", help="network size (default 384x640)"
     )
@@ -193,15 +199,6 @@ def _print_paths(folder: DemoFolder) -> None:
         (folder.data, "the made-up images, video and annotations"),
     ):
         print(f"{path!s:<28} {meaning}")
-
-
-def _count(minimum: int) -> Callable[[str], int]:
-    def convert(text: str) -> int:
-        if not text.isdigit() or int(text) < minimum:
-            raise argparse.ArgumentTypeError(f"expected a whole number of at least {minimum}, got {text!r}")
-        return int(text)
-
-    return convert
 
 
 def _minutes(text: str) -> float:

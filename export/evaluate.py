@@ -206,7 +206,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--report", type=Path, metavar="FILE.json", help="write the figures to this file")
     parser.add_argument(
-        "--proposals", type=count_argument, metavar="K", help="proposals of a checkpoint (default 1000)"
+        "--proposals", type=count_argument(1), metavar="K", help="proposals of a checkpoint (default 1000)"
     )
     parser.add_argument(
         "--size", type=size_argument, metavar="HxW", help="size at which a checkpoint works (default: as trained)"

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgerpn.arguments import count_argument
 from edgerpn.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,12 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     outputs.add_argument("--jsonl", metavar="FILE", help="one JSON line for each frame; - is the standard output")
     outputs.add_argument("--video", metavar="FILE", help="annotated video, .mp4 or .avi")
     outputs.add_argument("--show", action="store_true", help="show the annotated frames in a window; Q closes it")
-    parser.add_argument("--max-frames", metavar="N", type=_positive, help="stop after N frames")
+    parser.add_argument("--max-frames", metavar="N", type=count_argument(1), help="stop after N frames")
     parser.add_argument(
         "--score", metavar="X", type=_score, default=0.0, help="leave out proposals scored below X, everywhere (0)"
     )
-    parser.add_argument("--top", metavar="N", type=_positive, default=20, help="draw the N best proposals (20)")
-    parser.add_argument("--threads", metavar="N", type=_positive, help="CPU threads of one inference")
+    parser.add_argument("--top", metavar="N", type=count_argument(1), default=20, help="draw the N best proposals (20)")
+    parser.add_argument("--threads", metavar="N", type=count_argument(1), help="CPU threads of one inference")
     parser.add_argument(
         "--provider",
         metavar="NAME",
@@ -147,16 +148,6 @@ def _open_sinks(arguments: argparse.Namespace, source: Source) -> list[Sink]:
     if arguments.jsonl is not None:
         sinks.append(JsonLinesSink(arguments.jsonl, is_live=source.is_live))
     return sinks
-
-
-def _positive(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
-    return number
 
 
 def _score(text: str) -> float:

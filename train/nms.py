@@ -96,14 +96,14 @@ def nms_greedy(boxes_B4: Tensor, valid_B: Tensor, *, iou_threshold: float) -> Te
     Returns:
         (B,) bool, True for the boxes that stay.
     """
-    kept_14 = [boxes_B4[None, :0]]
+    kept = [boxes_B4[None, :0]]
     keep_B = torch.zeros_like(valid_B)
     for start in range(0, len(boxes_B4), BLOCK):
         block_1B4, alive_B = boxes_B4[None, start : start + BLOCK], valid_B[start : start + BLOCK]
-        alive_B = alive_B & ~_overlaps(torch.cat(kept_14, dim=1), block_1B4, iou_threshold)[0].any(dim=0)
+        alive_B = alive_B & ~_overlaps(torch.cat(kept, dim=1), block_1B4, iou_threshold)[0].any(dim=0)
         stay_1B, _ = nms_converged(block_1B4, alive_B[None], iou_threshold=iou_threshold)
         keep_B[start : start + BLOCK] = stay_1B[0]
-        kept_14.append(block_1B4[:, stay_1B[0]])
+        kept.append(block_1B4[:, stay_1B[0]])
     return keep_B
 
 
