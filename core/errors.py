@@ -10,8 +10,11 @@
         ArtifactMismatchError           a hash (or the machine) differs from what the manifest says
       ExportError                       the graph cannot be exported
         ParityError                     the exported graph and the model disagree
+        RecallDropError                 a reduced precision loses more recall than allowed
       EngineError                       an inference backend
         EngineLoadError                 the model file cannot be loaded by the backend
+        BuildError                      an engine cannot be built
+        SelfTestError                   the golden frames did not give the expected proposals
         InferenceError                  the backend failed on a frame
       InputError(ValueError)            a frame or array of the wrong type, shape or dtype
       StreamError                       a video source or sink
@@ -97,12 +100,24 @@ class ParityError(ExportError):
     """The exported graph and the model it came from disagree."""
 
 
+class RecallDropError(ExportError):
+    """A reduced precision loses more recall than allowed."""
+
+
 class EngineError(EdgeRpnError):
     """An inference backend failed."""
 
 
 class EngineLoadError(EngineError):
     """The model file cannot be loaded by the backend."""
+
+
+class BuildError(EngineError):
+    """An engine cannot be built."""
+
+
+class SelfTestError(EngineError):
+    """The golden frames of an artifact did not give the expected proposals."""
 
 
 class InferenceError(EngineError):

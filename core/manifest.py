@@ -20,125 +20,52 @@ from typing import Any, Literal
 
 from edgerpn import files, settings
 from edgerpn.errors import ArtifactMismatchError, ConfigError, ManifestError, ManifestVersionError
+from edgerpn.manifest_parts import (
+    AnchorSpec,
+    EngineSpec,
+    GoldenSpec,
+    InputSpec,
+    OutputSpec,
+    ParitySpec,
+    Precision,
+    PrecisionSpec,
+    ProposalSpec,
+    Provenance,
+    RecallSpec,
+)
 
-SCHEMA = 1
-"""Schema number that this version writes and reads."""
+SCHEMA = 2
+"""Schema number that this version writes."""
+
+READABLE = (1, 2)
+"""Schema numbers that this version reads; schema 2 only adds fields."""
+
+__all__ = [
+    "METADATA_KEY",
+    "READABLE",
+    "SCHEMA",
+    "AnchorSpec",
+    "EngineSpec",
+    "GoldenSpec",
+    "InputSpec",
+    "Manifest",
+    "OutputSpec",
+    "ParitySpec",
+    "Precision",
+    "PrecisionSpec",
+    "ProposalSpec",
+    "Provenance",
+    "RecallSpec",
+    "is_manifest",
+    "manifest_path",
+    "parse",
+    "read",
+    "standard_outputs",
+    "write",
+]
 
 METADATA_KEY = "edgerpn.manifest"
 """Key of the manifest's JSON text in an ONNX file's `metadata_props`."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class InputSpec:
-    """What the graph eats."""
-
-    name: str = "frames"
-    """Tensor name."""
-    dtype: Literal["uint8"] = "uint8"
-    """Element type."""
-    layout: Literal["NHWC"] = "NHWC"
-    """Order of the axes."""
-    color_order: Literal["BGR"] = "BGR"
-    """Order of the channels."""
-    batch: int | None = 1
-    """Fixed batch size, or nothing when the batch is dynamic."""
-    network_hw: tuple[int, int]
-    """Height and width that the network works at, pixels."""
-    source_hw: tuple[int, int] | None = None
-    """Height and width of the frames when resizing is in the graph; nothing when the host letterboxes."""
-    letterbox: Literal["top_left"] = "top_left"
-    """Rule by which a frame lies in the network's input; see `edgerpn.letterbox`."""
-    pad_value: int = 114
-    """Grey level of the padding, 0..255."""
-    mean_bgr: tuple[float, float, float]
-    """Subtracted from each channel inside the graph, 0..255 scale."""
-    std_bgr: tuple[float, float, float]
-    """Each channel is divided by it inside the graph, 0..255 scale."""
-    normalization_in_graph: Literal[True] = True
-    """Frames are never normalised on the host."""
-
-    @property
-    def frame_hw(self) -> tuple[int, int]:
-        """Height and width of the graph's input tensor, pixels."""
-        return self.source_hw or self.network_hw
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OutputSpec:
-    """One output tensor."""
-
-    name: str
-    """Tensor name."""
-    dtype: str
-    """Element type."""
-    shape: tuple[str | int, ...]
-    """Shape; "N" is the batch."""
-    meaning: str
-    """What the numbers are."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AnchorSpec:
-    """The anchors of every pyramid level, finest first."""
-
-    strides_px: tuple[int, ...]
-    """Pixels between neighbouring cells of each level."""
-    sizes_px: tuple[tuple[float, ...], ...]
-    """Square root of the anchor areas of each level, pixels."""
-    ratios_hw: tuple[float, ...]
-    """Height over width of the anchors."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ProposalSpec:
-    """What the proposal stage in the graph does."""
-
-    num_proposals: int
-    """K, rows of the outputs."""
-    pre_nms: int
-    """Boxes of each level that enter NMS at most."""
-    nms: Literal["standard", "portable"]
-    """ONNX NonMaxSuppression, or plain operations."""
-    nms_iou: float
-    """Boxes that overlap a better one by more than this are dropped."""
-    nms_scope: Literal["level", "all"]
-    """Whether boxes compete within their pyramid level or over all levels."""
-    nms_iterations: int | None = None
-    """Iterations of the portable NMS; nothing for the standard one."""
-    score_threshold: float
-    """Boxes scored below this are dropped."""
-    min_size_px: float
-    """Boxes with a side below this, in network pixels, are dropped."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Provenance:
-    """Where the artifact came from."""
-
-    created: str
-    """UTC, ISO 8601."""
-    checkpoint_sha256: str
-    """Hash of the checkpoint file that was exported."""
-    artifact_sha256: str | None = None
-    """Hash of the artifact file; nothing in the copy inside an ONNX file."""
-    onnx_sha256: str | None = None
-    """Hash of the ONNX file; nothing in the copy inside it."""
-    data_sha256: str | None = None
-    """Hash of the annotation file that the model was trained on, if known."""
-    versions: tuple[tuple[str, str], ...] = ()
-    """Name and version of the packages that made it."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RecallSpec:
-    """Recall measured on the exported graph."""
-
-    data_sha256: str
-    """Hash of the annotation file."""
-    num_images: int
-    """Images measured."""
-    metrics: tuple[tuple[str, float], ...]
-    """Name (AR@100, ...) and value, 0..1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,7 +80,7 @@ class Manifest:
     """What the artifact file is."""
     target: str
     """What it was made for: onnxruntime, tensorrt or tensorrt-rtx."""
-    precision: Literal["fp32", "fp16", "int8"] = "fp32"
+    precision: Precision = "fp32"
     """Precision of backbone, neck and head."""
     opset: int
     """ONNX operator set."""
@@ -171,6 +98,14 @@ class Manifest:
     """Where it came from."""
     recall: RecallSpec | None = None
     """Recall measured at export; nothing when no annotated images were given."""
+    accepted: PrecisionSpec | None = None
+    """How a precision below fp32 passed its recall gate."""
+    parity: ParitySpec | None = None
+    """How well the artifact agrees with what it was made from."""
+    golden: GoldenSpec | None = None
+    """Frames and the proposals expected for them, by which a runtime tests itself."""
+    engine: EngineSpec | None = None
+    """What an engine was built with and for; nothing for an ONNX file."""
 
     def to_json(self) -> str:
         """The manifest as indented JSON text."""
@@ -218,10 +153,10 @@ def parse(text: str, *, source: str) -> Manifest:
         raise ManifestError(f"{source}: not a manifest: {error}. Export the model again to rewrite it.") from error
     if not isinstance(values, dict) or "schema" not in values:
         raise ManifestError(f"{source}: not a manifest: expected a JSON object with the key 'schema'")
-    if values["schema"] != SCHEMA:
+    if values["schema"] not in READABLE:
         raise ManifestVersionError(
-            f"{source}: manifest schema {values['schema']!r}, but this version of edgerpn reads schema {SCHEMA}. "
-            "Use the version that wrote it, or export the model again."
+            f"{source}: manifest schema {values['schema']!r}, but this version of edgerpn reads schemas "
+            f"{' and '.join(map(str, READABLE))}. Use the version that wrote it, or export the model again."
         )
     try:
         return settings.from_dict(Manifest, _without_nulls(values), source=source)

@@ -5,11 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from edgerpn.manifest_parts import Precision
+
 Target = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
 Nms = Literal["standard", "portable"]
+Calibration = Literal["entropy", "percentile"]
 
 TARGETS: tuple[Target, ...] = ("onnxruntime", "tensorrt", "tensorrt-rtx")
 NMS: tuple[Nms, ...] = ("standard", "portable")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+MAX_AR_DROP: dict[Precision, float] = {"fp16": 0.5, "int8": 1.0}
+"""Points of AR@100 that a precision may lose when `max_ar_drop` is not set."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,8 +40,20 @@ class ExportConfig:
     """Boxes scored below this are dropped, 0..1."""
     nms: Nms | None = None
     """`standard` is ONNX NonMaxSuppression, `portable` plain operations; not set: the target's choice."""
+    nms_iterations: int | None = None
+    """portable NMS: rounds of the fixed-point iteration; not set: measured on the images, with a margin."""
+    precision: Precision = "fp32"
+    """Precision of backbone, neck and head; the proposal stage is float32 whatever it is."""
+    calibration: Calibration = "percentile"
+    """int8: how the range of each tensor is chosen from the calibration images."""
+    max_ar_drop: float | Literal["off"] | None = None
+    """fp16, int8: points of AR@100 that may be lost; not set: 0.5 and 1.0; `off`: not measured."""
+    fallback: bool = True
+    """Whether the blocks that cost most recall stay in the next higher precision until `max_ar_drop` holds."""
+    golden: bool = True
+    """Whether two photographs and their expected proposals are written beside the model for self-tests."""
     opset: int = 18
-    """ONNX operator set, at least 18."""
+    """ONNX operator set, at least 18; int8 is written as 19 or more."""
 
     def __post_init__(self) -> None:
         """Checks ranges."""
@@ -43,6 +61,10 @@ class ExportConfig:
             raise ValueError(f"opset: expected at least 18, got {self.opset}")
         if isinstance(self.batch, int) and self.batch < 1:
             raise ValueError(f"batch: expected at least 1, or dynamic, got {self.batch}")
+        if isinstance(self.max_ar_drop, float) and self.max_ar_drop < 0:
+            raise ValueError(f"max_ar_drop: expected 0 or more points, or off, got {self.max_ar_drop}")
+        if self.nms_iterations is not None and self.nms_iterations < 1:
+            raise ValueError(f"nms_iterations: expected at least 1, got {self.nms_iterations}")
         for name in ("num_proposals", "pre_nms"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
@@ -66,3 +88,10 @@ class ExportConfig:
     def resolved_nms(self) -> Nms:
         """The form of the NMS, chosen by the target when not set."""
         return self.nms or ("standard" if self.target == "onnxruntime" else "portable")
+
+    @property
+    def ar_budget(self) -> float | None:
+        """Points of AR@100 that the precision may lose, or None when it is not gated."""
+        if self.precision == "fp32" or self.max_ar_drop == "off":
+            return None
+        return MAX_AR_DROP[self.precision] if self.max_ar_drop is None else float(self.max_ar_drop)

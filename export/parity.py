@@ -18,18 +18,13 @@ import torch
 
 from edgerpn.errors import ParityError
 from edgerpn.letterbox import letterbox
+from edgerpn.matching import EXACT, match, pairwise_iou
 from edgerpn.progress import track
 from edgerpn.train.coco import read_image
 from edgerpn.train.detector import Detector
 
-MIN_IOU = 0.99
-"""Matched boxes overlap by at least this."""
-MAX_SCORE_DIFFERENCE = 1e-3
-"""Scores of matched boxes differ by at most this."""
 THRESHOLD_MARGIN = 1e-3
 """An overlap this near to the NMS threshold may fall on either side of it."""
-MAX_BOUNDARY_SHARE = 0.02
-"""Largest share of proposals that may hang on such decisions."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,7 +140,7 @@ class _Tally:
         """Whether the other side may have left this proposal out by rounding alone."""
         boxes, scores = own
         cut = float(other[1][-1]) if len(other[1]) == self.capacity else -1.0
-        if scores[index] <= cut + MAX_SCORE_DIFFERENCE:
+        if scores[index] <= cut + EXACT.max_score_difference:
             return True
         overlaps = pairwise_iou(boxes[index : index + 1], np.concatenate((other[0], boxes)))[0]
         return bool((np.abs(overlaps - self.nms_iou) <= THRESHOLD_MARGIN).any())
@@ -161,7 +156,7 @@ class _Tally:
         return (
             f"{where}: the graph and PyTorch disagree. Proposal {index} of {side}, [{box}] with score "
             f"{float(own[1][index]):.5f}, has no counterpart; the nearest has IoU {float(overlaps[nearest]):.4f} and "
-            f"score {score:.5f}, expected IoU >= {MIN_IOU} and scores within {MAX_SCORE_DIFFERENCE}."
+            f"score {score:.5f}, expected IoU >= {EXACT.min_iou} and scores within {EXACT.max_score_difference}."
         )
 
     def report(self, num_images: int, batch_sizes: tuple[int, ...]) -> ParityReport:
@@ -171,10 +166,10 @@ class _Tally:
             ParityError: Too many proposals hang on thresholds to call it rounding.
         """
         total = max(1, self.num_matched + self.num_boundary)
-        if self.num_boundary / total > MAX_BOUNDARY_SHARE:
+        if self.num_boundary / total > EXACT.max_unmatched_share:
             raise ParityError(
                 f"{self.num_boundary} of {total} proposals are in one of graph and PyTorch only, at a threshold; "
-                f"expected at most {MAX_BOUNDARY_SHARE:.0%}"
+                f"expected at most {EXACT.max_unmatched_share:.0%}"
             )
         return ParityReport(
             num_images=num_images,
@@ -184,41 +179,3 @@ class _Tally:
             min_iou=self.min_iou,
             max_score_difference=self.max_score_difference,
         )
-
-
-def match(
-    expected: tuple[np.ndarray, np.ndarray], found: tuple[np.ndarray, np.ndarray]
-) -> tuple[list[tuple[int, int]], list[float]]:
-    """Pairs proposals one to one, largest overlap first, within the tolerances of this module.
-
-    Args:
-        expected: Boxes (M, 4) and scores (M,).
-        found: Boxes (P, 4) and scores (P,).
-
-    Returns:
-        Index pairs (expected, found), and the IoU of each.
-    """
-    if not len(expected[1]) or not len(found[1]):
-        return [], []
-    iou = pairwise_iou(expected[0], found[0])
-    close = np.abs(expected[1][:, None] - found[1][None]) <= MAX_SCORE_DIFFERENCE
-    candidates = np.argwhere((iou >= MIN_IOU) & close)
-    order = np.argsort(-iou[candidates[:, 0], candidates[:, 1]], kind="stable")
-    pairs: list[tuple[int, int]] = []
-    used_expected: set[int] = set()
-    used_found: set[int] = set()
-    for e, f in candidates[order].tolist():
-        if e not in used_expected and f not in used_found:
-            pairs.append((e, f))
-            used_expected.add(e)
-            used_found.add(f)
-    return pairs, [float(iou[e, f]) for e, f in pairs]
-
-
-def pairwise_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """IoU (M, P) of two sets of x1, y1, x2, y2 boxes, in float64."""
-    a, b = first.astype(np.float64)[:, None], second.astype(np.float64)[None]
-    size = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None)
-    intersection = size[..., 0] * size[..., 1]
-    areas = (a[..., 2] - a[..., 0]) * (a[..., 3] - a[..., 1]) + (b[..., 2] - b[..., 0]) * (b[..., 3] - b[..., 1])
-    return intersection / np.maximum(areas - intersection, 1e-12)

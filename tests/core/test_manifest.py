@@ -101,10 +101,10 @@ def test_a_manifest_without_a_hash_vouches_for_nothing(artifact: Path) -> None:
         manifest.read(artifact)
 
 
-@pytest.mark.parametrize("schema", [0, 2, "1", None, [1]])
+@pytest.mark.parametrize("schema", [0, 3, "1", None, [1]])
 def test_an_unknown_schema_is_refused_with_both_numbers(artifact: Path, schema: object) -> None:
     edit(artifact, schema=schema)
-    with pytest.raises(ManifestVersionError, match=r"model\.json: manifest schema .* reads schema 1"):
+    with pytest.raises(ManifestVersionError, match=r"model\.json: manifest schema .* reads schemas 1 and 2"):
         manifest.read(artifact)
 
 

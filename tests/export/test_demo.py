@@ -21,7 +21,7 @@ from edgerpn.errors import ConfigError
 from edgerpn.export.demo import add_arguments, training_settings
 from edgerpn.export.demo_folder import MARKER, DemoFolder
 from edgerpn.export.demo_report import cpu_name
-from edgerpn.export.parity import pairwise_iou
+from edgerpn.matching import pairwise_iou
 
 NUM_FRAMES = 6
 

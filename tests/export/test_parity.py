@@ -16,8 +16,9 @@ from onnx import numpy_helper
 
 from edgerpn.errors import ParityError
 from edgerpn.export.graph import proposal_config
-from edgerpn.export.parity import _Tally, check_parity, match, pairwise_iou
+from edgerpn.export.parity import _Tally, check_parity
 from edgerpn.letterbox import letterbox
+from edgerpn.matching import match, pairwise_iou
 from edgerpn.train.checkpoint import load_model
 from edgerpn.train.detector import Detector
 

@@ -1,0 +1,108 @@
+"""Golden frames: a few input frames and the proposals expected for them, beside an artifact.
+
+`model.golden.npz` lies beside `model.onnx` or `model.engine`; the manifest holds its hash. A runtime that runs the
+frames and finds the proposals knows that library, driver, GPU and file work together, without any other package. The
+frames are photographs out of those that the export compared on, laid into the graph's input.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edgerpn import files
+from edgerpn.errors import ArtifactMismatchError, ManifestError, SelfTestError
+from edgerpn.manifest import Manifest
+from edgerpn.manifest_parts import GoldenSpec
+from edgerpn.matching import TOLERANCES, match
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Golden:
+    """Frames and what a model gave for them."""
+
+    frames: npt.NDArray[np.uint8]
+    """(F, H, W, 3) uint8 BGR, in the size of the graph's input."""
+    boxes: npt.NDArray[np.float32]
+    """(F, K, 4) float32, as the graph gave them."""
+    scores: npt.NDArray[np.float32]
+    """(F, K) float32."""
+    count: npt.NDArray[np.int32]
+    """(F,) int32."""
+
+
+def golden_path(artifact: str | os.PathLike[str]) -> Path:
+    """Path of the golden frames of an artifact: the same name with the suffix .golden.npz."""
+    return Path(artifact).with_suffix(".golden.npz")
+
+
+def write(golden: Golden, artifact: str | os.PathLike[str]) -> GoldenSpec:
+    """Writes the golden frames beside `artifact` in one step; returns what its manifest says of them."""
+    path = golden_path(artifact)
+    with files.replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, frames=golden.frames, boxes=golden.boxes, scores=golden.scores, count=golden.count)
+    return GoldenSpec(file=path.name, sha256=files.sha256(path), num_frames=len(golden.frames))
+
+
+def read(artifact: str | os.PathLike[str], manifest: Manifest) -> Golden:
+    """Reads the golden frames of `artifact`.
+
+    Raises:
+        ManifestError: The manifest names none, or the file is missing or malformed.
+        ArtifactMismatchError: The file is not the one that the manifest describes.
+    """
+    spec = manifest.golden
+    if spec is None:
+        raise ManifestError(f"{artifact}: its manifest names no golden frames; export it again to get them")
+    path = Path(artifact).parent / Path(spec.file).name
+    if not path.is_file():
+        raise ManifestError(f"{path}: the golden frames of {Path(artifact).name} are missing; copy them along")
+    if files.sha256(path) != spec.sha256:
+        raise ArtifactMismatchError(f"{path}: not the golden frames that the manifest describes; copy all files anew")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return Golden(**{name: arrays[name] for name in ("frames", "boxes", "scores", "count")})
+    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+        raise ManifestError(f"{path}: cannot be read as golden frames: {error}; export the model again") from error
+
+
+def compare(
+    golden: Golden,
+    outputs: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.int32]],
+    manifest: Manifest,
+    *,
+    where: str,
+) -> None:
+    """Compares what a model gave for the golden frames with what it should give.
+
+    Args:
+        golden: The frames and the expected proposals.
+        outputs: boxes (F, K, 4), scores (F, K), count (F,) for these frames.
+        manifest: Its precision chooses the tolerance.
+        where: Names the model and what ran it, in errors.
+
+    Raises:
+        SelfTestError: Too many proposals of a frame have no counterpart.
+    """
+    tolerance = TOLERANCES[manifest.precision]
+    boxes, scores, count = outputs
+    for frame in range(len(golden.frames)):
+        wanted, given = int(golden.count[frame]), int(count[frame])
+        pairs, _ = match(
+            (golden.boxes[frame, :wanted], golden.scores[frame, :wanted]),
+            (boxes[frame, :given], scores[frame, :given]),
+            tolerance,
+        )
+        unmatched = max(wanted, given) - len(pairs)
+        if unmatched > tolerance.max_unmatched_share * max(wanted, given):
+            raise SelfTestError(
+                f"{where}: golden frame {frame}: {unmatched} of {max(wanted, given)} proposals have no counterpart "
+                f"(IoU >= {tolerance.min_iou}, score within {tolerance.max_score_difference}); expected at most "
+                f"{tolerance.max_unmatched_share:.0%}. The library or the file does not work here: build or export "
+                "the model again on this machine, and compare it with `edgerpn check`."
+            )

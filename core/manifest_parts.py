@@ -1,0 +1,242 @@
+"""The parts of a manifest, see `edgerpn.manifest`: what an artifact eats, gives, holds, and how it was accepted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Precision = Literal["fp32", "fp16", "int8"]
+"""Precision of backbone, neck and head; the proposal stage is float32 whatever it is."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InputSpec:
+    """What the graph eats."""
+
+    name: str = "frames"
+    """Tensor name."""
+    dtype: Literal["uint8"] = "uint8"
+    """Element type."""
+    layout: Literal["NHWC"] = "NHWC"
+    """Order of the axes."""
+    color_order: Literal["BGR"] = "BGR"
+    """Order of the channels."""
+    batch: int | None = 1
+    """Fixed batch size, or nothing when the batch is dynamic."""
+    network_hw: tuple[int, int]
+    """Height and width that the network works at, pixels."""
+    source_hw: tuple[int, int] | None = None
+    """Height and width of the frames when resizing is in the graph; nothing when the host letterboxes."""
+    letterbox: Literal["top_left"] = "top_left"
+    """Rule by which a frame lies in the network's input; see `edgerpn.letterbox`."""
+    pad_value: int = 114
+    """Grey level of the padding, 0..255."""
+    mean_bgr: tuple[float, float, float]
+    """Subtracted from each channel inside the graph, 0..255 scale."""
+    std_bgr: tuple[float, float, float]
+    """Each channel is divided by it inside the graph, 0..255 scale."""
+    normalization_in_graph: Literal[True] = True
+    """Frames are never normalised on the host."""
+
+    @property
+    def frame_hw(self) -> tuple[int, int]:
+        """Height and width of the graph's input tensor, pixels."""
+        return self.source_hw or self.network_hw
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutputSpec:
+    """One output tensor."""
+
+    name: str
+    """Tensor name."""
+    dtype: str
+    """Element type."""
+    shape: tuple[str | int, ...]
+    """Shape; "N" is the batch."""
+    meaning: str
+    """What the numbers are."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnchorSpec:
+    """The anchors of every pyramid level, finest first."""
+
+    strides_px: tuple[int, ...]
+    """Pixels between neighbouring cells of each level."""
+    sizes_px: tuple[tuple[float, ...], ...]
+    """Square root of the anchor areas of each level, pixels."""
+    ratios_hw: tuple[float, ...]
+    """Height over width of the anchors."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProposalSpec:
+    """What the proposal stage in the graph does."""
+
+    num_proposals: int
+    """K, rows of the outputs."""
+    pre_nms: int
+    """Boxes of each level that enter NMS at most."""
+    nms: Literal["standard", "portable"]
+    """ONNX NonMaxSuppression, or plain operations."""
+    nms_iou: float
+    """Boxes that overlap a better one by more than this are dropped."""
+    nms_scope: Literal["level", "all"]
+    """Whether boxes compete within their pyramid level or over all levels."""
+    nms_iterations: int | None = None
+    """Iterations of the portable NMS; nothing for the standard one."""
+    nms_chain: int | None = None
+    """Iterations that the images seen at export needed at most; nothing when they were not measured."""
+    score_threshold: float
+    """Boxes scored below this are dropped."""
+    min_size_px: float
+    """Boxes with a side below this, in network pixels, are dropped."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Provenance:
+    """Where the artifact came from."""
+
+    created: str
+    """UTC, ISO 8601."""
+    checkpoint_sha256: str
+    """Hash of the checkpoint file that was exported."""
+    artifact_sha256: str | None = None
+    """Hash of the artifact file; nothing in the copy inside an ONNX file."""
+    onnx_sha256: str | None = None
+    """Hash of the ONNX file; nothing in the copy inside it."""
+    data_sha256: str | None = None
+    """Hash of the annotation file that the model was trained on, if known."""
+    versions: tuple[tuple[str, str], ...] = ()
+    """Name and version of the packages that made it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecallSpec:
+    """Recall measured on the exported graph."""
+
+    data_sha256: str
+    """Hash of the annotation file."""
+    num_images: int
+    """Images measured."""
+    metrics: tuple[tuple[str, float], ...]
+    """Name (AR@100, ...) and value, 0..1."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrecisionSpec:
+    """How a precision below fp32 was accepted: by recall on annotated images."""
+
+    ar100: tuple[tuple[str, float], ...]
+    """Precision (fp32, fp16, int8) and the graph's AR@100 in it, 0..1, all on the same images."""
+    num_images: int
+    """Annotated images measured."""
+    max_ar_drop: float | None = None
+    """Points (hundredths) of AR@100 that the precision was allowed to lose; nothing when it was not gated."""
+    kept_blocks: tuple[str, ...] = ()
+    """Blocks of the network that stayed in the next higher precision, worst first."""
+    calibration: str | None = None
+    """int8: how ranges were chosen from the calibration images."""
+    num_calibration_images: int | None = None
+    """int8: images that the ranges come from."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParitySpec:
+    """Agreement of an artifact with what it was made from, proposal by proposal."""
+
+    reference: str
+    """What it was compared with, such as `checkpoint`, `onnx` or `onnx fp32`."""
+    num_images: int
+    """Images compared."""
+    batch_sizes: tuple[int, ...]
+    """Batch sizes at which they were run."""
+    num_matched: int
+    """Proposals found in both."""
+    num_boundary: int
+    """Proposals in one only, by a decision within rounding."""
+    min_iou: float
+    """Smallest overlap of a matched pair, 0..1."""
+    max_score_difference: float
+    """Largest difference of scores of a matched pair."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GoldenSpec:
+    """The golden frames that lie beside an artifact, see `edgerpn.golden`."""
+
+    file: str
+    """Name of the file in the artifact's folder."""
+    sha256: str
+    """Hash of that file."""
+    num_frames: int
+    """Frames in it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProfileSpec:
+    """Batch sizes of an engine's optimization profile."""
+
+    min_batch: int
+    """Smallest batch that the engine takes."""
+    opt_batch: int
+    """The batch that it was tuned for."""
+    max_batch: int
+    """Largest batch that it takes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerSpec:
+    """One layer of an engine, as the library's inspector tells it."""
+
+    name: str
+    """The library's name."""
+    precision: str
+    """Data type of its outputs, as the library writes it."""
+    time_ms: float | None = None
+    """Mean time, milliseconds, when the build profiled the engine."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineSpec:
+    """What an engine was built with, and where it can run."""
+
+    library: Literal["tensorrt", "tensorrt-rtx"]
+    """The library that built it and that runs it."""
+    library_version: str
+    """Its full version, such as 10.3.0.26."""
+    compute_capabilities: tuple[str, ...]
+    """GPUs that it was built for, such as 8.7."""
+    platform: str
+    """Operating system and processor, such as linux-x86_64."""
+    profile: ProfileSpec
+    """Batch sizes."""
+    gpu: str | None = None
+    """Name of the GPU that it was built on; nothing when it was built without one."""
+    driver: str | None = None
+    """CUDA version that the driver of that machine supports, such as 13.0."""
+    cuda: str | None = None
+    """CUDA version of the library's runtime, where it says so."""
+    l4t: str | None = None
+    """Jetson Linux release of that machine, such as 36.4.3."""
+    version_compatible: bool = False
+    """Whether newer versions of the library run it too."""
+    hardware_compatible: bool = False
+    """Whether GPUs of other compute capabilities run it too."""
+    weight_stripped: bool = False
+    """Whether its weights must be put in from the ONNX file before it can run."""
+    tf32: bool = False
+    """Whether float32 convolutions may round to TF32."""
+    dla_core: int | None = None
+    """DLA core that it was built for."""
+    optimization_level: int | None = None
+    """Builder optimization level; nothing: the library's default."""
+    workspace_mib: int | None = None
+    """Limit of the builder's workspace, MiB; nothing: the library's default."""
+    build_s: float
+    """Seconds that the build took."""
+    num_layers: int | None = None
+    """Layers of the engine; nothing where it cannot be inspected (no GPU)."""
+    layers: tuple[LayerSpec, ...] = ()
+    """Its layers, in order; empty where it cannot be inspected."""

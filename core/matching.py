@@ -1,0 +1,83 @@
+"""One-to-one matching of two sets of proposals of the same frame: the measure of agreement of two models.
+
+Two models that are the same up to rounding still disagree where a decision falls within rounding: an overlap at the NMS
+threshold, a score at the cut after K. Such proposals are counted apart, as `boundary`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from edgerpn.manifest_parts import Precision
+
+Boxes = npt.NDArray[np.float32]
+"""(M, 4) float32 x1, y1, x2, y2, pixels."""
+Scores = npt.NDArray[np.float32]
+"""(M,) float32, 0..1, best first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tolerance:
+    """How much two models may differ."""
+
+    min_iou: float
+    """Matched boxes overlap by at least this, 0..1."""
+    max_score_difference: float
+    """Scores of matched boxes differ by at most this."""
+    max_unmatched_share: float
+    """Largest share of proposals, 0..1, without a counterpart."""
+
+
+EXACT = Tolerance(min_iou=0.99, max_score_difference=1e-3, max_unmatched_share=0.02)
+"""Two float32 forms of one network; what has no counterpart must lie at a threshold."""
+
+TOLERANCES: dict[Precision, Tolerance] = {
+    "fp32": EXACT,
+    "fp16": Tolerance(min_iou=0.9, max_score_difference=0.02, max_unmatched_share=0.1),
+    "int8": Tolerance(min_iou=0.8, max_score_difference=0.05, max_unmatched_share=0.2),
+}
+"""The same graph in two libraries, by the precision of its network: their kernels round differently, and a box that
+falls in or out of NMS takes others along."""
+
+
+def match(
+    expected: tuple[Boxes, Scores], found: tuple[Boxes, Scores], tolerance: Tolerance = EXACT
+) -> tuple[list[tuple[int, int]], list[float]]:
+    """Pairs proposals one to one, largest overlap first, within a tolerance.
+
+    Args:
+        expected: Boxes (M, 4) and scores (M,).
+        found: Boxes (P, 4) and scores (P,).
+        tolerance: What a pair may differ by.
+
+    Returns:
+        Index pairs (expected, found), and the IoU of each.
+    """
+    if not len(expected[1]) or not len(found[1]):
+        return [], []
+    iou = pairwise_iou(expected[0], found[0])
+    close = np.abs(expected[1][:, None] - found[1][None]) <= tolerance.max_score_difference
+    candidates = np.argwhere((iou >= tolerance.min_iou) & close)
+    order = np.argsort(-iou[candidates[:, 0], candidates[:, 1]], kind="stable")
+    pairs: list[tuple[int, int]] = []
+    used_expected: set[int] = set()
+    used_found: set[int] = set()
+    for e, f in candidates[order].tolist():
+        if e not in used_expected and f not in used_found:
+            pairs.append((e, f))
+            used_expected.add(e)
+            used_found.add(f)
+    return pairs, [float(iou[e, f]) for e, f in pairs]
+
+
+def pairwise_iou(first: Boxes, second: Boxes) -> npt.NDArray[np.float64]:
+    """IoU (M, P) of two sets of x1, y1, x2, y2 boxes, in float64."""
+    a, b = first.astype(np.float64)[:, None], second.astype(np.float64)[None]
+    size = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None)
+    intersection = size[..., 0] * size[..., 1]
+    areas = (a[..., 2] - a[..., 0]) * (a[..., 3] - a[..., 1]) + (b[..., 2] - b[..., 0]) * (b[..., 3] - b[..., 1])
+    iou: npt.NDArray[np.float64] = intersection / np.maximum(areas - intersection, 1e-12)
+    return iou
