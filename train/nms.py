@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from edgerpn.train.boxes import area, pairwise_intersection
+from edgerpn.train.boxes import area
 
 BLOCK = 128
 """Boxes that `nms_greedy` compares at a time; small enough for a CPU's cache."""
@@ -24,31 +24,63 @@ MIN_BOXES = 16
 until a level of 6 boxes takes minutes and gigabytes to compile."""
 
 
-def overlap_matrix(boxes_NB4: Tensor, *, iou_threshold: float) -> Tensor:
-    """S of the module docstring: (N, B, B) bool, strictly upper triangular; boxes sorted by falling score."""
-    return _overlaps(boxes_NB4, boxes_NB4, iou_threshold).triu(diagonal=1)
+def overlap_matrix(boxes_NB4: Tensor, *, iou_threshold: float, labels_NB: Tensor | None = None) -> Tensor:
+    """S of the module docstring: (N, B, B) bool, strictly upper triangular; boxes sorted by falling score.
+
+    Args:
+        boxes_NB4: Pixels, float32.
+        iou_threshold: Boxes that overlap by more than this compete.
+        labels_NB: When given, only boxes with the same label compete.
+    """
+    overlaps_NBB = _overlaps(boxes_NB4, boxes_NB4, iou_threshold).triu(diagonal=1)
+    if labels_NB is None:
+        return overlaps_NBB
+    # A mask, where others move each label to a place of its own: moved boxes lose the digits that IoU is made of.
+    return overlaps_NBB & (labels_NB[:, :, None] == labels_NB[:, None, :])
 
 
 def _overlaps(first_NB4: Tensor, second_NC4: Tensor, iou_threshold: float) -> Tensor:
-    """(N, B, C) bool: whether two boxes overlap by more than the threshold.
+    """(N, B, C) bool: whether two boxes overlap by more than the threshold; an empty box overlaps nothing.
 
-    Compares intersection with threshold * union, without a division; an empty box overlaps nothing.
+    intersection > t * union is written as (1 + t) * intersection > t * area + t * area: no division, and the right
+    side takes one operation for each pair. Only the width is clamped: where the height is negative too, the product is
+    not positive, and never greater than the limit.
     """
-    intersection = pairwise_intersection(first_NB4, second_NC4)
-    union = area(first_NB4)[:, :, None] + area(second_NC4)[:, None, :] - intersection
-    return intersection > iou_threshold * union
+    # Columns are handled one by one: tensors with a last axis of 2 are several times slower on a CPU.
+    left = torch.maximum(first_NB4[:, :, None, 0], second_NC4[:, None, :, 0])
+    top = torch.maximum(first_NB4[:, :, None, 1], second_NC4[:, None, :, 1])
+    right = torch.minimum(first_NB4[:, :, None, 2], second_NC4[:, None, :, 2])
+    bottom = torch.minimum(first_NB4[:, :, None, 3], second_NC4[:, None, :, 3])
+    intersection = (right - left).clamp(min=0) * (bottom - top)
+    limit = iou_threshold * area(first_NB4)[:, :, None] + iou_threshold * area(second_NC4)[:, None, :]
+    return (1 + iou_threshold) * intersection > limit
 
 
-def nms_fixed(boxes_NB4: Tensor, valid_NB: Tensor, *, iou_threshold: float, iterations: int) -> Tensor:
+def nms_fixed(
+    boxes_NB4: Tensor,
+    valid_NB: Tensor,
+    *,
+    iou_threshold: float,
+    iterations: int,
+    labels_NB: Tensor | None = None,
+) -> Tensor:
     """`iterations` rounds of the fixed-point iteration, in plain operations that every target compiles.
 
-    Exact when the longest chain of suppressors in an image is below `iterations`; see `nms_converged`.
+    Exact when `iterations` is at least the number that `nms_converged` gives. A round is keep = relu(valid - keep @ S):
+    the product counts the kept boxes that suppress a box. It is one matrix-vector product with the addition and the
+    ramp that every compiler joins to one. S is held in float16, half the bytes to read in every round; counts are exact
+    up to 2048, and a rounded larger one still drops its box. IoU is float32.
+
+    Measured against other forms (benchmarks/nms.py): reductions over booleans, S transposed, and levels padded to one
+    size are slower in ONNX Runtime on a CPU; blocks of the list halve the work there and have several times as many
+    dependent steps, which are what counts on a GPU.
 
     Args:
         boxes_NB4: Boxes sorted by falling score, pixels, float32.
         valid_NB: False for boxes that neither stay nor suppress.
         iou_threshold: A box that overlaps a kept better box by more than this is dropped.
         iterations: Number of rounds, at least 1.
+        labels_NB: When given, only boxes with the same label compete.
 
     Returns:
         (N, B) bool, True for the boxes that stay.
@@ -58,24 +90,27 @@ def nms_fixed(boxes_NB4: Tensor, valid_NB: Tensor, *, iou_threshold: float, iter
     if padding:
         boxes_NB4 = functional.pad(boxes_NB4, (0, 0, 0, padding))
         valid_NB = functional.pad(valid_NB, (0, padding))
-    overlaps_NBB = overlap_matrix(boxes_NB4, iou_threshold=iou_threshold).to(boxes_NB4.dtype)
-    valid_N1B = valid_NB[:, None, :].to(boxes_NB4.dtype)
+        labels_NB = None if labels_NB is None else functional.pad(labels_NB, (0, padding))
+    overlaps_NBB = overlap_matrix(boxes_NB4, iou_threshold=iou_threshold, labels_NB=labels_NB)
+    minus_NBB = -overlaps_NBB.to(torch.float16)
+    valid_N1B = valid_NB[:, None, :].to(torch.float16)
     keep_N1B = valid_N1B
     # As many rounds as boxes are always enough.
     for _ in range(min(iterations, num_boxes)):
-        # The product counts the kept boxes that suppress a box: 0 keeps it, 1 or more drops it.
-        suppressors_N1B = keep_N1B @ overlaps_NBB
-        keep_N1B = valid_N1B * (1.0 - suppressors_N1B.clamp(max=1.0))
+        keep_N1B = (keep_N1B @ minus_NBB + valid_N1B).relu()
     return keep_N1B[:, 0, :num_boxes] > 0.5
 
 
-def nms_converged(boxes_NB4: Tensor, valid_NB: Tensor, *, iou_threshold: float) -> tuple[Tensor, int]:
+def nms_converged(
+    boxes_NB4: Tensor, valid_NB: Tensor, *, iou_threshold: float, labels_NB: Tensor | None = None
+) -> tuple[Tensor, int]:
     """The same, iterated until nothing changes: exactly greedy NMS.
 
     Returns:
-        (N, B) bool of the boxes that stay, and the number of rounds after which `nms_fixed` would be exact.
+        (N, B) bool of the boxes that stay, and the number of rounds from which on `nms_fixed` is exact. That number
+        is the smallest but for one case: where one round changes nothing it is 1, since `nms_fixed` has at least one.
     """
-    overlaps_NBB = overlap_matrix(boxes_NB4, iou_threshold=iou_threshold).to(torch.float32)
+    overlaps_NBB = overlap_matrix(boxes_NB4, iou_threshold=iou_threshold, labels_NB=labels_NB).to(torch.float32)
     keep_NB, rounds = valid_NB, 0
     while True:
         suppressed_NB = (keep_NB[:, None, :].to(torch.float32) @ overlaps_NBB)[:, 0] > 0.5
