@@ -1,8 +1,8 @@
 """Proof that an exported graph and the network that it came from give the same proposals on real images.
 
 Proposals are matched one to one: the same box (IoU at least 0.99) with the same score (within 1e-3). Where a decision
-falls within rounding (an overlap at the NMS threshold, a score at the cut after K), either answer is right: such
-proposals are counted apart and named in the report.
+falls within rounding, either answer is right: such proposals are counted apart and named in the report, see
+`edgerpn.export.agreement`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ import onnxruntime
 import torch
 
 from edgerpn.errors import ParityError
+from edgerpn.export.agreement import Decisions, FrameAgreement, Rows, agree, describe, level_cuts, valid_rows
 from edgerpn.letterbox import letterbox
-from edgerpn.matching import EXACT, match, pairwise_iou
+from edgerpn.matching import EXACT
 from edgerpn.progress import track
 from edgerpn.train.coco import read_image
 from edgerpn.train.detector import Detector
 
-THRESHOLD_MARGIN = 1e-3
-"""An overlap this near to the NMS threshold may fall on either side of it."""
+NAMES = ("PyTorch", "the graph")
+"""What the two sides are called in errors."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,19 +72,45 @@ def check_parity(reference: Detector, graph_file: Path, images: Sequence[Path], 
     session = onnxruntime.InferenceSession(str(graph_file), options, providers=["CPUExecutionProvider"])
     frames = [_frame(reference, image) for image in images]
     batch_sizes = (batch,) if batch else (1, 2)
-    tally = _Tally(nms_iou=reference.proposals.nms_iou, capacity=reference.proposals.num_proposals)
+    scale_xy = reference.geometry.scale_xy if reference.geometry else (1.0, 1.0)
+    tally = _Tally(Decisions.of(reference.proposals, scale_xy=scale_xy))
     for size in batch_sizes:
         starts = range(0, len(frames), size)
         for start in track(starts, f"parity, batch {size}", unit="batch"):
             # The last batch is filled up from the beginning, so that every image takes part.
             indices = [(start + i) % len(frames) for i in range(size)]
             stack = np.stack([frames[i] for i in indices])
-            with torch.inference_mode():
-                expected = [output.numpy() for output in reference(torch.from_numpy(stack))]
+            expected, cuts = run_reference(reference, stack)
             found = session.run(["boxes", "scores", "count"], {"frames": stack})
             for row, i in enumerate(indices):
-                tally.add(_rows(expected, row), _rows(found, row), f"{images[i].name}, batch {size}")
+                where = f"{images[i].name}, batch {size}"
+                rows = valid_rows(expected, row, where), valid_rows(found, row, where)
+                tally.add(*rows, where, cuts=cuts[row])
     return tally.report(len(images), batch_sizes)
+
+
+def run_reference(
+    reference: Detector, frames: np.ndarray
+) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], list[tuple[float, ...]]]:
+    """Runs a network on frames (N, H, W, 3) uint8.
+
+    Returns:
+        Boxes (N, K, 4), scores (N, K) and counts (N,), and for each frame the scores at the cuts before NMS.
+    """
+    levels: list[np.ndarray] = []
+
+    def keep(_: torch.nn.Module, __: object, outputs: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        levels.extend(logits.float().cpu().numpy() for logits, _ in outputs)
+
+    device = reference.get_buffer("anchors_0").device
+    hook = reference.model.register_forward_hook(keep)
+    try:
+        with torch.inference_mode():
+            boxes, scores, count = (output.cpu().numpy() for output in reference(torch.from_numpy(frames).to(device)))
+    finally:
+        hook.remove()
+    pre_nms = reference.proposals.pre_nms
+    return (boxes, scores, count), [level_cuts([level[row] for level in levels], pre_nms) for row in range(len(frames))]
 
 
 def _frame(detector: Detector, image: Path) -> np.ndarray:
@@ -93,71 +120,30 @@ def _frame(detector: Detector, image: Path) -> np.ndarray:
     return letterbox((frame.shape[0], frame.shape[1]), hw).apply(frame, cv2.resize)
 
 
-def _rows(outputs: Sequence[np.ndarray], row: int) -> tuple[np.ndarray, np.ndarray]:
-    """Valid boxes and scores of one image, after checking that padding is zero."""
-    boxes, scores, count = outputs[0][row], outputs[1][row], int(outputs[2][row])
-    if boxes[count:].any() or scores[count:].any():
-        raise ParityError(f"rows beyond count ({count}) are not zero")
-    return boxes[:count], scores[:count]
-
-
 class _Tally:
     """Adds up matches over images."""
 
-    def __init__(self, *, nms_iou: float, capacity: int) -> None:
-        self.nms_iou = nms_iou
-        self.capacity = capacity
+    def __init__(self, decisions: Decisions) -> None:
+        self._decisions = decisions
         self.num_matched = 0
         self.num_boundary = 0
         self.min_iou = 1.0
         self.max_score_difference = 0.0
 
-    def add(self, expected: tuple[np.ndarray, np.ndarray], found: tuple[np.ndarray, np.ndarray], where: str) -> None:
+    def add(self, expected: Rows, found: Rows, where: str, *, cuts: tuple[float, ...] = ()) -> FrameAgreement:
         """Matches the proposals of one image.
 
         Raises:
             ParityError: A proposal has no counterpart, and no threshold explains it.
         """
-        pairs, ious = match(expected, found)
-        only_expected = sorted(set(range(len(expected[1]))) - {e for e, _ in pairs})
-        only_found = sorted(set(range(len(found[1]))) - {f for _, f in pairs})
-        for own, other, indices, side in (
-            (expected, found, only_expected, "PyTorch"),
-            (found, expected, only_found, "the graph"),
-        ):
-            for index in indices:
-                if not self._is_boundary(own, other, index):
-                    raise ParityError(self._describe(own, other, index, side, where))
-        differences = [abs(float(expected[1][e] - found[1][f])) for e, f in pairs]
-        self.num_matched += len(pairs)
-        self.num_boundary += len(only_expected) + len(only_found)
-        self.min_iou = min([self.min_iou, *ious])
-        self.max_score_difference = max([self.max_score_difference, *differences])
-
-    def _is_boundary(
-        self, own: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray], index: int
-    ) -> bool:
-        """Whether the other side may have left this proposal out by rounding alone."""
-        boxes, scores = own
-        cut = float(other[1][-1]) if len(other[1]) == self.capacity else -1.0
-        if scores[index] <= cut + EXACT.max_score_difference:
-            return True
-        overlaps = pairwise_iou(boxes[index : index + 1], np.concatenate((other[0], boxes)))[0]
-        return bool((np.abs(overlaps - self.nms_iou) <= THRESHOLD_MARGIN).any())
-
-    @staticmethod
-    def _describe(
-        own: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray], index: int, side: str, where: str
-    ) -> str:
-        box = ", ".join(f"{value:.2f}" for value in own[0][index])
-        overlaps = pairwise_iou(own[0][index : index + 1], other[0])[0] if len(other[0]) else np.zeros(1)
-        nearest = int(overlaps.argmax())
-        score = float(other[1][nearest]) if len(other[1]) else float("nan")
-        return (
-            f"{where}: the graph and PyTorch disagree. Proposal {index} of {side}, [{box}] with score "
-            f"{float(own[1][index]):.5f}, has no counterpart; the nearest has IoU {float(overlaps[nearest]):.4f} and "
-            f"score {score:.5f}, expected IoU >= {EXACT.min_iou} and scores within {EXACT.max_score_difference}."
-        )
+        agreement = agree(expected, found, EXACT, self._decisions, cuts=cuts)
+        if agreement.num_unexplained:
+            raise ParityError(f"{where}: the graph and PyTorch disagree. {describe(agreement, NAMES, EXACT)}")
+        self.num_matched += len(agreement.pairs)
+        self.num_boundary += agreement.num_boundary
+        self.min_iou = min([self.min_iou, *agreement.ious])
+        self.max_score_difference = max([self.max_score_difference, *agreement.score_differences])
+        return agreement
 
     def report(self, num_images: int, batch_sizes: tuple[int, ...]) -> ParityReport:
         """The whole as a report.

@@ -15,10 +15,11 @@ import torch
 from onnx import numpy_helper
 
 from edgerpn.errors import ParityError
+from edgerpn.export.agreement import Decisions, agree, level_cuts
 from edgerpn.export.graph import proposal_config
-from edgerpn.export.parity import _Tally, check_parity
+from edgerpn.export.parity import _Tally, check_parity, run_reference
 from edgerpn.letterbox import letterbox
-from edgerpn.matching import match, pairwise_iou
+from edgerpn.matching import EXACT, match, pairwise_iou
 from edgerpn.train.checkpoint import load_model
 from edgerpn.train.detector import Detector
 
@@ -173,9 +174,11 @@ def proposals(*rows: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
 FIRST, SECOND = (0.0, 0.0, 100.0, 100.0, 0.9), (200.0, 0.0, 300.0, 100.0, 0.8)
 
 
-def tally(expected: Any, found: Any, *, nms_iou: float = 0.7, capacity: int = 100) -> _Tally:
-    result = _Tally(nms_iou=nms_iou, capacity=capacity)
-    result.add(expected, found, "here")
+def tally(
+    expected: Any, found: Any, *, nms_iou: float = 0.7, capacity: int = 100, cuts: tuple[float, ...] = (), **more: Any
+) -> _Tally:
+    result = _Tally(Decisions(nms_iou=nms_iou, capacity=capacity, **more))
+    result.add(expected, found, "here", cuts=cuts)
     return result
 
 
@@ -214,6 +217,70 @@ def test_decisions_within_rounding_are_counted_apart() -> None:
     assert tally(proposals(FIRST, last), proposals(FIRST, other), capacity=2).num_boundary == 2
     with pytest.raises(ParityError, match="has no counterpart"):
         tally(proposals(FIRST, last), proposals(FIRST, other), capacity=3)
+
+
+def test_a_score_at_the_threshold_or_at_the_cut_before_nms_is_a_decision_within_rounding() -> None:
+    last = (400.0, 0.0, 450.0, 50.0, 0.3005)
+    assert tally(proposals(FIRST, last), proposals(FIRST), score_threshold=0.3).num_boundary == 1
+    assert tally(proposals(FIRST), proposals(FIRST, last), cuts=(0.2, 0.3)).num_boundary == 1
+    for wrong in ({}, {"score_threshold": 0.29}, {"cuts": (0.29, 0.31)}):
+        with pytest.raises(ParityError, match="Proposal 1 of PyTorch"):
+            tally(proposals(FIRST, last), proposals(FIRST), **wrong)
+
+
+def test_a_side_at_the_minimum_size_is_a_decision_within_rounding() -> None:
+    small = (400.0, 0.0, 450.0, 8.04, 0.7)
+    assert tally(proposals(FIRST, small), proposals(FIRST), min_size_px=8.0).num_boundary == 1
+    # Boxes in pixels of a frame of twice the network's size along y.
+    assert tally(proposals(FIRST, small), proposals(FIRST), min_size_px=4.0, scale_xy=(1.0, 0.5)).num_boundary == 1
+    with pytest.raises(ParityError, match="Proposal 1 of PyTorch"):
+        tally(proposals(FIRST, small), proposals(FIRST), min_size_px=7.9)
+    with pytest.raises(ParityError, match="Proposal 1 of PyTorch"):
+        tally(proposals(FIRST, small), proposals(FIRST), min_size_px=8.0, scale_xy=(1.0, 2.0))
+
+
+def test_what_a_boundary_case_suppresses_is_one_too() -> None:
+    # 70 overlaps the first by 0.7, the threshold; 60 overlaps 70 by 0.86, and the first by 0.6.
+    near, behind = (0.0, 0.0, 100.0, 70.0, 0.7), (0.0, 0.0, 100.0, 60.0, 0.6)
+    assert tally(proposals(FIRST, near), proposals(FIRST, behind)).num_boundary == 2
+    # A suppressor must be the better one, and must itself be a boundary case.
+    with pytest.raises(ParityError, match="Proposal 1 of the graph"):
+        tally(proposals(FIRST, near), proposals(FIRST, (*behind[:4], 0.8)))
+    with pytest.raises(ParityError, match="Proposal 1 of PyTorch"):
+        tally(proposals(FIRST, (*near[:3], 75.0, 0.7)), proposals(FIRST, behind))
+
+
+def test_an_agreement_names_every_row_once() -> None:
+    expected = proposals(FIRST, SECOND, (0.0, 0.0, 100.0, 70.0, 0.7), (500.0, 0.0, 600.0, 100.0, 0.6))
+    found = proposals((*SECOND[:4], 0.8004), FIRST)
+    result = agree(expected, found, EXACT, Decisions(nms_iou=0.7, capacity=10))
+    assert sorted(result.pairs) == [(0, 1), (1, 0)]
+    assert (result.boundary, result.unexplained) == (((2,), ()), ((3,), ()))
+    assert result.score_differences == pytest.approx([0.0, 4e-4], abs=1e-6)
+    assert (result.num_boundary, result.num_unexplained, result.unmatched_share) == (1, 1, 0.5)
+    assert agree(proposals(), proposals(), EXACT, Decisions(nms_iou=0.7, capacity=10)).unmatched_share == 0.0
+
+
+def test_the_cut_before_nms_is_the_score_of_the_last_anchor_that_enters() -> None:
+    logits = [np.array([0.0, 3.0, -1.0, 2.0]), np.array([5.0, 4.0])]
+    assert level_cuts(logits, 2) == pytest.approx([1 / (1 + np.exp(-2.0))])
+    assert level_cuts(logits, 4) == ()
+
+
+def test_the_reference_tells_the_cuts_of_its_levels(exported: GetExport, photo_files: list[Path]) -> None:
+    made = exported("standard")
+    picture = cv2.imread(str(photo_files[0]))
+    assert picture is not None
+    frame = letterbox(picture.shape[:2], made.network_hw).apply(picture, cv2.resize)
+    detector = reference(made)
+    outputs, cuts = run_reference(detector, np.stack([frame, frame]))
+    assert_same([output[:1] for output in outputs], run_torch(made, frame[None]))
+    assert len(cuts) == 2
+    # Anchors of the levels: 384, 96 and 24; only the first has more than the 100 that enter NMS.
+    assert len(cuts[0]) == 1
+    assert 0 < cuts[0][0] < 1
+    logits = detector.model(detector._to_network(torch.from_numpy(frame[None])))[0][0][0]
+    assert int((logits.sigmoid() >= cuts[0][0] - 1e-6).sum()) == 100
 
 
 def test_too_many_such_decisions_are_a_disagreement() -> None:
