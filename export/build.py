@@ -1,0 +1,250 @@
+"""ONNX to a TensorRT engine, with its manifest, golden frames and a report of the build.
+
+Steps of `build_engine`:
+    1. Check names, the ONNX file's manifest, whether library and graph fit each other, and room on the disk.
+    2. Build in a child process; when memory runs out, again with less (`BuildConfig.ladder`).
+    3. Try the engine, where a GPU can run it.
+    4. Put engine, golden frames, manifest and report in their places.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import edgerpn.golden
+import edgerpn.manifest
+from edgerpn import files, settings
+from edgerpn.errors import BuildError, EdgeRpnError, MissingDependencyError
+from edgerpn.export.build_child import Outcome, run_worker
+from edgerpn.export.build_config import Backend, BuildConfig
+from edgerpn.export.build_display import Display
+from edgerpn.export.build_libraries import Machine
+from edgerpn.export.build_preflight import check_graph, check_paths, check_room, report_path
+from edgerpn.export.build_report import BuildReport, explain
+from edgerpn.export.build_trial import Compare, try_engine
+from edgerpn.manifest import EngineSpec, GoldenSpec, Manifest
+from edgerpn.manifest_parts import LayerSpec, ProfileSpec
+
+Say = Callable[[str], None]
+RTX_DEFAULT_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
+"""What TensorRT-RTX builds for when it is not told; by its documentation (CPU-Only AOT), these and later ones."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildResult:
+    """What a build produced."""
+
+    manifest: Manifest
+    """As written beside the engine."""
+    report: Path
+    """Report of the build."""
+    num_bytes: int
+    """Size of the engine."""
+    num_tries: int
+    """Builds until one had enough memory."""
+
+
+def build_engine(
+    onnx_file: Path, output: Path, config: BuildConfig, *, compare: Compare | None = None, say: Say = lambda _: None
+) -> BuildResult:
+    """Builds an engine; `output` appears only when it is whole, and has passed where a GPU can run it.
+
+    Blocks until the child process that builds has ended; an interrupt kills it and leaves no files.
+
+    Args:
+        onnx_file: A model.onnx of `edgerpn export`, with its manifest.
+        output: The .engine or .plan file to write.
+        config: Library and options.
+        compare: Compares engine and ONNX file on photographs, where a GPU can run the engine; None: not done.
+        say: Called with one line of text for people, now and then.
+
+    Raises:
+        BuildError: The graph does not fit the library, or the library fails; quotes its last errors.
+        ManifestError: The ONNX file's manifest is missing, malformed or belongs to another file.
+        MissingDependencyError: The library is not installed.
+        SelfTestError: The engine runs here, but gives other proposals than it should.
+    """
+    check_paths(onnx_file, output)  # step 1
+    manifest = edgerpn.manifest.read(onnx_file)
+    probed = probe(config.backend)
+    machine = Machine(**probed["machine"])
+    for line in (*probed["notes"], check_graph(onnx_file, manifest, probed["library"], probed["version"], config)):
+        if line:
+            say(line)
+    check_room(onnx_file, output, machine, say)
+    say(f"building with {probed['library']} {probed['version']}" + (f" on {machine.gpu}" if machine.gpu else ""))
+    digest = manifest.provenance.artifact_sha256 or ""
+    report = BuildReport(onnx=onnx_file, engine=output, onnx_sha256=digest, probed=probed, config=config)
+    try:
+        with files.replacing(output) as temporary:
+            used, outcome = _climb(report, temporary, say)  # step 2
+            made = _manifest(manifest, report, used, outcome, output)
+            note = outcome.events.get("layers", {}).get("note")
+            made, tried = try_engine(temporary, made, onnx_file, manifest, machine, compare=compare)  # step 3
+            for line in (note, tried):
+                if line:
+                    report.notes.append(line)
+                    say(line)
+            golden = copy_golden(onnx_file, manifest, output)  # step 4
+        edgerpn.manifest.write(made.replace(golden=golden), output)
+    except (EdgeRpnError, OSError) as error:
+        raise _with_report(error, report, report_path(output)) from error
+    report.write(report_path(output))
+    return BuildResult(
+        manifest=edgerpn.manifest.read(output),
+        report=report_path(output),
+        num_bytes=output.stat().st_size,
+        num_tries=len(report.tries),
+    )
+
+
+def probe(backend: Backend) -> dict[str, Any]:
+    """Library, version and machine that a build would use, found out in a child process; see `build_worker`.
+
+    Raises:
+        BuildError: The library is installed and does not work here.
+        MissingDependencyError: It is not installed.
+    """
+    outcome = run_worker({"command": "probe", "backend": backend}, on_event=lambda _: None, tick=lambda: None)
+    if "probed" in outcome.events:
+        return outcome.events["probed"]
+    failed = outcome.events.get("failed", {})
+    if failed.get("kind") == "dependency":
+        raise MissingDependencyError(failed["message"])
+    printed = f"\n  it printed: {outcome.printed.splitlines()[-1]}" if outcome.printed and not failed else ""
+    raise BuildError(
+        f"{outcome.describe_end()}{printed}"
+        if failed
+        else f"importing the library failed: {outcome.describe_end()}{printed}"
+    )
+
+
+def _climb(report: BuildReport, temporary: Path, say: Say) -> tuple[BuildConfig, Outcome]:
+    """Builds, with less memory after each try that ran out of it.
+
+    Raises:
+        BuildError: The last try failed.
+    """
+    ladder = report.config.ladder()
+    has_gpu = report.probed["machine"]["gpu"] is not None
+    for number, config in enumerate(ladder):
+        if number:
+            report.notes.append(f"out of memory; trying again with {config.describe()}")
+            say(report.notes[-1])
+        outcome = _build_once(report, config, temporary, has_gpu=has_gpu)
+        report.tries.append((config, outcome))
+        if "built" in outcome.events:
+            return config, outcome
+        if not outcome.is_out_of_memory:
+            break
+    text = explain(outcome, config, has_gpu=has_gpu)
+    times = f" ({len(report.tries)} tries, each with less memory)" if len(report.tries) > 1 else ""
+    raise BuildError(f"{report.onnx}: no engine was built{times}: {text}")
+
+
+def _build_once(report: BuildReport, config: BuildConfig, temporary: Path, *, has_gpu: bool) -> Outcome:
+    request = {
+        "command": "build",
+        "library": report.probed["library"],
+        "onnx": str(report.onnx.resolve()),
+        "plan": str(temporary.resolve()),
+        "timing_cache": _timing_cache(config, report.probed),
+        "has_gpu": has_gpu,
+        "config": settings.to_dict(config),
+    }
+    with Display(f"building {report.engine.name}") as display:
+        return run_worker(request, on_event=display.event, tick=display.tick)
+
+
+def _timing_cache(config: BuildConfig, probed: dict[str, Any]) -> str | None:
+    """File of kernel timings; by default one for each version and GPU in the user's cache folder."""
+    if config.timing_cache == "off" or probed["library"] != "tensorrt":
+        return None
+    if config.timing_cache is not None:
+        return str(Path(config.timing_cache).resolve())
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not base.is_absolute():  # as the XDG base directory specification asks
+        base = Path.home() / ".cache"
+    machine = probed["machine"]
+    key = f"tensorrt-{probed['version']}-{machine['gpu']}-{machine['compute_capability']}"
+    return str(base / "edgerpn" / "timing" / (re.sub(r"[^A-Za-z0-9.]+", "-", key) + ".cache"))
+
+
+def _manifest(onnx: Manifest, report: BuildReport, used: BuildConfig, outcome: Outcome, output: Path) -> Manifest:
+    """The ONNX file's manifest as that of the engine, without golden frames and parity."""
+    library, version = report.probed["library"], report.probed["version"]
+    provenance = dataclasses.replace(
+        onnx.provenance,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        onnx_sha256=report.onnx_sha256,
+        versions=tuple(sorted({**dict(onnx.provenance.versions), library: version}.items())),
+    )
+    return onnx.replace(
+        schema=edgerpn.manifest.SCHEMA,
+        name=output.stem,
+        kind="engine",
+        target=library,
+        provenance=provenance,
+        parity=None,
+        golden=None,
+        engine=_engine_spec(report, used, outcome),
+    )
+
+
+def _engine_spec(report: BuildReport, used: BuildConfig, outcome: Outcome) -> EngineSpec:
+    machine, built, found = report.probed["machine"], outcome.events["built"], outcome.events.get("layers", {})
+    smallest, tuned, largest = built["batch"]
+    if report.probed["library"] == "tensorrt":
+        capabilities = (machine["compute_capability"],)
+    else:
+        capabilities = used.compute_capabilities or RTX_DEFAULT_CAPABILITIES
+    return EngineSpec(
+        library=report.probed["library"],
+        library_version=report.probed["version"],
+        compute_capabilities=capabilities,
+        platform=machine["platform"],
+        profile=ProfileSpec(min_batch=smallest, opt_batch=tuned, max_batch=largest),
+        gpu=machine["gpu"],
+        driver=machine["driver"],
+        cuda=report.probed["cuda"],
+        l4t=machine["l4t"],
+        version_compatible=used.version_compatible,
+        hardware_compatible=used.hardware_compatible,
+        weight_stripped=used.weight_stripped,
+        tf32=used.tf32,
+        dla_core=used.dla_core,
+        optimization_level=used.optimization_level,
+        workspace_mib=used.workspace_mib,
+        build_s=built["build_s"],
+        num_layers=found.get("num_layers"),
+        layers=tuple(LayerSpec(**layer) for layer in found.get("layers", [])),
+    )
+
+
+def copy_golden(onnx_file: Path, manifest: Manifest, output: Path) -> GoldenSpec | None:
+    """Puts the ONNX file's golden frames beside the engine, when it has any."""
+    if manifest.golden is None:
+        return None
+    edgerpn.golden.read(onnx_file, manifest)  # whole, and the one that the manifest describes
+    source, target = onnx_file.parent / Path(manifest.golden.file).name, edgerpn.golden.golden_path(output)
+    if not (target.exists() and target.samefile(source)):
+        files.write_bytes(target, source.read_bytes())
+    return dataclasses.replace(manifest.golden, file=target.name)
+
+
+def _with_report(error: EdgeRpnError | OSError, report: BuildReport, path: Path) -> EdgeRpnError | OSError:
+    """The error with a line that says where the report is, once it is written; as it is when even that fails."""
+    try:
+        report.write(path, str(error))
+    except OSError:
+        return error
+    if isinstance(error, EdgeRpnError):
+        error.args = (f"{error}\n  every line of the library is in {path}",)
+    return error

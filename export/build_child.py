@@ -1,0 +1,187 @@
+"""The parent's side of a build's child process: start it, follow its events, and tell how it ended.
+
+A builder can be killed for want of memory, or crash inside the library; in a process of its own that is an answer like
+any other. The child has a session of its own, so that Ctrl-C reaches only the parent, which then kills it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from edgerpn.export.build_compile import MEMORY_PATTERN
+
+MAX_LINES = 1000
+"""Log lines kept from the start of a build, and as many from its end."""
+TAIL_BYTES = 4000
+_TICK_S = 0.5
+
+
+@dataclass(slots=True)
+class LogLines:
+    """The library's log: the first and the last lines, and how many were left out between them."""
+
+    first: list[dict[str, str]] = field(default_factory=list)
+    """Severity and text of each of the first lines."""
+    last: deque[dict[str, str]] = field(default_factory=lambda: deque(maxlen=MAX_LINES))
+    """The same of the last lines."""
+    num_lines: int = 0
+    """Lines that came."""
+
+    def add(self, severity: str, text: str) -> None:
+        """Keeps a line."""
+        self.num_lines += 1
+        (self.first if len(self.first) < MAX_LINES else self.last).append({"severity": severity, "text": text})
+
+    def lines(self) -> list[dict[str, str]]:
+        """What was kept, in order."""
+        return [*self.first, *self.last]
+
+    def errors(self, limit: int) -> list[str]:
+        """The last `limit` errors, or the last warnings when there are none."""
+        for wanted in (("error", "internal_error"), ("warning",)):
+            texts = [line["text"].strip() for line in self.lines() if line["severity"] in wanted]
+            if texts:
+                return texts[-limit:]
+        return []
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How a child process ended."""
+
+    events: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The last event of each kind but `log`, by kind."""
+    log: LogLines = field(default_factory=LogLines)
+    """What the library logged."""
+    status: int = 0
+    """Exit status; -N when signal N ended it."""
+    printed: str = ""
+    """The end of what it printed."""
+    was_oom_killed: bool = False
+    """Whether the kernel counted a process killed for want of memory meanwhile."""
+
+    @property
+    def is_out_of_memory(self) -> bool:
+        """Whether it failed because memory ran out, as far as can be told."""
+        failed = self.events.get("failed", {})
+        if "built" in self.events or failed.get("kind") in ("write", "dependency"):
+            return False
+        said = "\n".join((*self.log.errors(20), self.printed, failed.get("message", "")))
+        return (
+            self.status == -signal.SIGKILL or failed.get("kind") == "memory" or MEMORY_PATTERN.search(said) is not None
+        )
+
+    def describe_end(self) -> str:
+        """How it ended, for people: the error that it told, or the signal that ended it, and in which phase."""
+        if "failed" in self.events:
+            return str(self.events["failed"]["message"])
+        phase = self.events.get("progress", {}).get("phase", "the start")
+        if self.status == -signal.SIGKILL:
+            by = (
+                "the kernel, because memory ran out"
+                if self.was_oom_killed
+                else "the system for want of memory, or by hand"
+            )
+            return f"the builder was killed (SIGKILL) by {by}; phase: {phase}"
+        if self.status < 0:
+            return f"the library crashed ({signal.Signals(-self.status).name}); phase: {phase}"
+        return f"the builder ended with status {self.status} and no result; phase: {phase}"
+
+
+def run_worker(
+    request: dict[str, Any], *, on_event: Callable[[dict[str, Any]], None], tick: Callable[[], None]
+) -> Outcome:
+    """Runs one request in a child process; blocks until it ended. The child never outlives this call.
+
+    Args:
+        request: See `edgerpn.export.build_worker`.
+        on_event: Called with every event but log lines.
+        tick: Called at least twice a second.
+
+    Raises:
+        OSError: No process can be started.
+    """
+    outcome = Outcome()
+    kills_before = _oom_kills()
+    reading, writing = os.pipe()
+    with open(reading, "rb", buffering=0) as events, tempfile.TemporaryFile() as printed:
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "edgerpn.export.build_worker", str(writing)],
+                stdin=subprocess.PIPE,
+                stdout=printed,
+                stderr=subprocess.STDOUT,
+                pass_fds=(writing,),
+                start_new_session=True,
+            )
+        finally:
+            os.close(writing)
+        try:
+            _send_request(process, request)
+            _follow(events, outcome, on_event, tick)
+            outcome.status = process.wait()
+        finally:
+            process.kill()
+            process.wait()
+            if process.stdin is not None:
+                process.stdin.close()
+        outcome.printed = _tail(printed)
+    outcome.was_oom_killed = _oom_kills() > kills_before
+    return outcome
+
+
+def _send_request(process: subprocess.Popen[bytes], request: dict[str, Any]) -> None:
+    assert process.stdin is not None
+    try:
+        process.stdin.write((json.dumps(request) + "\n").encode())
+        process.stdin.flush()
+    except BrokenPipeError:
+        pass  # it is dead already; its exit status says why
+
+
+def _follow(
+    events: IO[bytes], outcome: Outcome, on_event: Callable[[dict[str, Any]], None], tick: Callable[[], None]
+) -> None:
+    """Takes events until the child closes its end, which its death does too."""
+    rest = b""
+    while True:
+        tick()
+        if not select.select([events], [], [], _TICK_S)[0]:
+            continue
+        data = events.read(1 << 16)
+        if not data:
+            return
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            event = json.loads(line)
+            if event["event"] == "log":
+                outcome.log.add(event["severity"], event["text"])
+            else:
+                outcome.events[event["event"]] = event
+                on_event(event)
+
+
+def _tail(file: IO[bytes]) -> str:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - TAIL_BYTES))
+    return file.read().decode(errors="replace").strip()
+
+
+def _oom_kills() -> int:
+    """Processes that the kernel has killed for want of memory since it started; 0 where it does not say."""
+    try:
+        lines = Path("/proc/vmstat").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
