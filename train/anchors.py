@@ -2,12 +2,14 @@
 
 Order of all anchors of an image: level by level, finest first; in a level row by row, cell by cell; in a cell
 size by size, and for each size ratio by ratio. Head outputs are brought into the same order.
+docs/conventions.md says which options give the anchors of other implementations.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,20 +20,24 @@ class AnchorConfig:
     """Strides, sizes and shapes of the anchors. Default: one square per cell, four cells wide."""
 
     strides_px: tuple[int, ...] = (8, 16, 32)
-    """Pixels between neighbouring cells of each level, finest first; powers of two that the backbone has."""
+    """Pixels between neighbouring cells of each level, finest first; powers of two that the backbone (or neck) has."""
     sizes_px: tuple[tuple[float, ...], ...] = ((32.0,), (64.0,), (128.0,))
     """For each level, the square roots of the anchor areas, pixels of the network's input."""
     ratios_hw: tuple[float, ...] = (1.0,)
     """Height over width of the anchors; every size comes in every ratio."""
     center_offset: float = 0.5
     """Where in its cell an anchor is centred, in strides: 0.5 is the middle of the pixels that the cell covers."""
+    rounding: Literal["none", "corners", "base"] = "none"
+    """What is rounded to whole pixels: nothing, the corners of a cell's anchors, or the sides of a stride-sized one."""
+    spacing: Literal["stride", "grid"] = "stride"
+    """Distance of neighbouring cells: the stride, or the input's size divided by the number of cells, rounded down."""
 
     def __post_init__(self) -> None:
         """Checks that the levels fit together."""
         if not self.strides_px or any(s < 1 or s & (s - 1) for s in self.strides_px):
             raise ValueError(f"strides_px: expected powers of two, got {self.strides_px}")
-        if list(self.strides_px) != sorted(set(self.strides_px)):
-            raise ValueError(f"strides_px: expected finest first, each once, got {self.strides_px}")
+        if list(self.strides_px) != sorted(self.strides_px):
+            raise ValueError(f"strides_px: expected finest first, got {self.strides_px}")
         if len(self.sizes_px) != len(self.strides_px):
             raise ValueError(
                 f"sizes_px: expected one list for each of {len(self.strides_px)} levels, got {self.sizes_px}"
@@ -51,6 +57,9 @@ class AnchorConfig:
     def misfit(self, hw: tuple[int, int]) -> str | None:
         """Why a network with these levels cannot work at `hw` (height, width) pixels; None when it can."""
         stride = max(self.strides_px)
+        if self.spacing == "grid":
+            # The cells of such levels are laid out by the size of the input; they need not line up.
+            return None if min(hw) >= stride else f"both sides must be at least {stride}, the coarsest stride"
         if hw[0] % stride == 0 and hw[1] % stride == 0 and min(hw) > 0:
             return None
         near = "x".join(str(max(stride, round(side / stride) * stride)) for side in hw)
@@ -62,14 +71,37 @@ class AnchorConfig:
         return tuple((math.ceil(height / s), math.ceil(width / s)) for s in self.strides_px)
 
 
-def cell_anchors(sizes_px: tuple[float, ...], ratios_hw: tuple[float, ...]) -> Tensor:
-    """Anchors of one cell around the origin: (sizes * ratios, 4) float32 pixels, x1, y1, x2, y2."""
+def cell_anchors(
+    sizes_px: tuple[float, ...],
+    ratios_hw: tuple[float, ...],
+    *,
+    rounding: Literal["none", "corners", "base"] = "none",
+    stride_px: int = 16,
+) -> Tensor:
+    """Anchors of one cell around the origin.
+
+    Args:
+        sizes_px: Square roots of the anchor areas, pixels.
+        ratios_hw: Height over width.
+        rounding: `none`; `corners` rounds every corner to whole pixels, half to even (torchvision, AnchorGenerator);
+            `base` rounds width and height of an anchor as large as one stride, and scales it to each size
+            (py-faster-rcnn, generate_anchors.py).
+        stride_px: Size of the anchor that `base` rounds.
+
+    Returns:
+        (sizes * ratios, 4) float32 pixels, x1, y1, x2, y2.
+    """
     corners = []
     for size in sizes_px:
         for ratio in ratios_hw:
-            half_w, half_h = size / math.sqrt(ratio) / 2, size * math.sqrt(ratio) / 2
-            corners.append((-half_w, -half_h, half_w, half_h))
-    return torch.tensor(corners, dtype=torch.float32)
+            width, height = size / math.sqrt(ratio), size * math.sqrt(ratio)
+            if rounding == "base":
+                # Python rounds half to even, as NumPy does.
+                base_w = round(math.sqrt(stride_px * stride_px / ratio))
+                width, height = base_w * size / stride_px, round(base_w * ratio) * size / stride_px
+            corners.append((-width / 2, -height / 2, width / 2, height / 2))
+    anchors = torch.tensor(corners, dtype=torch.float32)
+    return anchors.round() if rounding == "corners" else anchors
 
 
 def grid_anchors(config: AnchorConfig, image_hw: tuple[int, int]) -> list[Tensor]:
@@ -82,9 +114,12 @@ def grid_anchors(config: AnchorConfig, image_hw: tuple[int, int]) -> list[Tensor
     for stride, sizes, (rows, columns) in zip(
         config.strides_px, config.sizes_px, config.level_hw(image_hw), strict=True
     ):
-        y = (torch.arange(rows, dtype=torch.float32) + config.center_offset) * stride
-        x = (torch.arange(columns, dtype=torch.float32) + config.center_offset) * stride
+        is_grid = config.spacing == "grid"
+        step_y, step_x = (image_hw[0] // rows, image_hw[1] // columns) if is_grid else (stride, stride)
+        y = (torch.arange(rows, dtype=torch.float32) + config.center_offset) * step_y
+        x = (torch.arange(columns, dtype=torch.float32) + config.center_offset) * step_x
         grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
         centers = torch.stack((grid_x, grid_y, grid_x, grid_y), dim=-1).reshape(-1, 1, 4)
-        levels.append((centers + cell_anchors(sizes, config.ratios_hw)).reshape(-1, 4))
+        cell = cell_anchors(sizes, config.ratios_hw, rounding=config.rounding, stride_px=stride)
+        levels.append((centers + cell).reshape(-1, 4))
     return levels

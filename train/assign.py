@@ -30,7 +30,7 @@ class AssignConfig:
     low_quality_matches: bool = True
     """max_iou: the anchors that overlap a box best are objects even below `positive_iou`."""
     boundary_px: float | None = None
-    """max_iou: anchors that leave the image by more than this get no loss; not set: all anchors take part."""
+    """max_iou: anchors that leave the image by more than this take no part; not set: all anchors do."""
     atss_candidates: int = 9
     """atss: nearest anchors of each level that are considered for a box."""
     samples_per_image: int = 0
@@ -97,11 +97,18 @@ def assign(
 
 
 def _assign_max_iou(iou_NGA: Tensor, anchors_A4: Tensor, image_hw: tuple[int, int], config: AssignConfig) -> Assignment:
-    """Ren et al. 2015, section 3.1.2; ties and low-quality matches as in torchvision and Detectron2.
+    """Ren et al. 2015, section 3.1.2; ties and low-quality matches as in py-faster-rcnn, torchvision and Detectron2.
 
     An anchor made an object by a low-quality match answers for the box that *it* overlaps most, which need not
-    be the box that it is the best anchor of.
+    be the box that it is the best anchor of. Anchors beyond the boundary cannot be the best of a box, as in
+    py-faster-rcnn: a box at the edge of the image keeps the best anchor that takes part.
     """
+    is_outside_A = torch.zeros_like(anchors_A4[:, 0], dtype=torch.bool)
+    if config.boundary_px is not None:
+        limit = config.boundary_px
+        x1, y1, x2, y2 = anchors_A4.unbind(-1)
+        is_outside_A = (x1 < -limit) | (y1 < -limit) | (x2 > image_hw[1] + limit) | (y2 > image_hw[0] + limit)
+        iou_NGA = iou_NGA.masked_fill(is_outside_A, -1.0)
     best_NA, matched_NA = iou_NGA.max(dim=1)
     labels_NA = torch.full_like(matched_NA, IGNORED)
     labels_NA[best_NA < config.negative_iou] = BACKGROUND
@@ -111,11 +118,7 @@ def _assign_max_iou(iou_NGA: Tensor, anchors_A4: Tensor, image_hw: tuple[int, in
         # A box that no anchor touches (best 0) makes no anchor its own, padding (best -1) neither.
         is_best_NA = ((iou_NGA == best_NG) & (best_NG > 0)).any(dim=1)
         labels_NA[is_best_NA] = OBJECT
-    if config.boundary_px is not None:
-        limit = config.boundary_px
-        x1, y1, x2, y2 = anchors_A4.unbind(-1)
-        inside_A = (x1 >= -limit) & (y1 >= -limit) & (x2 <= image_hw[1] + limit) & (y2 <= image_hw[0] + limit)
-        labels_NA[:, ~inside_A] = IGNORED
+    labels_NA[:, is_outside_A] = IGNORED
     return Assignment(labels_NA=labels_NA, matched_NA=matched_NA)
 
 

@@ -1,4 +1,4 @@
-"""Backbones: our small one, ResNets and VGG16 with torchvision's parameter names, and timm's.
+"""Backbones: our small one, ResNets, VGG16 and MobileNetV3 with torchvision's parameter names, and timm's.
 
 A backbone is a module with `channels` (one number for each of its output levels) whose forward takes
 (N, 3, H, W) float BGR, normalised, and returns one feature map for each asked stride, finest first.
@@ -14,17 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgerpn.errors import CheckpointError, ConfigError, require
-from edgerpn.train.layers import ConvNormAct, ResidualBlock
+from edgerpn.train.layers import Backbone, ConvNormAct, ResidualBlock, check_strides
+from edgerpn.train.mobilenet import MobileNetV3Large
 from edgerpn.train.tensor_file import load_tensors
 
-NAMES = ("edge", "resnet18", "resnet34", "resnet50", "vgg16")
-
-
-class Backbone(nn.Module):
-    """Base of all backbones: stages with rising stride, of which some are returned."""
-
-    channels: tuple[int, ...]
-    """Channels of the returned feature maps, finest first."""
+NAMES = ("edge", "resnet18", "resnet34", "resnet50", "vgg16", "mobilenet_v3_large")
 
 
 class EdgeBackbone(Backbone):
@@ -114,7 +108,7 @@ class ResNet(Backbone):
     ) -> None:
         """Builds the stages up to the coarsest of `strides` (out of 4, 8, 16, 32)."""
         super().__init__()
-        _check_strides(strides, (4, 8, 16, 32), "ResNet")
+        check_strides(strides, (4, 8, 16, 32), "ResNet")
         self.strides = tuple(strides)
         self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
@@ -151,7 +145,7 @@ class Vgg16(Backbone):
     def __init__(self, strides: Sequence[int]) -> None:
         """Builds the layers up to the coarsest of `strides` (out of 4, 8, 16)."""
         super().__init__()
-        _check_strides(strides, (4, 8, 16), "vgg16")
+        check_strides(strides, (4, 8, 16), "vgg16")
         self.strides = tuple(strides)
         plan = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
         layers: list[nn.Module] = []
@@ -192,7 +186,7 @@ class TimmBackbone(Backbone):
         except (RuntimeError, ValueError) as error:
             raise ConfigError([f"model.backbone: timm cannot make {name!r}: {error}"]) from error
         reductions = self.body.feature_info.reduction()
-        _check_strides(strides, reductions, f"timm:{name}")
+        check_strides(strides, reductions, f"timm:{name}")
         self.indices = [reductions.index(s) for s in strides]
         self.channels = tuple(self.body.feature_info.channels()[i] for i in self.indices)
 
@@ -200,12 +194,6 @@ class TimmBackbone(Backbone):
         """Feature maps at the asked strides."""
         maps = self.body(x)
         return [maps[i] for i in self.indices]
-
-
-def _check_strides(strides: Sequence[int], available: Sequence[int], name: str) -> None:
-    missing = [s for s in strides if s not in available]
-    if missing:
-        raise ConfigError([f"model.anchors.strides_px: {name} has strides {tuple(available)}, not {missing}"])
 
 
 def make_backbone(
@@ -217,7 +205,7 @@ def make_backbone(
         ConfigError: The name is unknown, or the backbone has no level of an asked stride.
     """
     if name == "edge":
-        _check_strides(strides, [2 << i for i in range(len(stage_channels))], "edge (with these stage_channels)")
+        check_strides(strides, [2 << i for i in range(len(stage_channels))], "edge (with these stage_channels)")
         return EdgeBackbone(strides, stage_channels, stage_blocks)
     if name == "resnet18":
         return ResNet(BasicBlock, (2, 2, 2, 2), strides)
@@ -227,13 +215,15 @@ def make_backbone(
         return ResNet(Bottleneck, (3, 4, 6, 3), strides)
     if name == "vgg16":
         return Vgg16(strides)
+    if name == "mobilenet_v3_large":
+        return MobileNetV3Large(strides)
     if name.startswith("timm:"):
         return TimmBackbone(name.removeprefix("timm:"), strides)
     raise ConfigError([f"model.backbone: expected one of {', '.join(NAMES)} or timm:NAME, got {name!r}"])
 
 
 def load_backbone_weights(backbone: Backbone, file: str | os.PathLike[str]) -> int:
-    """Loads a torchvision state dict (a downloaded .pth, or .safetensors) into a ResNet or VGG16.
+    """Loads a torchvision state dict (a downloaded .pth, or .safetensors) into a backbone with torchvision's names.
 
     The classifier is left out, layers that this backbone does not have too. torchvision's models eat RGB and ours
     BGR: the input channels of the first convolution are swapped.
@@ -246,7 +236,10 @@ def load_backbone_weights(backbone: Backbone, file: str | os.PathLike[str]) -> i
     """
     path = Path(file)
     own = backbone.state_dict()
-    state = {name.removeprefix("backbone.body.").removeprefix("module."): value for name, value in _read(path).items()}
+    state = {
+        name.removeprefix("backbone.body.").removeprefix("module."): value
+        for name, value in read_state_dict(path).items()
+    }
     missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
     if missing:
         raise CheckpointError(
@@ -275,7 +268,12 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: not weights, or damaged: {error}") from error
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Names and tensors of a state dict, from `torch.save` or safetensors; nothing in the file is run.
+
+    Raises:
+        CheckpointError: The file cannot be read, or holds something else.
+    """
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     state = load_tensors(path, expected="weights")

@@ -1,10 +1,32 @@
-"""Small building blocks: plain convolutions with batch norm and ReLU, which every compiler fuses."""
+"""What networks are made of: the base of all backbones, and plain convolutions which every compiler fuses."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from edgerpn.errors import ConfigError
+
+
+class Backbone(nn.Module):
+    """Base of all backbones: stages with rising stride, of which some are returned."""
+
+    channels: tuple[int, ...]
+    """Channels of the returned feature maps, finest first."""
+
+
+def check_strides(strides: Sequence[int], available: Sequence[int], name: str) -> None:
+    """Requires that the backbone `name` has a map for each of `strides`; `available` holds one stride for each map.
+
+    Raises:
+        ConfigError: It has not.
+    """
+    missing = [s for s in sorted(set(strides)) if strides.count(s) > available.count(s)]
+    if missing:
+        raise ConfigError([f"model.anchors.strides_px: {name} has strides {tuple(available)}, not {missing}"])
 
 
 class ConvNormAct(nn.Module):

@@ -27,14 +27,14 @@ class LossConfig:
     box: Literal["giou", "smooth_l1"] = "giou"
     """`smooth_l1` on deltas (Ren et al. 2015), or `giou` on decoded boxes (arXiv:1902.09630)."""
     smooth_l1_beta: float = 1 / 9
-    """smooth_l1: where the quadratic part ends, in deltas."""
+    """smooth_l1: where the quadratic part ends, in deltas; 0: plain absolute differences."""
     box_weight: float = 2.0
     """Weight of the box loss beside the objectness loss."""
 
     def __post_init__(self) -> None:
         """Checks ranges."""
-        if self.focal_beta < 0 or self.smooth_l1_beta <= 0 or self.box_weight < 0:
-            raise ValueError("focal_beta, smooth_l1_beta, box_weight: expected positive numbers")
+        if self.focal_beta < 0 or self.smooth_l1_beta < 0 or self.box_weight < 0:
+            raise ValueError("focal_beta, smooth_l1_beta, box_weight: expected at least 0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -25,13 +26,17 @@ class ModelConfig:
     """Shape of the network."""
 
     backbone: str = "edge"
-    """`edge`, `resnet18`, `resnet34`, `resnet50`, `vgg16`, or `timm:NAME` with the timm package."""
+    """`edge`, `resnet18`, `resnet34`, `resnet50`, `vgg16`, `mobilenet_v3_large`, or `timm:NAME` (package timm)."""
     stage_channels: tuple[int, ...] = (16, 32, 64, 128, 160)
     """edge: channels of the stages at strides 2, 4, 8, 16, 32."""
     stage_blocks: tuple[int, ...] = (0, 0, 1, 2, 1)
     """edge: residual blocks of each stage behind its strided convolution."""
     neck_channels: int = 64
     """Channels of the top-down feature pyramid (arXiv:1612.03144); 0: no pyramid, as in the paper."""
+    neck_output_conv: bool = False
+    """Whether every level of the pyramid leaves it through a 3x3 convolution of its own."""
+    neck_extra_levels: int = 0
+    """Levels that the pyramid adds behind the backbone's coarsest, each with every second cell of the one before."""
     head_channels: int = 64
     """Channels of the 3x3 sliding-window convolution, shared by all levels."""
     head_norm: bool = True
@@ -56,6 +61,19 @@ class ModelConfig:
             )
         if self.neck_channels < 0 or self.head_channels < 1:
             raise ValueError("neck_channels: expected at least 0, and head_channels at least 1")
+        if (self.neck_output_conv or self.neck_extra_levels) and not self.neck_channels:
+            raise ValueError("neck_output_conv, neck_extra_levels: need a pyramid, got neck_channels 0")
+        if not 0 <= self.neck_extra_levels < len(self.anchors.strides_px):
+            raise ValueError(
+                f"neck_extra_levels: expected fewer than the levels of anchors.strides_px {self.anchors.strides_px}, "
+                f"got {self.neck_extra_levels}"
+            )
+        start = len(self.anchors.strides_px) - self.neck_extra_levels
+        if any(b != 2 * a for a, b in pairwise(self.anchors.strides_px[start - 1 :])):
+            raise ValueError(
+                f"neck_extra_levels: expected each of the last {self.neck_extra_levels} of anchors.strides_px to be "
+                f"twice the one before, got {self.anchors.strides_px}"
+            )
         if not 0 < self.prior_score < 1:
             raise ValueError(f"prior_score: expected a number between 0 and 1, got {self.prior_score}")
         if min(self.std_bgr) <= 0:
@@ -65,20 +83,31 @@ class ModelConfig:
 class Pyramid(nn.Module):
     """Top-down pathway: each level is its lateral 1x1 convolution plus the coarser level, doubled (nearest)."""
 
-    def __init__(self, in_channels: tuple[int, ...], channels: int) -> None:
-        """Brings every level to `channels`."""
+    def __init__(
+        self, in_channels: tuple[int, ...], channels: int, *, output_conv: bool = False, extra_levels: int = 0
+    ) -> None:
+        """Brings every level to `channels`; see `ModelConfig` for the options."""
         super().__init__()
         self.lateral = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in in_channels)
+        outputs = (nn.Conv2d(channels, channels, 3, 1, 1) for _ in in_channels)
+        self.output = nn.ModuleList(outputs) if output_conv else None
+        self.extra_levels = extra_levels
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        """Feature maps, finest first, to as many of the same sizes."""
+        """Feature maps, finest first, to as many of the same sizes, and the extra levels behind them."""
         merged: list[Tensor] = []
         for lateral, fine in zip(reversed(self.lateral), reversed(maps), strict=True):
             x = lateral(fine)
             if merged:
                 x = x + _upsample(merged[0], (x.shape[-2], x.shape[-1]))
             merged.insert(0, x)
-        return merged
+        levels = merged
+        if self.output is not None:
+            levels = [conv(x) for conv, x in zip(self.output, merged, strict=True)]
+        for _ in range(self.extra_levels):
+            # A window of one cell: nothing but every second cell, as a layer that every compiler knows.
+            levels.append(functional.max_pool2d(levels[-1], 1, 2))
+        return levels
 
 
 def _upsample(x: Tensor, hw: tuple[int, int]) -> Tensor:
@@ -139,13 +168,20 @@ class Rpn(nn.Module):
         super().__init__()
         self.config = config
         self.std_is_folded = False
-        strides = config.anchors.strides_px
+        strides = config.anchors.strides_px[: len(config.anchors.strides_px) - config.neck_extra_levels]
         self.backbone = make_backbone(
             config.backbone, strides, stage_channels=config.stage_channels, stage_blocks=config.stage_blocks
         )
         channels = self.backbone.channels
-        self.neck = Pyramid(channels, config.neck_channels) if config.neck_channels else nn.Identity()
-        if not config.neck_channels and len(set(channels)) != 1:
+        self.neck: nn.Module = nn.Identity()
+        if config.neck_channels:
+            self.neck = Pyramid(
+                channels,
+                config.neck_channels,
+                output_conv=config.neck_output_conv,
+                extra_levels=config.neck_extra_levels,
+            )
+        elif len(set(channels)) != 1:
             raise ConfigError([f"model.neck_channels: levels of {channels} channels need a pyramid, got 0"])
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

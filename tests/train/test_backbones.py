@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from edgerpn.errors import CheckpointError, ConfigError, MissingDependencyError
-from edgerpn.train.backbones import Backbone, load_backbone_weights, make_backbone
+from edgerpn.train.backbones import load_backbone_weights, make_backbone
+from edgerpn.train.layers import Backbone
 
 Shapes = dict[str, tuple[int, ...]]
 BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
