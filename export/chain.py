@@ -1,0 +1,203 @@
+"""How much work portable NMS needs on real images: rounds of its iteration, and candidates to look at.
+
+What is counted, so that "enough" can be proved:
+
+- *Rounds* of a group of boxes (`edgerpn.train.proposals.nms_groups`: a pyramid level, or all levels together): the
+  first round after which the iteration changes nothing. The solution is unique, so with as many rounds or more
+  `nms_fixed` is greedy NMS on this group, and with fewer it is not (one round is the least there is).
+- *Candidates* of an image: the place, in the list of all levels sorted by logit, of the last of its K proposals. A cut
+  behind that place changes nothing, since NMS decides about a box by better boxes alone; a cut before it loses
+  proposals.
+
+Both are facts of the images that were measured; a margin is added for the others, and `check_convergence` proves that
+the numbers chosen are enough for a set of images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from statistics import median
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from edgerpn.errors import ParityError
+from edgerpn.train.detector import Detector
+from edgerpn.train.nms import nms_converged, nms_greedy
+from edgerpn.train.proposals import Candidates, nms_groups, ranked_candidates
+
+Frame = npt.NDArray[np.uint8]
+"""(N, H, W, 3) BGR frames in the size of the detector's input; N is usually 1."""
+
+MIN_ITERATIONS = 8
+"""Rounds that are taken at least, however short the chains of the measured images are."""
+
+CANDIDATE_STEP = 64
+"""Candidates are rounded up to a multiple of this: rows of whole tiles for a GPU."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chain:
+    """What portable NMS needed on a set of images."""
+
+    longest: int
+    """Most rounds that a group of boxes needed."""
+    median: float
+    """Median over the images of the most rounds that one of their groups needed."""
+    per_group: tuple[int, ...]
+    """Most rounds of each group: of each pyramid level, finest first, or of all together."""
+    group_sizes: tuple[int, ...]
+    """Boxes in each group."""
+    candidates: int
+    """Most candidates that an image needed for its proposals."""
+    num_images: int
+    """Images measured."""
+
+    def summary(self) -> str:
+        """One line for people."""
+        return (
+            f"NMS on {self.num_images} images: chains of {self.longest} rounds at most, {self.median:g} in the median; "
+            f"proposals among the best {self.candidates} candidates"
+        )
+
+
+def measure_chain(detector: Detector, frames: Iterable[Frame]) -> Chain:
+    """Measures rounds and candidates.
+
+    Args:
+        detector: In eval mode, with either form of the NMS; its device is used. With `nms_candidates` set the groups
+            are those of the cut list.
+        frames: At least one; they are read one by one.
+
+    Raises:
+        ValueError: No frames.
+    """
+    needs = list(_needs(detector, frames))
+    if not needs:
+        raise ValueError("frames: expected at least one, got none")
+    return Chain(
+        longest=max(max(need.rounds) for need in needs),
+        median=float(median(max(need.rounds) for need in needs)),
+        per_group=tuple(max(rounds) for rounds in zip(*(need.rounds for need in needs), strict=True)),
+        group_sizes=needs[0].sizes,
+        candidates=max(need.candidates for need in needs),
+        num_images=len(needs),
+    )
+
+
+def choose_iterations(chain: Chain) -> int:
+    """Rounds for other images than the measured ones: half as many again, at least 4 more, at least 8."""
+    return max(MIN_ITERATIONS, chain.longest + 4, math.ceil(1.5 * chain.longest))
+
+
+def choose_candidates(chain: Chain) -> int | None:
+    """Candidates for other images than the measured ones: half as many again, in steps of 64.
+
+    Returns:
+        A value for `ProposalConfig.nms_candidates`; None where one list of so many boxes costs more than the groups
+        do one by one (NMS costs the square of the boxes).
+    """
+    count = CANDIDATE_STEP * math.ceil(1.5 * chain.candidates / CANDIDATE_STEP)
+    return count if count**2 < sum(size**2 for size in chain.group_sizes) else None
+
+
+def check_convergence(
+    detector: Detector, frames: Iterable[Frame], iterations: int, *, names: Sequence[str] = ()
+) -> None:
+    """Proves that portable NMS with so many rounds is greedy NMS on these images.
+
+    With `nms_candidates` set in the detector's `proposals`, that many candidates must be enough, too.
+
+    Args:
+        detector: As for `measure_chain`.
+        frames: As for `measure_chain`; none proves nothing.
+        iterations: Rounds of the graph.
+        names: What to call the images in a message; the others go by their number, from 1.
+
+    Raises:
+        ParityError: They are not enough; the message names the image that needs most.
+    """
+    cut = detector.proposals.nms_candidates
+    needs = [
+        (need, name or f"image {number}")
+        for number, (need, name) in enumerate(zip_longest(_needs(detector, frames), names), start=1)
+        if need is not None
+    ]
+    short = [(max(need.rounds), name) for need, name in needs if max(need.rounds) > iterations]
+    if short:
+        rounds, name = max(short)
+        raise ParityError(
+            f"{name}: portable NMS needs {rounds} rounds here, and the graph has {iterations}; too few on "
+            f"{len(short)} of {len(needs)} images. Raise nms_iterations to {rounds} or more, or leave it to be measured"
+        )
+    late = [(need.candidates, name) for need, name in needs if cut is not None and need.candidates > cut]
+    if late:
+        candidates, name = max(late)
+        raise ParityError(
+            f"{name}: portable NMS needs the best {candidates} candidates here, and the graph looks at {cut}; too few "
+            f"on {len(late)} of {len(needs)} images. Raise nms_candidates to {candidates} or more"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Need:
+    """What one image needs."""
+
+    rounds: tuple[int, ...]
+    sizes: tuple[int, ...]
+    candidates: int
+
+
+@torch.inference_mode()
+def _needs(detector: Detector, frames: Iterable[Frame]) -> Iterator[_Need]:
+    """One for every image of every batch."""
+    anchors = [detector.get_buffer(f"anchors_{level}") for level in range(detector.num_levels)]
+    for batch in frames:
+        levels = _network_levels(detector, torch.from_numpy(batch).to(anchors[0].device))
+        for image in range(len(batch)):
+            row = slice(image, image + 1)
+            yield _need(detector, [(logits[row], deltas[row]) for logits, deltas in levels], anchors)
+
+
+def _network_levels(detector: Detector, frames: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """What the detector's own network gives to its proposal stage for these frames."""
+    found: list[list[tuple[Tensor, Tensor]]] = []
+
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: list[tuple[Tensor, Tensor]]) -> None:
+        del module, inputs
+        found.append(output)
+
+    with detector.model.register_forward_hook(keep):
+        detector(frames)
+    return found[0]
+
+
+def _need(detector: Detector, levels: list[tuple[Tensor, Tensor]], anchors: list[Tensor]) -> _Need:
+    config, content_hw = detector.proposals, detector.content_hw
+    groups = nms_groups(levels, anchors, content_hw=content_hw, config=config, nms="portable")
+    total = sum(min(config.pre_nms, logits.shape[1]) for logits, _ in levels)
+    ranked = ranked_candidates(levels, anchors, total, content_hw=content_hw, config=config)
+    return _Need(
+        rounds=tuple(
+            nms_converged(g.boxes, g.scores >= 0, iou_threshold=config.nms_iou, labels_NB=g.levels)[1] for g in groups
+        ),
+        sizes=tuple(group.scores.shape[1] for group in groups),
+        candidates=_candidates_for(ranked, config.num_proposals, config.nms_iou),
+    )
+
+
+def _candidates_for(ranked: Candidates, num_proposals: int, nms_iou: float) -> int:
+    """Place, from 1, of the last of the `num_proposals` best boxes that greedy NMS leaves of one image."""
+    boxes, valid = ranked.boxes[0], ranked.scores[0] >= 0
+    levels = torch.zeros_like(valid, dtype=torch.float32) if ranked.levels is None else ranked.levels[0]
+    keep = torch.zeros_like(valid)
+    for level in levels.unique():
+        own = levels == level
+        keep[own] = nms_greedy(boxes[own], valid[own], iou_threshold=nms_iou)
+    places = keep.nonzero()[:num_proposals, 0]
+    return int(places[-1]) + 1 if len(places) else 1
