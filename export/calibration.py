@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,8 +84,8 @@ def calibration_images(
         found = [file for file in found if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")]
     if not found:
         raise DataError(
-            f"{folder}: no photographs to calibrate on (looked for {', '.join(sorted(IMAGE_SUFFIXES))} at every depth). "
-            f"Put {FEW_IMAGES} or more there, as the camera or the training data gives them"
+            f"{folder}: no photographs to calibrate on (looked for {', '.join(sorted(IMAGE_SUFFIXES))}, at every "
+            f"depth). Put {FEW_IMAGES} or more there, as the camera or the training data gives them"
         )
     if len(found) < FEW_IMAGES:
         say(
@@ -143,14 +143,14 @@ def measure_ranges(
 
 
 def frames(
-    images: Sequence[Path] | Iterator[Path] | object, spec: InputSpec, say: Callable[[str], None] = lambda _: None
+    images: Iterable[Path], spec: InputSpec, say: Callable[[str], None] = lambda _: None
 ) -> Iterator[npt.NDArray[np.uint8]]:
     """Photographs as the graph eats them, (H, W, 3) uint8; `say` hears of those that cannot be read."""
-    for image in images:  # type: ignore[attr-defined]
+    for image in images:
         try:
             frame = read_image(image)
         except DataError as error:
-            say(f"left out of the calibration: {error}")
+            say(f"left out: {error}")
             continue
         yield letterbox((frame.shape[0], frame.shape[1]), spec.frame_hw).apply(frame, cv2.resize)
 

@@ -55,8 +55,17 @@ def convolutions(proto: onnx.ModelProto, network: Network) -> list[onnx.NodeProt
 
 
 def tensors_to_calibrate(proto: onnx.ModelProto, network: Network, target: Target) -> list[str]:
-    """Names of the tensors whose range `quantize` needs."""
+    """Names of the tensors whose range `quantize` needs.
+
+    Raises:
+        ExportError: There is nothing to quantize.
+    """
     nodes = convolutions(proto, network)
+    if not nodes:
+        raise ExportError(
+            f"no convolution of the network has {MIN_CHANNELS} or more input and output channels, so there is nothing "
+            "to quantize; use --precision fp16"
+        )
     if target != "onnxruntime":
         return list(dict.fromkeys(node.input[0] for node in nodes))
     constants = {tensor.name for tensor in proto.graph.initializer}
@@ -76,7 +85,6 @@ def quantize(
     *,
     target: Target,
     without: Collection[str] = (),
-    rest_half: bool = True,
 ) -> onnx.ModelProto:
     """Quantizes the network's convolutions.
 
@@ -85,22 +93,18 @@ def quantize(
         network: Its network.
         ranges: Of `tensors_to_calibrate`.
         target: onnxruntime: unsigned activations between all operators, the rest of the network float32. Else
-            symmetric int8 at the inputs of convolutions, the rest of the network float16 if `rest_half` is set.
+            symmetric int8 at the inputs of convolutions, the rest of the network float16.
         without: Blocks that are not quantized.
-        rest_half: See `target`.
 
     Returns:
         A new graph with the same inputs, outputs and metadata; opset 19 or more for TensorRT.
 
     Raises:
-        ExportError: Nothing is left to quantize, or the network cannot be converted.
+        ExportError: The network cannot be converted.
     """
     chosen = [node.name for node in convolutions(proto, network) if network.block_of[node.name] not in without]
     if not chosen:
-        raise ExportError(
-            f"no convolution of the network has {MIN_CHANNELS} or more input and output channels, so there is nothing "
-            "to quantize; use --precision fp16"
-        )
+        raise ValueError(f"without: expected a block to be left to quantize, got {sorted(without)}")
     if target == "onnxruntime":
         nodes = [
             node.name
@@ -110,8 +114,6 @@ def quantize(
         ]
         return checked(_insert_quantizers(proto, nodes, ranges, _WITH_CONVOLUTIONS, is_symmetric=False))
     result = _insert_quantizers(proto, chosen, ranges, ("Conv",), is_symmetric=True)
-    if not rest_half:
-        return checked(result)
     result = _at_least_opset(result, HALF_OPSET)
     old = {node.name for node in proto.graph.node}
     quantizers = {node.name for node in result.graph.node if node.name not in old}
@@ -142,7 +144,7 @@ def _insert_quantizers(
     quantizer.quantize_model()
     quantizer.model.topological_sort()
     result = quantizer.model.model
-    # It notes the exporter's own shapes and its version there.
+    # The quantizer leaves its own name in them.
     del result.metadata_props[:]
     result.metadata_props.extend(proto.metadata_props)
     result.producer_name, result.producer_version = proto.producer_name, proto.producer_version

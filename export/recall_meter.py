@@ -1,0 +1,46 @@
+"""AR@100 of a graph that is still in memory, on annotated images."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import onnx
+
+from edgerpn.export.evaluate import evaluate_model
+from edgerpn.train.coco import read_coco
+
+
+class RecallMeter:
+    """Measures graphs, each on the same images."""
+
+    def __init__(self, annotations: Path, images: Path, *, limit: int = 500) -> None:
+        """Reads the annotations.
+
+        Args:
+            annotations: COCO annotations of images that the model was not trained on.
+            images: Folder of the images.
+            limit: Measure the first so many images only.
+
+        Raises:
+            DataError: The annotations or images cannot be used.
+        """
+        self._annotations, self._images, self._limit = annotations, images, limit
+        records = read_coco(annotations, images, verify="header").records[:limit]
+        self.num_images = len(records)
+        self.num_objects = sum(len(record.boxes_xyxy) for record in records)
+        self.files = frozenset(record.file.resolve() for record in records)
+
+    def __call__(self, proto: onnx.ModelProto, *, limit: int | None = None) -> float:
+        """AR@100, 0..1, of a graph that holds its manifest, on the first `limit` of the images.
+
+        Raises:
+            ManifestError: The graph's metadata hold no manifest.
+            EngineLoadError: ONNX Runtime refuses the graph.
+            DataError: The images cannot be used.
+        """
+        with tempfile.TemporaryDirectory(prefix="edgerpn-recall-") as folder:
+            file = Path(folder) / "graph.onnx"
+            onnx.save(proto, file)
+            evaluation = evaluate_model(file, self._annotations, self._images, limit=min(limit or 10**9, self._limit))
+        return evaluation.metrics["AR@100"]

@@ -1,0 +1,64 @@
+"""The variants of one graph in a lower precision: all of the network, or some of its blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import onnx
+
+from edgerpn.export.blocks import Network
+from edgerpn.export.calibration import Ranges
+from edgerpn.export.config import ExportConfig
+from edgerpn.export.half import emulate_half, to_half
+from edgerpn.export.quantize import convolutions, quantize
+from edgerpn.manifest_parts import Precision
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Reduction:
+    """Makes the variants."""
+
+    proto: onnx.ModelProto
+    """The float32 graph."""
+    network: Network
+    """Its network."""
+    config: ExportConfig
+    """Precision (fp16 or int8) and target."""
+    ranges: Ranges | None = None
+    """int8: of the tensors that `edgerpn.export.quantize.tensors_to_calibrate` names."""
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """Blocks that the precision changes, in the order of the graph."""
+        if self.config.precision == "fp16":
+            return self.network.blocks
+        nodes = convolutions(self.proto, self.network)
+        return tuple(dict.fromkeys(self.network.block_of[node.name] for node in nodes))
+
+    @property
+    def kept_precision(self) -> Precision:
+        """The next higher precision, in which blocks that are not reduced stay."""
+        return "fp16" if self.config.precision == "int8" and self.config.target != "onnxruntime" else "fp32"
+
+    def build(self, kept: Collection[str] = ()) -> onnx.ModelProto:
+        """The graph with the blocks `kept` in the next higher precision.
+
+        Raises:
+            ExportError: The network cannot be converted.
+        """
+        if kept and set(kept) >= set(self.blocks):
+            return self.proto if self.kept_precision == "fp32" else to_half(self.proto, self.network.nodes())
+        if self.ranges is None:
+            return to_half(self.proto, self.network.nodes(without=kept))
+        return quantize(self.proto, self.network, self.ranges, target=self.config.target, without=kept)
+
+    def build_one(self, block: str) -> onnx.ModelProto:
+        """The graph with `block` alone reduced."""
+        return self.build([other for other in self.blocks if other != block])
+
+
+def measurable(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph that gives on the CPU, in ONNX Runtime, what `proto` gives where float16 is computed as such."""
+    has_half = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in proto.graph.initializer)
+    return emulate_half(proto) if has_half else proto
