@@ -111,7 +111,9 @@ class Pyramid(nn.Module):
 
 
 def _upsample(x: Tensor, hw: tuple[int, int]) -> Tensor:
-    """Nearest neighbour to `hw`; exact doubling unless the finer map has an odd size."""
+    """Nearest neighbour to `hw`: exact doubling, or nothing, unless the finer map has an odd size."""
+    if (x.shape[-2], x.shape[-1]) == hw:
+        return x
     if (x.shape[-2] * 2, x.shape[-1] * 2) == hw:
         return functional.interpolate(x, scale_factor=2.0, mode="nearest")
     return functional.interpolate(x, size=hw, mode="nearest")
