@@ -201,10 +201,9 @@ def _manifest(onnx: Manifest, report: BuildReport, used: BuildConfig, outcome: O
 def _engine_spec(report: BuildReport, used: BuildConfig, outcome: Outcome) -> EngineSpec:
     machine, built, found = report.probed["machine"], outcome.events["built"], outcome.events.get("layers", {})
     smallest, tuned, largest = built["batch"]
+    capabilities = used.compute_capabilities or RTX_DEFAULT_CAPABILITIES
     if report.probed["library"] == "tensorrt":
         capabilities = (machine["compute_capability"],)
-    else:
-        capabilities = used.compute_capabilities or RTX_DEFAULT_CAPABILITIES
     return EngineSpec(
         library=report.probed["library"],
         library_version=report.probed["version"],

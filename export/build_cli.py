@@ -8,9 +8,10 @@ from pathlib import Path
 
 from edgerpn import settings
 from edgerpn.arguments import count_argument
-from edgerpn.errors import ConfigError
+from edgerpn.errors import ConfigError, ParityError
 from edgerpn.export.build_config import BACKENDS, BuildConfig
-from edgerpn.manifest import Manifest, manifest_path
+from edgerpn.export.build_trial import Compare
+from edgerpn.manifest import Manifest, ParitySpec, manifest_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,18 +87,42 @@ def run(arguments: argparse.Namespace) -> int:
     missing = [name for name, value in names if value is None]
     if missing:
         raise ConfigError([f"{' and '.join(missing)}: needed, see `edgerpn build --help`"])
+    compare = _comparer(arguments.images)
     if arguments.refit is not None:
         from edgerpn.export.build_weights import put_in_weights
 
-        put_in_weights(arguments.refit, arguments.model, arguments.output, images=arguments.images, say=_say)
+        put_in_weights(arguments.refit, arguments.model, arguments.output, compare=compare, say=_say)
         _say(f"wrote {arguments.output} and {manifest_path(arguments.output)}")
         return 0
     from edgerpn.export.build import build_engine
 
-    result = build_engine(arguments.model, arguments.output, config, images=arguments.images, say=_say)
+    result = build_engine(arguments.model, arguments.output, config, compare=compare, say=_say)
     _say(_summary(result.manifest, result.num_bytes))
     _say(f"wrote {arguments.output}, {manifest_path(arguments.output)} and {result.report}")
     return 0
+
+
+def _comparer(folder: Path | None) -> Compare | None:
+    """What compares an engine with its ONNX file on the photographs in `folder`; fails before a build, not after it.
+
+    Raises:
+        ExportError: There are no photographs.
+        ModuleNotFoundError: The comparison needs a package that is not installed.
+    """
+    if folder is None:
+        return None
+    from edgerpn.export.cli import parity_images
+    from edgerpn.export.compare import compare_models
+
+    photographs = parity_images(None, folder)
+
+    def compare(engine: Path, onnx_file: Path) -> ParitySpec:
+        comparison = compare_models(engine, onnx_file, photographs, say=_say)
+        if comparison.culprit is not None:
+            raise ParityError(f"the engine and {onnx_file} disagree: {comparison.culprit}")
+        return comparison.to_parity_spec("onnx")
+
+    return compare
 
 
 def _say(text: str) -> None:

@@ -80,8 +80,10 @@ class BuildConfig:
             "timing_cache": "TensorRT-RTX times nothing while it builds",
             "dla_core": "TensorRT-RTX knows no DLA",
         }
-        unset = (None, False, "off")
-        return [f"{name}: {reason}" for name, reason in reasons.items() if getattr(self, name) not in unset]
+        given = {name: getattr(self, name) for name in reasons}
+        # By identity: the DLA core 0 equals False.
+        asked = [name for name, value in given.items() if not (value is None or value is False or value == "off")]
+        return [f"{name}: {reasons[name]}" for name in asked]
 
     def ladder(self) -> list[BuildConfig]:
         """This configuration and what is tried after it, one after another, when memory runs out."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import edgerpn.golden
 import edgerpn.manifest
-from edgerpn.errors import BuildError, EngineLoadError, MissingDependencyError
+from edgerpn.errors import ArtifactMismatchError, BuildError, EngineLoadError, MissingDependencyError
 from edgerpn.export.build_libraries import Machine
 from edgerpn.manifest import Manifest, ParitySpec
 
@@ -49,8 +49,8 @@ def try_engine(
         if compare is not None:
             manifest = manifest.replace(parity=compare(engine, onnx_file))
             tried.append("agrees with the ONNX file on photographs")
-    except (EngineLoadError, MissingDependencyError) as error:
-        if isinstance(error, EngineLoadError) and manifest.target == "tensorrt":
+    except (ArtifactMismatchError, EngineLoadError, MissingDependencyError) as error:
+        if not isinstance(error, MissingDependencyError) and manifest.target == "tensorrt":
             raise BuildError(f"{engine.name}: built, but it does not load on this GPU: {error}") from error
         return manifest, f"the engine was not tried here: {error}; {later}"
     finally:
