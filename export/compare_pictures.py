@@ -19,6 +19,7 @@ _MIN_WIDTH_PX, _MAX_WIDTH_PX = 480, 960
 """Width of one side; smaller photographs are enlarged, larger ones scaled down."""
 _GAP_PX, _LINE_PX = 8, 22
 _PAIRED_BGR, _BOUNDARY_BGR, _UNEXPLAINED_BGR, _RIM_BGR = (200, 200, 200), (0, 170, 255), (255, 0, 255), (20, 20, 20)
+Color = tuple[int, int, int]
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
@@ -66,9 +67,13 @@ def draw_comparison(image: ImageComparison, names: tuple[str, str]) -> np.ndarra
         canvas = _dim(resized)
         for row in paired:
             _draw(canvas, boxes[row] * scale, _PAIRED_BGR, 1)
-        for rows, color in ((agreement.boundary[side], _BOUNDARY_BGR), (agreement.unexplained[side], _UNEXPLAINED_BGR)):
-            for row in reversed(rows):
-                _draw(canvas, boxes[row] * scale, color, 2, label=f"{row}: {float(scores[row]):.3f}")
+        marked = [(row, _BOUNDARY_BGR) for row in agreement.boundary[side]]
+        marked += [(row, _UNEXPLAINED_BGR) for row in agreement.unexplained[side]]
+        for row, color in sorted(marked, reverse=True):
+            _draw(canvas, boxes[row] * scale, color, 2)
+        _label(
+            canvas, [(boxes[row] * scale, f"{row}: {float(scores[row]):.3f}", color) for row, color in sorted(marked)]
+        )
         lines = (
             name,
             f"{len(paired)} in both, {len(agreement.boundary[side])} at a threshold (orange), "
@@ -84,19 +89,35 @@ def _dim(image: np.ndarray) -> np.ndarray:
     return (image * np.float32(0.7)).astype(np.uint8)
 
 
-def _draw(canvas: np.ndarray, box: Boxes, color: tuple[int, int, int], thickness: int, *, label: str = "") -> None:
-    height, width = canvas.shape[:2]
-    x1, y1, x2, y2 = np.clip(box.round(), 0, [width - 1, height - 1, width - 1, height - 1]).astype(int).tolist()
+def _draw(canvas: np.ndarray, box: Boxes, color: Color, thickness: int) -> None:
+    x1, y1, x2, y2 = _corners(canvas, box)
     if thickness > 1:
         cv2.rectangle(canvas, (x1, y1), (x2, y2), _RIM_BGR, thickness + 2)
     cv2.rectangle(canvas, (x1, y1), (x2, y2), color, thickness, cv2.LINE_AA)
-    if label:
-        (text_w, text_h), _ = cv2.getTextSize(label, _FONT, 0.4, 1)
+
+
+def _corners(canvas: np.ndarray, box: Boxes) -> tuple[int, int, int, int]:
+    height, width = canvas.shape[:2]
+    corners = np.clip(box.round(), 0, [width - 1, height - 1, width - 1, height - 1]).astype(int).tolist()
+    return corners[0], corners[1], corners[2], corners[3]
+
+
+def _label(canvas: np.ndarray, labels: list[tuple[Boxes, str, Color]]) -> None:
+    """Writes row and score at boxes, best first; a label that would cover another is left out."""
+    height, width = canvas.shape[:2]
+    taken = np.zeros((height, width), np.bool_)
+    for box, text, color in labels:
+        (text_w, text_h), _ = cv2.getTextSize(text, _FONT, 0.4, 1)
+        x1, y1, _, _ = _corners(canvas, box)
+        left = min(x1, max(0, width - text_w - 4))
         # Inside the box where there is no room above it.
         bottom = y1 if y1 >= text_h + 6 else min(height, y1 + text_h + 6)
-        left = min(x1, max(0, width - text_w - 4))
+        place = taken[max(0, bottom - text_h - 6) : bottom, left : left + text_w + 4]
+        if place.any():
+            continue
+        place[:] = True
         cv2.rectangle(canvas, (left, bottom - text_h - 6), (left + text_w + 4, bottom), _RIM_BGR, -1)
-        cv2.putText(canvas, label, (left + 2, bottom - 4), _FONT, 0.4, color, 1, cv2.LINE_AA)
+        cv2.putText(canvas, text, (left + 2, bottom - 4), _FONT, 0.4, color, 1, cv2.LINE_AA)
 
 
 def _caption(lines: tuple[str, ...], width: int) -> np.ndarray:

@@ -11,11 +11,14 @@ import numpy as np
 
 from edgerpn.export.agreement import FrameAgreement, Rows, describe
 from edgerpn.manifest_parts import ParitySpec, Precision
-from edgerpn.matching import Tolerance
+from edgerpn.matching import Tolerance, match
 
 MAX_IMAGE_SHARE = 0.5
 """Below float32: no image may have a larger share of proposals without a counterpart; one that is wrong altogether
 would otherwise vanish in the mean of many."""
+
+_NEAREST = Tolerance(min_iou=0.5, max_score_difference=1.0, max_unmatched_share=1.0)
+"""What counts as the same proposal when drift is measured."""
 
 _NUM_ROWS = 12
 """Images in the table at most, the worst."""
@@ -23,7 +26,7 @@ _NUM_ROWS = 12
 _PERCENTILES = (50, 90, 99)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ImageComparison:
     """What two models gave for one image."""
 
@@ -37,16 +40,22 @@ class ImageComparison:
     """Proposals of the model and of the reference in image pixels, in the order of the agreement's rows; where their
     counts differ, with what the agreement leaves out."""
 
+    @functools.cached_property
+    def drift(self) -> tuple[np.ndarray, np.ndarray]:
+        """IoU and difference of scores of the proposals paired by overlap alone, whatever the tolerance."""
+        expected, found = self.agreement.expected, self.agreement.found
+        pairs, ious = match(expected, found, _NEAREST)
+        return np.array(ious), np.array([abs(float(expected[1][e] - found[1][f])) for e, f in pairs])
+
     @property
     def badness(self) -> tuple[int, float, float]:
         """Larger for worse images."""
-        differences = self.agreement.score_differences
-        return self.agreement.num_unexplained, self.agreement.unmatched_share, max(differences, default=0.0)
+        return self.agreement.num_unexplained, self.agreement.unmatched_share, float(self.drift[1].max(initial=0.0))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         agreement = self.agreement
-        ious, differences = agreement.ious, agreement.score_differences
+        ious, differences = self.drift
         return {
             "image": self.file.name,
             "batch_size": self.batch_size,
@@ -55,10 +64,8 @@ class ImageComparison:
             "num_matched": len(agreement.pairs),
             "num_boundary": agreement.num_boundary,
             "num_unexplained": agreement.num_unexplained,
-            "min_iou": min(ious, default=None),
-            "mean_iou": float(np.mean(ious)) if ious else None,
-            "max_score_difference": max(differences, default=None),
-            "mean_score_difference": float(np.mean(differences)) if differences else None,
+            "iou": _low_summary(ious),
+            "score_difference": _high_summary(differences),
         }
 
 
@@ -92,19 +99,15 @@ class Comparison:
     """Recall of the reference."""
 
     @functools.cached_property
-    def ious(self) -> np.ndarray:
-        """Overlap of every pair."""
-        return np.array([iou for image in self.images for iou in image.agreement.ious])
-
-    @functools.cached_property
-    def score_differences(self) -> np.ndarray:
-        """Difference of the scores of every pair."""
-        return np.array([value for image in self.images for value in image.agreement.score_differences])
+    def drift(self) -> tuple[np.ndarray, np.ndarray]:
+        """IoU and difference of scores of all proposals paired by overlap alone, whatever the tolerance."""
+        ious, differences = zip(*(image.drift for image in self.images), strict=True)
+        return np.concatenate(ious), np.concatenate(differences)
 
     @property
     def num_matched(self) -> int:
-        """Proposals found in both."""
-        return len(self.ious)
+        """Proposals found in both, within the tolerance."""
+        return sum(len(image.agreement.pairs) for image in self.images)
 
     @property
     def num_boundary(self) -> int:
@@ -162,8 +165,10 @@ class Comparison:
             batch_sizes=self.batch_sizes,
             num_matched=self.num_matched,
             num_boundary=self.num_boundary + self.num_unexplained,
-            min_iou=float(self.ious.min(initial=1.0)),
-            max_score_difference=float(self.score_differences.max(initial=0.0)),
+            min_iou=min((iou for image in self.images for iou in image.agreement.ious), default=1.0),
+            max_score_difference=max(
+                (value for image in self.images for value in image.agreement.score_differences), default=0.0
+            ),
         )
 
     @property
@@ -193,8 +198,8 @@ class Comparison:
             "num_boundary": self.num_boundary,
             "num_unexplained": self.num_unexplained,
             "unmatched_share": self.unmatched_share,
-            "iou": _low_summary(self.ious),
-            "score_difference": _high_summary(self.score_differences),
+            "iou": _low_summary(self.drift[0]),
+            "score_difference": _high_summary(self.drift[1]),
             "recall": {name: {"a": a, "b": b, "change": a - b} for name, a, b in self.recall_changes},
             "images": [image.to_dict() for image in self.images],
         }
@@ -225,8 +230,8 @@ def format_comparison(comparison: Comparison) -> str:
         row = image.to_dict()
         lines.append(
             f"{row['image']:<{width}} {row['batch_size']:>5}  {row['num_matched']:>7}  {row['num_boundary']:>8}  "
-            f"{row['num_unexplained']:>11}  {_number(row['min_iou'], '.4f'):>7}  "
-            f"{_number(row['max_score_difference'], '.1e'):>16}"
+            f"{row['num_unexplained']:>11}  {_number(row['iou'].get('min'), '.4f'):>7}  "
+            f"{_number(row['score_difference'].get('max'), '.1e'):>16}"
         )
     if len(comparison.worst) > len(shown):
         lines.append(f"(the {len(shown)} worst of {len(comparison.worst)})")
@@ -243,12 +248,10 @@ def _totals(comparison: Comparison) -> list[str]:
         f"{comparison.num_boundary} at a threshold, {comparison.num_unexplained} unexplained "
         f"({comparison.unmatched_share:.2%} without a counterpart)"
     ]
-    if comparison.num_matched:
-        iou, score = _low_summary(comparison.ious), _high_summary(comparison.score_differences)
-        lines.append(f"IoU: mean {iou['mean']:.5f}, 1 % below {iou['p1']:.5f}, min {iou['min']:.5f}")
-        lines.append(
-            f"score difference: mean {score['mean']:.1e}, 1 % above {score['p99']:.1e}, max {score['max']:.1e}"
-        )
+    if len(comparison.drift[0]):
+        iou, score = _low_summary(comparison.drift[0]), _high_summary(comparison.drift[1])
+        lines.append(f"drift of IoU: mean {iou['mean']:.5f}, 1 % below {iou['p1']:.5f}, min {iou['min']:.5f}")
+        lines.append(f"drift of scores: mean {score['mean']:.1e}, 1 % above {score['p99']:.1e}, max {score['max']:.1e}")
     return lines
 
 
