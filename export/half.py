@@ -18,6 +18,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from edgerpn.errors import ExportError
+from edgerpn.export.blocks import ancestors
 
 _FLOAT_INPUTS = {"Resize": (1, 2)}
 """Inputs that stay float32 by the operator's definition: a Resize's region and scales."""
@@ -66,8 +67,8 @@ def to_half(proto: onnx.ModelProto, nodes: Collection[str]) -> onnx.ModelProto:
     return checked(result)
 
 
-def emulate_half(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """A float32 graph that gives on any machine what a float16 graph gives on a GPU.
+def emulate_half(proto: onnx.ModelProto, ends: Collection[str]) -> onnx.ModelProto:
+    """A graph that gives on any machine what one with a float16 network gives on a GPU.
 
     Weights have the values that they have in float16, and every tensor that float16 nodes store is rounded to it,
     with its limits; sums inside a node are float32, as in the tensor cores' usual kernels. What a dequantizer gives is
@@ -75,16 +76,22 @@ def emulate_half(proto: onnx.ModelProto) -> onnx.ModelProto:
 
     Args:
         proto: A graph with float16 nodes; stays as it is.
+        ends: Names of the float32 tensors that the network gives; what comes behind them stays as it is, for the
+            portable NMS counts in float16 by itself, exactly.
 
     Returns:
-        A new graph with the same inputs, outputs, opset and metadata, and float32 in place of float16.
+        A new graph with the same inputs, outputs, opset and metadata, and float32 in place of the network's float16.
     """
     result = onnx.ModelProto()
     result.CopyFrom(proto)
     graph = result.graph
-    types = _types(result)
+    network = ancestors(result, ends)
+    names = {node.name for node in network}
+    used = {name for node in network for name in node.input}
+    made = {name for node in network for name in node.output}
+    halves = {name for name, kind in _types(result).items() if kind == TensorProto.FLOAT16 and name in made}
     for tensor in graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT16:
+        if tensor.data_type == TensorProto.FLOAT16 and tensor.name in used:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
     readers: dict[str, list[str]] = {}
     for node in graph.node:
@@ -92,15 +99,17 @@ def emulate_half(proto: onnx.ModelProto) -> onnx.ModelProto:
             readers.setdefault(name, []).append(node.op_type)
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
-        _set_target(node, TensorProto.FLOAT16, TensorProto.FLOAT)
         nodes.append(node)
+        if node.name not in names:
+            continue
+        _set_target(node, TensorProto.FLOAT16, TensorProto.FLOAT)
         # A ReLU and the rounding before it may change places; behind it the runtime can fuse it.
         is_fused = readers.get(node.output[0]) == ["Relu"]
-        if types.get(node.output[0]) == TensorProto.FLOAT16 and node.op_type != "DequantizeLinear" and not is_fused:
+        if node.output[0] in halves and node.op_type != "DequantizeLinear" and not is_fused:
             nodes += _rounding(node)
     del graph.node[:]
     graph.node.extend(nodes)
-    _drop_shapes(graph, {name for name, kind in types.items() if kind == TensorProto.FLOAT16})
+    _drop_shapes(graph, halves)
     return checked(result)
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx
 
 from edgerpn.errors import RecallDropError
-from edgerpn.export.reduction import Reduction, measurable
+from edgerpn.export.reduction import Reduction
 from edgerpn.manifest_parts import Precision
 from edgerpn.progress import track
 
@@ -87,11 +87,11 @@ class RecallGate:
 
     def costs(self) -> list[BlockCost]:
         """What each block costs alone, against the next higher precision, worst first."""
-        reference = measurable(self.reduction.build(self.reduction.blocks))
+        reference = self.reduction.measurable(self.reduction.build(self.reduction.blocks))
         expected, before = self.logits(reference), self.meter(reference, limit=SENSITIVITY_IMAGES)
         costs = []
         for block in track(self.reduction.blocks, "blocks", unit="block"):
-            graph = measurable(self.reduction.build_one(block))
+            graph = self.reduction.measurable(self.reduction.build_one(block))
             after, found = self.meter(graph, limit=SENSITIVITY_IMAGES), self.logits(graph)
             differences = [float(np.abs(a - b).mean()) for a, b in zip(expected, found, strict=True)]
             costs.append(BlockCost(block, points(before - after), sum(differences) / max(1, len(differences))))
@@ -107,7 +107,7 @@ class RecallGate:
 
     def _measure(self, proto: onnx.ModelProto, name: Precision, what: str = "") -> bool:
         """Whether a graph is within the budget; remembers and says its recall."""
-        self.ar100[name] = self.meter(measurable(proto))
+        self.ar100[name] = self.meter(self.reduction.measurable(proto))
         lost = self._lost(name)
         self.say(
             f"{name}{what}: AR@100 {100 * self.ar100['fp32']:.2f} -> {100 * self.ar100[name]:.2f} on "

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from edgerpn.export.blocks import Network
+from edgerpn.export.blocks import Network, ancestors
 from edgerpn.export.calibration import Ranges
 from edgerpn.export.config import ExportConfig
 from edgerpn.export.half import emulate_half, to_half
@@ -57,8 +57,9 @@ class Reduction:
         """The graph with `block` alone reduced."""
         return self.build([other for other in self.blocks if other != block])
 
-
-def measurable(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph that gives on the CPU, in ONNX Runtime, what `proto` gives where float16 is computed as such."""
-    has_half = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in proto.graph.initializer)
-    return emulate_half(proto) if has_half else proto
+    def measurable(self, variant: onnx.ModelProto) -> onnx.ModelProto:
+        """The graph that gives on the CPU, in ONNX Runtime, what a variant gives where float16 is computed as such."""
+        ends = (*self.network.logits, *self.network.deltas)
+        used = {name for node in ancestors(variant, ends) for name in node.input}
+        kinds = {tensor.data_type for tensor in variant.graph.initializer if tensor.name in used}
+        return emulate_half(variant, ends) if onnx.TensorProto.FLOAT16 in kinds else variant
