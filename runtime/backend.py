@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,9 @@ from edgerpn.manifest import Manifest
 
 Outputs = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.int32]]
 """boxes (N, K, 4), scores (N, K), count (N,): the graph's interface, see `edgerpn.manifest`."""
+
+Provider = str | tuple[str, Mapping[str, Any]]
+"""An ONNX Runtime execution provider by name (cuda, CUDAExecutionProvider), alone or with its options."""
 
 
 class Backend(Protocol):
@@ -32,6 +35,11 @@ class Backend(Protocol):
     @property
     def is_cpu(self) -> bool:
         """Whether the graph runs on the CPU, so that threads of ours compete with it."""
+        ...
+
+    @property
+    def frames_in_flight(self) -> int:
+        """Callers of `infer` at the same time that make it faster than one, when frames do not come live."""
         ...
 
     def infer(self, frames: npt.NDArray[np.uint8]) -> Outputs:

@@ -24,7 +24,7 @@ _SOURCES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `edgerpn run` to `parser`."""
-    parser.add_argument("model", metavar="MODEL", help="exported model (model.onnx; model.json lies beside it)")
+    parser.add_argument("model", metavar="MODEL", help="model.onnx or model.engine; model.json lies beside it")
     parser.add_argument("source", metavar="SOURCE", help=_SOURCES)
     outputs = parser.add_argument_group("outputs (none: only the summary)")
     outputs.add_argument("--out", metavar="DIR", help="folder for proposals.jsonl and the annotated video or images")
@@ -41,7 +41,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--provider",
         metavar="NAME",
         action="append",
-        help="ONNX Runtime execution provider (cuda, cpu, ...); may be repeated, in order of preference",
+        help="ONNX Runtime execution provider (tensorrt, cuda, cpu); may be repeated, in order of preference",
+    )
+    parser.add_argument(
+        "--on-mismatch",
+        choices=("fail", "rebuild"),
+        default="fail",
+        help="engine made for another GPU or version: fail (default), or build it again from the ONNX file beside it",
+    )
+    parser.add_argument(
+        "--self-test",
+        action="store_true",
+        help="first run the golden frames beside the model, and refuse wrong results",
     )
 
 
@@ -123,7 +134,13 @@ def _load(arguments: argparse.Namespace, source: Source) -> Model:
     if threads is None and not source.is_live:
         # A file has two frames in the model at once: two callers and threads - 1 helpers then fill the cores.
         threads = max(1, available_cores() - 1)
-    return load(arguments.model, providers=arguments.provider, threads=threads)
+    return load(
+        arguments.model,
+        providers=arguments.provider,
+        threads=threads,
+        on_mismatch=arguments.on_mismatch,
+        self_test=arguments.self_test,
+    )
 
 
 def _open_sinks(arguments: argparse.Namespace, source: Source) -> list[Sink]:

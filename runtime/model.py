@@ -11,11 +11,12 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
+from edgerpn import golden
 from edgerpn.manifest import Manifest
 from edgerpn.proposals import Proposals
-from edgerpn.runtime.backend import Backend
+from edgerpn.runtime.backend import Backend, Provider
 from edgerpn.runtime.frame import Frame, Result, Source
-from edgerpn.runtime.opening import open_backend
+from edgerpn.runtime.opening import OnMismatch, open_backend
 from edgerpn.runtime.pipeline import Pipeline
 from edgerpn.runtime.preprocess import Preprocessor, check_image
 from edgerpn.runtime.source import open_source
@@ -24,14 +25,25 @@ from edgerpn.runtime.timing import Stopwatch
 _logger = logging.getLogger(__name__)
 
 
-def load(path: str | os.PathLike[str], *, providers: Sequence[str] | None = None, threads: int | None = None) -> Model:
-    """Loads an exported model.
+def load(
+    path: str | os.PathLike[str],
+    *,
+    providers: Sequence[Provider] | None = None,
+    threads: int | None = None,
+    on_mismatch: OnMismatch = "fail",
+    self_test: bool = False,
+) -> Model:
+    """Loads an exported model or an engine.
 
     Args:
-        path: `model.onnx`, with its manifest `model.json` beside it or inside it.
-        providers: ONNX Runtime execution providers in order of preference ("cuda", "cpu", or full names); None:
-            CUDA if it is there, else the CPU.
-        threads: CPU threads of one inference; None: one for each core that this process may use.
+        path: `model.onnx` or `model.engine`, with its manifest `model.json` beside it (or inside, for ONNX).
+        providers: ONNX Runtime execution providers in order of preference ("tensorrt", "cuda", "cpu", or full names,
+            each alone or as a pair with its options); None: CUDA if it is there, else the CPU.
+        threads: CPU threads of one inference; None: one for each core that this process may use. Engines use none.
+        on_mismatch: What to do with an engine that was built for another machine or version, see `edgerpn why`:
+            `fail` is an error; `rebuild` builds it again from the ONNX file beside it, which takes minutes.
+        self_test: Whether to run the golden frames beside the model first, and to refuse it if the proposals are
+            not the expected ones.
 
     Returns:
         The model; close it, or use it in a `with` block.
@@ -39,9 +51,34 @@ def load(path: str | os.PathLike[str], *, providers: Sequence[str] | None = None
     Raises:
         EngineLoadError: No backend runs such a file, or the backend cannot load it.
         ManifestError: The file or its manifest is missing or malformed, or they do not belong together.
+        SelfTestError: The golden frames did not give the expected proposals.
         MissingDependencyError: The backend or OpenCV is not installed.
     """
-    return Model(open_backend(path, providers=providers, threads=threads))
+    backend = open_backend(path, providers=providers, threads=threads, on_mismatch=on_mismatch)
+    try:
+        if self_test:
+            run_self_test(path, backend)
+        return Model(backend)
+    except BaseException:
+        backend.close()
+        raise
+
+
+def run_self_test(path: str | os.PathLike[str], backend: Backend) -> None:
+    """Runs the golden frames that lie beside a model, together and one by one.
+
+    Raises:
+        ManifestError: There are none, or they cannot be read.
+        SelfTestError: They did not give the expected proposals.
+        InferenceError: The backend failed on them.
+    """
+    expected = golden.read(path, backend.manifest)
+    where = f"{os.fspath(path)} on {backend.name}"
+    golden.compare(expected, backend.infer(expected.frames), backend.manifest, where=where)
+    alone = [backend.infer(expected.frames[i : i + 1]) for i in range(len(expected.frames))]
+    boxes, scores, count = (np.concatenate(arrays) for arrays in zip(*alone, strict=True))
+    golden.compare(expected, (boxes, scores, count), backend.manifest, where=where)
+    _logger.info("%s: the golden frames gave the expected proposals", where)
 
 
 class Model:
@@ -128,11 +165,11 @@ class Model:
         return Pipeline(source, self.run_frame, workers=workers, max_frames=max_frames)
 
     def default_workers(self, *, is_live: bool) -> int:
-        """Frames in the model at the same time: two for files on a CPU, where one alone leaves gaps; else one.
+        """Frames in the model at the same time: for files, as many as make the backend faster.
 
         A live source gets one, because a second would only make its results older.
         """
-        return 1 if is_live or not self._backend.is_cpu else 2
+        return 1 if is_live else self._backend.frames_in_flight
 
     def run_frame(self, frame: Frame) -> Result:
         """The result of one frame of a source, with the time of each stage."""

@@ -5,34 +5,62 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
-from edgerpn.errors import EngineLoadError
-from edgerpn.runtime.backend import Backend
+from edgerpn.errors import ArtifactMismatchError, EngineLoadError
+from edgerpn.runtime.backend import Backend, Provider
 from edgerpn.runtime.onnxruntime_backend import OnnxRuntimeBackend
+
+OnMismatch = Literal["fail", "rebuild"]
+
+_ENGINES = (".engine", ".plan")
 
 
 def open_backend(
-    path: str | os.PathLike[str], *, providers: Sequence[str] | None = None, threads: int | None = None
+    path: str | os.PathLike[str],
+    *,
+    providers: Sequence[Provider] | None = None,
+    threads: int | None = None,
+    on_mismatch: OnMismatch = "fail",
 ) -> Backend:
     """Opens the backend that the file's suffix asks for.
 
     Args:
-        path: An artifact, `model.onnx`; its manifest is beside it or inside.
+        path: An artifact: `model.onnx` or `model.engine`; its manifest is beside it (or inside, for ONNX).
         providers: ONNX Runtime execution providers in order of preference; None: CUDA if there, else the CPU.
-        threads: CPU threads of one inference; None: one for each core that this process may use.
+        threads: CPU threads of one inference; None: one for each core that this process may use. Engines use none.
+        on_mismatch: What to do with an engine that was built for another machine or version, see `edgerpn why`:
+            `fail` is an error; `rebuild` builds it again from the ONNX file beside it, which takes minutes.
 
     Raises:
         EngineLoadError: No backend runs such files, or the backend cannot load this one.
         ManifestError: The file or its manifest is missing or malformed, or they do not belong together.
         MissingDependencyError: The backend's package is not installed.
     """
-    suffix = Path(path).suffix.lower()
+    if on_mismatch not in ("fail", "rebuild"):
+        raise ValueError(f"on_mismatch: expected fail or rebuild, got {on_mismatch!r}")
+    path = Path(path)
+    suffix = path.suffix.lower()
     if suffix == ".onnx":
         return OnnxRuntimeBackend(path, providers=providers, threads=threads)
-    if suffix in (".engine", ".plan"):
-        raise EngineLoadError(
-            f"{path}: TensorRT engines cannot be run yet; the TensorRT backend comes with the engine stage. "
-            "Meanwhile run the model.onnx that the engine was built from."
-        )
+    if suffix in _ENGINES:
+        if providers:
+            raise EngineLoadError(f"{path}: providers are ONNX Runtime's; an engine runs on the GPU it was built for")
+        return _open_engine(path, on_mismatch)
     hint = " Export it first: edgerpn export CHECKPOINT -o model.onnx" if suffix in (".pt", ".pth") else ""
-    raise EngineLoadError(f"{path}: no backend runs files that end in {suffix!r}; known here: .onnx.{hint}")
+    known = ", ".join((".onnx", *_ENGINES))
+    raise EngineLoadError(f"{path}: no backend runs files that end in {suffix!r}; known here: {known}.{hint}")
+
+
+def _open_engine(path: Path, on_mismatch: OnMismatch) -> Backend:
+    # Imported late: an ONNX model needs nothing of it.
+    from edgerpn.runtime.rebuild import rebuild
+    from edgerpn.runtime.tensorrt_backend import TensorRtBackend
+
+    try:
+        return TensorRtBackend(path)
+    except ArtifactMismatchError as error:
+        if on_mismatch == "fail":
+            raise
+        rebuild(path, error)
+        return TensorRtBackend(path)

@@ -7,9 +7,13 @@ the grey 114 of padding counts as nothing.
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,9 +22,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from edgerpn import files, settings
 from edgerpn import manifest as manifests
-from edgerpn import settings
-from edgerpn.manifest import AnchorSpec, InputSpec, Manifest, ProposalSpec, Provenance
+from edgerpn.manifest import AnchorSpec, EngineSpec, InputSpec, Manifest, ProposalSpec, Provenance
+from edgerpn.manifest_parts import ProfileSpec
+from edgerpn.runtime.compatibility import this_platform
 
 NUM_PROPOSALS = 10
 NETWORK_HW = (96, 160)
@@ -59,6 +65,49 @@ def video_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_video() -> Callable[..., None]:
     """Writes videos."""
     return write_video
+
+
+@pytest.fixture(scope="session")
+def standin() -> ModuleType:
+    """The module `tensorrt_standin.py` of this folder: a stand-in for TensorRT and a GPU."""
+    name = "tensorrt_standin"
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def make_engine() -> MakeModel:
+    """Writes an engine file that the stand-in runs, its manifest, and the ONNX file that it comes from."""
+    return write_engine
+
+
+def write_engine(
+    folder: Path, *, batch: int | None = None, profile: tuple[int, int, int] = (1, 2, 4), **spec: Any
+) -> Path:
+    """Writes `bright.engine` (the stand-in's engines are ONNX files) and `source.onnx`; `spec` changes EngineSpec."""
+    onnx_path = write_model(folder, batch=batch, has_sidecar=False, has_metadata=False).rename(folder / "source.onnx")
+    path = folder / "bright.engine"
+    path.write_bytes(onnx_path.read_bytes())
+    sizes = profile if batch is None else (batch, batch, batch)
+    values: dict[str, Any] = {
+        "library": "tensorrt", "library_version": "10.3.0.26", "compute_capabilities": ("8.7",),
+        "platform": this_platform(), "build_s": 1.0,
+        "profile": ProfileSpec(min_batch=sizes[0], opt_batch=sizes[1], max_batch=sizes[2]), **spec,
+    }  # fmt: skip
+    manifest = make_manifest(batch=batch, source_hw=None).replace(
+        kind="engine",
+        target="tensorrt",
+        provenance=Provenance(
+            created="2026-01-01T00:00:00Z", checkpoint_sha256="0" * 64, onnx_sha256=files.sha256(onnx_path)
+        ),
+        engine=EngineSpec(**values),
+    )
+    manifests.write(manifest, path)
+    return path
 
 
 def paint_frame(

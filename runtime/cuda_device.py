@@ -1,0 +1,203 @@
+"""What the TensorRT runner needs of CUDA, and which package provides it.
+
+Two packages do: NVIDIA's cuda-python (`cuda.bindings`, wheels for every platform) and PyCUDA (built on the device).
+Both are used through the CUDA driver API and the device's primary context, which PyTorch, CuPy and ONNX Runtime use
+too, so memory and streams of all of them go together. The context is made current only inside `Device.active()`, on
+whatever thread calls, and the one that was current before comes back after it.
+
+A primary context, once retained, stays for the life of the process, as in PyTorch.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edgerpn.errors import EngineLoadError, MissingDependencyError
+
+LEGACY_STREAM = 1
+"""Handle of the legacy default stream: an event on it waits for all streams but the non-blocking ones."""
+
+# What the driver says, and what to do about it.
+_ADVICE = {
+    "no driver library": "Install the NVIDIA driver; start a container with --gpus all or --runtime nvidia.",
+    "CUDA_ERROR_OUT_OF_MEMORY": "The GPU's memory is full: end other programs that use it, use fewer slots, or build "
+    "the engine with a smaller largest batch.",
+    "CUDA_ERROR_NO_DEVICE": "No NVIDIA GPU is visible: check nvidia-smi (tegrastats on a Jetson) and "
+    "CUDA_VISIBLE_DEVICES, and start a container with --gpus all or --runtime nvidia.",
+    "CUDA_ERROR_INVALID_DEVICE": "There is no GPU of this number; check CUDA_VISIBLE_DEVICES.",
+    "CUDA_ERROR_STUB_LIBRARY": "The toolkit's stub of libcuda was loaded instead of the driver's; take the stubs "
+    "folder out of LD_LIBRARY_PATH.",
+    "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH": "The driver and its libraries are of different versions: restart the machine.",
+    "CUDA_ERROR_NOT_FOUND": "The driver is older than the CUDA package: update the driver, or install a cuda-bindings "
+    "of the driver's CUDA version.",
+    "CUDA_ERROR_DEVICE_UNAVAILABLE": "Another program has the GPU for itself, or it is being reset: try again.",
+}
+_LOST = (
+    "CUDA_ERROR_ILLEGAL_ADDRESS", "CUDA_ERROR_LAUNCH_FAILED", "CUDA_ERROR_ASSERT", "CUDA_ERROR_ECC_UNCORRECTABLE",
+    "CUDA_ERROR_HARDWARE_STACK_ERROR", "CUDA_ERROR_ILLEGAL_INSTRUCTION", "CUDA_ERROR_MISALIGNED_ADDRESS",
+)  # fmt: skip
+
+
+class CudaError(Exception):
+    """A call of the driver failed; the runner turns it into an EngineLoadError or an InferenceError."""
+
+    def __init__(self, call: str, name: str, text: str = "") -> None:
+        """Keeps `call` and the error's `name`, and says what to do."""
+        self.call = call
+        self.name = name
+        advice = _ADVICE.get(name, "")
+        if name in _LOST:
+            advice = "The GPU cannot go on in this process: start it again; if it comes back, check the model with "
+            advice += "`edgerpn run --self-test`, and the GPU's own log."
+        super().__init__(f"{call} failed with {name}{f' ({text})' if text else ''}. {advice}".rstrip())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeviceInfo:
+    """What a GPU is."""
+
+    provider: str
+    """Package that talks to it, with its version."""
+    index: int
+    """Number among the visible GPUs, from 0."""
+    name: str
+    """Name, such as Orin."""
+    compute_capability: str
+    """Such as 8.7."""
+    memory_bytes: int
+    """All of its memory; on an integrated GPU that of the computer."""
+    driver_cuda: str
+    """Newest CUDA version that the driver supports, such as 13.0."""
+    can_share_memory: bool
+    """Whether it is an integrated GPU that works in the host's memory, so that nothing needs to be copied."""
+    why_no_graphs: str | None = None
+    """Why CUDA graphs cannot be used with this provider; nothing when they can."""
+
+
+@dataclass(eq=False, slots=True)
+class HostBuffer:
+    """Pinned host memory that copies run from and to without the CPU."""
+
+    array: npt.NDArray[np.uint8]
+    """(num_bytes,) uint8 view; the memory lives as long as any view of it."""
+    device_address: int | None
+    """Address by which the GPU works in the same memory; nothing when it was not asked for."""
+
+
+class Device(Protocol):
+    """One GPU. Every method but `active` and `info` is called inside `active()`; streams and graphs are handles.
+
+    Raises:
+        CudaError: From every method, when the driver refuses.
+    """
+
+    @property
+    def info(self) -> DeviceInfo:
+        """What the GPU is."""
+        ...
+
+    def active(self) -> AbstractContextManager[None]:
+        """Makes the primary context current on this thread for a block."""
+        ...
+
+    def allocate(self, num_bytes: int) -> int:
+        """Device memory; returns its address."""
+        ...
+
+    def free(self, address: int) -> None:
+        """Frees device memory."""
+        ...
+
+    def allocate_host(self, num_bytes: int, *, is_mapped: bool) -> HostBuffer:
+        """Pinned host memory, which the GPU can work in itself when `is_mapped`."""
+        ...
+
+    def create_stream(self) -> int:
+        """A stream that does not wait for the default stream."""
+        ...
+
+    def destroy_stream(self, stream: int) -> None:
+        """Frees a stream once its work is done."""
+        ...
+
+    def synchronize(self, stream: int) -> None:
+        """Waits until a stream's work is done, without holding Python's lock."""
+        ...
+
+    def wait_for(self, stream: int, producer: int) -> None:
+        """Lets `stream` wait, on the GPU, for what is on the stream `producer` now."""
+        ...
+
+    def upload(self, address: int, source: npt.NDArray[np.uint8], stream: int) -> None:
+        """Starts a copy of pinned host memory, contiguous, to `address`."""
+        ...
+
+    def download(self, target: npt.NDArray[np.uint8], address: int, stream: int) -> None:
+        """Starts a copy of device memory to pinned host memory."""
+        ...
+
+    def begin_capture(self, stream: int) -> None:
+        """Records what comes on `stream` instead of running it; concerns this thread alone."""
+        ...
+
+    def end_capture(self, stream: int) -> int:
+        """Ends the recording on the same thread; returns a graph ready to launch."""
+        ...
+
+    def launch_graph(self, graph: int, stream: int) -> None:
+        """Starts a graph on a stream."""
+        ...
+
+    def destroy_graph(self, graph: int) -> None:
+        """Frees a graph once its work is done."""
+        ...
+
+    def index_of(self, address: int) -> int | None:
+        """Number of the GPU that device memory belongs to; None when the provider cannot tell."""
+        ...
+
+
+_devices: dict[int, Device] = {}
+_lock = threading.Lock()
+
+
+def open_device(index: int = 0) -> Device:
+    """The GPU of a number, through cuda.bindings, or PyCUDA where that is not installed; the same one each time.
+
+    Raises:
+        MissingDependencyError: Neither package is installed.
+        EngineLoadError: There is no driver or no such GPU, or the driver refuses.
+    """
+    with _lock:
+        if index not in _devices:
+            _devices[index] = _open(index)
+        return _devices[index]
+
+
+def _open(index: int) -> Device:
+    # Imported late, because both import packages that are not always there.
+    try:
+        from edgerpn.runtime.cuda_bindings import CudaBindingsDevice
+
+        return CudaBindingsDevice(index)
+    except ImportError as error:
+        first = error
+    except CudaError as error:
+        raise EngineLoadError(f"GPU {index} cannot be used: {error}") from error
+    try:
+        from edgerpn.runtime.cuda_pycuda import PyCudaDevice
+
+        return PyCudaDevice(index)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"running an engine needs the Python package cuda-bindings ({first}) or PyCUDA ({error}). Install the one "
+            "that fits the driver: pip install 'cuda-bindings<13' for CUDA 12 (JetPack 6), cuda-bindings for CUDA 13"
+        ) from error
+    except CudaError as error:
+        raise EngineLoadError(f"GPU {index} cannot be used: {error}") from error

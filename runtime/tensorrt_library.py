@@ -1,0 +1,141 @@
+"""TensorRT, TensorRT-RTX and the lean runtime of TensorRT: imported late, and diagnosed when they do not work.
+
+Only what is the same from TensorRT 10.3 to 11 and TensorRT-RTX 1.7 is used without asking; the rest is looked for with
+hasattr. Of these, TensorRT-RTX 1.7.1 has been run here (without a GPU), TensorRT has been read (its Python bindings).
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import re
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from edgerpn.errors import EngineLoadError, MissingDependencyError
+
+LibraryName = Literal["tensorrt", "tensorrt-rtx"]
+
+_EXTRAS: dict[LibraryName, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
+_logger = logging.getLogger(__name__)
+
+# What the loader of shared libraries says, and what to do about it.
+_ADVICE = (
+    (
+        "libnvdla_compiler",
+        "This build of TensorRT needs the Jetson's DLA library from the host: use the container image made for this "
+        "JetPack, or install nvidia-l4t-dla-compiler.",
+    ),
+    (r"libcuda\.so", "The NVIDIA driver is missing: install it, or start a container with --gpus all."),
+    (r"libcudart|libcublas|libcudnn|libnvrtc", "Install the CUDA version that this TensorRT was made for."),
+    ("libnvinfer|libtensorrt", "Its own libraries are missing or of another version: install it anew as one piece."),
+    ("GLIBC", "It was made for a newer Linux: install a version made for this one."),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class TensorRtLibrary:
+    """An imported library."""
+
+    name: LibraryName
+    """Which of the two it is; the lean runtime counts as tensorrt."""
+    module: Any
+    """The Python module: tensorrt, tensorrt_lean or tensorrt_rtx."""
+
+    @property
+    def version(self) -> str:
+        """Full version, such as 10.3.0.26 (some packages leave the last number out)."""
+        return str(self.module.__version__)
+
+    @property
+    def title(self) -> str:
+        """Name and version for people."""
+        title = "TensorRT-RTX" if self.name == "tensorrt-rtx" else "TensorRT"
+        return f"{title} {self.version}{' (lean runtime)' if self.is_lean else ''}"
+
+    @property
+    def is_lean(self) -> bool:
+        """Whether it is the lean runtime, which runs version-compatible engines only."""
+        return str(self.module.__name__) == "tensorrt_lean"
+
+
+def import_library(name: LibraryName, *, allow_lean: bool = False) -> TensorRtLibrary:
+    """Imports the library that runs an engine.
+
+    Args:
+        name: Which one.
+        allow_lean: Whether TensorRT's lean runtime does when TensorRT itself is not installed.
+
+    Raises:
+        MissingDependencyError: It is not installed.
+        EngineLoadError: It is installed, but does not work here.
+    """
+    modules = ["tensorrt_rtx"] if name == "tensorrt-rtx" else ["tensorrt", *(["tensorrt_lean"] if allow_lean else [])]
+    for module in modules:
+        try:
+            return TensorRtLibrary(name=name, module=importlib.import_module(module))
+        except ModuleNotFoundError as error:  # noqa: PERF203 - two names at most
+            if error.name != module:
+                raise EngineLoadError(_diagnosis(module, error)) from error
+        except (ImportError, OSError, RuntimeError, AttributeError) as error:
+            # ctypes raises OSError for a missing library; packages wrap it in whatever they like.
+            raise EngineLoadError(_diagnosis(module, error)) from error
+    raise MissingDependencyError(
+        f"this engine needs the Python package {' or '.join(modules)}, which is not installed here. Install it with: "
+        f"pip install 'edgerpn[{_EXTRAS[name]}]'; on a Jetson, TensorRT comes with JetPack: make the virtual "
+        "environment with python3 -m venv --system-site-packages"
+    )
+
+
+def _diagnosis(module: str, error: Exception) -> str:
+    advice = [text for pattern, text in _ADVICE if re.search(pattern, str(error))]
+    return f"{module} is installed, but does not work here: {error}. {' '.join(advice[:1])}".rstrip()
+
+
+def make_logger(module: Any) -> Any:
+    """A logger for the library's objects.
+
+    Errors and warnings are kept, for `take_lines`, and go to Python's logging at the level DEBUG.
+    """
+
+    class Log(module.ILogger):  # type: ignore[misc]
+        """Keeps the last lines; the library calls it from any thread."""
+
+        def __init__(self) -> None:
+            module.ILogger.__init__(self)
+            self.lines: deque[str] = deque(maxlen=20)
+
+        def log(self, severity: Any, message: str) -> None:
+            """Takes a line from the library; must not raise, because the library calls it from C++."""
+            is_serious = severity in (module.ILogger.INTERNAL_ERROR, module.ILogger.ERROR)
+            if is_serious:
+                self.lines.append(message.strip())
+            _logger.debug("%s: %s", module.__name__, message)
+
+        def take_lines(self) -> str:
+            """The errors since the last call, for the end of a message."""
+            lines = [self.lines.popleft() for _ in range(len(self.lines))]
+            return "; ".join(dict.fromkeys(lines)) or "it gave no reason"
+
+    return Log()
+
+
+def is_same_version(built: str, here: str) -> bool:
+    """Whether two versions agree in every number that both give."""
+    first, second = _numbers(built), _numbers(here)
+    shared = min(len(first), len(second))
+    return shared >= 3 and first[:shared] == second[:shared]
+
+
+def runs_compatible_engine(built: str, here: str) -> bool:
+    """Whether version `here` of TensorRT runs a version-compatible engine of version `built`.
+
+    Source: TensorRT's support matrix: newer versions of the same major version, and the next major version.
+    """
+    first, second = _numbers(built), _numbers(here)
+    return second >= first[: len(second)] and second[0] - first[0] in ((0, 1, 2) if first[0] == 8 else (0, 1))
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:4])
