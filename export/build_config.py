@@ -88,8 +88,9 @@ class BuildConfig:
     def ladder(self) -> list[BuildConfig]:
         """This configuration and what is tried after it, one after another, when memory runs out."""
         level = 3 if self.optimization_level is None else self.optimization_level
-        first = SMALL_WORKSPACE_MIB if self.workspace_mib is None else max(LEAST_WORKSPACE_MIB, self.workspace_mib // 2)
-        smaller = max(LEAST_WORKSPACE_MIB, first // 4)
+        asked = self.workspace_mib
+        first = SMALL_WORKSPACE_MIB if asked is None else min(asked, max(LEAST_WORKSPACE_MIB, asked // 2))
+        smaller = min(first, max(LEAST_WORKSPACE_MIB, first // 4))
         steps = [
             self,
             dataclasses.replace(self, workspace_mib=first),

@@ -40,9 +40,7 @@ def check_paths(onnx_file: Path, output: Path) -> None:
         raise BuildError(f"{output}: this is a folder, expected the name of a file")
     output.parent.mkdir(parents=True, exist_ok=True)
     sidecar = edgerpn.manifest.manifest_path(output)
-    if sidecar == edgerpn.manifest.manifest_path(onnx_file) or (
-        sidecar.exists() and sidecar.samefile(edgerpn.manifest.manifest_path(onnx_file))
-    ):
+    if sidecar.resolve() == edgerpn.manifest.manifest_path(onnx_file).resolve():
         raise BuildError(
             f"{output}: its manifest would be {sidecar.name}, which is that of {onnx_file.name}; choose another "
             f"name or folder, such as {output.with_name(output.stem + '-engine' + output.suffix)}"

@@ -115,6 +115,17 @@ def wait_until_gone(pid: int) -> None:
     assert not is_alive(pid)
 
 
+def code_mib() -> int:
+    """Address space that a child process has taken once the library is imported, MiB."""
+    program = (
+        "import edgerpn.export.build_worker, tensorrt_rtx, pathlib\n"
+        "lines = pathlib.Path('/proc/self/status').read_text().splitlines()\n"
+        "print(next(line.split()[1] for line in lines if line.startswith('VmPeak')))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return int(done.stdout) >> 10
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_build_leaves_no_files_and_no_child(
     build: Callable[..., Building], number: signal.Signals, status: int
@@ -171,9 +182,14 @@ def test_a_crash_in_the_library_is_reported_with_its_phase_and_not_tried_again(
 def test_without_enough_memory_each_step_of_the_ladder_is_said_and_the_last_error_quoted(
     build: Callable[..., Building],
 ) -> None:
-    # Room for the library's code, and for nothing that it builds.
-    limit = "resource.setrlimit(resource.RLIMIT_AS, (550 << 20, 550 << 20))"
-    status, out, err = build(prepare=limit).finish()
+    # Room for the library's code and 100 MiB more; a build takes 400. Only children are limited.
+    limit = (code_mib() + 100) << 20
+    prepare = f"""
+import functools, subprocess
+limit = functools.partial(resource.setrlimit, resource.RLIMIT_AS, ({limit}, {limit}))
+subprocess.Popen = functools.partial(subprocess.Popen, preexec_fn=limit)
+"""
+    status, out, err = build(prepare=prepare).finish()
     assert status == 1
     steps = [line.partition("with ")[2] for line in out.splitlines() if line.startswith("out of memory")]
     assert steps == [
