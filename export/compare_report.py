@@ -144,7 +144,8 @@ class Comparison:
         elif by_share.agreement.unmatched_share > MAX_IMAGE_SHARE:
             share = by_share.agreement.unmatched_share
             return (
-                f"{self._name(by_share)} {share:.0%} of this image have none, expected at most {MAX_IMAGE_SHARE:.0%}."
+                f"{self._name(by_share)} {share:.0%} of the proposals of this image have none, expected at most "
+                f"{MAX_IMAGE_SHARE:.0%}."
             )
         if self.unmatched_share > self.tolerance.max_unmatched_share:
             return (

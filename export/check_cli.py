@@ -1,0 +1,160 @@
+"""The command `edgerpn check`: what a target cannot do with a graph, and whether two models agree on photographs."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgerpn import files
+from edgerpn.arguments import count_argument
+from edgerpn.errors import ConfigError
+from edgerpn.export.limits_report import TARGETS
+
+if TYPE_CHECKING:
+    from edgerpn.export.compare import Comparison
+    from edgerpn.train.coco import Dataset
+
+_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    parser.add_argument(
+        "model", type=Path, metavar="A", help="ONNX file; with --against also a checkpoint or an engine"
+    )
+    parser.add_argument("--target", choices=TARGETS, help="list what this target cannot do with the ONNX file")
+    parser.add_argument(
+        "--against", type=Path, metavar="B", help="compare A with this checkpoint, ONNX file or engine, on --images"
+    )
+    parser.add_argument("--images", type=Path, metavar="DIR", help="photographs to compare on")
+    parser.add_argument("--data", type=Path, metavar="ANN.json", help="COCO annotations of them, for recall")
+    parser.add_argument(
+        "--limit", type=count_argument(1), metavar="N", help="compare on N of the photographs, spread over all"
+    )
+    parser.add_argument("--report", type=Path, metavar="FILE.json", help="write everything to this file")
+    parser.add_argument("--pictures", type=Path, metavar="DIR", help="draw the images that differ most")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Checks; returns the exit status: 0 nothing is wrong, 1 the target or the comparison says no."""
+    _check_arguments(arguments)
+    report: dict[str, Any] = {}
+    is_good = True
+    if arguments.target:
+        report["target"] = _lint(arguments)
+        is_good = not report["target"]["num_errors"]
+    if arguments.against:
+        comparison = _compare(arguments)
+        report["comparison"] = comparison.to_dict()
+        is_good = is_good and comparison.culprit is None
+    if arguments.report is not None:
+        files.write_text(arguments.report, json.dumps({"model": str(arguments.model), **report}, indent=2) + "\n")
+    return 0 if is_good else 1
+
+
+def _check_arguments(arguments: argparse.Namespace) -> None:
+    """Refuses what cannot work or would be overwritten, before the work is done.
+
+    Raises:
+        ConfigError: It would; lists every problem.
+    """
+    problems = []
+    if not (arguments.target or arguments.against):
+        problems.append("check: name a --target to check the graph for, or a model to compare it with by --against")
+    if arguments.against and not arguments.images:
+        problems.append("check: --against needs photographs; name their folder with --images DIR")
+    if not arguments.against:
+        given = [flag for flag in ("images", "data", "limit", "pictures") if getattr(arguments, flag) is not None]
+        problems += [f"check: --{flag} is for a comparison; name a model with --against" for flag in given]
+    if arguments.images and not arguments.images.is_dir():
+        problems.append(f"--images {arguments.images}: expected a folder of photographs")
+    if arguments.report is not None:
+        if arguments.report.is_dir():
+            problems.append(f"--report {arguments.report}: this is a folder, expected the name of a file")
+        if arguments.report.resolve() in {path.resolve() for path in _inputs(arguments)}:
+            problems.append(f"--report {arguments.report}: this is an input of the check, and would be overwritten")
+    if arguments.pictures is not None and arguments.pictures.is_file():
+        problems.append(f"--pictures {arguments.pictures}: this is a file, expected a folder")
+    if problems:
+        raise ConfigError(problems)
+
+
+def _inputs(arguments: argparse.Namespace) -> list[Path]:
+    models = [path for path in (arguments.model, arguments.against) if path is not None]
+    return [*models, *(model.with_suffix(".json") for model in models), *([arguments.data] if arguments.data else [])]
+
+
+def _lint(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Prints what the target cannot do; returns it for the report."""
+    from edgerpn.export.limits import find_violations
+    from edgerpn.export.limits_graph import read_onnx
+
+    proto, manifest = read_onnx(arguments.model)
+    violations = find_violations(proto, arguments.target, manifest)
+    if manifest is None:
+        print(
+            f"note: {arguments.model.name} has no manifest of edgerpn, so its pyramid levels and its interface are "
+            "not known; everything else is checked"
+        )
+    for violation in violations:
+        print(violation.text())
+    num_errors = sum(violation.severity == "error" for violation in violations)
+    num_warnings = len(violations) - num_errors
+    verdict = "nothing that it cannot do" if not violations else f"{num_errors} errors, {num_warnings} warnings"
+    print(f"{arguments.model} for {arguments.target}: {verdict}")
+    return {
+        "name": arguments.target,
+        "has_manifest": manifest is not None,
+        "num_errors": num_errors,
+        "num_warnings": num_warnings,
+        "violations": [dataclasses.asdict(violation) for violation in violations],
+    }
+
+
+def _compare(arguments: argparse.Namespace) -> Comparison:
+    """Compares, prints the table and draws; returns the comparison."""
+    from edgerpn.export.compare import compare_models
+    from edgerpn.export.compare_report import format_comparison
+
+    images, dataset = _images(arguments)
+    comparison = compare_models(arguments.model, arguments.against, images, dataset=dataset, say=print)
+    print(format_comparison(comparison))
+    if arguments.pictures is not None:
+        from edgerpn.export.compare_pictures import write_pictures
+
+        written = write_pictures(comparison, arguments.pictures)
+        print(f"drew {len(written)} pictures into {arguments.pictures}")
+    culprit = comparison.culprit
+    if culprit is None:
+        print(f"the models agree within the tolerance of {comparison.precision}")
+    else:
+        print(f"error: the models disagree: {culprit}", file=sys.stderr)
+    return comparison
+
+
+def _images(arguments: argparse.Namespace) -> tuple[list[Path], Dataset | None]:
+    """The photographs to compare on, and their annotations.
+
+    Raises:
+        ConfigError: There are none.
+        DataError: The annotations cannot be used.
+    """
+    dataset = None
+    if arguments.data is not None:
+        from edgerpn.train.coco import read_coco
+
+        dataset = read_coco(arguments.data, arguments.images, verify="header")
+        for problem in dataset.problems:
+            print(f"{arguments.data.name}: {problem}", file=sys.stderr)
+        found = [record.file for record in dataset.records]
+    else:
+        found = sorted(path for path in arguments.images.iterdir() if path.suffix.lower() in _IMAGE_SUFFIXES)
+    if not found:
+        raise ConfigError([f"--images {arguments.images}: no images in it to compare on"])
+    if arguments.limit is not None and arguments.limit < len(found):
+        found = [found[index * len(found) // arguments.limit] for index in range(arguments.limit)]
+    return found, dataset

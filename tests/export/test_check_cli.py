@@ -1,0 +1,154 @@
+"""The command `edgerpn check`: exit status, table, report and pictures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from edgerpn import manifest as manifests
+from edgerpn.errors import ConfigError, DataError, EngineLoadError
+from edgerpn.export import check_cli
+
+GetExport = Callable[[str], Any]
+
+
+def check(*words: object) -> int:
+    """Runs the command with these arguments."""
+    parser = argparse.ArgumentParser()
+    check_cli.add_arguments(parser)
+    return check_cli.run(parser.parse_args([str(word) for word in words]))
+
+
+@pytest.fixture
+def damaged(exported: GetExport, tmp_path: Path) -> Path:
+    """An export with other weights, under a manifest of its own."""
+    made = exported("standard")
+    proto = onnx.load(made.file)
+    tensor = next(tensor for tensor in proto.graph.initializer if tensor.name.endswith("objectness.weight"))
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.05), tensor.name))
+    onnx.save(proto, tmp_path / "damaged.onnx")
+    manifests.write(manifests.read(made.file), tmp_path / "damaged.onnx")
+    return tmp_path / "damaged.onnx"
+
+
+def test_warnings_alone_are_no_failure(exported: GetExport, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = exported("standard").file
+    assert check(file, "--target", "onnxruntime") == 0
+    assert "for onnxruntime: nothing that it cannot do" in capsys.readouterr().out
+    assert check(file, "--target", "tensorrt-11", "--report", tmp_path / "report.json") == 0
+    shown = capsys.readouterr().out
+    assert shown.count("warning: varying-shape: NonMaxSuppression") == 3
+    assert "for tensorrt-11: 0 errors, 3 warnings" in shown
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["model"], report["target"]["num_warnings"]) == (str(file), 3)
+    assert [violation["level"] for violation in report["target"]["violations"]] == [0, 1, 2]
+
+
+def test_an_error_is_listed_with_level_limit_and_fix_and_fails(
+    exported: GetExport, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check(exported("standard").file, "--target", "tensorrt-rtx") == 1
+    shown = capsys.readouterr().out
+    assert ", level 2: operator NonMaxSuppression" in shown
+    assert "limit: TensorRT-RTX does not have this operator" in shown
+    assert "fix:   export with --nms portable" in shown
+    assert "for tensorrt-rtx: 3 errors, 0 warnings" in shown
+
+
+def test_a_foreign_model_is_checked_with_a_note(
+    exported: GetExport, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    proto = onnx.load(exported("portable").file)
+    del proto.metadata_props[:]
+    onnx.save(proto, tmp_path / "theirs.onnx")
+    assert check(tmp_path / "theirs.onnx", "--target", "tensorrt-rtx") == 0
+    assert capsys.readouterr().out.startswith("note: theirs.onnx has no manifest of edgerpn")
+
+
+def test_models_that_agree_end_in_0_with_a_table_and_a_report(
+    exported: GetExport, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = exported("standard")
+    report, pictures = tmp_path / "report.json", tmp_path / "pictures"
+    data = ("--data", photos / "val.json", "--images", photos / "images")
+    more = ("--report", report, "--pictures", pictures, "--limit", 3)
+    assert check(made.file, "--against", made.checkpoint, *data, *more) == 0
+    shown = capsys.readouterr()
+    assert "3 images, batch 1, 2:" in shown.out
+    assert "AR@100: " in shown.out
+    assert "the models agree within the tolerance of fp32" in shown.out
+    assert shown.err == ""
+    content = json.loads(report.read_text())
+    assert content["comparison"]["agrees"] is True
+    assert {image["image"] for image in content["comparison"]["images"]} == {"1.png", "2.png", "4.png"}
+    assert len(list(pictures.iterdir())) >= 1
+
+
+def test_models_that_disagree_end_in_1_with_the_culprit(
+    damaged: Path, exported: GetExport, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("--images", photos / "images", "--report", tmp_path / "report.json", "--target", "onnxruntime")
+    assert check(damaged, "--against", exported("standard").file, *more) == 1
+    shown = capsys.readouterr()
+    assert "error: the models disagree: " in shown.err
+    assert ".png, batch " in shown.err
+    content = json.loads((tmp_path / "report.json").read_text())
+    # Both halves of the command are in one report.
+    assert content["target"]["violations"] == []
+    assert content["comparison"]["culprit"] in shown.err
+
+
+def test_different_models_are_announced_before_the_table(
+    exported: GetExport, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = (exported("peaks-standard").file, "--against", exported("standard").file)
+    assert check(*pair, "--images", photos / "images", "--limit", 1) == 1
+    shown = capsys.readouterr().out
+    assert shown.index("These are different models:") < shown.index("  checkpoint: ") < shown.index("min IoU")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "name a --target to check the graph for, or a model to compare it with"),
+        (("--against", "b.onnx"), "--against needs photographs; name their folder with --images"),
+        (("--target", "tensorrt-11", "--data", "v.json"), "--data is for a comparison"),
+        (("--against", "b.onnx", "--images", "nowhere"), "--images nowhere: expected a folder of photographs"),
+        (("--target", "tensorrt-11", "--report", "."), "this is a folder, expected the name of a file"),
+        (("--target", "tensorrt-11", "--report", "model.json"), "this is an input of the check"),
+    ],
+)
+def test_arguments_that_cannot_work_are_refused_before_the_work(words: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check("model.onnx", *words)
+
+
+def test_an_unknown_target_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        check("model.onnx", "--target", "tensorrt-9")
+    assert caught.value.code == 2
+    assert "tensorrt-10.3" in capsys.readouterr().err
+
+
+def test_files_that_cannot_be_used_end_in_our_errors(exported: GetExport, photos: Path, tmp_path: Path) -> None:
+    file = exported("standard").file
+    with pytest.raises(EngineLoadError, match="no such file"):
+        check(tmp_path / "none.onnx", "--target", "tensorrt-rtx")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="no images in it to compare on"):
+        check(file, "--against", file, "--images", tmp_path / "empty")
+    shutil.copy(photos / "images" / "1.png", tmp_path / "empty" / "1.png")
+    (tmp_path / "empty" / "2.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"2\.png"):
+        check(file, "--against", file, "--images", tmp_path / "empty")
+    with pytest.raises(DataError, match="expected a COCO annotation file"):
+        check(file, "--against", file, "--images", photos / "images", "--data", tmp_path / "none.json")
