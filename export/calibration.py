@@ -128,9 +128,9 @@ def measure_ranges(
         scenario="same",
     )
     num_images = 0
-    for batch in _batches(frames(track(images, "calibrating", unit="image"), spec, say), spec.batch or 1):
-        outputs = session.run(list(tensors), {spec.name: np.stack(batch)})
-        num_images += len(batch)
+    for batch, count in _batches(frames(track(images, "calibrating", unit="image"), spec, say), spec.batch or 1):
+        outputs = session.run(list(tensors), {spec.name: batch})
+        num_images += count
         with contextlib.redirect_stdout(io.StringIO()):  # it prints a line for every image
             collector.collect(dict(zip(tensors, outputs, strict=True)))
     if not num_images:
@@ -171,13 +171,13 @@ def partial_session(proto: onnx.ModelProto, tensors: Sequence[str]) -> onnxrunti
     return onnxruntime.InferenceSession(part.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def _batches(items: Iterator[npt.NDArray[np.uint8]], size: int) -> Iterator[list[npt.NDArray[np.uint8]]]:
-    """Groups of `size` items; the last one is filled up with its own."""
+def _batches(items: Iterator[npt.NDArray[np.uint8]], size: int) -> Iterator[tuple[npt.NDArray[np.uint8], int]]:
+    """Stacks of `size` items and how many of them are new; the last one is filled up with its own."""
     batch: list[npt.NDArray[np.uint8]] = []
     for item in items:
         batch.append(item)
         if len(batch) == size:
-            yield batch
+            yield np.stack(batch), size
             batch = []
     if batch:
-        yield [batch[i % len(batch)] for i in range(size)]
+        yield np.stack([batch[i % len(batch)] for i in range(size)]), len(batch)
