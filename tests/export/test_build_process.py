@@ -217,3 +217,14 @@ def test_without_a_terminal_a_long_build_says_phase_and_share(build: Callable[..
     lines = [line for line in err.splitlines() if line.startswith("building a.engine: ")]
     assert any("reading the ONNX file" in line or "graph" in line for line in lines)
     assert all("%, " in line for line in lines)
+
+
+def test_a_device_without_torch_onnx_and_opencv_builds_and_says_what_was_left_out(
+    build: Callable[..., Building],
+) -> None:
+    absent = ("torch", "onnx", "onnxscript", "onnxruntime", "cv2")
+    building = build(prepare=f"for name in {absent}: sys.modules[name] = None")
+    status, out, err = building.finish()
+    assert (status, err) == (0, "")
+    assert "operations are not checked against the library's limits: the module onnx is not installed here" in out
+    assert building.files() == ["a.build.json", "a.engine", "a.json"]
