@@ -158,7 +158,8 @@ def _info(index: int, handle: Any) -> DeviceInfo:
     return DeviceInfo(
         provider=package,
         index=index,
-        name=_call("cuDeviceGetName", 256, handle).rstrip(b"\0").decode(errors="replace"),
+        # What follows the closing zero is whatever the buffer held.
+        name=_call("cuDeviceGetName", 256, handle).split(b"\0")[0].decode(errors="replace"),
         compute_capability=f"{attribute('COMPUTE_CAPABILITY_MAJOR')}.{attribute('COMPUTE_CAPABILITY_MINOR')}",
         memory_bytes=int(_call("cuDeviceTotalMem", handle)),
         driver_cuda=f"{cuda // 1000}.{cuda % 1000 // 10}",

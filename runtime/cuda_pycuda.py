@@ -1,8 +1,7 @@
 """CUDA through PyCUDA, for devices where it is what there is.
 
 Written against the source of PyCUDA 2026.1 (src/wrapper/wrap_cudadrv.cpp, src/cpp/cuda.hpp) and not run on a GPU.
-PyCUDA has no stream capture and no graphs. Its objects remember the context that was current when they were made, and
-a thread that ends with a context pushed ends the process; hence the push and pop around every use.
+PyCUDA has no CUDA graphs, and a thread that ends with a context pushed ends the process: hence push and pop.
 """
 
 from __future__ import annotations
@@ -18,8 +17,6 @@ import pycuda.driver as cuda
 
 from edgerpn.runtime.cuda_device import CudaError, DeviceInfo, HostBuffer
 
-_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING of cuda.h
-
 
 class PyCudaDevice:
     """One GPU through PyCUDA; see `edgerpn.runtime.cuda_device.Device`."""
@@ -31,12 +28,12 @@ class PyCudaDevice:
             gpu = cuda.Device(index)
             self._context = gpu.retain_primary_context()
             number = cuda.get_driver_version()
-            attribute = cuda.device_attribute
-            shares = [gpu.get_attribute(name) for name in (attribute.INTEGRATED, attribute.CAN_MAP_HOST_MEMORY)]
+            names = cuda.device_attribute
+            shares = [gpu.get_attribute(name) for name in (names.INTEGRATED, names.CAN_MAP_HOST_MEMORY)]
             self.info = DeviceInfo(
                 provider=f"PyCUDA {pycuda.VERSION_TEXT}", index=index, name=gpu.name(), memory_bytes=gpu.total_memory(),
-                compute_capability="{}.{}".format(*gpu.compute_capability()), driver_cuda=f"{number // 1000}.{number % 1000 // 10}",
-                can_share_memory=all(shares), why_no_graphs="PyCUDA has none; install cuda-bindings",
+                driver_cuda=f"{number // 1000}.{number % 1000 // 10}", can_share_memory=all(shares),
+                compute_capability="{}.{}".format(*gpu.compute_capability()), why_no_graphs="PyCUDA has none",
             )  # fmt: skip
         # Kept by the numbers that we hand out, because PyCUDA frees with the object.
         self._memory: dict[int, Any] = {}
@@ -70,7 +67,7 @@ class PyCudaDevice:
 
     def create_stream(self) -> int:
         """A stream that does not wait for the default stream."""
-        stream = cuda.Stream(_NON_BLOCKING)
+        stream = cuda.Stream(1)  # CU_STREAM_NON_BLOCKING
         self._streams[int(stream.handle)] = stream
         return int(stream.handle)
 

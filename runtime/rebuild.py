@@ -20,7 +20,7 @@ _TAIL = 15
 
 
 def rebuild(path: Path, reason: ArtifactMismatchError) -> None:
-    """Builds `path` again with its recorded settings, in a process of its own; what it says goes to standard error.
+    """Builds `path` again with its recorded settings, in a process of its own.
 
     Args:
         path: The engine; replaced.
@@ -41,15 +41,14 @@ def rebuild(path: Path, reason: ArtifactMismatchError) -> None:
         ) from reason
     _logger.warning("%s: cannot run here; building it again from %s (%s)", path, onnx.name, _first_cause(reason))
     capability = open_device().info.compute_capability if spec.library == "tensorrt-rtx" else None
-    done = subprocess.run(
-        command(onnx, path, manifest, capability),
-        stdout=sys.stderr.fileno(),
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
+    words = command(onnx, path, manifest, capability)
+    # Minutes of work: on a terminal its progress is shown, elsewhere its last lines are kept for the error. What it
+    # prints goes to standard error (2), for our own standard output may be somebody's data.
+    is_watched = sys.stderr.isatty()
+    done = subprocess.run(words, stdout=2, stderr=None if is_watched else subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        tail = "\n  ".join(done.stderr.strip().splitlines()[-_TAIL:])
+        lines = ["see above"] if is_watched else done.stderr.strip().splitlines()
+        tail = "\n  ".join(lines[-_TAIL:])
         raise EngineLoadError(
             f"{path}: `edgerpn build` ended with status {done.returncode}:\n  {tail}\nIt was started because of:\n"
             f"{reason}"

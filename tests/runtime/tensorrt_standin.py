@@ -337,6 +337,7 @@ class OnGpuDlpack:
         self.array = array
         self.kind = kind
         self.streams: list[int] = []
+        self.capsules: list[Any] = []
         device.adopt(array)
 
     def __dlpack_device__(self) -> tuple[int, int]:
@@ -344,7 +345,8 @@ class OnGpuDlpack:
 
     def __dlpack__(self, *, stream: int) -> Any:
         self.streams.append(stream)
-        return self.array.__dlpack__()
+        self.capsules.append(self.array.__dlpack__())
+        return self.capsules[-1]
 
 
 def capsule_name(capsule: Any) -> bytes:
