@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -163,3 +165,97 @@ def test_nms_in_blocks_is_the_same(seed: int, num_boxes: int, threshold: float) 
     valid = torch.rand(num_boxes, generator=generator) > 0.1
     whole, _ = nms_converged(boxes[None], valid[None], iou_threshold=threshold)
     assert torch.equal(nms_greedy(boxes, valid, iou_threshold=threshold), whole[0])
+
+
+SIZES = (1, 2, 3, 15, 16, 17, 40, 130, 300)
+"""Boxes in a set: below, at and above the padding, a block of `nms_greedy`, and several."""
+
+
+def sets_of(kind: str, num_boxes: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """`count` sets of boxes in whole pixels, (N, B, 4) int64."""
+    shape = (count, num_boxes)
+    rank = np.broadcast_to(np.arange(num_boxes), shape)
+    if kind == "random":
+        corner, side = rng.integers(0, 60, (*shape, 2)), rng.integers(1, 40, (*shape, 2))
+    elif kind == "clusters":
+        corner = 40 * rng.integers(0, 4, (*shape, 2)) + rng.integers(0, 6, (*shape, 2))
+        side = rng.integers(18, 26, (*shape, 2))
+    elif kind in ("staircase", "shuffled staircase"):
+        order = rank if kind == "staircase" else rng.permuted(rank, axis=1)
+        step = rng.integers(1, 6, (count, 1))
+        corner, side = np.stack((order * step, order * 0), axis=-1), np.full((*shape, 2), 12)
+    elif kind == "identical":
+        corner, side = np.full((*shape, 2), 7), np.full((*shape, 2), 9)
+    elif kind == "apart":
+        corner, side = np.stack((rank * 20, rank * 0), axis=-1), rng.integers(1, 21, (*shape, 2))
+    elif kind == "without area":
+        corner, side = (
+            rng.integers(0, 12, (*shape, 2)),
+            rng.integers(0, 3, (*shape, 2)) * rng.integers(0, 5, (*shape, 2)),
+        )
+    else:  # nested: all within 1.2 times the first, which drops them at every threshold used but 1
+        corner, side = np.stack((rank % 2, rank % 3), axis=-1) * (rank > 0)[..., None], np.full((*shape, 2), 60)
+    return np.concatenate((corner, corner + side), axis=-1)
+
+
+def greedy_sets(boxes: np.ndarray, valid: np.ndarray, threshold: Fraction, labels: np.ndarray) -> np.ndarray:
+    """Greedy NMS of each set, (N, B) bool, in whole numbers: box after box, each dropping what comes later."""
+    keep = valid.copy()
+    area = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+    for i in range(boxes.shape[1]):
+        here, later = boxes[:, i : i + 1], boxes[:, i + 1 :]
+        side = np.minimum(here[..., 2:], later[..., 2:]) - np.maximum(here[..., :2], later[..., :2])
+        common = side.clip(0).prod(axis=-1)
+        union = area[:, i : i + 1] + area[:, i + 1 :] - common
+        drops = (threshold.denominator * common > threshold.numerator * union) & (
+            labels[:, i : i + 1] == labels[:, i + 1 :]
+        )
+        keep[:, i + 1 :] &= ~(drops & keep[:, i : i + 1])
+    return keep
+
+
+@pytest.mark.parametrize("num_levels", [1, 3])
+@pytest.mark.parametrize(
+    "kind",
+    ["random", "clusters", "staircase", "shuffled staircase", "identical", "apart", "without area", "nested"],
+)
+def test_thousands_of_sets_are_suppressed_greedily(kind: str, num_levels: int) -> None:
+    rng = np.random.default_rng(len(kind) + 100 * num_levels)
+    for num_boxes in SIZES:
+        count = 40 if num_boxes < 100 else 8
+        for threshold in (Fraction(1, 4), Fraction(1, 2), Fraction(3, 4)):
+            boxes = sets_of(kind, num_boxes, count, rng)
+            # In half of the sets every box takes part; in the others some do not, as in padding.
+            valid = (rng.random((count, num_boxes)) > 0.2) | (np.arange(count) % 2 == 0)[:, None]
+            labels = rng.integers(0, num_levels, (count, num_boxes))
+            expected = greedy_sets(boxes, valid, threshold, labels)
+            tensor, mask = torch.from_numpy(boxes).float(), torch.from_numpy(valid)
+            level = torch.from_numpy(labels).float() if num_levels > 1 else None
+            iou = float(threshold)
+            keep, rounds = nms_converged(tensor, mask, iou_threshold=iou, labels_NB=level)
+            np.testing.assert_array_equal(keep.numpy(), expected)
+            for iterations, is_exact in ((rounds, True), (rounds + 3, True), (rounds - 1, False)):
+                if iterations:
+                    fixed = nms_fixed(tensor, mask, iou_threshold=iou, iterations=iterations, labels_NB=level)
+                    assert np.array_equal(fixed.numpy(), expected) is is_exact
+            if level is None:
+                assert np.array_equal(nms_greedy(tensor[0], mask[0], iou_threshold=iou).numpy(), expected[0])
+
+
+@pytest.mark.parametrize(("kind", "share"), [("apart", 1.0), ("identical", 0.1), ("nested", 0.1)])
+def test_none_or_all_but_one_are_suppressed(kind: str, share: float) -> None:
+    boxes = torch.from_numpy(sets_of(kind, 10, 2, np.random.default_rng(0))).float()
+    keep = nms_fixed(boxes, torch.ones(2, 10, dtype=torch.bool), iou_threshold=0.5, iterations=8)
+    assert keep.float().mean().item() == pytest.approx(share)
+    assert keep[:, 0].all()
+
+
+def test_counts_beyond_float16_still_suppress() -> None:
+    # 2500 kept boxes of no common place all suppress the last one: more than float16 counts one by one.
+    places = torch.arange(50.0)
+    small = torch.cartesian_prod(places, places).repeat(1, 2) + torch.tensor([0.0, 0.0, 1.0, 1.0])
+    boxes = torch.cat((small, torch.tensor([[0.0, 0.0, 50.0, 50.0]])))[None]
+    valid = torch.ones(1, 2501, dtype=torch.bool)
+    keep = nms_fixed(boxes, valid, iou_threshold=1e-4, iterations=3)
+    assert keep[0, :2500].all()
+    assert not keep[0, 2500]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from edgerpn.train.anchors import AnchorConfig, grid_anchors
-from edgerpn.train.proposals import ProposalBatch, ProposalConfig, select_proposals
+from edgerpn.train.proposals import ProposalBatch, ProposalConfig, nms_groups, ranked_candidates, select_proposals
 
 HW = (64, 96)
 CONTENT_HW = (56, 90)
@@ -179,6 +179,44 @@ def test_levels_compete_only_when_the_scope_is_all(nms: Nms) -> None:
     assert together.scores[0, 0].item() == pytest.approx(1 / (1 + math.exp(-2)))
 
 
+@pytest.mark.parametrize("scope", ["level", "all"])
+@pytest.mark.parametrize("pre_nms", [7, 20, 40])
+@pytest.mark.parametrize("nms_candidates", [1, 10, 30, 45, 1000])
+def test_a_cut_of_candidates_gives_the_first_of_the_exact_proposals(
+    scope: Any, pre_nms: int, nms_candidates: int
+) -> None:
+    levels, changes = random_levels(5), {"nms_scope": scope, "pre_nms": pre_nms, "min_size_px": 14.0}
+    exact = run(levels, **changes)
+    cut = run(levels, "portable", nms_candidates=nms_candidates, **changes)
+    assert cut.boxes.shape == exact.boxes.shape
+    for image in range(3):
+        count = int(cut.count[image])
+        assert 0 < count <= int(exact.count[image]) or nms_candidates == 1
+        assert torch.equal(cut.boxes[image, :count], exact.boxes[image, :count])
+        assert torch.equal(cut.scores[image, :count], exact.scores[image, :count])
+        assert not cut.scores[image, count:].any()
+    if nms_candidates > 2 * pre_nms:
+        assert torch.equal(cut.count, exact.count)
+
+
+def test_the_standard_nms_looks_at_all_candidates() -> None:
+    levels = random_levels(6)
+    assert torch.equal(run(levels, nms_candidates=3).boxes, run(levels).boxes)
+
+
+def test_candidates_know_their_level() -> None:
+    config = ProposalConfig(pre_nms=30)
+    levels = random_levels(7)
+    ranked = ranked_candidates(levels, ANCHORS, 40, content_hw=CONTENT_HW, config=config)
+    assert ranked.levels is not None
+    groups = nms_groups(levels, ANCHORS, content_hw=CONTENT_HW, config=config, nms="portable")
+    for number, group in enumerate(groups):
+        for image in range(3):
+            own = ranked.boxes[image][ranked.levels[image] == number]
+            assert len(own) > 0
+            assert torch.equal(own, group.boxes[image, : len(own)])
+
+
 def test_a_box_pushed_out_of_the_content_is_never_a_proposal() -> None:
     levels = single_peaks(5)
     levels[0][1][0, 5] = torch.tensor([100.0, 0.0, 0.0, 0.0])
@@ -200,6 +238,7 @@ def test_half_precision_outputs_are_decoded_in_float32() -> None:
         ({"num_proposals": 0}, "num_proposals: expected at least 1"),
         ({"pre_nms": 0}, "pre_nms: expected at least 1"),
         ({"nms_iterations": 0}, "nms_iterations: expected at least 1"),
+        ({"nms_candidates": 0}, "nms_candidates: expected at least 1, got 0"),
         ({"nms_iou": 0.0}, "nms_iou: expected more than 0"),
         ({"score_threshold": 1.0}, "score_threshold: expected 0 to below 1"),
         ({"min_size_px": -1.0}, "min_size_px: expected at least 0"),
