@@ -55,6 +55,8 @@ class Architecture:
     """Anchor sizes of the levels."""
     body: str
     """Prefix of the backbone's names in our checkpoints, where torchvision writes `backbone.body.`."""
+    score_threshold: float = 0.0
+    """Proposals scored below this are dropped at test time, 0..1."""
 
 
 ARCHITECTURES = {
@@ -69,6 +71,7 @@ ARCHITECTURES = {
         strides_px=MOBILE_STRIDES_PX,
         sizes_px=MOBILE_SIZES_PX,
         body="backbone.features.",
+        score_threshold=0.05,
     ),
 }
 """By the names that torchvision gives them, without `fasterrcnn_`."""
@@ -154,7 +157,9 @@ def import_settings(shape: Architecture, input_hw: tuple[int, int]) -> TrainSett
         model=model,
         assign=AssignConfig(kind="max_iou", samples_per_image=256),
         loss=LossConfig(objectness="bce", box="smooth_l1", smooth_l1_beta=1 / 9, box_weight=1.0),
-        proposals=ProposalConfig(num_proposals=1000, pre_nms=1000, nms_iou=0.7, min_size_px=1e-3),
+        proposals=ProposalConfig(
+            num_proposals=1000, pre_nms=1000, nms_iou=0.7, min_size_px=1e-3, score_threshold=shape.score_threshold
+        ),
         data=DataConfig(input_hw=input_hw),
     )
 

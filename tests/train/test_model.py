@@ -16,7 +16,7 @@ from edgerpn.errors import ConfigError
 from edgerpn.train.anchors import AnchorConfig
 from edgerpn.train.config import TrainSettings, load_settings
 from edgerpn.train.layers import ConvNormAct, ResidualBlock, fuse_batch_norm
-from edgerpn.train.model import ModelConfig, Rpn
+from edgerpn.train.model import ModelConfig, Pyramid, Rpn
 
 NINE = AnchorConfig(strides_px=(16,), sizes_px=((32.0, 64.0, 128.0),), ratios_hw=(0.5, 1.0, 2.0))
 RESNET_ANCHORS = AnchorConfig(strides_px=(4, 8, 16), sizes_px=((16.0,), (32.0,), (64.0,)))
@@ -71,6 +71,33 @@ def test_strides_of_known_backbones_are_right_at_odd_sizes(backbone: str) -> Non
     with torch.inference_mode():
         levels = model(torch.zeros(1, 3, 45, 61))
     assert [logits.shape[1] for logits, _ in levels] == [12 * 16, 6 * 8, 3 * 4]
+
+
+def test_a_pyramid_may_end_in_convolutions_and_add_coarser_levels() -> None:
+    torch.manual_seed(0)
+    plain = Pyramid((4, 6), 3)
+    assert set(plain.state_dict()) == {f"lateral.{i}.{part}" for i in (0, 1) for part in ("weight", "bias")}
+    full = Pyramid((4, 6), 3, output_conv=True, extra_levels=2)
+    full.load_state_dict(plain.state_dict(), strict=False)
+    maps = [torch.randn(1, 4, 9, 14), torch.randn(1, 6, 5, 7)]
+    with torch.inference_mode():
+        merged, levels = plain(maps), full(maps)
+        assert full.output is not None
+        expected = [conv(x) for conv, x in zip(full.output, merged, strict=True)]
+    assert [tuple(x.shape[2:]) for x in levels] == [(9, 14), (5, 7), (3, 4), (2, 2)]
+    for found, wanted in zip(levels, expected, strict=False):
+        torch.testing.assert_close(found, wanted)
+    assert torch.equal(levels[2], levels[1][..., ::2, ::2])
+    assert torch.equal(levels[3], levels[2][..., ::2, ::2])
+
+
+def test_extra_levels_have_anchors_of_their_own() -> None:
+    anchors = AnchorConfig(strides_px=(8, 16, 32), sizes_px=((16.0,), (32.0,), (64.0,)))
+    config = ModelConfig(backbone="resnet18", neck_channels=8, head_channels=8, neck_extra_levels=1, anchors=anchors)
+    model = Rpn(config).eval()
+    assert not any("layer4" in name for name in model.state_dict())  # the backbone ends at stride 16
+    with torch.inference_mode():
+        assert [logits.shape[1] for logits, _ in model(torch.zeros(1, 3, 64, 96))] == [8 * 12, 4 * 6, 2 * 3]
 
 
 def test_the_order_of_the_outputs_is_that_of_the_anchors() -> None:
@@ -202,6 +229,12 @@ def test_blocks_keep_what_they_promise() -> None:
     [
         ({"stage_channels": (8, 8)}, "stage_channels: expected one positive number for each of stage_blocks"),
         ({"head_channels": 0}, "neck_channels: expected at least 0, and head_channels at least 1"),
+        ({"neck_channels": 0, "neck_output_conv": True}, "need a pyramid, got neck_channels 0"),
+        ({"neck_extra_levels": 3}, "neck_extra_levels: expected fewer than the levels"),
+        (
+            {"neck_extra_levels": 1, "anchors": AnchorConfig(strides_px=(8, 32), sizes_px=((8.0,), (9.0,)))},
+            "neck_extra_levels: expected each of the last 1 of anchors.strides_px to be twice the one before",
+        ),
         ({"prior_score": 1.0}, "prior_score: expected a number between 0 and 1"),
         ({"std_bgr": (1.0, 0.0, 1.0)}, "std_bgr: expected positive numbers"),
     ],
