@@ -77,7 +77,7 @@ class CudaBindingsDevice:
         # NumPy's views keep `memory`, and so the pages, alive.
         weakref.finalize(memory, self._free_host, address).atexit = False
         device_address = int(_call("cuMemHostGetDevicePointer", address, 0)) if is_mapped else None
-        return HostBuffer(np.frombuffer(memory, np.uint8), device_address)
+        return HostBuffer(np.frombuffer(memoryview(memory), np.uint8), device_address)
 
     def _free_host(self, address: int) -> None:
         with self.active():

@@ -1,7 +1,7 @@
 """The ONNX Runtime backend: the CPU anywhere, CUDA and TensorRT where onnxruntime-gpu is installed.
 
-Outputs are bound to arrays that the caller then owns, so the library copies nothing on the way out. Measured on a CPU,
-that is as fast as `InferenceSession.run`. The GPU providers have not been run here.
+On a GPU, inputs and outputs are bound, so that results come straight into arrays that the caller owns; on a CPU plain
+`run` is a little faster (1 to 4 % of a graph of half a millisecond). The GPU providers have not been run here.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class OnnxRuntimeBackend:
         self._provider = _running_provider(path, self._session, chosen, library.__version__, is_asked=bool(providers))
         self._version = library.__version__
         self._failures = _failures(library)
+        self._is_bound = not self.is_cpu
         # A binding must not be used by two threads at once.
         self._local = threading.local()
 
@@ -107,21 +108,31 @@ class OnnxRuntimeBackend:
         session = self._session
         if session is None:
             raise RuntimeError("the model is closed")
+        try:
+            run = self._run_bound if self._is_bound else self._run_plain
+            boxes, scores, count = run(session, frames)
+        except self._failures as error:
+            raise InferenceError(f"ONNX Runtime failed on frames of shape {frames.shape}: {error}") from error
+        check_outputs((boxes, scores, count), len(frames), self._manifest.proposals.num_proposals)
+        return boxes, scores, count
+
+    def _run_plain(self, session: Any, frames: npt.NDArray[np.uint8]) -> Outputs:
+        boxes, scores, count = session.run(("boxes", "scores", "count"), {self._manifest.input.name: frames})
+        return boxes, scores, count
+
+    def _run_bound(self, session: Any, frames: npt.NDArray[np.uint8]) -> Outputs:
+        """Has the library write its outputs straight into arrays that the caller then owns."""
         rows = self._manifest.proposals.num_proposals
         boxes = np.empty((len(frames), rows, 4), np.float32)
         scores = np.empty((len(frames), rows), np.float32)
         count = np.empty(len(frames), np.int32)
-        try:
-            binding = getattr(self._local, "binding", None)
-            if binding is None:
-                binding = self._local.binding = session.io_binding()
-            binding.bind_cpu_input(self._manifest.input.name, frames)
-            for name, array in (("boxes", boxes), ("scores", scores), ("count", count)):
-                binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-            session.run_with_iobinding(binding)
-        except self._failures as error:
-            raise InferenceError(f"ONNX Runtime failed on frames of shape {frames.shape}: {error}") from error
-        check_outputs((boxes, scores, count), len(frames), rows)
+        binding = getattr(self._local, "binding", None)
+        if binding is None:
+            binding = self._local.binding = session.io_binding()
+        binding.bind_cpu_input(self._manifest.input.name, frames)
+        for name, array in (("boxes", boxes), ("scores", scores), ("count", count)):
+            binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        session.run_with_iobinding(binding)
         return boxes, scores, count
 
 

@@ -20,8 +20,9 @@ from edgerpn.errors import (
     ManifestError,
     ManifestVersionError,
 )
-from edgerpn.runtime import Model, load
+from edgerpn.runtime import Model, load, onnxruntime_backend
 from edgerpn.runtime.backend import check_outputs
+from edgerpn.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
 Image = npt.NDArray[np.uint8]
 Paint = Callable[..., Image]
@@ -218,3 +219,58 @@ def test_outputs_that_break_the_interface_are_an_inference_error() -> None:
         check_outputs((boxes, scores, np.array([6], np.int32)), 1, 5)
     with pytest.raises(InferenceError, match="shapes"):
         check_outputs((boxes[:, :4], scores, np.array([0], np.int32)), 1, 5)
+
+
+@pytest.mark.parametrize("batch", [1, 2, None])
+def test_bound_inputs_and_outputs_give_what_plain_ones_give(
+    make_model: MakeModel, tmp_path: Path, paint: Paint, batch: int | None
+) -> None:
+    backend = OnnxRuntimeBackend(make_model(tmp_path, batch=batch), threads=1)
+    frames = np.stack([paint(96, 160, count=i) for i in range(3)])
+    plain = backend.infer(frames)
+    backend._is_bound = True  # as with a provider on a GPU
+    for _ in range(2):
+        for one, other in zip(backend.infer(frames), plain, strict=True):
+            assert one.dtype == other.dtype
+            np.testing.assert_array_equal(one, other)
+    backend.close()
+
+
+def test_the_log_says_which_provider_runs_and_what_was_asked(
+    model_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        load(model_path, providers=[("cpu", {})], threads=1).close()
+        load(model_path, threads=1).close()
+    first, second = [record.message for record in caplog.records if "runs on" in record.message]
+    assert first.endswith("runs on CPU (asked for CPU)")
+    assert second.endswith("runs on CPU (asked for nothing in particular)")
+
+
+class Started:
+    """A session whose first provider is the CPU, as when another one could not be started."""
+
+    def get_providers(self) -> list[str]:
+        return ["CPUExecutionProvider"]
+
+
+def test_a_provider_that_does_not_start_is_an_error_when_asked_for_and_else_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    chosen = [("CUDAExecutionProvider", {}), ("CPUExecutionProvider", {})]
+    with pytest.raises(EngineLoadError, match=r"CUDAExecutionProvider could not be started.*ask for cpu alone"):
+        onnxruntime_backend._running_provider(Path("a.onnx"), Started(), chosen, "1.0", is_asked=True)
+    name = onnxruntime_backend._running_provider(Path("a.onnx"), Started(), chosen, "1.0", is_asked=False)
+    assert name == "CPUExecutionProvider"
+    assert "fell back to CPUExecutionProvider" in caplog.text
+
+
+def test_providers_keep_their_order_and_get_options() -> None:
+    available = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    choose = onnxruntime_backend._choose_providers
+    assert [name for name, _ in choose(None, available)] == available[1:]
+    chosen = choose(["tensorrt", ("cuda", {"device_id": 1})], available)
+    assert [name for name, _ in chosen] == available
+    assert chosen[0][1]["trt_engine_cache_enable"] == "0"
+    assert chosen[1][1] == {"device_id": "1"}
+    assert [name for name, _ in choose(["cpu"], available)] == ["CPUExecutionProvider"]

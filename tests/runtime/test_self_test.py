@@ -117,10 +117,14 @@ def test_an_engine_streams_a_video(on_standin: Any, make_engine: MakeModel, tmp_
 
 
 def test_a_mismatch_fails_unless_rebuilding_is_allowed(
-    on_standin: Any, make_engine: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:  # fmt: skip
+    on_standin: Any,
+    make_engine: MakeModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     path = make_engine(tmp_path, compute_capabilities=("8.9",))
-    with pytest.raises(ArtifactMismatchError, match="GPU: expected compute capability 8.9, found Stand-in"):
+    with pytest.raises(ArtifactMismatchError, match=r"GPU: expected compute capability 8\.9, found Stand-in"):
         load(path)
     commands: list[list[str]] = []
 
