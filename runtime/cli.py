@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from edgerpn.arguments import count_argument
 from edgerpn.errors import ConfigError
+from edgerpn.manifest import manifest_path
 
 if TYPE_CHECKING:
     from edgerpn.runtime.frame import Source
@@ -24,7 +25,7 @@ _SOURCES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `edgerpn run` to `parser`."""
-    parser.add_argument("model", metavar="MODEL", help="model.onnx or model.engine; model.json lies beside it")
+    parser.add_argument("model", metavar="MODEL", help="model.onnx or model.engine, with its manifest beside it")
     parser.add_argument("source", metavar="SOURCE", help=_SOURCES)
     outputs = parser.add_argument_group("outputs (none: only the summary)")
     outputs.add_argument("--out", metavar="DIR", help="folder for proposals.jsonl and the annotated video or images")
@@ -101,7 +102,7 @@ def check_targets(arguments: argparse.Namespace, source: Source) -> None:
     Raises:
         ConfigError: One would.
     """
-    inputs = {Path(arguments.model).resolve(), Path(arguments.model).with_suffix(".json").resolve()}
+    inputs = {Path(arguments.model).resolve(), manifest_path(arguments.model).resolve()}
     images = [path.resolve() for path in getattr(source, "paths", ())]
     inputs.update(images or [Path(arguments.source).resolve()])
     targets = [Path(path).resolve() for path in _target_files(arguments, source)]

@@ -36,7 +36,7 @@ def load(
     """Loads an exported model or an engine.
 
     Args:
-        path: `model.onnx` or `model.engine`, with its manifest `model.json` beside it (or inside, for ONNX).
+        path: `model.onnx` or `model.engine`, with its manifest beside it (or inside, for ONNX).
         providers: ONNX Runtime execution providers in order of preference ("tensorrt", "cuda", "cpu", or full names,
             each alone or as a pair with its options); None: CUDA if it is there, else the CPU.
         threads: CPU threads of one inference; None: one for each core that this process may use. Engines use none.
