@@ -178,14 +178,13 @@ def test_proposals_are_torchvisions(pair: Pair) -> None:
         assert imported.architecture != "mobilenet_v3_large_fpn" or (
             count < 1000 and theirs.scores[image].min() >= 0.05
         )
-        length = min(count, len(boxes))
-        torch.testing.assert_close(batch.scores[image, :length], theirs.scores[image][:length], rtol=0, atol=1e-4)
-        # Sums in another order move a logit by 1e-6 and may swap neighbours of equal score or tip an NMS.
-        distance = torch.cdist(batch.boxes[image, :count], boxes, p=math.inf)
-        assert (distance.amin(dim=1) < 0.02).float().mean().item() >= 0.995
-        in_place = (batch.boxes[image, :length] - boxes[:length]).abs().amax(dim=1) < 0.02
-        assert in_place.float().mean().item() >= 0.9
-        assert in_place[:20].all()
+        # Rounding moves corners by 0.01 px and scores by 0.0001, and may swap neighbours or tip a decision of the NMS.
+        ours = torch.cat((batch.boxes[image, :count], 100 * batch.scores[image, :count, None]), dim=1)
+        them = torch.cat((boxes, 100 * theirs.scores[image][:, None]), dim=1)
+        is_same = torch.cdist(ours, them, p=math.inf) < 0.03
+        assert is_same.any(dim=1).float().mean().item() >= 0.995
+        assert is_same.any(dim=0).float().mean().item() >= 0.995
+        assert (batch.scores[image, : count - 1] >= batch.scores[image, 1:count]).all()
 
 
 def test_a_wrong_epsilon_or_order_would_be_noticed(pair: Pair) -> None:
