@@ -13,6 +13,7 @@ from edgerpn import files
 from edgerpn.arguments import count_argument
 from edgerpn.errors import ConfigError
 from edgerpn.export.limits_report import TARGETS
+from edgerpn.manifest import manifest_path
 
 if TYPE_CHECKING:
     from edgerpn.export.compare import Comparison
@@ -72,20 +73,27 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
         problems += [f"check: --{flag} is for a comparison; name a model with --against" for flag in given]
     if arguments.images and not arguments.images.is_dir():
         problems.append(f"--images {arguments.images}: expected a folder of photographs")
-    if arguments.report is not None:
-        if arguments.report.is_dir():
-            problems.append(f"--report {arguments.report}: this is a folder, expected the name of a file")
-        if arguments.report.resolve() in {path.resolve() for path in _inputs(arguments)}:
-            problems.append(f"--report {arguments.report}: this is an input of the check, and would be overwritten")
+    problems += _report_problems(arguments)
     if arguments.pictures is not None and arguments.pictures.is_file():
         problems.append(f"--pictures {arguments.pictures}: this is a file, expected a folder")
     if problems:
         raise ConfigError(problems)
 
 
+def _report_problems(arguments: argparse.Namespace) -> list[str]:
+    report = arguments.report
+    if report is None:
+        return []
+    if report.is_dir():
+        return [f"--report {report}: this is a folder, expected the name of a file"]
+    if report.resolve() in {path.resolve() for path in _inputs(arguments)}:
+        return [f"--report {report}: this is an input of the check, and would be overwritten"]
+    return []
+
+
 def _inputs(arguments: argparse.Namespace) -> list[Path]:
     models = [path for path in (arguments.model, arguments.against) if path is not None]
-    return [*models, *(model.with_suffix(".json") for model in models), *([arguments.data] if arguments.data else [])]
+    return [*models, *map(manifest_path, models), *([arguments.data] if arguments.data else [])]
 
 
 def _lint(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -122,8 +122,10 @@ def _compare_batches(
             sides = [result[row] for result in results]
             rows = [side.rows if is_same_input else side.in_image for side in sides]
             capacity = min(model.proposals.num_proposals for model in models)
+            found, expected = ((boxes[:capacity], scores[:capacity]) for boxes, scores in rows)
             agreement = agree(
-                *((boxes[:capacity], scores[:capacity]) for boxes, scores in (rows[1], rows[0])),
+                expected,
+                found,
                 TOLERANCES[precision],
                 _decisions(models, sides[1].geometry, precision, capacity, is_same_input=is_same_input),
                 cuts=tuple(cut for side in sides for cut in side.cuts),

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import google.protobuf.message
 import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx.inliner
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx.reference import ReferenceEvaluator
 
 from edgerpn import manifest as manifests
@@ -66,7 +66,7 @@ def _parse(path: Path) -> onnx.ModelProto:
         raise EngineLoadError(f"{path}: the file is empty; copy or export it again")
     try:
         proto = onnx.load_model_from_string(data)
-    except google.protobuf.message.DecodeError as error:
+    except DecodeError as error:
         raise EngineLoadError(
             f"{path}: cannot be read as ONNX: it is truncated, damaged, or of another format ({len(data)} bytes, "
             f"starting with {data[:8]!r}); copy or export it again"
@@ -130,7 +130,8 @@ class GraphView:
         if any(value is None for value in values.values()):
             return None
         try:
-            found = ReferenceEvaluator(node, opsets={"": self.opsets.get("ai.onnx", 1)}).run(None, values)
+            # Without names of outputs it returns them in order; its annotation also covers the case with names.
+            found: Any = ReferenceEvaluator(node, opsets={"": self.opsets.get("ai.onnx", 1)}).run(None, values)
         except (IndexError, KeyError, RuntimeError, TypeError, ValueError):
             # The node itself is wrong, which is not for this place to say.
             return None

@@ -8,24 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
 
-from edgerpn import golden
 from edgerpn import manifest as manifests
 from edgerpn.errors import ConfigError, EngineLoadError, ParityError
 from edgerpn.export.compare import compare_models
-from edgerpn.export.compare_pictures import draw_comparison, write_pictures
-from edgerpn.export.compare_report import Comparison, format_comparison
-from edgerpn.export.evaluate import evaluate_model
-from edgerpn.export.golden_frames import make_golden
-from edgerpn.letterbox import letterbox
 from edgerpn.manifest_parts import EngineSpec, Precision, ProfileSpec
 from edgerpn.runtime.onnxruntime_backend import OnnxRuntimeBackend
-from edgerpn.train.coco import read_coco
 
 GetExport = Callable[[str], Any]
 Change = Callable[[np.ndarray], np.ndarray]
@@ -243,106 +235,3 @@ def test_padding_that_is_not_zero_is_named_with_the_model(exported: GetExport, p
     engine.infer = dirty  # type: ignore[method-assign]
     with pytest.raises(ParityError, match=r"one\.png, .*: rows beyond count \(1\) are not zero"):
         compare_models(engine, made.file, [file for file in peaks_files if file.stem == "one"])
-
-
-@pytest.fixture(scope="module")
-def measured(exported: GetExport, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Comparison:
-    """A comparison with recall, of an export with a damaged copy."""
-    made = exported("standard")
-    wrong = altered(made.file, tmp_path_factory.mktemp("wrong") / "wrong.onnx", lambda weight: weight * 1.05)
-    dataset = read_coco(photos / "val.json", photos / "images")
-    return compare_models(wrong, made.file, [record.file for record in dataset.records], dataset=dataset)
-
-
-def test_recall_is_that_of_the_eval_command(measured: Comparison, exported: GetExport, photos: Path) -> None:
-    evaluation = evaluate_model(exported("standard").file, photos / "val.json", photos / "images")
-    assert dict(measured.recall_b) == pytest.approx(evaluation.metrics)
-    ((name, value, reference),) = measured.recall_changes
-    assert (name, reference) == ("AR@100", evaluation.metrics["AR@100"])
-    assert value == dict(measured.recall_a)["AR@100"]
-
-
-def test_recall_counts_only_the_images_that_were_compared(exported: GetExport, photos: Path) -> None:
-    made = exported("standard")
-    dataset = read_coco(photos / "val.json", photos / "images")
-    one = compare_models(made.file, made.file, [dataset.records[1].file], dataset=dataset)
-    only = dataclasses.replace(dataset, records=dataset.records[1:2])
-    same = compare_models(made.file, made.file, [dataset.records[1].file], dataset=only)
-    assert one.recall_a == one.recall_b == same.recall_a
-
-
-def test_the_table_and_the_report_say_the_same(measured: Comparison) -> None:
-    table = format_comparison(measured)
-    report = json.loads(json.dumps(measured.to_dict()))
-    assert report["agrees"] is False
-    assert report["culprit"] == measured.culprit
-    assert len(report["images"]) == 5 * 2
-    assert sum(image["num_matched"] for image in report["images"]) == report["num_matched"] == measured.num_matched
-    assert sum(image["num_unexplained"] for image in report["images"]) == report["num_unexplained"] > 0
-    assert report["score_difference"]["max"] >= report["score_difference"]["p99"] >= report["score_difference"]["p50"]
-    assert report["iou"]["min"] <= report["iou"]["p1"] <= report["iou"]["mean"] <= 1
-    change = report["recall"]["AR@100"]
-    assert change["change"] == pytest.approx(change["a"] - change["b"])
-    rows = table.splitlines()
-    assert rows[1].split()[0] == measured.worst[0].file.name
-    assert f"5 images, batch 1, 2: {measured.num_matched} matched" in table
-    assert f"AR@100: {change['a']:.4f} against {change['b']:.4f}, {100 * change['change']:+.2f} points" in table
-
-
-def test_pictures_show_what_only_one_model_has(measured: Comparison, tmp_path: Path) -> None:
-    written = write_pictures(measured, tmp_path / "pictures", top=2)
-    assert [path.name for path in written] == [f"0{n}_{measured.worst[n - 1].file.stem}.png" for n in (1, 2)]
-    picture = cv2.imread(str(written[0]))
-    assert picture is not None
-    worst = measured.worst[0]
-    photograph = cv2.imread(str(worst.file))
-    assert photograph is not None
-    width = min(max(photograph.shape[1], 480), 960)
-    assert picture.shape[1] == 2 * width + 8
-    magenta = (picture == (255, 0, 255)).all(axis=2)
-    for side, half in ((1, magenta[:, :width]), (0, magenta[:, width:])):
-        assert half.any() == bool(worst.agreement.unexplained[side])
-
-
-def test_a_picture_of_models_that_agree_has_grey_boxes_only(exported: GetExport, photo_files: list[Path]) -> None:
-    file = exported("standard").file
-    result = compare_models(file, file, photo_files[:1])
-    picture = draw_comparison(result.images[0], result.names)
-    assert not (picture == (255, 0, 255)).all(axis=2).any()
-    assert not (picture == (0, 170, 255)).all(axis=2).any()
-    assert (picture == (200, 200, 200)).all(axis=2).any()
-
-
-def frames_of(files: list[Path], hw: tuple[int, int]) -> list[np.ndarray]:
-    pictures = [cv2.imread(str(file)) for file in files]
-    return [letterbox(picture.shape[:2], hw).apply(picture, cv2.resize) for picture in pictures]
-
-
-def test_golden_frames_are_two_that_change_least_and_pass_their_own_test(
-    exported: GetExport, photo_files: list[Path], tmp_path: Path
-) -> None:
-    made = exported("standard")
-    frames = frames_of(photo_files, made.network_hw)
-    backend = OnnxRuntimeBackend(made.file)
-    chosen = make_golden(backend.infer, frames)
-    assert (len(chosen.frames), chosen.boxes.shape, chosen.scores.shape) == (2, (2, 50, 4), (2, 50))
-    assert all(any(np.array_equal(frame, given) for given in frames) for frame in chosen.frames)
-    for row, frame in enumerate(chosen.frames):
-        boxes, scores, count = backend.infer(frame[None])
-        np.testing.assert_array_equal(boxes[0], chosen.boxes[row])
-        np.testing.assert_array_equal(scores[0], chosen.scores[row])
-        assert count[0] == chosen.count[row]
-    spec = golden.write(chosen, tmp_path / "model.onnx")
-    manifest = backend.manifest.replace(golden=spec)
-    read = golden.read(tmp_path / "model.onnx", manifest)
-    golden.compare(read, backend.infer(read.frames), manifest, where="here")
-
-
-def test_a_frame_without_proposals_is_no_golden_frame(exported: GetExport, peaks_frames: dict[str, np.ndarray]) -> None:
-    backend = OnnxRuntimeBackend(exported("peaks-standard").file)
-    chosen = make_golden(backend.infer, [peaks_frames[name] for name in ("zero", "many", "one")])
-    # Nothing is found on the first, one thing on the last; ten on the one that stays.
-    assert chosen.count.tolist() == [10]
-    assert make_golden(backend.infer, [peaks_frames["zero"]]).count.tolist() == [0]
-    with pytest.raises(ValueError, match="frames: expected at least one"):
-        make_golden(backend.infer, [])

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import shutil
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +11,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgerpn import manifest as manifests
-from edgerpn.errors import ArtifactMismatchError, EngineLoadError, ExportError, ManifestError, ManifestVersionError
-from edgerpn.export.limits import TARGETS, Target, Violation, find_violations, oldest_target, refuse_violations
-from edgerpn.export.limits_graph import GraphView, level_anchors, read_onnx
+from edgerpn.export.limits import TARGETS, Target, Violation, find_violations
+from edgerpn.export.limits_graph import GraphView
 
 GetExport = Callable[[str], Any]
 F, H, D = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE
@@ -224,53 +220,6 @@ def test_tensorrt_rtx_refuses_what_the_rules_call_an_error(name: str, capfd: pyt
     assert compiles(proto) == (not errors)
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("name", ["portable", "portable-source", "single-level", "peaks-portable"])
-def test_an_export_with_portable_nms_has_nothing_that_any_target_cannot_do(
-    name: str, target: Target, exported: GetExport
-) -> None:
-    assert find_violations(exported(name).file, target) == ()
-
-
-def test_the_standard_nms_is_named_level_by_level(exported: GetExport) -> None:
-    file = exported("standard").file
-    found = find_violations(file, RTX)
-    assert [(v.severity, v.rule, v.level) for v in found] == [("error", "varying-shape", level) for level in range(3)]
-    assert all("--nms portable" in violation.fix for violation in found)
-    assert {violation.severity for violation in find_violations(file, JETPACK)} == {"warning"}
-    assert find_violations(file, "onnxruntime") == ()
-
-
-def test_counts_above_a_level_or_the_limit_are_named_with_the_level(exported: GetExport) -> None:
-    proto, manifest = read_onnx(exported("portable").file)
-    assert manifest is not None
-    # 128x192 pixels at strides 8, 16 and 32, one anchor in each cell.
-    assert level_anchors(manifest) == (384, 96, 24)
-    view = GraphView(proto, manifest)
-    nodes = [node for node in view.nodes if node.op_type == "TopK"]
-    assert [view.level(node) for node in nodes] == [0, 1, 2, None]
-    assert [view.constant(node.input[1]).item() for node in nodes] == [100, 96, 24, 50]  # type: ignore[union-attr]
-    for node, k in zip(nodes, (100, 97, 4000, 50), strict=True):
-        proto.graph.initializer.append(numpy_helper.from_array(np.array([k]), f"k_of_{node.output[0]}"))
-        real = next(other for other in proto.graph.node if other.output[0] == node.output[0])
-        real.input[1] = f"k_of_{node.output[0]}"
-    found = [(v.rule, v.level, v.found) for v in find_violations(proto, JETPACK, manifest) if v.rule[:4] == "topk"]
-    assert found == [
-        ("topk-axis", 1, "K = 97 of 96 anchors at stride 16"),
-        ("topk-limit", 2, "K = 4000 of 24 anchors at stride 32"),
-        ("topk-axis", 2, "K = 4000 of 24 anchors at stride 32"),
-    ]
-    with pytest.raises(ExportError, match=r"(?s)^here: 3 things .*tensorrt-10\.3.*level 1: K = 97 of 96 anchors.*fix:"):
-        refuse_violations(proto, JETPACK, manifest, where="here")
-
-
-def test_warnings_do_not_stop_an_export(exported: GetExport) -> None:
-    proto, manifest = read_onnx(exported("standard").file)
-    kept = refuse_violations(proto, oldest_target("tensorrt"), manifest, where="here")
-    assert [violation.severity for violation in kept] == ["warning"] * 3
-    assert [oldest_target(name) for name in ("tensorrt-rtx", "onnxruntime")] == ["tensorrt-rtx", "onnxruntime"]
-
-
 def test_constants_are_found_in_nodes_and_behind_arithmetic() -> None:
     nodes = [
         N("Constant", [], ["a"], value=numpy_helper.from_array(np.array([70000]))),
@@ -295,18 +244,6 @@ def test_operators_inside_subgraphs_and_functions_are_seen() -> None:
     proto = graph([N("Both", ["x"], ["y"], domain="ours")], IMAGE, {"y": (F, [None, None])}, domains=["ours"])
     proto.functions.append(body)
     assert [violation.rule for violation in find_violations(proto, RTX)] == ["varying-shape"]
-
-
-def test_a_graph_that_is_not_its_manifests_is_named(exported: GetExport) -> None:
-    proto, manifest = read_onnx(exported("portable").file)
-    assert manifest is not None
-    proto.graph.output[1].type.tensor_type.shape.dim[1].dim_value = 51
-    del proto.graph.output[2]
-    found = {v.node: (v.found, v.limit) for v in find_violations(proto, RTX, manifest) if v.rule == "interface"}
-    assert found == {
-        "tensor count": ("no such tensor", "int32 [1], by the manifest"),
-        "tensor scores": ("float32 [1, 51]", "float32 [1, 50], by the manifest"),
-    }
 
 
 def test_onnxruntime_is_asked_itself() -> None:
@@ -336,79 +273,3 @@ def test_errors_come_before_warnings_and_read_well() -> None:
     )
     at_level = Violation(severity="error", rule="r", node="n", level=2, found="f", limit="l", fix="x")
     assert at_level.text().startswith("error: r: n, level 2: f\n")
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "the file is empty"),
-        (b"this is a text, not a model", "cannot be read as ONNX"),
-        (b"\x08\x0a", "not an ONNX model: it has no graph"),
-        (None, "no such file"),
-    ],
-)
-def test_a_foreign_file_is_one_clear_error(content: bytes | None, message: str, tmp_path: Path) -> None:
-    file = tmp_path / "model.onnx"
-    if content is not None:
-        file.write_bytes(content)
-    with pytest.raises(EngineLoadError, match=message):
-        find_violations(file, RTX)
-    with pytest.raises(EngineLoadError, match="this is a folder"):
-        find_violations(tmp_path, RTX)
-
-
-def copy(exported: GetExport, folder: Path) -> Path:
-    """An export of ours to damage."""
-    source = exported("portable").file
-    shutil.copy(source, folder / "model.onnx")
-    shutil.copy(source.with_suffix(".json"), folder / "model.json")
-    return folder / "model.onnx"
-
-
-@pytest.mark.parametrize("damage", ["truncated", "flipped"])
-def test_a_damaged_copy_of_ours_is_one_clear_error(damage: str, exported: GetExport, tmp_path: Path) -> None:
-    file = copy(exported, tmp_path)
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 0x10
-    file.write_bytes(data[: len(data) // 3] if damage == "truncated" else data)
-    with pytest.raises(ArtifactMismatchError, match=r"not the file that model\.json describes"):
-        find_violations(file, RTX)
-    if damage == "truncated":
-        file.with_suffix(".json").unlink()
-        with pytest.raises(EngineLoadError, match="cannot be read as ONNX: it is truncated"):
-            find_violations(file, RTX)
-
-
-def test_a_damaged_manifest_is_one_clear_error(exported: GetExport, tmp_path: Path) -> None:
-    file = copy(exported, tmp_path)
-    sidecar = file.with_suffix(".json")
-    text = sidecar.read_text()
-    sidecar.write_text(text.replace('"schema": 2', '"schema": 99', 1))
-    with pytest.raises(ManifestVersionError, match="manifest schema 99"):
-        find_violations(file, RTX)
-    sidecar.write_text(text[: len(text) // 2])
-    with pytest.raises(ManifestError, match="not a manifest"):
-        find_violations(file, RTX)
-    sidecar.unlink()
-    # The copy inside the file does as well.
-    assert read_onnx(file)[1] is not None
-
-
-def test_a_foreign_model_is_checked_without_a_manifest(tmp_path: Path) -> None:
-    file = tmp_path / "theirs.onnx"
-    onnx.save(nms(), file)
-    # Something else beside it is not ours to complain about.
-    manifests.manifest_path(file).write_text('{"a": 1}')
-    assert read_onnx(file)[1] is None
-    assert [violation.rule for violation in find_violations(file, RTX)] == ["varying-shape"]
-
-
-def test_weights_in_other_files_are_named(exported: GetExport, tmp_path: Path) -> None:
-    proto, manifest = read_onnx(exported("portable").file)
-    assert manifest is not None
-    onnx.save(proto, tmp_path / "model.onnx", save_as_external_data=True, size_threshold=64)
-    without = onnx.load(tmp_path / "model.onnx", load_external_data=False)
-    (found,) = find_violations(without, "onnxruntime", manifest)
-    assert (found.severity, found.rule) == ("error", "external-data")
-    (foreign,) = find_violations(without, JETPACK)
-    assert (foreign.severity, foreign.rule) == ("warning", "external-data")
