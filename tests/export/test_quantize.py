@@ -239,7 +239,7 @@ def test_int8_logits_are_near_those_of_float32(target: Target, exported: GetExpo
 
 
 def test_a_network_of_narrow_convolutions_is_refused(exported: GetExport) -> None:
-    proto = onnx.load(exported("peaks-portable").file)
+    proto = onnx.load(exported("peaks-standard").file)
     with pytest.raises(ExportError, match=r"no convolution of the network has 16 or more .*; use --precision fp16"):
         tensors_to_calibrate(proto, find_network(proto), "tensorrt")
 
