@@ -196,8 +196,8 @@ def test_proposals_are_chosen_level_by_level_before_and_together_after_the_nms()
     kept: list[tuple[float, Array]] = []
     for (logits, deltas), level in zip(raw, anchors, strict=True):
         boxes = decode_boxes(tensor(deltas), level).double().numpy().clip(0, [hw[1], hw[0], hw[1], hw[0]])
-        best = np.argsort(-logits, kind="stable")[:50]  # 1 and 2
-        best = [i for i in best if (boxes[i, 2:] - boxes[i, :2] >= 12).all()]  # 3
+        highest = np.argsort(-logits, kind="stable")[:50]  # 1 and 2
+        best = [i for i in highest if (boxes[i, 2:] - boxes[i, :2] >= 12).all()]  # 3
         alive: list[Array] = []
         for i in best:  # 4
             if all(float_iou(boxes[i], other) <= 0.7 for other in alive):

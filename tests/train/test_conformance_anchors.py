@@ -45,12 +45,12 @@ MATLAB_ANCHORS = np.array(
         [-167, -343, 184, 360],
     ]
 )
-NINE = {"strides_px": (16,), "sizes_px": ((128.0, 256.0, 512.0),), "ratios_hw": (0.5, 1.0, 2.0)}
+NINE = AnchorConfig(strides_px=(16,), sizes_px=((128.0, 256.0, 512.0),), ratios_hw=(0.5, 1.0, 2.0), rounding="base")
 RATIO_BY_RATIO = [s * 3 + r for r in range(3) for s in range(3)]
 
 
 def test_the_nine_anchors_of_py_faster_rcnn_come_out_to_the_last_pixel() -> None:
-    (level,) = grid_anchors(AnchorConfig(**NINE, rounding="base"), (48, 64))
+    (level,) = grid_anchors(NINE, (48, 64))
     first_cell = level[:9].numpy()[RATIO_BY_RATIO]
     zero_based = MATLAB_ANCHORS - 1
     assert zero_based[0].tolist() == [-84, -40, 99, 55]

@@ -45,7 +45,7 @@ def photographs(root: Path) -> Tensor:
 def randomise(model: Any, images: Tensor) -> None:
     """Norm statistics and weights as after a training, and a head that spreads its logits."""
     generator = torch.Generator().manual_seed(1)
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    norms: list[Any] = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     with torch.no_grad():
         for norm in norms:
             norm.momentum = None  # statistics of this very batch

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -85,7 +86,7 @@ def test_hard_swish_and_hard_sigmoid_are_pytorchs() -> None:
 
 
 def test_squeeze_and_excite_weighs_each_channel_by_the_whole_map() -> None:
-    layer = SqueezeExcite(2, 1)
+    layer: Any = SqueezeExcite(2, 1)
     with torch.no_grad():
         layer.fc1.weight.copy_(torch.tensor([[1.0, -1.0]]).view(1, 2, 1, 1))
         layer.fc1.bias.fill_(0.5)
