@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from edgerpn import files
 from edgerpn.export.config import ExportConfig
 from edgerpn.export.graph import export_module
-from edgerpn.export.to_onnx import export_program
+from edgerpn.export.onnx_graph import export_program
 from edgerpn.letterbox import parse_hw
 from edgerpn.train.checkpoint import load_model
 from edgerpn.train.config import load_settings

@@ -1,6 +1,6 @@
 """Golden frames: a few input frames and the proposals expected for them, beside an artifact.
 
-`model.golden.npz` lies beside `model.onnx` or `model.engine`; the manifest holds its hash. A runtime that runs the
+`model.golden.npz` lies beside `model.onnx`; the manifest holds its hash. A runtime that runs the
 frames and finds the proposals knows that library, driver, GPU and file work together, without any other package. The
 frames are photographs out of those that the export compared on, laid into the graph's input.
 """
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from edgerpn import files
 from edgerpn.errors import ArtifactMismatchError, ManifestError, SelfTestError
-from edgerpn.manifest import Manifest
+from edgerpn.manifest import Manifest, stem
 from edgerpn.manifest_parts import GoldenSpec
 from edgerpn.matching import TOLERANCES, match
 
@@ -37,8 +37,8 @@ class Golden:
 
 
 def golden_path(artifact: str | os.PathLike[str]) -> Path:
-    """Path of the golden frames of an artifact: the same name with the suffix .golden.npz."""
-    return Path(artifact).with_suffix(".golden.npz")
+    """Path of the golden frames: model.golden.npz for model.onnx, model.engine.golden.npz for model.engine."""
+    return Path(f"{stem(artifact)}.golden.npz")
 
 
 def write(golden: Golden, artifact: str | os.PathLike[str]) -> GoldenSpec:

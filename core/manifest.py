@@ -1,7 +1,7 @@
 """The manifest: what an artifact (`model.onnx` or `model.engine`) is, in a JSON file beside it.
 
-`model.json` lies beside `model.onnx`; the ONNX file carries the same text, without its own hash, in its
-`metadata_props` under `METADATA_KEY`. The graph's interface is the same for every artifact:
+`model.json` lies beside `model.onnx`, and `model.engine.json` beside `model.engine`; the ONNX file carries the same
+text, without its own hash, in its `metadata_props` under `METADATA_KEY`. The graph's interface is the same for every artifact:
 
     frames  uint8   [N, H, W, 3]  BGR, as OpenCV delivers it
     boxes   float32 [N, K, 4]     x1, y1, x2, y2 in pixels of the input frame; rows beyond count are zero
@@ -61,6 +61,7 @@ __all__ = [
     "parse",
     "read",
     "standard_outputs",
+    "stem",
     "write",
 ]
 
@@ -136,8 +137,17 @@ def standard_outputs(num_proposals: int) -> tuple[OutputSpec, ...]:
 
 
 def manifest_path(artifact: str | os.PathLike[str]) -> Path:
-    """Path of the manifest of an artifact: the same name with the suffix .json."""
-    return Path(artifact).with_suffix(".json")
+    """Path of the manifest of an artifact: model.json for model.onnx, model.engine.json for model.engine."""
+    return Path(f"{stem(artifact)}.json")
+
+
+def stem(artifact: str | os.PathLike[str]) -> Path:
+    """The path that the names of the files beside an artifact begin with.
+
+    A graph and the engine built from it may lie in one folder under one name, so only .onnx is left out.
+    """
+    path = Path(artifact)
+    return path.with_suffix("") if path.suffix == ".onnx" else path
 
 
 def parse(text: str, *, source: str) -> Manifest:

@@ -88,6 +88,8 @@ class ProposalSpec:
     """Iterations of the portable NMS; nothing for the standard one."""
     nms_chain: int | None = None
     """Iterations that the images seen at export needed at most; nothing when they were not measured."""
+    nms_candidates: int | None = None
+    """portable NMS: best boxes of all levels together that it looks at; nothing: all that `pre_nms` leaves."""
     score_threshold: float
     """Boxes scored below this are dropped."""
     min_size_px: float

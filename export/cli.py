@@ -9,8 +9,8 @@ from pathlib import Path
 from edgerpn import settings
 from edgerpn.arguments import size_argument
 from edgerpn.errors import ConfigError, DataError, ExportError
-from edgerpn.export.config import NMS, TARGETS, ExportConfig
-from edgerpn.manifest import RecallSpec
+from edgerpn.export.config import NMS, PRECISIONS, TARGETS, ExportConfig
+from edgerpn.manifest import manifest_path
 
 NUM_PARITY_IMAGES = 16
 """Images on which graph and network are compared."""
@@ -41,6 +41,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--iou", type=float, metavar="X", help="NMS threshold (default 0.7)")
     parser.add_argument("--score", type=float, metavar="X", help="drop proposals scored below (default 0)")
     parser.add_argument("--nms", choices=NMS, help="form of the NMS (default: the target's choice)")
+    parser.add_argument("--precision", choices=PRECISIONS, help="of the network (default fp32)")
+    parser.add_argument(
+        "--calibration", type=Path, metavar="DIR", help="int8: photographs to calibrate on (default: trained on)"
+    )
+    parser.add_argument(
+        "--max-ar-drop",
+        type=_points,
+        metavar="POINTS|off",
+        help="AR@100 that fp16 or int8 may lose, in hundredths (default 0.5 and 1)",
+    )
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="val.json and images/ for parity and recall (default: trained on)"
     )
@@ -58,6 +68,18 @@ def _batch(text: str) -> int | str:
     raise argparse.ArgumentTypeError(f"expected a positive number or dynamic, got {text!r}")
 
 
+def _points(text: str) -> float | str:
+    if text == "off":
+        return text
+    try:
+        points = float(text)
+    except ValueError:
+        points = -1.0
+    if points >= 0:
+        return points
+    raise argparse.ArgumentTypeError(f"expected a number of points, 0 or more, or off, got {text!r}")
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Exports; returns the exit status."""
     config = _config(arguments)
@@ -68,24 +90,26 @@ def run(arguments: argparse.Namespace) -> int:
     missing = [name for name, value in names if value is None]
     if missing:
         raise ConfigError([f"{' and '.join(missing)}: needed, see `edgerpn export --help`"])
-    from edgerpn.export.to_onnx import export_onnx
+    from edgerpn.export.recall_meter import RecallMeter
+    from edgerpn.export.to_onnx import NUM_CHAIN_IMAGES, export_onnx
     from edgerpn.train.checkpoint import load_checkpoint
 
-    folder = _data_folder(arguments, load_checkpoint(arguments.checkpoint).data_folder)
-    images = parity_images(folder, arguments.images)
+    trained_on = load_checkpoint(arguments.checkpoint).data_folder
+    folder = _data_folder(arguments, trained_on)
     result = export_onnx(
         arguments.checkpoint,
         arguments.output,
         config,
-        images=images,
-        measure_recall=lambda onnx_file: measure_recall(onnx_file, folder),
+        images=parity_images(folder, arguments.images, most=NUM_CHAIN_IMAGES),
+        calibration=_calibration(arguments, trained_on) if config.precision == "int8" else (),
+        meter=RecallMeter(folder / "val.json", folder / "images") if folder else None,
         say=print,
     )
     recall = result.manifest.recall
     if recall is not None:
         figures = "  ".join(f"{name} {value:.3f}" for name, value in recall.metrics[:2])
         print(f"recall of the graph on {recall.num_images} images: {figures}")
-    print(f"wrote {arguments.output} and {arguments.output.with_suffix('.json')}")
+    print(f"wrote {arguments.output} and {manifest_path(arguments.output)}")
     return 0
 
 
@@ -99,6 +123,8 @@ FLAGS = {
     "iou": "nms_iou",
     "score": "score_threshold",
     "nms": "nms",
+    "precision": "precision",
+    "max_ar_drop": "max_ar_drop",
 }
 """Plain flags and the settings that they stand for."""
 
@@ -125,8 +151,26 @@ def _data_folder(arguments: argparse.Namespace, trained_on: str) -> Path | None:
     return folder if trained_on and arguments.images is None and (folder / "val.json").is_file() else None
 
 
-def parity_images(folder: Path | None, images: Path | None) -> list[Path]:
-    """Photographs to compare on, spread over the validation images of `folder`, or over the folder `images`.
+def _calibration(arguments: argparse.Namespace, trained_on: str) -> list[Path]:
+    """int8: photographs of the named folder, or those that the model was trained on.
+
+    Raises:
+        ExportError: Neither is there.
+        DataError: There are no photographs in it.
+    """
+    from edgerpn.export.calibration import calibration_images
+
+    folder = arguments.calibration or (Path(trained_on) if trained_on else None)
+    if folder is None or not (arguments.calibration or (folder / "train.json").is_file()):
+        raise ExportError(
+            "--precision int8 needs photographs to calibrate on, and the training folder is not here; name a folder of "
+            "them with --calibration DIR"
+        )
+    return calibration_images(folder, say=print)
+
+
+def parity_images(folder: Path | None, images: Path | None, *, most: int = NUM_PARITY_IMAGES) -> list[Path]:
+    """At most so many photographs to compare on, spread over the validation images of `folder`, or over `images`.
 
     Raises:
         ExportError: There are none.
@@ -145,19 +189,4 @@ def parity_images(folder: Path | None, images: Path | None) -> list[Path]:
         )
     if not found:
         raise ExportError(f"{images or folder}: no images to compare the graph with PyTorch on")
-    return found[:: max(1, len(found) // NUM_PARITY_IMAGES)][:NUM_PARITY_IMAGES]
-
-
-def measure_recall(onnx_file: Path, folder: Path | None) -> RecallSpec | None:
-    """Recall of an exported file on the validation images of `folder`, to be recorded in its manifest."""
-    if folder is None:
-        return None
-    from edgerpn.export.evaluate import evaluate_model
-
-    evaluation = evaluate_model(onnx_file, folder / "val.json", folder / "images", limit=500)
-    shown = [name for name in evaluation.metrics if name != "AR@1000" or evaluation.num_proposals >= 1000]
-    return RecallSpec(
-        data_sha256=evaluation.data_sha256,
-        num_images=evaluation.num_images,
-        metrics=tuple((name, round(evaluation.metrics[name], 5)) for name in shown),
-    )
+    return found[:: max(1, len(found) // most)][:most]

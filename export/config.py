@@ -42,6 +42,8 @@ class ExportConfig:
     """`standard` is ONNX NonMaxSuppression, `portable` plain operations; not set: the target's choice."""
     nms_iterations: int | None = None
     """portable NMS: rounds of the fixed-point iteration; not set: measured on the images, with a margin."""
+    nms_candidates: int | Literal["all"] | None = None
+    """portable NMS: best boxes of all levels together that are looked at, or `all`; not set: measured likewise."""
     precision: Precision = "fp32"
     """Precision of backbone, neck and head; the proposal stage is float32 whatever it is."""
     calibration: Calibration = "percentile"
@@ -63,8 +65,10 @@ class ExportConfig:
             raise ValueError(f"batch: expected at least 1, or dynamic, got {self.batch}")
         if isinstance(self.max_ar_drop, float) and self.max_ar_drop < 0:
             raise ValueError(f"max_ar_drop: expected 0 or more points, or off, got {self.max_ar_drop}")
-        if self.nms_iterations is not None and self.nms_iterations < 1:
-            raise ValueError(f"nms_iterations: expected at least 1, got {self.nms_iterations}")
+        for name in ("nms_iterations", "nms_candidates"):
+            value = getattr(self, name)
+            if isinstance(value, int) and value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
         for name in ("num_proposals", "pre_nms"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")

@@ -175,8 +175,9 @@ def _train(settings: TrainSettings, folder: DemoFolder) -> TrainResult:
 
 
 def _export(folder: DemoFolder) -> ExportResult:
-    from edgerpn.export.cli import measure_recall, parity_images
+    from edgerpn.export.cli import parity_images
     from edgerpn.export.config import ExportConfig
+    from edgerpn.export.recall_meter import RecallMeter
     from edgerpn.export.to_onnx import export_onnx
 
     return export_onnx(
@@ -184,7 +185,7 @@ def _export(folder: DemoFolder) -> ExportResult:
         folder.model,
         ExportConfig(),
         images=parity_images(folder.data, None),
-        measure_recall=lambda onnx_file: measure_recall(onnx_file, folder.data),
+        meter=RecallMeter(folder.data / "val.json", folder.data / "images"),
         say=print,
     )
 

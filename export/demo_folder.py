@@ -10,6 +10,7 @@ from pathlib import Path
 
 from edgerpn import files
 from edgerpn.errors import ConfigError
+from edgerpn.manifest import manifest_path
 
 MARKER = "demo.json"
 """File that tells a folder of the demo, which the next demo may replace, from any other."""
@@ -74,7 +75,7 @@ class DemoFolder:
             )
         for folder in (self.data, self.training):
             shutil.rmtree(folder, ignore_errors=True)
-        results = (self.checkpoint, self.model, self.model.with_suffix(".json"), self.results)
+        results = (self.checkpoint, self.model, manifest_path(self.model), self.results)
         for file in (*results, self.annotated_video, self.report):
             file.unlink(missing_ok=True)
         files.write_text(self.path / MARKER, json.dumps(dict(facts), indent=2) + "\n")

@@ -21,6 +21,7 @@ from edgerpn import files
 from edgerpn.arguments import count_argument, size_argument
 from edgerpn.errors import ConfigError, DataError
 from edgerpn.letterbox import letterbox
+from edgerpn.manifest import manifest_path
 from edgerpn.progress import track
 
 Detect = Callable[[npt.NDArray[np.uint8]], tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
@@ -263,7 +264,7 @@ def _check_report(arguments: argparse.Namespace) -> None:
     if report is None:
         return
     inputs = [arguments.data, arguments.results, arguments.model]
-    inputs += [arguments.model.with_suffix(".json")] if arguments.model else []
+    inputs += [manifest_path(arguments.model)] if arguments.model else []
     if report.resolve() in {path.resolve() for path in inputs if path is not None}:
         raise ConfigError([f"--report {report}: this is an input of the evaluation, and would be overwritten"])
     if report.is_dir():

@@ -61,7 +61,8 @@ def uint8(view: GraphView, limits: Limits) -> Iterator[Violation]:
         return
     ends = {value.name for value in (*view.proto.graph.input, *view.proto.graph.output)}
     for node in view.nodes:
-        if node.op_type in ("Cast", "QuantizeLinear", "DequantizeLinear", "Identity"):
+        # Shape reads none of the data; TensorRT-RTX 1.7 compiles it.
+        if node.op_type in ("Cast", "QuantizeLinear", "DequantizeLinear", "Identity", "Shape"):
             continue
         for name in node.input:
             if view.dtypes.get(name) == TensorProto.UINT8 and name not in view.tensors:

@@ -19,6 +19,7 @@ import torch
 from edgerpn.errors import ParityError
 from edgerpn.export.agreement import Decisions, FrameAgreement, Rows, agree, describe, level_cuts, valid_rows
 from edgerpn.letterbox import letterbox
+from edgerpn.manifest_parts import ParitySpec
 from edgerpn.matching import EXACT
 from edgerpn.progress import track
 from edgerpn.train.coco import read_image
@@ -45,6 +46,18 @@ class ParityReport:
     max_score_difference: float
     """Largest difference of scores of a matched pair."""
 
+    def spec(self) -> ParitySpec:
+        """What the manifest keeps of it."""
+        return ParitySpec(
+            reference="checkpoint",
+            num_images=self.num_images,
+            batch_sizes=self.batch_sizes,
+            num_matched=self.num_matched,
+            num_boundary=self.num_boundary,
+            min_iou=round(self.min_iou, 6),
+            max_score_difference=float(f"{self.max_score_difference:.3g}"),
+        )
+
     def summary(self) -> str:
         """One line for people."""
         batches = " and ".join(map(str, self.batch_sizes))
@@ -70,7 +83,7 @@ def check_parity(reference: Detector, graph_file: Path, images: Sequence[Path], 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(graph_file), options, providers=["CPUExecutionProvider"])
-    frames = [_frame(reference, image) for image in images]
+    frames = [network_frame(reference, image) for image in images]
     batch_sizes = (batch,) if batch else (1, 2)
     scale_xy = reference.geometry.scale_xy if reference.geometry else (1.0, 1.0)
     tally = _Tally(Decisions.of(reference.proposals, scale_xy=scale_xy))
@@ -113,7 +126,7 @@ def run_reference(
     return (boxes, scores, count), [level_cuts([level[row] for level in levels], pre_nms) for row in range(len(frames))]
 
 
-def _frame(detector: Detector, image: Path) -> np.ndarray:
+def network_frame(detector: Detector, image: Path) -> np.ndarray:
     """A photograph in the size of the graph's input, (H, W, 3) uint8."""
     frame = read_image(image)
     hw = detector.geometry.source_hw if detector.geometry else detector.network_hw

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import onnx
 
-from edgerpn.export.evaluate import evaluate_model
+from edgerpn.export.evaluate import Evaluation, evaluate_model
+from edgerpn.manifest_parts import RecallSpec
 from edgerpn.train.coco import read_coco
 
 
@@ -39,8 +40,20 @@ class RecallMeter:
             EngineLoadError: ONNX Runtime refuses the graph.
             DataError: The images cannot be used.
         """
+        return self._measure(proto, min(limit or self._limit, self._limit)).metrics["AR@100"]
+
+    def recall(self, proto: onnx.ModelProto) -> RecallSpec:
+        """What a manifest says of the recall of such a graph; errors as above."""
+        evaluation = self._measure(proto, self._limit)
+        shown = [name for name in evaluation.metrics if name != "AR@1000" or evaluation.num_proposals >= 1000]
+        return RecallSpec(
+            data_sha256=evaluation.data_sha256,
+            num_images=evaluation.num_images,
+            metrics=tuple((name, round(evaluation.metrics[name], 5)) for name in shown),
+        )
+
+    def _measure(self, proto: onnx.ModelProto, limit: int) -> Evaluation:
         with tempfile.TemporaryDirectory(prefix="edgerpn-recall-") as folder:
             file = Path(folder) / "graph.onnx"
             onnx.save(proto, file)
-            evaluation = evaluate_model(file, self._annotations, self._images, limit=min(limit or 10**9, self._limit))
-        return evaluation.metrics["AR@100"]
+            return evaluate_model(file, self._annotations, self._images, limit=limit)

@@ -1,46 +1,52 @@
 """Checkpoint to ONNX: export, check, prove, and write the artifact in one step.
 
 Steps of `export_onnx`:
-    1. Build the detector with fixed shapes from the checkpoint.
-    2. `torch.onnx.export(dynamo=True)` and the ONNX checker.
-    3. Check that the interface is the one of `edgerpn.manifest` and that no data-dependent shape leaves the graph.
-    4. Parity with PyTorch on real images; recall, when they are annotated.
-    5. Put the manifest into the file and beside it.
+    1. Build the detector with fixed shapes from the checkpoint; count the rounds that its NMS needs on real images.
+    2. `torch.onnx.export(dynamo=True)`, the ONNX checker, and the check of the interface.
+    3. Parity of the float32 graph with PyTorch on real images.
+    4. A lower precision, when asked for, gated by recall.
+    5. What the target cannot do is looked for, before TensorRT sees the graph.
+    6. Recall of the finished graph, golden frames, and the manifest in the file and beside it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import warnings
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx
-import onnxruntime
-import onnxscript
-import torch
-from onnxscript import opset18 as op
-from torch import Tensor, nn
 
 import edgerpn.manifest
-from edgerpn import files
+from edgerpn import files, golden
 from edgerpn.errors import ExportError
+from edgerpn.export.chain import check_convergence, choose_candidates, choose_iterations, measure_chain
 from edgerpn.export.config import ExportConfig
+from edgerpn.export.golden_frames import make_golden
 from edgerpn.export.graph import export_module, network_hw, proposal_config
-from edgerpn.export.parity import ParityReport, check_parity
-from edgerpn.manifest import METADATA_KEY, AnchorSpec, InputSpec, Manifest, ProposalSpec, Provenance, RecallSpec
-from edgerpn.train.checkpoint import Checkpoint, load_model, versions
+from edgerpn.export.limits import oldest_target, refuse_violations
+from edgerpn.export.onnx_graph import export_detector
+from edgerpn.export.onnx_manifest import describe, embed
+from edgerpn.export.parity import ParityReport, check_parity, network_frame
+from edgerpn.export.precision import Photographs, reduce_precision
+from edgerpn.export.recall_meter import RecallMeter
+from edgerpn.manifest import Manifest, RecallSpec
+from edgerpn.progress import track
+from edgerpn.runtime.opening import open_backend
+from edgerpn.train.checkpoint import Checkpoint, load_model
 from edgerpn.train.detector import Detector
+from edgerpn.train.model import Rpn
+from edgerpn.train.proposals import ProposalConfig
 
-IR_VERSION = 10
-"""ONNX file version: new enough for opset 21, old enough for the runtimes of JetPack 6."""
-
-MAX_BYTES = 2_000_000_000
-"""Limit of one protobuf file."""
+NUM_CHAIN_IMAGES = 100
+"""Images on which the work of the portable NMS is measured, at most."""
+NUM_PARITY_IMAGES = 16
+"""Images on which graph and network are compared, at most."""
+NUM_GOLDEN_IMAGES = 8
+"""Images out of which the golden frames are chosen."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +56,7 @@ class ExportResult:
     manifest: Manifest
     """As written beside the file."""
     parity: ParityReport
-    """How well graph and network agree."""
+    """How well the float32 graph and the network agree."""
 
 
 def export_onnx(
@@ -59,63 +65,108 @@ def export_onnx(
     config: ExportConfig,
     *,
     images: Sequence[Path],
-    measure_recall: Callable[[Path], RecallSpec | None] = lambda _: None,
+    calibration: Sequence[Path] = (),
+    meter: RecallMeter | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> ExportResult:
-    """Exports a checkpoint; `output` and its manifest appear only when every check has passed.
+    """Exports a checkpoint; `output` and what lies beside it appear only when every check has passed.
 
     Args:
         checkpoint_file: A checkpoint of `edgerpn train`.
-        output: The .onnx file to write; the manifest goes beside it with the suffix .json.
-        config: Target and sizes.
-        images: Real photographs on which graph and network must agree; at least one.
-        measure_recall: Given the finished ONNX file, returns the recall to record.
+        output: The .onnx file to write; the manifest goes beside it with the suffix .json, and golden frames with the
+            suffix .golden.npz.
+        config: Target, sizes and precision.
+        images: Real photographs on which graph and network must agree; at least one, in any order.
+        calibration: int8: photographs like those that the model will see, not those that recall is measured on.
+        meter: Measures recall on annotated photographs; fp16 and int8 need it unless `max_ar_drop` is off.
         say: Called with one line of text for people, now and then.
 
     Raises:
         CheckpointError: The checkpoint cannot be read.
-        ExportError: The sizes do not fit, or the exporter fails.
+        DataError: Images or annotations cannot be used.
+        ExportError: The sizes do not fit, the exporter fails, or the target cannot run the graph.
         ParityError: Graph and network disagree.
+        RecallDropError: The precision costs more recall than allowed.
     """
-    if output.suffix != ".onnx":
-        raise ExportError(f"{output}: expected a file name that ends in .onnx")
     _check_output(output)
     if not images:
         raise ExportError("no images to compare the graph with the network; name a folder of photographs with --images")
-    model, checkpoint = load_model(checkpoint_file)
-    hw = network_hw(checkpoint, config)
-    proposals = proposal_config(checkpoint, config)
-    reference = Detector(model, proposals, network_hw=hw, source_hw=config.source_hw).eval()
-    say(
-        f"exporting {checkpoint.settings.model.backbone} at {hw[0]}x{hw[1]} for {config.target}, "
-        f"{config.resolved_nms} NMS"
-    )
-    proto = _export(export_module(model, proposals, config, hw), config)  # steps 1 and 2
-    _check_interface(proto, config, proposals.num_proposals)  # step 3
-    manifest = _manifest(checkpoint_file, checkpoint, config, hw, output.stem)
-    _embed(proto, manifest)
+    network = _Network.load(checkpoint_file, config)
+    chain, network = _measure_nms(network, images, config, say)  # step 1
+    say(f"exporting {network.title} for {config.target}, {config.resolved_nms} NMS")
+    proto = network.export(config)  # step 2
+    manifest = network.describe(config, name=output.stem, nms_chain=chain)
     with files.replacing(output) as temporary:
         onnx.save(proto, temporary)
-        parity = check_parity(reference, temporary, images, batch=config.fixed_batch)  # step 4
+        compared = spread(images, NUM_PARITY_IMAGES)
+        parity = check_parity(network.reference, temporary, compared, batch=config.fixed_batch)  # step 3
         say(parity.summary())
-        edgerpn.manifest.write(manifest, temporary)
-        try:
-            recall = measure_recall(temporary)
-        finally:
-            edgerpn.manifest.manifest_path(temporary).unlink(missing_ok=True)
-        manifest = manifest.replace(recall=recall)
-        _embed(proto, manifest)  # step 5
+        manifest = manifest.replace(parity=parity.spec())
+        if config.precision != "fp32":  # step 4
+            photographs = Photographs(samples=images, calibration=calibration, meter=meter)
+            proto, manifest = _reduce(proto, manifest, config, photographs, say)
+        for warning in refuse_violations(proto, oldest_target(config.target), manifest, where=output.name):  # step 5
+            say(f"warning: {warning.text()}")
+        if meter is not None:  # step 6
+            manifest = manifest.replace(recall=_recall(proto, manifest, meter))
+        embed(proto, manifest)
         onnx.save(proto, temporary)
+        expected = _golden(network.reference, temporary, images) if config.golden else None
+    golden.golden_path(output).unlink(missing_ok=True)
+    if expected is not None:
+        manifest = manifest.replace(golden=golden.write(expected, output))
     edgerpn.manifest.write(manifest, output)
     return ExportResult(manifest=edgerpn.manifest.read(output), parity=parity)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Network:
+    """A checkpoint and what is to be exported of it."""
+
+    file: Path
+    checkpoint: Checkpoint
+    model: Rpn
+    hw: tuple[int, int]
+    proposals: ProposalConfig
+    source_hw: tuple[int, int] | None
+
+    @classmethod
+    def load(cls, file: Path, config: ExportConfig) -> _Network:
+        model, checkpoint = load_model(file)
+        return cls(
+            file=file,
+            checkpoint=checkpoint,
+            model=model,
+            hw=network_hw(checkpoint, config),
+            proposals=proposal_config(checkpoint, config),
+            source_hw=config.source_hw,
+        )
+
+    @property
+    def title(self) -> str:
+        return f"{self.checkpoint.settings.model.backbone} at {self.hw[0]}x{self.hw[1]}"
+
+    @property
+    def reference(self) -> Detector:
+        """The network with exact NMS over all candidates."""
+        exact = dataclasses.replace(self.proposals, nms_candidates=None)
+        return Detector(self.model, exact, network_hw=self.hw, source_hw=self.source_hw).eval()
+
+    def export(self, config: ExportConfig) -> onnx.ModelProto:
+        return export_detector(export_module(self.model, self.proposals, config, self.hw), config)
+
+    def describe(self, config: ExportConfig, *, name: str, nms_chain: int | None) -> Manifest:
+        return describe(self.file, self.checkpoint, config, self.proposals, self.hw, name=name, nms_chain=nms_chain)
 
 
 def _check_output(output: Path) -> None:
     """Refuses, before the work, what cannot be written or would replace something else.
 
     Raises:
-        ExportError: The name is a folder's, or the manifest's name is taken by another JSON file.
+        ExportError: The name is not an ONNX file's, or a folder's, or the manifest's name is taken by another file.
     """
+    if output.suffix != ".onnx":
+        raise ExportError(f"{output}: expected a file name that ends in .onnx")
     if output.is_dir():
         raise ExportError(f"{output}: this is a folder, expected the name of a file")
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -124,192 +175,65 @@ def _check_output(output: Path) -> None:
         raise ExportError(f"{sidecar}: the manifest would replace this file, which is none; choose another name")
 
 
-def _export(detector: Detector, config: ExportConfig) -> onnx.ModelProto:
-    """Steps 1 and 2 for a detector with the interface of `edgerpn.manifest`."""
-    # A batch of 2 keeps the exporter from taking 1 for a constant when the batch is dynamic.
-    batch = config.fixed_batch or 2
-    height, width = config.source_hw or detector.network_hw
-    frames = torch.zeros((batch, height, width, 3), dtype=torch.uint8)
-    proto = export_program(
-        detector,
-        frames,
-        opset=config.opset,
-        is_dynamic=config.fixed_batch is None,
-        input_names=["frames"],
-        output_names=["boxes", "scores", "count"],
-    )
-    if proto.ByteSize() > MAX_BYTES:
-        raise ExportError(f"the graph has {proto.ByteSize() / 1e9:.1f} GB, more than one ONNX file holds (2 GB)")
-    return proto
+def spread(images: Sequence[Path], most: int) -> list[Path]:
+    """At most so many of the images, spread over all of them."""
+    return list(images[:: max(1, len(images) // most)][:most])
 
 
-def export_program(
-    module: nn.Module,
-    example: Tensor,
-    *,
-    opset: int,
-    is_dynamic: bool = False,
-    input_names: list[str] | None = None,
-    output_names: list[str] | None = None,
-) -> onnx.ModelProto:
-    """Runs PyTorch's exporter and the ONNX checker on a module with one input.
-
-    Args:
-        module: In eval mode.
-        example: An input; all its axes are fixed, but the first when `is_dynamic` is set.
-        opset: ONNX operator set.
-        is_dynamic: Whether the first axis is the open batch "N".
-        input_names: Names of the graph's inputs.
-        output_names: Names of the graph's outputs.
+def _measure_nms(
+    network: _Network, images: Sequence[Path], config: ExportConfig, say: Callable[[str], None]
+) -> tuple[int | None, _Network]:
+    """Step 1: rounds that the images need at most, and the network with rounds and candidates chosen by them.
 
     Raises:
-        ExportError: The exporter or the checker refuses.
+        ParityError: Fewer were asked for than an image needs.
     """
-    with _quiet():
-        try:
-            program = torch.onnx.export(
-                module,
-                (example,),
-                dynamo=True,
-                opset_version=opset,
-                input_names=input_names,
-                output_names=output_names,
-                dynamic_shapes=({0: torch.export.Dim("N", min=1)},) if is_dynamic else None,
-                custom_translation_table={torch.ops.edgerpn.nms_keep.default: _nms_keep},
-                external_data=False,
-                verbose=False,
-            )
-        except torch.onnx.errors.OnnxExporterError as error:
-            first_line = str(error).strip().splitlines()[0]
-            raise ExportError(f"PyTorch's ONNX exporter refused the network: {first_line}") from error
-    if program is None:
-        raise ExportError(
-            "PyTorch's ONNX exporter returned nothing; use the tested version of torch in constraints.txt"
-        )
-    proto: onnx.ModelProto = program.model_proto
-    found = {entry.domain: entry.version for entry in proto.opset_import}.get("")
-    if found != opset:
-        raise ExportError(
-            f"opset {opset}: PyTorch's exporter wrote opset {found} instead; choose an opset that it knows"
-        )
-    proto.ir_version = IR_VERSION
-    _drop_private_metadata(proto)
+    if config.resolved_nms != "portable":
+        return None, network
+    seen = spread(images, NUM_CHAIN_IMAGES)
+    every = network.reference
+
+    def frames() -> Iterator[npt.NDArray[np.uint8]]:
+        return (network_frame(every, image)[None] for image in track(seen, "NMS on images", unit="image"))
+
+    chain = measure_chain(every, frames())
+    candidates = choose_candidates(chain) if config.nms_candidates is None else config.nms_candidates
+    proposals = dataclasses.replace(network.proposals, nms_candidates=None if candidates == "all" else candidates)
+    cut = Detector(network.model, proposals, network_hw=network.hw, source_hw=network.source_hw).eval()
+    # A cut leaves out boxes, and with them chains.
+    chain = measure_chain(cut, frames()) if proposals.nms_candidates else chain
+    rounds = config.nms_iterations or choose_iterations(chain)
+    if rounds < chain.longest or chain.candidates > (proposals.nms_candidates or chain.candidates):
+        check_convergence(cut, frames(), rounds, names=[image.name for image in seen])
+    say(f"{chain.summary()}; the graph does {rounds} rounds on {proposals.nms_candidates or 'all'}")
+    return chain.longest, dataclasses.replace(network, proposals=dataclasses.replace(proposals, nms_iterations=rounds))
+
+
+def _reduce(
+    proto: onnx.ModelProto,
+    manifest: Manifest,
+    config: ExportConfig,
+    photographs: Photographs,
+    say: Callable[[str], None],
+) -> tuple[onnx.ModelProto, Manifest]:
+    """Step 4: the graph in the precision asked for, and the manifest that says how it was accepted."""
+    embed(proto, manifest)
+    reduced, accepted = reduce_precision(proto, config, spec=manifest.input, photographs=photographs, say=say)
+    opset = next(entry.version for entry in reduced.opset_import if not entry.domain)
+    return reduced, manifest.replace(precision=config.precision, accepted=accepted, opset=opset)
+
+
+def _recall(proto: onnx.ModelProto, manifest: Manifest, meter: RecallMeter) -> RecallSpec:
+    """The finished graph's recall."""
+    embed(proto, manifest)
+    return meter.recall(proto)
+
+
+def _golden(reference: Detector, file: Path, images: Sequence[Path]) -> golden.Golden:
+    """Golden frames out of some of the images, run by ONNX Runtime."""
+    frames = [network_frame(reference, image) for image in spread(images, NUM_GOLDEN_IMAGES)]
+    backend = open_backend(file, providers=["cpu"])
     try:
-        onnx.checker.check_model(proto, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"the exported graph is not valid ONNX: {error}") from error
-    return proto
-
-
-def _nms_keep(boxes: Any, scores: Any, iou_threshold: float, max_keep: int) -> Any:
-    """ONNX form of `edgerpn.train.nms.nms_keep`: NonMaxSuppression, scattered back into a mask of fixed shape.
-
-    NonMaxSuppression gives a varying number of (image, class, box) rows; that shape ends in ScatterND. Its boxes are
-    y1, x1, y2, x2, but overlap is the same with the axes swapped.
-    """
-    selected = op.NonMaxSuppression(
-        boxes,
-        op.Unsqueeze(scores, op.Constant(value_ints=[1])),
-        op.Constant(value_ints=[max_keep]),
-        op.Constant(value_floats=[iou_threshold]),
-        # Marked boxes have the score -1, real ones 0 or more.
-        op.Constant(value_floats=[-0.5]),
-    )
-    index = op.Gather(selected, op.Constant(value_ints=[0, 2]), axis=1)
-    ones = op.Expand(op.Constant(value_float=1.0), op.Shape(index, start=0, end=1))
-    return op.ScatterND(op.Mul(scores, op.Constant(value_float=0.0)), index, ones)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps the exporter's notes about its own internals off the screen; errors are raised as before."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.onnx._internal.exporter", "onnxscript")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        return make_golden(backend.infer, frames)
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def _drop_private_metadata(proto: onnx.ModelProto) -> None:
-    """Removes the exporter's notes from every node: they hold stack traces with the paths of this machine."""
-    del proto.metadata_props[:]
-    graph = proto.graph
-    for item in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer, graph):
-        del item.metadata_props[:]
-        item.doc_string = ""
-
-
-def _check_interface(proto: onnx.ModelProto, config: ExportConfig, num_proposals: int) -> None:
-    """Requires exactly the manifest's inputs and outputs, with no shape open but the batch.
-
-    Raises:
-        ExportError: A name, type or shape differs.
-    """
-    batch = config.fixed_batch or "N"
-    wanted = {
-        "boxes": (onnx.TensorProto.FLOAT, [batch, num_proposals, 4]),
-        "scores": (onnx.TensorProto.FLOAT, [batch, num_proposals]),
-        "count": (onnx.TensorProto.INT32, [batch]),
-    }
-    found = {value.name: (value.type.tensor_type.elem_type, _shape(value)) for value in proto.graph.output}
-    if found != wanted:
-        raise ExportError(f"the exported graph has outputs {found}, expected {wanted}")
-    inputs = [(value.name, value.type.tensor_type.elem_type) for value in proto.graph.input]
-    if inputs != [("frames", onnx.TensorProto.UINT8)]:
-        raise ExportError(f"the exported graph has inputs {inputs}, expected one uint8 tensor named frames")
-
-
-def _shape(value: onnx.ValueInfoProto) -> list[int | str]:
-    return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
-
-
-def _manifest(file: Path, checkpoint: Checkpoint, config: ExportConfig, hw: tuple[int, int], name: str) -> Manifest:
-    model, proposals = checkpoint.settings.model, proposal_config(checkpoint, config)
-    nms = config.resolved_nms
-    packages = {**versions(), "onnx": onnx.__version__, "onnxscript": onnxscript.__version__}
-    return Manifest(
-        name=name,
-        target=config.target,
-        opset=config.opset,
-        backbone=model.backbone,
-        input=InputSpec(
-            batch=config.fixed_batch,
-            network_hw=hw,
-            source_hw=config.source_hw,
-            mean_bgr=model.mean_bgr,
-            std_bgr=model.std_bgr,
-        ),
-        outputs=edgerpn.manifest.standard_outputs(proposals.num_proposals),
-        anchors=AnchorSpec(
-            strides_px=model.anchors.strides_px,
-            sizes_px=model.anchors.sizes_px,
-            ratios_hw=model.anchors.ratios_hw,
-        ),
-        proposals=ProposalSpec(
-            num_proposals=proposals.num_proposals,
-            pre_nms=proposals.pre_nms,
-            nms=nms,
-            nms_iou=proposals.nms_iou,
-            nms_scope=proposals.nms_scope,
-            nms_iterations=proposals.nms_iterations if nms == "portable" else None,
-            score_threshold=proposals.score_threshold,
-            min_size_px=proposals.min_size_px,
-        ),
-        provenance=Provenance(
-            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            checkpoint_sha256=files.sha256(file),
-            data_sha256=checkpoint.data_sha256 or None,
-            versions=tuple(sorted({**packages, "onnxruntime": onnxruntime.__version__}.items())),
-        ),
-    )
-
-
-def _embed(proto: onnx.ModelProto, manifest: Manifest) -> None:
-    """Puts the manifest into the file's metadata, in place of an earlier one."""
-    onnx.helper.set_model_props(proto, {METADATA_KEY: manifest.to_json()})
+        backend.close()

@@ -23,9 +23,19 @@ ARGUMENTS = {
     "eval": "model --data --images --results --report --proposals --size",
     "export": (
         "checkpoint -o --output --target --size --source-size --batch --proposals --pre-nms --iou --score --nms"
-        " --data --images --config --set --print-config"
+        " --precision --calibration --max-ar-drop --data --images --config --set --print-config"
     ),
-    "run": "model source --out --jsonl --video --show --max-frames --score --top --threads --provider",
+    "build": (
+        "model -o --output --backend --compute-capability --batch --workspace --optimization-level --timing-cache"
+        " --version-compatible --hardware-compatible --weight-stripped --refit --dla-core --tf32 --profile --images"
+        " --config --set --print-config"
+    ),
+    "check": "model --target --against --images --data --report --pictures --worst",
+    "why": "engine --json",
+    "run": (
+        "model source --out --jsonl --video --show --max-frames --score --top --threads --provider --on-mismatch"
+        " --self-test"
+    ),
     "inspect": "model --size --json",
     "demo": "--out --seed --minutes --images --val-images --frames --size --set",
 }
@@ -39,7 +49,7 @@ def actions(command: str) -> list[argparse.Action]:
 
 
 def test_the_commands_are_these() -> None:
-    assert list(COMMANDS) == ["train", "eval", "export", "run", "inspect", "demo"]
+    assert list(COMMANDS) == ["train", "eval", "export", "build", "check", "why", "run", "inspect", "demo"]
     assert set(ARGUMENTS) == set(COMMANDS)
 
 

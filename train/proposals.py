@@ -7,6 +7,7 @@ Legend of shape suffixes: N images, A anchors of a level or of all levels, B box
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -158,22 +159,29 @@ def ranked_candidates(
         content_hw: As for `select_proposals`.
         config: Counts and thresholds; `nms_candidates` is not looked at.
     """
-    starts, logits, deltas, places = [0], [], [], []
-    for (level_logits, level_deltas), level_anchors in zip(levels, anchors, strict=True):
-        anchors_1A4 = level_anchors[None].expand(len(level_logits), -1, -1)
-        if config.pre_nms < min(count, level_logits.shape[1]):
-            level_logits, level_deltas, anchors_1A4 = _best(level_logits, level_deltas, level_anchors, config.pre_nms)
-        logits.append(level_logits)
-        deltas.append(level_deltas)
-        places.append(anchors_1A4)
-        starts.append(starts[-1] + level_logits.shape[1])
-    top_NB, index_NB = torch.cat(logits, dim=1).topk(count, dim=1)
-    deltas_NB4, anchors_NB4 = (_take(torch.cat(rows, dim=1), index_NB) for rows in (deltas, places))
+    sizes = [min(config.pre_nms, logits.shape[1]) for logits, _ in levels]
+    if any(config.pre_nms < min(count, logits.shape[1]) for logits, _ in levels):
+        best = [
+            _best(logits, deltas, level_anchors, config.pre_nms)
+            for (logits, deltas), level_anchors in zip(levels, anchors, strict=True)
+        ]
+        top_NB, index_NB = torch.cat([logits for logits, _, _ in best], dim=1).topk(count, dim=1)
+        deltas_NB4, anchors_NB4 = (
+            _take(torch.cat(rows, dim=1), index_NB)
+            for rows in ([deltas for _, deltas, _ in best], [places for _, _, places in best])
+        )
+    else:
+        # The cut after `count` is the only one. Anchors without a batch axis keep the batch size out of the graph.
+        sizes = [logits.shape[1] for logits, _ in levels]
+        top_NB, index_NB = torch.cat([logits for logits, _ in levels], dim=1).topk(count, dim=1)
+        deltas_NB4 = _take(torch.cat([deltas for _, deltas in levels], dim=1), index_NB)
+        anchors_NB4 = torch.cat(anchors)[index_NB]
     group = _decode(top_NB, deltas_NB4, anchors_NB4, content_hw, config)
     if config.nms_scope == "all" or len(levels) == 1:
         return group
     # The number of levels that begin at or before a box, less the first.
-    level_NB = torch.stack([(index_NB >= start).to(torch.float32) for start in starts[1:-1]]).sum(dim=0)
+    starts = itertools.accumulate(sizes[:-1])
+    level_NB = torch.stack([(index_NB >= start).to(torch.float32) for start in starts]).sum(dim=0)
     return group._replace(levels=level_NB)
 
 

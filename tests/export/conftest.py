@@ -91,7 +91,7 @@ def photo_files(photos: Path) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> dict[str, Path]:
-    """Checkpoint files by name: pyramid, single-level, peaks, and peaks-short (one round of portable NMS)."""
+    """Checkpoint files by name: pyramid, single-level and peaks."""
     folder = tmp_path_factory.mktemp("checkpoints")
     sha256 = read_coco(photos / "train.json", photos / "images").sha256
     files = {}
@@ -99,7 +99,6 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> dict[
         "pyramid": PYRAMID,
         "single-level": SINGLE_LEVEL,
         "peaks": PEAKS,
-        "peaks-short": (*PEAKS, "proposals.nms_iterations=1"),
     }.items():
         resolved = settings.load(TrainSettings, overrides=(*COMMON, *texts))
         torch.manual_seed(1)

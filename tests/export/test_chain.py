@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from edgerpn.errors import ParityError
 from edgerpn.export.chain import Chain, check_convergence, choose_candidates, choose_iterations, measure_chain
-from edgerpn.export.to_onnx import export_program
+from edgerpn.export.onnx_graph import export_program
 from edgerpn.letterbox import letterbox
 from edgerpn.train.anchors import AnchorConfig, grid_anchors
 from edgerpn.train.checkpoint import load_model

@@ -67,7 +67,7 @@ def test_the_command_measures_recall_on_the_training_folder(exported: GetExport,
     metrics = dict(recall.metrics)
     assert "AR@1000" not in metrics
     assert 0.05 < metrics["AR@100"] < 1
-    assert sorted(p.name for p in made.file.parent.iterdir()) == ["model.json", "model.onnx"]
+    assert sorted(p.name for p in made.file.parent.iterdir()) == ["model.golden.npz", "model.json", "model.onnx"]
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_counts_above_a_level_or_the_limit_are_named_with_the_level(exported: Ge
         (level, "warning") for level in (0, 1, 2, None)
     ]
     with pytest.raises(
-        ExportError, match=r"(?s)^here: \d things .*tensorrt-10\.3.*level 1: K = 97 of 96 anchors.*fix:"
+        ExportError, match=r"(?s)^here: \d+ things .*tensorrt-10\.3.*level 1: K = 97 of 96 anchors.*fix:"
     ):
         refuse_violations(three_levels((100, 97, 4000)), JETPACK, manifest, where="here")
 

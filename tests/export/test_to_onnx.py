@@ -16,7 +16,9 @@ import edgerpn.manifest
 from edgerpn import files
 from edgerpn.errors import ExportError, ParityError
 from edgerpn.export.config import ExportConfig
-from edgerpn.export.to_onnx import IR_VERSION, export_onnx
+from edgerpn.export.onnx_graph import IR_VERSION
+from edgerpn.export.recall_meter import RecallMeter
+from edgerpn.export.to_onnx import export_onnx
 from edgerpn.manifest import METADATA_KEY, RecallSpec
 
 GetExport = Callable[[str], Any]
@@ -108,6 +110,9 @@ def test_the_file_carries_the_manifest_that_lies_beside_it(name: str, exported: 
     for hashed in ("artifact_sha256", "onnx_sha256"):
         assert inside["provenance"].pop(hashed) is None
         assert beside["provenance"].pop(hashed) == files.sha256(made.file)
+    # Golden frames are a file of their own, which a copy of the ONNX file alone does not have.
+    assert inside.pop("golden") is None
+    assert beside.pop("golden")["file"] == "model.golden.npz"
     assert inside == beside
 
 
@@ -120,8 +125,11 @@ def test_the_manifest_says_what_was_exported(exported: GetExport, photos: Path) 
     assert manifest.input.network_hw == (128, 192)
     assert manifest.input.source_hw == (200, 300)
     assert manifest.anchors.strides_px == (8, 16, 32)
-    assert (manifest.proposals.nms, manifest.proposals.nms_iterations) == ("portable", 16)
+    assert (manifest.proposals.nms, manifest.proposals.nms_iterations) == ("portable", 9)
+    assert manifest.proposals.nms_chain == 5
     assert (manifest.proposals.num_proposals, manifest.proposals.pre_nms) == (50, 100)
+    assert manifest.parity is not None
+    assert (manifest.parity.reference, manifest.parity.batch_sizes) == ("checkpoint", (1,))
     assert manifest.provenance.checkpoint_sha256 == files.sha256(made.checkpoint)
     assert manifest.provenance.data_sha256 == files.sha256(photos / "train.json")
     assert {"edgerpn", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "python"} <= dict(
@@ -138,7 +146,7 @@ def test_nothing_of_this_machine_is_in_the_file(name: str, exported: GetExport, 
     for secret in (str(root), str(made.file.parent), str(made.checkpoint.parent), "site-packages", "/home/", ".py"):
         assert secret.encode() not in data, secret
     assert b"stack_trace" not in data
-    assert sorted(p.name for p in made.file.parent.iterdir()) == ["model.json", "model.onnx"]
+    assert sorted(p.name for p in made.file.parent.iterdir()) == ["model.golden.npz", "model.json", "model.onnx"]
 
 
 def test_the_file_loads_in_onnx_runtime(exported: GetExport) -> None:
@@ -151,30 +159,33 @@ def test_a_graph_that_disagrees_is_not_written(
     checkpoints: dict[str, Path], peaks_files: list[Path], tmp_path: Path
 ) -> None:
     # A single round of portable NMS lets dropped boxes drop others; the frame "many" shows it.
-    config = ExportConfig(nms="portable", num_proposals=60, pre_nms=96, nms_iou=0.3, score_threshold=0.5)
+    config = ExportConfig(
+        nms="portable", num_proposals=60, pre_nms=96, nms_iou=0.3, score_threshold=0.5, nms_iterations=1
+    )
     output = tmp_path / "model.onnx"
     output.write_bytes(b"an older export")
-    with pytest.raises(ParityError, match=r"many\.png, batch 1: the graph and PyTorch disagree\. Proposal \d+ of"):
-        export_onnx(checkpoints["peaks-short"], output, config, images=peaks_files)
+    with pytest.raises(ParityError, match=r"many\.png: portable NMS needs \d+ rounds here, and the graph has 1;"):
+        export_onnx(checkpoints["peaks"], output, config, images=peaks_files)
     assert output.read_bytes() == b"an older export"
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
 
 
 def test_a_failing_measurement_leaves_nothing_behind(
-    checkpoints: dict[str, Path], peaks_files: list[Path], tmp_path: Path
+    checkpoints: dict[str, Path], photos: Path, peaks_files: list[Path], tmp_path: Path
 ) -> None:
     seen = []
 
-    def measure(file: Path) -> RecallSpec | None:
-        # The file can be used already, with its manifest beside it.
-        seen.append(edgerpn.manifest.read(file).proposals.num_proposals)
-        raise ExportError("no recall today")
+    class Meter(RecallMeter):
+        def recall(self, proto: onnx.ModelProto) -> RecallSpec:
+            # The graph can be used already, with its manifest inside.
+            text = next(entry.value for entry in proto.metadata_props if entry.key == METADATA_KEY)
+            seen.append(edgerpn.manifest.parse(text, source="graph").proposals.num_proposals)
+            raise ExportError("no recall today")
 
     config = ExportConfig(num_proposals=7, pre_nms=96)
+    meter = Meter(photos / "val.json", photos / "images")
     with pytest.raises(ExportError, match="no recall today"):
-        export_onnx(
-            checkpoints["peaks"], tmp_path / "model.onnx", config, images=peaks_files[:1], measure_recall=measure
-        )
+        export_onnx(checkpoints["peaks"], tmp_path / "model.onnx", config, images=peaks_files[:1], meter=meter)
     assert seen == [7]
     assert not list(tmp_path.iterdir())
 
