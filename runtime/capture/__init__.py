@@ -1,0 +1,30 @@
+"""Capturing that survives its cameras: a process for each source, frames in shared memory, events in between.
+
+from edgerpn.runtime.capture import CaptureConfig, CaptureEvent, CaptureGroup
+
+with CaptureGroup() as group:
+    group.add(CaptureConfig(source="rtsp://user:password@camera/stream", name="door"))
+    group.add(CaptureConfig(source="/dev/video0"))
+    while (item := group.take()) is not None:
+        if isinstance(item, CaptureEvent):
+            print(item.kind, item.message)
+        else:
+            print(item.source, item.index, item.image.shape)
+"""
+
+from __future__ import annotations
+
+from edgerpn.runtime.capture.config import CaptureConfig, parse_policy
+from edgerpn.runtime.capture.event import CapturedFrame, CaptureEvent
+from edgerpn.runtime.capture.group import Capture, CaptureGroup, CaptureStats, open_capture
+
+__all__ = [
+    "Capture",
+    "CaptureConfig",
+    "CaptureEvent",
+    "CaptureGroup",
+    "CaptureStats",
+    "CapturedFrame",
+    "open_capture",
+    "parse_policy",
+]
