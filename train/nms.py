@@ -14,8 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from edgerpn.train.boxes import area
-
 BLOCK = 128
 """Boxes that `nms_greedy` compares at a time; small enough for a CPU's cache."""
 
@@ -47,13 +45,13 @@ def _overlaps(first_NB4: Tensor, second_NC4: Tensor, iou_threshold: float) -> Te
     not positive, and never greater than the limit.
     """
     # Columns are handled one by one: tensors with a last axis of 2 are several times slower on a CPU.
-    left = torch.maximum(first_NB4[:, :, None, 0], second_NC4[:, None, :, 0])
-    top = torch.maximum(first_NB4[:, :, None, 1], second_NC4[:, None, :, 1])
-    right = torch.minimum(first_NB4[:, :, None, 2], second_NC4[:, None, :, 2])
-    bottom = torch.minimum(first_NB4[:, :, None, 3], second_NC4[:, None, :, 3])
-    intersection = (right - left).clamp(min=0) * (bottom - top)
-    limit = iou_threshold * area(first_NB4)[:, :, None] + iou_threshold * area(second_NC4)[:, None, :]
-    return (1 + iou_threshold) * intersection > limit
+    left_NB1, top_NB1, right_NB1, bottom_NB1 = first_NB4.split(1, dim=2)
+    left_N1C, top_N1C, right_N1C, bottom_N1C = second_NC4.transpose(1, 2).split(1, dim=1)
+    width = torch.minimum(right_NB1, right_N1C) - torch.maximum(left_NB1, left_N1C)
+    height = torch.minimum(bottom_NB1, bottom_N1C) - torch.maximum(top_NB1, top_N1C)
+    area_NB1 = (right_NB1 - left_NB1).clamp(min=0) * (bottom_NB1 - top_NB1).clamp(min=0)
+    area_N1C = (right_N1C - left_N1C).clamp(min=0) * (bottom_N1C - top_N1C).clamp(min=0)
+    return (1 + iou_threshold) * (width.clamp(min=0) * height) > iou_threshold * area_NB1 + iou_threshold * area_N1C
 
 
 def nms_fixed(
@@ -71,9 +69,10 @@ def nms_fixed(
     ramp that every compiler joins to one. S is held in float16, half the bytes to read in every round; counts are exact
     up to 2048, and a rounded larger one still drops its box. IoU is float32.
 
-    Measured against other forms (benchmarks/nms.py): reductions over booleans, S transposed, and levels padded to one
-    size are slower in ONNX Runtime on a CPU; blocks of the list halve the work there and have several times as many
-    dependent steps, which are what counts on a GPU.
+    Measured against other forms (benchmarks/nms.py): maxima over booleans, S transposed and levels padded to one size
+    are slower in ONNX Runtime on a CPU; blocks of the list are a quarter faster there, with twice as many dependent
+    steps, which are what counts on a GPU. What saves both is a shorter list (`ProposalConfig.nms_candidates`), with
+    labels for the levels in it. No form has been timed on a GPU.
 
     Args:
         boxes_NB4: Boxes sorted by falling score, pixels, float32.
