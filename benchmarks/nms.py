@@ -12,8 +12,8 @@ All get the same images and are compared with greedy NMS. A table shows, for one
     Mop     operations, millions
     MB      bytes read and written by those steps, and by writing what fused operations hand to them, millions (a
             compiler that joins a reduction with the operations before it moves less)
-    1t, 2t  milliseconds in ONNX Runtime on the CPU with one and two threads: the tenth percentile of rounds in which the
-            forms take turns, which other programs on the machine disturb least
+    1t, 2t  milliseconds in ONNX Runtime on the CPU with one and two threads: the tenth percentile of rounds in which
+            the forms take turns, which other programs on the machine disturb least
     build   seconds and kilobytes of the engine from TensorRT-RTX, which needs no GPU for it
     CUDA    milliseconds on a GPU, in PyTorch (a CUDA graph) and in ONNX Runtime, when they see one
 
