@@ -17,6 +17,7 @@ SourceKind = Literal["camera", "csi", "url", "pipeline", "path"]
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _CAMERA = re.compile(r"(\d+)|/dev/(?:video\d+|v4l/.+)")
+_POLICY = re.compile(r"(?P<word>auto|latest|every)|queue=(?P<frames>\d+)|fps=(?P<fps>\d+(?:\.\d+)?)")
 _CSI = re.compile(r"csi://\d+")
 
 
@@ -142,18 +143,15 @@ def parse_policy(text: str) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for part in text.split(","):
-        word, _, value = part.strip().partition("=")
-        try:
-            if word in ("auto", "latest", "every") and not value:
-                found["policy"] = word
-            elif word == "queue":
-                found |= {"policy": "queue", "queue_frames": int(value)}
-            elif word == "fps":
-                found["max_fps"] = float(value)
-            else:
-                raise ValueError
-        except ValueError:
-            raise ValueError(f"policy: expected latest, every, queue=N or fps=N, got {part!r}") from None
+        told = _POLICY.fullmatch(part.strip())
+        if told is None:
+            raise ValueError(f"policy: expected latest, every, queue=N or fps=N, got {part!r}")
+        if told["word"]:
+            found["policy"] = told["word"]
+        elif told["frames"]:
+            found |= {"policy": "queue", "queue_frames": int(told["frames"])}
+        else:
+            found["max_fps"] = float(told["fps"])
     return found
 
 

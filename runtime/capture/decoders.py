@@ -18,7 +18,7 @@ _APPSINK = "appsink drop=true max-buffers=1 sync=false"
 _FROM_NVMM = f"nvvidconv ! video/x-raw,format=BGRx ! videoconvert ! video/x-raw,format=BGR ! {_APPSINK}"
 _NO_GSTREAMER = (
     "this OpenCV is built without GStreamer, as all OpenCV packages of PyPI are. Use the system's OpenCV (sudo apt "
-    "install python3-opencv) in a virtual environment made with --system-site-packages, and uninstall opencv-python there"
+    "install python3-opencv) in a virtual environment made with --system-site-packages, without opencv-python in it"
 )
 
 

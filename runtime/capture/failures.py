@@ -50,13 +50,15 @@ FIXES: dict[Reason, str] = {
 }
 """What to do, for each reason that asks for something."""
 
+# A number alone may be a port or a time.
+_STATUS = r"(?:failed: ?|error ?|returned ?|\()"
 # In this order, because a line about a failed connection often follows from one that says why.
 _PATTERNS: tuple[tuple[Reason, re.Pattern[str]], ...] = tuple(
     (reason, re.compile(pattern, re.IGNORECASE))
     for reason, pattern in (
-        ("unauthorised", r"\b40[13]\b|unauthori[sz]ed|forbidden|not authori[sz]ed|authentication"),
-        ("busy", r"\b(?:453|503)\b|not enough bandwidth|service unavailable|resource busy|device busy"),
-        ("not_found", r"\b(?:404|454|410)\b|not found|no such (?:file|device)"),
+        ("unauthorised", rf"{_STATUS}40[13]\b|unauthori[sz]ed|forbidden|not authori[sz]ed|authentication"),
+        ("busy", rf"{_STATUS}(?:453|503)\b|not enough bandwidth|service unavailable|resource busy|device busy"),
+        ("not_found", rf"{_STATUS}(?:404|454|410)\b|not found|no such (?:file|device)"),
         ("tls", r"certificate|handshake|\bssl\b|\btls\b.*(?:error|fail)|(?:error|fail).*\btls\b"),
         ("refused", r"connection refused|could not connect"),
         (

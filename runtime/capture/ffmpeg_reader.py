@@ -124,7 +124,7 @@ class FfmpegReader:
 def playlist(config: CaptureConfig) -> str:
     """The source as a list of one entry for ffmpeg's concat reader."""
     is_url = source_kind(config.source) == "url"
-    target = config.source if is_url else str(Path(local_path(config.source)).resolve())
+    target = config.source if is_url else f"file:{Path(local_path(config.source)).resolve()}"
     if "\n" in target or "\r" in target:
         raise CaptureFailedError("a line end in the address", reason="not_found", is_final=True)
     lines = ["ffconcat version 1.0", "file '{}'".format(target.replace("'", "'\\''"))]

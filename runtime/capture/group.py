@@ -10,12 +10,12 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
 
 from edgerpn.runtime.capture.config import CaptureConfig
 from edgerpn.runtime.capture.event import CapturedFrame, CaptureEvent, State
 from edgerpn.runtime.capture.mailbox import Mailbox
 from edgerpn.runtime.capture.supervisor import SourceSupervisor
+from edgerpn.runtime.capture.watch import Watch
 
 _JOIN_S = 1.8
 _IDLE_S = 60.0
@@ -140,7 +140,7 @@ class CaptureGroup:
         self._selector = selectors.DefaultSelector()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._selector.register(self._wake_fd, selectors.EVENT_READ, self._on_wake)
-        self._watched: list[_Watch] = []
+        self._watched: list[Watch] = []
         # All processes are started by this thread, because the kernel ends them when the starting thread ends.
         self._thread = threading.Thread(target=self._supervise, name="edgerpn-capture", daemon=True)
         self._thread.start()
@@ -224,7 +224,7 @@ class CaptureGroup:
             if any(other.name == capture.name for other in self._captures):
                 raise ValueError(f"name: two sources named {capture.name!r}; give one of them another name")
             self._captures.append(capture)
-            watch = _Watch(capture.supervisor)
+            watch = Watch(capture.supervisor)
             self._command(lambda: self._watched.append(watch))
             return capture
 
@@ -275,43 +275,6 @@ class CaptureGroup:
             return
         for key, _ in self._selector.select(max(0.0, next_s - time.monotonic())):
             key.data(time.monotonic())
-
-
-class _Watch:
-    """A source's place in the selector."""
-
-    def __init__(self, supervisor: SourceSupervisor) -> None:
-        self.supervisor = supervisor
-        self._process: Any = None
-        self._fds: list[int] = []
-
-    def tick(self, selector: selectors.BaseSelector) -> float:
-        """What is due for the source, with the selector following its process."""
-        supervisor = self.supervisor
-        self._leave(selector, is_all=supervisor.process is not self._process)
-        next_s = supervisor.tick(time.monotonic())
-        process = supervisor.process
-        if process is not self._process:
-            self._leave(selector, is_all=True)
-            self._process = process
-            if process is not None:
-                self._enter(selector, process.control.fileno(), supervisor.on_control)
-                self._enter(selector, process.output_fd, lambda now_s: self._on_output(selector))
-        return next_s
-
-    def _on_output(self, selector: selectors.BaseSelector) -> None:
-        if not self.supervisor.on_output() and len(self._fds) == 2:
-            selector.unregister(self._fds.pop())
-
-    def _enter(self, selector: selectors.BaseSelector, fd: int, callback: Callable[[float], None]) -> None:
-        selector.register(fd, selectors.EVENT_READ, callback)
-        self._fds.append(fd)
-
-    def _leave(self, selector: selectors.BaseSelector, *, is_all: bool) -> None:
-        """Takes a process out that is gone, or whose socket is closed and would wake us for ever."""
-        if is_all or (self._process is not None and self._process.is_over):
-            while self._fds:
-                selector.unregister(self._fds.pop())
 
 
 def open_capture(config: CaptureConfig) -> Capture:

@@ -100,16 +100,7 @@ class SourceSupervisor:
         if process is None:
             return
         for packet, fd in process.receive():
-            try:
-                self._on_packet(packet, fd, now_s)
-            except (struct.error, ValueError, KeyError, TypeError, OSError) as error:
-                # A decoder that writes where it should not can ruin packets too.
-                self._last_word = LastWord(reason="crashed", message=f"garbled packet: {error}", is_final=False)
-                self._kill(process, now_s)
-                break
-            finally:
-                if fd is not None:
-                    os.close(fd)
+            self._take_packet(process, packet, fd, now_s)
 
     def on_output(self) -> bool:
         """Takes the messages that have come; False when the process has closed its end."""
@@ -135,6 +126,17 @@ class SourceSupervisor:
             self.process = CaptureProcess(self.config)
         except StreamOpenError as error:
             self._after(Outcome(reason="crashed", message=str(error), is_final=False), now_s)
+
+    def _take_packet(self, process: CaptureProcess, packet: bytes, fd: int | None, now_s: float) -> None:
+        try:
+            self._on_packet(packet, fd, now_s)
+        except (struct.error, ValueError, KeyError, TypeError, OSError) as error:
+            # A decoder that writes where it should not can ruin packets too.
+            self._last_word = LastWord(reason="crashed", message=f"garbled packet: {error}", is_final=False)
+            self._kill(process, now_s)
+        finally:
+            if fd is not None:
+                os.close(fd)
 
     def _on_packet(self, packet: bytes, fd: int | None, now_s: float) -> None:
         process = self.process
@@ -200,13 +202,10 @@ class SourceSupervisor:
             told.pop("path", None)
         reason: Reason = told.pop("reason", "none")
         self._event(kind, message, reason=reason, **told)
-        if kind == "connected":
-            before, self._size_wh = self._size_wh, told["size_wh"]
-            if before not in (None, self._size_wh):
-                text = f"{self.config.label}: the pictures are {_by(self._size_wh)} now, {_by(before)} before"
-                self._event("resized", text, size_wh=self._size_wh)
-        elif kind == "resized":
-            self._size_wh = told["size_wh"]
+        before, self._size_wh = self._size_wh, told.get("size_wh", self._size_wh)
+        if kind == "connected" and before not in (None, self._size_wh):
+            text = f"{self.config.label}: the pictures have another size than those of the last connection"
+            self._event("resized", text, size_wh=self._size_wh)
 
     def _silence_deadline_s(self, now_s: float) -> float:
         """When the process has been silent for too long."""
@@ -299,7 +298,3 @@ class SourceSupervisor:
             **values,
         )
         self._deliver(event, 0)
-
-
-def _by(size_wh: tuple[int, int] | None) -> str:
-    return f"{size_wh[0]}x{size_wh[1]}" if size_wh is not None else "unknown"

@@ -17,6 +17,7 @@ class LagMeter:
     """
 
     def __init__(self) -> None:
+        """Starts without a baseline."""
         self._reset(-math.inf)
         self._media_s = -math.inf
 

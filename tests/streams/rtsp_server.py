@@ -42,7 +42,8 @@ def main() -> None:
     loop = GLib.MainLoop()
     GLib.timeout_add(500, lambda: server.get_session_pool().cleanup() >= 0)
     threading.Thread(target=obey, args=(camera, loop), daemon=True).start()
-    print(f"ready {server.get_bound_port()}", flush=True)
+    sys.stdout.write(f"ready {server.get_bound_port()}\n")
+    sys.stdout.flush()
     loop.run()
 
 

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import pytest
 
-from edgerpn.runtime.capture import Capture, CaptureConfig, CapturedFrame, CaptureEvent, open_capture
+from edgerpn.runtime.capture import Capture, CaptureConfig, CapturedFrame, CaptureEvent, CaptureGroup, open_capture
 
 STREAMS = Path(__file__).resolve().parents[2] / "streams"
 SYSTEM_PYTHON = "/usr/bin/python3"
@@ -42,7 +42,8 @@ gi.require_version("Gst", "1.0")
 gi.require_version("GstRtspServer", "1.0")
 from gi.repository import Gst, GstRtspServer
 Gst.init(None)
-missing = [name for name in ("x264enc", "rtph264pay", "videotestsrc", "jpegenc") if Gst.ElementFactory.find(name) is None]
+names = ("x264enc", "rtph264pay", "videotestsrc", "jpegenc")
+missing = [name for name in names if Gst.ElementFactory.find(name) is None]
 raise SystemExit(f"missing elements: {missing}" if missing else 0)
 """
 
@@ -59,6 +60,7 @@ def load_module(path: Path) -> Any:
 
 
 FaultProxy = load_module(STREAMS / "fault_proxy.py").FaultProxy
+MjpegCamera = load_module(STREAMS / "mjpeg_server.py").MjpegCamera
 
 
 class RtspCamera:
@@ -211,6 +213,34 @@ def play() -> Iterator[Callable[..., Player]]:
     yield start
     for capture in captures:
         capture.close()
+
+
+@pytest.fixture
+def make_mjpeg() -> Iterator[Callable[..., Any]]:
+    """Starts cameras that serve pictures over HTTP."""
+    cameras: list[Any] = []
+
+    def make(**options: Any) -> Any:
+        cameras.append(MjpegCamera(**options))
+        return cameras[-1]
+
+    yield make
+    for camera in cameras:
+        camera.__exit__()
+
+
+@pytest.fixture
+def make_group() -> Iterator[Callable[[], CaptureGroup]]:
+    """Makes groups, and closes them."""
+    groups: list[CaptureGroup] = []
+
+    def make() -> CaptureGroup:
+        groups.append(CaptureGroup())
+        return groups[-1]
+
+    yield make
+    for group in groups:
+        group.close()
 
 
 @pytest.fixture(scope="session")

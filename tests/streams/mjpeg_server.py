@@ -1,0 +1,71 @@
+"""A camera that serves JPEG pictures one after the other over HTTP, as many cheap ones do."""
+
+from __future__ import annotations
+
+import base64
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import cv2
+import numpy as np
+
+
+class MjpegCamera:
+    """Serves http://127.0.0.1:PORT/ from a thread; picture i is grey of the value i % 200."""
+
+    def __init__(self, *, fps: float = 50.0, size_wh: tuple[int, int] = (64, 48), login: str = "") -> None:
+        """Starts; `login` is user:password where one is required."""
+        self.fps = fps
+        self.size_wh = size_wh
+        self.is_paused = False
+        self.authorization = "Basic " + base64.b64encode(login.encode()).decode() if login else ""
+        self._is_closed = False
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}/"
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def __enter__(self) -> MjpegCamera:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._is_closed = True
+        self._server.shutdown()
+        self._server.server_close()
+
+    def write_pictures(self, out: Any) -> None:
+        """Writes pictures until the viewer goes."""
+        index = 0
+        while not self._is_closed:
+            time.sleep(1 / self.fps)
+            if self.is_paused:
+                continue
+            width, height = self.size_wh
+            data = cv2.imencode(".jpg", np.full((height, width, 3), index % 200, np.uint8))[1].tobytes()
+            head = f"--edge\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n"
+            out.write(head.encode() + data + b"\r\n")
+            index += 1
+
+
+def _handler(camera: MjpegCamera) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if camera.authorization and self.headers.get("Authorization") != camera.authorization:
+                self.send_response(401)
+                self.send_header("WWW-Authenticate", 'Basic realm="camera"')
+                self.end_headers()
+                return
+            self.send_response(200)
+            self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=edge")
+            self.end_headers()
+            try:
+                camera.write_pictures(self.wfile)
+            except OSError:
+                self.close_connection = True
+
+        def log_message(self, *arguments: object) -> None:
+            """Says nothing."""
+
+    return Handler
