@@ -24,6 +24,7 @@ from edgerpn.errors import EdgeRpnError
 # Name: module, the extra that brings what the module imports, summary.
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "train": ("edgerpn.train.cli", "train", "train a Region Proposal Network on a COCO folder"),
+    "import": ("edgerpn.train.import_cli", "train", "turn weights trained elsewhere into a checkpoint"),
     "eval": ("edgerpn.export.evaluate", "export", "measure the recall of a model, or of anybody's results file"),
     "export": ("edgerpn.export.cli", "export", "turn a checkpoint into an ONNX graph, and prove that they agree"),
     "build": ("edgerpn.export.build_cli", "tensorrt", "compile an exported graph to a TensorRT engine"),

@@ -1,7 +1,8 @@
 """The manifest: what an artifact (`model.onnx` or `model.engine`) is, in a JSON file beside it.
 
 `model.json` lies beside `model.onnx`, and `model.engine.json` beside `model.engine`; the ONNX file carries the same
-text, without its own hash, in its `metadata_props` under `METADATA_KEY`. The graph's interface is the same for every artifact:
+text, without its own hash, in its `metadata_props` under `METADATA_KEY`. The graph's interface is the same for every
+artifact:
 
     frames  uint8   [N, H, W, 3]  BGR, as OpenCV delivers it
     boxes   float32 [N, K, 4]     x1, y1, x2, y2 in pixels of the input frame; rows beyond count are zero

@@ -92,7 +92,7 @@ def build_engine(
                 if line:
                     report.notes.append(line)
                     say(line)
-            golden = copy_golden(onnx_file, manifest, output)  # step 4
+            golden = copy_golden(onnx_file, manifest, output, say)  # step 4
         edgerpn.manifest.write(made.replace(golden=golden), output)
     except (EdgeRpnError, OSError) as error:
         raise _with_report(error, report, report_path(output)) from error
@@ -227,9 +227,15 @@ def _engine_spec(report: BuildReport, used: BuildConfig, outcome: Outcome) -> En
     )
 
 
-def copy_golden(onnx_file: Path, manifest: Manifest, output: Path) -> GoldenSpec | None:
+def copy_golden(onnx_file: Path, manifest: Manifest, output: Path, say: Callable[[str], None]) -> GoldenSpec | None:
     """Puts the ONNX file's golden frames beside the engine, when it has any."""
     if manifest.golden is None:
+        return None
+    if not (onnx_file.parent / Path(manifest.golden.file).name).is_file():
+        say(
+            f"warning: {manifest.golden.file} does not lie beside {onnx_file.name}, so the engine will have no golden "
+            "frames to test itself with; copy it along and build again to have them"
+        )
         return None
     edgerpn.golden.read(onnx_file, manifest)  # whole, and the one that the manifest describes
     source, target = onnx_file.parent / Path(manifest.golden.file).name, edgerpn.golden.golden_path(output)

@@ -22,8 +22,8 @@ HOST_MIB = 512
 
 
 def report_path(output: Path) -> Path:
-    """Path of the report of a build: the engine's name with the suffix .build.json."""
-    return output.with_suffix(".build.json")
+    """Path of the report of a build: model.engine.build.json for model.engine."""
+    return Path(f"{output}.build.json")
 
 
 def check_paths(onnx_file: Path, output: Path) -> None:

@@ -1,4 +1,4 @@
-"""The report of a build, `model.build.json` beside the engine: options, tries, phases, and the library's log."""
+"""The report of a build, `model.engine.build.json` beside the engine: options, tries, phases, and the library's log."""
 
 from __future__ import annotations
 

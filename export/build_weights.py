@@ -75,6 +75,6 @@ def put_in_weights(
         )
         made, tried = try_engine(temporary, made, onnx_file, onnx, machine, compare=compare)
         say(tried)
-        made = made.replace(golden=copy_golden(onnx_file, onnx, output))
+        made = made.replace(golden=copy_golden(onnx_file, onnx, output, say))
     edgerpn.manifest.write(made, output)
     return edgerpn.manifest.read(output)

@@ -19,6 +19,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +51,17 @@ class Photographs:
     """Measures recall on annotated images; needed unless the budget is `off`."""
 
 
+class Reduced(NamedTuple):
+    """A graph in a lower precision."""
+
+    proto: onnx.ModelProto
+    """The graph, with the inputs, outputs and metadata of the float32 one."""
+    measurable: onnx.ModelProto
+    """The same with its rounding spelled out: gives in ONNX Runtime on the CPU what `proto` gives on a GPU."""
+    accepted: PrecisionSpec
+    """How it was accepted."""
+
+
 def reduce_precision(
     proto: onnx.ModelProto,
     config: ExportConfig,
@@ -57,7 +69,7 @@ def reduce_precision(
     spec: InputSpec,
     photographs: Photographs,
     say: Callable[[str], None] = lambda _: None,
-) -> tuple[onnx.ModelProto, PrecisionSpec]:
+) -> Reduced:
     """Converts a graph to `config.precision` (fp16 or int8).
 
     Args:
@@ -68,7 +80,7 @@ def reduce_precision(
         say: Called with one line of text for people, now and then.
 
     Returns:
-        The new graph, with the same inputs, outputs and metadata, and how it was accepted.
+        The new graph and how it was accepted.
 
     Raises:
         ExportError: The network cannot be converted, or there is nothing to calibrate or measure on.
@@ -90,18 +102,20 @@ def reduce_precision(
     reduction = Reduction(proto=proto, network=network, config=config, ranges=ranges)
     if photographs.meter is None or config.ar_budget is None:
         say(f"{config.precision}: recall is not checked (--max-ar-drop off)")
-        return reduction.build(), facts
+        result = reduction.build()
+        return Reduced(result, reduction.measurable(result), facts)
     samples = [*frames(photographs.samples[:NUM_LOGITS_IMAGES], spec, say)]
     logits = _logits(network, spec, samples)
     gate = RecallGate(reduction, photographs.meter, budget=config.ar_budget, logits=logits, say=say)
     result = gate.run()
-    return result, dataclasses.replace(
+    accepted = dataclasses.replace(
         facts,
         ar100=tuple((name, round(value, 5)) for name, value in gate.ar100.items()),
         num_images=photographs.meter.num_images,
         max_ar_drop=config.ar_budget,
         kept_blocks=tuple(gate.kept),
     )
+    return Reduced(result, reduction.measurable(result), accepted)
 
 
 def _calibrate(

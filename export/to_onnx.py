@@ -102,13 +102,14 @@ def export_onnx(
         parity = check_parity(network.reference, temporary, compared, batch=config.fixed_batch)  # step 3
         say(parity.summary())
         manifest = manifest.replace(parity=parity.spec())
+        measurable = proto
         if config.precision != "fp32":  # step 4
             photographs = Photographs(samples=images, calibration=calibration, meter=meter)
-            proto, manifest = _reduce(proto, manifest, config, photographs, say)
+            proto, measurable, manifest = _reduce(proto, manifest, config, photographs, say)
         for warning in refuse_violations(proto, oldest_target(config.target), manifest, where=output.name):  # step 5
             say(f"warning: {warning.text()}")
         if meter is not None:  # step 6
-            manifest = manifest.replace(recall=_recall(proto, manifest, meter))
+            manifest = manifest.replace(recall=_recall(measurable, manifest, meter))
         embed(proto, manifest)
         onnx.save(proto, temporary)
         expected = _golden(network.reference, temporary, images) if config.golden else None
@@ -215,12 +216,13 @@ def _reduce(
     config: ExportConfig,
     photographs: Photographs,
     say: Callable[[str], None],
-) -> tuple[onnx.ModelProto, Manifest]:
-    """Step 4: the graph in the precision asked for, and the manifest that says how it was accepted."""
+) -> tuple[onnx.ModelProto, onnx.ModelProto, Manifest]:
+    """Step 4: the graph in the precision asked for, its form to measure, and the manifest that says how it passed."""
     embed(proto, manifest)
-    reduced, accepted = reduce_precision(proto, config, spec=manifest.input, photographs=photographs, say=say)
-    opset = next(entry.version for entry in reduced.opset_import if not entry.domain)
-    return reduced, manifest.replace(precision=config.precision, accepted=accepted, opset=opset)
+    reduced = reduce_precision(proto, config, spec=manifest.input, photographs=photographs, say=say)
+    opset = next(entry.version for entry in reduced.proto.opset_import if not entry.domain)
+    manifest = manifest.replace(precision=config.precision, accepted=reduced.accepted, opset=opset)
+    return reduced.proto, reduced.measurable, manifest
 
 
 def _recall(proto: onnx.ModelProto, manifest: Manifest, meter: RecallMeter) -> RecallSpec:

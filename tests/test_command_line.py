@@ -20,6 +20,7 @@ ARGUMENTS = {
     "train": (
         "--data --out --epochs --minutes --size --preset --backbone-weights --resume --config --set --print-config"
     ),
+    "import": "source file -o --output --arch --size --norm-eps",
     "eval": "model --data --images --results --report --proposals --size",
     "export": (
         "checkpoint -o --output --target --size --source-size --batch --proposals --pre-nms --iou --score --nms"
@@ -30,7 +31,7 @@ ARGUMENTS = {
         " --version-compatible --hardware-compatible --weight-stripped --refit --dla-core --tf32 --profile --images"
         " --config --set --print-config"
     ),
-    "check": "model --target --against --images --data --report --pictures --worst",
+    "check": "model --target --against --images --data --limit --report --pictures",
     "why": "engine --json",
     "run": (
         "model source --out --jsonl --video --show --max-frames --score --top --threads --provider --on-mismatch"
@@ -49,7 +50,7 @@ def actions(command: str) -> list[argparse.Action]:
 
 
 def test_the_commands_are_these() -> None:
-    assert list(COMMANDS) == ["train", "eval", "export", "build", "check", "why", "run", "inspect", "demo"]
+    assert list(COMMANDS) == ["train", "import", "eval", "export", "build", "check", "why", "run", "inspect", "demo"]
     assert set(ARGUMENTS) == set(COMMANDS)
 
 

@@ -78,7 +78,7 @@ def test_an_engine_has_manifest_golden_frames_and_report_beside_it(
     built: tuple[BuildResult, Path, list[str]], model: Path
 ) -> None:
     result, output, _ = built
-    names = ["fish.build.json", "fish.engine", "fish.golden.npz", "fish.json"]
+    names = ["fish.engine", "fish.engine.build.json", "fish.engine.golden.npz", "fish.engine.json"]
     assert sorted(file.name for file in output.parent.iterdir()) == names
     manifest = edgerpn.manifest.read(output)
     assert manifest == result.manifest
@@ -159,7 +159,7 @@ def test_a_weight_stripped_engine_is_smaller_or_says_that_it_needs_a_gpu(
         # TensorRT-RTX 1.7 wants CUDA for the weights of convolutions, whatever its target.
         with pytest.raises(BuildError, match="weight-stripped engines with convolutions need a GPU"):
             build_engine(model, tmp_path / "a.engine", config)
-        assert [file.name for file in tmp_path.iterdir()] == ["a.build.json"]
+        assert [file.name for file in tmp_path.iterdir()] == ["a.engine.build.json"]
     else:
         assert build_engine(model, tmp_path / "a.engine", config).num_bytes < built[0].num_bytes
 
@@ -180,12 +180,12 @@ def test_a_library_error_is_quoted_with_a_hint_and_the_report_stays(model: Path,
     assert "the library says: " in text
     assert "workspace limit" in text
     assert "a larger --workspace" in text
-    assert str(tmp_path / "a.build.json") in text
-    report = json.loads((tmp_path / "a.build.json").read_text())
+    assert str(tmp_path / "a.engine.build.json") in text
+    report = json.loads((tmp_path / "a.engine.build.json").read_text())
     assert report["result"] == "failed"
     assert "workspace limit" in report["error"]
     assert [line["severity"] for line in report["log"]].count("error") >= 1
-    assert [file.name for file in tmp_path.iterdir()] == ["a.build.json"]
+    assert [file.name for file in tmp_path.iterdir()] == ["a.engine.build.json"]
 
 
 def test_a_compute_capability_that_the_library_lacks_is_refused_with_those_it_has(model: Path, tmp_path: Path) -> None:

@@ -196,15 +196,14 @@ def test_names_that_would_replace_something_else_are_refused(tmp_path: Path) -> 
     refused = {
         tmp_path / "model.trt": r"ends in \.engine or \.plan",
         tmp_path / "folder.engine": "this is a folder",
-        tmp_path / "notes.engine": r"notes\.json: the manifest would replace this file",
-        tmp_path / "log.engine": r"log\.build\.json: the report would replace this file",
+        tmp_path / "notes.engine": r"notes\.engine\.json: the manifest would replace this file",
+        tmp_path / "log.engine": r"log\.engine\.build\.json: the report would replace this file",
     }
     (tmp_path / "folder.engine").mkdir()
-    (tmp_path / "notes.json").write_text("{}")
     (tmp_path / "notes.engine.json").write_text("{}")
-    (tmp_path / "log.build.json").write_text("[]")
+    (tmp_path / "log.engine.build.json").write_text("[]")
     for output, message in refused.items():
-        with pytest.raises(BuildError, match=message.replace(r"notes\.json", r"notes(\.engine)?\.json")):
+        with pytest.raises(BuildError, match=message):
             check_paths(model, output)
     with pytest.raises(BuildError, match=r"expected a model\.onnx"):
         check_paths(tmp_path / "best.pt", tmp_path / "a.engine")

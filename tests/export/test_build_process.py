@@ -156,11 +156,11 @@ def test_a_killed_builder_is_tried_again_with_less_memory_and_that_is_said(build
     status, out, err = building.finish()
     assert (status, err) == (0, "")
     assert "out of memory; trying again with a workspace of 1024 MiB, optimization level the default" in out
-    assert building.files() == ["a.build.json", "a.engine", "a.json"]
-    report = json.loads((building.output.parent / "a.build.json").read_text())
+    assert building.files() == ["a.engine", "a.engine.build.json", "a.engine.golden.npz", "a.engine.json"]
+    report = json.loads((building.output.parent / "a.engine.build.json").read_text())
     assert "killed (SIGKILL)" in report["tries"][0]["result"]
     assert [step["workspace_mib"] for step in report["tries"]] == [None, 1024]
-    manifest = json.loads((building.output.parent / "a.json").read_text())
+    manifest = json.loads((building.output.parent / "a.engine.json").read_text())
     assert manifest["engine"]["workspace_mib"] == 1024
 
 
@@ -175,8 +175,8 @@ def test_a_crash_in_the_library_is_reported_with_its_phase_and_not_tried_again(
     assert f"the library crashed ({number.name}); phase: " in err
     assert "Traceback" not in err
     assert "trying again" not in out
-    assert building.files() == ["a.build.json"]
-    assert len(json.loads((building.output.parent / "a.build.json").read_text())["tries"]) == 1
+    assert building.files() == ["a.engine.build.json"]
+    assert len(json.loads((building.output.parent / "a.engine.build.json").read_text())["tries"]) == 1
 
 
 def test_without_enough_memory_each_step_of_the_ladder_is_said_and_the_last_error_quoted(
@@ -207,7 +207,7 @@ def test_a_full_disk_leaves_no_half_written_engine(build: Callable[..., Building
     status, _, err = building.finish()
     assert status == 1
     assert "File too large" in err
-    assert building.files() in ([], ["a.build.json"])
+    assert building.files() in ([], ["a.engine.build.json"])
 
 
 def test_without_a_terminal_a_long_build_says_phase_and_share(build: Callable[..., Building]) -> None:
@@ -227,4 +227,4 @@ def test_a_device_without_torch_onnx_and_opencv_builds_and_says_what_was_left_ou
     status, out, err = building.finish()
     assert (status, err) == (0, "")
     assert "operations are not checked against the library's limits: the module onnx is not installed here" in out
-    assert building.files() == ["a.build.json", "a.engine", "a.json"]
+    assert building.files() == ["a.engine", "a.engine.build.json", "a.engine.golden.npz", "a.engine.json"]

@@ -36,7 +36,7 @@ def reduce(
     config = ExportConfig(target=made.config.target, **options)
     proto = proto or onnx.load(made.file)
     spec = read(made.file).input
-    reduced, facts = reduce_precision(proto, config, spec=spec, photographs=photographs, say=lines.append)
+    reduced, _, facts = reduce_precision(proto, config, spec=spec, photographs=photographs, say=lines.append)
     return reduced, facts, lines
 
 

@@ -72,7 +72,7 @@ def graph(
     def reduced(file: Path, config: ExportConfig) -> Path:
         manifest = edgerpn.manifest.read(file)
         photographs = Photographs(samples=photo_files[:1], calibration=photo_files)
-        proto, _ = reduce_precision(onnx.load(file), config, spec=manifest.input, photographs=photographs)
+        proto = reduce_precision(onnx.load(file), config, spec=manifest.input, photographs=photographs).proto
         output = tmp_path_factory.mktemp("reduced") / "model.onnx"
         onnx.save(proto, output)
         edgerpn.manifest.write(manifest.replace(precision=config.precision), output)
