@@ -53,28 +53,25 @@ FIXES: dict[Reason, str] = {
 # A number alone may be a port or a time.
 _STATUS = r"(?:failed: ?|error ?|returned ?|\()"
 # In this order, because a line about a failed connection often follows from one that says why.
-_PATTERNS: tuple[tuple[Reason, re.Pattern[str]], ...] = tuple(
-    (reason, re.compile(pattern, re.IGNORECASE))
-    for reason, pattern in (
-        ("unauthorised", rf"{_STATUS}40[13]\b|unauthori[sz]ed|forbidden|not authori[sz]ed|authentication"),
-        ("busy", rf"{_STATUS}(?:453|503)\b|not enough bandwidth|service unavailable|resource busy|device busy"),
-        ("not_found", rf"{_STATUS}(?:404|454|410)\b|not found|no such (?:file|device)"),
-        ("tls", r"certificate|handshake|\bssl\b|\btls\b.*(?:error|fail)|(?:error|fail).*\btls\b"),
-        ("refused", r"connection refused|could not connect"),
-        (
-            "unreachable",
-            r"resolve|name or service not known|no route to host|network is unreachable|host is down"
-            r"|temporary failure in name",
-        ),
-        ("permission", r"permission denied"),
-        ("timeout", r"timed? ?out|timeout triggered|could not receive any udp packets"),
-        (
-            "codec",
-            r"invalid data|could not find codec|unsupported codec|decoder .*not found|moov atom|codec not currently"
-            r"|no decoder|could not (?:determine|demultiplex)|not-negotiated|missing (?:a )?plug-?in"
-            r"|unspecified (?:size|pixel)",
-        ),
-    )
+_PATTERNS: tuple[tuple[Reason, str], ...] = (
+    ("unauthorised", rf"{_STATUS}40[13]\b|unauthori[sz]ed|forbidden|not authori[sz]ed|authentication"),
+    ("busy", rf"{_STATUS}(?:453|503)\b|not enough bandwidth|service unavailable|resource busy|device busy"),
+    ("not_found", rf"{_STATUS}(?:404|454|410)\b|not found|no such (?:file|device)"),
+    ("tls", r"certificate|handshake|\bssl\b|\btls\b.*(?:error|fail)|(?:error|fail).*\btls\b"),
+    ("refused", r"connection refused|could not connect"),
+    (
+        "unreachable",
+        r"resolve|name or service not known|no route to host|network is unreachable|host is down"
+        r"|temporary failure in name",
+    ),
+    ("permission", r"permission denied"),
+    ("timeout", r"timed? ?out|timeout triggered|could not receive any udp packets"),
+    (
+        "codec",
+        r"invalid data|could not find codec|unsupported codec|decoder .*not found|moov atom|codec not currently"
+        r"|no decoder|could not (?:determine|demultiplex)|not-negotiated|missing (?:a )?plug-?in"
+        r"|unspecified (?:size|pixel)",
+    ),
 )
 
 
@@ -96,4 +93,4 @@ class CaptureFailedError(StreamOpenError):
 def classify(lines: Iterable[str]) -> Reason:
     """The reason that a decoder's messages tell, or "unknown"."""
     text = "\n".join(lines)
-    return next((reason for reason, pattern in _PATTERNS if pattern.search(text)), "unknown")
+    return next((reason for reason, pattern in _PATTERNS if re.search(pattern, text, re.IGNORECASE)), "unknown")

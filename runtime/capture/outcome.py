@@ -88,9 +88,8 @@ def outcome(
     waits = is_live is False or (is_live is None and source_kind(config.source) == "path")
     if message.startswith(f"{config.label}: "):
         message = message.removeprefix(f"{config.label}: ")
-    told_lines = [line for line in lines if not _NOISE.search(line)]
-    if told_lines and reason not in _TOLD_IN_FULL:
-        message = f"{message} [{told_lines[-1]}]"
+    if reason not in _TOLD_IN_FULL and (line := _telling_line(lines, reason)):
+        message = f"{message} [{line}]"
     return Outcome(reason=reason, message=f"{config.label}: {message}", is_final=is_final or waits)
 
 
@@ -116,6 +115,12 @@ class Backoff:
     def reset(self) -> None:
         """Forgets the failures."""
         self.num_failures = 0
+
+
+def _telling_line(lines: Sequence[str], reason: Reason) -> str:
+    """The last message that tells the reason, or else the last that tells anything."""
+    told = [line for line in reversed(lines) if not _NOISE.search(line)]
+    return next((line for line in told if classify([line]) == reason), told[0] if told else "")
 
 
 def _status_text(status: int | None) -> str:

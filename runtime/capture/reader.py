@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import numpy.typing as npt
 
+from edgerpn.runtime.backend import available_cores
 from edgerpn.runtime.capture.config import CaptureConfig, local_path, source_kind
 from edgerpn.runtime.capture.decoders import Choice
 from edgerpn.runtime.capture.failures import CaptureFailedError, Reason
@@ -173,13 +174,20 @@ def _open(cv2: ModuleType, config: CaptureConfig, choice: Choice) -> Any:
     if choice.decoder == "gstreamer":
         return cv2.VideoCapture(choice.pipeline, cv2.CAP_GSTREAMER)
     if source_kind(config.source) == "path":
-        return cv2.VideoCapture(local_path(config.source), cv2.CAP_FFMPEG)
+        threads = config.decoder_threads or max(1, available_cores() // 2)
+        return cv2.VideoCapture(local_path(config.source), cv2.CAP_FFMPEG, _num_threads(cv2, threads))
     # The parent's patience ends first, so that a silent stream is told from one that ended.
     timeouts = [
         *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, round(config.open_timeout_s * 1e3)),
         *(cv2.CAP_PROP_READ_TIMEOUT_MSEC, round(config.stall_s * 1e3) + 2000),
+        *_num_threads(cv2, config.decoder_threads or 1),
     ]
     return cv2.VideoCapture(config.source, cv2.CAP_FFMPEG, timeouts)
+
+
+def _num_threads(cv2: ModuleType, num_threads: int) -> list[int]:
+    """The parameter for it, where this OpenCV has one."""
+    return [cv2.CAP_PROP_N_THREADS, num_threads] if hasattr(cv2, "CAP_PROP_N_THREADS") else []
 
 
 def _open_camera(cv2: ModuleType, config: CaptureConfig, choice: Choice) -> Any:

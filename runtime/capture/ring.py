@@ -77,7 +77,7 @@ class RingReader:
         owner = (ctypes.c_ubyte * num_bytes).from_buffer(self._memory, packet.slot * self.slot_bytes)
         self._held.add(packet.slot)
         weakref.finalize(owner, self._give_back, packet.slot).atexit = False
-        image = np.frombuffer(owner, np.uint8).reshape(packet.height, packet.width, 3)
+        image = np.frombuffer(memoryview(owner), np.uint8).reshape(packet.height, packet.width, 3)
         image.flags.writeable = False
         return image
 

@@ -18,8 +18,8 @@ class LagMeter:
 
     def __init__(self) -> None:
         """Starts without a baseline."""
-        self._reset(-math.inf)
-        self._media_s = -math.inf
+        self._previous_s = self._current_s = math.inf
+        self._since_s = self._media_s = -math.inf
 
     def add(self, media_s: float, now_s: float) -> tuple[float, float]:
         """Takes one frame's time stamp and its arrival.
