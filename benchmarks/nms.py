@@ -24,6 +24,7 @@ is named there. Exit status 1 when a form is not exact.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -146,6 +147,11 @@ def _greedy(rows: Tensor) -> Tensor:
     return mask
 
 
+def run_once(session: onnxruntime.InferenceSession, feeds: list[dict[str, np.ndarray]], turn: int) -> object:
+    """Runs a graph on the image whose turn it is."""
+    return session.run(None, feeds[turn % len(feeds)])
+
+
 def prepare(cases: dict[str, Case]) -> tuple[dict[str, Row], dict[tuple[str, str], Callable[[int], object]]]:
     """Exports, counts, checks and builds every form; returns what is known by then, and what is to be timed."""
     rows: dict[str, Row] = {}
@@ -165,7 +171,7 @@ def prepare(cases: dict[str, Case]) -> tuple[dict[str, Row], dict[tuple[str, str
             for feed, expected in zip(feeds, case.expected, strict=True)
         )
         for label, one in opened.items():
-            runs[name, label] = lambda turn, one=one, feeds=feeds: one.run(None, feeds[turn % len(feeds)])
+            runs[name, label] = functools.partial(run_once, one, feeds)
         if find_spec("tensorrt_rtx"):
             build_rtx(proto, row)
         if torch.cuda.is_available():

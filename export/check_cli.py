@@ -137,7 +137,9 @@ def _compare(arguments: argparse.Namespace) -> Comparison:
         written = write_pictures(comparison, arguments.pictures)
         print(f"drew {len(written)} pictures into {arguments.pictures}")
     culprit = comparison.culprit
-    if culprit is None:
+    if culprit is None and comparison.is_by_recall and not comparison.recall_a:
+        print("no verdict: int8 against another precision is judged by recall; name annotations with --data ANN.json")
+    elif culprit is None:
         print(f"the models agree within the tolerance of {comparison.precision}")
     else:
         print(f"error: the models disagree: {culprit}", file=sys.stderr)

@@ -6,7 +6,7 @@ Steps of `compare_models`:
     3. Pair the proposals of each frame, see `edgerpn.export.agreement`.
     4. Recall of both, when the photographs are annotated.
     5. Judge: two float32 forms must agree but for decisions within rounding; below float32 a share of proposals may
-       differ, in all images together and in each.
+       differ, in all images together and in each; int8 against another precision is judged by recall alone.
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ def compare_models(
         names=_short_names(*models),
         precision=precision,
         tolerance=TOLERANCES[precision],
+        is_by_recall=precision == "int8" and models[0].precision != models[1].precision,
         differences=unlike,
         num_images=len(images),
         num_proposals=min(model.proposals.num_proposals for model in models),

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgerpn.export.agreement import FrameAgreement, Rows, describe
+from edgerpn.export.config import MAX_AR_DROP
 from edgerpn.manifest_parts import ParitySpec, Precision
 from edgerpn.matching import Tolerance, match
 
@@ -83,6 +84,8 @@ class Comparison:
     """The lower precision of both, by which the tolerance is chosen."""
     tolerance: Tolerance
     """What they may differ by."""
+    is_by_recall: bool = False
+    """Whether recall decides alone: int8 rounds too coarsely for single proposals to agree with another precision."""
     differences: tuple[str, ...]
     """What makes them different models; empty when they are forms of one."""
     num_images: int
@@ -136,6 +139,8 @@ class Comparison:
     @property
     def culprit(self) -> str | None:
         """Where the tolerance is broken: the image, the proposal and whose it is. None when the models agree."""
+        if self.is_by_recall:
+            return self._lost_recall()
         worst = self.worst[0]
         by_share = max(self.images, key=lambda image: image.agreement.unmatched_share)
         if self.precision == "fp32":
@@ -152,6 +157,14 @@ class Comparison:
                 f"{self.unmatched_share:.1%} of all proposals have no counterpart, expected at most "
                 f"{self.tolerance.max_unmatched_share:.0%}; most in {self._name(by_share)}"
             )
+        return None
+
+    def _lost_recall(self) -> str | None:
+        limit = MAX_AR_DROP[self.precision]
+        for name, value, reference in self.recall_changes:
+            lost = 100 * (reference - value)
+            if name == "AR@100" and lost > limit:
+                return f"{self.names[0]} loses {lost:.2f} points of {name}, expected at most {limit:g}"
         return None
 
     def _name(self, image: ImageComparison) -> str:
@@ -188,6 +201,7 @@ class Comparison:
             "culprit": self.culprit,
             "differences": list(self.differences),
             "precision": self.precision,
+            "is_by_recall": self.is_by_recall,
             "tolerance": {
                 "min_iou": self.tolerance.min_iou,
                 "max_score_difference": self.tolerance.max_score_difference,

@@ -13,7 +13,8 @@ from typing import Literal
 from edgerpn import files
 from edgerpn.errors import ArtifactMismatchError, EngineLoadError, MissingDependencyError
 from edgerpn.manifest import EngineSpec, Manifest
-from edgerpn.runtime.cuda_device import Device, DeviceInfo, open_device
+from edgerpn.runtime.cuda_device import Device, DeviceInfo
+from edgerpn.runtime.cuda_provider import open_device
 from edgerpn.runtime.tensorrt_library import (
     TensorRtLibrary,
     import_library,

@@ -12,7 +12,7 @@ from edgerpn import manifest as manifests
 from edgerpn.errors import ArtifactMismatchError, EngineLoadError, ManifestError
 from edgerpn.manifest import Manifest
 from edgerpn.runtime.compatibility import engine_spec, find_onnx
-from edgerpn.runtime.cuda_device import open_device
+from edgerpn.runtime.cuda_provider import open_device
 
 _logger = logging.getLogger(__name__)
 _TAIL = 15

@@ -80,7 +80,7 @@ def test_optional_values_survive_the_way_through_json(batch: int | None, source_
 
 def test_the_manifest_lies_beside_its_artifact() -> None:
     assert manifest.manifest_path("a/model.onnx") == Path("a/model.json")
-    assert manifest.manifest_path("a/v1.2.engine") == Path("a/v1.2.json")
+    assert manifest.manifest_path("a/v1.2.engine") == Path("a/v1.2.engine.json")
 
 
 def test_an_artifact_that_was_changed_is_refused(artifact: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -138,7 +139,11 @@ def test_what_the_libraries_say_when_memory_runs_out_is_recognised(text: str) ->
 
 
 def test_a_full_disk_and_a_finished_build_are_not_out_of_memory() -> None:
-    for events in ({"failed": {"kind": "write", "message": "No space left on device"}}, {"built": {}}):
+    cases: tuple[dict[str, Any], ...] = (
+        {"failed": {"kind": "write", "message": "No space left on device"}},
+        {"built": {}},
+    )
+    for events in cases:
         outcome = Outcome(status=1, events=events)
         outcome.log.add("error", MEMORY_ERRORS[0])
         assert not outcome.is_out_of_memory

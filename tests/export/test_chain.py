@@ -163,7 +163,7 @@ def adversarial_rows(num_boxes: int) -> Tensor:
         rng.integers(0, 9, (num_boxes, 2)),
         np.stack((0 * rank, 50 * rank), axis=1),
     ]
-    sides = [rng.integers(1, 30, (num_boxes, 2)), 12, 8, rng.integers(0, 2, (num_boxes, 2)), 9, 50]
+    sides: list[Any] = [rng.integers(1, 30, (num_boxes, 2)), 12, 8, rng.integers(0, 2, (num_boxes, 2)), 9, 50]
     corner = np.stack(corners)
     boxes = np.concatenate((corner, corner + np.stack([np.broadcast_to(s, (num_boxes, 2)) for s in sides])), axis=-1)
     scores = np.where(rng.random((6, num_boxes)) < 0.1, -1.0, 0.5)

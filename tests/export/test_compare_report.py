@@ -95,3 +95,18 @@ def test_a_picture_of_models_that_agree_has_grey_boxes_only(exported: GetExport,
     assert not (picture == (255, 0, 255)).all(axis=2).any()
     assert not (picture == (0, 170, 255)).all(axis=2).any()
     assert (picture == (200, 200, 200)).all(axis=2).any()
+
+
+def test_int8_against_another_precision_is_judged_by_recall_alone(measured: Comparison) -> None:
+    recall = dict(measured.recall_a)["AR@100"]
+
+    def against(reference: float) -> str | None:
+        return dataclasses.replace(
+            measured, precision="int8", is_by_recall=True, recall_b=(("AR@100", reference),)
+        ).culprit
+
+    assert measured.culprit is not None
+    assert against(recall + 0.009) is None
+    assert against(recall + 0.02) == "wrong.onnx loses 2.00 points of AR@100, expected at most 1"
+    unmeasured = dataclasses.replace(measured, precision="int8", is_by_recall=True, recall_a=(), recall_b=())
+    assert unmeasured.culprit is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,21 +23,21 @@ JETPACK: Target = "tensorrt-10.3"
 
 def graph(
     nodes: Sequence[onnx.NodeProto],
-    inputs: dict[str, tuple[int, list[Any]]],
-    outputs: dict[str, tuple[int, list[Any]]],
+    inputs: Mapping[str, tuple[int, list[Any]]],
+    outputs: Mapping[str, tuple[int, list[Any]]],
     *,
     opset: int = 19,
     domains: Sequence[str] = (),
     **initializers: Any,
 ) -> onnx.ModelProto:
     """A small model."""
-    values = [
+    taken, given = (
         [helper.make_tensor_value_info(name, dtype, shape) for name, (dtype, shape) in side.items()]
         for side in (inputs, outputs)
-    ]
+    )
     tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in initializers.items()]
     imports = [helper.make_opsetid("", opset), *(helper.make_opsetid(domain, 1) for domain in domains)]
-    built = helper.make_graph(list(nodes), "graph", *values, tensors)
+    built = helper.make_graph(list(nodes), "graph", taken, given, tensors)
     return helper.make_model(built, opset_imports=imports, ir_version=10)
 
 

@@ -257,7 +257,7 @@ class Started:
 def test_a_provider_that_does_not_start_is_an_error_when_asked_for_and_else_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    chosen = [("CUDAExecutionProvider", {}), ("CPUExecutionProvider", {})]
+    chosen: list[tuple[str, dict[str, Any]]] = [("CUDAExecutionProvider", {}), ("CPUExecutionProvider", {})]
     with pytest.raises(EngineLoadError, match=r"CUDAExecutionProvider could not be started.*ask for cpu alone"):
         onnxruntime_backend._running_provider(Path("a.onnx"), Started(), chosen, "1.0", is_asked=True)
     name = onnxruntime_backend._running_provider(Path("a.onnx"), Started(), chosen, "1.0", is_asked=False)

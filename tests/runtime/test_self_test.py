@@ -133,7 +133,7 @@ def test_a_mismatch_fails_unless_rebuilding_is_allowed(
         make_engine(tmp_path)
         return subprocess.CompletedProcess(words, 0, "", "")
 
-    monkeypatch.setattr(rebuild.subprocess, "run", build)
+    monkeypatch.setattr("edgerpn.runtime.rebuild.subprocess.run", build)
     with load(path, on_mismatch="rebuild") as model:
         assert model.manifest.kind == "engine"
     (words,) = commands

@@ -20,7 +20,7 @@ needs_bindings = pytest.mark.skipif(
 
 OPEN = """
 from edgerpn.errors import EdgeRpnError
-from edgerpn.runtime.cuda_device import open_device
+from edgerpn.runtime.cuda_provider import open_device
 try:
     print(open_device().info)
 except EdgeRpnError as error:
@@ -29,7 +29,7 @@ except EdgeRpnError as error:
 
 USE = """
 import gc, threading
-from edgerpn.runtime.cuda_device import open_device
+from edgerpn.runtime.cuda_provider import open_device
 device = open_device()
 assert device is open_device()
 print(device.info)

@@ -18,7 +18,7 @@ import pytest
 
 from edgerpn.errors import EngineLoadError, InputError, MissingDependencyError
 from edgerpn.runtime import load
-from edgerpn.runtime.cuda_device import open_device
+from edgerpn.runtime.cuda_provider import open_device
 from edgerpn.runtime.tensorrt_backend import TensorRtBackend
 from edgerpn.runtime.tensorrt_library import import_library
 
