@@ -59,7 +59,9 @@ class CaptureConfig:
     transport: Literal["tcp", "udp"] = "tcp"
     """How RTSP carries the video."""
     decoder: Literal["auto", "ffmpeg", "gstreamer", "ffmpeg-process"] = "auto"
-    """What decodes URLs and files: OpenCV with FFmpeg, OpenCV with GStreamer, or the program ffmpeg."""
+    """What decodes URLs and files: OpenCV with FFmpeg, OpenCV with GStreamer, or the program ffmpeg. When a stream
+    changes its size within a connection, GStreamer follows, FFmpeg in OpenCV is connected anew for H.264, and scales
+    to the first size for other codecs, as the program does."""
     decoder_threads: int = 0
     """Threads of OpenCV's FFmpeg; 0: one for a URL, half of the cores for a file. Each thread but the first delays the
     pictures of a stream by one frame."""
@@ -75,8 +77,9 @@ class CaptureConfig:
         _check(self.transport in ("tcp", "udp"), "transport", "tcp or udp", self.transport)
         decoders = ("auto", "ffmpeg", "gstreamer", "ffmpeg-process")
         _check(self.decoder in decoders, "decoder", ", ".join(decoders), self.decoder)
-        _check(1 <= self.queue_frames <= 1000, "queue_frames", "1 to 1000", self.queue_frames)
-        _check(2 <= self.slots <= 1000, "slots", "2 to 1000", self.slots)
+        # Every slot may be on its way back at once, and the socket for that never waits.
+        _check(1 <= self.queue_frames <= 100, "queue_frames", "1 to 100", self.queue_frames)
+        _check(2 <= self.slots <= 100, "slots", "2 to 100", self.slots)
         _check(0 <= self.decoder_threads <= 64, "decoder_threads", "0 to 64", self.decoder_threads)
         _check(math.isfinite(self.max_fps) and self.max_fps >= 0, "max_fps", "0 or more", self.max_fps)
         for name in ("gap_s", "stall_s", "open_timeout_s", "backoff_first_s", "healthy_s"):

@@ -83,9 +83,8 @@ class Capture:
     @property
     def stats(self) -> CaptureStats:
         """A snapshot of the counters."""
-        supervisor, process = self.supervisor, self.supervisor.process
+        supervisor, process, state = self.supervisor, self.supervisor.process, self.supervisor.state
         age_s = time.monotonic() - supervisor.last_frame_s
-        state = supervisor.state
         with self._changed:
             return CaptureStats(
                 state="quiet" if state == "connected" and age_s >= self.config.gap_s else state,
@@ -108,7 +107,10 @@ class Capture:
             The item; None after the time, or when the source is exhausted or closed.
         """
         with self._changed:
-            self._changed.wait_for(lambda: len(self.mailbox) or self.supervisor.is_done, timeout_s)
+            self._changed.wait_for(
+                lambda: len(self.mailbox) or self._group.is_over or self.supervisor.is_done, timeout_s
+            )
+            self._group.check()
             return self.mailbox.get()
 
     def close(self) -> None:
@@ -137,6 +139,7 @@ class CaptureGroup:
         self._turn = 0
         self._commands: deque[Callable[[], None]] = deque()
         self._is_closing = False
+        self._failure: BaseException | None = None
         self._selector = selectors.DefaultSelector()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._selector.register(self._wake_fd, selectors.EVENT_READ, self._on_wake)
@@ -160,6 +163,16 @@ class CaptureGroup:
         """The sources, in the order in which they were added."""
         with self.changed:
             return tuple(self._captures)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the group is closed."""
+        return self._is_closing
+
+    def check(self) -> None:
+        """Raises the error that ended the watching thread, if one did."""
+        if self._failure is not None:
+            raise RuntimeError("the thread that watches the sources has failed") from self._failure
 
     def add(self, config: CaptureConfig) -> Capture:
         """Adds a source and starts it; whether it can be opened shows in its events.
@@ -193,12 +206,14 @@ class CaptureGroup:
         """
         with self.changed:
             self.changed.wait_for(lambda: self._ready() or self._is_exhausted(), timeout_s)
+            self.check()
             return self._ready()
 
     def take(self, timeout_s: float | None = None) -> CapturedFrame | CaptureEvent | None:
         """The next frame or event of any source, in fair turns; None as in `Capture.take`."""
         with self.changed:
             self.changed.wait_for(lambda: self._ready() or self._is_exhausted(), timeout_s)
+            self.check()
             ready = self._ready()
             if not ready:
                 return None
@@ -251,8 +266,11 @@ class CaptureGroup:
         try:
             while not (self._is_closing and not self._watched and not self._commands):
                 self._step()
+        except BaseException as error:  # noqa: BLE001 - raised again in the threads that take frames
+            self._failure = error
         finally:
             with self.changed:
+                self._is_closing = True
                 wake_fd, self._wake_fd = self._wake_fd, -1
                 self.changed.notify_all()
             self._selector.close()

@@ -142,8 +142,8 @@ class Player:
         now_s = time.monotonic()
         return self.until(lambda item: isinstance(item, CapturedFrame) and item.monotonic_s > now_s, timeout_s)[1]
 
-    def frames_for(self, seconds: float) -> list[CapturedFrame]:
-        """The frames of the next seconds, without their pictures held."""
+    def frames_for(self, seconds: float) -> list[tuple[int, Any, Any, int, tuple[int, ...]]]:
+        """Index, media time, lag, drops and shape of the frames of the next seconds, without their pictures."""
         frames = []
         end_s = time.monotonic() + seconds
         while (left_s := end_s - time.monotonic()) > 0:
@@ -152,7 +152,7 @@ class Player:
                 self.events.append(item)
             elif item is not None:
                 frames.append((item.index, item.media_time_s, item.lag_ms, item.num_dropped, item.image.shape))
-        return frames  # type: ignore[return-value]
+        return frames
 
     def kinds(self) -> list[str]:
         """The kinds of all events so far."""

@@ -58,6 +58,7 @@ def test_sources_that_cannot_be_are_refused_at_once(source: str) -> None:
         ("policy", "newest"),
         ("queue_frames", 0),
         ("slots", 1),
+        ("slots", 1000),
         ("max_fps", -1.0),
         ("max_fps", math.nan),
         ("stall_s", 0.5),

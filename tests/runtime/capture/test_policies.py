@@ -151,3 +151,14 @@ def test_events_that_nobody_takes_are_bounded(play: Make) -> None:
         mailbox.put_event(event)
     assert len(mailbox) <= 260
     assert player.capture.stats.num_dropped_events > 700
+
+
+def test_an_error_in_the_watching_thread_reaches_those_who_wait(make_group: Make) -> None:
+    group = make_group()
+    capture = group.add(CaptureConfig(source="http://127.0.0.1:9/x"))
+    capture.supervisor.tick = lambda now_s: 1 / 0
+    # `started` may come first.
+    with pytest.raises(RuntimeError, match="has failed"):
+        list(iter(lambda: group.take(5.0), None))
+    with pytest.raises(RuntimeError, match="closed"):
+        group.add(CaptureConfig(source="0"))
