@@ -4,7 +4,8 @@
 # NOT YET BUILT OR RUN ON HARDWARE: it is written from the documentation of its parts, and only linted.
 #
 # r36.4.0 is the newest release of this base image; it belongs to JetPack 6.1 and runs on the 6.2 releases too, whose
-# CUDA 12.6 and TensorRT 10.3 are the same. TensorRT comes with it. ONNX Runtime runs on the CPU here.
+# CUDA 12.6 and TensorRT 10.3 are the same. TensorRT comes with it, for engines; ONNX Runtime runs on
+# the CPU here.
 
 FROM python:3.11-slim-bookworm AS build
 WORKDIR /source
@@ -29,8 +30,10 @@ RUN apt-get update \
     && useradd --create-home --uid 1000 --groups video edgerpn
 # NumPy stays below 2, for which the system's OpenCV and TensorRT were compiled; this is the last such release.
 # ONNX Runtime 1.23.2 is the last one for this system's Python 3.10.
+# cuda-bindings of the 12 line fits CUDA 12.6.
 COPY --from=build /wheels /tmp/wheels
-RUN pip3 install --no-cache-dir "$(echo /tmp/wheels/*.whl)[onnxruntime]" numpy==1.26.4 onnxruntime==1.23.2 tqdm==4.70.1
+RUN pip3 install --no-cache-dir "$(echo /tmp/wheels/*.whl)[onnxruntime,cuda]" numpy==1.26.4 onnxruntime==1.23.2 \
+    cuda-bindings==12.9.10 tqdm==4.70.1
 USER 1000
 WORKDIR /work
 ENV PYTHONUNBUFFERED=1
