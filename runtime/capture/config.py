@@ -66,7 +66,8 @@ class CaptureConfig:
     """Threads of OpenCV's FFmpeg; 0: one for a URL, half of the cores for a file. Each thread but the first delays the
     pictures of a stream by one frame."""
     ffmpeg_options: str = ""
-    """Options for FFmpeg in OpenCV's form, key;value|key;value, beside our own."""
+    """Options for FFmpeg in OpenCV's form, key;value|key;value, beside our own. The environment variable
+    OPENCV_FFMPEG_CAPTURE_OPTIONS replaces all of them."""
 
     def __post_init__(self) -> None:
         """Checks what can be checked without opening the source."""

@@ -126,6 +126,8 @@ def _telling_line(lines: Sequence[str], reason: Reason) -> str:
 def _status_text(status: int | None) -> str:
     if status is None:
         return "it does not end, even when killed: a driver hangs"
+    if status == -signal.SIGKILL:
+        return "SIGKILL: by somebody, or by the kernel when memory ran out"
     if status < 0:
         try:
             return signal.Signals(-status).name

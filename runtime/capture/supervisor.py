@@ -108,8 +108,8 @@ class SourceSupervisor:
             return False
         goes_on = self.process.read_output()
         self.lines = tuple(self.process.lines)
-        if self._is_live and len(set(self.process.coded_sizes)) > 1 and self._last_word is None:
-            message = f"the video changed its size to {self.process.coded_sizes[-1]}; a new connection shows it"
+        if self._is_live and self.process.last_size != self.process.first_size and self._last_word is None:
+            message = f"the video changed its size to {self.process.last_size}; a new connection shows it"
             self._last_word = LastWord(reason="resized", message=message, is_final=False)
             self._kill(self.process, time.monotonic())
         return goes_on

@@ -43,7 +43,8 @@ class CaptureProcess:
         """
         self.lines: deque[str] = deque(maxlen=_MAX_LINES)
         self.num_lines = 0
-        self.coded_sizes: list[str] = []
+        self.first_size = ""
+        self.last_size = ""
         self.is_over = False
         self._secrets = _secrets(config.source)
         self._rest = b""
@@ -116,7 +117,8 @@ class CaptureProcess:
         for line in lines:
             text = self.clean(line.decode("utf-8", "replace").strip())
             if changed := _CODED_SIZE.search(text):
-                self.coded_sizes.append(changed.group(1))
+                self.last_size = changed.group(1)
+                self.first_size = self.first_size or self.last_size
             elif text and not _CHATTER.search(text):
                 self.num_lines += 1
                 self.lines.append(text[:_MAX_LINE_CHARS])
