@@ -1,0 +1,239 @@
+"""Engines by themselves: loaded without the runner's checks, timed by the GPU's own clock, with and without a graph.
+
+Events and free memory come straight from the driver's library (CUDA driver API, cuda.h), whose handles are the plain
+numbers that `edgerpn.runtime.cuda_device` gives, whichever package provides it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from gpu_child import Notes, Skip
+
+from edgerpn.errors import EdgeRpnError
+from edgerpn.runtime.cuda_device import CudaError, Device
+from edgerpn.runtime.cuda_provider import open_device
+from edgerpn.runtime.tensorrt_library import TensorRtLibrary, import_library, make_logger
+
+_ITEM_BYTES = {"FLOAT": 4, "HALF": 2, "BF16": 2, "INT32": 4, "INT64": 8, "INT8": 1, "UINT8": 1, "BOOL": 1}
+BACK_TO_BACK = 50
+"""Launches that are timed as one, for what a busy GPU does in a second."""
+
+
+class Clock(Protocol):
+    """The GPU's time on a stream."""
+
+    def time_ms(self, work: Callable[[], object], stream: int) -> float:
+        """Milliseconds from before `work` is launched on a stream until it is done; waits for it."""
+        ...
+
+
+class GpuClock:
+    """CUDA events; called inside `Device.active()`, from one thread."""
+
+    def __init__(self, device: Device) -> None:
+        """Makes a pair of events."""
+        self._device = device
+        self._cuda = ctypes.CDLL("libcuda.so.1")
+        self._start, self._end = ctypes.c_void_p(), ctypes.c_void_p()
+        for event in (self._start, self._end):
+            self._call("cuEventCreate", ctypes.byref(event), ctypes.c_uint(0))
+
+    def time_ms(self, work: Callable[[], object], stream: int) -> float:
+        """See `Clock`."""
+        self._call("cuEventRecord", self._start, ctypes.c_void_p(stream))
+        work()
+        self._call("cuEventRecord", self._end, ctypes.c_void_p(stream))
+        self._device.synchronize(stream)
+        elapsed = ctypes.c_float()
+        self._call("cuEventElapsedTime", ctypes.byref(elapsed), self._start, self._end)
+        return float(elapsed.value)
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        status = getattr(self._cuda, name)(*arguments)
+        if status:
+            raise CudaError(name, f"error {status}")
+
+
+def free_mib() -> float:
+    """Memory of the GPU that nobody uses; called inside `Device.active()`."""
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    status = ctypes.CDLL("libcuda.so.1").cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
+    if status:
+        raise CudaError("cuMemGetInfo", f"error {status}")
+    return round(free.value / 2**20, 1)
+
+
+class BareEngine:
+    """One engine at one batch size, with memory, stream and, where capture works, a CUDA graph of the engine alone."""
+
+    def __init__(
+        self, plan: bytes, library: TensorRtLibrary, device: Device, *, frames: npt.NDArray[np.uint8], batch: int
+    ) -> None:
+        """Loads it; called inside `Device.active()`, as all methods.
+
+        Args:
+            plan: Content of the engine's file.
+            library: What runs it.
+            device: The GPU.
+            frames: (N, H, W, 3); the first `batch` of them are its input.
+            batch: Frames in a batch, if it is open in the engine.
+
+        Raises:
+            Skip: The library refuses the engine here.
+        """
+        module = library.module
+        self.device, self.log = device, make_logger(module)
+        self._runtime = module.Runtime(self.log)
+        self._engine = self._runtime.deserialize_cuda_engine(plan)
+        if self._engine is None:
+            raise Skip(f"{library.title} refuses the engine on {device.info.name}: {self.log.take_lines()}")
+        self._context = _make_context(module, self._engine)
+        if self._context is None:
+            raise Skip(f"{library.title} cannot make an execution context: {self.log.take_lines()}")
+        self.stream = device.create_stream()
+        self._bind(module, frames, batch)
+        self.why_no_graph, self._graph = self._capture()
+
+    def _bind(self, module: Any, frames: npt.NDArray[np.uint8], batch: int) -> None:
+        engine, context, device = self._engine, self._context, self.device
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        for name in names:
+            if engine.get_tensor_mode(name) == module.TensorIOMode.INPUT:
+                shape = tuple(engine.get_tensor_shape(name))
+                context.set_input_shape(name, (batch if shape[0] == -1 else shape[0], *shape[1:]))
+        for name in names:
+            shape = tuple(context.get_tensor_shape(name))
+            size = int(np.prod(shape)) * _ITEM_BYTES[engine.get_tensor_dtype(name).name]
+            address = device.allocate(max(size, 1))
+            context.set_tensor_address(name, address)
+            if engine.get_tensor_mode(name) == module.TensorIOMode.INPUT:
+                host = device.allocate_host(size, is_mapped=False)
+                host.array[:] = np.resize(frames, shape).reshape(-1).view(np.uint8)
+                device.upload(address, host.array, self.stream)
+                device.synchronize(self.stream)
+
+    def enqueue(self) -> None:
+        """Starts the work, kernel by kernel."""
+        if not self._context.execute_async_v3(self.stream):
+            raise Skip(f"the library refuses to run the engine: {self.log.take_lines()}")
+
+    def launch(self) -> None:
+        """Starts the work, as a graph where there is one."""
+        if self._graph is None:
+            self.enqueue()
+        else:
+            self.device.launch_graph(self._graph, self.stream)
+
+    def close(self) -> None:
+        """Frees the engine; the memory that it was bound to goes with the process."""
+        self.device.synchronize(self.stream)
+        if self._graph is not None:
+            self.device.destroy_graph(self._graph)
+        self._graph = self._context = self._engine = self._runtime = None
+
+    def _capture(self) -> tuple[str | None, int | None]:
+        self.enqueue()
+        self.device.synchronize(self.stream)
+        if self.device.info.why_no_graphs is not None:
+            return self.device.info.why_no_graphs, None
+        if hasattr(self._context, "is_stream_capturable") and not self._context.is_stream_capturable(self.stream):
+            return "the library says that this engine cannot be captured", None
+        try:
+            self.device.begin_capture(self.stream)
+            is_started = self._context.execute_async_v3(self.stream)
+            graph = self.device.end_capture(self.stream)
+        except CudaError as error:
+            return str(error), None
+        return (None, graph) if is_started else (f"refused while capturing: {self.log.take_lines()}", None)
+
+
+def _make_context(module: Any, engine: Any) -> Any:
+    """An execution context as the runner makes it: TensorRT-RTX with final kernels and without graphs of its own."""
+    if not hasattr(module, "CudaGraphStrategy"):
+        return engine.create_execution_context()
+    config = engine.create_runtime_config()
+    config.cuda_graph_strategy = module.CudaGraphStrategy.DISABLED
+    config.dynamic_shapes_kernel_specialization_strategy = module.DynamicShapesKernelSpecializationStrategy.EAGER
+    return engine.create_execution_context(config)
+
+
+def in_turns(runs: Mapping[str, Callable[[], float]], seconds: float) -> dict[str, dict[str, float]]:
+    """Runs every one in turn, so that drift hits all alike; summaries of the milliseconds that they give.
+
+    The first fifth of the time warms up; afterwards there are at least 20 rounds, whatever the time.
+    """
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    start = time.perf_counter()
+    while len(next(iter(times.values()))) < 20 or time.perf_counter() - start < 1.2 * seconds:
+        is_warm = time.perf_counter() - start >= 0.2 * seconds
+        for name, run in runs.items():
+            elapsed = run()
+            if is_warm:
+                times[name].append(elapsed)
+    return {name: summary(values) for name, values in times.items()}
+
+
+def summary(values_ms: Sequence[float]) -> dict[str, float]:
+    """Percentiles, mean and number."""
+    quantiles = {f"p{q}": round(float(np.percentile(values_ms, q)), 4) for q in (50, 90, 99)}
+    return {**quantiles, "mean": round(float(np.mean(values_ms)), 4), "rounds": len(values_ms)}
+
+
+def wall_ms(run: Callable[[], object]) -> float:
+    """Milliseconds of a call."""
+    start = time.perf_counter()
+    run()
+    return 1000 * (time.perf_counter() - start)
+
+
+def opened(library: str) -> tuple[TensorRtLibrary, Device]:
+    """Library and GPU.
+
+    Raises:
+        Skip: One of them does not work here.
+    """
+    try:
+        return import_library("tensorrt-rtx" if library == "tensorrt-rtx" else "tensorrt"), open_device()
+    except EdgeRpnError as error:
+        raise Skip(str(error)) from error
+
+
+def measure(bare: BareEngine, clock: Clock, seconds: float, label: str) -> dict[str, Any]:
+    """Latencies of one engine: kernel by kernel, as a graph, and many graphs back to back."""
+    runs = {f"{label}, no graph": lambda: clock.time_ms(bare.enqueue, bare.stream)}
+    if bare.why_no_graph is None:
+        runs[f"{label}, graph"] = lambda: clock.time_ms(bare.launch, bare.stream)
+
+    def many() -> None:
+        for _ in range(BACK_TO_BACK):
+            bare.launch()
+
+    latency = in_turns(runs, seconds)
+    busy = [clock.time_ms(many, bare.stream) / BACK_TO_BACK for _ in range(5)]
+    return {"latency_ms": latency, "back_to_back_ms": {label: round(float(np.median(busy)), 4)}}
+
+
+def engine(request: dict[str, Any], notes: Notes) -> None:
+    """Times an engine alone, without copies, at each of the batch sizes."""
+    library, device = opened(request["library"])
+    plan, frames = Path(request["engine"]).read_bytes(), np.load(request["frames"])
+    figures: dict[str, Any] = {"latency_ms": {}, "back_to_back_ms": {}, "cuda_graph": {}}
+    with device.active():
+        clock = GpuClock(device)
+        for batch in request["batches"]:
+            start = time.perf_counter()
+            bare = BareEngine(plan, library, device, frames=frames, batch=batch)
+            label = f"engine alone, batch {batch}"
+            figures[f"ready after, batch {batch}, s"] = round(time.perf_counter() - start, 2)
+            figures["cuda_graph"][label] = "works" if bare.why_no_graph is None else bare.why_no_graph
+            for key, values in measure(bare, clock, request["seconds"], label).items():
+                figures[key] |= values
+            notes(**figures)
+            bare.close()

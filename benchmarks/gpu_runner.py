@@ -1,0 +1,224 @@
+"""The runtime as an application uses it: self-test, graphs, latency with copies and end to end, memory, two streams."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gpu_child import Notes, Skip
+from gpu_engine import Clock, GpuClock, free_mib, in_turns, opened, wall_ms
+
+from edgerpn import manifest
+from edgerpn.runtime.cuda_device import Device
+from edgerpn.runtime.model import Model, run_self_test
+from edgerpn.runtime.tensorrt_backend import TensorRtBackend
+
+_NO_GRAPH = "runs without CUDA graphs"
+
+
+class Listener(logging.Handler):
+    """Keeps what the runtime warns of: that it runs without CUDA graphs is only said there."""
+
+    def __init__(self) -> None:
+        """Listens at once."""
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+        logging.getLogger("edgerpn").addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keeps a line."""
+        self.lines.append(record.getMessage())
+
+    def graph(self) -> str:
+        """Whether CUDA graphs work, or why not."""
+        return next((line for line in self.lines if line.startswith(_NO_GRAPH)), "works")
+
+
+def runner(request: dict[str, Any], notes: Notes) -> None:
+    """Everything about one engine in the runtime."""
+    path = Path(request["engine"])
+    spec = manifest.read(path).engine
+    if spec is None:
+        raise Skip(f"{path.name}: its manifest is not that of an engine")
+    _, device = opened(spec.library)
+    listener, memory = Listener(), Memory(device)
+    start = time.perf_counter()
+    backend = TensorRtBackend(path)
+    notes(ran_by=backend.name, load_s=round(time.perf_counter() - start, 2), cuda_graph=listener.graph())
+    memory.note("after load")
+    frames, camera = np.load(request["frames"]), np.load(request["camera"])
+    source_hw = backend.manifest.input.source_hw
+    if source_hw is not None:
+        frames = np.stack([camera] * len(frames))
+    if backend.manifest.golden is not None:
+        run_self_test(path, backend)  # raises SelfTestError, which is this step's failure
+    notes(self_test="passed" if backend.manifest.golden is not None else "there are no golden frames")
+    with device.active():
+        clock = GpuClock(device)
+    latency = latencies(backend, device, clock, frames, camera, request["seconds"])
+    memory.note("after warm-up")
+    notes(latency_ms=latency, memory_mib=memory.figures, warnings=listener.lines)
+    try:
+        figures = from_torch(backend, frames, request["seconds"], notes)
+        notes(latency_ms=latency | figures, zero_copy="works: same proposals as with copies")
+    except (ModuleNotFoundError, Skip) as error:
+        notes(zero_copy=f"skipped: {error}")
+    backend.close()
+
+
+class Memory:
+    """Memory of GPU and process from one moment to the next."""
+
+    def __init__(self, device: Device) -> None:
+        """Takes the state before the engine is loaded, with the driver's context already made."""
+        self._device = device
+        self.figures: dict[str, float] = {}
+        with device.active():
+            self._free = free_mib()
+        self.figures["process before load"] = _resident_mib()
+
+    def note(self, moment: str) -> None:
+        """Keeps what the GPU's memory lost since the beginning, and the size of the process."""
+        with self._device.active():
+            self.figures[f"GPU {moment}"] = round(self._free - free_mib(), 1)
+        self.figures[f"process {moment}"] = _resident_mib()
+
+
+def _resident_mib() -> float:
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return round(next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024, 1)
+
+
+def latencies(
+    backend: TensorRtBackend,
+    device: Device,
+    clock: Clock,
+    frames: npt.NDArray[np.uint8],
+    camera: npt.NDArray[np.uint8],
+    seconds: float,
+) -> dict[str, dict[str, float]]:
+    """Milliseconds of the ways through the runtime, in turns, for one frame and for the largest batch."""
+    model = Model(backend)  # not closed: the backend is the caller's
+    camera_name = f"{camera.shape[1]}x{camera.shape[0]}"
+    runs: dict[str, Callable[[], float]] = {
+        f"end to end, {camera_name} frame": partial(wall_ms, partial(model, camera)),
+    }
+    smallest, largest = _batches(backend)
+    for batch in sorted({smallest, largest}):
+        ready = np.ascontiguousarray(np.resize(frames, (batch, *frames.shape[1:])))
+        runs[f"with copies, batch {batch}"] = partial(wall_ms, partial(backend.infer, ready))
+        runs[f"pinned slot, batch {batch}"] = partial(wall_ms, partial(_slot, backend, batch))
+        runs[f"upload, engine and download on the GPU, batch {batch}"] = partial(_on_gpu, backend, device, clock, batch)
+    return in_turns(runs, seconds)
+
+
+def _batches(backend: TensorRtBackend) -> tuple[int, int]:
+    """Smallest and largest batch of the engine."""
+    spec = backend.manifest.engine
+    return (spec.profile.min_batch, spec.profile.max_batch) if spec is not None else (1, 1)
+
+
+def _slot(backend: TensorRtBackend, batch: int) -> None:
+    """What is left when a capture has written the frames into pinned memory itself."""
+    with backend.acquire() as slot:
+        slot.submit(batch)
+        slot.result()
+
+
+def _on_gpu(backend: TensorRtBackend, device: Device, clock: Clock, batch: int) -> float:
+    with backend.acquire() as slot, device.active():
+        elapsed = clock.time_ms(lambda: slot.submit(batch), slot.stream)
+        slot.result()
+        return elapsed
+
+
+def from_torch(
+    backend: TensorRtBackend, frames: npt.NDArray[np.uint8], seconds: float, notes: Notes
+) -> dict[str, dict[str, float]]:
+    """Frames in PyTorch's memory: the same proposals as with copies, and the time.
+
+    Raises:
+        Skip: PyTorch sees no GPU.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        raise Skip("PyTorch sees no GPU")
+    batch, _ = _batches(backend)
+    host = np.ascontiguousarray(frames[:batch])
+    tensor = torch.from_numpy(host).cuda()
+    wanted = backend.infer(host)
+    # Often enough that the second call captures a graph, and later ones use it.
+    for _ in range(4):
+        found = backend.infer_device(tensor)
+        if not all(np.array_equal(one, other) for one, other in zip(found, wanted, strict=True)):
+            notes.broken("infer_device gave other proposals than infer for the same frames")
+            break
+    return in_turns(
+        {f"PyTorch tensor in place, batch {batch}": lambda: wall_ms(lambda: backend.infer_device(tensor))}, seconds
+    )
+
+
+def streams(request: dict[str, Any], notes: Notes) -> None:
+    """Frames a second of one thread, two threads on one model, and two models with a thread each."""
+    path = Path(request["engine"])
+    spec = manifest.read(path).engine
+    if spec is None:
+        raise Skip(f"{path.name}: its manifest is not that of an engine")
+    opened(spec.library)
+    camera = np.load(request["camera"])
+    first, second = Model(TensorRtBackend(path)), Model(TensorRtBackend(path))
+    rates = {}
+    for name, models in (("one", [first]), ("two threads, one model", [first, first]), ("two models", [first, second])):
+        rates[name] = rate([model for model in models], camera, request["seconds"])
+        notes(frames_per_s=rates)
+    notes(gain={name: round(value / rates["one"], 2) for name, value in rates.items() if name != "one"})
+    first.close()
+    second.close()
+
+
+def rate(models: list[Model], camera: npt.NDArray[np.uint8], seconds: float) -> float:
+    """Frames a second that threads, one for each of `models`, get through together.
+
+    Raises:
+        RuntimeError: A thread failed.
+    """
+    stop, counts, errors = threading.Event(), [0] * len(models), []
+    ready = threading.Barrier(len(models) + 1)
+
+    def work(index: int) -> None:
+        try:
+            for _ in range(5):
+                models[index](camera)
+            ready.wait()
+            while not stop.is_set():
+                models[index](camera)
+                counts[index] += 1
+        except Exception as error:  # noqa: BLE001 - raised by the main thread
+            errors.append(error)
+            ready.abort()
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(models))]
+    for thread in threads:
+        thread.start()
+    try:
+        ready.wait(timeout=60)
+        start = time.perf_counter()
+        stop.wait(seconds)
+    except threading.BrokenBarrierError:
+        start = time.perf_counter()
+    finally:
+        stop.set()
+        elapsed_s = time.perf_counter() - start
+        for thread in threads:
+            thread.join()
+    if errors:
+        raise RuntimeError(f"a thread failed: {errors[0]}") from errors[0]
+    return round(sum(counts) / elapsed_s, 1)
