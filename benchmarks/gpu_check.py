@@ -47,9 +47,9 @@ from edgerpn import files
 from edgerpn.arguments import size_argument
 
 FACTS = (
-    "gpu", "compute_capability", "gpu_memory_mib", "gpu_free_mib", "cuda_driver", "l4t", "nvidia_smi", "nvpmodel", "jetson_clocks",
-    "cpu", "cores", "load_average", "system", "python", "modules", "packages", "pictures", "weights", "backbone",
-    "checkpoint_sha256", "network_hw", "camera_hw",
+    "gpu", "compute_capability", "gpu_memory_mib", "gpu_free_mib", "cuda_driver", "l4t", "nvidia_smi", "nvpmodel",
+    "jetson_clocks", "cpu", "cores", "load_average", "system", "python", "modules", "packages", "pictures", "weights",
+    "backbone", "checkpoint_sha256", "network_hw", "camera_hw",
 )  # fmt: skip
 """What the report says before its tables."""
 

@@ -160,8 +160,10 @@ class Plan:
 
     def _capability_words(self, library: str) -> list[str]:
         capability = self.facts.get("compute_capability")
-        is_named = capability and f"SM{capability.replace('.', '')}" in self.facts.get("rtx_known", [])
-        return ["--compute-capability", capability] if library == "tensorrt-rtx" and is_named else []
+        if library != "tensorrt-rtx" or capability is None:
+            return []
+        is_named = f"SM{capability.replace('.', '')}" in self.facts.get("rtx_known", [])
+        return ["--compute-capability", str(capability)] if is_named else []
 
     def _measure(self, library: str, name: str, engine: Path | None, *, is_first: bool = False) -> None:
         """Whether the engine may run here, parity, recall and times."""

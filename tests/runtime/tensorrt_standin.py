@@ -187,6 +187,9 @@ class Context:
         self._shape = shape
         return True
 
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return self._shape if name == "frames" else (self._shape[0], *self._engine.get_tensor_shape(name)[1:])
+
     def set_tensor_address(self, name: str, address: int) -> bool:
         self._addresses[name] = address
         return True
@@ -237,6 +240,9 @@ class Engine:
     def get_tensor_dtype(self, name: str) -> DataType:
         types = {"tensor(uint8)": DataType.UINT8, "tensor(float)": DataType.FLOAT, "tensor(int32)": DataType.INT32}
         return types[self.nodes[name].type]
+
+    def get_tensor_mode(self, name: str) -> str:
+        return "input" if name == "frames" else "output"
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return tuple(size if isinstance(size, int) else -1 for size in self.nodes[name].shape)
@@ -308,6 +314,7 @@ class Library:
             __version__=version,
             ILogger=ILogger,
             DataType=DataType,
+            TensorIOMode=SimpleNamespace(INPUT="input", OUTPUT="output"),
             Runtime=Runtime,
             CudaGraphStrategy=SimpleNamespace(DISABLED="disabled"),
             DynamicShapesKernelSpecializationStrategy=SimpleNamespace(EAGER="eager"),
