@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
 from contextlib import closing
+from functools import partial
 from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
 
 from edgerpn import golden
+from edgerpn.errors import InputError
 from edgerpn.manifest import Manifest
 from edgerpn.proposals import Proposals
-from edgerpn.runtime.backend import Backend, Provider
+from edgerpn.runtime.backend import Backend, Outputs, Provider
 from edgerpn.runtime.frame import Frame, Result, Source
 from edgerpn.runtime.opening import OnMismatch, open_backend
 from edgerpn.runtime.pipeline import Pipeline
@@ -177,6 +181,57 @@ class Model:
         proposals = self._run(frame.image, watch)
         return Result(proposals=proposals, frame=frame, stage_ms={"decode": frame.decode_ms, **watch.stage_ms})
 
+    def run_frames(self, frames: Sequence[Frame], *, pool: Executor | None = None) -> list[Result | InputError]:
+        """The results of frames of several sources, run together, with the time of each stage.
+
+        Args:
+            frames: At least one; their sizes may differ.
+            pool: Threads that lay several frames into the network's input; None: this thread does it.
+
+        Returns:
+            A result for each frame, or the error of a frame that does not fit the model.
+
+        Raises:
+            InferenceError: The backend failed.
+        """
+        start_s = time.monotonic()
+        height, width = self.manifest.input.frame_hw
+        inputs = np.empty((len(frames), height, width, 3), np.uint8)
+        fill = partial(self._fill, inputs)
+        filled = list((pool.map if pool is not None and len(frames) > 1 else map)(fill, range(len(frames)), frames))
+        rows = [i for i, outcome in enumerate(filled) if not isinstance(outcome, InputError)]
+        if not rows:
+            return [outcome for outcome in filled if isinstance(outcome, InputError)]
+        infer_start_s = time.perf_counter()
+        outputs = self._backend.infer(inputs if len(rows) == len(frames) else inputs[rows])
+        inference_ms = (time.perf_counter() - infer_start_s) * 1e3
+        results: list[Result | InputError] = []
+        for frame, outcome in zip(frames, filled, strict=True):
+            if isinstance(outcome, InputError):
+                results.append(outcome)
+                continue
+            row = rows.index(len(results))
+            stage_ms = {**_capture_stages(frame, start_s), "preprocess": outcome, "inference": inference_ms}
+            results.append(self._restore_row(frame, outputs, row, stage_ms))
+        return results
+
+    def _fill(self, inputs: npt.NDArray[np.uint8], row: int, frame: Frame) -> float | InputError:
+        """Lays a frame into its row; the milliseconds that it took."""
+        start_s = time.perf_counter()
+        try:
+            inputs[row] = self._preprocessor.prepare(check_image(frame.image))[0]
+        except InputError as error:
+            return error
+        return (time.perf_counter() - start_s) * 1e3
+
+    def _restore_row(self, frame: Frame, outputs: Outputs, row: int, stage_ms: dict[str, float]) -> Result:
+        start_s = time.perf_counter()
+        boxes, scores, count = outputs
+        frame_hw = (frame.image.shape[0], frame.image.shape[1])
+        proposals = self._preprocessor.restore(boxes[row], scores[row], int(count[row]), frame_hw)
+        stage_ms["postprocess"] = (time.perf_counter() - start_s) * 1e3
+        return Result(proposals=proposals, frame=frame, stage_ms=stage_ms)
+
     def _run(self, frame: npt.NDArray[np.uint8], watch: Stopwatch) -> Proposals:
         image = check_image(frame)
         network_input = self._preprocessor.prepare(image)
@@ -200,3 +255,9 @@ class Model:
     ) -> None:
         """Frees the backend."""
         self.close()
+
+
+def _capture_stages(frame: Frame, taken_s: float) -> dict[str, float]:
+    """What happened to a frame before the model took it, milliseconds."""
+    wait_ms = max(0.0, (taken_s - frame.monotonic_s) * 1e3 - frame.decode_ms)
+    return {"capture_lag": frame.lag_ms or 0.0, "decode": frame.decode_ms, "wait": wait_ms}

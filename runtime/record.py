@@ -1,13 +1,17 @@
-"""The JSON lines: one record for each frame, and one for each event in between.
+"""The JSON lines: one record for each result, and one for each event in between.
 
-    {"schema": 1, "type": "frame", "source": "cars.mp4", "frame": 7, "media_time_s": 0.56,
+    {"schema": 2, "type": "frame", "source": "door", "frame": 7, "media_time_s": 0.56,
      "captured_at": "2026-01-31T12:00:00.123456Z", "age_ms": 31.2, "width": 768, "height": 432,
-     "stage_ms": {"decode": 0.9, "preprocess": 0.3, "inference": 24.1, "postprocess": 0.1},
+     "dropped": 0, "skipped": 0,
+     "stage_ms": {"capture_lag": 2.0, "decode": 0.9, "wait": 1.1, "preprocess": 0.3, "inference": 24.1,
+                  "postprocess": 0.1},
      "proposals": [[x1, y1, x2, y2, score], ...]}
-    {"schema": 1, "type": "event", "event": "error", "source": "photos", "captured_at": "...",
-     "message": "photos/b.jpg: this file is empty", "path": "photos/b.jpg"}
+    {"schema": 2, "type": "event", "event": "reconnecting", "source": "door", "happened_at": "...",
+     "message": "door: the connection is refused; next attempt in 1.8 s", "reason": "refused",
+     "fix": "Check the port, and whether the camera's server is switched on.", "attempt": 2, "delay_s": 1.8}
 
-Boxes are in pixels of the frame, rounded to 0.01; scores to 0.0001; `path` is there for images only.
+Boxes are in pixels of the frame, rounded to 0.01; scores to 0.0001; `path` is there for images only; of an event, what
+does not apply is left out. `record.schema.json` beside this file is the JSON Schema of both.
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ from __future__ import annotations
 import json
 import time
 from datetime import datetime, timezone
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,14 +28,22 @@ import numpy as np
 from edgerpn.proposals import Proposals
 from edgerpn.runtime.frame import Event, Result
 
-SCHEMA = 1
+SCHEMA = 2
 """Schema number of the records."""
+
+_DETAILS = ("fix", "attempt", "delay_s", "duration_s", "fps", "num_frames", "decoder")
+
+
+def record_schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of one record."""
+    return json.loads(_schema_text())
 
 
 def frame_record(result: Result) -> dict[str, Any]:
-    """The record of one result; `age_ms` is the time from capture until now."""
+    """The record of one result; `age_ms` is that at emission, or now if it has not been emitted."""
     frame = result.frame
     height, width = frame.image.shape[:2]
+    age_ms = frame.age_ms(time.monotonic()) if result.age_ms is None else result.age_ms
     record: dict[str, Any] = {
         "schema": SCHEMA,
         "type": "frame",
@@ -37,9 +51,11 @@ def frame_record(result: Result) -> dict[str, Any]:
         "frame": frame.index,
         "media_time_s": None if frame.media_time_s is None else round(frame.media_time_s, 6),
         "captured_at": iso_utc(frame.captured_at),
-        "age_ms": round((time.monotonic() - frame.monotonic_s) * 1e3, 3),
+        "age_ms": round(age_ms, 3),
         "width": width,
         "height": height,
+        "dropped": frame.num_dropped,
+        "skipped": frame.num_skipped,
         "stage_ms": {stage: round(duration_ms, 3) for stage, duration_ms in result.stage_ms.items()},
         "proposals": proposal_rows(result.proposals),
     }
@@ -49,15 +65,26 @@ def frame_record(result: Result) -> dict[str, Any]:
 
 
 def event_record(event: Event) -> dict[str, Any]:
-    """The record of one event."""
+    """The record of one event, without what does not apply."""
     record: dict[str, Any] = {
         "schema": SCHEMA,
         "type": "event",
         "event": event.kind,
         "source": event.source,
-        "captured_at": iso_utc(event.captured_at),
+        "happened_at": iso_utc(event.captured_at),
         "message": event.message,
+        "reason": event.reason,
     }
+    for name in _DETAILS:
+        value = getattr(event, name)
+        if value:
+            record[name] = round(value, 3) if isinstance(value, float) else value
+    if event.size_wh is not None:
+        record["width"], record["height"] = event.size_wh
+    if event.frame is not None:
+        record["frame"] = event.frame
+    if event.age_ms is not None:
+        record["age_ms"] = round(event.age_ms, 3)
     if event.path is not None:
         record["path"] = str(event.path)
     return record
@@ -83,3 +110,8 @@ def iso_utc(seconds: float) -> str:
     """Seconds since the epoch as ISO 8601 in UTC, with microseconds."""
     moment = datetime.fromtimestamp(seconds, tz=timezone.utc)
     return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+@cache
+def _schema_text() -> str:
+    return Path(__file__).with_name("record.schema.json").read_text(encoding="utf-8")

@@ -116,7 +116,7 @@ class VideoSource:
         # Containers may miscount by a frame or two without anything being lost.
         if not self._is_closed and stated - num_read > max(2, stated // 100):
             message = f"{self.name}: ended after {num_read} of {stated} frames; the file is damaged or cut short"
-            yield Event(kind="truncated", source=self.name, message=message, captured_at=time.time())
+            yield Event(kind="ended", source=self.name, message=message, captured_at=time.time(), reason="codec")
 
     def close(self) -> None:
         """Ends the iteration."""

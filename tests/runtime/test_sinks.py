@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import sys
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
 
 import cv2
@@ -21,7 +19,6 @@ from edgerpn.runtime.draw import draw_proposals, score_color
 from edgerpn.runtime.frame import Event, Frame, Result
 from edgerpn.runtime.painter import Painter
 from edgerpn.runtime.picture_sink import ImageFolderSink, VideoSink, WindowSink
-from edgerpn.runtime.record import frame_record, json_line
 from edgerpn.runtime.sink import JsonLinesSink
 from edgerpn.runtime.timing import LatencyHistogram
 
@@ -39,29 +36,6 @@ def make_result() -> MakeResult:
         return Result(proposals=proposals, frame=frame, stage_ms={"decode": 1.0, "inference": 12.3456789})
 
     return make
-
-
-def test_a_record_holds_what_the_documentation_says(make_result: MakeResult) -> None:
-    record = json.loads(json_line(make_result(7)))
-    assert record.pop("age_ms") > 0
-    assert record == {
-        "schema": 1, "type": "frame", "source": "cars.mp4", "frame": 7, "media_time_s": 0.233567,
-        "captured_at": "2023-11-14T22:13:20.250000Z", "width": 64, "height": 48,
-        "stage_ms": {"decode": 1.0, "inference": 12.346}, "proposals": [[1.23, 2.0, 30.1, 40.0, 0.8765]],
-    }  # fmt: skip
-    assert datetime.fromisoformat(record["captured_at"].replace("Z", "+00:00")).timestamp() == 1_700_000_000.25
-
-
-def test_a_record_without_proposals_has_an_empty_list(make_result: MakeResult) -> None:
-    result = make_result()
-    assert frame_record(dataclasses.replace(result, proposals=result.proposals[:0]))["proposals"] == []
-
-
-def test_names_of_any_kind_fit_into_a_line(make_result: MakeResult) -> None:
-    path = Path("photos/\udcff line\nbreak.jpg")
-    line = json_line(make_result(path=path))
-    assert line.count(b"\n") == 1
-    assert json.loads(line)["path"] == str(path)
 
 
 def test_results_and_events_become_lines_in_order(make_result: MakeResult, tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_a_video_that_is_cut_short_says_so(video_path: Path, tmp_path: Path) -> 
     items = list(open_source(path))
     assert isinstance(items[0], Frame)
     assert isinstance(items[-1], Event)
-    assert items[-1].kind == "truncated"
+    assert (items[-1].kind, items[-1].reason) == ("ended", "codec")
     assert "of 50 frames" in items[-1].message
 
 

@@ -1,0 +1,152 @@
+"""Settings of streams from TOML and from the command line.
+
+    min_score = 0.3
+
+    [defaults]                        # for every source, unless its own table says otherwise
+    max_age_ms = 500
+
+    [sources.door]
+    source = "rtsp://user:password@camera/stream"
+
+    [batching]
+    batch_wait_ms = 4
+
+`--set` takes the same paths: `--set sources.door.max_age_ms=300`, `--set defaults.transport=udp`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgerpn import settings
+from edgerpn.errors import ConfigError
+from edgerpn.runtime.capture.config import source_kind
+from edgerpn.runtime.redaction import redact, redact_url
+from edgerpn.runtime.streams.config import SourceConfig, StreamsConfig
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_DEFAULTS, _SOURCES = "defaults", "sources"
+# `defaults` is a source without a source; this one is replaced in every source.
+_PLACE_HOLDER = "0"
+
+
+def load_streams(
+    file: str | os.PathLike[str] | None = None, *, sources: Sequence[str] = (), overrides: Sequence[str] = ()
+) -> StreamsConfig:
+    """Builds the settings of a run: defaults < file < overrides, for each source after `[defaults]`.
+
+    Args:
+        file: TOML file as above.
+        sources: Further sources as a user types them, added to those of the file under names of their own.
+        overrides: Texts "a.b=value", with `sources.NAME.` and `defaults.` too.
+
+    Raises:
+        ConfigError: A file cannot be read, a key is unknown, or a value has the wrong type or range.
+        StreamOpenError: A source is a text that names nothing.
+    """
+    tables = _read(Path(file)) if file is not None else {}
+    where = str(file) if file is not None else "settings"
+    named = _source_tables(tables.pop(_SOURCES, {}), where)
+    for source in sources:
+        named.setdefault(_free_name(source, named), {})["source"] = source
+    plain, of_defaults, of_sources = _split(overrides, named)
+    defaults = _source(SourceConfig(source=_PLACE_HOLDER), tables.pop(_DEFAULTS, {}), f"{where}: {_DEFAULTS}")
+    defaults = settings.load(SourceConfig, base=defaults, overrides=of_defaults)
+    built = []
+    for name, table in named.items():
+        if "source" not in table and not any(text.startswith("source=") for text in of_sources[name]):
+            raise ConfigError([f"{_SOURCES}.{name}.source: missing"], source=where)
+        base = dataclasses.replace(defaults, name=name)
+        one = _source(base, table, f"{where}: {_SOURCES}.{name}")
+        built.append(settings.load(SourceConfig, base=one, overrides=of_sources[name]))
+    config = settings.from_dict(StreamsConfig, tables, source=where)
+    config = settings.load(StreamsConfig, base=config, overrides=plain)
+    try:
+        return dataclasses.replace(config, sources=tuple(built))
+    except ValueError as error:
+        raise ConfigError([str(error)], source=where) from error
+
+
+def to_toml(config: StreamsConfig) -> str:
+    """The settings as TOML text for people; passwords in it are hidden."""
+    parts = [settings.to_toml(dataclasses.replace(config, sources=())).replace("sources = []\n", "")]
+    for source in config.sources:
+        shown = redact(source.source) if source_kind(source.source) == "pipeline" else redact_url(source.source)
+        body = settings.to_toml(dataclasses.replace(source, source=shown))
+        parts.append(f"[{_SOURCES}.{json.dumps(source.label)}]\n{body}")
+    return "\n".join(parts)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError([f"cannot read settings: {error.strerror}"], source=str(path)) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError([f"not valid TOML: {error}"], source=str(path)) from error
+
+
+def _source_tables(value: Any, where: str) -> dict[str, dict[str, Any]]:
+    if not isinstance(value, dict) or not all(isinstance(table, dict) for table in value.values()):
+        problem = f"{_SOURCES}: expected a table for each source, [{_SOURCES}.NAME], got {value!r}"
+        raise ConfigError([redact(problem)], source=where)
+    for name, table in value.items():
+        if table.get("name", name) != name:
+            raise ConfigError([f"{_SOURCES}.{name}.name: the table's name is the source's"], source=where)
+    return {name: dict(table) for name, table in value.items()}
+
+
+def _free_name(source: str, named: Mapping[str, Any]) -> str:
+    """The name of a source that was typed without one; the same source twice is the same name twice, an error."""
+    label = SourceConfig(source=source).label
+    if label in named:
+        raise ConfigError([f"{label}: given twice"], source="sources")
+    return label
+
+
+def _source(base: SourceConfig, table: Any, where: str) -> SourceConfig:
+    """`base` with the values of a TOML table, by way of overrides because those keep what is not told."""
+    if not isinstance(table, dict):
+        raise ConfigError([f"expected a table of settings, got {table!r}"], source=where)
+    try:
+        # JSON's texts, numbers and lists are TOML's.
+        overrides = [f"{key}={json.dumps(value)}" for key, value in table.items()]
+    except TypeError as error:
+        raise ConfigError([f"a value of a kind that no setting has: {error}"], source=where) from error
+    try:
+        return settings.load(SourceConfig, base=base, overrides=overrides)
+    except ConfigError as error:
+        raise ConfigError(error.problems, source=where) from error
+
+
+def _split(overrides: Sequence[str], named: Mapping[str, Any]) -> tuple[list[str], list[str], dict[str, list[str]]]:
+    """Overrides of the run, of the defaults, and of each source; names may hold dots, so the longest fitting wins."""
+    plain: list[str] = []
+    of_defaults: list[str] = []
+    of_sources: dict[str, list[str]] = {name: [] for name in named}
+    for text in overrides:
+        if text.startswith(f"{_DEFAULTS}."):
+            of_defaults.append(text.removeprefix(f"{_DEFAULTS}."))
+        elif text.startswith(f"{_SOURCES}."):
+            rest = text.removeprefix(f"{_SOURCES}.")
+            fitting = [name for name in named if rest.startswith(f"{name}.")]
+            if not fitting:
+                known = ", ".join(named) or "none"
+                raise ConfigError([f"{redact(text)}: no such source; known: {known}"], source="--set")
+            name = max(fitting, key=len)
+            of_sources[name].append(rest.removeprefix(f"{name}."))
+        elif text.partition("=")[0].strip() in (_DEFAULTS, _SOURCES):
+            raise ConfigError([f"expected {_SOURCES}.NAME.KEY=value or {_DEFAULTS}.KEY=value"], source="--set")
+        else:
+            plain.append(text)
+    return plain, of_defaults, of_sources
