@@ -68,7 +68,7 @@ class Camera:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         """Describes the pipeline; it starts with the first viewer."""
-        self.media = None
+        self.media: GstRtspServer.RTSPMedia | None = None
         encoder = {
             "h264": "x264enc tune=zerolatency speed-preset=ultrafast option-string=sliced-threads=0 "
             f"key-int-max={arguments.gop} bitrate={arguments.kbps} ! rtph264pay name=pay0 pt=96 config-interval=-1",
@@ -92,18 +92,21 @@ class Camera:
 
     def element(self, name: str) -> Gst.Element:
         """A named element of the running pipeline."""
+        if self.media is None:
+            raise RuntimeError("there is no pipeline before the first viewer")
         return self.media.get_element().get_by_name(name)
 
-    def command(self, line: str) -> None:
-        """Does what one line says; without a viewer there is nothing to do it to."""
+    def command(self, line: str) -> bool:
+        """Does what one line says; without a viewer there is nothing to do it to. False: GLib calls it once."""
         word, _, value = line.partition(" ")
         if self.media is None:
-            return
+            return False
         if word == "size":
             self.size = value
             self.element("size").set_property("caps", Gst.Caps.from_string(caps_text(value, self.fps)))
         elif word in ("pause", "resume"):
             self.element("valve").set_property("drop", word == "pause")
+        return False
 
 
 def caps_text(size: str, fps: int) -> str:
@@ -132,7 +135,7 @@ def obey(camera: Camera, loop: GLib.MainLoop) -> None:
     for line in sys.stdin:
         if line.strip() == "quit":
             break
-        GLib.idle_add(lambda text: camera.command(text) or False, line.strip())
+        GLib.idle_add(camera.command, line.strip())
     loop.quit()
 
 

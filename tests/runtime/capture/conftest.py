@@ -262,6 +262,6 @@ def recovery_s() -> float:
 
 
 @pytest.fixture
-def quick() -> dict[str, float]:
+def quick() -> dict[str, Any]:
     """Settings with little patience."""
     return dict(QUICK)

@@ -85,7 +85,7 @@ def test_a_held_frame_outlives_its_capture(clip: Path, play: Make) -> None:
 
 
 def test_sources_take_turns_and_a_dead_one_slows_none(
-    make_mjpeg: Make, make_group: Make, quick: dict[str, float]
+    make_mjpeg: Make, make_group: Make, quick: dict[str, Any]
 ) -> None:
     group = make_group()
     group.add(CaptureConfig(source="http://127.0.0.1:9/dead", name="dead", **quick))
@@ -109,7 +109,7 @@ def test_sources_take_turns_and_a_dead_one_slows_none(
     assert min(counts["a"], counts["b"]) > 10
 
 
-def test_sources_come_and_go_while_the_group_runs(make_mjpeg: Make, make_group: Make, quick: dict[str, float]) -> None:
+def test_sources_come_and_go_while_the_group_runs(make_mjpeg: Make, make_group: Make, quick: dict[str, Any]) -> None:
     group = make_group()
     first = group.add(CaptureConfig(source=make_mjpeg().url, name="first", **quick))
     with pytest.raises(ValueError, match="two sources named 'first'"):

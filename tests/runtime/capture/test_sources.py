@@ -20,9 +20,13 @@ Make = Callable[..., Any]
 
 def take_all(player: Any) -> tuple[list[CapturedFrame], list[CaptureEvent]]:
     """Everything until the source is exhausted, with copies of the pictures."""
-    frames, events = [], []
+    frames: list[CapturedFrame] = []
+    events: list[CaptureEvent] = []
     while (item := player.capture.take(10.0)) is not None:
-        (frames if isinstance(item, CapturedFrame) else events).append(item)
+        if isinstance(item, CapturedFrame):
+            frames.append(item)
+        else:
+            events.append(item)
     assert player.capture.is_exhausted
     return frames, events
 

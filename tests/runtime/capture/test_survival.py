@@ -121,9 +121,7 @@ def test_a_silent_server_is_given_up_and_the_reason_told(play: Make) -> None:
 
 
 @pytest.mark.slow
-def test_fifty_reconnects_leave_no_descriptor_thread_or_memory_behind(
-    make_mjpeg: Make, quick: dict[str, float]
-) -> None:
+def test_fifty_reconnects_leave_no_descriptor_thread_or_memory_behind(make_mjpeg: Make, quick: dict[str, Any]) -> None:
     # Killed as soon as it delivers: the whole way of a reconnect, without waiting for a network.
     settings = {**quick, "backoff_first_s": 0.01, "backoff_max_s": 0.02}
     camera = make_mjpeg()
