@@ -1,7 +1,8 @@
 """Everything that needs an NVIDIA GPU, in one command; what cannot be done here is skipped, and said.
 
     python benchmarks/gpu_check.py [--checkpoint best.pt | --model model.onnx] [--data DIR] [--size 384x640]
-                                   [--out FOLDER] [--backend tensorrt|tensorrt-rtx] [--quick] [--minutes 10]
+                                   [--out FOLDER] [--backend tensorrt|tensorrt-rtx] [--exports A,B] [--quick]
+                                   [--minutes 10]
 
 DIR holds val.json and images/ (for parity and recall), and train.json when int8 is to be calibrated on what the model
 was trained on. Without a checkpoint the default preset gets random weights, without DIR the pictures are made up; then
@@ -19,9 +20,9 @@ The steps, each in a process of its own (gpu_session.py), the most important fir
     proposal stage  the network cut at the head's outputs beside the whole; its share may be 15 % at most
     peers           PyTorch eager and compiled, ONNX Runtime with CUDA and TensorRT
 
-It ends within --minutes; what is left then is skipped. It writes gpu_HARDWARE_DATE.json and .md into --out and prints
-the table. Exit status: 1 when a step failed or a limit is broken; else 2 when there is no GPU (exports, their checks
-and the engines of TensorRT-RTX are done all the same); else 0.
+It ends within --minutes; what is left then is skipped (a Jetson wants --quick, or more minutes). It writes
+gpu_HARDWARE_DATE.json and .md into --out and prints the table. Exit status: 1 when a step failed or a limit is broken;
+else 2 when there is no GPU (exports, their checks and the engines of TensorRT-RTX are done all the same); else 0.
 
 The steps that need a GPU have not run on one yet.
 """
@@ -39,6 +40,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from gpu_models import EXPORTS
 from gpu_plan import Options, Plan
 from gpu_report import report
 from gpu_session import Record, Session
@@ -46,6 +48,7 @@ from gpu_session import Record, Session
 from edgerpn import files
 from edgerpn.arguments import size_argument
 
+NAMES = tuple(export.name for export in EXPORTS)
 FACTS = (
     "gpu", "compute_capability", "gpu_memory_mib", "gpu_free_mib", "cuda_driver", "l4t", "nvidia_smi", "nvpmodel",
     "jetson_clocks", "cpu", "cores", "load_average", "system", "python", "modules", "packages", "pictures", "weights",
@@ -63,6 +66,7 @@ def main() -> int:
         data=_path(arguments.data),
         size=arguments.size,
         backend=arguments.backend,
+        exports=arguments.exports,
         is_quick=arguments.quick,
     )
     given = ((options.checkpoint, "CHECKPOINT"), (options.model, "MODEL"), (options.data, "DATA"))
@@ -101,9 +105,18 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path(), metavar="FOLDER", help="for the report (default: here)")
     parser.add_argument("--work", type=Path, metavar="FOLDER", help="keeps models and engines (default: they go)")
     parser.add_argument("--backend", choices=("auto", "tensorrt", "tensorrt-rtx"), default="auto", help="library")
+    parser.add_argument("--exports", type=_names, metavar="A,B", help=f"only these of {', '.join(NAMES)}")
     parser.add_argument("--quick", action="store_true", help="fewer exports and shorter measurements, no recall gate")
     parser.add_argument("--minutes", type=float, default=10, help="time for all steps (10)")
     return parser.parse_args()
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    unknown = [name for name in names if name not in NAMES]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"expected some of {', '.join(NAMES)}, got {', '.join(unknown)}")
+    return names
 
 
 def _path(file: Path | None) -> str | None:
@@ -111,10 +124,12 @@ def _path(file: Path | None) -> str | None:
 
 
 def _command(names: dict[str, str]) -> str:
-    text = " ".join(["python benchmarks/gpu_check.py", *sys.argv[1:]])
-    for word in sys.argv[1:]:
-        text = text.replace(word, names.get(str(Path(word).resolve()), word))
-    return text
+    """As it was called, without folders."""
+    words = [names.get(str(Path(word).resolve()), word) for word in sys.argv[1:]]
+    for flag in ("--out", "--work"):
+        if flag in words:
+            words[words.index(flag) + 1] = "FOLDER"
+    return " ".join(["python benchmarks/gpu_check.py", *words])
 
 
 def _slug(text: str) -> str:

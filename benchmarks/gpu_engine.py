@@ -94,7 +94,7 @@ class BareEngine:
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise Skip(f"{library.title} refuses the engine on {device.info.name}: {self.log.take_lines()}")
-        self._context = _make_context(module, self._engine)
+        self._context = _make_context(library, self._engine)
         if self._context is None:
             raise Skip(f"{library.title} cannot make an execution context: {self.log.take_lines()}")
         self.stream = device.create_stream()
@@ -154,10 +154,11 @@ class BareEngine:
         return (None, graph) if is_started else (f"refused while capturing: {self.log.take_lines()}", None)
 
 
-def _make_context(module: Any, engine: Any) -> Any:
+def _make_context(library: TensorRtLibrary, engine: Any) -> Any:
     """An execution context as the runner makes it: TensorRT-RTX with final kernels and without graphs of its own."""
-    if not hasattr(module, "CudaGraphStrategy"):
+    if library.name != "tensorrt-rtx":
         return engine.create_execution_context()
+    module = library.module
     config = engine.create_runtime_config()
     config.cuda_graph_strategy = module.CudaGraphStrategy.DISABLED
     config.dynamic_shapes_kernel_specialization_strategy = module.DynamicShapesKernelSpecializationStrategy.EAGER

@@ -57,9 +57,9 @@ def _detector(request: dict[str, Any]) -> Any:
     exported = manifest.read(request["onnx"])
     stage = exported.proposals
     config = ExportConfig(target="tensorrt", num_proposals=stage.num_proposals, pre_nms=stage.pre_nms)
-    proposals = dataclasses.replace(
-        proposal_config(checkpoint, config), nms_iterations=stage.nms_iterations, nms_candidates=stage.nms_candidates
-    )
+    proposals = dataclasses.replace(proposal_config(checkpoint, config), nms_candidates=stage.nms_candidates)
+    if stage.nms_iterations is not None:
+        proposals = dataclasses.replace(proposals, nms_iterations=stage.nms_iterations)
     return export_module(model, proposals, config, exported.input.network_hw)
 
 

@@ -28,7 +28,15 @@ class Options:
     data: str | None
     size: tuple[int, int] | None
     backend: str
+    exports: tuple[str, ...] | None
+    """Names of the exports to make; None: all, or those of `--quick`."""
     is_quick: bool
+
+    def wants(self, export: Export) -> bool:
+        """Whether an export is to be made."""
+        if self.exports is not None:
+            return export.name in self.exports
+        return export.is_quick or not self.is_quick
 
     @property
     def seconds(self) -> float:
@@ -62,6 +70,7 @@ class Plan:
         asked = {**given, "checkpoint": self.options.checkpoint, "size": self.options.size}
         prepared = self.session.child("prepare", "prepare", asked, limit_s=120)
         self.facts |= prepared.figures
+        prepared.figures.pop("checkpoint", None)  # a path
         broken = None if prepared.is_done else "what to measure with could not be prepared"
         self._export(broken)
         for library in self._libraries():
@@ -91,7 +100,7 @@ class Plan:
         if self.options.model is not None:
             self.graphs = {"model": Path(self.options.model)} if why_not is None else {}
         else:
-            wanted = [export for export in EXPORTS if export.is_quick or not self.options.is_quick]
+            wanted = [export for export in EXPORTS if self.options.wants(export)]
             cores = os.cpu_count() or 1
             workers = max(1, min(len(wanted), cores // 2))
             with ThreadPoolExecutor(workers) as pool:

@@ -19,11 +19,16 @@ def cut(request: dict[str, Any], notes: Notes) -> None:
     """Writes the graph from the frames to logits and deltas of every level."""
     import onnx
 
-    from edgerpn.export.blocks import ancestors, find_network
+    from edgerpn.export.blocks import DELTAS_WEIGHT, LOGITS_WEIGHT, ancestors
 
     proto = onnx.load(request["onnx"])
-    network = find_network(proto)
-    ends = [*network.logits, *network.deltas]
+    # Weights in half precision have a name that goes on behind that of the float32 ones.
+    heads = [
+        node for node in proto.graph.node if any(name.startswith((LOGITS_WEIGHT, DELTAS_WEIGHT)) for name in node.input)
+    ]
+    ends = [node.output[0] for node in heads if node.op_type == "Conv"]
+    if not ends:
+        raise Skip(f"{Path(request['onnx']).name} has no convolution with the weights {LOGITS_WEIGHT}")
     kept = ancestors(proto, ends)
     used = {name for node in kept for name in node.input}
     types = {value.name: value.type for value in onnx.shape_inference.infer_shapes(proto).graph.value_info}

@@ -12,6 +12,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 
@@ -52,7 +55,15 @@ def checked(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[int
     torch.manual_seed(0)
     model = Rpn(resolved.model)
     save_checkpoint(Checkpoint(settings=resolved, weights=model.state_dict(), step=0), out / "tiny.pt")
-    words = [sys.executable, str(folder / "gpu_check.py"), "--quick", "--checkpoint", str(out / "tiny.pt")]
+    words = [
+        sys.executable,
+        str(folder / "gpu_check.py"),
+        "--quick",
+        "--exports",
+        "fp16",
+        "--checkpoint",
+        str(out / "tiny.pt"),
+    ]
     done = subprocess.run(
         [*words, "--out", str(out / "report"), "--work", str(out / "work")],
         capture_output=True, text=True, timeout=280, check=False,
@@ -72,7 +83,7 @@ def test_without_a_gpu_everything_that_needs_none_is_done_and_the_rest_says_why_
     status, report, _ = checked
     found = statuses(report)
     assert status == 2, [step for step in report["steps"] if step["status"] == "failed"]
-    for name in ("hardware", "prepare", "export fp32", "export fp16", "export fp16-dynamic", "export fp16-source"):
+    for name in ("hardware", "prepare", "export fp16"):
         assert found[name] == "done"
     skipped = [step for step in report["steps"] if step["status"] == "skipped"]
     assert skipped
@@ -85,17 +96,36 @@ def test_without_a_gpu_everything_that_needs_none_is_done_and_the_rest_says_why_
 def test_tensorrt_rtx_builds_without_a_gpu(checked: Any) -> None:
     _, report, _ = checked
     steps = {step["name"]: step for step in report["steps"]}
-    for name in ("fp16", "fp32", "fp16-dynamic", "fp16-source"):
-        assert steps[f"tensorrt-rtx: build {name}"]["figures"]["mb"] > 0
+    assert steps["tensorrt-rtx: build fp16"]["figures"]["mb"] > 0
+    assert steps["tensorrt-rtx: fp16, engine alone"]["reason"] == "there is no NVIDIA GPU, or no driver for it"
     assert steps["TensorRT-RTX accepts this GPU"]["figures"]["runs"] == "not tried: there is no NVIDIA GPU"
     assert steps["tensorrt-rtx: share of the proposal stage"]["figures"]["network_mb"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.rtx
+def test_the_cut_network_ends_at_the_logits_and_deltas_of_every_level(checked: Any) -> None:
+    _, _, out = checked
+    graph = onnx.load(out / "work" / "fp16-network.onnx").graph
+    assert {node.op_type for node in graph.node}.isdisjoint({"TopK", "MatMul", "Sigmoid"})
+    shapes = [[dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in graph.output]
+    cells = [[16, 24], [8, 12], [4, 6]]
+    assert sorted(shapes) == sorted([1, channels, *level] for level in cells for channels in (1, 4))
+    whole, alone = (
+        onnxruntime.InferenceSession(str(out / "work" / name), providers=["CPUExecutionProvider"])
+        for name in ("fp16.onnx", "fp16-network.onnx")
+    )
+    frames = np.load(out / "work" / "frames.npy")[:1]
+    logits = [part for part in alone.run(None, {"frames": frames}) if part.shape[1] == 1]
+    best = 1 / (1 + np.exp(-max(float(part.max()) for part in logits)))
+    np.testing.assert_allclose(whole.run(["scores"], {"frames": frames})[0].max(), best, rtol=1e-2)
 
 
 @pytest.mark.slow
 def test_the_report_names_no_folder_of_this_machine(checked: Any) -> None:
     _, report, out = checked
     commands = [step["command"] for step in report["steps"] if step["command"]]
-    assert any(command.startswith("edgerpn export CHECKPOINT -o WORK/fp32.onnx") for command in commands)
+    assert any(command.startswith("edgerpn export CHECKPOINT -o WORK/fp16.onnx") for command in commands)
     assert str(out) not in json.dumps({**report, "modules": None})
 
 
