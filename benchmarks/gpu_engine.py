@@ -41,6 +41,10 @@ class GpuClock:
         """Makes a pair of events."""
         self._device = device
         self._cuda = ctypes.CDLL("libcuda.so.1")
+        # CUDA 12.8 gave the function a second version; the first one has been there all along.
+        self._elapsed = next(
+            name for name in ("cuEventElapsedTime", "cuEventElapsedTime_v2") if hasattr(self._cuda, name)
+        )
         self._start, self._end = ctypes.c_void_p(), ctypes.c_void_p()
         for event in (self._start, self._end):
             self._call("cuEventCreate", ctypes.byref(event), ctypes.c_uint(0))
@@ -52,7 +56,7 @@ class GpuClock:
         self._call("cuEventRecord", self._end, ctypes.c_void_p(stream))
         self._device.synchronize(stream)
         elapsed = ctypes.c_float()
-        self._call("cuEventElapsedTime", ctypes.byref(elapsed), self._start, self._end)
+        self._call(self._elapsed, ctypes.byref(elapsed), self._start, self._end)
         return float(elapsed.value)
 
     def _call(self, name: str, *arguments: Any) -> None:

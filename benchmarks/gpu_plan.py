@@ -178,7 +178,7 @@ class Plan:
         """Whether the engine may run here, parity, recall and times."""
         title, options = f"{library}: {name}", self.options
         why_not = self.no_gpu or (None if engine is not None else "there is no engine")
-        refused = why_not or self._why(library, name, engine)
+        refused = why_not or self._refusal(library) or self._why(library, name, engine)
         batches = sorted(set(BATCHES)) if name in self.graphs and is_open(self.graphs[name]) else [1]
         request: Figures = {
             "engine": str(engine), "library": library, "batches": batches, "seconds": options.seconds,
@@ -191,15 +191,17 @@ class Plan:
         if is_first:
             self.session.child(f"{title}, two streams", "streams", request, why_not=refused)
 
+    def _refusal(self, library: str) -> str | None:
+        """Why an engine of the library cannot run on this GPU, as far as the library itself has said so."""
+        answer = self.facts.get("rtx_runs")
+        if self.no_gpu or library != "tensorrt-rtx" or answer == "accepted":
+            return self.no_gpu
+        return f"TensorRT-RTX on compute capability {self.facts.get('compute_capability')}: {answer or 'not found out'}"
+
     def _why(self, library: str, name: str, engine: Path | None) -> str | None:
         """`edgerpn why`: the reason for which the runtime refuses the engine here, or None."""
         record = self.session.edgerpn(f"{library}: why {name}", ["why", engine])
-        if record.is_done:
-            return None
-        if library == "tensorrt-rtx" and not self._capability_words(library):
-            # Not a fault of the engine: the library does not name this GPU among those that it builds for.
-            record.status = "skipped"
-        return f"`edgerpn why` says that the engine cannot run here: {' '.join(record.output)[-300:]}"
+        return None if record.is_done else f"`edgerpn why` says no: {record.reason}"
 
     def _parity(self, library: str, name: str, engine: Path | None, why_not: str | None) -> None:
         options, work = self.options, self.session.work
@@ -237,8 +239,9 @@ class Plan:
 
     def _stripped(self, library: str, name: str) -> None:
         """An engine without weights, and the same with its weights put in again."""
-        if self.no_gpu:
-            self.session.skip(f"{library}: weight-stripped and refitted {name}", self.no_gpu)
+        refused = self._refusal(library)
+        if refused:
+            self.session.skip(f"{library}: weight-stripped and refitted {name}", refused)
             return
         stripped = self._engine(library, name, suffix="-stripped", words=["--weight-stripped"])
         output = self.session.work / f"{name}-{library}-refitted.engine"

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import os
+import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -104,8 +108,13 @@ def test_the_share_of_the_stage_is_what_the_network_alone_does_not_take(
     device = standin.HostDevice()
     library, path = standin.Library(device), make_engine(tmp_path)
     engines = {name: bare_engine(parts, device, library, path, frames, 1) for name in ("network", "whole")}
-    slow = engines["whole"].launch
-    engines["whole"].launch = lambda: (time.sleep(0.01), slow())
+    launch = engines["whole"].launch
+
+    def slow() -> None:
+        time.sleep(0.01)
+        launch()
+
+    engines["whole"].launch = slow
     with device.active():
         figures = parts("gpu_stage").compare(engines, WallClock(device), SECONDS)
     assert 0.5 < figures["share"] < 1
@@ -137,3 +146,42 @@ def test_what_the_runtime_says_of_graphs_is_heard(
     assert listener.graph() == "works"
     TensorRtBackend(make_engine(tmp_path), library=standin.Library(device).opened(), device=device).close()
     assert listener.graph().endswith("PyCUDA has none")
+
+
+CLOCK = """
+import sys
+sys.path.insert(0, {folder!r})
+import gpu_engine
+from edgerpn.runtime.cuda_provider import open_device
+device = open_device()
+with device.active():
+    stream = device.create_stream()
+    clock = gpu_engine.GpuClock(device)
+    work = []
+    print("elapsed", clock.time_ms(lambda: work.append(1), stream), work)
+    print("free", gpu_engine.free_mib())
+try:
+    gpu_engine.free_mib()
+except gpu_engine.CudaError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(
+    shutil.which("cc") is None or sys.platform != "linux" or importlib.util.find_spec("cuda") is None,
+    reason="the stand-in driver needs Linux, a C compiler and cuda-bindings",
+)
+def test_events_and_free_memory_come_from_the_driver(tmp_path: Path) -> None:
+    here = Path(__file__).resolve()
+    words = ["cc", "-shared", "-fPIC", "-o", str(tmp_path / "libcuda.so.1"), str(here.with_name("host_cuda.c")), "-ldl"]
+    subprocess.run([*words, "-Wl,-soname,libcuda.so.1"], check=True, capture_output=True)
+    code = CLOCK.format(folder=str(here.parents[2] / "benchmarks"))
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path), "LD_PRELOAD": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout.splitlines()
+    assert printed.count("elapsed 1.5 [1]") == 1
+    assert printed.count("free 3.0") == 1
+    assert printed.count("cuMemGetInfo failed with error 201.") == 1
