@@ -6,7 +6,9 @@ import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from edgerpn import files
 from edgerpn.errors import SinkError
@@ -19,6 +21,76 @@ CODECS = {".mp4": "mp4v", ".avi": "MJPG"}
 
 DEFAULT_FPS = 25.0
 """Frame rate of a video made from images, or from a source that does not state its own."""
+
+
+class VideoFile:
+    """One video of one size and rate, under a temporary name until it is whole."""
+
+    def __init__(self, path: Path, *, fps: float, size_wh: tuple[int, int]) -> None:
+        """Begins the file.
+
+        Args:
+            path: `.mp4` or `.avi` file to write, replaced if it is there.
+            fps: Frames per second.
+            size_wh: Width and height of every picture, pixels.
+
+        Raises:
+            SinkError: It cannot be written there, or not with this OpenCV.
+        """
+        self._cv2 = load_cv2()
+        self.path = path
+        self.size_wh = size_wh
+        self.num_frames = 0
+        self._files = ExitStack()
+        try:
+            self._temporary = self._files.enter_context(files.replacing(path))
+        except OSError as error:
+            raise SinkError(f"{path}: cannot be written: {error.strerror or error}") from error
+        codec = self._cv2.VideoWriter_fourcc(*CODECS[path.suffix.lower()])
+        self._writer = self._cv2.VideoWriter(str(self._temporary), codec, fps, size_wh)
+        if not self._writer.isOpened():
+            # Unwound as a failure, so that nothing takes the place of an older file.
+            problem = SinkError(f"{path}: OpenCV cannot write this video (folder not writable, or no codec)")
+            self._files.__exit__(SinkError, problem, None)
+            raise problem
+
+    @property
+    def num_bytes(self) -> int:
+        """Size on the disk so far; the last pictures may not be in it."""
+        try:
+            return self._temporary.stat().st_size
+        except OSError:
+            return 0
+
+    def write(self, picture: npt.NDArray[np.uint8]) -> None:
+        """Adds one picture of the file's size; that the disk is full shows in `finish` only."""
+        self._writer.write(picture)
+        self.num_frames += 1
+
+    def finish(self) -> None:
+        """Finishes the file and gives it its name; call it once.
+
+        Raises:
+            SinkError: It does not hold every picture; then it is removed.
+        """
+        self._writer.release()
+        found = self._count_frames(self._temporary)
+        try:
+            with self._files:
+                if found != self.num_frames:
+                    raise SinkError(
+                        f"{self.path}: the video holds {found} of {self.num_frames} frames written; is the disk full?"
+                    )
+        except OSError as error:
+            raise SinkError(f"{self.path}: cannot be written: {error.strerror or error}") from error
+
+    def _count_frames(self, path: Path) -> int:
+        capture = self._cv2.VideoCapture(str(path))
+        try:
+            # The writer itself never reports a failed write.
+            return max(0, int(capture.get(self._cv2.CAP_PROP_FRAME_COUNT)))
+        finally:
+            capture.release()
 
 
 class VideoSink:
@@ -36,71 +108,34 @@ class VideoSink:
         self._path = Path(path)
         if self._path.suffix.lower() not in CODECS:
             raise SinkError(f"{path}: cannot write video as {self._path.suffix!r}; known: {', '.join(CODECS)}")
-        self._cv2 = load_cv2()
+        load_cv2()
         self._painter = painter
         self._fps = fps or DEFAULT_FPS
-        self._files = ExitStack()
-        self._temporary: Path | None = None
-        self._writer: Any = None
-        self._size_wh = (0, 0)
-        self._num_frames = 0
+        self._file: VideoFile | None = None
 
     def write(self, result: Result) -> None:
         """Adds one frame."""
         picture = self._painter.paint(result)
         size_wh = (picture.shape[1], picture.shape[0])
-        if self._writer is None:
-            self._begin(size_wh)
-        if size_wh != self._size_wh:
+        if self._file is None:
+            self._file = VideoFile(self._path, fps=self._fps, size_wh=size_wh)
+        if size_wh != self._file.size_wh:
+            began_wh = self._file.size_wh
             raise SinkError(
                 f"{self._path}: frame {result.index} is {size_wh[0]}x{size_wh[1]}, but the video began with "
-                f"{self._size_wh[0]}x{self._size_wh[1]} (width x height), and a video file has one size. For images of "
+                f"{began_wh[0]}x{began_wh[1]} (width x height), and a video file has one size. For images of "
                 "different sizes use --out DIR."
             )
-        self._writer.write(picture)
-        self._num_frames += 1
+        self._file.write(picture)
 
     def event(self, event: Event) -> None:
         """Does nothing: a video holds pictures only."""
 
     def close(self) -> None:
         """Finishes the file and gives it its name."""
-        if self._writer is None or self._temporary is None:
-            return
-        self._writer.release()
-        self._writer = None
-        found = self._count_frames(self._temporary)
-        try:
-            with self._files:
-                if found != self._num_frames:
-                    raise SinkError(
-                        f"{self._path}: the video holds {found} of {self._num_frames} frames written; is the disk full?"
-                    )
-        except OSError as error:
-            raise SinkError(f"{self._path}: cannot be written: {error.strerror or error}") from error
-
-    def _begin(self, size_wh: tuple[int, int]) -> None:
-        try:
-            self._temporary = self._files.enter_context(files.replacing(self._path))
-        except OSError as error:
-            raise SinkError(f"{self._path}: cannot be written: {error.strerror or error}") from error
-        codec = self._cv2.VideoWriter_fourcc(*CODECS[self._path.suffix.lower()])
-        self._writer = self._cv2.VideoWriter(str(self._temporary), codec, self._fps, size_wh)
-        self._size_wh = size_wh
-        if not self._writer.isOpened():
-            # Unwound as a failure, so that nothing takes the place of an older file.
-            self._writer = None
-            error_now = SinkError(f"{self._path}: OpenCV cannot write this video (folder not writable, or no codec)")
-            self._files.__exit__(SinkError, error_now, None)
-            raise error_now
-
-    def _count_frames(self, path: Path) -> int:
-        capture = self._cv2.VideoCapture(str(path))
-        try:
-            # The writer itself never reports a failed write.
-            return max(0, int(capture.get(self._cv2.CAP_PROP_FRAME_COUNT)))
-        finally:
-            capture.release()
+        file, self._file = self._file, None
+        if file is not None:
+            file.finish()
 
 
 class ImageFolderSink:

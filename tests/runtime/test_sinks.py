@@ -138,7 +138,8 @@ def test_a_video_that_lost_frames_is_not_given_its_name(make_result: MakeResult,
     sink = VideoSink(tmp_path / "a.avi", Painter(), fps=25.0)
     for index in range(5):
         sink.write(make_result(index))
-    sink._num_frames += 3
+    assert sink._file is not None
+    sink._file.num_frames += 3
     with pytest.raises(SinkError, match="holds 5 of 8 frames"):
         sink.close()
     assert [path.name for path in tmp_path.iterdir()] == ["a.avi"]

@@ -1,0 +1,39 @@
+"""Outputs that cannot hold up a run: each sink behind its own bounded queue and thread, with counts of what was lost.
+
+from edgerpn.runtime.sinks import close_sinks, open_sinks, read_outputs
+
+tables = [{"kind": "jsonl", "path": "out/proposals.jsonl", "rotate_mb": 100.0}, {"kind": "mqtt", "url": "mqtt://broker"}]
+sinks = open_sinks(read_outputs(tables, source="example"), is_live=True)
+try:
+    for result in model.stream("rtsp://camera/stream"):
+        for sink in sinks:
+            sink.write(result)
+finally:
+    close_sinks(sinks)
+"""
+
+from __future__ import annotations
+
+from edgerpn.runtime.sinks.config import JsonLinesConfig, MqttConfig, OutputConfig, VideoConfig, WebhookConfig
+from edgerpn.runtime.sinks.contract import NotDeliveredError, Record, RecordSink, SinkStats
+from edgerpn.runtime.sinks.opening import Output, known_kinds, open_sinks, read_outputs
+from edgerpn.runtime.sinks.queued import STOP_S, QueuedSink, close_sinks
+
+__all__ = [
+    "STOP_S",
+    "JsonLinesConfig",
+    "MqttConfig",
+    "NotDeliveredError",
+    "Output",
+    "OutputConfig",
+    "QueuedSink",
+    "Record",
+    "RecordSink",
+    "SinkStats",
+    "VideoConfig",
+    "WebhookConfig",
+    "close_sinks",
+    "known_kinds",
+    "open_sinks",
+    "read_outputs",
+]

@@ -1,0 +1,122 @@
+"""What a sink behind a queue is: of records, or of results with their pictures.
+
+A sink of one's own is a class with one of two shapes, `RecordSink` or `edgerpn.runtime.sink.Sink`, that takes its
+settings as the only argument and names their class in `config_class`. It is found as an entry point of the group
+`edgerpn.sinks`; the entry point's name is the `kind` in the settings. See `edgerpn.runtime.sinks.opening`.
+
+Every sink runs in a thread of its own and sees one call at a time, except for `interrupt`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+from edgerpn.errors import SinkError
+from edgerpn.runtime.frame import Event, Result
+from edgerpn.runtime.record import json_line
+
+RecordKind = Literal["proposals", "events"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """One result or event as JSON, made when it was emitted; holds no picture and no password."""
+
+    source: str
+    """Name of the source."""
+    kind: RecordKind
+    """What the line is about."""
+    line: bytes
+    """The record of `edgerpn.runtime.record` as ASCII, with its line end."""
+
+
+@runtime_checkable
+class RecordSink(Protocol):
+    """Takes records of all sources, in the order in which they were emitted.
+
+    Optional attributes: `batch_records` (int, default 256), the most records of one call; `batch_wait_s` (float,
+    default 0), how long to wait for that many; `queue_records` (int, default 1000), length of the queue unless the
+    settings say otherwise; `is_lossy` (bool, default False), whether full queues and failures cost records, not time;
+    `is_final` (bool, default False), whether a failure is for ever and, under `auto`, ends the run; `interrupt()`,
+    called from another thread when closing takes too long: makes the call at hand end soon.
+    """
+
+    @property
+    def target(self) -> str:
+        """Where the records go, for people, without passwords; empty when nothing is left behind."""
+        ...
+
+    def write_records(self, records: Sequence[Record]) -> None:
+        """Delivers some records; may block.
+
+        Raises:
+            NotDeliveredError: The last ones were not delivered; they are offered again after a pause.
+            SinkError: They cannot be delivered, now or later; they are counted as lost.
+        """
+        ...
+
+    def close(self) -> None:
+        """Finishes what is open; does nothing the second time.
+
+        Raises:
+            SinkError: What was written is not whole.
+        """
+        ...
+
+
+class NotDeliveredError(SinkError):
+    """A sink cannot take what it was given, but may be able to later.
+
+    Attributes:
+        num_done: How many were delivered, from the first.
+        retry_s: Seconds until the next attempt; None: growing ones, from 1 to 30.
+    """
+
+    def __init__(self, message: str, *, num_done: int = 0, retry_s: float | None = None) -> None:
+        """Says why, and how many of the first were delivered all the same."""
+        super().__init__(message)
+        self.num_done = num_done
+        self.retry_s = retry_s
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SinkStats:
+    """What a sink behind a queue has done so far."""
+
+    name: str
+    """Kind and target, without passwords."""
+    queued: int
+    """Results and events that wait now, or are being written."""
+    written: int
+    """Delivered ones."""
+    dropped: int
+    """Lost ones: for want of room, because they could not be delivered, or because closing took too long."""
+    errors: int
+    """Failed calls."""
+    last_error: str
+    """What the last of them said; empty: none failed."""
+    is_failing: bool
+    """Whether the last call failed."""
+
+
+class RecordMaker:
+    """Makes the record of a result or event once, however many sinks take it; for one emitting thread."""
+
+    def __init__(self) -> None:
+        """Starts empty."""
+        self._last: tuple[object, Record] | None = None
+
+    def make(self, item: Result | Event) -> Record:
+        """The record of `item`; its age is the time from capture until the first call."""
+        # The result itself is not kept: its picture may lie in memory that the capture waits for.
+        key = item.proposals if isinstance(item, Result) else item
+        last = self._last
+        if last is None or last[0] is not key:
+            if isinstance(item, Result):
+                record = Record(source=item.frame.source, kind="proposals", line=json_line(item))
+            else:
+                record = Record(source=item.source, kind="events", line=json_line(item))
+            self._last = last = (key, record)
+        return last[1]

@@ -1,0 +1,199 @@
+"""Records to an MQTT broker, by paho-mqtt.
+
+The queue of the sink is the buffer for the time without a broker: a record leaves it when it is sent, and counts as
+written when the broker has confirmed it (QoS 1) or the system has taken it (QoS 0). What was sent and not confirmed
+when a connection breaks is sent once more, so with QoS 1 at most `_WINDOW` records of one break arrive twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit
+
+from edgerpn.errors import require
+from edgerpn.runtime.redaction import redact, redact_url
+from edgerpn.runtime.sinks.config import MqttConfig
+from edgerpn.runtime.sinks.contract import NotDeliveredError, Record
+from edgerpn.runtime.sinks.secret import read_secret, tls_context
+
+_logger = logging.getLogger(__name__)
+
+DEFAULT_PREFIX = "edgerpn"
+"""First levels of the topics when the URL has none."""
+
+_WINDOW = 20
+_CONNECT_WAIT_S = 1.0
+_CONNECT_TIMEOUT_S = 5.0
+_GOODBYE_S = 0.3
+
+
+class MqttSink:
+    """Publishes each record under PREFIX/SOURCE/proposals or PREFIX/SOURCE/events.
+
+    A source's name is percent-encoded where a topic cannot hold it. PREFIX/status is a retained "online" or "offline";
+    the broker says "offline" by itself when this client vanishes.
+    """
+
+    config_class = MqttConfig
+    batch_records = _WINDOW
+    is_lossy = True
+
+    def __init__(self, config: MqttConfig) -> None:
+        """Begins to connect; that the broker is away is no error.
+
+        Raises:
+            MissingDependencyError: paho-mqtt is not installed.
+            SinkError: The password or the certificates cannot be read.
+        """
+        mqtt = require("paho.mqtt.client", extra="mqtt", purpose="MQTT")
+        parts = urlsplit(config.url)
+        self.target = redact_url(config.url)
+        self.prefix = unquote(parts.path).strip("/") or DEFAULT_PREFIX
+        self._qos = config.qos
+        self._changed = threading.Condition()
+        self._confirmed: set[int] = set()
+        self._is_connected = False
+        self._num_connections = 0
+        self._is_interrupted = False
+        self._is_closing = False
+        self._trouble = "not connected yet"
+        self._client = self._make_client(mqtt, config)
+        is_tls = parts.scheme == "mqtts"
+        if is_tls:
+            self._client.tls_set_context(tls_context(config.ca_file))
+        self._client.connect_async(parts.hostname, parts.port or (8883 if is_tls else 1883), config.keepalive_s)
+        self._thread = threading.Thread(target=self._keep_connected, name="mqtt", daemon=True)
+        self._thread.start()
+
+    def write_records(self, records: Sequence[Record]) -> None:
+        """Publishes records and waits until they are confirmed.
+
+        Raises:
+            NotDeliveredError: There is no connection, or it broke (QoS 0), or `interrupt` was called.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_connected or self._is_interrupted, timeout=_CONNECT_WAIT_S)
+            if not self._is_connected:
+                raise NotDeliveredError(f"MQTT broker {self.target}: {self._trouble}", retry_s=0.0)
+            self._confirmed.clear()
+            connection = self._num_connections
+        numbers = [self._publish(record) for record in records]
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_settled(numbers, connection))
+            open_ones = [position for position, number in enumerate(numbers) if number not in self._confirmed]
+        if open_ones:
+            raise NotDeliveredError(f"MQTT broker {self.target}: {self._trouble}", num_done=open_ones[0], retry_s=0.0)
+
+    def interrupt(self) -> None:
+        """Ends the waiting of `write_records`."""
+        with self._changed:
+            self._is_interrupted = True
+            self._trouble = "closed before the broker had confirmed"
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Says "offline" and disconnects."""
+        if self._is_closing:
+            return
+        self._is_closing = True
+        if self._is_connected:
+            with self._changed:
+                self._confirmed.clear()
+            number = self._client.publish(f"{self.prefix}/status", "offline", qos=1, retain=True).mid
+            with self._changed:
+                self._changed.wait_for(lambda: number in self._confirmed, timeout=_GOODBYE_S)
+        self._client.disconnect()
+        # It ends by itself; while it connects that can take a while, for which nobody needs to wait.
+        self._thread.join(_GOODBYE_S)
+
+    def _make_client(self, mqtt: Any, config: MqttConfig) -> Any:
+        client = mqtt.Client(
+            mqtt.CallbackAPIVersion.VERSION2, client_id=config.client_id, protocol=mqtt.MQTTv311, clean_session=True
+        )
+        parts = urlsplit(config.url)
+        if parts.username:
+            secret = read_secret(env=config.password_env, file=config.password_file, purpose="MQTT password")
+            password = unquote(parts.password) if secret is None and parts.password else secret
+            client.username_pw_set(unquote(parts.username), password)
+        client.will_set(f"{self.prefix}/status", "offline", qos=1, retain=True)
+        client.max_inflight_messages_set(_WINDOW + 1)
+        client.connect_timeout = _CONNECT_TIMEOUT_S
+        # Many devices that lose one broker at the same moment should not all come back at the same moment.
+        jitter = random.uniform(0.75, 1.25)
+        client.reconnect_delay_set(config.backoff_first_s * jitter, config.backoff_max_s * jitter)
+        client.on_connect = self._on_connect
+        client.on_connect_fail = self._on_connect_fail
+        client.on_disconnect = self._on_disconnect
+        client.on_publish = self._on_publish
+        return client
+
+    def _publish(self, record: Record) -> int:
+        topic = f"{self.prefix}/{topic_level(record.source)}/{record.kind}"
+        return int(self._client.publish(topic, record.line.rstrip(b"\n"), qos=self._qos).mid)
+
+    def _is_settled(self, numbers: Sequence[int], connection: int) -> bool:
+        """Whether waiting is over. With QoS 1 the client itself sends again what a break left unconfirmed."""
+        is_broken = not self._is_connected or connection != self._num_connections
+        if self._is_interrupted or (self._qos == 0 and is_broken):
+            return True
+        return self._confirmed.issuperset(numbers)
+
+    def _keep_connected(self) -> None:
+        while not self._is_closing:
+            self._loop()
+
+    def _loop(self) -> None:
+        try:
+            self._client.loop_forever(retry_first_connection=True)
+        except (OSError, ValueError) as error:
+            # The client handles most errors of a connection itself; a malformed answer is not among them.
+            self._lost(f"{type(error).__name__}: {error}")
+            time.sleep(_CONNECT_WAIT_S)
+
+    def _on_connect(self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
+        if reason.is_failure:
+            self._lost(f"the broker refuses the connection: {reason}")
+            return
+        client.publish(f"{self.prefix}/status", "online", qos=1, retain=True)
+        with self._changed:
+            self._is_connected = True
+            self._num_connections += 1
+            self._trouble = ""
+            self._changed.notify_all()
+        _logger.info("MQTT broker %s: connected", self.target)
+
+    def _on_connect_fail(self, client: Any, userdata: Any) -> None:
+        # Called while the client handles the exception, which it does not hand over.
+        error = sys.exc_info()[1]
+        self._lost(f"cannot be reached: {error}" if error else "cannot be reached")
+
+    def _on_disconnect(self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
+        if self._is_connected or not self._trouble:
+            self._lost(f"connection lost: {reason}")
+
+    def _on_publish(self, client: Any, userdata: Any, number: int, reason: Any, properties: Any) -> None:
+        with self._changed:
+            self._confirmed.add(number)
+            self._changed.notify_all()
+
+    def _lost(self, trouble: str) -> None:
+        with self._changed:
+            self._is_connected = False
+            if not self._is_interrupted:
+                self._trouble = redact(trouble)
+            self._changed.notify_all()
+
+
+def topic_level(source: str) -> str:
+    """A source's name as one level of a topic.
+
+    What MQTT does not allow there (/ + # and control characters) and what is not ASCII is percent-encoded, and so
+    is %, so that no two sources share a topic.
+    """
+    return quote(source, safe=" !\"$&'()*,:;<=>?@[\\]^`{|}~", errors="surrogateescape") or "%00"

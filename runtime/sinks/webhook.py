@@ -1,0 +1,154 @@
+"""Records to a web server, by POST of JSON arrays."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import secrets
+import socket
+from collections.abc import Sequence
+from urllib.parse import unquote, urlsplit
+
+from edgerpn.errors import SinkError
+from edgerpn.runtime.redaction import redact, redact_url
+from edgerpn.runtime.sinks.config import WebhookConfig
+from edgerpn.runtime.sinks.contract import NotDeliveredError, Record
+from edgerpn.runtime.sinks.secret import read_secret, tls_context
+
+_RETRIED = (408, 425, 429)
+_ANSWER_BYTES = 1 << 16
+
+
+class WebhookSink:
+    """Posts records in batches and tries again what the server did not take.
+
+    One request has one `Idempotency-Key`, also when it is repeated, so that a server can tell. Redirects are not
+    followed: they would carry the records, and the token, to an address that nobody configured.
+    """
+
+    config_class = WebhookConfig
+    is_lossy = True
+
+    def __init__(self, config: WebhookConfig) -> None:
+        """Does not connect yet.
+
+        Raises:
+            SinkError: The token or the certificates cannot be read.
+        """
+        self.target = redact_url(config.url)
+        self.batch_records = config.batch
+        self.batch_wait_s = config.batch_s
+        self._config = config
+        self._parts = urlsplit(config.url)
+        self._context = tls_context(config.ca_file) if self._parts.scheme == "https" else None
+        self._connection: http.client.HTTPConnection | None = None
+        self._last: tuple[Record, int, str] | None = None
+        self._is_interrupted = False
+        self._headers()
+
+    def write_records(self, records: Sequence[Record]) -> None:
+        """Posts records as one array; those of a failed request once more as exactly that request.
+
+        Raises:
+            NotDeliveredError: No connection, no answer, or an answer that asks to come later (5xx, 408, 425, 429).
+            SinkError: An answer that says no for ever, a redirect among them.
+        """
+        done = 0
+        while done < len(records):
+            chunk = self._same_request(records[done:])
+            try:
+                self._send(chunk)
+            except SinkError as error:
+                if not done:
+                    raise
+                raise NotDeliveredError(str(error), num_done=done, retry_s=getattr(error, "retry_s", 0.0)) from error
+            done += len(chunk)
+            self._last = None
+
+    def _same_request(self, records: Sequence[Record]) -> Sequence[Record]:
+        """The records of the failed request, if these begin with them; otherwise all, as a new one."""
+        if self._last is None or self._last[0] is not records[0] or self._last[1] > len(records):
+            self._last = (records[0], len(records), secrets.token_hex(16))
+        return records[: self._last[1]]
+
+    def _send(self, records: Sequence[Record]) -> None:
+        body = b"[" + b",".join(record.line.rstrip(b"\n") for record in records) + b"]"
+        headers = self._headers()
+        if self._last is not None:
+            headers["Idempotency-Key"] = self._last[2]
+        try:
+            status, reason, retry_after_s = self._post(body, headers)
+        except (OSError, http.client.HTTPException) as error:
+            self._disconnect()
+            raise NotDeliveredError(f"webhook {self.target}: {redact(_words(error))}") from error
+        if 200 <= status < 300:
+            return
+        self._disconnect()
+        message = f"webhook {self.target}: the server answers {status} {reason}"
+        if status in _RETRIED or status >= 500:
+            raise NotDeliveredError(message, retry_s=retry_after_s)
+        self._last = None
+        if 300 <= status < 400:
+            raise SinkError(f"{message}, a redirect, which is not followed; give the final address as url")
+        raise SinkError(message)
+
+    def interrupt(self) -> None:
+        """Cuts the connection, which ends a request that is under way."""
+        self._is_interrupted = True
+        connection = self._connection
+        sock = connection.sock if connection is not None else None
+        if sock is not None:
+            try:
+                sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                # It is closed already.
+                return
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._disconnect()
+
+    def _post(self, body: bytes, headers: dict[str, str]) -> tuple[int, str, float | None]:
+        if self._is_interrupted:
+            raise ConnectionAbortedError("closed before the server had answered")
+        if self._connection is None:
+            self._connection = self._connect()
+        path = (self._parts.path or "/") + (f"?{self._parts.query}" if self._parts.query else "")
+        self._connection.request("POST", path, body, headers)
+        answer = self._connection.getresponse()
+        if len(answer.read(_ANSWER_BYTES)) == _ANSWER_BYTES:
+            # Not worth reading to its end, so the connection cannot be used again.
+            self._disconnect()
+        return answer.status, answer.reason, _seconds(answer.getheader("Retry-After"))
+
+    def _connect(self) -> http.client.HTTPConnection:
+        host, port, timeout_s = self._parts.hostname or "", self._parts.port, self._config.timeout_s
+        if self._context is not None:
+            return http.client.HTTPSConnection(host, port, timeout=timeout_s, context=self._context)
+        return http.client.HTTPConnection(host, port, timeout=timeout_s)
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _headers(self) -> dict[str, str]:
+        headers = {"Content-Type": "application/json", "User-Agent": "edgerpn"}
+        token = read_secret(env=self._config.token_env, file=self._config.token_file, purpose="webhook token")
+        if token is not None:
+            headers[self._config.header] = token
+        elif self._parts.username is not None:
+            pair = f"{unquote(self._parts.username)}:{unquote(self._parts.password or '')}"
+            headers["Authorization"] = "Basic " + base64.b64encode(pair.encode()).decode("ascii")
+        return headers
+
+
+def _seconds(text: str | None) -> float | None:
+    """A `Retry-After` in seconds, at most a minute; None: there is none, or it is a date."""
+    return float(min(int(text), 60)) if text and text.isdecimal() else None
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    return str(error) or type(error).__name__
