@@ -89,7 +89,7 @@ def compare(
     Raises:
         SelfTestError: Too many proposals of a frame have no counterpart.
     """
-    tolerance = TOLERANCES[manifest.precision]
+    tolerance = TOLERANCES[manifest.rounding]
     boxes, scores, count = outputs
     for frame in range(len(golden.frames)):
         wanted, given = int(golden.count[frame]), int(count[frame])

@@ -109,6 +109,11 @@ class Manifest:
     engine: EngineSpec | None = None
     """What an engine was built with and for; nothing for an ONNX file."""
 
+    @property
+    def rounding(self) -> Precision:
+        """The precision that decides how much this artifact may differ from others: TF32 rounds as much as fp16."""
+        return "fp16" if self.precision == "fp32" and self.engine is not None and self.engine.tf32 else self.precision
+
     def to_json(self) -> str:
         """The manifest as indented JSON text."""
         return json.dumps(settings.to_dict(self), indent=2) + "\n"

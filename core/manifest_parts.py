@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -158,6 +159,8 @@ class ParitySpec:
     """Proposals found in both."""
     num_boundary: int
     """Proposals in one only, by a decision within rounding."""
+    num_unexplained: int = 0
+    """Proposals in one only that no threshold explains; below fp32 a share of them is allowed."""
     min_iou: float
     """Smallest overlap of a matched pair, 0..1."""
     max_score_difference: float
@@ -242,3 +245,15 @@ class EngineSpec:
     """Layers of the engine; nothing where it cannot be inspected (no GPU)."""
     layers: tuple[LayerSpec, ...] = ()
     """Its layers, in order; empty where it cannot be inspected."""
+
+    def __post_init__(self) -> None:
+        """Checks the numbers that a runtime compares with what it finds."""
+        if not re.fullmatch(r"\d+(\.\d+)+", self.library_version):
+            raise ValueError(f"library_version: expected numbers such as 10.3.0.26, got {self.library_version!r}")
+        for capability in self.compute_capabilities:
+            if not re.fullmatch(r"\d+\.\d+", capability):
+                raise ValueError(f"compute_capabilities: expected numbers such as 8.7, got {capability!r}")
+        for name in ("driver", "cuda"):
+            value = getattr(self, name)
+            if value is not None and not re.fullmatch(r"\d+(\.\d+)*", value):
+                raise ValueError(f"{name}: expected a CUDA version such as 12.6, got {value!r}")

@@ -23,13 +23,11 @@ from onnxruntime.quantization.calibrate import CalibrationMethod, HistogramColle
 from edgerpn.errors import DataError
 from edgerpn.export.blocks import ancestors
 from edgerpn.export.config import Calibration
+from edgerpn.export.photographs import IMAGE_SUFFIXES, spread
 from edgerpn.letterbox import letterbox
 from edgerpn.manifest_parts import InputSpec
 from edgerpn.progress import track
 from edgerpn.train.coco import read_coco, read_image
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
-"""Files of a calibration folder that count as photographs."""
 
 FEW_IMAGES = 100
 """Fewer images than this are worth a warning."""
@@ -92,8 +90,7 @@ def calibration_images(
             f"warning: only {len(found)} photographs to calibrate on in {folder}; ranges from fewer than {FEW_IMAGES} "
             "may miss what the camera will see"
         )
-    chosen = np.linspace(0, len(found) - 1, min(limit, len(found))).round().astype(int)
-    return [found[i] for i in chosen]
+    return spread(found, limit)
 
 
 def measure_ranges(

@@ -13,13 +13,12 @@ from edgerpn import files
 from edgerpn.arguments import count_argument
 from edgerpn.errors import ConfigError
 from edgerpn.export.limits_report import TARGETS
+from edgerpn.export.photographs import IMAGE_SUFFIXES, spread
 from edgerpn.manifest import manifest_path
 
 if TYPE_CHECKING:
     from edgerpn.export.compare import Comparison
     from edgerpn.train.coco import Dataset
-
-_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -137,9 +136,7 @@ def _compare(arguments: argparse.Namespace) -> Comparison:
         written = write_pictures(comparison, arguments.pictures)
         print(f"drew {len(written)} pictures into {arguments.pictures}")
     culprit = comparison.culprit
-    if culprit is None and comparison.is_by_recall and not comparison.recall_a:
-        print("no verdict: int8 against another precision is judged by recall; name annotations with --data ANN.json")
-    elif culprit is None:
+    if culprit is None:
         print(f"the models agree within the tolerance of {comparison.precision}")
     else:
         print(f"error: the models disagree: {culprit}", file=sys.stderr)
@@ -162,9 +159,7 @@ def _images(arguments: argparse.Namespace) -> tuple[list[Path], Dataset | None]:
             print(f"{arguments.data.name}: {problem}", file=sys.stderr)
         found = [record.file for record in dataset.records]
     else:
-        found = sorted(path for path in arguments.images.iterdir() if path.suffix.lower() in _IMAGE_SUFFIXES)
+        found = sorted(path for path in arguments.images.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     if not found:
         raise ConfigError([f"--images {arguments.images}: no images in it to compare on"])
-    if arguments.limit is not None and arguments.limit < len(found):
-        found = [found[index * len(found) // arguments.limit] for index in range(arguments.limit)]
-    return found, dataset
+    return spread(found, arguments.limit or len(found)), dataset

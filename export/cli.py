@@ -10,11 +10,11 @@ from edgerpn import settings
 from edgerpn.arguments import size_argument
 from edgerpn.errors import ConfigError, DataError, ExportError
 from edgerpn.export.config import NMS, PRECISIONS, TARGETS, ExportConfig
+from edgerpn.export.photographs import IMAGE_SUFFIXES, spread
 from edgerpn.manifest import manifest_path
 
 NUM_PARITY_IMAGES = 16
 """Images on which graph and network are compared."""
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -189,4 +189,4 @@ def parity_images(folder: Path | None, images: Path | None, *, most: int = NUM_P
         )
     if not found:
         raise ExportError(f"{images or folder}: no images to compare the graph with PyTorch on")
-    return found[:: max(1, len(found) // most)][:most]
+    return spread(found, most)

@@ -74,8 +74,16 @@ def compare_models(
         unlike = differences(*models)  # step 1
         for line in (f"{models[0].title}", f"against {models[1].title}", *_warnings(unlike)):
             say(line)
-        batch_sizes = tuple(sorted({*models[0].batch_sizes, *models[1].batch_sizes})) or (1,)
         precision = max((model.precision for model in models), key=_ORDER.index)
+        is_by_recall = precision == "int8" and models[0].precision != models[1].precision
+        if is_by_recall and dataset is None:
+            raise ConfigError(
+                [
+                    "int8 rounds too coarsely to compare single proposals with another precision: recall decides, and "
+                    "needs annotated photographs; name their annotations with --data ANN.json"
+                ]
+            )
+        batch_sizes = tuple(sorted({*models[0].batch_sizes, *models[1].batch_sizes})) or (1,)
         compared: list[ImageComparison] = []
         for size in batch_sizes:
             compared += _compare_batches(models, images, size, precision)
@@ -86,7 +94,7 @@ def compare_models(
         names=_short_names(*models),
         precision=precision,
         tolerance=TOLERANCES[precision],
-        is_by_recall=precision == "int8" and models[0].precision != models[1].precision,
+        is_by_recall=is_by_recall,
         differences=unlike,
         num_images=len(images),
         num_proposals=min(model.proposals.num_proposals for model in models),

@@ -178,7 +178,8 @@ class Comparison:
             num_images=self.num_images,
             batch_sizes=self.batch_sizes,
             num_matched=self.num_matched,
-            num_boundary=self.num_boundary + self.num_unexplained,
+            num_boundary=self.num_boundary,
+            num_unexplained=self.num_unexplained,
             min_iou=min((iou for image in self.images for iou in image.agreement.ious), default=1.0),
             max_score_difference=max(
                 (value for image in self.images for value in image.agreement.score_differences), default=0.0

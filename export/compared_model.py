@@ -134,7 +134,7 @@ def _open_artifact(model: Path | Backend, stack: contextlib.ExitStack) -> Compar
         name=name,
         kind=manifest.kind,
         ran_by=backend.name,
-        precision="fp16" if manifest.engine and manifest.engine.tf32 else manifest.precision,
+        precision=manifest.rounding,
         checkpoint_sha256=manifest.provenance.checkpoint_sha256,
         network_hw=manifest.input.network_hw,
         source_hw=manifest.input.source_hw,

@@ -19,7 +19,7 @@ import torch
 from edgerpn.errors import ParityError
 from edgerpn.export.agreement import Decisions, FrameAgreement, Rows, agree, describe, level_cuts, valid_rows
 from edgerpn.letterbox import letterbox
-from edgerpn.manifest_parts import ParitySpec
+from edgerpn.manifest_parts import ParitySpec, Precision
 from edgerpn.matching import EXACT
 from edgerpn.progress import track
 from edgerpn.train.coco import read_image
@@ -46,10 +46,10 @@ class ParityReport:
     max_score_difference: float
     """Largest difference of scores of a matched pair."""
 
-    def spec(self) -> ParitySpec:
-        """What the manifest keeps of it."""
+    def spec(self, precision: Precision = "fp32") -> ParitySpec:
+        """What the manifest keeps of it; `precision` is what the float32 graph that was compared becomes."""
         return ParitySpec(
-            reference="checkpoint",
+            reference="checkpoint" if precision == "fp32" else f"checkpoint, before the graph became {precision}",
             num_images=self.num_images,
             batch_sizes=self.batch_sizes,
             num_matched=self.num_matched,

@@ -11,7 +11,9 @@ Steps of `export_onnx`:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,7 @@ from edgerpn.export.limits import oldest_target, refuse_violations
 from edgerpn.export.onnx_graph import export_detector
 from edgerpn.export.onnx_manifest import describe, embed
 from edgerpn.export.parity import ParityReport, check_parity, network_frame
+from edgerpn.export.photographs import spread
 from edgerpn.export.precision import Photographs, reduce_precision
 from edgerpn.export.recall_meter import RecallMeter
 from edgerpn.manifest import Manifest, RecallSpec
@@ -101,7 +104,7 @@ def export_onnx(
         compared = spread(images, NUM_PARITY_IMAGES)
         parity = check_parity(network.reference, temporary, compared, batch=config.fixed_batch)  # step 3
         say(parity.summary())
-        manifest = manifest.replace(parity=parity.spec())
+        manifest = manifest.replace(parity=parity.spec(config.precision))
         measurable = proto
         if config.precision != "fp32":  # step 4
             photographs = Photographs(samples=images, calibration=calibration, meter=meter)
@@ -110,11 +113,12 @@ def export_onnx(
             say(f"warning: {warning.text()}")
         if meter is not None:  # step 6
             manifest = manifest.replace(recall=_recall(measurable, manifest, meter))
+        expected = _golden(network.reference, measurable, manifest, images)
         embed(proto, manifest)
         onnx.save(proto, temporary)
-        expected = _golden(network.reference, temporary, images) if config.golden else None
+        _self_test(temporary, expected)
     golden.golden_path(output).unlink(missing_ok=True)
-    if expected is not None:
+    if config.golden:
         manifest = manifest.replace(golden=golden.write(expected, output))
     edgerpn.manifest.write(manifest, output)
     return ExportResult(manifest=edgerpn.manifest.read(output), parity=parity)
@@ -176,11 +180,6 @@ def _check_output(output: Path) -> None:
         raise ExportError(f"{sidecar}: the manifest would replace this file, which is none; choose another name")
 
 
-def spread(images: Sequence[Path], most: int) -> list[Path]:
-    """At most so many of the images, spread over all of them."""
-    return list(images[:: max(1, len(images) // most)][:most])
-
-
 def _measure_nms(
     network: _Network, images: Sequence[Path], config: ExportConfig, say: Callable[[str], None]
 ) -> tuple[int | None, _Network]:
@@ -231,11 +230,27 @@ def _recall(proto: onnx.ModelProto, manifest: Manifest, meter: RecallMeter) -> R
     return meter.recall(proto)
 
 
-def _golden(reference: Detector, file: Path, images: Sequence[Path]) -> golden.Golden:
-    """Golden frames out of some of the images, run by ONNX Runtime."""
+def _golden(
+    reference: Detector, measurable: onnx.ModelProto, manifest: Manifest, images: Sequence[Path]
+) -> golden.Golden:
+    """Golden frames out of some of the images, and what a GPU would give for them."""
     frames = [network_frame(reference, image) for image in spread(images, NUM_GOLDEN_IMAGES)]
-    backend = open_backend(file, providers=["cpu"])
-    try:
-        return make_golden(backend.infer, frames)
-    finally:
-        backend.close()
+    with tempfile.TemporaryDirectory(prefix="edgerpn-golden-") as folder:
+        file = Path(folder) / "graph.onnx"
+        embed(measurable, manifest)
+        onnx.save(measurable, file)
+        with contextlib.closing(open_backend(file, providers=["cpu"])) as backend:
+            return make_golden(backend.infer, frames)
+
+
+def _self_test(file: Path, expected: golden.Golden) -> None:
+    """Runs the finished file on the golden frames, as a runtime will.
+
+    Raises:
+        SelfTestError: It does not give the expected proposals.
+    """
+    with contextlib.closing(open_backend(file, providers=["cpu"])) as backend:
+        # One by one, because the batch may be fixed.
+        outputs = [backend.infer(frame[None]) for frame in expected.frames]
+        boxes, scores, count = (np.concatenate(arrays) for arrays in zip(*outputs, strict=True))
+        golden.compare(expected, (boxes, scores, count), backend.manifest, where=f"{file.name} ({backend.name})")

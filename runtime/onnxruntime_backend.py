@@ -226,7 +226,9 @@ def _open_session(
     # 3: errors only. Which provider really runs is checked and told by us.
     options.log_severity_level = 3
     try:
-        return library.InferenceSession(os.fspath(path), options, providers=list(providers), disabled_optimizers=list(disabled))
+        return library.InferenceSession(
+            os.fspath(path), options, providers=list(providers), disabled_optimizers=list(disabled)
+        )
     except _failures(library) as error:
         raise EngineLoadError(f"{path}: ONNX Runtime {library.__version__} cannot load it: {error}") from error
 

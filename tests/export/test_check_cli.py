@@ -91,7 +91,7 @@ def test_models_that_agree_end_in_0_with_a_table_and_a_report(
     assert shown.err == ""
     content = json.loads(report.read_text())
     assert content["comparison"]["agrees"] is True
-    assert {image["image"] for image in content["comparison"]["images"]} == {"1.png", "2.png", "4.png"}
+    assert {image["image"] for image in content["comparison"]["images"]} == {"1.png", "3.png", "5.png"}
     assert len(list(pictures.iterdir())) >= 1
 
 
