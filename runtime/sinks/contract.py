@@ -39,8 +39,9 @@ class RecordSink(Protocol):
     Optional attributes: `batch_records` (int, default 256), the most records of one call; `batch_wait_s` (float,
     default 0), how long to wait for that many; `queue_records` (int, default 1000), length of the queue unless the
     settings say otherwise; `is_lossy` (bool, default False), whether full queues and failures cost records, not time;
-    `is_final` (bool, default False), whether a failure is for ever and, under `auto`, ends the run; `interrupt()`,
-    called from another thread when closing takes too long: makes the call at hand end soon.
+    `is_final` (bool, default False), whether a failure is for ever and, under `auto`, ends the run; `trouble` (str),
+    why it waits just now, empty if it does not; `interrupt()`, called from another thread when closing takes too long:
+    makes the call at hand end soon.
     """
 
     @property
@@ -98,7 +99,7 @@ class SinkStats:
     last_error: str
     """What the last of them said; empty: none failed."""
     is_failing: bool
-    """Whether the last call failed."""
+    """Whether the last call failed, or waits because of a failure."""
 
 
 class RecordMaker:

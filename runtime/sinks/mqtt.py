@@ -62,7 +62,7 @@ class MqttSink:
         self._num_connections = 0
         self._is_interrupted = False
         self._is_closing = False
-        self._trouble = "not connected yet"
+        self.trouble = "not connected yet"
         self._client = self._make_client(mqtt, config)
         is_tls = parts.scheme == "mqtts"
         if is_tls:
@@ -80,7 +80,7 @@ class MqttSink:
         with self._changed:
             self._changed.wait_for(lambda: self._is_connected or self._is_interrupted, timeout=_CONNECT_WAIT_S)
             if not self._is_connected:
-                raise NotDeliveredError(f"MQTT broker {self.target}: {self._trouble}", retry_s=0.0)
+                raise NotDeliveredError(f"MQTT broker {self.target}: {self.trouble}", retry_s=0.0)
             self._confirmed.clear()
             connection = self._num_connections
         numbers = [self._publish(record) for record in records]
@@ -88,13 +88,13 @@ class MqttSink:
             self._changed.wait_for(lambda: self._is_settled(numbers, connection))
             open_ones = [position for position, number in enumerate(numbers) if number not in self._confirmed]
         if open_ones:
-            raise NotDeliveredError(f"MQTT broker {self.target}: {self._trouble}", num_done=open_ones[0], retry_s=0.0)
+            raise NotDeliveredError(f"MQTT broker {self.target}: {self.trouble}", num_done=open_ones[0], retry_s=0.0)
 
     def interrupt(self) -> None:
         """Ends the waiting of `write_records`."""
         with self._changed:
             self._is_interrupted = True
-            self._trouble = "closed before the broker had confirmed"
+            self.trouble = "closed before the broker had confirmed"
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -102,15 +102,16 @@ class MqttSink:
         if self._is_closing:
             return
         self._is_closing = True
+        patience_s = 0.0 if self._is_interrupted else _GOODBYE_S
         if self._is_connected:
             with self._changed:
                 self._confirmed.clear()
             number = self._client.publish(f"{self.prefix}/status", "offline", qos=1, retain=True).mid
             with self._changed:
-                self._changed.wait_for(lambda: number in self._confirmed, timeout=_GOODBYE_S)
+                self._changed.wait_for(lambda: number in self._confirmed, timeout=patience_s)
         self._client.disconnect()
         # It ends by itself; while it connects that can take a while, for which nobody needs to wait.
-        self._thread.join(_GOODBYE_S)
+        self._thread.join(patience_s)
 
     def _make_client(self, mqtt: Any, config: MqttConfig) -> Any:
         client = mqtt.Client(
@@ -164,7 +165,7 @@ class MqttSink:
         with self._changed:
             self._is_connected = True
             self._num_connections += 1
-            self._trouble = ""
+            self.trouble = ""
             self._changed.notify_all()
         _logger.info("MQTT broker %s: connected", self.target)
 
@@ -174,7 +175,8 @@ class MqttSink:
         self._lost(f"cannot be reached: {error}" if error else "cannot be reached")
 
     def _on_disconnect(self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
-        if self._is_connected or not self._trouble:
+        # Otherwise the reason why it never connected is known, and better.
+        if self._is_connected:
             self._lost(f"connection lost: {reason}")
 
     def _on_publish(self, client: Any, userdata: Any, number: int, reason: Any, properties: Any) -> None:
@@ -184,10 +186,12 @@ class MqttSink:
 
     def _lost(self, trouble: str) -> None:
         with self._changed:
-            self._is_connected = False
+            was_connected, self._is_connected = self._is_connected, False
             if not self._is_interrupted:
-                self._trouble = redact(trouble)
+                self.trouble = redact(trouble)
             self._changed.notify_all()
+        if was_connected and not self._is_closing:
+            _logger.warning("MQTT broker %s: %s", self.target, self.trouble)
 
 
 def topic_level(source: str) -> str:

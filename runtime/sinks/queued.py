@@ -89,14 +89,15 @@ class QueuedSink:
 
     def stats(self) -> SinkStats:
         """What was done so far."""
+        trouble = getattr(self._sink, "trouble", "")
         return SinkStats(
             name=self.name,
             queued=self._buffer.num_queued,
             written=self._buffer.num_written,
             dropped=self._buffer.num_dropped,
             errors=self._log.num_errors,
-            last_error=self._log.last_error,
-            is_failing=self._log.is_failing,
+            last_error=trouble or self._log.last_error,
+            is_failing=bool(trouble) or self._log.is_failing,
         )
 
     def hurry(self) -> None:
