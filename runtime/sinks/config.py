@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from typing import Literal
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from edgerpn.runtime.draw import DEFAULT_TOP
 from edgerpn.runtime.redaction import redact_url
@@ -93,7 +93,8 @@ class MqttConfig(OutputConfig):
         OutputConfig.__post_init__(self)
         parts = check_url("url", self.url, ("mqtt", "mqtts"))
         prefix = parts.path.strip("/")
-        _check(not set("+#\0") & set(prefix), "url", "a topic without + and #", prefix)
+        is_topic = not (set("+#\0") & set(unquote(prefix)) or parts.query or parts.fragment)
+        _check(is_topic, "url", "a topic without + # ? behind the host", redact_url(self.url))
         secrets = [name for name in ("password_env", "password_file") if getattr(self, name)]
         _check(len(secrets) + (parts.password is not None) <= 1, "url", "one password", " and ".join(secrets))
         _check(not secrets or bool(parts.username), "url", "a user for the password", redact_url(self.url))
