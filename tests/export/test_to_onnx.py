@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
 
+import edgerpn.golden
 import edgerpn.manifest
 from edgerpn import files
 from edgerpn.errors import ExportError, ParityError
@@ -19,7 +21,8 @@ from edgerpn.export.config import ExportConfig
 from edgerpn.export.onnx_graph import IR_VERSION
 from edgerpn.export.recall_meter import RecallMeter
 from edgerpn.export.to_onnx import export_onnx
-from edgerpn.manifest import METADATA_KEY, RecallSpec
+from edgerpn.manifest import METADATA_KEY, Precision, RecallSpec
+from edgerpn.runtime import load
 
 GetExport = Callable[[str], Any]
 ALL = ["standard", "portable", "portable-source", "single-level", "peaks-standard", "peaks-portable"]
@@ -198,3 +201,28 @@ def test_an_export_needs_a_name_and_images(
     with pytest.raises(ExportError, match="no images to compare"):
         export_onnx(checkpoints["peaks"], tmp_path / "model.onnx", ExportConfig(), images=[])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_reduced_export_passes_its_own_self_test_and_says_how_it_was_accepted(
+    precision: Precision, checkpoints: dict[str, Path], photo_files: list[Path], tmp_path: Path
+) -> None:
+    output = tmp_path / "model.onnx"
+    config = ExportConfig(
+        target="tensorrt", precision=precision, max_ar_drop="off", num_proposals=50, pre_nms=100, opset=18
+    )
+    manifest = export_onnx(checkpoints["pyramid"], output, config, images=photo_files, calibration=photo_files).manifest
+    assert (manifest.precision, manifest.opset) == (precision, 19 if precision == "int8" else 18)
+    assert manifest.parity is not None
+    assert manifest.parity.reference == f"checkpoint, before the graph became {precision}"
+    assert manifest.accepted is not None
+    assert manifest.accepted.max_ar_drop is None
+    with load(output, self_test=True) as model:
+        frame = edgerpn.golden.read(output, manifest).frames[:1]
+        found = model.backend.infer(frame)
+    # As the graph is written, without any optimizer of ONNX Runtime.
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(str(output), options, providers=["CPUExecutionProvider"])
+    written = session.run(["boxes", "scores", "count"], {"frames": frame})
+    assert np.abs(found[1] - written[1]).max() < 2e-3
