@@ -104,9 +104,7 @@ def test_a_lower_precision_has_more_room(exported: GetExport, photo_files: list[
     assert (result.precision, result.culprit) == ("fp16", None)
     assert float(result.drift[1].max()) > 1e-3
     far = altered(made.file, tmp_path / "far.onnx", lambda weight: weight * -1, precision="int8")
-    with pytest.raises(
-        ConfigError, match="int8 rounds too coarsely to compare single proposals"
-    ):
+    with pytest.raises(ConfigError, match="int8 rounds too coarsely to compare single proposals"):
         compare_models(far, near, photo_files)
     like = altered(made.file, tmp_path / "like.onnx", lambda weight: weight, precision="int8")
     broken = compare_models(far, like, photo_files)
