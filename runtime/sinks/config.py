@@ -93,7 +93,8 @@ class MqttConfig(OutputConfig):
         OutputConfig.__post_init__(self)
         parts = check_url("url", self.url, ("mqtt", "mqtts"))
         prefix = parts.path.strip("/")
-        is_topic = not (set("+#\0") & set(unquote(prefix)) or parts.query or parts.fragment)
+        # A bare # or ? at the end leaves no trace in the parts.
+        is_topic = not (set("+#\0") & set(unquote(prefix)) or set("#?") & set(self.url))
         _check(is_topic, "url", "a topic without + # ? behind the host", redact_url(self.url))
         secrets = [name for name in ("password_env", "password_file") if getattr(self, name)]
         _check(len(secrets) + (parts.password is not None) <= 1, "url", "one password", " and ".join(secrets))

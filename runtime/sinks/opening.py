@@ -57,7 +57,7 @@ def known_kinds() -> list[str]:
     return sorted({*_KINDS, *(point.name for point in entry_points(group=GROUP))})
 
 
-def read_outputs(tables: Sequence[Mapping[str, Any]], *, source: str) -> tuple[Output, ...]:
+def read_outputs(tables: Sequence[Any], *, source: str) -> tuple[Output, ...]:
     """Outputs from tables of settings, each with its `kind`.
 
     Args:
