@@ -10,7 +10,7 @@ import ctypes
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -47,6 +47,7 @@ class CudaBindingsDevice:
         self._info = _info(index, handle)
         # One event for each thread, because two threads must not record the same one at once.
         self._local = threading.local()
+        self._late: list[int] = []
 
     @property
     def info(self) -> DeviceInfo:
@@ -80,8 +81,19 @@ class CudaBindingsDevice:
         return HostBuffer(np.frombuffer(memoryview(memory), np.uint8), device_address)
 
     def _free_host(self, address: int) -> None:
+        """Frees pinned memory; runs whenever Python forgets it, even in the middle of our own work."""
+        if getattr(self._local, "is_capturing", False):
+            # It would wait for the GPU, which breaks a capture that is open on this thread.
+            self._late.append(address)
+            return
         with self.active():
             _call("cuMemFreeHost", address)
+
+    def _free_late(self) -> None:
+        # An error would hide that of the capture; if the driver is broken, its next call says so too.
+        with suppress(IndexError, CudaError):
+            while True:
+                self._free_host(self._late.pop())
 
     def create_stream(self) -> int:
         """A stream that does not wait for the default stream."""
@@ -111,13 +123,27 @@ class CudaBindingsDevice:
         """Starts a copy of device memory to pinned host memory."""
         _call("cuMemcpyDtoHAsync", target.ctypes.data, address, target.nbytes, stream)
 
+    def copy_device(self, target: int, source: int, num_bytes: int, stream: int) -> None:
+        """Starts a copy within device memory, from the address `source` to the address `target`."""
+        _call("cuMemcpyDtoDAsync", target, source, num_bytes, stream)
+
     def begin_capture(self, stream: int) -> None:
         """Records what comes on `stream` instead of running it; concerns this thread alone."""
-        _call("cuStreamBeginCapture", stream, _THREAD_LOCAL)
+        # Before the call, because Python may collect garbage, and so free memory, at any moment.
+        self._local.is_capturing = True
+        try:
+            _call("cuStreamBeginCapture", stream, _THREAD_LOCAL)
+        except CudaError:
+            self._local.is_capturing = False
+            raise
 
     def end_capture(self, stream: int) -> int:
         """Ends the recording on the same thread; returns a graph ready to launch."""
-        graph = _call("cuStreamEndCapture", stream)
+        try:
+            graph = _call("cuStreamEndCapture", stream)
+        finally:
+            self._local.is_capturing = False
+            self._free_late()
         try:
             return int(_call("cuGraphInstantiate", graph, 0))
         finally:

@@ -139,6 +139,10 @@ class Device(Protocol):
         """Starts a copy of device memory to pinned host memory."""
         ...
 
+    def copy_device(self, target: int, source: int, num_bytes: int, stream: int) -> None:
+        """Starts a copy within device memory, from the address `source` to the address `target`."""
+        ...
+
     def begin_capture(self, stream: int) -> None:
         """Records what comes on `stream` instead of running it; concerns this thread alone."""
         ...

@@ -91,6 +91,10 @@ class PyCudaDevice:
         """Starts a copy of device memory to pinned host memory."""
         cuda.memcpy_dtoh_async(target, address, self._streams[stream])
 
+    def copy_device(self, target: int, source: int, num_bytes: int, stream: int) -> None:
+        """Starts a copy within device memory, from the address `source` to the address `target`."""
+        cuda.memcpy_dtod_async(target, source, num_bytes, self._streams[stream])
+
     def begin_capture(self, stream: int) -> None:
         """Refuses: PyCUDA has no stream capture; so the three below are never called."""
         raise CudaError("stream capture", "not supported", "PyCUDA has no CUDA graphs")

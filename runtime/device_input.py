@@ -19,8 +19,11 @@ from edgerpn.errors import InputError
 from edgerpn.manifest import Manifest
 from edgerpn.runtime.cuda_device import LEGACY_STREAM, Device
 
-_ON_GPU = (2, 3, 13)
-"""DLPack's device types that a GPU can read: CUDA, pinned host, managed."""
+ALIGNMENT = 256
+"""Bytes; TensorRT requires the address of every tensor to be a multiple (NvInferRuntime.h, setTensorAddress)."""
+
+_ON_GPU = (2, 13)
+"""DLPack's device types that are taken: CUDA, managed. Pinned host memory (3) is not: its owners refuse a stream."""
 _UINT8 = (1, 8, 1)
 """DLPack's code, bits and lanes of uint8."""
 
@@ -57,6 +60,11 @@ class DeviceFrames:
     """Stream to wait for before reading; nothing when the owner has seen to it."""
     owner: Any
     """What keeps the memory alive while it is held."""
+
+    @property
+    def is_aligned(self) -> bool:
+        """Whether they lie where a tensor may start; a part of aligned frames need not."""
+        return self.address % ALIGNMENT == 0
 
     def part(self, start: int, stop: int, frame_bytes: int) -> DeviceFrames:
         """The frames from `start` to `stop`."""

@@ -23,7 +23,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
@@ -34,8 +33,10 @@ from edgerpn.runtime.backend import Outputs
 from edgerpn.runtime.cuda_device import CudaError, Device
 from edgerpn.runtime.device_input import DeviceFrames
 from edgerpn.runtime.tensorrt_engine import TensorRtEngine
-from edgerpn.runtime.tensorrt_plan import Buffers, Plan
+from edgerpn.runtime.tensorrt_plan import Buffers, Plan, free_quietly
 
+_MOST_DIRECT_PLANS = 4
+"""Batch sizes of direct input that keep a context: sizes come and go with the embedder, and each costs memory."""
 _logger = logging.getLogger(__name__)
 
 
@@ -48,7 +49,11 @@ class Slot:
         self._engine = engine
         self._device = device
         self.stream = device.create_stream()
-        self._buffers = Buffers(device, manifest, ring.sizes[-1])
+        try:
+            self._buffers = Buffers(device, manifest, ring.sizes[-1])
+        except BaseException:
+            free_quietly(lambda: device.destroy_stream(self.stream))
+            raise
         self._plans: dict[int, Plan] = {}
         self._direct: dict[int, Plan] = {}
         self._running: tuple[int, int] | None = None
@@ -63,13 +68,16 @@ class Slot:
 
     def prepare(self, size: int) -> None:
         """Makes execution context and CUDA graph of a batch size ready; says why when there is no graph."""
-        plan = self._new_plan(size)
-        self._plans[size] = plan
         with self._ring.preparing:
-            reason = plan.capture()
-            self._engine.save_compiled()
-        if reason is not None:
-            self._ring.say_no_graph(reason)
+            plan = self._new_plan(size)
+            try:
+                plan.warm_up()
+                self._ring.say_no_graph(plan.capture())
+                self._engine.save_compiled()
+            except BaseException:
+                plan.close()
+                raise
+            self._plans[size] = plan
 
     def submit(self, num_frames: int | None = None) -> None:
         """Starts the work on the first `num_frames` of `frames` (None: all of them).
@@ -85,7 +93,10 @@ class Slot:
         self._start(lambda: self._plan(size).start(), size, num_frames)
 
     def submit_device(self, frames: DeviceFrames) -> None:
-        """Starts the work on frames in device memory, in place; their number must lie within the profile.
+        """Starts the work on frames in device memory; their number must lie within the profile.
+
+        They are read in place, unless they start where TensorRT's tensors must not: then they are copied, on the GPU,
+        into the slot's own memory.
 
         Raises:
             InferenceError: CUDA or the library refused.
@@ -96,12 +107,18 @@ class Slot:
             self._keep = frames
             if frames.producer is not None:
                 self._device.wait_for(self.stream, frames.producer)
-            if size not in self._direct:
-                # One context for direct input: sizes come and go with the embedder, and each costs memory.
-                for plan in self._direct.values():
-                    plan.close()
-                self._direct = {size: self._new_plan(size)}
-            self._direct[size].start(frames.address)
+            source = frames.address
+            if not frames.is_aligned:
+                source = self._buffers.copy_in(source, size, self.stream)
+            plan = self._direct_plan(size)
+            if plan.wants_graph(source):
+                with self._ring.preparing:
+                    self._ring.say_no_graph(plan.capture(source))
+            if plan.has_run:
+                plan.start(source)
+                return
+            with self._ring.preparing:
+                plan.start(source)
 
         self._start(start, size, size)
 
@@ -118,6 +135,7 @@ class Slot:
             with self._device.active():
                 self._device.synchronize(self.stream)
         except CudaError as error:
+            self._running = None  # what lies in the outputs is that of an older batch
             raise InferenceError(f"inference failed: {error}") from error
         finally:
             self._is_pending, self._keep = False, None
@@ -139,19 +157,18 @@ class Slot:
 
     def free(self) -> None:
         """Frees everything; called by the ring inside `Device.active()`."""
-        for plan in (*self._plans.values(), *self._direct.values()):
-            plan.close()
+        plans = (*self._plans.values(), *self._direct.values())
         self._plans, self._direct = {}, {}
+        for plan in plans:
+            plan.close()
         self._buffers.free()
-        self._device.destroy_stream(self.stream)
+        free_quietly(lambda: self._device.destroy_stream(self.stream))
 
     def __enter__(self) -> Slot:
         """Returns the slot."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Gives the slot back."""
         self.release()
 
@@ -160,22 +177,45 @@ class Slot:
             raise RuntimeError("the slot was given back; acquire one")
         if self._is_pending:
             raise RuntimeError("the slot is at work: call result before the next submit")
-        self._is_pending = True
-        self._running = (size, num_frames)
+        self._running, self._is_pending = None, True
         try:
             with self._device.active():
                 start()
+            self._running = (size, num_frames)
         except CudaError as error:
             raise InferenceError(f"a batch of {num_frames} cannot be started: {error}") from error
         except InferenceError as error:
             raise InferenceError(f"{error}: {self._engine.reason()}") from error
         except EngineLoadError as error:
             raise InferenceError(str(error)) from error
+        finally:
+            if self._running is None:
+                self._abandon()
+
+    def _abandon(self) -> None:
+        """Waits for what was started of a batch that failed, so that the slot can be used again."""
+        try:
+            with self._device.active():
+                self._device.synchronize(self.stream)
+        except CudaError as error:
+            _logger.debug("a batch that could not be started was dropped: %s", error)
+        finally:
+            self._is_pending, self._keep = False, None
 
     def _plan(self, size: int) -> Plan:
         if size not in self._plans:
             self.prepare(size)
         return self._plans[size]
+
+    def _direct_plan(self, size: int) -> Plan:
+        """The context of a batch size for direct input; the one that was not used for longest makes room."""
+        plan = self._direct.pop(size, None)
+        if plan is None:
+            while len(self._direct) >= _MOST_DIRECT_PLANS:
+                self._direct.pop(next(iter(self._direct))).close()
+            plan = self._new_plan(size)
+        self._direct[size] = plan
+        return plan
 
     def _new_plan(self, size: int) -> Plan:
         with self._ring.preparing:
@@ -239,9 +279,9 @@ class SlotRing:
                 return
         self._free_slots([slot])
 
-    def say_no_graph(self, reason: str) -> None:
+    def say_no_graph(self, reason: str | None) -> None:
         """Logs, once, that work is started piece by piece, and why."""
-        if not self._has_said_no_graph:
+        if reason is not None and not self._has_said_no_graph:
             self._has_said_no_graph = True
             _logger.warning("runs without CUDA graphs, which costs launch time: %s", reason)
 
@@ -254,9 +294,9 @@ class SlotRing:
         self._free_slots(slots)
 
     def _free_slots(self, slots: list[Slot]) -> None:
-        try:
+        def free() -> None:
             with self._device.active():
                 for slot in slots:
                     slot.free()
-        except CudaError as error:
-            _logger.warning("GPU memory could not be freed: %s", error)
+
+        free_quietly(free)

@@ -2,7 +2,8 @@
 
 It is no GPU and proves nothing about one. It lets the runner's own logic run: slots, threads, batches, capture, errors.
 It is stricter than the real thing where that finds mistakes: work on a stream is done at `synchronize` and not before,
-every call outside `active()` fails, and copies must lie inside memory that is allocated.
+every call outside `active()` fails, copies must lie inside memory that is allocated, and tensors start at multiples of
+256 bytes.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class HostDevice:
         self.graphs: dict[int, list[Work]] = {}
         self.calls: list[str] = []
         self.failing: dict[str, str] = {}
+        self.failing_at: dict[tuple[str, int], str] = {}
         self.lock = threading.RLock()
         self._handles = itertools.count(100)
         self._local = threading.local()
@@ -58,8 +60,9 @@ class HostDevice:
         if not getattr(self._local, "depth", 0):
             raise CudaError(name, "CUDA_ERROR_INVALID_CONTEXT")
         self.calls.append(name)
-        if name in self.failing:
-            raise CudaError(name, self.failing[name])
+        error = self.failing.get(name) or self.failing_at.get((name, self.calls.count(name)))
+        if error is not None:
+            raise CudaError(name, error)
 
     def view(self, address: int, num_bytes: int) -> npt.NDArray[np.uint8]:
         """Memory at an address; it must lie inside what is allocated."""
@@ -75,7 +78,7 @@ class HostDevice:
 
     def allocate(self, num_bytes: int) -> int:
         self._called("allocate")
-        return self.adopt(np.full(num_bytes, 0xAB, np.uint8))
+        return self.adopt(aligned(np.full(num_bytes, 0xAB, np.uint8)))
 
     def free(self, address: int) -> None:
         self._called("free")
@@ -83,7 +86,7 @@ class HostDevice:
 
     def allocate_host(self, num_bytes: int, *, is_mapped: bool) -> HostBuffer:
         self._called("allocate_host")
-        array = np.full(num_bytes, 0xCD, np.uint8)
+        array = aligned(np.full(num_bytes, 0xCD, np.uint8))
         if is_mapped:
             self.adopt(array)
         return HostBuffer(array, int(array.ctypes.data) if is_mapped else None)
@@ -125,6 +128,11 @@ class HostDevice:
         self._called("download")
         source = self.view(address, target.nbytes)
         self.enqueue(stream, lambda: np.copyto(target, source))
+
+    def copy_device(self, target: int, source: int, num_bytes: int, stream: int) -> None:
+        self._called("copy_device")
+        to, origin = self.view(target, num_bytes), self.view(source, num_bytes)
+        self.enqueue(stream, lambda: np.copyto(to, origin))
 
     def begin_capture(self, stream: int) -> None:
         self._called("begin_capture")
@@ -183,7 +191,9 @@ class Context:
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         smallest, _, largest = self._engine.profile
-        assert smallest <= shape[0] <= largest, f"batch {shape[0]} lies outside the profile"
+        if self._engine.library.refuses_shape or not smallest <= shape[0] <= largest:
+            self._engine.log.log(ILogger.ERROR, f"the stand-in refuses the shape {shape}")
+            return False
         self._shape = shape
         return True
 
@@ -191,12 +201,18 @@ class Context:
         return self._shape if name == "frames" else (self._shape[0], *self._engine.get_tensor_shape(name)[1:])
 
     def set_tensor_address(self, name: str, address: int) -> bool:
+        if address % 256 or name in self._engine.library.refused_addresses:
+            self._engine.log.log(ILogger.ERROR, f"the stand-in refuses the address {address:#x}")
+            return False
         self._addresses[name] = address
         return True
 
     def execute_async_v3(self, stream: int) -> bool:
         device, rules = self._engine.library.device, self._engine.library
         is_captured = stream in device.captures
+        rules.events.append("recorded" if is_captured else "enqueued")
+        if is_captured and rules.interrupts_capture is not None:
+            raise rules.interrupts_capture
         if rules.refuses or (is_captured and rules.refuses_capture):
             self._engine.log.log(ILogger.ERROR, "the stand-in refuses to run")
             if is_captured:
@@ -291,7 +307,11 @@ class Library:
         self.device = device
         self.is_rtx = is_rtx
         self.profile = (1, 2, 4)
-        self.refuses = self.refuses_capture = self.refuses_context = False
+        self.refuses = self.refuses_capture = self.refuses_context = self.refuses_shape = False
+        self.refused_addresses: set[str] = set()
+        self.interrupts_capture: BaseException | None = None
+        self.has_host_code = False
+        self.host_code_allowed: list[bool] = []
         self.is_capturable = True
         self.events: list[str] = []
         self.cache = Cache()
@@ -301,8 +321,13 @@ class Library:
         class Runtime:
             def __init__(self, log: Any) -> None:
                 self.log = log
+                self.engine_host_code_allowed = False
 
             def deserialize_cuda_engine(self, data: bytes) -> Engine | None:
+                library.host_code_allowed.append(self.engine_host_code_allowed)
+                if library.has_host_code and not self.engine_host_code_allowed:
+                    self.log.log(ILogger.ERROR, "the stand-in found host code that is not allowed")
+                    return None
                 try:
                     return Engine(library, data, self.log)
                 except onnxruntime.capi.onnxruntime_pybind11_state.InvalidProtobuf:
@@ -323,6 +348,15 @@ class Library:
     def opened(self) -> TensorRtLibrary:
         """As the runner takes it."""
         return TensorRtLibrary(name="tensorrt-rtx" if self.is_rtx else "tensorrt", module=self.module)
+
+
+def aligned(array: npt.NDArray[np.uint8], offset: int = 0) -> npt.NDArray[np.uint8]:
+    """A copy that starts `offset` bytes after a multiple of 256, as memory of CUDA does at 0."""
+    room = np.empty(array.nbytes + 512, np.uint8)
+    start = -room.ctypes.data % 256 + offset
+    copy = room[start : start + array.nbytes].reshape(array.shape)
+    copy[...] = array
+    return copy
 
 
 class OnGpu:

@@ -42,7 +42,7 @@ def painted(paint: Callable[..., Image]) -> Image:
 def test_device_memory_is_read_in_place(
     backend: TensorRtBackend, standin: ModuleType, device: Any, painted: Image, protocol: str, num_frames: int
 ) -> None:
-    frames = painted[:num_frames].copy()
+    frames = standin.aligned(painted[:num_frames])
     wanted = backend.infer(frames)
     device.calls.clear()
     for _ in range(3):
@@ -50,12 +50,13 @@ def test_device_memory_is_read_in_place(
         for one, other in zip(found, wanted, strict=True):
             np.testing.assert_array_equal(one, other)
     assert "upload" not in device.calls
+    assert "copy_device" not in device.calls
 
 
 def test_the_same_memory_is_captured_at_the_second_call_and_launched_from_then_on(
     backend: TensorRtBackend, standin: ModuleType, device: Any, painted: Image
 ) -> None:
-    frames = painted[:1].copy()
+    frames = standin.aligned(painted[:1])
     counts = []
     for index in range(4):
         frames[:] = painted[index]
@@ -68,11 +69,95 @@ def test_the_same_memory_is_captured_at_the_second_call_and_launched_from_then_o
 def test_memory_that_changes_every_time_is_never_captured(
     backend: TensorRtBackend, standin: ModuleType, device: Any, painted: Image
 ) -> None:
-    first, second = painted[:1].copy(), painted[1:2].copy()
+    first, second = standin.aligned(painted[:1]), standin.aligned(painted[1:2])
     for _ in range(3):
         assert backend.infer_device(standin.OnGpu(device, first))[2].tolist() == [1]
         assert backend.infer_device(standin.OnGpu(device, second))[2].tolist() == [2]
     assert "begin_capture" not in device.calls
+
+
+@pytest.mark.parametrize("reason", ["driver", "library", "interrupt"])
+def test_a_capture_that_fails_is_not_tried_again_and_runs_nothing_twice(
+    standin: ModuleType, device: Any, make_engine: MakeModel, tmp_path: Path, painted: Image, reason: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    library = standin.Library(device)
+    backend = TensorRtBackend(make_engine(tmp_path), library=library.opened(), device=device, num_slots=1)
+    array = standin.OnGpu(device, standin.aligned(painted[:1]))
+    backend.infer_device(array)
+    if reason == "driver":
+        device.failing["begin_capture"] = "CUDA_ERROR_NOT_SUPPORTED"
+    library.refuses_capture = reason == "library"
+    if reason == "interrupt":
+        library.interrupts_capture = KeyboardInterrupt()
+        with pytest.raises(KeyboardInterrupt):
+            backend.infer_device(array)
+        assert device.captures == {}
+        library.interrupts_capture = None
+    library.events.clear()
+    device.calls.clear()
+    for _ in range(6):
+        assert backend.infer_device(array)[2].tolist() == [1]
+    if reason == "interrupt":
+        assert library.events == ["recorded"]
+    else:
+        assert library.events.count("enqueued") == 6
+        assert device.calls.count("begin_capture") == 1
+        assert "runs without CUDA graphs" in caplog.text
+    backend.close()
+
+
+def test_a_provider_without_graphs_is_asked_for_none(
+    standin: ModuleType, make_engine: MakeModel, tmp_path: Path, painted: Image
+) -> None:
+    device = standin.HostDevice(why_no_graphs="PyCUDA has none")
+    library = standin.Library(device)
+    backend = TensorRtBackend(make_engine(tmp_path), library=library.opened(), device=device, num_slots=1)
+    array = standin.OnGpu(device, standin.aligned(painted[:1]))
+    library.events.clear()
+    for _ in range(4):
+        backend.infer_device(array)
+    assert library.events.count("enqueued") == 4
+    assert "begin_capture" not in device.calls
+    backend.close()
+
+
+@pytest.mark.parametrize("can_share_memory", [False, True])
+def test_frames_where_no_tensor_may_start_are_copied_on_the_gpu(
+    standin: ModuleType, make_engine: MakeModel, tmp_path: Path, painted: Image, can_share_memory: bool
+) -> None:
+    device = standin.HostDevice(can_share_memory=can_share_memory)
+    library = standin.Library(device).opened()
+    backend = TensorRtBackend(make_engine(tmp_path), library=library, device=device, num_slots=1)
+    wanted = backend.infer(painted)
+    array = standin.OnGpu(device, standin.aligned(painted, offset=16))
+    for _ in range(3):
+        for one, other in zip(backend.infer_device(array), wanted, strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert device.calls.count("copy_device") == 6  # two parts of six frames
+    backend.close()
+
+
+def test_parts_of_other_sizes_keep_their_contexts(
+    standin: ModuleType, device: Any, make_engine: MakeModel, tmp_path: Path, painted: Image
+) -> None:
+    library = standin.Library(device)
+    library.profile = (1, 2, 5)
+    backend = TensorRtBackend(
+        make_engine(tmp_path, profile=(1, 2, 5)), library=library.opened(), device=device, num_slots=1
+    )
+    arrays = [standin.OnGpu(device, standin.aligned(painted[:size])) for size in (1, 2, 3, 4, 5)]
+    before = library.events.count("context")
+    for _ in range(3):
+        for array in arrays[:4]:
+            backend.infer_device(array)
+    assert library.events.count("context") - before == 4
+    backend.infer_device(arrays[4])
+    backend.infer_device(arrays[1])
+    assert library.events.count("context") - before == 5
+    backend.infer_device(arrays[0])  # the one that made room
+    assert library.events.count("context") - before == 6
+    backend.close()
 
 
 @pytest.mark.parametrize(
@@ -119,6 +204,7 @@ def test_dlpack_is_asked_for_the_slots_stream_and_its_capsule_is_not_consumed(
     ("make", "message"),
     [
         (lambda s, d, a: a, "DLPack device type 1.*`infer`"),
+        (lambda s, d, a: s.OnGpuDlpack(d, a, (3, 0)), "DLPack device type 3"),
         (lambda s, d, a: "frames", "got str, which has neither"),
         (lambda s, d, a: s.OnGpu(d, a.astype(np.float32)), "expected dtype uint8.*<f4"),
         (lambda s, d, a: s.OnGpu(d, a[:, :, :, ::-1]), "C-contiguous array, got strides"),

@@ -393,3 +393,65 @@ def test_wrong_frames_are_refused(bench: Bench, make_engine: MakeModel, tmp_path
     with pytest.raises(ValueError, match="num_slots"):
         bench.load(make_engine(tmp_path), num_slots=0)
     backend.close()
+
+
+@pytest.mark.parametrize("what", ["shape", "address"])
+def test_what_the_library_refuses_of_a_context_is_an_error(
+    bench: Bench, make_engine: MakeModel, tmp_path: Path, painted: Image, what: str
+) -> None:
+    backend = bench.load(make_engine(tmp_path), num_slots=1)
+    bench.library.refuses_shape = what == "shape"
+    bench.library.refused_addresses = {"scores"} if what == "address" else set()
+    with pytest.raises(InferenceError, match=rf"the library refused .*: the stand-in refuses the {what}"):
+        backend.infer(painted[:2])
+    bench.library.refuses_shape, bench.library.refused_addresses = False, set()
+    assert backend.infer(painted[1:3])[2].tolist() == [1, 2]
+    backend.close()
+
+
+def test_a_batch_that_failed_has_no_result(
+    bench: Bench, make_engine: MakeModel, tmp_path: Path, painted: Image
+) -> None:
+    backend = bench.load(make_engine(tmp_path, batch=1), num_slots=1)
+    with backend.acquire() as slot:
+        slot.frames[0] = painted[3]
+        slot.submit()
+        assert slot.result()[2].tolist() == [3]
+        for call, failing in (("launch_graph", slot.submit), ("synchronize", slot.result)):
+            if call == "synchronize":
+                slot.submit()
+            bench.device.failing[call] = "CUDA_ERROR_UNKNOWN"
+            with pytest.raises(InferenceError):
+                failing()
+            bench.device.failing.clear()
+            with pytest.raises(RuntimeError, match="call submit before result"):
+                slot.result()
+        bench.device.drain(slot.stream)
+        slot.frames[0] = painted[4]
+        slot.submit()
+        assert slot.result()[2].tolist() == [4]
+    backend.close()
+
+
+@pytest.mark.parametrize(
+    "call", [("allocate", 1), ("allocate", 2), ("allocate", 4), ("allocate_host", 2), ("create_stream", 2)]
+)
+def test_a_load_that_fails_leaves_nothing_behind(
+    bench: Bench, make_engine: MakeModel, tmp_path: Path, call: tuple[str, int]
+) -> None:
+    bench.device.failing_at[call] = "CUDA_ERROR_OUT_OF_MEMORY"
+    with pytest.raises(EngineLoadError, match="memory is full"):
+        bench.load(make_engine(tmp_path))
+    assert bench.device.memory == bench.device.queues == bench.device.graphs == {}
+
+
+def test_what_cannot_be_freed_does_not_keep_the_rest(
+    bench: Bench, make_engine: MakeModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend = bench.load(make_engine(tmp_path, batch=1))
+    bench.device.failing_at["free", 1] = "CUDA_ERROR_UNKNOWN"
+    bench.device.failing_at["destroy_graph", 1] = "CUDA_ERROR_UNKNOWN"
+    backend.close()
+    assert bench.device.queues == {}
+    assert len(bench.device.memory) == len(bench.device.graphs) == 1
+    assert caplog.text.count("could not be freed") == 2
