@@ -13,6 +13,7 @@ artifact:
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ READABLE = (1, 2)
 """Schema numbers that this version reads; schema 2 only adds fields."""
 
 __all__ = [
+    "DIGEST_KEY",
     "METADATA_KEY",
     "READABLE",
     "SCHEMA",
@@ -57,10 +59,12 @@ __all__ = [
     "ProposalSpec",
     "Provenance",
     "RecallSpec",
+    "check_seal",
     "is_manifest",
     "manifest_path",
     "parse",
     "read",
+    "seal",
     "standard_outputs",
     "stem",
     "write",
@@ -68,6 +72,12 @@ __all__ = [
 
 METADATA_KEY = "edgerpn.manifest"
 """Key of the manifest's JSON text in an ONNX file's `metadata_props`."""
+
+
+DIGEST_KEY = "edgerpn.sha256"
+"""Key of the digest in an ONNX file's `metadata_props` by which a file that travels alone is checked, see `seal`."""
+
+_NO_DIGEST = b"0" * 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,7 +175,7 @@ def parse(text: str, *, source: str) -> Manifest:
     """
     try:
         values = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ManifestError(f"{source}: not a manifest: {error}. Export the model again to rewrite it.") from error
     if not isinstance(values, dict) or "schema" not in values:
         raise ManifestError(f"{source}: not a manifest: expected a JSON object with the key 'schema'")
@@ -178,6 +188,43 @@ def parse(text: str, *, source: str) -> Manifest:
         return settings.from_dict(Manifest, _without_nulls(values), source=source)
     except ConfigError as error:
         raise ManifestError(f"{error}\nThe manifest is malformed; export the model again.") from error
+
+
+def seal(data: bytes) -> bytes:
+    """Puts the SHA-256 of an ONNX file into the file itself.
+
+    Args:
+        data: The file's bytes, in which the digest's place holds 64 zeros, once.
+
+    Returns:
+        The bytes with the digest in that place. It is of the bytes with the zeros.
+    """
+    if data.count(_NO_DIGEST) != 1:
+        raise ValueError(f"data: expected one place for a digest, got {data.count(_NO_DIGEST)}")
+    return data.replace(_NO_DIGEST, hashlib.sha256(data).hexdigest().encode("ascii"))
+
+
+def check_seal(path: Path, digest: str | None) -> bool:
+    """Whether a file that travels without its manifest file is what was sealed.
+
+    Args:
+        path: The ONNX file.
+        digest: What its metadata hold under `DIGEST_KEY`; None when there is none.
+
+    Returns:
+        Whether it could be checked at all.
+
+    Raises:
+        ArtifactMismatchError: A byte has changed.
+    """
+    if digest is None:
+        return False
+    data = path.read_bytes().replace(digest.encode("ascii", "replace"), _NO_DIGEST)
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise ArtifactMismatchError(
+            f"{path}: damaged: its bytes are not those that were exported. Copy the file again, or export again."
+        )
+    return True
 
 
 def is_manifest(path: Path) -> bool:

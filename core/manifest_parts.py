@@ -190,6 +190,12 @@ class ProfileSpec:
     max_batch: int
     """Largest batch that it takes."""
 
+    def __post_init__(self) -> None:
+        """Checks the order."""
+        if not 1 <= self.min_batch <= self.opt_batch <= self.max_batch:
+            got = f"{self.min_batch}, {self.opt_batch}, {self.max_batch}"
+            raise ValueError(f"min_batch, opt_batch, max_batch: expected rising numbers from 1 on, got {got}")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerSpec:
@@ -250,6 +256,8 @@ class EngineSpec:
         """Checks the numbers that a runtime compares with what it finds."""
         if not re.fullmatch(r"\d+(\.\d+)+", self.library_version):
             raise ValueError(f"library_version: expected numbers such as 10.3.0.26, got {self.library_version!r}")
+        if not self.compute_capabilities:
+            raise ValueError("compute_capabilities: expected at least one, got none")
         for capability in self.compute_capabilities:
             if not re.fullmatch(r"\d+\.\d+", capability):
                 raise ValueError(f"compute_capabilities: expected numbers such as 8.7, got {capability!r}")

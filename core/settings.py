@@ -54,7 +54,7 @@ def load(
     for file in files:
         config = _build(cls, _read_toml(Path(file)), str(file), config)
     if overrides:
-        config = _build(cls, _nest(overrides), "--set", config)
+        config = _build(cls, _nest(overrides), "command line", config)
     return config
 
 
@@ -100,7 +100,7 @@ def _nest(overrides: Sequence[str]) -> dict[str, Any]:
         elif not _put(tables, path.split("."), _toml_value(text.strip())):
             problems.append(f"{path}: one override gives it a value, another one gives it keys of its own")
     if problems:
-        raise ConfigError(problems, source="--set")
+        raise ConfigError(problems, source="command line")
     return tables
 
 

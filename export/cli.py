@@ -90,6 +90,8 @@ def run(arguments: argparse.Namespace) -> int:
     missing = [name for name, value in names if value is None]
     if missing:
         raise ConfigError([f"{' and '.join(missing)}: needed, see `edgerpn export --help`"])
+    if arguments.calibration is not None and config.precision != "int8":
+        raise ConfigError([f"--calibration is for --precision int8, the precision asked for is {config.precision}"])
     from edgerpn.export.recall_meter import RecallMeter
     from edgerpn.export.to_onnx import NUM_CHAIN_IMAGES, export_onnx
     from edgerpn.train.checkpoint import load_checkpoint
@@ -188,5 +190,6 @@ def parity_images(folder: Path | None, images: Path | None, *, most: int = NUM_P
             "with --data DIR (val.json and images/) or a folder of photographs with --images DIR"
         )
     if not found:
-        raise ExportError(f"{images or folder}: no images to compare the graph with PyTorch on")
+        what = "this folder does not exist" if not (images or folder).is_dir() else "no photographs in it"
+        raise ExportError(f"{images or folder}: {what}; expected a folder of photographs to compare on")
     return spread(found, most)

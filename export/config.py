@@ -14,6 +14,8 @@ Calibration = Literal["entropy", "percentile"]
 TARGETS: tuple[Target, ...] = ("onnxruntime", "tensorrt", "tensorrt-rtx")
 NMS: tuple[Nms, ...] = ("standard", "portable")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+MAX_SIDE_PX = 8192
+"""Largest side of frames and networks, pixels; the largest cameras have 7680."""
 MAX_AR_DROP: dict[Precision, float] = {"fp16": 0.5, "int8": 1.0}
 """Points of AR@100 that a precision may lose when `max_ar_drop` is not set."""
 
@@ -78,8 +80,10 @@ class ExportConfig:
             raise ValueError(f"score_threshold: expected 0 to below 1, got {self.score_threshold}")
         for name in ("network_hw", "source_hw"):
             size = getattr(self, name)
-            if size is not None and min(size) < 32:
-                raise ValueError(f"{name}: expected at least 32 pixels a side, got {size}")
+            if size is not None and not (min(size) >= 32 and max(size) <= MAX_SIDE_PX):
+                raise ValueError(f"{name}: expected 32 to {MAX_SIDE_PX} pixels a side, got {size}")
+        if self.target == "tensorrt-rtx" and self.nms == "standard":
+            raise ValueError("nms: tensorrt-rtx has no NonMaxSuppression; expected portable, got standard")
 
     @property
     def fixed_batch(self) -> int | None:

@@ -16,7 +16,7 @@ import edgerpn.manifest
 from edgerpn import settings
 from edgerpn.arguments import size_argument
 from edgerpn.errors import EngineLoadError, MissingDependencyError, require
-from edgerpn.manifest import METADATA_KEY, Manifest
+from edgerpn.manifest import DIGEST_KEY, METADATA_KEY, Manifest
 
 if TYPE_CHECKING:
     import onnx
@@ -154,7 +154,8 @@ def _load_onnx(file: Path) -> onnx.ModelProto | None:
     except MissingDependencyError:
         return None
     try:
-        return library.load(file)
+        # Weights in other files are not needed to count operations.
+        return library.load(file, load_external_data=False)
     except protobuf.DecodeError as error:
         raise EngineLoadError(
             f"{file}: not an ONNX file, or damaged: {error}. Copy it again, or export again."
@@ -164,9 +165,12 @@ def _load_onnx(file: Path) -> onnx.ModelProto | None:
 def _manifest(file: Path, proto: onnx.ModelProto | None) -> Manifest:
     """The manifest beside the file, or the one inside an ONNX file that travels alone."""
     if proto is not None and not edgerpn.manifest.manifest_path(file).is_file():
-        text = next((p.value for p in proto.metadata_props if p.key == METADATA_KEY), None)
-        if text is not None:
-            return edgerpn.manifest.parse(text, source=f"{file} (metadata)")
+        from edgerpn.export.limits_graph import metadata
+
+        properties = metadata(file, proto)
+        if METADATA_KEY in properties:
+            edgerpn.manifest.check_seal(file, properties.get(DIGEST_KEY))
+            return edgerpn.manifest.parse(properties[METADATA_KEY], source=f"{file} (metadata)")
     return edgerpn.manifest.read(file)
 
 

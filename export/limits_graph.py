@@ -17,7 +17,7 @@ from onnx.reference import ReferenceEvaluator
 
 from edgerpn import manifest as manifests
 from edgerpn.errors import EngineLoadError
-from edgerpn.manifest import METADATA_KEY, Manifest
+from edgerpn.manifest import DIGEST_KEY, METADATA_KEY, Manifest
 
 Shape = tuple[int | None, ...]
 """Sizes of the axes; None where the size is open."""
@@ -50,11 +50,25 @@ def read_onnx(path: Path) -> tuple[onnx.ModelProto, Manifest | None]:
     # Before the file is parsed: of a damaged copy of ours, the hash says more than the parser.
     manifest = manifests.read(path) if manifests.is_manifest(sidecar) else None
     proto = _parse(path)
-    text = {entry.key: entry.value for entry in proto.metadata_props}.get(METADATA_KEY)
+    properties = metadata(path, proto)
+    text = properties.get(METADATA_KEY)
     if manifest is None and text is not None:
         # A file of ours with something else beside it: its manifest was damaged, and reading it says how.
         manifest = manifests.read(path) if sidecar.is_file() else manifests.parse(text, source=f"{path} (metadata)")
+        manifests.check_seal(path, properties.get(DIGEST_KEY))
     return proto, manifest
+
+
+def metadata(path: Path, proto: onnx.ModelProto) -> dict[str, str]:
+    """The metadata of an ONNX file.
+
+    Raises:
+        EngineLoadError: They are not text.
+    """
+    try:
+        return {entry.key: entry.value for entry in proto.metadata_props}
+    except UnicodeDecodeError as error:
+        raise EngineLoadError(f"{path}: damaged: its metadata are not text. Copy it again, or export again.") from error
 
 
 def _parse(path: Path) -> onnx.ModelProto:
@@ -62,6 +76,9 @@ def _parse(path: Path) -> onnx.ModelProto:
         data = path.read_bytes()
     except OSError as error:
         raise EngineLoadError(f"{path}: cannot be read: {error.strerror}") from error
+    if path.suffix in (".engine", ".plan", ".pt", ".pth"):
+        what = "a checkpoint" if path.suffix in (".pt", ".pth") else "an engine"
+        raise EngineLoadError(f"{path}: this is {what}; expected the ONNX file of `edgerpn export`")
     if not data:
         raise EngineLoadError(f"{path}: the file is empty; copy or export it again")
     try:

@@ -162,7 +162,7 @@ def quantization(view: GraphView, limits: Limits) -> Iterator[Violation]:
 def _quantize(node: onnx.NodeProto, found: str, limit: str) -> Violation:
     return Violation(
         severity="error", rule="quantize", node=title(node), found=found, limit=limit,
-        fix="quantize symmetrically to int8; edgerpn export --precision int8 does",
+        fix="quantize symmetrically to int8; edgerpn export --target tensorrt --precision int8 does",
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import onnxscript
 import edgerpn.manifest
 from edgerpn import files
 from edgerpn.export.config import ExportConfig
-from edgerpn.manifest import METADATA_KEY, AnchorSpec, InputSpec, Manifest, ProposalSpec, Provenance
+from edgerpn.manifest import DIGEST_KEY, METADATA_KEY, AnchorSpec, InputSpec, Manifest, ProposalSpec, Provenance
 from edgerpn.train.checkpoint import Checkpoint, versions
 from edgerpn.train.proposals import ProposalConfig
 
@@ -78,6 +78,15 @@ def describe(
             versions=tuple(sorted({**versions(), **packages}.items())),
         ),
     )
+
+
+def save_sealed(proto: onnx.ModelProto, manifest: Manifest, file: Path) -> None:
+    """Writes the graph with its manifest and the digest by which a copy without its manifest file is checked."""
+    embed(proto, manifest)
+    onnx.helper.set_model_props(
+        proto, {**{entry.key: entry.value for entry in proto.metadata_props}, DIGEST_KEY: "0" * 64}
+    )
+    file.write_bytes(edgerpn.manifest.seal(proto.SerializeToString()))
 
 
 def embed(proto: onnx.ModelProto, manifest: Manifest) -> None:

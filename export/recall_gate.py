@@ -81,7 +81,7 @@ class RecallGate:
         for cost in costs[:-1] if self.reduction.config.fallback and is_above_good else ():
             self.kept.append(cost.block)
             result = self.reduction.build(self.kept)
-            if self._measure(result, self.name, f" with {cost.block} in {above}"):
+            if self._measure(result, self.name, f" with {', '.join(self.kept)} in {above}"):
                 return result
         raise self._error(costs)
 
@@ -111,7 +111,7 @@ class RecallGate:
         lost = self._lost(name)
         self.say(
             f"{name}{what}: AR@100 {100 * self.ar100['fp32']:.2f} -> {100 * self.ar100[name]:.2f} on "
-            f"{self.meter.num_images} images, {lost:.2f} points lost, {self.budget:g} allowed"
+            f"{self.meter.num_images} images, {_change(lost)}, {self.budget:g} may be lost"
         )
         return lost <= self.budget
 
@@ -141,6 +141,10 @@ class RecallGate:
         other = "entropy" if self.reduction.config.calibration == "percentile" else "percentile"
         more = "calibrate on more photographs like those that the model will see"
         return [more, f"--set calibration={other}", "--precision fp16", allow]
+
+
+def _change(lost: float) -> str:
+    return f"{lost:.2f} points lost" if lost > 0 else f"{-lost:.2f} points won"
 
 
 def points(difference: float) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx
 
 from edgerpn.export.evaluate import Evaluation, evaluate_model
+from edgerpn.manifest import DIGEST_KEY
 from edgerpn.manifest_parts import RecallSpec
 from edgerpn.train.coco import read_coco
 
@@ -55,5 +56,10 @@ class RecallMeter:
     def _measure(self, proto: onnx.ModelProto, limit: int) -> Evaluation:
         with tempfile.TemporaryDirectory(prefix="edgerpn-recall-") as folder:
             file = Path(folder) / "graph.onnx"
-            onnx.save(proto, file)
+            # The digest of the file that the graph comes from is not that of this one.
+            unsealed = onnx.ModelProto()
+            unsealed.CopyFrom(proto)
+            properties = {entry.key: entry.value for entry in proto.metadata_props if entry.key != DIGEST_KEY}
+            onnx.helper.set_model_props(unsealed, properties)
+            onnx.save(unsealed, file)
             return evaluate_model(file, self._annotations, self._images, limit=limit)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from edgerpn.export.golden_frames import make_golden
 from edgerpn.export.graph import export_module, network_hw, proposal_config
 from edgerpn.export.limits import oldest_target, refuse_violations
 from edgerpn.export.onnx_graph import export_detector
-from edgerpn.export.onnx_manifest import describe, embed
+from edgerpn.export.onnx_manifest import describe, embed, save_sealed
 from edgerpn.export.parity import ParityReport, check_parity, network_frame
 from edgerpn.export.photographs import spread
 from edgerpn.export.precision import Photographs, reduce_precision
@@ -99,7 +100,7 @@ def export_onnx(
     say(f"exporting {network.title} for {config.target}, {config.resolved_nms} NMS")
     proto = network.export(config)  # step 2
     manifest = network.describe(config, name=output.stem, nms_chain=chain)
-    with files.replacing(output) as temporary:
+    with _naming(output), files.replacing(output) as temporary:
         onnx.save(proto, temporary)
         compared = spread(images, NUM_PARITY_IMAGES)
         parity = check_parity(network.reference, temporary, compared, batch=config.fixed_batch)  # step 3
@@ -110,12 +111,11 @@ def export_onnx(
             photographs = Photographs(samples=images, calibration=calibration, meter=meter)
             proto, measurable, manifest = _reduce(proto, manifest, config, photographs, say)
         for warning in refuse_violations(proto, oldest_target(config.target), manifest, where=output.name):  # step 5
-            say(f"warning: {warning.text()}")
+            say(warning.text())
         if meter is not None:  # step 6
             manifest = manifest.replace(recall=_recall(measurable, manifest, meter))
         expected = _golden(network.reference, measurable, manifest, images)
-        embed(proto, manifest)
-        onnx.save(proto, temporary)
+        save_sealed(proto, manifest, temporary)
         _self_test(temporary, expected)
     golden.golden_path(output).unlink(missing_ok=True)
     if config.golden:
@@ -162,6 +162,21 @@ class _Network:
 
     def describe(self, config: ExportConfig, *, name: str, nms_chain: int | None) -> Manifest:
         return describe(self.file, self.checkpoint, config, self.proposals, self.hw, name=name, nms_chain=nms_chain)
+
+
+@contextlib.contextmanager
+def _naming(output: Path) -> Iterator[None]:
+    """Turns a full disk and the like, of which libraries do not say where, into an error that does.
+
+    Raises:
+        ExportError: The output cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error.filename, (str, os.PathLike)) and Path(error.filename).parent != output.parent:
+            raise
+        raise ExportError(f"{output}: cannot be written: {error.strerror or error}") from error
 
 
 def _check_output(output: Path) -> None:

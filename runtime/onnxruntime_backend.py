@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from edgerpn import manifest as manifests
 from edgerpn.errors import ArtifactMismatchError, EngineLoadError, InferenceError, ManifestError, require
-from edgerpn.manifest import METADATA_KEY, Manifest
+from edgerpn.manifest import DIGEST_KEY, METADATA_KEY, Manifest
 from edgerpn.runtime.backend import Outputs, Provider, available_cores, check_frames, check_outputs
 
 _CPU = "CPUExecutionProvider"
@@ -234,12 +234,18 @@ def _open_session(
 
 
 def _manifest_inside(path: Path, session: Any) -> Manifest:
-    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    try:
+        properties = session.get_modelmeta().custom_metadata_map
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{path}: damaged: its metadata are not text. Copy it again, or export again.") from error
+    text = properties.get(METADATA_KEY)
     if text is None:
         raise ManifestError(
             f"{path}: not a model of ours: {manifests.manifest_path(path).name} is not beside it, and it holds no "
             f"metadata {METADATA_KEY!r}. Export it with edgerpn export."
         )
+    if not manifests.check_seal(path, properties.get(DIGEST_KEY)):
+        _logger.info("%s: its manifest is not beside it, so it was not checked whether the file is whole", path)
     return manifests.parse(text, source=f"{path} (metadata)")
 
 

@@ -77,7 +77,7 @@ def test_the_command_measures_recall_on_the_training_folder(exported: GetExport,
         (["--target", "tensorrt", "--pre-nms", "5000"], "use --pre-nms 3840 or less"),
         (["--iou", "1.5"], "nms_iou"),
         (["--data", "nowhere"], "expected a folder with val.json and images/"),
-        (["--images", "nowhere"], "no images to compare"),
+        (["--images", "nowhere"], "this folder does not exist"),
     ],
 )
 def test_what_cannot_be_exported_ends_with_status_1_and_writes_nothing(

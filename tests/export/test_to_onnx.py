@@ -16,12 +16,13 @@ import pytest
 import edgerpn.golden
 import edgerpn.manifest
 from edgerpn import files
-from edgerpn.errors import ExportError, ParityError
+from edgerpn.__main__ import main
+from edgerpn.errors import ArtifactMismatchError, ExportError, ManifestError, ParityError
 from edgerpn.export.config import ExportConfig
 from edgerpn.export.onnx_graph import IR_VERSION
 from edgerpn.export.recall_meter import RecallMeter
 from edgerpn.export.to_onnx import export_onnx
-from edgerpn.manifest import METADATA_KEY, Precision, RecallSpec
+from edgerpn.manifest import DIGEST_KEY, METADATA_KEY, Precision, RecallSpec
 from edgerpn.runtime import load, onnxruntime_backend
 
 GetExport = Callable[[str], Any]
@@ -106,8 +107,9 @@ def test_batch_norm_and_deviation_are_folded(name: str, exported: GetExport) -> 
 def test_the_file_carries_the_manifest_that_lies_beside_it(name: str, exported: GetExport) -> None:
     made = exported(name)
     proto = onnx.load(made.file)
-    (entry,) = proto.metadata_props
-    assert entry.key == METADATA_KEY
+    entry, digest = proto.metadata_props
+    assert (entry.key, digest.key) == (METADATA_KEY, DIGEST_KEY)
+    assert edgerpn.manifest.check_seal(made.file, digest.value)
     inside = json.loads(entry.value)
     beside = json.loads(made.file.with_suffix(".json").read_text())
     for hashed in ("artifact_sha256", "onnx_sha256"):
@@ -230,3 +232,23 @@ def test_a_reduced_export_passes_its_own_self_test_and_says_how_it_was_accepted(
     session = onnxruntime.InferenceSession(str(output), options, providers=["CPUExecutionProvider"])
     written = session.run(["boxes", "scores", "count"], {"frames": frame})
     assert np.abs(found[1] - written[1]).max() < 2e-3
+
+
+def test_a_copy_without_its_manifest_file_is_checked_by_the_digest_inside(exported: GetExport, tmp_path: Path) -> None:
+    data = exported("portable").file.read_bytes()
+    copy = tmp_path / "alone.onnx"
+    copy.write_bytes(data)
+    load(copy).close()
+    assert main(["check", str(copy), "--target", "tensorrt-rtx"]) == 0
+    position = len(data) // 2
+    copy.write_bytes(data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
+    with pytest.raises(ArtifactMismatchError, match="damaged: its bytes are not those that were exported"):
+        load(copy)
+    for command in (["check", str(copy), "--target", "tensorrt-rtx"], ["inspect", str(copy)]):
+        assert main(command) == 1
+    place = data.index(b'"schema": 2') + 2
+    copy.write_bytes(data[:place] + b"\xff\xfe" + data[place + 2 :])
+    with pytest.raises(ManifestError, match=r"damaged|not a manifest"):
+        load(copy)
+    for command in (["check", str(copy), "--target", "tensorrt-rtx"], ["inspect", str(copy)]):
+        assert main(command) == 1
