@@ -1,7 +1,8 @@
 """Drawing proposals so that many overlapping ones stay readable.
 
 Only the best are drawn, the best last and on top; weak ones are thin and see-through, strong ones thick and bright,
-all in one hue; only the first few carry their score, where there is room for it.
+all in one hue. Where many score alike, the first stand out all the same, because rank counts too. Only the first few
+carry their score, where there is room for it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ DEFAULT_TOP = 20
 
 NUM_LABELS = 5
 """Boxes that carry their score at most."""
+
+FADE_RANK = 20
+"""Rank at which a box stands out half as much as the best of equal score."""
 
 _WEAK_BGR = np.array([20.0, 95.0, 175.0])
 _STRONG_BGR = np.array([70.0, 225.0, 255.0])
@@ -42,7 +46,7 @@ def draw_proposals(image: Image, proposals: Proposals, *, top: int = DEFAULT_TOP
     if not len(shown):
         return canvas
     corners = _pixel_corners(shown, canvas)
-    strengths = np.clip(shown.scores / max(float(shown.scores[0]), 0.3), 0, 1)
+    strengths = _strengths(shown.scores)
     unit = max(1, round(min(canvas.shape[:2]) / 360))
     for corner, strength in zip(corners[::-1], strengths[::-1].tolist(), strict=True):
         _draw_box(canvas, corner, strength, unit)
@@ -53,9 +57,16 @@ def draw_proposals(image: Image, proposals: Proposals, *, top: int = DEFAULT_TOP
 
 
 def score_color(strength: float) -> tuple[int, int, int]:
-    """The BGR colour of a box whose score is `strength` (0..1) of the best one's."""
+    """The BGR colour of a box that stands out by `strength` (0..1)."""
     blue, green, red = (_WEAK_BGR + (_STRONG_BGR - _WEAK_BGR) * strength).round().astype(int).tolist()
     return blue, green, red
+
+
+def _strengths(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """How much each box stands out, (M,) 0..1, of scores (M,), best first."""
+    # By its score beside the best one, where a best score below 0.3 is none to be loud about.
+    relative = np.clip(scores / max(float(scores[0]), 0.3), 0, 1).astype(np.float64)
+    return relative / (1 + (np.arange(len(scores)) / FADE_RANK) ** 2)
 
 
 def _pixel_corners(proposals: Proposals, canvas: Image) -> list[Rectangle]:

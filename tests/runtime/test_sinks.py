@@ -195,6 +195,15 @@ def test_a_better_box_is_thicker_and_brighter() -> None:
     assert sum(score_color(1.0)) > sum(score_color(0.0))
 
 
+def test_of_a_hundred_boxes_that_score_alike_the_first_still_stand_out() -> None:
+    image = np.full((200, 200, 3), 60, np.uint8)
+    boxes = np.array([[x, y, x + 9, y + 9] for y in range(10, 200, 19) for x in range(10, 200, 19)], np.float32)
+    drawn = draw_proposals(image, Proposals(boxes, np.full(100, 0.9, np.float32)), top=100).astype(int)
+    light = [int(np.abs(drawn[y - 5 : y + 14, x - 5 : x + 14] - 60).sum()) for x, y in boxes[:, :2].astype(int)]
+    # The first ones carry labels.
+    assert light[10] > 2 * light[40] > 2 * light[99] > 0
+
+
 def test_boxes_at_and_beyond_the_border_are_drawn_without_complaint() -> None:
     image = np.zeros((20, 30, 3), np.uint8)
     boxes = np.array([[-50, -50, 100, 100], [0, 0, 30, 20], [29, 19, 29, 19], [5, 5, 5, 15]], np.float32)
