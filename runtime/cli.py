@@ -18,24 +18,31 @@ if TYPE_CHECKING:
     from edgerpn.runtime.sink import Sink
 
 _SOURCES = (
-    "a video file; an image; a folder or a quoted glob of images; a camera index or /dev/videoN; an rtsp:// or "
-    "http:// URL; a GStreamer pipeline in quotes"
+    "one or several: a video file; an image; a folder or a quoted glob of images; a camera index or /dev/videoN; an "
+    "rtsp:// or http:// URL; csi://0; a GStreamer pipeline in quotes"
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `edgerpn run` to `parser`."""
     parser.add_argument("model", metavar="MODEL", help="model.onnx or model.engine, with its manifest beside it")
-    parser.add_argument("source", metavar="SOURCE", help=_SOURCES)
+    sources = parser.add_argument("sources", metavar="SOURCE", nargs="+", default=[], help=_SOURCES)
+    # Not "*", which argparse takes for empty when options stand between the model and the sources.
+    sources.required = False
+    parser.add_argument("--config", metavar="FILE", help="TOML file with sources, batching and outputs")
+    parser.add_argument(
+        "--set", metavar="A.B=VALUE", action="append", default=[], help="change a setting; may be repeated"
+    )
+    parser.add_argument("--print-config", action="store_true", help="print the settings of streams and end")
     outputs = parser.add_argument_group("outputs (none: only the summary)")
     outputs.add_argument("--out", metavar="DIR", help="folder for proposals.jsonl and the annotated video or images")
     outputs.add_argument("--jsonl", metavar="FILE", help="one JSON line for each frame; - is the standard output")
-    outputs.add_argument("--video", metavar="FILE", help="annotated video, .mp4 or .avi")
+    outputs.add_argument(
+        "--video", metavar="FILE", help="annotated video, .mp4 or .avi; or a folder for videos of each source"
+    )
     outputs.add_argument("--show", action="store_true", help="show the annotated frames in a window; Q closes it")
     parser.add_argument("--max-frames", metavar="N", type=count_argument(1), help="stop after N frames")
-    parser.add_argument(
-        "--score", metavar="X", type=_score, default=0.0, help="leave out proposals scored below X, everywhere (0)"
-    )
+    parser.add_argument("--score", metavar="X", type=_score, help="leave out proposals scored below X, everywhere (0)")
     parser.add_argument("--top", metavar="N", type=count_argument(1), default=20, help="draw the N best proposals (20)")
     parser.add_argument("--threads", metavar="N", type=count_argument(1), help="CPU threads of one inference")
     parser.add_argument(
@@ -50,6 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="fail",
         help="engine made for another GPU or version: fail (default), or build it again from the ONNX file beside it",
     )
+    logs = parser.add_argument_group("log (on the standard error)")
+    logs.add_argument("--log-format", choices=("text", "json"), default="text", help="for people, or for programs")
+    logs.add_argument("--log-level", choices=("debug", "info", "warning", "error"), help="how much (streams: info)")
     parser.add_argument(
         "--self-test",
         action="store_true",
@@ -59,23 +69,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command and prints its summary; 0 done, 1 no frame could be read, 128 + N ended by signal N."""
-    # The source says whether it is live, and wrong ones should fail before the model is loaded.
-    from edgerpn.runtime.source import open_source
+    from edgerpn.runtime.source import image_paths, open_source
+    from edgerpn.runtime.source_files import ImageSource
+    from edgerpn.runtime.streams import cli as streams
+    from edgerpn.runtime.streams.logs import log_to_stderr
 
-    source = open_source(arguments.source)
-    is_live = source.is_live
-    try:
-        summary = run_opened(arguments, source)
-    finally:
-        source.close()
+    # A pattern that the shell has expanded is a source like one that it has not.
+    paths = image_paths(arguments.sources)
+    if not paths and streams.is_for_streams(arguments):
+        return streams.run(arguments)
+    # A wrong source should fail before the model is loaded.
+    source = ImageSource(paths, name=str(paths[0].parent)) if paths else open_source(arguments.sources[0])
+    with log_to_stderr(arguments.log_format, arguments.log_level or "warning"):
+        try:
+            summary = run_opened(arguments, source)
+        finally:
+            source.close()
     print(summary.text(), file=sys.stderr if arguments.jsonl == "-" else sys.stdout)
-    if summary.stop_signal is not None and not is_live:
+    if summary.stop_signal is not None:
         return 128 + summary.stop_signal
     return 1 if summary.num_errors and not summary.num_frames else 0
 
 
 def run_opened(arguments: argparse.Namespace, source: Source) -> RunSummary:
-    """Runs an opened source as the arguments of `edgerpn run` say.
+    """Runs a file, a folder or a pattern that was opened, as the arguments of `edgerpn run` say.
 
     Raises:
         EdgeRpnError: The first error of model, source or sinks.
@@ -91,7 +108,7 @@ def run_opened(arguments: argparse.Namespace, source: Source) -> RunSummary:
     try:
         with _load(arguments, source) as model:
             sinks = _open_sinks(arguments, source)
-            return run_source(model, source, sinks, max_frames=arguments.max_frames, min_score=arguments.score)
+            return run_source(model, source, sinks, max_frames=arguments.max_frames, min_score=arguments.score or 0.0)
     finally:
         cv2.setNumThreads(num_threads)
 
@@ -104,7 +121,7 @@ def check_targets(arguments: argparse.Namespace, source: Source) -> None:
     """
     inputs = {Path(arguments.model).resolve(), manifest_path(arguments.model).resolve()}
     images = [path.resolve() for path in getattr(source, "paths", ())]
-    inputs.update(images or [Path(arguments.source).resolve()])
+    inputs.update(images or [Path(source.name).resolve()])
     targets = [Path(path).resolve() for path in _target_files(arguments, source)]
     problems = [f"{path}: this is an input of the run, and would be overwritten" for path in targets if path in inputs]
     problems += [f"{path}: this is a folder, expected the name of a file" for path in targets if path.is_dir()]
@@ -132,7 +149,7 @@ def _load(arguments: argparse.Namespace, source: Source) -> Model:
     from edgerpn.runtime.model import load
 
     threads = arguments.threads
-    if threads is None and not source.is_live:
+    if threads is None:
         # A file has two frames in the model at once: two callers and threads - 1 helpers then fill the cores.
         threads = max(1, available_cores() - 1)
     return load(
@@ -162,9 +179,9 @@ def _open_sinks(arguments: argparse.Namespace, source: Source) -> list[Sink]:
             sinks.append(ImageFolderSink(folder, painter))
         else:
             sinks.append(VideoSink(folder / "annotated.mp4", painter, fps=source.fps))
-        sinks.append(JsonLinesSink(folder / "proposals.jsonl", is_live=source.is_live))
+        sinks.append(JsonLinesSink(folder / "proposals.jsonl"))
     if arguments.jsonl is not None:
-        sinks.append(JsonLinesSink(arguments.jsonl, is_live=source.is_live))
+        sinks.append(JsonLinesSink(arguments.jsonl))
     return sinks
 
 

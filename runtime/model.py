@@ -19,11 +19,12 @@ from edgerpn.errors import InputError
 from edgerpn.manifest import Manifest
 from edgerpn.proposals import Proposals
 from edgerpn.runtime.backend import Backend, Outputs, Provider
+from edgerpn.runtime.event_log import log_event
 from edgerpn.runtime.frame import Frame, Result, Source
 from edgerpn.runtime.opening import OnMismatch, open_backend
 from edgerpn.runtime.pipeline import Pipeline
 from edgerpn.runtime.preprocess import Preprocessor, check_image
-from edgerpn.runtime.source import open_source
+from edgerpn.runtime.source_live import open_any_source
 from edgerpn.runtime.timing import Stopwatch
 
 _logger = logging.getLogger(__name__)
@@ -36,8 +37,11 @@ def load(
     threads: int | None = None,
     on_mismatch: OnMismatch = "fail",
     self_test: bool = False,
+    allow_host_code: bool = False,
 ) -> Model:
     """Loads an exported model or an engine.
+
+    An engine is a program: never load one that comes from somebody you do not trust.
 
     Args:
         path: `model.onnx` or `model.engine`, with its manifest beside it (or inside, for ONNX).
@@ -48,6 +52,7 @@ def load(
             `fail` is an error; `rebuild` builds it again from the ONNX file beside it, which takes minutes.
         self_test: Whether to run the golden frames beside the model first, and to refuse it if the proposals are
             not the expected ones.
+        allow_host_code: Let a version-compatible engine bring code that runs on the CPU.
 
     Returns:
         The model; close it, or use it in a `with` block.
@@ -58,7 +63,9 @@ def load(
         SelfTestError: The golden frames did not give the expected proposals.
         MissingDependencyError: The backend or OpenCV is not installed.
     """
-    backend = open_backend(path, providers=providers, threads=threads, on_mismatch=on_mismatch)
+    backend = open_backend(
+        path, providers=providers, threads=threads, on_mismatch=on_mismatch, allow_host_code=allow_host_code
+    )
     try:
         if self_test:
             run_self_test(path, backend)
@@ -141,9 +148,10 @@ class Model:
     ) -> Iterator[Result]:
         """The results of a video, images or a camera, in order; decoding and inference run in threads.
 
-        Files never lose a frame; of a live source, the newest frame is taken whenever the model is free. What the
-        source reports in between (an image that cannot be read) is logged as a warning. Leaving the loop, or closing
-        the generator, stops the threads and closes the source.
+        Files never lose a frame; of a live source, the newest frame is taken whenever the model is free, and when it
+        fails it is connected anew, for ever. What a source reports in between is logged; for several sources, events
+        and limits of age use `edgerpn.runtime.streams`. Leaving the loop, or closing the generator, stops the threads
+        and closes the source. Pictures of a live source lie in memory of which there is little: copy what you keep.
 
         Args:
             source: Anything that `edgerpn run` takes, or an opened source.
@@ -151,17 +159,17 @@ class Model:
             max_frames: Frames after which to stop; None: all.
 
         Raises:
-            StreamError: The source cannot be opened, or stalls (raised from the iteration, as all the rest).
+            StreamError: The source cannot be opened, now or ever (raised from the iteration, as all the rest).
             InputError: A frame does not fit the model.
             InferenceError: The backend failed.
         """
-        opened = open_source(source) if isinstance(source, (str, int, os.PathLike)) else source
+        opened = open_any_source(source) if isinstance(source, (str, int, os.PathLike)) else source
         with closing(iter(self.pipeline(opened, workers=workers, max_frames=max_frames))) as items:
             for item in items:
                 if isinstance(item, Result):
                     yield item
                 else:
-                    _logger.warning("%s", item.message)
+                    log_event(item)
 
     def pipeline(self, source: Source, *, workers: int | None = None, max_frames: int | None = None) -> Pipeline:
         """The same as `stream` with events among the results, and with a `stop` that a signal handler may call."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from edgerpn.errors import SinkError
 from edgerpn.progress import Bar, progress
+from edgerpn.runtime.event_log import log_event
 from edgerpn.runtime.frame import Event, Result, Source
 from edgerpn.runtime.model import Model
 from edgerpn.runtime.picture_sink import WindowSink
@@ -33,6 +34,8 @@ class RunSummary:
     """Items of the source that could not be read."""
     num_drops: int
     """Frames that a live source dropped for newer ones."""
+    num_stale: int = 0
+    """Frames that were too old to be a result."""
     elapsed_s: float
     """From the first read to the last closed file, seconds."""
     inference_median_ms: float | None
@@ -59,6 +62,8 @@ class RunSummary:
                 f"inference median {self.inference_median_ms:.1f} ms, 95th percentile {self.inference_p95_ms:.1f} ms"
             )
         parts.append(f"{self.num_drops} dropped")
+        if self.num_stale:
+            parts.append(f"{self.num_stale} stale")
         if self.num_errors:
             parts.append(f"{self.num_errors} unreadable")
         parts.append(self.backend)
@@ -95,66 +100,89 @@ def run_source(
     """
     start = time.perf_counter()
     pipeline = model.pipeline(source, workers=workers, max_frames=max_frames)
-    tally = _Tally()
+    tally = Tally()
     with StopOnSignal(pipeline.stop) as stopper:
         try:
             with progress(_total(source, max_frames), "running", unit=" frames") as bar:
                 _consume(pipeline, sinks, tally, bar, min_score)
         except BaseException:
-            _close(sinks, is_failing=True)
+            close_all(sinks, is_failing=True)
             raise
-        _close(sinks, is_failing=False)
-    return _summary(tally, model, source, sinks, time.perf_counter() - start, stopper.received)
-
-
-class _Tally:
-    """Counts of a run so far."""
-
-    def __init__(self) -> None:
-        self.num_frames = 0
-        self.num_errors = 0
-        self.inference = LatencyHistogram()
-
-
-def _summary(
-    tally: _Tally, model: Model, source: Source, sinks: Sequence[Sink], elapsed_s: float, stop_signal: int | None
-) -> RunSummary:
-    return RunSummary(
-        num_frames=tally.num_frames,
-        num_errors=tally.num_errors,
+        close_all(sinks, is_failing=False)
+    return tally.summary(
         num_drops=source.drops,
-        elapsed_s=elapsed_s,
-        inference_median_ms=tally.inference.percentile_ms(50),
-        inference_p95_ms=tally.inference.percentile_ms(95),
         backend=model.backend.name,
-        targets=tuple(sink.target for sink in sinks if sink.target),
-        stop_signal=stop_signal,
+        sinks=sinks,
+        elapsed_s=time.perf_counter() - start,
+        stop_signal=stopper.received,
     )
 
 
-def _consume(pipeline: Pipeline, sinks: Sequence[Sink], tally: _Tally, bar: Bar, min_score: float) -> None:
+class Tally:
+    """Counts of a run so far."""
+
+    def __init__(self) -> None:
+        """Starts at zero."""
+        self.num_frames = 0
+        self.num_errors = 0
+        self._inference = LatencyHistogram()
+
+    def count_result(self, result: Result) -> None:
+        """Counts an emitted result."""
+        self.num_frames += 1
+        self._inference.add(result.stage_ms["inference"])
+
+    def count_event(self, event: Event) -> None:
+        """Counts an emitted event."""
+        self.num_errors += event.kind == "error"
+
+    def summary(
+        self,
+        *,
+        num_drops: int,
+        num_stale: int = 0,
+        backend: str,
+        sinks: Sequence[Sink],
+        elapsed_s: float,
+        stop_signal: int | None,
+    ) -> RunSummary:
+        """The counts together with what else there is to say."""
+        return RunSummary(
+            num_frames=self.num_frames,
+            num_errors=self.num_errors,
+            num_drops=num_drops,
+            num_stale=num_stale,
+            elapsed_s=elapsed_s,
+            inference_median_ms=self._inference.percentile_ms(50),
+            inference_p95_ms=self._inference.percentile_ms(95),
+            backend=backend,
+            targets=tuple(sink.target for sink in sinks if sink.target),
+            stop_signal=stop_signal,
+        )
+
+
+def _consume(pipeline: Pipeline, sinks: Sequence[Sink], tally: Tally, bar: Bar, min_score: float) -> None:
     with closing(iter(pipeline)) as items:
         for item in items:
             if isinstance(item, Event):
-                _logger.warning("%s", item.message)
-                tally.num_errors += item.kind == "error"
+                log_event(item)
+                tally.count_event(item)
                 for sink in sinks:
                     sink.event(item)
                 continue
-            result = _without_weak(item, min_score)
+            result = _emitted(item, min_score)
             for sink in sinks:
                 sink.write(result)
-            tally.num_frames += 1
-            tally.inference.add(item.stage_ms["inference"])
+            tally.count_result(item)
             bar.update()
             if any(isinstance(sink, WindowSink) and sink.is_closed_by_user for sink in sinks):
                 return
 
 
-def _without_weak(result: Result, min_score: float) -> Result:
-    if min_score <= 0:
-        return result
-    return dataclasses.replace(result, proposals=result.proposals.above(min_score))
+def _emitted(result: Result, min_score: float) -> Result:
+    """The result as sinks get it: with its age, and without weak proposals."""
+    proposals = result.proposals if min_score <= 0 else result.proposals.above(min_score)
+    return dataclasses.replace(result, proposals=proposals, age_ms=result.frame.age_ms(time.monotonic()))
 
 
 def _total(source: Source, max_frames: int | None) -> int | None:
@@ -162,7 +190,7 @@ def _total(source: Source, max_frames: int | None) -> int | None:
     return min(counts) if counts else None
 
 
-def _close(sinks: Sequence[Sink], *, is_failing: bool) -> None:
+def close_all(sinks: Sequence[Sink], *, is_failing: bool) -> None:
     """Closes every sink; the first failure is raised, unless an earlier error is already on its way."""
     first: SinkError | OSError | None = None
     for sink in sinks:

@@ -1,10 +1,14 @@
-"""From what a user types to a source of frames."""
+"""From what a user types to pictures or a video file, read in this process.
+
+Cameras, streams and pipelines are read by processes of their own, see `edgerpn.runtime.source_live`.
+"""
 
 from __future__ import annotations
 
 import glob
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -22,32 +26,38 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _CAMERA = re.compile(r"(?:/dev/video)?(\d+)")
 
 
-def open_source(spec: str | int | os.PathLike[str]) -> Source:
-    """Opens a source of frames and makes sure that it delivers.
+def open_source(spec: str | os.PathLike[str]) -> Source:
+    """Opens a file, a folder or a pattern, and makes sure that it delivers.
 
     Args:
-        spec: A video file; an image; a folder or a glob of images; a camera index or /dev/videoN; a URL
-            (rtsp, http, ...); or a GStreamer pipeline (a text with " ! ") that ends in appsink.
+        spec: A video file; an image; a folder or a glob of images.
 
     Returns:
         The source; close it when done.
 
     Raises:
-        StreamOpenError: There is no such thing, or it cannot be read; the message holds no password.
+        StreamOpenError: There is no such thing, it cannot be read, or it is none of these; no password is shown.
         MissingDependencyError: OpenCV is not installed.
     """
-    if isinstance(spec, int):
-        return _open_camera(spec)
     text = os.fspath(spec)
     if not isinstance(text, str) or not text.strip():
         raise StreamOpenError("source: expected a file, folder, camera, URL or GStreamer pipeline, got nothing")
-    if " ! " in text:
-        return _open_pipeline(text)
-    if scheme := _SCHEME.match(text):
-        return _open_url(text, scheme.group(1).lower())
-    if camera := _CAMERA.fullmatch(text):
-        return _open_camera(int(camera.group(1)))
+    scheme = _SCHEME.match(text)
+    if scheme is not None and scheme.group(1).lower() == "file":
+        return _open_path(unquote(urlsplit(text).path))
+    if scheme is not None or " ! " in text or _CAMERA.fullmatch(text):
+        shown = redact(text) if " ! " in text else redact_url(text)
+        raise StreamOpenError(f"{shown}: expected a file, a folder or a pattern, got a live source")
     return _open_path(text)
+
+
+def image_paths(sources: Sequence[str]) -> list[Path]:
+    """Several sources as pictures in the order given, if they all are; else nothing."""
+    is_pictures = len(sources) > 1 and all(
+        source.lower().endswith(IMAGE_SUFFIXES) and not _SCHEME.match(source) and not glob.has_magic(source)
+        for source in sources
+    )
+    return [Path(source) for source in sources] if is_pictures else []
 
 
 def natural_key(path: Path) -> tuple[object, ...]:
@@ -55,28 +65,6 @@ def natural_key(path: Path) -> tuple[object, ...]:
     parts = re.split(r"(\d+)", path.as_posix().casefold())
     # Numbers stand at odd places, so that numbers and texts are never compared; the path itself breaks ties.
     return (*(int(part) if i % 2 else part for i, part in enumerate(parts)), path.as_posix())
-
-
-def _open_camera(index: int) -> Source:
-    from edgerpn.runtime.source_live import open_camera
-
-    return open_camera(index)
-
-
-def _open_pipeline(pipeline: str) -> Source:
-    from edgerpn.runtime.source_live import open_gstreamer
-
-    return open_gstreamer(pipeline, redact(pipeline))
-
-
-def _open_url(url: str, scheme: str) -> Source:
-    if scheme == "file":
-        return _open_path(unquote(urlsplit(url).path))
-    if scheme not in URL_SCHEMES:
-        raise StreamOpenError(f"{redact_url(url)}: unknown kind of URL {scheme!r}; known: {', '.join(URL_SCHEMES)}")
-    from edgerpn.runtime.source_live import open_url
-
-    return open_url(url, redact_url(url))
 
 
 def _open_path(text: str) -> Source:

@@ -34,8 +34,8 @@ ARGUMENTS = {
     "check": "model --target --against --images --data --limit --report --pictures",
     "why": "engine --json",
     "run": (
-        "model source --out --jsonl --video --show --max-frames --score --top --threads --provider --on-mismatch"
-        " --self-test"
+        "model sources --config --set --print-config --out --jsonl --video --show --max-frames --score --top --threads"
+        " --provider --on-mismatch --log-format --log-level --self-test"
     ),
     "inspect": "model --size --json",
     "demo": "--out --seed --minutes --images --val-images --frames --size --set",
@@ -130,7 +130,7 @@ def test_a_file_that_is_called_like_a_command_is_no_command(monkeypatch: pytest.
     for name in [name for name in sys.modules if name.startswith("edgerpn.train")]:
         monkeypatch.delitem(sys.modules, name)
     parsed = build_parser(["run", "model.onnx", "train"]).parse_args(["run", "model.onnx", "train"])
-    assert parsed.source == "train"
+    assert parsed.sources == ["train"]
 
 
 def test_a_command_whose_packages_are_missing_says_what_to_install() -> None:

@@ -1,48 +1,10 @@
-"""From what capture processes hand over to what sinks take."""
+"""Events that a run of streams adds to those of its sources."""
 
 from __future__ import annotations
 
 import time
 
-from edgerpn.runtime.capture import CapturedFrame, CaptureEvent
 from edgerpn.runtime.frame import Event, Frame
-
-
-def to_frame(captured: CapturedFrame) -> Frame:
-    """The same frame, with the same memory."""
-    return Frame(
-        image=captured.image,
-        index=captured.index,
-        media_time_s=captured.media_time_s,
-        captured_at=captured.captured_at,
-        monotonic_s=captured.monotonic_s,
-        source=captured.source,
-        decode_ms=captured.decode_ms,
-        path=captured.path,
-        lag_ms=captured.lag_ms,
-        num_dropped=captured.num_dropped,
-        num_skipped=captured.num_skipped,
-    )
-
-
-def to_event(captured: CaptureEvent) -> Event:
-    """The same event."""
-    return Event(
-        kind=captured.kind,
-        source=captured.source,
-        message=captured.message,
-        captured_at=captured.happened_at,
-        path=captured.path,
-        reason=captured.reason,
-        fix=captured.fix,
-        attempt=captured.attempt,
-        delay_s=captured.delay_s,
-        duration_s=captured.duration_s,
-        size_wh=captured.size_wh,
-        fps=captured.fps,
-        num_frames=captured.num_frames,
-        decoder=captured.decoder,
-    )
 
 
 def stale_event(frame: Frame, age_ms: float, limit_ms: float) -> Event:

@@ -11,14 +11,20 @@
     [batching]
     batch_wait_ms = 4
 
+    [[outputs]]                       # see `edgerpn.runtime.sinks`
+    kind = "jsonl"
+    path = "proposals.jsonl"
+
 `--set` takes the same paths: `--set sources.door.max_age_ms=300`, `--set defaults.transport=udp`.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +34,7 @@ from edgerpn import settings
 from edgerpn.errors import ConfigError
 from edgerpn.runtime.capture.config import source_kind
 from edgerpn.runtime.redaction import redact, redact_url
+from edgerpn.runtime.sinks import Output, read_outputs
 from edgerpn.runtime.streams.config import SourceConfig, StreamsConfig
 
 if sys.version_info >= (3, 11):
@@ -35,7 +42,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-_DEFAULTS, _SOURCES = "defaults", "sources"
+_DEFAULTS, _SOURCES, _OUTPUTS = "defaults", "sources", "outputs"
 # `defaults` is a source without a source; this one is replaced in every source.
 _PLACE_HOLDER = "0"
 
@@ -56,6 +63,7 @@ def load_streams(
     """
     tables = _read(Path(file)) if file is not None else {}
     where = str(file) if file is not None else "settings"
+    tables.pop(_OUTPUTS, None)
     named = _source_tables(tables.pop(_SOURCES, {}), where)
     for source in sources:
         named.setdefault(_free_name(source, named), {})["source"] = source
@@ -77,14 +85,42 @@ def load_streams(
         raise ConfigError([str(error)], source=where) from error
 
 
-def to_toml(config: StreamsConfig) -> str:
+def load_outputs(file: str | os.PathLike[str] | None) -> tuple[Output, ...]:
+    """The outputs of a settings file; none without a file.
+
+    Raises:
+        ConfigError: The file cannot be read, or a table is wrong.
+    """
+    if file is None:
+        return ()
+    tables = _read(Path(file)).get(_OUTPUTS, [])
+    if not isinstance(tables, list):
+        raise ConfigError([f"{_OUTPUTS}: expected tables [[{_OUTPUTS}]]"], source=str(file))
+    return read_outputs(tables, source=str(file))
+
+
+def to_toml(config: StreamsConfig, outputs: Sequence[Output] = ()) -> str:
     """The settings as TOML text for people; passwords in it are hidden."""
-    parts = [settings.to_toml(dataclasses.replace(config, sources=())).replace("sources = []\n", "")]
+    plain = settings.to_toml(dataclasses.replace(config, sources=()))
+    # Sources are written as tables with names, which settings do not know.
+    parts = ["".join(re.split(r"(?:^# .*\n)?^sources = \[\]\n", plain, flags=re.MULTILINE))]
     for source in config.sources:
         shown = redact(source.source) if source_kind(source.source) == "pipeline" else redact_url(source.source)
         body = settings.to_toml(dataclasses.replace(source, source=shown))
         parts.append(f"[{_SOURCES}.{json.dumps(source.label)}]\n{body}")
+    for output in outputs:
+        url = getattr(output.config, "url", None)
+        config_shown = output.config if url is None else _replaced(output.config, url=redact_url(url))
+        parts.append(f'[[{_OUTPUTS}]]\nkind = "{output.kind}"\n{settings.to_toml(config_shown)}')
     return "\n".join(parts)
+
+
+def _replaced(config: Any, **values: Any) -> Any:
+    """A copy without the checks, which would refuse a hidden password."""
+    copied = copy.copy(config)
+    for name, value in values.items():
+        object.__setattr__(copied, name, value)
+    return copied
 
 
 def _read(path: Path) -> dict[str, Any]:

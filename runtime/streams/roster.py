@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 
 from edgerpn.runtime.capture import Capture, CaptureGroup
 from edgerpn.runtime.frame import Event, Result
 from edgerpn.runtime.streams.config import SourceConfig, StreamsConfig
-from edgerpn.runtime.streams.items import removed_event
 from edgerpn.runtime.streams.stats import SourceStats, SourceTally
 
 
@@ -24,12 +22,11 @@ class _Entry:
 class Roster:
     """All sources of a run; any thread may use it."""
 
-    def __init__(self, group: CaptureGroup, tell: Callable[[Event], None]) -> None:
-        """Adds to and removes from `group`, and says so through `tell`."""
+    def __init__(self, group: CaptureGroup) -> None:
+        """Adds to and removes from `group`."""
         self.min_score = 0.0
         self.has_live = False
         self._group = group
-        self._tell = tell
         self._entries: dict[str, _Entry] = {}
         # Held while a source ends, which may take two seconds; readers therefore do without it.
         self._changing = threading.RLock()
@@ -64,22 +61,24 @@ class Roster:
             entry.capture.close()
             self._stale_of_removed += entry.tally.num_stale
             self._dropped_of_removed += entry.capture.stats.num_dropped
-            self._tell(removed_event(name))
             return True
 
-    def apply(self, config: StreamsConfig) -> None:
-        """Makes the sources those of `config`."""
+    def apply(self, config: StreamsConfig) -> list[str]:
+        """Makes the sources those of `config`; the names of those that were ended, even if they were added anew."""
         with self._changing:
             self.min_score = config.min_score
             wanted = {settings.label: settings for settings in config.sources}
+            ended = []
             for name, entry in list(self._entries.items()):
                 if name not in wanted or entry.settings.capture != wanted[name].capture:
                     self.remove(name)
+                    ended.append(name)
                 else:
                     entry.settings = wanted[name]
             for name, settings in wanted.items():
                 if name not in self._entries:
                     self.add(settings)
+            return ended
 
     def settings_of(self, name: str) -> SourceConfig | None:
         """The present settings of a source; None: it is not there any more."""

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import socket
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from edgerpn.errors import StreamOpenError, StreamStalledError
+from edgerpn.errors import StreamOpenError
 from edgerpn.runtime import source_files
 from edgerpn.runtime.frame import Event, Frame
-from edgerpn.runtime.source import open_source
-from edgerpn.runtime.source_live import LiveSource
+from edgerpn.runtime.source import image_paths, open_source
 
 Paint = Callable[..., npt.NDArray[np.uint8]]
 
@@ -148,133 +142,15 @@ def test_files_that_are_no_video_or_image_are_refused(tmp_path: Path) -> None:
     assert "is not an image" in refused(tmp_path / "broken.jpg")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="cameras are files on Linux only")
-def test_an_absent_camera_lists_those_that_are_there() -> None:
-    for spec in (87, "87", "/dev/video87"):
-        assert refused(spec).startswith("/dev/video87: no such camera; cameras here: ")
+@pytest.mark.parametrize("spec", ["0", "/dev/video87", "rtsp://user:hunter2@host/x", "a://b", "videotestsrc ! appsink"])
+def test_what_is_live_is_no_file(spec: str) -> None:
+    message = refused(spec)
+    assert message.endswith("expected a file, a folder or a pattern, got a live source")
+    assert "hunter2" not in message
 
 
-@pytest.mark.skipif(cv2.videoio_registry.hasBackend(cv2.CAP_GSTREAMER), reason="this OpenCV has GStreamer")
-def test_a_pipeline_without_gstreamer_says_where_to_get_it() -> None:
-    assert "--system-site-packages" in refused("videotestsrc ! appsink")
-
-
-def test_a_refused_connection_names_the_port() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    assert f"refuses connections to port {port}" in refused(f"http://127.0.0.1:{port}/video")
-
-
-def test_an_unknown_kind_of_url_lists_the_known_ones() -> None:
-    assert "unknown kind of URL 'gopher'; known: http" in refused("gopher://host/x")
-
-
-class _Camera(BaseHTTPRequestHandler):
-    """Motion JPEG as cheap network cameras serve it."""
-
-    def do_GET(self) -> None:
-        if not self.path.startswith("/video"):
-            self.send_error(404)
-            return
-        self.send_response(200)
-        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
-        self.end_headers()
-        for level in range(60):
-            ok, data = cv2.imencode(".jpg", np.full((48, 64, 3), 4 * level, np.uint8))
-            assert ok
-            part = b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(data)
-            try:
-                self.wfile.write(part + data.tobytes() + b"\r\n")
-            except (BrokenPipeError, ConnectionResetError):
-                return
-            time.sleep(0.01)
-
-    def log_message(self, format: str, *arguments: Any) -> None:
-        """Stays quiet."""
-
-
-@pytest.fixture(scope="module")
-def camera_url() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Camera)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-
-
-def test_a_network_camera_gives_its_newest_frame_and_counts_what_it_drops(camera_url: str) -> None:
-    source = open_source(f"{camera_url}/video?token=hunter2")
-    assert source.is_live
-    assert source.name.endswith("/video?token=***")
-    frames = []
-    for item in source:
-        if isinstance(item, Event):
-            assert item.kind == "ended"
-            break
-        frames.append(item)
-        time.sleep(0.05)
-    indexes = [frame.index for frame in frames]
-    assert indexes == sorted(set(indexes))
-    # Every frame was either delivered or counted as dropped.
-    assert source.drops == indexes[-1] + 1 - len(indexes) > 0
-    source.close()
-
-
-def test_a_server_without_video_is_told_from_a_dead_one(camera_url: str) -> None:
-    assert "answers, but gives no video: check the path" in refused(f"{camera_url}/nothing")
-
-
-class _StuckCapture:
-    """A capture whose reads block after the first frame, as OpenCV's do when a camera hangs."""
-
-    def __init__(self) -> None:
-        self.reads = 0
-        self.let_go = threading.Event()
-
-    def isOpened(self) -> bool:  # noqa: N802 - as OpenCV names it
-        return True
-
-    def get(self, key: int) -> float:
-        return 0.0
-
-    def read(self) -> tuple[bool, npt.NDArray[np.uint8] | None]:
-        self.reads += 1
-        if self.reads > 1:
-            self.let_go.wait()
-            return False, None
-        return True, np.zeros((4, 4, 3), np.uint8)
-
-    def release(self) -> None:
-        """Nothing to release."""
-
-
-def test_a_camera_that_hangs_is_an_error_and_never_blocks_us(caplog: pytest.LogCaptureFixture) -> None:
-    capture = _StuckCapture()
-    source = LiveSource(cv2, capture, name="stuck", is_live=True, stall_s=0.2)
-    frames = iter(source)
-    assert isinstance(next(frames), Frame)
-    with pytest.raises(StreamStalledError, match="stuck: no frame for"):
-        next(frames)
-    start = time.monotonic()
-    source.close()
-    assert time.monotonic() - start < 3
-    assert "blocked" in caplog.text
-    capture.let_go.set()
-
-
-def test_closing_ends_an_iteration_that_waits() -> None:
-    capture = _StuckCapture()
-    source = LiveSource(cv2, capture, name="stuck", is_live=True, stall_s=60)
-    frames = iter(source)
-    next(frames)
-
-    def end() -> None:
-        source.close()
-        capture.let_go.set()
-
-    timer = threading.Timer(0.2, end)
-    timer.start()
-    assert list(frames) == []
-    timer.join()
+def test_a_pattern_that_the_shell_has_expanded_is_a_list_of_pictures(tmp_path: Path) -> None:
+    paths = [str(tmp_path / "b.jpg"), str(tmp_path / "a.PNG")]
+    assert image_paths(paths) == [Path(path) for path in paths]
+    for sources in (paths[:1], [*paths, "c.mp4"], [*paths, "rtsp://host/snap.jpg"], [*paths, "x*.jpg"], []):
+        assert image_paths(sources) == []

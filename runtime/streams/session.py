@@ -1,0 +1,104 @@
+"""One run of streams: sources through a model into sinks, until they end or somebody stops it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from edgerpn.runtime.event_log import log_event
+from edgerpn.runtime.frame import Event
+from edgerpn.runtime.model import Model
+from edgerpn.runtime.run import RunSummary, Tally, close_all
+from edgerpn.runtime.signals import StopOnSignal
+from edgerpn.runtime.sink import Sink
+from edgerpn.runtime.sinks import QueuedSink, close_sinks
+from edgerpn.runtime.streams.config import StreamsConfig
+from edgerpn.runtime.streams.notify import Notifier
+from edgerpn.runtime.streams.runner import StreamRunner
+from edgerpn.runtime.streams.service import Service
+
+_STOP_S = 1.5
+
+
+def run_streams(
+    model: Model,
+    config: StreamsConfig,
+    sinks: Sequence[Sink],
+    *,
+    load: Callable[[], StreamsConfig] | None = None,
+    max_frames: int | None = None,
+    stays: bool = False,
+) -> RunSummary:
+    """Runs the sources of `config` through `model` and gives every result to every sink.
+
+    SIGTERM and Ctrl-C end the run within two seconds, SIGHUP reads the settings again. Whatever happens, the sinks
+    are closed, so that what they wrote is whole.
+
+    Args:
+        model: Stays open.
+        config: The sources, and how they are run.
+        sinks: Closed at the end.
+        load: Reads the settings again; None: SIGHUP takes over the same ones.
+        max_frames: Results after which to stop; None: all.
+        stays: Whether to go on when all sources have ended.
+
+    Raises:
+        EdgeRpnError: The first error of model or sinks; sources that fail end nothing.
+    """
+    start_s = time.perf_counter()
+    service = Service(load or (lambda: config), Notifier())
+    tally = Tally()
+    queued = [sink for sink in sinks if isinstance(sink, QueuedSink)]
+    with (
+        StreamRunner(model, config, stays=stays, max_results=max_frames, on_tick=service.tick) as runner,
+        StopOnSignal(lambda: _stop(runner, queued), on_hangup=service.want_reload) as stopper,
+    ):
+        try:
+            service.begin(runner)
+            _consume(runner, sinks, tally)
+        except BaseException:
+            close_all(sinks, is_failing=True)
+            raise
+        finally:
+            service.end()
+        _close(runner, sinks, is_hasty=stopper.received is not None)
+    return tally.summary(
+        num_drops=runner.num_dropped,
+        num_stale=runner.num_stale,
+        backend=model.backend.name,
+        sinks=sinks,
+        elapsed_s=time.perf_counter() - start_s,
+        stop_signal=stopper.received,
+    )
+
+
+def _stop(runner: StreamRunner, queued: Sequence[QueuedSink]) -> None:
+    runner.stop()
+    for sink in queued:
+        sink.hurry()
+
+
+def _consume(runner: StreamRunner, sinks: Sequence[Sink], tally: Tally) -> None:
+    for item in runner:
+        if isinstance(item, Event):
+            log_event(item)
+            tally.count_event(item)
+            for sink in sinks:
+                sink.event(item)
+            continue
+        tally.count_result(item)
+        for sink in sinks:
+            sink.write(item)
+        if any(getattr(sink, "is_closed_by_user", False) for sink in sinks):
+            return
+
+
+def _close(runner: StreamRunner, sinks: Sequence[Sink], *, is_hasty: bool) -> None:
+    """Closes captures and sinks at the same time; after a signal, within two seconds."""
+    closing = threading.Thread(target=runner.close, name="edgerpn-close", daemon=True)
+    closing.start()
+    try:
+        close_sinks(sinks, timeout_s=_STOP_S if is_hasty else None)
+    finally:
+        closing.join()
