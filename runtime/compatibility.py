@@ -59,6 +59,8 @@ class Here:
     """The GPU, when there is one."""
     device_problem: str = ""
     """Why there is none."""
+    error: EngineLoadError | MissingDependencyError | None = None
+    """The first of these problems as it was raised."""
 
 
 def engine_spec(path: Path, manifest: Manifest) -> EngineSpec:
@@ -75,17 +77,21 @@ def engine_spec(path: Path, manifest: Manifest) -> EngineSpec:
     return manifest.engine
 
 
-def look_here(spec: EngineSpec, *, index: int = 0) -> Here:
-    """Imports the library and opens the GPU; what fails is told, not raised."""
-    library, library_problem = None, ""
+def look_here(
+    spec: EngineSpec, *, library: TensorRtLibrary | None = None, device: Device | None = None, index: int = 0
+) -> Here:
+    """Imports the library and opens the GPU, where they are not given; what fails is told, not raised."""
+    errors: list[EngineLoadError | MissingDependencyError] = []
+    library_problem = device_problem = ""
     try:
-        library = import_library(spec.library, allow_lean=spec.version_compatible)
+        library = library or import_library(spec.library, allow_lean=spec.version_compatible)
     except (EngineLoadError, MissingDependencyError) as error:
+        errors.append(error)
         library_problem = str(error)
-    device, device_problem = None, ""
     try:
-        device = open_device(index)
+        device = device or open_device(index)
     except (EngineLoadError, MissingDependencyError) as error:
+        errors.append(error)
         device_problem = str(error)
     return Here(
         platform=this_platform(),
@@ -93,6 +99,7 @@ def look_here(spec: EngineSpec, *, index: int = 0) -> Here:
         library_problem=library_problem,
         device=device,
         device_problem=device_problem,
+        error=errors[0] if errors else None,
     )
 
 

@@ -26,6 +26,8 @@ _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
 _TENSORRT = "TensorrtExecutionProvider"
 _OPTIONS: dict[str, dict[str, str]] = {
+    # On by default in ONNX Runtime, and too coarse for a float32 graph to equal its model.
+    _CUDA: {"use_tf32": "0"},
     # Its caches are off: they would land in the folder that the process happens to run in.
     _TENSORRT: {"trt_engine_cache_enable": "0", "trt_timing_cache_enable": "0"}
 }
@@ -152,7 +154,7 @@ def _choose_providers(asked: Sequence[Provider] | None, available: Sequence[str]
     """Full provider names with options, the CPU last; "cuda" and "CUDAExecutionProvider" are the same."""
     if not asked:
         # TensorRT is not among them by itself: it builds an engine at every start, which takes minutes.
-        return [(name, {}) for name in (_CUDA, _CPU) if name in available]
+        return [(name, _as_options(name, None)) for name in (_CUDA, _CPU) if name in available]
     by_short_name = {name.lower().removesuffix("executionprovider"): name for name in available}
     chosen: list[tuple[str, dict[str, Any]]] = []
     for item in asked:

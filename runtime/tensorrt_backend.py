@@ -15,10 +15,9 @@ import numpy.typing as npt
 
 from edgerpn import manifest as manifests
 from edgerpn.errors import EngineLoadError, InferenceError, InputError
-from edgerpn.manifest import EngineSpec, Manifest
+from edgerpn.manifest import Manifest
 from edgerpn.runtime import compatibility, device_input
 from edgerpn.runtime.backend import Outputs, check_frames, check_outputs
-from edgerpn.runtime.compatibility import Here
 from edgerpn.runtime.cuda_device import CudaError, Device
 from edgerpn.runtime.tensorrt_engine import TensorRtEngine
 from edgerpn.runtime.tensorrt_library import TensorRtLibrary
@@ -41,6 +40,7 @@ class TensorRtBackend:
         library: TensorRtLibrary | None = None,
         device: Device | None = None,
         num_slots: int = 2,
+        allow_host_code: bool = False,
     ) -> None:
         """Loads an engine, and refuses one that was not built for this machine.
 
@@ -49,8 +49,10 @@ class TensorRtBackend:
             library: What runs it; None: imported.
             device: The GPU; None: the first visible one.
             num_slots: Batches in flight.
+            allow_host_code: Let a version-compatible engine bring code that runs on the CPU; see `open_backend`.
 
         Raises:
+            MissingDependencyError: The library, or a package that talks to the GPU, is not installed.
             ManifestError: File or manifest is missing or malformed.
             ArtifactMismatchError: The engine was built for another machine, see `edgerpn.runtime.compatibility`.
             EngineLoadError: Library, driver or GPU are missing or do not work, or refuse the engine.
@@ -60,9 +62,10 @@ class TensorRtBackend:
         path = Path(path)
         self._manifest = manifests.read(path)
         spec = compatibility.engine_spec(path, self._manifest)
-        here = _here(spec, library, device)
+        here = compatibility.look_here(spec, library=library, device=device)
         if here.library is None or here.device is None:
-            raise EngineLoadError(f"{path}: {here.library_problem or here.device_problem}")
+            problem = here.error or EngineLoadError(here.library_problem or here.device_problem)
+            raise type(problem)(f"{path}: {problem}") from problem
         compatibility.refuse(path, compatibility.compare(path, self._manifest, here))
         self._library, self._device = here.library, here.device
         profile = spec.profile
@@ -70,7 +73,9 @@ class TensorRtBackend:
         self._smallest, self._largest = sizes[0], sizes[-1]
         try:
             with self._device.active():
-                engine = TensorRtEngine(path, self._manifest, self._library, self._device)
+                engine = TensorRtEngine(
+                    path, self._manifest, self._library, self._device, allow_host_code=allow_host_code
+                )
                 self._ring = SlotRing(engine, self._device, self._manifest, sizes, num_slots)
         except (CudaError, InferenceError) as error:
             raise EngineLoadError(f"{path}: the engine cannot be made ready: {error}") from error
@@ -164,13 +169,6 @@ class TensorRtBackend:
         boxes, scores, count = slot.result()
         check_outputs((boxes, scores, count), num_frames, self._manifest.proposals.num_proposals)
         return boxes.copy(), scores.copy(), count.copy()
-
-
-def _here(spec: EngineSpec, library: TensorRtLibrary | None, device: Device | None) -> Here:
-    """This machine, as given or as found."""
-    if library is None or device is None:
-        return compatibility.look_here(spec)
-    return Here(platform=compatibility.this_platform(), library=library, device=device)
 
 
 def _join(parts: list[Outputs]) -> Outputs:

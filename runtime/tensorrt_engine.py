@@ -27,7 +27,15 @@ _logger = logging.getLogger(__name__)
 class TensorRtEngine:
     """Makes execution contexts of one engine file. Called inside `Device.active()`, from one thread at a time."""
 
-    def __init__(self, path: Path, manifest: Manifest, library: TensorRtLibrary, device: Device) -> None:
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        library: TensorRtLibrary,
+        device: Device,
+        *,
+        allow_host_code: bool = False,
+    ) -> None:
         """Loads the file.
 
         Raises:
@@ -40,13 +48,19 @@ class TensorRtEngine:
         self._log = make_logger(library.module)
         # Kept, because engines of older versions may not outlive it.
         self._runtime = library.module.Runtime(self._log)
-        if manifest.engine is not None and manifest.engine.version_compatible:
-            # Such engines carry code of the library that built them; the manifest's hash says that it is ours.
+        is_portable = manifest.engine is not None and manifest.engine.version_compatible
+        if is_portable and allow_host_code:
             self._runtime.engine_host_code_allowed = True
         if manifest.engine is not None and manifest.engine.dla_core is not None:
             self._runtime.DLA_core = manifest.engine.dla_core
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
+            if is_portable and not allow_host_code:
+                raise EngineLoadError(
+                    f"{path}: {library.title} refuses the engine: {self._log.take_lines()}. A version-compatible "
+                    "engine brings code of its own for the CPU, which is not run unless you say that you trust it: "
+                    "edgerpn.runtime.load(..., allow_host_code=True)."
+                )
             raise EngineLoadError(
                 f"{path}: {library.title} refuses the engine: {self._log.take_lines()}. See `edgerpn why {path}`; "
                 "build it again on this machine."

@@ -96,7 +96,7 @@ def _diagnosis(module: str, error: Exception) -> str:
 def make_logger(module: Any) -> Any:
     """A logger for the library's objects.
 
-    Errors and warnings are kept, for `take_lines`, and go to Python's logging at the level DEBUG.
+    Errors are kept, for `take_lines`; all lines go to Python's logging at the level DEBUG.
     """
 
     class Log(module.ILogger):  # type: ignore[misc]

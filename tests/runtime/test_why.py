@@ -146,7 +146,7 @@ def test_why_gives_zero_where_it_can_run(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(compatibility, "look_here", lambda spec: here())
+    monkeypatch.setattr(compatibility, "look_here", lambda spec, **_: here())
     assert run(make_engine(tmp_path)) == 0
     assert capsys.readouterr().out.endswith("bright.engine: can run here\n")
     assert run(make_engine(tmp_path), "--json") == 0
@@ -158,7 +158,7 @@ def test_why_gives_zero_where_it_can_run(
 def test_a_changed_engine_is_a_row_of_the_table(
     here: Any, make_engine: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compatibility, "look_here", lambda spec: here())
+    monkeypatch.setattr(compatibility, "look_here", lambda spec, **_: here())
     path = make_engine(tmp_path)
     path.write_bytes(path.read_bytes() + b"\0")
     (file, *rest) = why_cli.explain(path)
