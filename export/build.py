@@ -10,26 +10,25 @@ Steps of `build_engine`:
 from __future__ import annotations
 
 import dataclasses
-import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import edgerpn.golden
 import edgerpn.manifest
-from edgerpn import files, settings
+from edgerpn import settings
 from edgerpn.errors import BuildError, EdgeRpnError, MissingDependencyError
+from edgerpn.export.build_cache import timing_cache_file
 from edgerpn.export.build_child import Outcome, run_worker
 from edgerpn.export.build_config import Backend, BuildConfig
 from edgerpn.export.build_display import Display
 from edgerpn.export.build_libraries import Machine
-from edgerpn.export.build_preflight import check_graph, check_paths, check_room, report_path
-from edgerpn.export.build_report import BuildReport, explain
+from edgerpn.export.build_output import deliver, staging, write_failed
+from edgerpn.export.build_preflight import check_graph, check_paths, check_room
+from edgerpn.export.build_report import BuildReport, explain, tell_notes
 from edgerpn.export.build_trial import Compare, try_engine
-from edgerpn.manifest import EngineSpec, GoldenSpec, Manifest
+from edgerpn.manifest import EngineSpec, Manifest
 from edgerpn.manifest_parts import LayerSpec, ProfileSpec
 
 Say = Callable[[str], None]
@@ -43,8 +42,8 @@ class BuildResult:
 
     manifest: Manifest
     """As written beside the engine."""
-    report: Path
-    """Report of the build."""
+    report: Path | None
+    """Report of the build; nothing when it alone could not be written."""
     num_bytes: int
     """Size of the engine."""
     num_tries: int
@@ -82,24 +81,19 @@ def build_engine(
     say(f"building with {probed['library']} {probed['version']}" + (f" on {machine.gpu}" if machine.gpu else ""))
     digest = manifest.provenance.artifact_sha256 or ""
     report = BuildReport(onnx=onnx_file, engine=output, onnx_sha256=digest, probed=probed, config=config)
-    try:
-        with files.replacing(output) as temporary:
-            used, outcome = _climb(report, temporary, say)  # step 2
-            made = _manifest(manifest, report, used, outcome, output)
-            note = outcome.events.get("layers", {}).get("note")
-            made, tried = try_engine(temporary, made, onnx_file, manifest, machine, compare=compare)  # step 3
-            for line in (note, tried):
-                if line:
-                    report.notes.append(line)
-                    say(line)
-            golden = copy_golden(onnx_file, manifest, output, say)  # step 4
-        edgerpn.manifest.write(made.replace(golden=golden), output)
-    except (EdgeRpnError, OSError) as error:
-        raise _with_report(error, report, report_path(output)) from error
-    report.write(report_path(output))
+    with staging(output) as staged:
+        try:
+            used, outcome = _climb(report, staged, say)  # step 2
+            made = _manifest(manifest, report, used, outcome)
+            tell_notes(report, outcome, say)
+            made = try_engine(report, staged, made, manifest, compare=compare, say=say)  # step 3
+            written = deliver(report, staged, made, manifest, say)  # step 4
+        except (EdgeRpnError, OSError) as error:
+            write_failed(error, report)
+            raise
     return BuildResult(
         manifest=edgerpn.manifest.read(output),
-        report=report_path(output),
+        report=written,
         num_bytes=output.stat().st_size,
         num_tries=len(report.tries),
     )
@@ -126,7 +120,7 @@ def probe(backend: Backend) -> dict[str, Any]:
     )
 
 
-def _climb(report: BuildReport, temporary: Path, say: Say) -> tuple[BuildConfig, Outcome]:
+def _climb(report: BuildReport, staged: Path, say: Say) -> tuple[BuildConfig, Outcome]:
     """Builds, with less memory after each try that ran out of it.
 
     Raises:
@@ -134,11 +128,13 @@ def _climb(report: BuildReport, temporary: Path, say: Say) -> tuple[BuildConfig,
     """
     ladder = report.config.ladder()
     has_gpu = report.probed["machine"]["gpu"] is not None
+    cache, note = timing_cache_file(report.config, report.probed)
+    if note:
+        report.tell(note, say)
     for number, config in enumerate(ladder):
         if number:
-            report.notes.append(f"out of memory; trying again with {config.describe()}")
-            say(report.notes[-1])
-        outcome = _build_once(report, config, temporary, has_gpu=has_gpu)
+            report.tell(f"out of memory; trying again with {config.describe()}", say)
+        outcome = _build_once(report, config, staged, cache, has_gpu=has_gpu)
         report.tries.append((config, outcome))
         if "built" in outcome.events:
             return config, outcome
@@ -149,13 +145,13 @@ def _climb(report: BuildReport, temporary: Path, say: Say) -> tuple[BuildConfig,
     raise BuildError(f"{report.onnx}: no engine was built{times}: {text}")
 
 
-def _build_once(report: BuildReport, config: BuildConfig, temporary: Path, *, has_gpu: bool) -> Outcome:
+def _build_once(report: BuildReport, config: BuildConfig, staged: Path, cache: str | None, *, has_gpu: bool) -> Outcome:
     request = {
         "command": "build",
         "library": report.probed["library"],
         "onnx": str(report.onnx.resolve()),
-        "plan": str(temporary.resolve()),
-        "timing_cache": _timing_cache(config, report.probed),
+        "plan": str(staged.resolve()),
+        "timing_cache": cache,
         "has_gpu": has_gpu,
         "config": settings.to_dict(config),
     }
@@ -163,32 +159,13 @@ def _build_once(report: BuildReport, config: BuildConfig, temporary: Path, *, ha
         return run_worker(request, on_event=display.event, tick=display.tick)
 
 
-def _timing_cache(config: BuildConfig, probed: dict[str, Any]) -> str | None:
-    """File of kernel timings; by default one for each version and GPU in the user's cache folder."""
-    if config.timing_cache == "off" or probed["library"] != "tensorrt":
-        return None
-    if config.timing_cache is not None:
-        return str(Path(config.timing_cache).resolve())
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not base.is_absolute():  # as the XDG base directory specification asks
-        base = Path.home() / ".cache"
-    machine = probed["machine"]
-    key = f"tensorrt-{probed['version']}-{machine['gpu']}-{machine['compute_capability']}"
-    return str(base / "edgerpn" / "timing" / (re.sub(r"[^A-Za-z0-9.]+", "-", key) + ".cache"))
-
-
-def _manifest(onnx: Manifest, report: BuildReport, used: BuildConfig, outcome: Outcome, output: Path) -> Manifest:
+def _manifest(onnx: Manifest, report: BuildReport, used: BuildConfig, outcome: Outcome) -> Manifest:
     """The ONNX file's manifest as that of the engine, without golden frames and parity."""
-    library, version = report.probed["library"], report.probed["version"]
-    provenance = dataclasses.replace(
-        onnx.provenance,
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        onnx_sha256=report.onnx_sha256,
-        versions=tuple(sorted({**dict(onnx.provenance.versions), library: version}.items())),
-    )
+    library = report.probed["library"]
+    provenance = dataclasses.replace(made_now(onnx, report.probed).provenance, onnx_sha256=report.onnx_sha256)
     return onnx.replace(
         schema=edgerpn.manifest.SCHEMA,
-        name=output.stem,
+        name=report.engine.stem,
         kind="engine",
         target=library,
         provenance=provenance,
@@ -198,8 +175,18 @@ def _manifest(onnx: Manifest, report: BuildReport, used: BuildConfig, outcome: O
     )
 
 
+def made_now(manifest: Manifest, probed: dict[str, Any]) -> Manifest:
+    """A manifest with the time, and with the library that `probe` found among the versions."""
+    provenance = dataclasses.replace(
+        manifest.provenance,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        versions=tuple(sorted({**dict(manifest.provenance.versions), probed["library"]: probed["version"]}.items())),
+    )
+    return manifest.replace(provenance=provenance)
+
+
 def _engine_spec(report: BuildReport, used: BuildConfig, outcome: Outcome) -> EngineSpec:
-    machine, built, found = report.probed["machine"], outcome.events["built"], outcome.events.get("layers", {})
+    machine, built = report.probed["machine"], outcome.events["built"]
     smallest, tuned, largest = built["batch"]
     capabilities = used.compute_capabilities or RTX_DEFAULT_CAPABILITIES
     if report.probed["library"] == "tensorrt":
@@ -222,34 +209,14 @@ def _engine_spec(report: BuildReport, used: BuildConfig, outcome: Outcome) -> En
         optimization_level=used.optimization_level,
         workspace_mib=used.workspace_mib,
         build_s=built["build_s"],
-        num_layers=found.get("num_layers"),
-        layers=tuple(LayerSpec(**layer) for layer in found.get("layers", [])),
+        **layers_of(outcome),
     )
 
 
-def copy_golden(onnx_file: Path, manifest: Manifest, output: Path, say: Callable[[str], None]) -> GoldenSpec | None:
-    """Puts the ONNX file's golden frames beside the engine, when it has any."""
-    if manifest.golden is None:
-        return None
-    if not (onnx_file.parent / Path(manifest.golden.file).name).is_file():
-        say(
-            f"warning: {manifest.golden.file} does not lie beside {onnx_file.name}, so the engine will have no golden "
-            "frames to test itself with; copy it along and build again to have them"
-        )
-        return None
-    edgerpn.golden.read(onnx_file, manifest)  # whole, and the one that the manifest describes
-    source, target = onnx_file.parent / Path(manifest.golden.file).name, edgerpn.golden.golden_path(output)
-    if not (target.exists() and target.samefile(source)):
-        files.write_bytes(target, source.read_bytes())
-    return dataclasses.replace(manifest.golden, file=target.name)
-
-
-def _with_report(error: EdgeRpnError | OSError, report: BuildReport, path: Path) -> EdgeRpnError | OSError:
-    """The error with a line that says where the report is, once it is written; as it is when even that fails."""
-    try:
-        report.write(path, str(error))
-    except OSError:
-        return error
-    if isinstance(error, EdgeRpnError):
-        error.args = (f"{error}\n  every line of the library is in {path}",)
-    return error
+def layers_of(outcome: Outcome) -> dict[str, Any]:
+    """The fields of `EngineSpec` that the library's inspector fills."""
+    found = outcome.events.get("layers", {})
+    return {
+        "num_layers": found.get("num_layers"),
+        "layers": tuple(LayerSpec(**layer) for layer in found.get("layers", [])),
+    }

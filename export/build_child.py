@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import select
+import selectors
 import signal
 import subprocess
 import sys
@@ -48,12 +48,15 @@ class LogLines:
         return [*self.first, *self.last]
 
     def errors(self, limit: int) -> list[str]:
-        """The last `limit` errors, or the last warnings when there are none."""
-        for wanted in (("error", "internal_error"), ("warning",)):
-            texts = [line["text"].strip() for line in self.lines() if line["severity"] in wanted]
-            if texts:
-                return texts[-limit:]
-        return []
+        """The last `limit` errors."""
+        return self._texts(("error", "internal_error"), limit)
+
+    def complaints(self, limit: int) -> list[str]:
+        """The last `limit` errors, or the last warnings when there are none, which may say why it failed."""
+        return self.errors(limit) or self._texts(("warning",), limit)
+
+    def _texts(self, severities: tuple[str, ...], limit: int) -> list[str]:
+        return [line["text"].strip() for line in self.lines() if line["severity"] in severities][-limit:]
 
 
 @dataclass(slots=True)
@@ -73,7 +76,10 @@ class Outcome:
 
     @property
     def is_out_of_memory(self) -> bool:
-        """Whether it failed because memory ran out, as far as can be told."""
+        """Whether it failed because memory ran out, as far as can be told.
+
+        Warnings do not count: a kernel that needs more memory than there is gets one, and the build goes on without it.
+        """
         failed = self.events.get("failed", {})
         if "built" in self.events or failed.get("kind") in ("write", "dependency"):
             return False
@@ -118,7 +124,7 @@ def run_worker(
     with open(reading, "rb", buffering=0) as events, tempfile.TemporaryFile() as printed:
         try:
             process = subprocess.Popen(
-                [sys.executable, "-m", "edgerpn.export.build_worker", str(writing)],
+                [sys.executable, "-m", "edgerpn.export.build_worker", str(writing), str(os.getpid())],
                 stdin=subprocess.PIPE,
                 stdout=printed,
                 stderr=subprocess.STDOUT,
@@ -155,21 +161,27 @@ def _follow(
 ) -> None:
     """Takes events until the child closes its end, which its death does too."""
     rest = b""
-    while True:
-        tick()
-        if not select.select([events], [], [], _TICK_S)[0]:
-            continue
-        data = events.read(1 << 16)
-        if not data:
-            return
-        *lines, rest = (rest + data).split(b"\n")
-        for line in lines:
-            event = json.loads(line)
-            if event["event"] == "log":
-                outcome.log.add(event["severity"], event["text"])
-            else:
-                outcome.events[event["event"]] = event
-                on_event(event)
+    # Not `select`, which takes no descriptor from 1024 on.
+    with selectors.DefaultSelector() as selector:
+        selector.register(events, selectors.EVENT_READ)
+        while True:
+            tick()
+            if not selector.select(_TICK_S):
+                continue
+            data = events.read(1 << 16)
+            if not data:
+                return
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                _take(json.loads(line), outcome, on_event)
+
+
+def _take(event: dict[str, Any], outcome: Outcome, on_event: Callable[[dict[str, Any]], None]) -> None:
+    if event["event"] == "log":
+        outcome.log.add(event["severity"], event["text"])
+    else:
+        outcome.events[event["event"]] = event
+        on_event(event)
 
 
 def _tail(file: IO[bytes]) -> str:

@@ -98,7 +98,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     result = build_engine(arguments.model, arguments.output, config, compare=compare, say=_say)
     _say(_summary(result.manifest, result.num_bytes))
-    _say(f"wrote {arguments.output}, {manifest_path(arguments.output)} and {result.report}")
+    report = f" and {result.report}" if result.report else ""
+    _say(f"wrote {arguments.output}{',' if report else ' and'} {manifest_path(arguments.output)}{report}")
     return 0
 
 

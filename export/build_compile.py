@@ -2,8 +2,8 @@
 
 One code path serves TensorRT 10.3 to 11 and TensorRT-RTX: networks are always strongly typed, nothing is touched that
 TensorRT 11 removed, and what only some versions have is asked for with `hasattr`. The tests run it with TensorRT-RTX;
-what only TensorRT has (timing cache, DLA, version and hardware compatibility) follows its documentation and has not
-run on a GPU yet.
+what only TensorRT has (DLA, version and hardware compatibility) follows its documentation and has not run on a GPU
+yet.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edgerpn import files
 from edgerpn.errors import BuildError
+from edgerpn.export.build_cache import TimingCache
 from edgerpn.export.build_config import DEFAULT_BATCH, BuildConfig
 from edgerpn.export.build_layers import inspect_layers
 from edgerpn.export.build_phases import PhaseTracker
@@ -40,7 +40,9 @@ def compile_engine(
     has_gpu: bool,
     config: BuildConfig,
 ) -> None:
-    """Builds a plan, writes it, and sends `built`, then `layers` where there is a GPU to inspect it with.
+    """Builds a plan, writes it, and sends `built`; then `timing_cache`, and `layers` where a GPU can inspect it.
+
+    Once `built` is sent the build has succeeded, whatever comes after.
 
     Args:
         trt: The module `tensorrt` or `tensorrt_rtx`.
@@ -62,9 +64,26 @@ def compile_engine(
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parse(trt.OnnxParser(network, logger), onnx_file)
     check_interface(network, trt)
-    options = _options(trt, builder, config)
+    options = make_options(trt, builder, config)
     batch = _add_profile(builder, network, options, config)
-    cache = _load_timing_cache(options, timing_cache)
+    cache = TimingCache(options, timing_cache)
+    plan = _build(trt, builder, network, options, send)
+    Path(plan_file).write_bytes(plan)
+    send(
+        "built",
+        num_bytes=plan.nbytes,
+        build_s=round(time.monotonic() - started_s, 3),
+        batch=batch,
+        peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
+    )
+    cache.save()
+    send("timing_cache", note=cache.note)
+    if has_gpu:
+        send("layers", **inspect_layers(trt, logger, plan, batch=batch[1], is_timed=config.profile))
+
+
+def _build(trt: Any, builder: Any, network: Any, options: Any, send: Send) -> Any:
+    """The serialized engine, in the library's memory; sends progress and phases."""
     tracker = PhaseTracker(lambda phase, share: send("progress", phase=phase, share=round(share, 4)))
     monitor = _monitor(trt, tracker)  # must outlive the build
     options.progress_monitor = monitor
@@ -74,18 +93,7 @@ def compile_engine(
         send("phases", seconds=tracker.seconds)
     if plan is None:
         raise BuildError("the library gave no engine")
-    Path(plan_file).write_bytes(plan)
-    if timing_cache is not None and cache is not None:
-        _save_timing_cache(options, timing_cache)
-    send(
-        "built",
-        num_bytes=plan.nbytes,
-        build_s=round(time.monotonic() - started_s, 3),
-        batch=batch,
-        peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
-    )
-    if has_gpu and not config.weight_stripped:
-        send("layers", **inspect_layers(trt, logger, plan, batch=batch[1], is_timed=config.profile))
+    return plan
 
 
 def parse(parser: Any, onnx_file: str) -> None:
@@ -124,11 +132,18 @@ def check_interface(network: Any, trt: Any) -> None:
         )
 
 
-def _options(trt: Any, builder: Any, config: BuildConfig) -> Any:
-    """The library's form of the options, without profile and timing cache."""
+def make_options(trt: Any, builder: Any, config: BuildConfig) -> Any:
+    """The library's form of the options, without profile and timing cache.
+
+    Raises:
+        BuildError: An option is unknown to this version.
+    """
     options = builder.create_builder_config()
     # Only this lets the inspector tell the precision of each layer.
     options.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        # By TensorRT-RTX's documentation this makes sure that the runtime can capture inference in a CUDA graph.
+        options.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if not config.tf32:
         options.clear_flag(trt.BuilderFlag.TF32)
     if config.workspace_mib is not None:
@@ -219,30 +234,3 @@ def _monitor(trt: Any, tracker: PhaseTracker) -> Any:
             tracker.finish(phase_name)
 
     return Monitor()
-
-
-def _load_timing_cache(options: Any, file: str | None) -> Any:
-    """Sets a timing cache with what `file` holds; a file of another version or GPU is left out."""
-    if file is None:
-        return None
-    cache = options.create_timing_cache(_read(file))
-    if cache is None or not options.set_timing_cache(cache, ignore_mismatch=False):
-        cache = options.create_timing_cache(b"")
-        options.set_timing_cache(cache, ignore_mismatch=False)
-    return cache
-
-
-def _save_timing_cache(options: Any, file: str) -> None:
-    """Writes the cache in one step, with what another build may have added to the file meanwhile."""
-    cache = options.get_timing_cache()
-    other = options.create_timing_cache(_read(file))
-    if other is not None:
-        cache.combine(other, ignore_mismatch=False)
-    files.write_bytes(file, bytes(cache.serialize()))
-
-
-def _read(file: str) -> bytes:
-    try:
-        return Path(file).read_bytes()
-    except FileNotFoundError:
-        return b""

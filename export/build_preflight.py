@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import edgerpn.manifest
 from edgerpn.errors import BuildError
+from edgerpn.export import limits_report
 from edgerpn.export.build_config import BuildConfig, Library
 from edgerpn.export.build_libraries import Machine
 from edgerpn.manifest import Manifest
@@ -17,6 +20,8 @@ from edgerpn.manifest import Manifest
 SUFFIXES = (".engine", ".plan")
 MIB = 1 << 20
 SPARE_DISK_MIB = 64
+OPSET_20, OPSET_20_LAST = 20, (10, 7)
+"""Last version of TensorRT known to read opset 20 and no newer one, see `limits_report.LIMITS`."""
 HOST_MIB = 512
 """Memory that the library takes for itself while it builds, MiB; TensorRT-RTX 1.7 took 300 with a model of 6 MB."""
 
@@ -95,10 +100,24 @@ def _lint(onnx_file: Path, manifest: Manifest, library: Library, version: str) -
     if library == "tensorrt":
         target = "tensorrt-10.3" if int(version.partition(".")[0]) < 11 else "tensorrt-11"
     violations = limits.find_violations(onnx_file, target, manifest)
+    if library == "tensorrt" and OPSET_20_LAST < _numbers(version) < (11, 0):
+        violations = tuple(_as_warning(violation, manifest, version) for violation in violations)
     errors = [violation.text() for violation in violations if violation.severity == "error"]
     if errors:
         raise BuildError(f"{onnx_file}: {target} cannot build this graph:\n  " + "\n  ".join(errors))
     return "\n".join(violation.text() for violation in violations) or None
+
+
+def _as_warning(violation: limits_report.Violation, manifest: Manifest, version: str) -> limits_report.Violation:
+    """An operator set too new for 10.3, which a later TensorRT 10 may read; it says itself when it does not."""
+    if violation.rule != "opset" or manifest.opset <= OPSET_20:
+        return violation
+    limit = f"TensorRT 10.3 to 10.7 read opset 20 at most, 10.15 reads 24; it is left to TensorRT {version}"
+    return dataclasses.replace(violation, severity="warning", limit=limit, fix="export with --set opset=18 if it fails")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
 
 
 def check_room(onnx_file: Path, output: Path, machine: Machine, say: Callable[[str], None]) -> None:

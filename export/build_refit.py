@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from edgerpn.errors import BuildError
+from edgerpn.export.build_layers import inspect_layers
 
 
 def refit_engine(
     trt: Any, logger: Any, send: Callable[..., None], *, stripped_file: str, onnx_file: str, plan_file: str
 ) -> None:
-    """Writes a full engine from a stripped one and the ONNX file that it was built from, and sends `built`.
+    """Writes a full engine from a stripped one and the ONNX file that it was built from; sends `built` and `layers`.
 
     Args:
         trt: The module `tensorrt` or `tensorrt_rtx`.
@@ -58,3 +59,4 @@ def refit_engine(
         raise BuildError("the library gave no engine")
     Path(plan_file).write_bytes(plan)
     send("built", num_bytes=plan.nbytes, build_s=round(time.monotonic() - started_s, 3), batch=None, peak_mib=None)
+    send("layers", **inspect_layers(trt, logger, plan, batch=1, is_timed=False))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -57,6 +58,11 @@ class BuildReport:
     notes: list[str] = field(default_factory=list)
     """What people were told."""
 
+    def tell(self, line: str, say: Callable[[str], None]) -> None:
+        """Tells people a line, and keeps it."""
+        self.notes.append(line)
+        say(line)
+
     def to_dict(self, error: str | None) -> dict[str, Any]:
         """Plain values, ready for JSON; `error` is that of a failed build."""
         last = self.tries[-1][1] if self.tries else Outcome()
@@ -91,13 +97,21 @@ def _try(config: BuildConfig, outcome: Outcome) -> dict[str, Any]:
         "result": "built" if built else outcome.describe_end(),
         "build_s": built.get("build_s"),
         "peak_mib": built.get("peak_mib"),
-        "errors": outcome.log.errors(NUM_QUOTED),
+        "errors": outcome.log.complaints(NUM_QUOTED),
     }
+
+
+def tell_notes(report: BuildReport, outcome: Outcome, say: Callable[[str], None]) -> None:
+    """Tells what a finished build could not do beside its engine."""
+    for kind in ("timing_cache", "layers"):
+        note = outcome.events.get(kind, {}).get("note")
+        if note:
+            report.tell(note, say)
 
 
 def explain(outcome: Outcome, config: BuildConfig, *, has_gpu: bool) -> str:
     """Why a try failed, with the last errors of the library and what to do, on several lines."""
-    quoted = [line[:500] for line in outcome.log.errors(NUM_QUOTED)]
+    quoted = [line[:500] for line in outcome.log.complaints(NUM_QUOTED)]
     if not quoted and outcome.status < 0:
         quoted = outcome.printed.splitlines()[-NUM_QUOTED:]
     said = "\n".join((*quoted, outcome.describe_end(), outcome.printed))

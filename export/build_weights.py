@@ -7,17 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import edgerpn.manifest
-from edgerpn import files
-from edgerpn.errors import BuildError
-from edgerpn.export.build import copy_golden, probe
-from edgerpn.export.build_child import run_worker
+from edgerpn.errors import BuildError, EdgeRpnError
+from edgerpn.export.build import layers_of, made_now, probe
+from edgerpn.export.build_child import Outcome, run_worker
 from edgerpn.export.build_config import BuildConfig
 from edgerpn.export.build_display import Display
 from edgerpn.export.build_libraries import Machine
+from edgerpn.export.build_output import deliver, staging, write_failed
 from edgerpn.export.build_preflight import check_paths, check_room
-from edgerpn.export.build_report import explain
+from edgerpn.export.build_report import BuildReport, explain, tell_notes
 from edgerpn.export.build_trial import Compare, try_engine
-from edgerpn.manifest import Manifest
+from edgerpn.manifest import EngineSpec, Manifest
 
 
 def put_in_weights(
@@ -44,6 +44,35 @@ def put_in_weights(
     if output.exists() and output.samefile(stripped):
         raise BuildError(f"{output}: this is the stripped engine itself; choose another name")
     onnx, manifest = edgerpn.manifest.read(onnx_file), edgerpn.manifest.read(stripped)
+    spec = _check_pair(stripped, manifest, onnx_file, onnx)
+    probed = probe(spec.library)
+    machine = Machine(**probed["machine"])
+    if machine.gpu is None:
+        raise BuildError(f"{stripped}: weights can be put in only where the engine can be loaded: there is no GPU here")
+    check_room(onnx_file, output, machine, say)
+    digest = onnx.provenance.artifact_sha256 or ""
+    report = BuildReport(onnx=onnx_file, engine=output, onnx_sha256=digest, probed=probed, config=_config_of(spec))
+    report.notes.append(f"weights put into {stripped}, which was built with these options")
+    with staging(output) as staged:
+        try:
+            outcome = _refit(report, stripped, staged)
+            tell_notes(report, outcome, say)
+            full = dataclasses.replace(spec, weight_stripped=False, **layers_of(outcome))
+            made = made_now(manifest, probed).replace(name=output.stem, golden=None, parity=None, engine=full)
+            made = try_engine(report, staged, made, onnx, compare=compare, say=say)
+            deliver(report, staged, made, onnx, say)
+        except (EdgeRpnError, OSError) as error:
+            write_failed(error, report)
+            raise
+    return edgerpn.manifest.read(output)
+
+
+def _check_pair(stripped: Path, manifest: Manifest, onnx_file: Path, onnx: Manifest) -> EngineSpec:
+    """What the stripped engine was built with.
+
+    Raises:
+        BuildError: It has its weights, or it was built from another file.
+    """
     spec = manifest.engine
     if spec is None or not spec.weight_stripped:
         raise BuildError(
@@ -53,28 +82,42 @@ def put_in_weights(
         raise BuildError(
             f"{stripped}: it was not built from {onnx_file}, but from another ONNX file (the hashes differ)"
         )
-    probed = probe(spec.library)
-    machine = Machine(**probed["machine"])
-    if machine.gpu is None:
-        raise BuildError(f"{stripped}: weights can be put in only where the engine can be loaded: there is no GPU here")
-    check_room(onnx_file, output, machine, say)
-    with files.replacing(output) as temporary:
-        request = {
-            "command": "refit",
-            "library": spec.library,
-            "stripped": str(stripped.resolve()),
-            "onnx": str(onnx_file.resolve()),
-            "plan": str(temporary.resolve()),
-        }
-        with Display(f"refitting {output.name}") as display:
-            outcome = run_worker(request, on_event=display.event, tick=display.tick)
-        if "built" not in outcome.events:
-            raise BuildError(f"{stripped}: {explain(outcome, BuildConfig(), has_gpu=True)}")
-        made = manifest.replace(
-            name=output.stem, golden=None, parity=None, engine=dataclasses.replace(spec, weight_stripped=False)
-        )
-        made, tried = try_engine(temporary, made, onnx_file, onnx, machine, compare=compare)
-        say(tried)
-        made = made.replace(golden=copy_golden(onnx_file, onnx, output, say))
-    edgerpn.manifest.write(made, output)
-    return edgerpn.manifest.read(output)
+    return spec
+
+
+def _config_of(spec: EngineSpec) -> BuildConfig:
+    """The options that an engine was built with, as far as its manifest tells them."""
+    is_rtx = spec.library == "tensorrt-rtx"
+    return BuildConfig(
+        backend=spec.library,
+        compute_capabilities=spec.compute_capabilities if is_rtx else (),
+        batch=(spec.profile.min_batch, spec.profile.opt_batch, spec.profile.max_batch),
+        workspace_mib=spec.workspace_mib,
+        optimization_level=spec.optimization_level,
+        version_compatible=spec.version_compatible,
+        hardware_compatible=spec.hardware_compatible,
+        weight_stripped=True,
+        dla_core=spec.dla_core,
+        tf32=spec.tf32,
+    )
+
+
+def _refit(report: BuildReport, stripped: Path, staged: Path) -> Outcome:
+    """Runs the child process.
+
+    Raises:
+        BuildError: It gave no engine.
+    """
+    request = {
+        "command": "refit",
+        "library": report.probed["library"],
+        "stripped": str(stripped.resolve()),
+        "onnx": str(report.onnx.resolve()),
+        "plan": str(staged.resolve()),
+    }
+    with Display(f"refitting {report.engine.name}") as display:
+        outcome = run_worker(request, on_event=display.event, tick=display.tick)
+    report.tries.append((report.config, outcome))
+    if "built" not in outcome.events:
+        raise BuildError(f"{stripped}: {explain(outcome, report.config, has_gpu=True)}")
+    return outcome

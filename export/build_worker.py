@@ -1,12 +1,14 @@
-"""The child process of a build: `python -m edgerpn.export.build_worker FD`.
+"""The child process of a build: `python -m edgerpn.export.build_worker FD PARENT`.
 
 It reads one request, a JSON object on stdin, and writes events, one JSON object a line, to the file descriptor FD. Its
-stdout and stderr belong to the libraries, which print there as they like. It ends when its parent ends.
+stdout and stderr belong to the libraries, which print there as they like. It ends when its parent, the process PARENT,
+ends.
 
     request  command: probe, build or refit, and what the functions below take
     events   progress: phase, share         log: severity, text
              probed: see `_probe`           built: see `edgerpn.export.build_compile`
              layers: layers, num_layers     phases: seconds by name
+             timing_cache: note
              failed: kind (build, dependency, memory, write), message
 """
 
@@ -37,7 +39,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 def main() -> int:
     """Does what the request asks; returns the exit status."""
-    _end_with_parent()
+    _end_with_parent(int(sys.argv[2]))
     request = json.loads(sys.stdin.readline())
     send = _sender(int(sys.argv[1]))
     try:
@@ -55,12 +57,14 @@ def main() -> int:
     return 1
 
 
-def _end_with_parent() -> None:
-    """Asks the kernel to kill this process when its parent dies, and leaves at once when it already has."""
-    parent = os.getppid()
+def _end_with_parent(parent: int) -> None:
+    """Asks the kernel to kill this process when its parent dies, and leaves at once when it already has.
+
+    The parent says its own number, for any may be right: in a container `edgerpn` is often process 1.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent or parent == 1:
+    if os.getppid() != parent:
         os._exit(1)
 
 
