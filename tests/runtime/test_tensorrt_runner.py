@@ -13,7 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from edgerpn.errors import ArtifactMismatchError, EngineLoadError, InferenceError, InputError
+from edgerpn.errors import (
+    ArtifactMismatchError,
+    EngineLoadError,
+    InferenceError,
+    InputError,
+    MissingDependencyError,
+)
 from edgerpn.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from edgerpn.runtime.tensorrt_backend import TensorRtBackend
 
@@ -455,3 +461,41 @@ def test_what_cannot_be_freed_does_not_keep_the_rest(
     assert bench.device.queues == {}
     assert len(bench.device.memory) == len(bench.device.graphs) == 1
     assert caplog.text.count("could not be freed") == 2
+
+
+def test_code_that_an_engine_brings_runs_only_when_allowed(
+    bench: Bench, make_engine: MakeModel, tmp_path: Path
+) -> None:
+    path = make_engine(tmp_path, version_compatible=True)
+    bench.library.has_host_code = True
+    with pytest.raises(EngineLoadError, match=r"host code that is not allowed.*allow_host_code=True"):
+        bench.load(path)
+    bench.load(path, allow_host_code=True).close()
+    # An engine that needs no such code gets no such right, whatever was allowed.
+    (tmp_path / "plain").mkdir()
+    plain = make_engine(tmp_path / "plain")
+    with pytest.raises(EngineLoadError, match="not allowed"):
+        bench.load(plain, allow_host_code=True)
+    assert bench.library.host_code_allowed == [False, True, False]
+
+
+def test_a_given_gpu_is_used_whatever_else_is_missing(
+    bench: Bench, make_engine: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_engine(tmp_path)
+    library = bench.library.opened()
+    monkeypatch.setattr("edgerpn.runtime.compatibility.import_library", lambda *_, **__: library)
+    backend = TensorRtBackend(path, device=bench.device)
+    assert bench.device.info.name in backend.name
+    backend.close()
+
+
+def test_a_missing_package_keeps_its_own_error(
+    bench: Bench, make_engine: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_here(*_: object) -> None:
+        raise MissingDependencyError("neither cuda-bindings nor PyCUDA")
+
+    monkeypatch.setattr("edgerpn.runtime.compatibility.open_device", none_here)
+    with pytest.raises(MissingDependencyError, match="neither cuda-bindings nor PyCUDA"):
+        TensorRtBackend(make_engine(tmp_path), library=bench.library.opened())
