@@ -190,6 +190,6 @@ def parity_images(folder: Path | None, images: Path | None, *, most: int = NUM_P
             "with --data DIR (val.json and images/) or a folder of photographs with --images DIR"
         )
     if not found:
-        what = "this folder does not exist" if not (images or folder).is_dir() else "no photographs in it"
+        what = "this folder does not exist" if images is not None and not images.is_dir() else "no photographs in it"
         raise ExportError(f"{images or folder}: {what}; expected a folder of photographs to compare on")
     return spread(found, most)

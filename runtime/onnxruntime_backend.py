@@ -29,7 +29,7 @@ _OPTIONS: dict[str, dict[str, str]] = {
     # On by default in ONNX Runtime, and too coarse for a float32 graph to equal its model.
     _CUDA: {"use_tf32": "0"},
     # Its caches are off: they would land in the folder that the process happens to run in.
-    _TENSORRT: {"trt_engine_cache_enable": "0", "trt_timing_cache_enable": "0"}
+    _TENSORRT: {"trt_engine_cache_enable": "0", "trt_timing_cache_enable": "0"},
 }
 """Options that a provider gets when none are given."""
 _logger = logging.getLogger(__name__)

@@ -112,6 +112,7 @@ def test_the_manifest_says_what_the_engine_was_built_with_and_for(built: tuple[B
 
 
 def test_the_report_holds_options_phases_and_the_log_of_the_library(built: tuple[BuildResult, Path, list[str]]) -> None:
+    assert built[0].report is not None
     report = json.loads(built[0].report.read_text())
     assert (report["result"], report["error"]) == ("built", None)
     assert report["options"] == settings.to_dict(RTX)

@@ -120,7 +120,7 @@ def test_a_file_that_cannot_be_renamed_leaves_everything_as_it_was(
                 raise OSError(28, "No space left on device", str(target))
         real(source, target)
 
-    monkeypatch.setattr(build_output.os, "replace", replace)
+    monkeypatch.setattr("edgerpn.export.build_output.os.replace", replace)
     with pytest.raises(OSError, match="No space left"):
         deliver(tmp_path, "new", 2.0)
     assert files(tmp_path) == (NAMES if has_old else [])
@@ -181,7 +181,7 @@ def test_where_the_file_system_has_no_second_names_an_error_still_puts_all_back(
     def link(*_: Any) -> None:
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr(build_output.os, "link", link)
+    monkeypatch.setattr("edgerpn.export.build_output.os.link", link)
     for name in ("x", "y"):
         (tmp_path / name).write_text("old")
         (tmp_path / f"new-{name}").write_text("new")

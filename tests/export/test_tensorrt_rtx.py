@@ -101,6 +101,7 @@ def test_every_form_of_an_export_is_built_for_every_generation_of_gpus(
     assert (result.manifest.precision, engine.profile.max_batch) == (precision, 8 if batch == "dynamic" else 1)
     assert result.manifest.input.source_hw == source
     assert result.num_bytes > 20_000
+    assert result.report is not None
     log = json.loads(result.report.read_text())["log"]
     assert [line["text"] for line in log if line["severity"] in ("error", "internal_error")] == []
 

@@ -118,7 +118,7 @@ def test_grey_and_transparent_images_become_bgr(tmp_path: Path) -> None:
         assert frame.image.dtype == np.uint8
 
 
-def refused(spec: str | Path | int) -> str:
+def refused(spec: str | Path) -> str:
     with pytest.raises(StreamOpenError) as caught:
         list(open_source(spec))
     return str(caught.value)

@@ -87,16 +87,19 @@ class Subscriber:
 
     def __init__(self, port: int, *, user: str = "", password: str = "") -> None:
         import paho.mqtt.client as mqtt
+        from paho.mqtt.enums import CallbackAPIVersion
 
         self.messages: list[tuple[str, bytes]] = []
         self.is_ready = threading.Event()
-        self._client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id="reader", clean_session=False)
+        self._client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id="reader", clean_session=False)
         if user:
             self._client.username_pw_set(user, password)
         self._client.reconnect_delay_set(0.05, 0.1)  # type: ignore[arg-type]
         self._client.on_connect = lambda client, *_: client.subscribe("#", qos=1)
         self._client.on_subscribe = lambda *_: self.is_ready.set()
-        self._client.on_message = lambda client, data, message: self.messages.append((message.topic, message.payload))
+        self._client.on_message = lambda client, data, message: self.messages.append(
+            (message.topic, bytes(message.payload))
+        )
         self._client.connect("127.0.0.1", port)
         self._client.loop_start()
         assert self.is_ready.wait(5)

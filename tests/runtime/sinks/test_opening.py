@@ -178,7 +178,7 @@ def test_a_package_that_does_not_fit_is_told_apart_from_a_wrong_kind() -> None:
 
 def test_one_run_fills_several_outputs_with_equal_records(make_result: MakeResult, tmp_path: Path) -> None:
     paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
-    tables = [{"kind": "jsonl", "path": str(path)} for path in paths]
+    tables: list[dict[str, Any]] = [{"kind": "jsonl", "path": str(path)} for path in paths]
     tables.append({"kind": "video", "folder": str(tmp_path / "clips"), "suffix": ".avi", "min_free_mb": 0})
     sinks = open_sinks(read_outputs(tables, source="test"), is_live=False)
     for index in range(30):
