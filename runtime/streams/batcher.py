@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from edgerpn.runtime.capture import Capture, CapturedFrame, CaptureEvent, CaptureGroup
@@ -21,14 +22,16 @@ class Batch:
 class Batcher:
     """Collects batches from a group; one thread at a time."""
 
-    def __init__(self, group: CaptureGroup, *, max_batch: int, wait_ms: float, stays: bool = False) -> None:
+    def __init__(
+        self, group: CaptureGroup, *, max_batch: int, wait_ms: float, stays: Callable[[], bool] = lambda: False
+    ) -> None:
         """Takes from all sources of `group`, whatever is added and removed meanwhile.
 
         Args:
             group: Stays the caller's to close.
             max_batch: Frames in a batch at most.
             wait_ms: Time that the first frame of a batch waits for others at most.
-            stays: Whether to go on when all sources have ended, because others may be added.
+            stays: Whether to go on at this moment when all sources have ended, because others may be added.
         """
         self.max_batch = max_batch
         self.wait_ms = wait_ms
@@ -106,4 +109,4 @@ class Batcher:
 
     def _is_over(self) -> bool:
         group = self._group
-        return group.is_over or (not self._stays and all(capture.is_exhausted for capture in group.captures))
+        return group.is_over or (not self._stays() and all(capture.is_exhausted for capture in group.captures))

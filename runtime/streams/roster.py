@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 
 from edgerpn.runtime.capture import Capture, CaptureGroup
 from edgerpn.runtime.frame import Event, Result
@@ -26,6 +27,8 @@ class Roster:
         """Adds to and removes from `group`."""
         self.min_score = 0.0
         self.has_live = False
+        self.is_changing = False
+        """Whether sources are being exchanged: there may be none for a moment."""
         self._group = group
         self._entries: dict[str, _Entry] = {}
         # Held while a source ends, which may take two seconds; readers therefore do without it.
@@ -67,18 +70,24 @@ class Roster:
         """Makes the sources those of `config`; the names of those that were ended, even if they were added anew."""
         with self._changing:
             self.min_score = config.min_score
-            wanted = {settings.label: settings for settings in config.sources}
-            ended = []
-            for name, entry in list(self._entries.items()):
-                if name not in wanted or entry.settings.capture != wanted[name].capture:
-                    self.remove(name)
-                    ended.append(name)
-                else:
-                    entry.settings = wanted[name]
-            for name, settings in wanted.items():
-                if name not in self._entries:
-                    self.add(settings)
-            return ended
+            self.is_changing = True
+            try:
+                return self._exchange({settings.label: settings for settings in config.sources})
+            finally:
+                self.is_changing = False
+
+    def _exchange(self, wanted: Mapping[str, SourceConfig]) -> list[str]:
+        ended = []
+        for name, entry in list(self._entries.items()):
+            if name not in wanted or entry.settings.capture != wanted[name].capture:
+                self.remove(name)
+                ended.append(name)
+            else:
+                entry.settings = wanted[name]
+        for name, settings in wanted.items():
+            if name not in self._entries:
+                self.add(settings)
+        return ended
 
     def settings_of(self, name: str) -> SourceConfig | None:
         """The present settings of a source; None: it is not there any more."""

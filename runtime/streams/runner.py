@@ -69,7 +69,7 @@ class StreamRunner:
         self._pool = self._make_pool(config.batching)
         self._group = CaptureGroup()
         self._roster = Roster(self._group)
-        self._batcher = Batcher(self._group, max_batch=1, wait_ms=0.0, stays=stays)
+        self._batcher = Batcher(self._group, max_batch=1, wait_ms=0.0, stays=lambda: stays or self._roster.is_changing)
         self._workers = Workers(model, self._batcher, self._roster, self._pool)
         self.apply(config)
 
@@ -90,7 +90,7 @@ class StreamRunner:
             InferenceError: The backend failed.
         """
         self._workers.start()
-        while not self._is_done:
+        while not self._is_done():
             slot = self._workers.next()
             if slot is not None and slot.error is not None:
                 raise slot.error
@@ -101,7 +101,7 @@ class StreamRunner:
                     emitted = self._emit(item)
                     if emitted is not None:
                         yield emitted
-                    if self._is_done:
+                    if self._is_done():
                         return
                 if slot.is_batch:
                     self._workers.release()
@@ -166,7 +166,6 @@ class StreamRunner:
         if self._pool is not None:
             self._pool.shutdown(wait=False)
 
-    @property
     def _is_done(self) -> bool:
         return self._workers.is_stopping.is_set() or self._results_left == 0
 

@@ -152,6 +152,15 @@ class Run:
         told = "\n".join(f"  {event.kind} {event.reason}: {event.message}" for event in self.events)
         raise AssertionError(f"it did not come within {timeout_s} s; {len(self.results)} results, events:\n{told}")
 
+    def connected(self, *names: str) -> None:
+        """Waits until all of these sources have connected, in whatever order."""
+        self.until(
+            lambda item: (
+                set(names) <= {event.source for event in self.events if event.kind == "connected"}
+                and isinstance(item, Result)
+            )
+        )
+
     def for_s(self, seconds: float) -> None:
         """Takes what comes for some time; there must be something."""
         end_s = time.monotonic() + seconds

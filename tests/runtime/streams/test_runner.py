@@ -78,8 +78,7 @@ def test_a_flood_and_a_dead_source_slow_none(make_slow: Make, make_camera: Make,
     urls = {"flood": make_camera(fps=200).url, "a": make_camera(fps=20).url, "b": make_camera(fps=20).url}
     sources = [live(url, name) for name, url in urls.items()]
     run = start(make_slow(0.02), live("http://127.0.0.1:9/x", "dead"), *sources)
-    for name in urls:
-        run.until(is_event("connected", name))
+    run.connected(*urls)
     run.results.clear()
     run.for_s(2.5)
     counts = Counter(source for source, _, _ in run.results)
@@ -157,8 +156,7 @@ def test_a_batch_waits_for_stragglers_only_until_the_deadline(
     slow = make_slow(0.0)
     sources = [live(make_camera(fps=25).url, "quick"), live(make_camera(fps=4).url, "straggler")]
     run = start(slow, *sources, batching=BatchingConfig(max_batch=2, batch_wait_ms=10))
-    run.until(is_event("connected", "straggler"))
-    run.until(is_result("quick"))
+    run.connected("quick", "straggler")
     run.results.clear()
     run.for_s(1.5)
     counts = Counter(source for source, _, _ in run.results)
@@ -216,8 +214,7 @@ def test_new_settings_touch_only_the_sources_that_change(
 ) -> None:
     cameras = {name: make_camera().url for name in ("kept", "changed", "gone", "new")}
     run = start(model, *(live(cameras[name], name) for name in ("kept", "changed", "gone")))
-    for name in ("kept", "changed", "gone"):
-        run.until(is_event("connected", name))
+    run.connected("kept", "changed", "gone")
     pids = {name: stats.pid for name, stats in run.runner.stats().items()}
     changed = live(cameras["changed"], "changed", max_fps=5.0)
     sources = (live(cameras["kept"], "kept", max_age_ms=0.001), changed, live(cameras["new"], "new"))

@@ -1,0 +1,168 @@
+"""The log, systemd, and settings read again."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgerpn.errors import ConfigError
+from edgerpn.runtime import Model
+from edgerpn.runtime.frame import Event
+from edgerpn.runtime.streams import SourceConfig, StreamsConfig
+from edgerpn.runtime.streams.logs import RepeatFilter, log_to_stderr
+from edgerpn.runtime.streams.notify import Notifier
+from edgerpn.runtime.streams.service import Service
+
+Make = Callable[..., Any]
+_logger = logging.getLogger("edgerpn.test")
+
+pytestmark = pytest.mark.timeout(30)
+
+
+@pytest.fixture
+def systemd(tmp_path: Path) -> Iterator[socket.socket]:
+    """The receiving end of NOTIFY_SOCKET."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(str(tmp_path / "notify"))
+        receiver.settimeout(5.0)
+        yield receiver
+
+
+def environment(receiver: socket.socket, **values: str) -> dict[str, str]:
+    return {"NOTIFY_SOCKET": receiver.getsockname(), **values}
+
+
+def test_a_log_line_for_people_holds_time_level_and_no_password(capsys: pytest.CaptureFixture[str]) -> None:
+    with log_to_stderr("text", "info"):
+        _logger.info("cannot open rtsp://user:hunter2@host/x")
+        _logger.debug("unseen")
+    line = capsys.readouterr().err
+    assert line.endswith("info: cannot open rtsp://***@host/x\n")
+    assert line[:4].isdigit()
+    _logger.info("afterwards")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_log_line_for_programs_is_json(capsys: pytest.CaptureFixture[str]) -> None:
+    with log_to_stderr("json", "warning"):
+        _logger.warning('a "quoted"\nmessage with token=%s', "hunter2")
+        try:
+            int("inside")
+        except ValueError:
+            _logger.exception("it failed")
+    first, second = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert (first["level"], first["logger"], first["repeated"]) == ("warning", "edgerpn.test", 0)
+    assert first["message"] == 'a "quoted"\nmessage with token=***'
+    assert first["time"].endswith("Z")
+    assert "ValueError: invalid literal" in second["message"]
+
+
+def test_what_repeats_is_counted_and_told_after_a_while() -> None:
+    record = logging.makeLogRecord({"name": "a", "levelno": logging.WARNING, "msg": "next attempt in %.1f s"})
+    limited = RepeatFilter(repeat_s=0.2)
+
+    def passes(delay_s: float) -> bool:
+        record.args = (delay_s,)
+        return limited.filter(record)
+
+    assert [passes(delay_s) for delay_s in (1.0, 2.5, 17.0)] == [True, False, False]
+    other = logging.makeLogRecord({"name": "a", "levelno": logging.WARNING, "msg": "something else"})
+    assert limited.filter(other)
+    time.sleep(0.25)
+    assert passes(30.0)
+    assert record.num_repeated == 2
+    record.levelno = logging.ERROR
+    assert passes(1.0)
+    assert passes(1.0)
+
+
+def test_the_memory_of_repetition_is_bounded() -> None:
+    limited = RepeatFilter()
+    for index in range(2000):
+        name = "".join(chr(97 + int(digit)) for digit in str(index))
+        limited.filter(logging.makeLogRecord({"name": name, "levelno": logging.INFO, "msg": "x"}))
+    assert len(limited._seen) <= 512
+
+
+def test_without_systemd_nothing_is_sent_and_nothing_fails() -> None:
+    for notifier in (Notifier({}), Notifier({"NOTIFY_SOCKET": "/nowhere/notify"})):
+        notifier.ready("x")
+        notifier.alive()
+        notifier.stopping()
+        assert notifier.watchdog_s == 0
+
+
+def test_an_abstract_address_is_reached() -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        name = f"edgerpn-test-{os.getpid()}"
+        receiver.bind(f"\0{name}")
+        receiver.settimeout(2.0)
+        Notifier({"NOTIFY_SOCKET": f"@{name}"}).status("fine")
+        assert receiver.recv(1000) == b"STATUS=fine"
+
+
+def test_the_watchdog_of_another_process_is_not_ours(systemd: socket.socket) -> None:
+    values = environment(systemd, WATCHDOG_USEC="3000000")
+    assert Notifier(values).watchdog_s == 3.0
+    assert Notifier({**values, "WATCHDOG_PID": str(os.getpid())}).watchdog_s == 3.0
+    assert Notifier({**values, "WATCHDOG_PID": "1"}).watchdog_s == 0
+
+
+def test_the_watchdog_is_fed_while_sources_are_dead_and_not_when_the_model_hangs(
+    systemd: socket.socket, make_slow: Make, make_clip: Make, start: Make
+) -> None:
+    service = Service(lambda: StreamsConfig(), Notifier(environment(systemd, WATCHDOG_USEC="400000")))
+    slow = make_slow(0.0, batch=1)
+    run = start(slow, stays=True, on_tick=service.tick)
+    service.begin(run.runner)
+    assert systemd.recv(1000) == b"READY=1\nSTATUS=0 sources"
+    threading.Timer(0.5, lambda: setattr(slow.backend, "delay_s", 1.6)).start()
+    threading.Timer(0.6, run.runner.add, [SourceConfig(source=str(make_clip(1)), name="a")]).start()
+    run.until(lambda item: isinstance(item, Event) and item.kind == "ended")
+    times = []
+    systemd.setblocking(False)
+    try:
+        while True:
+            assert systemd.recv(1000) == b"WATCHDOG=1"
+            times.append(1)
+    except BlockingIOError:
+        pass
+    # Four a second and more while idle, none for the time that one inference took longer than the watchdog allows.
+    assert 5 <= len(times) <= 25
+
+
+def test_settings_are_read_again_and_bad_ones_change_nothing(
+    systemd: socket.socket, model: Model, make_camera: Make, live: Make, start: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = live(make_camera().url, "first"), live(make_camera().url, "second")
+    answers: list[Any] = [ConfigError(["max_age: unknown setting"]), StreamsConfig(sources=(second,), min_score=0.5)]
+
+    def load() -> StreamsConfig:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    service = Service(load, Notifier(environment(systemd)))
+    run = start(model, first, on_tick=service.tick)
+    service.begin(run.runner)
+    assert systemd.recv(1000).startswith(b"READY=1")
+    run.until(lambda item: isinstance(item, Event) and item.kind == "connected")
+    service.want_reload()
+    run.for_s(0.5)
+    assert "max_age: unknown setting" in caplog.text
+    assert systemd.recv(1000).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
+    assert systemd.recv(1000).startswith(b"READY=1\nSTATUS=1 of 1 sources up")
+    assert list(run.runner.stats()) == ["first"]
+    service.want_reload()
+    run.until(lambda item: isinstance(item, Event) and item.kind == "connected" and item.source == "second")
+    assert list(run.runner.stats()) == ["second"]
