@@ -25,6 +25,7 @@ class LiveSource:
     def __init__(self, config: CaptureConfig) -> None:
         """Starts the process."""
         self.name = config.label
+        self._has_clock = has_clock(config.source)
         self._capture = open_capture(config)
         self._is_closed = False
 
@@ -47,7 +48,7 @@ class LiveSource:
                     continue
                 has_frame = has_frame or isinstance(item, CapturedFrame)
                 if isinstance(item, CapturedFrame):
-                    yield to_frame(item)
+                    yield to_frame(item, has_clock=self._has_clock)
                     continue
                 if item.kind == "ended" and item.reason != "end_of_stream" and not has_frame:
                     raise StreamOpenError(f"{item.message}. {item.fix}")
@@ -79,8 +80,17 @@ def open_any_source(spec: str | int | os.PathLike[str]) -> Source:
     return LiveSource(CaptureConfig(source=text))
 
 
-def to_frame(captured: CapturedFrame) -> Frame:
-    """The same frame, with the same memory."""
+def has_clock(source: str) -> bool:
+    """Whether the times in a stream are the camera's: those of RTSP are, others are often made up by the decoder.
+
+    FFmpeg numbers the pictures of Motion JPEG over HTTP at 25 a second, whatever their rate; what seems to be a lag
+    would then grow without end.
+    """
+    return source.lower().startswith(("rtsp://", "rtsps://"))
+
+
+def to_frame(captured: CapturedFrame, *, has_clock: bool) -> Frame:
+    """The same frame, with the same memory; its lag only if `has_clock`."""
     return Frame(
         image=captured.image,
         index=captured.index,
@@ -90,7 +100,7 @@ def to_frame(captured: CapturedFrame) -> Frame:
         source=captured.source,
         decode_ms=captured.decode_ms,
         path=captured.path,
-        lag_ms=captured.lag_ms,
+        lag_ms=captured.lag_ms if has_clock else None,
         num_dropped=captured.num_dropped,
         num_skipped=captured.num_skipped,
     )

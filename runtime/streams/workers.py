@@ -11,7 +11,7 @@ from concurrent.futures import Executor
 
 from edgerpn.runtime.frame import Event, Frame, Result
 from edgerpn.runtime.model import Model
-from edgerpn.runtime.source_live import to_event, to_frame
+from edgerpn.runtime.source_live import has_clock, to_event, to_frame
 from edgerpn.runtime.streams.batcher import Batch, Batcher
 from edgerpn.runtime.streams.items import refused_event
 from edgerpn.runtime.streams.roster import Roster
@@ -172,7 +172,7 @@ class Workers:
         self._slots.put(slot)
 
     def _infer(self, batch: Batch) -> list[Result | Event]:
-        frames = [to_frame(captured) for captured in batch.frames]
+        frames = [to_frame(captured, has_clock=self._has_clock(captured.source)) for captured in batch.frames]
         items: list[Result | Event] = []
         for frame, outcome in zip(frames, self._model.run_frames(frames, pool=self._pool), strict=True):
             if isinstance(outcome, Result):
@@ -180,6 +180,10 @@ class Workers:
             elif self._is_new_refusal(frame):
                 items.append(refused_event(frame, str(outcome)))
         return items
+
+    def _has_clock(self, name: str) -> bool:
+        settings = self._roster.settings_of(name)
+        return settings is not None and has_clock(settings.source)
 
     def _is_new_refusal(self, frame: Frame) -> bool:
         """Counts a frame that does not fit the model; whether it is the first of its size."""

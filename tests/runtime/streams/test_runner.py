@@ -124,6 +124,17 @@ def test_frames_that_are_too_old_are_events_and_never_results(
     assert run.runner.num_stale == run.runner.stats()["camera"].num_stale >= 3
 
 
+def test_a_camera_without_a_clock_does_not_seem_to_lag(
+    model: Model, make_camera: Make, live: Make, start: Make
+) -> None:
+    # FFmpeg takes it for 25 frames a second, so that its time seems to fall behind by 0.6 s a second.
+    run = start(model, live(make_camera(fps=10).url, "camera"))
+    run.until(is_result("camera"))
+    run.results.clear()
+    run.for_s(2.0)
+    assert max(age for _, _, age in run.results) < 200
+
+
 def test_a_slow_consumer_gets_fresh_results_of_a_live_source(
     model: Model, make_camera: Make, live: Make, start: Make
 ) -> None:
