@@ -25,7 +25,7 @@ import onnx
 
 import edgerpn.manifest
 from edgerpn import files, golden
-from edgerpn.errors import ExportError
+from edgerpn.errors import ExportError, SelfTestError
 from edgerpn.export.chain import check_convergence, choose_candidates, choose_iterations, measure_chain
 from edgerpn.export.config import ExportConfig
 from edgerpn.export.golden_frames import make_golden
@@ -116,9 +116,9 @@ def export_onnx(
             manifest = manifest.replace(recall=_recall(measurable, manifest, meter))
         expected = _golden(network.reference, measurable, manifest, images)
         save_sealed(proto, manifest, temporary)
-        _self_test(temporary, expected)
+        is_steady = _self_test(temporary, expected, config, say)
     golden.golden_path(output).unlink(missing_ok=True)
-    if config.golden:
+    if config.golden and is_steady:
         manifest = manifest.replace(golden=golden.write(expected, output))
     edgerpn.manifest.write(manifest, output)
     return ExportResult(manifest=edgerpn.manifest.read(output), parity=parity)
@@ -258,14 +258,27 @@ def _golden(
             return make_golden(backend.infer, frames)
 
 
-def _self_test(file: Path, expected: golden.Golden) -> None:
+def _self_test(file: Path, expected: golden.Golden, config: ExportConfig, say: Callable[[str], None]) -> bool:
     """Runs the finished file on the golden frames, as a runtime will.
 
+    The proposals of an untrained network hang on rounding alone; so when recall is not asked for (`max_ar_drop` is
+    off) a reduced precision may fail, and the golden frames, which could prove nothing, are left out.
+
+    Returns:
+        Whether it gives the expected proposals.
+
     Raises:
-        SelfTestError: It does not give the expected proposals.
+        SelfTestError: It does not, and should.
     """
     with contextlib.closing(open_backend(file, providers=["cpu"])) as backend:
         # One by one, because the batch may be fixed.
         outputs = [backend.infer(frame[None]) for frame in expected.frames]
         boxes, scores, count = (np.concatenate(arrays) for arrays in zip(*outputs, strict=True))
-        golden.compare(expected, (boxes, scores, count), backend.manifest, where=f"{file.name} ({backend.name})")
+        try:
+            golden.compare(expected, (boxes, scores, count), backend.manifest, where=f"{file.name} ({backend.name})")
+        except SelfTestError as error:
+            if config.precision == "fp32" or config.ar_budget is not None:
+                raise
+            say(f"warning: no golden frames: rounding alone changes the proposals of this network. {error}")
+            return False
+    return True

@@ -44,8 +44,8 @@ def test_the_target_chooses_nms_and_batch(target: Any, nms: Any, resolved: str, 
         ({"score_threshold": -0.1}, "score_threshold: expected 0 to below 1, got -0.1"),
         ({"num_proposals": 0}, "num_proposals: expected at least 1"),
         ({"pre_nms": -1}, "pre_nms: expected at least 1"),
-        ({"network_hw": (16, 640)}, "network_hw: expected at least 32 pixels a side"),
-        ({"source_hw": (1080, 8)}, "source_hw: expected at least 32 pixels a side"),
+        ({"network_hw": (16, 640)}, "network_hw: expected 32 to 8192 pixels a side"),
+        ({"source_hw": (1080, 8)}, "source_hw: expected 32 to 8192 pixels a side"),
     ],
 )
 def test_settings_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:

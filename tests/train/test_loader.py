@@ -278,7 +278,7 @@ def test_arguments_out_of_range_are_refused(records: list[ImageRecord]) -> None:
 @pytest.mark.parametrize("key", ["batch_size", "workers", "input_hw"])
 def test_settings_out_of_range_are_refused(key: str) -> None:
     value = "[-1, 64]" if key == "input_hw" else "-1"
-    with pytest.raises(ValueError, match=f"--set: {key}: expected "):
+    with pytest.raises(ValueError, match=f"command line: {key}: expected "):
         settings.load(DataConfig, overrides=[f"{key}={value}"])
 
 

@@ -65,7 +65,7 @@ def test_frames_that_are_held_stay_as_they_are_while_others_are_dropped(make_mjp
     assert player.frames_for(1.5) == []
     assert all((view == copy).all() for view, copy in zip(held, copies, strict=True))
     # All slots are with us: the process goes on reading the camera, and nothing counts as stalled.
-    assert player.kinds() == ["started", "connected"]
+    assert [kind for kind in player.kinds() if kind != "gap"] == ["started", "connected"]
     held.clear()
     gc.collect()
     frame, _ = player.frame(1.0)

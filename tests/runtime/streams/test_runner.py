@@ -171,8 +171,9 @@ def test_a_batch_waits_for_stragglers_only_until_the_deadline(
     run.results.clear()
     run.for_s(1.5)
     counts = Counter(source for source, _, _ in run.results)
-    assert counts["quick"] > 25
-    assert np.median([age for source, _, age in run.results if source == "quick"]) < 30
+    # Waiting for every frame of the straggler would leave a quarter of a second between two results.
+    assert counts["quick"] > 15
+    assert np.median([age for source, _, age in run.results if source == "quick"]) < 100
 
 
 @pytest.mark.parametrize(("batch", "expected"), [(1, 1), (2, 2)])
