@@ -87,6 +87,9 @@ class CaptureProcess:
                 packet, fds, _, _ = socket.recv_fds(self.control, MAX_PACKET_BYTES, 1)
             except BlockingIOError:
                 break
+            except ConnectionResetError:
+                # The process ended with packets of ours unread. Linux tells this once, ahead of what it sent last.
+                continue
             except OSError:
                 packet, fds = b"", []
             if not packet:

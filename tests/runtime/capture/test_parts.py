@@ -23,6 +23,7 @@ from edgerpn.runtime.capture.outcome import Backoff, LastWord, outcome
 from edgerpn.runtime.capture.ring import RingReader, RingWriter
 from edgerpn.runtime.capture.timing import LagMeter, RateCap
 from edgerpn.runtime.capture.wire import FramePacket, unpack_frame, unpack_release
+from edgerpn.runtime.capture.worker import CaptureProcess
 
 PC = Abilities(has_ffmpeg=True, has_gstreamer=False, has_v4l2=True, has_program=True, has_nvv4l2=False)
 JETSON = dataclasses.replace(PC, has_gstreamer=True, has_nvv4l2=True)
@@ -292,3 +293,18 @@ def test_a_ring_refuses_frames_that_cannot_be() -> None:
         assert reader.fits(make_packet(slot=0))
         del held
         writer.close()
+
+
+def test_what_a_process_sent_last_arrives_though_it_ended_with_packets_unread() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    ours.send(b"a release that nobody reads")
+    for packet in (b"the last frame", b"the end"):
+        theirs.send(packet)
+    # Linux answers the next read on our side with ECONNRESET, before it gives the two packets.
+    theirs.close()
+    process = object.__new__(CaptureProcess)
+    process.control, process.is_over = ours, False
+    assert [packet for packet, _ in process.receive()] == [b"the last frame", b"the end"]
+    assert process.is_over
+    ours.close()
