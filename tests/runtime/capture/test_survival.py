@@ -139,7 +139,8 @@ def test_fifty_reconnects_leave_no_descriptor_thread_or_memory_behind(make_mjpeg
             gc.collect()
             rss_kb = int(Path("/proc/self/statm").read_text().split()[1]) * 4
             counts.append((num_fds(), threading.active_count(), rss_kb))
-    early, late = counts[10], counts[-1]
-    assert abs(late[0] - early[0]) <= 2
-    assert abs(late[1] - early[1]) <= 2
+    # The least of several, because the moment of a count varies. One left behind at each reconnect would be about 35.
+    early, late = (np.array(part).min(axis=0) for part in (counts[5:15], counts[-10:]))
+    assert late[0] - early[0] < 12
+    assert late[1] - early[1] < 12
     assert late[2] - early[2] < 4000
