@@ -52,7 +52,7 @@ def load(
     """
     config = base if base is not None else _build(cls, {}, "defaults")
     for file in files:
-        config = _build(cls, _read_toml(Path(file)), str(file), config)
+        config = _build(cls, read_toml(Path(file)), str(file), config)
     if overrides:
         config = _build(cls, _nest(overrides), "command line", config)
     return config
@@ -79,7 +79,12 @@ def to_toml(config: Any) -> str:
     return "\n".join(lines).strip() + "\n"
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Raises:
+        ConfigError: It cannot be read, or is not TOML.
+    """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -269,7 +274,15 @@ def _toml_text(value: Any) -> str:
 
 
 def field_docs(cls: type[Any]) -> dict[str, str]:
-    """The line of text under each field of a settings class, by field name (one line each)."""
+    """The line of text under each field of a settings class, its inherited ones too, by field name (one line each)."""
+    docs: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if dataclasses.is_dataclass(base):
+            docs.update(_own_docs(base))
+    return docs
+
+
+def _own_docs(cls: type[Any]) -> dict[str, str]:
     tree = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
     assert isinstance(tree, ast.ClassDef)
     docs: dict[str, str] = {}

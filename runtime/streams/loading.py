@@ -25,7 +25,6 @@ import dataclasses
 import json
 import os
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,11 +35,6 @@ from edgerpn.runtime.capture.config import source_kind
 from edgerpn.runtime.redaction import redact, redact_url
 from edgerpn.runtime.sinks import Output, read_outputs
 from edgerpn.runtime.streams.config import SourceConfig, StreamsConfig
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 _DEFAULTS, _SOURCES, _OUTPUTS = "defaults", "sources", "outputs"
 # `defaults` is a source without a source; this one is replaced in every source.
@@ -61,7 +55,7 @@ def load_streams(
         ConfigError: A file cannot be read, a key is unknown, or a value has the wrong type or range.
         StreamOpenError: A source is a text that names nothing.
     """
-    tables = _read(Path(file)) if file is not None else {}
+    tables = settings.read_toml(Path(file)) if file is not None else {}
     where = str(file) if file is not None else "settings"
     tables.pop(_OUTPUTS, None)
     named = _source_tables(tables.pop(_SOURCES, {}), where)
@@ -93,7 +87,7 @@ def load_outputs(file: str | os.PathLike[str] | None) -> tuple[Output, ...]:
     """
     if file is None:
         return ()
-    tables = _read(Path(file)).get(_OUTPUTS, [])
+    tables = settings.read_toml(Path(file)).get(_OUTPUTS, [])
     if not isinstance(tables, list):
         raise ConfigError([f"{_OUTPUTS}: expected tables [[{_OUTPUTS}]]"], source=str(file))
     return read_outputs(tables, source=str(file))
@@ -121,15 +115,6 @@ def _replaced(config: Any, **values: Any) -> Any:
     for name, value in values.items():
         object.__setattr__(copied, name, value)
     return copied
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError([f"cannot read settings: {error.strerror}"], source=str(path)) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError([f"not valid TOML: {error}"], source=str(path)) from error
 
 
 def _source_tables(value: Any, where: str) -> dict[str, dict[str, Any]]:

@@ -238,3 +238,12 @@ def test_the_line_under_each_field_is_its_documentation() -> None:
         "learning_rate": "Step size at the top of the schedule.",
         "betas": "Decay of the two moments, 0..1.",
     }
+
+
+def test_inherited_fields_keep_their_comments() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Finer(Optimizer):
+        extra: int = 1
+        """One more."""
+
+    assert settings.field_docs(Finer) == {**settings.field_docs(Optimizer), "extra": "One more."}

@@ -79,6 +79,18 @@ def standin() -> ModuleType:
     return module
 
 
+@pytest.fixture
+def bench(standin: ModuleType) -> Any:
+    """A stand-in device and library, and backends on them: the stand-in's `Bench`."""
+    return standin.Bench()
+
+
+@pytest.fixture
+def painted(paint: Callable[..., Image]) -> Image:
+    """Nine frames (9, 96, 160, 3), each with another box and count."""
+    return np.stack([paint(96, 160, box=(5 + i, 10, 60 + i, 70), count=i % 5) for i in range(9)])
+
+
 @pytest.fixture(scope="session")
 def make_engine() -> MakeModel:
     """Writes an engine file that the stand-in runs, its manifest, and the ONNX file that it comes from."""

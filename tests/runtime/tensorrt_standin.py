@@ -14,6 +14,7 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +23,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from edgerpn.runtime.cuda_device import CudaError, DeviceInfo, HostBuffer
+from edgerpn.runtime.tensorrt_backend import TensorRtBackend
 from edgerpn.runtime.tensorrt_library import TensorRtLibrary
 
 Work = Callable[[], None]
@@ -395,3 +397,17 @@ def capsule_name(capsule: Any) -> bytes:
     get_name = ctypes.pythonapi.PyCapsule_GetName
     get_name.restype, get_name.argtypes = ctypes.c_char_p, (ctypes.py_object,)
     return bytes(get_name(capsule))
+
+
+class Bench:
+    """A stand-in device and library, and backends on them."""
+
+    def __init__(self, **device: Any) -> None:
+        self.device = HostDevice(**device)
+        self.library = Library(self.device)
+
+    def load(self, path: Path, **options: Any) -> TensorRtBackend:
+        return TensorRtBackend(path, library=self.library.opened(), device=self.device, **options)
+
+    def count(self, call: str) -> int:
+        return int(self.device.calls.count(call))

@@ -80,8 +80,10 @@ def test_sources_of_the_command_line_are_named_without_passwords(file: Path) -> 
 def test_what_is_printed_holds_no_password_and_says_what_things_mean(file: Path) -> None:
     printed = to_toml(load_streams(file), load_outputs(file))
     assert "hunter2" not in printed
-    assert '[sources."door"]\nsource = "rtsp://***@camera/stream"' in printed
+    assert '[sources."door"]\n# Camera (number or /dev/videoN)' in printed
+    assert '\nsource = "rtsp://***@camera/stream"\n' in printed
     assert '[[outputs]]\nkind = "jsonl"' in printed
+    assert "# Seconds without a frame that are worth an event" in printed
     assert "# Time that a frame waits at most for those of other sources" in printed
     assert "sources = []" not in printed
 
