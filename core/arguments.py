@@ -26,3 +26,11 @@ def size_argument(text: str) -> tuple[int, int]:
         return parse_hw(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def names_argument(text: str) -> tuple[str, ...]:
+    """Names from "cat,polar bear", each once and in order, with an error that argparse shows as it is."""
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"expected names with commas between them, got {text!r}")
+    return names

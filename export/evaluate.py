@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerpn import files
-from edgerpn.arguments import count_argument, size_argument
+from edgerpn.arguments import count_argument, names_argument, size_argument
 from edgerpn.errors import ConfigError, DataError
 from edgerpn.letterbox import letterbox
 from edgerpn.manifest import manifest_path
@@ -47,6 +47,10 @@ class Evaluation:
     """Most proposals that the model gives for an image."""
     data_sha256: str
     """Hash of the annotation file."""
+    holdout_classes: tuple[str, ...] = ()
+    """Classes that training did not see."""
+    open_world: dict[str, dict[str, float]] = field(default_factory=dict)
+    """With held-out classes, the metrics by part of the objects: all, seen, unseen."""
 
 
 def evaluate_model(
@@ -57,6 +61,7 @@ def evaluate_model(
     num_proposals: int = 1000,
     network_hw: tuple[int, int] | None = None,
     limit: int | None = None,
+    holdout_classes: tuple[str, ...] | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Evaluation:
     """Measures a model.
@@ -68,6 +73,7 @@ def evaluate_model(
         num_proposals: K of a checkpoint; exported models have their own.
         network_hw: Height and width that a checkpoint's network works at, pixels; None: as trained.
         limit: Measure the first so many images only.
+        holdout_classes: Classes whose recall is measured apart; None: those that a checkpoint was trained without.
         say: Called with one line of text for each kind of problem in the data.
 
     Raises:
@@ -77,10 +83,13 @@ def evaluate_model(
         DataError: The annotations or images cannot be used.
     """
     from edgerpn.train.coco import read_coco, read_image
+    from edgerpn.train.open_world import open_world_recall
     from edgerpn.train.recall import average_recall
     from edgerpn.train.validation import coco_results
 
-    dataset = read_coco(annotations, images, verify="header")
+    if holdout_classes is None:
+        holdout_classes = _holdout_of(model)
+    dataset = read_coco(annotations, images, verify="header", holdout_classes=holdout_classes)
     for problem in dataset.problems:
         say(f"{annotations.name}: {problem}")
     if limit is not None:
@@ -97,14 +106,26 @@ def evaluate_model(
         elapsed_ms.append(1000 * (time.perf_counter() - start))
         results += coco_results(record.image_id, boxes, scores)
     quantiles = {f"p{q}": float(np.percentile(elapsed_ms, q)) for q in (50, 90, 95, 99)}
+    open_world = open_world_recall(dataset, results) if holdout_classes else {}
     return Evaluation(
-        metrics=average_recall(dataset.coco_ground_truth(), results),
+        metrics=open_world.get("all") or average_recall(dataset.coco_ground_truth(), results),
         latency_ms={**quantiles, "mean": float(np.mean(elapsed_ms))},
         images_per_s=1000 / float(np.mean(elapsed_ms)),
         num_images=len(dataset.records),
         num_proposals=capacity,
         data_sha256=dataset.sha256,
+        holdout_classes=holdout_classes,
+        open_world=open_world,
     )
+
+
+def _holdout_of(model: Path) -> tuple[str, ...]:
+    """The classes that a checkpoint was trained without; exported models do not tell."""
+    if model.suffix != ".pt":
+        return ()
+    from edgerpn.train.checkpoint import load_checkpoint
+
+    return load_checkpoint(model).settings.data.holdout_classes
 
 
 def _open(model: Path, num_proposals: int, network_hw: tuple[int, int] | None) -> tuple[Detect, int]:
@@ -212,6 +233,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size", type=size_argument, metavar="HxW", help="size at which a checkpoint works (default: as trained)"
     )
+    parser.add_argument(
+        "--holdout-classes",
+        type=names_argument,
+        metavar="A,B",
+        help="measure recall on these classes apart (default: those that a checkpoint was trained without)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -222,6 +249,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(["eval: name either a MODEL or --results RESULTS.json"])
     _check_report(arguments)
     if arguments.results is not None:
+        if arguments.holdout_classes:
+            raise ConfigError(["eval: --holdout-classes: of a model only, not of --results"])
         metrics = evaluate_results(arguments.results, arguments.data)
         print(format_table({arguments.results.name: metrics}))
         _write_report(arguments.report, {"results": str(arguments.results), "metrics": metrics})
@@ -235,9 +264,12 @@ def run(arguments: argparse.Namespace) -> int:
         images,
         num_proposals=arguments.proposals or 1000,
         network_hw=arguments.size,
+        holdout_classes=arguments.holdout_classes,
         say=_warn,
     )
-    print(format_table({arguments.model.name: evaluation.metrics}))
+    if evaluation.open_world:
+        print(f"unseen: {', '.join(evaluation.holdout_classes)}")
+    print(format_table(evaluation.open_world or {arguments.model.name: evaluation.metrics}))
     beyond = [f"AR@{budget}" for budget in BUDGETS if budget > evaluation.num_proposals]
     if beyond:
         print(f"({', '.join(beyond)}: this model gives {evaluation.num_proposals} proposals at most)", file=sys.stderr)

@@ -18,10 +18,11 @@ from edgerpn.__main__ import COMMANDS, build_parser, main
 EVERY_COMMAND = "-h --help --debug"
 ARGUMENTS = {
     "train": (
-        "--data --out --epochs --minutes --size --preset --backbone-weights --resume --config --set --print-config"
+        "--data --out --epochs --minutes --size --preset --holdout-classes --backbone-weights --resume --config --set"
+        " --print-config"
     ),
     "import": "source file -o --output --arch --size --norm-eps",
-    "eval": "model --data --images --results --report --proposals --size",
+    "eval": "model --data --images --results --report --proposals --size --holdout-classes",
     "export": (
         "checkpoint -o --output --target --size --source-size --batch --proposals --pre-nms --iou --score --nms"
         " --precision --calibration --max-ar-drop --data --images --config --set --print-config"

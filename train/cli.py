@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgerpn.arguments import size_argument
+from edgerpn.arguments import names_argument, size_argument
 from edgerpn.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,6 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--size", type=size_argument, metavar="HxW", help="size that the network works at, such as 384x640"
     )
     parser.add_argument("--preset", metavar="NAME", help="edge (default) or paper")
+    parser.add_argument(
+        "--holdout-classes",
+        type=names_argument,
+        metavar="A,B",
+        help="train without the boxes of these classes; `edgerpn eval` reports recall on them apart",
+    )
     parser.add_argument("--backbone-weights", type=Path, metavar="FILE", help="torchvision checkpoint to start from")
     parser.add_argument("--resume", action="store_true", help="go on from RUN/last.pt, with its settings")
     parser.add_argument("--config", metavar="FILE.toml", help="settings, over the preset's")
@@ -85,4 +92,6 @@ def _overrides(arguments: argparse.Namespace) -> tuple[str, ...]:
         flags.append(f"loop.minutes={arguments.minutes}")
     if arguments.size is not None:
         flags.append(f"data.input_hw={list(arguments.size)}")
+    if arguments.holdout_classes is not None:
+        flags.append(f"data.holdout_classes={json.dumps(arguments.holdout_classes)}")
     return (*flags, *arguments.set)

@@ -1,7 +1,7 @@
 """COCO data sets, checked before training starts: what is wrong is named, counted, and repaired or refused.
 
 Boxes are x1, y1, x2, y2 in pixels of the stored image (the EXIF orientation is ignored, see `data_image`).
-Categories play no role: every box is an object.
+Categories play no role: every box is an object, unless its class is held out.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +51,8 @@ class ImageRecord:
     """(G, 4) objects, pixels, inside the image, of positive width and height."""
     ignore_xyxy: npt.NDArray[np.float32]
     """(I, 4) regions of many objects (iscrowd), pixels, inside the image; neither object nor background."""
+    held_out_xyxy: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 4), np.float32))
+    """(O, 4) objects of held-out classes, pixels, inside the image; training does not know of them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -66,15 +68,23 @@ class Dataset:
     problems: tuple[str, ...]
     """One line per kind of problem: what, how many, what was done, up to five examples."""
 
-    def coco_ground_truth(self) -> dict[str, Any]:
+    def coco_ground_truth(self, part: Literal["seen", "unseen", "all"] = "seen") -> dict[str, Any]:
         """What the records hold as a COCO data set of the one category 1, for class-agnostic evaluation.
+
+        Args:
+            part: The objects without those of held-out classes, only those, or all; crowds are in each.
 
         Returns:
             A new dict with "images", "annotations" (ids from 1; area = width x height; iscrowd) and "categories".
         """
         annotations: list[dict[str, Any]] = []
         for record in self.records:
-            for is_crowd, boxes in enumerate((record.boxes_xyxy, record.ignore_xyxy)):
+            objects = {
+                "seen": record.boxes_xyxy,
+                "unseen": record.held_out_xyxy,
+                "all": np.concatenate((record.boxes_xyxy, record.held_out_xyxy)),
+            }[part]
+            for is_crowd, boxes in enumerate((objects, record.ignore_xyxy)):
                 for x1, y1, x2, y2 in boxes.tolist():
                     annotations.append(
                         {
@@ -95,7 +105,9 @@ class Dataset:
         return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
 
 
-def read_coco(annotations: Path, images: Path, *, verify: Verify = "decode") -> Dataset:
+def read_coco(
+    annotations: Path, images: Path, *, verify: Verify = "decode", holdout_classes: Sequence[str] = ()
+) -> Dataset:
     """Reads a COCO annotation file and checks it against the images.
 
     Repaired and counted in `Dataset.problems`: ids of annotations used twice (kept), annotations of unlisted images,
@@ -106,10 +118,11 @@ def read_coco(annotations: Path, images: Path, *, verify: Verify = "decode") -> 
         annotations: JSON file with "images" and "annotations".
         images: Folder of the images; a "file_name" is relative to it, or to the folder that holds it.
         verify: "decode" decodes every image once; "header" reads sizes and ends of files; "none" trusts the sizes.
+        holdout_classes: Names of classes whose boxes go into `ImageRecord.held_out_xyxy`; their crowds are left out.
 
     Raises:
         DataError: The file cannot be read or understood, image ids repeat, a file name leads out of the folder,
-            or more than a tenth of the images (or all boxes) had to be dropped.
+            a held-out class is unknown, or more than a tenth of the images (or all boxes) had to be dropped.
     """
     try:
         data = annotations.read_bytes()
@@ -120,11 +133,12 @@ def read_coco(annotations: Path, images: Path, *, verify: Verify = "decode") -> 
     root = data_annotations.parse_json(data, annotations)
     listed = data_annotations.parse_images(root["images"], annotations)
     known = {image.image_id: image for image in listed}
+    held_out = data_annotations.parse_holdout(root, holdout_classes, annotations)
     problems = Problems()
-    boxes = data_annotations.parse_boxes(root["annotations"], annotations, known, problems)
+    boxes = data_annotations.parse_boxes(root["annotations"], annotations, known, problems, has_classes=bool(held_out))
     files = _usable_files(listed, images, verify, problems, annotations)
     _refuse_if_many_dropped(len(listed), problems, annotations, images)
-    records = tuple(_records(listed, files, boxes, problems))
+    records = tuple(_records(listed, files, boxes, held_out, problems))
     if boxes and not any(len(record.boxes_xyxy) + len(record.ignore_xyxy) for record in records):
         raise DataError(f"{annotations}: none of its {len(boxes)} boxes is usable", problems=problems.lines())
     digest = hashlib.sha256(data).hexdigest()
@@ -195,7 +209,11 @@ def _refuse_if_many_dropped(total: int, problems: Problems, annotations: Path, i
 
 
 def _records(
-    listed: tuple[ListedImage, ...], files: dict[int, Path], boxes: list[ListedBox], problems: Problems
+    listed: tuple[ListedImage, ...],
+    files: dict[int, Path],
+    boxes: list[ListedBox],
+    held_out: Collection[int | None],
+    problems: Problems,
 ) -> Iterator[ImageRecord]:
     by_image: dict[int, list[ListedBox]] = defaultdict(list)
     for box in boxes:
@@ -204,10 +222,17 @@ def _records(
         if image.image_id not in files:
             continue
         kept: tuple[list[tuple[float, ...]], list[tuple[float, ...]]] = [], []
+        apart: list[tuple[float, ...]] = []
         for box in by_image[image.image_id]:
             clipped = data_annotations.clip_box(box, image.hw, problems)
-            if clipped is not None:
+            if clipped is None:
+                continue
+            if box.category_id not in held_out:
                 kept[box.is_crowd].append(clipped)
+                continue
+            problems.add(data_annotations.HELD_OUT_BOX, box.name)
+            if not box.is_crowd:
+                apart.append(clipped)
         if not kept[0]:
             problems.add(NO_BOXES, f"image {image.image_id}: {image.file_name}")
         yield ImageRecord(
@@ -216,4 +241,5 @@ def _records(
             hw=image.hw,
             boxes_xyxy=np.array(kept[0], np.float32).reshape(-1, 4),
             ignore_xyxy=np.array(kept[1], np.float32).reshape(-1, 4),
+            held_out_xyxy=np.array(apart, np.float32).reshape(-1, 4),
         )

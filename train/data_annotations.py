@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ NOT_FINITE = Kind("box with a coordinate that is not finite", "dropped")
 EMPTY_BOX = Kind("box of zero or negative size", "dropped")
 OUTSIDE_BOX = Kind("box wholly outside its image", "dropped")
 CLIPPED_BOX = Kind("box partly outside its image", "clipped to the image")
+HELD_OUT_BOX = Kind("box of a held-out class", "kept apart, as if nobody had marked it")
 
 Four = tuple[float, float, float, float]
 """A box as four numbers; names say in which order."""
@@ -52,6 +53,8 @@ class ListedBox:
     """Left, top, width, height as written in the file, pixels; anything a float can be."""
     is_crowd: bool
     """Whether it marks a region of many objects instead of one."""
+    category_id: int | None = None
+    """COCO id of its class; read only when classes are told apart."""
 
 
 def parse_json(data: bytes, file: Path) -> dict[str, list[Any]]:
@@ -96,7 +99,9 @@ def parse_images(entries: list[Any], file: Path) -> tuple[ListedImage, ...]:
     return tuple(images.values())
 
 
-def parse_boxes(entries: list[Any], file: Path, known: Mapping[int, object], problems: Problems) -> list[ListedBox]:
+def parse_boxes(
+    entries: list[Any], file: Path, known: Mapping[int, object], problems: Problems, *, has_classes: bool = False
+) -> list[ListedBox]:
     """The annotations of a COCO file that belong to a known image, in its order.
 
     Args:
@@ -104,6 +109,7 @@ def parse_boxes(entries: list[Any], file: Path, known: Mapping[int, object], pro
         file: Where it comes from, for messages.
         known: Holds every listed image's id.
         problems: Gets ids used twice and annotations of unknown images.
+        has_classes: Whether every entry must tell its class.
 
     Raises:
         DataError: An entry lacks a key or has a wrong type.
@@ -113,7 +119,7 @@ def parse_boxes(entries: list[Any], file: Path, known: Mapping[int, object], pro
     for index, entry in enumerate(entries):
         where = f"{file}: annotations[{index}]"
         box_id = _integer(entry, "id", where)
-        box = _parse_box(entry, f"annotation {box_id}", f"{where} (id {box_id})")
+        box = _parse_box(entry, f"annotation {box_id}", f"{where} (id {box_id})", has_class=has_classes)
         if box_id in seen:
             problems.add(DUPLICATE_ID, f"{box_id}")
         seen.add(box_id)
@@ -122,6 +128,37 @@ def parse_boxes(entries: list[Any], file: Path, known: Mapping[int, object], pro
         else:
             problems.add(UNKNOWN_IMAGE, f"{box.name}: image {box.image_id}")
     return boxes
+
+
+def parse_holdout(root: Mapping[str, Any], names: Sequence[str], file: Path) -> frozenset[int]:
+    """The ids of the held-out classes.
+
+    Args:
+        root: The annotation file.
+        names: Names of classes, as in its list "categories".
+        file: Where it comes from, for messages.
+
+    Raises:
+        DataError: The file has no such class, or holding all of them out would leave none.
+    """
+    if not names:
+        return frozenset()
+    categories = root.get("categories")
+    entries = categories if isinstance(categories, list) else []
+    ids: dict[str, set[int]] = {}
+    for index, entry in enumerate(entries):
+        where = f"{file}: categories[{index}]"
+        ids.setdefault(str(_value(entry, "name", where)), set()).add(_integer(entry, "id", where))
+    unknown = [name for name in names if name not in ids]
+    if unknown:
+        raise DataError(
+            f"{file}: no class named {', '.join(map(repr, unknown))} to hold out; it has "
+            f"{', '.join(map(repr, ids)) or 'no list of categories'}"
+        )
+    held_out = frozenset().union(*(ids[name] for name in names))
+    if held_out == frozenset().union(*ids.values()):
+        raise DataError(f"{file}: all of its classes ({', '.join(ids)}) are held out; none is left to train on")
+    return held_out
 
 
 def clip_box(box: ListedBox, hw: tuple[int, int], problems: Problems) -> Four | None:
@@ -150,7 +187,7 @@ def _clip(xywh: Four, image_h: float, image_w: float) -> tuple[Four | None, Kind
     return (x1, y1, x2, y2), CLIPPED_BOX if beyond > _ROUNDING_PX else None
 
 
-def _parse_box(entry: Any, name: str, where: str) -> ListedBox:
+def _parse_box(entry: Any, name: str, where: str, *, has_class: bool) -> ListedBox:
     xywh = _value(entry, "bbox", where)
     if not isinstance(xywh, list) or len(xywh) != 4 or not all(_is_number(value) for value in xywh):
         raise DataError(f"{where}: bbox: expected 4 numbers [x, y, width, height] in pixels, got {xywh!r}")
@@ -163,6 +200,7 @@ def _parse_box(entry: Any, name: str, where: str) -> ListedBox:
         image_id=_integer(entry, "image_id", where),
         xywh=(x, y, width, height),
         is_crowd=bool(crowd),
+        category_id=_integer(entry, "category_id", where) if has_class else None,
     )
 
 

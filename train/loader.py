@@ -46,6 +46,9 @@ class DataConfig:
     """Images per step."""
     workers: int = 2
     """Processes that decode and augment; 0 does it in the training process."""
+    holdout_classes: tuple[str, ...] = ()
+    """Classes whose boxes training does not see, by their names in the annotations; `edgerpn eval` then reports recall
+    on them apart."""
     verify: Literal["decode", "header", "none"] = "decode"
     """Check of the images before training: decode each once, read sizes and file ends only, or none."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)

@@ -124,7 +124,12 @@ def set_up(
 
 
 def _read(data: Path, split: str, settings: TrainSettings, say: Callable[[str], None]) -> Dataset:
-    dataset = read_coco(data / f"{split}.json", data / "images", verify=settings.data.verify)
+    dataset = read_coco(
+        data / f"{split}.json",
+        data / "images",
+        verify=settings.data.verify,
+        holdout_classes=settings.data.holdout_classes,
+    )
     for problem in dataset.problems:
         say(f"{split}.json: {problem}")
     return dataset
@@ -174,6 +179,12 @@ def _restore(run: Run, checkpoint: Checkpoint) -> None:
         raise CheckpointError(f"{run.folder.last}: the run uses {old}, which cannot go on as {new}; start a new run")
     if checkpoint.data_sha256 != run.train_set.sha256:
         raise CheckpointError(f"{run.folder.last}: the run was trained on another train.json; start a new run")
+    old_classes, new_classes = checkpoint.settings.data.holdout_classes, run.settings.data.holdout_classes
+    if set(old_classes) != set(new_classes):
+        raise CheckpointError(
+            f"{run.folder.last}: the run holds out {', '.join(old_classes) or 'no class'}, and cannot go on holding "
+            f"out {', '.join(new_classes) or 'none'}; start a new run"
+        )
     if checkpoint.settings.data.batch_size != run.settings.data.batch_size:
         raise CheckpointError(
             f"{run.folder.last}: the run uses batches of {checkpoint.settings.data.batch_size}, and its place in the "
