@@ -81,12 +81,12 @@ def open_any_source(spec: str | int | os.PathLike[str]) -> Source:
 
 
 def has_clock(source: str) -> bool:
-    """Whether the times in a stream are the camera's: those of RTSP are, others are often made up by the decoder.
+    """Whether the times in a stream are the camera's, as those of RTSP and of sources of other packages are.
 
-    FFmpeg numbers the pictures of Motion JPEG over HTTP at 25 a second, whatever their rate; what seems to be a lag
-    would then grow without end.
+    The decoder makes up many others: FFmpeg numbers the pictures of Motion JPEG over HTTP at 25 a second, whatever
+    their rate; what seems to be a lag would then grow without end.
     """
-    return source.lower().startswith(("rtsp://", "rtsps://"))
+    return source.lower().startswith(("rtsp://", "rtsps://")) or source_kind(source) == "foreign"
 
 
 def to_frame(captured: CapturedFrame, *, has_clock: bool) -> Frame:

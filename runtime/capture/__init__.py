@@ -16,15 +16,19 @@ from __future__ import annotations
 
 from edgerpn.runtime.capture.config import CaptureConfig, parse_policy
 from edgerpn.runtime.capture.event import CapturedFrame, CaptureEvent
+from edgerpn.runtime.capture.failures import CaptureFailedError
+from edgerpn.runtime.capture.foreign import FrameSource
 from edgerpn.runtime.capture.group import Capture, CaptureGroup, CaptureStats, open_capture
 
 __all__ = [
     "Capture",
     "CaptureConfig",
     "CaptureEvent",
+    "CaptureFailedError",
     "CaptureGroup",
     "CaptureStats",
     "CapturedFrame",
+    "FrameSource",
     "open_capture",
     "parse_policy",
 ]

@@ -9,11 +9,12 @@ from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from edgerpn.errors import StreamOpenError
+from edgerpn.runtime.capture.entry import find_entry, known_schemes
 from edgerpn.runtime.redaction import redact, redact_url
 from edgerpn.runtime.source import URL_SCHEMES
 
 Policy = Literal["auto", "latest", "every", "queue"]
-SourceKind = Literal["camera", "csi", "url", "pipeline", "path"]
+SourceKind = Literal["camera", "csi", "url", "pipeline", "path", "foreign"]
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _CAMERA = re.compile(r"(\d+)|/dev/(?:video\d+|v4l/.+)")
@@ -108,7 +109,7 @@ class CaptureConfig:
 
 
 def source_kind(source: str) -> SourceKind:
-    """What a text names, without looking whether it is there.
+    """What a text names, without looking whether it is there; foreign: a URL that another package reads.
 
     Raises:
         StreamOpenError: It is empty, or a URL of an unknown kind; the message holds no password.
@@ -126,10 +127,12 @@ def source_kind(source: str) -> SourceKind:
         if not _CSI.fullmatch(source):
             raise StreamOpenError(f"{redact_url(source)}: expected csi:// and the sensor's number, such as csi://0")
         return "csi"
-    if scheme.group(1).lower() not in URL_SCHEMES:
-        known = ", ".join(("csi", "file", *URL_SCHEMES))
-        raise StreamOpenError(f"{redact_url(source)}: unknown kind of URL {scheme.group(1)!r}; known: {known}")
-    return "url"
+    if scheme.group(1).lower() in URL_SCHEMES:
+        return "url"
+    if find_entry(scheme.group(1).lower()) is not None:
+        return "foreign"
+    known = ", ".join(("csi", "file", *URL_SCHEMES, *known_schemes()))
+    raise StreamOpenError(f"{redact_url(source)}: unknown kind of URL {scheme.group(1)!r}; known: {known}")
 
 
 def local_path(source: str) -> str:

@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -20,6 +21,7 @@ from edgerpn.runtime.capture.config import CaptureConfig, local_path, source_kin
 from edgerpn.runtime.capture.decoders import choose, find_abilities
 from edgerpn.runtime.capture.failures import CaptureFailedError
 from edgerpn.runtime.capture.ffmpeg_reader import FfmpegReader
+from edgerpn.runtime.capture.foreign import ForeignReader, load_factory
 from edgerpn.runtime.capture.parent_link import ParentLink
 from edgerpn.runtime.capture.pump import Pump
 from edgerpn.runtime.capture.reader import OpenCvReader, PictureReader, Reader
@@ -56,13 +58,13 @@ def main() -> None:
 def capture(config: CaptureConfig, control: socket.socket) -> tuple[ParentLink, dict[str, Any]] | None:
     """Reads the whole source; returns the last word for the parent, or None when it said stop."""
     reader: Reader | None = None
-    cv2 = _load(config)
-    # From here the time to open the source counts; importing OpenCV from a memory card has taken its own.
-    control.send(pack_alive(0))
-    # ffmpeg is started before there is a second thread.
+    failure: CaptureFailedError | None = None
     try:
-        reader = open_reader(config, cv2)
-        failure = None
+        open_it = prepare(config)
+        # From here the time to open the source counts; importing OpenCV from a memory card has taken its own.
+        control.send(pack_alive(0))
+        # ffmpeg is started before there is a second thread.
+        reader = open_it()
     except CaptureFailedError as error:
         failure = error
     link = ParentLink(control, config.num_slots)
@@ -78,6 +80,19 @@ def capture(config: CaptureConfig, control: socket.socket) -> tuple[ParentLink, 
         return link, _failure_message(error)
     finally:
         reader.close()
+
+
+def prepare(config: CaptureConfig) -> Callable[[], Reader]:
+    """Imports what reads the source; what it returns opens it.
+
+    Raises:
+        CaptureFailedError: It does not import. (So may what is returned: the source cannot be opened.)
+    """
+    if source_kind(config.source) == "foreign":
+        entry, factory = load_factory(config)
+        return lambda: ForeignReader(config, entry, factory)
+    cv2 = _load(config)
+    return lambda: open_reader(config, cv2)
 
 
 def open_reader(config: CaptureConfig, cv2: ModuleType | None) -> Reader:

@@ -149,7 +149,8 @@ class SourceSupervisor:
         elif kind == b"E":
             self._on_event(json.loads(packet[1:]), now_s)
         elif kind == b"X":
-            self._last_word = LastWord(**json.loads(packet[1:]))
+            told = json.loads(packet[1:])
+            self._last_word = LastWord(**told | {"message": self._clean(told["message"])})
         elif kind != b"A":
             raise ValueError(f"unknown kind of packet {kind!r}")
 
