@@ -158,7 +158,9 @@ def _assign_atss(
     return Assignment(labels_NA=(best_NA >= 0).long(), matched_NA=matched_NA)
 
 
-def sample(labels_NA: Tensor, *, config: AssignConfig, generator: torch.Generator) -> Tensor:
+def sample(
+    labels_NA: Tensor, *, config: AssignConfig, generator: torch.Generator, part: tuple[int, int] | None = None
+) -> Tensor:
     """Chooses the anchors that enter the loss: (N, A) bool.
 
     At most `positive_fraction` of `samples_per_image` objects, and background for the rest of the places, each
@@ -168,10 +170,14 @@ def sample(labels_NA: Tensor, *, config: AssignConfig, generator: torch.Generato
         labels_NA: Labels from `assign`.
         config: Counts.
         generator: Source of randomness, on the labels' device.
+        part: When the labels are those of a part of a larger batch: the place of their first image in it, and its
+            size. The chance of the whole batch is drawn then, so that an image's sample does not depend on the part.
     """
     if config.samples_per_image == 0:
         return labels_NA != IGNORED
-    noise_NA = torch.rand(labels_NA.shape, generator=generator, device=labels_NA.device)
+    first, whole = part or (0, len(labels_NA))
+    noise_NA = torch.rand((whole, labels_NA.shape[1]), generator=generator, device=labels_NA.device)
+    noise_NA = noise_NA[first : first + len(labels_NA)]
     max_objects = int(config.samples_per_image * config.positive_fraction)
     objects_NA = _draw(labels_NA == OBJECT, noise_NA, torch.full_like(labels_NA[:, :1], max_objects))
     places_N1 = config.samples_per_image - objects_NA.sum(dim=1, keepdim=True)

@@ -47,6 +47,25 @@ class Losses:
     num_objects: Tensor
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossSums:
+    """Sums over a part of a step's images; those of all parts together, divided by one normalizer, are its losses.
+
+    Every loss here is a sum divided by `normalizer`, raised to 1. A step whose images are shared over processes or
+    passes of the network therefore has the losses of one batch, whatever the parts: a mean of the parts' losses would
+    weigh an image by the company it is in.
+    """
+
+    objectness: Tensor
+    """Scalar with a gradient."""
+    box: Tensor
+    """Scalar with a gradient, not yet times `LossConfig.box_weight`."""
+    normalizer: Tensor
+    """Scalar without a gradient: number of sampled anchors (bce), or sum of the objects' weights (quality_focal)."""
+    num_objects: Tensor
+    """Scalar, integer."""
+
+
 def rpn_losses(
     logits_NA: Tensor,
     deltas_NA4: Tensor,
@@ -57,7 +76,29 @@ def rpn_losses(
     *,
     config: LossConfig,
 ) -> Losses:
-    """Objectness and box loss of a batch.
+    """Objectness and box loss of a whole batch; arguments as those of `rpn_loss_sums`."""
+    sums = rpn_loss_sums(logits_NA, deltas_NA4, anchors_A4, assignment, sampled_NA, gt_boxes_NG4, config=config)
+    normalizer = sums.normalizer.clamp(min=1)
+    objectness, box = sums.objectness / normalizer, sums.box / normalizer
+    return Losses(
+        total=objectness + config.box_weight * box,
+        objectness=objectness.detach(),
+        box=box.detach(),
+        num_objects=sums.num_objects,
+    )
+
+
+def rpn_loss_sums(
+    logits_NA: Tensor,
+    deltas_NA4: Tensor,
+    anchors_A4: Tensor,
+    assignment: Assignment,
+    sampled_NA: Tensor,
+    gt_boxes_NG4: Tensor,
+    *,
+    config: LossConfig,
+) -> LossSums:
+    """Objectness and box loss of some of a step's images, not yet normalised.
 
     Args:
         logits_NA: Objectness logits; any float precision, computed in float32.
@@ -77,29 +118,32 @@ def rpn_losses(
     if config.objectness == "bce":
         objectness = _bce(logits_NA, is_object_NA, sampled_NA)
         weight_P = torch.ones_like(box_iou_P)
-        normalizer = sampled_NA.sum()
+        normalizer = sampled_NA.sum().float()
     else:
         quality_P = box_iou_P.detach().clamp(0, 1)
         # A floor keeps the box loss alive for objects that are still missed entirely.
         weight_P = quality_P.clamp(min=0.1)
-        normalizer = weight_P.sum().clamp(min=1.0)
+        normalizer = weight_P.sum()
         quality_NA = torch.zeros_like(logits_NA).index_put((image_P, anchor_P), quality_P)
-        objectness = _quality_focal(logits_NA, quality_NA, sampled_NA, config.focal_beta) / normalizer
+        objectness = _quality_focal(logits_NA, quality_NA, sampled_NA, config.focal_beta)
     if config.box == "smooth_l1":
         per_object_P = functional.smooth_l1_loss(
             deltas_P4, encode_boxes(target_P4, anchors_P4), beta=config.smooth_l1_beta, reduction="none"
         ).sum(-1)
     else:
         per_object_P = 1 - giou_P
-    box = (per_object_P * weight_P).sum() / normalizer.clamp(min=1)
-    total = objectness + config.box_weight * box
-    return Losses(total=total, objectness=objectness.detach(), box=box.detach(), num_objects=is_object_NA.sum())
+    return LossSums(
+        objectness=objectness,
+        box=(per_object_P * weight_P).sum(),
+        normalizer=normalizer,
+        num_objects=is_object_NA.sum(),
+    )
 
 
 def _bce(logits_NA: Tensor, is_object_NA: Tensor, sampled_NA: Tensor) -> Tensor:
-    """Mean binary cross-entropy over the sampled anchors."""
+    """Sum of the binary cross-entropy over the sampled anchors."""
     loss_NA = functional.binary_cross_entropy_with_logits(logits_NA, is_object_NA.float(), reduction="none")
-    return (loss_NA * sampled_NA).sum() / sampled_NA.sum().clamp(min=1)
+    return (loss_NA * sampled_NA).sum()
 
 
 def _quality_focal(logits_NA: Tensor, quality_NA: Tensor, sampled_NA: Tensor, beta: float) -> Tensor:
