@@ -21,7 +21,7 @@ from edgerpn import settings
 from edgerpn.errors import BuildError, EdgeRpnError, MissingDependencyError
 from edgerpn.export.build_cache import timing_cache_file
 from edgerpn.export.build_child import Outcome, run_worker
-from edgerpn.export.build_config import Backend, BuildConfig
+from edgerpn.export.build_config import DEFAULT_STALL_S, Backend, BuildConfig
 from edgerpn.export.build_display import Display
 from edgerpn.export.build_libraries import Machine
 from edgerpn.export.build_output import deliver, staging, write_failed
@@ -72,7 +72,7 @@ def build_engine(
     """
     check_paths(onnx_file, output)  # step 1
     manifest = edgerpn.manifest.read(onnx_file)
-    probed = probe(config.backend)
+    probed = probe(config.backend, config.stall_s)
     machine = Machine(**probed["machine"])
     for line in (*probed["notes"], check_graph(onnx_file, manifest, probed["library"], probed["version"], config)):
         if line:
@@ -99,14 +99,19 @@ def build_engine(
     )
 
 
-def probe(backend: Backend) -> dict[str, Any]:
+def probe(backend: Backend, stall_s: float = DEFAULT_STALL_S) -> dict[str, Any]:
     """Library, version and machine that a build would use, found out in a child process; see `build_worker`.
+
+    Args:
+        backend: Which library, or auto.
+        stall_s: See `BuildConfig`; importing a library may hang too, in a driver that does not answer.
 
     Raises:
         BuildError: The library is installed and does not work here.
         MissingDependencyError: It is not installed.
     """
-    outcome = run_worker({"command": "probe", "backend": backend}, on_event=lambda _: None, tick=lambda: None)
+    request = {"command": "probe", "backend": backend}
+    outcome = run_worker(request, on_event=lambda _: None, tick=lambda: None, stall_s=stall_s)
     if "probed" in outcome.events:
         return outcome.events["probed"]
     failed = outcome.events.get("failed", {})
@@ -133,7 +138,9 @@ def _climb(report: BuildReport, staged: Path, say: Say) -> tuple[BuildConfig, Ou
         report.tell(note, say)
     for number, config in enumerate(ladder):
         if number:
-            report.tell(f"out of memory; trying again with {config.describe()}", say)
+            ended = report.tries[-1][1]
+            reason = "out of memory" if ended.stood_still_s is None else "the builder stood still with memory short"
+            report.tell(f"{reason}; trying again with {config.describe()}", say)
         outcome = _build_once(report, config, staged, cache, has_gpu=has_gpu)
         report.tries.append((config, outcome))
         if "built" in outcome.events:
@@ -156,7 +163,7 @@ def _build_once(report: BuildReport, config: BuildConfig, staged: Path, cache: s
         "config": settings.to_dict(config),
     }
     with Display(f"building {report.engine.name}") as display:
-        return run_worker(request, on_event=display.event, tick=display.tick)
+        return run_worker(request, on_event=display.event, tick=display.tick, stall_s=config.stall_s)
 
 
 def _manifest(onnx: Manifest, report: BuildReport, used: BuildConfig, outcome: Outcome) -> Manifest:

@@ -6,6 +6,7 @@ any other. The child has a session of its own, so that Ctrl-C reaches only the p
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
@@ -20,11 +21,15 @@ from pathlib import Path
 from typing import IO, Any
 
 from edgerpn.export.build_compile import MEMORY_PATTERN
+from edgerpn.export.build_config import DEFAULT_STALL_S
+from edgerpn.export.build_watchdog import Watchdog, is_memory_short
 
 MAX_LINES = 1000
 """Log lines kept from the start of a build, and as many from its end."""
 TAIL_BYTES = 4000
 _TICK_S = 0.5
+_KILL_WAIT_S = 10.0
+"""How long a killed child may take to go: in a call of the driver that never returns, not even SIGKILL ends it."""
 
 
 @dataclass(slots=True)
@@ -73,26 +78,38 @@ class Outcome:
     """The end of what it printed."""
     was_oom_killed: bool = False
     """Whether the kernel counted a process killed for want of memory meanwhile."""
+    stood_still_s: float | None = None
+    """Seconds without a word and without CPU time after which it was ended from here; nothing when it was not."""
+    was_memory_short: bool = False
+    """Whether memory was short when it stood still."""
 
     @property
     def is_out_of_memory(self) -> bool:
         """Whether it failed because memory ran out, as far as can be told.
 
         Warnings do not count: a kernel that needs more memory than there is gets one, and the build goes on without it.
+        Standing still counts only when memory was short or the library complained of it: with less memory asked for,
+        the next try may get through, while a library that hangs for another reason would only hang again.
         """
         failed = self.events.get("failed", {})
         if "built" in self.events or failed.get("kind") in ("write", "dependency"):
             return False
         said = "\n".join((*self.log.errors(20), self.printed, failed.get("message", "")))
-        return (
-            self.status == -signal.SIGKILL or failed.get("kind") == "memory" or MEMORY_PATTERN.search(said) is not None
-        )
+        if failed.get("kind") == "memory" or MEMORY_PATTERN.search(said) is not None:
+            return True
+        return self.was_memory_short if self.stood_still_s is not None else self.status == -signal.SIGKILL
 
     def describe_end(self) -> str:
         """How it ended, for people: the error that it told, or the signal that ended it, and in which phase."""
         if "failed" in self.events:
             return str(self.events["failed"]["message"])
         phase = self.events.get("progress", {}).get("phase", "the start")
+        if self.stood_still_s is not None:
+            memory = " with memory short" if self.was_memory_short else ""
+            return (
+                f"the builder stood still{memory}: it said nothing and used no CPU time for {self.stood_still_s:g} s, "
+                f"and was ended; phase: {phase}"
+            )
         if self.status == -signal.SIGKILL:
             by = (
                 "the kernel, because memory ran out"
@@ -106,14 +123,19 @@ class Outcome:
 
 
 def run_worker(
-    request: dict[str, Any], *, on_event: Callable[[dict[str, Any]], None], tick: Callable[[], None]
+    request: dict[str, Any],
+    *,
+    on_event: Callable[[dict[str, Any]], None],
+    tick: Callable[[], None],
+    stall_s: float = DEFAULT_STALL_S,
 ) -> Outcome:
-    """Runs one request in a child process; blocks until it ended. The child never outlives this call.
+    """Runs one request in a child process; blocks until it ended, or stood still. It does not outlive this call.
 
     Args:
         request: See `edgerpn.export.build_worker`.
         on_event: Called with every event but log lines.
         tick: Called at least twice a second.
+        stall_s: Seconds without an event and without CPU time after which the child is killed; 0: never.
 
     Raises:
         OSError: No process can be started.
@@ -135,13 +157,12 @@ def run_worker(
             os.close(writing)
         try:
             _send_request(process, request)
-            _follow(events, outcome, on_event, tick)
-            outcome.status = process.wait()
+            if _follow(events, outcome, on_event, tick, Watchdog(process.pid, stall_s)):
+                outcome.status = process.wait()
+            else:
+                outcome.stood_still_s, outcome.was_memory_short = stall_s, is_memory_short(process.pid)
         finally:
-            process.kill()
-            process.wait()
-            if process.stdin is not None:
-                process.stdin.close()
+            _end(process)
         outcome.printed = _tail(printed)
     outcome.was_oom_killed = _oom_kills() > kills_before
     return outcome
@@ -156,10 +177,23 @@ def _send_request(process: subprocess.Popen[bytes], request: dict[str, Any]) -> 
         pass  # it is dead already; its exit status says why
 
 
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kills the child if it still is there, and waits until it is gone."""
+    process.kill()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_KILL_WAIT_S)
+    if process.stdin is not None:
+        process.stdin.close()
+
+
 def _follow(
-    events: IO[bytes], outcome: Outcome, on_event: Callable[[dict[str, Any]], None], tick: Callable[[], None]
-) -> None:
-    """Takes events until the child closes its end, which its death does too."""
+    events: IO[bytes],
+    outcome: Outcome,
+    on_event: Callable[[dict[str, Any]], None],
+    tick: Callable[[], None],
+    watchdog: Watchdog,
+) -> bool:
+    """Takes events until the child closes its end, which its death does too; False when it stands still instead."""
     rest = b""
     # Not `select`, which takes no descriptor from 1024 on.
     with selectors.DefaultSelector() as selector:
@@ -167,10 +201,13 @@ def _follow(
         while True:
             tick()
             if not selector.select(_TICK_S):
+                if watchdog.has_stopped():
+                    return False
                 continue
+            watchdog.heard()
             data = events.read(1 << 16)
             if not data:
-                return
+                return True
             *lines, rest = (rest + data).split(b"\n")
             for line in lines:
                 _take(json.loads(line), outcome, on_event)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -12,6 +13,7 @@ Library = Literal["tensorrt", "tensorrt-rtx"]
 
 BACKENDS: tuple[Backend, ...] = ("auto", "tensorrt", "tensorrt-rtx")
 DEFAULT_BATCH = (1, 1, 8)
+DEFAULT_STALL_S = 120.0
 MAX_TRIES = 4
 """Builds that are tried at most when memory runs out."""
 SMALL_WORKSPACE_MIB = 1024
@@ -48,6 +50,8 @@ class BuildConfig:
     """Whether float32 convolutions may round to TF32."""
     profile: bool = False
     """Whether the time of each layer is measured after the build; needs a GPU."""
+    stall_s: float = DEFAULT_STALL_S
+    """Seconds without progress and without CPU time after which a builder counts as hung and is ended; 0: never."""
 
     def __post_init__(self) -> None:
         """Checks ranges, and what excludes each other."""
@@ -60,6 +64,8 @@ class BuildConfig:
             raise ValueError(f"optimization_level: expected 0 to 5, got {self.optimization_level}")
         if self.dla_core is not None and self.dla_core < 0:
             raise ValueError(f"dla_core: expected 0 or more, got {self.dla_core}")
+        if not 0 <= self.stall_s < math.inf:
+            raise ValueError(f"stall_s: expected 0 or more, got {self.stall_s}")
         for capability in self.compute_capabilities:
             if not re.fullmatch(r"\d{1,2}\.\d", capability):
                 raise ValueError(f"compute_capabilities: expected texts such as '8.6', got {capability!r}")

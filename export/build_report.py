@@ -118,6 +118,11 @@ def explain(outcome: Outcome, config: BuildConfig, *, has_gpu: bool) -> str:
     hints = [hint for pattern, hint in HINTS if re.search(pattern, said)]
     if config.weight_stripped and not has_gpu:
         hints.append("weight-stripped engines with convolutions need a GPU while they are built: build it on one")
+    if outcome.stood_still_s is not None:
+        hints.append(
+            "build it again, for such a hang need not come back; if it does, try another version of the library or the "
+            "driver; --set stall_s=N allows N seconds, 0 any time"
+        )
     if outcome.is_out_of_memory:
         hints.append(
             "close other programs, set a smaller --workspace or --optimization-level, or build a smaller batch"

@@ -45,13 +45,14 @@ def put_in_weights(
         raise BuildError(f"{output}: this is the stripped engine itself; choose another name")
     onnx, manifest = edgerpn.manifest.read(onnx_file), edgerpn.manifest.read(stripped)
     spec = _check_pair(stripped, manifest, onnx_file, onnx)
-    probed = probe(spec.library)
+    config = _config_of(spec)
+    probed = probe(config.backend, config.stall_s)
     machine = Machine(**probed["machine"])
     if machine.gpu is None:
         raise BuildError(f"{stripped}: weights can be put in only where the engine can be loaded: there is no GPU here")
     check_room(onnx_file, output, machine, say)
     digest = onnx.provenance.artifact_sha256 or ""
-    report = BuildReport(onnx=onnx_file, engine=output, onnx_sha256=digest, probed=probed, config=_config_of(spec))
+    report = BuildReport(onnx=onnx_file, engine=output, onnx_sha256=digest, probed=probed, config=config)
     report.notes.append(f"weights put into {stripped}, which was built with these options")
     with staging(output) as staged:
         try:
@@ -116,7 +117,7 @@ def _refit(report: BuildReport, stripped: Path, staged: Path) -> Outcome:
         "plan": str(staged.resolve()),
     }
     with Display(f"refitting {report.engine.name}") as display:
-        outcome = run_worker(request, on_event=display.event, tick=display.tick)
+        outcome = run_worker(request, on_event=display.event, tick=display.tick, stall_s=report.config.stall_s)
     report.tries.append((report.config, outcome))
     if "built" not in outcome.events:
         raise BuildError(f"{stripped}: {explain(outcome, report.config, has_gpu=True)}")

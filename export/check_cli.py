@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import sys
 from pathlib import Path
@@ -128,7 +129,8 @@ def _compare(arguments: argparse.Namespace) -> Comparison:
     from edgerpn.export.compare_report import format_comparison
 
     images, dataset = _images(arguments)
-    comparison = compare_models(arguments.model, arguments.against, images, dataset=dataset, say=print)
+    say = functools.partial(print, flush=True)
+    comparison = compare_models(arguments.model, arguments.against, images, dataset=dataset, say=say)
     print(format_comparison(comparison))
     if arguments.pictures is not None:
         from edgerpn.export.compare_pictures import write_pictures

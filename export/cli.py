@@ -105,14 +105,19 @@ def run(arguments: argparse.Namespace) -> int:
         images=parity_images(folder, arguments.images, most=NUM_CHAIN_IMAGES),
         calibration=_calibration(arguments, trained_on) if config.precision == "int8" else (),
         meter=RecallMeter(folder / "val.json", folder / "images") if folder else None,
-        say=print,
+        say=_say,
     )
     recall = result.manifest.recall
     if recall is not None:
         figures = "  ".join(f"{name} {value:.3f}" for name, value in recall.metrics[:2])
-        print(f"recall of the graph on {recall.num_images} images: {figures}")
-    print(f"wrote {arguments.output} and {manifest_path(arguments.output)}")
+        _say(f"recall of the graph on {recall.num_images} images: {figures}")
+    _say(f"wrote {arguments.output} and {manifest_path(arguments.output)}")
     return 0
+
+
+def _say(text: str) -> None:
+    """Writes a line at once, also where standard output is a file: an export takes minutes."""
+    print(text, flush=True)
 
 
 FLAGS = {
@@ -168,7 +173,7 @@ def _calibration(arguments: argparse.Namespace, trained_on: str) -> list[Path]:
             "--precision int8 needs photographs to calibrate on, and the training folder is not here; name a folder of "
             "them with --calibration DIR"
         )
-    return calibration_images(folder, say=print)
+    return calibration_images(folder, say=_say)
 
 
 def parity_images(folder: Path | None, images: Path | None, *, most: int = NUM_PARITY_IMAGES) -> list[Path]:

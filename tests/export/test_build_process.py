@@ -189,16 +189,34 @@ import functools, subprocess
 limit = functools.partial(resource.setrlimit, resource.RLIMIT_AS, ({limit}, {limit}))
 subprocess.Popen = functools.partial(subprocess.Popen, preexec_fn=limit)
 """
-    status, out, err = build(prepare=prepare).finish()
+    # The library answers with an error, or stands still for ever: then a thread of its pool could not be started.
+    status, out, err = build("--set", "stall_s=5", prepare=prepare).finish()
     assert status == 1
-    steps = [line.partition("with ")[2] for line in out.splitlines() if line.startswith("out of memory")]
-    assert steps == [
+    steps = [line.partition("; trying again with ") for line in out.splitlines() if "; trying again with " in line]
+    assert {reason for reason, _, _ in steps} <= {"out of memory", "the builder stood still with memory short"}
+    assert [step for _, _, step in steps] == [
         "a workspace of 1024 MiB, optimization level the default",
         "a workspace of 256 MiB, optimization level 2",
         "a workspace of 256 MiB, optimization level 0",
     ]
     assert "no engine was built (4 tries, each with less memory)" in err
     assert "close other programs" in err
+
+
+def test_a_builder_that_stands_still_is_ended_and_that_is_said(build: Callable[..., Building]) -> None:
+    building = build("--set", "stall_s=2")
+    child = past_probe(building)
+    os.kill(child, signal.SIGSTOP)
+    status, out, err = building.finish()
+    assert status == 1
+    assert "the builder stood still: it said nothing and used no CPU time for 2 s, and was ended; phase: " in err
+    assert "stall_s" in err
+    assert "Traceback" not in err
+    assert "trying again" not in out
+    assert building.files() == ["a.engine.build.json"]
+    tries = json.loads((building.output.parent / "a.engine.build.json").read_text())["tries"]
+    assert ["the builder stood still" in step["result"] for step in tries] == [True]
+    wait_until_gone(child)
 
 
 def test_a_full_disk_leaves_no_half_written_engine(build: Callable[..., Building]) -> None:
