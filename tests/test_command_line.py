@@ -21,6 +21,7 @@ ARGUMENTS = {
         "--data --out --epochs --minutes --size --preset --holdout-classes --backbone-weights --resume --config --set"
         " --print-config"
     ),
+    "anchors": "--data --size --preset --strides --sizes --ratios -o --output",
     "import": "source file -o --output --arch --size --norm-eps",
     "eval": "model --data --images --results --report --proposals --size --holdout-classes",
     "export": (
@@ -51,7 +52,7 @@ def actions(command: str) -> list[argparse.Action]:
 
 
 def test_the_commands_are_these() -> None:
-    assert list(COMMANDS) == ["train", "import", "eval", "export", "build", "check", "why", "run", "inspect", "demo"]
+    assert " ".join(COMMANDS) == "train anchors import eval export build check why run doctor inspect demo"
     assert set(ARGUMENTS) == set(COMMANDS)
 
 
