@@ -40,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     outputs.add_argument(
         "--video", metavar="FILE", help="annotated video, .mp4 or .avi; or a folder for videos of each source"
     )
+    outputs.add_argument(
+        "--http", metavar="HOST:PORT", help="web page and API, such as 127.0.0.1:8080; other addresses need a token"
+    )
     outputs.add_argument("--show", action="store_true", help="show the annotated frames in a window; Q closes it")
     parser.add_argument("--max-frames", metavar="N", type=count_argument(1), help="stop after N frames")
     parser.add_argument("--score", metavar="X", type=_score, help="leave out proposals scored below X, everywhere (0)")
@@ -76,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     # A pattern that the shell has expanded is a source like one that it has not.
     paths = image_paths(arguments.sources)
-    if not paths and streams.is_for_streams(arguments):
+    if streams.is_for_streams(arguments) and not (paths and arguments.http is None):
         return streams.run(arguments)
     # A wrong source should fail before the model is loaded.
     source = ImageSource(paths, name=str(paths[0].parent)) if paths else open_source(arguments.sources[0])

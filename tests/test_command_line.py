@@ -36,7 +36,7 @@ ARGUMENTS = {
     "check": "model --target --against --images --data --limit --report --pictures",
     "why": "engine --json",
     "run": (
-        "model sources --config --set --print-config --out --jsonl --video --show --max-frames --score --top --threads"
+        "model sources --config --set --print-config --out --jsonl --video --http --show --max-frames --score --top --threads"
         " --provider --on-mismatch --log-format --log-level --self-test"
     ),
     "inspect": "model --size --json",

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import argparse
 import glob
+import json
 import sys
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgerpn.errors import ConfigError
 from edgerpn.manifest import manifest_path
 from edgerpn.runtime.capture.config import local_path, source_kind
+from edgerpn.runtime.draw import DEFAULT_TOP
 from edgerpn.runtime.source import IMAGE_SUFFIXES
-from edgerpn.runtime.streams.config import SourceConfig, StreamsConfig
-from edgerpn.runtime.streams.loading import load_outputs, load_streams, to_toml
+from edgerpn.runtime.streams.config import MAX_SOURCES, SourceConfig, StreamsConfig
+from edgerpn.runtime.streams.loading import load_outputs, load_source, load_streams, to_toml
 from edgerpn.runtime.streams.logs import log_to_stderr
+from edgerpn.runtime.web import open_page
+from edgerpn.runtime.web.config import MAX_TOP
 
 if TYPE_CHECKING:
     from edgerpn.runtime.run import RunSummary
-
-MAX_SOURCES = 100
-"""Sources of one run at most: each has a process."""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -40,7 +42,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 def load_config(arguments: argparse.Namespace) -> StreamsConfig:
     """The settings that the arguments ask for; read again at SIGHUP."""
-    overrides = [*arguments.set] if arguments.score is None else [f"min_score={arguments.score}", *arguments.set]
+    overrides = [] if arguments.score is None else [f"min_score={arguments.score}"]
+    if arguments.http is not None:
+        # In quotes, because a port alone would be a number.
+        overrides.append(f"http.listen={json.dumps(arguments.http)}")
+    if arguments.top != DEFAULT_TOP:
+        overrides.append(f"http.top={min(arguments.top, MAX_TOP)}")
+    overrides += arguments.set
     return load_streams(arguments.config, sources=arguments.sources, overrides=overrides)
 
 
@@ -50,7 +58,7 @@ def check_sources(config: StreamsConfig) -> None:
     Raises:
         ConfigError: There is none, or there are too many.
     """
-    if not config.sources:
+    if not config.sources and not (config.http.listen and config.http.control):
         raise ConfigError(["SOURCE: expected at least one, or --config FILE with a table [sources.NAME]"])
     if len(config.sources) > MAX_SOURCES:
         raise ConfigError(
@@ -78,14 +86,19 @@ def _run(arguments: argparse.Namespace, config: StreamsConfig) -> RunSummary:
     # As for one file: the cores belong to the model, and files have two callers of it.
     cv2.setNumThreads(1)
     threads = arguments.threads or (None if is_live else max(1, available_cores() - 1))
+    # The page first: what is wrong with it shows at once, and the model may take minutes.
+    page = open_page(config.http)
     try:
-        with load(
-            arguments.model,
-            providers=arguments.provider,
-            threads=threads,
-            on_mismatch=arguments.on_mismatch,
-            self_test=arguments.self_test,
-        ) as model:
+        with (
+            closing(page) if page is not None else nullcontext(),
+            load(
+                arguments.model,
+                providers=arguments.provider,
+                threads=threads,
+                on_mismatch=arguments.on_mismatch,
+                self_test=arguments.self_test,
+            ) as model,
+        ):
             sinks = open_outputs(
                 flags,
                 load_outputs(arguments.config),
@@ -94,7 +107,14 @@ def _run(arguments: argparse.Namespace, config: StreamsConfig) -> RunSummary:
                 has_images=any(_may_be_images(source) for source in config.sources),
             )
             return run_streams(
-                model, config, sinks, load=lambda: load_config(arguments), max_frames=arguments.max_frames
+                model,
+                config,
+                sinks,
+                load=lambda: load_config(arguments),
+                max_frames=arguments.max_frames,
+                stays=page is not None and config.http.control,
+                page=page,
+                make_source=lambda table: load_source(arguments.config, table, overrides=arguments.set),
             )
     finally:
         cv2.setNumThreads(num_threads)
@@ -118,7 +138,8 @@ def check_targets(out: str | None, files: list[str | None], model: str, config: 
 
 def is_for_streams(arguments: argparse.Namespace) -> bool:
     """Whether a command needs this module: all but one file, folder or pattern without settings of its own."""
-    if arguments.config is not None or arguments.set or arguments.print_config or len(arguments.sources) != 1:
+    asks = (arguments.config is not None, arguments.http is not None, arguments.set, arguments.print_config)
+    if any(asks) or len(arguments.sources) != 1:
         return True
     return source_kind(arguments.sources[0]) != "path"
 

@@ -6,6 +6,10 @@ import math
 from dataclasses import dataclass, field, fields
 
 from edgerpn.runtime.capture.config import CaptureConfig, source_kind
+from edgerpn.runtime.web.config import HttpConfig
+
+MAX_SOURCES = 100
+"""Sources of one run at most: each has a process."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +67,7 @@ class BatchingConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StreamsConfig:
-    """Everything about a run of streams; all but `batching.preprocess_threads` can change while it runs."""
+    """Everything about a run of streams; all but `batching.preprocess_threads` and `http` can change while it runs."""
 
     sources: tuple[SourceConfig, ...] = ()
     """The sources; each has another name."""
@@ -71,6 +75,8 @@ class StreamsConfig:
     """How frames are put together."""
     min_score: float = 0.0
     """Proposals scored below this are left out everywhere, 0 to 1."""
+    http: HttpConfig = field(default_factory=HttpConfig)
+    """The web page."""
 
     def __post_init__(self) -> None:
         """Checks that names differ, and ranges."""

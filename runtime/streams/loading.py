@@ -79,6 +79,21 @@ def load_streams(
         raise ConfigError([str(error)], source=where) from error
 
 
+def load_source(
+    file: str | os.PathLike[str] | None, table: Mapping[str, Any], *, overrides: Sequence[str] = ()
+) -> SourceConfig:
+    """The settings of one more source: `[defaults]` of a file < `defaults.` of the overrides < its table.
+
+    Raises:
+        ConfigError: The file cannot be read, or a value is wrong.
+        StreamOpenError: The source is a text that names nothing.
+    """
+    defaults = settings.read_toml(Path(file)).get(_DEFAULTS, {}) if file is not None else {}
+    base = _source(SourceConfig(source=_PLACE_HOLDER), defaults, f"{file}: {_DEFAULTS}")
+    _, of_defaults, _ = _split([text for text in overrides if text.startswith(f"{_DEFAULTS}.")], {})
+    return _source(settings.load(SourceConfig, base=base, overrides=of_defaults), table, "source")
+
+
 def load_outputs(file: str | os.PathLike[str] | None) -> tuple[Output, ...]:
     """The outputs of a settings file; none without a file.
 
@@ -140,8 +155,8 @@ def _source(base: SourceConfig, table: Any, where: str) -> SourceConfig:
     if not isinstance(table, dict):
         raise ConfigError([f"expected a table of settings, got {table!r}"], source=where)
     try:
-        # JSON's texts, numbers and lists are TOML's.
-        overrides = [f"{key}={json.dumps(value)}" for key, value in table.items()]
+        # JSON's texts, numbers and lists are TOML's, but for its pairs of escapes for one character.
+        overrides = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in table.items()]
     except TypeError as error:
         raise ConfigError([f"a value of a kind that no setting has: {error}"], source=where) from error
     try:

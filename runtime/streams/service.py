@@ -20,14 +20,20 @@ _logger = logging.getLogger(__name__)
 class Service:
     """Give `tick` to the runner, and call `begin` when it is ready to run."""
 
-    def __init__(self, load: Callable[[], StreamsConfig], notifier: Notifier) -> None:
+    def __init__(
+        self, load: Callable[[], StreamsConfig], notifier: Notifier, *, on_tick: Callable[[], None] | None = None
+    ) -> None:
         """Prepares.
 
         Args:
             load: Reads the settings again; raises `EdgeRpnError` when they are not good.
             notifier: Told of every state.
+            on_tick: Called at each tick.
         """
+        self.extend: Callable[[StreamsConfig], StreamsConfig] = lambda config: config
+        """Adds to settings that were read again what is in no file."""
         self._load = load
+        self._on_tick = on_tick
         self._notifier = notifier
         self._runner: StreamRunner | None = None
         self._is_reload_wanted = False
@@ -52,6 +58,8 @@ class Service:
         runner = self._runner
         if runner is None:
             return
+        if self._on_tick is not None:
+            self._on_tick()
         now_s = time.monotonic()
         if self._is_reload_wanted and not (self._reloading is not None and self._reloading.is_alive()):
             self._is_reload_wanted = False
@@ -72,7 +80,7 @@ class Service:
     def _reload(self, runner: StreamRunner) -> None:
         self._notifier.reloading()
         try:
-            runner.apply(self._load())
+            runner.apply(self.extend(self._load()))
             _logger.info("settings read again: %s", status_text(runner))
         except (EdgeRpnError, RuntimeError) as error:
             _logger.error("settings not taken over, the run goes on as before: %s", error)  # noqa: TRY400 - no bug

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from edgerpn.runtime.event_log import log_event
 from edgerpn.runtime.frame import Event
@@ -13,10 +14,16 @@ from edgerpn.runtime.run import RunSummary, Tally, close_all
 from edgerpn.runtime.signals import StopOnSignal
 from edgerpn.runtime.sink import Sink
 from edgerpn.runtime.sinks import QueuedSink, close_sinks
-from edgerpn.runtime.streams.config import StreamsConfig
+from edgerpn.runtime.streams.config import MAX_SOURCES, SourceConfig, StreamsConfig
+from edgerpn.runtime.streams.loading import load_source
 from edgerpn.runtime.streams.notify import Notifier
+from edgerpn.runtime.streams.remote import RemoteStreams
 from edgerpn.runtime.streams.runner import StreamRunner
 from edgerpn.runtime.streams.service import Service
+from edgerpn.runtime.web.contract import PageInfo
+
+if TYPE_CHECKING:
+    from edgerpn.runtime.web.server import WebServer
 
 _STOP_S = 1.5
 
@@ -29,6 +36,8 @@ def run_streams(
     load: Callable[[], StreamsConfig] | None = None,
     max_frames: int | None = None,
     stays: bool = False,
+    page: WebServer | None = None,
+    make_source: Callable[[Mapping[str, Any]], SourceConfig] | None = None,
 ) -> RunSummary:
     """Runs the sources of `config` through `model` and gives every result to every sink.
 
@@ -42,19 +51,28 @@ def run_streams(
         load: Reads the settings again; None: SIGHUP takes over the same ones.
         max_frames: Results after which to stop; None: all.
         stays: Whether to go on when all sources have ended.
+        page: Shows the run; stays the caller's to close, though it begins to end with the run.
+        make_source: Settings of a source that comes by HTTP, from its table; None: no defaults.
 
     Raises:
         EdgeRpnError: The first error of model or sinks; sources that fail end nothing.
     """
     start_s = time.perf_counter()
-    service = Service(load or (lambda: config), Notifier())
+    service = Service(load or (lambda: config), Notifier(), on_tick=page.hub.tick if page is not None else None)
     tally = Tally()
     queued = [sink for sink in sinks if isinstance(sink, QueuedSink)]
+    if page is not None:
+        # The first, because it never blocks, and others may.
+        sinks = [page.hub, *sinks]
     with (
         StreamRunner(model, config, stays=stays, max_results=max_frames, on_tick=service.tick) as runner,
         StopOnSignal(lambda: _stop(runner, queued), on_hangup=service.want_reload) as stopper,
     ):
         try:
+            if page is not None:
+                remote = RemoteStreams(runner, queued, make_source or _plain_source, max_sources=MAX_SOURCES)
+                service.extend = remote.with_added
+                page.begin(remote, PageInfo(model=model.manifest.name, backend=model.backend.name))
             service.begin(runner)
             _consume(runner, sinks, tally)
         except BaseException:
@@ -71,6 +89,10 @@ def run_streams(
         elapsed_s=time.perf_counter() - start_s,
         stop_signal=stopper.received,
     )
+
+
+def _plain_source(table: Mapping[str, Any]) -> SourceConfig:
+    return load_source(None, table)
 
 
 def _stop(runner: StreamRunner, queued: Sequence[QueuedSink]) -> None:

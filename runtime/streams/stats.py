@@ -37,7 +37,7 @@ class SourceStats:
     num_reconnects: int
     """Connections beyond the first."""
     num_decoder_messages: int
-    """Lines that decoders of ended connections wrote, which is how damaged video shows."""
+    """Lines that decoders wrote, of all connections; damaged video shows so."""
     fps: float
     """Results per second over the last five seconds."""
     age_p50_ms: float | None
@@ -48,6 +48,8 @@ class SourceStats:
     """Largest of the same."""
     inference_p50_ms: float | None
     """Median time of the batches that the last frames were in."""
+    inference_p99_ms: float | None
+    """99th percentile of the same."""
     frame_age_s: float | None
     """Seconds since the last frame came; None: none has."""
     size_wh: tuple[int, int] | None
@@ -98,6 +100,8 @@ class SourceTally:
         span_s = min(_RECENT_S, now_s - recent[0][0]) if recent else _RECENT_S
         ages = np.array([item[1] for item in lately])
         p50, p99 = np.percentile(ages, [50, 99]).tolist() if lately else (None, None)
+        times = [item[2] for item in lately]
+        inference_p50, inference_p99 = np.percentile(times, [50, 99]).tolist() if lately else (None, None)
         return SourceStats(
             name=name,
             state=capture.state,
@@ -112,7 +116,8 @@ class SourceTally:
             age_p50_ms=p50,
             age_p99_ms=p99,
             age_max_ms=float(ages.max()) if lately else None,
-            inference_p50_ms=float(np.median([item[2] for item in lately])) if lately else None,
+            inference_p50_ms=inference_p50,
+            inference_p99_ms=inference_p99,
             frame_age_s=capture.frame_age_s,
             size_wh=self._size_wh,
             decoder=self._decoder,

@@ -1,0 +1,101 @@
+"""Settings of the page: where it listens, who may use it, and what its pictures may cost."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+
+from edgerpn.runtime.draw import DEFAULT_TOP
+
+MAX_TOP = 1000
+"""Boxes that may be drawn at most."""
+
+_HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.\-]*[A-Za-z0-9])?")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HttpConfig:
+    """The web page and API of a run; read once, at the start."""
+
+    listen: str = ""
+    """HOST:PORT or PORT (of 127.0.0.1); port 0: any free one; empty: no page. An address beyond 127.0.0.1, ::1 and
+    localhost needs a token."""
+    token_env: str = ""
+    """Environment variable with the token that requests must carry; empty: none."""
+    token_file: str = ""
+    """File with the token; empty: none."""
+    hosts: tuple[str, ...] = ()
+    """Names by which browsers may reach the page, beside addresses, localhost and this machine's name."""
+    control: bool = False
+    """Whether sources may be added and removed by HTTP: then who reaches the page can have this machine open cameras
+    and URLs (never files or GStreamer pipelines)."""
+    max_fps: float = 10.0
+    """Annotated pictures per second and source at most."""
+    max_width_px: int = 960
+    """Width of an annotated picture at most, pixels; wider frames are made smaller."""
+    jpeg_quality: int = 80
+    """Quality of the pictures, 1 to 100."""
+    top: int = DEFAULT_TOP
+    """Boxes drawn at most, until somebody moves the slider."""
+    max_streams: int = 64
+    """Open streams of pictures and of records at most."""
+    hung_s: float = 10.0
+    """Seconds in the model from which /healthz says that it hangs."""
+
+    def __post_init__(self) -> None:
+        """Checks the address and the ranges."""
+        if self.listen:
+            parse_listen(self.listen)
+        _check(not (self.token_env and self.token_file), "token_env", "one of token_env and token_file", "both")
+        wrong = [name for name in self.hosts if not _HOST_NAME.fullmatch(name)]
+        _check(not wrong, "hosts", "names without a port, such as cameras.example.org", wrong)
+        _check(0 < self.max_fps <= 60, "max_fps", "above 0, to 60", self.max_fps)
+        _check(64 <= self.max_width_px <= 7680, "max_width_px", "64 to 7680", self.max_width_px)
+        _check(1 <= self.jpeg_quality <= 100, "jpeg_quality", "1 to 100", self.jpeg_quality)
+        _check(1 <= self.top <= MAX_TOP, "top", f"1 to {MAX_TOP}", self.top)
+        _check(1 <= self.max_streams <= 1000, "max_streams", "1 to 1000", self.max_streams)
+        _check(0 < self.hung_s <= 3600, "hung_s", "above 0 s, to 3600 s", self.hung_s)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port to listen on; of an empty `listen`, none."""
+        return parse_listen(self.listen)
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        return is_loopback(self.address[0])
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """Host and port of "HOST:PORT", "[IPv6]:PORT" or "PORT".
+
+    Raises:
+        ValueError: It is none of these.
+    """
+    host, colon, port = text.rpartition(":")
+    host = host if colon else "127.0.0.1"
+    is_port = port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    is_host = _is_address(bare) if ":" in bare else bool(_HOST_NAME.fullmatch(bare)) and host == bare
+    _check(is_port and is_host, "listen", "HOST:PORT such as 127.0.0.1:8080, or PORT", text)
+    return bare, int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine alone, by what it is called."""
+    return host.lower() == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _check(is_good: bool, name: str, expected: str, value: object) -> None:
+    if not is_good:
+        raise ValueError(f"{name}: expected {expected}, got {value!r}")

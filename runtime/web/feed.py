@@ -1,0 +1,137 @@
+"""Records for programs that listen, and the last events for people."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+from edgerpn.runtime.frame import Event, Result
+from edgerpn.runtime.record import event_record, json_line
+
+QUEUE_RECORDS = 256
+"""Records that wait for a listener at most; then the oldest are dropped."""
+MAX_EVENTS = 500
+"""Events that are remembered."""
+
+RecordType = Literal["frame", "event"]
+
+
+class Listener:
+    """One client's queue: filled by the thread that emits, emptied by that of the server."""
+
+    def __init__(self, sources: Iterable[str], types: Iterable[RecordType], wake: Callable[[], None]) -> None:
+        """Takes records of some sources and types.
+
+        Args:
+            sources: Names; none: all.
+            types: Types of records; none: all.
+            wake: Called in the emitting thread when there is something after there was nothing.
+        """
+        self.num_dropped = 0
+        self._sources = frozenset(sources)
+        self._types = frozenset(types) or frozenset(("frame", "event"))
+        self._wake = wake
+        self._lock = threading.Lock()
+        self._queue: deque[tuple[RecordType, bytes]] = deque()
+        self._num_untold = 0
+
+    def wants(self, source: str, kind: RecordType) -> bool:
+        """Whether a record is for this client."""
+        return kind in self._types and (not self._sources or source in self._sources)
+
+    def put(self, kind: RecordType, line: bytes) -> None:
+        """Queues a record, in place of the oldest when the queue is full."""
+        with self._lock:
+            was_empty = not self._queue
+            if len(self._queue) >= QUEUE_RECORDS:
+                self._queue.popleft()
+                self.num_dropped += 1
+                self._num_untold += 1
+            self._queue.append((kind, line))
+        if was_empty:
+            self._wake()
+
+    def take(self) -> tuple[list[tuple[RecordType, bytes]], int]:
+        """All that waits, and how many were dropped before it since the last call."""
+        with self._lock:
+            taken, dropped = list(self._queue), self._num_untold
+            self._queue.clear()
+            self._num_untold = 0
+        return taken, dropped
+
+
+class Feed:
+    """All listeners, and the last events; any thread may use it."""
+
+    def __init__(self) -> None:
+        """Starts without listeners."""
+        self._listeners: tuple[Listener, ...] = ()
+        self._changing = threading.Lock()
+        self._events: deque[dict[str, Any]] = deque(maxlen=MAX_EVENTS)
+        self._last_id = 0
+        self._dropped_of_gone = 0
+
+    @property
+    def num_listeners(self) -> int:
+        """Clients at present."""
+        return len(self._listeners)
+
+    @property
+    def num_dropped(self) -> int:
+        """Records that clients were too slow for, past clients included."""
+        return self._dropped_of_gone + sum(listener.num_dropped for listener in self._listeners)
+
+    def join(self, listener: Listener) -> None:
+        """Gives a listener everything from now on."""
+        with self._changing:
+            self._listeners = (*self._listeners, listener)
+
+    def leave(self, listener: Listener) -> None:
+        """Gives it nothing more."""
+        with self._changing:
+            self._listeners = tuple(other for other in self._listeners if other is not listener)
+            self._dropped_of_gone += listener.num_dropped
+
+    def put_result(self, result: Result) -> None:
+        """Passes a result on, if anybody listens to its source."""
+        self._pass_on(result.frame.source, "frame", result)
+
+    def put_event(self, event: Event) -> None:
+        """Remembers an event, and passes it on."""
+        self._remember(event_record(event))
+        self._pass_on(event.source, "event", event)
+
+    def events(self, *, after: int = 0) -> list[dict[str, Any]]:
+        """The last events, oldest first: records with an `id`, and how often in a row they came (`repeated`).
+
+        Args:
+            after: Only those whose id is larger.
+        """
+        with self._changing:
+            return [dict(event) for event in self._events if event["id"] > after]
+
+    @property
+    def last_id(self) -> int:
+        """The id of the newest event; 0: there is none."""
+        return self._last_id
+
+    def _pass_on(self, source: str, kind: RecordType, item: Result | Event) -> None:
+        listeners = [listener for listener in self._listeners if listener.wants(source, kind)]
+        if listeners:
+            line = json_line(item)
+            for listener in listeners:
+                listener.put(kind, line)
+
+    def _remember(self, record: dict[str, Any]) -> None:
+        """Appends it, or counts it with the last of its source if both are stale frames, which come by the dozen."""
+        with self._changing:
+            self._last_id += 1
+            entry = {"id": self._last_id, "repeated": 1, **record}
+            if record["event"] == "stale":
+                last = next((event for event in reversed(self._events) if event["source"] == record["source"]), None)
+                if last is not None and last["event"] == "stale":
+                    entry["repeated"] = last["repeated"] + 1
+                    self._events.remove(last)
+            self._events.append(entry)

@@ -1,0 +1,113 @@
+// One stream for the pictures of all sources in view, because a browser opens six connections to one server at most.
+
+export class Pictures {
+  // show(source, bitmap, isLive) is called for every picture.
+  constructor(show) {
+    this.show = show;
+    this.visible = new Set();
+    this.asked = "";
+    this.abort = null;
+    this.timer = 0;
+    this.wait = 500;
+    this.observer = new IntersectionObserver((entries) => {
+      for (const entry of entries) {
+        if (entry.isIntersecting) this.visible.add(entry.target.sourceName);
+        else this.visible.delete(entry.target.sourceName);
+      }
+      this.later(100);
+    }, { rootMargin: "100px" });
+    document.addEventListener("visibilitychange", () => this.later(0));
+  }
+
+  watch(element, name) {
+    element.sourceName = name;
+    this.observer.observe(element);
+  }
+
+  forget(element) {
+    this.observer.unobserve(element);
+    this.visible.delete(element.sourceName);
+    this.later(100);
+  }
+
+  later(milliseconds) {
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => this.restart(), milliseconds);
+  }
+
+  restart() {
+    const names = document.hidden ? [] : [...this.visible].sort();
+    const asked = names.map((name) => `source=${encodeURIComponent(name)}`).join("&");
+    if (asked === this.asked && this.abort) return;
+    this.asked = asked;
+    this.abort?.abort();
+    this.abort = null;
+    if (!asked) return;
+    const abort = this.abort = new AbortController();
+    this.read(`/api/v1/stream.mjpeg?${asked}`, abort.signal)
+      .catch(() => {})
+      .finally(() => {
+        if (this.abort !== abort) return;
+        this.abort = null;
+        this.wait = Math.min(2 * this.wait, 5000);
+        this.later(this.wait);
+      });
+  }
+
+  async read(url, signal) {
+    const answer = await fetch(url, { signal, credentials: "same-origin" });
+    if (!answer.ok) throw new Error(answer.status);
+    const reader = answer.body.getReader();
+    let bytes = new Uint8Array(0);
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) return;
+      bytes = joined(bytes, value);
+      for (let part = nextPart(bytes); part; part = nextPart(bytes)) {
+        bytes = bytes.subarray(part.end);
+        this.wait = 500;
+        await this.decode(part);
+      }
+    }
+  }
+
+  async decode(part) {
+    const source = decodeURIComponent(part.headers["x-source"]);
+    try {
+      const bitmap = await createImageBitmap(new Blob([part.body], { type: "image/jpeg" }));
+      this.show(source, bitmap, part.headers["x-live"] === "1");
+      bitmap.close();
+    } catch {
+      // One picture less.
+    }
+  }
+}
+
+function joined(first, second) {
+  if (!first.length) return second;
+  const all = new Uint8Array(first.length + second.length);
+  all.set(first);
+  all.set(second, first.length);
+  return all;
+}
+
+// The first whole part in bytes: its headers, its body and where it ends; null while it is not whole.
+function nextPart(bytes) {
+  const head = endOfHead(bytes);
+  if (head < 0) return null;
+  const headers = {};
+  for (const line of new TextDecoder("ascii").decode(bytes.subarray(0, head)).split("\r\n")) {
+    const colon = line.indexOf(":");
+    if (colon > 0) headers[line.slice(0, colon).toLowerCase()] = line.slice(colon + 1).trim();
+  }
+  const end = head + 4 + Number(headers["content-length"]);
+  return bytes.length < end ? null : { headers, body: bytes.slice(head + 4, end), end };
+}
+
+function endOfHead(bytes) {
+  const limit = Math.min(bytes.length, 4096) - 3;
+  for (let i = 0; i < limit; i += 1) {
+    if (bytes[i] === 13 && bytes[i + 1] === 10 && bytes[i + 2] === 13 && bytes[i + 3] === 10) return i;
+  }
+  return -1;
+}

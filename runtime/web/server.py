@@ -1,0 +1,182 @@
+"""The server of the page: a thread with an event loop of its own, beside the run and never in its way."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import threading
+from contextlib import suppress
+
+import uvicorn
+
+from edgerpn.errors import SinkError
+from edgerpn.runtime.web.access import Access
+from edgerpn.runtime.web.config import HttpConfig
+from edgerpn.runtime.web.connections import Connections, take_over_log
+from edgerpn.runtime.web.contract import PageInfo, Streams
+from edgerpn.runtime.web.guard import Guard
+from edgerpn.runtime.web.hub import Hub
+from edgerpn.runtime.web.live import Live
+from edgerpn.runtime.web.routes import Site
+
+_START_S = 10.0
+_STOP_S = 1.0
+_SAMPLE_S = 1.0
+_logger = logging.getLogger(__name__)
+
+
+class WebServer:
+    """Serves from the moment it is made until `close`.
+
+    Attributes:
+        hub: Give it to the run as the first sink, and the run to its `begin`.
+    """
+
+    def __init__(self, config: HttpConfig) -> None:
+        """Binds the address and starts the thread.
+
+        Raises:
+            ConfigError: Others could reach the page, and there is no good token.
+            SinkError: The port is taken, or the address is not of this machine, or the token cannot be read.
+        """
+        self._config = config
+        self._access = Access(config)
+        self._socket = _bound(config)
+        self.hub = Hub(config, on_picture=self._on_picture, on_close=self.begin_close)
+        self._live: Live | None = None
+        self._server: uvicorn.Server | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closing: asyncio.Event | None = None
+        self._is_started = threading.Event()
+        self._is_closing = False
+        self._failure: BaseException | None = None
+        self.connections = Connections()
+        self.url = _url(self._socket)
+        self._thread = threading.Thread(target=self._run, name="edgerpn-web", daemon=True)
+        self._thread.start()
+        self._is_started.wait(_START_S)
+        if self._failure is not None:
+            raise SinkError(f"{self.url}: the web page cannot be served: {self._failure}") from self._failure
+        _logger.info("web page: %s%s", self.url, ", with a token" if self._access.needs_token else "")
+
+    def begin(self, streams: Streams, info: PageInfo) -> None:
+        """The run is ready."""
+        self.hub.begin(streams, info)
+
+    def begin_close(self) -> None:
+        """Has the server end open answers and itself; does not wait for it. Any thread may call it."""
+        self._is_closing = True
+        self.hub.pictures.begin_close()
+        with suppress(RuntimeError):
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._end)
+
+    def close(self) -> None:
+        """Ends the server, within a second or so; does nothing the second time."""
+        self.begin_close()
+        self._thread.join(_STOP_S)
+        if self._thread.is_alive():
+            _logger.warning("the web page does not end and is left behind")
+        self.hub.pictures.close()
+
+    def _run(self) -> None:
+        undo = take_over_log()
+        try:
+            asyncio.run(self._serve())
+        except BaseException as error:
+            # Told to whoever starts the server, or logged.
+            self._failure = error
+            if self._is_started.is_set():
+                _logger.exception("the web page has ended; the run goes on")
+        finally:
+            self._is_started.set()
+            self._socket.close()
+            undo()
+
+    async def _serve(self) -> None:
+        self._closing = asyncio.Event()
+        self._live = Live(self.hub, self._config, self._closing, self.connections.abort)
+        site = Site(self.hub, self._live, self._access, self._config)
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                Guard(site.application(), self._access),
+                http=self.connections.protocol_class(),
+                loop="asyncio",
+                ws="none",
+                lifespan="off",
+                interface="asgi3",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                timeout_graceful_shutdown=1,
+            )
+        )
+        self._loop = asyncio.get_running_loop()
+        if self._is_closing:
+            return
+        sampling = asyncio.ensure_future(self._sample())
+        self._is_started.set()
+        try:
+            await self._server.serve(sockets=[self._socket])
+        finally:
+            sampling.cancel()
+            self.connections.abort_all()
+
+    def _end(self) -> None:
+        """In the thread of the loop."""
+        if self._closing is not None and self._server is not None:
+            self._closing.set()
+            self._server.should_exit = True
+
+    async def _sample(self) -> None:
+        while True:
+            await asyncio.sleep(_SAMPLE_S)
+            try:
+                self.hub.sample()
+            except Exception:
+                # The charts have a hole; the page goes on.
+                _logger.exception("the sources cannot be sampled")
+
+    def _on_picture(self, source: str) -> None:
+        live = self._live
+        if live is not None:
+            live.soon(lambda: live.wake(source))
+
+
+def _bound(config: HttpConfig) -> socket.socket:
+    """A listening socket; the backlog takes requests from here on.
+
+    Raises:
+        SinkError: The address cannot be had.
+    """
+    host, port = config.address
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        made = socket.socket(family, kind, protocol)
+        try:
+            # As usual for servers: the port is free again at once after a restart.
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            made.bind(address)
+            made.listen()
+            made.setblocking(False)
+        except BaseException:
+            made.close()
+            raise
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        raise SinkError(
+            f"http.listen: {config.listen}: cannot listen there: {reason}. Choose another port, or see what uses this "
+            "one (ss -ltnp)."
+        ) from error
+    return made
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"

@@ -1,0 +1,88 @@
+"""Answers without an end: parts are sent as the client takes them, until one of both sides has enough."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+from starlette.types import Receive, Scope, Send
+
+SEND_S = 20.0
+"""Seconds after which a client that takes nothing is cut off."""
+
+_LAST_S = 0.5
+
+
+class EndlessResponse:
+    """Sends what a generator gives.
+
+    A part is asked for only when the client has room for it, so the generator can leave out what has
+    become old meanwhile. It is closed in any case.
+    """
+
+    def __init__(
+        self,
+        parts: Callable[[], AsyncGenerator[bytes, None]],
+        *,
+        content_type: str,
+        closing: asyncio.Event,
+        abort: Callable[[Scope], None],
+        is_head: bool,
+        send_s: float = SEND_S,
+    ) -> None:
+        """Prepares.
+
+        Args:
+            parts: Starts the generator.
+            content_type: Header of the answer.
+            closing: Set when the server ends.
+            abort: Cuts a connection off at once, with all that was not taken.
+            is_head: Whether only headers are asked for.
+            send_s: Seconds for which the client may take nothing.
+        """
+        self._parts = parts
+        self._content_type = content_type
+        self._closing = closing
+        self._abort = abort
+        self._is_head = is_head
+        self._send_s = send_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request."""
+        headers = [(b"content-type", self._content_type.encode("ascii")), (b"x-accel-buffering", b"no")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        try:
+            if not self._is_head:
+                await self._until_enough(receive, send)
+            await asyncio.wait_for(send({"type": "http.response.body", "body": b"", "more_body": False}), _LAST_S)
+        except asyncio.TimeoutError:
+            self._abort(scope)
+
+    async def _until_enough(self, receive: Receive, send: Send) -> None:
+        """Sends parts until the client or the server ends it.
+
+        Raises:
+            asyncio.TimeoutError: The client takes nothing.
+        """
+        pump = asyncio.ensure_future(self._pump(send))
+        ends = [asyncio.ensure_future(_disconnected(receive)), asyncio.ensure_future(self._closing.wait())]
+        try:
+            await asyncio.wait([pump, *ends], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (pump, *ends):
+                task.cancel()
+            await asyncio.gather(pump, *ends, return_exceptions=True)
+        if not pump.cancelled():
+            pump.result()
+
+    async def _pump(self, send: Send) -> None:
+        async with aclosing(self._parts()) as parts:
+            async for part in parts:
+                message = {"type": "http.response.body", "body": part, "more_body": True}
+                await asyncio.wait_for(send(message), self._send_s)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        continue
