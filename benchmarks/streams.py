@@ -1,234 +1,167 @@
-"""Many streams through one model: throughput and fairness over files, and ages under overload.
+"""Many streams through one model: rates, fairness, ages under overload, leaks, and dead consumers. Linux only.
 
-    python benchmarks/streams.py --model model.onnx [--source FILE] [--sources 1 4 8] [--seconds N] [--out results.json]
+    python benchmarks/streams.py --model model.onnx --source video.mp4 [--only files,overload,soak,sinks]
+                                 [--ultralytics-python PATH] [--out results/streams_HARDWARE_DATE.json]
 
-All figures are of one run on one machine:
+The parts, each in one run on one machine:
 
-    bare       `InferenceSession.run` on one ready frame in a loop, as in benchmarks/stream.py: the faster of ONNX
-               Runtime's default options and the runtime's own
-    files      N copies of the file at once through `edgerpn.runtime.streams`: aggregate results per second, from the
-               first result on, while all sources give frames; over `bare`
-    fairness   results of the slowest source over those of the fastest, in the same time
-    overload   the file served as Motion JPEG over HTTP at `--rate` frames per second, faster than the model: age at
-               emission, beside a loop of `VideoCapture.read()` and the same model, where age is counted from the moment
-               the camera has sent the frame
+    files      1, 4 and 8 copies of the video at once, then as many connections to an RTSP camera: results per second
+               over those of the bare model in a loop (files: 0.9 at least), the slowest source over the fastest (0.9)
+    overload   an RTSP camera that is faster than the model: true age of results, by a stamp in the picture, beside a
+               loop of VideoCapture.read(), supervision's generator and Ultralytics' loader; ours may be one frame
+               period and one inference old at the 99th percentile
+    soak       `edgerpn run` on an RTSP camera that is killed every 20 s: memory, descriptors, threads and shared memory
+               of all processes must not grow
+    sinks      a dead consumer on every kind of output: results per second over those without it (0.95)
 
-Exit status 1 when a ratio or a fairness is below 0.9.
+RTSP needs PyGObject and GStreamer's RTSP server library for /usr/bin/python3, MQTT needs mosquitto, and ffmpeg repeats
+the video; what is missing is said in the report. Ultralytics (AGPL) is never imported here: name the Python of an
+environment of its own, in which this package can be imported, too. --out also writes the table beside the JSON, as .md.
+
+All parts take about 55 minutes. Exit status 1 when a limit is broken, a part broke off, or nothing at all was measured.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
-import os
-import statistics
+import shlex
+import shutil
+import subprocess
 import sys
-import threading
-import time
-from collections import Counter
-from datetime import datetime, timezone
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
-import numpy as np
-import onnxruntime
+from streams_camera import make_pictures, why_not
+from streams_files import bare_fps, files
+from streams_overload import overload
+from streams_plan import Part, Plan
+from streams_report import about, as_json, markdown
+from streams_sinks import sinks
+from streams_soak import soak
 
+from edgerpn.errors import EdgeRpnError
 from edgerpn.files import write_text
-from edgerpn.runtime import Model, load
-from edgerpn.runtime.backend import available_cores
-from edgerpn.runtime.frame import Result
-from edgerpn.runtime.streams import SourceConfig, StreamRunner, StreamsConfig
 
-LIMIT = 0.9
-WARM_UP_RUNS = 5
-SETTLE_S = 2.0
-"""Seconds of an overload that do not count: what waited while the decoder started."""
+PARTS: dict[str, Callable[[Plan], Part]] = {"files": files, "overload": overload, "soak": soak, "sinks": sinks}
+NEED_CAMERA = ("overload", "soak")
+_ROOM = 1.5
 
 
 def main() -> int:
-    """Measures, prints a table, and returns the exit status."""
+    """Measures, writes and prints the tables; returns the exit status."""
     options = _options()
     cv2.setNumThreads(1)
-    rows = []
-    for number in options.sources:
-        for _ in range(options.rounds):
-            row = _measure_files(options.model, options.source, number, options.seconds)
-            rows.append(row)
-            print("  ".join(f"{name} {value:.3g}" for name, value in row.items()), flush=True)
-    report: dict[str, Any] = {
-        "benchmark": "streams",
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "cores": available_cores(),
-        "files": rows,
-    }
-    if options.rate:
-        report["overload"] = _measure_overload(options)
-        for name, ages in report["overload"].items():
-            print(f"overload {name}: " + "  ".join(f"{key} {value:.4g}" for key, value in ages.items()), flush=True)
+    with tempfile.TemporaryDirectory(prefix="edgerpn-streams-") as folder:
+        plan = _plan(options, Path(folder))
+        parts = [_run(plan, name) for name in PARTS if name in options.only]
+    words = [f"--{name.replace('_', '-')} {value}" for name, value in _given(options).items()]
+    facts = about(plan, options.source, " ".join(["python benchmarks/streams.py", *words]))
+    text = markdown(facts, parts)
+    print(text)
     if options.out:
-        write_text(options.out, json.dumps(report, indent=2) + "\n")
-    medians = {
-        key: min(statistics.median(row[key] for row in rows if row["sources"] == number) for number in options.sources)
-        for key in ("ratio", "fairness")
-    }
-    print(f"worst median: ratio {medians['ratio']:.3f}, fairness {medians['fairness']:.3f}; limit {LIMIT}")
-    return 0 if min(medians.values()) >= LIMIT else 1
+        write_text(options.out, json.dumps(as_json(facts, parts), indent=2) + "\n")
+        write_text(options.out.with_suffix(".md"), text)
+    return exit_status(parts)
+
+
+def exit_status(parts: Sequence[Part]) -> int:
+    """1 when a limit is broken, a part broke off, or there is no limit at all; else 0."""
+    limits = [limit for part in parts for limit in part.limits]
+    is_good = limits and all(limit.holds for limit in limits) and not any(part.failed for part in parts)
+    return 0 if is_good else 1
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="exported model.onnx")
-    parser.add_argument("--source", required=True, help="video file")
-    parser.add_argument("--sources", type=int, nargs="+", default=[1, 4, 8], help="numbers of sources (1 4 8)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="length of each measurement (10)")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of each (3)")
-    parser.add_argument(
-        "--rate", type=float, default=0.0, help="frames per second of the overload; 0: leave it out (0)"
+    add = parser.add_argument
+    add("--model", type=Path, required=True, help="exported model.onnx")
+    add("--source", required=True, help="video file")
+    add("--only", type=_names, default=tuple(PARTS), help=f"some of {','.join(PARTS)} (all)")
+    add("--out", type=Path, help="JSON file for the results; the table goes beside it, as .md")
+    add("--sources", type=int, nargs="+", default=[1, 4, 8], help="files: numbers of sources (1 4 8)")
+    add("--seconds", type=float, default=10.0, help="files, sinks: length of each measurement (10)")
+    add("--rounds", type=int, default=5, help="files, sinks: rounds of each (5)")
+    add("--source-fps", type=float, default=25.0, help="files: pictures per second of each RTSP source (25)")
+    add("--camera-size", default="640x360", help="picture of the RTSP camera, WIDTHxHEIGHT (640x360)")
+    add(
+        "--rate",
+        type=float,
+        default=0.0,
+        help="overload: pictures/s; 0: --overload times the bare model's (0)",
     )
-    parser.add_argument("--out", type=Path, help="JSON file for the results")
+    add("--overload", type=float, default=1.25, help="overload: see --rate (1.25)")
+    add("--overload-seconds", type=float, default=300.0, help="overload: length for each reader (300)")
+    add("--ultralytics-python", type=Path, help="overload: Python with Ultralytics and this package")
+    add("--soak-seconds", type=float, default=1200.0, help="soak: length (1200)")
+    add("--cycle-seconds", type=float, default=20.0, help="soak: from one death of the camera to the next (20)")
+    add("--warm-up-seconds", type=float, default=120.0, help="soak: start that does not count (120)")
     return parser.parse_args()
 
 
-def _measure_files(path: Path, source: str, number: int, seconds: float) -> dict[str, float]:
-    bare = _bare_fps(path, seconds / 2)
-    sources = tuple(SourceConfig(source=source, name=f"source{i}") for i in range(number))
-    with load(path, providers=["cpu"], threads=max(1, available_cores() - 1)) as model:
-        counts, elapsed_s = _count_results(model, sources, seconds)
-    fps = sum(counts.values()) / elapsed_s
-    return {
-        "sources": number,
-        "bare": bare,
-        "fps": fps,
-        "ratio": fps / bare,
-        "fairness": min(counts.values()) / max(counts.values()) if len(counts) == number else 0.0,
-    }
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    if unknown := [name for name in names if name not in PARTS]:
+        raise argparse.ArgumentTypeError(f"expected some of {', '.join(PARTS)}, got {', '.join(unknown)}")
+    return names
 
 
-def _count_results(model: Model, sources: tuple[SourceConfig, ...], seconds: float) -> tuple[Counter[str], float]:
-    """Results of each source in the time in which all give frames."""
-    counts: Counter[str] = Counter()
-    seen: set[str] = set()
-    start_s = 0.0
-    with StreamRunner(model, StreamsConfig(sources=sources)) as runner:
-        for item in runner:
-            if isinstance(item, Result):
-                seen.add(item.frame.source)
-                if len(seen) == len(sources):
-                    start_s = start_s or time.perf_counter()
-                    counts[item.frame.source] += 1
-            elif item.kind == "ended" or (start_s and time.perf_counter() - start_s >= seconds):
-                break
-            if start_s and time.perf_counter() - start_s >= seconds:
-                break
-        return counts, time.perf_counter() - start_s
+def _given(options: argparse.Namespace) -> dict[str, str]:
+    """The options for the report, without the folders of this machine."""
+    given = {name: value for name, value in vars(options).items() if value is not None and name != "out"}
+    shown = {"model": "MODEL", "source": "VIDEO", "ultralytics_python": "PYTHON", "only": ",".join(options.only)}
+    shown["sources"] = " ".join(map(str, options.sources))
+    return {name: shown.get(name, shlex.quote(str(value))) for name, value in given.items()}
 
 
-def _bare_fps(path: Path, seconds: float) -> float:
-    session = onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    with load(path, providers=["cpu"]) as model:
-        hw, batch = model.manifest.input.frame_hw, model.manifest.input.batch or 1
-        ready = np.random.default_rng(0).integers(0, 256, (batch, *hw, 3), dtype=np.uint8)
-        default = _loop_fps(lambda: session.run(None, {name: ready}), seconds / 2, batch)
-        return max(default, _loop_fps(lambda: model.backend.infer(ready), seconds / 2, batch))
+def _plan(options: argparse.Namespace, folder: Path) -> Plan:
+    width, _, height = options.camera_size.partition("x")
+    camera_wh = (int(width), int(height))
+    plan = Plan(
+        model=options.model, video=options.source, folder=folder, bare_fps=0.0, no_camera=why_not(),
+        pictures=make_pictures(options.source, folder, camera_wh), camera_wh=camera_wh, numbers=options.sources,
+        rounds=options.rounds, seconds=options.seconds, source_fps=options.source_fps, rate=options.rate,
+        overload=options.overload, overload_s=options.overload_seconds, soak_s=options.soak_seconds,
+        cycle_s=options.cycle_seconds, warm_up_s=options.warm_up_seconds,
+        ultralytics_python=options.ultralytics_python,
+    )  # fmt: skip
+    fps = bare_fps(plan)
+    # Of the turns of the part `sinks`, which is the longest run over the file.
+    num_frames = round(fps * _ROOM * (plan.seconds + 2) * plan.rounds)
+    return dataclasses.replace(plan, bare_fps=fps, video=repeated(options.source, num_frames, folder))
 
 
-def _loop_fps(call: Any, seconds: float, batch: int) -> float:
-    for _ in range(WARM_UP_RUNS):
-        call()
-    start_s, number = time.perf_counter(), 0
-    while time.perf_counter() - start_s < seconds:
-        call()
-        number += batch
-    return number / (time.perf_counter() - start_s)
+def repeated(video: str, num_frames: int, folder: Path) -> str:
+    """A video of so many frames or more, by repeating one; the same where that cannot be done."""
+    capture = cv2.VideoCapture(video)
+    there = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    capture.release()
+    ffmpeg = shutil.which("ffmpeg")
+    if there >= num_frames or there <= 0 or ffmpeg is None:
+        return video
+    path = folder / f"repeated{Path(video).suffix}"
+    times = -(-num_frames // there) - 1
+    words = [ffmpeg, "-v", "error", "-nostdin", "-stream_loop", str(times), "-i", video, "-map", "0:v:0", "-c", "copy"]
+    done = subprocess.run([*words, str(path)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{video}: ffmpeg cannot repeat it: {done.stderr.strip()}")
+    return str(path)
 
 
-class _Camera:
-    """Serves pictures of a file over and over, and writes their number into the first pixels."""
-
-    def __init__(self, source: str, rate: float) -> None:
-        self.rate = rate
-        self.sent_s: dict[int, float] = {}
-        capture = cv2.VideoCapture(source)
-        self._pictures = [capture.read()[1] for _ in range(25)]
-        camera = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.send_response(200)
-                self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=edge")
-                self.end_headers()
-                try:
-                    camera.serve(self.wfile)
-                except OSError:
-                    self.close_connection = True
-
-            def log_message(self, *arguments: object) -> None:
-                """Says nothing."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}/"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def serve(self, out: Any) -> None:
-        """Sends pictures by the clock; one that cannot be sent in time holds up the next, as in a real camera."""
-        index, due_s = 0, time.monotonic()
-        while True:
-            time.sleep(max(0.0, due_s - time.monotonic()))
-            due_s = max(due_s + 1 / self.rate, time.monotonic() - 1)
-            picture = self._pictures[index % len(self._pictures)].copy()
-            for bit in range(16):
-                picture[:16, 16 * bit : 16 * bit + 16] = 255 * (index >> bit & 1)
-            data = cv2.imencode(".jpg", picture)[1].tobytes()
-            self.sent_s[index] = time.monotonic()
-            out.write(b"--edge\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(data) + data + b"\r\n")
-            index += 1
-
-    def age_ms(self, picture: Any) -> float:
-        """Time since the picture was sent."""
-        bits = [int(picture[8, 16 * bit + 8].mean() > 127) << bit for bit in range(16)]
-        return (time.monotonic() - self.sent_s[sum(bits)]) * 1e3
-
-
-def _measure_overload(options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    ours: list[float] = []
-    told: list[float] = []
-    camera = _Camera(options.source, options.rate)
-    with load(options.model, providers=["cpu"]) as model:
-        config = StreamsConfig(sources=(SourceConfig(source=camera.url, name="camera", max_age_ms=0.0),))
-        inference_ms: list[float] = []
-        with StreamRunner(model, config) as runner:
-            end_s = time.monotonic() + options.seconds + SETTLE_S
-            for item in runner:
-                if isinstance(item, Result) and time.monotonic() > end_s - options.seconds:
-                    ours.append(camera.age_ms(item.image))
-                    told.append(item.age_ms or 0.0)
-                    inference_ms.append(item.stage_ms["inference"])
-                if time.monotonic() > end_s:
-                    break
-        plain: list[float] = []
-        camera = _Camera(options.source, options.rate)
-        capture = cv2.VideoCapture(camera.url)
-        end_s = time.monotonic() + options.seconds + SETTLE_S
-        while time.monotonic() < end_s:
-            picture = capture.read()[1]
-            model(picture)
-            if time.monotonic() > end_s - options.seconds:
-                plain.append(camera.age_ms(picture))
-        capture.release()
-    limit_ms = 1e3 / options.rate + float(np.percentile(inference_ms, 99))
-    return {
-        "ours": {**_ages(ours), "told_p99_ms": float(np.percentile(told, 99)), "limit_ms": limit_ms},
-        "plain read() loop": _ages(plain),
-    }
-
-
-def _ages(ages: list[float]) -> dict[str, float]:
-    p50, p99 = np.percentile(ages, [50, 99]).tolist()
-    return {"results": len(ages), "p50_ms": p50, "p99_ms": p99, "last_ms": ages[-1]}
+def _run(plan: Plan, name: str) -> Part:
+    if name in NEED_CAMERA and plan.no_camera:
+        return Part(name=name, rows=[], limits=[], notes=[], skipped=plan.no_camera)
+    print(f"{name} ...", file=sys.stderr, flush=True)
+    try:
+        return PARTS[name](plan)
+    except (EdgeRpnError, OSError, RuntimeError) as error:
+        # The others took long; what they found must not be lost.
+        traceback.print_exc()
+        return Part(name=name, rows=[], limits=[], notes=[], failed=f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":
