@@ -245,9 +245,9 @@ def _without_nulls(value: Any) -> Any:
 
 
 def write(manifest: Manifest, artifact: str | os.PathLike[str]) -> Path:
-    """Writes the manifest beside `artifact` in one step, with the artifact's hash filled in; returns its path."""
-    digest = files.sha256(artifact)
-    provenance = dataclasses.replace(manifest.provenance, artifact_sha256=digest)
+    """Writes the manifest beside `artifact` in one step, with the artifact's hash and size; returns its path."""
+    digest, num_bytes = files.sha256(artifact), Path(artifact).stat().st_size
+    provenance = dataclasses.replace(manifest.provenance, artifact_sha256=digest, artifact_bytes=num_bytes)
     if manifest.kind == "onnx":
         provenance = dataclasses.replace(provenance, onnx_sha256=digest)
     path = manifest_path(artifact)
@@ -269,20 +269,36 @@ def read(artifact: str | os.PathLike[str]) -> Manifest:
         what = "this is a folder, expected an exported model" if artifact.is_dir() else "no such file"
         raise ManifestError(f"{artifact}: {what}")
     if not path.is_file():
-        raise ManifestError(f"{path}: the manifest of {artifact.name} is missing; copy it along, or export again")
+        raise ManifestError(
+            f"{path}: the manifest of {artifact.name} is missing; copy it along, or export again (a model of another "
+            "program has none, and cannot be used)"
+        )
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ManifestError(f"{path}: cannot be read: {error}") from error
     manifest = parse(text, source=str(path))
-    _check_hash(artifact, manifest.provenance.artifact_sha256, path)
+    _check_hash(artifact, manifest.provenance, path)
     return manifest
 
 
-def _check_hash(artifact: Path, expected: str | None, path: Path) -> None:
+def _check_hash(artifact: Path, expected: Provenance, path: Path) -> None:
     found = files.sha256(artifact)
-    if found != expected:
+    if found == expected.artifact_sha256:
+        return
+    digests = f"sha256 {found[:16]}..., expected {(expected.artifact_sha256 or 'none')[:16]}..."
+    num_bytes = artifact.stat().st_size
+    if expected.artifact_bytes is not None and num_bytes < expected.artifact_bytes:
         raise ArtifactMismatchError(
-            f"{artifact}: this is not the file that {path.name} describes: sha256 {found[:16]}..., expected "
-            f"{(expected or 'none')[:16]}... Copy both files of one export together, or export again."
+            f"{artifact}: truncated, or another file than {path.name} describes: {num_bytes} bytes, expected "
+            f"{expected.artifact_bytes}. Copy both files of one export together, or export again."
         )
+    if num_bytes == expected.artifact_bytes:
+        raise ArtifactMismatchError(
+            f"{artifact}: damaged or changed: the size is that in {path.name}, the bytes are not ({digests}). "
+            "Copy both files of one export together, or export again."
+        )
+    raise ArtifactMismatchError(
+        f"{artifact}: this is not the file that {path.name} describes: {digests} Copy both files of one export "
+        "together, or export again."
+    )

@@ -107,6 +107,8 @@ class Provenance:
     """Hash of the checkpoint file that was exported."""
     artifact_sha256: str | None = None
     """Hash of the artifact file; nothing in the copy inside an ONNX file."""
+    artifact_bytes: int | None = None
+    """Size of the artifact file; nothing in the copy inside an ONNX file."""
     onnx_sha256: str | None = None
     """Hash of the ONNX file; nothing in the copy inside it."""
     data_sha256: str | None = None

@@ -151,12 +151,13 @@ def find_onnx(path: Path, manifest: Manifest) -> Path | None:
 
 
 def _file(path: Path, manifest: Manifest) -> Check:
-    expected = manifest.provenance.artifact_sha256 or "none"
-    found = files.sha256(path)
+    expected, wanted_bytes = manifest.provenance.artifact_sha256 or "none", manifest.provenance.artifact_bytes
+    found, num_bytes = files.sha256(path), path.stat().st_size
+    is_sized = wanted_bytes is not None and wanted_bytes != num_bytes
     return Check(
         key="file (sha256)",
-        expected=f"{expected[:16]}...",
-        found=f"{found[:16]}...",
+        expected=f"{expected[:16]}..." + (f", {wanted_bytes} bytes" if is_sized else ""),
+        found=f"{found[:16]}..." + (f", {num_bytes} bytes" if is_sized else ""),
         verdict="ok" if found == expected else "no",
         advice="" if found == expected else "Copy engine and manifest of one build together, or build again.",
     )

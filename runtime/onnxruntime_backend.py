@@ -232,7 +232,12 @@ def _open_session(
             os.fspath(path), options, providers=list(providers), disabled_optimizers=list(disabled)
         )
     except _failures(library) as error:
-        raise EngineLoadError(f"{path}: ONNX Runtime {library.__version__} cannot load it: {error}") from error
+        problem = f"{path}: ONNX Runtime {library.__version__} cannot load it"
+        if type(error).__name__ == "InvalidProtobuf":
+            raise EngineLoadError(
+                f"{problem}: it is truncated, damaged, or of another format. Copy it again, or export again."
+            ) from error
+        raise EngineLoadError(f"{problem}: {error}") from error
 
 
 def _manifest_inside(path: Path, session: Any) -> Manifest:

@@ -56,7 +56,8 @@ def test_a_written_manifest_reads_back_with_the_hash_of_its_artifact(artifact: P
     digest = files.sha256(artifact)
     assert found.provenance.artifact_sha256 == digest
     assert found.provenance.onnx_sha256 == digest
-    provenance = dataclasses.replace(found.provenance, artifact_sha256=None, onnx_sha256=None)
+    provenance = dataclasses.replace(found.provenance, artifact_sha256=None, onnx_sha256=None, artifact_bytes=None)
+    assert found.provenance.artifact_bytes == len(b"a graph")
     assert found.replace(provenance=provenance) == example()
 
 
@@ -91,7 +92,24 @@ def test_an_artifact_that_was_changed_is_refused(artifact: Path) -> None:
 
 def test_a_truncated_artifact_is_refused(artifact: Path) -> None:
     artifact.write_bytes(artifact.read_bytes()[:-1])
-    with pytest.raises(ArtifactMismatchError):
+    with pytest.raises(ArtifactMismatchError, match=r"model\.onnx: truncated, .*: 6 bytes, expected 7\. Copy"):
+        manifest.read(artifact)
+
+
+def test_an_artifact_with_a_flipped_bit_is_refused(artifact: Path) -> None:
+    artifact.write_bytes(b"b graph")
+    with pytest.raises(ArtifactMismatchError, match=r"model\.onnx: damaged or changed: the size .*bytes are not"):
+        manifest.read(artifact)
+
+
+def test_a_manifest_without_a_size_is_read_too(artifact: Path) -> None:
+    path = manifest.manifest_path(artifact)
+    values = json.loads(path.read_text(encoding="utf-8"))
+    del values["provenance"]["artifact_bytes"]
+    path.write_text(json.dumps(values), encoding="utf-8")
+    assert manifest.read(artifact).provenance.artifact_bytes is None
+    artifact.write_bytes(b"a gra")
+    with pytest.raises(ArtifactMismatchError, match=r"this is not the file that model\.json describes: sha256"):
         manifest.read(artifact)
 
 

@@ -163,6 +163,9 @@ def test_a_changed_engine_is_a_row_of_the_table(
     path.write_bytes(path.read_bytes() + b"\0")
     (file, *rest) = why_cli.explain(path)
     assert (file.key, file.verdict) == ("file (sha256)", "no")
+    num_bytes = path.stat().st_size
+    assert file.expected.endswith(f"..., {num_bytes - 1} bytes")
+    assert file.found.endswith(f"..., {num_bytes} bytes")
     assert {check.verdict for check in rest} == {"ok"}
 
 
