@@ -5,6 +5,7 @@
       DataError(ValueError)             annotations or images that cannot be used
       CheckpointError(ValueError)       a checkpoint that cannot be read or does not fit the model
       TrainingDivergedError             non-finite loss; keeps step, image ids and the last good checkpoint
+      TrainingStoppedError              memory, disk or another process ended a training; says how to go on
       ManifestError(ValueError)         a manifest that is missing or malformed
         ManifestVersionError            its schema number is not one that this version reads
         ArtifactMismatchError           a hash (or the machine) differs from what the manifest says
@@ -78,6 +79,10 @@ class TrainingDivergedError(EdgeRpnError):
         self.image_ids = tuple(image_ids)
         self.last_good = last_good
         super().__init__(message)
+
+
+class TrainingStoppedError(EdgeRpnError):
+    """A training cannot go on: no memory, a full disk, or another of its processes ended; the message says how to."""
 
 
 class ManifestError(EdgeRpnError, ValueError):

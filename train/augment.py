@@ -121,6 +121,15 @@ def sample(config: AugmentConfig, rng: np.random.Generator) -> View:
     )
 
 
+def scale_limits(config: AugmentConfig, source_hw: tuple[int, int], out_hw: tuple[int, int]) -> tuple[float, float]:
+    """Least and largest scale, along whichever axis it is larger, at which a view may show an image."""
+    low, high = (
+        View(flip=False, scale=scale, log_aspect=log_aspect, place_xy=(0.0, 0.0), color=None)
+        for scale, log_aspect in zip(config.scale_range, (0.0, config.aspect_jitter), strict=True)
+    )
+    return max(low.scale_xy(source_hw, out_hw)), max(high.scale_xy(source_hw, out_hw))
+
+
 def augment(
     image: npt.NDArray[np.uint8],
     boxes_xyxy: npt.NDArray[np.float32],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import platform
 from collections.abc import Mapping
@@ -58,7 +59,11 @@ def versions() -> dict[str, str]:
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
-    """Writes a checkpoint in one step: what stood there before stays until the new file is whole."""
+    """Writes a checkpoint in one step: what stood there before stays until the new file is whole, and on the disk.
+
+    Raises:
+        OSError: It cannot be written, for example because the disk is full; nothing has changed then.
+    """
     content = {
         "format": FORMAT,
         "settings": settings.to_dict(checkpoint.settings),
@@ -70,8 +75,14 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> Non
         "versions": versions(),
         "training": checkpoint.training,
     }
-    with files.replacing(path) as temporary:
-        torch.save(content, temporary)
+    # Through memory: what PyTorch raises when it cannot write a file itself does not say why.
+    packed = io.BytesIO()
+    torch.save(content, packed)
+    with files.replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(packed.getbuffer())
+        file.flush()
+        # A machine that loses power may know of the new name before it has the content.
+        os.fsync(file.fileno())
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:

@@ -51,6 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     if missing:
         raise ConfigError([f"{' and '.join(missing)}: needed, see `edgerpn train --help`"])
     from edgerpn.train.loop import train
+    from edgerpn.train.ranks import ranks_from
     from edgerpn.train.recall import format_table
 
     result = train(
@@ -61,26 +62,27 @@ def run(arguments: argparse.Namespace) -> int:
         backbone_weights=arguments.backbone_weights,
         say=print,
     )
-    if result.metrics:
-        print(format_table({"best": result.metrics}))
-    print(f"best checkpoint: {result.best}")
+    if ranks_from().is_first:
+        if result.metrics:
+            print(format_table({"best": result.metrics}))
+        print(f"best checkpoint: {result.best}")
     return 130 if result.interrupted else 0
 
 
 def _settings(arguments: argparse.Namespace) -> TrainSettings:
     """The preset with file and flags over it; a resumed run starts from its own settings instead of a preset."""
     from edgerpn import settings
-    from edgerpn.train.checkpoint import load_checkpoint
     from edgerpn.train.config import TrainSettings, load_settings
+    from edgerpn.train.run_folder import RunFolder
 
     overrides = _overrides(arguments)
-    last = arguments.out / "last.pt" if arguments.resume and arguments.out is not None else None
-    if last is None or not last.is_file():
+    folder = RunFolder(arguments.out) if arguments.resume and arguments.out is not None else None
+    if folder is None or not folder.last.is_file():
         return load_settings(preset=arguments.preset or "edge", file=arguments.config, overrides=overrides)
     if arguments.preset is not None:
         raise ConfigError(["--preset: a resumed run has its settings; change single ones with --set"])
     files = [arguments.config] if arguments.config else []
-    return settings.load(TrainSettings, base=load_checkpoint(last).settings, files=files, overrides=overrides)
+    return settings.load(TrainSettings, base=folder.read_last().settings, files=files, overrides=overrides)
 
 
 def _overrides(arguments: argparse.Namespace) -> tuple[str, ...]:

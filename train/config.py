@@ -35,10 +35,18 @@ class LoopConfig:
     """CPU threads of PyTorch; 0: PyTorch's own choice."""
     amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
     """Precision of the network's forward pass; `auto`: bf16 where the device computes in it natively."""
+    accumulate: int = 1
+    """Passes of the network for one step: more of them need less memory for the same batch and the same losses."""
+    compile: bool = False
+    """Whether torch.compile makes the network faster: minutes at the start, and it needs a C++ compiler."""
+    sync_batch_norm: bool = True
+    """Whether batch norm takes its statistics over the images of all processes, as on one, or of each process apart."""
     evaluations: int = 6
     """Evaluations on the validation images, spread evenly; the last is at the end."""
     log_every: int = 10
     """Steps between two rows of the log."""
+    save_every_s: float = 60.0
+    """Seconds between two savings of last.pt; longer where saving would take more than a fiftieth of the time."""
     tensorboard: bool = False
     """Whether to write TensorBoard files too; needs the package."""
 
@@ -46,8 +54,12 @@ class LoopConfig:
         """Checks ranges."""
         if self.seed < 0:
             raise ValueError(f"seed: expected at least 0, got {self.seed}")
-        if self.epochs < 1 or self.minutes < 0 or self.evaluations < 1 or self.log_every < 1 or self.threads < 0:
-            raise ValueError("epochs, evaluations, log_every: expected at least 1; minutes, threads: at least 0")
+        counts = (self.epochs, self.evaluations, self.log_every, self.accumulate)
+        if min(counts) < 1 or min(self.minutes, self.threads, self.save_every_s) < 0:
+            raise ValueError(
+                "epochs, evaluations, log_every, accumulate: expected at least 1; "
+                "minutes, threads, save_every_s: at least 0"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

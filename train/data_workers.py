@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from multiprocessing import forkserver
 from typing import Any
 
 import cv2
@@ -23,11 +24,18 @@ def context(preload: str) -> Any:
         return multiprocessing.get_context("spawn")
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload([preload])
+    # It and its children take over which signals are blocked. Whoever ends a service or a SLURM job sends SIGTERM to
+    # every process; the training process alone must answer, for it cannot finish its step without its data.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return server
 
 
 def start_worker(worker: int) -> None:
-    """Makes worker number `worker` use one core, leave Ctrl-C to the training process, and not outlive it."""
+    """Makes worker number `worker` use one core, leave signals to the training process, and not outlive it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

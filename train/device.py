@@ -11,6 +11,7 @@ from torch import nn
 
 from edgerpn.errors import ConfigError
 from edgerpn.train.config import LoopConfig
+from edgerpn.train.ranks import ALONE, Ranks
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -42,13 +43,15 @@ def place(module: AnyModule, device: torch.device) -> AnyModule:
     return module
 
 
-def choose_compute(config: LoopConfig) -> Compute:
-    """Resolves `device` and `amp`.
+def choose_compute(config: LoopConfig, ranks: Ranks = ALONE) -> Compute:
+    """Resolves `device` and `amp`; of several processes on a machine each takes a GPU of its own.
 
     Raises:
         ConfigError: The device is not there, or cannot do what is asked.
     """
     device = _device(config.device)
+    if ranks.size > 1 and device.type == "cuda":
+        device = _own_gpu(config.device, ranks)
     if config.amp == "off":
         dtype = torch.float32
     elif config.amp == "auto":
@@ -74,6 +77,19 @@ def _device(name: str) -> torch.device:
             [f"loop.device: {name!r} is not there; PyTorch sees {torch.cuda.device_count()} CUDA devices"]
         )
     return device
+
+
+def _own_gpu(name: str, ranks: Ranks) -> torch.device:
+    if name not in ("auto", "cuda"):
+        raise ConfigError([f"loop.device: expected auto, cpu or cuda with {ranks.size} processes, got {name!r}"])
+    if ranks.local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            [
+                f"{ranks.local_size} processes on this machine, but PyTorch sees {torch.cuda.device_count()} CUDA "
+                "devices; start torchrun with as many processes as devices (--nproc-per-node)"
+            ]
+        )
+    return torch.device("cuda", ranks.local_rank)
 
 
 def _has_native_bf16(device: torch.device) -> bool:

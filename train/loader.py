@@ -1,7 +1,7 @@
 """Training batches: images decoded and augmented by worker processes that live as long as the loader.
 
 Every sample's chance comes from (seed, epoch, index of the image) alone. Batches therefore depend neither on the
-number of workers nor on where an interrupted epoch is taken up again.
+number of workers, nor on where an interrupted epoch is taken up again, nor on how they are shared over processes.
 
 As workers are not forked from this process (see `data_workers`), a script that trains must guard its entry with
 `if __name__ == "__main__":`.
@@ -9,6 +9,7 @@ As workers are not forked from this process (see `data_workers`), a script that 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -23,9 +24,9 @@ from edgerpn.train import data_workers
 from edgerpn.train.augment import AugmentConfig, apply, sample
 from edgerpn.train.coco import ImageRecord
 from edgerpn.train.data_batch import Batch, Sample, collate
-from edgerpn.train.data_image import read_reduced
+from edgerpn.train.image_cache import ImageCache, reduction_for
 
-__all__ = ["Batch", "DataConfig", "TrainLoader"]
+__all__ = ["Batch", "DataConfig", "Share", "TrainLoader"]
 
 # Tags keep the two uses of (seed, epoch) from sharing a stream.
 _ORDER, _SAMPLE = 0, 1
@@ -43,9 +44,14 @@ class DataConfig:
     input_hw: tuple[int, int] = (384, 640)
     """Height and width of the network's input while training, pixels."""
     batch_size: int = 16
-    """Images per step."""
+    """Images per step, over all processes and passes; 0: as many as the GPUs hold, and on a CPU
+    `optimizer.reference_batch_size`."""
     workers: int = 2
-    """Processes that decode and augment; 0 does it in the training process."""
+    """Processes that decode and augment, for each process of the training; 0 does it in the training process."""
+    cache: Literal["auto", "off", "memory"] = "auto"
+    """Whether decoded images are kept in shared memory: `auto` when all of them fit, `memory` as many as fit."""
+    cache_mib: int = 2048
+    """Largest size of that memory in MiB on each machine; `auto` also stays below a quarter of what is free."""
     holdout_classes: tuple[str, ...] = ()
     """Classes whose boxes training does not see, by their names in the annotations; `edgerpn eval` then reports recall
     on them apart."""
@@ -58,10 +64,33 @@ class DataConfig:
         """Checks the ranges."""
         if min(self.input_hw) < 1:
             raise ValueError(f"input_hw: expected a positive height and width, got {self.input_hw}")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size: expected 1 or more, got {self.batch_size}")
+        if self.batch_size < 0:
+            raise ValueError(f"batch_size: expected 1 or more, or 0 to choose it automatically, got {self.batch_size}")
         if self.workers < 0:
             raise ValueError(f"workers: expected 0 or more, got {self.workers}")
+        if self.cache_mib < 0:
+            raise ValueError(f"cache_mib: expected 0 or more, got {self.cache_mib}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Share:
+    """Which part of every batch a process gets, and in how many passes."""
+
+    rank: int = 0
+    """Number of the process, from 0."""
+    num_ranks: int = 1
+    """Number of processes."""
+    passes: int = 1
+    """Parts of a step's batch that each process takes one after the other."""
+
+    @property
+    def parts(self) -> int:
+        """Parts of a batch, over processes and passes."""
+        return self.num_ranks * self.passes
+
+
+WHOLE = Share()
+"""Every batch at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,10 +104,11 @@ class _BatchKey:
 class _BatchSource:
     """Makes batches by key; a copy lives in every worker."""
 
-    def __init__(self, records: Sequence[ImageRecord], config: DataConfig, seed: int) -> None:
+    def __init__(self, records: Sequence[ImageRecord], config: DataConfig, seed: int, cache: ImageCache) -> None:
         self._records = records
         self._config = config
         self._seed = seed
+        self._cache = cache
 
     def __getitem__(self, key: _BatchKey) -> Batch | DataError:
         """The batch, in shared memory when in a worker; or the error, so that it arrives as it was raised."""
@@ -102,9 +132,7 @@ class _BatchSource:
         config = self._config
         view = sample(config.augment, _rng(self._seed, _SAMPLE, epoch, index))
         scale = max(view.scale_xy(record.hw, config.input_hw))
-        # The smallest picture that still need not be enlarged.
-        wanted = next((reduction for reduction in (8, 4, 2) if reduction * scale <= 1), 1)
-        image, reduction = read_reduced(record.file, wanted)
+        image, reduction = self._cache.read(index, record.file, reduction_for(scale))
         expected = tuple(-(-size // reduction) for size in record.hw)
         if image.shape[:2] != expected:
             raise DataError(
@@ -139,7 +167,14 @@ class TrainLoader:
     """Endless source of shuffled, augmented training batches; close it (or use `with`) to end its workers."""
 
     def __init__(
-        self, records: Sequence[ImageRecord], config: DataConfig, *, seed: int, pin_memory: bool = False
+        self,
+        records: Sequence[ImageRecord],
+        config: DataConfig,
+        *,
+        seed: int,
+        pin_memory: bool = False,
+        share: Share = WHOLE,
+        cache_bytes: int = 0,
     ) -> None:
         """Prepares the loader; workers start with the first epoch.
 
@@ -148,31 +183,43 @@ class TrainLoader:
             config: How to read them.
             seed: Decides the order and all augmentation, 0 or more.
             pin_memory: Whether batches arrive in page-locked memory, for copies to CUDA; needs a CUDA device.
+            share: Which part of every batch to load.
+            cache_bytes: Shared memory for decoded images, see `image_cache.cache_bytes`; 0: none.
 
         Raises:
-            ValueError: There are no records, or the seed is negative.
+            ValueError: There are no records, the seed is negative, or the batches cannot be shared.
         """
         if not records:
             raise ValueError("records: expected at least one image, got none")
         if seed < 0:
             raise ValueError(f"seed: expected 0 or more, got {seed}")
         self._count = len(records)
-        self._batch_size = min(config.batch_size, len(records))
+        self._share = share
+        self.batch_size = min(config.batch_size, len(records)) // share.parts * share.parts
+        """Images of a step, over all processes and passes: a small set has fewer than were asked for."""
+        if self.batch_size < 1:
+            raise ValueError(
+                f"batch_size: expected at least one image for each of {share.parts} parts (processes x passes), "
+                f"got batches of {config.batch_size} out of {len(records)} images"
+            )
         self._seed = seed
         self._plan = _Plan()
         self._epochs_started = 0
         self._loader: DataLoader[Batch | DataError] | None = _data_loader(
-            _BatchSource(tuple(records), config, seed), self._plan, config.workers, pin_memory
+            _BatchSource(tuple(records), config, seed, self._make_cache(records, config, cache_bytes)),
+            self._plan,
+            config.workers,
+            pin_memory,
         )
         self._batches: Iterator[Batch | DataError] | None = None
 
     @property
     def batches_per_epoch(self) -> int:
         """Batches in an epoch; images that do not fill the last one wait for another epoch's order."""
-        return self._count // self._batch_size
+        return self._count // self.batch_size
 
     def epoch(self, epoch: int, *, start_batch: int = 0) -> Iterator[Batch]:
-        """Yields the batches of an epoch, from number `start_batch` on.
+        """Yields this process's parts of the batches of an epoch, from batch number `start_batch` on, pass by pass.
 
         Starting another epoch ends the one before.
 
@@ -193,12 +240,22 @@ class TrainLoader:
         if self._loader is None:
             raise RuntimeError("the loader is closed")
         order = _rng(self._seed, _ORDER, epoch).permutation(self._count).tolist()
-        starts = range(start_batch * self._batch_size, self.batches_per_epoch * self._batch_size, self._batch_size)
-        self._plan.keys = [
-            _BatchKey(epoch=epoch, indices=tuple(order[start : start + self._batch_size])) for start in starts
-        ]
+        # Pass by pass: the parts that all processes compute at the same time lie side by side.
+        share, size = self._share, self.batch_size // self._share.parts
+        starts = range(
+            start_batch * self.batch_size + share.rank * size,
+            self.batches_per_epoch * self.batch_size,
+            share.num_ranks * size,
+        )
+        self._plan.keys = [_BatchKey(epoch=epoch, indices=tuple(order[start : start + size])) for start in starts]
         self._epochs_started += 1
         return self._deliver(self._epochs_started)
+
+    def steps(self, epoch: int, *, start_batch: int = 0) -> Iterator[tuple[Batch, ...]]:
+        """As `epoch`, with the passes of one step together."""
+        parts = self.epoch(epoch, start_batch=start_batch)
+        while step := tuple(itertools.islice(parts, self._share.passes)):
+            yield step
 
     def close(self) -> None:
         """Ends the workers; calling it again does nothing."""
@@ -214,6 +271,11 @@ class TrainLoader:
     ) -> None:
         """Closes the loader, whatever happened."""
         self.close()
+
+    @staticmethod
+    def _make_cache(records: Sequence[ImageRecord], config: DataConfig, size_bytes: int) -> ImageCache:
+        lock = data_workers.context(__name__).Lock() if config.workers and size_bytes else None
+        return ImageCache(records, config.augment, config.input_hw, size_bytes=size_bytes, lock=lock)
 
     def _deliver(self, epoch_number: int) -> Iterator[Batch]:
         """Yields what the workers send, as long as `epoch_number` is the last one that was started."""

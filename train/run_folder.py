@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from edgerpn import files, settings
-from edgerpn.errors import ConfigError, require
+from edgerpn.errors import CheckpointError, ConfigError, require
 from edgerpn.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, versions
 from edgerpn.train.config import TrainSettings
 
@@ -20,6 +22,7 @@ COLUMNS = (
     "epoch",
     "seconds",
     "images_per_s",
+    "data_wait",
     "learning_rate",
     "loss",
     "objectness",
@@ -41,6 +44,7 @@ class RunFolder:
         self.path = path
         self.best = path / "best.pt"
         self.last = path / "last.pt"
+        self.previous = path / "last-previous.pt"
         self.log = path / "log.csv"
         self.config = path / "config.toml"
         self.plot = path / "loss.png"
@@ -65,43 +69,67 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         self._write_config(resolved)
 
-    def resume(self, resolved: TrainSettings) -> Checkpoint:
-        """Reads the last checkpoint, and drops what was logged after it.
+    def read_last(self, say: Callable[[str], None] = lambda _: None) -> Checkpoint:
+        """The checkpoint to go on from: last.pt or, when it is damaged, the one before, which `say` then tells.
 
         Raises:
             ConfigError: There is nothing to resume.
-            CheckpointError: The checkpoint is damaged.
+            CheckpointError: Both are damaged.
         """
         if not self.last.exists():
             raise ConfigError([f"{self.path}: nothing to resume, {self.last.name} is missing; start without --resume"])
-        checkpoint = load_checkpoint(self.last)
+        try:
+            return load_checkpoint(self.last)
+        except CheckpointError as error:
+            if not self.previous.exists():
+                raise CheckpointError(
+                    f"{error}\nThere is no {self.previous.name} beside it to go on from: put a whole copy of "
+                    f"{self.last.name} there, or start a new run in another folder."
+                ) from error
+            checkpoint = load_checkpoint(self.previous)
+            say(f"{error}; going on from {self.previous.name} instead, of step {checkpoint.step}")
+            return checkpoint
+
+    def resume(self, resolved: TrainSettings, checkpoint: Checkpoint) -> None:
+        """Takes the run up again at `checkpoint`: drops what was logged after it."""
         self.rows = [row for row in read_log(self.log) if row["step"] <= checkpoint.step] if self.log.exists() else []
         self._write_config(resolved)
-        return checkpoint
 
     def _write_config(self, resolved: TrainSettings) -> None:
         files.write_text(self.config, settings.to_toml(resolved))
         files.write_text(self.path / "versions.json", json.dumps(versions(), indent=2) + "\n")
 
     def append(self, row: Mapping[str, float]) -> None:
-        """Adds a row to the log in memory; `flush` writes it."""
+        """Adds a row to the log in memory; `write_log` writes it."""
         self.rows.append(dict(row))
 
-    def flush(self) -> None:
-        """Writes the log and the loss plot."""
+    def write_log(self) -> None:
+        """Writes the log."""
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows({k: _short(v) for k, v in row.items()} for row in self.rows)
         files.write_text(self.log, text.getvalue())
+
+    def plot_log(self) -> None:
+        """Draws the loss plot."""
         if self.rows:
             plot_losses(self.rows, self.plot)
 
     def save(self, checkpoint: Checkpoint, *, is_best: bool) -> None:
-        """Writes last.pt, and best.pt (without the state to go on from) when `is_best`."""
-        save_checkpoint(checkpoint, self.last)
+        """Writes last.pt, and best.pt (without the state to go on from) when `is_best`; the old last.pt stays too.
+
+        Raises:
+            OSError: A file cannot be written; what was there before is whole.
+        """
         if is_best:
+            # First: when writing ends between the two, going on from the old last.pt comes here again.
             save_checkpoint(_without_training(checkpoint), self.best)
+        if self.last.exists():
+            # A second name for the file and no copy; file systems that have no such links do without.
+            with contextlib.suppress(OSError), files.replacing(self.previous) as second_name:
+                os.link(self.last, second_name)
+        save_checkpoint(checkpoint, self.last)
 
 
 def _without_training(checkpoint: Checkpoint) -> Checkpoint:

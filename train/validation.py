@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgerpn.progress import track
-from edgerpn.train.coco import Dataset, read_image
+from edgerpn.train.coco import Dataset, ImageRecord, read_image
 from edgerpn.train.detector import Detector, detect
 from edgerpn.train.recall import average_recall
+
+Found = tuple[int, npt.NDArray[np.float32], npt.NDArray[np.float32]]
+"""COCO id of an image, its proposals' boxes (M, 4) in its pixels and their scores (M,)."""
 
 
 def measure(detector: Detector, dataset: Dataset) -> dict[str, float]:
     """Runs every image of `dataset` through `detector`, in full precision, and returns its recall."""
+    return recall_of(find(detector, dataset.records), dataset)
+
+
+def find(detector: Detector, records: Sequence[ImageRecord]) -> list[Found]:
+    """The proposals of every image, in full precision."""
+    return [
+        (record.image_id, *detect(detector, read_image(record.file)))
+        for record in track(records, "evaluating", unit="image")
+    ]
+
+
+def recall_of(found: Sequence[Found], dataset: Dataset) -> dict[str, float]:
+    """Recall of proposals for the images of `dataset`, in any order."""
     results: list[dict[str, Any]] = []
-    for record in track(dataset.records, "evaluating", unit="image"):
-        boxes, scores = detect(detector, read_image(record.file))
-        results += coco_results(record.image_id, boxes, scores)
+    for image_id, boxes, scores in found:
+        results += coco_results(image_id, boxes, scores)
     return average_recall(dataset.coco_ground_truth(), results)
 
 

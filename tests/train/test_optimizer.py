@@ -59,7 +59,7 @@ def test_the_average_moves_by_the_hand_computed_decay() -> None:
             model.running_mean.fill_(mean)
             assert model.num_batches_tracked is not None
             model.num_batches_tracked.fill_(10 * update)
-        average.update(model)
+        average.update()
         decay = 0.9 * (1 - math.exp(-update / 2))
         for name, value in (("weight", weight), ("running_mean", mean)):
             expected[name] = decay * expected[name] + (1 - decay) * value
@@ -75,7 +75,7 @@ def test_the_average_is_a_copy() -> None:
     with torch.no_grad():
         model.weight.add_(1.0)
     assert torch.equal(average.state["weight"], before)
-    average.update(model)
+    average.update()
     assert not average.state["weight"].requires_grad
 
 

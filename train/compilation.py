@@ -1,0 +1,45 @@
+"""torch.compile for the training network, with a way back where it does not work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from edgerpn.train.failures import is_out_of_memory
+from edgerpn.train.run_state import Run
+
+Network = Callable[[Tensor], list[tuple[Tensor, Tensor]]]
+
+
+def compiled(network: nn.Module, run: Run, say: Callable[[str], None]) -> Network:
+    """The network compiled for the run's batches; `network` itself, and a line that says why, when that fails.
+
+    Compiling happens when a network is first used; a pass forward and backward shows here whether it works, and
+    leaves weights, gradients and statistics as they were.
+    """
+    say("loop.compile: compiling the network, which takes a while ...")
+    fast: Network = torch.compile(network, dynamic=False)
+    size = run.loader.batch_size // (run.ranks.size * run.settings.loop.accumulate)
+    images = torch.zeros(size, 3, *run.settings.data.input_hw, device=run.compute.device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    before = [buffer.clone() for buffer in run.model.buffers()]
+    network.train()
+    try:
+        with run.compute.autocast():
+            levels = fast(images)
+        sum(
+            (logits.sum() + deltas.sum() for logits, deltas in levels), torch.zeros((), device=images.device)
+        ).backward()
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        say(f"loop.compile: not possible here, training goes on without it ({(lines or [type(error).__name__])[0]})")
+        return network
+    finally:
+        for buffer, value in zip(run.model.buffers(), before, strict=True):
+            buffer.copy_(value)
+        run.optimizer.zero_grad(set_to_none=True)
+    return fast
