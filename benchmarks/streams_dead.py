@@ -2,40 +2,66 @@
 
 from __future__ import annotations
 
+import array
+import fcntl
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import termios
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-from edgerpn.runtime.sinks import JsonLinesConfig, MqttConfig, Output, VideoConfig, WebhookConfig
+from edgerpn.errors import MissingDependencyError
+from edgerpn.runtime.sink import Sink
+from edgerpn.runtime.sinks import (
+    JsonLinesConfig,
+    MqttConfig,
+    Output,
+    OutputConfig,
+    QueuedSink,
+    VideoConfig,
+    WebhookConfig,
+    close_sinks,
+    open_sinks,
+)
+from edgerpn.runtime.streams import StreamRunner
 
-MOSQUITTO = "/usr/sbin/mosquitto"
 QUEUE = 20
 """Records that wait at most, so that the queue is soon full."""
 
 _START_S = 20.0
-
-Kill = Callable[[], None]
-"""Makes the consumer dead, after the output is open."""
+_CLOSE_S = 0.2
+_WINDOW_BYTES = 4096
 
 
 class MissingConsumerError(Exception):
     """A consumer cannot be started here."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dead:
+    """An output whose consumer is dead."""
+
+    sinks: Sequence[Sink]
+    """Where results go."""
+    lost: Callable[[], int]
+    """What shows that it is dead: records that were dropped, or bytes that nobody has read."""
+
+
 @contextmanager
-def fifo(folder: Path) -> Iterator[tuple[Output, Kill]]:
+def pipe(folder: Path, runner: StreamRunner) -> Iterator[Dead]:
     """A pipe that somebody has opened and does not read."""
     path = folder / "dead.fifo"
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        yield Output(kind="jsonl", config=JsonLinesConfig(path=str(path), queue=QUEUE)), _nothing
+        with _opened("jsonl", JsonLinesConfig(path=str(path), queue=QUEUE)) as sink:
+            yield _dead(sink)
     finally:
         # The thread that writes gets an error now, and ends.
         os.close(reader)
@@ -43,66 +69,133 @@ def fifo(folder: Path) -> Iterator[tuple[Output, Kill]]:
 
 
 @contextmanager
-def full_file(folder: Path) -> Iterator[tuple[Output, Kill]]:
+def full_device(folder: Path, runner: StreamRunner) -> Iterator[Dead]:
     """A device that is always full."""
-    yield Output(kind="jsonl", config=JsonLinesConfig(path="/dev/full", queue=QUEUE)), _nothing
+    with _opened("jsonl", JsonLinesConfig(path="/dev/full", queue=QUEUE)) as sink:
+        yield _dead(sink)
 
 
 @contextmanager
-def full_disk(folder: Path) -> Iterator[tuple[Output, Kill]]:
+def full_disk(folder: Path, runner: StreamRunner) -> Iterator[Dead]:
     """A disk on which there is less room than must stay free."""
-    config = VideoConfig(folder=str(folder / "dead-video"), min_free_mb=1e12)
-    yield Output(kind="video", config=config), _nothing
+    with _opened("video", VideoConfig(folder=str(folder / "dead-video"), min_free_mb=1e12)) as sink:
+        yield _dead(sink)
 
 
 @contextmanager
-def silent_server(folder: Path) -> Iterator[tuple[Output, Kill]]:
+def silent_server(folder: Path, runner: StreamRunner) -> Iterator[Dead]:
     """A web server that takes connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}/"
-        yield Output(kind="webhook", config=WebhookConfig(url=url, batch_s=0.1, queue=QUEUE)), _nothing
+        with _opened("webhook", WebhookConfig(url=url, batch_s=0.1, queue=QUEUE)) as sink:
+            yield _dead(sink)
 
 
 @contextmanager
-def stopped_broker(folder: Path) -> Iterator[tuple[Output, Kill]]:
-    """An MQTT broker that is stopped when it has taken the connection.
-
-    Raises:
-        MissingConsumerError: There is no broker on this machine.
-    """
-    if not Path(MOSQUITTO).exists() and shutil.which("mosquitto") is None:
+def stopped_broker(folder: Path, runner: StreamRunner) -> Iterator[Dead]:
+    """An MQTT broker that is stopped when it has taken the connection."""
+    command = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
+    if command is None:
         raise MissingConsumerError("there is no mosquitto; apt-get install mosquitto")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = shutil.which("mosquitto") or MOSQUITTO
     broker = subprocess.Popen([command, "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        _wait_for_port(port)
-        config = MqttConfig(url=f"mqtt://127.0.0.1:{port}/bench", queue=QUEUE)
-        yield Output(kind="mqtt", config=config), lambda: broker.send_signal(signal.SIGSTOP)
+        _wait("mosquitto does not start", lambda: _is_taken(port))
+        with _opened("mqtt", MqttConfig(url=f"mqtt://127.0.0.1:{port}/bench", queue=QUEUE)) as sink:
+            _wait("mosquitto does not answer", lambda: not sink.stats().is_failing)
+            broker.send_signal(signal.SIGSTOP)
+            yield _dead(sink)
     finally:
         broker.kill()
         broker.wait()
 
 
-CONSUMERS: dict[str, Callable[[Path], AbstractContextManager[tuple[Output, Kill]]]] = {
-    "JSON lines, pipe that nobody reads": fifo,
-    "JSON lines, device full": full_file,
+@contextmanager
+def picture_viewer(folder: Path, runner: StreamRunner) -> Iterator[Dead]:
+    """A browser that asks the web page for live pictures and takes none."""
+    with _viewer(runner, "/api/stream.mjpeg") as dead:
+        yield dead
+
+
+@contextmanager
+def record_viewer(folder: Path, runner: StreamRunner) -> Iterator[Dead]:
+    """A program that asks the web page for records as they come and takes none."""
+    with _viewer(runner, "/api/proposals") as dead:
+        yield dead
+
+
+CONSUMERS: dict[str, Callable[[Path, StreamRunner], AbstractContextManager[Dead]]] = {
+    "JSON lines, pipe that nobody reads": pipe,
+    "JSON lines, device full": full_device,
     "MQTT, broker stopped": stopped_broker,
     "webhook, server silent": silent_server,
     "video, disk full": full_disk,
+    "web page, live pictures not read": picture_viewer,
+    "web page, records not read": record_viewer,
 }
-"""A dead consumer for each kind of output."""
+"""Dead consumers of each kind of output; each raises `MissingConsumerError` where it cannot be started."""
 
 
-def _nothing() -> None:
-    """It is dead from the beginning."""
+@contextmanager
+def _opened(kind: str, config: OutputConfig) -> Iterator[QueuedSink]:
+    """An output with the settings of a live run."""
+    try:
+        opened = open_sinks([Output(kind=kind, config=config)], is_live=True)
+    except MissingDependencyError as error:
+        raise MissingConsumerError(str(error)) from error
+    try:
+        yield opened[0]
+    finally:
+        close_sinks(opened, timeout_s=_CLOSE_S)
 
 
-def _wait_for_port(port: int) -> None:
+def _dead(sink: QueuedSink) -> Dead:
+    return Dead(sinks=[sink], lost=lambda: sink.stats().dropped)
+
+
+@contextmanager
+def _viewer(runner: StreamRunner, path: str) -> Iterator[Dead]:
+    """A client of the web page that sends a request and never reads."""
+    from edgerpn.runtime.streams.loading import load_source
+    from edgerpn.runtime.streams.remote import RemoteStreams
+    from edgerpn.runtime.web import HttpConfig, PageInfo, open_page
+
+    try:
+        page = open_page(HttpConfig(listen="127.0.0.1:0"))
+    except MissingDependencyError as error:
+        raise MissingConsumerError(str(error)) from error
+    assert page is not None
+    with closing(page), socket.socket() as viewer:
+        page.begin(
+            RemoteStreams(runner, [], lambda table: load_source(None, table), max_sources=1),
+            PageInfo(model="benchmark", backend=""),
+        )
+        address = page.url.removeprefix("http://").strip("/")
+        host, _, port = address.rpartition(":")
+        # A small window, so that it is full before the measurement.
+        viewer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _WINDOW_BYTES)
+        viewer.connect((host, int(port)))
+        viewer.sendall(f"GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n".encode("ascii"))
+        yield Dead(sinks=[page.hub], lost=lambda: _num_unread(viewer))
+
+
+def _num_unread(connection: socket.socket) -> int:
+    """Bytes beyond the head of an answer, and an error's short text, that wait in a connection."""
+    number = array.array("i", [0])
+    fcntl.ioctl(connection, termios.FIONREAD, number)
+    return max(0, number[0] - _WINDOW_BYTES // 4)
+
+
+def _is_taken(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1.0):
+        return True
+    return False
+
+
+def _wait(problem: str, is_it: Callable[[], bool]) -> None:
     end_s = time.monotonic() + _START_S
-    while time.monotonic() < end_s:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1.0):
-            return
-        time.sleep(0.05)
-    raise MissingConsumerError(f"mosquitto did not start within {_START_S:g} s")
+    while not is_it():
+        if time.monotonic() > end_s:
+            raise MissingConsumerError(problem)
+        time.sleep(0.02)

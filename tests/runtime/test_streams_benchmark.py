@@ -305,7 +305,7 @@ def test_the_part_sinks_finds_consumers_dead(measure: Callable[..., Any], parts:
     assert len(found["rows"]) + len(left_out) == len(parts("streams_dead").CONSUMERS)
     assert all("mosquitto" in note or "ffmpeg" in note for note in left_out), left_out
     assert all(row["median"] > 0 and row["longest_write_ms"] > 0 for row in found["rows"])
-    assert all(row["dropped"] > 0 for row in found["rows"])
+    assert all(row["lost"] > 0 for row in found["rows"])
 
 
 @pytest.mark.parametrize(
