@@ -20,6 +20,7 @@ from types import FrameType
 
 from edgerpn import __version__
 from edgerpn.errors import EdgeRpnError
+from edgerpn.runtime.process_list import hide_passwords
 
 # Name: module, the extra that brings what the module imports, summary.
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -40,6 +41,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status. `argv` defaults to the process's arguments."""
+    hide_passwords()
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         arguments = build_parser(argv).parse_args(argv)

@@ -36,9 +36,10 @@ ARGUMENTS = {
     "check": "model --target --against --images --data --limit --report --pictures",
     "why": "engine --json",
     "run": (
-        "model sources --config --set --print-config --out --jsonl --video --http --show --max-frames --score --top --threads"
-        " --provider --on-mismatch --log-format --log-level --self-test"
+        "model sources --config --set --print-config --out --jsonl --video --http --show --max-frames --score --top"
+        " --threads --provider --on-mismatch --log-format --log-level --self-test"
     ),
+    "doctor": "what source --seconds --config --set --model --json",
     "inspect": "model --size --json",
     "demo": "--out --seed --minutes --images --val-images --frames --size --set",
 }

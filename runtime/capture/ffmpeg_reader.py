@@ -12,6 +12,7 @@ import re
 import signal
 import struct
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,9 @@ from edgerpn.runtime.capture.failures import CaptureFailedError
 from edgerpn.runtime.capture.reader import Image
 
 _BMP_HEADER = struct.Struct("<2sIxxxxIIii")
-_PROTOCOLS = "file,pipe,fd,tcp,udp,rtp,rtsp,rtsps,srtp,tls,http,https,httpproxy,crypto,rtmp,srt"
+PROTOCOLS = "file,pipe,fd,tcp,udp,rtp,rtsp,rtsps,srtp,tls,http,https,httpproxy,crypto,rtmp,srt"
+"""What ffmpeg may open on behalf of a list."""
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -46,16 +49,15 @@ class FfmpegReader:
         every_frame = ["-fps_mode", "passthrough"] if version is None or version >= (5, 1) else ["-vsync", "0"]
         command = [
             *("ffmpeg", "-nostats", "-hide_banner", "-loglevel", "warning"),
-            *("-protocol_whitelist", _PROTOCOLS, "-f", "concat", "-safe", "0", "-i", "pipe:0"),
+            *("-protocol_whitelist", PROTOCOLS, "-f", "concat", "-safe", "0", "-i", "pipe:0"),
             *("-map", "0:v:0", *every_frame, "-f", "image2pipe", "-c:v", "bmp", "-pix_fmt", "bgr24", "pipe:1"),
         ]
-        libc = ctypes.CDLL(None)
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             # Without it a killed capture process would leave ffmpeg behind, waiting for its camera.
-            preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
+            preexec_fn=ends_with_parent(),
         )
         self._header: tuple[int, int, int] = (0, 0, 0)
         self._pending = False
@@ -131,6 +133,13 @@ def playlist(config: CaptureConfig) -> str:
     if target.lower().startswith("rtsp"):
         lines.append(f"option rtsp_transport {config.transport}")
     return "\n".join(lines) + "\n"
+
+
+def ends_with_parent() -> Callable[[], None]:
+    """For the `preexec_fn` of a process that must not outlive the thread that starts it."""
+    # Loaded before the fork, because little is safe behind it.
+    libc = ctypes.CDLL(None)
+    return lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _version() -> tuple[int, int] | None:

@@ -36,7 +36,7 @@ class CaptureStats:
     num_connections: int
     """Connections that gave frames."""
     num_messages: int
-    """Lines that decoders of ended connections wrote, which is how damaged video shows."""
+    """Lines that decoders wrote, of all connections; damaged video shows so."""
     frame_age_s: float | None
     """Seconds since the last frame came; None: none has."""
     pid: int | None

@@ -117,9 +117,14 @@ class Backoff:
         self.num_failures = 0
 
 
+def is_remark(line: str) -> bool:
+    """Whether a line of a capture process says nothing about the source."""
+    return _NOISE.search(line) is not None
+
+
 def _telling_line(lines: Sequence[str], reason: Reason) -> str:
     """The last message that tells the reason, or else the last that tells anything."""
-    told = [line for line in reversed(lines) if not _NOISE.search(line)]
+    told = [line for line in reversed(lines) if not is_remark(line)]
     return next((line for line in told if classify([line]) == reason), told[0] if told else "")
 
 

@@ -106,7 +106,9 @@ class SourceSupervisor:
         """Takes the messages that have come; False when the process has closed its end."""
         if self.process is None:
             return False
+        num_before = self.process.num_lines
         goes_on = self.process.read_output()
+        self.num_lines += self.process.num_lines - num_before
         self.lines = tuple(self.process.lines)
         if self._is_live and self.process.last_size != self.process.first_size and self._last_word is None:
             message = f"the video changed its size to {self.process.last_size}; a new connection shows it"
@@ -252,7 +254,6 @@ class SourceSupervisor:
         if status is None:
             process.kill()
         self.on_output()
-        self.num_lines += process.num_lines
         lines = self.lines
         process.close()
         self.process, self._ring = None, None

@@ -27,6 +27,7 @@ _READS_AT_ONCE = 16
 # (opencv/opencv#27116): it goes on with pictures scaled to the first size.
 _CODED_SIZE = re.compile(r"Reinit context to (\d+x\d+)")
 # What else FFmpeg says above the level of warnings, a description of the session included.
+_LEVEL = re.compile(r"^\[OPENCV:FFMPEG:\d+\] ")
 _CHATTER = re.compile(r"^\[OPENCV:FFMPEG:(?:3[2-9]|[4-9]\d)\]|^[a-z]=|^\[\w+ @ [^]]+\] (?:SDP|Reinit)")
 
 
@@ -124,7 +125,7 @@ class CaptureProcess:
                 self.first_size = self.first_size or self.last_size
             elif text and not _CHATTER.search(text):
                 self.num_lines += 1
-                self.lines.append(text[:_MAX_LINE_CHARS])
+                self.lines.append(_LEVEL.sub("", text)[:_MAX_LINE_CHARS])
 
     def clean(self, text: str) -> str:
         """A text of the process without the passwords of its source."""

@@ -15,14 +15,18 @@ import numpy as np
 class MjpegCamera:
     """Serves http://127.0.0.1:PORT/ from a thread; picture i is grey of the value i % 200."""
 
-    def __init__(self, *, fps: float = 50.0, size_wh: tuple[int, int] = (64, 48), login: str = "") -> None:
-        """Starts; `login` is user:password where one is required."""
+    def __init__(
+        self, *, fps: float = 50.0, size_wh: tuple[int, int] = (64, 48), login: str = "", port: int = 0
+    ) -> None:
+        """Starts; `login` is user:password where one is required, port 0 any free one."""
         self.fps = fps
         self.size_wh = size_wh
         self.is_paused = False
+        self.pauses: dict[int, float] = {}
+        """Seconds of silence before a picture, by its number in a connection."""
         self.authorization = "Basic " + base64.b64encode(login.encode()).decode() if login else ""
         self._is_closed = False
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}/"
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
@@ -35,6 +39,11 @@ class MjpegCamera:
         self._server.shutdown()
         self._server.server_close()
 
+    def jpeg(self, index: int) -> bytes:
+        """The file of one picture."""
+        width, height = self.size_wh
+        return cv2.imencode(".jpg", np.full((height, width, 3), index % 200, np.uint8))[1].tobytes()
+
     def write_pictures(self, out: Any) -> None:
         """Writes pictures until the viewer goes."""
         index = 0
@@ -42,8 +51,8 @@ class MjpegCamera:
             time.sleep(1 / self.fps)
             if self.is_paused:
                 continue
-            width, height = self.size_wh
-            data = cv2.imencode(".jpg", np.full((height, width, 3), index % 200, np.uint8))[1].tobytes()
+            time.sleep(self.pauses.get(index, 0.0))
+            data = self.jpeg(index)
             head = f"--edge\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n"
             out.write(head.encode() + data + b"\r\n")
             index += 1

@@ -6,10 +6,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import pytest
+
 Make = Callable[..., Any]
 
+DEADLINE_S = 40.0
+"""Only a hang takes longer; how soon things happen is judged by `patience.assert_within`."""
 
-def test_a_camera_gives_frames_with_times_and_without_lag(make_camera: Make, play: Make) -> None:
+
+def test_a_camera_gives_frames_with_times_and_without_lag(make_camera: Make, play: Make, patience: Any) -> None:
     camera = make_camera()
     player = play(f"rtsp://127.0.0.1:{camera.port}/cam", name="door")
     connected = player.event("connected")
@@ -18,20 +24,23 @@ def test_a_camera_gives_frames_with_times_and_without_lag(make_camera: Make, pla
     assert connected.is_live
     assert "FFMPEG" in connected.decoder
     player.frames_for(0.8)
-    frames = player.frames_for(1.0)
-    assert 15 <= len(frames) <= 25
+    frames = player.frames_for(1.5)
+    # 20 a second, of which a busy machine may drop some.
+    assert sum(1 + num_dropped for _, _, _, num_dropped, _ in frames) <= 40
     media_s = [frame[1] for frame in frames]
     assert media_s == sorted(media_s)
-    assert 0.6 < media_s[-1] - media_s[0] < 1.3
-    assert sorted(lag_ms for _, _, lag_ms, _, _ in frames)[len(frames) // 2] < 60
-    assert player.kinds() == ["started", "connected"]
+    steps = np.diff(media_s) / [1 + num_dropped for _, _, _, num_dropped, _ in frames[1:]]
+    assert np.median(steps) == pytest.approx(0.05, abs=0.01)
+    patience.assert_within(float(np.median([frame[2] for frame in frames])) / 1e3, 0.06)
+    assert player.kinds(with_gaps=False) == ["started", "connected"]
 
 
 def test_rtsp_over_udp(make_camera: Make, play: Make) -> None:
     camera = make_camera()
     player = play(f"rtsp://127.0.0.1:{camera.port}/cam", transport="udp")
-    player.frame()
-    assert len(player.frames_for(1.0)) >= 10
+    first, _ = player.frame()
+    player.until(lambda item: getattr(item, "index", 0) >= first.index + 20, DEADLINE_S)
+    assert player.kinds(with_gaps=False) == ["started", "connected"]
 
 
 def test_a_camera_that_is_down_at_the_start_is_taken_when_it_comes(
@@ -46,7 +55,7 @@ def test_a_camera_that_is_down_at_the_start_is_taken_when_it_comes(
     assert "port" in down.fix
     assert player.event("reconnecting").attempt == 2
     proxy.listen()
-    assert player.fresh_frame(recovery_s) < recovery_s
+    player.recovers(recovery_s)
     assert player.events[-1].kind == "connected"
 
 
@@ -57,11 +66,11 @@ def test_a_killed_server_is_noticed_and_its_return_with_another_size_too(
     player = play(f"rtsp://127.0.0.1:{camera.port}/cam")
     first, _ = player.frame()
     camera.kill()
-    down = player.event("reconnecting", 3.0)
+    down = player.event("reconnecting")
     assert down.reason in ("end_of_stream", "refused", "timeout")
     assert player.event("reconnecting").reason == "refused"
     camera.start(size="640x360")
-    player.fresh_frame(recovery_s)
+    player.recovers(recovery_s)
     connected, resized = player.events[-2:]
     assert (connected.kind, connected.size_wh, connected.attempt) == ("connected", (640, 360), 2)
     assert (resized.kind, resized.size_wh) == ("resized", (640, 360))
@@ -75,7 +84,7 @@ def test_a_killed_server_is_noticed_and_its_return_with_another_size_too(
 
 
 def test_a_frozen_connection_stalls_is_killed_and_comes_back(
-    make_camera: Make, make_proxy: Make, play: Make, recovery_s: float
+    make_camera: Make, make_proxy: Make, play: Make, recovery_s: float, patience: Any
 ) -> None:
     camera = make_camera()
     proxy = make_proxy(camera.port)
@@ -85,48 +94,51 @@ def test_a_frozen_connection_stalls_is_killed_and_comes_back(
     pid = player.capture.stats.pid
     proxy.is_frozen = True
     start_s = time.monotonic()
-    stalled = player.event("stalled", 4.0)
-    assert 0.8 < time.monotonic() - start_s < 2.0
+    stalled = player.event("stalled")
+    # stall_s after the last frame, and not much later.
+    assert stalled.duration_s >= 2.0
+    patience.assert_within(time.monotonic() - start_s, 3.0)
     assert stalled.reason == "timeout"
     assert player.event("reconnecting").reason == "timeout"
     assert player.capture.stats.state == "reconnecting"
+    # What it had sent before it froze is not shown as if it were new.
     assert player.frames_for(0.5) == []
     proxy.is_frozen = False
-    assert player.fresh_frame(recovery_s) < recovery_s
+    player.recovers(recovery_s)
     assert player.capture.stats.pid != pid
 
 
-def test_a_short_silence_is_a_gap_and_the_process_stays(make_camera: Make, make_proxy: Make, play: Make) -> None:
+def test_a_short_silence_is_a_gap_and_the_process_stays(
+    make_camera: Make, make_proxy: Make, play: Make, patience: Any
+) -> None:
     camera = make_camera()
     proxy = make_proxy(camera.port)
-    player = play(f"rtsp://127.0.0.1:{proxy.port}/cam", stall_s=5.0)
+    player = play(f"rtsp://127.0.0.1:{proxy.port}/cam", stall_s=30.0)
     player.frame()
     player.frames_for(1.0)
     pid = player.capture.stats.pid
     proxy.is_frozen = True
-    time.sleep(1.2)
-    assert player.capture.stats.state == "quiet"
+    patience.wait_until(lambda: player.capture.stats.state == "quiet")
+    time.sleep(1.0)
     proxy.is_frozen = False
-    gap = player.event("gap", 3.0)
+    gap, _ = player.until(lambda item: getattr(item, "duration_s", 0) > 1.0 and item.kind == "gap", DEADLINE_S)
     assert gap.reason == "silence"
-    assert 0.7 < gap.duration_s < 2.0
     # What comes now was sent long ago, which its own times cannot know and the camera's clock can.
-    late, _ = player.until(lambda item: getattr(item, "lag_ms", None) is not None, 2.0)
+    late, _ = player.until(lambda item: getattr(item, "lag_ms", None) is not None, DEADLINE_S)
     assert late.lag_ms > 300
     assert player.capture.stats.pid == pid
 
 
 def test_a_camera_that_pauses_is_a_gap(make_camera: Make, play: Make) -> None:
     camera = make_camera()
-    player = play(f"rtsp://127.0.0.1:{camera.port}/cam", stall_s=5.0)
+    player = play(f"rtsp://127.0.0.1:{camera.port}/cam", stall_s=30.0)
     player.frame()
     player.frames_for(0.5)
     camera.command("pause")
-    time.sleep(1.0)
+    time.sleep(1.5)
     camera.command("resume")
-    gap = player.event("gap", 3.0)
+    gap, _ = player.until(lambda item: getattr(item, "duration_s", 0) > 0.7 and item.kind == "gap", DEADLINE_S)
     assert gap.reason == "silence"
-    assert gap.duration_s > 0.6
     assert "reconnecting" not in player.kinds()
 
 
@@ -135,58 +147,68 @@ def test_cut_connections_come_back(make_camera: Make, make_proxy: Make, play: Ma
     proxy = make_proxy(camera.port)
     player = play(f"rtsp://127.0.0.1:{proxy.port}/cam")
     for _ in range(2):
-        player.fresh_frame()
+        player.recovers()
         proxy.cut()
-        assert player.event("reconnecting", 3.0).attempt >= 1
-        assert player.fresh_frame(recovery_s) < recovery_s
+        assert player.event("reconnecting").attempt >= 1
+        player.recovers(recovery_s)
 
 
 def test_lost_packets_damage_pictures_but_end_nothing(
-    make_camera: Make, make_proxy: Make, play: Make, recovery_s: float
+    make_camera: Make, make_proxy: Make, play: Make, recovery_s: float, patience: Any
 ) -> None:
     camera = make_camera(gop=10)
     proxy = make_proxy(camera.port)
     player = play(f"rtsp://127.0.0.1:{proxy.port}/cam")
     player.frame()
+    player.frames_for(1.0)
+    num_before = player.capture.stats.num_messages
     proxy.loss = 0.1
     frames = player.frames_for(3.0)
-    assert len(frames) >= 10
+    # The decoder's complaints are what shows the damage; frames go on meanwhile, by the same connection.
+    patience.wait_until(lambda: player.frames_for(0.2) and player.capture.stats.num_messages > num_before)
+    assert frames
     assert {frame[4] for frame in frames} == {(240, 320, 3)}
-    assert "error" not in player.kinds()
+    assert player.kinds(with_gaps=False) == ["started", "connected"]
     proxy.loss = 0.0
-    assert player.fresh_frame(recovery_s) < recovery_s
-    # The decoder's complaints are at hand, and are what shows the damage.
+    player.recovers(recovery_s)
     assert player.capture.messages
 
 
-def test_corrupted_packets_end_nothing(make_camera: Make, make_proxy: Make, play: Make, recovery_s: float) -> None:
+def test_corrupted_packets_end_nothing(
+    make_camera: Make, make_proxy: Make, play: Make, recovery_s: float, patience: Any
+) -> None:
     camera = make_camera(gop=10, pattern="snow", kbps=2000)
     proxy = make_proxy(camera.port)
     player = play(f"rtsp://127.0.0.1:{proxy.port}/cam")
     player.frame()
+    player.frames_for(1.0)
+    num_before = player.capture.stats.num_messages
     proxy.corruption = 0.2
-    player.frames_for(2.5)
+    frames = player.frames_for(2.5)
+    patience.wait_until(lambda: player.frames_for(0.2) and player.capture.stats.num_messages > num_before)
     proxy.corruption = 0.0
-    assert player.fresh_frame(recovery_s) < recovery_s
-    shapes = {frame[4] for frame in player.frames_for(0.5)}
-    assert shapes == {(240, 320, 3)}
+    player.recovers(recovery_s)
+    frames += player.frames_for(0.5)
+    assert {frame[4] for frame in frames} == {(240, 320, 3)}
+    # Damaged pictures are neither errors of the source nor the end of the connection.
+    assert player.kinds(with_gaps=False) == ["started", "connected"]
 
 
 def test_a_squeezed_line_shows_as_lag(make_camera: Make, make_proxy: Make, play: Make, recovery_s: float) -> None:
     camera = make_camera(pattern="snow", kbps=1600)
     proxy = make_proxy(camera.port)
-    player = play(f"rtsp://127.0.0.1:{proxy.port}/cam", stall_s=4.0)
+    player = play(f"rtsp://127.0.0.1:{proxy.port}/cam", stall_s=30.0)
     player.frame()
     player.frames_for(1.5)
     proxy.bytes_per_s = 60_000
-    squeezed = player.frames_for(4.0)
-    assert squeezed
-    assert max(frame[2] for frame in squeezed) > 500
+    player.until(lambda item: (getattr(item, "lag_ms", None) or 0) > 500, DEADLINE_S)
     proxy.bytes_per_s = 0
-    assert player.fresh_frame(recovery_s) < recovery_s
+    player.recovers(recovery_s)
 
 
-def test_joining_in_the_middle_of_a_group_of_pictures_waits_for_its_end_at_most(make_camera: Make, play: Make) -> None:
+def test_joining_in_the_middle_of_a_group_of_pictures_waits_for_its_end_at_most(
+    make_camera: Make, play: Make, patience: Any
+) -> None:
     camera = make_camera(gop=40)
     first = play(f"rtsp://127.0.0.1:{camera.port}/cam", name="first")
     first.frame()
@@ -194,17 +216,21 @@ def test_joining_in_the_middle_of_a_group_of_pictures_waits_for_its_end_at_most(
     second = play(f"rtsp://127.0.0.1:{camera.port}/cam", name="second")
     frame, waited_s = second.frame()
     # 40 frames at 20 per second from one key frame to the next, and the start of a process.
-    assert waited_s < 2.0 + 2.0
+    patience.assert_within(waited_s, 2.0 + 2.0)
     assert frame.image.shape == (240, 320, 3)
 
 
-def test_a_change_of_size_in_mid_stream_is_followed(make_camera: Make, play: Make, recovery_s: float) -> None:
+def test_a_change_of_size_in_mid_stream_is_followed(
+    make_camera: Make, play: Make, recovery_s: float, patience: Any
+) -> None:
     camera = make_camera()
     player = play(f"rtsp://127.0.0.1:{camera.port}/cam")
     player.frame()
     player.frames_for(0.5)
     camera.command("size 640x480")
-    resized = player.event("resized", recovery_s)
+    start_s = time.monotonic()
+    resized = player.event("resized")
+    patience.assert_within(time.monotonic() - start_s, recovery_s)
     assert resized.size_wh == (640, 480)
     frame, _ = player.frame()
     assert frame.image.shape == (480, 640, 3)
@@ -242,10 +268,9 @@ def test_a_jump_of_the_cameras_clock_is_told_and_lag_starts_anew(
     player.frames_for(0.7)
     for jump_s in (100, -50):
         proxy.clock_jump_s += jump_s
-        gap = player.event("gap", 4.0)
-        assert gap.reason == "clock"
+        gap, _ = player.until(lambda item: getattr(item, "reason", "") == "clock", DEADLINE_S)
+        assert gap.kind == "gap"
         assert abs(gap.duration_s - jump_s) < 2
-        frames = player.frames_for(1.0)
-        assert frames
-        assert min(frame[2] for frame in frames) < 100
+        # Frames go on, and the jump is not taken for lag.
+        player.until(lambda item: getattr(item, "lag_ms", None) is not None and item.lag_ms < 100, DEADLINE_S)
     assert player.capture.stats.num_connections == 1

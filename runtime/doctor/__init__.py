@@ -1,0 +1,20 @@
+"""What is wrong with a camera or with this machine, and what to change: `edgerpn doctor`."""
+
+from __future__ import annotations
+
+from edgerpn.runtime.doctor.figures import StreamFigures, figures_of
+from edgerpn.runtime.doctor.findings import Finding, findings_of, is_healthy
+from edgerpn.runtime.doctor.recording import Recording, record
+from edgerpn.runtime.doctor.system import SystemCheck, check_system
+
+__all__ = [
+    "Finding",
+    "Recording",
+    "StreamFigures",
+    "SystemCheck",
+    "check_system",
+    "figures_of",
+    "findings_of",
+    "is_healthy",
+    "record",
+]

@@ -1,0 +1,120 @@
+"""How far apart the key frames of a video are, by the program ffprobe, over a connection of its own.
+
+The address goes to ffprobe's standard input, as in `edgerpn.runtime.capture.ffmpeg_reader`, so that no password stands
+in the list of processes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from edgerpn.runtime.capture import CaptureConfig, CaptureFailedError
+from edgerpn.runtime.capture.config import local_path, source_kind
+from edgerpn.runtime.capture.ffmpeg_reader import PROTOCOLS, ends_with_parent, playlist
+from edgerpn.runtime.source import IMAGE_SUFFIXES
+
+_LIVE_S = 10.0
+_FILE_S = 60.0
+"""Seconds of video that are looked at, of a stream and of a file."""
+
+_OPEN_S = 15.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KeyFrames:
+    """What ffprobe says about a video; None and empty texts: it does not."""
+
+    codec: str = ""
+    """Name of the codec and its profile."""
+    interval_s: float | None = None
+    """Longest time from one key frame to the next, seconds."""
+    interval_frames: int | None = None
+    """Frames from one to the next, at most."""
+    longer_than_s: float | None = None
+    """There was one key frame or none in so many seconds."""
+    bits_per_s: float | None = None
+    """Size of the video."""
+    why_unknown: str = ""
+    """Why there is no interval."""
+
+
+def find_key_frames(config: CaptureConfig) -> KeyFrames:
+    """Watches a video of a file or URL for its key frames; what cannot be found out is told, not raised."""
+    kind = source_kind(config.source)
+    if kind not in ("url", "path") or (kind == "path" and not _is_video(local_path(config.source))):
+        return KeyFrames(why_unknown="only of video files and URLs")
+    seconds = _LIVE_S if kind == "url" else _FILE_S
+    program = shutil.which("ffprobe")
+    if program is None:
+        return KeyFrames(why_unknown="the program ffprobe is not installed (sudo apt install ffmpeg)")
+    command = [
+        *(program, "-hide_banner", "-loglevel", "error", "-protocol_whitelist", PROTOCOLS),
+        *("-f", "concat", "-safe", "0", "-i", "pipe:0", "-select_streams", "v:0"),
+        *("-read_intervals", f"%+{seconds:g}", "-of", "compact=nokey=0"),
+        *("-show_entries", "packet=pts_time,dts_time,size,flags:stream=codec_name,profile"),
+    ]
+    try:
+        done = subprocess.run(
+            command,
+            input=playlist(config).encode("utf-8", "surrogateescape"),
+            capture_output=True,
+            timeout=seconds + _OPEN_S,
+            check=False,
+            preexec_fn=ends_with_parent(),
+        )
+        output = done.stdout
+    except subprocess.TimeoutExpired as error:
+        output = error.stdout or b""
+    except (OSError, CaptureFailedError) as error:
+        return KeyFrames(why_unknown=f"ffprobe: {error}")
+    return read_packets(output.decode("utf-8", "replace").splitlines())
+
+
+def read_packets(lines: Sequence[str]) -> KeyFrames:
+    """Key frames from ffprobe's compact lines, such as packet|pts_time=0.05|dts_time=0.05|size=454|flags=K__."""
+    codec = ""
+    times: list[float | None] = []
+    keys: list[int] = []
+    num_bytes = 0
+    for line in lines:
+        kind, _, rest = line.partition("|")
+        values = dict(part.partition("=")[::2] for part in rest.split("|"))
+        if kind == "packet":
+            if values.get("flags", "").startswith("K"):
+                keys.append(len(times))
+            times.append(_time(values))
+            num_bytes += int(values.get("size", "0"))
+        elif kind == "stream":
+            words = (values.get("codec_name", ""), values.get("profile", ""))
+            codec = " ".join(word for word in words if word not in ("", "unknown"))
+    known = [time_s for time_s in times if time_s is not None]
+    span_s = max(known) - min(known) if len(known) > 1 else 0.0
+    if not span_s:
+        return KeyFrames(codec=codec, why_unknown="ffprobe could not read the video")
+    bits_per_s = 8 * num_bytes / span_s
+    if len(keys) < 2:
+        return KeyFrames(codec=codec, longer_than_s=span_s, bits_per_s=bits_per_s)
+    interval_frames = max(after - before for before, after in pairwise(keys))
+    # The first packets of a stream may come without a time.
+    period_s = span_s / (len(known) - 1)
+    return KeyFrames(
+        codec=codec, interval_s=interval_frames * period_s, interval_frames=interval_frames, bits_per_s=bits_per_s
+    )
+
+
+def _is_video(path: str) -> bool:
+    return os.path.isfile(path) and not path.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _time(values: dict[str, str]) -> float | None:
+    for name in ("dts_time", "pts_time"):
+        try:
+            return float(values[name])
+        except (KeyError, ValueError):  # noqa: PERF203 - two names
+            continue
+    return None

@@ -1,0 +1,212 @@
+"""What this machine can capture, decode and run with, and what to install: the whole of `edgerpn doctor`."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import distributions
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Literal
+
+from edgerpn.errors import EngineLoadError, MissingDependencyError
+from edgerpn.runtime.backend import available_cores
+from edgerpn.runtime.capture.decoders import Abilities, find_abilities
+from edgerpn.runtime.capture.entry import known_schemes
+from edgerpn.runtime.opencv import load_cv2
+
+Verdict = Literal["ok", "problem", "absent"]
+
+JETSON_RELEASE = Path("/etc/nv_tegra_release")
+_OPTIONAL = (
+    ("paho.mqtt", "MQTT output", "mqtt"),
+    ("starlette", "web page and API (--http)", "web"),
+)
+_SYSTEM_OPENCV = (
+    "Use the system's OpenCV (sudo apt install python3-opencv) in a virtual environment made with "
+    "--system-site-packages, and uninstall those of pip from it."
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SystemCheck:
+    """One thing of this machine."""
+
+    name: str
+    """What was looked at."""
+    verdict: Verdict
+    """problem: something that is needed is missing, or what is installed does not work; absent: not here, and needed
+    for some uses only."""
+    found: str
+    """What is here."""
+    advice: str = ""
+    """What to do about it, or what it would be for."""
+
+
+def check_system() -> list[SystemCheck]:
+    """Looks at OpenCV, decoders, cameras and inference libraries; imports them, and raises nothing."""
+    backends = [_onnxruntime(), _tensorrt("tensorrt"), _tensorrt("tensorrt-rtx")]
+    return [_machine(), *_opencv(), _program(), _cameras(), *backends, *_needed(backends), _gpu(), *_optional()]
+
+
+def _machine() -> SystemCheck:
+    words = [f"Python {platform.python_version()}", f"{platform.system()} {platform.machine()}"]
+    words.append(f"{available_cores()} cores")
+    if JETSON_RELEASE.exists():
+        release = JETSON_RELEASE.read_text(encoding="utf-8", errors="replace").partition("GCID")[0].strip("# ,\n")
+        words.append(f"Jetson Linux {release}")
+    return SystemCheck(name="machine", verdict="ok", found=", ".join(words))
+
+
+def _opencv() -> Iterator[SystemCheck]:
+    try:
+        cv2 = load_cv2()
+    except MissingDependencyError as error:
+        yield SystemCheck(name="OpenCV", verdict="problem", found="does not import", advice=str(error))
+        return
+    packages = sorted(name for name in _installed() if name.startswith("opencv-"))
+    abilities = find_abilities(cv2)
+    parts = (
+        ("FFmpeg", abilities.has_ffmpeg),
+        ("GStreamer", abilities.has_gstreamer),
+        ("Video4Linux", abilities.has_v4l2),
+        ("windows", _has_windows(cv2)),
+    )
+    have = ", ".join(name for name, is_there in parts if is_there) or "nothing"
+    lack = ", ".join(name for name, is_there in parts if not is_there)
+    origin = ", ".join(packages) or "not of pip"
+    found = f"{cv2.__version__} ({origin}) with {have}{f'; without {lack}' if lack else ''}"
+    if len(packages) > 1:
+        advice = f"They overwrite each other's files: pip uninstall -y {' '.join(packages)}, then install one of them."
+        yield SystemCheck(name="OpenCV", verdict="problem", found=found, advice=advice)
+    else:
+        yield SystemCheck(name="OpenCV", verdict="ok", found=found)
+    yield _gstreamer(abilities)
+
+
+def _gstreamer(abilities: Abilities) -> SystemCheck:
+    is_jetson = JETSON_RELEASE.exists() or abilities.has_nvv4l2
+    if abilities.has_gstreamer:
+        found = "OpenCV has it" + (", and the hardware decoder nvv4l2decoder is there" if abilities.has_nvv4l2 else "")
+        return SystemCheck(name="GStreamer", verdict="ok", found=found)
+    if is_jetson:
+        found = "this OpenCV is built without it: no csi:// camera and no hardware decoder of this Jetson"
+        return SystemCheck(name="GStreamer", verdict="problem", found=found, advice=_SYSTEM_OPENCV)
+    advice = f"Only pipelines and csi:// cameras need it. {_SYSTEM_OPENCV}"
+    return SystemCheck(name="GStreamer", verdict="absent", found="this OpenCV is built without it", advice=advice)
+
+
+def _has_windows(cv2: ModuleType) -> bool:
+    told = re.search(r"^\s*GUI:\s*(\w+)", cv2.getBuildInformation(), re.MULTILINE)
+    return told is not None and told.group(1) != "NONE"
+
+
+def _program() -> SystemCheck:
+    have = [name for name in ("ffmpeg", "ffprobe") if shutil.which(name)]
+    if len(have) == 2:
+        return SystemCheck(name="ffmpeg", verdict="ok", found=f"{shutil.which('ffmpeg')}, with ffprobe")
+    advice = "For decoder=ffmpeg-process, and for key frames in `edgerpn doctor stream`: sudo apt install ffmpeg"
+    return SystemCheck(name="ffmpeg", verdict="absent", found=", ".join(have) or "not installed", advice=advice)
+
+
+def _cameras() -> SystemCheck:
+    devices = sorted(Path("/dev").glob("video*"))
+    foreign = [f"{scheme}://" for scheme in known_schemes()]
+    found = ", ".join([*map(str, devices), *foreign]) or "no /dev/videoN"
+    closed = [str(device) for device in devices if not os.access(device, os.R_OK | os.W_OK)]
+    if closed:
+        advice = "sudo usermod -aG video USER, then log in again (in a container: --device and the group video)"
+        return SystemCheck(
+            name="cameras", verdict="problem", found=f"{', '.join(closed)}: not for this user", advice=advice
+        )
+    return SystemCheck(name="cameras", verdict="ok" if devices or foreign else "absent", found=found)
+
+
+def _onnxruntime() -> SystemCheck:
+    packages = sorted(name for name in _installed() if re.fullmatch(r"onnxruntime(?:-\w+)*", name))
+    try:
+        library = importlib.import_module("onnxruntime")
+        providers = ", ".join(str(name).removesuffix("ExecutionProvider") for name in library.get_available_providers())
+        version = library.__version__
+    # Whatever a damaged or mixed installation raises is what is looked for.
+    except Exception as error:  # noqa: BLE001
+        if not packages and isinstance(error, ModuleNotFoundError):
+            advice = "To run .onnx files: pip install 'edgerpn[onnxruntime]' (or [gpu])"
+            return SystemCheck(name="ONNX Runtime", verdict="absent", found="not installed", advice=advice)
+        advice = f"Install it anew: pip uninstall -y {' '.join(packages)}, then pip install 'edgerpn[onnxruntime]'"
+        found = f"{', '.join(packages)}: does not import: {error}"
+        return SystemCheck(name="ONNX Runtime", verdict="problem", found=found, advice=advice)
+    found = f"{version} with {providers}"
+    if len(packages) > 1:
+        advice = f"They overwrite each other's files: pip uninstall -y {' '.join(packages)}, then install one of them."
+        return SystemCheck(
+            name="ONNX Runtime", verdict="problem", found=f"{found} ({', '.join(packages)})", advice=advice
+        )
+    return SystemCheck(name="ONNX Runtime", verdict="ok", found=found)
+
+
+def _tensorrt(name: Literal["tensorrt", "tensorrt-rtx"]) -> SystemCheck:
+    from edgerpn.runtime.tensorrt_library import import_library
+
+    title = "TensorRT" if name == "tensorrt" else "TensorRT-RTX"
+    found, problem = _attempt(lambda: import_library(name, allow_lean=True).title)
+    if isinstance(problem, EngineLoadError):
+        # The error says what to do.
+        return SystemCheck(name=title, verdict="problem", found=str(problem))
+    if problem is not None:
+        advice = str(problem).partition("Install it with: ")[2]
+        return SystemCheck(name=title, verdict="absent", found="not installed", advice=f"To run engines: {advice}")
+    return SystemCheck(name=title, verdict="ok", found=found)
+
+
+def _needed(backends: list[SystemCheck]) -> list[SystemCheck]:
+    """A line for a machine that has no inference library at all."""
+    if any(backend.verdict == "ok" for backend in backends):
+        return []
+    advice = "Install one: pip install 'edgerpn[onnxruntime]', or see [gpu], [tensorrt] and [rtx]."
+    return [SystemCheck(name="inference", verdict="problem", found="no library that works", advice=advice)]
+
+
+def _gpu() -> SystemCheck:
+    from edgerpn.runtime.cuda_provider import open_device
+
+    def describe() -> str:
+        info = open_device().info
+        return f"{info.name}, compute capability {info.compute_capability}, driver for CUDA {info.driver_cuda}"
+
+    found, problem = _attempt(describe)
+    if problem is not None:
+        is_there = JETSON_RELEASE.exists() or Path("/dev/nvidia0").exists()
+        return SystemCheck(name="GPU", verdict="problem" if is_there else "absent", found=str(problem))
+    return SystemCheck(name="GPU", verdict="ok", found=found)
+
+
+def _attempt(get: Callable[[], str]) -> tuple[str, Exception | None]:
+    try:
+        return get(), None
+    except (EngineLoadError, MissingDependencyError) as error:
+        return "", error
+
+
+def _optional() -> Iterator[SystemCheck]:
+    for module, purpose, extra in _OPTIONAL:
+        is_there = find_spec(module.partition(".")[0]) is not None
+        yield SystemCheck(
+            name=purpose,
+            verdict="ok" if is_there else "absent",
+            found=f"{module} is installed" if is_there else f"{module} is not installed",
+            advice="" if is_there else f"pip install 'edgerpn[{extra}]'",
+        )
+
+
+def _installed() -> set[str]:
+    """Names of all installed packages, as indexes write them."""
+    return {
+        re.sub(r"[-_.]+", "-", name).lower() for one in distributions() if (name := one.metadata["Name"]) is not None
+    }

@@ -1,0 +1,121 @@
+"""What `edgerpn doctor` says about a machine, and about one that something is wrong with."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from edgerpn.__main__ import main
+from edgerpn.runtime.capture.decoders import Abilities
+from edgerpn.runtime.doctor import SystemCheck, check_system, system
+
+
+def by_name() -> dict[str, SystemCheck]:
+    return {check.name: check for check in check_system()}
+
+
+def install(site: Path, *names: str) -> None:
+    """Packages as pip would note them."""
+    for name in names:
+        info = site / f"{name.replace('-', '_')}-1.0.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+
+
+def test_this_machine_is_described(capsys: pytest.CaptureFixture[str]) -> None:
+    import cv2
+    import onnxruntime
+
+    checks = by_name()
+    assert {"machine", "OpenCV", "GStreamer", "ffmpeg", "cameras", "ONNX Runtime", "TensorRT", "GPU"} <= set(checks)
+    assert cv2.__version__ in checks["OpenCV"].found
+    assert onnxruntime.__version__ in checks["ONNX Runtime"].found
+    assert "CPU" in checks["ONNX Runtime"].found
+    assert all(check.found for check in checks.values())
+    has_problem = any(check.verdict == "problem" for check in checks.values())
+    assert main(["doctor"]) == has_problem
+    told = capsys.readouterr().out
+    assert told.endswith("nothing is wrong here\n") or "to be mended: " in told
+    assert main(["doctor", "system", "--json"]) == has_problem
+    report = json.loads(capsys.readouterr().out)
+    assert report["is_healthy"] is not has_problem
+    assert [check["name"] for check in report["checks"]] == list(checks)
+
+
+def test_two_packages_of_one_library_are_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, "opencv-python", "opencv-python-headless", "onnxruntime", "onnxruntime-gpu")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    checks = by_name()
+    assert checks["OpenCV"].verdict == "problem"
+    assert "pip uninstall -y opencv-python opencv-python-headless" in checks["OpenCV"].advice
+    assert checks["ONNX Runtime"].verdict == "problem"
+    assert "onnxruntime onnxruntime-gpu" in checks["ONNX Runtime"].advice
+    assert "inference" in checks or checks["TensorRT-RTX"].verdict == "ok" or checks["TensorRT"].verdict == "ok"
+
+
+def test_a_library_that_is_installed_and_does_not_import_is_diagnosed(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.import_module
+
+    def broken(name: str, *arguments: Any) -> ModuleType:
+        if name == "tensorrt":
+            raise ImportError("libnvdla_compiler.so: cannot open shared object file: No such file or directory")
+        if name == "onnxruntime":
+            raise ImportError("libonnxruntime.so: invalid ELF header")
+        return real(name, *arguments)
+
+    monkeypatch.setattr(importlib, "import_module", broken)
+    checks = by_name()
+    assert checks["TensorRT"].verdict == "problem"
+    assert "JetPack" in checks["TensorRT"].found
+    assert checks["ONNX Runtime"].verdict == "problem"
+    assert "invalid ELF header" in checks["ONNX Runtime"].found
+    assert "pip uninstall" in checks["ONNX Runtime"].advice
+
+
+def test_a_machine_without_anything_is_told_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = importlib.import_module
+
+    def bare(name: str, *arguments: Any) -> ModuleType:
+        if name in ("cv2", "onnxruntime", "tensorrt", "tensorrt_lean", "tensorrt_rtx"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return real(name, *arguments)
+
+    monkeypatch.setattr(importlib, "import_module", bare)
+    monkeypatch.setattr(system, "_installed", lambda: set())
+    monkeypatch.setenv("PATH", "/nowhere")
+    checks = by_name()
+    assert checks["OpenCV"].verdict == "problem"
+    assert "pip install 'edgerpn[opencv-headless]'" in checks["OpenCV"].advice
+    assert checks["ffmpeg"].verdict == "absent"
+    assert [checks[name].verdict for name in ("ONNX Runtime", "TensorRT", "TensorRT-RTX")] == ["absent"] * 3
+    assert checks["inference"].verdict == "problem"
+    assert main(["doctor"]) == 1
+    assert "to be mended: OpenCV, inference" in capsys.readouterr().out
+
+
+def test_a_jetson_whose_opencv_has_no_gstreamer_is_told_how_to_get_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = tmp_path / "nv_tegra_release"
+    release.write_text("# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64\n")
+    monkeypatch.setattr(system, "JETSON_RELEASE", release)
+    without = Abilities(has_ffmpeg=True, has_gstreamer=False, has_v4l2=True, has_program=True, has_nvv4l2=True)
+    monkeypatch.setattr(system, "find_abilities", lambda cv2: without)
+    checks = by_name()
+    assert "Jetson Linux R36 (release), REVISION: 4.3" in checks["machine"].found
+    assert checks["GStreamer"].verdict == "problem"
+    assert "sudo apt install python3-opencv" in checks["GStreamer"].advice
+
+
+def test_the_command_needs_no_inference_library_and_no_torch() -> None:
+    before = set(sys.modules)
+    importlib.import_module("edgerpn.runtime.doctor.cli")
+    assert not {"torch", "onnx"} & (set(sys.modules) - before)
