@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     with log_to_stderr(arguments.log_format, arguments.log_level or "info"):
         summary = _run(arguments, config)
     print(summary.text(), file=sys.stderr if arguments.jsonl == "-" else sys.stdout)
-    if summary.stop_signal is not None and not any(source.is_live for source in config.sources):
+    if summary.stop_signal is not None and not is_live(config):
         return 128 + summary.stop_signal
     return 1 if summary.num_errors and not summary.num_frames else 0
 
@@ -52,13 +52,23 @@ def load_config(arguments: argparse.Namespace) -> StreamsConfig:
     return load_streams(arguments.config, sources=arguments.sources, overrides=overrides)
 
 
+def is_live(config: StreamsConfig) -> bool:
+    """Whether a run goes on by itself until somebody stops it: a source is live, or may come by HTTP."""
+    return has_control(config) or any(source.is_live for source in config.sources)
+
+
+def has_control(config: StreamsConfig) -> bool:
+    """Whether sources may come and go by HTTP."""
+    return bool(config.http.listen) and config.http.control
+
+
 def check_sources(config: StreamsConfig) -> None:
     """Makes sure that there is a source, and not a process for each of a thousand.
 
     Raises:
         ConfigError: There is none, or there are too many.
     """
-    if not config.sources and not (config.http.listen and config.http.control):
+    if not config.sources and not has_control(config):
         raise ConfigError(["SOURCE: expected at least one, or --config FILE with a table [sources.NAME]"])
     if len(config.sources) > MAX_SOURCES:
         raise ConfigError(
@@ -76,7 +86,7 @@ def _run(arguments: argparse.Namespace, config: StreamsConfig) -> RunSummary:
     from edgerpn.runtime.streams.outputs import OutputFlags, open_outputs
     from edgerpn.runtime.streams.session import run_streams
 
-    is_live = any(source.is_live for source in config.sources)
+    is_endless = is_live(config)
     flags = OutputFlags(
         out=arguments.out, jsonl=arguments.jsonl, video=arguments.video, is_shown=arguments.show, top=arguments.top
     )
@@ -85,10 +95,10 @@ def _run(arguments: argparse.Namespace, config: StreamsConfig) -> RunSummary:
     num_threads = cv2.getNumThreads()
     # As for one file: the cores belong to the model, and files have two callers of it.
     cv2.setNumThreads(1)
-    threads = arguments.threads or (None if is_live else max(1, available_cores() - 1))
-    # The page first: what is wrong with it shows at once, and the model may take minutes.
-    page = open_page(config.http)
+    threads = arguments.threads or (None if is_endless else max(1, available_cores() - 1))
     try:
+        # The page first: what is wrong with it shows at once, and the model may take minutes.
+        page = open_page(config.http)
         with (
             closing(page) if page is not None else nullcontext(),
             load(
@@ -103,7 +113,7 @@ def _run(arguments: argparse.Namespace, config: StreamsConfig) -> RunSummary:
                 flags,
                 load_outputs(arguments.config),
                 num_sources=len(config.sources),
-                is_live=is_live,
+                is_live=is_endless,
                 has_images=any(_may_be_images(source) for source in config.sources),
             )
             return run_streams(
@@ -112,7 +122,7 @@ def _run(arguments: argparse.Namespace, config: StreamsConfig) -> RunSummary:
                 sinks,
                 load=lambda: load_config(arguments),
                 max_frames=arguments.max_frames,
-                stays=page is not None and config.http.control,
+                stays=has_control(config),
                 page=page,
                 make_source=lambda table: load_source(arguments.config, table, overrides=arguments.set),
             )

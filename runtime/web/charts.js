@@ -9,7 +9,7 @@ const HEIGHT = 40;
 export const CHARTS = [
   { title: "Results", unit: "/s", lines: [{ key: "fps" }], digits: 1 },
   { title: "Inference", unit: "ms", lines: [{ key: "inference_p50_ms", label: "p50" }, { key: "inference_p99_ms", label: "p99" }], digits: 1 },
-  { title: "Age", unit: "ms", lines: [{ key: "age_p50_ms", label: "p50" }, { key: "age_p99_ms", label: "p99" }], digits: 0 },
+  { title: "Age, end to end", unit: "ms", lines: [{ key: "age_p50_ms", label: "p50" }, { key: "age_p99_ms", label: "p99" }], digits: 0 },
   { title: "Lost", unit: "/s", lines: [{ key: "num_dropped", label: "dropped", isCount: true }, { key: "num_stale", label: "stale", isCount: true }], marks: "num_reconnects", digits: 0 },
 ];
 

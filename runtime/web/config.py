@@ -77,8 +77,9 @@ def parse_listen(text: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
     host = host if colon else "127.0.0.1"
     is_port = port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535
-    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    is_host = _is_address(bare) if ":" in bare else bool(_HOST_NAME.fullmatch(bare)) and host == bare
+    is_bracketed = host.startswith("[") and host.endswith("]")
+    bare = host[1:-1] if is_bracketed else host
+    is_host = (":" in bare and _is_address(bare)) if is_bracketed else bool(_HOST_NAME.fullmatch(bare))
     _check(is_port and is_host, "listen", "HOST:PORT such as 127.0.0.1:8080, or PORT", text)
     return bare, int(port)
 

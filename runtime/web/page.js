@@ -20,6 +20,8 @@ const EVENT_LEVELS = {
 
 const byId = (id) => document.getElementById(id);
 const cards = new Map();
+const isCalm = matchMedia("(prefers-reduced-motion: reduce)");
+const CALM_MS = 1000;
 const seen = { run: "", sample: 0, event: 0 };
 let lastAnswer = 0;
 let moving = 0;
@@ -39,17 +41,20 @@ class Card {
     this.charts = CHARTS.map((spec) => new Chart(spec, sampled));
     this.element.querySelector(".charts").replaceChildren(...this.charts.map((chart) => chart.element));
     this.canvas.setAttribute("aria-label", `Picture of ${name} with proposals`);
-    this.hasPicture = false;
+    this.painted = 0;
     pictures.watch(this.element, name);
   }
 
   paint(bitmap, isLive) {
+    // Who wants little motion gets a still once a second.
+    const now = performance.now();
+    if (isCalm.matches && now - this.painted < CALM_MS && this.element.dataset.live === String(isLive)) return;
+    this.painted = now;
     if (this.canvas.width !== bitmap.width || this.canvas.height !== bitmap.height) {
       this.canvas.width = bitmap.width;
       this.canvas.height = bitmap.height;
     }
     this.context.drawImage(bitmap, 0, 0);
-    this.hasPicture = true;
     this.element.dataset.live = isLive;
     this.element.dataset.pictures = Number(this.element.dataset.pictures || 0) + 1;
   }
@@ -149,7 +154,7 @@ function showSources(state) {
       byId("sources").append(card.element);
     }
     const card = cards.get(row.name);
-    card.veil("");
+    card.veil(pictures.isPaused ? "NOT LIVE: paused" : "");
     card.update(row, state.sample);
   }
   byId("empty").hidden = state.sources.length > 0;
@@ -261,6 +266,12 @@ function ageText(seconds) {
   return `${Math.round(seconds / 3600)} h`;
 }
 
+byId("pause").addEventListener("click", () => {
+  pictures.pause(!pictures.isPaused);
+  byId("pause").setAttribute("aria-pressed", pictures.isPaused);
+  byId("pause").textContent = pictures.isPaused ? "Show pictures again" : "Pause pictures";
+  cards.forEach((card) => card.veil(pictures.isPaused ? "NOT LIVE: paused" : ""));
+});
 for (const id of ["score", "top"]) {
   byId(id).addEventListener("input", () => {
     moving = performance.now();

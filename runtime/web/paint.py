@@ -136,7 +136,7 @@ def _banner(picture: Image, text: str, color_bgr: tuple[int, int, int]) -> None:
     height, width = picture.shape[:2]
     font = cv2.FONT_HERSHEY_SIMPLEX
     (text_w, text_h), _ = cv2.getTextSize(text, font, 1.0, 2)
-    scale = min(0.9 * width / text_w, 0.06 * height / text_h, 2.0)
+    scale = min(0.9 * width / text_w, 0.045 * height / text_h, 2.0)
     line = max(1, round(2 * scale))
     bar_h = max(1, round(2.2 * text_h * scale))
     cv2.rectangle(picture, (0, height - bar_h), (width - 1, height - 1), color_bgr, -1)

@@ -5,6 +5,7 @@ export class Pictures {
   constructor(show) {
     this.show = show;
     this.visible = new Set();
+    this.isPaused = false;
     this.asked = "";
     this.abort = null;
     this.timer = 0;
@@ -30,13 +31,18 @@ export class Pictures {
     this.later(100);
   }
 
+  pause(isPaused) {
+    this.isPaused = isPaused;
+    this.later(0);
+  }
+
   later(milliseconds) {
     clearTimeout(this.timer);
     this.timer = setTimeout(() => this.restart(), milliseconds);
   }
 
   restart() {
-    const names = document.hidden ? [] : [...this.visible].sort();
+    const names = document.hidden || this.isPaused ? [] : [...this.visible].sort();
     const asked = names.map((name) => `source=${encodeURIComponent(name)}`).join("&");
     if (asked === this.asked && this.abort) return;
     this.asked = asked;

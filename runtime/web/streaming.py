@@ -29,7 +29,6 @@ class EndlessResponse:
         closing: asyncio.Event,
         abort: Callable[[Scope], None],
         is_head: bool,
-        send_s: float = SEND_S,
     ) -> None:
         """Prepares.
 
@@ -39,14 +38,12 @@ class EndlessResponse:
             closing: Set when the server ends.
             abort: Cuts a connection off at once, with all that was not taken.
             is_head: Whether only headers are asked for.
-            send_s: Seconds for which the client may take nothing.
         """
         self._parts = parts
         self._content_type = content_type
         self._closing = closing
         self._abort = abort
         self._is_head = is_head
-        self._send_s = send_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
@@ -80,7 +77,7 @@ class EndlessResponse:
         async with aclosing(self._parts()) as parts:
             async for part in parts:
                 message = {"type": "http.response.body", "body": part, "more_body": True}
-                await asyncio.wait_for(send(message), self._send_s)
+                await asyncio.wait_for(send(message), SEND_S)
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -1,0 +1,340 @@
+"""The API of a running server: figures, records, pictures, sources that come and go."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from contextlib import closing
+from importlib.resources import files
+from typing import Any
+
+import cv2
+import jsonschema
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.routing import Mount, Route
+
+from edgerpn.runtime.record import record_schema
+from edgerpn.runtime.web import HttpConfig, open_page, routes
+
+Make = Callable[..., Any]
+
+OPENAPI = json.loads(files("edgerpn.runtime.web").joinpath("openapi.json").read_text())
+
+
+def validate(value: Any, schema: dict[str, Any]) -> None:
+    """Checks a value against a schema of the description."""
+    jsonschema.Draft202012Validator({**schema, "components": OPENAPI["components"]}).validate(value)
+
+
+def described(path: str, method: str = "get", status: int = 200) -> dict[str, Any]:
+    answer = OPENAPI["paths"][path][method]["responses"][str(status)]
+    return answer["content"]["application/json"]["schema"]
+
+
+def decoded(jpeg: bytes) -> Any:
+    picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+    assert picture is not None
+    return picture
+
+
+def yellow(picture: Any) -> int:
+    """Pixels of the colour that boxes are drawn in."""
+    blue, green, red = (picture[..., channel].astype(int) for channel in range(3))
+    return int(np.count_nonzero((red > 140) & (red > blue + 70) & (red > green - 60)))
+
+
+def test_everything_that_is_answered_is_as_it_is_described(serve: Make, make_camera: Make) -> None:
+    site = serve({"door": make_camera().url, "yard": "http://127.0.0.1:9/x"})
+    site.until_up("door")
+    site.until(lambda: site.row("yard")["state"] == "reconnecting")
+    for path in ("/healthz", "/readyz", "/api/v1/status", "/api/v1/sources", "/api/v1/view", "/api/v1/events"):
+        answer = site.get(path)
+        assert answer.status == 200
+        validate(answer.json, described(path))
+    door, yard = site.row("door"), site.row("yard")
+    assert (door["is_up"], door["size_wh"]) == (True, [320, 192])
+    assert door["age_p50_ms"] <= door["age_p99_ms"]
+    assert door["inference_p50_ms"] <= door["inference_p99_ms"]
+    assert (yard["is_up"], yard["num_results"]) == (False, 0)
+    assert "refused" in yard["last_problem"]
+    ready = site.get("/readyz").json
+    assert (ready["ready"], [source["name"] for source in ready["sources_down"]]) == (True, ["yard"])
+    assert site.get("/api/sources").json.keys() == site.get("/api/v1/sources").json.keys()
+    assert site.get("/api/v1/record.schema.json").json == record_schema()
+
+
+def test_every_route_is_described_and_the_other_way_round() -> None:
+    site = routes.Site(None, None, None, None)  # type: ignore[arg-type]
+    site._live = FakeLive()  # type: ignore[assignment]
+    found = set()
+    for route in site.application().routes:
+        if isinstance(route, Mount) and route.path == "/api/v1":
+            found |= {(route.path + inner.path, m) for inner in route.routes for m in inner.methods}  # type: ignore[attr-defined]
+        elif isinstance(route, Route):
+            found |= {(route.path, method) for method in route.methods or ()}
+    pages = {
+        "/",
+        "/page.css",
+        "/page.js",
+        "/charts.js",
+        "/pictures.js",
+        "/icon.svg",
+        "/login",
+        "/logout",
+        "/openapi.json",
+    }
+    found = {(path, method.lower()) for path, method in found if path not in pages and method != "HEAD"}
+    assert found == {(path, method) for path, methods in OPENAPI["paths"].items() for method in methods}
+
+
+class FakeLive:
+    """Has the names of answers only."""
+
+    proposals = picture = stream = staticmethod(lambda request: None)
+
+
+def test_the_description_is_openapi_with_our_version(serve: Make) -> None:
+    found = serve().get("/openapi.json").json
+    assert found["openapi"].startswith("3.1")
+    assert "EdgeRPN" in found["info"]["version"]
+    references = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(found)))
+    assert references <= set(found["components"]["schemas"])
+    for schema in found["components"]["schemas"].values():
+        jsonschema.Draft202012Validator.check_schema(schema)
+
+
+def test_records_come_as_server_sent_events_of_the_asked_sources_and_types(serve: Make, make_camera: Make) -> None:
+    site = serve({"door": make_camera().url, "yard": make_camera().url})
+    site.until_up("door", "yard")
+    validator = jsonschema.Draft202012Validator(record_schema())
+    for query, sources, kinds in (
+        ({}, {"door", "yard"}, {"frame"}),
+        ({"source": ["door"], "type": "frame"}, {"door"}, {"frame"}),
+    ):
+        with site.client.open("/api/v1/proposals", query) as stream:
+            assert stream.headers["Content-Type"] == "text/event-stream"
+            found = [next_event(stream) for _ in range(12)]
+        for kind, record in found:
+            validator.validate(record)
+            assert record["type"] == kind
+        assert {record["source"] for _, record in found} == sources
+        assert {kind for kind, _ in found} == kinds
+        assert all(len(record["proposals"]) >= 5 for _, record in found)
+    assert site.get("/api/v1/proposals", query={"type": "nonsense"}).status == 400
+    site.until(lambda: site.hub.feed.num_listeners == 0)
+
+
+def next_event(stream: Any) -> tuple[str, Any]:
+    kind = ""
+    while line := stream.readline().decode():
+        if line.startswith("event: "):
+            kind = line[7:].strip()
+        elif line.startswith("data: "):
+            return kind, json.loads(line[6:])
+    raise AssertionError("the stream has ended")
+
+
+def test_events_are_remembered_and_told_to_listeners(serve: Make, make_camera: Make) -> None:
+    camera = make_camera()
+    site = serve({"door": camera.url})
+    site.until_up("door")
+    events = site.get("/api/v1/events").json["events"]
+    assert [event["event"] for event in events] == ["started", "connected"]
+    assert site.get("/api/v1/events", query={"after": events[0]["id"]}).json["events"] == events[1:]
+    assert site.get("/api/v1/events", query={"source": "other"}).json["events"] == []
+    with site.client.open("/api/v1/proposals", {"type": "event"}) as stream:
+        site.until(lambda: site.hub.feed.num_listeners == 1)
+        camera.__exit__()
+        kind, record = next_event(stream)
+    assert (kind, record["event"], record["source"]) == ("event", "reconnecting", "door")
+
+
+def test_pictures_come_one_by_one_and_as_a_stream_of_several_sources(
+    serve: Make, make_camera: Make, read_part: Make
+) -> None:
+    site = serve({"door": make_camera().url, "yard/../x": make_camera().url})
+    site.until_up("door", "yard/../x")
+    one = site.get("/api/v1/picture.jpg", query={"source": "yard/../x"})
+    assert (one.status, one.headers["Content-Type"], one.headers["X-Source"]) == (200, "image/jpeg", "yard%2F..%2Fx")
+    assert decoded(one.body).shape == (192, 320, 3)
+    assert yellow(decoded(one.body)) > 100
+    with site.client.open("/api/v1/stream.mjpeg") as stream:
+        assert stream.headers["Content-Type"].startswith("multipart/x-mixed-replace; boundary=")
+        parts = [read_part(stream) for _ in range(8)]
+    assert {headers["x-source"] for headers, _ in parts} == {"door", "yard%2F..%2Fx"}
+    assert all(headers["x-live"] == "1" and int(headers["x-boxes"]) >= 5 for headers, _ in parts)
+    assert len({jpeg for _, jpeg in parts}) > 4
+    for path in ("/api/v1/picture.jpg", "/api/v1/stream.mjpeg"):
+        assert site.get(path, query={"source": "none"}).status == 404
+        assert site.client("HEAD", path, query={"source": "door"}).body == b""
+    assert site.get("/api/v1/picture.jpg").status == 400
+    site.until(lambda: site.hub.pictures.num_viewers == 0)
+
+
+def test_the_sliders_change_what_is_drawn_and_nothing_that_is_emitted(
+    serve: Make, make_camera: Make, read_part: Make
+) -> None:
+    site = serve({"door": make_camera().url})
+    site.until_up("door")
+
+    def drawn(view: dict[str, Any], fits: Callable[[int], bool]) -> int:
+        assert site.client("PUT", "/api/v1/view", body=view).status == 200
+        with site.client.open("/api/v1/stream.mjpeg") as stream:
+            while True:
+                headers, jpeg = read_part(stream)
+                if fits(int(headers["x-boxes"])):
+                    return yellow(decoded(jpeg))
+
+    all_boxes = drawn({"min_score": 0.0, "top": 20}, lambda count: count >= 5)
+    one_box = drawn({"top": 1}, lambda count: count == 1)
+    none = drawn({"min_score": 0.95}, lambda count: count == 0)
+    assert all_boxes > one_box > none == 0
+    assert site.get("/api/v1/view").json == {"min_score": 0.95, "top": 1}
+    with site.client.open("/api/v1/proposals", {"type": "frame"}) as stream:
+        assert len(next_event(stream)[1]["proposals"]) >= 5
+
+
+@pytest.mark.parametrize(
+    "body", [{"min_score": 2}, {"min_score": True}, {"top": 0}, {"top": 1.5}, {"topp": 3}, [], "x", {"min_score": "0"}]
+)
+def test_a_wrong_view_is_refused(serve: Make, body: Any) -> None:
+    site = serve()
+    answer = site.client("PUT", "/api/v1/view", body=body)
+    assert answer.status == 422
+    assert answer.json["error"]
+    assert site.get("/api/v1/view").json == {"min_score": 0.0, "top": 20}
+
+
+def test_sources_are_added_and_removed_while_it_runs(serve: Make, make_camera: Make) -> None:
+    site = serve({"door": make_camera().url}, control=True)
+    url = make_camera(login="user:hunter2").url.replace("//", "//user:hunter2@")
+    table = {"name": "yard", "source": url, "max_age_ms": 900, "policy": "latest"}
+    answer = site.client("POST", "/api/v1/sources", body=table)
+    assert (answer.status, answer.json["name"]) == (201, "yard")
+    site.until_up("yard")
+    assert site.client("POST", "/api/v1/sources", body=table).status == 409
+    unnamed = site.client("POST", "/api/v1/sources", body={"source": url})
+    assert unnamed.status == 201
+    assert unnamed.json["name"] == url.replace("user:hunter2", "***")
+    for name in ("yard", unnamed.json["name"]):
+        assert site.client("DELETE", "/api/v1/sources", query={"name": name}).status == 204
+    assert site.client("DELETE", "/api/v1/sources", query={"name": "yard"}).status == 404
+    assert [row["name"] for row in site.get("/api/v1/sources").json["sources"]] == ["door"]
+    removed = site.until(lambda: [e for e in site.get("/api/v1/events").json["events"] if e["reason"] == "removed"])
+    assert removed[0]["source"] == "yard"
+    everything = b"".join(site.get(path).body for path in ("/api/v1/status", "/api/v1/events", "/metrics", "/readyz"))
+    assert b"hunter2" not in everything
+
+
+def test_without_control_no_source_changes(serve: Make) -> None:
+    site = serve({"door": "http://127.0.0.1:9/x"})
+    assert site.client("POST", "/api/v1/sources", body={"source": "http://127.0.0.1:9/y"}).status == 403
+    answer = site.client("DELETE", "/api/v1/sources", query={"name": "door"})
+    assert answer.status == 403
+    assert "http.control" in answer.json["error"]
+    assert len(site.get("/api/v1/sources").json["sources"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ({"source": "/etc/passwd"}, "files and pipelines"),
+        ({"source": "file:///etc/passwd"}, "files and pipelines"),
+        ({"source": "filesrc location=/etc/passwd ! appsink"}, "files and pipelines"),
+        ({"source": "/dev/v4l/../../etc/passwd"}, "files and pipelines"),
+        ({"source": '"http://host/\U0001f600"'}, "files and pipelines"),
+        ({"source": "gopher://host/x"}, "unknown kind of URL"),
+        ({"source": 0}, "expected a camera or a URL"),
+        ({}, "expected a camera or a URL"),
+        ({"source": "http://h/x", "ffmpeg_options": "a;b"}, "ffmpeg_options"),
+        ({"source": "http://h/x", "slots": 100}, "slots"),
+        ({"source": "http://h/x", "name": "a\nb"}, "printable"),
+        ({"source": "http://user:hunter2@h/x", "max_fps": "fast"}, "max_fps"),
+        ({"source": "http://user:hunter2@h/x", "policy": "sometimes"}, "policy"),
+    ],
+)
+def test_a_source_from_the_network_is_a_camera_or_a_url(serve: Make, table: dict[str, Any], words: str) -> None:
+    site = serve(control=True)
+    site.until(lambda: site.hub.streams)
+    answer = site.client("POST", "/api/v1/sources", body=table)
+    assert answer.status == 422
+    assert words in answer.json["error"]
+    assert "hunter2" not in answer.json["error"]
+    assert site.get("/api/v1/sources").json["sources"] == []
+
+
+def test_a_url_of_any_characters_stays_what_it_is(serve: Make) -> None:
+    site = serve(control=True)
+    site.until(lambda: site.hub.streams)
+    body = {"name": "\U0001f600", "source": "http://127.0.0.1:9/\U0001f600"}
+    assert site.client("POST", "/api/v1/sources", body=body).json["name"] == "\U0001f600"
+    streams: Any = site.hub.streams
+    assert streams._added["\U0001f600"].source == body["source"]
+
+
+def test_metrics_are_what_prometheus_reads(serve: Make, make_camera: Make) -> None:
+    name = 'a"b\\c\nd'
+    site = serve({name: make_camera().url, "down": "http://127.0.0.1:9/x"})
+    site.until_up(name)
+    answer = site.get("/metrics")
+    assert answer.headers["Content-Type"].startswith("text/plain; version=")
+    found = {
+        (sample.name, sample.labels.get("source")): sample.value
+        for family in text_string_to_metric_families(answer.body.decode())
+        for sample in family.samples
+    }
+    assert found["edgerpn_source_up", name] == 1
+    assert found["edgerpn_source_up", "down"] == 0
+    assert found["edgerpn_source_results_total", name] >= 2
+    assert 0 <= found["edgerpn_age_seconds_count", name] - found["edgerpn_source_results_total", name] < 50
+    assert found["edgerpn_web_pictures_encoded_total", None] == 0
+    opened = site.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
+    assert opened.body.rstrip().endswith(b"# EOF")
+
+
+def test_a_model_that_hangs_is_told_and_so_is_its_end(bright_model: Make, serve: Make, make_camera: Make) -> None:
+    model = bright_model()
+    site = serve({"door": make_camera().url}, model=model, hung_s=0.3)
+    site.until_up("door")
+    assert site.get("/healthz").json == {"status": "ok"}
+    model.backend.delay_s = 1.5
+    answer = site.until(lambda: (a := site.get("/healthz")).status == 503 and a)
+    assert answer.json == {"status": "model_hangs"}
+    assert site.get("/readyz").status == 503
+    model.backend.delay_s = 0.0
+    site.until(lambda: site.get("/healthz").status == 200)
+
+
+def test_nothing_is_ready_while_all_sources_are_down(serve: Make) -> None:
+    site = serve({"door": "http://127.0.0.1:9/x"})
+    answer = site.get("/readyz")
+    assert (answer.status, answer.json["ready"], answer.json["down"]) == (503, False, 1)
+
+
+def test_the_charts_get_their_points_once(serve: Make, make_camera: Make) -> None:
+    site = serve({"door": make_camera().url})
+    site.until_up("door")
+    first = site.until(lambda: (state := site.get("/api/v1/status").json)["sources"][0]["samples"] and state)
+    again = {"after_sample": first["sample"], "after_event": first["events"][-1]["id"]}
+    later = site.until(
+        lambda: (state := site.get("/api/v1/status", query=again).json)["sources"][0]["samples"] and state
+    )
+    numbers = [sample[0] for sample in later["sources"][0]["samples"]]
+    assert min(numbers) > first["sample"]
+    assert len(later["sources"][0]["samples"][0]) == len(later["sampled"]) + 1
+    assert later["events"] == []
+    assert site.get("/api/v1/status", query={"after_sample": "x"}).status == 400
+
+
+def test_the_page_is_there_before_the_model_is_loaded(make_client: Make) -> None:
+    page = open_page(HttpConfig(listen="127.0.0.1:0"))
+    assert page is not None
+    with closing(page):
+        client = make_client(page.url)
+        assert client.get("/healthz").json == {"status": "starting"}
+        assert client.get("/readyz").status == 503
+        assert client.get("/api/v1/status").json["sources"] == []
+        assert client.get("/").status == 200

@@ -1,0 +1,88 @@
+"""Queues of listeners, and the memory of events."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import numpy as np
+
+from edgerpn.proposals import Proposals
+from edgerpn.runtime.frame import Event, Frame, Result
+from edgerpn.runtime.web.feed import MAX_EVENTS, QUEUE_RECORDS, Feed, Listener
+
+
+def event(kind: Any = "gap", source: str = "door") -> Event:
+    return Event(kind=kind, source=source, message=f"{source}: {kind}", captured_at=time.time())
+
+
+def result(index: int, source: str = "door") -> Result:
+    frame = Frame(
+        image=np.zeros((4, 4, 3), np.uint8), index=index, media_time_s=None, captured_at=time.time(),
+        monotonic_s=time.monotonic(), source=source, decode_ms=0.0,
+    )  # fmt: skip
+    proposals = Proposals(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
+    return Result(proposals=proposals, frame=frame, stage_ms={"inference": 1.0}, age_ms=1.0)
+
+
+def test_a_slow_listener_loses_the_oldest_and_is_told_how_many() -> None:
+    feed = Feed()
+    wakes: list[int] = []
+    listener = Listener([], [], lambda: wakes.append(1))
+    feed.join(listener)
+    for index in range(QUEUE_RECORDS + 10):
+        feed.put_result(result(index))
+    assert len(wakes) == 1
+    records, dropped = listener.take()
+    assert (len(records), dropped, listener.num_dropped) == (QUEUE_RECORDS, 10, 10)
+    assert [json.loads(line)["frame"] for _, line in records] == list(range(10, QUEUE_RECORDS + 10))
+    assert listener.take() == ([], 0)
+    feed.put_event(event())
+    assert len(wakes) == 2
+    feed.leave(listener)
+    feed.put_event(event())
+    assert len(listener.take()[0]) == 1
+    assert (feed.num_dropped, feed.num_listeners) == (10, 0)
+
+
+def test_a_listener_gets_what_it_asked_for() -> None:
+    feed = Feed()
+    door, events = Listener(["door"], ["frame"], lambda: None), Listener([], ["event"], lambda: None)
+    feed.join(door)
+    feed.join(events)
+    for source in ("door", "yard"):
+        feed.put_result(result(1, source))
+        feed.put_event(event(source=source))
+    assert [json.loads(line)["source"] for _, line in door.take()[0]] == ["door"]
+    assert [(kind, json.loads(line)["source"]) for kind, line in events.take()[0]] == [
+        ("event", "door"),
+        ("event", "yard"),
+    ]
+
+
+def test_the_last_events_are_remembered_and_no_more() -> None:
+    feed = Feed()
+    for _ in range(MAX_EVENTS + 5):
+        feed.put_event(event())
+    found = feed.events()
+    assert [found[0]["id"], found[-1]["id"], len(found)] == [6, MAX_EVENTS + 5, MAX_EVENTS]
+    assert [entry["id"] for entry in feed.events(after=MAX_EVENTS + 3)] == [MAX_EVENTS + 4, MAX_EVENTS + 5]
+
+
+def test_stale_frames_in_a_row_are_one_entry_with_a_count_and_leave_the_others_there() -> None:
+    feed = Feed()
+    feed.put_event(event("connected"))
+    for _ in range(1000):
+        feed.put_event(event("stale"))
+        feed.put_event(event("stale", "yard"))
+    feed.put_event(event("gap"))
+    feed.put_event(event("stale"))
+    told = [(entry["source"], entry["event"], entry["repeated"]) for entry in feed.events()]
+    assert told == [
+        ("door", "connected", 1),
+        ("door", "stale", 1000),
+        ("yard", "stale", 1000),
+        ("door", "gap", 1),
+        ("door", "stale", 1),
+    ]

@@ -1,0 +1,262 @@
+"""Pictures: drawn for viewers only, once for all of them, at a bounded rate, and marked when they are not live."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from edgerpn.proposals import Proposals
+from edgerpn.runtime.frame import Event, Frame, Result
+from edgerpn.runtime.web import HttpConfig, pictures, streaming
+from edgerpn.runtime.web.paint import Shot, View, age_text, annotate, blank, encode, mark
+from edgerpn.runtime.web.pictures import Pictures
+
+Make = Callable[..., Any]
+
+
+def result(index: int = 0, *, source: str = "door", size_hw: tuple[int, int] = (60, 80), age_s: float = 0.0) -> Result:
+    frame = Frame(
+        image=np.full((*size_hw, 3), 90, np.uint8), index=index, media_time_s=None, captured_at=time.time() - age_s,
+        monotonic_s=time.monotonic() - age_s, source=source, decode_ms=0.0,
+    )  # fmt: skip
+    boxes = np.array([[10, 10, 50, 50], [20, 20, 40, 40]], np.float32)
+    return Result(
+        proposals=Proposals(boxes, np.array([0.9, 0.5], np.float32)), frame=frame, stage_ms={"inference": 1.0}
+    )
+
+
+def event(kind: Any, reason: str = "lost") -> Event:
+    return Event(kind=kind, source="door", message="door: something", captured_at=time.time(), reason=reason)
+
+
+def until(is_it: Callable[[], Any], timeout_s: float = 10.0) -> Any:
+    end_s = time.monotonic() + timeout_s
+    while not (found := is_it()):
+        assert time.monotonic() < end_s, "it did not happen in time"
+        time.sleep(0.01)
+    return found
+
+
+@pytest.fixture
+def make_pictures() -> Any:
+    made: list[Pictures] = []
+
+    def make(**config: Any) -> Pictures:
+        made.append(Pictures(HttpConfig(**config), lambda source: None))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def test_without_viewers_nothing_is_drawn_or_encoded_and_next_to_nothing_copied(
+    serve: Make, make_camera: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies = []
+    original = pictures._shot
+
+    def counted(result: Result) -> Shot:
+        copies.append(result.index)
+        return original(result)
+
+    monkeypatch.setattr(pictures, "_shot", counted)
+    site = serve({"door": make_camera(fps=40).url})
+    site.until_up("door")
+    start_s, before = time.monotonic(), site.row("door")["num_results"]
+    site.until(lambda: site.row("door")["num_results"] >= before + 40)
+    elapsed_s = time.monotonic() - start_s
+    assert site.hub.pictures.num_encoded == 0
+    assert len(copies) <= 2 + elapsed_s / pictures.KEEP_S
+    # It is the viewers that make the difference.
+    assert site.get("/api/v1/picture.jpg", query={"source": "door"}).status == 200
+    assert site.hub.pictures.num_encoded > 0
+
+
+def test_a_picture_is_encoded_once_for_all_who_watch(serve: Make, make_camera: Make, read_part: Make) -> None:
+    site = serve({"door": make_camera().url}, max_fps=5.0)
+    site.until_up("door")
+    with (
+        site.client.open("/api/v1/stream.mjpeg") as one,
+        site.client.open("/api/v1/stream.mjpeg") as two,
+        site.client.open("/api/v1/stream.mjpeg") as three,
+    ):
+        for stream in (one, two, three):
+            read_part(stream)
+        before = site.hub.pictures.num_encoded
+        start_s = time.monotonic()
+        seen = [[read_part(stream)[1] for _ in range(6)] for stream in (one, two, three)]
+        elapsed_s = time.monotonic() - start_s
+        made = site.hub.pictures.num_encoded - before
+    assert made < 12
+    assert made <= 3 + 5 * elapsed_s
+    assert len(set(seen[0]) & set(seen[1]) & set(seen[2])) >= 3
+
+
+def test_the_rate_is_bounded_and_met_on_average(make_pictures: Make) -> None:
+    made = make_pictures(max_fps=20.0)
+    made.watch(["door"])
+    end_s, index = time.monotonic() + 1.5, 0
+    numbers = set()
+    while time.monotonic() < end_s:
+        made.offer(result(index))
+        index += 1
+        time.sleep(0.004)
+        if (newest := made.newest("door")) is not None:
+            numbers.add(newest.number)
+    assert len(numbers) <= 33
+    assert len(numbers) >= 8
+
+
+def test_who_comes_first_gets_the_kept_picture_with_its_age(make_pictures: Make) -> None:
+    made = make_pictures()
+    made.offer(result(7, age_s=5.0))
+    assert made.newest("door") is None
+    made.watch(["door"])
+    picture = until(lambda: made.newest("door"))
+    assert (picture.frame, picture.is_live, picture.num_boxes) == (7, False, 2)
+
+
+def test_a_source_without_pictures_shows_that_it_has_none(make_pictures: Make) -> None:
+    made = make_pictures()
+    made.watch(["door"])
+    picture = until(lambda: made.newest("door"))
+    assert (picture.frame, picture.is_live, picture.num_boxes) == (None, False, 0)
+    decoded = cv2.imdecode(np.frombuffer(picture.jpeg, np.uint8), cv2.IMREAD_COLOR)
+    assert decoded.shape == blank().shape
+
+
+@pytest.mark.parametrize("kind", ["stalled", "reconnecting", "ended"])
+def test_a_source_that_goes_down_is_marked_at_once_and_counts_its_age(make_pictures: Make, kind: str) -> None:
+    made = make_pictures()
+    made.watch(["door"])
+    made.offer(result(1))
+    live = until(lambda: (found := made.newest("door")) and found.is_live and found)
+    made.note(event(kind))
+    down = until(lambda: (found := made.newest("door")) and not found.is_live and found, 1.0)
+    assert (down.frame, down.captured_at) == (1, live.captured_at)
+    later = until(lambda: (found := made.newest("door")).number > down.number and found, 5.0)
+    assert not later.is_live
+    made.offer(result(2))
+    assert until(lambda: (found := made.newest("door")).is_live and found).frame == 2
+
+
+def test_a_picture_that_no_newer_one_follows_is_marked_too(make_pictures: Make) -> None:
+    made = make_pictures()
+    made.watch(["door"])
+    made.offer(result(1, age_s=pictures.OLD_S - 0.5))
+    assert until(lambda: made.newest("door") and made.newest("door").frame == 1)
+    until(lambda: not made.newest("door").is_live, 5.0)
+
+
+def test_a_removed_source_leaves_nothing_and_comes_back_for_who_still_watches(make_pictures: Make) -> None:
+    made = make_pictures()
+    made.offer(result(1))
+    made.note(event("ended", "removed"))
+    assert made._slots == {}
+    made.watch(["door"])
+    made.offer(result(2))
+    until(lambda: made.newest("door") and made.newest("door").frame == 2)
+    made.note(event("ended", "removed"))
+    until(lambda: made.newest("door") and made.newest("door").frame is None)
+    made.offer(result(3))
+    until(lambda: made.newest("door").frame == 3)
+    made.note(event("ended", "removed"))
+    made.unwatch(["door"])
+    assert made._slots == {}
+
+
+def test_a_change_of_the_view_redraws_a_picture_that_stands_still(make_pictures: Make) -> None:
+    made = make_pictures()
+    made.watch(["door"])
+    made.offer(result(1))
+    until(lambda: made.newest("door") and made.newest("door").num_boxes == 2)
+    made.set_view(View(min_score=0.7, top=20))
+    until(lambda: made.newest("door").num_boxes == 1)
+    made.set_view(View(min_score=0.0, top=20))
+    until(lambda: made.newest("door").num_boxes == 2)
+
+
+def test_a_picture_that_cannot_be_drawn_is_one_picture_less(
+    make_pictures: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = make_pictures()
+    original, failures = annotate, [ValueError("broken")]
+
+    def annotate_or_fail(*arguments: Any, **options: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(pictures, "annotate", annotate_or_fail)
+    made.watch(["door"])
+    made.offer(result(1))
+    made.offer(result(2))
+    until(lambda: made.newest("door") and made.newest("door").frame is not None)
+    assert "cannot be drawn" in caplog.text
+
+
+def test_a_slow_viewer_skips_pictures_stalls_nobody_and_is_cut_off(
+    serve: Make, make_camera: Make, read_part: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming, "SEND_S", 2.0)
+    site = serve({"door": make_camera(fps=30).url}, max_fps=30.0, jpeg_quality=100)
+    site.until_up("door")
+    with socket.socket() as stuck:
+        stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        stuck.connect(site.client.address)
+        stuck.sendall(b"GET /api/v1/stream.mjpeg HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        site.until(lambda: site.hub.pictures.num_viewers == 1)
+        with site.client.open("/api/v1/stream.mjpeg") as stream:
+            frames = [int(read_part(stream)[0]["x-frame"]) for _ in range(20)]
+            before = site.row("door")["num_results"]
+            # The other one goes on meanwhile, and the stuck one is given up.
+            while site.hub.pictures.num_viewers > 1:
+                frames.append(int(read_part(stream)[0]["x-frame"]))
+            assert site.row("door")["num_results"] > before
+    assert frames == sorted(frames)
+    site.until(lambda: site.hub.pictures.num_viewers == 0)
+    site.until(lambda: len(site.page.connections) == 0)
+
+
+def test_large_frames_are_made_smaller_and_their_boxes_with_them() -> None:
+    shot_of = result(size_hw=(600, 800))
+    shot = Shot(
+        image=np.array(shot_of.image), proposals=Proposals(shot_of.proposals.boxes * 10, shot_of.proposals.scores),
+        frame=0, captured_at=0.0, monotonic_s=0.0,
+    )  # fmt: skip
+    small, count = annotate(shot, View(), max_width_px=400)
+    assert (small.shape, count) == ((300, 400, 3), 2)
+    changed = np.argwhere(np.any(small != 90, axis=2))
+    # The larger box is 100..500 of 800 pixels, at half the size.
+    assert abs(changed[:, 1].min() - 50) <= 4
+    assert abs(changed[:, 1].max() - 250) <= 4
+    assert np.all(shot.image == 90)
+
+
+def test_marks_take_the_colours_away_and_fit_pictures_of_any_size() -> None:
+    picture = np.zeros((120, 160, 3), np.uint8)
+    picture[..., 1] = 200
+    down = mark(picture, age_s=75, is_down=True)
+    assert np.ptp(down[10, 10]) == 0
+    assert down[10, 10, 0] < 120
+    assert down[-2, 2, 2] > down[-2, 2, 1]
+    old = mark(picture, age_s=3, is_down=False)
+    assert old[10, 10].tolist() == [0, 200, 0]
+    assert old[-2, 2].tolist() != [0, 200, 0]
+    for size_hw in ((1, 1), (7, 300), (300, 7), (2160, 3840)):
+        assert mark(np.zeros((*size_hw, 3), np.uint8), age_s=1, is_down=True).shape == (*size_hw, 3)
+    assert encode(picture, quality=80).startswith(b"\xff\xd8")
+
+
+@pytest.mark.parametrize(
+    ("age_s", "text"), [(0.2, "0 s"), (119, "119 s"), (120, "2 min"), (7300, "2 h"), (3 * 86400, "3 d")]
+)
+def test_ages_are_told_in_units_for_people(age_s: float, text: str) -> None:
+    assert age_text(age_s) == text

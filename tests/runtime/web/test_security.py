@@ -1,0 +1,247 @@
+"""What a hostile client or page can do to a running server: nothing."""
+
+from __future__ import annotations
+
+import logging
+import re
+import socket
+import time
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgerpn.runtime.web import connections
+from edgerpn.runtime.web.requests import MAX_BODY
+
+Make = Callable[..., Any]
+
+TOKEN = "a-token-of-enough-characters"
+PATHS = (
+    "/", "/page.css", "/page.js", "/icon.svg", "/login", "/healthz", "/readyz", "/metrics", "/openapi.json",
+    "/api/v1/status", "/api/v1/sources", "/api/v1/view", "/api/v1/events", "/api/v1/nothing", "/nothing",
+)  # fmt: skip
+
+
+@pytest.fixture
+def token_file(tmp_path: Path) -> str:
+    path = tmp_path / "token"
+    path.write_text(TOKEN)
+    return str(path)
+
+
+def raw(address: tuple[str, int], request: bytes) -> bytes:
+    """The answer to bytes that no client would send."""
+    with socket.create_connection(address, timeout=10) as sent:
+        sent.sendall(request)
+        sent.shutdown(socket.SHUT_WR)
+        answer = b""
+        while part := sent.recv(65536):
+            answer += part
+    return answer
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_every_answer_forbids_what_the_page_does_not_need(serve: Make, path: str) -> None:
+    headers = serve().get(path).headers
+    policy = headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert "*" not in policy
+    for name, value in {
+        "X-Content-Type-Options": "nosniff",
+        "X-Frame-Options": "DENY",
+        "Referrer-Policy": "no-referrer",
+        "Cross-Origin-Resource-Policy": "same-origin",
+    }.items():
+        assert headers.get_all(name) == [value]
+    assert "Access-Control-Allow-Origin" not in headers
+    assert "Server" not in headers
+    assert headers["Cache-Control"] in ("no-store", "no-cache")
+
+
+def test_no_path_leads_to_the_file_system(serve: Make) -> None:
+    site = serve()
+    ups = ("../", "..%2f", "%2e%2e/", "%2e%2e%2f", "..\\", "..%5c", "....//", "%252e%252e%252f", "/", "%00/")
+    starts = ("/", "/api/v1/", "/static/", "//", "/page.css/", "/api/v1/sources/")
+    for start in starts:
+        for up in ups:
+            for end in ("etc/passwd", "routes.py", "page.html", "__init__.py"):
+                request = f"GET {start}{up * 6}{end} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+                answer = raw(site.client.address, request.encode())
+                assert re.match(rb"HTTP/1.1 (404|400|307)", answer), request
+                assert b"root:" not in answer
+                assert b"import" not in answer
+    for path in ("/routes.py", "/page.html", "/login.html", "/openapi.json/x", "/api/v1/openapi.json"):
+        assert site.get(path).status == 404
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ("Host: evil.example.org", 421),
+        ("Host: 127.0.0.1.evil.example.org", 421),
+        ("Host: ", 421),
+        ("X-Forwarded-Host: localhost\r\nHost: evil.example.org", 421),
+        ("Host: localhost\r\nHost: evil.example.org", 400),
+        ("Host: 127.0.0.1\r\nOrigin: http://evil.example.org", 403),
+        ("Host: 127.0.0.1\r\nSec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: no-cors", 403),
+        ("Host: 127.0.0.1\r\nSec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: navigate", 200),
+        ("Host: 127.0.0.1\r\nOrigin: http://127.0.0.1", 200),
+        ("Host: 127.0.0.1", 200),
+    ],
+)
+def test_other_names_and_other_pages_get_nothing(serve: Make, headers: str, status: int) -> None:
+    site = serve({"door": "http://127.0.0.1:9/x"})
+    request = f"GET /api/v1/status HTTP/1.1\r\n{headers}\r\nConnection: close\r\n\r\n"
+    answer = raw(site.client.address, request.encode())
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+    assert (b"door" in answer) == (status == 200)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Content-Type": "text/plain"}, 415),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, 415),
+        ({"Content-Type": "application/json", "Origin": "http://evil.example.org"}, 403),
+        ({"Content-Type": "application/json", "Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Content-Type": "application/json", "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, 403),
+        ({"Content-Type": "application/json", "Host": "evil.example.org"}, 421),
+        ({"Content-Type": "Application/JSON; charset=utf-8"}, 201),
+    ],
+)
+def test_a_form_or_script_of_another_page_adds_no_source(serve: Make, headers: dict[str, str], status: int) -> None:
+    site = serve(control=True)
+    answer = site.client("POST", "/api/v1/sources", body=b'{"source": "http://127.0.0.1:9/x"}', headers=headers)
+    assert answer.status == status
+    assert len(site.get("/api/v1/sources").json["sources"]) == (status == 201)
+
+
+def test_what_is_too_much_or_no_json_is_refused(serve: Make) -> None:
+    site = serve(control=True)
+    json_type = {"Content-Type": "application/json"}
+    for body, status in (
+        (b" " * (MAX_BODY + 1), 413), (b"{", 400), (b"[" * 10_000, 400), (b"\xff\xfe", 400), (b"[1]", 422),
+        (b'{"source": NaN}', 422),
+    ):  # fmt: skip
+        answer = site.client("POST", "/api/v1/sources", body=body, headers=json_type)
+        assert answer.status == status
+    assert site.client("POST", "/api/v1/view", body={}).status == 405
+    assert site.client("TRACE", "/").status == 405
+    assert raw(site.client.address, b"nonsense\r\n\r\n").startswith(b"HTTP/1.1 400")
+    assert site.get("/api/v1/events", query={"after": "9" * 5000}).status == 400
+
+
+def test_with_a_token_nothing_is_told_without_it(serve: Make, token_file: str, make_camera: Make) -> None:
+    site = serve({"door": make_camera().url, "yard": "http://127.0.0.1:9/x"}, token_file=token_file)
+    bearer = {"Authorization": f"Bearer {TOKEN}"}
+    site.until(lambda: site.get("/readyz").status == 200)
+    for path in (*PATHS, "/api/v1/proposals", "/api/v1/picture.jpg", "/api/v1/stream.mjpeg", "/page.js"):
+        answer = site.get(path)
+        assert b"door" not in answer.body
+        assert b"yard" not in answer.body
+        is_open = path in ("/login", "/healthz", "/readyz", "/page.css", "/icon.svg")
+        assert answer.status == (200 if is_open else 303 if path == "/" else 401), path
+        assert site.get(path, query={"token": TOKEN}).status == answer.status
+    assert site.get("/api/v1/status").headers["WWW-Authenticate"] == "Bearer"
+    assert site.get("/").headers["Location"] == "/login"
+    assert [one["name"] for one in site.get("/readyz", headers=bearer).json["sources_down"]] == ["yard"]
+    assert site.get("/api/v1/sources", headers=bearer).status == 200
+    assert site.client("PUT", "/api/v1/view", body={"top": 3}).status == 401
+    assert site.get("/metrics", headers={"Authorization": f"Bearer {TOKEN[:-1]}"}).status == 401
+
+
+def test_a_browser_logs_in_and_out_with_a_cookie_that_is_not_the_token(
+    serve: Make, token_file: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    site = serve(token_file=token_file)
+    start_s = time.monotonic()
+    wrong = site.client("POST", "/login", form={"token": "guess"})
+    assert (wrong.status, wrong.headers["Set-Cookie"]) == (403, None)
+    assert time.monotonic() - start_s > 0.4
+    assert site.client("POST", "/login", form={"token": TOKEN}, headers={"Origin": "http://evil.org"}).status == 403
+    for broken in (b"", b"\xff", b"token", b"&".join(b"a=b" for _ in range(50))):
+        assert site.client("POST", "/login", body=broken, headers={"Content-Type": "x/y"}).status == 403
+    answer = site.client("POST", "/login", form={"token": TOKEN})
+    assert (answer.status, answer.headers["Location"]) == (303, "/")
+    value, *attributes = answer.headers["Set-Cookie"].split("; ")
+    assert {"httponly", "samesite=strict", "path=/"} <= {attribute.lower() for attribute in attributes}
+    assert "secure" not in {attribute.lower() for attribute in attributes}
+    cookie = {"Cookie": value}
+    page = site.get("/", headers=cookie)
+    assert page.status == 200
+    state = site.get("/api/v1/status", headers=cookie)
+    assert state.json["login"]
+    secure = site.client(
+        "POST", "/login", form={"token": TOKEN}, headers={"Origin": f"https://127.0.0.1:{site.client.address[1]}"}
+    )
+    assert "secure" in secure.headers["Set-Cookie"].lower()
+    out = site.client("POST", "/logout", headers=cookie)
+    assert 'edgerpn_session=""' in out.headers["Set-Cookie"]
+    for told in (page.body, state.body, answer.body, str(answer.headers).encode(), caplog.text.encode()):
+        assert TOKEN.encode() not in told
+    assert TOKEN not in repr(vars(site.page))
+
+
+def test_names_are_text_in_every_answer_and_never_markup(serve: Make) -> None:
+    name = "<img src=x onerror=alert(1)>\"'&{{7*7}}"
+    site = serve({name: "http://127.0.0.1:9/x"})
+    site.until(lambda: site.row(name)["last_problem"])
+    for path in ("/api/v1/status", "/api/v1/sources", "/api/v1/events", "/readyz"):
+        answer = site.get(path)
+        assert answer.headers["Content-Type"] == "application/json"
+        assert b"onerror" in answer.body
+    assert b"onerror" not in site.get("/").body
+    missing = site.get("/<script>alert(1)</script>")
+    assert missing.headers["Content-Type"] == "application/json"
+    assert b"script" not in missing.body
+
+
+@pytest.mark.parametrize("name", ["page.html", "login.html", "page.js", "charts.js", "pictures.js", "page.css"])
+def test_the_page_holds_no_inline_script_no_markup_from_text_and_nothing_of_others(name: str) -> None:
+    text = files("edgerpn.runtime.web").joinpath(name).read_text(encoding="utf-8")
+    assert text.isascii()
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text)
+    # The name space of SVG is no address.
+    assert not re.search(r"(?:https?:)?//[\w.]+\.\w+", text.replace("http://www.w3.org/2000/svg", ""))
+    if name.endswith(".html"):
+        assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\sstyle=|\son\w+=", text)
+
+
+def test_many_silent_connections_use_up_neither_the_server_nor_the_process(
+    serve: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = connections.Connections(max_connections=10, request_s=0.5)
+    monkeypatch.setattr("edgerpn.runtime.web.server.Connections", lambda: limits)
+    site = serve()
+    silent = [socket.create_connection(site.client.address, timeout=5) for _ in range(30)]
+    try:
+        # Beyond ten at once, and those that were let in after a while; then there is room again.
+        assert all(is_cut_off(one) for one in silent)
+        site.until(lambda: len(limits) == 0)
+        assert site.get("/healthz").status == 200
+    finally:
+        for one in silent:
+            one.close()
+
+
+def is_cut_off(connection: socket.socket) -> bool:
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+def test_there_are_only_so_many_open_streams(serve: Make, make_camera: Make) -> None:
+    site = serve({"door": make_camera().url}, max_streams=2)
+    with site.client.open("/api/v1/proposals") as one, site.client.open("/api/v1/stream.mjpeg") as two:
+        assert one.readline()
+        assert two.readline()
+        refused = site.get("/api/v1/proposals")
+        assert refused.status == 503
+        assert "max_streams" in refused.json["error"]
+    site.until(lambda: site.client("HEAD", "/api/v1/proposals").status == 200)
