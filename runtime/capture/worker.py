@@ -26,8 +26,8 @@ _READS_AT_ONCE = 16
 # FFmpeg's H.264 decoder tells of another size at this level only, and OpenCV does not tell at all
 # (opencv/opencv#27116): it goes on with pictures scaled to the first size.
 _CODED_SIZE = re.compile(r"Reinit context to (\d+x\d+)")
-# What else FFmpeg says above the level of warnings, a description of the session included.
 _LEVEL = re.compile(r"^\[OPENCV:FFMPEG:\d+\] ")
+# What else FFmpeg says above the level of warnings, a description of the session included.
 _CHATTER = re.compile(r"^\[OPENCV:FFMPEG:(?:3[2-9]|[4-9]\d)\]|^[a-z]=|^\[\w+ @ [^]]+\] (?:SDP|Reinit)")
 
 
