@@ -13,7 +13,6 @@ artifact:
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from typing import Any, Literal
 
 from edgerpn import files, settings
 from edgerpn.errors import ArtifactMismatchError, ConfigError, ManifestError, ManifestVersionError
+from edgerpn.manifest_digest import check_seal, digest_of, seal
 from edgerpn.manifest_parts import (
     AnchorSpec,
     EngineSpec,
@@ -73,11 +73,8 @@ __all__ = [
 METADATA_KEY = "edgerpn.manifest"
 """Key of the manifest's JSON text in an ONNX file's `metadata_props`."""
 
-
 DIGEST_KEY = "edgerpn.sha256"
 """Key of the digest in an ONNX file's `metadata_props` by which a file that travels alone is checked, see `seal`."""
-
-_NO_DIGEST = b"0" * 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,8 +167,9 @@ def parse(text: str, *, source: str) -> Manifest:
     """Reads a manifest from JSON text; `source` names it in errors.
 
     Raises:
-        ManifestVersionError: The schema number is not `SCHEMA`.
-        ManifestError: The text is not JSON, or a field is missing, unknown or of the wrong type.
+        ManifestVersionError: The schema number is not one of `READABLE`.
+        ManifestError: The text is not JSON, a field is missing, unknown or of the wrong type, or the text was changed
+            after `write`.
     """
     try:
         values = json.loads(text)
@@ -184,47 +182,17 @@ def parse(text: str, *, source: str) -> Manifest:
             f"{source}: manifest schema {values['schema']!r}, but this version of edgerpn reads schemas "
             f"{' and '.join(map(str, READABLE))}. Use the version that wrote it, or export the model again."
         )
+    digest = values.pop("digest", None)
     try:
-        return settings.from_dict(Manifest, _without_nulls(values), source=source)
+        manifest = settings.from_dict(Manifest, _without_nulls(values), source=source)
     except ConfigError as error:
         raise ManifestError(f"{error}\nThe manifest is malformed; export the model again.") from error
-
-
-def seal(data: bytes) -> bytes:
-    """Puts the SHA-256 of an ONNX file into the file itself.
-
-    Args:
-        data: The file's bytes, in which the digest's place holds 64 zeros, once.
-
-    Returns:
-        The bytes with the digest in that place. It is of the bytes with the zeros.
-    """
-    if data.count(_NO_DIGEST) != 1:
-        raise ValueError(f"data: expected one place for a digest, got {data.count(_NO_DIGEST)}")
-    return data.replace(_NO_DIGEST, hashlib.sha256(data).hexdigest().encode("ascii"))
-
-
-def check_seal(path: Path, digest: str | None) -> bool:
-    """Whether a file that travels without its manifest file is what was sealed.
-
-    Args:
-        path: The ONNX file.
-        digest: What its metadata hold under `DIGEST_KEY`; None when there is none.
-
-    Returns:
-        Whether it could be checked at all.
-
-    Raises:
-        ArtifactMismatchError: A byte has changed.
-    """
-    if digest is None:
-        return False
-    data = path.read_bytes().replace(digest.encode("ascii", "replace"), _NO_DIGEST)
-    if hashlib.sha256(data).hexdigest() != digest:
-        raise ArtifactMismatchError(
-            f"{path}: damaged: its bytes are not those that were exported. Copy the file again, or export again."
+    if digest is not None and digest != digest_of(values):
+        raise ManifestError(
+            f"{source}: the manifest was edited after it was written: its contents do not fit its digest. Copy it "
+            "again, or export or build the model again."
         )
-    return True
+    return manifest
 
 
 def is_manifest(path: Path) -> bool:
@@ -245,13 +213,17 @@ def _without_nulls(value: Any) -> Any:
 
 
 def write(manifest: Manifest, artifact: str | os.PathLike[str]) -> Path:
-    """Writes the manifest beside `artifact` in one step, with the artifact's hash and size; returns its path."""
+    """Writes the manifest beside `artifact` in one step, with the artifact's hash and size; returns its path.
+
+    The text gets a digest of itself, by which `parse` notices a change.
+    """
     digest, num_bytes = files.sha256(artifact), Path(artifact).stat().st_size
     provenance = dataclasses.replace(manifest.provenance, artifact_sha256=digest, artifact_bytes=num_bytes)
     if manifest.kind == "onnx":
         provenance = dataclasses.replace(provenance, onnx_sha256=digest)
     path = manifest_path(artifact)
-    files.write_text(path, manifest.replace(provenance=provenance).to_json())
+    values = json.loads(manifest.replace(provenance=provenance).to_json())
+    files.write_text(path, json.dumps({**values, "digest": digest_of(values)}, indent=2) + "\n")
     return path
 
 

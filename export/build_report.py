@@ -107,6 +107,8 @@ def tell_notes(report: BuildReport, outcome: Outcome, say: Callable[[str], None]
         note = outcome.events.get(kind, {}).get("note")
         if note:
             report.tell(note, say)
+    if report.config.profile and report.probed["machine"]["gpu"] is None:
+        report.tell("the layers were not timed (--profile): there is no NVIDIA GPU or driver here", say)
 
 
 def explain(outcome: Outcome, config: BuildConfig, *, has_gpu: bool) -> str:

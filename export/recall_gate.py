@@ -144,7 +144,7 @@ class RecallGate:
 
 
 def _change(lost: float) -> str:
-    return f"{lost:.2f} points lost" if lost > 0 else f"{-lost:.2f} points won"
+    return f"{-lost:.2f} points won" if round(lost, 2) < 0 else f"{abs(lost):.2f} points lost"
 
 
 def points(difference: float) -> float:

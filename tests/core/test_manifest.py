@@ -47,8 +47,11 @@ def artifact(tmp_path: Path) -> Path:
 
 
 def edit(artifact: Path, **changes: Any) -> None:
+    """Changes the manifest as one without a digest, so that the contents alone are judged."""
     path = manifest.manifest_path(artifact)
-    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+    values = json.loads(path.read_text(encoding="utf-8")) | changes
+    del values["digest"]
+    path.write_text(json.dumps(values), encoding="utf-8")
 
 
 def test_a_written_manifest_reads_back_with_the_hash_of_its_artifact(artifact: Path) -> None:
@@ -105,7 +108,7 @@ def test_an_artifact_with_a_flipped_bit_is_refused(artifact: Path) -> None:
 def test_a_manifest_without_a_size_is_read_too(artifact: Path) -> None:
     path = manifest.manifest_path(artifact)
     values = json.loads(path.read_text(encoding="utf-8"))
-    del values["provenance"]["artifact_bytes"]
+    del values["provenance"]["artifact_bytes"], values["digest"]
     path.write_text(json.dumps(values), encoding="utf-8")
     assert manifest.read(artifact).provenance.artifact_bytes is None
     artifact.write_bytes(b"a gra")
@@ -124,6 +127,32 @@ def test_an_unknown_schema_is_refused_with_both_numbers(artifact: Path, schema: 
     edit(artifact, schema=schema)
     with pytest.raises(ManifestVersionError, match=r"model\.json: manifest schema .* reads schemas 1 and 2"):
         manifest.read(artifact)
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"), [("proposals", "nms_iou", 0.3), ("input", "pad_value", 0), ("provenance", "created", "x")]
+)
+def test_an_edited_manifest_is_refused(artifact: Path, part: str, key: str, value: object) -> None:
+    path = manifest.manifest_path(artifact)
+    values = json.loads(path.read_text(encoding="utf-8"))
+    assert values[part][key] != value
+    values[part][key] = value
+    path.write_text(json.dumps(values, indent=2), encoding="utf-8")
+    with pytest.raises(ManifestError, match=r"model\.json: the manifest was edited after it was written"):
+        manifest.read(artifact)
+
+
+def test_spaces_and_the_order_of_keys_are_no_edit(artifact: Path) -> None:
+    before = manifest.read(artifact)
+    path = manifest.manifest_path(artifact)
+    values = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(values, sort_keys=True, indent=7), encoding="utf-8")
+    assert manifest.read(artifact) == before
+
+
+def test_a_manifest_without_a_digest_is_read(artifact: Path) -> None:
+    edit(artifact, name="renamed by hand")
+    assert manifest.read(artifact).name == "renamed by hand"
 
 
 def test_a_missing_artifact_is_named(tmp_path: Path) -> None:

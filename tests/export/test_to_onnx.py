@@ -115,6 +115,9 @@ def test_the_file_carries_the_manifest_that_lies_beside_it(name: str, exported: 
     for hashed in ("artifact_sha256", "onnx_sha256"):
         assert inside["provenance"].pop(hashed) is None
         assert beside["provenance"].pop(hashed) == files.sha256(made.file)
+    assert inside["provenance"].pop("artifact_bytes") is None
+    assert beside["provenance"].pop("artifact_bytes") == made.file.stat().st_size
+    assert len(beside.pop("digest")) == 64
     # Golden frames are a file of their own, which a copy of the ONNX file alone does not have.
     assert inside.pop("golden") is None
     assert beside.pop("golden")["file"] == "model.golden.npz"
