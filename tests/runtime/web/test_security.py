@@ -53,7 +53,7 @@ def test_every_answer_forbids_what_the_page_does_not_need(serve: Make, path: str
     for name, value in {
         "X-Content-Type-Options": "nosniff",
         "X-Frame-Options": "DENY",
-        "Referrer-Policy": "no-referrer",
+        "Referrer-Policy": "same-origin",
         "Cross-Origin-Resource-Policy": "same-origin",
     }.items():
         assert headers.get_all(name) == [value]
