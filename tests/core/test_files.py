@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,13 @@ def test_an_interrupted_write_leaves_the_old_file_and_no_other(tmp_path: Path, e
         write_half()
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("number", "is_named"), [(errno.ENOSPC, True), (errno.EPIPE, False)])
+def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path: Path, number: int, *, is_named: bool) -> None:
+    with pytest.raises(OSError, match=os.strerror(number)) as caught, files.replacing(tmp_path / "a.txt"):
+        raise OSError(number, os.strerror(number))
+    assert caught.value.filename == (str(tmp_path / "a.txt") if is_named else None)
 
 
 def test_the_file_does_not_appear_before_the_block_ends(tmp_path: Path) -> None:
