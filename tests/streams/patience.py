@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 
@@ -37,6 +38,11 @@ def slowness() -> float:
     num_cores = len(os.sched_getaffinity(0))
     # The load of the last minute, because what was slow may be over already.
     return max(1.0, measured, 1.5 * os.getloadavg()[0] / num_cores)
+
+
+def wait_for_captures() -> None:
+    """Waits for the end of closed captures: closing gives up on a process after two seconds, and this does not."""
+    wait_until(lambda: not any(thread.name == "edgerpn-capture" for thread in threading.enumerate()))
 
 
 def wait_until(is_it: Callable[[], object], timeout_s: float = DEADLINE_S) -> object:

@@ -115,6 +115,7 @@ def play() -> Iterator[Callable[..., Player]]:
     yield start
     for capture in captures:
         capture.close()
+    _patience.wait_for_captures()
 
 
 @pytest.fixture
@@ -129,6 +130,7 @@ def make_group() -> Iterator[Callable[[], CaptureGroup]]:
     yield make
     for group in groups:
         group.close()
+    _patience.wait_for_captures()
 
 
 @pytest.fixture(scope="session")

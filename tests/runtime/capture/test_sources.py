@@ -22,7 +22,7 @@ def take_all(player: Any) -> tuple[list[CapturedFrame], list[CaptureEvent]]:
     """Everything until the source is exhausted, with copies of the pictures."""
     frames: list[CapturedFrame] = []
     events: list[CaptureEvent] = []
-    while (item := player.capture.take(10.0)) is not None:
+    while (item := player.capture.take(40.0)) is not None:
         if isinstance(item, CapturedFrame):
             frames.append(item)
         else:
@@ -32,12 +32,12 @@ def take_all(player: Any) -> tuple[list[CapturedFrame], list[CaptureEvent]]:
 
 
 def test_a_file_gives_every_frame_in_order_however_slow_the_consumer(clip: Path, play: Make) -> None:
-    player = play(str(clip), slots=3, stall_s=0.5)
+    player = play(str(clip), slots=3, stall_s=1.0)
     values, times, indices = [], [], []
-    while (item := player.capture.take(5.0)) is not None:
+    while (item := player.capture.take(40.0)) is not None:
         if isinstance(item, CapturedFrame):
             # Slower than the patience at one place: a source that waits for us is not stalled.
-            time.sleep(0.8 if item.index == 10 else 0.002)
+            time.sleep(2.5 if item.index == 10 else 0.002)
             values.append(int(item.image[0, 0, 0]))
             times.append(item.media_time_s)
             indices.append(item.index)
@@ -104,7 +104,7 @@ def test_what_cannot_be_opened_is_told_with_its_reason(source: str, reason: str,
     if reason == "unsupported" and cv2.videoio_registry.hasBackend(cv2.CAP_GSTREAMER):
         pytest.skip("this OpenCV has GStreamer")
     player = play(source)
-    event, _ = player.until(lambda item: getattr(item, "kind", "") in ("error", "reconnecting"), 8.0)
+    event, _ = player.until(lambda item: getattr(item, "kind", "") in ("error", "reconnecting"), 40.0)
     assert event.reason == reason
     assert event.fix
     # What may come back is tried again, the rest is not.
@@ -120,7 +120,8 @@ def test_pictures_over_http_are_live(make_mjpeg: Make, play: Make) -> None:
     connected = player.event("connected")
     assert connected.is_live
     assert connected.size_wh == (64, 48)
-    assert len(player.frames_for(1.0)) >= 15
+    first, _ = player.frame()
+    player.until(lambda item: getattr(item, "index", 0) >= first.index + 30, 40.0)
 
 
 def test_a_login_over_http(make_mjpeg: Make, play: Make) -> None:

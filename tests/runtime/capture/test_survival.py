@@ -31,22 +31,13 @@ def is_running(pid: int) -> bool:
     return state not in "ZX"
 
 
-def wait_until(is_it: Callable[[], bool], timeout_s: float = 3.0) -> bool:
-    end_s = time.monotonic() + timeout_s
-    while time.monotonic() < end_s:
-        if is_it():
-            return True
-        time.sleep(0.02)
-    return is_it()
-
-
 def num_fds() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
 def test_a_capture_process_that_dies_is_reported_and_replaced(
-    number: signal.Signals, make_camera: Make, play: Make, recovery_s: float
+    number: signal.Signals, make_camera: Make, play: Make, recovery_s: float, patience: Any
 ) -> None:
     camera = make_camera()
     player = play(f"rtsp://127.0.0.1:{camera.port}/cam")
@@ -54,18 +45,20 @@ def test_a_capture_process_that_dies_is_reported_and_replaced(
     copy = held.image.copy()
     pid = player.capture.stats.pid
     os.kill(pid, number)
-    error = player.event("error", 2.0)
+    start_s = time.monotonic()
+    error = player.event("error")
+    patience.assert_within(time.monotonic() - start_s, 2.0)
     assert error.reason == "crashed"
     assert number.name in error.message
     assert player.event("reconnecting").attempt == 1
-    assert player.fresh_frame(recovery_s) < recovery_s
+    player.recovers(recovery_s)
     assert player.capture.stats.pid != pid
     assert not is_running(pid)
     # What a consumer holds outlives the process that wrote it.
     assert np.array_equal(held.image, copy)
 
 
-def test_killing_the_parent_leaves_no_process_and_no_memory(clip: Path, tmp_path: Path) -> None:
+def test_killing_the_parent_leaves_no_process_and_no_memory(clip: Path, patience: Any) -> None:
     before = set(os.listdir("/dev/shm"))
     code = """
 import sys, time
@@ -94,28 +87,28 @@ time.sleep(60)
     parent.wait()
     parent.stdout.close()
     listener.close()
-    assert wait_until(lambda: not any(is_running(pid) for pid in pids))
+    patience.wait_until(lambda: not any(is_running(pid) for pid in pids))
     assert set(os.listdir("/dev/shm")) <= before
 
 
-def test_closing_is_quick_even_when_the_source_never_answers(clip: Path) -> None:
+def test_closing_is_quick_even_when_the_source_never_answers(clip: Path, patience: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"rtsp://127.0.0.1:{listener.getsockname()[1]}/never-answers"
         group = CaptureGroup()
         captures = [group.add(CaptureConfig(source=url)), group.add(CaptureConfig(source=str(clip)))]
-        assert wait_until(lambda: all(capture.stats.pid for capture in captures))
+        patience.wait_until(lambda: all(capture.stats.pid for capture in captures))
         time.sleep(0.7)
         pids = [capture.stats.pid for capture in captures]
         start_s = time.monotonic()
         group.close()
-        assert time.monotonic() - start_s < 2.0
-        assert wait_until(lambda: not any(pid and is_running(pid) for pid in pids), 1.0)
+        patience.assert_within(time.monotonic() - start_s, 2.0)
+        patience.wait_until(lambda: not any(pid and is_running(pid) for pid in pids))
 
 
 def test_a_silent_server_is_given_up_and_the_reason_told(play: Make) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         player = play(f"rtsp://127.0.0.1:{listener.getsockname()[1]}/x", open_timeout_s=0.5)
-        down = player.event("reconnecting", 6.0)
+        down = player.event("reconnecting")
         assert down.reason == "timeout"
         assert "firewall" in down.fix
 
@@ -128,12 +121,12 @@ def test_fifty_reconnects_leave_no_descriptor_thread_or_memory_behind(make_mjpeg
     with open_capture(CaptureConfig(source=camera.url, **settings)) as capture:
         counts = []
         for _ in range(50):
-            while not isinstance(capture.take(5.0), CapturedFrame):
+            while not isinstance(capture.take(40.0), CapturedFrame):
                 pass
             pid = capture.stats.pid
             if pid is not None:
                 os.kill(pid, signal.SIGKILL)
-            while (item := capture.take(5.0)) is None or getattr(item, "kind", "") != "reconnecting":
+            while (item := capture.take(40.0)) is None or getattr(item, "kind", "") != "reconnecting":
                 pass
             del item
             gc.collect()
