@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
 import cv2
@@ -26,6 +26,7 @@ def context(preload: str) -> Any:
     server.set_forkserver_preload([preload])
     # It and its children take over which signals are blocked. Whoever ends a service or a SLURM job sends SIGTERM to
     # every process; the training process alone must answer, for it cannot finish its step without its data.
+    resource_tracker.ensure_running()  # starting it later would unblock the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         forkserver.ensure_running()

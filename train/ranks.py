@@ -8,6 +8,8 @@ evaluation happens is agreed upon, because clocks and signals differ from proces
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed.rendezvous import rendezvous
 
 from edgerpn.errors import ConfigError, TrainingStoppedError
 
@@ -57,10 +60,25 @@ class Ranks:
             torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         with _lost_processes_named(self):
-            distributed.init_process_group(backend, timeout=PATIENCE)
+            with _ended_at_once_by_sigterm():
+                distributed.init_process_group(
+                    backend, store=self._meeting_place(), rank=self.rank, world_size=self.size, timeout=PATIENCE
+                )
             yield
             # After an error the others may never come here; the process ends soon, and its connections with it.
             distributed.destroy_process_group()
+
+    def _meeting_place(self) -> distributed.Store:
+        """Where the processes find each other.
+
+        torchrun keeps one store over its restarts, where processes would find the addresses of those that are gone
+        (seen with PyTorch 2.13, pytorch/pytorch issue 135712). On one machine the number of restarts tells the
+        generations apart; over several machines it differs from one to the next.
+        """
+        store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
+        if self.local_size < self.size:
+            return store
+        return distributed.PrefixStore(f"edgerpn/{self.restarts}", store)
 
     def from_first(self, make: Callable[[], Value]) -> Value:
         """What `make` gives in the first process, in every process.
@@ -142,6 +160,19 @@ def ranks_from(environment: Mapping[str, str] = os.environ) -> Ranks:
         run_id=environment.get("TORCHELASTIC_RUN_ID"),
         restarts=restarts,
     )
+
+
+@contextmanager
+def _ended_at_once_by_sigterm() -> Iterator[None]:
+    """Lets SIGTERM end this process while it waits for others that may never come: nothing is to be saved yet."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    old = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old if old is not None else signal.SIG_DFL)
 
 
 @contextmanager

@@ -140,10 +140,15 @@ def _read(request: RunRequest, ranks: Ranks) -> _Material:
 
 
 def _checkpoint(request: RunRequest, ranks: Ranks) -> Checkpoint | None:
-    """What to go on from: when that was asked for, or when torchrun starts this very run again."""
+    """What to go on from: when that was asked for, or when torchrun starts this very run again.
+
+    A name that was given to torchrun (--rdzv-id, or by itself with --standalone) tells a run from others. Without one
+    the number of restarts must do, which counts those of this machine only.
+    """
     if request.resume:
         return request.folder.read_last(request.say)
-    if not ranks.restarts or not request.folder.last.exists():
+    is_named = ranks.run_id not in (None, "none")
+    if not (is_named or ranks.restarts) or not request.folder.last.exists():
         return None
     try:
         checkpoint = request.folder.read_last(request.say)
@@ -153,7 +158,7 @@ def _checkpoint(request: RunRequest, ranks: Ranks) -> Checkpoint | None:
     is_same = checkpoint.settings == _with_batch_size(request.settings, checkpoint)
     if not is_same or state.get("torchrun_id") != ranks.run_id:
         return None
-    request.say(f"torchrun started this run again (restart {ranks.restarts})")
+    request.say(f"torchrun started this run ({ranks.run_id}) again")
     return checkpoint
 
 

@@ -38,11 +38,8 @@ def train_and_stop(folders: list[str], out: Path, texts: Sequence[str], number: 
     while process.poll() is None and not (out / "loss.png").exists():
         time.sleep(0.02)
     time.sleep(0.1)
-    # A terminal sends Ctrl-C to the workers as well; a service manager asks the process alone to end.
-    if number == signal.SIGINT:
-        os.killpg(process.pid, number)
-    else:
-        process.send_signal(number)
+    # A terminal, a service manager and SLURM send it to the workers as well.
+    os.killpg(process.pid, number)
     output, _ = process.communicate(timeout=120)
     return process.returncode, output
 
