@@ -41,13 +41,13 @@ def main() -> None:
     options = parser.parse_args()
     # The cores belong to the model, as in `edgerpn run`.
     cv2.setNumThreads(1)
-    rows: list[tuple[float, float, float, float | None]] = []
+    rows: list[dict[str, float]] = []
     start_s, num_damaged = 0.0, 0
     with (
         load(options.model, providers=["cpu"]) as model,
         closing(_results(options.name, options.url, model)) as results,
     ):
-        for picture, model_ms, told_ms in results:
+        for picture, figures in results:
             now_s = time.monotonic()
             start_s = start_s or now_s
             if now_s - start_s >= SETTLE_S + options.seconds:
@@ -56,13 +56,13 @@ def main() -> None:
                 age = age_ms(picture, now_s)
                 num_damaged += age is None
                 if age is not None:
-                    rows.append((now_s, age, model_ms, told_ms))
+                    rows.append({"time_s": now_s, "age_ms": age, **figures})
     version = _version(options.name)
     options.out.write_text(json.dumps({"rows": rows, "damaged": num_damaged, "version": version}), encoding="ascii")
 
 
-def _results(name: str, url: str, model: Model) -> Generator[tuple[Any, float, float | None], None, None]:
-    """Picture, milliseconds in the model, and the age as we tell it, if it is ours."""
+def _results(name: str, url: str, model: Model) -> Generator[tuple[Any, dict[str, float]], None, None]:
+    """Pictures, each with the milliseconds in the model and, of ours, what its record tells."""
     if name == "ours":
         yield from _ours(url, model)
         return
@@ -72,17 +72,25 @@ def _results(name: str, url: str, model: Model) -> Generator[tuple[Any, float, f
             start_s = time.monotonic()
             if name != "idle":
                 model(picture)
-            yield picture, (time.monotonic() - start_s) * 1e3, None
+            yield picture, {"model_ms": (time.monotonic() - start_s) * 1e3}
 
 
-def _ours(url: str, model: Model) -> Generator[tuple[Any, float, float | None], None, None]:
+def _ours(url: str, model: Model) -> Generator[tuple[Any, dict[str, float]], None, None]:
     # No limit, so that no old result is kept from being counted.
     config = StreamsConfig(sources=(SourceConfig(source=url, name="camera", max_age_ms=0.0),))
     with StreamRunner(model, config) as runner:
         for item in runner:
             if isinstance(item, Result):
-                stages = [item.stage_ms[name] for name in ("preprocess", "inference", "postprocess")]
-                yield item.image, sum(stages), item.age_ms
+                stages = item.stage_ms
+                yield (
+                    item.image,
+                    {
+                        "model_ms": stages["preprocess"] + stages["inference"] + stages["postprocess"],
+                        "told_ms": item.age_ms or 0.0,
+                        "lag_ms": stages.get("capture_lag", 0.0),
+                        "wait_ms": stages.get("wait", 0.0),
+                    },
+                )
 
 
 def _read(url: str) -> Generator[Any, None, None]:
