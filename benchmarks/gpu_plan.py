@@ -124,7 +124,8 @@ class Plan:
             f"export {export.name}",
             words,
             why_not=why_not,
-            limit_s=300,
+            # On a small computer one takes minutes; the others need their part of the time, too.
+            limit_s=max(300, 30 * self.session.minutes),
             threads=threads,
             read=partial(export_of, output),
         )

@@ -61,6 +61,7 @@ class Session:
         """
         self.work = work
         self.records: list[Record] = []
+        self.minutes = minutes
         self._end_s = time.monotonic() + 60 * minutes
         self._names = {str(work): "WORK", **names}
         self._say = say

@@ -136,7 +136,7 @@ def _compare(arguments: argparse.Namespace) -> Comparison:
         from edgerpn.export.compare_pictures import write_pictures
 
         written = write_pictures(comparison, arguments.pictures)
-        print(f"drew {len(written)} pictures into {arguments.pictures}")
+        print(f"drew {len(written)} picture{'' if len(written) == 1 else 's'} into {arguments.pictures}")
     culprit = comparison.culprit
     if culprit is None:
         print(f"the models agree within the tolerance of {comparison.precision}")

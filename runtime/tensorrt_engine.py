@@ -156,6 +156,7 @@ class _RuntimeCache:
         self._title = library.title
         self._config: Any = None
         self._saved = b""
+        self._file: Path | None = None
         if library.name != "tensorrt-rtx":
             return
         module = library.module
@@ -168,8 +169,9 @@ class _RuntimeCache:
         self._cache = self._config.create_runtime_cache()
         digest = (manifest.provenance.artifact_sha256 or "")[:16]
         gpu = re.sub(r"[^A-Za-z0-9]+", "-", f"{device.info.name}-{device.info.compute_capability}")
-        self._file = cache_folder() / "tensorrt-rtx" / f"{digest}-{library.version}-{gpu}.bin"
-        self._saved = _read(self._file)
+        folder = cache_folder()
+        self._file = folder / "tensorrt-rtx" / f"{digest}-{library.version}-{gpu}.bin" if folder else None
+        self._saved = _read(self._file) if self._file else b""
         if self._saved and not self._cache.deserialize(self._saved):
             self._saved = b""
         self._config.set_runtime_cache(self._cache)
@@ -194,16 +196,22 @@ class _RuntimeCache:
         if not data or data == self._saved:
             return
         self._saved = data
+        if self._file is None:
+            _logger.warning("there is no home folder to keep compiled kernels in: the next start compiles again")
+            return
         try:
             files.write_bytes(self._file, data)
         except OSError as error:
             _logger.warning("%s: cannot be written (%s): the next start compiles again", self._file, error.strerror)
 
 
-def cache_folder() -> Path:
-    """Where we keep what can be made again: $XDG_CACHE_HOME/edgerpn, or ~/.cache/edgerpn."""
+def cache_folder() -> Path | None:
+    """Where we keep what can be made again: $XDG_CACHE_HOME/edgerpn, or ~/.cache/edgerpn; None without a home."""
     base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "edgerpn"
+    try:
+        return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "edgerpn"
+    except RuntimeError:  # a user without a home folder, as in some containers
+        return None
 
 
 def _read(file: Path) -> bytes:

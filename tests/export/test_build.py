@@ -94,6 +94,15 @@ def test_an_engine_has_manifest_golden_frames_and_report_beside_it(
     assert result.num_bytes == output.stat().st_size > 20_000
 
 
+def test_layer_times_without_a_gpu_are_said_to_be_missing(model: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    config = dataclasses.replace(RTX, profile=True)
+    result = build_engine(model, tmp_path / "a.engine", config, say=lines.append)
+    assert result.manifest.engine is not None
+    if result.manifest.engine.gpu is None:
+        assert "the layers were not timed (--profile): there is no NVIDIA GPU or driver here" in lines
+
+
 def test_the_manifest_says_what_the_engine_was_built_with_and_for(built: tuple[BuildResult, Path, list[str]]) -> None:
     engine = built[0].manifest.engine
     assert engine is not None

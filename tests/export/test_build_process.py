@@ -27,7 +27,7 @@ command_line.COMMANDS.setdefault("build", ("edgerpn.export.build_cli", "rtx", "b
 {prepare}
 sys.exit(command_line.main(["build", *sys.argv[1:]]))
 """
-WAIT_S = 60
+WAIT_S = 240
 
 
 class Building:
@@ -109,7 +109,7 @@ def is_alive(pid: int) -> bool:
 
 
 def wait_until_gone(pid: int) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + WAIT_S
     while is_alive(pid) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not is_alive(pid)
@@ -190,7 +190,7 @@ limit = functools.partial(resource.setrlimit, resource.RLIMIT_AS, ({limit}, {lim
 subprocess.Popen = functools.partial(subprocess.Popen, preexec_fn=limit)
 """
     # The library answers with an error, or stands still for ever: then a thread of its pool could not be started.
-    status, out, err = build("--set", "stall_s=5", prepare=prepare).finish()
+    status, out, err = build("--set", "stall_s=3", prepare=prepare).finish()
     assert status == 1
     steps = [line.partition("; trying again with ") for line in out.splitlines() if "; trying again with " in line]
     assert {reason for reason, _, _ in steps} <= {"out of memory", "the builder stood still with memory short"}

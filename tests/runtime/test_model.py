@@ -123,6 +123,13 @@ def test_a_fixed_source_size_takes_frames_as_they_are(make_model: MakeModel, tmp
             model(paint(100, 200))
 
 
+def test_a_truncated_file_without_a_manifest_is_told_in_plain_words(make_model: MakeModel, tmp_path: Path) -> None:
+    path = make_model(tmp_path, has_sidecar=False)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(EngineLoadError, match=r"cannot load it: it is truncated, damaged, or of another format\. Copy"):
+        load(path)
+
+
 def test_a_changed_model_file_is_refused(make_model: MakeModel, tmp_path: Path) -> None:
     path = make_model(tmp_path)
     path.write_bytes(path.read_bytes() + b"\0")

@@ -77,6 +77,23 @@ def test_a_cache_folder_that_cannot_be_written_costs_a_warning_only(
     assert "the next start compiles again" in caplog.text
 
 
+def test_a_user_without_a_home_folder_runs_engines_too(
+    bench: Any,
+    make_engine: MakeModel,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    bench.library = type(bench.library)(bench.device, is_rtx=True, version="1.7.1.116")
+    bench.load(make_engine(tmp_path, batch=1, library="tensorrt-rtx", library_version="1.7.1.116")).close()
+    assert "there is no home folder to keep compiled kernels in" in caplog.text
+
+
 def test_errors_of_cuda_name_the_call_and_what_to_do(
     bench: Any, make_engine: MakeModel, tmp_path: Path, painted: Image
 ) -> None:

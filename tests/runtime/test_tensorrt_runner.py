@@ -163,7 +163,7 @@ def test_many_threads_share_a_backend(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=30)
+        thread.join(timeout=120)
     assert errors == []
     backend.close()
 
@@ -177,7 +177,7 @@ def test_a_third_caller_waits_for_a_slot(bench: Any, make_engine: MakeModel, tmp
     thread.join(timeout=0.2)
     assert got == []
     slots[0].release()
-    thread.join(timeout=5)
+    thread.join(timeout=60)
     assert got == [slots[0]]
     got[0].release()
     slots[1].release()
@@ -215,7 +215,7 @@ def test_closing_wakes_who_waits(bench: Any, make_engine: MakeModel, tmp_path: P
     thread = threading.Thread(target=wait)
     thread.start()
     backend.close()
-    thread.join(timeout=5)
+    thread.join(timeout=60)
     assert caught == ["the model is closed"]
     slot.release()
 
