@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -31,6 +32,7 @@ SAMPLED = (
 """What is sampled, in order."""
 
 _FRESH_S = 0.25
+_logger = logging.getLogger(__name__)
 
 Sample = tuple[int, tuple[float | None, ...]]
 
@@ -69,17 +71,25 @@ class Hub:
     def write(self, result: Result) -> None:
         """Takes a result; its picture is copied if somebody watches."""
         self._alive_s = time.monotonic()
-        self.metrics.observe(result)
-        self.pictures.offer(result)
-        self.feed.put_result(result)
+        try:
+            self.metrics.observe(result)
+            self.pictures.offer(result)
+            self.feed.put_result(result)
+        except Exception:
+            # Whatever is wrong with the page, the run goes on.
+            _logger.exception("the web page lacks a result of %s", result.frame.source)
 
     def event(self, event: Event) -> None:
         """Takes an event."""
         self._alive_s = time.monotonic()
-        self.pictures.note(event)
-        self.feed.put_event(event)
-        if event.reason == "removed":
-            self.metrics.forget(event.source)
+        try:
+            self.pictures.note(event)
+            self.feed.put_event(event)
+            if event.reason == "removed":
+                self.metrics.forget(event.source)
+        except Exception:
+            # As above.
+            _logger.exception("the web page lacks an event of %s", event.source)
 
     def close(self) -> None:
         """Begins to end the server; does not wait for it."""

@@ -130,16 +130,21 @@ def families(
         for source, view in stats.items():
             counter.add_metric([source], view[key])
         yield counter
+    # Two outputs may have one name, and two samples may not.
+    named = {
+        f"{sink.name} #{index + 1}" if sink.name in {other.name for other in sinks[:index]} else sink.name: sink
+        for index, sink in enumerate(sinks)
+    }
     for name, key, text in _SINK_COUNTERS:
         counter = CounterMetricFamily(f"edgerpn_output_{name}", text, labels=["output"])
-        for sink in sinks:
-            counter.add_metric([sink.name], getattr(sink, key))
+        for label, sink in named.items():
+            counter.add_metric([label], getattr(sink, key))
         yield counter
     queued = GaugeMetricFamily("edgerpn_output_queued", "Results and events that wait.", labels=["output"])
     failing = GaugeMetricFamily("edgerpn_output_failing", "1: the last call failed.", labels=["output"])
-    for sink in sinks:
-        queued.add_metric([sink.name], sink.queued)
-        failing.add_metric([sink.name], float(sink.is_failing))
+    for label, sink in named.items():
+        queued.add_metric([label], sink.queued)
+        failing.add_metric([label], float(sink.is_failing))
     yield from (queued, failing)
     for name, (value, text) in gauges.items():
         yield GaugeMetricFamily(name, text, value=value)

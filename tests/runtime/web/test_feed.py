@@ -1,4 +1,4 @@
-"""Queues of listeners, and the memory of events."""
+"""Queues of listeners, the memory of events, and the end of the page that the run holds."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ import time
 from typing import Any
 
 import numpy as np
+import pytest
 
 from edgerpn.proposals import Proposals
 from edgerpn.runtime.frame import Event, Frame, Result
+from edgerpn.runtime.sinks import SinkStats
+from edgerpn.runtime.web import HttpConfig, PageInfo, hub
 from edgerpn.runtime.web.feed import MAX_EVENTS, QUEUE_RECORDS, Feed, Listener
+from edgerpn.runtime.web.metrics import Metrics, families
 
 
 def event(kind: Any = "gap", source: str = "door") -> Event:
@@ -85,4 +89,64 @@ def test_stale_frames_in_a_row_are_one_entry_with_a_count_and_leave_the_others_t
         ("yard", "stale", 1000),
         ("door", "gap", 1),
         ("door", "stale", 1),
+    ]
+
+
+class Streams:
+    """A run in which nothing happens."""
+
+    busy_s = 0.0
+
+    def stats(self) -> dict[str, Any]:
+        return {}
+
+    def sink_stats(self) -> list[SinkStats]:
+        return []
+
+    def add(self, table: Any) -> str:
+        raise RuntimeError
+
+    def remove(self, name: str) -> bool:
+        return False
+
+
+@pytest.fixture
+def made_hub() -> Any:
+    made = hub.Hub(HttpConfig(), on_picture=lambda source: None)
+    yield made
+    made.pictures.close()
+
+
+def test_a_run_that_emits_and_ticks_no_more_hangs(made_hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert made_hub.health() == (True, "starting")
+    made_hub.begin(Streams(), PageInfo(model="m", backend="b"))
+    assert made_hub.health() == (True, "ok")
+    now_s = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now_s + hub.SILENT_S + 1)
+    assert made_hub.health() == (False, "run_hangs")
+    made_hub.tick()
+    assert made_hub.health() == (True, "ok")
+
+
+def test_what_is_wrong_with_the_page_does_not_reach_the_run(
+    made_hub: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(made_hub.feed, "put_result", fail)
+    monkeypatch.setattr(made_hub.feed, "put_event", fail)
+    made_hub.write(result(1))
+    made_hub.event(event())
+    assert caplog.text.count("the web page lacks") == 2
+
+
+def test_two_outputs_of_one_name_are_two_lines_of_metrics() -> None:
+    same = SinkStats(name="mqtt a", queued=1, written=2, dropped=3, errors=4, last_error="", is_failing=False)
+    found = families({}, [same, same], up_states=(), gauges={}, counters={}, info={})
+    body, _ = Metrics().text("", found)
+    lines = [line for line in body.decode().splitlines() if line.startswith("edgerpn_output_written_total")]
+    assert lines == [
+        'edgerpn_output_written_total{output="mqtt a"} 2.0',
+        'edgerpn_output_written_total{output="mqtt a #2"} 2.0',
     ]
