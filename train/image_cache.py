@@ -50,9 +50,6 @@ class ImageCache:
             out_hw: Height and width of the views, pixels.
             size_bytes: Shared memory to use; 0: none, every image is decoded every time.
             lock: Of multiprocessing, when other processes get copies; it orders what they see of each other's work.
-
-        Raises:
-            RuntimeError: There is no such amount of shared memory.
         """
         self._slots: dict[tuple[int, int], tuple[int, tuple[int, int, int]]] = {}
         self._lock: AbstractContextManager[Any] = lock if lock is not None else contextlib.nullcontext()
@@ -67,8 +64,14 @@ class ImageCache:
         self._memory = torch.empty(used, dtype=torch.uint8)
         self._is_filled = torch.zeros(len(records) if used else 0, len(_REDUCTIONS), dtype=torch.bool)
         if used:
-            self._memory.share_memory_()
-            self._is_filled.share_memory_()
+            try:
+                self._memory.share_memory_()
+                self._is_filled.share_memory_()
+            except RuntimeError:
+                # Others took it meanwhile, or there is a limit: decoding every time is slower, and that is all.
+                self._slots, self._memory, used = {}, torch.empty(0, dtype=torch.uint8), 0
+        self.size_bytes = used
+        """Shared memory that it takes; 0 when there was none."""
 
     @property
     def num_filled(self) -> int:

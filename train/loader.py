@@ -204,9 +204,12 @@ class TrainLoader:
             )
         self._seed = seed
         self._plan = _Plan()
+        cache = self._make_cache(records, config, cache_bytes)
+        self.cache_bytes = cache.size_bytes
+        """Shared memory that keeps decoded images."""
         self._epochs_started = 0
         self._loader: DataLoader[Batch | DataError] | None = _data_loader(
-            _BatchSource(tuple(records), config, seed, self._make_cache(records, config, cache_bytes)),
+            _BatchSource(tuple(records), config, seed, cache),
             self._plan,
             config.workers,
             pin_memory,

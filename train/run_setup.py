@@ -81,14 +81,13 @@ def set_up(request: RunRequest, ranks: Ranks, compute: Compute) -> Run:
         say(f"loaded {count} tensors of the backbone from {request.backbone_weights}")
     model = place(model, compute.device)
     parallel = _parallel(model, settings, ranks, compute)
-    size_bytes = _cache_bytes(material.train_set, settings, ranks)
     loader = TrainLoader(
         records,
         settings.data,
         seed=settings.loop.seed,
         pin_memory=compute.device.type == "cuda",
         share=Share(rank=ranks.rank, num_ranks=ranks.size, passes=settings.loop.accumulate),
-        cache_bytes=size_bytes,
+        cache_bytes=_cache_bytes(material.train_set, settings, ranks),
     )
     anchors = [a.to(compute.device) for a in grid_anchors(settings.model.anchors, settings.data.input_hw)]
     run = Run(
@@ -125,8 +124,8 @@ def set_up(request: RunRequest, ranks: Ranks, compute: Compute) -> Run:
     count = sum(p.numel() for p in model.parameters())
     processes = f" on each of {ranks.size} processes" if ranks.size > 1 else ""
     say(f"{settings.model.backbone}: {count / 1e6:.2f} M parameters, {len(records)} images, {compute}{processes}")
-    if size_bytes:
-        say(f"decoded images are kept in {-(-size_bytes >> 20)} MiB of shared memory (data.cache)")
+    if loader.cache_bytes:
+        say(f"decoded images are kept in {-(-loader.cache_bytes >> 20)} MiB of shared memory (data.cache)")
     return run
 
 

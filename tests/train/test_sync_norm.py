@@ -33,12 +33,12 @@ def passes(module: nn.Module, images: torch.Tensor, grad: torch.Tensor) -> dict[
     output.backward(grad)
     state = {name: value.detach().clone() for name, value in module.state_dict().items() if "running" in name}
     grads = {f"grad {name}": parameter.grad for name, parameter in module.named_parameters()}
-    return {"output": output.detach(), "grad images": images.grad, **grads, **state}  # type: ignore[dict-item]
+    return {"output": output.detach(), "grad images": images.grad, **grads, **state}
 
 
 def work(rank: int, folder: str, dtype: torch.dtype) -> None:
     torch.set_num_threads(1)
-    store = distributed.FileStore(f"{folder}/store", 2)
+    store = distributed.FileStore(f"{folder}/store", 2)  # type: ignore[attr-defined]
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
     norm, images, grad = make_norm(dtype)
     module = nn.Sequential(norm)
@@ -51,7 +51,8 @@ def work(rank: int, folder: str, dtype: torch.dtype) -> None:
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # fork, with threads about that do nothing
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-4), (torch.bfloat16, 5e-2)])
 def test_two_processes_normalise_as_one(dtype: torch.dtype, tolerance: float, tmp_path: Path) -> None:
-    multiprocessing.start_processes(work, (str(tmp_path), dtype), nprocs=2, start_method="fork")
+    start = multiprocessing.start_processes  # type: ignore[attr-defined]
+    start(work, (str(tmp_path), dtype), nprocs=2, start_method="fork")
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     norm, images, grad = make_norm(dtype)
     expected = passes(nn.Sequential(norm), images, grad)
