@@ -68,7 +68,7 @@ class Ranks:
             # After an error the others may never come here; the process ends soon, and its connections with it.
             distributed.destroy_process_group()
 
-    def _meeting_place(self) -> distributed.Store:
+    def _meeting_place(self) -> Any:
         """Where the processes find each other.
 
         torchrun keeps one store over its restarts, where processes would find the addresses of those that are gone
@@ -78,7 +78,7 @@ class Ranks:
         store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
         if self.local_size < self.size:
             return store
-        return distributed.PrefixStore(f"edgerpn/{self.restarts}", store)
+        return distributed.PrefixStore(f"edgerpn/{self.restarts}", store)  # type: ignore[attr-defined] # it is public
 
     def from_first(self, make: Callable[[], Value]) -> Value:
         """What `make` gives in the first process, in every process.
