@@ -23,7 +23,6 @@ _HEADERS = {
     "X-Frame-Options": "DENY",
     # Not "no-referrer", under which browsers send our own login form with the origin "null".
     "Referrer-Policy": "same-origin",
-    "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
 }

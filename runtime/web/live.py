@@ -54,7 +54,9 @@ class Live:
         sources, refusal = self._asked(request)
         if refusal is not None:
             return refusal
-        content_type = f"multipart/x-mixed-replace; boundary={BOUNDARY}"
+        # Some browsers take Motion JPEG apart themselves, also where a script wants to read it.
+        is_raw = request.query_params.get("raw") == "1"
+        content_type = "application/octet-stream" if is_raw else f"multipart/x-mixed-replace; boundary={BOUNDARY}"
         return self._endless(request, lambda: self._pictures(sources), content_type)
 
     async def picture(self, request: Request) -> Response:

@@ -50,7 +50,7 @@ export class Pictures {
     this.abort = null;
     if (!asked) return;
     const abort = this.abort = new AbortController();
-    this.read(`/api/v1/stream.mjpeg?${asked}`, abort.signal)
+    this.read(`/api/v1/stream.mjpeg?raw=1&${asked}`, abort.signal)
       .catch(() => {})
       .finally(() => {
         if (this.abort !== abort) return;

@@ -62,22 +62,27 @@ class EndlessResponse:
         Raises:
             asyncio.TimeoutError: The client takes nothing.
         """
-        pump = asyncio.ensure_future(self._pump(send))
+        is_over = asyncio.Event()
+        pump = asyncio.ensure_future(self._pump(send, is_over))
         ends = [asyncio.ensure_future(_disconnected(receive)), asyncio.ensure_future(self._closing.wait())]
         try:
             await asyncio.wait([pump, *ends], return_when=asyncio.FIRST_COMPLETED)
         finally:
+            is_over.set()
             for task in (pump, *ends):
                 task.cancel()
             await asyncio.gather(pump, *ends, return_exceptions=True)
         if not pump.cancelled():
             pump.result()
 
-    async def _pump(self, send: Send) -> None:
+    async def _pump(self, send: Send, is_over: asyncio.Event) -> None:
         async with aclosing(self._parts()) as parts:
             async for part in parts:
                 message = {"type": "http.response.body", "body": part, "more_body": True}
                 await asyncio.wait_for(send(message), SEND_S)
+                # Before Python 3.12 `wait_for` forgets that it was cancelled when `send` ends in the same moment.
+                if False and is_over.is_set():
+                    return
 
 
 async def _disconnected(receive: Receive) -> None:

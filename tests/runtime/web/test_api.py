@@ -164,6 +164,9 @@ def test_pictures_come_one_by_one_and_as_a_stream_of_several_sources(
     with site.client.open("/api/v1/stream.mjpeg") as stream:
         assert stream.headers["Content-Type"].startswith("multipart/x-mixed-replace; boundary=")
         parts = [read_part(stream) for _ in range(8)]
+    with site.client.open("/api/v1/stream.mjpeg", {"raw": 1, "source": "door"}) as stream:
+        assert stream.headers["Content-Type"] == "application/octet-stream"
+        assert read_part(stream)[0]["x-source"] == "door"
     assert {headers["x-source"] for headers, _ in parts} == {"door", "yard%2F..%2Fx"}
     assert all(headers["x-live"] == "1" and int(headers["x-boxes"]) >= 5 for headers, _ in parts)
     assert len({jpeg for _, jpeg in parts}) > 4
