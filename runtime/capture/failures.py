@@ -54,6 +54,8 @@ FIXES: dict[Reason, str] = {
 _STATUS = r"(?:failed: ?|error ?|returned ?|\()"
 # In this order, because a line about a failed connection often follows from one that says why.
 _PATTERNS: tuple[tuple[Reason, str], ...] = (
+    # Without its source, OpenCV waits for the pipeline for ever.
+    ("dependency", r'no element "'),
     ("unauthorised", rf"{_STATUS}40[13]\b|unauthori[sz]ed|forbidden|not authori[sz]ed|authentication"),
     ("busy", rf"{_STATUS}(?:453|503)\b|not enough bandwidth|service unavailable|resource busy|device busy"),
     ("not_found", rf"{_STATUS}(?:404|454|410)\b|not found|no such (?:file|device)"),

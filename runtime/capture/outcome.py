@@ -29,8 +29,13 @@ _WHAT: dict[Reason, str] = {
 }
 
 _TOLD_IN_FULL = ("end_of_stream", "dependency", "unsupported", "permission", "resized")
-# OpenCV's remarks on what it does next, which say nothing about the cause.
-_NOISE = re.compile(r"backend is generally available|global (?:obsensor|cap\.cpp)")
+# Remarks of OpenCV and GStreamer on what they do next, which say nothing about the cause.
+_NOISE = re.compile(
+    r"backend is generally available|global (?:obsensor|cap\.cpp)|unable to (?:start pipeline|query duration)"
+    r"|pipeline have not been created|cannot query video position|CAP_PROP_POS_MSEC|trying to dispose element"
+    r"|application or some element\.|you need to explicitly set|link has no (?:source|sink)|cannot find appsink",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,18 +82,22 @@ def outcome(
     if last is None:
         reason: Reason = "crashed"
         message = f"{_WHAT[reason]} ({_status_text(status)})"
-        is_final = False
+        is_final = is_told = False
     else:
         reason, message, is_final = last.reason, last.message, last.is_final
         if is_live is None and reason in ("unknown", "timeout", "busy") and (told := classify(lines)) != "unknown":
             # The decoder knows better than what can be seen from outside.
             reason, message = told, ""
+        elif is_live is None and (reason, message) == ("unknown", "") and _is_http(config.source):
+            # Its port was tried and works, and nothing else was said: a page, for example of a login.
+            reason, message = "codec", "the server answers, but not with a video"
+        is_told = bool(message) and reason in _TOLD_IN_FULL
         message = message or _WHAT[reason]
     # A file that is read again from its beginning would give its frames twice.
     waits = is_live is False or (is_live is None and source_kind(config.source) == "path")
     if message.startswith(f"{config.label}: "):
         message = message.removeprefix(f"{config.label}: ")
-    if reason not in _TOLD_IN_FULL and (line := _telling_line(lines, reason)):
+    if not (is_told or reason in ("end_of_stream", "resized")) and (line := _telling_line(lines, reason)):
         message = f"{message} [{line}]"
     return Outcome(reason=reason, message=f"{config.label}: {message}", is_final=is_final or waits)
 
@@ -120,6 +129,10 @@ class Backoff:
 def is_remark(line: str) -> bool:
     """Whether a line of a capture process says nothing about the source."""
     return _NOISE.search(line) is not None
+
+
+def _is_http(source: str) -> bool:
+    return source.lower().startswith(("http://", "https://"))
 
 
 def _telling_line(lines: Sequence[str], reason: Reason) -> str:

@@ -134,6 +134,9 @@ def _load(config: CaptureConfig) -> ModuleType | None:
     # Level 40, "verbose", because a change of size is told there.
     os.environ["OPENCV_FFMPEG_LOGLEVEL"] = "40"
     os.environ["OPENCV_LOG_LEVEL"] = "WARNING"
+    # Errors only, among them the names of elements that are not installed.
+    os.environ.setdefault("GST_DEBUG", "1")
+    os.environ.setdefault("GST_DEBUG_NO_COLOR", "1")
     if _FFMPEG_OPTIONS not in os.environ:
         # By default FFmpeg watches a stream for over a second to guess its frame rate, before it gives a frame.
         options = ["fpsprobesize;0"]

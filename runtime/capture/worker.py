@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 from edgerpn.errors import StreamOpenError
 from edgerpn.runtime.capture.config import CaptureConfig
+from edgerpn.runtime.capture.outcome import is_remark
 from edgerpn.runtime.capture.wire import MAX_PACKET_BYTES, STOP
 from edgerpn.runtime.redaction import HIDDEN, redact
 
@@ -26,7 +27,12 @@ _READS_AT_ONCE = 16
 # FFmpeg's H.264 decoder tells of another size at this level only, and OpenCV does not tell at all
 # (opencv/opencv#27116): it goes on with pictures scaled to the first size.
 _CODED_SIZE = re.compile(r"Reinit context to (\d+x\d+)")
-_LEVEL = re.compile(r"^\[OPENCV:FFMPEG:\d+\] ")
+# Level, clock and place in a source file, ahead of what FFmpeg and GStreamer have to say.
+_PREFIX = re.compile(
+    r"^(?:\[OPENCV:FFMPEG:\d+\] "
+    r"|\d+:\d\d:\d\d\.\d+ +\d+ +0x[0-9a-f]+ [A-Z]+ +\S+ \S+:(?:<\S+>)? "
+    r"|\[ ?[A-Z]+:\d+@[\d.]+\] global \S+ \(\d+\) \w+ OpenCV \| GStreamer(?: warning)?: )"
+)
 # What else FFmpeg says above the level of warnings, a description of the session included.
 _CHATTER = re.compile(r"^\[OPENCV:FFMPEG:(?:3[2-9]|[4-9]\d)\]|^[a-z]=|^\[\w+ @ [^]]+\] (?:SDP|Reinit)")
 
@@ -118,14 +124,15 @@ class CaptureProcess:
         return bool(data)
 
     def _keep(self, lines: list[bytes]) -> None:
-        for line in lines:
-            text = self.clean(line.decode("utf-8", "replace").strip())
+        for data in lines:
+            text = self.clean(data.decode("utf-8", "replace").strip())
             if changed := _CODED_SIZE.search(text):
                 self.last_size = changed.group(1)
                 self.first_size = self.first_size or self.last_size
             elif text and not _CHATTER.search(text):
-                self.num_lines += 1
-                self.lines.append(_LEVEL.sub("", text)[:_MAX_LINE_CHARS])
+                line = _PREFIX.sub("", text)[:_MAX_LINE_CHARS]
+                self.num_lines += not is_remark(line)
+                self.lines.append(line)
 
     def clean(self, text: str) -> str:
         """A text of the process without the passwords of its source."""

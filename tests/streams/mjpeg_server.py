@@ -22,6 +22,8 @@ class MjpegCamera:
         self.fps = fps
         self.size_wh = size_wh
         self.is_paused = False
+        self.num_pictures = 0
+        """Pictures after which a connection ends; 0: it does not."""
         self.pauses: dict[int, float] = {}
         """Seconds of silence before a picture, by its number in a connection."""
         self.authorization = "Basic " + base64.b64encode(login.encode()).decode() if login else ""
@@ -56,6 +58,8 @@ class MjpegCamera:
             head = f"--edge\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n"
             out.write(head.encode() + data + b"\r\n")
             index += 1
+            if index == self.num_pictures:
+                return
 
 
 def _handler(camera: MjpegCamera) -> type[BaseHTTPRequestHandler]:

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import random
 import socket
+from collections import deque
 
 import numpy as np
 import pytest
@@ -108,12 +109,52 @@ def test_policies_in_one_text() -> None:
         ("[tls @ 0x1] A TLS fatal alert has been received: handshake failure", "tls"),
         ("rtsp://host/x: Invalid data found when processing input", "codec"),
         ("module rtspsrc0 reported: Could not connect to server", "refused"),
+        ('no element "nvarguscamerasrc"', "dependency"),
         ("[h264 @ 0x5] error while decoding MB 3 4", "unknown"),
     ],
 )
 def test_messages_of_decoders_tell_the_reason(line: str, reason: str) -> None:
     assert classify(["something else", line]) == reason
     assert reason in FIXES
+
+
+@pytest.mark.parametrize(
+    ("line", "kept", "counts"),
+    [
+        ("[OPENCV:FFMPEG:16] error while decoding MB 3 4", "error while decoding MB 3 4", 1),
+        (
+            '0:00:00.0493  6577      0xa3c0240 ERROR           GST_PIPELINE gst/parse/grammar.y:570:make: no element "x"',
+            'no element "x"',
+            1,
+        ),
+        (
+            "0:00:00.05 78 0x2c ERROR rtspsrc gstrtspsrc.c:53:gst_connect:<rtspsrc0> Could not connect to server.",
+            "Could not connect to server.",
+            1,
+        ),
+        (
+            "[ WARN:0@0.2] global ./cap_gstreamer.cpp (2401) handleMessage OpenCV | GStreamer warning: Embedded"
+            " video playback halted; module rtspsrc0 reported: Unauthorized",
+            "Embedded video playback halted; module rtspsrc0 reported: Unauthorized",
+            1,
+        ),
+        (
+            "[ WARN:0@0.2] global ./cap_gstreamer.cpp (1356) open OpenCV | GStreamer warning: unable to start pipeline",
+            "unable to start pipeline",
+            0,
+        ),
+        ("[OPENCV:FFMPEG:40] [h264 @ 0x1] Reinit context to 320x240, pix_fmt: 0", None, 0),
+        ("[OPENCV:FFMPEG:40] Opening 'x' for reading", None, 0),
+        ("login with hunter2 failed at rtsp://u:hunter2@h/", "login with *** failed at rtsp://***@h/", 1),
+    ],
+)
+def test_messages_are_kept_without_ballast_and_passwords(line: str, kept: str | None, counts: int) -> None:
+    process = object.__new__(CaptureProcess)
+    process.lines, process.num_lines, process.first_size, process.last_size = deque(), 0, "", ""
+    process._secrets = ["hunter2"]
+    process._keep([line.encode()])
+    assert list(process.lines) == ([] if kept is None else [kept])
+    assert process.num_lines == counts
 
 
 def test_lag_is_measured_against_the_quickest_frames_and_survives_drift() -> None:

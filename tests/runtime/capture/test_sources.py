@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +116,35 @@ def test_what_cannot_be_opened_is_told_with_its_reason(source: str, reason: str,
     if is_final:
         player.event("ended")
         assert player.capture.is_exhausted
+
+
+@pytest.mark.parametrize(("scheme", "reason"), [("https", "tls"), ("rtsps", "tls")])
+def test_a_port_that_speaks_no_tls_is_named(scheme: str, reason: str, make_mjpeg: Make, play: Make) -> None:
+    url = make_mjpeg().url.replace("http://", f"{scheme}://viewer:hunter2@")
+    down = play(url).event("reconnecting")
+    assert down.reason == reason
+    assert "certificate" in down.fix
+    assert "hunter2" not in repr(down)
+
+
+def test_what_is_no_video_is_named(play: Make, tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text("<html>Please log in</html>\n" * 500)
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        down = play(f"http://127.0.0.1:{server.server_port}/index.html").event("reconnecting")
+        missing = play(f"http://127.0.0.1:{server.server_port}/none.mjpg").event("reconnecting")
+        server.shutdown()
+    assert (down.reason, missing.reason) == ("codec", "not_found")
+
+
+def test_a_stream_that_ends_is_connected_anew(make_mjpeg: Make, play: Make) -> None:
+    camera = make_mjpeg()
+    camera.num_pictures = 20
+    player = play(camera.url)
+    player.event("connected")
+    assert player.event("reconnecting").reason == "end_of_stream"
+    assert player.event("connected").attempt == 2
 
 
 def test_pictures_over_http_are_live(make_mjpeg: Make, play: Make) -> None:
