@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.nn import functional
 
 from edgerpn.errors import ConfigError
 from edgerpn.train import step
@@ -160,7 +159,8 @@ def test_a_batch_chosen_by_itself_brings_its_learning_rate_and_says_so(
     settings = tiny_settings("data.batch_size=0", "optimizer.reference_batch_size=9", "optimizer.learning_rate=0.3")
     compute = choose_compute(settings.loop)
     alone = resolve_batch_size(settings, records, ALONE, compute, said.append)
-    assert (alone.data.batch_size, alone.optimizer.learning_rate) == (9, pytest.approx(0.3))
+    assert alone.data.batch_size == 9
+    assert alone.optimizer.learning_rate == pytest.approx(0.3)
     # Four processes cannot share nine images: twelve, and the square root of 12/9 for AdamW.
     shared = resolve_batch_size(settings, records, Ranks(size=4), compute, said.append)
     assert shared.data.batch_size == 12
