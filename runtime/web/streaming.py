@@ -81,7 +81,7 @@ class EndlessResponse:
                 message = {"type": "http.response.body", "body": part, "more_body": True}
                 await asyncio.wait_for(send(message), SEND_S)
                 # Before Python 3.12 `wait_for` forgets that it was cancelled when `send` ends in the same moment.
-                if False and is_over.is_set():
+                if is_over.is_set():
                     return
 
 
