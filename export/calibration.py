@@ -87,7 +87,7 @@ def calibration_images(
         )
     if len(found) < FEW_IMAGES:
         say(
-            f"warning: only {len(found)} photographs to calibrate on in {folder}; ranges from fewer than {FEW_IMAGES} "
+            f"warning: photographs to calibrate on in {folder}: only {len(found)}; ranges from fewer than {FEW_IMAGES} "
             "may miss what the camera will see"
         )
     return spread(found, limit)

@@ -24,7 +24,7 @@ from statistics import median
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from edgerpn.errors import ParityError
 from edgerpn.train.detector import Detector
@@ -158,23 +158,10 @@ def _needs(detector: Detector, frames: Iterable[Frame]) -> Iterator[_Need]:
     """One for every image of every batch."""
     anchors = [detector.get_buffer(f"anchors_{level}") for level in range(detector.num_levels)]
     for batch in frames:
-        levels = _network_levels(detector, torch.from_numpy(batch).to(anchors[0].device))
+        levels = detector.network_levels(torch.from_numpy(batch).to(anchors[0].device))
         for image in range(len(batch)):
             row = slice(image, image + 1)
             yield _need(detector, [(logits[row], deltas[row]) for logits, deltas in levels], anchors)
-
-
-def _network_levels(detector: Detector, frames: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """What the detector's own network gives to its proposal stage for these frames."""
-    found: list[list[tuple[Tensor, Tensor]]] = []
-
-    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: list[tuple[Tensor, Tensor]]) -> None:
-        del module, inputs
-        found.append(output)
-
-    with detector.model.register_forward_hook(keep):
-        detector(frames)
-    return found[0]
 
 
 def _need(detector: Detector, levels: list[tuple[Tensor, Tensor]], anchors: list[Tensor]) -> _Need:

@@ -60,16 +60,19 @@ class Detector(nn.Module):
 
     def forward(self, frames_NHW3: Tensor) -> ProposalBatch:
         """(N, H, W, 3) uint8 BGR frames to proposals in frame pixels."""
-        images = self._to_network(frames_NHW3)
+        levels = self.network_levels(frames_NHW3)
         anchors = [self.get_buffer(f"anchors_{level}") for level in range(self.num_levels)]
-        batch = select_proposals(
-            self.model(images), anchors, content_hw=self.content_hw, config=self.proposals, nms=self.nms
-        )
+        batch = select_proposals(levels, anchors, content_hw=self.content_hw, config=self.proposals, nms=self.nms)
         if self.geometry is None:
             return batch
         scale_x, scale_y = self.geometry.scale_xy
         boxes = batch.boxes / batch.boxes.new_tensor([scale_x, scale_y, scale_x, scale_y])
         return ProposalBatch(clip_boxes(boxes, self.geometry.source_hw), batch.scores, batch.count)
+
+    def network_levels(self, frames_NHW3: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """(N, H, W, 3) uint8 BGR frames to logits and deltas of each level, what the proposal stage begins with."""
+        levels: list[tuple[Tensor, Tensor]] = self.model(self._to_network(frames_NHW3))
+        return levels
 
     def _to_network(self, frames_NHW3: Tensor) -> Tensor:
         """Frames to normalised images of `network_hw`, letterboxed when the frames have their own size."""

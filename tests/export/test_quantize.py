@@ -59,7 +59,8 @@ def test_photographs_are_found_at_every_depth_and_few_are_said(tmp_path: Path, p
     lines: list[str] = []
     assert sorted(calibration_images(tmp_path, say=lines.append)) == sorted(expected)
     assert len(lines) == 1
-    assert lines[0].startswith("warning: only 5 photographs to calibrate on")
+    assert lines[0].startswith("warning: photographs to calibrate on in ")
+    assert ": only 5; ranges from fewer than 100 may miss" in lines[0]
 
 
 def test_images_are_spread_evenly_and_enough_need_no_warning(tmp_path: Path) -> None:
