@@ -123,7 +123,7 @@ def test_messages_of_decoders_tell_the_reason(line: str, reason: str) -> None:
     [
         ("[OPENCV:FFMPEG:16] error while decoding MB 3 4", "error while decoding MB 3 4", 1),
         (
-            '0:00:00.0493  6577      0xa3c0240 ERROR           GST_PIPELINE gst/parse/grammar.y:570:make: no element "x"',
+            '0:00:00.0493  6577    0xa3c0240 ERROR         GST_PIPELINE gst/parse/grammar.y:570:make: no element "x"',
             'no element "x"',
             1,
         ),

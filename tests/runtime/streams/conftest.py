@@ -21,24 +21,27 @@ from edgerpn.runtime.streams import SourceConfig, StreamRunner, StreamsConfig
 
 STREAMS = Path(__file__).resolve().parents[2] / "streams"
 QUICK = {
-    "gap_s": 0.4,
-    "stall_s": 1.0,
-    "open_timeout_s": 4.0,
+    "gap_s": 0.5,
+    "stall_s": 2.0,
+    "open_timeout_s": 6.0,
     "backoff_first_s": 0.2,
     "backoff_max_s": 0.8,
     "healthy_s": 1.0,
 }
 
 
-def _camera_class() -> Any:
-    path = STREAMS / "mjpeg_server.py"
-    spec = importlib.util.spec_from_file_location("mjpeg_server_of_streams", path)
+def _load(name: str) -> Any:
+    """A module beside the tests, which are no package."""
+    spec = importlib.util.spec_from_file_location(f"{name}_of_streams", STREAMS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    return module.MjpegCamera
+    return module
+
+
+_patience = _load("patience")
 
 
 class SlowBackend:
@@ -48,6 +51,10 @@ class SlowBackend:
         self._backend = open_backend(path, threads=1)
         self.delay_s = delay_s
         self.batches: list[int] = []
+        self.calls: list[tuple[float, float]] = []
+        """`time.monotonic()` before and after each inference."""
+        self.gate: Callable[[], object] = lambda: None
+        """Called before each inference; may hold it up."""
         self.changes = changes
 
     def __getattr__(self, name: str) -> Any:
@@ -55,15 +62,19 @@ class SlowBackend:
 
     def infer(self, frames: Any) -> Outputs:
         """Runs it, and notes how many frames came together."""
+        self.gate()
         self.batches.append(len(frames))
+        start_s = time.monotonic()
         time.sleep(self.delay_s)
-        return self._backend.infer(frames)
+        outputs = self._backend.infer(frames)
+        self.calls.append((start_s, time.monotonic()))
+        return outputs
 
 
 @pytest.fixture
 def make_camera() -> Iterator[Callable[..., Any]]:
     """Starts cameras that serve pictures over HTTP."""
-    camera_class = _camera_class()
+    camera_class = _load("mjpeg_server").MjpegCamera
     cameras: list[Any] = []
 
     def make(**options: Any) -> Any:
@@ -73,6 +84,12 @@ def make_camera() -> Iterator[Callable[..., Any]]:
     yield make
     for camera in cameras:
         camera.__exit__()
+
+
+@pytest.fixture
+def patience() -> Any:
+    """Waits and limits that bear a busy machine."""
+    return _patience
 
 
 @pytest.fixture
@@ -137,7 +154,7 @@ class Run:
         self.events: list[Event] = []
         self._items = iter(runner)
 
-    def until(self, is_it: Callable[[Result | Event], bool], timeout_s: float = 8.0) -> Result | Event:
+    def until(self, is_it: Callable[[Result | Event], bool], timeout_s: float = _patience.DEADLINE_S) -> Result | Event:
         """The first item that fits."""
         end_s = time.monotonic() + timeout_s
         for item in self._items:
@@ -161,15 +178,20 @@ class Run:
             )
         )
 
+    def num_results(self, number: int) -> None:
+        """Waits for so many results, from now on."""
+        self.results.clear()
+        self.until(lambda item: len(self.results) >= number)
+
     def for_s(self, seconds: float) -> None:
         """Takes what comes for some time; there must be something."""
         end_s = time.monotonic() + seconds
-        self.until(lambda item: time.monotonic() >= end_s, seconds + 5)
+        self.until(lambda item: time.monotonic() >= end_s, seconds + _patience.DEADLINE_S)
 
     def rest(self) -> None:
         """Takes everything until the runner ends."""
         with pytest.raises(AssertionError, match="did not come"):
-            self.until(lambda item: False, 30.0)
+            self.until(lambda item: False, 2 * _patience.DEADLINE_S)
 
 
 @pytest.fixture
@@ -185,3 +207,4 @@ def start() -> Iterator[Callable[..., Run]]:
     yield make
     for runner in runners:
         runner.close()
+    _patience.wait_for_captures()

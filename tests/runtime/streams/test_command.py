@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ from edgerpn.runtime.record import record_schema
 
 Make = Callable[..., Any]
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(240)
 
 
 def records(path: Path) -> list[dict[str, Any]]:
@@ -37,8 +38,8 @@ def records(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def wait_until(is_it: Callable[[], Any], timeout_s: float = 10.0) -> Any:
-    end_s = time.monotonic() + timeout_s
+def wait_until(is_it: Callable[[], Any]) -> Any:
+    end_s = time.monotonic() + 60
     while not (found := is_it()) and time.monotonic() < end_s:
         time.sleep(0.03)
     assert found, "it did not happen in time"
@@ -71,7 +72,7 @@ def settings_file(tmp_path: Path) -> Callable[..., Path]:
     def write(*tables: str, min_score: float = 0.0, **urls: str) -> Path:
         path = tmp_path / "streams.toml"
         sources = [f'[sources.{name}]\nsource = "{url}"' for name, url in urls.items()]
-        patience = "gap_s = 0.4\nstall_s = 1.0\nbackoff_first_s = 0.2\nbackoff_max_s = 0.8"
+        patience = "gap_s = 0.5\nstall_s = 2.0\nbackoff_first_s = 0.2\nbackoff_max_s = 0.8"
         path.write_text("\n".join([f"min_score = {min_score}", "[defaults]", patience, *sources, *tables]))
         return path
 
@@ -160,7 +161,7 @@ def test_print_config_shows_what_a_run_would_do(model_path: Path, capsys: pytest
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_a_live_run_within_two_seconds_with_whole_files(
-    number: signal.Signals, make_camera: Make, command: Make, tmp_path: Path, settings_file: Make
+    number: signal.Signals, make_camera: Make, command: Make, tmp_path: Path, settings_file: Make, patience: Any
 ) -> None:
     out = tmp_path / "out"
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -172,11 +173,11 @@ def test_a_signal_ends_a_live_run_within_two_seconds_with_whole_files(
         pids = children(process.pid)
         start_s = time.monotonic()
         process.send_signal(number)
-        printed, complaints = process.communicate(timeout=20)
-        assert time.monotonic() - start_s < 2.0
+        printed, complaints = process.communicate(timeout=60)
+        patience.assert_within(time.monotonic() - start_s, 2.0)
     assert process.returncode == 0
     assert len(pids) >= 2
-    wait_until(lambda: not any(is_running(pid) for pid in pids), 2.0)
+    wait_until(lambda: not any(is_running(pid) for pid in pids))
     frames = [record for record in records(out / "proposals.jsonl") if record["type"] == "frame"]
     assert f"stopped by {number.name}" in printed
     assert int(printed.split()[0]) == len(frames)
@@ -213,8 +214,11 @@ def test_hangup_reads_the_settings_again(make_camera: Make, command: Make, tmp_p
     process = command("--config", settings_file(first=first), "--jsonl", lines)
     wait_until(lambda: num_frames(lines, "first") > 3)
     settings_file("[broken")
+    complaints: list[str] = []
+    reading = threading.Thread(target=lambda: complaints.extend(process.stderr))
+    reading.start()
     process.send_signal(signal.SIGHUP)
-    time.sleep(0.3)
+    wait_until(lambda: "settings not taken over" in "".join(complaints))
     settings_file(second=second)
     process.send_signal(signal.SIGHUP)
     wait_until(lambda: num_frames(lines, "second") > 3)
@@ -222,9 +226,8 @@ def test_hangup_reads_the_settings_again(make_camera: Make, command: Make, tmp_p
     time.sleep(0.3)
     assert num_frames(lines, "first") == before
     process.send_signal(signal.SIGTERM)
-    _, complaints = process.communicate(timeout=20)
-    assert process.returncode == 0
-    assert "settings not taken over" in complaints
+    assert process.wait(60) == 0
+    reading.join()
     removed = [record for record in records(lines) if record.get("reason") == "removed"]
     assert [(record["source"], record["event"]) for record in removed] == [("first", "ended")]
 
@@ -247,7 +250,7 @@ def test_kill_9_of_a_capture_process_is_an_event_and_of_the_run_leaves_no_orphan
     assert pids != first
     process.kill()
     process.wait()
-    wait_until(lambda: not any(is_running(pid) for pid in [*first, *pids]), 3.0)
+    wait_until(lambda: not any(is_running(pid) for pid in [*first, *pids]))
     assert set(os.listdir("/dev/shm")) <= shared
     # What is written is whole lines, even so.
     records(lines)
@@ -256,16 +259,16 @@ def test_kill_9_of_a_capture_process_is_an_event_and_of_the_run_leaves_no_orphan
 def test_systemd_is_told(make_camera: Make, command: Make, tmp_path: Path, settings_file: Make) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
         receiver.bind(str(tmp_path / "notify"))
-        receiver.settimeout(10.0)
+        receiver.settimeout(60.0)
         environment = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "1000000"}
         process = command("--config", settings_file(door=make_camera().url), **environment)
         assert receiver.recv(1000) == b"READY=1\nSTATUS=1 sources"
         assert receiver.recv(1000) == b"WATCHDOG=1"
         process.send_signal(signal.SIGTERM)
-        while (told := receiver.recv(1000)) == b"WATCHDOG=1":
+        while (told := receiver.recv(1000)) == b"WATCHDOG=1" or told.startswith(b"STATUS="):
             pass
         assert told == b"STOPPING=1"
-    process.communicate(timeout=10)
+    process.communicate(timeout=60)
 
 
 def test_a_model_streams_from_a_camera(model: Model, make_camera: Make) -> None:
