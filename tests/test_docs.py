@@ -9,7 +9,15 @@ import pytest
 
 from edgerpn.__main__ import build_parser
 
-DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CHANGELOG.md")
+DOCUMENTS = (
+    "README.md",
+    "ARCHITECTURE.md",
+    "CHANGELOG.md",
+    "docs/conventions.md",
+    "docs/streams.md",
+    "docs/training.md",
+    "docs/web.md",
+)
 DEV_COMMANDS = ("demo", "test", "lint", "bench")
 
 
@@ -52,7 +60,7 @@ def test_every_link_leads_to_a_file_and_a_heading(root: Path, name: str) -> None
         if re.match(r"https?://|mailto:", target):
             continue
         path, _, heading = target.partition("#")
-        file = root / path if path else root / name
+        file = (root / name).parent / path if path else root / name
         if not file.exists() or (heading and heading not in headings(file)):
             broken.append(target)
     assert not broken
