@@ -63,7 +63,7 @@ class Broker:
     def start(self) -> None:
         assert _MOSQUITTO is not None
         self._process = subprocess.Popen([_MOSQUITTO, "-c", str(self._config)], stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 40
         while time.monotonic() < deadline:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0:
@@ -102,7 +102,7 @@ class Subscriber:
         )
         self._client.connect("127.0.0.1", port)
         self._client.loop_start()
-        assert self.is_ready.wait(5)
+        assert self.is_ready.wait(40)
 
     def frames(self) -> list[int]:
         return [json.loads(payload)["frame"] for topic, payload in self.messages if topic.endswith("/proposals")]
@@ -175,7 +175,7 @@ def test_results_and_events_arrive_under_their_topics(
 
 
 def test_a_killed_broker_costs_nothing_within_the_buffer(
-    broker: Broker, reader: Subscriber, make_result: MakeResult, until: Any
+    broker: Broker, reader: Subscriber, make_result: MakeResult, until: Any, within: Any
 ) -> None:
     sink = opened(broker, queue=500)
     for index in range(50):
@@ -186,13 +186,13 @@ def test_a_killed_broker_costs_nothing_within_the_buffer(
     start = time.perf_counter()
     for index in range(50, 350):
         sink.write(make_result(index))
-    assert time.perf_counter() - start < 2.0
+    within(time.perf_counter() - start, 2.0)
     until(lambda: sink.stats().is_failing)
     assert "cannot be reached" in sink.stats().last_error or "connection lost" in sink.stats().last_error
     broker.start()
     for index in range(350, 400):
         sink.write(make_result(index))
-    until(lambda: sink.stats().queued == 0, limit_s=15)
+    until(lambda: sink.stats().queued == 0)
     until(lambda: len(set(reader.frames())) == 400)
     frames = reader.frames()
     assert len(frames) - 400 <= _WINDOW
@@ -208,7 +208,7 @@ def test_beyond_the_buffer_the_oldest_are_dropped_and_counted(
     for index in range(200):
         sink.write(make_result(index))
     broker.start()
-    until(lambda: sink.stats().queued == 0, limit_s=15)
+    until(lambda: sink.stats().queued == 0)
     stats = sink.stats()
     assert stats.written + stats.dropped == 200
     assert 30 <= stats.written <= 30 + _WINDOW
@@ -233,7 +233,7 @@ def test_cut_connections_lose_nothing_and_repeat_no_more_than_was_under_way(
             mqtt._client.socket().shutdown(socket.SHUT_RDWR)
             num_cuts += 1
             until(lambda: not mqtt._is_connected)
-    until(lambda: len(set(reader.frames())) == 1200, limit_s=15)
+    until(lambda: len(set(reader.frames())) == 1200)
     until(lambda: sink.stats().queued == 0)
     assert len(reader.frames()) - 1200 <= num_cuts * _WINDOW
     assert (sink.stats().written, sink.stats().dropped) == (1200, 0)
@@ -241,7 +241,7 @@ def test_cut_connections_lose_nothing_and_repeat_no_more_than_was_under_way(
 
 
 def test_a_frozen_broker_delays_and_does_not_hold_up(
-    broker: Broker, reader: Subscriber, make_result: MakeResult, until: Any
+    broker: Broker, reader: Subscriber, make_result: MakeResult, until: Any, within: Any
 ) -> None:
     sink = opened(broker)
     sink.write(make_result(0))
@@ -250,20 +250,20 @@ def test_a_frozen_broker_delays_and_does_not_hold_up(
     start = time.perf_counter()
     for index in range(1, 500):
         sink.write(make_result(index))
-    assert time.perf_counter() - start < 2.0
+    within(time.perf_counter() - start, 2.0)
     broker.signal(signal.SIGCONT)
     until(lambda: len(reader.frames()) == 500)
     sink.close()
 
 
-def test_without_a_broker_closing_keeps_to_its_limit(make_result: MakeResult) -> None:
+def test_without_a_broker_closing_keeps_to_its_limit(make_result: MakeResult, within: Any) -> None:
     table = {"kind": "mqtt", "url": f"mqtt://127.0.0.1:{free_port()}"}
     sinks = open_sinks(read_outputs([table], source="test"), is_live=True)
     for index in range(100):
         sinks[0].write(make_result(index))
     start = time.monotonic()
     close_sinks(sinks, timeout_s=1.0)
-    assert time.monotonic() - start < 1.5
+    within(time.monotonic() - start, 1.5)
     assert (sinks[0].stats().written, sinks[0].stats().dropped, sinks[0].stats().queued) == (0, 100, 0)
 
 

@@ -120,7 +120,7 @@ config = JsonLinesConfig(path=str(folder / "a.jsonl"), rotate_mb=0.2)
 sink = Direct(RotatingLinesSink(config), config, kind="jsonl", is_live=True)
 for index in range(600):
     sink.put(index)
-deadline = time.monotonic() + 10
+deadline = time.monotonic() + 40
 while not sink.stats().errors and time.monotonic() < deadline:
     time.sleep(0.01)
 during = sink.stats()
@@ -155,7 +155,7 @@ def on_small_disk(program: str, folder: Path, *, size: str) -> subprocess.Comple
         pytest.skip("mounting a small file system needs Linux with user namespaces")
     return subprocess.run(
         [*mount, sys.executable, "-W", "error", "-c", program, str(folder)],
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
 
 
@@ -177,7 +177,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM
 sink.write_records(records[2:])
 sink.close()
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert (done.stdout, done.stderr) == ("2\n", "")
     assert path.read_bytes() == (b"x" * 99 + b"\n") * 5
 
@@ -200,7 +200,7 @@ except SinkError as error:
     raise SystemExit(7)
 """
     command = f'"{sys.executable}" -c "$0" | head -n 1; exit "${{PIPESTATUS[0]}}"'
-    done = subprocess.run(["bash", "-c", command, program], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(["bash", "-c", command, program], capture_output=True, text=True, timeout=120, check=False)
     assert json.loads(done.stdout)["event"] == "error"
     assert done.returncode == 7, done.stderr
     assert "standard output: cannot be written: Broken pipe" in done.stderr

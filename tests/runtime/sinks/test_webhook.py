@@ -149,7 +149,7 @@ def test_redirects_are_not_followed_so_that_no_token_leaves(
 
 
 def test_a_silent_server_costs_no_time_and_closing_keeps_to_its_limit(
-    server: Server, make_result: MakeResult, until: Any
+    server: Server, make_result: MakeResult, until: Any, within: Any
 ) -> None:
     server.answers = [(0, {})] * 10
     sink = opened(server.url, queue=20, timeout_s=30.0)
@@ -159,11 +159,11 @@ def test_a_silent_server_costs_no_time_and_closing_keeps_to_its_limit(
     start = time.perf_counter()
     for result in results:
         sink.write(result)
-    assert time.perf_counter() - start < 0.5
+    within(time.perf_counter() - start, 0.5)
     assert sink.stats().dropped == 179
     start = time.monotonic()
     close_sinks([sink], timeout_s=0.6)
-    assert time.monotonic() - start < 1.0
+    within(time.monotonic() - start, 1.0)
     assert (sink.stats().written, sink.stats().dropped, sink.stats().queued) == (0, 200, 0)
 
 
@@ -193,7 +193,7 @@ def test_a_server_that_is_away_gets_everything_when_it_is_back(make_result: Make
 
 
 def test_tokens_come_from_the_environment_or_a_file_and_are_never_shown(
-    server: Server, make_result: MakeResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    server: Server, make_result: MakeResult, until: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     caplog.set_level(logging.DEBUG)
@@ -209,6 +209,7 @@ def test_tokens_come_from_the_environment_or_a_file_and_are_never_shown(
     ]
     for sink in sinks:
         sink.write(make_result(0))
+    until(lambda: len(server.requests) == 3)
     close_sinks(sinks, timeout_s=0.5)
     sent = [headers.get("Authorization") or headers.get("X-Key") for _, headers, _ in server.requests]
     assert sorted(map(str, sent)) == ["Basic Y2FtOnMzY3IzdEAz", "Bearer s3cr3t", "s3cr3t-2"]
