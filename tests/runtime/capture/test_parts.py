@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
-import socket
 from collections import deque
 
 import numpy as np
@@ -21,9 +20,8 @@ from edgerpn.runtime.capture.failures import FIXES, CaptureFailedError, classify
 from edgerpn.runtime.capture.ffmpeg_reader import playlist
 from edgerpn.runtime.capture.mailbox import Mailbox
 from edgerpn.runtime.capture.outcome import Backoff, LastWord, outcome
-from edgerpn.runtime.capture.ring import RingReader, RingWriter
 from edgerpn.runtime.capture.timing import LagMeter, RateCap
-from edgerpn.runtime.capture.wire import FramePacket, unpack_frame, unpack_release
+from edgerpn.runtime.capture.wire import FramePacket, unpack_frame
 from edgerpn.runtime.capture.worker import CaptureProcess
 
 PC = Abilities(has_ffmpeg=True, has_gstreamer=False, has_v4l2=True, has_program=True, has_nvv4l2=False)
@@ -291,61 +289,3 @@ def test_no_frame_is_lost_without_being_counted(max_frames: int, is_put: list[bo
             assert item.index - last_index == item.num_dropped + 1
             last_index = item.index
         assert len(mailbox) <= max_frames
-
-
-def make_packet(**changes: int) -> FramePacket:
-    values = {"generation": 7, "slot": 1, "height": 4, "width": 5} | changes
-    return FramePacket(
-        **values, index=0, media_time_s=None, captured_at=0.0, monotonic_s=0.0, lag_s=None, decode_ms=0.0,
-        num_dropped=0, num_skipped=0, path="",
-    )  # fmt: skip
-
-
-def test_a_slot_returns_when_the_last_view_of_its_frame_is_gone() -> None:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs:
-        theirs.setblocking(False)
-        writer = RingWriter(7, 2, 60)
-        reader = RingReader(writer.fd, ours, 7, writer.num_slots, writer.slot_bytes)
-        writer.image(1, 4, 5)[...] = 9
-        image = reader.image(make_packet())
-        assert image.shape == (4, 5, 3)
-        assert (image == 9).all()
-        assert not reader.is_full
-        row = image[1]
-        del image
-        with pytest.raises(BlockingIOError):
-            theirs.recv(100)
-        del row
-        assert unpack_release(theirs.recv(100)) == (7, 1)
-        writer.close()
-
-
-def test_a_ring_refuses_frames_that_cannot_be() -> None:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs:
-        writer = RingWriter(7, 2, 60)
-        reader = RingReader(writer.fd, ours, 7, writer.num_slots, writer.slot_bytes)
-        assert reader.fits(make_packet())
-        for changes in ({"generation": 6}, {"slot": 2}, {"width": 0}, {"height": 2**31}, {"width": 2**31}):
-            assert not reader.fits(make_packet(**changes))
-        held = reader.image(make_packet())
-        assert not reader.fits(make_packet())
-        assert reader.fits(make_packet(slot=0))
-        del held
-        writer.close()
-
-
-def test_what_a_process_sent_last_arrives_though_it_ended_with_packets_unread() -> None:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    ours.setblocking(False)
-    ours.send(b"a release that nobody reads")
-    for packet in (b"the last frame", b"the end"):
-        theirs.send(packet)
-    # Linux answers the next read on our side with ECONNRESET, before it gives the two packets.
-    theirs.close()
-    process = object.__new__(CaptureProcess)
-    process.control, process.is_over = ours, False
-    assert [packet for packet, _ in process.receive()] == [b"the last frame", b"the end"]
-    assert process.is_over
-    ours.close()
