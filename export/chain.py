@@ -155,7 +155,7 @@ class _Need:
 
 @torch.inference_mode()
 def _needs(detector: Detector, frames: Iterable[Frame]) -> Iterator[_Need]:
-    """One for every image of every batch."""
+    """One for every image of every batch; runs the network alone, for the proposals themselves are not needed."""
     anchors = [detector.get_buffer(f"anchors_{level}") for level in range(detector.num_levels)]
     for batch in frames:
         levels = detector.network_levels(torch.from_numpy(batch).to(anchors[0].device))
