@@ -196,7 +196,7 @@ def test_a_refit_has_layers_a_report_and_a_date_of_its_own(
     edgerpn.manifest.write(manifest.replace(engine=engine, provenance=old), stripped)
     found = probe("tensorrt-rtx")
     found["machine"] |= {"gpu": "GPU", "compute_capability": "8.7"}
-    monkeypatch.setattr(build_weights, "probe", lambda _: found)
+    monkeypatch.setattr(build_weights, "probe", lambda _, stall_s: found)
     monkeypatch.setattr("edgerpn.export.build_trial._why_not", lambda *_: "the library is a stand-in")
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules" / "tensorrt_rtx.py").write_text(STAND_IN)
