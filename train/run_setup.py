@@ -21,6 +21,7 @@ from edgerpn.train.coco import Dataset, read_coco
 from edgerpn.train.compilation import compiled
 from edgerpn.train.config import TrainSettings
 from edgerpn.train.device import Compute, place
+from edgerpn.train.host_memory import keep_freed_memory
 from edgerpn.train.image_cache import cache_bytes
 from edgerpn.train.loader import Share, TrainLoader
 from edgerpn.train.model import Rpn
@@ -74,6 +75,8 @@ def set_up(request: RunRequest, ranks: Ranks, compute: Compute) -> Run:
     settings = _with_batch_size(request.settings, checkpoint)
     settings = resolve_batch_size(settings, records, ranks, compute, say)
     _make_deterministic(settings, compute, ranks)
+    if compute.device.type == "cpu":
+        keep_freed_memory()
     model = Rpn(settings.model)
     if request.backbone_weights is not None and checkpoint is None and ranks.is_first:
         # The others get these weights as the gradients' exchange is set up.

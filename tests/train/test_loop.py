@@ -7,6 +7,8 @@ import math
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -256,3 +258,41 @@ def test_without_tensorboard_its_log_says_what_is_missing(start: Start) -> None:
 def test_the_tensorboard_log_is_written(start: Start) -> None:
     result = start("run", "loop.tensorboard=true")
     assert list(result.last.parent.glob("events.out.tfevents.*"))
+
+
+def compiled_run(data: Path, out: Path, tiny_texts: tuple[str, ...], compiler: str | None) -> str:
+    """Output of the command, in a process of its own because PyTorch remembers what it compiled."""
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(out.with_name("cache"))}
+    if compiler is not None:
+        environment["CXX"] = compiler
+    sets = [word for text in (*tiny_texts, *SHORT, "loop.compile=true") for word in ("--set", text)]
+    done = subprocess.run(
+        [sys.executable, "-m", "edgerpn", "train", "--data", str(data), "--out", str(out), *sets],
+        capture_output=True,
+        text=True,
+        timeout=250,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_a_network_that_cannot_be_compiled_trains_without(
+    uninterrupted: TrainResult, data_folder: Path, tiny_texts: tuple[str, ...], tmp_path: Path
+) -> None:
+    output = compiled_run(data_folder, tmp_path / "run", tiny_texts, "no-such-compiler")
+    assert "loop.compile: not possible here, training goes on without it (" in output
+    assert are_equal(weights(tmp_path / "run" / "last.pt"), weights(uninterrupted.last))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_a_compiled_network_learns_the_same(
+    uninterrupted: TrainResult, data_folder: Path, tiny_texts: tuple[str, ...], tmp_path: Path
+) -> None:
+    output = compiled_run(data_folder, tmp_path / "run", tiny_texts, None)
+    assert "loop.compile: compiling the network" in output
+    assert "not possible here" not in output
+    found, expected = read_log(tmp_path / "run" / "log.csv"), uninterrupted.history
+    assert losses(found)[:6] == pytest.approx(losses(expected)[:6], rel=1e-2)

@@ -1,0 +1,169 @@
+"""Speed of our training step beside torchvision's RPN: the same backbone (resnet18, stride 16), anchors, images, batch.
+
+    python benchmarks/train.py [--peer-python VENV/bin/python] [--size 480] [--batch 8] [--out result.json]
+
+Each side is a process of its own; they take turns, round after round, so that what else the machine does hits all.
+A step is everything from images in memory to changed weights, with as many threads on each side.
+
+`edgerpn` follows torchvision's rules (assignment by IoU, 256 samples an image, binary cross-entropy, smooth L1);
+`edgerpn-default` has the assignment and losses of the `edge` preset. torchvision needs an environment of its own,
+because it brings PyTorch's CUDA packages: `--peer-python` names its interpreter, with torch and torchvision. Where that
+one has NumPy and OpenCV too, `edgerpn` also runs in it, on the peer's PyTorch. Without it the peer is left out.
+The limit of the project: `edgerpn` at least 1.5 times torchvision. Exit status 1 when it is broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from edgerpn import files
+
+LIMIT = 1.5
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = Path(__file__).with_name("train_side.py")
+
+
+class Side:
+    """A process that does training steps when asked."""
+
+    def __init__(self, python: str, side: str, options: list[str], path: Path | None = None) -> None:
+        """Starts `side` with an interpreter; `path`: where that one finds our package."""
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        if path is not None:
+            environment["PYTHONPATH"] = str(path)
+        # Idle threads must not spin on the cores of the side whose turn it is.
+        environment["OMP_WAIT_POLICY"] = "PASSIVE"
+        self.process = subprocess.Popen(
+            [python, str(SCRIPT), side, *options],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        self.what = str(self._read())
+
+    def seconds(self, steps: int) -> float:
+        """How long `steps` steps take."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{steps}\n")
+        self.process.stdin.flush()
+        return float(self._read())
+
+    def close(self) -> None:
+        """Ends the process."""
+        self.process.kill()
+        self.process.communicate()
+
+    def _read(self) -> str | float:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            _, errors = self.process.communicate()
+            raise OSError((errors.strip().splitlines() or ["it ended without a word"])[-1])
+        value: str | float = json.loads(line)
+        return value
+
+
+def link_package(folder: Path) -> Path:
+    """A folder with the package under its installed name, for an interpreter in which it is not installed."""
+    package = folder / "edgerpn"
+    package.mkdir()
+    for item in (ROOT / "core").iterdir():
+        (package / item.name).symlink_to(item)
+    for name in ("train", "export", "runtime"):
+        (package / name).symlink_to(ROOT / name)
+    return folder
+
+
+def start_sides(arguments: argparse.Namespace, folder: Path) -> dict[str, Side]:
+    """All sides that start; says which do not, and why."""
+    options = []
+    for name in ("batch", "size", "threads", "device", "amp"):
+        options += [f"--{name}", str(getattr(arguments, name))]
+    sides = {name: Side(sys.executable, name, options) for name in ("edgerpn", "edgerpn-default")}
+    if arguments.peer_python is None:
+        print("torchvision is left out: --peer-python names no interpreter that has it")
+        return sides
+    package = link_package(folder)
+    for name, side, path in (("torchvision", "torchvision", None), ("edgerpn on the peer's torch", "edgerpn", package)):
+        started = start_peer(arguments.peer_python, name, side, options, path)
+        if started is not None:
+            sides[name] = started
+    return sides
+
+
+def start_peer(python: str, name: str, side: str, options: list[str], path: Path | None) -> Side | None:
+    """A side in the peer's environment; None, and a line that says why, when it does not start there."""
+    try:
+        return Side(python, side, options, path)
+    except OSError as error:
+        print(f"{name} is left out: {error}")
+        return None
+
+
+def main() -> int:
+    """Measures, prints a table, writes the result; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer-python", metavar="PYTHON", help="interpreter of an environment with torchvision")
+    parser.add_argument("--size", type=int, default=480, help="height and width of the images, default 480")
+    parser.add_argument("--batch", type=int, default=8, help="images a step, default 8")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: one a core")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--amp", default="auto", help="precision of our side, as loop.amp; torchvision's is fp32")
+    parser.add_argument("--rounds", type=int, default=10, help="rounds of --steps steps of each side, default 10")
+    parser.add_argument("--steps", type=int, default=2, help="steps in a round, default 2")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        sides = start_sides(arguments, Path(folder))
+        try:
+            elapsed: dict[str, list[float]] = {name: [] for name in sides}
+            for number in range(-1, arguments.rounds):  # one round to warm up
+                for name, side in sides.items():
+                    seconds = side.seconds(arguments.steps)
+                    if number >= 0:
+                        elapsed[name].append(seconds)
+        finally:
+            for side in sides.values():
+                side.close()
+    speed = {name: arguments.steps * arguments.batch / np.array(values) for name, values in elapsed.items()}
+    print(
+        f"{arguments.size}x{arguments.size}, batch {arguments.batch}, {arguments.device}, {arguments.threads} threads"
+    )
+    for name, values in speed.items():
+        extent = f"{values.min():.2f} to {values.max():.2f}"
+        print(f"  {name:<28} {np.median(values):7.2f} images/s ({extent})  {sides[name].what}")
+    ratios = {}
+    if "torchvision" in speed:
+        # Round by round, because neighbours in time saw the same machine.
+        ratios = {name: float(np.median(values / speed["torchvision"])) for name, values in speed.items()}
+        for name, ratio in ratios.items():
+            if name != "torchvision":
+                print(f"  {name:<28} {ratio:7.2f} times torchvision")
+        print(f"limit {LIMIT}: {'ok' if ratios['edgerpn'] >= LIMIT else 'TOO SLOW'}")
+    if arguments.out:
+        result = {
+            "settings": {name: getattr(arguments, name) for name in ("size", "batch", "threads", "device", "amp")},
+            "images_per_s": {name: float(np.median(values)) for name, values in speed.items()},
+            "what": {name: side.what for name, side in sides.items()},
+            "times_torchvision": ratios,
+            "limit": LIMIT,
+            "cores": os.cpu_count(),
+            "machine": platform.machine(),
+        }
+        files.write_text(arguments.out, json.dumps(result, indent=2) + "\n")
+    return 0 if ratios.get("edgerpn", LIMIT) >= LIMIT else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
