@@ -23,6 +23,10 @@ from edgerpn.runtime.source_files import ImageSource
 
 Image = npt.NDArray[np.uint8]
 
+# OpenCV's `grab` fails for a damaged packet of a stream too, and works again with the next one. That of a stream which
+# has ended fails at once each time.
+_GRABS = 20
+_GRABS_S = 1.0
 _DEFAULT_PORTS = {"http": 80, "https": 443, "rtsp": 554, "rtsps": 322, "rtmp": 1935}
 
 
@@ -93,10 +97,14 @@ class OpenCvReader:
 
     def grab(self) -> bool:
         """See `Reader`."""
-        if not self._capture.grab():
-            return False
-        self._index += 1
-        return True
+        start_s = time.monotonic()
+        for _ in range(_GRABS if self.is_live else 1):
+            if self._capture.grab():
+                self._index += 1
+                return True
+            if time.monotonic() - start_s > _GRABS_S:
+                break
+        return False
 
     def retrieve(self, into: Image | None) -> Image | None:
         """See `Reader`."""

@@ -23,6 +23,8 @@ _START_S = 60.0
 _KILL_S = 1.0
 _POLL_S = 0.02
 _OPEN_MARGIN_S = 2.0
+# A damaged packet may tell of a size too; the next good one then takes it back.
+_RESIZED_S = 0.6
 
 
 class SourceSupervisor:
@@ -58,6 +60,7 @@ class SourceSupervisor:
         self._alive_s: float | None = None
         self._end_by_s = math.inf
         self._over_s = math.inf
+        self._resized_s = math.inf
 
     @property
     def is_done(self) -> bool:
@@ -80,8 +83,12 @@ class SourceSupervisor:
             if now_s >= self._over_s:
                 self._kill(process, now_s)
             return min(self._over_s, self._end_by_s)
-        deadline_s = self._silence_deadline_s(now_s)
-        if now_s >= deadline_s and math.isinf(self._end_by_s):
+        deadline_s = min(self._silence_deadline_s(now_s), self._resized_s)
+        if now_s >= self._resized_s and math.isinf(self._end_by_s):
+            message = f"the video changed its size to {process.last_size}; a new connection shows it"
+            self._last_word = LastWord(reason="resized", message=message, is_final=False)
+            self._kill(process, now_s)
+        elif now_s >= deadline_s and math.isinf(self._end_by_s):
             self._give_up(process, now_s)
         return min(deadline_s, self._end_by_s) if math.isinf(self._end_by_s) else self._end_by_s
 
@@ -110,15 +117,13 @@ class SourceSupervisor:
         goes_on = self.process.read_output()
         self.num_lines += self.process.num_lines - num_before
         self.lines = tuple(self.process.lines)
-        if self._is_live and self.process.last_size != self.process.first_size and self._last_word is None:
-            message = f"the video changed its size to {self.process.last_size}; a new connection shows it"
-            self._last_word = LastWord(reason="resized", message=message, is_final=False)
-            self._kill(self.process, time.monotonic())
+        is_resized = bool(self._is_live) and self.process.last_size != self.process.first_size
+        self._resized_s = min(self._resized_s, time.monotonic() + _RESIZED_S) if is_resized else math.inf
         return goes_on
 
     def _start(self, now_s: float) -> None:
         self._last_word, self._is_live, self._alive_s, self._ring = None, None, None, None
-        self._end_by_s = self._over_s = math.inf
+        self._end_by_s = self._over_s = self._resized_s = math.inf
         self._first_index = self._next_index
         self._started_s = now_s
         self.lines = ()

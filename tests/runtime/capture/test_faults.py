@@ -190,8 +190,10 @@ def test_corrupted_packets_end_nothing(
     player.recovers(recovery_s)
     frames += player.frames_for(0.5)
     assert {frame[4] for frame in frames} == {(240, 320, 3)}
-    # Damaged pictures are neither errors of the source nor the end of the connection.
-    assert player.kinds(with_gaps=False) == ["started", "connected"]
+    # Damaged pictures are neither errors of the source nor the end of the stream. (A damaged packet may tell of
+    # another size, very rarely for long enough to be believed.)
+    assert "error" not in player.kinds()
+    assert {event.reason for event in player.events if event.kind == "reconnecting"} <= {"resized"}
 
 
 def test_a_squeezed_line_shows_as_lag(make_camera: Make, make_proxy: Make, play: Make, recovery_s: float) -> None:
