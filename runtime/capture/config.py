@@ -16,6 +16,11 @@ from edgerpn.runtime.source import URL_SCHEMES
 Policy = Literal["auto", "latest", "every", "queue"]
 SourceKind = Literal["camera", "csi", "url", "pipeline", "path", "foreign"]
 
+NETWORK_PROTOCOLS = "tcp,udp,rtp,rtsp,srtp,tls,http,https,httpproxy,rtmp,srt,crypto,data"
+"""What FFmpeg may open for a URL. Playlists inherit it: without `file`, no server has us read files of this machine."""
+FILE_PROTOCOLS = "file,crypto,data"
+"""What FFmpeg may open for a file: no network."""
+
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _CAMERA = re.compile(r"(\d+)|/dev/(?:video\d+|v4l/.+)")
 _POLICY = re.compile(r"(?P<word>auto|latest|every)|queue=(?P<frames>\d+)|fps=(?P<fps>\d+(?:\.\d+)?)")

@@ -17,15 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from edgerpn.runtime.capture.config import CaptureConfig, local_path, source_kind
+from edgerpn.runtime.capture.config import FILE_PROTOCOLS, NETWORK_PROTOCOLS, CaptureConfig, local_path, source_kind
 from edgerpn.runtime.capture.decoders import Choice
 from edgerpn.runtime.capture.failures import CaptureFailedError
 from edgerpn.runtime.capture.reader import Image
 
 _BMP_HEADER = struct.Struct("<2sIxxxxIIii")
-PROTOCOLS = "file,pipe,fd,tcp,udp,rtp,rtsp,rtsps,srtp,tls,http,https,httpproxy,crypto,rtmp,srt"
-"""What ffmpeg may open on behalf of a list."""
-
 _PR_SET_PDEATHSIG = 1
 
 
@@ -49,7 +46,7 @@ class FfmpegReader:
         every_frame = ["-fps_mode", "passthrough"] if version is None or version >= (5, 1) else ["-vsync", "0"]
         command = [
             *("ffmpeg", "-nostats", "-hide_banner", "-loglevel", "warning"),
-            *("-protocol_whitelist", PROTOCOLS, "-f", "concat", "-safe", "0", "-i", "pipe:0"),
+            *("-protocol_whitelist", list_protocols(config), "-f", "concat", "-safe", "0", "-i", "pipe:0"),
             *("-map", "0:v:0", *every_frame, "-f", "image2pipe", "-c:v", "bmp", "-pix_fmt", "bgr24", "pipe:1"),
         ]
         self._process = subprocess.Popen(
@@ -121,6 +118,15 @@ class FfmpegReader:
     def _read(self, num_bytes: int) -> bytes:
         pipe = self._process.stdout
         return pipe.read(num_bytes) if pipe is not None and num_bytes > 0 else b""
+
+
+def list_protocols(config: CaptureConfig) -> str:
+    """What the programs ffmpeg and ffprobe may open for a source, as their option wants it.
+
+    Pipes are for our own list. Nothing else is behind them for a playlist that names one: our list has been read, and
+    no other file is inherited.
+    """
+    return f"pipe,{NETWORK_PROTOCOLS if source_kind(config.source) == 'url' else FILE_PROTOCOLS}"
 
 
 def playlist(config: CaptureConfig) -> str:

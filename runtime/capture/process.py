@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from edgerpn.errors import MissingDependencyError, StreamOpenError
-from edgerpn.runtime.capture.config import CaptureConfig, local_path, source_kind
+from edgerpn.runtime.capture.config import NETWORK_PROTOCOLS, CaptureConfig, local_path, source_kind
 from edgerpn.runtime.capture.decoders import choose, find_abilities
 from edgerpn.runtime.capture.failures import CaptureFailedError
 from edgerpn.runtime.capture.ffmpeg_reader import FfmpegReader
@@ -139,7 +139,7 @@ def _load(config: CaptureConfig) -> ModuleType | None:
     os.environ.setdefault("GST_DEBUG_NO_COLOR", "1")
     if _FFMPEG_OPTIONS not in os.environ:
         # By default FFmpeg watches a stream for over a second to guess its frame rate, before it gives a frame.
-        options = ["fpsprobesize;0"]
+        options = ["fpsprobesize;0", f"protocol_whitelist;{NETWORK_PROTOCOLS}"]
         if config.source.lower().startswith("rtsp"):
             options.append(f"rtsp_transport;{config.transport}")
         if config.ffmpeg_options:

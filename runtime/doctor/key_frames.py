@@ -15,7 +15,7 @@ from itertools import pairwise
 
 from edgerpn.runtime.capture import CaptureConfig, CaptureFailedError
 from edgerpn.runtime.capture.config import local_path, source_kind
-from edgerpn.runtime.capture.ffmpeg_reader import PROTOCOLS, ends_with_parent, playlist
+from edgerpn.runtime.capture.ffmpeg_reader import ends_with_parent, list_protocols, playlist
 from edgerpn.runtime.source import IMAGE_SUFFIXES
 
 _LIVE_S = 10.0
@@ -53,7 +53,7 @@ def find_key_frames(config: CaptureConfig) -> KeyFrames:
     if program is None:
         return KeyFrames(why_unknown="the program ffprobe is not installed (sudo apt install ffmpeg)")
     command = [
-        *(program, "-hide_banner", "-loglevel", "error", "-protocol_whitelist", PROTOCOLS),
+        *(program, "-hide_banner", "-loglevel", "error", "-protocol_whitelist", list_protocols(config)),
         *("-f", "concat", "-safe", "0", "-i", "pipe:0", "-select_streams", "v:0"),
         *("-read_intervals", f"%+{seconds:g}", "-of", "compact=nokey=0"),
         *("-show_entries", "packet=pts_time,dts_time,size,flags:stream=codec_name,profile"),

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import BaseRequestHandler, ThreadingTCPServer
 from typing import Any
 
 import cv2
@@ -177,6 +178,67 @@ def test_the_program_ffmpeg_is_plan_b_and_shows_no_password(make_mjpeg: Make, cl
     assert "image2pipe" in processes
     assert "hidden-word" not in processes
     assert "hidden-word" not in repr(player.capture.messages) + repr(player.events)
+
+
+def write_playlist(path: Path, segment: str) -> Path:
+    path.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2.0,\n{segment}\n#EXT-X-ENDLIST\n")
+    return path
+
+
+@pytest.fixture
+def segment(tmp_path: Path) -> Path:
+    """Two seconds of video as a playlist may name them."""
+    path = tmp_path / "segment.ts"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MPG2"), 25, (96, 64))
+    assert writer.isOpened()
+    for index in range(50):
+        writer.write(np.full((64, 96, 3), 4 * index, np.uint8))
+    writer.release()
+    return path
+
+
+@pytest.mark.parametrize("decoder", ["ffmpeg", "ffmpeg-process"])
+def test_a_playlist_of_a_server_cannot_name_files_of_this_machine(
+    decoder: str, segment: Path, tmp_path: Path, play: Make
+) -> None:
+    if decoder == "ffmpeg-process" and shutil.which("ffmpeg") is None:
+        pytest.skip("the program ffmpeg is not installed")
+    served = tmp_path / "served"
+    served.mkdir()
+    shutil.copy(segment, served)
+    write_playlist(served / "good.m3u8", segment.name)
+    write_playlist(served / "bad.m3u8", f"file://{segment}")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=served)) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        play(f"{url}/good.m3u8", decoder=decoder, name="good").frame()
+        bad = play(f"{url}/bad.m3u8", decoder=decoder, name="bad")
+        bad.event("reconnecting")
+        server.shutdown()
+    assert bad.num_frames == 0
+    assert "connected" not in bad.kinds()
+
+
+def test_a_playlist_over_plain_tcp_cannot_either(segment: Path, tmp_path: Path, play: Make) -> None:
+    text = write_playlist(tmp_path / "bad.m3u8", f"file://{segment}").read_bytes()
+
+    class Handler(BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.sendall(text)
+
+    with ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        bad = play(f"tcp://127.0.0.1:{server.server_address[1]}/bad.m3u8", decoder="ffmpeg")
+        bad.event("reconnecting")
+        server.shutdown()
+    assert bad.num_frames == 0
+    assert "connected" not in bad.kinds()
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="the program ffmpeg is not installed")
+def test_a_playlist_in_a_file_still_names_files_beside_it(segment: Path, tmp_path: Path, play: Make) -> None:
+    path = write_playlist(tmp_path / "own.m3u8", segment.name)
+    play(str(path), decoder="ffmpeg-process").frame()
 
 
 def test_passwords_are_in_no_list_of_processes(make_mjpeg: Make, play: Make) -> None:
