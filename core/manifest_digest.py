@@ -16,9 +16,21 @@ _NO_DIGEST = b"0" * 64
 
 
 def digest_of(values: dict[str, Any]) -> str:
-    """SHA-256 of a manifest's JSON values, without its own digest; neither spaces nor the order of keys change it."""
-    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    """SHA-256 of a manifest's JSON values, without its own digest.
+
+    A program that reads JSON and writes it again does not change it: neither spaces nor the order of keys count, nor
+    whether a whole number is written as 16 or 16.0, nor whether a key without a value is there.
+    """
+    text = json.dumps(_canonical(values), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _canonical(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _canonical(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_canonical(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def seal(data: bytes) -> bytes:

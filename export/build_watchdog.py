@@ -2,7 +2,8 @@
 
 TensorRT-RTX 1.7 can stand still for ever when memory runs out: it waits for a task of its thread pool, whose threads
 could not be started. No error comes, so its silence has to be noticed from outside. A builder works as long as it
-tells something or uses CPU time; timing kernels on a GPU uses CPU time too, for they are launched and waited for.
+tells something, uses CPU time or waits for a disk; timing kernels on a GPU uses CPU time too, for they are launched and
+waited for.
 
 All is read from /proc; on systems without it nothing is noticed.
 """
@@ -14,10 +15,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+_LEAST_SHARE = 0.002
+"""Share of a core that counts as work: more than what idle threads take that wake up now and then."""
 _LEAST_CPU_S = 0.05
-"""CPU time that counts as work: more than what idle threads take that wake up now and then."""
+"""CPU time that must have come together for a share to be computed: the system counts in steps of a hundredth."""
 _LONGEST_STEP_S = 1.0
 """What counts at most between two looks, so that the time in which this process itself was stopped does not."""
+CONTAINER = Path("/sys/fs/cgroup")
+"""Where a container sees its own control group."""
 _SHORT = 1 / 16
 """Memory is short when less than this share of it is left."""
 
@@ -33,6 +38,7 @@ class Watchdog:
         self._looked_s = clock()
         self._idle_s = 0.0
         self._cpu_s = cpu_s(pid)
+        self._counted_s = 0.0
 
     def heard(self) -> None:
         """It told something."""
@@ -41,34 +47,68 @@ class Watchdog:
     def has_stopped(self) -> bool:
         """Whether it has told nothing and done nothing for too long."""
         now = self._clock()
-        self._idle_s += min(now - self._looked_s, _LONGEST_STEP_S)
+        step_s = min(now - self._looked_s, _LONGEST_STEP_S)
         self._looked_s = now
         used_s = cpu_s(self._pid)
         if self._cpu_s is None or used_s is None:
             return False
-        if used_s - self._cpu_s >= _LEAST_CPU_S:
-            self._cpu_s, self._idle_s = used_s, 0.0
+        self._counted_s += step_s
+        if not is_waiting_for_disk(self._pid):
+            self._idle_s += step_s
+        work_s = used_s - self._cpu_s
+        if work_s >= _LEAST_CPU_S:
+            if work_s >= _LEAST_SHARE * self._counted_s:
+                self._idle_s = 0.0
+            self._cpu_s, self._counted_s = used_s, 0.0
         return 0 < self._stall_s <= self._idle_s
 
 
 def cpu_s(pid: int) -> float | None:
     """CPU time of all threads of a process so far, seconds; None where the system does not say."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
+    fields = _stat_fields(Path(f"/proc/{pid}/stat"))
+    if fields is None:
         return None
-    # utime and stime, the fields 14 and 15; the name, field 2, may hold spaces and brackets.
-    user, kernel = text.rpartition(")")[2].split()[11:13]
+    user, kernel = fields[11:13]
     return (int(user) + int(kernel)) / os.sysconf("SC_CLK_TCK")
 
 
+def is_waiting_for_disk(pid: int) -> bool:
+    """Whether a thread of a process is in a wait that no signal ends, such as one for a network disk."""
+    threads = [_stat_fields(file) for file in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return any(fields is not None and fields[0] == "D" for fields in threads)
+
+
+def _stat_fields(file: Path) -> list[str] | None:
+    """The fields of a `stat` from the third on, the state; None: there is no such process."""
+    try:
+        text = file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    # The name, field 2, may hold spaces and brackets.
+    return text.rpartition(")")[2].split()
+
+
 def is_memory_short(pid: int) -> bool:
-    """Whether the computer, or the address space that process `pid` may use (`ulimit -v`), has hardly any left."""
+    """Whether computer, container, or the address space of process `pid` (`ulimit -v`) have hardly any left."""
     meminfo = _numbers(Path("/proc/meminfo"))
-    if meminfo.get("MemAvailable", 1) < _SHORT * meminfo.get("MemTotal", 0):
+    if meminfo.get("MemAvailable", 1) < _SHORT * meminfo.get("MemTotal", 0) or _is_container_full(CONTAINER):
         return True
     limit, peak = _address_limit(pid), _numbers(Path(f"/proc/{pid}/status")).get("VmPeak")
     return limit is not None and peak is not None and limit - (peak << 10) < _SHORT * limit
+
+
+def _is_container_full(folder: Path) -> bool:
+    """Whether the control group at `folder` has used up its memory; files that are kept for reading again do not count.
+
+    Source: the kernel's documentation of cgroup v2, memory.max, memory.current, memory.stat.
+    """
+    try:
+        limit, used = ((folder / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
+        lines = (folder / "memory.stat").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return False
+    kept = sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+    return limit.isdigit() and int(limit) - int(used) + kept < _SHORT * int(limit)
 
 
 def _numbers(file: Path) -> dict[str, int]:

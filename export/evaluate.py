@@ -83,13 +83,15 @@ def evaluate_model(
         DataError: The annotations or images cannot be used.
     """
     from edgerpn.train.coco import read_coco, read_image
-    from edgerpn.train.open_world import open_world_recall
+    from edgerpn.train.open_world import check_parts, open_world_recall
     from edgerpn.train.recall import average_recall
     from edgerpn.train.validation import coco_results
 
     if holdout_classes is None:
-        holdout_classes = _holdout_of(model)
+        holdout_classes = _holdout_of(model, annotations, say)
     dataset = read_coco(annotations, images, verify="header", holdout_classes=holdout_classes)
+    if holdout_classes:
+        check_parts(dataset)
     for problem in dataset.problems:
         say(f"{annotations.name}: {problem}")
     if limit is not None:
@@ -119,13 +121,23 @@ def evaluate_model(
     )
 
 
-def _holdout_of(model: Path) -> tuple[str, ...]:
-    """The classes that a checkpoint was trained without; exported models do not tell."""
+def _holdout_of(model: Path, annotations: Path, say: Callable[[str], None]) -> tuple[str, ...]:
+    """The classes that a checkpoint was trained without, if these annotations tell all of them; exports never do."""
     if model.suffix != ".pt":
         return ()
     from edgerpn.train.checkpoint import load_checkpoint
+    from edgerpn.train.coco import class_names
 
-    return load_checkpoint(model).settings.data.holdout_classes
+    names = load_checkpoint(model).settings.data.holdout_classes
+    known = class_names(annotations) if names else frozenset()
+    missing = [name for name in names if name not in known]
+    if missing:
+        say(
+            f"{annotations.name}: the checkpoint was trained without {', '.join(names)}, but there is no class named "
+            f"{', '.join(missing)} here: recall is that on all objects"
+        )
+        return ()
+    return names
 
 
 def _open(model: Path, num_proposals: int, network_hw: tuple[int, int] | None) -> tuple[Detect, int]:

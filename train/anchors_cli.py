@@ -59,8 +59,9 @@ def run(arguments: argparse.Namespace) -> int:
     print(table(rows))
     print("AR: average recall of the anchors themselves at IoU 0.50 to 0.95, before any network moves them")
     if arguments.output is not None:
-        files.write_text(arguments.output, to_settings(fitted[wanted], settings))
-        print(f"wrote {arguments.output}; train with: edgerpn train --config {arguments.output}")
+        files.write_text(arguments.output, to_settings(fitted[wanted], settings, image_hw))
+        preset = "" if arguments.preset == "edge" else f"--preset {arguments.preset} "
+        print(f"wrote {arguments.output}; train with: edgerpn train {preset}--config {arguments.output}")
     return 0
 
 
@@ -97,8 +98,8 @@ def table(rows: list[tuple[str, AnchorConfig, AnchorRecall]]) -> str:
     return "\n".join(lines)
 
 
-def to_settings(config: AnchorConfig, settings: TrainSettings) -> str:
-    """The anchors as a settings file, with the levels that the pyramid must add for them.
+def to_settings(config: AnchorConfig, settings: TrainSettings, image_hw: tuple[int, int]) -> str:
+    """The anchors as a settings file, with the size that they are for and the levels that the pyramid must add.
 
     Raises:
         ConfigError: The preset's network has no levels of these strides.
@@ -107,10 +108,10 @@ def to_settings(config: AnchorConfig, settings: TrainSettings) -> str:
     extra = sum(stride > coarsest for stride in config.strides_px)
     if extra and not settings.model.neck_channels:
         raise ConfigError([f"--strides {config.strides_px}: a network without a pyramid ends at {coarsest}"])
-    model = f"[model]\nneck_extra_levels = {extra}\n\n" if extra != settings.model.neck_extra_levels else ""
     sizes = ", ".join(f"[{', '.join(map(str, level))}]" for level in config.sizes_px)
     return (
-        f"{model}[model.anchors]\nstrides_px = {list(config.strides_px)}\nsizes_px = [{sizes}]\n"
+        f"[data]\ninput_hw = {list(image_hw)}\n\n[model]\nneck_extra_levels = {extra}\n\n"
+        f"[model.anchors]\nstrides_px = {list(config.strides_px)}\nsizes_px = [{sizes}]\n"
         f"ratios_hw = {list(config.ratios_hw)}\n"
     )
 

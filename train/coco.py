@@ -7,6 +7,7 @@ Categories play no role: every box is an object, unless its class is held out.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
@@ -143,6 +144,17 @@ def read_coco(
         raise DataError(f"{annotations}: none of its {len(boxes)} boxes is usable", problems=problems.lines())
     digest = hashlib.sha256(data).hexdigest()
     return Dataset(records=records, annotation_file=annotations, sha256=digest, problems=problems.lines())
+
+
+def class_names(annotations: Path) -> frozenset[str]:
+    """The names under "categories" of a COCO annotation file; none when it cannot be read, which `read_coco` tells."""
+    try:
+        root = json.loads(annotations.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return frozenset()
+    entries = root.get("categories") if isinstance(root, dict) else None
+    rows = entries if isinstance(entries, list) else []
+    return frozenset(str(row["name"]) for row in rows if isinstance(row, dict) and "name" in row)
 
 
 def _usable_files(

@@ -22,6 +22,7 @@ ON_OBJECT_IOU = 0.5
 """Overlap from which a proposal is on an object."""
 
 Part = Literal["seen", "unseen"]
+PARTS: tuple[Part, ...] = ("seen", "unseen")
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -38,17 +39,29 @@ def open_world_recall(dataset: Dataset, results: Rows) -> dict[str, dict[str, fl
     Raises:
         DataError: One of the parts has no object.
     """
-    counts: dict[Part, int] = {
+    check_parts(dataset)
+    columns = {"all": average_recall(dataset.coco_ground_truth("all"), results)}
+    for part in PARTS:
+        columns[part] = average_recall(dataset.coco_ground_truth(part), without_other_part(dataset, results, part))
+    return columns
+
+
+def check_parts(dataset: Dataset) -> None:
+    """Makes sure that there are objects of both parts, before anything is run.
+
+    Raises:
+        DataError: There are none of one.
+    """
+    counts = {
         "seen": sum(len(record.boxes_xyxy) for record in dataset.records),
         "unseen": sum(len(record.held_out_xyxy) for record in dataset.records),
     }
-    for part, count in counts.items():
-        if not count:
-            raise DataError(f"{dataset.annotation_file}: no object of an {part} class, so its recall is not defined")
-    columns = {"all": average_recall(dataset.coco_ground_truth("all"), results)}
-    for part in counts:
-        columns[part] = average_recall(dataset.coco_ground_truth(part), without_other_part(dataset, results, part))
-    return columns
+    for part in PARTS:
+        if not counts[part]:
+            raise DataError(
+                f"{dataset.annotation_file}: no object of a class that was {part} in training, so recall on them is "
+                "not defined"
+            )
 
 
 def without_other_part(dataset: Dataset, results: Rows, part: Part) -> list[Mapping[str, Any]]:

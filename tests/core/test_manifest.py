@@ -150,6 +150,25 @@ def test_spaces_and_the_order_of_keys_are_no_edit(artifact: Path) -> None:
     assert manifest.read(artifact) == before
 
 
+def test_another_way_to_write_numbers_and_nothing_is_no_edit(artifact: Path) -> None:
+    # JSON has one kind of number: programs in other languages write 1.0 as 1, and leave null out.
+    before = manifest.read(artifact)
+
+    def rewritten(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: rewritten(item) for key, item in value.items() if item is not None}
+        if isinstance(value, list):
+            return [rewritten(item) for item in value]
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+
+    path = manifest.manifest_path(artifact)
+    text = path.read_text(encoding="utf-8")
+    changed = json.dumps(rewritten(json.loads(text)), indent=2) + "\n"
+    assert changed != text
+    path.write_text(changed, encoding="utf-8")
+    assert manifest.read(artifact) == before
+
+
 def test_a_manifest_without_a_digest_is_read(artifact: Path) -> None:
     edit(artifact, name="renamed by hand")
     assert manifest.read(artifact).name == "renamed by hand"

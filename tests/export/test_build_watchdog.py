@@ -95,6 +95,27 @@ def test_a_silent_process_that_computes_has_not_stopped() -> None:
     assert dog.has_stopped()  # no longer
 
 
+def test_threads_that_wake_up_now_and_then_are_no_work(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    # 0.4 ms in each second: what comes together in two minutes is more than a single look asks for.
+    monkeypatch.setattr(build_watchdog, "cpu_s", lambda pid: 1.0 + 0.0004 * clock.now_s)
+    assert stops_after(Watchdog(os.getpid(), 600.0, clock), clock, at_most_s=700.0) == 600.0
+    monkeypatch.setattr(build_watchdog, "cpu_s", lambda pid: 1.0 + 0.01 * clock.now_s)
+    assert stops_after(Watchdog(os.getpid(), 20.0, clock), clock, at_most_s=700.0) is None
+
+
+def test_waiting_for_a_disk_is_not_standing_still(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    dog = Watchdog(os.getpid(), 20.0, clock)
+    monkeypatch.setattr(build_watchdog, "cpu_s", lambda pid: dog._cpu_s)
+    monkeypatch.setattr(build_watchdog, "is_waiting_for_disk", lambda pid: clock.now_s < 300)
+    assert stops_after(dog, clock, at_most_s=400.0) == pytest.approx(319.5, abs=1)
+
+
+def test_a_process_that_waits_for_a_word_does_not_wait_for_a_disk(child: Callable[[str], int]) -> None:
+    pid = child("print('x', flush=True); input()")
+    assert not build_watchdog.is_waiting_for_disk(pid)
+    assert not build_watchdog.is_waiting_for_disk(2**22 + 1)
+
+
 def test_time_in_which_nobody_looked_does_not_count(child: Callable[[str], int], clock: Clock) -> None:
     # As after Ctrl-Z, or a container that was paused: both processes stood still.
     dog = Watchdog(child("print('x', flush=True); input()"), 20.0, clock)
@@ -182,3 +203,17 @@ def test_an_import_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path
 def test_only_a_time_of_zero_or_more_seconds_is_taken(seconds: float) -> None:
     with pytest.raises(ValueError, match="stall_s: expected 0 or more, got"):
         BuildConfig(stall_s=seconds)
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "kept", "is_full"),
+    [("max", 10**9, 0, False), (str(10**9), 10**9, 0, True), (str(10**9), 10**9, 9 * 10**8, False)],
+)
+def test_a_container_is_full_when_its_own_limit_is_near(
+    limit: str, used: int, kept: int, is_full: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "memory.max").write_text(f"{limit}\n")
+    (tmp_path / "memory.current").write_text(f"{used}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 5\ninactive_file {kept}\nactive_file 7\n")
+    monkeypatch.setattr(build_watchdog, "CONTAINER", tmp_path)
+    assert is_memory_short(os.getpid()) == is_full

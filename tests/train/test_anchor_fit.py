@@ -96,7 +96,8 @@ def test_the_command_writes_settings_that_training_takes(
         float(line.removeprefix(name).split()[0]) for line, name in ((shown[2], "preset edge"), (shown[3], "fitted"))
     )
     assert fitted > preset
-    settings = load_settings(file=str(file), overrides=("data.input_hw=[128, 128]",))
+    settings = load_settings(file=str(file))
+    assert settings.data.input_hw == (128, 128)
     assert settings.model.anchors.strides_px == (8, 16, 32, 64)
     assert settings.model.neck_extra_levels == 1
     assert len(settings.model.anchors.ratios_hw) == 2

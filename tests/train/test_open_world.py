@@ -127,7 +127,7 @@ def test_a_proposal_belongs_to_the_object_that_it_overlaps_most(tmp_path: Path) 
 
 
 def test_a_part_without_objects_has_no_recall(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no object of an unseen class"):
+    with pytest.raises(DataError, match="no object of a class that was unseen in training"):
         open_world_recall(read(tmp_path, "bird", boxes=BOXES[:2]), [result(0, 0, 5, 5, 0.5)])
 
 
@@ -168,3 +168,11 @@ def test_a_run_trains_without_the_class_and_its_checkpoint_is_measured_on_it_apa
     assert content["holdout_classes"] == ["odd one"]
     assert set(content["open_world"]) == {"all", "seen", "unseen"}
     assert content["metrics"] == content["open_world"]["all"]
+
+    # Annotations without classes: measured as any other model.
+    plain = json.loads((two_classes / "val.json").read_text())
+    (two_classes / "plain.json").write_text(json.dumps({**plain, "categories": []}))
+    assert main(["eval", str(run / "best.pt"), "--data", str(two_classes / "plain.json")]) == 0
+    captured = capsys.readouterr()
+    assert "there is no class named odd one here: recall is that on all objects" in captured.err
+    assert "unseen" not in captured.out
