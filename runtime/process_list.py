@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 from pathlib import Path
 
-from edgerpn.runtime.redaction import redact, redact_url
+from edgerpn.runtime.redaction import redact, redact_ffmpeg_options, redact_url
 
 _SELF = Path("/proc/self")
 # Numbers of the fields of /proc/PID/stat, counted from 1; see proc_pid_stat(5).
 _ARG_START, _ARG_END = 48, 49
+# --set SOURCE.ffmpeg_options=VALUE, also as one word, also within a table.
+_FFMPEG_OPTIONS = re.compile(r".*?ffmpeg_options[\"']?\s*=", re.DOTALL)
+_HEADER = re.compile(r"authorization|cookie", re.IGNORECASE)
 
 
 def hide_passwords() -> bool:
@@ -48,7 +52,10 @@ def redact_arguments(line: bytes) -> bytes:
 
 
 def _redacted(argument: str) -> str:
-    if " ! " in argument:
+    options = _FFMPEG_OPTIONS.match(argument)
+    if options is not None:
+        return options.group() + redact_ffmpeg_options(argument[options.end() :])
+    if " ! " in argument or _HEADER.search(argument):
         return redact(argument)
     # Of A.B=URL the key is no secret.
     head, scheme, rest = argument.partition("://")

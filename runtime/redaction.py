@@ -2,7 +2,8 @@
 
 Cameras carry credentials in many ways: `rtsp://user:pass@host`, with `@`, `/` or `#` unescaped inside the
 password; query keys (`?token=`); keys inside the path (`/user=admin_password=x_channel=1.sdp`); GStreamer
-properties (`user-pw="..."`). Where it is unclear what is secret, too much is hidden rather than too little.
+properties (`user-pw="..."`); headers (`Authorization: Basic ...`). Where it is unclear what is secret, too much is
+hidden rather than too little.
 """
 
 from __future__ import annotations
@@ -23,14 +24,27 @@ _SECRET_KEY = re.compile(_SECRET_WORDS, re.IGNORECASE)
 _SECRET_PAIR = re.compile(
     rf"([\w%.\-\[\]]*{_SECRET_WORDS}[\w%.\-\[\]]*\s*=\s*)(?:\"[^\"]*\"|'[^']*'|[^\s&#\"']+)", re.IGNORECASE
 )
+# What belongs to a header and what follows it cannot be told apart, so that its whole line goes.
+_SECRET_HEADER = re.compile(
+    r"(\b(?:[\w-]*(?:authorization|cookie2?)|x-[\w-]*(?:key|token|auth)[\w-]*)[\"']?\s*[:=]\s*|\bcookies\s*[;:=]\s*)"
+    r"[^\s][^\r\n]*",
+    re.IGNORECASE,
+)
+_SECRET_OPTION = re.compile(rf"headers|cookies|{_SECRET_WORDS}", re.IGNORECASE)
 
 
 def redact(text: str) -> str:
-    """Hides credentials in any text: log lines, error messages, GStreamer pipelines.
+    """Hides credentials in any text: log lines, error messages, headers, GStreamer pipelines.
 
     A URL in running text ends at white space or a quote; for a text that is one URL use `redact_url`.
     """
-    return _SECRET_PAIR.sub(rf"\1{HIDDEN}", _CREDENTIALS.sub(rf"\1{HIDDEN}@", text))
+    without_headers = _SECRET_HEADER.sub(rf"\1{HIDDEN}", text)
+    return _SECRET_PAIR.sub(rf"\1{HIDDEN}", _CREDENTIALS.sub(rf"\1{HIDDEN}@", without_headers))
+
+
+def redact_ffmpeg_options(options: str) -> str:
+    """Options for FFmpeg, key;value|key;value, all hidden when one of them may be a secret, such as `headers`."""
+    return HIDDEN if _SECRET_OPTION.search(options) else redact(options)
 
 
 def redact_url(url: str) -> str:

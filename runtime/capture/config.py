@@ -71,7 +71,7 @@ class CaptureConfig:
     decoder_threads: int = 0
     """Threads of OpenCV's FFmpeg; 0: one for a URL, half of the cores for a file. Each thread but the first delays the
     pictures of a stream by one frame."""
-    ffmpeg_options: str = ""
+    ffmpeg_options: str = field(default="", repr=False)
     """Options for FFmpeg in OpenCV's form, key;value|key;value, beside our own. The environment variable
     OPENCV_FFMPEG_CAPTURE_OPTIONS replaces all of them."""
 

@@ -32,7 +32,7 @@ from typing import Any
 from edgerpn import settings
 from edgerpn.errors import ConfigError
 from edgerpn.runtime.capture.config import source_kind
-from edgerpn.runtime.redaction import redact, redact_url
+from edgerpn.runtime.redaction import redact, redact_ffmpeg_options, redact_url
 from edgerpn.runtime.sinks import Output, read_outputs
 from edgerpn.runtime.streams.config import SourceConfig, StreamsConfig
 
@@ -115,7 +115,8 @@ def to_toml(config: StreamsConfig, outputs: Sequence[Output] = ()) -> str:
     parts = ["".join(re.split(r"(?:^# .*\n)?^sources = \[\]\n", plain, flags=re.MULTILINE))]
     for source in config.sources:
         shown = redact(source.source) if source_kind(source.source) == "pipeline" else redact_url(source.source)
-        body = settings.to_toml(dataclasses.replace(source, source=shown))
+        options = redact_ffmpeg_options(source.ffmpeg_options)
+        body = settings.to_toml(dataclasses.replace(source, source=shown, ffmpeg_options=options))
         parts.append(f"[{_SOURCES}.{json.dumps(source.label)}]\n{body}")
     for output in outputs:
         url = getattr(output.config, "url", None)

@@ -15,6 +15,7 @@ def test_a_command_shows_no_password_in_the_list_of_processes() -> None:
     # In place of the command: says what it was given, and waits to be looked at.
     words = ["doctor", "stream", "rtsp://viewer:hunter2@127.0.0.1:9/x?token=hunter3", "--set"]
     words += ["defaults.source=http://u:hunter4@host/"]
+    words += ["--set", "defaults.ffmpeg_options=headers;Authorization: Basic hunter5"]
     code = "import sys, edgerpn.runtime.doctor.cli as cli; from edgerpn.__main__ import main\n"
     code += "cli.run = lambda arguments: print(arguments.source, flush=True) or sys.stdin.read() and 0\n"
     code += "main()"
@@ -31,7 +32,8 @@ def test_a_command_shows_no_password_in_the_list_of_processes() -> None:
     process.communicate(timeout=30)
     assert b"hunter" not in shown
     assert "hunter" not in listed.stdout
-    for word in ("doctor", "stream", "rtsp://***@127.0.0.1:9/x?token=***", "defaults.source=http://***@host/"):
+    values = ("rtsp://***@127.0.0.1:9/x?token=***", "defaults.source=http://***@host/", "defaults.ffmpeg_options=***")
+    for word in ("doctor", "stream", *values):
         assert word in listed.stdout
 
 
@@ -42,6 +44,11 @@ def test_a_command_shows_no_password_in_the_list_of_processes() -> None:
         (["run", "rtsp://a:b@h/x"], ["run", "rtsp://***@h/x"]),
         (["--set", "sources.a.source=rtsp://user:pass@h"], ["--set", "sources.a.source=rtsp://***@h"]),
         (["a location=rtsp://u:pass@h ! x user-pw=secret ! y"], ["a location=rtsp://***@h ! x user-pw=*** ! y"]),
+        (["--set", "a.ffmpeg_options=headers;Authorization: Basic abc"], ["--set", "a.ffmpeg_options=***"]),
+        (["--set=a.ffmpeg_options=cookies;id=abc; path=/"], ["--set=a.ffmpeg_options=***"]),
+        (["sources.a={ffmpeg_options = 'HEADERS;X: http://a:b@c'}"], ["sources.a={ffmpeg_options =***"]),
+        (["a.ffmpeg_options=max_delay;500"], ["a.ffmpeg_options=max_delay;500"]),
+        (["a.other=Cookie: abc http://h/"], ["a.other=Cookie: ***"]),
     ],
 )  # fmt: skip
 def test_what_is_hidden_keeps_its_length(words: list[str], hidden: list[str]) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgerpn.errors import StreamOpenError
-from edgerpn.runtime.redaction import redact, redact_url
+from edgerpn.runtime.redaction import redact, redact_ffmpeg_options, redact_url
 from edgerpn.runtime.source import open_source
 
 ANY_TEXT = st.text(min_size=1, max_size=20)
@@ -59,6 +59,41 @@ def test_what_identifies_a_camera_stays(text: str, expected: str) -> None:
 )
 def test_gstreamer_properties_are_hidden(pipeline: str, expected: str) -> None:
     assert redact(pipeline) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("sent Authorization: Basic aHVudGVyMg==\r\nHost: cam", "sent Authorization: ***\r\nHost: cam"),
+        ('proxy-authorization: Digest username="me", response="1f"', "proxy-authorization: ***"),
+        ("{'AUTHORIZATION': 'Bearer abc.def'}", "{'AUTHORIZATION': ***"),
+        ("Cookie: session=abc; theme=dark\nnext line", "Cookie: ***\nnext line"),
+        ("Set-Cookie: id=abc; HttpOnly", "Set-Cookie: ***"),
+        ("x-api-key: abc", "x-api-key: ***"),
+        ("headers;Authorization: Basic abc", "headers;Authorization: ***"),
+        ("cookies;id=abc; path=/", "cookies;***"),
+        ('extra-headers="a,Authorization=(string)abc def" ! x', 'extra-headers="a,Authorization=***'),
+        ("401 Unauthorized (authorization failed)", "401 Unauthorized (authorization failed)"),
+    ],
+)  # fmt: skip
+def test_headers_with_credentials_lose_them(text: str, expected: str) -> None:
+    assert redact(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("", ""),
+        ("rtsp_transport;tcp|max_delay;500000", "rtsp_transport;tcp|max_delay;500000"),
+        ("max_delay;1|HEADERS;X-Mine: abc", "***"),
+        ("headers;Authorization: Basic abc|max_delay;1", "***"),
+        ("cookies;a=b", "***"),
+        ("passphrase;abcdefghij", "***"),
+        ("http_proxy;http://me:abc@proxy/", "http_proxy;http://***@proxy/"),
+    ],
+)
+def test_options_of_ffmpeg_are_hidden_when_one_may_be_a_secret(options: str, expected: str) -> None:
+    assert redact_ffmpeg_options(options) == expected
 
 
 @pytest.mark.timeout(30)

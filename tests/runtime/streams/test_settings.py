@@ -88,6 +88,21 @@ def test_what_is_printed_holds_no_password_and_says_what_things_mean(file: Path)
     assert "sources = []" not in printed
 
 
+@pytest.mark.parametrize(
+    "options", ["headers;Authorization: Basic hunter2", "max_delay;1|Cookies;id=hunter2; path=/", "passphrase;hunter2"]
+)
+def test_options_of_ffmpeg_that_hold_credentials_are_not_printed(options: str) -> None:
+    config = load_streams(sources=["http://host/x"], overrides=[f"defaults.ffmpeg_options={options}"])
+    assert config.sources[0].ffmpeg_options == options
+    assert 'ffmpeg_options = "***"' in to_toml(config)
+    assert "hunter2" not in to_toml(config) + repr(config)
+
+
+def test_options_of_ffmpeg_without_credentials_are_printed() -> None:
+    config = load_streams(sources=["http://host/x"], overrides=["defaults.ffmpeg_options=max_delay;1"])
+    assert 'ffmpeg_options = "max_delay;1"' in to_toml(config)
+
+
 def test_printed_settings_without_passwords_can_be_read_again(tmp_path: Path) -> None:
     config = load_streams(sources=["/dev/video0", "csi://0"], overrides=["defaults.max_age_ms=7", "min_score=0.5"])
     path = tmp_path / "again.toml"
