@@ -10,6 +10,10 @@ from edgerpn.runtime.draw import DEFAULT_TOP
 
 MAX_TOP = 1000
 """Boxes that may be drawn at most."""
+MAX_CONNECTIONS = 200
+"""Open connections at most; the cameras of the run need file descriptors too."""
+MAX_STREAMS = 150
+"""Open streams at most, so that connections are left for requests."""
 
 _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.\-]*[A-Za-z0-9])?")
 
@@ -39,7 +43,7 @@ class HttpConfig:
     top: int = DEFAULT_TOP
     """Boxes drawn at most, until somebody moves the slider."""
     max_streams: int = 64
-    """Open streams of pictures and of records at most."""
+    """Open streams of pictures and of records at most, 1 to 150."""
     hung_s: float = 10.0
     """Seconds in the model from which /healthz says that it hangs."""
 
@@ -54,7 +58,7 @@ class HttpConfig:
         _check(64 <= self.max_width_px <= 7680, "max_width_px", "64 to 7680", self.max_width_px)
         _check(1 <= self.jpeg_quality <= 100, "jpeg_quality", "1 to 100", self.jpeg_quality)
         _check(1 <= self.top <= MAX_TOP, "top", f"1 to {MAX_TOP}", self.top)
-        _check(1 <= self.max_streams <= 1000, "max_streams", "1 to 1000", self.max_streams)
+        _check(1 <= self.max_streams <= MAX_STREAMS, "max_streams", f"1 to {MAX_STREAMS}", self.max_streams)
         _check(0 < self.hung_s <= 3600, "hung_s", "above 0 s, to 3600 s", self.hung_s)
 
     @property

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import time
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -26,6 +27,7 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
 }
+_TRACEBACK_S = 10.0
 _logger = logging.getLogger(__name__)
 
 
@@ -36,6 +38,7 @@ class Guard:
         """Lets through to `app` what `access` allows."""
         self._app = app
         self._access = access
+        self._traceback_s = float("-inf")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
@@ -58,11 +61,23 @@ class Guard:
         answer = self._refusal(request) or self._app
         try:
             await answer(scope, receive, send_guarded)
-        except Exception:
-            # The path is the client's text, but no secret: tokens are never in it.
-            _logger.exception("%s %r failed", request.method, request.url.path)
+        except ClientDisconnect:
+            # It went in the midst of its request, which is its right.
+            return
+        except Exception as error:  # noqa: BLE001 - logged below
+            self._log(request, error)
             if not has_started:
                 await problem(500, "an error of ours; the log says more")(scope, receive, send_guarded)
+
+    def _log(self, request: Request, error: Exception) -> None:
+        """Logs an error of ours; with where it arose not more often than anybody reads it."""
+        now_s = time.monotonic()
+        is_due = now_s - self._traceback_s >= _TRACEBACK_S
+        if is_due:
+            self._traceback_s = now_s
+        # The path is the client's text, but no secret: tokens are never in it.
+        words = "%s %r failed: %s", request.method, request.url.path, error
+        _logger.error(*words, exc_info=error if is_due else None)
 
     def _refusal(self, request: Request) -> Response | None:
         """The answer to what is not allowed; None: it is."""

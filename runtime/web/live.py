@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
 from urllib.parse import quote
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Scope
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from edgerpn.runtime.record import iso_utc
 from edgerpn.runtime.web.config import HttpConfig
@@ -86,15 +87,27 @@ class Live:
     def _endless(
         self, request: Request, parts: Callable[[], AsyncGenerator[bytes, None]], content_type: str
     ) -> ASGIApp:
-        if self.num_open >= self._max_streams:
-            return problem(503, f"{self.num_open} streams are open, and max_streams allows no more")
-        return EndlessResponse(
+        answer = EndlessResponse(
             parts,
             content_type=content_type,
             closing=self._closing,
             abort=self._abort,
             is_head=request.method == "HEAD",
         )
+
+        async def counted(scope: Scope, receive: Receive, send: Send) -> None:
+            # Judged and counted without a wait between, so that many at once find no gap.
+            if self.num_open >= self._max_streams:
+                refusal = problem(503, f"{self.num_open} streams are open, and max_streams allows no more")
+                await refusal(scope, receive, send)
+                return
+            self.num_open += 1
+            try:
+                await answer(scope, receive, send)
+            finally:
+                self.num_open -= 1
+
+        return counted
 
     def _asked(self, request: Request) -> tuple[list[str], Response | None]:
         """The sources that a request names, all of them if it names none; or why not."""
@@ -105,17 +118,16 @@ class Live:
         return asked, None
 
     async def _pictures(self, sources: Sequence[str]) -> AsyncGenerator[bytes, None]:
-        self.num_open += 1
-        try:
-            yield f"--{BOUNDARY}\r\n".encode()
-            async with aclosing(self._viewed(sources)) as viewed:
-                async for source, picture in viewed:
-                    head = "".join(f"{name}: {value}\r\n" for name, value in _picture_headers(source, picture))
-                    start = f"Content-Type: image/jpeg\r\nContent-Length: {len(picture.jpeg)}\r\n{head}\r\n"
-                    # With the next boundary at once, because browsers show a picture when they see it end.
-                    yield start.encode("ascii") + picture.jpeg + f"\r\n--{BOUNDARY}\r\n".encode("ascii")
-        finally:
-            self.num_open -= 1
+        yield f"--{BOUNDARY}\r\n".encode()
+        async with aclosing(self._viewed(sources)) as viewed:
+            async for source, picture in viewed:
+                if picture.is_overdue(time.monotonic()):
+                    # Its successor, which is marked as old, is about to come.
+                    continue
+                head = "".join(f"{name}: {value}\r\n" for name, value in _picture_headers(source, picture))
+                start = f"Content-Type: image/jpeg\r\nContent-Length: {len(picture.jpeg)}\r\n{head}\r\n"
+                # With the next boundary at once, because browsers show a picture when they see it end.
+                yield start.encode("ascii") + picture.jpeg + f"\r\n--{BOUNDARY}\r\n".encode("ascii")
 
     async def _viewed(self, sources: Sequence[str]) -> AsyncGenerator[tuple[str, Picture], None]:
         """Each new picture of some sources; those that came while the last one was sent are left out."""
@@ -141,7 +153,6 @@ class Live:
                     del self._viewers[source]
 
     async def _records(self, sources: Sequence[str], types: Sequence[RecordType]) -> AsyncGenerator[bytes, None]:
-        self.num_open += 1
         changed = asyncio.Event()
         listener = Listener(sources, types, lambda: self.soon(changed.set))
         self._hub.feed.join(listener)
@@ -159,7 +170,6 @@ class Live:
                 yield b"".join([*dropped, *(_sse(kind, line) for kind, line in records)])
         finally:
             self._hub.feed.leave(listener)
-            self.num_open -= 1
 
 
 def _sse(kind: RecordType, line: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -61,6 +62,12 @@ class Picture:
     """Whether the picture is not marked as old."""
     num_boxes: int
     """Boxes drawn."""
+    marked_from_s: float
+    """`time.monotonic()` from which it must not pass for live; infinite of one that is marked."""
+
+    def is_overdue(self, now_s: float) -> bool:
+        """Whether it is old by now and not marked so."""
+        return now_s >= self.marked_from_s
 
 
 def annotate(shot: Shot, view: View, *, max_width_px: int) -> tuple[Image, int]:
@@ -74,14 +81,24 @@ def annotate(shot: Shot, view: View, *, max_width_px: int) -> tuple[Image, int]:
     Returns:
         (H, W, 3) uint8 BGR, a new array, and the number of boxes in it.
     """
-    image, boxes = shot.image, shot.proposals.above(view.min_score)[: view.top]
-    height, width = image.shape[:2]
-    if width > max_width_px:
-        cv2 = load_cv2()
-        scale = max_width_px / width
-        image = cv2.resize(image, (max_width_px, max(1, round(height * scale))), interpolation=cv2.INTER_AREA)
-        boxes = Proposals(boxes.boxes * np.float32(scale), boxes.scores)
-    return draw_proposals(image, boxes, top=view.top), len(boxes)
+    small = shrink(shot, max_width_px=max_width_px)
+    boxes = small.proposals.above(view.min_score)[: view.top]
+    return draw_proposals(small.image, boxes, top=view.top), len(boxes)
+
+
+def shrink(shot: Shot, *, max_width_px: int) -> Shot:
+    """The same, no wider than that, its boxes with it; `shot` itself when it is not wider."""
+    height, width = shot.image.shape[:2]
+    if width <= max_width_px:
+        return shot
+    cv2 = load_cv2()
+    scale = max_width_px / width
+    size_wh = (max_width_px, max(1, round(height * scale)))
+    return dataclasses.replace(
+        shot,
+        image=cv2.resize(shot.image, size_wh, interpolation=cv2.INTER_AREA),
+        proposals=Proposals(shot.proposals.boxes * np.float32(scale), shot.proposals.scores),
+    )
 
 
 def mark(picture: Image, *, age_s: float, is_down: bool) -> Image:

@@ -1,13 +1,15 @@
 """Annotated pictures for whoever watches: drawn and encoded once, in a thread of their own.
 
 The thread that emits results only copies a frame, and only when somebody watches its source, no more often than the
-rate allows, and never while an earlier copy waits; without viewers, one frame in `KEEP_S` is kept, so that a source
-that fails has a last picture to show. Viewers take the newest picture whenever they are ready for one.
+rate allows, and never while an earlier copy waits; without viewers, one frame in `KEEP_S` is kept, made small, so that
+a source that fails has a last picture to show. Viewers take the newest picture whenever they are ready for one.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -18,7 +20,7 @@ import numpy.typing as npt
 
 from edgerpn.runtime.frame import Event, Result
 from edgerpn.runtime.web.config import HttpConfig
-from edgerpn.runtime.web.paint import Picture, Shot, View, annotate, blank, encode, mark
+from edgerpn.runtime.web.paint import Picture, Shot, View, annotate, blank, encode, mark, shrink
 
 KEEP_S = 2.0
 """Seconds between the frames that are kept of a source that nobody watches."""
@@ -47,6 +49,10 @@ class _Slot:
     is_gone: bool = False
     due_s: float = 0.0
     marked_s: float = 0.0
+
+    def forget_drawn(self) -> None:
+        """Leaves nothing but the last frame, which is small."""
+        self.pending = self.annotated = self.annotated_of = self.picture = None
 
 
 class Pictures:
@@ -94,7 +100,8 @@ class Pictures:
         interval_s = 1 / self._config.max_fps if is_watched else KEEP_S
         # From when it was due, not from now: the rate of a camera that is no multiple of ours is met on average.
         slot.due_s = max(slot.due_s, now_s - interval_s) + interval_s
-        shot = _shot(result)
+        # A whole picture is copied faster than it is made smaller, but is too much memory to keep for each source.
+        shot = _shot(result) if is_watched else _shot(result, max_width_px=self._config.max_width_px)
         with self._changed:
             if is_watched:
                 slot.pending = shot
@@ -139,6 +146,8 @@ class Pictures:
                     slot.num_viewers -= 1
                     if slot.is_gone and not slot.num_viewers:
                         del self._slots[source]
+                    elif not slot.num_viewers:
+                        slot.forget_drawn()
 
     def newest(self, source: str) -> Picture | None:
         """The newest picture of a watched source; None: there is none yet."""
@@ -201,8 +210,12 @@ class Pictures:
         """Makes the next picture of a source."""
         view = self._view
         with self._changed:
-            if slot.pending is not None:
-                slot.last, slot.pending = slot.pending, None
+            pending, slot.pending = slot.pending, None
+        small = shrink(pending, max_width_px=self._config.max_width_px) if pending is not None else None
+        with self._changed:
+            # Without viewers since a moment, a newer one may have been kept meanwhile.
+            if small is not None and (slot.last is None or small.monotonic_s >= slot.last.monotonic_s):
+                slot.last = small
             shot = slot.last
         if shot is not None and (slot.annotated_of is not shot or slot.view is not view):
             slot.annotated, slot.num_boxes = annotate(shot, view, max_width_px=self._config.max_width_px)
@@ -219,22 +232,31 @@ class Pictures:
         slot.marked_s = now_s
         jpeg = encode(image, quality=self._config.jpeg_quality)
         self.num_encoded += 1
-        slot.picture = Picture(
+        picture = Picture(
             number=self.num_encoded,
             jpeg=jpeg,
             frame=shot.frame if shot else None,
             captured_at=shot.captured_at if shot else None,
             is_live=shot is not None and not must_mark,
             num_boxes=slot.num_boxes if shot else 0,
+            marked_from_s=math.inf if shot is None or must_mark else shot.monotonic_s + OLD_S,
         )
+        with self._changed:
+            if slot.num_viewers:
+                slot.picture = picture
+            else:
+                slot.forget_drawn()
 
 
-def _shot(result: Result) -> Shot:
+def _shot(result: Result, *, max_width_px: int | None = None) -> Shot:
+    """A copy of a result, no wider than that."""
     frame = result.frame
-    return Shot(
-        image=frame.image.copy(),
+    shot = Shot(
+        image=frame.image,
         proposals=result.proposals,
         frame=frame.index,
         captured_at=frame.captured_at,
         monotonic_s=frame.monotonic_s,
     )
+    small = shrink(shot, max_width_px=max_width_px) if max_width_px is not None else shot
+    return small if small is not shot else dataclasses.replace(shot, image=frame.image.copy())

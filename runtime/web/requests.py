@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -13,6 +14,8 @@ from edgerpn.runtime.web.guard import problem
 
 MAX_BODY = 16_384
 """Bytes of a request at most."""
+BODY_S = 5.0
+"""Seconds for the body of a request."""
 
 
 async def http_problem(request: Request, error: Exception) -> Response:
@@ -21,12 +24,26 @@ async def http_problem(request: Request, error: Exception) -> Response:
     return problem(error.status_code, error.detail, dict(error.headers or {}))
 
 
+async def internal_problem(request: Request, error: Exception) -> Response:
+    """The answer when a route has failed; the error goes on to who logs it."""
+    return problem(500, "an error of ours; the log says more")
+
+
 async def read_body(request: Request) -> bytes:
     """The body of a request.
 
     Raises:
-        HTTPException: It is too long.
+        HTTPException: It is too long, or takes too long.
+        ClientDisconnect: The client has gone.
     """
+    try:
+        return await asyncio.wait_for(_read(request), BODY_S)
+    except asyncio.TimeoutError as error:
+        problem = f"expected the body of the request within {BODY_S:g} s"
+        raise HTTPException(408, problem, {"Connection": "close"}) from error
+
+
+async def _read(request: Request) -> bytes:
     body = bytearray()
     async for part in request.stream():
         body += part

@@ -28,7 +28,7 @@ from edgerpn.runtime.web.guard import is_https
 from edgerpn.runtime.web.hub import SAMPLED, UP_STATES, Hub
 from edgerpn.runtime.web.live import Live
 from edgerpn.runtime.web.metrics import families
-from edgerpn.runtime.web.requests import http_problem, json_object, read_body, whole_number
+from edgerpn.runtime.web.requests import http_problem, internal_problem, json_object, read_body, whole_number
 
 API = 1
 """Version of the API: /api/v1 stays as it is, /api is the newest."""
@@ -90,7 +90,7 @@ class Site:
                 Mount(f"/api/v{API}", routes=api),
                 Mount("/api", routes=api),
             ],
-            exception_handlers={HTTPException: http_problem},
+            exception_handlers={HTTPException: http_problem, Exception: internal_problem},
         )
 
     async def healthz(self, request: Request) -> Response:

@@ -22,7 +22,8 @@ from edgerpn.runtime.web.live import Live
 from edgerpn.runtime.web.routes import Site
 
 _START_S = 10.0
-_STOP_S = 1.0
+_LAST_S = 0.5
+_STOP_S = 2.0
 _SAMPLE_S = 1.0
 _logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class WebServer:
                 self._loop.call_soon_threadsafe(self._end)
 
     def close(self) -> None:
-        """Ends the server, within a second or so; does nothing the second time."""
+        """Ends the server, within a second or so, whatever its clients do; does nothing the second time."""
         self.begin_close()
         self._thread.join(_STOP_S)
         if self._thread.is_alive():
@@ -130,10 +131,13 @@ class WebServer:
         if self._closing is not None and self._server is not None:
             self._closing.set()
             self._server.should_exit = True
+            # Who has not gone by then is cut off: the server waits for its clients.
+            asyncio.get_running_loop().call_later(_LAST_S, self.connections.abort_all)
 
     async def _sample(self) -> None:
         while True:
             await asyncio.sleep(_SAMPLE_S)
+            self.connections.sweep()
             try:
                 self.hub.sample()
             except Exception:

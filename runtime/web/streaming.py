@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
@@ -12,6 +13,12 @@ SEND_S = 20.0
 """Seconds after which a client that takes nothing is cut off."""
 
 _LAST_S = 0.5
+_MARK = "edgerpn_is_endless"
+
+
+def is_endless(scope: Any) -> bool:
+    """Whether the answer to a request is one without an end, which watches over its client itself."""
+    return _MARK in scope["state"]
 
 
 class EndlessResponse:
@@ -51,6 +58,7 @@ class EndlessResponse:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         try:
             if not self._is_head:
+                scope["state"][_MARK] = True
                 await self._until_enough(receive, send)
             await asyncio.wait_for(send({"type": "http.response.body", "body": b"", "more_body": False}), _LAST_S)
         except asyncio.TimeoutError:
@@ -78,11 +86,14 @@ class EndlessResponse:
     async def _pump(self, send: Send, is_over: asyncio.Event) -> None:
         async with aclosing(self._parts()) as parts:
             async for part in parts:
-                message = {"type": "http.response.body", "body": part, "more_body": True}
-                await asyncio.wait_for(send(message), SEND_S)
-                # Before Python 3.12 `wait_for` forgets that it was cancelled when `send` ends in the same moment.
-                if is_over.is_set():
-                    return
+                # The server waits before it sends: without the empty part, the next one would be made now, and be old
+                # when the client has room for it.
+                for body in (part, b""):
+                    message = {"type": "http.response.body", "body": body, "more_body": True}
+                    await asyncio.wait_for(send(message), SEND_S)
+                    # Before Python 3.12 `wait_for` forgets that it was cancelled when `send` ends in the same moment.
+                    if is_over.is_set():
+                        return
 
 
 async def _disconnected(receive: Receive) -> None:

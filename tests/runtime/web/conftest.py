@@ -46,6 +46,9 @@ def _load(path: Path) -> Any:
     return module
 
 
+_patience = _load(Path(__file__).resolve().parents[2] / "streams" / "patience.py")
+
+
 class Client:
     """Requests to one server, each over a connection of its own."""
 
@@ -127,7 +130,7 @@ class Site:
         """The figures of one source."""
         return next(row for row in self.get("/api/v1/sources").json["sources"] if row["name"] == name)
 
-    def until(self, is_it: Callable[[], Any], timeout_s: float = 20.0) -> Any:
+    def until(self, is_it: Callable[[], Any], timeout_s: float = _patience.DEADLINE_S) -> Any:
         """Waits until something is the case."""
         end_s = time.monotonic() + timeout_s
         while not (found := is_it()):
@@ -143,7 +146,7 @@ class Site:
         """Ends the run."""
         streams: Any = self.hub.streams
         streams._runner.stop()
-        self._thread.join(10)
+        self._thread.join(_patience.DEADLINE_S)
         assert not self._thread.is_alive()
         self.page.close()
 
@@ -253,6 +256,12 @@ class Held:
         """Waits, and runs it."""
         time.sleep(self.delay_s)
         return self._backend.infer(frames)
+
+
+@pytest.fixture
+def patience() -> Any:
+    """Waits and limits that bear a busy machine."""
+    return _patience
 
 
 @pytest.fixture

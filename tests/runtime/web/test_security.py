@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import http.client
 import logging
 import re
 import socket
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from edgerpn.runtime.web import connections
+from edgerpn.runtime.web import connections, requests
 from edgerpn.runtime.web.requests import MAX_BODY
 
 Make = Callable[..., Any]
@@ -227,6 +229,140 @@ def test_many_silent_connections_use_up_neither_the_server_nor_the_process(
     finally:
         for one in silent:
             one.close()
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"POST /login HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10000\r\n\r\ntoken=",
+        b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET /",
+        b"GET /nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10000\r\n\r\nx",
+        b"GET /he",
+    ],
+)
+def test_connections_that_dribble_lock_nobody_out(
+    serve: Make, monkeypatch: pytest.MonkeyPatch, token_file: str, start: bytes
+) -> None:
+    limits = connections.Connections(max_connections=10, request_s=1.0)
+    monkeypatch.setattr("edgerpn.runtime.web.server.Connections", lambda: limits)
+    site = serve(token_file=token_file)
+    slow = [socket.create_connection(site.client.address, timeout=5) for _ in range(10)]
+    for one in slow:
+        one.sendall(start)
+    site.until(lambda: len(limits) == 10)
+
+    def is_answered() -> bool:
+        for one in slow:
+            with suppress(OSError):
+                one.sendall(b"x")
+        try:
+            return bool(site.get("/healthz").status == 200)
+        except (OSError, http.client.HTTPException):
+            return False
+
+    site.until(is_answered, 15.0)
+    for one in slow:
+        one.close()
+
+
+def test_streams_outlive_the_limit_for_requests(
+    serve: Make, make_camera: Make, read_part: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = connections.Connections(request_s=0.2)
+    monkeypatch.setattr("edgerpn.runtime.web.server.Connections", lambda: limits)
+    site = serve({"door": make_camera().url})
+    with (
+        site.client.open("/api/v1/stream.mjpeg", {"source": "none"}) as refused,
+        site.client.open("/api/v1/proposals") as records,
+    ):
+        assert refused.status == 404
+        end_s = time.monotonic() + 3.0
+        while time.monotonic() < end_s:
+            assert records.readline()
+        site.until(lambda: len(limits) == 1)
+
+
+def test_a_body_that_does_not_come_is_given_up_with_an_answer(serve: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requests, "BODY_S", 0.2)
+    site = serve()
+    with socket.create_connection(site.client.address, timeout=20) as slow:
+        slow.sendall(b"POST /login HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nabc")
+        answer = b""
+        while part := slow.recv(65536):
+            answer += part
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b'{"error":"expected the body of the request within 0.2 s"}' in answer
+
+
+def test_one_address_does_not_take_all_connections_unless_it_is_this_machine(
+    serve: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = connections.Connections(max_per_address=3)
+    monkeypatch.setattr("edgerpn.runtime.web.server.Connections", lambda: limits)
+    site = serve()
+    with ExitStack() as stack:
+        many = [stack.enter_context(socket.create_connection(site.client.address, timeout=5)) for _ in range(6)]
+        site.until(lambda: len(limits) == 6)
+        monkeypatch.setattr(connections, "is_loopback", lambda host: False)
+        many.append(stack.enter_context(socket.create_connection(site.client.address, timeout=5)))
+        assert is_cut_off(many[-1])
+        assert len(limits) == 6
+
+
+def test_the_server_ends_at_once_with_clients_that_do_not(serve: Make, patience: Any) -> None:
+    site = serve()
+    with ExitStack() as stack:
+        for start in (b"POST /login HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n", b"GET /he", b""):
+            stack.enter_context(socket.create_connection(site.client.address, timeout=5)).sendall(start)
+        site.until(lambda: len(site.page.connections) == 3)
+        start_s = time.monotonic()
+        site.page.close()
+        patience.wait_until(lambda: not site.page._thread.is_alive())
+        patience.assert_within(time.monotonic() - start_s, 1.0)
+
+
+def test_a_route_that_fails_answers_json_and_fills_no_log(
+    serve: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    site = serve()
+
+    def fail() -> Any:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(site.hub, "down", fail)
+    for _ in range(3):
+        answer = site.get("/readyz")
+        assert answer.status == 500
+        assert answer.json == {"error": "an error of ours; the log says more"}
+        assert answer.headers["X-Frame-Options"] == "DENY"
+    failed = [record for record in caplog.records if "'/readyz' failed: broken" in record.getMessage()]
+    assert [record.levelno for record in failed] == [logging.ERROR] * 3
+    assert [bool(record.exc_info) for record in failed] == [True, False, False]
+
+
+def test_a_client_that_goes_in_the_midst_of_its_request_is_no_error(
+    serve: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    site = serve()
+    with socket.create_connection(site.client.address, timeout=5) as gone:
+        gone.sendall(b"POST /login HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nabc")
+        site.until(lambda: len(site.page.connections) == 1)
+        assert site.get("/healthz").status == 200
+    site.until(lambda: len(site.page.connections) == 0)
+    assert site.get("/healthz").status == 200
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+def test_many_streams_at_once_do_not_pass_the_limit(serve: Make) -> None:
+    site = serve(max_streams=2)
+    with ExitStack() as stack:
+        many = [stack.enter_context(socket.create_connection(site.client.address, timeout=20)) for _ in range(12)]
+        site.until(lambda: len(site.page.connections) == 12)
+        for one in many:
+            one.sendall(b"GET /api/v1/proposals HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        answers = [one.recv(12) for one in many]
+    assert answers.count(b"HTTP/1.1 200") == 2
+    assert answers.count(b"HTTP/1.1 503") == 10
 
 
 def is_cut_off(connection: socket.socket) -> bool:

@@ -40,7 +40,7 @@ async def answer_until_gone(turns: int) -> int:
         abort=lambda _: None,
         is_head=False,
     )
-    await asyncio.wait_for(response({"type": "http"}, receive, send), 10)
+    await asyncio.wait_for(response({"type": "http", "state": {}}, receive, send), 10)
     return taken
 
 
