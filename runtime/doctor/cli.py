@@ -64,6 +64,7 @@ def _system(arguments: argparse.Namespace) -> int:
 
 def _stream(arguments: argparse.Namespace) -> int:
     from edgerpn.runtime.doctor import report
+    from edgerpn.runtime.doctor.clock import find_clock_skew
     from edgerpn.runtime.doctor.figures import figures_of
     from edgerpn.runtime.doctor.findings import findings_of, is_healthy
     from edgerpn.runtime.doctor.key_frames import find_key_frames
@@ -75,12 +76,13 @@ def _stream(arguments: argparse.Namespace) -> int:
         network_hw = manifests.read(arguments.model).input.network_hw
     print(f"listening to {config.label} for {arguments.seconds:g} s ...", file=sys.stderr)
     recording = record(config, arguments.seconds)
-    key_frames = None
+    key_frames, clock = None, None
     if recording.frames:
-        print("looking for key frames ...", file=sys.stderr)
+        print("looking for key frames and the camera's time ...", file=sys.stderr)
         # Only afterwards, because many cameras have few viewers.
+        clock = find_clock_skew(config)
         key_frames = find_key_frames(config)
-    figures = figures_of(recording, key_frames)
+    figures = figures_of(recording, key_frames, clock)
     findings = findings_of(figures, recording, network_hw=network_hw)
     print(report.stream_json(figures, findings) if arguments.json else report.stream_text(figures, findings))
     return 0 if is_healthy(findings) else 1

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from edgerpn.runtime.capture.event import CaptureEvent
 from edgerpn.runtime.capture.outcome import is_remark
+from edgerpn.runtime.doctor.clock import ClockSkew
 from edgerpn.runtime.doctor.key_frames import KeyFrames
 from edgerpn.runtime.doctor.recording import SETTLE_S, FrameNote, Recording
 from edgerpn.runtime.source_live import has_clock
@@ -89,10 +90,14 @@ class StreamFigures:
     """Cores that capture and decoder kept busy."""
     key_frames: KeyFrames = field(default_factory=KeyFrames)
     """Key frames, codec and bit rate."""
+    clock: ClockSkew = field(default_factory=ClockSkew)
+    """The camera's clock against ours."""
 
 
-def figures_of(recording: Recording, key_frames: KeyFrames | None = None) -> StreamFigures:
-    """Computes everything that a recording tells."""
+def figures_of(
+    recording: Recording, key_frames: KeyFrames | None = None, clock: ClockSkew | None = None
+) -> StreamFigures:
+    """Computes everything that a recording tells, beside what was asked in other ways."""
     config, events = recording.config, recording.events
     connected = next((event for event in events if event.kind == "connected"), None)
     ends = [event for event in events if event.kind == "reconnecting" and event.reason != "resized"]
@@ -114,6 +119,7 @@ def figures_of(recording: Recording, key_frames: KeyFrames | None = None) -> Str
         num_messages=recording.num_messages,
         messages=_kinds_of_messages([line for line in recording.messages if not is_remark(line)]),
         key_frames=key_frames or KeyFrames(why_unknown="not asked"),
+        clock=clock or ClockSkew(why_unknown="not asked"),
     )
     if connected is None or not recording.frames:
         return counts

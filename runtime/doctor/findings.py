@@ -8,6 +8,7 @@ from typing import Literal
 
 from edgerpn.runtime.capture import CaptureConfig
 from edgerpn.runtime.capture.config import source_kind
+from edgerpn.runtime.doctor.clock import skew_in_words
 from edgerpn.runtime.doctor.figures import StreamFigures
 from edgerpn.runtime.doctor.recording import Recording
 
@@ -19,6 +20,7 @@ _MAX_DROPPED = 0.01
 _GROWTH_MS = 200.0
 _GROWTH_MS_PER_S = 10.0
 _BUSY_CORES = 0.7
+_SKEW_S = 2.0
 _JITTERY = 3.0
 _JITTERY_MS = 100.0
 
@@ -56,6 +58,7 @@ def findings_of(
     found = [*_breaks(figures, recording), *_losses(figures, config)]
     if figures.is_live:
         found += [*(_lag(figures, config) or _rate(figures)), *_jitter(figures), *_key_frames(figures)]
+        found += _clock(figures)
     found += [*_load(figures), *_size(figures, network_hw)]
     return sorted(found, key=lambda finding: finding.kind != "problem")
 
@@ -184,6 +187,16 @@ def _key_frames(figures: StreamFigures) -> Iterator[Finding]:
         yield _hint(text, advice)
     elif first_s is not None and first_s > _LONG_FIRST_FRAME_S:
         yield _hint(f"the first frame took {first_s:.1f} s", f"{advice} A camera that sleeps may be slow to wake.")
+
+
+def _clock(figures: StreamFigures) -> Iterator[Finding]:
+    skew_s = figures.clock.skew_s
+    if skew_s is not None and abs(skew_s) >= _SKEW_S:
+        yield _hint(
+            f"the camera's clock is {skew_in_words(skew_s)}",
+            "Let the camera take its time from NTP, and this machine too: times that it draws into its pictures and "
+            "those of its own recordings differ from the times in our records, which are of this machine.",
+        )
 
 
 def _load(figures: StreamFigures) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from edgerpn.runtime.doctor.clock import ClockSkew, skew_in_words
 from edgerpn.runtime.doctor.figures import StreamFigures
 from edgerpn.runtime.doctor.findings import Finding, is_healthy
 from edgerpn.runtime.doctor.key_frames import KeyFrames
@@ -78,7 +79,7 @@ def _rows(figures: StreamFigures) -> list[tuple[str, str]]:
         ("frame rate", _frame_rate(figures)),
     ]
     if figures.is_live:
-        rows += [("intervals", _intervals(figures)), ("lag", _lag(figures))]
+        rows += [("intervals", _intervals(figures)), ("lag", _lag(figures)), ("clock", _clock(figures.clock))]
     rows += [("key frames", _key_frames(keys)), ("lost", _lost(figures))]
     rows += [("decoder says", message) for message in figures.messages]
     return rows
@@ -102,6 +103,12 @@ def _lag(figures: StreamFigures) -> str:
         return "unknown: no clock in the source, one that jumped, or too few frames"
     lags = f"p50 {_number(figures.lag_p50_ms, 'ms', 0)}, p99 {_number(figures.lag_p99_ms, 'ms', 0)} behind the quickest"
     return f"{lags}; {figures.lag_growth_ms:+.0f} ms in {figures.lag_span_s:.0f} s (backlog, or drift of two clocks)"
+
+
+def _clock(clock: ClockSkew) -> str:
+    if clock.skew_s is None:
+        return f"not told: {clock.why_unknown}"
+    return f"the camera's clock is {skew_in_words(clock.skew_s)}"
 
 
 def _key_frames(keys: KeyFrames) -> str:

@@ -10,6 +10,7 @@ import pytest
 
 from edgerpn.runtime.capture import CaptureConfig, CaptureEvent
 from edgerpn.runtime.doctor import Recording, StreamFigures, figures_of, findings_of, is_healthy
+from edgerpn.runtime.doctor.clock import ClockSkew
 from edgerpn.runtime.doctor.key_frames import KeyFrames, read_packets
 from edgerpn.runtime.doctor.recording import FrameNote
 
@@ -114,6 +115,7 @@ HEALTHY = StreamFigures(
     num_missing=0,
     cpu_cores=0.1,
     key_frames=KeyFrames(interval_s=2.0, interval_frames=40),
+    clock=ClockSkew(skew_s=-1.9),
 )
 
 
@@ -134,6 +136,8 @@ HEALTHY = StreamFigures(
         ({"key_frames": KeyFrames(interval_s=10.0, interval_frames=200)}, "hint", "10.0 s from one key", "GOP"),
         ({"key_frames": KeyFrames(longer_than_s=9.0)}, "hint", "more than 9.0 s from one key", "GOP"),
         ({"first_frame_s": 9.0, "key_frames": KeyFrames(why_unknown="?")}, "hint", "first frame took 9.0 s", "GOP"),
+        ({"clock": ClockSkew(skew_s=2.0)}, "hint", "the camera's clock is 2 s ahead", "NTP"),
+        ({"clock": ClockSkew(skew_s=-90.0)}, "hint", "the camera's clock is 90 s behind", "NTP"),
         ({"cpu_cores": 1.5}, "hint", "1.5 cores", "sub-stream"),
         ({"size_wh": (3840, 2160)}, "hint", "3840x2160 pictures for a model", "sub-stream"),
         ({"size_wh": (64, 48)}, "hint", "64x48 pictures for a model", "larger stream"),

@@ -198,6 +198,7 @@ def test_the_report_for_people_holds_what_was_measured(
     assert lines["picture"].startswith("1280x720")
     assert "a second" in lines["frame rate"]
     assert lines["lag"].startswith("unknown")
+    assert lines["clock"].startswith("the camera's clock is ")
     assert "0 reconnects" in lines["lost"]
     # The model works at 160x96.
     assert "1280x720 pictures for a model that works at 160x96" in " ".join(printed.split())
