@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from edgerpn.errors import ConfigError
 from edgerpn.runtime.sinks import QueuedSink, SinkStats
 from edgerpn.runtime.streams.config import SourceConfig, StreamsConfig
 from edgerpn.runtime.streams.runner import StreamRunner
@@ -67,9 +68,23 @@ class RemoteStreams:
             self._added.pop(name, None)
             return self._runner.remove(name)
 
-    def with_added(self, config: StreamsConfig) -> StreamsConfig:
-        """Settings that were read again, and the sources that came by HTTP and are in no file."""
+    def apply(self, config: StreamsConfig) -> None:
+        """Takes over settings that were read again, and keeps the sources that came by HTTP and are in no file.
+
+        Nobody adds or removes a source meanwhile, which may be two seconds for each one that ends.
+
+        Raises:
+            ConfigError: They are too many; all stays as it was.
+        """
         with self._changing:
             named = {source.label for source in config.sources}
             kept = [source for name, source in self._added.items() if name not in named]
-        return dataclasses.replace(config, sources=(*config.sources, *kept))
+            sources = (*config.sources, *kept)
+            if len(sources) > self._max_sources:
+                raise ConfigError(
+                    [
+                        f"sources: expected at most {self._max_sources}, got {len(config.sources)} of the settings and "
+                        f"{len(kept)} that were added by HTTP"
+                    ]
+                )
+            self._runner.apply(dataclasses.replace(config, sources=sources))

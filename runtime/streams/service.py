@@ -7,8 +7,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from edgerpn.errors import EdgeRpnError
-from edgerpn.runtime.streams.config import StreamsConfig
+from edgerpn.errors import ConfigError, EdgeRpnError
+from edgerpn.runtime.streams.config import MAX_SOURCES, StreamsConfig
 from edgerpn.runtime.streams.notify import Notifier
 from edgerpn.runtime.streams.runner import StreamRunner
 
@@ -30,8 +30,8 @@ class Service:
             notifier: Told of every state.
             on_tick: Called at each tick.
         """
-        self.extend: Callable[[StreamsConfig], StreamsConfig] = lambda config: config
-        """Adds to settings that were read again what is in no file."""
+        self.apply: Callable[[StreamsConfig], None] | None = None
+        """Takes over settings that were read again; None: the runner does."""
         self._load = load
         self._on_tick = on_tick
         self._notifier = notifier
@@ -80,7 +80,7 @@ class Service:
     def _reload(self, runner: StreamRunner) -> None:
         self._notifier.reloading()
         try:
-            runner.apply(self.extend(self._load()))
+            (self.apply or runner.apply)(_checked(self._load()))
             _logger.info("settings read again: %s", status_text(runner))
         except (EdgeRpnError, RuntimeError) as error:
             _logger.error("settings not taken over, the run goes on as before: %s", error)  # noqa: TRY400 - no bug
@@ -103,3 +103,10 @@ def status_text(runner: StreamRunner) -> str:
     if ages:
         parts.append(f"age p99 {max(ages):.0f} ms")
     return ", ".join(parts)
+
+
+def _checked(config: StreamsConfig) -> StreamsConfig:
+    """The same; raises `ConfigError` when a run may not have that many sources."""
+    if len(config.sources) > MAX_SOURCES:
+        raise ConfigError([f"sources: expected at most {MAX_SOURCES}, got {len(config.sources)}"])
+    return config

@@ -71,7 +71,7 @@ def run_streams(
         try:
             if page is not None:
                 remote = RemoteStreams(runner, queued, make_source or _plain_source, max_sources=MAX_SOURCES)
-                service.extend = remote.with_added
+                service.apply = remote.apply
                 page.begin(remote, PageInfo(model=model.manifest.name, backend=model.backend.name))
             service.begin(runner)
             _consume(runner, sinks, tally)

@@ -50,7 +50,8 @@ def test_what_is_no_address_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     "values",
     [
-        {"max_fps": 0.0}, {"max_fps": 61.0}, {"max_width_px": 10}, {"jpeg_quality": 0}, {"top": 0}, {"max_streams": 0}, {"max_streams": 151},
+        {"max_fps": 0.0}, {"max_fps": 61.0}, {"max_width_px": 10}, {"jpeg_quality": 0}, {"top": 0}, {"max_streams": 0},
+        {"max_streams": 151},
         {"hung_s": 0.0}, {"hosts": ("a:80",)}, {"hosts": ("<b>",)}, {"token_env": "A", "token_file": "b"},
     ],
 )  # fmt: skip

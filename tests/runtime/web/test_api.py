@@ -18,6 +18,7 @@ from starlette.routing import Mount, Route
 
 from edgerpn.runtime.record import record_schema
 from edgerpn.runtime.web import HttpConfig, open_page, routes
+from edgerpn.runtime.web.added import check_added
 
 Make = Callable[..., Any]
 
@@ -254,6 +255,20 @@ def test_without_control_no_source_changes(serve: Make) -> None:
         ({}, "expected a camera or a URL"),
         ({"source": "http://h/x", "ffmpeg_options": "a;b"}, "ffmpeg_options"),
         ({"source": "http://h/x", "slots": 100}, "slots"),
+        ({"source": "rtsp://h/x", "decoder": "ffmpeg-process"}, "decoder"),
+        ({"source": "tcp://0.0.0.0:9000?listen=1"}, "tcp cannot be added"),
+        ({"source": "udp://0.0.0.0:9000"}, "udp cannot be added"),
+        ({"source": "rtp://0.0.0.0:9000"}, "rtp cannot be added"),
+        ({"source": "srt://0.0.0.0:9000?mode=listener"}, "mode=caller"),
+        ({"source": "srt://h:9000?latency=9&MODE=Listener"}, "mode=caller"),
+        ({"source": "srt://h:9000?mode=%6cistener"}, "mode=caller"),
+        ({"source": "srt://h:9000#?mode=rendezvous"}, "mode=caller"),
+        ({"source": "srt://h:9000?mode=caller2"}, "mode=caller"),
+        ({"source": "srt://:9000"}, "with a host"),
+        ({"source": "rtmp://h/x?listen=1"}, "take out listen"),
+        ({"source": "rtmp://h/x listen=1"}, "take out listen"),
+        ({"source": "rtsp://h/x?listen"}, "take out listen"),
+        ({"source": "rtsp://[bad/x"}, "with a host"),
         ({"source": "http://h/x", "name": "a\nb"}, "printable"),
         ({"source": "http://user:hunter2@h/x", "max_fps": "fast"}, "max_fps"),
         ({"source": "http://user:hunter2@h/x", "policy": "sometimes"}, "policy"),
@@ -267,6 +282,20 @@ def test_a_source_from_the_network_is_a_camera_or_a_url(serve: Make, table: dict
     assert words in answer.json["error"]
     assert "hunter2" not in answer.json["error"]
     assert site.get("/api/v1/sources").json["sources"] == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "rtsp://u:p@h/x?listener=1",
+        "http://h/x?mode=video&listen=1",
+        "srt://h:9000?mode=caller",
+        "srt://h:1",
+        "rtmp://h/x",
+    ],
+)
+def test_a_url_that_this_machine_connects_to_may_be_added(source: str) -> None:
+    check_added({"source": source})
 
 
 def test_a_url_of_any_characters_stays_what_it_is(serve: Make) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import http.client
 import json
 import os
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -19,10 +21,13 @@ from typing import Any
 import pytest
 
 from edgerpn.__main__ import main
-from edgerpn.errors import MissingDependencyError
+from edgerpn.errors import ConfigError, MissingDependencyError
 from edgerpn.runtime.streams import SourceConfig, StreamsConfig, load_streams
+from edgerpn.runtime.streams.config import MAX_SOURCES
 from edgerpn.runtime.streams.loading import load_source
+from edgerpn.runtime.streams.notify import Notifier
 from edgerpn.runtime.streams.remote import RemoteStreams
+from edgerpn.runtime.streams.service import Service
 from edgerpn.runtime.web import HttpConfig, open_page
 
 Make = Callable[..., Any]
@@ -54,7 +59,7 @@ def command(model_path: Path, tmp_path: Path) -> Iterator[Callable[..., tuple[su
 
 
 def test_sigterm_ends_a_run_with_open_streams_within_two_seconds(
-    command: Make, make_camera: Make, tmp_path: Path
+    command: Make, make_camera: Make, tmp_path: Path, patience: Any
 ) -> None:
     lines = tmp_path / "a.jsonl"
     process, address = command(make_camera().url, "--http", "127.0.0.1:0", "--jsonl", lines)
@@ -71,8 +76,8 @@ def test_sigterm_ends_a_run_with_open_streams_within_two_seconds(
     silent = socket.create_connection((host, int(port)))
     start_s = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    printed, _ = process.communicate(timeout=20)
-    assert time.monotonic() - start_s < 2.5
+    printed, _ = process.communicate(timeout=patience.DEADLINE_S)
+    patience.assert_within(time.monotonic() - start_s, 2.5)
     assert process.returncode == 0
     assert "stopped by SIGTERM" in printed
     for connection in connections:
@@ -220,18 +225,63 @@ class Runner:
     def add(self, config: SourceConfig) -> None:
         self.names[config.label] = config
 
+    def apply(self, config: StreamsConfig) -> None:
+        self.names = {source.label: source for source in config.sources}
+
     def remove(self, name: str) -> bool:
         return self.names.pop(name, None) is not None
 
 
 def test_sources_of_the_network_are_counted_and_outlast_a_reload() -> None:
-    remote = RemoteStreams(Runner(), [], lambda table: SourceConfig(**table), max_sources=2)  # type: ignore[arg-type]
+    runner = Runner()
+    remote = RemoteStreams(runner, [], lambda table: SourceConfig(**table), max_sources=2)  # type: ignore[arg-type]
     assert remote.add({"source": "http://h/x", "name": "a"}) == "a"
     remote.add({"source": "http://h/y", "name": "b"})
     with pytest.raises(ValueError, match="2 sources"):
         remote.add({"source": "http://h/z"})
     file = StreamsConfig(sources=(SourceConfig(source="rtsp://h/x", name="b"),))
-    assert [source.source for source in remote.with_added(file).sources] == ["rtsp://h/x", "http://h/x"]
+    remote.apply(file)
+    assert [source.source for source in runner.names.values()] == ["rtsp://h/x", "http://h/x"]
+    more = dataclasses.replace(file, sources=(*file.sources, SourceConfig(source="rtsp://h/y", name="c")))
+    with pytest.raises(ConfigError, match="expected at most 2, got 2 of the settings and 1 that were added"):
+        remote.apply(more)
+    assert set(runner.names) == {"b", "a"}
     assert remote.remove("a")
     assert not remote.remove("a")
-    assert remote.with_added(file) == file
+    remote.apply(more)
+    assert set(runner.names) == {"b", "c"}
+
+
+def test_a_source_that_comes_during_a_reload_outlasts_it() -> None:
+    runner, is_applying, may_go_on = Runner(), threading.Event(), threading.Event()
+
+    def slow_apply(config: StreamsConfig) -> None:
+        is_applying.set()
+        assert may_go_on.wait(20)
+        Runner.apply(runner, config)
+
+    runner.apply = slow_apply  # type: ignore[method-assign]
+    remote = RemoteStreams(runner, [], lambda table: SourceConfig(**table), max_sources=9)  # type: ignore[arg-type]
+    reloading = threading.Thread(target=remote.apply, args=(StreamsConfig(),))
+    adding = threading.Thread(target=remote.add, args=({"source": "http://h/x", "name": "a"},))
+    reloading.start()
+    assert is_applying.wait(20)
+    adding.start()
+    adding.join(0.3)
+    may_go_on.set()
+    for thread in (reloading, adding):
+        thread.join(20)
+    assert set(runner.names) == {"a"}
+
+
+def test_too_many_sources_of_a_file_that_is_read_again_change_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    runner = Runner()
+    many = StreamsConfig(sources=tuple(SourceConfig(source=f"http://h/{number}") for number in range(MAX_SOURCES + 1)))
+    service = Service(lambda: many, Notifier())
+    service.begin(runner)  # type: ignore[arg-type]
+    service.want_reload()
+    service.tick()
+    assert service._reloading is not None
+    service._reloading.join(20)
+    assert runner.names == {}
+    assert f"expected at most {MAX_SOURCES}, got {MAX_SOURCES + 1}" in caplog.text
