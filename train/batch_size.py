@@ -35,10 +35,17 @@ def resolve_batch_size(
     """The settings with a batch size that the processes can share; 0 is replaced, and the learning rate fitted.
 
     Raises:
-        ConfigError: The batch cannot be shared evenly, or not even one image fits.
+        ConfigError: The batch cannot be shared evenly, the set is too small, or not even one image fits.
     """
     parts = ranks.size * settings.loop.accumulate
     size = settings.data.batch_size
+    if len(records) < parts and not size:
+        raise ConfigError(
+            [
+                f"data.batch_size: expected at least {parts} images ({ranks.size} processes x loop.accumulate "
+                f"{settings.loop.accumulate}), got a set of {len(records)}; take fewer processes or passes"
+            ]
+        )
     if size:
         if size % parts or len(records) < parts:
             raise ConfigError(
@@ -52,7 +59,7 @@ def resolve_batch_size(
     reference = settings.optimizer.reference_batch_size
     if compute.device.type == "cuda":
         trial = _Trial(settings, records, compute)
-        limit = max(1, min(_LARGEST, len(records) // parts))
+        limit = min(_LARGEST, len(records) // parts)
         size = parts * ranks.smallest(largest_that_fits(trial.fits, limit))
         trial.clear()
         why = f"the most that {'each of the GPUs holds' if ranks.size > 1 else 'the GPU holds'}, in powers of 2"
@@ -61,7 +68,7 @@ def resolve_batch_size(
                 ["data.batch_size: not even one image fits into the GPU's memory; choose a smaller --size"]
             )
     else:
-        size = parts * -(-min(reference, len(records)) // parts)
+        size = parts * min(-(-reference // parts), len(records) // parts)
         why = "as on every CPU"
     rate = scaled_learning_rate(settings.optimizer, size)
     say(

@@ -16,12 +16,13 @@ Network = Callable[[Tensor], list[tuple[Tensor, Tensor]]]
 def compiled(network: nn.Module, run: Run, say: Callable[[str], None]) -> Network:
     """The network compiled for the run's batches; `network` itself, and a line that says why, when that fails.
 
+    The run has one process: several could not agree on it, because what goes round between them would hang meanwhile.
     Compiling happens when a network is first used; a pass forward and backward shows here whether it works, and
     leaves weights, gradients and statistics as they were.
     """
     say("loop.compile: compiling the network, which takes a while ...")
     fast: Network = torch.compile(network, dynamic=False)
-    size = run.loader.batch_size // (run.ranks.size * run.settings.loop.accumulate)
+    size = run.loader.batch_size // run.settings.loop.accumulate
     images = torch.zeros(size, 3, *run.settings.data.input_hw, device=run.compute.device)
     images = images.contiguous(memory_format=torch.channels_last)
     before = [buffer.clone() for buffer in run.model.buffers()]

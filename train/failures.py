@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -10,13 +10,17 @@ import torch
 from edgerpn.errors import TrainingStoppedError
 from edgerpn.train.config import TrainSettings
 from edgerpn.train.run_folder import RunFolder
+from edgerpn.train.run_state import Run
 
 
 def how_to_go_on(folder: RunFolder) -> str:
     """What is left of the run, and the way back into it."""
-    if folder.last.exists():
-        return f"{folder.last} is whole; go on with --resume"
-    return "no checkpoint was written yet; start again"
+    if folder.whole is not None:
+        return f"{folder.whole} is whole; go on with --resume"
+    if folder.last.exists():  # of the first process, or of another run
+        return f"{folder.last} was not read here; if it is this run's, go on with --resume"
+    place = " in another folder" if folder.best.exists() else ""
+    return f"no {folder.last.name} was written yet; start again{place}"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -29,8 +33,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def out_of_memory_named(folder: RunFolder, settings: TrainSettings) -> Iterator[None]:
-    """Turns an error of memory into one line.
+def out_of_memory_named(describe: Callable[[], str]) -> Iterator[None]:
+    """Turns an error of memory into one line: `describe` gives what ran out of memory, and the way on.
 
     Raises:
         TrainingStoppedError: The block ran out of memory.
@@ -40,11 +44,49 @@ def out_of_memory_named(folder: RunFolder, settings: TrainSettings) -> Iterator[
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        data, parts = settings.data, settings.loop.accumulate
         detail = next(iter(str(error).splitlines()), type(error).__name__)[:200]
-        raise TrainingStoppedError(
-            f"out of memory with {data.batch_size} images a step in {parts} part{'s' if parts > 1 else ''}, "
-            f"{data.input_hw[0]}x{data.input_hw[1]} ({detail}). {how_to_go_on(folder)} and "
-            f"--set loop.accumulate={2 * parts}, which needs about half as much and takes the same steps; "
+        raise TrainingStoppedError(f"out of memory {describe()} ({detail})") from error
+
+
+def way_on_from_start(folder: RunFolder, settings: TrainSettings) -> str:
+    """What to do when memory ends before the first step, where no smaller batch helps."""
+    return (
+        f"before the first step, {_size(settings)}: free memory, or choose fewer data.workers, a smaller network or "
+        f"--size; {how_to_go_on(folder)}"
+    )
+
+
+def way_on_from_step(run: Run) -> str:
+    """What to do when memory ends in a step."""
+    settings, passes = run.settings, run.settings.loop.accumulate
+    more = more_passes(settings.data.batch_size, run.loader.batch_size, run.ranks.size, passes)
+    if more is None:
+        advice = "when memory is free, or start anew with a smaller --size"
+    else:
+        advice = (
+            f"and --set loop.accumulate={more}, which needs about {passes / more:.0%} of it and takes the same steps; "
             "or free memory, or start anew with a smaller --size or data.batch_size"
-        ) from error
+        )
+    return (
+        f"with {run.loader.batch_size} images a step in {passes} part{'s' if passes > 1 else ''}, "
+        f"{_size(settings)}. {how_to_go_on(run.folder)} {advice}"
+    )
+
+
+def more_passes(batch_size: int, images_per_step: int, num_ranks: int, passes: int) -> int | None:
+    """The next larger loop.accumulate with which a run can go on, taking the same steps; None when there is none.
+
+    Args:
+        batch_size: As the settings have it.
+        images_per_step: What the data set gives of it.
+        num_ranks: Number of processes.
+        passes: loop.accumulate as it is.
+    """
+    for more in range(passes + 1, images_per_step // num_ranks + 1):
+        if batch_size % (num_ranks * more) == 0 and images_per_step % (num_ranks * more) == 0:
+            return more
+    return None
+
+
+def _size(settings: TrainSettings) -> str:
+    return "{}x{}".format(*settings.data.input_hw)

@@ -18,11 +18,12 @@ from types import FrameType
 from typing import Any
 
 from edgerpn.errors import DataError
+from edgerpn.train.compilation import compiled
 from edgerpn.train.config import TrainSettings
 from edgerpn.train.data_batch import Batch
 from edgerpn.train.detector import Detector
 from edgerpn.train.device import choose_compute, place
-from edgerpn.train.failures import out_of_memory_named
+from edgerpn.train.failures import out_of_memory_named, way_on_from_start, way_on_from_step
 from edgerpn.train.journal import Journal
 from edgerpn.train.model import Rpn
 from edgerpn.train.ranks import Ranks, ranks_from
@@ -92,8 +93,11 @@ def train(
         say=say,
     )
     with ranks.joined(compute.device):
-        run = set_up(request, ranks, compute)
-        with out_of_memory_named(run.folder, run.settings):
+        with out_of_memory_named(lambda: way_on_from_start(request.folder, settings)):
+            run = set_up(request, ranks, compute)
+        with out_of_memory_named(lambda: way_on_from_step(run)):
+            if run.settings.loop.compile:
+                run.network = compiled(run.model, run, say)
             return _train(run, say)
 
 
@@ -124,8 +128,11 @@ def _train(run: Run, say: Callable[[str], None]) -> TrainResult:
             if state.batch >= run.loader.batches_per_epoch:
                 state.epoch, state.batch = state.epoch + 1, 0
         journal.settle()
-        if is_stopped and keeper.save(is_best=not run.folder.best.exists()):
-            say(f"interrupted at step {state.step}; go on with --resume")
+        if is_stopped:
+            if not run.folder.best.exists():
+                keeper.save_best()
+            if keeper.save():
+                say(f"interrupted at step {state.step}; go on with --resume")
         _tell_waiting(journal, time.monotonic() - started, say)
     keeper.finish()
     return TrainResult(
@@ -170,10 +177,7 @@ def _evaluate(run: Run, keeper: Keeper, say: Callable[[str], None]) -> None:
     shares = ranks.to_first(find(place(detector, run.compute.device), run.val_set.records[ranks.rank :: ranks.size]))
     metrics = ranks.from_first(lambda: recall_of([found for share in shares for found in share], run.val_set))
     state.evaluations += 1
-    before = state.best_ar100, state.best_metrics
     is_best = metrics["AR@100"] > state.best_ar100
-    if is_best:
-        state.best_ar100, state.best_metrics = metrics["AR@100"], metrics
     shown = {name: metrics[name] for name in ("AR@10", "AR@100", "AR@1000")}
     run.folder.append({"step": state.step, "epoch": state.epoch, "seconds": state.seconds, **shown})
     if run.tensorboard is not None:
@@ -181,9 +185,13 @@ def _evaluate(run: Run, keeper: Keeper, say: Callable[[str], None]) -> None:
             run.tensorboard.add_scalar(f"val/{name}", value, state.step)
     figures = "  ".join(f"{name} {value:.3f}" for name, value in shown.items())
     say(f"step {state.step}, {state.seconds / 60:.1f} min: {figures}{' (best)' if is_best else ''}")
-    if not keeper.save(is_best=is_best, metrics=metrics):
-        # What best.pt holds is still the best there is.
-        state.best_ar100, state.best_metrics = before
+    is_kept = not is_best or keeper.save_best(metrics)
+    if is_best and is_kept:
+        # As soon as best.pt holds it and no earlier, whatever becomes of last.pt.
+        state.best_ar100, state.best_metrics = metrics["AR@100"], metrics
+    if is_kept:
+        # After best.pt and not without it: going on from the old last.pt comes to this evaluation again.
+        keeper.save(metrics)
     keeper.draw()
 
 

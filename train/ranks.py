@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -23,6 +24,8 @@ from torch.distributed.rendezvous import rendezvous
 from edgerpn.errors import ConfigError, TrainingStoppedError
 
 Value = TypeVar("Value")
+_NO_NAME = "none"
+"""What torchrun calls a run to which no name was given."""
 
 PATIENCE = timedelta(minutes=60)
 """How long a process waits for the others: as long as checking a large data set may take the first one."""
@@ -41,9 +44,16 @@ class Ranks:
     local_size: int = 1
     """Number of processes on this machine."""
     run_id: str | None = None
-    """torchrun's name of the run; None when torchrun did not start this process."""
+    """torchrun's name of the run, "none" when it was given none; None when torchrun did not start this process."""
+    run_key: str | None = None
+    """What tells torchrun's run from others: its name or, without one, the torchrun process; None: not known."""
     restarts: int = 0
     """How often torchrun has started the processes again."""
+
+    @property
+    def is_named(self) -> bool:
+        """Whether torchrun has a name for the run."""
+        return self.run_id not in (None, _NO_NAME)
 
     @property
     def is_first(self) -> bool:
@@ -152,14 +162,28 @@ def ranks_from(environment: Mapping[str, str] = os.environ) -> Ranks:
                 f"or no number ({error}); start with `torchrun -m edgerpn train ...`, or unset them"
             ]
         ) from error
+    run_id = environment.get("TORCHELASTIC_RUN_ID")
     return Ranks(
         rank=rank,
         size=size,
         local_rank=local_rank,
         local_size=local_size,
-        run_id=environment.get("TORCHELASTIC_RUN_ID"),
+        run_id=run_id,
+        run_key=_this_torchrun() if run_id == _NO_NAME else run_id,
         restarts=restarts,
     )
+
+
+def _this_torchrun() -> str | None:
+    """What no other process shares with the one that started this one; None where there is no /proc."""
+    parent = os.getppid()
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        # The name, in brackets, may hold anything; the 22nd field is the time of the start.
+        started = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
+    return f"{boot}/{parent}/{started}"
 
 
 @contextmanager

@@ -49,6 +49,9 @@ class RunFolder:
         self.config = path / "config.toml"
         self.plot = path / "loss.png"
         self.rows: list[dict[str, float]] = []
+        self.whole: Path | None = None
+        """The newest state that this process read or wrote, and so knows to be whole."""
+        self._is_last_damaged = False
 
     def check_new(self) -> None:
         """Makes sure that a new run can begin here.
@@ -79,7 +82,7 @@ class RunFolder:
         if not self.last.exists():
             raise ConfigError([f"{self.path}: nothing to resume, {self.last.name} is missing; start without --resume"])
         try:
-            return load_checkpoint(self.last)
+            checkpoint = load_checkpoint(self.last)
         except CheckpointError as error:
             if not self.previous.exists():
                 raise CheckpointError(
@@ -87,8 +90,11 @@ class RunFolder:
                     f"{self.last.name} there, or start a new run in another folder."
                 ) from error
             checkpoint = load_checkpoint(self.previous)
+            self.whole, self._is_last_damaged = self.previous, True
             say(f"{error}; going on from {self.previous.name} instead, of step {checkpoint.step}")
             return checkpoint
+        self.whole = self.last
+        return checkpoint
 
     def resume(self, resolved: TrainSettings, checkpoint: Checkpoint) -> None:
         """Takes the run up again at `checkpoint`: drops what was logged after it."""
@@ -116,24 +122,28 @@ class RunFolder:
         if self.rows:
             plot_losses(self.rows, self.plot)
 
-    def save(self, checkpoint: Checkpoint, *, is_best: bool) -> None:
-        """Writes last.pt, and best.pt (without the state to go on from) when `is_best`; the old last.pt stays too.
+    def save_best(self, checkpoint: Checkpoint) -> None:
+        """Writes best.pt, without the state to go on from.
 
         Raises:
-            OSError: A file cannot be written; what was there before is whole.
+            OSError: It cannot be written; what was there before is whole.
         """
-        if is_best:
-            # First: when writing ends between the two, going on from the old last.pt comes here again.
-            save_checkpoint(_without_training(checkpoint), self.best)
-        if self.last.exists():
-            # A second name for the file and no copy; file systems that have no such links do without.
-            with contextlib.suppress(OSError), files.replacing(self.previous) as second_name:
-                os.link(self.last, second_name)
-        save_checkpoint(checkpoint, self.last)
+        save_checkpoint(dataclasses.replace(checkpoint, training=None), self.best)
 
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Writes last.pt; the old one stays as last-previous.pt, unless it was found damaged.
 
-def _without_training(checkpoint: Checkpoint) -> Checkpoint:
-    return dataclasses.replace(checkpoint, training=None)
+        Raises:
+            OSError: It cannot be written; both files are as they were.
+        """
+        with files.replacing(self.last) as new:
+            save_checkpoint(checkpoint, new)
+            # Only now: until the new state is on the disk, the older of the two may be the only whole one.
+            if self.last.exists() and not self._is_last_damaged:
+                # A second name for the file and no copy; file systems that have no such links do without.
+                with contextlib.suppress(OSError), files.replacing(self.previous) as second_name:
+                    os.link(self.last, second_name)
+        self.whole, self._is_last_damaged = self.last, False
 
 
 def _short(value: float) -> str:

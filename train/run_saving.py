@@ -13,6 +13,7 @@ from edgerpn.train.run_state import Progress, Run
 
 _LARGEST_SHARE = 1 / 50
 """Of a run's time, for saving between evaluations."""
+_STATE = "the checkpoint"
 
 
 class Keeper:
@@ -34,8 +35,8 @@ class Keeper:
         pause = max(self._run.settings.loop.save_every_s, self._took_s / _LARGEST_SHARE)
         return self._run.ranks.is_first and time.monotonic() - self._saved_at >= pause
 
-    def save(self, *, is_best: bool = False, metrics: dict[str, float] | None = None) -> bool:
-        """Writes log and last.pt, and best.pt when `is_best`; says so and returns False when the disk does not take it.
+    def save(self, metrics: dict[str, float] | None = None) -> bool:
+        """Writes log and last.pt; says so when the disk does not take one, and returns whether last.pt was written.
 
         The numbers of all steps taken must have been checked: what is not finite must not be kept.
         """
@@ -43,10 +44,20 @@ class Keeper:
             return True
         began = time.monotonic()
         checkpoint = _checkpoint(self._run, metrics or {})
-        is_done = self._write(lambda: self._run.folder.write_log(), "the log")
-        is_done &= self._write(lambda: self._run.folder.save(checkpoint, is_best=is_best), "the checkpoint")
+        self._write(self._run.folder.write_log, "the log")
+        is_done = self._write(lambda: self._run.folder.save(checkpoint), _STATE)
         self._saved_at = time.monotonic()
         self._took_s = self._saved_at - began
+        return is_done
+
+    def save_best(self, metrics: dict[str, float] | None = None) -> bool:
+        """As `save`, for best.pt."""
+        if not self._run.ranks.is_first:
+            return True
+        checkpoint = _checkpoint(self._run, metrics or {})
+        is_done = self._write(lambda: self._run.folder.save_best(checkpoint), _STATE)
+        # Otherwise the next step would try again at once.
+        self._saved_at = time.monotonic()
         return is_done
 
     def draw(self) -> None:
@@ -73,16 +84,17 @@ class Keeper:
         except OSError as error:
             failure = f"{what} could not be written: {error.strerror or error}"
             self._say(f"step {self._run.progress.step}: {failure}; training goes on, and {_what_stays(self._run)}")
-            if what == "the checkpoint":
+            if what == _STATE:
                 self._failure = failure
             return False
-        if what == "the checkpoint":
+        if what == _STATE:
             self._failure = None
         return True
 
 
 def _what_stays(run: Run) -> str:
-    return f"{run.folder.last.name} stays as it was" if run.folder.last.exists() else "nothing is saved yet"
+    whole = run.folder.whole
+    return f"{whole.name} stays as it was" if whole is not None else f"there is no {run.folder.last.name} yet"
 
 
 def _checkpoint(run: Run, metrics: dict[str, float]) -> Checkpoint:
@@ -101,7 +113,7 @@ def _checkpoint(run: Run, metrics: dict[str, float]) -> Checkpoint:
             "scaler": run.scaler.state_dict(),
             "progress": dataclasses.asdict(run.progress),
             "images_per_step": run.loader.batch_size,
-            "torchrun_id": run.ranks.run_id,
+            "torchrun_id": run.ranks.run_key,
         },
     )
 

@@ -12,13 +12,12 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from edgerpn.errors import CheckpointError
+from edgerpn.errors import CheckpointError, ConfigError
 from edgerpn.train.anchors import grid_anchors
 from edgerpn.train.backbones import load_backbone_weights
 from edgerpn.train.batch_size import resolve_batch_size
 from edgerpn.train.checkpoint import Checkpoint
 from edgerpn.train.coco import Dataset, read_coco
-from edgerpn.train.compilation import compiled
 from edgerpn.train.config import TrainSettings
 from edgerpn.train.device import Compute, place
 from edgerpn.train.host_memory import keep_freed_memory
@@ -52,12 +51,15 @@ class RunRequest:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class _Material:
+class Material:
     """What the first process reads for all."""
 
     train_set: Dataset
+    """Images and boxes of train.json."""
     val_set: Dataset
+    """Of val.json."""
     checkpoint: Checkpoint | None
+    """What to go on from; None for a new run."""
 
 
 def set_up(request: RunRequest, ranks: Ranks, compute: Compute) -> Run:
@@ -70,7 +72,7 @@ def set_up(request: RunRequest, ranks: Ranks, compute: Compute) -> Run:
         TrainingStoppedError: The first process raised one of these, and this is another.
     """
     folder, say = request.folder, request.say
-    material = ranks.from_first(lambda: _read(request, ranks))
+    material = ranks.from_first(lambda: read_material(request, ranks))
     records, checkpoint = material.train_set.records, material.checkpoint
     settings = _with_batch_size(request.settings, checkpoint)
     settings = resolve_batch_size(settings, records, ranks, compute, say)
@@ -83,7 +85,7 @@ def set_up(request: RunRequest, ranks: Ranks, compute: Compute) -> Run:
         count = load_backbone_weights(model.backbone, request.backbone_weights)
         say(f"loaded {count} tensors of the backbone from {request.backbone_weights}")
     model = place(model, compute.device)
-    parallel = _parallel(model, settings, ranks, compute)
+    parallel = _parallel(model, settings, ranks, compute, say)
     loader = TrainLoader(
         records,
         settings.data,
@@ -122,8 +124,6 @@ def set_up(request: RunRequest, ranks: Ranks, compute: Compute) -> Run:
             folder.start(settings)
         if settings.loop.tensorboard:
             run.tensorboard = tensorboard_writer(folder.path)
-    if settings.loop.compile:
-        run.network = compiled(parallel or model, run, say)
     count = sum(p.numel() for p in model.parameters())
     processes = f" on each of {ranks.size} processes" if ranks.size > 1 else ""
     say(f"{settings.model.backbone}: {count / 1e6:.2f} M parameters, {len(records)} images, {compute}{processes}")
@@ -132,25 +132,38 @@ def set_up(request: RunRequest, ranks: Ranks, compute: Compute) -> Run:
     return run
 
 
-def _read(request: RunRequest, ranks: Ranks) -> _Material:
-    """The data sets, and the checkpoint to go on from, if any; for the first process."""
+def read_material(request: RunRequest, ranks: Ranks) -> Material:
+    """The data sets, and the checkpoint to go on from, if any; for the first process.
+
+    Raises:
+        DataError: The data cannot be used.
+        ConfigError: The settings do not fit the processes, or the folder's state does not fit the request.
+        CheckpointError: last.pt and the one before it are damaged.
+    """
+    if request.settings.loop.compile and ranks.size > 1:
+        raise ConfigError(
+            [
+                f"loop.compile: expected false with several processes, got true with {ranks.size}: whether compiling "
+                "works is found out by each on its own, and they would get out of step; leave it off, or train in one "
+                "process"
+            ]
+        )
     checkpoint = _checkpoint(request, ranks)
     if checkpoint is None:
         request.folder.check_new()
     train_set, val_set = (_read_split(request, split) for split in ("train", "val"))
-    return _Material(train_set=train_set, val_set=val_set, checkpoint=checkpoint)
+    return Material(train_set=train_set, val_set=val_set, checkpoint=checkpoint)
 
 
 def _checkpoint(request: RunRequest, ranks: Ranks) -> Checkpoint | None:
     """What to go on from: when that was asked for, or when torchrun starts this very run again.
 
     A name that was given to torchrun (--rdzv-id, or by itself with --standalone) tells a run from others. Without one
-    the number of restarts must do, which counts those of this machine only.
+    it must be the very torchrun that wrote the checkpoint, and it must have started its processes again.
     """
     if request.resume:
         return request.folder.read_last(request.say)
-    is_named = ranks.run_id not in (None, "none")
-    if not (is_named or ranks.restarts) or not request.folder.last.exists():
+    if ranks.run_key is None or not (ranks.is_named or ranks.restarts) or not request.folder.last.exists():
         return None
     try:
         checkpoint = request.folder.read_last(request.say)
@@ -158,7 +171,7 @@ def _checkpoint(request: RunRequest, ranks: Ranks) -> Checkpoint | None:
         return None
     state = checkpoint.training or {}
     is_same = checkpoint.settings == _with_batch_size(request.settings, checkpoint)
-    if not is_same or state.get("torchrun_id") != ranks.run_id:
+    if not is_same or state.get("torchrun_id") != ranks.run_key:
         return None
     request.say(f"torchrun started this run ({ranks.run_id}) again")
     return checkpoint
@@ -210,14 +223,20 @@ def _num_cores() -> int:
 
 
 def _parallel(
-    model: nn.Module, settings: TrainSettings, ranks: Ranks, compute: Compute
+    model: nn.Module, settings: TrainSettings, ranks: Ranks, compute: Compute, say: Callable[[str], None]
 ) -> DistributedDataParallel | None:
     """What exchanges the gradients between processes; it gives all of them the first one's weights."""
     if ranks.size == 1:
         return None
     has_own_statistics = True
     if settings.loop.sync_batch_norm:
-        has_own_statistics = synchronize_norms(model, compute.device)
+        leftover = synchronize_norms(model, compute.device)
+        has_own_statistics = bool(leftover)
+        if leftover:
+            say(
+                f"loop.sync_batch_norm: {', '.join(leftover)} cannot be synchronised; each process normalises its own "
+                "images there, and losses are not those of one process"
+            )
     return DistributedDataParallel(
         model,
         device_ids=[compute.device.index] if compute.device.type == "cuda" else None,

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from edgerpn.errors import TrainingDivergedError
 from edgerpn.train.assign import assign, sample
@@ -152,9 +151,9 @@ def _loss_sums(run: Run, batch: Batch, part: int) -> LossSums:
 
 def _gradients_kept_here(run: Run, *, is_last: bool) -> contextlib.AbstractContextManager[None]:
     """Gradients of all parts but the last stay in their process; with the last the sum goes round."""
-    if is_last or not isinstance(run.network, DistributedDataParallel):
+    if is_last or run.parallel is None:
         return contextlib.nullcontext()
-    return run.network.no_sync()
+    return run.parallel.no_sync()
 
 
 def _to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
@@ -167,10 +166,11 @@ def _to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
 
 
 def _diverged(run: Run, record: StepRecord, what: str) -> TrainingDivergedError:
-    last_good = str(run.folder.last) if run.folder.last.exists() else None
+    last_good = str(run.folder.whole) if run.folder.whole is not None else None
+    unknown = "none yet" if run.ranks.is_first else "the first process names it"
     return TrainingDivergedError(
         f"{what} at step {record.step} (epoch {record.epoch}), images {list(record.image_ids)}. "
-        f"Last good checkpoint: {last_good or 'none yet'}. "
+        f"Last good checkpoint: {last_good or unknown}. "
         "Lower optimizer.learning_rate or raise optimizer.warmup_steps, or look at these images.",
         step=record.step,
         image_ids=record.image_ids,

@@ -14,21 +14,21 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional
 
 
-def synchronize_norms(module: nn.Module, device: torch.device) -> bool:
+def synchronize_norms(module: nn.Module, device: torch.device) -> tuple[str, ...]:
     """Replaces every plain batch norm below `module`; the names in its state dict stay.
 
     Returns:
-        Whether batch norms of other classes are left, such as timm's with an activation inside: those normalise the
-        images of each process apart.
+        Names of the other classes of batch norm that are left, such as timm's with an activation inside: those
+        normalise the images of each process apart.
     """
-    leftover = False
+    leftover = set()
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.BatchNorm2d:
                 setattr(parent, name, _synchronized(child, device))
-            else:
-                leftover |= isinstance(child, nn.modules.batchnorm._BatchNorm)
-    return leftover
+            elif isinstance(child, nn.modules.batchnorm._BatchNorm):
+                leftover.add(type(child).__name__)
+    return tuple(sorted(leftover))
 
 
 def _synchronized(norm: nn.BatchNorm2d, device: torch.device) -> nn.Module:

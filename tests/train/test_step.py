@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +23,7 @@ from edgerpn.train.loss import rpn_losses
 from edgerpn.train.optimizer import OptimizerConfig, scale_gradients, scaled_learning_rate
 from edgerpn.train.ranks import ALONE, Ranks
 from edgerpn.train.run_folder import RunFolder
-from edgerpn.train.run_setup import RunRequest, set_up
+from edgerpn.train.run_setup import RunRequest, read_material, set_up
 from edgerpn.train.run_state import Run
 
 MakeSettings = Callable[..., TrainSettings]
@@ -169,6 +171,67 @@ def test_a_batch_chosen_by_itself_brings_its_learning_rate_and_says_so(
     assert "optimizer.learning_rate: 0.346, for 0.3 is meant for 9 images" in said[-1]
     assert resolve_batch_size(shared, records, Ranks(size=4), compute, said.append) == shared
     assert len(said) == 2
+
+
+def test_a_set_too_small_to_be_shared_is_refused_or_the_batch_fitted_to_it(
+    data_folder: Path, tiny_settings: MakeSettings
+) -> None:
+    records = read_coco(data_folder / "train.json", data_folder / "images").records
+    settings = tiny_settings("data.batch_size=0", "optimizer.reference_batch_size=16")
+    compute = choose_compute(settings.loop)
+    with pytest.raises(ConfigError, match=r"at least 4 images \(4 processes x loop.accumulate 1\), got a set of 3"):
+        resolve_batch_size(settings, records[:3], Ranks(size=4), compute, print)
+    fitted = resolve_batch_size(settings, records[:5], Ranks(size=2), compute, print)
+    assert fitted.data.batch_size == 4
+    with TrainLoader(records[:5], fitted.data, seed=0, share=Share(num_ranks=2)) as loader:
+        assert loader.batch_size == 4
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+def test_gradients_go_round_once_a_step_also_when_the_network_is_wrapped(
+    make_run: Callable[..., Run], tmp_path: Path
+) -> None:
+    run = make_run("run", "loop.accumulate=2")
+    exchanged: list[int] = []
+
+    def count(_: object, bucket: Any) -> Any:
+        exchanged.append(bucket.index())
+        future: Any = torch.futures.Future()
+        future.set_result(bucket.buffer())
+        return future
+
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)  # type: ignore[attr-defined]
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        parallel = torch.nn.parallel.DistributedDataParallel(run.model)
+        # PyTorch compares the annotations, and those of this file are texts.
+        count.__annotations__ = {
+            "bucket": torch.distributed.GradBucket,  # type: ignore[attr-defined]
+            "return": torch.futures.Future[torch.Tensor],
+        }
+        parallel.register_comm_hook(None, count)
+        # As torch.compile gives it: a callable of another class.
+        run.parallel, run.network = parallel, lambda images: parallel(images)
+        with run.loader:
+            step.take_step(run, next(run.loader.steps(0)))
+    finally:
+        torch.distributed.destroy_process_group()
+    assert exchanged
+    assert len(exchanged) == len(set(exchanged))
+
+
+def test_compiling_is_refused_with_several_processes(data_folder: Path, tmp_path: Path) -> None:
+    request = RunRequest(
+        settings=load_settings(overrides=("loop.compile=true",)),
+        data=data_folder,
+        folder=RunFolder(tmp_path / "run"),
+        resume=False,
+        backbone_weights=None,
+        say=print,
+    )
+    with pytest.raises(ConfigError, match=r"loop\.compile: expected false with several processes, got true with 2"):
+        read_material(request, Ranks(size=2))
+    assert read_material(dataclasses.replace(request, settings=load_settings()), Ranks(size=2)).checkpoint is None
 
 
 def test_rates_grow_with_the_batch_by_the_kind_of_optimizer() -> None:

@@ -85,7 +85,7 @@ def test_norms_of_other_classes_stay_and_are_reported() -> None:
         pass
 
     model = nn.Sequential(NormAct(4))
-    assert synchronize_norms(model, torch.device("cpu"))
+    assert synchronize_norms(model, torch.device("cpu")) == ("NormAct",)
     assert type(model[0]) is NormAct
 
 

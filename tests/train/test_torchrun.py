@@ -208,6 +208,25 @@ def test_a_restart_takes_up_its_own_run_and_no_other(
         start()
 
 
+def test_a_restart_without_a_name_leaves_the_run_of_another_torchrun_alone(
+    restarted: Callable[[str, int], None],
+    data_folder: Path,
+    tmp_path: Path,
+    tiny_texts: tuple[str, ...],
+) -> None:
+    texts, out = (*tiny_texts, "loop.epochs=1"), tmp_path / "run"
+    restarted("none", 0)
+    # This process takes the place of the other torchrun, and the one that started it that of ours.
+    command = [sys.executable, "-m", "edgerpn", "train", "--data", str(data_folder), "--out", str(out), *sets(texts)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr
+    config = settings.load(TrainSettings, overrides=texts)
+    assert load_checkpoint(out / "last.pt").settings == config
+    restarted("none", 1)
+    with pytest.raises(ConfigError, match="holds a run already"):
+        train(config, data=data_folder, out=out)
+
+
 def test_without_torchrun_a_process_is_alone() -> None:
     assert ranks_from({}) == Ranks()
     assert ranks_from({}).is_first
@@ -216,7 +235,10 @@ def test_without_torchrun_a_process_is_alone() -> None:
 def test_torchruns_environment_gives_the_place_of_a_process() -> None:
     environment = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
     ranks = ranks_from({**environment, "TORCHELASTIC_RUN_ID": "abc", "TORCHELASTIC_RESTART_COUNT": "2"})
-    assert ranks == Ranks(rank=5, size=8, local_rank=1, local_size=4, run_id="abc", restarts=2)
+    assert ranks == Ranks(rank=5, size=8, local_rank=1, local_size=4, run_id="abc", run_key="abc", restarts=2)
+    unnamed = ranks_from({**environment, "TORCHELASTIC_RUN_ID": "none"})
+    assert not unnamed.is_named
+    assert unnamed.run_key != "none"
     assert not ranks.is_first
     for broken in ({**environment, "LOCAL_RANK": "one"}, {"RANK": "0", "WORLD_SIZE": "2"}):
         with pytest.raises(ConfigError, match="start with `torchrun -m edgerpn train"):
