@@ -26,7 +26,7 @@ const seen = { run: "", sample: 0, event: 0 };
 let lastAnswer = 0;
 let moving = 0;
 
-const pictures = new Pictures((name, bitmap, isLive) => cards.get(name)?.paint(bitmap, isLive));
+const pictures = new Pictures((name, bitmap, isLive) => cards.get(name)?.paint(bitmap, isLive), showVeils);
 
 class Card {
   constructor(name, sampled) {
@@ -80,11 +80,12 @@ class Card {
     this.charts.forEach((chart) => chart.update(this.samples, newest));
   }
 
-  // The server says nothing: what is on the screen is of no known age.
+  // What is on the screen is of no known age.
   veil(text) {
     const veil = this.element.querySelector(".veil");
-    veil.textContent = text;
+    if (veil.textContent !== text) veil.textContent = text;
     veil.hidden = !text;
+    if (text) this.element.dataset.live = false;
   }
 }
 
@@ -121,7 +122,16 @@ function lose() {
   byId("lost").textContent = `${text}. The pictures are not live.`;
   byId("lost").hidden = false;
   setPill(byId("summary"), "bad", "No connection");
-  cards.forEach((card) => card.veil("NOT LIVE: no connection"));
+  showVeils();
+}
+
+function showVeils() {
+  const isLost = !byId("lost").hidden;
+  for (const [name, card] of cards) {
+    if (isLost) card.veil("NOT LIVE: no connection");
+    else if (pictures.isPaused) card.veil("NOT LIVE: paused");
+    else card.veil(pictures.isSilent(name) ? "NOT LIVE: no pictures come" : "");
+  }
 }
 
 function show(state) {
@@ -154,9 +164,9 @@ function showSources(state) {
       byId("sources").append(card.element);
     }
     const card = cards.get(row.name);
-    card.veil(pictures.isPaused ? "NOT LIVE: paused" : "");
     card.update(row, state.sample);
   }
+  showVeils();
   byId("empty").hidden = state.sources.length > 0;
 }
 
@@ -270,7 +280,7 @@ byId("pause").addEventListener("click", () => {
   pictures.pause(!pictures.isPaused);
   byId("pause").setAttribute("aria-pressed", pictures.isPaused);
   byId("pause").textContent = pictures.isPaused ? "Show pictures again" : "Pause pictures";
-  cards.forEach((card) => card.veil(pictures.isPaused ? "NOT LIVE: paused" : ""));
+  showVeils();
 });
 for (const id of ["score", "top"]) {
   byId(id).addEventListener("input", () => {

@@ -1,9 +1,20 @@
 // One stream for the pictures of all sources in view, because a browser opens six connections to one server at most.
 
+// The server sends a picture of each source at least once a second or two, marked when it is old: who is silent for
+// longer hangs, or something between us does.
+const SILENT_MS = 4000;
+const CHECK_MS = 500;
+
 export class Pictures {
-  // show(source, bitmap, isLive) is called for every picture.
-  constructor(show) {
+  // show(source, bitmap, isLive) is called for every picture, check() twice a second.
+  constructor(show, check) {
     this.show = show;
+    this.since = new Map();
+    this.lastBytes = 0;
+    setInterval(() => {
+      this.reopenIfSilent();
+      check();
+    }, CHECK_MS);
     this.visible = new Set();
     this.isPaused = false;
     this.asked = "";
@@ -41,11 +52,28 @@ export class Pictures {
     this.timer = setTimeout(() => this.restart(), milliseconds);
   }
 
+  // Whether no picture of a source has come for long that should have.
+  isSilent(name) {
+    const since = this.since.get(name);
+    return since !== undefined && performance.now() - since > SILENT_MS;
+  }
+
+  // Only when nothing at all comes: one source more or less is no reason to begin anew with the others.
+  reopenIfSilent() {
+    if (!this.abort || performance.now() - this.lastBytes <= SILENT_MS) return;
+    this.abort.abort();
+    this.abort = null;
+    this.restart();
+  }
+
   restart() {
     const names = document.hidden || this.isPaused ? [] : [...this.visible].sort();
     const asked = names.map((name) => `source=${encodeURIComponent(name)}`).join("&");
     if (asked === this.asked && this.abort) return;
     this.asked = asked;
+    this.lastBytes = performance.now();
+    // A source that was silent stays so until a picture comes.
+    this.since = new Map(names.map((name) => [name, this.since.get(name) ?? this.lastBytes]));
     this.abort?.abort();
     this.abort = null;
     if (!asked) return;
@@ -68,6 +96,7 @@ export class Pictures {
     for (;;) {
       const { done, value } = await reader.read();
       if (done) return;
+      this.lastBytes = performance.now();
       bytes = joined(bytes, value);
       for (let part = nextPart(bytes); part; part = nextPart(bytes)) {
         bytes = bytes.subarray(part.end);
@@ -79,6 +108,7 @@ export class Pictures {
 
   async decode(part) {
     const source = decodeURIComponent(part.headers["x-source"]);
+    if (this.since.has(source)) this.since.set(source, performance.now());
     try {
       const bitmap = await createImageBitmap(new Blob([part.body], { type: "image/jpeg" }));
       this.show(source, bitmap, part.headers["x-live"] === "1");

@@ -228,7 +228,7 @@ def test_a_slow_viewer_skips_pictures_stalls_nobody_and_is_cut_off(
     site.until(lambda: len(site.page.connections) == 0)
 
 
-def test_a_slow_viewer_gets_no_old_pictures_as_live(serve: Make, painted_camera: Make, patience: Any) -> None:
+def test_a_slow_viewer_gets_no_old_pictures_as_live(serve: Make, painted_camera: Make) -> None:
     noise = np.random.default_rng(3).integers(0, 256, (4, 240, 320, 3), np.uint8)
     files = [cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes() for image in noise]
 
@@ -241,7 +241,7 @@ def test_a_slow_viewer_gets_no_old_pictures_as_live(serve: Make, painted_camera:
         site = serve({"door": camera.url}, max_fps=15.0, jpeg_quality=95)
         site.until_up("door")
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32768)
-        slow.settimeout(patience.DEADLINE_S)
+        slow.settimeout(40)
         slow.connect(site.client.address)
         slow.sendall(b"GET /api/v1/stream.mjpeg HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
         start_s, ages_s, taken = time.monotonic(), [], b""
@@ -255,8 +255,8 @@ def test_a_slow_viewer_gets_no_old_pictures_as_live(serve: Make, painted_camera:
             # About 130 kB a second, of 1 MB that are made.
             time.sleep(8192 / 130_000)
     assert len(ages_s) >= 2
-    # What waits on the way would be as old as the connection by now.
-    patience.assert_within(max(ages_s[-2:]), 4.0)
+    # What waits on the way would be nearly as old as the connection by now.
+    assert max(ages_s[-2:]) < 4.5
 
 
 def test_what_is_kept_is_small_and_what_was_drawn_goes_with_the_last_viewer(make_pictures: Make) -> None:
