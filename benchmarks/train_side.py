@@ -32,7 +32,11 @@ def made_up(batch: int, side: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def torchvision_step(options: argparse.Namespace) -> tuple[Step, str]:
-    """Torchvision's RPN with the rules of its Faster R-CNN; images come normalised, which is a present."""
+    """Torchvision's RPN with the rules of its Faster R-CNN; images come normalised, which is a present.
+
+    As its Faster R-CNN trains, a forward pass also decodes, sorts and suppresses proposals for the second stage.
+    `torchvision-losses` is the same without that, with the losses put together from torchvision's own parts.
+    """
     torchvision: Any = importlib.import_module("torchvision")
     layers: Any = importlib.import_module("torchvision.models._utils")
     detection: Any = importlib.import_module("torchvision.models.detection")
@@ -49,9 +53,21 @@ def torchvision_step(options: argparse.Namespace) -> tuple[Step, str]:
     images = detection.image_list.ImageList(pixels, [(options.size, options.size)] * options.batch)
     targets = [{"boxes": rows.to(device)} for rows in boxes]
 
-    def step() -> None:
+    def losses_only() -> Any:
+        features = list(backbone(pixels).values())
+        objectness, deltas = detection.rpn.concat_box_prediction_layers(*rpn.head(features))
+        grid = rpn.anchor_generator(images, features)
+        labels, matched = rpn.assign_targets_to_anchors(grid, targets)
+        return sum(rpn.compute_loss(objectness, deltas, labels, rpn.box_coder.encode(matched, grid)))
+
+    def losses_and_proposals() -> Any:
         _, losses = rpn(images, backbone(pixels), targets)
-        loss = losses["loss_objectness"] + losses["loss_rpn_box_reg"]
+        return losses["loss_objectness"] + losses["loss_rpn_box_reg"]
+
+    compute = losses_only if options.side == "torchvision-losses" else losses_and_proposals
+
+    def step() -> None:
+        loss = compute()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -136,7 +152,7 @@ def our_step(options: argparse.Namespace) -> tuple[Step, str]:
 def main() -> None:
     """Serves steps until stdin ends."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("side", choices=["torchvision", "edgerpn", "edgerpn-default"])
+    parser.add_argument("side", choices=["torchvision", "torchvision-losses", "edgerpn", "edgerpn-default"])
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--size", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
@@ -145,7 +161,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    step, what = (torchvision_step if options.side == "torchvision" else our_step)(options)
+    step, what = (torchvision_step if options.side.startswith("torchvision") else our_step)(options)
     print(json.dumps(what), flush=True)
     for line in sys.stdin:
         began = time.perf_counter()
