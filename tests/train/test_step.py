@@ -20,6 +20,7 @@ from edgerpn.train.data_batch import Batch
 from edgerpn.train.device import choose_compute
 from edgerpn.train.loader import Share, TrainLoader
 from edgerpn.train.loss import rpn_losses
+from edgerpn.train.model import ModelConfig, Rpn
 from edgerpn.train.optimizer import OptimizerConfig, scale_gradients, scaled_learning_rate
 from edgerpn.train.ranks import ALONE, Ranks
 from edgerpn.train.run_folder import RunFolder
@@ -218,6 +219,38 @@ def test_gradients_go_round_once_a_step_also_when_the_network_is_wrapped(
         torch.distributed.destroy_process_group()
     assert exchanged
     assert len(exchanged) == len(set(exchanged))
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+def test_norms_that_stay_per_process_are_named(
+    data_folder: Path, tmp_path: Path, tiny_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class NormAct(torch.nn.BatchNorm2d):
+        pass
+
+    def with_another_norm(config: ModelConfig) -> Rpn:
+        model = Rpn(config)
+        model.add_module("extra", NormAct(4))
+        return model
+
+    monkeypatch.setattr("edgerpn.train.run_setup.Rpn", with_another_norm)
+    said: list[str] = []
+    settings = tiny_settings()
+    request = RunRequest(
+        settings=settings,
+        data=data_folder,
+        folder=RunFolder(tmp_path / "run"),
+        resume=False,
+        backbone_weights=None,
+        say=said.append,
+    )
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)  # type: ignore[attr-defined]
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        set_up(request, Ranks(size=2), choose_compute(settings.loop)).loader.close()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert [line for line in said if line.startswith("loop.sync_batch_norm: NormAct cannot be synchronised")]
 
 
 def test_compiling_is_refused_with_several_processes(data_folder: Path, tmp_path: Path) -> None:
