@@ -38,7 +38,7 @@ class LoopConfig:
     accumulate: int = 1
     """Passes of the network for one step: more of them need less memory for the same batch and the same losses."""
     compile: bool = False
-    """Whether torch.compile makes the network faster: minutes at the start, and it needs a C++ compiler."""
+    """Whether torch.compile makes the network faster: minutes at the start; needs a C++ compiler; one process only."""
     sync_batch_norm: bool = True
     """Whether batch norm takes its statistics over the images of all processes, as on one, or of each process apart."""
     evaluations: int = 6

@@ -29,7 +29,10 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     # The CPU's allocator has no class of its own; cuDNN and cuBLAS say it with a status.
     words = ("DefaultCPUAllocator", "CUDA out of memory", "ALLOC_FAILED", "could not create a memory object")
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    text = str(error)
+    # oneDNN when it finds no room for its code; what it cannot compute at all it calls a primitive descriptor.
+    is_no_code = text == "could not create a primitive"
+    return isinstance(error, RuntimeError) and (is_no_code or any(word in text for word in words))
 
 
 @contextmanager

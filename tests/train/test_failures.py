@@ -181,6 +181,9 @@ def test_other_errors_are_no_lack_of_memory() -> None:
     with pytest.raises(RuntimeError) as raised:
         torch.empty(1 << 50)
     assert is_out_of_memory(raised.value)
+    # What oneDNN says when its code finds no room, and what it says of a computation that it does not know.
+    assert is_out_of_memory(RuntimeError("could not create a primitive"))
+    assert not is_out_of_memory(RuntimeError("could not create a primitive descriptor for a convolution"))
 
 
 def test_a_truncated_checkpoint_falls_back_to_the_one_before(start: Start) -> None:

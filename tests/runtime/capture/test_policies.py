@@ -63,7 +63,7 @@ def test_a_rate_cap_slower_than_the_patience_is_no_stall(make_mjpeg: Make, play:
     player = play(make_mjpeg(fps=50).url, max_fps=0.1, stall_s=2.0)
     player.frame()
     player.frames_for(5.0)
-    assert player.kinds(with_gaps=False) == ["started", "connected"]
+    assert player.kinds(is_patient=True) == ["started", "connected"]
 
 
 def test_frames_that_are_held_stay_as_they_are_while_others_are_dropped(make_mjpeg: Make, play: Make) -> None:
@@ -75,7 +75,7 @@ def test_frames_that_are_held_stay_as_they_are_while_others_are_dropped(make_mjp
     assert player.frames_for(1.5) == []
     assert all((view == copy).all() for view, copy in zip(held, copies, strict=True))
     # All slots are with us: the process goes on reading the camera, and nothing counts as stalled.
-    assert player.kinds(with_gaps=False) == ["started", "connected"]
+    assert player.kinds(is_patient=True) == ["started", "connected"]
     held.clear()
     gc.collect()
     frame, _ = player.frame()
