@@ -86,6 +86,7 @@ def _options() -> argparse.Namespace:
     add("--sources", type=int, nargs="+", default=[1, 4, 8], help="files: numbers of sources (1 4 8)")
     add("--seconds", type=float, default=10.0, help="files, sinks: length of each measurement (10)")
     add("--rounds", type=int, default=5, help="files, sinks: rounds of each (5)")
+    add("--outputs", metavar="TEXT", default="", help="sinks: only outputs whose name holds this, such as mqtt (all)")
     add("--source-fps", type=float, default=25.0, help="files: pictures per second of each RTSP source (25)")
     add("--camera-size", default="640x360", help="picture of the RTSP camera, WIDTHxHEIGHT (640x360)")
     add(
@@ -112,7 +113,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _given(options: argparse.Namespace) -> dict[str, str]:
     """The options for the report, without the folders of this machine."""
-    given = {name: value for name, value in vars(options).items() if value is not None and name != "out"}
+    given = {name: value for name, value in vars(options).items() if value not in (None, "") and name != "out"}
     shown = {"model": "MODEL", "source": "VIDEO", "ultralytics_python": "PYTHON", "only": ",".join(options.only)}
     shown["sources"] = " ".join(map(str, options.sources))
     return {name: shown.get(name, shlex.quote(str(value))) for name, value in given.items()}
@@ -127,7 +128,7 @@ def _plan(options: argparse.Namespace, folder: Path) -> Plan:
         rounds=options.rounds, seconds=options.seconds, source_fps=options.source_fps, rate=options.rate,
         overload=options.overload, overload_s=options.overload_seconds, soak_s=options.soak_seconds,
         cycle_s=options.cycle_seconds, warm_up_s=options.warm_up_seconds,
-        ultralytics_python=options.ultralytics_python,
+        ultralytics_python=options.ultralytics_python, outputs=options.outputs,
     )  # fmt: skip
     fps = bare_fps(plan)
     # Of the turns of the part `sinks`, which is the longest run over the file.

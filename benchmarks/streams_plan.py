@@ -50,6 +50,8 @@ class Plan:
     """Start of the soak that does not count."""
     ultralytics_python: Path | None
     """Python that has Ultralytics and this package; None: that peer is left out."""
+    outputs: str = ""
+    """Text that the names of the dead consumers hold; empty: all are tried."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -36,7 +36,7 @@ def sinks(plan: Plan) -> Part:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        for kind in CONSUMERS:
+        for kind in (name for name in CONSUMERS if plan.outputs.lower() in name.lower()):
             try:
                 row = _measure(plan, kind)
             except (MissingConsumerError, VideoTooShortError) as error:
