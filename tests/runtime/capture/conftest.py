@@ -104,7 +104,7 @@ class Player:
         A busy machine makes gaps of its own, and its first attempts to connect may take too long; `is_patient` leaves
         both out.
         """
-        kinds = [event.kind for event in self.events]
+        kinds: list[str] = [event.kind for event in self.events]
         if not is_patient:
             return kinds
         first = kinds.index("connected") if "connected" in kinds else 0
