@@ -1,11 +1,14 @@
 """Share of pre-processing and of the proposal stage in the whole graph, in ONNX Runtime on the CPU.
 
-    python benchmarks/graph.py [--checkpoint best.pt] [--size 384x640] [--out result.json]
+    python benchmarks/graph.py [--checkpoint best.pt] [--size 384x640] [--peer peer.onnx] [--out result.json]
 
 Three graphs are exported from the same network and run in turn, round after round, on the same frames: the backbone,
 neck and head alone; with pre-processing in front; and the whole. The limits of the project: pre-processing at most
 10 % of the whole, everything after the head (top-k, decode, NMS) at most 10 %. Exit status 1 when a limit is broken.
 Without a checkpoint the network has random weights, whose scores are all alike: the NMS then has the most to do.
+
+`--peer` is the graph that `graph_peer.py` writes, torchvision's RPN on a mobilenet_v3_large; it takes its turns with
+the others, and the whole may take at most 0.4 of its time.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ from edgerpn.train.model import Rpn
 from edgerpn.train.proposals import ProposalConfig
 
 LIMIT = 0.10
+PEER, PEER_LIMIT = "torchvision", 0.4
 
 
 class Network(nn.Module):
@@ -60,8 +64,10 @@ class WithPreprocessing(Network):
         return super().forward(self.model.normalize(frames))
 
 
-def make_graphs(checkpoint: Path | None, hw: tuple[int, int], folder: Path) -> dict[str, onnxruntime.InferenceSession]:
-    """The three graphs, each in a session of its own with ONNX Runtime's default threads."""
+def make_graphs(
+    checkpoint: Path | None, hw: tuple[int, int], folder: Path, peer: Path | None
+) -> dict[str, onnxruntime.InferenceSession]:
+    """The three graphs and the peer's, each in a session of its own with ONNX Runtime's default threads."""
     torch.manual_seed(0)
     model = load_model(checkpoint)[0] if checkpoint else Rpn(load_settings().model).eval()
     config = ExportConfig(network_hw=hw, batch=1)
@@ -72,10 +78,14 @@ def make_graphs(checkpoint: Path | None, hw: tuple[int, int], folder: Path) -> d
         "with pre-processing": (WithPreprocessing(detector.model), frames),
         "whole": (detector, frames),
     }
-    sessions = {}
+    graphs = {}
     for name, (module, example) in parts.items():
-        file = folder / f"{name.replace(' ', '-')}.onnx"
-        onnx.save(export_program(module.eval(), example, opset=config.opset), file)
+        graphs[name] = folder / f"{name.replace(' ', '-')}.onnx"
+        onnx.save(export_program(module.eval(), example, opset=config.opset), graphs[name])
+    if peer is not None:
+        graphs[PEER] = peer
+    sessions = {}
+    for name, file in graphs.items():
         options = onnxruntime.SessionOptions()
         # The idle threads of one session would spin on the cores of the next; the runtime sets this too.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -102,7 +112,7 @@ def measure(
     elapsed: dict[str, list[float]] = {name: [] for name in sessions}
     for round_number in range(-3, rounds):  # three rounds to warm up
         for name, session in sessions.items():
-            inputs, key = (images if name == "network" else frames), session.get_inputs()[0].name
+            inputs, key = (images if name in ("network", PEER) else frames), session.get_inputs()[0].name
             times = []
             for i in range(10):
                 start = time.perf_counter()
@@ -118,11 +128,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, help="checkpoint of a training run (default: random weights)")
     parser.add_argument("--size", type=parse_hw, default=(384, 640), help="network size, default 384x640")
+    parser.add_argument("--peer", type=Path, help="graph of `graph_peer.py`, for the same size")
     parser.add_argument("--rounds", type=int, default=25, help="rounds of 10 runs of each graph, default 25")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        sessions = make_graphs(arguments.checkpoint, arguments.size, Path(folder))
+        sessions = make_graphs(arguments.checkpoint, arguments.size, Path(folder), arguments.peer)
         elapsed = measure(sessions, arguments.size, arguments.rounds)
     network, middle, whole = (np.array(elapsed[name]) for name in ("network", "with pre-processing", "whole"))
     shares = {
@@ -138,6 +149,11 @@ def main() -> int:
         median = float(np.median(values))
         is_good &= median <= LIMIT
         print(f"  {name:<20} {median:7.1%} of the whole (limit {LIMIT:.0%}) {'ok' if median <= LIMIT else 'TOO MUCH'}")
+    ratio = float(np.median(whole / np.array(elapsed[PEER]))) if arguments.peer else None
+    if ratio is not None:
+        is_good &= ratio <= PEER_LIMIT
+        verdict = "ok" if ratio <= PEER_LIMIT else "TOO SLOW"
+        print(f"  {'whole over ' + PEER:<20} {ratio:7.2f} (limit {PEER_LIMIT}) {verdict}")
     if arguments.out:
         result = {
             "size_hw": arguments.size,
@@ -145,6 +161,8 @@ def main() -> int:
             "median_ms": {name: float(np.median(values)) for name, values in elapsed.items()},
             "share": {name: float(np.median(values)) for name, values in shares.items()},
             "limit": LIMIT,
+            "over_peer": ratio,
+            "peer_limit": PEER_LIMIT,
             "cores": os.cpu_count(),
             "versions": {"onnxruntime": onnxruntime.__version__, "torch": str(torch.__version__)},
             "machine": platform.machine(),

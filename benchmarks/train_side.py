@@ -78,7 +78,6 @@ def torchvision_step(options: argparse.Namespace) -> tuple[Step, str]:
 
 def our_step(options: argparse.Namespace) -> tuple[Step, str]:
     """Our step on the same network, from uint8 images, with gradients limited and weights averaged."""
-    from edgerpn.train.anchors import grid_anchors
     from edgerpn.train.config import load_settings
     from edgerpn.train.data_batch import Batch
     from edgerpn.train.device import choose_compute, place
@@ -111,7 +110,6 @@ def our_step(options: argparse.Namespace) -> tuple[Step, str]:
     if compute.device.type == "cpu":
         keep_freed_memory()
     model = place(Rpn(settings.model), compute.device)
-    anchors = [a.to(compute.device) for a in grid_anchors(settings.model.anchors, settings.data.input_hw)]
     nothing: Any = None
     run = Run(
         settings=settings,
@@ -127,8 +125,6 @@ def our_step(options: argparse.Namespace) -> tuple[Step, str]:
         average=WeightAverage(model, settings.optimizer),
         scaler=torch.amp.GradScaler(compute.device.type, enabled=compute.dtype == torch.float16),
         compute=compute,
-        anchors=anchors,
-        anchors_A4=torch.cat(anchors),
         parameters=tuple(model.parameters()),
         progress=Progress(),
     )

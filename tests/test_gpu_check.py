@@ -25,6 +25,7 @@ from edgerpn.train.model import Rpn
 
 SETTINGS = (
     "data.input_hw=[128, 192]",
+    "model.anchors={strides_px=[8, 16, 32], sizes_px=[[32.0], [64.0], [128.0]]}",
     "model.stage_channels=[8, 8, 16, 16, 16]",
     "model.stage_blocks=[0, 0, 0, 0, 0]",
     "model.neck_channels=16",

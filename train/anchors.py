@@ -19,9 +19,9 @@ from torch import Tensor
 class AnchorConfig:
     """Strides, sizes and shapes of the anchors. Default: one square per cell, four cells wide."""
 
-    strides_px: tuple[int, ...] = (8, 16, 32)
+    strides_px: tuple[int, ...] = (8, 16, 32, 64)
     """Pixels between neighbouring cells of each level, finest first; powers of two that the backbone (or neck) has."""
-    sizes_px: tuple[tuple[float, ...], ...] = ((32.0,), (64.0,), (128.0,))
+    sizes_px: tuple[tuple[float, ...], ...] = ((32.0,), (64.0,), (128.0,), (256.0,))
     """For each level, the square roots of the anchor areas, pixels of the network's input."""
     ratios_hw: tuple[float, ...] = (1.0,)
     """Height over width of the anchors; every size comes in every ratio."""

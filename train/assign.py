@@ -61,6 +61,8 @@ class Assignment:
     """(N, A) int64: 1 object, 0 background, -1 no loss."""
     matched_NA: Tensor
     """(N, A) int64: index of the ground-truth box that the anchor answers for; meaningful where the label is 1."""
+    overlap_NA: Tensor
+    """(N, A) float32: largest IoU of the anchor with any ground-truth box, 0..1; 0 or less where there is none."""
 
 
 def assign(
@@ -87,17 +89,21 @@ def assign(
     anchors_A4 = torch.cat(anchors)
     iou_NGA = pairwise_iou(gt_boxes_NG4, anchors_A4[None]).masked_fill(~gt_mask_NG[..., None], -1.0)
     if config.kind == "max_iou":
-        assignment = _assign_max_iou(iou_NGA, anchors_A4, image_hw, config)
+        labels_NA, matched_NA = _assign_max_iou(iou_NGA, anchors_A4, image_hw, config)
     else:
-        assignment = _assign_atss(iou_NGA, anchors, gt_boxes_NG4, gt_mask_NG, config)
+        labels_NA, matched_NA = _assign_atss(iou_NGA, anchors, gt_boxes_NG4, gt_mask_NG, config)
     covered_NIA = pairwise_intersection(ignore_NI4, anchors_A4[None]) / area(anchors_A4).clamp(min=1e-9)
     ignored_NA = ((covered_NIA >= config.ignore_ioa) & ignore_mask_NI[..., None]).any(dim=1)
-    labels_NA = assignment.labels_NA.masked_fill(ignored_NA & (assignment.labels_NA == BACKGROUND), IGNORED)
-    return Assignment(labels_NA=labels_NA, matched_NA=assignment.matched_NA)
+    labels_NA = labels_NA.masked_fill(ignored_NA & (labels_NA == BACKGROUND), IGNORED)
+    return Assignment(labels_NA=labels_NA, matched_NA=matched_NA, overlap_NA=iou_NGA.amax(dim=1))
 
 
-def _assign_max_iou(iou_NGA: Tensor, anchors_A4: Tensor, image_hw: tuple[int, int], config: AssignConfig) -> Assignment:
-    """Ren et al. 2015, section 3.1.2; ties and low-quality matches as in py-faster-rcnn, torchvision and Detectron2.
+def _assign_max_iou(
+    iou_NGA: Tensor, anchors_A4: Tensor, image_hw: tuple[int, int], config: AssignConfig
+) -> tuple[Tensor, Tensor]:
+    """Labels and matched boxes by Ren et al. 2015, section 3.1.2.
+
+    Ties and low-quality matches are those of py-faster-rcnn, torchvision and Detectron2.
 
     An anchor made an object by a low-quality match answers for the box that *it* overlaps most, which need not
     be the box that it is the best anchor of. Anchors beyond the boundary cannot be the best of a box, as in
@@ -119,13 +125,15 @@ def _assign_max_iou(iou_NGA: Tensor, anchors_A4: Tensor, image_hw: tuple[int, in
         is_best_NA = ((iou_NGA == best_NG) & (best_NG > 0)).any(dim=1)
         labels_NA[is_best_NA] = OBJECT
     labels_NA[:, is_outside_A] = IGNORED
-    return Assignment(labels_NA=labels_NA, matched_NA=matched_NA)
+    return labels_NA, matched_NA
 
 
 def _assign_atss(
     iou_NGA: Tensor, anchors: list[Tensor], gt_boxes_NG4: Tensor, gt_mask_NG: Tensor, config: AssignConfig
-) -> Assignment:
-    """Adaptive training sample selection, Zhang et al. 2020 (arXiv:1912.02424), algorithm 1.
+) -> tuple[Tensor, Tensor]:
+    """Labels and matched boxes by adaptive training sample selection.
+
+    Source: Zhang et al. 2020 (arXiv:1912.02424), algorithm 1.
 
     1. Candidates of a box: on each level the anchors whose centres are nearest to its centre.
     2. Its threshold: mean plus standard deviation of the candidates' IoU with it.
@@ -155,7 +163,7 @@ def _assign_atss(
     claimed_NGA = torch.zeros_like(iou_NGA, dtype=torch.bool).scatter(-1, candidates_NGC, chosen_NGC)
     claimed_iou_NGA = iou_NGA.masked_fill(~claimed_NGA, -1.0)
     best_NA, matched_NA = claimed_iou_NGA.max(dim=1)  # step 4
-    return Assignment(labels_NA=(best_NA >= 0).long(), matched_NA=matched_NA)
+    return (best_NA >= 0).long(), matched_NA
 
 
 def sample(

@@ -29,7 +29,7 @@ class AugmentConfig:
 
     flip_probability: float = 0.5
     """Probability of mirroring left and right, 0..1."""
-    scale_range: tuple[float, float] = (0.6, 1.6)
+    scale_range: tuple[float, float] = (0.4, 1.4)
     """Smallest and largest size relative to the letterbox fit; the logarithm is uniform between them."""
     aspect_jitter: float = 0.15
     """Largest change of width / height, as a natural logarithm, either way."""
@@ -43,6 +43,8 @@ class AugmentConfig:
     """Largest relative change of the distance from grey, either way, 0..1."""
     hue: float = 0.02
     """Largest rotation of the hue in turns, either way, 0..0.5."""
+    mosaic_probability: float = 0.5
+    """Probability that a view is put together from four images, a rectangle of its own for each, 0..1."""
     min_visible: float = 0.3
     """Share of a box's area that must stay in view, 0..1; a box with less becomes an ignore region."""
     min_box_px: float = 2.0
@@ -50,7 +52,15 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        for name in ("flip_probability", "color_probability", "brightness", "contrast", "saturation", "min_visible"):
+        for name in (
+            "flip_probability",
+            "color_probability",
+            "brightness",
+            "contrast",
+            "saturation",
+            "min_visible",
+            "mosaic_probability",
+        ):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ValueError(f"{name}: expected 0..1, got {value}")
@@ -80,9 +90,9 @@ class View:
     color: tuple[float, float, float, float] | None
     """Factors of brightness, contrast and saturation and the rotation of the hue in radians, or None."""
 
-    def scale_xy(self, source_hw: tuple[int, int], out_hw: tuple[int, int]) -> tuple[float, float]:
+    def scale_xy(self, source_hw: tuple[int, int], fit_hw: tuple[int, int]) -> tuple[float, float]:
         """View pixels per image pixel along x and y, before sizes are rounded to whole pixels."""
-        fit = min(out_hw[0] / source_hw[0], out_hw[1] / source_hw[1])
+        fit = min(fit_hw[0] / source_hw[0], fit_hw[1] / source_hw[1])
         stretch = math.exp(self.log_aspect / 2)
         return fit * self.scale * stretch, fit * self.scale / stretch
 
@@ -121,13 +131,13 @@ def sample(config: AugmentConfig, rng: np.random.Generator) -> View:
     )
 
 
-def scale_limits(config: AugmentConfig, source_hw: tuple[int, int], out_hw: tuple[int, int]) -> tuple[float, float]:
+def scale_limits(config: AugmentConfig, source_hw: tuple[int, int], fit_hw: tuple[int, int]) -> tuple[float, float]:
     """Least and largest scale, along whichever axis it is larger, at which a view may show an image."""
     low, high = (
         View(flip=False, scale=scale, log_aspect=log_aspect, place_xy=(0.0, 0.0), color=None)
         for scale, log_aspect in zip(config.scale_range, (0.0, config.aspect_jitter), strict=True)
     )
-    return max(low.scale_xy(source_hw, out_hw)), max(high.scale_xy(source_hw, out_hw))
+    return max(low.scale_xy(source_hw, fit_hw)), max(high.scale_xy(source_hw, fit_hw))
 
 
 def augment(
@@ -163,6 +173,7 @@ def apply(
     *,
     out_hw: tuple[int, int],
     config: AugmentConfig,
+    fit_hw: tuple[int, int] | None = None,
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Shows an image and its boxes in a view.
 
@@ -173,12 +184,14 @@ def apply(
         ignore_xyxy: (I, 4) float32 ignore regions, image pixels, inside the image.
         out_hw: Height and width of the view, pixels.
         config: Its `min_visible` and `min_box_px` say which boxes stay.
+        fit_hw: Height and width that scale 1 fits the image into, pixels, when that is not the view's size: a view
+            may show a part of what inference sees.
 
     Returns:
         The view (H, W, 3) uint8 BGR, its objects (G', 4) and its ignore regions (I', 4), float32 view pixels inside
         the view; new arrays. An object of which too little is in view is among the ignore regions instead.
     """
-    scale_x, scale_y = view.scale_xy((image.shape[0], image.shape[1]), out_hw)
+    scale_x, scale_y = view.scale_xy((image.shape[0], image.shape[1]), fit_hw or out_hw)
     span_x = _span(image.shape[1], out_hw[1], scale_x, view.place_xy[0])
     span_y = _span(image.shape[0], out_hw[0], scale_y, view.place_xy[1])
     canvas = _paint(view, image, span_x, span_y, out_hw)

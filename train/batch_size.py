@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -98,7 +99,9 @@ class _Trial:
         self._settings, self._compute = settings, compute
         self._model = place(Rpn(settings.model), compute.device)
         self._optimizer = make_optimizer(self._model, settings.optimizer)
-        self._anchors = [a.to(compute.device) for a in grid_anchors(settings.model.anchors, settings.data.input_hw)]
+        # The largest views of the run.
+        self._view_hw = max(settings.data.views_hw, key=math.prod)
+        self._anchors = [a.to(compute.device) for a in grid_anchors(settings.model.anchors, self._view_hw)]
         self._num_boxes = max(1, *(len(record.boxes_xyxy) for record in records))
         self._num_ignored = max(1, *(len(record.ignore_xyxy) + len(record.boxes_xyxy) for record in records))
 
@@ -126,7 +129,7 @@ class _Trial:
 
     def _step(self, size: int) -> None:
         settings, device = self._settings, self._compute.device
-        height, width = settings.data.input_hw
+        height, width = self._view_hw
         frames = torch.zeros(size, height, width, 3, dtype=torch.uint8, device=device)
         boxes = torch.tensor([0.0, 0.0, width / 2, height / 2], device=device).expand(size, self._num_boxes, 4)
         ignored = torch.zeros(size, self._num_ignored, 4, device=device)
@@ -138,7 +141,7 @@ class _Trial:
             torch.ones(boxes.shape[:2], dtype=torch.bool, device=device),
             ignored,
             torch.ones(ignored.shape[:2], dtype=torch.bool, device=device),
-            image_hw=settings.data.input_hw,
+            image_hw=self._view_hw,
             config=settings.assign,
         )
         generator = torch.Generator(device).manual_seed(0)

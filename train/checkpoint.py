@@ -18,11 +18,12 @@ from torch import Tensor
 import edgerpn
 from edgerpn import files, settings
 from edgerpn.errors import CheckpointError, ConfigError
+from edgerpn.train.checkpoint_upgrade import from_format_1
 from edgerpn.train.config import TrainSettings
 from edgerpn.train.model import Rpn
 from edgerpn.train.tensor_file import load_tensors
 
-FORMAT = 1
+FORMAT = 2
 """Number of the file's layout, raised when it changes."""
 
 
@@ -102,6 +103,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise CheckpointError(f"{path}: the checkpoint lacks {', '.join(missing)}; it is damaged, train again")
     if not isinstance(content["settings"], Mapping):
         raise CheckpointError(f"{path}: expected a table of settings, got {type(content['settings']).__name__}")
+    if content["format"] == 1:
+        content = _upgraded(content, path)
     try:
         resolved = settings.from_dict(TrainSettings, _without_nulls(content["settings"]), source=str(path))
     except ConfigError as error:
@@ -118,9 +121,18 @@ def _read(path: Path) -> Mapping[str, Any]:
     content = load_tensors(path, expected="a checkpoint of edgerpn")
     if not isinstance(content, Mapping) or "format" not in content or "weights" not in content:
         raise CheckpointError(f"{path}: not a checkpoint of edgerpn (train one with `edgerpn train`)")
-    if content["format"] != FORMAT:
-        raise CheckpointError(f"{path}: checkpoint format {content['format']}, but this version reads format {FORMAT}")
+    if content["format"] not in (1, FORMAT):
+        raise CheckpointError(
+            f"{path}: checkpoint format {content['format']}, but this version reads formats 1 and {FORMAT}"
+        )
     return content
+
+
+def _upgraded(content: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+    try:
+        return from_format_1(content)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: the checkpoint's settings or weights are damaged ({error!r})") from error
 
 
 def _without_nulls(table: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -23,7 +24,7 @@ def compiled(network: nn.Module, run: Run, say: Callable[[str], None]) -> Networ
     say("loop.compile: compiling the network, which takes a while ...")
     fast: Network = torch.compile(network, dynamic=False)
     size = run.loader.batch_size // run.settings.loop.accumulate
-    images = torch.zeros(size, 3, *run.settings.data.input_hw, device=run.compute.device)
+    images = torch.zeros(size, 3, *max(run.settings.data.views_hw, key=math.prod), device=run.compute.device)
     images = images.contiguous(memory_format=torch.channels_last)
     before = [buffer.clone() for buffer in run.model.buffers()]
     network.train()

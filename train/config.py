@@ -83,9 +83,11 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         """Checks what concerns several parts."""
-        misfit = self.model.anchors.misfit(self.data.input_hw)
-        if misfit is not None:
-            raise ValueError(f"data.input_hw: {misfit}, got {self.data.input_hw}")
+        sizes = [("input_hw", self.data.input_hw), *(("view_sides_px", hw) for hw in self.data.views_hw)]
+        for name, hw in sizes:
+            misfit = self.model.anchors.misfit(hw)
+            if misfit is not None:
+                raise ValueError(f"data.{name}: {misfit}, got {hw}")
 
 
 def preset_path(name: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -92,4 +93,4 @@ def more_passes(batch_size: int, images_per_step: int, num_ranks: int, passes: i
 
 
 def _size(settings: TrainSettings) -> str:
-    return "{}x{}".format(*settings.data.input_hw)
+    return "{}x{}".format(*max(settings.data.views_hw, key=math.prod))

@@ -148,6 +148,7 @@ def import_settings(shape: Architecture, input_hw: tuple[int, int]) -> TrainSett
         neck_channels=256,
         neck_output_conv=True,
         neck_extra_levels=1,
+        neck_bottom_up=False,
         head_channels=256,
         head_norm=False,
         prior_score=0.5,

@@ -46,6 +46,35 @@ class ConvNormAct(nn.Module):
         return self.act(self.norm(self.conv(x)))
 
 
+class LevelConv(nn.Module):
+    """One 3x3 convolution for all levels of a pyramid, a batch norm for each of them, ReLU.
+
+    Levels differ in mean and deviation. In training each is normalised by its own, but a batch norm that they share
+    remembers a blend of all for inference, which fits none: objects of the levels furthest from it are lost.
+    After `fuse` each level has a convolution of its own, as fast as a shared one.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, num_levels: int, *, norm: bool = True) -> None:
+        """Keeps the resolution; without `norm` the convolution has a bias instead."""
+        super().__init__()
+        self.conv: nn.Module = nn.Conv2d(in_channels, out_channels, 3, 1, 1, bias=not norm)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(out_channels) for _ in range(num_levels if norm else 0))
+        self.fused = nn.ModuleList()
+
+    def forward(self, x: Tensor, level: int) -> Tensor:
+        """(N, in, H, W) of a level to (N, out, H, W)."""
+        if self.fused:
+            return functional.relu(self.fused[level](x))
+        x = self.conv(x)
+        return functional.relu(self.norms[level](x) if self.norms else x)
+
+    def fuse(self) -> None:
+        """Folds the batch norms into a convolution for each level, in place; eval mode only."""
+        if isinstance(self.conv, nn.Conv2d) and self.norms:
+            self.fused = nn.ModuleList(fuse_conv_bn_eval(self.conv, norm) for norm in self.norms)
+            self.conv, self.norms = nn.Identity(), nn.ModuleList()
+
+
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions around which the input is added (He et al. 2016)."""
 
@@ -63,10 +92,12 @@ class ResidualBlock(nn.Module):
 def fuse_batch_norm(module: nn.Module) -> None:
     """Folds every batch norm that directly follows a convolution into it, in place; eval mode only.
 
-    Works on `ConvNormAct` and on sibling pairs named conv1/bn1 as in torchvision's ResNets. Subclasses of batch norm
-    stay as they are: timm has some with an activation inside, which would be lost.
+    Works on `ConvNormAct`, on `LevelConv` and on sibling pairs named conv1/bn1 as in torchvision's ResNets. Subclasses
+    of batch norm stay as they are: timm has some with an activation inside, which would be lost.
     """
-    for child in module.modules():
+    for child in list(module.modules()):
+        if isinstance(child, LevelConv):
+            child.fuse()
         if isinstance(child, ConvNormAct) and isinstance(child.norm, nn.BatchNorm2d):
             child.conv = fuse_conv_bn_eval(child.conv, child.norm)
             child.norm = nn.Identity()

@@ -21,10 +21,11 @@ from torch.utils.data import DataLoader
 
 from edgerpn.errors import DataError
 from edgerpn.train import data_workers
-from edgerpn.train.augment import AugmentConfig, apply, sample
+from edgerpn.train.augment import AugmentConfig, View, apply, sample
 from edgerpn.train.coco import ImageRecord
 from edgerpn.train.data_batch import Batch, Sample, collate
 from edgerpn.train.image_cache import ImageCache, reduction_for
+from edgerpn.train.mosaic import SMALLEST_PX, draw_tiles, put_together
 
 __all__ = ["Batch", "DataConfig", "Share", "TrainLoader"]
 
@@ -41,8 +42,12 @@ _ADVICE = (
 class DataConfig:
     """How training images are read and put into batches."""
 
-    input_hw: tuple[int, int] = (384, 640)
-    """Height and width of the network's input while training, pixels."""
+    input_hw: tuple[int, int] = (640, 640)
+    """Height and width of the network's input, pixels."""
+    view_sides_px: tuple[int, ...] = (320, 320, 320, 320, 320, 320, 320, 0)
+    """Longest side of the training views, pixels, for the batches in turn: a smaller view shows a part of what the
+    network sees otherwise, at the same scale and in less time. 0: as large as `input_hw`, so that large objects are
+    seen whole; empty: all of them."""
     batch_size: int = 16
     """Images per step, over all processes and passes; 0: as many as the GPUs hold, and on a CPU
     `optimizer.reference_batch_size`."""
@@ -64,12 +69,20 @@ class DataConfig:
         """Checks the ranges."""
         if min(self.input_hw) < 1:
             raise ValueError(f"input_hw: expected a positive height and width, got {self.input_hw}")
+        if min(self.view_sides_px, default=0) < 0:
+            raise ValueError(f"view_sides_px: expected 0 or more, got {self.view_sides_px}")
         if self.batch_size < 0:
             raise ValueError(f"batch_size: expected 1 or more, or 0 to choose it automatically, got {self.batch_size}")
         if self.workers < 0:
             raise ValueError(f"workers: expected 0 or more, got {self.workers}")
         if self.cache_mib < 0:
             raise ValueError(f"cache_mib: expected 0 or more, got {self.cache_mib}")
+
+    @property
+    def views_hw(self) -> tuple[tuple[int, int], ...]:
+        """Height and width of the training views of the batches in turn, pixels."""
+        height, width = self.input_hw
+        return tuple((min(side or height, height), min(side or width, width)) for side in self.view_sides_px or (0,))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,6 +112,7 @@ class _BatchKey:
 
     epoch: int
     indices: tuple[int, ...]
+    view_hw: tuple[int, int]
 
 
 class _BatchSource:
@@ -114,7 +128,7 @@ class _BatchSource:
         """The batch, in shared memory when in a worker; or the error, so that it arrives as it was raised."""
         try:
             batch = collate(
-                [self._sample(key.epoch, index) for index in key.indices],
+                [self._sample(key.epoch, index, key.view_hw) for index in key.indices],
                 [self._records[index].image_id for index in key.indices],
             )
         except DataError as error:
@@ -127,10 +141,20 @@ class _BatchSource:
         except RuntimeError as error:
             return DataError(f"no shared memory for a batch of {len(key.indices)} images: {error}; {_ADVICE}")
 
-    def _sample(self, epoch: int, index: int) -> Sample:
+    def _sample(self, epoch: int, index: int, view_hw: tuple[int, int]) -> Sample:
+        config = self._config.augment
+        rng = _rng(self._seed, _SAMPLE, epoch, index)
+        view = sample(config, rng)
+        if rng.random() >= config.mosaic_probability or min(view_hw) < SMALLEST_PX:
+            return self._show(index, view, view_hw)
+        tiles = draw_tiles(view_hw, rng)
+        others = rng.integers(len(self._records), size=len(tiles) - 1).tolist()
+        parts = [(index, view), *((other, sample(config, rng)) for other in others)]
+        return put_together(view_hw, tiles, lambda number, tile: self._show(*parts[number], tile.hw))
+
+    def _show(self, index: int, view: View, view_hw: tuple[int, int]) -> Sample:
         record = self._records[index]
         config = self._config
-        view = sample(config.augment, _rng(self._seed, _SAMPLE, epoch, index))
         scale = max(view.scale_xy(record.hw, config.input_hw))
         image, reduction = self._cache.read(index, record.file, reduction_for(scale))
         expected = tuple(-(-size // reduction) for size in record.hw)
@@ -145,8 +169,9 @@ class _BatchSource:
             image,
             record.boxes_xyxy * factor,
             record.ignore_xyxy * factor,
-            out_hw=config.input_hw,
+            out_hw=view_hw,
             config=config.augment,
+            fit_hw=config.input_hw,
         )
 
 
@@ -203,6 +228,7 @@ class TrainLoader:
                 f"got batches of {config.batch_size} out of {len(records)} images"
             )
         self._seed = seed
+        self._views_hw = config.views_hw
         self._plan = _Plan()
         cache = self._make_cache(records, config, cache_bytes)
         self.cache_bytes = cache.size_bytes
@@ -250,7 +276,15 @@ class TrainLoader:
             self.batches_per_epoch * self.batch_size,
             share.num_ranks * size,
         )
-        self._plan.keys = [_BatchKey(epoch=epoch, indices=tuple(order[start : start + size])) for start in starts]
+        first = epoch * self.batches_per_epoch
+        self._plan.keys = [
+            _BatchKey(
+                epoch=epoch,
+                indices=tuple(order[start : start + size]),
+                view_hw=self._views_hw[(first + start // self.batch_size) % len(self._views_hw)],
+            )
+            for start in starts
+        ]
         self._epochs_started += 1
         return self._deliver(self._epochs_started)
 

@@ -24,17 +24,27 @@ class LossConfig:
     """`bce`: 0 or 1 (Ren et al. 2015). `quality_focal`: the target of an object is its box's IoU (arXiv:2006.04388)."""
     focal_beta: float = 2.0
     """quality_focal: exponent of the focusing factor."""
+    quality_floor: float = 0.5
+    """quality_focal: an object's boxes are weighed by their IoU, but never by less than this, 0..1."""
+    background_weight: float = 1.0
+    """quality_focal: weight of the anchors that overlap no object by `near_iou`, 0..1. Below 1 what nobody marked is
+    less of a mistake: more objects of unknown classes are found, and fewer of the known ones."""
+    near_iou: float = 0.1
+    """Overlap from which an anchor without an object is near one, and background for sure, 0..1."""
     box: Literal["giou", "smooth_l1"] = "giou"
     """`smooth_l1` on deltas (Ren et al. 2015), or `giou` on decoded boxes (arXiv:1902.09630)."""
     smooth_l1_beta: float = 1 / 9
     """smooth_l1: where the quadratic part ends, in deltas; 0: plain absolute differences."""
-    box_weight: float = 2.0
+    box_weight: float = 3.0
     """Weight of the box loss beside the objectness loss."""
 
     def __post_init__(self) -> None:
         """Checks ranges."""
         if self.focal_beta < 0 or self.smooth_l1_beta < 0 or self.box_weight < 0:
             raise ValueError("focal_beta, smooth_l1_beta, box_weight: expected at least 0")
+        for name in ("quality_floor", "background_weight", "near_iou"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: expected 0..1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,11 +131,13 @@ def rpn_loss_sums(
         normalizer = sampled_NA.sum().float()
     else:
         quality_P = box_iou_P.detach().clamp(0, 1)
-        # A floor keeps the box loss alive for objects that are still missed entirely.
-        weight_P = quality_P.clamp(min=0.1)
+        # A floor lets the objects that are furthest from their anchors, the largest, learn as fast as the others.
+        weight_P = quality_P.clamp(min=config.quality_floor)
         normalizer = weight_P.sum()
         quality_NA = torch.zeros_like(logits_NA).index_put((image_P, anchor_P), quality_P)
-        objectness = _quality_focal(logits_NA, quality_NA, sampled_NA, config.focal_beta)
+        is_far_NA = ~is_object_NA & (assignment.overlap_NA < config.near_iou)
+        share_NA = torch.where(is_far_NA, config.background_weight, 1.0) * sampled_NA
+        objectness = _quality_focal(logits_NA, quality_NA, share_NA, config.focal_beta)
     if config.box == "smooth_l1":
         per_object_P = functional.smooth_l1_loss(
             deltas_P4, encode_boxes(target_P4, anchors_P4), beta=config.smooth_l1_beta, reduction="none"
@@ -146,8 +158,8 @@ def _bce(logits_NA: Tensor, is_object_NA: Tensor, sampled_NA: Tensor) -> Tensor:
     return (loss_NA * sampled_NA).sum()
 
 
-def _quality_focal(logits_NA: Tensor, quality_NA: Tensor, sampled_NA: Tensor, beta: float) -> Tensor:
-    """Sum of |quality - score|^beta * BCE(score, quality); Li et al. 2020 (arXiv:2006.04388), equation 2."""
+def _quality_focal(logits_NA: Tensor, quality_NA: Tensor, share_NA: Tensor, beta: float) -> Tensor:
+    """Sum of share * |quality - score|^beta * BCE(score, quality); Li et al. 2020 (arXiv:2006.04388), equation 2."""
     loss_NA = functional.binary_cross_entropy_with_logits(logits_NA, quality_NA, reduction="none")
     focus_NA = (quality_NA - logits_NA.sigmoid()).abs().pow(beta)
-    return (loss_NA * focus_NA * sampled_NA).sum()
+    return (loss_NA * focus_NA * share_NA).sum()

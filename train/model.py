@@ -18,7 +18,7 @@ from torch.nn import functional
 from edgerpn.errors import ConfigError
 from edgerpn.train.anchors import AnchorConfig
 from edgerpn.train.backbones import make_backbone
-from edgerpn.train.layers import ConvNormAct
+from edgerpn.train.layers import ConvNormAct, LevelConv
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,20 +27,22 @@ class ModelConfig:
 
     backbone: str = "edge"
     """`edge`, `resnet18`, `resnet34`, `resnet50`, `vgg16`, `mobilenet_v3_large`, or `timm:NAME` (package timm)."""
-    stage_channels: tuple[int, ...] = (16, 32, 64, 128, 160)
-    """edge: channels of the stages at strides 2, 4, 8, 16, 32."""
-    stage_blocks: tuple[int, ...] = (0, 0, 1, 2, 1)
+    stage_channels: tuple[int, ...] = (16, 32, 48, 96, 128, 128)
+    """edge: channels of the stages at strides 2, 4, 8, 16, 32, 64."""
+    stage_blocks: tuple[int, ...] = (0, 0, 1, 2, 2, 2)
     """edge: residual blocks of each stage behind its strided convolution."""
-    neck_channels: int = 64
+    neck_channels: int = 48
     """Channels of the top-down feature pyramid (arXiv:1612.03144); 0: no pyramid, as in the paper."""
+    neck_bottom_up: bool = True
+    """Whether a path from fine to coarse levels follows the pyramid's top-down one (arXiv:1803.01534, section 3.1)."""
     neck_output_conv: bool = False
     """Whether every level of the pyramid leaves it through a 3x3 convolution of its own."""
     neck_extra_levels: int = 0
     """Levels that the pyramid adds behind the backbone's coarsest, each with every second cell of the one before."""
-    head_channels: int = 64
+    head_channels: int = 48
     """Channels of the 3x3 sliding-window convolution, shared by all levels."""
     head_norm: bool = True
-    """Batch norm behind the sliding-window convolution; the paper has none."""
+    """Batch norm behind the sliding-window convolution, one for each level; the paper has none."""
     objectness: Literal["sigmoid", "softmax"] = "sigmoid"
     """One logit for each anchor, or the paper's two logits with softmax."""
     prior_score: float = 0.01
@@ -81,16 +83,27 @@ class ModelConfig:
 
 
 class Pyramid(nn.Module):
-    """Top-down pathway: each level is its lateral 1x1 convolution plus the coarser level, doubled (nearest)."""
+    """Top-down pathway: each level is its lateral 1x1 convolution plus the coarser level, doubled (nearest).
+
+    Behind it, if asked for, a bottom-up pathway: to each level is added the finer one through a strided 3x3
+    convolution, a short way from the places of edges to the levels of large objects.
+    """
 
     def __init__(
-        self, in_channels: tuple[int, ...], channels: int, *, output_conv: bool = False, extra_levels: int = 0
+        self,
+        in_channels: tuple[int, ...],
+        channels: int,
+        *,
+        output_conv: bool = False,
+        extra_levels: int = 0,
+        bottom_up: bool = False,
     ) -> None:
         """Brings every level to `channels`; see `ModelConfig` for the options."""
         super().__init__()
         self.lateral = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in in_channels)
         outputs = (nn.Conv2d(channels, channels, 3, 1, 1) for _ in in_channels)
         self.output = nn.ModuleList(outputs) if output_conv else None
+        self.down = nn.ModuleList(ConvNormAct(channels, channels, stride=2) for _ in in_channels[1:] if bottom_up)
         self.extra_levels = extra_levels
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
@@ -104,6 +117,8 @@ class Pyramid(nn.Module):
         levels = merged
         if self.output is not None:
             levels = [conv(x) for conv, x in zip(self.output, merged, strict=True)]
+        for index, conv in enumerate(self.down):
+            levels[index + 1] = levels[index + 1] + conv(levels[index])
         for _ in range(self.extra_levels):
             # A window of one cell: nothing but every second cell, as a layer that every compiler knows.
             levels.append(functional.max_pool2d(levels[-1], 1, 2))
@@ -127,11 +142,10 @@ class Head(nn.Module):
         super().__init__()
         per_cell = config.anchors.num_per_cell
         self.num_logits = 2 if config.objectness == "softmax" else 1
-        self.window = ConvNormAct(in_channels, config.head_channels)
+        num_levels = len(config.anchors.strides_px)
+        self.window = LevelConv(in_channels, config.head_channels, num_levels, norm=config.head_norm)
         if not config.head_norm:
-            self.window.norm = nn.Identity()
-            self.window.conv = nn.Conv2d(in_channels, config.head_channels, 3, 1, 1)
-            nn.init.normal_(self.window.conv.weight, std=0.01)
+            nn.init.normal_(self.window.conv.get_parameter("weight"), std=0.01)
         self.objectness = nn.Conv2d(config.head_channels, per_cell * self.num_logits, 1)
         self.deltas = nn.Conv2d(config.head_channels, per_cell * 4, 1)
         for layer in (self.objectness, self.deltas):
@@ -143,9 +157,9 @@ class Head(nn.Module):
         )
         self.deltas.bias = nn.Parameter(torch.zeros(per_cell * 4))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, C, H, W) to logits (N, H*W*A) and deltas (N, H*W*A, 4), A anchors for each cell."""
-        x = self.window(x)
+    def forward(self, x: Tensor, level: int) -> tuple[Tensor, Tensor]:
+        """(N, C, H, W) of a level to logits (N, H*W*A) and deltas (N, H*W*A, 4), A anchors for each cell."""
+        x = self.window(x, level)
         logits, deltas = self.objectness(x), self.deltas(x)
         if self.num_logits == 2:
             background, foreground = logits.chunk(2, dim=1)
@@ -182,6 +196,7 @@ class Rpn(nn.Module):
                 config.neck_channels,
                 output_conv=config.neck_output_conv,
                 extra_levels=config.neck_extra_levels,
+                bottom_up=config.neck_bottom_up,
             )
         elif len(set(channels)) != 1:
             raise ConfigError([f"model.neck_channels: levels of {channels} channels need a pyramid, got 0"])
@@ -218,4 +233,4 @@ class Rpn(nn.Module):
 
     def forward(self, images_N3HW: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Normalised images to (logits (N, A_level), deltas (N, A_level, 4)) of each level, finest first."""
-        return [self.head(x) for x in self.neck(self.backbone(images_N3HW))]
+        return [self.head(x, level) for level, x in enumerate(self.neck(self.backbone(images_N3HW)))]

@@ -17,7 +17,7 @@ class OptimizerConfig:
 
     kind: Literal["adamw", "sgd"] = "adamw"
     """AdamW, or SGD with momentum as in the paper."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     """Peak learning rate, for the configured batch size; for `reference_batch_size` when that is chosen by itself."""
     reference_batch_size: int = 16
     """Batch size that the learning rate is meant for when `data.batch_size` is 0: with the batch that is chosen then,

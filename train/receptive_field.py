@@ -41,7 +41,8 @@ class _Windows(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """One map for each level."""
-        return tuple(self.model.head.window(x) for x in self.model.neck(self.model.backbone(images)))
+        levels = self.model.neck(self.model.backbone(images))
+        return tuple(self.model.head.window(x, level) for level, x in enumerate(levels))
 
 
 def receptive_fields(model: Rpn) -> list[Field]:

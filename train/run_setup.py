@@ -13,7 +13,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from edgerpn.errors import CheckpointError, ConfigError
-from edgerpn.train.anchors import grid_anchors
 from edgerpn.train.backbones import load_backbone_weights
 from edgerpn.train.batch_size import resolve_batch_size
 from edgerpn.train.checkpoint import Checkpoint
@@ -94,7 +93,6 @@ def set_up(request: RunRequest, ranks: Ranks, compute: Compute) -> Run:
         share=Share(rank=ranks.rank, num_ranks=ranks.size, passes=settings.loop.accumulate),
         cache_bytes=_cache_bytes(material.train_set, settings, ranks),
     )
-    anchors = [a.to(compute.device) for a in grid_anchors(settings.model.anchors, settings.data.input_hw)]
     run = Run(
         settings=settings,
         folder=folder,
@@ -109,8 +107,6 @@ def set_up(request: RunRequest, ranks: Ranks, compute: Compute) -> Run:
         average=WeightAverage(model, settings.optimizer),
         scaler=torch.amp.GradScaler(compute.device.type, enabled=compute.dtype == torch.float16),
         compute=compute,
-        anchors=anchors,
-        anchors_A4=torch.cat(anchors),
         parameters=tuple(p for p in model.parameters() if p.requires_grad),
         progress=Progress(),
     )

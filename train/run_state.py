@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from edgerpn.train.anchors import grid_anchors
 from edgerpn.train.coco import Dataset
 from edgerpn.train.config import TrainSettings
 from edgerpn.train.device import Compute
@@ -55,11 +56,18 @@ class Run:
     average: WeightAverage
     scaler: torch.amp.GradScaler
     compute: Compute
-    anchors: list[Tensor]
-    anchors_A4: Tensor
     parameters: tuple[nn.Parameter, ...]
     progress: Progress
     tensorboard: Any = None
+    anchors: dict[tuple[int, int], list[Tensor]] = field(default_factory=dict)
+    """Anchors of each level for views of a height and width, made when first asked for."""
+
+    def anchors_of(self, view_hw: tuple[int, int]) -> list[Tensor]:
+        """Anchors of each level, on the device; they stay the run's."""
+        if view_hw not in self.anchors:
+            levels = grid_anchors(self.settings.model.anchors, view_hw)
+            self.anchors[view_hw] = [level.to(self.compute.device) for level in levels]
+        return self.anchors[view_hw]
 
     @property
     def fraction(self) -> float:

@@ -121,22 +121,25 @@ def _loss_sums(run: Run, batch: Batch, part: int) -> LossSums:
     images = run.model.normalize(batch.images)
     with run.compute.autocast():
         levels = run.network(images)
+    logits, deltas = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
+    height, width = batch.images.shape[1:3]
+    anchors = run.anchors_of((height, width))
     assignment = assign(
-        run.anchors,
+        anchors,
         batch.gt_boxes,
         batch.gt_mask,
         batch.ignore_boxes,
         batch.ignore_mask,
-        image_hw=settings.data.input_hw,
+        image_hw=(height, width),
         config=settings.assign,
     )
     # A generator of its own for each step makes the draw independent of where the run was interrupted.
     generator = torch.Generator(device).manual_seed(settings.loop.seed * 1_000_003 + run.progress.step)
     first = (part * run.ranks.size + run.ranks.rank) * len(batch.images)
     return rpn_loss_sums(
-        torch.cat([logits for logits, _ in levels], dim=1),
-        torch.cat([deltas for _, deltas in levels], dim=1),
-        run.anchors_A4,
+        logits,
+        deltas,
+        torch.cat(anchors),
         assignment,
         sample(
             assignment.labels_NA,

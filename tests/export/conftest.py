@@ -30,6 +30,7 @@ NUM_PROPOSALS, PRE_NMS = 50, 100
 PYRAMID = (
     # Not smaller: TensorRT-RTX takes minutes for the NMS of a level with a handful of cells.
     "data.input_hw=[128, 192]",
+    "model.anchors={strides_px=[8, 16, 32], sizes_px=[[32.0], [64.0], [128.0]]}",
     "model.stage_channels=[8, 8, 16, 16, 16]",
     "model.stage_blocks=[0, 0, 1, 0, 0]",
     "model.neck_channels=16",

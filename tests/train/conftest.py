@@ -59,6 +59,7 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 TINY = (
+    "model.anchors={strides_px=[8, 16, 32], sizes_px=[[32.0], [64.0], [128.0]]}",
     "model.stage_channels=[8, 8, 16, 16, 16]",
     "model.stage_blocks=[0, 0, 1, 0, 0]",
     "model.neck_channels=16",

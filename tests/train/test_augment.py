@@ -243,6 +243,7 @@ def test_without_augmentation_a_view_is_the_letterboxed_image_somewhere_in_its_p
         ({"scale_range": (1.5, 1.0)}, "scale_range: expected two positive numbers, the smaller first"),
         ({"aspect_jitter": -1.0}, "aspect_jitter: expected 0..1, got -1.0"),
         ({"hue": 0.6}, "hue: expected 0..0.5 turns, got 0.6"),
+        ({"mosaic_probability": 2.0}, "mosaic_probability: expected 0..1, got 2.0"),
         ({"min_box_px": -1.0}, "min_box_px: expected 0 or more, got -1.0"),
     ],
 )

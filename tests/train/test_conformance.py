@@ -156,8 +156,10 @@ def test_losses_are_sums_over_the_sample_divided_by_its_size() -> None:
     paper = load_settings(preset="paper")
     losses = rpn_losses(
         tensor(foreground - background), tensor(deltas), tensor(anchors),
-        Assignment(labels_NA=torch.tensor(labels), matched_NA=torch.tensor(matched)), torch.tensor(sampled),
-        tensor(boxes), config=paper.loss,
+        Assignment(
+            labels_NA=torch.tensor(labels), matched_NA=torch.tensor(matched), overlap_NA=torch.zeros(labels.shape)
+        ),
+        torch.tensor(sampled), tensor(boxes), config=paper.loss,
     )  # fmt: skip
     assert losses.objectness.item() == pytest.approx(objectness, rel=1e-5)
     assert losses.box.item() == pytest.approx(box_sum / sampled.sum(), rel=1e-5)
@@ -167,9 +169,8 @@ def test_losses_are_sums_over_the_sample_divided_by_its_size() -> None:
 def test_a_beta_of_zero_is_detectron2s_plain_absolute_difference() -> None:
     # [d2] config/defaults.py MODEL.RPN.SMOOTH_L1_BETA = 0.0.
     anchors, gt = tensor([[0, 0, 10, 10]]), tensor([[[0, 0, 10, 10]]])
-    assignment = Assignment(
-        labels_NA=torch.ones(1, 1, dtype=torch.int64), matched_NA=torch.zeros(1, 1, dtype=torch.int64)
-    )
+    zero = torch.zeros(1, 1, dtype=torch.int64)
+    assignment = Assignment(labels_NA=zero + 1, matched_NA=zero, overlap_NA=zero.float())
     losses = rpn_losses(
         torch.zeros(1, 1), tensor([[[0.01, -0.02, 0.5, 0]]]), anchors, assignment, torch.ones(1, 1, dtype=torch.bool),
         gt, config=LossConfig(objectness="bce", box="smooth_l1", smooth_l1_beta=0.0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
 import pickle
@@ -23,12 +24,15 @@ from edgerpn.train.augment import AugmentConfig
 from edgerpn.train.coco import ImageRecord
 from edgerpn.train.data_batch import Batch
 from edgerpn.train.loader import DataConfig, TrainLoader
+from edgerpn.train.mosaic import draw_tiles
 
 # Where tests run on one core, the DataLoader has its opinion about two workers.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 CONFIG = DataConfig(input_hw=(48, 64), batch_size=4, workers=0)
-STILL = AugmentConfig(flip_probability=0, scale_range=(1, 1), aspect_jitter=0, color_probability=0)
+STILL = AugmentConfig(
+    flip_probability=0, scale_range=(1, 1), aspect_jitter=0, color_probability=0, mosaic_probability=0
+)
 
 
 def make_records(folder: Path, count: int, width: int = 80, height: int = 50) -> list[ImageRecord]:
@@ -201,6 +205,7 @@ def test_a_killed_worker_is_an_error_and_not_a_hang(records: list[ImageRecord], 
 TRAINING = """
 import pickle, sys, time
 from edgerpn.train.loader import DataConfig, TrainLoader
+from edgerpn.train.mosaic import draw_tiles
 if __name__ == "__main__":
     loader = TrainLoader(pickle.load(sys.stdin.buffer), DataConfig(workers=2), seed=1)
     next(loader.epoch(0))
@@ -275,9 +280,69 @@ def test_arguments_out_of_range_are_refused(records: list[ImageRecord]) -> None:
             loader.epoch(-1)
 
 
-@pytest.mark.parametrize("key", ["batch_size", "workers", "input_hw"])
+def test_views_take_turns_and_show_objects_at_the_scale_of_the_input(records: list[ImageRecord]) -> None:
+    config = DataConfig(input_hw=(96, 128), view_sides_px=(64, 0), batch_size=4, workers=0, augment=STILL)
+    assert config.views_hw == ((64, 64), (96, 128))
+    with TrainLoader(records, config, seed=1) as loader:
+        epochs = [list(loader.epoch(number)) for number in (0, 1)]
+        (taken_up,) = loader.epoch(1, start_batch=2)
+        assert_same([taken_up], epochs[1][2:])
+    # Three batches an epoch: the second epoch goes on where the first one ended.
+    sides = [tuple(batch.images.shape[1:3]) for batch in epochs[0] + epochs[1]]
+    assert sides == [(64, 64), (96, 128)] * 3
+    fit = min(96 / 50, 128 / 80)
+    whole = epochs[0][1]
+    boxes = whole.gt_boxes[whole.gt_mask]
+    expected = torch.tensor([40 * fit, 20 * fit]).expand(len(boxes), 2)
+    assert len(boxes)
+    torch.testing.assert_close(boxes[:, 2:] - boxes[:, :2], expected, rtol=0, atol=1.0)
+    part = epochs[0][0]
+    sizes = (part.gt_boxes[..., 2:] - part.gt_boxes[..., :2])[part.gt_mask]
+    # A view of 64 x 64 cannot hold more of an object than it is wide; what it holds is as large as in the whole.
+    assert len(sizes)
+    assert sizes[:, 1].max() == pytest.approx(20 * fit, abs=1)
+    assert (sizes[:, 0] <= 64).all()
+    assert DataConfig(view_sides_px=()).views_hw == (DataConfig().input_hw,)
+
+
+def test_a_mosaic_shows_four_images_with_their_boxes_in_place(records: list[ImageRecord]) -> None:
+    mosaic = dataclasses.replace(STILL, mosaic_probability=1.0, scale_range=(0.5, 0.5))
+    config = DataConfig(input_hw=(96, 128), batch_size=14, workers=0, augment=mosaic)
+    with TrainLoader(records, config, seed=1) as loader:
+        (batch,) = loader.epoch(0)
+        assert_same([batch], loader.epoch(0))
+    counts = batch.gt_mask.sum(dim=1)
+    assert counts.max() > 1  # an image of these has one object at most
+    for image, boxes, mask in zip(batch.images, batch.gt_boxes, batch.gt_mask, strict=True):
+        for x1, y1, x2, y2 in boxes[mask].round().int().tolist():
+            # Objects are white in a dark picture; a pixel of the edge may be mixed.
+            assert image[y1 + 2 : y2 - 2, x1 + 2 : x2 - 2].float().mean() > 200
+
+
+def test_tiles_fill_the_view() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        tiles = draw_tiles((40, 64), rng)
+        covered = np.zeros((40, 64), int)
+        for tile in tiles:
+            covered[tile.top : tile.top + tile.hw[0], tile.left : tile.left + tile.hw[1]] += 1
+            assert min(tile.hw) >= 10
+        assert (covered == 1).all()
+
+
+def test_small_views_are_no_mosaics(records: list[ImageRecord]) -> None:
+    augment = dataclasses.replace(STILL, mosaic_probability=1.0)
+    plain = DataConfig(input_hw=(31, 64), batch_size=4, workers=0, augment=STILL)
+    with (
+        TrainLoader(records, plain, seed=1) as one,
+        TrainLoader(records, dataclasses.replace(plain, augment=augment), seed=1) as other,
+    ):
+        assert_same(one.epoch(0), other.epoch(0))
+
+
+@pytest.mark.parametrize("key", ["batch_size", "workers", "input_hw", "view_sides_px"])
 def test_settings_out_of_range_are_refused(key: str) -> None:
-    value = "[-1, 64]" if key == "input_hw" else "-1"
+    value = "[-1, 64]" if key in ("input_hw", "view_sides_px") else "-1"
     with pytest.raises(ValueError, match=f"command line: {key}: expected "):
         settings.load(DataConfig, overrides=[f"{key}={value}"])
 

@@ -23,7 +23,9 @@ PAPER = LossConfig(objectness="bce", box="smooth_l1", box_weight=1.0)
 
 
 def run(config: LossConfig, logits: Tensor = LOGITS, deltas: Tensor = DELTAS, **changes: Tensor) -> Losses:
-    assignment = Assignment(labels_NA=changes.get("labels", LABELS), matched_NA=MATCHED)
+    assignment = Assignment(
+        labels_NA=changes.get("labels", LABELS), matched_NA=MATCHED, overlap_NA=changes.get("overlap", torch.ones(1, 4))
+    )
     return rpn_losses(logits, deltas, ANCHORS, assignment, changes.get("sampled", SAMPLED), GT, config=config)
 
 
@@ -79,13 +81,26 @@ def test_quality_focal_loss_and_giou_are_weighed_by_the_overlap() -> None:
     assert losses.total.item() == pytest.approx(objectness + 2 * box, rel=1e-5)
 
 
-def test_an_object_that_is_missed_entirely_keeps_a_weight_of_a_tenth() -> None:
+def test_an_object_that_is_missed_entirely_keeps_the_weight_of_the_floor() -> None:
     far = DELTAS.clone()
     far[0, 0] = torch.tensor([3.0, 0, 0, 0])  # (30, 0, 40, 10) beside (1, 0, 11, 10): hull 390, union 200
     labels = torch.tensor([[1, 0, 0, -1]])
-    losses = run(LossConfig(box="giou"), deltas=far, labels=labels)
-    # The weights' sum 0.1 is raised to 1, so that a batch of misses is not blown up.
-    assert losses.box.item() == pytest.approx(0.1 * (1 + 190 / 390), rel=1e-5)
+    losses = run(LossConfig(box="giou", quality_floor=0.2), deltas=far, labels=labels)
+    # The weights' sum 0.2 is raised to 1, so that a batch of misses is not blown up.
+    assert losses.box.item() == pytest.approx(0.2 * (1 + 190 / 390), rel=1e-5)
+
+
+def test_what_is_far_from_all_objects_can_count_for_less() -> None:
+    # Anchor 1 is background. Objects keep their weight however little their anchors overlap them.
+    config = LossConfig(background_weight=0.25, near_iou=0.1)
+    whole = run(LossConfig()).objectness.item()
+    for overlap, share in ((0.05, 0.25), (0.1, 1.0)):
+        losses = run(config, overlap=torch.tensor([[0.0, overlap, 0.0, 0.0]]))
+        (iou_0, _), (iou_2, _) = decoded_overlaps()
+        background = sigmoid(-1.0) ** 2 * bce(-1.0, 0.0) / (iou_0 + iou_2)
+        assert losses.objectness.item() == pytest.approx(whole - (1 - share) * background, rel=1e-5)
+    with pytest.raises(ValueError, match=r"background_weight: expected 0\.\.1, got 2"):
+        LossConfig(background_weight=2.0)
 
 
 def test_giou_with_plain_objectness_weighs_all_objects_alike() -> None:

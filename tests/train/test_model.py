@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from edgerpn.errors import ConfigError
 from edgerpn.train.anchors import AnchorConfig
 from edgerpn.train.config import TrainSettings, load_settings
-from edgerpn.train.layers import ConvNormAct, ResidualBlock, fuse_batch_norm
+from edgerpn.train.layers import ConvNormAct, LevelConv, ResidualBlock, fuse_batch_norm
 from edgerpn.train.model import ModelConfig, Pyramid, Rpn
 
 NINE = AnchorConfig(strides_px=(16,), sizes_px=((32.0, 64.0, 128.0),), ratios_hw=(0.5, 1.0, 2.0))
@@ -141,7 +141,7 @@ def test_the_softmax_of_two_logits_is_the_sigmoid_of_their_difference() -> None:
     with torch.inference_mode():
         ((logits, _),) = model(images)
         (features,) = model.backbone(images)
-        pairs = model.head.objectness(model.head.window(features))
+        pairs = model.head.objectness(model.head.window(features, 0))
     assert pairs.shape == (2, 18, 2, 3)
     probabilities = pairs.view(2, 2, 9, 2, 3).softmax(dim=1)[:, 1]  # (background, object) of every anchor
     expected = probabilities.permute(0, 2, 3, 1).reshape(2, -1)
@@ -215,6 +215,42 @@ def test_a_batch_norm_with_an_activation_of_its_own_is_left_alone() -> None:
     torch.testing.assert_close(model(images), expected)
 
 
+def test_levels_share_a_convolution_and_each_has_its_norm() -> None:
+    window = LevelConv(2, 4, num_levels=2)
+    fine, coarse = torch.randn(2, 2, 8, 8), 5 + 3 * torch.randn(2, 2, 4, 4)
+    window.train()
+    for _ in range(200):
+        in_training = [window(x, level) for level, x in enumerate((fine, coarse))]
+    window.eval()
+    # What a level learns with is what it is used with.
+    for level, x in enumerate((fine, coarse)):
+        torch.testing.assert_close(window(x, level), in_training[level], rtol=0.02, atol=0.05)
+    assert (window(coarse, 0) - in_training[1]).abs().max() > 1
+    assert sum(p.numel() for p in window.parameters()) == 4 * 2 * 9 + 2 * (4 + 4)
+    before = [window(x, level) for level, x in enumerate((fine, coarse))]
+    window.fuse()
+    for level, x in enumerate((fine, coarse)):
+        torch.testing.assert_close(window(x, level), before[level])
+    plain = LevelConv(2, 4, num_levels=2, norm=False)
+    plain.fuse()
+    assert torch.equal(plain(fine, 0), plain(fine, 1))
+
+
+def test_the_bottom_up_path_brings_fine_levels_to_coarse_ones() -> None:
+    torch.manual_seed(0)
+    channels = (4, 4, 4)
+    sides = (16, 8, 4)
+    maps = [torch.zeros(1, 4, side, side) for side in sides]
+    changed = [maps[0] + 1, *maps[1:]]
+    top_down, both = Pyramid(channels, 4).eval(), Pyramid(channels, 4, bottom_up=True).eval()
+    both.load_state_dict(top_down.state_dict(), strict=False)
+    with torch.no_grad():
+        assert torch.equal(top_down(maps)[2], top_down(changed)[2])
+        assert not torch.equal(both(maps)[2], both(changed)[2])
+        assert [x.shape for x in both(maps)] == [x.shape for x in maps]
+        assert torch.equal(both(changed)[0], top_down(changed)[0])
+
+
 def test_blocks_keep_what_they_promise() -> None:
     assert ConvNormAct(3, 5, stride=2)(torch.zeros(1, 3, 9, 12)).shape == (1, 5, 5, 6)
     assert ConvNormAct(3, 5, kernel=1)(torch.zeros(1, 3, 9, 12)).shape == (1, 5, 9, 12)
@@ -230,7 +266,7 @@ def test_blocks_keep_what_they_promise() -> None:
         ({"stage_channels": (8, 8)}, "stage_channels: expected one positive number for each of stage_blocks"),
         ({"head_channels": 0}, "neck_channels: expected at least 0, and head_channels at least 1"),
         ({"neck_channels": 0, "neck_output_conv": True}, "need a pyramid, got neck_channels 0"),
-        ({"neck_extra_levels": 3}, "neck_extra_levels: expected fewer than the levels"),
+        ({"neck_extra_levels": 4}, "neck_extra_levels: expected fewer than the levels"),
         (
             {"neck_extra_levels": 1, "anchors": AnchorConfig(strides_px=(8, 32), sizes_px=((8.0,), (9.0,)))},
             "neck_extra_levels: expected each of the last 1 of anchors.strides_px to be twice the one before",
@@ -245,5 +281,5 @@ def test_settings_out_of_range_are_refused(changes: dict[str, Any], message: str
 
 
 def test_several_levels_of_different_width_need_a_pyramid() -> None:
-    with pytest.raises(ConfigError, match=r"neck_channels: levels of \(64, 128, 160\) channels need a pyramid"):
+    with pytest.raises(ConfigError, match=r"neck_channels: levels of \(48, 96, 128, 128\) channels need a pyramid"):
         Rpn(ModelConfig(neck_channels=0))

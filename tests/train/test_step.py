@@ -59,8 +59,9 @@ def expected_gradients(run: Run, batches: tuple[Batch, ...]) -> tuple[dict[str, 
     gt_mask = torch.cat([torch.nn.functional.pad(b.gt_mask, (0, longest - b.gt_mask.shape[1])) for b in batches])
     ignored = torch.zeros(len(gt_boxes), 1, 4)
     config = run.settings
+    anchors = run.anchors_of(config.data.input_hw)
     assignment = assign(
-        run.anchors,
+        anchors,
         gt_boxes,
         gt_mask,
         ignored,
@@ -70,7 +71,7 @@ def expected_gradients(run: Run, batches: tuple[Batch, ...]) -> tuple[dict[str, 
     )
     generator = torch.Generator().manual_seed(config.loop.seed * 1_000_003)
     sampled_NA = sample(assignment.labels_NA, config=config.assign, generator=generator)
-    losses = rpn_losses(logits_NA, deltas_NA4, run.anchors_A4, assignment, sampled_NA, gt_boxes, config=config.loss)
+    losses = rpn_losses(logits_NA, deltas_NA4, torch.cat(anchors), assignment, sampled_NA, gt_boxes, config=config.loss)
     losses.total.backward()
     grads = {name: p.grad.clone() for name, p in run.model.named_parameters() if p.grad is not None}
     run.optimizer.zero_grad()
