@@ -1,6 +1,6 @@
 """torchvision's RPN on its mobilenet_v3_large with a feature pyramid as an ONNX graph, for `graph.py --peer`.
 
-    VENV/bin/python benchmarks/graph_peer.py --size 640 --out peer.onnx
+    VENV/bin/python benchmarks/graph_peer.py --size 640x640 --out peer.onnx
 
 Runs in an environment with torch and torchvision. Random weights. The images come normalised, which is a present. As
 its Faster R-CNN at test time: 1000 boxes of each level before NMS at IoU 0.7 and 1000 after it; no threshold. The
@@ -36,7 +36,7 @@ class Rpn(torch.nn.Module):
 def main() -> None:
     """Writes the graph."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=640, help="height and width, default 640")
+    parser.add_argument("--size", default="640x640", help="height x width, default 640x640")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     detection: Any = importlib.import_module("torchvision.models.detection")
@@ -48,7 +48,8 @@ def main() -> None:
         rpn_post_nms_top_n_test=1000,
         rpn_score_thresh=0.0,
     )
-    side = (options.size, options.size)
+    height, width = map(int, options.size.split("x"))
+    side = (height, width)
     example = torch.randn(1, 3, *side)
     torch.onnx.export(Rpn(detector, side).eval(), (example,), str(options.out), dynamo=False, input_names=["images"])
 

@@ -188,10 +188,16 @@ def main() -> int:
         overrides=tuple(arguments.set),
         keep=arguments.keep,
     )
-    content: Row = {"machine": machine(), "minutes": plan.minutes, "settings": arguments.set, "rows": []}
+    content: Row = {
+        "machine": machine(),
+        "minutes": plan.minutes,
+        "size": list(plan.size_hw) if plan.size_hw else None,
+        "settings": arguments.set,
+        "rows": [],
+    }
     if arguments.out.exists():
         old = json.loads(arguments.out.read_text())
-        if differing := [name for name in ("machine", "minutes", "settings") if old[name] != content[name]]:
+        if differing := [name for name in ("machine", "minutes", "size", "settings") if old[name] != content[name]]:
             parser.error(f"--out: {arguments.out} was measured with another {' and '.join(differing)}; name a new file")
         content = old
     done = {(row["method"], row["data"], row["seed"]) for row in content["rows"]}

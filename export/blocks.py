@@ -97,7 +97,8 @@ def block_name(weight: str) -> str:
 
     A block ends with the first run of numbers in the path, which is where modules repeat:
     `model.backbone.stages.2.1.first.conv.weight` is of `backbone.stages.2.1`, `model.neck.lateral.0.bias` of
-    `neck.lateral.0`. A path without numbers names its module: `model.head.window.conv.weight` is of `head.window`.
+    `neck.lateral.0`. A path without numbers names its module: `model.head.objectness.weight` is of
+    `head.objectness`.
     """
     module = weight.split(".")[1:-1]
     first = next((i for i, part in enumerate(module) if part.isdigit()), None)

@@ -109,8 +109,12 @@ def to_settings(config: AnchorConfig, settings: TrainSettings, image_hw: tuple[i
     if extra and not settings.model.neck_channels:
         raise ConfigError([f"--strides {config.strides_px}: a network without a pyramid ends at {coarsest}"])
     sizes = ", ".join(f"[{', '.join(map(str, level))}]" for level in config.sizes_px)
+    stride = max(config.strides_px)
+    # Views must fit the coarsest level, as the input does.
+    views = [-(-side // stride) * stride for side in settings.data.view_sides_px]
     return (
-        f"[data]\ninput_hw = {list(image_hw)}\n\n[model]\nneck_extra_levels = {extra}\n\n"
+        f"[data]\ninput_hw = {list(image_hw)}\nview_sides_px = {views}\n\n"
+        f"[model]\nneck_extra_levels = {extra}\n\n"
         f"[model.anchors]\nstrides_px = {list(config.strides_px)}\nsizes_px = [{sizes}]\n"
         f"ratios_hw = {list(config.ratios_hw)}\n"
     )
@@ -119,7 +123,7 @@ def to_settings(config: AnchorConfig, settings: TrainSettings, image_hw: tuple[i
 def _coarsest_stride(settings: TrainSettings) -> int:
     """The coarsest level of the preset's backbone."""
     anchors = settings.model.anchors
-    return anchors.strides_px[len(anchors.strides_px) - settings.model.neck_extra_levels - 1]
+    return anchors.strides_px[len(anchors.strides_px) - settings.model.num_extra_levels - 1]
 
 
 def _wanted(arguments: argparse.Namespace, settings: TrainSettings) -> Layout:

@@ -62,7 +62,7 @@ class Assignment:
     matched_NA: Tensor
     """(N, A) int64: index of the ground-truth box that the anchor answers for; meaningful where the label is 1."""
     overlap_NA: Tensor
-    """(N, A) float32: largest IoU of the anchor with any ground-truth box, 0..1; 0 or less where there is none."""
+    """(N, A) float32: largest IoU of the anchor with any ground-truth box, 0..1; 0 where there is none."""
 
 
 def assign(
@@ -95,7 +95,7 @@ def assign(
     covered_NIA = pairwise_intersection(ignore_NI4, anchors_A4[None]) / area(anchors_A4).clamp(min=1e-9)
     ignored_NA = ((covered_NIA >= config.ignore_ioa) & ignore_mask_NI[..., None]).any(dim=1)
     labels_NA = labels_NA.masked_fill(ignored_NA & (labels_NA == BACKGROUND), IGNORED)
-    return Assignment(labels_NA=labels_NA, matched_NA=matched_NA, overlap_NA=iou_NGA.amax(dim=1))
+    return Assignment(labels_NA=labels_NA, matched_NA=matched_NA, overlap_NA=iou_NGA.amax(dim=1).clamp(min=0))
 
 
 def _assign_max_iou(

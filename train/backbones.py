@@ -19,6 +19,8 @@ from edgerpn.train.mobilenet import MobileNetV3Large
 from edgerpn.train.tensor_file import load_tensors
 
 NAMES = ("edge", "resnet18", "resnet34", "resnet50", "vgg16", "mobilenet_v3_large")
+COARSEST_STRIDE_PX = {"resnet18": 32, "resnet34": 32, "resnet50": 32, "vgg16": 16, "mobilenet_v3_large": 32}
+"""Where the backbones of a fixed shape end."""
 
 
 class EdgeBackbone(Backbone):

@@ -17,6 +17,7 @@ from edgerpn.train.device import Compute, place
 from edgerpn.train.failures import is_out_of_memory
 from edgerpn.train.loss import rpn_losses
 from edgerpn.train.model import Rpn
+from edgerpn.train.mosaic import NUM_TILES
 from edgerpn.train.optimizer import make_optimizer, scaled_learning_rate
 from edgerpn.train.ranks import Ranks
 
@@ -102,8 +103,9 @@ class _Trial:
         # The largest views of the run.
         self._view_hw = max(settings.data.views_hw, key=math.prod)
         self._anchors = [a.to(compute.device) for a in grid_anchors(settings.model.anchors, self._view_hw)]
-        self._num_boxes = max(1, *(len(record.boxes_xyxy) for record in records))
-        self._num_ignored = max(1, *(len(record.ignore_xyxy) + len(record.boxes_xyxy) for record in records))
+        shown = NUM_TILES if settings.data.augment.mosaic_probability else 1
+        self._num_boxes = shown * max(1, *(len(record.boxes_xyxy) for record in records))
+        self._num_ignored = shown * max(1, *(len(record.ignore_xyxy) + len(record.boxes_xyxy) for record in records))
 
     def fits(self, size: int) -> bool:
         """Whether a step with `size` images leaves some of the GPU's memory free."""

@@ -28,6 +28,7 @@ def from_format_1(content: Mapping[str, Any]) -> dict[str, Any]:
         **content,
         "settings": settings,
         "weights": _norm_for_each_level(content["weights"], num_levels),
+        # Nothing to go on from: the optimizer's state is that of other weights.
         "training": None,
     }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -24,16 +23,12 @@ def compiled(network: nn.Module, run: Run, say: Callable[[str], None]) -> Networ
     say("loop.compile: compiling the network, which takes a while ...")
     fast: Network = torch.compile(network, dynamic=False)
     size = run.loader.batch_size // run.settings.loop.accumulate
-    images = torch.zeros(size, 3, *max(run.settings.data.views_hw, key=math.prod), device=run.compute.device)
-    images = images.contiguous(memory_format=torch.channels_last)
     before = [buffer.clone() for buffer in run.model.buffers()]
     network.train()
     try:
-        with run.compute.autocast():
-            levels = fast(images)
-        sum(
-            (logits.sum() + deltas.sum() for logits, deltas in levels), torch.zeros((), device=images.device)
-        ).backward()
+        # Every size of views is a program of its own.
+        for view_hw in dict.fromkeys(run.settings.data.views_hw):
+            _pass(fast, torch.zeros(size, 3, *view_hw, device=run.compute.device), run)
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
@@ -45,3 +40,11 @@ def compiled(network: nn.Module, run: Run, say: Callable[[str], None]) -> Networ
             buffer.copy_(value)
         run.optimizer.zero_grad(set_to_none=True)
     return fast
+
+
+def _pass(network: Network, images: Tensor, run: Run) -> None:
+    """Forward and backward."""
+    with run.compute.autocast():
+        levels = network(images.contiguous(memory_format=torch.channels_last))
+    total = torch.zeros((), device=images.device)
+    sum((logits.sum() + deltas.sum() for logits, deltas in levels), total).backward()

@@ -93,4 +93,8 @@ def more_passes(batch_size: int, images_per_step: int, num_ranks: int, passes: i
 
 
 def _size(settings: TrainSettings) -> str:
-    return "{}x{}".format(*max(settings.data.views_hw, key=math.prod))
+    return (
+        "up to {}x{}".format(*max(settings.data.views_hw, key=math.prod))
+        if len(set(settings.data.views_hw)) > 1
+        else "{}x{}".format(*settings.data.views_hw[0])
+    )

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from edgerpn.errors import CheckpointError
 from edgerpn.train.anchors import AnchorConfig
 from edgerpn.train.assign import AssignConfig
+from edgerpn.train.augment import AugmentConfig
 from edgerpn.train.backbones import read_state_dict
 from edgerpn.train.checkpoint import Checkpoint
 from edgerpn.train.config import TrainSettings
@@ -33,6 +34,8 @@ from edgerpn.train.model import ModelConfig, Rpn
 from edgerpn.train.proposals import ProposalConfig
 
 RATIOS_HW = (0.5, 1.0, 2.0)
+MIRRORED = AugmentConfig(scale_range=(1.0, 1.0), aspect_jitter=0.0, color_probability=0.0, mosaic_probability=0.0)
+"""What torchvision's reference training does to images."""
 PYRAMID_SIZES_PX = ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,))
 MOBILE_SIZES_PX = ((32.0, 64.0, 128.0, 256.0, 512.0),) * 3
 RESNET_STRIDES_PX, MOBILE_STRIDES_PX = (4, 8, 16, 32, 64), (32, 32, 64)
@@ -161,7 +164,7 @@ def import_settings(shape: Architecture, input_hw: tuple[int, int]) -> TrainSett
         proposals=ProposalConfig(
             num_proposals=1000, pre_nms=1000, nms_iou=0.7, min_size_px=1e-3, score_threshold=shape.score_threshold
         ),
-        data=DataConfig(input_hw=input_hw),
+        data=DataConfig(input_hw=input_hw, view_sides_px=(), augment=MIRRORED),
     )
 
 

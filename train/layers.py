@@ -26,7 +26,12 @@ def check_strides(strides: Sequence[int], available: Sequence[int], name: str) -
     """
     missing = [s for s in sorted(set(strides)) if strides.count(s) > available.count(s)]
     if missing:
-        raise ConfigError([f"model.anchors.strides_px: {name} has strides {tuple(available)}, not {missing}"])
+        raise ConfigError(
+            [
+                f"model.anchors.strides_px: {name} has strides {tuple(available)}, not {missing}; coarser ones than it "
+                "has come from the pyramid (model.neck_extra_levels, how many)"
+            ]
+        )
 
 
 class ConvNormAct(nn.Module):

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from edgerpn.errors import ConfigError
 from edgerpn.train.anchors import AnchorConfig
-from edgerpn.train.backbones import make_backbone
+from edgerpn.train.backbones import COARSEST_STRIDE_PX, make_backbone
 from edgerpn.train.layers import ConvNormAct, LevelConv
 
 
@@ -38,7 +38,8 @@ class ModelConfig:
     neck_output_conv: bool = False
     """Whether every level of the pyramid leaves it through a 3x3 convolution of its own."""
     neck_extra_levels: int = 0
-    """Levels that the pyramid adds behind the backbone's coarsest, each with every second cell of the one before."""
+    """Levels that the pyramid adds behind the backbone's coarsest, each with every second cell of the one before; for
+    a backbone that ends before the coarsest stride (but timm's) at least as many as it lacks."""
     head_channels: int = 48
     """Channels of the 3x3 sliding-window convolution, shared by all levels."""
     head_norm: bool = True
@@ -65,21 +66,30 @@ class ModelConfig:
             raise ValueError("neck_channels: expected at least 0, and head_channels at least 1")
         if (self.neck_output_conv or self.neck_extra_levels) and not self.neck_channels:
             raise ValueError("neck_output_conv, neck_extra_levels: need a pyramid, got neck_channels 0")
-        if not 0 <= self.neck_extra_levels < len(self.anchors.strides_px):
+        extra = self.num_extra_levels
+        if not 0 <= extra < len(self.anchors.strides_px):
             raise ValueError(
                 f"neck_extra_levels: expected fewer than the levels of anchors.strides_px {self.anchors.strides_px}, "
-                f"got {self.neck_extra_levels}"
+                f"got {extra}"
             )
-        start = len(self.anchors.strides_px) - self.neck_extra_levels
+        start = len(self.anchors.strides_px) - extra
         if any(b != 2 * a for a, b in pairwise(self.anchors.strides_px[start - 1 :])):
             raise ValueError(
-                f"neck_extra_levels: expected each of the last {self.neck_extra_levels} of anchors.strides_px to be "
+                f"neck_extra_levels: expected each of the last {extra} of anchors.strides_px to be "
                 f"twice the one before, got {self.anchors.strides_px}"
             )
         if not 0 < self.prior_score < 1:
             raise ValueError(f"prior_score: expected a number between 0 and 1, got {self.prior_score}")
         if min(self.std_bgr) <= 0:
             raise ValueError(f"std_bgr: expected positive numbers, got {self.std_bgr}")
+
+    @property
+    def num_extra_levels(self) -> int:
+        """Levels that the pyramid adds behind the backbone's coarsest."""
+        if not self.neck_channels:
+            return self.neck_extra_levels
+        end = COARSEST_STRIDE_PX.get(self.backbone, math.inf)
+        return max(self.neck_extra_levels, sum(stride > end for stride in self.anchors.strides_px))
 
 
 class Pyramid(nn.Module):
@@ -94,16 +104,18 @@ class Pyramid(nn.Module):
         in_channels: tuple[int, ...],
         channels: int,
         *,
+        strides_px: tuple[int, ...],
         output_conv: bool = False,
         extra_levels: int = 0,
         bottom_up: bool = False,
     ) -> None:
-        """Brings every level to `channels`; see `ModelConfig` for the options."""
+        """Brings every level to `channels`; `strides_px` are the backbone's, see `ModelConfig` for the options."""
         super().__init__()
         self.lateral = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in in_channels)
         outputs = (nn.Conv2d(channels, channels, 3, 1, 1) for _ in in_channels)
         self.output = nn.ModuleList(outputs) if output_conv else None
-        self.down = nn.ModuleList(ConvNormAct(channels, channels, stride=2) for _ in in_channels[1:] if bottom_up)
+        steps = [coarse // fine for fine, coarse in pairwise(strides_px)] if bottom_up else []
+        self.down = nn.ModuleList(ConvNormAct(channels, channels, stride=step) for step in steps)
         self.extra_levels = extra_levels
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
@@ -184,7 +196,7 @@ class Rpn(nn.Module):
         super().__init__()
         self.config = config
         self.std_is_folded = False
-        strides = config.anchors.strides_px[: len(config.anchors.strides_px) - config.neck_extra_levels]
+        strides = config.anchors.strides_px[: len(config.anchors.strides_px) - config.num_extra_levels]
         self.backbone = make_backbone(
             config.backbone, strides, stage_channels=config.stage_channels, stage_blocks=config.stage_blocks
         )
@@ -194,8 +206,9 @@ class Rpn(nn.Module):
             self.neck = Pyramid(
                 channels,
                 config.neck_channels,
+                strides_px=strides,
                 output_conv=config.neck_output_conv,
-                extra_levels=config.neck_extra_levels,
+                extra_levels=config.num_extra_levels,
                 bottom_up=config.neck_bottom_up,
             )
         elif len(set(channels)) != 1:

@@ -12,6 +12,8 @@ import numpy as np
 
 from edgerpn.train.data_batch import Sample
 
+NUM_TILES = 4
+"""Images of a mosaic."""
 SMALLEST_PX = 32
 """Views with a shorter side show one image: parts of them would show nothing."""
 _LEAST = 0.25

@@ -127,8 +127,8 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
     state = checkpoint.training
     if state is None:
         raise CheckpointError(
-            f"{run.folder.last}: holds weights, but no state to go on from, like a best.pt; "
-            "put the run's last.pt there, or start a new run"
+            f"{run.folder.last}: holds weights, but no state to go on from, like a best.pt or a checkpoint of an "
+            "earlier format; put the run's last.pt there, or start a new run"
         )
     old, new = checkpoint.settings.optimizer.kind, run.settings.optimizer.kind
     if old != new:

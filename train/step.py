@@ -171,8 +171,9 @@ def _to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
 def _diverged(run: Run, record: StepRecord, what: str) -> TrainingDivergedError:
     last_good = str(run.folder.whole) if run.folder.whole is not None else None
     unknown = "none yet" if run.ranks.is_first else "the first process names it"
+    mosaics = " and what was put beside them" if run.settings.data.augment.mosaic_probability else ""
     return TrainingDivergedError(
-        f"{what} at step {record.step} (epoch {record.epoch}), images {list(record.image_ids)}. "
+        f"{what} at step {record.step} (epoch {record.epoch}), images {list(record.image_ids)}{mosaics}. "
         f"Last good checkpoint: {last_good or unknown}. "
         "Lower optimizer.learning_rate or raise optimizer.warmup_steps, or look at these images.",
         step=record.step,

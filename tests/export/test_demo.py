@@ -38,7 +38,7 @@ class Demo:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     out = tmp_path_factory.mktemp("demo") / "out"
     output = io.StringIO()
-    sizes = ["--images", "8", "--val-images", "3", "--frames", str(NUM_FRAMES), "--size", "96x160"]
+    sizes = ["--images", "8", "--val-images", "3", "--frames", str(NUM_FRAMES), "--size", "128x192"]
     with contextlib.redirect_stdout(output):
         status = main(["demo", "--out", str(out), "--minutes", "0.05", *sizes, "--set", "data.workers=0"])
     assert status == 0

@@ -57,7 +57,7 @@ def types_of(proto: onnx.ModelProto) -> dict[str, int]:
         ("model.backbone.conv1.weight", "backbone.conv1"),
         ("model.backbone.features.28.weight", "backbone.features.28"),
         ("model.neck.lateral.1.weight", "neck.lateral.1"),
-        ("model.head.window.conv.weight", "head.window"),
+        ("model.head.window.fused.2.weight", "head.window.fused.2"),
         ("model.head.objectness.bias", "head.objectness"),
     ],
 )
@@ -73,7 +73,10 @@ def test_the_network_of_a_pyramid_has_these_blocks(exported: GetExport) -> None:
     ]
     others = {block for block in network.blocks if not block.startswith("backbone")}
     laterals = {f"neck.lateral.{level}" for level in range(len(network.logits))}
-    assert others == laterals | {"head.window", "head.objectness", "head.deltas"}
+    levels = range(len(network.logits))
+    windows = {f"head.window.fused.{level}" for level in levels}
+    bottom_up = {f"neck.down.{level}" for level in levels[:-1]}
+    assert others == laterals | bottom_up | windows | {"head.objectness", "head.deltas"}
     assert len(network.logits) == len(network.deltas) > 1
     kinds = {node.name: node.op_type for node in proto.graph.node}
     of_block = {kinds[name] for name, block in network.block_of.items() if block == "backbone.stages.2.1"}

@@ -103,7 +103,7 @@ def test_the_blocks_that_overflow_stay_in_float32(
     half = {t.name for t in graph.graph.initializer if t.data_type == onnx.TensorProto.FLOAT16}
     for block in OVERFLOWING:
         assert not [name for name in half if name.startswith(f"model.{block}.")]
-    assert "model.head.window.conv.weight_half" in half
+    assert "model.head.window.fused.0.weight_half" in half
     start = lines.index("each block alone in fp16, the others in fp32:")
     assert lines[start + 1].split() == ["block", "AR", "lost", "logits", "off"]
     # Each of the two is enough to break the network, so they come before all others.

@@ -65,6 +65,7 @@ TINY = (
     "model.neck_channels=16",
     "model.head_channels=16",
     "data.input_hw=[96, 96]",
+    "data.view_sides_px=[64, 0]",
     "data.batch_size=4",
     "data.workers=0",
     "proposals.pre_nms=100",

@@ -87,7 +87,7 @@ def test_the_command_writes_settings_that_training_takes(
     data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "anchors.toml"
-    words = ["anchors", "--data", str(data_folder), "--size", "128", "--strides", "8,16,32,64", "--ratios", "2"]
+    words = ["anchors", "--data", str(data_folder), "--size", "128", "--strides", "8,16,32,64,128", "--ratios", "2"]
     assert main([*words, "-o", str(file)]) == 0
     shown = capsys.readouterr().out.splitlines()
     count = len(json.loads((data_folder / "train.json").read_text())["annotations"])
@@ -98,15 +98,16 @@ def test_the_command_writes_settings_that_training_takes(
     assert fitted > preset
     settings = load_settings(file=str(file))
     assert settings.data.input_hw == (128, 128)
-    assert settings.model.anchors.strides_px == (8, 16, 32, 64)
+    assert settings.model.anchors.strides_px == (8, 16, 32, 64, 128)
     assert settings.model.neck_extra_levels == 1
+    assert settings.data.view_sides_px == (*(384,) * 7, 0)  # 320 is no multiple of 128
     assert len(settings.model.anchors.ratios_hw) == 2
 
 
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (["--size", "100"], "--size 100x100: both sides must be multiples of 32"),
+        (["--size", "100"], "--size 100x100: both sides must be multiples of 64"),
         (["--preset", "nonsense"], "--preset: expected one of edge, paper, got 'nonsense'"),
         (
             ["--preset", "paper", "--strides", "16,32", "--size", "64", "-o", "x.toml"],
@@ -132,5 +133,5 @@ def test_a_set_without_boxes_is_refused(data_folder: Path, tmp_path: Path, capsy
     content = json.loads((data_folder / "train.json").read_text())
     (tmp_path / "train.json").write_text(json.dumps({**content, "annotations": []}))
     (tmp_path / "images").symlink_to(data_folder / "images")
-    assert main(["anchors", "--data", str(tmp_path), "--size", "96"]) == 1
+    assert main(["anchors", "--data", str(tmp_path), "--size", "128"]) == 1
     assert "no object, so no anchors can be fitted" in capsys.readouterr().err

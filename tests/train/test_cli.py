@@ -71,12 +71,12 @@ def test_flags_beat_the_file_and_set_beats_flags(capsys: pytest.CaptureFixture[s
     file = tmp_path / "mine.toml"
     file.write_text("[loop]\nepochs = 7\nseed = 5\n[data]\nbatch_size = 2\n")
     text = printed_config(
-        capsys, "--config", str(file), "--epochs", "9", "--size", "64x96", "--set", "data.batch_size=3"
+        capsys, "--config", str(file), "--epochs", "9", "--size", "64x128", "--set", "data.batch_size=3"
     )
     shown = tomllib.loads(text)
     assert (shown["loop"]["epochs"], shown["loop"]["seed"]) == (9, 5)
     assert shown["data"]["batch_size"] == 3
-    assert shown["data"]["input_hw"] == [64, 96]
+    assert shown["data"]["input_hw"] == [64, 128]
     assert tomllib.loads(printed_config(capsys, "--minutes", "2.5"))["loop"]["minutes"] == 2.5
 
 

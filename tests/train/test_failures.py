@@ -107,7 +107,12 @@ except TrainingStoppedError as error:
     print(error)
 """
 # A step needs some hundred MB: images of 512 x 512 and their gradients.
-LARGE = ("data.input_hw=[512, 512]", "model.stage_channels=[32, 32, 16, 16, 16]", "loop.epochs=1")
+LARGE = (
+    "data.input_hw=[512, 512]",
+    "data.view_sides_px=[]",
+    "model.stage_channels=[32, 32, 16, 16, 16]",
+    "loop.epochs=1",
+)
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,8 @@ def test_one_batch_without_augmentation_is_learnt_by_heart(
         shutil.copy(data_folder / "val.json", folder / f"{split}.json")
     overrides = (
         "data.batch_size=12",
-        "data.augment={flip_probability=0.0, scale_range=[1.0, 1.0], aspect_jitter=0.0, color_probability=0.0}",
+        "data.augment={flip_probability=0.0, scale_range=[1.0, 1.0], aspect_jitter=0.0, color_probability=0.0, "
+        "mosaic_probability=0.0}",
         "loop.epochs=120",
         "optimizer.learning_rate=1e-2",
         "optimizer.warmup_steps=5",

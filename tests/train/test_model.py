@@ -49,7 +49,7 @@ def test_the_edge_preset_stays_within_3_million_parameters_and_3_gflops() -> Non
 
 def test_the_edge_preset_is_made_of_operations_that_tensorrt_fuses() -> None:
     model = Rpn(load_settings(preset="edge").model)
-    leaves = {type(m).__name__ for m in model.modules() if not list(m.children())}
+    leaves = {type(m).__name__ for m in model.modules() if not list(m.children()) and not isinstance(m, nn.ModuleList)}
     assert leaves <= {"Conv2d", "BatchNorm2d", "ReLU", "Identity"}
 
 
@@ -75,9 +75,9 @@ def test_strides_of_known_backbones_are_right_at_odd_sizes(backbone: str) -> Non
 
 def test_a_pyramid_may_end_in_convolutions_and_add_coarser_levels() -> None:
     torch.manual_seed(0)
-    plain = Pyramid((4, 6), 3)
+    plain = Pyramid((4, 6), 3, strides_px=(8, 16))
     assert set(plain.state_dict()) == {f"lateral.{i}.{part}" for i in (0, 1) for part in ("weight", "bias")}
-    full = Pyramid((4, 6), 3, output_conv=True, extra_levels=2)
+    full = Pyramid((4, 6), 3, strides_px=(8, 16), output_conv=True, extra_levels=2)
     full.load_state_dict(plain.state_dict(), strict=False)
     maps = [torch.randn(1, 4, 9, 14), torch.randn(1, 6, 5, 7)]
     with torch.inference_mode():
@@ -242,7 +242,9 @@ def test_the_bottom_up_path_brings_fine_levels_to_coarse_ones() -> None:
     sides = (16, 8, 4)
     maps = [torch.zeros(1, 4, side, side) for side in sides]
     changed = [maps[0] + 1, *maps[1:]]
-    top_down, both = Pyramid(channels, 4).eval(), Pyramid(channels, 4, bottom_up=True).eval()
+    top_down, both = (
+        Pyramid(channels, 4, strides_px=(8, 16, 32), bottom_up=bottom_up).eval() for bottom_up in (False, True)
+    )
     both.load_state_dict(top_down.state_dict(), strict=False)
     with torch.no_grad():
         assert torch.equal(top_down(maps)[2], top_down(changed)[2])
@@ -278,6 +280,22 @@ def test_blocks_keep_what_they_promise() -> None:
 def test_settings_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ModelConfig(**changes)
+
+
+@pytest.mark.parametrize(("backbone", "extra"), [("resnet18", 1), ("mobilenet_v3_large", 1), ("vgg16", 2), ("edge", 0)])
+def test_the_pyramid_adds_the_levels_that_a_backbone_lacks(backbone: str, extra: int) -> None:
+    config = ModelConfig(backbone=backbone)
+    assert config.num_extra_levels == extra
+    with torch.inference_mode():
+        levels = Rpn(config).eval()(torch.zeros(1, 3, 64, 128))
+    assert [logits.shape[1] for logits, _ in levels] == [8 * 16, 4 * 8, 2 * 4, 1 * 2]
+
+
+def test_strides_need_not_double() -> None:
+    anchors = AnchorConfig(strides_px=(8, 32), sizes_px=((16.0,), (64.0,)))
+    with torch.inference_mode():
+        levels = Rpn(ModelConfig(anchors=anchors)).eval()(torch.zeros(1, 3, 64, 96))
+    assert [logits.shape[1] for logits, _ in levels] == [8 * 12, 2 * 3]
 
 
 def test_several_levels_of_different_width_need_a_pyramid() -> None:

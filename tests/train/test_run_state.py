@@ -13,7 +13,7 @@ from edgerpn.train.run_folder import RunFolder
 
 def test_a_size_that_could_not_be_exported_is_refused_before_training() -> None:
     with pytest.raises(
-        ConfigError, match=r"data\.input_hw: both sides must be multiples of 32.*use 96x96, got \(100, 100\)"
+        ConfigError, match=r"data\.input_hw: both sides must be multiples of 64.*use 128x128, got \(100, 100\)"
     ):
         load_settings(overrides=("data.input_hw=[100, 100]",))
 

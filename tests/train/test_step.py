@@ -59,14 +59,15 @@ def expected_gradients(run: Run, batches: tuple[Batch, ...]) -> tuple[dict[str, 
     gt_mask = torch.cat([torch.nn.functional.pad(b.gt_mask, (0, longest - b.gt_mask.shape[1])) for b in batches])
     ignored = torch.zeros(len(gt_boxes), 1, 4)
     config = run.settings
-    anchors = run.anchors_of(config.data.input_hw)
+    height, width = batches[0].images.shape[1:3]
+    anchors = run.anchors_of((height, width))
     assignment = assign(
         anchors,
         gt_boxes,
         gt_mask,
         ignored,
         torch.zeros(len(gt_boxes), 1, dtype=torch.bool),
-        image_hw=config.data.input_hw,
+        image_hw=(height, width),
         config=config.assign,
     )
     generator = torch.Generator().manual_seed(config.loop.seed * 1_000_003)
