@@ -1,0 +1,80 @@
+"""The command benchmarks/recall.py, on a set so small that a training takes seconds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+TINY = (
+    "model.anchors={strides_px=[8, 16], sizes_px=[[16.0], [32.0]]}",
+    "model.stage_channels=[4, 8, 8, 8]",
+    "model.stage_blocks=[0, 0, 0, 0]",
+    "model.neck_channels=8",
+    "model.head_channels=8",
+    "data.batch_size=4",
+    "data.workers=0",
+    "data.view_sides_px=[]",
+    "loop.threads=1",
+    "loop.device=cpu",
+    "loop.log_every=1",
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Grey pictures with one white object, always in the same place."""
+    folder = tmp_path_factory.mktemp("data") / "squares"
+    (folder / "images").mkdir(parents=True)
+    for split, count in (("train", 8), ("val", 2)):
+        images, annotations = [], []
+        for number in range(count):
+            picture = np.full((64, 64, 3), 90 + number, np.uint8)
+            picture[16:48, 8:40] = 255
+            name = f"{split}-{number}.png"
+            assert cv2.imwrite(str(folder / "images" / name), picture)
+            images.append({"id": number, "file_name": name, "width": 64, "height": 64})
+            annotations.append({"id": number, "image_id": number, "category_id": 1, "bbox": [8, 16, 32, 32]})
+        content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "square"}]}
+        (folder / f"{split}.json").write_text(json.dumps(content))
+    return folder
+
+
+def run(root: Path, data: Path, out: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    sets = [word for text in TINY for word in ("--set", text)]
+    command = [sys.executable, str(root / "benchmarks" / "recall.py"), "--data", str(data), "--out", str(out)]
+    return subprocess.run(
+        [*command, "--size", "64", "--minutes", "0.03", "--seeds", "0,1", *sets, *words],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_rows_are_measured_once_and_make_a_table(root: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "recall.json"
+    first = run(root, data, out, "--methods", "prior")
+    assert first.returncode == 0, first.stderr
+    (prior,) = json.loads(out.read_text())["rows"]  # nothing is left to chance, so one seed says all
+    assert prior["AR@10"] == 1.0
+    assert first.stdout.startswith("prior, squares, seed 0: AR@10 1.000")
+    second = run(root, data, out, "--methods", "prior,edge", "--seeds", "0")
+    assert second.returncode == 0, second.stderr
+    content = json.loads(out.read_text())
+    assert content["rows"][0] == prior
+    edge = content["rows"][1]
+    assert (edge["method"], edge["data"], edge["size_hw"]) == ("edge", "squares", [64, 64])
+    assert 0 <= edge["AR@10"] <= edge["AR@1000"] <= 1
+    assert edge["images_seen"] > 0
+    assert 0 < edge["gflops"] < 0.1
+    assert "prior" not in second.stdout
+    table = out.with_suffix(".md").read_text()
+    assert "| prior | 1 | 1.000 | 1.000 | 1.000 | 1.000 | none; " in table
+    assert f"| edge | 1 | {edge['AR@10']:.3f} | {edge['AR@100']:.3f} |" in table
+    refused = run(root, data, out, "--methods", "prior", "--minutes", "5")
+    assert refused.returncode == 2
+    assert "was measured with another minutes" in refused.stderr
