@@ -78,9 +78,9 @@ def test_the_centre_offset_is_in_strides(offset: float, first_center: float) -> 
 
 def test_a_started_cell_counts_in_odd_sizes() -> None:
     config = AnchorConfig()
-    assert config.level_hw((384, 640)) == ((48, 80), (24, 40), (12, 20))
-    assert config.level_hw((65, 33)) == ((9, 5), (5, 3), (3, 2))
-    assert [len(level) for level in grid_anchors(config, (65, 33))] == [45, 15, 6]
+    assert config.level_hw((384, 640)) == ((48, 80), (24, 40), (12, 20), (6, 10))
+    assert config.level_hw((65, 33)) == ((9, 5), (5, 3), (3, 2), (2, 1))
+    assert [len(level) for level in grid_anchors(config, (65, 33))] == [45, 15, 6, 2]
 
 
 @pytest.mark.parametrize(
@@ -88,9 +88,9 @@ def test_a_started_cell_counts_in_odd_sizes() -> None:
     [
         ({"strides_px": (8, 12, 32)}, "strides_px: expected powers of two"),
         ({"strides_px": (16, 8, 32)}, "strides_px: expected finest first"),
-        ({"sizes_px": ((32.0,), (64.0,))}, "sizes_px: expected one list for each of 3 levels"),
-        ({"sizes_px": ((32.0,), (64.0, 80.0), (128.0,))}, "sizes_px: expected the same number"),
-        ({"sizes_px": ((32.0,), (0.0,), (128.0,))}, "sizes_px: expected positive sizes"),
+        ({"sizes_px": ((32.0,), (64.0,))}, "sizes_px: expected one list for each of 4 levels"),
+        ({"sizes_px": ((32.0,), (64.0, 80.0), (128.0,), (256.0,))}, "sizes_px: expected the same number"),
+        ({"sizes_px": ((32.0,), (0.0,), (128.0,), (256.0,))}, "sizes_px: expected positive sizes"),
         ({"ratios_hw": (1.0, -2.0)}, "ratios_hw: expected positive ratios"),
         ({"ratios_hw": ()}, "ratios_hw: expected positive ratios"),
     ],

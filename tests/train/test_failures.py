@@ -173,7 +173,7 @@ def test_a_memory_that_ends_before_the_first_step_is_told_without_advice_on_batc
     # There is no size of a network that fails on every machine before its first step and not at its first line.
     monkeypatch.setattr("edgerpn.train.run_setup.make_optimizer", full)
     with pytest.raises(
-        TrainingStoppedError, match=r"out of memory before the first step, 96x96: free memory"
+        TrainingStoppedError, match=r"out of memory before the first step, up to 96x96: free memory"
     ) as stopped:
         start("loop.epochs=1")
     assert "accumulate" not in str(stopped.value)
