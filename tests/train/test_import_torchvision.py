@@ -107,6 +107,9 @@ def test_settings_are_torchvisions_defaults(save: Callable[..., Path]) -> None:
     assert (settings.proposals.score_threshold, settings.proposals.nms_scope) == (0.0, "level")
     assert settings.model.mean_bgr == pytest.approx([255 * v for v in (0.406, 0.456, 0.485)])
     assert settings.model.std_bgr == pytest.approx([255 * v for v in (0.225, 0.224, 0.229)])
+    assert settings.data.views_hw == ((800, 1344),)
+    augment = settings.data.augment
+    assert (augment.mosaic_probability, augment.scale_range, augment.flip_probability) == (0.0, (1.0, 1.0), 0.5)
 
 
 def test_anchors_of_a_cell_are_reordered_from_ratio_by_ratio_to_size_by_size(save: Callable[..., Path]) -> None:

@@ -132,18 +132,18 @@ def test_shares_make_up_the_batches_of_one_process(
     records = read_coco(data_folder / "train.json", data_folder / "images").records[:15]
     config = tiny_settings().data
     with TrainLoader(records, config, seed=1) as loader:
-        expected = [batch.image_ids for batch in loader.epoch(3, start_batch=1)]
+        expected = list(loader.epoch(3, start_batch=1))
         assert loader.batches_per_epoch == 3
+        assert len({batch.images.shape for batch in expected}) == 2  # views of two sizes take turns
     shares = []
     for rank in range(ranks):
         with TrainLoader(records, config, seed=1, share=Share(rank=rank, num_ranks=ranks, passes=passes)) as loader:
             assert (loader.batches_per_epoch, loader.batch_size) == (3, 4)
-            shares.append([[batch.image_ids for batch in parts] for parts in loader.steps(3, start_batch=1)])
-    found = [
-        [image for part in range(passes) for rank in range(ranks) for image in shares[rank][number][part]]
-        for number in range(len(expected))
-    ]
-    assert found == expected
+            shares.append(list(loader.steps(3, start_batch=1)))
+    for number, batch in enumerate(expected):
+        parts = [shares[rank][number][part] for part in range(passes) for rank in range(ranks)]
+        assert [image_id for part in parts for image_id in part.image_ids] == batch.image_ids
+        assert torch.equal(torch.cat([part.images for part in parts]), batch.images)
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(data_folder: Path, tiny_settings: MakeSettings) -> None:
