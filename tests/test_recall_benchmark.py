@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -45,36 +46,46 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(root: Path, data: Path, out: Path, *words: str) -> subprocess.CompletedProcess[str]:
+@pytest.fixture
+def run(root: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Calls the script's main with words of its command line; gives its exit status."""
+    spec = importlib.util.spec_from_file_location("recall_benchmark", root / "benchmarks" / "recall.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
     sets = [word for text in TINY for word in ("--set", text)]
-    command = [sys.executable, str(root / "benchmarks" / "recall.py"), "--data", str(data), "--out", str(out)]
-    return subprocess.run(
-        [*command, "--size", "64", "--minutes", "0.03", "--seeds", "0,1", *sets, *words],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+
+    def call(*words: str) -> int:
+        fixed = ["--data", str(data), "--out", str(tmp_path / "recall.json"), "--size", "64", "--minutes", "0.03"]
+        monkeypatch.setattr(sys, "argv", ["recall.py", *fixed, *sets, *words])
+        status: int = module.main()
+        return status
+
+    return call
 
 
 @pytest.mark.slow
-def test_rows_are_measured_once_and_make_a_table(root: Path, data: Path, tmp_path: Path) -> None:
+def test_rows_are_measured_once_and_make_a_table(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "recall.json"
-    first = run(root, data, out, "--methods", "prior")
-    assert first.returncode == 0, first.stderr
+    assert run("--methods", "prior") == 0
     (prior,) = json.loads(out.read_text())["rows"]  # nothing is left to chance, so one seed says all
     assert prior["AR@10"] == 1.0
-    assert first.stdout.startswith("prior, squares, seed 0: AR@10 1.000")
-    second = run(root, data, out, "--methods", "prior,edge", "--seeds", "0")
-    assert second.returncode == 0, second.stderr
-    content = json.loads(out.read_text())
-    assert content["rows"][0] == prior
-    edge = content["rows"][1]
+    assert capsys.readouterr().out.startswith("prior, squares, seed 0: AR@10 1.000")
+    assert run("--methods", "prior,edge", "--seeds", "0") == 0
+    first, edge = json.loads(out.read_text())["rows"]
+    assert first == prior
+    assert "prior" not in capsys.readouterr().out
     assert (edge["method"], edge["data"], edge["size_hw"]) == ("edge", "squares", [64, 64])
     assert 0 <= edge["AR@10"] <= edge["AR@1000"] <= 1
     assert edge["images_seen"] > 0
     assert 0 < edge["gflops"] < 0.1
-    assert "prior" not in second.stdout
     table = out.with_suffix(".md").read_text()
     assert "| prior | 1 | 1.000 | 1.000 | 1.000 | 1.000 | none; " in table
     assert f"| edge | 1 | {edge['AR@10']:.3f} | {edge['AR@100']:.3f} |" in table
-    refused = run(root, data, out, "--methods", "prior", "--minutes", "5")
-    assert refused.returncode == 2
-    assert "was measured with another minutes" in refused.stderr
+    with pytest.raises(SystemExit):
+        run("--methods", "prior", "--minutes", "5")
+    assert "was measured with another minutes" in capsys.readouterr().err

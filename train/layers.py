@@ -11,6 +11,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from edgerpn.errors import ConfigError
 
 
+_FIRST_STEPS = 10
+"""Over which the statistics of batch norms are plain means."""
+
+
 class Backbone(nn.Module):
     """Base of all backbones: stages with rising stride, of which some are returned."""
 
@@ -92,6 +96,23 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to the same shape."""
         return functional.relu(x + self.second(self.first(x)))
+
+
+def set_norm_momentum(module: nn.Module, step: int) -> None:
+    """Lets the statistics that batch norms remember begin as the mean over the first steps, instead of 0 and 1.
+
+    After ten steps they are what they always are, averages that forget with a momentum of 0.1 (PyTorch's default). A
+    network that has seen a few batches finds something therefore.
+
+    Args:
+        module: The network.
+        step: Number of the step that comes, from 0.
+    """
+    if step > _FIRST_STEPS:
+        return
+    for norm in module.modules():
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.momentum is not None:
+            norm.momentum = 1 / (step + 1) if step < _FIRST_STEPS else 1 / _FIRST_STEPS
 
 
 def fuse_batch_norm(module: nn.Module) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from edgerpn.errors import TrainingDivergedError
 from edgerpn.train.assign import assign, sample
 from edgerpn.train.data_batch import Batch
+from edgerpn.train.layers import set_norm_momentum
 from edgerpn.train.loss import LossSums, rpn_loss_sums
 from edgerpn.train.optimizer import learning_rate, scale_gradients
 from edgerpn.train.run_state import Run
@@ -66,6 +67,7 @@ def take_step(run: Run, batches: Sequence[Batch]) -> StepRecord:
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     run.model.train()
+    set_norm_momentum(run.model, state.step)
     run.optimizer.zero_grad(set_to_none=True)
     sums = torch.zeros(4, device=compute.device)
     for part, batch in enumerate(batches):

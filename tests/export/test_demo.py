@@ -65,7 +65,7 @@ def test_the_exported_model_is_that_of_the_checkpoint_and_states_its_recall(demo
     found = manifest.read(demo.folder.model)
     assert found.provenance.checkpoint_sha256 == files.sha256(demo.folder.checkpoint)
     assert found.provenance.data_sha256 == files.sha256(demo.folder.data / "train.json")
-    assert found.input.network_hw == (96, 160)
+    assert found.input.network_hw == (128, 192)
     assert found.recall is not None
     assert found.recall.num_images == 3
     assert 0 <= dict(found.recall.metrics)["AR@100"] <= 1

@@ -75,8 +75,7 @@ def test_the_network_of_a_pyramid_has_these_blocks(exported: GetExport) -> None:
     laterals = {f"neck.lateral.{level}" for level in range(len(network.logits))}
     levels = range(len(network.logits))
     windows = {f"head.window.fused.{level}" for level in levels}
-    bottom_up = {f"neck.down.{level}" for level in levels[:-1]}
-    assert others == laterals | bottom_up | windows | {"head.objectness", "head.deltas"}
+    assert others == laterals | windows | {"head.objectness", "head.deltas"}
     assert len(network.logits) == len(network.deltas) > 1
     kinds = {node.name: node.op_type for node in proto.graph.node}
     of_block = {kinds[name] for name, block in network.block_of.items() if block == "backbone.stages.2.1"}

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from edgerpn.errors import ConfigError
 from edgerpn.train.anchors import AnchorConfig
 from edgerpn.train.config import TrainSettings, load_settings
-from edgerpn.train.layers import ConvNormAct, LevelConv, ResidualBlock, fuse_batch_norm
+from edgerpn.train.layers import ConvNormAct, LevelConv, ResidualBlock, fuse_batch_norm, set_norm_momentum
 from edgerpn.train.model import ModelConfig, Pyramid, Rpn
 
 NINE = AnchorConfig(strides_px=(16,), sizes_px=((32.0, 64.0, 128.0),), ratios_hw=(0.5, 1.0, 2.0))
@@ -234,6 +234,19 @@ def test_levels_share_a_convolution_and_each_has_its_norm() -> None:
     plain = LevelConv(2, 4, num_levels=2, norm=False)
     plain.fuse()
     assert torch.equal(plain(fine, 0), plain(fine, 1))
+
+
+def test_statistics_begin_as_the_mean_of_the_first_steps() -> None:
+    norm = nn.Sequential(nn.BatchNorm2d(1)).train()
+    for step in range(3):
+        set_norm_momentum(norm, step)
+        norm(torch.full((2, 1, 4, 4), 10.0 * (step + 1)))
+    (layer,) = norm
+    assert layer.running_mean.item() == pytest.approx(20.0)
+    assert layer.running_var.item() == pytest.approx(0.0, abs=1e-6)
+    for step in (10, 11):
+        set_norm_momentum(norm, step)
+        assert layer.momentum == 0.1
 
 
 def test_the_bottom_up_path_brings_fine_levels_to_coarse_ones() -> None:
