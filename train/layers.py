@@ -10,7 +10,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from edgerpn.errors import ConfigError
 
-
 _FIRST_STEPS = 10
 """Over which the statistics of batch norms are plain means."""
 
