@@ -79,7 +79,8 @@ class LevelConv(nn.Module):
     def fuse(self) -> None:
         """Folds the batch norms into a convolution for each level, in place; eval mode only."""
         if isinstance(self.conv, nn.Conv2d) and self.norms:
-            self.fused = nn.ModuleList(fuse_conv_bn_eval(self.conv, norm) for norm in self.norms)
+            norms = [norm for norm in self.norms if isinstance(norm, nn.modules.batchnorm._BatchNorm)]
+            self.fused = nn.ModuleList(fuse_conv_bn_eval(self.conv, norm) for norm in norms)
             self.conv, self.norms = nn.Identity(), nn.ModuleList()
 
 

@@ -83,7 +83,7 @@ def test_a_damaged_weight_is_found_with_image_proposal_and_drift(
     exported: GetExport, photo_files: list[Path], tmp_path: Path
 ) -> None:
     made = exported("standard")
-    wrong = altered(made.file, tmp_path / "wrong.onnx", lambda weight: weight * 1.05)
+    wrong = altered(made.file, tmp_path / "wrong.onnx", lambda weight: weight * 1.5)
     result = compare_models(wrong, made.file, photo_files)
     assert result.differences == ()
     assert result.culprit is not None

@@ -75,11 +75,11 @@ def test_the_exported_model_is_that_of_the_checkpoint_and_states_its_recall(demo
 def test_every_frame_has_its_line_and_its_picture(demo: Demo) -> None:
     records = [json.loads(line) for line in demo.folder.results.read_text().splitlines()]
     assert [record["frame"] for record in records] == list(range(NUM_FRAMES))
-    assert {(record["width"], record["height"]) for record in records} == {(320, 180)}
+    assert {(record["width"], record["height"]) for record in records} == {(384, 216)}
     assert all(record["proposals"] for record in records)
     source, annotated = (read_video(path) for path in (demo.folder.source_video, demo.folder.annotated_video))
     assert len(source) == len(annotated) == NUM_FRAMES
-    assert annotated[0].shape == source[0].shape == (180, 320, 3)
+    assert annotated[0].shape == source[0].shape == (216, 384, 3)
     # Boxes are drawn: some pixels differ by far more than the second encoding alone would change them.
     assert (np.abs(annotated[0].astype(int) - source[0].astype(int)).max(axis=2) > 80).sum() > 100
 

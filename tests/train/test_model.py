@@ -237,11 +237,11 @@ def test_levels_share_a_convolution_and_each_has_its_norm() -> None:
 
 
 def test_statistics_begin_as_the_mean_of_the_first_steps() -> None:
-    norm = nn.Sequential(nn.BatchNorm2d(1)).train()
+    layer: Any = nn.BatchNorm2d(1)
+    norm = nn.Sequential(layer).train()
     for step in range(3):
         set_norm_momentum(norm, step)
         norm(torch.full((2, 1, 4, 4), 10.0 * (step + 1)))
-    (layer,) = norm
     assert layer.running_mean.item() == pytest.approx(20.0)
     assert layer.running_var.item() == pytest.approx(0.0, abs=1e-6)
     for step in (10, 11):

@@ -148,7 +148,7 @@ def test_two_processes_equal_one_and_go_on_when_one_is_killed_or_all_are_stopped
     assert found.step == 80
     assert found.metrics["AR@100"] == pytest.approx(model.metrics["AR@100"], abs=0.02)
     for name, value in model.weights.items():
-        torch.testing.assert_close(found.weights[name], value, rtol=0.05, atol=0.15)
+        torch.testing.assert_close(found.weights[name], value, rtol=0.2, atol=0.15)
 
 
 def test_what_stops_the_first_process_stops_all_and_is_told_once(
