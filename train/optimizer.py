@@ -10,6 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+_LONGEST_WARMUP = 1 / 6
+"""Share of a run."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimizerConfig:
@@ -25,7 +28,7 @@ class OptimizerConfig:
     final_learning_rate: float = 0.02
     """Learning rate at the end of the cosine, as a fraction of the peak."""
     warmup_steps: int = 100
-    """Steps over which the learning rate rises linearly from near 0."""
+    """Steps over which the learning rate rises linearly from near 0; fewer in a run of less than six times as many."""
     momentum: float = 0.9
     """Momentum of SGD, or beta1 of AdamW."""
     weight_decay: float = 0.02
@@ -72,8 +75,11 @@ def scaled_learning_rate(config: OptimizerConfig, batch_size: int) -> float:
 
 
 def learning_rate(step: int, progress: float, config: OptimizerConfig) -> float:
-    """Learning rate of a step: linear warm-up, then a cosine over `progress` (0 at the start, 1 at the end)."""
-    warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
+    """Learning rate of a step: linear warm-up, then a cosine over `progress` (0 at the start, 1 at the end).
+
+    The warm-up ends after a sixth of the run at the latest, so that a run of few steps has more than a warm-up.
+    """
+    warmup = min(1.0, max((step + 1) / (config.warmup_steps + 1), progress / _LONGEST_WARMUP))
     cosine = 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
     fraction = config.final_learning_rate + (1 - config.final_learning_rate) * cosine
     return config.learning_rate * warmup * fraction

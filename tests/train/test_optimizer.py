@@ -30,6 +30,10 @@ def test_the_learning_rate_warms_up_linearly_and_falls_along_a_cosine() -> None:
 
 def test_without_warm_up_the_first_step_has_the_peak() -> None:
     assert learning_rate(0, 0.0, config(warmup_steps=0)) == pytest.approx(0.1)
+    # Ten steps into a warm-up of a thousand, but a twelfth and a sixth of the run.
+    short = config(warmup_steps=999, final_learning_rate=1.0)
+    rates = [learning_rate(9, progress, short) for progress in (0.0, 1 / 12, 1 / 6, 1.0)]
+    assert rates == pytest.approx([0.001, 0.05, 0.1, 0.1])
 
 
 def test_weights_decay_and_biases_and_norms_do_not() -> None:
