@@ -34,7 +34,7 @@ def damaged(exported: GetExport, tmp_path: Path) -> Path:
     made = exported("standard")
     proto = onnx.load(made.file)
     tensor = next(tensor for tensor in proto.graph.initializer if tensor.name.endswith("objectness.weight"))
-    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.05), tensor.name))
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.5), tensor.name))
     onnx.save(proto, tmp_path / "damaged.onnx")
     manifests.write(manifests.read(made.file), tmp_path / "damaged.onnx")
     return tmp_path / "damaged.onnx"

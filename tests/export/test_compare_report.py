@@ -31,7 +31,7 @@ def measured(exported: GetExport, photos: Path, tmp_path_factory: pytest.TempPat
     wrong = tmp_path_factory.mktemp("wrong") / "wrong.onnx"
     proto = onnx.load(made.file)
     tensor = next(tensor for tensor in proto.graph.initializer if tensor.name.endswith("objectness.weight"))
-    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.05), tensor.name))
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.5), tensor.name))
     onnx.save(proto, wrong)
     manifests.write(manifests.read(made.file), wrong)
     dataset = read_coco(photos / "val.json", photos / "images")

@@ -147,7 +147,7 @@ def test_a_damaged_weight_is_found_and_the_image_named(
     made = exported("standard")
     same = damage(made, tmp_path / "same.onnx", lambda weight: weight.copy())
     check_parity(reference(made), same, photo_files[:1], batch=1)
-    wrong = damage(made, tmp_path / "wrong.onnx", lambda weight: weight * 1.05)
+    wrong = damage(made, tmp_path / "wrong.onnx", lambda weight: weight * 1.5)
     with pytest.raises(ParityError, match=r"^1\.png, batch 1: the graph and PyTorch disagree\. Proposal"):
         check_parity(reference(made), wrong, photo_files, batch=None)
 
