@@ -101,8 +101,8 @@ class ResidualBlock(nn.Module):
 def set_norm_momentum(module: nn.Module, step: int) -> None:
     """Lets the statistics that batch norms remember begin as the mean over the first steps, instead of 0 and 1.
 
-    After ten steps they are what they always are, averages that forget with a momentum of 0.1 (PyTorch's default). A
-    network that has seen a few batches finds something therefore.
+    After ten steps they are what they always are, averages that forget with a momentum of 0.1 (PyTorch's default);
+    before, such averages would be their initial values for the most part.
 
     Args:
         module: The network.
