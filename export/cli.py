@@ -38,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--proposals", type=int, metavar="K", help="proposals of a frame (default 100)")
     parser.add_argument("--pre-nms", type=int, metavar="N", help="boxes of each level before NMS (default 1000)")
-    parser.add_argument("--iou", type=float, metavar="X", help="NMS threshold (default 0.7)")
-    parser.add_argument("--score", type=float, metavar="X", help="drop proposals scored below (default 0)")
+    parser.add_argument("--iou", type=float, metavar="X", help="NMS threshold (default: as trained)")
+    parser.add_argument("--score", type=float, metavar="X", help="drop proposals scored below (default: as trained)")
     parser.add_argument("--nms", choices=NMS, help="form of the NMS (default: the target's choice)")
     parser.add_argument("--precision", choices=PRECISIONS, help="of the network (default fp32)")
     parser.add_argument(

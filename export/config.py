@@ -36,10 +36,10 @@ class ExportConfig:
     """K, rows of the outputs."""
     pre_nms: int = 1000
     """Best boxes of each pyramid level that enter NMS."""
-    nms_iou: float = 0.7
-    """A box that overlaps a better one by more than this is dropped."""
-    score_threshold: float = 0.0
-    """Boxes scored below this are dropped, 0..1."""
+    nms_iou: float | None = None
+    """A box that overlaps a better one by more than this is dropped; not set: the checkpoint's `proposals.nms_iou`."""
+    score_threshold: float | None = None
+    """Boxes scored below this are dropped, 0..1; not set: the checkpoint's `proposals.score_threshold`."""
     nms: Nms | None = None
     """`standard` is ONNX NonMaxSuppression, `portable` plain operations; not set: the target's choice."""
     nms_iterations: int | None = None
@@ -74,9 +74,9 @@ class ExportConfig:
         for name in ("num_proposals", "pre_nms"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if not 0 < self.nms_iou <= 1:
+        if self.nms_iou is not None and not 0 < self.nms_iou <= 1:
             raise ValueError(f"nms_iou: expected more than 0 and at most 1, got {self.nms_iou}")
-        if not 0 <= self.score_threshold < 1:
+        if self.score_threshold is not None and not 0 <= self.score_threshold < 1:
             raise ValueError(f"score_threshold: expected 0 to below 1, got {self.score_threshold}")
         for name in ("network_hw", "source_hw"):
             size = getattr(self, name)

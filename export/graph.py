@@ -17,7 +17,7 @@ TOPK_LIMIT = 3840
 
 
 def proposal_config(checkpoint: Checkpoint, config: ExportConfig) -> ProposalConfig:
-    """The proposal stage of the graph: the checkpoint's settings with the export's counts.
+    """The proposal stage of the graph: the checkpoint's settings with those that the export sets.
 
     Raises:
         ExportError: A count is beyond what the target can do.
@@ -33,9 +33,9 @@ def proposal_config(checkpoint: Checkpoint, config: ExportConfig) -> ProposalCon
     return ProposalConfig(
         num_proposals=config.num_proposals,
         pre_nms=config.pre_nms,
-        nms_iou=config.nms_iou,
+        nms_iou=trained.nms_iou if config.nms_iou is None else config.nms_iou,
         nms_scope=trained.nms_scope,
-        score_threshold=config.score_threshold,
+        score_threshold=trained.score_threshold if config.score_threshold is None else config.score_threshold,
         min_size_px=trained.min_size_px,
         nms_iterations=trained.nms_iterations,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,16 @@ def test_the_proposal_stage_has_the_exports_counts_and_the_checkpoints_rules(che
     config = proposal_config(checkpoint, ExportConfig(num_proposals=7, pre_nms=9, nms_iou=0.6, score_threshold=0.25))
     assert (config.num_proposals, config.pre_nms, config.nms_iou, config.score_threshold) == (7, 9, 0.6, 0.25)
     assert (config.min_size_px, config.nms_iterations, config.nms_scope) == (8.0, 16, "level")
+
+
+def test_thresholds_that_the_export_does_not_set_are_those_of_the_evaluation_in_training(
+    checkpoints: dict[str, Path],
+) -> None:
+    checkpoint = load_checkpoint(checkpoints["single-level"])
+    trained = dataclasses.replace(checkpoint.settings.proposals, nms_iou=0.55, score_threshold=0.125)
+    settings = dataclasses.replace(checkpoint.settings, proposals=trained)
+    config = proposal_config(dataclasses.replace(checkpoint, settings=settings), ExportConfig())
+    assert (config.nms_iou, config.score_threshold) == (0.55, 0.125)
 
 
 @pytest.mark.parametrize(
