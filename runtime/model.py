@@ -229,7 +229,9 @@ class Model:
         try:
             inputs[row] = self._preprocessor.prepare(check_image(frame.image))[0]
         except InputError as error:
-            return error
+            # A traceback refers to the frame, and through its callers to this error: a ring, which would keep the
+            # frame's slot from its camera until the garbage collector comes by.
+            return error.with_traceback(None)
         return (time.perf_counter() - start_s) * 1e3
 
     def _restore_row(self, frame: Frame, outputs: Outputs, row: int, stage_ms: dict[str, float]) -> Result:

@@ -23,6 +23,15 @@ def root() -> Path:
     return ROOT
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Two groups for `./dev test`, which gives each a process: tests that mostly wait, and those that compute."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            waits = ROOT / "tests" / "runtime" in item.path.parents
+            item.add_marker(pytest.mark.xdist_group("wait" if waits else "compute"))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skips tests that this machine cannot run; CI turns a missing TensorRT-RTX into a failure."""
     if item.get_closest_marker("rtx"):

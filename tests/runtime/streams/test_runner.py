@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections import Counter
@@ -189,6 +190,16 @@ def test_the_batch_is_what_the_model_is_made_for(
     assert len(run.results) == 30
 
 
+@pytest.fixture
+def without_garbage_collector() -> Iterator[None]:
+    """Nothing may rely on it: a large program collects rings of references seldom."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("without_garbage_collector")
 def test_a_source_that_does_not_fit_the_model_stops_no_other(
     make_model: Callable[..., Path], tmp_path: Path, make_clip: Make, start: Make
 ) -> None:
