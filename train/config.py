@@ -41,7 +41,7 @@ class LoopConfig:
     """Whether torch.compile makes the network faster: minutes at the start; needs a C++ compiler; one process only."""
     sync_batch_norm: bool = True
     """Whether batch norm takes its statistics over the images of all processes, as on one, or of each process apart."""
-    evaluations: int = 6
+    evaluations: int = 4
     """Evaluations on the validation images, spread evenly; the last is at the end."""
     log_every: int = 10
     """Steps between two rows of the log."""

@@ -10,27 +10,33 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from edgerpn.train.muon import Muon, split
+
 _LONGEST_WARMUP = 1 / 6
 """Share of a run."""
+_OUTPUTS = ("head.objectness", "head.deltas")
+"""Layers of the network that give logits and deltas."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimizerConfig:
     """How the weights move."""
 
-    kind: Literal["adamw", "sgd"] = "adamw"
-    """AdamW, or SGD with momentum as in the paper."""
+    kind: Literal["muon", "adamw", "sgd"] = "muon"
+    """Muon for convolutions between hidden channels and AdamW for the rest, AdamW alone, or SGD as in the paper."""
     learning_rate: float = 4e-3
     """Peak learning rate, for the configured batch size; for `reference_batch_size` when that is chosen by itself."""
     reference_batch_size: int = 16
     """Batch size that the learning rate is meant for when `data.batch_size` is 0: with the batch that is chosen then,
-    SGD's rate grows in proportion and AdamW's with the square root."""
+    SGD's rate grows in proportion, the others' with the square root."""
     final_learning_rate: float = 0.02
     """Learning rate at the end of the cosine, as a fraction of the peak."""
     warmup_steps: int = 100
     """Steps over which the learning rate rises linearly from near 0; fewer in a run of less than six times as many."""
     momentum: float = 0.9
-    """Momentum of SGD, or beta1 of AdamW."""
+    """Momentum of SGD and Muon, beta1 of AdamW."""
+    muon_rms: float = 0.5
+    """muon: root mean square of the step of a hidden convolution's weights, in learning rates."""
     weight_decay: float = 0.02
     """Decay of convolution weights; biases and norms have none."""
     max_grad_norm: float = 10.0
@@ -44,6 +50,8 @@ class OptimizerConfig:
         """Checks ranges."""
         if self.learning_rate <= 0 or self.max_grad_norm <= 0:
             raise ValueError("learning_rate: expected a positive number, and max_grad_norm too")
+        if self.muon_rms <= 0:
+            raise ValueError(f"muon_rms: expected a positive number, got {self.muon_rms}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay: expected 0 to below 1, got {self.ema_decay}")
         if not 0 <= self.final_learning_rate <= 1:
@@ -56,13 +64,20 @@ class OptimizerConfig:
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """The optimizer, with weight decay on convolution weights only."""
-    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     plain = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    betas = (config.momentum, 0.999)
+    if config.kind == "muon":
+        hidden, outer = split(model, _OUTPUTS)
+        decay = config.weight_decay
+        kinds = ((hidden, decay, True), (outer, decay, False), (plain, 0.0, False))
+        parts = [{"params": p, "weight_decay": d, "hidden": h} for p, d, h in kinds if p]
+        return Muon(parts, lr=config.learning_rate, betas=betas, rms=config.muon_rms)
+    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     if config.kind == "sgd":
         return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=True)
     # Fused: one pass over all weights. On a CPU the loop over tensors, the default, takes a tenth of the step.
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.momentum, 0.999), fused=True)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
 
 
 def scaled_learning_rate(config: OptimizerConfig, batch_size: int) -> float:
