@@ -4,10 +4,10 @@
         [--minutes 10] [--size 640] [--peer-python VENV/bin/python] [--contrib-python VENV/bin/python]
 
 Every network starts from random weights and trains for the same minutes, one run after the other, on whatever the
-machine has; decoding and evaluation on the way are part of them. What it has at the end is measured on val.json: there
-is no choice of the best moment by these images. The rows are kept in `--out`, which names method, data and seed:
-rows that are there are not measured again, so that a table can be made in several goes, on one machine. Beside it
-lies the same as a table, `--out` with .md.
+machine has; decoding and evaluations on the way are part of them (none for `paper`, whose network needs minutes for
+one on a CPU). What it has at the end is measured on val.json: there is no choice of the best moment by these images.
+The rows are kept in `--out`, which names method, data and seed: rows that are there are not measured again, so that a
+table can be made in several goes, on one machine. Beside it lies the same as a table, `--out` with .md.
 
 `torchvision` needs `--peer-python`, an interpreter with torch, torchvision and OpenCV; `selective-search` and
 `edge-boxes` need `--contrib-python`, one with opencv-contrib-python-headless.

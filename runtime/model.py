@@ -229,8 +229,8 @@ class Model:
         try:
             inputs[row] = self._preprocessor.prepare(check_image(frame.image))[0]
         except InputError as error:
-            # A traceback refers to the frame, and through its callers to this error: a ring, which would keep the
-            # frame's slot from its camera until the garbage collector comes by.
+            # The traceback keeps the calls alive, and in them the picture and the list that will hold this error: a
+            # ring, in which the picture's slot would be lost to its camera until the garbage collector comes by.
             return error.with_traceback(None)
         return (time.perf_counter() - start_s) * 1e3
 

@@ -2,7 +2,11 @@
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) makes all singular values of a weight's averaged
 gradient about the same before it takes the step, so that directions that the gradient seldom shows are learned, too.
-It is no more than AdamW per image, and a short training gets further: that is what it is here for.
+It takes several times as long as AdamW, some 5 % of a training step on a CPU, and a short training gets much further:
+benchmarks/results/recall-muon_*.md.
+
+Each process of a distributed training computes the same step for itself. What rounding makes of it may differ between
+unlike processors, and nothing brings the weights together again: processes should run on like hardware.
 
 PyTorch's own `torch.optim.Muon` takes matrices only, and computes in bfloat16, which many CPUs merely imitate.
 
@@ -39,23 +43,36 @@ class Muon(torch.optim.AdamW):
             betas: AdamW's; the first is also the momentum of the hidden groups.
             rms: Root mean square of the step of a hidden weight's elements, in learning rates.
         """
-        super().__init__(list(groups), lr=lr, betas=betas, fused=True)
-        self.rms = rms
-        # What AdamW's single pass does for float16 itself, skip steps that overflowed, is left to the scaler.
+        super().__init__([{"rms": rms, **group} for group in groups], lr=lr, betas=betas, fused=True)
+        # AdamW's single pass would skip a float16 step that overflowed by itself, but the hidden groups would not. So
+        # the scaler decides, at the price of a wait for the device.
         self._step_supports_amp_scaling = False
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Moves all weights by their gradients; those of hidden weights are gone after it."""
+        """Moves all weights by their gradients.
+
+        Raises:
+            ValueError: There is a closure.
+        """
         if closure is not None:
             raise ValueError("closure: expected None, for gradients are averaged before the step")
+        hidden_grads: list[tuple[nn.Parameter, Tensor]] = []
         for group in self.param_groups:
             if group["hidden"]:
                 weights = [p for p in group["params"] if p.grad is not None]
                 weights.sort(key=lambda p: p.shape)
                 for _, alike in itertools.groupby(weights, key=lambda p: p.shape):
                     self._move(list(alike), group)
-        return super().step()
+                hidden_grads += [(p, p.grad) for p in weights if p.grad is not None]
+        # AdamW passes over weights without a gradient.
+        for weight, _ in hidden_grads:
+            weight.grad = None
+        try:
+            return super().step()
+        finally:
+            for weight, grad in hidden_grads:
+                weight.grad = grad
 
     def _move(self, weights: list[nn.Parameter], group: dict[str, Any]) -> None:
         """One step for weights of one shape."""
@@ -70,9 +87,7 @@ class Muon(torch.optim.AdamW):
         unit = 1 / math.sqrt(max(moves.shape[1:]))
         for weight, move in zip(weights, moves, strict=True):
             weight.mul_(1 - group["lr"] * group["weight_decay"])
-            weight.add_(_to_weight(move, weight.shape), alpha=-group["lr"] * self.rms / unit)
-            # AdamW passes over weights without a gradient.
-            weight.grad = None
+            weight.add_(_to_weight(move, weight.shape), alpha=-group["lr"] * group["rms"] / unit)
 
     def _average_of(self, weight: nn.Parameter) -> Tensor:
         state = self.state[weight]
@@ -85,13 +100,17 @@ class Muon(torch.optim.AdamW):
 
 
 def split(model: nn.Module, outputs: tuple[str, ...]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The weights of more than one dimension that are between hidden channels, and the others.
+    """Tells weights between hidden channels from others.
 
-    Hidden is a convolution's weight that neither sees the image, nor a single channel (depthwise), nor gives an output.
+    Hidden is a convolution's weight that neither sees the image, nor a few channels only (depthwise and small groups),
+    nor gives an output.
 
     Args:
-        model: The network.
+        model: The network; its biases, norms and frozen weights are in neither list.
         outputs: Beginnings of the names of the layers that give outputs.
+
+    Returns:
+        Hidden weights (O, I, H, W) with I > 3, and all others of more than one dimension.
     """
     hidden: list[nn.Parameter] = []
     outer: list[nn.Parameter] = []
@@ -135,5 +154,6 @@ def _to_matrix(weight_OIHW: Tensor) -> Tensor:
 
 
 def _to_weight(matrix: Tensor, shape: torch.Size) -> Tensor:
+    """(O, H*W*I) back to (O, I, H, W)."""
     num_outputs, num_inputs, height, width = shape
     return matrix.view(num_outputs, height, width, num_inputs).permute(0, 3, 1, 2)

@@ -34,7 +34,7 @@ class OptimizerConfig:
     warmup_steps: int = 100
     """Steps over which the learning rate rises linearly from near 0; fewer in a run of less than six times as many."""
     momentum: float = 0.9
-    """Momentum of SGD and Muon, beta1 of AdamW."""
+    """Momentum of SGD and Muon, beta1 of AdamW (and of what AdamW does beside Muon)."""
     muon_rms: float = 0.5
     """muon: root mean square of the step of a hidden convolution's weights, in learning rates."""
     weight_decay: float = 0.02
@@ -83,7 +83,8 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Opt
 def scaled_learning_rate(config: OptimizerConfig, batch_size: int) -> float:
     """The peak learning rate for batches of another size than `reference_batch_size`.
 
-    Source: SGD in proportion (arXiv:1706.02677); Adam with the square root (arXiv:2205.10287).
+    Source: SGD in proportion (arXiv:1706.02677); Adam with the square root (arXiv:2205.10287). That Muon follows Adam
+    in this is an assumption.
     """
     ratio = batch_size / config.reference_batch_size
     return config.learning_rate * (ratio if config.kind == "sgd" else math.sqrt(ratio))

@@ -132,7 +132,10 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
         )
     old, new = checkpoint.settings.optimizer.kind, run.settings.optimizer.kind
     if old != new:
-        raise CheckpointError(f"{run.folder.last}: the run uses {old}, which cannot go on as {new}; start a new run")
+        raise CheckpointError(
+            f"{run.folder.last}: the run uses {old}, which cannot go on as {new}; give --set optimizer.kind={old}, or "
+            "start a new run"
+        )
     if checkpoint.data_sha256 != run.train_set.sha256:
         raise CheckpointError(f"{run.folder.last}: the run was trained on another train.json; start a new run")
     old_classes, new_classes = checkpoint.settings.data.holdout_classes, run.settings.data.holdout_classes

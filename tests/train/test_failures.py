@@ -208,6 +208,13 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(start: Start) -> No
     assert found.weights.keys() == expected.weights.keys()
 
 
+def test_a_run_goes_on_with_its_own_optimizer_only(start: Start) -> None:
+    start("loop.epochs=1", "optimizer.kind=adamw")
+    with pytest.raises(CheckpointError, match=r"cannot go on as muon; give --set optimizer\.kind=adamw"):
+        start("loop.epochs=2", resume=True)
+    start("loop.epochs=2", "optimizer.kind=adamw", resume=True)
+
+
 def test_a_save_that_fails_after_falling_back_leaves_the_older_state(start: Start) -> None:
     part = start("loop.epochs=2", "loop.evaluations=2")
     previous = part.last.with_name("last-previous.pt")

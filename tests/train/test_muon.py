@@ -66,8 +66,10 @@ def test_hidden_is_what_neither_sees_the_image_nor_gives_an_output() -> None:
 
 
 def small() -> nn.Sequential:
+    """One weight that sees the image, and hidden ones: two of one shape, 8 x 72, a wide and a tall one."""
     torch.manual_seed(2)
-    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 16, 3, bias=False), nn.Conv2d(16, 4, 1))
+    layers = [nn.Conv2d(3, 8, 3, padding=1), *(nn.Conv2d(8, 8, 3, padding=1, bias=False) for _ in range(2))]
+    return nn.Sequential(*layers, nn.Conv2d(8, 4, 1), nn.Conv2d(4, 16, 1))
 
 
 def settings(**changes: object) -> OptimizerConfig:
@@ -85,24 +87,39 @@ def flat(weight: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_two_steps_of_a_hidden_weight_are_those_of_the_definition(memory_format: torch.memory_format) -> None:
+def test_two_steps_of_hidden_weights_are_those_of_the_definition(memory_format: torch.memory_format) -> None:
     model = small().to(memory_format=memory_format)
     optimizer = make_optimizer(model, settings(muon_rms=0.3, momentum=0.8))
-    weight = model[1].weight
-    assert isinstance(weight, nn.Parameter)
-    expected, average = weight.detach().clone(), torch.zeros_like(weight)
+    hidden, _ = split(model, OUTPUTS)
+    assert [tuple(flat(w).shape) for w in hidden] == [(8, 72), (8, 72), (4, 8), (16, 4)]
+    expected = [w.detach().clone() for w in hidden]
+    averages = [torch.zeros_like(w) for w in expected]
     for seed in range(2):
         set_grads(model, seed)
-        assert weight.grad is not None
-        grad = weight.grad.clone()
-        average = 0.8 * average + 0.2 * grad
-        direction = iterated(flat(0.2 * grad + 0.8 * average)).float()
-        # 16 x 72: 0.3 of the learning rate, were all singular values 1.
-        moved = flat(expected) * (1 - 0.1 * 0.5) - 0.1 * 0.3 * math.sqrt(72) * direction
-        expected = moved.view(16, 3, 3, 8).permute(0, 3, 1, 2)
+        grads = [w.grad.clone() for w in hidden if w.grad is not None]
+        for i, grad in enumerate(grads):
+            averages[i] = 0.8 * averages[i] + 0.2 * grad
+            direction = iterated(flat(0.2 * grad + 0.8 * averages[i])).float()
+            # 0.3 of the learning rate, were all singular values 1.
+            moved = flat(expected[i]) * (1 - 0.1 * 0.5) - 0.1 * 0.3 * math.sqrt(max(direction.shape)) * direction
+            num_outputs, num_inputs, height, width = grad.shape
+            expected[i] = moved.view(num_outputs, height, width, num_inputs).permute(0, 3, 1, 2)
         optimizer.step()
-        torch.testing.assert_close(weight.detach(), expected, rtol=1e-4, atol=1e-5)
-    assert weight.is_contiguous(memory_format=memory_format)
+        for found, weight, grad in zip(hidden, expected, grads, strict=True):
+            torch.testing.assert_close(found.detach(), weight, rtol=1e-4, atol=1e-5)
+            assert found.grad is not None
+            assert torch.equal(found.grad, grad)
+    assert all(w.is_contiguous(memory_format=memory_format) for w in hidden)
+
+
+def test_a_weight_without_a_gradient_stays() -> None:
+    model = small()
+    optimizer = make_optimizer(model, settings())
+    set_grads(model, 0)
+    model[2].weight.grad = None
+    before = [model[i].weight.detach().clone() for i in (1, 2)]
+    optimizer.step()
+    assert [torch.equal(model[i].weight, before[k]) for k, i in enumerate((1, 2))] == [False, True]
 
 
 def test_everything_else_moves_as_under_adamw() -> None:
@@ -113,8 +130,8 @@ def test_everything_else_moves_as_under_adamw() -> None:
             set_grads(model, seed)
             optimizer.step()
     for (name, ours), theirs in zip(muon.named_parameters(), adamw.parameters(), strict=True):
-        # Here, without a head, the last convolution is hidden, too.
-        is_hidden = name in ("1.weight", "2.weight")
+        # Here, without a head, all convolutions but the first are hidden.
+        is_hidden = name.endswith("weight") and name != "0.weight"
         assert torch.equal(ours, theirs) != is_hidden, name
 
 
