@@ -2,8 +2,8 @@
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) makes all singular values of a weight's averaged
 gradient about the same before it takes the step, so that directions that the gradient seldom shows are learned, too.
-It takes several times as long as AdamW, some 5 % of a training step on a CPU, and a short training gets much further:
-benchmarks/results/recall-muon_*.md.
+It takes several times as long as AdamW, some 5 % of a training step on two cores, and a short training gets much
+further: benchmarks/results/recall-muon_*.md.
 
 Each process of a distributed training computes the same step for itself. What rounding makes of it may differ between
 unlike processors, and nothing brings the weights together again: processes should run on like hardware.
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic polynomial, from Jordan et al.: five rounds bring every singular value above 0.002 to 0.7 to 1.2."""
+"""Of the quintic polynomial, from Jordan et al.: five rounds bring values of 0.002 to 1 between 0.68 and 1.21."""
 _NUM_ROUNDS = 5
 _TINY = 1e-7
 _IMAGE_CHANNELS = 3
@@ -131,7 +131,7 @@ def orthogonalize(matrices: Tensor) -> Tensor:
         matrices: (G, R, C) or (G, C, R) float32.
 
     Returns:
-        The same shape; singular values of more than 0.002 of the matrix's norm become 0.7 to 1.2, smaller ones less.
+        The same shape; singular values of at least 0.002 of the matrix's norm become 0.68 to 1.21, smaller ones less.
     """
     if matrices.shape[1] > matrices.shape[2]:
         return orthogonalize(matrices.mT).mT
