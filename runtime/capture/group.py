@@ -273,6 +273,9 @@ class CaptureGroup:
                 self._is_closing = True
                 wake_fd, self._wake_fd = self._wake_fd, -1
                 self.changed.notify_all()
+            # None is left but after a failure.
+            for watch in self._watched:
+                watch.supervisor.abandon()
             self._selector.close()
             os.close(wake_fd)
 

@@ -101,6 +101,14 @@ class SourceSupervisor:
             self.process.stop()
             self._over_s = now_s + _KILL_S
 
+    def abandon(self) -> None:
+        """Kills its process and lets go of it, without a word to the consumer."""
+        process, self.process, self._ring = self.process, None, None
+        if process is not None:
+            process.kill()
+            process.wait(_KILL_S)
+            process.close()
+
     def on_control(self, now_s: float) -> None:
         """Takes the packets that have come."""
         process = self.process

@@ -155,6 +155,11 @@ class CaptureProcess:
         """Its exit status, negative for a signal; None while it lives."""
         return self._process.poll()
 
+    def wait(self, timeout_s: float) -> None:
+        """Waits for its end, so that the kernel can forget it; one that hangs in a driver may outlast the time."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout_s)
+
     def close(self) -> None:
         """Closes socket and pipe."""
         self.control.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -172,3 +173,19 @@ def test_an_error_in_the_watching_thread_reaches_those_who_wait(make_group: Make
         list(iter(lambda: group.take(40.0), None))
     with pytest.raises(RuntimeError, match="closed"):
         group.add(CaptureConfig(source="0"))
+
+
+def test_an_error_in_the_watching_thread_leaves_no_process(make_mjpeg: Make, make_group: Make) -> None:
+    group = make_group()
+    capture = group.add(CaptureConfig(source=make_mjpeg().url))
+    while not isinstance(group.take(40.0), CapturedFrame):
+        pass
+    process = capture.supervisor.process
+    capture.supervisor.on_control = lambda now_s: 1 / 0
+    capture.supervisor.tick = lambda now_s: 1 / 0
+    with pytest.raises(RuntimeError, match="has failed"):
+        list(iter(lambda: group.take(40.0), None))
+    group.close()
+    assert capture.supervisor.process is None
+    assert process.poll() == -signal.SIGKILL
+    assert process.control.fileno() == process.output_fd == -1
