@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SHORT_RUN = (
     # Fifty to three hundred steps are taken, so what the preset spreads over a long run has to come early.
-    "data.batch_size=8",
+    "optimizer.learning_rate=4e-3",
     "optimizer.warmup_steps=20",
     "optimizer.ema_warmup_steps=60",
     "loop.evaluations=2",

@@ -151,6 +151,7 @@ def _open_checkpoint(file: Path, num_proposals: int, network_hw: tuple[int, int]
     from edgerpn.train.checkpoint import load_model
     from edgerpn.train.detector import Detector, detect
     from edgerpn.train.device import place
+    from edgerpn.train.layers import fuse_batch_norm
 
     model, checkpoint = load_model(file)
     hw = network_hw or checkpoint.settings.data.input_hw
@@ -159,8 +160,8 @@ def _open_checkpoint(file: Path, num_proposals: int, network_hw: tuple[int, int]
         raise ConfigError([f"--size {hw[0]}x{hw[1]}: {misfit}"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     proposals = dataclasses.replace(checkpoint.settings.proposals, num_proposals=num_proposals)
-    detector = Detector(model, proposals, network_hw=hw)
-    detector = place(detector.eval(), device)
+    fuse_batch_norm(model.eval())
+    detector = place(Detector(model, proposals, network_hw=hw), device)
     return lambda frame: detect(detector, frame), num_proposals
 
 

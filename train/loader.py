@@ -48,7 +48,7 @@ class DataConfig:
     """Longest side of the training views, pixels, for the batches in turn: a smaller view shows a part of what the
     network sees otherwise, at the same scale and in less time. 0: as large as `input_hw`, so that large objects are
     seen whole; empty: all of them."""
-    batch_size: int = 16
+    batch_size: int = 8
     """Images per step, over all processes and passes; 0: as many as the GPUs hold, and on a CPU
     `optimizer.reference_batch_size`."""
     workers: int = 2

@@ -27,7 +27,7 @@ class ModelConfig:
 
     backbone: str = "edge"
     """`edge`, `resnet18`, `resnet34`, `resnet50`, `vgg16`, `mobilenet_v3_large`, or `timm:NAME` (package timm)."""
-    stage_channels: tuple[int, ...] = (16, 32, 48, 96, 128, 128)
+    stage_channels: tuple[int, ...] = (16, 32, 48, 88, 128, 128)
     """edge: channels of the stages at strides 2, 4, 8, 16, 32, 64."""
     stage_blocks: tuple[int, ...] = (0, 0, 1, 2, 2, 2)
     """edge: residual blocks of each stage behind its strided convolution."""

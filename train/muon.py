@@ -6,7 +6,7 @@ It takes several times as long as AdamW, some 5 % of a training step on two core
 further: benchmarks/results/recall-muon_*.md.
 
 Each process of a distributed training computes the same step for itself. What rounding makes of it may differ between
-unlike processors, and nothing brings the weights together again: processes should run on like hardware.
+unlike processors; the loop brings the weights together again at every evaluation.
 
 PyTorch's own `torch.optim.Muon` takes matrices only, and computes in bfloat16, which many CPUs merely imitate.
 

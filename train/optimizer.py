@@ -24,9 +24,9 @@ class OptimizerConfig:
 
     kind: Literal["muon", "adamw", "sgd"] = "muon"
     """Muon for convolutions between hidden channels and AdamW for the rest, AdamW alone, or SGD as in the paper."""
-    learning_rate: float = 4e-3
+    learning_rate: float = 2.8e-3
     """Peak learning rate, for the configured batch size; for `reference_batch_size` when that is chosen by itself."""
-    reference_batch_size: int = 16
+    reference_batch_size: int = 8
     """Batch size that the learning rate is meant for when `data.batch_size` is 0: with the batch that is chosen then,
     SGD's rate grows in proportion, the others' with the square root."""
     final_learning_rate: float = 0.02
@@ -43,7 +43,7 @@ class OptimizerConfig:
     """Gradients are scaled down to this norm at most."""
     ema_decay: float = 0.998
     """Decay of the average of the weights that is evaluated and exported; 0: no average."""
-    ema_warmup_steps: int = 200
+    ema_warmup_steps: int = 400
     """The decay rises from 0 over about as many steps, so that early weights are forgotten."""
 
     def __post_init__(self) -> None:

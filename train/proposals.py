@@ -26,7 +26,7 @@ class ProposalConfig:
     """K, the most proposals of an image."""
     pre_nms: int = 1000
     """Best boxes of each pyramid level that enter NMS."""
-    nms_iou: float = 0.8
+    nms_iou: float = 0.83
     """A box that overlaps a better one by more than this is dropped."""
     nms_scope: Literal["level", "all"] = "level"
     """Whether boxes compete within their pyramid level (as in FPN) or all together."""

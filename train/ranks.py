@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -129,6 +129,19 @@ class Ranks:
         """Replaces `tensor` by its sum over the processes."""
         if self.size > 1:
             distributed.all_reduce(tensor)
+
+    def take_from_first(self, tensors: Iterable[Tensor]) -> float:
+        """Gives `tensors` the first process's values, in place; returns the largest difference that any had."""
+        if self.size == 1:
+            return 0.0
+        difference = torch.zeros((), dtype=torch.float64)
+        for tensor in tensors:
+            first = tensor.detach().clone(memory_format=torch.contiguous_format)
+            distributed.broadcast(first, 0)
+            difference = difference.maximum((first - tensor.detach()).abs().max().double().cpu())
+            tensor.detach().copy_(first)
+        distributed.all_reduce(difference, distributed.ReduceOp.MAX)
+        return float(difference)
 
     def smallest(self, value: int) -> int:
         """The least of the processes' values."""

@@ -17,11 +17,6 @@ Found = tuple[int, npt.NDArray[np.float32], npt.NDArray[np.float32]]
 """COCO id of an image, its proposals' boxes (M, 4) in its pixels and their scores (M,)."""
 
 
-def measure(detector: Detector, dataset: Dataset) -> dict[str, float]:
-    """Runs every image of `dataset` through `detector`, in full precision, and returns its recall."""
-    return recall_of(find(detector, dataset.records), dataset)
-
-
 def find(detector: Detector, records: Sequence[ImageRecord]) -> list[Found]:
     """The proposals of every image, in full precision."""
     return [

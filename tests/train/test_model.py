@@ -312,5 +312,5 @@ def test_strides_need_not_double() -> None:
 
 
 def test_several_levels_of_different_width_need_a_pyramid() -> None:
-    with pytest.raises(ConfigError, match=r"neck_channels: levels of \(48, 96, 128, 128\) channels need a pyramid"):
+    with pytest.raises(ConfigError, match=r"neck_channels: levels of \(48, 88, 128, 128\) channels need a pyramid"):
         Rpn(ModelConfig(neck_channels=0))

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(
 LENGTH = (
     "data.batch_size=8",
     "loop.epochs=40",
-    "loop.evaluations=1",
+    "loop.evaluations=20",
     "loop.save_every_s=0",
     "assign.samples_per_image=64",
     # Slowly, because roundings grow with what the weights move.
@@ -130,11 +130,14 @@ def test_two_processes_equal_one_and_go_on_when_one_is_killed_or_all_are_stopped
     assert resumed_at >= 4
 
     # All are stopped, as a machine that is taken away does it.
-    run.wait_until(lambda: run.step() > resumed_at)
+    run.wait_until(lambda: run.step() > resumed_at + 8)
     run.process.send_signal(signal.SIGTERM)
     run.wait()
     assert "interrupted at step" in run.text
     assert run.step() < 80
+    # Evaluated at every fourth step, where all weights are compared.
+    assert run.text.count("AR@100") >= 2
+    assert "weights differed" not in run.text
     assert run.text.count("M parameters, 16 images, cpu, fp32 on each of 2 processes") == 2
 
     # And taken up again, by one process.
@@ -151,6 +154,29 @@ def test_two_processes_equal_one_and_go_on_when_one_is_killed_or_all_are_stopped
     assert found.metrics["AR@100"] == pytest.approx(model.metrics["AR@100"], abs=0.02)
     for name, value in model.weights.items():
         torch.testing.assert_close(found.weights[name], value, rtol=0.2, atol=0.15)
+
+
+def drift(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    store = torch.distributed.FileStore(f"{folder}/store", 2)  # type: ignore[attr-defined]
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    layer = torch.nn.BatchNorm2d(3)
+    with torch.no_grad():
+        layer.weight[1] += 0.25 * rank
+    ranks = Ranks(rank=rank, size=2, local_rank=rank, local_size=2)
+    differences = [ranks.take_from_first(layer.state_dict().values()) for _ in range(2)]
+    torch.save((differences, layer.state_dict()), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # fork, with threads about that do nothing
+def test_weights_that_drift_apart_are_measured_and_brought_together(tmp_path: Path) -> None:
+    start = torch.multiprocessing.start_processes  # type: ignore[attr-defined]
+    start(drift, (str(tmp_path),), nprocs=2, start_method="fork")
+    for rank in (0, 1):
+        differences, state = torch.load(tmp_path / f"{rank}.pt")
+        assert differences == [0.25, 0.0]
+        assert state["weight"].tolist() == [1.0, 1.0, 1.0]
 
 
 def test_what_stops_the_first_process_stops_all_and_is_told_once(
