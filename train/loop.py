@@ -175,7 +175,7 @@ def _evaluate(run: Run, keeper: Keeper, say: Callable[[str], None]) -> None:
     model.load_state_dict(run.weights)
     # What is evaluated is what the first process saves, also where averages or statistics are each process's own.
     ranks.take_from_first(model.state_dict().values())
-    # Two thirds of the time, as in an exported graph.
+    # It is faster, and what an exported graph does.
     fuse_batch_norm(model.eval())
     detector = Detector(
         model,

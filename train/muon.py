@@ -2,8 +2,8 @@
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) makes all singular values of a weight's averaged
 gradient about the same before it takes the step, so that directions that the gradient seldom shows are learned, too.
-It takes several times as long as AdamW, some 5 % of a training step on two cores, and a short training gets much
-further: benchmarks/results/recall-muon_*.md.
+It takes several times as long as AdamW, some 5 % of a training step of 16 images on two cores, and a short training
+gets much further: benchmarks/results/recall-muon_*.md.
 
 Each process of a distributed training computes the same step for itself. What rounding makes of it may differ between
 unlike processors; the loop brings the weights together again at every evaluation.

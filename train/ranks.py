@@ -131,7 +131,10 @@ class Ranks:
             distributed.all_reduce(tensor)
 
     def take_from_first(self, tensors: Iterable[Tensor]) -> float:
-        """Gives `tensors` the first process's values, in place; returns the largest difference that any had."""
+        """Gives `tensors` the first process's values, in place; returns the largest difference that any had.
+
+        Every process calls it, with tensors of the same shapes in the same order.
+        """
         if self.size == 1:
             return 0.0
         difference = torch.zeros((), dtype=torch.float64)
