@@ -71,7 +71,9 @@ def make_graphs(
     torch.manual_seed(0)
     model = load_model(checkpoint)[0] if checkpoint else Rpn(load_settings().model).eval()
     config = ExportConfig(network_hw=hw, batch=1)
-    detector: Detector = export_module(model, ProposalConfig(num_proposals=100, pre_nms=1000), config, hw)
+    detector: Detector = export_module(
+        model, ProposalConfig(num_proposals=100, pre_nms=1000, nms_candidates=1000), config, hw
+    )
     frames = torch.zeros((1, *hw, 3), dtype=torch.uint8)
     parts: dict[str, tuple[nn.Module, Tensor]] = {
         "network": (Network(detector.model), detector.model.normalize(frames)),

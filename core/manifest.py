@@ -143,7 +143,7 @@ def standard_outputs(num_proposals: int) -> tuple[OutputSpec, ...]:
             name="scores",
             dtype="float32",
             shape=("N", num_proposals),
-            meaning="objectness 0..1, descending; rows beyond count are zero",
+            meaning="objectness after NMS, 0..1, descending; rows beyond count are zero",
         ),
         OutputSpec(name="count", dtype="int32", shape=("N",), meaning="number of valid rows"),
     )

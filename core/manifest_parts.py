@@ -83,6 +83,8 @@ class ProposalSpec:
     """ONNX NonMaxSuppression, or plain operations."""
     nms_iou: float
     """Boxes that overlap a better one by more than this are dropped."""
+    soft_nms_iou: float = 1.0
+    """Boxes that overlap a better one by more than this lose score; 1: none does."""
     nms_scope: Literal["level", "all"]
     """Whether boxes compete within their pyramid level or over all levels."""
     nms_iterations: int | None = None
@@ -90,7 +92,7 @@ class ProposalSpec:
     nms_chain: int | None = None
     """Iterations that the images seen at export needed at most; nothing when they were not measured."""
     nms_candidates: int | None = None
-    """portable NMS: best boxes of all levels together that it looks at; nothing: all that `pre_nms` leaves."""
+    """Best boxes of all levels together that NMS looks at; nothing: all that `pre_nms` leaves."""
     score_threshold: float
     """Boxes scored below this are dropped."""
     min_size_px: float

@@ -26,7 +26,7 @@ class Proposals:
     boxes: npt.NDArray[np.float32]
     """(M, 4) float32; x1, y1, x2, y2 in pixels of the frame."""
     scores: npt.NDArray[np.float32]
-    """(M,) float32; objectness 0..1, descending as the model gives them."""
+    """(M,) float32, 0..1, descending as the model gives them: objectness, lowered where soft NMS lowers it."""
 
     def __post_init__(self) -> None:
         """Copies, checks and locks the arrays."""

@@ -7,7 +7,10 @@ one of them has is called a boundary case when one of these explains it:
     2. its score is at the score threshold, or at the cut of its level before NMS
     3. a side is at the minimum size
     4. it overlaps another proposal by nearly the NMS threshold
-    5. it overlaps a better boundary case of the other model by more than that: what suppressed it there is missing here
+    5. it overlaps a better boundary case of the other model by more than that, which suppressed it there; with soft
+       NMS, any boundary case of the other model by more than `soft_nms_iou`, which may have taken its score
+    6. soft NMS: the other model has the same box with another score, and it overlaps another proposal so far that a box
+       between the two may have been dropped in one model, at the NMS threshold, and have taken score in the other
 """
 
 from __future__ import annotations
@@ -42,6 +45,8 @@ class Decisions:
     """K."""
     nms_iou: float
     """Overlap above which a box is dropped."""
+    soft_nms_iou: float = 1.0
+    """Overlap with a better box above which a box loses score."""
     score_threshold: float = 0.0
     """Score below which a box is dropped."""
     min_size_px: float = 0.0
@@ -63,6 +68,7 @@ class Decisions:
         return cls(
             capacity=proposals.num_proposals,
             nms_iou=proposals.nms_iou,
+            soft_nms_iou=proposals.soft_nms_iou,
             score_threshold=proposals.score_threshold,
             min_size_px=max(proposals.min_size_px, MIN_SIDE_PX),
             scale_xy=scale_xy,
@@ -133,7 +139,10 @@ def agree(
     explained: tuple[set[int], set[int]] = (set(), set())
     for side, own in enumerate(sides):
         for row in left[side]:
-            if _at_a_threshold(own, sides[1 - side], row, tolerance, decisions, cuts):
+            other = sides[1 - side]
+            if _at_a_threshold(own, other, row, tolerance, decisions, cuts) or _is_rescored(
+                own, other, row, tolerance, decisions
+            ):
                 explained[side].add(row)
     _spread(sides, left, explained, tolerance, decisions)
     return FrameAgreement(
@@ -170,6 +179,25 @@ def _at_a_threshold(
     return bool((np.abs(overlaps - decisions.nms_iou) <= decisions.margin).any())
 
 
+def _is_rescored(own: Rows, other: Rows, row: int, tolerance: Tolerance, decisions: Decisions) -> bool:
+    """Case 6 of the module docstring.
+
+    1 - IoU obeys the triangle inequality. A box that overlaps this one by `soft_nms_iou` or more and was dropped for an
+    overlap of `nms_iou` with a third, which is a proposal, so leaves at least their sum less 1 between this and the
+    third.
+    """
+    if decisions.soft_nms_iou >= 1:
+        return False
+    box = own[0][row : row + 1]
+    is_same: npt.NDArray[np.bool_] = pairwise_iou(box, other[0])[0] >= tolerance.min_iou
+    # The best box of a frame loses no score.
+    if not is_same.any() or (row == 0 and is_same[0]):
+        return False
+    others = np.delete(own[0], row, axis=0)
+    least = decisions.soft_nms_iou + decisions.nms_iou - 1 - decisions.margin
+    return bool((pairwise_iou(box, others)[0] >= least).any())
+
+
 def _spread(
     sides: tuple[Rows, Rows],
     left: tuple[list[int], list[int]],
@@ -178,6 +206,8 @@ def _spread(
     decisions: Decisions,
 ) -> None:
     """Case 5 of the module docstring, as long as it explains more."""
+    is_soft = decisions.soft_nms_iou < 1
+    least = min(decisions.nms_iou, decisions.soft_nms_iou) - decisions.margin
     is_new = True
     while is_new:
         is_new = False
@@ -187,11 +217,10 @@ def _spread(
             rows = [row for row in left[side] if row not in explained[side]]
             if not rows or not suppressors:
                 continue
-            overlaps: npt.NDArray[np.bool_] = (
-                pairwise_iou(own[0][rows], other[0][suppressors]) > decisions.nms_iou - decisions.margin
-            )
+            overlaps: npt.NDArray[np.bool_] = pairwise_iou(own[0][rows], other[0][suppressors]) > least
+            # Scores that soft NMS has lowered do not tell which box was the better one.
             is_better = other[1][suppressors][None] >= own[1][rows][:, None] - tolerance.max_score_difference
-            for row in np.array(rows)[(overlaps & is_better).any(axis=1)].tolist():
+            for row in np.array(rows)[(overlaps & (is_better | is_soft)).any(axis=1)].tolist():
                 explained[side].add(row)
                 is_new = True
 

@@ -39,6 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--proposals", type=int, metavar="K", help="proposals of a frame (default 100)")
     parser.add_argument("--pre-nms", type=int, metavar="N", help="boxes of each level before NMS (default 1000)")
     parser.add_argument("--iou", type=float, metavar="X", help="NMS threshold (default: as trained)")
+    parser.add_argument(
+        "--soft-iou", type=float, metavar="X", help="overlap that costs score, 1: none does (default: as trained)"
+    )
     parser.add_argument("--score", type=float, metavar="X", help="drop proposals scored below (default: as trained)")
     parser.add_argument("--nms", choices=NMS, help="form of the NMS (default: the target's choice)")
     parser.add_argument("--precision", choices=PRECISIONS, help="of the network (default fp32)")
@@ -128,6 +131,7 @@ FLAGS = {
     "proposals": "num_proposals",
     "pre_nms": "pre_nms",
     "iou": "nms_iou",
+    "soft_iou": "soft_nms_iou",
     "score": "score_threshold",
     "nms": "nms",
     "precision": "precision",

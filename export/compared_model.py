@@ -22,6 +22,17 @@ from edgerpn.runtime.backend import Backend, Outputs
 from edgerpn.runtime.opening import open_backend
 from edgerpn.train.proposals import ProposalConfig
 
+PROPOSAL_SETTINGS = (
+    "num_proposals",
+    "pre_nms",
+    "nms_iou",
+    "soft_nms_iou",
+    "nms_scope",
+    "score_threshold",
+    "min_size_px",
+)
+"""Settings of the proposal stage that change what is found."""
+
 Run = Callable[[np.ndarray], tuple[Outputs, list[tuple[float, ...]]]]
 """Frames (N, H, W, 3) uint8 to the graph's outputs, and for each frame the scores at the cuts before NMS where they
 are known (see `edgerpn.export.agreement.level_cuts`)."""
@@ -142,6 +153,7 @@ def _open_artifact(model: Path | Backend, stack: contextlib.ExitStack) -> Compar
             num_proposals=spec.num_proposals,
             pre_nms=spec.pre_nms,
             nms_iou=spec.nms_iou,
+            soft_nms_iou=spec.soft_nms_iou,
             nms_scope=spec.nms_scope,
             score_threshold=spec.score_threshold,
             min_size_px=spec.min_size_px,
@@ -176,7 +188,7 @@ def differences(a: ComparedModel, b: ComparedModel) -> tuple[str, ...]:
         lines.append(f"checkpoint: {a.checkpoint_sha256[:12]}... and {b.checkpoint_sha256[:12]}...")
     if a.network_hw != b.network_hw:
         lines.append(f"network size: {_hw(a.network_hw)} and {_hw(b.network_hw)}")
-    for name in ("num_proposals", "pre_nms", "nms_iou", "nms_scope", "score_threshold", "min_size_px"):
+    for name in PROPOSAL_SETTINGS:
         first, second = getattr(a.proposals, name), getattr(b.proposals, name)
         if first != second:
             lines.append(f"{name}: {first} and {second}")

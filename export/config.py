@@ -38,6 +38,9 @@ class ExportConfig:
     """Best boxes of each pyramid level that enter NMS."""
     nms_iou: float | None = None
     """A box that overlaps a better one by more than this is dropped; not set: the checkpoint's `proposals.nms_iou`."""
+    soft_nms_iou: float | None = None
+    """A box that overlaps a better one by more than this loses score; not set: the checkpoint's
+    `proposals.soft_nms_iou`; 1: none does."""
     score_threshold: float | None = None
     """Boxes scored below this are dropped, 0..1; not set: the checkpoint's `proposals.score_threshold`."""
     nms: Nms | None = None
@@ -45,7 +48,8 @@ class ExportConfig:
     nms_iterations: int | None = None
     """portable NMS: rounds of the fixed-point iteration; not set: measured on the images, with a margin."""
     nms_candidates: int | Literal["all"] | None = None
-    """portable NMS: best boxes of all levels together that are looked at, or `all`; not set: measured likewise."""
+    """Best boxes of all levels together that NMS looks at, or `all`; not set: measured on images, with a margin, and at
+    least `pre_nms` for the standard NMS."""
     precision: Precision = "fp32"
     """Precision of backbone, neck and head; the proposal stage is float32 whatever it is."""
     calibration: Calibration = "percentile"
@@ -74,8 +78,10 @@ class ExportConfig:
         for name in ("num_proposals", "pre_nms"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if self.nms_iou is not None and not 0 < self.nms_iou <= 1:
-            raise ValueError(f"nms_iou: expected more than 0 and at most 1, got {self.nms_iou}")
+        for name in ("nms_iou", "soft_nms_iou"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise ValueError(f"{name}: expected more than 0 and at most 1, got {value}")
         if self.score_threshold is not None and not 0 <= self.score_threshold < 1:
             raise ValueError(f"score_threshold: expected 0 to below 1, got {self.score_threshold}")
         for name in ("network_hw", "source_hw"):

@@ -34,6 +34,7 @@ def proposal_config(checkpoint: Checkpoint, config: ExportConfig) -> ProposalCon
         num_proposals=config.num_proposals,
         pre_nms=config.pre_nms,
         nms_iou=trained.nms_iou if config.nms_iou is None else config.nms_iou,
+        soft_nms_iou=trained.soft_nms_iou if config.soft_nms_iou is None else config.soft_nms_iou,
         nms_scope=trained.nms_scope,
         score_threshold=trained.score_threshold if config.score_threshold is None else config.score_threshold,
         min_size_px=trained.min_size_px,

@@ -110,11 +110,12 @@ def _nms_keep(boxes: Any, scores: Any, iou_threshold: float, max_keep: int) -> A
     """ONNX form of `edgerpn.train.nms.nms_keep`: NonMaxSuppression, scattered back into a mask of fixed shape.
 
     NonMaxSuppression gives a varying number of (image, class, box) rows; that shape ends in ScatterND. Its boxes are
-    y1, x1, y2, x2, but overlap is the same with the axes swapped.
+    y1, x1, y2, x2, but overlap is the same with the axes swapped. A box has one class, so that the class of a row does
+    not matter.
     """
     selected = op.NonMaxSuppression(
         boxes,
-        op.Unsqueeze(scores, op.Constant(value_ints=[1])),
+        scores,
         op.Constant(value_ints=[max_keep]),
         op.Constant(value_floats=[iou_threshold]),
         # Marked boxes have the score -1, real ones 0 or more.
@@ -122,7 +123,8 @@ def _nms_keep(boxes: Any, scores: Any, iou_threshold: float, max_keep: int) -> A
     )
     index = op.Gather(selected, op.Constant(value_ints=[0, 2]), axis=1)
     ones = op.Expand(op.Constant(value_float=1.0), op.Shape(index, start=0, end=1))
-    return op.ScatterND(op.Mul(scores, op.Constant(value_float=0.0)), index, ones)
+    best = op.ReduceMax(scores, op.Constant(value_ints=[1]), keepdims=0)
+    return op.ScatterND(op.Mul(best, op.Constant(value_float=0.0)), index, ones)
 
 
 @contextlib.contextmanager

@@ -142,6 +142,8 @@ class _Tally:
         self.num_boundary = 0
         self.min_iou = 1.0
         self.max_score_difference = 0.0
+        self._worst: tuple[int, str] = (0, "")
+        """Boundary cases of the image that has most, and what is said of them."""
 
     def add(self, expected: Rows, found: Rows, where: str, *, cuts: tuple[float, ...] = ()) -> FrameAgreement:
         """Matches the proposals of one image.
@@ -154,6 +156,8 @@ class _Tally:
             raise ParityError(f"{where}: the graph and PyTorch disagree. {describe(agreement, NAMES, EXACT)}")
         self.num_matched += len(agreement.pairs)
         self.num_boundary += agreement.num_boundary
+        if agreement.num_boundary > self._worst[0]:
+            self._worst = agreement.num_boundary, f"most of them on {where}. {describe(agreement, NAMES, EXACT)}"
         self.min_iou = min([self.min_iou, *agreement.ious])
         self.max_score_difference = max([self.max_score_difference, *agreement.score_differences])
         return agreement
@@ -168,7 +172,7 @@ class _Tally:
         if self.num_boundary / total > EXACT.max_unmatched_share:
             raise ParityError(
                 f"{self.num_boundary} of {total} proposals are in one of graph and PyTorch only, at a threshold; "
-                f"expected at most {EXACT.max_unmatched_share:.0%}"
+                f"expected at most {EXACT.max_unmatched_share:.0%}; {self._worst[1]}"
             )
         return ParityReport(
             num_images=num_images,

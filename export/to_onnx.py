@@ -26,10 +26,18 @@ import onnx
 import edgerpn.manifest
 from edgerpn import files, golden
 from edgerpn.errors import ExportError, SelfTestError
-from edgerpn.export.chain import check_convergence, choose_candidates, choose_iterations, measure_chain
+from edgerpn.export.chain import (
+    check_convergence,
+    choose_candidates,
+    choose_iterations,
+    measure_candidates,
+    measure_chain,
+    refuse_short_list,
+    with_margin,
+)
 from edgerpn.export.config import ExportConfig
 from edgerpn.export.golden_frames import make_golden
-from edgerpn.export.graph import export_module, network_hw, proposal_config
+from edgerpn.export.graph import TOPK_LIMIT, export_module, network_hw, proposal_config
 from edgerpn.export.limits import oldest_target, refuse_violations
 from edgerpn.export.onnx_graph import export_detector
 from edgerpn.export.onnx_manifest import describe, embed, save_sealed
@@ -153,7 +161,7 @@ class _Network:
 
     @property
     def reference(self) -> Detector:
-        """The network with exact NMS over all candidates."""
+        """The network with exact NMS over all that `pre_nms` leaves."""
         exact = dataclasses.replace(self.proposals, nms_candidates=None)
         return Detector(self.model, exact, network_hw=self.hw, source_hw=self.source_hw).eval()
 
@@ -204,7 +212,7 @@ def _measure_nms(
         ParityError: Fewer were asked for than an image needs.
     """
     if config.resolved_nms != "portable":
-        return None, network
+        return None, _cut(network, images, config)
     seen = spread(images, NUM_CHAIN_IMAGES)
     every = network.reference
 
@@ -222,6 +230,28 @@ def _measure_nms(
         check_convergence(cut, frames(), rounds, names=[image.name for image in seen])
     say(f"{chain.summary()}; the graph does {rounds} rounds on {proposals.nms_candidates or 'all'}")
     return chain.longest, dataclasses.replace(network, proposals=dataclasses.replace(proposals, nms_iterations=rounds))
+
+
+def _cut(network: _Network, images: Sequence[Path], config: ExportConfig) -> _Network:
+    """Step 1 for the standard NMS: the network with one list of candidates, long enough for the images.
+
+    Raises:
+        ParityError: Fewer were asked for than an image needs.
+    """
+    every = network.reference
+    seen = spread(images, NUM_PARITY_IMAGES)
+    frames = (network_frame(every, image)[None] for image in track(seen, "NMS on images", unit="image"))
+    needed = measure_candidates(every, frames)
+    if config.nms_candidates is None:
+        candidates = max(config.pre_nms, with_margin(max(needed)))
+    elif config.nms_candidates == "all":
+        candidates = config.pre_nms * every.num_levels
+    else:
+        candidates = config.nms_candidates
+        refuse_short_list(candidates, needed, [image.name for image in seen])
+    if config.target != "onnxruntime" and candidates > TOPK_LIMIT:
+        return network  # level by level, since one list is longer than the target can sort
+    return dataclasses.replace(network, proposals=dataclasses.replace(network.proposals, nms_candidates=candidates))
 
 
 def _reduce(

@@ -18,7 +18,7 @@ from torch import Tensor
 import edgerpn
 from edgerpn import files, settings
 from edgerpn.errors import CheckpointError, ConfigError
-from edgerpn.train.checkpoint_upgrade import from_format_1
+from edgerpn.train.checkpoint_upgrade import from_format_1, with_later_settings
 from edgerpn.train.config import TrainSettings
 from edgerpn.train.model import Rpn
 from edgerpn.train.tensor_file import load_tensors
@@ -106,7 +106,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     if content["format"] == 1:
         content = _upgraded(content, path)
     try:
-        resolved = settings.from_dict(TrainSettings, _without_nulls(content["settings"]), source=str(path))
+        complete = with_later_settings(_without_nulls(content["settings"]))
+        resolved = settings.from_dict(TrainSettings, complete, source=str(path))
     except ConfigError as error:
         raise CheckpointError(f"{error}\nThe checkpoint was written by another version of edgerpn.") from error
     return Checkpoint(settings=resolved, **{name: content[name] for name in fields - {"settings"}})

@@ -1,7 +1,7 @@
 """Checkpoints of earlier formats, brought to the present one; what they find stays the same.
 
 Format 1, until 0.1: one batch norm of the head for all levels; no bottom-up path, no mosaics, views as large as the
-input.
+input. Its files, and early ones of format 2, say nothing of soft NMS: they had none.
 """
 
 from __future__ import annotations
@@ -18,6 +18,14 @@ _SETTINGS_1: dict[str, dict[str, Any]] = {
     "data": {"view_sides_px": [], "augment": {"mosaic_probability": 0.0}},
 }
 """Settings that format 1 did not have, with the values that say what it did."""
+
+_SETTINGS_2: dict[str, dict[str, Any]] = {"proposals": {"soft_nms_iou": 1.0}}
+"""The same for early files of format 2."""
+
+
+def with_later_settings(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a file of either format with those that came since."""
+    return _merged(_SETTINGS_2, table)
 
 
 def from_format_1(content: Mapping[str, Any]) -> dict[str, Any]:

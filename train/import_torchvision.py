@@ -162,7 +162,12 @@ def import_settings(shape: Architecture, input_hw: tuple[int, int]) -> TrainSett
         assign=AssignConfig(kind="max_iou", samples_per_image=256),
         loss=LossConfig(objectness="bce", box="smooth_l1", smooth_l1_beta=1 / 9, box_weight=1.0),
         proposals=ProposalConfig(
-            num_proposals=1000, pre_nms=1000, nms_iou=0.7, min_size_px=1e-3, score_threshold=shape.score_threshold
+            num_proposals=1000,
+            pre_nms=1000,
+            nms_iou=0.7,
+            soft_nms_iou=1.0,
+            min_size_px=1e-3,
+            score_threshold=shape.score_threshold,
         ),
         data=DataConfig(input_hw=input_hw, view_sides_px=(), augment=MIRRORED),
     )

@@ -41,8 +41,16 @@ def _overlaps(first_NB4: Tensor, second_NC4: Tensor, iou_threshold: float) -> Te
     """(N, B, C) bool: whether two boxes overlap by more than the threshold; an empty box overlaps nothing.
 
     intersection > t * union is written as (1 + t) * intersection > t * area + t * area: no division, and the right
-    side takes one operation for each pair. Only the width is clamped: where the height is negative too, the product is
-    not positive, and never greater than the limit.
+    side takes one operation for each pair.
+    """
+    intersection_NBC, area_NB1, area_N1C = _intersection_areas(first_NB4, second_NC4)
+    return (1 + iou_threshold) * intersection_NBC > iou_threshold * area_NB1 + iou_threshold * area_N1C
+
+
+def _intersection_areas(first_NB4: Tensor, second_NC4: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Intersections (N, B, C), 0 or less where boxes do not meet, and the areas (N, B, 1) and (N, 1, C).
+
+    Only the width is clamped: where the height is negative too, the product is not positive.
     """
     # Columns are handled one by one: tensors with a last axis of 2 are several times slower on a CPU.
     left_NB1, top_NB1, right_NB1, bottom_NB1 = first_NB4.split(1, dim=2)
@@ -51,7 +59,31 @@ def _overlaps(first_NB4: Tensor, second_NC4: Tensor, iou_threshold: float) -> Te
     height = torch.minimum(bottom_NB1, bottom_N1C) - torch.maximum(top_NB1, top_N1C)
     area_NB1 = (right_NB1 - left_NB1).clamp(min=0) * (bottom_NB1 - top_NB1).clamp(min=0)
     area_N1C = (right_N1C - left_N1C).clamp(min=0) * (bottom_N1C - top_N1C).clamp(min=0)
-    return (1 + iou_threshold) * (width.clamp(min=0) * height) > iou_threshold * area_NB1 + iou_threshold * area_N1C
+    return width.clamp(min=0) * height, area_NB1, area_N1C
+
+
+def largest_overlap(boxes_NB4: Tensor) -> Tensor:
+    """IoU (N, B), 0..1, of each box with that box before it in the list which it overlaps most; 0 for the first.
+
+    With r = intersection / (area + area), IoU is r / (1 - r), which grows with r: the maximum is taken of r, and only
+    the maxima are turned into IoU.
+
+    Args:
+        boxes_NB4: Pixels, float32.
+    """
+    num_boxes = boxes_NB4.shape[1]
+    # A graph gets one matrix. PyTorch goes through blocks of columns, which fit a CPU's cache, and leaves out the rows
+    # behind a block.
+    step = num_boxes if torch.compiler.is_exporting() else BLOCK
+    parts = []
+    for start in range(0, num_boxes, step):
+        stop = min(start + step, num_boxes)
+        intersection_NBC, area_NB1, area_N1C = _intersection_areas(boxes_NB4[:, :stop], boxes_NB4[:, start:stop])
+        # The small number keeps two empty boxes from 0 / 0; beside the area of any box that stays it is nothing.
+        ratio_NBC = intersection_NBC / (area_NB1 + (area_N1C + 1e-9))
+        parts.append(ratio_NBC.triu(diagonal=1 - start).amax(dim=1))
+    ratio_NB = torch.cat(parts, dim=1).clamp(min=0)
+    return ratio_NB / (1 - ratio_NB)
 
 
 def nms_fixed(
@@ -147,18 +179,25 @@ def nms_keep(boxes: Tensor, scores: Tensor, iou_threshold: float, max_keep: int)
 
     Args:
         boxes: (N, B, 4) float32 pixels, sorted by falling score.
-        scores: (N, B) float32; boxes with a negative score neither stay nor suppress.
+        scores: (N, C, B) float32 of C classes of boxes, which do not compete with each other; boxes neither stay nor
+            suppress in a class in which their score is negative, and each box has a score in one class at most.
         iou_threshold: As in `nms_fixed`.
-        max_keep: Boxes of an image that are of interest; ONNX stops after so many, this operator goes on, which
-            is the same for whoever looks at the best `max_keep` only.
+        max_keep: Boxes of a class of an image that are of interest; ONNX stops after so many, this operator goes on,
+            which is the same for whoever looks at the best `max_keep` only.
 
     Returns:
         (N, B) float32: 1 for boxes that stay, 0 for the others.
     """
-    kept = [nms_greedy(b, s >= 0, iou_threshold=iou_threshold) for b, s in zip(boxes, scores, strict=True)]
-    return torch.stack(kept).to(torch.float32)
+    keep_NB = torch.zeros_like(scores[:, 0])
+    for image, own_boxes in enumerate(boxes):
+        for own_scores in scores[image]:
+            places = (own_scores >= 0).nonzero()[:, 0]
+            competing = own_boxes[places]
+            stay = nms_greedy(competing, torch.ones_like(places, dtype=torch.bool), iou_threshold=iou_threshold)
+            keep_NB[image, places[stay]] = 1.0
+    return keep_NB
 
 
 @nms_keep.register_fake
 def _(boxes: Tensor, scores: Tensor, iou_threshold: float, max_keep: int) -> Tensor:
-    return torch.empty_like(scores)
+    return torch.empty_like(scores[:, 0])

@@ -50,6 +50,7 @@ SINGLE_LEVEL = (
     "model.anchors={strides_px=[16], sizes_px=[[16.0, 32.0, 64.0]], ratios_hw=[0.5, 1.0, 2.0]}",
     "proposals.min_size_px=8.0",
     "proposals.nms_iou=0.7",
+    "proposals.soft_nms_iou=1.0",
 )
 # One square of 16 px in every cell of 8 px: a cell scores by the blue of its first pixel; see `write_peaks`.
 PEAKS = (

@@ -26,7 +26,7 @@ from edgerpn.train.detector import Detector
 from edgerpn.train.nms import nms_converged, nms_fixed
 from edgerpn.train.proposals import ProposalConfig, select_proposals
 
-PEAKS = ProposalConfig(num_proposals=10, nms_iou=0.3, score_threshold=0.5)
+PEAKS = ProposalConfig(num_proposals=10, nms_iou=0.3, soft_nms_iou=1.0, score_threshold=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,9 @@ def test_with_fewer_candidates_than_measured_the_image_is_named(peaks: Detector)
         if candidates == 11:
             check_convergence(detector, [row_frame(12)], 20)
             continue
-        with pytest.raises(ParityError, match=r"image 1: .* the best 11 candidates here, and the graph looks at 10"):
+        with pytest.raises(
+            ParityError, match=r"image 1: NMS needs the best 11 candidates here, and the graph looks at 10"
+        ):
             check_convergence(detector, [row_frame(12)], 20)
 
 
@@ -93,7 +95,7 @@ def test_what_is_measured_on_a_pyramid_is_enough_and_one_less_is_not(
     changes: dict[str, Any], checkpoints: dict[str, Path], photo_files: list[Path]
 ) -> None:
     model, checkpoint = load_model(checkpoints["pyramid"])
-    base = dataclasses.replace(checkpoint.settings.proposals, num_proposals=20, nms_iou=0.6)
+    base = dataclasses.replace(checkpoint.settings.proposals, num_proposals=20, nms_iou=0.6, soft_nms_iou=1.0)
     detector = Detector(model, dataclasses.replace(base, **changes), network_hw=(128, 192)).eval()
     frames = []
     for file in photo_files:
@@ -218,12 +220,14 @@ STAGES: list[dict[str, Any]] = [
     {"nms_candidates": 50},
     {"nms_candidates": 50, "pre_nms": 20},
     {"nms_candidates": 5, "nms_scope": "all", "num_proposals": 30},
+    {"soft_nms_iou": 0.2},
+    {"soft_nms_iou": 0.2, "nms_candidates": 50, "nms_iou": 0.8},
 ]
 
 
 def stage_of(changes: dict[str, Any]) -> Stage:
-    config = ProposalConfig(**{"num_proposals": 12, "pre_nms": 60, "nms_iou": 0.5, "nms_iterations": 12, **changes})
-    return Stage(config).eval()
+    base = {"num_proposals": 12, "pre_nms": 60, "nms_iou": 0.5, "soft_nms_iou": 1.0, "nms_iterations": 12}
+    return Stage(ProposalConfig(**{**base, **changes})).eval()
 
 
 @pytest.mark.parametrize("changes", STAGES, ids=str)
@@ -254,7 +258,7 @@ def test_of_boxes_with_equal_scores_the_first_anchor_wins_in_the_graph(changes: 
 
 
 @pytest.mark.rtx
-@pytest.mark.parametrize("changes", [{}, {"nms_candidates": 50}, {"nms_candidates": 5}], ids=str)
+@pytest.mark.parametrize("changes", [{}, {"nms_candidates": 50}, {"nms_candidates": 5}, {"soft_nms_iou": 0.5}], ids=str)
 def test_small_levels_and_short_lists_compile_with_tensorrt_rtx(changes: dict[str, Any]) -> None:
     # The coarsest level has six boxes.
     assert len(ANCHORS[-1]) == 6

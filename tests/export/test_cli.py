@@ -32,10 +32,11 @@ def test_every_flag_reaches_the_settings() -> None:
     config = parsed(
         *("--target", "tensorrt", "--size", "384x640", "--source-size", "1080x1920", "--batch", "4"),
         *("--proposals", "30", "--pre-nms", "200", "--iou", "0.6", "--score", "0.1", "--nms", "standard"),
+        *("--soft-iou", "0.4"),
     )
     assert config == ExportConfig(
         target="tensorrt", network_hw=(384, 640), source_hw=(1080, 1920), batch=4, num_proposals=30, pre_nms=200,
-        nms_iou=0.6, score_threshold=0.1, nms="standard",
+        nms_iou=0.6, soft_nms_iou=0.4, score_threshold=0.1, nms="standard",
     )  # fmt: skip
     assert parsed("--target", "tensorrt", "--batch", "dynamic").fixed_batch is None
 
@@ -52,7 +53,12 @@ def test_wrong_usage_ends_with_status_2(flags: list[str], capsys: pytest.Capture
 
 @pytest.mark.parametrize(
     ("flag", "value", "setting"),
-    [("--proposals", "0", "num_proposals"), ("--size", "16x640", "network_hw"), ("--iou", "1.5", "nms_iou")],
+    [
+        ("--proposals", "0", "num_proposals"),
+        ("--size", "16x640", "network_hw"),
+        ("--iou", "1.5", "nms_iou"),
+        ("--soft-iou", "0", "soft_nms_iou"),
+    ],
 )
 def test_settings_out_of_range_are_errors_of_ours(flag: str, value: str, setting: str) -> None:
     with pytest.raises(ConfigError, match=rf"{setting}: expected"):

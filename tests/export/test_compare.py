@@ -146,7 +146,12 @@ def test_different_models_are_called_different(
     said: list[str] = []
     a, b = exported("single-level"), exported("portable")
     result = compare_models(a.file, b.file, photo_files[:1], say=said.append)
-    assert [line.partition(":")[0] for line in result.differences] == ["checkpoint", "network size", "min_size_px"]
+    assert [line.partition(":")[0] for line in result.differences] == [
+        "checkpoint",
+        "network size",
+        "soft_nms_iou",
+        "min_size_px",
+    ]
     assert said[2] == "These are different models:"
     assert "  network size: 64x96 and 128x192" in said
     assert result.culprit is not None

@@ -41,7 +41,8 @@ def test_the_target_chooses_nms_and_batch(target: Any, nms: Any, resolved: str, 
     [
         ({"opset": 17}, "opset: expected at least 18, got 17"),
         ({"batch": 0}, "batch: expected at least 1"),
-        ({"nms_iou": 1.5}, "nms_iou: expected more than 0 and at most 1, got 1.5"),
+        ({"nms_iou": 1.5}, "^nms_iou: expected more than 0 and at most 1, got 1.5"),
+        ({"soft_nms_iou": 0.0}, "soft_nms_iou: expected more than 0 and at most 1, got 0.0"),
         ({"score_threshold": -0.1}, "score_threshold: expected 0 to below 1, got -0.1"),
         ({"num_proposals": 0}, "num_proposals: expected at least 1"),
         ({"pre_nms": -1}, "pre_nms: expected at least 1"),
@@ -71,8 +72,10 @@ def test_counts_beyond_tensorrts_topk_are_refused(
 
 def test_the_proposal_stage_has_the_exports_counts_and_the_checkpoints_rules(checkpoints: dict[str, Path]) -> None:
     checkpoint = load_checkpoint(checkpoints["single-level"])
-    config = proposal_config(checkpoint, ExportConfig(num_proposals=7, pre_nms=9, nms_iou=0.6, score_threshold=0.25))
+    given = ExportConfig(num_proposals=7, pre_nms=9, nms_iou=0.6, soft_nms_iou=0.4, score_threshold=0.25)
+    config = proposal_config(checkpoint, given)
     assert (config.num_proposals, config.pre_nms, config.nms_iou, config.score_threshold) == (7, 9, 0.6, 0.25)
+    assert config.soft_nms_iou == 0.4
     assert (config.min_size_px, config.nms_iterations, config.nms_scope) == (8.0, 16, "level")
 
 
@@ -80,10 +83,11 @@ def test_thresholds_that_the_export_does_not_set_are_those_of_the_evaluation_in_
     checkpoints: dict[str, Path],
 ) -> None:
     checkpoint = load_checkpoint(checkpoints["single-level"])
-    trained = dataclasses.replace(checkpoint.settings.proposals, nms_iou=0.55, score_threshold=0.125)
+    rules = {"nms_iou": 0.55, "soft_nms_iou": 0.35, "score_threshold": 0.125}
+    trained = dataclasses.replace(checkpoint.settings.proposals, **rules)
     settings = dataclasses.replace(checkpoint.settings, proposals=trained)
     config = proposal_config(dataclasses.replace(checkpoint, settings=settings), ExportConfig())
-    assert (config.nms_iou, config.score_threshold) == (0.55, 0.125)
+    assert (config.nms_iou, config.soft_nms_iou, config.score_threshold) == (0.55, 0.35, 0.125)
 
 
 @pytest.mark.parametrize(

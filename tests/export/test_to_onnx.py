@@ -34,7 +34,7 @@ PORTABLE_OPERATIONS = {
     "Add", "And", "Cast", "Clip", "Concat", "Constant", "Conv", "Div", "Equal", "Exp", "Expand", "Flatten", "Gather",
     "GatherElements", "GatherND", "Greater", "GreaterOrEqual", "Identity", "Less", "LessOrEqual", "MatMul", "Max",
     "Min", "Mul", "Neg", "Not", "Or", "Pad", "ReduceMax", "ReduceMin", "ReduceSum", "Relu", "Reshape", "Resize",
-    "Shape", "Sigmoid", "Slice", "Split", "Squeeze", "Sub", "TopK", "Transpose", "Trilu", "Unsqueeze", "Where",
+    "Shape", "Sigmoid", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "TopK", "Transpose", "Trilu", "Unsqueeze", "Where",
 }  # fmt: skip
 
 
@@ -89,9 +89,11 @@ def test_no_shape_in_the_portable_graph_depends_on_the_data(name: str, exported:
         assert not open_axes
 
 
-def test_the_standard_graph_has_one_nms_for_each_level(exported: GetExport) -> None:
-    used = Counter(node.op_type for node in onnx.load(exported("standard").file).graph.node)
-    assert used["NonMaxSuppression"] == 3
+def test_the_standard_graph_has_one_nms_for_all_levels(exported: GetExport) -> None:
+    made = exported("standard")
+    used = Counter(node.op_type for node in onnx.load(made.file).graph.node)
+    assert used["NonMaxSuppression"] == 1
+    assert edgerpn.manifest.read(made.file).proposals.nms_candidates >= made.config.pre_nms
     assert not set(used) & {"Loop", "If", "NonZero", "Scan"}
 
 
@@ -176,6 +178,26 @@ def test_a_graph_that_disagrees_is_not_written(
         export_onnx(checkpoints["peaks"], output, config, images=peaks_files)
     assert output.read_bytes() == b"an older export"
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_a_list_that_is_too_short_for_an_image_is_refused(
+    checkpoints: dict[str, Path], peaks_files: list[Path], tmp_path: Path
+) -> None:
+    config = ExportConfig(num_proposals=60, pre_nms=96, nms_iou=0.3, score_threshold=0.5, nms_candidates=3)
+    with pytest.raises(
+        ParityError, match=r"many\.png: NMS needs the best \d+ candidates here, and the graph looks at 3"
+    ):
+        export_onnx(checkpoints["peaks"], tmp_path / "model.onnx", config, images=peaks_files)
+    assert not list(tmp_path.iterdir())
+
+
+def test_all_candidates_are_all_that_the_levels_have(
+    checkpoints: dict[str, Path], photo_files: list[Path], tmp_path: Path
+) -> None:
+    config = ExportConfig(num_proposals=60, pre_nms=96, nms_candidates="all", golden=False)
+    result = export_onnx(checkpoints["pyramid"], tmp_path / "model.onnx", config, images=photo_files)
+    assert result.manifest.proposals.nms_candidates == 3 * 96
+    assert result.parity.num_matched > 0
 
 
 def test_a_failing_measurement_leaves_nothing_behind(

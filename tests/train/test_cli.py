@@ -51,6 +51,7 @@ def test_the_paper_preset_has_the_published_numbers() -> None:
     assert (paper.loss.objectness, paper.loss.box) == ("bce", "smooth_l1")
     assert paper.loss.smooth_l1_beta == pytest.approx(1 / 9)
     assert (paper.proposals.nms_iou, paper.proposals.pre_nms, paper.proposals.num_proposals) == (0.7, 6000, 300)
+    assert paper.proposals.soft_nms_iou == 1
     assert (paper.optimizer.kind, paper.optimizer.learning_rate, paper.optimizer.momentum) == ("sgd", 1e-3, 0.9)
     assert paper.optimizer.weight_decay == 5e-4
 

@@ -205,7 +205,7 @@ def test_proposals_are_chosen_level_by_level_before_and_together_after_the_nms()
                 alive.append(boxes[i])
                 kept.append((logits[i], boxes[i]))
     kept = sorted(kept, key=lambda pair: -pair[0])[:40]  # 5
-    config = ProposalConfig(num_proposals=40, pre_nms=50, nms_iou=0.7, min_size_px=12.0)
+    config = ProposalConfig(num_proposals=40, pre_nms=50, nms_iou=0.7, soft_nms_iou=1.0, min_size_px=12.0)
     levels = [(tensor(logits)[None], tensor(deltas)[None]) for logits, deltas in raw]
     batch = select_proposals(levels, anchors, content_hw=hw, config=config)
     assert batch.count.item() == len(kept) == 40

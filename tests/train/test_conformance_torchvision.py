@@ -144,7 +144,14 @@ def test_selection_is_torchvisions_from_the_same_boxes(name: str, score_threshol
     logits, deltas = (torch.cat([level[k] for level in levels], dim=1) for k in (0, 1))
     decoded = rpn.box_coder.decode(deltas[0], [torch.cat(anchors)]).view(1, -1, 4)
     (boxes,), (scores,) = rpn.filter_proposals(decoded, logits, [HW], [len(a) for a in anchors])
-    config = ProposalConfig(num_proposals=1000, pre_nms=1000, min_size_px=1e-3, score_threshold=score_threshold)
+    config = ProposalConfig(
+        num_proposals=1000,
+        pre_nms=1000,
+        nms_iou=0.7,
+        soft_nms_iou=1.0,
+        min_size_px=1e-3,
+        score_threshold=score_threshold,
+    )
     batch = select_proposals(levels, anchors, content_hw=HW, config=config)
     count = int(batch.count)
     assert count == len(boxes) > 100

@@ -104,6 +104,7 @@ def test_settings_are_torchvisions_defaults(save: Callable[..., Path]) -> None:
     assert (anchors.center_offset, anchors.rounding, anchors.spacing) == (0.0, "corners", "grid")
     assert (settings.proposals.num_proposals, settings.proposals.pre_nms) == (1000, 1000)
     assert (settings.proposals.nms_iou, settings.proposals.min_size_px) == (0.7, 1e-3)
+    assert settings.proposals.soft_nms_iou == 1
     assert (settings.proposals.score_threshold, settings.proposals.nms_scope) == (0.0, "level")
     assert settings.model.mean_bgr == pytest.approx([255 * v for v in (0.406, 0.456, 0.485)])
     assert settings.model.std_bgr == pytest.approx([255 * v for v in (0.225, 0.224, 0.229)])

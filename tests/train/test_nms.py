@@ -11,7 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from edgerpn.train.nms import BLOCK, nms_converged, nms_fixed, nms_greedy, nms_keep, overlap_matrix
+from edgerpn.train.boxes import pairwise_iou
+from edgerpn.train.nms import (
+    BLOCK,
+    largest_overlap,
+    nms_converged,
+    nms_fixed,
+    nms_greedy,
+    nms_keep,
+    overlap_matrix,
+)
 
 Box = tuple[float, float, float, float]
 
@@ -45,7 +54,7 @@ def check(boxes: list[Box], valid: list[bool], threshold: float) -> None:
     for iterations in (rounds, len(boxes)):
         assert nms_fixed(tensor, mask, iou_threshold=threshold, iterations=iterations)[0].tolist() == expected
     scores = torch.linspace(0.9, 0.1, len(boxes))[None].where(mask, torch.tensor(-1.0))
-    assert nms_keep(tensor, scores, threshold, 5)[0].tolist() == [float(kept) for kept in expected]
+    assert nms_keep(tensor, scores[:, None], threshold, 5)[0].tolist() == [float(kept) for kept in expected]
 
 
 def corner_boxes(limit: int) -> st.SearchStrategy[Box]:
@@ -145,13 +154,37 @@ def test_a_batch_gives_what_its_images_give_one_by_one() -> None:
         assert torch.equal(fixed[i], alone[0])
 
 
+@pytest.mark.parametrize("num_boxes", [1, 2, 50, 2 * BLOCK + 3])
+def test_the_largest_overlap_is_with_a_box_before(num_boxes: int) -> None:
+    generator = torch.Generator().manual_seed(num_boxes)
+    corner, size = (90 * torch.rand(3, num_boxes, 2, generator=generator) for _ in range(2))
+    boxes = torch.cat((corner, corner + size), dim=2)
+    boxes[0, -1] = boxes[0, 0]
+    boxes[1, -2:] = 0.0
+    matrix = pairwise_iou(boxes, boxes)
+    found = largest_overlap(boxes)
+    for image in range(3):
+        for place in range(num_boxes):
+            expected = max(matrix[image, :place, place].tolist(), default=0.0)
+            assert found[image, place].item() == pytest.approx(expected, abs=1e-6)
+    if num_boxes > 1:
+        assert found[0, -1] == 1
+
+
+def test_classes_of_boxes_do_not_compete() -> None:
+    boxes = torch.tensor([[[0.0, 0, 10, 10]] * 3 + [[50.0, 50, 60, 60]]])
+    scores = torch.tensor([[[0.9, -1.0, 0.7, -1.0], [-1.0, 0.8, -1.0, -1.0]]])
+    assert nms_keep(boxes, scores, 0.5, 9).tolist() == [[1, 1, 0, 0]]
+    assert nms_keep(boxes, scores.amax(dim=1, keepdim=True), 0.5, 9).tolist() == [[1, 0, 0, 0]]
+
+
 def test_the_overlap_matrix_is_strictly_upper_triangular() -> None:
     matrix = overlap_matrix(torch.tensor([[[0.0, 0, 10, 10]] * 4]), iou_threshold=0.5)
     assert torch.equal(matrix[0], torch.ones(4, 4, dtype=torch.bool).triu(1))
 
 
 def test_the_operator_obeys_the_rules_of_custom_operators() -> None:
-    boxes, scores = chain(6), torch.tensor([[0.9, 0.8, -1.0, 0.6, 0.5, 0.4]])
+    boxes, scores = chain(6), torch.tensor([[[0.9, 0.8, -1.0, -1.0, 0.5, 0.4], [-1.0, -1.0, -1.0, 0.6, -1.0, -1.0]]])
     torch.library.opcheck(torch.ops.edgerpn.nms_keep.default, (boxes, scores, 0.5, 3))
 
 

@@ -16,6 +16,7 @@ from edgerpn.train.proposals import ProposalBatch, ProposalConfig, nms_groups, r
 HW = (64, 96)
 CONTENT_HW = (56, 90)
 ANCHORS = grid_anchors(AnchorConfig(strides_px=(8, 16), sizes_px=((20.0,), (40.0,))), HW)
+BASE: dict[str, Any] = {"num_proposals": 20, "pre_nms": 40, "nms_iou": 0.7, "soft_nms_iou": 1.0}
 Nms = Literal["standard", "portable"]
 Scored = tuple[float, np.ndarray]
 
@@ -32,7 +33,7 @@ def random_levels(seed: int, count: int = 3) -> list[tuple[Tensor, Tensor]]:
 
 
 def run(levels: list[tuple[Tensor, Tensor]], nms: Nms = "standard", **changes: Any) -> ProposalBatch:
-    config = ProposalConfig(**{"num_proposals": 20, "pre_nms": 40, "nms_iterations": 40, **changes})
+    config = ProposalConfig(**{**BASE, "nms_iterations": 40, **changes})
     return select_proposals(levels, ANCHORS, content_hw=CONTENT_HW, config=config, nms=nms)
 
 
@@ -76,7 +77,21 @@ def plain_proposals(levels: list[tuple[Tensor, Tensor]], image: int, config: Pro
     if config.nms_scope == "all":
         groups = [[pair for group in groups for pair in group]]
     kept = [pair for group in groups for pair in greedy(group, config.nms_iou)]
-    return sorted(kept, key=lambda pair: -pair[0])[: config.num_proposals]
+    kept = sorted(kept, key=lambda pair: -pair[0])
+    if config.soft_nms_iou < 1:
+        kept = rescored(kept[: 2 * config.num_proposals], config)
+    return kept[: config.num_proposals]
+
+
+def rescored(kept: list[Scored], config: ProposalConfig) -> list[Scored]:
+    """Soft NMS, from its description."""
+    found = []
+    for place, (score, box) in enumerate(kept):
+        largest = max((iou(box, other) for _, other in kept[:place]), default=0.0)
+        factor = math.sqrt(min(1.0, (1 - largest) / (1 - config.soft_nms_iou)))
+        if score * factor >= config.score_threshold:
+            found.append((score * factor, box))
+    return sorted(found, key=lambda pair: -pair[0])
 
 
 @pytest.mark.parametrize("nms", ["standard", "portable"])
@@ -90,13 +105,17 @@ def plain_proposals(levels: list[tuple[Tensor, Tensor]], image: int, config: Pro
         {"score_threshold": 0.6, "nms_iou": 0.3},
         {"min_size_px": 18.0},
         {"nms_scope": "all", "nms_iou": 0.2, "num_proposals": 5},
+        {"soft_nms_iou": 0.5},
+        {"soft_nms_iou": 0.2, "nms_iou": 1.0, "num_proposals": 5},
+        {"soft_nms_iou": 0.3, "num_proposals": 300, "nms_scope": "all"},
+        {"soft_nms_iou": 0.25, "nms_iou": 0.9, "score_threshold": 0.6},
     ],
     ids=str,
 )
 def test_proposals_are_those_of_the_plain_stage(nms: Nms, changes: dict[str, Any]) -> None:
     levels = random_levels(seed=len(str(changes)))
     batch = run(levels, nms, **changes)
-    config = ProposalConfig(**{"num_proposals": 20, "pre_nms": 40, **changes})
+    config = ProposalConfig(**{**BASE, **changes})
     for image in range(3):
         expected = plain_proposals(levels, image, config)
         count = int(batch.count[image])
@@ -108,10 +127,45 @@ def test_proposals_are_those_of_the_plain_stage(nms: Nms, changes: dict[str, Any
 
 
 @pytest.mark.parametrize("nms", ["standard", "portable"])
+def test_a_second_box_on_an_object_comes_after_the_first_on_another(nms: Nms) -> None:
+    # Neighbours in a row overlap by 12 of 28 px: 3 / 7. The third stands apart.
+    levels = single_peaks(3 * 12 + 5, 3 * 12 + 6, 3 * 12 + 9)
+    hard = run(levels, nms, score_threshold=0.5)
+    soft = run(levels, nms, score_threshold=0.5, soft_nms_iou=0.2)
+    assert hard.count.tolist() == soft.count.tolist() == [3]
+    torch.testing.assert_close(soft.boxes[0, :3], hard.boxes[0, [0, 2, 1]])
+    factor = math.sqrt((4 / 7) / 0.8)
+    torch.testing.assert_close(soft.scores[0, :3], hard.scores[0, [0, 2, 1]] * torch.tensor([1, 1, factor]))
+    # What loses so much score that it falls below the threshold is no proposal.
+    assert run(levels, nms, score_threshold=0.9, soft_nms_iou=0.2).count.tolist() == [2]
+    assert run(levels, nms, score_threshold=0.9).count.tolist() == [3]
+
+
+@pytest.mark.parametrize("nms", ["standard", "portable"])
+def test_a_box_twice_loses_its_score_the_second_time_whatever_its_level(nms: Nms) -> None:
+    levels = same_place_on_both_levels()
+    batch = run(levels, nms, score_threshold=0.5, soft_nms_iou=0.5)
+    assert batch.count.tolist() == [1]
+    assert batch.scores[0, 0].item() == pytest.approx(1 / (1 + math.exp(-2)))
+
+
+def test_the_list_to_rescore_is_as_long_as_every_tensorrt_can_sort() -> None:
+    lengths = {100: 200, 1920: 3840, 3000: 3840, 5000: 5000}
+    for count, length in lengths.items():
+        assert ProposalConfig(num_proposals=count, soft_nms_iou=0.5).num_kept == length
+        assert ProposalConfig(num_proposals=count, soft_nms_iou=1.0).num_kept == count
+
+
+@pytest.mark.parametrize("nms", ["standard", "portable"])
 def test_shapes_and_types_are_fixed(nms: Nms) -> None:
-    for changes in ({"num_proposals": 1}, {"num_proposals": 500}, {"score_threshold": 0.9999}):
+    for changes in (
+        {"num_proposals": 1},
+        {"num_proposals": 500},
+        {"num_proposals": 500, "soft_nms_iou": 0.5},
+        {"score_threshold": 0.9999},
+    ):
         batch = run(random_levels(1), nms, **changes)
-        k = changes.get("num_proposals", 20)
+        k = int(changes.get("num_proposals", 20))
         assert batch.boxes.shape == (3, k, 4)
         assert batch.scores.shape == (3, k)
         assert batch.count.shape == (3,)
@@ -179,15 +233,16 @@ def test_levels_compete_only_when_the_scope_is_all(nms: Nms) -> None:
     assert together.scores[0, 0].item() == pytest.approx(1 / (1 + math.exp(-2)))
 
 
+@pytest.mark.parametrize("nms", ["standard", "portable"])
 @pytest.mark.parametrize("scope", ["level", "all"])
 @pytest.mark.parametrize("pre_nms", [7, 20, 40])
 @pytest.mark.parametrize("nms_candidates", [1, 10, 30, 45, 1000])
 def test_a_cut_of_candidates_gives_the_first_of_the_exact_proposals(
-    scope: Any, pre_nms: int, nms_candidates: int
+    nms: Nms, scope: Any, pre_nms: int, nms_candidates: int
 ) -> None:
     levels, changes = random_levels(5), {"nms_scope": scope, "pre_nms": pre_nms, "min_size_px": 14.0}
     exact = run(levels, **changes)
-    cut = run(levels, "portable", nms_candidates=nms_candidates, **changes)
+    cut = run(levels, nms, nms_candidates=nms_candidates, **changes)
     assert cut.boxes.shape == exact.boxes.shape
     for image in range(3):
         count = int(cut.count[image])
@@ -199,9 +254,15 @@ def test_a_cut_of_candidates_gives_the_first_of_the_exact_proposals(
         assert torch.equal(cut.count, exact.count)
 
 
-def test_the_standard_nms_looks_at_all_candidates() -> None:
-    levels = random_levels(6)
-    assert torch.equal(run(levels, nms_candidates=3).boxes, run(levels).boxes)
+@pytest.mark.parametrize("nms", ["standard", "portable"])
+@pytest.mark.parametrize("scope", ["level", "all"])
+def test_a_cut_that_leaves_all_that_is_rescored_changes_nothing(nms: Nms, scope: Any) -> None:
+    levels, changes = random_levels(8), {"nms_scope": scope, "num_proposals": 10, "soft_nms_iou": 0.4}
+    exact = run(levels, **changes)
+    ranked = [run(levels, nms, nms_candidates=count, **changes) for count in (60, 8)]
+    assert torch.equal(ranked[0].boxes, exact.boxes)
+    assert torch.equal(ranked[0].scores, exact.scores)
+    assert not torch.equal(ranked[1].scores, exact.scores)
 
 
 def test_candidates_know_their_level() -> None:
@@ -239,7 +300,9 @@ def test_half_precision_outputs_are_decoded_in_float32() -> None:
         ({"pre_nms": 0}, "pre_nms: expected at least 1"),
         ({"nms_iterations": 0}, "nms_iterations: expected at least 1"),
         ({"nms_candidates": 0}, "nms_candidates: expected at least 1, got 0"),
-        ({"nms_iou": 0.0}, "nms_iou: expected more than 0"),
+        ({"nms_iou": 0.0}, "^nms_iou: expected more than 0"),
+        ({"soft_nms_iou": 0.0}, "soft_nms_iou: expected more than 0"),
+        ({"soft_nms_iou": 1.1}, "soft_nms_iou: .* at most 1, got 1.1"),
         ({"score_threshold": 1.0}, "score_threshold: expected 0 to below 1"),
         ({"min_size_px": -1.0}, "min_size_px: expected at least 0"),
     ],
