@@ -216,7 +216,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="results without suffix; writes OUT.md and OUT.json")
     arguments = parser.parse_args()
     images, anchors, source = levels_of(arguments)
-    config = ProposalConfig(pre_nms=arguments.pre_nms, nms_iterations=arguments.iterations, nms_iou=IOU)
+    config = ProposalConfig(
+        pre_nms=arguments.pre_nms, nms_iterations=arguments.iterations, nms_iou=IOU, soft_nms_iou=1.0
+    )
     rows, runs = prepare(make_cases(images, anchors, config, arguments.candidates))
     for (name, label), value in take_turns(runs, arguments.rounds).items():
         if label == "CUDA":

@@ -91,7 +91,7 @@ def main() -> int:
     arguments = parser.parse_args()
     model, checkpoint = load_model(arguments.checkpoint)
     fuse_batch_norm(model.eval())
-    trained = dataclasses.replace(checkpoint.settings.proposals, num_proposals=arguments.proposals)
+    trained = dataclasses.replace(checkpoint.settings.proposals, num_proposals=arguments.proposals, nms_candidates=None)
     stages = {
         (hard, soft): dataclasses.replace(trained, nms_iou=hard, soft_nms_iou=soft)
         for hard, soft in itertools.product(arguments.iou, arguments.soft_iou)

@@ -4,7 +4,7 @@ Two models that are the same up to rounding still disagree where a decision fall
 one of them has is called a boundary case when one of these explains it:
 
     1. its score is at the cut after K: it is no better than the last proposal of the other model, whose K are full
-    2. its score is at the score threshold, or at the cut of its level before NMS
+    2. its score is at the score threshold, at the cut of its level before NMS, or at the one behind what is rescored
     3. a side is at the minimum size
     4. it overlaps another proposal by nearly the NMS threshold
     5. it overlaps a better boundary case of the other model by more than that, which suppressed it there; with soft
@@ -127,7 +127,7 @@ def agree(
         found: Boxes (P, 4) and scores (P,) of the second, in the same pixels.
         tolerance: What a pair may differ by.
         decisions: Where proposals come and go.
-        cuts: Scores at the cuts before NMS, see `level_cuts`; empty where they are not known.
+        cuts: Scores at the cuts, see `edgerpn.export.parity.run_reference`; empty where they are not known.
     """
     pairs, ious = match(expected, found, tolerance)
     differences = tuple(abs(float(expected[1][e] - found[1][f])) for e, f in pairs)

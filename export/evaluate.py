@@ -159,7 +159,8 @@ def _open_checkpoint(file: Path, num_proposals: int, network_hw: tuple[int, int]
     if misfit is not None:
         raise ConfigError([f"--size {hw[0]}x{hw[1]}: {misfit}"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    proposals = dataclasses.replace(checkpoint.settings.proposals, num_proposals=num_proposals)
+    trained = checkpoint.settings.proposals
+    proposals = dataclasses.replace(trained, num_proposals=num_proposals, nms_candidates=None)
     fuse_batch_norm(model.eval())
     detector = place(Detector(model, proposals, network_hw=hw), device)
     return lambda frame: detect(detector, frame), num_proposals

@@ -24,11 +24,13 @@ def proposal_config(checkpoint: Checkpoint, config: ExportConfig) -> ProposalCon
     """
     trained = checkpoint.settings.proposals
     if config.target != "onnxruntime":
-        for name, flag in (("pre_nms", "pre-nms"), ("num_proposals", "proposals")):
-            if getattr(config, name) > TOPK_LIMIT:
+        flags = {"pre_nms": "--pre-nms ", "num_proposals": "--proposals ", "nms_candidates": "--set nms_candidates="}
+        for name, flag in flags.items():
+            count = getattr(config, name)
+            if isinstance(count, int) and count > TOPK_LIMIT:
                 raise ExportError(
-                    f"{name}: {config.target} takes at most the best {TOPK_LIMIT} of a list, got "
-                    f"{getattr(config, name)}; use --{flag} {TOPK_LIMIT} or less"
+                    f"{name}: {config.target} takes at most the best {TOPK_LIMIT} of a list, got {count}; use "
+                    f"{flag}{TOPK_LIMIT} or less"
                 )
     return ProposalConfig(
         num_proposals=config.num_proposals,

@@ -7,6 +7,7 @@ falls within rounding, either answer is right: such proposals are counted apart 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from edgerpn.matching import EXACT
 from edgerpn.progress import track
 from edgerpn.train.coco import read_image
 from edgerpn.train.detector import Detector
+from edgerpn.train.proposals import select_proposals
 
 NAMES = ("PyTorch", "the graph")
 """What the two sides are called in errors."""
@@ -108,22 +110,39 @@ def run_reference(
     """Runs a network on frames (N, H, W, 3) uint8.
 
     Returns:
-        Boxes (N, K, 4), scores (N, K) and counts (N,), and for each frame the scores at the cuts before NMS.
+        Boxes (N, K, 4), scores (N, K) and counts (N,), and for each frame the scores at the cuts: before NMS, and
+        with soft NMS behind the boxes that are rescored.
     """
-    levels: list[np.ndarray] = []
+    levels: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def keep(_: torch.nn.Module, __: object, outputs: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        levels.extend(logits.float().cpu().numpy() for logits, _ in outputs)
+        levels.extend(outputs)
 
     device = reference.get_buffer("anchors_0").device
     hook = reference.model.register_forward_hook(keep)
     try:
         with torch.inference_mode():
             boxes, scores, count = (output.cpu().numpy() for output in reference(torch.from_numpy(frames).to(device)))
+            behind = _rescoring_cuts(reference, levels)
     finally:
         hook.remove()
+    logits = [level.float().cpu().numpy() for level, _ in levels]
     pre_nms = reference.proposals.pre_nms
-    return (boxes, scores, count), [level_cuts([level[row] for level in levels], pre_nms) for row in range(len(frames))]
+    before = [level_cuts([level[row] for level in logits], pre_nms) for row in range(len(frames))]
+    return (boxes, scores, count), [first + second for first, second in zip(before, behind, strict=True)]
+
+
+def _rescoring_cuts(reference: Detector, levels: list[tuple[torch.Tensor, torch.Tensor]]) -> list[tuple[float, ...]]:
+    """For each frame the score of the last box that soft NMS looks at, where there are more of them."""
+    config = reference.proposals
+    num_frames = len(levels[0][0])
+    if config.soft_nms_iou == 1:
+        return [()] * num_frames
+    hard = dataclasses.replace(config, num_proposals=config.num_kept, soft_nms_iou=1.0)
+    anchors = [reference.get_buffer(f"anchors_{level}") for level in range(reference.num_levels)]
+    kept = select_proposals(levels, anchors, content_hw=reference.content_hw, config=hard)
+    is_full = (kept.count == hard.num_proposals).tolist()
+    return [(float(scores[-1]),) if full else () for scores, full in zip(kept.scores, is_full, strict=True)]
 
 
 def network_frame(detector: Detector, image: Path) -> np.ndarray:

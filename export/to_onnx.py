@@ -1,7 +1,7 @@
 """Checkpoint to ONNX: export, check, prove, and write the artifact in one step.
 
 Steps of `export_onnx`:
-    1. Build the detector with fixed shapes from the checkpoint; count the rounds that its NMS needs on real images.
+    1. Build the detector with fixed shapes from the checkpoint; count what its NMS needs on real images.
     2. `torch.onnx.export(dynamo=True)`, the ONNX checker, and the check of the interface.
     3. Parity of the float32 graph with PyTorch on real images.
     4. A lower precision, when asked for, gated by recall.
@@ -212,7 +212,7 @@ def _measure_nms(
         ParityError: Fewer were asked for than an image needs.
     """
     if config.resolved_nms != "portable":
-        return None, _cut(network, images, config)
+        return None, _cut(network, images, config, say)
     seen = spread(images, NUM_CHAIN_IMAGES)
     every = network.reference
 
@@ -232,7 +232,7 @@ def _measure_nms(
     return chain.longest, dataclasses.replace(network, proposals=dataclasses.replace(proposals, nms_iterations=rounds))
 
 
-def _cut(network: _Network, images: Sequence[Path], config: ExportConfig) -> _Network:
+def _cut(network: _Network, images: Sequence[Path], config: ExportConfig, say: Callable[[str], None]) -> _Network:
     """Step 1 for the standard NMS: the network with one list of candidates, long enough for the images.
 
     Raises:
@@ -242,15 +242,18 @@ def _cut(network: _Network, images: Sequence[Path], config: ExportConfig) -> _Ne
     seen = spread(images, NUM_PARITY_IMAGES)
     frames = (network_frame(every, image)[None] for image in track(seen, "NMS on images", unit="image"))
     needed = measure_candidates(every, frames)
+    sizes = [len(every.get_buffer(f"anchors_{level}")) for level in range(every.num_levels)]
+    candidates = sum(min(config.pre_nms, size) for size in sizes)
     if config.nms_candidates is None:
-        candidates = max(config.pre_nms, with_margin(max(needed)))
-    elif config.nms_candidates == "all":
-        candidates = config.pre_nms * every.num_levels
-    else:
-        candidates = config.nms_candidates
+        candidates = min(candidates, max(config.pre_nms, with_margin(max(needed))))
+    elif config.nms_candidates != "all":
+        candidates = min(candidates, config.nms_candidates)
         refuse_short_list(candidates, needed, [image.name for image in seen])
+    said = f"NMS on {len(seen)} images: proposals among the best {max(needed)} candidates"
     if config.target != "onnxruntime" and candidates > TOPK_LIMIT:
-        return network  # level by level, since one list is longer than the target can sort
+        say(f"{said}; the graph goes level by level, for {config.target} sorts no list of {candidates}")
+        return network
+    say(f"{said}; the graph looks at {candidates}")
     return dataclasses.replace(network, proposals=dataclasses.replace(network.proposals, nms_candidates=candidates))
 
 

@@ -179,8 +179,8 @@ def _evaluate(run: Run, keeper: Keeper, say: Callable[[str], None]) -> None:
     fuse_batch_norm(model.eval())
     detector = Detector(
         model,
-        # AR@1000 needs as many proposals; the counts of `proposals` are what an export takes by default.
-        dataclasses.replace(settings.proposals, num_proposals=1000, score_threshold=0.0),
+        # AR@1000 needs as many proposals, of all candidates.
+        dataclasses.replace(settings.proposals, num_proposals=1000, nms_candidates=None, score_threshold=0.0),
         network_hw=settings.data.input_hw,
     )
     shares = ranks.to_first(find(place(detector, run.compute.device), run.val_set.records[ranks.rank :: ranks.size]))

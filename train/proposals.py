@@ -19,7 +19,7 @@ from edgerpn.train.nms import largest_overlap, nms_fixed, nms_keep
 
 SOFT_LIST = 2
 """The best of so many times K boxes are rescored: a box behind them rarely is among the best K afterwards. Without this
-limit AR@K is 0.001 to 0.003 higher; in ONNX Runtime on a CPU three times K boxes take twice the time."""
+limit AR@100 is 0 to 0.003 higher for K = 100; the work grows with the square of the list."""
 
 MAX_SOFT_LIST = 3840
 """More boxes are rescored only where K is larger: longer lists are beyond the top-k of every TensorRT."""
@@ -50,7 +50,7 @@ class ProposalConfig:
     """Best boxes of all levels together that NMS looks at, in one list; not set: all that `pre_nms` leaves.
 
     What it leaves is then the first of what it leaves of all, and when those are `num_kept` boxes, the proposals are
-    the same. When they are fewer, some of the last proposals may be missing."""
+    the same. When they are fewer, some of the last proposals are missing, or worse ones stand in their places."""
 
     def __post_init__(self) -> None:
         """Checks ranges."""

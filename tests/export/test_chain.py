@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from edgerpn.errors import ParityError
 from edgerpn.export.chain import Chain, check_convergence, choose_candidates, choose_iterations, measure_chain
+from edgerpn.export.config import Nms
 from edgerpn.export.onnx_graph import export_program
 from edgerpn.letterbox import letterbox
 from edgerpn.train.anchors import AnchorConfig, grid_anchors
@@ -202,9 +203,9 @@ ANCHORS = grid_anchors(AnchorConfig(strides_px=(8, 16, 32), sizes_px=((20.0,), (
 class Stage(nn.Module):
     """Proposals of (N, A, 5) logits and deltas of all levels."""
 
-    def __init__(self, config: ProposalConfig) -> None:
+    def __init__(self, config: ProposalConfig, nms: Nms = "portable") -> None:
         super().__init__()
-        self.config = config
+        self.config, self.nms = config, nms
         for number, level in enumerate(ANCHORS):
             self.register_buffer(f"anchors_{number}", level)
 
@@ -212,7 +213,7 @@ class Stage(nn.Module):
         anchors = [self.get_buffer(f"anchors_{number}") for number in range(len(ANCHORS))]
         parts = rows.split([len(level) for level in ANCHORS], dim=1)
         levels = [(part[..., 0], part[..., 1:]) for part in parts]
-        return select_proposals(levels, anchors, content_hw=(60, 90), config=self.config, nms="portable")
+        return select_proposals(levels, anchors, content_hw=(60, 90), config=self.config, nms=self.nms)
 
 
 STAGES: list[dict[str, Any]] = [
@@ -225,17 +226,18 @@ STAGES: list[dict[str, Any]] = [
 ]
 
 
-def stage_of(changes: dict[str, Any]) -> Stage:
+def stage_of(changes: dict[str, Any], nms: Nms = "portable") -> Stage:
     base = {"num_proposals": 12, "pre_nms": 60, "nms_iou": 0.5, "soft_nms_iou": 1.0, "nms_iterations": 12}
-    return Stage(ProposalConfig(**{**base, **changes})).eval()
+    return Stage(ProposalConfig(**{**base, **changes}), nms).eval()
 
 
+@pytest.mark.parametrize("nms", ["standard", "portable"])
 @pytest.mark.parametrize("changes", STAGES, ids=str)
-def test_the_exported_stage_gives_pytorchs_proposals(changes: dict[str, Any]) -> None:
+def test_the_exported_stage_gives_pytorchs_proposals(changes: dict[str, Any], nms: Nms) -> None:
     generator = torch.Generator().manual_seed(3)
     rows = 0.4 * torch.randn(3, sum(map(len, ANCHORS)), 5, generator=generator)
-    module = stage_of(changes)
-    found = run_onnx(export_program(module, rows, opset=18), rows)
+    module = stage_of(changes, nms)
+    found = run_onnx(export_program(module, rows, opset=18, is_dynamic=nms == "standard"), rows)
     for output, expected in zip(found, module(rows), strict=True):
         np.testing.assert_allclose(output, expected.numpy(), rtol=0, atol=1e-3)
     assert found[2].min() > 0

@@ -70,6 +70,14 @@ def test_counts_beyond_tensorrts_topk_are_refused(
     assert getattr(proposal_config(checkpoint, ExportConfig(**counts)), name) == 10_000
 
 
+def test_a_list_of_candidates_beyond_tensorrts_topk_is_refused(checkpoints: dict[str, Path]) -> None:
+    checkpoint = load_checkpoint(checkpoints["pyramid"])
+    with pytest.raises(ExportError, match=r"nms_candidates: .* got 3841; use --set nms_candidates=3840 or less"):
+        proposal_config(checkpoint, ExportConfig(target="tensorrt", nms_candidates=TOPK_LIMIT + 1))
+    for candidates in ("all", TOPK_LIMIT):
+        proposal_config(checkpoint, ExportConfig(target="tensorrt", nms_candidates=candidates))
+
+
 def test_the_proposal_stage_has_the_exports_counts_and_the_checkpoints_rules(checkpoints: dict[str, Path]) -> None:
     checkpoint = load_checkpoint(checkpoints["single-level"])
     given = ExportConfig(num_proposals=7, pre_nms=9, nms_iou=0.6, soft_nms_iou=0.4, score_threshold=0.25)
@@ -83,7 +91,7 @@ def test_thresholds_that_the_export_does_not_set_are_those_of_the_evaluation_in_
     checkpoints: dict[str, Path],
 ) -> None:
     checkpoint = load_checkpoint(checkpoints["single-level"])
-    rules = {"nms_iou": 0.55, "soft_nms_iou": 0.35, "score_threshold": 0.125}
+    rules: dict[str, Any] = {"nms_iou": 0.55, "soft_nms_iou": 0.35, "score_threshold": 0.125}
     trained = dataclasses.replace(checkpoint.settings.proposals, **rules)
     settings = dataclasses.replace(checkpoint.settings, proposals=trained)
     config = proposal_config(dataclasses.replace(checkpoint, settings=settings), ExportConfig())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -252,7 +253,7 @@ def test_what_a_boundary_case_suppresses_is_one_too() -> None:
 
 
 def test_a_score_that_hangs_on_a_box_at_the_nms_threshold_is_a_decision_within_rounding() -> None:
-    soft = {"nms_iou": 0.9, "soft_nms_iou": 0.5}
+    soft: dict[str, Any] = {"nms_iou": 0.9, "soft_nms_iou": 0.5}
     # Half of the first, in both; a box between the two (IoU 0.9 with the first) takes score from it in one of them.
     rows = [(0.0, 0.0, 100.0, height, score) for height in (45.0, 35.0) for score in (0.6, 0.5)]
     assert tally(proposals(FIRST, rows[0]), proposals(FIRST, rows[1]), **soft).num_boundary == 2
@@ -270,7 +271,7 @@ def test_a_score_that_hangs_on_a_box_at_the_nms_threshold_is_a_decision_within_r
 def test_with_soft_nms_a_boundary_case_may_have_taken_the_score_of_what_it_overlaps() -> None:
     # 90 overlaps the first by the threshold; 60 overlaps 90 by 0.67, and has the better score by now.
     near, behind = (0.0, 0.0, 100.0, 90.0, 0.3), (0.0, 0.0, 100.0, 60.0, 0.5)
-    soft = {"nms_iou": 0.9, "soft_nms_iou": 0.5}
+    soft: dict[str, Any] = {"nms_iou": 0.9, "soft_nms_iou": 0.5}
     assert tally(proposals(FIRST, behind), proposals(FIRST, near), **soft).num_boundary == 2
     with pytest.raises(ParityError, match="Proposal 1 of PyTorch"):
         tally(proposals(FIRST, behind), proposals(FIRST, near), nms_iou=0.9)
@@ -303,7 +304,13 @@ def test_the_reference_tells_the_cuts_of_its_levels(exported: GetExport, photo_f
     detector = reference(made)
     outputs, cuts = run_reference(detector, np.stack([frame, frame]))
     assert_same([output[:1] for output in outputs], run_torch(made, frame[None]))
-    assert len(cuts) == 2
+    # The last box that soft NMS rescores: the last of a hundred when none is.
+    rules = detector.proposals
+    detector.proposals = dataclasses.replace(rules, num_proposals=2 * rules.num_proposals, soft_nms_iou=1.0)
+    (_, scores, count), hard_cuts = run_reference(detector, frame[None])
+    assert count.tolist() == [100]
+    assert cuts == [(*hard_cuts[0], pytest.approx(scores[0, -1]))] * 2
+    cuts = hard_cuts
     # Anchors of the levels: 384, 96 and 24; only the first has more than the 100 that enter NMS.
     assert len(cuts[0]) == 1
     assert 0 < cuts[0][0] < 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import edgerpn.manifest
 from edgerpn import files
 from edgerpn.__main__ import main
 from edgerpn.errors import ArtifactMismatchError, ExportError, ManifestError, ParityError
+from edgerpn.export import to_onnx
 from edgerpn.export.config import ExportConfig
 from edgerpn.export.onnx_graph import IR_VERSION
 from edgerpn.export.recall_meter import RecallMeter
@@ -196,8 +198,31 @@ def test_all_candidates_are_all_that_the_levels_have(
 ) -> None:
     config = ExportConfig(num_proposals=60, pre_nms=96, nms_candidates="all", golden=False)
     result = export_onnx(checkpoints["pyramid"], tmp_path / "model.onnx", config, images=photo_files)
-    assert result.manifest.proposals.nms_candidates == 3 * 96
+    # Cells of the levels: 384, 96 and 24.
+    assert result.manifest.proposals.nms_candidates == 96 + 96 + 24
     assert result.parity.num_matched > 0
+
+
+def test_a_list_longer_than_tensorrt_sorts_stays_one_for_each_level(
+    checkpoints: dict[str, Path], photo_files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(to_onnx, "TOPK_LIMIT", 200)
+    config = ExportConfig(target="tensorrt", nms="standard", num_proposals=20, pre_nms=96, golden=False)
+    said: list[str] = []
+    result = export_onnx(
+        checkpoints["pyramid"],
+        tmp_path / "model.onnx",
+        dataclasses.replace(config, nms_candidates="all"),
+        images=photo_files,
+        say=said.append,
+    )
+    assert any("the graph goes level by level, for tensorrt sorts no list of 216" in line for line in said)
+    assert result.manifest.proposals.nms_candidates is None
+    used = Counter(node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node)
+    assert used["NonMaxSuppression"] == 3
+    # Its own choice fits.
+    short = export_onnx(checkpoints["pyramid"], tmp_path / "short.onnx", config, images=photo_files)
+    assert short.manifest.proposals.nms_candidates is not None
 
 
 def test_a_failing_measurement_leaves_nothing_behind(
