@@ -25,8 +25,8 @@ ARGUMENTS = {
     "import": "source file -o --output --arch --size --norm-eps",
     "eval": "model --data --images --results --report --proposals --size --holdout-classes",
     "export": (
-        "checkpoint -o --output --target --size --source-size --batch --proposals --pre-nms --iou --score --nms"
-        " --precision --calibration --max-ar-drop --data --images --config --set --print-config"
+        "checkpoint -o --output --target --size --source-size --batch --proposals --pre-nms --iou --soft-iou"
+        " --score --nms --precision --calibration --max-ar-drop --data --images --config --set --print-config"
     ),
     "build": (
         "model -o --output --backend --compute-capability --batch --workspace --optimization-level --timing-cache"
