@@ -6,7 +6,8 @@ one of them has is called a boundary case when one of these explains it:
     1. its score is at the cut after K: it is no better than the last proposal of the other model, whose K are full
     2. its score is at the score threshold, at the cut of its level before NMS, or at the one behind what is rescored
     3. a side is at the minimum size
-    4. it overlaps another proposal by nearly the NMS threshold
+    4. it overlaps another proposal by nearly the NMS threshold, or one of the other model with the same score by more:
+       either may suppress the other
     5. it overlaps a better boundary case of the other model by more than that, which suppressed it there; with soft
        NMS, any boundary case of the other model by more than `soft_nms_iou`, which may have taken its score
     6. soft NMS: the other model has the same box with another score, and it overlaps another proposal so far that a box
@@ -32,6 +33,9 @@ Rows = tuple[Boxes, Scores]
 
 THRESHOLD_MARGIN: dict[Precision, float] = {"fp32": 1e-3, "fp16": 1e-2, "int8": 3e-2}
 """An overlap this near to the NMS threshold may fall on either side of it."""
+
+TIE = 0.01
+"""Scores that differ by less than this part of the tolerance are the same but for rounding."""
 
 MIN_SIDE_PX = 1e-3
 """Boxes with a side below this are never proposals, whatever the settings."""
@@ -176,6 +180,10 @@ def _at_a_threshold(
     if (sides_px <= decisions.min_size_px * (2 - tolerance.min_iou)).any():
         return True
     overlaps = pairwise_iou(own[0][row : row + 1], np.concatenate((other[0], own[0])))[0]
+    is_tie = np.abs(other[1] - score) <= slack * TIE
+    theirs = overlaps[: len(is_tie)]
+    if (is_tie & (theirs > decisions.nms_iou) & (theirs < tolerance.min_iou)).any():
+        return True
     return bool((np.abs(overlaps - decisions.nms_iou) <= decisions.margin).any())
 
 

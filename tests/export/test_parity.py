@@ -195,7 +195,7 @@ def test_order_does_not_matter_and_each_proposal_counts_once() -> None:
     ("changed", "is_same"),
     [
         ((0.0, 0.0, 100.0, 99.1, 0.9), True),  # IoU 0.991
-        ((0.0, 0.0, 100.0, 98.9, 0.9), False),  # IoU 0.989
+        ((0.0, 0.0, 100.0, 98.9, 0.9002), False),  # IoU 0.989
         ((0.0, 0.0, 100.0, 100.0, 0.9009), True),
         ((0.0, 0.0, 100.0, 100.0, 0.9011), False),
     ],
@@ -219,6 +219,14 @@ def test_decisions_within_rounding_are_counted_apart() -> None:
     assert tally(proposals(FIRST, last), proposals(FIRST, other), capacity=2).num_boundary == 2
     with pytest.raises(ParityError, match="has no counterpart"):
         tally(proposals(FIRST, last), proposals(FIRST, other), capacity=3)
+
+
+def test_of_two_boxes_with_one_score_either_may_suppress_the_other() -> None:
+    one, other = (400.0, 0.0, 500.0, 100.0, 0.5), (400.0, 0.0, 500.0, 85.0, 0.500005)
+    assert tally(proposals(FIRST, one), proposals(FIRST, other)).num_boundary == 2
+    for wrong in ((*other[:4], 0.5002), (400.0, 0.0, 500.0, 60.0, 0.5)):
+        with pytest.raises(ParityError, match="Proposal 1 of PyTorch"):
+            tally(proposals(FIRST, one), proposals(FIRST, wrong))
 
 
 def test_a_score_at_the_threshold_or_at_the_cut_before_nms_is_a_decision_within_rounding() -> None:
