@@ -19,7 +19,7 @@ from edgerpn.train.nms import largest_overlap, nms_fixed, nms_keep
 
 SOFT_LIST = 2
 """The best of so many times K boxes are rescored: a box behind them rarely is among the best K afterwards. Without this
-limit AR@100 is 0 to 0.003 higher for K = 100; the work grows with the square of the list."""
+limit AR@100 was 0 to 0.002 higher for K = 100; the work grows with the square of the list."""
 
 MAX_SOFT_LIST = 3840
 """More boxes are rescored only where K is larger: longer lists are beyond the top-k of every TensorRT."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import math
 from typing import Any
@@ -15,7 +16,7 @@ from edgerpn.train.assign import AssignConfig, Assignment, assign, sample
 from edgerpn.train.boxes import decode_boxes, encode_boxes, pairwise_iou
 from edgerpn.train.import_torchvision import ARCHITECTURES, import_settings
 from edgerpn.train.loss import LossConfig, rpn_losses
-from edgerpn.train.proposals import ProposalConfig, select_proposals
+from edgerpn.train.proposals import select_proposals
 
 try:
     torchvision: Any = importlib.import_module("torchvision")
@@ -144,14 +145,8 @@ def test_selection_is_torchvisions_from_the_same_boxes(name: str, score_threshol
     logits, deltas = (torch.cat([level[k] for level in levels], dim=1) for k in (0, 1))
     decoded = rpn.box_coder.decode(deltas[0], [torch.cat(anchors)]).view(1, -1, 4)
     (boxes,), (scores,) = rpn.filter_proposals(decoded, logits, [HW], [len(a) for a in anchors])
-    config = ProposalConfig(
-        num_proposals=1000,
-        pre_nms=1000,
-        nms_iou=0.7,
-        soft_nms_iou=1.0,
-        min_size_px=1e-3,
-        score_threshold=score_threshold,
-    )
+    imported = import_settings(ARCHITECTURES[name], HW).proposals
+    config = dataclasses.replace(imported, score_threshold=score_threshold)
     batch = select_proposals(levels, anchors, content_hw=HW, config=config)
     count = int(batch.count)
     assert count == len(boxes) > 100
