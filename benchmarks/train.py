@@ -37,6 +37,7 @@ from edgerpn import files
 
 LIMIT = 1.5
 PEERS = ("torchvision", "torchvision-losses")
+OURS_ON_PEER = "edgerpn on the peer's torch"
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = Path(__file__).with_name("train_side.py")
 
@@ -59,6 +60,15 @@ class Side:
             text=True,
             env=environment,
         )
+        self.what = ""
+        """What it runs, once it is ready."""
+
+    def get_ready(self) -> None:
+        """Waits until it can do steps.
+
+        Raises:
+            OSError: It cannot.
+        """
         self.what = str(self._read())
 
     def seconds(self, steps: int) -> float:
@@ -70,8 +80,9 @@ class Side:
 
     def close(self) -> None:
         """Ends the process."""
-        self.process.kill()
-        self.process.communicate()
+        if self.process.returncode is None:
+            self.process.kill()
+            self.process.communicate()
 
     def _read(self) -> str | float:
         assert self.process.stdout is not None
@@ -95,10 +106,10 @@ def link_package(folder: Path) -> Path:
 
 
 def start_sides(arguments: argparse.Namespace, folder: Path) -> dict[str, Side]:
-    """All sides; says which are left out, and why.
+    """All sides, which start at once; says which are left out, and why.
 
     Raises:
-        OSError: One that must be there does not start.
+        OSError: One that must be there does not start; then none runs any more.
     """
     options = []
     for name in ("batch", "size", "threads", "device", "amp"):
@@ -106,14 +117,23 @@ def start_sides(arguments: argparse.Namespace, folder: Path) -> dict[str, Side]:
     sides = {name: Side(sys.executable, name, options) for name in ("edgerpn", "edgerpn-default")}
     if arguments.peer_python is None:
         print("torchvision is left out, and no limit is checked: --peer-python names no interpreter that has it")
-        return sides
-    for name in PEERS:
-        sides[name] = Side(arguments.peer_python, name, options)
-    name = "edgerpn on the peer's torch"
+    else:
+        sides |= {name: Side(arguments.peer_python, name, options) for name in PEERS}
+        sides[OURS_ON_PEER] = Side(arguments.peer_python, "edgerpn", options, link_package(folder))
     try:
-        sides[name] = Side(arguments.peer_python, "edgerpn", options, link_package(folder))
-    except OSError as error:
-        print(f"{name} is left out: {error}")
+        for name, side in sides.items():
+            if name != OURS_ON_PEER:
+                side.get_ready()
+    except OSError:
+        for side in sides.values():
+            side.close()
+        raise
+    if OURS_ON_PEER in sides:
+        try:
+            sides[OURS_ON_PEER].get_ready()
+        except OSError as error:
+            print(f"{OURS_ON_PEER} is left out: {error}")
+            del sides[OURS_ON_PEER]
     return sides
 
 

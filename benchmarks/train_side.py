@@ -31,6 +31,11 @@ def made_up(batch: int, side: int) -> tuple[torch.Tensor, torch.Tensor]:
     return images, torch.cat((corner, corner + size), dim=-1)
 
 
+def name_of(device: torch.device) -> str:
+    """What the device is called."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
 def torchvision_step(options: argparse.Namespace) -> tuple[Step, str]:
     """Torchvision's RPN with the rules of its Faster R-CNN; images come normalised, which is a present.
 
@@ -73,7 +78,7 @@ def torchvision_step(options: argparse.Namespace) -> tuple[Step, str]:
         optimizer.step()
         loss.item()
 
-    return step, f"torchvision {torchvision.__version__}, torch {torch.__version__}, fp32"
+    return step, f"torchvision {torchvision.__version__}, torch {torch.__version__}, {name_of(device)}, fp32"
 
 
 def our_step(options: argparse.Namespace) -> tuple[Step, str]:
@@ -142,7 +147,7 @@ def our_step(options: argparse.Namespace) -> tuple[Step, str]:
         check(run, take_step(run, [batch]))
         run.progress.step += 1
 
-    return step, f"torch {torch.__version__}, {compute}"
+    return step, f"torch {torch.__version__}, {name_of(compute.device)}, {compute}"
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Losses on objectness and boxes, over all anchors of a batch at once.
 
-Legend of shape suffixes: N images, A anchors of all levels, P anchors labelled as objects in the whole batch.
+Legend of shape suffixes: N images, A anchors of all levels, P anchors of all images whose boxes are compared.
 """
 
 from __future__ import annotations
@@ -121,35 +121,51 @@ def rpn_loss_sums(
     """
     logits_NA, deltas_NA4 = logits_NA.float(), deltas_NA4.float()
     is_object_NA = sampled_NA & (assignment.labels_NA == OBJECT)
-    image_P, anchor_P = is_object_NA.nonzero(as_tuple=True)
-    target_P4 = gt_boxes_NG4[image_P, assignment.matched_NA[image_P, anchor_P]]
-    deltas_P4, anchors_P4 = deltas_NA4[image_P, anchor_P], anchors_A4[anchor_P]
-    box_iou_P, giou_P = paired_iou_giou(decode_boxes(deltas_P4, anchors_P4), target_P4)
+    rows = _rows_to_compare(is_object_NA)
+    is_object_P1 = is_object_NA.flatten()[rows, None]
+    num_images, num_boxes, _ = gt_boxes_NG4.shape
+    first_N1 = torch.arange(0, num_images * num_boxes, num_boxes, device=gt_boxes_NG4.device)[:, None]
+    matched_P4 = gt_boxes_NG4.flatten(0, 1)[(first_N1 + assignment.matched_NA).flatten()[rows]]
+    anchors_P4 = anchors_A4.expand(num_images, -1, -1).flatten(0, 1)[rows]
+    # What is no object among them gets a perfect box, whatever the network says: nothing, not even a gradient, comes
+    # of it.
+    target_P4 = torch.where(is_object_P1, matched_P4, anchors_P4)
+    deltas_P4 = torch.where(is_object_P1, deltas_NA4.flatten(0, 1)[rows], 0.0)
+    iou_P, giou_P = paired_iou_giou(decode_boxes(deltas_P4, anchors_P4), target_P4)
+    weight_P = is_object_P1.squeeze(1).float()
     if config.objectness == "bce":
         objectness = _bce(logits_NA, is_object_NA, sampled_NA)
-        weight_P = torch.ones_like(box_iou_P)
         normalizer = sampled_NA.sum().float()
     else:
-        quality_P = box_iou_P.detach().clamp(0, 1)
+        quality_P = iou_P.detach().clamp(0, 1) * weight_P
         # A floor lets the objects that are furthest from their anchors, the largest, learn as fast as the others.
-        weight_P = quality_P.clamp(min=config.quality_floor)
+        weight_P = weight_P * quality_P.clamp(min=config.quality_floor)
         normalizer = weight_P.sum()
-        quality_NA = torch.zeros_like(logits_NA).index_put((image_P, anchor_P), quality_P)
+        quality_NA = torch.zeros_like(logits_NA)
+        quality_NA.view(-1)[rows] = quality_P
         is_far_NA = ~is_object_NA & (assignment.overlap_NA < config.near_iou)
         share_NA = torch.where(is_far_NA, config.background_weight, 1.0) * sampled_NA
         objectness = _quality_focal(logits_NA, quality_NA, share_NA, config.focal_beta)
     if config.box == "smooth_l1":
-        per_object_P = functional.smooth_l1_loss(
+        loss_P = functional.smooth_l1_loss(
             deltas_P4, encode_boxes(target_P4, anchors_P4), beta=config.smooth_l1_beta, reduction="none"
         ).sum(-1)
     else:
-        per_object_P = 1 - giou_P
+        loss_P = 1 - giou_P
     return LossSums(
         objectness=objectness,
-        box=(per_object_P * weight_P).sum(),
+        box=(loss_P * weight_P).sum(),
         normalizer=normalizer,
         num_objects=is_object_NA.sum(),
     )
+
+
+def _rows_to_compare(is_object_NA: Tensor) -> Tensor | slice:
+    """The anchors, counted over all images, whose boxes are compared: objects, and on a GPU all.
+
+    Boxes cost a GPU next to nothing, but to count the objects the host would wait for it, in the middle of every step.
+    """
+    return slice(None) if is_object_NA.is_cuda else is_object_NA.flatten().nonzero().squeeze(1)
 
 
 def _bce(logits_NA: Tensor, is_object_NA: Tensor, sampled_NA: Tensor) -> Tensor:

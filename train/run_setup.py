@@ -74,10 +74,13 @@ def set_up(request: RunRequest, ranks: Ranks, compute: Compute) -> Run:
     material = ranks.from_first(lambda: read_material(request, ranks))
     records, checkpoint = material.train_set.records, material.checkpoint
     settings = _with_batch_size(request.settings, checkpoint)
-    settings = resolve_batch_size(settings, records, ranks, compute, say)
+    # Before anything runs on a GPU, whose libraries read this once.
     _make_deterministic(settings, compute, ranks)
+    settings = resolve_batch_size(settings, records, ranks, compute, say)
     if compute.device.type == "cpu":
         keep_freed_memory()
+    # Whatever the batches that were tried have drawn.
+    torch.manual_seed(settings.loop.seed)
     model = Rpn(settings.model)
     if request.backbone_weights is not None and checkpoint is None and ranks.is_first:
         # The others get these weights as the gradients' exchange is set up.
@@ -199,7 +202,6 @@ def _read_split(request: RunRequest, split: str) -> Dataset:
 
 
 def _make_deterministic(settings: TrainSettings, compute: Compute, ranks: Ranks) -> None:
-    torch.manual_seed(settings.loop.seed)
     if settings.loop.threads:
         torch.set_num_threads(settings.loop.threads)
     elif ranks.local_size > 1:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from edgerpn.train import loss
 from edgerpn.train.assign import Assignment
 from edgerpn.train.loss import LossConfig, Losses, rpn_losses
 
@@ -51,6 +52,25 @@ def test_the_papers_losses_are_means_over_the_sampled_anchors() -> None:
     assert losses.box.item() == pytest.approx(box, rel=1e-5)
     assert losses.total.item() == pytest.approx(objectness + box, rel=1e-5)
     assert losses.num_objects.item() == 2
+
+
+@pytest.mark.parametrize("config", [PAPER, LossConfig()], ids=lambda config: config.objectness)
+def test_comparing_all_boxes_as_on_a_gpu_gives_the_same_losses_and_gradients(
+    config: LossConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What the network says where there is no object may be as wrong as it likes.
+    deltas = DELTAS.clone()
+    deltas[0, 1] = torch.tensor([math.inf, -math.inf, math.nan, 1e30])
+    found = []
+    for _ in range(2):
+        inputs = LOGITS.clone().requires_grad_(True), deltas.clone().requires_grad_(True)
+        losses = run(config, *inputs)
+        losses.total.backward()  # type: ignore[no-untyped-call]
+        found.append((losses.total.item(), losses.num_objects.item(), *(each.grad for each in inputs)))
+        monkeypatch.setattr(loss, "_rows_to_compare", lambda _: slice(None))
+    torch.testing.assert_close(found[1], found[0])
+    assert math.isfinite(found[0][0])
+    assert found[1][3][0, 1].tolist() == [0, 0, 0, 0]
 
 
 def test_anchors_outside_the_sample_have_no_part() -> None:
