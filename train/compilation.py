@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from edgerpn.train.failures import is_out_of_memory
+from edgerpn.train.layers import is_norm_momentum_final
 from edgerpn.train.run_state import Run
 
 Network = Callable[[Tensor], list[tuple[Tensor, Tensor]]]
@@ -18,7 +19,8 @@ def compiled(network: nn.Module, run: Run, say: Callable[[str], None]) -> Networ
 
     The run has one process: several could not agree on it, because what goes round between them would hang meanwhile.
     Compiling happens when a network is first used; a pass forward and backward shows here whether it works, and
-    leaves weights, gradients and statistics as they were.
+    leaves weights, gradients and statistics as they were. The first steps of a run go without, because each has a
+    momentum of its own for batch norms, and every momentum would be a program of its own.
     """
     say("loop.compile: compiling the network, which takes a while ...")
     fast: Network = torch.compile(network, dynamic=False)
@@ -39,7 +41,7 @@ def compiled(network: nn.Module, run: Run, say: Callable[[str], None]) -> Networ
         for buffer, value in zip(run.model.buffers(), before, strict=True):
             buffer.copy_(value)
         run.optimizer.zero_grad(set_to_none=True)
-    return fast
+    return lambda images: (fast if is_norm_momentum_final(run.progress.step) else network)(images)
 
 
 def _pass(network: Network, images: Tensor, run: Run) -> None:

@@ -98,6 +98,11 @@ class ResidualBlock(nn.Module):
         return functional.relu(x + self.second(self.first(x)))
 
 
+def is_norm_momentum_final(step: int) -> bool:
+    """Whether `set_norm_momentum` leaves the norms of a network alone from this step on."""
+    return step >= _FIRST_STEPS
+
+
 def set_norm_momentum(module: nn.Module, step: int) -> None:
     """Lets the statistics that batch norms remember begin as the mean over the first steps, instead of 0 and 1.
 

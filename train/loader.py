@@ -10,7 +10,7 @@ As workers are not forked from this process (see `data_workers`), a script that 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal
@@ -176,16 +176,19 @@ class _BatchSource:
 
 
 class _Plan:
-    """The keys of the epoch that comes next; iterated anew by the DataLoader for each epoch."""
+    """The keys of all epochs from a place on, so that workers read on while an epoch ends."""
 
-    def __init__(self) -> None:
-        self.keys: Sequence[_BatchKey] = ()
+    def __init__(self, keys_of: Callable[[int, int], Iterable[_BatchKey]]) -> None:
+        """Starts at the beginning; `keys_of` gives the keys of an epoch from a batch on."""
+        self._keys_of = keys_of
+        self.start = 0, 0
+        """Epoch and batch at which the next iteration begins."""
 
     def __iter__(self) -> Iterator[_BatchKey]:
-        return iter(self.keys)
-
-    def __len__(self) -> int:
-        return len(self.keys)
+        epoch, batch = self.start
+        while True:
+            yield from self._keys_of(epoch, batch)
+            epoch, batch = epoch + 1, 0
 
 
 class TrainLoader:
@@ -229,7 +232,7 @@ class TrainLoader:
             )
         self._seed = seed
         self._views_hw = config.views_hw
-        self._plan = _Plan()
+        self._plan = _Plan(self._keys_of)
         cache = self._make_cache(records, config, cache_bytes)
         self.cache_bytes = cache.size_bytes
         """Shared memory that keeps decoded images."""
@@ -241,6 +244,8 @@ class TrainLoader:
             pin_memory,
         )
         self._batches: Iterator[Batch | DataError] | None = None
+        self._place: tuple[int, int] | None = None
+        """Epoch and part of a batch that the workers' stream comes to next; None before it flows."""
 
     @property
     def batches_per_epoch(self) -> int:
@@ -268,25 +273,8 @@ class TrainLoader:
             )
         if self._loader is None:
             raise RuntimeError("the loader is closed")
-        order = _rng(self._seed, _ORDER, epoch).permutation(self._count).tolist()
-        # Pass by pass: the parts that all processes compute at the same time lie side by side.
-        share, size = self._share, self.batch_size // self._share.parts
-        starts = range(
-            start_batch * self.batch_size + share.rank * size,
-            self.batches_per_epoch * self.batch_size,
-            share.num_ranks * size,
-        )
-        first = epoch * self.batches_per_epoch
-        self._plan.keys = [
-            _BatchKey(
-                epoch=epoch,
-                indices=tuple(order[start : start + size]),
-                view_hw=self._views_hw[(first + start // self.batch_size) % len(self._views_hw)],
-            )
-            for start in starts
-        ]
         self._epochs_started += 1
-        return self._deliver(self._epochs_started)
+        return self._deliver(self._epochs_started, epoch, start_batch)
 
     def steps(self, epoch: int, *, start_batch: int = 0) -> Iterator[tuple[Batch, ...]]:
         """As `epoch`, with the passes of one step together."""
@@ -314,26 +302,49 @@ class TrainLoader:
         lock = data_workers.context(__name__).Lock() if config.workers and size_bytes else None
         return ImageCache(records, config.augment, config.input_hw, size_bytes=size_bytes, lock=lock)
 
-    def _deliver(self, epoch_number: int) -> Iterator[Batch]:
+    def _keys_of(self, epoch: int, start_batch: int) -> Iterator[_BatchKey]:
+        """What this process reads of an epoch from batch number `start_batch` on."""
+        order = _rng(self._seed, _ORDER, epoch).permutation(self._count).tolist()
+        # Pass by pass: the parts that all processes compute at the same time lie side by side.
+        share, size = self._share, self.batch_size // self._share.parts
+        starts = range(
+            start_batch * self.batch_size + share.rank * size,
+            self.batches_per_epoch * self.batch_size,
+            share.num_ranks * size,
+        )
+        first = epoch * self.batches_per_epoch
+        for start in starts:
+            yield _BatchKey(
+                epoch=epoch,
+                indices=tuple(order[start : start + size]),
+                view_hw=self._views_hw[(first + start // self.batch_size) % len(self._views_hw)],
+            )
+
+    def _deliver(self, epoch_number: int, epoch: int, start_batch: int) -> Iterator[Batch]:
         """Yields what the workers send, as long as `epoch_number` is the last one that was started."""
-        is_first = True
-        while True:
+        passes = self._share.passes
+        for part in range(start_batch * passes, self.batches_per_epoch * passes):
             if self._loader is None or epoch_number != self._epochs_started:
                 raise RuntimeError("another epoch was started, or the loader closed, while this one was in use")
-            batch = self._receive(self._loader, is_first=is_first)
-            is_first = False
-            if batch is None:
-                return
+            if self._place != (epoch, part):
+                # Elsewhere than the stream flows to, which for a new epoch after a whole one it does by itself.
+                self._plan.start = epoch, start_batch
+                self._batches = None
+            # Unknown, should this fail.
+            self._place = None
+            batch = self._receive(self._loader)
             if isinstance(batch, DataError):
                 raise batch
+            is_last = part + 1 == self.batches_per_epoch * passes
+            self._place = (epoch + 1, 0) if is_last else (epoch, part + 1)
             yield batch
 
-    def _receive(self, loader: DataLoader[Batch | DataError], *, is_first: bool) -> Batch | DataError | None:
-        """The next of what the workers send, or None at the end of the epoch."""
+    def _receive(self, loader: DataLoader[Batch | DataError]) -> Batch | DataError:
+        """The next of what the workers send."""
         try:
-            if is_first or self._batches is None:
+            if self._batches is None:
                 self._batches = iter(loader)
-            return next(self._batches, None)
+            return next(self._batches)
         except (RuntimeError, OSError, EOFError) as error:
             if not data_workers.is_death(error):
                 raise

@@ -114,6 +114,25 @@ def test_an_epoch_left_in_the_middle_does_not_disturb_the_next(records: list[Ima
         assert_same(loader.epoch(1), whole)
 
 
+def test_workers_read_on_into_the_next_epoch(records: list[ImageRecord], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+    keys_of = TrainLoader._keys_of
+
+    def note(loader: TrainLoader, epoch: int, start_batch: int) -> object:
+        asked.append((epoch, start_batch))
+        return keys_of(loader, epoch, start_batch)
+
+    monkeypatch.setattr(TrainLoader, "_keys_of", note)
+    with TrainLoader(records, config_with(workers=1), seed=1) as loader:
+        list(loader.epoch(4, start_batch=1))
+        assert asked == [(4, 1), (5, 0)]
+        list(loader.epoch(5))
+        assert asked == [(4, 1), (5, 0), (6, 0)]
+        # Elsewhere: they begin anew.
+        list(loader.epoch(4, start_batch=1))
+        assert asked[3:] == [(4, 1), (5, 0)]
+
+
 def test_an_epoch_shows_each_image_at_most_once_and_epochs_and_seeds_differ(records: list[ImageRecord]) -> None:
     orders = []
     for seed, epoch in ((1, 0), (1, 1), (2, 0)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
 import os
@@ -272,6 +273,22 @@ def test_without_tensorboard_its_log_says_what_is_missing(start: Start) -> None:
 def test_the_tensorboard_log_is_written(start: Start) -> None:
     result = start("run", "loop.tensorboard=true")
     assert list(result.last.parent.glob("events.out.tfevents.*"))
+
+
+def test_a_compiled_network_is_compiled_once_for_each_size_of_views(
+    start: Start, uninterrupted: TrainResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs: list[torch.fx.GraphModule] = []
+
+    def note(program: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        programs.append(program)
+        return program
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=note))
+    result = start("run", *SHORT, "loop.compile=true")
+    assert len(programs) == 2
+    assert are_equal(weights(result.last), weights(uninterrupted.last))
 
 
 @pytest.mark.slow
