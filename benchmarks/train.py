@@ -114,13 +114,16 @@ def start_sides(arguments: argparse.Namespace, folder: Path) -> dict[str, Side]:
     options = []
     for name in ("batch", "size", "threads", "device", "amp"):
         options += [f"--{name}", str(getattr(arguments, name))]
-    sides = {name: Side(sys.executable, name, options) for name in ("edgerpn", "edgerpn-default")}
-    if arguments.peer_python is None:
-        print("torchvision is left out, and no limit is checked: --peer-python names no interpreter that has it")
-    else:
-        sides |= {name: Side(arguments.peer_python, name, options) for name in PEERS}
-        sides[OURS_ON_PEER] = Side(arguments.peer_python, "edgerpn", options, link_package(folder))
+    sides: dict[str, Side] = {}
     try:
+        for name in ("edgerpn", "edgerpn-default"):
+            sides[name] = Side(sys.executable, name, options)
+        if arguments.peer_python is None:
+            print("torchvision is left out, and no limit is checked: --peer-python names no interpreter that has it")
+        else:
+            for name in PEERS:
+                sides[name] = Side(arguments.peer_python, name, options)
+            sides[OURS_ON_PEER] = Side(arguments.peer_python, "edgerpn", options, link_package(folder))
         for name, side in sides.items():
             if name != OURS_ON_PEER:
                 side.get_ready()
@@ -189,7 +192,10 @@ def main() -> int:
         print(f"limit {LIMIT} times torchvision: {'ok' if is_fast else 'TOO SLOW'}")
     if arguments.out:
         result = {
-            "settings": {name: getattr(arguments, name) for name in ("size", "batch", "threads", "device", "amp")},
+            "settings": {
+                name: getattr(arguments, name)
+                for name in ("size", "batch", "threads", "device", "amp", "rounds", "steps")
+            },
             "images_per_s": {name: float(np.median(values)) for name, values in speed.items()},
             "what": {name: side.what for name, side in sides.items()},
             "times": ratios,

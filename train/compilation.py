@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from edgerpn.train.failures import is_out_of_memory
-from edgerpn.train.layers import is_norm_momentum_final
+from edgerpn.train.layers import FIRST_STEPS, set_norm_momentum
 from edgerpn.train.run_state import Run
 
 Network = Callable[[Tensor], list[tuple[Tensor, Tensor]]]
@@ -25,6 +25,7 @@ def compiled(network: nn.Module, run: Run, say: Callable[[str], None]) -> Networ
     say("loop.compile: compiling the network, which takes a while ...")
     fast: Network = torch.compile(network, dynamic=False)
     size = run.loader.batch_size // run.settings.loop.accumulate
+    set_norm_momentum(network, FIRST_STEPS)
     before = [buffer.clone() for buffer in run.model.buffers()]
     network.train()
     try:
@@ -41,7 +42,7 @@ def compiled(network: nn.Module, run: Run, say: Callable[[str], None]) -> Networ
         for buffer, value in zip(run.model.buffers(), before, strict=True):
             buffer.copy_(value)
         run.optimizer.zero_grad(set_to_none=True)
-    return lambda images: (fast if is_norm_momentum_final(run.progress.step) else network)(images)
+    return lambda images: (fast if run.progress.step >= FIRST_STEPS else network)(images)
 
 
 def _pass(network: Network, images: Tensor, run: Run) -> None:

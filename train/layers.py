@@ -10,7 +10,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from edgerpn.errors import ConfigError
 
-_FIRST_STEPS = 10
+FIRST_STEPS = 10
 """Over which the statistics of batch norms are plain means."""
 
 
@@ -98,11 +98,6 @@ class ResidualBlock(nn.Module):
         return functional.relu(x + self.second(self.first(x)))
 
 
-def is_norm_momentum_final(step: int) -> bool:
-    """Whether `set_norm_momentum` leaves the norms of a network alone from this step on."""
-    return step >= _FIRST_STEPS
-
-
 def set_norm_momentum(module: nn.Module, step: int) -> None:
     """Lets the statistics that batch norms remember begin as the mean over the first steps, instead of 0 and 1.
 
@@ -113,11 +108,9 @@ def set_norm_momentum(module: nn.Module, step: int) -> None:
         module: The network.
         step: Number of the step that comes, from 0.
     """
-    if step > _FIRST_STEPS:
-        return
     for norm in module.modules():
         if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.momentum is not None:
-            norm.momentum = 1 / (step + 1) if step < _FIRST_STEPS else 1 / _FIRST_STEPS
+            norm.momentum = 1 / min(step + 1, FIRST_STEPS)
 
 
 def fuse_batch_norm(module: nn.Module) -> None:

@@ -10,7 +10,7 @@ As workers are not forked from this process (see `data_workers`), a script that 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal
@@ -175,20 +175,43 @@ class _BatchSource:
         )
 
 
+@dataclass(kw_only=True, slots=True)
 class _Plan:
-    """The keys of all epochs from a place on, so that workers read on while an epoch ends."""
+    """The keys of all epochs from a place on, one after the other, so that workers read on while an epoch ends."""
 
-    def __init__(self, keys_of: Callable[[int, int], Iterable[_BatchKey]]) -> None:
-        """Starts at the beginning; `keys_of` gives the keys of an epoch from a batch on."""
-        self._keys_of = keys_of
-        self.start = 0, 0
-        """Epoch and batch at which the next iteration begins."""
+    seed: int
+    count: int
+    """Images of the set."""
+    batch_size: int
+    """Of a step, over all processes and passes."""
+    views_hw: tuple[tuple[int, int], ...]
+    share: Share
+    start: tuple[int, int] = (0, 0)
+    """Epoch and batch at which the next iteration begins."""
 
     def __iter__(self) -> Iterator[_BatchKey]:
         epoch, batch = self.start
         while True:
-            yield from self._keys_of(epoch, batch)
+            yield from self.keys_of(epoch, batch)
             epoch, batch = epoch + 1, 0
+
+    def keys_of(self, epoch: int, start_batch: int) -> Iterator[_BatchKey]:
+        """What this process reads of an epoch from batch number `start_batch` on."""
+        order = _rng(self.seed, _ORDER, epoch).permutation(self.count).tolist()
+        # Pass by pass: the parts that all processes compute at the same time lie side by side.
+        size, num_batches = self.batch_size // self.share.parts, self.count // self.batch_size
+        starts = range(
+            start_batch * self.batch_size + self.share.rank * size,
+            num_batches * self.batch_size,
+            self.share.num_ranks * size,
+        )
+        first = epoch * num_batches
+        for start in starts:
+            yield _BatchKey(
+                epoch=epoch,
+                indices=tuple(order[start : start + size]),
+                view_hw=self.views_hw[(first + start // self.batch_size) % len(self.views_hw)],
+            )
 
 
 class TrainLoader:
@@ -230,9 +253,9 @@ class TrainLoader:
                 f"batch_size: expected at least one image for each of {share.parts} parts (processes x passes), "
                 f"got batches of {config.batch_size} out of {len(records)} images"
             )
-        self._seed = seed
-        self._views_hw = config.views_hw
-        self._plan = _Plan(self._keys_of)
+        self._plan = _Plan(
+            seed=seed, count=self._count, batch_size=self.batch_size, views_hw=config.views_hw, share=share
+        )
         cache = self._make_cache(records, config, cache_bytes)
         self.cache_bytes = cache.size_bytes
         """Shared memory that keeps decoded images."""
@@ -301,24 +324,6 @@ class TrainLoader:
     def _make_cache(records: Sequence[ImageRecord], config: DataConfig, size_bytes: int) -> ImageCache:
         lock = data_workers.context(__name__).Lock() if config.workers and size_bytes else None
         return ImageCache(records, config.augment, config.input_hw, size_bytes=size_bytes, lock=lock)
-
-    def _keys_of(self, epoch: int, start_batch: int) -> Iterator[_BatchKey]:
-        """What this process reads of an epoch from batch number `start_batch` on."""
-        order = _rng(self._seed, _ORDER, epoch).permutation(self._count).tolist()
-        # Pass by pass: the parts that all processes compute at the same time lie side by side.
-        share, size = self._share, self.batch_size // self._share.parts
-        starts = range(
-            start_batch * self.batch_size + share.rank * size,
-            self.batches_per_epoch * self.batch_size,
-            share.num_ranks * size,
-        )
-        first = epoch * self.batches_per_epoch
-        for start in starts:
-            yield _BatchKey(
-                epoch=epoch,
-                indices=tuple(order[start : start + size]),
-                view_hw=self._views_hw[(first + start // self.batch_size) % len(self._views_hw)],
-            )
 
     def _deliver(self, epoch_number: int, epoch: int, start_batch: int) -> Iterator[Batch]:
         """Yields what the workers send, as long as `epoch_number` is the last one that was started."""

@@ -141,7 +141,7 @@ def rpn_loss_sums(
         # A floor lets the objects that are furthest from their anchors, the largest, learn as fast as the others.
         weight_P = weight_P * quality_P.clamp(min=config.quality_floor)
         normalizer = weight_P.sum()
-        quality_NA = torch.zeros_like(logits_NA)
+        quality_NA = logits_NA.new_zeros(logits_NA.shape)
         quality_NA.view(-1)[rows] = quality_P
         is_far_NA = ~is_object_NA & (assignment.overlap_NA < config.near_iou)
         share_NA = torch.where(is_far_NA, config.background_weight, 1.0) * sampled_NA

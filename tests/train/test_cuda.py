@@ -53,12 +53,13 @@ SHORT = ("loop.epochs=6", "loop.evaluations=5")
 
 
 @pytest.fixture(autouse=True)
-def whole_float32() -> Iterator[None]:
-    """Convolutions in float32 as on a CPU, not in TF32."""
-    before = torch.backends.cudnn.allow_tf32
+def as_on_a_cpu() -> Iterator[None]:
+    """Convolutions in float32, not in TF32; and PyTorch left as it was."""
+    before = torch.backends.cudnn.allow_tf32, torch.are_deterministic_algorithms_enabled()
     torch.backends.cudnn.allow_tf32 = False
     yield
-    torch.backends.cudnn.allow_tf32 = before
+    torch.backends.cudnn.allow_tf32 = before[0]
+    torch.use_deterministic_algorithms(before[1])
 
 
 @pytest.fixture

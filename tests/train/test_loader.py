@@ -23,7 +23,7 @@ from edgerpn.errors import DataError
 from edgerpn.train.augment import AugmentConfig
 from edgerpn.train.coco import ImageRecord
 from edgerpn.train.data_batch import Batch
-from edgerpn.train.loader import DataConfig, TrainLoader
+from edgerpn.train.loader import DataConfig, TrainLoader, _Plan
 from edgerpn.train.mosaic import draw_tiles
 
 # Where tests run on one core, the DataLoader has its opinion about two workers.
@@ -116,13 +116,13 @@ def test_an_epoch_left_in_the_middle_does_not_disturb_the_next(records: list[Ima
 
 def test_workers_read_on_into_the_next_epoch(records: list[ImageRecord], monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, int]] = []
-    keys_of = TrainLoader._keys_of
+    keys_of = _Plan.keys_of
 
-    def note(loader: TrainLoader, epoch: int, start_batch: int) -> object:
+    def note(plan: _Plan, epoch: int, start_batch: int) -> object:
         asked.append((epoch, start_batch))
-        return keys_of(loader, epoch, start_batch)
+        return keys_of(plan, epoch, start_batch)
 
-    monkeypatch.setattr(TrainLoader, "_keys_of", note)
+    monkeypatch.setattr(_Plan, "keys_of", note)
     with TrainLoader(records, config_with(workers=1), seed=1) as loader:
         list(loader.epoch(4, start_batch=1))
         assert asked == [(4, 1), (5, 0)]

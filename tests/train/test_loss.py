@@ -58,19 +58,25 @@ def test_the_papers_losses_are_means_over_the_sampled_anchors() -> None:
 def test_comparing_all_boxes_as_on_a_gpu_gives_the_same_losses_and_gradients(
     config: LossConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Three images: with one object of two boxes, with none, and as in the other tests.
+    labels = torch.tensor([[0, 1, 0, -1], [0, 0, 0, 0], [1, 0, 1, -1]])
+    matched = torch.tensor([[0, 1, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0]])
+    gt = torch.cat((GT + 1, torch.zeros_like(GT), GT))
     # What the network says where there is no object may be as wrong as it likes.
-    deltas = DELTAS.clone()
-    deltas[0, 1] = torch.tensor([math.inf, -math.inf, math.nan, 1e30])
+    deltas = DELTAS.repeat(3, 1, 1)
+    deltas[2, 1] = torch.tensor([math.inf, -math.inf, math.nan, 1e30])
+    assignment = Assignment(labels_NA=labels, matched_NA=matched, overlap_NA=torch.ones(3, 4))
     found = []
     for _ in range(2):
-        inputs = LOGITS.clone().requires_grad_(True), deltas.clone().requires_grad_(True)
-        losses = run(config, *inputs)
+        inputs = LOGITS.repeat(3, 1).requires_grad_(True), deltas.clone().requires_grad_(True)
+        losses = rpn_losses(*inputs, ANCHORS, assignment, labels >= 0, gt, config=config)
         losses.total.backward()  # type: ignore[no-untyped-call]
         found.append((losses.total.item(), losses.num_objects.item(), *(each.grad for each in inputs)))
         monkeypatch.setattr(loss, "_rows_to_compare", lambda _: slice(None))
     torch.testing.assert_close(found[1], found[0])
     assert math.isfinite(found[0][0])
-    assert found[1][3][0, 1].tolist() == [0, 0, 0, 0]
+    assert found[0][1] == 3
+    assert found[1][3][2, 1].tolist() == [0, 0, 0, 0]
 
 
 def test_anchors_outside_the_sample_have_no_part() -> None:

@@ -130,16 +130,17 @@ def test_shares_make_up_the_batches_of_one_process(
     ranks: int, passes: int, data_folder: Path, tiny_settings: MakeSettings
 ) -> None:
     records = read_coco(data_folder / "train.json", data_folder / "images").records[:15]
-    config = tiny_settings().data
+    # One worker, which reads on from one epoch into the next.
+    config = dataclasses.replace(tiny_settings().data, workers=1)
     with TrainLoader(records, config, seed=1) as loader:
-        expected = list(loader.epoch(3, start_batch=1))
+        expected = [*loader.epoch(3, start_batch=1), *loader.epoch(4)]
         assert loader.batches_per_epoch == 3
         assert len({batch.images.shape for batch in expected}) == 2  # views of two sizes take turns
     shares = []
     for rank in range(ranks):
         with TrainLoader(records, config, seed=1, share=Share(rank=rank, num_ranks=ranks, passes=passes)) as loader:
             assert (loader.batches_per_epoch, loader.batch_size) == (3, 4)
-            shares.append(list(loader.steps(3, start_batch=1)))
+            shares.append([*loader.steps(3, start_batch=1), *loader.steps(4)])
     for number, batch in enumerate(expected):
         parts = [shares[rank][number][part] for part in range(passes) for rank in range(ranks)]
         assert [image_id for part in parts for image_id in part.image_ids] == batch.image_ids
