@@ -66,17 +66,19 @@ def test_comparing_all_boxes_as_on_a_gpu_gives_the_same_losses_and_gradients(
     deltas = DELTAS.repeat(3, 1, 1)
     deltas[2, 1] = torch.tensor([math.inf, -math.inf, math.nan, 1e30])
     assignment = Assignment(labels_NA=labels, matched_NA=matched, overlap_NA=torch.ones(3, 4))
-    found = []
+    found: list[tuple[float, float, Tensor | None, Tensor | None]] = []
     for _ in range(2):
         inputs = LOGITS.repeat(3, 1).requires_grad_(True), deltas.clone().requires_grad_(True)
         losses = rpn_losses(*inputs, ANCHORS, assignment, labels >= 0, gt, config=config)
-        losses.total.backward()  # type: ignore[no-untyped-call]
-        found.append((losses.total.item(), losses.num_objects.item(), *(each.grad for each in inputs)))
+        losses.total.backward()
+        found.append((losses.total.item(), losses.num_objects.item(), inputs[0].grad, inputs[1].grad))
         monkeypatch.setattr(loss, "_rows_to_compare", lambda _: slice(None))
     torch.testing.assert_close(found[1], found[0])
     assert math.isfinite(found[0][0])
     assert found[0][1] == 3
-    assert found[1][3][2, 1].tolist() == [0, 0, 0, 0]
+    deltas_grad = found[1][3]
+    assert deltas_grad is not None
+    assert deltas_grad[2, 1].tolist() == [0, 0, 0, 0]
 
 
 def test_anchors_outside_the_sample_have_no_part() -> None:
