@@ -14,6 +14,11 @@ import torch
 
 from edgerpn import settings
 from edgerpn.train.config import TrainSettings
+from edgerpn.train.device import choose_compute
+from edgerpn.train.ranks import ALONE, Ranks
+from edgerpn.train.run_folder import RunFolder
+from edgerpn.train.run_setup import RunRequest, set_up
+from edgerpn.train.run_state import Run
 
 NUM_TRAIN, NUM_VAL, SIDE = 16, 12, 96
 
@@ -88,3 +93,22 @@ def tiny_texts() -> tuple[str, ...]:
 def tiny_settings() -> Callable[..., TrainSettings]:
     """Makes tiny settings, changed by further `--set` texts."""
     return lambda *overrides: settings.load(TrainSettings, overrides=(*TINY, *overrides))
+
+
+@pytest.fixture
+def make_run(data_folder: Path, tmp_path: Path, tiny_settings: Callable[..., TrainSettings]) -> Callable[..., Run]:
+    """Makes a run before its first step in `tmp_path` / name, with tiny settings changed by further `--set` texts."""
+
+    def make(name: str, *texts: str, ranks: Ranks = ALONE, say: Callable[[str], None] = lambda _: None) -> Run:
+        settings = tiny_settings(*texts)
+        request = RunRequest(
+            settings=settings,
+            data=data_folder,
+            folder=RunFolder(tmp_path / name),
+            resume=False,
+            backbone_weights=None,
+            say=say,
+        )
+        return set_up(request, ranks, choose_compute(settings.loop))
+
+    return make

@@ -27,8 +27,7 @@ from edgerpn.train.device import choose_compute, place
 from edgerpn.train.loop import TrainResult, train
 from edgerpn.train.muon import orthogonalize
 from edgerpn.train.ranks import ALONE, Ranks
-from edgerpn.train.run_folder import RunFolder, read_log
-from edgerpn.train.run_setup import RunRequest, set_up
+from edgerpn.train.run_folder import read_log
 from edgerpn.train.run_state import Run
 from edgerpn.train.step import check, take_step
 from edgerpn.train.validation import find, recall_of
@@ -86,25 +85,6 @@ def start(data_folder: Path, tmp_path: Path, tiny_settings: MakeSettings) -> Sta
     return run
 
 
-@pytest.fixture
-def make_run(data_folder: Path, tmp_path: Path, tiny_settings: MakeSettings) -> Callable[..., Run]:
-    """A run on the GPU before its first step."""
-
-    def make(*texts: str, ranks: Ranks = ALONE) -> Run:
-        settings = tiny_settings("loop.device=cuda", *texts)
-        request = RunRequest(
-            settings=settings,
-            data=data_folder,
-            folder=RunFolder(tmp_path / "run"),
-            resume=False,
-            backbone_weights=None,
-            say=lambda _: None,
-        )
-        return set_up(request, ranks, choose_compute(settings.loop))
-
-    return make
-
-
 def losses(history: list[dict[str, float]]) -> list[float]:
     return [row["loss"] for row in history if "loss" in row]
 
@@ -140,7 +120,7 @@ def test_muon_makes_the_steps_of_the_cpu(shape: tuple[int, int, int]) -> None:
 @pytest.mark.parametrize("amp", ["off", "bf16"])
 @pytest.mark.parametrize("texts", [*((f"optimizer.kind={kind}",) for kind in OPTIMIZERS), PAPER], ids=" ".join)
 def test_the_host_never_waits_within_a_step(make_run: Callable[..., Run], texts: tuple[str, ...], amp: str) -> None:
-    run = make_run(*texts, f"loop.amp={amp}")
+    run = make_run("run", "loop.device=cuda", *texts, f"loop.amp={amp}")
     with run.loader:
         steps = list(run.loader.steps(0))
         for batches in steps[:2]:  # what is made once
@@ -157,7 +137,7 @@ def test_the_host_never_waits_within_a_step(make_run: Callable[..., Run], texts:
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_a_float16_step_that_overflows_moves_nothing(make_run: Callable[..., Run], kind: str) -> None:
-    run = make_run("loop.amp=fp16", f"optimizer.kind={kind}")
+    run = make_run("run", "loop.device=cuda", "loop.amp=fp16", f"optimizer.kind={kind}")
     run.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**60)
     before = [weight.detach().clone() for weight in run.parameters]
     with run.loader:
@@ -255,7 +235,7 @@ def test_what_goes_round_goes_by_nccl_with_one_process_on_either_end(make_run: C
     store = torch.distributed.HashStore()  # type: ignore[attr-defined]
     torch.distributed.init_process_group("cpu:gloo,cuda:nccl", store=store, rank=0, world_size=1)
     try:
-        run = make_run(ranks=Ranks(size=2))
+        run = make_run("run", "loop.device=cuda", ranks=Ranks(size=2))
         assert isinstance(run.parallel, DistributedDataParallel)
         assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in run.model.modules())
         assert run.ranks.take_from_first(run.weights.values()) == 0

@@ -24,27 +24,10 @@ from edgerpn.train.model import ModelConfig, Rpn
 from edgerpn.train.optimizer import OptimizerConfig, scale_gradients, scaled_learning_rate
 from edgerpn.train.ranks import ALONE, Ranks
 from edgerpn.train.run_folder import RunFolder
-from edgerpn.train.run_setup import RunRequest, read_material, set_up
+from edgerpn.train.run_setup import RunRequest, read_material
 from edgerpn.train.run_state import Run
 
 MakeSettings = Callable[..., TrainSettings]
-
-
-@pytest.fixture
-def make_run(data_folder: Path, tmp_path: Path, tiny_settings: MakeSettings) -> Callable[..., Run]:
-    def make(name: str, *texts: str) -> Run:
-        settings = tiny_settings(*texts)
-        request = RunRequest(
-            settings=settings,
-            data=data_folder,
-            folder=RunFolder(tmp_path / name),
-            resume=False,
-            backbone_weights=None,
-            say=lambda _: None,
-        )
-        return set_up(request, ALONE, choose_compute(settings.loop))
-
-    return make
 
 
 def expected_gradients(run: Run, batches: tuple[Batch, ...]) -> tuple[dict[str, torch.Tensor], float]:
@@ -226,7 +209,7 @@ def test_gradients_go_round_once_a_step_also_when_the_network_is_wrapped(
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
 def test_norms_that_stay_per_process_are_named(
-    data_folder: Path, tmp_path: Path, tiny_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+    make_run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class NormAct(torch.nn.BatchNorm2d):
         pass
@@ -238,19 +221,10 @@ def test_norms_that_stay_per_process_are_named(
 
     monkeypatch.setattr("edgerpn.train.run_setup.Rpn", with_another_norm)
     said: list[str] = []
-    settings = tiny_settings()
-    request = RunRequest(
-        settings=settings,
-        data=data_folder,
-        folder=RunFolder(tmp_path / "run"),
-        resume=False,
-        backbone_weights=None,
-        say=said.append,
-    )
     store = torch.distributed.FileStore(str(tmp_path / "store"), 1)  # type: ignore[attr-defined]
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
-        set_up(request, Ranks(size=2), choose_compute(settings.loop)).loader.close()
+        make_run("run", ranks=Ranks(size=2), say=said.append).loader.close()
     finally:
         torch.distributed.destroy_process_group()
     assert [line for line in said if line.startswith("loop.sync_batch_norm: NormAct cannot be synchronised")]
