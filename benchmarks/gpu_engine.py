@@ -1,7 +1,7 @@
 """Engines by themselves: loaded without the runner's checks, timed by the GPU's own clock, with and without a graph.
 
 Events and free memory come straight from the driver's library (CUDA driver API, cuda.h), whose handles are the plain
-numbers that `edgerpn.runtime.cuda_device` gives, whichever package provides it.
+numbers that `edgerpn.runtime.backends.tensorrt.cuda` gives, whichever package provides it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import numpy.typing as npt
 from gpu_child import Notes, Skip
 
 from edgerpn.errors import EdgeRpnError
-from edgerpn.runtime.cuda_device import CudaError, Device
-from edgerpn.runtime.cuda_provider import open_device
-from edgerpn.runtime.tensorrt_library import TensorRtLibrary, import_library, make_logger
+from edgerpn.runtime.backends.tensorrt.cuda import CudaError, Device
+from edgerpn.runtime.backends.tensorrt.cuda_provider import open_device
+from edgerpn.runtime.backends.tensorrt.library import TensorRtLibrary, import_library, make_logger
 
 _ITEM_BYTES = {"FLOAT": 4, "HALF": 2, "BF16": 2, "INT32": 4, "INT64": 8, "INT8": 1, "UINT8": 1, "BOOL": 1}
 BACK_TO_BACK = 50

@@ -36,7 +36,7 @@ SMI_FIELDS = (
 
 def hardware(request: dict[str, Any], notes: Notes) -> None:
     """GPU, driver, clocks and power, computer, Jetson's modes, and versions."""
-    from edgerpn.export.build_libraries import inspect_machine
+    from edgerpn.export.engine.libraries import inspect_machine
 
     machine = inspect_machine()
     notes(**{**dataclasses.asdict(machine), "cuda_driver": machine.driver})
@@ -61,7 +61,7 @@ def clocks(request: dict[str, Any], notes: Notes) -> None:
 
 def _gpu_memory_mib() -> int | None:
     from edgerpn.errors import EdgeRpnError
-    from edgerpn.runtime.cuda_provider import open_device
+    from edgerpn.runtime.backends.tensorrt.cuda_provider import open_device
 
     try:
         return open_device().info.memory_bytes >> 20
@@ -119,7 +119,7 @@ def _cpu_name() -> str:
 def acceptance(request: dict[str, Any], notes: Notes) -> None:
     """Whether TensorRT-RTX runs an engine on this GPU: built for its default list, for this one, and for CURRENT."""
     from edgerpn.errors import EdgeRpnError
-    from edgerpn.export.build_libraries import load_library
+    from edgerpn.export.engine.libraries import load_library
 
     try:
         trt = load_library("tensorrt-rtx")
@@ -180,7 +180,7 @@ def _small_plan(trt: Any, member: Any) -> tuple[bytes | None, str]:
 
 def _try(trt: Any, plan: bytes) -> str:
     """Loads an engine, and makes a context, which compiles its kernels; returns the library's words."""
-    from edgerpn.runtime.cuda_provider import open_device
+    from edgerpn.runtime.backends.tensorrt.cuda_provider import open_device
 
     log = _log(trt)
     with open_device().active():
@@ -197,6 +197,6 @@ def _try(trt: Any, plan: bytes) -> str:
 
 
 def _log(trt: Any) -> Any:
-    from edgerpn.runtime.tensorrt_library import make_logger
+    from edgerpn.runtime.backends.tensorrt.library import make_logger
 
     return make_logger(trt)

@@ -95,14 +95,14 @@ def prepare(request: dict[str, Any], notes: Notes) -> None:
 def _collect_pictures(data: str | None, work: Path, pictures: Path) -> str:
     """Copies some photographs, or draws some; returns what they are."""
     if data is not None:
-        from edgerpn.train.coco import read_coco
+        from edgerpn.train.data.coco import read_coco
 
         records = read_coco(Path(data) / "val.json", Path(data) / "images", verify="header").records
         _write_annotations(Path(data) / "val.json", work / "val.json")
         for record in records[:: max(1, len(records) // NUM_PICTURES)][:NUM_PICTURES]:
             shutil.copyfile(record.file, pictures / record.file.name)
         return f"{len(list(pictures.iterdir()))} validation photographs"
-    from edgerpn.export.synthetic import write_dataset
+    from edgerpn.demo.synthetic.dataset import write_dataset
 
     made = write_dataset(work / "synthetic", num_train=1, num_val=NUM_PICTURES).folder
     for file in sorted((made / "images").glob("*val*")) or sorted((made / "images").iterdir()):
@@ -141,7 +141,7 @@ def _write_random(file: Path) -> None:
 
     from edgerpn.train.checkpoint import Checkpoint, save_checkpoint
     from edgerpn.train.config import TrainSettings
-    from edgerpn.train.model import Rpn
+    from edgerpn.train.network.model import Rpn
 
     torch.manual_seed(0)
     resolved = TrainSettings()

@@ -49,8 +49,8 @@ def _detector(request: dict[str, Any]) -> Any:
     import dataclasses
 
     from edgerpn import manifest
-    from edgerpn.export.config import ExportConfig
-    from edgerpn.export.graph import export_module, proposal_config
+    from edgerpn.export.export_config import ExportConfig
+    from edgerpn.export.onnx.export_module import export_module, proposal_config
     from edgerpn.train.checkpoint import load_model
 
     model, checkpoint = load_model(request["checkpoint"])
@@ -66,7 +66,7 @@ def _detector(request: dict[str, Any]) -> Any:
 def onnxruntime(request: dict[str, Any], notes: Notes) -> None:
     """ONNX Runtime with one of its providers, from host frames to host proposals."""
     from edgerpn.errors import EngineLoadError
-    from edgerpn.runtime.onnxruntime_backend import OnnxRuntimeBackend
+    from edgerpn.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
     start = time.perf_counter()
     try:

@@ -16,9 +16,9 @@ from gpu_child import Notes, Skip
 from gpu_engine import Clock, GpuClock, free_mib, in_turns, opened, wall_ms
 
 from edgerpn import manifest
-from edgerpn.runtime.cuda_device import Device
+from edgerpn.runtime.backends.tensorrt.backend import TensorRtBackend
+from edgerpn.runtime.backends.tensorrt.cuda import Device
 from edgerpn.runtime.model import Model, run_self_test
-from edgerpn.runtime.tensorrt_backend import TensorRtBackend
 
 _NO_GRAPH = "runs without CUDA graphs"
 

@@ -19,7 +19,7 @@ def cut(request: dict[str, Any], notes: Notes) -> None:
     """Writes the graph from the frames to logits and deltas of every level."""
     import onnx
 
-    from edgerpn.export.blocks import DELTAS_WEIGHT, LOGITS_WEIGHT, ancestors
+    from edgerpn.export.precision.blocks import DELTAS_WEIGHT, LOGITS_WEIGHT, ancestors
 
     proto = onnx.load(request["onnx"])
     # Weights in half precision have a name that goes on behind that of the float32 ones.
@@ -48,7 +48,7 @@ def cut(request: dict[str, Any], notes: Notes) -> None:
 def stage(request: dict[str, Any], notes: Notes) -> None:
     """Builds the cut network, and times it beside the whole and, when it is there, the whole with all candidates."""
     from edgerpn.errors import EdgeRpnError
-    from edgerpn.export.build_libraries import load_library
+    from edgerpn.export.engine.libraries import load_library
 
     try:
         trt = load_library(request["library"])
@@ -94,7 +94,7 @@ def build_plan(trt: Any, onnx_file: str, compute_capability: str | None) -> byte
     Raises:
         Skip: The library refuses; with its words.
     """
-    from edgerpn.runtime.tensorrt_library import make_logger
+    from edgerpn.runtime.backends.tensorrt.library import make_logger
 
     log = make_logger(trt)
     builder = trt.Builder(log)

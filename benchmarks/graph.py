@@ -29,15 +29,15 @@ import torch
 from torch import Tensor, nn
 
 from edgerpn import files
-from edgerpn.export.config import ExportConfig
-from edgerpn.export.graph import export_module
-from edgerpn.export.onnx_graph import export_program
+from edgerpn.export.export_config import ExportConfig
+from edgerpn.export.onnx.export_module import export_module
+from edgerpn.export.onnx.graph import export_program
 from edgerpn.letterbox import parse_hw
 from edgerpn.train.checkpoint import load_model
 from edgerpn.train.config import load_settings
-from edgerpn.train.detector import Detector
-from edgerpn.train.model import Rpn
-from edgerpn.train.proposals import ProposalConfig
+from edgerpn.train.network.detector import Detector
+from edgerpn.train.network.model import Rpn
+from edgerpn.train.network.proposal_stage import ProposalConfig
 
 LIMIT = 0.10
 PEER, PEER_LIMIT = "torchvision", 0.4

@@ -44,11 +44,11 @@ from nms_forms import IOU, OneList, level_forms, stages
 from torch import Tensor, nn
 
 from edgerpn import files
-from edgerpn.export.chain import measure_chain
-from edgerpn.export.onnx_graph import export_program
-from edgerpn.train.anchors import AnchorConfig, grid_anchors
-from edgerpn.train.nms import nms_greedy
-from edgerpn.train.proposals import ProposalConfig, nms_groups, ranked_candidates, select_proposals
+from edgerpn.export.onnx.graph import export_program
+from edgerpn.export.onnx.nms_chain import measure_chain
+from edgerpn.train.network.anchors import AnchorConfig, grid_anchors
+from edgerpn.train.network.nms import nms_greedy
+from edgerpn.train.network.proposal_stage import ProposalConfig, nms_groups, ranked_candidates, select_proposals
 
 HW = (384, 384)
 
@@ -71,8 +71,8 @@ def levels_of(arguments: argparse.Namespace) -> tuple[list[list[tuple[Tensor, Te
 
     from edgerpn.letterbox import letterbox
     from edgerpn.train.checkpoint import load_model
-    from edgerpn.train.coco import read_image
-    from edgerpn.train.detector import Detector
+    from edgerpn.train.data.coco import read_image
+    from edgerpn.train.network.detector import Detector
 
     model, checkpoint = load_model(arguments.checkpoint)
     detector = Detector(model, checkpoint.settings.proposals, network_hw=HW).eval()

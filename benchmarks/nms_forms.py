@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgerpn.train.boxes import area, pairwise_intersection
-from edgerpn.train.nms import nms_fixed
-from edgerpn.train.proposals import ProposalConfig, select_proposals
+from edgerpn.train.network.boxes import area, pairwise_intersection
+from edgerpn.train.network.nms import nms_fixed
+from edgerpn.train.network.proposal_stage import ProposalConfig, select_proposals
 
 IOU = 0.7
 F16, F32 = torch.float16, torch.float32
@@ -37,7 +37,7 @@ class Form(nn.Module):
         return self.rounds(overlaps(boxes, boxes).triu(1), valid)
 
     def rounds(self, overlap: Tensor, valid: Tensor) -> Tensor:
-        """The iteration of `edgerpn.train.nms.nms_fixed`, for any leading axes."""
+        """The iteration of `edgerpn.train.network.nms.nms_fixed`, for any leading axes."""
         minus, alive = -overlap.to(self.dtype), valid[..., None, :].to(self.dtype)
         keep = alive
         for _ in range(self.iterations):
@@ -71,7 +71,7 @@ class First(Form):
 
 
 class Chosen(Form):
-    """`edgerpn.train.nms.nms_fixed`, level by level."""
+    """`edgerpn.train.network.nms.nms_fixed`, level by level."""
 
     def suppress(self, boxes: Tensor, valid: Tensor) -> Tensor:
         """As the base class."""

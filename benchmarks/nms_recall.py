@@ -25,12 +25,12 @@ from edgerpn import files
 from edgerpn.letterbox import letterbox
 from edgerpn.progress import track
 from edgerpn.train.checkpoint import load_model
-from edgerpn.train.coco import Dataset, read_coco, read_image
-from edgerpn.train.detector import Detector
-from edgerpn.train.layers import fuse_batch_norm
-from edgerpn.train.proposals import ProposalConfig, select_proposals
-from edgerpn.train.recall import average_recall
-from edgerpn.train.validation import coco_results
+from edgerpn.train.data.coco import Dataset, read_coco, read_image
+from edgerpn.train.network.detector import Detector
+from edgerpn.train.network.layers import fuse_batch_norm
+from edgerpn.train.network.proposal_stage import ProposalConfig, select_proposals
+from edgerpn.train.recall.average_recall import average_recall
+from edgerpn.train.recall.validation import coco_results
 
 BUDGETS = ("AR@10", "AR@100", "AR@300", "AR@1000")
 

@@ -33,18 +33,18 @@ import onnxruntime
 import edgerpn.manifest
 from edgerpn import files
 from edgerpn.errors import MissingDependencyError
-from edgerpn.export.blocks import find_network
-from edgerpn.export.build import build_engine
-from edgerpn.export.build_config import BuildConfig
-from edgerpn.export.calibration import calibration_images, frames, measure_ranges
-from edgerpn.export.config import Calibration, ExportConfig, Target
+from edgerpn.export.engine.build import build_engine
+from edgerpn.export.engine.build_config import BuildConfig
 from edgerpn.export.evaluate import evaluate_model
-from edgerpn.export.quantize import tensors_to_calibrate
-from edgerpn.export.reduction import Reduction
-from edgerpn.export.to_onnx import export_onnx
+from edgerpn.export.export_config import Calibration, ExportConfig, Target
+from edgerpn.export.onnx.export import export_onnx
+from edgerpn.export.precision.blocks import find_network
+from edgerpn.export.precision.calibration import calibration_images, frames, measure_ranges
+from edgerpn.export.precision.quantize import tensors_to_calibrate
+from edgerpn.export.precision.variants import Reduction
 from edgerpn.letterbox import parse_hw
-from edgerpn.manifest_parts import Precision
-from edgerpn.train.coco import read_coco
+from edgerpn.manifest.parts import Precision
+from edgerpn.train.data.coco import read_coco
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 TARGETS: tuple[Target, ...] = ("onnxruntime", "tensorrt-rtx")

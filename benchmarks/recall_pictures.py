@@ -19,8 +19,8 @@ import numpy as np
 
 from edgerpn.matching import pairwise_iou
 from edgerpn.train.checkpoint import load_model
-from edgerpn.train.coco import ImageRecord, read_coco, read_image
-from edgerpn.train.detector import Detector, detect
+from edgerpn.train.data.coco import ImageRecord, read_coco, read_image
+from edgerpn.train.network.detector import Detector, detect
 
 THRESHOLDS = np.arange(0.5, 1.0, 0.05)
 BUDGET, TILE_PX = 100, 420

@@ -33,8 +33,8 @@ import onnxruntime
 
 from edgerpn.files import write_text
 from edgerpn.runtime import cli, load
-from edgerpn.runtime.backend import available_cores
-from edgerpn.runtime.source import open_source
+from edgerpn.runtime.backends.contract import available_cores
+from edgerpn.runtime.sources.open_source import open_source
 
 LIMIT = 0.9
 WARM_UP_RUNS = 5

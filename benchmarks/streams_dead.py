@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgerpn.errors import MissingDependencyError
-from edgerpn.runtime.sink import Sink
+from edgerpn.runtime.run import StreamRunner
 from edgerpn.runtime.sinks import (
     JsonLinesConfig,
     MqttConfig,
@@ -29,7 +29,7 @@ from edgerpn.runtime.sinks import (
     close_sinks,
     open_sinks,
 )
-from edgerpn.runtime.streams import StreamRunner
+from edgerpn.runtime.sinks.sink import Sink
 
 QUEUE = 20
 """Records that wait at most, so that the queue is soon full."""
@@ -157,8 +157,8 @@ def _dead(sink: QueuedSink) -> Dead:
 @contextmanager
 def _viewer(runner: StreamRunner, path: str) -> Iterator[Dead]:
     """A client of the web page that sends a request and never reads."""
-    from edgerpn.runtime.streams.loading import load_source
-    from edgerpn.runtime.streams.remote import RemoteStreams
+    from edgerpn.runtime.run.loading import load_source
+    from edgerpn.runtime.run.remote import RemoteStreams
     from edgerpn.runtime.web import HttpConfig, PageInfo, open_page
 
     try:

@@ -18,9 +18,9 @@ from streams_processes import cpu_s, tree
 from streams_statistics import Limit
 
 from edgerpn.runtime import Model, load
-from edgerpn.runtime.backend import available_cores
+from edgerpn.runtime.backends.contract import available_cores
 from edgerpn.runtime.frame import Result
-from edgerpn.runtime.streams import SourceConfig, StreamRunner, StreamsConfig
+from edgerpn.runtime.run import SourceConfig, StreamRunner, StreamsConfig
 
 LIMIT = 0.9
 _WARM_UP_RUNS = 5

@@ -24,7 +24,7 @@ from streams_stamp import age_ms
 
 from edgerpn.runtime import Model, load
 from edgerpn.runtime.frame import Result
-from edgerpn.runtime.streams import SourceConfig, StreamRunner, StreamsConfig
+from edgerpn.runtime.run import SourceConfig, StreamRunner, StreamsConfig
 
 SETTLE_S = 2.0
 """Seconds that do not count: what waited while the decoder started."""

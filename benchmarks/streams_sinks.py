@@ -12,10 +12,10 @@ from streams_plan import Part, Plan
 from streams_statistics import Limit, ratio
 
 from edgerpn.runtime import load
-from edgerpn.runtime.backend import available_cores
+from edgerpn.runtime.backends.contract import available_cores
 from edgerpn.runtime.frame import Event, Result
-from edgerpn.runtime.sink import Sink
-from edgerpn.runtime.streams import SourceConfig, StreamRunner, StreamsConfig
+from edgerpn.runtime.run import SourceConfig, StreamRunner, StreamsConfig
+from edgerpn.runtime.sinks.sink import Sink
 
 LIMIT = 0.95
 """The machine itself varies by some percent from one turn to the next; a stalled run gives no results at all."""

@@ -84,14 +84,14 @@ def torchvision_step(options: argparse.Namespace) -> tuple[Step, str]:
 def our_step(options: argparse.Namespace) -> tuple[Step, str]:
     """Our step on the same network, from uint8 images, with gradients limited and weights averaged."""
     from edgerpn.train.config import load_settings
-    from edgerpn.train.data_batch import Batch
-    from edgerpn.train.device import choose_compute, place
-    from edgerpn.train.host_memory import keep_freed_memory
-    from edgerpn.train.model import Rpn
-    from edgerpn.train.optimizer import WeightAverage, make_optimizer
-    from edgerpn.train.ranks import ALONE
-    from edgerpn.train.run_state import Progress, Run
-    from edgerpn.train.step import check, take_step
+    from edgerpn.train.data.batch import Batch
+    from edgerpn.train.learning.optimizer import WeightAverage, make_optimizer
+    from edgerpn.train.network.model import Rpn
+    from edgerpn.train.run.device import choose_compute, place
+    from edgerpn.train.run.host_memory import keep_freed_memory
+    from edgerpn.train.run.ranks import ALONE
+    from edgerpn.train.run.state import Progress, Run
+    from edgerpn.train.run.step import check, take_step
 
     texts = [
         "model.backbone=resnet18",

@@ -29,13 +29,13 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "import": ("edgerpn.train.import_cli", "train", "turn weights trained elsewhere into a checkpoint"),
     "eval": ("edgerpn.export.evaluate", "export", "measure the recall of a model, or of anybody's results file"),
     "export": ("edgerpn.export.cli", "export", "turn a checkpoint into an ONNX graph, and prove that they agree"),
-    "build": ("edgerpn.export.build_cli", "tensorrt", "compile an exported graph to a TensorRT engine"),
+    "build": ("edgerpn.export.engine.cli", "tensorrt", "compile an exported graph to a TensorRT engine"),
     "check": ("edgerpn.export.check_cli", "export", "check a graph against a target, or compare two models on images"),
     "why": ("edgerpn.runtime.why_cli", "tensorrt", "say whether an engine can run here, and what to do if not"),
     "run": ("edgerpn.runtime.cli", "onnxruntime", "run an exported model on video, images or a camera"),
     "doctor": ("edgerpn.runtime.doctor.cli", "opencv-headless", "say what is wrong with this machine or a camera"),
     "inspect": ("edgerpn.export.inspection", "export", "say what a checkpoint or an exported model is"),
-    "demo": ("edgerpn.export.demo", "demo", "train, evaluate, export and run on made-up data"),
+    "demo": ("edgerpn.demo.cli", "demo", "train, evaluate, export and run on made-up data"),
 }
 
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from edgerpn import files
 from edgerpn.errors import ArtifactMismatchError, ManifestError, SelfTestError
 from edgerpn.manifest import Manifest, stem
-from edgerpn.manifest_parts import GoldenSpec
+from edgerpn.manifest.parts import GoldenSpec
 from edgerpn.matching import TOLERANCES, match
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from edgerpn.manifest_parts import Precision
+from edgerpn.manifest.parts import Precision
 
 Boxes = npt.NDArray[np.float32]
 """(M, 4) float32 x1, y1, x2, y2, pixels."""

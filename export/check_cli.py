@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 from edgerpn import files
 from edgerpn.arguments import count_argument
 from edgerpn.errors import ConfigError
-from edgerpn.export.limits_report import TARGETS
+from edgerpn.export.limits.findings import TARGETS
 from edgerpn.export.photographs import IMAGE_SUFFIXES, spread
 from edgerpn.manifest import manifest_path
 
 if TYPE_CHECKING:
-    from edgerpn.export.compare import Comparison
-    from edgerpn.train.coco import Dataset
+    from edgerpn.export.compare.compare import Comparison
+    from edgerpn.train.data.coco import Dataset
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -98,8 +98,8 @@ def _inputs(arguments: argparse.Namespace) -> list[Path]:
 
 def _lint(arguments: argparse.Namespace) -> dict[str, Any]:
     """Prints what the target cannot do; returns it for the report."""
-    from edgerpn.export.limits import find_violations
-    from edgerpn.export.limits_graph import read_onnx
+    from edgerpn.export.limits.check import find_violations
+    from edgerpn.export.limits.graph_view import read_onnx
 
     proto, manifest = read_onnx(arguments.model)
     violations = find_violations(proto, arguments.target, manifest)
@@ -125,15 +125,15 @@ def _lint(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _compare(arguments: argparse.Namespace) -> Comparison:
     """Compares, prints the table and draws; returns the comparison."""
-    from edgerpn.export.compare import compare_models
-    from edgerpn.export.compare_report import format_comparison
+    from edgerpn.export.compare.compare import compare_models
+    from edgerpn.export.compare.comparison import format_comparison
 
     images, dataset = _images(arguments)
     say = functools.partial(print, flush=True)
     comparison = compare_models(arguments.model, arguments.against, images, dataset=dataset, say=say)
     print(format_comparison(comparison))
     if arguments.pictures is not None:
-        from edgerpn.export.compare_pictures import write_pictures
+        from edgerpn.export.compare.difference_pictures import write_pictures
 
         written = write_pictures(comparison, arguments.pictures)
         print(f"drew {len(written)} picture{'' if len(written) == 1 else 's'} into {arguments.pictures}")
@@ -154,7 +154,7 @@ def _images(arguments: argparse.Namespace) -> tuple[list[Path], Dataset | None]:
     """
     dataset = None
     if arguments.data is not None:
-        from edgerpn.train.coco import read_coco
+        from edgerpn.train.data.coco import read_coco
 
         dataset = read_coco(arguments.data, arguments.images, verify="header")
         for problem in dataset.problems:

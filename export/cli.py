@@ -9,7 +9,7 @@ from pathlib import Path
 from edgerpn import settings
 from edgerpn.arguments import size_argument
 from edgerpn.errors import ConfigError, DataError, ExportError
-from edgerpn.export.config import NMS, PRECISIONS, TARGETS, ExportConfig
+from edgerpn.export.export_config import NMS, PRECISIONS, TARGETS, ExportConfig
 from edgerpn.export.photographs import IMAGE_SUFFIXES, spread
 from edgerpn.manifest import manifest_path
 
@@ -95,8 +95,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError([f"{' and '.join(missing)}: needed, see `edgerpn export --help`"])
     if arguments.calibration is not None and config.precision != "int8":
         raise ConfigError([f"--calibration is for --precision int8, the precision asked for is {config.precision}"])
-    from edgerpn.export.recall_meter import RecallMeter
-    from edgerpn.export.to_onnx import NUM_CHAIN_IMAGES, export_onnx
+    from edgerpn.export.onnx.export import NUM_CHAIN_IMAGES, export_onnx
+    from edgerpn.export.precision.meter import RecallMeter
     from edgerpn.train.checkpoint import load_checkpoint
 
     trained_on = load_checkpoint(arguments.checkpoint).data_folder
@@ -169,7 +169,7 @@ def _calibration(arguments: argparse.Namespace, trained_on: str) -> list[Path]:
         ExportError: Neither is there.
         DataError: There are no photographs in it.
     """
-    from edgerpn.export.calibration import calibration_images
+    from edgerpn.export.precision.calibration import calibration_images
 
     folder = arguments.calibration or (Path(trained_on) if trained_on else None)
     if folder is None or not (arguments.calibration or (folder / "train.json").is_file()):
@@ -188,7 +188,7 @@ def parity_images(folder: Path | None, images: Path | None, *, most: int = NUM_P
         DataError: The annotations cannot be used.
     """
     if folder is not None:
-        from edgerpn.train.coco import read_coco
+        from edgerpn.train.data.coco import read_coco
 
         found = [record.file for record in read_coco(folder / "val.json", folder / "images", verify="header").records]
     elif images is not None:

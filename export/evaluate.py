@@ -36,7 +36,7 @@ class Evaluation:
     """Recall and speed of a model on annotated images."""
 
     metrics: dict[str, float]
-    """See `edgerpn.train.recall.average_recall`."""
+    """See `edgerpn.train.recall.average_recall.average_recall`."""
     latency_ms: dict[str, float]
     """Milliseconds from decoded frame to proposals: p50, p90, p95, p99, mean."""
     images_per_s: float
@@ -82,10 +82,10 @@ def evaluate_model(
         ManifestError: The exported model's manifest is missing or does not fit.
         DataError: The annotations or images cannot be used.
     """
-    from edgerpn.train.coco import read_coco, read_image
-    from edgerpn.train.open_world import check_parts, open_world_recall
-    from edgerpn.train.recall import average_recall
-    from edgerpn.train.validation import coco_results
+    from edgerpn.train.data.coco import read_coco, read_image
+    from edgerpn.train.recall.average_recall import average_recall
+    from edgerpn.train.recall.open_world import check_parts, open_world_recall
+    from edgerpn.train.recall.validation import coco_results
 
     if holdout_classes is None:
         holdout_classes = _holdout_of(model, annotations, say)
@@ -126,7 +126,7 @@ def _holdout_of(model: Path, annotations: Path, say: Callable[[str], None]) -> t
     if model.suffix != ".pt":
         return ()
     from edgerpn.train.checkpoint import load_checkpoint
-    from edgerpn.train.coco import class_names
+    from edgerpn.train.data.coco import class_names
 
     names = load_checkpoint(model).settings.data.holdout_classes
     known = class_names(annotations) if names else frozenset()
@@ -149,9 +149,9 @@ def _open_checkpoint(file: Path, num_proposals: int, network_hw: tuple[int, int]
     import torch
 
     from edgerpn.train.checkpoint import load_model
-    from edgerpn.train.detector import Detector, detect
-    from edgerpn.train.device import place
-    from edgerpn.train.layers import fuse_batch_norm
+    from edgerpn.train.network.detector import Detector, detect
+    from edgerpn.train.network.layers import fuse_batch_norm
+    from edgerpn.train.run.device import place
 
     model, checkpoint = load_model(file)
     hw = network_hw or checkpoint.settings.data.input_hw
@@ -192,7 +192,7 @@ def evaluate_results(results: Path, annotations: Path) -> dict[str, float]:
     Raises:
         DataError: A file cannot be read, or is not in COCO's format.
     """
-    from edgerpn.train.recall import average_recall
+    from edgerpn.train.recall.average_recall import average_recall
 
     rows = _read_json(results)
     if not isinstance(rows, list):
@@ -257,7 +257,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluates; returns the exit status."""
-    from edgerpn.train.recall import BUDGETS, format_table
+    from edgerpn.train.recall.average_recall import BUDGETS, format_table
 
     if (arguments.model is None) == (arguments.results is None):
         raise ConfigError(["eval: name either a MODEL or --results RESULTS.json"])

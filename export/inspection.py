@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import onnx
 
     from edgerpn.train.checkpoint import Checkpoint
-    from edgerpn.train.model import Rpn
+    from edgerpn.train.network.model import Rpn
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,7 +97,7 @@ def count_flops(model: Rpn, hw: tuple[int, int]) -> int:
 
 
 def _levels(model: Rpn, hw: tuple[int, int]) -> list[dict[str, Any]]:
-    from edgerpn.train.receptive_field import receptive_fields
+    from edgerpn.train.network.receptive_field import receptive_fields
 
     config = model.config.anchors
     levels = []
@@ -165,7 +165,7 @@ def _load_onnx(file: Path) -> onnx.ModelProto | None:
 def _manifest(file: Path, proto: onnx.ModelProto | None) -> Manifest:
     """The manifest beside the file, or the one inside an ONNX file that travels alone."""
     if proto is not None and not edgerpn.manifest.manifest_path(file).is_file():
-        from edgerpn.export.limits_graph import metadata
+        from edgerpn.export.limits.graph_view import metadata
 
         properties = metadata(file, proto)
         if METADATA_KEY in properties:

@@ -14,8 +14,8 @@ from edgerpn.manifest import manifest_path
 if TYPE_CHECKING:
     from edgerpn.runtime.frame import Source
     from edgerpn.runtime.model import Model
-    from edgerpn.runtime.run import RunSummary
-    from edgerpn.runtime.sink import Sink
+    from edgerpn.runtime.sinks.sink import Sink
+    from edgerpn.runtime.summary import RunSummary
 
 _SOURCES = (
     "one or several: a video file; an image; a folder or a quoted glob of images; a camera index or /dev/videoN; an "
@@ -72,10 +72,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command and prints its summary; 0 done, 1 no frame could be read, 128 + N ended by signal N."""
-    from edgerpn.runtime.source import image_paths, open_source
-    from edgerpn.runtime.source_files import ImageSource
-    from edgerpn.runtime.streams import cli as streams
-    from edgerpn.runtime.streams.logs import log_to_stderr
+    from edgerpn.runtime.run.logs import log_to_stderr
+    from edgerpn.runtime.sources.file_sources import ImageSource
+    from edgerpn.runtime.sources.open_source import image_paths, open_source
+    from edgerpn.runtime.summary import streams_cli as streams
 
     # A pattern that the shell has expanded is a source like one that it has not.
     paths = image_paths(arguments.sources)
@@ -101,7 +101,7 @@ def run_opened(arguments: argparse.Namespace, source: Source) -> RunSummary:
         EdgeRpnError: The first error of model, source or sinks.
     """
     from edgerpn.runtime.opencv import load_cv2
-    from edgerpn.runtime.run import run_source
+    from edgerpn.runtime.summary import run_source
 
     check_targets(arguments, source)
     cv2 = load_cv2()
@@ -148,7 +148,7 @@ def _target_files(arguments: argparse.Namespace, source: Source) -> list[str | P
 
 
 def _load(arguments: argparse.Namespace, source: Source) -> Model:
-    from edgerpn.runtime.backend import available_cores
+    from edgerpn.runtime.backends.contract import available_cores
     from edgerpn.runtime.model import load
 
     threads = arguments.threads
@@ -166,8 +166,8 @@ def _load(arguments: argparse.Namespace, source: Source) -> Model:
 
 def _open_sinks(arguments: argparse.Namespace, source: Source) -> list[Sink]:
     from edgerpn.runtime.painter import Painter
-    from edgerpn.runtime.picture_sink import ImageFolderSink, VideoSink, WindowSink
-    from edgerpn.runtime.sink import JsonLinesSink
+    from edgerpn.runtime.sinks.picture_sinks import ImageFolderSink, VideoSink, WindowSink
+    from edgerpn.runtime.sinks.sink import JsonLinesSink
 
     painter = Painter(top=arguments.top)
     sinks: list[Sink] = []

@@ -70,7 +70,7 @@ class Event:
     path: Path | None = None
     """File of the picture that could not be read."""
     reason: str = "none"
-    """Class of the reason, one of `edgerpn.runtime.capture.failures.Reason` or `age`."""
+    """Class of the reason, one of `edgerpn.runtime.sources.failure_classes.Reason` or `age`."""
     fix: str = ""
     """What to do about it."""
     attempt: int = 0
@@ -119,7 +119,7 @@ class Result:
 
 
 class Source(Protocol):
-    """Where frames come from; `edgerpn.runtime.source.open_source` makes one.
+    """Where frames come from; `edgerpn.runtime.sources.open_source.open_source` makes one.
 
     Iterating blocks until a frame or an event is there. `close` may be called from any thread and at any time:
     it ends the iteration soon, and does nothing the second time.

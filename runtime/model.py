@@ -18,13 +18,13 @@ from edgerpn import golden
 from edgerpn.errors import InputError
 from edgerpn.manifest import Manifest
 from edgerpn.proposals import Proposals
-from edgerpn.runtime.backend import Backend, Outputs, Provider
+from edgerpn.runtime.backends.contract import Backend, Outputs, Provider
+from edgerpn.runtime.backends.open_backend import OnMismatch, open_backend
+from edgerpn.runtime.backends.preprocess import Preprocessor, check_image
 from edgerpn.runtime.event_log import log_event
 from edgerpn.runtime.frame import Frame, Result, Source
-from edgerpn.runtime.opening import OnMismatch, open_backend
 from edgerpn.runtime.pipeline import Pipeline
-from edgerpn.runtime.preprocess import Preprocessor, check_image
-from edgerpn.runtime.source_live import open_any_source
+from edgerpn.runtime.sources.live_source import open_any_source
 from edgerpn.runtime.timing import Stopwatch
 
 _logger = logging.getLogger(__name__)
@@ -150,7 +150,7 @@ class Model:
 
         Files never lose a frame; of a live source, the newest frame is taken whenever the model is free, and when it
         fails it is connected anew, for ever. What a source reports in between is logged; for several sources, events
-        and limits of age use `edgerpn.runtime.streams`. Leaving the loop, or closing the generator, stops the threads
+        and limits of age use `edgerpn.runtime.run`. Leaving the loop, or closing the generator, stops the threads
         and closes the source. Pictures of a live source lie in memory of which there is little: copy what you keep.
 
         Args:

@@ -14,7 +14,7 @@ from edgerpn import manifest as manifests
 from edgerpn.errors import EngineLoadError, ManifestError
 
 if TYPE_CHECKING:
-    from edgerpn.runtime.compatibility import Check
+    from edgerpn.runtime.backends.tensorrt.compatibility import Check
 
 _WIDTH = 110
 
@@ -48,7 +48,7 @@ def explain(path: Path) -> list[Check]:
         ManifestError: The file or its manifest is missing or malformed.
         EngineLoadError: It is not an engine.
     """
-    from edgerpn.runtime import compatibility
+    from edgerpn.runtime.backends.tensorrt import compatibility
 
     if path.suffix.lower() == ".onnx":
         raise EngineLoadError(f"{path}: expected an engine; an ONNX model runs wherever ONNX Runtime does")

@@ -12,10 +12,10 @@ from edgerpn.errors import ConfigError, DataError
 from edgerpn.progress import track
 
 if TYPE_CHECKING:
-    from edgerpn.train.anchor_fit import AnchorRecall, Array, Layout
-    from edgerpn.train.anchors import AnchorConfig
-    from edgerpn.train.coco import Dataset
     from edgerpn.train.config import TrainSettings
+    from edgerpn.train.data.coco import Dataset
+    from edgerpn.train.network.anchor_fit import AnchorRecall, Array, Layout
+    from edgerpn.train.network.anchors import AnchorConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,9 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Fits anchors, prints what other layouts would reach, and writes the settings; returns the exit status."""
-    from edgerpn.train.anchor_fit import fit_anchors, layouts, measure_anchors
-    from edgerpn.train.coco import read_coco
     from edgerpn.train.config import load_settings
+    from edgerpn.train.data.coco import read_coco
+    from edgerpn.train.network.anchor_fit import fit_anchors, layouts, measure_anchors
 
     settings = load_settings(preset=arguments.preset)
     image_hw = arguments.size or settings.data.input_hw
@@ -127,7 +127,7 @@ def _coarsest_stride(settings: TrainSettings) -> int:
 
 
 def _wanted(arguments: argparse.Namespace, settings: TrainSettings) -> Layout:
-    from edgerpn.train.anchor_fit import Layout
+    from edgerpn.train.network.anchor_fit import Layout
 
     anchors = settings.model.anchors
     return Layout(
@@ -138,7 +138,7 @@ def _wanted(arguments: argparse.Namespace, settings: TrainSettings) -> Layout:
 
 
 def _check_size(layout: Layout, image_hw: tuple[int, int]) -> None:
-    from edgerpn.train.anchors import AnchorConfig
+    from edgerpn.train.network.anchors import AnchorConfig
 
     sizes = ((1.0,),) * len(layout.strides_px)
     misfit = AnchorConfig(strides_px=layout.strides_px, sizes_px=sizes).misfit(image_hw)

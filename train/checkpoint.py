@@ -20,7 +20,7 @@ from edgerpn import files, settings
 from edgerpn.errors import CheckpointError, ConfigError
 from edgerpn.train.checkpoint_upgrade import from_format_1, with_later_settings
 from edgerpn.train.config import TrainSettings
-from edgerpn.train.model import Rpn
+from edgerpn.train.network.model import Rpn
 from edgerpn.train.tensor_file import load_tensors
 
 FORMAT = 2

@@ -50,9 +50,9 @@ def run(arguments: argparse.Namespace) -> int:
     missing = [flag for flag, value in (("--data", arguments.data), ("--out", arguments.out)) if value is None]
     if missing:
         raise ConfigError([f"{' and '.join(missing)}: needed, see `edgerpn train --help`"])
-    from edgerpn.train.loop import train
-    from edgerpn.train.ranks import ranks_from
-    from edgerpn.train.recall import format_table
+    from edgerpn.train.recall.average_recall import format_table
+    from edgerpn.train.run.loop import train
+    from edgerpn.train.run.ranks import ranks_from
 
     result = train(
         resolved,
@@ -73,7 +73,7 @@ def _settings(arguments: argparse.Namespace) -> TrainSettings:
     """The preset with file and flags over it; a resumed run starts from its own settings instead of a preset."""
     from edgerpn import settings
     from edgerpn.train.config import TrainSettings, load_settings
-    from edgerpn.train.run_folder import RunFolder
+    from edgerpn.train.run.folder import RunFolder
 
     overrides = _overrides(arguments)
     folder = RunFolder(arguments.out) if arguments.resume and arguments.out is not None else None

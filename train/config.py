@@ -9,12 +9,12 @@ from typing import Literal
 
 from edgerpn import settings
 from edgerpn.errors import ConfigError
-from edgerpn.train.assign import AssignConfig
-from edgerpn.train.loader import DataConfig
-from edgerpn.train.loss import LossConfig
-from edgerpn.train.model import ModelConfig
-from edgerpn.train.optimizer import OptimizerConfig
-from edgerpn.train.proposals import ProposalConfig
+from edgerpn.train.data.loader import DataConfig
+from edgerpn.train.learning.assign import AssignConfig
+from edgerpn.train.learning.loss import LossConfig
+from edgerpn.train.learning.optimizer import OptimizerConfig
+from edgerpn.train.network.model import ModelConfig
+from edgerpn.train.network.proposal_stage import ProposalConfig
 
 PRESETS = ("edge", "paper")
 

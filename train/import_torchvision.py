@@ -22,16 +22,16 @@ import torch
 from torch import Tensor, nn
 
 from edgerpn.errors import CheckpointError
-from edgerpn.train.anchors import AnchorConfig
-from edgerpn.train.assign import AssignConfig
-from edgerpn.train.augment import AugmentConfig
-from edgerpn.train.backbones import read_state_dict
 from edgerpn.train.checkpoint import Checkpoint
 from edgerpn.train.config import TrainSettings
-from edgerpn.train.loader import DataConfig
-from edgerpn.train.loss import LossConfig
-from edgerpn.train.model import ModelConfig, Rpn
-from edgerpn.train.proposals import ProposalConfig
+from edgerpn.train.data.augment import AugmentConfig
+from edgerpn.train.data.loader import DataConfig
+from edgerpn.train.learning.assign import AssignConfig
+from edgerpn.train.learning.loss import LossConfig
+from edgerpn.train.network.anchors import AnchorConfig
+from edgerpn.train.network.backbones import read_state_dict
+from edgerpn.train.network.model import ModelConfig, Rpn
+from edgerpn.train.network.proposal_stage import ProposalConfig
 
 RATIOS_HW = (0.5, 1.0, 2.0)
 MIRRORED = AugmentConfig(scale_range=(1.0, 1.0), aspect_jitter=0.0, color_probability=0.0, mosaic_probability=0.0)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from edgerpn import manifest as manifests
 from edgerpn.errors import ConfigError
-from edgerpn.runtime.streams.config import SourceConfig
+from edgerpn.runtime.run.streams_config import SourceConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,7 +95,7 @@ def choose_source(file: str | Path | None, source: str | None, overrides: list[s
         ConfigError: There is no source, or more than one and none is named.
         StreamOpenError: The text names nothing.
     """
-    from edgerpn.runtime.streams.loading import load_streams
+    from edgerpn.runtime.run.loading import load_streams
 
     if file is not None:
         known = load_streams(file, overrides=overrides).sources

@@ -15,9 +15,9 @@ from email.utils import parsedate_to_datetime
 from typing import Literal
 from urllib.parse import quote, urlsplit
 
-from edgerpn.runtime.capture import CaptureConfig
-from edgerpn.runtime.capture.config import source_kind
 from edgerpn.runtime.redaction import redact_url
+from edgerpn.runtime.sources import CaptureConfig
+from edgerpn.runtime.sources.capture_config import source_kind
 
 _TIMEOUT_S = 4.0
 _MAX_HEAD_BYTES = 65_536

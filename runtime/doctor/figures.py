@@ -12,12 +12,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from edgerpn.runtime.capture.event import CaptureEvent
-from edgerpn.runtime.capture.outcome import is_remark
 from edgerpn.runtime.doctor.clock import ClockSkew
 from edgerpn.runtime.doctor.key_frames import KeyFrames
 from edgerpn.runtime.doctor.recording import SETTLE_S, FrameNote, Recording
-from edgerpn.runtime.source_live import has_clock
+from edgerpn.runtime.sources.event import CaptureEvent
+from edgerpn.runtime.sources.live_source import has_clock
+from edgerpn.runtime.sources.outcome import is_remark
 
 _MIN_SPAN_S = 3.0
 """Seconds that a connection must last for its lag to say anything."""

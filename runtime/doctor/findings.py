@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from edgerpn.runtime.capture import CaptureConfig
-from edgerpn.runtime.capture.config import source_kind
 from edgerpn.runtime.doctor.clock import skew_in_words
 from edgerpn.runtime.doctor.figures import StreamFigures
 from edgerpn.runtime.doctor.recording import Recording
+from edgerpn.runtime.sources import CaptureConfig
+from edgerpn.runtime.sources.capture_config import source_kind
 
 _LONG_KEY_INTERVAL_S = 4.0
 _LONG_FIRST_FRAME_S = 5.0

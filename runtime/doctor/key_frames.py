@@ -1,6 +1,6 @@
 """How far apart the key frames of a video are, by the program ffprobe, over a connection of its own.
 
-The address goes to ffprobe's standard input, as in `edgerpn.runtime.capture.ffmpeg_reader`, so that no password stands
+The address goes to ffprobe's standard input, as in `edgerpn.runtime.sources.ffmpeg_reader`, so that no password stands
 in the list of processes.
 """
 
@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from edgerpn.runtime.capture import CaptureConfig, CaptureFailedError
-from edgerpn.runtime.capture.config import local_path, source_kind
-from edgerpn.runtime.capture.ffmpeg_reader import ends_with_parent, list_protocols, playlist
-from edgerpn.runtime.source import IMAGE_SUFFIXES
+from edgerpn.runtime.sources import CaptureConfig, CaptureFailedError
+from edgerpn.runtime.sources.capture_config import local_path, source_kind
+from edgerpn.runtime.sources.ffmpeg_reader import ends_with_parent, list_protocols, playlist
+from edgerpn.runtime.sources.open_source import IMAGE_SUFFIXES
 
 _LIVE_S = 10.0
 _FILE_S = 60.0

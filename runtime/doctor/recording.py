@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgerpn.runtime.capture import Capture, CaptureConfig, CapturedFrame, CaptureEvent, open_capture
+from edgerpn.runtime.sources import Capture, CaptureConfig, CapturedFrame, CaptureEvent, open_capture
 
 SETTLE_S = 1.0
 """Seconds at the start of a connection that do not count: what a server had kept comes in one go, and a decoder

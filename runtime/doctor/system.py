@@ -16,10 +16,10 @@ from types import ModuleType
 from typing import Literal
 
 from edgerpn.errors import EngineLoadError, MissingDependencyError
-from edgerpn.runtime.backend import available_cores
-from edgerpn.runtime.capture.decoders import Abilities, find_abilities
-from edgerpn.runtime.capture.entry import known_schemes
+from edgerpn.runtime.backends.contract import available_cores
 from edgerpn.runtime.opencv import load_cv2
+from edgerpn.runtime.sources.decoders import Abilities, find_abilities
+from edgerpn.runtime.sources.entry import known_schemes
 
 Verdict = Literal["ok", "problem", "absent"]
 
@@ -152,7 +152,7 @@ def _onnxruntime() -> SystemCheck:
 
 
 def _tensorrt(name: Literal["tensorrt", "tensorrt-rtx"]) -> SystemCheck:
-    from edgerpn.runtime.tensorrt_library import import_library
+    from edgerpn.runtime.backends.tensorrt.library import import_library
 
     title = "TensorRT" if name == "tensorrt" else "TensorRT-RTX"
     found, problem = _attempt(lambda: import_library(name, allow_lean=True).title)
@@ -174,7 +174,7 @@ def _needed(backends: list[SystemCheck]) -> list[SystemCheck]:
 
 
 def _gpu() -> SystemCheck:
-    from edgerpn.runtime.cuda_provider import open_device
+    from edgerpn.runtime.backends.tensorrt.cuda_provider import open_device
 
     def describe() -> str:
         info = open_device().info

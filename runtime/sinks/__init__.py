@@ -14,9 +14,9 @@ finally:
 
 from __future__ import annotations
 
-from edgerpn.runtime.sinks.config import JsonLinesConfig, MqttConfig, OutputConfig, VideoConfig, WebhookConfig
 from edgerpn.runtime.sinks.contract import NotDeliveredError, Record, RecordSink, SinkStats
-from edgerpn.runtime.sinks.opening import Output, known_kinds, open_sinks, read_outputs
+from edgerpn.runtime.sinks.open_sinks import Output, known_kinds, open_sinks, read_outputs
+from edgerpn.runtime.sinks.output_config import JsonLinesConfig, MqttConfig, OutputConfig, VideoConfig, WebhookConfig
 from edgerpn.runtime.sinks.queued import STOP_S, QueuedSink, close_sinks
 
 __all__ = [

@@ -1,8 +1,8 @@
 """What a sink behind a queue is: of records, or of results with their pictures.
 
-A sink of one's own is a class with one of two shapes, `RecordSink` or `edgerpn.runtime.sink.Sink`, that takes its
+A sink of one's own is a class with one of two shapes, `RecordSink` or `edgerpn.runtime.sinks.sink.Sink`, that takes its
 settings as the only argument and names their class in `config_class`. It is found as an entry point of the group
-`edgerpn.sinks`; the entry point's name is the `kind` in the settings. See `edgerpn.runtime.sinks.opening`.
+`edgerpn.sinks`; the entry point's name is the `kind` in the settings. See `edgerpn.runtime.sinks.open_sinks`.
 
 Every sink runs in a thread of its own and sees one call at a time, except for `interrupt`.
 """
@@ -15,7 +15,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 from edgerpn.errors import SinkError
 from edgerpn.runtime.frame import Event, Result
-from edgerpn.runtime.record import json_line
+from edgerpn.runtime.sinks.record import json_line
 
 RecordKind = Literal["proposals", "events"]
 
@@ -29,7 +29,7 @@ class Record:
     kind: RecordKind
     """What the line is about."""
     line: bytes
-    """The record of `edgerpn.runtime.record` as ASCII, with its line end."""
+    """The record of `edgerpn.runtime.sinks.record` as ASCII, with its line end."""
 
 
 @runtime_checkable

@@ -18,8 +18,8 @@ from urllib.parse import quote, unquote, urlsplit
 
 from edgerpn.errors import require
 from edgerpn.runtime.redaction import redact, redact_url
-from edgerpn.runtime.sinks.config import MqttConfig
 from edgerpn.runtime.sinks.contract import NotDeliveredError, Record
+from edgerpn.runtime.sinks.output_config import MqttConfig
 from edgerpn.runtime.sinks.secret import read_secret, tls_context
 
 _logger = logging.getLogger(__name__)

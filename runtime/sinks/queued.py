@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 
 from edgerpn.errors import SinkError
 from edgerpn.runtime.frame import Event, Result
-from edgerpn.runtime.sink import Sink
 from edgerpn.runtime.sinks.buffer import Buffer
-from edgerpn.runtime.sinks.config import OutputConfig
 from edgerpn.runtime.sinks.contract import NotDeliveredError, Record, RecordMaker, RecordSink, SinkStats
 from edgerpn.runtime.sinks.failure_log import FailureLog
+from edgerpn.runtime.sinks.output_config import OutputConfig
+from edgerpn.runtime.sinks.sink import Sink
 
 _logger = logging.getLogger(__name__)
 

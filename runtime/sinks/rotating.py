@@ -11,9 +11,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from edgerpn.errors import SinkError
-from edgerpn.runtime.sink import LineFile, PartialWriteError
-from edgerpn.runtime.sinks.config import JsonLinesConfig
 from edgerpn.runtime.sinks.contract import NotDeliveredError, Record
+from edgerpn.runtime.sinks.output_config import JsonLinesConfig
+from edgerpn.runtime.sinks.sink import LineFile, PartialWriteError
 
 STAMP = r"\d{8}T\d{6}\.\d{3}Z"
 """Regular expression of `utc_stamp`."""

@@ -10,7 +10,7 @@ from edgerpn.errors import SinkError
 from edgerpn.runtime.frame import Event, Result
 from edgerpn.runtime.opencv import load_cv2
 from edgerpn.runtime.painter import Painter
-from edgerpn.runtime.sinks.config import VideoConfig
+from edgerpn.runtime.sinks.output_config import VideoConfig
 from edgerpn.runtime.sinks.rotating import STAMP
 from edgerpn.runtime.sinks.video_row import VideoRow
 

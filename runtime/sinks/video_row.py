@@ -11,9 +11,9 @@ import numpy.typing as npt
 from edgerpn.errors import SinkError
 from edgerpn.runtime.frame import Frame, Result
 from edgerpn.runtime.painter import Painter
-from edgerpn.runtime.picture_sink import DEFAULT_FPS, VideoFile
-from edgerpn.runtime.sinks.config import VideoConfig
 from edgerpn.runtime.sinks.contract import NotDeliveredError
+from edgerpn.runtime.sinks.output_config import VideoConfig
+from edgerpn.runtime.sinks.picture_sinks import DEFAULT_FPS, VideoFile
 from edgerpn.runtime.sinks.rotating import utc_stamp
 
 LIVE_FPS = 10.0

@@ -11,8 +11,8 @@ from urllib.parse import unquote, urlsplit
 
 from edgerpn.errors import SinkError
 from edgerpn.runtime.redaction import redact, redact_url
-from edgerpn.runtime.sinks.config import WebhookConfig
 from edgerpn.runtime.sinks.contract import NotDeliveredError, Record
+from edgerpn.runtime.sinks.output_config import WebhookConfig
 from edgerpn.runtime.sinks.secret import read_secret, tls_context
 
 _RETRIED = (408, 425, 429)

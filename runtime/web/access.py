@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from edgerpn.errors import ConfigError
 from edgerpn.runtime.sinks.secret import read_secret
-from edgerpn.runtime.web.config import HttpConfig
+from edgerpn.runtime.web.http_config import HttpConfig
 
 COOKIE = "edgerpn_session"
 """Name of the cookie that stands for the token in a browser."""

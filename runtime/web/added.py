@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from edgerpn.errors import ConfigError
-from edgerpn.runtime.capture.config import source_kind
+from edgerpn.runtime.sources.capture_config import source_kind
 
 KINDS = ("camera", "csi", "url")
 """Kinds of sources that may be added; files and GStreamer pipelines can read, and pipelines write, anything."""

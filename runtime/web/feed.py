@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 from edgerpn.runtime.frame import Event, Result
-from edgerpn.runtime.record import event_record, json_line
+from edgerpn.runtime.sinks.record import event_record, json_line
 
 QUEUE_RECORDS = 256
 """Records that wait for a listener at most; then the oldest are dropped."""

@@ -11,11 +11,11 @@ from typing import Any
 
 from edgerpn.runtime.frame import Event, Result
 from edgerpn.runtime.sinks import SinkStats
-from edgerpn.runtime.web.config import HttpConfig
-from edgerpn.runtime.web.contract import PageInfo, Streams
 from edgerpn.runtime.web.feed import Feed
+from edgerpn.runtime.web.http_config import HttpConfig
 from edgerpn.runtime.web.metrics import Metrics
 from edgerpn.runtime.web.pictures import Pictures
+from edgerpn.runtime.web.streams_protocol import PageInfo, Streams
 
 UP_STATES = ("connected", "quiet")
 """States of a source that is not down."""

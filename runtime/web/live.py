@@ -12,10 +12,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from edgerpn.runtime.record import iso_utc
-from edgerpn.runtime.web.config import HttpConfig
+from edgerpn.runtime.sinks.record import iso_utc
 from edgerpn.runtime.web.feed import Listener, RecordType
 from edgerpn.runtime.web.guard import problem
+from edgerpn.runtime.web.http_config import HttpConfig
 from edgerpn.runtime.web.hub import Hub
 from edgerpn.runtime.web.paint import Picture
 from edgerpn.runtime.web.streaming import EndlessResponse

@@ -19,12 +19,12 @@ from starlette.routing import Mount, Route
 
 from edgerpn import __version__
 from edgerpn.errors import EdgeRpnError
-from edgerpn.runtime.record import iso_utc, record_schema
 from edgerpn.runtime.redaction import redact
+from edgerpn.runtime.sinks.record import iso_utc, record_schema
 from edgerpn.runtime.web.access import COOKIE, COOKIE_S, Access
 from edgerpn.runtime.web.added import check_added
-from edgerpn.runtime.web.config import MAX_TOP, HttpConfig
 from edgerpn.runtime.web.guard import is_https
+from edgerpn.runtime.web.http_config import MAX_TOP, HttpConfig
 from edgerpn.runtime.web.hub import SAMPLED, UP_STATES, Hub
 from edgerpn.runtime.web.live import Live
 from edgerpn.runtime.web.metrics import families

@@ -13,13 +13,13 @@ import uvicorn
 
 from edgerpn.errors import SinkError
 from edgerpn.runtime.web.access import Access
-from edgerpn.runtime.web.config import HttpConfig
 from edgerpn.runtime.web.connections import Connections, take_over_log
-from edgerpn.runtime.web.contract import PageInfo, Streams
 from edgerpn.runtime.web.guard import Guard
+from edgerpn.runtime.web.http_config import HttpConfig
 from edgerpn.runtime.web.hub import Hub
 from edgerpn.runtime.web.live import Live
 from edgerpn.runtime.web.routes import Site
+from edgerpn.runtime.web.streams_protocol import PageInfo, Streams
 
 _START_S = 10.0
 _LAST_S = 0.5

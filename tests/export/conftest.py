@@ -17,12 +17,12 @@ import torch
 import edgerpn.manifest
 from edgerpn import settings
 from edgerpn.__main__ import main
-from edgerpn.export.config import ExportConfig
-from edgerpn.export.to_onnx import ExportResult, export_onnx
+from edgerpn.export.export_config import ExportConfig
+from edgerpn.export.onnx.export import ExportResult, export_onnx
 from edgerpn.train.checkpoint import Checkpoint, save_checkpoint
-from edgerpn.train.coco import read_coco
 from edgerpn.train.config import TrainSettings
-from edgerpn.train.model import Rpn
+from edgerpn.train.data.coco import read_coco
+from edgerpn.train.network.model import Rpn
 
 SOURCE_HW = (200, 300)
 NUM_PROPOSALS, PRE_NMS = 50, 100

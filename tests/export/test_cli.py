@@ -13,7 +13,7 @@ import edgerpn.manifest
 from edgerpn.__main__ import main
 from edgerpn.errors import ConfigError, DataError, ExportError
 from edgerpn.export.cli import NUM_PARITY_IMAGES, _config, add_arguments, parity_images
-from edgerpn.export.config import ExportConfig
+from edgerpn.export.export_config import ExportConfig
 
 GetExport = Callable[[str], Any]
 

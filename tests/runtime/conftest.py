@@ -25,8 +25,8 @@ from onnx import TensorProto, helper, numpy_helper
 from edgerpn import files, settings
 from edgerpn import manifest as manifests
 from edgerpn.manifest import AnchorSpec, EngineSpec, InputSpec, Manifest, ProposalSpec, Provenance
-from edgerpn.manifest_parts import ProfileSpec
-from edgerpn.runtime.compatibility import this_platform
+from edgerpn.manifest.parts import ProfileSpec
+from edgerpn.runtime.backends.tensorrt.compatibility import this_platform
 
 NUM_PROPOSALS = 10
 NETWORK_HW = (96, 160)

@@ -20,9 +20,10 @@ from edgerpn.errors import (
     ManifestError,
     ManifestVersionError,
 )
-from edgerpn.runtime import Model, load, onnxruntime_backend
-from edgerpn.runtime.backend import check_outputs
-from edgerpn.runtime.onnxruntime_backend import OnnxRuntimeBackend
+from edgerpn.runtime import Model, load
+from edgerpn.runtime.backends import onnxruntime as onnxruntime_backend
+from edgerpn.runtime.backends.contract import check_outputs
+from edgerpn.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
 Image = npt.NDArray[np.uint8]
 Paint = Callable[..., Image]

@@ -14,11 +14,11 @@ import torch
 
 from edgerpn import settings
 from edgerpn.train.config import TrainSettings
-from edgerpn.train.device import choose_compute
-from edgerpn.train.ranks import ALONE, Ranks
-from edgerpn.train.run_folder import RunFolder
-from edgerpn.train.run_setup import RunRequest, set_up
-from edgerpn.train.run_state import Run
+from edgerpn.train.run.device import choose_compute
+from edgerpn.train.run.folder import RunFolder
+from edgerpn.train.run.ranks import ALONE, Ranks
+from edgerpn.train.run.setup import RunRequest, set_up
+from edgerpn.train.run.state import Run
 
 NUM_TRAIN, NUM_VAL, SIDE = 16, 12, 96
 

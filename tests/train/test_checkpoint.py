@@ -17,7 +17,7 @@ from edgerpn import settings
 from edgerpn.errors import CheckpointError
 from edgerpn.train.checkpoint import FORMAT, Checkpoint, load_checkpoint, load_model, save_checkpoint
 from edgerpn.train.config import TrainSettings, load_settings
-from edgerpn.train.model import Rpn
+from edgerpn.train.network.model import Rpn
 
 MakeSettings = Callable[..., TrainSettings]
 

@@ -12,7 +12,7 @@ from edgerpn import settings
 from edgerpn.__main__ import main
 from edgerpn.errors import ConfigError
 from edgerpn.train.config import LoopConfig, TrainSettings, load_settings
-from edgerpn.train.device import choose_compute
+from edgerpn.train.run.device import choose_compute
 
 if sys.version_info >= (3, 11):
     import tomllib

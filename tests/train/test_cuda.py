@@ -18,19 +18,19 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from edgerpn.errors import TrainingStoppedError
-from edgerpn.train.batch_size import resolve_batch_size
 from edgerpn.train.checkpoint import load_checkpoint, load_model
-from edgerpn.train.coco import read_coco
 from edgerpn.train.config import TrainSettings
-from edgerpn.train.detector import Detector
-from edgerpn.train.device import choose_compute, place
-from edgerpn.train.loop import TrainResult, train
-from edgerpn.train.muon import orthogonalize
-from edgerpn.train.ranks import ALONE, Ranks
-from edgerpn.train.run_folder import read_log
-from edgerpn.train.run_state import Run
-from edgerpn.train.step import check, take_step
-from edgerpn.train.validation import find, recall_of
+from edgerpn.train.data.coco import read_coco
+from edgerpn.train.learning.muon import orthogonalize
+from edgerpn.train.network.detector import Detector
+from edgerpn.train.recall.validation import find, recall_of
+from edgerpn.train.run.batch_size import resolve_batch_size
+from edgerpn.train.run.device import choose_compute, place
+from edgerpn.train.run.folder import read_log
+from edgerpn.train.run.loop import TrainResult, train
+from edgerpn.train.run.ranks import ALONE, Ranks
+from edgerpn.train.run.state import Run
+from edgerpn.train.run.step import check, take_step
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(280)]
 

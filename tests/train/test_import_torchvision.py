@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from edgerpn.errors import CheckpointError
-from edgerpn.export.config import ExportConfig
-from edgerpn.export.to_onnx import ExportResult, export_onnx
+from edgerpn.export.export_config import ExportConfig
+from edgerpn.export.onnx.export import ExportResult, export_onnx
 from edgerpn.train import import_cli
 from edgerpn.train.checkpoint import load_model
-from edgerpn.train.detector import Detector
 from edgerpn.train.import_torchvision import ARCHITECTURES, import_settings, import_torchvision
-from edgerpn.train.model import Rpn
+from edgerpn.train.network.detector import Detector
+from edgerpn.train.network.model import Rpn
 
 HW = (128, 192)
 State = dict[str, Tensor]

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from edgerpn.runtime.capture import CaptureConfig
 from edgerpn.runtime.doctor.clock import ClockSkew, find_clock_skew, skew_in_words
+from edgerpn.runtime.sources import CaptureConfig
 
 Make = Callable[..., Any]
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgerpn.runtime.capture import CaptureConfig, CaptureEvent
 from edgerpn.runtime.doctor import Recording, StreamFigures, figures_of, findings_of, is_healthy
 from edgerpn.runtime.doctor.clock import ClockSkew
 from edgerpn.runtime.doctor.key_frames import KeyFrames, read_packets
 from edgerpn.runtime.doctor.recording import FrameNote
+from edgerpn.runtime.sources import CaptureConfig, CaptureEvent
 
 RTSP = CaptureConfig(source="rtsp://u:secret@host/x", name="door")
 

@@ -135,7 +135,7 @@ def test_a_wrong_password_is_named_and_never_shown(make_camera: Make, doctor: Ma
         is_over.set()
         looking.join()
     processes = "\n".join(shown)
-    assert "edgerpn.runtime.capture.process" in processes
+    assert "edgerpn.runtime.sources.child" in processes
     for word in ("battery", "horse"):
         assert word not in printed + printed_good
         # The camera of this test itself has its password in its arguments.

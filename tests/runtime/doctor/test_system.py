@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from edgerpn.__main__ import main
-from edgerpn.runtime.capture.decoders import Abilities
 from edgerpn.runtime.doctor import SystemCheck, check_system, system
+from edgerpn.runtime.sources.decoders import Abilities
 
 
 def by_name() -> dict[str, SystemCheck]:

@@ -18,8 +18,8 @@ import cv2
 import pytest
 
 from edgerpn.runtime import Model, load
-from edgerpn.runtime.streams import SourceConfig, StreamsConfig
-from edgerpn.runtime.streams.session import run_streams
+from edgerpn.runtime.run import SourceConfig, StreamsConfig
+from edgerpn.runtime.run.session import run_streams
 from edgerpn.runtime.web import HttpConfig, open_page
 from edgerpn.runtime.web.server import WebServer
 

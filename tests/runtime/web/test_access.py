@@ -11,7 +11,7 @@ import pytest
 from edgerpn.errors import ConfigError, SinkError
 from edgerpn.runtime.web import HttpConfig
 from edgerpn.runtime.web.access import COOKIE, COOKIE_S, Access
-from edgerpn.runtime.web.config import parse_listen
+from edgerpn.runtime.web.http_config import parse_listen
 
 TOKEN = "a-token-of-enough-characters"
 

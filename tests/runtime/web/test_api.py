@@ -16,7 +16,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.routing import Mount, Route
 
-from edgerpn.runtime.record import record_schema
+from edgerpn.runtime.sinks.record import record_schema
 from edgerpn.runtime.web import HttpConfig, open_page, routes
 from edgerpn.runtime.web.added import check_added
 

@@ -1,0 +1,248 @@
+"""The manifest: what an artifact (`model.onnx` or `model.engine`) is, in a JSON file beside it.
+
+`model.json` lies beside `model.onnx`, and `model.engine.json` beside `model.engine`; the ONNX file carries the same
+text, without its own hash, in its `metadata_props` under `METADATA_KEY`. The graph's interface is the same for every
+artifact:
+
+    frames  uint8   [N, H, W, 3]  BGR, as OpenCV delivers it
+    boxes   float32 [N, K, 4]     x1, y1, x2, y2 in pixels of the input frame; rows beyond count are zero
+    scores  float32 [N, K]        0..1, descending; rows beyond count are zero
+    count   int32   [N]           number of valid rows
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from edgerpn import files, settings
+from edgerpn.errors import ArtifactMismatchError, ConfigError, ManifestError, ManifestVersionError
+from edgerpn.manifest.digest import digest_of
+from edgerpn.manifest.parts import (
+    AnchorSpec,
+    EngineSpec,
+    GoldenSpec,
+    InputSpec,
+    OutputSpec,
+    ParitySpec,
+    Precision,
+    PrecisionSpec,
+    ProposalSpec,
+    Provenance,
+    RecallSpec,
+)
+
+SCHEMA = 2
+"""Schema number that this version writes."""
+
+READABLE = (1, 2)
+"""Schema numbers that this version reads; schema 2 only adds fields."""
+
+METADATA_KEY = "edgerpn.manifest"
+"""Key of the manifest's JSON text in an ONNX file's `metadata_props`."""
+
+DIGEST_KEY = "edgerpn.sha256"
+"""Key of the digest in an ONNX file's `metadata_props` by which a file that travels alone is checked, see `seal`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """Everything a runtime needs to know about an artifact, and everything a person asks about it."""
+
+    schema: int = SCHEMA
+    """Schema number of this file."""
+    name: str
+    """Name of the model, for people."""
+    kind: Literal["onnx", "engine"] = "onnx"
+    """What the artifact file is."""
+    target: str
+    """What it was made for: onnxruntime, tensorrt or tensorrt-rtx."""
+    precision: Precision = "fp32"
+    """Precision of backbone, neck and head."""
+    opset: int
+    """ONNX operator set."""
+    backbone: str
+    """Name of the backbone."""
+    input: InputSpec
+    """What the graph eats."""
+    outputs: tuple[OutputSpec, ...] = ()
+    """What it gives, in order."""
+    anchors: AnchorSpec
+    """Anchors baked into the graph."""
+    proposals: ProposalSpec
+    """The proposal stage."""
+    provenance: Provenance
+    """Where it came from."""
+    recall: RecallSpec | None = None
+    """Recall measured at export; nothing when no annotated images were given."""
+    accepted: PrecisionSpec | None = None
+    """How a precision below fp32 passed its recall gate."""
+    parity: ParitySpec | None = None
+    """How well the artifact agrees with what it was made from."""
+    golden: GoldenSpec | None = None
+    """Frames and the proposals expected for them, by which a runtime tests itself."""
+    engine: EngineSpec | None = None
+    """What an engine was built with and for; nothing for an ONNX file."""
+
+    @property
+    def rounding(self) -> Precision:
+        """The precision that decides how much this artifact may differ from others: TF32 rounds as much as fp16."""
+        return "fp16" if self.precision == "fp32" and self.engine is not None and self.engine.tf32 else self.precision
+
+    def to_json(self) -> str:
+        """The manifest as indented JSON text."""
+        return json.dumps(settings.to_dict(self), indent=2) + "\n"
+
+    def replace(self, **changes: Any) -> Manifest:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+def standard_outputs(num_proposals: int) -> tuple[OutputSpec, ...]:
+    """The three outputs that every graph has, for K = `num_proposals`."""
+    return (
+        OutputSpec(
+            name="boxes",
+            dtype="float32",
+            shape=("N", num_proposals, 4),
+            meaning="x1, y1, x2, y2 in pixels of the input frame; rows beyond count are zero",
+        ),
+        OutputSpec(
+            name="scores",
+            dtype="float32",
+            shape=("N", num_proposals),
+            meaning="objectness after NMS, 0..1, descending; rows beyond count are zero",
+        ),
+        OutputSpec(name="count", dtype="int32", shape=("N",), meaning="number of valid rows"),
+    )
+
+
+def manifest_path(artifact: str | os.PathLike[str]) -> Path:
+    """Path of the manifest of an artifact: model.json for model.onnx, model.engine.json for model.engine."""
+    return Path(f"{stem(artifact)}.json")
+
+
+def stem(artifact: str | os.PathLike[str]) -> Path:
+    """The path that the names of the files beside an artifact begin with.
+
+    A graph and the engine built from it may lie in one folder under one name, so only .onnx is left out.
+    """
+    path = Path(artifact)
+    return path.with_suffix("") if path.suffix == ".onnx" else path
+
+
+def parse(text: str, *, source: str) -> Manifest:
+    """Reads a manifest from JSON text; `source` names it in errors.
+
+    Raises:
+        ManifestVersionError: The schema number is not one of `READABLE`.
+        ManifestError: The text is not JSON, a field is missing, unknown or of the wrong type, or the text was changed
+            after `write`.
+    """
+    try:
+        values = json.loads(text)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ManifestError(f"{source}: not a manifest: {error}. Export the model again to rewrite it.") from error
+    if not isinstance(values, dict) or "schema" not in values:
+        raise ManifestError(f"{source}: not a manifest: expected a JSON object with the key 'schema'")
+    if values["schema"] not in READABLE:
+        raise ManifestVersionError(
+            f"{source}: manifest schema {values['schema']!r}, but this version of edgerpn reads schemas "
+            f"{' and '.join(map(str, READABLE))}. Use the version that wrote it, or export the model again."
+        )
+    digest = values.pop("digest", None)
+    try:
+        manifest = settings.from_dict(Manifest, _without_nulls(values), source=source)
+    except ConfigError as error:
+        raise ManifestError(f"{error}\nThe manifest is malformed; export the model again.") from error
+    if digest is not None and digest != digest_of(values):
+        raise ManifestError(
+            f"{source}: the manifest was edited after it was written: its contents do not fit its digest. Copy it "
+            "again, or export or build the model again."
+        )
+    return manifest
+
+
+def is_manifest(path: Path) -> bool:
+    """Whether a file looks like a manifest of any schema; a damaged one does not."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValueError, RecursionError):
+        return False
+    return isinstance(values, dict) and "schema" in values and "provenance" in values
+
+
+def _without_nulls(value: Any) -> Any:
+    """Drops keys that hold null, so that they take their default."""
+    if isinstance(value, dict):
+        # batch is the one field whose null (dynamic) is not its default.
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None or key == "batch"}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def write(manifest: Manifest, artifact: str | os.PathLike[str]) -> Path:
+    """Writes the manifest beside `artifact` in one step, with the artifact's hash and size; returns its path.
+
+    The text gets a digest of itself, by which `parse` notices a change.
+    """
+    digest, num_bytes = files.sha256(artifact), Path(artifact).stat().st_size
+    provenance = dataclasses.replace(manifest.provenance, artifact_sha256=digest, artifact_bytes=num_bytes)
+    if manifest.kind == "onnx":
+        provenance = dataclasses.replace(provenance, onnx_sha256=digest)
+    path = manifest_path(artifact)
+    values = json.loads(manifest.replace(provenance=provenance).to_json())
+    files.write_text(path, json.dumps({**values, "digest": digest_of(values)}, indent=2) + "\n")
+    return path
+
+
+def read(artifact: str | os.PathLike[str]) -> Manifest:
+    """Reads and checks the manifest beside `artifact`.
+
+    Raises:
+        ManifestError: The artifact or its manifest is missing, or the manifest is malformed.
+        ManifestVersionError: The manifest's schema is unknown.
+        ArtifactMismatchError: The artifact's bytes are not those that the manifest describes.
+    """
+    artifact = Path(artifact)
+    path = manifest_path(artifact)
+    if not artifact.is_file():
+        what = "this is a folder, expected an exported model" if artifact.is_dir() else "no such file"
+        raise ManifestError(f"{artifact}: {what}")
+    if not path.is_file():
+        raise ManifestError(
+            f"{path}: the manifest of {artifact.name} is missing; copy it along, or export again (a model of another "
+            "program has none, and cannot be used)"
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{path}: cannot be read: {error}") from error
+    manifest = parse(text, source=str(path))
+    _check_hash(artifact, manifest.provenance, path)
+    return manifest
+
+
+def _check_hash(artifact: Path, expected: Provenance, path: Path) -> None:
+    found = files.sha256(artifact)
+    if found == expected.artifact_sha256:
+        return
+    digests = f"sha256 {found[:16]}..., expected {(expected.artifact_sha256 or 'none')[:16]}..."
+    num_bytes = artifact.stat().st_size
+    if expected.artifact_bytes is not None and num_bytes < expected.artifact_bytes:
+        raise ArtifactMismatchError(
+            f"{artifact}: truncated, or another file than {path.name} describes: {num_bytes} bytes, expected "
+            f"{expected.artifact_bytes}. Copy both files of one export together, or export again."
+        )
+    if num_bytes == expected.artifact_bytes:
+        raise ArtifactMismatchError(
+            f"{artifact}: damaged or changed: the size is that in {path.name}, the bytes are not ({digests}). "
+            "Copy both files of one export together, or export again."
+        )
+    raise ArtifactMismatchError(
+        f"{artifact}: this is not the file that {path.name} describes: {digests} Copy both files of one export "
+        "together, or export again."
+    )

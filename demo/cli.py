@@ -1,0 +1,212 @@
+"""The command `edgerpn demo`: everything from data to an annotated video, on made-up data.
+
+Steps: draw a detection set and a video, train, evaluate, export with proof of parity, run the video, write the report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgerpn import files
+from edgerpn.arguments import count_argument, size_argument
+from edgerpn.demo.folder import DemoFolder
+from edgerpn.errors import require
+
+if TYPE_CHECKING:
+    from edgerpn.demo.synthetic.dataset import SyntheticVideo
+    from edgerpn.export.onnx.export import ExportResult
+    from edgerpn.train.config import TrainSettings
+    from edgerpn.train.run.loop import TrainResult
+
+SHORT_RUN = (
+    # Fifty to three hundred steps are taken, so what the preset spreads over a long run has to come early.
+    "optimizer.learning_rate=4e-3",
+    "optimizer.warmup_steps=20",
+    "optimizer.ema_warmup_steps=60",
+    "loop.evaluations=2",
+    "loop.log_every=2",
+)
+"""Settings that differ from the `edge` preset, which is meant for runs of at least ten minutes."""
+
+_STEPS = 6
+_MODULES = ("numpy", "cv2", "torch", "onnx", "onnxscript", "onnxruntime", "faster_coco_eval", "matplotlib")
+
+Say = Callable[[str], None]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    parser.add_argument("--out", type=Path, default=Path("demo-out"), metavar="DIR", help="folder (default demo-out)")
+    parser.add_argument(
+        "--seed", type=count_argument(0), default=0, metavar="N", help="seed of data and training (default 0)"
+    )
+    parser.add_argument("--minutes", type=_minutes, default=2.0, metavar="M", help="training time (default 2)")
+    parser.add_argument(
+        "--images", type=count_argument(1), default=320, metavar="N", help="training images (default 320)"
+    )
+    parser.add_argument(
+        "--val-images", type=count_argument(1), default=40, metavar="N", help="images to measure on (default 40)"
+    )
+    parser.add_argument(
+        "--frames", type=count_argument(1), default=150, metavar="N", help="frames of the video (default 150)"
+    )
+    parser.add_argument(
+        "--size", type=size_argument, default=(384, 640), metavar="HxW", help="network size (default 384x640)"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="a.b=value", help="change a training setting; may be repeated"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the demo; returns the exit status (130 when interrupted)."""
+    for module in _MODULES:
+        require(module, extra="demo", purpose="the demo")
+    from edgerpn.demo.report_data import DemoFacts, write_demo_report
+    from edgerpn.demo.steps import run_video
+    from edgerpn.export.evaluate import evaluate_model
+    from edgerpn.train.recall.average_recall import format_table
+
+    start = time.monotonic()
+    folder, step = DemoFolder(path=arguments.out), _Steps(print)
+    settings = training_settings(arguments)
+    folder.start({"seed": arguments.seed, "minutes": arguments.minutes, "images": arguments.images})
+
+    step(f"drawing {arguments.images + arguments.val_images} images and a video of {arguments.frames} frames")
+    video = _draw(arguments, folder)
+
+    step(f"training the edge preset for {arguments.minutes:g} minutes")
+    training = _train(settings, folder)
+    if training.interrupted:
+        print(f"interrupted; the training so far is in {folder.training}")
+        return 130
+
+    step("evaluating the checkpoint")
+    evaluation = evaluate_model(folder.checkpoint, folder.data / "val.json", folder.data / "images")
+
+    step("exporting to ONNX and comparing the graph with PyTorch")
+    export = _export(folder)
+
+    step("running the video through the exported model")
+    video_run = run_video(folder, video)
+    print(video_run.summary.text())
+    if video_run.summary.stop_signal is not None:
+        return 128 + video_run.summary.stop_signal
+
+    step("writing the report")
+    facts = DemoFacts(
+        folder=folder,
+        settings=settings,
+        training=training,
+        evaluation=evaluation,
+        export=export,
+        video=video,
+        video_run=video_run,
+    )
+    columns = write_demo_report(facts)
+
+    print(f"\n{format_table(columns)}\n")
+    _print_paths(folder)
+    print(f"done in {time.monotonic() - start:.0f} s")
+    return 0
+
+
+class _Steps:
+    """Numbers the lines that announce the steps."""
+
+    def __init__(self, say: Say) -> None:
+        self._say = say
+        self._number = 0
+
+    def __call__(self, text: str) -> None:
+        self._number += 1
+        self._say(f"[{self._number}/{_STEPS}] {text}")
+
+
+def training_settings(arguments: argparse.Namespace) -> TrainSettings:
+    """The `edge` preset, fitted to a short run, then what the command line says.
+
+    Raises:
+        ConfigError: A setting is unknown or out of range.
+    """
+    from edgerpn.runtime.backends.contract import available_cores
+    from edgerpn.train.config import load_settings
+
+    # A core stays free for those that read images: PyTorch's threads wait for each other without sleeping, and one
+    # that has to share its core stops them all. On two busy cores, two threads were up to ten times slower than one.
+    threads = max(1, available_cores() - 1)
+    height, width = arguments.size
+    asked = (f"loop.minutes={arguments.minutes}", f"loop.seed={arguments.seed}", f"data.input_hw=[{height}, {width}]")
+    return load_settings(overrides=(*SHORT_RUN, f"loop.threads={threads}", *asked, *arguments.set))
+
+
+def _draw(arguments: argparse.Namespace, folder: DemoFolder) -> SyntheticVideo:
+    """Writes the detection set, and a video whose frames are twice as large."""
+    from edgerpn.demo.synthetic.dataset import write_dataset, write_video
+
+    height, width = arguments.size
+    write_dataset(
+        folder.data, num_train=arguments.images, num_val=arguments.val_images, hw=(height, width), seed=arguments.seed
+    )
+    # 16:9, as cameras have it; the network's own sides are multiples of its coarsest stride.
+    video_hw = (round(width * 9 / 16) * 2, width * 2)
+    return write_video(
+        folder.source_video,
+        num_frames=arguments.frames,
+        hw=video_hw,
+        seed=arguments.seed,
+        annotations=folder.data / "video.json",
+    )
+
+
+def _train(settings: TrainSettings, folder: DemoFolder) -> TrainResult:
+    from edgerpn.train.run.loop import train
+
+    result = train(settings, data=folder.data, out=folder.training, say=print)
+    if not result.interrupted:
+        with files.replacing(folder.checkpoint) as temporary:
+            shutil.copyfile(result.best, temporary)
+    return result
+
+
+def _export(folder: DemoFolder) -> ExportResult:
+    from edgerpn.export.cli import parity_images
+    from edgerpn.export.export_config import ExportConfig
+    from edgerpn.export.onnx.export import export_onnx
+    from edgerpn.export.precision.meter import RecallMeter
+
+    return export_onnx(
+        folder.checkpoint,
+        folder.model,
+        ExportConfig(),
+        images=parity_images(folder.data, None),
+        meter=RecallMeter(folder.data / "val.json", folder.data / "images"),
+        say=print,
+    )
+
+
+def _print_paths(folder: DemoFolder) -> None:
+    for path, meaning in (
+        (folder.report, "the report; open it in a browser"),
+        (folder.annotated_video, "the video with the best proposals drawn in"),
+        (folder.results, "the proposals of each frame"),
+        (folder.model, "the exported model; its manifest is model.json"),
+        (folder.checkpoint, "the checkpoint that it was made from"),
+        (folder.data, "the made-up images, video and annotations"),
+    ):
+        print(f"{path!s:<28} {meaning}")
+
+
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = 0.0
+    if not 0 < minutes < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a positive number of minutes, got {text!r}")
+    return minutes

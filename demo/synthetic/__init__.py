@@ -1,0 +1,1 @@
+"""Made-up pictures with exact boxes."""

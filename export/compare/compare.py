@@ -1,0 +1,210 @@
+"""Comparison of two models on photographs: are they the same up to the rounding of their precision?
+
+Steps of `compare_models`:
+    1. Open both; refuse what cannot be compared, and name what makes them different models.
+    2. Lay every photograph into the graph's input and run both, at every batch size that they have.
+    3. Pair the proposals of each frame, see `edgerpn.export.onnx.agreement`.
+    4. Recall of both, when the photographs are annotated.
+    5. Judge: two float32 forms must agree but for decisions within rounding; below float32 a share of proposals may
+       differ, in all images together and in each; int8 against another precision is judged by recall alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from edgerpn.errors import ConfigError
+from edgerpn.export.compare.compared_model import ComparedModel, differences, open_models
+from edgerpn.export.compare.comparison import Comparison, ImageComparison
+from edgerpn.export.onnx.agreement import Decisions, Rows, agree, valid_rows
+from edgerpn.letterbox import Letterbox, letterbox
+from edgerpn.manifest.parts import Precision
+from edgerpn.matching import TOLERANCES
+from edgerpn.progress import track
+from edgerpn.runtime.backends.contract import Backend
+from edgerpn.train.data.coco import Dataset, read_image
+from edgerpn.train.recall.average_recall import average_recall
+from edgerpn.train.recall.validation import coco_results
+
+__all__ = ["Comparison", "ImageComparison", "compare_models"]
+
+_ORDER: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+
+
+def compare_models(
+    a: Path | Backend,
+    b: Path | Backend,
+    images: Sequence[Path],
+    *,
+    dataset: Dataset | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Comparison:
+    """Compares model `a` with model `b`, which it is measured against.
+
+    Args:
+        a: Checkpoint (.pt), ONNX file, engine, or an opened backend, which stays open.
+        b: The same, the reference.
+        images: Photographs, at least one.
+        dataset: Annotations of these images, to measure recall; only what `images` name counts.
+        say: Called with one line of text for people, now and then.
+
+    Returns:
+        The comparison; `culprit` says whether and where they disagree.
+
+    Raises:
+        CheckpointError: A checkpoint cannot be read.
+        ConfigError: The models cannot be compared, or there are no images.
+        DataError: An image cannot be read.
+        EngineLoadError: An artifact cannot be loaded.
+        InferenceError: A model fails.
+        ManifestError: A manifest is missing or does not fit.
+        ParityError: A model gives rows beyond its count.
+    """
+    if not images:
+        raise ConfigError(["no images to compare the models on"])
+    with contextlib.ExitStack() as stack:
+        models = open_models(a, b, stack)
+        unlike = differences(*models)  # step 1
+        for line in (f"{models[0].title}", f"against {models[1].title}", *_warnings(unlike)):
+            say(line)
+        precision = max((model.precision for model in models), key=_ORDER.index)
+        is_by_recall = precision == "int8" and models[0].precision != models[1].precision
+        if is_by_recall and dataset is None:
+            raise ConfigError(
+                [
+                    "int8 rounds too coarsely to compare single proposals with another precision: recall decides, and "
+                    "needs annotated photographs; name their annotations with --data ANN.json"
+                ]
+            )
+        batch_sizes = tuple(sorted({*models[0].batch_sizes, *models[1].batch_sizes})) or (1,)
+        compared: list[ImageComparison] = []
+        for size in batch_sizes:
+            compared += _compare_batches(models, images, size, precision)
+    recalls = _recalls(compared, batch_sizes[0], dataset) if dataset is not None else ({}, {})
+    return Comparison(
+        a=models[0].title,
+        b=models[1].title,
+        names=_short_names(*models),
+        precision=precision,
+        tolerance=TOLERANCES[precision],
+        is_by_recall=is_by_recall,
+        differences=unlike,
+        num_images=len(images),
+        num_proposals=min(model.proposals.num_proposals for model in models),
+        batch_sizes=batch_sizes,
+        images=tuple(compared),
+        recall_a=tuple(recalls[0].items()),
+        recall_b=tuple(recalls[1].items()),
+    )
+
+
+def _warnings(unlike: tuple[str, ...]) -> tuple[str, ...]:
+    return ("These are different models:", *(f"  {line}" for line in unlike)) if unlike else ()
+
+
+def _short_names(a: ComparedModel, b: ComparedModel) -> tuple[str, str]:
+    """Names of the files; the kind, or the side, where these are the same."""
+    if a.name != b.name:
+        return a.name, b.name
+    return (a.kind, b.kind) if a.kind != b.kind else (f"{a.name} (A)", f"{b.name} (B)")
+
+
+def _compare_batches(
+    models: tuple[ComparedModel, ComparedModel], images: Sequence[Path], size: int, precision: Precision
+) -> list[ImageComparison]:
+    """Steps 2 and 3 at one batch size."""
+    is_same_input = models[0].frame_hw == models[1].frame_hw
+    compared = []
+    for start in track(range(0, len(images), size), f"comparing, batch {size}", unit="batch"):
+        # The last batch is filled up from the beginning; what fills it is not counted again.
+        indices = [(start + i) % len(images) for i in range(size)]
+        pictures = [read_image(images[i]) for i in indices]
+        results = [_run(model, pictures, indices, images) for model in models]
+        for row, index in enumerate(indices[: len(images) - start]):
+            sides = [result[row] for result in results]
+            rows = [side.rows if is_same_input else side.in_image for side in sides]
+            capacity = min(model.proposals.num_proposals for model in models)
+            found, expected = ((boxes[:capacity], scores[:capacity]) for boxes, scores in rows)
+            agreement = agree(
+                expected,
+                found,
+                TOLERANCES[precision],
+                _decisions(models, sides[1].geometry, precision, capacity, is_same_input=is_same_input),
+                cuts=tuple(cut for side in sides for cut in side.cuts),
+            )
+            compared.append(
+                ImageComparison(
+                    file=images[index],
+                    batch_size=size,
+                    agreement=agreement,
+                    in_image=(sides[0].in_image, sides[1].in_image),
+                )
+            )
+    return compared
+
+
+class _Side:
+    """What one model gave for one picture."""
+
+    def __init__(self, rows: Rows, cuts: tuple[float, ...], geometry: Letterbox) -> None:
+        self.rows = rows
+        self.cuts = cuts
+        self.geometry = geometry
+        self.in_image: Rows = (geometry.to_frame(rows[0]), rows[1])
+
+
+def _run(model: ComparedModel, pictures: list[np.ndarray], indices: list[int], images: Sequence[Path]) -> list[_Side]:
+    geometries = [letterbox((picture.shape[0], picture.shape[1]), model.frame_hw) for picture in pictures]
+    frames = np.stack([g.apply(picture, cv2.resize) for g, picture in zip(geometries, pictures, strict=True)])
+    outputs, cuts = model.run(frames)
+    return [
+        _Side(valid_rows(outputs, row, f"{images[indices[row]].name}, {model.name}"), cuts[row], geometry)
+        for row, geometry in enumerate(geometries)
+    ]
+
+
+def _decisions(
+    models: tuple[ComparedModel, ComparedModel],
+    geometry: Letterbox,
+    precision: Precision,
+    capacity: int,
+    *,
+    is_same_input: bool,
+) -> Decisions:
+    """The thresholds of the reference, in the pixels in which boxes are compared."""
+    reference = models[1]
+    scale_x, scale_y = (1.0, 1.0) if is_same_input else geometry.scale_xy
+    if reference.source_hw is not None:
+        inner_x, inner_y = letterbox(reference.source_hw, reference.network_hw).scale_xy
+        scale_x, scale_y = scale_x * inner_x, scale_y * inner_y
+    decisions = Decisions.of(reference.proposals, scale_xy=(scale_x, scale_y), precision=precision)
+    return dataclasses.replace(decisions, capacity=capacity)
+
+
+def _recalls(
+    compared: Sequence[ImageComparison], batch_size: int, dataset: Dataset
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Step 4: recall of both models at one batch size."""
+    by_file = {record.file: record for record in dataset.records}
+    chosen = [image for image in compared if image.batch_size == batch_size and image.file in by_file]
+    truth = dataset.coco_ground_truth()
+    ids = {by_file[image.file].image_id for image in chosen}
+    truth = {
+        **truth,
+        "images": [row for row in truth["images"] if row["id"] in ids],
+        "annotations": [row for row in truth["annotations"] if row["image_id"] in ids],
+    }
+    results: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
+    for image in chosen:
+        for side in (0, 1):
+            boxes, scores = image.in_image[side]
+            visible = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+            results[side].extend(coco_results(by_file[image.file].image_id, boxes[visible], scores[visible]))
+    return average_recall(truth, results[0]), average_recall(truth, results[1])

@@ -1,0 +1,275 @@
+"""What a comparison of two models found: figures of every image and of all, the verdict, as table and as JSON."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgerpn.export.export_config import MAX_AR_DROP
+from edgerpn.export.onnx.agreement import FrameAgreement, Rows, describe
+from edgerpn.manifest.parts import ParitySpec, Precision
+from edgerpn.matching import Tolerance, match
+
+MAX_IMAGE_SHARE = 0.5
+"""Below float32: no image may have a larger share of proposals without a counterpart; one that is wrong altogether
+would otherwise vanish in the mean of many."""
+
+_NEAREST = Tolerance(min_iou=0.5, max_score_difference=1.0, max_unmatched_share=1.0)
+"""What counts as the same proposal when drift is measured."""
+
+_NUM_ROWS = 12
+"""Images in the table at most, the worst."""
+
+_PERCENTILES = (50, 90, 99)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageComparison:
+    """What two models gave for one image."""
+
+    file: Path
+    """The image."""
+    batch_size: int
+    """Frames in the batch that it was part of."""
+    agreement: FrameAgreement
+    """Proposals of the reference (expected) and of the other model (found), paired."""
+    in_image: tuple[Rows, Rows]
+    """Proposals of the model and of the reference in image pixels, in the order of the agreement's rows; where their
+    counts differ, with what the agreement leaves out."""
+
+    @functools.cached_property
+    def drift(self) -> tuple[np.ndarray, np.ndarray]:
+        """IoU and difference of scores of the proposals paired by overlap alone, whatever the tolerance."""
+        expected, found = self.agreement.expected, self.agreement.found
+        pairs, ious = match(expected, found, _NEAREST)
+        return np.array(ious), np.array([abs(float(expected[1][e] - found[1][f])) for e, f in pairs])
+
+    @property
+    def badness(self) -> tuple[int, float, float]:
+        """Larger for worse images."""
+        return self.agreement.num_unexplained, self.agreement.unmatched_share, float(self.drift[1].max(initial=0.0))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        agreement = self.agreement
+        ious, differences = self.drift
+        return {
+            "image": self.file.name,
+            "batch_size": self.batch_size,
+            "num_a": len(agreement.found[1]),
+            "num_b": len(agreement.expected[1]),
+            "num_matched": len(agreement.pairs),
+            "num_boundary": agreement.num_boundary,
+            "num_unexplained": agreement.num_unexplained,
+            "iou": _low_summary(ious),
+            "score_difference": _high_summary(differences),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """How far two models agree on photographs."""
+
+    a: str
+    """The model, for people."""
+    b: str
+    """What it is measured against."""
+    names: tuple[str, str]
+    """Short and different names of both."""
+    precision: Precision
+    """The lower precision of both, by which the tolerance is chosen."""
+    tolerance: Tolerance
+    """What they may differ by."""
+    is_by_recall: bool = False
+    """Whether recall decides alone: int8 rounds too coarsely for single proposals to agree with another precision."""
+    differences: tuple[str, ...]
+    """What makes them different models; empty when they are forms of one."""
+    num_images: int
+    """Images compared."""
+    num_proposals: int
+    """K, the smaller one of both."""
+    batch_sizes: tuple[int, ...]
+    """Batch sizes at which they were run."""
+    images: tuple[ImageComparison, ...]
+    """Every image at every batch size."""
+    recall_a: tuple[tuple[str, float], ...] = ()
+    """Recall of the model, see `edgerpn.train.recall.average_recall.average_recall`; empty without annotations."""
+    recall_b: tuple[tuple[str, float], ...] = ()
+    """Recall of the reference."""
+
+    @functools.cached_property
+    def drift(self) -> tuple[np.ndarray, np.ndarray]:
+        """IoU and difference of scores of all proposals paired by overlap alone, whatever the tolerance."""
+        ious, differences = zip(*(image.drift for image in self.images), strict=True)
+        return np.concatenate(ious), np.concatenate(differences)
+
+    @property
+    def num_matched(self) -> int:
+        """Proposals found in both, within the tolerance."""
+        return sum(len(image.agreement.pairs) for image in self.images)
+
+    @property
+    def num_boundary(self) -> int:
+        """Proposals in one only, by a decision within rounding."""
+        return sum(image.agreement.num_boundary for image in self.images)
+
+    @property
+    def num_unexplained(self) -> int:
+        """Proposals in one only that no threshold explains."""
+        return sum(image.agreement.num_unexplained for image in self.images)
+
+    @property
+    def unmatched_share(self) -> float:
+        """Proposals without a counterpart, 0..1, in each image of the model that has more of them."""
+        sizes = [max(len(i.agreement.expected[1]), len(i.agreement.found[1])) for i in self.images]
+        return (sum(sizes) - self.num_matched) / max(1, sum(sizes))
+
+    @property
+    def worst(self) -> tuple[ImageComparison, ...]:
+        """Every image once, at its worst batch size, the worst image first."""
+        found: dict[Path, ImageComparison] = {}
+        for image in sorted(self.images, key=lambda image: image.badness, reverse=True):
+            found.setdefault(image.file, image)
+        return tuple(found.values())
+
+    @property
+    def culprit(self) -> str | None:
+        """Where the tolerance is broken: the image, the proposal and whose it is. None when the models agree."""
+        if self.is_by_recall:
+            return self._lost_recall()
+        worst = self.worst[0]
+        by_share = max(self.images, key=lambda image: image.agreement.unmatched_share)
+        if self.precision == "fp32":
+            if worst.agreement.num_unexplained:
+                return self._name(worst)
+        elif by_share.agreement.unmatched_share > MAX_IMAGE_SHARE:
+            share = by_share.agreement.unmatched_share
+            return (
+                f"{self._name(by_share)} {share:.0%} of the proposals of this image have none, expected at most "
+                f"{MAX_IMAGE_SHARE:.0%}."
+            )
+        if self.unmatched_share > self.tolerance.max_unmatched_share:
+            return (
+                f"{self.unmatched_share:.1%} of all proposals have no counterpart, expected at most "
+                f"{self.tolerance.max_unmatched_share:.0%}; most in {self._name(by_share)}"
+            )
+        return None
+
+    def _lost_recall(self) -> str | None:
+        limit = MAX_AR_DROP[self.precision]
+        for name, value, reference in self.recall_changes:
+            lost = 100 * (reference - value)
+            if name == "AR@100" and lost > limit:
+                return f"{self.names[0]} loses {lost:.2f} points of {name}, expected at most {limit:g}"
+        return None
+
+    def _name(self, image: ImageComparison) -> str:
+        text = describe(image.agreement, (self.names[1], self.names[0]), self.tolerance)
+        return f"{image.file.name}, batch {image.batch_size}: {text}"
+
+    def to_parity_spec(self, reference: str) -> ParitySpec:
+        """What a manifest says of it; `reference` names what the artifact was compared with."""
+        return ParitySpec(
+            reference=reference,
+            num_images=self.num_images,
+            batch_sizes=self.batch_sizes,
+            num_matched=self.num_matched,
+            num_boundary=self.num_boundary,
+            num_unexplained=self.num_unexplained,
+            min_iou=min((iou for image in self.images for iou in image.agreement.ious), default=1.0),
+            max_score_difference=max(
+                (value for image in self.images for value in image.agreement.score_differences), default=0.0
+            ),
+        )
+
+    @property
+    def recall_changes(self) -> tuple[tuple[str, float, float], ...]:
+        """Name, value of the model and value of the reference, of the recalls that K allows."""
+        known = dict(self.recall_b)
+        shown = ("AR@100", "AR@1000") if self.num_proposals >= 1000 else ("AR@100",)
+        return tuple((name, value, known[name]) for name, value in self.recall_a if name in shown)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "a": self.a,
+            "b": self.b,
+            "agrees": self.culprit is None,
+            "culprit": self.culprit,
+            "differences": list(self.differences),
+            "precision": self.precision,
+            "is_by_recall": self.is_by_recall,
+            "tolerance": {
+                "min_iou": self.tolerance.min_iou,
+                "max_score_difference": self.tolerance.max_score_difference,
+                "max_unmatched_share": self.tolerance.max_unmatched_share,
+            },
+            "num_images": self.num_images,
+            "batch_sizes": list(self.batch_sizes),
+            "num_matched": self.num_matched,
+            "num_boundary": self.num_boundary,
+            "num_unexplained": self.num_unexplained,
+            "unmatched_share": self.unmatched_share,
+            "iou": _low_summary(self.drift[0]),
+            "score_difference": _high_summary(self.drift[1]),
+            "recall": {name: {"a": a, "b": b, "change": a - b} for name, a, b in self.recall_changes},
+            "images": [image.to_dict() for image in self.images],
+        }
+
+
+def _low_summary(values: np.ndarray) -> dict[str, float]:
+    """Mean, minimum and lower percentiles; empty without values."""
+    if not len(values):
+        return {}
+    low = {f"p{100 - q}": float(np.percentile(values, 100 - q)) for q in _PERCENTILES}
+    return {"mean": float(values.mean()), "min": float(values.min()), **low}
+
+
+def _high_summary(values: np.ndarray) -> dict[str, float]:
+    """Mean, maximum and upper percentiles; empty without values."""
+    if not len(values):
+        return {}
+    high = {f"p{q}": float(np.percentile(values, q)) for q in _PERCENTILES}
+    return {"mean": float(values.mean()), "max": float(values.max()), **high}
+
+
+def format_comparison(comparison: Comparison) -> str:
+    """The comparison for a terminal: the worst images, then all together, then recall."""
+    width = max(28, *(len(image.file.name) for image in comparison.worst[:_NUM_ROWS])) if comparison.worst else 28
+    lines = [f"{'image':<{width}} batch  matched  boundary  unexplained  min IoU  score difference"]
+    shown = comparison.worst[:_NUM_ROWS]
+    for image in shown:
+        row = image.to_dict()
+        lines.append(
+            f"{row['image']:<{width}} {row['batch_size']:>5}  {row['num_matched']:>7}  {row['num_boundary']:>8}  "
+            f"{row['num_unexplained']:>11}  {_number(row['iou'].get('min'), '.4f'):>7}  "
+            f"{_number(row['score_difference'].get('max'), '.1e'):>16}"
+        )
+    if len(comparison.worst) > len(shown):
+        lines.append(f"(the {len(shown)} worst of {len(comparison.worst)})")
+    lines += _totals(comparison)
+    for name, value, reference in comparison.recall_changes:
+        lines.append(f"{name}: {value:.4f} against {reference:.4f}, {100 * (value - reference):+.2f} points")
+    return "\n".join(lines)
+
+
+def _totals(comparison: Comparison) -> list[str]:
+    batches = ", ".join(map(str, comparison.batch_sizes))
+    lines = [
+        f"{comparison.num_images} images, batch {batches}: {comparison.num_matched} matched, "
+        f"{comparison.num_boundary} at a threshold, {comparison.num_unexplained} unexplained "
+        f"({comparison.unmatched_share:.2%} without a counterpart)"
+    ]
+    if len(comparison.drift[0]):
+        iou, score = _low_summary(comparison.drift[0]), _high_summary(comparison.drift[1])
+        lines.append(f"drift of IoU: mean {iou['mean']:.5f}, 1 % below {iou['p1']:.5f}, min {iou['min']:.5f}")
+        lines.append(f"drift of scores: mean {score['mean']:.1e}, 1 % above {score['p99']:.1e}, max {score['max']:.1e}")
+    return lines
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

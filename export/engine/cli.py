@@ -1,0 +1,160 @@
+"""The command `edgerpn build`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from edgerpn import settings
+from edgerpn.arguments import count_argument
+from edgerpn.errors import ConfigError, ParityError
+from edgerpn.export.engine.build_config import BACKENDS, BuildConfig
+from edgerpn.export.engine.trial import Compare
+from edgerpn.manifest import Manifest, ParitySpec, manifest_path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    parser.add_argument("model", type=Path, nargs="?", metavar="model.onnx", help="file of `edgerpn export`")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE.engine", help="engine to write; manifest and report go beside"
+    )
+    parser.add_argument(
+        "--backend", choices=BACKENDS, help="library (default auto: tensorrt with a GPU, else tensorrt-rtx)"
+    )
+    parser.add_argument(
+        "--compute-capability",
+        action="append",
+        metavar="X.Y",
+        help="tensorrt-rtx: GPU to build for, such as 8.6; give it once for each (default: the library's choice)",
+    )
+    parser.add_argument(
+        "--batch",
+        type=_batch,
+        metavar="MIN,OPT,MAX",
+        help="batch sizes of a graph with a dynamic batch (default 1,1,8)",
+    )
+    parser.add_argument("--workspace", type=count_argument(1), metavar="MiB", help="limit of the builder's workspace")
+    parser.add_argument(
+        "--optimization-level", type=int, choices=range(6), metavar="0..5", help="how long to search for fast kernels"
+    )
+    parser.add_argument("--timing-cache", metavar="FILE|off", help="tensorrt: kernel timings (default: a shared file)")
+    parser.add_argument("--version-compatible", action="store_true", help="tensorrt: newer versions run it too")
+    parser.add_argument("--hardware-compatible", action="store_true", help="tensorrt: all GPUs since Ampere run it")
+    parser.add_argument("--weight-stripped", action="store_true", help="leave the weights out of the file")
+    parser.add_argument(
+        "--refit", type=Path, metavar="STRIPPED.engine", help="put the weights of model.onnx into this engine instead"
+    )
+    parser.add_argument("--dla-core", type=count_argument(0), metavar="N", help="tensorrt: build for this DLA core")
+    parser.add_argument("--tf32", action="store_true", help="let float32 convolutions round to TF32")
+    parser.add_argument("--profile", action="store_true", help="measure the time of each layer; needs a GPU")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="photographs to compare engine and ONNX file on")
+    parser.add_argument("--config", metavar="FILE.toml", help="settings")
+    parser.add_argument("--set", action="append", default=[], metavar="key=value", help="one setting, over the file's")
+    parser.add_argument("--print-config", action="store_true", help="show the resolved settings and exit")
+
+
+def _batch(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.strip().isdigit() for part in parts):
+        raise argparse.ArgumentTypeError(f"expected MIN,OPT,MAX such as 1,1,8, got {text!r}")
+    return tuple(int(part) for part in parts)
+
+
+FLAGS = {
+    "backend": "backend",
+    "compute_capability": "compute_capabilities",
+    "batch": "batch",
+    "workspace": "workspace_mib",
+    "optimization_level": "optimization_level",
+    "timing_cache": "timing_cache",
+    "dla_core": "dla_core",
+}
+"""Flags with a value and the settings that they stand for."""
+
+SWITCHES = ("version_compatible", "hardware_compatible", "weight_stripped", "tf32", "profile")
+"""Flags without a value, named as their settings."""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Builds; returns the exit status."""
+    config = _config(arguments)
+    if arguments.print_config:
+        sys.stdout.write(settings.to_toml(config))
+        return 0
+    names = (("model.onnx", arguments.model), ("--output", arguments.output))
+    missing = [name for name, value in names if value is None]
+    if missing:
+        raise ConfigError([f"{' and '.join(missing)}: needed, see `edgerpn build --help`"])
+    compare = _comparer(arguments.images)
+    if arguments.refit is not None:
+        from edgerpn.export.engine.weights import put_in_weights
+
+        put_in_weights(arguments.refit, arguments.model, arguments.output, compare=compare, say=_say)
+        _say(f"wrote {arguments.output} and {manifest_path(arguments.output)}")
+        return 0
+    from edgerpn.export.engine.build import build_engine
+
+    result = build_engine(arguments.model, arguments.output, config, compare=compare, say=_say)
+    _say(_summary(result.manifest, result.num_bytes))
+    report = f" and {result.report}" if result.report else ""
+    _say(f"wrote {arguments.output}{',' if report else ' and'} {manifest_path(arguments.output)}{report}")
+    return 0
+
+
+def _comparer(folder: Path | None) -> Compare | None:
+    """What compares an engine with its ONNX file on the photographs in `folder`; fails before a build, not after it.
+
+    Raises:
+        ExportError: There are no photographs.
+        ModuleNotFoundError: The comparison needs a package that is not installed.
+    """
+    if folder is None:
+        return None
+    from edgerpn.export.cli import parity_images
+    from edgerpn.export.compare.compare import compare_models
+
+    photographs = parity_images(None, folder)
+
+    def compare(engine: Path, onnx_file: Path) -> ParitySpec:
+        comparison = compare_models(engine, onnx_file, photographs, say=_say)
+        if comparison.culprit is not None:
+            raise ParityError(f"the engine and {onnx_file} disagree: {comparison.culprit}")
+        return comparison.to_parity_spec("onnx")
+
+    return compare
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def _summary(manifest: Manifest, num_bytes: int) -> str:
+    """What was built, in one line."""
+    engine = manifest.engine
+    assert engine is not None
+    profile = engine.profile
+    batches = f"batch {profile.min_batch}"
+    if profile.max_batch > profile.min_batch:
+        batches = f"batches {profile.min_batch} to {profile.max_batch}, tuned for {profile.opt_batch}"
+    return (
+        f"{engine.library} {engine.library_version}, {manifest.precision}, {batches}, for compute capability "
+        f"{', '.join(engine.compute_capabilities)}: {num_bytes / 1e6:.1f} MB in {engine.build_s:.1f} s"
+    )
+
+
+def _config(arguments: argparse.Namespace) -> BuildConfig:
+    """Defaults < file < flags < `--set`."""
+    given = {setting: getattr(arguments, flag) for flag, setting in FLAGS.items()}
+    given |= {name: True for name in SWITCHES if getattr(arguments, name)}
+    flags = [f"{setting}={_toml(value)}" for setting, value in given.items() if value is not None]
+    files = [arguments.config] if arguments.config else []
+    return settings.load(BuildConfig, files=files, overrides=[*flags, *arguments.set])
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(list(value)) if isinstance(value, (tuple, list)) else str(value)

@@ -1,0 +1,180 @@
+"""TensorRT and TensorRT-RTX for building: which one, whether it imports, and what this machine is.
+
+Runs in the child process of a build only: importing such a library can end a process. A failed import is a diagnosed
+state: what failed, and what to do.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import importlib.util
+import json
+import platform
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgerpn.errors import BuildError, EngineLoadError, MissingDependencyError
+from edgerpn.export.engine.build_config import Backend, Library
+from edgerpn.runtime.backends.tensorrt.library import import_library
+
+MODULES: dict[Library, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+EXTRAS: dict[Library, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
+MINIMUM: dict[Library, tuple[int, int]] = {"tensorrt": (10, 3), "tensorrt-rtx": (1, 4)}
+"""Oldest versions whose Python interface has what a build uses."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Machine:
+    """What a build must know about the computer."""
+
+    platform: str
+    """Operating system and processor, such as linux-x86_64."""
+    gpu: str | None = None
+    """Name of the first GPU; nothing without one."""
+    compute_capability: str | None = None
+    """Its compute capability, such as 8.7."""
+    driver: str | None = None
+    """CUDA version that the driver supports, such as 13.0."""
+    gpu_free_mib: int | None = None
+    """Memory of the GPU that nobody uses, MiB."""
+    l4t: str | None = None
+    """Jetson Linux release, such as 36.4.3."""
+
+
+def choose(backend: Backend, machine: Machine) -> tuple[Library, Any, list[str]]:
+    """The library to build with: the named one, or TensorRT where it works and there is a GPU, else TensorRT-RTX.
+
+    Returns:
+        Its name, its module, and lines for people about what was passed over.
+
+    Raises:
+        BuildError: It is there and does not work.
+        MissingDependencyError: It is not installed.
+    """
+    if backend != "auto":
+        return backend, load_library(backend), []
+    notes: list[str] = []
+    if machine.gpu is not None:
+        try:
+            return "tensorrt", load_library("tensorrt"), notes
+        except (BuildError, MissingDependencyError) as error:
+            notes.append(f"not TensorRT, but TensorRT-RTX: {error}")
+    elif importlib.util.find_spec("tensorrt") is not None:
+        notes.append(
+            "not TensorRT, but TensorRT-RTX: there is no NVIDIA GPU or driver here, which TensorRT builds with"
+        )
+    try:
+        return "tensorrt-rtx", load_library("tensorrt-rtx"), notes
+    except (BuildError, MissingDependencyError) as error:
+        raise type(error)("\n".join((str(error), *notes))) from error
+
+
+def load_library(name: Library) -> Any:
+    """Imports a library, or says why it does not work here.
+
+    Raises:
+        BuildError: It is installed and does not import, or it is too old.
+        MissingDependencyError: It is not installed.
+    """
+    module_name = MODULES[name]
+    try:
+        module = import_library(name).module
+    except MissingDependencyError as error:
+        raise MissingDependencyError(_how_to_install(name)) from error
+    except EngineLoadError as error:
+        raise BuildError(str(error)) from error
+    version = str(getattr(module, "__version__", ""))
+    if not hasattr(module, "Builder") or not version:
+        raise BuildError(
+            f"{module_name}: it imports from {getattr(module, '__file__', 'nowhere')}, but has no builder; a lean or "
+            "half-installed package: install the whole library"
+        )
+    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+    if numbers < MINIMUM[name]:
+        oldest = ".".join(map(str, MINIMUM[name]))
+        raise BuildError(f"{module_name} {version} is too old: expected {oldest} or newer; install a newer one")
+    return module
+
+
+def _how_to_install(name: Library) -> str:
+    text = f"building with {name} needs the Python module {MODULES[name]!r}, which is not installed here. "
+    if name == "tensorrt" and Path("/etc/nv_tegra_release").exists():
+        return text + (
+            "On a Jetson it belongs to the system: make the environment with `python3 -m venv --system-site-packages`"
+        )
+    return text + f"Install it with: pip install 'edgerpn[{EXTRAS[name]}]'"
+
+
+def cuda_version(name: Library) -> str | None:
+    """CUDA version that the library was made for, or that of the system's toolkit; None when neither says so."""
+    for distribution in importlib.metadata.distributions():
+        found = re.match(rf"{MODULES[name]}[-_]cu(\d+)", (distribution.metadata["Name"] or "").replace("-", "_"))
+        if found:
+            return found[1]
+    try:
+        values = json.loads(Path("/usr/local/cuda/version.json").read_text(encoding="utf-8"))
+        return str(values["cuda"]["version"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def inspect_machine() -> Machine:
+    """What this computer is; everything about the GPU is None without a driver or a GPU."""
+    here = f"{platform.system().lower()}-{platform.machine().lower()}"
+    return Machine(platform=here, l4t=_l4t(), **_query_driver())
+
+
+def _l4t(file: Path = Path("/etc/nv_tegra_release")) -> str | None:
+    try:
+        text = file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    found = re.search(r"R(\d+).*?REVISION:\s*([\d.]+)", text)
+    return f"{found[1]}.{found[2]}" if found else None
+
+
+def _query_driver() -> dict[str, Any]:
+    """GPU facts from the CUDA driver itself, which needs no further package.
+
+    Calls and attribute numbers: CUDA driver API, cuda.h (75 and 76 are the compute capability). Not tried on a GPU
+    by the tests, which run without one.
+    """
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return {}
+    number, name = ctypes.c_int(), ctypes.create_string_buffer(256)
+    facts: dict[str, Any] = {}
+    if cuda.cuDriverGetVersion(ctypes.byref(number)) == 0 and number.value:
+        facts["driver"] = f"{number.value // 1000}.{number.value % 1000 // 10}"
+    if cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(number)) or number.value == 0:
+        return facts
+    device = ctypes.c_int()
+    if cuda.cuDeviceGet(ctypes.byref(device), 0) or cuda.cuDeviceGetName(name, len(name), device):
+        return facts
+    parts = []
+    for attribute in (75, 76):
+        cuda.cuDeviceGetAttribute(ctypes.byref(number), attribute, device)
+        parts.append(str(number.value))
+    return {
+        **facts,
+        "gpu": name.value.decode(errors="replace"),
+        "compute_capability": ".".join(parts),
+        "gpu_free_mib": _gpu_free_mib(cuda, device),
+    }
+
+
+def _gpu_free_mib(cuda: Any, device: ctypes.c_int) -> int | None:
+    """Free memory of a GPU, which the driver tells only inside a context."""
+    context, free, total = ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t()
+    if cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device):
+        return None
+    try:
+        if cuda.cuCtxSetCurrent(context) or cuda.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)):
+            return None
+        return free.value >> 20
+    finally:
+        cuda.cuDevicePrimaryCtxRelease_v2(device)

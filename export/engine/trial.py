@@ -1,0 +1,155 @@
+"""A fresh engine is run before it gets its name, where this machine can run it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+import edgerpn.golden
+import edgerpn.manifest
+from edgerpn.errors import ArtifactMismatchError, BuildError, EngineLoadError, MissingDependencyError
+from edgerpn.export.engine.build_report import BuildReport
+from edgerpn.export.engine.libraries import Machine
+from edgerpn.golden import Golden
+from edgerpn.manifest import Manifest, ParitySpec
+from edgerpn.matching import TOLERANCES, match
+from edgerpn.runtime.backends.contract import Outputs
+from edgerpn.runtime.backends.tensorrt.cuda_provider import open_device
+
+Compare = Callable[[Path, Path], ParitySpec]
+"""Compares an engine with its ONNX file; raises ParityError when they disagree."""
+
+
+def try_engine(
+    report: BuildReport,
+    staged: Path,
+    made: Manifest,
+    onnx: Manifest,
+    *,
+    compare: Compare | None,
+    say: Callable[[str], None],
+) -> Manifest:
+    """Runs the golden frames, and compares with the ONNX file on photographs when some are given.
+
+    What was tried is told and kept in the report; or why nothing was, and which command does it on the device.
+
+    Args:
+        report: Of this build; names the ONNX file, the engine's place, and this machine.
+        staged: The engine under its temporary name; a manifest lies beside it during the call.
+        made: Its manifest.
+        onnx: That of the ONNX file.
+        compare: Compares the two files on photographs, or None.
+        say: Called with a line of text for people.
+
+    Returns:
+        The manifest, with the agreement on photographs, or on the golden frames when there are none.
+
+    Raises:
+        BuildError: TensorRT cannot load the engine that it just built for this GPU.
+        SelfTestError: The golden frames gave other proposals.
+        ParityError: Engine and ONNX file disagree on the photographs.
+    """
+    later = f"try it on the device: edgerpn check {report.engine.name} --against {report.onnx.name} --images DIR"
+    reason = _why_not(made, Machine(**report.probed["machine"]))
+    tried: list[str] = []
+    if reason is None:
+        edgerpn.manifest.write(made, staged)
+        try:
+            made, tried = _run(staged, made, report.onnx, onnx, compare)
+        except MissingDependencyError as error:  # says nothing about the engine
+            reason = str(error)
+        except (ArtifactMismatchError, EngineLoadError) as error:
+            if made.target == "tensorrt":
+                raise BuildError(f"{report.engine.name}: built, but it does not load on this GPU: {error}") from error
+            reason = str(error)
+        finally:
+            edgerpn.manifest.manifest_path(staged).unlink(missing_ok=True)
+    if reason is not None:
+        report.tell(f"the engine was not tried here: {reason}; {later}", say)
+    else:
+        report.tell(f"the engine {' and '.join(tried)}" if tried else f"the engine loads here; {later}", say)
+    return made
+
+
+def _why_not(manifest: Manifest, machine: Machine) -> str | None:
+    """Why this machine cannot run the engine, or None when it may."""
+    if machine.gpu is None:
+        return "there is no NVIDIA GPU or driver"
+    if manifest.engine is not None and manifest.engine.weight_stripped:
+        return "it has no weights; put them in with --refit"
+    try:
+        open_device()
+    except MissingDependencyError as error:  # which a build does not need
+        return str(error)
+    except EngineLoadError:
+        pass  # loading the engine says it with more words
+    return None
+
+
+def _run(
+    staged: Path, made: Manifest, onnx_file: Path, onnx: Manifest, compare: Compare | None
+) -> tuple[Manifest, list[str]]:
+    """Both trials; returns the manifest with the agreement found, and what was shown."""
+    tried = []
+    parity = _run_golden(staged, made, onnx_file, onnx)
+    if parity is not None:
+        made = made.replace(parity=parity)
+        tried.append("gives the expected proposals for the golden frames")
+    if compare is not None:
+        made = made.replace(parity=compare(staged, onnx_file))
+        tried.append("agrees with the ONNX file on photographs")
+    return made, tried
+
+
+def _run_golden(staged: Path, made: Manifest, onnx_file: Path, onnx: Manifest) -> ParitySpec | None:
+    """Opens the engine, and runs the golden frames one by one; returns how well they agree, if there are any."""
+    from edgerpn.runtime.backends.open_backend import open_backend
+
+    backend = open_backend(staged)
+    try:
+        if onnx.golden is None:
+            return None
+        golden = edgerpn.golden.read(onnx_file, onnx)
+        size = made.engine.profile.min_batch if made.engine is not None else 1
+        # The smallest batch that the engine takes, filled up with copies of the frame.
+        outputs = [backend.infer(np.repeat(frame[None], size, axis=0)) for frame in golden.frames]
+        boxes, scores, count = (np.stack([output[part][0] for output in outputs]) for part in range(3))
+        edgerpn.golden.compare(golden, (boxes, scores, count), made, where=f"{made.name} ({backend.name})")
+    finally:
+        backend.close()
+    return golden_parity(golden, (boxes, scores, count), made, batch=size)
+
+
+def golden_parity(golden: Golden, outputs: Outputs, manifest: Manifest, *, batch: int) -> ParitySpec:
+    """Agreement of an artifact's outputs for the golden frames with the expected ones.
+
+    Args:
+        golden: The frames and the expected proposals.
+        outputs: Boxes (F, K, 4), scores (F, K) and counts (F,) for these frames.
+        manifest: The artifact's; its rounding chooses the tolerance.
+        batch: Batch size that they were run at.
+    """
+    boxes, scores, count = outputs
+    num_proposals, ious, differences = 0, [1.0], [0.0]
+    num_matched = 0
+    for frame in range(len(golden.frames)):
+        wanted, given = int(golden.count[frame]), int(count[frame])
+        expected = golden.boxes[frame, :wanted], golden.scores[frame, :wanted]
+        found = boxes[frame, :given], scores[frame, :given]
+        pairs, pair_ious = match(expected, found, TOLERANCES[manifest.rounding])
+        num_proposals += wanted + given
+        num_matched += len(pairs)
+        ious += pair_ious
+        differences += [abs(float(expected[1][e]) - float(found[1][f])) for e, f in pairs]
+    return ParitySpec(
+        reference="golden frames",
+        num_images=len(golden.frames),
+        batch_sizes=(batch,),
+        num_matched=num_matched,
+        num_boundary=0,
+        num_unexplained=num_proposals - 2 * num_matched,
+        min_iou=round(min(ious), 6),
+        max_score_difference=float(f"{max(differences):.3g}"),
+    )

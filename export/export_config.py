@@ -1,0 +1,111 @@
+"""Settings of an export."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from edgerpn.manifest.parts import Precision
+
+Target = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
+Nms = Literal["standard", "portable"]
+Calibration = Literal["entropy", "percentile"]
+
+TARGETS: tuple[Target, ...] = ("onnxruntime", "tensorrt", "tensorrt-rtx")
+NMS: tuple[Nms, ...] = ("standard", "portable")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+MAX_SIDE_PX = 8192
+"""Largest side of frames and networks, pixels; the largest cameras have 7680."""
+MAX_AR_DROP: dict[Precision, float] = {"fp16": 0.5, "int8": 1.0}
+"""Points of AR@100 that a precision may lose when `max_ar_drop` is not set."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportConfig:
+    """What the graph is made for, and its fixed sizes."""
+
+    target: Target = "onnxruntime"
+    """What runs the graph; it chooses the form of the NMS when `nms` is not set."""
+    network_hw: tuple[int, int] | None = None
+    """Height and width that the network works at, pixels; not set: the size that it was trained at."""
+    source_hw: tuple[int, int] | None = None
+    """Height and width of the frames, pixels, to have resizing in the graph; not set: the host letterboxes."""
+    batch: int | Literal["dynamic"] | None = None
+    """Frames in a batch, or `dynamic`; not set: dynamic for ONNX Runtime, 1 for TensorRT (CUDA graphs want it)."""
+    num_proposals: int = 100
+    """K, rows of the outputs."""
+    pre_nms: int = 1000
+    """Best boxes of each pyramid level that enter NMS."""
+    nms_iou: float | None = None
+    """A box that overlaps a better one by more than this is dropped; not set: the checkpoint's `proposals.nms_iou`."""
+    soft_nms_iou: float | None = None
+    """A box that overlaps a better one by more than this loses score; not set: the checkpoint's
+    `proposals.soft_nms_iou`; 1: none does."""
+    score_threshold: float | None = None
+    """Boxes scored below this are dropped, 0..1; not set: the checkpoint's `proposals.score_threshold`."""
+    nms: Nms | None = None
+    """`standard` is ONNX NonMaxSuppression, `portable` plain operations; not set: the target's choice."""
+    nms_iterations: int | None = None
+    """portable NMS: rounds of the fixed-point iteration; not set: measured on the images, with a margin."""
+    nms_candidates: int | Literal["all"] | None = None
+    """Best boxes of all levels together that NMS looks at, or `all`; not set: measured on images, with a margin, and at
+    least `pre_nms` for the standard NMS."""
+    precision: Precision = "fp32"
+    """Precision of backbone, neck and head; the proposal stage is float32 whatever it is."""
+    calibration: Calibration = "percentile"
+    """int8: how the range of each tensor is chosen from the calibration images."""
+    max_ar_drop: float | Literal["off"] | None = None
+    """fp16, int8: points of AR@100 that may be lost; not set: 0.5 and 1.0; `off`: not measured."""
+    fallback: bool = True
+    """Whether the blocks that cost most recall stay in the next higher precision until `max_ar_drop` holds."""
+    golden: bool = True
+    """Whether two photographs and their expected proposals are written beside the model for self-tests."""
+    opset: int = 18
+    """ONNX operator set, at least 18; int8 is written as 19 or more."""
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        if self.opset < 18:
+            raise ValueError(f"opset: expected at least 18, got {self.opset}")
+        if isinstance(self.batch, int) and self.batch < 1:
+            raise ValueError(f"batch: expected at least 1, or dynamic, got {self.batch}")
+        if isinstance(self.max_ar_drop, float) and self.max_ar_drop < 0:
+            raise ValueError(f"max_ar_drop: expected 0 or more points, or off, got {self.max_ar_drop}")
+        for name in ("nms_iterations", "nms_candidates"):
+            value = getattr(self, name)
+            if isinstance(value, int) and value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+        for name in ("num_proposals", "pre_nms"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("nms_iou", "soft_nms_iou"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise ValueError(f"{name}: expected more than 0 and at most 1, got {value}")
+        if self.score_threshold is not None and not 0 <= self.score_threshold < 1:
+            raise ValueError(f"score_threshold: expected 0 to below 1, got {self.score_threshold}")
+        for name in ("network_hw", "source_hw"):
+            size = getattr(self, name)
+            if size is not None and not (min(size) >= 32 and max(size) <= MAX_SIDE_PX):
+                raise ValueError(f"{name}: expected 32 to {MAX_SIDE_PX} pixels a side, got {size}")
+        if self.target == "tensorrt-rtx" and self.nms == "standard":
+            raise ValueError("nms: tensorrt-rtx has no NonMaxSuppression; expected portable, got standard")
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """Frames in a batch, or None when the batch is dynamic."""
+        if self.batch is None:
+            return None if self.target == "onnxruntime" else 1
+        return None if self.batch == "dynamic" else self.batch
+
+    @property
+    def resolved_nms(self) -> Nms:
+        """The form of the NMS, chosen by the target when not set."""
+        return self.nms or ("standard" if self.target == "onnxruntime" else "portable")
+
+    @property
+    def ar_budget(self) -> float | None:
+        """Points of AR@100 that the precision may lose, or None when it is not gated."""
+        if self.precision == "fp32" or self.max_ar_drop == "off":
+            return None
+        return MAX_AR_DROP[self.precision] if self.max_ar_drop is None else float(self.max_ar_drop)

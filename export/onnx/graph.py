@@ -1,0 +1,176 @@
+"""PyTorch's exporter and the ONNX checker: from the module to the graph, with the interface of `edgerpn.manifest`."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import onnx
+import torch
+from onnxscript import opset18 as op
+from torch import Tensor, nn
+
+from edgerpn.errors import ExportError
+from edgerpn.export.export_config import ExportConfig
+from edgerpn.train.network.detector import Detector
+
+IR_VERSION = 10
+"""ONNX file version: new enough for opset 21, old enough for the runtimes of JetPack 6."""
+
+MAX_BYTES = 2_000_000_000
+"""Limit of one protobuf file."""
+
+
+def export_detector(detector: Detector, config: ExportConfig) -> onnx.ModelProto:
+    """The graph of a detector, with exactly the interface of `edgerpn.manifest`.
+
+    Raises:
+        ExportError: The exporter or the checker refuses, or the interface differs.
+    """
+    # A batch of 2 keeps the exporter from taking 1 for a constant when the batch is dynamic.
+    batch = config.fixed_batch or 2
+    height, width = config.source_hw or detector.network_hw
+    frames = torch.zeros((batch, height, width, 3), dtype=torch.uint8)
+    proto = export_program(
+        detector,
+        frames,
+        opset=config.opset,
+        is_dynamic=config.fixed_batch is None,
+        input_names=["frames"],
+        output_names=["boxes", "scores", "count"],
+    )
+    if proto.ByteSize() > MAX_BYTES:
+        raise ExportError(f"the graph has {proto.ByteSize() / 1e9:.1f} GB, more than one ONNX file holds (2 GB)")
+    _check_interface(proto, config, detector.proposals.num_proposals)
+    return proto
+
+
+def export_program(
+    module: nn.Module,
+    example: Tensor,
+    *,
+    opset: int,
+    is_dynamic: bool = False,
+    input_names: list[str] | None = None,
+    output_names: list[str] | None = None,
+) -> onnx.ModelProto:
+    """Runs PyTorch's exporter and the ONNX checker on a module with one input.
+
+    Args:
+        module: In eval mode.
+        example: An input; all its axes are fixed, but the first when `is_dynamic` is set.
+        opset: ONNX operator set.
+        is_dynamic: Whether the first axis is the open batch "N".
+        input_names: Names of the graph's inputs.
+        output_names: Names of the graph's outputs.
+
+    Raises:
+        ExportError: The exporter or the checker refuses.
+    """
+    with _quiet():
+        try:
+            program = torch.onnx.export(
+                module,
+                (example,),
+                dynamo=True,
+                opset_version=opset,
+                input_names=input_names,
+                output_names=output_names,
+                dynamic_shapes=({0: torch.export.Dim("N", min=1)},) if is_dynamic else None,
+                custom_translation_table={torch.ops.edgerpn.nms_keep.default: _nms_keep},
+                external_data=False,
+                verbose=False,
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            first_line = str(error).strip().splitlines()[0]
+            raise ExportError(f"PyTorch's ONNX exporter refused the network: {first_line}") from error
+    if program is None:
+        raise ExportError(
+            "PyTorch's ONNX exporter returned nothing; use the tested version of torch in constraints.txt"
+        )
+    proto: onnx.ModelProto = program.model_proto
+    found = {entry.domain: entry.version for entry in proto.opset_import}.get("")
+    if found != opset:
+        raise ExportError(
+            f"opset {opset}: PyTorch's exporter wrote opset {found} instead; choose an opset that it knows"
+        )
+    proto.ir_version = IR_VERSION
+    _drop_private_metadata(proto)
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"the exported graph is not valid ONNX: {error}") from error
+    return proto
+
+
+def _nms_keep(boxes: Any, scores: Any, iou_threshold: float, max_keep: int) -> Any:
+    """ONNX form of `edgerpn.train.network.nms.nms_keep`: NonMaxSuppression, scattered back into a mask of fixed shape.
+
+    NonMaxSuppression gives a varying number of (image, class, box) rows; that shape ends in ScatterND. Its boxes are
+    y1, x1, y2, x2, but overlap is the same with the axes swapped. A box has one class, so that the class of a row does
+    not matter.
+    """
+    selected = op.NonMaxSuppression(
+        boxes,
+        scores,
+        op.Constant(value_ints=[max_keep]),
+        op.Constant(value_floats=[iou_threshold]),
+        # Marked boxes have the score -1, real ones 0 or more.
+        op.Constant(value_floats=[-0.5]),
+    )
+    index = op.Gather(selected, op.Constant(value_ints=[0, 2]), axis=1)
+    ones = op.Expand(op.Constant(value_float=1.0), op.Shape(index, start=0, end=1))
+    best = op.ReduceMax(scores, op.Constant(value_ints=[1]), keepdims=0)
+    return op.ScatterND(op.Mul(best, op.Constant(value_float=0.0)), index, ones)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the exporter's notes about its own internals off the screen; errors are raised as before."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.onnx._internal.exporter", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _drop_private_metadata(proto: onnx.ModelProto) -> None:
+    """Removes the exporter's notes from every node: they hold stack traces with the paths of this machine."""
+    del proto.metadata_props[:]
+    graph = proto.graph
+    for item in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer, graph):
+        del item.metadata_props[:]
+        item.doc_string = ""
+
+
+def _check_interface(proto: onnx.ModelProto, config: ExportConfig, num_proposals: int) -> None:
+    """Requires exactly the manifest's inputs and outputs, with no shape open but the batch.
+
+    Raises:
+        ExportError: A name, type or shape differs.
+    """
+    batch = config.fixed_batch or "N"
+    wanted = {
+        "boxes": (onnx.TensorProto.FLOAT, [batch, num_proposals, 4]),
+        "scores": (onnx.TensorProto.FLOAT, [batch, num_proposals]),
+        "count": (onnx.TensorProto.INT32, [batch]),
+    }
+    found = {value.name: (value.type.tensor_type.elem_type, _shape(value)) for value in proto.graph.output}
+    if found != wanted:
+        raise ExportError(f"the exported graph has outputs {found}, expected {wanted}")
+    inputs = [(value.name, value.type.tensor_type.elem_type) for value in proto.graph.input]
+    if inputs != [("frames", onnx.TensorProto.UINT8)]:
+        raise ExportError(f"the exported graph has inputs {inputs}, expected one uint8 tensor named frames")
+
+
+def _shape(value: onnx.ValueInfoProto) -> list[int | str]:
+    return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]

@@ -1,0 +1,227 @@
+"""How much work NMS needs on real images: candidates to look at, and rounds of the portable form's iteration.
+
+What is counted, so that "enough" can be proved:
+
+- *Rounds* of a group of boxes (`nms_groups`: a pyramid level, or all levels together): the
+  first round after which the iteration changes nothing. The solution is unique, so with as many rounds or more
+  `nms_fixed` is greedy NMS on this group, and with fewer it is not (one round is the least there is).
+- *Candidates* of an image: the place, in the list of all levels sorted by logit, of the last of its K proposals. A cut
+  behind that place changes nothing, since NMS decides about a box by better boxes alone; a cut before it loses
+  proposals. (With soft NMS, the last of the boxes that are rescored.)
+
+Both are facts of the images that were measured; a margin is added for the others, and `check_convergence` proves that
+the numbers chosen are enough for a set of images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from statistics import median
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from edgerpn.errors import ParityError
+from edgerpn.train.network.detector import Detector
+from edgerpn.train.network.nms import nms_converged, nms_greedy
+from edgerpn.train.network.proposal_stage import Candidates, ProposalConfig, nms_groups, ranked_candidates
+
+Frame = npt.NDArray[np.uint8]
+"""(N, H, W, 3) BGR frames in the size of the detector's input; N is usually 1."""
+
+Levels = list[tuple[Tensor, Tensor]]
+"""Logits (1, A) and deltas (1, A, 4) of each pyramid level."""
+
+MIN_ITERATIONS = 8
+"""Rounds that are taken at least, however short the chains of the measured images are."""
+
+CANDIDATE_STEP = 64
+"""Candidates are rounded up to a multiple of this: rows of whole tiles for a GPU."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chain:
+    """What portable NMS needed on a set of images."""
+
+    longest: int
+    """Most rounds that a group of boxes needed."""
+    median: float
+    """Median over the images of the most rounds that one of their groups needed."""
+    per_group: tuple[int, ...]
+    """Most rounds of each group: of each pyramid level, finest first, or of all together."""
+    group_sizes: tuple[int, ...]
+    """Boxes in each group."""
+    candidates: int
+    """Most candidates that an image needed for its proposals."""
+    num_images: int
+    """Images measured."""
+
+    def summary(self) -> str:
+        """One line for people."""
+        return (
+            f"NMS on {self.num_images} images: chains of {self.longest} rounds at most, {self.median:g} in the median; "
+            f"proposals among the best {self.candidates} candidates"
+        )
+
+
+def measure_chain(detector: Detector, frames: Iterable[Frame]) -> Chain:
+    """Measures rounds and candidates.
+
+    Args:
+        detector: In eval mode, with either form of the NMS; its device is used. With `nms_candidates` set the groups
+            are those of the cut list.
+        frames: At least one; they are read one by one.
+
+    Raises:
+        ValueError: No frames.
+    """
+    needs = list(_needs(detector, frames))
+    if not needs:
+        raise ValueError("frames: expected at least one, got none")
+    return Chain(
+        longest=max(max(need.rounds) for need in needs),
+        median=float(median(max(need.rounds) for need in needs)),
+        per_group=tuple(max(rounds) for rounds in zip(*(need.rounds for need in needs), strict=True)),
+        group_sizes=needs[0].sizes,
+        candidates=max(need.candidates for need in needs),
+        num_images=len(needs),
+    )
+
+
+def measure_candidates(detector: Detector, frames: Iterable[Frame]) -> list[int]:
+    """Candidates that each image needs, for either form of the NMS; arguments as for `measure_chain`."""
+    return [
+        _candidates_for(_ranked(detector, levels, anchors), detector.proposals)
+        for levels, anchors in _network_levels(detector, frames)
+    ]
+
+
+def choose_iterations(chain: Chain) -> int:
+    """Rounds for other images than the measured ones: half as many again, at least 4 more, at least 8."""
+    return max(MIN_ITERATIONS, chain.longest + 4, math.ceil(1.5 * chain.longest))
+
+
+def choose_candidates(chain: Chain) -> int | None:
+    """Candidates for other images than the measured ones: half as many again, in steps of 64.
+
+    Returns:
+        A value for `ProposalConfig.nms_candidates`; None where one list of so many boxes costs more than the groups
+        do one by one (NMS costs the square of the boxes).
+    """
+    count = with_margin(chain.candidates)
+    return count if count**2 < sum(size**2 for size in chain.group_sizes) else None
+
+
+def with_margin(candidates: int) -> int:
+    """Half as many candidates again, in steps of 64."""
+    return CANDIDATE_STEP * math.ceil(1.5 * candidates / CANDIDATE_STEP)
+
+
+def check_convergence(
+    detector: Detector, frames: Iterable[Frame], iterations: int, *, names: Sequence[str] = ()
+) -> None:
+    """Proves that portable NMS with so many rounds is greedy NMS on these images.
+
+    With `nms_candidates` set in the detector's `proposals`, that many candidates must be enough, too.
+
+    Args:
+        detector: As for `measure_chain`.
+        frames: As for `measure_chain`; none proves nothing.
+        iterations: Rounds of the graph.
+        names: What to call the images in a message; the others go by their number, from 1.
+
+    Raises:
+        ParityError: They are not enough; the message names the image that needs most.
+    """
+    cut = detector.proposals.nms_candidates
+    needs = [
+        (need, name or f"image {number}")
+        for number, (need, name) in enumerate(zip_longest(_needs(detector, frames), names), start=1)
+        if need is not None
+    ]
+    short = [(max(need.rounds), name) for need, name in needs if max(need.rounds) > iterations]
+    if short:
+        rounds, name = max(short)
+        raise ParityError(
+            f"{name}: portable NMS needs {rounds} rounds here, and the graph has {iterations}; too few on "
+            f"{len(short)} of {len(needs)} images. Raise nms_iterations to {rounds} or more, or leave it to be measured"
+        )
+    if cut is not None:
+        refuse_short_list(cut, [need.candidates for need, _ in needs], [name for _, name in needs])
+
+
+def refuse_short_list(candidates: int, needed: Sequence[int], names: Sequence[str]) -> None:
+    """Requires that a list of so many candidates is enough for every image.
+
+    Raises:
+        ParityError: It is not; the message names the image that needs most.
+    """
+    late = [pair for pair in zip(needed, names, strict=True) if pair[0] > candidates]
+    if late:
+        most, name = max(late)
+        raise ParityError(
+            f"{name}: NMS needs the best {most} candidates here, and the graph looks at {candidates}; too few "
+            f"on {len(late)} of {len(needed)} images. Raise nms_candidates to {most} or more"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Need:
+    """What one image needs."""
+
+    rounds: tuple[int, ...]
+    sizes: tuple[int, ...]
+    candidates: int
+
+
+def _needs(detector: Detector, frames: Iterable[Frame]) -> Iterator[_Need]:
+    """One for every image of every batch."""
+    for levels, anchors in _network_levels(detector, frames):
+        yield _need(detector, levels, anchors)
+
+
+@torch.inference_mode()
+def _network_levels(detector: Detector, frames: Iterable[Frame]) -> Iterator[tuple[Levels, list[Tensor]]]:
+    """What the network gives for every image of every batch, and the anchors; no proposals are needed here."""
+    anchors = [detector.get_buffer(f"anchors_{level}") for level in range(detector.num_levels)]
+    for batch in frames:
+        levels = detector.network_levels(torch.from_numpy(batch).to(anchors[0].device))
+        for image in range(len(batch)):
+            row = slice(image, image + 1)
+            yield [(logits[row], deltas[row]) for logits, deltas in levels], anchors
+
+
+def _need(detector: Detector, levels: Levels, anchors: list[Tensor]) -> _Need:
+    config, content_hw = detector.proposals, detector.content_hw
+    groups = nms_groups(levels, anchors, content_hw=content_hw, config=config, nms="portable")
+    return _Need(
+        rounds=tuple(
+            nms_converged(g.boxes, g.scores >= 0, iou_threshold=config.nms_iou, labels_NB=g.levels)[1] for g in groups
+        ),
+        sizes=tuple(group.scores.shape[1] for group in groups),
+        candidates=_candidates_for(_ranked(detector, levels, anchors), config),
+    )
+
+
+def _ranked(detector: Detector, levels: Levels, anchors: list[Tensor]) -> Candidates:
+    """All that `pre_nms` leaves, as one list."""
+    config = detector.proposals
+    total = sum(min(config.pre_nms, logits.shape[1]) for logits, _ in levels)
+    return ranked_candidates(levels, anchors, total, content_hw=detector.content_hw, config=config)
+
+
+def _candidates_for(ranked: Candidates, config: ProposalConfig) -> int:
+    """Place, from 1, of the last of the `num_kept` best boxes that greedy NMS leaves of one image."""
+    boxes, valid = ranked.boxes[0], ranked.scores[0] >= 0
+    levels = torch.zeros_like(valid, dtype=torch.float32) if ranked.levels is None else ranked.levels[0]
+    keep = torch.zeros_like(valid)
+    for level in levels.unique():
+        own = levels == level
+        keep[own] = nms_greedy(boxes[own], valid[own], iou_threshold=config.nms_iou)
+    places = keep.nonzero()[: config.num_kept, 0]
+    return int(places[-1]) + 1 if len(places) else 1

@@ -1,0 +1,203 @@
+"""Proof that an exported graph and the network that it came from give the same proposals on real images.
+
+Proposals are matched one to one: the same box (IoU at least 0.99) with the same score (within 1e-3). Where a decision
+falls within rounding, either answer is right: such proposals are counted apart and named in the report, see
+`edgerpn.export.onnx.agreement`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnxruntime
+import torch
+
+from edgerpn.errors import ParityError
+from edgerpn.export.onnx.agreement import Decisions, FrameAgreement, Rows, agree, describe, level_cuts, valid_rows
+from edgerpn.letterbox import letterbox
+from edgerpn.manifest.parts import ParitySpec, Precision
+from edgerpn.matching import EXACT
+from edgerpn.progress import track
+from edgerpn.train.data.coco import read_image
+from edgerpn.train.network.detector import Detector
+from edgerpn.train.network.proposal_stage import select_proposals
+
+NAMES = ("PyTorch", "the graph")
+"""What the two sides are called in errors."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParityReport:
+    """Agreement of a graph and its network."""
+
+    num_images: int
+    """Images compared."""
+    batch_sizes: tuple[int, ...]
+    """Batch sizes at which they were run."""
+    num_matched: int
+    """Proposals found in both."""
+    num_boundary: int
+    """Proposals in one only, by a decision within rounding."""
+    min_iou: float
+    """Smallest overlap of a matched pair."""
+    max_score_difference: float
+    """Largest difference of scores of a matched pair."""
+
+    def spec(self, precision: Precision = "fp32") -> ParitySpec:
+        """What the manifest keeps of it; `precision` is what the float32 graph that was compared becomes."""
+        return ParitySpec(
+            reference="checkpoint" if precision == "fp32" else f"checkpoint, before the graph became {precision}",
+            num_images=self.num_images,
+            batch_sizes=self.batch_sizes,
+            num_matched=self.num_matched,
+            num_boundary=self.num_boundary,
+            min_iou=round(self.min_iou, 6),
+            max_score_difference=float(f"{self.max_score_difference:.3g}"),
+        )
+
+    def summary(self) -> str:
+        """One line for people."""
+        batches = " and ".join(map(str, self.batch_sizes))
+        return (
+            f"parity with PyTorch on {self.num_images} images, batch {batches}: {self.num_matched} proposals matched, "
+            f"IoU >= {self.min_iou:.5f}, score difference <= {self.max_score_difference:.1e}"
+            + (f", {self.num_boundary} at a threshold" if self.num_boundary else "")
+        )
+
+
+def check_parity(reference: Detector, graph_file: Path, images: Sequence[Path], *, batch: int | None) -> ParityReport:
+    """Compares an ONNX file with the network.
+
+    Args:
+        reference: The network with exact NMS, in eval mode, with the same sizes and counts as the graph.
+        graph_file: The ONNX file.
+        images: Photographs; each is laid into the graph's input.
+        batch: Fixed batch size of the graph, or None when it takes any: then 1 and 2 are compared.
+
+    Raises:
+        ParityError: They disagree; the message names the image and the worst pair.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(graph_file), options, providers=["CPUExecutionProvider"])
+    frames = [network_frame(reference, image) for image in images]
+    batch_sizes = (batch,) if batch else (1, 2)
+    scale_xy = reference.geometry.scale_xy if reference.geometry else (1.0, 1.0)
+    tally = _Tally(Decisions.of(reference.proposals, scale_xy=scale_xy))
+    for size in batch_sizes:
+        starts = range(0, len(frames), size)
+        for start in track(starts, f"parity, batch {size}", unit="batch"):
+            # The last batch is filled up from the beginning, so that every image takes part.
+            indices = [(start + i) % len(frames) for i in range(size)]
+            stack = np.stack([frames[i] for i in indices])
+            expected, cuts = run_reference(reference, stack)
+            found = session.run(["boxes", "scores", "count"], {"frames": stack})
+            for row, i in enumerate(indices):
+                where = f"{images[i].name}, batch {size}"
+                rows = valid_rows(expected, row, where), valid_rows(found, row, where)
+                tally.add(*rows, where, cuts=cuts[row])
+    return tally.report(len(images), batch_sizes)
+
+
+def run_reference(
+    reference: Detector, frames: np.ndarray
+) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], list[tuple[float, ...]]]:
+    """Runs a network on frames (N, H, W, 3) uint8.
+
+    Returns:
+        Boxes (N, K, 4), scores (N, K) and counts (N,), and for each frame the scores at the cuts: before NMS, and
+        with soft NMS behind the boxes that are rescored.
+    """
+    levels: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def keep(_: torch.nn.Module, __: object, outputs: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        levels.extend(outputs)
+
+    device = reference.get_buffer("anchors_0").device
+    hook = reference.model.register_forward_hook(keep)
+    try:
+        with torch.inference_mode():
+            boxes, scores, count = (output.cpu().numpy() for output in reference(torch.from_numpy(frames).to(device)))
+            behind = _rescoring_cuts(reference, levels)
+    finally:
+        hook.remove()
+    logits = [level.float().cpu().numpy() for level, _ in levels]
+    pre_nms = reference.proposals.pre_nms
+    before = [level_cuts([level[row] for level in logits], pre_nms) for row in range(len(frames))]
+    return (boxes, scores, count), [first + second for first, second in zip(before, behind, strict=True)]
+
+
+def _rescoring_cuts(reference: Detector, levels: list[tuple[torch.Tensor, torch.Tensor]]) -> list[tuple[float, ...]]:
+    """For each frame the score of the last box that soft NMS looks at, where there are more of them."""
+    config = reference.proposals
+    num_frames = len(levels[0][0])
+    if config.soft_nms_iou == 1:
+        return [()] * num_frames
+    hard = dataclasses.replace(config, num_proposals=config.num_kept, soft_nms_iou=1.0)
+    anchors = [reference.get_buffer(f"anchors_{level}") for level in range(reference.num_levels)]
+    kept = select_proposals(levels, anchors, content_hw=reference.content_hw, config=hard)
+    is_full = (kept.count == hard.num_proposals).tolist()
+    return [(float(scores[-1]),) if full else () for scores, full in zip(kept.scores, is_full, strict=True)]
+
+
+def network_frame(detector: Detector, image: Path) -> np.ndarray:
+    """A photograph in the size of the graph's input, (H, W, 3) uint8."""
+    frame = read_image(image)
+    hw = detector.geometry.source_hw if detector.geometry else detector.network_hw
+    return letterbox((frame.shape[0], frame.shape[1]), hw).apply(frame, cv2.resize)
+
+
+class _Tally:
+    """Adds up matches over images."""
+
+    def __init__(self, decisions: Decisions) -> None:
+        self._decisions = decisions
+        self.num_matched = 0
+        self.num_boundary = 0
+        self.min_iou = 1.0
+        self.max_score_difference = 0.0
+        self._worst: tuple[int, str] = (0, "")
+        """Boundary cases of the image that has most, and what is said of them."""
+
+    def add(self, expected: Rows, found: Rows, where: str, *, cuts: tuple[float, ...] = ()) -> FrameAgreement:
+        """Matches the proposals of one image.
+
+        Raises:
+            ParityError: A proposal has no counterpart, and no threshold explains it.
+        """
+        agreement = agree(expected, found, EXACT, self._decisions, cuts=cuts)
+        if agreement.num_unexplained:
+            raise ParityError(f"{where}: the graph and PyTorch disagree. {describe(agreement, NAMES, EXACT)}")
+        self.num_matched += len(agreement.pairs)
+        self.num_boundary += agreement.num_boundary
+        if agreement.num_boundary > self._worst[0]:
+            self._worst = agreement.num_boundary, f"most of them on {where}. {describe(agreement, NAMES, EXACT)}"
+        self.min_iou = min([self.min_iou, *agreement.ious])
+        self.max_score_difference = max([self.max_score_difference, *agreement.score_differences])
+        return agreement
+
+    def report(self, num_images: int, batch_sizes: tuple[int, ...]) -> ParityReport:
+        """The whole as a report.
+
+        Raises:
+            ParityError: Too many proposals hang on thresholds to call it rounding.
+        """
+        total = max(1, self.num_matched + self.num_boundary)
+        if self.num_boundary / total > EXACT.max_unmatched_share:
+            raise ParityError(
+                f"{self.num_boundary} of {total} proposals are in one of graph and PyTorch only, at a threshold; "
+                f"expected at most {EXACT.max_unmatched_share:.0%}; {self._worst[1]}"
+            )
+        return ParityReport(
+            num_images=num_images,
+            batch_sizes=batch_sizes,
+            num_matched=self.num_matched,
+            num_boundary=self.num_boundary,
+            min_iou=self.min_iou,
+            max_score_difference=self.max_score_difference,
+        )

@@ -1,0 +1,1 @@
+"""float16 and int8 graphs, accepted by their recall."""

@@ -1,0 +1,180 @@
+"""Ranges of the network's tensors on real photographs, for int8.
+
+Ranges come from histograms of `onnxruntime.quantization`, filled image by image, so that memory does not grow with the
+number of images.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+from onnxruntime.quantization.calibrate import CalibrationMethod, HistogramCollector, TensorsData
+
+from edgerpn.errors import DataError
+from edgerpn.export.export_config import Calibration
+from edgerpn.export.photographs import IMAGE_SUFFIXES, spread
+from edgerpn.export.precision.blocks import ancestors
+from edgerpn.letterbox import letterbox
+from edgerpn.manifest.parts import InputSpec
+from edgerpn.progress import track
+from edgerpn.train.data.coco import read_coco, read_image
+
+FEW_IMAGES = 100
+"""Fewer images than this are worth a warning."""
+
+MAX_IMAGES = 300
+"""Images used at most; more change ranges little."""
+
+PERCENTILE = 99.999
+"""Share of the absolute values of a tensor that its range holds, by the method `percentile`."""
+
+_NUM_BINS = 2048
+"""Bins of a histogram. ONNX Runtime's default for entropy, 128, leaves that method nothing to choose from."""
+
+_NUM_LEVELS = 128
+"""Steps of int8 on one side of zero, for the method `entropy`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Ranges:
+    """Calibrated ranges of tensors."""
+
+    tensors: TensorsData
+    """As ONNX Runtime's quantizer takes them: least and greatest value by tensor."""
+    method: str
+    """How they were chosen, for people."""
+    num_images: int
+    """Images that they come from."""
+
+
+def calibration_images(
+    folder: Path, *, limit: int = MAX_IMAGES, say: Callable[[str], None] = lambda _: None
+) -> list[Path]:
+    """The photographs to calibrate on, spread evenly over what the folder holds.
+
+    Args:
+        folder: A data folder with train.json and images/, whose training images are taken; or any folder, in which
+            photographs are looked for at every depth.
+        limit: Take so many at most.
+        say: Called with one line of text when there are few.
+
+    Raises:
+        DataError: There is no such folder, or no photograph in it.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: this calibration folder does not exist; name a folder of photographs")
+    annotations = folder / "train.json"
+    if annotations.is_file():
+        records = read_coco(annotations, folder / "images", verify="header").records
+        found = sorted(record.file for record in records)
+    else:
+        found = sorted(Path(root) / name for root, _, names in os.walk(folder) for name in names)
+        found = [file for file in found if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")]
+    if not found:
+        raise DataError(
+            f"{folder}: no photographs to calibrate on (looked for {', '.join(sorted(IMAGE_SUFFIXES))}, at every "
+            f"depth). Put {FEW_IMAGES} or more there, as the camera or the training data gives them"
+        )
+    if len(found) < FEW_IMAGES:
+        say(
+            f"warning: photographs to calibrate on in {folder}: only {len(found)}; ranges from fewer than {FEW_IMAGES} "
+            "may miss what the camera will see"
+        )
+    return spread(found, limit)
+
+
+def measure_ranges(
+    proto: onnx.ModelProto,
+    tensors: Sequence[str],
+    images: Sequence[Path],
+    spec: InputSpec,
+    *,
+    method: Calibration,
+    say: Callable[[str], None] = lambda _: None,
+) -> Ranges:
+    """Runs the float32 graph on photographs and chooses a range for each of some tensors.
+
+    Args:
+        proto: The graph.
+        tensors: Names of float32 tensors in it.
+        images: Photographs; one that cannot be read is left out, with a line.
+        spec: What the graph eats.
+        method: `percentile` cuts off the largest thousandth of a percent, `entropy` loses least information in 8 bits.
+        say: Called with one line of text for each image that is left out.
+
+    Raises:
+        DataError: None of the images can be read.
+    """
+    session = partial_session(proto, tensors)
+    collector = HistogramCollector(
+        method=method,
+        symmetric=True,
+        num_bins=_NUM_BINS,
+        num_quantized_bins=_NUM_LEVELS,
+        percentile=PERCENTILE,
+        scenario="same",
+    )
+    num_images = 0
+    for batch, count in _batches(frames(track(images, "calibrating", unit="image"), spec, say), spec.batch or 1):
+        outputs = session.run(list(tensors), {spec.name: batch})
+        num_images += count
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints a line for every image
+            collector.collect(dict(zip(tensors, outputs, strict=True)))
+    if not num_images:
+        raise DataError(f"none of the {len(images)} calibration images can be read, the first is {images[0]}")
+    with contextlib.redirect_stdout(io.StringIO()):
+        result = collector.compute_collection_result()
+    kind = CalibrationMethod.Percentile if method == "percentile" else CalibrationMethod.Entropy
+    name = f"percentile {PERCENTILE}" if method == "percentile" else "entropy"
+    return Ranges(tensors=TensorsData(kind, result), method=name, num_images=num_images)
+
+
+def frames(
+    images: Iterable[Path], spec: InputSpec, say: Callable[[str], None] = lambda _: None
+) -> Iterator[npt.NDArray[np.uint8]]:
+    """Photographs as the graph eats them, (H, W, 3) uint8; `say` hears of those that cannot be read."""
+    for image in images:
+        try:
+            frame = read_image(image)
+        except DataError as error:
+            say(f"left out: {error}")
+            continue
+        yield letterbox((frame.shape[0], frame.shape[1]), spec.frame_hw).apply(frame, cv2.resize)
+
+
+def partial_session(proto: onnx.ModelProto, tensors: Sequence[str]) -> onnxruntime.InferenceSession:
+    """A session on the CPU that computes `tensors` of a graph, and nothing behind them."""
+    part = onnx.ModelProto()
+    part.CopyFrom(proto)
+    nodes = ancestors(proto, tensors)
+    used = {name for node in nodes for name in node.input}
+    constants = [tensor for tensor in proto.graph.initializer if tensor.name in used]
+    del part.graph.node[:], part.graph.initializer[:], part.graph.output[:], part.graph.value_info[:]
+    part.graph.node.extend(nodes)
+    part.graph.initializer.extend(constants)
+    part.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in tensors)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(part.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _batches(items: Iterator[npt.NDArray[np.uint8]], size: int) -> Iterator[tuple[npt.NDArray[np.uint8], int]]:
+    """Stacks of `size` items and how many of them are new; the last one is filled up with its own."""
+    batch: list[npt.NDArray[np.uint8]] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield np.stack(batch), size
+            batch = []
+    if batch:
+        yield np.stack([batch[i % len(batch)] for i in range(size)]), len(batch)

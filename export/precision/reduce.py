@@ -1,0 +1,156 @@
+"""From the proven float32 graph to float16 or int8, under the condition that recall stays.
+
+Steps of `reduce_precision`:
+    1. int8: calibrate ranges on photographs.
+    2. Convert the network; pre-processing and the proposal stage stay float32.
+    3. AR@100 of both graphs on annotated images; done when the difference is within the budget.
+    4. Else: what each block costs alone, worst first.
+    5. The worst blocks stay in the next higher precision (int8: float16, or float32 for ONNX Runtime; float16:
+       float32), one after another, until the budget holds.
+
+Recall is measured in ONNX Runtime on the CPU. It computes float16 graphs in float32 without rounding, so the graph
+that is measured spells the rounding out, see `emulate_half`; the graph that is returned does not.
+Blocks are chosen on the images on which recall is measured: on others it may be a little lower.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from edgerpn.errors import ExportError
+from edgerpn.export.export_config import ExportConfig
+from edgerpn.export.precision.blocks import Network, find_network
+from edgerpn.export.precision.calibration import Ranges, frames, measure_ranges, partial_session
+from edgerpn.export.precision.gate import Logits, RecallGate
+from edgerpn.export.precision.meter import RecallMeter
+from edgerpn.export.precision.quantize import tensors_to_calibrate
+from edgerpn.export.precision.variants import Reduction
+from edgerpn.manifest.parts import InputSpec, PrecisionSpec
+
+NUM_LOGITS_IMAGES = 4
+"""Images on which logits are compared."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Photographs:
+    """What precision is chosen and accepted on."""
+
+    samples: Sequence[Path]
+    """Any photographs; on the first few logits are compared when blocks must be told apart."""
+    calibration: Sequence[Path] = ()
+    """int8: for the ranges, see `edgerpn.export.precision.calibration.calibration_images`."""
+    meter: RecallMeter | None = None
+    """Measures recall on annotated images; needed unless the budget is `off`."""
+
+
+class Reduced(NamedTuple):
+    """A graph in a lower precision."""
+
+    proto: onnx.ModelProto
+    """The graph, with the inputs, outputs and metadata of the float32 one."""
+    measurable: onnx.ModelProto
+    """The same with its rounding spelled out: gives in ONNX Runtime on the CPU what `proto` gives on a GPU."""
+    accepted: PrecisionSpec
+    """How it was accepted."""
+
+
+def reduce_precision(
+    proto: onnx.ModelProto,
+    config: ExportConfig,
+    *,
+    spec: InputSpec,
+    photographs: Photographs,
+    say: Callable[[str], None] = lambda _: None,
+) -> Reduced:
+    """Converts a graph to `config.precision` (fp16 or int8).
+
+    Args:
+        proto: The float32 graph with its manifest in the metadata; stays as it is.
+        config: Precision, target, calibration method and budget.
+        spec: What the graph eats.
+        photographs: What precision is chosen and accepted on.
+        say: Called with one line of text for people, now and then.
+
+    Returns:
+        The new graph and how it was accepted.
+
+    Raises:
+        ExportError: The network cannot be converted, or there is nothing to calibrate or measure on.
+        DataError: No calibration image can be read.
+        RecallDropError: More recall is lost than allowed, whatever was tried.
+    """
+    if config.precision == "fp32":
+        raise ValueError("precision: expected fp16 or int8, got fp32")
+    if config.ar_budget is not None and photographs.meter is None:
+        raise ExportError(
+            f"--precision {config.precision} is accepted by recall, which needs annotated validation images: name them "
+            "with --data DIR (val.json and images/), or do without the check with --max-ar-drop off"
+        )
+    network = find_network(proto)
+    ranges, facts = None, PrecisionSpec(ar100=(), num_images=0)
+    if config.precision == "int8":
+        ranges = _calibrate(proto, network, config, spec, photographs, say)
+        facts = dataclasses.replace(facts, calibration=ranges.method, num_calibration_images=ranges.num_images)
+    reduction = Reduction(proto=proto, network=network, config=config, ranges=ranges)
+    if photographs.meter is None or config.ar_budget is None:
+        say(f"{config.precision}: recall is not checked (--max-ar-drop off)")
+        result = reduction.build()
+        return Reduced(result, reduction.measurable(result), facts)
+    samples = [*frames(photographs.samples[:NUM_LOGITS_IMAGES], spec, say)]
+    logits = _logits(network, spec, samples)
+    gate = RecallGate(reduction, photographs.meter, budget=config.ar_budget, logits=logits, say=say)
+    result = gate.run()
+    accepted = dataclasses.replace(
+        facts,
+        ar100=tuple((name, round(value, 5)) for name, value in gate.ar100.items()),
+        num_images=photographs.meter.num_images,
+        max_ar_drop=config.ar_budget,
+        kept_blocks=tuple(gate.kept),
+    )
+    return Reduced(result, reduction.measurable(result), accepted)
+
+
+def _calibrate(
+    proto: onnx.ModelProto,
+    network: Network,
+    config: ExportConfig,
+    spec: InputSpec,
+    photographs: Photographs,
+    say: Callable[[str], None],
+) -> Ranges:
+    """Step 1."""
+    images, meter = photographs.calibration, photographs.meter
+    if not images:
+        raise ExportError(
+            "--precision int8 needs photographs to calibrate on; name a folder of them with --calibration DIR"
+        )
+    shared = sum(file.resolve() in meter.files for file in images) if meter else 0
+    if shared:
+        say(
+            f"warning: {shared} of {len(images)} calibration images are validation images too, so recall on these says "
+            "less about other images"
+        )
+    tensors = tensors_to_calibrate(proto, network, config.target)
+    ranges = measure_ranges(proto, tensors, images, spec, method=config.calibration, say=say)
+    say(f"calibrated {len(tensors)} tensors on {ranges.num_images} images ({ranges.method})")
+    return ranges
+
+
+def _logits(network: Network, spec: InputSpec, samples: Sequence[npt.NDArray[np.uint8]]) -> Logits:
+    """A function that gives the logits of all anchors of each sample."""
+
+    def run(proto: onnx.ModelProto) -> list[npt.NDArray[np.float32]]:
+        names = list(network.logits)
+        session = partial_session(proto, names)
+        outputs = [session.run(names, {spec.name: np.stack([sample] * (spec.batch or 1))}) for sample in samples]
+        return [np.concatenate([level.ravel() for level in levels]) for levels in outputs]
+
+    return run

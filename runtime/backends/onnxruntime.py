@@ -1,0 +1,287 @@
+"""The ONNX Runtime backend: the CPU anywhere, CUDA and TensorRT where onnxruntime-gpu is installed.
+
+On a GPU, inputs and outputs are bound, so that results come straight into arrays that the caller owns; on a CPU plain
+`run` is a little faster (1 to 4 % of a graph of half a millisecond). The GPU providers have not been run here.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgerpn import manifest as manifests
+from edgerpn.errors import ArtifactMismatchError, EngineLoadError, InferenceError, ManifestError, require
+from edgerpn.manifest import DIGEST_KEY, METADATA_KEY, Manifest
+from edgerpn.runtime.backends.contract import Outputs, Provider, available_cores, check_frames, check_outputs
+
+_CPU = "CPUExecutionProvider"
+_CUDA = "CUDAExecutionProvider"
+_TENSORRT = "TensorrtExecutionProvider"
+_OPTIONS: dict[str, dict[str, str]] = {
+    # On by default in ONNX Runtime, and too coarse for a float32 graph to equal its model.
+    _CUDA: {"use_tf32": "0"},
+    # Its caches are off: they would land in the folder that the process happens to run in.
+    _TENSORRT: {"trt_engine_cache_enable": "0", "trt_timing_cache_enable": "0"},
+}
+"""Options that a provider gets when none are given."""
+_logger = logging.getLogger(__name__)
+_TYPES = {"uint8": "tensor(uint8)", "float32": "tensor(float)", "int32": "tensor(int32)"}
+
+
+class OnnxRuntimeBackend:
+    """Runs an ONNX file; see `edgerpn.runtime.backends.contract.Backend` for the contract."""
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, providers: Sequence[Provider] | None = None, threads: int | None = None
+    ) -> None:
+        """Loads the file and checks it against its manifest; arguments and errors as in `open_backend`."""
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads: expected at least 1, got {threads}")
+        path = Path(path)
+        has_sidecar = manifests.manifest_path(path).is_file()
+        if has_sidecar or not path.is_file():
+            # Read before the library is loaded: a missing file or a wrong hash is then named in milliseconds.
+            self._manifest = manifests.read(path)
+        library = require("onnxruntime", extra="onnxruntime", purpose="running ONNX models")
+        chosen = _choose_providers(providers, library.get_available_providers())
+        threads = threads or available_cores()
+        if not has_sidecar:
+            self._manifest = _manifest_inside(path, _open_session(library, path, chosen, threads))
+        self._session = _open_session(library, path, chosen, threads, disabled=_harmful_optimizers(self._manifest))
+        _check_interface(path, self._session, self._manifest)
+        self._provider = _running_provider(path, self._session, chosen, library.__version__, is_asked=bool(providers))
+        self._version = library.__version__
+        self._failures = _failures(library)
+        self._is_bound = not self.is_cpu
+        # A binding must not be used by two threads at once.
+        self._local = threading.local()
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the artifact is."""
+        return self._manifest
+
+    @property
+    def name(self) -> str:
+        """Library, version and the provider that really runs the graph."""
+        return f"ONNX Runtime {self._version} ({_short(self._provider)})"
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether the CPU provider runs the graph."""
+        return self._provider == _CPU
+
+    @property
+    def frames_in_flight(self) -> int:
+        """On a CPU two, because one alone leaves gaps; else one."""
+        return 2 if self.is_cpu else 1
+
+    def infer(self, frames: npt.NDArray[np.uint8]) -> Outputs:
+        """Runs the graph; see `Backend.infer`. A graph of fixed batch is called as often as needed."""
+        frames = check_frames(frames, self._manifest)
+        batch = self._manifest.input.batch
+        if batch is None or batch == len(frames):
+            return self._run(frames)
+        parts = [self._run_padded(frames[start : start + batch], batch) for start in range(0, len(frames), batch)]
+        boxes, scores, count = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return boxes, scores, count
+
+    def close(self) -> None:
+        """Frees the session."""
+        self._session = None
+        self._local = threading.local()  # the bindings hold the session too
+
+    def _run_padded(self, frames: npt.NDArray[np.uint8], batch: int) -> Outputs:
+        num_frames = len(frames)
+        if num_frames < batch:
+            filler = np.zeros((batch - num_frames, *frames.shape[1:]), np.uint8)
+            frames = np.concatenate([frames, filler])
+        boxes, scores, count = self._run(frames)
+        return boxes[:num_frames], scores[:num_frames], count[:num_frames]
+
+    def _run(self, frames: npt.NDArray[np.uint8]) -> Outputs:
+        session = self._session
+        if session is None:
+            raise RuntimeError("the model is closed")
+        try:
+            run = self._run_bound if self._is_bound else self._run_plain
+            boxes, scores, count = run(session, frames)
+        except self._failures as error:
+            raise InferenceError(f"ONNX Runtime failed on frames of shape {frames.shape}: {error}") from error
+        check_outputs((boxes, scores, count), len(frames), self._manifest.proposals.num_proposals)
+        return boxes, scores, count
+
+    def _run_plain(self, session: Any, frames: npt.NDArray[np.uint8]) -> Outputs:
+        boxes, scores, count = session.run(("boxes", "scores", "count"), {self._manifest.input.name: frames})
+        return boxes, scores, count
+
+    def _run_bound(self, session: Any, frames: npt.NDArray[np.uint8]) -> Outputs:
+        """Has the library write its outputs straight into arrays that the caller then owns."""
+        rows = self._manifest.proposals.num_proposals
+        boxes = np.empty((len(frames), rows, 4), np.float32)
+        scores = np.empty((len(frames), rows), np.float32)
+        count = np.empty(len(frames), np.int32)
+        binding = getattr(self._local, "binding", None)
+        if binding is None:
+            binding = self._local.binding = session.io_binding()
+        binding.bind_cpu_input(self._manifest.input.name, frames)
+        for name, array in (("boxes", boxes), ("scores", scores), ("count", count)):
+            binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        session.run_with_iobinding(binding)
+        return boxes, scores, count
+
+
+def _failures(library: ModuleType) -> tuple[type[Exception], ...]:
+    """The exceptions that ONNX Runtime raises; they share no base class of their own."""
+    state = library.capi.onnxruntime_pybind11_state
+    names = (
+        "Fail", "InvalidArgument", "NoSuchFile", "NoModel", "EngineError", "RuntimeException", "InvalidProtobuf",
+        "ModelLoaded", "NotImplemented", "InvalidGraph", "EPFail", "ModelLoadCanceled", "ModelRequiresCompilation",
+    )  # fmt: skip
+    found = tuple(getattr(state, name) for name in names if hasattr(state, name))
+    return (*found, RuntimeError, ValueError)
+
+
+def _choose_providers(asked: Sequence[Provider] | None, available: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+    """Full provider names with options, the CPU last; "cuda" and "CUDAExecutionProvider" are the same."""
+    if not asked:
+        # TensorRT is not among them by itself: it builds an engine at every start, which takes minutes.
+        return [(name, _as_options(name, None)) for name in (_CUDA, _CPU) if name in available]
+    by_short_name = {name.lower().removesuffix("executionprovider"): name for name in available}
+    chosen: list[tuple[str, dict[str, Any]]] = []
+    for item in asked:
+        name, options = (item, None) if isinstance(item, str) else item
+        full_name = by_short_name.get(name.lower().removesuffix("executionprovider"))
+        if full_name is None:
+            raise EngineLoadError(
+                f"provider {name!r} is not in this build of ONNX Runtime; it has: {', '.join(available)}. "
+                "CUDA and TensorRT come with: pip install 'edgerpn[gpu]'"
+            )
+        chosen.append((full_name, _as_options(full_name, options)))
+    return chosen if any(name == _CPU for name, _ in chosen) else [*chosen, (_CPU, {})]
+
+
+def _as_options(name: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
+    return dict(_OPTIONS.get(name, {})) if options is None else {key: str(value) for key, value in options.items()}
+
+
+def _running_provider(
+    path: Path, session: Any, chosen: Sequence[tuple[str, dict[str, Any]]], version: str, *, is_asked: bool
+) -> str:
+    """The provider that comes first in the session, after saying which it is and what was wanted.
+
+    Raises:
+        EngineLoadError: It is not the one that was asked for.
+    """
+    running = str(session.get_providers()[0])
+    wanted = chosen[0][0]
+    if running == wanted:
+        order = ", ".join(_short(name) for name in session.get_providers())
+        asked = ", ".join(_short(name) for name, _ in chosen) if is_asked else "nothing in particular"
+        _logger.info("%s: ONNX Runtime %s runs on %s (asked for %s)", path, version, order, asked)
+        return running
+    problem = (
+        f"{path}: {wanted} could not be started, and ONNX Runtime fell back to {running}: its CUDA, cuDNN, TensorRT or "
+        f"driver does not fit onnxruntime {version}"
+    )
+    if is_asked:
+        raise EngineLoadError(f"{problem}. Install what it needs, or ask for {_short(running).lower()} alone.")
+    _logger.warning("%s", problem)
+    return running
+
+
+def _short(provider: str) -> str:
+    return provider.removesuffix("ExecutionProvider")
+
+
+def _harmful_optimizers(manifest: Manifest) -> list[str]:
+    """Optimizers of ONNX Runtime that must stay off for a model.
+
+    `WeightBiasQuantization` quantizes the biases of convolutions between Q and DQ with the product of both scales. In
+    int8 graphs for TensorRT these scales are float16, and their product is far too coarse (measured: seven times the
+    error of the graph as it is written). int8 graphs for ONNX Runtime have float32 scales and need it to be fast.
+    """
+    is_coarse = manifest.precision == "int8" and manifest.target != "onnxruntime"
+    return ["WeightBiasQuantization"] if is_coarse else []
+
+
+def _open_session(
+    library: ModuleType,
+    path: Path,
+    providers: Sequence[tuple[str, dict[str, Any]]],
+    threads: int,
+    *,
+    disabled: Sequence[str] = (),
+) -> Any:
+    options = library.SessionOptions()
+    options.intra_op_num_threads = threads
+    # Idle threads of ONNX Runtime otherwise spin, and take the cores from decoding and writing.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # 3: errors only. Which provider really runs is checked and told by us.
+    options.log_severity_level = 3
+    try:
+        return library.InferenceSession(
+            os.fspath(path), options, providers=list(providers), disabled_optimizers=list(disabled)
+        )
+    except _failures(library) as error:
+        problem = f"{path}: ONNX Runtime {library.__version__} cannot load it"
+        if type(error).__name__ == "InvalidProtobuf":
+            raise EngineLoadError(
+                f"{problem}: it is truncated, damaged, or of another format. Copy it again, or export again."
+            ) from error
+        raise EngineLoadError(f"{problem}: {error}") from error
+
+
+def _manifest_inside(path: Path, session: Any) -> Manifest:
+    try:
+        properties = session.get_modelmeta().custom_metadata_map
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{path}: damaged: its metadata are not text. Copy it again, or export again.") from error
+    text = properties.get(METADATA_KEY)
+    if text is None:
+        raise ManifestError(
+            f"{path}: not a model of ours: {manifests.manifest_path(path).name} is not beside it, and it holds no "
+            f"metadata {METADATA_KEY!r}. Export it with edgerpn export."
+        )
+    if not manifests.check_seal(path, properties.get(DIGEST_KEY)):
+        _logger.info("%s: its manifest is not beside it, so it was not checked whether the file is whole", path)
+    return manifests.parse(text, source=f"{path} (metadata)")
+
+
+def _check_interface(path: Path, session: Any, manifest: Manifest) -> None:
+    """Checks that the graph's real inputs and outputs are those of the manifest."""
+    height, width = manifest.input.frame_hw
+    batch, rows = manifest.input.batch, manifest.proposals.num_proposals
+    expected = {
+        manifest.input.name: ("uint8", (batch, height, width, 3)),
+        "boxes": ("float32", (batch, rows, 4)),
+        "scores": ("float32", (batch, rows)),
+        "count": ("int32", (batch,)),
+    }
+    found = {node.name: (node.type, tuple(node.shape)) for node in (*session.get_inputs(), *session.get_outputs())}
+    for name, (dtype, shape) in expected.items():
+        if name not in found or found[name][0] != _TYPES[dtype] or not _fits(found[name][1], shape):
+            raise ArtifactMismatchError(
+                f"{path}: the manifest says that the graph has {name!r} as {dtype} {_show(shape)}, but the graph has "
+                f"{found.get(name, f'no such tensor, only {sorted(found)}')}. Export the model again."
+            )
+
+
+def _fits(found: tuple[Any, ...], expected: tuple[int | None, ...]) -> bool:
+    """Whether the graph's shape is the manifest's; a symbol in the graph stands for the dynamic batch only."""
+    if len(found) != len(expected):
+        return False
+    # Outputs of some graphs lose their static shape in shape inference, which is harmless: they are checked when run.
+    return all(not isinstance(have, int) or want == have for have, want in zip(found, expected, strict=True))
+
+
+def _show(shape: tuple[int | None, ...]) -> str:
+    return "[" + ", ".join("N" if size is None else str(size) for size in shape) + "]"

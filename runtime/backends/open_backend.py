@@ -1,0 +1,71 @@
+"""Which backend runs which file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from edgerpn.errors import ArtifactMismatchError, EngineLoadError
+from edgerpn.runtime.backends.contract import Backend, Provider
+from edgerpn.runtime.backends.onnxruntime import OnnxRuntimeBackend
+
+OnMismatch = Literal["fail", "rebuild"]
+
+_ENGINES = (".engine", ".plan")
+
+
+def open_backend(
+    path: str | os.PathLike[str],
+    *,
+    providers: Sequence[Provider] | None = None,
+    threads: int | None = None,
+    on_mismatch: OnMismatch = "fail",
+    allow_host_code: bool = False,
+) -> Backend:
+    """Opens the backend that the file's suffix asks for.
+
+    An engine is a program: never open one that comes from somebody you do not trust. The hash in its manifest shows
+    that the file is whole, not who made it.
+
+    Args:
+        path: An artifact: `model.onnx` or `model.engine`; its manifest is beside it (or inside, for ONNX).
+        providers: ONNX Runtime execution providers in order of preference; None: CUDA if there, else the CPU.
+        threads: CPU threads of one inference; None: one for each core that this process may use. Engines use none.
+        on_mismatch: What to do with an engine that was built for another machine or version, see `edgerpn why`:
+            `fail` is an error; `rebuild` builds it again from the ONNX file beside it, which takes minutes.
+        allow_host_code: Let a version-compatible engine bring code that runs on the CPU.
+
+    Raises:
+        EngineLoadError: No backend runs such files, or the backend cannot load this one.
+        ManifestError: The file or its manifest is missing or malformed, or they do not belong together.
+        MissingDependencyError: The backend's package is not installed.
+    """
+    if on_mismatch not in ("fail", "rebuild"):
+        raise ValueError(f"on_mismatch: expected fail or rebuild, got {on_mismatch!r}")
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix == ".onnx":
+        return OnnxRuntimeBackend(path, providers=providers, threads=threads)
+    if suffix in _ENGINES:
+        if providers:
+            raise EngineLoadError(f"{path}: providers are ONNX Runtime's; an engine runs on the GPU it was built for")
+        return _open_engine(path, on_mismatch, allow_host_code=allow_host_code)
+    hint = " Export it first: edgerpn export CHECKPOINT -o model.onnx" if suffix in (".pt", ".pth") else ""
+    known = ", ".join((".onnx", *_ENGINES))
+    raise EngineLoadError(f"{path}: no backend runs files that end in {suffix!r}; known here: {known}.{hint}")
+
+
+def _open_engine(path: Path, on_mismatch: OnMismatch, *, allow_host_code: bool) -> Backend:
+    # Imported late: an ONNX model needs nothing of it.
+    from edgerpn.runtime.backends.tensorrt.backend import TensorRtBackend
+    from edgerpn.runtime.backends.tensorrt.rebuild import rebuild
+
+    try:
+        return TensorRtBackend(path, allow_host_code=allow_host_code)
+    except ArtifactMismatchError as error:
+        if on_mismatch == "fail":
+            raise
+        rebuild(path, error)
+        return TensorRtBackend(path, allow_host_code=allow_host_code)

@@ -1,0 +1,1 @@
+"""The TensorRT backend: engines on CUDA graphs, and whether an engine fits this machine."""

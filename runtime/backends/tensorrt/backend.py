@@ -1,0 +1,178 @@
+"""The TensorRT backend: engines of TensorRT 10.3 to 11 and TensorRT-RTX, on CUDA graphs.
+
+Its logic is tested without a GPU against a stand-in of library and device; on real hardware it has not been run yet.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edgerpn import manifest as manifests
+from edgerpn.errors import EngineLoadError, InferenceError, InputError
+from edgerpn.manifest import Manifest
+from edgerpn.runtime.backends.contract import Outputs, check_frames, check_outputs
+from edgerpn.runtime.backends.tensorrt import compatibility, device_input
+from edgerpn.runtime.backends.tensorrt.cuda import CudaError, Device
+from edgerpn.runtime.backends.tensorrt.engine import TensorRtEngine
+from edgerpn.runtime.backends.tensorrt.library import TensorRtLibrary
+from edgerpn.runtime.backends.tensorrt.slots import Slot, SlotRing
+
+_logger = logging.getLogger(__name__)
+
+
+class TensorRtBackend:
+    """Runs an engine; see `edgerpn.runtime.backends.contract.Backend` for the contract.
+
+    Beside `infer` there are two ways without a copy on the CPU: `acquire` gives a slot whose pinned memory a capture
+    writes into, and `infer_device` takes frames that lie in GPU memory already.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        library: TensorRtLibrary | None = None,
+        device: Device | None = None,
+        num_slots: int = 2,
+        allow_host_code: bool = False,
+    ) -> None:
+        """Loads an engine, and refuses one that was not built for this machine.
+
+        Args:
+            path: `model.engine`; its manifest lies beside it.
+            library: What runs it; None: imported.
+            device: The GPU; None: the first visible one.
+            num_slots: Batches in flight.
+            allow_host_code: Let a version-compatible engine bring code that runs on the CPU; see `open_backend`.
+
+        Raises:
+            MissingDependencyError: The library, or a package that talks to the GPU, is not installed.
+            ManifestError: File or manifest is missing or malformed.
+            ArtifactMismatchError: The engine was built for another machine, see `compatibility`.
+            EngineLoadError: Library, driver or GPU are missing or do not work, or refuse the engine.
+        """
+        if num_slots < 1:
+            raise ValueError(f"num_slots: expected at least 1, got {num_slots}")
+        path = Path(path)
+        self._manifest = manifests.read(path)
+        spec = compatibility.engine_spec(path, self._manifest)
+        here = compatibility.look_here(spec, library=library, device=device)
+        if here.library is None or here.device is None:
+            problem = here.error or EngineLoadError(here.library_problem or here.device_problem)
+            raise type(problem)(f"{path}: {problem}") from problem
+        compatibility.refuse(path, compatibility.compare(path, self._manifest, here))
+        self._library, self._device = here.library, here.device
+        profile = spec.profile
+        sizes = tuple(sorted({profile.min_batch, profile.opt_batch, profile.max_batch}))
+        self._smallest, self._largest = sizes[0], sizes[-1]
+        try:
+            with self._device.active():
+                engine = TensorRtEngine(
+                    path, self._manifest, self._library, self._device, allow_host_code=allow_host_code
+                )
+                self._ring = SlotRing(engine, self._device, self._manifest, sizes, num_slots)
+        except (CudaError, InferenceError) as error:
+            raise EngineLoadError(f"{path}: the engine cannot be made ready: {error}") from error
+        self._num_slots = num_slots
+        weakref.finalize(self, self._ring.close).atexit = False
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the artifact is."""
+        return self._manifest
+
+    @property
+    def name(self) -> str:
+        """Library, version and GPU."""
+        return f"{self._library.title} ({self._device.info.name}, {self._device.info.provider})"
+
+    @property
+    def is_cpu(self) -> bool:
+        """Never."""
+        return False
+
+    @property
+    def frames_in_flight(self) -> int:
+        """Slots: so many callers keep copies and inference overlapped."""
+        return self._num_slots
+
+    def acquire(self) -> Slot:
+        """A slot to write frames into; waits while all are in use. Release it, or use it in a `with` block.
+
+        Raises:
+            RuntimeError: The backend is closed.
+        """
+        return self._ring.acquire()
+
+    def infer(self, frames: npt.NDArray[np.uint8]) -> Outputs:
+        """Runs the graph; see `Backend.infer`. Batches beyond the profile are split, smaller ones padded."""
+        frames = check_frames(frames, self._manifest)
+        parts = []
+        with self._ring.acquire() as slot:
+            for start in range(0, len(frames), self._largest):
+                part = frames[start : start + self._largest]
+                slot.frames[: len(part)] = part
+                slot.submit(len(part))
+                parts.append(self._collect(slot, len(part)))
+        return _join(parts)
+
+    def infer_device(self, frames: object) -> Outputs:
+        """Runs the graph on frames that lie in GPU memory, in place.
+
+        Args:
+            frames: Has `__dlpack__` or `__cuda_array_interface__` (PyTorch, CuPy, PyCUDA, ...): (N, H, W, 3) uint8
+                BGR, C-contiguous, on the engine's GPU. What was started on it before this call, on the stream that
+                the protocol names, is waited for on the GPU. It is not changed, and free again when this returns.
+
+        Returns:
+            Boxes in pixels of `frames`, scores and counts, in host memory; owned by the caller.
+
+        Raises:
+            InputError: It is not such an array, or N does not fit the engine's profile.
+            InferenceError: CUDA or the library failed.
+        """
+        height, width = self._manifest.input.frame_hw
+        parts = []
+        with self._ring.acquire() as slot:
+            try:
+                with self._device.active():
+                    taken = device_input.take(frames, self._manifest, self._device, slot.stream)
+            except CudaError as error:
+                raise InputError(f"frames: not memory of the engine's GPU: {error}") from error
+            for start, stop in self._split(taken.num_frames):
+                slot.submit_device(taken.part(start, stop, height * width * 3))
+                parts.append(self._collect(slot, stop - start))
+        return _join(parts)
+
+    def close(self) -> None:
+        """Frees the slots; calls in progress finish first. Does nothing the second time."""
+        self._ring.close()
+
+    def _split(self, num_frames: int) -> list[tuple[int, int]]:
+        starts = range(0, num_frames, self._largest)
+        parts = [(start, min(num_frames, start + self._largest)) for start in starts]
+        if parts[-1][1] - parts[-1][0] < self._smallest:
+            raise InputError(
+                f"frames: {num_frames} frames cannot be run in place: the engine takes batches of {self._smallest} to "
+                f"{self._largest}, and filling one up needs a copy; use `infer`, or give another number"
+            )
+        return parts
+
+    def _collect(self, slot: Slot, num_frames: int) -> Outputs:
+        """The outputs of a slot as copies that the caller owns."""
+        boxes, scores, count = slot.result()
+        check_outputs((boxes, scores, count), num_frames, self._manifest.proposals.num_proposals)
+        return boxes.copy(), scores.copy(), count.copy()
+
+
+def _join(parts: list[Outputs]) -> Outputs:
+    if len(parts) == 1:
+        return parts[0]
+    boxes, scores, count = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return boxes, scores, count

@@ -1,0 +1,193 @@
+"""CUDA through NVIDIA's cuda-python (`cuda.bindings.driver`), versions 12.x and 13.x.
+
+Every function returns a tuple that starts with a CUresult. Handles may be given as plain numbers. The names used here
+are the same in 12.9 and 13.5, whose difference is in cuCtxCreate, which is not needed for the primary context.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from cuda.bindings import driver
+
+from edgerpn.runtime.backends.tensorrt.cuda import CudaError, DeviceInfo, HostBuffer
+
+_NON_BLOCKING = int(driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
+_NO_TIMING = int(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING)
+_THREAD_LOCAL = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+_ORDINAL = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+# Values of cuda.h: any context may use the memory; the GPU may work in it.
+_PORTABLE, _DEVICEMAP = 1, 2
+
+
+class CudaBindingsDevice:
+    """One GPU through cuda.bindings; see `edgerpn.runtime.backends.tensorrt.cuda.Device`."""
+
+    def __init__(self, index: int) -> None:
+        """Retains the primary context of GPU `index`.
+
+        Raises:
+            CudaError: There is no driver, no such GPU, or the driver refuses.
+        """
+        try:
+            _call("cuInit", 0)
+        except RuntimeError as error:
+            # The package raises its own RuntimeError when the driver's library cannot be found.
+            raise CudaError("cuInit", "no driver library", str(error)) from error
+        handle = _call("cuDeviceGet", index)
+        self._context = _call("cuDevicePrimaryCtxRetain", handle)
+        self._info = _info(index, handle)
+        # One event for each thread, because two threads must not record the same one at once.
+        self._local = threading.local()
+        self._late: list[int] = []
+
+    @property
+    def info(self) -> DeviceInfo:
+        """What the GPU is."""
+        return self._info
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Makes the primary context current on this thread for a block."""
+        _call("cuCtxPushCurrent", self._context)
+        try:
+            yield
+        finally:
+            _call("cuCtxPopCurrent")
+
+    def allocate(self, num_bytes: int) -> int:
+        """Device memory; returns its address."""
+        return int(_call("cuMemAlloc", num_bytes))
+
+    def free(self, address: int) -> None:
+        """Frees device memory."""
+        _call("cuMemFree", address)
+
+    def allocate_host(self, num_bytes: int, *, is_mapped: bool) -> HostBuffer:
+        """Pinned host memory, which the GPU can work in itself when `is_mapped`."""
+        address = int(_call("cuMemHostAlloc", num_bytes, _PORTABLE | (_DEVICEMAP if is_mapped else 0)))
+        memory = (ctypes.c_ubyte * num_bytes).from_address(address)
+        # NumPy's views keep `memory`, and so the pages, alive.
+        weakref.finalize(memory, self._free_host, address).atexit = False
+        device_address = int(_call("cuMemHostGetDevicePointer", address, 0)) if is_mapped else None
+        return HostBuffer(np.frombuffer(memoryview(memory), np.uint8), device_address)
+
+    def _free_host(self, address: int) -> None:
+        """Frees pinned memory; runs whenever Python forgets it, even in the middle of our own work."""
+        if getattr(self._local, "is_capturing", False):
+            # It would wait for the GPU, which breaks a capture that is open on this thread.
+            self._late.append(address)
+            return
+        with self.active():
+            _call("cuMemFreeHost", address)
+
+    def _free_late(self) -> None:
+        # An error would hide that of the capture; if the driver is broken, its next call says so too.
+        with suppress(IndexError, CudaError):
+            while True:
+                self._free_host(self._late.pop())
+
+    def create_stream(self) -> int:
+        """A stream that does not wait for the default stream."""
+        return int(_call("cuStreamCreate", _NON_BLOCKING))
+
+    def destroy_stream(self, stream: int) -> None:
+        """Frees a stream once its work is done."""
+        _call("cuStreamDestroy", stream)
+
+    def synchronize(self, stream: int) -> None:
+        """Waits until a stream's work is done, without holding Python's lock."""
+        _call("cuStreamSynchronize", stream)
+
+    def wait_for(self, stream: int, producer: int) -> None:
+        """Lets `stream` wait, on the GPU, for what is on the stream `producer` now."""
+        event = getattr(self._local, "event", None)
+        if event is None:
+            event = self._local.event = _call("cuEventCreate", _NO_TIMING)
+        _call("cuEventRecord", event, producer)
+        _call("cuStreamWaitEvent", stream, event, 0)
+
+    def upload(self, address: int, source: npt.NDArray[np.uint8], stream: int) -> None:
+        """Starts a copy of pinned host memory, contiguous, to `address`."""
+        _call("cuMemcpyHtoDAsync", address, source.ctypes.data, source.nbytes, stream)
+
+    def download(self, target: npt.NDArray[np.uint8], address: int, stream: int) -> None:
+        """Starts a copy of device memory to pinned host memory."""
+        _call("cuMemcpyDtoHAsync", target.ctypes.data, address, target.nbytes, stream)
+
+    def copy_device(self, target: int, source: int, num_bytes: int, stream: int) -> None:
+        """Starts a copy within device memory, from the address `source` to the address `target`."""
+        _call("cuMemcpyDtoDAsync", target, source, num_bytes, stream)
+
+    def begin_capture(self, stream: int) -> None:
+        """Records what comes on `stream` instead of running it; concerns this thread alone."""
+        # Before the call, because Python may collect garbage, and so free memory, at any moment.
+        self._local.is_capturing = True
+        try:
+            _call("cuStreamBeginCapture", stream, _THREAD_LOCAL)
+        except CudaError:
+            self._local.is_capturing = False
+            raise
+
+    def end_capture(self, stream: int) -> int:
+        """Ends the recording on the same thread; returns a graph ready to launch."""
+        try:
+            graph = _call("cuStreamEndCapture", stream)
+        finally:
+            self._local.is_capturing = False
+            self._free_late()
+        try:
+            return int(_call("cuGraphInstantiate", graph, 0))
+        finally:
+            _call("cuGraphDestroy", graph)
+
+    def launch_graph(self, graph: int, stream: int) -> None:
+        """Starts a graph on a stream."""
+        _call("cuGraphLaunch", graph, stream)
+
+    def destroy_graph(self, graph: int) -> None:
+        """Frees a graph once its work is done."""
+        _call("cuGraphExecDestroy", graph)
+
+    def index_of(self, address: int) -> int | None:
+        """Number of the GPU that device memory belongs to."""
+        return int(_call("cuPointerGetAttribute", _ORDINAL, address))
+
+
+def _call(name: str, *arguments: Any) -> Any:
+    """Calls a function of the driver; returns its one result, or None."""
+    result = getattr(driver, name)(*arguments)
+    if result[0] != driver.CUresult.CUDA_SUCCESS:
+        raise CudaError(name, getattr(result[0], "name", str(result[0])))
+    return result[1] if len(result) > 1 else None
+
+
+def _info(index: int, handle: Any) -> DeviceInfo:
+    names = driver.CUdevice_attribute
+
+    def attribute(name: str) -> int:
+        return int(_call("cuDeviceGetAttribute", getattr(names, f"CU_DEVICE_ATTRIBUTE_{name}"), handle))
+
+    cuda = int(_call("cuDriverGetVersion"))
+    try:
+        package = f"cuda-bindings {version('cuda-bindings')}"
+    except PackageNotFoundError:
+        package = "cuda-bindings"
+    return DeviceInfo(
+        provider=package,
+        index=index,
+        # What follows the closing zero is whatever the buffer held.
+        name=_call("cuDeviceGetName", 256, handle).split(b"\0")[0].decode(errors="replace"),
+        compute_capability=f"{attribute('COMPUTE_CAPABILITY_MAJOR')}.{attribute('COMPUTE_CAPABILITY_MINOR')}",
+        memory_bytes=int(_call("cuDeviceTotalMem", handle)),
+        driver_cuda=f"{cuda // 1000}.{cuda % 1000 // 10}",
+        can_share_memory=bool(attribute("INTEGRATED") and attribute("CAN_MAP_HOST_MEMORY")),
+    )

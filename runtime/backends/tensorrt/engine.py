@@ -1,0 +1,227 @@
+"""An engine file in memory: deserialised, given its weights if it was stripped of them, and checked.
+
+TensorRT-RTX compiles its kernels when an execution context is made, which takes up to half a minute; what it compiled
+is kept in the user's cache folder, by engine, version and GPU. Its own CUDA graphs are switched off, for the runner
+captures the copies too.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+from edgerpn import files
+from edgerpn.errors import ArtifactMismatchError, EngineLoadError
+from edgerpn.manifest import Manifest
+from edgerpn.runtime.backends.tensorrt.compatibility import find_onnx
+from edgerpn.runtime.backends.tensorrt.cuda import Device
+from edgerpn.runtime.backends.tensorrt.library import TensorRtLibrary, make_logger
+
+_logger = logging.getLogger(__name__)
+
+
+class TensorRtEngine:
+    """Makes execution contexts of one engine file. Called inside `Device.active()`, from one thread at a time."""
+
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        library: TensorRtLibrary,
+        device: Device,
+        *,
+        allow_host_code: bool = False,
+    ) -> None:
+        """Loads the file.
+
+        Raises:
+            EngineLoadError: The library refuses it, or its weights cannot be put in.
+            ArtifactMismatchError: Its inputs and outputs are not those of the manifest.
+        """
+        self._path = path
+        self._manifest = manifest
+        self._library = library
+        self._log = make_logger(library.module)
+        # Kept, because engines of older versions may not outlive it.
+        self._runtime = library.module.Runtime(self._log)
+        is_portable = manifest.engine is not None and manifest.engine.version_compatible
+        if is_portable and allow_host_code:
+            self._runtime.engine_host_code_allowed = True
+        if manifest.engine is not None and manifest.engine.dla_core is not None:
+            self._runtime.DLA_core = manifest.engine.dla_core
+        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        if self._engine is None:
+            if is_portable and not allow_host_code:
+                raise EngineLoadError(
+                    f"{path}: {library.title} refuses the engine: {self._log.take_lines()}. A version-compatible "
+                    "engine brings code of its own for the CPU, which is not run unless you say that you trust it: "
+                    "edgerpn.runtime.load(..., allow_host_code=True)."
+                )
+            raise EngineLoadError(
+                f"{path}: {library.title} refuses the engine: {self._log.take_lines()}. See `edgerpn why {path}`; "
+                "build it again on this machine."
+            )
+        if manifest.engine is not None and manifest.engine.weight_stripped:
+            self._refit()
+        self._check_interface()
+        self._cache = _RuntimeCache(path, manifest, library, device, self._engine)
+
+    def new_context(self, stream: int) -> Any:
+        """An execution context; TensorRT-RTX compiles here.
+
+        Args:
+            stream: Where the optimization profile is chosen, if it has to be.
+
+        Raises:
+            EngineLoadError: The library cannot make one, mostly for lack of memory.
+        """
+        start = time.perf_counter()
+        self._cache.announce()
+        context = self._cache.create_context()
+        if context is None:
+            raise EngineLoadError(
+                f"{self._path}: {self._library.title} cannot make an execution context: {self._log.take_lines()}. If "
+                "memory is short, use fewer slots, or build the engine with a smaller largest batch."
+            )
+        if context.active_optimization_profile != 0:
+            context.set_optimization_profile_async(0, stream)
+        self._cache.save()
+        _logger.debug("%s: execution context in %.2f s", self._path, time.perf_counter() - start)
+        return context
+
+    def reason(self) -> str:
+        """What the library said since the last call, for the end of a message."""
+        lines: str = self._log.take_lines()
+        return lines
+
+    def save_compiled(self) -> None:
+        """Keeps what was compiled since, in the cache folder."""
+        self._cache.save()
+
+    def _refit(self) -> None:
+        """Puts in the weights of the ONNX file that lies beside; `compatibility` has made sure that it does."""
+        onnx = find_onnx(self._path, self._manifest)
+        module = self._library.module
+        if onnx is None or not hasattr(module, "OnnxParserRefitter"):
+            raise EngineLoadError(
+                f"{self._path}: its weights were left out, and {self._library.title} cannot put them in from an ONNX "
+                "file here. Build the engine without --weight-stripped."
+            )
+        refitter = module.Refitter(self._engine, self._log)
+        parser = module.OnnxParserRefitter(refitter, self._log)
+        if not parser.refit_from_file(os.fspath(onnx)) or not refitter.refit_cuda_engine():
+            raise EngineLoadError(
+                f"{self._path}: its weights could not be put in from {onnx.name}: {self._log.take_lines()}"
+            )
+
+    def _check_interface(self) -> None:
+        """Checks that inputs and outputs are those of the manifest."""
+        engine, types = self._engine, self._library.module.DataType
+        batch = self._manifest.input.batch
+        height, width = self._manifest.input.frame_hw
+        rows = self._manifest.proposals.num_proposals
+        first = -1 if batch is None else batch
+        expected = {
+            self._manifest.input.name: (types.UINT8, (first, height, width, 3)),
+            "boxes": (types.FLOAT, (first, rows, 4)),
+            "scores": (types.FLOAT, (first, rows)),
+            "count": (types.INT32, (first,)),
+        }
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        found = {name: (engine.get_tensor_dtype(name), tuple(engine.get_tensor_shape(name))) for name in names}
+        if found != expected:
+            raise ArtifactMismatchError(
+                f"{self._path}: the manifest says that the engine has {_show(expected)}, but it has {_show(found)}. "
+                "Build it again."
+            )
+        profile = None if self._manifest.engine is None else self._manifest.engine.profile
+        sizes = [shape[0] for shape in engine.get_tensor_profile_shape(self._manifest.input.name, 0)]
+        if profile is not None and sizes != [profile.min_batch, profile.opt_batch, profile.max_batch]:
+            raise ArtifactMismatchError(
+                f"{self._path}: the manifest says that the engine takes batches of {profile.min_batch} to "
+                f"{profile.max_batch}, but it takes {sizes[0]} to {sizes[2]}. Build it again."
+            )
+
+
+class _RuntimeCache:
+    """How contexts are made: for TensorRT-RTX with a runtime configuration and a file of compiled kernels."""
+
+    def __init__(self, path: Path, manifest: Manifest, library: TensorRtLibrary, device: Device, engine: Any) -> None:
+        self._engine = engine
+        self._path = path
+        self._title = library.title
+        self._config: Any = None
+        self._saved = b""
+        self._file: Path | None = None
+        if library.name != "tensorrt-rtx":
+            return
+        module = library.module
+        self._config = engine.create_runtime_config()
+        self._config.cuda_graph_strategy = module.CudaGraphStrategy.DISABLED
+        # What is captured must be the final kernels, not those that serve until they are compiled in the background.
+        self._config.dynamic_shapes_kernel_specialization_strategy = (
+            module.DynamicShapesKernelSpecializationStrategy.EAGER
+        )
+        self._cache = self._config.create_runtime_cache()
+        digest = (manifest.provenance.artifact_sha256 or "")[:16]
+        gpu = re.sub(r"[^A-Za-z0-9]+", "-", f"{device.info.name}-{device.info.compute_capability}")
+        folder = cache_folder()
+        self._file = folder / "tensorrt-rtx" / f"{digest}-{library.version}-{gpu}.bin" if folder else None
+        self._saved = _read(self._file) if self._file else b""
+        if self._saved and not self._cache.deserialize(self._saved):
+            self._saved = b""
+        self._config.set_runtime_cache(self._cache)
+
+    def announce(self) -> None:
+        """Says that a long wait may come, before it does."""
+        if self._config is not None and not self._saved:
+            _logger.warning(
+                "%s: %s compiles the engine for this GPU, up to 30 s; the next start is fast", self._path, self._title
+            )
+
+    def create_context(self) -> Any:
+        if self._config is None:
+            return self._engine.create_execution_context()
+        return self._engine.create_execution_context(self._config)
+
+    def save(self) -> None:
+        """Writes what was compiled, if it is new; a folder that cannot be written costs speed only."""
+        if self._config is None:
+            return
+        data = bytes(self._cache.serialize() or b"")
+        if not data or data == self._saved:
+            return
+        self._saved = data
+        if self._file is None:
+            _logger.warning("there is no home folder to keep compiled kernels in: the next start compiles again")
+            return
+        try:
+            files.write_bytes(self._file, data)
+        except OSError as error:
+            _logger.warning("%s: cannot be written (%s): the next start compiles again", self._file, error.strerror)
+
+
+def cache_folder() -> Path | None:
+    """Where we keep what can be made again: $XDG_CACHE_HOME/edgerpn, or ~/.cache/edgerpn; None without a home."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "edgerpn"
+    except RuntimeError:  # a user without a home folder, as in some containers
+        return None
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError:
+        return b""
+
+
+def _show(tensors: dict[str, tuple[Any, tuple[int, ...]]]) -> str:
+    return ", ".join(
+        f"{name} {getattr(dtype, 'name', dtype)} {list(shape)}" for name, (dtype, shape) in tensors.items()
+    )

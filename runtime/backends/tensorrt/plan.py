@@ -1,0 +1,214 @@
+"""The work of a slot: its memory, and for each batch size an execution context and a CUDA graph.
+
+A CUDA graph fixes shapes and addresses, so each batch size has a context of its own (NVIDIA's rule is one context for
+each captured graph) and its own place in buffers that stay where they are.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from edgerpn.errors import InferenceError
+from edgerpn.manifest import Manifest
+from edgerpn.runtime.backends.contract import Outputs
+from edgerpn.runtime.backends.tensorrt.cuda import CudaError, Device
+from edgerpn.runtime.backends.tensorrt.device_input import ALIGNMENT
+
+_logger = logging.getLogger(__name__)
+
+
+def free_quietly(free: Callable[[], None]) -> None:
+    """Frees one thing; an error of CUDA is logged, so that what comes after it is freed too."""
+    try:
+        free()
+    except CudaError as error:
+        _logger.warning("GPU memory could not be freed: %s", error)
+
+
+class Buffers:
+    """The memory of a slot: frames and outputs, on the host and, unless the GPU works there too, on the device."""
+
+    def __init__(self, device: Device, manifest: Manifest, max_batch: int) -> None:
+        """Allocates for `max_batch` frames; called inside `Device.active()`."""
+        self._device = device
+        self._rows = manifest.proposals.num_proposals
+        self.input_name = manifest.input.name
+        height, width = manifest.input.frame_hw
+        self.is_shared = device.info.can_share_memory
+        self.frame_shape = (height, width, 3)
+        self._frame_bytes = height * width * 3
+        self._owned: list[int] = []
+        try:
+            self._allocate(max_batch)
+        except BaseException:
+            self.free()
+            raise
+
+    def _allocate(self, max_batch: int) -> None:
+        input_bytes, output_bytes = max_batch * self._frame_bytes, self._offsets(max_batch)[-1]
+        host_input = self._device.allocate_host(input_bytes, is_mapped=self.is_shared)
+        host_output = self._device.allocate_host(output_bytes, is_mapped=self.is_shared)
+        self.frames = host_input.array.reshape(max_batch, *self.frame_shape)
+        self._outputs = host_output.array
+        self._input_address = self._on_device(host_input.device_address, input_bytes)
+        self._output_address = self._on_device(host_output.device_address, output_bytes)
+
+    def _on_device(self, shared: int | None, num_bytes: int) -> int:
+        if shared is not None:
+            return shared
+        self._owned.append(self._device.allocate(num_bytes))
+        return self._owned[-1]
+
+    def _offsets(self, size: int) -> tuple[int, int, int, int]:
+        """Where boxes, scores and count of a batch size start, and where they end, bytes."""
+        ends = [0]
+        for num_bytes in (size * self._rows * 16, size * self._rows * 4, size * 4):
+            ends.append(-(-(ends[-1] + num_bytes) // ALIGNMENT) * ALIGNMENT)
+        return ends[0], ends[1], ends[2], ends[3]
+
+    def addresses(self, size: int) -> dict[str, int]:
+        """Device address of every tensor at a batch size."""
+        boxes, scores, count, _ = self._offsets(size)
+        base = self._output_address
+        return {
+            self.input_name: self._input_address, "boxes": base + boxes, "scores": base + scores, "count": base + count
+        }  # fmt: skip
+
+    def upload(self, size: int, stream: int) -> None:
+        """Starts the copy of `size` frames to the device, if one is needed."""
+        if not self.is_shared:
+            self._device.upload(self._input_address, self.frames[:size].reshape(-1), stream)
+
+    def copy_in(self, address: int, size: int, stream: int) -> int:
+        """Starts the copy of `size` frames from elsewhere on the device; returns the address that they then have."""
+        self._device.copy_device(self._input_address, address, size * self._frame_bytes, stream)
+        return self._input_address
+
+    def download(self, size: int, stream: int) -> None:
+        """Starts the copy of the outputs of `size` frames to the host, if one is needed."""
+        if not self.is_shared:
+            self._device.download(self._outputs[: self._offsets(size)[-1]], self._output_address, stream)
+
+    def outputs(self, size: int, num_frames: int) -> Outputs:
+        """Views of the outputs of the first `num_frames` of `size` frames."""
+        boxes, scores, count, _ = self._offsets(size)
+        raw, rows = self._outputs, self._rows
+        return (
+            raw[boxes : boxes + size * rows * 16].view(np.float32).reshape(size, rows, 4)[:num_frames],
+            raw[scores : scores + size * rows * 4].view(np.float32).reshape(size, rows)[:num_frames],
+            raw[count : count + size * 4].view(np.int32)[:num_frames],
+        )
+
+    def free(self) -> None:
+        """Frees the device memory; pinned memory goes with the last view of it."""
+        while self._owned:
+            address = self._owned.pop()
+            free_quietly(lambda address=address: self._device.free(address))  # type: ignore[misc]
+
+
+class Plan:
+    """The work of one batch size in one slot: an execution context and, where capture works, its CUDA graph."""
+
+    def __init__(self, context: Any, device: Device, stream: int, size: int, buffers: Buffers) -> None:
+        """Binds `context`, which it takes over, to the buffers at batch size `size`.
+
+        Raises:
+            InferenceError: The library refuses the shape or an address.
+        """
+        self.size = size
+        self.has_run = False
+        self.why_no_graph: str | None = device.info.why_no_graphs
+        self._context = context
+        self._device = device
+        self._stream = stream
+        self._buffers = buffers
+        self._graph: int | None = None
+        self._graph_source: int | None = None
+        self._last_source: int | None = None
+        shape = (size, *buffers.frame_shape)
+        if not context.set_input_shape(buffers.input_name, shape):
+            raise InferenceError(f"the library refused frames of shape {shape}")
+        for tensor, address in buffers.addresses(size).items():
+            self._set_address(tensor, address)
+
+    def warm_up(self) -> None:
+        """Runs the work once and waits: the library sets itself up in the first run, which must not be recorded."""
+        self.start()
+        self._device.synchronize(self._stream)
+
+    def wants_graph(self, source: int) -> bool:
+        """Whether frames come from the same address twice in a row, and recording has not failed before."""
+        return self.why_no_graph is None and source == self._last_source and source != self._graph_source
+
+    def capture(self, source: int | None = None) -> str | None:
+        """Records the work, which has run before; returns why it cannot be recorded, or None.
+
+        A failure is remembered: whoever asks again gets the same answer, and nothing is tried.
+
+        Args:
+            source: Device address that frames are read from in place; None: they are uploaded from the slot.
+        """
+        if self.why_no_graph is None:
+            self.why_no_graph = self._try_capture(source)
+        return self.why_no_graph
+
+    def start(self, source: int | None = None) -> None:
+        """Starts the work, as a graph if it was recorded for this source; see `capture` for the argument."""
+        if self._graph is not None and source == self._graph_source:
+            self._device.launch_graph(self._graph, self._stream)
+        else:
+            self._enqueue(source)
+        self.has_run, self._last_source = True, source
+
+    def close(self) -> None:
+        """Frees graph and context."""
+        self._context = None
+        self._replace_graph(None, None)
+
+    def _try_capture(self, source: int | None) -> str | None:
+        if hasattr(self._context, "is_stream_capturable") and not self._context.is_stream_capturable(self._stream):
+            return "the library says that this engine cannot be captured"
+        self._device.synchronize(self._stream)
+        try:
+            self._replace_graph(self._record(source), source)
+        except (CudaError, InferenceError) as error:
+            return str(error)
+        return None
+
+    def _replace_graph(self, graph: int | None, source: int | None) -> None:
+        old, self._graph, self._graph_source = self._graph, graph, source
+        if old is not None:
+            free_quietly(lambda: self._device.destroy_graph(old))
+
+    def _record(self, source: int | None) -> int:
+        self._device.begin_capture(self._stream)
+        try:
+            self._enqueue(source)
+        except BaseException:
+            # An open capture would swallow all later work of the stream.
+            self._end_failed_capture()
+            raise
+        return self._device.end_capture(self._stream)
+
+    def _end_failed_capture(self) -> None:
+        try:
+            self._device.destroy_graph(self._device.end_capture(self._stream))
+        except CudaError as error:
+            _logger.debug("a capture that failed was dropped: %s", error)
+
+    def _set_address(self, tensor: str, address: int) -> None:
+        if not self._context.set_tensor_address(tensor, address):
+            raise InferenceError(f"the library refused the address {address:#x} for {tensor}")
+
+    def _enqueue(self, source: int | None) -> None:
+        if source is None:
+            self._buffers.upload(self.size, self._stream)
+        else:
+            self._set_address(self._buffers.input_name, source)
+        if not self._context.execute_async_v3(self._stream):
+            raise InferenceError(f"the library refused to start a batch of {self.size}")
+        self._buffers.download(self.size, self._stream)

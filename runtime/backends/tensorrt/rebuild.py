@@ -1,0 +1,105 @@
+"""Builds an engine again on the machine that is to run it, from the ONNX file beside it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from edgerpn import manifest as manifests
+from edgerpn.errors import ArtifactMismatchError, EngineLoadError, ManifestError
+from edgerpn.manifest import Manifest
+from edgerpn.runtime.backends.tensorrt.compatibility import engine_spec, find_onnx
+from edgerpn.runtime.backends.tensorrt.cuda_provider import open_device
+
+_logger = logging.getLogger(__name__)
+_TAIL = 15
+"""Lines of a failed build that are shown."""
+
+
+def rebuild(path: Path, reason: ArtifactMismatchError) -> None:
+    """Builds `path` again with its recorded settings, in a process of its own.
+
+    Args:
+        path: The engine; replaced.
+        reason: Why the engine cannot run here.
+
+    Raises:
+        EngineLoadError: There is no ONNX file to build from, or the build failed.
+        ManifestError: The engine's manifest cannot be read.
+    """
+    manifest = _manifest(path)
+    spec = engine_spec(path, manifest)
+    onnx = find_onnx(path, manifest)
+    if onnx is None:
+        digest = (manifest.provenance.onnx_sha256 or "none")[:16]
+        raise EngineLoadError(
+            f"{path}: cannot be built again: the ONNX file that it was built from (sha256 {digest}...) is not in "
+            f"{path.resolve().parent}. Copy it there, or build the engine elsewhere for this machine.\n{reason}"
+        ) from reason
+    _logger.warning("%s: cannot run here; building it again from %s (%s)", path, onnx.name, _first_cause(reason))
+    capability = open_device().info.compute_capability if spec.library == "tensorrt-rtx" else None
+    words = command(onnx, path, manifest, capability)
+    # Minutes of work: on a terminal its progress is shown, elsewhere its last lines are kept for the error. What it
+    # prints goes to standard error (2), for our own standard output may be somebody's data.
+    is_watched = sys.stderr.isatty()
+    done = subprocess.run(words, stdout=2, stderr=None if is_watched else subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        lines = ["see above"] if is_watched else done.stderr.strip().splitlines()
+        tail = "\n  ".join(lines[-_TAIL:])
+        raise EngineLoadError(
+            f"{path}: `edgerpn build` ended with status {done.returncode}:\n  {tail}\nIt was started because of:\n"
+            f"{reason}"
+        ) from reason
+
+
+def command(onnx: Path, path: Path, manifest: Manifest, capability: str | None) -> list[str]:
+    """The command that builds an engine like the one described.
+
+    Args:
+        onnx: What to build from.
+        path: What to write.
+        manifest: Describes the engine as it is now.
+        capability: Compute capability to build for, beside those of now; None: that of this machine's GPU alone.
+    """
+    spec = engine_spec(path, manifest)
+    profile = spec.profile
+    words = [sys.executable, "-m", "edgerpn", "build", os.fspath(onnx), "-o", os.fspath(path)]
+    words += ["--backend", spec.library]
+    if capability is not None:
+        capabilities = (capability, *(other for other in spec.compute_capabilities if other != capability))
+        words += [word for one in capabilities for word in ("--compute-capability", one)]
+    if manifest.input.batch is None:
+        words += ["--batch", f"{profile.min_batch},{profile.opt_batch},{profile.max_batch}"]
+    values = {
+        "--workspace": spec.workspace_mib,
+        "--optimization-level": spec.optimization_level,
+        "--dla-core": spec.dla_core,
+    }
+    for name, value in values.items():
+        if value is not None:
+            words += [name, str(value)]
+    switches = {
+        "--version-compatible": spec.version_compatible,
+        "--hardware-compatible": spec.hardware_compatible,
+        "--weight-stripped": spec.weight_stripped,
+        "--tf32": spec.tf32,
+    }
+    return words + [name for name, is_on in switches.items() if is_on]
+
+
+def _manifest(path: Path) -> Manifest:
+    """The manifest, whatever the engine's hash."""
+    sidecar = manifests.manifest_path(path)
+    try:
+        return manifests.parse(sidecar.read_text(encoding="utf-8"), source=str(sidecar))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{sidecar}: cannot be read: {error}") from error
+
+
+def _first_cause(reason: ArtifactMismatchError) -> str:
+    """The first line of a refusal that names a cause."""
+    lines = str(reason).splitlines()
+    return lines[min(1, len(lines) - 1)].strip()

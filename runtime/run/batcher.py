@@ -1,0 +1,112 @@
+"""Puts frames of several sources together: fair turns, the newest frames, and a deadline for stragglers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edgerpn.runtime.sources import Capture, CapturedFrame, CaptureEvent, CaptureGroup
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Batch:
+    """What came from the sources in one turn."""
+
+    events: list[CaptureEvent]
+    """Events, each of them before the frame of its source."""
+    frames: list[CapturedFrame]
+    """At most one frame of each source."""
+
+
+class Batcher:
+    """Collects batches from a group; one thread at a time."""
+
+    def __init__(
+        self, group: CaptureGroup, *, max_batch: int, wait_ms: float, stays: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Takes from all sources of `group`, whatever is added and removed meanwhile.
+
+        Args:
+            group: Stays the caller's to close.
+            max_batch: Frames in a batch at most.
+            wait_ms: Time that the first frame of a batch waits for others at most.
+            stays: Whether to go on at this moment when all sources have ended, because others may be added.
+        """
+        self.max_batch = max_batch
+        self.wait_ms = wait_ms
+        self._group = group
+        self._stays = stays
+        self._turn = 0
+        self._last_turns: dict[Capture, int] = {}
+
+    def collect(self, timeout_s: float) -> Batch | None:
+        """The next batch.
+
+        The frames are taken when the batch is complete, not as they come, so that each is the newest of its source.
+
+        Args:
+            timeout_s: Seconds to wait for anything at all; the batch is empty after that.
+
+        Returns:
+            A batch, possibly with events or nothing only; None when nothing will come any more.
+        """
+        group = self._group
+        with group.changed:
+            group.changed.wait_for(lambda: self._has_any() or self._is_over(), timeout_s)
+            group.check()
+            if not self._has_any():
+                return None if self._is_over() else Batch(events=[], frames=[])
+            if self.max_batch > 1 and self.wait_ms > 0 and self._with_frames():
+                self._wait_for_stragglers()
+            return self._take()
+
+    def _wait_for_stragglers(self) -> None:
+        deadline_s = time.monotonic() + self.wait_ms / 1e3
+
+        def is_complete() -> bool:
+            ready = len(self._with_frames())
+            return ready >= self.max_batch or ready >= self._num_expected() or self._group.is_over
+
+        while not is_complete() and (left_s := deadline_s - time.monotonic()) > 0:
+            self._group.changed.wait(left_s)
+
+    def _take(self) -> Batch:
+        """One frame of each of the sources that have waited longest, and all events before them."""
+        batch = Batch(events=[], frames=[])
+        self._turn += 1
+        captures = self._group.captures
+        self._last_turns = {capture: self._last_turns.get(capture, 0) for capture in captures}
+        for capture in sorted(captures, key=self._last_turns.__getitem__):
+            may_take = len(batch.frames) < self.max_batch
+            while len(capture.mailbox) and (may_take or not capture.mailbox.has_frame):
+                item = capture.mailbox.get()
+                if isinstance(item, CapturedFrame):
+                    batch.frames.append(item)
+                    self._last_turns[capture] = self._turn
+                    break
+                if item is not None:
+                    batch.events.append(item)
+        return batch
+
+    def _has_any(self) -> bool:
+        return any(len(capture.mailbox) for capture in self._group.captures)
+
+    def _with_frames(self) -> list[Capture]:
+        return [capture for capture in self._group.captures if capture.mailbox.has_frame]
+
+    def _num_expected(self) -> int:
+        """Sources that give frames at the moment."""
+        now_s = time.monotonic()
+        return sum(
+            capture.mailbox.has_frame
+            or (
+                capture.supervisor.state == "connected"
+                and now_s - capture.supervisor.last_frame_s < capture.config.gap_s
+            )
+            for capture in self._group.captures
+        )
+
+    def _is_over(self) -> bool:
+        group = self._group
+        return group.is_over or (not self._stays() and all(capture.is_exhausted for capture in group.captures))

@@ -1,0 +1,189 @@
+"""Settings of streams from TOML and from the command line.
+
+    min_score = 0.3
+
+    [defaults]                        # for every source, unless its own table says otherwise
+    max_age_ms = 500
+
+    [sources.door]
+    source = "rtsp://user:password@camera/stream"
+
+    [batching]
+    batch_wait_ms = 4
+
+    [[outputs]]                       # see `edgerpn.runtime.sinks`
+    kind = "jsonl"
+    path = "proposals.jsonl"
+
+`--set` takes the same paths: `--set sources.door.max_age_ms=300`, `--set defaults.transport=udp`.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgerpn import settings
+from edgerpn.errors import ConfigError
+from edgerpn.runtime.redaction import redact, redact_ffmpeg_options, redact_url
+from edgerpn.runtime.run.streams_config import SourceConfig, StreamsConfig
+from edgerpn.runtime.sinks import Output, read_outputs
+from edgerpn.runtime.sources.capture_config import source_kind
+
+_DEFAULTS, _SOURCES, _OUTPUTS = "defaults", "sources", "outputs"
+# `defaults` is a source without a source; this one is replaced in every source.
+_PLACE_HOLDER = "0"
+
+
+def load_streams(
+    file: str | os.PathLike[str] | None = None, *, sources: Sequence[str] = (), overrides: Sequence[str] = ()
+) -> StreamsConfig:
+    """Builds the settings of a run: defaults < file < overrides, for each source after `[defaults]`.
+
+    Args:
+        file: TOML file as above.
+        sources: Further sources as a user types them, added to those of the file under names of their own.
+        overrides: Texts "a.b=value", with `sources.NAME.` and `defaults.` too.
+
+    Raises:
+        ConfigError: A file cannot be read, a key is unknown, or a value has the wrong type or range.
+        StreamOpenError: A source is a text that names nothing.
+    """
+    tables = settings.read_toml(Path(file)) if file is not None else {}
+    where = str(file) if file is not None else "settings"
+    tables.pop(_OUTPUTS, None)
+    named = _source_tables(tables.pop(_SOURCES, {}), where)
+    for source in sources:
+        named.setdefault(_free_name(source, named), {})["source"] = source
+    plain, of_defaults, of_sources = _split(overrides, named)
+    defaults = _source(SourceConfig(source=_PLACE_HOLDER), tables.pop(_DEFAULTS, {}), f"{where}: {_DEFAULTS}")
+    defaults = settings.load(SourceConfig, base=defaults, overrides=of_defaults)
+    built = []
+    for name, table in named.items():
+        if "source" not in table and not any(text.startswith("source=") for text in of_sources[name]):
+            raise ConfigError([f"{_SOURCES}.{name}.source: missing"], source=where)
+        base = dataclasses.replace(defaults, name=name)
+        one = _source(base, table, f"{where}: {_SOURCES}.{name}")
+        built.append(settings.load(SourceConfig, base=one, overrides=of_sources[name]))
+    config = settings.from_dict(StreamsConfig, tables, source=where)
+    config = settings.load(StreamsConfig, base=config, overrides=plain)
+    try:
+        return dataclasses.replace(config, sources=tuple(built))
+    except ValueError as error:
+        raise ConfigError([str(error)], source=where) from error
+
+
+def load_source(
+    file: str | os.PathLike[str] | None, table: Mapping[str, Any], *, overrides: Sequence[str] = ()
+) -> SourceConfig:
+    """The settings of one more source: `[defaults]` of a file < `defaults.` of the overrides < its table.
+
+    Raises:
+        ConfigError: The file cannot be read, or a value is wrong.
+        StreamOpenError: The source is a text that names nothing.
+    """
+    defaults = settings.read_toml(Path(file)).get(_DEFAULTS, {}) if file is not None else {}
+    base = _source(SourceConfig(source=_PLACE_HOLDER), defaults, f"{file}: {_DEFAULTS}")
+    _, of_defaults, _ = _split([text for text in overrides if text.startswith(f"{_DEFAULTS}.")], {})
+    return _source(settings.load(SourceConfig, base=base, overrides=of_defaults), table, "source")
+
+
+def load_outputs(file: str | os.PathLike[str] | None) -> tuple[Output, ...]:
+    """The outputs of a settings file; none without a file.
+
+    Raises:
+        ConfigError: The file cannot be read, or a table is wrong.
+    """
+    if file is None:
+        return ()
+    tables = settings.read_toml(Path(file)).get(_OUTPUTS, [])
+    if not isinstance(tables, list):
+        raise ConfigError([f"{_OUTPUTS}: expected tables [[{_OUTPUTS}]]"], source=str(file))
+    return read_outputs(tables, source=str(file))
+
+
+def to_toml(config: StreamsConfig, outputs: Sequence[Output] = ()) -> str:
+    """The settings as TOML text for people; passwords in it are hidden."""
+    plain = settings.to_toml(dataclasses.replace(config, sources=()))
+    # Sources are written as tables with names, which settings do not know.
+    parts = ["".join(re.split(r"(?:^# .*\n)?^sources = \[\]\n", plain, flags=re.MULTILINE))]
+    for source in config.sources:
+        shown = redact(source.source) if source_kind(source.source) == "pipeline" else redact_url(source.source)
+        options = redact_ffmpeg_options(source.ffmpeg_options)
+        body = settings.to_toml(dataclasses.replace(source, source=shown, ffmpeg_options=options))
+        parts.append(f"[{_SOURCES}.{json.dumps(source.label)}]\n{body}")
+    for output in outputs:
+        url = getattr(output.config, "url", None)
+        config_shown = output.config if url is None else _replaced(output.config, url=redact_url(url))
+        parts.append(f'[[{_OUTPUTS}]]\nkind = "{output.kind}"\n{settings.to_toml(config_shown)}')
+    return "\n".join(parts)
+
+
+def _replaced(config: Any, **values: Any) -> Any:
+    """A copy without the checks, which would refuse a hidden password."""
+    copied = copy.copy(config)
+    for name, value in values.items():
+        object.__setattr__(copied, name, value)
+    return copied
+
+
+def _source_tables(value: Any, where: str) -> dict[str, dict[str, Any]]:
+    if not isinstance(value, dict) or not all(isinstance(table, dict) for table in value.values()):
+        problem = f"{_SOURCES}: expected a table for each source, [{_SOURCES}.NAME], got {value!r}"
+        raise ConfigError([redact(problem)], source=where)
+    for name, table in value.items():
+        if table.get("name", name) != name:
+            raise ConfigError([f"{_SOURCES}.{name}.name: the table's name is the source's"], source=where)
+    return {name: dict(table) for name, table in value.items()}
+
+
+def _free_name(source: str, named: Mapping[str, Any]) -> str:
+    """The name of a source that was typed without one; the same source twice is the same name twice, an error."""
+    label = SourceConfig(source=source).label
+    if label in named:
+        raise ConfigError([f"{label}: given twice"], source="sources")
+    return label
+
+
+def _source(base: SourceConfig, table: Any, where: str) -> SourceConfig:
+    """`base` with the values of a TOML table, by way of overrides because those keep what is not told."""
+    if not isinstance(table, dict):
+        raise ConfigError([f"expected a table of settings, got {table!r}"], source=where)
+    try:
+        # JSON's texts, numbers and lists are TOML's, but for its pairs of escapes for one character.
+        overrides = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in table.items()]
+    except TypeError as error:
+        raise ConfigError([f"a value of a kind that no setting has: {error}"], source=where) from error
+    try:
+        return settings.load(SourceConfig, base=base, overrides=overrides)
+    except ConfigError as error:
+        raise ConfigError(error.problems, source=where) from error
+
+
+def _split(overrides: Sequence[str], named: Mapping[str, Any]) -> tuple[list[str], list[str], dict[str, list[str]]]:
+    """Overrides of the run, of the defaults, and of each source; names may hold dots, so the longest fitting wins."""
+    plain: list[str] = []
+    of_defaults: list[str] = []
+    of_sources: dict[str, list[str]] = {name: [] for name in named}
+    for text in overrides:
+        if text.startswith(f"{_DEFAULTS}."):
+            of_defaults.append(text.removeprefix(f"{_DEFAULTS}."))
+        elif text.startswith(f"{_SOURCES}."):
+            rest = text.removeprefix(f"{_SOURCES}.")
+            fitting = [name for name in named if rest.startswith(f"{name}.")]
+            if not fitting:
+                known = ", ".join(named) or "none"
+                raise ConfigError([f"{redact(text)}: no such source; known: {known}"], source="--set")
+            name = max(fitting, key=len)
+            of_sources[name].append(rest.removeprefix(f"{name}."))
+        elif text.partition("=")[0].strip() in (_DEFAULTS, _SOURCES):
+            raise ConfigError([f"expected {_SOURCES}.NAME.KEY=value or {_DEFAULTS}.KEY=value"], source="--set")
+        else:
+            plain.append(text)
+    return plain, of_defaults, of_sources

@@ -1,0 +1,109 @@
+"""The log of a run on the standard error: text or JSON, without passwords, and with repetition rationed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from edgerpn.runtime.redaction import redact
+from edgerpn.runtime.sinks.record import iso_utc
+
+LogFormat = Literal["text", "json"]
+
+REPEAT_S = 60.0
+"""Seconds between two lines that say the same."""
+
+_MAX_KEYS = 512
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+
+
+class RepeatFilter(logging.Filter):
+    """Lets the first of equal messages through, and after `repeat_s` one that says how many there were.
+
+    Messages are equal when they differ in numbers only. Errors always pass.
+    """
+
+    def __init__(self, *, repeat_s: float = REPEAT_S) -> None:
+        """Remembers the last few hundred messages."""
+        super().__init__()
+        self._repeat_s = repeat_s
+        # When it was last let through, and how many were held back since.
+        self._seen: OrderedDict[tuple[str, int, str], tuple[float, int]] = OrderedDict()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the message is due; adds `num_repeated` to it."""
+        record.num_repeated = 0
+        if record.levelno >= logging.ERROR:
+            return True
+        key = (record.name, record.levelno, _NUMBER.sub("#", record.getMessage()))
+        now_s = time.monotonic()
+        since_s, num_held = self._seen.pop(key, (-self._repeat_s, 0))
+        is_due = now_s - since_s >= self._repeat_s
+        self._seen[key] = (now_s, 0) if is_due else (since_s, num_held + 1)
+        while len(self._seen) > _MAX_KEYS:
+            self._seen.popitem(last=False)
+        record.num_repeated = num_held if is_due else 0
+        return is_due
+
+
+class TextFormatter(logging.Formatter):
+    """One line for people: time, level and message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
+        line = f"{clock} {record.levelname.lower()}: {_message(record)}"
+        num_repeated = getattr(record, "num_repeated", 0)
+        return f"{line} (and {num_repeated} more like it)" if num_repeated else line
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object for programs: time, level, logger, message and repeated."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, ASCII."""
+        return json.dumps(
+            {
+                "time": iso_utc(record.created),
+                "level": record.levelname.lower(),
+                "logger": record.name,
+                "message": _message(record),
+                "repeated": getattr(record, "num_repeated", 0),
+            }
+        )
+
+
+@contextmanager
+def log_to_stderr(log_format: LogFormat, level: str) -> Iterator[None]:
+    """Shows our log on the standard error while it runs; what was set up before comes back.
+
+    Args:
+        log_format: text or json.
+        level: debug, info, warning or error.
+    """
+    logger = logging.getLogger("edgerpn")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    handler.addFilter(RepeatFilter())
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(level.upper())
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+        logger.removeHandler(handler)
+
+
+def _message(record: logging.LogRecord) -> str:
+    text = record.getMessage()
+    if record.exc_info:
+        text = f"{text}\n{logging.Formatter().formatException(record.exc_info)}"
+    return redact(text)

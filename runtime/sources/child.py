@@ -1,0 +1,180 @@
+"""A capture process: reads one source and writes its frames into shared memory.
+
+Started by its parent with one argument, the number of an inherited socket, over which everything else goes, so that
+no address and no password stands in the list of processes. It ends with its parent, however that ends.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from edgerpn.errors import MissingDependencyError, StreamOpenError
+from edgerpn.runtime.opencv import load_cv2
+from edgerpn.runtime.sources.capture_config import NETWORK_PROTOCOLS, CaptureConfig, local_path, source_kind
+from edgerpn.runtime.sources.decoders import choose, find_abilities
+from edgerpn.runtime.sources.failure_classes import CaptureFailedError
+from edgerpn.runtime.sources.ffmpeg_reader import FfmpegReader
+from edgerpn.runtime.sources.file_sources import ImageSource
+from edgerpn.runtime.sources.foreign import ForeignReader, load_factory
+from edgerpn.runtime.sources.open_source import IMAGE_SUFFIXES, open_source
+from edgerpn.runtime.sources.parent_link import ParentLink
+from edgerpn.runtime.sources.pump import Pump
+from edgerpn.runtime.sources.reader import OpenCvReader, PictureReader, Reader
+from edgerpn.runtime.sources.wire import MAX_PACKET_BYTES, pack_alive
+
+_PR_SET_PDEATHSIG = 1
+_FFMPEG_OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
+
+
+def main() -> None:
+    """Captures until the source ends or the parent says stop or dies; does not return."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    control.set_inheritable(False)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # A parent that died before this line shows as the end of the packets.
+    request = control.recv(MAX_PACKET_BYTES)
+    if not request:
+        return
+    settings: dict[str, Any] = json.loads(request)
+    if settings["size_wh"] is not None:
+        settings["size_wh"] = tuple(settings["size_wh"])
+    config = CaptureConfig(**settings)
+    last = capture(config, control)
+    if last is not None:
+        last[0].send_last(last[1])
+    sys.stderr.flush()
+    # Without the teardown of decoder libraries, which takes time and may crash.
+    os._exit(0)
+
+
+def capture(config: CaptureConfig, control: socket.socket) -> tuple[ParentLink, dict[str, Any]] | None:
+    """Reads the whole source; returns the last word for the parent, or None when it said stop."""
+    reader: Reader | None = None
+    failure: CaptureFailedError | None = None
+    try:
+        open_it = prepare(config)
+        # From here the time to open the source counts; importing OpenCV from a memory card has taken its own.
+        control.send(pack_alive(0))
+        # ffmpeg is started before there is a second thread.
+        reader = open_it()
+    except CaptureFailedError as error:
+        failure = error
+    link = ParentLink(control, config.num_slots)
+    if reader is None or failure is not None:
+        return link, _failure_message(failure)
+    pump = Pump(config, reader, link)
+    try:
+        pump.run()
+        if link.is_stopping:
+            return None
+        return link, _end_message(config, reader, pump)
+    except CaptureFailedError as error:
+        return link, _failure_message(error)
+    finally:
+        reader.close()
+
+
+def prepare(config: CaptureConfig) -> Callable[[], Reader]:
+    """Imports what reads the source; what it returns opens it.
+
+    Raises:
+        CaptureFailedError: It does not import. (So may what is returned: the source cannot be opened.)
+    """
+    if source_kind(config.source) == "foreign":
+        entry, factory = load_factory(config)
+        return lambda: ForeignReader(config, entry, factory)
+    cv2 = _load(config)
+    return lambda: open_reader(config, cv2)
+
+
+def open_reader(config: CaptureConfig, cv2: ModuleType | None) -> Reader:
+    """Opens the source with the decoder chosen for it.
+
+    Raises:
+        CaptureFailedError: It cannot be opened now, or ever.
+    """
+    if cv2 is None:
+        message = "OpenCV is not installed: pip install 'edgerpn[opencv-headless]' (on a Jetson: python3-opencv of apt)"
+        raise CaptureFailedError(message, reason="dependency", is_final=True)
+    if source_kind(config.source) == "path":
+        pictures = _open_pictures(config.source)
+        if pictures is not None:
+            return PictureReader(pictures)
+    choice = choose(config, find_abilities(cv2))
+    if choice.decoder == "ffmpeg-process":
+        return FfmpegReader(config, choice)
+    return OpenCvReader(cv2, config, choice)
+
+
+def _open_pictures(source: str) -> ImageSource | None:
+    """The pictures that a path names; None when it is a video."""
+    path = local_path(source)
+    if os.path.isfile(path) and not path.lower().endswith(IMAGE_SUFFIXES):
+        return None
+    try:
+        found = open_source(source)
+    except StreamOpenError as error:
+        raise CaptureFailedError(str(error), reason="not_found", is_final=True) from error
+    if not isinstance(found, ImageSource):
+        found.close()
+        return None
+    return found
+
+
+def _load(config: CaptureConfig) -> ModuleType | None:
+    # Set before OpenCV starts. Its and FFmpeg's messages go to the parent, which takes passwords out of them.
+    # Level 40, "verbose", because a change of size is told there.
+    os.environ["OPENCV_FFMPEG_LOGLEVEL"] = "40"
+    os.environ["OPENCV_LOG_LEVEL"] = "WARNING"
+    # Errors only, among them the names of elements that are not installed.
+    os.environ.setdefault("GST_DEBUG", "1")
+    os.environ.setdefault("GST_DEBUG_NO_COLOR", "1")
+    if _FFMPEG_OPTIONS not in os.environ:
+        # By default FFmpeg watches a stream for over a second to guess its frame rate, before it gives a frame.
+        options = ["fpsprobesize;0", f"protocol_whitelist;{NETWORK_PROTOCOLS}"]
+        if config.source.lower().startswith("rtsp"):
+            options.append(f"rtsp_transport;{config.transport}")
+        if config.ffmpeg_options:
+            options.append(config.ffmpeg_options)
+        if source_kind(config.source) == "url":
+            os.environ[_FFMPEG_OPTIONS] = "|".join(options)
+    try:
+        cv2 = load_cv2()
+    except MissingDependencyError as error:
+        print(error, file=sys.stderr)  # noqa: T201 - what the parent reads
+        return None
+    return cv2
+
+
+def _failure_message(error: CaptureFailedError | None) -> dict[str, Any]:
+    if error is None:
+        return {"reason": "unknown", "message": "", "is_final": False}
+    return {"reason": error.reason, "message": str(error), "is_final": error.is_final}
+
+
+def _end_message(config: CaptureConfig, reader: Reader, pump: Pump) -> dict[str, Any]:
+    """Why no more frames come, of a source that gave its last one."""
+    if reader.is_live:
+        is_timeout = pump.last_wait_s >= 0.9 * config.stall_s
+        reason = "timeout" if is_timeout else "end_of_stream" if pump.num_grabbed else "unknown"
+        return {"reason": reason, "message": "", "is_final": False}
+    if not pump.num_grabbed:
+        return {"reason": "codec", "message": "there is no picture in it that can be read", "is_final": True}
+    missing = reader.num_frames - pump.num_grabbed
+    # Containers may miscount by a frame or two without anything being lost.
+    if missing > max(2, reader.num_frames // 100):
+        message = f"ended after {pump.num_grabbed} of {reader.num_frames} frames; the file is damaged or cut short"
+        return {"reason": "codec", "message": message, "is_final": True}
+    return {"reason": "end_of_stream", "message": f"{pump.num_grabbed} frames", "is_final": True}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""Plan B where OpenCV cannot decode: the program ffmpeg, whose pictures come through a pipe.
+
+The source's address goes to ffmpeg's standard input, as a list for its `concat` reader, so that no password stands in
+the list of processes. The pictures come as BMP, whose header tells the size: no second connection to ask for it. When
+the source changes its size, ffmpeg scales to the first one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import signal
+import struct
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from edgerpn.runtime.sources.capture_config import (
+    FILE_PROTOCOLS,
+    NETWORK_PROTOCOLS,
+    CaptureConfig,
+    local_path,
+    source_kind,
+)
+from edgerpn.runtime.sources.decoders import Choice
+from edgerpn.runtime.sources.failure_classes import CaptureFailedError
+from edgerpn.runtime.sources.reader import Image
+
+_BMP_HEADER = struct.Struct("<2sIxxxxIIii")
+_PR_SET_PDEATHSIG = 1
+
+
+class FfmpegReader:
+    """Frames of a file or URL through the program ffmpeg; see `Reader`. It knows no time stamps."""
+
+    fps = 0.0
+    num_frames = 0
+    problem = ""
+    path = ""
+
+    def __init__(self, config: CaptureConfig, choice: Choice) -> None:
+        """Starts ffmpeg; whether the source can be read shows at the first `grab`.
+
+        Raises:
+            CaptureFailedError: ffmpeg does not start.
+        """
+        self.is_live = source_kind(config.source) == "url"
+        version = _version()
+        self.decoder = f"ffmpeg {version or 'of unknown version'} in a process of its own: {choice.why}"
+        every_frame = ["-fps_mode", "passthrough"] if version is None or version >= (5, 1) else ["-vsync", "0"]
+        command = [
+            *("ffmpeg", "-nostats", "-hide_banner", "-loglevel", "warning"),
+            *("-protocol_whitelist", list_protocols(config), "-f", "concat", "-safe", "0", "-i", "pipe:0"),
+            *("-map", "0:v:0", *every_frame, "-f", "image2pipe", "-c:v", "bmp", "-pix_fmt", "bgr24", "pipe:1"),
+        ]
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            # Without it a killed capture process would leave ffmpeg behind, waiting for its camera.
+            preexec_fn=ends_with_parent(),
+        )
+        self._header: tuple[int, int, int] = (0, 0, 0)
+        self._pending = False
+        self._write(playlist(config))
+
+    def grab(self) -> bool:
+        """See `Reader`."""
+        if self._pending:
+            self._body()
+        head = self._read(_BMP_HEADER.size)
+        if len(head) < _BMP_HEADER.size:
+            return False
+        magic, file_bytes, data_offset, _, width, height = _BMP_HEADER.unpack(head)
+        if magic != b"BM":
+            raise CaptureFailedError("ffmpeg's output is not BMP pictures", reason="codec")
+        self._read(data_offset - _BMP_HEADER.size)
+        self._header = (width, height, file_bytes - data_offset)
+        self._pending = True
+        return True
+
+    def retrieve(self, into: Image | None) -> Image | None:
+        """See `Reader`."""
+        width, height, _ = self._header
+        body = self._body()
+        row_bytes = -(-width * 3 // 4) * 4
+        if len(body) < row_bytes * abs(height):
+            return None
+        rows = np.frombuffer(body, np.uint8)[: row_bytes * abs(height)].reshape(abs(height), row_bytes)
+        image = rows[:, : width * 3].reshape(abs(height), width, 3)
+        # BMP counts its rows from below, unless the height is negative.
+        image = image[::-1] if height > 0 else image
+        if into is None or into.shape != image.shape:
+            return image
+        into[...] = image
+        return into
+
+    def media_time_s(self) -> float | None:
+        """See `Reader`."""
+        return None
+
+    def close(self) -> None:
+        """See `Reader`."""
+        self._process.kill()
+        self._process.wait()
+
+    def _write(self, text: str) -> None:
+        pipe = self._process.stdin
+        if pipe is None:
+            return
+        try:
+            pipe.write(text.encode("utf-8", "surrogateescape"))
+            pipe.close()
+        except BrokenPipeError:
+            # It has ended already; its messages say why.
+            return
+
+    def _body(self) -> bytes:
+        self._pending = False
+        return self._read(self._header[2])
+
+    def _read(self, num_bytes: int) -> bytes:
+        pipe = self._process.stdout
+        return pipe.read(num_bytes) if pipe is not None and num_bytes > 0 else b""
+
+
+def list_protocols(config: CaptureConfig) -> str:
+    """What the programs ffmpeg and ffprobe may open for a source, as their option wants it.
+
+    Pipes are for our own list. Nothing else is behind them for a playlist that names one: our list has been read, and
+    no other file is inherited.
+    """
+    return f"pipe,{NETWORK_PROTOCOLS if source_kind(config.source) == 'url' else FILE_PROTOCOLS}"
+
+
+def playlist(config: CaptureConfig) -> str:
+    """The source as a list of one entry for ffmpeg's concat reader."""
+    is_url = source_kind(config.source) == "url"
+    target = config.source if is_url else f"file:{Path(local_path(config.source)).resolve()}"
+    if "\n" in target or "\r" in target:
+        raise CaptureFailedError("a line end in the address", reason="not_found", is_final=True)
+    lines = ["ffconcat version 1.0", "file '{}'".format(target.replace("'", "'\\''"))]
+    if target.lower().startswith("rtsp"):
+        lines.append(f"option rtsp_transport {config.transport}")
+    return "\n".join(lines) + "\n"
+
+
+def ends_with_parent() -> Callable[[], None]:
+    """For the `preexec_fn` of a process that must not outlive the thread that starts it."""
+    # Loaded before the fork, because little is safe behind it.
+    libc = ctypes.CDLL(None)
+    return lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _version() -> tuple[int, int] | None:
+    """Major and minor version of ffmpeg; None for builds without one."""
+    try:
+        done = subprocess.run(["ffmpeg", "-version"], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise CaptureFailedError(f"ffmpeg does not start: {error}", reason="dependency", is_final=True) from error
+    found = re.search(r"version n?(\d+)\.(\d+)", done.stdout)
+    return (int(found[1]), int(found[2])) if found else None

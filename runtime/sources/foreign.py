@@ -1,0 +1,185 @@
+"""Sources that other packages add, read inside a capture process, which may hang or crash without harm to others.
+
+A package names its class, or a function that makes one, as an entry point; the name is the scheme of the URLs:
+
+    [project.entry-points."edgerpn.sources"]
+    gige = "gigecam:GigeSource"
+
+    class GigeSource(FrameSource):
+        def __init__(self, config: CaptureConfig):
+            self._camera = gigesdk.open(urlsplit(config.source).hostname)
+
+        def read(self):
+            picture = self._camera.next_frame()
+            self.media_time_s = picture.timestamp_ns / 1e9
+            return picture.bgr
+
+`edgerpn run model.onnx gige://192.168.1.9` then starts a process for it, kills it when it gives no frame for `stall_s`,
+and starts it again, as for any other camera.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from importlib.metadata import EntryPoint
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from edgerpn.errors import MissingDependencyError
+from edgerpn.runtime.sources.capture_config import CaptureConfig
+from edgerpn.runtime.sources.entry import find_entry
+from edgerpn.runtime.sources.failure_classes import CaptureFailedError, Reason
+from edgerpn.runtime.sources.reader import Image
+
+# The first that fits; TimeoutError and the others are all OSError.
+_REASONS: tuple[tuple[type[BaseException], Reason], ...] = (
+    (ConnectionRefusedError, "refused"),
+    (TimeoutError, "timeout"),
+    (PermissionError, "permission"),
+    (FileNotFoundError, "not_found"),
+    (EOFError, "end_of_stream"),
+)
+
+
+class FrameSource:
+    """Base of a source of one's own; made and used by one thread of a process that has nothing else to do.
+
+    The constructor opens the source. It and `read` may take or block as long as they like, within the patience of the
+    settings (`open_timeout_s` until the first frame, then `stall_s`). To say why it gives no frames, they raise
+    `CaptureFailedError`; ConnectionRefusedError, TimeoutError, PermissionError, FileNotFoundError and EOFError are
+    understood as what they say; anything else is told as it is. All of these are tried again, unless `is_final`.
+    """
+
+    is_live: bool = True
+    """Whether it goes on when nobody reads: then the newest frame wins, and its end is a failure."""
+    fps: float = 0.0
+    """Frames per second as stated; 0: unknown."""
+    num_frames: int = 0
+    """Frames in all, of a recording; 0: unknown, or without end."""
+    media_time_s: float | None = None
+    """Time of the frame that `read` gave last, by the clock of the camera or recording, seconds; None: unknown. Of a
+    live source it tells how late frames arrive."""
+
+    def __init__(self, config: CaptureConfig) -> None:
+        """Opens the source.
+
+        Args:
+            config: `source` is the whole URL, with options of one's own in its query; `size_wh`, `rate_hz` and
+                `pixel_format` are wishes.
+        """
+
+    def read(self) -> Image | None:
+        """Waits for the next frame.
+
+        Returns:
+            (H, W, 3) uint8 BGR, or (H, W) uint8 grey; copied before the next call. None: there is none any more.
+        """
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Lets go of the source; not called when the process is killed."""
+
+
+# What it returns is checked, because it is another package's.
+Factory = Callable[[CaptureConfig], Any]
+
+
+class ForeignReader:
+    """Frames of another package's source; see `Reader`."""
+
+    problem = ""
+    path = ""
+
+    def __init__(self, config: CaptureConfig, entry: EntryPoint, factory: Factory) -> None:
+        """Opens the source.
+
+        Raises:
+            CaptureFailedError: It does not open.
+        """
+        self._what = entry.value
+        with _told_apart(self._what):
+            self._source = factory(config)
+        if not isinstance(self._source, FrameSource):
+            found = type(self._source).__name__
+            message = f"{self._what}: expected a FrameSource of edgerpn.runtime.sources, got a {found}"
+            raise CaptureFailedError(message, reason="unsupported", is_final=True)
+        self.is_live = bool(self._source.is_live)
+        self.fps = float(self._source.fps)
+        self.num_frames = int(self._source.num_frames)
+        package = f"{entry.dist.name} {entry.dist.version}" if entry.dist is not None else "another package"
+        self.decoder = f"{self._what} of {package}: it reads {entry.name}:// URLs"
+        self._image: Image | None = None
+
+    def grab(self) -> bool:
+        """See `Reader`."""
+        with _told_apart(self._what):
+            self._image = self._source.read()
+        return self._image is not None
+
+    def retrieve(self, into: Image | None) -> Image | None:
+        """See `Reader`."""
+        # Anything at all, whatever the types of another package promise.
+        image: Any = self._image
+        is_array = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.size > 0
+        if not is_array or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
+            found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+            message = f"{self._what}: expected frames of uint8 (H, W, 3) or (H, W), got {found}"
+            raise CaptureFailedError(message, reason="codec", is_final=True)
+        return image if image.ndim == 3 else np.broadcast_to(image[:, :, None], (*image.shape, 3))
+
+    def media_time_s(self) -> float | None:
+        """See `Reader`."""
+        time_s = self._source.media_time_s
+        return None if time_s is None else float(time_s)
+
+    def close(self) -> None:
+        """See `Reader`."""
+        # Its process ends next, whatever it says now.
+        with suppress(Exception):
+            self._source.close()
+
+
+def load_factory(config: CaptureConfig) -> tuple[EntryPoint, Factory]:
+    """Imports what opens a source.
+
+    Raises:
+        CaptureFailedError: It does not import.
+    """
+    scheme = urlsplit(config.source).scheme.lower()
+    entry = find_entry(scheme)
+    if entry is None:
+        raise CaptureFailedError(f"no package reads {scheme}:// URLs", reason="unsupported", is_final=True)
+    try:
+        factory = entry.load()
+    except Exception as error:
+        message = f"{entry.value} of another package does not import: {_describe(error)}"
+        raise CaptureFailedError(message, reason="dependency", is_final=True) from error
+    if not callable(factory):
+        message = f"{entry.value}: expected a class or a function, got a {type(factory).__name__}"
+        raise CaptureFailedError(message, reason="unsupported", is_final=True)
+    return entry, factory
+
+
+@contextmanager
+def _told_apart(what: str) -> Iterator[None]:
+    """Turns whatever another package raises into an error that tells the reason."""
+    try:
+        yield
+    except CaptureFailedError:
+        raise
+    except (ImportError, MissingDependencyError) as error:
+        raise CaptureFailedError(f"{what}: {_describe(error)}", reason="dependency", is_final=True) from error
+    except Exception as error:
+        reason: Reason = next((reason for kind, reason in _REASONS if isinstance(error, kind)), "unknown")
+        raise CaptureFailedError(f"{what}: {_describe(error)}", reason=reason) from error
+
+
+def _describe(error: BaseException) -> str:
+    """Kind, text and place of an error, in one line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{place}"

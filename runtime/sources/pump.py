@@ -1,0 +1,168 @@
+"""The loop of a capture process: from a reader into the ring."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from edgerpn.runtime.sources.capture_config import CaptureConfig
+from edgerpn.runtime.sources.clocks import LagMeter, RateCap
+from edgerpn.runtime.sources.parent_link import ParentLink
+from edgerpn.runtime.sources.reader import Image, Reader
+from edgerpn.runtime.sources.wire import FramePacket
+
+_MAX_BROKEN = 100
+
+
+class Pump:
+    """Moves frames until the source ends or the parent says stop."""
+
+    def __init__(self, config: CaptureConfig, reader: Reader, link: ParentLink) -> None:
+        """Reads from `reader`, which stays the caller's to close."""
+        self._config = config
+        self._reader = reader
+        self._link = link
+        self._waits = config.policy == "every" or (config.policy == "auto" and not reader.is_live)
+        self._meter = LagMeter()
+        self._cap = RateCap(config.max_fps)
+        self._shape: tuple[int, ...] = ()
+        self._ready_s = time.monotonic()
+        self._last_media_s: float | None = None
+        self._start_s = self._ready_s
+        self._num_skipped = 0
+        self._num_broken = 0
+        self.num_grabbed = 0
+        self.last_wait_s = 0.0
+
+    def run(self) -> None:
+        """Returns at the end of the source, or when the parent says stop."""
+        reader = self._reader
+        while not self._link.is_stopping:
+            start_s = time.monotonic()
+            has_frame = reader.grab()
+            grabbed_s = time.monotonic()
+            self.last_wait_s = grabbed_s - start_s
+            if not has_frame:
+                return
+            self.num_grabbed += 1
+            if reader.problem:
+                self._event("error", message=reader.problem, reason="codec", path=reader.path)
+            elif not self._move(start_s, grabbed_s, time.time()) and self._num_broken >= _MAX_BROKEN:
+                return
+            self._ready_s = time.monotonic()
+
+    def _move(self, start_s: float, grabbed_s: float, wall_s: float) -> bool:
+        """One frame on its way; False when it could not be decoded."""
+        media_s = self._reader.media_time_s()
+        lag_s = self._watch(media_s, grabbed_s) if self._reader.is_live else None
+        if not self._cap.lets_through(grabbed_s if self._reader.is_live or media_s is None else media_s):
+            self._num_skipped += 1
+            self._link.send_alive()
+            return True
+        decode_start_s = time.monotonic() if self._reader.is_live else start_s
+        placed = self._place()
+        if placed is None:
+            return self._num_broken == 0
+        generation, slot, waited_s = placed
+        height, width = self._shape[:2]
+        packet = FramePacket(
+            generation=generation,
+            slot=slot,
+            index=self.num_grabbed - 1,
+            height=height,
+            width=width,
+            media_time_s=media_s,
+            captured_at=wall_s,
+            monotonic_s=grabbed_s,
+            lag_s=lag_s,
+            decode_ms=(time.monotonic() - decode_start_s - waited_s) * 1e3,
+            num_dropped=self._link.pop_drops(),
+            num_skipped=self._num_skipped,
+            path=self._reader.path,
+        )
+        self._num_skipped = 0
+        self._link.send_frame(packet)
+        return True
+
+    def _place(self) -> tuple[int, int, float] | None:
+        """Decodes into a free slot: ring, slot and seconds waited for it. None without a slot or a good picture."""
+        slot, view, waited_s = None, None, 0.0
+        if self._shape:
+            start_s = time.monotonic()
+            slot = self._link.take_slot(waits=self._waits)
+            waited_s = time.monotonic() - start_s
+            if slot is None:
+                self._link.count_drop()
+                self._link.send_alive()
+                return None
+            ring = self._link.ring_for(0)
+            view = ring.image(slot, *self._shape[:2])
+        image = self._reader.retrieve(view)
+        if image is None:
+            self._num_broken += 1
+            if slot is not None:
+                self._link.return_slot(slot)
+            return None
+        self._num_broken = 0
+        if view is not None and image.shape == view.shape:
+            # OpenCV decodes in place where it can.
+            if image.ctypes.data != view.ctypes.data:
+                view[...] = image
+            return self._link.ring_for(0).generation, slot or 0, waited_s
+        return self._place_new_size(image, slot, waited_s)
+
+    def _place_new_size(self, image: Image, slot: int | None, waited_s: float) -> tuple[int, int, float] | None:
+        """Places a picture of another size than the last."""
+        is_first = not self._shape
+        before, self._shape = self._shape, image.shape
+        if slot is not None:
+            self._link.return_slot(slot)
+        ring = self._link.ring_for(image.nbytes)
+        if is_first:
+            self._tell_connected()
+        elif not self._reader.path:
+            old, new = f"{before[1]}x{before[0]}", f"{image.shape[1]}x{image.shape[0]}"
+            self._event("resized", message=f"the pictures are {new} now, {old} before", size_wh=self._size_wh)
+        taken = self._link.take_slot(waits=self._waits)
+        if taken is None:
+            self._link.count_drop()
+            return None
+        ring.image(taken, *image.shape[:2])[...] = image
+        return ring.generation, taken, waited_s
+
+    def _watch(self, media_s: float | None, now_s: float) -> float | None:
+        """Looks for gaps and jumps of a live source, tells of them; returns the lag."""
+        silence_s = now_s - self._ready_s
+        lag_s, jump_s = self._meter.add(media_s, now_s) if media_s is not None else (None, 0.0)
+        last_s, self._last_media_s = self._last_media_s, media_s
+        if not self._shape:
+            return lag_s
+        hole_s = media_s - last_s if media_s is not None and last_s is not None and not jump_s else 0.0
+        if jump_s:
+            message = f"the camera's clock jumped by {jump_s:+.1f} s"
+            self._event("gap", message=message, reason="clock", duration_s=jump_s)
+        if silence_s >= self._config.gap_s:
+            self._event("gap", message=f"no frame for {silence_s:.1f} s", reason="silence", duration_s=silence_s)
+        elif hole_s >= self._config.gap_s:
+            message = f"{hole_s:.1f} s of the stream were lost"
+            self._event("gap", message=message, reason="lost", duration_s=hole_s)
+        return lag_s
+
+    @property
+    def _size_wh(self) -> tuple[int, int]:
+        return self._shape[1], self._shape[0]
+
+    def _tell_connected(self) -> None:
+        reader = self._reader
+        self._event(
+            "connected",
+            message=f"{self._shape[1]}x{self._shape[0]}; {reader.decoder}",
+            size_wh=self._size_wh,
+            fps=reader.fps,
+            num_frames=reader.num_frames,
+            decoder=reader.decoder,
+            is_live=reader.is_live,
+        )
+
+    def _event(self, kind: str, **values: Any) -> None:
+        self._link.send_event({"kind": kind, **values})

@@ -1,0 +1,257 @@
+"""Readers of frames inside a capture process, behind one interface."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import numpy as np
+import numpy.typing as npt
+
+from edgerpn.runtime.backends.contract import available_cores
+from edgerpn.runtime.frame import Event, Frame
+from edgerpn.runtime.sources.capture_config import CaptureConfig, local_path, source_kind
+from edgerpn.runtime.sources.decoders import Choice
+from edgerpn.runtime.sources.failure_classes import CaptureFailedError, Reason
+from edgerpn.runtime.sources.file_sources import ImageSource
+
+Image = npt.NDArray[np.uint8]
+
+# OpenCV's `grab` fails for a damaged packet of a stream too, and works again with the next one. That of a stream which
+# has ended fails at once each time.
+_GRABS = 20
+_GRABS_S = 1.0
+_DEFAULT_PORTS = {"http": 80, "https": 443, "rtsp": 554, "rtsps": 322, "rtmp": 1935}
+
+
+class Reader(Protocol):
+    """Something that gives one frame after the other; used by one thread."""
+
+    decoder: str
+    """What decodes."""
+    fps: float
+    """Frames per second as stated; 0: unknown."""
+    num_frames: int
+    """Frames in all; 0: unknown, or without end."""
+    is_live: bool
+    """Whether it goes on when nobody reads."""
+    problem: str
+    """Why the item just grabbed cannot be read; empty: it can."""
+    path: str
+    """File of the item just grabbed, if it is a picture."""
+
+    def grab(self) -> bool:
+        """Waits for the next frame; False: there is none any more."""
+        ...
+
+    def retrieve(self, into: Image | None) -> Image | None:
+        """Decodes the frame just grabbed, into `into` if it has that size; (H, W, 3) BGR, or None if it is broken."""
+        ...
+
+    def media_time_s(self) -> float | None:
+        """Time stamp of the frame just grabbed, seconds."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of file, device or connection."""
+        ...
+
+
+class OpenCvReader:
+    """Files, URLs, cameras and pipelines through `cv2.VideoCapture`; see `Reader`."""
+
+    problem = ""
+    path = ""
+
+    def __init__(self, cv2: ModuleType, config: CaptureConfig, choice: Choice) -> None:
+        """Opens the source.
+
+        Raises:
+            CaptureFailedError: It does not open.
+        """
+        self._cv2 = cv2
+        self._config = config
+        kind = source_kind(config.source)
+        start_s = time.monotonic()
+        self._capture = _open_camera(cv2, config, choice) if kind == "camera" else _open(cv2, config, choice)
+        if not self._capture.isOpened():
+            raise _failed(config, time.monotonic() - start_s)
+        rate = float(self._capture.get(cv2.CAP_PROP_FPS))
+        # Streams without a stated rate report 0, NaN or the 90 kHz clock of RTP.
+        self.fps = rate if 0 < rate <= 1000 else 0.0
+        count = float(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        self.num_frames = int(count) if 0 < count < 1e12 else 0
+        has_file = kind == "path" or "filesrc" in choice.pipeline
+        # A server that knows the number of frames serves a file, which can wait.
+        self.is_live = kind in ("camera", "csi") or not (has_file or self.num_frames)
+        backend = self._capture.getBackendName()
+        self.decoder = f"OpenCV {cv2.__version__} with {backend}: {choice.why}{self._granted(kind == 'camera')}"
+        self._index = -1
+        self._has_times = False
+
+    def grab(self) -> bool:
+        """See `Reader`."""
+        start_s = time.monotonic()
+        for _ in range(_GRABS if self.is_live else 1):
+            if self._capture.grab():
+                self._index += 1
+                return True
+            if time.monotonic() - start_s > _GRABS_S:
+                break
+        return False
+
+    def retrieve(self, into: Image | None) -> Image | None:
+        """See `Reader`."""
+        ok, image = self._capture.retrieve(into)
+        if not ok or image is None or not image.size:
+            return None
+        if image.ndim == 2:
+            image = self._cv2.cvtColor(image, self._cv2.COLOR_GRAY2BGR)
+        return image
+
+    def media_time_s(self) -> float | None:
+        """See `Reader`; frames of files without a time stamp get one by their number and the rate."""
+        position_ms = float(self._capture.get(self._cv2.CAP_PROP_POS_MSEC))
+        if position_ms > 0 or (self._has_times and self.is_live):
+            self._has_times = True
+            return position_ms / 1e3
+        return None if self.is_live or not self.fps else self._index / self.fps
+
+    def close(self) -> None:
+        """See `Reader`."""
+        self._capture.release()
+
+    def _granted(self, is_camera: bool) -> str:
+        """What a camera does, where that is not what was asked for."""
+        if not is_camera:
+            return ""
+        get, cv2 = self._capture.get, self._cv2
+        granted = (int(get(cv2.CAP_PROP_FRAME_WIDTH)), int(get(cv2.CAP_PROP_FRAME_HEIGHT)))
+        asked = self._config.size_wh
+        note = f"; {granted[0]}x{granted[1]} instead of {asked[0]}x{asked[1]}" if asked and asked != granted else ""
+        if self._config.rate_hz and self.fps and abs(self._config.rate_hz - self.fps) > 0.5:
+            note += f"; {self.fps:g} frames/s instead of {self._config.rate_hz:g}"
+        return note
+
+
+class PictureReader:
+    """Pictures one after the other; see `Reader`."""
+
+    is_live = False
+    fps = 0.0
+    decoder = "OpenCV's image codecs: the source is pictures"
+
+    def __init__(self, source: ImageSource) -> None:
+        """Reads what `source` lists."""
+        self._items: Iterator[Frame | Event] = iter(source)
+        self._source = source
+        self._image: Image | None = None
+        self.num_frames = source.num_frames
+        self.problem = ""
+        self.path = ""
+
+    def grab(self) -> bool:
+        """See `Reader`."""
+        item = next(self._items, None)
+        if item is None:
+            return False
+        self.path = os.fspath(item.path or "")
+        self._image, self.problem = (item.image, "") if isinstance(item, Frame) else (None, item.message)
+        return True
+
+    def retrieve(self, into: Image | None) -> Image | None:
+        """See `Reader`."""
+        return self._image
+
+    def media_time_s(self) -> float | None:
+        """See `Reader`."""
+        return None
+
+    def close(self) -> None:
+        """See `Reader`."""
+        self._source.close()
+
+
+def _open(cv2: ModuleType, config: CaptureConfig, choice: Choice) -> Any:
+    if choice.decoder == "gstreamer":
+        return cv2.VideoCapture(choice.pipeline, cv2.CAP_GSTREAMER)
+    if source_kind(config.source) == "path":
+        threads = config.decoder_threads or max(1, available_cores() // 2)
+        return cv2.VideoCapture(local_path(config.source), cv2.CAP_FFMPEG, _num_threads(cv2, threads))
+    # The parent's patience ends first, so that a silent stream is told from one that ended.
+    timeouts = [
+        *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, round(config.open_timeout_s * 1e3)),
+        *(cv2.CAP_PROP_READ_TIMEOUT_MSEC, round(config.stall_s * 1e3) + 2000),
+        *_num_threads(cv2, config.decoder_threads or 1),
+    ]
+    return cv2.VideoCapture(config.source, cv2.CAP_FFMPEG, timeouts)
+
+
+def _num_threads(cv2: ModuleType, num_threads: int) -> list[int]:
+    """The parameter for it, where this OpenCV has one."""
+    return [cv2.CAP_PROP_N_THREADS, num_threads] if hasattr(cv2, "CAP_PROP_N_THREADS") else []
+
+
+def _open_camera(cv2: ModuleType, config: CaptureConfig, choice: Choice) -> Any:
+    path = f"/dev/video{config.source}" if config.source.isdecimal() else config.source
+    if not Path(path).exists():
+        others = ", ".join(sorted(str(other) for other in Path("/dev").glob("video*"))) or "none"
+        raise CaptureFailedError(f"no such camera; cameras here: {others}", reason="not_found")
+    if not os.access(path, os.R_OK | os.W_OK):
+        raise CaptureFailedError("this user may not use the camera", reason="permission")
+    backend = cv2.CAP_V4L2 if choice.decoder == "v4l2" else cv2.CAP_ANY
+    capture = cv2.VideoCapture(os.path.realpath(path), backend)
+    # The pixel format first, because sizes and rates depend on it.
+    if config.pixel_format:
+        capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter_fourcc(*config.pixel_format))
+    if config.size_wh is not None:
+        capture.set(cv2.CAP_PROP_FRAME_WIDTH, config.size_wh[0])
+        capture.set(cv2.CAP_PROP_FRAME_HEIGHT, config.size_wh[1])
+    if config.rate_hz is not None:
+        capture.set(cv2.CAP_PROP_FPS, config.rate_hz)
+    # One frame in the driver is enough, because the ring keeps the newest.
+    capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
+    return capture
+
+
+def _failed(config: CaptureConfig, elapsed_s: float) -> CaptureFailedError:
+    kind = source_kind(config.source)
+    if kind == "camera":
+        message = "the camera does not open: another program may use it, or it is no capture device"
+        return CaptureFailedError(message, reason="busy")
+    if kind == "path":
+        is_empty = os.path.getsize(local_path(config.source)) == 0
+        message = "the file is empty" if is_empty else "not a video that can be read (unknown codec, or cut short)"
+        return CaptureFailedError(message, reason="codec", is_final=True)
+    if kind != "url":
+        hint = "" if "appsink" in config.source or kind == "csi" else "; it must end in appsink"
+        return CaptureFailedError(f"GStreamer does not start the pipeline{hint}", reason="unknown")
+    if elapsed_s > 0.9 * config.open_timeout_s:
+        return CaptureFailedError("no video came in time", reason="timeout")
+    return CaptureFailedError("", reason=knock(config.source))
+
+
+def knock(url: str) -> Reason:
+    """Why a URL may not have opened, found out by connecting to its port; "unknown" if that works."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port or _DEFAULT_PORTS.get(parts.scheme.lower())
+    except ValueError:
+        return "unreachable"
+    if not host or not port or parts.scheme.lower() in ("udp", "rtp", "srt"):
+        return "timeout"
+    try:
+        socket.create_connection((host, port), timeout=2.0).close()
+    except ConnectionRefusedError:
+        return "refused"
+    except (TimeoutError, socket.timeout):  # noqa: UP041 - two classes until Python 3.10
+        return "timeout"
+    except OSError:
+        return "unreachable"
+    return "unknown"

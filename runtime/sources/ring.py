@@ -1,0 +1,92 @@
+"""Slots for frames in memory shared by a capture process, which writes, and its parent, which reads.
+
+The memory has no name (memfd_create): it is gone when the last of both lets go of it, even by kill -9.
+A slot belongs to the child until it announces a frame in it, then to the parent until nothing there refers to the
+frame any more. That moment is found by reference counting, so a frame cannot be used after its slot was given back.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import socket
+import time
+import weakref
+
+import numpy as np
+import numpy.typing as npt
+
+from edgerpn.runtime.sources.wire import FramePacket, pack_release
+
+
+class RingWriter:
+    """The child's side: creates the memory and fills slots."""
+
+    def __init__(self, generation: int, num_slots: int, slot_bytes: int) -> None:
+        """Reserves address space; memory itself is taken when a slot is first written."""
+        self.generation = generation
+        self.num_slots = num_slots
+        # Whole pages, so that every frame is aligned and pictures of nearly the same size fit too.
+        self.slot_bytes = -(-slot_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        self.fd = os.memfd_create("edgerpn-frames")
+        os.ftruncate(self.fd, self.num_slots * self.slot_bytes)
+        self._memory = mmap.mmap(self.fd, self.num_slots * self.slot_bytes)
+
+    def image(self, slot: int, height: int, width: int) -> npt.NDArray[np.uint8]:
+        """(H, W, 3) uint8 over a slot."""
+        return np.ndarray((height, width, 3), np.uint8, self._memory, slot * self.slot_bytes)
+
+    def close(self) -> None:
+        """Lets go of the descriptor; the memory follows when its views are gone."""
+        os.close(self.fd)
+
+
+class RingReader:
+    """The parent's side: gives frames as arrays and returns slots when those are gone."""
+
+    def __init__(self, fd: int, control: socket.socket, generation: int, num_slots: int, slot_bytes: int) -> None:
+        """Maps the memory; `fd` stays the caller's to close, and `control` carries the returned slots."""
+        self.generation = generation
+        self.num_slots = num_slots
+        self.slot_bytes = slot_bytes
+        self.released_s = time.monotonic()
+        self._memory = mmap.mmap(fd, num_slots * slot_bytes)
+        self._control = control
+        self._held: set[int] = set()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every slot is with the consumer, so that the child can only wait."""
+        return len(self._held) >= self.num_slots
+
+    def fits(self, packet: FramePacket) -> bool:
+        """Whether a packet describes a frame that this ring can hold."""
+        num_bytes = packet.height * packet.width * 3
+        return (
+            packet.generation == self.generation
+            and packet.slot < self.num_slots
+            and packet.slot not in self._held
+            and 0 < num_bytes <= self.slot_bytes
+        )
+
+    def image(self, packet: FramePacket) -> npt.NDArray[np.uint8]:
+        """(H, W, 3) uint8, read-only, without a copy; its slot returns when the last reference to it is gone."""
+        num_bytes = packet.height * packet.width * 3
+        # Not a NumPy array itself, because views of a view refer to the first owner only, and that must be this.
+        owner = (ctypes.c_ubyte * num_bytes).from_buffer(self._memory, packet.slot * self.slot_bytes)
+        self._held.add(packet.slot)
+        weakref.finalize(owner, self._give_back, packet.slot).atexit = False
+        image = np.frombuffer(memoryview(owner), np.uint8).reshape(packet.height, packet.width, 3)
+        image.flags.writeable = False
+        return image
+
+    def _give_back(self, slot: int) -> None:
+        """Runs wherever the last reference goes, even inside a lock: it must neither block nor raise."""
+        self._held.discard(slot)
+        self.released_s = time.monotonic()
+        try:
+            self._control.send(pack_release(self.generation, slot))
+        except OSError:
+            # The process is gone, and its ring with it.
+            return

@@ -1,0 +1,315 @@
+"""Keeps one source alive: starts its process, watches it, kills it when it is silent, and starts it again."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+import time
+from pathlib import Path
+from typing import Any
+
+from edgerpn.errors import StreamOpenError
+from edgerpn.runtime.sources.capture_config import CaptureConfig
+from edgerpn.runtime.sources.capture_process import CaptureProcess
+from edgerpn.runtime.sources.event import CapturedFrame, CaptureEvent, State
+from edgerpn.runtime.sources.failure_classes import FIXES, Reason
+from edgerpn.runtime.sources.outcome import Backoff, LastWord, Outcome, outcome
+from edgerpn.runtime.sources.ring import RingReader
+from edgerpn.runtime.sources.wire import unpack_frame
+
+_START_S = 60.0
+_KILL_S = 1.0
+_POLL_S = 0.02
+_OPEN_MARGIN_S = 2.0
+# A damaged packet may tell of a size too; the next good one then takes it back.
+_RESIZED_S = 0.6
+
+
+class SourceSupervisor:
+    """The state of one source. All methods run in the one supervising thread; `deliver` hands items to others."""
+
+    def __init__(self, config: CaptureConfig, deliver: Any) -> None:
+        """Starts nothing yet.
+
+        Args:
+            config: The source.
+            deliver: Called with each `CapturedFrame` and `CaptureEvent`, and the most frames that may wait.
+        """
+        self.config = config
+        self.process: CaptureProcess | None = None
+        self.state: State = "starting"
+        self.is_stopping = False
+        self.num_connections = 0
+        self.num_frames = 0
+        self.num_lines = 0
+        self.last_frame_s = -math.inf
+        self.lines: tuple[str, ...] = ()
+        self._deliver = deliver
+        self._backoff = Backoff(config)
+        self._retry_s = 0.0
+        self._ring: RingReader | None = None
+        self._last_word: LastWord | None = None
+        self._is_live: bool | None = None
+        self._size_wh: tuple[int, int] | None = None
+        self._first_index = 0
+        self._next_index = 0
+        self._started_s = 0.0
+        self._connected_s = 0.0
+        self._alive_s: float | None = None
+        self._end_by_s = math.inf
+        self._over_s = math.inf
+        self._resized_s = math.inf
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is nothing left to do, ever."""
+        return self.process is None and (self.is_stopping or self.state == "ended")
+
+    def tick(self, now_s: float) -> float:
+        """Does what is due; returns when to be called again at the latest."""
+        process = self.process
+        if process is None:
+            if self.is_done:
+                return math.inf
+            if now_s < self._retry_s:
+                return self._retry_s
+            self._start(now_s)
+            return now_s
+        if process.is_over or now_s >= self._end_by_s:
+            return self._reap(process, now_s)
+        if self.is_stopping:
+            if now_s >= self._over_s:
+                self._kill(process, now_s)
+            return min(self._over_s, self._end_by_s)
+        deadline_s = min(self._silence_deadline_s(now_s), self._resized_s)
+        if now_s >= self._resized_s and math.isinf(self._end_by_s):
+            message = f"the video changed its size to {process.last_size}; a new connection shows it"
+            self._last_word = LastWord(reason="resized", message=message, is_final=False)
+            self._kill(process, now_s)
+        elif now_s >= deadline_s and math.isinf(self._end_by_s):
+            self._give_up(process, now_s)
+        return min(deadline_s, self._end_by_s) if math.isinf(self._end_by_s) else self._end_by_s
+
+    def stop(self, now_s: float) -> None:
+        """Ends the source in order; killed if it does not end within a second."""
+        if self.is_stopping:
+            return
+        self.is_stopping = True
+        if self.process is not None:
+            self.process.stop()
+            self._over_s = now_s + _KILL_S
+
+    def abandon(self) -> None:
+        """Kills its process and lets go of it, without a word to the consumer."""
+        process, self.process, self._ring = self.process, None, None
+        if process is not None:
+            process.kill()
+            process.wait(_KILL_S)
+            process.close()
+
+    def on_control(self, now_s: float) -> None:
+        """Takes the packets that have come."""
+        process = self.process
+        if process is None:
+            return
+        for packet, fd in process.receive():
+            self._take_packet(process, packet, fd, now_s)
+
+    def on_output(self) -> bool:
+        """Takes the messages that have come; False when the process has closed its end."""
+        if self.process is None:
+            return False
+        num_before = self.process.num_lines
+        goes_on = self.process.read_output()
+        self.num_lines += self.process.num_lines - num_before
+        self.lines = tuple(self.process.lines)
+        is_resized = bool(self._is_live) and self.process.last_size != self.process.first_size
+        self._resized_s = min(self._resized_s, time.monotonic() + _RESIZED_S) if is_resized else math.inf
+        return goes_on
+
+    def _start(self, now_s: float) -> None:
+        self._last_word, self._is_live, self._alive_s, self._ring = None, None, None, None
+        self._end_by_s = self._over_s = self._resized_s = math.inf
+        self._first_index = self._next_index
+        self._started_s = now_s
+        self.lines = ()
+        if self.state == "starting":
+            self._event("started", f"{self.config.label}: capture started")
+        try:
+            self.process = CaptureProcess(self.config)
+        except StreamOpenError as error:
+            self._after(Outcome(reason="crashed", message=str(error), is_final=False), now_s)
+
+    def _take_packet(self, process: CaptureProcess, packet: bytes, fd: int | None, now_s: float) -> None:
+        try:
+            self._on_packet(packet, fd, now_s)
+        except (struct.error, ValueError, KeyError, TypeError, OSError) as error:
+            # A decoder that writes where it should not can ruin packets too.
+            self._last_word = LastWord(reason="crashed", message=f"garbled packet: {error}", is_final=False)
+            self._kill(process, now_s)
+        finally:
+            if fd is not None:
+                os.close(fd)
+
+    def _on_packet(self, packet: bytes, fd: int | None, now_s: float) -> None:
+        process = self.process
+        self._alive_s = now_s
+        kind = packet[:1]
+        if kind == b"F":
+            self._on_frame(packet, now_s)
+        elif kind == b"R" and process is not None and fd is not None:
+            self._ring = RingReader(fd, process.control, **json.loads(packet[1:]))
+        elif kind == b"E":
+            self._on_event(json.loads(packet[1:]), now_s)
+        elif kind == b"X":
+            told = json.loads(packet[1:])
+            self._last_word = LastWord(**told | {"message": self._clean(told["message"])})
+        elif kind != b"A":
+            raise ValueError(f"unknown kind of packet {kind!r}")
+
+    def _on_frame(self, packet: bytes, now_s: float) -> None:
+        about = unpack_frame(packet)
+        if self._ring is None or not self._ring.fits(about):
+            raise ValueError(f"a frame of {about.width}x{about.height} that does not fit the ring")
+        self._next_index = self._first_index + about.index + 1
+        self.num_frames += 1
+        self.last_frame_s = now_s
+        if self._backoff.num_failures and now_s - self._connected_s >= self.config.healthy_s:
+            self._backoff.reset()
+        frame = CapturedFrame(
+            image=self._ring.image(about),
+            source=self.config.label,
+            index=self._first_index + about.index,
+            connection=self.num_connections,
+            media_time_s=about.media_time_s,
+            captured_at=about.captured_at,
+            monotonic_s=about.monotonic_s,
+            decode_ms=about.decode_ms,
+            lag_ms=None if about.lag_s is None else about.lag_s * 1e3,
+            num_dropped=about.num_dropped,
+            num_skipped=about.num_skipped,
+            path=Path(about.path) if about.path else None,
+        )
+        self._deliver(frame, self._max_waiting())
+
+    def _max_waiting(self) -> int:
+        """Frames that may wait for the consumer; 0: as many as there are."""
+        if self.config.policy == "queue":
+            return self.config.queue_frames
+        is_every = self.config.policy == "every" or (self.config.policy == "auto" and not self._is_live)
+        return 0 if is_every else 1
+
+    def _on_event(self, told: dict[str, Any], now_s: float) -> None:
+        kind, message = told.pop("kind"), f"{self.config.label}: {self._clean(told.pop('message'))}"
+        if told.get("size_wh") is not None:
+            told["size_wh"] = tuple(told["size_wh"])
+        if kind == "connected":
+            self.num_connections += 1
+            self.state = "connected"
+            self._connected_s = now_s
+            self._is_live = told["is_live"]
+            told |= {"attempt": self.num_connections, "duration_s": now_s - self._started_s}
+            told["decoder"] = self._clean(told["decoder"])
+        if told.get("path"):
+            told["path"] = Path(told["path"])
+        else:
+            told.pop("path", None)
+        reason: Reason = told.pop("reason", "none")
+        self._event(kind, message, reason=reason, **told)
+        before, self._size_wh = self._size_wh, told.get("size_wh", self._size_wh)
+        if kind == "connected" and before not in (None, self._size_wh):
+            text = f"{self.config.label}: the pictures have another size than those of the last connection"
+            self._event("resized", text, size_wh=self._size_wh)
+
+    def _silence_deadline_s(self, now_s: float) -> float:
+        """When the process has been silent for too long."""
+        if self._alive_s is None:
+            return self._started_s + _START_S
+        if self._is_live is None:
+            return self._alive_s + self.config.open_timeout_s + _OPEN_MARGIN_S
+        if self._ring is not None and self._ring.is_full:
+            # It waits for us, not we for it.
+            return now_s + self.config.stall_s
+        released_s = self._ring.released_s if self._ring is not None else 0.0
+        return max(self._alive_s, released_s) + self.config.stall_s
+
+    def _give_up(self, process: CaptureProcess, now_s: float) -> None:
+        silent_s = now_s - (self._alive_s or self._started_s)
+        message = f"no frame for {silent_s:.1f} s"
+        if self._is_live is None:
+            message = f"no frame within {now_s - self._started_s:.1f} s of the start"
+        else:
+            self._event(
+                "stalled",
+                f"{self.config.label}: {message}; its process is killed",
+                reason="timeout",
+                fix=FIXES["timeout"],
+                duration_s=silent_s,
+            )
+        self._last_word = LastWord(reason="timeout", message=message, is_final=False)
+        self._kill(process, now_s)
+
+    def _kill(self, process: CaptureProcess, now_s: float) -> None:
+        process.kill()
+        self._over_s = math.inf
+        self._end_by_s = min(self._end_by_s, now_s + _KILL_S)
+
+    def _reap(self, process: CaptureProcess, now_s: float) -> float:
+        """Waits for a process that is ending, a little; then says how it ended."""
+        status = process.poll()
+        if status is None and now_s < self._end_by_s:
+            if math.isinf(self._end_by_s):
+                # Its socket is closed, so it is about to end.
+                self._end_by_s = now_s + _KILL_S
+            return now_s + _POLL_S
+        if status is None:
+            process.kill()
+        self.on_output()
+        lines = self.lines
+        process.close()
+        self.process, self._ring = None, None
+        if not self.is_stopping:
+            self._after(outcome(self.config, self._last_word, status, lines, self._is_live), now_s)
+        return now_s
+
+    def _after(self, ended: Outcome, now_s: float) -> None:
+        """Says how a process ended, and plans the next."""
+        fix = FIXES.get(ended.reason, "") if not ended.is_good else ""
+        if ended.is_final:
+            if not ended.is_good:
+                self._event("error", ended.message, reason=ended.reason, fix=fix)
+            self.state = "ended"
+            self._event("ended", ended.message, reason=ended.reason, fix=fix)
+            return
+        if ended.reason == "crashed":
+            self._event("error", ended.message, reason="crashed", fix=fix)
+        if self._is_live is not None and now_s - self._connected_s >= self.config.healthy_s:
+            self._backoff.reset()
+        is_first = not self._backoff.num_failures
+        delay_s = self._backoff.next_s(ended.reason)
+        if ended.reason == "resized" and is_first:
+            delay_s = 0.0
+        self._retry_s = now_s + delay_s
+        self.state = "reconnecting"
+        message = f"{ended.message}; next attempt in {delay_s:.1f} s"
+        attempt = self._backoff.num_failures
+        self._event("reconnecting", message, reason=ended.reason, fix=fix, attempt=attempt, delay_s=delay_s)
+
+    def _clean(self, text: str) -> str:
+        return self.process.clean(text) if self.process is not None else text
+
+    def _event(self, kind: Any, message: str, *, reason: Reason = "none", **values: Any) -> None:
+        if "fix" not in values:
+            values["fix"] = FIXES.get(reason, "")
+        event = CaptureEvent(
+            kind=kind,
+            source=self.config.label,
+            happened_at=time.time(),
+            monotonic_s=time.monotonic(),
+            message=message,
+            reason=reason,
+            **values,
+        )
+        self._deliver(event, 0)

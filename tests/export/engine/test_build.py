@@ -1,0 +1,289 @@
+"""`edgerpn build` with the real TensorRT-RTX, which builds without a GPU: what it writes, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import edgerpn.golden
+import edgerpn.manifest
+from edgerpn import files, settings
+from edgerpn.errors import (
+    ArtifactMismatchError,
+    BuildError,
+    EngineError,
+    ManifestError,
+    ManifestVersionError,
+)
+from edgerpn.export.engine.build import BuildResult, build_engine
+from edgerpn.export.engine.build_config import BuildConfig
+from edgerpn.export.engine.child import run_worker
+from edgerpn.export.engine.weights import put_in_weights
+from edgerpn.manifest.parts import ProfileSpec
+from edgerpn.runtime.backends.open_backend import open_backend
+
+pytestmark = pytest.mark.rtx
+
+RTX = BuildConfig(backend="tensorrt-rtx")
+
+
+def put_golden(model: Path) -> None:
+    """Golden frames beside an exported file: what it gives itself for two random frames."""
+    manifest = edgerpn.manifest.read(model)
+    frames = np.random.default_rng(0).integers(0, 256, (2, *manifest.input.frame_hw, 3), dtype=np.uint8)
+    backend = open_backend(model)
+    outputs = [backend.infer(frame[None]) for frame in frames]
+    backend.close()
+    boxes, scores, count = (np.concatenate([output[part] for output in outputs]) for part in range(3))
+    golden = edgerpn.golden.Golden(frames=frames, boxes=boxes, scores=scores, count=count)
+    edgerpn.manifest.write(manifest.replace(golden=edgerpn.golden.write(golden, model)), model)
+
+
+@pytest.fixture(scope="module")
+def model(exported: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A portable graph with a fixed batch and golden frames; tests may not change it."""
+    source = exported("portable").file
+    copy = tmp_path_factory.mktemp("model") / "model.onnx"
+    for file in (source, source.with_suffix(".json")):
+        shutil.copy(file, copy.parent)
+    put_golden(copy)
+    return copy
+
+
+@pytest.fixture
+def own_model(model: Path, tmp_path: Path) -> Path:
+    """A copy of the graph that the test may damage."""
+    for file in model.parent.iterdir():
+        shutil.copy(file, tmp_path)
+    return tmp_path / model.name
+
+
+@pytest.fixture(scope="module")
+def built(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[BuildResult, Path, list[str]]:
+    """An engine with the default options, its file, and what was said."""
+    lines: list[str] = []
+    output = tmp_path_factory.mktemp("built") / "deep" / "fish.engine"
+    return build_engine(model, output, RTX, say=lines.append), output, lines
+
+
+def test_an_engine_has_manifest_golden_frames_and_report_beside_it(
+    built: tuple[BuildResult, Path, list[str]], model: Path
+) -> None:
+    result, output, _ = built
+    names = ["fish.engine", "fish.engine.build.json", "fish.engine.golden.npz", "fish.engine.json"]
+    assert sorted(file.name for file in output.parent.iterdir()) == names
+    manifest = edgerpn.manifest.read(output)
+    assert manifest == result.manifest
+    onnx_manifest = edgerpn.manifest.read(model)
+    assert (manifest.kind, manifest.name, manifest.target) == ("engine", "fish", "tensorrt-rtx")
+    assert manifest.provenance.onnx_sha256 == files.sha256(model)
+    assert manifest.provenance.artifact_sha256 == files.sha256(output)
+    assert manifest.provenance.checkpoint_sha256 == onnx_manifest.provenance.checkpoint_sha256
+    assert (manifest.input, manifest.outputs) == (onnx_manifest.input, onnx_manifest.outputs)
+    assert manifest.parity is None
+    golden, source = edgerpn.golden.read(output, manifest), edgerpn.golden.read(model, onnx_manifest)
+    assert np.array_equal(golden.frames, source.frames)
+    assert result.num_bytes == output.stat().st_size > 20_000
+
+
+def test_layer_times_without_a_gpu_are_said_to_be_missing(model: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    config = dataclasses.replace(RTX, profile=True)
+    result = build_engine(model, tmp_path / "a.engine", config, say=lines.append)
+    assert result.manifest.engine is not None
+    if result.manifest.engine.gpu is None:
+        assert "the layers were not timed (--profile): there is no NVIDIA GPU or driver here" in lines
+
+
+def test_the_manifest_says_what_the_engine_was_built_with_and_for(built: tuple[BuildResult, Path, list[str]]) -> None:
+    engine = built[0].manifest.engine
+    assert engine is not None
+    import tensorrt_rtx
+
+    assert (engine.library, engine.library_version) == ("tensorrt-rtx", tensorrt_rtx.__version__)
+    assert engine.compute_capabilities == ("8.0", "8.6", "8.9", "12.0")
+    assert engine.platform.startswith("linux-")
+    assert engine.profile == ProfileSpec(min_batch=1, opt_batch=1, max_batch=1)
+    assert engine.cuda is not None
+    assert 0 < engine.build_s < 120
+    switches = (engine.tf32, engine.weight_stripped, engine.version_compatible, engine.hardware_compatible)
+    assert not any(switches)
+    # Facts of a GPU are there together, or not at all.
+    assert (engine.gpu is None) == (engine.num_layers is None)
+
+
+def test_the_report_holds_options_phases_and_the_log_of_the_library(built: tuple[BuildResult, Path, list[str]]) -> None:
+    assert built[0].report is not None
+    report = json.loads(built[0].report.read_text())
+    assert (report["result"], report["error"]) == ("built", None)
+    assert report["options"] == settings.to_dict(RTX)
+    assert report["phases_s"]["Building engine"] > 0
+    assert [(line["severity"], line["text"].split(":")[0]) for line in report["log"] if "Opset" in line["text"]] == [
+        ("info", "Opset version")
+    ]
+    assert report["num_log_lines"] == len(report["log"])
+    assert [step["result"] for step in report["tries"]] == ["built"]
+    assert report["tries"][0]["peak_mib"] > 20
+
+
+def test_an_engine_that_cannot_run_here_is_said_to_be_untried(built: tuple[BuildResult, Path, list[str]]) -> None:
+    result, output, lines = built
+    if result.manifest.engine is not None and result.manifest.engine.gpu is not None:
+        pytest.skip("there is a GPU here")
+    assert lines[-1].startswith("the engine was not tried here: there is no NVIDIA GPU or driver")
+    assert f"edgerpn check {output.name} --against model.onnx --images DIR" in lines[-1]
+
+
+def test_a_dynamic_graph_gets_the_asked_batches_and_compute_capabilities(
+    exported: Callable[[str], Any], tmp_path: Path
+) -> None:
+    capabilities = ("8.0", "8.6", "8.9", "12.0")
+    config = BuildConfig(
+        backend="tensorrt-rtx", batch=(1, 2, 4), compute_capabilities=capabilities, optimization_level=1,
+        workspace_mib=512,
+    )  # fmt: skip
+    result = build_engine(exported("single-level").file, tmp_path / "a.plan", config)
+    engine = result.manifest.engine
+    assert engine is not None
+    assert engine.profile == ProfileSpec(min_batch=1, opt_batch=2, max_batch=4)
+    assert engine.compute_capabilities == capabilities
+    assert (engine.optimization_level, engine.workspace_mib) == (1, 512)
+    assert result.manifest.input.batch is None
+
+
+def test_a_weight_stripped_engine_is_smaller_or_says_that_it_needs_a_gpu(
+    built: tuple[BuildResult, Path, list[str]], model: Path, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(RTX, weight_stripped=True)
+    engine = built[0].manifest.engine
+    assert engine is not None
+    if engine.gpu is None:
+        # TensorRT-RTX 1.7 wants CUDA for the weights of convolutions, whatever its target.
+        with pytest.raises(BuildError, match="weight-stripped engines with convolutions need a GPU"):
+            build_engine(model, tmp_path / "a.engine", config)
+        assert [file.name for file in tmp_path.iterdir()] == ["a.engine.build.json"]
+    else:
+        assert build_engine(model, tmp_path / "a.engine", config).num_bytes < built[0].num_bytes
+
+
+def test_refitting_wants_a_stripped_engine_of_the_same_onnx_file(
+    built: tuple[BuildResult, Path, list[str]], model: Path, tmp_path: Path
+) -> None:
+    _, engine, _ = built
+    with pytest.raises(BuildError, match="expected an engine that was built with --weight-stripped"):
+        put_in_weights(engine, model, tmp_path / "full.engine", say=lambda _: None)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_library_error_is_quoted_with_a_hint_and_the_report_stays(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(BuildError) as caught:
+        build_engine(model, tmp_path / "a.engine", dataclasses.replace(RTX, workspace_mib=1))
+    text = str(caught.value)
+    assert "the library says: " in text
+    assert "workspace limit" in text
+    assert "a larger --workspace" in text
+    assert str(tmp_path / "a.engine.build.json") in text
+    report = json.loads((tmp_path / "a.engine.build.json").read_text())
+    assert report["result"] == "failed"
+    assert "workspace limit" in report["error"]
+    assert [line["severity"] for line in report["log"]].count("error") >= 1
+    assert [file.name for file in tmp_path.iterdir()] == ["a.engine.build.json"]
+
+
+def test_a_compute_capability_that_the_library_lacks_is_refused_with_those_it_has(model: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(RTX, compute_capabilities=("8.7",))
+    with pytest.raises(BuildError, match=r"this version builds for .*8\.6.* got 8\.7"):
+        build_engine(model, tmp_path / "a.engine", config)
+
+
+def test_the_standard_nms_is_refused_before_the_build(exported: Callable[[str], Any], tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match=r"exported for onnxruntime with the standard NMS.*--target tensorrt-rtx"):
+        build_engine(exported("standard").file, tmp_path / "a.engine", RTX)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_options_that_the_library_lacks_are_refused_together(model: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(RTX, version_compatible=True, dla_core=0, batch=(1, 2, 2))
+    with pytest.raises(BuildError) as caught:
+        build_engine(model, tmp_path / "a.engine", config)
+    for problem in ("version_compatible: ", "dla_core: ", "batch: the graph has a fixed batch of 1"):
+        assert problem in str(caught.value)
+
+
+def test_an_onnx_file_that_its_manifest_does_not_describe_is_refused(own_model: Path) -> None:
+    whole = own_model.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for damaged, words in ((whole[: len(whole) // 2], "truncated"), (bytes(flipped), "damaged or changed")):
+        own_model.write_bytes(damaged)
+        with pytest.raises(ArtifactMismatchError, match=rf"model\.onnx: {words}.*model\.json"):
+            build_engine(own_model, own_model.with_name("a.engine"), RTX)
+    assert not [*own_model.parent.glob("a.*")]
+
+
+def test_a_damaged_onnx_file_with_a_manifest_of_its_own_is_refused_too(own_model: Path) -> None:
+    manifest = edgerpn.manifest.read(own_model)
+    own_model.write_bytes(own_model.read_bytes()[:-1000])
+    edgerpn.manifest.write(manifest, own_model)
+    with pytest.raises(EngineError, match=r"model\.onnx"):
+        build_engine(own_model, own_model.with_name("a.engine"), RTX)
+    assert not own_model.with_name("a.engine").exists()
+
+
+def worker_failure(model: Path) -> str:
+    """What the child process says of a file that the parent's checks would not have let through."""
+    request = {
+        "command": "build",
+        "library": "tensorrt-rtx",
+        "onnx": str(model),
+        "plan": str(model.with_name("a.engine")),
+        "timing_cache": None,
+        "has_gpu": False,
+        "config": settings.to_dict(RTX),
+    }
+    outcome = run_worker(request, on_event=lambda _: None, tick=lambda: None)
+    assert outcome.status == 1
+    assert not model.with_name("a.engine").exists()
+    return outcome.describe_end()
+
+
+def test_the_child_process_refuses_what_is_no_onnx_or_no_graph_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "text.onnx").write_text("not a graph at all")
+    assert "no ONNX file, or a damaged one" in worker_failure(tmp_path / "text.onnx")
+    shape = [1, 8]
+    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in ("x", "y")]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "relu", values[:1], values[1:])
+    foreign = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save(foreign, tmp_path / "foreign.onnx")
+    assert "expected one uint8 input frames" in worker_failure(tmp_path / "foreign.onnx")
+
+
+def test_a_manifest_that_is_missing_edited_or_of_a_newer_schema_has_its_own_error(own_model: Path) -> None:
+    sidecar = own_model.with_suffix(".json")
+    values = json.loads(sidecar.read_text())
+    output = own_model.with_name("a.engine")
+    sidecar.write_text(json.dumps({**values, "schema": 99}))
+    with pytest.raises(ManifestVersionError, match="schema 99"):
+        build_engine(own_model, output, RTX)
+    sidecar.write_text(json.dumps({**values, "opset": "eighteen"}))
+    with pytest.raises(ManifestError, match="opset"):
+        build_engine(own_model, output, RTX)
+    sidecar.unlink()
+    with pytest.raises(ManifestError, match=r"the manifest of model\.onnx is missing"):
+        build_engine(own_model, output, RTX)
+
+
+def test_golden_frames_of_another_file_are_refused_and_no_engine_is_left(own_model: Path) -> None:
+    edgerpn.golden.golden_path(own_model).write_bytes(b"changed")
+    with pytest.raises(ArtifactMismatchError, match="golden"):
+        build_engine(own_model, own_model.with_name("a.engine"), RTX)
+    assert not own_model.with_name("a.engine").exists()
+    assert not [*own_model.parent.glob(".*")]

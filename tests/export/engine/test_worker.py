@@ -1,0 +1,220 @@
+"""The child process of a build, and what only TensorRT or a GPU has, against a small stand-in of the library."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+import edgerpn.manifest
+from edgerpn.errors import BuildError
+from edgerpn.export.engine import weights as build_weights
+from edgerpn.export.engine.build import build_engine, probe
+from edgerpn.export.engine.build_config import BuildConfig
+from edgerpn.export.engine.child import run_worker
+from edgerpn.export.engine.compile import make_options
+from edgerpn.export.engine.preflight import check_graph
+from edgerpn.export.engine.timing_cache import TimingCache, timing_cache_file
+
+pytestmark = pytest.mark.rtx
+
+WORKER = "edgerpn.export.engine.worker"
+NEW_SPACE = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
+
+# What a build and a refit call, without a library behind it: an engine is its own text.
+STAND_IN = """
+from types import SimpleNamespace as Any
+__version__ = "1.7.1"
+Builder = SerializationFlag = LayerInformationFormat = type("Names", (), {"EXCLUDE_WEIGHTS": 0, "JSON": 0})
+class ILogger:
+    pass
+class Plan(bytes):
+    nbytes = property(len)
+class Engine:
+    num_layers = 1
+    def create_engine_inspector(self):
+        layer = '{"Layers": [{"Name": "conv", "Outputs": [{"DataType": "Half"}]}]}'
+        return Any(get_engine_information=lambda form: layer)
+    def create_serialization_config(self):
+        return Any(clear_flag=lambda flag: None)
+    def serialize_with_config(self, options):
+        return Plan(b"full")
+class Runtime:
+    def __init__(self, logger):
+        pass
+    def deserialize_cuda_engine(self, plan):
+        return Engine()
+def Refitter(engine, logger):
+    return Any(get_missing_weights=lambda: [], refit_cuda_engine=lambda: True)
+def OnnxParserRefitter(refitter, logger):
+    return Any(refit_from_file=lambda file: True)
+"""
+
+
+class Cache:
+    def combine(self, other: object, *, ignore_mismatch: bool) -> bool:
+        return True
+
+    def serialize(self) -> bytes:
+        return b"timings"
+
+
+class Options:
+    """The part of IBuilderConfig that has to do with timing caches."""
+
+    def create_timing_cache(self, data: bytes) -> Cache:
+        return Cache()
+
+    def set_timing_cache(self, cache: Cache, *, ignore_mismatch: bool) -> bool:
+        return True
+
+    def get_timing_cache(self) -> Cache:
+        return Cache()
+
+
+def probe_in_child(*arguments: str, before: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*before, sys.executable, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_a_build_runs_as_process_1_as_in_a_container() -> None:
+    if shutil.which("unshare") is None or subprocess.run([*NEW_SPACE, "true"], check=False).returncode:
+        pytest.skip("process namespaces are not allowed here")
+    program = (
+        "import os; from edgerpn.export.engine.build import probe; print(os.getpid(), probe('tensorrt-rtx')['library'])"
+    )
+    done = probe_in_child("-c", program, before=tuple(NEW_SPACE))
+    assert (done.returncode, done.stdout) == (0, "1 tensorrt-rtx\n"), done.stderr
+
+
+def test_a_worker_whose_parent_is_gone_ends_at_once() -> None:
+    # It is told of a parent that it does not have, as one is whose parent died before it started.
+    done = probe_in_child("-m", WORKER, "1", str(os.getpid() + 1))
+    assert (done.returncode, done.stdout) == (1, "")
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """So many open files that the next ones have numbers above 1024."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limits[1] != resource.RLIM_INFINITY and limits[1] < 1200:
+        pytest.skip("so many files are not allowed here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(limits[0], 1200), limits[1]))
+    opened = [os.open(os.devnull, os.O_RDONLY)]
+    while opened[-1] < 1030:
+        opened.append(os.dup(opened[0]))
+    yield
+    for descriptor in opened:
+        os.close(descriptor)
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.usefixtures("many_files")
+def test_a_program_with_thousands_of_open_files_can_build() -> None:
+    assert probe("tensorrt-rtx")["library"] == "tensorrt-rtx"
+
+
+@pytest.mark.parametrize("weight_stripped", [True, False])
+def test_engines_of_tensorrt_rtx_are_built_for_capture_in_cuda_graphs(weight_stripped: bool) -> None:
+    import tensorrt_rtx as trt
+
+    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
+    options = make_options(trt, builder, BuildConfig(weight_stripped=weight_stripped))
+    assert options.get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+
+
+def test_a_timing_cache_is_written_and_kept(tmp_path: Path) -> None:
+    cache = TimingCache(Options(), str(tmp_path / "new" / "a.cache"))
+    cache.save()
+    assert (tmp_path / "new" / "a.cache").read_bytes() == b"timings"
+    assert cache.note is None
+
+
+def test_a_timing_cache_that_cannot_be_read_or_written_is_one_note(tmp_path: Path) -> None:
+    folder = tmp_path / "a.cache"
+    folder.mkdir()  # a folder in its place can be neither, even by root
+    cache = TimingCache(Options(), str(folder))
+    cache.save()
+    assert "directory" in str(cache.note)
+    assert "--timing-cache off" in str(cache.note)
+    assert "\n" not in str(cache.note)
+    (tmp_path / "file").write_text("")
+    below = TimingCache(Options(), str(tmp_path / "file" / "a.cache"))
+    below.save()
+    assert str(tmp_path / "file") in str(below.note)
+    without = TimingCache(Options(), None)
+    without.save()
+    assert without.note is None
+
+
+def test_a_user_without_a_home_has_no_timing_cache_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", home)
+    probed = {"library": "tensorrt", "version": "10.3.0", "machine": {"gpu": "Orin", "compute_capability": "8.7"}}
+    file, note = timing_cache_file(BuildConfig(), probed)
+    assert file is None
+    assert "Could not determine home directory" in str(note)
+
+
+def test_an_operator_set_after_20_is_left_to_versions_that_may_read_it(
+    exported: Callable[[str], Any], tmp_path: Path
+) -> None:
+    source = exported("portable").file
+    proto = onnx.load(source)
+    proto.opset_import[0].version = 21
+    model = tmp_path / "model.onnx"
+    onnx.save(proto, model)
+    edgerpn.manifest.write(edgerpn.manifest.read(source).replace(opset=21), model)
+    manifest = edgerpn.manifest.read(model)
+    for version in ("10.3.0.26", "10.7.0.23"):
+        with pytest.raises(BuildError, match="opset 21"):
+            check_graph(model, manifest, "tensorrt", version, BuildConfig())
+    for version in ("10.15.1.29", "10.16.0.72"):
+        told = check_graph(model, manifest, "tensorrt", version, BuildConfig())
+        assert f"it is left to TensorRT {version}" in str(told)
+        assert "error: " not in str(told)
+
+
+def test_a_refit_has_layers_a_report_and_a_date_of_its_own(
+    exported: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = exported("portable").file
+    stripped, output = tmp_path / "stripped.engine", tmp_path / "full.engine"
+    manifest = build_engine(model, stripped, BuildConfig(backend="tensorrt-rtx")).manifest
+    assert manifest.engine is not None
+    engine = dataclasses.replace(manifest.engine, weight_stripped=True, num_layers=None)
+    old = dataclasses.replace(manifest.provenance, created="2026-01-01T00:00:00+00:00")
+    edgerpn.manifest.write(manifest.replace(engine=engine, provenance=old), stripped)
+    found = probe("tensorrt-rtx")
+    found["machine"] |= {"gpu": "GPU", "compute_capability": "8.7"}
+    monkeypatch.setattr(build_weights, "probe", lambda _, stall_s: found)
+    monkeypatch.setattr("edgerpn.export.engine.trial._why_not", lambda *_: "the library is a stand-in")
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "tensorrt_rtx.py").write_text(STAND_IN)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "modules"))
+    full = build_weights.put_in_weights(stripped, model, output, say=lambda _: None)
+    assert output.read_bytes() == b"full"
+    assert full.engine is not None
+    assert (full.engine.weight_stripped, full.engine.num_layers) == (False, 1)
+    assert [(layer.name, layer.precision) for layer in full.engine.layers] == [("conv", "Half")]
+    assert full.provenance.created > "2026-01-02"
+    assert full.provenance.onnx_sha256 == manifest.provenance.onnx_sha256
+    text = (tmp_path / "full.engine.build.json").read_text()
+    assert '"result": "built"' in text
+    assert f"weights put into {stripped}" in text
+
+
+def test_the_request_of_a_probe_is_answered_with_library_and_machine() -> None:
+    outcome = run_worker({"command": "probe", "backend": "tensorrt-rtx"}, on_event=lambda _: None, tick=lambda: None)
+    assert (outcome.status, sorted(outcome.events)) == (0, ["probed"])

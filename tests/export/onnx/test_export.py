@@ -1,0 +1,305 @@
+"""The exported file: its interface, its operations, its manifest, and what is left when an export fails."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+import edgerpn.golden
+import edgerpn.manifest
+from edgerpn import files
+from edgerpn.__main__ import main
+from edgerpn.errors import ArtifactMismatchError, ExportError, ManifestError, ParityError
+from edgerpn.export.export_config import ExportConfig
+from edgerpn.export.onnx import export as to_onnx
+from edgerpn.export.onnx.export import export_onnx
+from edgerpn.export.onnx.graph import IR_VERSION
+from edgerpn.export.precision.meter import RecallMeter
+from edgerpn.manifest import DIGEST_KEY, METADATA_KEY, Precision, RecallSpec
+from edgerpn.runtime import load
+from edgerpn.runtime.backends import onnxruntime as onnxruntime_backend
+
+GetExport = Callable[[str], Any]
+ALL = ["standard", "portable", "portable-source", "single-level", "peaks-standard", "peaks-portable"]
+PORTABLE = [name for name in ALL if "standard" not in name]
+
+# What the portable graphs are made of; each operation here is known to every TensorRT from 8.6 on.
+PORTABLE_OPERATIONS = {
+    "Add", "And", "Cast", "Clip", "Concat", "Constant", "Conv", "Div", "Equal", "Exp", "Expand", "Flatten", "Gather",
+    "GatherElements", "GatherND", "Greater", "GreaterOrEqual", "Identity", "Less", "LessOrEqual", "MatMul", "Max",
+    "Min", "Mul", "Neg", "Not", "Or", "Pad", "ReduceMax", "ReduceMin", "ReduceSum", "Relu", "Reshape", "Resize",
+    "Shape", "Sigmoid", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "TopK", "Transpose", "Trilu", "Unsqueeze", "Where",
+}  # fmt: skip
+
+
+def shape(value: onnx.ValueInfoProto) -> list[int | str]:
+    return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_interface_is_the_fixed_one(name: str, exported: GetExport) -> None:
+    made = exported(name)
+    config: ExportConfig = made.config
+    proto = onnx.load(made.file)
+    batch: int | str = config.fixed_batch or "N"
+    height, width = config.source_hw or made.network_hw
+    k = config.num_proposals
+    (frames,) = proto.graph.input
+    assert (frames.name, shape(frames)) == ("frames", [batch, height, width, 3])
+    assert frames.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    outputs = {value.name: (value.type.tensor_type.elem_type, shape(value)) for value in proto.graph.output}
+    assert outputs == {
+        "boxes": (onnx.TensorProto.FLOAT, [batch, k, 4]),
+        "scores": (onnx.TensorProto.FLOAT, [batch, k]),
+        "count": (onnx.TensorProto.INT32, [batch]),
+    }
+    assert list(outputs) == ["boxes", "scores", "count"]
+    assert [(entry.domain, entry.version) for entry in proto.opset_import if entry.domain == ""] == [("", 18)]
+    assert proto.ir_version == IR_VERSION
+    onnx.checker.check_model(proto, full_check=True)
+
+
+@pytest.mark.parametrize("name", PORTABLE)
+def test_the_portable_graph_is_made_of_plain_operations(name: str, exported: GetExport) -> None:
+    proto = onnx.load(exported(name).file)
+    used = Counter(node.op_type for node in proto.graph.node)
+    assert set(used) <= PORTABLE_OPERATIONS
+    assert {node.domain for node in proto.graph.node} <= {"", "ai.onnx"}
+    assert not proto.functions
+    assert not any(attribute.HasField("g") for node in proto.graph.node for attribute in node.attribute)
+
+
+@pytest.mark.parametrize("name", PORTABLE)
+def test_no_shape_in_the_portable_graph_depends_on_the_data(name: str, exported: GetExport) -> None:
+    proto = onnx.shape_inference.infer_shapes(onnx.load(exported(name).file), strict_mode=True, data_prop=True)
+    open_axes = {
+        dim.dim_param or "?"
+        for value in proto.graph.value_info
+        for dim in value.type.tensor_type.shape.dim
+        if not dim.HasField("dim_value")
+    }
+    assert open_axes <= {"N"}
+    if exported(name).config.fixed_batch:
+        assert not open_axes
+
+
+def test_the_standard_graph_has_one_nms_for_all_levels(exported: GetExport) -> None:
+    made = exported("standard")
+    used = Counter(node.op_type for node in onnx.load(made.file).graph.node)
+    assert used["NonMaxSuppression"] == 1
+    assert edgerpn.manifest.read(made.file).proposals.nms_candidates >= made.config.pre_nms
+    assert not set(used) & {"Loop", "If", "NonZero", "Scan"}
+
+
+@pytest.mark.parametrize("name", ["standard", "portable-source"])
+def test_batch_norm_and_deviation_are_folded(name: str, exported: GetExport) -> None:
+    used = Counter(node.op_type for node in onnx.load(exported(name).file).graph.node)
+    assert used["BatchNormalization"] == 0
+    # Five strided, two of a residual block, three lateral, one window, two outputs; the head is there on 3 levels.
+    assert used["Conv"] == 5 + 2 + 3 + 3 * 3
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_file_carries_the_manifest_that_lies_beside_it(name: str, exported: GetExport) -> None:
+    made = exported(name)
+    proto = onnx.load(made.file)
+    entry, digest = proto.metadata_props
+    assert (entry.key, digest.key) == (METADATA_KEY, DIGEST_KEY)
+    assert edgerpn.manifest.check_seal(made.file, digest.value)
+    inside = json.loads(entry.value)
+    beside = json.loads(made.file.with_suffix(".json").read_text())
+    for hashed in ("artifact_sha256", "onnx_sha256"):
+        assert inside["provenance"].pop(hashed) is None
+        assert beside["provenance"].pop(hashed) == files.sha256(made.file)
+    assert inside["provenance"].pop("artifact_bytes") is None
+    assert beside["provenance"].pop("artifact_bytes") == made.file.stat().st_size
+    assert len(beside.pop("digest")) == 64
+    # Golden frames are a file of their own, which a copy of the ONNX file alone does not have.
+    assert inside.pop("golden") is None
+    assert beside.pop("golden")["file"] == "model.golden.npz"
+    assert inside == beside
+
+
+def test_the_manifest_says_what_was_exported(exported: GetExport, photos: Path) -> None:
+    made = exported("portable-source")
+    manifest = edgerpn.manifest.read(made.file)
+    assert manifest == made.result.manifest
+    assert (manifest.name, manifest.kind, manifest.target, manifest.opset) == ("model", "onnx", "tensorrt", 18)
+    assert manifest.input.batch == 1
+    assert manifest.input.network_hw == (128, 192)
+    assert manifest.input.source_hw == (200, 300)
+    assert manifest.anchors.strides_px == (8, 16, 32)
+    assert (manifest.proposals.nms, manifest.proposals.nms_iterations) == ("portable", 9)
+    assert manifest.proposals.nms_chain == 5
+    assert (manifest.proposals.num_proposals, manifest.proposals.pre_nms) == (50, 100)
+    assert manifest.parity is not None
+    assert (manifest.parity.reference, manifest.parity.batch_sizes) == ("checkpoint", (1,))
+    assert manifest.provenance.checkpoint_sha256 == files.sha256(made.checkpoint)
+    assert manifest.provenance.data_sha256 == files.sha256(photos / "train.json")
+    assert {"edgerpn", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "python"} <= dict(
+        manifest.provenance.versions
+    ).keys()
+    assert manifest.recall is None
+    assert edgerpn.manifest.read(exported("standard").file).proposals.nms_iterations is None
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_nothing_of_this_machine_is_in_the_file(name: str, exported: GetExport, root: Path) -> None:
+    made = exported(name)
+    data = made.file.read_bytes() + made.file.with_suffix(".json").read_bytes()
+    for secret in (str(root), str(made.file.parent), str(made.checkpoint.parent), "site-packages", "/home/", ".py"):
+        assert secret.encode() not in data, secret
+    assert b"stack_trace" not in data
+    assert sorted(p.name for p in made.file.parent.iterdir()) == ["model.golden.npz", "model.json", "model.onnx"]
+
+
+def test_the_file_loads_in_onnx_runtime(exported: GetExport) -> None:
+    session = onnxruntime.InferenceSession(str(exported("portable").file), providers=["CPUExecutionProvider"])
+    assert [value.type for value in session.get_inputs()] == ["tensor(uint8)"]
+    assert [value.type for value in session.get_outputs()] == ["tensor(float)", "tensor(float)", "tensor(int32)"]
+
+
+def test_a_graph_that_disagrees_is_not_written(
+    checkpoints: dict[str, Path], peaks_files: list[Path], tmp_path: Path
+) -> None:
+    # A single round of portable NMS lets dropped boxes drop others; the frame "many" shows it.
+    config = ExportConfig(
+        nms="portable", num_proposals=60, pre_nms=96, nms_iou=0.3, score_threshold=0.5, nms_iterations=1
+    )
+    output = tmp_path / "model.onnx"
+    output.write_bytes(b"an older export")
+    with pytest.raises(ParityError, match=r"many\.png: portable NMS needs \d+ rounds here, and the graph has 1;"):
+        export_onnx(checkpoints["peaks"], output, config, images=peaks_files)
+    assert output.read_bytes() == b"an older export"
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_a_list_that_is_too_short_for_an_image_is_refused(
+    checkpoints: dict[str, Path], peaks_files: list[Path], tmp_path: Path
+) -> None:
+    config = ExportConfig(num_proposals=60, pre_nms=96, nms_iou=0.3, score_threshold=0.5, nms_candidates=3)
+    with pytest.raises(
+        ParityError, match=r"many\.png: NMS needs the best \d+ candidates here, and the graph looks at 3"
+    ):
+        export_onnx(checkpoints["peaks"], tmp_path / "model.onnx", config, images=peaks_files)
+    assert not list(tmp_path.iterdir())
+
+
+def test_all_candidates_are_all_that_the_levels_have(
+    checkpoints: dict[str, Path], photo_files: list[Path], tmp_path: Path
+) -> None:
+    config = ExportConfig(num_proposals=60, pre_nms=96, nms_candidates="all", golden=False)
+    result = export_onnx(checkpoints["pyramid"], tmp_path / "model.onnx", config, images=photo_files)
+    # Cells of the levels: 384, 96 and 24.
+    assert result.manifest.proposals.nms_candidates == 96 + 96 + 24
+    assert result.parity.num_matched > 0
+
+
+def test_a_list_longer_than_tensorrt_sorts_stays_one_for_each_level(
+    checkpoints: dict[str, Path], photo_files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(to_onnx, "TOPK_LIMIT", 200)
+    config = ExportConfig(target="tensorrt", nms="standard", num_proposals=20, pre_nms=96, golden=False)
+    said: list[str] = []
+    result = export_onnx(
+        checkpoints["pyramid"],
+        tmp_path / "model.onnx",
+        dataclasses.replace(config, nms_candidates="all"),
+        images=photo_files,
+        say=said.append,
+    )
+    assert any("the graph goes level by level, for tensorrt sorts no list of 216" in line for line in said)
+    assert result.manifest.proposals.nms_candidates is None
+    used = Counter(node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node)
+    assert used["NonMaxSuppression"] == 3
+    # Its own choice fits.
+    short = export_onnx(checkpoints["pyramid"], tmp_path / "short.onnx", config, images=photo_files)
+    assert short.manifest.proposals.nms_candidates is not None
+
+
+def test_a_failing_measurement_leaves_nothing_behind(
+    checkpoints: dict[str, Path], photos: Path, peaks_files: list[Path], tmp_path: Path
+) -> None:
+    seen = []
+
+    class Meter(RecallMeter):
+        def recall(self, proto: onnx.ModelProto) -> RecallSpec:
+            # The graph can be used already, with its manifest inside.
+            text = next(entry.value for entry in proto.metadata_props if entry.key == METADATA_KEY)
+            seen.append(edgerpn.manifest.parse(text, source="graph").proposals.num_proposals)
+            raise ExportError("no recall today")
+
+    config = ExportConfig(num_proposals=7, pre_nms=96)
+    meter = Meter(photos / "val.json", photos / "images")
+    with pytest.raises(ExportError, match="no recall today"):
+        export_onnx(checkpoints["peaks"], tmp_path / "model.onnx", config, images=peaks_files[:1], meter=meter)
+    assert seen == [7]
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_needs_a_name_and_images(
+    checkpoints: dict[str, Path], photo_files: list[Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ExportError, match=r"model\.engine: expected a file name that ends in \.onnx"):
+        export_onnx(checkpoints["peaks"], tmp_path / "model.engine", ExportConfig(), images=photo_files)
+    with pytest.raises(ExportError, match="no images to compare"):
+        export_onnx(checkpoints["peaks"], tmp_path / "model.onnx", ExportConfig(), images=[])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_reduced_export_passes_its_own_self_test_and_says_how_it_was_accepted(
+    precision: Precision, checkpoints: dict[str, Path], photo_files: list[Path], tmp_path: Path
+) -> None:
+    output = tmp_path / "model.onnx"
+    config = ExportConfig(
+        target="tensorrt", precision=precision, max_ar_drop="off", num_proposals=50, pre_nms=100, opset=18
+    )
+    manifest = export_onnx(checkpoints["pyramid"], output, config, images=photo_files, calibration=photo_files).manifest
+    assert (manifest.precision, manifest.opset) == (precision, 19 if precision == "int8" else 18)
+    assert manifest.parity is not None
+    assert manifest.parity.reference == f"checkpoint, before the graph became {precision}"
+    assert manifest.accepted is not None
+    assert manifest.accepted.max_ar_drop is None
+    with load(output, self_test=True) as model:
+        frame = edgerpn.golden.read(output, manifest).frames[:1]
+        found = model.backend.infer(frame)
+    # Biases of the small network of these tests are too small to show it; those of a trained one are not.
+    kept = ["WeightBiasQuantization"] if precision == "int8" else []
+    assert onnxruntime_backend._harmful_optimizers(manifest) == kept
+    assert onnxruntime_backend._harmful_optimizers(manifest.replace(target="onnxruntime")) == []
+    # As the graph is written, without any optimizer of ONNX Runtime.
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(str(output), options, providers=["CPUExecutionProvider"])
+    written = session.run(["boxes", "scores", "count"], {"frames": frame})
+    assert np.abs(found[1] - written[1]).max() < 2e-3
+
+
+def test_a_copy_without_its_manifest_file_is_checked_by_the_digest_inside(exported: GetExport, tmp_path: Path) -> None:
+    data = exported("portable").file.read_bytes()
+    copy = tmp_path / "alone.onnx"
+    copy.write_bytes(data)
+    load(copy).close()
+    assert main(["check", str(copy), "--target", "tensorrt-rtx"]) == 0
+    position = len(data) // 2
+    copy.write_bytes(data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
+    with pytest.raises(ArtifactMismatchError, match="damaged: its bytes are not those that were exported"):
+        load(copy)
+    for command in (["check", str(copy), "--target", "tensorrt-rtx"], ["inspect", str(copy)]):
+        assert main(command) == 1
+    place = data.index(b'"schema": 2') + 2
+    copy.write_bytes(data[:place] + b"\xff\xfe" + data[place + 2 :])
+    with pytest.raises(ManifestError, match=r"damaged|not a manifest"):
+        load(copy)
+    for command in (["check", str(copy), "--target", "tensorrt-rtx"], ["inspect", str(copy)]):
+        assert main(command) == 1

@@ -1,0 +1,53 @@
+"""Golden frames: the two photographs that change least, and what the model gives for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from edgerpn import golden
+from edgerpn.export.onnx.golden_frames import make_golden
+from edgerpn.letterbox import letterbox
+from edgerpn.runtime.backends.onnxruntime import OnnxRuntimeBackend
+
+GetExport = Callable[[str], Any]
+
+
+def frames_of(files: list[Path], hw: tuple[int, int]) -> list[np.ndarray]:
+    pictures = [cv2.imread(str(file)) for file in files]
+    return [letterbox(picture.shape[:2], hw).apply(picture, cv2.resize) for picture in pictures]
+
+
+def test_golden_frames_are_two_that_change_least_and_pass_their_own_test(
+    exported: GetExport, photo_files: list[Path], tmp_path: Path
+) -> None:
+    made = exported("standard")
+    frames = frames_of(photo_files, made.network_hw)
+    backend = OnnxRuntimeBackend(made.file)
+    chosen = make_golden(backend.infer, frames)
+    assert (len(chosen.frames), chosen.boxes.shape, chosen.scores.shape) == (2, (2, 50, 4), (2, 50))
+    assert all(any(np.array_equal(frame, given) for given in frames) for frame in chosen.frames)
+    for row, frame in enumerate(chosen.frames):
+        boxes, scores, count = backend.infer(frame[None])
+        np.testing.assert_array_equal(boxes[0], chosen.boxes[row])
+        np.testing.assert_array_equal(scores[0], chosen.scores[row])
+        assert count[0] == chosen.count[row]
+    spec = golden.write(chosen, tmp_path / "model.onnx")
+    manifest = backend.manifest.replace(golden=spec)
+    read = golden.read(tmp_path / "model.onnx", manifest)
+    golden.compare(read, backend.infer(read.frames), manifest, where="here")
+
+
+def test_a_frame_without_proposals_is_no_golden_frame(exported: GetExport, peaks_frames: dict[str, np.ndarray]) -> None:
+    backend = OnnxRuntimeBackend(exported("peaks-standard").file)
+    chosen = make_golden(backend.infer, [peaks_frames[name] for name in ("zero", "many", "one")])
+    # Nothing is found on the first, one thing on the last; ten on the one that stays.
+    assert chosen.count.tolist() == [10]
+    assert make_golden(backend.infer, [peaks_frames["zero"]]).count.tolist() == [0]
+    with pytest.raises(ValueError, match="frames: expected at least one"):
+        make_golden(backend.infer, [])

@@ -1,0 +1,152 @@
+"""The CUDA layer without a GPU: what it says when something is missing, and what its calls hand to a driver."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgerpn.runtime.backends.tensorrt.cuda import CudaError
+
+needs_bindings = pytest.mark.skipif(
+    importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.bindings") is None,
+    reason="cuda-bindings is not installed",
+)
+
+OPEN = """
+from edgerpn.errors import EdgeRpnError
+from edgerpn.runtime.backends.tensorrt.cuda_provider import open_device
+try:
+    print(open_device().info)
+except EdgeRpnError as error:
+    print(type(error).__name__, error)
+"""
+
+USE = """
+import gc, threading
+from edgerpn.runtime.backends.tensorrt.cuda_provider import open_device
+device = open_device()
+assert device is open_device()
+print(device.info)
+
+def work():
+    with device.active():
+        source, target = device.allocate_host(100, is_mapped=True), device.allocate_host(100, is_mapped=False)
+        address, stream = device.allocate(100), device.create_stream()
+        source.array[:], target.array[:] = 7, 0
+        print("same memory", source.device_address == source.array.ctypes.data, target.device_address)
+        device.begin_capture(stream)
+        device.upload(address, source.array[:60], stream)
+        device.download(target.array[:60], address, stream)
+        graph = device.end_capture(stream)
+        print("recorded", target.array.sum())
+        device.launch_graph(graph, stream)
+        device.synchronize(stream)
+        print("launched", target.array.sum())
+        device.wait_for(stream, 1)
+        print("gpu", device.index_of(address))
+        device.destroy_graph(graph)
+        device.free(address)
+        device.destroy_stream(stream)
+    view = target.array[:2]
+    del source, target
+    gc.collect()
+    print("view", view.tolist())
+
+work()
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+try:
+    device.allocate(1)
+except Exception as error:
+    print(error)
+"""
+
+
+def python(code: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-u", "-c", code],
+        capture_output=True, text=True, timeout=60, check=False, env={**os.environ, **environment},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the stand-in driver."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("the stand-in driver needs Linux and a C compiler")
+    folder = tmp_path_factory.mktemp("driver")
+    source = Path(__file__).with_name("host_cuda.c")
+    words = [compiler, "-shared", "-fPIC", "-o", str(folder / "libcuda.so.1"), str(source), "-ldl"]
+    subprocess.run([*words, "-Wl,-soname,libcuda.so.1"], check=True, capture_output=True)
+    return folder
+
+
+def test_neither_package_says_which_to_install() -> None:
+    code = "import sys\nsys.modules['cuda'] = sys.modules['cuda.bindings'] = sys.modules['pycuda'] = None\n" + OPEN
+    printed = python(code)
+    assert printed.startswith("MissingDependencyError running an engine needs the Python package cuda-bindings")
+    assert "cuda-bindings<13" in printed
+
+
+@needs_bindings
+def test_no_driver_is_told_with_what_to_do(tmp_path: Path) -> None:
+    if Path("/dev/nvidiactl").exists() or Path("/etc/nv_tegra_release").exists():
+        pytest.skip("there is a driver here")
+    printed = python(OPEN, LD_LIBRARY_PATH=str(tmp_path))
+    assert printed.startswith("EngineLoadError GPU 0 cannot be used: cuInit failed with ")
+    assert "--gpus all" in printed
+
+
+@needs_bindings
+def test_a_driver_without_a_gpu_is_told_apart(driver: Path) -> None:
+    printed = python(OPEN, LD_LIBRARY_PATH=str(driver), HOST_CUDA_NO_DEVICE="1")
+    assert "cuInit failed with CUDA_ERROR_NO_DEVICE. No NVIDIA GPU is visible" in printed
+
+
+@needs_bindings
+def test_calls_reach_the_driver_with_their_arguments_from_any_thread(driver: Path) -> None:
+    info, *lines = python(USE, LD_LIBRARY_PATH=str(driver), LD_PRELOAD="").splitlines()
+    assert "name='Host memory', compute_capability='8.7'" in info
+    assert "driver_cuda='12.6', can_share_memory=True" in info
+    once = [
+        "host memory: flags 3",  # portable and mapped
+        "host memory: flags 1",
+        "stream: flags 1",  # non-blocking
+        "same memory True None",
+        "capture: mode 1",  # thread-local
+        "recorded 0",
+        "launched 420",
+        "waits for stream 1",
+        "gpu 0",
+        "host memory freed",
+        "view [7, 7]",
+        "host memory freed",
+    ]
+    # The driver's lines come through C's own buffer, so their order says nothing.
+    assert sorted(lines) == sorted([*once, *once, "cuMemAlloc failed with CUDA_ERROR_INVALID_CONTEXT."])
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("CUDA_ERROR_OUT_OF_MEMORY", "fewer slots"),
+        ("CUDA_ERROR_NO_DEVICE", "nvidia-smi"),
+        ("CUDA_ERROR_LAUNCH_FAILED", "start it again"),
+        ("CUDA_ERROR_SOMETHING_NEW", "call failed with CUDA_ERROR_SOMETHING_NEW."),
+    ],
+)
+def test_an_error_of_the_driver_says_what_to_do(name: str, advice: str) -> None:
+    error = CudaError("call", name)
+    assert str(error).startswith(f"call failed with {name}. ".rstrip())
+    assert advice in str(error)
+    assert (error.call, error.name) == ("call", name)

@@ -1,0 +1,224 @@
+"""Sinks: whole lines, whole videos, clear refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from edgerpn.errors import SinkError
+from edgerpn.proposals import Proposals
+from edgerpn.runtime.draw import draw_proposals, score_color
+from edgerpn.runtime.frame import Event, Frame, Result
+from edgerpn.runtime.painter import Painter
+from edgerpn.runtime.sinks.picture_sinks import ImageFolderSink, VideoSink, WindowSink
+from edgerpn.runtime.sinks.sink import JsonLinesSink
+from edgerpn.runtime.timing import LatencyHistogram
+
+MakeResult = Callable[..., Result]
+
+
+@pytest.fixture
+def make_result() -> MakeResult:
+    def make(index: int = 0, *, height: int = 48, width: int = 64, path: Path | None = None) -> Result:
+        frame = Frame(
+            image=np.full((height, width, 3), 100, np.uint8), index=index, media_time_s=index / 29.97,
+            captured_at=1_700_000_000.25, monotonic_s=0.0, source="cars.mp4", decode_ms=1.0, path=path,
+        )  # fmt: skip
+        proposals = Proposals(np.array([[1.23456, 2, 30.1, 40]]), np.array([0.87654]))
+        return Result(proposals=proposals, frame=frame, stage_ms={"decode": 1.0, "inference": 12.3456789})
+
+    return make
+
+
+def test_results_and_events_become_lines_in_order(make_result: MakeResult, tmp_path: Path) -> None:
+    sink = JsonLinesSink(tmp_path / "new" / "a.jsonl")
+    sink.write(make_result(0))
+    sink.event(Event(kind="error", source="photos", message="b.jpg: empty", captured_at=0.0, path=Path("b.jpg")))
+    sink.write(make_result(1))
+    sink.close()
+    sink.close()
+    records = [json.loads(line) for line in (tmp_path / "new" / "a.jsonl").read_text().splitlines()]
+    assert [record["type"] for record in records] == ["frame", "event", "frame"]
+    assert records[1]["event"] == "error"
+    assert records[1]["path"] == "b.jpg"
+
+
+def test_a_live_sink_writes_every_line_at_once(make_result: MakeResult, tmp_path: Path) -> None:
+    sink = JsonLinesSink(tmp_path / "a.jsonl", is_live=True)
+    sink.write(make_result(0))
+    assert (tmp_path / "a.jsonl").read_bytes().endswith(b"}\n")
+    sink.close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_a_sink_error(make_result: MakeResult) -> None:
+    sink = JsonLinesSink("/dev/full", is_live=True)
+    with pytest.raises(SinkError, match="/dev/full: cannot be written: No space left"):
+        sink.write(make_result(0))
+    sink.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs file size limits")
+def test_a_line_that_does_not_fit_is_cut_off_whole(make_result: MakeResult, tmp_path: Path) -> None:
+    import resource
+    import signal
+
+    path = tmp_path / "a.jsonl"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    sink = JsonLinesSink(path, is_live=True)
+
+    def write_many() -> None:
+        for index in range(100):
+            sink.write(make_result(index))
+
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        with pytest.raises(SinkError, match="File too large"):
+            write_many()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    sink.close()
+    lines = path.read_text().splitlines()
+    assert [json.loads(line)["frame"] for line in lines] == list(range(len(lines)))
+    assert 500 < path.stat().st_size <= 1000
+
+
+def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SinkError, match="cannot be opened for writing: Is a directory"):
+        JsonLinesSink(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".avi"])
+@pytest.mark.parametrize("fps", [30000 / 1001, 12.5, 60.0])
+def test_a_video_keeps_frames_and_rate(make_result: MakeResult, tmp_path: Path, suffix: str, fps: float) -> None:
+    path = tmp_path / f"a{suffix}"
+    sink = VideoSink(path, Painter(), fps=fps)
+    for index in range(9):
+        sink.write(make_result(index))
+        assert not path.exists()
+    sink.close()
+    sink.close()
+    capture = cv2.VideoCapture(str(path))
+    assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(fps, abs=1e-3)
+    assert sum(1 for _ in iter(lambda: capture.read()[0], False)) == 9
+    assert os.listdir(tmp_path) == [path.name]
+
+
+def test_a_change_of_size_is_refused_and_the_video_so_far_is_kept(make_result: MakeResult, tmp_path: Path) -> None:
+    sink = VideoSink(tmp_path / "a.mp4", Painter(), fps=None)
+    sink.write(make_result(0))
+    with pytest.raises(SinkError, match=r"frame 1 is 32x48, but the video began with 64x48.*--out DIR"):
+        sink.write(make_result(1, width=32))
+    sink.close()
+    assert cv2.VideoCapture(str(tmp_path / "a.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 1
+
+
+def test_a_video_without_frames_leaves_no_file(tmp_path: Path) -> None:
+    VideoSink(tmp_path / "a.mp4", Painter(), fps=25.0).close()
+    assert os.listdir(tmp_path) == []
+
+
+def test_unknown_video_files_are_refused_with_the_known_ones() -> None:
+    with pytest.raises(SinkError, match=r"as '\.webm'; known: \.mp4, \.avi"):
+        VideoSink("a.webm", Painter(), fps=25.0)
+
+
+def test_a_video_that_lost_frames_is_not_given_its_name(make_result: MakeResult, tmp_path: Path) -> None:
+    (tmp_path / "a.avi").write_bytes(b"older")
+    sink = VideoSink(tmp_path / "a.avi", Painter(), fps=25.0)
+    for index in range(5):
+        sink.write(make_result(index))
+    assert sink._file is not None
+    sink._file.num_frames += 3
+    with pytest.raises(SinkError, match="holds 5 of 8 frames"):
+        sink.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.avi"]
+    assert (tmp_path / "a.avi").read_bytes() == b"older"
+
+
+def test_images_of_equal_names_do_not_overwrite_each_other(make_result: MakeResult, tmp_path: Path) -> None:
+    sink = ImageFolderSink(tmp_path, Painter())
+    for folder, name in (("a", "x.jpg"), ("b", "x.jpeg"), ("b", "x.bmp")):
+        sink.write(make_result(0, path=Path(folder, name)))
+    sink.close()
+    assert sorted(os.listdir(tmp_path)) == ["x-2.jpg", "x.jpg", "x.png"]
+    assert cv2.imread(str(tmp_path / "x.png")).shape == (48, 64, 3)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="DISPLAY is how Linux names a screen")
+def test_a_window_without_a_screen_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    with pytest.raises(SinkError, match="no display here"):
+        WindowSink(Painter(), title="x")
+
+
+def many_boxes(count: int) -> Proposals:
+    rng = np.random.default_rng(3)
+    corners = rng.uniform(0, 150, (count, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(5, 150, (count, 2))], axis=1)
+    return Proposals(boxes.astype(np.float32), np.sort(rng.random(count).astype(np.float32))[::-1])
+
+
+def changed(before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8]) -> int:
+    return int((before != after).any(axis=2).sum())
+
+
+def test_drawing_leaves_the_frame_alone_and_stops_at_the_top() -> None:
+    image = np.full((240, 320, 3), 128, np.uint8)
+    proposals = many_boxes(100)
+    few, all_of_them = draw_proposals(image, proposals, top=5), draw_proposals(image, proposals, top=100)
+    assert (image == 128).all()
+    assert 0 < changed(image, few) < changed(image, all_of_them)
+    np.testing.assert_array_equal(draw_proposals(image, proposals[:0]), image)
+
+
+def test_a_better_box_is_thicker_and_brighter() -> None:
+    image = np.full((100, 300, 3), 60, np.uint8)
+    boxes = np.array([[10, 30, 90, 90], [110, 30, 190, 90], [210, 30, 290, 90]], np.float32)
+    drawn = draw_proposals(image, Proposals(boxes, np.array([0.9, 0.6, 0.1], np.float32)))
+    strip = (drawn[60].astype(int) - 60).sum(axis=1)
+    widths = [int((strip[start : start + 100] != 0).sum()) for start in (0, 100, 200)]
+    peaks = [int(strip[start : start + 100].max()) for start in (0, 100, 200)]
+    assert widths == sorted(widths, reverse=True)
+    assert peaks[0] > peaks[1] > peaks[2] > 0
+    assert sum(score_color(1.0)) > sum(score_color(0.0))
+
+
+def test_of_a_hundred_boxes_that_score_alike_the_first_still_stand_out() -> None:
+    image = np.full((200, 200, 3), 60, np.uint8)
+    boxes = np.array([[x, y, x + 9, y + 9] for y in range(10, 200, 19) for x in range(10, 200, 19)], np.float32)
+    drawn = draw_proposals(image, Proposals(boxes, np.full(100, 0.9, np.float32)), top=100).astype(int)
+    light = [int(np.abs(drawn[y - 5 : y + 14, x - 5 : x + 14] - 60).sum()) for x, y in boxes[:, :2].astype(int)]
+    # The first ones carry labels.
+    assert light[10] > 2 * light[40] > 2 * light[99] > 0
+
+
+def test_boxes_at_and_beyond_the_border_are_drawn_without_complaint() -> None:
+    image = np.zeros((20, 30, 3), np.uint8)
+    boxes = np.array([[-50, -50, 100, 100], [0, 0, 30, 20], [29, 19, 29, 19], [5, 5, 5, 15]], np.float32)
+    assert changed(image, draw_proposals(image, Proposals(boxes, np.array([0.9, 0.8, 0.7, 0.6], np.float32)))) > 0
+
+
+def test_percentiles_are_right_within_one_percent() -> None:
+    histogram = LatencyHistogram()
+    assert histogram.percentile_ms(50) is None
+    durations = np.random.default_rng(0).lognormal(2, 1, 5000)
+    for duration_ms in durations:
+        histogram.add(float(duration_ms))
+    for percent in (5, 50, 95, 99):
+        exact = np.percentile(durations, percent, method="inverted_cdf")
+        assert histogram.percentile_ms(percent) == pytest.approx(exact, rel=0.01)
+    histogram.add(0.0)
+    histogram.add(1e12)
+    assert histogram.total == 5002

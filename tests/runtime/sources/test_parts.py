@@ -1,0 +1,291 @@
+"""The parts of capturing that need no process: settings, clocks, reasons, decoders, packets, mailbox."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+from collections import deque
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgerpn.errors import StreamOpenError
+from edgerpn.runtime.sources import CaptureConfig, CapturedFrame, parse_policy
+from edgerpn.runtime.sources.capture_config import source_kind
+from edgerpn.runtime.sources.capture_process import CaptureProcess
+from edgerpn.runtime.sources.clocks import LagMeter, RateCap
+from edgerpn.runtime.sources.decoders import Abilities, choose, csi_pipeline, quoted, rtsp_pipeline
+from edgerpn.runtime.sources.failure_classes import FIXES, CaptureFailedError, classify
+from edgerpn.runtime.sources.ffmpeg_reader import playlist
+from edgerpn.runtime.sources.mailbox import Mailbox
+from edgerpn.runtime.sources.outcome import Backoff, LastWord, outcome
+from edgerpn.runtime.sources.wire import FramePacket, unpack_frame
+
+PC = Abilities(has_ffmpeg=True, has_gstreamer=False, has_v4l2=True, has_program=True, has_nvv4l2=False)
+JETSON = dataclasses.replace(PC, has_gstreamer=True, has_nvv4l2=True)
+
+
+@pytest.mark.parametrize(
+    ("source", "kind"),
+    [
+        ("0", "camera"),
+        ("/dev/video2", "camera"),
+        ("/dev/v4l/by-id/usb-cam-index0", "camera"),
+        ("csi://1", "csi"),
+        ("RTSPS://host/x", "url"),
+        ("http://host/x", "url"),
+        ("v4l2src ! videoconvert ! appsink", "pipeline"),
+        ("cars.mp4", "path"),
+        ("file:///a/b.mp4", "path"),
+        ("photos/*.jpg", "path"),
+    ],
+)
+def test_kinds_of_sources(source: str, kind: str) -> None:
+    assert source_kind(source) == kind
+
+
+@pytest.mark.parametrize("source", ["", "  ", "ftp://user:secret@host/x", "csi://left"])
+def test_sources_that_cannot_be_are_refused_at_once(source: str) -> None:
+    with pytest.raises(StreamOpenError) as caught:
+        CaptureConfig(source=source)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("policy", "newest"),
+        ("queue_frames", 0),
+        ("slots", 1),
+        ("slots", 1000),
+        ("max_fps", -1.0),
+        ("max_fps", math.nan),
+        ("stall_s", 0.5),
+        ("gap_s", 0.0),
+        ("backoff_max_s", 0.1),
+        ("size_wh", (0, 480)),
+        ("rate_hz", 0.0),
+        ("pixel_format", "MJPEG"),
+        ("transport", "sctp"),
+        ("decoder", "magic"),
+    ],
+)
+def test_settings_out_of_range_are_named(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"^{name}: expected"):
+        CaptureConfig(**{"source": "0", name: value})  # type: ignore[arg-type]
+
+
+def test_a_configuration_shows_no_password() -> None:
+    config = CaptureConfig(source="rtsp://user:secret@host/x?token=hidden")
+    assert "secret" not in repr(config) + config.label
+    assert "hidden" not in repr(config) + config.label
+    assert config.label.endswith("@host/x?token=***")
+
+
+def test_policies_in_one_text() -> None:
+    assert parse_policy("latest") == {"policy": "latest"}
+    assert parse_policy("queue=4, fps=2.5") == {"policy": "queue", "queue_frames": 4, "max_fps": 2.5}
+    for text in ("newest", "queue", "queue=x", "fps=", "latest=1", ""):
+        with pytest.raises(ValueError, match="policy: expected"):
+            parse_policy(text)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("[OPENCV:FFMPEG:16] method DESCRIBE failed: 401 Unauthorized", "unauthorised"),
+        ("Server returned 403 Forbidden (access denied)", "unauthorised"),
+        ("method DESCRIBE failed: 404 (Not Found)", "not_found"),
+        ("[http @ 0x1] HTTP error 404 Not Found", "not_found"),
+        ("Connection to tcp://127.0.0.1:404?timeout=0 failed: Connection refused", "refused"),
+        ("Failed to resolve hostname nosuch.invalid: Name or service not known", "unreachable"),
+        ("[ WARN:0@0.5] Stream timeout triggered after 503.2 ms", "timeout"),
+        ("method SETUP failed: 453 Not Enough Bandwidth", "busy"),
+        ("[tls @ 0x1] A TLS fatal alert has been received: handshake failure", "tls"),
+        ("rtsp://host/x: Invalid data found when processing input", "codec"),
+        ("module rtspsrc0 reported: Could not connect to server", "refused"),
+        ('no element "nvarguscamerasrc"', "dependency"),
+        ("[h264 @ 0x5] error while decoding MB 3 4", "unknown"),
+    ],
+)
+def test_messages_of_decoders_tell_the_reason(line: str, reason: str) -> None:
+    assert classify(["something else", line]) == reason
+    assert reason in FIXES
+
+
+@pytest.mark.parametrize(
+    ("line", "kept", "counts"),
+    [
+        ("[OPENCV:FFMPEG:16] error while decoding MB 3 4", "error while decoding MB 3 4", 1),
+        (
+            '0:00:00.0493  6577    0xa3c0240 ERROR         GST_PIPELINE gst/parse/grammar.y:570:make: no element "x"',
+            'no element "x"',
+            1,
+        ),
+        (
+            "0:00:00.05 78 0x2c ERROR rtspsrc gstrtspsrc.c:53:gst_connect:<rtspsrc0> Could not connect to server.",
+            "Could not connect to server.",
+            1,
+        ),
+        (
+            "[ WARN:0@0.2] global ./cap_gstreamer.cpp (2401) handleMessage OpenCV | GStreamer warning: Embedded"
+            " video playback halted; module rtspsrc0 reported: Unauthorized",
+            "Embedded video playback halted; module rtspsrc0 reported: Unauthorized",
+            1,
+        ),
+        (
+            "[ WARN:0@0.2] global ./cap_gstreamer.cpp (1356) open OpenCV | GStreamer warning: unable to start pipeline",
+            "unable to start pipeline",
+            0,
+        ),
+        ("[OPENCV:FFMPEG:40] [h264 @ 0x1] Reinit context to 320x240, pix_fmt: 0", None, 0),
+        ("[OPENCV:FFMPEG:40] Opening 'x' for reading", None, 0),
+        ("login with hunter2 failed at rtsp://u:hunter2@h/", "login with *** failed at rtsp://***@h/", 1),
+    ],
+)
+def test_messages_are_kept_without_ballast_and_passwords(line: str, kept: str | None, counts: int) -> None:
+    process = object.__new__(CaptureProcess)
+    process.lines, process.num_lines, process.first_size, process.last_size = deque(), 0, "", ""
+    process._secrets = ["hunter2"]
+    process._keep([line.encode()])
+    assert list(process.lines) == ([] if kept is None else [kept])
+    assert process.num_lines == counts
+
+
+def test_lag_is_measured_against_the_quickest_frames_and_survives_drift() -> None:
+    meter = LagMeter()
+    noise = random.Random(1)
+    # A camera whose clock is slow by 1 in 1000, for an hour, with jitter of up to 20 ms.
+    for index in range(36_000):
+        now_s = 5000 + index * 0.1 + noise.uniform(0, 0.02)
+        lag_s, jump_s = meter.add(index * 0.1 * 0.999, now_s)
+        assert jump_s == 0
+        assert -1e-9 <= lag_s < 0.15
+    lag_s, _ = meter.add(36_000 * 0.1 * 0.999, 5000 + 36_000 * 0.1 + 3.0)
+    assert 2.9 < lag_s < 3.2
+
+
+@pytest.mark.parametrize("jump_s", [-3600.0, -2.0, 2.0, 86_400.0])
+def test_a_jump_of_the_clock_is_told_once(jump_s: float) -> None:
+    meter = LagMeter()
+    found = []
+    for index in range(200):
+        media_s = index * 0.05 + (jump_s if index >= 100 else 0)
+        found.append(meter.add(media_s, 100 + index * 0.05)[1])
+    assert found[100] == pytest.approx(jump_s, abs=0.01)
+    assert not any(found[:100] + found[101:])
+
+
+def test_late_frames_are_no_jump() -> None:
+    meter = LagMeter()
+    arrivals_s = (
+        [0.1 * i for i in range(20)] + [5.0 + 0.001 * i for i in range(30)] + [5.1 + 0.1 * i for i in range(20)]
+    )
+    told = [meter.add(0.1 * i, arrival_s) for i, arrival_s in enumerate(arrivals_s)]
+    assert max(lag_s for lag_s, _ in told) == pytest.approx(3.0, abs=0.1)
+    assert not any(jump_s for _, jump_s in told)
+
+
+@given(st.floats(1, 60), st.floats(1, 60))
+def test_a_rate_cap_lets_as_many_through_as_it_should(rate_hz: float, max_fps: float) -> None:
+    cap = RateCap(max_fps)
+    passed = sum(cap.lets_through(index / rate_hz) for index in range(int(20 * rate_hz)))
+    assert passed / 20 <= max_fps + 0.11
+    assert passed / 20 >= min(rate_hz, max_fps) * 0.9 - 0.11
+
+
+def test_decoders_are_chosen_by_what_is_there() -> None:
+    rtsp = CaptureConfig(source="rtsp://u:p@host/x")
+    assert choose(rtsp, PC).decoder == "ffmpeg"
+    hardware = choose(rtsp, JETSON)
+    assert (hardware.decoder, "nvv4l2decoder" in hardware.pipeline) == ("gstreamer", True)
+    assert "nvv4l2decoder" in hardware.why
+    no_gstreamer = choose(rtsp, dataclasses.replace(JETSON, has_gstreamer=False))
+    assert (no_gstreamer.decoder, "out of reach" in no_gstreamer.why) == ("ffmpeg", True)
+    assert choose(rtsp, dataclasses.replace(PC, has_ffmpeg=False)).decoder == "ffmpeg-process"
+    assert choose(CaptureConfig(source="0"), PC).decoder == "v4l2"
+    for config, abilities in (
+        (CaptureConfig(source="csi://0"), PC),
+        (rtsp, dataclasses.replace(PC, has_ffmpeg=False, has_program=False)),
+        (dataclasses.replace(rtsp, decoder="gstreamer"), PC),
+    ):
+        with pytest.raises(CaptureFailedError) as caught:
+            choose(config, abilities)
+        assert caught.value.is_final
+        assert caught.value.reason == "unsupported"
+
+
+def test_pipelines_say_what_is_asked_for() -> None:
+    csi = csi_pipeline(CaptureConfig(source="csi://1", size_wh=(1280, 720), rate_hz=29.97))
+    assert csi.startswith("nvarguscamerasrc sensor-id=1 ! video/x-raw(memory:NVMM),width=1280,height=720,")
+    assert "framerate=29970/1000,format=NV12 ! nvvidconv !" in csi
+    assert csi.endswith("appsink drop=true max-buffers=1 sync=false")
+    assert "protocols=udp" in rtsp_pipeline(CaptureConfig(source="rtsp://h/x", transport="udp"), is_hardware=False)
+    assert quoted('a"b\\c') == '"a\\"b\\\\c"'
+
+
+def test_the_list_for_ffmpeg_keeps_quotes_and_refuses_line_ends() -> None:
+    assert "file 'rtsp://u:it'\\''s@h/x'" in playlist(CaptureConfig(source="rtsp://u:it's@h/x"))
+    with pytest.raises(CaptureFailedError, match="line end"):
+        playlist(CaptureConfig(source="rtsp://h/x\nfile '/etc/passwd'"))
+
+
+def test_backoff_doubles_to_its_limit_with_jitter() -> None:
+    backoff = Backoff(CaptureConfig(source="0"))
+    delays_s = [backoff.next_s("refused") for _ in range(50)]
+    for index, delay_s in enumerate(delays_s):
+        longest_s = min(30, 2**index)
+        assert longest_s / 2 <= delay_s <= longest_s
+    assert len(set(delays_s)) > 40
+    backoff.reset()
+    assert backoff.next_s("refused") <= 1.0
+    backoff.reset()
+    assert backoff.next_s("unauthorised") >= 15
+
+
+def test_a_file_is_never_read_twice() -> None:
+    config = CaptureConfig(source="a.mp4")
+    word = LastWord(reason="unknown", message="", is_final=False)
+    assert outcome(config, None, -11, [], False).is_final
+    assert outcome(config, None, -11, [], None).message == "a.mp4: the capture process crashed (SIGSEGV)"
+    camera = CaptureConfig(source="rtsp://h/x")
+    assert not outcome(camera, word, 0, [], None).is_final
+    assert outcome(camera, word, 0, ["method DESCRIBE failed: 401 Unauthorized"], None).reason == "unauthorised"
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.one_of(st.none(), st.floats(-1e9, 1e9)),
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=50),
+)
+def test_packets_of_frames_come_back_as_they_were(count: int, media_s: float | None, path: str) -> None:
+    packet = FramePacket(
+        generation=1, slot=2, index=2**40, height=3, width=4, media_time_s=media_s, captured_at=1.5, monotonic_s=2.5,
+        lag_s=None, decode_ms=0.5, num_dropped=count, num_skipped=0, path=path,
+    )  # fmt: skip
+    assert unpack_frame(packet.pack()) == packet
+
+
+def make_frame(index: int) -> CapturedFrame:
+    return CapturedFrame(
+        image=np.zeros((1, 1, 3), np.uint8), source="a", index=index, connection=1, media_time_s=None, captured_at=0.0,
+        monotonic_s=0.0, decode_ms=0.0, lag_ms=None,
+    )  # fmt: skip
+
+
+@given(st.integers(1, 5), st.lists(st.booleans(), max_size=60))
+def test_no_frame_is_lost_without_being_counted(max_frames: int, is_put: list[bool]) -> None:
+    mailbox = Mailbox()
+    next_index, last_index = 0, -1
+    for put in is_put:
+        if put:
+            mailbox.put_frame(make_frame(next_index), max_frames)
+            next_index += 1
+        elif (item := mailbox.get()) is not None:
+            assert isinstance(item, CapturedFrame)
+            assert item.index - last_index == item.num_dropped + 1
+            last_index = item.index
+        assert len(mailbox) <= max_frames

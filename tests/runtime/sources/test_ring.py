@@ -1,0 +1,69 @@
+"""The shared memory of frames, and packets of a process that ends."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from edgerpn.runtime.sources.capture_process import CaptureProcess
+from edgerpn.runtime.sources.ring import RingReader, RingWriter
+from edgerpn.runtime.sources.wire import FramePacket, unpack_release
+
+
+def make_packet(**changes: int) -> FramePacket:
+    values = {"generation": 7, "slot": 1, "height": 4, "width": 5} | changes
+    return FramePacket(
+        **values, index=0, media_time_s=None, captured_at=0.0, monotonic_s=0.0, lag_s=None, decode_ms=0.0,
+        num_dropped=0, num_skipped=0, path="",
+    )  # fmt: skip
+
+
+def test_a_slot_returns_when_the_last_view_of_its_frame_is_gone() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        theirs.setblocking(False)
+        writer = RingWriter(7, 2, 60)
+        reader = RingReader(writer.fd, ours, 7, writer.num_slots, writer.slot_bytes)
+        writer.image(1, 4, 5)[...] = 9
+        image = reader.image(make_packet())
+        assert image.shape == (4, 5, 3)
+        assert (image == 9).all()
+        assert not reader.is_full
+        row = image[1]
+        del image
+        with pytest.raises(BlockingIOError):
+            theirs.recv(100)
+        del row
+        assert unpack_release(theirs.recv(100)) == (7, 1)
+        writer.close()
+
+
+def test_a_ring_refuses_frames_that_cannot_be() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        writer = RingWriter(7, 2, 60)
+        reader = RingReader(writer.fd, ours, 7, writer.num_slots, writer.slot_bytes)
+        assert reader.fits(make_packet())
+        for changes in ({"generation": 6}, {"slot": 2}, {"width": 0}, {"height": 2**31}, {"width": 2**31}):
+            assert not reader.fits(make_packet(**changes))
+        held = reader.image(make_packet())
+        assert not reader.fits(make_packet())
+        assert reader.fits(make_packet(slot=0))
+        del held
+        writer.close()
+
+
+def test_what_a_process_sent_last_arrives_though_it_ended_with_packets_unread() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    ours.send(b"a release that nobody reads")
+    for packet in (b"the last frame", b"the end"):
+        theirs.send(packet)
+    # Linux answers the next read on our side with ECONNRESET, before it gives the two packets.
+    theirs.close()
+    process = object.__new__(CaptureProcess)
+    process.control, process.is_over = ours, False
+    assert [packet for packet, _ in process.receive()] == [b"the last frame", b"the end"]
+    assert process.is_over
+    ours.close()

@@ -1,0 +1,84 @@
+"""`edgerpn train` as a program that is stopped by a signal, with worker processes, and taken up again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from edgerpn.__main__ import main
+from edgerpn.train.checkpoint import load_checkpoint
+from edgerpn.train.run.folder import read_log
+
+# 160 steps, of which the last 120 leave time for the signal.
+LENGTH = ("loop.epochs=40", "loop.evaluations=4")
+
+
+def sets(texts: Sequence[str]) -> list[str]:
+    return [word for text in texts for word in ("--set", text)]
+
+
+def train_and_stop(folders: list[str], out: Path, texts: Sequence[str], number: signal.Signals) -> tuple[int, str]:
+    """Runs the command and sends it a signal a few steps after its first evaluation; exit status and output."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edgerpn", "train", *folders, *sets(texts)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    # The plot is the last that an evaluation writes.
+    while process.poll() is None and not (out / "loss.png").exists():
+        time.sleep(0.02)
+    time.sleep(0.1)
+    # A terminal, a service manager and SLURM send it to the workers as well.
+    os.killpg(process.pid, number)
+    output, _ = process.communicate(timeout=120)
+    return process.returncode, output
+
+
+@pytest.fixture(scope="module")
+def whole(data_folder: Path, tmp_path_factory: pytest.TempPathFactory, tiny_texts: tuple[str, ...]) -> Path:
+    """The checkpoint of a run that nobody stopped."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert main(["train", "--data", str(data_folder), "--out", str(out), *sets((*tiny_texts, *LENGTH))]) == 0
+    return out / "last.pt"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_goes_on_to_the_numbers_of_an_uninterrupted_one(
+    number: signal.Signals,
+    data_folder: Path,
+    whole: Path,
+    tiny_texts: tuple[str, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "run"
+    folders = ["--data", str(data_folder), "--out", str(out)]
+    texts = (*tiny_texts, *LENGTH, "data.workers=1")
+    status, output = train_and_stop(folders, out, texts, number)
+    assert status == 130, output
+    assert "interrupted at step" in output
+    assert "Traceback" not in output
+    part = load_checkpoint(out / "last.pt")
+    assert 40 < part.step < 160
+    assert not list(out.glob(".*")), "no temporary file is left"
+    assert read_log(out / "log.csv")[-1]["step"] == part.step
+
+    # The run's own settings are taken up again; the number of workers changes no batch.
+    assert main(["train", *folders, "--resume", "--set", "data.workers=0"]) == 0
+    assert f"resuming at step {part.step}" in capsys.readouterr().out
+    found, expected = load_checkpoint(out / "last.pt"), load_checkpoint(whole)
+    assert found.step == expected.step == 160
+    for name, value in expected.weights.items():
+        assert torch.equal(found.weights[name], value), name
+    steps = [row["step"] for row in read_log(out / "log.csv") if "loss" in row]
+    assert steps == list(range(1, 161))

@@ -1,0 +1,310 @@
+"""Training, really done on a tiny folder: it learns, it repeats itself exactly, and it stops as it should."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from edgerpn import settings
+from edgerpn.errors import CheckpointError, ConfigError, DataError, MissingDependencyError, TrainingDivergedError
+from edgerpn.train.checkpoint import load_checkpoint, load_model
+from edgerpn.train.config import TrainSettings
+from edgerpn.train.data.coco import read_coco
+from edgerpn.train.data.loader import TrainLoader
+from edgerpn.train.run.folder import read_log
+from edgerpn.train.run.loop import TrainResult, train
+
+MakeSettings = Callable[..., TrainSettings]
+Start = Callable[..., TrainResult]
+# 24 steps, evaluated at 5, 10, 15, 20 and 24: interruptions there fall into the middle of an epoch.
+SHORT = ("loop.epochs=6", "loop.evaluations=5")
+
+
+@pytest.fixture
+def start(data_folder: Path, tmp_path: Path, tiny_settings: MakeSettings) -> Start:
+    """Trains into `tmp_path` / name with tiny settings and further `--set` texts."""
+
+    def run(name: str, *overrides: str, **options: object) -> TrainResult:
+        return train(tiny_settings(*overrides), data=data_folder, out=tmp_path / name, **options)  # type: ignore[arg-type]
+
+    return run
+
+
+def weights(file: Path) -> dict[str, Tensor]:
+    return load_checkpoint(file).weights
+
+
+def are_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def losses(history: list[dict[str, float]]) -> list[float]:
+    return [row["loss"] for row in history if "loss" in row]
+
+
+def interrupt_at_first_evaluation(line: str) -> None:
+    """For `say`: sends the process a real SIGINT, once."""
+    if line.startswith("step 5,"):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_recall_rises_on_the_validation_images(start: Start) -> None:
+    beginning = start("beginning", "loop.epochs=1")
+    result = start(
+        "run",
+        "loop.epochs=30",
+        "loop.evaluations=3",
+        "optimizer.learning_rate=5e-3",
+        "optimizer.warmup_steps=5",
+        "optimizer.ema_decay=0.9",
+        "optimizer.ema_warmup_steps=20",
+    )
+    recalls = [row["AR@100"] for row in result.history if "AR@100" in row]
+    assert len(recalls) == 3
+    assert max(recalls) > 0.3
+    assert max(recalls) > beginning.metrics["AR@100"] + 0.1
+    assert sum(losses(result.history)[-10:]) < 0.6 * sum(losses(result.history)[:10])
+    assert result.metrics["AR@100"] == pytest.approx(max(recalls), abs=1e-6)
+    best = load_checkpoint(result.best)
+    assert best.metrics == result.metrics
+    assert best.step == next(row["step"] for row in result.history if row.get("AR@100") == max(recalls))
+    assert best.training is None
+
+
+def test_one_batch_without_augmentation_is_learnt_by_heart(
+    data_folder: Path, tmp_path: Path, tiny_settings: MakeSettings
+) -> None:
+    folder = tmp_path / "one-batch"
+    folder.mkdir()
+    shutil.copytree(data_folder / "images", folder / "images")
+    for split in ("train", "val"):
+        shutil.copy(data_folder / "val.json", folder / f"{split}.json")
+    overrides = (
+        "data.batch_size=12",
+        "data.augment={flip_probability=0.0, scale_range=[1.0, 1.0], aspect_jitter=0.0, color_probability=0.0, "
+        "mosaic_probability=0.0}",
+        "loop.epochs=120",
+        "optimizer.learning_rate=1e-2",
+        "optimizer.warmup_steps=5",
+        "optimizer.ema_decay=0.0",
+    )
+    result = train(tiny_settings(*overrides), data=folder, out=tmp_path / "run")
+    found = losses(result.history)
+    assert len(found) == 120
+    assert found[-1] < found[0] / 4
+    assert result.metrics["recall@100-iou50"] == 1.0
+    assert result.metrics["AR@100"] > 0.6
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    data_folder: Path, tmp_path_factory: pytest.TempPathFactory, tiny_texts: tuple[str, ...]
+) -> TrainResult:
+    """A whole run with `SHORT`, to compare others with."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    return train(settings.load(TrainSettings, overrides=(*tiny_texts, *SHORT)), data=data_folder, out=out)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(start: Start, uninterrupted: TrainResult) -> None:
+    again = start("again", *SHORT)
+    assert are_equal(weights(again.last), weights(uninterrupted.last))
+    assert losses(again.history) == losses(uninterrupted.history)
+    other = start("other", *SHORT, "loop.seed=1")
+    assert not are_equal(weights(other.last), weights(uninterrupted.last))
+
+
+def test_a_resumed_run_ends_as_an_uninterrupted_one(start: Start, uninterrupted: TrainResult) -> None:
+    part = start("run", *SHORT, say=interrupt_at_first_evaluation)
+    assert part.interrupted
+    assert load_checkpoint(part.last).step == 5
+    assert not are_equal(weights(part.last), weights(uninterrupted.last))
+    whole = start("run", *SHORT, resume=True)
+    assert not whole.interrupted
+    found, expected = load_checkpoint(whole.last), load_checkpoint(uninterrupted.last)
+    assert found.step == expected.step == 24
+    assert are_equal(found.weights, expected.weights)
+    assert found.training is not None
+    assert expected.training is not None
+    assert are_equal(found.training["model"], expected.training["model"])
+    assert are_equal(weights(whole.best), weights(uninterrupted.best))
+    assert whole.metrics == uninterrupted.metrics
+    assert [row["step"] for row in whole.history] == [row["step"] for row in uninterrupted.history]
+    assert losses(whole.history) == pytest.approx(losses(uninterrupted.history), rel=1e-5)
+
+
+def test_a_resumed_run_of_several_passes_a_step_ends_as_an_uninterrupted_one(start: Start) -> None:
+    def interrupt(line: str) -> None:
+        if line.startswith("step 3,"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    passes = ("loop.epochs=3", "loop.evaluations=4", "loop.accumulate=2", "assign.samples_per_image=32")
+    whole = start("whole", *passes)
+    assert start("run", *passes, say=interrupt).interrupted
+    again = start("run", *passes, resume=True)
+    assert are_equal(weights(again.last), weights(whole.last))
+    assert losses(again.history) == pytest.approx(losses(whole.history), rel=1e-5)
+
+
+def test_resuming_a_finished_run_changes_nothing(start: Start) -> None:
+    done = start("run")
+    before = weights(done.last)
+    again = start("run", resume=True)
+    assert are_equal(weights(again.last), before)
+    assert again.metrics == done.metrics
+    assert not again.interrupted
+
+
+def test_a_finished_run_can_be_lengthened(start: Start) -> None:
+    start("run", "loop.epochs=1")
+    longer = start("run", "loop.epochs=2", resume=True)
+    assert load_checkpoint(longer.last).step == 8
+    assert [row["step"] for row in longer.history if "loss" in row] == list(range(1, 9))
+
+
+def test_a_diverging_run_stops_and_names_step_images_and_checkpoint(
+    start: Start, data_folder: Path, tiny_settings: MakeSettings
+) -> None:
+    config = tiny_settings().data
+    records = read_coco(data_folder / "train.json", data_folder / "images").records
+    with TrainLoader(records, config, seed=0) as loader:
+        batches = [batch.image_ids for epoch in (0, 1) for batch in loader.epoch(epoch)]
+    wild = ("optimizer.learning_rate=1e30", "optimizer.warmup_steps=0", "optimizer.final_learning_rate=1.0")
+    with pytest.raises(TrainingDivergedError, match=r"at step 1 .*Last good checkpoint: none yet") as fresh:
+        start("fresh", *wild)
+    assert fresh.value.step == 1
+    assert fresh.value.last_good is None
+    assert list(fresh.value.image_ids) == batches[1]
+
+    good = start("good", "loop.epochs=1")
+    before = weights(good.last)
+    with pytest.raises(TrainingDivergedError) as later:
+        start("good", *wild, resume=True)
+    assert later.value.step == 5
+    assert later.value.last_good == str(good.last)
+    assert str(good.last) in str(later.value)
+    assert list(later.value.image_ids) == batches[5]
+    assert are_equal(weights(good.last), before)
+    assert all(torch.isfinite(value).all() for value in before.values())
+
+
+def test_a_folder_that_holds_a_run_is_refused(start: Start) -> None:
+    done = start("run", "loop.epochs=1")
+    before = done.last.read_bytes()
+    with pytest.raises(ConfigError, match=r"holds a run already; go on with --resume"):
+        start("run", "loop.epochs=1")
+    assert done.last.read_bytes() == before
+
+
+def test_there_must_be_something_to_resume(start: Start) -> None:
+    with pytest.raises(ConfigError, match=r"nothing to resume, last.pt is missing"):
+        start("run", resume=True)
+
+
+def test_resuming_with_another_network_is_refused(start: Start) -> None:
+    start("run", "loop.epochs=1")
+    with pytest.raises(CheckpointError, match="does not fit these settings"):
+        start("run", "loop.epochs=2", "model.head_channels=24", resume=True)
+
+
+def test_resuming_from_a_checkpoint_without_training_state_is_refused(start: Start) -> None:
+    done = start("run", "loop.epochs=1")
+    shutil.copy(done.best, done.last)
+    with pytest.raises(CheckpointError, match="no state to go on from"):
+        start("run", "loop.epochs=2", resume=True)
+
+
+def test_the_run_folder_holds_settings_log_and_plot(start: Start, tiny_settings: MakeSettings) -> None:
+    result = start("run", "loop.epochs=3")
+    out = result.last.parent
+    assert sorted(p.name for p in out.iterdir()) == [
+        "best.pt", "config.toml", "last.pt", "log.csv", "loss.png", "versions.json",
+    ]  # fmt: skip
+    assert settings.load(TrainSettings, files=[out / "config.toml"]) == tiny_settings("loop.epochs=3")
+    rows = read_log(out / "log.csv")
+    assert [row["step"] for row in rows] == [*range(1, 13), 12]
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    assert rows[-1]["AR@100"] == pytest.approx(result.metrics["AR@100"], abs=1e-5)
+    assert all(row["images_per_s"] > 0 and row["grad_norm"] > 0 for row in rows[:-1])
+    picture = (out / "loss.png").read_bytes()
+    assert picture.startswith(b"\x89PNG\r\n\x1a\n")
+    assert len(picture) > 10_000
+    model, checkpoint = load_model(result.best)
+    assert not model.training
+    assert (
+        checkpoint.data_sha256
+        == read_coco(Path(checkpoint.data_folder) / "train.json", Path(checkpoint.data_folder) / "images").sha256
+    )
+
+
+def test_a_run_by_the_clock_ends_with_an_evaluation(start: Start) -> None:
+    result = start("run", "loop.minutes=0.015", "loop.evaluations=2")
+    assert "AR@100" in result.history[-1]
+    # 0.9 s in all; a slow machine may spend the second half of them on the evaluation after the first.
+    seconds = [row["seconds"] for row in result.history if "loss" in row]
+    assert 0.44 <= seconds[-1] < 30
+    assert load_checkpoint(result.last).step == result.history[-1]["step"]
+
+
+def test_bad_data_is_refused_before_the_run_begins(tmp_path: Path, tiny_settings: MakeSettings) -> None:
+    with pytest.raises(DataError, match=r"train\.json"):
+        train(tiny_settings(), data=tmp_path, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorboard") is not None, reason="tensorboard is installed")
+def test_without_tensorboard_its_log_says_what_is_missing(start: Start) -> None:
+    with pytest.raises(MissingDependencyError, match=r"edgerpn\[tensorboard\]"):
+        start("run", "loop.tensorboard=true")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="tensorboard is not installed")
+def test_the_tensorboard_log_is_written(start: Start) -> None:
+    result = start("run", "loop.tensorboard=true")
+    assert list(result.last.parent.glob("events.out.tfevents.*"))
+
+
+def test_a_compiled_network_is_compiled_once_for_each_size_of_views(
+    start: Start, uninterrupted: TrainResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs: list[torch.fx.GraphModule] = []
+
+    def note(program: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        programs.append(program)
+        return program
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=note))
+    result = start("run", *SHORT, "loop.compile=true")
+    assert len(programs) == 2
+    assert are_equal(weights(result.last), weights(uninterrupted.last))
+
+
+@pytest.mark.slow
+def test_a_network_that_cannot_be_compiled_trains_without(
+    uninterrupted: TrainResult, data_folder: Path, tiny_texts: tuple[str, ...], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    sets = [word for text in (*tiny_texts, *SHORT, "loop.compile=true") for word in ("--set", text)]
+    # In a process of its own, because PyTorch remembers what it compiled.
+    done = subprocess.run(
+        [sys.executable, "-m", "edgerpn", "train", "--data", str(data_folder), "--out", str(out), *sets],
+        capture_output=True,
+        text=True,
+        timeout=250,
+        env={**os.environ, "CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "loop.compile: not possible here, training goes on without it (" in done.stdout
+    assert are_equal(weights(out / "last.pt"), weights(uninterrupted.last))

@@ -1,0 +1,1 @@
+"""Annotated images: reading and checking them, and batches for training."""

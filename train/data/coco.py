@@ -1,0 +1,257 @@
+"""COCO data sets, checked before training starts: what is wrong is named, counted, and repaired or refused.
+
+Boxes are x1, y1, x2, y2 in pixels of the stored image (the EXIF orientation is ignored, see `data_image`).
+Categories play no role: every box is an object, unless its class is held out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from edgerpn.errors import DataError
+from edgerpn.progress import progress
+from edgerpn.train.data import annotations as data_annotations
+from edgerpn.train.data.annotations import ListedBox, ListedImage
+from edgerpn.train.data.image_files import ImageFolder, Verify, probe_hw, read_image
+from edgerpn.train.data.problems import Kind, Problems
+
+__all__ = ["Dataset", "ImageRecord", "Verify", "read_coco", "read_image"]
+
+MISSING_FILE = Kind("image file missing", "image dropped")
+BROKEN_FILE = Kind("image file broken", "image dropped")
+WRONG_SIZE = Kind(
+    "image whose size is not the annotated one", "image dropped, for its boxes may belong to another picture"
+)
+NO_BOXES = Kind("image without boxes", "kept as a negative")
+_DROPPING = (MISSING_FILE, BROKEN_FILE, WRONG_SIZE)
+_MAX_DROPPED = 0.1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ImageRecord:
+    """A usable image and what is marked in it."""
+
+    image_id: int
+    """COCO id."""
+    file: Path
+    """The image file."""
+    hw: tuple[int, int]
+    """Height and width of the stored image, pixels."""
+    boxes_xyxy: npt.NDArray[np.float32]
+    """(G, 4) objects, pixels, inside the image, of positive width and height."""
+    ignore_xyxy: npt.NDArray[np.float32]
+    """(I, 4) regions of many objects (iscrowd), pixels, inside the image; neither object nor background."""
+    held_out_xyxy: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 4), np.float32))
+    """(O, 4) objects of held-out classes, pixels, inside the image; training does not know of them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Dataset:
+    """The usable images of one annotation file."""
+
+    records: tuple[ImageRecord, ...]
+    """In the order of the annotation file; at least one."""
+    annotation_file: Path
+    """Where they were listed."""
+    sha256: str
+    """Hex digest of the annotation file's bytes."""
+    problems: tuple[str, ...]
+    """One line per kind of problem: what, how many, what was done, up to five examples."""
+
+    def coco_ground_truth(self, part: Literal["seen", "unseen", "all"] = "seen") -> dict[str, Any]:
+        """What the records hold as a COCO data set of the one category 1, for class-agnostic evaluation.
+
+        Args:
+            part: The objects without those of held-out classes, only those, or all; crowds are in each.
+
+        Returns:
+            A new dict with "images", "annotations" (ids from 1; area = width x height; iscrowd) and "categories".
+        """
+        annotations: list[dict[str, Any]] = []
+        for record in self.records:
+            objects = {
+                "seen": record.boxes_xyxy,
+                "unseen": record.held_out_xyxy,
+                "all": np.concatenate((record.boxes_xyxy, record.held_out_xyxy)),
+            }[part]
+            for is_crowd, boxes in enumerate((objects, record.ignore_xyxy)):
+                for x1, y1, x2, y2 in boxes.tolist():
+                    annotations.append(
+                        {
+                            # From 1: pycocotools takes a match with id 0 for no match.
+                            "id": len(annotations) + 1,
+                            "image_id": record.image_id,
+                            "category_id": 1,
+                            "bbox": [x1, y1, x2 - x1, y2 - y1],
+                            "area": (x2 - x1) * (y2 - y1),
+                            "iscrowd": is_crowd,
+                        }
+                    )
+        images = [
+            {"id": record.image_id, "file_name": record.file.name, "width": record.hw[1], "height": record.hw[0]}
+            for record in self.records
+        ]
+        categories = [{"id": 1, "name": "object"}]
+        return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+
+
+def read_coco(
+    annotations: Path, images: Path, *, verify: Verify = "decode", holdout_classes: Sequence[str] = ()
+) -> Dataset:
+    """Reads a COCO annotation file and checks it against the images.
+
+    Repaired and counted in `Dataset.problems`: ids of annotations used twice (kept), annotations of unlisted images,
+    empty, non-finite and outside boxes (dropped), boxes partly outside (clipped), missing and broken files and
+    files of another size than annotated (image dropped), images without boxes (kept as negatives).
+
+    Args:
+        annotations: JSON file with "images" and "annotations".
+        images: Folder of the images; a "file_name" is relative to it, or to the folder that holds it.
+        verify: "decode" decodes every image once; "header" reads sizes and ends of files; "none" trusts the sizes.
+        holdout_classes: Names of classes whose boxes go into `ImageRecord.held_out_xyxy`; their crowds are left out.
+
+    Raises:
+        DataError: The file cannot be read or understood, image ids repeat, a file name leads out of the folder,
+            a held-out class is unknown, or more than a tenth of the images (or all boxes) had to be dropped.
+    """
+    try:
+        data = annotations.read_bytes()
+    except OSError as error:
+        raise DataError(f"{annotations}: cannot be read: {error.strerror}; expected a COCO annotation file") from error
+    if not images.is_dir():
+        raise DataError(f"{images}: expected the folder of the images of {annotations.name}, found none")
+    root = data_annotations.parse_json(data, annotations)
+    listed = data_annotations.parse_images(root["images"], annotations)
+    known = {image.image_id: image for image in listed}
+    held_out = data_annotations.parse_holdout(root, holdout_classes, annotations)
+    problems = Problems()
+    boxes = data_annotations.parse_boxes(root["annotations"], annotations, known, problems, has_classes=bool(held_out))
+    files = _usable_files(listed, images, verify, problems, annotations)
+    _refuse_if_many_dropped(len(listed), problems, annotations, images)
+    records = tuple(_records(listed, files, boxes, held_out, problems))
+    if boxes and not any(len(record.boxes_xyxy) + len(record.ignore_xyxy) for record in records):
+        raise DataError(f"{annotations}: none of its {len(boxes)} boxes is usable", problems=problems.lines())
+    digest = hashlib.sha256(data).hexdigest()
+    return Dataset(records=records, annotation_file=annotations, sha256=digest, problems=problems.lines())
+
+
+def class_names(annotations: Path) -> frozenset[str]:
+    """The names under "categories" of a COCO annotation file; none when it cannot be read, which `read_coco` tells."""
+    try:
+        root = json.loads(annotations.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return frozenset()
+    entries = root.get("categories") if isinstance(root, dict) else None
+    rows = entries if isinstance(entries, list) else []
+    return frozenset(str(row["name"]) for row in rows if isinstance(row, dict) and "name" in row)
+
+
+def _usable_files(
+    listed: tuple[ListedImage, ...], images: Path, verify: Verify, problems: Problems, annotations: Path
+) -> dict[int, Path]:
+    """Checks every file in threads (decoding releases the interpreter) and returns the good ones by image id."""
+
+    def check(image: ListedImage) -> tuple[Path | None, tuple[Kind, str] | None]:
+        return _check_file(image, folder, verify, annotations)
+
+    folder = ImageFolder(images)
+    files: dict[int, Path] = {}
+    workers = ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="verify")
+    try:
+        with progress(len(listed), f"checking {annotations.name}", unit="image") as bar:
+            for image, (file, problem) in zip(listed, workers.map(check, listed), strict=True):
+                bar.update()
+                if problem is not None:
+                    problems.add(*problem)
+                elif file is not None:
+                    files[image.image_id] = file
+    finally:
+        # A refused set or Ctrl-C must not wait for the images still in the queue.
+        workers.shutdown(wait=True, cancel_futures=True)
+    return files
+
+
+def _check_file(
+    image: ListedImage, folder: ImageFolder, verify: Verify, annotations: Path
+) -> tuple[Path | None, tuple[Kind, str] | None]:
+    """The image's file, or the problem for which it cannot be used."""
+    try:
+        file = folder.locate(image.file_name)
+    except DataError as error:
+        raise DataError(f"{annotations}: image {image.image_id}: {error}") from error
+    if file is None:
+        return None, (MISSING_FILE, f"image {image.image_id}: {image.file_name}")
+    if verify == "none":
+        return file, None
+    try:
+        found = probe_hw(file, verify)
+    except DataError as error:
+        return None, (BROKEN_FILE, f"image {image.image_id}: {error}")
+    if found != image.hw:
+        sizes = f"{found[1]} x {found[0]}, annotated {image.hw[1]} x {image.hw[0]}"
+        turned = ", as if turned by its EXIF orientation" if found == image.hw[::-1] else ""
+        return None, (WRONG_SIZE, f"image {image.image_id}: {image.file_name}: {sizes}{turned}")
+    return file, None
+
+
+def _refuse_if_many_dropped(total: int, problems: Problems, annotations: Path, images: Path) -> None:
+    dropped = sum(problems.count(kind) for kind in _DROPPING)
+    if dropped == total:
+        raise DataError(
+            f"{annotations}: none of its {total} images is usable in {images}; is it the right folder?",
+            problems=problems.lines(),
+        )
+    if dropped > _MAX_DROPPED * total:
+        raise DataError(
+            f"{annotations}: {dropped} of {total} images are not usable in {images}, more than one in ten; "
+            "is it the right folder? Repair the set, or take these images out of the file:",
+            problems=problems.lines(),
+        )
+
+
+def _records(
+    listed: tuple[ListedImage, ...],
+    files: dict[int, Path],
+    boxes: list[ListedBox],
+    held_out: Collection[int | None],
+    problems: Problems,
+) -> Iterator[ImageRecord]:
+    by_image: dict[int, list[ListedBox]] = defaultdict(list)
+    for box in boxes:
+        by_image[box.image_id].append(box)
+    for image in listed:
+        if image.image_id not in files:
+            continue
+        kept: tuple[list[tuple[float, ...]], list[tuple[float, ...]]] = [], []
+        apart: list[tuple[float, ...]] = []
+        for box in by_image[image.image_id]:
+            clipped = data_annotations.clip_box(box, image.hw, problems)
+            if clipped is None:
+                continue
+            if box.category_id not in held_out:
+                kept[box.is_crowd].append(clipped)
+                continue
+            problems.add(data_annotations.HELD_OUT_BOX, box.name)
+            if not box.is_crowd:
+                apart.append(clipped)
+        if not kept[0]:
+            problems.add(NO_BOXES, f"image {image.image_id}: {image.file_name}")
+        yield ImageRecord(
+            image_id=image.image_id,
+            file=files[image.image_id],
+            hw=image.hw,
+            boxes_xyxy=np.array(kept[0], np.float32).reshape(-1, 4),
+            ignore_xyxy=np.array(kept[1], np.float32).reshape(-1, 4),
+            held_out_xyxy=np.array(apart, np.float32).reshape(-1, 4),
+        )

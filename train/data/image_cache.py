@@ -1,0 +1,171 @@
+"""Decoded images in shared memory: whichever process decodes one first leaves it there for all.
+
+An image is kept once for each reduction that its views may ask for, exactly as decoding gives it. Batches are
+therefore the same with and without a cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from edgerpn.train.data.augment import AugmentConfig, scale_limits
+from edgerpn.train.data.coco import ImageRecord
+from edgerpn.train.data.image_files import read_reduced
+
+_REDUCTIONS = (8, 4, 2, 1)
+_JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
+
+
+def reduction_for(scale: float) -> int:
+    """The largest reduction (8, 4, 2 or 1) at which an image shown at `scale` need not be enlarged."""
+    return next((reduction for reduction in _REDUCTIONS if reduction * scale <= 1), 1)
+
+
+class ImageCache:
+    """Reads images, and remembers them as far as its memory goes; copies in other processes share the memory."""
+
+    def __init__(
+        self,
+        records: Sequence[ImageRecord],
+        augment: AugmentConfig,
+        out_hw: tuple[int, int],
+        *,
+        size_bytes: int = 0,
+        lock: Any = None,
+    ) -> None:
+        """Lays out the memory.
+
+        Args:
+            records: The images.
+            augment: How they will be shown, which decides the reductions.
+            out_hw: Height and width of the views, pixels.
+            size_bytes: Shared memory to use; 0: none, every image is decoded every time.
+            lock: Of multiprocessing, when other processes get copies; it orders what they see of each other's work.
+        """
+        self._slots: dict[tuple[int, int], tuple[int, tuple[int, int, int]]] = {}
+        self._lock: AbstractContextManager[Any] = lock if lock is not None else contextlib.nullcontext()
+        used = 0
+        if size_bytes:
+            for index, record in enumerate(records):
+                for reduction, shape in _shapes(record, augment, out_hw):
+                    end = used + int(np.prod(shape))
+                    if end <= size_bytes:
+                        self._slots[index, reduction] = (used, shape)
+                        used = end
+        self._memory = torch.empty(used, dtype=torch.uint8)
+        self._is_filled = torch.zeros(len(records) if used else 0, len(_REDUCTIONS), dtype=torch.bool)
+        if used:
+            try:
+                self._memory.share_memory_()
+                self._is_filled.share_memory_()
+            except RuntimeError:
+                # Others took it meanwhile, or there is a limit: decoding every time is slower, and that is all.
+                self._slots, self._memory, used = {}, torch.empty(0, dtype=torch.uint8), 0
+        self.size_bytes = used
+        """Shared memory that it takes; 0 when there was none."""
+
+    @property
+    def num_filled(self) -> int:
+        """Images (in each reduction) that are there."""
+        with self._lock:
+            return int(self._is_filled.sum())
+
+    def read(self, index: int, file: Path, reduction: int) -> tuple[npt.NDArray[np.uint8], int]:
+        """As `read_reduced`, from memory when the image number `index` has been read before; not to be written to.
+
+        Raises:
+            DataError: The file is missing, truncated or not an image.
+        """
+        kept = reduction if _is_jpeg(file) else 1
+        slot = self._slots.get((index, kept))
+        if slot is None:
+            return read_reduced(file, reduction)
+        start, shape = slot
+        place = self._memory[start : start + int(np.prod(shape))].numpy().reshape(shape)
+        column = _REDUCTIONS.index(kept)
+        with self._lock:
+            is_filled = bool(self._is_filled[index, column])
+        if not is_filled:
+            image, used = read_reduced(file, reduction)
+            if used != kept or image.shape != shape:
+                return image, used
+            place[:] = image
+            with self._lock:
+                self._is_filled[index, column] = True
+        place.flags.writeable = False
+        return place, kept
+
+
+def cache_bytes(
+    records: Sequence[ImageRecord],
+    augment: AugmentConfig,
+    out_hw: tuple[int, int],
+    *,
+    limit_bytes: int,
+    is_whole: bool,
+    num_processes: int,
+) -> int:
+    """Shared memory that each process's cache should take.
+
+    Args:
+        records: The images.
+        augment: How they will be shown.
+        out_hw: Height and width of the views, pixels.
+        limit_bytes: Most that all processes of this machine may take together.
+        is_whole: Whether a part of the images is not worth it; memory that others could use is left alone then.
+        num_processes: Training processes on this machine, each of which has a cache of its own.
+    """
+    needed = sum(int(np.prod(shape)) for record in records for _, shape in _shapes(record, augment, out_hw))
+    memory, shared = free_memory(), _free_shared_memory()
+    share = 4 if is_whole else 2
+    # The batches on their way need shared memory too.
+    limit = min(limit_bytes, memory // share, shared // 2) // num_processes
+    if is_whole:
+        return needed if needed <= limit else 0
+    return min(needed, limit)
+
+
+def free_memory() -> int:
+    """Bytes of memory that this process may still get, of the machine and of its container."""
+    free = [_meminfo("MemAvailable")]
+    with contextlib.suppress(OSError, ValueError):
+        folder = Path("/sys/fs/cgroup")
+        free.append(int((folder / "memory.max").read_text()) - int((folder / "memory.current").read_text()))
+    return max(0, min(free))
+
+
+def _meminfo(name: str) -> int:
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith(f"{name}:"):
+                return 1024 * int(line.split()[1])
+    return 0
+
+
+def _free_shared_memory() -> int:
+    with contextlib.suppress(OSError):
+        return shutil.disk_usage("/dev/shm").free
+    return 0
+
+
+def _is_jpeg(file: Path) -> bool:
+    """By its name; what the file holds is found when it is read."""
+    return file.suffix.lower() in _JPEG_SUFFIXES
+
+
+def _shapes(
+    record: ImageRecord, augment: AugmentConfig, out_hw: tuple[int, int]
+) -> list[tuple[int, tuple[int, int, int]]]:
+    """The reductions that views may ask for, with the shapes of the images."""
+    least, largest = (reduction_for(scale) for scale in scale_limits(augment, record.hw, out_hw))
+    reductions = [r for r in _REDUCTIONS if largest <= r <= least] if _is_jpeg(record.file) else [1]
+    return [(r, (-(-record.hw[0] // r), -(-record.hw[1] // r), 3)) for r in reductions]

@@ -1,0 +1,181 @@
+"""Losses on objectness and boxes, over all anchors of a batch at once.
+
+Legend of shape suffixes: N images, A anchors of all levels, P anchors of all images whose boxes are compared.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from edgerpn.train.learning.assign import OBJECT, Assignment
+from edgerpn.train.network.boxes import decode_boxes, encode_boxes, paired_iou_giou
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossConfig:
+    """Which losses, and how they are weighed."""
+
+    objectness: Literal["quality_focal", "bce"] = "quality_focal"
+    """`bce`: 0 or 1 (Ren et al. 2015). `quality_focal`: the target of an object is its box's IoU (arXiv:2006.04388)."""
+    focal_beta: float = 2.0
+    """quality_focal: exponent of the focusing factor."""
+    quality_floor: float = 0.5
+    """quality_focal: an object's boxes are weighed by their IoU, but never by less than this, 0..1."""
+    background_weight: float = 1.0
+    """quality_focal: weight of the anchors that overlap no object by `near_iou`, 0..1. Below 1 what nobody marked is
+    less of a mistake: more objects of unknown classes are found, and fewer of the known ones."""
+    near_iou: float = 0.1
+    """Overlap from which an anchor without an object is near one, and background for sure, 0..1."""
+    box: Literal["giou", "smooth_l1"] = "giou"
+    """`smooth_l1` on deltas (Ren et al. 2015), or `giou` on decoded boxes (arXiv:1902.09630)."""
+    smooth_l1_beta: float = 1 / 9
+    """smooth_l1: where the quadratic part ends, in deltas; 0: plain absolute differences."""
+    box_weight: float = 3.0
+    """Weight of the box loss beside the objectness loss."""
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        if self.focal_beta < 0 or self.smooth_l1_beta < 0 or self.box_weight < 0:
+            raise ValueError("focal_beta, smooth_l1_beta, box_weight: expected at least 0")
+        for name in ("quality_floor", "background_weight", "near_iou"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: expected 0..1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Losses:
+    """Scalars of one batch; `total` is what is minimised."""
+
+    total: Tensor
+    objectness: Tensor
+    box: Tensor
+    num_objects: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossSums:
+    """Sums over a part of a step's images; those of all parts together, divided by one normalizer, are its losses.
+
+    Every loss here is a sum divided by `normalizer`, raised to 1. A step whose images are shared over processes or
+    passes of the network therefore has the losses of one batch, whatever the parts: a mean of the parts' losses would
+    weigh an image by the company it is in.
+    """
+
+    objectness: Tensor
+    """Scalar with a gradient."""
+    box: Tensor
+    """Scalar with a gradient, not yet times `LossConfig.box_weight`."""
+    normalizer: Tensor
+    """Scalar without a gradient: number of sampled anchors (bce), or sum of the objects' weights (quality_focal)."""
+    num_objects: Tensor
+    """Scalar, integer."""
+
+
+def rpn_losses(
+    logits_NA: Tensor,
+    deltas_NA4: Tensor,
+    anchors_A4: Tensor,
+    assignment: Assignment,
+    sampled_NA: Tensor,
+    gt_boxes_NG4: Tensor,
+    *,
+    config: LossConfig,
+) -> Losses:
+    """Objectness and box loss of a whole batch; arguments as those of `rpn_loss_sums`."""
+    sums = rpn_loss_sums(logits_NA, deltas_NA4, anchors_A4, assignment, sampled_NA, gt_boxes_NG4, config=config)
+    normalizer = sums.normalizer.clamp(min=1)
+    objectness, box = sums.objectness / normalizer, sums.box / normalizer
+    return Losses(
+        total=objectness + config.box_weight * box,
+        objectness=objectness.detach(),
+        box=box.detach(),
+        num_objects=sums.num_objects,
+    )
+
+
+def rpn_loss_sums(
+    logits_NA: Tensor,
+    deltas_NA4: Tensor,
+    anchors_A4: Tensor,
+    assignment: Assignment,
+    sampled_NA: Tensor,
+    gt_boxes_NG4: Tensor,
+    *,
+    config: LossConfig,
+) -> LossSums:
+    """Objectness and box loss of some of a step's images, not yet normalised.
+
+    Args:
+        logits_NA: Objectness logits; any float precision, computed in float32.
+        deltas_NA4: Box deltas.
+        anchors_A4: Anchors of all levels, pixels.
+        assignment: Labels and matched boxes.
+        sampled_NA: True for anchors that take part.
+        gt_boxes_NG4: Padded ground-truth boxes, pixels.
+        config: Choice of losses.
+    """
+    logits_NA, deltas_NA4 = logits_NA.float(), deltas_NA4.float()
+    is_object_NA = sampled_NA & (assignment.labels_NA == OBJECT)
+    rows = _rows_to_compare(is_object_NA)
+    is_object_P1 = is_object_NA.flatten()[rows, None]
+    num_images, num_boxes, _ = gt_boxes_NG4.shape
+    first_N1 = torch.arange(0, num_images * num_boxes, num_boxes, device=gt_boxes_NG4.device)[:, None]
+    matched_P4 = gt_boxes_NG4.flatten(0, 1)[(first_N1 + assignment.matched_NA).flatten()[rows]]
+    anchors_P4 = anchors_A4.expand(num_images, -1, -1).flatten(0, 1)[rows]
+    # What is no object among them gets a perfect box, whatever the network says: nothing, not even a gradient, comes
+    # of it.
+    target_P4 = torch.where(is_object_P1, matched_P4, anchors_P4)
+    deltas_P4 = torch.where(is_object_P1, deltas_NA4.flatten(0, 1)[rows], 0.0)
+    iou_P, giou_P = paired_iou_giou(decode_boxes(deltas_P4, anchors_P4), target_P4)
+    weight_P = is_object_P1.squeeze(1).float()
+    if config.objectness == "bce":
+        objectness = _bce(logits_NA, is_object_NA, sampled_NA)
+        normalizer = sampled_NA.sum().float()
+    else:
+        quality_P = iou_P.detach().clamp(0, 1) * weight_P
+        # A floor lets the objects that are furthest from their anchors, the largest, learn as fast as the others.
+        weight_P = weight_P * quality_P.clamp(min=config.quality_floor)
+        normalizer = weight_P.sum()
+        quality_NA = logits_NA.new_zeros(logits_NA.shape)
+        quality_NA.view(-1)[rows] = quality_P
+        is_far_NA = ~is_object_NA & (assignment.overlap_NA < config.near_iou)
+        share_NA = torch.where(is_far_NA, config.background_weight, 1.0) * sampled_NA
+        objectness = _quality_focal(logits_NA, quality_NA, share_NA, config.focal_beta)
+    if config.box == "smooth_l1":
+        loss_P = functional.smooth_l1_loss(
+            deltas_P4, encode_boxes(target_P4, anchors_P4), beta=config.smooth_l1_beta, reduction="none"
+        ).sum(-1)
+    else:
+        loss_P = 1 - giou_P
+    return LossSums(
+        objectness=objectness,
+        box=(loss_P * weight_P).sum(),
+        normalizer=normalizer,
+        num_objects=is_object_NA.sum(),
+    )
+
+
+def _rows_to_compare(is_object_NA: Tensor) -> Tensor | slice:
+    """The anchors, counted over all images, whose boxes are compared: objects, and on a GPU all.
+
+    Boxes cost a GPU next to nothing, but to count the objects the host would wait for it, in the middle of every step.
+    """
+    return slice(None) if is_object_NA.is_cuda else is_object_NA.flatten().nonzero().squeeze(1)
+
+
+def _bce(logits_NA: Tensor, is_object_NA: Tensor, sampled_NA: Tensor) -> Tensor:
+    """Sum of the binary cross-entropy over the sampled anchors."""
+    loss_NA = functional.binary_cross_entropy_with_logits(logits_NA, is_object_NA.float(), reduction="none")
+    return (loss_NA * sampled_NA).sum()
+
+
+def _quality_focal(logits_NA: Tensor, quality_NA: Tensor, share_NA: Tensor, beta: float) -> Tensor:
+    """Sum of share * |quality - score|^beta * BCE(score, quality); Li et al. 2020 (arXiv:2006.04388), equation 2."""
+    loss_NA = functional.binary_cross_entropy_with_logits(logits_NA, quality_NA, reduction="none")
+    focus_NA = (quality_NA - logits_NA.sigmoid()).abs().pow(beta)
+    return (loss_NA * focus_NA * share_NA).sum()

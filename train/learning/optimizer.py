@@ -1,0 +1,152 @@
+"""Optimizer, learning rate and weight averaging."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from edgerpn.train.learning.muon import Muon, split
+
+_LONGEST_WARMUP = 1 / 6
+"""Share of a run."""
+_OUTPUTS = ("head.objectness", "head.deltas")
+"""Layers of the network that give logits and deltas."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerConfig:
+    """How the weights move."""
+
+    kind: Literal["muon", "adamw", "sgd"] = "muon"
+    """Muon for convolutions between hidden channels and AdamW for the rest, AdamW alone, or SGD as in the paper."""
+    learning_rate: float = 2.8e-3
+    """Peak learning rate, for the configured batch size; for `reference_batch_size` when that is chosen by itself."""
+    reference_batch_size: int = 8
+    """Batch size that the learning rate is meant for when `data.batch_size` is 0: with the batch that is chosen then,
+    SGD's rate grows in proportion, the others' with the square root."""
+    final_learning_rate: float = 0.02
+    """Learning rate at the end of the cosine, as a fraction of the peak."""
+    warmup_steps: int = 100
+    """Steps over which the learning rate rises linearly from near 0; fewer in a run of less than six times as many."""
+    momentum: float = 0.9
+    """Momentum of SGD and Muon, beta1 of AdamW (and of what AdamW does beside Muon)."""
+    muon_rms: float = 0.5
+    """muon: root mean square of the step of a hidden convolution's weights, in learning rates."""
+    weight_decay: float = 0.02
+    """Decay of convolution weights; biases and norms have none."""
+    max_grad_norm: float = 10.0
+    """Gradients are scaled down to this norm at most."""
+    ema_decay: float = 0.998
+    """Decay of the average of the weights that is evaluated and exported; 0: no average."""
+    ema_warmup_steps: int = 400
+    """The decay rises from 0 over about as many steps, so that early weights are forgotten."""
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        if self.learning_rate <= 0 or self.max_grad_norm <= 0:
+            raise ValueError("learning_rate: expected a positive number, and max_grad_norm too")
+        if self.muon_rms <= 0:
+            raise ValueError(f"muon_rms: expected a positive number, got {self.muon_rms}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay: expected 0 to below 1, got {self.ema_decay}")
+        if not 0 <= self.final_learning_rate <= 1:
+            raise ValueError(f"final_learning_rate: expected 0..1 (a fraction), got {self.final_learning_rate}")
+        if self.warmup_steps < 0 or self.ema_warmup_steps < 1 or self.reference_batch_size < 1:
+            raise ValueError(
+                "warmup_steps: expected at least 0, and ema_warmup_steps and reference_batch_size at least 1"
+            )
+
+
+def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimizer, with weight decay on convolution weights only."""
+    plain = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    betas = (config.momentum, 0.999)
+    if config.kind == "muon":
+        hidden, outer = split(model, _OUTPUTS)
+        decay = config.weight_decay
+        kinds = ((hidden, decay, True), (outer, decay, False), (plain, 0.0, False))
+        parts = [{"params": p, "weight_decay": d, "hidden": h} for p, d, h in kinds if p]
+        return Muon(parts, lr=config.learning_rate, betas=betas, rms=config.muon_rms)
+    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    if config.kind == "sgd":
+        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=True)
+    # Fused: one pass over all weights. On a CPU the loop over tensors, the default, takes a tenth of the step.
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
+
+
+def scaled_learning_rate(config: OptimizerConfig, batch_size: int) -> float:
+    """The peak learning rate for batches of another size than `reference_batch_size`.
+
+    Source: SGD in proportion (arXiv:1706.02677); Adam with the square root (arXiv:2205.10287). That Muon follows Adam
+    in this is an assumption.
+    """
+    ratio = batch_size / config.reference_batch_size
+    return config.learning_rate * (ratio if config.kind == "sgd" else math.sqrt(ratio))
+
+
+def learning_rate(step: int, progress: float, config: OptimizerConfig) -> float:
+    """Learning rate of a step: linear warm-up, then a cosine over `progress` (0 at the start, 1 at the end).
+
+    The warm-up ends after a sixth of the run at the latest, so that a run of few steps has more than a warm-up.
+    """
+    warmup = min(1.0, max((step + 1) / (config.warmup_steps + 1), progress / _LONGEST_WARMUP))
+    cosine = 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
+    fraction = config.final_learning_rate + (1 - config.final_learning_rate) * cosine
+    return config.learning_rate * warmup * fraction
+
+
+@torch.no_grad()
+def scale_gradients(parameters: Sequence[nn.Parameter], factor: Tensor, max_norm: float) -> Tensor:
+    """Multiplies all gradients by `factor`, and makes them smaller where their common norm would exceed `max_norm`.
+
+    Args:
+        parameters: Those without a gradient are left out.
+        factor: Scalar on the gradients' device.
+        max_norm: Largest Euclidean norm of all gradients together.
+
+    Returns:
+        The norm before it was limited, a scalar on the gradients' device.
+    """
+    grads = [p.grad for p in parameters if p.grad is not None]
+    norm = nn.utils.get_total_norm(grads, foreach=True) * factor
+    torch._foreach_mul_(grads, factor * (max_norm / (norm + 1e-6)).clamp(max=1))
+    return norm
+
+
+class WeightAverage:
+    """Exponential moving average of a model's weights and batch-norm statistics."""
+
+    def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
+        """Starts from the present weights of `model`, which it copies; the model's tensors must stay the same ones."""
+        self.config = config
+        self.num_updates = 0
+        self._source = {name: value.detach() for name, value in model.state_dict().items()}
+        self.state = {name: value.clone() for name, value in self._source.items()}
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The average by name, as in the model's state dict."""
+        return self._state
+
+    @state.setter
+    def state(self, values: dict[str, Tensor]) -> None:
+        self._state = values
+        floats = [name for name, value in values.items() if value.dtype.is_floating_point]
+        others = [name for name, value in values.items() if not value.dtype.is_floating_point]
+        self._floats = [values[name] for name in floats], [self._source[name] for name in floats]
+        self._others = [values[name] for name in others], [self._source[name] for name in others]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Moves the average towards the model's weights."""
+        self.num_updates += 1
+        decay = self.config.ema_decay * (1 - math.exp(-self.num_updates / self.config.ema_warmup_steps))
+        torch._foreach_lerp_(*self._floats, 1 - decay)
+        if self._others[0]:
+            torch._foreach_copy_(*self._others)

@@ -1,0 +1,1 @@
+"""The Region Proposal Network: backbones, anchors, head and the proposal stage."""

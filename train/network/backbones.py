@@ -1,0 +1,284 @@
+"""Backbones: our small one, ResNets, VGG16 and MobileNetV3 with torchvision's parameter names, and timm's.
+
+A backbone is a module with `channels` (one number for each of its output levels) whose forward takes
+(N, 3, H, W) float BGR, normalised, and returns one feature map for each asked stride, finest first.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from edgerpn.errors import CheckpointError, ConfigError, require
+from edgerpn.train.network.layers import Backbone, ConvNormAct, ResidualBlock, check_strides
+from edgerpn.train.network.mobilenet import MobileNetV3Large
+from edgerpn.train.tensor_file import load_tensors
+
+NAMES = ("edge", "resnet18", "resnet34", "resnet50", "vgg16", "mobilenet_v3_large")
+COARSEST_STRIDE_PX = {"resnet18": 32, "resnet34": 32, "resnet50": 32, "vgg16": 16, "mobilenet_v3_large": 32}
+"""Where the backbones of a fixed shape end."""
+
+
+class EdgeBackbone(Backbone):
+    """Plain 3x3 convolutions and residual blocks; 1 to 2 million parameters."""
+
+    def __init__(self, strides: Sequence[int], stage_channels: Sequence[int], stage_blocks: Sequence[int]) -> None:
+        """Makes stages for strides 2, 4, 8, ... of `stage_channels`, each with `stage_blocks` residual blocks."""
+        super().__init__()
+        self.strides = tuple(strides)
+        widths = (3, *stage_channels)
+        self.stages = nn.ModuleList(
+            nn.Sequential(
+                ConvNormAct(widths[i], widths[i + 1], stride=2),
+                *(ResidualBlock(widths[i + 1]) for _ in range(stage_blocks[i])),
+            )
+            for i in range(len(stage_channels))
+            if 2 << i <= max(strides)
+        )
+        self.channels = tuple(stage_channels[s.bit_length() - 2] for s in self.strides)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Feature maps at `strides`."""
+        maps = []
+        for i, stage in enumerate(self.stages):
+            x = stage(x)
+            if 2 << i in self.strides:
+                maps.append(x)
+        return maps
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions; parameter names as in torchvision."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, width: int, stride: int) -> None:
+        """Output has `width` channels and `stride` times fewer rows."""
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = _projection(in_channels, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in, H, W) to (N, width, H / stride, W / stride)."""
+        y = functional.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        return functional.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (with the stride), 1x1; parameter names as in torchvision."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, width: int, stride: int) -> None:
+        """Output has 4 * `width` channels and `stride` times fewer rows."""
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(4 * width)
+        self.downsample = _projection(in_channels, 4 * width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in, H, W) to (N, 4 * width, H / stride, W / stride)."""
+        y = functional.relu(self.bn1(self.conv1(x)))
+        y = functional.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        return functional.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+def _projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
+
+
+class ResNet(Backbone):
+    """He et al. 2016 (arXiv:1512.03385), stride in the 3x3 convolution as in torchvision."""
+
+    def __init__(
+        self, block: type[BasicBlock] | type[Bottleneck], blocks: Sequence[int], strides: Sequence[int]
+    ) -> None:
+        """Builds the stages up to the coarsest of `strides` (out of 4, 8, 16, 32)."""
+        super().__init__()
+        check_strides(strides, (4, 8, 16, 32), "ResNet")
+        self.strides = tuple(strides)
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        self.layers: list[str] = []
+        in_channels, channels = 64, {}
+        for i, count in enumerate(blocks):
+            stride = 4 << i
+            if stride > max(strides):
+                break
+            width = 64 << i
+            first = block(in_channels, width, 1 if i == 0 else 2)
+            in_channels = width * block.expansion
+            rest = [block(in_channels, width, 1) for _ in range(count - 1)]
+            self.layers.append(f"layer{i + 1}")
+            self.add_module(self.layers[-1], nn.Sequential(first, *rest))
+            channels[stride] = in_channels
+        self.channels = tuple(channels[s] for s in self.strides)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Feature maps at `strides`."""
+        x = self.maxpool(functional.relu(self.bn1(self.conv1(x))))
+        maps = []
+        for i, name in enumerate(self.layers):
+            x = self.get_submodule(name)(x)
+            if 4 << i in self.strides:
+                maps.append(x)
+        return maps
+
+
+class Vgg16(Backbone):
+    """Simonyan and Zisserman 2014 (arXiv:1409.1556), configuration D; stride 16 is conv5_3, before the last pool."""
+
+    def __init__(self, strides: Sequence[int]) -> None:
+        """Builds the layers up to the coarsest of `strides` (out of 4, 8, 16)."""
+        super().__init__()
+        check_strides(strides, (4, 8, 16), "vgg16")
+        self.strides = tuple(strides)
+        plan = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+        layers: list[nn.Module] = []
+        self.ends: dict[int, int] = {}
+        in_channels, channels = 3, {}
+        for i, widths in enumerate(plan):
+            if 1 << i > max(strides):
+                break
+            if i > 0:
+                layers.append(nn.MaxPool2d(2, 2, ceil_mode=True))
+            for width in widths:
+                layers += [nn.Conv2d(in_channels, width, 3, 1, 1), nn.ReLU(inplace=True)]
+                in_channels = width
+            self.ends[len(layers) - 1] = 1 << i
+            channels[1 << i] = in_channels
+        self.features = nn.Sequential(*layers)
+        self.channels = tuple(channels[s] for s in self.strides)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Feature maps at `strides`."""
+        maps = []
+        for i, layer in enumerate(self.features):
+            x = layer(x)
+            if self.ends.get(i) in self.strides:
+                maps.append(x)
+        return maps
+
+
+class TimmBackbone(Backbone):
+    """Any convolutional model of the timm package, with random weights; nothing is downloaded."""
+
+    def __init__(self, name: str, strides: Sequence[int]) -> None:
+        """Takes the levels of `strides` from `timm.create_model(name, features_only=True)`."""
+        super().__init__()
+        timm = require("timm", extra="timm", purpose=f"the backbone timm:{name}")
+        try:
+            self.body = timm.create_model(name, pretrained=False, features_only=True)
+        except (RuntimeError, ValueError) as error:
+            raise ConfigError([f"model.backbone: timm cannot make {name!r}: {error}"]) from error
+        reductions = self.body.feature_info.reduction()
+        check_strides(strides, reductions, f"timm:{name}")
+        self.indices = [reductions.index(s) for s in strides]
+        self.channels = tuple(self.body.feature_info.channels()[i] for i in self.indices)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Feature maps at the asked strides."""
+        maps = self.body(x)
+        return [maps[i] for i in self.indices]
+
+
+def make_backbone(
+    name: str, strides: Sequence[int], *, stage_channels: Sequence[int], stage_blocks: Sequence[int]
+) -> Backbone:
+    """Builds a backbone by name with random weights; the two last arguments shape `edge` only.
+
+    Raises:
+        ConfigError: The name is unknown, or the backbone has no level of an asked stride.
+    """
+    if name == "edge":
+        check_strides(strides, [2 << i for i in range(len(stage_channels))], "edge (with these stage_channels)")
+        return EdgeBackbone(strides, stage_channels, stage_blocks)
+    if name == "resnet18":
+        return ResNet(BasicBlock, (2, 2, 2, 2), strides)
+    if name == "resnet34":
+        return ResNet(BasicBlock, (3, 4, 6, 3), strides)
+    if name == "resnet50":
+        return ResNet(Bottleneck, (3, 4, 6, 3), strides)
+    if name == "vgg16":
+        return Vgg16(strides)
+    if name == "mobilenet_v3_large":
+        return MobileNetV3Large(strides)
+    if name.startswith("timm:"):
+        return TimmBackbone(name.removeprefix("timm:"), strides)
+    raise ConfigError([f"model.backbone: expected one of {', '.join(NAMES)} or timm:NAME, got {name!r}"])
+
+
+def load_backbone_weights(backbone: Backbone, file: str | os.PathLike[str]) -> int:
+    """Loads a torchvision state dict (a downloaded .pth, or .safetensors) into a backbone with torchvision's names.
+
+    The classifier is left out, layers that this backbone does not have too. torchvision's models eat RGB and ours
+    BGR: the input channels of the first convolution are swapped.
+
+    Returns:
+        Number of tensors loaded.
+
+    Raises:
+        CheckpointError: The file cannot be read, or its tensors do not fit.
+    """
+    path = Path(file)
+    own = backbone.state_dict()
+    state = {
+        name.removeprefix("backbone.body.").removeprefix("module."): value
+        for name, value in read_state_dict(path).items()
+    }
+    missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
+    if missing:
+        raise CheckpointError(
+            f"{path}: not weights of this backbone: {len(missing)} of {len(own)} tensors are missing, first "
+            f"{missing[0]!r}. Expected a torchvision checkpoint of the same network as model.backbone."
+        )
+    wrong = [n for n in own if n in state and state[n].shape != own[n].shape]
+    if wrong:
+        raise CheckpointError(
+            f"{path}: {wrong[0]!r} has shape {tuple(state[wrong[0]].shape)}, expected {tuple(own[wrong[0]].shape)}"
+        )
+    chosen = {name: state[name] for name in own if name in state}
+    first = next(name for name, value in chosen.items() if value.ndim == 4)
+    chosen[first] = chosen[first].flip(1)
+    backbone.load_state_dict(chosen, strict=False)
+    return len(chosen)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    purpose = f"reading {path.name}"
+    library = require("safetensors", extra="safetensors", purpose=purpose)
+    reader = require("safetensors.torch", extra="safetensors", purpose=purpose)
+    try:
+        return dict(reader.load_file(path))
+    except (library.SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not weights, or damaged: {error}") from error
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Names and tensors of a state dict, from `torch.save` or safetensors; nothing in the file is run.
+
+    Raises:
+        CheckpointError: The file cannot be read, or holds something else.
+    """
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    state = load_tensors(path, expected="weights")
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"{path}: expected a state dict (name -> tensor), got {type(state).__name__}")
+    return state

@@ -1,0 +1,115 @@
+"""The whole detector as one module: uint8 frames in, proposals in frame pixels out.
+
+It is what evaluation runs and, with another form of the NMS, what the export turns into a graph; its interface is
+that of the graph (see `edgerpn.manifest`).
+
+Legend of shape suffixes: N frames, H and W rows and columns, K proposals.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from edgerpn.errors import InputError
+from edgerpn.letterbox import PAD_VALUE, Letterbox, letterbox
+from edgerpn.train.network.anchors import grid_anchors
+from edgerpn.train.network.boxes import clip_boxes
+from edgerpn.train.network.model import Rpn
+from edgerpn.train.network.proposal_stage import ProposalBatch, ProposalConfig, select_proposals
+
+
+class Detector(nn.Module):
+    """Normalisation, network and proposal stage, with fixed shapes from end to end."""
+
+    def __init__(
+        self,
+        model: Rpn,
+        proposals: ProposalConfig,
+        *,
+        network_hw: tuple[int, int],
+        source_hw: tuple[int, int] | None = None,
+        nms: Literal["standard", "portable"] = "standard",
+    ) -> None:
+        """Wraps `model`, which stays the caller's.
+
+        Args:
+            model: The network, in eval mode.
+            proposals: Counts and thresholds of the proposal stage.
+            network_hw: Height and width that the network works at, pixels.
+            source_hw: Height and width of the frames, when scaling them is part of the module; None when frames
+                come letterboxed to `network_hw`.
+            nms: Form of the NMS, see `edgerpn.train.network.proposal_stage.select_proposals`.
+        """
+        super().__init__()
+        self.model = model
+        self.proposals = proposals
+        self.network_hw = network_hw
+        self.nms: Literal["standard", "portable"] = nms
+        self.geometry: Letterbox | None = letterbox(source_hw, network_hw) if source_hw else None
+        self.content_hw = self.geometry.content_hw if self.geometry else network_hw
+        self.num_levels = len(model.config.anchors.strides_px)
+        for level, anchors in enumerate(grid_anchors(model.config.anchors, network_hw)):
+            self.register_buffer(f"anchors_{level}", anchors, persistent=False)
+
+    def forward(self, frames_NHW3: Tensor) -> ProposalBatch:
+        """(N, H, W, 3) uint8 BGR frames to proposals in frame pixels."""
+        levels = self.network_levels(frames_NHW3)
+        anchors = [self.get_buffer(f"anchors_{level}") for level in range(self.num_levels)]
+        batch = select_proposals(levels, anchors, content_hw=self.content_hw, config=self.proposals, nms=self.nms)
+        if self.geometry is None:
+            return batch
+        scale_x, scale_y = self.geometry.scale_xy
+        boxes = batch.boxes / batch.boxes.new_tensor([scale_x, scale_y, scale_x, scale_y])
+        return ProposalBatch(clip_boxes(boxes, self.geometry.source_hw), batch.scores, batch.count)
+
+    def network_levels(self, frames_NHW3: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """(N, H, W, 3) uint8 BGR frames to logits and deltas of each level, what the proposal stage begins with."""
+        levels: list[tuple[Tensor, Tensor]] = self.model(self._to_network(frames_NHW3))
+        return levels
+
+    def _to_network(self, frames_NHW3: Tensor) -> Tensor:
+        """Frames to normalised images of `network_hw`, letterboxed when the frames have their own size."""
+        if self.geometry is None:
+            return self.model.normalize(frames_NHW3)
+        images = frames_NHW3.float().permute(0, 3, 1, 2)
+        if self.geometry.content_hw != self.geometry.source_hw:
+            images = functional.interpolate(images, size=self.content_hw, mode="bilinear", align_corners=False)
+        bottom = self.network_hw[0] - self.content_hw[0]
+        right = self.network_hw[1] - self.content_hw[1]
+        if bottom or right:
+            images = functional.pad(images, (0, right, 0, bottom), value=float(PAD_VALUE))
+        return self.model.standardize(images)
+
+
+@torch.inference_mode()
+def detect(detector: Detector, frame: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Runs one frame of any size through a detector without a fixed source size.
+
+    Args:
+        detector: In eval mode; its device is used.
+        frame: (H, W, 3) uint8 BGR.
+
+    Returns:
+        Boxes (M, 4) float32 in frame pixels and scores (M,) float32, best first; boxes that lie in the padding
+        alone are left out.
+
+    Raises:
+        InputError: The frame is not (H, W, 3) uint8.
+    """
+    if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
+        raise InputError(f"frame: expected (H, W, 3) uint8 BGR, got shape {frame.shape} and dtype {frame.dtype}")
+    geometry = letterbox((frame.shape[0], frame.shape[1]), detector.network_hw)
+    image = torch.from_numpy(geometry.apply(frame, cv2.resize))[None]
+    device = detector.get_buffer("anchors_0").device
+    batch = detector(image.to(device))
+    count = int(batch.count[0])
+    boxes = geometry.to_frame(batch.boxes[0, :count].cpu().numpy())
+    visible = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    return boxes[visible], batch.scores[0, :count].cpu().numpy()[visible]

@@ -1,0 +1,281 @@
+"""The proposal stage: from logits and deltas of every anchor to the K best boxes, with fixed shapes throughout.
+
+The same code serves evaluation in PyTorch and the exported graph; only the form of the NMS differs.
+
+Legend of shape suffixes: N images, A anchors of a level or of all levels, B boxes that compete in NMS, K proposals.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from edgerpn.train.network.boxes import clip_boxes, decode_boxes
+from edgerpn.train.network.nms import largest_overlap, nms_fixed, nms_keep
+
+SOFT_LIST = 2
+"""The best of so many times K boxes are rescored: a box behind them rarely is among the best K afterwards. Without this
+limit AR@100 was 0 to 0.002 higher for K = 100; the work grows with the square of the list."""
+
+MAX_SOFT_LIST = 3840
+"""More boxes are rescored only where K is larger: longer lists are beyond the top-k of every TensorRT."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProposalConfig:
+    """How proposals are selected."""
+
+    num_proposals: int = 100
+    """K, the most proposals of an image."""
+    pre_nms: int = 1000
+    """Best boxes of each pyramid level that enter NMS."""
+    nms_iou: float = 0.9
+    """A box that overlaps a better one by more than this is dropped."""
+    soft_nms_iou: float = 0.5
+    """What NMS leaves loses score where it overlaps a better box by more than this: a factor of
+    sqrt((1 - IoU) / (1 - soft_nms_iou)), with the largest such IoU. 1: no box loses score."""
+    nms_scope: Literal["level", "all"] = "level"
+    """Whether boxes compete within their pyramid level (as in FPN) or all together."""
+    score_threshold: float = 0.0
+    """Boxes scored below this are dropped, 0..1."""
+    min_size_px: float = 1.0
+    """Boxes with a side below this are dropped, pixels of the network's input."""
+    nms_iterations: int = 24
+    """portable NMS: rounds of the fixed-point iteration; exact when no chain of suppressors is longer."""
+    nms_candidates: int | None = None
+    """Best boxes of all levels together that NMS looks at, in one list; not set: all that `pre_nms` leaves.
+
+    What it leaves is then the first of what it leaves of all, and when those are `num_kept` boxes, the proposals are
+    the same. When they are fewer, some of the last proposals are missing, or worse ones stand in their places."""
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        for name in ("num_proposals", "pre_nms", "nms_iterations", "nms_candidates"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+        for name in ("nms_iou", "soft_nms_iou"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name}: expected more than 0 and at most 1, got {getattr(self, name)}")
+        if not 0 <= self.score_threshold < 1:
+            raise ValueError(f"score_threshold: expected 0 to below 1, got {self.score_threshold}")
+        if self.min_size_px < 0:
+            raise ValueError(f"min_size_px: expected at least 0, got {self.min_size_px}")
+
+    @property
+    def num_kept(self) -> int:
+        """Best boxes of an image that are looked at after NMS."""
+        if self.soft_nms_iou == 1:
+            return self.num_proposals
+        return min(SOFT_LIST * self.num_proposals, max(self.num_proposals, MAX_SOFT_LIST))
+
+
+class ProposalBatch(NamedTuple):
+    """Proposals of N images, best first; rows beyond `count` are zero."""
+
+    boxes: Tensor
+    """(N, K, 4) float32 x1, y1, x2, y2, pixels."""
+    scores: Tensor
+    """(N, K) float32, 0..1: objectness, lowered where soft NMS lowers it."""
+    count: Tensor  # type: ignore[assignment] # a tuple's own count() is of no use here
+    """(N,) int32."""
+
+
+class Candidates(NamedTuple):
+    """Boxes that compete with each other in NMS, best first."""
+
+    boxes: Tensor
+    """(N, B, 4) float32 x1, y1, x2, y2, pixels of the network's input."""
+    scores: Tensor
+    """(N, B) float32, 0..1, best first; -1 in the place of boxes that are too small or score too low."""
+    levels: Tensor | None = None
+    """(N, B) float32, pyramid level of each box, when only boxes of the same level compete; None: all do."""
+    num_levels: int = 1
+    """Levels that compete apart."""
+
+
+def select_proposals(
+    levels: list[tuple[Tensor, Tensor]],
+    anchors: list[Tensor],
+    *,
+    content_hw: tuple[int, int],
+    config: ProposalConfig,
+    nms: Literal["standard", "portable"] = "standard",
+) -> ProposalBatch:
+    """Selects the K best proposals of every image.
+
+    1. On each level take the `pre_nms` best logits.
+    2. Decode their boxes in float32 and clip them to the content.
+    3. Mark boxes that are too small or score too low (score -1).
+    4. NMS, level by level or all together.
+    5. Lower the scores of boxes that overlap a better one of any level, unless `soft_nms_iou` is 1.
+    6. The K best of what is left, padded with zeros.
+
+    Args:
+        levels: (logits (N, A), deltas (N, A, 4)) of each level, any float precision.
+        anchors: (A, 4) float32 of each level, pixels of the network's input.
+        content_hw: Height and width of the part of the input that shows the frame, pixels.
+        config: Counts and thresholds.
+        nms: `standard` is exact and becomes ONNX NonMaxSuppression; `portable` is `nms_iterations` rounds of
+            plain operations.
+
+    Returns:
+        Proposals in pixels of the network's input.
+    """
+    groups = nms_groups(levels, anchors, content_hw=content_hw, config=config, nms=nms)  # steps 1 to 3
+    scores_NB = torch.cat([_suppress(group, config, nms) for group in groups], dim=1)  # step 4
+    boxes_NB4 = torch.cat([group.boxes for group in groups], dim=1)
+    if config.soft_nms_iou < 1:
+        scores_NB, index_NB = scores_NB.topk(min(config.num_kept, scores_NB.shape[1]), dim=1)
+        boxes_NB4 = _take(boxes_NB4, index_NB)
+        scores_NB = _rescored(boxes_NB4, scores_NB, config)  # step 5
+    best_NK, index_NK = scores_NB.topk(min(config.num_proposals, scores_NB.shape[1]), dim=1)  # step 6
+    valid_NK = (best_NK >= 0).to(best_NK.dtype)
+    boxes_NK4 = _take(boxes_NB4, index_NK) * valid_NK[..., None]
+    missing = config.num_proposals - best_NK.shape[1]
+    if missing > 0:
+        boxes_NK4 = torch.nn.functional.pad(boxes_NK4, (0, 0, 0, missing))
+        best_NK = torch.nn.functional.pad(best_NK, (0, missing))
+    scores_NK = best_NK.clamp(min=0)
+    return ProposalBatch(boxes_NK4, scores_NK, valid_NK.sum(dim=1).to(torch.int32))
+
+
+def nms_groups(
+    levels: list[tuple[Tensor, Tensor]],
+    anchors: list[Tensor],
+    *,
+    content_hw: tuple[int, int],
+    config: ProposalConfig,
+    nms: Literal["standard", "portable"],
+) -> list[Candidates]:
+    """Steps 1 to 3 of `select_proposals`, with the same arguments: what NMS gets, group by group."""
+    total = sum(min(config.pre_nms, logits.shape[1]) for logits, _ in levels)
+    # The portable form, whose work grows with the square of the list, has shorter lists level by level.
+    if config.nms_candidates is not None and (config.nms_candidates < total or nms == "standard"):
+        count = min(config.nms_candidates, total)
+        return [ranked_candidates(levels, anchors, count, content_hw=content_hw, config=config)]
+    groups = [
+        _decode(*_best(logits, deltas, level_anchors, config.pre_nms), content_hw, config)
+        for (logits, deltas), level_anchors in zip(levels, anchors, strict=True)
+    ]
+    return [_merge(groups)] if config.nms_scope == "all" and len(groups) > 1 else groups
+
+
+def ranked_candidates(
+    levels: list[tuple[Tensor, Tensor]],
+    anchors: list[Tensor],
+    count: int,
+    *,
+    content_hw: tuple[int, int],
+    config: ProposalConfig,
+) -> Candidates:
+    """The `count` best boxes of all levels as one group, sorted by logit.
+
+    One top-k and one decoding for all levels, and an NMS of `count` boxes however many anchors there are.
+    NMS decides about a box by better boxes alone, so what it leaves of this group are the first of the boxes that it
+    leaves of all.
+
+    Args:
+        levels: As for `select_proposals`.
+        anchors: As for `select_proposals`.
+        count: At most the number of boxes that `pre_nms` leaves on all levels.
+        content_hw: As for `select_proposals`.
+        config: Counts and thresholds; `nms_candidates` is not looked at.
+    """
+    sizes = [min(config.pre_nms, logits.shape[1]) for logits, _ in levels]
+    if any(config.pre_nms < min(count, logits.shape[1]) for logits, _ in levels):
+        best = [
+            _best(logits, deltas, level_anchors, config.pre_nms)
+            for (logits, deltas), level_anchors in zip(levels, anchors, strict=True)
+        ]
+        top_NB, index_NB = torch.cat([logits for logits, _, _ in best], dim=1).topk(count, dim=1)
+        deltas_NB4, anchors_NB4 = (
+            _take(torch.cat(rows, dim=1), index_NB)
+            for rows in ([deltas for _, deltas, _ in best], [places for _, _, places in best])
+        )
+    else:
+        # The cut after `count` is the only one. Anchors without a batch axis keep the batch size out of the graph.
+        sizes = [logits.shape[1] for logits, _ in levels]
+        top_NB, index_NB = torch.cat([logits for logits, _ in levels], dim=1).topk(count, dim=1)
+        deltas_NB4 = _take(torch.cat([deltas for _, deltas in levels], dim=1), index_NB)
+        anchors_NB4 = torch.cat(anchors)[index_NB]
+    group = _decode(top_NB, deltas_NB4, anchors_NB4, content_hw, config)
+    if config.nms_scope == "all" or len(levels) == 1:
+        return group
+    # The number of levels that begin at or before a box, less the first.
+    starts = itertools.accumulate(sizes[:-1])
+    level_NB = torch.stack([(index_NB >= start).to(torch.float32) for start in starts]).sum(dim=0)
+    return group._replace(levels=level_NB, num_levels=len(levels))
+
+
+def _best(logits_NA: Tensor, deltas_NA4: Tensor, anchors_A4: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Step 1 for one level: logits (N, B), deltas (N, B, 4) and anchors (N, B, 4) of the best, sorted."""
+    top_NB, index_NB = logits_NA.topk(min(count, logits_NA.shape[1]), dim=1)
+    return top_NB, _take(deltas_NA4, index_NB), anchors_A4[index_NB]
+
+
+def _decode(
+    logits_NB: Tensor, deltas_NB4: Tensor, anchors_NB4: Tensor, content_hw: tuple[int, int], config: ProposalConfig
+) -> Candidates:
+    """Steps 2 and 3."""
+    boxes_NB4 = clip_boxes(decode_boxes(deltas_NB4.float(), anchors_NB4), content_hw)  # step 2
+    scores_NB = logits_NB.float().sigmoid()
+    size_NB2 = boxes_NB4[..., 2:] - boxes_NB4[..., :2]
+    # A box without area is never a proposal, whatever the limits say.
+    valid_NB = (size_NB2 >= max(config.min_size_px, 1e-3)).all(dim=-1) & (scores_NB >= config.score_threshold)
+    return Candidates(boxes_NB4, torch.where(valid_NB, scores_NB, -1.0))  # step 3
+
+
+def _merge(groups: list[Candidates]) -> Candidates:
+    """All levels as one group, sorted by falling score."""
+    boxes_NB4 = torch.cat([group.boxes for group in groups], dim=1)
+    scores_NB, order_NB = torch.cat([group.scores for group in groups], dim=1).sort(dim=1, descending=True, stable=True)
+    return Candidates(_take(boxes_NB4, order_NB), scores_NB)
+
+
+def _suppress(group: Candidates, config: ProposalConfig, nms: Literal["standard", "portable"]) -> Tensor:
+    """Scores with -1 where NMS drops a box."""
+    if nms == "standard":
+        keep_NB = nms_keep(group.boxes, _level_scores(group), config.nms_iou, config.num_kept) > 0.5
+    else:
+        keep_NB = nms_fixed(
+            group.boxes,
+            group.scores >= 0,
+            iou_threshold=config.nms_iou,
+            iterations=config.nms_iterations,
+            labels_NB=group.levels,
+        )
+    return torch.where(keep_NB, group.scores, -1.0)
+
+
+def _level_scores(group: Candidates) -> Tensor:
+    """Scores (N, C, B) of each of C levels, with -1 for the boxes of the others."""
+    scores_N1B = group.scores[:, None]
+    if group.levels is None:
+        return scores_N1B
+    numbers_C1 = torch.arange(group.num_levels, dtype=torch.float32, device=group.scores.device)[:, None]
+    return torch.where(group.levels[:, None] == numbers_C1, scores_N1B, -1.0)
+
+
+def _rescored(boxes_NB4: Tensor, scores_NB: Tensor, config: ProposalConfig) -> Tensor:
+    """Step 5: scores by falling score to scores, with -1 where one falls below the threshold.
+
+    A second box on the same object is worth less than the first box on another one, but more than none. That is the
+    thought of Soft-NMS (Bodla et al. 2017, arXiv:1704.04503); the factor of the largest overlap alone, which needs no
+    loop over boxes, is that of Matrix NMS (Wang et al. 2020, arXiv:2003.10152), with a root and from an overlap on.
+    """
+    # Dropped boxes come last, so none of them counts as a better box.
+    overlap_NB = largest_overlap(boxes_NB4)
+    factor_NB = ((1 - overlap_NB) / (1 - config.soft_nms_iou)).clamp(min=0, max=1).sqrt()
+    rescored_NB = scores_NB * factor_NB
+    valid_NB = (scores_NB >= 0) & (rescored_NB >= config.score_threshold)
+    return torch.where(valid_NB, rescored_NB, -1.0)
+
+
+def _take(rows_NA4: Tensor, index_NB: Tensor) -> Tensor:
+    """Rows (N, B, 4) at `index` of (N, A, 4)."""
+    return rows_NA4.gather(1, index_NB[..., None].expand(-1, -1, 4))

@@ -1,0 +1,82 @@
+"""Receptive-field arithmetic: how far an output cell of a network can see, in input pixels.
+
+For a layer with kernel k and dilation d on a map whose cells are j pixels apart, the field grows by (k - 1) * d * j.
+Where branches meet, the larger field counts. Source: Dumoulin and Visin 2016 (arXiv:1603.07285); the paper of the RPN
+(arXiv:1506.01497) gives 228 pixels for VGG16 with the 3x3 window.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from edgerpn.train.network.model import Rpn
+
+SIDE_PX = 512
+"""Side of the input on which the network is traced; a multiple of every stride."""
+
+KERNELS = {"conv2d", "convolution", "max_pool2d", "avg_pool2d"}
+"""Operators that look at a neighbourhood; all others look at one cell."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Field:
+    """Receptive field of one map."""
+
+    size_px: float
+    """Side of the square of input pixels that a cell can see."""
+    stride_px: float
+    """Input pixels between neighbouring cells."""
+
+
+class _Windows(nn.Module):
+    """The network up to the 3x3 window of each level."""
+
+    def __init__(self, model: Rpn) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """One map for each level."""
+        levels = self.model.neck(self.model.backbone(images))
+        return tuple(self.model.head.window(x, level) for level, x in enumerate(levels))
+
+
+def receptive_fields(model: Rpn) -> list[Field]:
+    """Fields of the sliding-window output of every level, finest first."""
+    program = torch.export.export(_Windows(model).eval(), (torch.zeros(1, 3, SIDE_PX, SIDE_PX),))
+    sizes_px: dict[str, float] = {}
+    for node in program.graph.nodes:
+        if node.op == "output":
+            return [Field(size_px=sizes_px[n.name], stride_px=_cell_px(n)) for n in node.all_input_nodes]
+        if node.op == "placeholder":
+            is_image = node.name == "images"
+            sizes_px.update({node.name: 1.0} if is_image else {})
+            continue
+        inputs = [n for n in node.all_input_nodes if n.name in sizes_px]
+        if inputs:
+            sizes_px[node.name] = max(sizes_px[n.name] for n in inputs) + _growth_px(node, inputs[0])
+    return []
+
+
+def _cell_px(node: fx.Node) -> float:
+    """Input pixels between neighbouring cells of a node's map; infinite when it is no map any more."""
+    value = node.meta["val"]
+    return SIDE_PX / value.shape[-1] if isinstance(value, Tensor) and value.ndim == 4 else float("inf")
+
+
+def _growth_px(node: fx.Node, source: fx.Node) -> float:
+    """By how much an operator widens the field, pixels."""
+    name = getattr(node.target, "__name__", "").split(".")[0]
+    if "adaptive" in name or name == "mean":
+        return float("inf")
+    if name not in KERNELS:
+        return 0.0
+    # Arguments of ATen: conv2d(input, weight, bias, stride, padding, dilation), max_pool2d(input, kernel, ...).
+    second: Any = node.args[1]
+    kernel = second.meta["val"].shape[-1] if isinstance(second, fx.Node) else second[-1]
+    dilations: Any = node.args[5] if "conv" in name and len(node.args) > 5 else [1]
+    return (kernel - 1) * dilations[-1] * _cell_px(source)

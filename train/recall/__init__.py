@@ -1,0 +1,1 @@
+"""Recall of proposals on annotated images."""

@@ -1,0 +1,97 @@
+"""Recall on objects of classes that training never saw, the open-world protocol of OLN (arXiv:2108.06753, section 4.1).
+
+A class-agnostic model should find what nobody marked. Some classes are held out of training, and recall on them is
+measured apart from the others. A proposal on an object of the other part is no mistake, so it does not count against
+the budget of k proposals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from edgerpn.errors import DataError
+from edgerpn.matching import pairwise_iou
+from edgerpn.train.data.coco import Dataset, ImageRecord
+from edgerpn.train.recall.average_recall import average_recall
+
+ON_OBJECT_IOU = 0.5
+"""Overlap from which a proposal is on an object."""
+
+Part = Literal["seen", "unseen"]
+PARTS: tuple[Part, ...] = ("seen", "unseen")
+Rows = Sequence[Mapping[str, Any]]
+
+
+def open_world_recall(dataset: Dataset, results: Rows) -> dict[str, dict[str, float]]:
+    """Recall on all objects, on those of the classes that were trained on, and on those held out.
+
+    Args:
+        dataset: Read with its held-out classes.
+        results: COCO results: image_id, bbox [x, y, width, height] in pixels, score.
+
+    Returns:
+        The metrics of `average_recall` under "all", "seen" and "unseen".
+
+    Raises:
+        DataError: One of the parts has no object.
+    """
+    check_parts(dataset)
+    columns = {"all": average_recall(dataset.coco_ground_truth("all"), results)}
+    for part in PARTS:
+        columns[part] = average_recall(dataset.coco_ground_truth(part), without_other_part(dataset, results, part))
+    return columns
+
+
+def check_parts(dataset: Dataset) -> None:
+    """Makes sure that there are objects of both parts, before anything is run.
+
+    Raises:
+        DataError: There are none of one.
+    """
+    counts = {
+        "seen": sum(len(record.boxes_xyxy) for record in dataset.records),
+        "unseen": sum(len(record.held_out_xyxy) for record in dataset.records),
+    }
+    for part in PARTS:
+        if not counts[part]:
+            raise DataError(
+                f"{dataset.annotation_file}: no object of a class that was {part} in training, so recall on them is "
+                "not defined"
+            )
+
+
+def without_other_part(dataset: Dataset, results: Rows, part: Part) -> list[Mapping[str, Any]]:
+    """The results that count when only objects of `part` do: those that are not on an object of the other part.
+
+    A result is on the object that it overlaps most, if by `ON_OBJECT_IOU` or more; on equal overlap it counts.
+    """
+    records = {record.image_id: record for record in dataset.records}
+    by_image: dict[int, list[int]] = {}
+    for number, row in enumerate(results):
+        by_image.setdefault(row["image_id"], []).append(number)
+    counts = np.ones(len(results), dtype=bool)
+    for image_id, numbers in by_image.items():
+        if image_id in records:
+            xywh = np.array([results[number]["bbox"] for number in numbers], np.float32)
+            boxes = np.concatenate((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), axis=1)
+            counts[numbers] = ~_is_on_other(boxes, records[image_id], part)
+    return [row for row, is_counted in zip(results, counts.tolist(), strict=True) if is_counted]
+
+
+def _is_on_other(boxes: npt.NDArray[np.float32], record: ImageRecord, part: Part) -> npt.NDArray[np.bool_]:
+    """Which of the boxes (M, 4), x1 y1 x2 y2, lie on an object of the other part."""
+    ours, others = record.boxes_xyxy, record.held_out_xyxy
+    if part == "unseen":
+        ours, others = others, ours
+    on_other, on_ours = _best_iou(boxes, others), _best_iou(boxes, ours)
+    return (on_other >= ON_OBJECT_IOU) & (on_other > on_ours)
+
+
+def _best_iou(boxes: npt.NDArray[np.float32], objects: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    if not len(objects):
+        return np.zeros(len(boxes))
+    return pairwise_iou(boxes, objects).max(axis=1)

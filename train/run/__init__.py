@@ -1,0 +1,1 @@
+"""A training run: its start, its loop, its folder, and several processes that share it."""

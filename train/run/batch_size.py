@@ -1,0 +1,160 @@
+"""The batch of a step: checked against the processes that share it, or chosen by itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+
+from edgerpn.errors import ConfigError
+from edgerpn.train.config import TrainSettings
+from edgerpn.train.data.coco import ImageRecord
+from edgerpn.train.data.mosaic import NUM_TILES
+from edgerpn.train.learning.assign import assign, sample
+from edgerpn.train.learning.loss import rpn_losses
+from edgerpn.train.learning.optimizer import make_optimizer, scaled_learning_rate
+from edgerpn.train.network.anchors import grid_anchors
+from edgerpn.train.network.model import Rpn
+from edgerpn.train.run.device import Compute, place
+from edgerpn.train.run.failures import is_out_of_memory
+from edgerpn.train.run.ranks import Ranks
+
+_LARGEST = 256
+"""Images of one pass that are tried at most: beyond it steps become too few to learn from."""
+_LARGEST_SHARE = 0.85
+"""Of the GPU's memory, so that fragmentation and crowded images find room."""
+
+
+def resolve_batch_size(
+    settings: TrainSettings,
+    records: Sequence[ImageRecord],
+    ranks: Ranks,
+    compute: Compute,
+    say: Callable[[str], None],
+) -> TrainSettings:
+    """The settings with a batch size that the processes can share; 0 is replaced, and the learning rate fitted.
+
+    Raises:
+        ConfigError: The batch cannot be shared evenly, the set is too small, or not even one image fits.
+    """
+    parts = ranks.size * settings.loop.accumulate
+    size = settings.data.batch_size
+    if len(records) < parts and not size:
+        raise ConfigError(
+            [
+                f"data.batch_size: expected at least {parts} images ({ranks.size} processes x loop.accumulate "
+                f"{settings.loop.accumulate}), got a set of {len(records)}; take fewer processes or passes"
+            ]
+        )
+    if size:
+        if size % parts or len(records) < parts:
+            raise ConfigError(
+                [
+                    f"data.batch_size: expected a multiple of {parts} ({ranks.size} processes x loop.accumulate "
+                    f"{settings.loop.accumulate}) for a set of at least as many images, got {size} and "
+                    f"{len(records)} images"
+                ]
+            )
+        return settings
+    reference = settings.optimizer.reference_batch_size
+    if compute.device.type == "cuda":
+        trial = _Trial(settings, records, compute)
+        limit = min(_LARGEST, len(records) // parts)
+        size = parts * ranks.smallest(largest_that_fits(trial.fits, limit))
+        trial.clear()
+        why = f"the most that {'each of the GPUs holds' if ranks.size > 1 else 'the GPU holds'}, in powers of 2"
+        if not size:
+            raise ConfigError(
+                ["data.batch_size: not even one image fits into the GPU's memory; choose a smaller --size"]
+            )
+    else:
+        size = parts * min(-(-reference // parts), len(records) // parts)
+        why = "as on every CPU"
+    rate = scaled_learning_rate(settings.optimizer, size)
+    say(
+        f"data.batch_size: {size} images a step, {why}; optimizer.learning_rate: {rate:.3g}, "
+        f"for {settings.optimizer.learning_rate:.3g} is meant for {reference} images"
+    )
+    return dataclasses.replace(
+        settings,
+        data=dataclasses.replace(settings.data, batch_size=size),
+        optimizer=dataclasses.replace(settings.optimizer, learning_rate=rate),
+    )
+
+
+def largest_that_fits(fits: Callable[[int], bool], limit: int) -> int:
+    """The largest power of 2 up to `limit` for which `fits` is true, found by doubling; 0 when 1 does not fit."""
+    size = 0
+    trial = 1
+    while trial <= limit and fits(trial):
+        size, trial = trial, 2 * trial
+    return size
+
+
+class _Trial:
+    """Steps with made-up images, as crowded as the most crowded one of the set, on a network of its own."""
+
+    def __init__(self, settings: TrainSettings, records: Sequence[ImageRecord], compute: Compute) -> None:
+        self._settings, self._compute = settings, compute
+        self._model = place(Rpn(settings.model), compute.device)
+        self._optimizer = make_optimizer(self._model, settings.optimizer)
+        # The largest views of the run.
+        self._view_hw = max(settings.data.views_hw, key=math.prod)
+        self._anchors = [a.to(compute.device) for a in grid_anchors(settings.model.anchors, self._view_hw)]
+        shown = NUM_TILES if settings.data.augment.mosaic_probability else 1
+        self._num_boxes = shown * max(1, *(len(record.boxes_xyxy) for record in records))
+        self._num_ignored = shown * max(1, *(len(record.ignore_xyxy) + len(record.boxes_xyxy) for record in records))
+
+    def fits(self, size: int) -> bool:
+        """Whether a step with `size` images leaves some of the GPU's memory free."""
+        device = self._compute.device
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        free, total = torch.cuda.mem_get_info(device)
+        available = free + torch.cuda.memory_reserved(device)
+        try:
+            self._step(size)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
+        finally:
+            self._optimizer.zero_grad(set_to_none=True)
+        return torch.cuda.max_memory_reserved(device) <= _LARGEST_SHARE * min(available, total)
+
+    def clear(self) -> None:
+        """Gives the memory back."""
+        del self._model, self._optimizer, self._anchors
+        torch.cuda.empty_cache()
+
+    def _step(self, size: int) -> None:
+        settings, device = self._settings, self._compute.device
+        height, width = self._view_hw
+        frames = torch.zeros(size, height, width, 3, dtype=torch.uint8, device=device)
+        boxes = torch.tensor([0.0, 0.0, width / 2, height / 2], device=device).expand(size, self._num_boxes, 4)
+        ignored = torch.zeros(size, self._num_ignored, 4, device=device)
+        with self._compute.autocast():
+            levels = self._model(self._model.normalize(frames))
+        assignment = assign(
+            self._anchors,
+            boxes,
+            torch.ones(boxes.shape[:2], dtype=torch.bool, device=device),
+            ignored,
+            torch.ones(ignored.shape[:2], dtype=torch.bool, device=device),
+            image_hw=self._view_hw,
+            config=settings.assign,
+        )
+        generator = torch.Generator(device).manual_seed(0)
+        losses = rpn_losses(
+            torch.cat([logits for logits, _ in levels], dim=1),
+            torch.cat([deltas for _, deltas in levels], dim=1),
+            torch.cat(self._anchors),
+            assignment,
+            sample(assignment.labels_NA, config=settings.assign, generator=generator),
+            boxes,
+            config=settings.loss,
+        )
+        losses.total.backward()
+        self._optimizer.step()

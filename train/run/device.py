@@ -1,0 +1,100 @@
+"""The device to train on, and the precision of its forward pass."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from edgerpn.errors import ConfigError
+from edgerpn.train.config import LoopConfig
+from edgerpn.train.run.ranks import ALONE, Ranks
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Compute:
+    """Where and how the network runs."""
+
+    device: torch.device
+    """Device of weights and batches."""
+    dtype: torch.dtype
+    """Precision of the forward pass; float32 means no automatic mixed precision."""
+
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
+        """Context in which the network's forward pass runs."""
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def __str__(self) -> str:
+        """For logs: "cpu, bf16"."""
+        names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+        return f"{self.device}, {names[self.dtype]}"
+
+
+def place(module: AnyModule, device: torch.device) -> AnyModule:
+    """Moves a module to `device`, its convolutions channels-last in memory, the faster layout on CPUs and GPUs."""
+    module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload] # missing in the stubs
+    return module
+
+
+def choose_compute(config: LoopConfig, ranks: Ranks = ALONE) -> Compute:
+    """Resolves `device` and `amp`; of several processes on a machine each takes a GPU of its own.
+
+    Raises:
+        ConfigError: The device is not there, or cannot do what is asked.
+    """
+    device = _device(config.device)
+    if ranks.size > 1 and device.type == "cuda":
+        device = _own_gpu(config.device, ranks)
+    if config.amp == "off":
+        dtype = torch.float32
+    elif config.amp == "auto":
+        dtype = torch.bfloat16 if _has_native_bf16(device) else torch.float32
+    else:
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[config.amp]
+    if dtype == torch.float16 and device.type != "cuda":
+        raise ConfigError([f"loop.amp: fp16 needs a CUDA device, got {device}; use bf16 or off"])
+    return Compute(device=device, dtype=dtype)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError([f"loop.device: expected auto, cpu, cuda or cuda:N, got {name!r}"]) from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError([f"loop.device: expected auto, cpu, cuda or cuda:N, got {name!r}"])
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            [f"loop.device: {name!r} is not there; PyTorch sees {torch.cuda.device_count()} CUDA devices"]
+        )
+    return device
+
+
+def _own_gpu(name: str, ranks: Ranks) -> torch.device:
+    if name not in ("auto", "cuda"):
+        raise ConfigError([f"loop.device: expected auto, cpu or cuda with {ranks.size} processes, got {name!r}"])
+    if ranks.local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            [
+                f"{ranks.local_size} processes on this machine, but PyTorch sees {torch.cuda.device_count()} CUDA "
+                "devices; start torchrun with as many processes as devices (--nproc-per-node)"
+            ]
+        )
+    return torch.device("cuda", ranks.local_rank)
+
+
+def _has_native_bf16(device: torch.device) -> bool:
+    """Whether bf16 convolutions are computed by the hardware (emulation is slower than float32)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

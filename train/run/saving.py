@@ -1,0 +1,176 @@
+"""Saving the state of a run in last.pt and best.pt, also when the disk is full, and taking it up again."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+from edgerpn.errors import CheckpointError, TrainingStoppedError
+from edgerpn.train.checkpoint import Checkpoint
+from edgerpn.train.run.failures import how_to_go_on
+from edgerpn.train.run.state import Progress, Run
+
+_LARGEST_SHARE = 1 / 50
+"""Of a run's time, for saving between evaluations."""
+_STATE = "the checkpoint"
+
+
+class Keeper:
+    """Saves a run in the first process; a disk that is full for a while costs it nothing but what it could not write.
+
+    Nothing here needs the other processes, so that it works when they are gone.
+    """
+
+    def __init__(self, run: Run, say: Callable[[str], None]) -> None:
+        """Counts from now on."""
+        self._run = run
+        self._say = say
+        self._saved_at = time.monotonic()
+        self._took_s = 0.0
+        self._failure: str | None = None
+
+    def is_due(self) -> bool:
+        """Whether so much time has passed that last.pt should be written."""
+        pause = max(self._run.settings.loop.save_every_s, self._took_s / _LARGEST_SHARE)
+        return self._run.ranks.is_first and time.monotonic() - self._saved_at >= pause
+
+    def save(self, metrics: dict[str, float] | None = None) -> bool:
+        """Writes log and last.pt; says so when the disk does not take one, and returns whether last.pt was written.
+
+        The numbers of all steps taken must have been checked: what is not finite must not be kept.
+        """
+        if not self._run.ranks.is_first:
+            return True
+        began = time.monotonic()
+        checkpoint = _checkpoint(self._run, metrics or {})
+        self._write(self._run.folder.write_log, "the log")
+        is_done = self._write(lambda: self._run.folder.save(checkpoint), _STATE)
+        self._saved_at = time.monotonic()
+        self._took_s = self._saved_at - began
+        return is_done
+
+    def save_best(self, metrics: dict[str, float] | None = None) -> bool:
+        """As `save`, for best.pt."""
+        if not self._run.ranks.is_first:
+            return True
+        checkpoint = _checkpoint(self._run, metrics or {})
+        is_done = self._write(lambda: self._run.folder.save_best(checkpoint), _STATE)
+        # Otherwise the next step would try again at once.
+        self._saved_at = time.monotonic()
+        return is_done
+
+    def draw(self) -> None:
+        """Writes log and loss plot."""
+        if self._run.ranks.is_first:
+            self._write(self._run.folder.write_log, "the log")
+            self._write(self._run.folder.plot_log, "the loss plot")
+
+    def finish(self) -> None:
+        """Makes sure that the last state was saved.
+
+        Raises:
+            TrainingStoppedError: It was not.
+        """
+        if self._failure is not None:
+            raise TrainingStoppedError(
+                f"{self._failure} at the end of the run (step {self._run.progress.step}), after which its last state "
+                f"is lost. Free space; {how_to_go_on(self._run.folder)}"
+            )
+
+    def _write(self, write: Callable[[], None], what: str) -> bool:
+        try:
+            write()
+        except OSError as error:
+            failure = f"{what} could not be written: {error.strerror or error}"
+            self._say(f"step {self._run.progress.step}: {failure}; training goes on, and {_what_stays(self._run)}")
+            if what == _STATE:
+                self._failure = failure
+            return False
+        if what == _STATE:
+            self._failure = None
+        return True
+
+
+def _what_stays(run: Run) -> str:
+    whole = run.folder.whole
+    return f"{whole.name} stays as it was" if whole is not None else f"there is no {run.folder.last.name} yet"
+
+
+def _checkpoint(run: Run, metrics: dict[str, float]) -> Checkpoint:
+    return Checkpoint(
+        settings=run.settings,
+        weights={name: value.cpu() for name, value in run.weights.items()},
+        step=run.progress.step,
+        metrics=metrics,
+        data_sha256=run.train_set.sha256,
+        data_folder=str(run.train_set.annotation_file.resolve().parent),
+        training={
+            "model": run.model.state_dict(),
+            "optimizer": run.optimizer.state_dict(),
+            "average_updates": run.average.num_updates,
+            "average": run.average.state,
+            "scaler": run.scaler.state_dict(),
+            "progress": dataclasses.asdict(run.progress),
+            "images_per_step": run.loader.batch_size,
+            "torchrun_id": run.ranks.run_key,
+        },
+    )
+
+
+def restore(run: Run, checkpoint: Checkpoint) -> None:
+    """Brings a run to the state of a checkpoint.
+
+    Raises:
+        CheckpointError: It is none to go on from, or one of a run with other data, optimizer or network.
+    """
+    state = checkpoint.training
+    if state is None:
+        raise CheckpointError(
+            f"{run.folder.last}: holds weights, but no state to go on from, like a best.pt or a checkpoint of an "
+            "earlier format; put the run's last.pt there, or start a new run"
+        )
+    old, new = checkpoint.settings.optimizer.kind, run.settings.optimizer.kind
+    if old != new:
+        raise CheckpointError(
+            f"{run.folder.last}: the run uses {old}, which cannot go on as {new}; give --set optimizer.kind={old}, or "
+            "start a new run"
+        )
+    if checkpoint.data_sha256 != run.train_set.sha256:
+        raise CheckpointError(f"{run.folder.last}: the run was trained on another train.json; start a new run")
+    old_classes, new_classes = checkpoint.settings.data.holdout_classes, run.settings.data.holdout_classes
+    if set(old_classes) != set(new_classes):
+        raise CheckpointError(
+            f"{run.folder.last}: the run holds out {', '.join(old_classes) or 'no class'}, and cannot go on holding "
+            f"out {', '.join(new_classes) or 'none'}; start a new run"
+        )
+    if checkpoint.settings.data.batch_size != run.settings.data.batch_size:
+        raise CheckpointError(
+            f"{run.folder.last}: the run uses batches of {checkpoint.settings.data.batch_size}, and its place in the "
+            f"epoch counts them; it cannot go on with {run.settings.data.batch_size}"
+        )
+    images_per_step = state.get("images_per_step", run.loader.batch_size)
+    if images_per_step != run.loader.batch_size:
+        raise CheckpointError(
+            f"{run.folder.last}: the run takes {images_per_step} images a step out of its small set, and with this "
+            f"number of processes and loop.accumulate it would take {run.loader.batch_size}; go on with the old ones"
+        )
+    # Loading brings the old run's rates and decays back; the settings of this one hold.
+    chosen = [{k: v for k, v in group.items() if k != "params"} for group in run.optimizer.param_groups]
+    try:
+        run.model.load_state_dict(state["model"])
+        run.optimizer.load_state_dict(state["optimizer"])
+        for group, values in zip(run.optimizer.param_groups, chosen, strict=True):
+            group.update(values)
+    except (RuntimeError, ValueError) as error:
+        first = str(error).splitlines()[:2][-1].strip().rstrip(".")
+        raise CheckpointError(
+            f"{run.folder.last}: the saved state does not fit these settings: {first}. "
+            "Resume with the settings of the run, or start a new one."
+        ) from error
+    run.average.state = {name: value.to(run.compute.device) for name, value in state["average"].items()}
+    run.average.num_updates = state["average_updates"]
+    run.scaler.load_state_dict(state["scaler"])
+    run.progress = Progress(**state["progress"])
+    # Counted anew, because --resume may have lengthened the run.
+    run.progress.evaluations = int(run.fraction * run.settings.loop.evaluations + 1e-9)

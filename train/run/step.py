@@ -1,0 +1,184 @@
+"""One optimizer step, over the parts of a batch that this process has.
+
+The losses are sums until all parts of all processes are there; the gradients are divided by their common normalizer
+just before they are used. Steps are therefore the same however a batch is shared, up to rounding (and, over passes
+of `loop.accumulate`, up to the statistics of batch norm, which are those of a pass).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from edgerpn.errors import TrainingDivergedError
+from edgerpn.train.data.batch import Batch
+from edgerpn.train.learning.assign import assign, sample
+from edgerpn.train.learning.loss import LossSums, rpn_loss_sums
+from edgerpn.train.learning.optimizer import learning_rate, scale_gradients
+from edgerpn.train.network.layers import set_norm_momentum
+from edgerpn.train.run.state import Run
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepFigures:
+    """Numbers of one step, over all processes."""
+
+    loss: float
+    objectness: float
+    box: float
+    objects: float
+    grad_norm: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepRecord:
+    """What happened in a step; its numbers are on their way from the device, so that the next step can begin."""
+
+    step: int
+    """Number of the step, from 0."""
+    epoch: int
+    """Number of the epoch, from 0."""
+    image_ids: tuple[int, ...]
+    """COCO ids of this process's images."""
+    learning_rate: float
+    """Rate of the step."""
+    host_values: Tensor
+    """Loss, objectness, box, objects and norm of the gradient, on the CPU once `arrival` has happened."""
+    arrival: torch.cuda.Event | None
+    """When `host_values` is there; None: it is there."""
+
+    def figures(self) -> StepFigures:
+        """The numbers; waits for the step to end."""
+        if self.arrival is not None:
+            self.arrival.synchronize()
+        loss, objectness, box, objects, grad_norm = self.host_values.tolist()
+        return StepFigures(loss=loss, objectness=objectness, box=box, objects=objects, grad_norm=grad_norm)
+
+
+def take_step(run: Run, batches: Sequence[Batch]) -> StepRecord:
+    """Forward and backward pass of each part, then one step of the optimizer and of the average."""
+    settings, state, compute = run.settings, run.progress, run.compute
+    rate = learning_rate(state.step, run.fraction, settings.optimizer)
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    run.model.train()
+    set_norm_momentum(run.model, state.step)
+    run.optimizer.zero_grad(set_to_none=True)
+    sums = torch.zeros(4, device=compute.device)
+    for part, batch in enumerate(batches):
+        on_device = batch.to(compute.device, non_blocking=True)
+        with _gradients_kept_here(run, is_last=part == len(batches) - 1):
+            losses = _loss_sums(run, on_device, part)
+            # By the number of images, so that sums are about as large as losses and float16 has room for them.
+            total = (losses.objectness + settings.loss.box_weight * losses.box) / run.loader.batch_size
+            run.scaler.scale(total).backward()
+        sums += torch.stack(
+            (losses.objectness.detach(), losses.box.detach(), losses.normalizer, losses.num_objects.float())
+        )
+    run.ranks.add_up(sums)
+    objectness, box, normalizer, objects = sums.unbind()
+    normalizer = normalizer.clamp(min=1)
+    run.scaler.unscale_(run.optimizer)
+    # DistributedDataParallel gives the mean over the processes, of gradients that belong to a sum.
+    factor = run.loader.batch_size * run.ranks.size / normalizer
+    grad_norm = scale_gradients(run.parameters, factor, settings.optimizer.max_grad_norm)
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    run.average.update()
+    total = (objectness + settings.loss.box_weight * box) / normalizer
+    values = torch.stack((total, objectness / normalizer, box / normalizer, objects, grad_norm))
+    host_values, arrival = _to_host(values)
+    return StepRecord(
+        step=state.step,
+        epoch=state.epoch,
+        image_ids=tuple(image_id for batch in batches for image_id in batch.image_ids),
+        learning_rate=rate,
+        host_values=host_values,
+        arrival=arrival,
+    )
+
+
+def check(run: Run, record: StepRecord) -> StepFigures:
+    """The numbers of a step.
+
+    Raises:
+        TrainingDivergedError: They are not finite.
+    """
+    figures = record.figures()
+    if not math.isfinite(figures.loss):
+        raise _diverged(run, record, "the loss is not finite")
+    # With float16 such a step was left out, and the scale of the gradients lowered.
+    if not math.isfinite(figures.grad_norm) and not run.scaler.is_enabled():
+        raise _diverged(run, record, "the gradient is not finite")
+    return figures
+
+
+def _loss_sums(run: Run, batch: Batch, part: int) -> LossSums:
+    settings, device = run.settings, run.compute.device
+    images = run.model.normalize(batch.images)
+    with run.compute.autocast():
+        levels = run.network(images)
+    logits, deltas = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
+    height, width = batch.images.shape[1:3]
+    anchors = run.anchors_of((height, width))
+    assignment = assign(
+        anchors,
+        batch.gt_boxes,
+        batch.gt_mask,
+        batch.ignore_boxes,
+        batch.ignore_mask,
+        image_hw=(height, width),
+        config=settings.assign,
+    )
+    # A generator of its own for each step makes the draw independent of where the run was interrupted.
+    generator = torch.Generator(device).manual_seed(settings.loop.seed * 1_000_003 + run.progress.step)
+    first = (part * run.ranks.size + run.ranks.rank) * len(batch.images)
+    return rpn_loss_sums(
+        logits,
+        deltas,
+        torch.cat(anchors),
+        assignment,
+        sample(
+            assignment.labels_NA,
+            config=settings.assign,
+            generator=generator,
+            part=(first, run.loader.batch_size),
+        ),
+        batch.gt_boxes,
+        config=settings.loss,
+    )
+
+
+def _gradients_kept_here(run: Run, *, is_last: bool) -> contextlib.AbstractContextManager[None]:
+    """Gradients of all parts but the last stay in their process; with the last the sum goes round."""
+    if is_last or run.parallel is None:
+        return contextlib.nullcontext()
+    return run.parallel.no_sync()
+
+
+def _to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    if values.device.type != "cuda":
+        return values, None
+    host_values = values.to("cpu", non_blocking=True)
+    arrival = torch.cuda.Event()
+    arrival.record()
+    return host_values, arrival
+
+
+def _diverged(run: Run, record: StepRecord, what: str) -> TrainingDivergedError:
+    last_good = str(run.folder.whole) if run.folder.whole is not None else None
+    unknown = "none yet" if run.ranks.is_first else "the first process names it"
+    mosaics = " and what was put beside them" if run.settings.data.augment.mosaic_probability else ""
+    return TrainingDivergedError(
+        f"{what} at step {record.step} (epoch {record.epoch}), images {list(record.image_ids)}{mosaics}. "
+        f"Last good checkpoint: {last_good or unknown}. "
+        "Lower optimizer.learning_rate or raise optimizer.warmup_steps, or look at these images.",
+        step=record.step,
+        image_ids=record.image_ids,
+        last_good=last_good,
+    )
