@@ -90,7 +90,7 @@ def _camera(spec: str) -> Any:
     if not files:
         raise SystemExit(f"{path}: no frame can be read")
 
-    class VideoCamera(_module(ROOT / "tests" / "streams" / "mjpeg_server.py").MjpegCamera):  # type: ignore[misc]
+    class VideoCamera(_module(ROOT / "tests" / "support" / "mjpeg_server.py").MjpegCamera):  # type: ignore[misc]
         def jpeg(self, index: int) -> bytes:
             """The file of one picture."""
             return files[index % len(files)]
@@ -186,7 +186,7 @@ def _viewers(address: str, number: int) -> Iterator[None]:
 
 def _take_pictures(address: str, cameras: list[Any], folder: Path) -> None:
     """The page in light, in dark with the last camera down, and on a phone."""
-    browsers = _module(ROOT / "tests" / "runtime" / "web" / "browser.py")
+    browsers = _module(ROOT / "tests" / "support" / "browser.py")
     folder.mkdir(parents=True, exist_ok=True)
     sizes = {
         "web-light": (1280, 1040, False, 1.0),

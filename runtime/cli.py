@@ -72,10 +72,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command and prints its summary; 0 done, 1 no frame could be read, 128 + N ended by signal N."""
+    from edgerpn.runtime.run import streams_cli as streams
     from edgerpn.runtime.run.logs import log_to_stderr
     from edgerpn.runtime.sources.file_sources import ImageSource
     from edgerpn.runtime.sources.open_source import image_paths, open_source
-    from edgerpn.runtime.summary import streams_cli as streams
 
     # A pattern that the shell has expanded is a source like one that it has not.
     paths = image_paths(arguments.sources)

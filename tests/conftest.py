@@ -11,6 +11,8 @@ import hypothesis
 import pytest
 
 # A slow machine is no failure, and in CI the same commit tries the same examples.
+pytest_plugins = ["tests.support.models"]
+
 hypothesis.settings.register_profile("edgerpn", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("edgerpn")
 
@@ -28,7 +30,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Two groups for `./dev test`, which gives each a process: tests that mostly wait, and those that compute."""
     if config.pluginmanager.hasplugin("xdist"):
         for item in items:
-            waits = ROOT / "tests" / "runtime" in item.path.parents
+            waits = bool({ROOT / "tests" / "runtime", ROOT / "tests" / "benchmarks"} & set(item.path.parents))
             item.add_marker(pytest.mark.xdist_group("wait" if waits else "compute"))
 
 

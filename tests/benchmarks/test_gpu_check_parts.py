@@ -173,7 +173,8 @@ except gpu_engine.CudaError as error:
 )
 def test_events_and_free_memory_come_from_the_driver(tmp_path: Path) -> None:
     here = Path(__file__).resolve()
-    words = ["cc", "-shared", "-fPIC", "-o", str(tmp_path / "libcuda.so.1"), str(here.with_name("host_cuda.c")), "-ldl"]
+    source = here.parents[1] / "support" / "host_cuda.c"
+    words = ["cc", "-shared", "-fPIC", "-o", str(tmp_path / "libcuda.so.1"), str(source), "-ldl"]
     subprocess.run([*words, "-Wl,-soname,libcuda.so.1"], check=True, capture_output=True)
     code = CLOCK.format(folder=str(here.parents[2] / "benchmarks"))
     environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path), "LD_PRELOAD": ""}

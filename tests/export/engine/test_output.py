@@ -131,9 +131,8 @@ def test_a_file_that_cannot_be_renamed_leaves_everything_as_it_was(
 CRASH = """
 import os, sys
 from pathlib import Path
-from edgerpn.export import build_output
 sys.path.insert(0, {tests!r})
-import test_build_output as tests
+import test_output as tests
 real, calls = os.replace, []
 def replace(source, target):
     if Path(target).name in tests.NAMES:

@@ -79,13 +79,13 @@ def python(code: str, **environment: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def driver(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the stand-in driver."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None or sys.platform != "linux":
         pytest.skip("the stand-in driver needs Linux and a C compiler")
     folder = tmp_path_factory.mktemp("driver")
-    source = Path(__file__).with_name("host_cuda.c")
+    source = root / "tests" / "support" / "host_cuda.c"
     words = [compiler, "-shared", "-fPIC", "-o", str(folder / "libcuda.so.1"), str(source), "-ldl"]
     subprocess.run([*words, "-Wl,-soname,libcuda.so.1"], check=True, capture_output=True)
     return folder

@@ -2,33 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from edgerpn.__main__ import main
-
-_CAMERAS = Path(__file__).resolve().parents[2] / "streams" / "cameras.py"
-
-
-def _load_cameras() -> Any:
-    spec = importlib.util.spec_from_file_location("edgerpn_tests_cameras_of_doctor", _CAMERAS)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-_cameras = _load_cameras()
-rtsp_packages = _cameras.rtsp_packages
-make_camera = _cameras.make_camera
-make_proxy = _cameras.make_proxy
-make_mjpeg = _cameras.make_mjpeg
+from tests.support.cameras import make_camera, make_mjpeg, make_proxy, rtsp_packages  # noqa: F401 - fixtures
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,8 +16,9 @@ from edgerpn.runtime.backends.contract import Outputs
 from edgerpn.runtime.backends.open_backend import open_backend
 from edgerpn.runtime.frame import Event, Result
 from edgerpn.runtime.run import SourceConfig, StreamRunner, StreamsConfig
+from tests.support import patience
+from tests.support.mjpeg_server import MjpegCamera
 
-STREAMS = Path(__file__).resolve().parents[2] / "streams"
 QUICK = {
     "gap_s": 0.5,
     "stall_s": 2.0,
@@ -28,20 +27,6 @@ QUICK = {
     "backoff_max_s": 0.8,
     "healthy_s": 1.0,
 }
-
-
-def _load(name: str) -> Any:
-    """A module beside the tests, which are no package."""
-    spec = importlib.util.spec_from_file_location(f"{name}_of_streams", STREAMS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-_patience = _load("patience")
 
 
 class SlowBackend:
@@ -74,11 +59,10 @@ class SlowBackend:
 @pytest.fixture
 def make_camera() -> Iterator[Callable[..., Any]]:
     """Starts cameras that serve pictures over HTTP."""
-    camera_class = _load("mjpeg_server").MjpegCamera
     cameras: list[Any] = []
 
     def make(**options: Any) -> Any:
-        cameras.append(camera_class(**options))
+        cameras.append(MjpegCamera(**options))
         return cameras[-1]
 
     yield make
@@ -86,10 +70,10 @@ def make_camera() -> Iterator[Callable[..., Any]]:
         camera.__exit__()
 
 
-@pytest.fixture
-def patience() -> Any:
+@pytest.fixture(name="patience")
+def _patience() -> Any:
     """Waits and limits that bear a busy machine."""
-    return _patience
+    return patience
 
 
 @pytest.fixture
@@ -154,7 +138,7 @@ class Run:
         self.events: list[Event] = []
         self._items = iter(runner)
 
-    def until(self, is_it: Callable[[Result | Event], bool], timeout_s: float = _patience.DEADLINE_S) -> Result | Event:
+    def until(self, is_it: Callable[[Result | Event], bool], timeout_s: float = patience.DEADLINE_S) -> Result | Event:
         """The first item that fits."""
         end_s = time.monotonic() + timeout_s
         for item in self._items:
@@ -186,12 +170,12 @@ class Run:
     def for_s(self, seconds: float) -> None:
         """Takes what comes for some time; there must be something."""
         end_s = time.monotonic() + seconds
-        self.until(lambda item: time.monotonic() >= end_s, seconds + _patience.DEADLINE_S)
+        self.until(lambda item: time.monotonic() >= end_s, seconds + patience.DEADLINE_S)
 
     def rest(self) -> None:
         """Takes everything until the runner ends."""
         with pytest.raises(AssertionError, match="did not come"):
-            self.until(lambda item: False, 2 * _patience.DEADLINE_S)
+            self.until(lambda item: False, 2 * patience.DEADLINE_S)
 
 
 @pytest.fixture
@@ -207,4 +191,4 @@ def start() -> Iterator[Callable[..., Run]]:
     yield make
     for runner in runners:
         runner.close()
-    _patience.wait_for_captures()
+    patience.wait_for_captures()

@@ -18,11 +18,10 @@ import pytest
 from edgerpn.errors import ConfigError
 from edgerpn.runtime import Model
 from edgerpn.runtime.frame import Event
-from edgerpn.runtime.run import SourceConfig, StreamsConfig
+from edgerpn.runtime.run import SourceConfig, StreamsConfig, logs
 from edgerpn.runtime.run.logs import RepeatFilter, log_to_stderr
 from edgerpn.runtime.run.notify import Notifier
 from edgerpn.runtime.run.service import Service
-from edgerpn.runtime.summary import logs
 
 Make = Callable[..., Any]
 _logger = logging.getLogger("edgerpn.test")

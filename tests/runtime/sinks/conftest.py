@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from edgerpn.proposals import Proposals
 from edgerpn.runtime.frame import Event, Frame, Result
+from tests.support import patience
 
 MakeResult = Callable[..., Result]
 Until = Callable[..., None]
-
-
-def _load_patience() -> Any:
-    """A module beside the tests, which are no package."""
-    path = Path(__file__).resolve().parents[2] / "streams" / "patience.py"
-    spec = importlib.util.spec_from_file_location("patience_of_sinks", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-_patience = _load_patience()
 
 
 @pytest.fixture(scope="session")
@@ -67,7 +51,7 @@ def until() -> Until:
     """Waits until a condition holds, and fails when it takes too long."""
 
     def wait(condition: Callable[[], object]) -> None:
-        _patience.wait_until(condition)
+        patience.wait_until(condition)
 
     return wait
 
@@ -75,4 +59,4 @@ def until() -> Until:
 @pytest.fixture(scope="session")
 def within() -> Callable[[float, float], None]:
     """Fails when something took longer than it may on a machine at rest."""
-    return _patience.assert_within
+    return patience.assert_within

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,8 +12,10 @@ import numpy as np
 import pytest
 
 from edgerpn.runtime.sources import Capture, CaptureConfig, CapturedFrame, CaptureEvent, CaptureGroup, open_capture
+from tests.support import patience
+from tests.support.cameras import make_camera, make_mjpeg, make_proxy, rtsp_packages  # noqa: F401 - fixtures
+from tests.support.patience import DEADLINE_S
 
-STREAMS = Path(__file__).resolve().parents[2] / "streams"
 QUICK = {
     "gap_s": 0.5,
     "stall_s": 2.0,
@@ -26,24 +27,6 @@ QUICK = {
 """Patience with cameras in tests; a recovery may then take backoff_max_s + 2 s."""
 
 RECOVERY_S = QUICK["backoff_max_s"] + 2.0
-
-
-def _load(name: str) -> Any:
-    """A module beside the tests, which are no package."""
-    spec = importlib.util.spec_from_file_location(f"edgerpn_tests_{name}", STREAMS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-_cameras, _patience = _load("cameras"), _load("patience")
-rtsp_packages = _cameras.rtsp_packages
-make_camera = _cameras.make_camera
-make_proxy = _cameras.make_proxy
-make_mjpeg = _cameras.make_mjpeg
-DEADLINE_S = _patience.DEADLINE_S
 
 
 class Player:
@@ -84,7 +67,7 @@ class Player:
         """Waits for a frame that is taken from now on; fails when that takes longer than `limit_s`."""
         now_s = time.monotonic()
         _, waited_s = self.until(lambda item: getattr(item, "index", -1) >= 0 and item.monotonic_s > now_s, DEADLINE_S)
-        _patience.assert_within(waited_s, limit_s)
+        patience.assert_within(waited_s, limit_s)
 
     def frames_for(self, seconds: float) -> list[tuple[int, Any, Any, int, tuple[int, ...]]]:
         """Index, media time, lag, drops and shape of the frames of the next seconds, without their pictures."""
@@ -124,7 +107,7 @@ def play() -> Iterator[Callable[..., Player]]:
     yield start
     for capture in captures:
         capture.close()
-    _patience.wait_for_captures()
+    patience.wait_for_captures()
 
 
 @pytest.fixture
@@ -139,7 +122,7 @@ def make_group() -> Iterator[Callable[[], CaptureGroup]]:
     yield make
     for group in groups:
         group.close()
-    _patience.wait_for_captures()
+    patience.wait_for_captures()
 
 
 @pytest.fixture(scope="session")
@@ -160,10 +143,10 @@ def recovery_s() -> float:
     return RECOVERY_S
 
 
-@pytest.fixture
-def patience() -> Any:
+@pytest.fixture(name="patience")
+def _patience() -> Any:
     """Waits and limits that bear a busy machine."""
-    return _patience
+    return patience
 
 
 @pytest.fixture

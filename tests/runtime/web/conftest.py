@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import importlib.util
 import json
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +20,8 @@ from edgerpn.runtime.run import SourceConfig, StreamsConfig
 from edgerpn.runtime.run.session import run_streams
 from edgerpn.runtime.web import HttpConfig, open_page
 from edgerpn.runtime.web.server import WebServer
+from tests.support import patience
+from tests.support.mjpeg_server import MjpegCamera
 
 QUICK = {
     "gap_s": 0.4,
@@ -33,20 +33,6 @@ QUICK = {
 }
 SIZE_WH = (320, 192)
 NUM_BOXES = 6
-
-
-def _load(path: Path) -> Any:
-    name = f"{path.stem}_of_web"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-_patience = _load(Path(__file__).resolve().parents[2] / "streams" / "patience.py")
 
 
 class Client:
@@ -130,7 +116,7 @@ class Site:
         """The figures of one source."""
         return next(row for row in self.get("/api/v1/sources").json["sources"] if row["name"] == name)
 
-    def until(self, is_it: Callable[[], Any], timeout_s: float = _patience.DEADLINE_S) -> Any:
+    def until(self, is_it: Callable[[], Any], timeout_s: float = patience.DEADLINE_S) -> Any:
         """Waits until something is the case."""
         end_s = time.monotonic() + timeout_s
         while not (found := is_it()):
@@ -146,7 +132,7 @@ class Site:
         """Ends the run."""
         streams: Any = self.hub.streams
         streams._runner.stop()
-        self._thread.join(_patience.DEADLINE_S)
+        self._thread.join(patience.DEADLINE_S)
         assert not self._thread.is_alive()
         self.page.close()
 
@@ -158,7 +144,7 @@ def painted_camera(paint: Callable[..., Any]) -> Any:
     frames = [paint(height, width, box=(8 * i, 40, 8 * i + 80, 120), count=NUM_BOXES) for i in range(20)]
     files = [cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes() for frame in frames]
 
-    class PaintedCamera(_load(Path(__file__).resolve().parents[2] / "streams" / "mjpeg_server.py").MjpegCamera):  # type: ignore[misc]
+    class PaintedCamera(MjpegCamera):
         def jpeg(self, index: int) -> bytes:
             """The file of one picture."""
             return files[index % len(files)]
@@ -258,10 +244,10 @@ class Held:
         return self._backend.infer(frames)
 
 
-@pytest.fixture
-def patience() -> Any:
+@pytest.fixture(name="patience")
+def _patience() -> Any:
     """Waits and limits that bear a busy machine."""
-    return _patience
+    return patience
 
 
 @pytest.fixture

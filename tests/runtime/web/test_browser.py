@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
-import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from functools import partial
@@ -13,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.support import browser as browser_helpers
 
 Make = Callable[..., Any]
 
@@ -88,13 +88,7 @@ return unnamed.map((element) => element.outerHTML);
 @pytest.fixture(scope="module")
 def browsers() -> Any:
     """The helpers beside this file; skips where there is no browser, or fails if EDGERPN_REQUIRE_BROWSER=1."""
-    name = "browser_of_web"
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("browser.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
+    module: Any = browser_helpers
     missing = module.missing_programs()
     if missing and os.environ.get("EDGERPN_REQUIRE_BROWSER") == "1":
         pytest.fail(f"EDGERPN_REQUIRE_BROWSER=1, but these are missing: {missing}")

@@ -7,9 +7,7 @@ the grey 114 of padding counts as nothing.
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +25,7 @@ from edgerpn import manifest as manifests
 from edgerpn.manifest import AnchorSpec, EngineSpec, InputSpec, Manifest, ProposalSpec, Provenance
 from edgerpn.manifest.parts import ProfileSpec
 from edgerpn.runtime.backends.tensorrt.compatibility import this_platform
+from tests.support import tensorrt_standin
 
 NUM_PROPOSALS = 10
 NETWORK_HW = (96, 160)
@@ -69,14 +68,8 @@ def make_video() -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def standin() -> ModuleType:
-    """The module `tensorrt_standin.py` of this folder: a stand-in for TensorRT and a GPU."""
-    name = "tensorrt_standin"
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """The module `tensorrt_standin`."""
+    return tensorrt_standin
 
 
 @pytest.fixture

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import select
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.support.fault_proxy import FaultProxy
+from tests.support.mjpeg_server import MjpegCamera
 
 STREAMS = Path(__file__).resolve().parent
 SYSTEM_PYTHON = "/usr/bin/python3"
@@ -32,23 +33,8 @@ raise SystemExit(f"missing elements: {missing}" if missing else 0)
 """
 
 
-def load_module(path: Path) -> Any:
-    """A helper beside the tests, which are no package."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-FaultProxy = load_module(STREAMS / "fault_proxy.py").FaultProxy
-MjpegCamera = load_module(STREAMS / "mjpeg_server.py").MjpegCamera
-
-
 class RtspCamera:
-    """The process of `tests/streams/rtsp_server.py`."""
+    """The process of `rtsp_server.py`."""
 
     def __init__(self, **options: Any) -> None:
         self.options = options
