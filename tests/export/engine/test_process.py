@@ -229,7 +229,7 @@ def test_a_full_disk_leaves_no_half_written_engine(build: Callable[..., Building
 
 
 def test_without_a_terminal_a_long_build_says_phase_and_share(build: Callable[..., Building]) -> None:
-    prepare = "from edgerpn.export import build\nbuild.Display.__init__.__kwdefaults__['interval_s'] = 0.0"
+    prepare = "from edgerpn.export.engine import build\nbuild.Display.__init__.__kwdefaults__['interval_s'] = 0.0"
     status, _, err = build(prepare=prepare).finish()
     assert status == 0
     lines = [line for line in err.splitlines() if line.startswith("building a.engine: ")]
