@@ -13,7 +13,13 @@ import pytest
 
 import edgerpn
 
-PACKAGES = {"core": "edgerpn", "train": "edgerpn/train", "export": "edgerpn/export", "runtime": "edgerpn/runtime", "demo": "edgerpn/demo"}
+PACKAGES = {
+    "core": "edgerpn",
+    "train": "edgerpn/train",
+    "export": "edgerpn/export",
+    "runtime": "edgerpn/runtime",
+    "demo": "edgerpn/demo",
+}
 """Folder in the repository -> folder in the wheel."""
 
 BUILD = "import sys; from setuptools.build_meta import build_wheel; print(build_wheel(sys.argv[1]))"
