@@ -140,7 +140,7 @@ def check_room(onnx_file: Path, output: Path, machine: Machine, say: Callable[[s
     if available is not None and available < needed_mib:
         say(f"memory is scarce: {available} MiB available, a build takes about {needed_mib} MiB; close other programs")
     if machine.gpu_free_mib is not None and machine.gpu_free_mib < needed_mib:
-        say(f"memory of the GPU is scarce: {machine.gpu_free_mib} MiB free; set --workspace if the build fails")
+        say(f"memory of the GPU is scarce: {machine.gpu_free_mib} MiB free; set workspace_mib if the build fails")
 
 
 def available_mib(file: Path = Path("/proc/meminfo")) -> int | None:
