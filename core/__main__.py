@@ -31,10 +31,9 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "export": ("edgerpn.export.cli", "export", "turn a checkpoint into an ONNX graph, and prove that they agree"),
     "build": ("edgerpn.export.engine.cli", "tensorrt", "compile an exported graph to a TensorRT engine"),
     "check": ("edgerpn.export.check_cli", "export", "check a graph against a target, or compare two models on images"),
-    "why": ("edgerpn.runtime.why_cli", "tensorrt", "say whether an engine can run here, and what to do if not"),
     "run": ("edgerpn.runtime.cli", "onnxruntime", "run an exported model on video, images or a camera"),
     "doctor": ("edgerpn.runtime.doctor.cli", "opencv-headless", "say what is wrong with this machine or a camera"),
-    "inspect": ("edgerpn.export.inspection", "export", "say what a checkpoint or an exported model is"),
+    "inspect": ("edgerpn.export.inspection", "export", "describe a model file, and say whether it can run here"),
     "demo": ("edgerpn.demo.cli", "demo", "train, evaluate, export and run on made-up data"),
 }
 

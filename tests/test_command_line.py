@@ -33,7 +33,6 @@ ARGUMENTS = {
         " --config --set --print-config"
     ),
     "check": "model --target --against --images --data --limit --report --pictures",
-    "why": "engine --json",
     "run": (
         "model sources --config --set --print-config --out --jsonl --video --http --show --max-frames --score --top"
         " --threads --provider --on-mismatch --log-format --log-level --self-test"
@@ -52,7 +51,7 @@ def actions(command: str) -> list[argparse.Action]:
 
 
 def test_the_commands_are_these() -> None:
-    assert " ".join(COMMANDS) == "train anchors import eval export build check why run doctor inspect demo"
+    assert " ".join(COMMANDS) == "train anchors import eval export build check run doctor inspect demo"
     assert set(ARGUMENTS) == set(COMMANDS)
 
 
