@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import numpy.typing as npt
 
-from edgerpn.runtime.backends.contract import available_cores
+from edgerpn.machine import available_cores
 from edgerpn.runtime.frame import Event, Frame
 from edgerpn.runtime.sources.capture_config import CaptureConfig, local_path, source_kind
 from edgerpn.runtime.sources.decoders import Choice
