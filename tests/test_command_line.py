@@ -18,8 +18,8 @@ from edgerpn.__main__ import COMMANDS, build_parser, main
 EVERY_COMMAND = "-h --help --debug"
 ARGUMENTS = {
     "train": (
-        "--data --out --epochs --minutes --size --preset --holdout-classes --backbone-weights --resume --config --set"
-        " --print-config"
+        "--data -o --output --out --epochs --minutes --size --preset --holdout-classes --backbone-weights --resume"
+        " --config --set --print-config"
     ),
     "anchors": "--data --size --preset --strides --sizes --ratios -o --output",
     "import": "source file -o --output --arch --size --norm-eps",

@@ -67,7 +67,7 @@ def train(
 
     Args:
         settings: Resolved settings.
-        data: Folder with train.json, val.json and images/.
+        data: Folder with train.json, val.json and images/, or a training annotation file with val.json beside it.
         out: Folder of the run; made when missing.
         resume: Go on from `out`/last.pt; with the same settings the numbers are those of an uninterrupted run.
         backbone_weights: torchvision state dict to start the backbone from.

@@ -19,6 +19,7 @@ from edgerpn.train.config import TrainSettings
 from edgerpn.train.data.coco import Dataset, read_coco
 from edgerpn.train.data.image_cache import cache_bytes
 from edgerpn.train.data.loader import Share, TrainLoader
+from edgerpn.train.data.splits import Split, find_train_and_val
 from edgerpn.train.learning.optimizer import WeightAverage, make_optimizer
 from edgerpn.train.network.backbones import load_backbone_weights
 from edgerpn.train.network.model import Rpn
@@ -39,7 +40,7 @@ class RunRequest:
     settings: TrainSettings
     """Resolved settings, but for a batch size of 0."""
     data: Path
-    """Folder with train.json, val.json and images/."""
+    """Folder with train.json, val.json and images/, or a training annotation file with val.json and images/ beside."""
     folder: RunFolder
     """Where it goes."""
     resume: bool
@@ -151,7 +152,7 @@ def read_material(request: RunRequest, ranks: Ranks) -> Material:
     checkpoint = _checkpoint(request, ranks)
     if checkpoint is None:
         request.folder.check_new()
-    train_set, val_set = (_read_split(request, split) for split in ("train", "val"))
+    train_set, val_set = (_read_split(request, split) for split in find_train_and_val(request.data))
     return Material(train_set=train_set, val_set=val_set, checkpoint=checkpoint)
 
 
@@ -189,16 +190,11 @@ def _with_batch_size(settings: TrainSettings, checkpoint: Checkpoint | None) -> 
     )
 
 
-def _read_split(request: RunRequest, split: str) -> Dataset:
+def _read_split(request: RunRequest, split: Split) -> Dataset:
     config = request.settings.data
-    dataset = read_coco(
-        request.data / f"{split}.json",
-        request.data / "images",
-        verify=config.verify,
-        holdout_classes=config.holdout_classes,
-    )
+    dataset = read_coco(*split, verify=config.verify, holdout_classes=config.holdout_classes)
     for problem in dataset.problems:
-        request.say(f"{split}.json: {problem}")
+        request.say(f"{split.annotations.name}: {problem}")
     return dataset
 
 
