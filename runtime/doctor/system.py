@@ -19,7 +19,7 @@ from edgerpn.errors import EngineLoadError, MissingDependencyError
 from edgerpn.machine import available_cores
 from edgerpn.runtime.opencv import load_cv2
 from edgerpn.runtime.sources.decoders import Abilities, find_abilities
-from edgerpn.runtime.sources.entry import known_schemes
+from edgerpn.runtime.sources.spec import plugin_schemes
 
 Verdict = Literal["ok", "problem", "absent"]
 
@@ -117,15 +117,15 @@ def _program() -> SystemCheck:
 
 def _cameras() -> SystemCheck:
     devices = sorted(Path("/dev").glob("video*"))
-    foreign = [f"{scheme}://" for scheme in known_schemes()]
-    found = ", ".join([*map(str, devices), *foreign]) or "no /dev/videoN"
+    plugins = [f"{scheme}://" for scheme in plugin_schemes()]
+    found = ", ".join([*map(str, devices), *plugins]) or "no /dev/videoN"
     closed = [str(device) for device in devices if not os.access(device, os.R_OK | os.W_OK)]
     if closed:
         advice = "sudo usermod -aG video USER, then log in again (in a container: --device and the group video)"
         return SystemCheck(
             name="cameras", verdict="problem", found=f"{', '.join(closed)}: not for this user", advice=advice
         )
-    return SystemCheck(name="cameras", verdict="ok" if devices or foreign else "absent", found=found)
+    return SystemCheck(name="cameras", verdict="ok" if devices or plugins else "absent", found=found)
 
 
 def _onnxruntime() -> SystemCheck:
