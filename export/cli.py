@@ -9,9 +9,10 @@ from pathlib import Path
 from edgerpn import settings
 from edgerpn.arguments import size_argument
 from edgerpn.errors import ConfigError, DataError, ExportError
-from edgerpn.export.export_config import NMS, PRECISIONS, TARGETS, ExportConfig
+from edgerpn.export.export_config import NMS, PRECISIONS, ExportConfig
 from edgerpn.export.photographs import IMAGE_SUFFIXES, spread
 from edgerpn.manifest import manifest_path
+from edgerpn.targets import EXPORT_TARGETS
 
 NUM_PARITY_IMAGES = 16
 """Images on which graph and network are compared."""
@@ -23,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, metavar="model.onnx", help="file to write; its manifest goes beside"
     )
-    parser.add_argument("--target", choices=TARGETS, help="what will run it (default onnxruntime)")
+    parser.add_argument("--target", choices=EXPORT_TARGETS, help="what will run it (default onnxruntime)")
     parser.add_argument(
         "--size", type=size_argument, metavar="HxW", help="size that the network works at (default: as trained)"
     )

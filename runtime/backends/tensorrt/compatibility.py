@@ -15,18 +15,12 @@ from edgerpn.errors import ArtifactMismatchError, EngineLoadError, MissingDepend
 from edgerpn.manifest import EngineSpec, Manifest
 from edgerpn.runtime.backends.tensorrt.cuda import Device, DeviceInfo
 from edgerpn.runtime.backends.tensorrt.cuda_provider import open_device
-from edgerpn.runtime.backends.tensorrt.library import (
-    TensorRtLibrary,
-    import_library,
-    is_same_version,
-    runs_compatible_engine,
-)
+from edgerpn.runtime.backends.tensorrt.library import TensorRtLibrary, import_library
+from edgerpn.targets import HARDWARE_COMPATIBLE_FROM, is_same_version, runs_compatible_engine
 
 Verdict = Literal["ok", "no", "unknown"]
 
 _BUILD = "Build it again on this machine: edgerpn build MODEL.onnx -o {name}"
-_HARDWARE_COMPATIBLE_FROM = 80
-"""Compute capability, times 10, from which TensorRT runs hardware-compatible engines (Ampere)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -195,7 +189,7 @@ def _gpu(spec: EngineSpec, here: Here, path: Path) -> Check:
         return Check(key="GPU", expected=expected, found=f"none: {here.device_problem}", verdict="no")
     info = here.device.info
     fits = info.compute_capability in spec.compute_capabilities
-    if spec.hardware_compatible and _times_ten(info.compute_capability) >= _HARDWARE_COMPATIBLE_FROM:
+    if spec.hardware_compatible and _times_ten(info.compute_capability) >= HARDWARE_COMPATIBLE_FROM:
         fits = True
     verdict: Verdict = "ok" if fits else "no"
     advice = _BUILD.format(name=path.name)

@@ -16,7 +16,7 @@ from edgerpn.errors import ArtifactMismatchError, EngineLoadError, ManifestError
 from edgerpn.runtime import why_cli
 from edgerpn.runtime.backends.tensorrt import compatibility
 from edgerpn.runtime.backends.tensorrt.backend import TensorRtBackend
-from edgerpn.runtime.backends.tensorrt.library import import_library, is_same_version, runs_compatible_engine
+from edgerpn.runtime.backends.tensorrt.library import import_library
 
 MakeModel = Callable[..., Path]
 
@@ -209,15 +209,6 @@ def test_the_lean_runtime_serves_where_it_may(tmp_path: Path, monkeypatch: pytes
     assert library.title == "TensorRT 10.16.1.11 (lean runtime)"
     with pytest.raises(MissingDependencyError, match="Python package tensorrt, which is not installed"):
         import_library("tensorrt")
-
-
-def test_versions_are_compared_by_the_numbers_that_both_give() -> None:
-    assert is_same_version("10.3.0.26", "10.3.0.26")
-    assert is_same_version("10.3.0.26", "10.3.0")
-    assert not is_same_version("10.3.0.26", "10.3.0.30")
-    assert not is_same_version("10.3", "10.3")
-    assert runs_compatible_engine("8.6.1.6", "10.3.0.26")
-    assert not runs_compatible_engine("11.1.0.1", "10.3.0.26")
 
 
 @pytest.mark.rtx
