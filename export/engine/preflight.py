@@ -124,4 +124,4 @@ def check_room(onnx_file: Path, output: Path, machine: Machine, say: Callable[[s
         free_mib = available >> 20
         say(f"memory is scarce: {free_mib} MiB available, a build takes about {needed_mib} MiB; close other programs")
     if machine.gpu_free_mib is not None and machine.gpu_free_mib < needed_mib:
-        say(f"memory of the GPU is scarce: {machine.gpu_free_mib} MiB free; set --workspace if the build fails")
+        say(f"memory of the GPU is scarce: {machine.gpu_free_mib} MiB free; set workspace_mib if the build fails")

@@ -117,8 +117,6 @@ def compare(path: Path, manifest: Manifest, here: Here) -> list[Check]:
     checks = [_file(path, manifest), _library(spec, here, path), _gpu(spec, here, path), _platform(spec, here, path)]
     if spec.cuda is not None:
         checks.append(_driver(spec.cuda, here))
-    if spec.weight_stripped:
-        checks.append(_weights(path, manifest))
     return checks
 
 
@@ -168,8 +166,6 @@ def _library(spec: EngineSpec, here: Here, path: Path) -> Check:
     if spec.version_compatible and spec.library == "tensorrt":
         fits = fits or runs_compatible_engine(spec.library_version, version)
     advice = f"Install that version, or: {_BUILD.format(name=path.name)}"
-    if here.library.is_lean and not spec.version_compatible:
-        fits, advice = False, "The lean runtime runs version-compatible engines only: install TensorRT itself."
     return Check(
         key="library",
         expected=expected,
@@ -226,18 +222,6 @@ def _driver(cuda: str, here: Here) -> Check:
         found=f"CUDA {found}",
         verdict="ok" if fits else "no",
         advice="" if fits else "Update the NVIDIA driver, or build with a library made for this CUDA version.",
-    )
-
-
-def _weights(path: Path, manifest: Manifest) -> Check:
-    onnx = find_onnx(path, manifest)
-    digest = (manifest.provenance.onnx_sha256 or "none")[:16]
-    return Check(
-        key="weights",
-        expected=f"the ONNX file with sha256 {digest}... beside the engine, whose own weights were left out",
-        found=onnx.name if onnx else f"no such file in {path.parent}",
-        verdict="ok" if onnx else "no",
-        advice="" if onnx else "Copy the ONNX file along, or build the engine without --weight-stripped.",
     )
 
 

@@ -81,21 +81,9 @@ def test_each_key_is_compared(
     assert verdicts(make_engine(tmp_path, **spec), here(**machine))[key] == verdict
 
 
-def test_a_stripped_engine_needs_its_onnx_file(here: Any, make_engine: MakeModel, tmp_path: Path) -> None:
-    path = make_engine(tmp_path, weight_stripped=True)
-    assert verdicts(path, here())["weights"] == "ok"
-    (tmp_path / "source.onnx").write_bytes(b"another")
-    assert verdicts(path, here())["weights"] == "no"
-
-
-def test_the_lean_runtime_runs_version_compatible_engines_only(
-    here: Any, make_engine: MakeModel, tmp_path: Path
-) -> None:
+def test_the_lean_runtime_runs_version_compatible_engines(here: Any, make_engine: MakeModel, tmp_path: Path) -> None:
     lean = here()
     lean.library.module.__name__ = "tensorrt_lean"
-    (check,) = [c for c in compatibility.compare(*_read(make_engine(tmp_path)), lean) if c.key == "library"]
-    assert check.verdict == "no"
-    assert "install TensorRT itself" in check.advice
     assert verdicts(make_engine(tmp_path, version_compatible=True), lean)["library"] == "ok"
 
 
