@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from edgerpn.runtime.backends.contract import available_cores
+from edgerpn.machine import available_cores, cpu_name
 
 _MIB = float(1 << 20)
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -25,16 +25,6 @@ def facts(*packages: str, **versions: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: installed_version(name) for name in packages} | versions,
     }
-
-
-def cpu_name() -> str:
-    """Name of the processor as the Linux kernel gives it; elsewhere the best that Python knows."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine() or "unknown"
 
 
 def installed_version(package: str) -> str | None:

@@ -27,9 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import cpu_name
 from edgerpn import files
 from edgerpn.arguments import size_argument
+from edgerpn.machine import cpu_name
 
 SIDE = "benchmarks.recall.side"
 PRESETS = ("edge", "paper")

@@ -16,8 +16,8 @@ import onnxruntime
 from benchmarks.machine import cpu_s, tree
 from benchmarks.streams.camera import Camera
 from benchmarks.streams.plan import Limit, Part, Plan
+from edgerpn.machine import available_cores
 from edgerpn.runtime import Model, load
-from edgerpn.runtime.backends.contract import available_cores
 from edgerpn.runtime.frame import Result
 from edgerpn.runtime.run import SourceConfig, StreamRunner, StreamsConfig
 

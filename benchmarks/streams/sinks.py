@@ -20,8 +20,8 @@ from typing import Any
 
 from benchmarks.streams.plan import Limit, Part, Plan, ratio
 from edgerpn.errors import MissingDependencyError
+from edgerpn.machine import available_cores
 from edgerpn.runtime import load
-from edgerpn.runtime.backends.contract import available_cores
 from edgerpn.runtime.frame import Event, Result
 from edgerpn.runtime.run import SourceConfig, StreamRunner, StreamsConfig
 from edgerpn.runtime.sinks import (
