@@ -145,6 +145,15 @@ def local_path(source: str) -> str:
     return unquote(urlsplit(source).path) if source.lower().startswith("file://") else source
 
 
+def has_clock(source: str) -> bool:
+    """Whether the times in a stream are the camera's, as those of RTSP and of sources of other packages are.
+
+    Decoders invent many others: FFmpeg numbers the pictures of Motion JPEG over HTTP at 25 a second, whatever their
+    rate; the lag computed from them would grow without end.
+    """
+    return source.lower().startswith(("rtsp://", "rtsps://")) or source_kind(source) == "foreign"
+
+
 def parse_policy(text: str) -> dict[str, Any]:
     """The settings that a policy in one text stands for.
 

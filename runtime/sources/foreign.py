@@ -30,9 +30,10 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from edgerpn.errors import MissingDependencyError
+from edgerpn.runtime.frame import Reason
 from edgerpn.runtime.sources.capture_config import CaptureConfig
 from edgerpn.runtime.sources.entry import find_entry
-from edgerpn.runtime.sources.failure_classes import CaptureFailedError, Reason
+from edgerpn.runtime.sources.failure_classes import CaptureFailedError
 from edgerpn.runtime.sources.reader import Image
 
 # The first that fits; TimeoutError and the others are all OSError.

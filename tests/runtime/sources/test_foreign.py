@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from edgerpn.errors import StreamOpenError
+from edgerpn.runtime.frame import Frame
 from edgerpn.runtime.run import SourceConfig
-from edgerpn.runtime.sources import CaptureConfig, CapturedFrame
-from edgerpn.runtime.sources.capture_config import source_kind
-from edgerpn.runtime.sources.live_source import has_clock
+from edgerpn.runtime.sources import CaptureConfig
+from edgerpn.runtime.sources.capture_config import has_clock, source_kind
 
 Make = Callable[..., Any]
 
@@ -141,7 +141,7 @@ def test_a_recording_gives_every_frame_and_ends(play: Make) -> None:
     player = play("count://recording", slots=2)
     values = []
     while (item := player.capture.take(20.0)) is not None:
-        if isinstance(item, CapturedFrame):
+        if isinstance(item, Frame):
             values.append(int(item.image[0, 0, 0]))
         else:
             player.events.append(item)
