@@ -20,7 +20,7 @@ from types import FrameType
 
 from edgerpn import __version__
 from edgerpn.errors import EdgeRpnError
-from edgerpn.runtime.process_list import hide_passwords
+from edgerpn.runtime.redaction import hide_passwords
 
 # Name: module, the extra that brings what the module imports, summary.
 COMMANDS: dict[str, tuple[str, str, str]] = {

@@ -175,9 +175,9 @@ def _train(settings: TrainSettings, folder: DemoFolder) -> TrainResult:
 
 
 def _export(folder: DemoFolder) -> ExportResult:
-    from edgerpn.export.cli import parity_images
     from edgerpn.export.export_config import ExportConfig
     from edgerpn.export.onnx.export import export_onnx
+    from edgerpn.export.photographs import parity_images
     from edgerpn.export.precision.meter import RecallMeter
 
     return export_onnx(

@@ -165,7 +165,7 @@ def _load(arguments: argparse.Namespace, source: Source) -> Model:
 
 
 def _open_sinks(arguments: argparse.Namespace, source: Source) -> list[Sink]:
-    from edgerpn.runtime.painter import Painter
+    from edgerpn.runtime.draw import Painter
     from edgerpn.runtime.sinks.picture_sinks import ImageFolderSink, VideoSink, WindowSink
     from edgerpn.runtime.sinks.sink import JsonLinesSink
 

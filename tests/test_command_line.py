@@ -29,8 +29,7 @@ ARGUMENTS = {
         " --score --nms --precision --calibration --max-ar-drop --data --images --config --set --print-config"
     ),
     "build": (
-        "model -o --output --backend --compute-capability --batch --workspace --optimization-level --timing-cache"
-        " --version-compatible --hardware-compatible --weight-stripped --refit --dla-core --tf32 --profile --images"
+        "model -o --output --backend --compute-capability --version-compatible --hardware-compatible --profile --images"
         " --config --set --print-config"
     ),
     "check": "model --target --against --images --data --limit --report --pictures",

@@ -4,7 +4,7 @@ It reads one request, a JSON object on stdin, and writes events, one JSON object
 stdout and stderr belong to the libraries, which print there as they like. It ends when its parent, the process PARENT,
 ends.
 
-    request  command: probe, build or refit, and what the functions below take
+    request  command: probe or build, and what the functions below take
     events   progress: phase, share         log: severity, text
              probed: see `_probe`           built: see `edgerpn.export.engine.compile`
              layers: layers, num_layers     phases: seconds by name
@@ -29,7 +29,6 @@ from edgerpn.errors import BuildError, MissingDependencyError
 from edgerpn.export.engine.build_config import BuildConfig
 from edgerpn.export.engine.compile import compile_engine
 from edgerpn.export.engine.libraries import choose, cuda_version, inspect_machine, load_library
-from edgerpn.export.engine.refit import refit_engine
 
 Send = Callable[..., None]
 MAX_TEXT = 2000
@@ -43,7 +42,7 @@ def main() -> int:
     request = json.loads(sys.stdin.readline())
     send = _sender(int(sys.argv[1]))
     try:
-        {"probe": _probe, "build": _build, "refit": _refit}[request["command"]](request, send)
+        {"probe": _probe, "build": _build}[request["command"]](request, send)
     except MissingDependencyError as error:
         send("failed", kind="dependency", message=str(error))
     except BuildError as error:
@@ -107,18 +106,6 @@ def _build(request: dict[str, Any], send: Send) -> None:
         timing_cache=request["timing_cache"],
         has_gpu=request["has_gpu"],
         config=settings.from_dict(BuildConfig, _without_nulls(request["config"]), source="request"),
-    )
-
-
-def _refit(request: dict[str, Any], send: Send) -> None:
-    trt = load_library(request["library"])
-    refit_engine(
-        trt,
-        make_logger(trt, send),
-        send,
-        stripped_file=request["stripped"],
-        onnx_file=request["onnx"],
-        plan_file=request["plan"],
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from edgerpn.errors import MissingDependencyError, StreamOpenError
 from edgerpn.runtime.opencv import load_cv2
-from edgerpn.runtime.sources.capture_config import NETWORK_PROTOCOLS, CaptureConfig, local_path, source_kind
+from edgerpn.runtime.sources.capture_config import NETWORK_PROTOCOLS, CaptureConfig
 from edgerpn.runtime.sources.decoders import choose, find_abilities
 from edgerpn.runtime.sources.failure_classes import CaptureFailedError
 from edgerpn.runtime.sources.ffmpeg_reader import FfmpegReader
@@ -88,7 +88,7 @@ def prepare(config: CaptureConfig) -> Callable[[], Reader]:
     Raises:
         CaptureFailedError: It does not import. (So may what is returned: the source cannot be opened.)
     """
-    if source_kind(config.source) == "foreign":
+    if config.spec.kind == "plugin":
         entry, factory = load_factory(config)
         return lambda: ForeignReader(config, entry, factory)
     cv2 = _load(config)
@@ -104,8 +104,8 @@ def open_reader(config: CaptureConfig, cv2: ModuleType | None) -> Reader:
     if cv2 is None:
         message = "OpenCV is not installed: pip install 'edgerpn[opencv-headless]' (on a Jetson: python3-opencv of apt)"
         raise CaptureFailedError(message, reason="dependency", is_final=True)
-    if source_kind(config.source) == "path":
-        pictures = _open_pictures(config.source)
+    if config.spec.kind == "path":
+        pictures = _open_pictures(config.spec.path)
         if pictures is not None:
             return PictureReader(pictures)
     choice = choose(config, find_abilities(cv2))
@@ -114,13 +114,12 @@ def open_reader(config: CaptureConfig, cv2: ModuleType | None) -> Reader:
     return OpenCvReader(cv2, config, choice)
 
 
-def _open_pictures(source: str) -> ImageSource | None:
+def _open_pictures(path: str) -> ImageSource | None:
     """The pictures that a path names; None when it is a video."""
-    path = local_path(source)
     if os.path.isfile(path) and not path.lower().endswith(IMAGE_SUFFIXES):
         return None
     try:
-        found = open_source(source)
+        found = open_source(path)
     except StreamOpenError as error:
         raise CaptureFailedError(str(error), reason="not_found", is_final=True) from error
     if not isinstance(found, ImageSource):
@@ -140,11 +139,11 @@ def _load(config: CaptureConfig) -> ModuleType | None:
     if _FFMPEG_OPTIONS not in os.environ:
         # By default FFmpeg watches a stream for over a second to guess its frame rate, before it gives a frame.
         options = ["fpsprobesize;0", f"protocol_whitelist;{NETWORK_PROTOCOLS}"]
-        if config.source.lower().startswith("rtsp"):
+        if config.spec.is_rtsp:
             options.append(f"rtsp_transport;{config.transport}")
         if config.ffmpeg_options:
             options.append(config.ffmpeg_options)
-        if source_kind(config.source) == "url":
+        if config.spec.kind == "url":
             os.environ[_FFMPEG_OPTIONS] = "|".join(options)
     try:
         cv2 = load_cv2()

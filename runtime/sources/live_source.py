@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from edgerpn.errors import StreamOpenError
 from edgerpn.runtime.frame import Event, Frame, Source
 from edgerpn.runtime.sources import CaptureConfig, open_capture
-from edgerpn.runtime.sources.capture_config import source_kind
 from edgerpn.runtime.sources.open_source import open_source
+from edgerpn.runtime.sources.spec import parse_source
 
 _POLL_S = 0.1
 
@@ -74,6 +74,6 @@ def open_any_source(spec: str | int | os.PathLike[str]) -> Source:
         MissingDependencyError: OpenCV is not installed.
     """
     text = str(spec) if isinstance(spec, int) else os.fspath(spec)
-    if source_kind(text) == "path":
+    if not parse_source(text).is_live:
         return open_source(text)
     return LiveSource(CaptureConfig(source=text))

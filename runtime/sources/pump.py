@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgerpn.runtime.frame import Frame
-from edgerpn.runtime.sources.capture_config import CaptureConfig, has_clock
+from edgerpn.runtime.sources.capture_config import CaptureConfig
 from edgerpn.runtime.sources.clocks import LagMeter, RateCap
 from edgerpn.runtime.sources.parent_link import ParentLink
 from edgerpn.runtime.sources.reader import Image, Reader
@@ -25,7 +25,7 @@ class Pump:
         self._link = link
         self._waits = config.policy == "every" or (config.policy == "auto" and not reader.is_live)
         self._meter = LagMeter()
-        self._has_clock = has_clock(config.source)
+        self._has_clock = config.spec.has_clock
         self._cap = RateCap(config.max_fps)
         self._shape: tuple[int, ...] = ()
         self._ready_s = time.monotonic()

@@ -178,12 +178,12 @@ def test_standing_still_is_tried_with_less_memory_only_when_memory_was_the_reaso
 def test_a_builder_that_stood_still_is_explained() -> None:
     outcome = Outcome(stood_still_s=120.0)
     outcome.events["progress"] = {"phase": "Building engine", "share": 0.2}
-    text = explain(outcome, BuildConfig(), has_gpu=True)
+    text = explain(outcome)
     assert text.startswith("the builder stood still: it said nothing and used no CPU time for 120 s")
     assert "phase: Building engine" in text
     assert "close other programs" not in text
     outcome.was_memory_short = True
-    text = explain(outcome, BuildConfig(), has_gpu=True)
+    text = explain(outcome)
     assert "stood still with memory short" in text
     assert "close other programs" in text
 
