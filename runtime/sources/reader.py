@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edgerpn.runtime.backends.contract import available_cores
+from edgerpn.machine import available_cores
 from edgerpn.runtime.frame import Event, Frame, Reason
 from edgerpn.runtime.sources.capture_config import CaptureConfig
 from edgerpn.runtime.sources.decoders import Choice
