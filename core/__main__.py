@@ -79,6 +79,12 @@ COMMANDS = {
         "show what a checkpoint, graph or engine is and whether it can run here",
         "edgerpn inspect model.engine",
     ),
+    "why": Command(
+        "edgerpn.runtime.why_cli",
+        "tensorrt",
+        "say whether an engine can run here, and what to do if not",
+        "edgerpn why model.engine",
+    ),
     "check": Command(
         "edgerpn.export.check_cli",
         "export",
@@ -95,7 +101,7 @@ COMMANDS = {
         "edgerpn.demo.cli",
         "demo",
         "train, evaluate, export and run on made-up data",
-        "edgerpn demo -o demo-out",
+        "edgerpn demo --out demo-out",
     ),
 }
 
@@ -104,7 +110,7 @@ STAGES = {
     "train": ("train", "import", "eval"),
     "export": ("export", "build"),
     "run": ("run",),
-    "diagnose": ("inspect", "check", "doctor"),
+    "diagnose": ("inspect", "why", "check", "doctor"),
     "all stages": ("demo",),
 }
 """The commands by stage, as `edgerpn --help` lists them."""
@@ -187,7 +193,7 @@ def _asked(argv: Sequence[str]) -> str | None:
 
 
 def _what_to_install(error: ModuleNotFoundError, argv: Sequence[str]) -> str:
-    """Names the extra that brings the missing module; empty when the module is ours: a bug, which needs its traceback."""
+    """Names the extra that brings the missing module; empty when it is ours, a bug that needs its traceback."""
     missing = (error.name or "").partition(".")[0]
     command = _asked(argv)
     if missing in ("", "edgerpn") or command not in COMMANDS:
