@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Literal
 
 from edgerpn.errors import EngineLoadError, MissingDependencyError
-from edgerpn.runtime.backends.contract import available_cores
+from edgerpn.machine import available_cores
 from edgerpn.runtime.opencv import load_cv2
 from edgerpn.runtime.sources.decoders import Abilities, find_abilities
 from edgerpn.runtime.sources.spec import plugin_schemes

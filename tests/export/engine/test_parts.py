@@ -20,8 +20,9 @@ from edgerpn.export.engine.display import Display
 from edgerpn.export.engine.layer_report import read_layers
 from edgerpn.export.engine.libraries import Machine
 from edgerpn.export.engine.phases import PhaseTracker
-from edgerpn.export.engine.preflight import available_mib, check_paths, check_room
+from edgerpn.export.engine.preflight import check_paths, check_room
 from edgerpn.export.engine.timing_cache import timing_cache_file
+from edgerpn.machine import available_bytes
 
 HERE = Machine(platform="linux-x86_64")
 
@@ -235,8 +236,8 @@ def test_scarce_memory_is_said_and_does_not_stop_the_build(tmp_path: Path) -> No
         small, tmp_path / "a.engine", Machine(platform="linux-x86_64", gpu="Orin", gpu_free_mib=100), lines.append
     )
     assert lines[-1].startswith("memory of the GPU is scarce: 100 MiB free")
-    assert (available_mib() or 1) > 0
-    assert available_mib(tmp_path / "none") is None
+    assert (available_bytes() or 1) > 0
+    assert available_bytes(tmp_path / "none") is None
 
 
 def test_every_flag_has_a_setting_and_the_settings_print_as_toml(

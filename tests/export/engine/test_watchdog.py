@@ -160,7 +160,7 @@ input()
 
 def test_memory_is_short_when_the_computer_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = {"MemTotal": 8000, "MemAvailable": 400}
-    monkeypatch.setattr(build_watchdog, "_numbers", lambda file: numbers)
+    monkeypatch.setattr(build_watchdog, "kib_fields", lambda file: numbers)
     assert is_memory_short(os.getpid())
     numbers["MemAvailable"] = 600
     monkeypatch.setattr(build_watchdog, "_address_limit", lambda pid: None)
@@ -215,5 +215,5 @@ def test_a_container_is_full_when_its_own_limit_is_near(
     (tmp_path / "memory.max").write_text(f"{limit}\n")
     (tmp_path / "memory.current").write_text(f"{used}\n")
     (tmp_path / "memory.stat").write_text(f"anon 5\ninactive_file {kept}\nactive_file 7\n")
-    monkeypatch.setattr(build_watchdog, "CONTAINER", tmp_path)
+    monkeypatch.setattr("edgerpn.machine.CGROUP", tmp_path)
     assert is_memory_short(os.getpid()) == is_full
