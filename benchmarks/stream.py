@@ -32,7 +32,7 @@ import onnxruntime
 from benchmarks.machine import facts
 from edgerpn.files import write_text
 from edgerpn.runtime import cli, load
-from edgerpn.runtime.sources.open_source import open_source
+from edgerpn.runtime.sources.file_sources import open_source
 
 LIMIT = 0.9
 WARM_UP_RUNS = 5

@@ -19,7 +19,7 @@ from edgerpn.runtime.frame import Event, Result
 from edgerpn.runtime.model import load
 from edgerpn.runtime.sinks.picture_sinks import VideoSink
 from edgerpn.runtime.sinks.sink import JsonLinesSink, Sink
-from edgerpn.runtime.sources.open_source import open_source
+from edgerpn.runtime.sources.file_sources import open_source
 from edgerpn.runtime.summary import RunSummary, run_source
 
 

@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     from edgerpn.runtime.run import streams_cli as streams
     from edgerpn.runtime.run.logs import log_to_stderr
     from edgerpn.runtime.sources.file_sources import ImageSource
-    from edgerpn.runtime.sources.open_source import image_paths, open_source
+    from edgerpn.runtime.sources.file_sources import image_paths, open_source
 
     # A pattern that the shell has expanded is a source like one that it has not.
     paths = image_paths(arguments.sources)

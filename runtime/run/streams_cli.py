@@ -16,7 +16,7 @@ from edgerpn.runtime.draw import DEFAULT_TOP
 from edgerpn.runtime.run.loading import load_outputs, load_source, load_streams, to_toml
 from edgerpn.runtime.run.logs import log_to_stderr
 from edgerpn.runtime.run.streams_config import MAX_SOURCES, SourceConfig, StreamsConfig
-from edgerpn.runtime.sources.open_source import IMAGE_SUFFIXES
+from edgerpn.runtime.sources.file_sources import IMAGE_SUFFIXES
 from edgerpn.runtime.sources.spec import parse_source
 from edgerpn.runtime.web import open_page
 from edgerpn.runtime.web.http_config import MAX_TOP

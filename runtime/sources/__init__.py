@@ -18,7 +18,8 @@ from __future__ import annotations
 from edgerpn.runtime.sources.capture_config import CaptureConfig, parse_policy
 from edgerpn.runtime.sources.failure_classes import CaptureFailedError
 from edgerpn.runtime.sources.foreign import FrameSource
-from edgerpn.runtime.sources.group import Capture, CaptureGroup, CaptureStats, open_capture
+from edgerpn.runtime.sources.capture import Capture, CaptureStats, ProcessCapture
+from edgerpn.runtime.sources.group import CaptureGroup, open_capture
 
 __all__ = [
     "Capture",
@@ -27,6 +28,7 @@ __all__ = [
     "CaptureGroup",
     "CaptureStats",
     "FrameSource",
+    "ProcessCapture",
     "open_capture",
     "parse_policy",
 ]

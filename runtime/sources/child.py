@@ -23,7 +23,7 @@ from edgerpn.runtime.sources.failure_classes import CaptureFailedError
 from edgerpn.runtime.sources.ffmpeg_reader import FfmpegReader
 from edgerpn.runtime.sources.file_sources import ImageSource
 from edgerpn.runtime.sources.foreign import ForeignReader, load_factory
-from edgerpn.runtime.sources.open_source import IMAGE_SUFFIXES, open_source
+from edgerpn.runtime.sources.file_sources import IMAGE_SUFFIXES, open_source
 from edgerpn.runtime.sources.parent_link import ParentLink
 from edgerpn.runtime.sources.pump import Pump
 from edgerpn.runtime.sources.reader import OpenCvReader, PictureReader, Reader

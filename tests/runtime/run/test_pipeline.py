@@ -16,7 +16,7 @@ from edgerpn.proposals import Proposals
 from edgerpn.runtime import Model, Result, load
 from edgerpn.runtime.frame import Event, Frame
 from edgerpn.runtime.pipeline import Pipeline
-from edgerpn.runtime.sources.open_source import open_source
+from edgerpn.runtime.sources.file_sources import open_source
 
 pytestmark = pytest.mark.timeout(30)
 

@@ -14,7 +14,7 @@ import pytest
 from edgerpn.errors import StreamOpenError
 from edgerpn.runtime.frame import Event, Frame
 from edgerpn.runtime.sources import file_sources as source_files
-from edgerpn.runtime.sources.open_source import image_paths, open_source
+from edgerpn.runtime.sources.file_sources import image_paths, open_source
 
 Paint = Callable[..., npt.NDArray[np.uint8]]
 

@@ -22,7 +22,7 @@ from edgerpn.runtime.sources.clocks import LagMeter, RateCap
 from edgerpn.runtime.sources.decoders import Abilities, choose, csi_pipeline, quoted, rtsp_pipeline
 from edgerpn.runtime.sources.failure_classes import FIXES, CaptureFailedError, classify
 from edgerpn.runtime.sources.ffmpeg_reader import playlist
-from edgerpn.runtime.sources.mailbox import Mailbox
+from edgerpn.runtime.sources.capture import Mailbox
 from edgerpn.runtime.sources.outcome import Backoff, LastWord, outcome
 from edgerpn.runtime.sources.spec import parse_source
 from edgerpn.runtime.sources.wire import pack_frame, unpack_frame
