@@ -27,7 +27,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "train": ("edgerpn.train.cli", "train", "train a Region Proposal Network on a COCO folder"),
     "anchors": ("edgerpn.train.anchors_cli", "train", "fit anchors to the boxes of a COCO folder"),
     "import": ("edgerpn.train.import_cli", "train", "turn weights trained elsewhere into a checkpoint"),
-    "eval": ("edgerpn.export.evaluate", "export", "measure the recall of a model, or of anybody's results file"),
+    "eval": ("edgerpn.export.eval_cli", "export", "measure the recall of a model, or of anybody's results file"),
     "export": ("edgerpn.export.cli", "export", "turn a checkpoint into an ONNX graph, and prove that they agree"),
     "build": ("edgerpn.export.engine.cli", "tensorrt", "compile an exported graph to a TensorRT engine"),
     "check": ("edgerpn.export.check_cli", "export", "check a graph against a target, or compare two models on images"),
