@@ -79,12 +79,6 @@ COMMANDS = {
         "show what a checkpoint, graph or engine is and whether it can run here",
         "edgerpn inspect model.engine",
     ),
-    "why": Command(
-        "edgerpn.runtime.why_cli",
-        "tensorrt",
-        "say whether an engine can run here, and what to do if not",
-        "edgerpn why model.engine",
-    ),
     "check": Command(
         "edgerpn.export.check_cli",
         "export",
@@ -110,7 +104,7 @@ STAGES = {
     "train": ("train", "import", "eval"),
     "export": ("export", "build"),
     "run": ("run",),
-    "diagnose": ("inspect", "why", "check", "doctor"),
+    "diagnose": ("inspect", "check", "doctor"),
     "all stages": ("demo",),
 }
 """The commands by stage, as `edgerpn --help` lists them."""

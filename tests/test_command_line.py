@@ -33,7 +33,6 @@ ARGUMENTS = {
         " --config --set --print-config"
     ),
     "check": "model --target --against --images --data --limit --report --pictures",
-    "why": "engine --json",
     "run": (
         "model sources --config --set --print-config --out --jsonl --video --http --show --max-frames --score --top"
         " --threads --provider --on-mismatch --log-format --log-level --self-test"
@@ -52,7 +51,7 @@ def actions(command: str) -> list[argparse.Action]:
 
 
 def test_the_commands_are_these() -> None:
-    assert " ".join(COMMANDS) == "anchors train import eval export build run inspect why check doctor demo"
+    assert " ".join(COMMANDS) == "anchors train import eval export build run inspect check doctor demo"
     assert set(ARGUMENTS) == set(COMMANDS)
     assert [name for names in STAGES.values() for name in names] == list(COMMANDS)
 
