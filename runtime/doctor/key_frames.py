@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from edgerpn.machine import die_with_parent_hook
 from edgerpn.runtime.sources import CaptureConfig, CaptureFailedError
-from edgerpn.runtime.sources.ffmpeg_reader import ends_with_parent, list_protocols, playlist
+from edgerpn.runtime.sources.ffmpeg_reader import list_protocols, playlist
 from edgerpn.runtime.sources.open_source import IMAGE_SUFFIXES
 
 _LIVE_S = 10.0
@@ -64,7 +65,7 @@ def find_key_frames(config: CaptureConfig) -> KeyFrames:
             capture_output=True,
             timeout=seconds + _OPEN_S,
             check=False,
-            preexec_fn=ends_with_parent(),
+            preexec_fn=die_with_parent_hook(),
         )
         output = done.stdout
     except subprocess.TimeoutExpired as error:

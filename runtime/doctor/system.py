@@ -16,10 +16,11 @@ from types import ModuleType
 from typing import Literal
 
 from edgerpn.errors import EngineLoadError, MissingDependencyError
-from edgerpn.runtime.backends.contract import available_cores
+from edgerpn.machine import available_cores
 from edgerpn.runtime.opencv import load_cv2
 from edgerpn.runtime.sources.decoders import Abilities, find_abilities
 from edgerpn.runtime.sources.spec import plugin_schemes
+from edgerpn.targets import LIBRARIES, EngineLibrary
 
 Verdict = Literal["ok", "problem", "absent"]
 
@@ -50,7 +51,7 @@ class SystemCheck:
 
 def check_system() -> list[SystemCheck]:
     """Checks OpenCV, decoders, cameras and inference libraries by importing them; raises nothing."""
-    backends = [_onnxruntime(), _tensorrt("tensorrt"), _tensorrt("tensorrt-rtx")]
+    backends = [_onnxruntime(), *map(_tensorrt, LIBRARIES)]
     return [_machine(), *_opencv(), _program(), _cameras(), *backends, *_needed(backends), _gpu(), *_optional()]
 
 
@@ -150,10 +151,10 @@ def _onnxruntime() -> SystemCheck:
     return SystemCheck(name="ONNX Runtime", verdict="ok", found=found)
 
 
-def _tensorrt(name: Literal["tensorrt", "tensorrt-rtx"]) -> SystemCheck:
+def _tensorrt(name: EngineLibrary) -> SystemCheck:
     from edgerpn.runtime.backends.tensorrt.library import import_library
 
-    title = "TensorRT" if name == "tensorrt" else "TensorRT-RTX"
+    title = LIBRARIES[name].title
     found, problem = _attempt(lambda: import_library(name, allow_lean=True).title)
     if isinstance(problem, EngineLoadError):
         # The error says what to do.
