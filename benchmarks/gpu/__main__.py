@@ -14,9 +14,9 @@ The steps, each in a process of its own (session.py), the most important first:
     acceptance      whether TensorRT-RTX loads an engine on this GPU's compute capability
     exports         fp32, fp16, int8; open batch; fixed camera size; NMS over all candidates; each checked for targets
     engines         built with TensorRT and TensorRT-RTX, whichever import
-    for each        `edgerpn why`, parity with the ONNX file, AR, golden self-test, CUDA graph, latency: engine alone
-                    (GPU events, with and without graph), with copies, end to end, PyTorch's memory in place; GPU and
-                    process memory; two streams at once
+    for each        `edgerpn inspect`, parity with the ONNX file, AR, golden self-test, CUDA graph, latency: engine
+                    alone (GPU events, with and without graph), with copies, end to end, PyTorch's memory in place; GPU
+                    and process memory; two streams at once
     proposal stage  the network cut at the head's outputs beside the whole; its share may be 15 % at most
     peers           PyTorch eager and compiled, ONNX Runtime with CUDA and TensorRT
 

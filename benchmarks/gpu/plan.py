@@ -187,7 +187,7 @@ class Plan:
         """Whether the engine may run here, parity, recall and times."""
         title, options = f"{library}: {name}", self.options
         why_not = self.no_gpu or (None if engine is not None else "there is no engine")
-        refused = why_not or self._refusal(library) or self._why(library, name, engine)
+        refused = why_not or self._refusal(library) or self._inspect(library, name, engine)
         batches = sorted(set(BATCHES)) if name in self.graphs and is_open(self.graphs[name]) else [1]
         request: Figures = {
             "engine": str(engine), "library": library, "batches": batches, "seconds": options.seconds,
@@ -207,10 +207,10 @@ class Plan:
             return self.no_gpu
         return f"TensorRT-RTX on compute capability {self.facts.get('compute_capability')}: {answer or 'not found out'}"
 
-    def _why(self, library: str, name: str, engine: Path | None) -> str | None:
-        """`edgerpn why`: the reason for which the runtime refuses the engine here, or None."""
-        record = self.session.edgerpn(f"{library}: why {name}", ["why", engine])
-        return None if record.is_done else f"`edgerpn why` says no: {record.reason}"
+    def _inspect(self, library: str, name: str, engine: Path | None) -> str | None:
+        """The reason for which the runtime refuses the engine here by `edgerpn inspect`, or None."""
+        record = self.session.edgerpn(f"{library}: inspect {name}", ["inspect", engine])
+        return None if record.is_done else f"`edgerpn inspect` says no: {record.reason}"
 
     def _parity(self, library: str, name: str, engine: Path | None, why_not: str | None) -> None:
         options, work = self.options, self.session.work

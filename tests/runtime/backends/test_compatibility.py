@@ -1,9 +1,7 @@
-"""Whether an engine can run here: the table of `edgerpn why`, and the same words from a loader that refuses."""
+"""Compatibility of engines with a machine: every check, and the same words from a loader that refuses."""
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +11,6 @@ import pytest
 
 from edgerpn import manifest as manifests
 from edgerpn.errors import ArtifactMismatchError, EngineLoadError, ManifestError, MissingDependencyError
-from edgerpn.runtime import why_cli
 from edgerpn.runtime.backends.tensorrt import compatibility
 from edgerpn.runtime.backends.tensorrt.backend import TensorRtBackend
 from edgerpn.runtime.backends.tensorrt.library import import_library
@@ -22,26 +19,20 @@ MakeModel = Callable[..., Path]
 
 
 @pytest.fixture
-def here(standin: ModuleType) -> Callable[..., compatibility.Here]:
+def here(standin: ModuleType) -> Callable[..., compatibility.EngineHost]:
     """A machine with TensorRT 10.3.0.26 and a GPU of compute capability 8.7, or what a test wants instead."""
 
     def make(*, version: str = "10.3.0.26", capability: str = "8.7", is_rtx: bool = False, **changes: Any) -> Any:
         device = standin.HostDevice(capability=capability)
         library = standin.Library(device, is_rtx=is_rtx, version=version).opened()
         values = {"platform": compatibility.this_platform(), "library": library, "device": device, **changes}
-        return compatibility.Here(**values)
+        return compatibility.EngineHost(**values)
 
     return make
 
 
-def verdicts(path: Path, machine: compatibility.Here) -> dict[str, str]:
+def verdicts(path: Path, machine: compatibility.EngineHost) -> dict[str, str]:
     return {check.key: check.verdict for check in compatibility.compare(path, manifests.read(path), machine)}
-
-
-def run(path: Path, *words: str) -> int:
-    parser = argparse.ArgumentParser()
-    why_cli.add_arguments(parser)
-    return why_cli.run(parser.parse_args([str(path), *words]))
 
 
 RTX = {"library": "tensorrt-rtx", "library_version": "1.7.1.116", "compute_capabilities": ("8.6", "12.0")}
@@ -107,50 +98,10 @@ def test_a_loader_refuses_with_the_words_of_the_table(
     assert "edgerpn build" in message
 
 
-def test_why_works_without_library_and_gpu_and_says_so(
-    make_engine: MakeModel, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _hide(monkeypatch)
-    assert run(make_engine(tmp_path, cuda="12.6")) == 1
-    printed = capsys.readouterr().out
-    assert "no       library" in printed
-    assert "not installed here" in printed
-    assert "none: running an engine needs the Python package cuda-bindings" in printed.replace("\n" + " " * 18, " ")
-    assert printed.endswith("cannot run here because of: library, GPU; not found out: driver\n")
-
-
-def _hide(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes the packages fail to import, as where they are not installed."""
-    import sys
-
-    for name in ("tensorrt", "cuda.bindings", "pycuda"):
-        monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delitem(sys.modules, "edgerpn.runtime.backends.tensorrt.cuda_bindings", raising=False)
-
-
-def test_why_gives_zero_where_it_can_run(
-    here: Any,
-    make_engine: MakeModel,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr(compatibility, "look_here", lambda spec, **_: here())
-    assert run(make_engine(tmp_path)) == 0
-    assert capsys.readouterr().out.endswith("bright.engine: can run here\n")
-    assert run(make_engine(tmp_path), "--json") == 0
-    rows = json.loads(capsys.readouterr().out)
-    assert {row["verdict"] for row in rows} == {"ok"}
-    assert set(rows[0]) == {"key", "expected", "found", "verdict", "advice"}
-
-
-def test_a_changed_engine_is_a_row_of_the_table(
-    here: Any, make_engine: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(compatibility, "look_here", lambda spec, **_: here())
+def test_a_changed_engine_is_a_row_of_the_table(here: Any, make_engine: MakeModel, tmp_path: Path) -> None:
     path = make_engine(tmp_path)
     path.write_bytes(path.read_bytes() + b"\0")
-    (file, *rest) = why_cli.explain(path)
+    (file, *rest) = compatibility.compare(path, compatibility.read_manifest(path), here())
     assert (file.key, file.verdict) == ("file (sha256)", "no")
     num_bytes = path.stat().st_size
     assert file.expected.endswith(f"..., {num_bytes - 1} bytes")
@@ -158,20 +109,20 @@ def test_a_changed_engine_is_a_row_of_the_table(
     assert {check.verdict for check in rest} == {"ok"}
 
 
-def test_what_is_no_engine_is_named(make_engine: MakeModel, make_model: MakeModel, tmp_path: Path) -> None:
+def test_a_manifest_of_something_else_and_missing_files_are_named(
+    make_engine: MakeModel, make_model: MakeModel, tmp_path: Path
+) -> None:
     onnx = make_model(tmp_path)
-    with pytest.raises(EngineLoadError, match="expected an engine"):
-        why_cli.explain(onnx)
     engine = onnx.rename(tmp_path / "bright.engine")
     manifests.manifest_path(onnx).rename(manifests.manifest_path(engine))
     with pytest.raises(EngineLoadError, match="its manifest describes onnx, not an engine"):
-        why_cli.explain(engine)
+        compatibility.engine_spec(engine, compatibility.read_manifest(engine))
     with pytest.raises(ManifestError, match=r"absent\.engine: the engine is missing"):
-        why_cli.explain(tmp_path / "absent.engine")
+        compatibility.read_manifest(tmp_path / "absent.engine")
     path = make_engine(tmp_path)
     manifests.manifest_path(path).unlink()
     with pytest.raises(ManifestError, match=r"json: the manifest of bright\.engine is missing"):
-        why_cli.explain(path)
+        compatibility.read_manifest(path)
 
 
 def test_a_library_that_does_not_import_is_diagnosed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
