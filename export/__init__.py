@@ -10,8 +10,9 @@ The names are imported at first use, so that `import edgerpn.export` itself cost
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from edgerpn.lazy import lazy_names
 
 if TYPE_CHECKING:
     from edgerpn.export.engine.build import build_engine
@@ -21,23 +22,13 @@ if TYPE_CHECKING:
 
 __all__ = ["BuildConfig", "ExportConfig", "ExportResult", "build_engine", "export_onnx"]
 
-_HOMES = {
-    "BuildConfig": "edgerpn.export.engine.build_config",
-    "ExportConfig": "edgerpn.export.export_config",
-    "ExportResult": "edgerpn.export.onnx.export",
-    "build_engine": "edgerpn.export.engine.build",
-    "export_onnx": "edgerpn.export.onnx.export",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Imports a public name when it is first asked for."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "BuildConfig": "edgerpn.export.engine.build_config",
+        "ExportConfig": "edgerpn.export.export_config",
+        "ExportResult": "edgerpn.export.onnx.export",
+        "build_engine": "edgerpn.export.engine.build",
+        "export_onnx": "edgerpn.export.onnx.export",
+    },
+)

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
-    parser.epilog = "example: edgerpn check model.onnx --against RUN/best.pt --data DIR"
     parser.add_argument(
         "model", type=Path, metavar="A", help="ONNX file; with --against also a checkpoint or an engine"
     )

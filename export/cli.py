@@ -16,7 +16,6 @@ from edgerpn.targets import EXPORT_TARGETS
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
-    parser.epilog = "example: edgerpn export RUN/best.pt -o model.onnx --target tensorrt --size 384x640"
     parser.add_argument("checkpoint", type=Path, nargs="?", metavar="CHECKPOINT", help="best.pt of a training run")
     parser.add_argument(
         "-o", "--output", type=Path, metavar="MODEL.onnx", help="file to write; its manifest is written beside it"

@@ -18,7 +18,6 @@ from edgerpn.manifest import manifest_path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
-    parser.epilog = "example: edgerpn eval RUN/best.pt --data DIR"
     parser.add_argument("model", type=Path, nargs="?", metavar="MODEL", help="checkpoint, ONNX file or engine")
     parser.add_argument(
         "--data", type=Path, required=True, metavar="PATH", help="folder with val.json and images/, or annotation file"

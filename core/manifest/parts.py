@@ -241,8 +241,6 @@ class EngineSpec:
     """Whether newer versions of the library run it too."""
     hardware_compatible: bool = False
     """Whether GPUs of other compute capabilities run it too."""
-    weight_stripped: bool = False
-    """Whether its weights must be put in from the ONNX file before it can run."""
     tf32: bool = False
     """Whether float32 convolutions may round to TF32."""
     dla_core: int | None = None

@@ -43,8 +43,6 @@ class BuildConfig:
     """tensorrt: whether newer versions of the library may run the engine."""
     hardware_compatible: bool = False
     """tensorrt: whether every GPU since Ampere may run the engine; not for Jetson."""
-    weight_stripped: bool = False
-    """Whether weights stay out of the file; `--refit` puts them in again."""
     dla_core: int | None = None
     """tensorrt: DLA core to build for, with the GPU for what it cannot do."""
     tf32: bool = False
@@ -70,8 +68,6 @@ class BuildConfig:
         for capability in self.compute_capabilities:
             if not re.fullmatch(r"\d{1,2}\.\d", capability):
                 raise ValueError(f"compute_capabilities: expected texts such as '8.6', got {capability!r}")
-        if self.profile and self.weight_stripped:
-            raise ValueError("profile: expected false with weight_stripped, for an engine without weights cannot run")
 
     def problems(self, library: EngineLibrary) -> list[str]:
         """What is asked for and `library` does not have, a line for each."""

@@ -12,6 +12,7 @@ import edgerpn.manifest
 from edgerpn.errors import BuildError
 from edgerpn.export.engine.build_config import BuildConfig
 from edgerpn.export.engine.libraries import Machine
+from edgerpn.machine import available_bytes
 from edgerpn.manifest import Manifest
 from edgerpn.targets import EngineLibrary, target_of
 
@@ -118,17 +119,9 @@ def check_room(onnx_file: Path, output: Path, machine: Machine, say: Callable[[s
             "report; make room, or choose another folder"
         )
     needed_mib = round(4 * size_mib) + HOST_MIB
-    available = available_mib()
-    if available is not None and available < needed_mib:
-        say(f"memory is scarce: {available} MiB available, a build takes about {needed_mib} MiB; close other programs")
+    available = available_bytes()
+    if available is not None and available >> 20 < needed_mib:
+        free_mib = available >> 20
+        say(f"memory is scarce: {free_mib} MiB available, a build takes about {needed_mib} MiB; close other programs")
     if machine.gpu_free_mib is not None and machine.gpu_free_mib < needed_mib:
-        say(f"memory of the GPU is scarce: {machine.gpu_free_mib} MiB free; set --workspace if the build fails")
-
-
-def available_mib(file: Path = Path("/proc/meminfo")) -> int | None:
-    """Memory that programs can get without swapping, MiB; None where the system does not say."""
-    try:
-        lines = file.read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) >> 10 for line in lines if line.startswith("MemAvailable:")), None)
+        say(f"memory of the GPU is scarce: {machine.gpu_free_mib} MiB free; set workspace_mib if the build fails")

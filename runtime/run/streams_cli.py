@@ -80,7 +80,7 @@ def check_sources(config: StreamsConfig) -> None:
 
 
 def _run(arguments: argparse.Namespace, config: StreamsConfig) -> RunSummary:
-    from edgerpn.runtime.backends.contract import available_cores
+    from edgerpn.machine import available_cores
     from edgerpn.runtime.model import load
     from edgerpn.runtime.opencv import load_cv2
     from edgerpn.runtime.run.outputs import OutputFlags, open_outputs

@@ -6,10 +6,8 @@ no address and no password stands in the list of processes. It ends with its par
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -17,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from edgerpn.errors import MissingDependencyError, StreamOpenError
+from edgerpn.machine import die_with_parent
 from edgerpn.runtime.opencv import load_cv2
 from edgerpn.runtime.sources.capture_config import NETWORK_PROTOCOLS, CaptureConfig
 from edgerpn.runtime.sources.decoders import choose, find_abilities
@@ -30,7 +29,6 @@ from edgerpn.runtime.sources.pump import Pump
 from edgerpn.runtime.sources.reader import OpenCvReader, PictureReader, Reader
 from edgerpn.runtime.sources.wire import MAX_PACKET_BYTES, pack_alive
 
-_PR_SET_PDEATHSIG = 1
 _FFMPEG_OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
 
 
@@ -38,7 +36,7 @@ def main() -> None:
     """Captures until the source ends or the parent says stop or dies; does not return."""
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     # A parent that died before this line shows as the end of the packets.
     request = control.recv(MAX_PACKET_BYTES)
     if not request:

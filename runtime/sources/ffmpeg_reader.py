@@ -7,23 +7,20 @@ the source changes its size, ffmpeg scales to the first one.
 
 from __future__ import annotations
 
-import ctypes
 import re
-import signal
 import struct
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from edgerpn.machine import die_with_parent_hook
 from edgerpn.runtime.sources.capture_config import FILE_PROTOCOLS, NETWORK_PROTOCOLS, CaptureConfig
 from edgerpn.runtime.sources.decoders import Choice
 from edgerpn.runtime.sources.failure_classes import CaptureFailedError
 from edgerpn.runtime.sources.reader import Image
 
 _BMP_HEADER = struct.Struct("<2sIxxxxIIii")
-_PR_SET_PDEATHSIG = 1
 
 
 class FfmpegReader:
@@ -54,7 +51,7 @@ class FfmpegReader:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             # Without it a killed capture process would leave ffmpeg behind, waiting for its camera.
-            preexec_fn=ends_with_parent(),
+            preexec_fn=die_with_parent_hook(),
         )
         self._header: tuple[int, int, int] = (0, 0, 0)
         self._pending = False
@@ -139,13 +136,6 @@ def playlist(config: CaptureConfig) -> str:
     if spec.is_rtsp:
         lines.append(f"option rtsp_transport {config.transport}")
     return "\n".join(lines) + "\n"
-
-
-def ends_with_parent() -> Callable[[], None]:
-    """For the `preexec_fn` of a process that must not outlive the thread that starts it."""
-    # Loaded before the fork, because little is safe behind it.
-    libc = ctypes.CDLL(None)
-    return lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _version() -> tuple[int, int] | None:

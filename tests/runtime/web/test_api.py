@@ -18,7 +18,7 @@ from starlette.routing import Mount, Route
 
 from edgerpn.runtime.sinks.record import record_schema
 from edgerpn.runtime.web import HttpConfig, open_page, routes
-from edgerpn.runtime.web.added import check_added
+from edgerpn.runtime.web.requests import check_added
 
 Make = Callable[..., Any]
 
@@ -68,7 +68,7 @@ def test_everything_that_is_answered_is_as_it_is_described(serve: Make, make_cam
 
 
 def test_every_route_is_described_and_the_other_way_round() -> None:
-    site = routes.Site(None, None, None, None)  # type: ignore[arg-type]
+    site = routes.PageRoutes(None, None, None, None)  # type: ignore[arg-type]
     site._live = FakeLive()  # type: ignore[assignment]
     found = set()
     for route in site.application().routes:
