@@ -102,8 +102,8 @@ def _collect_pictures(data: str | None, work: Path, pictures: Path) -> str:
         return f"{len(list(pictures.iterdir()))} validation photographs"
     from edgerpn.demo.synthetic.dataset import write_dataset
 
-    made = write_dataset(work / "synthetic", num_train=1, num_val=NUM_PICTURES).folder
-    for file in sorted((made / "images").glob("*val*")) or sorted((made / "images").iterdir()):
+    write_dataset(work / "synthetic", num_train=1, num_val=NUM_PICTURES)
+    for file in sorted((work / "synthetic" / "images").glob("val_*")):
         shutil.copyfile(file, pictures / file.name)
     return f"{len(list(pictures.iterdir()))} made-up pictures"
 
