@@ -68,9 +68,11 @@ class Painter:
     def paint(self, result: Result) -> Image:
         """The picture of `result` with its boxes, (H, W, 3) uint8 BGR; shared, not to be changed."""
         # The result itself is not kept: its frame may lie in memory that the capture waits for.
-        if self._last is None or self._last[0] is not result.proposals:
-            self._last = (result.proposals, draw_proposals(result.image, result.proposals, top=self._top))
-        return self._last[1]
+        last = self._last
+        if last is None or last[0] is not result.proposals:
+            # Kept in one step, because several sinks draw in threads of their own.
+            self._last = last = (result.proposals, draw_proposals(result.image, result.proposals, top=self._top))
+        return last[1]
 
 
 def score_color(strength: float) -> tuple[int, int, int]:

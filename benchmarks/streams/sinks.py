@@ -35,7 +35,7 @@ from edgerpn.runtime.sinks import (
     close_sinks,
     open_sinks,
 )
-from edgerpn.runtime.sinks.sink import Sink
+from edgerpn.runtime.sinks.contract import Sink
 
 LIMIT = 0.95
 """The machine itself varies by some percent from one turn to the next; a stalled run gives no results at all."""

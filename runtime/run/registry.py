@@ -115,8 +115,10 @@ class SourceRegistry:
             return self._group.add(settings.capture)
         name = settings.label
         opened = self._opened.pop(name, None)
-        open_it = (lambda: opened) if opened is not None else partial(
-            open_source, settings.source, name=name, decoder_threads=settings.decoder_threads
+        open_it = (
+            (lambda: opened)
+            if opened is not None
+            else partial(open_source, settings.source, name=name, decoder_threads=settings.decoder_threads)
         )
         return self._group.add_file(name, open_it, depth=self._depth, max_fps=settings.max_fps)
 

@@ -72,12 +72,8 @@ def run_streams(
         # The first, because it never blocks, and others may.
         sinks = [page.hub, *sinks]
     with (
-        StreamRunner(
-            model, config, opened=opened, stays=stays, max_results=max_frames, on_tick=service.tick
-        ) as runner,
-        StopOnSignal(
-            lambda: _stop(runner, queued), on_hangup=service.want_reload if is_live else None
-        ) as stopper,
+        StreamRunner(model, config, opened=opened, stays=stays, max_results=max_frames, on_tick=service.tick) as runner,
+        StopOnSignal(lambda: _stop(runner, queued), on_hangup=service.want_reload if is_live else None) as stopper,
     ):
         try:
             if page is not None:
@@ -113,9 +109,7 @@ def _stop(runner: StreamRunner, queued: Sequence[QueuedSink]) -> None:
         sink.hurry()
 
 
-def _bar(
-    opened: Mapping[str, Source], max_frames: int | None, *, is_live: bool
-) -> AbstractContextManager[Bar | None]:
+def _bar(opened: Mapping[str, Source], max_frames: int | None, *, is_live: bool) -> AbstractContextManager[Bar | None]:
     """A progress bar for files; nothing for a live run, which has no end."""
     if is_live:
         return nullcontext()

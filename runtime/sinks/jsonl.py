@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +14,11 @@ from pathlib import Path
 
 from edgerpn.errors import SinkError
 from edgerpn.runtime.sinks.contract import NotDeliveredError, Record
-from edgerpn.runtime.sinks.sink import LineFile, PartialWriteError
 from edgerpn.runtime.sinks.sink_queue import OutputConfig, check_setting
 
 STAMP = r"\d{8}T\d{6}\.\d{3}Z"
 """Regular expression of `utc_stamp`."""
+_BLOCK_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,11 +28,11 @@ class JsonLinesConfig(OutputConfig):
     path: str
     """File; - is the standard output. A full file FILE.jsonl becomes FILE.20260131T120000.000Z.jsonl, by UTC."""
     rotate_mb: float = 0.0
-    """Size from which a new file begins, millions of bytes; 0: size does not matter."""
+    """Size at which a new file begins, millions of bytes; 0: no limit."""
     rotate_minutes: float = 0.0
-    """Age from which a new file begins, minutes; 0: age does not matter."""
+    """Age at which a new file begins, minutes; 0: no limit."""
     keep: int = 10
-    """Full files that are kept, the newest; 0: all."""
+    """Number of full files to keep, the newest ones; 0: all."""
 
     def __post_init__(self) -> None:
         OutputConfig.__post_init__(self)
@@ -45,14 +46,14 @@ class JsonLinesConfig(OutputConfig):
 
     @property
     def is_rotating(self) -> bool:
-        """Whether the file is ever full."""
+
         return bool(self.rotate_mb or self.rotate_minutes)
 
 
 class RotatingLinesSink:
-    """Writes records as lines; a full file is renamed in one step, so every file holds whole lines at any time.
+    """Writes records as lines and renames a full file in one step, so every file holds whole lines at any time.
 
-    With rotation, what an earlier run left under the name is kept as a full file; without, it is replaced.
+    With rotation, a file of an earlier run is kept as a full file; without, it is replaced.
     """
 
     config_class = JsonLinesConfig
@@ -64,7 +65,7 @@ class RotatingLinesSink:
             SinkError: It cannot be opened.
         """
         self.target = "" if config.path == "-" else config.path
-        # Nobody comes back to read what is written to a pipe.
+        # A reader that has closed a pipe does not come back.
         self.is_final = config.path == "-"
         self._config = config
         self._path = Path(config.path)
@@ -74,7 +75,7 @@ class RotatingLinesSink:
             self._rotate()
 
     def write_records(self, records: Sequence[Record]) -> None:
-        """Writes lines, and begins a new file before the one that would make this one too large or too old."""
+        """Writes lines; begins a new file where this one would become too large or too old."""
         done = 0
         try:
             while done < len(records):
@@ -88,7 +89,7 @@ class RotatingLinesSink:
                 done += num_fitting
         except PartialWriteError as error:
             if self._file.is_stdout:
-                # Nobody reads any more.
+                # The reader has gone.
                 raise
             raise NotDeliveredError(str(error), num_done=done + error.num_lines) from error
         except SinkError as error:
@@ -103,7 +104,7 @@ class RotatingLinesSink:
         return bool(self._file.num_bytes) and 0 < self._config.rotate_minutes * 60 <= age_s
 
     def _num_fitting(self, records: Sequence[Record]) -> int:
-        """How many of the records fit into the file; a file takes one at least."""
+        """Counts the records that fit into the file; an empty file takes at least one."""
         limit = self._config.rotate_mb * 1e6
         if not limit:
             return len(records)
@@ -115,11 +116,11 @@ class RotatingLinesSink:
         return len(records)
 
     def _rotate(self) -> None:
-        """Gives the full file its name, removes the oldest, begins the next."""
+        """Renames the full file, opens the next one and removes the oldest."""
         try:
             if self._path.exists():
                 os.rename(self._path, self._free_name())
-            # Opened before the old one is closed: when that fails, the sink goes on under the old name's file.
+            # Opened before the old one is closed: when opening fails, the sink still has a file to write.
             begun = LineFile(self._path, append=True)
         except OSError as error:
             raise SinkError(f"{self._path}: cannot be renamed: {error.strerror or error}") from error
@@ -141,12 +142,111 @@ class RotatingLinesSink:
         name = re.compile(re.escape(self._path.stem) + r"\." + STAMP + re.escape(self._path.suffix))
         full = sorted(path for path in self._path.parent.iterdir() if name.fullmatch(path.name))
         for path in full[: -self._config.keep]:
-            # Somebody else may have removed it, or may not want it removed; neither is worth losing records.
+            # A file that is gone or protected is not worth losing records.
             with contextlib.suppress(OSError):
                 path.unlink()
 
 
 def utc_stamp(seconds: float) -> str:
-    """Seconds since the epoch as a part of a file's name: 20260131T120000.000Z, which sorts by time."""
+    """Formats seconds since the epoch for file names: 20260131T120000.000Z, which sorts by time."""
     moment = datetime.fromtimestamp(seconds, tz=timezone.utc)
     return f"{moment:%Y%m%dT%H%M%S}.{moment.microsecond // 1000:03d}Z"
+
+
+class LineFile:
+    """A file, or the standard output, that holds whole lines only, also when the disk is full."""
+
+    def __init__(self, path: str | os.PathLike[str], *, append: bool = False) -> None:
+        """Opens the file at once, so that a wrong path shows before the work.
+
+        Args:
+            path: File to write; or "-" for the standard output.
+            append: Whether to keep the whole lines of an existing file instead of replacing it.
+
+        Raises:
+            SinkError: It cannot be opened.
+        """
+        self.is_stdout = str(path) == "-"
+        self.name = "standard output" if self.is_stdout else str(path)
+        self.num_bytes = 0
+        self._is_closed = False
+        self._descriptor = self._open(path, append)
+
+    def write(self, lines: bytes) -> None:
+        """Writes whole lines.
+
+        Raises:
+            PartialWriteError: Only the first of them fitted.
+        """
+        done = 0
+        try:
+            while done < len(lines):
+                done += os.write(self._descriptor, lines[done:])
+        except OSError as error:
+            kept = lines.rfind(b"\n", 0, done) + 1
+            self.num_bytes += kept
+            self._cut_off()
+            message = f"{self.name}: cannot be written: {error.strerror or error}"
+            raise PartialWriteError(message, num_lines=lines.count(b"\n", 0, kept)) from error
+        self.num_bytes += done
+
+    def close(self) -> None:
+        """Closes the file; does nothing the second time."""
+        if not self._is_closed:
+            self._is_closed = True
+            if not self.is_stdout:
+                os.close(self._descriptor)
+
+    def _open(self, path: str | os.PathLike[str], append: bool) -> int:
+        try:
+            if self.is_stdout:
+                sys.stdout.flush()
+                return sys.stdout.fileno()
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            if append and os.path.exists(path):
+                self.num_bytes = _whole_bytes(path)
+                os.truncate(path, self.num_bytes)
+            mode = os.O_APPEND if append else os.O_TRUNC
+            return os.open(path, os.O_WRONLY | os.O_CREAT | mode | getattr(os, "O_CLOEXEC", 0), 0o666)
+        except OSError as error:
+            raise SinkError(f"{self.name}: cannot be opened for writing: {error.strerror or error}") from error
+
+    def _cut_off(self) -> None:
+        """Removes the part of a line at the end."""
+        if self.is_stdout:
+            # Python flushes this stream once more at exit, and would complain again about a broken pipe.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._descriptor)
+            return
+        try:
+            os.ftruncate(self._descriptor, self.num_bytes)
+            os.lseek(self._descriptor, self.num_bytes, os.SEEK_SET)
+        except OSError:
+            # A pipe or device cannot be cut; the error at hand says what is wrong.
+            return
+
+
+class PartialWriteError(SinkError):
+    """A file did not take all lines.
+
+    Attributes:
+        num_lines: How many it took, from the first.
+    """
+
+    def __init__(self, message: str, *, num_lines: int) -> None:
+        """Keeps the number of lines that were written all the same."""
+        super().__init__(message)
+        self.num_lines = num_lines
+
+
+def _whole_bytes(path: str | os.PathLike[str]) -> int:
+    """Bytes of a file up to the end of its last whole line."""
+    end = os.path.getsize(path)
+    with open(path, "rb") as file:
+        while end:
+            start = max(0, end - _BLOCK_BYTES)
+            file.seek(start)
+            last = file.read(end - start).rfind(b"\n")
+            if last >= 0:
+                return start + last + 1
+            end = start
+    return 0

@@ -15,11 +15,11 @@ with CaptureGroup() as group:
 
 from __future__ import annotations
 
-from edgerpn.runtime.sources.capture_config import CaptureConfig, parse_policy
-from edgerpn.runtime.sources.failure_classes import CaptureFailedError
-from edgerpn.runtime.sources.foreign import FrameSource
 from edgerpn.runtime.sources.capture import Capture, CaptureStats, ProcessCapture
+from edgerpn.runtime.sources.capture_config import CaptureConfig, parse_policy
+from edgerpn.runtime.sources.failures import CaptureFailedError
 from edgerpn.runtime.sources.group import CaptureGroup, open_capture
+from edgerpn.runtime.sources.plugins import FrameSource
 
 __all__ = [
     "Capture",

@@ -9,13 +9,15 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from edgerpn.errors import StreamOpenError
 from edgerpn.runtime.frame import Event, Frame, Source, SourceState
 from edgerpn.runtime.sources.capture_config import CaptureConfig
-from edgerpn.runtime.sources.clocks import RateCap
+from edgerpn.runtime.sources.pump import RateCap
 from edgerpn.runtime.sources.supervisor import SourceSupervisor
+
+CaptureType = TypeVar("CaptureType", bound="Capture")
 
 _MAX_EVENTS = 256
 _POLL_S = 0.1
@@ -147,7 +149,7 @@ class Capture:
         self._owns_group = owns_group
         self._changed = group.changed
 
-    def __enter__(self) -> Capture:
+    def __enter__(self: CaptureType) -> CaptureType:
         return self
 
     def __exit__(
@@ -351,7 +353,7 @@ class FileCapture(Capture):
             if isinstance(item, Frame) and not self._lets_through(item):
                 continue
             if isinstance(item, Frame) and self._num_skipped:
-                item = dataclasses.replace(item, num_skipped=self._num_skipped)  # noqa: 
+                item = dataclasses.replace(item, num_skipped=self._num_skipped)  # noqa:
                 self._num_skipped = 0
             if not self._put(item):
                 return

@@ -1,4 +1,4 @@
-"""Several sources at once: one thread supervises all capture processes, one condition wakes whoever waits for frames."""
+"""Several sources at once: one thread supervises all capture processes, one condition wakes those who wait."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from types import TracebackType
 from edgerpn.runtime.frame import Event, Frame, Source
 from edgerpn.runtime.sources.capture import Capture, FileCapture, ProcessCapture
 from edgerpn.runtime.sources.capture_config import CaptureConfig
-from edgerpn.runtime.sources.capture_process import CaptureProcess
+from edgerpn.runtime.sources.process import CaptureProcess
 from edgerpn.runtime.sources.supervisor import SourceSupervisor
 
 _JOIN_S = 1.8
@@ -82,9 +82,7 @@ class CaptureGroup:
         """
         return self._add_process(config, owns_group=False)
 
-    def add_file(
-        self, name: str, open_it: Callable[[], Source], *, depth: int, max_fps: float = 0.0
-    ) -> FileCapture:
+    def add_file(self, name: str, open_it: Callable[[], Source], *, depth: int, max_fps: float = 0.0) -> FileCapture:
         """Adds a file or images that a thread of this process reads ahead; arguments as those of `FileCapture`.
 
         Raises:
@@ -147,9 +145,10 @@ class CaptureGroup:
                 capture.mailbox.drop_frames()
             self.changed.notify_all()
         deadline_s = time.monotonic() + _JOIN_S
-        for thread in (self._thread, *captures):
-            if thread is not threading.current_thread():
-                thread.join(max(0.0, deadline_s - time.monotonic()))
+        if threading.current_thread() is not self._thread:
+            self._thread.join(_JOIN_S)
+        for capture in captures:
+            capture.join(max(0.0, deadline_s - time.monotonic()))
 
     def command(self, command: Callable[[], None]) -> None:
         """Calls `command` in the supervising thread."""
