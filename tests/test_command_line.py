@@ -34,7 +34,7 @@ ARGUMENTS = {
     ),
     "check": "model --target --against --images --data --limit -o --output --pictures",
     "run": (
-        "model sources --config --set --print-config --out --jsonl --video --http --show --max-frames --score --top"
+        "model sources --config --set --print-config -o --output --out --jsonl --video --http --show --max-frames --min-score --top"
         " --threads --provider --on-mismatch --log-format --log-level --self-test"
     ),
     "doctor": "what source --seconds --config --set --model --json",

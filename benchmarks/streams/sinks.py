@@ -269,7 +269,7 @@ def _dead(sink: QueuedSink) -> Dead:
 def _viewer(runner: StreamRunner, path: str) -> Iterator[Dead]:
     """A client of the web page that sends a request and never reads."""
     from edgerpn.runtime.run.loading import load_source
-    from edgerpn.runtime.run.remote import RemoteStreams
+    from edgerpn.runtime.run.service import RemoteStreams
     from edgerpn.runtime.web import HttpConfig, PageInfo, open_page
 
     try:

@@ -23,7 +23,8 @@ from edgerpn.runtime.run.workers import FrameModel
 from edgerpn.runtime.sinks.contract import Sink
 from edgerpn.runtime.sinks.sink_queue import QueuedSink, close_sinks
 
-_STOP_S = 1.5
+_STOP_LIVE_S = 1.5
+_STOP_S = 10.0
 _logger = logging.getLogger(__name__)
 
 
@@ -73,7 +74,9 @@ def run_streams(
         sinks = [page.hub, *sinks]
     with (
         StreamRunner(model, config, opened=opened, stays=stays, max_results=max_frames, on_tick=service.tick) as runner,
-        StopOnSignal(lambda: _stop(runner, queued), on_hangup=service.want_reload if is_live else None) as stopper,
+        StopOnSignal(
+            lambda: _stop(runner, queued if is_live else ()), on_hangup=service.want_reload if is_live else None
+        ) as stopper,
     ):
         try:
             if page is not None:
@@ -84,11 +87,11 @@ def run_streams(
             with _bar(opened or {}, max_frames, is_live=is_live) as bar:
                 _consume(runner, sinks, counts, bar)
         except BaseException:
-            _close_after_failure(sinks, is_hasty=stopper.received is not None)
+            _close_after_failure(sinks, timeout_s=_patience_s(stopper, is_live=is_live))
             raise
         finally:
             service.end()
-        _close(runner, sinks, is_hasty=stopper.received is not None)
+        _close(runner, sinks, timeout_s=_patience_s(stopper, is_live=is_live))
     return counts.summary(
         num_drops=runner.num_dropped,
         num_stale=runner.num_stale,
@@ -103,10 +106,17 @@ def _plain_source(table: Mapping[str, Any]) -> SourceConfig:
     return load_source(None, table)
 
 
-def _stop(runner: StreamRunner, queued: Sequence[QueuedSink]) -> None:
+def _stop(runner: StreamRunner, hurried: Sequence[QueuedSink]) -> None:
     runner.stop()
-    for sink in queued:
+    for sink in hurried:
         sink.hurry()
+
+
+def _patience_s(stopper: StopOnSignal, *, is_live: bool) -> float | None:
+    """Seconds for closing the sinks: a live run must end soon after a signal, and a run of files keep its results."""
+    if stopper.received is None:
+        return None
+    return _STOP_LIVE_S if is_live else _STOP_S
 
 
 def _bar(opened: Mapping[str, Source], max_frames: int | None, *, is_live: bool) -> AbstractContextManager[Bar | None]:
@@ -136,19 +146,19 @@ def _consume(runner: StreamRunner, sinks: Sequence[Sink], counts: RunCounts, bar
             return
 
 
-def _close(runner: StreamRunner, sinks: Sequence[Sink], *, is_hasty: bool) -> None:
-    """Closes captures and sinks at the same time; after a signal, within two seconds."""
+def _close(runner: StreamRunner, sinks: Sequence[Sink], *, timeout_s: float | None) -> None:
+    """Closes captures and sinks at the same time."""
     closing = threading.Thread(target=runner.close, name="edgerpn-close", daemon=True)
     closing.start()
     try:
-        close_sinks(sinks, timeout_s=_STOP_S if is_hasty else None)
+        close_sinks(sinks, timeout_s=timeout_s)
     finally:
         closing.join()
 
 
-def _close_after_failure(sinks: Sequence[Sink], *, is_hasty: bool) -> None:
+def _close_after_failure(sinks: Sequence[Sink], *, timeout_s: float | None) -> None:
     """Closes the sinks while an error is on its way; their own errors are only logged."""
     try:
-        close_sinks(sinks, timeout_s=_STOP_S if is_hasty else None)
+        close_sinks(sinks, timeout_s=timeout_s)
     except (SinkError, OSError) as error:
         _logger.warning("%s", error)

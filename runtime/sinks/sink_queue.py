@@ -197,7 +197,7 @@ class FailureLog:
         self.last_error = ""
         self.is_failing = False
 
-    def failed(self, error: BaseException, *, is_raised: bool) -> None:
+    def failed(self, error: BaseException, *, is_raised: bool = False) -> None:
         """Counts a failure; logs it unless it ends the run, which reports it then."""
         self.num_errors += 1
         self.last_error = str(error) or type(error).__name__
