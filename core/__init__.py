@@ -4,4 +4,4 @@ The package itself holds what every stage shares (manifest, settings, errors, fr
 NumPy alone. `edgerpn.train`, `edgerpn.export` and `edgerpn.runtime` bring their own dependencies.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
