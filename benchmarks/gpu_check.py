@@ -13,7 +13,7 @@ The steps, each in a process of its own (gpu_session.py), the most important fir
     hardware        GPU, driver, clocks, power, versions of every library
     acceptance      whether TensorRT-RTX loads an engine on this GPU's compute capability
     exports         fp32, fp16, int8; open batch; fixed camera size; NMS over all candidates; each checked for targets
-    engines         built with TensorRT and TensorRT-RTX, whichever import; weight-stripped and refitted
+    engines         built with TensorRT and TensorRT-RTX, whichever import
     for each        `edgerpn why`, parity with the ONNX file, AR, golden self-test, CUDA graph, latency: engine alone
                     (GPU events, with and without graph), with copies, end to end, PyTorch's memory in place; GPU and
                     process memory; two streams at once

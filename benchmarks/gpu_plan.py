@@ -150,7 +150,6 @@ class Plan:
             if name in self.graphs:
                 engines[name] = self._engine(library, name)
                 self._measure(library, name, engines[name])
-        self._stripped(library, first)
         if library == "tensorrt" and not self.options.is_quick:
             self._engine(library, first, suffix="-version-compatible", words=["--version-compatible"])
 
@@ -160,7 +159,7 @@ class Plan:
         output = self.session.work / f"{name}-{library}{suffix}.engine"
         command = ["build", graph or name, "-o", output, "--backend", library, *words]
         if graph is not None and is_open(graph):
-            command += ["--batch", ",".join(map(str, BATCHES))]
+            command += ["--set", f"batch={list(BATCHES)}"]
         command += self._capability_words(library)
         why_not = None if graph is not None else f"{name}.onnx was not exported"
         record = self.session.edgerpn(
@@ -237,18 +236,6 @@ class Plan:
         }  # fmt: skip
         why_not = None if made.is_done and whole is not None else "there is no engine, or no network to compare with"
         self.session.child(f"{library}: share of the proposal stage", "stage", request, why_not=why_not, limit_s=240)
-
-    def _stripped(self, library: str, name: str) -> None:
-        """An engine without weights, and the same with its weights put in again."""
-        refused = self._refusal(library)
-        if refused:
-            self.session.skip(f"{library}: weight-stripped and refitted {name}", refused)
-            return
-        stripped = self._engine(library, name, suffix="-stripped", words=["--weight-stripped"])
-        output = self.session.work / f"{name}-{library}-refitted.engine"
-        why_not = None if stripped is not None else "there is no engine"
-        words = ["build", self.graphs.get(name, name), "-o", output, "--backend", library, "--refit", stripped]
-        self.session.edgerpn(f"{library}: refit {name}", words, why_not=why_not, read=partial(engine_of, output))
 
     def _peers(self) -> None:
         """PyTorch and ONNX Runtime with the same network."""

@@ -32,8 +32,8 @@ import numpy as np
 import onnxruntime
 
 from edgerpn.files import write_text
+from edgerpn.machine import available_cores
 from edgerpn.runtime import cli, load
-from edgerpn.runtime.backends.contract import available_cores
 from edgerpn.runtime.sources.open_source import open_source
 
 LIMIT = 0.9

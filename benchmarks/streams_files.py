@@ -17,8 +17,8 @@ from streams_plan import Part, Plan
 from streams_processes import cpu_s, tree
 from streams_statistics import Limit
 
+from edgerpn.machine import available_cores
 from edgerpn.runtime import Model, load
-from edgerpn.runtime.backends.contract import available_cores
 from edgerpn.runtime.frame import Result
 from edgerpn.runtime.run import SourceConfig, StreamRunner, StreamsConfig
 

@@ -15,7 +15,7 @@ from typing import Any
 import cv2
 from streams_plan import Part, Plan
 
-from edgerpn.runtime.backends.contract import available_cores
+from edgerpn.machine import available_cores
 
 _PACKAGES = ("edgerpn", "numpy", "onnxruntime", "supervision", "paho-mqtt")
 _TITLES = {

@@ -11,8 +11,8 @@ from streams_dead import CONSUMERS, MissingConsumerError
 from streams_plan import Part, Plan
 from streams_statistics import Limit, ratio
 
+from edgerpn.machine import available_cores
 from edgerpn.runtime import load
-from edgerpn.runtime.backends.contract import available_cores
 from edgerpn.runtime.frame import Event, Result
 from edgerpn.runtime.run import SourceConfig, StreamRunner, StreamsConfig
 from edgerpn.runtime.sinks.sink import Sink

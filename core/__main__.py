@@ -9,18 +9,16 @@ by SIGINT and SIGTERM.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from types import FrameType
 
 from edgerpn import __version__
 from edgerpn.errors import EdgeRpnError
-from edgerpn.runtime.process_list import hide_passwords
+from edgerpn.machine import sigterm_handler
+from edgerpn.runtime.redaction import hide_passwords
 
 # Name: module, the extra that brings what the module imports, summary.
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -45,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         arguments = build_parser(argv).parse_args(argv)
-        with _ended_by_sigterm():
+        with sigterm_handler(_exit_by_signal):
             status: int = arguments.entry(arguments)
     except (EdgeRpnError, ModuleNotFoundError) as error:
         message = str(error) if isinstance(error, EdgeRpnError) else _what_to_install(error, argv)
@@ -70,21 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-@contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Lets SIGTERM end a command like any error, so that half-written files go; some commands handle it themselves."""
-
-    def end(number: int, _: FrameType | None) -> None:
-        sys.exit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    old = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, old if old is not None else signal.SIG_DFL)
+def _exit_by_signal(number: int, _: FrameType | None) -> None:
+    """Ends a command like any error, so that half-written files go; some commands handle SIGTERM themselves."""
+    sys.exit(128 + number)
 
 
 def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:

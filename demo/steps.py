@@ -12,11 +12,11 @@ import numpy.typing as npt
 from edgerpn.demo.folder import DemoFolder
 from edgerpn.demo.report_pictures import Picture, covered
 from edgerpn.demo.synthetic.dataset import SyntheticVideo
+from edgerpn.machine import available_cores
 from edgerpn.proposals import Proposals
-from edgerpn.runtime.backends.contract import available_cores
+from edgerpn.runtime.draw import Painter
 from edgerpn.runtime.frame import Event, Result
 from edgerpn.runtime.model import load
-from edgerpn.runtime.painter import Painter
 from edgerpn.runtime.sinks.picture_sinks import VideoSink
 from edgerpn.runtime.sinks.sink import JsonLinesSink, Sink
 from edgerpn.runtime.sources.open_source import open_source

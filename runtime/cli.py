@@ -148,7 +148,7 @@ def _target_files(arguments: argparse.Namespace, source: Source) -> list[str | P
 
 
 def _load(arguments: argparse.Namespace, source: Source) -> Model:
-    from edgerpn.runtime.backends.contract import available_cores
+    from edgerpn.machine import available_cores
     from edgerpn.runtime.model import load
 
     threads = arguments.threads
@@ -165,7 +165,7 @@ def _load(arguments: argparse.Namespace, source: Source) -> Model:
 
 
 def _open_sinks(arguments: argparse.Namespace, source: Source) -> list[Sink]:
-    from edgerpn.runtime.painter import Painter
+    from edgerpn.runtime.draw import Painter
     from edgerpn.runtime.sinks.picture_sinks import ImageFolderSink, VideoSink, WindowSink
     from edgerpn.runtime.sinks.sink import JsonLinesSink
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerpn.proposals import Proposals
+from edgerpn.runtime.frame import Result
 from edgerpn.runtime.opencv import load_cv2
 
 DEFAULT_TOP = 20
@@ -54,6 +55,22 @@ def draw_proposals(image: Image, proposals: Proposals, *, top: int = DEFAULT_TOP
     for corner, score, strength in zip(corners[:NUM_LABELS], shown.scores.tolist(), strengths.tolist(), strict=False):
         _draw_label(canvas, corner, f"{score:.2f}", strength, unit, taken)
     return canvas
+
+
+class Painter:
+    """Draws results; keeps the last picture for the next sink."""
+
+    def __init__(self, *, top: int = DEFAULT_TOP) -> None:
+        """Draws at most `top` boxes of each frame."""
+        self._top = top
+        self._last: tuple[Proposals, Image] | None = None
+
+    def paint(self, result: Result) -> Image:
+        """The picture of `result` with its boxes, (H, W, 3) uint8 BGR; shared, not to be changed."""
+        # The result itself is not kept: its frame may lie in memory that the capture waits for.
+        if self._last is None or self._last[0] is not result.proposals:
+            self._last = (result.proposals, draw_proposals(result.image, result.proposals, top=self._top))
+        return self._last[1]
 
 
 def score_color(strength: float) -> tuple[int, int, int]:

@@ -18,8 +18,8 @@ from edgerpn.__main__ import COMMANDS, build_parser, main
 EVERY_COMMAND = "-h --help --debug"
 ARGUMENTS = {
     "train": (
-        "--data --out --epochs --minutes --size --preset --holdout-classes --backbone-weights --resume --config --set"
-        " --print-config"
+        "--data -o --output --out --epochs --minutes --size --preset --holdout-classes --backbone-weights --resume"
+        " --config --set --print-config"
     ),
     "anchors": "--data --size --preset --strides --sizes --ratios -o --output",
     "import": "source file -o --output --arch --size --norm-eps",
@@ -29,8 +29,7 @@ ARGUMENTS = {
         " --score --nms --precision --calibration --max-ar-drop --data --images --config --set --print-config"
     ),
     "build": (
-        "model -o --output --backend --compute-capability --batch --workspace --optimization-level --timing-cache"
-        " --version-compatible --hardware-compatible --weight-stripped --refit --dla-core --tf32 --profile --images"
+        "model -o --output --backend --compute-capability --version-compatible --hardware-compatible --profile --images"
         " --config --set --print-config"
     ),
     "check": "model --target --against --images --data --limit --report --pictures",

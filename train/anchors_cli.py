@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
     parser.add_argument(
-        "--data", type=Path, required=True, metavar="DIR", help="folder with train.json (COCO) and images/"
+        "--data", type=Path, required=True, metavar="PATH", help="folder with train.json, or a COCO annotation file"
     )
     parser.add_argument(
         "--size", type=size_argument, metavar="HxW", help="size that the network will work at, such as 384x640"
@@ -39,13 +39,14 @@ def run(arguments: argparse.Namespace) -> int:
     """Fits anchors, prints what other layouts would reach, and writes the settings; returns the exit status."""
     from edgerpn.train.config import load_settings
     from edgerpn.train.data.coco import read_coco
+    from edgerpn.train.data.splits import find_split
     from edgerpn.train.network.anchor_fit import fit_anchors, layouts, measure_anchors
 
     settings = load_settings(preset=arguments.preset)
     image_hw = arguments.size or settings.data.input_hw
     wanted = _wanted(arguments, settings)
     _check_size(wanted, image_hw)
-    dataset = read_coco(arguments.data / "train.json", arguments.data / "images", verify="none")
+    dataset = read_coco(*find_split(arguments.data, "train"), verify="none")
     boxes = letterboxed(dataset, image_hw)
     present = settings.model.anchors
     rows = [(f"preset {arguments.preset}", present, measure_anchors(present, boxes, image_hw))]

@@ -17,8 +17,21 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
-    parser.add_argument("--data", type=Path, metavar="DIR", help="folder with train.json, val.json (COCO) and images/")
-    parser.add_argument("--out", type=Path, metavar="RUN", help="folder of the run: checkpoints, log, loss plot")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="PATH",
+        help="folder with train.json, val.json (COCO) and images/, or a training file with the others beside it",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        "--out",
+        dest="output",
+        type=Path,
+        metavar="RUN",
+        help="folder of the run: checkpoints, log, loss plot",
+    )
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=int, metavar="N", help="passes over the training images")
     length.add_argument("--minutes", type=float, metavar="M", help="wall-clock time instead of a number of epochs")
@@ -35,7 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbone-weights", type=Path, metavar="FILE", help="torchvision checkpoint to start from")
     parser.add_argument("--resume", action="store_true", help="go on from RUN/last.pt, with its settings")
     parser.add_argument("--config", metavar="FILE.toml", help="settings, over the preset's")
-    parser.add_argument("--set", action="append", default=[], metavar="a.b=value", help="one setting, over the file's")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="one setting, over the file's; may be repeated"
+    )
     parser.add_argument("--print-config", action="store_true", help="show the resolved settings and exit")
 
 
@@ -47,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.print_config:
         sys.stdout.write(settings.to_toml(resolved))
         return 0
-    missing = [flag for flag, value in (("--data", arguments.data), ("--out", arguments.out)) if value is None]
+    missing = [flag for flag, value in (("--data", arguments.data), ("--output", arguments.output)) if value is None]
     if missing:
         raise ConfigError([f"{' and '.join(missing)}: needed, see `edgerpn train --help`"])
     from edgerpn.train.recall.average_recall import format_table
@@ -57,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     result = train(
         resolved,
         data=arguments.data,
-        out=arguments.out,
+        out=arguments.output,
         resume=arguments.resume,
         backbone_weights=arguments.backbone_weights,
         say=print,
@@ -76,7 +91,7 @@ def _settings(arguments: argparse.Namespace) -> TrainSettings:
     from edgerpn.train.run.folder import RunFolder
 
     overrides = _overrides(arguments)
-    folder = RunFolder(arguments.out) if arguments.resume and arguments.out is not None else None
+    folder = RunFolder(arguments.output) if arguments.resume and arguments.output is not None else None
     if folder is None or not folder.last.is_file():
         return load_settings(preset=arguments.preset or "edge", file=arguments.config, overrides=overrides)
     if arguments.preset is not None:

@@ -32,6 +32,7 @@ from edgerpn.demo.synthetic.sprites import (
 )
 from edgerpn.demo.synthetic.textures import FloatImage
 from edgerpn.errors import SinkError
+from edgerpn.machine import available_cores
 from edgerpn.progress import track
 
 _TRAIN, _VAL, _VIDEO = range(3)
@@ -117,7 +118,7 @@ def write_dataset(
     for stream, split, count in ((_TRAIN, "train", num_train), (_VAL, "val", num_val)):
         write = partial(_write_image, folder, split, hw, (seed, stream))
         # Threads, because NumPy and OpenCV do their work outside the interpreter's lock; each image has its own seed.
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(8, available_cores())) as pool:
             written = list(track(pool.map(write, range(count)), f"drawing {split} images", total=count, unit="image"))
         images = [image for image, _ in written]
         boxes = [box for _, boxes_of_image in written for box in boxes_of_image]

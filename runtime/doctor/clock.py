@@ -17,11 +17,10 @@ from urllib.parse import quote, urlsplit
 
 from edgerpn.runtime.redaction import redact_url
 from edgerpn.runtime.sources import CaptureConfig
-from edgerpn.runtime.sources.capture_config import source_kind
+from edgerpn.runtime.sources.spec import SourceSpec
 
 _TIMEOUT_S = 4.0
 _MAX_HEAD_BYTES = 65_536
-_DEFAULT_PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
 # A date tells whole seconds, so that the moment lies half a second later on average.
 _HALF_RESOLUTION_S = 0.5
 
@@ -52,12 +51,12 @@ def find_clock_skew(config: CaptureConfig, *, timeout_s: float = _TIMEOUT_S) -> 
         config: The source; only rtsp, rtsps, http and https can be asked.
         timeout_s: Seconds for connection and answer together.
     """
-    scheme = config.source.partition("://")[0].lower()
-    if source_kind(config.source) != "url" or scheme not in _DEFAULT_PORTS:
+    spec = config.spec
+    if not (spec.is_rtsp or spec.is_http):
         return ClockSkew(why_unknown="only RTSP and HTTP sources tell their time")
-    protocol: Literal["RTSP", "HTTP"] = "RTSP" if scheme.startswith("rtsp") else "HTTP"
+    protocol: Literal["RTSP", "HTTP"] = "RTSP" if spec.is_rtsp else "HTTP"
     try:
-        head, asked_at = _exchange(config.source, protocol, time.monotonic() + timeout_s)
+        head, asked_at = _exchange(spec, protocol, time.monotonic() + timeout_s)
     except TimeoutError:
         return ClockSkew(why_unknown=f"no answer within {timeout_s:g} s")
     except OSError as error:
@@ -68,18 +67,16 @@ def find_clock_skew(config: CaptureConfig, *, timeout_s: float = _TIMEOUT_S) -> 
     return _skew(head, protocol, asked_at)
 
 
-def _exchange(url: str, protocol: Literal["RTSP", "HTTP"], deadline_s: float) -> tuple[bytes, float]:
+def _exchange(spec: SourceSpec, protocol: Literal["RTSP", "HTTP"], deadline_s: float) -> tuple[bytes, float]:
     """Head of the answer, and our time in the middle between request and answer, seconds since 1970."""
-    parts = urlsplit(url)
-    scheme = parts.scheme.lower()
-    host = parts.hostname or ""
-    address = (host, parts.port or _DEFAULT_PORTS[scheme])
+    address = spec.address()
+    is_encrypted = spec.scheme in ("rtsps", "https")
     with socket.create_connection(address, timeout=_left(deadline_s)) as plain:
         plain.settimeout(_left(deadline_s))
-        connection = _tls().wrap_socket(plain, server_hostname=host) if scheme in ("rtsps", "https") else plain
+        connection = _tls().wrap_socket(plain, server_hostname=address[0]) if is_encrypted else plain
         with connection:
             sent_at = time.time()
-            connection.sendall(_request(url, protocol))
+            connection.sendall(_request(spec.text, protocol))
             head = _read_head(connection, deadline_s)
             return head, (sent_at + time.time()) / 2
 

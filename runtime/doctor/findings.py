@@ -10,7 +10,6 @@ from edgerpn.runtime.doctor.clock import skew_in_words
 from edgerpn.runtime.doctor.figures import StreamFigures
 from edgerpn.runtime.doctor.recording import Recording
 from edgerpn.runtime.sources import CaptureConfig
-from edgerpn.runtime.sources.capture_config import source_kind
 
 _LONG_KEY_INTERVAL_S = 4.0
 _LONG_FIRST_FRAME_S = 5.0
@@ -82,7 +81,7 @@ def _failed(recording: Recording) -> Finding:
     advice = last.fix
     if last.reason == "timeout" and config.transport == "udp":
         advice = f"Use transport=tcp: with udp the video comes through ports that firewalls close. {advice}"
-    elif last.reason == "timeout" and source_kind(config.source) == "url":
+    elif last.reason == "timeout" and config.spec.kind == "url":
         advice = f"{advice} If it is only slow, raise open_timeout_s (now {config.open_timeout_s:g})."
     return _problem(f"no video ({last.reason}): {text}", advice)
 
@@ -116,8 +115,7 @@ def _breaks(figures: StreamFigures, recording: Recording) -> Iterator[Finding]:
 
 def _losses(figures: StreamFigures, config: CaptureConfig) -> Iterator[Finding]:
     """Silence, missing frames, damage, and frames that we were too slow for."""
-    is_rtsp = config.source.lower().startswith("rtsp")
-    to_tcp = "Use transport=tcp. " if is_rtsp and config.transport == "udp" else ""
+    to_tcp = "Use transport=tcp. " if config.spec.is_rtsp and config.transport == "udp" else ""
     network = f"{to_tcp}Lower the bit rate, use the sub-stream, or a better network (cable instead of radio)."
     if figures.num_gaps:
         longest_s = figures.longest_gap_s
@@ -168,7 +166,7 @@ def _lag(figures: StreamFigures, config: CaptureConfig) -> list[Finding]:
     if growth_ms is None or growth_ms < max(_GROWTH_MS, _GROWTH_MS_PER_S * span_s):
         return []
     left = ""
-    if config.source.lower().startswith("rtsp"):
+    if config.spec.is_rtsp:
         left = " `edgerpn run` counts this lag to the age of a frame, so that results beyond max_age_ms become `stale`."
     rate = f", {figures.fps:.1f} frames a second" if figures.fps is not None else ""
     stated = f" instead of {figures.stated_fps:g}" if rate and figures.stated_fps is not None else ""

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from edgerpn.machine import die_with_parent_hook
 from edgerpn.runtime.sources import CaptureConfig, CaptureFailedError
-from edgerpn.runtime.sources.capture_config import local_path, source_kind
-from edgerpn.runtime.sources.ffmpeg_reader import ends_with_parent, list_protocols, playlist
+from edgerpn.runtime.sources.ffmpeg_reader import list_protocols, playlist
 from edgerpn.runtime.sources.open_source import IMAGE_SUFFIXES
 
 _LIVE_S = 10.0
@@ -45,8 +45,8 @@ class KeyFrames:
 
 def find_key_frames(config: CaptureConfig) -> KeyFrames:
     """Watches a video of a file or URL for its key frames; what cannot be found out is told, not raised."""
-    kind = source_kind(config.source)
-    if kind not in ("url", "path") or (kind == "path" and not _is_video(local_path(config.source))):
+    kind = config.spec.kind
+    if kind not in ("url", "path") or (kind == "path" and not _is_video(config.spec.path)):
         return KeyFrames(why_unknown="only of video files and URLs")
     seconds = _LIVE_S if kind == "url" else _FILE_S
     program = shutil.which("ffprobe")
@@ -65,7 +65,7 @@ def find_key_frames(config: CaptureConfig) -> KeyFrames:
             capture_output=True,
             timeout=seconds + _OPEN_S,
             check=False,
-            preexec_fn=ends_with_parent(),
+            preexec_fn=die_with_parent_hook(),
         )
         output = done.stdout
     except subprocess.TimeoutExpired as error:

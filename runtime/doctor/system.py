@@ -16,10 +16,11 @@ from types import ModuleType
 from typing import Literal
 
 from edgerpn.errors import EngineLoadError, MissingDependencyError
-from edgerpn.runtime.backends.contract import available_cores
+from edgerpn.machine import available_cores
 from edgerpn.runtime.opencv import load_cv2
 from edgerpn.runtime.sources.decoders import Abilities, find_abilities
-from edgerpn.runtime.sources.entry import known_schemes
+from edgerpn.runtime.sources.spec import plugin_schemes
+from edgerpn.targets import LIBRARIES, EngineLibrary
 
 Verdict = Literal["ok", "problem", "absent"]
 
@@ -51,7 +52,7 @@ class SystemCheck:
 
 def check_system() -> list[SystemCheck]:
     """Looks at OpenCV, decoders, cameras and inference libraries; imports them, and raises nothing."""
-    backends = [_onnxruntime(), _tensorrt("tensorrt"), _tensorrt("tensorrt-rtx")]
+    backends = [_onnxruntime(), *map(_tensorrt, LIBRARIES)]
     return [_machine(), *_opencv(), _program(), _cameras(), *backends, *_needed(backends), _gpu(), *_optional()]
 
 
@@ -117,15 +118,15 @@ def _program() -> SystemCheck:
 
 def _cameras() -> SystemCheck:
     devices = sorted(Path("/dev").glob("video*"))
-    foreign = [f"{scheme}://" for scheme in known_schemes()]
-    found = ", ".join([*map(str, devices), *foreign]) or "no /dev/videoN"
+    plugins = [f"{scheme}://" for scheme in plugin_schemes()]
+    found = ", ".join([*map(str, devices), *plugins]) or "no /dev/videoN"
     closed = [str(device) for device in devices if not os.access(device, os.R_OK | os.W_OK)]
     if closed:
         advice = "sudo usermod -aG video USER, then log in again (in a container: --device and the group video)"
         return SystemCheck(
             name="cameras", verdict="problem", found=f"{', '.join(closed)}: not for this user", advice=advice
         )
-    return SystemCheck(name="cameras", verdict="ok" if devices or foreign else "absent", found=found)
+    return SystemCheck(name="cameras", verdict="ok" if devices or plugins else "absent", found=found)
 
 
 def _onnxruntime() -> SystemCheck:
@@ -151,10 +152,10 @@ def _onnxruntime() -> SystemCheck:
     return SystemCheck(name="ONNX Runtime", verdict="ok", found=found)
 
 
-def _tensorrt(name: Literal["tensorrt", "tensorrt-rtx"]) -> SystemCheck:
+def _tensorrt(name: EngineLibrary) -> SystemCheck:
     from edgerpn.runtime.backends.tensorrt.library import import_library
 
-    title = "TensorRT" if name == "tensorrt" else "TensorRT-RTX"
+    title = LIBRARIES[name].title
     found, problem = _attempt(lambda: import_library(name, allow_lean=True).title)
     if isinstance(problem, EngineLoadError):
         # The error says what to do.

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgerpn.errors import ConfigError
+from edgerpn.runtime.draw import Painter
 from edgerpn.runtime.frame import Event, Result
-from edgerpn.runtime.painter import Painter
 from edgerpn.runtime.sinks import (
     JsonLinesConfig,
     Output,

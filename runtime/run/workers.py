@@ -14,7 +14,7 @@ from edgerpn.runtime.model import Model
 from edgerpn.runtime.run.batcher import Batch, Batcher
 from edgerpn.runtime.run.items import refused_event
 from edgerpn.runtime.run.roster import Roster
-from edgerpn.runtime.sources.live_source import has_clock, to_event, to_frame
+from edgerpn.runtime.sources.live_source import to_event, to_frame
 
 _POLL_S = 0.1
 _JOIN_S = 1.0
@@ -183,7 +183,7 @@ class Workers:
 
     def _has_clock(self, name: str) -> bool:
         settings = self._roster.settings_of(name)
-        return settings is not None and has_clock(settings.source)
+        return settings is not None and settings.spec.has_clock
 
     def _is_new_refusal(self, frame: Frame) -> bool:
         """Counts a frame that does not fit the model; whether it is the first of its size."""

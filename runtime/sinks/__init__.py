@@ -15,9 +15,12 @@ finally:
 from __future__ import annotations
 
 from edgerpn.runtime.sinks.contract import NotDeliveredError, Record, RecordSink, SinkStats
+from edgerpn.runtime.sinks.jsonl import JsonLinesConfig
+from edgerpn.runtime.sinks.mqtt import MqttConfig
 from edgerpn.runtime.sinks.open_sinks import Output, known_kinds, open_sinks, read_outputs
-from edgerpn.runtime.sinks.output_config import JsonLinesConfig, MqttConfig, OutputConfig, VideoConfig, WebhookConfig
-from edgerpn.runtime.sinks.queued import STOP_S, QueuedSink, close_sinks
+from edgerpn.runtime.sinks.sink_queue import STOP_S, OutputConfig, QueuedSink, close_sinks
+from edgerpn.runtime.sinks.video import VideoConfig
+from edgerpn.runtime.sinks.webhook import WebhookConfig
 
 __all__ = [
     "STOP_S",

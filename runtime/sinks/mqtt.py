@@ -13,14 +13,15 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 from urllib.parse import quote, unquote, urlsplit
 
 from edgerpn.errors import require
 from edgerpn.runtime.redaction import redact, redact_url
 from edgerpn.runtime.sinks.contract import NotDeliveredError, Record
-from edgerpn.runtime.sinks.output_config import MqttConfig
-from edgerpn.runtime.sinks.secret import read_secret, tls_context
+from edgerpn.runtime.sinks.endpoint import check_url, read_secret, tls_context
+from edgerpn.runtime.sinks.sink_queue import OutputConfig, check_setting
 
 _logger = logging.getLogger(__name__)
 
@@ -31,6 +32,46 @@ _WINDOW = 20
 _CONNECT_WAIT_S = 1.0
 _CONNECT_TIMEOUT_S = 5.0
 _GOODBYE_S = 0.3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MqttConfig(OutputConfig):
+    """Records to an MQTT broker: PREFIX/SOURCE/proposals, PREFIX/SOURCE/events, and PREFIX/status (online, offline)."""
+
+    url: str = field(repr=False)
+    """mqtt://USER:PASSWORD@HOST:PORT/PREFIX, or mqtts:// for TLS; the prefix is `edgerpn` when left out."""
+    qos: Literal[0, 1] = 1
+    """1: what the broker has not confirmed is sent again; 0: what is under way while a connection breaks is lost."""
+    password_env: str = ""
+    """Environment variable with the password, instead of one in the URL."""
+    password_file: str = ""
+    """File with the password, instead of one in the URL."""
+    client_id: str = ""
+    """Name of this client at the broker; empty: a random one. Two clients of one name keep cutting each other off."""
+    ca_file: str = ""
+    """File with the certificates to trust (mqtts); empty: the system's."""
+    keepalive_s: int = 20
+    """Seconds of silence after which the connection is tested."""
+    backoff_first_s: float = 1.0
+    """Seconds before connecting again; doubled for each attempt."""
+    backoff_max_s: float = 30.0
+    """Seconds between attempts at most."""
+
+    def __post_init__(self) -> None:
+        OutputConfig.__post_init__(self)
+        parts = check_url("url", self.url, ("mqtt", "mqtts"))
+        prefix = parts.path.strip("/")
+        # A bare # or ? at the end leaves no trace in the parts.
+        is_topic = not (set("+#\0") & set(unquote(prefix)) or set("#?") & set(self.url))
+        check_setting(is_topic, "url", "a topic without + # ? behind the host", redact_url(self.url))
+        secrets = [name for name in ("password_env", "password_file") if getattr(self, name)]
+        check_setting(len(secrets) + (parts.password is not None) <= 1, "url", "one password", " and ".join(secrets))
+        check_setting(not secrets or bool(parts.username), "url", "a user for the password", redact_url(self.url))
+        check_setting(1 <= self.keepalive_s <= 65535, "keepalive_s", "1..65535", self.keepalive_s)
+        check_setting(self.backoff_first_s > 0, "backoff_first_s", "more than 0", self.backoff_first_s)
+        check_setting(
+            self.backoff_max_s >= self.backoff_first_s, "backoff_max_s", "at least backoff_first_s", self.backoff_max_s
+        )
 
 
 class MqttSink:

@@ -27,17 +27,15 @@ from typing import Any
 from edgerpn import settings
 from edgerpn.errors import ConfigError, SinkError
 from edgerpn.runtime.sinks.contract import RecordMaker
-from edgerpn.runtime.sinks.output_config import OutputConfig
-from edgerpn.runtime.sinks.queued import QueuedSink, close_sinks
-from edgerpn.runtime.sinks.segments import VideoSegmentsSink
+from edgerpn.runtime.sinks.sink_queue import OutputConfig, QueuedSink, close_sinks
 
 GROUP = "edgerpn.sinks"
 """Group of the entry points."""
 
 _KINDS = {
-    "jsonl": "edgerpn.runtime.sinks.rotating:RotatingLinesSink",
+    "jsonl": "edgerpn.runtime.sinks.jsonl:RotatingLinesSink",
     "mqtt": "edgerpn.runtime.sinks.mqtt:MqttSink",
-    "video": "edgerpn.runtime.sinks.segments:VideoSegmentsSink",
+    "video": "edgerpn.runtime.sinks.video:VideoSegmentsSink",
     "webhook": "edgerpn.runtime.sinks.webhook:WebhookSink",
 }
 
@@ -112,9 +110,8 @@ def open_sinks(outputs: Sequence[Output], *, is_live: bool) -> list[QueuedSink]:
 
 def _make(output: Output, *, is_live: bool) -> Any:
     sink_class = _sink_class(output.kind)
-    if sink_class is VideoSegmentsSink:
-        return VideoSegmentsSink(output.config, is_live=is_live)  # type: ignore[arg-type]
-    return sink_class(output.config)
+    options = {"is_live": is_live} if getattr(sink_class, "needs_is_live", False) else {}
+    return sink_class(output.config, **options)
 
 
 def _sink_class(kind: object) -> Any:

@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from edgerpn import files
 from edgerpn.errors import SinkError
+from edgerpn.runtime.draw import Painter
 from edgerpn.runtime.frame import Event, Result
 from edgerpn.runtime.opencv import load_cv2
-from edgerpn.runtime.painter import Painter
 
 CODECS = {".mp4": "mp4v", ".avi": "MJPG"}
 """Codec (four characters) of a video file by its suffix."""

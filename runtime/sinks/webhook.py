@@ -4,19 +4,57 @@ from __future__ import annotations
 
 import base64
 import http.client
+import re
 import secrets
 import socket
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
 
 from edgerpn.errors import SinkError
 from edgerpn.runtime.redaction import redact, redact_url
 from edgerpn.runtime.sinks.contract import NotDeliveredError, Record
-from edgerpn.runtime.sinks.output_config import WebhookConfig
-from edgerpn.runtime.sinks.secret import read_secret, tls_context
+from edgerpn.runtime.sinks.endpoint import check_url, read_secret, tls_context
+from edgerpn.runtime.sinks.sink_queue import OutputConfig, check_setting
 
 _RETRIED = (408, 425, 429)
 _ANSWER_BYTES = 1 << 16
+_HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WebhookConfig(OutputConfig):
+    """Records to a web server: POST of a JSON array of records."""
+
+    url: str = field(repr=False)
+    """http:// or https:// address; USER:PASSWORD@ becomes basic authentication."""
+    batch: int = 100
+    """Records of one request at most."""
+    batch_s: float = 1.0
+    """Seconds that the first record of a request waits for others at most."""
+    timeout_s: float = 5.0
+    """Seconds that the server may be silent."""
+    header: str = "Authorization"
+    """Header that carries the token."""
+    token_env: str = ""
+    """Environment variable with the header's value, such as "Bearer 123"; empty: none."""
+    token_file: str = ""
+    """File with the header's value, read anew for every connection; empty: none."""
+    ca_file: str = ""
+    """File with the certificates to trust (https); empty: the system's."""
+
+    def __post_init__(self) -> None:
+        OutputConfig.__post_init__(self)
+        parts = check_url("url", self.url, ("http", "https"))
+        check_setting(1 <= self.batch <= 10_000, "batch", "1..10000", self.batch)
+        check_setting(0 <= self.batch_s <= 60, "batch_s", "0..60 seconds", self.batch_s)
+        check_setting(self.timeout_s > 0, "timeout_s", "more than 0 seconds", self.timeout_s)
+        check_setting(bool(_HEADER_NAME.fullmatch(self.header)), "header", "the name of a header", self.header)
+        secrets = [name for name in ("token_env", "token_file") if getattr(self, name)]
+        is_basic = parts.username is not None and self.header.lower() == "authorization"
+        check_setting(
+            len(secrets) + is_basic <= 1, "url", "one of password, token_env and token_file", " and ".join(secrets)
+        )
 
 
 class WebhookSink:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from edgerpn.errors import StreamOpenError
-from edgerpn.runtime.backends.contract import available_cores
+from edgerpn.machine import available_cores
 from edgerpn.runtime.frame import Event, Frame
 from edgerpn.runtime.opencv import load_cv2
 

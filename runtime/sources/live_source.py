@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from edgerpn.errors import StreamOpenError
 from edgerpn.runtime.frame import Event, Frame, Source
 from edgerpn.runtime.sources import CaptureConfig, CapturedFrame, CaptureEvent, open_capture
-from edgerpn.runtime.sources.capture_config import source_kind
 from edgerpn.runtime.sources.open_source import open_source
+from edgerpn.runtime.sources.spec import parse_source
 
 _POLL_S = 0.1
 
@@ -25,7 +25,7 @@ class LiveSource:
     def __init__(self, config: CaptureConfig) -> None:
         """Starts the process."""
         self.name = config.label
-        self._has_clock = has_clock(config.source)
+        self._has_clock = config.spec.has_clock
         self._capture = open_capture(config)
         self._is_closed = False
 
@@ -75,18 +75,9 @@ def open_any_source(spec: str | int | os.PathLike[str]) -> Source:
         MissingDependencyError: OpenCV is not installed.
     """
     text = str(spec) if isinstance(spec, int) else os.fspath(spec)
-    if source_kind(text) == "path":
+    if not parse_source(text).is_live:
         return open_source(text)
     return LiveSource(CaptureConfig(source=text))
-
-
-def has_clock(source: str) -> bool:
-    """Whether the times in a stream are the camera's, as those of RTSP and of sources of other packages are.
-
-    The decoder makes up many others: FFmpeg numbers the pictures of Motion JPEG over HTTP at 25 a second, whatever
-    their rate; what seems to be a lag would then grow without end.
-    """
-    return source.lower().startswith(("rtsp://", "rtsps://")) or source_kind(source) == "foreign"
 
 
 def to_frame(captured: CapturedFrame, *, has_clock: bool) -> Frame:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from edgerpn.errors import ConfigError
-from edgerpn.runtime.sinks.secret import read_secret
+from edgerpn.runtime.sinks.endpoint import read_secret
 from edgerpn.runtime.web.http_config import HttpConfig
 
 COOKIE = "edgerpn_session"

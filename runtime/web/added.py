@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from edgerpn.errors import ConfigError
-from edgerpn.runtime.sources.capture_config import source_kind
+from edgerpn.runtime.sources.spec import parse_source
 
 KINDS = ("camera", "csi", "url")
 """Kinds of sources that may be added; files and GStreamer pipelines can read, and pipelines write, anything."""
@@ -42,12 +42,12 @@ def check_added(table: Mapping[str, Any]) -> None:
         problems.append(f"name: expected at most {MAX_NAME} printable characters")
     if not (isinstance(source, str) and source.isprintable()):
         problems.append("source: expected a camera or a URL")
-    elif source_kind(source) not in KINDS or (source_kind(source) == "camera" and ".." in source):
+    elif (kind := parse_source(source).kind) not in KINDS or (kind == "camera" and ".." in source):
         problems.append(
             "source: expected a camera (number or /dev/videoN), csi://N or a URL; files and pipelines cannot "
             "be added by HTTP"
         )
-    elif source_kind(source) == "url":
+    elif kind == "url":
         problems += _url_problems(source)
     if problems:
         raise ConfigError(problems)

@@ -136,12 +136,12 @@ def test_an_error_in_the_middle_leaves_whole_files(
 # Slows the drawing, so that the signal arrives in the middle of the run.
 _SLOW_RUN = """
 import sys, time
-from edgerpn.runtime import draw, painter
+from edgerpn.runtime import draw
 quick = draw.draw_proposals
 def slow(*arguments, **options):
     time.sleep(0.05)
     return quick(*arguments, **options)
-painter.draw_proposals = slow
+draw.draw_proposals = slow
 from edgerpn.__main__ import main
 sys.exit(main(sys.argv[1:]))
 """

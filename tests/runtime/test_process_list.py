@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edgerpn.runtime.process_list import hide_passwords, redact_arguments
+from edgerpn.runtime.redaction import hide_passwords, redact_arguments
 
 
 def test_a_command_shows_no_password_in_the_list_of_processes() -> None:

@@ -92,8 +92,8 @@ def test_a_misspelt_setting_suggests_the_right_one(capsys: pytest.CaptureFixture
         (["--set", "loop.epochs=many"], "loop.epochs: expected a whole number, got 'many'"),
         (["--set", "proposals.nms_iou=1.5"], "nms_iou: expected more than 0 and at most 1, got 1.5"),
         (["--preset", "papr"], "--preset: expected one of edge, paper, got 'papr'"),
-        (["--data", "somewhere"], "--out: needed"),
-        ([], "--data and --out: needed"),
+        (["--data", "somewhere"], "--output: needed"),
+        ([], "--data and --output: needed"),
         (["--config", "nowhere.toml"], "nowhere.toml: cannot read settings"),
     ],
 )

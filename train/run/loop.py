@@ -14,10 +14,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 from edgerpn.errors import DataError
+from edgerpn.machine import StopOnSignal
 from edgerpn.train.config import TrainSettings
 from edgerpn.train.data.batch import Batch
 from edgerpn.train.network.detector import Detector
@@ -29,7 +28,7 @@ from edgerpn.train.run.device import choose_compute, place
 from edgerpn.train.run.failures import out_of_memory_named, way_on_from_start, way_on_from_step
 from edgerpn.train.run.folder import RunFolder
 from edgerpn.train.run.journal import Journal
-from edgerpn.train.run.ranks import Ranks, ranks_from
+from edgerpn.train.run.ranks import ranks_from
 from edgerpn.train.run.saving import Keeper
 from edgerpn.train.run.setup import RunRequest, set_up
 from edgerpn.train.run.state import Run
@@ -68,7 +67,7 @@ def train(
 
     Args:
         settings: Resolved settings.
-        data: Folder with train.json, val.json and images/.
+        data: Folder with train.json, val.json and images/, or a training annotation file with val.json beside it.
         out: Folder of the run; made when missing.
         resume: Go on from `out`/last.pt; with the same settings the numbers are those of an uninterrupted run.
         backbone_weights: torchvision state dict to start the backbone from.
@@ -107,19 +106,21 @@ def _train(run: Run, say: Callable[[str], None]) -> TrainResult:
     started = time.monotonic() - state.seconds
     keeper = Keeper(run, say)
     is_stopped = False
-    with run.loader, _stop_signals(ranks) as signals, _drawn(keeper), Journal(run) as journal:
+    # torchrun passes on signals that its processes may have received already.
+    forcing = (signal.SIGINT, signal.SIGTERM) if ranks.run_id is None else ()
+    with run.loader, StopOnSignal(forcing=forcing) as signals, _drawn(keeper), Journal(run) as journal:
         while run.fraction < 1 and not is_stopped:
             steps = run.loader.steps(state.epoch, start_batch=state.batch)
             while (batches := _next(steps, run, journal, keeper)) is not None:
                 record = take_step(run, batches)
                 state.step += 1
                 state.batch += 1
-                state.seconds, is_stopped = ranks.agree(time.monotonic() - started, bool(signals))
+                state.seconds, is_stopped = ranks.agree(time.monotonic() - started, signals.received is not None)
                 journal.add(record)
                 if run.fraction >= (state.evaluations + 1) / evaluations:
                     journal.settle()
                     _evaluate(run, keeper, say)
-                    state.seconds, is_stopped = ranks.agree(time.monotonic() - started, bool(signals))
+                    state.seconds, is_stopped = ranks.agree(time.monotonic() - started, signals.received is not None)
                     journal.skip_time()
                 elif keeper.is_due():
                     journal.settle()
@@ -220,31 +221,3 @@ def _drawn(keeper: Keeper) -> Iterator[None]:
         yield
     finally:
         keeper.draw()
-
-
-@contextmanager
-def _stop_signals(ranks: Ranks) -> Iterator[list[int]]:
-    """Gives a list that SIGINT and SIGTERM fill; the loop ends after its step.
-
-    A second signal acts as usual, except under torchrun, which passes on what its processes may have had already.
-    """
-    received: list[int] = []
-    old: dict[int, Any] = {}
-    numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
-
-    def receive(number: int, _: FrameType | None) -> None:
-        received.append(number)
-        if ranks.run_id is None:
-            signal.signal(number, old[number])
-
-    try:
-        for number in numbers:
-            old[number] = signal.getsignal(number)
-            signal.signal(number, receive)
-    except ValueError:
-        old.clear()  # not the main thread: its owner handles signals
-    try:
-        yield received
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

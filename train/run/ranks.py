@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from torch import Tensor, distributed
 from torch.distributed.rendezvous import rendezvous
 
 from edgerpn.errors import ConfigError, TrainingStoppedError
+from edgerpn.machine import sigterm_handler
 
 Value = TypeVar("Value")
 _NO_NAME = "none"
@@ -70,7 +70,8 @@ class Ranks:
             torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         with _lost_processes_named(self):
-            with _ended_at_once_by_sigterm():
+            # Others may never come, and nothing is to be saved yet: SIGTERM ends this process at once.
+            with sigterm_handler(signal.SIG_DFL):
                 distributed.init_process_group(
                     backend, store=self._meeting_place(), rank=self.rank, world_size=self.size, timeout=PATIENCE
                 )
@@ -200,19 +201,6 @@ def _this_torchrun() -> str | None:
     except (OSError, IndexError):
         return None
     return f"{boot}/{parent}/{started}"
-
-
-@contextmanager
-def _ended_at_once_by_sigterm() -> Iterator[None]:
-    """Lets SIGTERM end this process while it waits for others that may never come: nothing is to be saved yet."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    old = signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, old if old is not None else signal.SIG_DFL)
 
 
 @contextmanager

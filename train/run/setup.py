@@ -13,11 +13,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from edgerpn.errors import CheckpointError, ConfigError
+from edgerpn.machine import available_cores
 from edgerpn.train.checkpoint import Checkpoint
 from edgerpn.train.config import TrainSettings
 from edgerpn.train.data.coco import Dataset, read_coco
 from edgerpn.train.data.image_cache import cache_bytes
 from edgerpn.train.data.loader import Share, TrainLoader
+from edgerpn.train.data.splits import Split, find_train_and_val
 from edgerpn.train.learning.optimizer import WeightAverage, make_optimizer
 from edgerpn.train.network.backbones import load_backbone_weights
 from edgerpn.train.network.model import Rpn
@@ -38,7 +40,7 @@ class RunRequest:
     settings: TrainSettings
     """Resolved settings, but for a batch size of 0."""
     data: Path
-    """Folder with train.json, val.json and images/."""
+    """Folder with train.json, val.json and images/, or a training annotation file with val.json and images/ beside."""
     folder: RunFolder
     """Where it goes."""
     resume: bool
@@ -150,7 +152,7 @@ def read_material(request: RunRequest, ranks: Ranks) -> Material:
     checkpoint = _checkpoint(request, ranks)
     if checkpoint is None:
         request.folder.check_new()
-    train_set, val_set = (_read_split(request, split) for split in ("train", "val"))
+    train_set, val_set = (_read_split(request, split) for split in find_train_and_val(request.data))
     return Material(train_set=train_set, val_set=val_set, checkpoint=checkpoint)
 
 
@@ -188,16 +190,11 @@ def _with_batch_size(settings: TrainSettings, checkpoint: Checkpoint | None) -> 
     )
 
 
-def _read_split(request: RunRequest, split: str) -> Dataset:
+def _read_split(request: RunRequest, split: Split) -> Dataset:
     config = request.settings.data
-    dataset = read_coco(
-        request.data / f"{split}.json",
-        request.data / "images",
-        verify=config.verify,
-        holdout_classes=config.holdout_classes,
-    )
+    dataset = read_coco(*split, verify=config.verify, holdout_classes=config.holdout_classes)
     for problem in dataset.problems:
-        request.say(f"{split}.json: {problem}")
+        request.say(f"{split.annotations.name}: {problem}")
     return dataset
 
 
@@ -206,18 +203,12 @@ def _make_deterministic(settings: TrainSettings, compute: Compute, ranks: Ranks)
         torch.set_num_threads(settings.loop.threads)
     elif ranks.local_size > 1:
         # torchrun asks for one thread a process, however many cores there are.
-        torch.set_num_threads(max(1, _num_cores() // ranks.local_size))
+        torch.set_num_threads(max(1, available_cores() // ranks.local_size))
     if compute.device.type == "cuda":
         # cuBLAS is deterministic with a workspace of its own only; it reads this when it starts.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         # Some CUDA kernels have no deterministic form: they warn instead of stopping the run.
         torch.use_deterministic_algorithms(True, warn_only=True)
-
-
-def _num_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _parallel(

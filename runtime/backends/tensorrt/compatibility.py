@@ -15,18 +15,12 @@ from edgerpn.errors import ArtifactMismatchError, EngineLoadError, MissingDepend
 from edgerpn.manifest import EngineSpec, Manifest
 from edgerpn.runtime.backends.tensorrt.cuda import Device, DeviceInfo
 from edgerpn.runtime.backends.tensorrt.cuda_provider import open_device
-from edgerpn.runtime.backends.tensorrt.library import (
-    TensorRtLibrary,
-    import_library,
-    is_same_version,
-    runs_compatible_engine,
-)
+from edgerpn.runtime.backends.tensorrt.library import TensorRtLibrary, import_library
+from edgerpn.targets import HARDWARE_COMPATIBLE_FROM, is_same_version, runs_compatible_engine
 
 Verdict = Literal["ok", "no", "unknown"]
 
 _BUILD = "Build it again on this machine: edgerpn build MODEL.onnx -o {name}"
-_HARDWARE_COMPATIBLE_FROM = 80
-"""Compute capability, times 10, from which TensorRT runs hardware-compatible engines (Ampere)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,8 +117,6 @@ def compare(path: Path, manifest: Manifest, here: Here) -> list[Check]:
     checks = [_file(path, manifest), _library(spec, here, path), _gpu(spec, here, path), _platform(spec, here, path)]
     if spec.cuda is not None:
         checks.append(_driver(spec.cuda, here))
-    if spec.weight_stripped:
-        checks.append(_weights(path, manifest))
     return checks
 
 
@@ -174,8 +166,6 @@ def _library(spec: EngineSpec, here: Here, path: Path) -> Check:
     if spec.version_compatible and spec.library == "tensorrt":
         fits = fits or runs_compatible_engine(spec.library_version, version)
     advice = f"Install that version, or: {_BUILD.format(name=path.name)}"
-    if here.library.is_lean and not spec.version_compatible:
-        fits, advice = False, "The lean runtime runs version-compatible engines only: install TensorRT itself."
     return Check(
         key="library",
         expected=expected,
@@ -195,7 +185,7 @@ def _gpu(spec: EngineSpec, here: Here, path: Path) -> Check:
         return Check(key="GPU", expected=expected, found=f"none: {here.device_problem}", verdict="no")
     info = here.device.info
     fits = info.compute_capability in spec.compute_capabilities
-    if spec.hardware_compatible and _times_ten(info.compute_capability) >= _HARDWARE_COMPATIBLE_FROM:
+    if spec.hardware_compatible and _times_ten(info.compute_capability) >= HARDWARE_COMPATIBLE_FROM:
         fits = True
     verdict: Verdict = "ok" if fits else "no"
     advice = _BUILD.format(name=path.name)
@@ -232,18 +222,6 @@ def _driver(cuda: str, here: Here) -> Check:
         found=f"CUDA {found}",
         verdict="ok" if fits else "no",
         advice="" if fits else "Update the NVIDIA driver, or build with a library made for this CUDA version.",
-    )
-
-
-def _weights(path: Path, manifest: Manifest) -> Check:
-    onnx = find_onnx(path, manifest)
-    digest = (manifest.provenance.onnx_sha256 or "none")[:16]
-    return Check(
-        key="weights",
-        expected=f"the ONNX file with sha256 {digest}... beside the engine, whose own weights were left out",
-        found=onnx.name if onnx else f"no such file in {path.parent}",
-        verdict="ok" if onnx else "no",
-        advice="" if onnx else "Copy the ONNX file along, or build the engine without --weight-stripped.",
     )
 
 

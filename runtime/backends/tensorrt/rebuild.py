@@ -71,21 +71,19 @@ def command(onnx: Path, path: Path, manifest: Manifest, capability: str | None) 
     if capability is not None:
         capabilities = (capability, *(other for other in spec.compute_capabilities if other != capability))
         words += [word for one in capabilities for word in ("--compute-capability", one)]
-    if manifest.input.batch is None:
-        words += ["--batch", f"{profile.min_batch},{profile.opt_batch},{profile.max_batch}"]
-    values = {
-        "--workspace": spec.workspace_mib,
-        "--optimization-level": spec.optimization_level,
-        "--dla-core": spec.dla_core,
+    values: dict[str, object] = {
+        "batch": [profile.min_batch, profile.opt_batch, profile.max_batch] if manifest.input.batch is None else None,
+        "workspace_mib": spec.workspace_mib,
+        "optimization_level": spec.optimization_level,
+        "dla_core": spec.dla_core,
+        "tf32": "true" if spec.tf32 else None,
     }
     for name, value in values.items():
         if value is not None:
-            words += [name, str(value)]
+            words += ["--set", f"{name}={value}"]
     switches = {
         "--version-compatible": spec.version_compatible,
         "--hardware-compatible": spec.hardware_compatible,
-        "--weight-stripped": spec.weight_stripped,
-        "--tf32": spec.tf32,
     }
     return words + [name for name, is_on in switches.items() if is_on]
 

@@ -37,7 +37,7 @@ def engine(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFac
             import_library(library)
         except (MissingDependencyError, EngineLoadError):
             continue
-        words = ["build", str(onnx), "-o", str(folder / "gpu.engine"), "--backend", library, "--batch", "1,2,4"]
+        words = ["build", str(onnx), "-o", str(folder / "gpu.engine"), "--backend", library, "--set", "batch=[1,2,4]"]
         if library == "tensorrt-rtx":
             words += ["--compute-capability", open_device().info.compute_capability]
         done = subprocess.run([sys.executable, "-m", "edgerpn", *words], capture_output=True, text=True, check=False)

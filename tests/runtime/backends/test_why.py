@@ -16,7 +16,7 @@ from edgerpn.errors import ArtifactMismatchError, EngineLoadError, ManifestError
 from edgerpn.runtime import why_cli
 from edgerpn.runtime.backends.tensorrt import compatibility
 from edgerpn.runtime.backends.tensorrt.backend import TensorRtBackend
-from edgerpn.runtime.backends.tensorrt.library import import_library, is_same_version, runs_compatible_engine
+from edgerpn.runtime.backends.tensorrt.library import import_library
 
 MakeModel = Callable[..., Path]
 
@@ -81,21 +81,9 @@ def test_each_key_is_compared(
     assert verdicts(make_engine(tmp_path, **spec), here(**machine))[key] == verdict
 
 
-def test_a_stripped_engine_needs_its_onnx_file(here: Any, make_engine: MakeModel, tmp_path: Path) -> None:
-    path = make_engine(tmp_path, weight_stripped=True)
-    assert verdicts(path, here())["weights"] == "ok"
-    (tmp_path / "source.onnx").write_bytes(b"another")
-    assert verdicts(path, here())["weights"] == "no"
-
-
-def test_the_lean_runtime_runs_version_compatible_engines_only(
-    here: Any, make_engine: MakeModel, tmp_path: Path
-) -> None:
+def test_the_lean_runtime_runs_version_compatible_engines(here: Any, make_engine: MakeModel, tmp_path: Path) -> None:
     lean = here()
     lean.library.module.__name__ = "tensorrt_lean"
-    (check,) = [c for c in compatibility.compare(*_read(make_engine(tmp_path)), lean) if c.key == "library"]
-    assert check.verdict == "no"
-    assert "install TensorRT itself" in check.advice
     assert verdicts(make_engine(tmp_path, version_compatible=True), lean)["library"] == "ok"
 
 
@@ -209,15 +197,6 @@ def test_the_lean_runtime_serves_where_it_may(tmp_path: Path, monkeypatch: pytes
     assert library.title == "TensorRT 10.16.1.11 (lean runtime)"
     with pytest.raises(MissingDependencyError, match="Python package tensorrt, which is not installed"):
         import_library("tensorrt")
-
-
-def test_versions_are_compared_by_the_numbers_that_both_give() -> None:
-    assert is_same_version("10.3.0.26", "10.3.0.26")
-    assert is_same_version("10.3.0.26", "10.3.0")
-    assert not is_same_version("10.3.0.26", "10.3.0.30")
-    assert not is_same_version("10.3", "10.3")
-    assert runs_compatible_engine("8.6.1.6", "10.3.0.26")
-    assert not runs_compatible_engine("11.1.0.1", "10.3.0.26")
 
 
 @pytest.mark.rtx

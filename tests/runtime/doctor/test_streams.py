@@ -211,7 +211,7 @@ def test_a_run_that_does_not_say_what_to_measure_is_refused(tmp_path: Path, caps
     for words, problem in (
         (["stream"], "SOURCE: expected a camera, URL, file or pipeline"),
         (["stream", "--config", str(file)], "expected the name of one source of"),
-        (["stream", "gopher://host/x"], "unknown kind of URL 'gopher'"),
+        (["stream", "gopher://host/x"], "unknown URL scheme 'gopher'"),
         (["system", "0"], "belong to `edgerpn doctor stream`"),
     ):
         assert main(["doctor", *words]) == 1

@@ -15,9 +15,8 @@ import pytest
 
 from edgerpn.errors import SinkError
 from edgerpn.proposals import Proposals
-from edgerpn.runtime.draw import draw_proposals, score_color
+from edgerpn.runtime.draw import Painter, draw_proposals, score_color
 from edgerpn.runtime.frame import Event, Frame, Result
-from edgerpn.runtime.painter import Painter
 from edgerpn.runtime.sinks.picture_sinks import ImageFolderSink, VideoSink, WindowSink
 from edgerpn.runtime.sinks.sink import JsonLinesSink
 from edgerpn.runtime.timing import LatencyHistogram

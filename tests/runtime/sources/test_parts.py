@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from edgerpn.errors import StreamOpenError
 from edgerpn.runtime.sources import CaptureConfig, CapturedFrame, parse_policy
-from edgerpn.runtime.sources.capture_config import source_kind
 from edgerpn.runtime.sources.capture_process import CaptureProcess
 from edgerpn.runtime.sources.clocks import LagMeter, RateCap
 from edgerpn.runtime.sources.decoders import Abilities, choose, csi_pipeline, quoted, rtsp_pipeline
@@ -22,6 +21,7 @@ from edgerpn.runtime.sources.failure_classes import FIXES, CaptureFailedError, c
 from edgerpn.runtime.sources.ffmpeg_reader import playlist
 from edgerpn.runtime.sources.mailbox import Mailbox
 from edgerpn.runtime.sources.outcome import Backoff, LastWord, outcome
+from edgerpn.runtime.sources.spec import parse_source
 from edgerpn.runtime.sources.wire import FramePacket, unpack_frame
 
 PC = Abilities(has_ffmpeg=True, has_gstreamer=False, has_v4l2=True, has_program=True, has_nvv4l2=False)
@@ -44,7 +44,7 @@ JETSON = dataclasses.replace(PC, has_gstreamer=True, has_nvv4l2=True)
     ],
 )
 def test_kinds_of_sources(source: str, kind: str) -> None:
-    assert source_kind(source) == kind
+    assert parse_source(source).kind == kind
 
 
 @pytest.mark.parametrize("source", ["", "  ", "ftp://user:secret@host/x", "csi://left"])

@@ -252,7 +252,7 @@ def test_without_control_no_source_changes(serve: Make) -> None:
         ({"source": "filesrc location=/etc/passwd ! appsink"}, "files and pipelines"),
         ({"source": "/dev/v4l/../../etc/passwd"}, "files and pipelines"),
         ({"source": '"http://host/\U0001f600"'}, "files and pipelines"),
-        ({"source": "gopher://host/x"}, "unknown kind of URL"),
+        ({"source": "gopher://host/x"}, "unknown URL scheme"),
         ({"source": 0}, "expected a camera or a URL"),
         ({}, "expected a camera or a URL"),
         ({"source": "http://h/x", "ffmpeg_options": "a;b"}, "ffmpeg_options"),

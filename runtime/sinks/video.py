@@ -1,28 +1,152 @@
-"""The row of video files of one source."""
+"""Annotated video: for each source a series of files, each of them whole."""
 
 from __future__ import annotations
 
+import contextlib
+import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from edgerpn.errors import SinkError
-from edgerpn.runtime.frame import Frame, Result
-from edgerpn.runtime.painter import Painter
+from edgerpn.runtime.draw import DEFAULT_TOP, Painter
+from edgerpn.runtime.frame import Event, Frame, Result
+from edgerpn.runtime.opencv import load_cv2
 from edgerpn.runtime.sinks.contract import NotDeliveredError
-from edgerpn.runtime.sinks.output_config import VideoConfig
+from edgerpn.runtime.sinks.jsonl import STAMP, utc_stamp
 from edgerpn.runtime.sinks.picture_sinks import DEFAULT_FPS, VideoFile
-from edgerpn.runtime.sinks.rotating import utc_stamp
+from edgerpn.runtime.sinks.sink_queue import OutputConfig, check_setting
 
 LIVE_FPS = 10.0
-"""Pictures per second in videos of live sources, unless told otherwise."""
+"""Pictures per second in videos of live sources, unless the settings say otherwise."""
 
 _SPACE_CHECK_FRAMES = 10
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
-class VideoRow:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoConfig(OutputConfig):
+    """Annotated video: for each source a row of files SOURCE-20260131T120000.000Z.mp4, by UTC of the first picture."""
+
+    folder: str
+    """Folder of the files, made when missing."""
+    suffix: Literal[".mp4", ".avi"] = ".mp4"
+    """Kind of file: MPEG-4, or Motion JPEG."""
+    minutes: float = 10.0
+    """Length of a file at most, minutes."""
+    max_mb: float = 0.0
+    """Size from which a new file begins, millions of bytes; 0: size does not matter."""
+    fps: float = 0.0
+    """Pictures per second. Live sources: the video runs at the speed of the clock, pictures of a slow source are
+    repeated and some of a fast one left out; 0: 10. Files: every picture once; 0: the rate of the file."""
+    gap_s: float = 2.0
+    """Seconds without pictures from which a live source gets a new file instead of a still."""
+    top: int = DEFAULT_TOP
+    """Boxes drawn at most."""
+    min_free_mb: float = 200.0
+    """Space to leave on the disk, millions of bytes: with less, the file at hand is finished and pictures wait."""
+
+    def __post_init__(self) -> None:
+        OutputConfig.__post_init__(self)
+        check_setting(bool(self.folder), "folder", "a folder", self.folder)
+        check_setting(self.minutes > 0, "minutes", "more than 0", self.minutes)
+        check_setting(self.max_mb >= 0, "max_mb", "0 or more", self.max_mb)
+        check_setting(0 <= self.fps <= 240, "fps", "0..240", self.fps)
+        check_setting(self.gap_s > 0, "gap_s", "more than 0 seconds", self.gap_s)
+        check_setting(self.top >= 1, "top", "1 or more", self.top)
+        check_setting(self.min_free_mb >= 0, "min_free_mb", "0 or more", self.min_free_mb)
+
+
+class VideoSegmentsSink:
+    """Writes the pictures with their boxes; a file appears under its name when it is finished.
+
+    A new file begins when the one at hand is long or large enough, when the picture's size changes, after a gap of a
+    live source, and after the disk was full. What a killed run leaves are hidden files, which the next run removes.
+    """
+
+    config_class = VideoConfig
+    needs_is_live = True
+
+    def __init__(self, config: VideoConfig, *, is_live: bool) -> None:
+        """Makes the folder.
+
+        Args:
+            config: Where, and when a new file begins.
+            is_live: Whether the pictures come by the clock rather than one after the other.
+
+        Raises:
+            SinkError: The folder cannot be made.
+        """
+        self.target = config.folder
+        self._config = config
+        self._is_live = is_live
+        self._folder = Path(config.folder)
+        self._painter = Painter(top=config.top)
+        self._series: dict[str, VideoSeries] = {}
+        load_cv2()
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._remove_remains()
+        except OSError as error:
+            raise SinkError(f"{config.folder}: cannot be made: {error.strerror or error}") from error
+
+    def write(self, result: Result) -> None:
+        """Adds one picture to the video of its source.
+
+        Raises:
+            NotDeliveredError: There is too little space left; the file at hand is finished.
+            SinkError: A file could not be written.
+        """
+        source = result.frame.source
+        series = self._series.get(source)
+        if series is None:
+            path = self._folder / self._free_name(source)
+            series = self._series[source] = VideoSeries(path, self._config, self._painter, is_live=self._is_live)
+        series.add(result)
+
+    def event(self, event: Event) -> None:
+        """Finishes the file of a source that is gone, for now or for ever."""
+        if event.kind in ("stalled", "reconnecting", "ended") and event.source in self._series:
+            self._series[event.source].finish()
+
+    def close(self) -> None:
+        """Finishes all files.
+
+        Raises:
+            SinkError: One could not be; the others are finished all the same.
+        """
+        first: SinkError | None = None
+        for series in self._series.values():
+            try:
+                series.finish()
+            except SinkError as error:  # noqa: PERF203 - one failing must not keep the others open
+                first = first or error
+        self._series.clear()
+        if first is not None:
+            raise first
+
+    def _free_name(self, source: str) -> str:
+        """A part of a file's name that no other source of this run has."""
+        name = plain = _UNSAFE.sub("_", source).strip("._") or "source"
+        number = 1
+        while name in {series.path.name for series in self._series.values()}:
+            number += 1
+            name = f"{plain}-{number}"
+        return name
+
+    def _remove_remains(self) -> None:
+        remains = re.compile(r"\..+-" + STAMP + r"\.[0-9a-f]{8}" + re.escape(self._config.suffix))
+        for path in self._folder.iterdir():
+            if remains.fullmatch(path.name):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+
+class VideoSeries:
     """Writes one file after the other.
 
     OpenCV writes videos of a constant rate only. So the pictures of a live source are laid into a grid of time: in

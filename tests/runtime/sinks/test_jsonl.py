@@ -14,7 +14,7 @@ import pytest
 
 from edgerpn.errors import SinkError
 from edgerpn.runtime.sinks import JsonLinesConfig, NotDeliveredError, Record
-from edgerpn.runtime.sinks.rotating import STAMP, RotatingLinesSink
+from edgerpn.runtime.sinks.jsonl import STAMP, RotatingLinesSink
 
 
 def record(index: int, *, size: int = 100) -> Record:
@@ -106,7 +106,7 @@ _FULL_DISK = """
 import json, sys, time
 from pathlib import Path
 from edgerpn.runtime.sinks import JsonLinesConfig, QueuedSink, Record
-from edgerpn.runtime.sinks.rotating import RotatingLinesSink
+from edgerpn.runtime.sinks.jsonl import RotatingLinesSink
 
 class Direct(QueuedSink):
     def put(self, index):
@@ -164,7 +164,7 @@ def test_lines_that_did_not_fit_are_told_exactly(tmp_path: Path) -> None:
     program = f"""
 import resource, signal
 from edgerpn.runtime.sinks import JsonLinesConfig, NotDeliveredError, Record
-from edgerpn.runtime.sinks.rotating import RotatingLinesSink
+from edgerpn.runtime.sinks.jsonl import RotatingLinesSink
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (250, resource.RLIM_INFINITY))
 sink = RotatingLinesSink(JsonLinesConfig(path={str(path)!r}))

@@ -17,7 +17,7 @@ import pytest
 from edgerpn.errors import SinkError
 from edgerpn.runtime.frame import Result
 from edgerpn.runtime.sinks import NotDeliveredError, VideoConfig
-from edgerpn.runtime.sinks.segments import VideoSegmentsSink
+from edgerpn.runtime.sinks.video import VideoSegmentsSink
 
 MakeResult = Callable[..., Result]
 
@@ -151,7 +151,7 @@ def test_with_too_little_space_the_file_is_finished_and_pictures_wait(
     sink = opened(tmp_path, is_live=False, fps=10.0)
     for index in range(10):
         sink.write(make_result(index))
-    sink._rows["door"]._config = VideoConfig(folder=str(tmp_path), min_free_mb=1e12, suffix=".avi")
+    sink._series["door"]._config = VideoConfig(folder=str(tmp_path), min_free_mb=1e12, suffix=".avi")
     with pytest.raises(NotDeliveredError, match=r"MB are free, less than min_free_mb = 1e\+12"):
         sink.write(make_result(10))
     (path,) = videos(tmp_path)

@@ -16,8 +16,8 @@ import pytest
 
 from edgerpn.errors import SinkError
 from edgerpn.runtime.frame import Event, Result
-from edgerpn.runtime.sinks import NotDeliveredError, OutputConfig, QueuedSink, Record, close_sinks, failure_log
-from edgerpn.runtime.sinks.failure_log import FailureLog
+from edgerpn.runtime.sinks import NotDeliveredError, OutputConfig, QueuedSink, Record, close_sinks, sink_queue
+from edgerpn.runtime.sinks.sink_queue import FailureLog
 
 MakeResult = Callable[..., Result]
 
@@ -308,7 +308,7 @@ def test_failures_are_logged_now_and_then_and_their_end_is_too(
 ) -> None:
     caplog.set_level(logging.INFO)
     now_s = [1000.0]
-    monkeypatch.setattr(failure_log, "time", SimpleNamespace(monotonic=lambda: now_s[0]))
+    monkeypatch.setattr(sink_queue, "time", SimpleNamespace(monotonic=lambda: now_s[0]))
     log = FailureLog("mqtt broker", repeat_s=60.0)
     for _ in range(50):
         log.failed(SinkError("away"))

@@ -5,8 +5,29 @@ from __future__ import annotations
 import os
 import ssl
 from pathlib import Path
+from urllib.parse import SplitResult, urlsplit
 
 from edgerpn.errors import SinkError
+from edgerpn.runtime.redaction import redact_url
+from edgerpn.runtime.sinks.sink_queue import check_setting
+
+
+def check_url(name: str, url: str, schemes: tuple[str, ...]) -> SplitResult:
+    """The parts of an address.
+
+    Raises:
+        ValueError: It is none of these schemes or has no host; the message holds no password.
+    """
+    expected = f"{' or '.join(f'{scheme}://' for scheme in schemes)} and a host"
+    shown = redact_url(url) if "://" in url else "something else"
+    try:
+        parts = urlsplit(url)
+        is_good = parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        # Of a careless password: its characters must be percent-encoded. Python's own message would show it.
+        raise ValueError(f"{name}: expected {expected}, got {shown!r}, which is no URL") from None
+    check_setting(is_good, name, expected, shown)
+    return parts
 
 
 def read_secret(*, env: str, file: str, purpose: str) -> str | None:

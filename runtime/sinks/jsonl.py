@@ -1,4 +1,4 @@
-"""JSON lines in a file that begins anew when it is full or old, and on the standard output."""
+"""JSON lines: in a file, with or without rotation, and on the standard output."""
 
 from __future__ import annotations
 
@@ -7,16 +7,46 @@ import os
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
 from edgerpn.errors import SinkError
 from edgerpn.runtime.sinks.contract import NotDeliveredError, Record
-from edgerpn.runtime.sinks.output_config import JsonLinesConfig
 from edgerpn.runtime.sinks.sink import LineFile, PartialWriteError
+from edgerpn.runtime.sinks.sink_queue import OutputConfig, check_setting
 
 STAMP = r"\d{8}T\d{6}\.\d{3}Z"
 """Regular expression of `utc_stamp`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JsonLinesConfig(OutputConfig):
+    """JSON lines in a file, with or without rotation, or on the standard output."""
+
+    path: str
+    """File; - is the standard output. A full file FILE.jsonl becomes FILE.20260131T120000.000Z.jsonl, by UTC."""
+    rotate_mb: float = 0.0
+    """Size from which a new file begins, millions of bytes; 0: size does not matter."""
+    rotate_minutes: float = 0.0
+    """Age from which a new file begins, minutes; 0: age does not matter."""
+    keep: int = 10
+    """Full files that are kept, the newest; 0: all."""
+
+    def __post_init__(self) -> None:
+        OutputConfig.__post_init__(self)
+        check_setting(bool(self.path), "path", "a file, or -", self.path)
+        check_setting(self.rotate_mb >= 0, "rotate_mb", "0 or more", self.rotate_mb)
+        check_setting(self.rotate_minutes >= 0, "rotate_minutes", "0 or more", self.rotate_minutes)
+        check_setting(self.keep >= 0, "keep", "0 or more", self.keep)
+        check_setting(
+            self.path != "-" or not self.is_rotating, "path", "a file, because of rotate_mb or rotate_minutes", "-"
+        )
+
+    @property
+    def is_rotating(self) -> bool:
+        """Whether the file is ever full."""
+        return bool(self.rotate_mb or self.rotate_minutes)
 
 
 class RotatingLinesSink:
