@@ -1,6 +1,6 @@
 """What float16 and int8 cost and bring: recall, file size, time in ONNX Runtime, engine size and build time.
 
-    python benchmarks/precision.py --checkpoint best.pt --data DIR [--size 384x384] [--hardware NAME]
+    python -m benchmarks.precision --checkpoint best.pt --data DIR [--size 384x384] [--hardware NAME]
 
 DIR is a folder with train.json (photographs for the ranges of int8), val.json (for recall) and images/. The checkpoint
 is exported once for ONNX Runtime and once for TensorRT-RTX, and each graph is reduced to both precisions, without the
@@ -214,7 +214,7 @@ def write(arguments: argparse.Namespace, rows: Sequence[Row], table: str) -> Non
     files.write_text(base.with_suffix(".json"), json.dumps(content, indent=2) + "\n")
     notes = "\n".join(f"- {name}: {value}" for name, value in facts.items())
     files.write_text(
-        base.with_suffix(".md"), f"# Precision\n\n`benchmarks/precision.py`, see there.\n\n{table}\n\n{notes}\n"
+        base.with_suffix(".md"), f"# Precision\n\n`python -m benchmarks.precision`\n\n{table}\n\n{notes}\n"
     )
     print(f"wrote {base}.md and .json")
 

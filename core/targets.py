@@ -145,6 +145,12 @@ def version_numbers(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", version)[:4])
 
 
+def capability_number(capability: str) -> int:
+    """A compute capability times 10: 87 of "8.7"."""
+    major, _, minor = capability.partition(".")
+    return int(major) * 10 + int(minor or 0)
+
+
 def is_same_version(built: str, here: str) -> bool:
     """Whether two versions agree in every number that both have; at least three."""
     first, second = version_numbers(built), version_numbers(here)

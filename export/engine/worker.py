@@ -92,12 +92,8 @@ def _build(request: dict[str, Any], send: Send) -> None:
         plan_file=request["plan"],
         timing_cache=request["timing_cache"],
         has_gpu=request["has_gpu"],
-        config=settings.from_dict(BuildConfig, _without_nulls(request["config"]), source="request"),
+        config=settings.from_dict(BuildConfig, request["config"], source="request"),
     )
-
-
-def _without_nulls(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}
 
 
 def make_logger(trt: Any, send: Send) -> Any:

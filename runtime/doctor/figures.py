@@ -15,7 +15,7 @@ import numpy.typing as npt
 from edgerpn.runtime.doctor.clock import ClockSkew
 from edgerpn.runtime.doctor.key_frames import KeyFrames
 from edgerpn.runtime.doctor.recording import SETTLE_S, FrameNote, Recording
-from edgerpn.runtime.sources.event import CaptureEvent
+from edgerpn.runtime.frame import Event
 from edgerpn.runtime.sources.outcome import is_remark
 
 _MIN_SPAN_S = 3.0
@@ -139,7 +139,7 @@ def figures_of(
     )
 
 
-def _count(events: list[CaptureEvent], kind: str) -> int:
+def _count(events: list[Event], kind: str) -> int:
     return sum(event.kind == kind for event in events)
 
 

@@ -71,7 +71,7 @@ def event_record(event: Event) -> dict[str, Any]:
         "type": "event",
         "event": event.kind,
         "source": event.source,
-        "happened_at": iso_utc(event.captured_at),
+        "happened_at": iso_utc(event.happened_at),
         "message": event.message,
         "reason": event.reason,
     }

@@ -29,8 +29,9 @@ from typing import Any
 import numpy as np
 
 from edgerpn.errors import MissingDependencyError
+from edgerpn.runtime.frame import Reason
 from edgerpn.runtime.sources.capture_config import CaptureConfig
-from edgerpn.runtime.sources.failure_classes import CaptureFailedError, Reason
+from edgerpn.runtime.sources.failure_classes import CaptureFailedError
 from edgerpn.runtime.sources.reader import Image
 from edgerpn.runtime.sources.spec import find_plugin
 

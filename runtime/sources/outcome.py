@@ -8,8 +8,9 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from edgerpn.runtime.frame import Reason
 from edgerpn.runtime.sources.capture_config import CaptureConfig
-from edgerpn.runtime.sources.failure_classes import Reason, classify
+from edgerpn.runtime.sources.failure_classes import classify
 
 _WHAT: dict[Reason, str] = {
     "busy": "the camera is busy",

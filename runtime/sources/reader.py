@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerpn.machine import available_cores
-from edgerpn.runtime.frame import Event, Frame
+from edgerpn.runtime.frame import Event, Frame, Reason
 from edgerpn.runtime.sources.capture_config import CaptureConfig
 from edgerpn.runtime.sources.decoders import Choice
-from edgerpn.runtime.sources.failure_classes import CaptureFailedError, Reason
+from edgerpn.runtime.sources.failure_classes import CaptureFailedError
 from edgerpn.runtime.sources.file_sources import ImageSource
 from edgerpn.runtime.sources.spec import SourceSpec
 

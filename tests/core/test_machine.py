@@ -111,3 +111,10 @@ def test_sigterm_is_handled_inside_the_block_only() -> None:
         signal.raise_signal(signal.SIGTERM)
     assert received == [signal.SIGTERM]
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_the_name_of_the_processor_is_read_from_the_kernel(tmp_path: Path) -> None:
+    info = tmp_path / "cpuinfo"
+    info.write_text("processor\t: 0\nmodel name\t: Some CPU: fast @ 2 GHz\n\nmodel name\t: other\n")
+    assert machine.cpu_name(info) == "Some CPU: fast @ 2 GHz"
+    assert machine.cpu_name(tmp_path / "missing")

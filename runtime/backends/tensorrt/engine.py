@@ -61,7 +61,7 @@ class TensorRtEngine:
                     "edgerpn.runtime.load(..., allow_host_code=True)."
                 )
             raise EngineLoadError(
-                f"{path}: {library.title} refuses the engine: {self._log.take_lines()}. See `edgerpn why {path}`; "
+                f"{path}: {library.title} refuses the engine: {self._log.take_lines()}. See `edgerpn inspect {path}`; "
                 "build it again on this machine."
             )
         self._check_interface()

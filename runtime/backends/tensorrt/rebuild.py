@@ -8,10 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from edgerpn import manifest as manifests
-from edgerpn.errors import ArtifactMismatchError, EngineLoadError, ManifestError
+from edgerpn.errors import ArtifactMismatchError, EngineLoadError
 from edgerpn.manifest import Manifest
-from edgerpn.runtime.backends.tensorrt.compatibility import engine_spec, find_onnx
+from edgerpn.runtime.backends.tensorrt.compatibility import engine_spec, find_onnx, read_manifest
 from edgerpn.runtime.backends.tensorrt.cuda_provider import open_device
 
 _logger = logging.getLogger(__name__)
@@ -30,7 +29,7 @@ def rebuild(path: Path, reason: ArtifactMismatchError) -> None:
         EngineLoadError: There is no ONNX file to build from, or the build failed.
         ManifestError: The engine's manifest cannot be read.
     """
-    manifest = _manifest(path)
+    manifest = read_manifest(path)
     spec = engine_spec(path, manifest)
     onnx = find_onnx(path, manifest)
     if onnx is None:
@@ -86,15 +85,6 @@ def command(onnx: Path, path: Path, manifest: Manifest, capability: str | None) 
         "--hardware-compatible": spec.hardware_compatible,
     }
     return words + [name for name, is_on in switches.items() if is_on]
-
-
-def _manifest(path: Path) -> Manifest:
-    """The manifest, whatever the engine's hash."""
-    sidecar = manifests.manifest_path(path)
-    try:
-        return manifests.parse(sidecar.read_text(encoding="utf-8"), source=str(sidecar))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ManifestError(f"{sidecar}: cannot be read: {error}") from error
 
 
 def _first_cause(reason: ArtifactMismatchError) -> str:

@@ -97,8 +97,8 @@ def on_standin(standin: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     device = standin.HostDevice()
     library = standin.Library(device)
-    found = compatibility.Here(platform=compatibility.this_platform(), library=library.opened(), device=device)
-    monkeypatch.setattr(compatibility, "look_here", lambda spec, **_: found)
+    found = compatibility.EngineHost(platform=compatibility.this_platform(), library=library.opened(), device=device)
+    monkeypatch.setattr(compatibility, "query_machine", lambda spec, **_: found)
     return SimpleNamespace(device=device, library=library)
 
 

@@ -122,10 +122,11 @@ def test_frames_written_into_a_slot_need_no_copy(engine: Path, painted: Image, w
     backend.close()
 
 
-def test_why_says_that_it_can_run(engine: Path) -> None:
-    from edgerpn.runtime import why_cli
+def test_inspect_says_that_it_can_run(engine: Path) -> None:
+    from edgerpn.export.inspection import inspect_artifact
 
-    assert {check.verdict for check in why_cli.explain(engine)} <= {"ok", "unknown"}
+    checks = inspect_artifact(engine)["checks"]
+    assert {check["verdict"] for check in checks} <= {"ok", "unknown"}
 
 
 def test_memory_comes_back(engine: Path, painted: Image) -> None:

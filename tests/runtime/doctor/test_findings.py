@@ -12,19 +12,18 @@ from edgerpn.runtime.doctor import Recording, StreamFigures, figures_of, finding
 from edgerpn.runtime.doctor.clock import ClockSkew
 from edgerpn.runtime.doctor.key_frames import KeyFrames, read_packets
 from edgerpn.runtime.doctor.recording import FrameNote
-from edgerpn.runtime.sources import CaptureConfig, CaptureEvent
+from edgerpn.runtime.frame import Event
+from edgerpn.runtime.sources import CaptureConfig
 
 RTSP = CaptureConfig(source="rtsp://u:secret@host/x", name="door")
 
 
-def event(kind: Any, **values: Any) -> CaptureEvent:
-    return CaptureEvent(
-        kind=kind, source="door", happened_at=0.0, monotonic_s=0.0, message=f"door: {kind} happened", **values
-    )
+def event(kind: Any, **values: Any) -> Event:
+    return Event(kind=kind, source="door", happened_at=0.0, message=f"door: {kind} happened", **values)
 
 
 def make_recording(
-    arrivals_s: Any, media_s: Any, *events: CaptureEvent, config: CaptureConfig = RTSP, **values: Any
+    arrivals_s: Any, media_s: Any, *events: Event, config: CaptureConfig = RTSP, **values: Any
 ) -> Recording:
     frames = [
         FrameNote(connection=1, media_time_s=media, monotonic_s=arrival, num_dropped=0, size_wh=(640, 480))

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from edgerpn.errors import StreamOpenError
+from edgerpn.runtime.frame import Frame
 from edgerpn.runtime.run import SourceConfig
-from edgerpn.runtime.sources import CaptureConfig, CapturedFrame
+from edgerpn.runtime.sources import CaptureConfig
 from edgerpn.runtime.sources.spec import parse_source
 
 Make = Callable[..., Any]
@@ -140,7 +141,7 @@ def test_a_recording_gives_every_frame_and_ends(play: Make) -> None:
     player = play("count://recording", slots=2)
     values = []
     while (item := player.capture.take(20.0)) is not None:
-        if isinstance(item, CapturedFrame):
+        if isinstance(item, Frame):
             values.append(int(item.image[0, 0, 0]))
         else:
             player.events.append(item)

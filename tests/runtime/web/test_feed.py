@@ -18,7 +18,7 @@ from edgerpn.runtime.web.metrics import Metrics, families
 
 
 def event(kind: Any = "gap", source: str = "door") -> Event:
-    return Event(kind=kind, source=source, message=f"{source}: {kind}", captured_at=time.time())
+    return Event(kind=kind, source=source, message=f"{source}: {kind}", happened_at=time.time())
 
 
 def result(index: int, source: str = "door") -> Result:

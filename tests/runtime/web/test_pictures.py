@@ -33,8 +33,8 @@ def result(index: int = 0, *, source: str = "door", size_hw: tuple[int, int] = (
     )
 
 
-def event(kind: Any, reason: str = "lost") -> Event:
-    return Event(kind=kind, source="door", message="door: something", captured_at=time.time(), reason=reason)
+def event(kind: Any, reason: Any = "lost") -> Event:
+    return Event(kind=kind, source="door", message="door: something", happened_at=time.time(), reason=reason)
 
 
 def until(is_it: Callable[[], Any]) -> Any:
