@@ -7,10 +7,11 @@ from pathlib import Path
 
 import onnx
 
-from edgerpn.export.evaluate import Evaluation, evaluate_model
+from edgerpn.export.evaluate import evaluate_model
 from edgerpn.manifest import DIGEST_KEY
 from edgerpn.manifest.parts import RecallSpec
 from edgerpn.train.data.coco import read_coco
+from edgerpn.train.evaluation import Evaluation
 
 
 class RecallMeter:
