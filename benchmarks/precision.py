@@ -1,6 +1,6 @@
 """What float16 and int8 cost and bring: recall, file size, time in ONNX Runtime, engine size and build time.
 
-    python benchmarks/precision.py --checkpoint best.pt --data DIR [--size 384x384] [--hardware NAME]
+    python -m benchmarks.precision --checkpoint best.pt --data DIR [--size 384x384] [--hardware NAME]
 
 DIR is a folder with train.json (photographs for the ranges of int8), val.json (for recall) and images/. The checkpoint
 is exported once for ONNX Runtime and once for TensorRT-RTX, and each graph is reduced to both precisions, without the
@@ -36,7 +36,7 @@ from edgerpn.errors import MissingDependencyError
 from edgerpn.export.engine.build import build_engine
 from edgerpn.export.engine.build_config import BuildConfig
 from edgerpn.export.evaluate import evaluate_model
-from edgerpn.export.export_config import Calibration, ExportConfig, Target
+from edgerpn.export.export_config import Calibration, ExportConfig
 from edgerpn.export.onnx.export import export_onnx
 from edgerpn.export.precision.blocks import find_network
 from edgerpn.export.precision.calibration import calibration_images, frames, measure_ranges
@@ -44,10 +44,11 @@ from edgerpn.export.precision.quantize import tensors_to_calibrate
 from edgerpn.export.precision.variants import Reduction
 from edgerpn.letterbox import parse_hw
 from edgerpn.manifest.parts import Precision
+from edgerpn.targets import ExportTarget
 from edgerpn.train.data.coco import read_coco
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
-TARGETS: tuple[Target, ...] = ("onnxruntime", "tensorrt-rtx")
+TARGETS: tuple[ExportTarget, ...] = ("onnxruntime", "tensorrt-rtx")
 NUM_PROPOSALS = 1000
 CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
 
@@ -56,7 +57,7 @@ CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
 class Row:
     """A line of the table."""
 
-    target: Target
+    target: ExportTarget
     precision: Precision
     ar100: float
     ar1000: float
@@ -92,7 +93,7 @@ def main() -> int:
     return 0
 
 
-def measure(arguments: argparse.Namespace, target: Target, folder: Path) -> list[Row]:
+def measure(arguments: argparse.Namespace, target: ExportTarget, folder: Path) -> list[Row]:
     """The rows of one target."""
     val = read_coco(arguments.data / "val.json", arguments.data / "images", verify="header")
     images = [record.file for record in val.records[:: max(1, len(val.records) // 8)]][:8]
@@ -213,7 +214,7 @@ def write(arguments: argparse.Namespace, rows: Sequence[Row], table: str) -> Non
     files.write_text(base.with_suffix(".json"), json.dumps(content, indent=2) + "\n")
     notes = "\n".join(f"- {name}: {value}" for name, value in facts.items())
     files.write_text(
-        base.with_suffix(".md"), f"# Precision\n\n`benchmarks/precision.py`, see there.\n\n{table}\n\n{notes}\n"
+        base.with_suffix(".md"), f"# Precision\n\n`python -m benchmarks.precision`\n\n{table}\n\n{notes}\n"
     )
     print(f"wrote {base}.md and .json")
 

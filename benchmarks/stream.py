@@ -1,6 +1,6 @@
 """Frames per second of `edgerpn run` on a file over those of the bare model in a loop.
 
-    python benchmarks/stream.py --model model.onnx [--source FILE] [--frames N] [--out results.json]
+    python -m benchmarks.stream --model model.onnx [--source FILE] [--frames N] [--out results.json]
 
 Both are measured in one process, in alternating rounds, so that a busy or throttling machine hits them alike:
 
@@ -17,13 +17,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
 import time
 from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +29,9 @@ import cv2
 import numpy as np
 import onnxruntime
 
+from benchmarks.machine import facts
 from edgerpn.files import write_text
 from edgerpn.runtime import cli, load
-from edgerpn.runtime.backends.contract import available_cores
 from edgerpn.runtime.sources.open_source import open_source
 
 LIMIT = 0.9
@@ -61,7 +59,7 @@ def main() -> int:
             "model": options.model.name,
             "source": Path(source).name if options.source else "synthetic 1280x720",
             "frames": options.frames,
-            "machine": _machine(),
+            "machine": facts("edgerpn", "numpy", "onnxruntime", opencv=cv2.__version__),
             "rounds": rounds,
             "ratio": {"median": median, "min": min(ratios), "max": max(ratios), "limit": LIMIT},
         }
@@ -140,25 +138,6 @@ def _synthetic_video(path: Path, frames: int) -> Path:
         writer.write(picture)
     writer.release()
     return path
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "cpu": _cpu_name(),
-        "cores": available_cores(),
-        "load_average": os.getloadavg() if hasattr(os, "getloadavg") else None,
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("edgerpn", "numpy", "onnxruntime")} | {"opencv": cv2.__version__},
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or "unknown"
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 if __name__ == "__main__":

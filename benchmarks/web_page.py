@@ -1,6 +1,6 @@
 """The web page of a run: what viewers cost, and its pictures for the documentation. Linux only.
 
-    python benchmarks/web_page.py --model model.onnx --video one.mp4 --video two.mp4@60-110 [--seconds 10]
+    python -m benchmarks.web_page --model model.onnx --video one.mp4 --video two.mp4@60-110 [--seconds 10]
                                   [--rounds 3] [--pictures docs]
 
 Each video, or some frames of it, is repeated as a camera over HTTP. `edgerpn run --http` is started on all of them, and

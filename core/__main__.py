@@ -1,42 +1,113 @@
 """The command line: `edgerpn COMMAND ...`, the same as `python -m edgerpn COMMAND ...`.
 
-Each command lives in a module with `add_arguments(parser)` and `run(arguments) -> exit status`, and is imported
-only when it is asked for, so that `edgerpn run` on a device needs neither torch nor onnx.
-Exit status: 0 done, 1 an error of ours (printed as `error: ...`), 2 wrong usage, 130 and 143 ended
-by SIGINT and SIGTERM.
+Each command is a module with `add_arguments(parser)` and `run(arguments) -> exit status`. It is imported only when
+somebody calls it, so that `edgerpn run` on a device needs neither torch nor onnx.
+Exit status: 0 success, 1 an error (printed as `error: ...`), 2 wrong usage, 130 after SIGINT, 143 after SIGTERM.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from types import FrameType
+from typing import NamedTuple
 
 from edgerpn import __version__
 from edgerpn.errors import EdgeRpnError
+from edgerpn.machine import sigterm_handler
 from edgerpn.runtime.redaction import hide_passwords
 
-# Name: module, the extra that brings what the module imports, summary.
-COMMANDS: dict[str, tuple[str, str, str]] = {
-    "train": ("edgerpn.train.cli", "train", "train a Region Proposal Network on a COCO folder"),
-    "anchors": ("edgerpn.train.anchors_cli", "train", "fit anchors to the boxes of a COCO folder"),
-    "import": ("edgerpn.train.import_cli", "train", "turn weights trained elsewhere into a checkpoint"),
-    "eval": ("edgerpn.export.evaluate", "export", "measure the recall of a model, or of anybody's results file"),
-    "export": ("edgerpn.export.cli", "export", "turn a checkpoint into an ONNX graph, and prove that they agree"),
-    "build": ("edgerpn.export.engine.cli", "tensorrt", "compile an exported graph to a TensorRT engine"),
-    "check": ("edgerpn.export.check_cli", "export", "check a graph against a target, or compare two models on images"),
-    "why": ("edgerpn.runtime.why_cli", "tensorrt", "say whether an engine can run here, and what to do if not"),
-    "run": ("edgerpn.runtime.cli", "onnxruntime", "run an exported model on video, images or a camera"),
-    "doctor": ("edgerpn.runtime.doctor.cli", "opencv-headless", "say what is wrong with this machine or a camera"),
-    "inspect": ("edgerpn.export.inspection", "export", "say what a checkpoint or an exported model is"),
-    "demo": ("edgerpn.demo.cli", "demo", "train, evaluate, export and run on made-up data"),
+
+class Command(NamedTuple):
+    """One command: its module, the extra that brings the module's packages, its summary and an example."""
+
+    module: str
+    extra: str
+    summary: str
+    example: str
+
+
+COMMANDS = {
+    "anchors": Command(
+        "edgerpn.train.anchors_cli",
+        "train",
+        "fit anchors to the boxes of a data set",
+        "edgerpn anchors --data DIR -o anchors.toml",
+    ),
+    "train": Command(
+        "edgerpn.train.cli",
+        "train",
+        "train a Region Proposal Network on annotated images",
+        "edgerpn train --data DIR -o RUN --minutes 10",
+    ),
+    "import": Command(
+        "edgerpn.train.import_cli",
+        "train",
+        "convert weights trained elsewhere into a checkpoint",
+        "edgerpn import torchvision fasterrcnn.pth -o imported.pt",
+    ),
+    "eval": Command(
+        "edgerpn.export.evaluate",
+        "export",
+        "measure the recall of a model or of a results file",
+        "edgerpn eval RUN/best.pt --data DIR",
+    ),
+    "export": Command(
+        "edgerpn.export.cli",
+        "export",
+        "export a checkpoint to an ONNX graph and prove that they agree",
+        "edgerpn export RUN/best.pt -o model.onnx --size 384x640",
+    ),
+    "build": Command(
+        "edgerpn.export.engine.cli",
+        "tensorrt",
+        "compile an exported graph to a TensorRT engine",
+        "edgerpn build model.onnx -o model.engine",
+    ),
+    "run": Command(
+        "edgerpn.runtime.cli",
+        "onnxruntime",
+        "run a model on videos, images or cameras",
+        "edgerpn run model.onnx rtsp://camera/stream --jsonl -",
+    ),
+    "inspect": Command(
+        "edgerpn.export.inspection",
+        "onnxruntime",
+        "show what a checkpoint, graph or engine is and whether it can run here",
+        "edgerpn inspect model.engine",
+    ),
+    "check": Command(
+        "edgerpn.export.check_cli",
+        "export",
+        "check a graph against a target, or compare two models on images",
+        "edgerpn check model.onnx --target tensorrt-10.3",
+    ),
+    "doctor": Command(
+        "edgerpn.runtime.doctor.cli",
+        "opencv-headless",
+        "diagnose this machine or a camera",
+        "edgerpn doctor stream rtsp://camera/stream",
+    ),
+    "demo": Command(
+        "edgerpn.demo.cli",
+        "demo",
+        "train, evaluate, export and run on made-up data",
+        "edgerpn demo --out demo-out",
+    ),
 }
+
+STAGES = {
+    "data": ("anchors",),
+    "train": ("train", "import", "eval"),
+    "export": ("export", "build"),
+    "run": ("run",),
+    "diagnose": ("inspect", "check", "doctor"),
+    "all stages": ("demo",),
+}
+"""The commands by stage, as `edgerpn --help` lists them."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         arguments = build_parser(argv).parse_args(argv)
-        with _ended_by_sigterm():
+        with sigterm_handler(_exit_by_signal):
             status: int = arguments.entry(arguments)
     except (EdgeRpnError, ModuleNotFoundError) as error:
         message = str(error) if isinstance(error, EdgeRpnError) else _what_to_install(error, argv)
@@ -58,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - lives until the process ends
         return 1
     except OSError as error:
-        # What no module foresaw: a full disk, a folder without permission. The path is what a person needs.
+        # No module expected it: a full disk, a folder without permission. The message names the path.
         if "--debug" in argv:
             raise
         where = f"{error.filename}: " if error.filename else ""
@@ -70,52 +141,60 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-@contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Lets SIGTERM end a command like any error, so that half-written files go; some commands handle it themselves."""
-
-    def end(number: int, _: FrameType | None) -> None:
-        sys.exit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    old = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, old if old is not None else signal.SIG_DFL)
+def _exit_by_signal(number: int, _: FrameType | None) -> None:
+    """Ends a command like any error, so that half-written files go; some commands handle SIGTERM themselves."""
+    sys.exit(128 + number)
 
 
 def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
-    """The parser with every command's name, and the arguments of the one that `argv` asks for."""
-    parser = argparse.ArgumentParser(prog="edgerpn", description="Class-agnostic object proposals on edge GPUs.")
+    """Returns the parser with every command's name, and the arguments of the command that `argv` names."""
+    parser = argparse.ArgumentParser(
+        prog="edgerpn",
+        usage="edgerpn [-h] [--version] COMMAND ...",
+        description="Class-agnostic object proposals on edge GPUs, from a training folder to a camera.",
+        epilog=_overview(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"edgerpn {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name, (module_name, _, summary) in COMMANDS.items():
-        command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+    # The overview lists the commands by stage; argparse would list them in one column.
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, prog="edgerpn", help=argparse.SUPPRESS)
+    for name, command in COMMANDS.items():
+        subparser = commands.add_parser(
+            name,
+            description=f"{command.summary[0].upper()}{command.summary[1:]}.",
+            epilog=f"example:\n  {command.example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         if name == _asked(argv):
-            module = importlib.import_module(module_name)
-            module.add_arguments(command)
-            command.add_argument("--debug", action="store_true", help="show the traceback of an error")
-            command.set_defaults(entry=module.run)
+            module = importlib.import_module(command.module)
+            module.add_arguments(subparser)
+            subparser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+            subparser.set_defaults(entry=module.run)
     return parser
 
 
+def _overview() -> str:
+    lines = []
+    for stage, names in STAGES.items():
+        lines.append(f"{stage}:")
+        lines.extend(f"  {name:<9} {COMMANDS[name].summary}" for name in names)
+    return "\n".join([*lines, "", "`edgerpn COMMAND --help` shows the arguments and an example."])
+
+
 def _asked(argv: Sequence[str]) -> str | None:
-    """The command: the first word, because a later one may be a file that happens to be called like a command."""
+    """Returns the command: the first word, because a file may have the name of a command."""
     return next((word for word in argv if not word.startswith("-")), None)
 
 
 def _what_to_install(error: ModuleNotFoundError, argv: Sequence[str]) -> str:
-    """Which extra brings the missing module; empty when it is one of ours, which is a bug and needs its traceback."""
+    """Names the extra that brings the missing module; empty when it is ours, a bug that needs its traceback."""
     missing = (error.name or "").partition(".")[0]
     command = _asked(argv)
     if missing in ("", "edgerpn") or command not in COMMANDS:
         return ""
     return (
         f"`edgerpn {command}` needs the Python module {missing!r}, which is not installed here. "
-        f"Install it with: pip install 'edgerpn[{COMMANDS[command][1]}]'"
+        f"Install it with: pip install 'edgerpn[{COMMANDS[command].extra}]'"
     )
 
 

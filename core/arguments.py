@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 def count_argument(minimum: int) -> Callable[[str], int]:
-    """A converter to whole numbers of at least `minimum`, with an error that argparse shows as it is."""
+    """Returns a converter to whole numbers of at least `minimum`; argparse shows its error unchanged."""
 
     def convert(text: str) -> int:
         if not (text.isascii() and text.isdigit() and int(text) >= minimum):
@@ -18,8 +18,8 @@ def count_argument(minimum: int) -> Callable[[str], int]:
 
 
 def size_argument(text: str) -> tuple[int, int]:
-    """(height, width) from "384x640" or "640", with an error that argparse shows as it is."""
-    # Imported late: NumPy would slow the help of every command down.
+    """Returns (height, width) from "384x640" or "640"; argparse shows its error unchanged."""
+    # Imported late: NumPy would delay the help of every command.
     from edgerpn.letterbox import parse_hw
 
     try:
@@ -29,8 +29,8 @@ def size_argument(text: str) -> tuple[int, int]:
 
 
 def names_argument(text: str) -> tuple[str, ...]:
-    """Names from "cat,polar bear", each once and in order, with an error that argparse shows as it is."""
+    """Returns the different names of "cat,polar bear" in order; argparse shows its error unchanged."""
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
     if not all(names):
-        raise argparse.ArgumentTypeError(f"expected names with commas between them, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected names separated by commas, got {text!r}")
     return names

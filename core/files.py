@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Writing files in one step: they are whole or absent."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-"""Errors of a disk, a quota or a file that is full, and of a broken disk."""
+"""Errors of a full disk, quota or file, and of a broken disk."""
 
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Gives a temporary path beside `path`; renames it over `path` when the block ends without an error.
+    """Yields a temporary path beside `path` and renames it to `path` when the block ends without an error.
 
-    On an error the temporary file is removed and what stood at `path` before stays as it was.
-    The parent folder is made when missing. The error of a full disk names `path`.
+    After an error the temporary file is removed and an older file at `path` stays. A missing parent folder is created.
+    The error of a full disk names `path`.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays last because OpenCV and ONNX choose a format by it.
+    # The suffix stays last: OpenCV and ONNX choose the format by it.
     temporary = target.with_name(f".{target.stem}.{secrets.token_hex(4)}{target.suffix}")
     try:
         yield temporary
         os.replace(temporary, target)
     except OSError as error:
-        if error.filename is None and error.errno in _FULL:  # raised by write(), which knows no name
+        if error.filename is None and error.errno in _FULL:  # write() raised it and does not know the name
             error.filename = os.fspath(target)
         raise
     finally:
@@ -49,7 +49,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
-    """Hex SHA-256 of a file's bytes."""
+    """Returns the SHA-256 of a file in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):

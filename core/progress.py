@@ -1,4 +1,4 @@
-"""Progress bars that are silent when nobody watches."""
+"""Progress bars, silent unless standard error is a terminal."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ Item = TypeVar("Item")
 
 
 class Bar(Protocol):
-    """What a progress bar offers; tqdm's bars fit."""
+    """The interface of a progress bar; tqdm's bars fit."""
 
     def update(self, n: float = 1) -> object:
-        """Moves the bar on by `n` units."""
+        """Advances the bar by `n` units."""
         ...
 
     def set_postfix_str(self, s: str = "", refresh: bool = True) -> None:
@@ -22,43 +22,38 @@ class Bar(Protocol):
         ...
 
     def close(self) -> None:
-        """Ends the bar; its last state stays on the screen."""
+        """Ends the bar."""
         ...
 
 
 class _SilentBar:
-    """Does nothing, for pipes and for machines without tqdm."""
+    """Does nothing, for pipes and machines without tqdm."""
 
-    def update(self, n: float = 1) -> None:
-        """Does nothing."""
+    def update(self, n: float = 1) -> None: ...
 
-    def set_postfix_str(self, s: str = "", refresh: bool = True) -> None:
-        """Does nothing."""
+    def set_postfix_str(self, s: str = "", refresh: bool = True) -> None: ...
 
-    def close(self) -> None:
-        """Does nothing."""
+    def close(self) -> None: ...
 
 
 class progress:  # noqa: N801 - used as a function: `with progress(10, "reading") as bar`
-    """Context manager that gives a `Bar` on stderr, silent unless stderr is a terminal and tqdm is there."""
+    """Context manager for a `Bar` on standard error; silent without a terminal or without tqdm."""
 
     def __init__(self, total: float | None, label: str, *, unit: str = "it") -> None:
-        """Prepares a bar of `total` units (None: unknown) named `label`."""
+        """Creates a bar of `total` units (None: unknown) named `label`."""
         self._bar: Bar = _make_bar(total, label, unit)
 
     def __enter__(self) -> Bar:
-        """Returns the bar."""
         return self._bar
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Closes the bar, whatever happened."""
         self._bar.close()
 
 
 def track(items: Iterable[Item], label: str, *, total: int | None = None, unit: str = "it") -> Iterable[Item]:
-    """Yields `items` one by one while a bar named `label` moves."""
+    """Yields `items` and advances a bar named `label`."""
     if total is None and hasattr(items, "__len__"):
         total = len(items)  # type: ignore[arg-type]
     with progress(total, label, unit=unit) as bar:
@@ -71,7 +66,7 @@ def _make_bar(total: float | None, label: str, unit: str) -> Any:
     if not sys.stderr.isatty():
         return _SilentBar()
     try:
-        # Pure Python, but not part of a plain install: a device without it simply shows no bar.
+        # Not part of a plain install: a device without it shows no bar.
         from tqdm import tqdm
     except ImportError:
         return _SilentBar()

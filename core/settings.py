@@ -1,8 +1,8 @@
-"""Settings: frozen dataclasses filled from defaults < preset or TOML file < `--set a.b=value`.
+"""Settings: frozen dataclasses built from defaults < preset or TOML file < `--set KEY=VALUE`.
 
 A settings class is a frozen, keyword-only dataclass of plain fields (bool, int, float, str, Literal, tuples of
-these) and of other such classes. The line of text under a field is its documentation: `to_toml` prints it.
-An unknown key is an error that suggests the nearest one; every problem of a source is reported at once.
+these) and of other such classes. The text under a field is its documentation: `to_toml` prints it.
+An unknown key is an error that suggests the nearest one. An error lists all problems of a source.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ def load(
     overrides: Sequence[str] = (),
     base: Config | None = None,
 ) -> Config:
-    """Builds `cls` from its defaults (or `base`), then each TOML file, then each `a.b=value`.
+    """Builds `cls` from its defaults (or `base`), then each TOML file, then each override.
 
     Args:
         cls: A settings dataclass.
         files: TOML files, later ones win.
-        overrides: Texts "a.b=value"; the value is TOML, and a bare word is taken as a string.
+        overrides: Texts "a.b=value"; the value is TOML, and a bare word is a string.
         base: Settings to start from instead of the defaults of `cls`.
 
     Raises:
@@ -59,7 +59,9 @@ def load(
 
 
 def from_dict(cls: type[Config], values: Mapping[str, Any], *, source: str) -> Config:
-    """Builds `cls` from nested `values` (as `to_dict` gives them), naming `source` in errors.
+    """Builds `cls` from nested `values` (as `to_dict` returns them), naming `source` in errors.
+
+    JSON has null for values that TOML leaves out: a null means the default where the field does not accept None.
 
     Raises:
         ConfigError: A key is unknown, or a value has the wrong type or range.
@@ -68,22 +70,22 @@ def from_dict(cls: type[Config], values: Mapping[str, Any], *, source: str) -> C
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Nested plain values of a settings object, ready for JSON."""
+    """Returns the nested plain values of a settings object, ready for JSON."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def to_toml(config: Any) -> str:
-    """The settings as TOML text that `load` reads back, each key below a comment that says what it means."""
+    """Returns the settings as TOML that `load` reads, each key below a comment with its meaning."""
     lines: list[str] = []
     _toml_table(config, "", lines)
     return "\n".join(lines).strip() + "\n"
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file.
+    """Returns the tables of a TOML file.
 
     Raises:
-        ConfigError: It cannot be read, or is not TOML.
+        ConfigError: The file cannot be read or is not TOML.
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -94,23 +96,23 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def _nest(overrides: Sequence[str]) -> dict[str, Any]:
-    """Turns "a.b=value" texts into nested tables; of two values for one key the later wins."""
+    """Converts "a.b=value" texts to nested tables; the later of two values for one key wins."""
     tables: dict[str, Any] = {}
     problems: list[str] = []
     for override in overrides:
         key, equals, text = override.partition("=")
         path = key.strip()
         if not equals or not path:
-            problems.append(f"expected a.b=value, got {override!r}")
+            problems.append(f"expected KEY=VALUE, got {override!r}")
         elif not _put(tables, path.split("."), _toml_value(text.strip())):
-            problems.append(f"{path}: one override gives it a value, another one gives it keys of its own")
+            problems.append(f"{path}: one override sets it to a value, another sets keys below it")
     if problems:
         raise ConfigError(problems, source="command line")
     return tables
 
 
 def _put(tables: dict[str, Any], path: Sequence[str], value: Any) -> bool:
-    """Puts `value` into nested `tables`; False when a table stands where a value must go, or the reverse."""
+    """Puts `value` into nested `tables`; returns False where a table would replace a value or the reverse."""
     *parents, leaf = path
     table = tables
     for parent in parents:
@@ -130,7 +132,7 @@ def _toml_value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        # A shell eats quotes: `--set model.backbone=resnet18` means the string.
+        # A shell removes quotes: `--set model.backbone=resnet18` means the string.
         return text
 
 
@@ -151,7 +153,7 @@ def _build_table(cls: type[Any], values: Mapping[str, Any], path: str, problems:
     problems.extend(f"{path}{key}: unknown setting{_suggest(key, names)}" for key in values if key not in names)
     for name in names:
         old = getattr(base, name) if base is not None else None
-        if name in values:
+        if name in values and not _is_absent(values[name], hints[name]):
             arguments[name] = _convert(values[name], hints[name], f"{path}{name}", problems, old)
         elif base is not None:
             arguments[name] = old
@@ -164,6 +166,10 @@ def _build_table(cls: type[Any], values: Mapping[str, Any], path: str, problems:
     except ValueError as error:
         problems.append(f"{path}{error}")
     return base
+
+
+def _is_absent(value: Any, hint: Any) -> bool:
+    return value is None and type(None) not in typing.get_args(hint)
 
 
 def _suggest(key: str, names: Sequence[str]) -> str:
@@ -189,7 +195,7 @@ def _convert(value: Any, hint: Any, path: str, problems: list[str], old: Any) ->
 
 
 def _table_class(hint: Any) -> type[Any] | None:
-    """The settings class in `hint` (itself, or as `Class | None`), if there is one."""
+    """Returns the settings class in `hint` (itself, or in `Class | None`), or None."""
     choices = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     return next((choice for choice in choices if dataclasses.is_dataclass(choice) and isinstance(choice, type)), None)
 
@@ -198,7 +204,7 @@ _WRONG = object()
 
 
 def _convert_plain(value: Any, hint: Any) -> Any:
-    """The value as `hint` asks for, or `_WRONG`; ints pass as floats, lists as tuples, nothing else is guessed."""
+    """Converts ints to floats and lists to tuples where `hint` asks for them; `_WRONG` for any other type."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
         return value if value in arguments and type(value) in {type(a) for a in arguments} else _WRONG
@@ -212,7 +218,7 @@ def _convert_plain(value: Any, hint: Any) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(value, float) and not math.isfinite(value):
-        return _WRONG  # TOML has nan and inf; no setting means them
+        return _WRONG  # TOML has nan and inf; no setting accepts them
     if isinstance(value, bool) and hint is not bool:
         return _WRONG
     return value if isinstance(value, hint) else _WRONG
@@ -274,7 +280,7 @@ def _toml_text(value: Any) -> str:
 
 
 def field_docs(cls: type[Any]) -> dict[str, str]:
-    """The line of text under each field of a settings class, its inherited ones too, by field name (one line each)."""
+    """Returns the text under each field of a settings class and its bases, by field name, each as one line."""
     docs: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if dataclasses.is_dataclass(base):

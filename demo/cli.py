@@ -134,7 +134,7 @@ def training_settings(arguments: argparse.Namespace) -> TrainSettings:
     Raises:
         ConfigError: A setting is unknown or out of range.
     """
-    from edgerpn.runtime.backends.contract import available_cores
+    from edgerpn.machine import available_cores
     from edgerpn.train.config import load_settings
 
     # A core stays free for those that read images: PyTorch's threads wait for each other without sleeping, and one
@@ -175,9 +175,9 @@ def _train(settings: TrainSettings, folder: DemoFolder) -> TrainResult:
 
 
 def _export(folder: DemoFolder) -> ExportResult:
-    from edgerpn.export.cli import parity_images
     from edgerpn.export.export_config import ExportConfig
     from edgerpn.export.onnx.export import export_onnx
+    from edgerpn.export.photographs import parity_images
     from edgerpn.export.precision.meter import RecallMeter
 
     return export_onnx(

@@ -7,7 +7,6 @@ import platform
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -22,6 +21,7 @@ from edgerpn.demo.report_pictures import Picture
 from edgerpn.demo.steps import VideoRun, to_picture
 from edgerpn.demo.synthetic.dataset import SyntheticVideo
 from edgerpn.export.onnx.export import ExportResult
+from edgerpn.machine import cpu_name
 from edgerpn.runtime.model import load
 from edgerpn.train.checkpoint import load_model
 from edgerpn.train.config import TrainSettings
@@ -188,13 +188,3 @@ def versions() -> dict[str, str]:
     if torch.cuda.is_available():
         found["GPU"] = torch.cuda.get_device_name()
     return found
-
-
-def cpu_name(path: Path = Path("/proc/cpuinfo")) -> str:
-    """Name of the processor; on Linux the kernel's, elsewhere the best that Python knows."""
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() in ("model name", "Hardware") and value.strip():
-                return value.strip()
-    return platform.processor() or platform.machine() or "unknown"

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from edgerpn.demo.folder import DemoFolder
 from edgerpn.demo.report_pictures import Picture, covered
 from edgerpn.demo.synthetic.dataset import SyntheticVideo
+from edgerpn.machine import available_cores
 from edgerpn.proposals import Proposals
-from edgerpn.runtime.backends.contract import available_cores
 from edgerpn.runtime.draw import Painter
 from edgerpn.runtime.frame import Event, Result
 from edgerpn.runtime.model import load

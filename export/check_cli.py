@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from edgerpn import files
 from edgerpn.arguments import count_argument
 from edgerpn.errors import ConfigError
-from edgerpn.export.limits.findings import TARGETS
 from edgerpn.export.photographs import IMAGE_SUFFIXES, spread
 from edgerpn.manifest import manifest_path
+from edgerpn.targets import TARGETS
 
 if TYPE_CHECKING:
     from edgerpn.export.compare.compare import Comparison
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", type=Path, metavar="A", help="ONNX file; with --against also a checkpoint or an engine"
     )
-    parser.add_argument("--target", choices=TARGETS, help="list what this target cannot do with the ONNX file")
+    parser.add_argument("--target", choices=list(TARGETS), help="list what this target cannot do with the ONNX file")
     parser.add_argument(
         "--against", type=Path, metavar="B", help="compare A with this checkpoint, ONNX file or engine, on --images"
     )

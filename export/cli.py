@@ -9,12 +9,10 @@ from pathlib import Path
 from edgerpn import settings
 from edgerpn.arguments import size_argument
 from edgerpn.errors import ConfigError, DataError, ExportError
-from edgerpn.export.export_config import NMS, PRECISIONS, TARGETS, ExportConfig
-from edgerpn.export.photographs import IMAGE_SUFFIXES, spread
+from edgerpn.export.export_config import NMS, PRECISIONS, ExportConfig
+from edgerpn.export.photographs import parity_images
 from edgerpn.manifest import manifest_path
-
-NUM_PARITY_IMAGES = 16
-"""Images on which graph and network are compared."""
+from edgerpn.targets import EXPORT_TARGETS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, metavar="model.onnx", help="file to write; its manifest goes beside"
     )
-    parser.add_argument("--target", choices=TARGETS, help="what will run it (default onnxruntime)")
+    parser.add_argument("--target", choices=EXPORT_TARGETS, help="what will run it (default onnxruntime)")
     parser.add_argument(
         "--size", type=size_argument, metavar="HxW", help="size that the network works at (default: as trained)"
     )
@@ -178,27 +176,3 @@ def _calibration(arguments: argparse.Namespace, trained_on: str) -> list[Path]:
             "them with --calibration DIR"
         )
     return calibration_images(folder, say=_say)
-
-
-def parity_images(folder: Path | None, images: Path | None, *, most: int = NUM_PARITY_IMAGES) -> list[Path]:
-    """At most so many photographs to compare on, spread over the validation images of `folder`, or over `images`.
-
-    Raises:
-        ExportError: There are none.
-        DataError: The annotations cannot be used.
-    """
-    if folder is not None:
-        from edgerpn.train.data.coco import read_coco
-
-        found = [record.file for record in read_coco(folder / "val.json", folder / "images", verify="header").records]
-    elif images is not None:
-        found = sorted(p for p in images.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES) if images.is_dir() else []
-    else:
-        raise ExportError(
-            "the graph must be compared with PyTorch on real images, and the training folder is not here; name one "
-            "with --data DIR (val.json and images/) or a folder of photographs with --images DIR"
-        )
-    if not found:
-        what = "this folder does not exist" if images is not None and not images.is_dir() else "no photographs in it"
-        raise ExportError(f"{images or folder}: {what}; expected a folder of photographs to compare on")
-    return spread(found, most)

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edgerpn.manifest.parts import Precision
+from edgerpn.targets import ExportTarget
 
-Target = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
 Nms = Literal["standard", "portable"]
 Calibration = Literal["entropy", "percentile"]
 
-TARGETS: tuple[Target, ...] = ("onnxruntime", "tensorrt", "tensorrt-rtx")
 NMS: tuple[Nms, ...] = ("standard", "portable")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 MAX_SIDE_PX = 8192
@@ -24,7 +23,7 @@ MAX_AR_DROP: dict[Precision, float] = {"fp16": 0.5, "int8": 1.0}
 class ExportConfig:
     """What the graph is made for, and its fixed sizes."""
 
-    target: Target = "onnxruntime"
+    target: ExportTarget = "onnxruntime"
     """What runs the graph; it chooses the form of the NMS when `nms` is not set."""
     network_hw: tuple[int, int] | None = None
     """Height and width that the network works at, pixels; not set: the size that it was trained at."""

@@ -1,4 +1,4 @@
-"""The command `edgerpn inspect`: what a checkpoint or an exported model is.
+"""The command `edgerpn inspect`: describes a model file, and says whether it can run on this machine.
 
 Operations are counted as 2 for each multiply-add of convolutions and matrix products, as in most model tables.
 """
@@ -6,9 +6,11 @@ Operations are counted as 2 for each multiply-add of convolutions and matrix pro
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
-from collections.abc import Iterable
+import textwrap
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +23,13 @@ from edgerpn.manifest import DIGEST_KEY, METADATA_KEY, Manifest
 if TYPE_CHECKING:
     import onnx
 
-    from edgerpn.train.checkpoint import Checkpoint
+    from edgerpn.runtime.backends.tensorrt.compatibility import CompatibilityCheck
     from edgerpn.train.network.model import Rpn
+
+_WIDTH = 110
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of the command."""
     parser.add_argument("model", type=Path, metavar="MODEL", help="checkpoint, ONNX file or engine")
     parser.add_argument(
         "--size", type=size_argument, metavar="HxW", help="size at which to count a checkpoint's operations"
@@ -35,16 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints what the model is; returns the exit status."""
-    if arguments.model.suffix == ".pt":
-        report = inspect_checkpoint(arguments.model, arguments.size)
-    else:
-        report = inspect_artifact(arguments.model)
+    """Prints the description; returns the exit status: 1 for an engine that cannot run here, else 0."""
+    file = arguments.model
+    report = inspect_checkpoint(file, arguments.size) if file.suffix == ".pt" else inspect_artifact(file)
     if arguments.json:
         print(json.dumps(report, indent=2))
     else:
-        print("\n".join(_lines(report)))
-    return 0
+        print(_text_of(file, report))
+    return 1 if report.get("manifest", {}).get("kind") == "engine" and not report["can_run_here"] else 0
 
 
 def inspect_checkpoint(file: Path, hw: tuple[int, int] | None = None) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def inspect_checkpoint(file: Path, hw: tuple[int, int] | None = None) -> dict[st
         Settings, parameter and operation counts, levels with their receptive fields, and warnings.
 
     Raises:
-        CheckpointError: The file is no checkpoint.
+        CheckpointError: The file is not a checkpoint.
     """
     from edgerpn.train.checkpoint import load_model
 
@@ -78,12 +79,8 @@ def inspect_checkpoint(file: Path, hw: tuple[int, int] | None = None) -> dict[st
         "warnings": _anchor_warnings(levels),
         "trained_on_sha256": checkpoint.data_sha256,
         "versions": checkpoint.versions,
-        "settings": _plain_settings(checkpoint),
+        "settings": settings.to_dict(checkpoint.settings),
     }
-
-
-def _plain_settings(checkpoint: Checkpoint) -> dict[str, Any]:
-    return settings.to_dict(checkpoint.settings)
 
 
 def count_flops(model: Rpn, hw: tuple[int, int]) -> int:
@@ -121,33 +118,75 @@ def _levels(model: Rpn, hw: tuple[int, int]) -> list[dict[str, Any]]:
 def _anchor_warnings(levels: Iterable[dict[str, Any]]) -> list[str]:
     return [
         f"stride {level['stride_px']}: the largest anchor side is {level['largest_anchor_side_px']:g} px, but a cell "
-        f"sees {level['receptive_field_px']:g} px: it must guess where such an object ends"
+        f"sees {level['receptive_field_px']:g} px, so it must guess where such an object ends"
         for level in levels
         if level["largest_anchor_side_px"] > level["receptive_field_px"]
     ]
 
 
 def inspect_artifact(file: Path) -> dict[str, Any]:
-    """Describes an exported model: its manifest, and for ONNX its tensors, parameters and operations.
+    """Describes an exported model and compares it with this machine.
+
+    Neither torch nor onnx is needed; without onnx the description of an ONNX file is its manifest.
+
+    Returns:
+        The manifest; for ONNX tensors, parameters and operations too; `checks` with key, expected, found, verdict
+        (ok, no, unknown) and advice of each, and `can_run_here`, which is true when no verdict is no.
 
     Raises:
-        ManifestError: The file or its manifest is missing or malformed.
-        EngineLoadError: The ONNX file is damaged.
+        ManifestError: The file or its manifest is missing or malformed, or an ONNX file is not the one described.
+        EngineLoadError: The ONNX file is damaged, or the manifest describes something else.
     """
-    proto = _load_onnx(file) if file.suffix == ".onnx" and file.is_file() else None
-    manifest = _manifest(file, proto)
-    report: dict[str, Any] = {"artifact": str(file), "bytes": file.stat().st_size}
-    if proto is not None:
-        report["inputs"] = [_tensor(value) for value in proto.graph.input]
-        report["outputs"] = [_tensor(value) for value in proto.graph.output]
-        report["nodes"] = len(proto.graph.node)
-        report["parameters"] = sum(math.prod(tensor.dims) for tensor in proto.graph.initializer)
-        report["gflops"] = round(count_onnx_flops(proto) / 1e9, 3)
-    return {**report, "manifest": settings.to_dict(manifest)}
+    report: dict[str, Any] = {"artifact": str(file)}
+    if file.suffix.lower() == ".onnx":
+        proto = _load_onnx(file) if file.is_file() else None
+        manifest, checks = _manifest(file, proto), [_check_onnxruntime()]
+        if proto is not None:
+            report |= _describe_graph(proto)
+    else:
+        manifest, checks = _inspect_engine(file)
+    return {
+        **report,
+        "bytes": file.stat().st_size,
+        "manifest": settings.to_dict(manifest),
+        "checks": [dataclasses.asdict(check) for check in checks],
+        "can_run_here": all(check.verdict != "no" for check in checks),
+    }
+
+
+def _inspect_engine(file: Path) -> tuple[Manifest, list[CompatibilityCheck]]:
+    from edgerpn.runtime.backends.tensorrt import compatibility
+
+    manifest = compatibility.read_manifest(file)
+    host = compatibility.query_machine(compatibility.engine_spec(file, manifest))
+    return manifest, compatibility.compare(file, manifest, host)
+
+
+def _check_onnxruntime() -> CompatibilityCheck:
+    """Looks for ONNX Runtime, all that an ONNX file needs."""
+    from edgerpn.runtime.backends.tensorrt.compatibility import CompatibilityCheck
+
+    try:
+        library = require("onnxruntime", extra="onnxruntime", purpose="running ONNX models")
+    except MissingDependencyError as error:
+        return CompatibilityCheck(key="library", expected="ONNX Runtime", found=str(error), verdict="no")
+    providers = ", ".join(name.removesuffix("ExecutionProvider") for name in library.get_available_providers())
+    found = f"ONNX Runtime {library.__version__} with {providers}"
+    return CompatibilityCheck(key="library", expected="ONNX Runtime", found=found, verdict="ok")
+
+
+def _describe_graph(proto: onnx.ModelProto) -> dict[str, Any]:
+    return {
+        "inputs": [_tensor(value) for value in proto.graph.input],
+        "outputs": [_tensor(value) for value in proto.graph.output],
+        "nodes": len(proto.graph.node),
+        "parameters": sum(math.prod(tensor.dims) for tensor in proto.graph.initializer),
+        "gflops": round(count_onnx_flops(proto) / 1e9, 3),
+    }
 
 
 def _load_onnx(file: Path) -> onnx.ModelProto | None:
-    """The ONNX file, or None on a device without the onnx package, where the manifest still can be read."""
+    """Reads the ONNX file; None on a device without the package onnx, where the manifest can still be read."""
     try:
         library = require("onnx", extra="export", purpose="counting operations")
         protobuf = require("google.protobuf.message", extra="export", purpose="reading ONNX")
@@ -163,7 +202,7 @@ def _load_onnx(file: Path) -> onnx.ModelProto | None:
 
 
 def _manifest(file: Path, proto: onnx.ModelProto | None) -> Manifest:
-    """The manifest beside the file, or the one inside an ONNX file that travels alone."""
+    """Reads the manifest beside an ONNX file, or the one inside a file that travels alone."""
     if proto is not None and not edgerpn.manifest.manifest_path(file).is_file():
         from edgerpn.export.limits.graph_view import metadata
 
@@ -199,6 +238,34 @@ def count_onnx_flops(proto: onnx.ModelProto) -> int:
         elif node.op_type == "MatMul":
             total += 2 * math.prod(shapes[node.output[0]]) * shapes[node.input[0]][-1]
     return total
+
+
+def _text_of(file: Path, report: dict[str, Any]) -> str:
+    """A report as text: its values, then the checks and the conclusion."""
+    lines = _lines({key: value for key, value in report.items() if key not in ("checks", "can_run_here")})
+    if "checks" in report:
+        lines += [*table(report["checks"]), conclusion(file, report["checks"])]
+    return "\n".join(lines)
+
+
+def table(checks: Sequence[dict[str, str]]) -> list[str]:
+    """Lines of the checks: verdict and key, then the expected and the found value, and the advice."""
+    lines = []
+    for check in checks:
+        lines.append(f"{check['verdict']:<8} {check['key']}")
+        for label, value in (("expected", check["expected"]), ("found", check["found"]), ("to do", check["advice"])):
+            if value:
+                indent = f"{'':9}{label:<9}"
+                lines += textwrap.wrap(value, _WIDTH, initial_indent=indent, subsequent_indent=" " * len(indent))
+    return lines
+
+
+def conclusion(file: Path, checks: Sequence[dict[str, str]]) -> str:
+    """One line: whether the file can run here, and the checks that gave no answer."""
+    failed = [check["key"] for check in checks if check["verdict"] == "no"]
+    unknown = [check["key"] for check in checks if check["verdict"] == "unknown"]
+    text = f"{file}: " + (f"cannot run here because of: {', '.join(failed)}" if failed else "can run here")
+    return text + (f"; unknown: {', '.join(unknown)}" if unknown else "")
 
 
 def _lines(report: dict[str, Any], indent: str = "") -> list[str]:

@@ -148,7 +148,7 @@ def _target_files(arguments: argparse.Namespace, source: Source) -> list[str | P
 
 
 def _load(arguments: argparse.Namespace, source: Source) -> Model:
-    from edgerpn.runtime.backends.contract import available_cores
+    from edgerpn.machine import available_cores
     from edgerpn.runtime.model import load
 
     threads = arguments.threads

@@ -1,9 +1,10 @@
-"""What travels through the runtime: frames and events from a source, results from the model."""
+"""The values that travel through the runtime: frames and events from a source, results from the model."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -14,79 +15,114 @@ from edgerpn.proposals import Proposals
 
 EventKind = Literal["started", "connected", "gap", "stalled", "stale", "resized", "reconnecting", "ended", "error"]
 
+SourceState = Literal["starting", "connected", "quiet", "reconnecting", "ended"]
+"""State of a source; quiet: connected, but no frame has come for `gap_s`."""
+
+Reason = Literal[
+    "none",
+    "age",
+    "busy",
+    "clock",
+    "codec",
+    "crashed",
+    "dependency",
+    "end_of_stream",
+    "lost",
+    "not_found",
+    "permission",
+    "refused",
+    "removed",
+    "resized",
+    "silence",
+    "timeout",
+    "tls",
+    "unauthorised",
+    "unknown",
+    "unreachable",
+    "unsupported",
+]
+"""Class of the reason of an event; `edgerpn.runtime.sources.failure_classes` has what to do about each."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Frame:
-    """One picture and when it was taken."""
+    """One picture and the time of its capture."""
 
     image: npt.NDArray[np.uint8]
-    """(H, W, 3) uint8 BGR, not to be changed. Of a capture process it lies in memory of which there is little: what
-    holds back more than a few frames must copy them."""
+    """(H, W, 3) uint8 BGR, read-only. The picture of a live source lies in memory shared with its capture process,
+    which has few slots: it stays valid as long as this array or a view of it exists, and its slot is missing until
+    then. Copy the pictures that you keep."""
+    source: str
+    """Name of the source, without passwords."""
     index: int
-    """Number of the frame in its source, from 0; a live source leaves gaps where it dropped frames."""
+    """Number of the frame in its source, from 0 and over all connections; dropped and skipped frames leave gaps."""
     media_time_s: float | None
-    """Time inside the video, seconds; nothing for images, and for cameras that do not tell."""
+    """Time inside the video, seconds; its zero differs between connections. None: an image, or unknown."""
     captured_at: float
     """Wall clock when the frame was read, UTC, seconds since the epoch."""
     monotonic_s: float
     """`time.monotonic()` at the same moment, for ages and intervals."""
-    source: str
-    """Name of the source, without passwords."""
     decode_ms: float
     """Time to read and decode it, milliseconds; of a live source only the conversion, because the rest is waiting."""
     path: Path | None = None
     """File of an image."""
+    connection: int = 1
+    """Number of the connection that delivered it, from 1."""
     lag_ms: float | None = None
-    """How much later than the quickest frames it arrived, milliseconds: what network and decoder have held it back.
-    None: not live, or unknown."""
+    """Delay against the fastest frames of the last minutes by the camera's clock, milliseconds: the time that network
+    and decoder held the frame back. None: not live, or the camera's clock is unknown."""
     num_dropped: int = 0
-    """Frames dropped between this one and the one before it, because nobody took them in time."""
+    """Frames dropped between this one and the previous one, because the model was busy."""
     num_skipped: int = 0
-    """Frames left out in between because of a cap on the rate."""
+    """Frames left out in between because of `max_fps`."""
 
     def age_ms(self, now_s: float) -> float:
-        """Milliseconds from the moment it was taken, as far as that is known, to `now_s` (`time.monotonic()`)."""
+        """Milliseconds from the capture of the frame to `now_s` (`time.monotonic()`), its known lag included."""
         return (now_s - self.monotonic_s) * 1e3 + (self.lag_ms or 0.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
-    """Something that happened to a source in between its frames. Zeros and empty texts mean: does not apply.
+    """A change of a source between two frames; holds no password. Zeros and empty texts mean: does not apply.
 
-    started: it is being opened. connected: the first frame of a connection is there. gap: frames were missing and
-    come again. stalled: none came for so long that the connection is given up. stale: a frame was too old to be a
-    result. resized: another size from now on. reconnecting: it is down, the next attempt is in `delay_s`. ended:
-    nothing more will come. error: one picture could not be read or used, or trying again is pointless.
+    started: the source is being opened. connected: the first frame of a connection has come. gap: frames were missing
+    and come again. stalled: no frame came for `stall_s`, and the connection is given up. stale: a frame was too old
+    to be a result. resized: the frames have another size from now on. reconnecting: the source is down, the next
+    attempt is in `delay_s`. ended: no more frames will come. error: a picture could not be read or used, the capture
+    process crashed, or another attempt is pointless (then `ended` follows).
     """
 
     kind: EventKind
-    """Which of the above."""
+    """One of the above."""
     source: str
     """Name of the source, without passwords."""
     message: str
-    """What happened, for people."""
-    captured_at: float
+    """One line for people."""
+    happened_at: float = field(default_factory=time.time)
     """Wall clock of the event, UTC, seconds since the epoch."""
-    path: Path | None = None
-    """File of the picture that could not be read."""
-    reason: str = "none"
-    """Class of the reason, one of `edgerpn.runtime.sources.failure_classes.Reason` or `age`."""
+    reason: Reason = "none"
+    """Class of the reason."""
     fix: str = ""
-    """What to do about it."""
+    """Advice for people."""
+    path: Path | None = None
+    """error: file of the picture."""
     attempt: int = 0
     """reconnecting: attempts that failed since frames came; connected: number of the connection, from 1."""
     delay_s: float = 0.0
     """reconnecting: seconds until the next attempt."""
     duration_s: float = 0.0
-    """gap, stalled: seconds without frames; connected: from the start of the process to the first frame."""
+    """gap, stalled: seconds without frames; connected: from the start of the process to the first frame; clock jumps:
+    seconds by which the camera's clock is ahead of its expected time."""
     size_wh: tuple[int, int] | None = None
     """connected, resized: width and height, pixels."""
     fps: float = 0.0
-    """connected: frames per second as the source states them."""
+    """connected: frames per second as the source states them; 0: unknown."""
     num_frames: int = 0
     """connected: frames in all, of a file."""
     decoder: str = ""
-    """connected: what decodes, and why that was chosen."""
+    """connected: the decoder, and the reason for its choice."""
+    is_live: bool = True
+    """connected: whether the source continues when nobody reads it."""
     frame: int | None = None
     """stale: number of the frame in its source."""
     age_ms: float | None = None

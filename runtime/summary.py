@@ -11,12 +11,12 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from edgerpn.errors import SinkError
+from edgerpn.machine import StopOnSignal
 from edgerpn.progress import Bar, progress
 from edgerpn.runtime.event_log import log_event
 from edgerpn.runtime.frame import Event, Result, Source
 from edgerpn.runtime.model import Model
 from edgerpn.runtime.pipeline import Pipeline
-from edgerpn.runtime.signals import StopOnSignal
 from edgerpn.runtime.sinks.picture_sinks import WindowSink
 from edgerpn.runtime.sinks.sink import Sink
 from edgerpn.runtime.timing import LatencyHistogram

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edgerpn import __version__
-from edgerpn.__main__ import COMMANDS, build_parser, main
+from edgerpn.__main__ import COMMANDS, STAGES, build_parser, main
 
 # Scripts and notebooks out there hold these words: taking one away or renaming it breaks them, so a change here is
 # a line in the changelog. An argument without dashes stands in this order.
@@ -29,12 +29,10 @@ ARGUMENTS = {
         " --score --nms --precision --calibration --max-ar-drop --data --images --config --set --print-config"
     ),
     "build": (
-        "model -o --output --backend --compute-capability --batch --workspace --optimization-level --timing-cache"
-        " --version-compatible --hardware-compatible --weight-stripped --refit --dla-core --tf32 --profile --images"
+        "model -o --output --backend --compute-capability --version-compatible --hardware-compatible --profile --images"
         " --config --set --print-config"
     ),
     "check": "model --target --against --images --data --limit --report --pictures",
-    "why": "engine --json",
     "run": (
         "model sources --config --set --print-config --out --jsonl --video --http --show --max-frames --score --top"
         " --threads --provider --on-mismatch --log-format --log-level --self-test"
@@ -53,8 +51,9 @@ def actions(command: str) -> list[argparse.Action]:
 
 
 def test_the_commands_are_these() -> None:
-    assert " ".join(COMMANDS) == "train anchors import eval export build check why run doctor inspect demo"
+    assert " ".join(COMMANDS) == "anchors train import eval export build run inspect check doctor demo"
     assert set(ARGUMENTS) == set(COMMANDS)
+    assert [name for names in STAGES.values() for name in names] == list(COMMANDS)
 
 
 @pytest.mark.parametrize("command", list(COMMANDS))
@@ -70,9 +69,23 @@ def test_the_help_lists_every_command_with_what_it_does(capsys: pytest.CaptureFi
         main(["--help"])
     assert caught.value.code == 0
     shown = capsys.readouterr().out
-    for command, (_, _, summary) in COMMANDS.items():
-        assert command in shown
-        assert " ".join(shown.split()).find(summary) > 0
+    for stage, names in STAGES.items():
+        assert f"\n{stage}:\n" in shown
+        for name in names:
+            assert f"\n  {name:<9} {COMMANDS[name].summary}\n" in shown
+
+
+@pytest.mark.parametrize("command", list(COMMANDS))
+def test_the_help_of_a_command_ends_with_an_example_that_its_parser_accepts(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert capsys.readouterr().out.endswith(f"example:\n  {COMMANDS[command].example}\n")
+    program, *words = COMMANDS[command].example.split()
+    assert program == "edgerpn"
+    assert words[0] == command
+    build_parser(words).parse_args(words)
 
 
 @pytest.mark.parametrize("command", list(COMMANDS))

@@ -10,8 +10,9 @@ The names are imported at first use, so that `import edgerpn.train` itself does 
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from edgerpn.lazy import lazy_names
 
 if TYPE_CHECKING:
     from edgerpn.train.config import TrainSettings, load_settings
@@ -20,25 +21,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Evaluation", "TrainResult", "TrainSettings", "evaluate", "load_settings", "train"]
 
-_HOMES = {
-    "Evaluation": "edgerpn.train.evaluation",
-    "TrainResult": "edgerpn.train.training",
-    "TrainSettings": "edgerpn.train.config",
-    "evaluate": "edgerpn.train.evaluation",
-    "load_settings": "edgerpn.train.config",
-    "train": "edgerpn.train.training",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Imports a public name when it is first asked for."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    """The public names, imported or not."""
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "Evaluation": "edgerpn.train.evaluation",
+        "TrainResult": "edgerpn.train.training",
+        "TrainSettings": "edgerpn.train.config",
+        "evaluate": "edgerpn.train.evaluation",
+        "load_settings": "edgerpn.train.config",
+        "train": "edgerpn.train.training",
+    },
+)

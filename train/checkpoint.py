@@ -103,7 +103,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     if not isinstance(content["settings"], Mapping):
         raise CheckpointError(f"{path}: expected a table of settings, got {type(content['settings']).__name__}")
     try:
-        resolved = settings.from_dict(TrainSettings, _without_nulls(content["settings"]), source=str(path))
+        resolved = settings.from_dict(TrainSettings, content["settings"], source=str(path))
     except ConfigError as error:
         raise CheckpointError(f"{error}\nThe checkpoint was written by another version of edgerpn.") from error
     return Checkpoint(settings=resolved, **{name: content[name] for name in fields - {"settings"}})
@@ -124,11 +124,6 @@ def _read(path: Path) -> Mapping[str, Any]:
             "train again, or use the version that wrote it"
         )
     return content
-
-
-def _without_nulls(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Drops keys without a value, so that they take their default (not set)."""
-    return {k: _without_nulls(v) if isinstance(v, Mapping) else v for k, v in table.items() if v is not None}
 
 
 def load_model(path: str | os.PathLike[str]) -> tuple[Rpn, Checkpoint]:

@@ -55,8 +55,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="one setting; it overrides the file's; may be repeated",
     )
     parser.add_argument("--print-config", action="store_true", help="print the resolved settings and exit")
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = "example:\n  edgerpn train --data photos -o run --minutes 30 --size 384x640"
 
 
 def run(arguments: argparse.Namespace) -> int:

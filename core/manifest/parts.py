@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from edgerpn.targets import EngineLibrary
+
 Precision = Literal["fp32", "fp16", "int8"]
 """Precision of backbone, neck and head; the proposal stage is float32 whatever it is."""
 
@@ -217,7 +219,7 @@ class LayerSpec:
 class EngineSpec:
     """What an engine was built with, and where it can run."""
 
-    library: Literal["tensorrt", "tensorrt-rtx"]
+    library: EngineLibrary
     """The library that built it and that runs it."""
     library_version: str
     """Its full version, such as 10.3.0.26."""
@@ -239,8 +241,6 @@ class EngineSpec:
     """Whether newer versions of the library run it too."""
     hardware_compatible: bool = False
     """Whether GPUs of other compute capabilities run it too."""
-    weight_stripped: bool = False
-    """Whether its weights must be put in from the ONNX file before it can run."""
     tf32: bool = False
     """Whether float32 convolutions may round to TF32."""
     dla_core: int | None = None

@@ -156,7 +156,7 @@ def parse(text: str, *, source: str) -> Manifest:
         )
     digest = values.pop("digest", None)
     try:
-        manifest = settings.from_dict(Manifest, _without_nulls(values), source=source)
+        manifest = settings.from_dict(Manifest, values, source=source)
     except ConfigError as error:
         raise ManifestError(f"{error}\nThe manifest is malformed; export the model again.") from error
     if digest is not None and digest != digest_of(values):
@@ -174,14 +174,6 @@ def is_manifest(path: Path) -> bool:
     except (OSError, UnicodeDecodeError, ValueError, RecursionError):
         return False
     return isinstance(values, dict) and "schema" in values and "provenance" in values
-
-
-def _without_nulls(value: Any) -> Any:
-    """Drops keys that hold null, so that they take their default."""
-    if isinstance(value, dict):
-        # batch is the one field whose null (dynamic) is not its default.
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None or key == "batch"}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def write(manifest: Manifest, artifact: str | os.PathLike[str]) -> Path:

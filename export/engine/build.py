@@ -147,7 +147,7 @@ def _climb(report: BuildReport, staged: Path, say: Say) -> tuple[BuildConfig, Ou
             return config, outcome
         if not outcome.is_out_of_memory:
             break
-    text = explain(outcome, config, has_gpu=has_gpu)
+    text = explain(outcome)
     times = f" ({len(report.tries)} tries, each with less memory)" if len(report.tries) > 1 else ""
     raise BuildError(f"{report.onnx}: no engine was built{times}: {text}")
 
@@ -210,7 +210,6 @@ def _engine_spec(report: BuildReport, used: BuildConfig, outcome: Outcome) -> En
         l4t=machine["l4t"],
         version_compatible=used.version_compatible,
         hardware_compatible=used.hardware_compatible,
-        weight_stripped=used.weight_stripped,
         tf32=used.tf32,
         dla_core=used.dla_core,
         optimization_level=used.optimization_level,

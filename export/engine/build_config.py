@@ -8,10 +8,11 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-Backend = Literal["auto", "tensorrt", "tensorrt-rtx"]
-Library = Literal["tensorrt", "tensorrt-rtx"]
+from edgerpn.targets import LIBRARIES, EngineLibrary
 
-BACKENDS: tuple[Backend, ...] = ("auto", "tensorrt", "tensorrt-rtx")
+Backend = Literal["auto", EngineLibrary]
+
+BACKENDS: tuple[Backend, ...] = ("auto", *LIBRARIES)
 DEFAULT_BATCH = (1, 1, 8)
 DEFAULT_STALL_S = 120.0
 MAX_TRIES = 4
@@ -42,8 +43,6 @@ class BuildConfig:
     """tensorrt: whether newer versions of the library may run the engine."""
     hardware_compatible: bool = False
     """tensorrt: whether every GPU since Ampere may run the engine; not for Jetson."""
-    weight_stripped: bool = False
-    """Whether weights stay out of the file; `--refit` puts them in again."""
     dla_core: int | None = None
     """tensorrt: DLA core to build for, with the GPU for what it cannot do."""
     tf32: bool = False
@@ -69,27 +68,14 @@ class BuildConfig:
         for capability in self.compute_capabilities:
             if not re.fullmatch(r"\d{1,2}\.\d", capability):
                 raise ValueError(f"compute_capabilities: expected texts such as '8.6', got {capability!r}")
-        if self.profile and self.weight_stripped:
-            raise ValueError("profile: expected false with weight_stripped, for an engine without weights cannot run")
 
-    def problems(self, library: Library) -> list[str]:
+    def problems(self, library: EngineLibrary) -> list[str]:
         """What is asked for and `library` does not have, a line for each."""
-        if library == "tensorrt":
-            if not self.compute_capabilities:
-                return []
-            return [
-                "compute_capabilities: TensorRT builds for the GPU of this machine; leave it out or use tensorrt-rtx"
-            ]
-        reasons = {
-            "version_compatible": "a TensorRT-RTX engine runs only with the version that built it",
-            "hardware_compatible": "name the GPUs with compute_capabilities instead",
-            "timing_cache": "TensorRT-RTX times nothing while it builds",
-            "dla_core": "TensorRT-RTX knows no DLA",
-        }
-        given = {name: getattr(self, name) for name in reasons}
+        lacks = LIBRARIES[library].lacks
+        given = {name: getattr(self, name) for name in lacks}
         # By identity: the DLA core 0 equals False.
-        asked = [name for name, value in given.items() if not (value is None or value is False or value == "off")]
-        return [f"{name}: {reasons[name]}" for name in asked]
+        asked = [name for name, value in given.items() if value not in (None, "off", ()) and value is not False]
+        return [f"{name}: {lacks[name]}" for name in asked]
 
     def ladder(self) -> list[BuildConfig]:
         """This configuration and what is tried after it, one after another, when memory runs out."""

@@ -19,7 +19,10 @@ NUM_QUOTED = 3
 
 # What the libraries say, and what to do; every one that fits is told.
 HINTS: tuple[tuple[str, str], ...] = (
-    (r"insufficient workspace|within workspace limit", "give the builder more room: a larger --workspace, or none"),
+    (
+        r"insufficient workspace|within workspace limit",
+        "give the builder more room: a larger workspace (--set workspace_mib=N), or none",
+    ),
     (r"NonMaxSuppression|NonZero", "export with the portable NMS: edgerpn export --target tensorrt or tensorrt-rtx"),
     (
         r"no runners that implement|Plugin not found",
@@ -111,15 +114,13 @@ def tell_notes(report: BuildReport, outcome: Outcome, say: Callable[[str], None]
         report.tell("the layers were not timed (--profile): there is no NVIDIA GPU or driver here", say)
 
 
-def explain(outcome: Outcome, config: BuildConfig, *, has_gpu: bool) -> str:
+def explain(outcome: Outcome) -> str:
     """Why a try failed, with the last errors of the library and what to do, on several lines."""
     quoted = [line[:500] for line in outcome.log.complaints(NUM_QUOTED)]
     if not quoted and outcome.status < 0:
         quoted = outcome.printed.splitlines()[-NUM_QUOTED:]
     said = "\n".join((*quoted, outcome.describe_end(), outcome.printed))
     hints = [hint for pattern, hint in HINTS if re.search(pattern, said)]
-    if config.weight_stripped and not has_gpu:
-        hints.append("weight-stripped engines with convolutions need a GPU while they are built: build it on one")
     if outcome.stood_still_s is not None:
         hints.append(
             "build it again, for such a hang need not come back; if it does, try another version of the library or the "
@@ -127,7 +128,7 @@ def explain(outcome: Outcome, config: BuildConfig, *, has_gpu: bool) -> str:
         )
     if outcome.is_out_of_memory:
         hints.append(
-            "close other programs, set a smaller --workspace or --optimization-level, or build a smaller batch"
+            "close other programs, set a smaller workspace_mib or optimization_level, or build a smaller batch"
         )
     lines = [outcome.describe_end()]
     lines += [f"  the library says: {line}" for line in dict.fromkeys(quoted) if line not in lines[0]]

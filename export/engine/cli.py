@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 from edgerpn import settings
-from edgerpn.arguments import count_argument
 from edgerpn.errors import ConfigError, ParityError
 from edgerpn.export.engine.build_config import BACKENDS, BuildConfig
 from edgerpn.export.engine.trial import Compare
@@ -29,51 +28,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X.Y",
         help="tensorrt-rtx: GPU to build for, such as 8.6; give it once for each (default: the library's choice)",
     )
-    parser.add_argument(
-        "--batch",
-        type=_batch,
-        metavar="MIN,OPT,MAX",
-        help="batch sizes of a graph with a dynamic batch (default 1,1,8)",
-    )
-    parser.add_argument("--workspace", type=count_argument(1), metavar="MiB", help="limit of the builder's workspace")
-    parser.add_argument(
-        "--optimization-level", type=int, choices=range(6), metavar="0..5", help="how long to search for fast kernels"
-    )
-    parser.add_argument("--timing-cache", metavar="FILE|off", help="tensorrt: kernel timings (default: a shared file)")
     parser.add_argument("--version-compatible", action="store_true", help="tensorrt: newer versions run it too")
     parser.add_argument("--hardware-compatible", action="store_true", help="tensorrt: all GPUs since Ampere run it")
-    parser.add_argument("--weight-stripped", action="store_true", help="leave the weights out of the file")
-    parser.add_argument(
-        "--refit", type=Path, metavar="STRIPPED.engine", help="put the weights of model.onnx into this engine instead"
-    )
-    parser.add_argument("--dla-core", type=count_argument(0), metavar="N", help="tensorrt: build for this DLA core")
-    parser.add_argument("--tf32", action="store_true", help="let float32 convolutions round to TF32")
     parser.add_argument("--profile", action="store_true", help="measure the time of each layer; needs a GPU")
     parser.add_argument("--images", type=Path, metavar="DIR", help="photographs to compare engine and ONNX file on")
     parser.add_argument("--config", metavar="FILE.toml", help="settings")
-    parser.add_argument("--set", action="append", default=[], metavar="key=value", help="one setting, over the file's")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one setting, over the file's")
     parser.add_argument("--print-config", action="store_true", help="show the resolved settings and exit")
 
 
-def _batch(text: str) -> tuple[int, ...]:
-    parts = text.split(",")
-    if len(parts) != 3 or not all(part.strip().isdigit() for part in parts):
-        raise argparse.ArgumentTypeError(f"expected MIN,OPT,MAX such as 1,1,8, got {text!r}")
-    return tuple(int(part) for part in parts)
-
-
-FLAGS = {
-    "backend": "backend",
-    "compute_capability": "compute_capabilities",
-    "batch": "batch",
-    "workspace": "workspace_mib",
-    "optimization_level": "optimization_level",
-    "timing_cache": "timing_cache",
-    "dla_core": "dla_core",
-}
+FLAGS = {"backend": "backend", "compute_capability": "compute_capabilities"}
 """Flags with a value and the settings that they stand for."""
 
-SWITCHES = ("version_compatible", "hardware_compatible", "weight_stripped", "tf32", "profile")
+SWITCHES = ("version_compatible", "hardware_compatible", "profile")
 """Flags without a value, named as their settings."""
 
 
@@ -88,12 +55,6 @@ def run(arguments: argparse.Namespace) -> int:
     if missing:
         raise ConfigError([f"{' and '.join(missing)}: needed, see `edgerpn build --help`"])
     compare = _comparer(arguments.images)
-    if arguments.refit is not None:
-        from edgerpn.export.engine.weights import put_in_weights
-
-        put_in_weights(arguments.refit, arguments.model, arguments.output, compare=compare, say=_say)
-        _say(f"wrote {arguments.output} and {manifest_path(arguments.output)}")
-        return 0
     from edgerpn.export.engine.build import build_engine
 
     result = build_engine(arguments.model, arguments.output, config, compare=compare, say=_say)
@@ -112,8 +73,8 @@ def _comparer(folder: Path | None) -> Compare | None:
     """
     if folder is None:
         return None
-    from edgerpn.export.cli import parity_images
     from edgerpn.export.compare.compare import compare_models
+    from edgerpn.export.photographs import parity_images
 
     photographs = parity_images(None, folder)
 

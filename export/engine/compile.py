@@ -155,10 +155,6 @@ def make_options(trt: Any, builder: Any, config: BuildConfig) -> Any:
     if config.hardware_compatible:
         levels = _known(trt, "HardwareCompatibilityLevel", "hardware_compatible")
         options.hardware_compatibility_level = levels.AMPERE_PLUS
-    if config.weight_stripped:
-        options.set_flag(_known(trt.BuilderFlag, "STRIP_PLAN", "weight_stripped"))
-        # The weights that go in again are the same, which leaves the kernels as fast as those of a full engine.
-        options.set_flag(_known(trt.BuilderFlag, "REFIT_IDENTICAL", "weight_stripped"))
     if config.dla_core is not None:
         _use_dla(trt, builder, options, config.dla_core)
     if config.compute_capabilities:

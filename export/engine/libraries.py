@@ -17,13 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from edgerpn.errors import BuildError, EngineLoadError, MissingDependencyError
-from edgerpn.export.engine.build_config import Backend, Library
+from edgerpn.export.engine.build_config import Backend
 from edgerpn.runtime.backends.tensorrt.library import import_library
-
-MODULES: dict[Library, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-EXTRAS: dict[Library, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
-MINIMUM: dict[Library, tuple[int, int]] = {"tensorrt": (10, 3), "tensorrt-rtx": (1, 4)}
-"""Oldest versions whose Python interface has what a build uses."""
+from edgerpn.targets import LIBRARIES, EngineLibrary, version_numbers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +40,7 @@ class Machine:
     """Jetson Linux release, such as 36.4.3."""
 
 
-def choose(backend: Backend, machine: Machine) -> tuple[Library, Any, list[str]]:
+def choose(backend: Backend, machine: Machine) -> tuple[EngineLibrary, Any, list[str]]:
     """The library to build with: the named one, or TensorRT where it works and there is a GPU, else TensorRT-RTX.
 
     Returns:
@@ -72,14 +68,14 @@ def choose(backend: Backend, machine: Machine) -> tuple[Library, Any, list[str]]
         raise type(error)("\n".join((str(error), *notes))) from error
 
 
-def load_library(name: Library) -> Any:
+def load_library(name: EngineLibrary) -> Any:
     """Imports a library, or says why it does not work here.
 
     Raises:
         BuildError: It is installed and does not import, or it is too old.
         MissingDependencyError: It is not installed.
     """
-    module_name = MODULES[name]
+    info = LIBRARIES[name]
     try:
         module = import_library(name).module
     except MissingDependencyError as error:
@@ -89,29 +85,30 @@ def load_library(name: Library) -> Any:
     version = str(getattr(module, "__version__", ""))
     if not hasattr(module, "Builder") or not version:
         raise BuildError(
-            f"{module_name}: it imports from {getattr(module, '__file__', 'nowhere')}, but has no builder; a lean or "
+            f"{info.module}: it imports from {getattr(module, '__file__', 'nowhere')}, but has no builder; a lean or "
             "half-installed package: install the whole library"
         )
-    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
-    if numbers < MINIMUM[name]:
-        oldest = ".".join(map(str, MINIMUM[name]))
-        raise BuildError(f"{module_name} {version} is too old: expected {oldest} or newer; install a newer one")
+    if version_numbers(version) < info.oldest:
+        oldest = ".".join(map(str, info.oldest))
+        raise BuildError(f"{info.module} {version} is too old: expected {oldest} or newer; install a newer one")
     return module
 
 
-def _how_to_install(name: Library) -> str:
-    text = f"building with {name} needs the Python module {MODULES[name]!r}, which is not installed here. "
+def _how_to_install(name: EngineLibrary) -> str:
+    text = f"building with {name} needs the Python module {LIBRARIES[name].module!r}, which is not installed here. "
     if name == "tensorrt" and Path("/etc/nv_tegra_release").exists():
         return text + (
             "On a Jetson it belongs to the system: make the environment with `python3 -m venv --system-site-packages`"
         )
-    return text + f"Install it with: pip install 'edgerpn[{EXTRAS[name]}]'"
+    return text + f"Install it with: pip install 'edgerpn[{LIBRARIES[name].extra}]'"
 
 
-def cuda_version(name: Library) -> str | None:
+def cuda_version(name: EngineLibrary) -> str | None:
     """CUDA version that the library was made for, or that of the system's toolkit; None when neither says so."""
     for distribution in importlib.metadata.distributions():
-        found = re.match(rf"{MODULES[name]}[-_]cu(\d+)", (distribution.metadata["Name"] or "").replace("-", "_"))
+        found = re.match(
+            rf"{LIBRARIES[name].module}[-_]cu(\d+)", (distribution.metadata["Name"] or "").replace("-", "_")
+        )
         if found:
             return found[1]
     try:

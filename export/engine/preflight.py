@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import json
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import edgerpn.manifest
 from edgerpn.errors import BuildError
-from edgerpn.export.engine.build_config import BuildConfig, Library
+from edgerpn.export.engine.build_config import BuildConfig
 from edgerpn.export.engine.libraries import Machine
-from edgerpn.export.limits import findings as limits_report
+from edgerpn.machine import available_bytes
 from edgerpn.manifest import Manifest
+from edgerpn.targets import EngineLibrary, target_of
 
 SUFFIXES = (".engine", ".plan")
 MIB = 1 << 20
 SPARE_DISK_MIB = 64
-OPSET_20, OPSET_20_LAST = 20, (10, 7)
-"""Last version of TensorRT known to read opset 20 and no newer one, see `limits_report.LIMITS`."""
 HOST_MIB = 512
 """Memory that the library takes for itself while it builds, MiB; TensorRT-RTX 1.7 took 300 with a model of 6 MB."""
 
@@ -65,7 +62,9 @@ def _is_report(file: Path) -> bool:
     return isinstance(values, dict) and "result" in values and "tries" in values
 
 
-def check_graph(onnx_file: Path, manifest: Manifest, library: Library, version: str, config: BuildConfig) -> str | None:
+def check_graph(
+    onnx_file: Path, manifest: Manifest, library: EngineLibrary, version: str, config: BuildConfig
+) -> str | None:
     """Refuses graphs that the library cannot build, before it sees them.
 
     Returns:
@@ -90,34 +89,18 @@ def check_graph(onnx_file: Path, manifest: Manifest, library: Library, version: 
     return _lint(onnx_file, manifest, library, version)
 
 
-def _lint(onnx_file: Path, manifest: Manifest, library: Library, version: str) -> str | None:
+def _lint(onnx_file: Path, manifest: Manifest, library: EngineLibrary, version: str) -> str | None:
     missing = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
         return f"operations are not checked against the library's limits: the module {missing[0]} is not installed here"
-    from edgerpn.export.limits import check as limits
+    from edgerpn.export.limits.check import find_violations
 
-    target: limits.Target = "tensorrt-rtx"
-    if library == "tensorrt":
-        target = "tensorrt-10.3" if int(version.partition(".")[0]) < 11 else "tensorrt-11"
-    violations = limits.find_violations(onnx_file, target, manifest)
-    if library == "tensorrt" and OPSET_20_LAST < _numbers(version) < (11, 0):
-        violations = tuple(_as_warning(violation, manifest, version) for violation in violations)
+    target = target_of(library, version)
+    violations = find_violations(onnx_file, target, manifest)
     errors = [violation.text() for violation in violations if violation.severity == "error"]
     if errors:
         raise BuildError(f"{onnx_file}: {target} cannot build this graph:\n  " + "\n  ".join(errors))
     return "\n".join(violation.text() for violation in violations) or None
-
-
-def _as_warning(violation: limits_report.Violation, manifest: Manifest, version: str) -> limits_report.Violation:
-    """An operator set too new for 10.3, which a later TensorRT 10 may read; it says itself when it does not."""
-    if violation.rule != "opset" or manifest.opset <= OPSET_20:
-        return violation
-    limit = f"TensorRT 10.3 to 10.7 read opset 20 at most, 10.15 reads 24; it is left to TensorRT {version}"
-    return dataclasses.replace(violation, severity="warning", limit=limit, fix="export with --set opset=18 if it fails")
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
 
 
 def check_room(onnx_file: Path, output: Path, machine: Machine, say: Callable[[str], None]) -> None:
@@ -136,17 +119,9 @@ def check_room(onnx_file: Path, output: Path, machine: Machine, say: Callable[[s
             "report; make room, or choose another folder"
         )
     needed_mib = round(4 * size_mib) + HOST_MIB
-    available = available_mib()
-    if available is not None and available < needed_mib:
-        say(f"memory is scarce: {available} MiB available, a build takes about {needed_mib} MiB; close other programs")
+    available = available_bytes()
+    if available is not None and available >> 20 < needed_mib:
+        free_mib = available >> 20
+        say(f"memory is scarce: {free_mib} MiB available, a build takes about {needed_mib} MiB; close other programs")
     if machine.gpu_free_mib is not None and machine.gpu_free_mib < needed_mib:
-        say(f"memory of the GPU is scarce: {machine.gpu_free_mib} MiB free; set --workspace if the build fails")
-
-
-def available_mib(file: Path = Path("/proc/meminfo")) -> int | None:
-    """Memory that programs can get without swapping, MiB; None where the system does not say."""
-    try:
-        lines = file.read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) >> 10 for line in lines if line.startswith("MemAvailable:")), None)
+        say(f"memory of the GPU is scarce: {machine.gpu_free_mib} MiB free; set workspace_mib if the build fails")

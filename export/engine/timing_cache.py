@@ -35,7 +35,10 @@ def timing_cache_file(config: BuildConfig, probed: dict[str, Any]) -> tuple[str 
         try:
             base = Path.home() / ".cache"
         except RuntimeError as error:  # a user without a home folder, as in some containers
-            return None, f"kernel timings are not kept for the next build: {error}; name a file with --timing-cache"
+            return (
+                None,
+                f"kernel timings are not kept for the next build: {error}; name a file with --set timing_cache=FILE",
+            )
     machine = probed["machine"]
     key = f"tensorrt-{probed['version']}-{machine['gpu']}-{machine['compute_capability']}"
     return str(base / "edgerpn" / "timing" / (re.sub(r"[^A-Za-z0-9.]+", "-", key) + ".cache")), None
@@ -61,7 +64,7 @@ class TimingCache:
             return None
         return (
             f"the kernel timings could not be kept, so that the next build takes as long: {'; '.join(self._problems)}; "
-            "name another file with --timing-cache, or --timing-cache off"
+            "name another file with --set timing_cache=FILE, or switch it off with --set timing_cache=off"
         )
 
     def save(self) -> None:

@@ -52,7 +52,7 @@ def try_engine(
         ParityError: Engine and ONNX file disagree on the photographs.
     """
     later = f"try it on the device: edgerpn check {report.engine.name} --against {report.onnx.name} --images DIR"
-    reason = _why_not(made, Machine(**report.probed["machine"]))
+    reason = _why_not(Machine(**report.probed["machine"]))
     tried: list[str] = []
     if reason is None:
         edgerpn.manifest.write(made, staged)
@@ -73,12 +73,10 @@ def try_engine(
     return made
 
 
-def _why_not(manifest: Manifest, machine: Machine) -> str | None:
+def _why_not(machine: Machine) -> str | None:
     """Why this machine cannot run the engine, or None when it may."""
     if machine.gpu is None:
         return "there is no NVIDIA GPU or driver"
-    if manifest.engine is not None and manifest.engine.weight_stripped:
-        return "it has no weights; put them in with --refit"
     try:
         open_device()
     except MissingDependencyError as error:  # which a build does not need

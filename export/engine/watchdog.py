@@ -15,14 +15,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from edgerpn.machine import cgroup_free_bytes, kib_fields
+
 _LEAST_SHARE = 0.002
 """Share of a core that counts as work: more than what idle threads take that wake up now and then."""
 _LEAST_CPU_S = 0.05
 """CPU time that must have come together for a share to be computed: the system counts in steps of a hundredth."""
 _LONGEST_STEP_S = 1.0
 """What counts at most between two looks, so that the time in which this process itself was stopped does not."""
-CONTAINER = Path("/sys/fs/cgroup")
-"""Where a container sees its own control group."""
 _SHORT = 1 / 16
 """Memory is short when less than this share of it is left."""
 
@@ -90,35 +90,13 @@ def _stat_fields(file: Path) -> list[str] | None:
 
 def is_memory_short(pid: int) -> bool:
     """Whether computer, container, or the address space of process `pid` (`ulimit -v`) have hardly any left."""
-    meminfo = _numbers(Path("/proc/meminfo"))
-    if meminfo.get("MemAvailable", 1) < _SHORT * meminfo.get("MemTotal", 0) or _is_container_full(CONTAINER):
+    meminfo, container = kib_fields(Path("/proc/meminfo")), cgroup_free_bytes()
+    if meminfo.get("MemAvailable", 1) < _SHORT * meminfo.get("MemTotal", 0):
         return True
-    limit, peak = _address_limit(pid), _numbers(Path(f"/proc/{pid}/status")).get("VmPeak")
+    if container is not None and container[0] < _SHORT * container[1]:
+        return True
+    limit, peak = _address_limit(pid), kib_fields(Path(f"/proc/{pid}/status")).get("VmPeak")
     return limit is not None and peak is not None and limit - (peak << 10) < _SHORT * limit
-
-
-def _is_container_full(folder: Path) -> bool:
-    """Whether the control group at `folder` has used up its memory; files that are kept for reading again do not count.
-
-    Source: the kernel's documentation of cgroup v2, memory.max, memory.current, memory.stat.
-    """
-    try:
-        limit, used = ((folder / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
-        lines = (folder / "memory.stat").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return False
-    kept = sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
-    return limit.isdigit() and int(limit) - int(used) + kept < _SHORT * int(limit)
-
-
-def _numbers(file: Path) -> dict[str, int]:
-    """The first number of each line `name: number ...`, which is in KiB in these files; empty without the file."""
-    try:
-        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return {}
-    parts = (line.partition(":") for line in lines)
-    return {name: int(words[0]) for name, _, rest in parts if (words := rest.split()) and words[0].isdigit()}
 
 
 def _address_limit(pid: int) -> int | None:

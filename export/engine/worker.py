@@ -4,7 +4,7 @@ It reads one request, a JSON object on stdin, and writes events, one JSON object
 stdout and stderr belong to the libraries, which print there as they like. It ends when its parent, the process PARENT,
 ends.
 
-    request  command: probe, build or refit, and what the functions below take
+    request  command: probe or build, and what the functions below take
     events   progress: phase, share         log: severity, text
              probed: see `_probe`           built: see `edgerpn.export.engine.compile`
              layers: layers, num_layers     phases: seconds by name
@@ -14,11 +14,9 @@ ends.
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import json
 import os
-import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -29,21 +27,20 @@ from edgerpn.errors import BuildError, MissingDependencyError
 from edgerpn.export.engine.build_config import BuildConfig
 from edgerpn.export.engine.compile import compile_engine
 from edgerpn.export.engine.libraries import choose, cuda_version, inspect_machine, load_library
-from edgerpn.export.engine.refit import refit_engine
+from edgerpn.machine import die_with_parent
 
 Send = Callable[..., None]
 MAX_TEXT = 2000
 """Characters of one log line that are kept."""
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def main() -> int:
     """Does what the request asks; returns the exit status."""
-    _end_with_parent(int(sys.argv[2]))
+    die_with_parent(int(sys.argv[2]))
     request = json.loads(sys.stdin.readline())
     send = _sender(int(sys.argv[1]))
     try:
-        {"probe": _probe, "build": _build, "refit": _refit}[request["command"]](request, send)
+        {"probe": _probe, "build": _build}[request["command"]](request, send)
     except MissingDependencyError as error:
         send("failed", kind="dependency", message=str(error))
     except BuildError as error:
@@ -55,17 +52,6 @@ def main() -> int:
     else:
         return 0
     return 1
-
-
-def _end_with_parent(parent: int) -> None:
-    """Asks the kernel to kill this process when its parent dies, and leaves at once when it already has.
-
-    The parent says its own number, for any may be right: in a container `edgerpn` is often process 1.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def _sender(descriptor: int) -> Send:
@@ -106,24 +92,8 @@ def _build(request: dict[str, Any], send: Send) -> None:
         plan_file=request["plan"],
         timing_cache=request["timing_cache"],
         has_gpu=request["has_gpu"],
-        config=settings.from_dict(BuildConfig, _without_nulls(request["config"]), source="request"),
+        config=settings.from_dict(BuildConfig, request["config"], source="request"),
     )
-
-
-def _refit(request: dict[str, Any], send: Send) -> None:
-    trt = load_library(request["library"])
-    refit_engine(
-        trt,
-        make_logger(trt, send),
-        send,
-        stripped_file=request["stripped"],
-        onnx_file=request["onnx"],
-        plan_file=request["plan"],
-    )
-
-
-def _without_nulls(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}
 
 
 def make_logger(trt: Any, send: Send) -> Any:

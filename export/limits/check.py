@@ -10,16 +10,16 @@ import onnx
 import onnxruntime
 
 from edgerpn.errors import ExportError
-from edgerpn.export import export_config as config
 from edgerpn.export.limits import operators as limits_rules
 from edgerpn.export.limits import tensors as limits_types
-from edgerpn.export.limits.findings import LIMITS, TARGETS, Limits, Target, Violation
+from edgerpn.export.limits.findings import Violation
 from edgerpn.export.limits.graph_view import GraphView, read_onnx
 from edgerpn.manifest import Manifest
+from edgerpn.targets import TARGETS, Target, TargetName
 
-__all__ = ["TARGETS", "Target", "Violation", "find_violations", "oldest_target", "refuse_violations"]
+__all__ = ["Violation", "find_violations", "refuse_violations"]
 
-Rule = Callable[[GraphView, Limits], Iterator[Violation]]
+Rule = Callable[[GraphView, Target], Iterator[Violation]]
 
 RULES: tuple[Rule, ...] = (
     limits_types.opset,
@@ -39,13 +39,8 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-def oldest_target(target: config.Target) -> Target:
-    """The target to check an export for: a graph for `tensorrt` has to do for the oldest one."""
-    return "tensorrt-10.3" if target == "tensorrt" else target
-
-
 def find_violations(
-    model: onnx.ModelProto | str | os.PathLike[str], target: Target, manifest: Manifest | None = None
+    model: onnx.ModelProto | str | os.PathLike[str], target: TargetName, manifest: Manifest | None = None
 ) -> tuple[Violation, ...]:
     """Looks for everything in a graph that a target cannot do, or does at a price.
 
@@ -66,7 +61,7 @@ def find_violations(
     if not isinstance(model, onnx.ModelProto):
         model, own = read_onnx(Path(model))
         manifest = manifest or own
-    limits = LIMITS[target]
+    limits = TARGETS[target]
     view = GraphView(model, manifest)
     found = [violation for rule in RULES for violation in rule(view, limits)]
     # The checker and the library say the first thing that they trip over, which the rules may have said better.
@@ -78,7 +73,7 @@ def find_violations(
 
 
 def refuse_violations(
-    model: onnx.ModelProto, target: Target, manifest: Manifest | None, *, where: str
+    model: onnx.ModelProto, target: TargetName, manifest: Manifest | None, *, where: str
 ) -> tuple[Violation, ...]:
     """The same for a step that cannot go on with errors; returns the warnings.
 

@@ -10,11 +10,9 @@ from collections.abc import Iterator
 
 import onnx
 
-from edgerpn.export.limits.findings import Limits, Violation
+from edgerpn.export.limits.findings import Violation
 from edgerpn.export.limits.graph_view import GraphView, attribute
-
-TOPK_LIMIT = 3840
-"""Largest K of TopK in every TensorRT: NvInfer.h, ITopKLayer, from 10.3 to 11.1, and NVIDIA/TensorRT#4390."""
+from edgerpn.targets import TOPK_LIMIT, Target
 
 # fmt: off
 UNSUPPORTED = frozenset((
@@ -37,7 +35,7 @@ def title(node: onnx.NodeProto) -> str:
     return f"{node.op_type} {node.name or node.output[0]}"
 
 
-def topk(view: GraphView, limits: Limits) -> Iterator[Violation]:
+def topk(view: GraphView, limits: Target) -> Iterator[Violation]:
     """K of TopK: constant, at most 3840 for TensorRT, and not above the number of elements that it chooses from.
 
     Source: the limit as for `TOPK_LIMIT`; RTX: "K exceeds the maximum value allowed (3840)", a K above the axis or a K
@@ -68,7 +66,7 @@ def topk(view: GraphView, limits: Limits) -> Iterator[Violation]:
             )  # fmt: skip
 
 
-def _varying_k(view: GraphView, limits: Limits, node: onnx.NodeProto, level: int | None) -> Iterator[Violation]:
+def _varying_k(view: GraphView, limits: Target, node: onnx.NodeProto, level: int | None) -> Iterator[Violation]:
     if not limits.is_tensorrt or len(node.input) < 2:
         return
     by_data = view.depends_on_data(node.input[1])
@@ -80,7 +78,7 @@ def _varying_k(view: GraphView, limits: Limits, node: onnx.NodeProto, level: int
     )  # fmt: skip
 
 
-def resize(view: GraphView, limits: Limits) -> Iterator[Violation]:
+def resize(view: GraphView, limits: Target) -> Iterator[Violation]:
     """Resize: no antialiasing, five coordinate rules, `stretch`; cubic is not on the list of full TensorRT.
 
     Source: operators.md; RTX refuses antialias=1, tf_crop_and_resize, half_pixel_symmetric and not_larger, and builds
@@ -112,7 +110,7 @@ def _resize(node: onnx.NodeProto, found: str, limit: str, fix: str) -> Violation
     return Violation(severity="error", rule="resize", node=title(node), found=found, limit=limit, fix=fix)
 
 
-def varying_shapes(view: GraphView, limits: Limits) -> Iterator[Violation]:
+def varying_shapes(view: GraphView, limits: Target) -> Iterator[Violation]:
     """Operators whose output has a size that depends on the data: none in TensorRT-RTX, a price in TensorRT.
 
     Source: RTX parses NonMaxSuppression and NonZero and then has "no runners that implement it", RoiAlign wants a
@@ -144,7 +142,7 @@ def varying_shapes(view: GraphView, limits: Limits) -> Iterator[Violation]:
         )  # fmt: skip
 
 
-def control_flow(view: GraphView, limits: Limits) -> Iterator[Violation]:
+def control_flow(view: GraphView, limits: Target) -> Iterator[Violation]:
     """Loop, If and Scan build (RTX), but are steps that a CUDA graph cannot hold and that nothing overlaps.
 
     Source: RTX builds all three. That loops and conditions cannot be captured is TensorRT's documentation of CUDA
@@ -158,7 +156,7 @@ def control_flow(view: GraphView, limits: Limits) -> Iterator[Violation]:
             )  # fmt: skip
 
 
-def unknown_operators(view: GraphView, limits: Limits) -> Iterator[Violation]:
+def unknown_operators(view: GraphView, limits: Target) -> Iterator[Violation]:
     """Operators of other domains, and standard ones that no TensorRT has.
 
     Source: operators.md; RTX has no plugins at all ("Plugin not found"). EdgeRPN loads none elsewhere. ONNX Runtime is
@@ -174,12 +172,12 @@ def unknown_operators(view: GraphView, limits: Limits) -> Iterator[Violation]:
         limit = "has no plugins" if limits.is_rtx and not is_standard else limit
         yield Violation(
             severity="error", rule="unknown-operator", node=title(node),
-            found=f"operator {node.domain or 'ai.onnx'}.{node.op_type}", limit=f"{limits.target} {limit}",
+            found=f"operator {node.domain or 'ai.onnx'}.{node.op_type}", limit=f"{limits.name} {limit}",
             fix="write it in standard operators of ONNX",
         )  # fmt: skip
 
 
-def scatter(view: GraphView, limits: Limits) -> Iterator[Violation]:
+def scatter(view: GraphView, limits: Target) -> Iterator[Violation]:
     """Scatter operators that add or take the maximum.
 
     Source: operators.md for ScatterND; ScatterElements takes a reduction since 10.0, as a plugin (onnx-tensorrt

@@ -9,33 +9,34 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from edgerpn.export.limits.findings import Limits, Severity, Violation
+from edgerpn.export.limits.findings import Severity, Violation
 from edgerpn.export.limits.graph_view import GraphView, Shape, attribute
 from edgerpn.export.limits.operators import title
+from edgerpn.targets import Target
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 _MAX_BYTES = 2**31 - 1
 
 
-def opset(view: GraphView, limits: Limits) -> Iterator[Violation]:
-    """The operator set; see `edgerpn.export.limits.findings.LIMITS`."""
+def opset(view: GraphView, limits: Target) -> Iterator[Violation]:
+    """The operator set; see `edgerpn.targets.TARGETS`."""
     found = view.opsets.get("ai.onnx", 0)
     fix = "export with another --set opset=N"
     if found < limits.min_opset:
-        limit = f"{limits.target} reads {limits.min_opset} and newer"
+        limit = f"{limits.name} reads {limits.min_opset} and newer"
         yield _file("error", "opset", f"opset {found}", limit, fix)
     elif limits.max_opset is not None and found > limits.max_opset:
-        limit = f"{limits.target} reads opset {limits.max_opset} at most"
+        limit = f"{limits.name} reads opset {limits.max_opset} at most"
         yield _file("error", "opset", f"opset {found}", limit, fix)
     elif limits.sure_opset is not None and found > limits.sure_opset:
-        limit = f"{limits.target}: up to {limits.sure_opset} in every release"
+        limit = f"{limits.name}: up to {limits.sure_opset} in every release"
         yield _file("warning", "opset", f"opset {found}", limit, fix + ", or try the build")
     if limits.sure_ir is not None and view.proto.ir_version > limits.sure_ir:
-        limit = f"{limits.target}: files of ONNX IR version {limits.sure_ir} are known to be read"
+        limit = f"{limits.name}: files of ONNX IR version {limits.sure_ir} are known to be read"
         yield _file("warning", "ir-version", f"IR version {view.proto.ir_version}", limit, "save it with an older one")
 
 
-def file_size(view: GraphView, limits: Limits) -> Iterator[Violation]:
+def file_size(view: GraphView, limits: Target) -> Iterator[Violation]:
     """One protobuf file holds 2 GB (protobuf.dev/programming-guides/proto-limits); weights may lie in other files."""
     size = view.proto.ByteSize()
     if size > _MAX_BYTES:
@@ -51,7 +52,7 @@ def file_size(view: GraphView, limits: Limits) -> Iterator[Violation]:
         )  # fmt: skip
 
 
-def uint8(view: GraphView, limits: Limits) -> Iterator[Violation]:
+def uint8(view: GraphView, limits: Target) -> Iterator[Violation]:
     """uint8 is a type of network inputs and outputs alone: an input goes through Cast before anything else.
 
     Source: NvInferRuntimeBase.h, kUINT8; RTX: "does not support UINT8 types for intermediate tensors". Quantization
@@ -73,15 +74,15 @@ def uint8(view: GraphView, limits: Limits) -> Iterator[Violation]:
             yield _uint8(title(node), f"makes the uint8 tensor {inner[0]} inside the graph", limits)
 
 
-def _uint8(node: str, found: str, limits: Limits) -> Violation:
+def _uint8(node: str, found: str, limits: Target) -> Violation:
     return Violation(
         severity="error", rule="uint8-cast", node=node, found=found,
-        limit=f"{limits.target} knows uint8 as an input or output of the network only",
+        limit=f"{limits.name} knows uint8 as an input or output of the network only",
         fix="cast the input to float32 or float16 before anything else",
     )  # fmt: skip
 
 
-def float64_and_strings(view: GraphView, limits: Limits) -> Iterator[Violation]:
+def float64_and_strings(view: GraphView, limits: Target) -> Iterator[Violation]:
     """Doubles become floats, with values clamped; strings do not exist; int64 is native since 9.0.
 
     Source: operators.md on DOUBLE and its list of types; onnx-tensorrt changelog of 9.0 on INT64. RTX builds doubles.
@@ -94,16 +95,16 @@ def float64_and_strings(view: GraphView, limits: Limits) -> Iterator[Violation]:
     if doubles:
         yield Violation(
             severity="warning", rule="float64", node=f"tensor {doubles[0]}", found=f"{len(doubles)} float64 tensors",
-            limit=f"{limits.target} computes them in float32", fix="export float32 numbers",
+            limit=f"{limits.name} computes them in float32", fix="export float32 numbers",
         )  # fmt: skip
     if strings:
         yield Violation(
             severity="error", rule="string", node=f"tensor {strings[0]}", found=f"{len(strings)} tensors of text",
-            limit=f"{limits.target} has no such type", fix="leave texts outside the graph",
+            limit=f"{limits.name} has no such type", fix="leave texts outside the graph",
         )  # fmt: skip
 
 
-def mixed_types(view: GraphView, limits: Limits) -> Iterator[Violation]:
+def mixed_types(view: GraphView, limits: Target) -> Iterator[Violation]:
     """Inputs that an operator wants of one type: nothing is converted by itself, neither in ONNX nor in TensorRT.
 
     Source: ONNX's schemas; RTX: "must have same input types"; strongly typed networks have no implicit casts.
@@ -130,7 +131,7 @@ def mixed_types(view: GraphView, limits: Limits) -> Iterator[Violation]:
                 )  # fmt: skip
 
 
-def quantization(view: GraphView, limits: Limits) -> Iterator[Violation]:
+def quantization(view: GraphView, limits: Target) -> Iterator[Violation]:
     """QuantizeLinear and DequantizeLinear: symmetric int8; float16 from opset 19 on.
 
     Source: docs.nvidia.com/deeplearning/tensorrt, inference-library/quantized-types-explicit-quantization;
@@ -166,7 +167,7 @@ def _quantize(node: onnx.NodeProto, found: str, limit: str) -> Violation:
     )  # fmt: skip
 
 
-def dynamic_shapes(view: GraphView, limits: Limits) -> Iterator[Violation]:
+def dynamic_shapes(view: GraphView, limits: Target) -> Iterator[Violation]:
     """Open sizes other than the batch: a build needs a range for each, and a CUDA graph one size."""
     if not limits.is_tensorrt:
         return
@@ -179,7 +180,7 @@ def dynamic_shapes(view: GraphView, limits: Limits) -> Iterator[Violation]:
             )  # fmt: skip
 
 
-def interface(view: GraphView, limits: Limits) -> Iterator[Violation]:
+def interface(view: GraphView, limits: Target) -> Iterator[Violation]:
     """The inputs and outputs that the manifest promises, see `edgerpn.manifest`."""
     manifest = view.manifest
     if manifest is None:

@@ -27,8 +27,8 @@ import edgerpn.manifest
 from edgerpn import files, golden
 from edgerpn.errors import ExportError, SelfTestError
 from edgerpn.export.export_config import ExportConfig
-from edgerpn.export.limits.check import oldest_target, refuse_violations
-from edgerpn.export.onnx.export_module import TOPK_LIMIT, export_module, network_hw, proposal_config
+from edgerpn.export.limits.check import refuse_violations
+from edgerpn.export.onnx.export_module import export_module, network_hw, proposal_config
 from edgerpn.export.onnx.golden_frames import make_golden
 from edgerpn.export.onnx.graph import export_detector
 from edgerpn.export.onnx.graph_manifest import describe, embed, save_sealed
@@ -48,6 +48,7 @@ from edgerpn.export.precision.reduce import Photographs, reduce_precision
 from edgerpn.manifest import Manifest, RecallSpec
 from edgerpn.progress import track
 from edgerpn.runtime.backends.open_backend import open_backend
+from edgerpn.targets import TOPK_LIMIT, oldest_target
 from edgerpn.train.checkpoint import Checkpoint, load_model
 from edgerpn.train.network.detector import Detector
 from edgerpn.train.network.model import Rpn

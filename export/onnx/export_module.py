@@ -6,14 +6,12 @@ import copy
 
 from edgerpn.errors import ExportError
 from edgerpn.export.export_config import ExportConfig
+from edgerpn.targets import TOPK_LIMIT
 from edgerpn.train.checkpoint import Checkpoint
 from edgerpn.train.network.detector import Detector
 from edgerpn.train.network.layers import fuse_batch_norm
 from edgerpn.train.network.model import Rpn
 from edgerpn.train.network.proposal_stage import ProposalConfig
-
-TOPK_LIMIT = 3840
-"""Largest K of TopK in every TensorRT (https://github.com/NVIDIA/TensorRT/issues/4390)."""
 
 
 def proposal_config(checkpoint: Checkpoint, config: ExportConfig) -> ProposalConfig:

@@ -25,10 +25,10 @@ from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from edgerpn.errors import ExportError
-from edgerpn.export.export_config import Target
 from edgerpn.export.precision.blocks import Network
 from edgerpn.export.precision.calibration import Ranges
 from edgerpn.export.precision.half import checked, to_half
+from edgerpn.targets import ExportTarget
 
 MIN_CHANNELS = 16
 """Convolutions with fewer input or output channels (of a group) stay as they are, as ModelOpt leaves them."""
@@ -54,7 +54,7 @@ def convolutions(proto: onnx.ModelProto, network: Network) -> list[onnx.NodeProt
     ]
 
 
-def tensors_to_calibrate(proto: onnx.ModelProto, network: Network, target: Target) -> list[str]:
+def tensors_to_calibrate(proto: onnx.ModelProto, network: Network, target: ExportTarget) -> list[str]:
     """Names of the tensors whose range `quantize` needs.
 
     Raises:
@@ -83,7 +83,7 @@ def quantize(
     network: Network,
     ranges: Ranges,
     *,
-    target: Target,
+    target: ExportTarget,
     without: Collection[str] = (),
 ) -> onnx.ModelProto:
     """Quantizes the network's convolutions.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -60,13 +59,6 @@ class Backend(Protocol):
     def close(self) -> None:
         """Frees the session; does nothing the second time."""
         ...
-
-
-def available_cores() -> int:
-    """CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def check_frames(frames: object, manifest: Manifest) -> npt.NDArray[np.uint8]:

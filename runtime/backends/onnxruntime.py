@@ -19,8 +19,9 @@ import numpy.typing as npt
 
 from edgerpn import manifest as manifests
 from edgerpn.errors import ArtifactMismatchError, EngineLoadError, InferenceError, ManifestError, require
+from edgerpn.machine import available_cores
 from edgerpn.manifest import DIGEST_KEY, METADATA_KEY, Manifest
-from edgerpn.runtime.backends.contract import Outputs, Provider, available_cores, check_frames, check_outputs
+from edgerpn.runtime.backends.contract import Outputs, Provider, check_frames, check_outputs
 
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"

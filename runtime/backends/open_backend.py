@@ -33,7 +33,7 @@ def open_backend(
         path: An artifact: `model.onnx` or `model.engine`; its manifest is beside it (or inside, for ONNX).
         providers: ONNX Runtime execution providers in order of preference; None: CUDA if there, else the CPU.
         threads: CPU threads of one inference; None: one for each core that this process may use. Engines use none.
-        on_mismatch: What to do with an engine that was built for another machine or version, see `edgerpn why`:
+        on_mismatch: What to do with an engine that was built for another machine or version, see `edgerpn inspect`:
             `fail` is an error; `rebuild` builds it again from the ONNX file beside it, which takes minutes.
         allow_host_code: Let a version-compatible engine bring code that runs on the CPU.
 

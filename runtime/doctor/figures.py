@@ -15,8 +15,7 @@ import numpy.typing as npt
 from edgerpn.runtime.doctor.clock import ClockSkew
 from edgerpn.runtime.doctor.key_frames import KeyFrames
 from edgerpn.runtime.doctor.recording import SETTLE_S, FrameNote, Recording
-from edgerpn.runtime.sources.event import CaptureEvent
-from edgerpn.runtime.sources.live_source import has_clock
+from edgerpn.runtime.frame import Event
 from edgerpn.runtime.sources.outcome import is_remark
 
 _MIN_SPAN_S = 3.0
@@ -123,7 +122,7 @@ def figures_of(
     )
     if connected is None or not recording.frames:
         return counts
-    lag_s = _lags(frames) if is_live and has_clock(config.source) and not counts.num_clock_jumps else None
+    lag_s = _lags(frames) if is_live and config.spec.has_clock and not counts.num_clock_jumps else None
     return dataclasses.replace(
         counts,
         size_wh=recording.frames[-1].size_wh,
@@ -133,14 +132,14 @@ def figures_of(
         num_frames=len(recording.frames),
         stated_fps=connected.fps or None,
         num_dropped=sum(frame.num_dropped for frame in frames),
-        num_missing=_missing(frames) if has_clock(config.source) and not counts.num_clock_jumps else None,
+        num_missing=_missing(frames) if config.spec.has_clock and not counts.num_clock_jumps else None,
         cpu_cores=recording.cpu_cores,
         **_rates(frames),
         **(_lag_figures(frames, lag_s) if lag_s is not None else {}),
     )
 
 
-def _count(events: list[CaptureEvent], kind: str) -> int:
+def _count(events: list[Event], kind: str) -> int:
     return sum(event.kind == kind for event in events)
 
 

@@ -7,7 +7,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgerpn.runtime.sources import Capture, CaptureConfig, CapturedFrame, CaptureEvent, open_capture
+from edgerpn.runtime.frame import Event, Frame
+from edgerpn.runtime.sources import Capture, CaptureConfig, open_capture
 
 SETTLE_S = 1.0
 """Seconds at the start of a connection that do not count: what a server had kept comes in one go, and a decoder
@@ -40,7 +41,7 @@ class Recording:
     """The source."""
     frames: list[FrameNote]
     """Every frame taken."""
-    events: list[CaptureEvent]
+    events: list[Event]
     """Every event."""
     messages: list[str]
     """The last lines that the decoder wrote."""
@@ -79,7 +80,7 @@ class _Listener:
 
     def __init__(self) -> None:
         self.frames: list[FrameNote] = []
-        self.events: list[CaptureEvent] = []
+        self.events: list[Event] = []
         self.messages: list[str] = []
         self._start_s = 0.0
         self._cpu: tuple[int | None, float] = (None, 0.0)
@@ -91,8 +92,8 @@ class _Listener:
             return self._is_down
         return time.monotonic() - self._start_s >= seconds
 
-    def take(self, item: CapturedFrame | CaptureEvent, capture: Capture) -> None:
-        if isinstance(item, CapturedFrame):
+    def take(self, item: Frame | Event, capture: Capture) -> None:
+        if isinstance(item, Frame):
             if not self.frames:
                 self._start_s, self._cpu = time.monotonic(), _cpu_time(capture)
             self.frames.append(_note(item))
@@ -123,7 +124,7 @@ class _Listener:
         )
 
 
-def _note(frame: CapturedFrame) -> FrameNote:
+def _note(frame: Frame) -> FrameNote:
     height, width = frame.image.shape[:2]
     return FrameNote(
         connection=frame.connection,

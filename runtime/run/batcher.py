@@ -6,16 +6,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from edgerpn.runtime.sources import Capture, CapturedFrame, CaptureEvent, CaptureGroup
+from edgerpn.runtime.frame import Event, Frame
+from edgerpn.runtime.sources import Capture, CaptureGroup
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Batch:
     """What came from the sources in one turn."""
 
-    events: list[CaptureEvent]
+    events: list[Event]
     """Events, each of them before the frame of its source."""
-    frames: list[CapturedFrame]
+    frames: list[Frame]
     """At most one frame of each source."""
 
 
@@ -81,7 +82,7 @@ class Batcher:
             may_take = len(batch.frames) < self.max_batch
             while len(capture.mailbox) and (may_take or not capture.mailbox.has_frame):
                 item = capture.mailbox.get()
-                if isinstance(item, CapturedFrame):
+                if isinstance(item, Frame):
                     batch.frames.append(item)
                     self._last_turns[capture] = self._turn
                     break

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from edgerpn.runtime.frame import Event, Frame
 
 
@@ -13,7 +11,6 @@ def stale_event(frame: Frame, age_ms: float, limit_ms: float) -> Event:
         kind="stale",
         source=frame.source,
         message=f"{frame.source}: frame {frame.index} is {age_ms:.0f} ms old, and max_age_ms is {limit_ms:g}",
-        captured_at=time.time(),
         reason="age",
         fix="Use a smaller model, fewer sources or a rate cap (max_fps), or raise max_age_ms.",
         frame=frame.index,
@@ -27,7 +24,6 @@ def refused_event(frame: Frame, problem: str) -> Event:
         kind="error",
         source=frame.source,
         message=f"{frame.source}: {problem}",
-        captured_at=time.time(),
         reason="unsupported",
         path=frame.path,
     )
@@ -39,6 +35,5 @@ def removed_event(source: str) -> Event:
         kind="ended",
         source=source,
         message=f"{source}: removed from the run",
-        captured_at=time.time(),
         reason="removed",
     )

@@ -34,7 +34,6 @@ from edgerpn.errors import ConfigError
 from edgerpn.runtime.redaction import redact, redact_ffmpeg_options, redact_url
 from edgerpn.runtime.run.streams_config import SourceConfig, StreamsConfig
 from edgerpn.runtime.sinks import Output, read_outputs
-from edgerpn.runtime.sources.capture_config import source_kind
 
 _DEFAULTS, _SOURCES, _OUTPUTS = "defaults", "sources", "outputs"
 # `defaults` is a source without a source; this one is replaced in every source.
@@ -114,9 +113,8 @@ def to_toml(config: StreamsConfig, outputs: Sequence[Output] = ()) -> str:
     # Sources are written as tables with names, which settings do not know.
     parts = ["".join(re.split(r"(?:^# .*\n)?^sources = \[\]\n", plain, flags=re.MULTILINE))]
     for source in config.sources:
-        shown = redact(source.source) if source_kind(source.source) == "pipeline" else redact_url(source.source)
         options = redact_ffmpeg_options(source.ffmpeg_options)
-        body = settings.to_toml(dataclasses.replace(source, source=shown, ffmpeg_options=options))
+        body = settings.to_toml(dataclasses.replace(source, source=source.spec.shown, ffmpeg_options=options))
         parts.append(f"[{_SOURCES}.{json.dumps(source.label)}]\n{body}")
     for output in outputs:
         url = getattr(output.config, "url", None)

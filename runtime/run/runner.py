@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
-from edgerpn.runtime.backends.contract import available_cores
+from edgerpn.machine import available_cores
 from edgerpn.runtime.frame import Event, Result
 from edgerpn.runtime.model import Model
 from edgerpn.runtime.run.batcher import Batcher

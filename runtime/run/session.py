@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from edgerpn.machine import StopOnSignal
 from edgerpn.runtime.event_log import log_event
 from edgerpn.runtime.frame import Event
 from edgerpn.runtime.model import Model
@@ -16,7 +17,6 @@ from edgerpn.runtime.run.remote import RemoteStreams
 from edgerpn.runtime.run.runner import StreamRunner
 from edgerpn.runtime.run.service import Service
 from edgerpn.runtime.run.streams_config import MAX_SOURCES, SourceConfig, StreamsConfig
-from edgerpn.runtime.signals import StopOnSignal
 from edgerpn.runtime.sinks import QueuedSink, close_sinks
 from edgerpn.runtime.sinks.sink import Sink
 from edgerpn.runtime.summary import RunSummary, Tally, close_all

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgerpn.runtime.frame import Event, Result
+from edgerpn.runtime.frame import Event, Result, SourceState
 from edgerpn.runtime.sources import CaptureStats
-from edgerpn.runtime.sources.event import State
 
 _RECENT_S = 5.0
 _RECENT_FRAMES = 512
@@ -22,7 +21,7 @@ class SourceStats:
 
     name: str
     """Name of the source, without passwords."""
-    state: State
+    state: SourceState
     """starting, connected, quiet (connected, but no frame for `gap_s`), reconnecting or ended."""
     num_results: int
     """Frames whose proposals were emitted."""

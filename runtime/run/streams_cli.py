@@ -16,8 +16,8 @@ from edgerpn.runtime.draw import DEFAULT_TOP
 from edgerpn.runtime.run.loading import load_outputs, load_source, load_streams, to_toml
 from edgerpn.runtime.run.logs import log_to_stderr
 from edgerpn.runtime.run.streams_config import MAX_SOURCES, SourceConfig, StreamsConfig
-from edgerpn.runtime.sources.capture_config import local_path, source_kind
 from edgerpn.runtime.sources.open_source import IMAGE_SUFFIXES
+from edgerpn.runtime.sources.spec import parse_source
 from edgerpn.runtime.web import open_page
 from edgerpn.runtime.web.http_config import MAX_TOP
 
@@ -80,7 +80,7 @@ def check_sources(config: StreamsConfig) -> None:
 
 
 def _run(arguments: argparse.Namespace, config: StreamsConfig) -> RunSummary:
-    from edgerpn.runtime.backends.contract import available_cores
+    from edgerpn.machine import available_cores
     from edgerpn.runtime.model import load
     from edgerpn.runtime.opencv import load_cv2
     from edgerpn.runtime.run.outputs import OutputFlags, open_outputs
@@ -137,7 +137,7 @@ def check_targets(out: str | None, files: list[str | None], model: str, config: 
         ConfigError: One would.
     """
     inputs = {Path(model).resolve(), manifest_path(model).resolve()}
-    inputs |= {Path(local_path(source.source)).resolve() for source in config.sources if not source.is_live}
+    inputs |= {Path(source.spec.path).resolve() for source in config.sources if not source.is_live}
     targets = [Path(file) for file in files if file not in (None, "-")]
     if out is not None:
         targets += [Path(out), Path(out) / "proposals.jsonl"]
@@ -151,11 +151,11 @@ def is_for_streams(arguments: argparse.Namespace) -> bool:
     asks = (arguments.config is not None, arguments.http is not None, arguments.set, arguments.print_config)
     if any(asks) or len(arguments.sources) != 1:
         return True
-    return source_kind(arguments.sources[0]) != "path"
+    return parse_source(arguments.sources[0]).is_live
 
 
 def _may_be_images(source: SourceConfig) -> bool:
-    if source_kind(source.source) != "path":
+    if source.spec.is_live:
         return False
-    path = Path(local_path(source.source))
+    path = Path(source.spec.path)
     return path.is_dir() or glob.has_magic(str(path)) or path.suffix.lower() in IMAGE_SUFFIXES

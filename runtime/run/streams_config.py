@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, fields
 
-from edgerpn.runtime.sources.capture_config import CaptureConfig, source_kind
+from edgerpn.runtime.sources.capture_config import CaptureConfig
 from edgerpn.runtime.web.http_config import HttpConfig
 
 MAX_SOURCES = 100
@@ -30,7 +30,7 @@ class SourceConfig(CaptureConfig):
     @property
     def is_live(self) -> bool:
         """Whether time goes on when nobody reads; a URL counts as live, though it may turn out to be a file."""
-        return source_kind(self.source) != "path"
+        return self.spec.is_live
 
     @property
     def capture(self) -> CaptureConfig:

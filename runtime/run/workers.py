@@ -14,7 +14,6 @@ from edgerpn.runtime.model import Model
 from edgerpn.runtime.run.batcher import Batch, Batcher
 from edgerpn.runtime.run.items import refused_event
 from edgerpn.runtime.run.roster import Roster
-from edgerpn.runtime.sources.live_source import has_clock, to_event, to_frame
 
 _POLL_S = 0.1
 _JOIN_S = 1.0
@@ -156,7 +155,7 @@ class Workers:
                 self._end(None)
                 return None
             if batch.events:
-                self._slots.put(Slot([to_event(event) for event in batch.events]))
+                self._slots.put(Slot(batch.events))
             if not batch.frames:
                 return None
             with self._room:
@@ -172,18 +171,13 @@ class Workers:
         self._slots.put(slot)
 
     def _infer(self, batch: Batch) -> list[Result | Event]:
-        frames = [to_frame(captured, has_clock=self._has_clock(captured.source)) for captured in batch.frames]
         items: list[Result | Event] = []
-        for frame, outcome in zip(frames, self._model.run_frames(frames, pool=self._pool), strict=True):
+        for frame, outcome in zip(batch.frames, self._model.run_frames(batch.frames, pool=self._pool), strict=True):
             if isinstance(outcome, Result):
                 items.append(outcome)
             elif self._is_new_refusal(frame):
                 items.append(refused_event(frame, str(outcome)))
         return items
-
-    def _has_clock(self, name: str) -> bool:
-        settings = self._roster.settings_of(name)
-        return settings is not None and has_clock(settings.source)
 
     def _is_new_refusal(self, frame: Frame) -> bool:
         """Counts a frame that does not fit the model; whether it is the first of its size."""

@@ -1,21 +1,21 @@
-"""Capturing that survives its cameras: a process for each source, frames in shared memory, events in between.
+"""Capture that survives its cameras: a process for each source, frames in shared memory, events in between.
 
-from edgerpn.runtime.sources import CaptureConfig, CaptureEvent, CaptureGroup
+from edgerpn.runtime.frame import Frame
+from edgerpn.runtime.sources import CaptureConfig, CaptureGroup
 
 with CaptureGroup() as group:
     group.add(CaptureConfig(source="rtsp://user:password@camera/stream", name="door"))
     group.add(CaptureConfig(source="/dev/video0"))
     while (item := group.take()) is not None:
-        if isinstance(item, CaptureEvent):
-            print(item.kind, item.message)
-        else:
+        if isinstance(item, Frame):
             print(item.source, item.index, item.image.shape)
+        else:
+            print(item.kind, item.message)
 """
 
 from __future__ import annotations
 
 from edgerpn.runtime.sources.capture_config import CaptureConfig, parse_policy
-from edgerpn.runtime.sources.event import CapturedFrame, CaptureEvent
 from edgerpn.runtime.sources.failure_classes import CaptureFailedError
 from edgerpn.runtime.sources.foreign import FrameSource
 from edgerpn.runtime.sources.group import Capture, CaptureGroup, CaptureStats, open_capture
@@ -23,11 +23,9 @@ from edgerpn.runtime.sources.group import Capture, CaptureGroup, CaptureStats, o
 __all__ = [
     "Capture",
     "CaptureConfig",
-    "CaptureEvent",
     "CaptureFailedError",
     "CaptureGroup",
     "CaptureStats",
-    "CapturedFrame",
     "FrameSource",
     "open_capture",
     "parse_policy",

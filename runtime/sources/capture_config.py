@@ -6,25 +6,17 @@ import math
 import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
-from urllib.parse import unquote, urlsplit
 
-from edgerpn.errors import StreamOpenError
-from edgerpn.runtime.redaction import redact, redact_url
-from edgerpn.runtime.sources.entry import find_entry, known_schemes
-from edgerpn.runtime.sources.open_source import URL_SCHEMES
+from edgerpn.runtime.sources.spec import SourceSpec, parse_source
 
 Policy = Literal["auto", "latest", "every", "queue"]
-SourceKind = Literal["camera", "csi", "url", "pipeline", "path", "foreign"]
 
 NETWORK_PROTOCOLS = "tcp,udp,rtp,rtsp,srtp,tls,http,https,httpproxy,rtmp,srt,crypto,data"
 """What FFmpeg may open for a URL. Playlists inherit it: without `file`, no server has us read files of this machine."""
 FILE_PROTOCOLS = "file,crypto,data"
 """What FFmpeg may open for a file: no network."""
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_CAMERA = re.compile(r"(\d+)|/dev/(?:video\d+|v4l/.+)")
 _POLICY = re.compile(r"(?P<word>auto|latest|every)|queue=(?P<frames>\d+)|fps=(?P<fps>\d+(?:\.\d+)?)")
-_CSI = re.compile(r"csi://\d+")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +69,7 @@ class CaptureConfig:
 
     def __post_init__(self) -> None:
         """Checks what can be checked without opening the source."""
-        source_kind(self.source)
+        parse_source(self.source)
         _check(
             self.policy in ("auto", "latest", "every", "queue"), "policy", "auto, latest, every or queue", self.policy
         )
@@ -101,48 +93,19 @@ class CaptureConfig:
         _check(len(self.pixel_format) in (0, 4), "pixel_format", "four characters", self.pixel_format)
 
     @property
+    def spec(self) -> SourceSpec:
+        """The source, parsed."""
+        return parse_source(self.source)
+
+    @property
     def label(self) -> str:
         """Name for people and records, without passwords."""
-        if self.name:
-            return self.name
-        return redact(self.source) if source_kind(self.source) == "pipeline" else redact_url(self.source)
+        return self.name or self.spec.shown
 
     @property
     def num_slots(self) -> int:
         """Frames of shared memory, with room for the queue."""
         return self.slots + (self.queue_frames if self.policy == "queue" else 0)
-
-
-def source_kind(source: str) -> SourceKind:
-    """What a text names, without looking whether it is there; foreign: a URL that another package reads.
-
-    Raises:
-        StreamOpenError: It is empty, or a URL of an unknown kind; the message holds no password.
-    """
-    if not source.strip():
-        raise StreamOpenError("source: expected a file, folder, camera, URL or GStreamer pipeline, got nothing")
-    if " ! " in source:
-        return "pipeline"
-    if _CAMERA.fullmatch(source):
-        return "camera"
-    scheme = _SCHEME.match(source)
-    if scheme is None or scheme.group(1).lower() == "file":
-        return "path"
-    if scheme.group(1).lower() == "csi":
-        if not _CSI.fullmatch(source):
-            raise StreamOpenError(f"{redact_url(source)}: expected csi:// and the sensor's number, such as csi://0")
-        return "csi"
-    if scheme.group(1).lower() in URL_SCHEMES:
-        return "url"
-    if find_entry(scheme.group(1).lower()) is not None:
-        return "foreign"
-    known = ", ".join(("csi", "file", *URL_SCHEMES, *known_schemes()))
-    raise StreamOpenError(f"{redact_url(source)}: unknown kind of URL {scheme.group(1)!r}; known: {known}")
-
-
-def local_path(source: str) -> str:
-    """A path, or a file:// URL as a path."""
-    return unquote(urlsplit(source).path) if source.lower().startswith("file://") else source
 
 
 def parse_policy(text: str) -> dict[str, Any]:

@@ -6,10 +6,8 @@ no address and no password stands in the list of processes. It ends with its par
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -17,8 +15,9 @@ from types import ModuleType
 from typing import Any
 
 from edgerpn.errors import MissingDependencyError, StreamOpenError
+from edgerpn.machine import die_with_parent
 from edgerpn.runtime.opencv import load_cv2
-from edgerpn.runtime.sources.capture_config import NETWORK_PROTOCOLS, CaptureConfig, local_path, source_kind
+from edgerpn.runtime.sources.capture_config import NETWORK_PROTOCOLS, CaptureConfig
 from edgerpn.runtime.sources.decoders import choose, find_abilities
 from edgerpn.runtime.sources.failure_classes import CaptureFailedError
 from edgerpn.runtime.sources.ffmpeg_reader import FfmpegReader
@@ -30,7 +29,6 @@ from edgerpn.runtime.sources.pump import Pump
 from edgerpn.runtime.sources.reader import OpenCvReader, PictureReader, Reader
 from edgerpn.runtime.sources.wire import MAX_PACKET_BYTES, pack_alive
 
-_PR_SET_PDEATHSIG = 1
 _FFMPEG_OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
 
 
@@ -38,7 +36,7 @@ def main() -> None:
     """Captures until the source ends or the parent says stop or dies; does not return."""
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     # A parent that died before this line shows as the end of the packets.
     request = control.recv(MAX_PACKET_BYTES)
     if not request:
@@ -88,7 +86,7 @@ def prepare(config: CaptureConfig) -> Callable[[], Reader]:
     Raises:
         CaptureFailedError: It does not import. (So may what is returned: the source cannot be opened.)
     """
-    if source_kind(config.source) == "foreign":
+    if config.spec.kind == "plugin":
         entry, factory = load_factory(config)
         return lambda: ForeignReader(config, entry, factory)
     cv2 = _load(config)
@@ -104,8 +102,8 @@ def open_reader(config: CaptureConfig, cv2: ModuleType | None) -> Reader:
     if cv2 is None:
         message = "OpenCV is not installed: pip install 'edgerpn[opencv-headless]' (on a Jetson: python3-opencv of apt)"
         raise CaptureFailedError(message, reason="dependency", is_final=True)
-    if source_kind(config.source) == "path":
-        pictures = _open_pictures(config.source)
+    if config.spec.kind == "path":
+        pictures = _open_pictures(config.spec.path)
         if pictures is not None:
             return PictureReader(pictures)
     choice = choose(config, find_abilities(cv2))
@@ -114,13 +112,12 @@ def open_reader(config: CaptureConfig, cv2: ModuleType | None) -> Reader:
     return OpenCvReader(cv2, config, choice)
 
 
-def _open_pictures(source: str) -> ImageSource | None:
+def _open_pictures(path: str) -> ImageSource | None:
     """The pictures that a path names; None when it is a video."""
-    path = local_path(source)
     if os.path.isfile(path) and not path.lower().endswith(IMAGE_SUFFIXES):
         return None
     try:
-        found = open_source(source)
+        found = open_source(path)
     except StreamOpenError as error:
         raise CaptureFailedError(str(error), reason="not_found", is_final=True) from error
     if not isinstance(found, ImageSource):
@@ -140,11 +137,11 @@ def _load(config: CaptureConfig) -> ModuleType | None:
     if _FFMPEG_OPTIONS not in os.environ:
         # By default FFmpeg watches a stream for over a second to guess its frame rate, before it gives a frame.
         options = ["fpsprobesize;0", f"protocol_whitelist;{NETWORK_PROTOCOLS}"]
-        if config.source.lower().startswith("rtsp"):
+        if config.spec.is_rtsp:
             options.append(f"rtsp_transport;{config.transport}")
         if config.ffmpeg_options:
             options.append(config.ffmpeg_options)
-        if source_kind(config.source) == "url":
+        if config.spec.kind == "url":
             os.environ[_FFMPEG_OPTIONS] = "|".join(options)
     try:
         cv2 = load_cv2()

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
-from edgerpn.runtime.sources.capture_config import CaptureConfig, local_path, source_kind
+from edgerpn.runtime.sources.capture_config import CaptureConfig
 from edgerpn.runtime.sources.failure_classes import CaptureFailedError
 
 Decoder = Literal["ffmpeg", "gstreamer", "v4l2", "any", "ffmpeg-process"]
@@ -69,7 +69,7 @@ def choose(config: CaptureConfig, abilities: Abilities) -> Choice:
     Raises:
         CaptureFailedError: Nothing here can read it, or not with the decoder asked for.
     """
-    kind = source_kind(config.source)
+    kind = config.spec.kind
     if kind in ("pipeline", "csi"):
         if not abilities.has_gstreamer:
             raise CaptureFailedError(_NO_GSTREAMER, reason="unsupported", is_final=True)
@@ -101,7 +101,7 @@ def _choose_explicit(config: CaptureConfig, abilities: Abilities) -> Choice:
 
 
 def _choose_auto(config: CaptureConfig, abilities: Abilities) -> Choice:
-    is_rtsp = config.source.lower().startswith("rtsp")
+    is_rtsp = config.spec.is_rtsp
     if is_rtsp and abilities.has_nvv4l2 and abilities.has_gstreamer:
         why = "the hardware decoder of this Jetson (nvv4l2decoder)"
         return Choice(decoder="gstreamer", why=why, pipeline=rtsp_pipeline(config, is_hardware=True))
@@ -150,10 +150,10 @@ def quoted(value: str) -> str:
 
 
 def _gstreamer_pipeline(config: CaptureConfig, abilities: Abilities) -> str:
-    kind = source_kind(config.source)
-    if config.source.lower().startswith("rtsp"):
+    spec = config.spec
+    if spec.is_rtsp:
         return rtsp_pipeline(config, is_hardware=abilities.has_nvv4l2)
-    uri = config.source if kind == "url" else Path(local_path(config.source)).resolve().as_uri()
+    uri = spec.text if spec.is_live else Path(spec.path).resolve().as_uri()
     # A file waits for us; a stream does not.
-    sink = _APPSINK if kind == "url" else "appsink drop=false max-buffers=2 sync=false"
+    sink = _APPSINK if spec.is_live else "appsink drop=false max-buffers=2 sync=false"
     return f"uridecodebin uri={quoted(uri)} ! videoconvert ! video/x-raw,format=BGR ! {sink}"

@@ -4,31 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Literal
 
 from edgerpn.errors import StreamOpenError
-
-Reason = Literal[
-    "none",
-    "busy",
-    "clock",
-    "codec",
-    "crashed",
-    "dependency",
-    "end_of_stream",
-    "lost",
-    "not_found",
-    "permission",
-    "refused",
-    "resized",
-    "silence",
-    "timeout",
-    "tls",
-    "unauthorised",
-    "unknown",
-    "unreachable",
-    "unsupported",
-]
+from edgerpn.runtime.frame import Reason
 
 FIXES: dict[Reason, str] = {
     "busy": "Close other programs that use the camera, or raise its limit of viewers.",

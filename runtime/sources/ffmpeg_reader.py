@@ -7,29 +7,20 @@ the source changes its size, ffmpeg scales to the first one.
 
 from __future__ import annotations
 
-import ctypes
 import re
-import signal
 import struct
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from edgerpn.runtime.sources.capture_config import (
-    FILE_PROTOCOLS,
-    NETWORK_PROTOCOLS,
-    CaptureConfig,
-    local_path,
-    source_kind,
-)
+from edgerpn.machine import die_with_parent_hook
+from edgerpn.runtime.sources.capture_config import FILE_PROTOCOLS, NETWORK_PROTOCOLS, CaptureConfig
 from edgerpn.runtime.sources.decoders import Choice
 from edgerpn.runtime.sources.failure_classes import CaptureFailedError
 from edgerpn.runtime.sources.reader import Image
 
 _BMP_HEADER = struct.Struct("<2sIxxxxIIii")
-_PR_SET_PDEATHSIG = 1
 
 
 class FfmpegReader:
@@ -46,7 +37,7 @@ class FfmpegReader:
         Raises:
             CaptureFailedError: ffmpeg does not start.
         """
-        self.is_live = source_kind(config.source) == "url"
+        self.is_live = config.spec.is_live
         version = _version()
         self.decoder = f"ffmpeg {version or 'of unknown version'} in a process of its own: {choice.why}"
         every_frame = ["-fps_mode", "passthrough"] if version is None or version >= (5, 1) else ["-vsync", "0"]
@@ -60,7 +51,7 @@ class FfmpegReader:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             # Without it a killed capture process would leave ffmpeg behind, waiting for its camera.
-            preexec_fn=ends_with_parent(),
+            preexec_fn=die_with_parent_hook(),
         )
         self._header: tuple[int, int, int] = (0, 0, 0)
         self._pending = False
@@ -132,26 +123,19 @@ def list_protocols(config: CaptureConfig) -> str:
     Pipes are for our own list. Nothing else is behind them for a playlist that names one: our list has been read, and
     no other file is inherited.
     """
-    return f"pipe,{NETWORK_PROTOCOLS if source_kind(config.source) == 'url' else FILE_PROTOCOLS}"
+    return f"pipe,{NETWORK_PROTOCOLS if config.spec.is_live else FILE_PROTOCOLS}"
 
 
 def playlist(config: CaptureConfig) -> str:
     """The source as a list of one entry for ffmpeg's concat reader."""
-    is_url = source_kind(config.source) == "url"
-    target = config.source if is_url else f"file:{Path(local_path(config.source)).resolve()}"
+    spec = config.spec
+    target = spec.text if spec.is_live else f"file:{Path(spec.path).resolve()}"
     if "\n" in target or "\r" in target:
         raise CaptureFailedError("a line end in the address", reason="not_found", is_final=True)
     lines = ["ffconcat version 1.0", "file '{}'".format(target.replace("'", "'\\''"))]
-    if target.lower().startswith("rtsp"):
+    if spec.is_rtsp:
         lines.append(f"option rtsp_transport {config.transport}")
     return "\n".join(lines) + "\n"
-
-
-def ends_with_parent() -> Callable[[], None]:
-    """For the `preexec_fn` of a process that must not outlive the thread that starts it."""
-    # Loaded before the fork, because little is safe behind it.
-    libc = ctypes.CDLL(None)
-    return lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _version() -> tuple[int, int] | None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from edgerpn.errors import StreamOpenError
-from edgerpn.runtime.backends.contract import available_cores
+from edgerpn.machine import available_cores
 from edgerpn.runtime.frame import Event, Frame
 from edgerpn.runtime.opencv import load_cv2
 
@@ -58,11 +58,11 @@ class ImageSource:
             image = self._cv2.imdecode(data, flags) if data.size else None
         except (OSError, self._cv2.error) as error:
             message = f"{path}: cannot be read: {error}"
-            return Event(kind="error", source=self.name, message=message, captured_at=captured_at, path=path)
+            return Event(kind="error", source=self.name, message=message, path=path)
         if image is None:
             why = "is not an image that OpenCV can read" if data.size else "is empty"
             message = f"{path}: this file {why}"
-            return Event(kind="error", source=self.name, message=message, captured_at=captured_at, path=path)
+            return Event(kind="error", source=self.name, message=message, path=path)
         return Frame(
             image=image,
             index=index,
@@ -116,7 +116,7 @@ class VideoSource:
         # Containers may miscount by a frame or two without anything being lost.
         if not self._is_closed and stated - num_read > max(2, stated // 100):
             message = f"{self.name}: ended after {num_read} of {stated} frames; the file is damaged or cut short"
-            yield Event(kind="ended", source=self.name, message=message, captured_at=time.time(), reason="codec")
+            yield Event(kind="ended", source=self.name, message=message, reason="codec")
 
     def close(self) -> None:
         """Ends the iteration."""

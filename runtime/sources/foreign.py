@@ -25,15 +25,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import EntryPoint
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 
 from edgerpn.errors import MissingDependencyError
+from edgerpn.runtime.frame import Reason
 from edgerpn.runtime.sources.capture_config import CaptureConfig
-from edgerpn.runtime.sources.entry import find_entry
-from edgerpn.runtime.sources.failure_classes import CaptureFailedError, Reason
+from edgerpn.runtime.sources.failure_classes import CaptureFailedError
 from edgerpn.runtime.sources.reader import Image
+from edgerpn.runtime.sources.spec import find_plugin
 
 # The first that fits; TimeoutError and the others are all OSError.
 _REASONS: tuple[tuple[type[BaseException], Reason], ...] = (
@@ -149,8 +149,8 @@ def load_factory(config: CaptureConfig) -> tuple[EntryPoint, Factory]:
     Raises:
         CaptureFailedError: It does not import.
     """
-    scheme = urlsplit(config.source).scheme.lower()
-    entry = find_entry(scheme)
+    scheme = config.spec.scheme
+    entry = find_plugin(scheme)
     if entry is None:
         raise CaptureFailedError(f"no package reads {scheme}:// URLs", reason="unsupported", is_final=True)
     try:

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 
+from edgerpn.runtime.frame import Event, Frame, SourceState
 from edgerpn.runtime.sources.capture_config import CaptureConfig
-from edgerpn.runtime.sources.event import CapturedFrame, CaptureEvent, State
 from edgerpn.runtime.sources.mailbox import Mailbox
 from edgerpn.runtime.sources.supervisor import SourceSupervisor
 from edgerpn.runtime.sources.watch import Watch
@@ -25,7 +25,7 @@ _IDLE_S = 60.0
 class CaptureStats:
     """What a source has done so far."""
 
-    state: State
+    state: SourceState
     """starting, connected, quiet (connected, but no frame for `gap_s`), reconnecting or ended."""
     num_frames: int
     """Frames that came from its processes."""
@@ -97,7 +97,7 @@ class Capture:
                 pid=process.pid if process is not None else None,
             )
 
-    def take(self, timeout_s: float | None = None) -> CapturedFrame | CaptureEvent | None:
+    def take(self, timeout_s: float | None = None) -> Frame | Event | None:
         """The next frame or event, in order.
 
         Args:
@@ -120,9 +120,9 @@ class Capture:
         else:
             self._group.remove(self)
 
-    def _deliver(self, item: CapturedFrame | CaptureEvent, max_frames: int) -> None:
+    def _deliver(self, item: Frame | Event, max_frames: int) -> None:
         with self._changed:
-            if isinstance(item, CapturedFrame):
+            if isinstance(item, Frame):
                 self.mailbox.put_frame(item, max_frames)
             else:
                 self.mailbox.put_event(item)
@@ -209,7 +209,7 @@ class CaptureGroup:
             self.check()
             return self._ready()
 
-    def take(self, timeout_s: float | None = None) -> CapturedFrame | CaptureEvent | None:
+    def take(self, timeout_s: float | None = None) -> Frame | Event | None:
         """The next frame or event of any source, in fair turns; None as in `Capture.take`."""
         with self.changed:
             self.changed.wait_for(lambda: self._ready() or self._is_exhausted(), timeout_s)

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 from edgerpn.errors import StreamOpenError
 from edgerpn.runtime.frame import Event, Frame, Source
-from edgerpn.runtime.sources import CaptureConfig, CapturedFrame, CaptureEvent, open_capture
-from edgerpn.runtime.sources.capture_config import source_kind
+from edgerpn.runtime.sources import CaptureConfig, open_capture
 from edgerpn.runtime.sources.open_source import open_source
+from edgerpn.runtime.sources.spec import parse_source
 
 _POLL_S = 0.1
 
@@ -25,7 +25,6 @@ class LiveSource:
     def __init__(self, config: CaptureConfig) -> None:
         """Starts the process."""
         self.name = config.label
-        self._has_clock = has_clock(config.source)
         self._capture = open_capture(config)
         self._is_closed = False
 
@@ -46,13 +45,13 @@ class LiveSource:
                 item = self._capture.take(_POLL_S)
                 if item is None:
                     continue
-                has_frame = has_frame or isinstance(item, CapturedFrame)
-                if isinstance(item, CapturedFrame):
-                    yield to_frame(item, has_clock=self._has_clock)
+                has_frame = has_frame or isinstance(item, Frame)
+                if isinstance(item, Frame):
+                    yield item
                     continue
                 if item.kind == "ended" and item.reason != "end_of_stream" and not has_frame:
                     raise StreamOpenError(f"{item.message}. {item.fix}")
-                yield to_event(item)
+                yield item
         finally:
             self._capture.close()
 
@@ -75,52 +74,6 @@ def open_any_source(spec: str | int | os.PathLike[str]) -> Source:
         MissingDependencyError: OpenCV is not installed.
     """
     text = str(spec) if isinstance(spec, int) else os.fspath(spec)
-    if source_kind(text) == "path":
+    if not parse_source(text).is_live:
         return open_source(text)
     return LiveSource(CaptureConfig(source=text))
-
-
-def has_clock(source: str) -> bool:
-    """Whether the times in a stream are the camera's, as those of RTSP and of sources of other packages are.
-
-    The decoder makes up many others: FFmpeg numbers the pictures of Motion JPEG over HTTP at 25 a second, whatever
-    their rate; what seems to be a lag would then grow without end.
-    """
-    return source.lower().startswith(("rtsp://", "rtsps://")) or source_kind(source) == "foreign"
-
-
-def to_frame(captured: CapturedFrame, *, has_clock: bool) -> Frame:
-    """The same frame, with the same memory; its lag only if `has_clock`."""
-    return Frame(
-        image=captured.image,
-        index=captured.index,
-        media_time_s=captured.media_time_s,
-        captured_at=captured.captured_at,
-        monotonic_s=captured.monotonic_s,
-        source=captured.source,
-        decode_ms=captured.decode_ms,
-        path=captured.path,
-        lag_ms=captured.lag_ms if has_clock else None,
-        num_dropped=captured.num_dropped,
-        num_skipped=captured.num_skipped,
-    )
-
-
-def to_event(captured: CaptureEvent) -> Event:
-    """The same event."""
-    return Event(
-        kind=captured.kind,
-        source=captured.source,
-        message=captured.message,
-        captured_at=captured.happened_at,
-        path=captured.path,
-        reason=captured.reason,
-        fix=captured.fix,
-        attempt=captured.attempt,
-        delay_s=captured.delay_s,
-        duration_s=captured.duration_s,
-        size_wh=captured.size_wh,
-        fps=captured.fps,
-        num_frames=captured.num_frames,
-        decoder=captured.decoder,
-    )

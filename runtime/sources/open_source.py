@@ -10,20 +10,13 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from edgerpn.errors import StreamOpenError
 from edgerpn.runtime.frame import Source
-from edgerpn.runtime.redaction import redact, redact_url
+from edgerpn.runtime.sources.spec import parse_source
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """Files that are read as images; any other file is tried as a video."""
-
-URL_SCHEMES = ("http", "https", "rtmp", "rtp", "rtsp", "rtsps", "srt", "tcp", "udp")
-"""Schemes that are read as streams."""
-
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_CAMERA = re.compile(r"(?:/dev/video)?(\d+)")
 
 
 def open_source(spec: str | os.PathLike[str]) -> Source:
@@ -40,24 +33,24 @@ def open_source(spec: str | os.PathLike[str]) -> Source:
         MissingDependencyError: OpenCV is not installed.
     """
     text = os.fspath(spec)
-    if not isinstance(text, str) or not text.strip():
-        raise StreamOpenError("source: expected a file, folder, camera, URL or GStreamer pipeline, got nothing")
-    scheme = _SCHEME.match(text)
-    if scheme is not None and scheme.group(1).lower() == "file":
-        return _open_path(unquote(urlsplit(text).path))
-    if scheme is not None or " ! " in text or _CAMERA.fullmatch(text):
-        shown = redact(text) if " ! " in text else redact_url(text)
-        raise StreamOpenError(f"{shown}: expected a file, a folder or a pattern, got a live source")
-    return _open_path(text)
+    if not isinstance(text, str):
+        raise StreamOpenError("source: expected a file, folder, camera, URL or GStreamer pipeline, got bytes")
+    parsed = parse_source(text)
+    if parsed.is_live:
+        raise StreamOpenError(f"{parsed.shown}: expected a file, a folder or a pattern, got a live source")
+    return _open_path(parsed.path)
 
 
 def image_paths(sources: Sequence[str]) -> list[Path]:
     """Several sources as pictures in the order given, if they all are; else nothing."""
-    is_pictures = len(sources) > 1 and all(
-        source.lower().endswith(IMAGE_SUFFIXES) and not _SCHEME.match(source) and not glob.has_magic(source)
-        for source in sources
+    if len(sources) < 2:
+        return []
+    specs = [parse_source(source) for source in sources]
+    is_images = all(
+        not spec.is_live and spec.path.lower().endswith(IMAGE_SUFFIXES) and not glob.has_magic(spec.path)
+        for spec in specs
     )
-    return [Path(source) for source in sources] if is_pictures else []
+    return [Path(spec.path) for spec in specs] if is_images else []
 
 
 def natural_key(path: Path) -> tuple[object, ...]:

@@ -8,8 +8,9 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgerpn.runtime.sources.capture_config import CaptureConfig, source_kind
-from edgerpn.runtime.sources.failure_classes import Reason, classify
+from edgerpn.runtime.frame import Reason
+from edgerpn.runtime.sources.capture_config import CaptureConfig
+from edgerpn.runtime.sources.failure_classes import classify
 
 _WHAT: dict[Reason, str] = {
     "busy": "the camera is busy",
@@ -88,13 +89,13 @@ def outcome(
         if is_live is None and reason in ("unknown", "timeout", "busy") and (told := classify(lines)) != "unknown":
             # The decoder knows better than what can be seen from outside.
             reason, message = told, ""
-        elif is_live is None and (reason, message) == ("unknown", "") and _is_http(config.source):
+        elif is_live is None and (reason, message) == ("unknown", "") and config.spec.is_http:
             # Its port was tried and works, and nothing else was said: a page, for example of a login.
             reason, message = "codec", "the server answers, but not with a video"
         is_told = bool(message) and reason in _TOLD_IN_FULL
         message = message or _WHAT[reason]
     # A file that is read again from its beginning would give its frames twice.
-    waits = is_live is False or (is_live is None and source_kind(config.source) == "path")
+    waits = is_live is False or (is_live is None and not config.spec.is_live)
     if message.startswith(f"{config.label}: "):
         message = message.removeprefix(f"{config.label}: ")
     if not (is_told or reason in ("end_of_stream", "resized")) and (line := _telling_line(lines, reason)):
@@ -129,10 +130,6 @@ class Backoff:
 def is_remark(line: str) -> bool:
     """Whether a line of a capture process says nothing about the source."""
     return _NOISE.search(line) is not None
-
-
-def _is_http(source: str) -> bool:
-    return source.lower().startswith(("http://", "https://"))
 
 
 def _telling_line(lines: Sequence[str], reason: Reason) -> str:

@@ -8,8 +8,16 @@ import threading
 import time
 from typing import Any
 
+from edgerpn.runtime.frame import Frame
 from edgerpn.runtime.sources.ring import RingWriter
-from edgerpn.runtime.sources.wire import MAX_PACKET_BYTES, STOP, FramePacket, pack_alive, pack_json, unpack_release
+from edgerpn.runtime.sources.wire import (
+    MAX_PACKET_BYTES,
+    STOP,
+    pack_alive,
+    pack_frame,
+    pack_json,
+    unpack_release,
+)
 
 _ALIVE_PERIOD_S = 0.25
 
@@ -59,10 +67,10 @@ class ParentLink:
             self._free = list(range(self._num_slots))
         return ring
 
-    def send_frame(self, packet: FramePacket) -> None:
+    def send_frame(self, frame: Frame, *, generation: int, slot: int) -> None:
         """Hands over a slot."""
-        self._alive_s = packet.monotonic_s
-        self._control.send(packet.pack())
+        self._alive_s = frame.monotonic_s
+        self._control.send(pack_frame(frame, generation=generation, slot=slot))
 
     def send_event(self, event: dict[str, Any]) -> None:
         """Tells something about the source."""

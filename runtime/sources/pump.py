@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
+from edgerpn.runtime.frame import Frame
 from edgerpn.runtime.sources.capture_config import CaptureConfig
 from edgerpn.runtime.sources.clocks import LagMeter, RateCap
 from edgerpn.runtime.sources.parent_link import ParentLink
 from edgerpn.runtime.sources.reader import Image, Reader
-from edgerpn.runtime.sources.wire import FramePacket
 
 _MAX_BROKEN = 100
 
@@ -24,6 +25,7 @@ class Pump:
         self._link = link
         self._waits = config.policy == "every" or (config.policy == "auto" and not reader.is_live)
         self._meter = LagMeter()
+        self._has_clock = config.spec.has_clock
         self._cap = RateCap(config.max_fps)
         self._shape: tuple[int, ...] = ()
         self._ready_s = time.monotonic()
@@ -64,24 +66,21 @@ class Pump:
         if placed is None:
             return self._num_broken == 0
         generation, slot, waited_s = placed
-        height, width = self._shape[:2]
-        packet = FramePacket(
-            generation=generation,
-            slot=slot,
+        frame = Frame(
+            image=self._link.ring_for(0).image(slot, *self._shape[:2]),
+            source=self._config.label,
             index=self.num_grabbed - 1,
-            height=height,
-            width=width,
             media_time_s=media_s,
             captured_at=wall_s,
             monotonic_s=grabbed_s,
-            lag_s=lag_s,
             decode_ms=(time.monotonic() - decode_start_s - waited_s) * 1e3,
+            path=Path(self._reader.path) if self._reader.path else None,
+            lag_ms=lag_s * 1e3 if lag_s is not None and self._has_clock else None,
             num_dropped=self._link.pop_drops(),
             num_skipped=self._num_skipped,
-            path=self._reader.path,
         )
         self._num_skipped = 0
-        self._link.send_frame(packet)
+        self._link.send_frame(frame, generation=generation, slot=slot)
         return True
 
     def _place(self) -> tuple[int, int, float] | None:

@@ -9,17 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
 
-from edgerpn.runtime.backends.contract import available_cores
-from edgerpn.runtime.frame import Event, Frame
-from edgerpn.runtime.sources.capture_config import CaptureConfig, local_path, source_kind
+from edgerpn.machine import available_cores
+from edgerpn.runtime.frame import Event, Frame, Reason
+from edgerpn.runtime.sources.capture_config import CaptureConfig
 from edgerpn.runtime.sources.decoders import Choice
-from edgerpn.runtime.sources.failure_classes import CaptureFailedError, Reason
+from edgerpn.runtime.sources.failure_classes import CaptureFailedError
 from edgerpn.runtime.sources.file_sources import ImageSource
+from edgerpn.runtime.sources.spec import SourceSpec
 
 Image = npt.NDArray[np.uint8]
 
@@ -27,7 +27,6 @@ Image = npt.NDArray[np.uint8]
 # has ended fails at once each time.
 _GRABS = 20
 _GRABS_S = 1.0
-_DEFAULT_PORTS = {"http": 80, "https": 443, "rtsp": 554, "rtsps": 322, "rtmp": 1935}
 
 
 class Reader(Protocol):
@@ -77,7 +76,7 @@ class OpenCvReader:
         """
         self._cv2 = cv2
         self._config = config
-        kind = source_kind(config.source)
+        kind = config.spec.kind
         start_s = time.monotonic()
         self._capture = _open_camera(cv2, config, choice) if kind == "camera" else _open(cv2, config, choice)
         if not self._capture.isOpened():
@@ -181,9 +180,9 @@ class PictureReader:
 def _open(cv2: ModuleType, config: CaptureConfig, choice: Choice) -> Any:
     if choice.decoder == "gstreamer":
         return cv2.VideoCapture(choice.pipeline, cv2.CAP_GSTREAMER)
-    if source_kind(config.source) == "path":
+    if config.spec.kind == "path":
         threads = config.decoder_threads or max(1, available_cores() // 2)
-        return cv2.VideoCapture(local_path(config.source), cv2.CAP_FFMPEG, _num_threads(cv2, threads))
+        return cv2.VideoCapture(config.spec.path, cv2.CAP_FFMPEG, _num_threads(cv2, threads))
     # The parent's patience ends first, so that a silent stream is told from one that ended.
     timeouts = [
         *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, round(config.open_timeout_s * 1e3)),
@@ -199,7 +198,7 @@ def _num_threads(cv2: ModuleType, num_threads: int) -> list[int]:
 
 
 def _open_camera(cv2: ModuleType, config: CaptureConfig, choice: Choice) -> Any:
-    path = f"/dev/video{config.source}" if config.source.isdecimal() else config.source
+    path = config.spec.device
     if not Path(path).exists():
         others = ", ".join(sorted(str(other) for other in Path("/dev").glob("video*"))) or "none"
         raise CaptureFailedError(f"no such camera; cameras here: {others}", reason="not_found")
@@ -221,12 +220,12 @@ def _open_camera(cv2: ModuleType, config: CaptureConfig, choice: Choice) -> Any:
 
 
 def _failed(config: CaptureConfig, elapsed_s: float) -> CaptureFailedError:
-    kind = source_kind(config.source)
+    kind = config.spec.kind
     if kind == "camera":
         message = "the camera does not open: another program may use it, or it is no capture device"
         return CaptureFailedError(message, reason="busy")
     if kind == "path":
-        is_empty = os.path.getsize(local_path(config.source)) == 0
+        is_empty = os.path.getsize(config.spec.path) == 0
         message = "the file is empty" if is_empty else "not a video that can be read (unknown codec, or cut short)"
         return CaptureFailedError(message, reason="codec", is_final=True)
     if kind != "url":
@@ -234,20 +233,19 @@ def _failed(config: CaptureConfig, elapsed_s: float) -> CaptureFailedError:
         return CaptureFailedError(f"GStreamer does not start the pipeline{hint}", reason="unknown")
     if elapsed_s > 0.9 * config.open_timeout_s:
         return CaptureFailedError("no video came in time", reason="timeout")
-    return CaptureFailedError("", reason=knock(config.source))
+    return CaptureFailedError("", reason=probe_address(config.spec))
 
 
-def knock(url: str) -> Reason:
-    """Why a URL may not have opened, found out by connecting to its port; "unknown" if that works."""
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port or _DEFAULT_PORTS.get(parts.scheme.lower())
-    except ValueError:
-        return "unreachable"
-    if not host or not port or parts.scheme.lower() in ("udp", "rtp", "srt"):
+def probe_address(spec: SourceSpec) -> Reason:
+    """Connects to the port of a URL that did not open: the reason, or "unknown" if the port answers."""
+    if spec.scheme in ("udp", "rtp", "srt"):
         return "timeout"
     try:
-        socket.create_connection((host, port), timeout=2.0).close()
+        address = spec.address()
+    except ValueError:
+        return "unreachable"
+    try:
+        socket.create_connection(address, timeout=2.0).close()
     except ConnectionRefusedError:
         return "refused"
     except (TimeoutError, socket.timeout):  # noqa: UP041 - two classes until Python 3.10

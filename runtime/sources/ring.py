@@ -17,7 +17,7 @@ import weakref
 import numpy as np
 import numpy.typing as npt
 
-from edgerpn.runtime.sources.wire import FramePacket, pack_release
+from edgerpn.runtime.sources.wire import pack_release
 
 
 class RingWriter:
@@ -60,24 +60,21 @@ class RingReader:
         """Whether every slot is with the consumer, so that the child can only wait."""
         return len(self._held) >= self.num_slots
 
-    def fits(self, packet: FramePacket) -> bool:
-        """Whether a packet describes a frame that this ring can hold."""
-        num_bytes = packet.height * packet.width * 3
-        return (
-            packet.generation == self.generation
-            and packet.slot < self.num_slots
-            and packet.slot not in self._held
-            and 0 < num_bytes <= self.slot_bytes
-        )
+    def image(self, generation: int, slot: int, height: int, width: int) -> npt.NDArray[np.uint8]:
+        """(H, W, 3) uint8, read-only, without a copy; its slot returns when the last reference to it is gone.
 
-    def image(self, packet: FramePacket) -> npt.NDArray[np.uint8]:
-        """(H, W, 3) uint8, read-only, without a copy; its slot returns when the last reference to it is gone."""
-        num_bytes = packet.height * packet.width * 3
+        Raises:
+            ValueError: This ring cannot hold such a frame, or the slot is taken.
+        """
+        num_bytes = height * width * 3
+        is_free = generation == self.generation and slot < self.num_slots and slot not in self._held
+        if not is_free or not 0 < num_bytes <= self.slot_bytes:
+            raise ValueError(f"a frame of {width}x{height} in slot {slot} of ring {generation} does not fit")
         # Not a NumPy array itself, because views of a view refer to the first owner only, and that must be this.
-        owner = (ctypes.c_ubyte * num_bytes).from_buffer(self._memory, packet.slot * self.slot_bytes)
-        self._held.add(packet.slot)
-        weakref.finalize(owner, self._give_back, packet.slot).atexit = False
-        image = np.frombuffer(memoryview(owner), np.uint8).reshape(packet.height, packet.width, 3)
+        owner = (ctypes.c_ubyte * num_bytes).from_buffer(self._memory, slot * self.slot_bytes)
+        self._held.add(slot)
+        weakref.finalize(owner, self._give_back, slot).atexit = False
+        image = np.frombuffer(memoryview(owner), np.uint8).reshape(height, width, 3)
         image.flags.writeable = False
         return image
 

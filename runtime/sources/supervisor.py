@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from edgerpn.errors import StreamOpenError
+from edgerpn.runtime.frame import Event, Reason, SourceState
 from edgerpn.runtime.sources.capture_config import CaptureConfig
 from edgerpn.runtime.sources.capture_process import CaptureProcess
-from edgerpn.runtime.sources.event import CapturedFrame, CaptureEvent, State
-from edgerpn.runtime.sources.failure_classes import FIXES, Reason
+from edgerpn.runtime.sources.failure_classes import FIXES
 from edgerpn.runtime.sources.outcome import Backoff, LastWord, Outcome, outcome
 from edgerpn.runtime.sources.ring import RingReader
 from edgerpn.runtime.sources.wire import unpack_frame
@@ -35,11 +35,11 @@ class SourceSupervisor:
 
         Args:
             config: The source.
-            deliver: Called with each `CapturedFrame` and `CaptureEvent`, and the most frames that may wait.
+            deliver: Called with each frame and event, and the most frames that may wait.
         """
         self.config = config
         self.process: CaptureProcess | None = None
-        self.state: State = "starting"
+        self.state: SourceState = "starting"
         self.is_stopping = False
         self.num_connections = 0
         self.num_frames = 0
@@ -170,28 +170,20 @@ class SourceSupervisor:
             raise ValueError(f"unknown kind of packet {kind!r}")
 
     def _on_frame(self, packet: bytes, now_s: float) -> None:
-        about = unpack_frame(packet)
-        if self._ring is None or not self._ring.fits(about):
-            raise ValueError(f"a frame of {about.width}x{about.height} that does not fit the ring")
-        self._next_index = self._first_index + about.index + 1
+        if self._ring is None:
+            raise ValueError("a frame before its ring")
+        frame = unpack_frame(
+            packet,
+            self._ring.image,
+            source=self.config.label,
+            connection=self.num_connections,
+            first_index=self._first_index,
+        )
+        self._next_index = frame.index + 1
         self.num_frames += 1
         self.last_frame_s = now_s
         if self._backoff.num_failures and now_s - self._connected_s >= self.config.healthy_s:
             self._backoff.reset()
-        frame = CapturedFrame(
-            image=self._ring.image(about),
-            source=self.config.label,
-            index=self._first_index + about.index,
-            connection=self.num_connections,
-            media_time_s=about.media_time_s,
-            captured_at=about.captured_at,
-            monotonic_s=about.monotonic_s,
-            decode_ms=about.decode_ms,
-            lag_ms=None if about.lag_s is None else about.lag_s * 1e3,
-            num_dropped=about.num_dropped,
-            num_skipped=about.num_skipped,
-            path=Path(about.path) if about.path else None,
-        )
         self._deliver(frame, self._max_waiting())
 
     def _max_waiting(self) -> int:
@@ -303,13 +295,4 @@ class SourceSupervisor:
     def _event(self, kind: Any, message: str, *, reason: Reason = "none", **values: Any) -> None:
         if "fix" not in values:
             values["fix"] = FIXES.get(reason, "")
-        event = CaptureEvent(
-            kind=kind,
-            source=self.config.label,
-            happened_at=time.time(),
-            monotonic_s=time.monotonic(),
-            message=message,
-            reason=reason,
-            **values,
-        )
-        self._deliver(event, 0)
+        self._deliver(Event(kind=kind, source=self.config.label, message=message, reason=reason, **values), 0)

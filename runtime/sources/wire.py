@@ -1,20 +1,30 @@
 """Packets between a capture process and its parent, over a Unix socket that keeps packet boundaries.
 
 From the child: `F` a frame in the ring (binary), `A` frames come but none is sent (binary), `R` a new ring, with its
-file descriptor (JSON), `E` an event (JSON), `X` the last word (JSON). From the parent: first the request (JSON), then
-`r` a slot is free again (binary), `s` stop.
+file descriptor (JSON), `E` an event (JSON), `X` the reason of the end (JSON). From the parent: first the request
+(JSON), then `r` a slot is free again (binary), `s` stop.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import struct
-from dataclasses import dataclass
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgerpn.runtime.frame import Frame
 
 MAX_PACKET_BYTES = 65536
 """No packet is longer, requests with their URLs included."""
+
+ImageOfSlot = Callable[[int, int, int, int], npt.NDArray[np.uint8]]
+"""The picture in a slot, (H, W, 3); takes the number of the ring, the slot, height and width."""
 
 _FRAME = struct.Struct("<cIIQIIddddfII")
 _ALIVE = struct.Struct("<cI")
@@ -22,88 +32,57 @@ _RELEASE = struct.Struct("<cII")
 STOP = b"s"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FramePacket:
-    """A frame that waits in a slot of the ring."""
-
-    generation: int
-    """Number of the ring, from 1."""
-    slot: int
-    """Place in the ring."""
-    index: int
-    """Number of the frame in its connection, from 0."""
-    height: int
-    """Pixels."""
-    width: int
-    """Pixels."""
-    media_time_s: float | None
-    """Seconds in the stream."""
-    captured_at: float
-    """Wall clock, seconds since the epoch."""
-    monotonic_s: float
-    """`time.monotonic()`, one clock for all processes of a machine."""
-    lag_s: float | None
-    """Seconds behind the quickest frames."""
-    decode_ms: float
-    """Milliseconds."""
-    num_dropped: int
-    """Since the frame before, for want of a free slot."""
-    num_skipped: int
-    """Since the frame before, because of the frame rate cap."""
-    path: str
-    """File of a picture, or nothing."""
-
-    def pack(self) -> bytes:
-        """As bytes."""
-        head = _FRAME.pack(
-            b"F",
-            self.generation,
-            self.slot,
-            self.index,
-            self.height,
-            self.width,
-            _nan(self.media_time_s),
-            self.captured_at,
-            self.monotonic_s,
-            _nan(self.lag_s),
-            self.decode_ms,
-            self.num_dropped,
-            self.num_skipped,
-        )
-        return head + self.path.encode("utf-8", "surrogateescape")
-
-
-def unpack_frame(packet: bytes) -> FramePacket:
-    """A packet `F`; raises struct.error when it is too short."""
-    (
-        _,
+def pack_frame(frame: Frame, *, generation: int, slot: int) -> bytes:
+    """A packet `F`: everything about a frame but its picture, which waits in a slot of the ring, and its source."""
+    height, width = frame.image.shape[:2]
+    head = _FRAME.pack(
+        b"F",
         generation,
         slot,
-        index,
+        frame.index,
         height,
         width,
-        media_s,
-        captured_at,
-        monotonic_s,
-        lag_s,
-        decode_ms,
-        dropped,
-        skipped,
-    ) = _FRAME.unpack_from(packet)
-    return FramePacket(
-        generation=generation,
-        slot=slot,
-        index=index,
-        height=height,
-        width=width,
+        _nan(frame.media_time_s),
+        frame.captured_at,
+        frame.monotonic_s,
+        _nan(frame.lag_ms),
+        frame.decode_ms,
+        frame.num_dropped,
+        frame.num_skipped,
+    )
+    return head + (os.fsencode(frame.path) if frame.path is not None else b"")
+
+
+def unpack_frame(packet: bytes, image: ImageOfSlot, *, source: str, connection: int, first_index: int) -> Frame:
+    """The frame of a packet `F`.
+
+    Args:
+        packet: As `pack_frame` made it.
+        image: Gives the picture in a slot of the ring.
+        source: Name of the source.
+        connection: Number of the connection, from 1.
+        first_index: Number of the connection's first frame in its source.
+
+    Raises:
+        struct.error: The packet is too short.
+        ValueError: The ring has no such picture.
+    """
+    _, generation, slot, index, height, width, *times, num_dropped, num_skipped = _FRAME.unpack_from(packet)
+    media_s, captured_at, monotonic_s, lag_ms, decode_ms = times
+    path = os.fsdecode(packet[_FRAME.size :])
+    return Frame(
+        image=image(generation, slot, height, width),
+        source=source,
+        index=first_index + index,
         media_time_s=_none(media_s),
         captured_at=captured_at,
         monotonic_s=monotonic_s,
-        lag_s=_none(lag_s),
         decode_ms=decode_ms,
-        num_dropped=dropped,
-        num_skipped=skipped,
-        path=packet[_FRAME.size :].decode("utf-8", "surrogateescape"),
+        path=Path(path) if path else None,
+        connection=connection,
+        lag_ms=_none(lag_ms),
+        num_dropped=num_dropped,
+        num_skipped=num_skipped,
     )
 
 

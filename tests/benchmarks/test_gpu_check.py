@@ -1,15 +1,12 @@
-"""The command benchmarks/gpu_check.py on a machine without a GPU: it does what it can, and says what it cannot."""
+"""`python -m benchmarks.gpu` on a machine without a GPU: it does what it can, and says what it cannot."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,6 +15,9 @@ import onnxruntime
 import pytest
 import torch
 
+from benchmarks.gpu import __main__ as gpu_check
+from benchmarks.gpu import report as gpu_report
+from benchmarks.gpu import session as gpu_session
 from edgerpn import settings
 from edgerpn.train.checkpoint import Checkpoint, save_checkpoint
 from edgerpn.train.config import TrainSettings
@@ -34,23 +34,10 @@ SETTINGS = (
 
 
 @pytest.fixture(scope="module")
-def folder(root: Path) -> Path:
-    return root / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def parts(folder: Path) -> Iterator[Callable[[str], ModuleType]]:
-    """Imports a file of benchmarks/ as its script does."""
-    sys.path.insert(0, str(folder))
-    yield importlib.import_module
-    sys.path.remove(str(folder))
-
-
-@pytest.fixture(scope="module")
-def checked(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, Any], Path]:
+def checked(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, Any], Path]:
     """Exit status, JSON report and folder of a run with a tiny untrained network."""
     if torch.cuda.is_available():
-        pytest.skip("there is a GPU here: run benchmarks/gpu_check.py itself")
+        pytest.skip("there is a GPU here: run `python -m benchmarks.gpu`")
     out = tmp_path_factory.mktemp("gpu-check")
     resolved = settings.load(TrainSettings, overrides=SETTINGS)
     torch.manual_seed(0)
@@ -58,7 +45,8 @@ def checked(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[int
     save_checkpoint(Checkpoint(settings=resolved, weights=model.state_dict(), step=0), out / "tiny.pt")
     words = [
         sys.executable,
-        str(folder / "gpu_check.py"),
+        "-m",
+        "benchmarks.gpu",
         "--quick",
         "--exports",
         "fp16",
@@ -67,7 +55,7 @@ def checked(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[int
     ]
     done = subprocess.run(
         [*words, "--out", str(out / "report"), "--work", str(out / "work")],
-        capture_output=True, text=True, timeout=280, check=False,
+        capture_output=True, text=True, timeout=280, check=False, cwd=root,
     )  # fmt: skip
     assert done.returncode in (1, 2), done.stdout + done.stderr
     (report,) = (out / "report").glob("gpu_no-gpu_*.json")
@@ -131,8 +119,8 @@ def test_the_report_names_no_folder_of_this_machine(checked: Any) -> None:
 
 
 @pytest.fixture
-def session(parts: Callable[[str], ModuleType], tmp_path: Path) -> Any:
-    return parts("gpu_session").Session(tmp_path, minutes=1, names={})
+def session(tmp_path: Path) -> Any:
+    return gpu_session.Session(tmp_path, minutes=1, names={})
 
 
 def test_a_command_that_fails_is_a_failed_step_with_its_message(session: Any) -> None:
@@ -147,15 +135,15 @@ def test_a_step_with_a_reason_against_it_is_not_run(session: Any) -> None:
     assert (record.status, record.reason, record.command) == ("skipped", "there is no GPU", "")
 
 
-def test_when_the_time_is_over_the_rest_is_skipped(parts: Callable[[str], ModuleType], tmp_path: Path) -> None:
-    session = parts("gpu_session").Session(tmp_path, minutes=0, names={})
+def test_when_the_time_is_over_the_rest_is_skipped(tmp_path: Path) -> None:
+    session = gpu_session.Session(tmp_path, minutes=0, names={})
     assert session.child("hardware", "hardware", {}).reason.startswith("out of time")
 
 
-def test_a_process_that_takes_too_long_is_killed_with_its_children(parts: Callable[[str], ModuleType]) -> None:
+def test_a_process_that_takes_too_long_is_killed_with_its_children() -> None:
     code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
     start = time.monotonic()
-    status, lines = parts("gpu_session").run_process([sys.executable, "-c", code], 1, {})
+    status, lines = gpu_session.run_process([sys.executable, "-c", code], 1, {})
     assert status is None
     assert lines == []
     assert time.monotonic() - start < 20
@@ -163,43 +151,38 @@ def test_a_process_that_takes_too_long_is_killed_with_its_children(parts: Callab
 
 CRASH = """
 import os, sys
-sys.path.insert(0, {folder!r})
-import gpu_child
-sys.modules["crashing"] = crashing = type(sys)("crashing")
-gpu_child.STEPS["crash"] = "crashing"
+from benchmarks.gpu import child
+sys.modules["benchmarks.gpu.crashing"] = crashing = type(sys)("crashing")
+child.STEPS["crash"] = "crashing"
 def crash(request, notes):
     notes(before=1)
     os.kill(os.getpid(), 11)
 crashing.crash = crash
-sys.exit(gpu_child.main())
+sys.exit(child.main())
 """
 
 
 def test_a_step_that_crashes_keeps_what_it_measured_before(
-    parts: Callable[[str], ModuleType], session: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    session: Any, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    child = tmp_path / "child.py"
-    child.write_text(CRASH.format(folder=str(folder)))
-    monkeypatch.setattr(parts("gpu_session"), "CHILD", child)
+    monkeypatch.setattr(gpu_session, "CHILD", ("-c", CRASH))
+    monkeypatch.chdir(root)
     record = session.child("a crash", "crash", {})
     assert (record.status, record.figures) == ("failed", {"before": 1})
     assert "SIGSEGV" in record.reason
 
 
-def test_a_step_whose_package_is_missing_is_skipped(folder: Path, tmp_path: Path) -> None:
-    code = f"import sys; sys.path.insert(0, {str(folder)!r}); sys.modules['torch'] = None\n"
-    code += "import gpu_child; sys.exit(gpu_child.main())"
+def test_a_step_whose_package_is_missing_is_skipped(root: Path, tmp_path: Path) -> None:
+    code = "import sys; sys.modules['torch'] = None; from benchmarks.gpu import child; sys.exit(child.main())"
     asked, told = tmp_path / "asked.json", tmp_path / "told.json"
     asked.write_text("{}")
-    subprocess.run([sys.executable, "-c", code, "pytorch", str(asked), str(told)], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code, "pytorch", str(asked), str(told)], check=True, timeout=60, cwd=root)
     result = json.loads(told.read_text())
     assert (result["status"], "torch" in result["reason"]) == ("skipped", True)
 
 
-def test_what_must_be_so_and_is_not_makes_a_finished_step_fail(
-    parts: Callable[[str], ModuleType], tmp_path: Path
-) -> None:
-    notes = parts("gpu_child").Notes(tmp_path / "told.json")
+def test_what_must_be_so_and_is_not_makes_a_finished_step_fail(tmp_path: Path) -> None:
+    notes = gpu_session.Notes(tmp_path / "told.json")
     notes(share=0.4)
     notes.broken("the share is too large")
     notes.end("done")
@@ -211,17 +194,15 @@ def test_what_must_be_so_and_is_not_makes_a_finished_step_fail(
 @pytest.mark.parametrize(
     ("failed", "has_gpu", "status"), [(False, True, 0), (False, False, 2), (True, True, 1), (True, False, 1)]
 )
-def test_the_exit_status_tells_failures_from_a_missing_gpu(
-    parts: Callable[[str], ModuleType], failed: bool, has_gpu: bool, status: int
-) -> None:
-    record = parts("gpu_session").Record
+def test_the_exit_status_tells_failures_from_a_missing_gpu(failed: bool, has_gpu: bool, status: int) -> None:
+    record = gpu_session.Record
     records = [record(name="a", status="done"), record(name="b", status="skipped", reason="none")]
     records += [record(name="c", status="failed", reason="broken")] if failed else []
-    assert parts("gpu_check").exit_status(records, has_gpu=has_gpu) == status
+    assert gpu_check.exit_status(records, has_gpu=has_gpu) == status
 
 
-def test_the_table_shows_times_engines_and_the_reason_of_every_step(parts: Callable[[str], ModuleType]) -> None:
-    record = parts("gpu_session").Record
+def test_the_table_shows_times_engines_and_the_reason_of_every_step() -> None:
+    record = gpu_session.Record
     times = {"p50": 1.25, "p90": 1.5, "p99": 2.0, "mean": 1.3, "rounds": 40}
     engine = {"build_s": 3.0, "library_version": "10.3.0", "compute_capabilities": ["8.7"], "batches": [1, 4, 8],
               "mb": 5.0, "layers": 77}  # fmt: skip
@@ -232,7 +213,7 @@ def test_the_table_shows_times_engines_and_the_reason_of_every_step(parts: Calla
         record(name="alone", status="done", figures={"latency_ms": {"graph": times}, "cuda_graph": {"graph": "works"}}),
         record(name="share", status="failed", reason="20 % | too much", figures={"share": 0.2}, output=["last line"]),
     ]
-    text = parts("gpu_report").report({"hardware": "Orin", "empty": None}, records)
+    text = gpu_report.report({"hardware": "Orin", "empty": None}, records)
     assert text.startswith("# GPU check: Orin\n\n- hardware: Orin\n\n## share\n\n- share: 0.2")
     for row in (
         "| build fp16 | 10.3.0 | 8.7 | 1, 4, 8 | 5.0 | 77 | 3.0 |",

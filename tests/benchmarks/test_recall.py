@@ -1,8 +1,7 @@
-"""The command benchmarks/recall.py, on a set so small that a training takes seconds."""
+"""`python -m benchmarks.recall` on a set so small that a training takes seconds."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from collections.abc import Callable
@@ -11,6 +10,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+
+from benchmarks.recall import __main__ as recall
 
 TINY = (
     "model.anchors={strides_px=[8, 16], sizes_px=[[16.0], [32.0]]}",
@@ -47,21 +48,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(root: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Calls the script's main with words of its command line; gives its exit status."""
-    spec = importlib.util.spec_from_file_location("recall_benchmark", root / "benchmarks" / "recall.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
+def run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Calls the command with arguments; returns its exit status."""
     sets = [word for text in TINY for word in ("--set", text)]
 
     def call(*words: str) -> int:
         fixed = ["--data", str(data), "--out", str(tmp_path / "recall.json"), "--size", "64", "--minutes", "0.03"]
-        monkeypatch.setattr(sys, "argv", ["recall.py", *fixed, *sets, *words])
-        status: int = module.main()
-        return status
+        monkeypatch.setattr(sys, "argv", ["recall", *fixed, *sets, *words])
+        return recall.main()
 
     return call
 

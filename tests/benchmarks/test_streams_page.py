@@ -19,7 +19,7 @@ import pytest
 
 from edgerpn.__main__ import build_parser
 from edgerpn.proposals import Proposals
-from edgerpn.runtime.frame import EventKind, Frame, Result
+from edgerpn.runtime.frame import EventKind, Frame, Reason, Result
 from edgerpn.runtime.run import SourceConfig, load_streams
 from edgerpn.runtime.run.loading import load_outputs
 from edgerpn.runtime.sinks import (
@@ -32,8 +32,7 @@ from edgerpn.runtime.sinks import (
     open_sinks,
 )
 from edgerpn.runtime.sinks.record import record_schema
-from edgerpn.runtime.sources import CaptureConfig, CapturedFrame, open_capture
-from edgerpn.runtime.sources.failure_classes import Reason
+from edgerpn.runtime.sources import CaptureConfig, open_capture
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -104,7 +103,7 @@ def test_the_source_on_the_page_gives_frames(page: str, tmp_path: Path) -> None:
     (tmp_path / "streams.toml").write_text(text)
     (source,) = load_streams(tmp_path / "streams.toml").sources
     with open_capture(source.capture) as capture:
-        while not isinstance(item := capture.take(60.0), CapturedFrame):
+        while not isinstance(item := capture.take(60.0), Frame):
             assert item is not None, capture.messages
     assert item.image.shape == (480, 640, 3)
     assert item.source == "weather"

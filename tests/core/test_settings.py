@@ -139,8 +139,8 @@ def test_of_two_overrides_for_one_key_the_later_wins() -> None:
         ("crops=[{size_px='a'}]", "crops[0].size_px: expected a whole number, got 'a'"),
         ("optimizer.learning_rate=2", "optimizer.learning_rate: expected a number between 0 and 1, got 2.0"),
         ("optimizer.learning_rate=nan", "optimizer.learning_rate: expected a number, got nan"),
-        ("steps", "expected a.b=value, got 'steps'"),
-        ("=5", "expected a.b=value, got '=5'"),
+        ("steps", "expected KEY=VALUE, got 'steps'"),
+        ("=5", "expected KEY=VALUE, got '=5'"),
         ("steps.x=5", "steps: expected a whole number, got {'x': 5}"),
     ],
 )
@@ -155,7 +155,7 @@ def test_a_missing_required_setting_is_named() -> None:
 @pytest.mark.parametrize("overrides", [("crop=5", "crop.size_px=64"), ("crop.size_px=64", "crop=5")])
 def test_a_key_with_a_value_and_keys_of_its_own_is_refused_in_either_order(overrides: tuple[str, str]) -> None:
     (problem,) = problems_of(*overrides)
-    assert "one override gives it a value, another one gives it keys of its own" in problem
+    assert "one override sets it to a value, another sets keys below it" in problem
 
 
 def test_every_problem_of_a_source_is_told_at_once(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_every_problem_of_a_source_is_told_at_once(tmp_path: Path) -> None:
 
 
 def test_every_malformed_override_is_told_at_once() -> None:
-    assert problems_of("steps", "=1") == ("expected a.b=value, got 'steps'", "expected a.b=value, got '=1'")
+    assert problems_of("steps", "=1") == ("expected KEY=VALUE, got 'steps'", "expected KEY=VALUE, got '=1'")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -247,3 +247,11 @@ def test_inherited_fields_keep_their_comments() -> None:
         """One more."""
 
     assert settings.field_docs(Finer) == {**settings.field_docs(Optimizer), "extra": "One more."}
+
+
+def test_a_null_means_the_default_unless_the_field_accepts_none() -> None:
+    values = {"steps": None, "minutes": None, "optimizer": {"learning_rate": None}, "crop": {"size_px": 32}}
+    built = settings.from_dict(Training, values, source="checkpoint")
+    assert built == Training(crop=Crop(size_px=32))
+    with pytest.raises(ConfigError, match=r"crop\.size_px: missing"):
+        settings.from_dict(Training, {"crop": {"size_px": None}}, source="checkpoint")

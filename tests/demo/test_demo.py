@@ -19,7 +19,6 @@ from edgerpn import files, manifest
 from edgerpn.__main__ import main
 from edgerpn.demo.cli import add_arguments, training_settings
 from edgerpn.demo.folder import MARKER, DemoFolder
-from edgerpn.demo.report_data import cpu_name
 from edgerpn.errors import ConfigError
 from edgerpn.matching import pairwise_iou
 
@@ -175,10 +174,3 @@ def test_wrong_arguments_are_refused(argv: tuple[str, str], message: str, capsys
     with pytest.raises(SystemExit):
         parse("=".join(argv))
     assert message in capsys.readouterr().err
-
-
-def test_the_name_of_the_processor_is_read_from_the_kernel(tmp_path: Path) -> None:
-    info = tmp_path / "cpuinfo"
-    info.write_text("processor\t: 0\nmodel name\t: Some CPU: fast @ 2 GHz\n\nmodel name\t: other\n")
-    assert cpu_name(info) == "Some CPU: fast @ 2 GHz"
-    assert cpu_name(tmp_path / "missing")

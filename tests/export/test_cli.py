@@ -12,8 +12,9 @@ import pytest
 import edgerpn.manifest
 from edgerpn.__main__ import main
 from edgerpn.errors import ConfigError, DataError, ExportError
-from edgerpn.export.cli import NUM_PARITY_IMAGES, _config, add_arguments, parity_images
+from edgerpn.export.cli import _config, add_arguments
 from edgerpn.export.export_config import ExportConfig
+from edgerpn.export.photographs import NUM_PARITY_IMAGES, parity_images
 
 GetExport = Callable[[str], Any]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerpn.errors import DataError
+from edgerpn.machine import available_cores
 from edgerpn.progress import progress
 from edgerpn.train.data import annotations as data_annotations
 from edgerpn.train.data.annotations import ListedBox, ListedImage, ProblemKind, Problems
@@ -166,7 +166,7 @@ def _usable_files(
 
     folder = ImageFolder(images)
     files: dict[int, Path] = {}
-    workers = ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="verify")
+    workers = ThreadPoolExecutor(max_workers=available_cores(), thread_name_prefix="verify")
     try:
         with progress(len(listed), f"checking {annotations.name}", unit="image") as bar:
             for image, (file, problem) in zip(listed, workers.map(check, listed), strict=True):

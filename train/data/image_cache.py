@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from edgerpn.machine import available_bytes
 from edgerpn.train.data.augment import AugmentConfig, scale_limits
 from edgerpn.train.data.coco import ImageRecord
 from edgerpn.train.data.image_files import read_reduced
@@ -125,30 +126,13 @@ def cache_bytes(
         num_processes: Training processes on this machine, each of which has a cache of its own.
     """
     needed = sum(int(np.prod(shape)) for record in records for _, shape in _shapes(record, augment, out_hw))
-    memory, shared = free_memory(), _free_shared_memory()
+    memory, shared = available_bytes() or 0, _free_shared_memory()
     share = 4 if is_whole else 2
     # The batches on their way need shared memory too.
     limit = min(limit_bytes, memory // share, shared // 2) // num_processes
     if is_whole:
         return needed if needed <= limit else 0
     return min(needed, limit)
-
-
-def free_memory() -> int:
-    """Bytes of memory that this process may still get, of the machine and of its container."""
-    free = [_meminfo("MemAvailable")]
-    with contextlib.suppress(OSError, ValueError):
-        folder = Path("/sys/fs/cgroup")
-        free.append(int((folder / "memory.max").read_text()) - int((folder / "memory.current").read_text()))
-    return max(0, min(free))
-
-
-def _meminfo(name: str) -> int:
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith(f"{name}:"):
-                return 1024 * int(line.split()[1])
-    return 0
 
 
 def _free_shared_memory() -> int:

@@ -101,7 +101,7 @@ def nms_fixed(
     ramp that every compiler joins to one. S is held in float16, half the bytes to read in every round; counts are exact
     up to 2048, and a rounded larger one still drops its box. IoU is float32.
 
-    Measured against other forms (benchmarks/nms.py): maxima over booleans, S transposed and levels padded to one size
+    Measured against other forms (benchmarks/nms): maxima over booleans, S transposed and levels padded to one size
     are slower in ONNX Runtime on a CPU; blocks of the list are a quarter faster there, with twice as many dependent
     steps, which are what counts on a GPU. What saves both is a shorter list (`ProposalConfig.nms_candidates`), with
     labels for the levels in it. No form has been timed on a GPU.

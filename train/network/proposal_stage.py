@@ -14,15 +14,13 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from edgerpn.targets import TOPK_LIMIT
 from edgerpn.train.network.boxes import clip_boxes, decode_boxes
 from edgerpn.train.network.nms import largest_overlap, nms_fixed, nms_keep
 
 SOFT_LIST = 2
 """The best of so many times K boxes are rescored: a box behind them rarely is among the best K afterwards. Without this
 limit AR@100 was 0 to 0.002 higher for K = 100; the work grows with the square of the list."""
-
-MAX_SOFT_LIST = 3840
-"""More boxes are rescored only where K is larger: longer lists are beyond the top-k of every TensorRT."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +69,8 @@ class ProposalConfig:
         """Best boxes of an image that are looked at after NMS."""
         if self.soft_nms_iou == 1:
             return self.num_proposals
-        return min(SOFT_LIST * self.num_proposals, max(self.num_proposals, MAX_SOFT_LIST))
+        # Longer lists are beyond the top-k of every TensorRT; only a larger K needs one.
+        return min(SOFT_LIST * self.num_proposals, max(self.num_proposals, TOPK_LIMIT))
 
 
 class ProposalBatch(NamedTuple):

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from edgerpn.errors import DataError
+from edgerpn.machine import StopOnSignal
 from edgerpn.progress import track
 from edgerpn.train.config import TrainSettings
 from edgerpn.train.data.batch import TrainBatch
@@ -29,7 +29,7 @@ from edgerpn.train.recall.average_recall import average_recall, coco_results
 from edgerpn.train.run.device import choose_compute, place
 from edgerpn.train.run.failures import advice_before_first_step, advice_during_step, explain_out_of_memory
 from edgerpn.train.run.folder import RunFolder
-from edgerpn.train.run.ranks import Ranks, ranks_from_environment
+from edgerpn.train.run.ranks import ranks_from_environment
 from edgerpn.train.run.saving import CheckpointSaver
 from edgerpn.train.run.setup import RunRequest, set_up
 from edgerpn.train.run.state import TrainingRun
@@ -90,19 +90,21 @@ def _train(run: TrainingRun, log: Callable[[str], None]) -> TrainResult:
     started = time.monotonic() - state.seconds
     saver = CheckpointSaver(run, log)
     is_stopped = False
-    with run.loader, _stop_signals(ranks) as signals, _final_plot(saver), StepLog(run) as step_log:
+    # torchrun passes on signals that its processes may have received already.
+    forcing = (signal.SIGINT, signal.SIGTERM) if ranks.run_id is None else ()
+    with run.loader, StopOnSignal(forcing=forcing) as signals, _final_plot(saver), StepLog(run) as step_log:
         while run.fraction < 1 and not is_stopped:
             steps = run.loader.steps(state.epoch, start_batch=state.batch)
             while (batches := _next(steps, run, step_log, saver)) is not None:
                 record = take_step(run, batches)
                 state.step += 1
                 state.batch += 1
-                state.seconds, is_stopped = ranks.agree_on_time(time.monotonic() - started, bool(signals))
+                state.seconds, is_stopped = ranks.agree(time.monotonic() - started, signals.received is not None)
                 step_log.add(record)
                 if run.fraction >= (state.evaluations + 1) / evaluations:
                     step_log.flush()
                     _evaluate(run, saver, log)
-                    state.seconds, is_stopped = ranks.agree_on_time(time.monotonic() - started, bool(signals))
+                    state.seconds, is_stopped = ranks.agree(time.monotonic() - started, signals.received is not None)
                     step_log.restart_timer()
                 elif saver.is_due():
                     step_log.flush()
@@ -216,31 +218,3 @@ def _final_plot(saver: CheckpointSaver) -> Iterator[None]:
         yield
     finally:
         saver.draw()
-
-
-@contextmanager
-def _stop_signals(ranks: Ranks) -> Iterator[list[int]]:
-    """Gives a list that SIGINT and SIGTERM fill; the loop ends after its step.
-
-    A second signal acts as usual, except under torchrun, which passes on what its processes may have had already.
-    """
-    received: list[int] = []
-    old: dict[int, Any] = {}
-    numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
-
-    def receive(number: int, _: FrameType | None) -> None:
-        received.append(number)
-        if ranks.run_id is None:
-            signal.signal(number, old[number])
-
-    try:
-        for number in numbers:
-            old[number] = signal.getsignal(number)
-            signal.signal(number, receive)
-    except ValueError:
-        old.clear()  # not the main thread: its owner handles signals
-    try:
-        yield received
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

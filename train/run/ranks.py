@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from torch import Tensor, distributed
 from torch.distributed.rendezvous import rendezvous
 
 from edgerpn.errors import ConfigError, TrainingStoppedError
+from edgerpn.machine import sigterm_handler
 
 Value = TypeVar("Value")
 _UNNAMED = "none"
@@ -70,7 +70,8 @@ class Ranks:
             torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         with _explain_lost_processes(self):
-            with _end_on_sigterm():
+            # Others may never come, and nothing is to be saved yet: SIGTERM ends this process at once.
+            with sigterm_handler(signal.SIG_DFL):
                 distributed.init_process_group(
                     backend, store=self._rendezvous_store(), rank=self.rank, world_size=self.size, timeout=TIMEOUT
                 )
@@ -117,7 +118,7 @@ class Ranks:
         distributed.gather_object(value, values)
         return values or []
 
-    def agree_on_time(self, seconds: float, is_stopped: bool) -> tuple[float, bool]:
+    def agree(self, seconds: float, is_stopped: bool) -> tuple[float, bool]:
         """The first process's `seconds`, and whether any process is stopped."""
         if self.size == 1:
             return seconds, is_stopped
@@ -200,19 +201,6 @@ def _torchrun_key() -> str | None:
     except (OSError, IndexError):
         return None
     return f"{boot}/{parent}/{started}"
-
-
-@contextmanager
-def _end_on_sigterm() -> Iterator[None]:
-    """Lets SIGTERM end this process while it waits for others that may never come: nothing is to be saved yet."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    old = signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, old if old is not None else signal.SIG_DFL)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from edgerpn.errors import CheckpointError, ConfigError
+from edgerpn.machine import available_cores
 from edgerpn.train.checkpoint import Checkpoint
 from edgerpn.train.config import TrainSettings
 from edgerpn.train.data.coco import Dataset, read_coco
@@ -201,18 +202,12 @@ def _make_deterministic(settings: TrainSettings, compute: Compute, ranks: Ranks)
         torch.set_num_threads(settings.loop.threads)
     elif ranks.local_size > 1:
         # torchrun asks for one thread a process, however many cores there are.
-        torch.set_num_threads(max(1, _num_cores() // ranks.local_size))
+        torch.set_num_threads(max(1, available_cores() // ranks.local_size))
     if compute.device.type == "cuda":
         # cuBLAS is deterministic with a workspace of its own only; it reads this when it starts.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         # Some CUDA kernels have no deterministic form: they warn instead of stopping the run.
         torch.use_deterministic_algorithms(True, warn_only=True)
-
-
-def _num_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _parallel(

@@ -62,12 +62,13 @@ class TensorRtBackend:
         path = Path(path)
         self._manifest = manifests.read(path)
         spec = compatibility.engine_spec(path, self._manifest)
-        here = compatibility.look_here(spec, library=library, device=device)
-        if here.library is None or here.device is None:
-            problem = here.error or EngineLoadError(here.library_problem or here.device_problem)
-            raise type(problem)(f"{path}: {problem}") from problem
-        compatibility.refuse(path, compatibility.compare(path, self._manifest, here))
-        self._library, self._device = here.library, here.device
+        host = compatibility.query_machine(spec, library=library, device=device)
+        if isinstance(host.library, compatibility.Problem):
+            raise type(host.library)(f"{path}: {host.library}") from host.library
+        if isinstance(host.device, compatibility.Problem):
+            raise type(host.device)(f"{path}: {host.device}") from host.device
+        compatibility.refuse(path, compatibility.compare(path, self._manifest, host))
+        self._library, self._device = host.library, host.device
         profile = spec.profile
         sizes = tuple(sorted({profile.min_batch, profile.opt_batch, profile.max_batch}))
         self._smallest, self._largest = sizes[0], sizes[-1]

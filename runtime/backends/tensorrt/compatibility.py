@@ -1,6 +1,6 @@
-"""Whether an engine can run here: each key, what the engine expects, what is found, and what to do.
+"""Compatibility of an engine with this machine: one check for each thing that must fit, with a verdict and advice.
 
-The one source of words for `edgerpn why` and for a loader that refuses.
+`edgerpn inspect` prints the checks, and a loader that refuses an engine quotes them.
 """
 
 from __future__ import annotations
@@ -11,60 +11,89 @@ from pathlib import Path
 from typing import Literal
 
 from edgerpn import files
-from edgerpn.errors import ArtifactMismatchError, EngineLoadError, MissingDependencyError
+from edgerpn import manifest as manifests
+from edgerpn.errors import ArtifactMismatchError, EngineLoadError, ManifestError, MissingDependencyError
 from edgerpn.manifest import EngineSpec, Manifest
-from edgerpn.runtime.backends.tensorrt.cuda import Device, DeviceInfo
+from edgerpn.runtime.backends.tensorrt.cuda import Device
 from edgerpn.runtime.backends.tensorrt.cuda_provider import open_device
-from edgerpn.runtime.backends.tensorrt.library import (
-    TensorRtLibrary,
-    import_library,
-    is_same_version,
-    runs_compatible_engine,
-)
+from edgerpn.runtime.backends.tensorrt.library import TensorRtLibrary, import_library
+from edgerpn.targets import HARDWARE_COMPATIBLE_FROM, capability_number, is_same_version, runs_compatible_engine
 
 Verdict = Literal["ok", "no", "unknown"]
+Problem = EngineLoadError | MissingDependencyError
 
 _BUILD = "Build it again on this machine: edgerpn build MODEL.onnx -o {name}"
-_HARDWARE_COMPATIBLE_FROM = 80
-"""Compute capability, times 10, from which TensorRT runs hardware-compatible engines (Ampere)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Check:
-    """One key of compatibility."""
+class CompatibilityCheck:
+    """One thing that an artifact needs, compared with this machine."""
 
     key: str
-    """What is compared."""
+    """Thing that is compared."""
     expected: str
-    """What the engine needs."""
+    """Value that the artifact needs."""
     found: str
-    """What is here."""
+    """Value on this machine."""
     verdict: Verdict
-    """no: the engine cannot run; unknown: it could not be found out."""
+    """no: the artifact cannot run; unknown: this machine does not tell."""
     advice: str = ""
-    """What to do when it is not ok."""
+    """Steps to take when it is not ok."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Here:
-    """What this machine offers to an engine."""
+class EngineHost:
+    """The parts of a machine that an engine needs; a part that does not work is the error it raised."""
 
     platform: str
     """Operating system and processor, such as linux-x86_64."""
-    library: TensorRtLibrary | None
-    """The library, when it works."""
-    library_problem: str = ""
-    """Why it does not."""
-    device: Device | None
-    """The GPU, when there is one."""
-    device_problem: str = ""
-    """Why there is none."""
-    error: EngineLoadError | MissingDependencyError | None = None
-    """The first of these problems as it was raised."""
+    library: TensorRtLibrary | Problem
+    """The library that runs the engine."""
+    device: Device | Problem
+    """The GPU."""
+
+
+def query_machine(
+    spec: EngineSpec, *, library: TensorRtLibrary | None = None, device: Device | None = None
+) -> EngineHost:
+    """Imports the library and opens the first GPU, where they are not given; errors are kept, not raised."""
+    found_library: TensorRtLibrary | Problem
+    found_device: Device | Problem
+    try:
+        found_library = library or import_library(spec.library, allow_lean=spec.version_compatible)
+    except (EngineLoadError, MissingDependencyError) as error:
+        found_library = error
+    try:
+        found_device = device or open_device()
+    except (EngineLoadError, MissingDependencyError) as error:
+        found_device = error
+    return EngineHost(platform=this_platform(), library=found_library, device=found_device)
+
+
+def this_platform() -> str:
+    """Operating system and processor, as manifests name them."""
+    return f"{platform.system()}-{platform.machine()}".lower()
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Reads the manifest beside an engine without checking the engine's hash, which `compare` checks.
+
+    Raises:
+        ManifestError: The engine or its manifest is missing, or the manifest is malformed.
+    """
+    sidecar = manifests.manifest_path(path)
+    for file, role in ((path, "the engine"), (sidecar, f"the manifest of {path.name}")):
+        if not file.is_file():
+            raise ManifestError(f"{file}: {role} is missing")
+    try:
+        text = sidecar.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{sidecar}: cannot be read: {error}") from error
+    return manifests.parse(text, source=str(sidecar))
 
 
 def engine_spec(path: Path, manifest: Manifest) -> EngineSpec:
-    """The part of a manifest that describes an engine.
+    """Returns the part of a manifest that describes an engine.
 
     Raises:
         EngineLoadError: The manifest describes something else.
@@ -77,58 +106,20 @@ def engine_spec(path: Path, manifest: Manifest) -> EngineSpec:
     return manifest.engine
 
 
-def look_here(
-    spec: EngineSpec, *, library: TensorRtLibrary | None = None, device: Device | None = None, index: int = 0
-) -> Here:
-    """Imports the library and opens the GPU, where they are not given; what fails is told, not raised."""
-    errors: list[EngineLoadError | MissingDependencyError] = []
-    library_problem = device_problem = ""
-    try:
-        library = library or import_library(spec.library, allow_lean=spec.version_compatible)
-    except (EngineLoadError, MissingDependencyError) as error:
-        errors.append(error)
-        library_problem = str(error)
-    try:
-        device = device or open_device(index)
-    except (EngineLoadError, MissingDependencyError) as error:
-        errors.append(error)
-        device_problem = str(error)
-    return Here(
-        platform=this_platform(),
-        library=library,
-        library_problem=library_problem,
-        device=device,
-        device_problem=device_problem,
-        error=errors[0] if errors else None,
-    )
-
-
-def this_platform() -> str:
-    """Operating system and processor, as the manifest writes them."""
-    return f"{platform.system()}-{platform.machine()}".lower()
-
-
-def compare(path: Path, manifest: Manifest, here: Here) -> list[Check]:
-    """Every check of an engine against a machine, the file first.
-
-    Args:
-        path: The engine file.
-        manifest: Its manifest.
-        here: The machine.
+def compare(path: Path, manifest: Manifest, host: EngineHost) -> list[CompatibilityCheck]:
+    """Compares the engine file at `path` and its manifest with a machine; the check of the file comes first.
 
     Raises:
         EngineLoadError: The manifest does not describe an engine.
     """
     spec = engine_spec(path, manifest)
-    checks = [_file(path, manifest), _library(spec, here, path), _gpu(spec, here, path), _platform(spec, here, path)]
+    checks = [_file(path, manifest), _library(spec, host, path), _gpu(spec, host, path), _platform(spec, host, path)]
     if spec.cuda is not None:
-        checks.append(_driver(spec.cuda, here))
-    if spec.weight_stripped:
-        checks.append(_weights(path, manifest))
+        checks.append(_driver(spec.cuda, host))
     return checks
 
 
-def refuse(path: Path, checks: list[Check]) -> None:
+def refuse(path: Path, checks: list[CompatibilityCheck]) -> None:
     """Raises when a check says no.
 
     Raises:
@@ -141,116 +132,98 @@ def refuse(path: Path, checks: list[Check]) -> None:
 
 
 def find_onnx(path: Path, manifest: Manifest) -> Path | None:
-    """The ONNX file in the engine's folder that it was built from, known by its hash."""
+    """Finds the ONNX file in the engine's folder that it was built from, by its hash."""
     wanted = manifest.provenance.onnx_sha256
     if wanted is None:
         return None
-    # The likeliest name first, for hashing many files takes time.
+    # The likeliest name first, because hashing many files takes time.
     candidates = sorted(path.parent.glob("*.onnx"), key=lambda file: (file.stem != path.stem, file.name))
     return next((file for file in candidates if files.sha256(file) == wanted), None)
 
 
-def _file(path: Path, manifest: Manifest) -> Check:
+def _file(path: Path, manifest: Manifest) -> CompatibilityCheck:
     expected, wanted_bytes = manifest.provenance.artifact_sha256 or "none", manifest.provenance.artifact_bytes
     found, num_bytes = files.sha256(path), path.stat().st_size
-    is_sized = wanted_bytes is not None and wanted_bytes != num_bytes
-    return Check(
+    has_other_size = wanted_bytes is not None and wanted_bytes != num_bytes
+    return CompatibilityCheck(
         key="file (sha256)",
-        expected=f"{expected[:16]}..." + (f", {wanted_bytes} bytes" if is_sized else ""),
-        found=f"{found[:16]}..." + (f", {num_bytes} bytes" if is_sized else ""),
+        expected=f"{expected[:16]}..." + (f", {wanted_bytes} bytes" if has_other_size else ""),
+        found=f"{found[:16]}..." + (f", {num_bytes} bytes" if has_other_size else ""),
         verdict="ok" if found == expected else "no",
         advice="" if found == expected else "Copy engine and manifest of one build together, or build again.",
     )
 
 
-def _library(spec: EngineSpec, here: Here, path: Path) -> Check:
+def _library(spec: EngineSpec, host: EngineHost, path: Path) -> CompatibilityCheck:
     expected = f"{spec.library} {spec.library_version}"
     if spec.version_compatible:
         expected += " or newer"
-    if here.library is None:
-        return Check(key="library", expected=expected, found=here.library_problem, verdict="no")
-    version = here.library.version
+    if isinstance(host.library, Problem):
+        return CompatibilityCheck(key="library", expected=expected, found=str(host.library), verdict="no")
+    version = host.library.version
     fits = is_same_version(spec.library_version, version)
     if spec.version_compatible and spec.library == "tensorrt":
         fits = fits or runs_compatible_engine(spec.library_version, version)
-    advice = f"Install that version, or: {_BUILD.format(name=path.name)}"
-    if here.library.is_lean and not spec.version_compatible:
-        fits, advice = False, "The lean runtime runs version-compatible engines only: install TensorRT itself."
-    return Check(
+    return CompatibilityCheck(
         key="library",
         expected=expected,
-        found=f"{spec.library} {version}{' (lean)' if here.library.is_lean else ''}",
+        found=f"{spec.library} {version}{' (lean)' if host.library.is_lean else ''}",
         verdict="ok" if fits else "no",
-        advice="" if fits else advice,
+        advice="" if fits else f"Install that version, or: {_BUILD.format(name=path.name)}",
     )
 
 
-def _gpu(spec: EngineSpec, here: Here, path: Path) -> Check:
+def _gpu(spec: EngineSpec, host: EngineHost, path: Path) -> CompatibilityCheck:
     expected = f"compute capability {', '.join(spec.compute_capabilities)}"
     if spec.hardware_compatible:
         expected += ", or any from 8.0"
     if spec.gpu is not None:
         expected += f" (built on {spec.gpu})"
-    if here.device is None:
-        return Check(key="GPU", expected=expected, found=f"none: {here.device_problem}", verdict="no")
-    info = here.device.info
-    fits = info.compute_capability in spec.compute_capabilities
-    if spec.hardware_compatible and _times_ten(info.compute_capability) >= _HARDWARE_COMPATIBLE_FROM:
-        fits = True
+    if isinstance(host.device, Problem):
+        return CompatibilityCheck(key="GPU", expected=expected, found=f"none: {host.device}", verdict="no")
+    capability = host.device.info.compute_capability
+    number = capability_number(capability)
+    fits = capability in spec.compute_capabilities or (spec.hardware_compatible and number >= HARDWARE_COMPATIBLE_FROM)
     verdict: Verdict = "ok" if fits else "no"
     advice = _BUILD.format(name=path.name)
     if spec.library == "tensorrt-rtx":
-        advice = f"Build it for this GPU as well: edgerpn build ... --compute-capability {info.compute_capability}"
-        if not fits and _times_ten(info.compute_capability) > max(
-            map(_times_ten, spec.compute_capabilities), default=0
-        ):
+        advice = f"Build it for this GPU as well: edgerpn build ... --compute-capability {capability}"
+        if not fits and number > max(map(capability_number, spec.compute_capabilities), default=0):
             # By NVIDIA's documentation its engines also run on later GPUs than those named; not tried.
             verdict = "unknown"
-    return Check(key="GPU", expected=expected, found=_describe(info), verdict=verdict, advice="" if fits else advice)
+    return CompatibilityCheck(
+        key="GPU",
+        expected=expected,
+        found=f"{host.device.info.name}, compute capability {capability}",
+        verdict=verdict,
+        advice="" if fits else advice,
+    )
 
 
-def _platform(spec: EngineSpec, here: Here, path: Path) -> Check:
-    fits = here.platform == spec.platform
+def _platform(spec: EngineSpec, host: EngineHost, path: Path) -> CompatibilityCheck:
+    fits = host.platform == spec.platform
     verdict: Verdict = "ok" if fits else "no"
     advice = "" if fits else _BUILD.format(name=path.name)
     if not fits and spec.library == "tensorrt-rtx":
         # By NVIDIA's documentation its engines do not depend on the operating system; not tried.
         verdict, advice = "unknown", "TensorRT-RTX engines should not depend on it; if loading fails, build again here."
-    return Check(key="platform", expected=spec.platform, found=here.platform, verdict=verdict, advice=advice)
+    return CompatibilityCheck(
+        key="platform", expected=spec.platform, found=host.platform, verdict=verdict, advice=advice
+    )
 
 
-def _driver(cuda: str, here: Here) -> Check:
+def _driver(cuda: str, host: EngineHost) -> CompatibilityCheck:
     """CUDA's minor versions are compatible with each other; an older major version of the driver is not."""
     expected = f"CUDA {cuda.partition('.')[0]} or newer"
-    if here.device is None:
-        return Check(key="driver", expected=expected, found="not found out, as there is no GPU", verdict="unknown")
-    found = here.device.info.driver_cuda
+    if isinstance(host.device, Problem):
+        found = "unknown, because there is no GPU"
+        return CompatibilityCheck(key="driver", expected=expected, found=found, verdict="unknown")
+    found = host.device.info.driver_cuda
     fits = int(found.partition(".")[0]) >= int(cuda.partition(".")[0])
-    return Check(
+    return CompatibilityCheck(
         key="driver",
         expected=expected,
         found=f"CUDA {found}",
         verdict="ok" if fits else "no",
         advice="" if fits else "Update the NVIDIA driver, or build with a library made for this CUDA version.",
     )
-
-
-def _weights(path: Path, manifest: Manifest) -> Check:
-    onnx = find_onnx(path, manifest)
-    digest = (manifest.provenance.onnx_sha256 or "none")[:16]
-    return Check(
-        key="weights",
-        expected=f"the ONNX file with sha256 {digest}... beside the engine, whose own weights were left out",
-        found=onnx.name if onnx else f"no such file in {path.parent}",
-        verdict="ok" if onnx else "no",
-        advice="" if onnx else "Copy the ONNX file along, or build the engine without --weight-stripped.",
-    )
-
-
-def _describe(info: DeviceInfo) -> str:
-    return f"{info.name}, compute capability {info.compute_capability}"
-
-
-def _times_ten(capability: str) -> int:
-    major, _, minor = capability.partition(".")
-    return int(major) * 10 + int(minor or 0)

@@ -1,4 +1,4 @@
-"""An engine file in memory: deserialised, given its weights if it was stripped of them, and checked.
+"""An engine file in memory: deserialised, and checked.
 
 TensorRT-RTX compiles its kernels when an execution context is made, which takes up to half a minute; what it compiled
 is kept in the user's cache folder, by engine, version and GPU. Its own CUDA graphs are switched off, for the runner
@@ -17,7 +17,6 @@ from typing import Any
 from edgerpn import files
 from edgerpn.errors import ArtifactMismatchError, EngineLoadError
 from edgerpn.manifest import Manifest
-from edgerpn.runtime.backends.tensorrt.compatibility import find_onnx
 from edgerpn.runtime.backends.tensorrt.cuda import Device
 from edgerpn.runtime.backends.tensorrt.library import TensorRtLibrary, make_logger
 
@@ -39,7 +38,7 @@ class TensorRtEngine:
         """Loads the file.
 
         Raises:
-            EngineLoadError: The library refuses it, or its weights cannot be put in.
+            EngineLoadError: The library refuses it.
             ArtifactMismatchError: Its inputs and outputs are not those of the manifest.
         """
         self._path = path
@@ -62,11 +61,9 @@ class TensorRtEngine:
                     "edgerpn.runtime.load(..., allow_host_code=True)."
                 )
             raise EngineLoadError(
-                f"{path}: {library.title} refuses the engine: {self._log.take_lines()}. See `edgerpn why {path}`; "
+                f"{path}: {library.title} refuses the engine: {self._log.take_lines()}. See `edgerpn inspect {path}`; "
                 "build it again on this machine."
             )
-        if manifest.engine is not None and manifest.engine.weight_stripped:
-            self._refit()
         self._check_interface()
         self._cache = _RuntimeCache(path, manifest, library, device, self._engine)
 
@@ -101,22 +98,6 @@ class TensorRtEngine:
     def save_compiled(self) -> None:
         """Keeps what was compiled since, in the cache folder."""
         self._cache.save()
-
-    def _refit(self) -> None:
-        """Puts in the weights of the ONNX file that lies beside; `compatibility` has made sure that it does."""
-        onnx = find_onnx(self._path, self._manifest)
-        module = self._library.module
-        if onnx is None or not hasattr(module, "OnnxParserRefitter"):
-            raise EngineLoadError(
-                f"{self._path}: its weights were left out, and {self._library.title} cannot put them in from an ONNX "
-                "file here. Build the engine without --weight-stripped."
-            )
-        refitter = module.Refitter(self._engine, self._log)
-        parser = module.OnnxParserRefitter(refitter, self._log)
-        if not parser.refit_from_file(os.fspath(onnx)) or not refitter.refit_cuda_engine():
-            raise EngineLoadError(
-                f"{self._path}: its weights could not be put in from {onnx.name}: {self._log.take_lines()}"
-            )
 
     def _check_interface(self) -> None:
         """Checks that inputs and outputs are those of the manifest."""

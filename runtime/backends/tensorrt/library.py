@@ -11,13 +11,11 @@ import logging
 import re
 from collections import deque
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from edgerpn.errors import EngineLoadError, MissingDependencyError
+from edgerpn.targets import LIBRARIES, EngineLibrary
 
-LibraryName = Literal["tensorrt", "tensorrt-rtx"]
-
-_EXTRAS: dict[LibraryName, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
 _logger = logging.getLogger(__name__)
 
 # What the loader of shared libraries says, and what to do about it.
@@ -38,7 +36,7 @@ _ADVICE = (
 class TensorRtLibrary:
     """An imported library."""
 
-    name: LibraryName
+    name: EngineLibrary
     """Which of the two it is; the lean runtime counts as tensorrt."""
     module: Any
     """The Python module: tensorrt, tensorrt_lean or tensorrt_rtx."""
@@ -51,8 +49,7 @@ class TensorRtLibrary:
     @property
     def title(self) -> str:
         """Name and version for people."""
-        title = "TensorRT-RTX" if self.name == "tensorrt-rtx" else "TensorRT"
-        return f"{title} {self.version}{' (lean runtime)' if self.is_lean else ''}"
+        return f"{LIBRARIES[self.name].title} {self.version}{' (lean runtime)' if self.is_lean else ''}"
 
     @property
     def is_lean(self) -> bool:
@@ -60,7 +57,7 @@ class TensorRtLibrary:
         return str(self.module.__name__) == "tensorrt_lean"
 
 
-def import_library(name: LibraryName, *, allow_lean: bool = False) -> TensorRtLibrary:
+def import_library(name: EngineLibrary, *, allow_lean: bool = False) -> TensorRtLibrary:
     """Imports the library that runs an engine.
 
     Args:
@@ -71,7 +68,7 @@ def import_library(name: LibraryName, *, allow_lean: bool = False) -> TensorRtLi
         MissingDependencyError: It is not installed.
         EngineLoadError: It is installed, but does not work here.
     """
-    modules = ["tensorrt_rtx"] if name == "tensorrt-rtx" else ["tensorrt", *(["tensorrt_lean"] if allow_lean else [])]
+    modules = [LIBRARIES[name].module, *(["tensorrt_lean"] if allow_lean and name == "tensorrt" else [])]
     for module in modules:
         try:
             return TensorRtLibrary(name=name, module=importlib.import_module(module))
@@ -83,7 +80,7 @@ def import_library(name: LibraryName, *, allow_lean: bool = False) -> TensorRtLi
             raise EngineLoadError(_diagnosis(module, error)) from error
     raise MissingDependencyError(
         f"this engine needs the Python package {' or '.join(modules)}, which is not installed here. Install it with: "
-        f"pip install 'edgerpn[{_EXTRAS[name]}]'; on a Jetson, TensorRT comes with JetPack: make the virtual "
+        f"pip install 'edgerpn[{LIBRARIES[name].extra}]'; on a Jetson, TensorRT comes with JetPack: make the virtual "
         "environment with python3 -m venv --system-site-packages"
     )
 
@@ -119,23 +116,3 @@ def make_logger(module: Any) -> Any:
             return "; ".join(dict.fromkeys(lines)) or "it gave no reason"
 
     return Log()
-
-
-def is_same_version(built: str, here: str) -> bool:
-    """Whether two versions agree in every number that both give."""
-    first, second = _numbers(built), _numbers(here)
-    shared = min(len(first), len(second))
-    return shared >= 3 and first[:shared] == second[:shared]
-
-
-def runs_compatible_engine(built: str, here: str) -> bool:
-    """Whether version `here` of TensorRT runs a version-compatible engine of version `built`.
-
-    Source: TensorRT's support matrix: newer versions of the same major version, and the next major version.
-    """
-    first, second = _numbers(built), _numbers(here)
-    return second >= first[: len(second)] and second[0] - first[0] in ((0, 1, 2) if first[0] == 8 else (0, 1))
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"\d+", version)[:4])

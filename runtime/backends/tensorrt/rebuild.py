@@ -8,10 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from edgerpn import manifest as manifests
-from edgerpn.errors import ArtifactMismatchError, EngineLoadError, ManifestError
+from edgerpn.errors import ArtifactMismatchError, EngineLoadError
 from edgerpn.manifest import Manifest
-from edgerpn.runtime.backends.tensorrt.compatibility import engine_spec, find_onnx
+from edgerpn.runtime.backends.tensorrt.compatibility import engine_spec, find_onnx, read_manifest
 from edgerpn.runtime.backends.tensorrt.cuda_provider import open_device
 
 _logger = logging.getLogger(__name__)
@@ -30,7 +29,7 @@ def rebuild(path: Path, reason: ArtifactMismatchError) -> None:
         EngineLoadError: There is no ONNX file to build from, or the build failed.
         ManifestError: The engine's manifest cannot be read.
     """
-    manifest = _manifest(path)
+    manifest = read_manifest(path)
     spec = engine_spec(path, manifest)
     onnx = find_onnx(path, manifest)
     if onnx is None:
@@ -71,32 +70,21 @@ def command(onnx: Path, path: Path, manifest: Manifest, capability: str | None) 
     if capability is not None:
         capabilities = (capability, *(other for other in spec.compute_capabilities if other != capability))
         words += [word for one in capabilities for word in ("--compute-capability", one)]
-    if manifest.input.batch is None:
-        words += ["--batch", f"{profile.min_batch},{profile.opt_batch},{profile.max_batch}"]
-    values = {
-        "--workspace": spec.workspace_mib,
-        "--optimization-level": spec.optimization_level,
-        "--dla-core": spec.dla_core,
+    values: dict[str, object] = {
+        "batch": [profile.min_batch, profile.opt_batch, profile.max_batch] if manifest.input.batch is None else None,
+        "workspace_mib": spec.workspace_mib,
+        "optimization_level": spec.optimization_level,
+        "dla_core": spec.dla_core,
+        "tf32": "true" if spec.tf32 else None,
     }
     for name, value in values.items():
         if value is not None:
-            words += [name, str(value)]
+            words += ["--set", f"{name}={value}"]
     switches = {
         "--version-compatible": spec.version_compatible,
         "--hardware-compatible": spec.hardware_compatible,
-        "--weight-stripped": spec.weight_stripped,
-        "--tf32": spec.tf32,
     }
     return words + [name for name, is_on in switches.items() if is_on]
-
-
-def _manifest(path: Path) -> Manifest:
-    """The manifest, whatever the engine's hash."""
-    sidecar = manifests.manifest_path(path)
-    try:
-        return manifests.parse(sidecar.read_text(encoding="utf-8"), source=str(sidecar))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ManifestError(f"{sidecar}: cannot be read: {error}") from error
 
 
 def _first_cause(reason: ArtifactMismatchError) -> str:

@@ -26,7 +26,6 @@ from edgerpn.errors import (
 from edgerpn.export.engine.build import BuildResult, build_engine
 from edgerpn.export.engine.build_config import BuildConfig
 from edgerpn.export.engine.child import run_worker
-from edgerpn.export.engine.weights import put_in_weights
 from edgerpn.manifest.parts import ProfileSpec
 from edgerpn.runtime.backends.open_backend import open_backend
 
@@ -114,7 +113,7 @@ def test_the_manifest_says_what_the_engine_was_built_with_and_for(built: tuple[B
     assert engine.profile == ProfileSpec(min_batch=1, opt_batch=1, max_batch=1)
     assert engine.cuda is not None
     assert 0 < engine.build_s < 120
-    switches = (engine.tf32, engine.weight_stripped, engine.version_compatible, engine.hardware_compatible)
+    switches = (engine.tf32, engine.version_compatible, engine.hardware_compatible)
     assert not any(switches)
     # Facts of a GPU are there together, or not at all.
     assert (engine.gpu is None) == (engine.num_layers is None)
@@ -159,37 +158,13 @@ def test_a_dynamic_graph_gets_the_asked_batches_and_compute_capabilities(
     assert result.manifest.input.batch is None
 
 
-def test_a_weight_stripped_engine_is_smaller_or_says_that_it_needs_a_gpu(
-    built: tuple[BuildResult, Path, list[str]], model: Path, tmp_path: Path
-) -> None:
-    config = dataclasses.replace(RTX, weight_stripped=True)
-    engine = built[0].manifest.engine
-    assert engine is not None
-    if engine.gpu is None:
-        # TensorRT-RTX 1.7 wants CUDA for the weights of convolutions, whatever its target.
-        with pytest.raises(BuildError, match="weight-stripped engines with convolutions need a GPU"):
-            build_engine(model, tmp_path / "a.engine", config)
-        assert [file.name for file in tmp_path.iterdir()] == ["a.engine.build.json"]
-    else:
-        assert build_engine(model, tmp_path / "a.engine", config).num_bytes < built[0].num_bytes
-
-
-def test_refitting_wants_a_stripped_engine_of_the_same_onnx_file(
-    built: tuple[BuildResult, Path, list[str]], model: Path, tmp_path: Path
-) -> None:
-    _, engine, _ = built
-    with pytest.raises(BuildError, match="expected an engine that was built with --weight-stripped"):
-        put_in_weights(engine, model, tmp_path / "full.engine", say=lambda _: None)
-    assert not [*tmp_path.iterdir()]
-
-
 def test_a_library_error_is_quoted_with_a_hint_and_the_report_stays(model: Path, tmp_path: Path) -> None:
     with pytest.raises(BuildError) as caught:
         build_engine(model, tmp_path / "a.engine", dataclasses.replace(RTX, workspace_mib=1))
     text = str(caught.value)
     assert "the library says: " in text
     assert "workspace limit" in text
-    assert "a larger --workspace" in text
+    assert "a larger workspace (--set workspace_mib=N)" in text
     assert str(tmp_path / "a.engine.build.json") in text
     report = json.loads((tmp_path / "a.engine.build.json").read_text())
     assert report["result"] == "failed"

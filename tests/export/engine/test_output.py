@@ -26,7 +26,7 @@ MACHINE = {"platform": "linux-x86_64", "gpu": "GPU", "compute_capability": "8.7"
 NAMES = ["a.engine", "a.engine.build.json", "a.engine.golden.npz", "a.engine.json"]
 
 
-def make_manifest(name: str, *, stripped: bool = False) -> Manifest:
+def make_manifest(name: str) -> Manifest:
     """Of an engine of TensorRT 10.3."""
     return Manifest(
         name=name,
@@ -43,7 +43,7 @@ def make_manifest(name: str, *, stripped: bool = False) -> Manifest:
         provenance=Provenance(created="2026-01-01T00:00:00+00:00", checkpoint_sha256="0" * 64),
         engine=EngineSpec(
             library="tensorrt", library_version="10.3.0.26", compute_capabilities=("8.7",), platform="linux-x86_64",
-            profile=ProfileSpec(min_batch=1, opt_batch=1, max_batch=1), build_s=1.0, weight_stripped=stripped,
+            profile=ProfileSpec(min_batch=1, opt_batch=1, max_batch=1), build_s=1.0,
         ),
     )  # fmt: skip
 

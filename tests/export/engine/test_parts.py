@@ -20,8 +20,9 @@ from edgerpn.export.engine.display import Display
 from edgerpn.export.engine.layer_report import read_layers
 from edgerpn.export.engine.libraries import Machine
 from edgerpn.export.engine.phases import PhaseTracker
-from edgerpn.export.engine.preflight import available_mib, check_paths, check_room
+from edgerpn.export.engine.preflight import check_paths, check_room
 from edgerpn.export.engine.timing_cache import timing_cache_file
+from edgerpn.machine import available_bytes
 
 HERE = Machine(platform="linux-x86_64")
 
@@ -161,7 +162,7 @@ def test_a_kill_by_the_kernel_is_told_from_one_by_hand() -> None:
 
 def test_a_crash_quotes_what_the_library_printed_last() -> None:
     outcome = Outcome(status=-signal.SIGSEGV, printed="one\ntwo\nthree\nfour")
-    text = explain(outcome, BuildConfig(), has_gpu=False)
+    text = explain(outcome)
     assert "SIGSEGV" in text
     assert "the library says: four" in text
     assert "one" not in text.split("says: ")[1:]
@@ -235,8 +236,8 @@ def test_scarce_memory_is_said_and_does_not_stop_the_build(tmp_path: Path) -> No
         small, tmp_path / "a.engine", Machine(platform="linux-x86_64", gpu="Orin", gpu_free_mib=100), lines.append
     )
     assert lines[-1].startswith("memory of the GPU is scarce: 100 MiB free")
-    assert (available_mib() or 1) > 0
-    assert available_mib(tmp_path / "none") is None
+    assert (available_bytes() or 1) > 0
+    assert available_bytes(tmp_path / "none") is None
 
 
 def test_every_flag_has_a_setting_and_the_settings_print_as_toml(
@@ -246,8 +247,16 @@ def test_every_flag_has_a_setting_and_the_settings_print_as_toml(
 
     parser = argparse.ArgumentParser()
     build_cli.add_arguments(parser)
-    words = ["m.onnx", "-o", "a.engine", "--backend", "tensorrt", "--batch", "1,2,4", "--workspace", "256"]
-    words += ["--optimization-level", "0", "--timing-cache", "off", "--dla-core", "0", "--tf32", "--profile"]
+    words = ["m.onnx", "-o", "a.engine", "--backend", "tensorrt", "--profile"]
+    values = (
+        "batch=[1,2,4]",
+        "workspace_mib=256",
+        "optimization_level=0",
+        "timing_cache=off",
+        "dla_core=0",
+        "tf32=true",
+    )
+    words += [word for value in values for word in ("--set", value)]
     words += ["--version-compatible", "--hardware-compatible", "--print-config"]
     assert build_cli.run(parser.parse_args(words)) == 0
     file = tmp_path / "a.toml"

@@ -160,7 +160,7 @@ input()
 
 def test_memory_is_short_when_the_computer_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = {"MemTotal": 8000, "MemAvailable": 400}
-    monkeypatch.setattr(build_watchdog, "_numbers", lambda file: numbers)
+    monkeypatch.setattr(build_watchdog, "kib_fields", lambda file: numbers)
     assert is_memory_short(os.getpid())
     numbers["MemAvailable"] = 600
     monkeypatch.setattr(build_watchdog, "_address_limit", lambda pid: None)
@@ -178,12 +178,12 @@ def test_standing_still_is_tried_with_less_memory_only_when_memory_was_the_reaso
 def test_a_builder_that_stood_still_is_explained() -> None:
     outcome = Outcome(stood_still_s=120.0)
     outcome.events["progress"] = {"phase": "Building engine", "share": 0.2}
-    text = explain(outcome, BuildConfig(), has_gpu=True)
+    text = explain(outcome)
     assert text.startswith("the builder stood still: it said nothing and used no CPU time for 120 s")
     assert "phase: Building engine" in text
     assert "close other programs" not in text
     outcome.was_memory_short = True
-    text = explain(outcome, BuildConfig(), has_gpu=True)
+    text = explain(outcome)
     assert "stood still with memory short" in text
     assert "close other programs" in text
 
@@ -215,5 +215,5 @@ def test_a_container_is_full_when_its_own_limit_is_near(
     (tmp_path / "memory.max").write_text(f"{limit}\n")
     (tmp_path / "memory.current").write_text(f"{used}\n")
     (tmp_path / "memory.stat").write_text(f"anon 5\ninactive_file {kept}\nactive_file 7\n")
-    monkeypatch.setattr(build_watchdog, "CONTAINER", tmp_path)
+    monkeypatch.setattr("edgerpn.machine.CGROUP", tmp_path)
     assert is_memory_short(os.getpid()) == is_full

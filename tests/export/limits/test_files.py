@@ -13,12 +13,13 @@ from onnx import TensorProto, helper
 
 from edgerpn import manifest as manifests
 from edgerpn.errors import ArtifactMismatchError, EngineLoadError, ManifestError, ManifestVersionError
-from edgerpn.export.limits.check import Target, find_violations
+from edgerpn.export.limits.check import find_violations
 from edgerpn.export.limits.graph_view import read_onnx
+from edgerpn.targets import TargetName
 
 GetExport = Callable[[str], Any]
-RTX: Target = "tensorrt-rtx"
-JETPACK: Target = "tensorrt-10.3"
+RTX: TargetName = "tensorrt-rtx"
+JETPACK: TargetName = "tensorrt-10.3"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ import torch
 
 from edgerpn.errors import ExportError
 from edgerpn.export.export_config import ExportConfig
-from edgerpn.export.onnx.export_module import TOPK_LIMIT, export_module, network_hw, proposal_config
+from edgerpn.export.onnx.export_module import export_module, network_hw, proposal_config
+from edgerpn.targets import TOPK_LIMIT
 from edgerpn.train.checkpoint import load_checkpoint, load_model
 from edgerpn.train.network.detector import Detector
 

@@ -15,7 +15,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from edgerpn.errors import DataError, ExportError
-from edgerpn.export.export_config import Calibration, ExportConfig, Target
+from edgerpn.export.export_config import Calibration, ExportConfig
 from edgerpn.export.onnx.export import export_onnx
 from edgerpn.export.precision.blocks import find_network
 from edgerpn.export.precision.calibration import (
@@ -28,17 +28,18 @@ from edgerpn.export.precision.calibration import (
 )
 from edgerpn.export.precision.quantize import convolutions, quantize, tensors_to_calibrate
 from edgerpn.manifest import read
+from edgerpn.targets import ExportTarget
 
 GetExport = Callable[[str], Any]
 
 
-def ranges_for(made: Any, images: list[Path], *, target: Target, method: Calibration = "percentile") -> Ranges:
+def ranges_for(made: Any, images: list[Path], *, target: ExportTarget, method: Calibration = "percentile") -> Ranges:
     proto = onnx.load(made.file)
     names = tensors_to_calibrate(proto, find_network(proto), target)
     return measure_ranges(proto, names, images, read(made.file).input, method=method)
 
 
-def quantized(made: Any, images: list[Path], *, target: Target, **options: Any) -> onnx.ModelProto:
+def quantized(made: Any, images: list[Path], *, target: ExportTarget, **options: Any) -> onnx.ModelProto:
     proto = onnx.load(made.file)
     return quantize(proto, find_network(proto), ranges_for(made, images, target=target), target=target, **options)
 
@@ -226,7 +227,9 @@ def test_for_onnx_runtime_every_chosen_convolution_runs_in_integers(
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
-def test_int8_logits_are_near_those_of_float32(target: Target, exported: GetExport, photo_files: list[Path]) -> None:
+def test_int8_logits_are_near_those_of_float32(
+    target: ExportTarget, exported: GetExport, photo_files: list[Path]
+) -> None:
     made = exported("standard" if target == "onnxruntime" else "portable")
     original, spec = onnx.load(made.file), read(made.file).input
     proto = quantized(made, photo_files, target=target)

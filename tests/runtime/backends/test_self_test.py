@@ -97,8 +97,8 @@ def on_standin(standin: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     device = standin.HostDevice()
     library = standin.Library(device)
-    found = compatibility.Here(platform=compatibility.this_platform(), library=library.opened(), device=device)
-    monkeypatch.setattr(compatibility, "look_here", lambda spec, **_: found)
+    found = compatibility.EngineHost(platform=compatibility.this_platform(), library=library.opened(), device=device)
+    monkeypatch.setattr(compatibility, "query_machine", lambda spec, **_: found)
     return SimpleNamespace(device=device, library=library)
 
 
@@ -142,7 +142,7 @@ def test_a_mismatch_fails_unless_rebuilding_is_allowed(
     (words,) = commands
     assert words[:3] == [sys.executable, "-m", "edgerpn"]
     assert words[3:] == [
-        "build", str(tmp_path / "source.onnx"), "-o", str(path), "--backend", "tensorrt", "--batch", "1,2,4"
+        "build", str(tmp_path / "source.onnx"), "-o", str(path), "--backend", "tensorrt", "--set", "batch=[1, 2, 4]"
     ]  # fmt: skip
     assert "building it again from source.onnx (GPU: expected compute capability 8.9" in caplog.text
 
@@ -150,12 +150,13 @@ def test_a_mismatch_fails_unless_rebuilding_is_allowed(
 def test_the_command_repeats_how_the_engine_was_built(make_engine: MakeModel, tmp_path: Path) -> None:
     path = make_engine(
         tmp_path, batch=1, library="tensorrt-rtx", compute_capabilities=("8.6", "12.0"), workspace_mib=64,
-        optimization_level=2, weight_stripped=True, tf32=True,
+        optimization_level=2, tf32=True, dla_core=0, version_compatible=True, hardware_compatible=True,
     )  # fmt: skip
     words = rebuild.command(Path("source.onnx"), path, manifests.read(path), "8.9")
     assert " ".join(words[words.index("--backend") :]) == (
         "--backend tensorrt-rtx --compute-capability 8.9 --compute-capability 8.6 --compute-capability 12.0 "
-        "--workspace 64 --optimization-level 2 --weight-stripped --tf32"
+        "--set workspace_mib=64 --set optimization_level=2 --set dla_core=0 --set tf32=true "
+        "--version-compatible --hardware-compatible"
     )
 
 

@@ -139,7 +139,9 @@ def test_a_file_that_the_library_refuses_is_a_load_error(bench: Any, make_engine
     manifest = manifests.read(path)
     path.write_bytes(b"not an engine")
     manifests.write(manifest, path)
-    with pytest.raises(EngineLoadError, match=r"TensorRT 10.3.0.26 refuses the engine: the magic tag is wrong.*why"):
+    with pytest.raises(
+        EngineLoadError, match=r"TensorRT 10.3.0.26 refuses the engine: the magic tag is wrong.*edgerpn inspect"
+    ):
         bench.load(path)
 
 

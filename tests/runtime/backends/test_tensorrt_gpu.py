@@ -37,7 +37,7 @@ def engine(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFac
             import_library(library)
         except (MissingDependencyError, EngineLoadError):
             continue
-        words = ["build", str(onnx), "-o", str(folder / "gpu.engine"), "--backend", library, "--batch", "1,2,4"]
+        words = ["build", str(onnx), "-o", str(folder / "gpu.engine"), "--backend", library, "--set", "batch=[1,2,4]"]
         if library == "tensorrt-rtx":
             words += ["--compute-capability", open_device().info.compute_capability]
         done = subprocess.run([sys.executable, "-m", "edgerpn", *words], capture_output=True, text=True, check=False)
@@ -122,10 +122,11 @@ def test_frames_written_into_a_slot_need_no_copy(engine: Path, painted: Image, w
     backend.close()
 
 
-def test_why_says_that_it_can_run(engine: Path) -> None:
-    from edgerpn.runtime import why_cli
+def test_inspect_says_that_it_can_run(engine: Path) -> None:
+    from edgerpn.export.inspection import inspect_artifact
 
-    assert {check.verdict for check in why_cli.explain(engine)} <= {"ok", "unknown"}
+    checks = inspect_artifact(engine)["checks"]
+    assert {check["verdict"] for check in checks} <= {"ok", "unknown"}
 
 
 def test_memory_comes_back(engine: Path, painted: Image) -> None:

@@ -154,7 +154,7 @@ def test_a_source_given_twice_is_refused() -> None:
     one = SourceConfig(source="a.mp4", name="x")
     with pytest.raises(ValueError, match="different names, got 'x' twice"):
         StreamsConfig(sources=(one, one))
-    with pytest.raises(StreamOpenError, match="unknown kind of URL"):
+    with pytest.raises(StreamOpenError, match="unknown URL scheme"):
         load_streams(sources=["gopher://host/x"])
 
 

@@ -189,7 +189,7 @@ from edgerpn.errors import SinkError
 from edgerpn.runtime.frame import Event
 from edgerpn.runtime.sinks import open_sinks, read_outputs
 (sink,) = open_sinks(read_outputs([{"kind": "jsonl", "path": "-"}], source="test"), is_live=True)
-event = Event(kind="error", source="door", message="x" * 1000, captured_at=0.0)
+event = Event(kind="error", source="door", message="x" * 1000, happened_at=0.0)
 try:
     for _ in range(2000):
         sink.event(event)

@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 
 from edgerpn.proposals import Proposals
-from edgerpn.runtime.frame import Event, EventKind, Frame, Result
+from edgerpn.runtime.frame import Event, EventKind, Frame, Reason, Result
 from edgerpn.runtime.sinks.record import SCHEMA, event_record, frame_record, json_line, record_schema
-from edgerpn.runtime.sources.failure_classes import Reason
 
 MakeResult = Callable[..., Result]
 
@@ -82,7 +81,7 @@ def test_every_kind_of_record_obeys_the_schema(
 ) -> None:
     validator.validate(frame_record(make_result(path=Path("a.jpg"))))
     for kind in typing.get_args(EventKind):
-        event = Event(kind=kind, source="door", message="door: it happened", captured_at=0.5)
+        event = Event(kind=kind, source="door", message="door: it happened", happened_at=0.5)
         validator.validate(event_record(event))
         full = dataclasses.replace(
             event, path=Path("b.jpg"), reason="age", fix="Wait.", attempt=2, delay_s=1.5, duration_s=-0.25,
@@ -93,7 +92,7 @@ def test_every_kind_of_record_obeys_the_schema(
 
 def test_every_reason_of_a_capture_is_in_the_schema(validator: jsonschema.Draft202012Validator) -> None:
     for reason in typing.get_args(Reason):
-        validator.validate(event_record(Event(kind="error", source="a", message="b", captured_at=0.0, reason=reason)))
+        validator.validate(event_record(Event(kind="error", source="a", message="b", happened_at=0.0, reason=reason)))
 
 
 @pytest.mark.parametrize(
@@ -106,7 +105,7 @@ def test_what_is_no_record_is_refused(
 
 
 def test_what_does_not_apply_to_an_event_is_left_out() -> None:
-    event = Event(kind="stalled", source="door", message="no frame", captured_at=0.5, reason="timeout", duration_s=2.0)
+    event = Event(kind="stalled", source="door", message="no frame", happened_at=0.5, reason="timeout", duration_s=2.0)
     assert event_record(event) == {
         "schema": SCHEMA, "type": "event", "event": "stalled", "source": "door",
         "happened_at": "1970-01-01T00:00:00.500000Z", "message": "no frame", "reason": "timeout", "duration_s": 2.0,

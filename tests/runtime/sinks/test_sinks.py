@@ -40,7 +40,7 @@ def make_result() -> MakeResult:
 def test_results_and_events_become_lines_in_order(make_result: MakeResult, tmp_path: Path) -> None:
     sink = JsonLinesSink(tmp_path / "new" / "a.jsonl")
     sink.write(make_result(0))
-    sink.event(Event(kind="error", source="photos", message="b.jpg: empty", captured_at=0.0, path=Path("b.jpg")))
+    sink.event(Event(kind="error", source="photos", message="b.jpg: empty", happened_at=0.0, path=Path("b.jpg")))
     sink.write(make_result(1))
     sink.close()
     sink.close()

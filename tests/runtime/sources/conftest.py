@@ -11,7 +11,8 @@ import cv2
 import numpy as np
 import pytest
 
-from edgerpn.runtime.sources import Capture, CaptureConfig, CapturedFrame, CaptureEvent, CaptureGroup, open_capture
+from edgerpn.runtime.frame import Event, Frame
+from edgerpn.runtime.sources import Capture, CaptureConfig, CaptureGroup, open_capture
 from tests.support import patience
 from tests.support.cameras import make_camera, make_mjpeg, make_proxy, rtsp_packages  # noqa: F401 - fixtures
 from tests.support.patience import DEADLINE_S
@@ -34,15 +35,15 @@ class Player:
 
     def __init__(self, capture: Capture) -> None:
         self.capture = capture
-        self.events: list[CaptureEvent] = []
+        self.events: list[Event] = []
         self.num_frames = 0
 
-    def until(self, is_it: Callable[[CapturedFrame | CaptureEvent], bool], timeout_s: float) -> Any:
+    def until(self, is_it: Callable[[Frame | Event], bool], timeout_s: float) -> Any:
         """The first item that fits, and how long it took; fails when it does not come in time."""
         start_s = time.monotonic()
         while (left_s := start_s + timeout_s - time.monotonic()) > 0:
             item = self.capture.take(left_s)
-            if isinstance(item, CaptureEvent):
+            if isinstance(item, Event):
                 self.events.append(item)
             elif item is not None:
                 self.num_frames += 1
@@ -57,16 +58,16 @@ class Player:
 
     def event(self, kind: str, timeout_s: float = DEADLINE_S) -> Any:
         """The next event of a kind."""
-        return self.until(lambda item: isinstance(item, CaptureEvent) and item.kind == kind, timeout_s)[0]
+        return self.until(lambda item: isinstance(item, Event) and item.kind == kind, timeout_s)[0]
 
     def frame(self, timeout_s: float = DEADLINE_S) -> Any:
         """The next frame, and how long it took."""
-        return self.until(lambda item: isinstance(item, CapturedFrame), timeout_s)
+        return self.until(lambda item: isinstance(item, Frame), timeout_s)
 
     def recovers(self, limit_s: float = RECOVERY_S) -> None:
         """Waits for a frame that is taken from now on; fails when that takes longer than `limit_s`."""
         now_s = time.monotonic()
-        _, waited_s = self.until(lambda item: getattr(item, "index", -1) >= 0 and item.monotonic_s > now_s, DEADLINE_S)
+        _, waited_s = self.until(lambda item: isinstance(item, Frame) and item.monotonic_s > now_s, DEADLINE_S)
         patience.assert_within(waited_s, limit_s)
 
     def frames_for(self, seconds: float) -> list[tuple[int, Any, Any, int, tuple[int, ...]]]:
@@ -75,7 +76,7 @@ class Player:
         end_s = time.monotonic() + seconds
         while (left_s := end_s - time.monotonic()) > 0:
             item = self.capture.take(left_s)
-            if isinstance(item, CaptureEvent):
+            if isinstance(item, Event):
                 self.events.append(item)
             elif item is not None:
                 frames.append((item.index, item.media_time_s, item.lag_ms, item.num_dropped, item.image.shape))

@@ -142,7 +142,7 @@ def test_files_that_are_no_video_or_image_are_refused(tmp_path: Path) -> None:
     assert "is not an image" in refused(tmp_path / "broken.jpg")
 
 
-@pytest.mark.parametrize("spec", ["0", "/dev/video87", "rtsp://user:hunter2@host/x", "a://b", "videotestsrc ! appsink"])
+@pytest.mark.parametrize("spec", ["0", "/dev/video87", "rtsp://user:hunter2@host/x", "videotestsrc ! appsink"])
 def test_what_is_live_is_no_file(spec: str) -> None:
     message = refused(spec)
     assert message.endswith("expected a file, a folder or a pattern, got a live source")

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from edgerpn.errors import StreamOpenError
+from edgerpn.runtime.frame import Frame
 from edgerpn.runtime.run import SourceConfig
-from edgerpn.runtime.sources import CaptureConfig, CapturedFrame
-from edgerpn.runtime.sources.capture_config import source_kind
-from edgerpn.runtime.sources.live_source import has_clock
+from edgerpn.runtime.sources import CaptureConfig
+from edgerpn.runtime.sources.spec import parse_source
 
 Make = Callable[..., Any]
 
@@ -111,13 +111,13 @@ def counters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_url_of_another_packages_scheme_is_a_live_source_with_a_clock() -> None:
-    assert source_kind("COUNT://lab/1") == "foreign"
+    assert parse_source("COUNT://lab/1").kind == "plugin"
     assert SourceConfig(source="count://lab/1").is_live
-    assert has_clock("count://lab/1")
+    assert parse_source("count://lab/1").has_clock
     # What is ours stays ours.
-    assert source_kind("rtsp://lab/1") == "url"
-    with pytest.raises(StreamOpenError, match=r"unknown kind of URL 'amount'; known: csi, file, .*, count, gone, rtsp"):
-        source_kind("amount://lab/1")
+    assert parse_source("rtsp://lab/1").kind == "url"
+    with pytest.raises(StreamOpenError, match=r"unknown URL scheme 'amount'; known: csi, file, .*, count, gone, rtsp"):
+        parse_source("amount://lab/1")
     assert CaptureConfig(source="count://me:hunter2@lab/1").label == "count://***@lab/1"
 
 
@@ -141,7 +141,7 @@ def test_a_recording_gives_every_frame_and_ends(play: Make) -> None:
     player = play("count://recording", slots=2)
     values = []
     while (item := player.capture.take(20.0)) is not None:
-        if isinstance(item, CapturedFrame):
+        if isinstance(item, Frame):
             values.append(int(item.image[0, 0, 0]))
         else:
             player.events.append(item)

@@ -24,11 +24,12 @@ DEADLINE_S = 120.0
 
 _PLAY = """
 import sys, time
-from edgerpn.runtime.sources import CaptureConfig, CapturedFrame, open_capture
+from edgerpn.runtime.frame import Frame
+from edgerpn.runtime.sources import CaptureConfig, open_capture
 config = CaptureConfig(source=sys.argv[1], decoder="gstreamer", gap_s=5.0, stall_s=20.0)
 with open_capture(config) as capture:
     while (item := capture.take()) is not None:
-        if isinstance(item, CapturedFrame):
+        if isinstance(item, Frame):
             print("frame", item.connection, *item.image.shape, item.media_time_s, flush=True)
         else:
             print("event", item.kind, item.reason, item.decoder.replace(" ", "_"), flush=True)

@@ -17,17 +17,17 @@ import cv2
 import numpy as np
 import pytest
 
-from edgerpn.runtime.sources import CapturedFrame, CaptureEvent
+from edgerpn.runtime.frame import Event, Frame
 
 Make = Callable[..., Any]
 
 
-def take_all(player: Any) -> tuple[list[CapturedFrame], list[CaptureEvent]]:
+def take_all(player: Any) -> tuple[list[Frame], list[Event]]:
     """Everything until the source is exhausted, with copies of the pictures."""
-    frames: list[CapturedFrame] = []
-    events: list[CaptureEvent] = []
+    frames: list[Frame] = []
+    events: list[Event] = []
     while (item := player.capture.take(40.0)) is not None:
-        if isinstance(item, CapturedFrame):
+        if isinstance(item, Frame):
             frames.append(item)
         else:
             events.append(item)
@@ -39,7 +39,7 @@ def test_a_file_gives_every_frame_in_order_however_slow_the_consumer(clip: Path,
     player = play(str(clip), slots=3, stall_s=1.0)
     values, times, indices = [], [], []
     while (item := player.capture.take(40.0)) is not None:
-        if isinstance(item, CapturedFrame):
+        if isinstance(item, Frame):
             # Slower than the patience at one place: a source that waits for us is not stalled.
             time.sleep(2.5 if item.index == 10 else 0.002)
             values.append(int(item.image[0, 0, 0]))

@@ -6,6 +6,8 @@ import dataclasses
 import math
 import random
 from collections import deque
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgerpn.errors import StreamOpenError
-from edgerpn.runtime.sources import CaptureConfig, CapturedFrame, parse_policy
-from edgerpn.runtime.sources.capture_config import source_kind
+from edgerpn.runtime.frame import Frame
+from edgerpn.runtime.sources import CaptureConfig, parse_policy
 from edgerpn.runtime.sources.capture_process import CaptureProcess
 from edgerpn.runtime.sources.clocks import LagMeter, RateCap
 from edgerpn.runtime.sources.decoders import Abilities, choose, csi_pipeline, quoted, rtsp_pipeline
@@ -22,7 +24,8 @@ from edgerpn.runtime.sources.failure_classes import FIXES, CaptureFailedError, c
 from edgerpn.runtime.sources.ffmpeg_reader import playlist
 from edgerpn.runtime.sources.mailbox import Mailbox
 from edgerpn.runtime.sources.outcome import Backoff, LastWord, outcome
-from edgerpn.runtime.sources.wire import FramePacket, unpack_frame
+from edgerpn.runtime.sources.spec import parse_source
+from edgerpn.runtime.sources.wire import pack_frame, unpack_frame
 
 PC = Abilities(has_ffmpeg=True, has_gstreamer=False, has_v4l2=True, has_program=True, has_nvv4l2=False)
 JETSON = dataclasses.replace(PC, has_gstreamer=True, has_nvv4l2=True)
@@ -44,7 +47,7 @@ JETSON = dataclasses.replace(PC, has_gstreamer=True, has_nvv4l2=True)
     ],
 )
 def test_kinds_of_sources(source: str, kind: str) -> None:
-    assert source_kind(source) == kind
+    assert parse_source(source).kind == kind
 
 
 @pytest.mark.parametrize("source", ["", "  ", "ftp://user:secret@host/x", "csi://left"])
@@ -262,15 +265,26 @@ def test_a_file_is_never_read_twice() -> None:
     st.text(st.characters(exclude_categories=["Cs"]), max_size=50),
 )
 def test_packets_of_frames_come_back_as_they_were(count: int, media_s: float | None, path: str) -> None:
-    packet = FramePacket(
-        generation=1, slot=2, index=2**40, height=3, width=4, media_time_s=media_s, captured_at=1.5, monotonic_s=2.5,
-        lag_s=None, decode_ms=0.5, num_dropped=count, num_skipped=0, path=path,
+    image = np.zeros((3, 4, 3), np.uint8)
+    frame = Frame(
+        image=image, source="a", index=2**40, connection=3, media_time_s=media_s, captured_at=1.5, monotonic_s=2.5,
+        lag_ms=None, decode_ms=0.5, num_dropped=count, num_skipped=0, path=Path(path) if path else None,
     )  # fmt: skip
-    assert unpack_frame(packet.pack()) == packet
+    asked = []
+
+    def image_of(*place: int) -> Any:
+        asked.append(place)
+        return image
+
+    packet = pack_frame(frame, generation=1, slot=2)
+    found = unpack_frame(packet, image_of, source="a", connection=3, first_index=7)
+    assert found.index == 2**40 + 7
+    assert repr(dataclasses.replace(found, index=2**40)) == repr(frame)
+    assert asked == [(1, 2, 3, 4)]
 
 
-def make_frame(index: int) -> CapturedFrame:
-    return CapturedFrame(
+def make_frame(index: int) -> Frame:
+    return Frame(
         image=np.zeros((1, 1, 3), np.uint8), source="a", index=index, connection=1, media_time_s=None, captured_at=0.0,
         monotonic_s=0.0, decode_ms=0.0, lag_ms=None,
     )  # fmt: skip
@@ -285,7 +299,7 @@ def test_no_frame_is_lost_without_being_counted(max_frames: int, is_put: list[bo
             mailbox.put_frame(make_frame(next_index), max_frames)
             next_index += 1
         elif (item := mailbox.get()) is not None:
-            assert isinstance(item, CapturedFrame)
+            assert isinstance(item, Frame)
             assert item.index - last_index == item.num_dropped + 1
             last_index = item.index
         assert len(mailbox) <= max_frames

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from edgerpn.runtime.sources import CaptureConfig, CapturedFrame, CaptureEvent
+from edgerpn.runtime.frame import Event, Frame
+from edgerpn.runtime.sources import CaptureConfig
 
 Make = Callable[..., Any]
 
@@ -44,7 +45,7 @@ def test_a_queue_drops_its_oldest(make_mjpeg: Make, play: Make, patience: Any) -
     patience.wait_until(lambda: player.capture.stats.num_dropped >= 5)
     # Four wait, at once; whatever is missing was older than they are, and is counted.
     frames = [player.capture.take(0) for _ in range(4)]
-    assert all(isinstance(frame, CapturedFrame) for frame in frames)
+    assert all(isinstance(frame, Frame) for frame in frames)
     assert frames[0].index - first.index == frames[0].num_dropped + 1 >= 6
     for before, after in pairwise(frames):
         assert after.index - before.index == after.num_dropped + 1
@@ -108,9 +109,9 @@ def test_sources_take_turns_and_a_dead_one_slows_none(
     end_s = time.monotonic() + 40.0
     while time.monotonic() < end_s and sum(counts.values()) < 90:
         item = group.take(0.5)
-        if isinstance(item, CaptureEvent):
+        if isinstance(item, Event):
             connected |= {item.source} if item.kind == "connected" else set()
-        elif isinstance(item, CapturedFrame) and len(connected) == 3:
+        elif isinstance(item, Frame) and len(connected) == 3:
             counts[item.source] += 1
             # A model that is slower than all of them together.
             time.sleep(0.02)
@@ -130,7 +131,7 @@ def test_sources_come_and_go_while_the_group_runs(make_mjpeg: Make, make_group: 
     end_s = time.monotonic() + 40
     while seen != {"first", "second"} and time.monotonic() < end_s:
         item = group.take(1.0)
-        seen |= {item.source} if isinstance(item, CapturedFrame) else set()
+        seen |= {item.source} if isinstance(item, Frame) else set()
     assert seen == {"first", "second"}
     first.close()
     assert group.captures == (second,)
@@ -150,7 +151,7 @@ def test_a_group_of_files_ends_when_all_have_ended(clip: Path, make_group: Make)
         group.add(CaptureConfig(source=str(clip), name=name))
     counts: Counter[str] = Counter()
     while (item := group.take(40.0)) is not None:
-        counts[item.source] += isinstance(item, CapturedFrame)
+        counts[item.source] += isinstance(item, Frame)
     assert counts == {"a": 60, "b": 60, "c": 60}
 
 
@@ -178,7 +179,7 @@ def test_an_error_in_the_watching_thread_reaches_those_who_wait(make_group: Make
 def test_an_error_in_the_watching_thread_leaves_no_process(make_mjpeg: Make, make_group: Make) -> None:
     group = make_group()
     capture = group.add(CaptureConfig(source=make_mjpeg().url))
-    while not isinstance(group.take(40.0), CapturedFrame):
+    while not isinstance(group.take(40.0), Frame):
         pass
     process = capture.supervisor.process
     capture.supervisor.on_control = lambda now_s: 1 / 0

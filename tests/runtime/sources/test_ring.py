@@ -8,15 +8,7 @@ import pytest
 
 from edgerpn.runtime.sources.capture_process import CaptureProcess
 from edgerpn.runtime.sources.ring import RingReader, RingWriter
-from edgerpn.runtime.sources.wire import FramePacket, unpack_release
-
-
-def make_packet(**changes: int) -> FramePacket:
-    values = {"generation": 7, "slot": 1, "height": 4, "width": 5} | changes
-    return FramePacket(
-        **values, index=0, media_time_s=None, captured_at=0.0, monotonic_s=0.0, lag_s=None, decode_ms=0.0,
-        num_dropped=0, num_skipped=0, path="",
-    )  # fmt: skip
+from edgerpn.runtime.sources.wire import unpack_release
 
 
 def test_a_slot_returns_when_the_last_view_of_its_frame_is_gone() -> None:
@@ -26,7 +18,7 @@ def test_a_slot_returns_when_the_last_view_of_its_frame_is_gone() -> None:
         writer = RingWriter(7, 2, 60)
         reader = RingReader(writer.fd, ours, 7, writer.num_slots, writer.slot_bytes)
         writer.image(1, 4, 5)[...] = 9
-        image = reader.image(make_packet())
+        image = reader.image(7, 1, 4, 5)
         assert image.shape == (4, 5, 3)
         assert (image == 9).all()
         assert not reader.is_full
@@ -44,13 +36,15 @@ def test_a_ring_refuses_frames_that_cannot_be() -> None:
     with ours, theirs:
         writer = RingWriter(7, 2, 60)
         reader = RingReader(writer.fd, ours, 7, writer.num_slots, writer.slot_bytes)
-        assert reader.fits(make_packet())
+        good = {"generation": 7, "slot": 1, "height": 4, "width": 5}
         for changes in ({"generation": 6}, {"slot": 2}, {"width": 0}, {"height": 2**31}, {"width": 2**31}):
-            assert not reader.fits(make_packet(**changes))
-        held = reader.image(make_packet())
-        assert not reader.fits(make_packet())
-        assert reader.fits(make_packet(slot=0))
-        del held
+            with pytest.raises(ValueError, match="does not fit"):
+                reader.image(**{**good, **changes})
+        held = reader.image(**good)
+        with pytest.raises(ValueError, match="does not fit"):
+            reader.image(**good)
+        other = reader.image(**{**good, "slot": 0})
+        del held, other
         writer.close()
 
 

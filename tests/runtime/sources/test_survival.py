@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgerpn.runtime.sources import CaptureConfig, CapturedFrame, CaptureGroup, open_capture
+from edgerpn.runtime.frame import Frame
+from edgerpn.runtime.sources import CaptureConfig, CaptureGroup, open_capture
 
 Make = Callable[..., Any]
 
@@ -62,14 +63,15 @@ def test_killing_the_parent_leaves_no_process_and_no_memory(clip: Path, patience
     before = set(os.listdir("/dev/shm"))
     code = """
 import sys, time
-from edgerpn.runtime.sources import CaptureConfig, CapturedFrame, CaptureGroup
+from edgerpn.runtime.frame import Frame
+from edgerpn.runtime.sources import CaptureConfig, CaptureGroup
 group = CaptureGroup()
 # One waits for its consumer for ever, the other waits for its next attempt or inside of its connection.
 captures = [group.add(CaptureConfig(source=sys.argv[1], policy="every")), group.add(CaptureConfig(source=sys.argv[2]))]
 frames = []
 while len(frames) < 8:
     item = captures[0].take()
-    if isinstance(item, CapturedFrame):
+    if isinstance(item, Frame):
         frames.append(item)
 while captures[1].stats.pid is None:
     time.sleep(0.01)
@@ -121,7 +123,7 @@ def test_fifty_reconnects_leave_no_descriptor_thread_or_memory_behind(make_mjpeg
     with open_capture(CaptureConfig(source=camera.url, **settings)) as capture:
         counts = []
         for _ in range(50):
-            while not isinstance(capture.take(40.0), CapturedFrame):
+            while not isinstance(capture.take(40.0), Frame):
                 pass
             pid = capture.stats.pid
             if pid is not None:

@@ -18,7 +18,7 @@ from starlette.routing import Mount, Route
 
 from edgerpn.runtime.sinks.record import record_schema
 from edgerpn.runtime.web import HttpConfig, open_page, routes
-from edgerpn.runtime.web.added import check_added
+from edgerpn.runtime.web.requests import check_added
 
 Make = Callable[..., Any]
 
@@ -68,7 +68,7 @@ def test_everything_that_is_answered_is_as_it_is_described(serve: Make, make_cam
 
 
 def test_every_route_is_described_and_the_other_way_round() -> None:
-    site = routes.Site(None, None, None, None)  # type: ignore[arg-type]
+    site = routes.PageRoutes(None, None, None, None)  # type: ignore[arg-type]
     site._live = FakeLive()  # type: ignore[assignment]
     found = set()
     for route in site.application().routes:
@@ -252,7 +252,7 @@ def test_without_control_no_source_changes(serve: Make) -> None:
         ({"source": "filesrc location=/etc/passwd ! appsink"}, "files and pipelines"),
         ({"source": "/dev/v4l/../../etc/passwd"}, "files and pipelines"),
         ({"source": '"http://host/\U0001f600"'}, "files and pipelines"),
-        ({"source": "gopher://host/x"}, "unknown kind of URL"),
+        ({"source": "gopher://host/x"}, "unknown URL scheme"),
         ({"source": 0}, "expected a camera or a URL"),
         ({}, "expected a camera or a URL"),
         ({"source": "http://h/x", "ffmpeg_options": "a;b"}, "ffmpeg_options"),

@@ -16,8 +16,8 @@ import pytest
 from edgerpn.proposals import Proposals
 from edgerpn.runtime.frame import Event, Frame, Result
 from edgerpn.runtime.web import HttpConfig, pictures, streaming
-from edgerpn.runtime.web.paint import Shot, View, age_text, annotate, blank, encode, mark
-from edgerpn.runtime.web.pictures import Pictures
+from edgerpn.runtime.web.paint import FrameCopy, ViewSettings, age_text, annotate, blank, encode, mark
+from edgerpn.runtime.web.pictures import PictureFeed
 
 Make = Callable[..., Any]
 
@@ -33,8 +33,8 @@ def result(index: int = 0, *, source: str = "door", size_hw: tuple[int, int] = (
     )
 
 
-def event(kind: Any, reason: str = "lost") -> Event:
-    return Event(kind=kind, source="door", message="door: something", captured_at=time.time(), reason=reason)
+def event(kind: Any, reason: Any = "lost") -> Event:
+    return Event(kind=kind, source="door", message="door: something", happened_at=time.time(), reason=reason)
 
 
 def until(is_it: Callable[[], Any]) -> Any:
@@ -47,10 +47,10 @@ def until(is_it: Callable[[], Any]) -> Any:
 
 @pytest.fixture
 def make_pictures() -> Any:
-    made: list[Pictures] = []
+    made: list[PictureFeed] = []
 
-    def make(**config: Any) -> Pictures:
-        made.append(Pictures(HttpConfig(**config), lambda source: None))
+    def make(**config: Any) -> PictureFeed:
+        made.append(PictureFeed(HttpConfig(**config), lambda source: None))
         return made[-1]
 
     yield make
@@ -64,7 +64,7 @@ def test_without_viewers_nothing_is_drawn_or_encoded_and_next_to_nothing_copied(
     copies = []
     original = pictures._shot
 
-    def counted(result: Result, **options: Any) -> Shot:
+    def counted(result: Result, **options: Any) -> FrameCopy:
         copies.append(result.index)
         return original(result, **options)
 
@@ -166,7 +166,7 @@ def test_a_removed_source_leaves_nothing_and_comes_back_for_who_still_watches(ma
     made = make_pictures()
     made.offer(result(1))
     made.note(event("ended", "removed"))
-    assert made._slots == {}
+    assert made._sources == {}
     made.watch(["door"])
     made.offer(result(2))
     until(lambda: made.newest("door") and made.newest("door").frame == 2)
@@ -176,7 +176,7 @@ def test_a_removed_source_leaves_nothing_and_comes_back_for_who_still_watches(ma
     until(lambda: made.newest("door").frame == 3)
     made.note(event("ended", "removed"))
     made.unwatch(["door"])
-    assert made._slots == {}
+    assert made._sources == {}
 
 
 def test_a_change_of_the_view_redraws_a_picture_that_stands_still(make_pictures: Make) -> None:
@@ -184,9 +184,9 @@ def test_a_change_of_the_view_redraws_a_picture_that_stands_still(make_pictures:
     made.watch(["door"])
     made.offer(result(1))
     until(lambda: made.newest("door") and made.newest("door").num_boxes == 2)
-    made.set_view(View(min_score=0.7, top=20))
+    made.set_view(ViewSettings(min_score=0.7, top=20))
     until(lambda: made.newest("door").num_boxes == 1)
-    made.set_view(View(min_score=0.0, top=20))
+    made.set_view(ViewSettings(min_score=0.0, top=20))
     until(lambda: made.newest("door").num_boxes == 2)
 
 
@@ -266,7 +266,7 @@ def test_a_slow_viewer_gets_no_old_pictures_as_live(serve: Make, painted_camera:
 def test_what_is_kept_is_small_and_what_was_drawn_goes_with_the_last_viewer(make_pictures: Make) -> None:
     made = make_pictures(max_width_px=64)
     made.offer(result(1, size_hw=(600, 800)))
-    slot = made._slots["door"]
+    slot = made._sources["door"]
     assert slot.last.image.shape == (48, 64, 3)
     assert slot.last.proposals.boxes[0] == pytest.approx([0.8, 0.8, 4, 4])
     made.watch(["door"])
@@ -283,11 +283,11 @@ def test_what_is_kept_is_small_and_what_was_drawn_goes_with_the_last_viewer(make
 
 def test_large_frames_are_made_smaller_and_their_boxes_with_them() -> None:
     shot_of = result(size_hw=(600, 800))
-    shot = Shot(
+    shot = FrameCopy(
         image=np.array(shot_of.image), proposals=Proposals(shot_of.proposals.boxes * 10, shot_of.proposals.scores),
         frame=0, captured_at=0.0, monotonic_s=0.0,
     )  # fmt: skip
-    small, count = annotate(shot, View(), max_width_px=400)
+    small, count = annotate(shot, ViewSettings(), max_width_px=400)
     assert (small.shape, count) == ((300, 400, 3), 2)
     changed = np.argwhere(np.any(small != 90, axis=2))
     # The larger box is 100..500 of 800 pixels, at half the size.

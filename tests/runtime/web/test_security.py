@@ -337,7 +337,7 @@ def test_a_route_that_fails_answers_json_and_fills_no_log(
     for _ in range(3):
         answer = site.get("/readyz")
         assert answer.status == 500
-        assert answer.json == {"error": "an error of ours; the log says more"}
+        assert answer.json == {"error": "internal error; see the log"}
         assert answer.headers["X-Frame-Options"] == "DENY"
     # The last line may come after its answer.
     site.until(lambda: len([r for r in caplog.records if "'/readyz' failed: broken" in r.getMessage()]) == 3)

@@ -1,0 +1,12 @@
+"""Benchmarks, run from the root of the repository: `python -m benchmarks.NAME --help`; `results/` holds the records.
+
+graph       share of pre-processing and proposal stage in the graph
+stream      `edgerpn run` on a file over the bare model
+streams     many sources, overload, soak, dead consumers
+web_page    the cost of viewers of the web page
+recall      recall for equal training time
+nms         forms of NMS; nms.recall: recall by its thresholds
+precision   float16 and int8
+train       the training step beside torchvision's
+gpu         everything that needs an NVIDIA GPU
+"""

@@ -1,0 +1,152 @@
+"""Everything that needs an NVIDIA GPU, in one command; what cannot be done here is skipped, and said.
+
+    python -m benchmarks.gpu [--checkpoint best.pt | --model model.onnx] [--data DIR] [--size 384x640]
+                                   [--out FOLDER] [--backend tensorrt|tensorrt-rtx] [--exports A,B] [--quick]
+                                   [--minutes 10]
+
+DIR holds val.json and images/ (for parity and recall), and train.json when int8 is to be calibrated on what the model
+was trained on. Without a checkpoint the default preset gets random weights, without DIR the pictures are made up; then
+recall is not measured, and only the float32 engines are judged by their proposals.
+
+The steps, each in a process of its own (session.py), the most important first:
+
+    hardware        GPU, driver, clocks, power, versions of every library
+    acceptance      whether TensorRT-RTX loads an engine on this GPU's compute capability
+    exports         fp32, fp16, int8; open batch; fixed camera size; NMS over all candidates; each checked for targets
+    engines         built with TensorRT and TensorRT-RTX, whichever import
+    for each        `edgerpn inspect`, parity with the ONNX file, AR, golden self-test, CUDA graph, latency: engine
+                    alone (GPU events, with and without graph), with copies, end to end, PyTorch's memory in place; GPU
+                    and process memory; two streams at once
+    proposal stage  the network cut at the head's outputs beside the whole; its share may be 15 % at most
+    peers           PyTorch eager and compiled, ONNX Runtime with CUDA and TensorRT
+
+It ends within --minutes; what is left then is skipped (a Jetson wants --quick, or more minutes). It writes
+gpu_HARDWARE_DATE.json and .md into --out and prints the table. Exit status: 1 when a step failed or a limit is broken;
+else 2 when there is no GPU (exports, their checks and the engines of TensorRT-RTX are done all the same); else 0.
+
+The steps that need a GPU have not run on one yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.models import EXPORTS
+from benchmarks.gpu.plan import Options, Plan
+from benchmarks.gpu.report import report
+from benchmarks.gpu.session import Record, Session
+from edgerpn import files
+from edgerpn.arguments import size_argument
+
+NAMES = tuple(export.name for export in EXPORTS)
+FACTS = (
+    "gpu", "compute_capability", "gpu_memory_mib", "gpu_free_mib", "cuda_driver", "l4t", "nvidia_smi", "nvpmodel",
+    "jetson_clocks", "cpu", "cores", "load_average", "system", "python", "modules", "packages", "pictures", "weights",
+    "backbone", "checkpoint_sha256", "network_hw", "camera_hw",
+)  # fmt: skip
+"""What the report says before its tables."""
+
+
+def main() -> int:
+    """Runs all steps, writes and prints the report; returns the exit status."""
+    arguments = _arguments()
+    options = Options(
+        checkpoint=_path(arguments.checkpoint),
+        model=_path(arguments.model),
+        data=_path(arguments.data),
+        size=arguments.size,
+        backend=arguments.backend,
+        exports=arguments.exports,
+        is_quick=arguments.quick,
+    )
+    given = ((options.checkpoint, "CHECKPOINT"), (options.model, "MODEL"), (options.data, "DATA"))
+    names = {path: name for path, name in given if path}
+    started = datetime.now(timezone.utc)
+    with tempfile.TemporaryDirectory(prefix="edgerpn-gpu-") as folder:
+        work = arguments.work.resolve() if arguments.work else Path(folder)
+        work.mkdir(parents=True, exist_ok=True)
+        if any(work.iterdir()):
+            raise SystemExit(f"--work {work}: expected a new or empty folder, for old results would pass as new ones")
+        session = Session(work, minutes=arguments.minutes, names=names, say=_say)
+        plan = Plan(session=session, options=options)
+        plan.run()
+    hardware = str(plan.facts.get("gpu") or "no GPU")
+    about = {"hardware": hardware, "date": started.isoformat(timespec="seconds"), "command": _command(names)}
+    about |= {key: plan.facts[key] for key in FACTS if key in plan.facts}
+    base = arguments.out / f"gpu_{_slug(hardware)}_{started.date().isoformat()}"
+    _write(base, about, session.records)
+    return exit_status(session.records, has_gpu=plan.no_gpu is None)
+
+
+def exit_status(records: Sequence[Record], *, has_gpu: bool) -> int:
+    """1: a step failed; 2: there is no GPU; 0: all is done or skipped."""
+    if any(record.status == "failed" for record in records):
+        return 1
+    return 0 if has_gpu else 2
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    given = parser.add_mutually_exclusive_group()
+    given.add_argument("--checkpoint", type=Path, help="best.pt of a training run (default: random weights)")
+    given.add_argument("--model", type=Path, help="exported model.onnx, to check this one graph alone")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="val.json, images/ and, for int8, train.json")
+    parser.add_argument("--size", type=size_argument, metavar="HxW", help="network size (default: as trained)")
+    parser.add_argument("--out", type=Path, default=Path(), metavar="FOLDER", help="for the report (default: here)")
+    parser.add_argument("--work", type=Path, metavar="FOLDER", help="keeps models and engines (default: they go)")
+    parser.add_argument("--backend", choices=("auto", "tensorrt", "tensorrt-rtx"), default="auto", help="library")
+    parser.add_argument("--exports", type=_names, metavar="A,B", help=f"only these of {', '.join(NAMES)}")
+    parser.add_argument("--quick", action="store_true", help="fewer exports and shorter measurements, no recall gate")
+    parser.add_argument("--minutes", type=float, default=10, help="time for all steps (10)")
+    return parser.parse_args()
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    unknown = [name for name in names if name not in NAMES]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"expected some of {', '.join(NAMES)}, got {', '.join(unknown)}")
+    return names
+
+
+def _path(file: Path | None) -> str | None:
+    return None if file is None else str(file.resolve())
+
+
+def _command(names: dict[str, str]) -> str:
+    """As it was called, without folders."""
+    words = [names.get(str(Path(word).resolve()), word) for word in sys.argv[1:]]
+    for flag in ("--out", "--work"):
+        if flag in words:
+            words[words.index(flag) + 1] = "FOLDER"
+    return " ".join(["python -m benchmarks.gpu", *words])
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def _write(base: Path, about: dict[str, Any], records: Sequence[Record]) -> None:
+    base.parent.mkdir(parents=True, exist_ok=True)
+    text = report(about, records)
+    content = {"benchmark": "gpu_check", **about, "steps": [dataclasses.asdict(record) for record in records]}
+    files.write_text(base.with_name(base.name + ".json"), json.dumps(content, indent=2) + "\n")
+    files.write_text(base.with_name(base.name + ".md"), text)
+    print(f"\n{text}\nwrote {base.name}.json and {base.name}.md")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""The process of one step: `python -m benchmarks.gpu.child STEP REQUEST.json RESULT.json`.
+
+A step is a function of a request and a `Notes`. A missing package or `Skip` makes it skipped, an error or
+`Notes.broken` makes it failed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+from benchmarks.gpu.session import Notes, Skip
+from edgerpn.errors import EdgeRpnError, MissingDependencyError
+
+STEPS = {
+    "hardware": "hardware",
+    "acceptance": "hardware",
+    "clocks": "hardware",
+    "prepare": "models",
+    "cut": "engine",
+    "stage": "engine",
+    "engine": "engine",
+    "runner": "runner",
+    "streams": "runner",
+    "pytorch": "runner",
+    "onnxruntime": "runner",
+}
+"""Name of each step, which is that of its function, and its module."""
+
+
+def main() -> int:
+    """Runs the step; returns the exit status: 0 also when it was skipped, or failed in an orderly way."""
+    step, request, result = sys.argv[1:]
+    notes = Notes(Path(result))
+    try:
+        function = getattr(importlib.import_module(f"benchmarks.gpu.{STEPS[step]}"), step)
+        function(json.loads(Path(request).read_text(encoding="utf-8")), notes)
+    except ModuleNotFoundError as error:
+        notes.end("skipped", f"the Python module {error.name} is not installed here")
+    except (Skip, MissingDependencyError) as error:
+        notes.end("skipped", str(error))
+    except EdgeRpnError as error:
+        notes.end("failed", f"{type(error).__name__}: {error}")
+    else:
+        notes.end("done")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,345 @@
+"""Engines by themselves, timed by the GPU's clock, with and without a CUDA graph, and the cost of the proposal stage.
+
+Events and free memory come straight from the driver's library (CUDA driver API, cuda.h), whose handles are the plain
+numbers that `edgerpn.runtime.backends.tensorrt.cuda` gives, whichever package provides it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.gpu.session import Notes, Skip
+from edgerpn.errors import EdgeRpnError
+from edgerpn.runtime.backends.tensorrt.cuda import CudaError, Device
+from edgerpn.runtime.backends.tensorrt.cuda_provider import open_device
+from edgerpn.runtime.backends.tensorrt.library import TensorRtLibrary, import_library, make_logger
+
+_ITEM_BYTES = {"FLOAT": 4, "HALF": 2, "BF16": 2, "INT32": 4, "INT64": 8, "INT8": 1, "UINT8": 1, "BOOL": 1}
+LIMIT = 0.15
+"""Share of the whole that the proposal stage may take on a GPU, at K = 100 and 1000 boxes of each level."""
+BACK_TO_BACK = 50
+"""Launches that are timed as one, for what a busy GPU does in a second."""
+
+
+class Clock(Protocol):
+    """The GPU's time on a stream."""
+
+    def time_ms(self, work: Callable[[], object], stream: int) -> float:
+        """Milliseconds from before `work` is launched on a stream until it is done; waits for it."""
+        ...
+
+
+class GpuClock:
+    """CUDA events; called inside `Device.active()`, from one thread."""
+
+    def __init__(self, device: Device) -> None:
+        """Makes a pair of events."""
+        self._device = device
+        self._cuda = ctypes.CDLL("libcuda.so.1")
+        # CUDA 12.8 gave the function a second version; the first one has been there all along.
+        self._elapsed = next(
+            name for name in ("cuEventElapsedTime", "cuEventElapsedTime_v2") if hasattr(self._cuda, name)
+        )
+        self._start, self._end = ctypes.c_void_p(), ctypes.c_void_p()
+        for event in (self._start, self._end):
+            self._call("cuEventCreate", ctypes.byref(event), ctypes.c_uint(0))
+
+    def time_ms(self, work: Callable[[], object], stream: int) -> float:
+        """See `Clock`."""
+        self._call("cuEventRecord", self._start, ctypes.c_void_p(stream))
+        work()
+        self._call("cuEventRecord", self._end, ctypes.c_void_p(stream))
+        self._device.synchronize(stream)
+        elapsed = ctypes.c_float()
+        self._call(self._elapsed, ctypes.byref(elapsed), self._start, self._end)
+        return float(elapsed.value)
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        status = getattr(self._cuda, name)(*arguments)
+        if status:
+            raise CudaError(name, f"error {status}")
+
+
+def free_mib() -> float:
+    """Memory of the GPU that nobody uses; called inside `Device.active()`."""
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    status = ctypes.CDLL("libcuda.so.1").cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
+    if status:
+        raise CudaError("cuMemGetInfo", f"error {status}")
+    return round(free.value / 2**20, 1)
+
+
+class BareEngine:
+    """One engine at one batch size, with memory, stream and, where capture works, a CUDA graph of the engine alone."""
+
+    def __init__(
+        self, plan: bytes, library: TensorRtLibrary, device: Device, *, frames: npt.NDArray[np.uint8], batch: int
+    ) -> None:
+        """Loads it; called inside `Device.active()`, as all methods.
+
+        Args:
+            plan: Content of the engine's file.
+            library: What runs it.
+            device: The GPU.
+            frames: (N, H, W, 3); the first `batch` of them are its input.
+            batch: Frames in a batch, if it is open in the engine.
+
+        Raises:
+            Skip: The library refuses the engine here.
+        """
+        module = library.module
+        self.device, self.log = device, make_logger(module)
+        self._runtime = module.Runtime(self.log)
+        self._engine = self._runtime.deserialize_cuda_engine(plan)
+        if self._engine is None:
+            raise Skip(f"{library.title} refuses the engine on {device.info.name}: {self.log.take_lines()}")
+        self._context = _make_context(library, self._engine)
+        if self._context is None:
+            raise Skip(f"{library.title} cannot make an execution context: {self.log.take_lines()}")
+        self.stream = device.create_stream()
+        self._bind(module, frames, batch)
+        self.why_no_graph, self._graph = self._capture()
+
+    def _bind(self, module: Any, frames: npt.NDArray[np.uint8], batch: int) -> None:
+        engine, context, device = self._engine, self._context, self.device
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        for name in names:
+            if engine.get_tensor_mode(name) == module.TensorIOMode.INPUT:
+                shape = tuple(engine.get_tensor_shape(name))
+                context.set_input_shape(name, (batch if shape[0] == -1 else shape[0], *shape[1:]))
+        for name in names:
+            shape = tuple(context.get_tensor_shape(name))
+            size = int(np.prod(shape)) * _ITEM_BYTES[engine.get_tensor_dtype(name).name]
+            address = device.allocate(max(size, 1))
+            context.set_tensor_address(name, address)
+            if engine.get_tensor_mode(name) == module.TensorIOMode.INPUT:
+                host = device.allocate_host(size, is_mapped=False)
+                host.array[:] = np.resize(frames, shape).reshape(-1).view(np.uint8)
+                device.upload(address, host.array, self.stream)
+                device.synchronize(self.stream)
+
+    def enqueue(self) -> None:
+        """Starts the work, kernel by kernel."""
+        if not self._context.execute_async_v3(self.stream):
+            raise Skip(f"the library refuses to run the engine: {self.log.take_lines()}")
+
+    def launch(self) -> None:
+        """Starts the work, as a graph where there is one."""
+        if self._graph is None:
+            self.enqueue()
+        else:
+            self.device.launch_graph(self._graph, self.stream)
+
+    def close(self) -> None:
+        """Frees the engine; the memory that it was bound to goes with the process."""
+        self.device.synchronize(self.stream)
+        if self._graph is not None:
+            self.device.destroy_graph(self._graph)
+        self._graph = self._context = self._engine = self._runtime = None
+
+    def _capture(self) -> tuple[str | None, int | None]:
+        self.enqueue()
+        self.device.synchronize(self.stream)
+        if self.device.info.why_no_graphs is not None:
+            return self.device.info.why_no_graphs, None
+        if hasattr(self._context, "is_stream_capturable") and not self._context.is_stream_capturable(self.stream):
+            return "the library says that this engine cannot be captured", None
+        try:
+            self.device.begin_capture(self.stream)
+            is_started = self._context.execute_async_v3(self.stream)
+            graph = self.device.end_capture(self.stream)
+        except CudaError as error:
+            return str(error), None
+        return (None, graph) if is_started else (f"refused while capturing: {self.log.take_lines()}", None)
+
+
+def _make_context(library: TensorRtLibrary, engine: Any) -> Any:
+    """An execution context as the runner makes it: TensorRT-RTX with final kernels and without graphs of its own."""
+    if library.name != "tensorrt-rtx":
+        return engine.create_execution_context()
+    module = library.module
+    config = engine.create_runtime_config()
+    config.cuda_graph_strategy = module.CudaGraphStrategy.DISABLED
+    config.dynamic_shapes_kernel_specialization_strategy = module.DynamicShapesKernelSpecializationStrategy.EAGER
+    return engine.create_execution_context(config)
+
+
+def in_turns(runs: Mapping[str, Callable[[], float]], seconds: float) -> dict[str, dict[str, float]]:
+    """Runs every one in turn, so that drift hits all alike; summaries of the milliseconds that they give.
+
+    The first fifth of the time warms up; afterwards there are at least 20 rounds, whatever the time.
+    """
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    start = time.perf_counter()
+    while len(next(iter(times.values()))) < 20 or time.perf_counter() - start < 1.2 * seconds:
+        is_warm = time.perf_counter() - start >= 0.2 * seconds
+        for name, run in runs.items():
+            elapsed = run()
+            if is_warm:
+                times[name].append(elapsed)
+    return {name: summary(values) for name, values in times.items()}
+
+
+def summary(values_ms: Sequence[float]) -> dict[str, float]:
+    """Percentiles, mean and number."""
+    quantiles = {f"p{q}": round(float(np.percentile(values_ms, q)), 4) for q in (50, 90, 99)}
+    return {**quantiles, "mean": round(float(np.mean(values_ms)), 4), "rounds": len(values_ms)}
+
+
+def wall_ms(run: Callable[[], object]) -> float:
+    """Milliseconds of a call."""
+    start = time.perf_counter()
+    run()
+    return 1000 * (time.perf_counter() - start)
+
+
+def opened(library: str) -> tuple[TensorRtLibrary, Device]:
+    """Library and GPU.
+
+    Raises:
+        Skip: One of them does not work here.
+    """
+    try:
+        return import_library("tensorrt-rtx" if library == "tensorrt-rtx" else "tensorrt"), open_device()
+    except EdgeRpnError as error:
+        raise Skip(str(error)) from error
+
+
+def measure(bare: BareEngine, clock: Clock, seconds: float, label: str) -> dict[str, Any]:
+    """Latencies of one engine: kernel by kernel, as a graph, and many graphs back to back."""
+    runs = {f"{label}, no graph": lambda: clock.time_ms(bare.enqueue, bare.stream)}
+    if bare.why_no_graph is None:
+        runs[f"{label}, graph"] = lambda: clock.time_ms(bare.launch, bare.stream)
+
+    def many() -> None:
+        for _ in range(BACK_TO_BACK):
+            bare.launch()
+
+    latency = in_turns(runs, seconds)
+    busy = [clock.time_ms(many, bare.stream) / BACK_TO_BACK for _ in range(5)]
+    return {"latency_ms": latency, "back_to_back_ms": {label: round(float(np.median(busy)), 4)}}
+
+
+def engine(request: dict[str, Any], notes: Notes) -> None:
+    """Times an engine alone, without copies, at each of the batch sizes."""
+    library, device = opened(request["library"])
+    plan, frames = Path(request["engine"]).read_bytes(), np.load(request["frames"])
+    figures: dict[str, Any] = {"latency_ms": {}, "back_to_back_ms": {}, "cuda_graph": {}}
+    with device.active():
+        clock = GpuClock(device)
+        for batch in request["batches"]:
+            start = time.perf_counter()
+            bare = BareEngine(plan, library, device, frames=frames, batch=batch)
+            label = f"engine alone, batch {batch}"
+            figures[f"ready after, batch {batch}, s"] = round(time.perf_counter() - start, 2)
+            figures["cuda_graph"][label] = "works" if bare.why_no_graph is None else bare.why_no_graph
+            for key, values in measure(bare, clock, request["seconds"], label).items():
+                figures[key] |= values
+            notes(**figures)
+            bare.close()
+
+
+def cut(request: dict[str, Any], notes: Notes) -> None:
+    """Writes the graph from the frames to logits and deltas of every level."""
+    import onnx
+
+    from edgerpn.export.precision.blocks import DELTAS_WEIGHT, LOGITS_WEIGHT, ancestors
+
+    proto = onnx.load(request["onnx"])
+    # Weights in half precision have a name that goes on behind that of the float32 ones.
+    heads = [
+        node for node in proto.graph.node if any(name.startswith((LOGITS_WEIGHT, DELTAS_WEIGHT)) for name in node.input)
+    ]
+    ends = [node.output[0] for node in heads if node.op_type == "Conv"]
+    if not ends:
+        raise Skip(f"{Path(request['onnx']).name} has no convolution with the weights {LOGITS_WEIGHT}")
+    kept = ancestors(proto, ends)
+    used = {name for node in kept for name in node.input}
+    types = {value.name: value.type for value in onnx.shape_inference.infer_shapes(proto).graph.value_info}
+    graph = onnx.helper.make_graph(
+        kept,
+        "network",
+        proto.graph.input,
+        [onnx.ValueInfoProto(name=name, type=types[name]) for name in ends],
+        [tensor for tensor in proto.graph.initializer if tensor.name in used],
+    )
+    part = onnx.helper.make_model(graph, opset_imports=proto.opset_import, ir_version=proto.ir_version)
+    onnx.checker.check_model(part)
+    onnx.save(part, request["cut"])
+    notes(nodes=len(kept), nodes_of_whole=len(proto.graph.node), outputs=len(ends))
+
+
+def stage(request: dict[str, Any], notes: Notes) -> None:
+    """Builds the cut network, and times it beside the whole and, when it is there, the whole with all candidates."""
+    from edgerpn.errors import EdgeRpnError
+    from edgerpn.export.engine.libraries import load_library
+
+    try:
+        trt = load_library(request["library"])
+    except EdgeRpnError as error:
+        raise Skip(str(error)) from error
+    start = time.perf_counter()
+    plan = build_plan(trt, request["cut"], request["compute_capability"])
+    notes(network_build_s=round(time.perf_counter() - start, 2), network_mb=round(len(plan) / 1e6, 3))
+    if not request["has_gpu"]:
+        notes(share="not timed: there is no NVIDIA GPU")
+        return
+    library, device = opened(request["library"])
+    plans = {"network": plan, "whole": Path(request["whole"]).read_bytes()}
+    if request["all_candidates"] is not None:
+        plans["whole, all candidates"] = Path(request["all_candidates"]).read_bytes()
+    frames = np.load(request["frames"])
+    with device.active():
+        engines = {name: BareEngine(data, library, device, frames=frames, batch=1) for name, data in plans.items()}
+        figures = compare(engines, GpuClock(device), request["seconds"])
+        for one in engines.values():
+            one.close()
+    notes(**figures)
+    if figures["share"] > LIMIT:
+        notes.broken(f"the proposal stage takes {figures['share']:.1%} of the engine, and may take {LIMIT:.0%} at most")
+
+
+def compare(engines: dict[str, BareEngine], clock: Clock, seconds: float) -> dict[str, Any]:
+    """Latencies in turns, and the share of the whole that is not the network, by the medians."""
+    runs = {f"{name}, batch 1": partial(clock.time_ms, one.launch, one.stream) for name, one in engines.items()}
+    latency = in_turns(runs, seconds)
+    network = latency["network, batch 1"]["p50"]
+    shares = {
+        name.replace("whole", "share"): round(1 - network / latency[f"{name}, batch 1"]["p50"], 4)
+        for name in engines
+        if name != "network"
+    }
+    return {"latency_ms": latency, **shares, "limit": LIMIT}
+
+
+def build_plan(trt: Any, onnx_file: str, compute_capability: str | None) -> bytes:
+    """A plan with the options of `edgerpn build`, which itself takes whole graphs only.
+
+    Raises:
+        Skip: The library refuses; with its words.
+    """
+    from edgerpn.runtime.backends.tensorrt.library import make_logger
+
+    log = make_logger(trt)
+    builder = trt.Builder(log)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    if not trt.OnnxParser(network, log).parse_from_file(onnx_file):
+        raise Skip(f"the library's parser refuses the network alone: {log.take_lines()}")
+    options = builder.create_builder_config()
+    options.clear_flag(trt.BuilderFlag.TF32)
+    name = f"SM{(compute_capability or '').replace('.', '')}"
+    if hasattr(trt, "ComputeCapability") and name in trt.ComputeCapability.__members__:
+        options.num_compute_capabilities = 1
+        options.set_compute_capability(trt.ComputeCapability.__members__[name], 0)
+    plan = builder.build_serialized_network(network, options)
+    if plan is None:
+        raise Skip(f"the library builds no engine of the network alone: {log.take_lines()}")
+    return bytes(plan)

@@ -1,0 +1,299 @@
+"""The runtime as an application uses it, and others on the same GPU with the same network and frames.
+
+Self-test, graphs, latency with copies and end to end, memory, two streams; then PyTorch and ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.gpu.engine import Clock, GpuClock, free_mib, in_turns, opened, wall_ms
+from benchmarks.gpu.session import Notes, Skip
+from benchmarks.machine import usage
+from edgerpn import manifest
+from edgerpn.runtime.backends.tensorrt.backend import TensorRtBackend
+from edgerpn.runtime.backends.tensorrt.cuda import Device
+from edgerpn.runtime.model import Model, run_self_test
+
+_NO_GRAPH = "runs without CUDA graphs"
+
+
+class Listener(logging.Handler):
+    """Keeps what the runtime warns of: that it runs without CUDA graphs is only said there."""
+
+    def __init__(self) -> None:
+        """Listens at once."""
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+        logging.getLogger("edgerpn").addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keeps a line."""
+        self.lines.append(record.getMessage())
+
+    def graph(self) -> str:
+        """Whether CUDA graphs work, or why not."""
+        return next((line for line in self.lines if line.startswith(_NO_GRAPH)), "works")
+
+
+def runner(request: dict[str, Any], notes: Notes) -> None:
+    """Everything about one engine in the runtime."""
+    path = Path(request["engine"])
+    spec = manifest.read(path).engine
+    if spec is None:
+        raise Skip(f"{path.name}: its manifest is not that of an engine")
+    _, device = opened(spec.library)
+    listener, memory = Listener(), Memory(device)
+    start = time.perf_counter()
+    backend = TensorRtBackend(path)
+    notes(ran_by=backend.name, load_s=round(time.perf_counter() - start, 2), cuda_graph=listener.graph())
+    memory.note("after load")
+    frames, camera = np.load(request["frames"]), np.load(request["camera"])
+    source_hw = backend.manifest.input.source_hw
+    if source_hw is not None:
+        frames = np.stack([camera] * len(frames))
+    if backend.manifest.golden is not None:
+        run_self_test(path, backend)  # raises SelfTestError, which is this step's failure
+    notes(self_test="passed" if backend.manifest.golden is not None else "there are no golden frames")
+    with device.active():
+        clock = GpuClock(device)
+    latency = latencies(backend, device, clock, frames, camera, request["seconds"])
+    memory.note("after warm-up")
+    notes(latency_ms=latency, memory_mib=memory.figures, warnings=listener.lines)
+    try:
+        figures = from_torch(backend, frames, request["seconds"], notes)
+        notes(latency_ms=latency | figures)
+    except (ModuleNotFoundError, Skip) as error:
+        notes(zero_copy=f"skipped: {error}")
+    backend.close()
+
+
+class Memory:
+    """Memory of GPU and process from one moment to the next."""
+
+    def __init__(self, device: Device) -> None:
+        """Takes the state before the engine is loaded, with the driver's context already made."""
+        self._device = device
+        self.figures: dict[str, float] = {}
+        with device.active():
+            self._free = free_mib()
+        self.figures["process before load"] = _resident_mib()
+
+    def note(self, moment: str) -> None:
+        """Keeps what the GPU's memory lost since the beginning, and the size of the process."""
+        with self._device.active():
+            self.figures[f"GPU {moment}"] = round(self._free - free_mib(), 1)
+        self.figures[f"process {moment}"] = _resident_mib()
+
+
+def _resident_mib() -> float:
+    return round(usage(os.getpid()).parent_rss_mib, 1)
+
+
+def latencies(
+    backend: TensorRtBackend,
+    device: Device,
+    clock: Clock,
+    frames: npt.NDArray[np.uint8],
+    camera: npt.NDArray[np.uint8],
+    seconds: float,
+) -> dict[str, dict[str, float]]:
+    """Milliseconds of the ways through the runtime, in turns, for one frame and for the largest batch."""
+    model = Model(backend)  # not closed: the backend is the caller's
+    camera_name = f"{camera.shape[1]}x{camera.shape[0]}"
+    runs: dict[str, Callable[[], float]] = {
+        f"end to end, {camera_name} frame": partial(wall_ms, partial(model, camera)),
+    }
+    smallest, largest = _batches(backend)
+    for batch in sorted({smallest, largest}):
+        ready = np.ascontiguousarray(np.resize(frames, (batch, *frames.shape[1:])))
+        runs[f"with copies, batch {batch}"] = partial(wall_ms, partial(backend.infer, ready))
+        runs[f"pinned slot, batch {batch}"] = partial(wall_ms, partial(_slot, backend, batch))
+        runs[f"upload, engine and download on the GPU, batch {batch}"] = partial(_on_gpu, backend, device, clock, batch)
+    return in_turns(runs, seconds)
+
+
+def _batches(backend: TensorRtBackend) -> tuple[int, int]:
+    """Smallest and largest batch of the engine."""
+    spec = backend.manifest.engine
+    return (spec.profile.min_batch, spec.profile.max_batch) if spec is not None else (1, 1)
+
+
+def _slot(backend: TensorRtBackend, batch: int) -> None:
+    """What is left when a capture has written the frames into pinned memory itself."""
+    with backend.acquire() as slot:
+        slot.submit(batch)
+        slot.result()
+
+
+def _on_gpu(backend: TensorRtBackend, device: Device, clock: Clock, batch: int) -> float:
+    with backend.acquire() as slot, device.active():
+        elapsed = clock.time_ms(lambda: slot.submit(batch), slot.stream)
+        slot.result()
+        return elapsed
+
+
+def from_torch(
+    backend: TensorRtBackend, frames: npt.NDArray[np.uint8], seconds: float, notes: Notes
+) -> dict[str, dict[str, float]]:
+    """Frames in PyTorch's memory: the same proposals as with copies, and the time.
+
+    Raises:
+        Skip: PyTorch sees no GPU.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        raise Skip("PyTorch sees no GPU")
+    batch, _ = _batches(backend)
+    host = np.ascontiguousarray(frames[:batch])
+    tensor = torch.from_numpy(host).cuda()
+    wanted = backend.infer(host)
+    notes(zero_copy="gives what `infer` gives")
+    # Often enough that the second call captures a graph, and later ones use it.
+    for _ in range(4):
+        found = backend.infer_device(tensor)
+        apart = [float(np.abs(one - other).max()) for one, other in zip(found, wanted, strict=True)]
+        if max(apart) > 0:
+            notes(zero_copy="gives other proposals than `infer`")
+            notes.broken(f"infer_device and infer differ on the same frames by {apart} (boxes px, scores, count)")
+            break
+    label = f"PyTorch tensor in place, batch {batch}"
+    return in_turns({label: partial(wall_ms, partial(backend.infer_device, tensor))}, seconds)
+
+
+def streams(request: dict[str, Any], notes: Notes) -> None:
+    """Frames a second of one thread, two threads on one model, and two models with a thread each."""
+    path = Path(request["engine"])
+    spec = manifest.read(path).engine
+    if spec is None:
+        raise Skip(f"{path.name}: its manifest is not that of an engine")
+    opened(spec.library)
+    camera = np.load(request["camera"])
+    first, second = Model(TensorRtBackend(path)), Model(TensorRtBackend(path))
+    rates = {}
+    for name, models in (("one", [first]), ("two threads, one model", [first, first]), ("two models", [first, second])):
+        rates[name] = rate([model for model in models], camera, request["seconds"])
+        notes(frames_per_s=rates)
+    notes(gain={name: round(value / rates["one"], 2) for name, value in rates.items() if name != "one"})
+    first.close()
+    second.close()
+
+
+def rate(models: list[Model], camera: npt.NDArray[np.uint8], seconds: float) -> float:
+    """Frames a second that threads, one for each of `models`, get through together.
+
+    Raises:
+        RuntimeError: A thread failed.
+    """
+    stop, counts, errors = threading.Event(), [0] * len(models), []
+    ready = threading.Barrier(len(models) + 1)
+
+    def work(index: int) -> None:
+        try:
+            for _ in range(5):
+                models[index](camera)
+            ready.wait()
+            while not stop.is_set():
+                models[index](camera)
+                counts[index] += 1
+        except Exception as error:  # noqa: BLE001 - raised by the main thread
+            errors.append(error)
+            ready.abort()
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(models))]
+    for thread in threads:
+        thread.start()
+    try:
+        ready.wait(timeout=60)
+        start = time.perf_counter()
+        stop.wait(seconds)
+    except threading.BrokenBarrierError:
+        start = time.perf_counter()
+    finally:
+        stop.set()
+        elapsed_s = time.perf_counter() - start
+        for thread in threads:
+            thread.join()
+    if errors:
+        raise RuntimeError(f"a thread failed: {errors[0]}") from errors[0]
+    return round(sum(counts) / elapsed_s, 1)
+
+
+def pytorch(request: dict[str, Any], notes: Notes) -> None:
+    """The detector in PyTorch, from frames on the GPU to proposals on the host; eager, as a CUDA graph or compiled."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise Skip("PyTorch sees no GPU")
+    notes(torch=str(torch.__version__), cuda=torch.version.cuda, gpu=torch.cuda.get_device_name())
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    detector = _detector(request).cuda().to(memory_format=torch.channels_last)
+    half = torch.autocast("cuda", dtype=torch.float16, enabled=request["precision"] == "fp16")
+    frames = torch.from_numpy(np.load(request["frames"])[:1]).cuda()
+    call: Callable[[Any], Any] = detector
+    start = time.perf_counter()
+    with torch.inference_mode(), half:
+        if request["mode"] == "compiled":
+            call = torch.compile(detector, mode="reduce-overhead", fullgraph=False)
+        for _ in range(3):
+            call(frames)
+        torch.cuda.synchronize()
+        notes(ready_s=round(time.perf_counter() - start, 2))
+
+        def run() -> None:
+            batch = call(frames)
+            for part in (batch.boxes, batch.scores, batch.count):
+                part.cpu()
+
+        label = f"PyTorch {request['mode']} {request['precision']}, batch 1"
+        notes(latency_ms=in_turns({label: lambda: wall_ms(run)}, request["seconds"]))
+    notes(gpu_mib=round(torch.cuda.max_memory_allocated() / 2**20, 1))
+
+
+def _detector(request: dict[str, Any]) -> Any:
+    """The network with its batch norms folded and the proposal stage of the exported graph."""
+    import dataclasses
+
+    from edgerpn import manifest
+    from edgerpn.export.export_config import ExportConfig
+    from edgerpn.export.onnx.export_module import export_module, proposal_config
+    from edgerpn.train.checkpoint import load_model
+
+    model, checkpoint = load_model(request["checkpoint"])
+    exported = manifest.read(request["onnx"])
+    stage = exported.proposals
+    config = ExportConfig(target="tensorrt", num_proposals=stage.num_proposals, pre_nms=stage.pre_nms)
+    proposals = dataclasses.replace(proposal_config(checkpoint, config), nms_candidates=stage.nms_candidates)
+    if stage.nms_iterations is not None:
+        proposals = dataclasses.replace(proposals, nms_iterations=stage.nms_iterations)
+    return export_module(model, proposals, config, exported.input.network_hw)
+
+
+def onnxruntime(request: dict[str, Any], notes: Notes) -> None:
+    """ONNX Runtime with one of its providers, from host frames to host proposals."""
+    from edgerpn.errors import EngineLoadError
+    from edgerpn.runtime.backends.onnxruntime import OnnxRuntimeBackend
+
+    start = time.perf_counter()
+    try:
+        backend = OnnxRuntimeBackend(Path(request["onnx"]), providers=[request["provider"]])
+    except EngineLoadError as error:
+        raise Skip(str(error)) from error
+    frames = np.load(request["frames"])[:1]
+    backend.infer(frames)
+    notes(ran_by=backend.name, ready_s=round(time.perf_counter() - start, 2))
+    label = f"ONNX Runtime {request['provider']}, {request['label']}, batch 1"
+    notes(latency_ms=in_turns({label: lambda: wall_ms(lambda: backend.infer(frames))}, request["seconds"]))
+    backend.close()

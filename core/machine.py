@@ -1,0 +1,162 @@
+"""The machine and the process: cores, memory, children that end with their parent, and signals."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+CGROUP = Path("/sys/fs/cgroup")
+"""Control group of a container, version 2."""
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def available_cores() -> int:
+    """Returns the number of CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Returns the name of the processor: on Linux the kernel's, elsewhere the best that Python knows."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key.strip() in ("model name", "Hardware") and value.strip():
+            return value.strip()
+    return platform.processor() or platform.machine() or "unknown"
+
+
+def kib_fields(file: Path) -> dict[str, int]:
+    """Returns the first number of each line `name: number ...`, KiB in /proc/meminfo; empty without the file."""
+    try:
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return {}
+    parts = (line.partition(":") for line in lines)
+    return {name: int(words[0]) for name, _, rest in parts if (words := rest.split()) and words[0].isdigit()}
+
+
+def cgroup_free_bytes() -> tuple[int, int] | None:
+    """Returns free bytes and limit of the control group at `CGROUP`; None without a limit.
+
+    Cached files that the kernel can drop count as free.
+
+    Source: the kernel's documentation of cgroup v2, memory.max, memory.current, memory.stat.
+    """
+    try:
+        limit, used = ((CGROUP / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
+        lines = (CGROUP / "memory.stat").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    if not limit.isdigit():
+        return None
+    inactive = sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+    return int(limit) - int(used) + inactive, int(limit)
+
+
+def available_bytes(meminfo: Path = Path("/proc/meminfo")) -> int | None:
+    """Returns the memory that this process can get without swapping, also within its container; None if unknown."""
+    available_kib = kib_fields(meminfo).get("MemAvailable")
+    if available_kib is None:
+        return None
+    container = cgroup_free_bytes()
+    return max(0, min(available_kib << 10, container[0] if container else available_kib << 10))
+
+
+def die_with_parent(parent_pid: int | None = None) -> None:
+    """Asks the kernel to kill this process when the thread that started it ends (Linux).
+
+    Args:
+        parent_pid: The parent's process number; this process ends at once when the parent is gone already. The parent
+            must pass it: in a container it is often process 1, so a comparison with 1 proves nothing.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if parent_pid is not None and os.getppid() != parent_pid:
+        os._exit(1)
+
+
+def die_with_parent_hook() -> Callable[[], None]:
+    """Returns a `preexec_fn` for a program that must not outlive the thread that starts it."""
+    # The library is loaded before the fork, because little is safe after it.
+    libc = ctypes.CDLL(None)
+    return lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def sigterm_handler(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> Iterator[None]:
+    """Handles SIGTERM by `handler` inside the block; does nothing outside of the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    old = signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old if old is not None else signal.SIG_DFL)
+
+
+class StopOnSignal:
+    """Context manager that turns the first SIGINT or SIGTERM into a request to finish.
+
+    It does nothing outside of the main thread, where Python allows no handlers. The old handlers return at the end.
+    """
+
+    def __init__(
+        self,
+        stop: Callable[[], None] = lambda: None,
+        *,
+        on_hangup: Callable[[], None] | None = None,
+        forcing: tuple[int, ...] = (signal.SIGINT,),
+    ) -> None:
+        """Prepares the handlers.
+
+        Args:
+            stop: Called inside the signal handler, so it must only set flags.
+            on_hangup: Called likewise for SIGHUP; None leaves SIGHUP alone.
+            forcing: Signals that act as before once a stop was requested, so that a second Ctrl-C interrupts.
+        """
+        self._stop = stop
+        self._on_hangup = on_hangup
+        self._forcing = forcing
+        self._previous: dict[int, Any] = {}
+        self.received: int | None = None
+        """Number of the last signal; None before the first."""
+
+    def __enter__(self) -> StopOnSignal:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._handle)
+            if self._on_hangup is not None and hasattr(signal, "SIGHUP"):
+                self._previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._handle_hangup)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        for other in self._forcing:
+            signal.signal(other, self._previous[other])
+        self._stop()
+
+    def _handle_hangup(self, number: int, frame: FrameType | None) -> None:
+        if self._on_hangup is not None:
+            self._on_hangup()

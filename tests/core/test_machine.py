@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from edgerpn import machine
+
+
+def write_cgroup(folder: Path, limit: str, used: int, inactive: int) -> None:
+    (folder / "memory.max").write_text(f"{limit}\n")
+    (folder / "memory.current").write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"anon 5\ninactive_file {inactive}\nactive_file 7\n")
+
+
+def test_this_machine_has_cores_and_memory() -> None:
+    assert 1 <= machine.available_cores() <= 4096
+    assert 1 << 20 < (machine.available_bytes() or 0) < 1 << 50
+
+
+def test_memory_is_unknown_without_the_file_that_says_it(tmp_path: Path) -> None:
+    assert machine.available_bytes(tmp_path / "meminfo") is None
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "inactive", "expected"),
+    [("max", 5, 0, 4096 << 10), ("1000000", 900_000, 50_000, 150_000), ("1000000", 1_200_000, 0, 0)],
+)
+def test_a_container_bounds_the_memory(
+    limit: str, used: int, inactive: int, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 8192 kB\nMemAvailable:    4096 kB\n")
+    write_cgroup(tmp_path, limit, used, inactive)
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    assert machine.available_bytes(tmp_path / "meminfo") == expected
+
+
+PARENT = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", {child!r}], stdout=subprocess.PIPE, text=True)
+child.stdout.readline()
+print(child.pid, flush=True)
+"""
+CHILD = """
+import os, time
+from edgerpn.machine import die_with_parent
+die_with_parent({parent})
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's request is Linux's")
+def test_a_child_ends_with_its_parent() -> None:
+    program = PARENT.format(child=CHILD.format(parent="os.getppid()"))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    pid = int(done.stdout)
+    for _ in range(600):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return
+        if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+            return
+        time.sleep(0.05)
+    pytest.fail("the child still runs")
+
+
+def test_a_child_whose_parent_has_gone_ends_at_once() -> None:
+    done = subprocess.run([sys.executable, "-c", CHILD.format(parent=-1)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+
+
+def test_the_first_signal_asks_to_stop_and_a_second_interrupts() -> None:
+    stops: list[int] = []
+    before = signal.getsignal(signal.SIGTERM)
+    # A shell may have started the tests with SIGINT ignored.
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with machine.StopOnSignal(lambda: stops.append(1)) as stopper:
+            assert not stops
+            signal.raise_signal(signal.SIGTERM)
+            assert stops == [1]
+            signal.raise_signal(signal.SIGTERM)
+            assert stops == [1, 1]
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, old)
+    assert stopper.received == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_signals_that_force_nothing_only_ask_again() -> None:
+    stops: list[int] = []
+    with machine.StopOnSignal(lambda: stops.append(1), forcing=()):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+    assert stops == [1, 1]
+
+
+def test_sigterm_is_handled_inside_the_block_only() -> None:
+    received: list[int] = []
+    before = signal.getsignal(signal.SIGTERM)
+    with machine.sigterm_handler(lambda number, frame: received.append(number)):
+        signal.raise_signal(signal.SIGTERM)
+    assert received == [signal.SIGTERM]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_the_name_of_the_processor_is_read_from_the_kernel(tmp_path: Path) -> None:
+    info = tmp_path / "cpuinfo"
+    info.write_text("processor\t: 0\nmodel name\t: Some CPU: fast @ 2 GHz\n\nmodel name\t: other\n")
+    assert machine.cpu_name(info) == "Some CPU: fast @ 2 GHz"
+    assert machine.cpu_name(tmp_path / "missing")

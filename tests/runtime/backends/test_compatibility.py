@@ -1,0 +1,161 @@
+"""Compatibility of engines with a machine: every check, and the same words from a loader that refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from edgerpn import manifest as manifests
+from edgerpn.errors import ArtifactMismatchError, EngineLoadError, ManifestError, MissingDependencyError
+from edgerpn.runtime.backends.tensorrt import compatibility
+from edgerpn.runtime.backends.tensorrt.backend import TensorRtBackend
+from edgerpn.runtime.backends.tensorrt.library import import_library
+
+MakeModel = Callable[..., Path]
+
+
+@pytest.fixture
+def here(standin: ModuleType) -> Callable[..., compatibility.EngineHost]:
+    """A machine with TensorRT 10.3.0.26 and a GPU of compute capability 8.7, or what a test wants instead."""
+
+    def make(*, version: str = "10.3.0.26", capability: str = "8.7", is_rtx: bool = False, **changes: Any) -> Any:
+        device = standin.HostDevice(capability=capability)
+        library = standin.Library(device, is_rtx=is_rtx, version=version).opened()
+        values = {"platform": compatibility.this_platform(), "library": library, "device": device, **changes}
+        return compatibility.EngineHost(**values)
+
+    return make
+
+
+def verdicts(path: Path, machine: compatibility.EngineHost) -> dict[str, str]:
+    return {check.key: check.verdict for check in compatibility.compare(path, manifests.read(path), machine)}
+
+
+RTX = {"library": "tensorrt-rtx", "library_version": "1.7.1.116", "compute_capabilities": ("8.6", "12.0")}
+
+
+def test_an_engine_of_this_machine_passes_every_check(here: Any, make_engine: MakeModel, tmp_path: Path) -> None:
+    found = verdicts(make_engine(tmp_path, cuda="12.6"), here())
+    assert found == {"file (sha256)": "ok", "library": "ok", "GPU": "ok", "platform": "ok", "driver": "ok"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "machine", "key", "verdict"),
+    [
+        ({}, {"version": "10.3.1.5"}, "library", "no"),
+        ({}, {"version": "10.3.0"}, "library", "ok"),
+        ({"version_compatible": True}, {"version": "10.16.1.2"}, "library", "ok"),
+        ({"version_compatible": True}, {"version": "11.1.0.9"}, "library", "ok"),
+        ({"version_compatible": True}, {"version": "10.2.0.1"}, "library", "no"),
+        ({"version_compatible": True}, {"version": "12.0.0.1"}, "library", "no"),
+        ({}, {"capability": "8.9"}, "GPU", "no"),
+        ({"hardware_compatible": True}, {"capability": "8.9"}, "GPU", "ok"),
+        ({"hardware_compatible": True}, {"capability": "7.5"}, "GPU", "no"),
+        ({"platform": "windows-amd64"}, {}, "platform", "no"),
+        ({"cuda": "14"}, {}, "driver", "no"),
+        ({"cuda": "13.2"}, {}, "driver", "ok"),
+        (RTX, {"is_rtx": True, "version": "1.7.0.9", "capability": "8.6"}, "library", "no"),
+        (RTX, {"is_rtx": True, "version": "1.7.1.116", "capability": "8.6"}, "GPU", "ok"),
+        (RTX, {"is_rtx": True, "version": "1.7.1.116", "capability": "9.0"}, "GPU", "no"),
+        (RTX, {"is_rtx": True, "version": "1.7.1.116", "capability": "12.1"}, "GPU", "unknown"),
+        ({**RTX, "platform": "windows-amd64"}, {"is_rtx": True, "version": "1.7.1.116"}, "platform", "unknown"),
+    ],
+)
+def test_each_key_is_compared(
+    here: Any, make_engine: MakeModel, tmp_path: Path, spec: dict[str, Any], machine: dict[str, Any], key: str,
+    verdict: str,
+) -> None:  # fmt: skip
+    assert verdicts(make_engine(tmp_path, **spec), here(**machine))[key] == verdict
+
+
+def test_the_lean_runtime_runs_version_compatible_engines(here: Any, make_engine: MakeModel, tmp_path: Path) -> None:
+    lean = here()
+    lean.library.module.__name__ = "tensorrt_lean"
+    assert verdicts(make_engine(tmp_path, version_compatible=True), lean)["library"] == "ok"
+
+
+def _read(path: Path) -> tuple[Path, manifests.Manifest]:
+    return path, manifests.read(path)
+
+
+def test_a_loader_refuses_with_the_words_of_the_table(
+    standin: ModuleType, here: Any, make_engine: MakeModel, tmp_path: Path
+) -> None:
+    path = make_engine(tmp_path, compute_capabilities=("8.9",), library_version="10.9.0.34")
+    machine = here()
+    with pytest.raises(ArtifactMismatchError) as caught:
+        TensorRtBackend(path, library=machine.library, device=machine.device)
+    message = str(caught.value)
+    failed = [check for check in compatibility.compare(*_read(path), machine) if check.verdict == "no"]
+    assert len(failed) == 2
+    for check in failed:
+        for words in (check.key, check.expected, check.found, check.advice):
+            assert words in message
+    assert "edgerpn build" in message
+
+
+def test_a_changed_engine_is_a_row_of_the_table(here: Any, make_engine: MakeModel, tmp_path: Path) -> None:
+    path = make_engine(tmp_path)
+    path.write_bytes(path.read_bytes() + b"\0")
+    (file, *rest) = compatibility.compare(path, compatibility.read_manifest(path), here())
+    assert (file.key, file.verdict) == ("file (sha256)", "no")
+    num_bytes = path.stat().st_size
+    assert file.expected.endswith(f"..., {num_bytes - 1} bytes")
+    assert file.found.endswith(f"..., {num_bytes} bytes")
+    assert {check.verdict for check in rest} == {"ok"}
+
+
+def test_a_manifest_of_something_else_and_missing_files_are_named(
+    make_engine: MakeModel, make_model: MakeModel, tmp_path: Path
+) -> None:
+    onnx = make_model(tmp_path)
+    engine = onnx.rename(tmp_path / "bright.engine")
+    manifests.manifest_path(onnx).rename(manifests.manifest_path(engine))
+    with pytest.raises(EngineLoadError, match="its manifest describes onnx, not an engine"):
+        compatibility.engine_spec(engine, compatibility.read_manifest(engine))
+    with pytest.raises(ManifestError, match=r"absent\.engine: the engine is missing"):
+        compatibility.read_manifest(tmp_path / "absent.engine")
+    path = make_engine(tmp_path)
+    manifests.manifest_path(path).unlink()
+    with pytest.raises(ManifestError, match=r"json: the manifest of bright\.engine is missing"):
+        compatibility.read_manifest(path)
+
+
+def test_a_library_that_does_not_import_is_diagnosed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tensorrt.py").write_text(
+        "raise OSError('libnvdla_compiler.so: cannot open shared object file: No such file or directory')"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(EngineLoadError, match=r"tensorrt is installed, but does not work here: libnvdla_compiler.*DLA"):
+        import_library("tensorrt")
+    (tmp_path / "tensorrt.py").write_text("import missing_part_of_tensorrt")
+    with pytest.raises(EngineLoadError, match="No module named 'missing_part_of_tensorrt'"):
+        import_library("tensorrt")
+
+
+def test_the_lean_runtime_serves_where_it_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    (tmp_path / "tensorrt_lean.py").write_text("__version__ = '10.16.1.11'")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "tensorrt_lean", raising=False)
+    library = import_library("tensorrt", allow_lean=True)
+    assert library.title == "TensorRT 10.16.1.11 (lean runtime)"
+    with pytest.raises(MissingDependencyError, match="Python package tensorrt, which is not installed"):
+        import_library("tensorrt")
+
+
+@pytest.mark.rtx
+def test_the_real_library_tells_why_it_refuses_a_file(
+    standin: ModuleType, make_engine: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = import_library("tensorrt-rtx")
+    path = make_engine(tmp_path, batch=1, library="tensorrt-rtx", library_version=library.version)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(EngineLoadError, match=r"TensorRT-RTX [\d.]+ refuses the engine: .*[Ss]erializ"):
+        TensorRtBackend(path, library=library, device=standin.HostDevice())
