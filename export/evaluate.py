@@ -1,13 +1,10 @@
-"""The command `edgerpn eval`: recall and speed of a checkpoint, an ONNX file or an engine, or of a results file."""
+"""Recall and speed of a checkpoint, an ONNX file or an engine on annotated images; recall of a results file."""
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import json
 import math
-import os
-import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,14 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerpn import files
-from edgerpn.arguments import count_argument, names_argument, size_argument
-from edgerpn.errors import ConfigError, DataError
+from edgerpn.errors import DataError
 from edgerpn.letterbox import letterbox
-from edgerpn.manifest import manifest_path
+from edgerpn.manifest import DIGEST_KEY
+from edgerpn.manifest.parts import RecallSpec
+from edgerpn.train.data.coco import read_coco
+from edgerpn.train.data.splits import Split
+from edgerpn.train.evaluation import Detect, Evaluation, evaluate, measure
+from edgerpn.train.recall.average_recall import average_recall
 
 if TYPE_CHECKING:
-    from edgerpn.train.evaluation import Detect, Evaluation
+    import onnx
 
 
 def evaluate_model(
@@ -34,7 +34,7 @@ def evaluate_model(
     network_hw: tuple[int, int] | None = None,
     limit: int | None = None,
     holdout_classes: tuple[str, ...] | None = None,
-    say: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
 ) -> Evaluation:
     """Measures a model.
 
@@ -45,8 +45,8 @@ def evaluate_model(
         num_proposals: K of a checkpoint; exported models have their own.
         network_hw: Height and width that a checkpoint's network works at, pixels; None: as trained.
         limit: Measure the first so many images only.
-        holdout_classes: Classes whose recall is measured apart; None: those that a checkpoint was trained without.
-        say: Called with one line of text for each kind of problem in the data.
+        holdout_classes: Classes whose recall is measured separately; None: those that a checkpoint was trained without.
+        log: Called with one line of text for each kind of problem in the data.
 
     Raises:
         CheckpointError: The checkpoint cannot be read.
@@ -54,9 +54,6 @@ def evaluate_model(
         ManifestError: The exported model's manifest is missing or does not fit.
         DataError: The annotations or images cannot be used.
     """
-    from edgerpn.train.data.splits import Split
-    from edgerpn.train.evaluation import evaluate, measure
-
     if model.suffix == ".pt":
         return evaluate(
             model,
@@ -66,7 +63,7 @@ def evaluate_model(
             size_hw=network_hw,
             holdout_classes=holdout_classes,
             limit=limit,
-            log=say,
+            log=log,
         )
     detect, capacity = _open_artifact(model)
     return measure(
@@ -76,7 +73,7 @@ def evaluate_model(
         num_proposals=capacity,
         holdout_classes=holdout_classes or (),
         limit=limit,
-        log=say,
+        log=log,
     )
 
 
@@ -92,7 +89,7 @@ def _open_artifact(file: Path) -> tuple[Detect, int]:
         if source_hw is None:
             proposals = model(frame)
             return proposals.boxes, proposals.scores
-        # A model for one camera size eats photographs of other sizes laid into that size.
+        # A model for one camera size takes photographs of other sizes laid into that size.
         geometry = letterbox((frame.shape[0], frame.shape[1]), source_hw)
         proposals = model(geometry.apply(frame, cv2.resize))
         return geometry.to_frame(proposals.boxes), proposals.scores
@@ -100,14 +97,66 @@ def _open_artifact(file: Path) -> tuple[Detect, int]:
     return run, model.manifest.proposals.num_proposals
 
 
+class RecallMeter:
+    """Measures the recall of graphs that are still in memory, each on the same images."""
+
+    def __init__(self, annotations: Path, images: Path, *, limit: int = 500) -> None:
+        """Reads the annotations.
+
+        Args:
+            annotations: COCO annotations of images that the model was not trained on.
+            images: Folder of the images.
+            limit: Measure the first so many images only.
+
+        Raises:
+            DataError: The annotations or images cannot be used.
+        """
+        self._annotations, self._images, self._limit = annotations, images, limit
+        records = read_coco(annotations, images, verify="header").records[:limit]
+        self.num_images = len(records)
+        self.num_objects = sum(len(record.boxes_xyxy) for record in records)
+        self.files = frozenset(record.file.resolve() for record in records)
+
+    def __call__(self, proto: onnx.ModelProto, *, limit: int | None = None) -> float:
+        """Measures AR@100, 0..1, of a graph that holds its manifest, on the first `limit` of the images.
+
+        Raises:
+            ManifestError: The graph's metadata hold no manifest.
+            EngineLoadError: ONNX Runtime refuses the graph.
+            DataError: The images cannot be used.
+        """
+        return self._measure(proto, min(limit or self._limit, self._limit)).metrics["AR@100"]
+
+    def recall(self, proto: onnx.ModelProto) -> RecallSpec:
+        """Measures the recall of such a graph for its manifest; errors as above."""
+        evaluation = self._measure(proto, self._limit)
+        shown = [name for name in evaluation.metrics if name != "AR@1000" or evaluation.num_proposals >= 1000]
+        return RecallSpec(
+            data_sha256=evaluation.data_sha256,
+            num_images=evaluation.num_images,
+            metrics=tuple((name, round(evaluation.metrics[name], 5)) for name in shown),
+        )
+
+    def _measure(self, proto: onnx.ModelProto, limit: int) -> Evaluation:
+        import onnx
+
+        with tempfile.TemporaryDirectory(prefix="edgerpn-recall-") as folder:
+            file = Path(folder) / "graph.onnx"
+            # The digest is that of another file, which the graph comes from.
+            unsealed = onnx.ModelProto()
+            unsealed.CopyFrom(proto)
+            properties = {entry.key: entry.value for entry in proto.metadata_props if entry.key != DIGEST_KEY}
+            onnx.helper.set_model_props(unsealed, properties)
+            onnx.save(unsealed, file)
+            return evaluate_model(file, self._annotations, self._images, limit=limit)
+
+
 def evaluate_results(results: Path, annotations: Path) -> dict[str, float]:
-    """Recall of a COCO results file (a JSON list of image_id, bbox, score), whoever made it.
+    """Measures the recall of a COCO results file (a JSON list of image_id, bbox, score) of any program.
 
     Raises:
         DataError: A file cannot be read, or is not in COCO's format.
     """
-    from edgerpn.train.recall.average_recall import average_recall
-
     rows = _read_json(results)
     if not isinstance(rows, list):
         raise DataError(f"{results}: expected a JSON list of results, got {type(rows).__name__}")
@@ -142,96 +191,3 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"{path}: cannot be read as JSON: {error}") from error
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of the command."""
-    parser.add_argument("model", type=Path, nargs="?", metavar="MODEL", help="checkpoint, ONNX file or engine")
-    parser.add_argument("--data", type=Path, required=True, metavar="ANN.json", help="COCO annotations")
-    parser.add_argument(
-        "--images", type=Path, metavar="DIR", help="folder of the images (default: images/ beside ANN.json)"
-    )
-    parser.add_argument(
-        "--results", type=Path, metavar="RESULTS.json", help="COCO results to measure instead of a model"
-    )
-    parser.add_argument("--report", type=Path, metavar="FILE.json", help="write the figures to this file")
-    parser.add_argument(
-        "--proposals", type=count_argument(1), metavar="K", help="proposals of a checkpoint (default 1000)"
-    )
-    parser.add_argument(
-        "--size", type=size_argument, metavar="HxW", help="size at which a checkpoint works (default: as trained)"
-    )
-    parser.add_argument(
-        "--holdout-classes",
-        type=names_argument,
-        metavar="A,B",
-        help="measure recall on these classes apart (default: those that a checkpoint was trained without)",
-    )
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Evaluates; returns the exit status."""
-    from edgerpn.train.recall.average_recall import BUDGETS, format_table
-
-    if (arguments.model is None) == (arguments.results is None):
-        raise ConfigError(["eval: name either a MODEL or --results RESULTS.json"])
-    _check_report(arguments)
-    if arguments.results is not None:
-        if arguments.holdout_classes:
-            raise ConfigError(["eval: --holdout-classes: of a model only, not of --results"])
-        metrics = evaluate_results(arguments.results, arguments.data)
-        print(format_table({arguments.results.name: metrics}))
-        _write_report(arguments.report, {"results": str(arguments.results), "metrics": metrics})
-        return 0
-    if arguments.model.suffix != ".pt" and (arguments.size or arguments.proposals):
-        raise ConfigError(["eval: --size and --proposals are for checkpoints; an exported model has its own"])
-    images = arguments.images or arguments.data.parent / "images"
-    evaluation = evaluate_model(
-        arguments.model,
-        arguments.data,
-        images,
-        num_proposals=arguments.proposals or 1000,
-        network_hw=arguments.size,
-        holdout_classes=arguments.holdout_classes,
-        say=_warn,
-    )
-    if evaluation.open_world:
-        print(f"unseen: {', '.join(evaluation.holdout_classes)}")
-    print(format_table(evaluation.open_world or {arguments.model.name: evaluation.metrics}))
-    beyond = [f"AR@{budget}" for budget in BUDGETS if budget > evaluation.num_proposals]
-    if beyond:
-        print(f"({', '.join(beyond)}: this model gives {evaluation.num_proposals} proposals at most)", file=sys.stderr)
-    ms = evaluation.latency_ms
-    print(
-        f"{evaluation.num_images} images, {evaluation.images_per_s:.1f} images/s; latency p50 {ms['p50']:.2f} ms, "
-        f"p95 {ms['p95']:.2f} ms, p99 {ms['p99']:.2f} ms"
-    )
-    _write_report(arguments.report, {"model": os.fspath(arguments.model), **dataclasses.asdict(evaluation)})
-    return 0
-
-
-def _warn(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
-def _check_report(arguments: argparse.Namespace) -> None:
-    """Refuses a report that would replace an input, or cannot be written, before the work is done.
-
-    Raises:
-        ConfigError: It would.
-    """
-    report = arguments.report
-    if report is None:
-        return
-    inputs = [arguments.data, arguments.results, arguments.model]
-    inputs += [manifest_path(arguments.model)] if arguments.model else []
-    if report.resolve() in {path.resolve() for path in inputs if path is not None}:
-        raise ConfigError([f"--report {report}: this is an input of the evaluation, and would be overwritten"])
-    if report.is_dir():
-        raise ConfigError([f"--report {report}: this is a folder, expected the name of a file"])
-    report.parent.mkdir(parents=True, exist_ok=True)
-
-
-def _write_report(path: Path | None, content: dict[str, Any]) -> None:
-    if path is not None:
-        files.write_text(path, json.dumps(content, indent=2) + "\n")

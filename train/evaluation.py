@@ -22,7 +22,7 @@ from edgerpn.train.data.splits import Split, find_split
 from edgerpn.train.network.detector import Detector, detect
 from edgerpn.train.network.layers import fuse_batch_norm
 from edgerpn.train.network.model import Rpn
-from edgerpn.train.recall.average_recall import average_recall, coco_results
+from edgerpn.train.recall.average_recall import BUDGETS, average_recall, coco_results
 from edgerpn.train.recall.open_world import check_parts, open_world_recall
 from edgerpn.train.run.device import place
 
@@ -53,6 +53,19 @@ class Evaluation:
     """Classes that training did not see."""
     open_world: dict[str, dict[str, float]] = field(default_factory=dict)
     """With held-out classes: the metrics on all objects, on those of seen and on those of unseen classes."""
+
+    @property
+    def budgets_beyond(self) -> list[str]:
+        """Names of the metrics AR@K whose K exceeds the number of proposals that the model returns."""
+        return [f"AR@{budget}" for budget in BUDGETS if budget > self.num_proposals]
+
+    def speed(self) -> str:
+        """Images per second and latencies on one line, for people."""
+        ms = self.latency_ms
+        return (
+            f"{self.num_images} images, {self.images_per_s:.1f} images/s; latency p50 {ms['p50']:.2f} ms, "
+            f"p95 {ms['p95']:.2f} ms, p99 {ms['p99']:.2f} ms"
+        )
 
 
 def evaluate(
