@@ -245,7 +245,7 @@ def test_what_goes_round_goes_by_nccl_with_one_process_on_either_end(make_run: C
         assert isinstance(run.parallel, DistributedDataParallel)
         assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in run.model.modules())
         assert run.ranks.broadcast_from_first(run.weights.values()) == 0
-        assert run.ranks.agree_on_time(3.0, True) == (3.0, True)
+        assert run.ranks.agree(3.0, True) == (3.0, True)
         with run.loader:
             for batches in run.loader.steps(0):
                 assert check_finite(run, take_step(run, batches)).loss > 0
