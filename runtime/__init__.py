@@ -12,8 +12,9 @@ The names are imported at first use, so that `import edgerpn.runtime` itself cos
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from edgerpn.lazy import lazy_names
 
 if TYPE_CHECKING:
     from edgerpn.proposals import Proposals
@@ -22,23 +23,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Model", "Proposals", "Result", "load"]
 
-_HOMES = {
-    "Model": "edgerpn.runtime.model",
-    "Proposals": "edgerpn.proposals",
-    "Result": "edgerpn.runtime.frame",
-    "load": "edgerpn.runtime.model",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Imports a public name when it is first asked for."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    """The public names, imported or not."""
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "Model": "edgerpn.runtime.model",
+        "Proposals": "edgerpn.proposals",
+        "Result": "edgerpn.runtime.frame",
+        "load": "edgerpn.runtime.model",
+    },
+)

@@ -53,7 +53,7 @@ def export_words(
 ) -> list[str]:
     """Arguments of `edgerpn export`: main exports are gated by recall where there are annotations."""
     words = ["export", checkpoint, "-o", str(output), "--target", target, "--precision", export.precision]
-    words += ["--proposals", "100", "--pre-nms", "1000", *export.words]
+    words += ["--proposals", "100", "--set", "pre_nms=1000", *export.words]
     words += ["--size", size] if size else []
     if export.is_main and data is not None:
         words += ["--data", data]
@@ -102,8 +102,8 @@ def _collect_pictures(data: str | None, work: Path, pictures: Path) -> str:
         return f"{len(list(pictures.iterdir()))} validation photographs"
     from edgerpn.demo.synthetic.dataset import write_dataset
 
-    made = write_dataset(work / "synthetic", num_train=1, num_val=NUM_PICTURES).folder
-    for file in sorted((made / "images").glob("*val*")) or sorted((made / "images").iterdir()):
+    write_dataset(work / "synthetic", num_train=1, num_val=NUM_PICTURES)
+    for file in sorted((work / "synthetic" / "images").glob("val_*")):
         shutil.copyfile(file, pictures / file.name)
     return f"{len(list(pictures.iterdir()))} made-up pictures"
 

@@ -44,7 +44,7 @@ def compare_models(
     images: Sequence[Path],
     *,
     dataset: Dataset | None = None,
-    say: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
 ) -> Comparison:
     """Compares model `a` with model `b`, which it is measured against.
 
@@ -53,7 +53,7 @@ def compare_models(
         b: The same, the reference.
         images: Photographs, at least one.
         dataset: Annotations of these images, to measure recall; only what `images` name counts.
-        say: Called with one line of text for people, now and then.
+        log: Called with one line of text for people, now and then.
 
     Returns:
         The comparison; `culprit` says whether and where they disagree.
@@ -73,7 +73,7 @@ def compare_models(
         models = open_models(a, b, stack)
         unlike = differences(*models)  # step 1
         for line in (f"{models[0].title}", f"against {models[1].title}", *_warnings(unlike)):
-            say(line)
+            log(line)
         precision = max((model.precision for model in models), key=_ORDER.index)
         is_by_recall = precision == "int8" and models[0].precision != models[1].precision
         if is_by_recall and dataset is None:

@@ -1,4 +1,4 @@
-"""What is wrong with a camera or with this machine, and what to change: `edgerpn doctor`."""
+"""Diagnosis of a camera or of this machine: `edgerpn doctor`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `edgerpn doctor`: what is wrong with this machine, or with a camera, and what to change."""
+"""The command `edgerpn doctor`: checks this machine or measures a camera, and says what to change."""
 
 from __future__ import annotations
 
@@ -13,43 +13,45 @@ from edgerpn.runtime.run.streams_config import SourceConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `edgerpn doctor` to `parser`."""
+    """Adds the arguments of `edgerpn doctor`."""
     parser.add_argument(
         "what",
         metavar="WHAT",
         nargs="?",
         choices=("system", "stream"),
         default="system",
-        help="system (default): OpenCV, decoders, inference libraries; stream: measure a SOURCE",
+        help="system (default): check OpenCV, decoders and inference libraries; stream: measure a SOURCE",
     )
     parser.add_argument(
         "source",
         metavar="SOURCE",
         nargs="?",
-        help="what `edgerpn run` takes, or the name of a source of --config",
+        help="a source as in `edgerpn run`, or the name of a source in --config",
     )
     parser.add_argument(
-        "--seconds", metavar="N", type=_seconds, default=10.0, help="listen for N seconds from the first frame on (10)"
+        "--seconds", metavar="N", type=_seconds, default=10.0, help="measure for N seconds after the first frame (10)"
     )
-    parser.add_argument("--config", metavar="FILE", help="TOML file of `edgerpn run`, whose settings are used")
+    parser.add_argument("--config", metavar="FILE", help="TOML file of `edgerpn run`")
     parser.add_argument(
-        "--set", metavar="A.B=VALUE", action="append", default=[], help="change a setting, as in `edgerpn run`"
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="change a setting, as in `edgerpn run`"
     )
-    parser.add_argument("--model", metavar="FILE", help="model.onnx or model.engine, to compare sizes with")
+    parser.add_argument(
+        "--model", metavar="FILE", help="model.onnx or model.engine; compares the frame size with its input"
+    )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints a report; exit status 0 when nothing is wrong (there may be hints), 1 when something is.
+    """Prints a report; returns exit status 0 without problems (there may be hints), else 1.
 
     Raises:
-        ConfigError: The arguments do not go together, or settings are wrong.
+        ConfigError: The arguments contradict each other, or a setting is invalid.
         ManifestError: The model's manifest cannot be read.
     """
     if arguments.what == "stream":
         return _stream(arguments)
     if arguments.source is not None or arguments.config is not None or arguments.set or arguments.model is not None:
-        raise ConfigError(["SOURCE, --config, --set and --model belong to `edgerpn doctor stream`"])
+        raise ConfigError(["SOURCE, --config, --set and --model: only for `edgerpn doctor stream`"])
     return _system(arguments)
 
 
@@ -74,12 +76,12 @@ def _stream(arguments: argparse.Namespace) -> int:
     network_hw = None
     if arguments.model is not None:
         network_hw = manifests.read(arguments.model).input.network_hw
-    print(f"listening to {config.label} for {arguments.seconds:g} s ...", file=sys.stderr)
+    print(f"measuring {config.label} for {arguments.seconds:g} s ...", file=sys.stderr)
     recording = record(config, arguments.seconds)
     key_frames, clock = None, None
     if recording.frames:
-        print("looking for key frames and the camera's time ...", file=sys.stderr)
-        # Only afterwards, because many cameras have few viewers.
+        print("reading key frames and the camera's clock ...", file=sys.stderr)
+        # Afterwards, because many cameras limit the number of viewers.
         clock = find_clock_skew(config)
         key_frames = find_key_frames(config)
     figures = figures_of(recording, key_frames, clock)
@@ -89,11 +91,16 @@ def _stream(arguments: argparse.Namespace) -> int:
 
 
 def choose_source(file: str | Path | None, source: str | None, overrides: list[str]) -> SourceConfig:
-    """The settings of one source: of its name in a file, or of a text with what the file and overrides say.
+    """Returns the settings of one source.
+
+    Args:
+        file: TOML file of `edgerpn run`.
+        source: Name of a source in `file`, or a source specification, which gets the defaults of `file`.
+        overrides: Settings of `--set`.
 
     Raises:
-        ConfigError: There is no source, or more than one and none is named.
-        StreamOpenError: The text names nothing.
+        ConfigError: No source is given, and `file` does not have exactly one.
+        StreamOpenError: The specification is not valid.
     """
     from edgerpn.runtime.run.loading import load_streams
 
@@ -106,7 +113,7 @@ def choose_source(file: str | Path | None, source: str | None, overrides: list[s
             names = ", ".join(one.label for one in known) or "none"
             raise ConfigError([f"SOURCE: expected the name of one source of {file}: {names}"])
     if source is None:
-        raise ConfigError(["SOURCE: expected a camera, URL, file or pipeline, or a name of a source with --config"])
+        raise ConfigError(["SOURCE: expected a camera, URL, file or pipeline, or the name of a source in --config"])
     return load_streams(file, sources=[source], overrides=overrides).sources[-1]
 
 

@@ -16,7 +16,7 @@ from edgerpn.runtime.doctor.clock import ClockSkew
 from edgerpn.runtime.doctor.key_frames import KeyFrames
 from edgerpn.runtime.doctor.recording import SETTLE_S, FrameNote, Recording
 from edgerpn.runtime.frame import Event
-from edgerpn.runtime.sources.outcome import is_remark
+from edgerpn.runtime.sources.failures import is_noise
 
 _MIN_SPAN_S = 3.0
 """Seconds that a connection must last for its lag to say anything."""
@@ -116,7 +116,7 @@ def figures_of(
         num_resized=_count(events, "resized"),
         num_unreadable=_count(events, "error"),
         num_messages=recording.num_messages,
-        messages=_kinds_of_messages([line for line in recording.messages if not is_remark(line)]),
+        messages=_kinds_of_messages([line for line in recording.messages if not is_noise(line)]),
         key_frames=key_frames or KeyFrames(why_unknown="not asked"),
         clock=clock or ClockSkew(why_unknown="not asked"),
     )

@@ -1,4 +1,4 @@
-"""What the figures of a source mean, in plain words, and what to change."""
+"""Judges the figures of a source: problems and hints in plain words, each with advice."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ _JITTERY_MS = 100.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
-    """One thing that is not as it should be."""
+    """One problem or hint."""
 
     kind: Literal["problem", "hint"]
-    """problem: results are missing, late or wrong; hint: it could be better."""
+    """problem: results are missing, late or wrong; hint: a possible improvement."""
     text: str
-    """What was seen."""
+    """The observation."""
     advice: str
-    """What to change."""
+    """The change to make."""
 
 
 def is_healthy(findings: list[Finding]) -> bool:
-    """Whether there is no problem; hints do not count."""
+    """Returns whether there is no problem; hints do not count."""
     return not any(finding.kind == "problem" for finding in findings)
 
 
 def findings_of(
     figures: StreamFigures, recording: Recording, *, network_hw: tuple[int, int] | None = None
 ) -> list[Finding]:
-    """Judges a source.
+    """Judges a source; problems come before hints.
 
     Args:
-        figures: What was measured.
-        recording: What it was measured from.
-        network_hw: Height and width that the model works at, if it is known.
+        figures: The measurements.
+        recording: The recording that they were computed from.
+        network_hw: Height and width of the model's input; None: unknown.
     """
     if figures.state == "failed":
         return [_failed(recording)]
@@ -71,32 +71,32 @@ def _hint(text: str, advice: str) -> Finding:
 
 
 def _failed(recording: Recording) -> Finding:
-    """Why there was no frame."""
+    """Returns the problem of a source without frames."""
     config = recording.config
-    told = [event for event in recording.events if event.kind in ("error", "reconnecting", "ended")]
-    if not told:
-        return _problem("it gave no frame", "Try again with more time (--seconds).")
-    last = told[0]
-    text = last.message.removeprefix(f"{config.label}: ").partition("; next attempt in ")[0]
-    advice = last.fix
-    if last.reason == "timeout" and config.transport == "udp":
-        advice = f"Use transport=tcp: with udp the video comes through ports that firewalls close. {advice}"
-    elif last.reason == "timeout" and config.spec.kind == "url":
-        advice = f"{advice} If it is only slow, raise open_timeout_s (now {config.open_timeout_s:g})."
-    return _problem(f"no video ({last.reason}): {text}", advice)
+    failures = [event for event in recording.events if event.kind in ("error", "reconnecting", "ended")]
+    if not failures:
+        return _problem("the source delivered no frame", "Try again with more time (--seconds).")
+    first = failures[0]
+    text = first.message.removeprefix(f"{config.label}: ").partition("; next attempt in ")[0]
+    advice = first.fix
+    if first.reason == "timeout" and config.transport == "udp":
+        advice = f"Use transport=tcp: with udp the video arrives at ports that firewalls close. {advice}"
+    elif first.reason == "timeout" and config.spec.kind == "url":
+        advice = f"{advice} If the camera is only slow, raise open_timeout_s (now {config.open_timeout_s:g})."
+    return _problem(f"no video ({first.reason}): {text}", advice)
 
 
 def _breaks(figures: StreamFigures, recording: Recording) -> Iterator[Finding]:
-    """Connections that ended, and pictures that could not be read."""
+    """Yields connections that ended, and pictures that could not be read."""
     events = recording.events
     if figures.num_reconnects:
         last = [event for event in events if event.kind == "reconnecting" and event.reason != "resized"][-1]
         text = f"the connection ended {_times(figures.num_reconnects)} ({last.reason})"
-        advice = last.fix or "Look at the camera's log, and at what else connects to it."
+        advice = last.fix or "Check the camera's log, and its other viewers."
         if figures.num_stalls:
             stall_s = recording.config.stall_s
             text = f"{text}, {_times(figures.num_stalls)} because it froze for stall_s ({stall_s:g} s)"
-            advice = "Look at the camera's load and network. If it only pauses, raise stall_s."
+            advice = "Check the camera's load and network. If the camera only pauses, raise stall_s."
         yield _problem(text, advice)
     elif figures.num_unreadable:
         last = [event for event in events if event.kind == "error"][-1]
@@ -104,51 +104,51 @@ def _breaks(figures: StreamFigures, recording: Recording) -> Iterator[Finding]:
     if figures.num_resized:
         yield _hint(
             f"the picture changed its size {_times(figures.num_resized)}",
-            "Switch off what changes it in the camera; a model with a fixed --source-size refuses other sizes.",
+            "Turn off the camera setting that changes it; a model with a fixed --source-size refuses other sizes.",
         )
     if figures.num_clock_jumps:
         yield _hint(
             f"the camera's clock jumped {_times(figures.num_clock_jumps)}",
-            "Let the camera take its time from NTP, and rarely; frames go on, and times of capture are ours.",
+            "Synchronise the camera with NTP, at long intervals; frames continue, and are timed by this machine.",
         )
 
 
 def _losses(figures: StreamFigures, config: CaptureConfig) -> Iterator[Finding]:
-    """Silence, missing frames, damage, and frames that we were too slow for."""
+    """Yields silence, missing frames, damage, and frames that this machine dropped."""
     to_tcp = "Use transport=tcp. " if config.spec.is_rtsp and config.transport == "udp" else ""
-    network = f"{to_tcp}Lower the bit rate, use the sub-stream, or a better network (cable instead of radio)."
+    network = f"{to_tcp}Lower the bit rate, use the sub-stream, or a better network (cable instead of Wi-Fi)."
     if figures.num_gaps:
         longest_s = figures.longest_gap_s
-        patience = f"gap_s={_above(longest_s)} keeps it out of the events"
+        settings = f"gap_s={_above(longest_s)} avoids the events"
         if 3 * longest_s > config.stall_s:
-            patience += f", and stall_s={_above(3 * longest_s)} does not take it for the end"
+            settings += f", and stall_s={_above(3 * longest_s)} avoids a reconnect"
         text = f"frames stopped {_times(figures.num_gaps)} for more than gap_s ({config.gap_s:g} s)"
-        yield _problem(f"{text}, {longest_s:.1f} s at most", f"{network} If that is normal here: {patience}.")
+        yield _problem(f"{text}, {longest_s:.1f} s at most", f"{network} If such pauses are normal here: {settings}.")
     num_seen = max(figures.num_frames, 1)
     signs = []
     if figures.num_missing is not None and figures.num_missing > max(1, _MAX_MISSING * num_seen):
         signs.append(f"{figures.num_missing} of {num_seen + figures.num_missing} frames never arrived")
     if figures.num_messages and figures.is_live:
-        signs.append(f"the decoder complained of damage in {_lines(figures.num_messages)}")
+        signs.append(f"the decoder reported damage in {_lines(figures.num_messages)}")
     if signs:
         yield _problem(" and ".join(signs), network)
-    # What comes in one go after a silence is dropped on purpose: the newest frame wins.
+    # Frames that arrive in a burst after a silence are dropped on purpose: the newest frame wins.
     if not figures.num_gaps and figures.num_dropped > _MAX_DROPPED * num_seen:
         yield _problem(
             f"this machine was too slow for {figures.num_dropped} of {num_seen + figures.num_dropped} frames",
-            "Use the sub-stream or a hardware decoder, or end what else runs here.",
+            "Use the sub-stream or a hardware decoder, or stop other programs on this machine.",
         )
 
 
 def _rate(figures: StreamFigures) -> list[Finding]:
     stated, fps = figures.stated_fps, figures.fps
     if fps is None:
-        return [_problem("only one frame came", "Measure longer (--seconds), and look at the camera's frame rate.")]
-    # A stream that says 25 and means something else is common for Motion JPEG, whose rate FFmpeg makes up.
+        return [_problem("only one frame arrived", "Measure longer (--seconds), and check the camera's frame rate.")]
+    # Motion JPEG has no rate of its own: FFmpeg states 25.
     if not stated or figures.lag_p50_ms is None or fps >= _MIN_RATE * stated or figures.num_gaps or figures.num_missing:
         return []
-    text = f"{fps:.1f} frames a second instead of {stated:g}"
-    advice = "Look at the camera's exposure (long shutter times at night lower the rate), its load and its bit rate."
+    text = f"{fps:.1f} frames per second instead of {stated:g}"
+    advice = "Check the camera's exposure (long shutter times at night lower the rate), its load and its bit rate."
     return [_problem(text, advice)]
 
 
@@ -156,8 +156,8 @@ def _jitter(figures: StreamFigures) -> Iterator[Finding]:
     p50, p99 = figures.interval_p50_ms, figures.interval_p99_ms
     if p50 is not None and p99 is not None and p99 > max(_JITTERY * p50, _JITTERY_MS) and not figures.num_gaps:
         yield _hint(
-            f"frames come unevenly: half of them within {p50:.0f} ms, 1 in 100 after {p99:.0f} ms or more",
-            f"Use a cable instead of radio, or a shorter key frame interval; max_age_ms should be above {p99:.0f}.",
+            f"frames arrive unevenly: half of them within {p50:.0f} ms, 1 in 100 after {p99:.0f} ms or more",
+            f"Use a cable instead of Wi-Fi, or a shorter key frame interval; max_age_ms should be above {p99:.0f}.",
         )
 
 
@@ -167,11 +167,13 @@ def _lag(figures: StreamFigures, config: CaptureConfig) -> list[Finding]:
         return []
     left = ""
     if config.spec.is_rtsp:
-        left = " `edgerpn run` counts this lag to the age of a frame, so that results beyond max_age_ms become `stale`."
-    rate = f", {figures.fps:.1f} frames a second" if figures.fps is not None else ""
+        left = " `edgerpn run` adds this lag to the age of a frame, so that results beyond max_age_ms become `stale`."
+    rate = f", {figures.fps:.1f} frames per second" if figures.fps is not None else ""
     stated = f" instead of {figures.stated_fps:g}" if rate and figures.stated_fps is not None else ""
     text = f"the video falls behind by {growth_ms:.0f} ms in {span_s:.0f} s{rate}{stated}"
-    advice = "The line or the decoder is too slow: lower the camera's bit rate, use its sub-stream or a better network."
+    advice = (
+        "The network or the decoder is too slow: lower the camera's bit rate, use its sub-stream or a better network."
+    )
     return [_problem(text, f"{advice}{left}")]
 
 
@@ -181,10 +183,10 @@ def _key_frames(figures: StreamFigures) -> Iterator[Finding]:
     interval_s = keys.interval_s if keys.interval_s is not None else keys.longer_than_s
     if interval_s is not None and interval_s > _LONG_KEY_INTERVAL_S:
         more = "" if keys.interval_s is not None else "more than "
-        text = f"{more}{interval_s:.1f} s from one key frame to the next: so long may a start or a repair take"
+        text = f"{more}{interval_s:.1f} s from one key frame to the next: a start or a recovery may take that long"
         yield _hint(text, advice)
     elif first_s is not None and first_s > _LONG_FIRST_FRAME_S:
-        yield _hint(f"the first frame took {first_s:.1f} s", f"{advice} A camera that sleeps may be slow to wake.")
+        yield _hint(f"the first frame took {first_s:.1f} s", f"{advice} A sleeping camera may be slow to wake.")
 
 
 def _clock(figures: StreamFigures) -> Iterator[Finding]:
@@ -192,8 +194,8 @@ def _clock(figures: StreamFigures) -> Iterator[Finding]:
     if skew_s is not None and abs(skew_s) >= _SKEW_S:
         yield _hint(
             f"the camera's clock is {skew_in_words(skew_s)}",
-            "Let the camera take its time from NTP, and this machine too: times that it draws into its pictures and "
-            "those of its own recordings differ from the times in our records, which are of this machine.",
+            "Synchronise the camera and this machine with NTP: times in the camera's pictures and recordings differ "
+            "from those in our records, which come from this machine's clock.",
         )
 
 
@@ -201,7 +203,7 @@ def _load(figures: StreamFigures) -> Iterator[Finding]:
     if figures.is_live and figures.cpu_cores is not None and figures.cpu_cores > _BUSY_CORES:
         yield _hint(
             f"decoding keeps {figures.cpu_cores:.1f} cores busy",
-            "Use the sub-stream, fewer frames a second, or a hardware decoder (see `edgerpn doctor`).",
+            "Use the sub-stream, a lower frame rate, or a hardware decoder (see `edgerpn doctor`).",
         )
 
 
@@ -209,11 +211,11 @@ def _size(figures: StreamFigures, network_hw: tuple[int, int] | None) -> Iterato
     if network_hw is None or figures.size_wh is None:
         return
     (height, width), (frame_width, frame_height) = network_hw, figures.size_wh
-    # The frame is scaled to fit, so the larger ratio counts.
+    # The frame is scaled to fit, so the larger ratio decides.
     ratio = max(frame_width / width, frame_height / height)
     sizes = f"{frame_width}x{frame_height} pictures for a model that works at {width}x{height}"
     if ratio > 2:
-        yield _hint(sizes, "The model sees none of the finer detail: the sub-stream costs less to send and to decode.")
+        yield _hint(sizes, "The model does not see the finer detail; the sub-stream costs less to send and to decode.")
     elif ratio < 0.5:
         yield _hint(sizes, "Use a larger stream of the camera, or export the model at a smaller size.")
 
@@ -227,5 +229,5 @@ def _lines(number: int) -> str:
 
 
 def _above(seconds: float) -> str:
-    """A round setting above a time."""
+    """Returns a round setting well above a time."""
     return f"{max(1.0, float(int(1.5 * seconds) + 1)):g}"

@@ -1,7 +1,7 @@
-"""How far apart the key frames of a video are, by the program ffprobe, over a connection of its own.
+"""Distance between the key frames of a video, measured by the program ffprobe over a separate connection.
 
-The address goes to ffprobe's standard input, as in `edgerpn.runtime.sources.ffmpeg_reader`, so that no password stands
-in the list of processes.
+ffprobe reads the address from its standard input, as in `edgerpn.runtime.sources.ffmpeg_reader`, so that the list of
+processes shows no password.
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ from edgerpn.runtime.sources.open_source import IMAGE_SUFFIXES
 
 _LIVE_S = 10.0
 _FILE_S = 60.0
-"""Seconds of video that are looked at, of a stream and of a file."""
+"""Seconds of video to read, of a stream and of a file."""
 
 _OPEN_S = 15.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KeyFrames:
-    """What ffprobe says about a video; None and empty texts: it does not."""
+    """ffprobe's measurements of a video; None and empty texts: unknown."""
 
     codec: str = ""
-    """Name of the codec and its profile."""
+    """Codec and its profile."""
     interval_s: float | None = None
-    """Longest time from one key frame to the next, seconds."""
+    """Longest time between two key frames, seconds."""
     interval_frames: int | None = None
-    """Frames from one to the next, at most."""
+    """Most frames between two key frames."""
     longer_than_s: float | None = None
-    """There was one key frame or none in so many seconds."""
+    """Seconds of video that held one key frame or none."""
     bits_per_s: float | None = None
-    """Size of the video."""
+    """Bit rate of the video."""
     why_unknown: str = ""
-    """Why there is no interval."""
+    """Reason why the interval is unknown."""
 
 
 def find_key_frames(config: CaptureConfig) -> KeyFrames:
-    """Watches a video of a file or URL for its key frames; what cannot be found out is told, not raised."""
+    """Reads a video file or URL for some seconds; returns the reason instead of raising when that fails."""
     kind = config.spec.kind
     if kind not in ("url", "path") or (kind == "path" and not _is_video(config.spec.path)):
-        return KeyFrames(why_unknown="only of video files and URLs")
+        return KeyFrames(why_unknown="only video files and URLs have key frames to read")
     seconds = _LIVE_S if kind == "url" else _FILE_S
     program = shutil.which("ffprobe")
     if program is None:
@@ -76,7 +76,7 @@ def find_key_frames(config: CaptureConfig) -> KeyFrames:
 
 
 def read_packets(lines: Sequence[str]) -> KeyFrames:
-    """Key frames from ffprobe's compact lines, such as packet|pts_time=0.05|dts_time=0.05|size=454|flags=K__."""
+    """Parses ffprobe's compact lines, such as packet|pts_time=0.05|dts_time=0.05|size=454|flags=K__."""
     codec = ""
     times: list[float | None] = []
     keys: list[int] = []
@@ -100,7 +100,7 @@ def read_packets(lines: Sequence[str]) -> KeyFrames:
     if len(keys) < 2:
         return KeyFrames(codec=codec, longer_than_s=span_s, bits_per_s=bits_per_s)
     interval_frames = max(after - before for before, after in pairwise(keys))
-    # The first packets of a stream may come without a time.
+    # The first packets of a stream may have no time.
     period_s = span_s / (len(known) - 1)
     return KeyFrames(
         codec=codec, interval_s=interval_frames * period_s, interval_frames=interval_frames, bits_per_s=bits_per_s

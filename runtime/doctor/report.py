@@ -19,7 +19,7 @@ _INDENT = 15
 
 
 def stream_text(figures: StreamFigures, findings: list[Finding]) -> str:
-    """The report on a source: figures, then what is wrong and what to change."""
+    """Returns the report on a source: figures, then problems and hints with advice."""
     rows = _failed_rows(figures, findings) if figures.state == "failed" else _rows(figures)
     lines = [line for name, value in rows for line in _wrapped(name, value)]
     lines.append("")
@@ -32,7 +32,7 @@ def stream_text(figures: StreamFigures, findings: list[Finding]) -> str:
 
 
 def stream_json(figures: StreamFigures, findings: list[Finding]) -> str:
-    """The same as JSON."""
+    """Returns the same report as JSON."""
     report = {
         "is_healthy": is_healthy(findings),
         "figures": _rounded(dataclasses.asdict(figures)),
@@ -42,7 +42,7 @@ def stream_json(figures: StreamFigures, findings: list[Finding]) -> str:
 
 
 def system_text(checks: Sequence[SystemCheck]) -> str:
-    """The report on this machine."""
+    """Returns the report on this machine."""
     lines = []
     for check in checks:
         mark = {"ok": "ok", "problem": "PROBLEM", "absent": "-"}[check.verdict]
@@ -50,20 +50,20 @@ def system_text(checks: Sequence[SystemCheck]) -> str:
         if check.advice:
             lines += _wrapped("", check.advice, indent=11)
     problems = [check.name for check in checks if check.verdict == "problem"]
-    lines += ["", f"to be mended: {', '.join(problems)}" if problems else "nothing is wrong here"]
+    lines += ["", f"to fix: {', '.join(problems)}" if problems else "no problems found"]
     return "\n".join(lines)
 
 
 def system_json(checks: Sequence[SystemCheck]) -> str:
-    """The same as JSON."""
+    """Returns the same report as JSON."""
     is_good = all(check.verdict != "problem" for check in checks)
     return json.dumps({"is_healthy": is_good, "checks": [dataclasses.asdict(check) for check in checks]}, indent=2)
 
 
 def _failed_rows(figures: StreamFigures, findings: list[Finding]) -> list[tuple[str, str]]:
-    told = " ".join(finding.text for finding in findings)
-    lines = [message for message in figures.messages if message not in told]
-    return [("source", figures.source), *(("decoder says", message) for message in lines)]
+    reported = " ".join(finding.text for finding in findings)
+    lines = [message for message in figures.messages if message not in reported]
+    return [("source", figures.source), *(("decoder log", message) for message in lines)]
 
 
 def _rows(figures: StreamFigures) -> list[tuple[str, str]]:
@@ -75,22 +75,22 @@ def _rows(figures: StreamFigures) -> list[tuple[str, str]]:
         ("source", figures.source),
         ("picture", ", ".join(word for word in (size, keys.codec, bit_rate) if word)),
         ("decoder", f"{figures.decoder}{cores}"),
-        ("first frame", f"after {_number(figures.first_frame_s, 's', 1)}, with the start of its process"),
+        ("first frame", f"after {_number(figures.first_frame_s, 's', 1)}, including the start of its process"),
         ("frame rate", _frame_rate(figures)),
     ]
     if figures.is_live:
         rows += [("intervals", _intervals(figures)), ("lag", _lag(figures)), ("clock", _clock(figures.clock))]
     rows += [("key frames", _key_frames(keys)), ("lost", _lost(figures))]
-    rows += [("decoder says", message) for message in figures.messages]
+    rows += [("decoder log", message) for message in figures.messages]
     return rows
 
 
 def _frame_rate(figures: StreamFigures) -> str:
     stated = "no rate stated" if figures.stated_fps is None else f"{figures.stated_fps:g} stated"
-    spent = f"{figures.num_frames} in {figures.elapsed_s:.1f} s"
+    spent = f"{figures.num_frames} frames in {figures.elapsed_s:.1f} s"
     if not figures.is_live:
-        return f"read {_number(figures.fps, '', 1)} a second; {stated}; {spent}"
-    return f"{_number(figures.fps, '', 1)} a second; {stated}; {spent}"
+        return f"read {_number(figures.fps, 'frames/s', 1)}; {stated}; {spent}"
+    return f"{_number(figures.fps, 'frames/s', 1)}; {stated}; {spent}"
 
 
 def _intervals(figures: StreamFigures) -> str:
@@ -100,20 +100,20 @@ def _intervals(figures: StreamFigures) -> str:
 
 def _lag(figures: StreamFigures) -> str:
     if figures.lag_p50_ms is None or figures.lag_growth_ms is None:
-        return "unknown: no clock in the source, one that jumped, or too few frames"
-    lags = f"p50 {_number(figures.lag_p50_ms, 'ms', 0)}, p99 {_number(figures.lag_p99_ms, 'ms', 0)} behind the quickest"
-    return f"{lags}; {figures.lag_growth_ms:+.0f} ms in {figures.lag_span_s:.0f} s (backlog, or drift of two clocks)"
+        return "unknown: the source has no clock, its clock jumped, or too few frames arrived"
+    lags = f"p50 {_number(figures.lag_p50_ms, 'ms', 0)}, p99 {_number(figures.lag_p99_ms, 'ms', 0)} behind the fastest"
+    return f"{lags}; {figures.lag_growth_ms:+.0f} ms in {figures.lag_span_s:.0f} s (a backlog, or drifting clocks)"
 
 
 def _clock(clock: ClockSkew) -> str:
     if clock.skew_s is None:
-        return f"not told: {clock.why_unknown}"
+        return f"unknown: {clock.why_unknown}"
     return f"the camera's clock is {skew_in_words(clock.skew_s)}"
 
 
 def _key_frames(keys: KeyFrames) -> str:
     if keys.interval_s is not None:
-        return f"at most {keys.interval_s:.1f} s and {keys.interval_frames} frames from one to the next"
+        return f"at most {keys.interval_s:.1f} s and {keys.interval_frames} frames apart"
     if keys.longer_than_s is not None:
         return f"fewer than two in {keys.longer_than_s:.1f} s"
     return f"unknown: {keys.why_unknown}"
@@ -128,7 +128,7 @@ def _lost(figures: StreamFigures) -> str:
         (figures.num_stalls, "stalls"),
         (figures.num_reconnects, "reconnects"),
         (figures.num_clock_jumps, "clock jumps"),
-        (figures.num_messages, "decoder complaints"),
+        (figures.num_messages, "decoder messages"),
     )
     return ", ".join(f"{value} {name}" for value, name in counts)
 
@@ -139,7 +139,7 @@ def _number(value: float | None, unit: str, digits: int) -> str:
 
 def _wrapped(name: str, value: str, *, indent: int = _INDENT) -> list[str]:
     head = f"{name:<{indent}}"
-    # Addresses and messages of decoders are kept in one piece.
+    # Addresses and messages of decoders stay in one piece.
     return textwrap.wrap(
         value or "-",
         _WIDTH,

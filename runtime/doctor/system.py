@@ -1,4 +1,4 @@
-"""What this machine can capture, decode and run with, and what to install: the whole of `edgerpn doctor`."""
+"""Checks of this machine: capture, decoders, inference libraries, and what to install (`edgerpn doctor`)."""
 
 from __future__ import annotations
 
@@ -31,27 +31,26 @@ _OPTIONAL = (
 )
 _SYSTEM_OPENCV = (
     "Use the system's OpenCV (sudo apt install python3-opencv) in a virtual environment made with "
-    "--system-site-packages, and uninstall those of pip from it."
+    "--system-site-packages, and uninstall the OpenCV packages of pip from it."
 )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SystemCheck:
-    """One thing of this machine."""
+    """The result of one check."""
 
     name: str
-    """What was looked at."""
+    """The thing that was checked."""
     verdict: Verdict
-    """problem: something that is needed is missing, or what is installed does not work; absent: not here, and needed
-    for some uses only."""
+    """problem: missing although needed, or installed and broken; absent: missing, and needed for some uses only."""
     found: str
-    """What is here."""
+    """What is installed."""
     advice: str = ""
-    """What to do about it, or what it would be for."""
+    """What to do about it, or what it is needed for."""
 
 
 def check_system() -> list[SystemCheck]:
-    """Looks at OpenCV, decoders, cameras and inference libraries; imports them, and raises nothing."""
+    """Checks OpenCV, decoders, cameras and inference libraries by importing them; raises nothing."""
     backends = [_onnxruntime(), *map(_tensorrt, LIBRARIES)]
     return [_machine(), *_opencv(), _program(), _cameras(), *backends, *_needed(backends), _gpu(), *_optional()]
 
@@ -81,7 +80,7 @@ def _opencv() -> Iterator[SystemCheck]:
     )
     have = ", ".join(name for name, is_there in parts if is_there) or "nothing"
     lack = ", ".join(name for name, is_there in parts if not is_there)
-    origin = ", ".join(packages) or "not of pip"
+    origin = ", ".join(packages) or "not installed by pip"
     found = f"{cv2.__version__} ({origin}) with {have}{f'; without {lack}' if lack else ''}"
     if len(packages) > 1:
         advice = f"They overwrite each other's files: pip uninstall -y {' '.join(packages)}, then install one of them."
@@ -94,8 +93,8 @@ def _opencv() -> Iterator[SystemCheck]:
 def _gstreamer(abilities: Abilities) -> SystemCheck:
     is_jetson = JETSON_RELEASE.exists() or abilities.has_nvv4l2
     if abilities.has_gstreamer:
-        found = "OpenCV has it" + (", and the hardware decoder nvv4l2decoder is there" if abilities.has_nvv4l2 else "")
-        return SystemCheck(name="GStreamer", verdict="ok", found=found)
+        hardware = ", and the hardware decoder nvv4l2decoder is installed" if abilities.has_nvv4l2 else ""
+        return SystemCheck(name="GStreamer", verdict="ok", found=f"this OpenCV is built with it{hardware}")
     if is_jetson:
         found = "this OpenCV is built without it: no csi:// camera and no hardware decoder of this Jetson"
         return SystemCheck(name="GStreamer", verdict="problem", found=found, advice=_SYSTEM_OPENCV)
@@ -104,8 +103,8 @@ def _gstreamer(abilities: Abilities) -> SystemCheck:
 
 
 def _has_windows(cv2: ModuleType) -> bool:
-    told = re.search(r"^\s*GUI:\s*(\w+)", cv2.getBuildInformation(), re.MULTILINE)
-    return told is not None and told.group(1) != "NONE"
+    found = re.search(r"^\s*GUI:\s*(\w+)", cv2.getBuildInformation(), re.MULTILINE)
+    return found is not None and found.group(1) != "NONE"
 
 
 def _program() -> SystemCheck:
@@ -124,7 +123,7 @@ def _cameras() -> SystemCheck:
     if closed:
         advice = "sudo usermod -aG video USER, then log in again (in a container: --device and the group video)"
         return SystemCheck(
-            name="cameras", verdict="problem", found=f"{', '.join(closed)}: not for this user", advice=advice
+            name="cameras", verdict="problem", found=f"this user may not open {', '.join(closed)}", advice=advice
         )
     return SystemCheck(name="cameras", verdict="ok" if devices or plugins else "absent", found=found)
 
@@ -135,12 +134,12 @@ def _onnxruntime() -> SystemCheck:
         library = importlib.import_module("onnxruntime")
         providers = ", ".join(str(name).removesuffix("ExecutionProvider") for name in library.get_available_providers())
         version = library.__version__
-    # Whatever a damaged or mixed installation raises is what is looked for.
+    # A damaged or mixed installation may raise anything.
     except Exception as error:  # noqa: BLE001
         if not packages and isinstance(error, ModuleNotFoundError):
             advice = "To run .onnx files: pip install 'edgerpn[onnxruntime]' (or [gpu])"
             return SystemCheck(name="ONNX Runtime", verdict="absent", found="not installed", advice=advice)
-        advice = f"Install it anew: pip uninstall -y {' '.join(packages)}, then pip install 'edgerpn[onnxruntime]'"
+        advice = f"Reinstall it: pip uninstall -y {' '.join(packages)}, then pip install 'edgerpn[onnxruntime]'"
         found = f"{', '.join(packages)}: does not import: {error}"
         return SystemCheck(name="ONNX Runtime", verdict="problem", found=found, advice=advice)
     found = f"{version} with {providers}"
@@ -167,11 +166,11 @@ def _tensorrt(name: EngineLibrary) -> SystemCheck:
 
 
 def _needed(backends: list[SystemCheck]) -> list[SystemCheck]:
-    """A line for a machine that has no inference library at all."""
+    """Returns a problem when no inference library works."""
     if any(backend.verdict == "ok" for backend in backends):
         return []
     advice = "Install one: pip install 'edgerpn[onnxruntime]', or see [gpu], [tensorrt] and [rtx]."
-    return [SystemCheck(name="inference", verdict="problem", found="no library that works", advice=advice)]
+    return [SystemCheck(name="inference", verdict="problem", found="no working library", advice=advice)]
 
 
 def _gpu() -> SystemCheck:
@@ -207,7 +206,7 @@ def _optional() -> Iterator[SystemCheck]:
 
 
 def _installed() -> set[str]:
-    """Names of all installed packages, as indexes write them."""
+    """Returns the normalised names of all installed packages."""
     return {
         re.sub(r"[-_.]+", "-", name).lower() for one in distributions() if (name := one.metadata["Name"]) is not None
     }

@@ -1,4 +1,4 @@
-"""What connections need to be trusted: passwords and tokens, which are never shown, and certificates."""
+"""Addresses, secrets and certificates of network endpoints; no message shows a secret."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from edgerpn.runtime.sinks.sink_queue import check_setting
 
 
 def check_url(name: str, url: str, schemes: tuple[str, ...]) -> SplitResult:
-    """The parts of an address.
+    """Splits an address into its parts.
 
     Raises:
-        ValueError: It is none of these schemes or has no host; the message holds no password.
+        ValueError: Wrong scheme, or no host; the message holds no password.
     """
     expected = f"{' or '.join(f'{scheme}://' for scheme in schemes)} and a host"
     shown = redact_url(url) if "://" in url else "something else"
@@ -24,22 +24,22 @@ def check_url(name: str, url: str, schemes: tuple[str, ...]) -> SplitResult:
         parts = urlsplit(url)
         is_good = parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
     except ValueError:
-        # Of a careless password: its characters must be percent-encoded. Python's own message would show it.
-        raise ValueError(f"{name}: expected {expected}, got {shown!r}, which is no URL") from None
+        # Caused by a password that is not percent-encoded, which Python's own message would show.
+        raise ValueError(f"{name}: expected {expected}, got {shown!r}, which is not a URL") from None
     check_setting(is_good, name, expected, shown)
     return parts
 
 
 def read_secret(*, env: str, file: str, purpose: str) -> str | None:
-    """The secret in an environment variable or a file, without white space around it; None: neither is named.
+    """Reads a secret from an environment variable or a file and strips white space; None: neither is named.
 
     Args:
         env: Name of the variable; empty: none.
         file: Path of the file; empty: none.
-        purpose: What it is for, for the error.
+        purpose: Use of the secret, for error messages.
 
     Raises:
-        SinkError: The variable is not set, or the file cannot be read; the message does not hold the secret.
+        SinkError: The variable is not set, or the file cannot be read, or the secret is empty or several lines.
     """
     if env:
         text = os.environ.get(env)
@@ -59,7 +59,7 @@ def read_secret(*, env: str, file: str, purpose: str) -> str | None:
 
 
 def tls_context(ca_file: str) -> ssl.SSLContext:
-    """Python's default settings of TLS: certificates and host names are checked.
+    """Python's default settings of TLS, which check certificates and host names.
 
     Args:
         ca_file: Certificates to trust; empty: the system's.

@@ -27,11 +27,11 @@ class JsonLinesConfig(OutputConfig):
     path: str
     """File; - is the standard output. A full file FILE.jsonl becomes FILE.20260131T120000.000Z.jsonl, by UTC."""
     rotate_mb: float = 0.0
-    """Size from which a new file begins, millions of bytes; 0: size does not matter."""
+    """Size at which a new file begins, millions of bytes; 0: no limit."""
     rotate_minutes: float = 0.0
-    """Age from which a new file begins, minutes; 0: age does not matter."""
+    """Age at which a new file begins, minutes; 0: no limit."""
     keep: int = 10
-    """Full files that are kept, the newest; 0: all."""
+    """Number of full files to keep, the newest ones; 0: all."""
 
     def __post_init__(self) -> None:
         OutputConfig.__post_init__(self)
@@ -45,14 +45,14 @@ class JsonLinesConfig(OutputConfig):
 
     @property
     def is_rotating(self) -> bool:
-        """Whether the file is ever full."""
+
         return bool(self.rotate_mb or self.rotate_minutes)
 
 
 class RotatingLinesSink:
-    """Writes records as lines; a full file is renamed in one step, so every file holds whole lines at any time.
+    """Writes records as lines and renames a full file in one step, so every file holds whole lines at any time.
 
-    With rotation, what an earlier run left under the name is kept as a full file; without, it is replaced.
+    With rotation, a file of an earlier run is kept as a full file; without, it is replaced.
     """
 
     config_class = JsonLinesConfig
@@ -64,7 +64,7 @@ class RotatingLinesSink:
             SinkError: It cannot be opened.
         """
         self.target = "" if config.path == "-" else config.path
-        # Nobody comes back to read what is written to a pipe.
+        # A reader that has closed a pipe does not come back.
         self.is_final = config.path == "-"
         self._config = config
         self._path = Path(config.path)
@@ -74,7 +74,7 @@ class RotatingLinesSink:
             self._rotate()
 
     def write_records(self, records: Sequence[Record]) -> None:
-        """Writes lines, and begins a new file before the one that would make this one too large or too old."""
+        """Writes lines; begins a new file where this one would become too large or too old."""
         done = 0
         try:
             while done < len(records):
@@ -88,7 +88,7 @@ class RotatingLinesSink:
                 done += num_fitting
         except PartialWriteError as error:
             if self._file.is_stdout:
-                # Nobody reads any more.
+                # The reader has gone.
                 raise
             raise NotDeliveredError(str(error), num_done=done + error.num_lines) from error
         except SinkError as error:
@@ -103,7 +103,7 @@ class RotatingLinesSink:
         return bool(self._file.num_bytes) and 0 < self._config.rotate_minutes * 60 <= age_s
 
     def _num_fitting(self, records: Sequence[Record]) -> int:
-        """How many of the records fit into the file; a file takes one at least."""
+        """Counts the records that fit into the file; an empty file takes at least one."""
         limit = self._config.rotate_mb * 1e6
         if not limit:
             return len(records)
@@ -115,11 +115,11 @@ class RotatingLinesSink:
         return len(records)
 
     def _rotate(self) -> None:
-        """Gives the full file its name, removes the oldest, begins the next."""
+        """Renames the full file, opens the next one and removes the oldest."""
         try:
             if self._path.exists():
                 os.rename(self._path, self._free_name())
-            # Opened before the old one is closed: when that fails, the sink goes on under the old name's file.
+            # Opened before the old one is closed: when opening fails, the sink still has a file to write.
             begun = LineFile(self._path, append=True)
         except OSError as error:
             raise SinkError(f"{self._path}: cannot be renamed: {error.strerror or error}") from error
@@ -141,12 +141,12 @@ class RotatingLinesSink:
         name = re.compile(re.escape(self._path.stem) + r"\." + STAMP + re.escape(self._path.suffix))
         full = sorted(path for path in self._path.parent.iterdir() if name.fullmatch(path.name))
         for path in full[: -self._config.keep]:
-            # Somebody else may have removed it, or may not want it removed; neither is worth losing records.
+            # A file that is gone or protected is not worth losing records.
             with contextlib.suppress(OSError):
                 path.unlink()
 
 
 def utc_stamp(seconds: float) -> str:
-    """Seconds since the epoch as a part of a file's name: 20260131T120000.000Z, which sorts by time."""
+    """Formats seconds since the epoch for file names: 20260131T120000.000Z, which sorts by time."""
     moment = datetime.fromtimestamp(seconds, tz=timezone.utc)
     return f"{moment:%Y%m%dT%H%M%S}.{moment.microsecond // 1000:03d}Z"

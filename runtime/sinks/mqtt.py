@@ -1,8 +1,8 @@
-"""Records to an MQTT broker, by paho-mqtt.
+"""Sends records to an MQTT broker, by paho-mqtt.
 
-The queue of the sink is the buffer for the time without a broker: a record leaves it when it is sent, and counts as
-written when the broker has confirmed it (QoS 1) or the system has taken it (QoS 0). What was sent and not confirmed
-when a connection breaks is sent once more, so with QoS 1 at most `_WINDOW` records of one break arrive twice.
+The sink's queue holds the records while the broker is away. A record counts as written when the broker has confirmed it
+(QoS 1) or the system has taken it (QoS 0). When a connection breaks, the client sends unconfirmed records again, so
+with QoS 1 at most `_WINDOW` records of one break arrive twice.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from edgerpn.runtime.sinks.sink_queue import OutputConfig, check_setting
 _logger = logging.getLogger(__name__)
 
 DEFAULT_PREFIX = "edgerpn"
-"""First levels of the topics when the URL has none."""
+"""First level of the topics when the URL names none."""
 
 _WINDOW = 20
 _CONNECT_WAIT_S = 1.0
@@ -39,29 +39,29 @@ class MqttConfig(OutputConfig):
     """Records to an MQTT broker: PREFIX/SOURCE/proposals, PREFIX/SOURCE/events, and PREFIX/status (online, offline)."""
 
     url: str = field(repr=False)
-    """mqtt://USER:PASSWORD@HOST:PORT/PREFIX, or mqtts:// for TLS; the prefix is `edgerpn` when left out."""
+    """mqtt://USER:PASSWORD@HOST:PORT/PREFIX, or mqtts:// for TLS; the default prefix is `edgerpn`."""
     qos: Literal[0, 1] = 1
-    """1: what the broker has not confirmed is sent again; 0: what is under way while a connection breaks is lost."""
+    """1: sends unconfirmed records again; 0: loses the records in transit when a connection breaks."""
     password_env: str = ""
     """Environment variable with the password, instead of one in the URL."""
     password_file: str = ""
     """File with the password, instead of one in the URL."""
     client_id: str = ""
-    """Name of this client at the broker; empty: a random one. Two clients of one name keep cutting each other off."""
+    """Name of this client at the broker; empty: a random one. Two clients of one name disconnect each other."""
     ca_file: str = ""
     """File with the certificates to trust (mqtts); empty: the system's."""
     keepalive_s: int = 20
-    """Seconds of silence after which the connection is tested."""
+    """Seconds of silence after which the client tests the connection."""
     backoff_first_s: float = 1.0
-    """Seconds before connecting again; doubled for each attempt."""
+    """Seconds before the first reconnect; doubled for each further attempt."""
     backoff_max_s: float = 30.0
-    """Seconds between attempts at most."""
+    """Maximum seconds between attempts."""
 
     def __post_init__(self) -> None:
         OutputConfig.__post_init__(self)
         parts = check_url("url", self.url, ("mqtt", "mqtts"))
         prefix = parts.path.strip("/")
-        # A bare # or ? at the end leaves no trace in the parts.
+        # `urlsplit` drops a bare # or ? at the end.
         is_topic = not (set("+#\0") & set(unquote(prefix)) or set("#?") & set(self.url))
         check_setting(is_topic, "url", "a topic without + # ? behind the host", redact_url(self.url))
         secrets = [name for name in ("password_env", "password_file") if getattr(self, name)]
@@ -78,7 +78,7 @@ class MqttSink:
     """Publishes each record under PREFIX/SOURCE/proposals or PREFIX/SOURCE/events.
 
     A source's name is percent-encoded where a topic cannot hold it. PREFIX/status is a retained "online" or "offline";
-    the broker says "offline" by itself when this client vanishes.
+    the broker itself publishes "offline" when this client vanishes.
     """
 
     config_class = MqttConfig
@@ -86,7 +86,7 @@ class MqttSink:
     is_lossy = True
 
     def __init__(self, config: MqttConfig) -> None:
-        """Begins to connect; that the broker is away is no error.
+        """Starts to connect; an absent broker is not an error.
 
         Raises:
             MissingDependencyError: paho-mqtt is not installed.
@@ -113,10 +113,10 @@ class MqttSink:
         self._thread.start()
 
     def write_records(self, records: Sequence[Record]) -> None:
-        """Publishes records and waits until they are confirmed.
+        """Publishes records and waits for their confirmation.
 
         Raises:
-            NotDeliveredError: There is no connection, or it broke (QoS 0), or `interrupt` was called.
+            NotDeliveredError: No connection, or it broke (QoS 0), or `interrupt` was called.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._is_connected or self._is_interrupted, timeout=_CONNECT_WAIT_S)
@@ -132,14 +132,14 @@ class MqttSink:
             raise NotDeliveredError(f"MQTT broker {self.target}: {self.trouble}", num_done=open_ones[0], retry_s=0.0)
 
     def interrupt(self) -> None:
-        """Ends the waiting of `write_records`."""
+        """Makes `write_records` return soon."""
         with self._changed:
             self._is_interrupted = True
             self.trouble = "closed before the broker had confirmed"
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Says "offline" and disconnects."""
+        """Publishes "offline" and disconnects."""
         if self._is_closing:
             return
         self._is_closing = True
@@ -151,7 +151,7 @@ class MqttSink:
             with self._changed:
                 self._changed.wait_for(lambda: number in self._confirmed, timeout=patience_s)
         self._client.disconnect()
-        # It ends by itself; while it connects that can take a while, for which nobody needs to wait.
+        # The thread ends by itself; while it connects that can take longer than closing may.
         self._thread.join(patience_s)
 
     def _make_client(self, mqtt: Any, config: MqttConfig) -> Any:
@@ -166,7 +166,7 @@ class MqttSink:
         client.will_set(f"{self.prefix}/status", "offline", qos=1, retain=True)
         client.max_inflight_messages_set(_WINDOW + 1)
         client.connect_timeout = _CONNECT_TIMEOUT_S
-        # Many devices that lose one broker at the same moment should not all come back at the same moment.
+        # Jitter: many devices that lose one broker should not all come back at the same moment.
         jitter = random.uniform(0.75, 1.25)
         client.reconnect_delay_set(config.backoff_first_s * jitter, config.backoff_max_s * jitter)
         client.on_connect = self._on_connect
@@ -180,7 +180,7 @@ class MqttSink:
         return int(self._client.publish(topic, record.line.rstrip(b"\n"), qos=self._qos).mid)
 
     def _is_settled(self, numbers: Sequence[int], connection: int) -> bool:
-        """Whether waiting is over. With QoS 1 the client itself sends again what a break left unconfirmed."""
+        """Whether waiting is over. With QoS 1 the client itself repeats unconfirmed records after a break."""
         is_broken = not self._is_connected or connection != self._num_connections
         if self._is_interrupted or (self._qos == 0 and is_broken):
             return True
@@ -194,7 +194,7 @@ class MqttSink:
         try:
             self._client.loop_forever(retry_first_connection=True)
         except (OSError, ValueError) as error:
-            # The client handles most errors of a connection itself; a malformed answer is not among them.
+            # The client handles most errors of a connection itself, but not a malformed answer.
             self._lost(f"{type(error).__name__}: {error}")
             time.sleep(_CONNECT_WAIT_S)
 
@@ -211,12 +211,12 @@ class MqttSink:
         _logger.info("MQTT broker %s: connected", self.target)
 
     def _on_connect_fail(self, client: Any, userdata: Any) -> None:
-        # Called while the client handles the exception, which it does not hand over.
+        # Called while the client handles the exception, which it does not pass on.
         error = sys.exc_info()[1]
         self._lost(f"cannot be reached: {error}" if error else "cannot be reached")
 
     def _on_disconnect(self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
-        # Otherwise the reason why it never connected is known, and better.
+        # If it never connected, `trouble` holds the better reason already.
         if self._is_connected:
             self._lost(f"connection lost: {reason}")
 
@@ -236,9 +236,9 @@ class MqttSink:
 
 
 def topic_level(source: str) -> str:
-    """A source's name as one level of a topic.
+    """Encodes a source's name as one level of a topic.
 
-    What MQTT does not allow there (/ + # and control characters) and what is not ASCII is percent-encoded, and so
-    is %, so that no two sources share a topic.
+    Percent-encodes the characters that MQTT does not allow there (/ + # and control characters), those outside ASCII,
+    and %, so that no two sources share a topic.
     """
     return quote(source, safe=" !\"$&'()*,:;<=>?@[\\]^`{|}~", errors="surrogateescape") or "%00"

@@ -1,4 +1,4 @@
-"""From settings to running sinks, with those of other packages.
+"""Opens sinks by their settings, also sinks of other packages.
 
 In a TOML file each output is a table:
 
@@ -32,6 +32,7 @@ from edgerpn.runtime.sinks.sink_queue import OutputConfig, QueuedSink, close_sin
 GROUP = "edgerpn.sinks"
 """Group of the entry points."""
 
+# To add a sink: one module in this folder, with its settings as `config_class`, and one line here.
 _KINDS = {
     "jsonl": "edgerpn.runtime.sinks.jsonl:RotatingLinesSink",
     "mqtt": "edgerpn.runtime.sinks.mqtt:MqttSink",
@@ -45,25 +46,25 @@ class Output:
     """One output: its kind and its settings."""
 
     kind: str
-    """Name of the kind: jsonl, mqtt, video, webhook or what another package adds."""
+    """Name of the kind: jsonl, mqtt, video, webhook or one of another package."""
     config: OutputConfig
     """Settings of that kind."""
 
 
 def known_kinds() -> list[str]:
-    """The kinds of outputs, those of other packages included, in alphabetical order."""
+    """Lists the kinds of outputs, also of other packages, in alphabetical order."""
     return sorted({*_KINDS, *(point.name for point in entry_points(group=GROUP))})
 
 
 def read_outputs(tables: Sequence[Any], *, source: str) -> tuple[Output, ...]:
-    """Outputs from tables of settings, each with its `kind`.
+    """Reads outputs from tables of settings, each with its `kind`.
 
     Args:
-        tables: As a TOML file holds them under [[outputs]].
+        tables: The tables [[outputs]] of a TOML file.
         source: Name of that file, for errors.
 
     Raises:
-        ConfigError: All problems of all tables.
+        ConfigError: Names all problems of all tables.
     """
     problems: list[str] = []
     outputs: list[Output] = []
@@ -88,13 +89,13 @@ def open_sinks(outputs: Sequence[Output], *, is_live: bool) -> list[QueuedSink]:
 
     Args:
         outputs: What to open.
-        is_live: Whether any source is live: full queues then drop the oldest instead of holding up the run, and
-            failures do not end it, unless the settings say otherwise.
+        is_live: Whether any source is live: a full queue then drops its oldest items instead of making the run wait,
+            and failures do not end the run, unless the settings say otherwise.
 
     Raises:
         ConfigError: A kind is unknown.
-        SinkError: One cannot be opened; those opened before are closed.
-        MissingDependencyError: One needs a package that is not installed.
+        SinkError: An output cannot be opened; those opened before are closed.
+        MissingDependencyError: An output needs a package that is not installed.
     """
     maker = RecordMaker()
     sinks: list[QueuedSink] = []
@@ -115,10 +116,10 @@ def _make(output: Output, *, is_live: bool) -> Any:
 
 
 def _sink_class(kind: object) -> Any:
-    """The class of a kind.
+    """Imports the class of a kind.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: The kind is unknown.
         SinkError: It cannot be imported.
     """
     if isinstance(kind, str) and kind in _KINDS:

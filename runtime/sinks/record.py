@@ -1,4 +1,4 @@
-"""The JSON lines: one record for each result, and one for each event in between.
+"""Records as JSON lines: one for each result, and one for each event.
 
     {"schema": 2, "type": "frame", "source": "door", "frame": 7, "media_time_s": 0.56,
      "captured_at": "2026-01-31T12:00:00.123456Z", "age_ms": 31.2, "width": 768, "height": 432,
@@ -10,8 +10,8 @@
      "message": "door: the connection is refused; next attempt in 1.8 s", "reason": "refused",
      "fix": "Check the port, and whether the camera's server is switched on.", "attempt": 2, "delay_s": 1.8}
 
-Boxes are in pixels of the frame, rounded to 0.01; scores to 0.0001; `path` is there for images only; of an event, what
-does not apply is left out. `record.schema.json` beside this file is the JSON Schema of both.
+Boxes are in pixels of the frame, rounded to 0.01; scores to 0.0001. Only records of images have `path`; an event has
+only the fields that apply to it. `record.schema.json` beside this file is the JSON Schema of both.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ _DETAILS = ("fix", "attempt", "delay_s", "duration_s", "fps", "num_frames", "dec
 
 
 def record_schema() -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of one record."""
+    """Returns the JSON Schema (draft 2020-12) of one record."""
     return json.loads(_schema_text())
 
 
 def frame_record(result: Result) -> dict[str, Any]:
-    """The record of one result; `age_ms` is that at emission, or now if it has not been emitted."""
+    """Makes the record of one result; `age_ms` is its age at emission, or now if it has not been emitted."""
     frame = result.frame
     height, width = frame.image.shape[:2]
     age_ms = frame.age_ms(time.monotonic()) if result.age_ms is None else result.age_ms
@@ -65,7 +65,7 @@ def frame_record(result: Result) -> dict[str, Any]:
 
 
 def event_record(event: Event) -> dict[str, Any]:
-    """The record of one event, without what does not apply."""
+    """Makes the record of one event, with the fields that apply."""
     record: dict[str, Any] = {
         "schema": SCHEMA,
         "type": "event",
@@ -91,15 +91,15 @@ def event_record(event: Event) -> dict[str, Any]:
 
 
 def json_line(item: Result | Event) -> bytes:
-    """The record of a result or an event as one line of JSON, ASCII, with its line end."""
+    """Makes the record of a result or an event: one line of JSON, ASCII, with its line end."""
     record = frame_record(item) if isinstance(item, Result) else event_record(item)
-    # allow_nan: Python would write NaN, which is not JSON; a box that is not finite is an error to be seen.
+    # allow_nan: NaN is not JSON, and a box that is not finite is an error that should be seen.
     return json.dumps(record, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
 
 
 def proposal_rows(proposals: Proposals) -> list[list[float]]:
-    """[x1, y1, x2, y2, score] of each box, rounded."""
-    # In float64, because a rounded float32 prints with all its digits again.
+    """Returns [x1, y1, x2, y2, score] of each box, rounded."""
+    # In float64, because a rounded float32 prints with all its digits.
     rows = np.empty((len(proposals), 5), np.float64)
     np.round(proposals.boxes.astype(np.float64), 2, out=rows[:, :4])
     np.round(proposals.scores.astype(np.float64), 4, out=rows[:, 4])
@@ -107,7 +107,7 @@ def proposal_rows(proposals: Proposals) -> list[list[float]]:
 
 
 def iso_utc(seconds: float) -> str:
-    """Seconds since the epoch as ISO 8601 in UTC, with microseconds."""
+    """Formats seconds since the epoch as ISO 8601 in UTC, with microseconds."""
     moment = datetime.fromtimestamp(seconds, tz=timezone.utc)
     return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 

@@ -1,4 +1,4 @@
-"""Annotated video: for each source a series of files, each of them whole."""
+"""Annotated video: a series of complete files for each source."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoConfig(OutputConfig):
-    """Annotated video: for each source a row of files SOURCE-20260131T120000.000Z.mp4, by UTC of the first picture."""
+    """Annotated video: files SOURCE-20260131T120000.000Z.mp4 for each source, named by UTC of the first picture."""
 
     folder: str
-    """Folder of the files, made when missing."""
+    """Folder of the files; created when missing."""
     suffix: Literal[".mp4", ".avi"] = ".mp4"
-    """Kind of file: MPEG-4, or Motion JPEG."""
+    """File type: MPEG-4 (.mp4) or Motion JPEG (.avi)."""
     minutes: float = 10.0
-    """Length of a file at most, minutes."""
+    """Maximum length of a file, minutes."""
     max_mb: float = 0.0
-    """Size from which a new file begins, millions of bytes; 0: size does not matter."""
+    """Size at which a new file begins, millions of bytes; 0: no limit."""
     fps: float = 0.0
-    """Pictures per second. Live sources: the video runs at the speed of the clock, pictures of a slow source are
-    repeated and some of a fast one left out; 0: 10. Files: every picture once; 0: the rate of the file."""
+    """Pictures per second. Live sources: the video keeps the speed of the clock, by repeating pictures of a slow source
+    and leaving out some of a fast one; 0: 10. Files: every picture once; 0: the rate of the file."""
     gap_s: float = 2.0
-    """Seconds without pictures from which a live source gets a new file instead of a still."""
+    """Seconds without pictures after which a live source gets a new file instead of a still."""
     top: int = DEFAULT_TOP
-    """Boxes drawn at most."""
+    """Maximum number of boxes drawn."""
     min_free_mb: float = 200.0
-    """Space to leave on the disk, millions of bytes: with less, the file at hand is finished and pictures wait."""
+    """Disk space to leave free, millions of bytes; below it the sink finishes its file and pictures wait."""
 
     def __post_init__(self) -> None:
         OutputConfig.__post_init__(self)
@@ -62,24 +62,24 @@ class VideoConfig(OutputConfig):
 
 
 class VideoSegmentsSink:
-    """Writes the pictures with their boxes; a file appears under its name when it is finished.
+    """Writes pictures with their boxes; a file appears under its name when it is complete.
 
-    A new file begins when the one at hand is long or large enough, when the picture's size changes, after a gap of a
-    live source, and after the disk was full. What a killed run leaves are hidden files, which the next run removes.
+    A new file begins when the current one is long or large enough, when the picture's size changes, after a gap of a
+    live source, and after the disk was full. A killed run leaves hidden files, which the next run removes.
     """
 
     config_class = VideoConfig
     needs_is_live = True
 
     def __init__(self, config: VideoConfig, *, is_live: bool) -> None:
-        """Makes the folder.
+        """Creates the folder.
 
         Args:
-            config: Where, and when a new file begins.
-            is_live: Whether the pictures come by the clock rather than one after the other.
+            config: Folder, rate, and limits of a file.
+            is_live: Whether pictures keep the clock's time, or follow one after the other.
 
         Raises:
-            SinkError: The folder cannot be made.
+            SinkError: The folder cannot be created.
         """
         self.target = config.folder
         self._config = config
@@ -92,13 +92,13 @@ class VideoSegmentsSink:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._remove_remains()
         except OSError as error:
-            raise SinkError(f"{config.folder}: cannot be made: {error.strerror or error}") from error
+            raise SinkError(f"{config.folder}: cannot be created: {error.strerror or error}") from error
 
     def write(self, result: Result) -> None:
         """Adds one picture to the video of its source.
 
         Raises:
-            NotDeliveredError: There is too little space left; the file at hand is finished.
+            NotDeliveredError: There is too little disk space; the current file is complete.
             SinkError: A file could not be written.
         """
         source = result.frame.source
@@ -109,7 +109,7 @@ class VideoSegmentsSink:
         series.add(result)
 
     def event(self, event: Event) -> None:
-        """Finishes the file of a source that is gone, for now or for ever."""
+        """Finishes the file of a source that stalled or ended."""
         if event.kind in ("stalled", "reconnecting", "ended") and event.source in self._series:
             self._series[event.source].finish()
 
@@ -117,7 +117,7 @@ class VideoSegmentsSink:
         """Finishes all files.
 
         Raises:
-            SinkError: One could not be; the others are finished all the same.
+            SinkError: One could not be finished; all others are.
         """
         first: SinkError | None = None
         for series in self._series.values():
@@ -130,7 +130,7 @@ class VideoSegmentsSink:
             raise first
 
     def _free_name(self, source: str) -> str:
-        """A part of a file's name that no other source of this run has."""
+        """Makes a file name for a source that no other source of this run has."""
         name = plain = _UNSAFE.sub("_", source).strip("._") or "source"
         number = 1
         while name in {series.path.name for series in self._series.values()}:
@@ -147,20 +147,20 @@ class VideoSegmentsSink:
 
 
 class VideoSeries:
-    """Writes one file after the other.
+    """The video files of one source, one after the other.
 
-    OpenCV writes videos of a constant rate only. So the pictures of a live source are laid into a grid of time: in
-    each file, second s of the video is s seconds of the clock after the file's first picture.
+    OpenCV writes videos of a constant rate only, so pictures of a live source go into a grid of time: second s of a
+    file is s seconds of the clock after its first picture.
     """
 
     def __init__(self, path: Path, config: VideoConfig, painter: Painter, *, is_live: bool) -> None:
-        """Begins with the first picture.
+        """Opens a file with the first picture.
 
         Args:
-            path: Folder and beginning of the files' names.
-            config: When a new file begins, and the rate.
+            path: Folder and first part of the files' names.
+            config: Rate, and limits of a file.
             painter: Draws the boxes.
-            is_live: Whether the pictures come by the clock.
+            is_live: Whether pictures keep the clock's time.
         """
         self.path = path
         self._config = config
@@ -174,10 +174,10 @@ class VideoSeries:
         self._last_picture: npt.NDArray[np.uint8] | None = None
 
     def add(self, result: Result) -> None:
-        """Adds one picture, in a new file where that is due.
+        """Adds one picture, to a new file if the current one is over.
 
         Raises:
-            NotDeliveredError: There is too little space; the file at hand is finished.
+            NotDeliveredError: There is too little disk space; the current file is complete.
             SinkError: A file could not be written.
         """
         self._check_space()
@@ -191,10 +191,10 @@ class VideoSeries:
         self._add(result)
 
     def finish(self) -> None:
-        """Finishes the file at hand, if there is one.
+        """Finishes the current file, if there is one.
 
         Raises:
-            SinkError: It is not whole, and was removed.
+            SinkError: It is not complete, and was removed.
         """
         self._fps = self._fps or DEFAULT_FPS
         self._add_first()
@@ -219,7 +219,7 @@ class VideoSeries:
         if self._is_live:
             place = int((now_s - self._begun_s) * self._fps + 0.5)
             if place < self._file.num_frames:
-                return  # its place in time is taken
+                return  # an earlier picture has this place in time
             while self._last_picture is not None and self._file.num_frames < place:
                 self._file.write(self._last_picture)
             self._last_picture = self._painter.paint(result)
@@ -228,7 +228,7 @@ class VideoSeries:
             self._file.write(self._painter.paint(result))
 
     def _is_over(self, file: VideoFile, frame: Frame) -> bool:
-        """Whether `frame` belongs into a new file."""
+        """Whether `frame` belongs to a new file."""
         if file.size_wh != (frame.image.shape[1], frame.image.shape[0]):
             return True
         if self._is_live and frame.monotonic_s - self._last_s > self._config.gap_s:
@@ -238,7 +238,7 @@ class VideoSeries:
         return is_large or length_s >= self._config.minutes * 60 - 1e-6
 
     def _check_space(self) -> None:
-        """OpenCV does not say when the disk is full, and a file cannot be finished then: so that is not reached."""
+        """Stops before the disk is full: OpenCV does not report that, and could not finish its file."""
         if self._file is not None and self._file.num_frames % _SPACE_CHECK_FRAMES:
             return
         folder = self.path.parent
@@ -264,10 +264,10 @@ class VideoSeries:
 
 
 def _rate(first: Frame, second: Frame) -> float:
-    """Frames per second by the times of two frames."""
+    """Frames per second from the times of two frames."""
     if first.media_time_s is None or second.media_time_s is None:
         return DEFAULT_FPS
     interval_s = second.media_time_s - first.media_time_s
     num_frames = second.index - first.index
-    # A rate that no video has comes from times that mean something else.
+    # Outside the rates of videos, the times mean something else.
     return num_frames / interval_s if interval_s > 0 and 0.1 <= num_frames / interval_s <= 240 else DEFAULT_FPS

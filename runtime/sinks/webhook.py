@@ -1,4 +1,4 @@
-"""Records to a web server, by POST of JSON arrays."""
+"""Sends records to a web server, by POST of JSON arrays."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ class WebhookConfig(OutputConfig):
     url: str = field(repr=False)
     """http:// or https:// address; USER:PASSWORD@ becomes basic authentication."""
     batch: int = 100
-    """Records of one request at most."""
+    """Maximum number of records in one request."""
     batch_s: float = 1.0
-    """Seconds that the first record of a request waits for others at most."""
+    """Seconds for which the first record of a request waits for others, at most."""
     timeout_s: float = 5.0
-    """Seconds that the server may be silent."""
+    """Seconds for which the server may be silent."""
     header: str = "Authorization"
     """Header that carries the token."""
     token_env: str = ""
     """Environment variable with the header's value, such as "Bearer 123"; empty: none."""
     token_file: str = ""
-    """File with the header's value, read anew for every connection; empty: none."""
+    """File with the header's value, read again for every request; empty: none."""
     ca_file: str = ""
     """File with the certificates to trust (https); empty: the system's."""
 
@@ -58,17 +58,17 @@ class WebhookConfig(OutputConfig):
 
 
 class WebhookSink:
-    """Posts records in batches and tries again what the server did not take.
+    """Posts records in batches and repeats failed requests.
 
-    One request has one `Idempotency-Key`, also when it is repeated, so that a server can tell. Redirects are not
-    followed: they would carry the records, and the token, to an address that nobody configured.
+    A repeated request keeps its `Idempotency-Key`, so that a server can recognise it. Redirects are not followed: they
+    would carry the records, and the token, to an address that is not in the settings.
     """
 
     config_class = WebhookConfig
     is_lossy = True
 
     def __init__(self, config: WebhookConfig) -> None:
-        """Does not connect yet.
+        """Checks the secrets; connects later, with the first record.
 
         Raises:
             SinkError: The token or the certificates cannot be read.
@@ -85,11 +85,11 @@ class WebhookSink:
         self._headers()
 
     def write_records(self, records: Sequence[Record]) -> None:
-        """Posts records as one array; those of a failed request once more as exactly that request.
+        """Posts records as one array; repeats a failed request exactly.
 
         Raises:
-            NotDeliveredError: No connection, no answer, or an answer that asks to come later (5xx, 408, 425, 429).
-            SinkError: An answer that says no for ever, a redirect among them.
+            NotDeliveredError: No connection, no answer, or an answer that asks for a retry (5xx, 408, 425, 429).
+            SinkError: A final refusal, or a redirect.
         """
         done = 0
         while done < len(records):
@@ -104,7 +104,7 @@ class WebhookSink:
             self._last = None
 
     def _same_request(self, records: Sequence[Record]) -> Sequence[Record]:
-        """The records of the failed request, if these begin with them; otherwise all, as a new one."""
+        """Returns the records of the failed request, if these begin with them; otherwise all, as a new request."""
         if self._last is None or self._last[0] is not records[0] or self._last[1] > len(records):
             self._last = (records[0], len(records), secrets.token_hex(16))
         return records[: self._last[1]]
@@ -131,7 +131,7 @@ class WebhookSink:
         raise SinkError(message)
 
     def interrupt(self) -> None:
-        """Cuts the connection, which ends a request that is under way."""
+        """Shuts the connection down, which ends the current request."""
         self._is_interrupted = True
         connection = self._connection
         sock = connection.sock if connection is not None else None
@@ -143,7 +143,6 @@ class WebhookSink:
                 return
 
     def close(self) -> None:
-        """Closes the connection."""
         self._disconnect()
 
     def _post(self, body: bytes, headers: dict[str, str]) -> tuple[int, str, float | None]:
@@ -155,7 +154,7 @@ class WebhookSink:
         self._connection.request("POST", path, body, headers)
         answer = self._connection.getresponse()
         if len(answer.read(_ANSWER_BYTES)) == _ANSWER_BYTES:
-            # Not worth reading to its end, so the connection cannot be used again.
+            # Too long to read to its end, so the connection cannot be used again.
             self._disconnect()
         return answer.status, answer.reason, _seconds(answer.getheader("Retry-After"))
 
@@ -182,7 +181,7 @@ class WebhookSink:
 
 
 def _seconds(text: str | None) -> float | None:
-    """A `Retry-After` in seconds, at most a minute; None: there is none, or it is a date."""
+    """Reads a `Retry-After` in seconds, at most a minute; None: missing, or a date."""
     return float(min(int(text), 60)) if text and text.isdecimal() else None
 
 

@@ -19,14 +19,14 @@ from edgerpn.machine import die_with_parent
 from edgerpn.runtime.opencv import load_cv2
 from edgerpn.runtime.sources.capture_config import NETWORK_PROTOCOLS, CaptureConfig
 from edgerpn.runtime.sources.decoders import choose, find_abilities
-from edgerpn.runtime.sources.failure_classes import CaptureFailedError
+from edgerpn.runtime.sources.failures import CaptureFailedError
 from edgerpn.runtime.sources.ffmpeg_reader import FfmpegReader
 from edgerpn.runtime.sources.file_sources import ImageSource
-from edgerpn.runtime.sources.foreign import ForeignReader, load_factory
 from edgerpn.runtime.sources.open_source import IMAGE_SUFFIXES, open_source
 from edgerpn.runtime.sources.parent_link import ParentLink
+from edgerpn.runtime.sources.plugins import PluginReader, load_plugin
 from edgerpn.runtime.sources.pump import Pump
-from edgerpn.runtime.sources.reader import OpenCvReader, PictureReader, Reader
+from edgerpn.runtime.sources.readers import OpenCvReader, PictureReader, Reader
 from edgerpn.runtime.sources.wire import MAX_PACKET_BYTES, pack_alive
 
 _FFMPEG_OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
@@ -47,7 +47,7 @@ def main() -> None:
     config = CaptureConfig(**settings)
     last = capture(config, control)
     if last is not None:
-        last[0].send_last(last[1])
+        last[0].send_report(last[1])
     sys.stderr.flush()
     # Without the teardown of decoder libraries, which takes time and may crash.
     os._exit(0)
@@ -87,8 +87,8 @@ def prepare(config: CaptureConfig) -> Callable[[], Reader]:
         CaptureFailedError: It does not import. (So may what is returned: the source cannot be opened.)
     """
     if config.spec.kind == "plugin":
-        entry, factory = load_factory(config)
-        return lambda: ForeignReader(config, entry, factory)
+        entry, factory = load_plugin(config)
+        return lambda: PluginReader(config, entry, factory)
     cv2 = _load(config)
     return lambda: open_reader(config, cv2)
 

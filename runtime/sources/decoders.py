@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Literal
 
 from edgerpn.runtime.sources.capture_config import CaptureConfig
-from edgerpn.runtime.sources.failure_classes import CaptureFailedError
+from edgerpn.runtime.sources.failures import CaptureFailedError
 
 Decoder = Literal["ffmpeg", "gstreamer", "v4l2", "any", "ffmpeg-process"]
 

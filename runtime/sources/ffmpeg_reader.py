@@ -17,8 +17,8 @@ import numpy as np
 from edgerpn.machine import die_with_parent_hook
 from edgerpn.runtime.sources.capture_config import FILE_PROTOCOLS, NETWORK_PROTOCOLS, CaptureConfig
 from edgerpn.runtime.sources.decoders import Choice
-from edgerpn.runtime.sources.failure_classes import CaptureFailedError
-from edgerpn.runtime.sources.reader import Image
+from edgerpn.runtime.sources.failures import CaptureFailedError
+from edgerpn.runtime.sources.readers import Image
 
 _BMP_HEADER = struct.Struct("<2sIxxxxIIii")
 

@@ -76,7 +76,7 @@ class ParentLink:
         """Tells something about the source."""
         self._control.send(pack_json(b"E", event))
 
-    def send_last(self, message: dict[str, Any]) -> None:
+    def send_report(self, message: dict[str, Any]) -> None:
         """Tells why the process ends."""
         self._control.send(pack_json(b"X", message))
 

@@ -13,9 +13,9 @@ from typing import Any
 from edgerpn.errors import StreamOpenError
 from edgerpn.runtime.frame import Event, Reason, SourceState
 from edgerpn.runtime.sources.capture_config import CaptureConfig
-from edgerpn.runtime.sources.capture_process import CaptureProcess
-from edgerpn.runtime.sources.failure_classes import FIXES
-from edgerpn.runtime.sources.outcome import Backoff, LastWord, Outcome, outcome
+from edgerpn.runtime.sources.failures import FIXES
+from edgerpn.runtime.sources.process import CaptureProcess
+from edgerpn.runtime.sources.reconnect import Backoff, CaptureOutcome, ExitReport, judge_exit
 from edgerpn.runtime.sources.ring import RingReader
 from edgerpn.runtime.sources.wire import unpack_frame
 
@@ -50,7 +50,7 @@ class SourceSupervisor:
         self._backoff = Backoff(config)
         self._retry_s = 0.0
         self._ring: RingReader | None = None
-        self._last_word: LastWord | None = None
+        self._exit_report: ExitReport | None = None
         self._is_live: bool | None = None
         self._size_wh: tuple[int, int] | None = None
         self._first_index = 0
@@ -86,7 +86,7 @@ class SourceSupervisor:
         deadline_s = min(self._silence_deadline_s(now_s), self._resized_s)
         if now_s >= self._resized_s and math.isinf(self._end_by_s):
             message = f"the video changed its size to {process.last_size}; a new connection shows it"
-            self._last_word = LastWord(reason="resized", message=message, is_final=False)
+            self._exit_report = ExitReport(reason="resized", message=message, is_final=False)
             self._kill(process, now_s)
         elif now_s >= deadline_s and math.isinf(self._end_by_s):
             self._give_up(process, now_s)
@@ -130,7 +130,7 @@ class SourceSupervisor:
         return goes_on
 
     def _start(self, now_s: float) -> None:
-        self._last_word, self._is_live, self._alive_s, self._ring = None, None, None, None
+        self._exit_report, self._is_live, self._alive_s, self._ring = None, None, None, None
         self._end_by_s = self._over_s = self._resized_s = math.inf
         self._first_index = self._next_index
         self._started_s = now_s
@@ -140,14 +140,14 @@ class SourceSupervisor:
         try:
             self.process = CaptureProcess(self.config)
         except StreamOpenError as error:
-            self._after(Outcome(reason="crashed", message=str(error), is_final=False), now_s)
+            self._after(CaptureOutcome(reason="crashed", message=str(error), is_final=False), now_s)
 
     def _take_packet(self, process: CaptureProcess, packet: bytes, fd: int | None, now_s: float) -> None:
         try:
             self._on_packet(packet, fd, now_s)
         except (struct.error, ValueError, KeyError, TypeError, OSError) as error:
             # A decoder that writes where it should not can ruin packets too.
-            self._last_word = LastWord(reason="crashed", message=f"garbled packet: {error}", is_final=False)
+            self._exit_report = ExitReport(reason="crashed", message=f"garbled packet: {error}", is_final=False)
             self._kill(process, now_s)
         finally:
             if fd is not None:
@@ -165,7 +165,7 @@ class SourceSupervisor:
             self._on_event(json.loads(packet[1:]), now_s)
         elif kind == b"X":
             told = json.loads(packet[1:])
-            self._last_word = LastWord(**told | {"message": self._clean(told["message"])})
+            self._exit_report = ExitReport(**told | {"message": self._clean(told["message"])})
         elif kind != b"A":
             raise ValueError(f"unknown kind of packet {kind!r}")
 
@@ -240,7 +240,7 @@ class SourceSupervisor:
                 fix=FIXES["timeout"],
                 duration_s=silent_s,
             )
-        self._last_word = LastWord(reason="timeout", message=message, is_final=False)
+        self._exit_report = ExitReport(reason="timeout", message=message, is_final=False)
         self._kill(process, now_s)
 
     def _kill(self, process: CaptureProcess, now_s: float) -> None:
@@ -263,10 +263,10 @@ class SourceSupervisor:
         process.close()
         self.process, self._ring = None, None
         if not self.is_stopping:
-            self._after(outcome(self.config, self._last_word, status, lines, self._is_live), now_s)
+            self._after(judge_exit(self.config, self._exit_report, status, lines, self._is_live), now_s)
         return now_s
 
-    def _after(self, ended: Outcome, now_s: float) -> None:
+    def _after(self, ended: CaptureOutcome, now_s: float) -> None:
         """Says how a process ended, and plans the next."""
         fix = FIXES.get(ended.reason, "") if not ended.is_good else ""
         if ended.is_final:

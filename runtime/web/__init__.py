@@ -1,14 +1,42 @@
-"""A page, an API and metrics of a run of streams: `edgerpn run MODEL SOURCE... --http 127.0.0.1:8080`.
+"""Web page, API and metrics of a run: `edgerpn run MODEL SOURCE... --http 127.0.0.1:8080`.
 
-Its own thread serves it, and another one draws and encodes pictures; both do nothing that nobody asks for. This package
-knows nothing of `edgerpn.runtime.run`: what it shows and steers is a `Streams` of `streams_protocol`.
+One thread serves them, and another draws and encodes pictures; both are idle while no client asks. This package does
+not import `edgerpn.runtime.run`: it shows and controls a `Streams` of `streams_protocol`.
 Needs the extra `web` (Starlette, uvicorn, prometheus_client).
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from edgerpn.errors import require
 from edgerpn.runtime.web.http_config import HttpConfig
-from edgerpn.runtime.web.open_page import open_page
 from edgerpn.runtime.web.streams_protocol import PageInfo, Streams
 
+if TYPE_CHECKING:
+    from edgerpn.runtime.web.server import WebServer
+
 __all__ = ["HttpConfig", "PageInfo", "Streams", "open_page"]
+
+
+def open_page(config: HttpConfig) -> WebServer | None:
+    """Starts the server of a run, before there is a model and before any camera is opened.
+
+    Args:
+        config: An empty `listen` means no page.
+
+    Returns:
+        The server, which the caller closes; None: no page.
+
+    Raises:
+        MissingDependencyError: Starlette, uvicorn or prometheus_client is not installed.
+        ConfigError: Other machines could reach the page, and there is no valid token.
+        SinkError: The port is in use, the address is not of this machine, or the token cannot be read.
+    """
+    if not config.listen:
+        return None
+    for module in ("starlette", "uvicorn", "prometheus_client"):
+        require(module, extra="web", purpose="the web page (--http)")
+    from edgerpn.runtime.web.server import WebServer
+
+    return WebServer(config)

@@ -1,4 +1,4 @@
-"""Connections that cannot use up the process: counted, bounded in what they hold, and cut off when they take long."""
+"""Limits of connections: their number, their buffers, and the time of one request."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edgerpn.runtime.web.http_config import MAX_CONNECTIONS, is_loopback
 from edgerpn.runtime.web.streaming import is_endless
 
 MAX_PER_ADDRESS = 100
-"""Open connections of one address at most, unless it is this machine."""
+"""Maximum open connections of one address, unless it is this machine."""
 REQUEST_S = 10.0
 """Seconds for one request and its answer, and for the silence before the next one."""
 
@@ -36,7 +36,6 @@ class Connections:
         max_per_address: int = MAX_PER_ADDRESS,
         request_s: float = REQUEST_S,
     ) -> None:
-        """Sets the limits."""
         self.max_connections = max_connections
         self.max_per_address = max_per_address
         self.request_s = request_s
@@ -44,25 +43,24 @@ class Connections:
         self._phases: dict[asyncio.Transport, tuple[Any, float]] = {}
 
     def __len__(self) -> int:
-        """Open connections."""
         return len(self._transports)
 
     def abort(self, scope: Scope) -> None:
-        """Cuts off the connection of a request at once."""
+        """Aborts the connection of a request."""
         transport = self._transports.get(tuple(scope["client"] or ()))
         if transport is not None:
             transport.abort()
 
     def abort_all(self) -> None:
-        """Cuts off every connection."""
+        """Aborts every connection."""
         for transport in list(self._transports.values()):
             transport.abort()
 
     def sweep(self) -> None:
-        """Cuts off who takes too long; call it about once a second.
+        """Aborts connections that take too long; to be called about once a second.
 
-        A connection goes through phases: a request comes, then it is answered, and so on. Bytes that dribble in or
-        out do not make a new phase. Answers without an end watch over their clients themselves.
+        A connection alternates between two phases: request and answer. Bytes that dribble in or out do not start a new
+        phase. Endless answers check their clients themselves.
         """
         now_s = time.monotonic()
         phases = {}
@@ -81,20 +79,20 @@ class Connections:
                 transport.abort()
 
     def _has_room(self, host: str) -> bool:
-        """Whether the connection that was added last may stay."""
+        """Whether the newest connection may stay."""
         num_of_host = sum(client[0] == host for client in self._transports)
         is_crowded = num_of_host > self.max_per_address and not is_loopback(host)
         return len(self) <= self.max_connections and not is_crowded
 
     def protocol_class(self) -> type[asyncio.Protocol]:
-        """What uvicorn makes for each connection."""
+        """Makes the class that uvicorn uses for each connection."""
         connections = self
 
-        class Protocol(H11Protocol):
-            """HTTP/1.1 within the limits."""
+        class LimitedProtocol(H11Protocol):
+            """HTTP/1.1 within these limits."""
 
             def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-                """Lets it in, if there is room."""
+                """Accepts the connection, or aborts it when there is no room."""
                 super().connection_made(transport)
                 connections._transports[self.client] = transport
                 _bound_buffers(transport)
@@ -102,16 +100,15 @@ class Connections:
                     transport.abort()
 
             def connection_lost(self, error: Exception | None) -> None:
-                """Forgets it."""
                 if connections._transports.get(self.client) is self.transport:
                     del connections._transports[self.client]
                 super().connection_lost(error)
 
-        return Protocol
+        return LimitedProtocol
 
 
 def _bound_buffers(transport: asyncio.Transport) -> None:
-    """Keeps little on the way to a client: what waits there is old when it comes, and the kernel would hold 4 MB."""
+    """Keeps send buffers small: buffered pictures are old when they arrive, and the kernel would hold 4 MB."""
     connected = transport.get_extra_info("socket")
     connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
     if hasattr(socket, "TCP_NOTSENT_LOWAT"):
@@ -120,20 +117,18 @@ def _bound_buffers(transport: asyncio.Transport) -> None:
 
 
 class UvicornLog(logging.Handler):
-    """Passes what uvicorn says on to our log: its errors as such, complaints about clients for debugging only."""
+    """Passes uvicorn's log on to ours: errors as errors, warnings about clients at the level debug."""
 
     def __init__(self) -> None:
-        """Takes warnings and worse."""
         super().__init__(logging.WARNING)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Passes one record on."""
         level = logging.ERROR if record.levelno >= logging.ERROR else logging.DEBUG
         _logger.log(level, "%s", record.getMessage().strip(), exc_info=record.exc_info)
 
 
 def take_over_log() -> Callable[[], None]:
-    """Leads uvicorn's log into ours; what it gives undoes that."""
+    """Redirects uvicorn's log into ours; returns a function that undoes it."""
     logger, handler = logging.getLogger("uvicorn.error"), UvicornLog()
     before = logger.propagate
     logger.propagate = False

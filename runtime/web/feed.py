@@ -1,4 +1,4 @@
-"""Records for programs that listen, and the last events for people."""
+"""Queues of records for listening clients, and a memory of the last events."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from edgerpn.runtime.frame import Event, Result
 from edgerpn.runtime.sinks.record import event_record, json_line
 
 QUEUE_RECORDS = 256
-"""Records that wait for a listener at most; then the oldest are dropped."""
+"""Maximum records in a listener's queue; beyond it the oldest are dropped."""
 MAX_EVENTS = 500
-"""Events that are remembered."""
+"""Maximum number of remembered events."""
 
 RecordType = Literal["frame", "event"]
 
 
-class Listener:
-    """One client's queue: filled by the thread that emits, emptied by that of the server."""
+class RecordListener:
+    """One client's queue: the emitting thread fills it, the server's thread empties it."""
 
     def __init__(self, sources: Iterable[str], types: Iterable[RecordType], wake: Callable[[], None]) -> None:
-        """Takes records of some sources and types.
+        """Accepts records of some sources and types.
 
         Args:
-            sources: Names; none: all.
-            types: Types of records; none: all.
-            wake: Called in the emitting thread when there is something after there was nothing.
+            sources: Names; empty: all.
+            types: Types of records; empty: all.
+            wake: Called in the emitting thread when the queue is no longer empty.
         """
         self.num_dropped = 0
         self._sources = frozenset(sources)
@@ -38,11 +38,11 @@ class Listener:
         self._num_untold = 0
 
     def wants(self, source: str, kind: RecordType) -> bool:
-        """Whether a record is for this client."""
+        """Whether this client asked for such a record."""
         return kind in self._types and (not self._sources or source in self._sources)
 
     def put(self, kind: RecordType, line: bytes) -> None:
-        """Queues a record, in place of the oldest when the queue is full."""
+        """Queues a record; drops the oldest when the queue is full."""
         with self._lock:
             was_empty = not self._queue
             if len(self._queue) >= QUEUE_RECORDS:
@@ -54,7 +54,7 @@ class Listener:
             self._wake()
 
     def take(self) -> tuple[list[tuple[RecordType, bytes]], int]:
-        """All that waits, and how many were dropped before it since the last call."""
+        """Empties the queue; returns its records, and how many were dropped since the last call."""
         with self._lock:
             taken, dropped = list(self._queue), self._num_untold
             self._queue.clear()
@@ -62,12 +62,11 @@ class Listener:
         return taken, dropped
 
 
-class Feed:
-    """All listeners, and the last events; any thread may use it."""
+class RecordFeed:
+    """All listeners, and the last events; any thread may call it."""
 
     def __init__(self) -> None:
-        """Starts without listeners."""
-        self._listeners: tuple[Listener, ...] = ()
+        self._listeners: tuple[RecordListener, ...] = ()
         self._changing = threading.Lock()
         self._events: deque[dict[str, Any]] = deque(maxlen=MAX_EVENTS)
         self._last_id = 0
@@ -75,36 +74,36 @@ class Feed:
 
     @property
     def num_listeners(self) -> int:
-        """Clients at present."""
+        """Number of current listeners."""
         return len(self._listeners)
 
     @property
     def num_dropped(self) -> int:
-        """Records that clients were too slow for, past clients included."""
+        """Records dropped because clients were too slow, also past clients."""
         return self._dropped_of_gone + sum(listener.num_dropped for listener in self._listeners)
 
-    def join(self, listener: Listener) -> None:
-        """Gives a listener everything from now on."""
+    def join(self, listener: RecordListener) -> None:
+        """Adds a listener."""
         with self._changing:
             self._listeners = (*self._listeners, listener)
 
-    def leave(self, listener: Listener) -> None:
-        """Gives it nothing more."""
+    def leave(self, listener: RecordListener) -> None:
+        """Removes a listener."""
         with self._changing:
             self._listeners = tuple(other for other in self._listeners if other is not listener)
             self._dropped_of_gone += listener.num_dropped
 
     def put_result(self, result: Result) -> None:
-        """Passes a result on, if anybody listens to its source."""
+        """Passes a result to the listeners of its source."""
         self._pass_on(result.frame.source, "frame", result)
 
     def put_event(self, event: Event) -> None:
-        """Remembers an event, and passes it on."""
+        """Remembers an event and passes it to the listeners of its source."""
         self._remember(event_record(event))
         self._pass_on(event.source, "event", event)
 
     def events(self, *, after: int = 0) -> list[dict[str, Any]]:
-        """The last events, oldest first: records with an `id`, and how often in a row they came (`repeated`).
+        """Lists the last events, oldest first: records with an `id` and their number of repeats (`repeated`).
 
         Args:
             after: Only those whose id is larger.
@@ -114,7 +113,7 @@ class Feed:
 
     @property
     def last_id(self) -> int:
-        """The id of the newest event; 0: there is none."""
+        """The id of the newest event; 0: no event yet."""
         return self._last_id
 
     def _pass_on(self, source: str, kind: RecordType, item: Result | Event) -> None:
@@ -125,7 +124,7 @@ class Feed:
                 listener.put(kind, line)
 
     def _remember(self, record: dict[str, Any]) -> None:
-        """Appends it, or counts it with the last of its source if both are stale frames, which come by the dozen."""
+        """Appends an event, or merges it into the last of its source if both are stale frames, which are frequent."""
         with self._changing:
             self._last_id += 1
             entry = {"id": self._last_id, "repeated": 1, **record}

@@ -1,4 +1,4 @@
-"""Settings of the page: where it listens, who may use it, and what its pictures may cost."""
+"""Settings of the web page: its address, its users, and the cost of its pictures."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from edgerpn.runtime.draw import DEFAULT_TOP
 
 MAX_TOP = 1000
-"""Boxes that may be drawn at most."""
+"""Maximum number of boxes drawn."""
 MAX_CONNECTIONS = 200
-"""Open connections at most; the cameras of the run need file descriptors too."""
+"""Maximum number of open connections; the cameras of the run need file descriptors too."""
 MAX_STREAMS = 150
-"""Open streams at most, so that connections are left for requests."""
+"""Maximum number of open streams, which leaves connections for requests."""
 
 _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.\-]*[A-Za-z0-9])?")
 
@@ -26,29 +26,28 @@ class HttpConfig:
     """HOST:PORT or PORT (of 127.0.0.1); port 0: any free one; empty: no page. An address beyond 127.0.0.1, ::1 and
     localhost needs a token."""
     token_env: str = ""
-    """Environment variable with the token that requests must carry; empty: none."""
+    """Environment variable with the token of all requests; empty: no token."""
     token_file: str = ""
-    """File with the token; empty: none."""
+    """File with the token; empty: no token."""
     hosts: tuple[str, ...] = ()
-    """Names by which browsers may reach the page, beside addresses, localhost and this machine's name."""
+    """Host names of the page, in addition to addresses, localhost and this machine's name."""
     control: bool = False
-    """Whether sources may be added and removed by HTTP: then who reaches the page can have this machine open cameras
-    and URLs (never files or GStreamer pipelines)."""
+    """Whether clients may add and remove sources by HTTP: they can then make this machine open cameras and URLs (never
+    files or GStreamer pipelines)."""
     max_fps: float = 10.0
-    """Annotated pictures per second and source at most."""
+    """Maximum annotated pictures per second of each source."""
     max_width_px: int = 960
-    """Width of an annotated picture at most, pixels; wider frames are made smaller."""
+    """Maximum width of an annotated picture, pixels; wider frames are scaled down."""
     jpeg_quality: int = 80
     """Quality of the pictures, 1 to 100."""
     top: int = DEFAULT_TOP
-    """Boxes drawn at most, until somebody moves the slider."""
+    """Maximum number of boxes drawn, until a user moves the slider."""
     max_streams: int = 64
-    """Open streams of pictures and of records at most, 1 to 150."""
+    """Maximum number of open streams of pictures and records, 1 to 150."""
     hung_s: float = 10.0
-    """Seconds in the model from which /healthz says that it hangs."""
+    """Seconds of one batch in the model after which /healthz reports a hang."""
 
     def __post_init__(self) -> None:
-        """Checks the address and the ranges."""
         if self.listen:
             parse_listen(self.listen)
         _check(not (self.token_env and self.token_file), "token_env", "one of token_env and token_file", "both")
@@ -63,7 +62,7 @@ class HttpConfig:
 
     @property
     def address(self) -> tuple[str, int]:
-        """Host and port to listen on; of an empty `listen`, none."""
+        """Host and port to listen on; `listen` must not be empty."""
         return parse_listen(self.listen)
 
     @property
@@ -73,10 +72,10 @@ class HttpConfig:
 
 
 def parse_listen(text: str) -> tuple[str, int]:
-    """Host and port of "HOST:PORT", "[IPv6]:PORT" or "PORT".
+    """Reads host and port of "HOST:PORT", "[IPv6]:PORT" or "PORT".
 
     Raises:
-        ValueError: It is none of these.
+        ValueError: The text has another form.
     """
     host, colon, port = text.rpartition(":")
     host = host if colon else "127.0.0.1"
@@ -89,7 +88,7 @@ def parse_listen(text: str) -> tuple[str, int]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine alone, by what it is called."""
+    """Whether the name or address of a host is a loopback one."""
     return host.lower() == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
 
 

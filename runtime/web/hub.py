@@ -1,4 +1,4 @@
-"""The page's end in the run: a sink that takes results and events, and what the server asks about the run."""
+"""The link between run and page: a sink for results and events, and the state that the server asks for."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from typing import Any
 
 from edgerpn.runtime.frame import Event, Result
 from edgerpn.runtime.sinks import SinkStats
-from edgerpn.runtime.web.feed import Feed
+from edgerpn.runtime.web.feed import RecordFeed
 from edgerpn.runtime.web.http_config import HttpConfig
-from edgerpn.runtime.web.metrics import Metrics
-from edgerpn.runtime.web.pictures import Pictures
+from edgerpn.runtime.web.metrics import PageMetrics
+from edgerpn.runtime.web.pictures import PictureFeed
 from edgerpn.runtime.web.streams_protocol import PageInfo, Streams
 
 UP_STATES = ("connected", "quiet")
-"""States of a source that is not down."""
+"""States of a source that is up."""
 SILENT_S = 60.0
-"""Seconds without a sign of the emitting thread from which the run counts as stuck; an output may hold it up for half
+"""Seconds without a sign of the emitting thread after which the run counts as hanging; an output may block it for half
 of that."""
 HISTORY = 180
-"""Samples that are kept of each source, one a second."""
+"""Samples kept of each source, one a second."""
 
 SAMPLED = (
     "fps", "inference_p50_ms", "inference_p99_ms", "age_p50_ms", "age_p99_ms", "num_dropped", "num_stale",
     "num_reconnects",
 )  # fmt: skip
-"""What is sampled, in order."""
+"""Sampled figures, in order."""
 
 _FRESH_S = 0.25
 _logger = logging.getLogger(__name__)
@@ -38,9 +38,9 @@ Sample = tuple[int, tuple[float | None, ...]]
 
 
 class Hub:
-    """A sink for the run, a model for the page. Its sink's methods are for one thread, the others for any.
+    """A sink for the run, a model for the page. One thread calls its sink methods; any thread may call the others.
 
-    `write` and `event` never wait for anybody, and cost microseconds as long as nobody watches.
+    `write` and `event` never wait, and cost microseconds while no client watches.
     """
 
     target = ""
@@ -51,14 +51,14 @@ class Hub:
         """Starts the thread that draws.
 
         Args:
-            config: What pictures may cost, and when the model counts as hung.
+            config: Limits of pictures, and the time after which the model counts as hung.
             on_picture: Called with the name of a source that has a new picture.
             on_close: Called when the run closes its sinks.
         """
         self.info = PageInfo(model="", backend="")
-        self.pictures = Pictures(config, on_picture)
-        self.feed = Feed()
-        self.metrics = Metrics()
+        self.pictures = PictureFeed(config, on_picture)
+        self.feed = RecordFeed()
+        self.metrics = PageMetrics()
         self._config = config
         self._on_close = on_close
         self._streams: Streams | None = None
@@ -69,18 +69,18 @@ class Hub:
         self._history: dict[str, deque[Sample]] = {}
 
     def write(self, result: Result) -> None:
-        """Takes a result; its picture is copied if somebody watches."""
+        """Takes a result; copies its picture if a client watches."""
         self._alive_s = time.monotonic()
         try:
             self.metrics.observe(result)
             self.pictures.offer(result)
             self.feed.put_result(result)
         except Exception:
-            # Whatever is wrong with the page, the run goes on.
+            # No failure of the page may end the run.
             _logger.exception("the web page lacks a result of %s", result.frame.source)
 
     def event(self, event: Event) -> None:
-        """Takes an event."""
+        """Takes an event of a source."""
         self._alive_s = time.monotonic()
         try:
             self.pictures.note(event)
@@ -92,26 +92,26 @@ class Hub:
             _logger.exception("the web page lacks an event of %s", event.source)
 
     def close(self) -> None:
-        """Begins to end the server; does not wait for it."""
+        """Starts to end the server; does not wait for it."""
         self._on_close()
 
     def begin(self, streams: Streams, info: PageInfo) -> None:
-        """The run is ready."""
+        """Takes over the run, which is ready."""
         self.info = info
         self._alive_s = time.monotonic()
         self._streams = streams
 
     def tick(self) -> None:
-        """The emitting thread is alive."""
+        """Notes that the emitting thread is alive."""
         self._alive_s = time.monotonic()
 
     @property
     def streams(self) -> Streams | None:
-        """The run; None: the model is still being loaded."""
+        """The run; None: the model is still loading."""
         return self._streams
 
     def stats(self) -> Mapping[str, Mapping[str, Any]]:
-        """A snapshot of each source, at most a quarter of a second old, however many ask."""
+        """Returns a snapshot of each source, at most a quarter of a second old, however many clients ask."""
         streams = self._streams
         if streams is None:
             return {}
@@ -122,11 +122,11 @@ class Hub:
             return self._stats[1]
 
     def sink_stats(self) -> Sequence[SinkStats]:
-        """A snapshot of each output that has a queue."""
+        """Takes a snapshot of each output that has a queue."""
         return self._streams.sink_stats() if self._streams is not None else ()
 
     def sample(self) -> None:
-        """Adds a point to the charts; once a second."""
+        """Adds a sample of each source to the charts; to be called once a second."""
         number = int(time.monotonic())
         stats = self.stats()
         with self._lock:
@@ -136,13 +136,13 @@ class Hub:
             self.last_sample = number
 
     def samples(self, name: str, *, after: int) -> list[list[float | None]]:
-        """Points of the charts of a source whose number is larger than `after`: number, then the sampled values."""
+        """Returns a source's samples whose number is larger than `after`: number, then the sampled values."""
         with self._lock:
             history = list(self._history.get(name, ()))
         return [[number, *values] for number, values in history if number > after]
 
     def health(self) -> tuple[bool, str]:
-        """Whether the process does its work, and one word on it."""
+        """Returns whether the process works, and its state in one word."""
         if self._streams is None:
             return True, "starting"
         if self._streams.busy_s >= self._config.hung_s:
@@ -152,7 +152,7 @@ class Hub:
         return True, "ok"
 
     def down(self) -> list[str]:
-        """Names of the sources that are not up."""
+        """Lists the names of the sources that are not up."""
         return [name for name, view in self.stats().items() if view["state"] not in UP_STATES]
 
 

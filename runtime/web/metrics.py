@@ -1,4 +1,4 @@
-"""Figures for Prometheus, in a registry of our own: two histograms, and counters read from the run when asked for."""
+"""Metrics for Prometheus: two histograms, and figures that are read from the run at each request."""
 
 from __future__ import annotations
 
@@ -19,24 +19,23 @@ _BUCKETS_S = (0.002, 0.005, 0.01, 0.02, 0.033, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5
 
 _SOURCE_COUNTERS = (
     ("results", "num_results", "Frames whose proposals were emitted."),
-    ("captured", "num_captured", "Frames that came from the source."),
-    ("dropped", "num_dropped", "Frames that nobody took in time."),
-    ("stale", "num_stale", "Frames that were too old to be a result."),
+    ("captured", "num_captured", "Frames read from the source."),
+    ("dropped", "num_dropped", "Frames that the model did not take in time."),
+    ("stale", "num_stale", "Frames that were too old for a result."),
     ("refused", "num_refused", "Frames that do not fit the model."),
-    ("reconnects", "num_reconnects", "Connections beyond the first."),
+    ("reconnects", "num_reconnects", "Reconnects."),
 )
 _SINK_COUNTERS = (
-    ("written", "written", "Delivered results and events."),
-    ("dropped", "dropped", "Lost results and events."),
-    ("errors", "errors", "Failed calls."),
+    ("written", "written", "Results and events delivered."),
+    ("dropped", "dropped", "Results and events lost."),
+    ("errors", "errors", "Failed deliveries."),
 )
 
 
-class Metrics:
-    """What is counted while results are emitted, and the text of everything."""
+class PageMetrics:
+    """Histograms of emitted results, and the text of all metrics."""
 
     def __init__(self) -> None:
-        """Starts at zero."""
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         self._age_s = Histogram(
@@ -48,7 +47,7 @@ class Metrics:
         )
         self._inference_s = Histogram(
             "edgerpn_inference_seconds",
-            "Time of the batch that a frame was in.",
+            "Inference time of the batch that holds a frame.",
             ["source"],
             buckets=_BUCKETS_S,
             registry=self._registry,
@@ -61,31 +60,31 @@ class Metrics:
         self._inference_s.labels(source).observe(result.stage_ms["inference"] / 1e3)
 
     def forget(self, source: str) -> None:
-        """Drops the histograms of a source that was removed."""
+        """Drops the histograms of a removed source."""
         for histogram in (self._age_s, self._inference_s):
-            # It may never have given a result.
+            # It may have had no result.
             with suppress(KeyError):
                 histogram.remove(source)
 
     def text(self, accept: str, families: Iterable[Metric]) -> tuple[bytes, str]:
-        """The metrics as Prometheus reads them.
+        """Formats the metrics for Prometheus.
 
         Args:
-            accept: The header of the request, which chooses the format.
+            accept: The request's header, which chooses the format.
             families: Further metrics, from `families`.
 
         Returns:
             Body and content type.
         """
         encode, content_type = choose_encoder(accept)
-        # A registry for this answer, so that what the run says now needs no global state.
+        # A registry for this answer, so that the run's figures need no global state.
         registry = CollectorRegistry()
-        registry.register(_Given([*self._registry.collect(), *families]))
+        registry.register(_FixedMetrics([*self._registry.collect(), *families]))
         return encode(registry), content_type
 
 
-class _Given(Collector):
-    """Metrics that are there already."""
+class _FixedMetrics(Collector):
+    """A collector of given metrics."""
 
     def __init__(self, families: Sequence[Metric]) -> None:
         self._families = families
@@ -103,22 +102,22 @@ def families(
     counters: Mapping[str, tuple[float, str]],
     info: Mapping[str, str],
 ) -> Iterator[Metric]:
-    """What the run says now, as metrics.
+    """Makes metrics of the run's current state.
 
     Args:
         stats: A snapshot of each source.
         sinks: Snapshots of the outputs.
-        up_states: States of sources that are not down.
+        up_states: States of sources that are up.
         gauges: Further single values: name, value, help.
         counters: Further single counters, likewise.
         info: Names and versions.
     """
-    yield InfoMetricFamily("edgerpn", "What runs.", value={"version": __version__, **info})
-    up = GaugeMetricFamily(
-        "edgerpn_source_up", "1: frames come, or may come at any moment; 0: down.", labels=["source"]
+    yield InfoMetricFamily("edgerpn", "Versions and model.", value={"version": __version__, **info})
+    up = GaugeMetricFamily("edgerpn_source_up", "1: connected; 0: down.", labels=["source"])
+    rate = GaugeMetricFamily(
+        "edgerpn_source_results_per_second", "Results per second over the last five seconds.", labels=["source"]
     )
-    rate = GaugeMetricFamily("edgerpn_source_results_per_second", "Over the last five seconds.", labels=["source"])
-    since = GaugeMetricFamily("edgerpn_source_frame_age_seconds", "Since the last frame came.", labels=["source"])
+    since = GaugeMetricFamily("edgerpn_source_frame_age_seconds", "Seconds since the last frame.", labels=["source"])
     for name, view in stats.items():
         up.add_metric([name], float(view["state"] in up_states))
         rate.add_metric([name], view["fps"])
@@ -130,7 +129,7 @@ def families(
         for source, view in stats.items():
             counter.add_metric([source], view[key])
         yield counter
-    # Two outputs may have one name, and two samples may not.
+    # Two outputs may have the same name, but two samples may not.
     named = {
         f"{sink.name} #{index + 1}" if sink.name in {other.name for other in sinks[:index]} else sink.name: sink
         for index, sink in enumerate(sinks)
@@ -140,8 +139,8 @@ def families(
         for label, sink in named.items():
             counter.add_metric([label], getattr(sink, key))
         yield counter
-    queued = GaugeMetricFamily("edgerpn_output_queued", "Results and events that wait.", labels=["output"])
-    failing = GaugeMetricFamily("edgerpn_output_failing", "1: the last call failed.", labels=["output"])
+    queued = GaugeMetricFamily("edgerpn_output_queued", "Results and events in the queue.", labels=["output"])
+    failing = GaugeMetricFamily("edgerpn_output_failing", "1: the last delivery failed.", labels=["output"])
     for label, sink in named.items():
         queued.add_metric([label], sink.queued)
         failing.add_metric([label], float(sink.is_failing))

@@ -1,4 +1,4 @@
-"""One annotated picture as JPEG: made smaller, boxes drawn, and marked when it is not live."""
+"""Makes one annotated JPEG: scales the picture down, draws boxes, and marks it when it is not live."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _OLD_BGR = (0, 110, 190)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Shot:
-    """A frame and its proposals, with a picture of its own."""
+class FrameCopy:
+    """A copy of a frame with its proposals."""
 
     image: Image
-    """(H, W, 3) uint8 BGR, a copy."""
+    """(H, W, 3) uint8 BGR, owned by this object."""
     proposals: Proposals
     """Boxes in pixels of `image`, best first."""
     frame: int
@@ -37,57 +37,57 @@ class Shot:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class View:
-    """What is drawn, for all who watch."""
+class ViewSettings:
+    """Choice of the drawn boxes, for all viewers."""
 
     min_score: float = 0.0
-    """Boxes scored below this are not drawn, 0 to 1."""
+    """Minimum score of drawn boxes, 0 to 1."""
     top: int = 20
-    """Boxes drawn at most, the best."""
+    """Maximum number of boxes, the best ones."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Picture:
-    """An encoded picture."""
+class EncodedPicture:
+    """An annotated picture as JPEG, with its origin."""
 
     number: int
-    """Larger than those of all pictures before."""
+    """Larger than those of all earlier pictures."""
     jpeg: bytes = field(repr=False)
-    """The file."""
+    """The JPEG file."""
     frame: int | None
-    """Number of the frame; None: there is none yet."""
+    """Number of the frame; None: no frame yet."""
     captured_at: float | None
     """Wall clock of the frame, UTC, seconds since the epoch."""
     is_live: bool
     """Whether the picture is not marked as old."""
     num_boxes: int
-    """Boxes drawn."""
+    """Number of boxes drawn."""
     marked_from_s: float
-    """`time.monotonic()` from which it must not pass for live; infinite of one that is marked."""
+    """`time.monotonic()` from which it must not count as live; infinite when it is marked already."""
 
     def is_overdue(self, now_s: float) -> bool:
-        """Whether it is old by now and not marked so."""
+        """Whether it is old at `now_s` and not marked as old."""
         return now_s >= self.marked_from_s
 
 
-def annotate(shot: Shot, view: View, *, max_width_px: int) -> tuple[Image, int]:
-    """Draws what `view` asks for.
+def annotate(shot: FrameCopy, view: ViewSettings, *, max_width_px: int) -> tuple[Image, int]:
+    """Draws the boxes that `view` selects.
 
     Args:
         shot: Not changed.
-        view: Which boxes.
-        max_width_px: Wider pictures are made smaller first, so that lines stay as wide as they are.
+        view: Choice of boxes.
+        max_width_px: Wider pictures are scaled down first, so that lines keep their width.
 
     Returns:
-        (H, W, 3) uint8 BGR, a new array, and the number of boxes in it.
+        (H, W, 3) uint8 BGR, a new array; and the number of boxes in it.
     """
     small = shrink(shot, max_width_px=max_width_px)
     boxes = small.proposals.above(view.min_score)[: view.top]
     return draw_proposals(small.image, boxes, top=view.top), len(boxes)
 
 
-def shrink(shot: Shot, *, max_width_px: int) -> Shot:
-    """The same, no wider than that, its boxes with it; `shot` itself when it is not wider."""
+def shrink(shot: FrameCopy, *, max_width_px: int) -> FrameCopy:
+    """Scales picture and boxes to at most `max_width_px`; returns `shot` itself when it is not wider."""
     height, width = shot.image.shape[:2]
     if width <= max_width_px:
         return shot
@@ -102,12 +102,12 @@ def shrink(shot: Shot, *, max_width_px: int) -> Shot:
 
 
 def mark(picture: Image, *, age_s: float, is_down: bool) -> Image:
-    """Makes a picture that is not live look like one.
+    """Marks a picture that is not live.
 
     Args:
         picture: (H, W, 3) uint8 BGR; not changed.
-        age_s: Seconds since it was taken.
-        is_down: Whether its source is known to give nothing: then it also loses its colours.
+        age_s: Seconds since its capture.
+        is_down: Whether its source is down: then the picture also loses its colours.
     """
     cv2 = load_cv2()
     marked = picture.copy()
@@ -120,17 +120,17 @@ def mark(picture: Image, *, age_s: float, is_down: bool) -> Image:
 
 
 def blank() -> Image:
-    """What is shown of a source that has given no picture yet."""
+    """Makes the picture of a source without frames yet."""
     picture = np.full((*_EMPTY_HW, 3), 40, np.uint8)
     _banner(picture, "NO PICTURE YET", _BANNER_BGR)
     return picture
 
 
 def encode(picture: Image, *, quality: int) -> bytes:
-    """A JPEG file.
+    """Encodes a picture as JPEG.
 
     Raises:
-        SinkError: OpenCV cannot encode it.
+        SinkError: OpenCV cannot encode the picture.
     """
     cv2 = load_cv2()
     is_done, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])
@@ -140,7 +140,7 @@ def encode(picture: Image, *, quality: int) -> bytes:
 
 
 def age_text(age_s: float) -> str:
-    """An age for people: 7 s, 12 min, 5 h, 3 d."""
+    """Formats an age for people: 7 s, 12 min, 5 h, 3 d."""
     for size_s, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if age_s >= 2 * size_s:
             return f"{age_s // size_s:.0f} {unit}"
@@ -148,7 +148,7 @@ def age_text(age_s: float) -> str:
 
 
 def _banner(picture: Image, text: str, color_bgr: tuple[int, int, int]) -> None:
-    """Writes a line on a coloured bar at the foot of the picture, as wide as fits."""
+    """Writes a line on a coloured bar at the bottom of the picture, as wide as fits."""
     cv2 = load_cv2()
     height, width = picture.shape[:2]
     font = cv2.FONT_HERSHEY_SIMPLEX

@@ -1,8 +1,8 @@
-"""Annotated pictures for whoever watches: drawn and encoded once, in a thread of their own.
+"""Annotated pictures for viewers: drawn and encoded once for all of them, in a separate thread.
 
-The thread that emits results only copies a frame, and only when somebody watches its source, no more often than the
-rate allows, and never while an earlier copy waits; without viewers, one frame in `KEEP_S` is kept, made small, so that
-a source that fails has a last picture to show. Viewers take the newest picture whenever they are ready for one.
+The thread that emits results only copies a frame: when its source has viewers, at most at the configured rate, and
+never while an earlier copy waits. Without viewers it keeps one small frame every `KEEP_S`, so that a source that fails
+has a last picture to show. Viewers take the newest picture whenever they are ready.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import numpy.typing as npt
 
 from edgerpn.runtime.frame import Event, Result
 from edgerpn.runtime.web.http_config import HttpConfig
-from edgerpn.runtime.web.paint import Picture, Shot, View, annotate, blank, encode, mark, shrink
+from edgerpn.runtime.web.paint import EncodedPicture, FrameCopy, ViewSettings, annotate, blank, encode, mark, shrink
 
 KEEP_S = 2.0
-"""Seconds between the frames that are kept of a source that nobody watches."""
+"""Seconds between the frames kept of a source without viewers."""
 OLD_S = 2.0
 """Age of a frame from which its picture is marked as not live, seconds."""
 
@@ -34,134 +34,134 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
-class _Slot:
-    """One source."""
+class _SourcePicture:
+    """Frame, picture and viewers of one source."""
 
     num_viewers: int = 0
-    pending: Shot | None = None
-    last: Shot | None = None
+    pending: FrameCopy | None = None
+    last: FrameCopy | None = None
     annotated: npt.NDArray[np.uint8] | None = None
-    annotated_of: Shot | None = None
+    annotated_of: FrameCopy | None = None
     num_boxes: int = 0
-    view: View | None = None
-    picture: Picture | None = None
+    view: ViewSettings | None = None
+    picture: EncodedPicture | None = None
     is_down: bool = False
     is_gone: bool = False
     due_s: float = 0.0
     marked_s: float = 0.0
 
     def forget_drawn(self) -> None:
-        """Leaves nothing but the last frame, which is small."""
+        """Keeps only the last frame, which is small."""
         self.pending = self.annotated = self.annotated_of = self.picture = None
 
 
-class Pictures:
-    """The newest annotated picture of each source; any thread may use it."""
+class PictureFeed:
+    """The newest annotated picture of each source; any thread may call it."""
 
     def __init__(self, config: HttpConfig, on_picture: Callable[[str], None]) -> None:
         """Starts the thread.
 
         Args:
-            config: Rate, size and quality.
+            config: Rate, size and quality of pictures.
             on_picture: Called in that thread with the name of a source that has a new picture.
         """
         self.num_encoded = 0
         self._config = config
         self._on_picture = on_picture
-        self._view = View(top=config.top)
-        self._slots: dict[str, _Slot] = {}
+        self._view = ViewSettings(top=config.top)
+        self._sources: dict[str, _SourcePicture] = {}
         self._changed = threading.Condition()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="edgerpn-web-paint", daemon=True)
         self._thread.start()
 
     @property
-    def view(self) -> View:
-        """What is drawn at present."""
+    def view(self) -> ViewSettings:
+        """The current choice of drawn boxes."""
         return self._view
 
-    def set_view(self, view: View) -> None:
-        """Changes what is drawn; also of the pictures of sources that stand still."""
+    def set_view(self, view: ViewSettings) -> None:
+        """Changes the drawn boxes, also in pictures of sources without new frames."""
         with self._changed:
             self._view = view
             self._changed.notify_all()
 
     def offer(self, result: Result) -> None:
-        """Takes over a result if somebody watches; for the thread that emits results."""
+        """Copies a result if its source has viewers; for the thread that emits results."""
         now_s = time.monotonic()
-        slot = self._slots.get(result.frame.source)
-        if slot is None:
+        shown = self._sources.get(result.frame.source)
+        if shown is None:
             with self._changed:
-                slot = self._slots.setdefault(result.frame.source, _Slot())
-        slot.is_down = slot.is_gone = False
-        if now_s < slot.due_s or slot.pending is not None:
+                shown = self._sources.setdefault(result.frame.source, _SourcePicture())
+        shown.is_down = shown.is_gone = False
+        if now_s < shown.due_s or shown.pending is not None:
             return
-        is_watched = slot.num_viewers > 0
+        is_watched = shown.num_viewers > 0
         interval_s = 1 / self._config.max_fps if is_watched else KEEP_S
-        # From when it was due, not from now: the rate of a camera that is no multiple of ours is met on average.
-        slot.due_s = max(slot.due_s, now_s - interval_s) + interval_s
-        # A whole picture is copied faster than it is made smaller, but is too much memory to keep for each source.
+        # Counted from the due time, not from now, so that the average rate is right for any rate of the camera.
+        shown.due_s = max(shown.due_s, now_s - interval_s) + interval_s
+        # Copying is faster than scaling down, but a kept frame must be small.
         shot = _shot(result) if is_watched else _shot(result, max_width_px=self._config.max_width_px)
         with self._changed:
             if is_watched:
-                slot.pending = shot
+                shown.pending = shot
                 self._changed.notify_all()
             else:
-                slot.last = shot
+                shown.last = shot
 
     def note(self, event: Event) -> None:
-        """Learns that a source is down, or gone; for the thread that emits events."""
+        """Notes that a source is down or removed; for the thread that emits events."""
         if event.kind == "ended" and event.reason == "removed":
             with self._changed:
-                slot = self._slots.pop(event.source, None)
-                if slot is not None and slot.num_viewers:
-                    # Who watches goes on doing so if a source of this name comes again.
-                    self._slots[event.source] = _Slot(num_viewers=slot.num_viewers, is_gone=True)
+                shown = self._sources.pop(event.source, None)
+                if shown is not None and shown.num_viewers:
+                    # Its viewers see a source of the same name if one is added again.
+                    self._sources[event.source] = _SourcePicture(num_viewers=shown.num_viewers, is_gone=True)
                     self._changed.notify_all()
         elif event.kind in ("stalled", "reconnecting", "ended"):
             with self._changed:
-                slot = self._slots.setdefault(event.source, _Slot())
-                slot.is_down = True
-                slot.marked_s = 0.0
+                shown = self._sources.setdefault(event.source, _SourcePicture())
+                shown.is_down = True
+                shown.marked_s = 0.0
                 self._changed.notify_all()
 
     def watch(self, sources: Iterable[str]) -> None:
-        """Counts a viewer of some sources; `unwatch` takes it back."""
+        """Counts one more viewer of some sources, until `unwatch`."""
         with self._changed:
             for source in sources:
-                slot = self._slots.setdefault(source, _Slot())
-                slot.num_viewers += 1
-                if slot.num_viewers == 1:
-                    # The frame that comes next is due at once, and what an earlier viewer saw is too old to be sent.
-                    slot.due_s = slot.marked_s = 0.0
-                    slot.picture = None
+                shown = self._sources.setdefault(source, _SourcePicture())
+                shown.num_viewers += 1
+                if shown.num_viewers == 1:
+                    # The next frame is due at once, and the picture of an earlier viewer is too old.
+                    shown.due_s = shown.marked_s = 0.0
+                    shown.picture = None
             self._changed.notify_all()
 
     def unwatch(self, sources: Iterable[str]) -> None:
-        """Counts a viewer less."""
+        """Counts one viewer less of some sources."""
         with self._changed:
             for source in sources:
-                slot = self._slots.get(source)
-                if slot is not None and slot.num_viewers:
-                    slot.num_viewers -= 1
-                    if slot.is_gone and not slot.num_viewers:
-                        del self._slots[source]
-                    elif not slot.num_viewers:
-                        slot.forget_drawn()
+                shown = self._sources.get(source)
+                if shown is not None and shown.num_viewers:
+                    shown.num_viewers -= 1
+                    if shown.is_gone and not shown.num_viewers:
+                        del self._sources[source]
+                    elif not shown.num_viewers:
+                        shown.forget_drawn()
 
-    def newest(self, source: str) -> Picture | None:
-        """The newest picture of a watched source; None: there is none yet."""
-        slot = self._slots.get(source)
-        return slot.picture if slot is not None else None
+    def newest(self, source: str) -> EncodedPicture | None:
+        """Returns the newest picture of a watched source; None: no picture yet."""
+        shown = self._sources.get(source)
+        return shown.picture if shown is not None else None
 
     @property
     def num_viewers(self) -> int:
-        """Viewers of all sources together."""
+        """Number of viewers of all sources together."""
         with self._changed:
-            return sum(slot.num_viewers for slot in self._slots.values())
+            return sum(shown.num_viewers for shown in self._sources.values())
 
     def begin_close(self) -> None:
-        """Has the thread end soon; does not wait for it."""
+        """Makes the thread end soon; does not wait for it."""
         self._closing.set()
 
     def close(self) -> None:
@@ -176,82 +176,82 @@ class Pictures:
             with self._changed:
                 self._changed.wait_for(lambda: self._closing.is_set() or self._due(), _POLL_S)
                 due = self._due()
-            for source, slot in due:
+            for source, shown in due:
                 if self._closing.is_set():
                     return
                 try:
-                    self._paint(slot)
+                    self._paint(shown)
                 except Exception:
-                    # One picture less; the next one may go well.
+                    # The next picture may succeed.
                     _logger.exception("the picture of %s cannot be drawn", source)
                     time.sleep(_POLL_S)
                     continue
                 self._on_picture(source)
 
-    def _due(self) -> list[tuple[str, _Slot]]:
-        """The watched sources whose picture must be made anew; the caller holds the lock."""
+    def _due(self) -> list[tuple[str, _SourcePicture]]:
+        """Lists the watched sources that need a new picture; the caller holds the lock."""
         now_s = time.monotonic()
         return [
-            (source, slot)
-            for source, slot in self._slots.items()
-            if slot.num_viewers
+            (source, shown)
+            for source, shown in self._sources.items()
+            if shown.num_viewers
             and (
-                slot.pending is not None
-                or slot.view is not self._view
-                or slot.picture is None
-                or (self._must_mark(slot, now_s) and now_s - slot.marked_s >= _MARK_S)
+                shown.pending is not None
+                or shown.view is not self._view
+                or shown.picture is None
+                or (self._must_mark(shown, now_s) and now_s - shown.marked_s >= _MARK_S)
             )
         ]
 
-    def _must_mark(self, slot: _Slot, now_s: float) -> bool:
-        return slot.last is not None and (slot.is_down or now_s - slot.last.monotonic_s > OLD_S)
+    def _must_mark(self, shown: _SourcePicture, now_s: float) -> bool:
+        return shown.last is not None and (shown.is_down or now_s - shown.last.monotonic_s > OLD_S)
 
-    def _paint(self, slot: _Slot) -> None:
+    def _paint(self, shown: _SourcePicture) -> None:
         """Makes the next picture of a source."""
         view = self._view
         with self._changed:
-            pending, slot.pending = slot.pending, None
+            pending, shown.pending = shown.pending, None
         small = shrink(pending, max_width_px=self._config.max_width_px) if pending is not None else None
         with self._changed:
-            # Without viewers since a moment, a newer one may have been kept meanwhile.
-            if small is not None and (slot.last is None or small.monotonic_s >= slot.last.monotonic_s):
-                slot.last = small
-            shot = slot.last
-        if shot is not None and (slot.annotated_of is not shot or slot.view is not view):
-            slot.annotated, slot.num_boxes = annotate(shot, view, max_width_px=self._config.max_width_px)
-            slot.annotated_of = shot
-        slot.view = view
+            # If the last viewer has just left, a newer frame may have been kept meanwhile.
+            if small is not None and (shown.last is None or small.monotonic_s >= shown.last.monotonic_s):
+                shown.last = small
+            shot = shown.last
+        if shot is not None and (shown.annotated_of is not shot or shown.view is not view):
+            shown.annotated, shown.num_boxes = annotate(shot, view, max_width_px=self._config.max_width_px)
+            shown.annotated_of = shot
+        shown.view = view
         now_s = time.monotonic()
-        must_mark = self._must_mark(slot, now_s)
-        if shot is None or slot.annotated is None:
+        must_mark = self._must_mark(shown, now_s)
+        if shot is None or shown.annotated is None:
             image = blank()
         elif must_mark:
-            image = mark(slot.annotated, age_s=now_s - shot.monotonic_s, is_down=slot.is_down)
+            image = mark(shown.annotated, age_s=now_s - shot.monotonic_s, is_down=shown.is_down)
         else:
-            image = slot.annotated
-        slot.marked_s = now_s
+            image = shown.annotated
+        shown.marked_s = now_s
         jpeg = encode(image, quality=self._config.jpeg_quality)
         self.num_encoded += 1
-        picture = Picture(
+        picture = EncodedPicture(
             number=self.num_encoded,
             jpeg=jpeg,
             frame=shot.frame if shot else None,
             captured_at=shot.captured_at if shot else None,
             is_live=shot is not None and not must_mark,
-            num_boxes=slot.num_boxes if shot else 0,
+            num_boxes=shown.num_boxes if shot else 0,
             marked_from_s=math.inf if shot is None or must_mark else shot.monotonic_s + OLD_S,
         )
         with self._changed:
-            if slot.num_viewers:
-                slot.picture = picture
+            if shown.num_viewers:
+                shown.picture = picture
             else:
-                slot.forget_drawn()
+                shown.forget_drawn()
 
 
-def _shot(result: Result, *, max_width_px: int | None = None) -> Shot:
-    """A copy of a result, no wider than that."""
+def _shot(result: Result, *, max_width_px: int | None = None) -> FrameCopy:
+    """Copies a result, scaled down to at most `max_width_px`."""
     frame = result.frame
-    shot = Shot(
+    shot = FrameCopy(
         image=frame.image,
         proposals=result.proposals,
         frame=frame.index,

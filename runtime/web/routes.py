@@ -1,4 +1,4 @@
-"""The page and its API: which path gives what."""
+"""The paths of the page and its API, and their answers."""
 
 from __future__ import annotations
 
@@ -21,18 +21,25 @@ from edgerpn import __version__
 from edgerpn.errors import EdgeRpnError
 from edgerpn.runtime.redaction import redact
 from edgerpn.runtime.sinks.record import iso_utc, record_schema
-from edgerpn.runtime.web.access import COOKIE, COOKIE_S, Access
-from edgerpn.runtime.web.added import check_added
-from edgerpn.runtime.web.guard import is_https
+from edgerpn.runtime.web.access import COOKIE, COOKIE_S, AccessRules, is_https
 from edgerpn.runtime.web.http_config import MAX_TOP, HttpConfig
 from edgerpn.runtime.web.hub import SAMPLED, UP_STATES, Hub
-from edgerpn.runtime.web.live import Live
 from edgerpn.runtime.web.metrics import families
-from edgerpn.runtime.web.requests import http_problem, internal_problem, json_object, read_body, whole_number
+from edgerpn.runtime.web.requests import (
+    check_added,
+    http_problem,
+    internal_problem,
+    json_object,
+    read_body,
+    whole_number,
+)
+from edgerpn.runtime.web.streaming import StreamRoutes
 
 API = 1
-"""Version of the API: /api/v1 stays as it is, /api is the newest."""
-# Everything that is served from a file, by its path; read once. Nothing else of the file system can be reached.
+"""Version of the API: /api/v1 keeps its meaning, /api is the newest version."""
+WRONG_TOKEN_S = 0.5
+"""Seconds until the answer to a wrong token, which slows guessing down."""
+# All paths that are served from a file, which is read once. No request reaches the file system.
 _FILES = {
     "/": ("page.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
@@ -48,11 +55,10 @@ _SHOWN = (
 )  # fmt: skip
 
 
-class Site:
-    """The answers of one server that end; for the thread of its loop."""
+class PageRoutes:
+    """All answers of one server but the endless ones; for the thread of its loop."""
 
-    def __init__(self, hub: Hub, live: Live, access: Access, config: HttpConfig) -> None:
-        """Serves what `hub` knows."""
+    def __init__(self, hub: Hub, live: StreamRoutes, access: AccessRules, config: HttpConfig) -> None:
         self._hub = hub
         self._live = live
         self._access = access
@@ -63,7 +69,6 @@ class Site:
         self._openapi["info"]["version"] = f"{API} (EdgeRPN {__version__})"
 
     def application(self) -> Starlette:
-        """All routes."""
         api = [
             Route("/status", self.status),
             Route("/sources", self.sources),
@@ -94,12 +99,12 @@ class Site:
         )
 
     async def healthz(self, request: Request) -> Response:
-        """Whether the process does its work."""
+        """Reports whether the process works."""
         is_healthy, word = self._hub.health()
         return JSONResponse({"status": word}, status_code=200 if is_healthy else 503)
 
     async def readyz(self, request: Request) -> Response:
-        """Whether at least one source gives frames; what is down only to who may know."""
+        """Reports whether at least one source is up; names sources only to clients with access."""
         stats, down = self._hub.stats(), set(self._hub.down())
         is_ready = self._hub.health()[0] and len(down) < len(stats)
         body: dict[str, Any] = {"ready": is_ready, "up": len(stats) - len(down), "down": len(down)}
@@ -112,7 +117,7 @@ class Site:
         return JSONResponse(body, status_code=200 if is_ready else 503)
 
     async def metrics(self, request: Request) -> Response:
-        """Figures for Prometheus."""
+        """Returns the metrics for Prometheus."""
         hub, live = self._hub, self._live
         found = families(
             hub.stats(),
@@ -120,19 +125,22 @@ class Site:
             up_states=UP_STATES,
             info=dataclasses.asdict(hub.info),
             gauges={
-                "edgerpn_model_busy_seconds": (hub.streams.busy_s if hub.streams else 0.0, "Of the slowest batch."),
+                "edgerpn_model_busy_seconds": (
+                    hub.streams.busy_s if hub.streams else 0.0,
+                    "Seconds of the slowest batch in the model.",
+                ),
                 "edgerpn_web_streams": (live.num_open, "Open streams of pictures and records."),
             },
             counters={
                 "edgerpn_web_pictures_encoded": (hub.pictures.num_encoded, "Pictures encoded for viewers."),
-                "edgerpn_web_records_dropped": (hub.feed.num_dropped, "Records that clients were too slow for."),
+                "edgerpn_web_records_dropped": (hub.feed.num_dropped, "Records dropped because clients were too slow."),
             },
         )
         body, content_type = hub.metrics.text(request.headers.get("accept", ""), found)
         return Response(body, headers={"Content-Type": content_type})
 
     async def status(self, request: Request) -> Response:
-        """Everything that the page shows, as far as it has not seen it yet."""
+        """Returns everything that the page shows, of samples and events only new ones."""
         after_sample, after_event = (whole_number(request, name) for name in ("after_sample", "after_event"))
         hub = self._hub
         rows = [{**row, "samples": hub.samples(row["name"], after=after_sample)} for row in self._rows()]
@@ -156,7 +164,7 @@ class Site:
         )
 
     async def sources(self, request: Request) -> Response:
-        """All sources."""
+        """Lists all sources."""
         return JSONResponse({"api": API, "sources": self._rows()})
 
     async def add(self, request: Request) -> Response:
@@ -165,7 +173,7 @@ class Site:
         table = await json_object(request)
         try:
             check_added(table)
-            # Starting a process takes a moment, ending one up to two seconds.
+            # In a thread: starting a process takes a moment, ending one up to two seconds.
             name = await asyncio.to_thread(streams.add, table)
         except EdgeRpnError as error:
             raise HTTPException(422, redact(str(error))) from error
@@ -174,7 +182,7 @@ class Site:
         return JSONResponse({"api": API, "name": name}, status_code=201)
 
     async def remove(self, request: Request) -> Response:
-        """Ends a source and forgets it."""
+        """Ends and removes a source."""
         streams = self._controlled()
         name = request.query_params.get("name", "")
         if not await asyncio.to_thread(streams.remove, name):
@@ -182,11 +190,11 @@ class Site:
         return Response(status_code=204)
 
     async def view(self, request: Request) -> Response:
-        """What is drawn."""
+        """Returns the choice of drawn boxes."""
         return JSONResponse(dataclasses.asdict(self._hub.pictures.view))
 
     async def set_view(self, request: Request) -> Response:
-        """Changes what is drawn, for all who watch; what is emitted stays as it is."""
+        """Changes the drawn boxes for all viewers; emitted records stay the same."""
         table = await json_object(request)
         score, top = table.pop("min_score", None), table.pop("top", None)
         view = self._hub.pictures.view
@@ -204,33 +212,32 @@ class Site:
         return JSONResponse(dataclasses.asdict(view))
 
     async def events(self, request: Request) -> Response:
-        """The last events."""
+        """Lists the last events."""
         after, names = whole_number(request, "after"), request.query_params.getlist("source")
         found = [event for event in self._hub.feed.events(after=after) if not names or event["source"] in names]
         return JSONResponse({"api": API, "events": found})
 
     async def schema(self, request: Request) -> Response:
-        """JSON Schema of the records."""
+        """Returns the JSON Schema of the records."""
         return JSONResponse(record_schema())
 
     async def openapi(self, request: Request) -> Response:
-        """The description of the API."""
+        """Returns the description of the API."""
         return JSONResponse(self._openapi)
 
     async def login_page(self, request: Request) -> Response:
-        """A form for the token."""
+        """Returns a form for the token."""
         return self._login_form("")
 
     async def login(self, request: Request) -> Response:
-        """Gives a cookie for the token."""
+        """Exchanges the token for a cookie."""
         try:
             form = parse_qs((await read_body(request)).decode("utf-8"), max_num_fields=4)
         except (UnicodeDecodeError, ValueError):
             form = {}
         if not self._access.is_token(form.get("token", [""])[0]):
-            # Slow enough for nobody to go through many.
-            await asyncio.sleep(0.5)
-            return self._login_form("This is not the token.", status=403)
+            await asyncio.sleep(WRONG_TOKEN_S)
+            return self._login_form("Wrong token.", status=403)
         answer = RedirectResponse("/", status_code=303)
         answer.set_cookie(
             COOKIE,
@@ -243,7 +250,7 @@ class Site:
         return answer
 
     async def logout(self, request: Request) -> Response:
-        """Takes the cookie back."""
+        """Deletes the cookie."""
         answer = RedirectResponse("/login", status_code=303)
         answer.delete_cookie(COOKIE, httponly=True, samesite="strict")
         return answer
@@ -259,9 +266,9 @@ class Site:
 
     def _controlled(self) -> Any:
         if not self._config.control:
-            raise HTTPException(403, "sources can be changed by HTTP only with the setting http.control = true")
+            raise HTTPException(403, "changing sources by HTTP needs the setting http.control = true")
         if self._hub.streams is None:
-            raise HTTPException(503, "the model is still being loaded")
+            raise HTTPException(503, "the model is still loading")
         return self._hub.streams
 
 

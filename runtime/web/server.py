@@ -1,4 +1,4 @@
-"""The server of the page: a thread with an event loop of its own, beside the run and never in its way."""
+"""The server of the page: a thread with its own event loop, which never blocks the run."""
 
 from __future__ import annotations
 
@@ -12,41 +12,42 @@ from contextlib import suppress
 import uvicorn
 
 from edgerpn.errors import SinkError
-from edgerpn.runtime.web.access import Access
+from edgerpn.runtime.web.access import AccessGuard, AccessRules
 from edgerpn.runtime.web.connections import Connections, take_over_log
-from edgerpn.runtime.web.guard import Guard
 from edgerpn.runtime.web.http_config import HttpConfig
 from edgerpn.runtime.web.hub import Hub
-from edgerpn.runtime.web.live import Live
-from edgerpn.runtime.web.routes import Site
+from edgerpn.runtime.web.routes import PageRoutes
+from edgerpn.runtime.web.streaming import StreamRoutes
 from edgerpn.runtime.web.streams_protocol import PageInfo, Streams
+
+SAMPLE_S = 1.0
+"""Seconds between two samples of the sources, and between two sweeps of the connections."""
 
 _START_S = 10.0
 _LAST_S = 0.5
 _STOP_S = 2.0
-_SAMPLE_S = 1.0
 _logger = logging.getLogger(__name__)
 
 
 class WebServer:
-    """Serves from the moment it is made until `close`.
+    """Serves the page from its creation until `close`.
 
     Attributes:
-        hub: Give it to the run as the first sink, and the run to its `begin`.
+        hub: The run's first sink; its `begin` takes the run.
     """
 
     def __init__(self, config: HttpConfig) -> None:
         """Binds the address and starts the thread.
 
         Raises:
-            ConfigError: Others could reach the page, and there is no good token.
-            SinkError: The port is taken, or the address is not of this machine, or the token cannot be read.
+            ConfigError: Other machines could reach the page, and there is no valid token.
+            SinkError: The port is in use, the address is not of this machine, or the token cannot be read.
         """
         self._config = config
-        self._access = Access(config)
+        self._access = AccessRules(config)
         self._socket = _bound(config)
         self.hub = Hub(config, on_picture=self._on_picture, on_close=self.begin_close)
-        self._live: Live | None = None
+        self._live: StreamRoutes | None = None
         self._server: uvicorn.Server | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing: asyncio.Event | None = None
@@ -63,11 +64,11 @@ class WebServer:
         _logger.info("web page: %s%s", self.url, ", with a token" if self._access.needs_token else "")
 
     def begin(self, streams: Streams, info: PageInfo) -> None:
-        """The run is ready."""
+        """Takes over the run, which is ready."""
         self.hub.begin(streams, info)
 
     def begin_close(self) -> None:
-        """Has the server end open answers and itself; does not wait for it. Any thread may call it."""
+        """Makes the server end open answers and itself; does not wait for it. Any thread may call it."""
         self._is_closing = True
         self.hub.pictures.begin_close()
         with suppress(RuntimeError):
@@ -75,11 +76,11 @@ class WebServer:
                 self._loop.call_soon_threadsafe(self._end)
 
     def close(self) -> None:
-        """Ends the server, within a second or so, whatever its clients do; does nothing the second time."""
+        """Ends the server within about a second, whatever its clients do; does nothing the second time."""
         self.begin_close()
         self._thread.join(_STOP_S)
         if self._thread.is_alive():
-            _logger.warning("the web page does not end and is left behind")
+            _logger.warning("the server of the web page does not end; the run ends without it")
         self.hub.pictures.close()
 
     def _run(self) -> None:
@@ -87,10 +88,10 @@ class WebServer:
         try:
             asyncio.run(self._serve())
         except BaseException as error:
-            # Told to whoever starts the server, or logged.
+            # Raised by the constructor, or logged.
             self._failure = error
             if self._is_started.is_set():
-                _logger.exception("the web page has ended; the run goes on")
+                _logger.exception("the web page has failed; the run continues")
         finally:
             self._is_started.set()
             self._socket.close()
@@ -98,11 +99,11 @@ class WebServer:
 
     async def _serve(self) -> None:
         self._closing = asyncio.Event()
-        self._live = Live(self.hub, self._config, self._closing, self.connections.abort)
-        site = Site(self.hub, self._live, self._access, self._config)
+        self._live = StreamRoutes(self.hub, self._config, self._closing, self.connections.abort)
+        site = PageRoutes(self.hub, self._live, self._access, self._config)
         self._server = uvicorn.Server(
             uvicorn.Config(
-                Guard(site.application(), self._access),
+                AccessGuard(site.application(), self._access),
                 http=self.connections.protocol_class(),
                 loop="asyncio",
                 ws="none",
@@ -127,21 +128,20 @@ class WebServer:
             self.connections.abort_all()
 
     def _end(self) -> None:
-        """In the thread of the loop."""
         if self._closing is not None and self._server is not None:
             self._closing.set()
             self._server.should_exit = True
-            # Who has not gone by then is cut off: the server waits for its clients.
+            # The server waits for its clients, so the remaining ones are aborted.
             asyncio.get_running_loop().call_later(_LAST_S, self.connections.abort_all)
 
     async def _sample(self) -> None:
         while True:
-            await asyncio.sleep(_SAMPLE_S)
+            await asyncio.sleep(SAMPLE_S)
             self.connections.sweep()
             try:
                 self.hub.sample()
             except Exception:
-                # The charts have a hole; the page goes on.
+                # The charts lack a sample; the page continues.
                 _logger.exception("the sources cannot be sampled")
 
     def _on_picture(self, source: str) -> None:
@@ -151,10 +151,10 @@ class WebServer:
 
 
 def _bound(config: HttpConfig) -> socket.socket:
-    """A listening socket; the backlog takes requests from here on.
+    """Makes a listening socket; its backlog accepts connections at once.
 
     Raises:
-        SinkError: The address cannot be had.
+        SinkError: The address cannot be used.
     """
     host, port = config.address
     try:
@@ -162,7 +162,7 @@ def _bound(config: HttpConfig) -> socket.socket:
         family, kind, protocol, _, address = found[0]
         made = socket.socket(family, kind, protocol)
         try:
-            # As usual for servers: the port is free again at once after a restart.
+            # So that the port is free at once after a restart.
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -175,8 +175,8 @@ def _bound(config: HttpConfig) -> socket.socket:
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
         raise SinkError(
-            f"http.listen: {config.listen}: cannot listen there: {reason}. Choose another port, or see what uses this "
-            "one (ss -ltnp)."
+            f"http.listen: {config.listen}: cannot listen there: {reason}. Choose another port, or see which program "
+            "uses this one (ss -ltnp)."
         ) from error
     return made
 

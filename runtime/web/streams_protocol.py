@@ -1,4 +1,4 @@
-"""What the page shows and steers."""
+"""The interface between the page and the run that it shows and controls."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from edgerpn.runtime.sinks import SinkStats
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PageInfo:
-    """What the page says about the run."""
+    """The page's facts about the run."""
 
     model: str
     """Name of the model."""
     backend: str
-    """What runs it."""
+    """Name of its inference backend."""
 
 
 class Streams(Protocol):
-    """A run of streams; any thread may use it."""
+    """A run of streams; any thread may call it."""
 
     @property
     def busy_s(self) -> float:
@@ -28,27 +28,27 @@ class Streams(Protocol):
         ...
 
     def stats(self) -> Mapping[str, Mapping[str, Any]]:
-        """A snapshot of each source, by name: the fields of `edgerpn.runtime.run.SourceStats`."""
+        """Takes a snapshot of each source, by name: the fields of `edgerpn.runtime.run.SourceStats`."""
         ...
 
     def sink_stats(self) -> Sequence[SinkStats]:
-        """A snapshot of each output that has a queue."""
+        """Takes a snapshot of each output that has a queue."""
         ...
 
     def add(self, table: Mapping[str, Any]) -> str:
-        """Adds a source; its name.
+        """Adds a source and returns its name.
 
         Args:
-            table: Keys and values as in a TOML table of a source.
+            table: Keys and values of a source's TOML table.
 
         Raises:
             ConfigError: A value is wrong.
-            StreamOpenError: The source is a text that names nothing.
-            ValueError: There is a source of this name, or there are too many.
+            StreamOpenError: The source is not a camera, URL, pipeline or path.
+            ValueError: A source of this name exists, or there are too many.
             RuntimeError: The run is about to end.
         """
         ...
 
     def remove(self, name: str) -> bool:
-        """Ends a source within two seconds; False when there is none of this name."""
+        """Ends a source within two seconds; returns False when no source has this name."""
         ...

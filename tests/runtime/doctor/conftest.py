@@ -1,4 +1,4 @@
-"""Cameras and faults for the doctor, and its command."""
+"""Cameras and faults for the doctor, and its command, with short times."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from edgerpn.__main__ import main
+from edgerpn.runtime.doctor import key_frames
 from tests.support.cameras import make_camera, make_mjpeg, make_proxy, rtsp_packages  # noqa: F401 - fixtures
 
 
 @pytest.fixture
 def doctor(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
-    """Runs `edgerpn doctor stream ... --json`; gives exit status, report, and all that was printed."""
+    """Runs `edgerpn doctor stream ... --json`; returns exit status, report, and all output."""
 
     def run(*words: str) -> tuple[int, dict[str, Any], str]:
         status = main(["doctor", "stream", *words, "--json"])
@@ -27,8 +28,20 @@ def doctor(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
 
 
 @pytest.fixture
+def quick_key_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reads live video for one second only to find its key frames."""
+    monkeypatch.setattr(key_frames, "_LIVE_S", 1.0)
+
+
+@pytest.fixture
+def no_key_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Does not open the second connection that looks for key frames."""
+    monkeypatch.setattr(key_frames, "find_key_frames", lambda config: key_frames.KeyFrames(why_unknown="not asked"))
+
+
+@pytest.fixture
 def problems() -> Callable[[dict[str, Any]], str]:
-    """The problems of a report with what to do, as one text."""
+    """Joins the problems of a report and their advice."""
 
     def join(report: dict[str, Any]) -> str:
         found = [finding for finding in report["findings"] if finding["kind"] == "problem"]

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.timeout(120)
 
 
 class Answerer:
-    """Gives one answer to everything; keeps what it was asked."""
+    """Gives one answer to every request; keeps the requests."""
 
     def __init__(self, answer: Callable[[], bytes], *, is_silent: bool = False, context: Any = None) -> None:
         self.asked: list[bytes] = []
@@ -77,7 +77,7 @@ def ask(url: str, timeout_s: float = 20.0) -> ClockSkew:
 @pytest.mark.parametrize("scheme", ["rtsp", "http"])
 def test_a_clock_that_is_wrong_is_measured(scheme: str, shift_s: float, answer: Make) -> None:
     server = answer(dated(scheme.upper(), shift_s))
-    # The date is made between request and answer; a busy machine may take long from one to the other.
+    # The date lies between request and answer, which are far apart on a busy machine.
     for _ in range(3):
         start_s = time.monotonic()
         found = ask(f"{scheme}://127.0.0.1:{server.port}/x")
@@ -125,15 +125,15 @@ def test_dates_as_cameras_write_them_are_understood(date: str, skew_s: float, an
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        (b"RTSP/1.0 200 OK\r\nCSeq: 1\r\n\r\nDate: Thu, 26 Nov 2026 15:34:57 GMT\r\n", "its answer has no date"),
-        (b"RTSP/1.0 200 OK\r\nDate: the day before\r\n\r\n", "its answer has a date that is none"),
-        (b"RTSP/1.0 200 OK\r\nDate: Thu, 26 Nov 99999999999999999999 15:34:57 GMT\r\n\r\n", "date that is none"),
+        (b"RTSP/1.0 200 OK\r\nCSeq: 1\r\n\r\nDate: Thu, 26 Nov 2026 15:34:57 GMT\r\n", "the answer has no date"),
+        (b"RTSP/1.0 200 OK\r\nDate: the day before\r\n\r\n", "the answer has an invalid date"),
+        (b"RTSP/1.0 200 OK\r\nDate: Thu, 26 Nov 99999999999999999999 15:34:57 GMT\r\n\r\n", "has an invalid date"),
         (b"HTTP/1.1 200 OK\r\nDate: Thu, 26 Nov 2026 15:34:57 GMT\r\n\r\n", "did not answer in RTSP"),
         (bytes(range(256)) * 1000, "did not answer in RTSP"),
         (b"", "did not answer in RTSP"),
     ],
 )
-def test_an_answer_that_tells_no_time_is_named(text: bytes, why: str, answer: Make) -> None:
+def test_an_answer_without_a_time_is_named(text: bytes, why: str, answer: Make) -> None:
     found = ask(f"rtsp://127.0.0.1:{answer(text).port}/x")
     assert found.skew_s is None
     assert why in found.why_unknown
@@ -152,7 +152,7 @@ def test_a_server_that_hangs_is_given_up(text: bytes, answer: Make) -> None:
         ("a.mp4", "only RTSP and HTTP"),
         ("udp://127.0.0.1:9", "only RTSP and HTTP"),
         ("rtsp://127.0.0.1:9/x", "could not be asked: "),
-        ("rtsp://admin:hunter2/x@127.0.0.1/y", "no host name or port"),
+        ("rtsp://admin:hunter2/x@127.0.0.1/y", "no usable host name or port"),
     ],
 )
 def test_sources_that_cannot_be_asked_are_named(source: str, why: str) -> None:
@@ -162,18 +162,19 @@ def test_sources_that_cannot_be_asked_are_named(source: str, why: str) -> None:
     assert "hunter" not in found.why_unknown
 
 
-def test_a_skew_is_put_into_words() -> None:
-    assert skew_in_words(-0.4) == "as ours (to about 1 s)"
+def test_a_skew_in_words() -> None:
+    assert skew_in_words(-0.4) == "in step with ours (to about 1 s)"
     assert skew_in_words(5.2) == "5 s ahead (to about 1 s)"
     assert skew_in_words(-7200.3) == "7200 s (2.0 h) behind (to about 1 s)"
 
 
-def test_a_real_rtsp_server_tells_its_time(make_camera: Make) -> None:
+def test_a_real_rtsp_server_reports_its_time(make_camera: Make) -> None:
     found = ask(f"rtsp://127.0.0.1:{make_camera().port}/cam")
     assert found.skew_s == pytest.approx(0, abs=10)
 
 
-def test_the_report_tells_of_a_camera_whose_clock_is_wrong(
+@pytest.mark.usefixtures("no_key_frames")
+def test_the_report_names_a_camera_whose_clock_is_wrong(
     make_mjpeg: Make, doctor: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = BaseHTTPRequestHandler.date_time_string

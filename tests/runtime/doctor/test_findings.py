@@ -1,4 +1,4 @@
-"""From times of frames to figures, and from figures to words, without any camera."""
+"""Figures of recorded times, and findings of figures, without a camera."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ def test_a_clock_that_runs_slower_shows_as_growth() -> None:
     assert findings_of(figures, make_recording(STEADY_S, STEADY_S)) == []
 
 
-def test_what_a_server_had_kept_does_not_count() -> None:
+def test_frames_that_a_server_had_buffered_do_not_count() -> None:
     arrivals_s = np.concatenate([100 + np.arange(40) * 0.001, 100.05 + np.arange(160) * 0.05])
     figures = figures_of(make_recording(arrivals_s, STEADY_S))
     assert figures.fps == pytest.approx(20, abs=0.2)
     assert figures.num_frames == 200
 
 
-def test_holes_in_the_stream_are_missing_frames_and_our_own_drops_are_not() -> None:
+def test_holes_in_the_stream_are_missing_frames_and_own_drops_are_not() -> None:
     media_s = np.delete(STEADY_S, [50, 51, 120])
     recording = make_recording(100 + media_s, media_s)
     assert figures_of(recording).num_missing == 3
@@ -78,7 +78,7 @@ def test_holes_in_the_stream_are_missing_frames_and_our_own_drops_are_not() -> N
     assert figures.fps == pytest.approx(20, abs=0.2)
 
 
-def test_figures_of_a_source_without_frames_say_failed_and_repeat_what_the_decoder_said() -> None:
+def test_a_source_without_frames_has_failed_and_its_figures_hold_the_decoders_messages() -> None:
     down = event("reconnecting", reason="timeout", fix="Check power.", attempt=1, delay_s=0.7)
     noise = "[ WARN:0@0.02] global cap.cpp:212 open VIDEOIO(FFMPEG): backend is generally available but"
     lines = ["error while decoding MB 3 4", "error while decoding MB 5 6", noise]
@@ -122,12 +122,12 @@ HEALTHY = StreamFigures(
     ("changes", "kind", "text", "advice"),
     [
         ({"num_missing": 9}, "problem", "9 of 209 frames never arrived", "sub-stream"),
-        ({"num_messages": 1}, "problem", "complained of damage in 1 line", "better network"),
-        ({"num_gaps": 2, "longest_gap_s": 4.0}, "problem", "frames stopped twice", "gap_s=7 keeps it out"),
+        ({"num_messages": 1}, "problem", "reported damage in 1 line", "better network"),
+        ({"num_gaps": 2, "longest_gap_s": 4.0}, "problem", "frames stopped twice", "gap_s=7 avoids the events"),
         ({"num_gaps": 1, "longest_gap_s": 4.0}, "problem", "4.0 s at most", "stall_s=19"),
         ({"num_dropped": 30}, "problem", "too slow for 30 of 230 frames", "hardware decoder"),
-        ({"fps": 12.0}, "problem", "12.0 frames a second instead of 20", "exposure"),
-        ({"fps": None}, "problem", "only one frame came", "--seconds"),
+        ({"fps": 12.0}, "problem", "12.0 frames per second instead of 20", "exposure"),
+        ({"fps": None}, "problem", "only one frame arrived", "--seconds"),
         ({"lag_growth_ms": 900.0}, "problem", "falls behind by 900 ms in 9 s", "`stale`"),
         ({"interval_p99_ms": 400.0}, "hint", "unevenly", "max_age_ms should be above 400"),
         ({"num_clock_jumps": 1}, "hint", "clock jumped once", "NTP"),
@@ -142,9 +142,7 @@ HEALTHY = StreamFigures(
         ({"size_wh": (64, 48)}, "hint", "64x48 pictures for a model", "larger stream"),
     ],
 )
-def test_each_thing_that_is_wrong_is_told_with_what_to_change(
-    changes: dict[str, Any], kind: str, text: str, advice: str
-) -> None:
+def test_each_fault_is_a_finding_with_advice(changes: dict[str, Any], kind: str, text: str, advice: str) -> None:
     recording = make_recording(STEADY_S, STEADY_S)
     assert findings_of(HEALTHY, recording, network_hw=(384, 640)) == []
     found = findings_of(dataclasses.replace(HEALTHY, **changes), recording, network_hw=(384, 640))
@@ -154,13 +152,13 @@ def test_each_thing_that_is_wrong_is_told_with_what_to_change(
     assert advice in found[0].advice
 
 
-def test_over_udp_the_first_thing_to_try_is_tcp() -> None:
+def test_over_udp_the_first_advice_is_tcp() -> None:
     recording = make_recording(STEADY_S, STEADY_S, config=dataclasses.replace(RTSP, transport="udp"))
     (finding,) = findings_of(dataclasses.replace(HEALTHY, num_missing=50), recording)
     assert finding.advice.startswith("Use transport=tcp")
 
 
-def test_connections_that_end_are_told_with_their_reason() -> None:
+def test_ended_connections_are_reported_with_their_reason() -> None:
     ends = [event("reconnecting", reason="end_of_stream"), event("reconnecting", reason="resized")]
     recording = make_recording(STEADY_S, STEADY_S, *ends)
     figures = figures_of(recording)

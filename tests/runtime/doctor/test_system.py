@@ -1,4 +1,4 @@
-"""What `edgerpn doctor` says about a machine, and about one that something is wrong with."""
+"""`edgerpn doctor` on this machine, and on machines that lack something."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def by_name() -> dict[str, SystemCheck]:
 
 
 def install(site: Path, *names: str) -> None:
-    """Packages as pip would note them."""
+    """Writes the metadata of installed packages."""
     for name in names:
         info = site / f"{name.replace('-', '_')}-1.0.dist-info"
         info.mkdir(parents=True)
@@ -40,8 +40,8 @@ def test_this_machine_is_described(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(check.found for check in checks.values())
     has_problem = any(check.verdict == "problem" for check in checks.values())
     assert main(["doctor"]) == has_problem
-    told = capsys.readouterr().out
-    assert told.endswith("nothing is wrong here\n") or "to be mended: " in told
+    printed = capsys.readouterr().out
+    assert printed.endswith("no problems found\n") or "to fix: " in printed
     assert main(["doctor", "system", "--json"]) == has_problem
     report = json.loads(capsys.readouterr().out)
     assert report["is_healthy"] is not has_problem
@@ -78,7 +78,7 @@ def test_a_library_that_is_installed_and_does_not_import_is_diagnosed(monkeypatc
     assert "pip uninstall" in checks["ONNX Runtime"].advice
 
 
-def test_a_machine_without_anything_is_told_what_to_install(
+def test_a_bare_machine_gets_advice_on_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     real = importlib.import_module
@@ -98,12 +98,10 @@ def test_a_machine_without_anything_is_told_what_to_install(
     assert [checks[name].verdict for name in ("ONNX Runtime", "TensorRT", "TensorRT-RTX")] == ["absent"] * 3
     assert checks["inference"].verdict == "problem"
     assert main(["doctor"]) == 1
-    assert "to be mended: OpenCV, inference" in capsys.readouterr().out
+    assert "to fix: OpenCV, inference" in capsys.readouterr().out
 
 
-def test_a_jetson_whose_opencv_has_no_gstreamer_is_told_how_to_get_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_jetson_whose_opencv_lacks_gstreamer_gets_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     release = tmp_path / "nv_tegra_release"
     release.write_text("# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64\n")
     monkeypatch.setattr(system, "JETSON_RELEASE", release)

@@ -223,6 +223,6 @@ def test_a_full_disk_leaves_whole_files_and_is_survived(tmp_path: Path, min_free
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("")
-    with pytest.raises(SinkError, match="cannot be made"):
+    with pytest.raises(SinkError, match="cannot be created"):
         opened(tmp_path / "a" / "b", is_live=True)
     assert os.listdir(tmp_path) == ["a"]

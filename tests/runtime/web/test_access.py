@@ -10,7 +10,7 @@ import pytest
 
 from edgerpn.errors import ConfigError, SinkError
 from edgerpn.runtime.web import HttpConfig
-from edgerpn.runtime.web.access import COOKIE, COOKIE_S, Access
+from edgerpn.runtime.web.access import COOKIE, COOKIE_S, AccessRules
 from edgerpn.runtime.web.http_config import parse_listen
 
 TOKEN = "a-token-of-enough-characters"
@@ -63,8 +63,8 @@ def test_settings_out_of_range_are_refused(values: dict[str, Any]) -> None:
 @pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", "192.0.2.1:0", "cam.local:0"])
 def test_others_than_this_machine_need_a_token(listen: str, token_file: str) -> None:
     with pytest.raises(ConfigError, match="needs a token"):
-        Access(HttpConfig(listen=listen))
-    assert Access(HttpConfig(listen=listen, token_file=token_file)).needs_token
+        AccessRules(HttpConfig(listen=listen))
+    assert AccessRules(HttpConfig(listen=listen, token_file=token_file)).needs_token
 
 
 def test_a_short_or_missing_token_is_refused_without_being_shown(
@@ -72,10 +72,10 @@ def test_a_short_or_missing_token_is_refused_without_being_shown(
 ) -> None:
     monkeypatch.setenv("PAGE_TOKEN", "hunter2")
     with pytest.raises(ConfigError, match="PAGE_TOKEN: expected a token of 16") as caught:
-        Access(HttpConfig(listen="127.0.0.1:0", token_env="PAGE_TOKEN"))
+        AccessRules(HttpConfig(listen="127.0.0.1:0", token_env="PAGE_TOKEN"))
     assert "hunter2" not in str(caught.value)
     with pytest.raises(SinkError, match="cannot be read"):
-        Access(HttpConfig(listen="127.0.0.1:0", token_file=str(tmp_path / "none")))
+        AccessRules(HttpConfig(listen="127.0.0.1:0", token_file=str(tmp_path / "none")))
 
 
 @pytest.mark.parametrize(
@@ -99,8 +99,8 @@ def test_a_short_or_missing_token_is_refused_without_being_shown(
 )
 def test_hosts_that_are_ours(host: str, of_loopback: bool, of_all: bool, token_file: str) -> None:
     names = {"hosts": ("door.example.org",), "token_file": token_file}
-    assert Access(HttpConfig(listen="127.0.0.1:0", **names)).knows_host(host) == of_loopback  # type: ignore[arg-type]
-    assert Access(HttpConfig(listen="0.0.0.0:0", **names)).knows_host(host) == of_all  # type: ignore[arg-type]
+    assert AccessRules(HttpConfig(listen="127.0.0.1:0", **names)).knows_host(host) == of_loopback  # type: ignore[arg-type]
+    assert AccessRules(HttpConfig(listen="0.0.0.0:0", **names)).knows_host(host) == of_all  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -121,14 +121,14 @@ def test_hosts_that_are_ours(host: str, of_loopback: bool, of_all: bool, token_f
     ],
 )
 def test_origins_that_are_ours(headers: dict[str, str], is_ours: bool) -> None:
-    access = Access(HttpConfig(listen="127.0.0.1:0"))
+    access = AccessRules(HttpConfig(listen="127.0.0.1:0"))
     assert access.is_same_origin({"host": "localhost:8080", **headers}) == is_ours
 
 
 def test_the_token_or_a_cookie_made_of_it_lets_in_and_nothing_else(
     token_file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    access = Access(HttpConfig(listen="127.0.0.1:0", token_file=token_file))
+    access = AccessRules(HttpConfig(listen="127.0.0.1:0", token_file=token_file))
     assert access.is_allowed({"authorization": f"Bearer {TOKEN}"}, {})
     assert access.is_allowed({"authorization": f"bearer  {TOKEN} "}, {})
     for wrong in ("", TOKEN, f"Basic {TOKEN}", f"Bearer {TOKEN}x", "Bearer ", "Bearer \udcff", "Bearer é"):
@@ -137,7 +137,7 @@ def test_the_token_or_a_cookie_made_of_it_lets_in_and_nothing_else(
     assert TOKEN not in session
     assert access.is_allowed({}, {COOKIE: session})
     # A restart with the same token throws nobody out; another token does.
-    assert Access(HttpConfig(listen="127.0.0.1:0", token_file=token_file)).is_allowed({}, {COOKIE: session})
+    assert AccessRules(HttpConfig(listen="127.0.0.1:0", token_file=token_file)).is_allowed({}, {COOKIE: session})
     end, _, mac = session.partition(".")
     for forged in (
         "",
@@ -149,13 +149,13 @@ def test_the_token_or_a_cookie_made_of_it_lets_in_and_nothing_else(
     ):
         assert not access.is_allowed({}, {COOKIE: forged})
     Path(token_file).write_text("another token of enough characters")
-    assert not Access(HttpConfig(listen="127.0.0.1:0", token_file=token_file)).is_allowed({}, {COOKIE: session})
+    assert not AccessRules(HttpConfig(listen="127.0.0.1:0", token_file=token_file)).is_allowed({}, {COOKIE: session})
     now_s = time.time()
     monkeypatch.setattr(time, "time", lambda: now_s + COOKIE_S + 1)
     assert not access.is_allowed({}, {COOKIE: session})
 
 
 def test_without_a_token_everybody_on_this_machine_is_let_in() -> None:
-    access = Access(HttpConfig(listen="127.0.0.1:0"))
+    access = AccessRules(HttpConfig(listen="127.0.0.1:0"))
     assert access.is_allowed({}, {})
     assert not access.is_token("")

@@ -278,7 +278,7 @@ def test_a_person_logs_in(serve: Make, browser: Any, tmp_path: Path) -> None:
     fill = "document.getElementById('token').value = arguments[0]; document.querySelector('form').submit();"
     browser.execute_script(fill, "guess")
     page = Page(browser)
-    page.until(lambda: "not the token" in browser.page_source)
+    page.until(lambda: "Wrong token" in browser.page_source)
     browser.execute_script(fill, file.read_text())
     page.until(
         lambda: browser.execute_script("return document.getElementById('summary')?.textContent") == "0 of 0 sources up"

@@ -13,8 +13,8 @@ from edgerpn.proposals import Proposals
 from edgerpn.runtime.frame import Event, Frame, Result
 from edgerpn.runtime.sinks import SinkStats
 from edgerpn.runtime.web import HttpConfig, PageInfo, hub
-from edgerpn.runtime.web.feed import MAX_EVENTS, QUEUE_RECORDS, Feed, Listener
-from edgerpn.runtime.web.metrics import Metrics, families
+from edgerpn.runtime.web.feed import MAX_EVENTS, QUEUE_RECORDS, RecordFeed, RecordListener
+from edgerpn.runtime.web.metrics import PageMetrics, families
 
 
 def event(kind: Any = "gap", source: str = "door") -> Event:
@@ -31,9 +31,9 @@ def result(index: int, source: str = "door") -> Result:
 
 
 def test_a_slow_listener_loses_the_oldest_and_is_told_how_many() -> None:
-    feed = Feed()
+    feed = RecordFeed()
     wakes: list[int] = []
-    listener = Listener([], [], lambda: wakes.append(1))
+    listener = RecordListener([], [], lambda: wakes.append(1))
     feed.join(listener)
     for index in range(QUEUE_RECORDS + 10):
         feed.put_result(result(index))
@@ -51,8 +51,8 @@ def test_a_slow_listener_loses_the_oldest_and_is_told_how_many() -> None:
 
 
 def test_a_listener_gets_what_it_asked_for() -> None:
-    feed = Feed()
-    door, events = Listener(["door"], ["frame"], lambda: None), Listener([], ["event"], lambda: None)
+    feed = RecordFeed()
+    door, events = RecordListener(["door"], ["frame"], lambda: None), RecordListener([], ["event"], lambda: None)
     feed.join(door)
     feed.join(events)
     for source in ("door", "yard"):
@@ -66,7 +66,7 @@ def test_a_listener_gets_what_it_asked_for() -> None:
 
 
 def test_the_last_events_are_remembered_and_no_more() -> None:
-    feed = Feed()
+    feed = RecordFeed()
     for _ in range(MAX_EVENTS + 5):
         feed.put_event(event())
     found = feed.events()
@@ -75,7 +75,7 @@ def test_the_last_events_are_remembered_and_no_more() -> None:
 
 
 def test_stale_frames_in_a_row_are_one_entry_with_a_count_and_leave_the_others_there() -> None:
-    feed = Feed()
+    feed = RecordFeed()
     feed.put_event(event("connected"))
     for _ in range(1000):
         feed.put_event(event("stale"))
@@ -144,7 +144,7 @@ def test_what_is_wrong_with_the_page_does_not_reach_the_run(
 def test_two_outputs_of_one_name_are_two_lines_of_metrics() -> None:
     same = SinkStats(name="mqtt a", queued=1, written=2, dropped=3, errors=4, last_error="", is_failing=False)
     found = families({}, [same, same], up_states=(), gauges={}, counters={}, info={})
-    body, _ = Metrics().text("", found)
+    body, _ = PageMetrics().text("", found)
     lines = [line for line in body.decode().splitlines() if line.startswith("edgerpn_output_written_total")]
     assert lines == [
         'edgerpn_output_written_total{output="mqtt a"} 2.0',

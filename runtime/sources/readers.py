@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerpn.machine import available_cores
-from edgerpn.runtime.frame import Event, Frame, Reason
+from edgerpn.runtime.frame import Event, Frame
 from edgerpn.runtime.sources.capture_config import CaptureConfig
 from edgerpn.runtime.sources.decoders import Choice
-from edgerpn.runtime.sources.failure_classes import CaptureFailedError
+from edgerpn.runtime.sources.failures import CaptureFailedError, probe_address
 from edgerpn.runtime.sources.file_sources import ImageSource
-from edgerpn.runtime.sources.spec import SourceSpec
 
 Image = npt.NDArray[np.uint8]
 
@@ -234,22 +232,3 @@ def _failed(config: CaptureConfig, elapsed_s: float) -> CaptureFailedError:
     if elapsed_s > 0.9 * config.open_timeout_s:
         return CaptureFailedError("no video came in time", reason="timeout")
     return CaptureFailedError("", reason=probe_address(config.spec))
-
-
-def probe_address(spec: SourceSpec) -> Reason:
-    """Connects to the port of a URL that did not open: the reason, or "unknown" if the port answers."""
-    if spec.scheme in ("udp", "rtp", "srt"):
-        return "timeout"
-    try:
-        address = spec.address()
-    except ValueError:
-        return "unreachable"
-    try:
-        socket.create_connection(address, timeout=2.0).close()
-    except ConnectionRefusedError:
-        return "refused"
-    except (TimeoutError, socket.timeout):  # noqa: UP041 - two classes until Python 3.10
-        return "timeout"
-    except OSError:
-        return "unreachable"
-    return "unknown"

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 from edgerpn.errors import StreamOpenError
 from edgerpn.runtime.redaction import HIDDEN, redact
 from edgerpn.runtime.sources.capture_config import CaptureConfig
-from edgerpn.runtime.sources.outcome import is_remark
+from edgerpn.runtime.sources.failures import is_noise
 from edgerpn.runtime.sources.wire import MAX_PACKET_BYTES, STOP
 
 _MAX_LINES = 100
@@ -131,7 +131,7 @@ class CaptureProcess:
                 self.first_size = self.first_size or self.last_size
             elif text and not _CHATTER.search(text):
                 line = _PREFIX.sub("", text)[:_MAX_LINE_CHARS]
-                self.num_lines += not is_remark(line)
+                self.num_lines += not is_noise(line)
                 self.lines.append(line)
 
     def clean(self, text: str) -> str:

@@ -31,8 +31,8 @@ import numpy as np
 from edgerpn.errors import MissingDependencyError
 from edgerpn.runtime.frame import Reason
 from edgerpn.runtime.sources.capture_config import CaptureConfig
-from edgerpn.runtime.sources.failure_classes import CaptureFailedError
-from edgerpn.runtime.sources.reader import Image
+from edgerpn.runtime.sources.failures import CaptureFailedError
+from edgerpn.runtime.sources.readers import Image
 from edgerpn.runtime.sources.spec import find_plugin
 
 # The first that fits; TimeoutError and the others are all OSError.
@@ -88,7 +88,7 @@ class FrameSource:
 Factory = Callable[[CaptureConfig], Any]
 
 
-class ForeignReader:
+class PluginReader:
     """Frames of another package's source; see `Reader`."""
 
     problem = ""
@@ -101,7 +101,7 @@ class ForeignReader:
             CaptureFailedError: It does not open.
         """
         self._what = entry.value
-        with _told_apart(self._what):
+        with _translated_errors(self._what):
             self._source = factory(config)
         if not isinstance(self._source, FrameSource):
             found = type(self._source).__name__
@@ -116,7 +116,7 @@ class ForeignReader:
 
     def grab(self) -> bool:
         """See `Reader`."""
-        with _told_apart(self._what):
+        with _translated_errors(self._what):
             self._image = self._source.read()
         return self._image is not None
 
@@ -143,7 +143,7 @@ class ForeignReader:
             self._source.close()
 
 
-def load_factory(config: CaptureConfig) -> tuple[EntryPoint, Factory]:
+def load_plugin(config: CaptureConfig) -> tuple[EntryPoint, Factory]:
     """Imports what opens a source.
 
     Raises:
@@ -165,7 +165,7 @@ def load_factory(config: CaptureConfig) -> tuple[EntryPoint, Factory]:
 
 
 @contextmanager
-def _told_apart(what: str) -> Iterator[None]:
+def _translated_errors(what: str) -> Iterator[None]:
     """Turns whatever another package raises into an error that tells the reason."""
     try:
         yield
