@@ -56,7 +56,7 @@ def topk(view: GraphView, limits: Target) -> Iterator[Violation]:
             yield Violation(
                 severity="error", rule="topk-limit", node=title(node), level=level,
                 found=f"K = {k}" + (f" of {of}" if of else ""), limit=f"K <= {TOPK_LIMIT}",
-                fix=f"export with --pre-nms {TOPK_LIMIT} and --proposals {TOPK_LIMIT} or less",
+                fix=f"export with --set pre_nms={TOPK_LIMIT} and --proposals {TOPK_LIMIT} or less",
             )  # fmt: skip
         if size is not None and k > size:
             yield Violation(
@@ -122,7 +122,7 @@ def varying_shapes(view: GraphView, limits: Target) -> Iterator[Violation]:
     if not limits.is_tensorrt:
         return
     fixes = {
-        "NonMaxSuppression": "export with --nms portable: the same boxes from plain operations",
+        "NonMaxSuppression": "export with --set nms=portable: the same boxes from plain operations",
         "NonZero": "use a mask of fixed shape, or TopK with a fixed K",
         "RoiAlign": "leave regions to a second stage outside this graph",
     }

@@ -32,7 +32,7 @@ def test_the_standard_nms_is_named_wherever_it_is(exported: GetExport) -> None:
     file = exported("standard").file
     found = find_violations(file, RTX)
     assert {(violation.severity, violation.rule) for violation in found} == {("error", "varying-shape")}
-    assert all("--nms portable" in violation.fix for violation in found)
+    assert all("--set nms=portable" in violation.fix for violation in found)
     assert [violation.node for violation in find_violations(file, JETPACK)] == [violation.node for violation in found]
     assert {violation.severity for violation in find_violations(file, JETPACK)} == {"warning"}
     assert find_violations(file, "onnxruntime") == ()
