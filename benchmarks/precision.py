@@ -34,7 +34,7 @@ import edgerpn.manifest
 from edgerpn import files
 from edgerpn.errors import MissingDependencyError
 from edgerpn.export.engine.build import build_engine
-from edgerpn.export.engine.build_config import BuildConfig
+from edgerpn.export.engine.options import BuildConfig
 from edgerpn.export.evaluate import evaluate_model
 from edgerpn.export.export_config import Calibration, ExportConfig
 from edgerpn.export.onnx.export import export_onnx

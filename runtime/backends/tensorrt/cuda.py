@@ -41,6 +41,11 @@ _LOST = (
 )  # fmt: skip
 
 
+def format_cuda_version(number: int) -> str:
+    """The text of a version as the driver encodes it: "13.0" of 13000."""
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
 class CudaError(Exception):
     """A call of the driver failed; the runner turns it into an EngineLoadError or an InferenceError."""
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from cuda.bindings import driver
 
-from edgerpn.runtime.backends.tensorrt.cuda import CudaError, DeviceInfo, HostBuffer
+from edgerpn.runtime.backends.tensorrt.cuda import CudaError, DeviceInfo, HostBuffer, format_cuda_version
 
 _NON_BLOCKING = int(driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
 _NO_TIMING = int(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING)
@@ -176,7 +176,6 @@ def _info(index: int, handle: Any) -> DeviceInfo:
     def attribute(name: str) -> int:
         return int(_call("cuDeviceGetAttribute", getattr(names, f"CU_DEVICE_ATTRIBUTE_{name}"), handle))
 
-    cuda = int(_call("cuDriverGetVersion"))
     try:
         package = f"cuda-bindings {version('cuda-bindings')}"
     except PackageNotFoundError:
@@ -188,6 +187,6 @@ def _info(index: int, handle: Any) -> DeviceInfo:
         name=_call("cuDeviceGetName", 256, handle).split(b"\0")[0].decode(errors="replace"),
         compute_capability=f"{attribute('COMPUTE_CAPABILITY_MAJOR')}.{attribute('COMPUTE_CAPABILITY_MINOR')}",
         memory_bytes=int(_call("cuDeviceTotalMem", handle)),
-        driver_cuda=f"{cuda // 1000}.{cuda % 1000 // 10}",
+        driver_cuda=format_cuda_version(int(_call("cuDriverGetVersion"))),
         can_share_memory=bool(attribute("INTEGRATED") and attribute("CAN_MAP_HOST_MEMORY")),
     )

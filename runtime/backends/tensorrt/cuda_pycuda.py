@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pycuda
 import pycuda.driver as cuda
 
-from edgerpn.runtime.backends.tensorrt.cuda import CudaError, DeviceInfo, HostBuffer
+from edgerpn.runtime.backends.tensorrt.cuda import CudaError, DeviceInfo, HostBuffer, format_cuda_version
 
 
 class PyCudaDevice:
@@ -27,12 +27,11 @@ class PyCudaDevice:
             cuda.init()
             gpu = cuda.Device(index)
             self._context = gpu.retain_primary_context()
-            number = cuda.get_driver_version()
             names = cuda.device_attribute
             shares = [gpu.get_attribute(name) for name in (names.INTEGRATED, names.CAN_MAP_HOST_MEMORY)]
             self.info = DeviceInfo(
                 provider=f"PyCUDA {pycuda.VERSION_TEXT}", index=index, name=gpu.name(), memory_bytes=gpu.total_memory(),
-                driver_cuda=f"{number // 1000}.{number % 1000 // 10}", can_share_memory=all(shares),
+                driver_cuda=format_cuda_version(cuda.get_driver_version()), can_share_memory=all(shares),
                 compute_capability="{}.{}".format(*gpu.compute_capability()), why_no_graphs="PyCUDA has none",
             )  # fmt: skip
         # Kept by the numbers that we hand out, because PyCUDA frees with the object.

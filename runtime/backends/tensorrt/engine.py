@@ -8,7 +8,6 @@ captures the copies too.
 from __future__ import annotations
 
 import logging
-import os
 import re
 import time
 from pathlib import Path
@@ -150,7 +149,7 @@ class _RuntimeCache:
         self._cache = self._config.create_runtime_cache()
         digest = (manifest.provenance.artifact_sha256 or "")[:16]
         gpu = re.sub(r"[^A-Za-z0-9]+", "-", f"{device.info.name}-{device.info.compute_capability}")
-        folder = cache_folder()
+        folder = files.cache_folder()
         self._file = folder / "tensorrt-rtx" / f"{digest}-{library.version}-{gpu}.bin" if folder else None
         self._saved = _read(self._file) if self._file else b""
         if self._saved and not self._cache.deserialize(self._saved):
@@ -184,15 +183,6 @@ class _RuntimeCache:
             files.write_bytes(self._file, data)
         except OSError as error:
             _logger.warning("%s: cannot be written (%s): the next start compiles again", self._file, error.strerror)
-
-
-def cache_folder() -> Path | None:
-    """Where we keep what can be made again: $XDG_CACHE_HOME/edgerpn, or ~/.cache/edgerpn; None without a home."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "edgerpn"
-    except RuntimeError:  # a user without a home folder, as in some containers
-        return None
 
 
 def _read(file: Path) -> bytes:

@@ -1,4 +1,4 @@
-"""Settings of an engine build."""
+"""Settings of an engine build, and the tries that follow when memory runs out."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ MAX_TRIES = 4
 SMALL_WORKSPACE_MIB = 1024
 """First limit that is tried after the library's own choice ran out of memory, MiB."""
 LEAST_WORKSPACE_MIB = 64
-"""The ladder does not go below this, MiB; TensorRT-RTX refuses the portable NMS of 1000 boxes with 1 MiB."""
+"""Smallest limit that is tried, MiB; TensorRT-RTX refuses the portable NMS of 1000 boxes with 1 MiB."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuildConfig:
-    """What an engine is built with and for."""
+    """Library, target and options of an engine build."""
 
     backend: Backend = "auto"
     """Library; `auto`: TensorRT where it imports and sees a GPU, else TensorRT-RTX."""
@@ -44,16 +44,16 @@ class BuildConfig:
     hardware_compatible: bool = False
     """tensorrt: whether every GPU since Ampere may run the engine; not for Jetson."""
     dla_core: int | None = None
-    """tensorrt: DLA core to build for, with the GPU for what it cannot do."""
+    """tensorrt: DLA core to build for; the GPU runs the layers that it cannot."""
     tf32: bool = False
     """Whether float32 convolutions may round to TF32."""
     profile: bool = False
     """Whether the time of each layer is measured after the build; needs a GPU."""
     stall_s: float = DEFAULT_STALL_S
-    """Seconds without progress and without CPU time after which a builder counts as hung and is ended; 0: never."""
+    """Seconds without progress and without CPU time after which the watchdog kills a builder; 0: never."""
 
     def __post_init__(self) -> None:
-        """Checks ranges, and what excludes each other."""
+        """Checks ranges."""
         smallest, tuned, largest = self.batch or DEFAULT_BATCH
         if not 1 <= smallest <= tuned <= largest:
             raise ValueError(f"batch: expected 1 <= MIN <= OPT <= MAX, got {self.batch}")
@@ -77,8 +77,8 @@ class BuildConfig:
         asked = [name for name, value in given.items() if value not in (None, "off", ()) and value is not False]
         return [f"{name}: {lacks[name]}" for name in asked]
 
-    def ladder(self) -> list[BuildConfig]:
-        """This configuration and what is tried after it, one after another, when memory runs out."""
+    def attempts(self) -> list[BuildConfig]:
+        """This configuration and those to try after it, in order, when memory runs out."""
         level = 3 if self.optimization_level is None else self.optimization_level
         asked = self.workspace_mib
         first = SMALL_WORKSPACE_MIB if asked is None else min(asked, max(LEAST_WORKSPACE_MIB, asked // 2))
@@ -92,7 +92,7 @@ class BuildConfig:
         return list(dict.fromkeys(steps))[:MAX_TRIES]
 
     def describe(self) -> str:
-        """Workspace and optimization level, for people."""
+        """Workspace and optimization level as text."""
         workspace = (
             "the default workspace" if self.workspace_mib is None else f"a workspace of {self.workspace_mib} MiB"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable
@@ -11,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from edgerpn import files, settings
-from edgerpn.export.engine.build_config import BuildConfig
-from edgerpn.export.engine.child import Outcome
+from edgerpn.export.engine.libraries import BuildEnvironment
+from edgerpn.export.engine.options import BuildConfig
+from edgerpn.export.engine.process import BuildOutcome
 
 NUM_QUOTED = 3
 """Errors of the library that an error of ours quotes."""
 
-# What the libraries say, and what to do; every one that fits is told.
 HINTS: tuple[tuple[str, str], ...] = (
     (
         r"insufficient workspace|within workspace limit",
@@ -38,37 +39,52 @@ HINTS: tuple[tuple[str, str], ...] = (
     ),
     (r"[Nn]o space left on device", "make room on the disk"),
 )
+"""Patterns of the libraries' messages, and advice; all that match are shown."""
+
+
+def report_path(output: Path) -> Path:
+    """Path of the report of a build: model.engine.build.json for model.engine."""
+    return Path(f"{output}.build.json")
+
+
+def is_report(file: Path) -> bool:
+    """Whether a file is the report of a build."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(values, dict) and "result" in values and "tries" in values
 
 
 @dataclass(slots=True)
 class BuildReport:
-    """What one build did; `to_dict` is what the file holds."""
+    """The course of one build; `to_dict` is the content of the file."""
 
     onnx: Path
-    """What it was built from."""
+    """File that is built from."""
     engine: Path
-    """What it was to write."""
+    """File to write."""
     onnx_sha256: str
     """Hash of the ONNX file."""
-    probed: dict[str, Any]
-    """Library, version, CUDA and machine, as the child process found them."""
+    environment: BuildEnvironment
+    """Library and machine, as the child process found them."""
     config: BuildConfig
-    """Options as asked for."""
+    """Options as the user set them."""
     started: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
     """UTC, ISO 8601."""
-    tries: list[tuple[BuildConfig, Outcome]] = field(default_factory=list)
-    """What was tried, and how each try ended."""
+    tries: list[tuple[BuildConfig, BuildOutcome]] = field(default_factory=list)
+    """Options and outcome of each try."""
     notes: list[str] = field(default_factory=list)
-    """What people were told."""
+    """Lines that were printed for people."""
 
-    def tell(self, line: str, say: Callable[[str], None]) -> None:
-        """Tells people a line, and keeps it."""
+    def note(self, line: str, say: Callable[[str], None]) -> None:
+        """Prints a line by `say`, and keeps it."""
         self.notes.append(line)
         say(line)
 
     def to_dict(self, error: str | None) -> dict[str, Any]:
-        """Plain values, ready for JSON; `error` is that of a failed build."""
-        last = self.tries[-1][1] if self.tries else Outcome()
+        """Plain values for JSON; `error` is that of a failed build."""
+        last = self.tries[-1][1] if self.tries else BuildOutcome()
         return {
             "result": "failed" if error else "built",
             "error": error,
@@ -76,7 +92,10 @@ class BuildReport:
             "onnx_sha256": self.onnx_sha256,
             "engine": str(self.engine),
             "started": self.started,
-            **{key: self.probed[key] for key in ("library", "version", "cuda", "machine")},
+            "library": self.environment.library,
+            "version": self.environment.version,
+            "cuda": self.environment.cuda,
+            "machine": dataclasses.asdict(self.environment.machine),
             "options": settings.to_dict(self.config),
             "notes": self.notes,
             "tries": [_try(config, outcome) for config, outcome in self.tries],
@@ -92,7 +111,7 @@ class BuildReport:
         files.write_text(path, json.dumps(self.to_dict(error), indent=2) + "\n")
 
 
-def _try(config: BuildConfig, outcome: Outcome) -> dict[str, Any]:
+def _try(config: BuildConfig, outcome: BuildOutcome) -> dict[str, Any]:
     built = outcome.events.get("built", {})
     return {
         "workspace_mib": config.workspace_mib,
@@ -104,27 +123,27 @@ def _try(config: BuildConfig, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def tell_notes(report: BuildReport, outcome: Outcome, say: Callable[[str], None]) -> None:
-    """Tells what a finished build could not do beside its engine."""
+def note_omissions(report: BuildReport, outcome: BuildOutcome, say: Callable[[str], None]) -> None:
+    """Notes the parts of a finished build that failed or were left out beside its engine."""
     for kind in ("timing_cache", "layers"):
         note = outcome.events.get(kind, {}).get("note")
         if note:
-            report.tell(note, say)
-    if report.config.profile and report.probed["machine"]["gpu"] is None:
-        report.tell("the layers were not timed (--profile): there is no NVIDIA GPU or driver here", say)
+            report.note(note, say)
+    if report.config.profile and report.environment.machine.gpu is None:
+        report.note("the layers were not timed (--profile): there is no NVIDIA GPU or driver here", say)
 
 
-def explain(outcome: Outcome) -> str:
-    """Why a try failed, with the last errors of the library and what to do, on several lines."""
+def explain(outcome: BuildOutcome) -> str:
+    """Explains a failed try on several lines: its end, the last errors of the library, and advice."""
     quoted = [line[:500] for line in outcome.log.complaints(NUM_QUOTED)]
     if not quoted and outcome.status < 0:
         quoted = outcome.printed.splitlines()[-NUM_QUOTED:]
-    said = "\n".join((*quoted, outcome.describe_end(), outcome.printed))
-    hints = [hint for pattern, hint in HINTS if re.search(pattern, said)]
-    if outcome.stood_still_s is not None:
+    text = "\n".join((*quoted, outcome.describe_end(), outcome.printed))
+    hints = [hint for pattern, hint in HINTS if re.search(pattern, text)]
+    if outcome.stalled_s is not None:
         hints.append(
-            "build it again, for such a hang need not come back; if it does, try another version of the library or the "
-            "driver; --set stall_s=N allows N seconds, 0 any time"
+            "build it again, because such a hang may not return; if it does, try another version of the library or the "
+            "driver; --set stall_s=N allows N seconds, and 0 turns the watchdog off"
         )
     if outcome.is_out_of_memory:
         hints.append(
