@@ -165,9 +165,9 @@ def _draw(arguments: argparse.Namespace, folder: DemoFolder) -> SyntheticVideo:
 
 
 def _train(settings: TrainSettings, folder: DemoFolder) -> TrainResult:
-    from edgerpn.train.run.loop import train
+    from edgerpn.train.training import train
 
-    result = train(settings, data=folder.data, out=folder.training, say=print)
+    result = train(folder.data, folder.training, settings=settings, log=print)
     if not result.interrupted:
         with files.replacing(folder.checkpoint) as temporary:
             shutil.copyfile(result.best, temporary)

@@ -30,8 +30,7 @@ from edgerpn.matching import TOLERANCES
 from edgerpn.progress import track
 from edgerpn.runtime.backends.contract import Backend
 from edgerpn.train.data.coco import Dataset, read_image
-from edgerpn.train.recall.average_recall import average_recall
-from edgerpn.train.recall.validation import coco_results
+from edgerpn.train.recall.average_recall import average_recall, coco_results
 
 __all__ = ["Comparison", "ImageComparison", "compare_models"]
 

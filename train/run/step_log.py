@@ -8,23 +8,23 @@ from types import TracebackType
 from typing import TypeVar
 
 from edgerpn.progress import progress
-from edgerpn.train.run.state import Run
-from edgerpn.train.run.step import StepFigures, StepRecord, check
+from edgerpn.train.run.state import TrainingRun
+from edgerpn.train.run.step import StepFigures, StepRecord, check_finite
 
 Item = TypeVar("Item")
 
 
-class Journal:
+class StepLog:
     """Keeps the accounts of a run's steps; use it with `with`.
 
     The numbers of a step are read one step later, so that a GPU need not stand still for them.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: TrainingRun) -> None:
         """Begins at the run's present step."""
         self._run = run
-        self._open: StepRecord | None = None
-        self._open_seconds = 0.0
+        self._pending: StepRecord | None = None
+        self._pending_seconds = 0.0
         self._logged_step = run.progress.step
         self._begun_at = time.monotonic()
         self._waited_s = 0.0
@@ -34,7 +34,7 @@ class Journal:
         total, unit = (60 * loop.minutes, "s") if loop.minutes else (loop.epochs * run.loader.batches_per_epoch, "step")
         self._bar_context = progress(total, "training", unit=unit) if run.ranks.is_first else None
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> StepLog:
         """Shows the bar."""
         self._bar = self._bar_context.__enter__() if self._bar_context else None
         return self
@@ -46,7 +46,7 @@ class Journal:
         if self._bar_context:
             self._bar_context.__exit__(kind, error, traceback)
 
-    def next_of(self, steps: Iterator[Item]) -> Item | None:
+    def next_step(self, steps: Iterator[Item]) -> Item | None:
         """The next item or None at the end; the time until it comes counts as waiting for data."""
         began = time.monotonic()
         try:
@@ -60,31 +60,31 @@ class Journal:
         Raises:
             TrainingDivergedError: The numbers of the settled step are not finite.
         """
-        previous, self._open = self._open, record
-        self._settle(previous)
-        self._open_seconds = self._run.progress.seconds
+        previous, self._pending = self._pending, record
+        self._note_finished(previous)
+        self._pending_seconds = self._run.progress.seconds
         if record.arrival is None:
-            self.settle()
+            self.flush()
         self._move_bar()
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Waits for the last step and notes its numbers; after it, the state of the run is known to be good.
 
         Raises:
             TrainingDivergedError: The numbers are not finite.
         """
-        previous, self._open = self._open, None
-        self._settle(previous)
+        previous, self._pending = self._pending, None
+        self._note_finished(previous)
 
-    def skip_time(self) -> None:
+    def restart_timer(self) -> None:
         """Leaves the time since the last row of the log, such as an evaluation, out of the next one's speed."""
         self._logged_step = self._run.progress.step
         self._begin_row()
 
-    def _settle(self, record: StepRecord | None) -> None:
+    def _note_finished(self, record: StepRecord | None) -> None:
         if record is None:
             return
-        figures = check(self._run, record)
+        figures = check_finite(self._run, record)
         taken = record.step + 1
         if taken % self._run.settings.loop.log_every == 0 or taken == 1:
             self._log(record, figures)
@@ -106,7 +106,7 @@ class Journal:
         }
         self._logged_step = taken
         self._begin_row()
-        run.folder.append({"step": taken, "epoch": record.epoch, "seconds": self._open_seconds, **row})
+        run.folder.append({"step": taken, "epoch": record.epoch, "seconds": self._pending_seconds, **row})
         if run.tensorboard is not None:
             for name, value in row.items():
                 run.tensorboard.add_scalar(f"train/{name}", value, taken)
