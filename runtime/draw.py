@@ -1,7 +1,7 @@
 """Draws proposals so that many overlapping ones stay readable.
 
 Draws only the best, the best last and on top; weak ones thin and transparent, strong ones thick and bright, all in one
-hue. Rank counts too, so that the first ones stand out where many scores are equal. Only the first few get a score label,
+hue. Rank counts too, so that the first ones stand out where many scores are equal. Only the first few get a label,
 where there is room for it.
 """
 
