@@ -20,6 +20,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edgerpn.__main__ import COMMANDS, build_parser, main
@@ -265,6 +266,8 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main(["demo", "--out", str(folder / "demo-out"), *sizes.split()]) == 0
     shutil.copytree(folder / "demo-out" / "data", folder / "DIR")
     shutil.copy(folder / "DIR" / "video.mp4", folder)
+    for file in (folder / "demo-out").glob("model.*"):
+        shutil.copy(file, folder)
     for name in ("train.json", "val.json"):
         content = json.loads((folder / "DIR" / name).read_text())
         content["categories"] = [{"id": 1, "name": "object"}, {"id": 2, "name": "fish"}, {"id": 3, "name": "shark"}]
@@ -317,6 +320,20 @@ def test_every_command_that_can_run_here_runs(
         if status not in ((0, 1) if line == "doctor" else (0,)):
             failed[line] = shown.err[-500:]
     assert not failed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["README.md", "docs/recipes.md"])
+def test_the_programs_run(name: str, workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workshop)
+    names: dict[str, object] = {"frame": np.zeros((216, 384, 3), np.uint8)}
+    settings = dict(words.split("=") for words in QUICK.split() if "=" in words)
+    short = f"minutes=0.01, size_hw=(128, 192), settings={ {key: json.loads(text) for key, text in settings.items()} }"
+    for language, block in code_blocks(read(name)):
+        if language == "python":
+            program = block.replace("rtsp://camera/stream", "video.mp4").replace('"RUN"', '"RUN_PYTHON"')
+            exec(program.replace("minutes=10", short), names)
+    assert "proposals" in names
 
 
 @pytest.mark.slow
