@@ -34,14 +34,15 @@ import edgerpn.manifest
 from edgerpn import files
 from edgerpn.errors import MissingDependencyError
 from edgerpn.export.engine.build import build_engine
-from edgerpn.export.engine.build_config import BuildConfig
+from edgerpn.export.engine.options import BuildConfig
 from edgerpn.export.evaluate import evaluate_model
 from edgerpn.export.export_config import Calibration, ExportConfig
 from edgerpn.export.onnx.export import export_onnx
+from edgerpn.export.photographs import calibration_images
 from edgerpn.export.precision.blocks import find_network
-from edgerpn.export.precision.calibration import calibration_images, frames, measure_ranges
+from edgerpn.export.precision.calibration import frames, measure_ranges
+from edgerpn.export.precision.gate import PrecisionVariants
 from edgerpn.export.precision.quantize import tensors_to_calibrate
-from edgerpn.export.precision.variants import Reduction
 from edgerpn.letterbox import parse_hw
 from edgerpn.manifest.parts import Precision
 from edgerpn.targets import ExportTarget
@@ -132,12 +133,12 @@ def reduce(
     proto, manifest = onnx.load(original), edgerpn.manifest.read(original)
     network, ranges = find_network(proto), None
     if precision == "int8":
-        photographs = calibration_images(arguments.data, limit=arguments.calibration_images, say=print)
+        photographs = calibration_images(arguments.data, limit=arguments.calibration_images, log=print)
         names = tensors_to_calibrate(proto, network, config.target)
         method: Calibration = arguments.method
-        ranges = measure_ranges(proto, names, photographs, manifest.input, method=method, say=print)
+        ranges = measure_ranges(proto, names, photographs, manifest.input, method=method, log=print)
     config = dataclasses.replace(config, precision=precision, calibration=arguments.method)
-    reduction = Reduction(proto=proto, network=network, config=config, ranges=ranges)
+    reduction = PrecisionVariants(proto=proto, network=network, config=config, ranges=ranges)
     graph = reduction.build()
     written = []
     for name, variant in ((precision, graph), (f"{precision}-measured", reduction.measurable(graph))):

@@ -50,7 +50,7 @@ COMMANDS = {
         "edgerpn import torchvision fasterrcnn.pth -o imported.pt",
     ),
     "eval": Command(
-        "edgerpn.export.evaluate",
+        "edgerpn.export.eval_cli",
         "export",
         "measure the recall of a model or of a results file",
         "edgerpn eval RUN/best.pt --data DIR",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 
 def count_argument(minimum: int) -> Callable[[str], int]:
@@ -34,3 +35,14 @@ def names_argument(text: str) -> tuple[str, ...]:
     if not all(names):
         raise argparse.ArgumentTypeError(f"expected names separated by commas, got {text!r}")
     return names
+
+
+def output_problems(output: Path | None, inputs: Iterable[Path | None]) -> list[str]:
+    """The reasons why `--output` cannot be this file, a line for each: it is a folder, or one of the `inputs`."""
+    if output is None:
+        return []
+    if output.is_dir():
+        return [f"--output {output}: this is a folder, expected the name of a file"]
+    if output.resolve() in {path.resolve() for path in inputs if path is not None}:
+        return [f"--output {output}: this is an input of the command and would be overwritten"]
+    return []

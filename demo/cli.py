@@ -163,9 +163,9 @@ def _draw(arguments: argparse.Namespace, folder: DemoFolder) -> SyntheticVideo:
 
 
 def _train(settings: TrainSettings, folder: DemoFolder) -> TrainResult:
-    from edgerpn.train.run.loop import train
+    from edgerpn.train.training import train
 
-    result = train(settings, data=folder.data, out=folder.training, say=print)
+    result = train(folder.data, folder.training, settings=settings, log=print)
     if not result.interrupted:
         with files.replacing(folder.checkpoint) as temporary:
             shutil.copyfile(result.best, temporary)
@@ -173,19 +173,9 @@ def _train(settings: TrainSettings, folder: DemoFolder) -> TrainResult:
 
 
 def _export(folder: DemoFolder) -> ExportResult:
-    from edgerpn.export.export_config import ExportConfig
     from edgerpn.export.onnx.export import export_onnx
-    from edgerpn.export.photographs import parity_images
-    from edgerpn.export.precision.meter import RecallMeter
 
-    return export_onnx(
-        folder.checkpoint,
-        folder.model,
-        ExportConfig(),
-        images=parity_images(folder.data, None),
-        meter=RecallMeter(folder.data / "val.json", folder.data / "images"),
-        say=print,
-    )
+    return export_onnx(folder.checkpoint, folder.model, data=folder.data, log=print)
 
 
 def _print_paths(folder: DemoFolder) -> None:

@@ -27,13 +27,13 @@ from edgerpn import files
 from edgerpn.demo.charts import Points, line_chart
 from edgerpn.demo.steps import DemoFolder, Picture, VideoRun
 from edgerpn.demo.synthetic.dataset import SyntheticVideo
-from edgerpn.export.evaluate import Evaluation
 from edgerpn.export.onnx.export import ExportResult
 from edgerpn.machine import cpu_name
 from edgerpn.runtime.model import load
 from edgerpn.train.checkpoint import load_model
 from edgerpn.train.config import TrainSettings
 from edgerpn.train.data.coco import read_coco, read_image
+from edgerpn.train.evaluation import Evaluation
 from edgerpn.train.recall.average_recall import BUDGETS
 from edgerpn.train.run.loop import TrainResult
 

@@ -1,1 +1,34 @@
-"""Export: checkpoint to ONNX, proof that they agree, and the commands that see every stage (torch, onnx)."""
+"""Export: checkpoint to ONNX to engine, with the proof that they agree (torch, onnx).
+
+    from edgerpn.export import build_engine, export_onnx
+
+    export_onnx("RUN/best.pt", "model.onnx", data="DIR")
+    build_engine("model.onnx", "model.engine")
+
+The names are imported at first use, so that `import edgerpn.export` itself costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgerpn.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from edgerpn.export.engine.build import build_engine
+    from edgerpn.export.engine.options import BuildConfig
+    from edgerpn.export.export_config import ExportConfig
+    from edgerpn.export.onnx.export import ExportResult, export_onnx
+
+__all__ = ["BuildConfig", "ExportConfig", "ExportResult", "build_engine", "export_onnx"]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "BuildConfig": "edgerpn.export.engine.options",
+        "ExportConfig": "edgerpn.export.export_config",
+        "ExportResult": "edgerpn.export.onnx.export",
+        "build_engine": "edgerpn.export.engine.build",
+        "export_onnx": "edgerpn.export.onnx.export",
+    },
+)

@@ -1,4 +1,4 @@
-"""The command `edgerpn check`: what a target cannot do with a graph, and whether two models agree on photographs."""
+"""The command `edgerpn check`: a graph against the limits of a target, or two models against each other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgerpn import files
-from edgerpn.arguments import count_argument
+from edgerpn.arguments import count_argument, output_problems
 from edgerpn.errors import ConfigError
 from edgerpn.export.photographs import IMAGE_SUFFIXES, spread
 from edgerpn.manifest import manifest_path
@@ -27,21 +27,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", type=Path, metavar="A", help="ONNX file; with --against also a checkpoint or an engine"
     )
-    parser.add_argument("--target", choices=list(TARGETS), help="list what this target cannot do with the ONNX file")
+    parser.add_argument("--target", choices=list(TARGETS), help="check the ONNX file against the limits of this target")
     parser.add_argument(
         "--against", type=Path, metavar="B", help="compare A with this checkpoint, ONNX file or engine, on --images"
     )
     parser.add_argument("--images", type=Path, metavar="DIR", help="photographs to compare on")
-    parser.add_argument("--data", type=Path, metavar="ANN.json", help="COCO annotations of them, for recall")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="PATH",
+        help="folder with val.json and images/, or annotation file: compare on its photographs, with recall",
+    )
     parser.add_argument(
         "--limit", type=count_argument(1), metavar="N", help="compare on N of the photographs, spread over all"
     )
-    parser.add_argument("--report", type=Path, metavar="FILE.json", help="write everything to this file")
+    parser.add_argument("-o", "--output", type=Path, metavar="REPORT.json", help="write everything to this file")
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="draw the images that differ most")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Checks; returns the exit status: 0 nothing is wrong, 1 the target or the comparison says no."""
+    """Checks; returns the exit status: 0 without findings, 1 when the target or the comparison fails."""
     _check_arguments(arguments)
     report: dict[str, Any] = {}
     is_good = True
@@ -52,54 +57,39 @@ def run(arguments: argparse.Namespace) -> int:
         comparison = _compare(arguments)
         report["comparison"] = comparison.to_dict()
         is_good = is_good and comparison.culprit is None
-    if arguments.report is not None:
-        files.write_text(arguments.report, json.dumps({"model": str(arguments.model), **report}, indent=2) + "\n")
+    if arguments.output is not None:
+        files.write_text(arguments.output, json.dumps({"model": str(arguments.model), **report}, indent=2) + "\n")
     return 0 if is_good else 1
 
 
 def _check_arguments(arguments: argparse.Namespace) -> None:
-    """Refuses what cannot work or would be overwritten, before the work is done.
+    """Refuses arguments that cannot work, before the work.
 
     Raises:
-        ConfigError: It would; lists every problem.
+        ConfigError: Lists every problem.
     """
     problems = []
     if not (arguments.target or arguments.against):
         problems.append("check: name a --target to check the graph for, or a model to compare it with by --against")
-    if arguments.against and not arguments.images:
-        problems.append("check: --against needs photographs; name their folder with --images DIR")
+    if arguments.against and not (arguments.images or arguments.data):
+        problems.append("check: --against needs photographs; name their folder with --images DIR, or --data PATH")
     if not arguments.against:
         given = [flag for flag in ("images", "data", "limit", "pictures") if getattr(arguments, flag) is not None]
         problems += [f"check: --{flag} is for a comparison; name a model with --against" for flag in given]
     if arguments.images and not arguments.images.is_dir():
         problems.append(f"--images {arguments.images}: expected a folder of photographs")
-    problems += _report_problems(arguments)
+    models = [path for path in (arguments.model, arguments.against) if path is not None]
+    problems += output_problems(arguments.output, [*models, *map(manifest_path, models), arguments.data])
     if arguments.pictures is not None and arguments.pictures.is_file():
         problems.append(f"--pictures {arguments.pictures}: this is a file, expected a folder")
     if problems:
         raise ConfigError(problems)
 
 
-def _report_problems(arguments: argparse.Namespace) -> list[str]:
-    report = arguments.report
-    if report is None:
-        return []
-    if report.is_dir():
-        return [f"--report {report}: this is a folder, expected the name of a file"]
-    if report.resolve() in {path.resolve() for path in _inputs(arguments)}:
-        return [f"--report {report}: this is an input of the check, and would be overwritten"]
-    return []
-
-
-def _inputs(arguments: argparse.Namespace) -> list[Path]:
-    models = [path for path in (arguments.model, arguments.against) if path is not None]
-    return [*models, *map(manifest_path, models), *([arguments.data] if arguments.data else [])]
-
-
 def _lint(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Prints what the target cannot do; returns it for the report."""
+    """Prints the violations of the target's limits; returns them for the report."""
     from edgerpn.export.limits.check import find_violations
-    from edgerpn.export.limits.graph_view import read_onnx
+    from edgerpn.export.limits.graph import read_onnx
 
     proto, manifest = read_onnx(arguments.model)
     violations = find_violations(proto, arguments.target, manifest)
@@ -129,8 +119,8 @@ def _compare(arguments: argparse.Namespace) -> Comparison:
     from edgerpn.export.compare.comparison import format_comparison
 
     images, dataset = _images(arguments)
-    say = functools.partial(print, flush=True)
-    comparison = compare_models(arguments.model, arguments.against, images, dataset=dataset, say=say)
+    log = functools.partial(print, flush=True)
+    comparison = compare_models(arguments.model, arguments.against, images, dataset=dataset, log=log)
     print(format_comparison(comparison))
     if arguments.pictures is not None:
         from edgerpn.export.compare.difference_pictures import write_pictures
@@ -155,10 +145,12 @@ def _images(arguments: argparse.Namespace) -> tuple[list[Path], Dataset | None]:
     dataset = None
     if arguments.data is not None:
         from edgerpn.train.data.coco import read_coco
+        from edgerpn.train.data.splits import find_split
 
-        dataset = read_coco(arguments.data, arguments.images, verify="header")
+        split = find_split(arguments.data, "val")
+        dataset = read_coco(split.annotations, arguments.images or split.images, verify="header")
         for problem in dataset.problems:
-            print(f"{arguments.data.name}: {problem}", file=sys.stderr)
+            print(f"{split.annotations.name}: {problem}", file=sys.stderr)
         found = [record.file for record in dataset.records]
     else:
         found = sorted(path for path in arguments.images.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)

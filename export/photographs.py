@@ -1,24 +1,31 @@
-"""Photographs that the export measures and compares on: finds them in a folder, and takes a few of many."""
+"""Photographs that an export measures on: those of a data set, or of a folder; and a few of many."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from edgerpn.errors import ExportError
+from edgerpn.errors import DataError, ExportError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
-"""Endings of files that are looked at in a folder of photographs."""
+"""Suffixes of the files that count as photographs."""
 
 NUM_PARITY_IMAGES = 16
-"""Images on which two models are compared."""
+"""Images on which graph and network are compared, at most."""
+
+FEW_CALIBRATION_IMAGES = 100
+"""Fewer images than this cause a warning."""
+
+MAX_CALIBRATION_IMAGES = 300
+"""Images used at most; more change ranges little."""
 
 Item = TypeVar("Item")
 
 
 def spread(items: Sequence[Item], most: int) -> list[Item]:
-    """At most `most` items, at even distances from the first to the last, in their order."""
+    """Returns at most `most` items, at even distances from the first to the last, in their order."""
     if len(items) <= most:
         return list(items)
     if most == 1:
@@ -26,25 +33,68 @@ def spread(items: Sequence[Item], most: int) -> list[Item]:
     return [items[round(index * (len(items) - 1) / (most - 1))] for index in range(most)]
 
 
-def parity_images(folder: Path | None, images: Path | None, *, most: int = NUM_PARITY_IMAGES) -> list[Path]:
-    """At most so many photographs to compare on, spread over the validation images of `folder`, or over `images`.
+def parity_images(data: Path | None, images: Path | None, *, most: int = NUM_PARITY_IMAGES) -> list[Path]:
+    """Finds photographs to compare models on.
+
+    Args:
+        data: A data set, see `edgerpn.train.data.splits`: its validation images are taken.
+        images: Without a data set: a folder of photographs.
+        most: Take so many at most, spread over all.
 
     Raises:
         ExportError: There are none.
-        DataError: The annotations cannot be used.
+        DataError: The data set cannot be used.
     """
-    if folder is not None:
+    if data is not None:
         from edgerpn.train.data.coco import read_coco
+        from edgerpn.train.data.splits import find_split
 
-        found = [record.file for record in read_coco(folder / "val.json", folder / "images", verify="header").records]
+        found = [record.file for record in read_coco(*find_split(data, "val"), verify="header").records]
     elif images is not None:
         found = sorted(p for p in images.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES) if images.is_dir() else []
     else:
         raise ExportError(
-            "the graph must be compared with PyTorch on real images, and the training folder is not here; name one "
-            "with --data DIR (val.json and images/) or a folder of photographs with --images DIR"
+            "the graph must be compared with PyTorch on real images, and the training folder is not here; name a data "
+            "set with --data PATH or a folder of photographs with --images DIR"
         )
     if not found:
         what = "this folder does not exist" if images is not None and not images.is_dir() else "no photographs in it"
-        raise ExportError(f"{images or folder}: {what}; expected a folder of photographs to compare on")
+        raise ExportError(f"{images or data}: {what}; expected a folder of photographs to compare on")
     return spread(found, most)
+
+
+def calibration_images(
+    folder: Path, *, limit: int = MAX_CALIBRATION_IMAGES, log: Callable[[str], None] = lambda _: None
+) -> list[Path]:
+    """Finds photographs to calibrate int8 on, spread evenly over those that there are.
+
+    Args:
+        folder: A data folder with train.json and images/, whose training images are taken; or any folder, in which
+            photographs are looked for at every depth.
+        limit: Take so many at most.
+        log: Called with one line of text when there are few.
+
+    Raises:
+        DataError: There is no such folder, or no photograph in it.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: this calibration folder does not exist; name a folder of photographs")
+    if (folder / "train.json").is_file():
+        from edgerpn.train.data.coco import read_coco
+        from edgerpn.train.data.splits import find_split
+
+        found = sorted(record.file for record in read_coco(*find_split(folder, "train"), verify="header").records)
+    else:
+        found = sorted(Path(root) / name for root, _, names in os.walk(folder) for name in names)
+        found = [file for file in found if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")]
+    if not found:
+        raise DataError(
+            f"{folder}: no photographs to calibrate on (looked for {', '.join(sorted(IMAGE_SUFFIXES))}, at every "
+            f"depth). Put {FEW_CALIBRATION_IMAGES} or more there, as the camera or the training data gives them"
+        )
+    if len(found) < FEW_CALIBRATION_IMAGES:
+        log(
+            f"warning: {folder}: only {len(found)} photographs to calibrate on; ranges from fewer than "
+            f"{FEW_CALIBRATION_IMAGES} may miss what the camera will see"
+        )
+    return spread(found, limit)

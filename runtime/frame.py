@@ -41,7 +41,7 @@ Reason = Literal[
     "unreachable",
     "unsupported",
 ]
-"""Class of the reason of an event; `edgerpn.runtime.sources.failure_classes` has what to do about each."""
+"""Class of the reason of an event; `edgerpn.runtime.sources.failures` has what to do about each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

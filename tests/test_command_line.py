@@ -23,16 +23,16 @@ ARGUMENTS = {
     ),
     "anchors": "--data --size --preset --strides --sizes --ratios -o --output",
     "import": "source file -o --output --arch --size --norm-eps",
-    "eval": "model --data --images --results --report --proposals --size --holdout-classes",
+    "eval": "model --data --images --results -o --output --proposals --size --holdout-classes",
     "export": (
-        "checkpoint -o --output --target --size --source-size --batch --proposals --pre-nms --iou --soft-iou"
-        " --score --nms --precision --calibration --max-ar-drop --data --images --config --set --print-config"
+        "checkpoint -o --output --target --size --source-size --batch --proposals --precision --calibration"
+        " --max-ar-drop --data --images --config --set --print-config"
     ),
     "build": (
         "model -o --output --backend --compute-capability --version-compatible --hardware-compatible --profile --images"
         " --config --set --print-config"
     ),
-    "check": "model --target --against --images --data --limit --report --pictures",
+    "check": "model --target --against --images --data --limit -o --output --pictures",
     "run": (
         "model sources --config --set --print-config --out --jsonl --video --http --show --max-frames --score --top"
         " --threads --provider --on-mismatch --log-format --log-level --self-test"

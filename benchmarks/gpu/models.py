@@ -53,7 +53,7 @@ def export_words(
 ) -> list[str]:
     """Arguments of `edgerpn export`: main exports are gated by recall where there are annotations."""
     words = ["export", checkpoint, "-o", str(output), "--target", target, "--precision", export.precision]
-    words += ["--proposals", "100", "--pre-nms", "1000", *export.words]
+    words += ["--proposals", "100", "--set", "pre_nms=1000", *export.words]
     words += ["--size", size] if size else []
     if export.is_main and data is not None:
         words += ["--data", data]

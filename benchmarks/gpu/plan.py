@@ -144,7 +144,7 @@ class Plan:
     def _lint(self, name: str, graph: Path) -> None:
         for target in TARGETS[self._target()]:
             report = self.session.work / f"lint-{name}-{target}.json"
-            words = ["check", graph, "--target", target, "--report", report]
+            words = ["check", graph, "--target", target, "-o", report]
             self.session.edgerpn(f"check {name} for {target}", words, read=partial(lint_of, report))
 
     def _library(self, library: str) -> None:
@@ -215,7 +215,7 @@ class Plan:
     def _parity(self, library: str, name: str, engine: Path | None, why_not: str | None) -> None:
         options, work = self.options, self.session.work
         report = work / f"parity-{name}-{library}.json"
-        words = ["check", engine, "--against", self.graphs.get(name), "--images", work / "pictures", "--report", report]
+        words = ["check", engine, "--against", self.graphs.get(name), "--images", work / "pictures", "-o", report]
         record = self.session.edgerpn(
             f"{library}: {name} against ONNX", words, why_not=why_not, read=partial(parity_of, report)
         )
@@ -227,7 +227,7 @@ class Plan:
             why_not = "the weights are random"
         recall = work / f"recall-{name}-{library}.json"
         words = ["eval", engine, "--data", work / "val.json", "--images", Path(options.data or "") / "images"]
-        words += ["--report", recall]
+        words += ["-o", recall]
         self.session.edgerpn(f"{library}: AR of {name}", words, why_not=why_not, read=partial(recall_of, recall))
 
     def _stage(self, library: str, name: str, engines: dict[str, Path | None]) -> None:

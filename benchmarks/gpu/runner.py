@@ -268,7 +268,7 @@ def _detector(request: dict[str, Any]) -> Any:
 
     from edgerpn import manifest
     from edgerpn.export.export_config import ExportConfig
-    from edgerpn.export.onnx.export_module import export_module, proposal_config
+    from edgerpn.export.onnx.graph import export_module, proposal_config
     from edgerpn.train.checkpoint import load_model
 
     model, checkpoint = load_model(request["checkpoint"])

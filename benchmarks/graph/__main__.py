@@ -30,8 +30,7 @@ from torch import Tensor, nn
 
 from edgerpn import files
 from edgerpn.export.export_config import ExportConfig
-from edgerpn.export.onnx.export_module import export_module
-from edgerpn.export.onnx.graph import export_program
+from edgerpn.export.onnx.graph import export_module, export_program
 from edgerpn.letterbox import parse_hw
 from edgerpn.train.checkpoint import load_model
 from edgerpn.train.config import load_settings

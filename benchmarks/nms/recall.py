@@ -29,8 +29,7 @@ from edgerpn.train.data.coco import Dataset, read_coco, read_image
 from edgerpn.train.network.detector import Detector
 from edgerpn.train.network.layers import fuse_batch_norm
 from edgerpn.train.network.proposal_stage import ProposalConfig, select_proposals
-from edgerpn.train.recall.average_recall import average_recall
-from edgerpn.train.recall.validation import coco_results
+from edgerpn.train.recall.average_recall import average_recall, coco_results
 
 BUDGETS = ("AR@10", "AR@100", "AR@300", "AR@1000")
 

@@ -84,14 +84,13 @@ def torchvision_step(options: argparse.Namespace) -> tuple[Step, str]:
 def our_step(options: argparse.Namespace) -> tuple[Step, str]:
     """Our step on the same network, from uint8 images, with gradients limited and weights averaged."""
     from edgerpn.train.config import load_settings
-    from edgerpn.train.data.batch import Batch
+    from edgerpn.train.data.batch import TrainBatch
     from edgerpn.train.learning.optimizer import WeightAverage, make_optimizer
     from edgerpn.train.network.model import Rpn
-    from edgerpn.train.run.device import choose_compute, place
-    from edgerpn.train.run.host_memory import keep_freed_memory
-    from edgerpn.train.run.ranks import ALONE
-    from edgerpn.train.run.state import Progress, Run
-    from edgerpn.train.run.step import check, take_step
+    from edgerpn.train.run.device import choose_compute, keep_freed_memory, place
+    from edgerpn.train.run.ranks import SINGLE_PROCESS
+    from edgerpn.train.run.state import RunProgress, TrainingRun
+    from edgerpn.train.run.step import check_finite, take_step
 
     texts = [
         "model.backbone=resnet18",
@@ -116,13 +115,13 @@ def our_step(options: argparse.Namespace) -> tuple[Step, str]:
         keep_freed_memory()
     model = place(Rpn(settings.model), compute.device)
     nothing: Any = None
-    run = Run(
+    run = TrainingRun(
         settings=settings,
         folder=nothing,
         train_set=nothing,
         val_set=nothing,
         loader=cast("Any", SimpleNamespace(batch_size=options.batch, batches_per_epoch=1000)),
-        ranks=ALONE,
+        ranks=SINGLE_PROCESS,
         model=model,
         network=model,
         parallel=None,
@@ -131,10 +130,10 @@ def our_step(options: argparse.Namespace) -> tuple[Step, str]:
         scaler=torch.amp.GradScaler(compute.device.type, enabled=compute.dtype == torch.float16),
         compute=compute,
         parameters=tuple(model.parameters()),
-        progress=Progress(),
+        progress=RunProgress(),
     )
     images, boxes = made_up(options.batch, options.size)
-    batch = Batch(
+    batch = TrainBatch(
         images=images,
         gt_boxes=boxes,
         gt_mask=torch.ones(boxes.shape[:2], dtype=torch.bool),
@@ -144,7 +143,7 @@ def our_step(options: argparse.Namespace) -> tuple[Step, str]:
     )
 
     def step() -> None:
-        check(run, take_step(run, [batch]))
+        check_finite(run, take_step(run, [batch]))
         run.progress.step += 1
 
     return step, f"torch {torch.__version__}, {name_of(compute.device)}, {compute}"

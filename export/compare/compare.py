@@ -30,8 +30,7 @@ from edgerpn.matching import TOLERANCES
 from edgerpn.progress import track
 from edgerpn.runtime.backends.contract import Backend
 from edgerpn.train.data.coco import Dataset, read_image
-from edgerpn.train.recall.average_recall import average_recall
-from edgerpn.train.recall.validation import coco_results
+from edgerpn.train.recall.average_recall import average_recall, coco_results
 
 __all__ = ["Comparison", "ImageComparison", "compare_models"]
 
@@ -44,7 +43,7 @@ def compare_models(
     images: Sequence[Path],
     *,
     dataset: Dataset | None = None,
-    say: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
 ) -> Comparison:
     """Compares model `a` with model `b`, which it is measured against.
 
@@ -53,7 +52,7 @@ def compare_models(
         b: The same, the reference.
         images: Photographs, at least one.
         dataset: Annotations of these images, to measure recall; only what `images` name counts.
-        say: Called with one line of text for people, now and then.
+        log: Called with one line of text for people, now and then.
 
     Returns:
         The comparison; `culprit` says whether and where they disagree.
@@ -73,7 +72,7 @@ def compare_models(
         models = open_models(a, b, stack)
         unlike = differences(*models)  # step 1
         for line in (f"{models[0].title}", f"against {models[1].title}", *_warnings(unlike)):
-            say(line)
+            log(line)
         precision = max((model.precision for model in models), key=_ORDER.index)
         is_by_recall = precision == "int8" and models[0].precision != models[1].precision
         if is_by_recall and dataset is None:

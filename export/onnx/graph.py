@@ -1,27 +1,95 @@
-"""PyTorch's exporter and the ONNX checker: from the module to the graph, with the interface of `edgerpn.manifest`."""
+"""The graph of a detector, by PyTorch's exporter and the ONNX checker, and its manifest."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
+import dataclasses
 import logging
 import warnings
 from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import onnx
+import onnxruntime
+import onnxscript
 import torch
 from onnxscript import opset18 as op
 from torch import Tensor, nn
 
+import edgerpn.manifest
+from edgerpn import files
 from edgerpn.errors import ExportError
 from edgerpn.export.export_config import ExportConfig
+from edgerpn.manifest import DIGEST_KEY, METADATA_KEY, AnchorSpec, InputSpec, Manifest, ProposalSpec, Provenance
+from edgerpn.targets import TOPK_LIMIT
+from edgerpn.train.checkpoint import Checkpoint, versions
 from edgerpn.train.network.detector import Detector
+from edgerpn.train.network.layers import fuse_batch_norm
+from edgerpn.train.network.model import Rpn
+from edgerpn.train.network.proposal_stage import ProposalConfig
 
 IR_VERSION = 10
 """ONNX file version: new enough for opset 21, old enough for the runtimes of JetPack 6."""
 
 MAX_BYTES = 2_000_000_000
 """Limit of one protobuf file."""
+
+
+def proposal_config(checkpoint: Checkpoint, config: ExportConfig) -> ProposalConfig:
+    """The proposal stage of the graph: the checkpoint's settings with those that the export sets.
+
+    Raises:
+        ExportError: A count is beyond what the target can do.
+    """
+    trained = checkpoint.settings.proposals
+    if config.target != "onnxruntime":
+        flags = {name: f"--set {name}=" for name in ("pre_nms", "nms_candidates")} | {"num_proposals": "--proposals "}
+        for name, flag in flags.items():
+            count = getattr(config, name)
+            if isinstance(count, int) and count > TOPK_LIMIT:
+                raise ExportError(
+                    f"{name}: {config.target} takes at most the best {TOPK_LIMIT} of a list, got {count}; use "
+                    f"{flag}{TOPK_LIMIT} or less"
+                )
+    return ProposalConfig(
+        num_proposals=config.num_proposals,
+        pre_nms=config.pre_nms,
+        nms_iou=trained.nms_iou if config.nms_iou is None else config.nms_iou,
+        soft_nms_iou=trained.soft_nms_iou if config.soft_nms_iou is None else config.soft_nms_iou,
+        nms_scope=trained.nms_scope,
+        score_threshold=trained.score_threshold if config.score_threshold is None else config.score_threshold,
+        min_size_px=trained.min_size_px,
+        nms_iterations=trained.nms_iterations,
+    )
+
+
+def network_hw(checkpoint: Checkpoint, config: ExportConfig) -> tuple[int, int]:
+    """Height and width that the exported network works at.
+
+    Raises:
+        ExportError: A side is not a multiple of the coarsest stride, so that pyramid levels would not line up.
+    """
+    hw = config.network_hw or checkpoint.settings.data.input_hw
+    misfit = checkpoint.settings.model.anchors.misfit(hw)
+    if misfit is not None:
+        raise ExportError(f"network size {hw[0]}x{hw[1]}: {misfit}")
+    return hw
+
+
+def export_module(model: Rpn, proposals: ProposalConfig, config: ExportConfig, hw: tuple[int, int]) -> Detector:
+    """The detector to export, made from a copy of `model`.
+
+    1. Batch norms are folded into the convolutions before them.
+    2. The division by the channels' standard deviation is folded into the first convolution.
+    """
+    exported = copy.deepcopy(model).eval()
+    fuse_batch_norm(exported)
+    exported.fold_std()
+    detector = Detector(exported, proposals, network_hw=hw, source_hw=config.source_hw, nms=config.resolved_nms)
+    return detector.eval()
 
 
 def export_detector(detector: Detector, config: ExportConfig) -> onnx.ModelProto:
@@ -174,3 +242,82 @@ def _check_interface(proto: onnx.ModelProto, config: ExportConfig, num_proposals
 
 def _shape(value: onnx.ValueInfoProto) -> list[int | str]:
     return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+
+
+def describe(
+    file: Path,
+    checkpoint: Checkpoint,
+    config: ExportConfig,
+    proposals: ProposalConfig,
+    hw: tuple[int, int],
+    *,
+    name: str,
+    nms_chain: int | None,
+) -> Manifest:
+    """Describes a float32 graph that is about to be exported.
+
+    Args:
+        file: The checkpoint's file.
+        checkpoint: What is in it.
+        config: Target and sizes.
+        proposals: The proposal stage, with the rounds of the portable NMS.
+        hw: Height and width that the network works at, pixels.
+        name: Name of the model, for people.
+        nms_chain: Rounds that the images seen at export needed at most, for the portable NMS.
+    """
+    model, nms = checkpoint.settings.model, config.resolved_nms
+    packages = {"onnx": onnx.__version__, "onnxscript": onnxscript.__version__, "onnxruntime": onnxruntime.__version__}
+    return Manifest(
+        name=name,
+        target=config.target,
+        opset=config.opset,
+        backbone=model.backbone,
+        input=InputSpec(
+            batch=config.fixed_batch,
+            network_hw=hw,
+            source_hw=config.source_hw,
+            mean_bgr=model.mean_bgr,
+            std_bgr=model.std_bgr,
+        ),
+        outputs=edgerpn.manifest.standard_outputs(proposals.num_proposals),
+        anchors=AnchorSpec(
+            strides_px=model.anchors.strides_px,
+            sizes_px=model.anchors.sizes_px,
+            ratios_hw=model.anchors.ratios_hw,
+        ),
+        proposals=ProposalSpec(
+            num_proposals=proposals.num_proposals,
+            pre_nms=proposals.pre_nms,
+            nms=nms,
+            nms_iou=proposals.nms_iou,
+            soft_nms_iou=proposals.soft_nms_iou,
+            nms_scope=proposals.nms_scope,
+            nms_iterations=proposals.nms_iterations if nms == "portable" else None,
+            nms_chain=nms_chain,
+            nms_candidates=proposals.nms_candidates,
+            score_threshold=proposals.score_threshold,
+            min_size_px=proposals.min_size_px,
+        ),
+        provenance=Provenance(
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            checkpoint_sha256=files.sha256(file),
+            data_sha256=checkpoint.data_sha256 or None,
+            versions=tuple(sorted({**versions(), **packages}.items())),
+        ),
+    )
+
+
+def save_sealed(proto: onnx.ModelProto, manifest: Manifest, file: Path) -> None:
+    """Writes the graph with its manifest and the digest by which a copy without its manifest file is checked."""
+    embed(proto, manifest)
+    onnx.helper.set_model_props(
+        proto, {**{entry.key: entry.value for entry in proto.metadata_props}, DIGEST_KEY: "0" * 64}
+    )
+    file.write_bytes(edgerpn.manifest.seal(proto.SerializeToString()))
+
+
+def embed(proto: onnx.ModelProto, manifest: Manifest) -> None:
+    """Puts the manifest into the file's metadata in place of an earlier one, without references to other files."""
+    # Golden frames are a file beside this one; a copy of the ONNX file alone must not point at it.
+    alone = dataclasses.replace(manifest, golden=None)
+    onnx.helper.set_model_props(proto, {METADATA_KEY: alone.to_json()})

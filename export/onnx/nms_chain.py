@@ -15,10 +15,12 @@ the numbers chosen are enough for a set of images.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -27,7 +29,13 @@ import torch
 from torch import Tensor
 
 from edgerpn.errors import ParityError
+from edgerpn.export.export_config import ExportConfig
+from edgerpn.export.onnx.parity import network_frame
+from edgerpn.export.photographs import NUM_PARITY_IMAGES, spread
+from edgerpn.progress import track
+from edgerpn.targets import TOPK_LIMIT
 from edgerpn.train.network.detector import Detector
+from edgerpn.train.network.model import Rpn
 from edgerpn.train.network.nms import nms_converged, nms_greedy
 from edgerpn.train.network.proposal_stage import Candidates, ProposalConfig, nms_groups, ranked_candidates
 
@@ -39,6 +47,9 @@ Levels = list[tuple[Tensor, Tensor]]
 
 MIN_ITERATIONS = 8
 """Rounds that are taken at least, however short the chains of the measured images are."""
+
+NUM_CHAIN_IMAGES = 100
+"""Images on which the work of the portable NMS is measured, at most."""
 
 CANDIDATE_STEP = 64
 """Candidates are rounded up to a multiple of this: rows of whole tiles for a GPU."""
@@ -225,3 +236,75 @@ def _candidates_for(ranked: Candidates, config: ProposalConfig) -> int:
         keep[own] = nms_greedy(boxes[own], valid[own], iou_threshold=config.nms_iou)
     places = keep.nonzero()[: config.num_kept, 0]
     return int(places[-1]) + 1 if len(places) else 1
+
+
+def choose_nms(
+    model: Rpn,
+    proposals: ProposalConfig,
+    images: Sequence[Path],
+    config: ExportConfig,
+    *,
+    network_hw: tuple[int, int],
+    log: Callable[[str], None],
+) -> tuple[ProposalConfig, int | None]:
+    """Chooses rounds and candidates of the graph's NMS by the images, where the settings leave them open.
+
+    Returns:
+        The proposal stage with both, and for the portable NMS the rounds that the images need at most.
+
+    Raises:
+        ParityError: Fewer were asked for than an image needs.
+    """
+
+    def detector(stage: ProposalConfig) -> Detector:
+        return Detector(model, stage, network_hw=network_hw, source_hw=config.source_hw).eval()
+
+    every = detector(dataclasses.replace(proposals, nms_candidates=None))
+    if config.resolved_nms == "standard":
+        return _choose_list(every, proposals, images, config, log), None
+    seen = spread(images, NUM_CHAIN_IMAGES)
+
+    def frames() -> Iterator[Frame]:
+        return (network_frame(every, image)[None] for image in track(seen, "NMS on images", unit="image"))
+
+    chain = measure_chain(every, frames())
+    candidates = choose_candidates(chain) if config.nms_candidates is None else config.nms_candidates
+    proposals = dataclasses.replace(proposals, nms_candidates=None if candidates == "all" else candidates)
+    limited = detector(proposals)
+    # A shorter list leaves out boxes, and with them chains.
+    chain = measure_chain(limited, frames()) if proposals.nms_candidates else chain
+    rounds = config.nms_iterations or choose_iterations(chain)
+    if rounds < chain.longest or chain.candidates > (proposals.nms_candidates or chain.candidates):
+        check_convergence(limited, frames(), rounds, names=[image.name for image in seen])
+    log(f"{chain.summary()}; the graph does {rounds} rounds on {proposals.nms_candidates or 'all'}")
+    return dataclasses.replace(proposals, nms_iterations=rounds), chain.longest
+
+
+def _choose_list(
+    every: Detector,
+    proposals: ProposalConfig,
+    images: Sequence[Path],
+    config: ExportConfig,
+    log: Callable[[str], None],
+) -> ProposalConfig:
+    """The proposal stage of the standard NMS, with one list of candidates that is long enough for the images.
+
+    Raises:
+        ParityError: Fewer were asked for than an image needs.
+    """
+    seen = spread(images, NUM_PARITY_IMAGES)
+    frames = (network_frame(every, image)[None] for image in track(seen, "NMS on images", unit="image"))
+    needed = measure_candidates(every, frames)
+    sizes = [len(every.get_buffer(f"anchors_{level}")) for level in range(every.num_levels)]
+    candidates = sum(min(config.pre_nms, size) for size in sizes)
+    if config.nms_candidates is None:
+        candidates = min(candidates, max(config.pre_nms, with_margin(max(needed))))
+    elif config.nms_candidates != "all":
+        candidates = min(candidates, config.nms_candidates)
+        refuse_short_list(candidates, needed, [image.name for image in seen])
+    measured = f"NMS on {len(seen)} images: proposals among the best {max(needed)} candidates"
+    if config.target != "onnxruntime" and candidates > TOPK_LIMIT:
+        log(f"{measured}; the graph goes level by level, for {config.target} sorts no list of {candidates}")
+        return proposals
+    log(f"{measured}; the graph looks at {candidates}")
+    return dataclasses.replace(proposals, nms_candidates=candidates)

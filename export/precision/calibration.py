@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,18 +21,11 @@ from onnxruntime.quantization.calibrate import CalibrationMethod, HistogramColle
 
 from edgerpn.errors import DataError
 from edgerpn.export.export_config import Calibration
-from edgerpn.export.photographs import IMAGE_SUFFIXES, spread
 from edgerpn.export.precision.blocks import ancestors
 from edgerpn.letterbox import letterbox
 from edgerpn.manifest.parts import InputSpec
 from edgerpn.progress import track
-from edgerpn.train.data.coco import read_coco, read_image
-
-FEW_IMAGES = 100
-"""Fewer images than this are worth a warning."""
-
-MAX_IMAGES = 300
-"""Images used at most; more change ranges little."""
+from edgerpn.train.data.coco import read_image
 
 PERCENTILE = 99.999
 """Share of the absolute values of a tensor that its range holds, by the method `percentile`."""
@@ -57,42 +49,6 @@ class Ranges:
     """Images that they come from."""
 
 
-def calibration_images(
-    folder: Path, *, limit: int = MAX_IMAGES, say: Callable[[str], None] = lambda _: None
-) -> list[Path]:
-    """The photographs to calibrate on, spread evenly over what the folder holds.
-
-    Args:
-        folder: A data folder with train.json and images/, whose training images are taken; or any folder, in which
-            photographs are looked for at every depth.
-        limit: Take so many at most.
-        say: Called with one line of text when there are few.
-
-    Raises:
-        DataError: There is no such folder, or no photograph in it.
-    """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: this calibration folder does not exist; name a folder of photographs")
-    annotations = folder / "train.json"
-    if annotations.is_file():
-        records = read_coco(annotations, folder / "images", verify="header").records
-        found = sorted(record.file for record in records)
-    else:
-        found = sorted(Path(root) / name for root, _, names in os.walk(folder) for name in names)
-        found = [file for file in found if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")]
-    if not found:
-        raise DataError(
-            f"{folder}: no photographs to calibrate on (looked for {', '.join(sorted(IMAGE_SUFFIXES))}, at every "
-            f"depth). Put {FEW_IMAGES} or more there, as the camera or the training data gives them"
-        )
-    if len(found) < FEW_IMAGES:
-        say(
-            f"warning: photographs to calibrate on in {folder}: only {len(found)}; ranges from fewer than {FEW_IMAGES} "
-            "may miss what the camera will see"
-        )
-    return spread(found, limit)
-
-
 def measure_ranges(
     proto: onnx.ModelProto,
     tensors: Sequence[str],
@@ -100,7 +56,7 @@ def measure_ranges(
     spec: InputSpec,
     *,
     method: Calibration,
-    say: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
 ) -> Ranges:
     """Runs the float32 graph on photographs and chooses a range for each of some tensors.
 
@@ -110,7 +66,7 @@ def measure_ranges(
         images: Photographs; one that cannot be read is left out, with a line.
         spec: What the graph eats.
         method: `percentile` cuts off the largest thousandth of a percent, `entropy` loses least information in 8 bits.
-        say: Called with one line of text for each image that is left out.
+        log: Called with one line of text for each image that is left out.
 
     Raises:
         DataError: None of the images can be read.
@@ -125,7 +81,7 @@ def measure_ranges(
         scenario="same",
     )
     num_images = 0
-    for batch, count in _batches(frames(track(images, "calibrating", unit="image"), spec, say), spec.batch or 1):
+    for batch, count in _batches(frames(track(images, "calibrating", unit="image"), spec, log), spec.batch or 1):
         outputs = session.run(list(tensors), {spec.name: batch})
         num_images += count
         with contextlib.redirect_stdout(io.StringIO()):  # it prints a line for every image
@@ -140,14 +96,14 @@ def measure_ranges(
 
 
 def frames(
-    images: Iterable[Path], spec: InputSpec, say: Callable[[str], None] = lambda _: None
+    images: Iterable[Path], spec: InputSpec, log: Callable[[str], None] = lambda _: None
 ) -> Iterator[npt.NDArray[np.uint8]]:
-    """Photographs as the graph eats them, (H, W, 3) uint8; `say` hears of those that cannot be read."""
+    """Photographs as the graph eats them, (H, W, 3) uint8; `log` is called for those that cannot be read."""
     for image in images:
         try:
             frame = read_image(image)
         except DataError as error:
-            say(f"left out: {error}")
+            log(f"left out: {error}")
             continue
         yield letterbox((frame.shape[0], frame.shape[1]), spec.frame_hw).apply(frame, cv2.resize)
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
 from edgerpn.errors import RecallDropError
-from edgerpn.export.precision.variants import Reduction
+from edgerpn.export.evaluate import RecallMeter
+from edgerpn.export.export_config import ExportConfig
+from edgerpn.export.precision.blocks import Network, ancestors
+from edgerpn.export.precision.calibration import Ranges
+from edgerpn.export.precision.half import emulate_half, to_half
+from edgerpn.export.precision.quantize import convolutions, quantize
 from edgerpn.manifest.parts import Precision
 from edgerpn.progress import track
 
@@ -22,17 +28,54 @@ Logits = Callable[[onnx.ModelProto], Sequence[npt.NDArray[np.float32]]]
 """Graph to the logits of some images."""
 
 
-class Meter(Protocol):
-    """Measures recall, see `edgerpn.export.precision.meter`."""
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PrecisionVariants:
+    """The variants of one graph in a lower precision: all of the network, or some of its blocks."""
 
-    num_images: int
-    """Images measured."""
-    num_objects: int
-    """Objects on them."""
+    proto: onnx.ModelProto
+    """The float32 graph."""
+    network: Network
+    """Its network."""
+    config: ExportConfig
+    """Precision (fp16 or int8) and target."""
+    ranges: Ranges | None = None
+    """int8: of the tensors that `edgerpn.export.precision.quantize.tensors_to_calibrate` names."""
 
-    def __call__(self, proto: onnx.ModelProto, *, limit: int | None = None) -> float:
-        """AR@100 of a graph, 0..1, on the first `limit` of the images."""
-        ...
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """Blocks that the precision changes, in the order of the graph."""
+        if self.config.precision == "fp16":
+            return self.network.blocks
+        nodes = convolutions(self.proto, self.network)
+        return tuple(dict.fromkeys(self.network.block_of[node.name] for node in nodes))
+
+    @property
+    def kept_precision(self) -> Precision:
+        """The next higher precision, in which blocks that are not reduced stay."""
+        return "fp16" if self.config.precision == "int8" and self.config.target != "onnxruntime" else "fp32"
+
+    def build(self, kept: Collection[str] = ()) -> onnx.ModelProto:
+        """The graph with the blocks `kept` in the next higher precision.
+
+        Raises:
+            ExportError: The network cannot be converted.
+        """
+        if kept and set(kept) >= set(self.blocks):
+            return self.proto if self.kept_precision == "fp32" else to_half(self.proto, self.network.nodes())
+        if self.ranges is None:
+            return to_half(self.proto, self.network.nodes(without=kept))
+        return quantize(self.proto, self.network, self.ranges, target=self.config.target, without=kept)
+
+    def build_one(self, block: str) -> onnx.ModelProto:
+        """The graph with `block` alone reduced."""
+        return self.build([other for other in self.blocks if other != block])
+
+    def measurable(self, variant: onnx.ModelProto) -> onnx.ModelProto:
+        """The graph that gives on the CPU, in ONNX Runtime, what a variant gives where float16 is computed as such."""
+        ends = (*self.network.logits, *self.network.deltas)
+        used = {name for node in ancestors(variant, ends) for name in node.input}
+        kinds = {tensor.data_type for tensor in variant.graph.initializer if tensor.name in used}
+        return emulate_half(variant, ends) if onnx.TensorProto.FLOAT16 in kinds else variant
 
 
 class BlockCost(NamedTuple):
@@ -47,14 +90,20 @@ class BlockCost(NamedTuple):
 
 
 class RecallGate:
-    """The way from a reduction to a graph within the budget."""
+    """Chooses the variant that is within the budget."""
 
     def __init__(
-        self, reduction: Reduction, meter: Meter, *, budget: float, logits: Logits, say: Callable[[str], None]
+        self,
+        variants: PrecisionVariants,
+        meter: RecallMeter,
+        *,
+        budget: float,
+        logits: Logits,
+        log: Callable[[str], None],
     ) -> None:
         """Prepares; `budget` is in points of AR@100, the rest as in `reduce_precision`."""
-        self.reduction, self.meter, self.budget, self.logits, self.say = reduction, meter, budget, logits, say
-        self.name: Precision = reduction.config.precision
+        self.variants, self.meter, self.budget, self.logits, self.log = variants, meter, budget, logits, log
+        self.name: Precision = variants.config.precision
         self.ar100: dict[Precision, float] = {}
         """AR@100 by precision, 0..1."""
         self.kept: list[str] = []
@@ -67,31 +116,31 @@ class RecallGate:
             RecallDropError: There is none.
         """
         self._warn_of_few_objects()
-        self.ar100["fp32"] = self.meter(self.reduction.proto)
-        above = self.reduction.kept_precision
-        is_above_good = above == "fp32" or self._measure(self.reduction.build(self.reduction.blocks), above)
-        result = self.reduction.build()
+        self.ar100["fp32"] = self.meter(self.variants.proto)
+        above = self.variants.kept_precision
+        is_above_good = above == "fp32" or self._measure(self.variants.build(self.variants.blocks), above)
+        result = self.variants.build()
         if self._measure(result, self.name):
             return result
         costs = self.costs()
-        self.say(f"each block alone in {self.name}, the others in {above}:")
+        self.log(f"each block alone in {self.name}, the others in {above}:")
         for line in format_costs(costs):
-            self.say(line)
+            self.log(line)
         # With all blocks kept nothing would be reduced; and what is above must hold the budget first.
-        for cost in costs[:-1] if self.reduction.config.fallback and is_above_good else ():
+        for cost in costs[:-1] if self.variants.config.fallback and is_above_good else ():
             self.kept.append(cost.block)
-            result = self.reduction.build(self.kept)
+            result = self.variants.build(self.kept)
             if self._measure(result, self.name, f" with {', '.join(self.kept)} in {above}"):
                 return result
         raise self._error(costs)
 
     def costs(self) -> list[BlockCost]:
         """What each block costs alone, against the next higher precision, worst first."""
-        reference = self.reduction.measurable(self.reduction.build(self.reduction.blocks))
+        reference = self.variants.measurable(self.variants.build(self.variants.blocks))
         expected, before = self.logits(reference), self.meter(reference, limit=SENSITIVITY_IMAGES)
         costs = []
-        for block in track(self.reduction.blocks, "blocks", unit="block"):
-            graph = self.reduction.measurable(self.reduction.build_one(block))
+        for block in track(self.variants.blocks, "blocks", unit="block"):
+            graph = self.variants.measurable(self.variants.build_one(block))
             after, found = self.meter(graph, limit=SENSITIVITY_IMAGES), self.logits(graph)
             differences = [float(np.abs(a - b).mean()) for a, b in zip(expected, found, strict=True)]
             costs.append(BlockCost(block, points(before - after), sum(differences) / max(1, len(differences))))
@@ -100,16 +149,16 @@ class RecallGate:
     def _warn_of_few_objects(self) -> None:
         worth = 100 / max(1, self.meter.num_objects)
         if worth > self.budget:
-            self.say(
+            self.log(
                 f"warning: only {self.meter.num_objects} objects on {self.meter.num_images} validation images: one of "
                 f"them is worth {worth:.2f} points of recall, more than the {self.budget:g} that may be lost"
             )
 
     def _measure(self, proto: onnx.ModelProto, name: Precision, what: str = "") -> bool:
         """Whether a graph is within the budget; remembers and says its recall."""
-        self.ar100[name] = self.meter(self.reduction.measurable(proto))
+        self.ar100[name] = self.meter(self.variants.measurable(proto))
         lost = self._lost(name)
-        self.say(
+        self.log(
             f"{name}{what}: AR@100 {100 * self.ar100['fp32']:.2f} -> {100 * self.ar100[name]:.2f} on "
             f"{self.meter.num_images} images, {_change(lost)}, {self.budget:g} may be lost"
         )
@@ -119,7 +168,7 @@ class RecallGate:
         return points(self.ar100["fp32"] - self.ar100[name])
 
     def _error(self, costs: Sequence[BlockCost]) -> RecallDropError:
-        above, lost = self.reduction.kept_precision, self._lost(self.name)
+        above, lost = self.variants.kept_precision, self._lost(self.name)
         figures = ", ".join(f"{name} {100 * value:.2f}" for name, value in self.ar100.items())
         worst = ", ".join(f"{cost.block} ({cost.ar_drop:.2f})" for cost in costs[:3])
         if self.kept:
@@ -138,7 +187,7 @@ class RecallGate:
         allow = f"allow more with --max-ar-drop {math.ceil(10 * lost) / 10:g}"
         if self.name != "int8":
             return ["--precision fp32", allow]
-        other = "entropy" if self.reduction.config.calibration == "percentile" else "percentile"
+        other = "entropy" if self.variants.config.calibration == "percentile" else "percentile"
         more = "calibrate on more photographs like those that the model will see"
         return [more, f"--set calibration={other}", "--precision fp16", allow]
 

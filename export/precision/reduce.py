@@ -26,13 +26,12 @@ import numpy.typing as npt
 import onnx
 
 from edgerpn.errors import ExportError
+from edgerpn.export.evaluate import RecallMeter
 from edgerpn.export.export_config import ExportConfig
 from edgerpn.export.precision.blocks import Network, find_network
 from edgerpn.export.precision.calibration import Ranges, frames, measure_ranges, partial_session
-from edgerpn.export.precision.gate import Logits, RecallGate
-from edgerpn.export.precision.meter import RecallMeter
+from edgerpn.export.precision.gate import Logits, PrecisionVariants, RecallGate
 from edgerpn.export.precision.quantize import tensors_to_calibrate
-from edgerpn.export.precision.variants import Reduction
 from edgerpn.manifest.parts import InputSpec, PrecisionSpec
 
 NUM_LOGITS_IMAGES = 4
@@ -51,7 +50,7 @@ class Photographs:
     """Measures recall on annotated images; needed unless the budget is `off`."""
 
 
-class Reduced(NamedTuple):
+class ReducedGraph(NamedTuple):
     """A graph in a lower precision."""
 
     proto: onnx.ModelProto
@@ -68,8 +67,8 @@ def reduce_precision(
     *,
     spec: InputSpec,
     photographs: Photographs,
-    say: Callable[[str], None] = lambda _: None,
-) -> Reduced:
+    log: Callable[[str], None] = lambda _: None,
+) -> ReducedGraph:
     """Converts a graph to `config.precision` (fp16 or int8).
 
     Args:
@@ -77,7 +76,7 @@ def reduce_precision(
         config: Precision, target, calibration method and budget.
         spec: What the graph eats.
         photographs: What precision is chosen and accepted on.
-        say: Called with one line of text for people, now and then.
+        log: Called with one line of text for people, now and then.
 
     Returns:
         The new graph and how it was accepted.
@@ -97,16 +96,16 @@ def reduce_precision(
     network = find_network(proto)
     ranges, facts = None, PrecisionSpec(ar100=(), num_images=0)
     if config.precision == "int8":
-        ranges = _calibrate(proto, network, config, spec, photographs, say)
+        ranges = _calibrate(proto, network, config, spec, photographs, log)
         facts = dataclasses.replace(facts, calibration=ranges.method, num_calibration_images=ranges.num_images)
-    reduction = Reduction(proto=proto, network=network, config=config, ranges=ranges)
+    variants = PrecisionVariants(proto=proto, network=network, config=config, ranges=ranges)
     if photographs.meter is None or config.ar_budget is None:
-        say(f"{config.precision}: recall is not checked (--max-ar-drop off)")
-        result = reduction.build()
-        return Reduced(result, reduction.measurable(result), facts)
-    samples = [*frames(photographs.samples[:NUM_LOGITS_IMAGES], spec, say)]
+        log(f"{config.precision}: recall is not checked (--max-ar-drop off)")
+        result = variants.build()
+        return ReducedGraph(result, variants.measurable(result), facts)
+    samples = [*frames(photographs.samples[:NUM_LOGITS_IMAGES], spec, log)]
     logits = _logits(network, spec, samples)
-    gate = RecallGate(reduction, photographs.meter, budget=config.ar_budget, logits=logits, say=say)
+    gate = RecallGate(variants, photographs.meter, budget=config.ar_budget, logits=logits, log=log)
     result = gate.run()
     accepted = dataclasses.replace(
         facts,
@@ -115,7 +114,7 @@ def reduce_precision(
         max_ar_drop=config.ar_budget,
         kept_blocks=tuple(gate.kept),
     )
-    return Reduced(result, reduction.measurable(result), accepted)
+    return ReducedGraph(result, variants.measurable(result), accepted)
 
 
 def _calibrate(
@@ -124,7 +123,7 @@ def _calibrate(
     config: ExportConfig,
     spec: InputSpec,
     photographs: Photographs,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> Ranges:
     """Step 1."""
     images, meter = photographs.calibration, photographs.meter
@@ -134,13 +133,13 @@ def _calibrate(
         )
     shared = sum(file.resolve() in meter.files for file in images) if meter else 0
     if shared:
-        say(
+        log(
             f"warning: {shared} of {len(images)} calibration images are validation images too, so recall on these says "
             "less about other images"
         )
     tensors = tensors_to_calibrate(proto, network, config.target)
-    ranges = measure_ranges(proto, tensors, images, spec, method=config.calibration, say=say)
-    say(f"calibrated {len(tensors)} tensors on {ranges.num_images} images ({ranges.method})")
+    ranges = measure_ranges(proto, tensors, images, spec, method=config.calibration, log=log)
+    log(f"calibrated {len(tensors)} tensors on {ranges.num_images} images ({ranges.method})")
     return ranges
 
 

@@ -16,9 +16,9 @@ with CaptureGroup() as group:
 from __future__ import annotations
 
 from edgerpn.runtime.sources.capture_config import CaptureConfig, parse_policy
-from edgerpn.runtime.sources.failure_classes import CaptureFailedError
-from edgerpn.runtime.sources.foreign import FrameSource
+from edgerpn.runtime.sources.failures import CaptureFailedError
 from edgerpn.runtime.sources.group import Capture, CaptureGroup, CaptureStats, open_capture
+from edgerpn.runtime.sources.plugins import FrameSource
 
 __all__ = [
     "Capture",

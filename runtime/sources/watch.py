@@ -6,7 +6,7 @@ import selectors
 import time
 from collections.abc import Callable
 
-from edgerpn.runtime.sources.capture_process import CaptureProcess
+from edgerpn.runtime.sources.process import CaptureProcess
 from edgerpn.runtime.sources.supervisor import SourceSupervisor
 
 

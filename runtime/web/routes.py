@@ -37,6 +37,8 @@ from edgerpn.runtime.web.streaming import StreamRoutes
 
 API = 1
 """Version of the API: /api/v1 keeps its meaning, /api is the newest version."""
+WRONG_TOKEN_S = 0.5
+"""Seconds until the answer to a wrong token, which slows guessing down."""
 # All paths that are served from a file, which is read once. No request reaches the file system.
 _FILES = {
     "/": ("page.html", "text/html; charset=utf-8"),
@@ -234,8 +236,7 @@ class PageRoutes:
         except (UnicodeDecodeError, ValueError):
             form = {}
         if not self._access.is_token(form.get("token", [""])[0]):
-            # Slow, against guessing.
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(WRONG_TOKEN_S)
             return self._login_form("Wrong token.", status=403)
         answer = RedirectResponse("/", status_code=303)
         answer.set_cookie(

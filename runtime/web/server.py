@@ -20,10 +20,12 @@ from edgerpn.runtime.web.routes import PageRoutes
 from edgerpn.runtime.web.streaming import StreamRoutes
 from edgerpn.runtime.web.streams_protocol import PageInfo, Streams
 
+SAMPLE_S = 1.0
+"""Seconds between two samples of the sources, and between two sweeps of the connections."""
+
 _START_S = 10.0
 _LAST_S = 0.5
 _STOP_S = 2.0
-_SAMPLE_S = 1.0
 _logger = logging.getLogger(__name__)
 
 
@@ -134,7 +136,7 @@ class WebServer:
 
     async def _sample(self) -> None:
         while True:
-            await asyncio.sleep(_SAMPLE_S)
+            await asyncio.sleep(SAMPLE_S)
             self.connections.sweep()
             try:
                 self.hub.sample()

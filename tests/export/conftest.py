@@ -221,7 +221,7 @@ def exported(
             variant = VARIANTS[name]
             file, checkpoint, result = folder / name / "model.onnx", checkpoints[variant.checkpoint], None
             if name == "standard":
-                counts = ["--proposals", str(NUM_PROPOSALS), "--pre-nms", str(PRE_NMS)]
+                counts = ["--proposals", str(NUM_PROPOSALS), "--set", f"pre_nms={PRE_NMS}"]
                 assert main(["export", str(checkpoint), "-o", str(file), *counts]) == 0
             else:
                 images = peaks_files if name.startswith("peaks") else photo_files

@@ -32,8 +32,8 @@ def test_without_flags_the_settings_are_the_defaults() -> None:
 def test_every_flag_reaches_the_settings() -> None:
     config = parsed(
         *("--target", "tensorrt", "--size", "384x640", "--source-size", "1080x1920", "--batch", "4"),
-        *("--proposals", "30", "--pre-nms", "200", "--iou", "0.6", "--score", "0.1", "--nms", "standard"),
-        *("--soft-iou", "0.4"),
+        *("--proposals", "30", "--set", "pre_nms=200", "--set", "nms_iou=0.6", "--set", "score_threshold=0.1"),
+        *("--set", "nms=standard", "--set", "soft_nms_iou=0.4"),
     )
     assert config == ExportConfig(
         target="tensorrt", network_hw=(384, 640), source_hw=(1080, 1920), batch=4, num_proposals=30, pre_nms=200,
@@ -43,7 +43,7 @@ def test_every_flag_reaches_the_settings() -> None:
 
 
 @pytest.mark.parametrize(
-    "flags", [["--batch", "0"], ["--batch", "many"], ["--size", "0x10"], ["--target", "cpu"], ["--nms", "fast"]]
+    "flags", [["--batch", "0"], ["--batch", "many"], ["--size", "0x10"], ["--target", "cpu"], ["--precision", "int4"]]
 )
 def test_wrong_usage_ends_with_status_2(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_info:
@@ -57,8 +57,8 @@ def test_wrong_usage_ends_with_status_2(flags: list[str], capsys: pytest.Capture
     [
         ("--proposals", "0", "num_proposals"),
         ("--size", "16x640", "network_hw"),
-        ("--iou", "1.5", "nms_iou"),
-        ("--soft-iou", "0", "soft_nms_iou"),
+        ("--set", "nms_iou=1.5", "nms_iou"),
+        ("--set", "soft_nms_iou=0", "soft_nms_iou"),
     ],
 )
 def test_settings_out_of_range_are_errors_of_ours(flag: str, value: str, setting: str) -> None:
@@ -81,9 +81,9 @@ def test_the_command_measures_recall_on_the_training_folder(exported: GetExport,
     ("flags", "message"),
     [
         (["--size", "130x190"], "use 128x192"),
-        (["--target", "tensorrt", "--pre-nms", "5000"], "use --pre-nms 3840 or less"),
-        (["--iou", "1.5"], "nms_iou"),
-        (["--data", "nowhere"], "expected a folder with val.json and images/"),
+        (["--target", "tensorrt", "--set", "pre_nms=5000"], "use --set pre_nms=3840 or less"),
+        (["--set", "nms_iou=1.5"], "nms_iou"),
+        (["--data", "nowhere"], "nowhere: no such file or folder; expected a folder with train.json, val.json"),
         (["--images", "nowhere"], "this folder does not exist"),
     ],
 )
@@ -128,7 +128,7 @@ def test_a_manifest_never_replaces_another_json_file(
     annotations = tmp_path / "val.json"
     annotations.write_text('{"images": []}')
     assert main(["export", str(checkpoints["pyramid"]), "-o", str(tmp_path / "val.onnx")]) == 1
-    assert "the manifest would replace this file" in capsys.readouterr().err
+    assert "val.json: not a manifest; it would be overwritten" in capsys.readouterr().err
     assert annotations.read_text() == '{"images": []}'
     assert main(["export", str(checkpoints["pyramid"]), "-o", str(tmp_path)]) == 1
 

@@ -52,7 +52,7 @@ def test_the_command_prints_recall_and_speed_and_writes_a_report(
     exported: GetExport, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, report = exported("standard").file, tmp_path / "new" / "report.json"
-    assert main(["eval", str(file), "--data", str(photos / "val.json"), "--report", str(report)]) == 0
+    assert main(["eval", str(file), "--data", str(photos / "val.json"), "--output", str(report)]) == 0
     captured = capsys.readouterr()
     rows = dict(line.split() for line in captured.out.splitlines() if line.startswith(("AR@", "recall@")))
     assert list(rows)[:4] == ["AR@10", "AR@100", "AR@300", "AR@1000"]
@@ -83,7 +83,7 @@ def test_anybodys_results_are_measured(
     results: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = tmp_path / "report.json"
-    arguments = ["eval", "--results", str(results), "--data", str(photos / "val.json"), "--report", str(report)]
+    arguments = ["eval", "--results", str(results), "--data", str(photos / "val.json"), "--output", str(report)]
     assert main(arguments) == 0
     assert "results.json" in capsys.readouterr().out
     metrics = json.loads(report.read_text())["metrics"]
@@ -150,10 +150,10 @@ def test_a_report_never_replaces_an_input(
     file = exported("standard").file
     before = file.with_suffix(".json").read_bytes()
     data = str(photos / "val.json")
-    assert main(["eval", str(file), "--data", data, "--report", str(file.with_suffix(".json"))]) == 1
-    assert "this is an input of the evaluation" in capsys.readouterr().err
+    assert main(["eval", str(file), "--data", data, "--output", str(file.with_suffix(".json"))]) == 1
+    assert "this is an input of the command" in capsys.readouterr().err
     assert file.with_suffix(".json").read_bytes() == before
-    assert main(["eval", str(file), "--data", data, "--report", str(photos)]) == 1
+    assert main(["eval", str(file), "--data", data, "--output", str(photos)]) == 1
     assert "this is a folder" in capsys.readouterr().err
 
 

@@ -16,9 +16,9 @@ from edgerpn import settings
 from edgerpn.train.config import TrainSettings
 from edgerpn.train.run.device import choose_compute
 from edgerpn.train.run.folder import RunFolder
-from edgerpn.train.run.ranks import ALONE, Ranks
+from edgerpn.train.run.ranks import SINGLE_PROCESS, Ranks
 from edgerpn.train.run.setup import RunRequest, set_up
-from edgerpn.train.run.state import Run
+from edgerpn.train.run.state import TrainingRun
 
 NUM_TRAIN, NUM_VAL, SIDE = 16, 12, 96
 
@@ -96,10 +96,14 @@ def tiny_settings() -> Callable[..., TrainSettings]:
 
 
 @pytest.fixture
-def make_run(data_folder: Path, tmp_path: Path, tiny_settings: Callable[..., TrainSettings]) -> Callable[..., Run]:
+def make_run(
+    data_folder: Path, tmp_path: Path, tiny_settings: Callable[..., TrainSettings]
+) -> Callable[..., TrainingRun]:
     """Makes a run before its first step in `tmp_path` / name, with tiny settings changed by further `--set` texts."""
 
-    def make(name: str, *texts: str, ranks: Ranks = ALONE, say: Callable[[str], None] = lambda _: None) -> Run:
+    def make(
+        name: str, *texts: str, ranks: Ranks = SINGLE_PROCESS, log: Callable[[str], None] = lambda _: None
+    ) -> TrainingRun:
         settings = tiny_settings(*texts)
         request = RunRequest(
             settings=settings,
@@ -107,7 +111,7 @@ def make_run(data_folder: Path, tmp_path: Path, tiny_settings: Callable[..., Tra
             folder=RunFolder(tmp_path / name),
             resume=False,
             backbone_weights=None,
-            say=say,
+            log=log,
         )
         return set_up(request, ranks, choose_compute(settings.loop))
 

@@ -72,8 +72,8 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         self._write_config(resolved)
 
-    def read_last(self, say: Callable[[str], None] = lambda _: None) -> Checkpoint:
-        """The checkpoint to go on from: last.pt or, when it is damaged, the one before, which `say` then tells.
+    def read_last(self, log: Callable[[str], None] = lambda _: None) -> Checkpoint:
+        """The checkpoint to go on from: last.pt or, when it is damaged, the one before, which `log` then tells.
 
         Raises:
             ConfigError: There is nothing to resume.
@@ -91,7 +91,7 @@ class RunFolder:
                 ) from error
             checkpoint = load_checkpoint(self.previous)
             self.whole, self._is_last_damaged = self.previous, True
-            say(f"{error}; going on from {self.previous.name} instead, of step {checkpoint.step}")
+            log(f"{error}; going on from {self.previous.name} instead, of step {checkpoint.step}")
             return checkpoint
         self.whole = self.last
         return checkpoint

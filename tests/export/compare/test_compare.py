@@ -44,7 +44,7 @@ def test_a_checkpoint_and_its_export_agree(
     made = exported(name)
     pair = (made.checkpoint, made.file) if is_reversed else (made.file, made.checkpoint)
     said: list[str] = []
-    result = compare_models(*pair, photo_files, say=said.append)
+    result = compare_models(*pair, photo_files, log=said.append)
     assert result.culprit is None
     assert (result.batch_sizes, result.num_images, result.differences) == (batches, 5, ())
     assert result.num_matched >= 5 * 20 * len(batches)
@@ -145,7 +145,7 @@ def test_different_models_are_called_different(
 ) -> None:
     said: list[str] = []
     a, b = exported("single-level"), exported("portable")
-    result = compare_models(a.file, b.file, photo_files[:1], say=said.append)
+    result = compare_models(a.file, b.file, photo_files[:1], log=said.append)
     assert [line.partition(":")[0] for line in result.differences] == [
         "checkpoint",
         "network size",

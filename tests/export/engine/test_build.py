@@ -24,8 +24,8 @@ from edgerpn.errors import (
     ManifestVersionError,
 )
 from edgerpn.export.engine.build import BuildResult, build_engine
-from edgerpn.export.engine.build_config import BuildConfig
-from edgerpn.export.engine.child import run_worker
+from edgerpn.export.engine.options import BuildConfig
+from edgerpn.export.engine.process import run_worker
 from edgerpn.manifest.parts import ProfileSpec
 from edgerpn.runtime.backends.open_backend import open_backend
 
@@ -232,7 +232,7 @@ def worker_failure(model: Path) -> str:
 
 def test_the_child_process_refuses_what_is_no_onnx_or_no_graph_of_ours(tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_text("not a graph at all")
-    assert "no ONNX file, or a damaged one" in worker_failure(tmp_path / "text.onnx")
+    assert "not an ONNX file, or damaged" in worker_failure(tmp_path / "text.onnx")
     shape = [1, 8]
     values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in ("x", "y")]
     graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "relu", values[:1], values[1:])

@@ -15,14 +15,15 @@ import edgerpn.golden
 import edgerpn.manifest
 from edgerpn.errors import ArtifactMismatchError, MissingDependencyError
 from edgerpn.export.engine import output as build_output
-from edgerpn.export.engine.build_config import BuildConfig
-from edgerpn.export.engine.build_report import BuildReport
+from edgerpn.export.engine.libraries import BuildEnvironment, BuildMachine
+from edgerpn.export.engine.options import BuildConfig
+from edgerpn.export.engine.report import BuildReport
 from edgerpn.export.engine.trial import golden_parity, try_engine
 from edgerpn.golden import Golden
 from edgerpn.manifest import AnchorSpec, EngineSpec, InputSpec, Manifest, ProposalSpec, Provenance
 from edgerpn.manifest.parts import ProfileSpec
 
-MACHINE = {"platform": "linux-x86_64", "gpu": "GPU", "compute_capability": "8.7", "driver": "12.6", "l4t": None}
+MACHINE = BuildMachine(platform="linux-x86_64", gpu="GPU", compute_capability="8.7", driver="12.6")
 NAMES = ["a.engine", "a.engine.build.json", "a.engine.golden.npz", "a.engine.json"]
 
 
@@ -71,8 +72,8 @@ def make_onnx(folder: Path, value: float) -> tuple[Path, Manifest]:
 
 
 def make_report(onnx: Path, output: Path) -> BuildReport:
-    probed = {"library": "tensorrt", "version": "10.3.0.26", "cuda": "12", "machine": MACHINE}
-    return BuildReport(onnx=onnx, engine=output, onnx_sha256="0", probed=probed, config=BuildConfig())
+    environment = BuildEnvironment(library="tensorrt", version="10.3.0.26", cuda="12", machine=MACHINE)
+    return BuildReport(onnx=onnx, engine=output, onnx_sha256="0", environment=environment, config=BuildConfig())
 
 
 def deliver(folder: Path, name: str, value: float, said: list[str] | None = None) -> Path | None:

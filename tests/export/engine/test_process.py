@@ -193,7 +193,7 @@ subprocess.Popen = functools.partial(subprocess.Popen, preexec_fn=limit)
     status, out, err = build("--set", "stall_s=3", prepare=prepare).finish()
     assert status == 1
     steps = [line.partition("; trying again with ") for line in out.splitlines() if "; trying again with " in line]
-    assert {reason for reason, _, _ in steps} <= {"out of memory", "the builder stood still with memory short"}
+    assert {reason for reason, _, _ in steps} <= {"out of memory", "the builder stalled with memory short"}
     assert [step for _, _, step in steps] == [
         "a workspace of 1024 MiB, optimization level the default",
         "a workspace of 256 MiB, optimization level 2",
@@ -209,13 +209,13 @@ def test_a_builder_that_stands_still_is_ended_and_that_is_said(build: Callable[.
     os.kill(child, signal.SIGSTOP)
     status, out, err = building.finish()
     assert status == 1
-    assert "the builder stood still: it said nothing and used no CPU time for 2 s, and was ended; phase: " in err
+    assert "the builder stalled: it sent nothing and used no CPU time for 2 s, and was killed; phase: " in err
     assert "stall_s" in err
     assert "Traceback" not in err
     assert "trying again" not in out
     assert building.files() == ["a.engine.build.json"]
     tries = json.loads((building.output.parent / "a.engine.build.json").read_text())["tries"]
-    assert ["the builder stood still" in step["result"] for step in tries] == [True]
+    assert ["the builder stalled" in step["result"] for step in tries] == [True]
     wait_until_gone(child)
 
 
@@ -229,7 +229,9 @@ def test_a_full_disk_leaves_no_half_written_engine(build: Callable[..., Building
 
 
 def test_without_a_terminal_a_long_build_says_phase_and_share(build: Callable[..., Building]) -> None:
-    prepare = "from edgerpn.export.engine import build\nbuild.Display.__init__.__kwdefaults__['interval_s'] = 0.0"
+    prepare = (
+        "from edgerpn.export.engine import build\nbuild.ProgressDisplay.__init__.__kwdefaults__['interval_s'] = 0.0"
+    )
     status, _, err = build(prepare=prepare).finish()
     assert status == 0
     lines = [line for line in err.splitlines() if line.startswith("building a.engine: ")]

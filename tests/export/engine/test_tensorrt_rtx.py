@@ -14,7 +14,7 @@ import pytest
 
 import edgerpn.manifest
 from edgerpn.export.engine.build import build_engine
-from edgerpn.export.engine.build_config import BuildConfig
+from edgerpn.export.engine.options import BuildConfig
 from edgerpn.export.export_config import ExportConfig
 from edgerpn.export.onnx.export import export_onnx
 from edgerpn.export.precision.reduce import Photographs, reduce_precision

@@ -16,12 +16,12 @@ import pytest
 
 import edgerpn.manifest
 from edgerpn.errors import BuildError
-from edgerpn.export.engine.build import probe
-from edgerpn.export.engine.build_config import BuildConfig
-from edgerpn.export.engine.child import run_worker
-from edgerpn.export.engine.compile import make_options
-from edgerpn.export.engine.preflight import check_graph
-from edgerpn.export.engine.timing_cache import TimingCache, timing_cache_file
+from edgerpn.export.engine.build import check_graph, probe
+from edgerpn.export.engine.cache import TimingCache, timing_cache_file
+from edgerpn.export.engine.libraries import BuildEnvironment, BuildMachine
+from edgerpn.export.engine.options import BuildConfig
+from edgerpn.export.engine.process import run_worker
+from edgerpn.export.engine.worker import make_options
 
 pytestmark = pytest.mark.rtx
 
@@ -58,7 +58,7 @@ def test_a_build_runs_as_process_1_as_in_a_container() -> None:
     if shutil.which("unshare") is None or subprocess.run([*NEW_SPACE, "true"], check=False).returncode:
         pytest.skip("process namespaces are not allowed here")
     program = (
-        "import os; from edgerpn.export.engine.build import probe; print(os.getpid(), probe('tensorrt-rtx')['library'])"
+        "import os; from edgerpn.export.engine.build import probe; print(os.getpid(), probe('tensorrt-rtx').library)"
     )
     done = probe_in_child("-c", program, before=tuple(NEW_SPACE))
     assert (done.returncode, done.stdout) == (0, "1 tensorrt-rtx\n"), done.stderr
@@ -88,7 +88,7 @@ def many_files() -> Iterator[None]:
 
 @pytest.mark.usefixtures("many_files")
 def test_a_program_with_thousands_of_open_files_can_build() -> None:
-    assert probe("tensorrt-rtx")["library"] == "tensorrt-rtx"
+    assert probe("tensorrt-rtx").library == "tensorrt-rtx"
 
 
 def test_engines_of_tensorrt_rtx_are_built_for_capture_in_cuda_graphs() -> None:
@@ -129,10 +129,11 @@ def test_a_user_without_a_home_has_no_timing_cache_and_is_told(monkeypatch: pyte
 
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", home)
-    probed = {"library": "tensorrt", "version": "10.3.0", "machine": {"gpu": "Orin", "compute_capability": "8.7"}}
-    file, note = timing_cache_file(BuildConfig(), probed)
+    machine = BuildMachine(platform="linux-aarch64", gpu="Orin", compute_capability="8.7")
+    environment = BuildEnvironment(library="tensorrt", version="10.3.0", cuda=None, machine=machine)
+    file, note = timing_cache_file(BuildConfig(), environment)
     assert file is None
-    assert "Could not determine home directory" in str(note)
+    assert "there is no home folder; name a file with --set timing_cache=FILE" in str(note)
 
 
 def test_an_operator_set_after_20_is_left_to_versions_that_may_read_it(

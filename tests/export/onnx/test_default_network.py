@@ -10,7 +10,7 @@ import torch
 
 from edgerpn import manifest
 from edgerpn.export.engine.build import build_engine
-from edgerpn.export.engine.build_config import BuildConfig
+from edgerpn.export.engine.options import BuildConfig
 from edgerpn.export.export_config import ExportConfig
 from edgerpn.export.onnx.export import export_onnx
 from edgerpn.train.checkpoint import Checkpoint, save_checkpoint

@@ -19,11 +19,11 @@ import edgerpn.manifest
 from edgerpn import files
 from edgerpn.__main__ import main
 from edgerpn.errors import ArtifactMismatchError, ExportError, ManifestError, ParityError
+from edgerpn.export.evaluate import RecallMeter
 from edgerpn.export.export_config import ExportConfig
-from edgerpn.export.onnx import export as to_onnx
+from edgerpn.export.onnx import nms_chain
 from edgerpn.export.onnx.export import export_onnx
 from edgerpn.export.onnx.graph import IR_VERSION
-from edgerpn.export.precision.meter import RecallMeter
 from edgerpn.manifest import DIGEST_KEY, METADATA_KEY, Precision, RecallSpec
 from edgerpn.runtime import load
 from edgerpn.runtime.backends import onnxruntime as onnxruntime_backend
@@ -207,7 +207,7 @@ def test_all_candidates_are_all_that_the_levels_have(
 def test_a_list_longer_than_tensorrt_sorts_stays_one_for_each_level(
     checkpoints: dict[str, Path], photo_files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(to_onnx, "TOPK_LIMIT", 200)
+    monkeypatch.setattr(nms_chain, "TOPK_LIMIT", 200)
     config = ExportConfig(target="tensorrt", nms="standard", num_proposals=20, pre_nms=96, golden=False)
     said: list[str] = []
     result = export_onnx(
@@ -215,7 +215,7 @@ def test_a_list_longer_than_tensorrt_sorts_stays_one_for_each_level(
         tmp_path / "model.onnx",
         dataclasses.replace(config, nms_candidates="all"),
         images=photo_files,
-        say=said.append,
+        log=said.append,
     )
     assert any("the graph goes level by level, for tensorrt sorts no list of 216" in line for line in said)
     assert result.manifest.proposals.nms_candidates is None
@@ -227,21 +227,24 @@ def test_a_list_longer_than_tensorrt_sorts_stays_one_for_each_level(
 
 
 def test_a_failing_measurement_leaves_nothing_behind(
-    checkpoints: dict[str, Path], photos: Path, peaks_files: list[Path], tmp_path: Path
+    checkpoints: dict[str, Path],
+    photos: Path,
+    peaks_files: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen = []
 
-    class Meter(RecallMeter):
-        def recall(self, proto: onnx.ModelProto) -> RecallSpec:
-            # The graph can be used already, with its manifest inside.
-            text = next(entry.value for entry in proto.metadata_props if entry.key == METADATA_KEY)
-            seen.append(edgerpn.manifest.parse(text, source="graph").proposals.num_proposals)
-            raise ExportError("no recall today")
+    def recall(_: RecallMeter, proto: onnx.ModelProto) -> RecallSpec:
+        # The graph can be used already, with its manifest inside.
+        text = next(entry.value for entry in proto.metadata_props if entry.key == METADATA_KEY)
+        seen.append(edgerpn.manifest.parse(text, source="graph").proposals.num_proposals)
+        raise ExportError("no recall today")
 
+    monkeypatch.setattr(RecallMeter, "recall", recall)
     config = ExportConfig(num_proposals=7, pre_nms=96)
-    meter = Meter(photos / "val.json", photos / "images")
     with pytest.raises(ExportError, match="no recall today"):
-        export_onnx(checkpoints["peaks"], tmp_path / "model.onnx", config, images=peaks_files[:1], meter=meter)
+        export_onnx(checkpoints["peaks"], tmp_path / "model.onnx", config, data=photos, images=peaks_files[:1])
     assert seen == [7]
     assert not list(tmp_path.iterdir())
 

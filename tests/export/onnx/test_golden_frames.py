@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edgerpn import golden
-from edgerpn.export.onnx.golden_frames import make_golden
+from edgerpn.export.onnx.export import make_golden
 from edgerpn.letterbox import letterbox
 from edgerpn.runtime.backends.onnxruntime import OnnxRuntimeBackend
 

@@ -13,7 +13,7 @@ import torch
 
 from edgerpn.errors import ExportError
 from edgerpn.export.export_config import ExportConfig
-from edgerpn.export.onnx.export_module import export_module, network_hw, proposal_config
+from edgerpn.export.onnx.graph import export_module, network_hw, proposal_config
 from edgerpn.targets import TOPK_LIMIT
 from edgerpn.train.checkpoint import load_checkpoint, load_model
 from edgerpn.train.network.detector import Detector
@@ -57,13 +57,13 @@ def test_settings_out_of_range_are_refused(changes: dict[str, Any], message: str
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx"])
-@pytest.mark.parametrize(("name", "flag"), [("pre_nms", "--pre-nms"), ("num_proposals", "--proposals")])
+@pytest.mark.parametrize(("name", "flag"), [("pre_nms", "--set pre_nms="), ("num_proposals", "--proposals ")])
 def test_counts_beyond_tensorrts_topk_are_refused(
     target: Any, name: str, flag: str, checkpoints: dict[str, Path]
 ) -> None:
     checkpoint = load_checkpoint(checkpoints["pyramid"])
     counts: dict[str, Any] = {name: TOPK_LIMIT + 1}
-    with pytest.raises(ExportError, match=rf"{name}: {target} takes at most the best 3840.*use {flag} 3840 or less"):
+    with pytest.raises(ExportError, match=rf"{name}: {target} takes at most the best 3840.*use {flag}3840 or less"):
         proposal_config(checkpoint, ExportConfig(target=target, **counts))
     counts[name] = TOPK_LIMIT
     assert getattr(proposal_config(checkpoint, ExportConfig(target=target, **counts)), name) == TOPK_LIMIT

@@ -17,7 +17,7 @@ from onnx import numpy_helper
 
 from edgerpn.errors import ParityError
 from edgerpn.export.onnx.agreement import Decisions, agree, level_cuts
-from edgerpn.export.onnx.export_module import proposal_config
+from edgerpn.export.onnx.graph import proposal_config
 from edgerpn.export.onnx.parity import _Tally, check_parity, run_reference
 from edgerpn.letterbox import letterbox
 from edgerpn.matching import EXACT, match, pairwise_iou

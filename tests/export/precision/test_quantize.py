@@ -17,11 +17,11 @@ from onnx import TensorProto, numpy_helper
 from edgerpn.errors import DataError, ExportError
 from edgerpn.export.export_config import Calibration, ExportConfig
 from edgerpn.export.onnx.export import export_onnx
+from edgerpn.export.photographs import calibration_images
 from edgerpn.export.precision.blocks import find_network
 from edgerpn.export.precision.calibration import (
     PERCENTILE,
     Ranges,
-    calibration_images,
     frames,
     measure_ranges,
     partial_session,
@@ -58,10 +58,10 @@ def test_photographs_are_found_at_every_depth_and_few_are_said(tmp_path: Path, p
     (tmp_path / "notes.txt").write_text("not a photograph")
     (tmp_path / "._000.png").write_text("what some systems leave behind")
     lines: list[str] = []
-    assert sorted(calibration_images(tmp_path, say=lines.append)) == sorted(expected)
+    assert sorted(calibration_images(tmp_path, log=lines.append)) == sorted(expected)
     assert len(lines) == 1
-    assert lines[0].startswith("warning: photographs to calibrate on in ")
-    assert ": only 5; ranges from fewer than 100 may miss" in lines[0]
+    assert lines[0].startswith(f"warning: {tmp_path}: only 5 photographs to calibrate on; ")
+    assert "ranges from fewer than 100 may miss" in lines[0]
 
 
 def test_images_are_spread_evenly_and_enough_need_no_warning(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_images_are_spread_evenly_and_enough_need_no_warning(tmp_path: Path) -> 
     for file in files:
         file.touch()
     lines: list[str] = []
-    assert calibration_images(tmp_path, limit=5, say=lines.append) == [files[i] for i in (0, 25, 50, 75, 100)]
+    assert calibration_images(tmp_path, limit=5, log=lines.append) == [files[i] for i in (0, 25, 50, 75, 100)]
     assert lines == []
 
 
@@ -97,7 +97,7 @@ def test_an_unreadable_photograph_is_left_out_with_a_line(
     proto, spec = onnx.load(made.file), read(made.file).input
     names = [convolutions(proto, find_network(proto))[0].input[0]]
     images = [photo_files[0], broken, photo_files[1]]
-    ranges = measure_ranges(proto, names, images, spec, method="percentile", say=lines.append)
+    ranges = measure_ranges(proto, names, images, spec, method="percentile", log=lines.append)
     assert ranges.num_images == 2
     assert len(lines) == 1
     assert lines[0].startswith("left out: ")

@@ -13,9 +13,8 @@ import pytest
 from onnx import numpy_helper
 
 from edgerpn.errors import ExportError, RecallDropError
-from edgerpn.export.evaluate import evaluate_model
+from edgerpn.export.evaluate import RecallMeter, evaluate_model
 from edgerpn.export.export_config import ExportConfig
-from edgerpn.export.precision.meter import RecallMeter
 from edgerpn.export.precision.reduce import Photographs, reduce_precision
 from edgerpn.manifest import read
 from edgerpn.manifest.parts import PrecisionSpec
@@ -36,7 +35,7 @@ def reduce(
     config = ExportConfig(target=made.config.target, **options)
     proto = proto or onnx.load(made.file)
     spec = read(made.file).input
-    reduced, _, facts = reduce_precision(proto, config, spec=spec, photographs=photographs, say=lines.append)
+    reduced, _, facts = reduce_precision(proto, config, spec=spec, photographs=photographs, log=lines.append)
     return reduced, facts, lines
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import cv2
 import pytest
 
-from edgerpn.runtime.sources import CaptureConfig, reader
+from edgerpn.runtime.sources import CaptureConfig, readers
 from edgerpn.runtime.sources.decoders import Choice
-from edgerpn.runtime.sources.reader import OpenCvReader, _open_camera
+from edgerpn.runtime.sources.readers import OpenCvReader, _open_camera
 
 V4L2 = Choice(decoder="v4l2", why="the source is a Video4Linux camera")
 
@@ -60,7 +60,7 @@ def test_a_camera_is_asked_for_format_size_and_rate_and_what_it_does_instead_is_
 
 
 def test_what_a_camera_grants_instead_of_what_was_asked_for_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "_open_camera", lambda cv2, config, choice: Camera("/dev/video0", 0))
+    monkeypatch.setattr(readers, "_open_camera", lambda cv2, config, choice: Camera("/dev/video0", 0))
     config = CaptureConfig(source="/dev/video0", size_wh=(1920, 1080), rate_hz=30.0)
     found = OpenCvReader(cv2, config, V4L2)
     assert found.is_live

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from edgerpn.errors import StreamOpenError
 from edgerpn.runtime.frame import Frame
 from edgerpn.runtime.sources import CaptureConfig, parse_policy
-from edgerpn.runtime.sources.capture_process import CaptureProcess
-from edgerpn.runtime.sources.clocks import LagMeter, RateCap
 from edgerpn.runtime.sources.decoders import Abilities, choose, csi_pipeline, quoted, rtsp_pipeline
-from edgerpn.runtime.sources.failure_classes import FIXES, CaptureFailedError, classify
+from edgerpn.runtime.sources.failures import FIXES, CaptureFailedError, classify
 from edgerpn.runtime.sources.ffmpeg_reader import playlist
 from edgerpn.runtime.sources.mailbox import Mailbox
-from edgerpn.runtime.sources.outcome import Backoff, LastWord, outcome
+from edgerpn.runtime.sources.process import CaptureProcess
+from edgerpn.runtime.sources.pump import LagMeter, RateCap
+from edgerpn.runtime.sources.reconnect import Backoff, ExitReport, judge_exit
 from edgerpn.runtime.sources.spec import parse_source
 from edgerpn.runtime.sources.wire import pack_frame, unpack_frame
 
@@ -207,7 +207,7 @@ def test_decoders_are_chosen_by_what_is_there() -> None:
     assert (hardware.decoder, "nvv4l2decoder" in hardware.pipeline) == ("gstreamer", True)
     assert "nvv4l2decoder" in hardware.why
     no_gstreamer = choose(rtsp, dataclasses.replace(JETSON, has_gstreamer=False))
-    assert (no_gstreamer.decoder, "out of reach" in no_gstreamer.why) == ("ffmpeg", True)
+    assert (no_gstreamer.decoder, "not usable" in no_gstreamer.why) == ("ffmpeg", True)
     assert choose(rtsp, dataclasses.replace(PC, has_ffmpeg=False)).decoder == "ffmpeg-process"
     assert choose(CaptureConfig(source="0"), PC).decoder == "v4l2"
     for config, abilities in (
@@ -251,12 +251,12 @@ def test_backoff_doubles_to_its_limit_with_jitter() -> None:
 
 def test_a_file_is_never_read_twice() -> None:
     config = CaptureConfig(source="a.mp4")
-    word = LastWord(reason="unknown", message="", is_final=False)
-    assert outcome(config, None, -11, [], False).is_final
-    assert outcome(config, None, -11, [], None).message == "a.mp4: the capture process crashed (SIGSEGV)"
+    word = ExitReport(reason="unknown", message="", is_final=False)
+    assert judge_exit(config, None, -11, [], False).is_final
+    assert judge_exit(config, None, -11, [], None).message == "a.mp4: the capture process crashed (SIGSEGV)"
     camera = CaptureConfig(source="rtsp://h/x")
-    assert not outcome(camera, word, 0, [], None).is_final
-    assert outcome(camera, word, 0, ["method DESCRIBE failed: 401 Unauthorized"], None).reason == "unauthorised"
+    assert not judge_exit(camera, word, 0, [], None).is_final
+    assert judge_exit(camera, word, 0, ["method DESCRIBE failed: 401 Unauthorized"], None).reason == "unauthorised"
 
 
 @given(

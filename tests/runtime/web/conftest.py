@@ -173,9 +173,8 @@ def web_model(model_path: Path) -> Iterator[Model]:
         yield loaded
 
 
-@pytest.fixture
-def serve(web_model: Model) -> Iterator[Callable[..., Site]]:
-    """Starts runs of sources, by name, with a page."""
+@contextlib.contextmanager
+def serving(web_model: Model) -> Iterator[Callable[..., Site]]:
     sites: list[Site] = []
 
     def start(
@@ -190,9 +189,57 @@ def serve(web_model: Model) -> Iterator[Callable[..., Site]]:
         sites.append(Site(model or web_model, page, config))
         return sites[-1]
 
-    yield start
-    for site in sites:
-        site.close()
+    try:
+        yield start
+    finally:
+        for site in sites:
+            site.close()
+
+
+@pytest.fixture
+def serve(web_model: Model) -> Iterator[Callable[..., Site]]:
+    """Starts runs of sources, by name, with a page."""
+    with serving(web_model) as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def empty_site(web_model: Model) -> Iterator[Site]:
+    """A run without sources, for tests that change nothing."""
+    with serving(web_model) as start:
+        yield start()
+
+
+@pytest.fixture(scope="module")
+def down_site(web_model: Model) -> Iterator[Site]:
+    """A run whose only source, door, is down; for tests that change nothing."""
+    with serving(web_model) as start:
+        yield start({"door": "http://127.0.0.1:9/x"})
+
+
+@pytest.fixture(scope="module")
+def control_site(web_model: Model) -> Iterator[Site]:
+    """A run without sources that allows control; its tests leave no source behind."""
+    with serving(web_model) as start:
+        yield start(control=True)
+
+
+ODD_NAME = 'yard/../"x\\c\nd'
+
+
+@pytest.fixture(scope="module")
+def camera_site(web_model: Model, painted_camera: Any) -> Iterator[Site]:
+    """A run of two cameras, `door` and `odd_name`, and of the source `down`; its tests leave the view as it was."""
+    with painted_camera(fps=20.0) as door, painted_camera(fps=20.0) as odd, serving(web_model) as start:
+        site = start({"door": door.url, ODD_NAME: odd.url, "down": "http://127.0.0.1:9/x"})
+        site.until_up("door", ODD_NAME)
+        yield site
+
+
+@pytest.fixture
+def odd_name() -> str:
+    """A source's name with characters that need escapes."""
+    return ODD_NAME
 
 
 @pytest.fixture
@@ -215,7 +262,7 @@ def read_part() -> Callable[[Any], tuple[dict[str, str], bytes]]:
 
 @pytest.fixture
 def bright_model(make_model: Callable[..., Path], tmp_path: Path) -> Iterator[Callable[..., Model]]:
-    """Makes models whose inference can be held up: `delay_s` of their backend."""
+    """Makes models whose inference waits while `gate` of their backend is closed."""
     made: list[Model] = []
 
     def make() -> Model:
@@ -229,18 +276,19 @@ def bright_model(make_model: Callable[..., Path], tmp_path: Path) -> Iterator[Ca
 
 
 class Held:
-    """A real backend that takes longer while it is told so."""
+    """A real backend that waits for its gate."""
 
     def __init__(self, backend: Any) -> None:
         self._backend = backend
-        self.delay_s = 0.0
+        self.gate = threading.Event()
+        self.gate.set()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
 
     def infer(self, frames: Any) -> Any:
-        """Waits, and runs it."""
-        time.sleep(self.delay_s)
+        """Waits for the gate, and infers."""
+        assert self.gate.wait(patience.DEADLINE_S)
         return self._backend.infer(frames)
 
 

@@ -6,7 +6,7 @@ import re
 import socket
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -58,9 +58,8 @@ def make_pictures() -> Any:
         one.close()
 
 
-def test_without_viewers_nothing_is_drawn_or_encoded_and_next_to_nothing_copied(
-    serve: Make, make_camera: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def counted_copies(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The frames that are copied from now on."""
     copies = []
     original = pictures._shot
 
@@ -69,11 +68,18 @@ def test_without_viewers_nothing_is_drawn_or_encoded_and_next_to_nothing_copied(
         return original(result, **options)
 
     monkeypatch.setattr(pictures, "_shot", counted)
+    return copies
+
+
+def test_without_viewers_nothing_is_drawn_or_encoded_and_next_to_nothing_copied(
+    serve: Make, make_camera: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies = counted_copies(monkeypatch)
     site = serve({"door": make_camera(fps=40).url})
     start_s = time.monotonic()
     site.until_up("door")
     before = site.row("door")["num_results"]
-    site.until(lambda: site.row("door")["num_results"] >= before + 40)
+    site.until(lambda: site.row("door")["num_results"] >= before + 20)
     assert site.hub.pictures.num_encoded == 0
     elapsed_s = time.monotonic() - start_s
     assert len(copies) <= 2 + elapsed_s / pictures.KEEP_S
@@ -82,8 +88,11 @@ def test_without_viewers_nothing_is_drawn_or_encoded_and_next_to_nothing_copied(
     assert site.hub.pictures.num_encoded > 0
 
 
-def test_a_picture_is_encoded_once_for_all_who_watch(serve: Make, make_camera: Make, read_part: Make) -> None:
-    site = serve({"door": make_camera().url}, max_fps=5.0)
+def test_a_picture_is_encoded_once_for_all_who_watch(
+    serve: Make, make_camera: Make, read_part: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies = counted_copies(monkeypatch)
+    site = serve({"door": make_camera().url}, max_fps=10.0)
     site.until_up("door")
     with (
         site.client.open("/api/v1/stream.mjpeg") as one,
@@ -92,29 +101,29 @@ def test_a_picture_is_encoded_once_for_all_who_watch(serve: Make, make_camera: M
     ):
         for stream in (one, two, three):
             read_part(stream)
-        start_s = time.monotonic()
-        before = site.hub.pictures.num_encoded
+        num_copied, before = len(copies), site.hub.pictures.num_encoded
         seen = [[read_part(stream)[1] for _ in range(6)] for stream in (one, two, three)]
         made = site.hub.pictures.num_encoded - before
-        elapsed_s = time.monotonic() - start_s
+        num_copied = len(copies) - num_copied
     # Three times as many if each viewer had its own.
-    assert made <= 3 + 5 * elapsed_s
+    assert 6 <= made <= num_copied + 2
     assert len(set(seen[0]) & set(seen[1]) & set(seen[2])) >= 3
 
 
-def test_the_rate_is_bounded_and_met_on_average(make_pictures: Make) -> None:
+@pytest.mark.parametrize("camera_fps", [250, 30, 12])
+def test_the_rate_is_bounded_and_met_on_average(
+    make_pictures: Make, camera_fps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies, start_s = counted_copies(monkeypatch), time.monotonic()
+    now_s = start_s
+    monkeypatch.setattr(pictures, "time", SimpleNamespace(monotonic=lambda: now_s, sleep=time.sleep))
     made = make_pictures(max_fps=20.0)
     made.watch(["door"])
-    end_s, index = time.monotonic() + 1.5, 0
-    numbers = set()
-    while time.monotonic() < end_s:
+    for index in range(round(1.5 * camera_fps)):
+        now_s = start_s + index / camera_fps
         made.offer(result(index))
-        index += 1
-        time.sleep(0.004)
-        if (newest := made.newest("door")) is not None:
-            numbers.add(newest.number)
-    assert len(numbers) <= 33
-    assert len(numbers) >= 8
+        until(lambda: made._sources["door"].pending is None)
+    assert abs(len(copies) - 1.5 * min(camera_fps, 20)) <= 1
 
 
 def test_who_comes_first_gets_the_kept_picture_with_its_age(make_pictures: Make) -> None:
@@ -137,16 +146,17 @@ def test_a_source_without_pictures_shows_that_it_has_none(make_pictures: Make) -
 
 @pytest.mark.parametrize("kind", ["stalled", "reconnecting", "ended"])
 def test_a_source_that_goes_down_is_marked_at_once_and_counts_its_age(
-    make_pictures: Make, kind: str, patience: Any
+    make_pictures: Make, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(pictures, "_MARK_S", 0.05)
+    monkeypatch.setattr(pictures, "_POLL_S", 0.02)
     made = make_pictures()
     made.watch(["door"])
     made.offer(result(1))
     live = until(lambda: (found := made.newest("door")) and found.is_live and found)
     made.note(event(kind))
-    start_s = time.monotonic()
-    down = until(lambda: (found := made.newest("door")) and not found.is_live and found)
-    patience.assert_within(time.monotonic() - start_s, 1.0)
+    down = until(lambda: (found := made.newest("door")).number > live.number and found)
+    assert not down.is_live
     assert (down.frame, down.captured_at) == (1, live.captured_at)
     later = until(lambda: (found := made.newest("door")).number > down.number and found)
     assert not later.is_live
@@ -154,10 +164,15 @@ def test_a_source_that_goes_down_is_marked_at_once_and_counts_its_age(
     assert until(lambda: (found := made.newest("door")).is_live and found).frame == 2
 
 
-def test_a_picture_that_no_newer_one_follows_is_marked_too(make_pictures: Make) -> None:
+def test_a_picture_that_no_newer_one_follows_is_marked_too(
+    make_pictures: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "OLD_S", 0.3)
+    monkeypatch.setattr(pictures, "_MARK_S", 0.05)
+    monkeypatch.setattr(pictures, "_POLL_S", 0.02)
     made = make_pictures()
     made.watch(["door"])
-    made.offer(result(1, age_s=pictures.OLD_S - 0.5))
+    made.offer(result(1))
     assert until(lambda: made.newest("door") and made.newest("door").frame == 1)
     until(lambda: not made.newest("door").is_live)
 
@@ -193,6 +208,7 @@ def test_a_change_of_the_view_redraws_a_picture_that_stands_still(make_pictures:
 def test_a_picture_that_cannot_be_drawn_is_one_picture_less(
     make_pictures: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr(pictures, "_POLL_S", 0.05)
     made = make_pictures()
     original, failures = annotate, [ValueError("broken")]
 
@@ -203,16 +219,15 @@ def test_a_picture_that_cannot_be_drawn_is_one_picture_less(
 
     monkeypatch.setattr(pictures, "annotate", annotate_or_fail)
     made.watch(["door"])
-    made.offer(result(1))
-    made.offer(result(2))
-    until(lambda: made.newest("door") and made.newest("door").frame is not None)
+    # The next frame of the source is drawn.
+    until(lambda: made.offer(result(1)) or (made.newest("door") and made.newest("door").frame is not None))
     assert "cannot be drawn" in caplog.text
 
 
 def test_a_slow_viewer_skips_pictures_stalls_nobody_and_is_cut_off(
     serve: Make, make_camera: Make, read_part: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streaming, "SEND_S", 2.0)
+    monkeypatch.setattr(streaming, "SEND_S", 1.0)
     site = serve({"door": make_camera(fps=30).url}, max_fps=30.0, jpeg_quality=100)
     site.until_up("door")
     with socket.socket() as stuck:
@@ -232,7 +247,7 @@ def test_a_slow_viewer_skips_pictures_stalls_nobody_and_is_cut_off(
     site.until(lambda: len(site.page.connections) == 0)
 
 
-def test_a_slow_viewer_gets_no_old_pictures_as_live(serve: Make, painted_camera: Make) -> None:
+def test_a_viewer_that_has_paused_gets_few_old_pictures_and_then_the_newest(serve: Make, painted_camera: Make) -> None:
     noise = np.random.default_rng(3).integers(0, 256, (4, 240, 320, 3), np.uint8)
     files = [cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes() for image in noise]
 
@@ -241,26 +256,27 @@ def test_a_slow_viewer_gets_no_old_pictures_as_live(serve: Make, painted_camera:
             """Much to send in each picture."""
             return files[index % len(files)]
 
-    with NoisyCamera(fps=15.0) as camera, socket.socket() as slow:
-        site = serve({"door": camera.url}, max_fps=15.0, jpeg_quality=95)
+    with NoisyCamera(fps=30.0) as camera, socket.socket() as paused:
+        site = serve({"door": camera.url}, max_fps=30.0, jpeg_quality=95)
         site.until_up("door")
-        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32768)
-        slow.settimeout(40)
-        slow.connect(site.client.address)
-        slow.sendall(b"GET /api/v1/stream.mjpeg HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-        start_s, ages_s, taken = time.monotonic(), [], b""
-        while time.monotonic() - start_s < 9.0:
-            taken += slow.recv(8192)
-            for found in re.finditer(rb"X-Captured-At: (\S+)Z\r\nX-Live: 1\r\n", taken):
-                captured = datetime.fromisoformat(found[1].decode()).replace(tzinfo=timezone.utc)
-                ages_s.append(time.time() - captured.timestamp())
-                taken = taken[found.end() :]
-                break
-            # About 130 kB a second, of 1 MB that are made.
-            time.sleep(8192 / 130_000)
-    assert len(ages_s) >= 2
-    # What waits on the way would be nearly as old as the connection by now.
-    assert max(ages_s[-2:]) < 4.5
+        paused.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32768)
+        paused.settimeout(40)
+        paused.connect(site.client.address)
+        paused.sendall(b"GET /api/v1/stream.mjpeg HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        site.until(lambda: site.hub.pictures.num_viewers == 1)
+        before = site.hub.pictures.num_encoded
+        site.until(lambda: site.hub.pictures.num_encoded >= before + 40)
+        newest = site.hub.pictures.newest("door")
+        taken = b""
+        while not (frames := [int(found) for found in re.findall(rb"X-Frame: (\d+)\r\n", taken)]) or (
+            frames[-1] < newest.frame
+        ):
+            taken += paused.recv(65536)
+    assert frames == sorted(frames)
+    # What waits on the way to a client is old when it comes: some 400 kB in our buffers and the kernel's, where it
+    # would be megabytes. A part that was old before it was sent is replaced by the newest.
+    assert len(newest.jpeg) > 40_000
+    assert len([frame for frame in frames if frame < newest.frame]) <= 12
 
 
 def test_what_is_kept_is_small_and_what_was_drawn_goes_with_the_last_viewer(make_pictures: Make) -> None:

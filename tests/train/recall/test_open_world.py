@@ -160,7 +160,7 @@ def test_a_run_trains_without_the_class_and_its_checkpoint_is_measured_on_it_apa
     assert "the run holds out odd one, and cannot go on holding out none" in capsys.readouterr().err
 
     report = tmp_path / "report.json"
-    assert main(["eval", str(run / "best.pt"), "--data", str(two_classes / "val.json"), "--report", str(report)]) == 0
+    assert main(["eval", str(run / "best.pt"), "--data", str(two_classes / "val.json"), "--output", str(report)]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert shown[0] == "unseen: odd one"
     assert shown[1].split() == ["all", "seen", "unseen"]

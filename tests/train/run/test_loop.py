@@ -24,7 +24,7 @@ from edgerpn.train.config import TrainSettings
 from edgerpn.train.data.coco import read_coco
 from edgerpn.train.data.loader import TrainLoader
 from edgerpn.train.run.folder import read_log
-from edgerpn.train.run.loop import TrainResult, train
+from edgerpn.train.run.loop import TrainResult, run_training
 
 MakeSettings = Callable[..., TrainSettings]
 Start = Callable[..., TrainResult]
@@ -37,7 +37,7 @@ def start(data_folder: Path, tmp_path: Path, tiny_settings: MakeSettings) -> Sta
     """Trains into `tmp_path` / name with tiny settings and further `--set` texts."""
 
     def run(name: str, *overrides: str, **options: object) -> TrainResult:
-        return train(tiny_settings(*overrides), data=data_folder, out=tmp_path / name, **options)  # type: ignore[arg-type]
+        return run_training(tiny_settings(*overrides), data=data_folder, output=tmp_path / name, **options)  # type: ignore[arg-type]
 
     return run
 
@@ -55,7 +55,7 @@ def losses(history: list[dict[str, float]]) -> list[float]:
 
 
 def interrupt_at_first_evaluation(line: str) -> None:
-    """For `say`: sends the process a real SIGINT, once."""
+    """For `log`: sends the process a real SIGINT, once."""
     if line.startswith("step 5,"):
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -100,7 +100,7 @@ def test_one_batch_without_augmentation_is_learnt_by_heart(
         "optimizer.warmup_steps=5",
         "optimizer.ema_decay=0.0",
     )
-    result = train(tiny_settings(*overrides), data=folder, out=tmp_path / "run")
+    result = run_training(tiny_settings(*overrides), data=folder, output=tmp_path / "run")
     found = losses(result.history)
     assert len(found) == 120
     assert found[-1] < found[0] / 4
@@ -114,7 +114,7 @@ def uninterrupted(
 ) -> TrainResult:
     """A whole run with `SHORT`, to compare others with."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    return train(settings.load(TrainSettings, overrides=(*tiny_texts, *SHORT)), data=data_folder, out=out)
+    return run_training(settings.load(TrainSettings, overrides=(*tiny_texts, *SHORT)), data=data_folder, output=out)
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(start: Start, uninterrupted: TrainResult) -> None:
@@ -126,7 +126,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(start: Sta
 
 
 def test_a_resumed_run_ends_as_an_uninterrupted_one(start: Start, uninterrupted: TrainResult) -> None:
-    part = start("run", *SHORT, say=interrupt_at_first_evaluation)
+    part = start("run", *SHORT, log=interrupt_at_first_evaluation)
     assert part.interrupted
     assert load_checkpoint(part.last).step == 5
     assert not are_equal(weights(part.last), weights(uninterrupted.last))
@@ -151,7 +151,7 @@ def test_a_resumed_run_of_several_passes_a_step_ends_as_an_uninterrupted_one(sta
 
     passes = ("loop.epochs=3", "loop.evaluations=4", "loop.accumulate=2", "assign.samples_per_image=32")
     whole = start("whole", *passes)
-    assert start("run", *passes, say=interrupt).interrupted
+    assert start("run", *passes, log=interrupt).interrupted
     again = start("run", *passes, resume=True)
     assert are_equal(weights(again.last), weights(whole.last))
     assert losses(again.history) == pytest.approx(losses(whole.history), rel=1e-5)
@@ -259,7 +259,7 @@ def test_a_run_by_the_clock_ends_with_an_evaluation(start: Start) -> None:
 
 def test_bad_data_is_refused_before_the_run_begins(tmp_path: Path, tiny_settings: MakeSettings) -> None:
     with pytest.raises(DataError, match=r"train\.json"):
-        train(tiny_settings(), data=tmp_path, out=tmp_path / "run")
+        run_training(tiny_settings(), data=tmp_path, output=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

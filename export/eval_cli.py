@@ -1,0 +1,112 @@
+"""The command `edgerpn eval`: measures recall and speed of a model, or the recall of a results file."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from edgerpn import files
+from edgerpn.arguments import count_argument, names_argument, output_problems, size_argument
+from edgerpn.errors import ConfigError
+from edgerpn.manifest import manifest_path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    parser.add_argument("model", type=Path, nargs="?", metavar="MODEL", help="checkpoint, ONNX file or engine")
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="PATH", help="folder with val.json and images/, or annotation file"
+    )
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="folder of the images (default: images/ beside the annotations)"
+    )
+    parser.add_argument(
+        "--results", type=Path, metavar="RESULTS.json", help="COCO results to measure instead of a model"
+    )
+    parser.add_argument("-o", "--output", type=Path, metavar="REPORT.json", help="write the figures to this file")
+    parser.add_argument(
+        "--proposals", type=count_argument(1), metavar="K", help="proposals of a checkpoint (default 1000)"
+    )
+    parser.add_argument(
+        "--size", type=size_argument, metavar="HxW", help="size at which a checkpoint works (default: as trained)"
+    )
+    parser.add_argument(
+        "--holdout-classes",
+        type=names_argument,
+        metavar="A,B",
+        help="measure recall on these classes separately (default: those that a checkpoint was trained without)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Evaluates; returns the exit status."""
+    from edgerpn.export.evaluate import evaluate_model, evaluate_results
+    from edgerpn.train.data.splits import find_split
+    from edgerpn.train.recall.average_recall import format_table
+
+    _check_arguments(arguments)
+    split = find_split(arguments.data, "val")
+    _check_output(arguments, split.annotations)
+    if arguments.results is not None:
+        metrics = evaluate_results(arguments.results, split.annotations)
+        print(format_table({arguments.results.name: metrics}))
+        _write_report(arguments.output, {"results": str(arguments.results), "metrics": metrics})
+        return 0
+    evaluation = evaluate_model(
+        arguments.model,
+        split.annotations,
+        arguments.images or split.images,
+        num_proposals=arguments.proposals or 1000,
+        network_hw=arguments.size,
+        holdout_classes=arguments.holdout_classes,
+        log=lambda line: print(line, file=sys.stderr),
+    )
+    if evaluation.open_world:
+        print(f"unseen: {', '.join(evaluation.holdout_classes)}")
+    print(format_table(evaluation.open_world or {arguments.model.name: evaluation.metrics}))
+    if evaluation.budgets_beyond:
+        names = ", ".join(evaluation.budgets_beyond)
+        print(f"({names}: this model gives {evaluation.num_proposals} proposals at most)", file=sys.stderr)
+    print(evaluation.speed())
+    _write_report(arguments.output, {"model": os.fspath(arguments.model), **dataclasses.asdict(evaluation)})
+    return 0
+
+
+def _check_arguments(arguments: argparse.Namespace) -> None:
+    """Refuses arguments that exclude each other.
+
+    Raises:
+        ConfigError: Names the arguments.
+    """
+    if (arguments.model is None) == (arguments.results is None):
+        raise ConfigError(["eval: name either a MODEL or --results RESULTS.json"])
+    if arguments.results is not None and arguments.holdout_classes:
+        raise ConfigError(["eval: --holdout-classes is for a model, not for --results"])
+    is_exported = arguments.model is not None and arguments.model.suffix != ".pt"
+    if is_exported and (arguments.size or arguments.proposals):
+        raise ConfigError(["eval: --size and --proposals are for checkpoints; an exported model has its own"])
+
+
+def _check_output(arguments: argparse.Namespace, annotations: Path) -> None:
+    """Refuses a report that would replace an input or cannot be written, before the work.
+
+    Raises:
+        ConfigError: Names the report.
+    """
+    inputs = [annotations, arguments.results, arguments.model]
+    inputs += [manifest_path(arguments.model)] if arguments.model else []
+    problems = output_problems(arguments.output, inputs)
+    if problems:
+        raise ConfigError(problems)
+    if arguments.output is not None:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _write_report(path: Path | None, content: dict[str, Any]) -> None:
+    if path is not None:
+        files.write_text(path, json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,132 @@
+"""Failures of sources: reasons, advice for each, and the reason in the messages of a decoder or at a port."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Iterable, Sequence
+
+from edgerpn.errors import StreamOpenError
+from edgerpn.runtime.frame import Reason
+from edgerpn.runtime.sources.spec import SourceSpec
+
+SUMMARIES: dict[Reason, str] = {
+    "busy": "the camera is busy",
+    "codec": "the video cannot be decoded",
+    "crashed": "the capture process crashed",
+    "dependency": "a program or package is missing",
+    "end_of_stream": "the stream ended",
+    "not_found": "the source does not exist",
+    "permission": "access is denied",
+    "refused": "the connection is refused",
+    "timeout": "no answer or no video in time",
+    "tls": "the encrypted connection fails",
+    "unauthorised": "the user name or password is wrong",
+    "unreachable": "the host cannot be found or reached",
+    "unknown": "the source delivers no video",
+    "unsupported": "no decoder here can read it",
+}
+"""Each reason in a few words."""
+
+FIXES: dict[Reason, str] = {
+    "busy": "Close other programs that use the camera, or raise its limit of viewers.",
+    "clock": "Synchronise the camera with NTP; frames continue, and are timed by this machine.",
+    "codec": "Set the camera to H.264 or MJPEG, or try whether ffplay shows it; a file may be damaged.",
+    "crashed": "It restarts. If it keeps crashing, try another decoder (decoder=ffmpeg-process) or codec.",
+    "dependency": "Install the program or package that the message names.",
+    "lost": "Use RTSP over TCP (transport=tcp), a lower bit rate or a better network.",
+    "not_found": "Check the path; the camera's manual or ONVIF has that of its streams.",
+    "permission": "Give this user the right to read it (cameras: sudo usermod -aG video USER, then log in again).",
+    "refused": "Check the port, and whether the camera's server is enabled.",
+    "silence": "Check the camera's network and load if it happens often.",
+    "timeout": "Check power, address and firewall; the camera may also be overloaded or restarting.",
+    "tls": "Check the certificate, the clock of both sides, and whether the port speaks TLS at all.",
+    "unauthorised": "Check user name and password; characters such as @ / # ? must be percent-encoded (@ is %40).",
+    "unreachable": "Check the host name and this machine's network.",
+    "unknown": "Try the source with ffplay or gst-launch-1.0; the message ends with the decoder's last line.",
+    "unsupported": "Use another decoder (decoder=...), or an OpenCV build that supports it.",
+}
+"""Advice for each reason that needs some."""
+
+# A number alone may be a port or a time.
+_STATUS = r"(?:failed: ?|error ?|returned ?|\()"
+# The order matters: a line about a failed connection often follows one that names the cause.
+_PATTERNS: tuple[tuple[Reason, str], ...] = (
+    # OpenCV waits for ever for a pipeline without its source.
+    ("dependency", r'no element "'),
+    ("unauthorised", rf"{_STATUS}40[13]\b|unauthori[sz]ed|forbidden|not authori[sz]ed|authentication"),
+    ("busy", rf"{_STATUS}(?:453|503)\b|not enough bandwidth|service unavailable|resource busy|device busy"),
+    ("not_found", rf"{_STATUS}(?:404|454|410)\b|not found|no such (?:file|device)"),
+    ("tls", r"certificate|handshake|\bssl\b|\btls\b.*(?:error|fail)|(?:error|fail).*\btls\b"),
+    ("refused", r"connection refused|could not connect"),
+    (
+        "unreachable",
+        r"resolve|name or service not known|no route to host|network is unreachable|host is down"
+        r"|temporary failure in name",
+    ),
+    ("permission", r"permission denied"),
+    ("timeout", r"timed? ?out|timeout triggered|could not receive any udp packets"),
+    (
+        "codec",
+        r"invalid data|could not find codec|unsupported codec|decoder .*not found|moov atom|codec not currently"
+        r"|no decoder|could not (?:determine|demultiplex)|not-negotiated|missing (?:a )?plug-?in"
+        r"|unspecified (?:size|pixel)",
+    ),
+)
+# Messages of OpenCV and GStreamer that say nothing about the cause.
+_NOISE = re.compile(
+    r"backend is generally available|global (?:obsensor|cap\.cpp)|unable to (?:start pipeline|query duration)"
+    r"|pipeline have not been created|cannot query video position|CAP_PROP_POS_MSEC|trying to dispose element"
+    r"|application or some element\.|you need to explicitly set|link has no (?:source|sink)|cannot find appsink",
+    re.IGNORECASE,
+)
+
+
+class CaptureFailedError(StreamOpenError):
+    """A source delivers no frames.
+
+    Attributes:
+        reason: Class of the reason.
+        is_final: Whether another attempt is pointless.
+    """
+
+    def __init__(self, message: str, *, reason: Reason, is_final: bool = False) -> None:
+        self.reason = reason
+        self.is_final = is_final
+        super().__init__(message)
+
+
+def classify(lines: Iterable[str]) -> Reason:
+    """Returns the reason that a decoder's messages name, or "unknown"."""
+    text = "\n".join(lines)
+    return next((reason for reason, pattern in _PATTERNS if re.search(pattern, text, re.IGNORECASE)), "unknown")
+
+
+def is_noise(line: str) -> bool:
+    """Returns whether a message of a capture process says nothing about its source."""
+    return _NOISE.search(line) is not None
+
+
+def relevant_line(lines: Sequence[str], reason: Reason) -> str:
+    """Returns the last message that names the reason, else the last that is not noise, else an empty text."""
+    messages = [line for line in reversed(lines) if not is_noise(line)]
+    return next((line for line in messages if classify([line]) == reason), messages[0] if messages else "")
+
+
+def probe_address(spec: SourceSpec) -> Reason:
+    """Connects to the port of a URL that did not open; returns the reason, or "unknown" if the port answers."""
+    if spec.scheme in ("udp", "rtp", "srt"):
+        return "timeout"
+    try:
+        address = spec.address()
+    except ValueError:
+        return "unreachable"
+    try:
+        socket.create_connection(address, timeout=2.0).close()
+    except ConnectionRefusedError:
+        return "refused"
+    except (TimeoutError, socket.timeout):  # noqa: UP041 - two classes until Python 3.10
+        return "timeout"
+    except OSError:
+        return "unreachable"
+    return "unknown"

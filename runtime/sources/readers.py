@@ -1,0 +1,226 @@
+"""Readers of frames inside a capture process, behind one interface."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edgerpn.machine import available_cores
+from edgerpn.runtime.frame import Event, Frame
+from edgerpn.runtime.sources.capture_config import CaptureConfig
+from edgerpn.runtime.sources.decoders import Choice
+from edgerpn.runtime.sources.failures import CaptureFailedError, probe_address
+from edgerpn.runtime.sources.file_sources import ImageSource
+
+Image = npt.NDArray[np.uint8]
+
+# OpenCV's `grab` also fails for a damaged packet, and succeeds with the next one. After the end of a stream it fails at
+# once each time.
+_GRABS = 20
+_GRABS_S = 1.0
+
+
+class Reader(Protocol):
+    """Reads one frame after the other; one thread uses it."""
+
+    decoder: str
+    """The decoder, and the reason for its choice."""
+    fps: float
+    """Frames per second as stated; 0: unknown."""
+    num_frames: int
+    """Frames in all; 0: unknown or endless."""
+    is_live: bool
+    """Whether the source continues when nobody reads it."""
+    problem: str
+    """Why the grabbed item cannot be read; empty: it can."""
+    path: str
+    """File of the grabbed item if it is a picture."""
+
+    def grab(self) -> bool:
+        """Waits for the next frame; returns False at the end."""
+        ...
+
+    def retrieve(self, into: Image | None) -> Image | None:
+        """Decodes the grabbed frame, into `into` if the size fits; returns (H, W, 3) BGR, or None if it is broken."""
+        ...
+
+    def media_time_s(self) -> float | None:
+        """Returns the time stamp of the grabbed frame, seconds."""
+        ...
+
+    def close(self) -> None:
+        """Closes file, device or connection."""
+        ...
+
+
+class OpenCvReader:
+    """Files, URLs, cameras and pipelines through `cv2.VideoCapture`; see `Reader`."""
+
+    problem = ""
+    path = ""
+
+    def __init__(self, cv2: ModuleType, config: CaptureConfig, choice: Choice) -> None:
+        """Opens the source.
+
+        Raises:
+            CaptureFailedError: It does not open.
+        """
+        self._cv2 = cv2
+        self._config = config
+        kind = config.spec.kind
+        start_s = time.monotonic()
+        self._capture = _open_camera(cv2, config, choice) if kind == "camera" else _open(cv2, config, choice)
+        if not self._capture.isOpened():
+            raise _failed(config, time.monotonic() - start_s)
+        rate = float(self._capture.get(cv2.CAP_PROP_FPS))
+        # Streams without a stated rate report 0, NaN or the 90 kHz clock of RTP.
+        self.fps = rate if 0 < rate <= 1000 else 0.0
+        count = float(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        self.num_frames = int(count) if 0 < count < 1e12 else 0
+        has_file = kind == "path" or "filesrc" in choice.pipeline
+        # A server that knows the number of frames serves a file, which waits for its reader.
+        self.is_live = kind in ("camera", "csi") or not (has_file or self.num_frames)
+        backend = self._capture.getBackendName()
+        self.decoder = f"OpenCV {cv2.__version__} with {backend}: {choice.why}{self._granted(kind == 'camera')}"
+        self._index = -1
+        self._has_times = False
+
+    def grab(self) -> bool:
+        start_s = time.monotonic()
+        for _ in range(_GRABS if self.is_live else 1):
+            if self._capture.grab():
+                self._index += 1
+                return True
+            if time.monotonic() - start_s > _GRABS_S:
+                break
+        return False
+
+    def retrieve(self, into: Image | None) -> Image | None:
+        ok, image = self._capture.retrieve(into)
+        if not ok or image is None or not image.size:
+            return None
+        if image.ndim == 2:
+            image = self._cv2.cvtColor(image, self._cv2.COLOR_GRAY2BGR)
+        return image
+
+    def media_time_s(self) -> float | None:
+        """Returns the time stamp; frames of files without one get it from their number and the rate."""
+        position_ms = float(self._capture.get(self._cv2.CAP_PROP_POS_MSEC))
+        if position_ms > 0 or (self._has_times and self.is_live):
+            self._has_times = True
+            return position_ms / 1e3
+        return None if self.is_live or not self.fps else self._index / self.fps
+
+    def close(self) -> None:
+        self._capture.release()
+
+    def _granted(self, is_camera: bool) -> str:
+        """Describes where the camera deviates from the requested settings."""
+        if not is_camera:
+            return ""
+        get, cv2 = self._capture.get, self._cv2
+        granted = (int(get(cv2.CAP_PROP_FRAME_WIDTH)), int(get(cv2.CAP_PROP_FRAME_HEIGHT)))
+        asked = self._config.size_wh
+        note = f"; {granted[0]}x{granted[1]} instead of {asked[0]}x{asked[1]}" if asked and asked != granted else ""
+        if self._config.rate_hz and self.fps and abs(self._config.rate_hz - self.fps) > 0.5:
+            note += f"; {self.fps:g} frames/s instead of {self._config.rate_hz:g}"
+        return note
+
+
+class PictureReader:
+    """Pictures of a folder or glob; see `Reader`."""
+
+    is_live = False
+    fps = 0.0
+    decoder = "OpenCV's image codecs: the source is pictures"
+
+    def __init__(self, source: ImageSource) -> None:
+        self._items: Iterator[Frame | Event] = iter(source)
+        self._source = source
+        self._image: Image | None = None
+        self.num_frames = source.num_frames
+        self.problem = ""
+        self.path = ""
+
+    def grab(self) -> bool:
+        item = next(self._items, None)
+        if item is None:
+            return False
+        self.path = os.fspath(item.path or "")
+        self._image, self.problem = (item.image, "") if isinstance(item, Frame) else (None, item.message)
+        return True
+
+    def retrieve(self, into: Image | None) -> Image | None:
+        return self._image
+
+    def media_time_s(self) -> float | None:
+        return None
+
+    def close(self) -> None:
+        self._source.close()
+
+
+def _open(cv2: ModuleType, config: CaptureConfig, choice: Choice) -> Any:
+    if choice.decoder == "gstreamer":
+        return cv2.VideoCapture(choice.pipeline, cv2.CAP_GSTREAMER)
+    if config.spec.kind == "path":
+        threads = config.decoder_threads or max(1, available_cores() // 2)
+        return cv2.VideoCapture(config.spec.path, cv2.CAP_FFMPEG, _num_threads(cv2, threads))
+    # The parent's limits end first, which distinguishes a silent stream from an ended one.
+    timeouts = [
+        *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, round(config.open_timeout_s * 1e3)),
+        *(cv2.CAP_PROP_READ_TIMEOUT_MSEC, round(config.stall_s * 1e3) + 2000),
+        *_num_threads(cv2, config.decoder_threads or 1),
+    ]
+    return cv2.VideoCapture(config.source, cv2.CAP_FFMPEG, timeouts)
+
+
+def _num_threads(cv2: ModuleType, num_threads: int) -> list[int]:
+    """Returns OpenCV's parameter, if this version has it."""
+    return [cv2.CAP_PROP_N_THREADS, num_threads] if hasattr(cv2, "CAP_PROP_N_THREADS") else []
+
+
+def _open_camera(cv2: ModuleType, config: CaptureConfig, choice: Choice) -> Any:
+    path = config.spec.device
+    if not Path(path).exists():
+        others = ", ".join(sorted(str(other) for other in Path("/dev").glob("video*"))) or "none"
+        raise CaptureFailedError(f"no such camera; cameras here: {others}", reason="not_found")
+    if not os.access(path, os.R_OK | os.W_OK):
+        raise CaptureFailedError("this user may not open the camera", reason="permission")
+    backend = cv2.CAP_V4L2 if choice.decoder == "v4l2" else cv2.CAP_ANY
+    capture = cv2.VideoCapture(os.path.realpath(path), backend)
+    # The pixel format first, because sizes and rates depend on it.
+    if config.pixel_format:
+        capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter_fourcc(*config.pixel_format))
+    if config.size_wh is not None:
+        capture.set(cv2.CAP_PROP_FRAME_WIDTH, config.size_wh[0])
+        capture.set(cv2.CAP_PROP_FRAME_HEIGHT, config.size_wh[1])
+    if config.rate_hz is not None:
+        capture.set(cv2.CAP_PROP_FPS, config.rate_hz)
+    # The driver needs one frame only, because the ring keeps the newest.
+    capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
+    return capture
+
+
+def _failed(config: CaptureConfig, elapsed_s: float) -> CaptureFailedError:
+    kind = config.spec.kind
+    if kind == "camera":
+        message = "the camera does not open: another program may use it, or it is not a capture device"
+        return CaptureFailedError(message, reason="busy")
+    if kind == "path":
+        is_empty = os.path.getsize(config.spec.path) == 0
+        message = "the file is empty" if is_empty else "not a readable video (unknown codec, or cut short)"
+        return CaptureFailedError(message, reason="codec", is_final=True)
+    if kind != "url":
+        hint = "" if "appsink" in config.source or kind == "csi" else "; it must end in appsink"
+        return CaptureFailedError(f"GStreamer does not start the pipeline{hint}", reason="unknown")
+    if elapsed_s > 0.9 * config.open_timeout_s:
+        return CaptureFailedError("no video arrived in time", reason="timeout")
+    return CaptureFailedError("", reason=probe_address(config.spec))

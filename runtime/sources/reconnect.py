@@ -1,0 +1,116 @@
+"""Decisions after the end of a capture process: its cause, whether to reconnect, and the backoff before that."""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edgerpn.runtime.frame import Reason
+from edgerpn.runtime.sources.capture_config import CaptureConfig
+from edgerpn.runtime.sources.failures import SUMMARIES, classify, relevant_line
+
+# The messages of these reasons are complete without a line of the decoder.
+_COMPLETE = ("end_of_stream", "dependency", "unsupported", "permission", "resized")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExitReport:
+    """The reason that a process reports before it ends, or that its supervisor records when it kills it."""
+
+    reason: Reason
+    """Class of the reason, as far as the process knows."""
+    message: str
+    """For people; may be empty."""
+    is_final: bool
+    """Whether another attempt is pointless."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CaptureOutcome:
+    """The end of a capture process, as events report it."""
+
+    reason: Reason
+    """Class of the reason."""
+    message: str
+    """For people, without passwords."""
+    is_final: bool
+    """Whether another attempt is pointless."""
+
+    @property
+    def is_good(self) -> bool:
+        """Whether this is the regular end of a file."""
+        return self.is_final and self.reason == "end_of_stream"
+
+
+def judge_exit(
+    config: CaptureConfig, report: ExitReport | None, status: int | None, lines: Sequence[str], is_live: bool | None
+) -> CaptureOutcome:
+    """Determines why a process ended, and whether to reconnect.
+
+    Args:
+        config: Its source.
+        report: Its report; None: the process ended without one.
+        status: Its exit status; None: it still runs, although killed.
+        lines: Its messages, without passwords.
+        is_live: Whether the source is live; None: it never connected.
+    """
+    if report is None:
+        reason: Reason = "crashed"
+        message = f"{SUMMARIES[reason]} ({_status_text(status)})"
+        is_final = is_complete = False
+    else:
+        reason, message, is_final = report.reason, report.message, report.is_final
+        has_guess = reason in ("unknown", "timeout", "busy")
+        if is_live is None and has_guess and (classified := classify(lines)) != "unknown":
+            # The decoder knows the cause better than the process around it.
+            reason, message = classified, ""
+        elif is_live is None and (reason, message) == ("unknown", "") and config.spec.is_http:
+            # The port answers and the decoder is silent: a web page, for example of a login.
+            reason, message = "codec", "the server answers, but not with a video"
+        is_complete = bool(message) and reason in _COMPLETE
+        message = message or SUMMARIES[reason]
+    # A file that is read again from its beginning would deliver its frames twice.
+    is_file = is_live is False or (is_live is None and not config.spec.is_live)
+    message = message.removeprefix(f"{config.label}: ")
+    if not (is_complete or reason in ("end_of_stream", "resized")) and (line := relevant_line(lines, reason)):
+        message = f"{message} [{line}]"
+    return CaptureOutcome(reason=reason, message=f"{config.label}: {message}", is_final=is_final or is_file)
+
+
+class Backoff:
+    """Time between attempts: it doubles each time, with jitter so that many sources do not reconnect in step."""
+
+    def __init__(self, config: CaptureConfig) -> None:
+        """Starts without failures."""
+        self._config = config
+        self.num_failures = 0
+
+    def next_s(self, reason: Reason) -> float:
+        """Counts a failure; returns the seconds to wait before the next attempt."""
+        self.num_failures += 1
+        longest_s = self._config.backoff_max_s
+        # The exponent is capped, because a camera may be down for weeks.
+        delay_s = min(longest_s, self._config.backoff_first_s * 2 ** min(self.num_failures - 1, 30))
+        if reason == "unauthorised":
+            # Cameras lock an account after a few wrong passwords.
+            delay_s = longest_s
+        return delay_s * random.uniform(0.5, 1.0)
+
+    def reset(self) -> None:
+        """Forgets the failures."""
+        self.num_failures = 0
+
+
+def _status_text(status: int | None) -> str:
+    if status is None:
+        return "it does not end, even when killed: a driver hangs"
+    if status == -signal.SIGKILL:
+        return "SIGKILL: by a user, or by the kernel when memory ran out"
+    if status < 0:
+        try:
+            return signal.Signals(-status).name
+        except ValueError:
+            return f"signal {-status}"
+    return f"exit status {status}"
