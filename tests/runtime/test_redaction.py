@@ -25,7 +25,7 @@ NO_SPACE = st.text(st.characters(exclude_categories=("Z", "C"), exclude_characte
 
 
 @given(user=ANY_TEXT, password=ANY_TEXT)
-def test_a_url_loses_user_and_password_whatever_they_are(user: str, password: str) -> None:
+def test_a_url_loses_any_user_and_password(user: str, password: str) -> None:
     assert redact_url(f"rtsp://{user}:{password}@cam.example:554/live") == "rtsp://***@cam.example:554/live"
 
 
@@ -53,7 +53,7 @@ def test_a_secret_query_value_is_hidden_even_with_separators_in_it(key: str, val
         ("folder/of=images", "folder/of=images"),
     ],
 )
-def test_what_identifies_a_camera_stays(text: str, expected: str) -> None:
+def test_the_parts_that_identify_a_camera_stay(text: str, expected: str) -> None:
     assert redact_url(text) == expected
 
 
@@ -166,14 +166,14 @@ def test_a_command_shows_no_password_in_the_list_of_processes() -> None:
         (["a.other=Cookie: abc http://h/"], ["a.other=Cookie: ***"]),
     ],
 )  # fmt: skip
-def test_what_is_hidden_keeps_its_length(words: list[str], hidden: list[str]) -> None:
+def test_hidden_arguments_keep_the_length_of_the_line(words: list[str], hidden: list[str]) -> None:
     line = b"".join(word.encode() + b"\0" for word in words)
     result = redact_arguments(line)
     assert len(result) == len(line)
     assert result.rstrip(b"\0").split(b"\0") == [word.encode() for word in hidden]
 
 
-def test_what_would_become_longer_is_cut() -> None:
+def test_a_line_that_would_become_longer_is_cut() -> None:
     line = b"http://h/?key=a&pw=b\0"
     result = redact_arguments(line)
     assert len(result) == len(line)

@@ -114,7 +114,7 @@ def blank_page(browser: Any, browsers: Any) -> Iterator[None]:
 
 
 class Page:
-    """What a person sees of a page."""
+    """A page as its user sees it."""
 
     def __init__(self, browser: Any) -> None:
         self.browser = browser
@@ -141,7 +141,7 @@ class Page:
         patience.wait_until(is_it)
 
 
-def test_the_page_shows_what_happens(serve: Make, make_camera: Make, browser: Any, browsers: Any) -> None:
+def test_the_page_shows_the_state_of_the_run(serve: Make, make_camera: Make, browser: Any, browsers: Any) -> None:
     cameras = {"door": make_camera(), "yard": make_camera()}
     site = serve({name: camera.url for name, camera in cameras.items()})
     site.until_up("door", "yard")
@@ -192,7 +192,7 @@ def test_the_page_shows_what_happens(serve: Make, make_camera: Make, browser: An
     kinds = browser.execute_script("return [...document.querySelectorAll('#events .kind')].map((e) => e.textContent)")
     assert {"started", "connected", "reconnecting"} <= set(kinds)
 
-    # Paused: said so, and no picture comes.
+    # Paused: the page says so, and no picture arrives.
     browser.execute_script("document.getElementById('pause').click()")
     page.until(lambda: site.hub.pictures.num_viewers == 0)
     veil = "return document.querySelector('[data-source=door] .veil').textContent"
