@@ -266,8 +266,6 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main(["demo", "--out", str(folder / "demo-out"), *sizes.split()]) == 0
     shutil.copytree(folder / "demo-out" / "data", folder / "DIR")
     shutil.copy(folder / "DIR" / "video.mp4", folder)
-    for file in (folder / "demo-out").glob("model.*"):
-        shutil.copy(file, folder)
     for name in DOCUMENTS:
         for file_name, text in re.findall(r"^```toml\n# (\w+\.toml)\n(.*?)^```", read(name), re.MULTILINE | re.DOTALL):
             (folder / file_name).write_text(text)
@@ -329,6 +327,8 @@ def test_every_command_that_can_run_here_runs(
 @pytest.mark.parametrize("name", ["README.md", "docs/recipes.md"])
 def test_the_programs_run(name: str, workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workshop)
+    for file in (workshop / "demo-out").glob("model.*"):
+        shutil.copy(file, workshop)
     images = sorted((workshop / "DIR" / "images").iterdir())
     names: dict[str, object] = {"frame": cv2.imread(str(images[0]))}
     settings = dict(words.split("=") for words in QUICK.split() if "=" in words)
