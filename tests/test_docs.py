@@ -175,10 +175,13 @@ def test_every_dev_command_is_one_of_the_script(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_every_benchmark_is_a_module(name: str) -> None:
-    for module in re.findall(r"python -m (benchmarks[\w.]*)", read(name)):
+def test_every_benchmark_is_a_module_with_these_flags(name: str) -> None:
+    for module, rest in re.findall(r"python -m (benchmarks[\w.]*)([^`\n]*)", read(name)):
         path = ROOT / module.replace(".", "/")
-        assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
+        files = [path.with_suffix(".py")] if path.with_suffix(".py").is_file() else sorted(path.glob("*.py"))
+        source = "".join(file.read_text(encoding="utf-8") for file in files)
+        assert "__main__" in source or (path / "__main__.py").is_file(), module
+        assert not [flag for flag in re.findall(r" (--[a-z-]+)", rest) if f'"{flag}"' not in source]
     assert not re.search(r"python benchmarks/", read(name))
 
 
