@@ -20,7 +20,6 @@ from edgerpn.manifest.parts import (
 from edgerpn.manifest.reading import (
     DIGEST_KEY,
     METADATA_KEY,
-    READABLE,
     SCHEMA,
     Manifest,
     is_manifest,
@@ -35,7 +34,6 @@ from edgerpn.manifest.reading import (
 __all__ = [
     "DIGEST_KEY",
     "METADATA_KEY",
-    "READABLE",
     "SCHEMA",
     "AnchorSpec",
     "EngineSpec",

@@ -37,10 +37,7 @@ from edgerpn.manifest.parts import (
 )
 
 SCHEMA = 2
-"""Schema number that this version writes."""
-
-READABLE = (1, 2)
-"""Schema numbers that this version reads; schema 2 only adds fields."""
+"""The schema number that this version writes and reads."""
 
 METADATA_KEY = "edgerpn.manifest"
 """Key of the manifest's JSON text in an ONNX file's `metadata_props`."""
@@ -139,7 +136,7 @@ def parse(text: str, *, source: str) -> Manifest:
     """Reads a manifest from JSON text; `source` names it in errors.
 
     Raises:
-        ManifestVersionError: The schema number is not one of `READABLE`.
+        ManifestVersionError: The schema number is not `SCHEMA`.
         ManifestError: The text is not JSON, a field is missing, unknown or of the wrong type, or the text was changed
             after `write`.
     """
@@ -149,10 +146,10 @@ def parse(text: str, *, source: str) -> Manifest:
         raise ManifestError(f"{source}: not a manifest: {error}. Export the model again to rewrite it.") from error
     if not isinstance(values, dict) or "schema" not in values:
         raise ManifestError(f"{source}: not a manifest: expected a JSON object with the key 'schema'")
-    if values["schema"] not in READABLE:
+    if values["schema"] != SCHEMA:
         raise ManifestVersionError(
-            f"{source}: manifest schema {values['schema']!r}, but this version of edgerpn reads schemas "
-            f"{' and '.join(map(str, READABLE))}. Use the version that wrote it, or export the model again."
+            f"{source}: manifest schema {values['schema']!r}, but this version of edgerpn reads "
+            f"schema {SCHEMA}. Use the version that wrote it, or export the model again."
         )
     digest = values.pop("digest", None)
     try:

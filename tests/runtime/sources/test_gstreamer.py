@@ -89,7 +89,7 @@ def test_rtsp_is_decoded_by_gstreamer_with_the_cameras_times(make_camera: Make, 
     figures = report["figures"]
     assert (figures["state"], figures["size_wh"], figures["stated_fps"]) == ("connected", [320, 240], 20)
     assert "GSTREAMER" in figures["decoder"]
-    assert "asked for (decoder=gstreamer)" in figures["decoder"]
+    assert "requested (decoder=gstreamer)" in figures["decoder"]
     assert figures["num_missing"] is not None
 
 

@@ -170,7 +170,7 @@ def test_a_login_over_http(make_mjpeg: Make, play: Make) -> None:
 def test_the_program_ffmpeg_is_plan_b_and_shows_no_password(make_mjpeg: Make, clip: Path, play: Make) -> None:
     frames, events = take_all(play(str(clip), decoder="ffmpeg-process", slots=64))
     assert [int(frame.image[0, 0, 0]) for frame in frames] == [4 * i for i in range(60)]
-    assert "in a process of its own" in events[1].decoder
+    assert "in a separate process" in events[1].decoder
     camera = make_mjpeg(login="viewer:hidden-word")
     player = play(camera.url.replace("//", "//viewer:hidden-word@"), decoder="ffmpeg-process")
     player.frame()
