@@ -20,6 +20,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import pytest
 
 from edgerpn.__main__ import COMMANDS, build_parser, main
@@ -37,7 +38,7 @@ STARTS = ("edgerpn", "python -m edgerpn")
 """How a line begins that calls our command; torchrun's lines hold the second form."""
 
 NOT_HERE = {
-    r"rtsp://|/dev/video0|five\.toml$|streams\.toml|--http": "runs until somebody ends it, or needs a camera",
+    r"rtsp://|/dev/video0|--http|(?<!anchors)\.toml(?!.*--print-config)": "runs until it is ended, or needs a camera",
     r"^doctor stream": "needs a camera",
     r"\.engine|^build (?!--print)": "needs the library TensorRT, and takes long",
     r"^import|imported.pt": "needs weights of another project",
@@ -265,6 +266,11 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main(["demo", "--out", str(folder / "demo-out"), *sizes.split()]) == 0
     shutil.copytree(folder / "demo-out" / "data", folder / "DIR")
     shutil.copy(folder / "DIR" / "video.mp4", folder)
+    for file in (folder / "demo-out").glob("model.*"):
+        shutil.copy(file, folder)
+    for name in DOCUMENTS:
+        for file_name, text in re.findall(r"^```toml\n# (\w+\.toml)\n(.*?)^```", read(name), re.MULTILINE | re.DOTALL):
+            (folder / file_name).write_text(text)
     for name in ("train.json", "val.json"):
         content = json.loads((folder / "DIR" / name).read_text())
         content["categories"] = [{"id": 1, "name": "object"}, {"id": 2, "name": "fish"}, {"id": 3, "name": "shark"}]
@@ -317,6 +323,21 @@ def test_every_command_that_can_run_here_runs(
         if status not in ((0, 1) if line == "doctor" else (0,)):
             failed[line] = shown.err[-500:]
     assert not failed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["README.md", "docs/recipes.md"])
+def test_the_programs_run(name: str, workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workshop)
+    images = sorted((workshop / "DIR" / "images").iterdir())
+    names: dict[str, object] = {"frame": cv2.imread(str(images[0]))}
+    settings = dict(words.split("=") for words in QUICK.split() if "=" in words)
+    short = f"minutes=0.01, size_hw=(128, 192), settings={ {key: json.loads(text) for key, text in settings.items()} }"
+    for language, block in code_blocks(read(name)):
+        if language == "python":
+            program = block.replace("rtsp://camera/stream", "video.mp4").replace('"RUN"', '"RUN_PYTHON"')
+            exec(program.replace("minutes=10", short), names)
+    assert "proposals" in names
 
 
 @pytest.mark.slow
