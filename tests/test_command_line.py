@@ -39,7 +39,7 @@ ARGUMENTS = {
     ),
     "doctor": "what source --seconds --config --set --model --json",
     "inspect": "model --size --json",
-    "demo": "--out --seed --minutes --images --val-images --frames --size --set",
+    "demo": "-o --output --out --seed --minutes --images --val-images --frames --size --set",
 }
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -49,7 +50,12 @@ class BuildResult:
 
 
 def build_engine(
-    onnx_file: Path, output: Path, config: BuildConfig, *, compare: Compare | None = None, say: Say = lambda _: None
+    onnx_file: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    config: BuildConfig | None = None,
+    *,
+    compare: Compare | None = None,
+    say: Say = lambda _: None,
 ) -> BuildResult:
     """Builds an engine; `output` appears only when it is complete, and has passed its trial where a GPU can run it.
 
@@ -58,7 +64,7 @@ def build_engine(
     Args:
         onnx_file: A model.onnx of `edgerpn export`, with its manifest.
         output: The .engine or .plan file to write.
-        config: Library and options.
+        config: Library and options; None: the defaults.
         compare: Compares engine and ONNX file on photographs, where a GPU can run the engine; None: no comparison.
         say: Called with lines for people.
 
@@ -68,6 +74,7 @@ def build_engine(
         MissingDependencyError: The library is not installed.
         SelfTestError: The engine runs here, but returns other proposals than expected.
     """
+    onnx_file, output, config = Path(onnx_file), Path(output), config or BuildConfig()
     check_paths(onnx_file, output)  # step 1
     manifest = edgerpn.manifest.read(onnx_file)
     environment = probe(config.backend, config.stall_s)

@@ -7,7 +7,6 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -27,34 +26,16 @@ from edgerpn.export.engine.build import BuildResult, build_engine
 from edgerpn.export.engine.options import BuildConfig
 from edgerpn.export.engine.process import run_worker
 from edgerpn.manifest.parts import ProfileSpec
-from edgerpn.runtime.backends.open_backend import open_backend
 
 pytestmark = pytest.mark.rtx
 
 RTX = BuildConfig(backend="tensorrt-rtx")
 
 
-def put_golden(model: Path) -> None:
-    """Golden frames beside an exported file: what it gives itself for two random frames."""
-    manifest = edgerpn.manifest.read(model)
-    frames = np.random.default_rng(0).integers(0, 256, (2, *manifest.input.frame_hw, 3), dtype=np.uint8)
-    backend = open_backend(model)
-    outputs = [backend.infer(frame[None]) for frame in frames]
-    backend.close()
-    boxes, scores, count = (np.concatenate([output[part] for output in outputs]) for part in range(3))
-    golden = edgerpn.golden.Golden(frames=frames, boxes=boxes, scores=scores, count=count)
-    edgerpn.manifest.write(manifest.replace(golden=edgerpn.golden.write(golden, model)), model)
-
-
 @pytest.fixture(scope="module")
-def model(exported: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A portable graph with a fixed batch and golden frames; tests may not change it."""
-    source = exported("portable").file
-    copy = tmp_path_factory.mktemp("model") / "model.onnx"
-    for file in (source, source.with_suffix(".json")):
-        shutil.copy(file, copy.parent)
-    put_golden(copy)
-    return copy
+def model(fixed_graph: Path) -> Path:
+    """A graph with a fixed batch and golden frames; tests may not change it."""
+    return fixed_graph
 
 
 @pytest.fixture
@@ -142,14 +123,14 @@ def test_an_engine_that_cannot_run_here_is_said_to_be_untried(built: tuple[Build
 
 
 def test_a_dynamic_graph_gets_the_asked_batches_and_compute_capabilities(
-    exported: Callable[[str], Any], tmp_path: Path
+    small_graph: Callable[..., Path], tmp_path: Path
 ) -> None:
     capabilities = ("8.0", "8.6", "8.9", "12.0")
     config = BuildConfig(
         backend="tensorrt-rtx", batch=(1, 2, 4), compute_capabilities=capabilities, optimization_level=1,
         workspace_mib=512,
     )  # fmt: skip
-    result = build_engine(exported("single-level").file, tmp_path / "a.plan", config)
+    result = build_engine(small_graph(batch=None), tmp_path / "a.plan", config)
     engine = result.manifest.engine
     assert engine is not None
     assert engine.profile == ProfileSpec(min_batch=1, opt_batch=2, max_batch=4)
@@ -179,10 +160,13 @@ def test_a_compute_capability_that_the_library_lacks_is_refused_with_those_it_ha
         build_engine(model, tmp_path / "a.engine", config)
 
 
-def test_the_standard_nms_is_refused_before_the_build(exported: Callable[[str], Any], tmp_path: Path) -> None:
+def test_the_standard_nms_is_refused_before_the_build(own_model: Path) -> None:
+    manifest = edgerpn.manifest.read(own_model)
+    proposals = dataclasses.replace(manifest.proposals, nms="standard")
+    edgerpn.manifest.write(manifest.replace(target="onnxruntime", proposals=proposals), own_model)
     with pytest.raises(BuildError, match=r"exported for onnxruntime with the standard NMS.*--target tensorrt-rtx"):
-        build_engine(exported("standard").file, tmp_path / "a.engine", RTX)
-    assert not [*tmp_path.iterdir()]
+        build_engine(own_model, own_model.with_name("a.engine"), RTX)
+    assert not [*own_model.parent.glob("a.*")]
 
 
 def test_options_that_the_library_lacks_are_refused_together(model: Path, tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -78,13 +77,12 @@ class Building:
 
 
 @pytest.fixture
-def build(exported: Callable[[str], Any], tmp_path: Path) -> Iterator[Callable[..., Building]]:
-    """Starts builds of a portable graph into an empty folder, and ends them."""
+def build(fixed_graph: Path, tmp_path: Path) -> Iterator[Callable[..., Building]]:
+    """Starts builds into an empty folder, and ends them."""
     started: list[Building] = []
 
     def start(*flags: str, prepare: str = "") -> Building:
-        model = exported("portable").file
-        started.append(Building(model, tmp_path / "out" / "a.engine", *flags, prepare=prepare))
+        started.append(Building(fixed_graph, tmp_path / "out" / "a.engine", *flags, prepare=prepare))
         return started[-1]
 
     yield start

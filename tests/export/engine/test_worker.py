@@ -7,9 +7,8 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import onnx
 import pytest
@@ -136,10 +135,8 @@ def test_a_user_without_a_home_has_no_timing_cache_and_is_told(monkeypatch: pyte
     assert "there is no home folder; name a file with --set timing_cache=FILE" in str(note)
 
 
-def test_an_operator_set_after_20_is_left_to_versions_that_may_read_it(
-    exported: Callable[[str], Any], tmp_path: Path
-) -> None:
-    source = exported("portable").file
+def test_an_operator_set_after_20_is_left_to_versions_that_may_read_it(fixed_graph: Path, tmp_path: Path) -> None:
+    source = fixed_graph
     proto = onnx.load(source)
     proto.opset_import[0].version = 21
     model = tmp_path / "model.onnx"

@@ -109,7 +109,7 @@ def test_a_file_called_engine_is_run_by_tensorrt(on_standin: Any, make_engine: M
         assert not model.backend.is_cpu
         assert model.default_workers(is_live=False) == 2
         assert model.default_workers(is_live=True) == 1
-    with pytest.raises(EngineLoadError, match="providers are ONNX Runtime's"):
+    with pytest.raises(EngineLoadError, match="providers are for ONNX Runtime"):
         load(path, providers=["cuda"])
 
 

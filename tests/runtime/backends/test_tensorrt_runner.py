@@ -138,7 +138,7 @@ def test_a_slot_says_what_it_is_used_wrongly_for(bench: Any, make_engine: MakeMo
         slot.submit(1)
     slot.release()
     slot.release()
-    with pytest.raises(RuntimeError, match="given back"):
+    with pytest.raises(RuntimeError, match="was released"):
         slot.submit(1)
     backend.close()
 

@@ -83,7 +83,7 @@ class Broker:
 
 
 class Subscriber:
-    """Keeps what the broker delivers, in a session that outlives connections."""
+    """Keeps the messages that the broker delivers, in a session that outlives connections."""
 
     def __init__(self, port: int, *, user: str = "", password: str = "") -> None:
         import paho.mqtt.client as mqtt
@@ -231,7 +231,7 @@ def test_cut_connections_lose_nothing_and_repeat_no_more_than_was_under_way(
             cut = mqtt._client.socket()
             cut.shutdown(socket.SHUT_RDWR)
             num_cuts += 1
-            # Not the state in between, which may be over before anybody looks.
+            # Not the state in between, which may be too short to see.
             until(lambda: mqtt._client.socket() is not cut)  # noqa: B023 - called at once
     until(lambda: len(set(reader.frames())) == 1200)
     until(lambda: sink.stats().queued == 0)
@@ -281,7 +281,7 @@ time.sleep(60)
     assert {topic for topic, _ in reader.messages} == {"edgerpn/status"}
 
 
-def test_a_password_is_used_and_a_wrong_one_is_told_without_being_shown(
+def test_a_password_is_used_and_a_wrong_one_is_reported_without_being_shown(
     tmp_path: Path,
     make_broker: Callable[..., Broker],
     make_result: MakeResult,

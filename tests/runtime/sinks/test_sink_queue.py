@@ -199,7 +199,7 @@ def test_a_consumer_that_hangs_for_ever_is_left_behind(
     gate.set()
 
 
-def test_what_was_not_delivered_comes_again_and_only_that(make_result: MakeResult, until: Any) -> None:
+def test_only_undelivered_records_are_delivered_again(make_result: MakeResult, until: Any) -> None:
     book = Notebook(batch_records=8)
     book.gate.clear()
     book.failures = [NotDeliveredError("full", num_done=3, retry_s=0.0), NotDeliveredError("full", retry_s=0.0)]
@@ -296,7 +296,7 @@ def test_a_record_is_as_old_as_at_its_emission_and_made_once_for_all_sinks(make_
     assert maker.make(make_result(1)) is not first
 
 
-def test_failures_are_logged_now_and_then_and_their_end_is_too(
+def test_failures_are_logged_once_a_minute_and_so_is_their_end(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO)

@@ -21,7 +21,7 @@ MakeResult = Callable[..., Result]
 
 
 class Server:
-    """Keeps what is posted; answers 200, or what is next in `answers` (status and headers; 0: silence)."""
+    """Keeps posted records; answers 200, or the next of `answers` (status and headers; 0: silence)."""
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, dict[str, str], Any]] = []
