@@ -39,7 +39,7 @@ class Counted:
 
 
 def files(plan: Plan) -> Part:
-    """Measures the bare model, files and cameras in turns, round by round."""
+    """Measures the bare model, files and cameras alternately, round by round."""
     rounds: list[dict[str, Any]] = []
     for number in plan.numbers:
         for _ in range(plan.rounds):
@@ -135,7 +135,6 @@ def count(model: Model, sources: tuple[SourceConfig, ...], seconds: float, *, ca
 
 
 def item_ends(item: Any) -> bool:
-    """Whether an item says that a source has ended."""
     return not isinstance(item, Result) and item.kind == "ended"
 
 
