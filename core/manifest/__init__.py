@@ -1,4 +1,4 @@
-"""The manifest: what an artifact is, in a JSON file beside it and inside an ONNX file; see `reading`."""
+"""The manifest describes an artifact in a JSON file beside it and inside an ONNX file; see `reading`."""
 
 from edgerpn.manifest.digest import (
     check_seal,

@@ -52,6 +52,7 @@ class RunFolder:
         self.whole: Path | None = None
         """The newest state that this process read or wrote, and so knows to be whole."""
         self._is_last_damaged = False
+        self._num_plotted = 0
 
     def check_new(self) -> None:
         """Makes sure that a new run can begin here.
@@ -118,9 +119,10 @@ class RunFolder:
         files.write_text(self.log, text.getvalue())
 
     def plot_log(self) -> None:
-        """Draws the loss plot."""
-        if self.rows:
+        """Draws the loss plot, if the log has new rows."""
+        if len(self.rows) != self._num_plotted:
             plot_losses(self.rows, self.plot)
+            self._num_plotted = len(self.rows)
 
     def save_best(self, checkpoint: Checkpoint) -> None:
         """Writes best.pt, without the state to go on from.

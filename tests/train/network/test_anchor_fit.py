@@ -64,7 +64,13 @@ def test_sizes_and_ratios_of_the_boxes_are_found() -> None:
     assert [size for (size,) in fitted.sizes_px] == pytest.approx([22.6, 45.3], rel=0.15)
 
 
-@pytest.mark.parametrize("layout", similar_layouts((8, 16, 32), HW))
+@pytest.mark.parametrize(
+    "layout",
+    [
+        pytest.param(layout, marks=[pytest.mark.slow] if layout.num_sizes * layout.num_ratios > 3 else [])
+        for layout in similar_layouts((8, 16, 32), HW)
+    ],
+)
 def test_fitted_anchors_reach_more_than_the_defaults_and_are_the_same_again(layout: AnchorLayout) -> None:
     boxes = random_boxes(120, seed=3)
     fitted = fit_anchors(layout, boxes, HW)

@@ -28,6 +28,7 @@ from edgerpn.train.run.ranks import Ranks
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits and /proc as Linux has them")
 Start = Callable[..., TrainResult]
+Copy = Callable[[str], RunFolder]
 
 
 @pytest.fixture
@@ -74,8 +75,8 @@ def test_a_disk_that_is_full_for_a_while_costs_only_what_it_did_not_take(start: 
     assert not list(folder.glob(".*")), "no temporary file is left"
 
 
-def test_a_disk_that_stays_full_ends_the_run_with_the_last_good_state(start: Start, tmp_path: Path) -> None:
-    done = start("loop.epochs=1")
+def test_a_disk_that_stays_full_ends_the_run_with_the_last_good_state(start: Start, copy_of_finished: Copy) -> None:
+    done = copy_of_finished("run")
     before = done.last.read_bytes()
     with (
         limit(resource.RLIMIT_FSIZE, 30_000),
@@ -124,7 +125,12 @@ LARGE = (
             "--set loop.accumulate=2, which needs about 50% of it and takes the same steps",
         ),
         # Nine images are no two halves.
-        (["data.batch_size=9"], "with 9 images a step in 1 part", "--set loop.accumulate=3, which needs about 33%"),
+        pytest.param(
+            ["data.batch_size=9"],
+            "with 9 images a step in 1 part",
+            "--set loop.accumulate=3, which needs about 33%",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_running_out_of_memory_names_the_way_on(
@@ -251,11 +257,11 @@ def test_a_damaged_checkpoint_is_not_kept_as_the_one_before(tmp_path: Path) -> N
     assert "is whole" not in how_to_resume(RunFolder(tmp_path))
 
 
-def test_the_best_weights_count_when_they_were_written_and_only_the_state_was_not(start: Start, tmp_path: Path) -> None:
-    sizes = start("loop.epochs=1")
-    small, large = sizes.best.stat().st_size, sizes.last.stat().st_size
+def test_the_best_weights_count_when_they_were_written_and_only_the_state_was_not(
+    start: Start, tmp_path: Path, finished_run: Path
+) -> None:
+    small, large = ((finished_run / name).stat().st_size for name in ("best.pt", "last.pt"))
     assert 1.2 * small < large
-    shutil.rmtree(tmp_path / "run")
     with (
         limit(resource.RLIMIT_FSIZE, (small + large) // 2),
         pytest.raises(TrainingStoppedError, match=r"no last\.pt was written yet; start again in another folder"),
@@ -282,8 +288,8 @@ def test_the_best_weights_count_when_they_were_written_and_only_the_state_was_no
     assert (last.training or {})["progress"]["best_metrics"] == best.metrics
 
 
-def test_without_a_whole_checkpoint_resuming_says_what_to_do(start: Start) -> None:
-    done = start("loop.epochs=1")
+def test_without_a_whole_checkpoint_resuming_says_what_to_do(start: Start, copy_of_finished: Copy) -> None:
+    done = copy_of_finished("run")
     done.last.write_bytes(done.last.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match=r"There is no last-previous\.pt beside it .*or start a new run"):
         start("loop.epochs=2", resume=True)

@@ -236,6 +236,7 @@ def test_a_restart_takes_up_its_own_run_and_no_other(
         start()
 
 
+@pytest.mark.slow
 def test_a_restart_without_a_name_leaves_the_run_of_another_torchrun_alone(
     restarted: Callable[[str, int], None],
     data_folder: Path,
