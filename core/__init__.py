@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from edgerpn.manifest import Manifest
     from edgerpn.proposals import Proposals
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = ["EdgeRpnError", "Manifest", "Proposals", "__version__", "export", "runtime", "train"]
 

@@ -95,7 +95,7 @@ COMMANDS = {
         "edgerpn.demo.cli",
         "demo",
         "train, evaluate, export and run on made-up data",
-        "edgerpn demo --out demo-out",
+        "edgerpn demo -o demo-out",
     ),
 }
 

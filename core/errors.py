@@ -7,7 +7,7 @@
       TrainingDivergedError             non-finite loss; keeps step, image ids and the last good checkpoint
       TrainingStoppedError              memory, disk or another process ended a training; says how to go on
       ManifestError(ValueError)         a manifest that is missing or malformed
-        ManifestVersionError            its schema number is not one that this version reads
+        ManifestVersionError            its schema number is not the one that this version reads
         ArtifactMismatchError           a hash (or the machine) differs from what the manifest says
       ExportError                       the graph cannot be exported
         ParityError                     the exported graph and the model disagree
@@ -90,7 +90,7 @@ class ManifestError(EdgeRpnError, ValueError):
 
 
 class ManifestVersionError(ManifestError):
-    """The manifest's schema number is not one that this version reads."""
+    """The manifest's schema number is not the one that this version reads."""
 
 
 class ArtifactMismatchError(ManifestError):

@@ -28,6 +28,9 @@ TOPK_LIMIT = 3840
 HARDWARE_COMPATIBLE_FROM = 80
 """Compute capability, times 10, from which TensorRT runs hardware-compatible engines (Ampere)."""
 
+RTX_DEFAULT_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
+"""Compute capabilities that TensorRT-RTX builds for by default, beside later ones (its documentation, CPU-Only AOT)."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LibraryInfo:

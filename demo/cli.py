@@ -8,23 +8,22 @@ from __future__ import annotations
 import argparse
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgerpn import files
 from edgerpn.arguments import count_argument, size_argument
-from edgerpn.demo.folder import DemoFolder
 from edgerpn.errors import require
 
 if TYPE_CHECKING:
+    from edgerpn.demo.steps import DemoFolder
     from edgerpn.demo.synthetic.dataset import SyntheticVideo
     from edgerpn.export.onnx.export import ExportResult
     from edgerpn.train.config import TrainSettings
     from edgerpn.train.run.loop import TrainResult
 
 SHORT_RUN = (
-    # Fifty to three hundred steps are taken, so what the preset spreads over a long run has to come early.
+    # The run takes fifty to three hundred steps, so everything that the preset spreads over a long run comes early.
     "optimizer.learning_rate=4e-3",
     "optimizer.warmup_steps=20",
     "optimizer.ema_warmup_steps=60",
@@ -36,12 +35,12 @@ SHORT_RUN = (
 _STEPS = 6
 _MODULES = ("numpy", "cv2", "torch", "onnx", "onnxscript", "onnxruntime", "faster_coco_eval", "matplotlib")
 
-Say = Callable[[str], None]
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
-    parser.add_argument("--out", type=Path, default=Path("demo-out"), metavar="DIR", help="folder (default demo-out)")
+    parser.add_argument(
+        "-o", "--output", "--out", type=Path, default=Path("demo-out"), metavar="DIR", help="folder (default demo-out)"
+    )
     parser.add_argument(
         "--seed", type=count_argument(0), default=0, metavar="N", help="seed of data and training (default 0)"
     )
@@ -59,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--size", type=size_argument, default=(384, 640), metavar="HxW", help="network size (default 384x640)"
     )
     parser.add_argument(
-        "--set", action="append", default=[], metavar="a.b=value", help="change a training setting; may be repeated"
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a training setting; may be repeated"
     )
 
 
@@ -67,13 +66,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Runs the demo; returns the exit status (130 when interrupted)."""
     for module in _MODULES:
         require(module, extra="demo", purpose="the demo")
-    from edgerpn.demo.report_data import DemoFacts, write_demo_report
-    from edgerpn.demo.steps import run_video
+    from edgerpn.demo.report import DemoFacts, write_report
+    from edgerpn.demo.steps import DemoFolder, run_video
     from edgerpn.export.evaluate import evaluate_model
     from edgerpn.train.recall.average_recall import format_table
 
     start = time.monotonic()
-    folder, step = DemoFolder(path=arguments.out), _Steps(print)
+    folder, step = DemoFolder(arguments.output), _Steps()
     settings = training_settings(arguments)
     folder.start({"seed": arguments.seed, "minutes": arguments.minutes, "images": arguments.images})
 
@@ -108,7 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
         video=video,
         video_run=video_run,
     )
-    columns = write_demo_report(facts)
+    columns = write_report(facts)
 
     print(f"\n{format_table(columns)}\n")
     _print_paths(folder)
@@ -119,17 +118,16 @@ def run(arguments: argparse.Namespace) -> int:
 class _Steps:
     """Numbers the lines that announce the steps."""
 
-    def __init__(self, say: Say) -> None:
-        self._say = say
+    def __init__(self) -> None:
         self._number = 0
 
     def __call__(self, text: str) -> None:
         self._number += 1
-        self._say(f"[{self._number}/{_STEPS}] {text}")
+        print(f"[{self._number}/{_STEPS}] {text}")
 
 
 def training_settings(arguments: argparse.Namespace) -> TrainSettings:
-    """The `edge` preset, fitted to a short run, then what the command line says.
+    """Returns the `edge` preset, fitted to a short run, under the settings of the command line.
 
     Raises:
         ConfigError: A setting is unknown or out of range.
@@ -137,8 +135,8 @@ def training_settings(arguments: argparse.Namespace) -> TrainSettings:
     from edgerpn.machine import available_cores
     from edgerpn.train.config import load_settings
 
-    # A core stays free for those that read images: PyTorch's threads wait for each other without sleeping, and one
-    # that has to share its core stops them all. On two busy cores, two threads were up to ten times slower than one.
+    # A core stays free for the processes that read images: PyTorch's threads wait for each other without sleeping, so
+    # one that shares its core stops them all. On two busy cores, two threads were up to ten times slower than one.
     threads = max(1, available_cores() - 1)
     height, width = arguments.size
     asked = (f"loop.minutes={arguments.minutes}", f"loop.seed={arguments.seed}", f"data.input_hw=[{height}, {width}]")
@@ -165,9 +163,9 @@ def _draw(arguments: argparse.Namespace, folder: DemoFolder) -> SyntheticVideo:
 
 
 def _train(settings: TrainSettings, folder: DemoFolder) -> TrainResult:
-    from edgerpn.train.run.loop import train
+    from edgerpn.train.training import train
 
-    result = train(settings, data=folder.data, out=folder.training, say=print)
+    result = train(folder.data, folder.training, settings=settings, log=print)
     if not result.interrupted:
         with files.replacing(folder.checkpoint) as temporary:
             shutil.copyfile(result.best, temporary)

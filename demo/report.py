@@ -1,201 +1,193 @@
-"""The report: one HTML page that holds everything it shows and needs neither network nor script."""
+"""The demo's report: one HTML page that holds everything it shows and needs neither network nor script.
+
+The sections take plain data and return HTML; every text is escaped.
+"""
 
 from __future__ import annotations
 
+import base64
 import math
-import os
-from collections.abc import Mapping, Sequence
+import platform
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from importlib import resources
 
+import cv2
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import torch
+
+import edgerpn
 from edgerpn import files
-from edgerpn.demo.report_charts import Series, line_chart
-from edgerpn.demo.report_pictures import Picture, picture_figure
-from edgerpn.demo.report_style import style_sheet
+from edgerpn.demo.charts import Points, line_chart
+from edgerpn.demo.steps import DemoFolder, Picture, VideoRun
+from edgerpn.demo.synthetic.dataset import SyntheticVideo
+from edgerpn.export.onnx.export import ExportResult
+from edgerpn.machine import cpu_name
+from edgerpn.runtime.model import load
+from edgerpn.train.checkpoint import load_model
+from edgerpn.train.config import TrainSettings
+from edgerpn.train.data.coco import read_coco, read_image
+from edgerpn.train.evaluation import Evaluation
+from edgerpn.train.recall.average_recall import BUDGETS
+from edgerpn.train.run.loop import TrainResult
 
-_METRICS: tuple[tuple[str, str], ...] = (
-    ("AR@10", "average recall, 10 proposals per image"),
-    ("AR@100", "average recall, 100 proposals"),
-    ("AR@300", "average recall, 300 proposals"),
-    ("AR@1000", "average recall, 1000 proposals"),
-    ("AR@100-small", "small objects (below 32 x 32 px), 100 proposals"),
-    ("AR@100-medium", "medium objects (up to 96 x 96 px), 100 proposals"),
-    ("AR@100-large", "large objects, 100 proposals"),
-    ("recall@100-iou50", "share of objects covered at IoU 0.5, 100 proposals"),
-    ("recall@100-iou70", "share of objects covered at IoU 0.7, 100 proposals"),
-)
-"""Names of metrics in the order of the table, and what they mean; others follow under their own name."""
+_METRICS = {
+    "AR@10": "average recall, 10 proposals per image",
+    "AR@100": "average recall, 100 proposals",
+    "AR@300": "average recall, 300 proposals",
+    "AR@1000": "average recall, 1000 proposals",
+    "AR@100-small": "small objects (below 32 x 32 px), 100 proposals",
+    "AR@100-medium": "medium objects (up to 96 x 96 px), 100 proposals",
+    "AR@100-large": "large objects, 100 proposals",
+    "recall@100-iou50": "share of objects covered at IoU 0.5, 100 proposals",
+    "recall@100-iou70": "share of objects covered at IoU 0.7, 100 proposals",
+}
+"""Metrics in the order of the table, and their meaning; others follow under their own name."""
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Headline:
-    """One large number."""
-
-    label: str
-    """What it is."""
-    value: str
-    """The number with its unit."""
-    note: str = ""
-    """A few words on how it came about."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StageTiming:
-    """How long one stage took per frame."""
-
-    stage: str
-    """Name: decode, preprocess, ..."""
-    median_ms: float
-    """Half of the frames took less."""
-    p95_ms: float
-    """One frame in twenty took more."""
+_NUM_PICTURES = 4
+_NUM_SHOWN = 25
+_PICTURE_WIDTH_PX = 640
+_PICTURE_QUALITY = 82
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ReportData:
-    """Everything that a report shows, as plain data; empty parts are left out of the page."""
+class DemoFacts:
+    """Everything that the demo has measured."""
 
-    title: str
-    """Heading of the page."""
-    introduction: str
-    """A paragraph that says what this is."""
-    headlines: Sequence[Headline] = ()
-    """The numbers to see first."""
-    history: Sequence[Mapping[str, float]] = ()
-    """Rows of a training log: step, loss, objectness, box, learning_rate; rows of an evaluation hold AR@100."""
-    metrics: Mapping[str, Mapping[str, float]] | None = None
-    """Columns of the recall table: name of the model (checkpoint, ONNX), and its metrics, 0..1."""
-    metrics_note: str = ""
-    """What the recall was measured on."""
-    pictures: Sequence[Picture] = ()
-    """Images with proposals beside ground truth."""
-    num_shown: int = 25
-    """Proposals drawn on a picture at most."""
-    timings: Sequence[StageTiming] = ()
-    """Stages of the video run."""
-    timings_note: str = ""
-    """How the timings came about."""
-    versions: Mapping[str, str] | None = None
-    """What it was made with: name and version."""
-    commands: Sequence[tuple[str, str]] = ()
-    """Ways to go on: what it does, and the command line."""
-    notes: Sequence[str] = ()
-    """Sentences at the end."""
+    folder: DemoFolder
+    settings: TrainSettings
+    training: TrainResult
+    evaluation: Evaluation
+    """Of the checkpoint."""
+    export: ExportResult
+    """With the recall of the graph."""
+    video: SyntheticVideo
+    video_run: VideoRun
 
 
-def write_report(path: str | os.PathLike[str], data: ReportData) -> None:
-    """Writes the report to `path` in one step.
-
-    The page carries its style and pictures inside, follows the reader's light or dark setting and prints.
-    """
-    files.write_text(path, render_report(data))
-
-
-def render_report(data: ReportData) -> str:
-    """The report as HTML text; every text of `data` is escaped."""
+def write_report(facts: DemoFacts) -> dict[str, Mapping[str, float]]:
+    """Writes report.html; returns the columns of its recall table."""
+    columns: dict[str, Mapping[str, float]] = {"checkpoint": facts.evaluation.metrics, "ONNX": _graph_metrics(facts)}
+    (height, width), minutes = facts.settings.data.input_hw, facts.settings.loop.minutes
+    introduction = (
+        f"A Region Proposal Network that learned for {minutes:g} min on made-up images, was exported to ONNX "
+        "and then ran on a made-up video. It finds things without knowing what they are. Every figure on this page "
+        "was measured in this run; a real training takes longer and uses photographs."
+    )
     sections = (
-        _headlines(data.headlines),
-        _training(data.history),
-        _recall(data.metrics or {}, data.metrics_note),
-        _pictures(data.pictures, data.num_shown),
-        _timings(data.timings, data.timings_note),
-        _commands(data.commands),
-        _versions(data.versions or {}),
-        "".join(f"<p class='muted'>{escape(note)}</p>" for note in data.notes),
+        headlines(_headline_figures(facts, columns)),
+        training(facts.training.history),
+        recall(columns, _recall_note(facts)),
+        pictures((*_val_pictures(facts), *facts.video_run.pictures)),
+        timings(facts.video_run.stage_ms, _timings_note(facts)),
+        commands(_next_commands(facts.folder)),
+        versions_table(versions()),
+        f"<p class='muted'>Network input {width} x {height}, seed {facts.settings.loop.seed}; all settings are in "
+        f"{escape(str(facts.folder.training / 'config.toml'))}.</p>",
     )
-    # The policy keeps the promise that the page asks nobody for anything.
+    files.write_text(facts.folder.report, page("EdgeRPN demo", introduction, sections))
+    return columns
+
+
+def page(title: str, introduction: str, sections: Iterable[str]) -> str:
+    """The whole page; it carries its style and pictures inside, and follows the reader's light or dark setting."""
+    style = resources.files("edgerpn.demo").joinpath("report.css").read_text(encoding="utf-8")
+    # The policy keeps the promise that the page loads nothing.
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f"<title>{escape(data.title)}</title>\n<style>{style_sheet()}</style></head>\n<body><main>"
-        f"<header><h1>{escape(data.title)}</h1><p>{escape(data.introduction)}</p></header>\n"
-        + "\n".join(section for section in sections if section)
-        + "\n</main></body></html>\n"
-    )
+    body = "\n".join(section for section in sections if section)
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{escape(title)}</title>
+<style>{style}</style></head>
+<body><main><header><h1>{escape(title)}</h1><p>{escape(introduction)}</p></header>
+{body}
+</main></body></html>
+"""
 
 
 def _section(title: str, *parts: str) -> str:
     return f"<section><h2>{escape(title)}</h2>{''.join(parts)}</section>"
 
 
-def _paragraph(text: str) -> str:
-    return f"<p>{escape(text)}</p>" if text else ""
+def _table(head: str, rows: Iterable[str], *, caption: str = "", kind: str = "") -> str:
+    caption = f"<caption>{escape(caption)}</caption>" if caption else ""
+    return (
+        f"<div class='scroll'><table class='{kind}'>{caption}<thead><tr>{head}</tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
 
 
-def _headlines(headlines: Sequence[Headline]) -> str:
-    if not headlines:
-        return ""
+def _head(*names: str) -> str:
+    """Header cells; all but the first head columns of numbers."""
+    first, *others = (escape(name) for name in names)
+    cells = "".join(f"<th scope='col' class='number'>{name}</th>" for name in others)
+    return f"<th scope='col'>{first}</th>{cells}"
+
+
+def headlines(figures: Sequence[tuple[str, str, str]]) -> str:
+    """Large numbers: label, number with its unit, and a few words on how it came about."""
     items = (
-        f"<div><dt>{escape(item.label)}</dt><dd class='value'>{escape(item.value)}</dd>"
-        + (f"<dd class='note'>{escape(item.note)}</dd>" if item.note else "")
-        + "</div>"
-        for item in headlines
+        f"<div><dt>{escape(label)}</dt><dd class='value'>{escape(value)}</dd><dd class='note'>{escape(note)}</dd></div>"
+        for label, value, note in figures
     )
     return f"<dl class='headlines'>{''.join(items)}</dl>"
 
 
-def _column(history: Sequence[Mapping[str, float]], name: str) -> list[tuple[float, float]]:
-    return [(float(row["step"]), float(row[name])) for row in history if row.get(name) is not None]
+def training(history: Sequence[Mapping[str, float]]) -> str:
+    """Charts of a training log: rows with step, loss, objectness, box, learning_rate, or with step and AR@100."""
 
+    def column(name: str) -> Points:
+        return [(float(row["step"]), float(row[name])) for row in history if row.get(name) is not None]
 
-def _training(history: Sequence[Mapping[str, float]]) -> str:
-    losses = _column(history, "loss")
+    losses = column("loss")
     if not losses:
         return ""
-    names = {"loss": "total", "objectness": "objectness", "box": "boxes"}
-    series = [Series(name=label, points=_column(history, name), smooth=True) for name, label in names.items()]
-    summary = f"Training loss, from {losses[0][1]:.3g} to {losses[-1][1]:.3g} over {losses[-1][0]:g} steps"
-    step, loss = "optimizer step", "training loss (no unit)"
-    charts = [
-        "<figure>",
-        line_chart(series, x_label=step, y_label=loss, summary=summary, css_class="wide"),
-        line_chart(series, x_label=step, y_label=loss, summary=summary, css_class="narrow", wh=(430, 300)),
+    step = "optimizer step"
+    chart = line_chart(
+        {label: column(name) for label, name in (("total", "loss"), ("objectness", "objectness"), ("boxes", "box"))},
+        x_label=step,
+        y_label="training loss (no unit)",
+        summary=f"Training loss, from {losses[0][1]:.3g} to {losses[-1][1]:.3g} over {losses[-1][0]:g} steps",
+        smooth=True,
+    )
+    parts = [
+        f"<figure><div class='scroll'>{chart}</div>",
         "<figcaption>Loss per logged step, faint, and its moving average.</figcaption></figure>",
         "<div class='small-charts'>",
     ]
-    small = (("AR@100", "AR@100 on the validation images", True), ("learning_rate", "learning rate", False))
-    for name, label, markers in small:
-        points = _column(history, name)
+    for name, label in (("AR@100", "AR@100 on the validation images"), ("learning_rate", "learning rate")):
+        points = column(name)
         if points:
-            line = [Series(name=label, points=points, markers=markers)]
             summary = f"{label}: {points[-1][1]:.3g} at step {points[-1][0]:g}"
-            chart = line_chart(line, x_label=step, y_label=label, summary=summary, wh=(430, 240))
-            charts.append(f"<figure>{chart}</figure>")
-    return _section("Training", *charts, "</div>")
+            chart = line_chart({label: points}, x_label=step, y_label=label, summary=summary, wh_in=(4.5, 2.5))
+            parts.append(f"<figure>{chart}</figure>")
+    return _section("Training", *parts, "</div>")
 
 
-def _recall(metrics: Mapping[str, Mapping[str, float]], note: str) -> str:
-    if not metrics:
-        return ""
-    meanings = dict(_METRICS)
-    present = {name for column in metrics.values() for name in column}
-    names = [name for name in meanings if name in present]
-    names += sorted(present - meanings.keys())
-    columns = list(metrics)
-    head = "".join(f"<th scope='col' class='number'>{escape(column)}</th>" for column in columns)
-    has_difference = len(columns) == 2
-    if has_difference:
-        head += "<th scope='col' class='number'>difference</th>"
+def recall(columns: Mapping[str, Mapping[str, float]], note: str) -> str:
+    """Table of recall, 0..1, by model and metric; with two models also their difference."""
+    present = {name for column in columns.values() for name in column}
+    names = [name for name in _METRICS if name in present] + sorted(present - _METRICS.keys())
+    head = list(columns) + (["difference"] if len(columns) == 2 else [])
     rows = []
     for name in names:
-        values = [metrics[column].get(name, math.nan) for column in columns]
-        cells = [_fraction(value) for value in values]
-        if has_difference:
-            cells.append(_difference(*values))
-        body = "".join(f"<td class='number'>{cell}</td>" for cell in cells)
-        meaning = f"<span class='meaning'>{escape(meanings[name])}</span>" if name in meanings else ""
-        rows.append(f"<tr><th scope='row'><code>{escape(name)}</code>{meaning}</th>{body}</tr>")
-    return _section(
-        "Recall",
-        _paragraph(note),
-        "<div class='scroll'><table class='recall'>"
-        "<caption>Average recall is the mean over IoU 0.50 to 0.95 in steps of 0.05.</caption>"
-        f"<thead><tr><th scope='col'>metric</th>{head}</tr></thead>",
-        f"<tbody>{''.join(rows)}</tbody></table></div>",
-    )
+        values = [column.get(name, math.nan) for column in columns.values()]
+        cells = [_fraction(value) for value in values] + ([_difference(*values)] if len(values) == 2 else [])
+        meaning = f"<span class='meaning'>{escape(_METRICS[name])}</span>" if name in _METRICS else ""
+        numbers = "".join(f"<td class='number'>{cell}</td>" for cell in cells)
+        rows.append(f"<tr><th scope='row'><code>{escape(name)}</code>{meaning}</th>{numbers}</tr>")
+    caption = "Average recall is the mean over IoU 0.50 to 0.95 in steps of 0.05."
+    table = _table(_head("metric", *head), rows, caption=caption, kind="recall")
+    return _section("Recall", f"<p>{escape(note)}</p>", table)
 
 
 def _fraction(value: float) -> str:
@@ -210,56 +202,189 @@ def _difference(first: float, second: float) -> str:
     return f"{second - first:+.4f}".replace("-0.0000", "+0.0000")
 
 
-def _pictures(pictures: Sequence[Picture], num_shown: int) -> str:
-    if not pictures:
-        return ""
+def pictures(shown: Sequence[Picture]) -> str:
+    """Images with ground truth and proposals side by side."""
+    ramp = ",".join(score_color(score) for score in (0, 0.25, 0.5, 0.75, 1))
     key = (
-        "<ul class='key'><li class='truth'><span class='swatch'></span>object, matched at IoU 0.5</li>"
+        "<ul class='key'><li><span class='swatch'></span>object, matched at IoU 0.5</li>"
         "<li class='missed'><span class='swatch'></span>object, not matched</li>"
-        "<li>proposal, score 0<span class='ramp'></span>1</li></ul>"
+        f"<li>proposal, score 0<span class='ramp' style='background:linear-gradient(90deg,{ramp})'></span>1</li></ul>"
     )
-    figures = (
-        picture_figure(picture, number=number, num_shown=num_shown) for number, picture in enumerate(pictures, start=1)
-    )
+    figures = (picture_figure(picture, number=number) for number, picture in enumerate(shown, start=1))
     return _section("Proposals beside ground truth", key, *figures)
 
 
-def _timings(timings: Sequence[StageTiming], note: str) -> str:
-    if not timings:
-        return ""
-    longest = max((timing.p95_ms for timing in timings), default=0) or 1
+def picture_figure(picture: Picture, *, number: int, num_shown: int = _NUM_SHOWN) -> str:
+    """A JPEG with vector boxes over it: ground truth on the left, the best proposals on the right, a caption.
+
+    Args:
+        picture: Image, objects and proposals.
+        number: Differs from figure to figure of a page.
+        num_shown: Proposals drawn at most; all of them count.
+    """
+    height, width = picture.image.shape[:2]
+    found, total = picture.covered(), len(picture.gt_boxes_xyxy)
+    best, name = picture.proposals[:num_shown], escape(picture.name)
+    truth = (
+        f"{_rect(box, 'edge')}{_rect(box, 'found' if is_found else 'missed')}"
+        for box, is_found in zip(picture.gt_boxes_xyxy, found, strict=True)
+    )
+    # The best proposal is drawn last, so that it lies on top; its score is a tooltip.
+    proposals = (
+        f"{_rect(box, 'edge')}{_rect(box, stroke=score_color(score), title=f'{score:.3f}')}"
+        for box, score in reversed(list(zip(best.boxes, best.scores.tolist(), strict=True)))
+    )
+    view_box = f"viewBox='0 0 {width} {height}' role='img'"
+    count = f"{int(found.sum())} of {total} object{'' if total == 1 else 's'}"
+    return (
+        f"<figure><div class='pair'><svg {view_box} aria-label='{name} with {total} ground-truth boxes'>"
+        f"<image id='picture-{number}' width='{width}' height='{height}' href='{_data_uri(picture.image)}'/>"
+        f"{''.join(truth)}</svg><svg {view_box} aria-label='{name} with the {len(best)} best proposals'>"
+        f"<use href='#picture-{number}'/>{''.join(proposals)}</svg></div>"
+        f"<figcaption>{name}: {count} matched at IoU 0.5 by {len(picture.proposals)} proposals; "
+        f"the best {len(best)} are drawn.</figcaption></figure>"
+    )
+
+
+def score_color(score: float) -> str:
+    """Colour of a score (0..1) as `#rrggbb`; the darkest part of the colour map would not show on pictures."""
+    red, green, blue, _ = mpl.colormaps["plasma"](0.2 + 0.8 * min(1.0, max(0.0, score)), bytes=True)
+    return f"#{red:02x}{green:02x}{blue:02x}"
+
+
+def _data_uri(image: npt.NDArray[np.uint8]) -> str:
+    height, width = image.shape[:2]
+    if width > _PICTURE_WIDTH_PX:
+        size = (_PICTURE_WIDTH_PX, max(1, round(height * _PICTURE_WIDTH_PX / width)))
+        image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+    _, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, _PICTURE_QUALITY])
+    return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode("ascii")
+
+
+def _rect(box_xyxy: npt.NDArray[np.float32], kind: str = "", *, stroke: str = "", title: str = "") -> str:
+    x1, y1, x2, y2 = box_xyxy.tolist()
+    look = f"class='{kind}'" if kind else f"stroke='{stroke}'"
+    inside = f"<title>{title}</title>" if title else ""
+    place = f"x='{x1:.1f}' y='{y1:.1f}' width='{max(0, x2 - x1):.1f}' height='{max(0, y2 - y1):.1f}'"
+    return f"<rect {look} {place}>{inside}</rect>"
+
+
+def timings(stage_ms: Mapping[str, Sequence[float]], note: str) -> str:
+    """Table of the milliseconds that each stage took, by frame."""
+    figures = {stage: (float(np.median(ms)), float(np.percentile(ms, 95))) for stage, ms in stage_ms.items()}
+    longest = max((p95 for _, p95 in figures.values()), default=0) or 1
     rows = []
-    for timing in timings:
-        widths = (100 * timing.p95_ms / longest, 100 * timing.median_ms / longest)
-        bars = "".join(f"<i style='width:{width:.1f}%'></i>" for width in widths)
-        rows.append(
-            f"<tr><th scope='row'>{escape(timing.stage)}</th><td class='number'>{timing.median_ms:.2f}</td>"
-            f"<td class='number'>{timing.p95_ms:.2f}</td>"
-            f"<td class='bars'><span class='bar' aria-hidden='true'>{bars}</span></td></tr>"
-        )
-    return _section(
-        "Time per frame",
-        _paragraph(note),
-        "<div class='scroll'><table><caption>Milliseconds per frame; dark bar: median, pale bar: 95th percentile."
-        "</caption><thead><tr><th scope='col'>stage</th><th scope='col' class='number'>median</th>"
-        "<th scope='col' class='number'>95 %</th><th scope='col'>compared</th></tr></thead>",
-        f"<tbody>{''.join(rows)}</tbody></table></div>",
-    )
+    for stage, (median, p95) in figures.items():
+        bars = "".join(f"<i style='width:{100 * value / longest:.1f}%'></i>" for value in (p95, median))
+        numbers = "".join(f"<td class='number'>{value:.2f}</td>" for value in (median, p95))
+        bar = f"<td class='bars'><span class='bar' aria-hidden='true'>{bars}</span></td>"
+        rows.append(f"<tr><th scope='row'>{escape(stage)}</th>{numbers}{bar}</tr>")
+    caption = "Milliseconds per frame; dark bar: median, pale bar: 95th percentile."
+    head = _head("stage", "median", "95 %") + "<th scope='col'>compared</th>"
+    return _section("Time per frame", f"<p>{escape(note)}</p>", _table(head, rows, caption=caption))
 
 
-def _commands(commands: Sequence[tuple[str, str]]) -> str:
-    if not commands:
-        return ""
-    items = (f"<p>{escape(purpose)}</p><pre><code>{escape(command)}</code></pre>" for purpose, command in commands)
-    return _section("Going on from here", *items)
+def commands(lines: Sequence[tuple[str, str]]) -> str:
+    """Purposes and command lines."""
+    items = (f"<p>{escape(purpose)}</p><pre><code>{escape(command)}</code></pre>" for purpose, command in lines)
+    return _section("Next steps", *items)
 
 
-def _versions(versions: Mapping[str, str]) -> str:
-    if not versions:
-        return ""
-    rows = "".join(
+def versions_table(names: Mapping[str, str]) -> str:
+    """Packages and machine."""
+    rows = (
         f"<tr><th scope='row'>{escape(name)}</th><td class='wrap'>{escape(version)}</td></tr>"
-        for name, version in versions.items()
+        for name, version in names.items()
     )
-    head = "<thead><tr><th scope='col'>what</th><th scope='col'>version</th></tr></thead>"
-    return _section("Made with", f"<div class='scroll'><table>{head}<tbody>{rows}</tbody></table></div>")
+    return _section("Made with", _table("<th scope='col'>name</th><th scope='col'>version</th>", rows))
+
+
+def _graph_metrics(facts: DemoFacts) -> dict[str, float]:
+    """Recall of the graph, without that at more proposals than it gives, which would repeat a smaller one."""
+    found, capacity = facts.export.manifest.recall, facts.export.manifest.proposals.num_proposals
+    beyond = {f"AR@{budget}" for budget in BUDGETS if budget > capacity}
+    return {name: value for name, value in (found.metrics if found else ()) if name not in beyond}
+
+
+def _headline_figures(facts: DemoFacts, columns: Mapping[str, Mapping[str, float]]) -> tuple[tuple[str, str, str], ...]:
+    model, checkpoint = load_model(facts.folder.checkpoint)
+    (height, width), num_images = facts.video.hw, facts.evaluation.num_images
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    steps = max((int(row["step"]) for row in facts.training.history), default=checkpoint.step)
+    seen = steps * facts.settings.data.batch_size
+    recall_text = f"{columns['ONNX'].get('AR@100', math.nan):.3f}"
+    speed_note = f"{width} x {height} video: decode, propose, draw and write"
+    return (
+        ("AR@100", recall_text, f"exported model, {num_images} validation images"),
+        ("Speed", f"{facts.video_run.summary.fps:.1f} fps", speed_note),
+        ("Parameters", f"{parameters / 1e6:.2f} M", f"backbone {model.config.backbone}"),
+        ("Training", f"{facts.settings.loop.minutes:g} min", f"{steps} steps, {seen} images"),
+    )
+
+
+def _recall_note(facts: DemoFacts) -> str:
+    parity, ms = facts.export.parity.summary(), facts.evaluation.latency_ms["p50"]
+    return (
+        f"{facts.evaluation.num_images} validation images that the training never saw. "
+        f"{parity[0].upper()}{parity[1:]}. In PyTorch an image takes {ms:.1f} ms (median)."
+    )
+
+
+def _val_pictures(facts: DemoFacts) -> list[Picture]:
+    """Validation images spread over the set, with the exported model's proposals."""
+    records = read_coco(facts.folder.data / "val.json", facts.folder.data / "images", verify="none").records
+    chosen = records[:: max(1, len(records) // _NUM_PICTURES)][:_NUM_PICTURES]
+    shown = []
+    with load(facts.folder.model) as model:
+        for record in chosen:
+            image = read_image(record.file)
+            shown.append(
+                Picture(name=record.file.name, image=image, gt_boxes_xyxy=record.boxes_xyxy, proposals=model(image))
+            )
+    return shown
+
+
+def _timings_note(facts: DemoFacts) -> str:
+    run = facts.video_run
+    share = run.num_covered / max(1, run.num_objects)
+    return (
+        f"{run.summary.num_frames} frames with {run.summary.backend}. The stages overlap, so frames leave the pipeline "
+        f"faster than their sum. Of the {run.num_objects} objects in these frames, {run.num_covered} ({share:.0%}) are "
+        "covered by a proposal at IoU 0.5."
+    )
+
+
+def _next_commands(folder: DemoFolder) -> tuple[tuple[str, str], ...]:
+    model = shlex.quote(str(folder.model))
+    return (
+        ("Watch a camera through this model:", f"edgerpn run {model} 0 --show"),
+        ("Look into it:", f"edgerpn inspect {model}"),
+        (
+            "Train on your own photographs: a folder with train.json, val.json (COCO) and images/:",
+            "edgerpn train --data my-photos -o my-run --minutes 30",
+        ),
+        ("Measure the result:", "edgerpn eval my-run/best.pt --data my-photos"),
+        (
+            "Export it, and run it on a video:",
+            "edgerpn export my-run/best.pt -o my-run/model.onnx\n"
+            "edgerpn run my-run/model.onnx my-video.mp4 -o my-results",
+        ),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages, and the machine."""
+    found = {
+        "edgerpn": edgerpn.__version__,
+        "Python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "onnx": onnx.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "OpenCV": cv2.__version__,
+        "NumPy": np.__version__,
+        "system": platform.platform(),
+        "CPU": f"{cpu_name()}, {torch.get_num_threads()} threads",
+    }
+    if torch.cuda.is_available():
+        found["GPU"] = torch.cuda.get_device_name()
+    return found

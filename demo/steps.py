@@ -1,18 +1,23 @@
-"""The demo's video through the runtime, with every stage timed."""
+"""The demo's folder, and its video through the exported model with every stage timed."""
 
 from __future__ import annotations
 
+import json
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from edgerpn.demo.folder import DemoFolder
-from edgerpn.demo.report_pictures import Picture, covered
+from edgerpn import files
 from edgerpn.demo.synthetic.dataset import SyntheticVideo
+from edgerpn.errors import ConfigError
 from edgerpn.machine import available_cores
+from edgerpn.manifest import manifest_path
+from edgerpn.matching import pairwise_iou
 from edgerpn.proposals import Proposals
 from edgerpn.runtime.draw import Painter
 from edgerpn.runtime.frame import Event, Result
@@ -24,13 +29,75 @@ from edgerpn.runtime.sinks.contract import Sink
 from edgerpn.runtime.sinks.picture_sinks import VideoSink
 from edgerpn.runtime.sources.file_sources import open_source
 
+MARKER = "demo.json"
+"""File that marks a folder of the demo, which the next demo may replace."""
+
+
+class DemoFolder:
+    """The files of a demo."""
+
+    def __init__(self, path: Path) -> None:
+        """Names them; nothing is written yet."""
+        self.path = path
+        self.data = path / "data"
+        """The made-up detection set: train.json, val.json, images/."""
+        self.source_video = self.data / "video.mp4"
+        self.training = path / "training"
+        """The training run: log, settings, all checkpoints."""
+        self.checkpoint = path / "best.pt"
+        self.model = path / "model.onnx"
+        """The exported model; its manifest model.json lies beside it."""
+        self.results = path / "proposals.jsonl"
+        """Proposals of each frame of the video, one JSON line for each."""
+        self.annotated_video = path / "annotated.mp4"
+        self.report = path / "report.html"
+
+    def start(self, facts: Mapping[str, object]) -> None:
+        """Makes the folder, or clears that of an earlier demo, and writes `facts` into its marker.
+
+        Raises:
+            ConfigError: The path holds something else.
+        """
+        if self.path.exists() and not (self.path.is_dir() and self._is_ours()):
+            raise ConfigError(
+                [f"--output {self.path}: expected a new or empty folder, or one of an earlier demo; choose another one"]
+            )
+        for folder in (self.data, self.training):
+            shutil.rmtree(folder, ignore_errors=True)
+        results = (self.checkpoint, self.model, manifest_path(self.model), self.results)
+        for file in (*results, self.annotated_video, self.report):
+            file.unlink(missing_ok=True)
+        files.write_text(self.path / MARKER, json.dumps(dict(facts), indent=2) + "\n")
+
+    def _is_ours(self) -> bool:
+        return (self.path / MARKER).is_file() or not any(self.path.iterdir())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Picture:
+    """An image with its ground truth and the model's proposals."""
+
+    name: str
+    """Shown below it, such as the file's name."""
+    image: npt.NDArray[np.uint8]
+    """(H, W, 3) BGR."""
+    gt_boxes_xyxy: npt.NDArray[np.float32]
+    """(M, 4) ground truth, image pixels."""
+    proposals: Proposals
+    """Best first."""
+
+    def covered(self, *, iou: float = 0.5) -> npt.NDArray[np.bool_]:
+        """Finds the ground-truth boxes that some proposal overlaps by at least `iou`; (M,) bool."""
+        overlap = pairwise_iou(self.gt_boxes_xyxy, self.proposals.boxes)
+        return np.asarray(overlap.max(axis=1, initial=0) >= iou)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoRun:
-    """What came of the video."""
+    """The results of the video."""
 
     summary: RunSummary
-    """Frames, speed and what ran the model."""
+    """Frames, speed and backend."""
     stage_ms: dict[str, list[float]]
     """Milliseconds of each stage for each frame; `write` is drawing and writing."""
     num_objects: int
@@ -45,7 +112,7 @@ def run_video(folder: DemoFolder, video: SyntheticVideo, *, num_pictures: int = 
     """Runs the demo's video through its exported model and writes the JSON lines and the annotated video.
 
     Args:
-        folder: Where everything lies.
+        folder: Of the demo.
         video: The video and its ground truth.
         num_pictures: Frames to keep for the report, spread evenly.
 
@@ -73,7 +140,7 @@ def run_video(folder: DemoFolder, video: SyntheticVideo, *, num_pictures: int = 
 
 
 class _Record:
-    """A sink that passes results on to others and notes how long that took and how good they are."""
+    """A sink that passes results on to others and records the time that they take and the objects that are covered."""
 
     def __init__(self, sinks: Sequence[Sink], video: SyntheticVideo, kept: set[int]) -> None:
         self._sinks = sinks
@@ -86,7 +153,6 @@ class _Record:
         self.pictures: list[Picture] = []
 
     def write(self, result: Result) -> None:
-        """Passes a result on."""
         start = time.perf_counter()
         for sink in self._sinks:
             sink.write(result)
@@ -96,12 +162,11 @@ class _Record:
         self._compare(result)
 
     def event(self, event: Event) -> None:
-        """Passes an event on."""
         for sink in self._sinks:
             sink.event(event)
 
     def close(self) -> None:
-        """Closes all of them; the first failure is raised when the others are closed."""
+        """Closes all sinks, then raises the first failure."""
         first, *others = self._sinks
         try:
             first.close()
@@ -110,24 +175,14 @@ class _Record:
                 sink.close()
 
     def _compare(self, result: Result) -> None:
-        picture = to_picture(
-            f"Frame {result.index} of the video", result.image, self._boxes_xyxy[result.index], result.proposals
+        picture = Picture(
+            name=f"Frame {result.index} of the video",
+            image=result.image,
+            gt_boxes_xyxy=self._boxes_xyxy[result.index],
+            proposals=result.proposals,
         )
-        found = covered(picture)
+        found = picture.covered()
         self.num_objects += len(found)
         self.num_covered += int(found.sum())
         if result.index in self._kept:
             self.pictures.append(picture)
-
-
-def to_picture(
-    name: str, image: npt.NDArray[np.uint8], gt_boxes_xyxy: npt.NDArray[np.float32], proposals: Proposals
-) -> Picture:
-    """A picture for the report."""
-    return Picture(
-        name=name,
-        image=image,
-        gt_boxes_xyxy=gt_boxes_xyxy,
-        proposals_xyxy=proposals.boxes,
-        scores=proposals.scores,
-    )

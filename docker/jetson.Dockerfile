@@ -14,6 +14,7 @@ COPY core core
 COPY train train
 COPY export export
 COPY runtime runtime
+COPY demo demo
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM nvcr.io/nvidia/l4t-jetpack:r36.4.0

@@ -10,6 +10,7 @@ COPY core core
 COPY train train
 COPY export export
 COPY runtime runtime
+COPY demo demo
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM python:3.11-slim-bookworm

@@ -16,7 +16,7 @@ from edgerpn.lazy import lazy_names
 
 if TYPE_CHECKING:
     from edgerpn.export.engine.build import build_engine
-    from edgerpn.export.engine.build_config import BuildConfig
+    from edgerpn.export.engine.options import BuildConfig
     from edgerpn.export.export_config import ExportConfig
     from edgerpn.export.onnx.export import ExportResult, export_onnx
 
@@ -25,7 +25,7 @@ __all__ = ["BuildConfig", "ExportConfig", "ExportResult", "build_engine", "expor
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "BuildConfig": "edgerpn.export.engine.build_config",
+        "BuildConfig": "edgerpn.export.engine.options",
         "ExportConfig": "edgerpn.export.export_config",
         "ExportResult": "edgerpn.export.onnx.export",
         "build_engine": "edgerpn.export.engine.build",

@@ -89,7 +89,7 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
 def _lint(arguments: argparse.Namespace) -> dict[str, Any]:
     """Prints the violations of the target's limits; returns them for the report."""
     from edgerpn.export.limits.check import find_violations
-    from edgerpn.export.limits.graph_view import read_onnx
+    from edgerpn.export.limits.graph import read_onnx
 
     proto, manifest = read_onnx(arguments.model)
     violations = find_violations(proto, arguments.target, manifest)

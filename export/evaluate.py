@@ -2,72 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import tempfile
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgerpn.errors import ConfigError, DataError
+from edgerpn.errors import DataError
 from edgerpn.letterbox import letterbox
 from edgerpn.manifest import DIGEST_KEY
 from edgerpn.manifest.parts import RecallSpec
-from edgerpn.progress import track
-from edgerpn.train.data.coco import class_names, read_coco, read_image
-from edgerpn.train.recall.average_recall import BUDGETS, average_recall
-from edgerpn.train.recall.open_world import check_parts, open_world_recall
-from edgerpn.train.recall.validation import coco_results
+from edgerpn.train.data.coco import read_coco
+from edgerpn.train.data.splits import Split
+from edgerpn.train.evaluation import Detect, Evaluation, evaluate, measure
+from edgerpn.train.recall.average_recall import average_recall
 
 if TYPE_CHECKING:
     import onnx
-
-Detect = Callable[[npt.NDArray[np.uint8]], tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
-"""Frame (H, W, 3) uint8 BGR to boxes (M, 4) in frame pixels and scores (M,), best first."""
-
-NUM_WARM_UP = 3
-"""Images run once before the clock starts."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Evaluation:
-    """Recall and speed of a model on annotated images."""
-
-    metrics: dict[str, float]
-    """See `edgerpn.train.recall.average_recall.average_recall`."""
-    latency_ms: dict[str, float]
-    """Milliseconds from decoded frame to proposals: p50, p90, p95, p99, mean."""
-    images_per_s: float
-    """Images a second, one after the other, without reading them from disk."""
-    num_images: int
-    """Images measured."""
-    num_proposals: int
-    """Most proposals that the model gives for an image."""
-    data_sha256: str
-    """Hash of the annotation file."""
-    holdout_classes: tuple[str, ...] = ()
-    """Classes that training did not see."""
-    open_world: dict[str, dict[str, float]] = field(default_factory=dict)
-    """With held-out classes, the metrics by part of the objects: all, seen, unseen."""
-
-    @property
-    def budgets_beyond(self) -> list[str]:
-        """Names of the metrics AR@K whose K is more than the model gives."""
-        return [f"AR@{budget}" for budget in BUDGETS if budget > self.num_proposals]
-
-    def speed(self) -> str:
-        """Images a second and latencies on one line, for people."""
-        ms = self.latency_ms
-        return (
-            f"{self.num_images} images, {self.images_per_s:.1f} images/s; latency p50 {ms['p50']:.2f} ms, "
-            f"p95 {ms['p95']:.2f} ms, p99 {ms['p99']:.2f} ms"
-        )
 
 
 def evaluate_model(
@@ -99,82 +54,27 @@ def evaluate_model(
         ManifestError: The exported model's manifest is missing or does not fit.
         DataError: The annotations or images cannot be used.
     """
-    if holdout_classes is None:
-        holdout_classes = _holdout_of(model, annotations, log)
-    dataset = read_coco(annotations, images, verify="header", holdout_classes=holdout_classes)
-    if holdout_classes:
-        check_parts(dataset)
-    for problem in dataset.problems:
-        log(f"{annotations.name}: {problem}")
-    if limit is not None:
-        dataset = dataclasses.replace(dataset, records=dataset.records[:limit])
-    detect, capacity = _open(model, num_proposals, network_hw)
-    for record in dataset.records[:NUM_WARM_UP]:
-        detect(read_image(record.file))
-    results: list[dict[str, Any]] = []
-    elapsed_ms = []
-    for record in track(dataset.records, f"evaluating {model.name}", unit="image"):
-        frame = read_image(record.file)
-        start = time.perf_counter()
-        boxes, scores = detect(frame)
-        elapsed_ms.append(1000 * (time.perf_counter() - start))
-        results += coco_results(record.image_id, boxes, scores)
-    quantiles = {f"p{q}": float(np.percentile(elapsed_ms, q)) for q in (50, 90, 95, 99)}
-    open_world = open_world_recall(dataset, results) if holdout_classes else {}
-    return Evaluation(
-        metrics=open_world.get("all") or average_recall(dataset.coco_ground_truth(), results),
-        latency_ms={**quantiles, "mean": float(np.mean(elapsed_ms))},
-        images_per_s=1000 / float(np.mean(elapsed_ms)),
-        num_images=len(dataset.records),
-        num_proposals=capacity,
-        data_sha256=dataset.sha256,
-        holdout_classes=holdout_classes,
-        open_world=open_world,
-    )
-
-
-def _holdout_of(model: Path, annotations: Path, log: Callable[[str], None]) -> tuple[str, ...]:
-    """The classes that a checkpoint was trained without, if these annotations name all of them; none for exports."""
-    if model.suffix != ".pt":
-        return ()
-    from edgerpn.train.checkpoint import load_checkpoint
-
-    names = load_checkpoint(model).settings.data.holdout_classes
-    known = class_names(annotations) if names else frozenset()
-    missing = [name for name in names if name not in known]
-    if missing:
-        log(
-            f"{annotations.name}: the checkpoint was trained without {', '.join(names)}, but there is no class named "
-            f"{', '.join(missing)} here: recall is that on all objects"
+    if model.suffix == ".pt":
+        return evaluate(
+            model,
+            annotations,
+            images=images,
+            num_proposals=num_proposals,
+            size_hw=network_hw,
+            holdout_classes=holdout_classes,
+            limit=limit,
+            log=log,
         )
-        return ()
-    return names
-
-
-def _open(model: Path, num_proposals: int, network_hw: tuple[int, int] | None) -> tuple[Detect, int]:
-    """A function that runs `model` on frames of any size, and the most proposals that it gives."""
-    return _open_checkpoint(model, num_proposals, network_hw) if model.suffix == ".pt" else _open_artifact(model)
-
-
-def _open_checkpoint(file: Path, num_proposals: int, network_hw: tuple[int, int] | None) -> tuple[Detect, int]:
-    import torch
-
-    from edgerpn.train.checkpoint import load_model
-    from edgerpn.train.network.detector import Detector, detect
-    from edgerpn.train.network.layers import fuse_batch_norm
-    from edgerpn.train.run.device import place
-
-    model, checkpoint = load_model(file)
-    hw = network_hw or checkpoint.settings.data.input_hw
-    misfit = checkpoint.settings.model.anchors.misfit(hw)
-    if misfit is not None:
-        raise ConfigError([f"--size {hw[0]}x{hw[1]}: {misfit}"])
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    trained = checkpoint.settings.proposals
-    proposals = dataclasses.replace(trained, num_proposals=num_proposals, nms_candidates=None)
-    fuse_batch_norm(model.eval())
-    detector = place(Detector(model, proposals, network_hw=hw), device)
-    return lambda frame: detect(detector, frame), num_proposals
+    detect, capacity = _open_artifact(model)
+    return measure(
+        detect,
+        Split(annotations, images),
+        name=model.name,
+        num_proposals=capacity,
+        holdout_classes=holdout_classes or (),
+        limit=limit,
+        log=log,
+    )
 
 
 def _open_artifact(file: Path) -> tuple[Detect, int]:

@@ -204,7 +204,7 @@ def _load_onnx(file: Path) -> onnx.ModelProto | None:
 def _manifest(file: Path, proto: onnx.ModelProto | None) -> Manifest:
     """Reads the manifest beside an ONNX file, or the one inside a file that travels alone."""
     if proto is not None and not edgerpn.manifest.manifest_path(file).is_file():
-        from edgerpn.export.limits.graph_view import metadata
+        from edgerpn.export.limits.graph import metadata
 
         properties = metadata(file, proto)
         if METADATA_KEY in properties:

@@ -1,8 +1,8 @@
-"""Drawing proposals so that many overlapping ones stay readable.
+"""Draws proposals so that many overlapping ones stay readable.
 
-Only the best are drawn, the best last and on top; weak ones are thin and see-through, strong ones thick and bright,
-all in one hue. Where many score alike, the first stand out all the same, because rank counts too. Only the first few
-carry their score, where there is room for it.
+Draws only the best, the best last and on top; weak ones thin and transparent, strong ones thick and bright, all in one
+hue. Rank counts too, so that the first ones stand out where many scores are equal. Only the first few get a label,
+where there is room for it.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from edgerpn.runtime.frame import Result
 from edgerpn.runtime.opencv import load_cv2
 
 DEFAULT_TOP = 20
-"""Boxes drawn at most, unless told otherwise."""
+"""Default maximum number of boxes drawn."""
 
 NUM_LABELS = 5
-"""Boxes that carry their score at most."""
+"""Maximum number of boxes with a score label."""
 
 FADE_RANK = 20
-"""Rank at which a box stands out half as much as the best of equal score."""
+"""Rank at which a box is half as strong as the best one of equal score."""
 
 _WEAK_BGR = np.array([20.0, 95.0, 175.0])
 _STRONG_BGR = np.array([70.0, 225.0, 255.0])
@@ -37,7 +37,7 @@ def draw_proposals(image: Image, proposals: Proposals, *, top: int = DEFAULT_TOP
     Args:
         image: (H, W, 3) uint8 BGR; not changed.
         proposals: Boxes in pixels of `image`, best first.
-        top: Boxes drawn at most.
+        top: Maximum number of boxes drawn.
 
     Returns:
         (H, W, 3) uint8 BGR, a new array.
@@ -58,32 +58,31 @@ def draw_proposals(image: Image, proposals: Proposals, *, top: int = DEFAULT_TOP
 
 
 class Painter:
-    """Draws results; keeps the last picture for the next sink."""
+    """Draws each result once, however many sinks show it."""
 
     def __init__(self, *, top: int = DEFAULT_TOP) -> None:
-        """Draws at most `top` boxes of each frame."""
         self._top = top
         self._last: tuple[Proposals, Image] | None = None
 
     def paint(self, result: Result) -> Image:
-        """The picture of `result` with its boxes, (H, W, 3) uint8 BGR; shared, not to be changed."""
-        # The result itself is not kept: its frame may lie in memory that the capture waits for.
+        """Returns the picture of `result` with at most `top` boxes, (H, W, 3) uint8 BGR; shared, do not change it."""
+        # Keeps the proposals, not the result, whose frame may lie in memory that the capture needs again. In one step,
+        # because several sinks draw in threads of their own.
         last = self._last
         if last is None or last[0] is not result.proposals:
-            # Kept in one step, because several sinks draw in threads of their own.
             self._last = last = (result.proposals, draw_proposals(result.image, result.proposals, top=self._top))
         return last[1]
 
 
 def score_color(strength: float) -> tuple[int, int, int]:
-    """The BGR colour of a box that stands out by `strength` (0..1)."""
+    """Returns the BGR colour of a box of a strength from 0 to 1."""
     blue, green, red = (_WEAK_BGR + (_STRONG_BGR - _WEAK_BGR) * strength).round().astype(int).tolist()
     return blue, green, red
 
 
 def _strengths(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """How much each box stands out, (M,) 0..1, of scores (M,), best first."""
-    # By its score beside the best one, where a best score below 0.3 is none to be loud about.
+    """Computes the strength of each box, (M,) 0..1, from scores (M,), best first."""
+    # Relative to the best score; a best score below 0.3 does not get full strength.
     relative = np.clip(scores / max(float(scores[0]), 0.3), 0, 1).astype(np.float64)
     return relative / (1 + (np.arange(len(scores)) / FADE_RANK) ** 2)
 
@@ -107,7 +106,7 @@ def _draw_box(canvas: Image, corner: Rectangle, strength: float, unit: int) -> N
 def _blend_frame(
     canvas: Image, corner: Rectangle, thickness: int, color_bgr: tuple[int, int, int], opacity: float
 ) -> None:
-    """Blends the four sides of a box, centred on its edge; only these pixels are touched, which is fast."""
+    """Blends the four sides of a box, centred on its edge; changes only these pixels, which is fast."""
     x1, y1, x2, y2 = corner
     outer = thickness // 2
     inner = thickness - outer
@@ -129,14 +128,14 @@ def _blend_frame(
 def _draw_label(
     canvas: Image, corner: Rectangle, text: str, strength: float, unit: int, taken: list[Rectangle]
 ) -> None:
-    """Writes `text` at a corner of the box; left out where it would cover another label."""
+    """Writes `text` at a corner of the box, unless it would cover another label."""
     cv2 = load_cv2()
     font, scale, pad = cv2.FONT_HERSHEY_SIMPLEX, 0.4 * unit, 2 * unit
     (text_w, text_h), _ = cv2.getTextSize(text, font, scale, unit)
     height, width = canvas.shape[:2]
     label_w, label_h = text_w + 2 * pad, text_h + 2 * pad
     x = max(0, min(corner[0], width - label_w))
-    # Above the box, or inside it where the picture ends.
+    # Above the box, or inside it at the top of the picture.
     y = corner[1] - label_h if corner[1] >= label_h else corner[1]
     place = (x, y, x + label_w, y + label_h)
     if y + label_h > height or any(_overlap(place, other) for other in taken):

@@ -48,7 +48,7 @@ def load(
         providers: ONNX Runtime execution providers in order of preference ("tensorrt", "cuda", "cpu", or full names,
             each alone or as a pair with its options); None: CUDA if it is there, else the CPU.
         threads: CPU threads of one inference; None: one for each core that this process may use. Engines use none.
-        on_mismatch: What to do with an engine that was built for another machine or version, see `edgerpn inspect`:
+        on_mismatch: Reaction to an engine built for another machine or version, see `edgerpn inspect`:
             `fail` is an error; `rebuild` builds it again from the ONNX file beside it, which takes minutes.
         self_test: Whether to run the golden frames beside the model first, and to refuse it if the proposals are
             not the expected ones.

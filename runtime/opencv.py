@@ -9,15 +9,15 @@ from edgerpn.errors import MissingDependencyError, require
 
 
 def load_cv2() -> ModuleType:
-    """Imports cv2, or says how to get it on this kind of machine.
+    """Imports cv2.
 
-    FFmpeg's and OpenCV's own log lines are turned down, because they can hold whole URLs with passwords; set
-    OPENCV_FFMPEG_LOGLEVEL or OPENCV_LOG_LEVEL to see them.
+    Silences the logs of FFmpeg and OpenCV, which can hold whole URLs with passwords; set OPENCV_FFMPEG_LOGLEVEL or
+    OPENCV_LOG_LEVEL to see them.
 
     Raises:
-        MissingDependencyError: OpenCV is not installed, or does not import.
+        MissingDependencyError: OpenCV is not installed, or does not import; says how to install it.
     """
-    # Both are read once, when cv2 starts.
+    # cv2 reads both once, when it starts.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
     try:

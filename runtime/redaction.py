@@ -1,9 +1,9 @@
-"""Taking passwords out of text before anybody reads it.
+"""Hides passwords in texts, and in the list of processes.
 
-Cameras carry credentials in many ways: `rtsp://user:pass@host`, with `@`, `/` or `#` unescaped inside the
+Cameras carry credentials in many forms: `rtsp://user:pass@host`, with `@`, `/` or `#` unescaped inside the
 password; query keys (`?token=`); keys inside the path (`/user=admin_password=x_channel=1.sdp`); GStreamer
-properties (`user-pw="..."`); headers (`Authorization: Basic ...`). Where it is unclear what is secret, too much is
-hidden rather than too little.
+properties (`user-pw="..."`); headers (`Authorization: Basic ...`). In case of doubt these functions hide too much
+rather than too little.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from urllib.parse import unquote
 HIDDEN = "***"
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-# The last @ ends the credentials, because a careless password may hold one itself.
+# The last @ ends the credentials, because an unescaped password may hold one itself.
 _CREDENTIALS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s\"'<>]*@")
 _SECRET_WORDS = (
     r"(?:pass|pwd|pw(?![a-z])|psw|token|key(?![-_]?(?:int|frame))|secret|auth|user|usr|login|signature|credential"
@@ -27,7 +27,7 @@ _SECRET_KEY = re.compile(_SECRET_WORDS, re.IGNORECASE)
 _SECRET_PAIR = re.compile(
     rf"([\w%.\-\[\]]*{_SECRET_WORDS}[\w%.\-\[\]]*\s*=\s*)(?:\"[^\"]*\"|'[^']*'|[^\s&#\"']+)", re.IGNORECASE
 )
-# What belongs to a header and what follows it cannot be told apart, so that its whole line goes.
+# The end of a header's value cannot be recognised, so the whole line goes.
 _SECRET_HEADER = re.compile(
     r"(\b(?:[\w-]*(?:authorization|cookie2?)|x-[\w-]*(?:key|token|auth)[\w-]*)[\"']?\s*[:=]\s*|\bcookies\s*[;:=]\s*)"
     r"[^\s][^\r\n]*",
@@ -46,19 +46,19 @@ _HEADER = re.compile(r"authorization|cookie", re.IGNORECASE)
 def redact(text: str) -> str:
     """Hides credentials in any text: log lines, error messages, headers, GStreamer pipelines.
 
-    A URL in running text ends at white space or a quote; for a text that is one URL use `redact_url`.
+    A URL in running text ends at white space or a quote; for a single URL use `redact_url`.
     """
     without_headers = _SECRET_HEADER.sub(rf"\1{HIDDEN}", text)
     return _SECRET_PAIR.sub(rf"\1{HIDDEN}", _CREDENTIALS.sub(rf"\1{HIDDEN}@", without_headers))
 
 
 def redact_ffmpeg_options(options: str) -> str:
-    """Options for FFmpeg, key;value|key;value, all hidden when one of them may be a secret, such as `headers`."""
+    """Hides all FFmpeg options, key;value|key;value, when one of them may be secret, such as `headers`."""
     return HIDDEN if _SECRET_OPTION.search(options) else redact(options)
 
 
 def redact_url(url: str) -> str:
-    """Hides the credentials of one URL, whatever characters they hold (even spaces, quotes and line ends)."""
+    """Hides the credentials of one URL, whatever characters they hold, even spaces, quotes and line ends."""
     scheme = _SCHEME.match(url)
     if scheme is None:
         return redact(url)
@@ -75,20 +75,24 @@ def _redact_query(query: str) -> str:
     for part in query.split("&"):
         key, equals, _ = part.partition("=")
         if equals:
-            # A key may itself be percent-encoded, which servers undo.
+            # Servers decode percent-encoded keys.
             after_secret = bool(_SECRET_KEY.search(unquote(key)))
             parts.append(f"{key}={HIDDEN}" if after_secret else part)
         elif not after_secret:
-            # A part without "=" behind a secret is the rest of a password that holds "&": left out.
+            # A part without "=" after a secret is the rest of a password with "&": left out.
             parts.append(part)
     return "&".join(parts)
 
 
 def hide_passwords() -> bool:
-    """Overwrites URLs with passwords in the arguments of this process, as others see them; `sys.argv` stays.
+    """Overwrites passwords in the arguments of this process, as `ps` shows them; `sys.argv` keeps them.
+
+    Otherwise `edgerpn run model.onnx rtsp://user:password@camera/` would show the password to every user of the
+    machine: `ps` reads the arguments from the memory of the process, which the process can overwrite. Until this call
+    the password can be seen; a settings file (--config) never shows it.
 
     Returns:
-        Whether there was something to hide and it is hidden.
+        Whether there was a password and it is hidden now.
     """
     try:
         shown = (_SELF / "cmdline").read_bytes()
@@ -106,10 +110,10 @@ def hide_passwords() -> bool:
 
 
 def redact_arguments(line: bytes) -> bytes:
-    """A command line, each argument with a zero behind it, without passwords and just as long."""
+    """Hides the passwords of a command line (each argument ends with a zero byte); keeps its length."""
     arguments = [os.fsdecode(word) for word in line.removesuffix(b"\0").split(b"\0")]
     hidden = b"\0".join(os.fsencode(_redacted(argument)) for argument in arguments)
-    # The last byte must stay zero, or the kernel shows the environment behind it too.
+    # The last byte must stay zero, or the kernel also shows the environment behind it.
     return hidden[: len(line) - 1].ljust(len(line), b"\0")
 
 
@@ -119,7 +123,7 @@ def _redacted(argument: str) -> str:
         return options.group() + redact_ffmpeg_options(argument[options.end() :])
     if " ! " in argument or _HEADER.search(argument):
         return redact(argument)
-    # Of A.B=URL the key is no secret.
+    # In A.B=URL the key is not a secret.
     head, scheme, rest = argument.partition("://")
     key, equals, _ = head.rpartition("=")
     return f"{key}{equals}{redact_url(argument.removeprefix(key + equals))}" if scheme and rest else argument

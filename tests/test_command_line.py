@@ -34,12 +34,12 @@ ARGUMENTS = {
     ),
     "check": "model --target --against --images --data --limit -o --output --pictures",
     "run": (
-        "model sources --config --set --print-config -o --output --out --jsonl --video --http --show --max-frames --min-score --top"
-        " --threads --provider --on-mismatch --log-format --log-level --self-test"
+        "model sources --config --set --print-config -o --output --out --jsonl --video --http --show --max-frames"
+        " --min-score --top --threads --provider --on-mismatch --log-format --log-level --self-test"
     ),
     "doctor": "what source --seconds --config --set --model --json",
     "inspect": "model --size --json",
-    "demo": "--out --seed --minutes --images --val-images --frames --size --set",
+    "demo": "-o --output --out --seed --minutes --images --val-images --frames --size --set",
 }
 
 

@@ -14,7 +14,7 @@ from edgerpn.progress import track
 if TYPE_CHECKING:
     from edgerpn.train.config import TrainSettings
     from edgerpn.train.data.coco import Dataset
-    from edgerpn.train.network.anchor_fit import AnchorRecall, Array, Layout
+    from edgerpn.train.network.anchor_fit import AnchorLayout, AnchorRecall, Array
     from edgerpn.train.network.anchors import AnchorConfig
 
 
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     from edgerpn.train.config import load_settings
     from edgerpn.train.data.coco import read_coco
     from edgerpn.train.data.splits import find_split
-    from edgerpn.train.network.anchor_fit import fit_anchors, layouts, measure_anchors
+    from edgerpn.train.network.anchor_fit import fit_anchors, measure_anchors, similar_layouts
 
     settings = load_settings(preset=arguments.preset)
     image_hw = arguments.size or settings.data.input_hw
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     boxes = letterboxed(dataset, image_hw)
     present = settings.model.anchors
     rows = [(f"preset {arguments.preset}", present, measure_anchors(present, boxes, image_hw))]
-    choices = list(dict.fromkeys([wanted, *layouts(wanted.strides_px, image_hw)]))
+    choices = list(dict.fromkeys([wanted, *similar_layouts(wanted.strides_px, image_hw)]))
     fitted = {layout: fit_anchors(layout, boxes, image_hw) for layout in track(choices, "fitting", unit="layout")}
     rows += [
         ("fitted" if layout == wanted else "other", config, measure_anchors(config, boxes, image_hw))
@@ -127,18 +127,18 @@ def _coarsest_stride(settings: TrainSettings) -> int:
     return anchors.strides_px[len(anchors.strides_px) - settings.model.num_extra_levels - 1]
 
 
-def _wanted(arguments: argparse.Namespace, settings: TrainSettings) -> Layout:
-    from edgerpn.train.network.anchor_fit import Layout
+def _wanted(arguments: argparse.Namespace, settings: TrainSettings) -> AnchorLayout:
+    from edgerpn.train.network.anchor_fit import AnchorLayout
 
     anchors = settings.model.anchors
-    return Layout(
+    return AnchorLayout(
         strides_px=arguments.strides or anchors.strides_px,
         num_sizes=arguments.sizes or len(anchors.sizes_px[0]),
         num_ratios=arguments.ratios or len(anchors.ratios_hw),
     )
 
 
-def _check_size(layout: Layout, image_hw: tuple[int, int]) -> None:
+def _check_size(layout: AnchorLayout, image_hw: tuple[int, int]) -> None:
     from edgerpn.train.network.anchors import AnchorConfig
 
     sizes = ((1.0,),) * len(layout.strides_px)

@@ -18,10 +18,9 @@ from torch import Tensor
 import edgerpn
 from edgerpn import files, settings
 from edgerpn.errors import CheckpointError, ConfigError
-from edgerpn.train.checkpoint_upgrade import from_format_1, with_later_settings
 from edgerpn.train.config import TrainSettings
 from edgerpn.train.network.model import Rpn
-from edgerpn.train.tensor_file import load_tensors
+from edgerpn.train.network.weights import load_tensors
 
 FORMAT = 2
 """Number of the file's layout, raised when it changes."""
@@ -103,11 +102,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise CheckpointError(f"{path}: the checkpoint lacks {', '.join(missing)}; it is damaged, train again")
     if not isinstance(content["settings"], Mapping):
         raise CheckpointError(f"{path}: expected a table of settings, got {type(content['settings']).__name__}")
-    if content["format"] == 1:
-        content = _upgraded(content, path)
     try:
-        complete = with_later_settings(_without_nulls(content["settings"]))
-        resolved = settings.from_dict(TrainSettings, complete, source=str(path))
+        resolved = settings.from_dict(TrainSettings, content["settings"], source=str(path))
     except ConfigError as error:
         raise CheckpointError(f"{error}\nThe checkpoint was written by another version of edgerpn.") from error
     return Checkpoint(settings=resolved, **{name: content[name] for name in fields - {"settings"}})
@@ -122,23 +118,12 @@ def _read(path: Path) -> Mapping[str, Any]:
     content = load_tensors(path, expected="a checkpoint of edgerpn")
     if not isinstance(content, Mapping) or "format" not in content or "weights" not in content:
         raise CheckpointError(f"{path}: not a checkpoint of edgerpn (train one with `edgerpn train`)")
-    if content["format"] not in (1, FORMAT):
+    if content["format"] != FORMAT:
         raise CheckpointError(
-            f"{path}: checkpoint format {content['format']}, but this version reads formats 1 and {FORMAT}"
+            f"{path}: checkpoint format {content['format']}, but this version of edgerpn reads format {FORMAT} only; "
+            "train again, or use the version that wrote it"
         )
     return content
-
-
-def _upgraded(content: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
-    try:
-        return from_format_1(content)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: the checkpoint's settings or weights are damaged ({error!r})") from error
-
-
-def _without_nulls(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Drops keys without a value, so that they take their default (not set)."""
-    return {k: _without_nulls(v) if isinstance(v, Mapping) else v for k, v in table.items() if v is not None}
 
 
 def load_model(path: str | os.PathLike[str]) -> tuple[Rpn, Checkpoint]:

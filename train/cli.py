@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from edgerpn.arguments import names_argument, size_argument
 from edgerpn.errors import ConfigError
-
-if TYPE_CHECKING:
-    from edgerpn.train.config import TrainSettings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,82 +28,71 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of the run: checkpoints, log, loss plot",
     )
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--epochs", type=int, metavar="N", help="passes over the training images")
-    length.add_argument("--minutes", type=float, metavar="M", help="wall-clock time instead of a number of epochs")
+    length.add_argument("--epochs", type=int, metavar="N", help="passes over the training images (default 100)")
+    length.add_argument("--minutes", type=float, metavar="M", help="wall-clock time, instead of a number of epochs")
     parser.add_argument(
-        "--size", type=size_argument, metavar="HxW", help="size that the network works at, such as 384x640"
+        "--size", type=size_argument, metavar="HxW", help="size at which the network works, such as 384x640"
     )
     parser.add_argument("--preset", metavar="NAME", help="edge (default) or paper")
     parser.add_argument(
         "--holdout-classes",
         type=names_argument,
         metavar="A,B",
-        help="train without the boxes of these classes; `edgerpn eval` reports recall on them apart",
+        help="hide the boxes of these classes from training; `edgerpn eval` then reports recall on them separately",
     )
-    parser.add_argument("--backbone-weights", type=Path, metavar="FILE", help="torchvision checkpoint to start from")
-    parser.add_argument("--resume", action="store_true", help="go on from RUN/last.pt, with its settings")
-    parser.add_argument("--config", metavar="FILE.toml", help="settings, over the preset's")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="one setting, over the file's; may be repeated"
+        "--backbone-weights", type=Path, metavar="FILE", help="torchvision weights to start the backbone from"
     )
-    parser.add_argument("--print-config", action="store_true", help="show the resolved settings and exit")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue from RUN/last.pt, with the settings of that run"
+    )
+    parser.add_argument("--config", metavar="FILE.toml", help="settings; they override the preset's")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="one setting; it overrides the file's; may be repeated",
+    )
+    parser.add_argument("--print-config", action="store_true", help="print the resolved settings and exit")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Trains; returns the exit status (130 when interrupted)."""
+    """Trains; returns the exit status (130 if interrupted)."""
     from edgerpn import settings
+    from edgerpn.train.training import read_saved_settings, resolve_settings
 
-    resolved = _settings(arguments)
+    saved = read_saved_settings(arguments.output) if arguments.resume and arguments.output is not None else None
+    resolved = resolve_settings(
+        base=saved,
+        preset=arguments.preset,
+        file=arguments.config,
+        minutes=arguments.minutes,
+        epochs=arguments.epochs,
+        size_hw=arguments.size,
+        holdout_classes=arguments.holdout_classes,
+        overrides=arguments.set,
+    )
     if arguments.print_config:
         sys.stdout.write(settings.to_toml(resolved))
         return 0
     missing = [flag for flag, value in (("--data", arguments.data), ("--output", arguments.output)) if value is None]
     if missing:
-        raise ConfigError([f"{' and '.join(missing)}: needed, see `edgerpn train --help`"])
+        raise ConfigError([f"{' and '.join(missing)}: required, see `edgerpn train --help`"])
     from edgerpn.train.recall.average_recall import format_table
-    from edgerpn.train.run.loop import train
-    from edgerpn.train.run.ranks import ranks_from
+    from edgerpn.train.run.ranks import ranks_from_environment
+    from edgerpn.train.training import train
 
     result = train(
-        resolved,
-        data=arguments.data,
-        out=arguments.output,
-        resume=arguments.resume,
+        arguments.data,
+        arguments.output,
+        settings=resolved,
         backbone_weights=arguments.backbone_weights,
-        say=print,
+        resume=arguments.resume,
+        log=print,
     )
-    if ranks_from().is_first:
+    if ranks_from_environment().is_first:
         if result.metrics:
             print(format_table({"best": result.metrics}))
         print(f"best checkpoint: {result.best}")
     return 130 if result.interrupted else 0
-
-
-def _settings(arguments: argparse.Namespace) -> TrainSettings:
-    """The preset with file and flags over it; a resumed run starts from its own settings instead of a preset."""
-    from edgerpn import settings
-    from edgerpn.train.config import TrainSettings, load_settings
-    from edgerpn.train.run.folder import RunFolder
-
-    overrides = _overrides(arguments)
-    folder = RunFolder(arguments.output) if arguments.resume and arguments.output is not None else None
-    if folder is None or not folder.last.is_file():
-        return load_settings(preset=arguments.preset or "edge", file=arguments.config, overrides=overrides)
-    if arguments.preset is not None:
-        raise ConfigError(["--preset: a resumed run has its settings; change single ones with --set"])
-    files = [arguments.config] if arguments.config else []
-    return settings.load(TrainSettings, base=folder.read_last().settings, files=files, overrides=overrides)
-
-
-def _overrides(arguments: argparse.Namespace) -> tuple[str, ...]:
-    """The plain flags as settings, before the explicit `--set` ones."""
-    flags = []
-    if arguments.epochs is not None:
-        flags += [f"loop.epochs={arguments.epochs}", "loop.minutes=0"]
-    if arguments.minutes is not None:
-        flags.append(f"loop.minutes={arguments.minutes}")
-    if arguments.size is not None:
-        flags.append(f"data.input_hw={list(arguments.size)}")
-    if arguments.holdout_classes is not None:
-        flags.append(f"data.holdout_classes={json.dumps(arguments.holdout_classes)}")
-    return (*flags, *arguments.set)

@@ -29,9 +29,9 @@ from edgerpn.train.data.loader import DataConfig
 from edgerpn.train.learning.assign import AssignConfig
 from edgerpn.train.learning.loss import LossConfig
 from edgerpn.train.network.anchors import AnchorConfig
-from edgerpn.train.network.backbones import read_state_dict
 from edgerpn.train.network.model import ModelConfig, Rpn
 from edgerpn.train.network.proposal_stage import ProposalConfig
+from edgerpn.train.network.weights import read_state_dict
 
 RATIOS_HW = (0.5, 1.0, 2.0)
 MIRRORED = AugmentConfig(scale_range=(1.0, 1.0), aspect_jitter=0.0, color_probability=0.0, mosaic_probability=0.0)
@@ -47,7 +47,7 @@ LIKELY = "Expected the state dict of torchvision's fasterrcnn_resnet50_fpn or fa
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Architecture:
+class TorchvisionArchitecture:
     """What a state dict does not say about its network."""
 
     backbone: str
@@ -64,12 +64,12 @@ class Architecture:
 
 ARCHITECTURES = {
     **{
-        f"{name}_fpn": Architecture(
+        f"{name}_fpn": TorchvisionArchitecture(
             backbone=name, strides_px=RESNET_STRIDES_PX, sizes_px=PYRAMID_SIZES_PX, body="backbone."
         )
         for name in ("resnet18", "resnet34", "resnet50")
     },
-    "mobilenet_v3_large_fpn": Architecture(
+    "mobilenet_v3_large_fpn": TorchvisionArchitecture(
         backbone="mobilenet_v3_large",
         strides_px=MOBILE_STRIDES_PX,
         sizes_px=MOBILE_SIZES_PX,
@@ -81,7 +81,7 @@ ARCHITECTURES = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Imported:
+class ImportedModel:
     """Result of `import_torchvision`."""
 
     checkpoint: Checkpoint
@@ -100,7 +100,7 @@ def import_torchvision(
     architecture: str | None = None,
     input_hw: tuple[int, int] = DEFAULT_HW,
     norm_eps: float | None = None,
-) -> Imported:
+) -> ImportedModel:
     """Reads a state dict of torchvision's and gives the network with the same proposals.
 
     Args:
@@ -128,7 +128,7 @@ def import_torchvision(
     weights = {own: source[origin].float() for own, origin in origins.items() if origin in source}
     model.load_state_dict(weights, strict=False)
     _convert(model, norm_eps)
-    return Imported(
+    return ImportedModel(
         checkpoint=Checkpoint(settings=settings, weights=model.state_dict(), step=0),
         architecture=name,
         norm_eps=norm_eps,
@@ -136,7 +136,7 @@ def import_torchvision(
     )
 
 
-def import_settings(shape: Architecture, input_hw: tuple[int, int]) -> TrainSettings:
+def import_settings(shape: TorchvisionArchitecture, input_hw: tuple[int, int]) -> TrainSettings:
     """Our settings for torchvision's network, its proposal stage at test time, and its training rules."""
     anchors = AnchorConfig(
         strides_px=shape.strides_px,
@@ -209,7 +209,7 @@ def _guess(state: Mapping[str, Tensor], path: Path) -> str:
     raise CheckpointError(f"{path}: its backbone is none of {', '.join(ARCHITECTURES)}. {LIKELY}.")
 
 
-def _origins(model: Rpn, shape: Architecture) -> dict[str, str]:
+def _origins(model: Rpn, shape: TorchvisionArchitecture) -> dict[str, str]:
     """For each of our names, torchvision's."""
     prefixes = {
         "neck.lateral.": ("backbone.fpn.inner_blocks.", ".0."),

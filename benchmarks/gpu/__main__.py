@@ -1,11 +1,11 @@
-"""Everything that needs an NVIDIA GPU, in one command; what cannot be done here is skipped, and said.
+"""Checks and measurements that need an NVIDIA GPU, in one command; it reports every step that it skips.
 
     python -m benchmarks.gpu [--checkpoint best.pt | --model model.onnx] [--data DIR] [--size 384x640]
                                    [--out FOLDER] [--backend tensorrt|tensorrt-rtx] [--exports A,B] [--quick]
                                    [--minutes 10]
 
 DIR holds val.json and images/ (for parity and recall), and train.json when int8 is to be calibrated on what the model
-was trained on. Without a checkpoint the default preset gets random weights, without DIR the pictures are made up; then
+was trained on. Without a checkpoint the default preset gets random weights. Without DIR the pictures are made up; then
 recall is not measured, and only the float32 engines are judged by their proposals.
 
 The steps, each in a process of its own (session.py), the most important first:
@@ -20,7 +20,7 @@ The steps, each in a process of its own (session.py), the most important first:
     proposal stage  the network cut at the head's outputs beside the whole; its share may be 15 % at most
     peers           PyTorch eager and compiled, ONNX Runtime with CUDA and TensorRT
 
-It ends within --minutes; what is left then is skipped (a Jetson wants --quick, or more minutes). It writes
+It ends within --minutes and skips the rest (use --quick or more minutes on a Jetson). It writes
 gpu_HARDWARE_DATE.json and .md into --out and prints the table. Exit status: 1 when a step failed or a limit is broken;
 else 2 when there is no GPU (exports, their checks and the engines of TensorRT-RTX are done all the same); else 0.
 
@@ -53,7 +53,7 @@ FACTS = (
     "jetson_clocks", "cpu", "cores", "load_average", "system", "python", "modules", "packages", "pictures", "weights",
     "backbone", "checkpoint_sha256", "network_hw", "camera_hw",
 )  # fmt: skip
-"""What the report says before its tables."""
+"""Facts above the tables of the report."""
 
 
 def main() -> int:
@@ -75,7 +75,9 @@ def main() -> int:
         work = arguments.work.resolve() if arguments.work else Path(folder)
         work.mkdir(parents=True, exist_ok=True)
         if any(work.iterdir()):
-            raise SystemExit(f"--work {work}: expected a new or empty folder, for old results would pass as new ones")
+            raise SystemExit(
+                f"--work {work}: expected a new or empty folder, because old results would pass as new ones"
+            )
         session = Session(work, minutes=arguments.minutes, names=names, say=_say)
         plan = Plan(session=session, options=options)
         plan.run()
@@ -102,7 +104,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, metavar="DIR", help="val.json, images/ and, for int8, train.json")
     parser.add_argument("--size", type=size_argument, metavar="HxW", help="network size (default: as trained)")
     parser.add_argument("--out", type=Path, default=Path(), metavar="FOLDER", help="for the report (default: here)")
-    parser.add_argument("--work", type=Path, metavar="FOLDER", help="keeps models and engines (default: they go)")
+    parser.add_argument(
+        "--work", type=Path, metavar="FOLDER", help="keeps models and engines (default: they are removed)"
+    )
     parser.add_argument("--backend", choices=("auto", "tensorrt", "tensorrt-rtx"), default="auto", help="library")
     parser.add_argument("--exports", type=_names, metavar="A,B", help=f"only these of {', '.join(NAMES)}")
     parser.add_argument("--quick", action="store_true", help="fewer exports and shorter measurements, no recall gate")
@@ -123,7 +127,7 @@ def _path(file: Path | None) -> str | None:
 
 
 def _command(names: dict[str, str]) -> str:
-    """As it was called, without folders."""
+    """The command line without folders."""
     words = [names.get(str(Path(word).resolve()), word) for word in sys.argv[1:]]
     for flag in ("--out", "--work"):
         if flag in words:

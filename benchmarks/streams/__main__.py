@@ -15,10 +15,10 @@ The parts, each in one run on one machine:
     sinks      a dead consumer on every kind of output: results per second over those without it (0.95)
 
 RTSP needs PyGObject and GStreamer's RTSP server library for /usr/bin/python3, MQTT needs mosquitto, and ffmpeg repeats
-the video; what is missing is said in the report. Ultralytics (AGPL) is never imported here: name the Python of an
+the video; the report names the missing ones. Ultralytics (AGPL) is never imported here: name the Python of an
 environment of its own, in which this package can be imported, too. --out also writes the table beside the JSON, as .md.
 
-All parts take about 55 minutes. Exit status 1 when a limit is broken, a part broke off, or nothing at all was measured.
+All parts take about 55 minutes. Exit status 1 when a limit is broken, a part failed, or nothing was measured.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def main() -> int:
 
 
 def exit_status(parts: Sequence[Part]) -> int:
-    """1 when a limit is broken, a part broke off, or there is no limit at all; else 0."""
+    """1 if a limit is broken, a part failed, or there is no limit at all; else 0."""
     limits = [limit for part in parts for limit in part.limits]
     is_good = limits and all(limit.holds for limit in limits) and not any(part.failed for part in parts)
     return 0 if is_good else 1
@@ -131,7 +131,7 @@ def _plan(options: argparse.Namespace, folder: Path) -> Plan:
         ultralytics_python=options.ultralytics_python, outputs=options.outputs,
     )  # fmt: skip
     fps = bare_fps(plan)
-    # Of the turns of the part `sinks`, which is the longest run over the file.
+    # For the part `sinks`, the longest run over the file.
     num_frames = round(fps * _ROOM * (plan.seconds + 2) * plan.rounds)
     return dataclasses.replace(plan, bare_fps=fps, video=repeated(options.source, num_frames, folder))
 
@@ -160,7 +160,7 @@ def _run(plan: Plan, name: str) -> Part:
     try:
         return PARTS[name](plan)
     except (EdgeRpnError, OSError, RuntimeError) as error:
-        # The others took long; what they found must not be lost.
+        # The other parts took long; their results must not be lost.
         traceback.print_exc()
         return Part(name=name, rows=[], limits=[], notes=[], failed=f"{type(error).__name__}: {error}")
 

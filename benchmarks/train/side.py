@@ -1,7 +1,7 @@
-"""One side of `benchmarks.train`: does training steps when told to, in a process of its own.
+"""One side of `benchmarks.train`: does training steps on request, in a process of its own.
 
 Reads a number of steps from each line of stdin, does them, and writes the seconds that they took as a JSON line.
-The first line that it writes says what it runs. `torchvision` needs torch and torchvision only.
+Its first line names the versions. `torchvision` needs torch and torchvision only.
 """
 
 from __future__ import annotations
@@ -32,12 +32,11 @@ def made_up(batch: int, side: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def name_of(device: torch.device) -> str:
-    """What the device is called."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
 def torchvision_step(options: argparse.Namespace) -> tuple[Step, str]:
-    """Torchvision's RPN with the rules of its Faster R-CNN; images come normalised, which is a present.
+    """Torchvision's RPN with the rules of its Faster R-CNN; the images come normalised, to its advantage.
 
     As its Faster R-CNN trains, a forward pass also decodes, sorts and suppresses proposals for the second stage.
     `torchvision-losses` is the same without that, with the losses put together from torchvision's own parts.
@@ -84,14 +83,13 @@ def torchvision_step(options: argparse.Namespace) -> tuple[Step, str]:
 def our_step(options: argparse.Namespace) -> tuple[Step, str]:
     """Our step on the same network, from uint8 images, with gradients limited and weights averaged."""
     from edgerpn.train.config import load_settings
-    from edgerpn.train.data.batch import Batch
+    from edgerpn.train.data.batch import TrainBatch
     from edgerpn.train.learning.optimizer import WeightAverage, make_optimizer
     from edgerpn.train.network.model import Rpn
-    from edgerpn.train.run.device import choose_compute, place
-    from edgerpn.train.run.host_memory import keep_freed_memory
-    from edgerpn.train.run.ranks import ALONE
-    from edgerpn.train.run.state import Progress, Run
-    from edgerpn.train.run.step import check, take_step
+    from edgerpn.train.run.device import choose_compute, keep_freed_memory, place
+    from edgerpn.train.run.ranks import SINGLE_PROCESS
+    from edgerpn.train.run.state import RunProgress, TrainingRun
+    from edgerpn.train.run.step import check_finite, take_step
 
     texts = [
         "model.backbone=resnet18",
@@ -116,13 +114,13 @@ def our_step(options: argparse.Namespace) -> tuple[Step, str]:
         keep_freed_memory()
     model = place(Rpn(settings.model), compute.device)
     nothing: Any = None
-    run = Run(
+    run = TrainingRun(
         settings=settings,
         folder=nothing,
         train_set=nothing,
         val_set=nothing,
         loader=cast("Any", SimpleNamespace(batch_size=options.batch, batches_per_epoch=1000)),
-        ranks=ALONE,
+        ranks=SINGLE_PROCESS,
         model=model,
         network=model,
         parallel=None,
@@ -131,10 +129,10 @@ def our_step(options: argparse.Namespace) -> tuple[Step, str]:
         scaler=torch.amp.GradScaler(compute.device.type, enabled=compute.dtype == torch.float16),
         compute=compute,
         parameters=tuple(model.parameters()),
-        progress=Progress(),
+        progress=RunProgress(),
     )
     images, boxes = made_up(options.batch, options.size)
-    batch = Batch(
+    batch = TrainBatch(
         images=images,
         gt_boxes=boxes,
         gt_mask=torch.ones(boxes.shape[:2], dtype=torch.bool),
@@ -144,7 +142,7 @@ def our_step(options: argparse.Namespace) -> tuple[Step, str]:
     )
 
     def step() -> None:
-        check(run, take_step(run, [batch]))
+        check_finite(run, take_step(run, [batch]))
         run.progress.step += 1
 
     return step, f"torch {torch.__version__}, {name_of(compute.device)}, {compute}"

@@ -1,4 +1,4 @@
-"""The manifest: what an artifact is, in a JSON file beside it and inside an ONNX file; see `reading`."""
+"""The manifest describes an artifact in a JSON file beside it and inside an ONNX file; see `reading`."""
 
 from edgerpn.manifest.digest import (
     check_seal,
@@ -20,7 +20,6 @@ from edgerpn.manifest.parts import (
 from edgerpn.manifest.reading import (
     DIGEST_KEY,
     METADATA_KEY,
-    READABLE,
     SCHEMA,
     Manifest,
     is_manifest,
@@ -35,7 +34,6 @@ from edgerpn.manifest.reading import (
 __all__ = [
     "DIGEST_KEY",
     "METADATA_KEY",
-    "READABLE",
     "SCHEMA",
     "AnchorSpec",
     "EngineSpec",

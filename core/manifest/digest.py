@@ -1,4 +1,4 @@
-"""Digests by which an artifact and its manifest show that nobody changed them; they do not say who made them.
+"""Digests that reveal changes of an artifact and its manifest; they do not prove who made them.
 
 See `edgerpn.manifest`.
 """
@@ -18,8 +18,8 @@ _NO_DIGEST = b"0" * 64
 def digest_of(values: dict[str, Any]) -> str:
     """SHA-256 of a manifest's JSON values, without its own digest.
 
-    A program that reads JSON and writes it again does not change it: neither spaces nor the order of keys count, nor
-    whether a whole number is written as 16 or 16.0, nor whether a key without a value is there.
+    It is the same after a program has read the JSON and written it again: it ignores spaces, the order of keys, the
+    difference between 16 and 16.0, and keys without a value.
     """
     text = json.dumps(_canonical(values), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
@@ -40,7 +40,7 @@ def seal(data: bytes) -> bytes:
         data: The file's bytes, in which the digest's place holds 64 zeros, once.
 
     Returns:
-        The bytes with the digest in that place. It is of the bytes with the zeros.
+        The bytes with the digest in that place, computed on the bytes with the zeros.
     """
     if data.count(_NO_DIGEST) != 1:
         raise ValueError(f"data: expected one place for a digest, got {data.count(_NO_DIGEST)}")
@@ -48,14 +48,14 @@ def seal(data: bytes) -> bytes:
 
 
 def check_seal(path: Path, digest: str | None) -> bool:
-    """Whether a file that travels without its manifest file is what was sealed.
+    """Checks a file that travels without its manifest file against the digest inside.
 
     Args:
         path: The ONNX file.
-        digest: What its metadata hold under `DIGEST_KEY`; None when there is none.
+        digest: The metadata's value of `DIGEST_KEY`; None when they have no such key.
 
     Returns:
-        Whether it could be checked at all.
+        False when there is no digest to check against.
 
     Raises:
         ArtifactMismatchError: A byte has changed.

@@ -1,49 +1,48 @@
-"""ONNX to a TensorRT engine, with its manifest, golden frames and a report of the build.
+"""Builds a TensorRT engine from an ONNX file, with its manifest, golden frames and a report of the build.
 
 Steps of `build_engine`:
     1. Check names, the ONNX file's manifest, whether library and graph fit each other, and room on the disk.
-    2. Build in a child process; when memory runs out, again with less (`BuildConfig.ladder`).
-    3. Try the engine, where a GPU can run it.
-    4. Put engine, golden frames, manifest and report in their places.
+    2. Build in a child process; when memory runs out, again with less (`BuildConfig.attempts`).
+    3. Run the engine, where a GPU can.
+    4. Rename engine, golden frames, manifest and report to their final names.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import edgerpn.manifest
 from edgerpn import settings
 from edgerpn.errors import BuildError, EdgeRpnError, MissingDependencyError
-from edgerpn.export.engine.build_config import DEFAULT_STALL_S, Backend, BuildConfig
-from edgerpn.export.engine.build_report import BuildReport, explain, tell_notes
-from edgerpn.export.engine.child import Outcome, run_worker
-from edgerpn.export.engine.display import Display
-from edgerpn.export.engine.libraries import Machine
-from edgerpn.export.engine.output import deliver, staging, write_failed
-from edgerpn.export.engine.preflight import check_graph, check_paths, check_room
-from edgerpn.export.engine.timing_cache import timing_cache_file
+from edgerpn.export.engine.cache import timing_cache_file
+from edgerpn.export.engine.libraries import BuildEnvironment
+from edgerpn.export.engine.options import DEFAULT_STALL_S, Backend, BuildConfig
+from edgerpn.export.engine.output import check_paths, check_room, deliver, staging, write_failure
+from edgerpn.export.engine.process import BuildOutcome, run_worker
+from edgerpn.export.engine.progress import ProgressDisplay
+from edgerpn.export.engine.report import BuildReport, explain, note_omissions
 from edgerpn.export.engine.trial import Compare, try_engine
 from edgerpn.manifest import EngineSpec, Manifest
 from edgerpn.manifest.parts import LayerSpec, ProfileSpec
+from edgerpn.targets import RTX_DEFAULT_CAPABILITIES, EngineLibrary, target_of
 
 Say = Callable[[str], None]
-RTX_DEFAULT_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
-"""What TensorRT-RTX builds for when it is not told; by its documentation (CPU-Only AOT), these and later ones."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuildResult:
-    """What a build produced."""
+    """The product of a build."""
 
     manifest: Manifest
     """As written beside the engine."""
     report: Path | None
-    """Report of the build; nothing when it alone could not be written."""
+    """Report of the build; None when only the report could not be written."""
     num_bytes: int
     """Size of the engine."""
     num_tries: int
@@ -51,45 +50,51 @@ class BuildResult:
 
 
 def build_engine(
-    onnx_file: Path, output: Path, config: BuildConfig, *, compare: Compare | None = None, say: Say = lambda _: None
+    onnx_file: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    config: BuildConfig | None = None,
+    *,
+    compare: Compare | None = None,
+    say: Say = lambda _: None,
 ) -> BuildResult:
-    """Builds an engine; `output` appears only when it is whole, and has passed where a GPU can run it.
+    """Builds an engine; `output` appears only when it is complete, and has passed its trial where a GPU can run it.
 
     Blocks until the child process that builds has ended; an interrupt kills it and leaves no files.
 
     Args:
         onnx_file: A model.onnx of `edgerpn export`, with its manifest.
         output: The .engine or .plan file to write.
-        config: Library and options.
-        compare: Compares engine and ONNX file on photographs, where a GPU can run the engine; None: not done.
-        say: Called with one line of text for people, now and then.
+        config: Library and options; None: the defaults.
+        compare: Compares engine and ONNX file on photographs, where a GPU can run the engine; None: no comparison.
+        say: Called with lines for people.
 
     Raises:
         BuildError: The graph does not fit the library, or the library fails; quotes its last errors.
         ManifestError: The ONNX file's manifest is missing, malformed or belongs to another file.
         MissingDependencyError: The library is not installed.
-        SelfTestError: The engine runs here, but gives other proposals than it should.
+        SelfTestError: The engine runs here, but returns other proposals than expected.
     """
+    onnx_file, output, config = Path(onnx_file), Path(output), config or BuildConfig()
     check_paths(onnx_file, output)  # step 1
     manifest = edgerpn.manifest.read(onnx_file)
-    probed = probe(config.backend, config.stall_s)
-    machine = Machine(**probed["machine"])
-    for line in (*probed["notes"], check_graph(onnx_file, manifest, probed["library"], probed["version"], config)):
+    environment = probe(config.backend, config.stall_s)
+    library, version, gpu = environment.library, environment.version, environment.machine.gpu
+    for line in (*environment.notes, check_graph(onnx_file, manifest, library, version, config)):
         if line:
             say(line)
-    check_room(onnx_file, output, machine, say)
-    say(f"building with {probed['library']} {probed['version']}" + (f" on {machine.gpu}" if machine.gpu else ""))
+    check_room(onnx_file, output, environment.machine, say)
+    say(f"building with {library} {version}" + (f" on {gpu}" if gpu else ""))
     digest = manifest.provenance.artifact_sha256 or ""
-    report = BuildReport(onnx=onnx_file, engine=output, onnx_sha256=digest, probed=probed, config=config)
+    report = BuildReport(onnx=onnx_file, engine=output, onnx_sha256=digest, environment=environment, config=config)
     with staging(output) as staged:
         try:
-            used, outcome = _climb(report, staged, say)  # step 2
+            used, outcome = _escalate(report, staged, say)  # step 2
             made = _manifest(manifest, report, used, outcome)
-            tell_notes(report, outcome, say)
+            note_omissions(report, outcome, say)
             made = try_engine(report, staged, made, manifest, compare=compare, say=say)  # step 3
             written = deliver(report, staged, made, manifest, say)  # step 4
         except (EdgeRpnError, OSError) as error:
-            write_failed(error, report)
+            write_failure(error, report)
             raise
     return BuildResult(
         manifest=edgerpn.manifest.read(output),
@@ -99,11 +104,52 @@ def build_engine(
     )
 
 
-def probe(backend: Backend, stall_s: float = DEFAULT_STALL_S) -> dict[str, Any]:
-    """Library, version and machine that a build would use, found out in a child process; see `build_worker`.
+def check_graph(
+    onnx_file: Path, manifest: Manifest, library: EngineLibrary, version: str, config: BuildConfig
+) -> str | None:
+    """Refuses graphs that the library cannot build, before it sees them.
+
+    Returns:
+        A line for people: warnings, or the reason for which operations were not checked.
+
+    Raises:
+        BuildError: The manifest, an option or an operation in the graph does not fit the library.
+    """
+    if manifest.kind != "onnx":
+        raise BuildError(f"{onnx_file}: its manifest says that it is an engine; build from the model.onnx")
+    problems = config.problems(library)
+    fixed = manifest.input.batch
+    if fixed is not None and config.batch not in (None, (fixed, fixed, fixed)):
+        problems.append(f"batch: the graph has a fixed batch of {fixed}; leave it out, or export with --batch dynamic")
+    if problems:
+        raise BuildError(f"{onnx_file}: cannot be built with {library}:\n  " + "\n  ".join(problems))
+    if manifest.proposals.nms == "standard" and library == "tensorrt-rtx":
+        raise BuildError(
+            f"{onnx_file}: it was exported for {manifest.target} with the standard NMS, an operation that TensorRT-RTX "
+            "does not have; export it again with --target tensorrt-rtx"
+        )
+    return _check_operations(onnx_file, manifest, library, version)
+
+
+def _check_operations(onnx_file: Path, manifest: Manifest, library: EngineLibrary, version: str) -> str | None:
+    missing = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if missing:
+        return f"operations are not checked against the library's limits: the module {missing[0]} is not installed here"
+    from edgerpn.export.limits.check import find_violations
+
+    target = target_of(library, version)
+    violations = find_violations(onnx_file, target, manifest)
+    errors = [violation.text() for violation in violations if violation.severity == "error"]
+    if errors:
+        raise BuildError(f"{onnx_file}: {target} cannot build this graph:\n  " + "\n  ".join(errors))
+    return "\n".join(violation.text() for violation in violations) or None
+
+
+def probe(backend: Backend, stall_s: float = DEFAULT_STALL_S) -> BuildEnvironment:
+    """Finds the library and the machine that a build would use, in a child process.
 
     Args:
-        backend: Which library, or auto.
+        backend: The library, or auto.
         stall_s: See `BuildConfig`; importing a library may hang too, in a driver that does not answer.
 
     Raises:
@@ -113,7 +159,8 @@ def probe(backend: Backend, stall_s: float = DEFAULT_STALL_S) -> dict[str, Any]:
     request = {"command": "probe", "backend": backend}
     outcome = run_worker(request, on_event=lambda _: None, tick=lambda: None, stall_s=stall_s)
     if "probed" in outcome.events:
-        return outcome.events["probed"]
+        values = {key: value for key, value in outcome.events["probed"].items() if key != "event"}
+        return settings.from_dict(BuildEnvironment, values, source="probed")
     failed = outcome.events.get("failed", {})
     if failed.get("kind") == "dependency":
         raise MissingDependencyError(failed["message"])
@@ -125,22 +172,22 @@ def probe(backend: Backend, stall_s: float = DEFAULT_STALL_S) -> dict[str, Any]:
     )
 
 
-def _climb(report: BuildReport, staged: Path, say: Say) -> tuple[BuildConfig, Outcome]:
-    """Builds, with less memory after each try that ran out of it.
+def _escalate(report: BuildReport, staged: Path, say: Say) -> tuple[BuildConfig, BuildOutcome]:
+    """Builds, and tries again with less memory each time that it ran out.
 
     Raises:
         BuildError: The last try failed.
     """
-    ladder = report.config.ladder()
-    has_gpu = report.probed["machine"]["gpu"] is not None
-    cache, note = timing_cache_file(report.config, report.probed)
+    attempts = report.config.attempts()
+    has_gpu = report.environment.machine.gpu is not None
+    cache, note = timing_cache_file(report.config, report.environment)
     if note:
-        report.tell(note, say)
-    for number, config in enumerate(ladder):
+        report.note(note, say)
+    for number, config in enumerate(attempts):
         if number:
             ended = report.tries[-1][1]
-            reason = "out of memory" if ended.stood_still_s is None else "the builder stood still with memory short"
-            report.tell(f"{reason}; trying again with {config.describe()}", say)
+            reason = "out of memory" if ended.stalled_s is None else "the builder stalled with memory short"
+            report.note(f"{reason}; trying again with {config.describe()}", say)
         outcome = _build_once(report, config, staged, cache, has_gpu=has_gpu)
         report.tries.append((config, outcome))
         if "built" in outcome.events:
@@ -152,29 +199,37 @@ def _climb(report: BuildReport, staged: Path, say: Say) -> tuple[BuildConfig, Ou
     raise BuildError(f"{report.onnx}: no engine was built{times}: {text}")
 
 
-def _build_once(report: BuildReport, config: BuildConfig, staged: Path, cache: str | None, *, has_gpu: bool) -> Outcome:
+def _build_once(
+    report: BuildReport, config: BuildConfig, staged: Path, cache: str | None, *, has_gpu: bool
+) -> BuildOutcome:
     request = {
         "command": "build",
-        "library": report.probed["library"],
+        "library": report.environment.library,
         "onnx": str(report.onnx.resolve()),
         "plan": str(staged.resolve()),
         "timing_cache": cache,
         "has_gpu": has_gpu,
         "config": settings.to_dict(config),
     }
-    with Display(f"building {report.engine.name}") as display:
+    with ProgressDisplay(f"building {report.engine.name}") as display:
         return run_worker(request, on_event=display.event, tick=display.tick, stall_s=config.stall_s)
 
 
-def _manifest(onnx: Manifest, report: BuildReport, used: BuildConfig, outcome: Outcome) -> Manifest:
-    """The ONNX file's manifest as that of the engine, without golden frames and parity."""
-    library = report.probed["library"]
-    provenance = dataclasses.replace(made_now(onnx, report.probed).provenance, onnx_sha256=report.onnx_sha256)
+def _manifest(onnx: Manifest, report: BuildReport, used: BuildConfig, outcome: BuildOutcome) -> Manifest:
+    """The manifest of the engine, without golden frames and parity."""
+    environment = report.environment
+    versions = {**dict(onnx.provenance.versions), environment.library: environment.version}
+    provenance = dataclasses.replace(
+        onnx.provenance,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        onnx_sha256=report.onnx_sha256,
+        versions=tuple(sorted(versions.items())),
+    )
     return onnx.replace(
         schema=edgerpn.manifest.SCHEMA,
         name=report.engine.stem,
         kind="engine",
-        target=library,
+        target=environment.library,
         provenance=provenance,
         parity=None,
         golden=None,
@@ -182,32 +237,23 @@ def _manifest(onnx: Manifest, report: BuildReport, used: BuildConfig, outcome: O
     )
 
 
-def made_now(manifest: Manifest, probed: dict[str, Any]) -> Manifest:
-    """A manifest with the time, and with the library that `probe` found among the versions."""
-    provenance = dataclasses.replace(
-        manifest.provenance,
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        versions=tuple(sorted({**dict(manifest.provenance.versions), probed["library"]: probed["version"]}.items())),
-    )
-    return manifest.replace(provenance=provenance)
-
-
-def _engine_spec(report: BuildReport, used: BuildConfig, outcome: Outcome) -> EngineSpec:
-    machine, built = report.probed["machine"], outcome.events["built"]
+def _engine_spec(report: BuildReport, used: BuildConfig, outcome: BuildOutcome) -> EngineSpec:
+    environment, machine, built = report.environment, report.environment.machine, outcome.events["built"]
     smallest, tuned, largest = built["batch"]
     capabilities = used.compute_capabilities or RTX_DEFAULT_CAPABILITIES
-    if report.probed["library"] == "tensorrt":
-        capabilities = (machine["compute_capability"],)
+    if environment.library == "tensorrt":
+        capabilities = (machine.compute_capability or "",)
+    found = outcome.events.get("layers", {})
     return EngineSpec(
-        library=report.probed["library"],
-        library_version=report.probed["version"],
+        library=environment.library,
+        library_version=environment.version,
         compute_capabilities=capabilities,
-        platform=machine["platform"],
+        platform=machine.platform,
         profile=ProfileSpec(min_batch=smallest, opt_batch=tuned, max_batch=largest),
-        gpu=machine["gpu"],
-        driver=machine["driver"],
-        cuda=report.probed["cuda"],
-        l4t=machine["l4t"],
+        gpu=machine.gpu,
+        driver=machine.driver,
+        cuda=environment.cuda,
+        l4t=machine.l4t,
         version_compatible=used.version_compatible,
         hardware_compatible=used.hardware_compatible,
         tf32=used.tf32,
@@ -215,14 +261,6 @@ def _engine_spec(report: BuildReport, used: BuildConfig, outcome: Outcome) -> En
         optimization_level=used.optimization_level,
         workspace_mib=used.workspace_mib,
         build_s=built["build_s"],
-        **layers_of(outcome),
+        num_layers=found.get("num_layers"),
+        layers=tuple(LayerSpec(**layer) for layer in found.get("layers", [])),
     )
-
-
-def layers_of(outcome: Outcome) -> dict[str, Any]:
-    """The fields of `EngineSpec` that the library's inspector fills."""
-    found = outcome.events.get("layers", {})
-    return {
-        "num_layers": found.get("num_layers"),
-        "layers": tuple(LayerSpec(**layer) for layer in found.get("layers", [])),
-    }

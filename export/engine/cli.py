@@ -8,13 +8,12 @@ from pathlib import Path
 
 from edgerpn import settings
 from edgerpn.errors import ConfigError, ParityError
-from edgerpn.export.engine.build_config import BACKENDS, BuildConfig
+from edgerpn.export.engine.options import BACKENDS, BuildConfig
 from edgerpn.export.engine.trial import Compare
 from edgerpn.manifest import Manifest, ParitySpec, manifest_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of the command."""
     parser.add_argument("model", type=Path, nargs="?", metavar="model.onnx", help="file of `edgerpn export`")
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FILE.engine", help="engine to write; manifest and report go beside"
@@ -26,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--compute-capability",
         action="append",
         metavar="X.Y",
-        help="tensorrt-rtx: GPU to build for, such as 8.6; give it once for each (default: the library's choice)",
+        help="tensorrt-rtx: GPU to build for, such as 8.6; repeat it for more (default: the library's choice)",
     )
     parser.add_argument("--version-compatible", action="store_true", help="tensorrt: newer versions run it too")
     parser.add_argument("--hardware-compatible", action="store_true", help="tensorrt: all GPUs since Ampere run it")
@@ -38,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 FLAGS = {"backend": "backend", "compute_capability": "compute_capabilities"}
-"""Flags with a value and the settings that they stand for."""
+"""Flags with a value, and their settings."""
 
 SWITCHES = ("version_compatible", "hardware_compatible", "profile")
 """Flags without a value, named as their settings."""
@@ -65,7 +64,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _comparer(folder: Path | None) -> Compare | None:
-    """What compares an engine with its ONNX file on the photographs in `folder`; fails before a build, not after it.
+    """Returns a function that compares an engine with its ONNX file on the photographs in `folder`.
+
+    It fails now if it cannot work, not after the build.
 
     Raises:
         ExportError: There are no photographs.
@@ -93,7 +94,7 @@ def _say(text: str) -> None:
 
 
 def _summary(manifest: Manifest, num_bytes: int) -> str:
-    """What was built, in one line."""
+    """Describes an engine in one line."""
     engine = manifest.engine
     assert engine is not None
     profile = engine.profile

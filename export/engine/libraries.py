@@ -1,7 +1,7 @@
-"""TensorRT and TensorRT-RTX for building: which one, whether it imports, and what this machine is.
+"""The environment of a build: the library, TensorRT or TensorRT-RTX, and the machine.
 
-Runs in the child process of a build only: importing such a library can end a process. A failed import is a diagnosed
-state: what failed, and what to do.
+Used in the child process of a build only, because importing such a library can end a process. A failed import becomes
+an error that names the cause and the remedy.
 """
 
 from __future__ import annotations
@@ -10,44 +10,61 @@ import ctypes
 import importlib.metadata
 import importlib.util
 import json
-import platform
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgerpn.errors import BuildError, EngineLoadError, MissingDependencyError
-from edgerpn.export.engine.build_config import Backend
+from edgerpn.export.engine.options import Backend
+from edgerpn.runtime.backends.tensorrt.compatibility import this_platform
+from edgerpn.runtime.backends.tensorrt.cuda import format_cuda_version
 from edgerpn.runtime.backends.tensorrt.library import import_library
 from edgerpn.targets import LIBRARIES, EngineLibrary, version_numbers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Machine:
-    """What a build must know about the computer."""
+class BuildMachine:
+    """Facts about the computer that a build needs."""
 
     platform: str
     """Operating system and processor, such as linux-x86_64."""
     gpu: str | None = None
-    """Name of the first GPU; nothing without one."""
+    """Name of the first GPU; None without one."""
     compute_capability: str | None = None
     """Its compute capability, such as 8.7."""
     driver: str | None = None
     """CUDA version that the driver supports, such as 13.0."""
     gpu_free_mib: int | None = None
-    """Memory of the GPU that nobody uses, MiB."""
+    """Free memory of the GPU, MiB."""
     l4t: str | None = None
     """Jetson Linux release, such as 36.4.3."""
 
 
-def choose(backend: Backend, machine: Machine) -> tuple[EngineLibrary, Any, list[str]]:
-    """The library to build with: the named one, or TensorRT where it works and there is a GPU, else TensorRT-RTX.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildEnvironment:
+    """The library that builds, and the machine."""
+
+    library: EngineLibrary
+    """Name of the library."""
+    version: str
+    """Its version."""
+    cuda: str | None
+    """CUDA version that it was made for."""
+    machine: BuildMachine
+    """The machine."""
+    notes: tuple[str, ...] = ()
+    """Lines for people, such as the reason for which another library was passed over."""
+
+
+def choose(backend: Backend, machine: BuildMachine) -> tuple[EngineLibrary, Any, list[str]]:
+    """Chooses the library to build with: the named one, or TensorRT where it works and there is a GPU, or TensorRT-RTX.
 
     Returns:
-        Its name, its module, and lines for people about what was passed over.
+        Its name, its module, and the reasons for which the other library was passed over.
 
     Raises:
-        BuildError: It is there and does not work.
+        BuildError: It is installed and does not work.
         MissingDependencyError: It is not installed.
     """
     if backend != "auto":
@@ -57,10 +74,10 @@ def choose(backend: Backend, machine: Machine) -> tuple[EngineLibrary, Any, list
         try:
             return "tensorrt", load_library("tensorrt"), notes
         except (BuildError, MissingDependencyError) as error:
-            notes.append(f"not TensorRT, but TensorRT-RTX: {error}")
+            notes.append(f"TensorRT-RTX is used instead of TensorRT: {error}")
     elif importlib.util.find_spec("tensorrt") is not None:
         notes.append(
-            "not TensorRT, but TensorRT-RTX: there is no NVIDIA GPU or driver here, which TensorRT builds with"
+            "TensorRT-RTX is used instead of TensorRT, which builds on a GPU: there is no NVIDIA GPU or driver here"
         )
     try:
         return "tensorrt-rtx", load_library("tensorrt-rtx"), notes
@@ -69,7 +86,7 @@ def choose(backend: Backend, machine: Machine) -> tuple[EngineLibrary, Any, list
 
 
 def load_library(name: EngineLibrary) -> Any:
-    """Imports a library, or says why it does not work here.
+    """Imports a library that can build.
 
     Raises:
         BuildError: It is installed and does not import, or it is too old.
@@ -77,16 +94,14 @@ def load_library(name: EngineLibrary) -> Any:
     """
     info = LIBRARIES[name]
     try:
-        module = import_library(name).module
-    except MissingDependencyError as error:
-        raise MissingDependencyError(_how_to_install(name)) from error
+        module = import_library(name, purpose="building an engine").module
     except EngineLoadError as error:
         raise BuildError(str(error)) from error
     version = str(getattr(module, "__version__", ""))
     if not hasattr(module, "Builder") or not version:
         raise BuildError(
-            f"{info.module}: it imports from {getattr(module, '__file__', 'nowhere')}, but has no builder; a lean or "
-            "half-installed package: install the whole library"
+            f"{info.module}: imported from {getattr(module, '__file__', 'nowhere')}, but it has no builder, as in a "
+            "lean or half-installed package; install the whole library"
         )
     if version_numbers(version) < info.oldest:
         oldest = ".".join(map(str, info.oldest))
@@ -94,17 +109,8 @@ def load_library(name: EngineLibrary) -> Any:
     return module
 
 
-def _how_to_install(name: EngineLibrary) -> str:
-    text = f"building with {name} needs the Python module {LIBRARIES[name].module!r}, which is not installed here. "
-    if name == "tensorrt" and Path("/etc/nv_tegra_release").exists():
-        return text + (
-            "On a Jetson it belongs to the system: make the environment with `python3 -m venv --system-site-packages`"
-        )
-    return text + f"Install it with: pip install 'edgerpn[{LIBRARIES[name].extra}]'"
-
-
 def cuda_version(name: EngineLibrary) -> str | None:
-    """CUDA version that the library was made for, or that of the system's toolkit; None when neither says so."""
+    """CUDA version that the library was made for, else that of the system's toolkit; None when neither is known."""
     for distribution in importlib.metadata.distributions():
         found = re.match(
             rf"{LIBRARIES[name].module}[-_]cu(\d+)", (distribution.metadata["Name"] or "").replace("-", "_")
@@ -118,10 +124,9 @@ def cuda_version(name: EngineLibrary) -> str | None:
         return None
 
 
-def inspect_machine() -> Machine:
-    """What this computer is; everything about the GPU is None without a driver or a GPU."""
-    here = f"{platform.system().lower()}-{platform.machine().lower()}"
-    return Machine(platform=here, l4t=_l4t(), **_query_driver())
+def query_build_machine() -> BuildMachine:
+    """Asks the system and the CUDA driver; all fields of the GPU are None without a driver or a GPU."""
+    return BuildMachine(platform=this_platform(), l4t=_l4t(), **_query_driver())
 
 
 def _l4t(file: Path = Path("/etc/nv_tegra_release")) -> str | None:
@@ -134,7 +139,7 @@ def _l4t(file: Path = Path("/etc/nv_tegra_release")) -> str | None:
 
 
 def _query_driver() -> dict[str, Any]:
-    """GPU facts from the CUDA driver itself, which needs no further package.
+    """Reads facts about the first GPU from the CUDA driver's library, which needs no Python package.
 
     Calls and attribute numbers: CUDA driver API, cuda.h (75 and 76 are the compute capability). Not tried on a GPU
     by the tests, which run without one.
@@ -146,7 +151,7 @@ def _query_driver() -> dict[str, Any]:
     number, name = ctypes.c_int(), ctypes.create_string_buffer(256)
     facts: dict[str, Any] = {}
     if cuda.cuDriverGetVersion(ctypes.byref(number)) == 0 and number.value:
-        facts["driver"] = f"{number.value // 1000}.{number.value % 1000 // 10}"
+        facts["driver"] = format_cuda_version(number.value)
     if cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(number)) or number.value == 0:
         return facts
     device = ctypes.c_int()
@@ -165,7 +170,7 @@ def _query_driver() -> dict[str, Any]:
 
 
 def _gpu_free_mib(cuda: Any, device: ctypes.c_int) -> int | None:
-    """Free memory of a GPU, which the driver tells only inside a context."""
+    """Free memory of a GPU, which the driver reports only inside a context."""
     context, free, total = ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t()
     if cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device):
         return None

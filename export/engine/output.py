@@ -1,8 +1,8 @@
 """The files of a build: engine, golden frames, manifest and report, which appear together or not at all.
 
-All are written under temporary names, so that a full disk shows before anything is replaced, and then renamed: golden
-frames, engine, manifest. Whatever ends the process in between, the manifest that stands there describes either all of
-the files or refuses one of them by its hash.
+Names and room are checked before the build. The files are written under temporary names, so that a full disk shows
+before anything is replaced, and then renamed: golden frames, engine, manifest. If the process ends in between, the
+manifest on the disk describes all of the files, or refuses one of them by its hash.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,12 +19,18 @@ from pathlib import Path
 import edgerpn.golden
 import edgerpn.manifest
 from edgerpn import files
-from edgerpn.errors import EdgeRpnError
-from edgerpn.export.engine.build_report import BuildReport
-from edgerpn.export.engine.preflight import report_path
+from edgerpn.errors import BuildError, EdgeRpnError
+from edgerpn.export.engine.libraries import BuildMachine
+from edgerpn.export.engine.report import BuildReport, is_report, report_path
+from edgerpn.machine import available_bytes
 from edgerpn.manifest import GoldenSpec, Manifest
 
 Say = Callable[[str], None]
+SUFFIXES = (".engine", ".plan")
+MIB = 1 << 20
+SPARE_DISK_MIB = 64
+HOST_MIB = 512
+"""Memory that the library takes for itself while it builds, MiB; TensorRT-RTX 1.7 took 300 with a model of 6 MB."""
 _PLACES: tuple[Callable[[Path], Path], ...] = (
     edgerpn.golden.golden_path,
     lambda engine: engine,
@@ -32,9 +39,59 @@ _PLACES: tuple[Callable[[Path], Path], ...] = (
 """From the engine's path to that of each file, in the order in which they are renamed."""
 
 
+def check_paths(onnx_file: Path, output: Path) -> None:
+    """Refuses names that cannot be written, or that would replace something else; makes the output's folder.
+
+    Raises:
+        BuildError: A suffix is wrong, the output is a folder, or its manifest or report would replace a foreign file.
+    """
+    if onnx_file.suffix.lower() != ".onnx":
+        raise BuildError(f"{onnx_file}: expected a model.onnx that `edgerpn export` wrote")
+    if output.suffix.lower() not in SUFFIXES:
+        raise BuildError(f"{output}: expected a file name that ends in {' or '.join(SUFFIXES)}")
+    if output.is_dir():
+        raise BuildError(f"{output}: this is a folder, expected the name of a file")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    sidecar = edgerpn.manifest.manifest_path(output)
+    if sidecar.resolve() == edgerpn.manifest.manifest_path(onnx_file).resolve():
+        raise BuildError(
+            f"{output}: its manifest would be {sidecar.name}, which is that of {onnx_file.name}; choose another "
+            f"name or folder, such as {output.with_name(output.stem + '-engine' + output.suffix)}"
+        )
+    if sidecar.exists() and not edgerpn.manifest.is_manifest(sidecar):
+        raise BuildError(f"{sidecar}: not a manifest; the engine's would overwrite it. Choose another output name")
+    report = report_path(output)
+    if report.exists() and not is_report(report):
+        raise BuildError(f"{report}: not a build report; the new one would overwrite it. Choose another output name")
+
+
+def check_room(onnx_file: Path, output: Path, machine: BuildMachine, say: Say) -> None:
+    """Refuses a disk too full for the engine, and warns when memory is scarce.
+
+    Raises:
+        BuildError: The disk lacks the room that an engine of such a model may take.
+    """
+    size_mib = onnx_file.stat().st_size / MIB
+    # An engine holds the weights, sometimes twice in two layouts, and its kernels.
+    needed_mib = round(2 * size_mib) + SPARE_DISK_MIB
+    free_mib = shutil.disk_usage(output.parent).free // MIB
+    if free_mib < needed_mib:
+        raise BuildError(
+            f"{output.parent}: {free_mib} MiB free, and an engine of this model may take {needed_mib} MiB with its "
+            "report; make room, or choose another folder"
+        )
+    needed_mib = round(4 * size_mib) + HOST_MIB
+    available = available_bytes()
+    if available is not None and available >> 20 < needed_mib:
+        free_mib = available >> 20
+        say(f"memory is scarce: {free_mib} MiB available, a build takes about {needed_mib} MiB; close other programs")
+    if machine.gpu_free_mib is not None and machine.gpu_free_mib < needed_mib:
+        say(f"memory of the GPU is scarce: {machine.gpu_free_mib} MiB free; set workspace_mib if the build fails")
+
+
 @contextmanager
 def staging(output: Path) -> Iterator[Path]:
-    """Gives a temporary path for an engine, in the folder of `output`; it and what lies beside it are gone after."""
+    """Yields a temporary path for an engine, in the folder of `output`; removes it and the files beside it after."""
     staged = output.with_name(f".{output.stem}.{secrets.token_hex(4)}{output.suffix}")
     try:
         yield staged
@@ -44,22 +101,22 @@ def staging(output: Path) -> Iterator[Path]:
 
 
 def deliver(report: BuildReport, staged: Path, made: Manifest, onnx: Manifest, say: Say) -> Path | None:
-    """Puts a finished engine in its place, with golden frames, manifest and report beside it.
+    """Renames a finished engine to its final name, with golden frames, manifest and report beside it.
 
     Args:
-        report: Of this build; names the ONNX file and the place.
+        report: Of this build; names the ONNX file and the engine.
         staged: The engine, see `staging`.
         made: Its manifest, without golden frames.
         onnx: That of the ONNX file.
-        say: Called with a line of text for people when something is left out.
+        say: Called with a line for people when something is left out.
 
     Returns:
-        Path of the report, or None when that alone could not be written.
+        Path of the report, or None when only the report could not be written.
 
     Raises:
         ManifestError: The golden frames of the ONNX file are damaged.
         ArtifactMismatchError: They are those of another file.
-        OSError: A file cannot be written; what was there before is there still.
+        OSError: A file cannot be written; the older files stay.
     """
     output = report.engine
     golden = _stage_golden(report.onnx, onnx, staged, output, say)
@@ -73,7 +130,7 @@ def deliver(report: BuildReport, staged: Path, made: Manifest, onnx: Manifest, s
 
 
 def replace_together(pairs: list[tuple[Path, Path]]) -> None:
-    """Renames every first path over its second one, in order; on an error all of them are put back.
+    """Renames every first path over its second one, in order; on an error all targets are restored.
 
     Raises:
         OSError: A file cannot be renamed.
@@ -84,21 +141,21 @@ def replace_together(pairs: list[tuple[Path, Path]]) -> None:
     try:
         for (new, target), backup in zip(pairs, backups, strict=True):
             if target.exists():
-                _keep(target, backup)
+                _back_up(target, backup)
             done.append((target, backup))
             os.replace(new, target)
         is_whole = True
     finally:
         for target, backup in reversed(done):
             if not is_whole:
-                _put_back(target, backup)
+                _restore(target, backup)
             backup.unlink(missing_ok=True)
 
 
-def write_failed(error: EdgeRpnError | OSError, report: BuildReport) -> None:
-    """Writes the report of a build that failed, and adds a line to the error that says where it is.
+def write_failure(error: EdgeRpnError | OSError, report: BuildReport) -> None:
+    """Writes the report of a failed build, and adds its path to the error.
 
-    The error stays as it is when even that cannot be written.
+    When the report cannot be written, the error stays as it is.
     """
     path = report_path(report.engine)
     with contextlib.suppress(OSError):
@@ -107,16 +164,16 @@ def write_failed(error: EdgeRpnError | OSError, report: BuildReport) -> None:
             error.args = (f"{error}\n  every line of the library is in {path}",)
 
 
-def _keep(target: Path, backup: Path) -> None:
-    """A second name for what stands at `target`; where the file system has none, its only one."""
+def _back_up(target: Path, backup: Path) -> None:
+    """Links the file at `target` to `backup`; where the file system has no links, renames it."""
     try:
         os.link(target, backup)
     except OSError:
         os.replace(target, backup)
 
 
-def _put_back(target: Path, backup: Path) -> None:
-    # One that cannot be put back must not keep the others from it.
+def _restore(target: Path, backup: Path) -> None:
+    # An error with one file must not keep the others from being restored.
     with contextlib.suppress(OSError):
         if backup.exists():
             os.replace(backup, target)
@@ -125,28 +182,28 @@ def _put_back(target: Path, backup: Path) -> None:
 
 
 def _replace_report(staged: Path, output: Path) -> Path | None:
-    """The report's turn; an older one does not stay beside a new engine."""
+    """Renames the report; an older one does not stay beside a new engine."""
     try:
         if report_path(staged).exists():
             os.replace(report_path(staged), report_path(output))
             return report_path(output)
         report_path(output).unlink(missing_ok=True)
     except OSError:
-        pass  # the engine is in place; its report is the least of its files
+        pass  # the engine is in place, and runs without its report
     return None
 
 
 def _stage_golden(onnx_file: Path, onnx: Manifest, staged: Path, output: Path, say: Say) -> GoldenSpec | None:
-    """Puts the ONNX file's golden frames beside the staged engine, when it has any."""
+    """Copies the golden frames of the ONNX file, if any, beside the staged engine."""
     if onnx.golden is None:
         return None
     source = onnx_file.parent / Path(onnx.golden.file).name
     if not source.is_file():
         say(
-            f"warning: {source.name} does not lie beside {onnx_file.name}, so the engine will have no golden "
-            "frames to test itself with; copy it along and build again to have them"
+            f"warning: {source.name} is not beside {onnx_file.name}, so the engine gets no golden frames to test "
+            "itself with; copy the file there and build again"
         )
         return None
-    edgerpn.golden.read(onnx_file, onnx)  # whole, and the one that the manifest describes
+    edgerpn.golden.read(onnx_file, onnx)  # checks it against the manifest
     files.write_bytes(edgerpn.golden.golden_path(staged), source.read_bytes())
     return dataclasses.replace(onnx.golden, file=edgerpn.golden.golden_path(output).name)

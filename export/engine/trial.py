@@ -1,4 +1,4 @@
-"""A fresh engine is run before it gets its name, where this machine can run it."""
+"""The trial of a fresh engine, before it gets its name and where this machine can run it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 import edgerpn.golden
 import edgerpn.manifest
 from edgerpn.errors import ArtifactMismatchError, BuildError, EngineLoadError, MissingDependencyError
-from edgerpn.export.engine.build_report import BuildReport
-from edgerpn.export.engine.libraries import Machine
+from edgerpn.export.engine.libraries import BuildMachine
+from edgerpn.export.engine.report import BuildReport
 from edgerpn.golden import Golden
 from edgerpn.manifest import Manifest, ParitySpec
 from edgerpn.matching import TOLERANCES, match
@@ -31,28 +31,28 @@ def try_engine(
     compare: Compare | None,
     say: Callable[[str], None],
 ) -> Manifest:
-    """Runs the golden frames, and compares with the ONNX file on photographs when some are given.
+    """Runs the golden frames, and compares the engine with the ONNX file on photographs if `compare` is given.
 
-    What was tried is told and kept in the report; or why nothing was, and which command does it on the device.
+    The report notes the trials, or the reason for which there were none and the command that runs them on the device.
 
     Args:
-        report: Of this build; names the ONNX file, the engine's place, and this machine.
-        staged: The engine under its temporary name; a manifest lies beside it during the call.
+        report: Of this build; names the ONNX file, the engine and this machine.
+        staged: The engine under its temporary name; a manifest is beside it during the call.
         made: Its manifest.
         onnx: That of the ONNX file.
         compare: Compares the two files on photographs, or None.
-        say: Called with a line of text for people.
+        say: Called with lines for people.
 
     Returns:
-        The manifest, with the agreement on photographs, or on the golden frames when there are none.
+        The manifest, with the agreement on photographs, or without them that on the golden frames.
 
     Raises:
         BuildError: TensorRT cannot load the engine that it just built for this GPU.
-        SelfTestError: The golden frames gave other proposals.
+        SelfTestError: The golden frames gave other proposals than expected.
         ParityError: Engine and ONNX file disagree on the photographs.
     """
     later = f"try it on the device: edgerpn check {report.engine.name} --against {report.onnx.name} --images DIR"
-    reason = _why_not(Machine(**report.probed["machine"]))
+    reason = _obstacle(report.environment.machine)
     tried: list[str] = []
     if reason is None:
         edgerpn.manifest.write(made, staged)
@@ -67,34 +67,34 @@ def try_engine(
         finally:
             edgerpn.manifest.manifest_path(staged).unlink(missing_ok=True)
     if reason is not None:
-        report.tell(f"the engine was not tried here: {reason}; {later}", say)
+        report.note(f"the engine was not tried here: {reason}; {later}", say)
     else:
-        report.tell(f"the engine {' and '.join(tried)}" if tried else f"the engine loads here; {later}", say)
+        report.note(f"the engine {' and '.join(tried)}" if tried else f"the engine loads here; {later}", say)
     return made
 
 
-def _why_not(machine: Machine) -> str | None:
-    """Why this machine cannot run the engine, or None when it may."""
+def _obstacle(machine: BuildMachine) -> str | None:
+    """The reason for which this machine cannot run the engine, or None when it may."""
     if machine.gpu is None:
         return "there is no NVIDIA GPU or driver"
     try:
         open_device()
-    except MissingDependencyError as error:  # which a build does not need
+    except MissingDependencyError as error:  # a build does not need the package
         return str(error)
     except EngineLoadError:
-        pass  # loading the engine says it with more words
+        pass  # loading the engine raises it with more context
     return None
 
 
 def _run(
     staged: Path, made: Manifest, onnx_file: Path, onnx: Manifest, compare: Compare | None
 ) -> tuple[Manifest, list[str]]:
-    """Both trials; returns the manifest with the agreement found, and what was shown."""
+    """Runs both trials; returns the manifest with the agreement found, and the trials that passed."""
     tried = []
     parity = _run_golden(staged, made, onnx_file, onnx)
     if parity is not None:
         made = made.replace(parity=parity)
-        tried.append("gives the expected proposals for the golden frames")
+        tried.append("returns the expected proposals for the golden frames")
     if compare is not None:
         made = made.replace(parity=compare(staged, onnx_file))
         tried.append("agrees with the ONNX file on photographs")
@@ -102,7 +102,7 @@ def _run(
 
 
 def _run_golden(staged: Path, made: Manifest, onnx_file: Path, onnx: Manifest) -> ParitySpec | None:
-    """Opens the engine, and runs the golden frames one by one; returns how well they agree, if there are any."""
+    """Opens the engine and runs the golden frames one by one; returns their agreement, or None without any."""
     from edgerpn.runtime.backends.open_backend import open_backend
 
     backend = open_backend(staged)
@@ -111,7 +111,7 @@ def _run_golden(staged: Path, made: Manifest, onnx_file: Path, onnx: Manifest) -
             return None
         golden = edgerpn.golden.read(onnx_file, onnx)
         size = made.engine.profile.min_batch if made.engine is not None else 1
-        # The smallest batch that the engine takes, filled up with copies of the frame.
+        # The smallest batch that the engine takes, filled with copies of the frame.
         outputs = [backend.infer(np.repeat(frame[None], size, axis=0)) for frame in golden.frames]
         boxes, scores, count = (np.stack([output[part][0] for output in outputs]) for part in range(3))
         edgerpn.golden.compare(golden, (boxes, scores, count), made, where=f"{made.name} ({backend.name})")
@@ -127,7 +127,7 @@ def golden_parity(golden: Golden, outputs: Outputs, manifest: Manifest, *, batch
         golden: The frames and the expected proposals.
         outputs: Boxes (F, K, 4), scores (F, K) and counts (F,) for these frames.
         manifest: The artifact's; its rounding chooses the tolerance.
-        batch: Batch size that they were run at.
+        batch: Batch size at which they were run.
     """
     boxes, scores, count = outputs
     num_proposals, ious, differences = 0, [1.0], [0.0]

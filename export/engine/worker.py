@@ -1,15 +1,18 @@
 """The child process of a build: `python -m edgerpn.export.engine.worker FD PARENT`.
 
 It reads one request, a JSON object on stdin, and writes events, one JSON object a line, to the file descriptor FD. Its
-stdout and stderr belong to the libraries, which print there as they like. It ends when its parent, the process PARENT,
-ends.
+stdout and stderr belong to the libraries. It ends when its parent, the process PARENT, ends.
 
-    request  command: probe or build, and what the functions below take
+    request  command: probe or build, and the arguments of the functions below
     events   progress: phase, share         log: severity, text
-             probed: see `_probe`           built: see `edgerpn.export.engine.compile`
+             probed: see `BuildEnvironment` built: num_bytes, build_s, batch, peak_mib
              layers: layers, num_layers     phases: seconds by name
              timing_cache: note
              failed: kind (build, dependency, memory, write), message
+
+One code path serves TensorRT 10.3 to 11 and TensorRT-RTX: networks are always strongly typed, nothing is used that
+TensorRT 11 removed, and `hasattr` asks for features of some versions. The tests run it with TensorRT-RTX; the features
+of TensorRT alone (DLA, version and hardware compatibility) follow its documentation and have not run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -17,30 +20,36 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import resource
 import sys
 import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from edgerpn import settings
 from edgerpn.errors import BuildError, MissingDependencyError
-from edgerpn.export.engine.build_config import BuildConfig
-from edgerpn.export.engine.compile import compile_engine
-from edgerpn.export.engine.libraries import choose, cuda_version, inspect_machine, load_library
+from edgerpn.export.engine.cache import TimingCache
+from edgerpn.export.engine.layers import inspect_layers
+from edgerpn.export.engine.libraries import BuildEnvironment, choose, cuda_version, load_library, query_build_machine
+from edgerpn.export.engine.options import DEFAULT_BATCH, BuildConfig
+from edgerpn.export.engine.progress import PhaseTracker
 from edgerpn.machine import die_with_parent
 
 Send = Callable[..., None]
+OUTPUTS = ("boxes", "scores", "count")
 MAX_TEXT = 2000
 """Characters of one log line that are kept."""
 
 
 def main() -> int:
-    """Does what the request asks; returns the exit status."""
+    """Handles one request; returns the exit status."""
     die_with_parent(int(sys.argv[2]))
     request = json.loads(sys.stdin.readline())
     send = _sender(int(sys.argv[1]))
     try:
-        {"probe": _probe, "build": _build}[request["command"]](request, send)
+        {"probe": _probe, "build": _build_engine}[request["command"]](request, send)
     except MissingDependencyError as error:
         send("failed", kind="dependency", message=str(error))
     except BuildError as error:
@@ -55,7 +64,7 @@ def main() -> int:
 
 
 def _sender(descriptor: int) -> Send:
-    """A function that writes an event; threads may share it."""
+    """Returns a function that writes an event; threads may share it."""
     os.set_inheritable(descriptor, False)
     lock = threading.Lock()
 
@@ -69,20 +78,15 @@ def _sender(descriptor: int) -> Send:
 
 
 def _probe(request: dict[str, Any], send: Send) -> None:
-    """Which library a build would use, and what this machine is."""
-    machine = inspect_machine()
+    machine = query_build_machine()
     library, module, notes = choose(request["backend"], machine)
-    send(
-        "probed",
-        library=library,
-        version=module.__version__,
-        cuda=cuda_version(library),
-        machine=dataclasses.asdict(machine),
-        notes=notes,
+    environment = BuildEnvironment(
+        library=library, version=module.__version__, cuda=cuda_version(library), machine=machine, notes=tuple(notes)
     )
+    send("probed", **dataclasses.asdict(environment))
 
 
-def _build(request: dict[str, Any], send: Send) -> None:
+def _build_engine(request: dict[str, Any], send: Send) -> None:
     trt = load_library(request["library"])
     compile_engine(
         trt,
@@ -97,7 +101,7 @@ def _build(request: dict[str, Any], send: Send) -> None:
 
 
 def make_logger(trt: Any, send: Send) -> Any:
-    """A logger of the library that sends everything but its verbose lines, of which there are tens of thousands."""
+    """A logger of the library that sends all lines but verbose ones, of which there are tens of thousands."""
 
     class Logger(trt.ILogger):
         def __init__(self) -> None:
@@ -108,6 +112,209 @@ def make_logger(trt: Any, send: Send) -> Any:
                 send("log", severity=severity.name.lower(), text=text[:MAX_TEXT])
 
     return Logger()
+
+
+def compile_engine(
+    trt: Any,
+    logger: Any,
+    send: Send,
+    *,
+    onnx_file: str,
+    plan_file: str,
+    timing_cache: str | None,
+    has_gpu: bool,
+    config: BuildConfig,
+) -> None:
+    """Builds a plan, writes it, and sends `built`; then `timing_cache`, and `layers` where a GPU can inspect it.
+
+    The build has succeeded once `built` is sent.
+
+    Args:
+        trt: The module `tensorrt` or `tensorrt_rtx`.
+        logger: One of its loggers.
+        send: Sends an event to the parent.
+        onnx_file: File to build from.
+        plan_file: File to write.
+        timing_cache: File of kernel timings to use and to add to, or None.
+        has_gpu: Whether there is a GPU to inspect the engine on.
+        config: Options.
+
+    Raises:
+        BuildError: The graph is not ours, this version lacks an option, or the library returns no plan.
+        OSError: The plan cannot be written.
+    """
+    started_s = time.monotonic()
+    send("progress", phase="reading the ONNX file", share=0.0)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parse(trt.OnnxParser(network, logger), onnx_file)
+    check_interface(network, trt)
+    options = make_options(trt, builder, config)
+    batch = _add_profile(builder, network, options, config)
+    cache = TimingCache(options, timing_cache)
+    plan = _build(trt, builder, network, options, send)
+    Path(plan_file).write_bytes(plan)
+    send(
+        "built",
+        num_bytes=plan.nbytes,
+        build_s=round(time.monotonic() - started_s, 3),
+        batch=batch,
+        peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
+    )
+    cache.save()
+    send("timing_cache", note=cache.note)
+    if has_gpu:
+        send("layers", **inspect_layers(trt, logger, plan, batch=batch[1], is_timed=config.profile))
+
+
+def _build(trt: Any, builder: Any, network: Any, options: Any, send: Send) -> Any:
+    """The serialized engine, in the library's memory; sends progress and phases."""
+    tracker = PhaseTracker(lambda phase, share: send("progress", phase=phase, share=round(share, 4)))
+    monitor = _monitor(trt, tracker)  # must outlive the build
+    options.progress_monitor = monitor
+    try:
+        plan = builder.build_serialized_network(network, options)
+    finally:
+        send("phases", seconds=tracker.seconds)
+    if plan is None:
+        raise BuildError("the library returned no engine")
+    return plan
+
+
+def parse(parser: Any, onnx_file: str) -> None:
+    """Reads an ONNX file into the parser's network.
+
+    Raises:
+        BuildError: The parser refuses it; names the node.
+    """
+    if parser.parse_from_file(onnx_file):
+        return
+    problems = []
+    for index in range(parser.num_errors):
+        error = parser.get_error(index)
+        where = f"{error.node_operator()} {error.node_name()}: " if error.node_operator() else ""
+        problems.append(f"{where}{error.desc()}")
+    text = "; ".join(dict.fromkeys(problems)) or "without a reason"
+    if "ParseFromCodedStream" in text:
+        text = "it is not an ONNX file, or damaged; export it again, or copy it again"
+    raise BuildError(f"{onnx_file}: the library's parser refuses the file: {text}")
+
+
+def check_interface(network: Any, trt: Any) -> None:
+    """Requires the input and the outputs of every graph of ours, see `edgerpn.manifest`.
+
+    Raises:
+        BuildError: A tensor is missing, or the input has another type or shape.
+    """
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    outputs = tuple(network.get_output(index).name for index in range(network.num_outputs))
+    is_ours = len(inputs) == 1 and inputs[0].name == "frames" and inputs[0].dtype == trt.DataType.UINT8
+    if not is_ours or len(inputs[0].shape) != 4 or outputs != OUTPUTS:
+        found = ", ".join(f"{tensor.name} {tuple(tensor.shape)}" for tensor in inputs)
+        raise BuildError(
+            f"the graph has the inputs [{found}] and the outputs {list(outputs)}, expected one uint8 input frames "
+            f"(N, H, W, 3) and the outputs {list(OUTPUTS)}; build from a file that `edgerpn export` wrote"
+        )
+
+
+def make_options(trt: Any, builder: Any, config: BuildConfig) -> Any:
+    """Returns the library's builder configuration for `config`, without profile and timing cache.
+
+    Raises:
+        BuildError: This version lacks an option.
+    """
+    options = builder.create_builder_config()
+    # The inspector names the precision of each layer only with this.
+    options.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        # By TensorRT-RTX's documentation, the runtime can then capture inference in a CUDA graph.
+        options.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+    if not config.tf32:
+        options.clear_flag(trt.BuilderFlag.TF32)
+    if config.workspace_mib is not None:
+        options.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, config.workspace_mib << 20)
+    if config.optimization_level is not None:
+        options.builder_optimization_level = config.optimization_level
+    if config.version_compatible:
+        options.set_flag(_feature(trt.BuilderFlag, "VERSION_COMPATIBLE", "version_compatible"))
+    if config.hardware_compatible:
+        levels = _feature(trt, "HardwareCompatibilityLevel", "hardware_compatible")
+        options.hardware_compatibility_level = levels.AMPERE_PLUS
+    if config.dla_core is not None:
+        _use_dla(trt, builder, options, config.dla_core)
+    if config.compute_capabilities:
+        _set_compute_capabilities(trt, options, config.compute_capabilities)
+    return options
+
+
+def _feature(owner: Any, name: str, setting: str) -> Any:
+    """Returns an attribute of the library that some versions lack.
+
+    Raises:
+        BuildError: This version lacks it.
+    """
+    if not hasattr(owner, name):
+        raise BuildError(f"{setting}: this version of the library does not have {name}; leave the option out")
+    return getattr(owner, name)
+
+
+def _use_dla(trt: Any, builder: Any, options: Any, core: int) -> None:
+    num_cores = getattr(builder, "num_DLA_cores", 0)
+    if core >= num_cores:
+        raise BuildError(
+            f"dla_core: expected a core below {num_cores}, the number of DLA cores that the library finds, got {core}"
+        )
+    options.default_device_type = trt.DeviceType.DLA
+    options.DLA_core = core
+    options.set_flag(trt.BuilderFlag.GPU_FALLBACK)
+
+
+def _set_compute_capabilities(trt: Any, options: Any, capabilities: tuple[str, ...]) -> None:
+    members = _feature(trt, "ComputeCapability", "compute_capabilities").__members__
+    names = [f"SM{capability.replace('.', '')}" for capability in capabilities]
+    unknown = [capability for capability, name in zip(capabilities, names, strict=True) if name not in members]
+    if unknown:
+        known = [f"{name[2:-1]}.{name[-1]}" for name in members if name.startswith("SM")]
+        raise BuildError(
+            f"compute_capabilities: this version builds for {', '.join(known)}, got {', '.join(unknown)}; "
+            "use TensorRT itself for other GPUs"
+        )
+    options.num_compute_capabilities = len(names)
+    for index, name in enumerate(names):
+        if not options.set_compute_capability(members[name], index):
+            raise BuildError(f"compute_capabilities: the library refuses {capabilities[index]}")
+
+
+def _add_profile(builder: Any, network: Any, options: Any, config: BuildConfig) -> list[int]:
+    """Adds an optimization profile when the batch is dynamic; returns the batch sizes (least, tuned for, most)."""
+    frames = network.get_input(0)
+    fixed, *size = tuple(frames.shape)
+    if fixed != -1:
+        return [fixed] * 3
+    batch = list(config.batch or DEFAULT_BATCH)
+    profile = builder.create_optimization_profile()
+    profile.set_shape(frames.name, *((n, *size) for n in batch))
+    if options.add_optimization_profile(profile) < 0:
+        raise BuildError(f"batch: the library refuses a profile for {batch} frames")
+    return batch
+
+
+def _monitor(trt: Any, tracker: PhaseTracker) -> Any:
+    class Monitor(trt.IProgressMonitor):
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            tracker.start(phase_name, parent_phase, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            tracker.step(phase_name, step)
+            return True
+
+        def phase_finish(self, phase_name: str) -> None:
+            tracker.finish(phase_name)
+
+    return Monitor()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a target can do, checked on the ONNX graph before its compiler sees it: every violation, where, and the fix."""
+"""Checks an ONNX graph against the limits of a target before the target's compiler reads it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import onnx
 import onnxruntime
 
 from edgerpn.errors import ExportError
-from edgerpn.export.limits import operators as limits_rules
-from edgerpn.export.limits import tensors as limits_types
-from edgerpn.export.limits.findings import Violation
-from edgerpn.export.limits.graph_view import GraphView, read_onnx
+from edgerpn.export.limits import rules
+from edgerpn.export.limits.graph import GraphView, read_onnx
+from edgerpn.export.limits.rules import Violation
 from edgerpn.manifest import Manifest
 from edgerpn.targets import TARGETS, Target, TargetName
 
@@ -22,36 +21,34 @@ __all__ = ["Violation", "find_violations", "refuse_violations"]
 Rule = Callable[[GraphView, Target], Iterator[Violation]]
 
 RULES: tuple[Rule, ...] = (
-    limits_types.opset,
-    limits_types.file_size,
-    limits_types.interface,
-    limits_types.dynamic_shapes,
-    limits_types.uint8,
-    limits_types.mixed_types,
-    limits_types.float64_and_strings,
-    limits_types.quantization,
-    limits_rules.topk,
-    limits_rules.resize,
-    limits_rules.varying_shapes,
-    limits_rules.control_flow,
-    limits_rules.unknown_operators,
-    limits_rules.scatter,
+    rules.opset,
+    rules.external_data,
+    rules.interface,
+    rules.open_sizes,
+    rules.uint8,
+    rules.quantization,
+    rules.topk,
+    rules.resize,
+    rules.varying_shapes,
+    rules.control_flow,
+    rules.plugins,
+    rules.not_checked,
 )
 
 
 def find_violations(
     model: onnx.ModelProto | str | os.PathLike[str], target: TargetName, manifest: Manifest | None = None
 ) -> tuple[Violation, ...]:
-    """Looks for everything in a graph that a target cannot do, or does at a price.
+    """Finds everything in a graph that a target cannot do, does at a price, or that is not checked.
 
     Args:
         model: The graph, or its file.
-        target: What is to run it.
-        manifest: What the graph is, by which its levels and its interface are known; of a file of ours it is read.
+        target: The target that will run it.
+        manifest: The graph's manifest, which promises its interface; that of a file of ours is read.
 
     Returns:
-        Errors first, then warnings, each in the order of the rules and of the graph. Empty: nothing was found, which
-        is no proof that the target takes it.
+        Errors first, then warnings, each in the order of the rules and of the graph. An empty result does not prove
+        that the target takes the graph.
 
     Raises:
         EngineLoadError: The file is missing or not ONNX.
@@ -61,13 +58,12 @@ def find_violations(
     if not isinstance(model, onnx.ModelProto):
         model, own = read_onnx(Path(model))
         manifest = manifest or own
-    limits = TARGETS[target]
     view = GraphView(model, manifest)
-    found = [violation for rule in RULES for violation in rule(view, limits)]
-    # The checker and the library say the first thing that they trip over, which the rules may have said better.
+    found = [violation for rule in RULES for violation in rule(view, TARGETS[target])]
+    # The checker and the library report the first problem that they meet, which the rules may have reported better.
     if not any(violation.severity == "error" for violation in found):
         found += _invalid(model)
-    if not limits.is_tensorrt and not any(violation.severity == "error" for violation in found):
+    if not TARGETS[target].is_tensorrt and not any(violation.severity == "error" for violation in found):
         found += _refused_by_onnxruntime(model)
     return tuple(sorted(found, key=lambda violation: violation.severity != "error"))
 
@@ -75,27 +71,27 @@ def find_violations(
 def refuse_violations(
     model: onnx.ModelProto, target: TargetName, manifest: Manifest | None, *, where: str
 ) -> tuple[Violation, ...]:
-    """The same for a step that cannot go on with errors; returns the warnings.
+    """Raises when a graph has errors; returns the warnings.
 
     Args:
         model: The graph.
-        target: What is to run it.
-        manifest: What the graph is.
-        where: Names the graph, in the error.
+        target: The target that will run it.
+        manifest: The graph's manifest, if it has one.
+        where: Names the graph in the error.
 
     Raises:
-        ExportError: The graph asks for what the target cannot do; lists every violation.
+        ExportError: The target cannot run the graph; lists every violation.
     """
     found = find_violations(model, target, manifest)
     errors = [violation for violation in found if violation.severity == "error"]
     if errors:
         lines = "\n".join(violation.text() for violation in errors)
-        raise ExportError(f"{where}: {len(errors)} things in the graph that {target} cannot do:\n{lines}")
+        raise ExportError(f"{where}: {target} cannot run the graph, {len(errors)} violations:\n{lines}")
     return found
 
 
 def _has_external_data(model: onnx.ModelProto) -> bool:
-    """Whether weights lie in other files, which neither the checker nor ONNX Runtime finds without a path."""
+    """Whether weights are in other files, which neither the checker nor ONNX Runtime finds without a path."""
     return any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer)
 
 
@@ -103,14 +99,14 @@ def _invalid(model: onnx.ModelProto) -> list[Violation]:
     if _has_external_data(model):
         return []
     try:
-        onnx.checker.check_model(model)
-    except (onnx.checker.ValidationError, ValueError) as error:
-        return [_refusal("invalid", str(error), "what the ONNX checker accepts")]
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
+        return [_refusal("invalid", str(error), "a graph that the ONNX checker accepts")]
     return []
 
 
 def _refused_by_onnxruntime(model: onnx.ModelProto) -> list[Violation]:
-    """What the installed ONNX Runtime says when it loads the graph; it is there, so it is asked."""
+    """The refusal of the installed ONNX Runtime when it loads the graph."""
     if _has_external_data(model):
         return []
     options = onnxruntime.SessionOptions()
@@ -121,7 +117,7 @@ def _refused_by_onnxruntime(model: onnx.ModelProto) -> list[Violation]:
     try:
         onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except refusals as error:
-        return [_refusal("load", str(error), f"what ONNX Runtime {onnxruntime.__version__} on the CPU loads")]
+        return [_refusal("load", str(error), f"a graph that ONNX Runtime {onnxruntime.__version__} loads on the CPU")]
     return []
 
 

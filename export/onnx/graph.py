@@ -39,10 +39,10 @@ MAX_BYTES = 2_000_000_000
 
 
 def proposal_config(checkpoint: Checkpoint, config: ExportConfig) -> ProposalConfig:
-    """The proposal stage of the graph: the checkpoint's settings with those that the export sets.
+    """Returns the proposal stage of the graph: the checkpoint's settings with those that the export sets.
 
     Raises:
-        ExportError: A count is beyond what the target can do.
+        ExportError: A count is above the target's limit.
     """
     trained = checkpoint.settings.proposals
     if config.target != "onnxruntime":
@@ -67,7 +67,7 @@ def proposal_config(checkpoint: Checkpoint, config: ExportConfig) -> ProposalCon
 
 
 def network_hw(checkpoint: Checkpoint, config: ExportConfig) -> tuple[int, int]:
-    """Height and width that the exported network works at.
+    """Returns height and width that the exported network works at.
 
     Raises:
         ExportError: A side is not a multiple of the coarsest stride, so that pyramid levels would not line up.
@@ -80,7 +80,7 @@ def network_hw(checkpoint: Checkpoint, config: ExportConfig) -> tuple[int, int]:
 
 
 def export_module(model: Rpn, proposals: ProposalConfig, config: ExportConfig, hw: tuple[int, int]) -> Detector:
-    """The detector to export, made from a copy of `model`.
+    """Makes the detector to export from a copy of `model`.
 
     1. Batch norms are folded into the convolutions before them.
     2. The division by the channels' standard deviation is folded into the first convolution.
@@ -93,12 +93,12 @@ def export_module(model: Rpn, proposals: ProposalConfig, config: ExportConfig, h
 
 
 def export_detector(detector: Detector, config: ExportConfig) -> onnx.ModelProto:
-    """The graph of a detector, with exactly the interface of `edgerpn.manifest`.
+    """Exports the graph of a detector, with exactly the interface of `edgerpn.manifest`.
 
     Raises:
         ExportError: The exporter or the checker refuses, or the interface differs.
     """
-    # A batch of 2 keeps the exporter from taking 1 for a constant when the batch is dynamic.
+    # With a batch of 2 the exporter does not take a dynamic batch for the constant 1.
     batch = config.fixed_batch or 2
     height, width = config.source_hw or detector.network_hw
     frames = torch.zeros((batch, height, width, 3), dtype=torch.uint8)
@@ -129,9 +129,9 @@ def export_program(
 
     Args:
         module: In eval mode.
-        example: An input; all its axes are fixed, but the first when `is_dynamic` is set.
+        example: An input; all its axes are fixed, except the first when `is_dynamic` is set.
         opset: ONNX operator set.
-        is_dynamic: Whether the first axis is the open batch "N".
+        is_dynamic: Whether the first axis is the dynamic batch "N".
         input_names: Names of the graph's inputs.
         output_names: Names of the graph's outputs.
 
@@ -197,7 +197,7 @@ def _nms_keep(boxes: Any, scores: Any, iou_threshold: float, max_keep: int) -> A
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps the exporter's notes about its own internals off the screen; errors are raised as before."""
+    """Hides the exporter's notes about its own internals; errors are raised as before."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.onnx._internal.exporter", "onnxscript")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -212,7 +212,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _drop_private_metadata(proto: onnx.ModelProto) -> None:
-    """Removes the exporter's notes from every node: they hold stack traces with the paths of this machine."""
+    """Removes the exporter's notes from every node: they contain stack traces with paths of this machine."""
     del proto.metadata_props[:]
     graph = proto.graph
     for item in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer, graph):
@@ -221,7 +221,7 @@ def _drop_private_metadata(proto: onnx.ModelProto) -> None:
 
 
 def _check_interface(proto: onnx.ModelProto, config: ExportConfig, num_proposals: int) -> None:
-    """Requires exactly the manifest's inputs and outputs, with no shape open but the batch.
+    """Requires exactly the manifest's inputs and outputs, in which only the batch is open.
 
     Raises:
         ExportError: A name, type or shape differs.
@@ -244,7 +244,7 @@ def _shape(value: onnx.ValueInfoProto) -> list[int | str]:
     return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
 
 
-def describe(
+def describe_graph(
     file: Path,
     checkpoint: Checkpoint,
     config: ExportConfig,
@@ -258,7 +258,7 @@ def describe(
 
     Args:
         file: The checkpoint's file.
-        checkpoint: What is in it.
+        checkpoint: Its content.
         config: Target and sizes.
         proposals: The proposal stage, with the rounds of the portable NMS.
         hw: Height and width that the network works at, pixels.

@@ -1,4 +1,4 @@
-"""What an inference backend is; `edgerpn.runtime.backends.open_backend` says which one runs which file."""
+"""The interface of inference backends; `edgerpn.runtime.backends.open_backend` chooses one for a file."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ Provider = str | tuple[str, Mapping[str, Any]]
 
 
 class Backend(Protocol):
-    """Runs one artifact. `infer` may be called from several threads at once; `close` ends it for good."""
+    """Runs one artifact. Several threads may call `infer` at once; after `close` it cannot be used."""
 
     @property
     def manifest(self) -> Manifest:
-        """What the artifact is."""
+        """The artifact's manifest."""
         ...
 
     @property
     def name(self) -> str:
-        """The library, its version and the device that really runs the graph, for people."""
+        """Text with the library, its version and the device that runs the graph."""
         ...
 
     @property
     def is_cpu(self) -> bool:
-        """Whether the graph runs on the CPU, so that threads of ours compete with it."""
+        """True if the graph runs on the CPU, where our threads compete with it."""
         ...
 
     @property
     def frames_in_flight(self) -> int:
-        """Callers of `infer` at the same time that make it faster than one, when frames do not come live."""
+        """Number of concurrent callers of `infer` that gives the best throughput when frames are not live."""
         ...
 
     def infer(self, frames: npt.NDArray[np.uint8]) -> Outputs:
@@ -51,7 +51,7 @@ class Backend(Protocol):
             Boxes in pixels of `frames`, scores and counts; owned by the caller.
 
         Raises:
-            InputError: `frames` is not what the manifest says.
+            InputError: `frames` does not fit the manifest.
             InferenceError: The library failed.
         """
         ...
@@ -62,7 +62,7 @@ class Backend(Protocol):
 
 
 def check_frames(frames: object, manifest: Manifest) -> npt.NDArray[np.uint8]:
-    """Returns `frames` as a C-contiguous array if it is what the manifest's graph eats.
+    """Returns `frames` as a C-contiguous array if it fits the manifest's graph.
 
     Raises:
         InputError: It is not a uint8 array of shape (N, H, W, 3) with the manifest's height and width.
@@ -78,15 +78,17 @@ def check_frames(frames: object, manifest: Manifest) -> npt.NDArray[np.uint8]:
 
 
 def check_outputs(outputs: Sequence[npt.NDArray[np.generic]], num_frames: int, num_proposals: int) -> None:
-    """Checks what a graph gave for `num_frames` frames.
+    """Checks the outputs of a graph for `num_frames` frames.
 
     Raises:
-        InferenceError: A shape or a count is not what the interface promises.
+        InferenceError: A shape or a count breaks the interface.
     """
     boxes, scores, count = outputs
     expected = ((num_frames, num_proposals, 4), (num_frames, num_proposals), (num_frames,))
     found = (boxes.shape, scores.shape, count.shape)
     if found != expected:
-        raise InferenceError(f"the graph gave outputs of shapes {found}, expected {expected}; export the model again")
+        raise InferenceError(
+            f"the graph's outputs have the shapes {found}, expected {expected}; export the model again"
+        )
     if count.min() < 0 or count.max() > num_proposals:
         raise InferenceError(f"the graph counts {count.tolist()} proposals, expected 0 to {num_proposals}")

@@ -1,7 +1,7 @@
 """The ONNX Runtime backend: the CPU anywhere, CUDA and TensorRT where onnxruntime-gpu is installed.
 
-On a GPU, inputs and outputs are bound, so that results come straight into arrays that the caller owns; on a CPU plain
-`run` is a little faster (1 to 4 % of a graph of half a millisecond). The GPU providers have not been run here.
+On a GPU, inputs and outputs are bound, so that results are written directly into arrays that the caller owns; on a CPU
+plain `run` is a little faster (1 to 4 % of a graph of half a millisecond). The GPU providers have not been run here.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _TENSORRT = "TensorrtExecutionProvider"
 _OPTIONS: dict[str, dict[str, str]] = {
     # On by default in ONNX Runtime, and too coarse for a float32 graph to equal its model.
     _CUDA: {"use_tf32": "0"},
-    # Its caches are off: they would land in the folder that the process happens to run in.
+    # Its caches are off, because they would be written to the current folder.
     _TENSORRT: {"trt_engine_cache_enable": "0", "trt_timing_cache_enable": "0"},
 }
-"""Options that a provider gets when none are given."""
+"""Default options of a provider."""
 _logger = logging.getLogger(__name__)
 _TYPES = {"uint8": "tensor(uint8)", "float32": "tensor(float)", "int32": "tensor(int32)"}
 
@@ -49,7 +49,7 @@ class OnnxRuntimeBackend:
         path = Path(path)
         has_sidecar = manifests.manifest_path(path).is_file()
         if has_sidecar or not path.is_file():
-            # Read before the library is loaded: a missing file or a wrong hash is then named in milliseconds.
+            # Read before the library is loaded, so that a missing file or a wrong hash is reported in milliseconds.
             self._manifest = manifests.read(path)
         library = require("onnxruntime", extra="onnxruntime", purpose="running ONNX models")
         chosen = _choose_providers(providers, library.get_available_providers())
@@ -62,31 +62,30 @@ class OnnxRuntimeBackend:
         self._version = library.__version__
         self._failures = _failures(library)
         self._is_bound = not self.is_cpu
-        # A binding must not be used by two threads at once.
+        # Two threads must not use one binding at once.
         self._local = threading.local()
 
     @property
     def manifest(self) -> Manifest:
-        """What the artifact is."""
         return self._manifest
 
     @property
     def name(self) -> str:
-        """Library, version and the provider that really runs the graph."""
+        """Library, version and the provider that runs the graph."""
         return f"ONNX Runtime {self._version} ({_short(self._provider)})"
 
     @property
     def is_cpu(self) -> bool:
-        """Whether the CPU provider runs the graph."""
+        """True if the CPU provider runs the graph."""
         return self._provider == _CPU
 
     @property
     def frames_in_flight(self) -> int:
-        """On a CPU two, because one alone leaves gaps; else one."""
+        """Two on a CPU, because one caller leaves gaps between calls; else one."""
         return 2 if self.is_cpu else 1
 
     def infer(self, frames: npt.NDArray[np.uint8]) -> Outputs:
-        """Runs the graph; see `Backend.infer`. A graph of fixed batch is called as often as needed."""
+        """Runs the graph; see `Backend.infer`. A graph of fixed batch runs as often as needed."""
         frames = check_frames(frames, self._manifest)
         batch = self._manifest.input.batch
         if batch is None or batch == len(frames):
@@ -125,7 +124,7 @@ class OnnxRuntimeBackend:
         return boxes, scores, count
 
     def _run_bound(self, session: Any, frames: npt.NDArray[np.uint8]) -> Outputs:
-        """Has the library write its outputs straight into arrays that the caller then owns."""
+        """Lets the library write its outputs directly into new arrays."""
         rows = self._manifest.proposals.num_proposals
         boxes = np.empty((len(frames), rows, 4), np.float32)
         scores = np.empty((len(frames), rows), np.float32)
@@ -141,7 +140,7 @@ class OnnxRuntimeBackend:
 
 
 def _failures(library: ModuleType) -> tuple[type[Exception], ...]:
-    """The exceptions that ONNX Runtime raises; they share no base class of their own."""
+    """The exceptions of ONNX Runtime, which have no common base class."""
     state = library.capi.onnxruntime_pybind11_state
     names = (
         "Fail", "InvalidArgument", "NoSuchFile", "NoModel", "EngineError", "RuntimeException", "InvalidProtobuf",
@@ -152,9 +151,9 @@ def _failures(library: ModuleType) -> tuple[type[Exception], ...]:
 
 
 def _choose_providers(asked: Sequence[Provider] | None, available: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
-    """Full provider names with options, the CPU last; "cuda" and "CUDAExecutionProvider" are the same."""
+    """Full provider names with options, the CPU last; "cuda" and "CUDAExecutionProvider" mean the same."""
     if not asked:
-        # TensorRT is not among them by itself: it builds an engine at every start, which takes minutes.
+        # TensorRT is not a default, because it builds an engine at every start, which takes minutes.
         return [(name, _as_options(name, None)) for name in (_CUDA, _CPU) if name in available]
     by_short_name = {name.lower().removesuffix("executionprovider"): name for name in available}
     chosen: list[tuple[str, dict[str, Any]]] = []
@@ -177,24 +176,24 @@ def _as_options(name: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
 def _running_provider(
     path: Path, session: Any, chosen: Sequence[tuple[str, dict[str, Any]]], version: str, *, is_asked: bool
 ) -> str:
-    """The provider that comes first in the session, after saying which it is and what was wanted.
+    """Returns the first provider of the session, after logging it.
 
     Raises:
-        EngineLoadError: It is not the one that was asked for.
+        EngineLoadError: It is not the provider that the caller named.
     """
     running = str(session.get_providers()[0])
     wanted = chosen[0][0]
     if running == wanted:
         order = ", ".join(_short(name) for name in session.get_providers())
-        asked = ", ".join(_short(name) for name, _ in chosen) if is_asked else "nothing in particular"
-        _logger.info("%s: ONNX Runtime %s runs on %s (asked for %s)", path, version, order, asked)
+        asked = ", ".join(_short(name) for name, _ in chosen) if is_asked else "default"
+        _logger.info("%s: ONNX Runtime %s runs on %s (providers: %s)", path, version, order, asked)
         return running
     problem = (
         f"{path}: {wanted} could not be started, and ONNX Runtime fell back to {running}: its CUDA, cuDNN, TensorRT or "
         f"driver does not fit onnxruntime {version}"
     )
     if is_asked:
-        raise EngineLoadError(f"{problem}. Install what it needs, or ask for {_short(running).lower()} alone.")
+        raise EngineLoadError(f"{problem}. Install the right versions, or choose {_short(running).lower()} alone.")
     _logger.warning("%s", problem)
     return running
 
@@ -204,7 +203,7 @@ def _short(provider: str) -> str:
 
 
 def _harmful_optimizers(manifest: Manifest) -> list[str]:
-    """Optimizers of ONNX Runtime that must stay off for a model.
+    """Names the optimizers of ONNX Runtime that must stay off for a model.
 
     `WeightBiasQuantization` quantizes the biases of convolutions between Q and DQ with the product of both scales. In
     int8 graphs for TensorRT these scales are float16, and their product is far too coarse (measured: seven times the
@@ -224,9 +223,9 @@ def _open_session(
 ) -> Any:
     options = library.SessionOptions()
     options.intra_op_num_threads = threads
-    # Idle threads of ONNX Runtime otherwise spin, and take the cores from decoding and writing.
+    # Otherwise idle threads of ONNX Runtime spin, and take the cores from decoding and writing.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # 3: errors only. Which provider really runs is checked and told by us.
+    # 3: errors only. `_running_provider` checks and logs the provider.
     options.log_severity_level = 3
     try:
         return library.InferenceSession(
@@ -245,20 +244,20 @@ def _manifest_inside(path: Path, session: Any) -> Manifest:
     try:
         properties = session.get_modelmeta().custom_metadata_map
     except UnicodeDecodeError as error:
-        raise ManifestError(f"{path}: damaged: its metadata are not text. Copy it again, or export again.") from error
+        raise ManifestError(f"{path}: damaged: its metadata is not text. Copy it again, or export again.") from error
     text = properties.get(METADATA_KEY)
     if text is None:
         raise ManifestError(
-            f"{path}: not a model of ours: {manifests.manifest_path(path).name} is not beside it, and it holds no "
+            f"{path}: not a model of edgerpn: {manifests.manifest_path(path).name} is not beside it, and it has no "
             f"metadata {METADATA_KEY!r}. Export it with edgerpn export."
         )
     if not manifests.check_seal(path, properties.get(DIGEST_KEY)):
-        _logger.info("%s: its manifest is not beside it, so it was not checked whether the file is whole", path)
+        _logger.info("%s: its manifest is not beside it, so the file's hash was not checked", path)
     return manifests.parse(text, source=f"{path} (metadata)")
 
 
 def _check_interface(path: Path, session: Any, manifest: Manifest) -> None:
-    """Checks that the graph's real inputs and outputs are those of the manifest."""
+    """Checks that the graph's inputs and outputs are those of the manifest."""
     height, width = manifest.input.frame_hw
     batch, rows = manifest.input.batch, manifest.proposals.num_proposals
     expected = {
@@ -277,10 +276,10 @@ def _check_interface(path: Path, session: Any, manifest: Manifest) -> None:
 
 
 def _fits(found: tuple[Any, ...], expected: tuple[int | None, ...]) -> bool:
-    """Whether the graph's shape is the manifest's; a symbol in the graph stands for the dynamic batch only."""
+    """True if the graph's shape is the manifest's; a symbol in the graph may only be the dynamic batch."""
     if len(found) != len(expected):
         return False
-    # Outputs of some graphs lose their static shape in shape inference, which is harmless: they are checked when run.
+    # Outputs of some graphs lose their static shape in shape inference; `check_outputs` checks them at run time.
     return all(not isinstance(have, int) or want == have for have, want in zip(found, expected, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Which backend runs which file."""
+"""Opens the backend for a file."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def open_backend(
 ) -> Backend:
     """Opens the backend that the file's suffix asks for.
 
-    An engine is a program: never open one that comes from somebody you do not trust. The hash in its manifest shows
-    that the file is whole, not who made it.
+    An engine is a program: never open one from somebody you do not trust. The hash in its manifest shows that the file
+    is complete, not who made it.
 
     Args:
-        path: An artifact: `model.onnx` or `model.engine`; its manifest is beside it (or inside, for ONNX).
+        path: An artifact: `model.onnx` or `model.engine`, with its manifest beside it (or inside, for ONNX).
         providers: ONNX Runtime execution providers in order of preference; None: CUDA if there, else the CPU.
-        threads: CPU threads of one inference; None: one for each core that this process may use. Engines use none.
-        on_mismatch: What to do with an engine that was built for another machine or version, see `edgerpn inspect`:
-            `fail` is an error; `rebuild` builds it again from the ONNX file beside it, which takes minutes.
-        allow_host_code: Let a version-compatible engine bring code that runs on the CPU.
+        threads: CPU threads of one inference; None: one for each core that this process may use. Engines ignore it.
+        on_mismatch: Reaction to an engine built for another machine or version, see `edgerpn inspect`: `fail` raises;
+            `rebuild` builds it again from the ONNX file beside it, which takes minutes.
+        allow_host_code: Whether a version-compatible engine may contain code for the CPU.
 
     Raises:
         EngineLoadError: No backend runs such files, or the backend cannot load this one.
@@ -50,7 +50,7 @@ def open_backend(
         return OnnxRuntimeBackend(path, providers=providers, threads=threads)
     if suffix in _ENGINES:
         if providers:
-            raise EngineLoadError(f"{path}: providers are ONNX Runtime's; an engine runs on the GPU it was built for")
+            raise EngineLoadError(f"{path}: providers are for ONNX Runtime; an engine runs on the GPU it was built for")
         return _open_engine(path, on_mismatch, allow_host_code=allow_host_code)
     hint = " Export it first: edgerpn export CHECKPOINT -o model.onnx" if suffix in (".pt", ".pth") else ""
     known = ", ".join((".onnx", *_ENGINES))
@@ -58,7 +58,7 @@ def open_backend(
 
 
 def _open_engine(path: Path, on_mismatch: OnMismatch, *, allow_host_code: bool) -> Backend:
-    # Imported late: an ONNX model needs nothing of it.
+    # Imported late, because an ONNX model does not need it.
     from edgerpn.runtime.backends.tensorrt.backend import TensorRtBackend
     from edgerpn.runtime.backends.tensorrt.rebuild import rebuild
 

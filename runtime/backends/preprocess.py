@@ -1,4 +1,4 @@
-"""From a frame of any size to what the graph eats, and its boxes back to the frame."""
+"""Fits frames of any size to the graph's input, and maps its boxes back to the frame."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def check_image(image: object) -> npt.NDArray[np.uint8]:
     if not isinstance(image, np.ndarray):
         raise InputError(f"frame: expected a NumPy array of shape (H, W, 3), got {type(image).__name__}")
     if image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        hints = {2: " A grey picture is turned into BGR by cv2.cvtColor(frame, cv2.COLOR_GRAY2BGR).",
-                 4: " Give one frame at a time, or several to `batch`."}  # fmt: skip
+        hints = {2: " Turn a grey picture into BGR with cv2.cvtColor(frame, cv2.COLOR_GRAY2BGR).",
+                 4: " Pass one frame at a time, or several to `batch`."}  # fmt: skip
         hint = hints.get(image.ndim, " Drop the alpha channel: frame[..., :3]." if image.shape[-1:] == (4,) else "")
         raise InputError(f"frame: expected shape (H, W, 3), got {image.shape}.{hint}")
     if image.dtype != np.uint8:
@@ -41,7 +41,7 @@ class Preprocessor:
         self._source_hw = manifest.input.source_hw
         self._network_hw = manifest.input.network_hw
         self._local = threading.local()
-        # Only a host that letterboxes needs OpenCV; a graph with a fixed source size does it all.
+        # Only letterboxing on the host needs OpenCV; a graph with a fixed source size resizes by itself.
         self._resize = load_cv2().resize if self._source_hw is None else None
 
     def prepare(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -61,7 +61,7 @@ class Preprocessor:
             return np.ascontiguousarray(image)[None]
         buffer = getattr(self._local, "buffer", None)
         if buffer is None:
-            # One buffer for each thread: a new one for every frame costs more than filling it.
+            # One buffer for each thread, because allocating one for each frame costs more than filling it.
             buffer = self._local.buffer = np.empty((1, *self._network_hw, 3), np.uint8)
         _geometry(_hw(image), self._network_hw).apply(np.ascontiguousarray(image), self._resize, out=buffer[0])
         return buffer
@@ -80,7 +80,7 @@ class Preprocessor:
         boxes, scores = boxes[:count], scores[:count]
         if self._resize is not None:
             boxes = _geometry(frame_hw, self._network_hw).to_frame(boxes)
-            # A box that lies wholly in the padding is flat once it is clipped to the frame.
+            # A box inside the padding has no area once it is clipped to the frame.
             has_area = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
             if not has_area.all():
                 boxes, scores = boxes[has_area], scores[has_area]

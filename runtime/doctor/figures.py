@@ -1,4 +1,4 @@
-"""Figures of a recording: rates, intervals, lag, and what was lost."""
+"""Figures of a recording: rates, intervals, lag, and losses."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ from edgerpn.runtime.frame import Event
 from edgerpn.runtime.sources.failures import is_noise
 
 _MIN_SPAN_S = 3.0
-"""Seconds that a connection must last for its lag to say anything."""
+"""Least seconds of a connection for a meaningful lag."""
 _MAX_MESSAGES = 5
 _NUMBER = re.compile(r"0x[0-9a-f]+|\d+(?:\.\d+)?")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StreamFigures:
-    """What was measured; None: it could not be."""
+    """Measurements of a source; None: unknown."""
 
     source: str
     """Name of the source, without passwords."""
     state: Literal["connected", "failed"]
-    """failed: it gave no frame."""
+    """failed: the source delivered no frame."""
     is_live: bool
-    """Whether it goes on when nobody reads."""
+    """Whether the source continues when nobody reads it."""
     size_wh: tuple[int, int] | None = None
     """Width and height of the last frame, pixels."""
     decoder: str = ""
-    """What decodes, and why that was chosen."""
+    """The decoder, and the reason for its choice."""
     first_frame_s: float | None = None
     """From the start of the capture process to the first frame, seconds."""
     elapsed_s: float = 0.0
-    """From the first frame to the end of listening, seconds."""
+    """From the first frame to the end of the measurement, seconds."""
     num_frames: int = 0
     """Frames in that time."""
     fps: float | None = None
-    """Frames that arrived per second, of the longest connection."""
+    """Arrived frames per second, of the longest connection."""
     stated_fps: float | None = None
     """Frames per second as the source states them."""
     interval_p50_ms: float | None = None
@@ -55,18 +55,18 @@ class StreamFigures:
     interval_max_ms: float | None = None
     """Longest of the same."""
     lag_p50_ms: float | None = None
-    """Median time by which frames came later than the quickest ones, by the camera's clock."""
+    """Median delay of frames against the fastest ones, by the camera's clock."""
     lag_p99_ms: float | None = None
     """99th percentile of the same."""
     lag_growth_ms: float | None = None
-    """How much later the quickest frames of the last third were than those of the first: a backlog that grows (or,
-    by less than a few milliseconds a second, two clocks that drift apart)."""
+    """Delay of the fastest frames of the last third against those of the first: a backlog that grows (or, if less than
+    a few milliseconds per second, two clocks that drift apart)."""
     lag_span_s: float = 0.0
-    """Time that was looked at, seconds."""
+    """Time over which the lag was measured, seconds."""
     num_dropped: int = 0
-    """Frames that this machine did not take in time."""
+    """Frames that this machine dropped."""
     num_missing: int | None = None
-    """Frames that, by the times in the stream, never arrived."""
+    """Frames that never arrived, by the times in the stream."""
     num_gaps: int = 0
     """Silences and holes of at least `gap_s`."""
     longest_gap_s: float = 0.0
@@ -74,29 +74,29 @@ class StreamFigures:
     num_clock_jumps: int = 0
     """Jumps of the camera's clock."""
     num_stalls: int = 0
-    """Silences of `stall_s`, after which the connection was given up."""
+    """Silences of `stall_s`, each of which ended a connection."""
     num_reconnects: int = 0
-    """Connections that ended, stalls included, for whatever reason but a change of size."""
+    """Connections that ended, stalls included, except for changes of size."""
     num_resized: int = 0
     """Changes of size."""
     num_unreadable: int = 0
-    """Pictures or files that could not be read, and crashes."""
+    """Unreadable pictures or files, and crashes."""
     num_messages: int = 0
-    """Lines that the decoder wrote, after those at the start; damaged video shows so."""
+    """Lines of the decoder after those at the start; damaged video causes them."""
     messages: tuple[str, ...] = ()
-    """The last different ones, with how often each kind came."""
+    """The last different ones, each with the count of its kind."""
     cpu_cores: float | None = None
-    """Cores that capture and decoder kept busy."""
+    """Cores that capture and decoder used."""
     key_frames: KeyFrames = field(default_factory=KeyFrames)
     """Key frames, codec and bit rate."""
     clock: ClockSkew = field(default_factory=ClockSkew)
-    """The camera's clock against ours."""
+    """Difference between the camera's clock and ours."""
 
 
 def figures_of(
     recording: Recording, key_frames: KeyFrames | None = None, clock: ClockSkew | None = None
 ) -> StreamFigures:
-    """Computes everything that a recording tells, beside what was asked in other ways."""
+    """Computes the figures of a recording, and adds the results of the other checks."""
     config, events = recording.config, recording.events
     connected = next((event for event in events if event.kind == "connected"), None)
     ends = [event for event in events if event.kind == "reconnecting" and event.reason != "resized"]
@@ -117,8 +117,8 @@ def figures_of(
         num_unreadable=_count(events, "error"),
         num_messages=recording.num_messages,
         messages=_kinds_of_messages([line for line in recording.messages if not is_noise(line)]),
-        key_frames=key_frames or KeyFrames(why_unknown="not asked"),
-        clock=clock or ClockSkew(why_unknown="not asked"),
+        key_frames=key_frames or KeyFrames(why_unknown="not measured"),
+        clock=clock or ClockSkew(why_unknown="not measured"),
     )
     if connected is None or not recording.frames:
         return counts
@@ -144,7 +144,7 @@ def _count(events: list[Event], kind: str) -> int:
 
 
 def _longest_connection(frames: list[FrameNote]) -> list[FrameNote]:
-    """The frames of the connection that gave most, without those of its first moments."""
+    """Returns the frames of the connection with most frames, without those of its start."""
     if not frames:
         return []
     (number, _), *_ = Counter(frame.connection for frame in frames).most_common(1)
@@ -158,7 +158,7 @@ def _rates(frames: list[FrameNote]) -> dict[str, Any]:
         return {}
     arrivals_s = np.array([frame.monotonic_s for frame in frames])
     intervals_ms = np.diff(arrivals_s) * 1e3
-    # Frames that we dropped did arrive.
+    # Frames that this machine dropped did arrive.
     num_arrived = len(frames) - 1 + sum(frame.num_dropped for frame in frames[1:])
     p50, p99 = np.percentile(intervals_ms, [50, 99]).tolist()
     return {
@@ -170,7 +170,7 @@ def _rates(frames: list[FrameNote]) -> dict[str, Any]:
 
 
 def _lags(frames: list[FrameNote]) -> npt.NDArray[np.float64] | None:
-    """Arrival less media time of each frame, seconds, with the least as zero; None without times."""
+    """Returns arrival minus media time of each frame, seconds, with the least as zero; None without times."""
     times = [(frame.monotonic_s, frame.media_time_s) for frame in frames if frame.media_time_s is not None]
     if len(times) < 10 or len(times) < len(frames) or times[-1][0] - times[0][0] < _MIN_SPAN_S:
         return None
@@ -190,7 +190,7 @@ def _lag_figures(frames: list[FrameNote], lag_s: npt.NDArray[np.float64]) -> dic
 
 
 def _missing(frames: list[FrameNote]) -> int | None:
-    """Frames that are missing between the times of others, which we did not drop; None without a steady rate."""
+    """Counts missing frames by the times of the others, without own drops; None without a steady rate."""
     times_s = [frame.media_time_s for frame in frames]
     pairs = [
         (after - before, frame.num_dropped)
@@ -206,7 +206,7 @@ def _missing(frames: list[FrameNote]) -> int | None:
 
 
 def _kinds_of_messages(lines: list[str]) -> tuple[str, ...]:
-    """The last lines that differ in more than numbers, each with how many there were of its kind."""
+    """Returns the last lines that differ in more than numbers, each with the count of its kind."""
     counts = Counter(_NUMBER.sub("#", line) for line in lines)
     last = {_NUMBER.sub("#", line): line for line in lines}
     return tuple(

@@ -1,4 +1,4 @@
-"""Listens to one source for some seconds, through the same capture process as `edgerpn run`."""
+"""Recording of one source for some seconds, by the same capture process as in `edgerpn run`."""
 
 from __future__ import annotations
 
@@ -11,72 +11,71 @@ from edgerpn.runtime.frame import Event, Frame
 from edgerpn.runtime.sources import CaptureConfig, ProcessCapture, open_capture
 
 SETTLE_S = 1.0
-"""Seconds at the start of a connection that do not count: what a server had kept comes in one go, and a decoder
-complains about pictures whose key frame it has missed."""
+"""Seconds at the start of a connection that do not count: buffered frames arrive in a burst, and the decoder reports
+pictures whose key frame it missed."""
 
 _POLL_S = 0.1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrameNote:
-    """When a frame came, without its picture."""
+    """The times of a frame, without its picture."""
 
     connection: int
-    """Number of the connection that it came by, from 1."""
+    """Number of its connection, from 1."""
     media_time_s: float | None
     """Time in the stream, seconds."""
     monotonic_s: float
-    """`time.monotonic()` when it was read."""
+    """`time.monotonic()` at its capture."""
     num_dropped: int
-    """Frames before it that this process did not take in time."""
+    """Frames dropped before it."""
     size_wh: tuple[int, int]
     """Width and height, pixels."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recording:
-    """What came from a source; holds no picture and no password."""
+    """Frames, events and messages of a source; holds no picture and no password."""
 
     config: CaptureConfig
     """The source."""
     frames: list[FrameNote]
-    """Every frame taken."""
+    """All frames taken."""
     events: list[Event]
-    """Every event."""
+    """All events."""
     messages: list[str]
-    """The last lines that the decoder wrote."""
+    """The last lines of the decoder."""
     num_messages: int
-    """Lines that it wrote from `SETTLE_S` after the first frame on."""
+    """Lines of the decoder later than `SETTLE_S` after the first frame."""
     elapsed_s: float
-    """From the first frame to the end of listening, seconds; 0: there was none."""
+    """From the first frame to the end of the recording, seconds; 0: no frame."""
     cpu_cores: float | None
-    """Cores that capture and decoder kept busy; None: not found out."""
+    """Cores that capture and decoder used; None: unknown."""
 
 
 def record(config: CaptureConfig, seconds: float) -> Recording:
-    """Opens the source once, and listens from its first frame on.
+    """Opens the source, and records from its first frame on.
 
-    A source that does not give a first frame is not tried again. One that fails later is, for as long as the time
-    lasts.
+    A source that fails before its first frame gets no second attempt; one that fails later reconnects within the time.
 
     Args:
         config: The source.
-        seconds: From the first frame on, at most; a file may end earlier.
+        seconds: Length of the recording; a file may end earlier.
     """
-    listener = _Listener()
+    recorder = _Recorder()
     with open_capture(config) as capture:
-        while not capture.is_exhausted and not listener.is_over(seconds):
+        while not capture.is_exhausted and not recorder.is_over(seconds):
             item = capture.take(_POLL_S)
             if item is not None:
-                listener.take(item, capture)
-            # Its memory goes back to the capture process.
+                recorder.take(item, capture)
+            # Returns its memory to the capture process.
             del item
-            listener.settle(capture)
-        return listener.recording(config, capture)
+            recorder.settle(capture)
+        return recorder.recording(config, capture)
 
 
-class _Listener:
-    """Collects what comes."""
+class _Recorder:
+    """Collects frames, events and messages."""
 
     def __init__(self) -> None:
         self.frames: list[FrameNote] = []
@@ -101,12 +100,12 @@ class _Listener:
             return
         self.events.append(item)
         if item.kind in ("reconnecting", "ended"):
-            # The lines of a process that has failed are gone when the next one starts.
+            # The next process replaces the lines of a failed one.
             self.messages += capture.messages
             self._is_down = True
 
     def settle(self, capture: ProcessCapture) -> None:
-        """Notes what a decoder says at the start, once."""
+        """Counts the decoder's messages of the start, once."""
         if self._num_settled is None and self.frames and time.monotonic() - self._start_s >= SETTLE_S:
             self._num_settled = capture.stats.num_messages
 
@@ -136,7 +135,7 @@ def _note(frame: Frame) -> FrameNote:
 
 
 def _cpu_time(capture: ProcessCapture) -> tuple[int | None, float]:
-    """Number of the capture process, and the processor time that it and what it started have used, seconds."""
+    """Returns the capture process's number, and the CPU time of it and its children, seconds."""
     pid = capture.stats.pid
     if pid is None:
         return None, 0.0
@@ -152,7 +151,7 @@ def _words(path: Path) -> list[str]:
 
 
 def _ticks(pid: int) -> int:
-    # The name of the process, in parentheses, may hold spaces.
+    # The process name, in parentheses, may hold spaces.
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12])
 

@@ -1,4 +1,4 @@
-"""Outputs that cannot hold up a run: each sink behind its own bounded queue and thread, with counts of what was lost.
+"""Outputs that cannot delay a run: each sink has its own bounded queue and thread, and counts lost items.
 
 from edgerpn.runtime.sinks import close_sinks, open_sinks, read_outputs
 

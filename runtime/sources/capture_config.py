@@ -1,4 +1,4 @@
-"""What one source is and how it is captured."""
+"""Settings of one source and its capture."""
 
 from __future__ import annotations
 
@@ -12,63 +12,64 @@ from edgerpn.runtime.sources.spec import SourceSpec, parse_source
 Policy = Literal["auto", "latest", "every", "queue"]
 
 NETWORK_PROTOCOLS = "tcp,udp,rtp,rtsp,srtp,tls,http,https,httpproxy,rtmp,srt,crypto,data"
-"""What FFmpeg may open for a URL. Playlists inherit it: without `file`, no server has us read files of this machine."""
+"""Protocols that FFmpeg may open for a URL. Playlists inherit them: without `file`, no server can have this machine's
+files read."""
 FILE_PROTOCOLS = "file,crypto,data"
-"""What FFmpeg may open for a file: no network."""
+"""Protocols that FFmpeg may open for a file: no network."""
 
 _POLICY = re.compile(r"(?P<word>auto|latest|every)|queue=(?P<frames>\d+)|fps=(?P<fps>\d+(?:\.\d+)?)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CaptureConfig:
-    """One source of frames; everything but `source` has a default that suits a camera."""
+    """Settings of one source; the defaults suit a camera."""
 
     source: str = field(repr=False)
     """Camera (number or /dev/videoN), csi://N, URL, GStreamer pipeline, video file, picture, folder or glob."""
     name: str = ""
     """Name in frames and events; empty: the source without its passwords."""
     policy: Policy = "auto"
-    """latest: newest frame wins; every: none is dropped; queue: oldest of `queue_frames` is dropped; auto: latest if
-    the source is live, otherwise every."""
+    """latest: the newest frame wins; every: no frame is dropped; queue: the oldest of `queue_frames` is dropped; auto:
+    latest for a live source, otherwise every."""
     queue_frames: int = 8
-    """Frames that wait at most under the policy `queue`."""
+    """Most frames that wait under the policy `queue`."""
     max_fps: float = 0.0
-    """Frames per second at most; 0: as many as come."""
+    """Most frames per second; 0: no limit."""
     slots: int = 8
-    """Frames of shared memory; what the consumer holds, what waits and what is being written must fit."""
+    """Frames of shared memory; frames that the consumer holds, that wait and that are being written must fit."""
     gap_s: float = 1.0
-    """Seconds without a frame that are worth an event `gap`."""
+    """Seconds without a frame that cause an event `gap`."""
     stall_s: float = 10.0
-    """Seconds without a frame after which the capture process is killed and started again."""
+    """Seconds without a frame after which the capture process is killed and restarted."""
     open_timeout_s: float = 10.0
-    """Seconds from connecting to the first frame at most."""
+    """Most seconds from connecting to the first frame."""
     backoff_first_s: float = 1.0
-    """Seconds before the second attempt; doubled for each further one, and jittered downwards by up to a half."""
+    """Seconds before the second attempt; doubled for each further one, with jitter of up to half downwards."""
     backoff_max_s: float = 30.0
-    """Seconds between attempts at most."""
+    """Most seconds between attempts."""
     healthy_s: float = 10.0
-    """Seconds of frames after which the next failure starts at `backoff_first_s` again."""
+    """Seconds with frames that reset the backoff to `backoff_first_s`."""
     size_wh: tuple[int, int] | None = None
-    """Width and height to ask a camera for, pixels; None: its default."""
+    """Requested width and height of a camera, pixels; None: its default."""
     rate_hz: float | None = None
-    """Frames per second to ask a camera for; None: its default."""
+    """Requested frames per second of a camera; None: its default."""
     pixel_format: str = ""
-    """Four characters that a V4L2 camera knows, such as MJPG or YUYV; empty: its default."""
+    """Requested four-character format of a V4L2 camera, such as MJPG or YUYV; empty: its default."""
     transport: Literal["tcp", "udp"] = "tcp"
-    """How RTSP carries the video."""
+    """Transport of RTSP."""
     decoder: Literal["auto", "ffmpeg", "gstreamer", "ffmpeg-process"] = "auto"
-    """What decodes URLs and files: OpenCV with FFmpeg, OpenCV with GStreamer, or the program ffmpeg. When a stream
-    changes its size within a connection, GStreamer follows, FFmpeg in OpenCV is connected anew for H.264, and scales
-    to the first size for other codecs, as the program does."""
+    """Decoder of URLs and files: OpenCV with FFmpeg, OpenCV with GStreamer, or the program ffmpeg. When a stream
+    changes its size within a connection, GStreamer follows; OpenCV with FFmpeg reconnects for H.264 and scales to the
+    first size for other codecs, as the program does."""
     decoder_threads: int = 0
-    """Threads of OpenCV's FFmpeg; 0: one for a URL, half of the cores for a file. Each thread but the first delays the
-    pictures of a stream by one frame."""
+    """Threads of OpenCV's FFmpeg; 0: one for a URL, half of the cores for a file. Each thread after the first delays
+    the pictures of a stream by one frame."""
     ffmpeg_options: str = field(default="", repr=False)
     """Options for FFmpeg in OpenCV's form, key;value|key;value, beside our own. The environment variable
     OPENCV_FFMPEG_CAPTURE_OPTIONS replaces all of them."""
 
     def __post_init__(self) -> None:
-        """Checks what can be checked without opening the source."""
+        """Checks everything that needs no open source."""
         parse_source(self.source)
         _check(
             self.policy in ("auto", "latest", "every", "queue"), "policy", "auto, latest, every or queue", self.policy
@@ -76,7 +77,7 @@ class CaptureConfig:
         _check(self.transport in ("tcp", "udp"), "transport", "tcp or udp", self.transport)
         decoders = ("auto", "ffmpeg", "gstreamer", "ffmpeg-process")
         _check(self.decoder in decoders, "decoder", ", ".join(decoders), self.decoder)
-        # Every slot may be on its way back at once, and the socket for that never waits.
+        # All slots may return at once over a socket that never blocks.
         _check(1 <= self.queue_frames <= 100, "queue_frames", "1 to 100", self.queue_frames)
         _check(2 <= self.slots <= 100, "slots", "2 to 100", self.slots)
         _check(0 <= self.decoder_threads <= 64, "decoder_threads", "0 to 64", self.decoder_threads)
@@ -99,38 +100,38 @@ class CaptureConfig:
 
     @property
     def label(self) -> str:
-        """Name for people and records, without passwords."""
+        """Name in records and messages, without passwords."""
         return self.name or self.spec.shown
 
     @property
     def num_slots(self) -> int:
-        """Frames of shared memory, with room for the queue."""
+        """Slots of shared memory, with room for the queue."""
         return self.slots + (self.queue_frames if self.policy == "queue" else 0)
 
 
 def parse_policy(text: str) -> dict[str, Any]:
-    """The settings that a policy in one text stands for.
+    """Parses a policy.
 
     Args:
         text: latest, every, queue=N or auto, and fps=N, separated by commas ("queue=4,fps=10").
 
     Returns:
-        `policy`, `queue_frames` and `max_fps` as far as they are told, for `CaptureConfig`.
+        The given ones of `policy`, `queue_frames` and `max_fps`, for `CaptureConfig`.
 
     Raises:
-        ValueError: It is none of these.
+        ValueError: A part is not one of these.
     """
     found: dict[str, Any] = {}
     for part in text.split(","):
-        told = _POLICY.fullmatch(part.strip())
-        if told is None:
+        match = _POLICY.fullmatch(part.strip())
+        if match is None:
             raise ValueError(f"policy: expected latest, every, queue=N or fps=N, got {part!r}")
-        if told["word"]:
-            found["policy"] = told["word"]
-        elif told["frames"]:
-            found |= {"policy": "queue", "queue_frames": int(told["frames"])}
+        if match["word"]:
+            found["policy"] = match["word"]
+        elif match["frames"]:
+            found |= {"policy": "queue", "queue_frames": int(match["frames"])}
         else:
-            found["max_fps"] = float(told["fps"])
+            found["max_fps"] = float(match["fps"])
     return found
 
 

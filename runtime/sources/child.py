@@ -1,7 +1,7 @@
 """A capture process: reads one source and writes its frames into shared memory.
 
-Started by its parent with one argument, the number of an inherited socket, over which everything else goes, so that
-no address and no password stands in the list of processes. It ends with its parent, however that ends.
+Its parent starts it with one argument, the number of an inherited socket, which carries everything else, so that the
+list of processes shows no address and no password. It ends with its parent, however that ends.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _FFMPEG_OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
 
 
 def main() -> None:
-    """Captures until the source ends or the parent says stop or dies; does not return."""
+    """Captures until the source ends, or the parent stops it or dies; does not return."""
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
     die_with_parent()
-    # A parent that died before this line shows as the end of the packets.
+    # A parent that died before this line has closed the socket.
     request = control.recv(MAX_PACKET_BYTES)
     if not request:
         return
@@ -44,46 +44,46 @@ def main() -> None:
     if settings["size_wh"] is not None:
         settings["size_wh"] = tuple(settings["size_wh"])
     config = CaptureConfig(**settings)
-    last = capture(config, control)
-    if last is not None:
-        last[0].send_report(last[1])
+    end = capture(config, control)
+    if end is not None:
+        end[0].send_report(end[1])
     sys.stderr.flush()
-    # Without the teardown of decoder libraries, which takes time and may crash.
+    # Skips the teardown of decoder libraries, which takes time and may crash.
     os._exit(0)
 
 
 def capture(config: CaptureConfig, control: socket.socket) -> tuple[ParentLink, dict[str, Any]] | None:
-    """Reads the whole source; returns the last word for the parent, or None when it said stop."""
+    """Reads the whole source; returns the exit report for the parent, or None when the parent stopped it."""
     reader: Reader | None = None
     failure: CaptureFailedError | None = None
     try:
         open_it = prepare(config)
-        # From here the time to open the source counts; importing OpenCV from a memory card has taken its own.
+        # The limit for opening starts here: importing OpenCV from a memory card may take longer.
         control.send(pack_alive(0))
-        # ffmpeg is started before there is a second thread.
+        # ffmpeg starts before the second thread.
         reader = open_it()
     except CaptureFailedError as error:
         failure = error
     link = ParentLink(control, config.num_slots)
     if reader is None or failure is not None:
-        return link, _failure_message(failure)
+        return link, _failure_report(failure)
     pump = Pump(config, reader, link)
     try:
         pump.run()
         if link.is_stopping:
             return None
-        return link, _end_message(config, reader, pump)
+        return link, _end_report(config, reader, pump)
     except CaptureFailedError as error:
-        return link, _failure_message(error)
+        return link, _failure_report(error)
     finally:
         reader.close()
 
 
 def prepare(config: CaptureConfig) -> Callable[[], Reader]:
-    """Imports what reads the source; what it returns opens it.
+    """Imports the reader of the source; returns a function that opens it.
 
     Raises:
-        CaptureFailedError: It does not import. (So may what is returned: the source cannot be opened.)
+        CaptureFailedError: The reader does not import. The returned function raises it for a source that does not open.
     """
     if config.spec.kind == "plugin":
         entry, factory = load_plugin(config)
@@ -96,7 +96,7 @@ def open_reader(config: CaptureConfig, cv2: ModuleType | None) -> Reader:
     """Opens the source with the decoder chosen for it.
 
     Raises:
-        CaptureFailedError: It cannot be opened now, or ever.
+        CaptureFailedError: The source does not open, now or ever.
     """
     if cv2 is None:
         message = "OpenCV is not installed: pip install 'edgerpn[opencv-headless]' (on a Jetson: python3-opencv of apt)"
@@ -112,7 +112,7 @@ def open_reader(config: CaptureConfig, cv2: ModuleType | None) -> Reader:
 
 
 def _open_pictures(path: str) -> ImageSource | None:
-    """The pictures that a path names; None when it is a video."""
+    """Opens the pictures of a path; returns None for a video."""
     if os.path.isfile(path) and not path.lower().endswith(IMAGE_SUFFIXES):
         return None
     try:
@@ -126,15 +126,15 @@ def _open_pictures(path: str) -> ImageSource | None:
 
 
 def _load(config: CaptureConfig) -> ModuleType | None:
-    # Set before OpenCV starts. Its and FFmpeg's messages go to the parent, which takes passwords out of them.
-    # Level 40, "verbose", because a change of size is told there.
+    # Set before the import. The parent reads the messages of OpenCV and FFmpeg, and removes passwords.
+    # Level 40, "verbose", reports changes of size.
     os.environ["OPENCV_FFMPEG_LOGLEVEL"] = "40"
     os.environ["OPENCV_LOG_LEVEL"] = "WARNING"
-    # Errors only, among them the names of elements that are not installed.
+    # Errors only, among them the names of missing elements.
     os.environ.setdefault("GST_DEBUG", "1")
     os.environ.setdefault("GST_DEBUG_NO_COLOR", "1")
     if _FFMPEG_OPTIONS not in os.environ:
-        # By default FFmpeg watches a stream for over a second to guess its frame rate, before it gives a frame.
+        # By default FFmpeg reads a stream for over a second to guess its frame rate, before the first frame.
         options = ["fpsprobesize;0", f"protocol_whitelist;{NETWORK_PROTOCOLS}"]
         if config.spec.is_rtsp:
             options.append(f"rtsp_transport;{config.transport}")
@@ -145,27 +145,27 @@ def _load(config: CaptureConfig) -> ModuleType | None:
     try:
         cv2 = load_cv2()
     except MissingDependencyError as error:
-        print(error, file=sys.stderr)  # noqa: T201 - what the parent reads
+        print(error, file=sys.stderr)  # noqa: T201 - the parent reads it
         return None
     return cv2
 
 
-def _failure_message(error: CaptureFailedError | None) -> dict[str, Any]:
+def _failure_report(error: CaptureFailedError | None) -> dict[str, Any]:
     if error is None:
         return {"reason": "unknown", "message": "", "is_final": False}
     return {"reason": error.reason, "message": str(error), "is_final": error.is_final}
 
 
-def _end_message(config: CaptureConfig, reader: Reader, pump: Pump) -> dict[str, Any]:
-    """Why no more frames come, of a source that gave its last one."""
+def _end_report(config: CaptureConfig, reader: Reader, pump: Pump) -> dict[str, Any]:
+    """Returns the report of a source that delivered its last frame."""
     if reader.is_live:
         is_timeout = pump.last_wait_s >= 0.9 * config.stall_s
         reason = "timeout" if is_timeout else "end_of_stream" if pump.num_grabbed else "unknown"
         return {"reason": reason, "message": "", "is_final": False}
     if not pump.num_grabbed:
-        return {"reason": "codec", "message": "there is no picture in it that can be read", "is_final": True}
+        return {"reason": "codec", "message": "the source has no readable picture", "is_final": True}
     missing = reader.num_frames - pump.num_grabbed
-    # Containers may miscount by a frame or two without anything being lost.
+    # Containers may miscount by a frame or two without a loss.
     if missing > max(2, reader.num_frames // 100):
         message = f"ended after {pump.num_grabbed} of {reader.num_frames} frames; the file is damaged or cut short"
         return {"reason": "codec", "message": message, "is_final": True}

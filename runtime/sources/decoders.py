@@ -1,4 +1,4 @@
-"""Which decoder reads a source on this machine, and why; GStreamer pipelines for Jetson."""
+"""Choice of the decoder for a source on this machine, and GStreamer pipelines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgerpn.runtime.sources.failures import CaptureFailedError
 Decoder = Literal["ffmpeg", "gstreamer", "v4l2", "any", "ffmpeg-process"]
 
 _APPSINK = "appsink drop=true max-buffers=1 sync=false"
-# The converter of the GPU gives four channels; the last step to three is the processor's.
+# The GPU converts to four channels only; the CPU does the last step to three.
 _FROM_NVMM = f"nvvidconv ! video/x-raw,format=BGRx ! videoconvert ! video/x-raw,format=BGR ! {_APPSINK}"
 _NO_GSTREAMER = (
     "this OpenCV is built without GStreamer, as all OpenCV packages of PyPI are. Use the system's OpenCV (sudo apt "
@@ -24,7 +24,7 @@ _NO_GSTREAMER = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Abilities:
-    """What this machine can decode with."""
+    """Decoders of this machine."""
 
     has_ffmpeg: bool
     """OpenCV is built with FFmpeg."""
@@ -43,7 +43,7 @@ class Choice:
     """A decoder, and why it was chosen."""
 
     decoder: Decoder
-    """Which."""
+    """The decoder."""
     why: str
     """One line for people."""
     pipeline: str = ""
@@ -51,7 +51,7 @@ class Choice:
 
 
 def find_abilities(cv2: ModuleType) -> Abilities:
-    """Looks at OpenCV and at this machine."""
+    """Inspects OpenCV and this machine."""
     has = cv2.videoio_registry.hasBackend
     plugins = Path("/usr/lib/aarch64-linux-gnu/gstreamer-1.0")
     return Abilities(
@@ -64,10 +64,10 @@ def find_abilities(cv2: ModuleType) -> Abilities:
 
 
 def choose(config: CaptureConfig, abilities: Abilities) -> Choice:
-    """The decoder for a source that is not a picture.
+    """Chooses the decoder for a source that is not a picture.
 
     Raises:
-        CaptureFailedError: Nothing here can read it, or not with the decoder asked for.
+        CaptureFailedError: No decoder here can read it, or the requested one cannot.
     """
     kind = config.spec.kind
     if kind in ("pipeline", "csi"):
@@ -85,7 +85,7 @@ def choose(config: CaptureConfig, abilities: Abilities) -> Choice:
 
 
 def _choose_explicit(config: CaptureConfig, abilities: Abilities) -> Choice:
-    why = f"asked for (decoder={config.decoder})"
+    why = f"requested (decoder={config.decoder})"
     if config.decoder == "ffmpeg" and abilities.has_ffmpeg:
         return Choice(decoder="ffmpeg", why=why)
     if config.decoder == "ffmpeg-process" and abilities.has_program:
@@ -106,16 +106,18 @@ def _choose_auto(config: CaptureConfig, abilities: Abilities) -> Choice:
         why = "the hardware decoder of this Jetson (nvv4l2decoder)"
         return Choice(decoder="gstreamer", why=why, pipeline=rtsp_pipeline(config, is_hardware=True))
     if abilities.has_ffmpeg:
-        lack = "this OpenCV is built without GStreamer, so the Jetson's hardware decoder is out of reach"
+        lack = "this OpenCV is built without GStreamer, so the Jetson's hardware decoder is not usable"
         why = lack if is_rtsp and abilities.has_nvv4l2 else "OpenCV's FFmpeg decodes in software"
         return Choice(decoder="ffmpeg", why=why)
     if abilities.has_program:
-        return Choice(decoder="ffmpeg-process", why="this OpenCV is built without FFmpeg, the program ffmpeg is there")
+        return Choice(
+            decoder="ffmpeg-process", why="this OpenCV is built without FFmpeg, and the program ffmpeg is installed"
+        )
     if abilities.has_gstreamer:
         why = "this OpenCV is built without FFmpeg"
         return Choice(decoder="gstreamer", why=why, pipeline=_gstreamer_pipeline(config, abilities))
     raise CaptureFailedError(
-        "nothing here decodes video: this OpenCV is built without FFmpeg and without GStreamer, and the program ffmpeg "
+        "no decoder here: this OpenCV is built without FFmpeg and without GStreamer, and the program ffmpeg "
         "is not installed (sudo apt install ffmpeg)",
         reason="unsupported",
         is_final=True,
@@ -123,7 +125,7 @@ def _choose_auto(config: CaptureConfig, abilities: Abilities) -> Choice:
 
 
 def csi_pipeline(config: CaptureConfig) -> str:
-    """Pipeline of a camera on the CSI connector of a Jetson. Not tried on a Jetson."""
+    """Returns the pipeline of a camera on a Jetson's CSI connector; not tested on a Jetson."""
     caps = ["video/x-raw(memory:NVMM)"]
     if config.size_wh is not None:
         caps.append(f"width={config.size_wh[0]},height={config.size_wh[1]}")
@@ -134,7 +136,7 @@ def csi_pipeline(config: CaptureConfig) -> str:
 
 
 def rtsp_pipeline(config: CaptureConfig, *, is_hardware: bool) -> str:
-    """Pipeline of an RTSP camera, with the decoder of a Jetson or any other. The former is not tried on a Jetson."""
+    """Returns the pipeline of an RTSP camera; the one for the Jetson's decoder is not tested on a Jetson."""
     source = f"rtspsrc location={quoted(config.source)} protocols={config.transport} latency=200 drop-on-latency=true"
     # Cameras with sound offer a second stream.
     head = f"{source} ! application/x-rtp,media=video"
@@ -144,7 +146,7 @@ def rtsp_pipeline(config: CaptureConfig, *, is_hardware: bool) -> str:
 
 
 def quoted(value: str) -> str:
-    """A text as a value inside of a GStreamer pipeline."""
+    """Quotes a value for a GStreamer pipeline."""
     escaped = value.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
 
@@ -154,6 +156,6 @@ def _gstreamer_pipeline(config: CaptureConfig, abilities: Abilities) -> str:
     if spec.is_rtsp:
         return rtsp_pipeline(config, is_hardware=abilities.has_nvv4l2)
     uri = spec.text if spec.is_live else Path(spec.path).resolve().as_uri()
-    # A file waits for us; a stream does not.
+    # A file waits for its reader; a stream does not.
     sink = _APPSINK if spec.is_live else "appsink drop=false max-buffers=2 sync=false"
     return f"uridecodebin uri={quoted(uri)} ! videoconvert ! video/x-raw,format=BGR ! {sink}"

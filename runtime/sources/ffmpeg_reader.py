@@ -1,8 +1,8 @@
-"""Plan B where OpenCV cannot decode: the program ffmpeg, whose pictures come through a pipe.
+"""Decoding by the program ffmpeg through a pipe, for machines whose OpenCV cannot decode.
 
-The source's address goes to ffmpeg's standard input, as a list for its `concat` reader, so that no password stands in
-the list of processes. The pictures come as BMP, whose header tells the size: no second connection to ask for it. When
-the source changes its size, ffmpeg scales to the first one.
+ffmpeg reads the address from its standard input, as a list for its `concat` reader, so that the list of processes shows
+no password. The pictures are BMP, whose header has the size, which saves a second connection. When the source changes
+its size, ffmpeg scales to the first one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _BMP_HEADER = struct.Struct("<2sIxxxxIIii")
 
 
 class FfmpegReader:
-    """Frames of a file or URL through the program ffmpeg; see `Reader`. It knows no time stamps."""
+    """Frames of a file or URL by the program ffmpeg, without time stamps; see `Reader`."""
 
     fps = 0.0
     num_frames = 0
@@ -32,14 +32,14 @@ class FfmpegReader:
     path = ""
 
     def __init__(self, config: CaptureConfig, choice: Choice) -> None:
-        """Starts ffmpeg; whether the source can be read shows at the first `grab`.
+        """Starts ffmpeg; the first `grab` shows whether it can read the source.
 
         Raises:
             CaptureFailedError: ffmpeg does not start.
         """
         self.is_live = config.spec.is_live
         version = _version()
-        self.decoder = f"ffmpeg {version or 'of unknown version'} in a process of its own: {choice.why}"
+        self.decoder = f"ffmpeg {version or 'of unknown version'} in a separate process: {choice.why}"
         every_frame = ["-fps_mode", "passthrough"] if version is None or version >= (5, 1) else ["-vsync", "0"]
         command = [
             *("ffmpeg", "-nostats", "-hide_banner", "-loglevel", "warning"),
@@ -50,7 +50,7 @@ class FfmpegReader:
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            # Without it a killed capture process would leave ffmpeg behind, waiting for its camera.
+            # Without this, a killed capture process would leave ffmpeg behind.
             preexec_fn=die_with_parent_hook(),
         )
         self._header: tuple[int, int, int] = (0, 0, 0)
@@ -58,7 +58,6 @@ class FfmpegReader:
         self._write(playlist(config))
 
     def grab(self) -> bool:
-        """See `Reader`."""
         if self._pending:
             self._body()
         head = self._read(_BMP_HEADER.size)
@@ -73,7 +72,6 @@ class FfmpegReader:
         return True
 
     def retrieve(self, into: Image | None) -> Image | None:
-        """See `Reader`."""
         width, height, _ = self._header
         body = self._body()
         row_bytes = -(-width * 3 // 4) * 4
@@ -81,7 +79,7 @@ class FfmpegReader:
             return None
         rows = np.frombuffer(body, np.uint8)[: row_bytes * abs(height)].reshape(abs(height), row_bytes)
         image = rows[:, : width * 3].reshape(abs(height), width, 3)
-        # BMP counts its rows from below, unless the height is negative.
+        # BMP rows run from bottom to top, unless the height is negative.
         image = image[::-1] if height > 0 else image
         if into is None or into.shape != image.shape:
             return image
@@ -89,11 +87,9 @@ class FfmpegReader:
         return into
 
     def media_time_s(self) -> float | None:
-        """See `Reader`."""
         return None
 
     def close(self) -> None:
-        """See `Reader`."""
         self._process.kill()
         self._process.wait()
 
@@ -105,7 +101,7 @@ class FfmpegReader:
             pipe.write(text.encode("utf-8", "surrogateescape"))
             pipe.close()
         except BrokenPipeError:
-            # It has ended already; its messages say why.
+            # ffmpeg has ended already; its messages say why.
             return
 
     def _body(self) -> bytes:
@@ -118,20 +114,20 @@ class FfmpegReader:
 
 
 def list_protocols(config: CaptureConfig) -> str:
-    """What the programs ffmpeg and ffprobe may open for a source, as their option wants it.
+    """Returns the protocols that ffmpeg and ffprobe may open for a source, as their option expects it.
 
-    Pipes are for our own list. Nothing else is behind them for a playlist that names one: our list has been read, and
-    no other file is inherited.
+    The pipe is for our own list. A playlist that names a pipe gets nothing: our list has been read, and the process
+    inherits no other file.
     """
     return f"pipe,{NETWORK_PROTOCOLS if config.spec.is_live else FILE_PROTOCOLS}"
 
 
 def playlist(config: CaptureConfig) -> str:
-    """The source as a list of one entry for ffmpeg's concat reader."""
+    """Returns the source as a list of one entry for ffmpeg's concat reader."""
     spec = config.spec
     target = spec.text if spec.is_live else f"file:{Path(spec.path).resolve()}"
     if "\n" in target or "\r" in target:
-        raise CaptureFailedError("a line end in the address", reason="not_found", is_final=True)
+        raise CaptureFailedError("the address has a line end", reason="not_found", is_final=True)
     lines = ["ffconcat version 1.0", "file '{}'".format(target.replace("'", "'\\''"))]
     if spec.is_rtsp:
         lines.append(f"option rtsp_transport {config.transport}")
@@ -139,7 +135,7 @@ def playlist(config: CaptureConfig) -> str:
 
 
 def _version() -> tuple[int, int] | None:
-    """Major and minor version of ffmpeg; None for builds without one."""
+    """Returns major and minor version of ffmpeg; None for builds without one."""
     try:
         done = subprocess.run(["ffmpeg", "-version"], capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

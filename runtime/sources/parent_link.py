@@ -1,4 +1,4 @@
-"""A capture process's line to its parent: frames out, free slots in. It ends the process when the parent is gone."""
+"""Connection of a capture process to its parent: it sends frames, receives free slots, and ends with the parent."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _ALIVE_PERIOD_S = 0.25
 
 
 class ParentLink:
-    """Sends packets, and keeps the free slots of the ring, which a thread of its own collects."""
+    """Sends packets and keeps the free slots of the ring; its thread receives the returned slots."""
 
     def __init__(self, control: socket.socket, num_slots: int) -> None:
-        """Starts to listen; the request must have been read."""
+        """Starts the receiving thread; the caller has read the request."""
         self._control = control
         self._num_slots = num_slots
         self._changed = threading.Condition()
@@ -39,22 +39,22 @@ class ParentLink:
         threading.Thread(target=self._listen, name="edgerpn-control", daemon=True).start()
 
     def take_slot(self, *, waits: bool) -> int | None:
-        """A free slot; None when there is none, or with `waits` when the parent says stop."""
+        """Takes a free slot; returns None when none is free, or with `waits` when the parent stops the capture."""
         with self._changed:
             while not self._free:
                 if self.is_stopping or not waits:
                     return None
                 self._changed.wait()
-            # The last that came back: its memory is still in the cache, and the others stay untouched.
+            # The last one returned: its memory is still in the cache, and unused slots never take memory.
             return self._free.pop()
 
     def return_slot(self, slot: int) -> None:
-        """Gives back a slot that was not used."""
+        """Returns an unused slot."""
         with self._changed:
             self._free.append(slot)
 
     def ring_for(self, num_bytes: int) -> RingWriter:
-        """The ring, or a new one when a frame does not fit."""
+        """Returns the ring, or a new one when a frame does not fit."""
         if self._ring is not None and num_bytes <= self._ring.slot_bytes:
             return self._ring
         self._generation += 1
@@ -68,29 +68,28 @@ class ParentLink:
         return ring
 
     def send_frame(self, frame: Frame, *, generation: int, slot: int) -> None:
-        """Hands over a slot."""
+        """Passes a filled slot to the parent."""
         self._alive_s = frame.monotonic_s
         self._control.send(pack_frame(frame, generation=generation, slot=slot))
 
     def send_event(self, event: dict[str, Any]) -> None:
-        """Tells something about the source."""
         self._control.send(pack_json(b"E", event))
 
     def send_report(self, message: dict[str, Any]) -> None:
-        """Tells why the process ends."""
+        """Sends the exit report, the last packet."""
         self._control.send(pack_json(b"X", message))
 
     def count_drop(self) -> None:
-        """Counts a frame that found no free slot; the next frame tells of it."""
+        """Counts a frame that found no free slot; the next frame reports it."""
         self._num_dropped += 1
 
     def pop_drops(self) -> int:
-        """Frames dropped since the last call."""
+        """Returns the frames dropped since the last call."""
         count, self._num_dropped = self._num_dropped, 0
         return count
 
     def send_alive(self) -> None:
-        """Tells that frames come although none is sent; seldom enough to cost nothing."""
+        """Reports that frames arrive although none is sent, at most every `_ALIVE_PERIOD_S`."""
         now_s = time.monotonic()
         if now_s - self._alive_s >= _ALIVE_PERIOD_S:
             self._alive_s = now_s
@@ -103,7 +102,7 @@ class ParentLink:
             except OSError:
                 packet = b""
             if not packet:
-                # The parent is gone; the other thread may be inside of a read that never returns.
+                # The parent is gone; the other thread may hang in a read.
                 os._exit(0)
             with self._changed:
                 if packet == STOP:

@@ -1,6 +1,6 @@
-"""Sources that other packages add, read inside a capture process, which may hang or crash without harm to others.
+"""Sources that other packages add; each runs in its capture process, where it may hang or crash without harm.
 
-A package names its class, or a function that makes one, as an entry point; the name is the scheme of the URLs:
+A package registers its class, or a factory function, as an entry point; the name is the scheme of the URLs:
 
     [project.entry-points."edgerpn.sources"]
     gige = "gigecam:GigeSource"
@@ -14,8 +14,8 @@ A package names its class, or a function that makes one, as an entry point; the 
             self.media_time_s = picture.timestamp_ns / 1e9
             return picture.bgr
 
-`edgerpn run model.onnx gige://192.168.1.9` then starts a process for it, kills it when it gives no frame for `stall_s`,
-and starts it again, as for any other camera.
+`edgerpn run model.onnx gige://192.168.1.9` then starts a process for it, kills it after `stall_s` without a frame, and
+restarts it, as for any other camera.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from edgerpn.runtime.sources.failures import CaptureFailedError
 from edgerpn.runtime.sources.readers import Image
 from edgerpn.runtime.sources.spec import find_plugin
 
-# The first that fits; TimeoutError and the others are all OSError.
+# The first match counts, because some of these derive from OSError.
 _REASONS: tuple[tuple[type[BaseException], Reason], ...] = (
     (ConnectionRefusedError, "refused"),
     (TimeoutError, "timeout"),
@@ -46,50 +46,50 @@ _REASONS: tuple[tuple[type[BaseException], Reason], ...] = (
 
 
 class FrameSource:
-    """Base of a source of one's own; made and used by one thread of a process that has nothing else to do.
+    """Base class of a plugin's source; one thread of a dedicated process creates and uses it.
 
-    The constructor opens the source. It and `read` may take or block as long as they like, within the patience of the
-    settings (`open_timeout_s` until the first frame, then `stall_s`). To say why it gives no frames, they raise
-    `CaptureFailedError`; ConnectionRefusedError, TimeoutError, PermissionError, FileNotFoundError and EOFError are
-    understood as what they say; anything else is told as it is. All of these are tried again, unless `is_final`.
+    The constructor opens the source. It and `read` may block within the limits of the settings (`open_timeout_s` until
+    the first frame, then `stall_s`). They raise `CaptureFailedError` with the reason when they have no frames;
+    ConnectionRefusedError, TimeoutError, PermissionError, FileNotFoundError and EOFError become the matching reasons;
+    any other error is reported as it is. The supervisor reconnects after each of them, unless `is_final`.
     """
 
     is_live: bool = True
-    """Whether it goes on when nobody reads: then the newest frame wins, and its end is a failure."""
+    """Whether the source continues when nobody reads it: then the newest frame wins, and its end is a failure."""
     fps: float = 0.0
     """Frames per second as stated; 0: unknown."""
     num_frames: int = 0
-    """Frames in all, of a recording; 0: unknown, or without end."""
+    """Frames of a recording; 0: unknown or endless."""
     media_time_s: float | None = None
-    """Time of the frame that `read` gave last, by the clock of the camera or recording, seconds; None: unknown. Of a
-    live source it tells how late frames arrive."""
+    """Time of the last frame by the clock of the camera or recording, seconds; None: unknown. The lag of a live source
+    is computed from it."""
 
     def __init__(self, config: CaptureConfig) -> None:
         """Opens the source.
 
         Args:
-            config: `source` is the whole URL, with options of one's own in its query; `size_wh`, `rate_hz` and
-                `pixel_format` are wishes.
+            config: `source` is the whole URL, whose query may hold the plugin's own options; `size_wh`, `rate_hz` and
+                `pixel_format` are requests.
         """
 
     def read(self) -> Image | None:
         """Waits for the next frame.
 
         Returns:
-            (H, W, 3) uint8 BGR, or (H, W) uint8 grey; copied before the next call. None: there is none any more.
+            (H, W, 3) uint8 BGR, or (H, W) uint8 grey; the caller copies it before the next call. None: the end.
         """
         raise NotImplementedError
 
     def close(self) -> None:
-        """Lets go of the source; not called when the process is killed."""
+        """Closes the source; not called when the process is killed."""
 
 
-# What it returns is checked, because it is another package's.
+# Any: a plugin's return value is checked.
 Factory = Callable[[CaptureConfig], Any]
 
 
 class PluginReader:
-    """Frames of another package's source; see `Reader`."""
+    """Frames of a plugin's source; see `Reader`."""
 
     problem = ""
     path = ""
@@ -98,7 +98,7 @@ class PluginReader:
         """Opens the source.
 
         Raises:
-            CaptureFailedError: It does not open.
+            CaptureFailedError: The source does not open.
         """
         self._what = entry.value
         with _translated_errors(self._what):
@@ -111,18 +111,16 @@ class PluginReader:
         self.fps = float(self._source.fps)
         self.num_frames = int(self._source.num_frames)
         package = f"{entry.dist.name} {entry.dist.version}" if entry.dist is not None else "another package"
-        self.decoder = f"{self._what} of {package}: it reads {entry.name}:// URLs"
+        self.decoder = f"{self._what} of {package}, for {entry.name}:// URLs"
         self._image: Image | None = None
 
     def grab(self) -> bool:
-        """See `Reader`."""
         with _translated_errors(self._what):
             self._image = self._source.read()
         return self._image is not None
 
     def retrieve(self, into: Image | None) -> Image | None:
-        """See `Reader`."""
-        # Anything at all, whatever the types of another package promise.
+        # A plugin may return anything, whatever its types promise.
         image: Any = self._image
         is_array = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.size > 0
         if not is_array or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
@@ -132,27 +130,25 @@ class PluginReader:
         return image if image.ndim == 3 else np.broadcast_to(image[:, :, None], (*image.shape, 3))
 
     def media_time_s(self) -> float | None:
-        """See `Reader`."""
         time_s = self._source.media_time_s
         return None if time_s is None else float(time_s)
 
     def close(self) -> None:
-        """See `Reader`."""
-        # Its process ends next, whatever it says now.
+        # The process ends next, whatever the plugin raises.
         with suppress(Exception):
             self._source.close()
 
 
 def load_plugin(config: CaptureConfig) -> tuple[EntryPoint, Factory]:
-    """Imports what opens a source.
+    """Imports the plugin of a source.
 
     Raises:
-        CaptureFailedError: It does not import.
+        CaptureFailedError: The plugin does not import.
     """
     scheme = config.spec.scheme
     entry = find_plugin(scheme)
     if entry is None:
-        raise CaptureFailedError(f"no package reads {scheme}:// URLs", reason="unsupported", is_final=True)
+        raise CaptureFailedError(f"no installed package reads {scheme}:// URLs", reason="unsupported", is_final=True)
     try:
         factory = entry.load()
     except Exception as error:
@@ -166,7 +162,7 @@ def load_plugin(config: CaptureConfig) -> tuple[EntryPoint, Factory]:
 
 @contextmanager
 def _translated_errors(what: str) -> Iterator[None]:
-    """Turns whatever another package raises into an error that tells the reason."""
+    """Turns any error of a plugin into one with a reason."""
     try:
         yield
     except CaptureFailedError:
@@ -179,7 +175,7 @@ def _translated_errors(what: str) -> Iterator[None]:
 
 
 def _describe(error: BaseException) -> str:
-    """Kind, text and place of an error, in one line."""
+    """Returns class, text and place of an error in one line."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {error}{place}"

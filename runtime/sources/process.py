@@ -1,4 +1,4 @@
-"""The parent's handle of one capture process: start, packets, messages, end."""
+"""The parent's side of one capture process: start, packets, messages, end."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ _MAX_LINES = 100
 _MAX_LINE_CHARS = 400
 _PACKETS_AT_ONCE = 64
 _READS_AT_ONCE = 16
-# FFmpeg's H.264 decoder tells of another size at this level only, and OpenCV does not tell at all
-# (opencv/opencv#27116): it goes on with pictures scaled to the first size.
+# FFmpeg's H.264 decoder reports a new size at this level only, and OpenCV does not report it at all
+# (opencv/opencv#27116): it continues with pictures scaled to the first size.
 _CODED_SIZE = re.compile(r"Reinit context to (\d+x\d+)")
-# Level, clock and place in a source file, ahead of what FFmpeg and GStreamer have to say.
+# Level, clock and place in a source file, which precede the messages of FFmpeg and GStreamer.
 _PREFIX = re.compile(
     r"^(?:\[OPENCV:FFMPEG:\d+\] "
     r"|\d+:\d\d:\d\d\.\d+ +\d+ +0x[0-9a-f]+ [A-Z]+ +\S+ \S+:(?:<\S+>)? "
     r"|\[ ?[A-Z]+:\d+@[\d.]+\] global \S+ \(\d+\) \w+ OpenCV \| GStreamer(?: warning)?: )"
 )
-# What else FFmpeg says above the level of warnings, a description of the session included.
+# Other messages of FFmpeg above the level of warnings, a description of the session included.
 _CHATTER = re.compile(r"^\[OPENCV:FFMPEG:(?:3[2-9]|[4-9]\d)\]|^[a-z]=|^\[\w+ @ [^]]+\] (?:SDP|Reinit)")
 
 
 class CaptureProcess:
-    """A running `edgerpn.runtime.sources.child`; used by the supervising thread only."""
+    """A running `edgerpn.runtime.sources.child`; only the supervising thread uses it."""
 
     def __init__(self, config: CaptureConfig) -> None:
-        """Starts the process and sends it what to do.
+        """Starts the process and sends its settings.
 
-        The calling thread must live as long as the process, which the kernel ends with it.
+        The calling thread must outlive the process: the kernel kills the process when that thread ends.
 
         Raises:
             StreamOpenError: No process can be started (no memory, too many processes).
@@ -65,11 +65,11 @@ class CaptureProcess:
                 stderr=output,
                 pass_fds=[theirs.fileno()],
                 env=_environment(),
-                # Ctrl-C in the terminal is for the parent, which then stops its processes in order.
+                # Ctrl-C in the terminal must reach the parent only, which then stops its processes in order.
                 start_new_session=True,
             )
             request = json.dumps(dataclasses.asdict(config)).encode("ascii")
-            # The packets' file descriptors would leak if the process died first, so the socket never waits.
+            # A blocking socket would hang when the process dies, so this one never blocks.
             self.control.setblocking(False)
             os.set_blocking(self.output_fd, False)
             with suppress(BrokenPipeError):
@@ -83,11 +83,11 @@ class CaptureProcess:
 
     @property
     def pid(self) -> int:
-        """Number of the process."""
+        """Process number."""
         return self._process.pid
 
     def receive(self) -> list[tuple[bytes, int | None]]:
-        """The packets that have come, each with its file descriptor; sets `is_over` at the end."""
+        """Returns the packets that have arrived, each with its file descriptor; sets `is_over` at the end."""
         packets: list[tuple[bytes, int | None]] = []
         while len(packets) < _PACKETS_AT_ONCE:
             try:
@@ -95,7 +95,7 @@ class CaptureProcess:
             except BlockingIOError:
                 break
             except ConnectionResetError:
-                # The process ended with packets of ours unread. Linux tells this once, ahead of what it sent last.
+                # The process ended with unread packets of ours. Linux reports this once, ahead of its last packets.
                 continue
             except OSError:
                 packet, fds = b"", []
@@ -106,7 +106,7 @@ class CaptureProcess:
         return packets
 
     def read_output(self) -> bool:
-        """Collects the messages that have come, without passwords; False when there will be none any more."""
+        """Collects the messages that have arrived, without passwords; returns False at their end."""
         data = b""
         for _ in range(_READS_AT_ONCE):
             try:
@@ -135,33 +135,32 @@ class CaptureProcess:
                 self.lines.append(line)
 
     def clean(self, text: str) -> str:
-        """A text of the process without the passwords of its source."""
+        """Hides the passwords of the source in a text of the process."""
         for secret in self._secrets:
             text = text.replace(secret, HIDDEN)
         return redact(text)
 
     def stop(self) -> None:
-        """Asks it to let go of its source and end."""
+        """Asks the process to close its source and end."""
         with suppress(OSError):
             self.control.send(STOP)
 
     def kill(self) -> None:
-        """Ends it at once, with what it has started."""
+        """Kills the process and its children."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.kill()
 
     def poll(self) -> int | None:
-        """Its exit status, negative for a signal; None while it lives."""
+        """Returns the exit status, negative for a signal; None while the process runs."""
         return self._process.poll()
 
     def wait(self, timeout_s: float) -> None:
-        """Waits for its end, so that the kernel can forget it; one that hangs in a driver may outlast the time."""
+        """Waits for the end of the process; one that hangs in a driver may outlast the time."""
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout_s)
 
     def close(self) -> None:
-        """Closes socket and pipe."""
         self.control.close()
         if self.output_fd >= 0:
             os.close(self.output_fd)
@@ -169,17 +168,17 @@ class CaptureProcess:
 
 
 def _environment() -> dict[str, str]:
-    """Ours, so that the process finds the modules that we found, wherever it is started."""
+    """Returns our environment with our module path, so that the process finds the same modules."""
     path = os.pathsep.join(entry for entry in sys.path if entry)
     return {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
 
 
 def _secrets(source: str) -> list[str]:
-    """The password of a URL in every form in which a decoder may print it."""
+    """Returns the password of a URL in every form in which a decoder may print it."""
     try:
         password = urlsplit(source).password or ""
     except ValueError:
         password = ""
-    # Hiding every place of one or two letters would make messages unreadable and hide nothing.
+    # Hiding one or two letters everywhere would make messages unreadable and protect nothing.
     found = {text for text in (password, unquote(password)) if len(text) > 2}
     return sorted(found, key=len, reverse=True)

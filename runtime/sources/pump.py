@@ -1,4 +1,4 @@
-"""The loop of a capture process: from a reader into the ring."""
+"""The loop of a capture process: it moves frames from a reader into the ring, and measures their lag."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _BACKWARD_S = 0.5
 
 
 class Pump:
-    """Moves frames until the source ends or the parent says stop."""
+    """Moves frames until the source ends or the parent stops it."""
 
     def __init__(self, config: CaptureConfig, reader: Reader, link: ParentLink) -> None:
-        """Reads from `reader`, which stays the caller's to close."""
+        """Reads from `reader`, which the caller closes."""
         self._config = config
         self._reader = reader
         self._link = link
@@ -34,14 +34,13 @@ class Pump:
         self._shape: tuple[int, ...] = ()
         self._ready_s = time.monotonic()
         self._last_media_s: float | None = None
-        self._start_s = self._ready_s
         self._num_skipped = 0
         self._num_broken = 0
         self.num_grabbed = 0
         self.last_wait_s = 0.0
 
     def run(self) -> None:
-        """Returns at the end of the source, or when the parent says stop."""
+        """Returns at the end of the source, or when the parent stops it."""
         reader = self._reader
         while not self._link.is_stopping:
             start_s = time.monotonic()
@@ -58,9 +57,9 @@ class Pump:
             self._ready_s = time.monotonic()
 
     def _move(self, start_s: float, grabbed_s: float, wall_s: float) -> bool:
-        """One frame on its way; False when it could not be decoded."""
+        """Moves one frame; returns False when it could not be decoded."""
         media_s = self._reader.media_time_s()
-        lag_s = self._watch(media_s, grabbed_s) if self._reader.is_live else None
+        lag_s = self._note_time(media_s, grabbed_s) if self._reader.is_live else None
         if not self._cap.lets_through(grabbed_s if self._reader.is_live or media_s is None else media_s):
             self._num_skipped += 1
             self._link.send_alive()
@@ -88,7 +87,7 @@ class Pump:
         return True
 
     def _place(self) -> tuple[int, int, float] | None:
-        """Decodes into a free slot: ring, slot and seconds waited for it. None without a slot or a good picture."""
+        """Decodes into a free slot; returns ring, slot and seconds waited, or None without a slot or a good picture."""
         slot, view, waited_s = None, None, 0.0
         if self._shape:
             start_s = time.monotonic()
@@ -115,14 +114,14 @@ class Pump:
         return self._place_new_size(image, slot, waited_s)
 
     def _place_new_size(self, image: Image, slot: int | None, waited_s: float) -> tuple[int, int, float] | None:
-        """Places a picture of another size than the last."""
+        """Places a picture whose size differs from the last one's."""
         is_first = not self._shape
         before, self._shape = self._shape, image.shape
         if slot is not None:
             self._link.return_slot(slot)
         ring = self._link.ring_for(image.nbytes)
         if is_first:
-            self._tell_connected()
+            self._report_connected()
         elif not self._reader.path:
             old, new = f"{before[1]}x{before[0]}", f"{image.shape[1]}x{image.shape[0]}"
             self._event("resized", message=f"the pictures are {new} now, {old} before", size_wh=self._size_wh)
@@ -133,8 +132,8 @@ class Pump:
         ring.image(taken, *image.shape[:2])[...] = image
         return ring.generation, taken, waited_s
 
-    def _watch(self, media_s: float | None, now_s: float) -> float | None:
-        """Looks for gaps and jumps of a live source, tells of them; returns the lag."""
+    def _note_time(self, media_s: float | None, now_s: float) -> float | None:
+        """Reports gaps and clock jumps of a live source; returns the lag."""
         silence_s = now_s - self._ready_s
         lag_s, jump_s = self._meter.add(media_s, now_s) if media_s is not None else (None, 0.0)
         last_s, self._last_media_s = self._last_media_s, media_s
@@ -155,7 +154,7 @@ class Pump:
     def _size_wh(self) -> tuple[int, int]:
         return self._shape[1], self._shape[0]
 
-    def _tell_connected(self) -> None:
+    def _report_connected(self) -> None:
         reader = self._reader
         self._event(
             "connected",
@@ -172,26 +171,25 @@ class Pump:
 
 
 class LagMeter:
-    """Compares the camera's clock with ours: the quickest frames of the last minutes count as on time.
+    """Compares the camera's clock with ours: the fastest frames of the last minutes count as on time.
 
-    The minimum is taken over one to two minutes only, because the two clocks drift apart.
+    The minimum covers one to two minutes only, because the two clocks drift apart.
     """
 
     def __init__(self) -> None:
-        """Starts without a baseline."""
         self._previous_s = self._current_s = math.inf
         self._since_s = self._media_s = -math.inf
 
     def add(self, media_s: float, now_s: float) -> tuple[float, float]:
-        """Takes one frame's time stamp and its arrival.
+        """Adds a frame by its time stamp and its arrival.
 
         Returns:
-            Its lag in seconds, 0 or more; and the seconds by which the camera's clock has jumped, mostly 0.
+            Its lag in seconds, 0 or more; and the jump of the camera's clock in seconds, mostly 0.
         """
         offset_s = now_s - media_s
         base_s = min(self._previous_s, self._current_s)
         jump_s = 0.0
-        # Earlier than the quickest frame is impossible, unless the camera's clock went forward.
+        # No frame can be faster than the fastest one, unless the camera's clock jumped forward.
         if (offset_s < base_s - _JUMP_S and base_s < math.inf) or media_s < self._media_s - _BACKWARD_S:
             jump_s = base_s - offset_s
         self._media_s = media_s
@@ -208,20 +206,20 @@ class LagMeter:
 
 
 class RateCap:
-    """Lets at most so many frames a second through, evenly spaced."""
+    """Limits the frame rate, evenly spaced."""
 
     def __init__(self, max_fps: float) -> None:
-        """Lets everything through when `max_fps` is 0."""
+        """Limits to `max_fps`; 0: no limit."""
         self._period_s = 1 / max_fps if max_fps > 0 else 0.0
         self._due_s = -math.inf
 
     def lets_through(self, time_s: float) -> bool:
-        """Whether a frame of this time is due; a clock that went back starts anew."""
+        """Returns whether a frame of this time is due; a clock that jumps restarts the spacing."""
         if not self._period_s:
             return True
         if abs(time_s - self._due_s) > 2 * self._period_s:
             self._due_s = time_s
-        # A thousandth of the period early is on time: 30 of 60 frames must not become 20 by rounding.
+        # The tolerance keeps 30 of 60 frames from becoming 20 by rounding.
         if time_s < self._due_s - self._period_s * 1e-3:
             return False
         self._due_s += self._period_s

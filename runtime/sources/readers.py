@@ -21,42 +21,42 @@ from edgerpn.runtime.sources.file_sources import ImageSource
 
 Image = npt.NDArray[np.uint8]
 
-# OpenCV's `grab` fails for a damaged packet of a stream too, and works again with the next one. That of a stream which
-# has ended fails at once each time.
+# OpenCV's `grab` also fails for a damaged packet, and succeeds with the next one. After the end of a stream it fails at
+# once each time.
 _GRABS = 20
 _GRABS_S = 1.0
 
 
 class Reader(Protocol):
-    """Something that gives one frame after the other; used by one thread."""
+    """Reads one frame after the other; one thread uses it."""
 
     decoder: str
-    """What decodes."""
+    """The decoder, and the reason for its choice."""
     fps: float
     """Frames per second as stated; 0: unknown."""
     num_frames: int
-    """Frames in all; 0: unknown, or without end."""
+    """Frames in all; 0: unknown or endless."""
     is_live: bool
-    """Whether it goes on when nobody reads."""
+    """Whether the source continues when nobody reads it."""
     problem: str
-    """Why the item just grabbed cannot be read; empty: it can."""
+    """Why the grabbed item cannot be read; empty: it can."""
     path: str
-    """File of the item just grabbed, if it is a picture."""
+    """File of the grabbed item if it is a picture."""
 
     def grab(self) -> bool:
-        """Waits for the next frame; False: there is none any more."""
+        """Waits for the next frame; returns False at the end."""
         ...
 
     def retrieve(self, into: Image | None) -> Image | None:
-        """Decodes the frame just grabbed, into `into` if it has that size; (H, W, 3) BGR, or None if it is broken."""
+        """Decodes the grabbed frame, into `into` if the size fits; returns (H, W, 3) BGR, or None if it is broken."""
         ...
 
     def media_time_s(self) -> float | None:
-        """Time stamp of the frame just grabbed, seconds."""
+        """Returns the time stamp of the grabbed frame, seconds."""
         ...
 
     def close(self) -> None:
-        """Lets go of file, device or connection."""
+        """Closes file, device or connection."""
         ...
 
 
@@ -85,7 +85,7 @@ class OpenCvReader:
         count = float(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
         self.num_frames = int(count) if 0 < count < 1e12 else 0
         has_file = kind == "path" or "filesrc" in choice.pipeline
-        # A server that knows the number of frames serves a file, which can wait.
+        # A server that knows the number of frames serves a file, which waits for its reader.
         self.is_live = kind in ("camera", "csi") or not (has_file or self.num_frames)
         backend = self._capture.getBackendName()
         self.decoder = f"OpenCV {cv2.__version__} with {backend}: {choice.why}{self._granted(kind == 'camera')}"
@@ -93,7 +93,6 @@ class OpenCvReader:
         self._has_times = False
 
     def grab(self) -> bool:
-        """See `Reader`."""
         start_s = time.monotonic()
         for _ in range(_GRABS if self.is_live else 1):
             if self._capture.grab():
@@ -104,7 +103,6 @@ class OpenCvReader:
         return False
 
     def retrieve(self, into: Image | None) -> Image | None:
-        """See `Reader`."""
         ok, image = self._capture.retrieve(into)
         if not ok or image is None or not image.size:
             return None
@@ -113,7 +111,7 @@ class OpenCvReader:
         return image
 
     def media_time_s(self) -> float | None:
-        """See `Reader`; frames of files without a time stamp get one by their number and the rate."""
+        """Returns the time stamp; frames of files without one get it from their number and the rate."""
         position_ms = float(self._capture.get(self._cv2.CAP_PROP_POS_MSEC))
         if position_ms > 0 or (self._has_times and self.is_live):
             self._has_times = True
@@ -121,11 +119,10 @@ class OpenCvReader:
         return None if self.is_live or not self.fps else self._index / self.fps
 
     def close(self) -> None:
-        """See `Reader`."""
         self._capture.release()
 
     def _granted(self, is_camera: bool) -> str:
-        """What a camera does, where that is not what was asked for."""
+        """Describes where the camera deviates from the requested settings."""
         if not is_camera:
             return ""
         get, cv2 = self._capture.get, self._cv2
@@ -138,14 +135,13 @@ class OpenCvReader:
 
 
 class PictureReader:
-    """Pictures one after the other; see `Reader`."""
+    """Pictures of a folder or glob; see `Reader`."""
 
     is_live = False
     fps = 0.0
     decoder = "OpenCV's image codecs: the source is pictures"
 
     def __init__(self, source: ImageSource) -> None:
-        """Reads what `source` lists."""
         self._items: Iterator[Frame | Event] = iter(source)
         self._source = source
         self._image: Image | None = None
@@ -154,7 +150,6 @@ class PictureReader:
         self.path = ""
 
     def grab(self) -> bool:
-        """See `Reader`."""
         item = next(self._items, None)
         if item is None:
             return False
@@ -163,15 +158,12 @@ class PictureReader:
         return True
 
     def retrieve(self, into: Image | None) -> Image | None:
-        """See `Reader`."""
         return self._image
 
     def media_time_s(self) -> float | None:
-        """See `Reader`."""
         return None
 
     def close(self) -> None:
-        """See `Reader`."""
         self._source.close()
 
 
@@ -181,7 +173,7 @@ def _open(cv2: ModuleType, config: CaptureConfig, choice: Choice) -> Any:
     if config.spec.kind == "path":
         threads = config.decoder_threads or max(1, available_cores() // 2)
         return cv2.VideoCapture(config.spec.path, cv2.CAP_FFMPEG, _num_threads(cv2, threads))
-    # The parent's patience ends first, so that a silent stream is told from one that ended.
+    # The parent's limits end first, which distinguishes a silent stream from an ended one.
     timeouts = [
         *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, round(config.open_timeout_s * 1e3)),
         *(cv2.CAP_PROP_READ_TIMEOUT_MSEC, round(config.stall_s * 1e3) + 2000),
@@ -191,7 +183,7 @@ def _open(cv2: ModuleType, config: CaptureConfig, choice: Choice) -> Any:
 
 
 def _num_threads(cv2: ModuleType, num_threads: int) -> list[int]:
-    """The parameter for it, where this OpenCV has one."""
+    """Returns OpenCV's parameter, if this version has it."""
     return [cv2.CAP_PROP_N_THREADS, num_threads] if hasattr(cv2, "CAP_PROP_N_THREADS") else []
 
 
@@ -201,7 +193,7 @@ def _open_camera(cv2: ModuleType, config: CaptureConfig, choice: Choice) -> Any:
         others = ", ".join(sorted(str(other) for other in Path("/dev").glob("video*"))) or "none"
         raise CaptureFailedError(f"no such camera; cameras here: {others}", reason="not_found")
     if not os.access(path, os.R_OK | os.W_OK):
-        raise CaptureFailedError("this user may not use the camera", reason="permission")
+        raise CaptureFailedError("this user may not open the camera", reason="permission")
     backend = cv2.CAP_V4L2 if choice.decoder == "v4l2" else cv2.CAP_ANY
     capture = cv2.VideoCapture(os.path.realpath(path), backend)
     # The pixel format first, because sizes and rates depend on it.
@@ -212,7 +204,7 @@ def _open_camera(cv2: ModuleType, config: CaptureConfig, choice: Choice) -> Any:
         capture.set(cv2.CAP_PROP_FRAME_HEIGHT, config.size_wh[1])
     if config.rate_hz is not None:
         capture.set(cv2.CAP_PROP_FPS, config.rate_hz)
-    # One frame in the driver is enough, because the ring keeps the newest.
+    # The driver needs one frame only, because the ring keeps the newest.
     capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
     return capture
 
@@ -220,15 +212,15 @@ def _open_camera(cv2: ModuleType, config: CaptureConfig, choice: Choice) -> Any:
 def _failed(config: CaptureConfig, elapsed_s: float) -> CaptureFailedError:
     kind = config.spec.kind
     if kind == "camera":
-        message = "the camera does not open: another program may use it, or it is no capture device"
+        message = "the camera does not open: another program may use it, or it is not a capture device"
         return CaptureFailedError(message, reason="busy")
     if kind == "path":
         is_empty = os.path.getsize(config.spec.path) == 0
-        message = "the file is empty" if is_empty else "not a video that can be read (unknown codec, or cut short)"
+        message = "the file is empty" if is_empty else "not a readable video (unknown codec, or cut short)"
         return CaptureFailedError(message, reason="codec", is_final=True)
     if kind != "url":
         hint = "" if "appsink" in config.source or kind == "csi" else "; it must end in appsink"
         return CaptureFailedError(f"GStreamer does not start the pipeline{hint}", reason="unknown")
     if elapsed_s > 0.9 * config.open_timeout_s:
-        return CaptureFailedError("no video came in time", reason="timeout")
+        return CaptureFailedError("no video arrived in time", reason="timeout")
     return CaptureFailedError("", reason=probe_address(config.spec))

@@ -1,4 +1,4 @@
-"""Keeps one source alive: starts its process, watches it, kills it when it is silent, and starts it again."""
+"""Supervision of one source: starts its process, kills it when it is silent, and reconnects with backoff."""
 
 from __future__ import annotations
 
@@ -23,19 +23,22 @@ _START_S = 60.0
 _KILL_S = 1.0
 _POLL_S = 0.02
 _OPEN_MARGIN_S = 2.0
-# A damaged packet may tell of a size too; the next good one then takes it back.
+# A damaged packet may announce a wrong size, which the next good one corrects.
 _RESIZED_S = 0.6
 
 
 class SourceSupervisor:
-    """The state of one source. All methods run in the one supervising thread; `deliver` hands items to others."""
+    """The state of one source; all methods run in the supervising thread.
+
+    `reconnect` decides why a process ended and when to try again; `failures` classifies messages.
+    """
 
     def __init__(self, config: CaptureConfig, deliver: Any) -> None:
-        """Starts nothing yet.
+        """Prepares the source; the first `tick` starts its process.
 
         Args:
             config: The source.
-            deliver: Called with each frame and event, and the most frames that may wait.
+            deliver: Called with each frame or event, and the number of frames that may wait (0: any number).
         """
         self.config = config
         self.process: CaptureProcess | None = None
@@ -64,11 +67,11 @@ class SourceSupervisor:
 
     @property
     def is_done(self) -> bool:
-        """Whether there is nothing left to do, ever."""
+        """Whether the source has ended for good."""
         return self.process is None and (self.is_stopping or self.state == "ended")
 
     def tick(self, now_s: float) -> float:
-        """Does what is due; returns when to be called again at the latest."""
+        """Does the due work; returns the latest time of the next call."""
         process = self.process
         if process is None:
             if self.is_done:
@@ -85,7 +88,7 @@ class SourceSupervisor:
             return min(self._over_s, self._end_by_s)
         deadline_s = min(self._silence_deadline_s(now_s), self._resized_s)
         if now_s >= self._resized_s and math.isinf(self._end_by_s):
-            message = f"the video changed its size to {process.last_size}; a new connection shows it"
+            message = f"the video changed its size to {process.last_size}; a new connection follows"
             self._exit_report = ExitReport(reason="resized", message=message, is_final=False)
             self._kill(process, now_s)
         elif now_s >= deadline_s and math.isinf(self._end_by_s):
@@ -93,7 +96,7 @@ class SourceSupervisor:
         return min(deadline_s, self._end_by_s) if math.isinf(self._end_by_s) else self._end_by_s
 
     def stop(self, now_s: float) -> None:
-        """Ends the source in order; killed if it does not end within a second."""
+        """Stops the process; kills it if it does not end within a second."""
         if self.is_stopping:
             return
         self.is_stopping = True
@@ -102,7 +105,7 @@ class SourceSupervisor:
             self._over_s = now_s + _KILL_S
 
     def abandon(self) -> None:
-        """Kills its process and lets go of it, without a word to the consumer."""
+        """Kills and releases the process without an event."""
         process, self.process, self._ring = self.process, None, None
         if process is not None:
             process.kill()
@@ -110,7 +113,7 @@ class SourceSupervisor:
             process.close()
 
     def on_control(self, now_s: float) -> None:
-        """Takes the packets that have come."""
+        """Handles the packets that have arrived."""
         process = self.process
         if process is None:
             return
@@ -118,16 +121,16 @@ class SourceSupervisor:
             self._take_packet(process, packet, fd, now_s)
 
     def on_output(self) -> bool:
-        """Takes the messages that have come; False when the process has closed its end."""
+        """Collects the messages that have arrived; returns False when the process has closed its output."""
         if self.process is None:
             return False
         num_before = self.process.num_lines
-        goes_on = self.process.read_output()
+        is_open = self.process.read_output()
         self.num_lines += self.process.num_lines - num_before
         self.lines = tuple(self.process.lines)
         is_resized = bool(self._is_live) and self.process.last_size != self.process.first_size
         self._resized_s = min(self._resized_s, time.monotonic() + _RESIZED_S) if is_resized else math.inf
-        return goes_on
+        return is_open
 
     def _start(self, now_s: float) -> None:
         self._exit_report, self._is_live, self._alive_s, self._ring = None, None, None, None
@@ -140,13 +143,13 @@ class SourceSupervisor:
         try:
             self.process = CaptureProcess(self.config)
         except StreamOpenError as error:
-            self._after(CaptureOutcome(reason="crashed", message=str(error), is_final=False), now_s)
+            self._schedule(CaptureOutcome(reason="crashed", message=str(error), is_final=False), now_s)
 
     def _take_packet(self, process: CaptureProcess, packet: bytes, fd: int | None, now_s: float) -> None:
         try:
             self._on_packet(packet, fd, now_s)
         except (struct.error, ValueError, KeyError, TypeError, OSError) as error:
-            # A decoder that writes where it should not can ruin packets too.
+            # A decoder that writes out of bounds can ruin packets too.
             self._exit_report = ExitReport(reason="crashed", message=f"garbled packet: {error}", is_final=False)
             self._kill(process, now_s)
         finally:
@@ -164,8 +167,8 @@ class SourceSupervisor:
         elif kind == b"E":
             self._on_event(json.loads(packet[1:]), now_s)
         elif kind == b"X":
-            told = json.loads(packet[1:])
-            self._exit_report = ExitReport(**told | {"message": self._clean(told["message"])})
+            report = json.loads(packet[1:])
+            self._exit_report = ExitReport(**report | {"message": self._clean(report["message"])})
         elif kind != b"A":
             raise ValueError(f"unknown kind of packet {kind!r}")
 
@@ -187,42 +190,42 @@ class SourceSupervisor:
         self._deliver(frame, self._max_waiting())
 
     def _max_waiting(self) -> int:
-        """Frames that may wait for the consumer; 0: as many as there are."""
+        """Returns the number of frames that may wait for the consumer; 0: any number."""
         if self.config.policy == "queue":
             return self.config.queue_frames
         is_every = self.config.policy == "every" or (self.config.policy == "auto" and not self._is_live)
         return 0 if is_every else 1
 
-    def _on_event(self, told: dict[str, Any], now_s: float) -> None:
-        kind, message = told.pop("kind"), f"{self.config.label}: {self._clean(told.pop('message'))}"
-        if told.get("size_wh") is not None:
-            told["size_wh"] = tuple(told["size_wh"])
+    def _on_event(self, values: dict[str, Any], now_s: float) -> None:
+        kind, message = values.pop("kind"), f"{self.config.label}: {self._clean(values.pop('message'))}"
+        if values.get("size_wh") is not None:
+            values["size_wh"] = tuple(values["size_wh"])
         if kind == "connected":
             self.num_connections += 1
             self.state = "connected"
             self._connected_s = now_s
-            self._is_live = told["is_live"]
-            told |= {"attempt": self.num_connections, "duration_s": now_s - self._started_s}
-            told["decoder"] = self._clean(told["decoder"])
-        if told.get("path"):
-            told["path"] = Path(told["path"])
+            self._is_live = values["is_live"]
+            values |= {"attempt": self.num_connections, "duration_s": now_s - self._started_s}
+            values["decoder"] = self._clean(values["decoder"])
+        if values.get("path"):
+            values["path"] = Path(values["path"])
         else:
-            told.pop("path", None)
-        reason: Reason = told.pop("reason", "none")
-        self._event(kind, message, reason=reason, **told)
-        before, self._size_wh = self._size_wh, told.get("size_wh", self._size_wh)
+            values.pop("path", None)
+        reason: Reason = values.pop("reason", "none")
+        self._event(kind, message, reason=reason, **values)
+        before, self._size_wh = self._size_wh, values.get("size_wh", self._size_wh)
         if kind == "connected" and before not in (None, self._size_wh):
             text = f"{self.config.label}: the pictures have another size than those of the last connection"
             self._event("resized", text, size_wh=self._size_wh)
 
     def _silence_deadline_s(self, now_s: float) -> float:
-        """When the process has been silent for too long."""
+        """Returns the time at which the process counts as silent for too long."""
         if self._alive_s is None:
             return self._started_s + _START_S
         if self._is_live is None:
             return self._alive_s + self.config.open_timeout_s + _OPEN_MARGIN_S
         if self._ring is not None and self._ring.is_full:
-            # It waits for us, not we for it.
+            # The process waits for us, not we for it.
             return now_s + self.config.stall_s
         released_s = self._ring.released_s if self._ring is not None else 0.0
         return max(self._alive_s, released_s) + self.config.stall_s
@@ -249,11 +252,11 @@ class SourceSupervisor:
         self._end_by_s = min(self._end_by_s, now_s + _KILL_S)
 
     def _reap(self, process: CaptureProcess, now_s: float) -> float:
-        """Waits for a process that is ending, a little; then says how it ended."""
+        """Waits a little for a process that is ending; then plans the next one."""
         status = process.poll()
         if status is None and now_s < self._end_by_s:
             if math.isinf(self._end_by_s):
-                # Its socket is closed, so it is about to end.
+                # Its socket is closed, so it ends soon.
                 self._end_by_s = now_s + _KILL_S
             return now_s + _POLL_S
         if status is None:
@@ -263,11 +266,11 @@ class SourceSupervisor:
         process.close()
         self.process, self._ring = None, None
         if not self.is_stopping:
-            self._after(judge_exit(self.config, self._exit_report, status, lines, self._is_live), now_s)
+            self._schedule(judge_exit(self.config, self._exit_report, status, lines, self._is_live), now_s)
         return now_s
 
-    def _after(self, ended: CaptureOutcome, now_s: float) -> None:
-        """Says how a process ended, and plans the next."""
+    def _schedule(self, ended: CaptureOutcome, now_s: float) -> None:
+        """Reports the end of a process, and schedules the next."""
         fix = FIXES.get(ended.reason, "") if not ended.is_good else ""
         if ended.is_final:
             if not ended.is_good:

@@ -1,11 +1,11 @@
-// Small line charts of the last three minutes, as SVG; a hole where there was nothing to measure.
+// Small line charts of the last three minutes, as SVG, with gaps where a value is missing.
 
 const SVG = "http://www.w3.org/2000/svg";
 const WIDTH = 180;
 const HEIGHT = 40;
 
-// Each chart: title, unit, names of what is drawn, and how a value is found in a sample. A count is drawn as what was
-// added since the sample before.
+// Each chart: title, unit and lines, with the key of each line's value. A count is drawn as its increase since the
+// previous sample.
 export const CHARTS = [
   { title: "Results", unit: "/s", lines: [{ key: "fps" }], digits: 1 },
   { title: "Inference", unit: "ms", lines: [{ key: "inference_p50_ms", label: "p50" }, { key: "inference_p99_ms", label: "p99" }], digits: 1 },
@@ -93,7 +93,7 @@ function x(number, newest) {
   return WIDTH - (newest - number) - 1;
 }
 
-// 1, 2 or 5 times a power of ten, so that the scale does not change with every sample.
+// Rounds up to 1, 2 or 5 times a power of ten, so that the scale does not change with every sample.
 function niceCeiling(value) {
   if (value <= 1) return 1;
   const power = 10 ** Math.floor(Math.log10(value));

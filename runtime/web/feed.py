@@ -111,11 +111,6 @@ class RecordFeed:
         with self._changing:
             return [dict(event) for event in self._events if event["id"] > after]
 
-    @property
-    def last_id(self) -> int:
-        """The id of the newest event; 0: no event yet."""
-        return self._last_id
-
     def _pass_on(self, source: str, kind: RecordType, item: Result | Event) -> None:
         listeners = [listener for listener in self._listeners if listener.wants(source, kind)]
         if listeners:

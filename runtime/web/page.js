@@ -1,4 +1,4 @@
-// The page: asks for the state once a second, and shows it. Names and messages are text, never markup.
+// The page: fetches the state once a second and shows it. Names and messages are text, never markup.
 
 import { CHARTS, Chart } from "/charts.js";
 import { Pictures } from "/pictures.js";
@@ -46,7 +46,7 @@ class Card {
   }
 
   paint(bitmap, isLive) {
-    // Who wants little motion gets a still once a second.
+    // Users who prefer reduced motion get one picture a second.
     const now = performance.now();
     if (isCalm.matches && now - this.painted < CALM_MS && this.element.dataset.live === String(isLive)) return;
     this.painted = now;
@@ -80,7 +80,7 @@ class Card {
     this.charts.forEach((chart) => chart.update(this.samples, newest));
   }
 
-  // What is on the screen is of no known age.
+  // Covers a picture of unknown age with a text; an empty text removes the cover.
   veil(text) {
     const veil = this.element.querySelector(".veil");
     if (veil.textContent !== text) veil.textContent = text;
@@ -101,7 +101,7 @@ async function poll() {
     if (!answer.ok) throw new Error(answer.status);
     const state = await answer.json();
     if (seen.run && seen.run !== state.run) {
-      // Another run has taken the place of the one that this page knows.
+      // The server belongs to another run now.
       location.reload();
       return;
     }
@@ -130,7 +130,7 @@ function showVeils() {
   for (const [name, card] of cards) {
     if (isLost) card.veil("NOT LIVE: no connection");
     else if (pictures.isPaused) card.veil("NOT LIVE: paused");
-    else card.veil(pictures.isSilent(name) ? "NOT LIVE: no pictures come" : "");
+    else card.veil(pictures.isSilent(name) ? "NOT LIVE: no pictures arrive" : "");
   }
 }
 
@@ -139,7 +139,7 @@ function show(state) {
   seen.run = state.run;
   seen.sample = state.sample;
   byId("version").textContent = state.version;
-  byId("model").textContent = state.model ? `${state.model} \u00b7 ${state.backend}` : "The model is being loaded";
+  byId("model").textContent = state.model ? `${state.model} \u00b7 ${state.backend}` : "The model is loading";
   byId("logout").hidden = !state.login;
   showSources(state);
   showSummary(state);
@@ -184,7 +184,7 @@ function setPill(pill, level, text) {
   pill.textContent = text;
 }
 
-// While somebody moves a slider, its place is theirs.
+// While the user moves a slider, the state of the server does not move it.
 function showView(view) {
   if (performance.now() - moving < 1500) return;
   byId("score").value = view.min_score;
@@ -203,7 +203,7 @@ function showEvents(events) {
   for (const event of events) {
     seen.event = Math.max(seen.event, event.id);
     const first = list.firstElementChild;
-    // The same again, counted: it takes the place of the line before.
+    // A repeated event replaces the previous line.
     if (event.repeated > 1 && first && first.dataset.source === event.source && first.dataset.kind === event.event) first.remove();
     list.prepend(eventLine(event));
   }
@@ -236,7 +236,7 @@ function showOutputs(outputs) {
   byId("outputs-part").hidden = !outputs.length;
   byId("outputs").replaceChildren(...outputs.map((output) => {
     const row = document.createElement("tr");
-    const state = output.is_failing ? output.last_error || "failing" : "works";
+    const state = output.is_failing ? output.last_error || "failing" : "OK";
     for (const value of [output.name, output.written, output.queued, output.dropped, output.errors, state]) {
       row.appendChild(document.createElement("td")).textContent = typeof value === "number" ? value.toLocaleString("en") : value;
     }
@@ -247,7 +247,7 @@ function showOutputs(outputs) {
 let isSending = false;
 let isChanged = false;
 
-// The newest places of the sliders, one request at a time.
+// Sends the newest values of the sliders, one request at a time.
 async function sendView() {
   isChanged = true;
   if (isSending) return;
@@ -260,7 +260,7 @@ async function sendView() {
         method: "PUT", headers: { "Content-Type": "application/json" }, body: JSON.stringify(view), credentials: "same-origin",
       });
     } catch {
-      // The poll will say that there is no connection.
+      // `poll` reports lost connections.
     }
   }
   isSending = false;
@@ -279,7 +279,7 @@ function ageText(seconds) {
 byId("pause").addEventListener("click", () => {
   pictures.pause(!pictures.isPaused);
   byId("pause").setAttribute("aria-pressed", pictures.isPaused);
-  byId("pause").textContent = pictures.isPaused ? "Show pictures again" : "Pause pictures";
+  byId("pause").textContent = pictures.isPaused ? "Resume pictures" : "Pause pictures";
   showVeils();
 });
 for (const id of ["score", "top"]) {

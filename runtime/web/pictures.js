@@ -1,12 +1,12 @@
-// One stream for the pictures of all sources in view, because a browser opens six connections to one server at most.
+// One stream for the pictures of all visible sources, because a browser opens at most six connections to one server.
 
-// The server sends a picture of each source at least once a second or two, marked when it is old: who is silent for
-// longer hangs, or something between us does.
+// The server sends a picture of each source at least every two seconds, marked when it is old. After a longer silence
+// the server or the network hangs.
 const SILENT_MS = 4000;
 const CHECK_MS = 500;
 
 export class Pictures {
-  // show(source, bitmap, isLive) is called for every picture, check() twice a second.
+  // Calls show(source, bitmap, isLive) for every picture, and check() twice a second.
   constructor(show, check) {
     this.show = show;
     this.since = new Map();
@@ -52,13 +52,13 @@ export class Pictures {
     this.timer = setTimeout(() => this.restart(), milliseconds);
   }
 
-  // Whether no picture of a source has come for long that should have.
+  // Whether pictures of a requested source are overdue.
   isSilent(name) {
     const since = this.since.get(name);
     return since !== undefined && performance.now() - since > SILENT_MS;
   }
 
-  // Only when nothing at all comes: one source more or less is no reason to begin anew with the others.
+  // Reopens only when nothing at all arrives: one silent source is no reason to interrupt the others.
   reopenIfSilent() {
     if (!this.abort || performance.now() - this.lastBytes <= SILENT_MS) return;
     this.abort.abort();
@@ -72,7 +72,7 @@ export class Pictures {
     if (asked === this.asked && this.abort) return;
     this.asked = asked;
     this.lastBytes = performance.now();
-    // A source that was silent stays so until a picture comes.
+    // A silent source stays silent until a picture arrives.
     this.since = new Map(names.map((name) => [name, this.since.get(name) ?? this.lastBytes]));
     this.abort?.abort();
     this.abort = null;
@@ -114,7 +114,7 @@ export class Pictures {
       this.show(source, bitmap, part.headers["x-live"] === "1");
       bitmap.close();
     } catch {
-      // One picture less.
+      // The next picture may decode.
     }
   }
 }
@@ -127,7 +127,7 @@ function joined(first, second) {
   return all;
 }
 
-// The first whole part in bytes: its headers, its body and where it ends; null while it is not whole.
+// Reads the first part in bytes: headers, body and end; null while it is not complete.
 function nextPart(bytes) {
   const head = endOfHead(bytes);
   if (head < 0) return null;

@@ -18,7 +18,7 @@ import pytest
 from edgerpn import files, manifest
 from edgerpn.__main__ import main
 from edgerpn.demo.cli import add_arguments, training_settings
-from edgerpn.demo.folder import MARKER, DemoFolder
+from edgerpn.demo.steps import MARKER, DemoFolder
 from edgerpn.errors import ConfigError
 from edgerpn.matching import pairwise_iou
 
@@ -39,9 +39,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     output = io.StringIO()
     sizes = ["--images", "8", "--val-images", "3", "--frames", str(NUM_FRAMES), "--size", "128x192"]
     with contextlib.redirect_stdout(output):
-        status = main(["demo", "--out", str(out), "--minutes", "0.05", *sizes, "--set", "data.workers=0"])
+        status = main(["demo", "-o", str(out), "--minutes", "0.05", *sizes, "--set", "data.workers=0"])
     assert status == 0
-    return Demo(folder=DemoFolder(path=out), output=output.getvalue())
+    return Demo(folder=DemoFolder(out), output=output.getvalue())
 
 
 @pytest.mark.slow
@@ -125,14 +125,14 @@ def read_video(path: Path) -> list[np.ndarray]:
 def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "best.pt").write_text("mine")
     with pytest.raises(ConfigError, match="choose another"):
-        DemoFolder(path=tmp_path).start({})
+        DemoFolder(tmp_path).start({})
     assert (tmp_path / "best.pt").read_text() == "mine"
     with pytest.raises(ConfigError, match="expected a new or empty folder"):
-        DemoFolder(path=tmp_path / "best.pt").start({})
+        DemoFolder(tmp_path / "best.pt").start({})
 
 
 def test_a_folder_of_an_earlier_demo_is_cleared_of_its_results_alone(tmp_path: Path) -> None:
-    folder = DemoFolder(path=tmp_path / "new")
+    folder = DemoFolder(tmp_path / "new")
     folder.start({"seed": 1})
     for path in (folder.data / "train.json", folder.training / "best.pt", folder.report, folder.path / "notes.txt"):
         files.write_text(path, "old")

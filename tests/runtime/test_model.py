@@ -251,8 +251,8 @@ def test_the_log_says_which_provider_runs_and_what_was_asked(
         load(model_path, providers=[("cpu", {})], threads=1).close()
         load(model_path, threads=1).close()
     first, second = [record.message for record in caplog.records if "runs on" in record.message]
-    assert first.endswith("runs on CPU (asked for CPU)")
-    assert second.endswith("runs on CPU (asked for nothing in particular)")
+    assert first.endswith("runs on CPU (providers: CPU)")
+    assert second.endswith("runs on CPU (providers: default)")
 
 
 class Started:
@@ -266,7 +266,7 @@ def test_a_provider_that_does_not_start_is_an_error_when_asked_for_and_else_a_wa
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     chosen: list[tuple[str, dict[str, Any]]] = [("CUDAExecutionProvider", {}), ("CPUExecutionProvider", {})]
-    with pytest.raises(EngineLoadError, match=r"CUDAExecutionProvider could not be started.*ask for cpu alone"):
+    with pytest.raises(EngineLoadError, match=r"CUDAExecutionProvider could not be started.*choose cpu alone"):
         onnxruntime_backend._running_provider(Path("a.onnx"), Started(), chosen, "1.0", is_asked=True)
     name = onnxruntime_backend._running_provider(Path("a.onnx"), Started(), chosen, "1.0", is_asked=False)
     assert name == "CPUExecutionProvider"

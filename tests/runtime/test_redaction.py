@@ -1,13 +1,23 @@
-"""No password in any text, whatever characters it holds."""
+"""No password in any text, nor in the list of processes."""
 
 from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edgerpn.errors import StreamOpenError
-from edgerpn.runtime.redaction import redact, redact_ffmpeg_options, redact_url
+from edgerpn.runtime.redaction import (
+    hide_passwords,
+    redact,
+    redact_arguments,
+    redact_ffmpeg_options,
+    redact_url,
+)
 from edgerpn.runtime.sources.file_sources import open_source
 
 ANY_TEXT = st.text(min_size=1, max_size=20)
@@ -15,7 +25,7 @@ NO_SPACE = st.text(st.characters(exclude_categories=("Z", "C"), exclude_characte
 
 
 @given(user=ANY_TEXT, password=ANY_TEXT)
-def test_a_url_loses_user_and_password_whatever_they_are(user: str, password: str) -> None:
+def test_a_url_loses_any_user_and_password(user: str, password: str) -> None:
     assert redact_url(f"rtsp://{user}:{password}@cam.example:554/live") == "rtsp://***@cam.example:554/live"
 
 
@@ -43,7 +53,7 @@ def test_a_secret_query_value_is_hidden_even_with_separators_in_it(key: str, val
         ("folder/of=images", "folder/of=images"),
     ],
 )
-def test_what_identifies_a_camera_stays(text: str, expected: str) -> None:
+def test_the_parts_that_identify_a_camera_stay(text: str, expected: str) -> None:
     assert redact_url(text) == expected
 
 
@@ -114,3 +124,63 @@ def test_no_error_of_a_source_shows_the_password(spec: str, capfd: pytest.Captur
     printed = capfd.readouterr()
     assert "hunter2" not in f"{caught.value} {caught.value.__cause__} {printed.out} {printed.err}"
     assert "***" in str(caught.value)
+
+
+def test_a_command_shows_no_password_in_the_list_of_processes() -> None:
+    # Replaces the command: prints its argument, and waits while the test looks at the process.
+    words = ["doctor", "stream", "rtsp://viewer:hunter2@127.0.0.1:9/x?token=hunter3", "--set"]
+    words += ["defaults.source=http://u:hunter4@host/"]
+    words += ["--set", "defaults.ffmpeg_options=headers;Authorization: Basic hunter5"]
+    code = "import sys, edgerpn.runtime.doctor.cli as cli; from edgerpn.__main__ import main\n"
+    code += "cli.run = lambda arguments: print(arguments.source, flush=True) or sys.stdin.read() and 0\n"
+    code += "main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    # The command itself gets the password.
+    assert process.stdout.readline() == "rtsp://viewer:hunter2@127.0.0.1:9/x?token=hunter3\n"
+    shown = Path(f"/proc/{process.pid}/cmdline").read_bytes()
+    listed = subprocess.run(
+        ["ps", "-ww", "-o", "args=", "-p", str(process.pid)], capture_output=True, text=True, check=True
+    )
+    process.communicate(timeout=30)
+    assert b"hunter" not in shown
+    assert "hunter" not in listed.stdout
+    values = ("rtsp://***@127.0.0.1:9/x?token=***", "defaults.source=http://***@host/", "defaults.ffmpeg_options=***")
+    for word in ("doctor", "stream", *values):
+        assert word in listed.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "hidden"),
+    [
+        (["edgerpn", "run", "m.onnx", "a.mp4"], ["edgerpn", "run", "m.onnx", "a.mp4"]),
+        (["run", "rtsp://a:b@h/x"], ["run", "rtsp://***@h/x"]),
+        (["--set", "sources.a.source=rtsp://user:pass@h"], ["--set", "sources.a.source=rtsp://***@h"]),
+        (["a location=rtsp://u:pass@h ! x user-pw=secret ! y"], ["a location=rtsp://***@h ! x user-pw=*** ! y"]),
+        (["--set", "a.ffmpeg_options=headers;Authorization: Basic abc"], ["--set", "a.ffmpeg_options=***"]),
+        (["--set=a.ffmpeg_options=cookies;id=abc; path=/"], ["--set=a.ffmpeg_options=***"]),
+        (["sources.a={ffmpeg_options = 'HEADERS;X: http://a:b@c'}"], ["sources.a={ffmpeg_options =***"]),
+        (["a.ffmpeg_options=max_delay;500"], ["a.ffmpeg_options=max_delay;500"]),
+        (["a.other=Cookie: abc http://h/"], ["a.other=Cookie: ***"]),
+    ],
+)  # fmt: skip
+def test_hidden_arguments_keep_the_length_of_the_line(words: list[str], hidden: list[str]) -> None:
+    line = b"".join(word.encode() + b"\0" for word in words)
+    result = redact_arguments(line)
+    assert len(result) == len(line)
+    assert result.rstrip(b"\0").split(b"\0") == [word.encode() for word in hidden]
+
+
+def test_a_line_that_would_become_longer_is_cut() -> None:
+    line = b"http://h/?key=a&pw=b\0"
+    result = redact_arguments(line)
+    assert len(result) == len(line)
+    assert result == b"http://h/?key=***&pw\0"
+
+
+def test_without_a_password_nothing_is_written() -> None:
+    before = Path("/proc/self/cmdline").read_bytes()
+    assert not hide_passwords()
+    assert Path("/proc/self/cmdline").read_bytes() == before

@@ -27,17 +27,17 @@ _FLAGS = (
 
 
 def missing_programs() -> list[str]:
-    """What is not installed here."""
+    """Lists the programs that are not installed."""
     return [program for program in PROGRAMS if shutil.which(program) is None]
 
 
 def open_browser(*, width: int = 1280, height: int = 900, is_dark: bool = False, scale: float = 1.0) -> Any:
-    """A browser with one page of the given size.
+    """Opens a browser with one page of the given size.
 
     Args:
         width: Pixels of the page; below 600 it is a phone.
         height: Pixels of the page.
-        is_dark: What the page is told of the user's preference.
+        is_dark: Whether the user prefers a dark page.
         scale: Pixels of the screen for each pixel of the page.
     """
     options = webdriver.ChromeOptions()
@@ -53,20 +53,20 @@ def open_browser(*, width: int = 1280, height: int = 900, is_dark: bool = False,
 
 
 def resize(browser: Any, width: int, height: int, scale: float = 1.0) -> None:
-    """Makes the page as large as a screen."""
+    """Sets the size of the page."""
     metrics = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": width < 600}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
 
 
 def save_picture(browser: Any, path: Path, *, quality: int = 80) -> None:
-    """Saves what the page looks like, as PNG or as JPEG by the file's name."""
+    """Saves a screenshot of the page, as PNG or as JPEG by the file's name."""
     kind = {"format": "png"} if path.suffix == ".png" else {"format": "jpeg", "quality": quality}
     shot = browser.execute_cdp_cmd("Page.captureScreenshot", kind)
     path.write_bytes(base64.b64decode(shot["data"]))
 
 
 def complaints(browser: Any) -> list[str]:
-    """What the page has complained about since the last call: errors, and what the policy forbade."""
+    """Lists errors and policy violations of the page since the last call."""
     found = [entry["message"] for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
-    # Reading pictures back is what tests do, not the page.
+    # The tests read pictures back, not the page.
     return [text for text in found if "willReadFrequently" not in text]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ import torch
 from edgerpn import settings
 from edgerpn.train.config import TrainSettings
 from edgerpn.train.run.device import choose_compute
-from edgerpn.train.run.folder import RunFolder
-from edgerpn.train.run.ranks import ALONE, Ranks
+from edgerpn.train.run.folder import RunFolder, plot_losses
+from edgerpn.train.run.loop import run_training
+from edgerpn.train.run.ranks import SINGLE_PROCESS, Ranks
 from edgerpn.train.run.setup import RunRequest, set_up
-from edgerpn.train.run.state import Run
+from edgerpn.train.run.state import TrainingRun
 
 NUM_TRAIN, NUM_VAL, SIDE = 16, 12, 96
 
@@ -30,6 +32,20 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def without_plots() -> Iterator[None]:
+    """Trains without loss plots, which take longer than a tiny run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edgerpn.train.run.folder.plot_losses", lambda rows, path: None)
+        yield
+
+
+@pytest.fixture
+def with_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draws loss plots, as a run of a user does."""
+    monkeypatch.setattr("edgerpn.train.run.folder.plot_losses", plot_losses)
 
 
 def write_split(folder: Path, split: str, count: int, first_id: int) -> None:
@@ -95,11 +111,34 @@ def tiny_settings() -> Callable[..., TrainSettings]:
     return lambda *overrides: settings.load(TrainSettings, overrides=(*TINY, *overrides))
 
 
+@pytest.fixture(scope="session")
+def finished_run(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of one epoch (4 steps) with tiny settings; to read, not to change."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    run_training(settings.load(TrainSettings, overrides=(*TINY, "loop.epochs=1")), data=data_folder, output=out)
+    return out
+
+
 @pytest.fixture
-def make_run(data_folder: Path, tmp_path: Path, tiny_settings: Callable[..., TrainSettings]) -> Callable[..., Run]:
+def copy_of_finished(finished_run: Path, tmp_path: Path) -> Callable[[str], RunFolder]:
+    """Copies the finished run to `tmp_path` / name."""
+
+    def copy(name: str) -> RunFolder:
+        shutil.copytree(finished_run, tmp_path / name)
+        return RunFolder(tmp_path / name)
+
+    return copy
+
+
+@pytest.fixture
+def make_run(
+    data_folder: Path, tmp_path: Path, tiny_settings: Callable[..., TrainSettings]
+) -> Callable[..., TrainingRun]:
     """Makes a run before its first step in `tmp_path` / name, with tiny settings changed by further `--set` texts."""
 
-    def make(name: str, *texts: str, ranks: Ranks = ALONE, say: Callable[[str], None] = lambda _: None) -> Run:
+    def make(
+        name: str, *texts: str, ranks: Ranks = SINGLE_PROCESS, log: Callable[[str], None] = lambda _: None
+    ) -> TrainingRun:
         settings = tiny_settings(*texts)
         request = RunRequest(
             settings=settings,
@@ -107,7 +146,7 @@ def make_run(data_folder: Path, tmp_path: Path, tiny_settings: Callable[..., Tra
             folder=RunFolder(tmp_path / name),
             resume=False,
             backbone_weights=None,
-            say=say,
+            log=log,
         )
         return set_up(request, ranks, choose_compute(settings.loop))
 

@@ -92,8 +92,8 @@ def test_a_misspelt_setting_suggests_the_right_one(capsys: pytest.CaptureFixture
         (["--set", "loop.epochs=many"], "loop.epochs: expected a whole number, got 'many'"),
         (["--set", "proposals.nms_iou=1.5"], "nms_iou: expected more than 0 and at most 1, got 1.5"),
         (["--preset", "papr"], "--preset: expected one of edge, paper, got 'papr'"),
-        (["--data", "somewhere"], "--output: needed"),
-        ([], "--data and --output: needed"),
+        (["--data", "somewhere"], "--output: required"),
+        ([], "--data and --output: required"),
         (["--config", "nowhere.toml"], "nowhere.toml: cannot read settings"),
     ],
 )
@@ -124,7 +124,9 @@ def test_a_run_prints_its_table_and_its_best_checkpoint(
     assert any(line.split()[0] == "AR@100" for line in lines)
 
     assert "holds a run already" in error_of(capsys, *folders, *sets)
-    assert "--preset: a resumed run has its settings" in error_of(capsys, *folders, "--resume", "--preset", "edge")
+    assert "--preset: a resumed run keeps its own settings" in error_of(
+        capsys, *folders, "--resume", "--preset", "edge"
+    )
     assert main(["train", *folders, "--resume", "--epochs", "3"]) == 0
     assert "resuming at step 8" in capsys.readouterr().out
 

@@ -20,17 +20,17 @@ from torch.nn.parallel import DistributedDataParallel
 from edgerpn.errors import TrainingStoppedError
 from edgerpn.train.checkpoint import load_checkpoint, load_model
 from edgerpn.train.config import TrainSettings
-from edgerpn.train.data.coco import read_coco
+from edgerpn.train.data.coco import read_coco, read_image
 from edgerpn.train.learning.muon import orthogonalize
-from edgerpn.train.network.detector import Detector
-from edgerpn.train.recall.validation import find, recall_of
+from edgerpn.train.network.detector import Detector, detect
+from edgerpn.train.recall.average_recall import average_recall, coco_results
 from edgerpn.train.run.batch_size import resolve_batch_size
 from edgerpn.train.run.device import choose_compute, place
 from edgerpn.train.run.folder import read_log
-from edgerpn.train.run.loop import TrainResult, train
-from edgerpn.train.run.ranks import ALONE, Ranks
-from edgerpn.train.run.state import Run
-from edgerpn.train.run.step import check, take_step
+from edgerpn.train.run.loop import TrainResult, run_training
+from edgerpn.train.run.ranks import SINGLE_PROCESS, Ranks
+from edgerpn.train.run.state import TrainingRun
+from edgerpn.train.run.step import check_finite, take_step
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(280)]
 
@@ -80,7 +80,7 @@ def start(data_folder: Path, tmp_path: Path, tiny_settings: MakeSettings) -> Sta
 
     def run(name: str, *texts: str, **options: object) -> TrainResult:
         settings = tiny_settings("loop.device=cuda", *texts)
-        return train(settings, data=data_folder, out=tmp_path / name, **options)  # type: ignore[arg-type]
+        return run_training(settings, data=data_folder, output=tmp_path / name, **options)  # type: ignore[arg-type]
 
     return run
 
@@ -119,7 +119,9 @@ def test_muon_makes_the_steps_of_the_cpu(shape: tuple[int, int, int]) -> None:
 
 @pytest.mark.parametrize("amp", ["off", "bf16"])
 @pytest.mark.parametrize("texts", [*((f"optimizer.kind={kind}",) for kind in OPTIMIZERS), PAPER], ids=" ".join)
-def test_the_host_never_waits_within_a_step(make_run: Callable[..., Run], texts: tuple[str, ...], amp: str) -> None:
+def test_the_host_never_waits_within_a_step(
+    make_run: Callable[..., TrainingRun], texts: tuple[str, ...], amp: str
+) -> None:
     run = make_run("run", "loop.device=cuda", *texts, f"loop.amp={amp}")
     with run.loader:
         steps = list(run.loader.steps(0))
@@ -132,21 +134,21 @@ def test_the_host_never_waits_within_a_step(make_run: Callable[..., Run], texts:
             record = take_step(run, steps[2])
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    assert check(run, record).loss > 0
+    assert check_finite(run, record).loss > 0
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_a_float16_step_that_overflows_moves_nothing(make_run: Callable[..., Run], kind: str) -> None:
+def test_a_float16_step_that_overflows_moves_nothing(make_run: Callable[..., TrainingRun], kind: str) -> None:
     run = make_run("run", "loop.device=cuda", "loop.amp=fp16", f"optimizer.kind={kind}")
     run.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**60)
     before = [weight.detach().clone() for weight in run.parameters]
     with run.loader:
         steps = list(run.loader.steps(0))
-        check(run, take_step(run, steps[0]))
+        check_finite(run, take_step(run, steps[0]))
         assert run.scaler.get_scale() == 2.0**59
         assert all(torch.equal(weight, old) for weight, old in zip(run.parameters, before, strict=True))
         run.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**10)
-        check(run, take_step(run, steps[1]))
+        check_finite(run, take_step(run, steps[1]))
     assert not any(torch.equal(weight, old) for weight, old in zip(run.parameters, before, strict=True))
 
 
@@ -159,7 +161,7 @@ def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(start: Start, 
             os.kill(os.getpid(), signal.SIGINT)
 
     whole = start("whole", *texts)
-    assert start("parts", *texts, say=interrupt).interrupted
+    assert start("parts", *texts, log=interrupt).interrupted
     parts = start("parts", *texts, resume=True)
     assert losses(parts.history) == pytest.approx(losses(whole.history), rel=1e-5)
     found, expected = load_checkpoint(parts.last), load_checkpoint(whole.last)
@@ -176,12 +178,16 @@ def test_a_checkpoint_opens_on_a_cpu_and_finds_there_what_it_found_on_the_gpu(st
     for device in ("cpu", "cuda"):
         model, checkpoint = load_model(result.best)
         detector = Detector(model.eval(), checkpoint.settings.proposals, network_hw=checkpoint.settings.data.input_hw)
-        found[device] = find(place(detector, torch.device(device)), dataset.records)
+        placed = place(detector, torch.device(device))
+        found[device] = [(r.image_id, *detect(placed, read_image(r.file))) for r in dataset.records]
     for (_, boxes, scores), (_, expected_boxes, expected_scores) in zip(found["cuda"], found["cpu"], strict=True):
         num = min(10, len(scores), len(expected_scores))
         np.testing.assert_allclose(scores[:num], expected_scores[:num], atol=1e-3)
         np.testing.assert_allclose(boxes[0], expected_boxes[0], atol=0.1)
-    recalls = {device: recall_of(rows, dataset)["AR@100"] for device, rows in found.items()}
+    recalls = {}
+    for device, proposals in found.items():
+        rows = [row for image_id, boxes, scores in proposals for row in coco_results(image_id, boxes, scores)]
+        recalls[device] = average_recall(dataset.coco_ground_truth(), rows)["AR@100"]
     assert recalls["cuda"] == pytest.approx(recalls["cpu"], abs=0.005)
 
 
@@ -208,7 +214,7 @@ def test_the_batch_that_fits_is_chosen_and_the_learning_rate_with_it(
     lines: list[str] = []
 
     def chosen() -> TrainSettings:
-        return resolve_batch_size(settings, dataset.records, ALONE, compute, lines.append)
+        return resolve_batch_size(settings, dataset.records, SINGLE_PROCESS, compute, lines.append)
 
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
@@ -225,12 +231,12 @@ def test_the_batch_that_fits_is_chosen_and_the_learning_rate_with_it(
 def test_a_compiled_network_has_the_losses_of_the_other(start: Start) -> None:
     texts = ("optimizer.learning_rate=5e-4", "loop.epochs=4", "loop.amp=bf16")
     lines: list[str] = []
-    found, expected = start("compiled", *texts, "loop.compile=true", say=lines.append), start("plain", *texts)
+    found, expected = start("compiled", *texts, "loop.compile=true", log=lines.append), start("plain", *texts)
     assert not [line for line in lines if "not possible" in line]
     assert losses(found.history) == pytest.approx(losses(expected.history), rel=0.05)
 
 
-def test_what_goes_round_goes_by_nccl_with_one_process_on_either_end(make_run: Callable[..., Run]) -> None:
+def test_what_goes_round_goes_by_nccl_with_one_process_on_either_end(make_run: Callable[..., TrainingRun]) -> None:
     # Two processes need two GPUs; one that takes itself for the first of two uses the same calls.
     store = torch.distributed.HashStore()  # type: ignore[attr-defined]
     torch.distributed.init_process_group("cpu:gloo,cuda:nccl", store=store, rank=0, world_size=1)
@@ -238,12 +244,12 @@ def test_what_goes_round_goes_by_nccl_with_one_process_on_either_end(make_run: C
         run = make_run("run", "loop.device=cuda", ranks=Ranks(size=2))
         assert isinstance(run.parallel, DistributedDataParallel)
         assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in run.model.modules())
-        assert run.ranks.take_from_first(run.weights.values()) == 0
+        assert run.ranks.broadcast_from_first(run.weights.values()) == 0
         assert run.ranks.agree(3.0, True) == (3.0, True)
         with run.loader:
             for batches in run.loader.steps(0):
-                assert check(run, take_step(run, batches)).loss > 0
-        assert run.ranks.take_from_first(run.parameters) == 0
+                assert check_finite(run, take_step(run, batches)).loss > 0
+        assert run.ranks.broadcast_from_first(run.parameters) == 0
     finally:
         torch.distributed.destroy_process_group()
 

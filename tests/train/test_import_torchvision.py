@@ -126,7 +126,7 @@ def test_anchors_of_a_cell_are_reordered_from_ratio_by_ratio_to_size_by_size(sav
             assert torch.equal(weights["head.deltas.bias"][rows[0]], state["rpn.head.bbox_pred.bias"][rows[1]])
 
 
-@pytest.mark.parametrize("eps", [0.0, 1e-5, 0.3])
+@pytest.mark.parametrize("eps", [0.0, pytest.param(1e-5, marks=pytest.mark.slow), 0.3])
 def test_a_batch_norm_with_another_epsilon_gives_the_same_numbers(eps: float, save: Callable[..., Path]) -> None:
     state = state_of("resnet18_fpn")
     state["backbone.body.bn1.running_var"][:3] = torch.tensor([1e-6, 1e-4, 1e-2])
@@ -146,7 +146,12 @@ def test_a_batch_norm_with_another_epsilon_gives_the_same_numbers(eps: float, sa
 
 @pytest.mark.parametrize(
     ("is_old", "is_frozen", "eps"),
-    [(False, False, 1e-5), (False, True, 1e-5), (True, False, 1e-5), (True, True, 1e-5)],
+    [
+        (False, False, 1e-5),
+        (True, True, 1e-5),
+        pytest.param(False, True, 1e-5, marks=pytest.mark.slow),
+        pytest.param(True, False, 1e-5, marks=pytest.mark.slow),
+    ],
 )
 def test_the_epsilon_of_networks_other_than_the_published_resnet50_is_pytorchs(
     is_old: bool, is_frozen: bool, eps: float, save: Callable[..., Path]
@@ -156,7 +161,14 @@ def test_the_epsilon_of_networks_other_than_the_published_resnet50_is_pytorchs(
     assert import_torchvision(save(state), input_hw=HW, norm_eps=0.0).norm_eps == 0.0
 
 
-@pytest.mark.parametrize(("is_old", "is_frozen", "eps"), [(True, True, 0.0), (False, True, 1e-5), (True, False, 1e-5)])
+@pytest.mark.parametrize(
+    ("is_old", "is_frozen", "eps"),
+    [
+        (True, True, 0.0),
+        pytest.param(False, True, 1e-5, marks=pytest.mark.slow),
+        pytest.param(True, False, 1e-5, marks=pytest.mark.slow),
+    ],
+)
 def test_the_published_resnet50_is_taken_to_have_no_epsilon(
     is_old: bool, is_frozen: bool, eps: float, save: Callable[..., Path]
 ) -> None:
@@ -266,6 +278,7 @@ def export(name: str, config: ExportConfig, folder: Path, root: Path) -> ExportR
     return export_onnx(folder / "m.pt", folder / "m.onnx", config, images=[photograph])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nms", ["standard", "portable"])
 def test_an_imported_mobilenet_exports(nms: Any, tmp_path: Path, root: Path) -> None:
     config = ExportConfig(nms=nms, batch=1, num_proposals=50, pre_nms=200)

@@ -5,22 +5,69 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgerpn.errors import DataError
-from edgerpn.train.data.problems import Kind, Problems
 
-DUPLICATE_ID = Kind("annotation id used more than once", "kept")
-UNKNOWN_IMAGE = Kind("annotation of an image that is not listed", "dropped")
-NOT_FINITE = Kind("box with a coordinate that is not finite", "dropped")
-EMPTY_BOX = Kind("box of zero or negative size", "dropped")
-OUTSIDE_BOX = Kind("box wholly outside its image", "dropped")
-CLIPPED_BOX = Kind("box partly outside its image", "clipped to the image")
-HELD_OUT_BOX = Kind("box of a held-out class", "kept apart, as if nobody had marked it")
+_MAX_EXAMPLES = 5
+"""Examples that a report names for each kind of problem."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemKind:
+    """A kind of problem and what is done about it."""
+
+    what: str
+    """What is wrong with one case, in the singular."""
+    done: str
+    """What became of the cases."""
+
+
+@dataclass(slots=True)
+class _ProblemCount:
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+
+class Problems:
+    """Counts cases by kind and remembers the first few of each."""
+
+    def __init__(self) -> None:
+        """Starts with no problems."""
+        self._tallies: dict[ProblemKind, _ProblemCount] = {}
+
+    def add(self, kind: ProblemKind, example: str) -> None:
+        """Counts one case, described by `example`."""
+        tally = self._tallies.setdefault(kind, _ProblemCount())
+        tally.count += 1
+        if len(tally.examples) < _MAX_EXAMPLES:
+            tally.examples.append(example)
+
+    def count(self, kind: ProblemKind) -> int:
+        """Number of cases of `kind` so far."""
+        tally = self._tallies.get(kind)
+        return tally.count if tally else 0
+
+    def lines(self) -> tuple[str, ...]:
+        """One line per kind, in the order of first appearance: what, how many, what was done, examples."""
+        return tuple(
+            f"{kind.what}: {tally.count}, {kind.done} ({'; '.join(tally.examples)}"
+            f"{'; ...' if tally.count > _MAX_EXAMPLES else ''})"
+            for kind, tally in self._tallies.items()
+        )
+
+
+DUPLICATE_ID = ProblemKind("annotation id used more than once", "kept")
+UNKNOWN_IMAGE = ProblemKind("annotation of an image that is not listed", "dropped")
+NOT_FINITE = ProblemKind("box with a coordinate that is not finite", "dropped")
+EMPTY_BOX = ProblemKind("box of zero or negative size", "dropped")
+OUTSIDE_BOX = ProblemKind("box wholly outside its image", "dropped")
+CLIPPED_BOX = ProblemKind("box partly outside its image", "clipped to the image")
+HELD_OUT_BOX = ProblemKind("box of a held-out class", "kept apart, as if nobody had marked it")
 
 Four = tuple[float, float, float, float]
 """A box as four numbers; names say in which order."""
@@ -170,7 +217,7 @@ def clip_box(box: ListedBox, hw: tuple[int, int], problems: Problems) -> Four | 
     return clipped
 
 
-def _clip(xywh: Four, image_h: float, image_w: float) -> tuple[Four | None, Kind | None]:
+def _clip(xywh: Four, image_h: float, image_w: float) -> tuple[Four | None, ProblemKind | None]:
     if not all(math.isfinite(value) for value in xywh):
         return None, NOT_FINITE
     x, y, width, height = xywh

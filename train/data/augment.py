@@ -1,7 +1,7 @@
 """Random views of an image for training: flip, scale, aspect, placement and colour, in one resize.
 
-The chance part (`sample`) is apart from the pixel part (`apply`): what is drawn does not depend on the image, so
-that a loader knows the scale before it decodes the file and may decode a smaller picture.
+`draw_view` draws the random numbers and `apply_view` changes the pixels. The numbers do not depend on the image, so a
+loader knows the scale before it decodes the file, and may decode a smaller picture.
 
 Scale 1 is the letterbox fit that inference uses (`edgerpn.letterbox`), and so is the grey around the image.
 """
@@ -9,6 +9,7 @@ Scale 1 is the letterbox fit that inference uses (`edgerpn.letterbox`), and so i
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
@@ -16,6 +17,15 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerpn.letterbox import PAD_VALUE
+
+Sample = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], npt.NDArray[np.float32]]
+"""Image (H, W, 3) uint8 BGR, objects (g, 4) and ignore regions (i, 4), float32 pixels."""
+NUM_TILES = 4
+"""Images of a mosaic."""
+SMALLEST_PX = 32
+"""Views with a shorter side show one image: parts of them would show nothing."""
+_LEAST = 0.25
+"""Smallest share of the view's height and width that a part has."""
 
 # YIQ (NTSC 1953) from BGR; its I-Q plane is rotated by a change of hue and stretched by one of saturation.
 _YIQ_FROM_BGR = np.array([[0.114, 0.587, 0.299], [-0.322, -0.274, 0.596], [0.312, -0.523, 0.211]])
@@ -76,8 +86,8 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class View:
-    """What chance decided for one view, whatever the size of the image; made by `sample`."""
+class RandomView:
+    """What chance decided for one view, whatever the size of the image; made by `draw_view`."""
 
     flip: bool
     """Whether left and right are exchanged."""
@@ -98,7 +108,7 @@ class View:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Span:
+class _AxisCrop:
     """How one axis maps: `crop` source pixels from `start` become `size` view pixels from `offset`."""
 
     start: int
@@ -111,7 +121,7 @@ class _Span:
         return self.size / self.crop
 
 
-def sample(config: AugmentConfig, rng: np.random.Generator) -> View:
+def draw_view(config: AugmentConfig, rng: np.random.Generator) -> RandomView:
     """Draws a view; takes the same amount of chance from `rng` whatever comes out."""
     chance = rng.random(10).tolist()
     low, high = (math.log(limit) for limit in config.scale_range)
@@ -122,7 +132,7 @@ def sample(config: AugmentConfig, rng: np.random.Generator) -> View:
         1 + config.saturation * saturation,
         2 * math.pi * config.hue * hue,
     )
-    return View(
+    return RandomView(
         flip=chance[0] < config.flip_probability,
         scale=math.exp(low + (high - low) * chance[1]),
         log_aspect=config.aspect_jitter * (2 * chance[2] - 1),
@@ -134,39 +144,14 @@ def sample(config: AugmentConfig, rng: np.random.Generator) -> View:
 def scale_limits(config: AugmentConfig, source_hw: tuple[int, int], fit_hw: tuple[int, int]) -> tuple[float, float]:
     """Least and largest scale, along whichever axis it is larger, at which a view may show an image."""
     low, high = (
-        View(flip=False, scale=scale, log_aspect=log_aspect, place_xy=(0.0, 0.0), color=None)
+        RandomView(flip=False, scale=scale, log_aspect=log_aspect, place_xy=(0.0, 0.0), color=None)
         for scale, log_aspect in zip(config.scale_range, (0.0, config.aspect_jitter), strict=True)
     )
     return max(low.scale_xy(source_hw, fit_hw)), max(high.scale_xy(source_hw, fit_hw))
 
 
-def augment(
-    image: npt.NDArray[np.uint8],
-    boxes_xyxy: npt.NDArray[np.float32],
-    ignore_xyxy: npt.NDArray[np.float32],
-    *,
-    out_hw: tuple[int, int],
-    config: AugmentConfig,
-    rng: np.random.Generator,
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Draws a view and shows the image and its boxes in it; `sample` and `apply` in one call.
-
-    Args:
-        image: (H, W, 3) uint8 BGR.
-        boxes_xyxy: (G, 4) float32 objects, image pixels, inside the image.
-        ignore_xyxy: (I, 4) float32 ignore regions, image pixels, inside the image.
-        out_hw: Height and width of the view, pixels.
-        config: How far the view may differ from a letterboxed image.
-        rng: Source of chance.
-
-    Returns:
-        As `apply`.
-    """
-    return apply(sample(config, rng), image, boxes_xyxy, ignore_xyxy, out_hw=out_hw, config=config)
-
-
-def apply(
-    view: View,
+def apply_view(
+    view: RandomView,
     image: npt.NDArray[np.uint8],
     boxes_xyxy: npt.NDArray[np.float32],
     ignore_xyxy: npt.NDArray[np.float32],
@@ -178,7 +163,7 @@ def apply(
     """Shows an image and its boxes in a view.
 
     Args:
-        view: What to show; see `sample`.
+        view: What to show; see `draw_view`.
         image: (H, W, 3) uint8 BGR.
         boxes_xyxy: (G, 4) float32 objects, image pixels, inside the image.
         ignore_xyxy: (I, 4) float32 ignore regions, image pixels, inside the image.
@@ -200,13 +185,13 @@ def apply(
     return canvas, boxes[is_visible], np.concatenate([ignore, boxes[~is_visible]])
 
 
-def _span(source: int, out: int, scale: float, place: float) -> _Span:
+def _span(source: int, out: int, scale: float, place: float) -> _AxisCrop:
     """Crops at whole source pixels and places at whole view pixels, so that one plain resize does it all."""
     if source * scale <= out:
         size = max(1, int(source * scale + 0.5))
-        return _Span(start=0, crop=source, offset=_choose(place, out - size), size=size)
+        return _AxisCrop(start=0, crop=source, offset=_choose(place, out - size), size=size)
     crop = min(source, max(1, int(out / scale + 0.5)))
-    return _Span(start=_choose(place, source - crop), crop=crop, offset=0, size=out)
+    return _AxisCrop(start=_choose(place, source - crop), crop=crop, offset=0, size=out)
 
 
 def _choose(place: float, play: int) -> int:
@@ -215,7 +200,7 @@ def _choose(place: float, play: int) -> int:
 
 
 def _paint(
-    view: View, image: npt.NDArray[np.uint8], span_x: _Span, span_y: _Span, out_hw: tuple[int, int]
+    view: RandomView, image: npt.NDArray[np.uint8], span_x: _AxisCrop, span_y: _AxisCrop, out_hw: tuple[int, int]
 ) -> npt.NDArray[np.uint8]:
     crop = image[span_y.start : span_y.start + span_y.crop, span_x.start : span_x.start + span_x.crop]
     # Linear as at inference, except where so much is left out between the samples that it would only alias.
@@ -243,7 +228,7 @@ def _color_matrix(brightness: float, contrast: float, saturation: float, hue: fl
 
 
 def _show_boxes(
-    boxes_xyxy: npt.NDArray[np.float32], span_x: _Span, span_y: _Span, flip: bool, config: AugmentConfig
+    boxes_xyxy: npt.NDArray[np.float32], span_x: _AxisCrop, span_y: _AxisCrop, flip: bool, config: AugmentConfig
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
     """The boxes in view, clipped, those too small left out; and for each whether enough of it is visible."""
     x = (boxes_xyxy[:, 0::2].astype(np.float64) - span_x.start) * span_x.scale
@@ -259,3 +244,51 @@ def _show_boxes(
     # A whole box loses nothing but rounding; 1e-6 keeps it visible at min_visible = 1.
     is_visible = width * height >= (config.min_visible - 1e-6) * area
     return boxes[shown], is_visible[shown]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MosaicTile:
+    """A rectangle of a view, in whole pixels."""
+
+    top: int
+    left: int
+    hw: tuple[int, int]
+
+
+def draw_tiles(
+    view_hw: tuple[int, int], rng: np.random.Generator
+) -> tuple[MosaicTile, MosaicTile, MosaicTile, MosaicTile]:
+    """Four rectangles that meet in a point near the middle and fill a view of `view_hw` (height, width) pixels."""
+    height, width = view_hw
+    chance = _LEAST + (1 - 2 * _LEAST) * rng.random(2)
+    y, x = int(height * chance[0]), int(width * chance[1])
+    return (
+        MosaicTile(top=0, left=0, hw=(y, x)),
+        MosaicTile(top=0, left=x, hw=(y, width - x)),
+        MosaicTile(top=y, left=0, hw=(height - y, x)),
+        MosaicTile(top=y, left=x, hw=(height - y, width - x)),
+    )
+
+
+def compose_mosaic(
+    view_hw: tuple[int, int], tiles: tuple[MosaicTile, ...], show: Callable[[int, MosaicTile], Sample]
+) -> Sample:
+    """Shows a view in each of the tiles that fill a view of `view_hw`.
+
+    Args:
+        view_hw: Height and width of the whole, pixels.
+        tiles: What fills it.
+        show: From the number of a tile and the tile to its view, as large as the tile.
+
+    Returns:
+        The whole view (H, W, 3) uint8 BGR, its objects (G, 4) and its ignore regions (I, 4), float32 view pixels; new.
+    """
+    canvas = np.empty((*view_hw, 3), np.uint8)
+    objects, ignored = [], []
+    for number, tile in enumerate(tiles):
+        part, boxes, regions = show(number, tile)
+        canvas[tile.top : tile.top + tile.hw[0], tile.left : tile.left + tile.hw[1]] = part
+        shift = np.array([tile.left, tile.top, tile.left, tile.top], np.float32)
+        objects.append(boxes + shift)
+        ignored.append(regions + shift)
+    return canvas, np.concatenate(objects), np.concatenate(ignored)

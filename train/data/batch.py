@@ -12,12 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-Sample = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], npt.NDArray[np.float32]]
-"""Image (H, W, 3) uint8 BGR, objects (g, 4) and ignore regions (i, 4), float32 pixels."""
+from edgerpn.train.data.augment import Sample
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Batch:
+class TrainBatch:
     """N training images with what is marked in them; G and I are the largest counts in the batch, at least 1."""
 
     images: torch.Tensor
@@ -33,20 +32,20 @@ class Batch:
     image_ids: list[int]
     """N COCO image ids."""
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TrainBatch:
         """The batch on `device`; with `non_blocking`, copies from pinned memory overlap with computing."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-    def pin_memory(self) -> Batch:
+    def pin_memory(self) -> TrainBatch:
         """A copy in page-locked memory; the DataLoader calls it."""
         return self._map(torch.Tensor.pin_memory)
 
-    def share_memory(self) -> Batch:
+    def share_memory(self) -> TrainBatch:
         """Moves the tensors into shared memory, in place where they are there already."""
         return self._map(torch.Tensor.share_memory_)
 
-    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        return Batch(
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> TrainBatch:
+        return TrainBatch(
             images=change(self.images),
             gt_boxes=change(self.gt_boxes),
             gt_mask=change(self.gt_mask),
@@ -56,7 +55,7 @@ class Batch:
         )
 
 
-def collate(samples: Sequence[Sample], image_ids: list[int]) -> Batch:
+def collate(samples: Sequence[Sample], image_ids: list[int]) -> TrainBatch:
     """Puts N samples of one size into a batch.
 
     Args:
@@ -68,7 +67,7 @@ def collate(samples: Sequence[Sample], image_ids: list[int]) -> Batch:
     """
     gt_boxes, gt_mask = _pad([boxes for _, boxes, _ in samples])
     ignore_boxes, ignore_mask = _pad([ignore for _, _, ignore in samples])
-    return Batch(
+    return TrainBatch(
         images=torch.from_numpy(np.stack([image for image, _, _ in samples])),
         gt_boxes=gt_boxes,
         gt_mask=gt_mask,

@@ -22,18 +22,17 @@ from edgerpn.errors import DataError
 from edgerpn.machine import available_cores
 from edgerpn.progress import progress
 from edgerpn.train.data import annotations as data_annotations
-from edgerpn.train.data.annotations import ListedBox, ListedImage
+from edgerpn.train.data.annotations import ListedBox, ListedImage, ProblemKind, Problems
 from edgerpn.train.data.image_files import ImageFolder, Verify, probe_hw, read_image
-from edgerpn.train.data.problems import Kind, Problems
 
 __all__ = ["Dataset", "ImageRecord", "Verify", "read_coco", "read_image"]
 
-MISSING_FILE = Kind("image file missing", "image dropped")
-BROKEN_FILE = Kind("image file broken", "image dropped")
-WRONG_SIZE = Kind(
+MISSING_FILE = ProblemKind("image file missing", "image dropped")
+BROKEN_FILE = ProblemKind("image file broken", "image dropped")
+WRONG_SIZE = ProblemKind(
     "image whose size is not the annotated one", "image dropped, for its boxes may belong to another picture"
 )
-NO_BOXES = Kind("image without boxes", "kept as a negative")
+NO_BOXES = ProblemKind("image without boxes", "kept as a negative")
 _DROPPING = (MISSING_FILE, BROKEN_FILE, WRONG_SIZE)
 _MAX_DROPPED = 0.1
 
@@ -162,7 +161,7 @@ def _usable_files(
 ) -> dict[int, Path]:
     """Checks every file in threads (decoding releases the interpreter) and returns the good ones by image id."""
 
-    def check(image: ListedImage) -> tuple[Path | None, tuple[Kind, str] | None]:
+    def check(image: ListedImage) -> tuple[Path | None, tuple[ProblemKind, str] | None]:
         return _check_file(image, folder, verify, annotations)
 
     folder = ImageFolder(images)
@@ -184,7 +183,7 @@ def _usable_files(
 
 def _check_file(
     image: ListedImage, folder: ImageFolder, verify: Verify, annotations: Path
-) -> tuple[Path | None, tuple[Kind, str] | None]:
+) -> tuple[Path | None, tuple[ProblemKind, str] | None]:
     """The image's file, or the problem for which it cannot be used."""
     try:
         file = folder.locate(image.file_name)

@@ -3,31 +3,44 @@
 Every sample's chance comes from (seed, epoch, index of the image) alone. Batches therefore depend neither on the
 number of workers, nor on where an interrupted epoch is taken up again, nor on how they are shared over processes.
 
-As workers are not forked from this process (see `data_workers`), a script that trains must guard its entry with
+As workers are not forked from this process (see `worker_context`), a script that trains must guard its entry with
 `if __name__ == "__main__":`.
 """
 
 from __future__ import annotations
 
 import itertools
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from multiprocessing import forkserver, resource_tracker
 from types import TracebackType
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
 from edgerpn.errors import DataError
-from edgerpn.train.data import worker_processes as data_workers
-from edgerpn.train.data.augment import AugmentConfig, View, apply, sample
-from edgerpn.train.data.batch import Batch, Sample, collate
+from edgerpn.train.data.augment import (
+    SMALLEST_PX,
+    AugmentConfig,
+    RandomView,
+    Sample,
+    apply_view,
+    compose_mosaic,
+    draw_tiles,
+    draw_view,
+)
+from edgerpn.train.data.batch import TrainBatch, collate
 from edgerpn.train.data.coco import ImageRecord
 from edgerpn.train.data.image_cache import ImageCache, reduction_for
-from edgerpn.train.data.mosaic import SMALLEST_PX, draw_tiles, put_together
 
-__all__ = ["Batch", "DataConfig", "Share", "TrainLoader"]
+__all__ = ["BatchShare", "DataConfig", "TrainBatch", "TrainLoader"]
 
 # Tags keep the two uses of (seed, epoch) from sharing a stream.
 _ORDER, _SAMPLE = 0, 1
@@ -86,7 +99,7 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Share:
+class BatchShare:
     """Which part of every batch a process gets, and in how many passes."""
 
     rank: int = 0
@@ -102,7 +115,7 @@ class Share:
         return self.num_ranks * self.passes
 
 
-WHOLE = Share()
+WHOLE_BATCH = BatchShare()
 """Every batch at once."""
 
 
@@ -124,7 +137,7 @@ class _BatchSource:
         self._seed = seed
         self._cache = cache
 
-    def __getitem__(self, key: _BatchKey) -> Batch | DataError:
+    def __getitem__(self, key: _BatchKey) -> TrainBatch | DataError:
         """The batch, in shared memory when in a worker; or the error, so that it arrives as it was raised."""
         try:
             batch = collate(
@@ -144,15 +157,15 @@ class _BatchSource:
     def _sample(self, epoch: int, index: int, view_hw: tuple[int, int]) -> Sample:
         config = self._config.augment
         rng = _rng(self._seed, _SAMPLE, epoch, index)
-        view = sample(config, rng)
+        view = draw_view(config, rng)
         if rng.random() >= config.mosaic_probability or min(view_hw) < SMALLEST_PX:
             return self._show(index, view, view_hw)
         tiles = draw_tiles(view_hw, rng)
         others = rng.integers(len(self._records), size=len(tiles) - 1).tolist()
-        parts = [(index, view), *((other, sample(config, rng)) for other in others)]
-        return put_together(view_hw, tiles, lambda number, tile: self._show(*parts[number], tile.hw))
+        parts = [(index, view), *((other, draw_view(config, rng)) for other in others)]
+        return compose_mosaic(view_hw, tiles, lambda number, tile: self._show(*parts[number], tile.hw))
 
-    def _show(self, index: int, view: View, view_hw: tuple[int, int]) -> Sample:
+    def _show(self, index: int, view: RandomView, view_hw: tuple[int, int]) -> Sample:
         record = self._records[index]
         config = self._config
         scale = max(view.scale_xy(record.hw, config.input_hw))
@@ -164,7 +177,7 @@ class _BatchSource:
                 f"at 1/{reduction} of its size, expected {expected[1]} x {expected[0]}"
             )
         factor = np.float32(1 / reduction)
-        return apply(
+        return apply_view(
             view,
             image,
             record.boxes_xyxy * factor,
@@ -176,7 +189,7 @@ class _BatchSource:
 
 
 @dataclass(kw_only=True, slots=True)
-class _Plan:
+class _BatchPlan:
     """The keys of all epochs from a place on, one after the other, so that workers read on while an epoch ends."""
 
     seed: int
@@ -185,7 +198,7 @@ class _Plan:
     batch_size: int
     """Of a step, over all processes and passes."""
     views_hw: tuple[tuple[int, int], ...]
-    share: Share
+    share: BatchShare
     start: tuple[int, int] = (0, 0)
     """Epoch and batch at which the next iteration begins."""
 
@@ -224,7 +237,7 @@ class TrainLoader:
         *,
         seed: int,
         pin_memory: bool = False,
-        share: Share = WHOLE,
+        share: BatchShare = WHOLE_BATCH,
         cache_bytes: int = 0,
     ) -> None:
         """Prepares the loader; workers start with the first epoch.
@@ -253,20 +266,20 @@ class TrainLoader:
                 f"batch_size: expected at least one image for each of {share.parts} parts (processes x passes), "
                 f"got batches of {config.batch_size} out of {len(records)} images"
             )
-        self._plan = _Plan(
+        self._plan = _BatchPlan(
             seed=seed, count=self._count, batch_size=self.batch_size, views_hw=config.views_hw, share=share
         )
         cache = self._make_cache(records, config, cache_bytes)
         self.cache_bytes = cache.size_bytes
         """Shared memory that keeps decoded images."""
         self._epochs_started = 0
-        self._loader: DataLoader[Batch | DataError] | None = _data_loader(
+        self._loader: DataLoader[TrainBatch | DataError] | None = _data_loader(
             _BatchSource(tuple(records), config, seed, cache),
             self._plan,
             config.workers,
             pin_memory,
         )
-        self._batches: Iterator[Batch | DataError] | None = None
+        self._batches: Iterator[TrainBatch | DataError] | None = None
         self._place: tuple[int, int] | None = None
         """Epoch and part of a batch that the workers' stream comes to next; None before it flows."""
 
@@ -275,7 +288,7 @@ class TrainLoader:
         """Batches in an epoch; images that do not fill the last one wait for another epoch's order."""
         return self._count // self.batch_size
 
-    def epoch(self, epoch: int, *, start_batch: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, *, start_batch: int = 0) -> Iterator[TrainBatch]:
         """Yields this process's parts of the batches of an epoch, from batch number `start_batch` on, pass by pass.
 
         Starting another epoch ends the one before.
@@ -299,7 +312,7 @@ class TrainLoader:
         self._epochs_started += 1
         return self._deliver(self._epochs_started, epoch, start_batch)
 
-    def steps(self, epoch: int, *, start_batch: int = 0) -> Iterator[tuple[Batch, ...]]:
+    def steps(self, epoch: int, *, start_batch: int = 0) -> Iterator[tuple[TrainBatch, ...]]:
         """As `epoch`, with the passes of one step together."""
         parts = self.epoch(epoch, start_batch=start_batch)
         while step := tuple(itertools.islice(parts, self._share.passes)):
@@ -322,10 +335,10 @@ class TrainLoader:
 
     @staticmethod
     def _make_cache(records: Sequence[ImageRecord], config: DataConfig, size_bytes: int) -> ImageCache:
-        lock = data_workers.context(__name__).Lock() if config.workers and size_bytes else None
+        lock = worker_context(__name__).Lock() if config.workers and size_bytes else None
         return ImageCache(records, config.augment, config.input_hw, size_bytes=size_bytes, lock=lock)
 
-    def _deliver(self, epoch_number: int, epoch: int, start_batch: int) -> Iterator[Batch]:
+    def _deliver(self, epoch_number: int, epoch: int, start_batch: int) -> Iterator[TrainBatch]:
         """Yields what the workers send, as long as `epoch_number` is the last one that was started."""
         passes = self._share.passes
         for part in range(start_batch * passes, self.batches_per_epoch * passes):
@@ -344,28 +357,30 @@ class TrainLoader:
             self._place = (epoch + 1, 0) if is_last else (epoch, part + 1)
             yield batch
 
-    def _receive(self, loader: DataLoader[Batch | DataError]) -> Batch | DataError:
+    def _receive(self, loader: DataLoader[TrainBatch | DataError]) -> TrainBatch | DataError:
         """The next of what the workers send."""
         try:
             if self._batches is None:
                 self._batches = iter(loader)
             return next(self._batches)
         except (RuntimeError, OSError, EOFError) as error:
-            if not data_workers.is_death(error):
+            if not is_worker_death(error):
                 raise
             raise DataError(
                 f"a process that reads training images died ({error!r}); if it was killed for memory: {_ADVICE}"
             ) from error
 
 
-def _data_loader(source: _BatchSource, plan: _Plan, workers: int, pin_memory: bool) -> DataLoader[Batch | DataError]:
+def _data_loader(
+    source: _BatchSource, plan: _BatchPlan, workers: int, pin_memory: bool
+) -> DataLoader[TrainBatch | DataError]:
     options: dict[str, Any] = {}
     if workers:
         options = {
-            "multiprocessing_context": data_workers.context(__name__),
+            "multiprocessing_context": worker_context(__name__),
             "persistent_workers": True,
             "prefetch_factor": _PREFETCH,
-            "worker_init_fn": data_workers.start_worker,
+            "worker_init_fn": _start_worker,
         }
     return DataLoader(
         source,  # type: ignore[arg-type]
@@ -381,9 +396,54 @@ def _data_loader(source: _BatchSource, plan: _Plan, workers: int, pin_memory: bo
     )
 
 
-def _unchanged(batch: Batch | DataError) -> Batch | DataError:
+def _unchanged(batch: TrainBatch | DataError) -> TrainBatch | DataError:
     return batch
 
 
 def _rng(seed: int, tag: int, *numbers: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(tag, *numbers)))
+
+
+def worker_context(preload: str) -> Any:
+    """The multiprocessing context for workers: a fork server that imports `preload` once, or else spawning."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload([preload])
+    # It and its children take over which signals are blocked. Whoever ends a service or a SLURM job sends SIGTERM to
+    # every process; the training process alone must answer, for it cannot finish its step without its data.
+    resource_tracker.ensure_running()  # starting it later would unblock the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return server
+
+
+def _start_worker(worker: int) -> None:
+    """Makes worker number `worker` use one core, leave signals to the training process, and not outlive it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, name=f"watch-{worker}", daemon=True).start()
+
+
+def is_worker_death(error: Exception) -> bool:
+    """Whether what a DataLoader raised means that a worker died; what a worker itself raised does not."""
+    # The DataLoader has no class of its own for it; what a worker raises comes as "Caught ... in DataLoader worker".
+    if isinstance(error, RuntimeError):
+        return str(error).startswith("DataLoader worker")
+    # A batch's memory is handed over by the worker; one that is just dying resets that connection.
+    return isinstance(error, (OSError, EOFError)) and not str(error).startswith("Caught ")
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the training process is gone, even if it was killed.
+
+    The DataLoader's own watch looks at the fork server instead, which lives as long as the workers do.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -44,7 +44,7 @@ class AnchorRecall:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Layout:
+class AnchorLayout:
     """What is given before sizes and ratios are fitted."""
 
     strides_px: tuple[int, ...]
@@ -75,7 +75,7 @@ def measure_anchors(config: AnchorConfig, boxes_G4: Array, image_hw: tuple[int, 
     )
 
 
-def fit_anchors(layout: Layout, boxes_G4: Array, image_hw: tuple[int, int]) -> AnchorConfig:
+def fit_anchors(layout: AnchorLayout, boxes_G4: Array, image_hw: tuple[int, int]) -> AnchorConfig:
     """Sizes and ratios for a layout by the recall of the anchors.
 
     A search along one size or ratio after the other, with ever smaller steps, from sizes spread over the boxes'.
@@ -102,7 +102,7 @@ def fit_anchors(layout: Layout, boxes_G4: Array, image_hw: tuple[int, int]) -> A
     def score(values: list[float]) -> float:
         return _soft_recall(_best_iou(build(values), boxes_G4, image_hw))
 
-    return build(_climb(_start(boxes_G4, num_sizes, layout.num_ratios), score))
+    return build(_hill_climb(_start(boxes_G4, num_sizes, layout.num_ratios), score))
 
 
 def _start(boxes_G4: Array, num_sizes: int, num_ratios: int) -> list[float]:
@@ -116,7 +116,7 @@ def _start(boxes_G4: Array, num_sizes: int, num_ratios: int) -> list[float]:
     return [*sizes, *ratios]
 
 
-def _climb(values: list[float], score: Callable[[list[float]], float]) -> list[float]:
+def _hill_climb(values: list[float], score: Callable[[list[float]], float]) -> list[float]:
     best, step = score(values), _FIRST_STEP
     while step >= _LAST_STEP:
         has_moved = False
@@ -176,14 +176,14 @@ def _common(side_G: Array, side: float, offset_G: Array) -> Array:
     return np.clip(np.minimum(np.minimum(side_G, side), (side_G + side) / 2 - offset_G), 0, None)
 
 
-def layouts(strides_px: tuple[int, ...], image_hw: tuple[int, int]) -> list[Layout]:
+def similar_layouts(strides_px: tuple[int, ...], image_hw: tuple[int, int]) -> list[AnchorLayout]:
     """Layouts worth comparing with one of `strides_px`: a level more or less, and more anchors in a cell."""
     levels = [strides_px, (*strides_px, 2 * strides_px[-1])]
     if len(strides_px) > 1:
         levels += [strides_px[1:], (*strides_px[1:], 2 * strides_px[-1])]
     usable = [strides for strides in levels if all(side % strides[-1] == 0 for side in image_hw)]
     return [
-        Layout(strides_px=strides, num_sizes=sizes, num_ratios=ratios)
+        AnchorLayout(strides_px=strides, num_sizes=sizes, num_ratios=ratios)
         for sizes, ratios in ((1, 1), (2, 1), (1, 3), (3, 3))
         for strides in usable
     ]

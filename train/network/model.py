@@ -146,7 +146,7 @@ def _upsample(x: Tensor, hw: tuple[int, int]) -> Tensor:
     return functional.interpolate(x, size=hw, mode="nearest")
 
 
-class Head(nn.Module):
+class RpnHead(nn.Module):
     """The sliding window: a 3x3 convolution, then objectness and deltas by 1x1 convolutions; shared by all levels."""
 
     def __init__(self, in_channels: int, config: ModelConfig) -> None:
@@ -219,7 +219,7 @@ class Rpn(nn.Module):
                 bias: Tensor | None = module.bias
                 if bias is not None:
                     nn.init.zeros_(bias)
-        self.head = Head(config.neck_channels or channels[0], config)
+        self.head = RpnHead(config.neck_channels or channels[0], config)
         self.register_buffer("mean", torch.tensor(config.mean_bgr).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std_bgr).view(1, 3, 1, 1), persistent=False)
 

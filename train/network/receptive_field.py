@@ -23,7 +23,7 @@ KERNELS = {"conv2d", "convolution", "max_pool2d", "avg_pool2d"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Field:
+class ReceptiveField:
     """Receptive field of one map."""
 
     size_px: float
@@ -32,7 +32,7 @@ class Field:
     """Input pixels between neighbouring cells."""
 
 
-class _Windows(nn.Module):
+class _WindowOutputs(nn.Module):
     """The network up to the 3x3 window of each level."""
 
     def __init__(self, model: Rpn) -> None:
@@ -45,13 +45,13 @@ class _Windows(nn.Module):
         return tuple(self.model.head.window(x, level) for level, x in enumerate(levels))
 
 
-def receptive_fields(model: Rpn) -> list[Field]:
+def receptive_fields(model: Rpn) -> list[ReceptiveField]:
     """Fields of the sliding-window output of every level, finest first."""
-    program = torch.export.export(_Windows(model).eval(), (torch.zeros(1, 3, SIDE_PX, SIDE_PX),))
+    program = torch.export.export(_WindowOutputs(model).eval(), (torch.zeros(1, 3, SIDE_PX, SIDE_PX),))
     sizes_px: dict[str, float] = {}
     for node in program.graph.nodes:
         if node.op == "output":
-            return [Field(size_px=sizes_px[n.name], stride_px=_cell_px(n)) for n in node.all_input_nodes]
+            return [ReceptiveField(size_px=sizes_px[n.name], stride_px=_cell_px(n)) for n in node.all_input_nodes]
         if node.op == "placeholder":
             is_image = node.name == "images"
             sizes_px.update({node.name: 1.0} if is_image else {})

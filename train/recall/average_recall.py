@@ -103,6 +103,15 @@ def _mean(values: np.ndarray) -> float:
     return float(valid.mean()) if valid.size else -1.0
 
 
+def coco_results(image_id: int, boxes_xyxy: np.ndarray, scores: np.ndarray) -> list[dict[str, Any]]:
+    """Proposals of an image as COCO results (bbox is x, y, width, height in pixels)."""
+    xywh = np.concatenate((boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]), axis=1)
+    return [
+        {"image_id": image_id, "category_id": 1, "bbox": box, "score": score}
+        for box, score in zip(xywh.tolist(), scores.tolist(), strict=True)
+    ]
+
+
 def format_table(columns: Mapping[str, Mapping[str, float]]) -> str:
     """A plain-text table: one row for each metric, one column for each of `columns` (title -> metrics)."""
     names = list(next(iter(columns.values())))

@@ -10,8 +10,8 @@ import torch
 
 from edgerpn.errors import ConfigError
 from edgerpn.train.config import TrainSettings
+from edgerpn.train.data.augment import NUM_TILES
 from edgerpn.train.data.coco import ImageRecord
-from edgerpn.train.data.mosaic import NUM_TILES
 from edgerpn.train.learning.assign import assign, sample
 from edgerpn.train.learning.loss import rpn_losses
 from edgerpn.train.learning.optimizer import make_optimizer, scaled_learning_rate
@@ -21,7 +21,7 @@ from edgerpn.train.run.device import Compute, place
 from edgerpn.train.run.failures import is_out_of_memory
 from edgerpn.train.run.ranks import Ranks
 
-_LARGEST = 256
+_MAX_IMAGES = 256
 """Images of one pass that are tried at most: beyond it steps become too few to learn from."""
 _LARGEST_SHARE = 0.85
 """Of the GPU's memory, so that fragmentation and crowded images find room."""
@@ -32,7 +32,7 @@ def resolve_batch_size(
     records: Sequence[ImageRecord],
     ranks: Ranks,
     compute: Compute,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> TrainSettings:
     """The settings with a batch size that the processes can share; 0 is replaced, and the learning rate fitted.
 
@@ -60,9 +60,9 @@ def resolve_batch_size(
         return settings
     reference = settings.optimizer.reference_batch_size
     if compute.device.type == "cuda":
-        trial = _Trial(settings, records, compute)
-        limit = min(_LARGEST, len(records) // parts)
-        size = parts * ranks.smallest(largest_that_fits(trial.fits, limit))
+        trial = _TrialSteps(settings, records, compute)
+        limit = min(_MAX_IMAGES, len(records) // parts)
+        size = parts * ranks.minimum(largest_that_fits(trial.fits, limit))
         trial.clear()
         why = f"the most that {'each of the GPUs holds' if ranks.size > 1 else 'the GPU holds'}, in powers of 2"
         if not size:
@@ -73,7 +73,7 @@ def resolve_batch_size(
         size = parts * min(-(-reference // parts), len(records) // parts)
         why = "as on every CPU"
     rate = scaled_learning_rate(settings.optimizer, size)
-    say(
+    log(
         f"data.batch_size: {size} images a step, {why}; optimizer.learning_rate: {rate:.3g}, "
         f"for {settings.optimizer.learning_rate:.3g} is meant for {reference} images"
     )
@@ -93,7 +93,7 @@ def largest_that_fits(fits: Callable[[int], bool], limit: int) -> int:
     return size
 
 
-class _Trial:
+class _TrialSteps:
     """Steps with made-up images, as crowded as the most crowded one of the set, on a network of its own."""
 
     def __init__(self, settings: TrainSettings, records: Sequence[ImageRecord], compute: Compute) -> None:

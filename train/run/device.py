@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import sys
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -11,7 +13,10 @@ from torch import nn
 
 from edgerpn.errors import ConfigError
 from edgerpn.train.config import LoopConfig
-from edgerpn.train.run.ranks import ALONE, Ranks
+from edgerpn.train.run.ranks import SINGLE_PROCESS, Ranks
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_NEVER = -1
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -43,7 +48,7 @@ def place(module: AnyModule, device: torch.device) -> AnyModule:
     return module
 
 
-def choose_compute(config: LoopConfig, ranks: Ranks = ALONE) -> Compute:
+def choose_compute(config: LoopConfig, ranks: Ranks = SINGLE_PROCESS) -> Compute:
     """Resolves `device` and `amp`; of several processes on a machine each takes a GPU of its own.
 
     Raises:
@@ -98,3 +103,22 @@ def _has_native_bf16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def keep_freed_memory() -> bool:
+    """Lets this process keep the memory that it frees, for the next tensors that need it.
+
+    By default glibc takes every large tensor from the kernel and gives it back, page by page and filled with zeros: on
+    a CPU a tenth of a training step and more. Now the process stays as large as its largest step; other C libraries
+    are left alone.
+
+    Returns:
+        Whether it was done.
+    """
+    if sys.platform != "linux":
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, _NEVER))

@@ -11,10 +11,10 @@ import torch
 from edgerpn.errors import TrainingStoppedError
 from edgerpn.train.config import TrainSettings
 from edgerpn.train.run.folder import RunFolder
-from edgerpn.train.run.state import Run
+from edgerpn.train.run.state import TrainingRun
 
 
-def how_to_go_on(folder: RunFolder) -> str:
+def how_to_resume(folder: RunFolder) -> str:
     """What is left of the run, and the way back into it."""
     if folder.whole is not None:
         return f"{folder.whole} is whole; go on with --resume"
@@ -37,7 +37,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def out_of_memory_named(describe: Callable[[], str]) -> Iterator[None]:
+def explain_out_of_memory(describe: Callable[[], str]) -> Iterator[None]:
     """Turns an error of memory into one line: `describe` gives what ran out of memory, and the way on.
 
     Raises:
@@ -52,18 +52,18 @@ def out_of_memory_named(describe: Callable[[], str]) -> Iterator[None]:
         raise TrainingStoppedError(f"out of memory {describe()} ({detail})") from error
 
 
-def way_on_from_start(folder: RunFolder, settings: TrainSettings) -> str:
+def advice_before_first_step(folder: RunFolder, settings: TrainSettings) -> str:
     """What to do when memory ends before the first step, where no smaller batch helps."""
     return (
         f"before the first step, {_size(settings)}: free memory, or choose fewer data.workers, a smaller network or "
-        f"--size; {how_to_go_on(folder)}"
+        f"--size; {how_to_resume(folder)}"
     )
 
 
-def way_on_from_step(run: Run) -> str:
+def advice_during_step(run: TrainingRun) -> str:
     """What to do when memory ends in a step."""
     settings, passes = run.settings, run.settings.loop.accumulate
-    more = more_passes(settings.data.batch_size, run.loader.batch_size, run.ranks.size, passes)
+    more = next_larger_accumulate(settings.data.batch_size, run.loader.batch_size, run.ranks.size, passes)
     if more is None:
         advice = "when memory is free, or start anew with a smaller --size"
     else:
@@ -73,11 +73,11 @@ def way_on_from_step(run: Run) -> str:
         )
     return (
         f"with {run.loader.batch_size} images a step in {passes} part{'s' if passes > 1 else ''}, "
-        f"{_size(settings)}. {how_to_go_on(run.folder)} {advice}"
+        f"{_size(settings)}. {how_to_resume(run.folder)} {advice}"
     )
 
 
-def more_passes(batch_size: int, images_per_step: int, num_ranks: int, passes: int) -> int | None:
+def next_larger_accumulate(batch_size: int, images_per_step: int, num_ranks: int, passes: int) -> int | None:
     """The next larger loop.accumulate with which a run can go on, taking the same steps; None when there is none.
 
     Args:

@@ -52,6 +52,7 @@ class RunFolder:
         self.whole: Path | None = None
         """The newest state that this process read or wrote, and so knows to be whole."""
         self._is_last_damaged = False
+        self._num_plotted = 0
 
     def check_new(self) -> None:
         """Makes sure that a new run can begin here.
@@ -72,8 +73,8 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         self._write_config(resolved)
 
-    def read_last(self, say: Callable[[str], None] = lambda _: None) -> Checkpoint:
-        """The checkpoint to go on from: last.pt or, when it is damaged, the one before, which `say` then tells.
+    def read_last(self, log: Callable[[str], None] = lambda _: None) -> Checkpoint:
+        """The checkpoint to go on from: last.pt or, when it is damaged, the one before, which `log` then tells.
 
         Raises:
             ConfigError: There is nothing to resume.
@@ -91,7 +92,7 @@ class RunFolder:
                 ) from error
             checkpoint = load_checkpoint(self.previous)
             self.whole, self._is_last_damaged = self.previous, True
-            say(f"{error}; going on from {self.previous.name} instead, of step {checkpoint.step}")
+            log(f"{error}; going on from {self.previous.name} instead, of step {checkpoint.step}")
             return checkpoint
         self.whole = self.last
         return checkpoint
@@ -118,9 +119,10 @@ class RunFolder:
         files.write_text(self.log, text.getvalue())
 
     def plot_log(self) -> None:
-        """Draws the loss plot."""
-        if self.rows:
+        """Draws the loss plot, if the log has new rows."""
+        if len(self.rows) != self._num_plotted:
             plot_losses(self.rows, self.plot)
+            self._num_plotted = len(self.rows)
 
     def save_best(self, checkpoint: Checkpoint) -> None:
         """Writes best.pt, without the state to go on from.

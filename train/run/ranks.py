@@ -24,10 +24,10 @@ from edgerpn.errors import ConfigError, TrainingStoppedError
 from edgerpn.machine import sigterm_handler
 
 Value = TypeVar("Value")
-_NO_NAME = "none"
+_UNNAMED = "none"
 """What torchrun calls a run to which no name was given."""
 
-PATIENCE = timedelta(minutes=60)
+TIMEOUT = timedelta(minutes=60)
 """How long a process waits for the others: as long as checking a large data set may take the first one."""
 
 
@@ -53,7 +53,7 @@ class Ranks:
     @property
     def is_named(self) -> bool:
         """Whether torchrun has a name for the run."""
-        return self.run_id not in (None, _NO_NAME)
+        return self.run_id not in (None, _UNNAMED)
 
     @property
     def is_first(self) -> bool:
@@ -69,29 +69,29 @@ class Ranks:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        with _lost_processes_named(self):
+        with _explain_lost_processes(self):
             # Others may never come, and nothing is to be saved yet: SIGTERM ends this process at once.
             with sigterm_handler(signal.SIG_DFL):
                 distributed.init_process_group(
-                    backend, store=self._meeting_place(), rank=self.rank, world_size=self.size, timeout=PATIENCE
+                    backend, store=self._rendezvous_store(), rank=self.rank, world_size=self.size, timeout=TIMEOUT
                 )
             yield
             # After an error the others may never come here; the process ends soon, and its connections with it.
             distributed.destroy_process_group()
 
-    def _meeting_place(self) -> Any:
+    def _rendezvous_store(self) -> Any:
         """Where the processes find each other.
 
         torchrun keeps one store over its restarts, where processes would find the addresses of those that are gone
         (seen with PyTorch 2.13, pytorch/pytorch issue 135712). On one machine the number of restarts tells the
         generations apart; over several machines it differs from one to the next.
         """
-        store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
+        store, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
         if self.local_size < self.size:
             return store
         return distributed.PrefixStore(f"edgerpn/{self.restarts}", store)  # type: ignore[attr-defined] # it is public
 
-    def from_first(self, make: Callable[[], Value]) -> Value:
+    def compute_on_first(self, make: Callable[[], Value]) -> Value:
         """What `make` gives in the first process, in every process.
 
         Raises:
@@ -110,7 +110,7 @@ class Ranks:
             raise TrainingStoppedError(f"process {self.rank} stops because the first one did; its message says why")
         return value
 
-    def to_first(self, value: Value) -> list[Value]:
+    def gather_to_first(self, value: Value) -> list[Value]:
         """The values of all processes by rank, in the first one; an empty list in the others."""
         if self.size == 1:
             return [value]
@@ -126,12 +126,12 @@ class Ranks:
         distributed.all_reduce(shared, distributed.ReduceOp.MAX)
         return float(shared[0]), bool(shared[1])
 
-    def add_up(self, tensor: Tensor) -> None:
+    def all_reduce_sum(self, tensor: Tensor) -> None:
         """Replaces `tensor` by its sum over the processes."""
         if self.size > 1:
             distributed.all_reduce(tensor)
 
-    def take_from_first(self, tensors: Iterable[Tensor]) -> float:
+    def broadcast_from_first(self, tensors: Iterable[Tensor]) -> float:
         """Gives `tensors` the first process's values, in place; returns the largest difference that any had.
 
         Every process calls it, with tensors of the same shapes in the same order.
@@ -147,7 +147,7 @@ class Ranks:
         distributed.all_reduce(difference, distributed.ReduceOp.MAX)
         return float(difference)
 
-    def smallest(self, value: int) -> int:
+    def minimum(self, value: int) -> int:
         """The least of the processes' values."""
         if self.size == 1:
             return value
@@ -156,11 +156,11 @@ class Ranks:
         return int(shared)
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = Ranks()
 """A training of one process."""
 
 
-def ranks_from(environment: Mapping[str, str] = os.environ) -> Ranks:
+def ranks_from_environment(environment: Mapping[str, str] = os.environ) -> Ranks:
     """This process's place, from the variables that torchrun (or another launcher) sets.
 
     Raises:
@@ -186,12 +186,12 @@ def ranks_from(environment: Mapping[str, str] = os.environ) -> Ranks:
         local_rank=local_rank,
         local_size=local_size,
         run_id=run_id,
-        run_key=_this_torchrun() if run_id == _NO_NAME else run_id,
+        run_key=_torchrun_key() if run_id == _UNNAMED else run_id,
         restarts=restarts,
     )
 
 
-def _this_torchrun() -> str | None:
+def _torchrun_key() -> str | None:
     """What no other process shares with the one that started this one; None where there is no /proc."""
     parent = os.getppid()
     try:
@@ -204,7 +204,7 @@ def _this_torchrun() -> str | None:
 
 
 @contextmanager
-def _lost_processes_named(ranks: Ranks) -> Iterator[None]:
+def _explain_lost_processes(ranks: Ranks) -> Iterator[None]:
     """Turns what the process group raises when another process has gone into one line."""
     try:
         yield

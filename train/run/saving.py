@@ -8,24 +8,24 @@ from collections.abc import Callable
 
 from edgerpn.errors import CheckpointError, TrainingStoppedError
 from edgerpn.train.checkpoint import Checkpoint
-from edgerpn.train.run.failures import how_to_go_on
-from edgerpn.train.run.state import Progress, Run
+from edgerpn.train.run.failures import how_to_resume
+from edgerpn.train.run.state import RunProgress, TrainingRun
 
 _LARGEST_SHARE = 1 / 50
 """Of a run's time, for saving between evaluations."""
 _STATE = "the checkpoint"
 
 
-class Keeper:
+class CheckpointSaver:
     """Saves a run in the first process; a disk that is full for a while costs it nothing but what it could not write.
 
     Nothing here needs the other processes, so that it works when they are gone.
     """
 
-    def __init__(self, run: Run, say: Callable[[str], None]) -> None:
+    def __init__(self, run: TrainingRun, log: Callable[[str], None]) -> None:
         """Counts from now on."""
         self._run = run
-        self._say = say
+        self._log = log
         self._saved_at = time.monotonic()
         self._took_s = 0.0
         self._failure: str | None = None
@@ -75,7 +75,7 @@ class Keeper:
         if self._failure is not None:
             raise TrainingStoppedError(
                 f"{self._failure} at the end of the run (step {self._run.progress.step}), after which its last state "
-                f"is lost. Free space; {how_to_go_on(self._run.folder)}"
+                f"is lost. Free space; {how_to_resume(self._run.folder)}"
             )
 
     def _write(self, write: Callable[[], None], what: str) -> bool:
@@ -83,7 +83,7 @@ class Keeper:
             write()
         except OSError as error:
             failure = f"{what} could not be written: {error.strerror or error}"
-            self._say(f"step {self._run.progress.step}: {failure}; training goes on, and {_what_stays(self._run)}")
+            self._log(f"step {self._run.progress.step}: {failure}; training goes on, and {_last_saved(self._run)}")
             if what == _STATE:
                 self._failure = failure
             return False
@@ -92,12 +92,12 @@ class Keeper:
         return True
 
 
-def _what_stays(run: Run) -> str:
+def _last_saved(run: TrainingRun) -> str:
     whole = run.folder.whole
     return f"{whole.name} stays as it was" if whole is not None else f"there is no {run.folder.last.name} yet"
 
 
-def _checkpoint(run: Run, metrics: dict[str, float]) -> Checkpoint:
+def _checkpoint(run: TrainingRun, metrics: dict[str, float]) -> Checkpoint:
     return Checkpoint(
         settings=run.settings,
         weights={name: value.cpu() for name, value in run.weights.items()},
@@ -118,7 +118,7 @@ def _checkpoint(run: Run, metrics: dict[str, float]) -> Checkpoint:
     )
 
 
-def restore(run: Run, checkpoint: Checkpoint) -> None:
+def restore(run: TrainingRun, checkpoint: Checkpoint) -> None:
     """Brings a run to the state of a checkpoint.
 
     Raises:
@@ -171,6 +171,6 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
     run.average.state = {name: value.to(run.compute.device) for name, value in state["average"].items()}
     run.average.num_updates = state["average_updates"]
     run.scaler.load_state_dict(state["scaler"])
-    run.progress = Progress(**state["progress"])
+    run.progress = RunProgress(**state["progress"])
     # Counted anew, because --resume may have lengthened the run.
     run.progress.evaluations = int(run.fraction * run.settings.loop.evaluations + 1e-9)

@@ -18,18 +18,17 @@ from edgerpn.train.checkpoint import Checkpoint
 from edgerpn.train.config import TrainSettings
 from edgerpn.train.data.coco import Dataset, read_coco
 from edgerpn.train.data.image_cache import cache_bytes
-from edgerpn.train.data.loader import Share, TrainLoader
+from edgerpn.train.data.loader import BatchShare, TrainLoader
 from edgerpn.train.data.splits import Split, find_train_and_val
 from edgerpn.train.learning.optimizer import WeightAverage, make_optimizer
-from edgerpn.train.network.backbones import load_backbone_weights
 from edgerpn.train.network.model import Rpn
+from edgerpn.train.network.weights import load_backbone_weights
 from edgerpn.train.run.batch_size import resolve_batch_size
-from edgerpn.train.run.device import Compute, place
+from edgerpn.train.run.device import Compute, keep_freed_memory, place
 from edgerpn.train.run.folder import RunFolder, tensorboard_writer
-from edgerpn.train.run.host_memory import keep_freed_memory
 from edgerpn.train.run.ranks import Ranks
 from edgerpn.train.run.saving import restore
-from edgerpn.train.run.state import Progress, Run
+from edgerpn.train.run.state import RunProgress, TrainingRun
 from edgerpn.train.run.sync_norm import synchronize_norms
 
 
@@ -47,12 +46,12 @@ class RunRequest:
     """Whether to go on from last.pt."""
     backbone_weights: Path | None
     """torchvision state dict to start the backbone from."""
-    say: Callable[[str], None]
+    log: Callable[[str], None]
     """Called with lines for people; silent in all processes but the first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Material:
+class RunInputs:
     """What the first process reads for all."""
 
     train_set: Dataset
@@ -63,7 +62,7 @@ class Material:
     """What to go on from; None for a new run."""
 
 
-def set_up(request: RunRequest, ranks: Ranks, compute: Compute) -> Run:
+def set_up(request: RunRequest, ranks: Ranks, compute: Compute) -> TrainingRun:
     """Reads the data, makes the network and its optimizer, and starts or resumes the run folder.
 
     Raises:
@@ -72,13 +71,13 @@ def set_up(request: RunRequest, ranks: Ranks, compute: Compute) -> Run:
         CheckpointError: last.pt and the one before it are damaged.
         TrainingStoppedError: The first process raised one of these, and this is another.
     """
-    folder, say = request.folder, request.say
-    material = ranks.from_first(lambda: read_material(request, ranks))
-    records, checkpoint = material.train_set.records, material.checkpoint
+    folder, log = request.folder, request.log
+    inputs = ranks.compute_on_first(lambda: read_inputs(request, ranks))
+    records, checkpoint = inputs.train_set.records, inputs.checkpoint
     settings = _with_batch_size(request.settings, checkpoint)
     # Before anything runs on a GPU, whose libraries read this once.
     _make_deterministic(settings, compute, ranks)
-    settings = resolve_batch_size(settings, records, ranks, compute, say)
+    settings = resolve_batch_size(settings, records, ranks, compute, log)
     if compute.device.type == "cpu":
         keep_freed_memory()
     # Whatever the batches that were tried have drawn.
@@ -87,22 +86,22 @@ def set_up(request: RunRequest, ranks: Ranks, compute: Compute) -> Run:
     if request.backbone_weights is not None and checkpoint is None and ranks.is_first:
         # The others get these weights as the gradients' exchange is set up.
         count = load_backbone_weights(model.backbone, request.backbone_weights)
-        say(f"loaded {count} tensors of the backbone from {request.backbone_weights}")
+        log(f"loaded {count} tensors of the backbone from {request.backbone_weights}")
     model = place(model, compute.device)
-    parallel = _parallel(model, settings, ranks, compute, say)
+    parallel = _parallel(model, settings, ranks, compute, log)
     loader = TrainLoader(
         records,
         settings.data,
         seed=settings.loop.seed,
         pin_memory=compute.device.type == "cuda",
-        share=Share(rank=ranks.rank, num_ranks=ranks.size, passes=settings.loop.accumulate),
-        cache_bytes=_cache_bytes(material.train_set, settings, ranks),
+        share=BatchShare(rank=ranks.rank, num_ranks=ranks.size, passes=settings.loop.accumulate),
+        cache_bytes=_cache_bytes(inputs.train_set, settings, ranks),
     )
-    run = Run(
+    run = TrainingRun(
         settings=settings,
         folder=folder,
-        train_set=material.train_set,
-        val_set=material.val_set,
+        train_set=inputs.train_set,
+        val_set=inputs.val_set,
         loader=loader,
         ranks=ranks,
         model=model,
@@ -113,11 +112,11 @@ def set_up(request: RunRequest, ranks: Ranks, compute: Compute) -> Run:
         scaler=torch.amp.GradScaler(compute.device.type, enabled=compute.dtype == torch.float16),
         compute=compute,
         parameters=tuple(p for p in model.parameters() if p.requires_grad),
-        progress=Progress(),
+        progress=RunProgress(),
     )
     if checkpoint is not None:
         restore(run, checkpoint)
-        say(f"resuming at step {run.progress.step}")
+        log(f"resuming at step {run.progress.step}")
     if ranks.is_first:
         if checkpoint is not None:
             folder.resume(settings, checkpoint)
@@ -127,13 +126,13 @@ def set_up(request: RunRequest, ranks: Ranks, compute: Compute) -> Run:
             run.tensorboard = tensorboard_writer(folder.path)
     count = sum(p.numel() for p in model.parameters())
     processes = f" on each of {ranks.size} processes" if ranks.size > 1 else ""
-    say(f"{settings.model.backbone}: {count / 1e6:.2f} M parameters, {len(records)} images, {compute}{processes}")
+    log(f"{settings.model.backbone}: {count / 1e6:.2f} M parameters, {len(records)} images, {compute}{processes}")
     if loader.cache_bytes:
-        say(f"decoded images are kept in {-(-loader.cache_bytes >> 20)} MiB of shared memory (data.cache)")
+        log(f"decoded images are kept in {-(-loader.cache_bytes >> 20)} MiB of shared memory (data.cache)")
     return run
 
 
-def read_material(request: RunRequest, ranks: Ranks) -> Material:
+def read_inputs(request: RunRequest, ranks: Ranks) -> RunInputs:
     """The data sets, and the checkpoint to go on from, if any; for the first process.
 
     Raises:
@@ -153,7 +152,7 @@ def read_material(request: RunRequest, ranks: Ranks) -> Material:
     if checkpoint is None:
         request.folder.check_new()
     train_set, val_set = (_read_split(request, split) for split in find_train_and_val(request.data))
-    return Material(train_set=train_set, val_set=val_set, checkpoint=checkpoint)
+    return RunInputs(train_set=train_set, val_set=val_set, checkpoint=checkpoint)
 
 
 def _checkpoint(request: RunRequest, ranks: Ranks) -> Checkpoint | None:
@@ -163,18 +162,18 @@ def _checkpoint(request: RunRequest, ranks: Ranks) -> Checkpoint | None:
     it must be the very torchrun that wrote the checkpoint, and it must have started its processes again.
     """
     if request.resume:
-        return request.folder.read_last(request.say)
+        return request.folder.read_last(request.log)
     if ranks.run_key is None or not (ranks.is_named or ranks.restarts) or not request.folder.last.exists():
         return None
     try:
-        checkpoint = request.folder.read_last(request.say)
+        checkpoint = request.folder.read_last(request.log)
     except CheckpointError:
         return None
     state = checkpoint.training or {}
     is_same = checkpoint.settings == _with_batch_size(request.settings, checkpoint)
     if not is_same or state.get("torchrun_id") != ranks.run_key:
         return None
-    request.say(f"torchrun started this run ({ranks.run_id}) again")
+    request.log(f"torchrun started this run ({ranks.run_id}) again")
     return checkpoint
 
 
@@ -194,7 +193,7 @@ def _read_split(request: RunRequest, split: Split) -> Dataset:
     config = request.settings.data
     dataset = read_coco(*split, verify=config.verify, holdout_classes=config.holdout_classes)
     for problem in dataset.problems:
-        request.say(f"{split.annotations.name}: {problem}")
+        request.log(f"{split.annotations.name}: {problem}")
     return dataset
 
 
@@ -212,7 +211,7 @@ def _make_deterministic(settings: TrainSettings, compute: Compute, ranks: Ranks)
 
 
 def _parallel(
-    model: nn.Module, settings: TrainSettings, ranks: Ranks, compute: Compute, say: Callable[[str], None]
+    model: nn.Module, settings: TrainSettings, ranks: Ranks, compute: Compute, log: Callable[[str], None]
 ) -> DistributedDataParallel | None:
     """What exchanges the gradients between processes; it gives all of them the first one's weights."""
     if ranks.size == 1:
@@ -222,7 +221,7 @@ def _parallel(
         leftover = synchronize_norms(model, compute.device)
         has_own_statistics = bool(leftover)
         if leftover:
-            say(
+            log(
                 f"loop.sync_batch_norm: {', '.join(leftover)} cannot be synchronised; each process normalises its own "
                 "images there, and losses are not those of one process"
             )

@@ -25,7 +25,7 @@ from edgerpn.train.run.ranks import Ranks
 
 
 @dataclass(kw_only=True, slots=True)
-class Progress:
+class RunProgress:
     """Counters of a run, saved in last.pt."""
 
     step: int = 0
@@ -38,7 +38,7 @@ class Progress:
 
 
 @dataclass(kw_only=True, slots=True)
-class Run:
+class TrainingRun:
     """Everything that a run works with."""
 
     settings: TrainSettings
@@ -57,7 +57,7 @@ class Run:
     scaler: torch.amp.GradScaler
     compute: Compute
     parameters: tuple[nn.Parameter, ...]
-    progress: Progress
+    progress: RunProgress
     tensorboard: Any = None
     anchors: dict[tuple[int, int], list[Tensor]] = field(default_factory=dict)
     """Anchors of each level for views of a height and width, made when first asked for."""

@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgerpn.errors import TrainingDivergedError
-from edgerpn.train.data.batch import Batch
+from edgerpn.train.data.batch import TrainBatch
 from edgerpn.train.learning.assign import assign, sample
 from edgerpn.train.learning.loss import LossSums, rpn_loss_sums
 from edgerpn.train.learning.optimizer import learning_rate, scale_gradients
-from edgerpn.train.network.layers import set_norm_momentum
-from edgerpn.train.run.state import Run
+from edgerpn.train.network.layers import FIRST_STEPS, set_norm_momentum
+from edgerpn.train.run.failures import is_out_of_memory
+from edgerpn.train.run.state import TrainingRun
+
+Network = Callable[[Tensor], list[tuple[Tensor, Tensor]]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +63,7 @@ class StepRecord:
         return StepFigures(loss=loss, objectness=objectness, box=box, objects=objects, grad_norm=grad_norm)
 
 
-def take_step(run: Run, batches: Sequence[Batch]) -> StepRecord:
+def take_step(run: TrainingRun, batches: Sequence[TrainBatch]) -> StepRecord:
     """Forward and backward pass of each part, then one step of the optimizer and of the average."""
     settings, state, compute = run.settings, run.progress, run.compute
     rate = learning_rate(state.step, run.fraction, settings.optimizer)
@@ -72,7 +75,7 @@ def take_step(run: Run, batches: Sequence[Batch]) -> StepRecord:
     sums = torch.zeros(4, device=compute.device)
     for part, batch in enumerate(batches):
         on_device = batch.to(compute.device, non_blocking=True)
-        with _gradients_kept_here(run, is_last=part == len(batches) - 1):
+        with _local_gradients(run, is_last=part == len(batches) - 1):
             losses = _loss_sums(run, on_device, part)
             # By the number of images, so that sums are about as large as losses and float16 has room for them.
             total = (losses.objectness + settings.loss.box_weight * losses.box) / run.loader.batch_size
@@ -80,7 +83,7 @@ def take_step(run: Run, batches: Sequence[Batch]) -> StepRecord:
         sums += torch.stack(
             (losses.objectness.detach(), losses.box.detach(), losses.normalizer, losses.num_objects.float())
         )
-    run.ranks.add_up(sums)
+    run.ranks.all_reduce_sum(sums)
     objectness, box, normalizer, objects = sums.unbind()
     normalizer = normalizer.clamp(min=1)
     run.scaler.unscale_(run.optimizer)
@@ -103,7 +106,7 @@ def take_step(run: Run, batches: Sequence[Batch]) -> StepRecord:
     )
 
 
-def check(run: Run, record: StepRecord) -> StepFigures:
+def check_finite(run: TrainingRun, record: StepRecord) -> StepFigures:
     """The numbers of a step.
 
     Raises:
@@ -118,7 +121,7 @@ def check(run: Run, record: StepRecord) -> StepFigures:
     return figures
 
 
-def _loss_sums(run: Run, batch: Batch, part: int) -> LossSums:
+def _loss_sums(run: TrainingRun, batch: TrainBatch, part: int) -> LossSums:
     settings, device = run.settings, run.compute.device
     images = run.model.normalize(batch.images)
     with run.compute.autocast():
@@ -154,7 +157,7 @@ def _loss_sums(run: Run, batch: Batch, part: int) -> LossSums:
     )
 
 
-def _gradients_kept_here(run: Run, *, is_last: bool) -> contextlib.AbstractContextManager[None]:
+def _local_gradients(run: TrainingRun, *, is_last: bool) -> contextlib.AbstractContextManager[None]:
     """Gradients of all parts but the last stay in their process; with the last the sum goes round."""
     if is_last or run.parallel is None:
         return contextlib.nullcontext()
@@ -170,7 +173,7 @@ def _to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
     return host_values, arrival
 
 
-def _diverged(run: Run, record: StepRecord, what: str) -> TrainingDivergedError:
+def _diverged(run: TrainingRun, record: StepRecord, what: str) -> TrainingDivergedError:
     last_good = str(run.folder.whole) if run.folder.whole is not None else None
     unknown = "none yet" if run.ranks.is_first else "the first process names it"
     mosaics = " and what was put beside them" if run.settings.data.augment.mosaic_probability else ""
@@ -182,3 +185,42 @@ def _diverged(run: Run, record: StepRecord, what: str) -> TrainingDivergedError:
         image_ids=record.image_ids,
         last_good=last_good,
     )
+
+
+def compile_network(network: nn.Module, run: TrainingRun, log: Callable[[str], None]) -> Network:
+    """The network compiled for the run's batches; `network` itself, and a line that says why, when that fails.
+
+    The run has one process: several could not agree on it, because what goes round between them would hang meanwhile.
+    Compiling happens when a network is first used; a pass forward and backward shows here whether it works, and
+    leaves weights, gradients and statistics as they were. The first steps of a run go without, because each has a
+    momentum of its own for batch norms, and every momentum would be a program of its own.
+    """
+    log("loop.compile: compiling the network, which takes a while ...")
+    fast: Network = torch.compile(network, dynamic=False)
+    size = run.loader.batch_size // run.settings.loop.accumulate
+    set_norm_momentum(network, FIRST_STEPS)
+    before = [buffer.clone() for buffer in run.model.buffers()]
+    network.train()
+    try:
+        # Every size of views is a program of its own.
+        for view_hw in dict.fromkeys(run.settings.data.views_hw):
+            _trial_pass(fast, torch.zeros(size, 3, *view_hw, device=run.compute.device), run)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        log(f"loop.compile: not possible here, training goes on without it ({(lines or [type(error).__name__])[0]})")
+        return network
+    finally:
+        for buffer, value in zip(run.model.buffers(), before, strict=True):
+            buffer.copy_(value)
+        run.optimizer.zero_grad(set_to_none=True)
+    return lambda images: (fast if run.progress.step >= FIRST_STEPS else network)(images)
+
+
+def _trial_pass(network: Network, images: Tensor, run: TrainingRun) -> None:
+    """Forward and backward."""
+    with run.compute.autocast():
+        levels = network(images.contiguous(memory_format=torch.channels_last))
+    total = torch.zeros((), device=images.device)
+    sum((logits.sum() + deltas.sum() for logits, deltas in levels), total).backward()

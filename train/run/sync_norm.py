@@ -48,7 +48,7 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
         """(N, C, H, W) to the same shape."""
         if not self.training or not distributed.is_initialized():
             return super().forward(x)
-        y, mean, var, count = _Normalize.apply(x, self.weight, self.bias, self.eps)
+        y, mean, var, count = _SyncNormalize.apply(x, self.weight, self.bias, self.eps)
         with torch.no_grad():
             assert self.running_mean is not None
             assert self.running_var is not None
@@ -60,7 +60,7 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
         return y
 
 
-class _Normalize(torch.autograd.Function):
+class _SyncNormalize(torch.autograd.Function):
     """Ioffe and Szegedy 2015 (arXiv:1502.03167), algorithm 1 and its gradients, with sums over all processes."""
 
     @staticmethod

@@ -1,6 +1,6 @@
-"""The TensorRT backend: engines of TensorRT 10.3 to 11 and TensorRT-RTX, on CUDA graphs.
+"""The TensorRT backend: runs engines of TensorRT 10.3 to 11 and TensorRT-RTX on CUDA graphs.
 
-Its logic is tested without a GPU against a stand-in of library and device; on real hardware it has not been run yet.
+The tests run its logic without a GPU on a stand-in of library and device; it has not run on real hardware yet.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from edgerpn.runtime.backends.tensorrt import compatibility, device_input
 from edgerpn.runtime.backends.tensorrt.cuda import CudaError, Device
 from edgerpn.runtime.backends.tensorrt.engine import TensorRtEngine
 from edgerpn.runtime.backends.tensorrt.library import TensorRtLibrary
-from edgerpn.runtime.backends.tensorrt.slots import Slot, SlotRing
+from edgerpn.runtime.backends.tensorrt.slots import EngineSlot, SlotRing
 
 _logger = logging.getLogger(__name__)
 
@@ -29,8 +29,8 @@ _logger = logging.getLogger(__name__)
 class TensorRtBackend:
     """Runs an engine; see `edgerpn.runtime.backends.contract.Backend` for the contract.
 
-    Beside `infer` there are two ways without a copy on the CPU: `acquire` gives a slot whose pinned memory a capture
-    writes into, and `infer_device` takes frames that lie in GPU memory already.
+    Beside `infer` there are two ways without a copy on the CPU: `acquire` returns a slot whose pinned memory a capture
+    writes into, and `infer_device` takes frames that are in GPU memory already.
     """
 
     def __init__(
@@ -45,17 +45,17 @@ class TensorRtBackend:
         """Loads an engine, and refuses one that was not built for this machine.
 
         Args:
-            path: `model.engine`; its manifest lies beside it.
-            library: What runs it; None: imported.
+            path: `model.engine`, with its manifest beside it.
+            library: The library that runs it; None: imported.
             device: The GPU; None: the first visible one.
             num_slots: Batches in flight.
-            allow_host_code: Let a version-compatible engine bring code that runs on the CPU; see `open_backend`.
+            allow_host_code: Whether a version-compatible engine may contain code for the CPU; see `open_backend`.
 
         Raises:
             MissingDependencyError: The library, or a package that talks to the GPU, is not installed.
             ManifestError: File or manifest is missing or malformed.
             ArtifactMismatchError: The engine was built for another machine, see `compatibility`.
-            EngineLoadError: Library, driver or GPU are missing or do not work, or refuse the engine.
+            EngineLoadError: Library, driver or GPU is missing or does not work, or refuses the engine.
         """
         if num_slots < 1:
             raise ValueError(f"num_slots: expected at least 1, got {num_slots}")
@@ -79,13 +79,12 @@ class TensorRtBackend:
                 )
                 self._ring = SlotRing(engine, self._device, self._manifest, sizes, num_slots)
         except (CudaError, InferenceError) as error:
-            raise EngineLoadError(f"{path}: the engine cannot be made ready: {error}") from error
+            raise EngineLoadError(f"{path}: the engine cannot be prepared: {error}") from error
         self._num_slots = num_slots
         weakref.finalize(self, self._ring.close).atexit = False
 
     @property
     def manifest(self) -> Manifest:
-        """What the artifact is."""
         return self._manifest
 
     @property
@@ -95,16 +94,15 @@ class TensorRtBackend:
 
     @property
     def is_cpu(self) -> bool:
-        """Never."""
         return False
 
     @property
     def frames_in_flight(self) -> int:
-        """Slots: so many callers keep copies and inference overlapped."""
+        """The number of slots, with which copies and inference overlap."""
         return self._num_slots
 
-    def acquire(self) -> Slot:
-        """A slot to write frames into; waits while all are in use. Release it, or use it in a `with` block.
+    def acquire(self) -> EngineSlot:
+        """Returns a slot to write frames into; waits while all are in use. Release it, or use it in a `with` block.
 
         Raises:
             RuntimeError: The backend is closed.
@@ -124,12 +122,12 @@ class TensorRtBackend:
         return _join(parts)
 
     def infer_device(self, frames: object) -> Outputs:
-        """Runs the graph on frames that lie in GPU memory, in place.
+        """Runs the graph in place on frames in GPU memory.
 
         Args:
             frames: Has `__dlpack__` or `__cuda_array_interface__` (PyTorch, CuPy, PyCUDA, ...): (N, H, W, 3) uint8
-                BGR, C-contiguous, on the engine's GPU. What was started on it before this call, on the stream that
-                the protocol names, is waited for on the GPU. It is not changed, and free again when this returns.
+                BGR, C-contiguous, on the engine's GPU. The GPU waits for earlier work on the stream that the protocol
+                names. The frames are not changed, and may be reused when this returns.
 
         Returns:
             Boxes in pixels of `frames`, scores and counts, in host memory; owned by the caller.
@@ -165,7 +163,7 @@ class TensorRtBackend:
             )
         return parts
 
-    def _collect(self, slot: Slot, num_frames: int) -> Outputs:
+    def _collect(self, slot: EngineSlot, num_frames: int) -> Outputs:
         """The outputs of a slot as copies that the caller owns."""
         boxes, scores, count = slot.result()
         check_outputs((boxes, scores, count), num_frames, self._manifest.proposals.num_proposals)

@@ -1,9 +1,9 @@
-"""What the TensorRT runner needs of CUDA, and which package provides it.
+"""The interface between the TensorRT runner and CUDA.
 
-Two packages do: NVIDIA's cuda-python (`cuda.bindings`, wheels for every platform) and PyCUDA (built on the device).
-Both are used through the CUDA driver API and the device's primary context, which PyTorch, CuPy and ONNX Runtime use
-too, so memory and streams of all of them go together. The context is made current only inside `Device.active()`, on
-whatever thread calls, and the one that was current before comes back after it.
+Two packages implement it: NVIDIA's cuda-python (`cuda.bindings`, wheels for every platform) and PyCUDA (built on the
+device). Both use the CUDA driver API and the device's primary context. PyTorch, CuPy and ONNX Runtime use the same
+context, so memory and streams of all of them can be shared. The context is current only inside `Device.active()`, on
+the calling thread; the context that was current before returns after it.
 
 A primary context, once retained, stays for the life of the process, as in PyTorch.
 """
@@ -20,7 +20,6 @@ import numpy.typing as npt
 LEGACY_STREAM = 1
 """Handle of the legacy default stream: an event on it waits for all streams but the non-blocking ones."""
 
-# What the driver says, and what to do about it.
 _ADVICE = {
     "no driver library": "Install the NVIDIA driver; start a container with --gpus all or --runtime nvidia.",
     "CUDA_ERROR_OUT_OF_MEMORY": "The GPU's memory is full: end other programs that use it, use fewer slots, or build "
@@ -28,39 +27,45 @@ _ADVICE = {
     "CUDA_ERROR_NO_DEVICE": "No NVIDIA GPU is visible: check nvidia-smi (tegrastats on a Jetson) and "
     "CUDA_VISIBLE_DEVICES, and start a container with --gpus all or --runtime nvidia.",
     "CUDA_ERROR_INVALID_DEVICE": "There is no GPU of this number; check CUDA_VISIBLE_DEVICES.",
-    "CUDA_ERROR_STUB_LIBRARY": "The toolkit's stub of libcuda was loaded instead of the driver's; take the stubs "
-    "folder out of LD_LIBRARY_PATH.",
+    "CUDA_ERROR_STUB_LIBRARY": "The toolkit's stub of libcuda was loaded instead of the driver's library; remove the "
+    "stubs folder from LD_LIBRARY_PATH.",
     "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH": "The driver and its libraries are of different versions: restart the machine.",
     "CUDA_ERROR_NOT_FOUND": "The driver is older than the CUDA package: update the driver, or install a cuda-bindings "
     "of the driver's CUDA version.",
-    "CUDA_ERROR_DEVICE_UNAVAILABLE": "Another program has the GPU for itself, or it is being reset: try again.",
+    "CUDA_ERROR_DEVICE_UNAVAILABLE": "Another program uses the GPU exclusively, or it is being reset: try again.",
 }
+"""Advice by the driver's error."""
 _LOST = (
     "CUDA_ERROR_ILLEGAL_ADDRESS", "CUDA_ERROR_LAUNCH_FAILED", "CUDA_ERROR_ASSERT", "CUDA_ERROR_ECC_UNCORRECTABLE",
     "CUDA_ERROR_HARDWARE_STACK_ERROR", "CUDA_ERROR_ILLEGAL_INSTRUCTION", "CUDA_ERROR_MISALIGNED_ADDRESS",
 )  # fmt: skip
 
 
+def format_cuda_version(number: int) -> str:
+    """The text of a version as the driver encodes it: "13.0" of 13000."""
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
 class CudaError(Exception):
     """A call of the driver failed; the runner turns it into an EngineLoadError or an InferenceError."""
 
     def __init__(self, call: str, name: str, text: str = "") -> None:
-        """Keeps `call` and the error's `name`, and says what to do."""
+        """Keeps `call` and the error's `name`; the message adds advice."""
         self.call = call
         self.name = name
         advice = _ADVICE.get(name, "")
         if name in _LOST:
-            advice = "The GPU cannot go on in this process: start it again; if it comes back, check the model with "
-            advice += "`edgerpn run --self-test`, and the GPU's own log."
+            advice = "The GPU cannot continue in this process: start it again; if the error returns, check the model "
+            advice += "with `edgerpn run --self-test`, and read the GPU's log."
         super().__init__(f"{call} failed with {name}{f' ({text})' if text else ''}. {advice}".rstrip())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeviceInfo:
-    """What a GPU is."""
+    """Facts about a GPU."""
 
     provider: str
-    """Package that talks to it, with its version."""
+    """Package that uses it, with its version."""
     index: int
     """Number among the visible GPUs, from 0."""
     name: str
@@ -68,23 +73,23 @@ class DeviceInfo:
     compute_capability: str
     """Such as 8.7."""
     memory_bytes: int
-    """All of its memory; on an integrated GPU that of the computer."""
+    """Its memory; on an integrated GPU that of the computer."""
     driver_cuda: str
     """Newest CUDA version that the driver supports, such as 13.0."""
     can_share_memory: bool
-    """Whether it is an integrated GPU that works in the host's memory, so that nothing needs to be copied."""
+    """True if it is an integrated GPU that works in the host's memory, so that frames need no copy."""
     why_no_graphs: str | None = None
-    """Why CUDA graphs cannot be used with this provider; nothing when they can."""
+    """The reason for which this provider has no CUDA graphs; None when it has them."""
 
 
 @dataclass(eq=False, slots=True)
 class HostBuffer:
-    """Pinned host memory that copies run from and to without the CPU."""
+    """Pinned host memory, between which and the device copies run without the CPU."""
 
     array: npt.NDArray[np.uint8]
     """(num_bytes,) uint8 view; the memory lives as long as any view of it."""
     device_address: int | None
-    """Address by which the GPU works in the same memory; nothing when it was not asked for."""
+    """Address at which the GPU sees the same memory; None when it is not mapped."""
 
 
 class Device(Protocol):
@@ -95,16 +100,14 @@ class Device(Protocol):
     """
 
     @property
-    def info(self) -> DeviceInfo:
-        """What the GPU is."""
-        ...
+    def info(self) -> DeviceInfo: ...
 
     def active(self) -> AbstractContextManager[None]:
         """Makes the primary context current on this thread for a block."""
         ...
 
     def allocate(self, num_bytes: int) -> int:
-        """Device memory; returns its address."""
+        """Allocates device memory; returns its address."""
         ...
 
     def free(self, address: int) -> None:
@@ -112,11 +115,11 @@ class Device(Protocol):
         ...
 
     def allocate_host(self, num_bytes: int, *, is_mapped: bool) -> HostBuffer:
-        """Pinned host memory, which the GPU can work in itself when `is_mapped`."""
+        """Allocates pinned host memory, in which the GPU can work itself when `is_mapped`."""
         ...
 
     def create_stream(self) -> int:
-        """A stream that does not wait for the default stream."""
+        """Creates a stream that does not wait for the default stream."""
         ...
 
     def destroy_stream(self, stream: int) -> None:
@@ -124,11 +127,11 @@ class Device(Protocol):
         ...
 
     def synchronize(self, stream: int) -> None:
-        """Waits until a stream's work is done, without holding Python's lock."""
+        """Waits until a stream's work is done, without Python's global lock."""
         ...
 
     def wait_for(self, stream: int, producer: int) -> None:
-        """Lets `stream` wait, on the GPU, for what is on the stream `producer` now."""
+        """Lets `stream` wait, on the GPU, for the present work of the stream `producer`."""
         ...
 
     def upload(self, address: int, source: npt.NDArray[np.uint8], stream: int) -> None:
@@ -144,7 +147,7 @@ class Device(Protocol):
         ...
 
     def begin_capture(self, stream: int) -> None:
-        """Records what comes on `stream` instead of running it; concerns this thread alone."""
+        """Records later work of this thread on `stream` instead of running it."""
         ...
 
     def end_capture(self, stream: int) -> int:
@@ -160,5 +163,5 @@ class Device(Protocol):
         ...
 
     def index_of(self, address: int) -> int | None:
-        """Number of the GPU that device memory belongs to; None when the provider cannot tell."""
+        """Number of the GPU whose memory this is; None when the provider does not know."""
         ...

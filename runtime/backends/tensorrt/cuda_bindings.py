@@ -1,7 +1,7 @@
 """CUDA through NVIDIA's cuda-python (`cuda.bindings.driver`), versions 12.x and 13.x.
 
-Every function returns a tuple that starts with a CUresult. Handles may be given as plain numbers. The names used here
-are the same in 12.9 and 13.5, whose difference is in cuCtxCreate, which is not needed for the primary context.
+Every function of the package returns a tuple that starts with a CUresult, and takes plain numbers as handles. The names
+used here are the same in 12.9 and 13.5, which differ in cuCtxCreate; the primary context does not need it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from cuda.bindings import driver
 
-from edgerpn.runtime.backends.tensorrt.cuda import CudaError, DeviceInfo, HostBuffer
+from edgerpn.runtime.backends.tensorrt.cuda import CudaError, DeviceInfo, HostBuffer, format_cuda_version
 
 _NON_BLOCKING = int(driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
 _NO_TIMING = int(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING)
@@ -40,7 +40,7 @@ class CudaBindingsDevice:
         try:
             _call("cuInit", 0)
         except RuntimeError as error:
-            # The package raises its own RuntimeError when the driver's library cannot be found.
+            # The package raises a RuntimeError of its own when it cannot find the driver's library.
             raise CudaError("cuInit", "no driver library", str(error)) from error
         handle = _call("cuDeviceGet", index)
         self._context = _call("cuDevicePrimaryCtxRetain", handle)
@@ -51,12 +51,10 @@ class CudaBindingsDevice:
 
     @property
     def info(self) -> DeviceInfo:
-        """What the GPU is."""
         return self._info
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Makes the primary context current on this thread for a block."""
         _call("cuCtxPushCurrent", self._context)
         try:
             yield
@@ -64,51 +62,44 @@ class CudaBindingsDevice:
             _call("cuCtxPopCurrent")
 
     def allocate(self, num_bytes: int) -> int:
-        """Device memory; returns its address."""
         return int(_call("cuMemAlloc", num_bytes))
 
     def free(self, address: int) -> None:
-        """Frees device memory."""
         _call("cuMemFree", address)
 
     def allocate_host(self, num_bytes: int, *, is_mapped: bool) -> HostBuffer:
-        """Pinned host memory, which the GPU can work in itself when `is_mapped`."""
         address = int(_call("cuMemHostAlloc", num_bytes, _PORTABLE | (_DEVICEMAP if is_mapped else 0)))
         memory = (ctypes.c_ubyte * num_bytes).from_address(address)
-        # NumPy's views keep `memory`, and so the pages, alive.
+        # Views of the array keep `memory`, and so the pages, alive.
         weakref.finalize(memory, self._free_host, address).atexit = False
         device_address = int(_call("cuMemHostGetDevicePointer", address, 0)) if is_mapped else None
         return HostBuffer(np.frombuffer(memoryview(memory), np.uint8), device_address)
 
     def _free_host(self, address: int) -> None:
-        """Frees pinned memory; runs whenever Python forgets it, even in the middle of our own work."""
+        """Frees pinned memory; Python's garbage collector calls it at any moment, also inside other methods."""
         if getattr(self._local, "is_capturing", False):
-            # It would wait for the GPU, which breaks a capture that is open on this thread.
+            # Freeing would wait for the GPU, and so break the open capture of this thread.
             self._late.append(address)
             return
         with self.active():
             _call("cuMemFreeHost", address)
 
     def _free_late(self) -> None:
-        # An error would hide that of the capture; if the driver is broken, its next call says so too.
+        # An error here would hide that of the capture; a broken driver fails in its next call too.
         with suppress(IndexError, CudaError):
             while True:
                 self._free_host(self._late.pop())
 
     def create_stream(self) -> int:
-        """A stream that does not wait for the default stream."""
         return int(_call("cuStreamCreate", _NON_BLOCKING))
 
     def destroy_stream(self, stream: int) -> None:
-        """Frees a stream once its work is done."""
         _call("cuStreamDestroy", stream)
 
     def synchronize(self, stream: int) -> None:
-        """Waits until a stream's work is done, without holding Python's lock."""
         _call("cuStreamSynchronize", stream)
 
     def wait_for(self, stream: int, producer: int) -> None:
-        """Lets `stream` wait, on the GPU, for what is on the stream `producer` now."""
         event = getattr(self._local, "event", None)
         if event is None:
             event = self._local.event = _call("cuEventCreate", _NO_TIMING)
@@ -116,20 +107,16 @@ class CudaBindingsDevice:
         _call("cuStreamWaitEvent", stream, event, 0)
 
     def upload(self, address: int, source: npt.NDArray[np.uint8], stream: int) -> None:
-        """Starts a copy of pinned host memory, contiguous, to `address`."""
         _call("cuMemcpyHtoDAsync", address, source.ctypes.data, source.nbytes, stream)
 
     def download(self, target: npt.NDArray[np.uint8], address: int, stream: int) -> None:
-        """Starts a copy of device memory to pinned host memory."""
         _call("cuMemcpyDtoHAsync", target.ctypes.data, address, target.nbytes, stream)
 
     def copy_device(self, target: int, source: int, num_bytes: int, stream: int) -> None:
-        """Starts a copy within device memory, from the address `source` to the address `target`."""
         _call("cuMemcpyDtoDAsync", target, source, num_bytes, stream)
 
     def begin_capture(self, stream: int) -> None:
-        """Records what comes on `stream` instead of running it; concerns this thread alone."""
-        # Before the call, because Python may collect garbage, and so free memory, at any moment.
+        # Set before the call, because Python may collect garbage, and so free memory, at any moment.
         self._local.is_capturing = True
         try:
             _call("cuStreamBeginCapture", stream, _THREAD_LOCAL)
@@ -138,7 +125,6 @@ class CudaBindingsDevice:
             raise
 
     def end_capture(self, stream: int) -> int:
-        """Ends the recording on the same thread; returns a graph ready to launch."""
         try:
             graph = _call("cuStreamEndCapture", stream)
         finally:
@@ -150,20 +136,17 @@ class CudaBindingsDevice:
             _call("cuGraphDestroy", graph)
 
     def launch_graph(self, graph: int, stream: int) -> None:
-        """Starts a graph on a stream."""
         _call("cuGraphLaunch", graph, stream)
 
     def destroy_graph(self, graph: int) -> None:
-        """Frees a graph once its work is done."""
         _call("cuGraphExecDestroy", graph)
 
     def index_of(self, address: int) -> int | None:
-        """Number of the GPU that device memory belongs to."""
         return int(_call("cuPointerGetAttribute", _ORDINAL, address))
 
 
 def _call(name: str, *arguments: Any) -> Any:
-    """Calls a function of the driver; returns its one result, or None."""
+    """Calls a function of the driver; returns its result, or None."""
     result = getattr(driver, name)(*arguments)
     if result[0] != driver.CUresult.CUDA_SUCCESS:
         raise CudaError(name, getattr(result[0], "name", str(result[0])))
@@ -176,7 +159,6 @@ def _info(index: int, handle: Any) -> DeviceInfo:
     def attribute(name: str) -> int:
         return int(_call("cuDeviceGetAttribute", getattr(names, f"CU_DEVICE_ATTRIBUTE_{name}"), handle))
 
-    cuda = int(_call("cuDriverGetVersion"))
     try:
         package = f"cuda-bindings {version('cuda-bindings')}"
     except PackageNotFoundError:
@@ -184,10 +166,10 @@ def _info(index: int, handle: Any) -> DeviceInfo:
     return DeviceInfo(
         provider=package,
         index=index,
-        # What follows the closing zero is whatever the buffer held.
+        # Bytes after the closing zero are those of the buffer before the call.
         name=_call("cuDeviceGetName", 256, handle).split(b"\0")[0].decode(errors="replace"),
         compute_capability=f"{attribute('COMPUTE_CAPABILITY_MAJOR')}.{attribute('COMPUTE_CAPABILITY_MINOR')}",
         memory_bytes=int(_call("cuDeviceTotalMem", handle)),
-        driver_cuda=f"{cuda // 1000}.{cuda % 1000 // 10}",
+        driver_cuda=format_cuda_version(int(_call("cuDriverGetVersion"))),
         can_share_memory=bool(attribute("INTEGRATED") and attribute("CAN_MAP_HOST_MEMORY")),
     )

@@ -1,4 +1,4 @@
-"""Which package talks to the GPU: cuda.bindings, or PyCUDA; see `edgerpn.runtime.backends.tensorrt.cuda`."""
+"""Opens a GPU through cuda.bindings, or PyCUDA; see `edgerpn.runtime.backends.tensorrt.cuda`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _lock = threading.Lock()
 
 
 def open_device(index: int = 0) -> Device:
-    """The GPU of a number, through cuda.bindings, or PyCUDA where that is not installed; the same one each time.
+    """Opens GPU `index` through cuda.bindings, or through PyCUDA without it; returns the same object each time.
 
     Raises:
         MissingDependencyError: Neither package is installed.
-        EngineLoadError: There is no driver or no such GPU, or the driver refuses.
+        EngineLoadError: The driver or the GPU is missing, or the driver fails.
     """
     with _lock:
         if index not in _devices:
@@ -25,7 +25,7 @@ def open_device(index: int = 0) -> Device:
 
 
 def _open(index: int) -> Device:
-    # Imported late, because both import packages that are not always there.
+    # Imported late, because each imports a package that may be missing.
     try:
         from edgerpn.runtime.backends.tensorrt.cuda_bindings import CudaBindingsDevice
 

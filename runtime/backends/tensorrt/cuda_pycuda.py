@@ -1,7 +1,7 @@
-"""CUDA through PyCUDA, for devices where it is what there is.
+"""CUDA through PyCUDA, for devices without cuda-bindings; see `edgerpn.runtime.backends.tensorrt.cuda.Device`.
 
 Written against the source of PyCUDA 2026.1 (src/wrapper/wrap_cudadrv.cpp, src/cpp/cuda.hpp) and not run on a GPU.
-PyCUDA has no CUDA graphs, and a thread that ends with a context pushed ends the process: hence push and pop.
+PyCUDA has no CUDA graphs. It ends the process when a thread ends with a context pushed: hence push and pop.
 """
 
 from __future__ import annotations
@@ -15,34 +15,33 @@ import numpy.typing as npt
 import pycuda
 import pycuda.driver as cuda
 
-from edgerpn.runtime.backends.tensorrt.cuda import CudaError, DeviceInfo, HostBuffer
+from edgerpn.runtime.backends.tensorrt.cuda import CudaError, DeviceInfo, HostBuffer, format_cuda_version
 
 
 class PyCudaDevice:
-    """One GPU through PyCUDA; see `edgerpn.runtime.backends.tensorrt.cuda.Device`."""
+    """One GPU through PyCUDA."""
 
     def __init__(self, index: int) -> None:
         """Retains the primary context of GPU `index`."""
-        with _errors():
+        with _translated_errors():
             cuda.init()
             gpu = cuda.Device(index)
             self._context = gpu.retain_primary_context()
-            number = cuda.get_driver_version()
             names = cuda.device_attribute
             shares = [gpu.get_attribute(name) for name in (names.INTEGRATED, names.CAN_MAP_HOST_MEMORY)]
             self.info = DeviceInfo(
                 provider=f"PyCUDA {pycuda.VERSION_TEXT}", index=index, name=gpu.name(), memory_bytes=gpu.total_memory(),
-                driver_cuda=f"{number // 1000}.{number % 1000 // 10}", can_share_memory=all(shares),
+                driver_cuda=format_cuda_version(cuda.get_driver_version()), can_share_memory=all(shares),
                 compute_capability="{}.{}".format(*gpu.compute_capability()), why_no_graphs="PyCUDA has none",
             )  # fmt: skip
-        # Kept by the numbers that we hand out, because PyCUDA frees with the object.
+        # By the numbers that we hand out, because PyCUDA frees memory and streams with their objects.
         self._memory: dict[int, Any] = {}
         self._streams: dict[int, Any] = {}
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Makes the primary context current on this thread for a block; PyCUDA's errors become CudaError."""
-        with _errors():
+        """Makes the primary context current for a block; PyCUDA's errors become CudaError."""
+        with _translated_errors():
             self._context.push()
             try:
                 yield
@@ -50,72 +49,61 @@ class PyCudaDevice:
                 cuda.Context.pop()
 
     def allocate(self, num_bytes: int) -> int:
-        """Device memory; returns its address."""
         memory = cuda.mem_alloc(num_bytes)
         self._memory[int(memory)] = memory
         return int(memory)
 
     def free(self, address: int) -> None:
-        """Frees device memory."""
         self._memory.pop(address).free()
 
     def allocate_host(self, num_bytes: int, *, is_mapped: bool) -> HostBuffer:
-        """Pinned host memory, which the GPU can work in itself when `is_mapped`."""
         flags = cuda.host_alloc_flags.PORTABLE | (cuda.host_alloc_flags.DEVICEMAP if is_mapped else 0)
         array = cuda.pagelocked_empty(num_bytes, np.uint8, mem_flags=flags)
         return HostBuffer(array, int(array.base.get_device_pointer()) if is_mapped else None)
 
     def create_stream(self) -> int:
-        """A stream that does not wait for the default stream."""
         stream = cuda.Stream(1)  # CU_STREAM_NON_BLOCKING
         self._streams[int(stream.handle)] = stream
         return int(stream.handle)
 
     def destroy_stream(self, stream: int) -> None:
-        """Frees a stream once its work is done."""
         del self._streams[stream]
 
     def synchronize(self, stream: int) -> None:
-        """Waits until a stream's work is done, without holding Python's lock."""
         self._streams[stream].synchronize()
 
     def wait_for(self, stream: int, producer: int) -> None:
-        """Waits here, for all the GPU's work: PyCUDA cannot name a stream that is not its own."""
+        """Waits here for all of the GPU's work: PyCUDA cannot refer to a stream of another package."""
         cuda.Context.synchronize()
 
     def upload(self, address: int, source: npt.NDArray[np.uint8], stream: int) -> None:
-        """Starts a copy of pinned host memory, contiguous, to `address`."""
         cuda.memcpy_htod_async(address, source, self._streams[stream])
 
     def download(self, target: npt.NDArray[np.uint8], address: int, stream: int) -> None:
-        """Starts a copy of device memory to pinned host memory."""
         cuda.memcpy_dtoh_async(target, address, self._streams[stream])
 
     def copy_device(self, target: int, source: int, num_bytes: int, stream: int) -> None:
-        """Starts a copy within device memory, from the address `source` to the address `target`."""
         cuda.memcpy_dtod_async(target, source, num_bytes, self._streams[stream])
 
     def begin_capture(self, stream: int) -> None:
-        """Refuses: PyCUDA has no stream capture; so the three below are never called."""
         raise CudaError("stream capture", "not supported", "PyCUDA has no CUDA graphs")
 
+    # The runner does not call these three, because `begin_capture` fails.
     def end_capture(self, stream: int) -> int:
-        """Never called."""
-        return 0
+        raise NotImplementedError
 
     def launch_graph(self, graph: int, stream: int) -> None:
-        """Never called."""
+        raise NotImplementedError
 
     def destroy_graph(self, graph: int) -> None:
-        """Never called."""
+        raise NotImplementedError
 
     def index_of(self, address: int) -> int | None:
-        """Cannot tell."""
         return None
 
 
 @contextmanager
-def _errors() -> Iterator[None]:
+def _translated_errors() -> Iterator[None]:
     try:
         yield
     except cuda.Error as error:

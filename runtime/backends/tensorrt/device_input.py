@@ -1,10 +1,10 @@
-"""Frames that already lie in GPU memory, taken in place from any package: PyTorch, CuPy, PyCUDA, Numba.
+"""Frames in GPU memory, read in place from arrays of any package: PyTorch, CuPy, PyCUDA, Numba.
 
-Two protocols say where the memory is and when it is ready:
+Two protocols tell where the memory is and when it is ready:
 
-    __dlpack__(stream=...)        the owner makes our stream wait for its own; used when it is there
-    __cuda_array_interface__      version 3 names the stream to wait for; older versions do not, and then the legacy
-                                  default stream is waited for, which is PyTorch's, CuPy's and PyCUDA's default
+    __dlpack__(stream=...)        the owner makes our stream wait for its own; preferred
+    __cuda_array_interface__      version 3 names the stream to wait for; with older versions, we wait for the legacy
+                                  default stream, the default of PyTorch, CuPy and PyCUDA
 
 Sources: the DLPack C header (DLManagedTensor) and Python specification; CUDA Array Interface, version 3.
 """
@@ -23,7 +23,7 @@ ALIGNMENT = 256
 """Bytes; TensorRT requires the address of every tensor to be a multiple (NvInferRuntime.h, setTensorAddress)."""
 
 _ON_GPU = (2, 13)
-"""DLPack's device types that are taken: CUDA, managed. Pinned host memory (3) is not: its owners refuse a stream."""
+"""DLPack's accepted device types: CUDA, managed. Pinned host memory (3) is not: its owners refuse a stream."""
 _UINT8 = (1, 8, 1)
 """DLPack's code, bits and lanes of uint8."""
 
@@ -57,13 +57,13 @@ class DeviceFrames:
     num_frames: int
     """N."""
     producer: int | None
-    """Stream to wait for before reading; nothing when the owner has seen to it."""
+    """Stream to wait for before reading; None when the owner has synchronized already."""
     owner: Any
-    """What keeps the memory alive while it is held."""
+    """Object that keeps the memory alive."""
 
     @property
     def is_aligned(self) -> bool:
-        """Whether they lie where a tensor may start; a part of aligned frames need not."""
+        """True if a tensor may start at their address; a part of aligned frames may be unaligned."""
         return self.address % ALIGNMENT == 0
 
     def part(self, start: int, stop: int, frame_bytes: int) -> DeviceFrames:
@@ -77,16 +77,16 @@ class DeviceFrames:
 
 
 def take(array: object, manifest: Manifest, device: Device, stream: int) -> DeviceFrames:
-    """Checks an array and says where it lies; nothing is copied.
+    """Checks an array and describes its memory; nothing is copied.
 
     Args:
         array: Has `__dlpack__` or `__cuda_array_interface__`; (N, H, W, 3) uint8 BGR, C-contiguous.
-        manifest: Says H and W.
+        manifest: Defines H and W.
         device: The GPU that the engine runs on.
         stream: The stream that will read the frames.
 
     Raises:
-        InputError: It is not such an array, or lies elsewhere.
+        InputError: It is not such an array, or not in this GPU's memory.
     """
     if hasattr(array, "__dlpack__") and hasattr(array, "__dlpack_device__"):
         frames, shape = _from_dlpack(array, device, stream)
@@ -95,7 +95,7 @@ def take(array: object, manifest: Manifest, device: Device, stream: int) -> Devi
     else:
         raise InputError(
             f"frames: expected an array in GPU memory (PyTorch, CuPy, PyCUDA, ...), got {type(array).__name__}, which "
-            "has neither __dlpack__ nor __cuda_array_interface__; give NumPy arrays to `infer`"
+            "has neither __dlpack__ nor __cuda_array_interface__; pass NumPy arrays to `infer`"
         )
     height, width = manifest.input.frame_hw
     if len(shape) != 4 or shape[1:] != (height, width, 3) or shape[0] < 1:
@@ -108,15 +108,15 @@ def _from_dlpack(array: Any, device: Device, stream: int) -> tuple[DeviceFrames,
     if kind not in _ON_GPU:
         raise InputError(
             f"frames: expected an array in GPU memory, got one on DLPack device type {kind}; move it to the GPU, or "
-            "give a NumPy array to `infer`"
+            "pass a NumPy array to `infer`"
         )
     if kind == _ON_GPU[0]:
         _check_index(index, device)
     try:
         capsule = array.__dlpack__(stream=stream)
     except (BufferError, TypeError) as error:
-        raise InputError(f"frames: {type(array).__name__} does not hand its memory out: {error}") from error
-    # The capsule is not consumed: it frees its tensor when we drop it.
+        raise InputError(f"frames: {type(array).__name__} refuses access to its memory: {error}") from error
+    # We do not consume the capsule: it frees its tensor with the last reference to it.
     tensor = _DLTensor.from_address(_get_pointer(capsule, b"dltensor"))
     if (tensor.code, tensor.bits, tensor.lanes) != _UINT8:
         raise InputError(
@@ -141,7 +141,7 @@ def _from_interface(array: Any, device: Device) -> tuple[DeviceFrames, tuple[int
     index = device.index_of(address)
     if index is not None:
         _check_index(index, device)
-    # Version 3 says None when there is nothing to wait for; before it, nobody could say.
+    # In version 3, None means that there is nothing to wait for; older versions cannot tell.
     producer = interface.get("stream") if interface.get("version", 0) >= 3 else LEGACY_STREAM
     frames = DeviceFrames(
         address=address,
@@ -158,7 +158,7 @@ def _check_index(index: int, device: Device) -> None:
 
 
 def _check_strides(shape: tuple[int, ...], strides: tuple[int, ...] | None) -> None:
-    """Requires C order; uint8 makes strides in bytes and in elements the same."""
+    """Requires C order; with uint8, strides in bytes and in elements are the same."""
     if strides is None:
         return
     expected = 1

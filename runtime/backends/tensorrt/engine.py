@@ -1,14 +1,13 @@
-"""An engine file in memory: deserialised, and checked.
+"""An engine file in memory: deserialises it, checks it, and makes execution contexts.
 
-TensorRT-RTX compiles its kernels when an execution context is made, which takes up to half a minute; what it compiled
-is kept in the user's cache folder, by engine, version and GPU. Its own CUDA graphs are switched off, for the runner
+TensorRT-RTX compiles its kernels when an execution context is made, which takes up to half a minute; the compiled
+kernels are kept in the user's cache folder, by engine, version and GPU. Its own CUDA graphs are off, because the runner
 captures the copies too.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import re
 import time
 from pathlib import Path
@@ -45,7 +44,7 @@ class TensorRtEngine:
         self._manifest = manifest
         self._library = library
         self._log = make_logger(library.module)
-        # Kept, because engines of older versions may not outlive it.
+        # Kept, because engines of older versions must not outlive it.
         self._runtime = library.module.Runtime(self._log)
         is_portable = manifest.engine is not None and manifest.engine.version_compatible
         if is_portable and allow_host_code:
@@ -57,7 +56,7 @@ class TensorRtEngine:
             if is_portable and not allow_host_code:
                 raise EngineLoadError(
                     f"{path}: {library.title} refuses the engine: {self._log.take_lines()}. A version-compatible "
-                    "engine brings code of its own for the CPU, which is not run unless you say that you trust it: "
+                    "engine contains code for the CPU, which runs only if you trust it: "
                     "edgerpn.runtime.load(..., allow_host_code=True)."
                 )
             raise EngineLoadError(
@@ -68,13 +67,13 @@ class TensorRtEngine:
         self._cache = _RuntimeCache(path, manifest, library, device, self._engine)
 
     def new_context(self, stream: int) -> Any:
-        """An execution context; TensorRT-RTX compiles here.
+        """Makes an execution context; TensorRT-RTX compiles here.
 
         Args:
-            stream: Where the optimization profile is chosen, if it has to be.
+            stream: Stream on which the optimization profile is chosen, if needed.
 
         Raises:
-            EngineLoadError: The library cannot make one, mostly for lack of memory.
+            EngineLoadError: The library cannot make one, usually for lack of memory.
         """
         start = time.perf_counter()
         self._cache.announce()
@@ -91,12 +90,12 @@ class TensorRtEngine:
         return context
 
     def reason(self) -> str:
-        """What the library said since the last call, for the end of a message."""
+        """Returns the library's errors since the last call, for the end of a message."""
         lines: str = self._log.take_lines()
         return lines
 
     def save_compiled(self) -> None:
-        """Keeps what was compiled since, in the cache folder."""
+        """Saves newly compiled kernels in the cache folder."""
         self._cache.save()
 
     def _check_interface(self) -> None:
@@ -129,7 +128,7 @@ class TensorRtEngine:
 
 
 class _RuntimeCache:
-    """How contexts are made: for TensorRT-RTX with a runtime configuration and a file of compiled kernels."""
+    """Makes contexts: for TensorRT-RTX with a runtime configuration and a file of compiled kernels."""
 
     def __init__(self, path: Path, manifest: Manifest, library: TensorRtLibrary, device: Device, engine: Any) -> None:
         self._engine = engine
@@ -143,14 +142,14 @@ class _RuntimeCache:
         module = library.module
         self._config = engine.create_runtime_config()
         self._config.cuda_graph_strategy = module.CudaGraphStrategy.DISABLED
-        # What is captured must be the final kernels, not those that serve until they are compiled in the background.
+        # A capture must record the final kernels, not those that serve until these are compiled in the background.
         self._config.dynamic_shapes_kernel_specialization_strategy = (
             module.DynamicShapesKernelSpecializationStrategy.EAGER
         )
         self._cache = self._config.create_runtime_cache()
         digest = (manifest.provenance.artifact_sha256 or "")[:16]
         gpu = re.sub(r"[^A-Za-z0-9]+", "-", f"{device.info.name}-{device.info.compute_capability}")
-        folder = cache_folder()
+        folder = files.cache_folder()
         self._file = folder / "tensorrt-rtx" / f"{digest}-{library.version}-{gpu}.bin" if folder else None
         self._saved = _read(self._file) if self._file else b""
         if self._saved and not self._cache.deserialize(self._saved):
@@ -158,7 +157,7 @@ class _RuntimeCache:
         self._config.set_runtime_cache(self._cache)
 
     def announce(self) -> None:
-        """Says that a long wait may come, before it does."""
+        """Logs that a long wait may follow."""
         if self._config is not None and not self._saved:
             _logger.warning(
                 "%s: %s compiles the engine for this GPU, up to 30 s; the next start is fast", self._path, self._title
@@ -170,7 +169,7 @@ class _RuntimeCache:
         return self._engine.create_execution_context(self._config)
 
     def save(self) -> None:
-        """Writes what was compiled, if it is new; a folder that cannot be written costs speed only."""
+        """Writes newly compiled kernels; a folder that cannot be written costs only speed."""
         if self._config is None:
             return
         data = bytes(self._cache.serialize() or b"")
@@ -184,15 +183,6 @@ class _RuntimeCache:
             files.write_bytes(self._file, data)
         except OSError as error:
             _logger.warning("%s: cannot be written (%s): the next start compiles again", self._file, error.strerror)
-
-
-def cache_folder() -> Path | None:
-    """Where we keep what can be made again: $XDG_CACHE_HOME/edgerpn, or ~/.cache/edgerpn; None without a home."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "edgerpn"
-    except RuntimeError:  # a user without a home folder, as in some containers
-        return None
 
 
 def _read(file: Path) -> bytes:

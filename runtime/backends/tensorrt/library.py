@@ -1,7 +1,7 @@
-"""TensorRT, TensorRT-RTX and the lean runtime of TensorRT: imported late, and diagnosed when they do not work.
+"""Imports TensorRT, TensorRT-RTX or the lean runtime of TensorRT, and diagnoses what does not work.
 
-Only what is the same from TensorRT 10.3 to 11 and TensorRT-RTX 1.7 is used without asking; the rest is looked for with
-hasattr. Of these, TensorRT-RTX 1.7.1 has been run here (without a GPU), TensorRT has been read (its Python bindings).
+The runner relies on features common to TensorRT 10.3 to 11 and TensorRT-RTX 1.7, and asks for
+others with hasattr. TensorRT-RTX 1.7.1 has been run (without a GPU); of TensorRT, the Python bindings have been read.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from edgerpn.targets import LIBRARIES, EngineLibrary
 
 _logger = logging.getLogger(__name__)
 
-# What the loader of shared libraries says, and what to do about it.
 _ADVICE = (
     (
         "libnvdla_compiler",
@@ -27,9 +26,10 @@ _ADVICE = (
     ),
     (r"libcuda\.so", "The NVIDIA driver is missing: install it, or start a container with --gpus all."),
     (r"libcudart|libcublas|libcudnn|libnvrtc", "Install the CUDA version that this TensorRT was made for."),
-    ("libnvinfer|libtensorrt", "Its own libraries are missing or of another version: install it anew as one piece."),
+    ("libnvinfer|libtensorrt", "Its own libraries are missing or of another version: install all of it again."),
     ("GLIBC", "It was made for a newer Linux: install a version made for this one."),
 )
+"""Patterns of the messages of the loader of shared libraries, and advice."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -37,7 +37,7 @@ class TensorRtLibrary:
     """An imported library."""
 
     name: EngineLibrary
-    """Which of the two it is; the lean runtime counts as tensorrt."""
+    """Its name; the lean runtime counts as tensorrt."""
     module: Any
     """The Python module: tensorrt, tensorrt_lean or tensorrt_rtx."""
 
@@ -53,16 +53,19 @@ class TensorRtLibrary:
 
     @property
     def is_lean(self) -> bool:
-        """Whether it is the lean runtime, which runs version-compatible engines only."""
+        """True if it is the lean runtime, which runs version-compatible engines only."""
         return str(self.module.__name__) == "tensorrt_lean"
 
 
-def import_library(name: EngineLibrary, *, allow_lean: bool = False) -> TensorRtLibrary:
-    """Imports the library that runs an engine.
+def import_library(
+    name: EngineLibrary, *, purpose: str = "running this engine", allow_lean: bool = False
+) -> TensorRtLibrary:
+    """Imports a library.
 
     Args:
-        name: Which one.
-        allow_lean: Whether TensorRT's lean runtime does when TensorRT itself is not installed.
+        name: Its name.
+        purpose: Start of the sentence that names the missing package.
+        allow_lean: Whether to take TensorRT's lean runtime when TensorRT itself is not installed.
 
     Raises:
         MissingDependencyError: It is not installed.
@@ -76,12 +79,15 @@ def import_library(name: EngineLibrary, *, allow_lean: bool = False) -> TensorRt
             if error.name != module:
                 raise EngineLoadError(_diagnosis(module, error)) from error
         except (ImportError, OSError, RuntimeError, AttributeError) as error:
-            # ctypes raises OSError for a missing library; packages wrap it in whatever they like.
+            # ctypes raises OSError for a missing library; packages wrap it in various errors.
             raise EngineLoadError(_diagnosis(module, error)) from error
+    jetson = (
+        "; on a Jetson, TensorRT comes with JetPack: make the virtual environment with "
+        "python3 -m venv --system-site-packages"
+    )
     raise MissingDependencyError(
-        f"this engine needs the Python package {' or '.join(modules)}, which is not installed here. Install it with: "
-        f"pip install 'edgerpn[{LIBRARIES[name].extra}]'; on a Jetson, TensorRT comes with JetPack: make the virtual "
-        "environment with python3 -m venv --system-site-packages"
+        f"{purpose} needs the Python package {' or '.join(modules)}, which is not installed here. Install it with: "
+        f"pip install 'edgerpn[{LIBRARIES[name].extra}]'{jetson if name == 'tensorrt' else ''}"
     )
 
 
@@ -93,25 +99,25 @@ def _diagnosis(module: str, error: Exception) -> str:
 def make_logger(module: Any) -> Any:
     """A logger for the library's objects.
 
-    Errors are kept, for `take_lines`; all lines go to Python's logging at the level DEBUG.
+    It keeps errors for `take_lines`, and sends all lines to Python's logging at the level DEBUG.
     """
 
     class Log(module.ILogger):  # type: ignore[misc]
-        """Keeps the last lines; the library calls it from any thread."""
+        """Called by the library from any thread."""
 
         def __init__(self) -> None:
             module.ILogger.__init__(self)
             self.lines: deque[str] = deque(maxlen=20)
 
         def log(self, severity: Any, message: str) -> None:
-            """Takes a line from the library; must not raise, because the library calls it from C++."""
+            """Handles a line; must not raise, because the library calls it from C++."""
             is_serious = severity in (module.ILogger.INTERNAL_ERROR, module.ILogger.ERROR)
             if is_serious:
                 self.lines.append(message.strip())
             _logger.debug("%s: %s", module.__name__, message)
 
         def take_lines(self) -> str:
-            """The errors since the last call, for the end of a message."""
+            """Returns the errors since the last call, for the end of a message."""
             lines = [self.lines.popleft() for _ in range(len(self.lines))]
             return "; ".join(dict.fromkeys(lines)) or "it gave no reason"
 

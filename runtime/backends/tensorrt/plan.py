@@ -22,15 +22,15 @@ _logger = logging.getLogger(__name__)
 
 
 def free_quietly(free: Callable[[], None]) -> None:
-    """Frees one thing; an error of CUDA is logged, so that what comes after it is freed too."""
+    """Calls `free`; logs an error of CUDA, so that the caller can free further things."""
     try:
         free()
     except CudaError as error:
         _logger.warning("GPU memory could not be freed: %s", error)
 
 
-class Buffers:
-    """The memory of a slot: frames and outputs, on the host and, unless the GPU works there too, on the device."""
+class SlotBuffers:
+    """The memory of a slot: frames and outputs, on the host and, unless the GPU shares it, on the device."""
 
     def __init__(self, device: Device, manifest: Manifest, max_batch: int) -> None:
         """Allocates for `max_batch` frames; called inside `Device.active()`."""
@@ -64,7 +64,7 @@ class Buffers:
         return self._owned[-1]
 
     def _offsets(self, size: int) -> tuple[int, int, int, int]:
-        """Where boxes, scores and count of a batch size start, and where they end, bytes."""
+        """Offsets of boxes, scores and count of a batch size, and of their end, bytes."""
         ends = [0]
         for num_bytes in (size * self._rows * 16, size * self._rows * 4, size * 4):
             ends.append(-(-(ends[-1] + num_bytes) // ALIGNMENT) * ALIGNMENT)
@@ -84,7 +84,7 @@ class Buffers:
             self._device.upload(self._input_address, self.frames[:size].reshape(-1), stream)
 
     def copy_in(self, address: int, size: int, stream: int) -> int:
-        """Starts the copy of `size` frames from elsewhere on the device; returns the address that they then have."""
+        """Starts the copy of `size` frames from elsewhere on the device; returns their new address."""
         self._device.copy_device(self._input_address, address, size * self._frame_bytes, stream)
         return self._input_address
 
@@ -104,17 +104,17 @@ class Buffers:
         )
 
     def free(self) -> None:
-        """Frees the device memory; pinned memory goes with the last view of it."""
+        """Frees the device memory; pinned memory is freed with the last view of it."""
         while self._owned:
             address = self._owned.pop()
             free_quietly(lambda address=address: self._device.free(address))  # type: ignore[misc]
 
 
-class Plan:
+class BatchPlan:
     """The work of one batch size in one slot: an execution context and, where capture works, its CUDA graph."""
 
-    def __init__(self, context: Any, device: Device, stream: int, size: int, buffers: Buffers) -> None:
-        """Binds `context`, which it takes over, to the buffers at batch size `size`.
+    def __init__(self, context: Any, device: Device, stream: int, size: int, buffers: SlotBuffers) -> None:
+        """Binds `context`, which it then owns, to the buffers at batch size `size`.
 
         Raises:
             InferenceError: The library refuses the shape or an address.
@@ -141,16 +141,16 @@ class Plan:
         self._device.synchronize(self._stream)
 
     def wants_graph(self, source: int) -> bool:
-        """Whether frames come from the same address twice in a row, and recording has not failed before."""
+        """True if frames come from the same address twice in a row, and no recording has failed."""
         return self.why_no_graph is None and source == self._last_source and source != self._graph_source
 
     def capture(self, source: int | None = None) -> str | None:
-        """Records the work, which has run before; returns why it cannot be recorded, or None.
+        """Records the work, which has run before; returns the reason for a failure, or None.
 
-        A failure is remembered: whoever asks again gets the same answer, and nothing is tried.
+        After a failure, later calls return the same reason without another try.
 
         Args:
-            source: Device address that frames are read from in place; None: they are uploaded from the slot.
+            source: Device address from which frames are read in place; None: they are uploaded from the slot.
         """
         if self.why_no_graph is None:
             self.why_no_graph = self._try_capture(source)
@@ -171,7 +171,7 @@ class Plan:
 
     def _try_capture(self, source: int | None) -> str | None:
         if hasattr(self._context, "is_stream_capturable") and not self._context.is_stream_capturable(self._stream):
-            return "the library says that this engine cannot be captured"
+            return "the library reports that this engine cannot be captured"
         self._device.synchronize(self._stream)
         try:
             self._replace_graph(self._record(source), source)
@@ -189,7 +189,7 @@ class Plan:
         try:
             self._enqueue(source)
         except BaseException:
-            # An open capture would swallow all later work of the stream.
+            # An open capture would record all later work of the stream.
             self._end_failed_capture()
             raise
         return self._device.end_capture(self._stream)
@@ -198,7 +198,7 @@ class Plan:
         try:
             self._device.destroy_graph(self._device.end_capture(self._stream))
         except CudaError as error:
-            _logger.debug("a capture that failed was dropped: %s", error)
+            _logger.debug("dropped a failed capture: %s", error)
 
     def _set_address(self, tensor: str, address: int) -> None:
         if not self._context.set_tensor_address(tensor, address):

@@ -1,4 +1,4 @@
-"""Builds an engine again on the machine that is to run it, from the ONNX file beside it."""
+"""Builds an engine again on this machine, from the ONNX file beside it."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from edgerpn.runtime.backends.tensorrt.cuda_provider import open_device
 
 _logger = logging.getLogger(__name__)
 _TAIL = 15
-"""Lines of a failed build that are shown."""
+"""Lines of a failed build in the error."""
 
 
 def rebuild(path: Path, reason: ArtifactMismatchError) -> None:
     """Builds `path` again with its recorded settings, in a process of its own.
 
     Args:
-        path: The engine; replaced.
-        reason: Why the engine cannot run here.
+        path: The engine to replace.
+        reason: The refusal of the engine.
 
     Raises:
-        EngineLoadError: There is no ONNX file to build from, or the build failed.
+        EngineLoadError: The ONNX file is missing, or the build failed.
         ManifestError: The engine's manifest cannot be read.
     """
     manifest = read_manifest(path)
@@ -41,8 +41,8 @@ def rebuild(path: Path, reason: ArtifactMismatchError) -> None:
     _logger.warning("%s: cannot run here; building it again from %s (%s)", path, onnx.name, _first_cause(reason))
     capability = open_device().info.compute_capability if spec.library == "tensorrt-rtx" else None
     words = command(onnx, path, manifest, capability)
-    # Minutes of work: on a terminal its progress is shown, elsewhere its last lines are kept for the error. What it
-    # prints goes to standard error (2), for our own standard output may be somebody's data.
+    # It takes minutes: a terminal shows its progress, otherwise its last lines become part of the error. Its output
+    # goes to standard error (2), because our own standard output may carry data.
     is_watched = sys.stderr.isatty()
     done = subprocess.run(words, stdout=2, stderr=None if is_watched else subprocess.PIPE, text=True, check=False)
     if done.returncode:
@@ -55,13 +55,13 @@ def rebuild(path: Path, reason: ArtifactMismatchError) -> None:
 
 
 def command(onnx: Path, path: Path, manifest: Manifest, capability: str | None) -> list[str]:
-    """The command that builds an engine like the one described.
+    """Returns the command that builds an engine like an existing one.
 
     Args:
-        onnx: What to build from.
-        path: What to write.
-        manifest: Describes the engine as it is now.
-        capability: Compute capability to build for, beside those of now; None: that of this machine's GPU alone.
+        onnx: File to build from.
+        path: File to write.
+        manifest: Describes the existing engine.
+        capability: Compute capability to add to those of the engine; None: the build chooses that of this GPU.
     """
     spec = engine_spec(path, manifest)
     profile = spec.profile

@@ -7,15 +7,15 @@
     slot.release()
 
 Why this is correct:
-1. A slot has a stream, buffers and execution contexts of its own; slots share nothing but the engine, which is
-   read-only. So as many frames are in flight as there are slots.
+1. A slot has a stream, buffers and execution contexts of its own; slots share only the engine, which is read-only. So
+   as many frames are in flight as there are slots.
 2. Upload, inference and download of a slot run on its one stream, so they need no events between them.
 3. A slot belongs to one thread at a time, from `acquire` to `release`. Contexts are made, and run for the first time,
    under one lock of the ring, because the engine and the library's set-up are shared.
-4. Capture is thread-local: what other threads do meanwhile neither joins nor breaks it.
+4. Capture is thread-local: the work of other threads neither joins nor breaks it.
 
-A batch runs at the smallest of the profile's three sizes (min, opt, max) that holds it, the other rows being whatever
-the buffer held before; so a slot has at most three contexts, and a batch of a new size never makes one more.
+A batch runs at the smallest of the profile's three sizes (min, opt, max) that holds it; its other rows are those that
+the buffer held before. So a slot has at most three contexts, and a batch of a new size makes no further one.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from edgerpn.runtime.backends.contract import Outputs
 from edgerpn.runtime.backends.tensorrt.cuda import CudaError, Device
 from edgerpn.runtime.backends.tensorrt.device_input import DeviceFrames
 from edgerpn.runtime.backends.tensorrt.engine import TensorRtEngine
-from edgerpn.runtime.backends.tensorrt.plan import Buffers, Plan, free_quietly
+from edgerpn.runtime.backends.tensorrt.plan import BatchPlan, SlotBuffers, free_quietly
 
 _MOST_DIRECT_PLANS = 4
-"""Batch sizes of direct input that keep a context: sizes come and go with the embedder, and each costs memory."""
+"""Batch sizes of direct input that keep a context: the caller chooses the sizes, and each costs memory."""
 _logger = logging.getLogger(__name__)
 
 
-class Slot:
+class EngineSlot:
     """One frame, or batch, in flight; belongs to the thread that acquired it. See the module for its life."""
 
     def __init__(self, ring: SlotRing, engine: TensorRtEngine, device: Device, manifest: Manifest) -> None:
@@ -50,12 +50,12 @@ class Slot:
         self._device = device
         self.stream = device.create_stream()
         try:
-            self._buffers = Buffers(device, manifest, ring.sizes[-1])
+            self._buffers = SlotBuffers(device, manifest, ring.sizes[-1])
         except BaseException:
             free_quietly(lambda: device.destroy_stream(self.stream))
             raise
-        self._plans: dict[int, Plan] = {}
-        self._direct: dict[int, Plan] = {}
+        self._plans: dict[int, BatchPlan] = {}
+        self._direct: dict[int, BatchPlan] = {}
         self._running: tuple[int, int] | None = None
         self._is_pending = False
         self._keep: DeviceFrames | None = None
@@ -67,12 +67,12 @@ class Slot:
         return self._buffers.frames
 
     def prepare(self, size: int) -> None:
-        """Makes execution context and CUDA graph of a batch size ready; says why when there is no graph."""
+        """Makes execution context and CUDA graph of a batch size; logs the reason for a missing graph."""
         with self._ring.preparing:
             plan = self._new_plan(size)
             try:
                 plan.warm_up()
-                self._ring.say_no_graph(plan.capture())
+                self._ring.log_missing_graph(plan.capture())
                 self._engine.save_compiled()
             except BaseException:
                 plan.close()
@@ -93,10 +93,10 @@ class Slot:
         self._start(lambda: self._plan(size).start(), size, num_frames)
 
     def submit_device(self, frames: DeviceFrames) -> None:
-        """Starts the work on frames in device memory; their number must lie within the profile.
+        """Starts the work on frames in device memory; their number must be within the profile.
 
-        They are read in place, unless they start where TensorRT's tensors must not: then they are copied, on the GPU,
-        into the slot's own memory.
+        They are read in place. Frames whose address is not aligned for TensorRT are copied, on the GPU, into the slot's
+        own memory.
 
         Raises:
             InferenceError: CUDA or the library refused.
@@ -113,7 +113,7 @@ class Slot:
             plan = self._direct_plan(size)
             if plan.wants_graph(source):
                 with self._ring.preparing:
-                    self._ring.say_no_graph(plan.capture(source))
+                    self._ring.log_missing_graph(plan.capture(source))
             if plan.has_run:
                 plan.start(source)
                 return
@@ -135,14 +135,14 @@ class Slot:
             with self._device.active():
                 self._device.synchronize(self.stream)
         except CudaError as error:
-            self._running = None  # what lies in the outputs is that of an older batch
+            self._running = None  # the outputs hold those of an older batch
             raise InferenceError(f"inference failed: {error}") from error
         finally:
             self._is_pending, self._keep = False, None
         return self._buffers.outputs(*self._running)
 
     def release(self) -> None:
-        """Gives the slot back, after waiting for work that nobody waited for; does nothing the second time."""
+        """Returns the slot to the ring, after waiting for unfinished work; does nothing the second time."""
         if self.is_free:
             return
         try:
@@ -150,10 +150,10 @@ class Slot:
                 with self._device.active():
                     self._device.synchronize(self.stream)
         except CudaError as error:
-            _logger.warning("a slot was given back with its work failed: %s", error)
+            _logger.warning("the work of a released slot failed: %s", error)
         finally:
             self._running, self._is_pending, self._keep = None, False, None
-            self._ring.give_back(self)
+            self._ring.take_back(self)
 
     def free(self) -> None:
         """Frees everything; called by the ring inside `Device.active()`."""
@@ -164,19 +164,17 @@ class Slot:
         self._buffers.free()
         free_quietly(lambda: self._device.destroy_stream(self.stream))
 
-    def __enter__(self) -> Slot:
-        """Returns the slot."""
+    def __enter__(self) -> EngineSlot:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Gives the slot back."""
         self.release()
 
     def _start(self, start: Callable[[], None], size: int, num_frames: int) -> None:
         if self.is_free:
-            raise RuntimeError("the slot was given back; acquire one")
+            raise RuntimeError("the slot was released; acquire one")
         if self._is_pending:
-            raise RuntimeError("the slot is at work: call result before the next submit")
+            raise RuntimeError("the slot is busy: call result before the next submit")
         self._running, self._is_pending = None, True
         try:
             with self._device.active():
@@ -193,22 +191,22 @@ class Slot:
                 self._abandon()
 
     def _abandon(self) -> None:
-        """Waits for what was started of a batch that failed, so that the slot can be used again."""
+        """Waits for the started part of a batch that failed, so that the slot can be used again."""
         try:
             with self._device.active():
                 self._device.synchronize(self.stream)
         except CudaError as error:
-            _logger.debug("a batch that could not be started was dropped: %s", error)
+            _logger.debug("dropped a batch that failed to start: %s", error)
         finally:
             self._is_pending, self._keep = False, None
 
-    def _plan(self, size: int) -> Plan:
+    def _plan(self, size: int) -> BatchPlan:
         if size not in self._plans:
             self.prepare(size)
         return self._plans[size]
 
-    def _direct_plan(self, size: int) -> Plan:
-        """The context of a batch size for direct input; the one that was not used for longest makes room."""
+    def _direct_plan(self, size: int) -> BatchPlan:
+        """Returns the plan of a batch size for direct input; the least recently used one makes room."""
         plan = self._direct.pop(size, None)
         if plan is None:
             while len(self._direct) >= _MOST_DIRECT_PLANS:
@@ -217,45 +215,45 @@ class Slot:
         self._direct[size] = plan
         return plan
 
-    def _new_plan(self, size: int) -> Plan:
+    def _new_plan(self, size: int) -> BatchPlan:
         with self._ring.preparing:
             context = self._engine.new_context(self.stream)
-        return Plan(context, self._device, self.stream, size, self._buffers)
+        return BatchPlan(context, self._device, self.stream, size, self._buffers)
 
 
 class SlotRing:
-    """Hands slots out and takes them back; threads share it."""
+    """Lends slots to threads, which share it."""
 
     def __init__(
         self, engine: TensorRtEngine, device: Device, manifest: Manifest, sizes: tuple[int, ...], num_slots: int
     ) -> None:
-        """Makes the slots, and readies each for one frame; called inside `Device.active()`.
+        """Makes the slots, and prepares each for the smallest batch; called inside `Device.active()`.
 
         Args:
-            engine: Kept as long as the ring.
+            engine: The engine, kept as long as the ring.
             device: The GPU.
-            manifest: What the engine eats and gives.
-            sizes: Batch sizes that are run, ascending.
+            manifest: Describes the engine's inputs and outputs.
+            sizes: Batch sizes at which the engine runs, ascending.
             num_slots: Batches in flight.
         """
         self.sizes = sizes
         self.preparing = threading.RLock()
         self._device = device
-        self._has_said_no_graph = False
+        self._has_logged_missing_graph = False
         self._is_closed = False
         self._change = threading.Condition()
-        self._free: list[Slot] = []
+        self._free: list[EngineSlot] = []
         try:
             for _ in range(num_slots):
-                slot = Slot(self, engine, device, manifest)
+                slot = EngineSlot(self, engine, device, manifest)
                 self._free.append(slot)
                 slot.prepare(sizes[0])
         except BaseException:
             self.close()
             raise
 
-    def acquire(self) -> Slot:
-        """A free slot, of which the last used comes first; waits for one when all are in use.
+    def acquire(self) -> EngineSlot:
+        """Returns a free slot, the last used one first; waits for one while all are in use.
 
         Raises:
             RuntimeError: The ring is closed.
@@ -269,8 +267,7 @@ class SlotRing:
             slot.is_free = False
             return slot
 
-    def give_back(self, slot: Slot) -> None:
-        """Takes a slot back; called by the slot."""
+    def take_back(self, slot: EngineSlot) -> None:
         with self._change:
             slot.is_free = True
             if not self._is_closed:
@@ -279,21 +276,21 @@ class SlotRing:
                 return
         self._free_slots([slot])
 
-    def say_no_graph(self, reason: str | None) -> None:
-        """Logs, once, that work is started piece by piece, and why."""
-        if reason is not None and not self._has_said_no_graph:
-            self._has_said_no_graph = True
+    def log_missing_graph(self, reason: str | None) -> None:
+        """Logs the reason for running without CUDA graphs, once."""
+        if reason is not None and not self._has_logged_missing_graph:
+            self._has_logged_missing_graph = True
             _logger.warning("runs without CUDA graphs, which costs launch time: %s", reason)
 
     def close(self) -> None:
-        """Frees the slots; those in use are freed when they come back. Does nothing the second time."""
+        """Frees the slots; those in use are freed when they are released. Does nothing the second time."""
         with self._change:
             self._is_closed = True
             slots, self._free = self._free, []
             self._change.notify_all()
         self._free_slots(slots)
 
-    def _free_slots(self, slots: list[Slot]) -> None:
+    def _free_slots(self, slots: list[EngineSlot]) -> None:
         def free() -> None:
             with self._device.active():
                 for slot in slots:

@@ -1,4 +1,4 @@
-"""`edgerpn build` with the real TensorRT-RTX, which builds without a GPU: what it writes, and what it refuses."""
+"""`edgerpn build` with the real TensorRT-RTX, which builds without a GPU: the files written, and the refusals."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -24,37 +23,19 @@ from edgerpn.errors import (
     ManifestVersionError,
 )
 from edgerpn.export.engine.build import BuildResult, build_engine
-from edgerpn.export.engine.build_config import BuildConfig
-from edgerpn.export.engine.child import run_worker
+from edgerpn.export.engine.options import BuildConfig
+from edgerpn.export.engine.process import run_worker
 from edgerpn.manifest.parts import ProfileSpec
-from edgerpn.runtime.backends.open_backend import open_backend
 
 pytestmark = pytest.mark.rtx
 
 RTX = BuildConfig(backend="tensorrt-rtx")
 
 
-def put_golden(model: Path) -> None:
-    """Golden frames beside an exported file: what it gives itself for two random frames."""
-    manifest = edgerpn.manifest.read(model)
-    frames = np.random.default_rng(0).integers(0, 256, (2, *manifest.input.frame_hw, 3), dtype=np.uint8)
-    backend = open_backend(model)
-    outputs = [backend.infer(frame[None]) for frame in frames]
-    backend.close()
-    boxes, scores, count = (np.concatenate([output[part] for output in outputs]) for part in range(3))
-    golden = edgerpn.golden.Golden(frames=frames, boxes=boxes, scores=scores, count=count)
-    edgerpn.manifest.write(manifest.replace(golden=edgerpn.golden.write(golden, model)), model)
-
-
 @pytest.fixture(scope="module")
-def model(exported: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A portable graph with a fixed batch and golden frames; tests may not change it."""
-    source = exported("portable").file
-    copy = tmp_path_factory.mktemp("model") / "model.onnx"
-    for file in (source, source.with_suffix(".json")):
-        shutil.copy(file, copy.parent)
-    put_golden(copy)
-    return copy
+def model(fixed_graph: Path) -> Path:
+    """A graph with a fixed batch and golden frames; tests may not change it."""
+    return fixed_graph
 
 
 @pytest.fixture
@@ -67,7 +48,7 @@ def own_model(model: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def built(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[BuildResult, Path, list[str]]:
-    """An engine with the default options, its file, and what was said."""
+    """An engine with the default options, its file, and the printed lines."""
     lines: list[str] = []
     output = tmp_path_factory.mktemp("built") / "deep" / "fish.engine"
     return build_engine(model, output, RTX, say=lines.append), output, lines
@@ -93,7 +74,7 @@ def test_an_engine_has_manifest_golden_frames_and_report_beside_it(
     assert result.num_bytes == output.stat().st_size > 20_000
 
 
-def test_layer_times_without_a_gpu_are_said_to_be_missing(model: Path, tmp_path: Path) -> None:
+def test_layer_times_without_a_gpu_are_reported_as_missing(model: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     config = dataclasses.replace(RTX, profile=True)
     result = build_engine(model, tmp_path / "a.engine", config, say=lines.append)
@@ -102,7 +83,7 @@ def test_layer_times_without_a_gpu_are_said_to_be_missing(model: Path, tmp_path:
         assert "the layers were not timed (--profile): there is no NVIDIA GPU or driver here" in lines
 
 
-def test_the_manifest_says_what_the_engine_was_built_with_and_for(built: tuple[BuildResult, Path, list[str]]) -> None:
+def test_the_manifest_describes_options_and_target_of_the_engine(built: tuple[BuildResult, Path, list[str]]) -> None:
     engine = built[0].manifest.engine
     assert engine is not None
     import tensorrt_rtx
@@ -133,7 +114,7 @@ def test_the_report_holds_options_phases_and_the_log_of_the_library(built: tuple
     assert report["tries"][0]["peak_mib"] > 20
 
 
-def test_an_engine_that_cannot_run_here_is_said_to_be_untried(built: tuple[BuildResult, Path, list[str]]) -> None:
+def test_an_engine_that_cannot_run_here_is_reported_as_untried(built: tuple[BuildResult, Path, list[str]]) -> None:
     result, output, lines = built
     if result.manifest.engine is not None and result.manifest.engine.gpu is not None:
         pytest.skip("there is a GPU here")
@@ -141,15 +122,15 @@ def test_an_engine_that_cannot_run_here_is_said_to_be_untried(built: tuple[Build
     assert f"edgerpn check {output.name} --against model.onnx --images DIR" in lines[-1]
 
 
-def test_a_dynamic_graph_gets_the_asked_batches_and_compute_capabilities(
-    exported: Callable[[str], Any], tmp_path: Path
+def test_a_dynamic_graph_gets_the_configured_batches_and_compute_capabilities(
+    small_graph: Callable[..., Path], tmp_path: Path
 ) -> None:
     capabilities = ("8.0", "8.6", "8.9", "12.0")
     config = BuildConfig(
         backend="tensorrt-rtx", batch=(1, 2, 4), compute_capabilities=capabilities, optimization_level=1,
         workspace_mib=512,
     )  # fmt: skip
-    result = build_engine(exported("single-level").file, tmp_path / "a.plan", config)
+    result = build_engine(small_graph(batch=None), tmp_path / "a.plan", config)
     engine = result.manifest.engine
     assert engine is not None
     assert engine.profile == ProfileSpec(min_batch=1, opt_batch=2, max_batch=4)
@@ -179,10 +160,13 @@ def test_a_compute_capability_that_the_library_lacks_is_refused_with_those_it_ha
         build_engine(model, tmp_path / "a.engine", config)
 
 
-def test_the_standard_nms_is_refused_before_the_build(exported: Callable[[str], Any], tmp_path: Path) -> None:
+def test_the_standard_nms_is_refused_before_the_build(own_model: Path) -> None:
+    manifest = edgerpn.manifest.read(own_model)
+    proposals = dataclasses.replace(manifest.proposals, nms="standard")
+    edgerpn.manifest.write(manifest.replace(target="onnxruntime", proposals=proposals), own_model)
     with pytest.raises(BuildError, match=r"exported for onnxruntime with the standard NMS.*--target tensorrt-rtx"):
-        build_engine(exported("standard").file, tmp_path / "a.engine", RTX)
-    assert not [*tmp_path.iterdir()]
+        build_engine(own_model, own_model.with_name("a.engine"), RTX)
+    assert not [*own_model.parent.glob("a.*")]
 
 
 def test_options_that_the_library_lacks_are_refused_together(model: Path, tmp_path: Path) -> None:
@@ -214,7 +198,7 @@ def test_a_damaged_onnx_file_with_a_manifest_of_its_own_is_refused_too(own_model
 
 
 def worker_failure(model: Path) -> str:
-    """What the child process says of a file that the parent's checks would not have let through."""
+    """The error of the child process for a file that the parent would refuse before."""
     request = {
         "command": "build",
         "library": "tensorrt-rtx",
@@ -230,9 +214,9 @@ def worker_failure(model: Path) -> str:
     return outcome.describe_end()
 
 
-def test_the_child_process_refuses_what_is_no_onnx_or_no_graph_of_ours(tmp_path: Path) -> None:
+def test_the_child_process_refuses_other_files_and_foreign_graphs(tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_text("not a graph at all")
-    assert "no ONNX file, or a damaged one" in worker_failure(tmp_path / "text.onnx")
+    assert "not an ONNX file, or damaged" in worker_failure(tmp_path / "text.onnx")
     shape = [1, 8]
     values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in ("x", "y")]
     graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "relu", values[:1], values[1:])

@@ -13,8 +13,8 @@ import onnx
 import pytest
 
 import edgerpn.manifest
-from edgerpn.export.engine.build import build_engine
-from edgerpn.export.engine.build_config import BuildConfig
+from edgerpn.export.engine.build import BuildResult, build_engine
+from edgerpn.export.engine.options import BuildConfig
 from edgerpn.export.export_config import ExportConfig
 from edgerpn.export.onnx.export import export_onnx
 from edgerpn.export.precision.reduce import Photographs, reduce_precision
@@ -28,6 +28,7 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 LEVELS = ("pyramid", "single-level")
 BATCHES = (1, "dynamic")
 SOURCES = (None, (96, 160))
+SMALL = ExportConfig(target="tensorrt-rtx", num_proposals=20, pre_nms=40, nms_iterations=8, max_ar_drop="off")
 
 
 def compile_engine(file: Path) -> tuple[int, list[str]]:
@@ -49,38 +50,61 @@ def compile_engine(file: Path) -> tuple[int, list[str]]:
     return (plan.nbytes if plan is not None else 0), []
 
 
+def in_precision(file: Path, precision: Precision, photographs: list[Path], folder: Path) -> Path:
+    """A float32 graph in another precision."""
+    if precision == "fp32":
+        return file
+    manifest = edgerpn.manifest.read(file)
+    config = dataclasses.replace(SMALL, precision=precision, batch=manifest.input.batch or "dynamic")
+    samples = Photographs(samples=photographs[:1], calibration=photographs)
+    proto = reduce_precision(onnx.load(file), config, spec=manifest.input, photographs=samples).proto
+    onnx.save(proto, folder / "model.onnx")
+    edgerpn.manifest.write(manifest.replace(precision=precision), folder / "model.onnx")
+    return folder / "model.onnx"
+
+
+def build(file: Path, output: Path, precision: Precision, batch: int | str) -> BuildResult:
+    """Builds an engine for every generation of GPUs, and checks what the build says of it."""
+    config = BuildConfig(backend="tensorrt-rtx", compute_capabilities=CAPABILITIES)
+    result = build_engine(file, output, config)
+    engine = result.manifest.engine
+    assert engine is not None
+    assert engine.compute_capabilities == CAPABILITIES
+    assert (result.manifest.precision, engine.profile.max_batch) == (precision, 8 if batch == "dynamic" else 1)
+    assert result.num_bytes > 20_000
+    assert result.report is not None
+    log = json.loads(result.report.read_text())["log"]
+    assert [line["text"] for line in log if line["severity"] in ("error", "internal_error")] == []
+    return result
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_an_export_of_each_precision_is_built_for_every_generation_of_gpus(
+    precision: Precision, exported: GetExport, photo_files: list[Path], tmp_path: Path
+) -> None:
+    file = in_precision(exported("portable").file, precision, photo_files, tmp_path)
+    build(file, tmp_path / "a.engine", precision, 1)
+
+
 @pytest.fixture(scope="module")
 def graph(
     checkpoints: dict[str, Path], photo_files: list[Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Path]:
-    """Exports a float32 graph, once for each form, and gives it in a precision."""
+    """Exports a float32 graph, once for each form."""
     made: dict[tuple[Any, ...], Path] = {}
 
-    def in_precision(precision: Precision, levels: str, batch: Any, source: tuple[int, int] | None) -> Path:
-        config = ExportConfig(
-            target="tensorrt-rtx", batch=batch, source_hw=source, num_proposals=20, pre_nms=40, nms_iterations=8,
-            max_ar_drop="off",
-        )  # fmt: skip
+    def export(levels: str, batch: Any, source: tuple[int, int] | None) -> Path:
         key = (levels, batch, source)
         if key not in made:
             made[key] = tmp_path_factory.mktemp("graph") / "model.onnx"
+            config = dataclasses.replace(SMALL, batch=batch, source_hw=source)
             export_onnx(checkpoints[levels], made[key], config, images=photo_files[:1])
-        if precision == "fp32":
-            return made[key]
-        return reduced(made[key], dataclasses.replace(config, precision=precision))
+        return made[key]
 
-    def reduced(file: Path, config: ExportConfig) -> Path:
-        manifest = edgerpn.manifest.read(file)
-        photographs = Photographs(samples=photo_files[:1], calibration=photo_files)
-        proto = reduce_precision(onnx.load(file), config, spec=manifest.input, photographs=photographs).proto
-        output = tmp_path_factory.mktemp("reduced") / "model.onnx"
-        onnx.save(proto, output)
-        edgerpn.manifest.write(manifest.replace(precision=config.precision), output)
-        return output
-
-    return in_precision
+    return export
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", SOURCES, ids=["letterboxed", "source"])
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("levels", LEVELS)
@@ -91,21 +115,15 @@ def test_every_form_of_an_export_is_built_for_every_generation_of_gpus(
     batch: Any,
     source: tuple[int, int] | None,
     graph: Callable[..., Path],
+    photo_files: list[Path],
     tmp_path: Path,
 ) -> None:
-    config = BuildConfig(backend="tensorrt-rtx", compute_capabilities=CAPABILITIES)
-    result = build_engine(graph(precision, levels, batch, source), tmp_path / "a.engine", config)
-    engine = result.manifest.engine
-    assert engine is not None
-    assert engine.compute_capabilities == CAPABILITIES
-    assert (result.manifest.precision, engine.profile.max_batch) == (precision, 8 if batch == "dynamic" else 1)
+    file = in_precision(graph(levels, batch, source), precision, photo_files, tmp_path)
+    result = build(file, tmp_path / "a.engine", precision, batch)
     assert result.manifest.input.source_hw == source
-    assert result.num_bytes > 20_000
-    assert result.report is not None
-    log = json.loads(result.report.read_text())["log"]
-    assert [line["text"] for line in log if line["severity"] in ("error", "internal_error")] == []
 
 
+@pytest.mark.slow
 def test_a_graph_with_the_standard_nms_does_not_compile(exported: GetExport, capfd: pytest.CaptureFixture[str]) -> None:
     # Why there is a portable form: if this ever compiles, it can be reconsidered.
     size, errors = compile_engine(exported("standard").file)

@@ -1,4 +1,4 @@
-"""When a builder counts as standing still, and when memory counts as short."""
+"""The watchdog of a builder, and the check for short memory."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from edgerpn.export.engine import watchdog as build_watchdog
-from edgerpn.export.engine.build_config import BuildConfig
-from edgerpn.export.engine.build_report import explain
-from edgerpn.export.engine.child import Outcome, run_worker
-from edgerpn.export.engine.watchdog import Watchdog, cpu_s, is_memory_short
+from edgerpn.export.engine import process as build_process
+from edgerpn.export.engine.options import BuildConfig
+from edgerpn.export.engine.process import BuildOutcome, Watchdog, cpu_s, is_memory_short, run_worker
+from edgerpn.export.engine.report import explain
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="CPU time is read in /proc")
 WAIT_S = 60.0
@@ -25,7 +24,7 @@ WAIT_S = 60.0
 
 @pytest.fixture
 def child() -> Iterator[Callable[[str], int]]:
-    """Starts Python programs that print a line when they are under way; returns their process ids."""
+    """Starts Python programs that print a line once they run; returns their process ids."""
     started: list[subprocess.Popen[bytes]] = []
 
     def start(program: str, limit: int | None = None) -> int:
@@ -46,7 +45,7 @@ def child() -> Iterator[Callable[[str], int]]:
 
 
 class Clock:
-    """Time that passes when it is told to."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
@@ -61,28 +60,28 @@ def clock() -> Clock:
 
 
 def stops_after(dog: Watchdog, clock: Clock, *, step_s: float = 0.5, at_most_s: float = 100.0) -> float | None:
-    """Seconds of looking until the watchdog says that the process has stopped."""
+    """Seconds until the watchdog reports a stall; None when it does not."""
     start_s = clock.now_s
     while clock.now_s - start_s < at_most_s:
         clock.now_s += step_s
-        if dog.has_stopped():
+        if dog.has_stalled():
             return clock.now_s - start_s
     return None
 
 
-def test_an_idle_and_silent_process_has_stopped_after_its_time(child: Callable[[str], int], clock: Clock) -> None:
+def test_an_idle_and_silent_process_stalls_after_its_time(child: Callable[[str], int], clock: Clock) -> None:
     dog = Watchdog(child("print('x', flush=True); input()"), 20.0, clock)
     assert stops_after(dog, clock) == 20.0
 
 
-def test_a_word_starts_the_time_anew(child: Callable[[str], int], clock: Clock) -> None:
+def test_an_event_restarts_the_time(child: Callable[[str], int], clock: Clock) -> None:
     dog = Watchdog(child("print('x', flush=True); input()"), 20.0, clock)
     assert stops_after(dog, clock, at_most_s=19.0) is None
-    dog.heard()
+    dog.reset()
     assert stops_after(dog, clock) == 20.0
 
 
-def test_a_silent_process_that_computes_has_not_stopped() -> None:
+def test_a_silent_process_that_computes_does_not_stall() -> None:
     pid = os.getpid()
     dog = Watchdog(pid, 1e-9)
     before = cpu_s(pid)
@@ -90,45 +89,45 @@ def test_a_silent_process_that_computes_has_not_stopped() -> None:
     deadline = time.monotonic() + WAIT_S
     while (used := cpu_s(pid)) is not None and used < before + 0.1 and time.monotonic() < deadline:
         sum(range(10000))
-    assert not dog.has_stopped()
+    assert not dog.has_stalled()
     time.sleep(0.01)
-    assert dog.has_stopped()  # no longer
+    assert dog.has_stalled()  # no longer
 
 
-def test_threads_that_wake_up_now_and_then_are_no_work(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_that_wake_up_now_and_then_do_not_count_as_work(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     # 0.4 ms in each second: what comes together in two minutes is more than a single look asks for.
-    monkeypatch.setattr(build_watchdog, "cpu_s", lambda pid: 1.0 + 0.0004 * clock.now_s)
+    monkeypatch.setattr(build_process, "cpu_s", lambda pid: 1.0 + 0.0004 * clock.now_s)
     assert stops_after(Watchdog(os.getpid(), 600.0, clock), clock, at_most_s=700.0) == 600.0
-    monkeypatch.setattr(build_watchdog, "cpu_s", lambda pid: 1.0 + 0.01 * clock.now_s)
+    monkeypatch.setattr(build_process, "cpu_s", lambda pid: 1.0 + 0.01 * clock.now_s)
     assert stops_after(Watchdog(os.getpid(), 20.0, clock), clock, at_most_s=700.0) is None
 
 
-def test_waiting_for_a_disk_is_not_standing_still(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_for_a_disk_is_not_a_stall(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     dog = Watchdog(os.getpid(), 20.0, clock)
-    monkeypatch.setattr(build_watchdog, "cpu_s", lambda pid: dog._cpu_s)
-    monkeypatch.setattr(build_watchdog, "is_waiting_for_disk", lambda pid: clock.now_s < 300)
+    monkeypatch.setattr(build_process, "cpu_s", lambda pid: dog._cpu_s)
+    monkeypatch.setattr(build_process, "is_waiting_for_disk", lambda pid: clock.now_s < 300)
     assert stops_after(dog, clock, at_most_s=400.0) == pytest.approx(319.5, abs=1)
 
 
-def test_a_process_that_waits_for_a_word_does_not_wait_for_a_disk(child: Callable[[str], int]) -> None:
+def test_a_process_that_waits_for_input_does_not_wait_for_a_disk(child: Callable[[str], int]) -> None:
     pid = child("print('x', flush=True); input()")
-    assert not build_watchdog.is_waiting_for_disk(pid)
-    assert not build_watchdog.is_waiting_for_disk(2**22 + 1)
+    assert not build_process.is_waiting_for_disk(pid)
+    assert not build_process.is_waiting_for_disk(2**22 + 1)
 
 
-def test_time_in_which_nobody_looked_does_not_count(child: Callable[[str], int], clock: Clock) -> None:
+def test_time_between_distant_looks_does_not_count(child: Callable[[str], int], clock: Clock) -> None:
     # As after Ctrl-Z, or a container that was paused: both processes stood still.
     dog = Watchdog(child("print('x', flush=True); input()"), 20.0, clock)
     clock.now_s += 3600.0
-    assert not dog.has_stopped()
+    assert not dog.has_stalled()
 
 
-def test_zero_seconds_turn_it_off(child: Callable[[str], int], clock: Clock) -> None:
+def test_zero_seconds_turn_the_watchdog_off(child: Callable[[str], int], clock: Clock) -> None:
     assert stops_after(Watchdog(child("print('x', flush=True); input()"), 0.0, clock), clock) is None
 
 
-def test_without_proc_nothing_is_noticed(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build_watchdog, "cpu_s", lambda pid: None)
+def test_without_proc_the_watchdog_never_acts(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build_process, "cpu_s", lambda pid: None)
     assert stops_after(Watchdog(os.getpid(), 20.0, clock), clock) is None
 
 
@@ -160,47 +159,47 @@ input()
 
 def test_memory_is_short_when_the_computer_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = {"MemTotal": 8000, "MemAvailable": 400}
-    monkeypatch.setattr(build_watchdog, "kib_fields", lambda file: numbers)
+    monkeypatch.setattr(build_process, "kib_fields", lambda file: numbers)
     assert is_memory_short(os.getpid())
     numbers["MemAvailable"] = 600
-    monkeypatch.setattr(build_watchdog, "_address_limit", lambda pid: None)
+    monkeypatch.setattr(build_process, "_address_limit", lambda pid: None)
     assert not is_memory_short(os.getpid())
 
 
-def test_standing_still_is_tried_with_less_memory_only_when_memory_was_the_reason() -> None:
-    outcome = Outcome(stood_still_s=120.0, status=-signal.SIGKILL)
+def test_a_stall_is_retried_with_less_memory_only_when_memory_was_the_cause() -> None:
+    outcome = BuildOutcome(stalled_s=120.0, status=-signal.SIGKILL)
     assert not outcome.is_out_of_memory
-    assert Outcome(stood_still_s=120.0, was_memory_short=True).is_out_of_memory
+    assert BuildOutcome(stalled_s=120.0, was_memory_short=True).is_out_of_memory
     outcome.log.add("error", "Error Code 2: OutOfMemory (Requested size was 1073741824 bytes.)")
     assert outcome.is_out_of_memory
 
 
-def test_a_builder_that_stood_still_is_explained() -> None:
-    outcome = Outcome(stood_still_s=120.0)
+def test_a_stalled_builder_is_explained() -> None:
+    outcome = BuildOutcome(stalled_s=120.0)
     outcome.events["progress"] = {"phase": "Building engine", "share": 0.2}
     text = explain(outcome)
-    assert text.startswith("the builder stood still: it said nothing and used no CPU time for 120 s")
+    assert text.startswith("the builder stalled: it sent nothing and used no CPU time for 120 s")
     assert "phase: Building engine" in text
     assert "close other programs" not in text
     outcome.was_memory_short = True
     text = explain(outcome)
-    assert "stood still with memory short" in text
+    assert "stalled with memory short" in text
     assert "close other programs" in text
 
 
-def test_an_import_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_import_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     # A library whose import waits for a driver that never answers.
     (tmp_path / "tensorrt_rtx.py").write_text("import time\ntime.sleep(3600)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     outcome = run_worker(
-        {"command": "probe", "backend": "tensorrt-rtx"}, on_event=lambda _: None, tick=lambda: None, stall_s=2.0
+        {"command": "probe", "backend": "tensorrt-rtx"}, on_event=lambda _: None, tick=lambda: None, stall_s=0.5
     )
-    assert outcome.stood_still_s == 2.0
-    assert "the builder stood still" in outcome.describe_end()
+    assert outcome.stalled_s == 0.5
+    assert "the builder stalled" in outcome.describe_end()
 
 
 @pytest.mark.parametrize("seconds", [-1.0, float("inf"), float("nan")])
-def test_only_a_time_of_zero_or_more_seconds_is_taken(seconds: float) -> None:
+def test_only_a_time_of_zero_or_more_seconds_is_accepted(seconds: float) -> None:
     with pytest.raises(ValueError, match="stall_s: expected 0 or more, got"):
         BuildConfig(stall_s=seconds)
 

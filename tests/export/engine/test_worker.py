@@ -1,4 +1,4 @@
-"""The child process of a build, and what only TensorRT or a GPU has, against a small stand-in of the library."""
+"""The child process of a build, and parts of TensorRT alone on small stand-ins."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import onnx
 import pytest
 
 import edgerpn.manifest
 from edgerpn.errors import BuildError
-from edgerpn.export.engine.build import probe
-from edgerpn.export.engine.build_config import BuildConfig
-from edgerpn.export.engine.child import run_worker
-from edgerpn.export.engine.compile import make_options
-from edgerpn.export.engine.preflight import check_graph
-from edgerpn.export.engine.timing_cache import TimingCache, timing_cache_file
+from edgerpn.export.engine.build import check_graph, probe
+from edgerpn.export.engine.cache import TimingCache, timing_cache_file
+from edgerpn.export.engine.libraries import BuildEnvironment, BuildMachine
+from edgerpn.export.engine.options import BuildConfig
+from edgerpn.export.engine.process import run_worker
+from edgerpn.export.engine.worker import make_options
 
 pytestmark = pytest.mark.rtx
 
@@ -38,7 +37,7 @@ class Cache:
 
 
 class Options:
-    """The part of IBuilderConfig that has to do with timing caches."""
+    """The part of IBuilderConfig for timing caches."""
 
     def create_timing_cache(self, data: bytes) -> Cache:
         return Cache()
@@ -58,14 +57,14 @@ def test_a_build_runs_as_process_1_as_in_a_container() -> None:
     if shutil.which("unshare") is None or subprocess.run([*NEW_SPACE, "true"], check=False).returncode:
         pytest.skip("process namespaces are not allowed here")
     program = (
-        "import os; from edgerpn.export.engine.build import probe; print(os.getpid(), probe('tensorrt-rtx')['library'])"
+        "import os; from edgerpn.export.engine.build import probe; print(os.getpid(), probe('tensorrt-rtx').library)"
     )
     done = probe_in_child("-c", program, before=tuple(NEW_SPACE))
     assert (done.returncode, done.stdout) == (0, "1 tensorrt-rtx\n"), done.stderr
 
 
 def test_a_worker_whose_parent_is_gone_ends_at_once() -> None:
-    # It is told of a parent that it does not have, as one is whose parent died before it started.
+    # The number is not that of its parent, as when the parent died before the worker started.
     done = probe_in_child("-m", WORKER, "1", str(os.getpid() + 1))
     assert (done.returncode, done.stdout) == (1, "")
 
@@ -88,7 +87,7 @@ def many_files() -> Iterator[None]:
 
 @pytest.mark.usefixtures("many_files")
 def test_a_program_with_thousands_of_open_files_can_build() -> None:
-    assert probe("tensorrt-rtx")["library"] == "tensorrt-rtx"
+    assert probe("tensorrt-rtx").library == "tensorrt-rtx"
 
 
 def test_engines_of_tensorrt_rtx_are_built_for_capture_in_cuda_graphs() -> None:
@@ -123,22 +122,21 @@ def test_a_timing_cache_that_cannot_be_read_or_written_is_one_note(tmp_path: Pat
     assert without.note is None
 
 
-def test_a_user_without_a_home_has_no_timing_cache_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_home_has_no_timing_cache_and_gets_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     def home() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", home)
-    probed = {"library": "tensorrt", "version": "10.3.0", "machine": {"gpu": "Orin", "compute_capability": "8.7"}}
-    file, note = timing_cache_file(BuildConfig(), probed)
+    machine = BuildMachine(platform="linux-aarch64", gpu="Orin", compute_capability="8.7")
+    environment = BuildEnvironment(library="tensorrt", version="10.3.0", cuda=None, machine=machine)
+    file, note = timing_cache_file(BuildConfig(), environment)
     assert file is None
-    assert "Could not determine home directory" in str(note)
+    assert "there is no home folder; name a file with --set timing_cache=FILE" in str(note)
 
 
-def test_an_operator_set_after_20_is_left_to_versions_that_may_read_it(
-    exported: Callable[[str], Any], tmp_path: Path
-) -> None:
-    source = exported("portable").file
+def test_an_operator_set_after_20_is_left_to_versions_that_may_read_it(fixed_graph: Path, tmp_path: Path) -> None:
+    source = fixed_graph
     proto = onnx.load(source)
     proto.opset_import[0].version = 21
     model = tmp_path / "model.onnx"
@@ -155,6 +153,6 @@ def test_an_operator_set_after_20_is_left_to_versions_that_may_read_it(
         assert "error: " not in str(told)
 
 
-def test_the_request_of_a_probe_is_answered_with_library_and_machine() -> None:
+def test_a_probe_returns_library_and_machine() -> None:
     outcome = run_worker({"command": "probe", "backend": "tensorrt-rtx"}, on_event=lambda _: None, tick=lambda: None)
     assert (outcome.status, sorted(outcome.events)) == (0, ["probed"])

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgerpn.errors import ExportError
 from edgerpn.export.limits.check import find_violations, refuse_violations
-from edgerpn.export.limits.graph_view import GraphView, level_anchors, read_onnx
+from edgerpn.export.limits.graph import read_onnx
 from edgerpn.targets import TARGETS, TargetName, oldest_target
 
 GetExport = Callable[[str], Any]
@@ -56,33 +56,16 @@ def three_levels(counts: tuple[int, int, int]) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 
 
-def test_levels_follow_from_the_manifest(exported: GetExport) -> None:
-    _, manifest = read_onnx(exported("portable").file)
-    assert manifest is not None
-    # 128x192 pixels at strides 8, 16 and 32, one anchor in each cell.
-    assert level_anchors(manifest) == (384, 96, 24)
-    view = GraphView(three_levels((100, 96, 24)), manifest)
-    for op in ("TopK", "NonMaxSuppression"):
-        assert [view.level(node) for node in view.nodes if node.op_type == op] == [0, 1, 2, None]
-    unknown = GraphView(three_levels((100, 96, 24)), None)
-    assert {unknown.level(node) for node in unknown.nodes} == {None}
-
-
-def test_counts_above_a_level_or_the_limit_are_named_with_the_level(exported: GetExport) -> None:
-    _, manifest = read_onnx(exported("portable").file)
-    found = find_violations(three_levels((100, 97, 4000)), JETPACK, manifest)
-    assert [(v.rule, v.level, v.found) for v in found if v.rule == "topk-axis"] == [
-        ("topk-axis", 1, "K = 97 of 96 anchors at stride 16"),
-        ("topk-axis", 2, "K = 4000 of 24 anchors at stride 32"),
+def test_counts_above_a_level_or_the_limit_are_refused() -> None:
+    found = find_violations(three_levels((100, 97, 4000)), JETPACK)
+    assert [(v.node, v.found) for v in found if v.rule == "topk-axis"] == [
+        ("TopK s1", "K = 97 of 96 elements"),
+        ("TopK s2", "K = 4000 of 24 elements"),
     ]
-    assert ("topk-limit", 2, "K = 4000 of 24 anchors at stride 32") in [(v.rule, v.level, v.found) for v in found]
-    assert [(v.level, v.severity) for v in found if v.rule == "varying-shape"] == [
-        (level, "warning") for level in (0, 1, 2, None)
-    ]
-    with pytest.raises(
-        ExportError, match=r"(?s)^here: \d+ things .*tensorrt-10\.3.*level 1: K = 97 of 96 anchors.*fix:"
-    ):
-        refuse_violations(three_levels((100, 97, 4000)), JETPACK, manifest, where="here")
+    assert ("topk-limit", "K = 4000 of 24 elements") in [(v.rule, v.found) for v in found]
+    assert [v.severity for v in found if v.rule == "varying-shape"] == ["warning"] * 4
+    with pytest.raises(ExportError, match=r"(?s)^here: tensorrt-10\.3 cannot run .*TopK s1: K = 97 of 96.*fix:"):
+        refuse_violations(three_levels((100, 97, 4000)), JETPACK, None, where="here")
 
 
 def test_warnings_do_not_stop_an_export(exported: GetExport) -> None:

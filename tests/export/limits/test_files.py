@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from edgerpn import manifest as manifests
 from edgerpn.errors import ArtifactMismatchError, EngineLoadError, ManifestError, ManifestVersionError
 from edgerpn.export.limits.check import find_violations
-from edgerpn.export.limits.graph_view import read_onnx
+from edgerpn.export.limits.graph import read_onnx
 from edgerpn.targets import TargetName
 
 GetExport = Callable[[str], Any]

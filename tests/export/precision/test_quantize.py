@@ -21,7 +21,7 @@ from edgerpn.export.photographs import calibration_images
 from edgerpn.export.precision.blocks import find_network
 from edgerpn.export.precision.calibration import (
     PERCENTILE,
-    Ranges,
+    CalibratedRanges,
     frames,
     measure_ranges,
     partial_session,
@@ -33,7 +33,9 @@ from edgerpn.targets import ExportTarget
 GetExport = Callable[[str], Any]
 
 
-def ranges_for(made: Any, images: list[Path], *, target: ExportTarget, method: Calibration = "percentile") -> Ranges:
+def ranges_for(
+    made: Any, images: list[Path], *, target: ExportTarget, method: Calibration = "percentile"
+) -> CalibratedRanges:
     proto = onnx.load(made.file)
     names = tensors_to_calibrate(proto, find_network(proto), target)
     return measure_ranges(proto, names, images, read(made.file).input, method=method)
@@ -88,7 +90,7 @@ def test_a_folder_without_photographs_is_refused(name: str, message: str, tmp_pa
         calibration_images(tmp_path / name)
 
 
-def test_an_unreadable_photograph_is_left_out_with_a_line(
+def test_an_unreadable_photograph_is_skipped_with_a_line(
     tmp_path: Path, exported: GetExport, photo_files: list[Path]
 ) -> None:
     broken = tmp_path / "broken.png"
@@ -100,7 +102,7 @@ def test_an_unreadable_photograph_is_left_out_with_a_line(
     ranges = measure_ranges(proto, names, images, spec, method="percentile", log=lines.append)
     assert ranges.num_images == 2
     assert len(lines) == 1
-    assert lines[0].startswith("left out: ")
+    assert lines[0].startswith("skipped: ")
     assert "broken.png" in lines[0]
     with pytest.raises(DataError, match="none of the 1 calibration images can be read"):
         measure_ranges(proto, names, [broken], spec, method="percentile")
@@ -248,6 +250,7 @@ def test_a_network_of_narrow_convolutions_is_refused(exported: GetExport) -> Non
         tensors_to_calibrate(proto, find_network(proto), "tensorrt")
 
 
+@pytest.mark.slow
 def test_a_fixed_batch_is_filled_up(tmp_path: Path, checkpoints: dict[str, Path], photo_files: list[Path]) -> None:
     file = tmp_path / "two.onnx"
     config = ExportConfig(target="tensorrt", batch=2, num_proposals=10, pre_nms=100)

@@ -175,8 +175,10 @@ def test_a_meter_measures_the_first_images_up_to_its_limit(exported: GetExport, 
 
 
 @pytest.mark.rtx
-@pytest.mark.parametrize("name", ["portable", "portable-source", "single-level"])
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize(
+    "name", ["portable", *(pytest.param(n, marks=pytest.mark.slow) for n in ("portable-source", "single-level"))]
+)
+@pytest.mark.parametrize("precision", [pytest.param("fp16", marks=pytest.mark.slow), "int8"])
 def test_a_reduced_graph_compiles_for_every_gpu(
     name: str, precision: str, exported: GetExport, photo_files: list[Path]
 ) -> None:

@@ -36,7 +36,7 @@ def quick_key_frames(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def no_key_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     """Does not open the second connection that looks for key frames."""
-    monkeypatch.setattr(key_frames, "find_key_frames", lambda config: key_frames.KeyFrames(why_unknown="not asked"))
+    monkeypatch.setattr(key_frames, "find_key_frames", lambda config: key_frames.KeyFrames(why_unknown="not measured"))
 
 
 @pytest.fixture

@@ -54,9 +54,3 @@ def until() -> Until:
         patience.wait_until(condition)
 
     return wait
-
-
-@pytest.fixture(scope="session")
-def within() -> Callable[[float, float], None]:
-    """Fails when something took longer than it may on a machine at rest."""
-    return patience.assert_within

@@ -77,7 +77,7 @@ def test_only_the_newest_full_files_are_kept_and_others_are_left_alone(tmp_path:
     assert all(other.exists() for other in others)
 
 
-def test_what_an_earlier_run_left_is_kept_without_its_broken_end(tmp_path: Path) -> None:
+def test_the_file_of_an_earlier_run_is_kept_without_its_broken_end(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(record(0).line + b'{"frame": 1, "fi')
     sink = RotatingLinesSink(JsonLinesConfig(path=str(path), rotate_mb=1.0))
@@ -159,7 +159,7 @@ def on_small_disk(program: str, folder: Path, *, size: str) -> subprocess.Comple
     )  # fmt: skip
 
 
-def test_lines_that_did_not_fit_are_told_exactly(tmp_path: Path) -> None:
+def test_lines_that_did_not_fit_are_counted_exactly(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     program = f"""
 import resource, signal
@@ -206,7 +206,7 @@ except SinkError as error:
     assert "standard output: cannot be written: Broken pipe" in done.stderr
 
 
-def test_not_delivered_errors_of_a_full_disk_tell_how_far_they_came() -> None:
+def test_errors_of_a_full_disk_hold_the_number_of_delivered_records() -> None:
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
     sink = RotatingLinesSink(JsonLinesConfig(path="/dev/full"))

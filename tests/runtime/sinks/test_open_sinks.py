@@ -120,7 +120,7 @@ def test_every_setting_is_documented() -> None:
         assert documented == set(cls.__dataclass_fields__)
 
 
-def test_all_problems_of_all_outputs_are_told_at_once() -> None:
+def test_all_problems_of_all_outputs_are_reported_at_once() -> None:
     tables: list[Any] = [
         {"kind": "jsonl"},
         {"kind": "jsnl", "path": "a"},
@@ -167,7 +167,7 @@ def test_another_package_adds_a_sink(make_result: MakeResult, make_event: Any, t
 
 
 @pytest.mark.usefixtures("doorbell")
-def test_a_package_that_does_not_fit_is_told_apart_from_a_wrong_kind() -> None:
+def test_a_package_that_does_not_fit_is_distinguished_from_a_wrong_kind() -> None:
     with pytest.raises(SinkError, match="output broken: doorbell:Nothing of another package does not import"):
         read_outputs([{"kind": "broken"}], source="test")
     with pytest.raises(SinkError, match="output wrong: doorbell:NotASink: expected a config_class"):

@@ -1,4 +1,4 @@
-"""Records: what a line holds, and that it obeys the schema."""
+"""Records: the fields of a line, and its schema."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def make_result() -> MakeResult:
     return make
 
 
-def test_a_record_holds_what_the_documentation_says(make_result: MakeResult) -> None:
+def test_a_record_holds_the_documented_fields(make_result: MakeResult) -> None:
     record = json.loads(json_line(make_result(7)))
     assert record == {
         "schema": SCHEMA, "type": "frame", "source": "cars.mp4", "frame": 7, "media_time_s": 0.233567,
@@ -98,13 +98,13 @@ def test_every_reason_of_a_capture_is_in_the_schema(validator: jsonschema.Draft2
 @pytest.mark.parametrize(
     "change", [{"schema": 1}, {"age_ms": -1.0}, {"speed": 1}, {"type": "event"}, {"captured_at": "noon"}]
 )
-def test_what_is_no_record_is_refused(
+def test_texts_other_than_records_are_refused(
     change: dict[str, object], make_result: MakeResult, validator: jsonschema.Draft202012Validator
 ) -> None:
     assert not validator.is_valid({**frame_record(make_result()), **change})
 
 
-def test_what_does_not_apply_to_an_event_is_left_out() -> None:
+def test_an_event_has_only_the_fields_that_apply() -> None:
     event = Event(kind="stalled", source="door", message="no frame", happened_at=0.5, reason="timeout", duration_s=2.0)
     assert event_record(event) == {
         "schema": SCHEMA, "type": "event", "event": "stalled", "source": "door",

@@ -99,8 +99,8 @@ def test_everything_arrives_in_order_and_close_waits_for_it(make_result: MakeRes
     assert (stats.name, stats.written, stats.queued, stats.dropped, stats.errors) == ("test notebook", 101, 0, 0, 0)
 
 
-def test_a_dead_consumer_costs_no_time_and_the_oldest_are_dropped_and_counted(
-    make_result: MakeResult, within: Any
+def test_writes_do_not_wait_for_a_dead_consumer_and_the_oldest_are_dropped_and_counted(
+    make_result: MakeResult,
 ) -> None:
     book = Notebook(batch_records=1)
     book.gate.clear()
@@ -108,10 +108,8 @@ def test_a_dead_consumer_costs_no_time_and_the_oldest_are_dropped_and_counted(
     sink.write(make_result(0))
     assert book.is_inside.wait(40)
     results = [make_result(index) for index in range(1, 501)]
-    start = time.perf_counter()
-    for result in results:
-        sink.write(result)
-    within(time.perf_counter() - start, 1.0)
+    write_all(sink, results)
+    # The gate is closed all the while.
     assert (sink.stats().queued, sink.stats().dropped) == (11, 490)
     book.gate.set()
     sink.close()
@@ -138,7 +136,7 @@ def test_under_block_nothing_is_dropped_by_a_slow_consumer(make_result: MakeResu
     assert book.frames == list(range(20))
 
 
-def test_block_gives_up_after_its_limit(make_result: MakeResult, within: Any) -> None:
+def test_block_gives_up_after_its_limit(make_result: MakeResult) -> None:
     book = Notebook(batch_records=1)
     book.gate.clear()
     sink = queued(book, policy="block", block_s=0.15, queue=1)
@@ -147,9 +145,7 @@ def test_block_gives_up_after_its_limit(make_result: MakeResult, within: Any) ->
     sink.write(make_result(1))
     start = time.monotonic()
     sink.write(make_result(2))
-    waited_s = time.monotonic() - start
-    assert waited_s > 0.1
-    within(waited_s, 1.0)
+    assert time.monotonic() - start > 0.1
     assert sink.stats().dropped == 1
     book.gate.set()
     sink.close()
@@ -171,7 +167,7 @@ def test_a_stop_signal_ends_blocking(make_result: MakeResult, until: Any) -> Non
 
 
 def test_closing_after_a_signal_keeps_to_its_limit_and_counts_the_rest(
-    make_result: MakeResult, caplog: pytest.LogCaptureFixture, within: Any
+    make_result: MakeResult, caplog: pytest.LogCaptureFixture, until: Any
 ) -> None:
     books = [Notebook(batch_records=1) for _ in range(3)]
     sinks = [queued(book) for book in books]
@@ -181,17 +177,16 @@ def test_closing_after_a_signal_keeps_to_its_limit_and_counts_the_rest(
         for index in range(5):
             sink.write(make_result(index))
     assert all(book.is_inside.wait(40) for book in books)
-    start = time.monotonic()
-    close_sinks(sinks, timeout_s=0.5)
-    within(time.monotonic() - start, 1.0)
-    for book, sink in zip(books, sinks, strict=True):
-        assert book.num_closed == 1
+    close_sinks(sinks, timeout_s=0.4)
+    assert all(book.is_interrupted for book in books)
+    until(lambda: [book.num_closed for book in books] == [1, 1, 1])
+    for sink in sinks:
         assert (sink.stats().written, sink.stats().dropped, sink.stats().queued) == (0, 5, 0)
     assert caplog.text.count("closing takes too long; 4 queued records or pictures are lost") == 3
 
 
 def test_a_consumer_that_hangs_for_ever_is_left_behind(
-    make_result: MakeResult, caplog: pytest.LogCaptureFixture, within: Any
+    make_result: MakeResult, caplog: pytest.LogCaptureFixture
 ) -> None:
     album = Album()
     gate = threading.Event()
@@ -199,14 +194,12 @@ def test_a_consumer_that_hangs_for_ever_is_left_behind(
     sink = queued(album, drain_s=0.1)
     sink.write(make_result(0))
     sink.write(make_result(1))
-    start = time.monotonic()
     sink.close()
-    within(time.monotonic() - start, 2.0)
     assert "does not answer and is left behind" in caplog.text
     gate.set()
 
 
-def test_what_was_not_delivered_comes_again_and_only_that(make_result: MakeResult, until: Any) -> None:
+def test_only_undelivered_records_are_delivered_again(make_result: MakeResult, until: Any) -> None:
     book = Notebook(batch_records=8)
     book.gate.clear()
     book.failures = [NotDeliveredError("full", num_done=3, retry_s=0.0), NotDeliveredError("full", retry_s=0.0)]
@@ -306,7 +299,7 @@ def test_a_record_is_as_old_as_at_its_emission_and_made_once_for_all_sinks(make_
     assert maker.make(make_result(1)) is not first
 
 
-def test_failures_are_logged_now_and_then_and_their_end_is_too(
+def test_failures_are_logged_once_a_minute_and_so_is_their_end(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO)

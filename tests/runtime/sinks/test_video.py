@@ -67,7 +67,7 @@ def test_a_single_picture_is_a_video_too(make_result: MakeResult, tmp_path: Path
     assert [len(levels(path)) for path in videos(tmp_path)] == [1]
 
 
-def test_files_are_as_long_as_told_and_hold_everything(make_result: MakeResult, tmp_path: Path) -> None:
+def test_files_have_the_configured_length_and_hold_everything(make_result: MakeResult, tmp_path: Path) -> None:
     sink = opened(tmp_path, is_live=False, fps=10.0, minutes=0.5 / 60)
     for index in range(23):
         sink.write(make_result(index, level=10 * index))
@@ -136,7 +136,7 @@ def test_another_size_begins_a_new_file(make_result: MakeResult, tmp_path: Path)
     assert [len(levels(path)) for path in videos(tmp_path)] == [2, 3, 1]
 
 
-def test_what_a_killed_run_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+def test_remains_of_a_killed_run_are_removed_and_nothing_else(tmp_path: Path) -> None:
     remains = tmp_path / ".door-20231114T221320.000Z.0a1b2c3d.avi"
     others = [tmp_path / name for name in (".hidden.avi", "door-20231114T221320.000Z.avi", ".a-b.0a1b2c3d.avi")]
     for path in (remains, *others):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,7 +21,7 @@ MakeResult = Callable[..., Result]
 
 
 class Server:
-    """Keeps what is posted; answers 200, or what is next in `answers` (status and headers; 0: silence)."""
+    """Keeps posted records; answers 200, or the next of `answers` (status and headers; 0: silence)."""
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, dict[str, str], Any]] = []
@@ -148,22 +147,18 @@ def test_redirects_are_not_followed_so_that_no_token_leaves(
     assert "a redirect, which is not followed" in sink.stats().last_error
 
 
-def test_a_silent_server_costs_no_time_and_closing_keeps_to_its_limit(
-    server: Server, make_result: MakeResult, until: Any, within: Any
+def test_neither_writes_nor_closing_wait_for_a_silent_server(
+    server: Server, make_result: MakeResult, until: Any
 ) -> None:
     server.answers = [(0, {})] * 10
     sink = opened(server.url, queue=20, timeout_s=30.0)
     sink.write(make_result(0))
     until(lambda: server.requests)
-    results = [make_result(index) for index in range(1, 200)]
-    start = time.perf_counter()
-    for result in results:
-        sink.write(result)
-    within(time.perf_counter() - start, 0.5)
+    for index in range(1, 200):
+        sink.write(make_result(index))
     assert sink.stats().dropped == 179
-    start = time.monotonic()
-    close_sinks([sink], timeout_s=0.6)
-    within(time.monotonic() - start, 1.0)
+    close_sinks([sink], timeout_s=0.3)
+    # The server would be silent for 30 s more.
     assert (sink.stats().written, sink.stats().dropped, sink.stats().queued) == (0, 200, 0)
 
 

@@ -1,4 +1,4 @@
-"""Sources that another package adds: its code runs in the capture process, and what it does wrong harms nobody."""
+"""Sources of other packages: their code runs in the capture process, where its faults harm nothing else."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ rtsp = counters:Counter
 
 @pytest.fixture(autouse=True)
 def counters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package with sources of its own, as pip would install it."""
+    """Installs a package of plugins, as pip would."""
     site = tmp_path / "site"
     info = site / "counters-1.5.dist-info"
     info.mkdir(parents=True)
@@ -110,24 +110,24 @@ def counters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     importlib.invalidate_caches()
 
 
-def test_a_url_of_another_packages_scheme_is_a_live_source_with_a_clock() -> None:
+def test_a_plugins_url_is_a_live_source_with_a_clock() -> None:
     assert parse_source("COUNT://lab/1").kind == "plugin"
     assert SourceConfig(source="count://lab/1").is_live
     assert parse_source("count://lab/1").has_clock
-    # What is ours stays ours.
+    # A plugin cannot replace a built-in scheme.
     assert parse_source("rtsp://lab/1").kind == "url"
     with pytest.raises(StreamOpenError, match=r"unknown URL scheme 'amount'; known: csi, file, .*, count, gone, rtsp"):
         parse_source("amount://lab/1")
     assert CaptureConfig(source="count://me:hunter2@lab/1").label == "count://***@lab/1"
 
 
-def test_its_frames_come_from_a_process_of_their_own_with_its_times(play: Make) -> None:
+def test_a_plugins_frames_come_from_a_separate_process_with_its_times(play: Make) -> None:
     player = play("count://lab", size_wh=(40, 30))
     connected = player.event("connected", 20.0)
     assert connected.size_wh == (40, 30)
     assert connected.fps == 50
     assert connected.is_live
-    assert connected.decoder == "counters:Counter of counters 1.5: it reads count:// URLs"
+    assert connected.decoder == "counters:Counter of counters 1.5, for count:// URLs"
     frames = [player.frame(20.0)[0] for _ in range(5)]
     for frame in frames:
         assert (frame.image == min(frame.index, 255)).all()
@@ -170,8 +170,9 @@ def test_grey_frames_and_new_sizes_are_taken(play: Make) -> None:
         ("hangs", "timeout", "no frame for"),
     ],
 )
-def test_what_goes_wrong_is_told_and_tried_again(does: str, reason: str, words: str, play: Make) -> None:
-    player = play(f"count://me:hunter2@lab?does={does}")
+def test_a_failure_is_reported_and_followed_by_a_reconnect(does: str, reason: str, words: str, play: Make) -> None:
+    limits = {"gap_s": 0.4, "stall_s": 0.8} if does == "hangs" else {}
+    player = play(f"count://me:hunter2@lab?does={does}", **limits)
     down = player.event("reconnecting", 30.0)
     assert (down.reason, words in down.message) == (reason, True)
     assert "hunter2" not in repr(player.events) + repr(player.capture.messages)
@@ -179,7 +180,7 @@ def test_what_goes_wrong_is_told_and_tried_again(does: str, reason: str, words: 
 
 
 @pytest.mark.parametrize(("does", "words"), [("crashes", "SIGABRT"), ("exits", "exit status 1")])
-def test_a_crash_of_its_code_is_an_event_and_the_frames_come_back(does: str, words: str, play: Make) -> None:
+def test_a_crash_of_a_plugin_is_an_event_and_the_frames_come_back(does: str, words: str, play: Make) -> None:
     player = play(f"count://lab?does={does}")
     error = player.event("error", 30.0)
     assert (error.reason, words in error.message) == ("crashed", True)
@@ -194,14 +195,14 @@ def test_a_crash_of_its_code_is_an_event_and_the_frames_come_back(does: str, wor
         ("wrong://lab", "counters:wrong: expected a FrameSource of edgerpn.runtime.sources, got a object"),
     ],
 )
-def test_what_can_never_work_ends_the_source(source: str, words: str, play: Make) -> None:
+def test_a_broken_plugin_ends_the_source(source: str, words: str, play: Make) -> None:
     player = play(source)
     assert words in player.event("error", 30.0).message
     player.event("ended")
     assert player.capture.is_exhausted
 
 
-def test_it_is_closed_when_the_run_ends_and_killed_when_it_hangs(play: Make, tmp_path: Path) -> None:
+def test_a_plugin_is_closed_at_the_end_and_killed_when_it_hangs(play: Make, tmp_path: Path) -> None:
     marker = tmp_path / "closed"
     player = play(f"count://lab?marker={marker}")
     player.frame(20.0)
@@ -218,7 +219,7 @@ def test_it_is_closed_when_the_run_ends_and_killed_when_it_hangs(play: Make, tmp
     assert not Path(f"/proc/{pid}").exists()
 
 
-def test_it_needs_no_opencv(play: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_plugin_needs_no_opencv(play: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "site" / "cv2.py").write_text("raise ImportError('not here')")
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     frame, _ = play("count://lab").frame(20.0)

@@ -84,7 +84,7 @@ class Client:
 
 
 class Answer:
-    """What came back."""
+    """The answer to a request."""
 
     def __init__(self, status: int, headers: Any, body: bytes) -> None:
         self.status = status

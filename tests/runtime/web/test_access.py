@@ -1,4 +1,4 @@
-"""Who is let in: hosts, origins, tokens and cookies; and settings of the page."""
+"""Access to the page: hosts, origins, tokens and cookies; and its settings."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_where_it_listens(text: str, address: tuple[str, int], is_loopback: bool
 
 
 @pytest.mark.parametrize("text", [":80", "host", "host:", "host:x", "host:65536", "::1:80", "[x]:80", "a b:80", "-1"])
-def test_what_is_no_address_is_refused(text: str) -> None:
+def test_texts_other_than_addresses_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="listen: expected HOST:PORT"):
         parse_listen(text)
 
@@ -136,7 +136,7 @@ def test_the_token_or_a_cookie_made_of_it_lets_in_and_nothing_else(
     session = access.new_session()
     assert TOKEN not in session
     assert access.is_allowed({}, {COOKIE: session})
-    # A restart with the same token throws nobody out; another token does.
+    # Cookies stay valid after a restart with the same token, and not with another one.
     assert AccessRules(HttpConfig(listen="127.0.0.1:0", token_file=token_file)).is_allowed({}, {COOKIE: session})
     end, _, mac = session.partition(".")
     for forged in (

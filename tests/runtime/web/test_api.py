@@ -137,7 +137,7 @@ def next_event(stream: Any) -> tuple[str, Any]:
     raise AssertionError("the stream has ended")
 
 
-def test_events_are_remembered_and_told_to_listeners(serve: Make, make_camera: Make) -> None:
+def test_events_are_remembered_and_sent_to_listeners(serve: Make, make_camera: Make) -> None:
     camera = make_camera()
     site = serve({"door": camera.url})
     site.until_up("door")
@@ -179,7 +179,7 @@ def test_pictures_come_one_by_one_and_as_a_stream_of_several_sources(
     site.until(lambda: site.hub.pictures.num_viewers == 0)
 
 
-def test_the_sliders_change_what_is_drawn_and_nothing_that_is_emitted(camera_site: Any, read_part: Make) -> None:
+def test_the_sliders_change_drawn_boxes_and_not_emitted_records(camera_site: Any, read_part: Make) -> None:
     site = camera_site
 
     def drawn(view: dict[str, Any], fits: Callable[[int], bool]) -> int:
@@ -296,7 +296,7 @@ def test_a_url_that_this_machine_connects_to_may_be_added(source: str) -> None:
     check_added({"source": source})
 
 
-def test_a_url_of_any_characters_stays_what_it_is(control_site: Any) -> None:
+def test_a_url_of_any_characters_is_kept_unchanged(control_site: Any) -> None:
     site = control_site
     body = {"name": "\U0001f600", "source": "http://127.0.0.1:9/\U0001f600"}
     assert site.client("POST", "/api/v1/sources", body=body).json["name"] == "\U0001f600"
@@ -305,7 +305,7 @@ def test_a_url_of_any_characters_stays_what_it_is(control_site: Any) -> None:
     assert site.client("DELETE", "/api/v1/sources", query={"name": "\U0001f600"}).status == 204
 
 
-def test_metrics_are_what_prometheus_reads(camera_site: Any, odd_name: str) -> None:
+def test_prometheus_can_read_the_metrics(camera_site: Any, odd_name: str) -> None:
     site, name = camera_site, odd_name
     num_encoded = site.hub.pictures.num_encoded
     answer = site.get("/metrics")
@@ -324,7 +324,7 @@ def test_metrics_are_what_prometheus_reads(camera_site: Any, odd_name: str) -> N
     assert opened.body.rstrip().endswith(b"# EOF")
 
 
-def test_a_model_that_hangs_is_told_and_so_is_its_end(bright_model: Make, serve: Make, make_camera: Make) -> None:
+def test_a_hanging_model_is_reported_and_so_is_its_recovery(bright_model: Make, serve: Make, make_camera: Make) -> None:
     model = bright_model()
     site = serve({"door": make_camera().url}, model=model, hung_s=0.3)
     site.until_up("door")
@@ -352,7 +352,7 @@ def test_the_charts_get_their_points_once(camera_site: Any) -> None:
     numbers = [sample[0] for sample in later["sources"][0]["samples"]]
     assert min(numbers) > first["sample"]
     assert len(later["sources"][0]["samples"][0]) == len(later["sampled"]) + 1
-    # The source that is down goes on to fail.
+    # The source that is down continues to fail.
     assert all(event["id"] > again["after_event"] for event in later["events"])
     assert site.get("/api/v1/status", query={"after_sample": "x"}).status == 400
 

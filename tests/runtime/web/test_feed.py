@@ -30,7 +30,7 @@ def result(index: int, source: str = "door") -> Result:
     return Result(proposals=proposals, frame=frame, stage_ms={"inference": 1.0}, age_ms=1.0)
 
 
-def test_a_slow_listener_loses_the_oldest_and_is_told_how_many() -> None:
+def test_a_slow_listener_loses_the_oldest_records_and_learns_how_many() -> None:
     feed = RecordFeed()
     wakes: list[int] = []
     listener = RecordListener([], [], lambda: wakes.append(1))
@@ -50,7 +50,7 @@ def test_a_slow_listener_loses_the_oldest_and_is_told_how_many() -> None:
     assert (feed.num_dropped, feed.num_listeners) == (10, 0)
 
 
-def test_a_listener_gets_what_it_asked_for() -> None:
+def test_a_listener_gets_the_records_it_asked_for() -> None:
     feed = RecordFeed()
     door, events = RecordListener(["door"], ["frame"], lambda: None), RecordListener([], ["event"], lambda: None)
     feed.join(door)
@@ -128,7 +128,7 @@ def test_a_run_that_emits_and_ticks_no_more_hangs(made_hub: Any, monkeypatch: py
     assert made_hub.health() == (True, "ok")
 
 
-def test_what_is_wrong_with_the_page_does_not_reach_the_run(
+def test_failures_of_the_page_do_not_reach_the_run(
     made_hub: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: Any) -> None:

@@ -88,7 +88,7 @@ def test_without_viewers_nothing_is_drawn_or_encoded_and_next_to_nothing_copied(
     assert site.hub.pictures.num_encoded > 0
 
 
-def test_a_picture_is_encoded_once_for_all_who_watch(
+def test_a_picture_is_encoded_once_for_all_viewers(
     serve: Make, make_camera: Make, read_part: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copies = counted_copies(monkeypatch)
@@ -126,7 +126,7 @@ def test_the_rate_is_bounded_and_met_on_average(
     assert abs(len(copies) - 1.5 * min(camera_fps, 20)) <= 1
 
 
-def test_who_comes_first_gets_the_kept_picture_with_its_age(make_pictures: Make) -> None:
+def test_the_first_viewer_gets_the_kept_picture_with_its_age(make_pictures: Make) -> None:
     made = make_pictures()
     made.offer(result(7, age_s=5.0))
     assert made.newest("door") is None
@@ -135,7 +135,7 @@ def test_who_comes_first_gets_the_kept_picture_with_its_age(make_pictures: Make)
     assert (picture.frame, picture.is_live, picture.num_boxes) == (7, False, 2)
 
 
-def test_a_source_without_pictures_shows_that_it_has_none(make_pictures: Make) -> None:
+def test_a_source_without_frames_shows_a_blank_picture(make_pictures: Make) -> None:
     made = make_pictures()
     made.watch(["door"])
     picture = until(lambda: made.newest("door"))
@@ -177,7 +177,7 @@ def test_a_picture_that_no_newer_one_follows_is_marked_too(
     until(lambda: not made.newest("door").is_live)
 
 
-def test_a_removed_source_leaves_nothing_and_comes_back_for_who_still_watches(make_pictures: Make) -> None:
+def test_a_removed_source_leaves_nothing_and_comes_back_for_its_viewers(make_pictures: Make) -> None:
     made = make_pictures()
     made.offer(result(1))
     made.note(event("ended", "removed"))
@@ -224,7 +224,7 @@ def test_a_picture_that_cannot_be_drawn_is_one_picture_less(
     assert "cannot be drawn" in caplog.text
 
 
-def test_a_slow_viewer_skips_pictures_stalls_nobody_and_is_cut_off(
+def test_a_stuck_viewer_does_not_delay_others_and_is_aborted(
     serve: Make, make_camera: Make, read_part: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(streaming, "SEND_S", 1.0)
@@ -238,7 +238,7 @@ def test_a_slow_viewer_skips_pictures_stalls_nobody_and_is_cut_off(
         with site.client.open("/api/v1/stream.mjpeg") as stream:
             frames = [int(read_part(stream)[0]["x-frame"]) for _ in range(20)]
             before = site.row("door")["num_results"]
-            # The other one goes on meanwhile, and the stuck one is given up.
+            # The other viewer continues meanwhile, and the server aborts the stuck one.
             while site.hub.pictures.num_viewers > 1:
                 frames.append(int(read_part(stream)[0]["x-frame"]))
             assert site.row("door")["num_results"] > before
@@ -273,13 +273,13 @@ def test_a_viewer_that_has_paused_gets_few_old_pictures_and_then_the_newest(serv
         ):
             taken += paused.recv(65536)
     assert frames == sorted(frames)
-    # What waits on the way to a client is old when it comes: some 400 kB in our buffers and the kernel's, where it
-    # would be megabytes. A part that was old before it was sent is replaced by the newest.
+    # Our buffers and the kernel's hold about 400 kB of old pictures; without limits it would be megabytes. After them
+    # the newest picture follows.
     assert len(newest.jpeg) > 40_000
     assert len([frame for frame in frames if frame < newest.frame]) <= 12
 
 
-def test_what_is_kept_is_small_and_what_was_drawn_goes_with_the_last_viewer(make_pictures: Make) -> None:
+def test_kept_frames_are_small_and_drawn_ones_go_with_the_last_viewer(make_pictures: Make) -> None:
     made = make_pictures(max_width_px=64)
     made.offer(result(1, size_hw=(600, 800)))
     slot = made._sources["door"]
@@ -292,7 +292,7 @@ def test_what_is_kept_is_small_and_what_was_drawn_goes_with_the_last_viewer(make
     made.unwatch(["door"])
     until(lambda: slot.annotated is None and slot.annotated_of is None)
     assert (slot.picture, slot.pending) == (None, None)
-    # Who comes next still gets the last frame.
+    # The next viewer still gets the last frame.
     made.watch(["door"])
     assert until(lambda: made.newest("door")).frame == 2
 
@@ -330,5 +330,5 @@ def test_marks_take_the_colours_away_and_fit_pictures_of_any_size() -> None:
 @pytest.mark.parametrize(
     ("age_s", "text"), [(0.2, "0 s"), (119, "119 s"), (120, "2 min"), (7300, "2 h"), (3 * 86400, "3 d")]
 )
-def test_ages_are_told_in_units_for_people(age_s: float, text: str) -> None:
+def test_ages_have_units_for_people(age_s: float, text: str) -> None:
     assert age_text(age_s) == text

@@ -95,7 +95,7 @@ def test_one_file_runs_with_a_page_and_ends_as_without(command: Make, video_path
     assert sum(record["type"] == "frame" for record in records) == 40
 
 
-def test_a_run_with_control_may_begin_without_a_source_and_keeps_what_came_by_http(
+def test_a_run_with_control_starts_without_sources_and_keeps_those_added_by_http(
     command: Make, make_camera: Make, tmp_path: Path
 ) -> None:
     file = tmp_path / "streams.toml"
@@ -213,7 +213,7 @@ def test_a_source_of_the_network_has_the_defaults_of_the_file(tmp_path: Path) ->
 
 
 class Runner:
-    """Takes sources, and holds as many as it is told."""
+    """Keeps the sources that it gets."""
 
     def __init__(self) -> None:
         self.names: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""What a hostile client or page can do to a running server: nothing."""
+"""A hostile client or page cannot harm a running server."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def raw(address: tuple[str, int], request: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_every_answer_forbids_what_the_page_does_not_need(empty_site: Any, path: str) -> None:
+def test_every_answer_forbids_everything_that_the_page_does_not_need(empty_site: Any, path: str) -> None:
     headers = empty_site.get(path).headers
     policy = headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy
@@ -126,7 +126,7 @@ def test_a_form_or_script_of_another_page_adds_no_source(
         assert site.client("DELETE", "/api/v1/sources", query={"name": answer.json["name"]}).status == 204
 
 
-def test_what_is_too_much_or_no_json_is_refused(control_site: Any) -> None:
+def test_oversized_bodies_and_bodies_other_than_json_are_refused(control_site: Any) -> None:
     site = control_site
     json_type = {"Content-Type": "application/json"}
     for body, status in (
@@ -141,7 +141,7 @@ def test_what_is_too_much_or_no_json_is_refused(control_site: Any) -> None:
     assert site.get("/api/v1/events", query={"after": "9" * 5000}).status == 400
 
 
-def test_with_a_token_nothing_is_told_without_it(serve: Make, token_file: str, make_camera: Make) -> None:
+def test_with_a_token_no_answer_without_it_names_sources(serve: Make, token_file: str, make_camera: Make) -> None:
     site = serve({"door": make_camera().url, "yard": "http://127.0.0.1:9/x"}, token_file=token_file)
     bearer = {"Authorization": f"Bearer {TOKEN}"}
     site.until(lambda: site.get("/readyz").status == 200)
@@ -255,7 +255,9 @@ def test_many_silent_connections_use_up_neither_the_server_nor_the_process(serve
         b"GET /he",
     ],
 )
-def test_connections_that_dribble_lock_nobody_out(serve: Make, limit: Make, token_file: str, start: bytes) -> None:
+def test_connections_that_dribble_do_not_lock_others_out(
+    serve: Make, limit: Make, token_file: str, start: bytes
+) -> None:
     limits = limit(max_connections=10, request_s=0.5)
     site = serve(token_file=token_file)
     slow = [socket.create_connection(site.client.address, timeout=5) for _ in range(10)]
@@ -365,7 +367,7 @@ def test_a_route_that_fails_answers_json_and_fills_no_log(
     assert [bool(record.exc_info) for record in failed] == [True, False, False]
 
 
-def test_a_client_that_goes_in_the_midst_of_its_request_is_no_error(
+def test_a_client_that_goes_during_its_request_is_not_an_error(
     empty_site: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     site = empty_site

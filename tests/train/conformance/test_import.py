@@ -16,9 +16,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgerpn.train.import_torchvision import ARCHITECTURES, Imported, import_torchvision
+from edgerpn.train.import_torchvision import ARCHITECTURES, ImportedModel, import_torchvision
+from edgerpn.train.network.backbones import MOBILENET_NORM_EPS
 from edgerpn.train.network.detector import Detector
-from edgerpn.train.network.mobilenet import NORM_EPS
 from edgerpn.train.network.model import Rpn
 
 try:
@@ -104,7 +104,7 @@ class Pair(NamedTuple):
 
     model: Any
     file: Path
-    imported: Imported
+    imported: ImportedModel
     frames: Tensor
     images: Tensor
 
@@ -135,7 +135,7 @@ def pair(request: pytest.FixtureRequest, root: Path, tmp_path_factory: pytest.Te
     return Pair(model, file, imported, frames, images)
 
 
-def rpn_of(imported: Imported) -> Rpn:
+def rpn_of(imported: ImportedModel) -> Rpn:
     model = Rpn(imported.checkpoint.settings.model)
     model.load_state_dict(imported.checkpoint.weights)
     return model.eval()
@@ -143,7 +143,7 @@ def rpn_of(imported: Imported) -> Rpn:
 
 def test_logits_and_deltas_are_torchvisions_in_double_precision(pair: Pair) -> None:
     # With an epsilon that is ours already no weight is touched, and double precision leaves no doubt.
-    eps = NORM_EPS if pair.imported.architecture.startswith("mobilenet") else 1e-5
+    eps = MOBILENET_NORM_EPS if pair.imported.architecture.startswith("mobilenet") else 1e-5
     model = copy.deepcopy(pair.model).double()
     for norm in model.modules():
         if hasattr(norm, "running_var"):

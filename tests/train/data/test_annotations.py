@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from edgerpn.errors import DataError
-from edgerpn.train.data.annotations import clip_box, parse_boxes, parse_images, parse_json
-from edgerpn.train.data.problems import Problems
+from edgerpn.train.data.annotations import Problems, clip_box, parse_boxes, parse_images, parse_json
 
 FILE = Path("train.json")
 KNOWN = {1: None, 2: None, 3: None}

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgerpn.train.data.augment import AugmentConfig, View, apply, augment, sample
+from edgerpn.train.data.augment import AugmentConfig, RandomView, apply_view, draw_view
 
 NONE = np.zeros((0, 4), np.float32)
-PLAIN = View(flip=False, scale=1.0, log_aspect=0.0, place_xy=(0.0, 0.0), color=None)
+PLAIN = RandomView(flip=False, scale=1.0, log_aspect=0.0, place_xy=(0.0, 0.0), color=None)
 GEOMETRY = AugmentConfig(color_probability=0.0, min_visible=0.0)
 
 
@@ -23,15 +23,22 @@ def boxes(*rows: list[float]) -> npt.NDArray[np.float32]:
     return np.array(rows, np.float32).reshape(-1, 4)
 
 
+def augment(
+    image: np.ndarray, boxes: np.ndarray, ignored: np.ndarray, *, rng: np.random.Generator, **options: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draws a view and applies it."""
+    return apply_view(draw_view(options["config"], rng), image, boxes, ignored, **options)
+
+
 def black(height: int, width: int) -> npt.NDArray[np.uint8]:
     return np.zeros((height, width, 3), np.uint8)
 
 
 def show(
-    view: View, marked: npt.NDArray[np.float32], **config: Any
+    view: RandomView, marked: npt.NDArray[np.float32], **config: Any
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """The boxes of an image of 200 x 100 in a view of 100 x 100; it fits at half its size."""
-    return apply(view, black(100, 200), marked, NONE, out_hw=(100, 100), config=AugmentConfig(**config))[1:]
+    return apply_view(view, black(100, 200), marked, NONE, out_hw=(100, 100), config=AugmentConfig(**config))[1:]
 
 
 # Fit = min(100 / 100, 100 / 200) = 0.5. At scale 1 the image is 100 x 50, with a play of 50 rows: place 0.5 of the
@@ -87,7 +94,7 @@ def test_boxes_too_small_in_the_view_are_dropped() -> None:
 
 def test_ignore_regions_are_mapped_and_clipped_and_never_become_objects() -> None:
     view = dataclasses.replace(PLAIN, scale=2.0)
-    _, shown, ignored = apply(
+    _, shown, ignored = apply_view(
         view, black(100, 200), NONE, boxes([90, 10, 190, 50]), out_hw=(100, 100), config=AugmentConfig()
     )
     assert shown.shape == (0, 4)
@@ -150,7 +157,7 @@ def test_boxes_stay_inside_the_view_and_inputs_stay_as_they_were(seed: int, hw: 
 def test_what_is_shown_is_surrounded_by_the_letterbox_grey_whatever_the_colours() -> None:
     view = dataclasses.replace(PLAIN, scale=0.5, place_xy=(0.5, 0.5), color=(1.2, 0.8, 1.3, 0.1))
     image = np.full((100, 200, 3), 60, np.uint8)
-    canvas, _, _ = apply(view, image, NONE, NONE, out_hw=(100, 100), config=AugmentConfig())
+    canvas, _, _ = apply_view(view, image, NONE, NONE, out_hw=(100, 100), config=AugmentConfig())
     # 50 x 25 pixels at column int(0.5 * 51) and row int(0.5 * 76).
     inside = np.zeros((100, 100), bool)
     inside[38:63, 25:75] = True
@@ -161,7 +168,7 @@ def test_what_is_shown_is_surrounded_by_the_letterbox_grey_whatever_the_colours(
 def tint(pixel: tuple[int, int, int], color: tuple[float, float, float, float]) -> npt.NDArray[np.uint8]:
     image = np.full((8, 8, 3), pixel, np.uint8)
     view = dataclasses.replace(PLAIN, color=color)
-    canvas, _, _ = apply(view, image, NONE, NONE, out_hw=(8, 8), config=AugmentConfig())
+    canvas, _, _ = apply_view(view, image, NONE, NONE, out_hw=(8, 8), config=AugmentConfig())
     assert (canvas == canvas[0, 0]).all()
     return canvas[0, 0]
 
@@ -209,7 +216,7 @@ def test_the_same_chance_gives_the_same_view() -> None:
 def test_views_follow_the_ranges_of_the_config() -> None:
     rng = np.random.default_rng(0)
     config = AugmentConfig(flip_probability=0.25, scale_range=(0.5, 2.0), color_probability=0.5)
-    views = [sample(config, rng) for _ in range(2000)]
+    views = [draw_view(config, rng) for _ in range(2000)]
     scales = np.log2([view.scale for view in views])
     assert -1 <= scales.min() < -0.98
     assert 0.98 < scales.max() <= 1

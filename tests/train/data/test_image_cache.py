@@ -12,7 +12,7 @@ import torch
 
 from edgerpn.errors import DataError
 from edgerpn.train.data import image_cache
-from edgerpn.train.data.augment import AugmentConfig, sample, scale_limits
+from edgerpn.train.data.augment import AugmentConfig, draw_view, scale_limits
 from edgerpn.train.data.coco import ImageRecord
 from edgerpn.train.data.image_cache import ImageCache, cache_bytes, reduction_for
 from edgerpn.train.data.loader import DataConfig, TrainLoader
@@ -89,7 +89,7 @@ def test_the_reductions_of_all_views_are_foreseen() -> None:
     config = AugmentConfig()
     low, high = scale_limits(config, (263, 401), (64, 96))
     rng = np.random.default_rng(0)
-    scales = [max(sample(config, rng).scale_xy((263, 401), (64, 96))) for _ in range(500)]
+    scales = [max(draw_view(config, rng).scale_xy((263, 401), (64, 96))) for _ in range(500)]
     assert low <= min(scales) < 1.1 * low
     assert high >= max(scales) > high / 1.1
     assert [reduction_for(scale) for scale in (0.1, 0.125, 0.126, 0.25, 0.3, 0.5, 0.6, 2.0)] == [8, 8, 4, 4, 2, 2, 1, 1]

@@ -20,11 +20,10 @@ import torch
 
 from edgerpn import settings
 from edgerpn.errors import DataError
-from edgerpn.train.data.augment import AugmentConfig
-from edgerpn.train.data.batch import Batch
+from edgerpn.train.data.augment import AugmentConfig, draw_tiles
+from edgerpn.train.data.batch import TrainBatch
 from edgerpn.train.data.coco import ImageRecord
-from edgerpn.train.data.loader import DataConfig, TrainLoader, _Plan
-from edgerpn.train.data.mosaic import draw_tiles
+from edgerpn.train.data.loader import DataConfig, TrainLoader, _BatchPlan
 
 # Where tests run on one core, the DataLoader has its opinion about two workers.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -64,7 +63,7 @@ def config_with(workers: int = 0, batch_size: int = 4, augment: AugmentConfig = 
     return DataConfig(input_hw=CONFIG.input_hw, batch_size=batch_size, workers=workers, augment=augment)
 
 
-def assert_same(found: Iterable[Batch], expected: Iterable[Batch]) -> None:
+def assert_same(found: Iterable[TrainBatch], expected: Iterable[TrainBatch]) -> None:
     for one, other in zip(found, expected, strict=True):
         assert one.image_ids == other.image_ids
         for name in ("images", "gt_boxes", "gt_mask", "ignore_boxes", "ignore_mask"):
@@ -116,13 +115,13 @@ def test_an_epoch_left_in_the_middle_does_not_disturb_the_next(records: list[Ima
 
 def test_workers_read_on_into_the_next_epoch(records: list[ImageRecord], monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, int]] = []
-    keys_of = _Plan.keys_of
+    keys_of = _BatchPlan.keys_of
 
-    def note(plan: _Plan, epoch: int, start_batch: int) -> object:
+    def note(plan: _BatchPlan, epoch: int, start_batch: int) -> object:
         asked.append((epoch, start_batch))
         return keys_of(plan, epoch, start_batch)
 
-    monkeypatch.setattr(_Plan, "keys_of", note)
+    monkeypatch.setattr(_BatchPlan, "keys_of", note)
     with TrainLoader(records, config_with(workers=1), seed=1) as loader:
         list(loader.epoch(4, start_batch=1))
         assert asked == [(4, 1), (5, 0)]
@@ -224,7 +223,7 @@ def test_a_killed_worker_is_an_error_and_not_a_hang(records: list[ImageRecord], 
 TRAINING = """
 import pickle, sys, time
 from edgerpn.train.data.loader import DataConfig, TrainLoader
-from edgerpn.train.data.mosaic import draw_tiles
+from edgerpn.train.data.augment import draw_tiles
 if __name__ == "__main__":
     loader = TrainLoader(pickle.load(sys.stdin.buffer), DataConfig(workers=2), seed=1)
     next(loader.epoch(0))

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from edgerpn.errors import CheckpointError, ConfigError, MissingDependencyError
-from edgerpn.train.network.backbones import load_backbone_weights, make_backbone
+from edgerpn.train.network.backbones import make_backbone
 from edgerpn.train.network.layers import Backbone
+from edgerpn.train.network.weights import load_backbone_weights
 
 Shapes = dict[str, tuple[int, ...]]
 BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}

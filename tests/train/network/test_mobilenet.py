@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from edgerpn.errors import ConfigError
-from edgerpn.train.network.backbones import load_backbone_weights, make_backbone
+from edgerpn.train.network.backbones import HardSwish, SqueezeExcite, hard_sigmoid, make_backbone
 from edgerpn.train.network.layers import Backbone, fuse_batch_norm
-from edgerpn.train.network.mobilenet import HardSwish, SqueezeExcite, hard_sigmoid
+from edgerpn.train.network.weights import load_backbone_weights
 
 
 def build(*strides: int) -> Backbone:

@@ -247,10 +247,15 @@ def greedy_sets(boxes: np.ndarray, valid: np.ndarray, threshold: Fraction, label
     return keep
 
 
-@pytest.mark.parametrize("num_levels", [1, 3])
+KINDS = ["random", "clusters", "staircase", "shuffled staircase", "identical", "apart", "without area", "nested"]
+
+
 @pytest.mark.parametrize(
-    "kind",
-    ["random", "clusters", "staircase", "shuffled staircase", "identical", "apart", "without area", "nested"],
+    ("kind", "num_levels"),
+    [
+        *((kind, 1) for kind in KINDS),
+        *(pytest.param(kind, 3, marks=[] if kind == "random" else pytest.mark.slow) for kind in KINDS),
+    ],
 )
 def test_thousands_of_sets_are_suppressed_greedily(kind: str, num_levels: int) -> None:
     rng = np.random.default_rng(len(kind) + 100 * num_levels)

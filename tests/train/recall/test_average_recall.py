@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from edgerpn.errors import DataError
-from edgerpn.train.recall.average_recall import average_recall, format_table
-from edgerpn.train.recall.validation import coco_results
+from edgerpn.train.recall.average_recall import average_recall, coco_results, format_table
 
 Box = Sequence[float]
 Row = dict[str, Any]

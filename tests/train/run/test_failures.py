@@ -21,13 +21,14 @@ from edgerpn.train.checkpoint import Checkpoint, load_checkpoint
 from edgerpn.train.config import LoopConfig, TrainSettings, load_settings
 from edgerpn.train.run.batch_size import resolve_batch_size
 from edgerpn.train.run.device import choose_compute
-from edgerpn.train.run.failures import how_to_go_on, is_out_of_memory, more_passes
+from edgerpn.train.run.failures import how_to_resume, is_out_of_memory, next_larger_accumulate
 from edgerpn.train.run.folder import RunFolder
-from edgerpn.train.run.loop import TrainResult, train
+from edgerpn.train.run.loop import TrainResult, run_training
 from edgerpn.train.run.ranks import Ranks
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits and /proc as Linux has them")
 Start = Callable[..., TrainResult]
+Copy = Callable[[str], RunFolder]
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def start(data_folder: Path, tmp_path: Path, tiny_settings: Callable[..., TrainS
     """Trains into `tmp_path` / run with tiny settings and further `--set` texts."""
 
     def run(*overrides: str, **options: object) -> TrainResult:
-        return train(tiny_settings(*overrides), data=data_folder, out=tmp_path / "run", **options)  # type: ignore[arg-type]
+        return run_training(tiny_settings(*overrides), data=data_folder, output=tmp_path / "run", **options)  # type: ignore[arg-type]
 
     return run
 
@@ -56,7 +57,7 @@ def test_a_disk_that_is_full_for_a_while_costs_only_what_it_did_not_take(start: 
     folder = tmp_path / "run"
     limits = contextlib.ExitStack()
 
-    def say(line: str) -> None:
+    def log(line: str) -> None:
         said.append(line)
         if line.startswith("step 2,"):
             limits.enter_context(limit(resource.RLIMIT_FSIZE, 30_000))
@@ -64,7 +65,7 @@ def test_a_disk_that_is_full_for_a_while_costs_only_what_it_did_not_take(start: 
             limits.close()
 
     with limits:
-        result = start("loop.epochs=2", "loop.evaluations=4", "optimizer.learning_rate=1e-5", say=say)
+        result = start("loop.epochs=2", "loop.evaluations=4", "optimizer.learning_rate=1e-5", log=log)
     failures = [line for line in said if "the checkpoint could not be written: File too large" in line]
     assert [line.split(":")[0] for line in failures] == ["step 2", "step 4"]
     assert all("training goes on" in line for line in failures)
@@ -74,8 +75,8 @@ def test_a_disk_that_is_full_for_a_while_costs_only_what_it_did_not_take(start: 
     assert not list(folder.glob(".*")), "no temporary file is left"
 
 
-def test_a_disk_that_stays_full_ends_the_run_with_the_last_good_state(start: Start, tmp_path: Path) -> None:
-    done = start("loop.epochs=1")
+def test_a_disk_that_stays_full_ends_the_run_with_the_last_good_state(start: Start, copy_of_finished: Copy) -> None:
+    done = copy_of_finished("run")
     before = done.last.read_bytes()
     with (
         limit(resource.RLIMIT_FSIZE, 30_000),
@@ -92,9 +93,9 @@ import os, pathlib, resource, sys
 from edgerpn import settings
 from edgerpn.errors import TrainingStoppedError
 from edgerpn.train.config import TrainSettings
-from edgerpn.train.run.loop import train
+from edgerpn.train.run.loop import run_training
 
-def say(line):
+def log(line):
     if sys.argv[3] in line:
         pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
         size = pages * os.sysconf("SC_PAGE_SIZE") + (96 << 20)
@@ -102,7 +103,7 @@ def say(line):
 
 config = settings.load(TrainSettings, overrides=tuple(sys.argv[4:]))
 try:
-    train(config, data=pathlib.Path(sys.argv[1]), out=pathlib.Path(sys.argv[2]), say=say)
+    run_training(config, data=pathlib.Path(sys.argv[1]), output=pathlib.Path(sys.argv[2]), log=log)
 except TrainingStoppedError as error:
     print(error)
 """
@@ -124,7 +125,12 @@ LARGE = (
             "--set loop.accumulate=2, which needs about 50% of it and takes the same steps",
         ),
         # Nine images are no two halves.
-        (["data.batch_size=9"], "with 9 images a step in 1 part", "--set loop.accumulate=3, which needs about 33%"),
+        pytest.param(
+            ["data.batch_size=9"],
+            "with 9 images a step in 1 part",
+            "--set loop.accumulate=3, which needs about 33%",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_running_out_of_memory_names_the_way_on(
@@ -156,7 +162,7 @@ def test_running_out_of_memory_names_the_way_on(
 def test_the_passes_that_are_advised_are_accepted(
     batch_size: int, images_per_step: int, num_ranks: int, passes: int, expected: int | None
 ) -> None:
-    assert more_passes(batch_size, images_per_step, num_ranks, passes) == expected
+    assert next_larger_accumulate(batch_size, images_per_step, num_ranks, passes) == expected
     if expected is not None:
         settings = load_settings(overrides=(f"data.batch_size={batch_size}", f"loop.accumulate={expected}"))
         records: Any = [None] * images_per_step
@@ -200,7 +206,7 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(start: Start) -> No
     assert load_checkpoint(previous).step == 4
     part.last.write_bytes(part.last.read_bytes()[:-2000])
     said: list[str] = []
-    again = start("loop.epochs=3", "loop.evaluations=3", resume=True, say=said.append)
+    again = start("loop.epochs=3", "loop.evaluations=3", resume=True, log=said.append)
     assert any("last.pt" in line and "going on from last-previous.pt instead, of step 4" in line for line in said)
     found = load_checkpoint(again.last)
     assert found.step == 12
@@ -240,22 +246,22 @@ def test_a_damaged_checkpoint_is_not_kept_as_the_one_before(tmp_path: Path) -> N
     folder.last.write_bytes(b"half")
     again = RunFolder(tmp_path)
     assert again.read_last().step == 0
-    assert "last-previous.pt is whole" in how_to_go_on(again)
+    assert "last-previous.pt is whole" in how_to_resume(again)
     again.save(states[2])
     assert (load_checkpoint(again.last).step, load_checkpoint(again.previous).step) == (2, 0)
-    assert "last.pt is whole" in how_to_go_on(again)
+    assert "last.pt is whole" in how_to_resume(again)
     again.save(states[3])
     assert (load_checkpoint(again.last).step, load_checkpoint(again.previous).step) == (3, 2)
     # Its being there does not make a file whole.
     again.last.write_bytes(b"half")
-    assert "is whole" not in how_to_go_on(RunFolder(tmp_path))
+    assert "is whole" not in how_to_resume(RunFolder(tmp_path))
 
 
-def test_the_best_weights_count_when_they_were_written_and_only_the_state_was_not(start: Start, tmp_path: Path) -> None:
-    sizes = start("loop.epochs=1")
-    small, large = sizes.best.stat().st_size, sizes.last.stat().st_size
+def test_the_best_weights_count_when_they_were_written_and_only_the_state_was_not(
+    start: Start, tmp_path: Path, finished_run: Path
+) -> None:
+    small, large = ((finished_run / name).stat().st_size for name in ("best.pt", "last.pt"))
     assert 1.2 * small < large
-    shutil.rmtree(tmp_path / "run")
     with (
         limit(resource.RLIMIT_FSIZE, (small + large) // 2),
         pytest.raises(TrainingStoppedError, match=r"no last\.pt was written yet; start again in another folder"),
@@ -266,7 +272,7 @@ def test_the_best_weights_count_when_they_were_written_and_only_the_state_was_no
     shutil.rmtree(tmp_path / "run")
     limits = contextlib.ExitStack()
 
-    def say(line: str) -> None:
+    def log(line: str) -> None:
         if line.startswith("step 4,"):
             limits.enter_context(limit(resource.RLIMIT_FSIZE, (small + large) // 2))
         if "the checkpoint could not be written" in line:
@@ -274,7 +280,7 @@ def test_the_best_weights_count_when_they_were_written_and_only_the_state_was_no
             signal.raise_signal(signal.SIGINT)
 
     with limits:
-        result = start("loop.epochs=2", "loop.evaluations=2", say=say)
+        result = start("loop.epochs=2", "loop.evaluations=2", log=log)
     assert result.interrupted
     best, last = load_checkpoint(result.best), load_checkpoint(result.last)
     assert best.metrics == result.metrics
@@ -282,8 +288,8 @@ def test_the_best_weights_count_when_they_were_written_and_only_the_state_was_no
     assert (last.training or {})["progress"]["best_metrics"] == best.metrics
 
 
-def test_without_a_whole_checkpoint_resuming_says_what_to_do(start: Start) -> None:
-    done = start("loop.epochs=1")
+def test_without_a_whole_checkpoint_resuming_says_what_to_do(start: Start, copy_of_finished: Copy) -> None:
+    done = copy_of_finished("run")
     done.last.write_bytes(done.last.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match=r"There is no last-previous\.pt beside it .*or start a new run"):
         start("loop.epochs=2", resume=True)
@@ -294,7 +300,7 @@ def test_a_killed_data_worker_ends_the_run_with_its_state_saved(start: Start, tm
     before = {process.pid for process in multiprocessing.active_children()}
     killed: list[int] = []
 
-    def say(line: str) -> None:
+    def log(line: str) -> None:
         if line.startswith("step 8,"):
             for process in multiprocessing.active_children():
                 if process.pid not in before:
@@ -304,7 +310,7 @@ def test_a_killed_data_worker_ends_the_run_with_its_state_saved(start: Start, tm
 
     length = ("loop.epochs=8", "loop.evaluations=4")
     with pytest.raises(DataError, match=r"died .*\nStep \d+ is saved; go on with --resume"):
-        start(*length, "data.workers=1", say=say)
+        start(*length, "data.workers=1", log=log)
     assert killed
     saved = load_checkpoint(tmp_path / "run" / "last.pt").step
     assert 8 <= saved < 32
@@ -316,6 +322,6 @@ def test_a_run_saves_itself_between_evaluations(start: Start, tmp_path: Path) ->
     start(
         "loop.epochs=2",
         "loop.save_every_s=0",
-        say=lambda line: seen.append((tmp_path / "run" / "last.pt").exists()) if line.startswith("step 8,") else None,
+        log=lambda line: seen.append((tmp_path / "run" / "last.pt").exists()) if line.startswith("step 8,") else None,
     )
     assert seen == [True]

@@ -23,11 +23,12 @@ from edgerpn.train.checkpoint import load_checkpoint, load_model
 from edgerpn.train.config import TrainSettings
 from edgerpn.train.data.coco import read_coco
 from edgerpn.train.data.loader import TrainLoader
-from edgerpn.train.run.folder import read_log
-from edgerpn.train.run.loop import TrainResult, train
+from edgerpn.train.run.folder import RunFolder, read_log
+from edgerpn.train.run.loop import TrainResult, run_training
 
 MakeSettings = Callable[..., TrainSettings]
 Start = Callable[..., TrainResult]
+Copy = Callable[[str], RunFolder]
 # 24 steps, evaluated at 5, 10, 15, 20 and 24: interruptions there fall into the middle of an epoch.
 SHORT = ("loop.epochs=6", "loop.evaluations=5")
 
@@ -37,7 +38,7 @@ def start(data_folder: Path, tmp_path: Path, tiny_settings: MakeSettings) -> Sta
     """Trains into `tmp_path` / name with tiny settings and further `--set` texts."""
 
     def run(name: str, *overrides: str, **options: object) -> TrainResult:
-        return train(tiny_settings(*overrides), data=data_folder, out=tmp_path / name, **options)  # type: ignore[arg-type]
+        return run_training(tiny_settings(*overrides), data=data_folder, output=tmp_path / name, **options)  # type: ignore[arg-type]
 
     return run
 
@@ -55,7 +56,7 @@ def losses(history: list[dict[str, float]]) -> list[float]:
 
 
 def interrupt_at_first_evaluation(line: str) -> None:
-    """For `say`: sends the process a real SIGINT, once."""
+    """For `log`: sends the process a real SIGINT, once."""
     if line.startswith("step 5,"):
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -100,7 +101,7 @@ def test_one_batch_without_augmentation_is_learnt_by_heart(
         "optimizer.warmup_steps=5",
         "optimizer.ema_decay=0.0",
     )
-    result = train(tiny_settings(*overrides), data=folder, out=tmp_path / "run")
+    result = run_training(tiny_settings(*overrides), data=folder, output=tmp_path / "run")
     found = losses(result.history)
     assert len(found) == 120
     assert found[-1] < found[0] / 4
@@ -114,7 +115,7 @@ def uninterrupted(
 ) -> TrainResult:
     """A whole run with `SHORT`, to compare others with."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    return train(settings.load(TrainSettings, overrides=(*tiny_texts, *SHORT)), data=data_folder, out=out)
+    return run_training(settings.load(TrainSettings, overrides=(*tiny_texts, *SHORT)), data=data_folder, output=out)
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(start: Start, uninterrupted: TrainResult) -> None:
@@ -126,7 +127,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(start: Sta
 
 
 def test_a_resumed_run_ends_as_an_uninterrupted_one(start: Start, uninterrupted: TrainResult) -> None:
-    part = start("run", *SHORT, say=interrupt_at_first_evaluation)
+    part = start("run", *SHORT, log=interrupt_at_first_evaluation)
     assert part.interrupted
     assert load_checkpoint(part.last).step == 5
     assert not are_equal(weights(part.last), weights(uninterrupted.last))
@@ -144,6 +145,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(start: Start, uninterrupted:
     assert losses(whole.history) == pytest.approx(losses(uninterrupted.history), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_of_several_passes_a_step_ends_as_an_uninterrupted_one(start: Start) -> None:
     def interrupt(line: str) -> None:
         if line.startswith("step 3,"):
@@ -151,30 +153,30 @@ def test_a_resumed_run_of_several_passes_a_step_ends_as_an_uninterrupted_one(sta
 
     passes = ("loop.epochs=3", "loop.evaluations=4", "loop.accumulate=2", "assign.samples_per_image=32")
     whole = start("whole", *passes)
-    assert start("run", *passes, say=interrupt).interrupted
+    assert start("run", *passes, log=interrupt).interrupted
     again = start("run", *passes, resume=True)
     assert are_equal(weights(again.last), weights(whole.last))
     assert losses(again.history) == pytest.approx(losses(whole.history), rel=1e-5)
 
 
-def test_resuming_a_finished_run_changes_nothing(start: Start) -> None:
-    done = start("run")
-    before = weights(done.last)
-    again = start("run", resume=True)
+def test_resuming_a_finished_run_changes_nothing(start: Start, copy_of_finished: Copy) -> None:
+    done = copy_of_finished("run")
+    before, metrics = weights(done.last), load_checkpoint(done.best).metrics
+    again = start("run", "loop.epochs=1", resume=True)
     assert are_equal(weights(again.last), before)
-    assert again.metrics == done.metrics
+    assert again.metrics == metrics
     assert not again.interrupted
 
 
-def test_a_finished_run_can_be_lengthened(start: Start) -> None:
-    start("run", "loop.epochs=1")
+def test_a_finished_run_can_be_lengthened(start: Start, copy_of_finished: Copy) -> None:
+    copy_of_finished("run")
     longer = start("run", "loop.epochs=2", resume=True)
     assert load_checkpoint(longer.last).step == 8
     assert [row["step"] for row in longer.history if "loss" in row] == list(range(1, 9))
 
 
 def test_a_diverging_run_stops_and_names_step_images_and_checkpoint(
-    start: Start, data_folder: Path, tiny_settings: MakeSettings
+    start: Start, data_folder: Path, tiny_settings: MakeSettings, copy_of_finished: Copy
 ) -> None:
     config = tiny_settings().data
     records = read_coco(data_folder / "train.json", data_folder / "images").records
@@ -187,7 +189,7 @@ def test_a_diverging_run_stops_and_names_step_images_and_checkpoint(
     assert fresh.value.last_good is None
     assert list(fresh.value.image_ids) == batches[1]
 
-    good = start("good", "loop.epochs=1")
+    good = copy_of_finished("good")
     before = weights(good.last)
     with pytest.raises(TrainingDivergedError) as later:
         start("good", *wild, resume=True)
@@ -199,8 +201,8 @@ def test_a_diverging_run_stops_and_names_step_images_and_checkpoint(
     assert all(torch.isfinite(value).all() for value in before.values())
 
 
-def test_a_folder_that_holds_a_run_is_refused(start: Start) -> None:
-    done = start("run", "loop.epochs=1")
+def test_a_folder_that_holds_a_run_is_refused(start: Start, copy_of_finished: Copy) -> None:
+    done = copy_of_finished("run")
     before = done.last.read_bytes()
     with pytest.raises(ConfigError, match=r"holds a run already; go on with --resume"):
         start("run", "loop.epochs=1")
@@ -212,19 +214,20 @@ def test_there_must_be_something_to_resume(start: Start) -> None:
         start("run", resume=True)
 
 
-def test_resuming_with_another_network_is_refused(start: Start) -> None:
-    start("run", "loop.epochs=1")
+def test_resuming_with_another_network_is_refused(start: Start, copy_of_finished: Copy) -> None:
+    copy_of_finished("run")
     with pytest.raises(CheckpointError, match="does not fit these settings"):
         start("run", "loop.epochs=2", "model.head_channels=24", resume=True)
 
 
-def test_resuming_from_a_checkpoint_without_training_state_is_refused(start: Start) -> None:
-    done = start("run", "loop.epochs=1")
+def test_resuming_from_a_checkpoint_without_training_state_is_refused(start: Start, copy_of_finished: Copy) -> None:
+    done = copy_of_finished("run")
     shutil.copy(done.best, done.last)
     with pytest.raises(CheckpointError, match="no state to go on from"):
         start("run", "loop.epochs=2", resume=True)
 
 
+@pytest.mark.usefixtures("with_plots")
 def test_the_run_folder_holds_settings_log_and_plot(start: Start, tiny_settings: MakeSettings) -> None:
     result = start("run", "loop.epochs=3")
     out = result.last.parent
@@ -259,7 +262,7 @@ def test_a_run_by_the_clock_ends_with_an_evaluation(start: Start) -> None:
 
 def test_bad_data_is_refused_before_the_run_begins(tmp_path: Path, tiny_settings: MakeSettings) -> None:
     with pytest.raises(DataError, match=r"train\.json"):
-        train(tiny_settings(), data=tmp_path, out=tmp_path / "run")
+        run_training(tiny_settings(), data=tmp_path, output=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -275,6 +278,7 @@ def test_the_tensorboard_log_is_written(start: Start) -> None:
     assert list(result.last.parent.glob("events.out.tfevents.*"))
 
 
+@pytest.mark.slow
 def test_a_compiled_network_is_compiled_once_for_each_size_of_views(
     start: Start, uninterrupted: TrainResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:

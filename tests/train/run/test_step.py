@@ -12,9 +12,9 @@ import torch
 
 from edgerpn.errors import ConfigError
 from edgerpn.train.config import TrainSettings, load_settings
-from edgerpn.train.data.batch import Batch
+from edgerpn.train.data.batch import TrainBatch
 from edgerpn.train.data.coco import read_coco
-from edgerpn.train.data.loader import Share, TrainLoader
+from edgerpn.train.data.loader import BatchShare, TrainLoader
 from edgerpn.train.learning.assign import AssignConfig, assign, sample
 from edgerpn.train.learning.loss import rpn_losses
 from edgerpn.train.learning.optimizer import OptimizerConfig, scale_gradients, scaled_learning_rate
@@ -23,14 +23,14 @@ from edgerpn.train.run import step
 from edgerpn.train.run.batch_size import largest_that_fits, resolve_batch_size
 from edgerpn.train.run.device import choose_compute
 from edgerpn.train.run.folder import RunFolder
-from edgerpn.train.run.ranks import ALONE, Ranks
-from edgerpn.train.run.setup import RunRequest, read_material
-from edgerpn.train.run.state import Run
+from edgerpn.train.run.ranks import SINGLE_PROCESS, Ranks
+from edgerpn.train.run.setup import RunRequest, read_inputs
+from edgerpn.train.run.state import TrainingRun
 
 MakeSettings = Callable[..., TrainSettings]
 
 
-def expected_gradients(run: Run, batches: tuple[Batch, ...]) -> tuple[dict[str, torch.Tensor], float]:
+def expected_gradients(run: TrainingRun, batches: tuple[TrainBatch, ...]) -> tuple[dict[str, torch.Tensor], float]:
     """Of the losses over all images at once, whose passes through the network are those of the parts."""
     levels = [run.model(run.model.normalize(batch.images)) for batch in batches]
     logits_NA = torch.cat([torch.cat([logits for logits, _ in part], dim=1) for part in levels])
@@ -64,7 +64,9 @@ def expected_gradients(run: Run, batches: tuple[Batch, ...]) -> tuple[dict[str, 
 
 @pytest.mark.parametrize("samples", [0, 32])
 @pytest.mark.parametrize("passes", [1, 2, 4])
-def test_passes_have_the_gradients_of_one_batch(passes: int, samples: int, make_run: Callable[..., Run]) -> None:
+def test_passes_have_the_gradients_of_one_batch(
+    passes: int, samples: int, make_run: Callable[..., TrainingRun]
+) -> None:
     still = "data.augment={min_visible=0.0}"  # no ignore regions
     texts = (f"assign.samples_per_image={samples}", "data.batch_size=8", f"loop.accumulate={passes}", still)
     expecting, run = make_run("expected", *texts), make_run("run", *texts, "optimizer.max_grad_norm=1e9")
@@ -72,7 +74,7 @@ def test_passes_have_the_gradients_of_one_batch(passes: int, samples: int, make_
     assert [len(batch.images) for batch in batches] == [8 // passes] * passes
     expecting.model.train()
     grads, loss = expected_gradients(expecting, batches)
-    figures = step.check(run, step.take_step(run, batches))
+    figures = step.check_finite(run, step.take_step(run, batches))
     assert figures.loss == pytest.approx(loss, rel=1e-5)
     for name, parameter in run.model.named_parameters():
         assert parameter.grad is not None
@@ -121,7 +123,9 @@ def test_shares_make_up_the_batches_of_one_process(
         assert len({batch.images.shape for batch in expected}) == 2  # views of two sizes take turns
     shares = []
     for rank in range(ranks):
-        with TrainLoader(records, config, seed=1, share=Share(rank=rank, num_ranks=ranks, passes=passes)) as loader:
+        with TrainLoader(
+            records, config, seed=1, share=BatchShare(rank=rank, num_ranks=ranks, passes=passes)
+        ) as loader:
             assert (loader.batches_per_epoch, loader.batch_size) == (3, 4)
             shares.append([*loader.steps(3, start_batch=1), *loader.steps(4)])
     for number, batch in enumerate(expected):
@@ -137,7 +141,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(data_folder: Path, tiny_settin
     with pytest.raises(ConfigError, match=r"expected a multiple of 6 \(3 processes x loop.accumulate 2\).* got 4"):
         resolve_batch_size(tiny_settings("loop.accumulate=2"), records, three, compute, print)
     with pytest.raises(ValueError, match="at least one image for each of 6 parts"):
-        TrainLoader(records[:5], tiny_settings().data, seed=0, share=Share(num_ranks=3, passes=2))
+        TrainLoader(records[:5], tiny_settings().data, seed=0, share=BatchShare(num_ranks=3, passes=2))
 
 
 def test_a_batch_chosen_by_itself_brings_its_learning_rate_and_says_so(
@@ -147,7 +151,7 @@ def test_a_batch_chosen_by_itself_brings_its_learning_rate_and_says_so(
     said: list[str] = []
     settings = tiny_settings("data.batch_size=0", "optimizer.reference_batch_size=9", "optimizer.learning_rate=0.3")
     compute = choose_compute(settings.loop)
-    alone = resolve_batch_size(settings, records, ALONE, compute, said.append)
+    alone = resolve_batch_size(settings, records, SINGLE_PROCESS, compute, said.append)
     assert alone.data.batch_size == 9
     assert alone.optimizer.learning_rate == pytest.approx(0.3)
     # Four processes cannot share nine images: twelve, and the square root of 12/9 for AdamW.
@@ -170,13 +174,13 @@ def test_a_set_too_small_to_be_shared_is_refused_or_the_batch_fitted_to_it(
         resolve_batch_size(settings, records[:3], Ranks(size=4), compute, print)
     fitted = resolve_batch_size(settings, records[:5], Ranks(size=2), compute, print)
     assert fitted.data.batch_size == 4
-    with TrainLoader(records[:5], fitted.data, seed=0, share=Share(num_ranks=2)) as loader:
+    with TrainLoader(records[:5], fitted.data, seed=0, share=BatchShare(num_ranks=2)) as loader:
         assert loader.batch_size == 4
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
 def test_gradients_go_round_once_a_step_also_when_the_network_is_wrapped(
-    make_run: Callable[..., Run], tmp_path: Path
+    make_run: Callable[..., TrainingRun], tmp_path: Path
 ) -> None:
     run = make_run("run", "loop.accumulate=2")
     exchanged: list[int] = []
@@ -209,7 +213,7 @@ def test_gradients_go_round_once_a_step_also_when_the_network_is_wrapped(
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
 def test_norms_that_stay_per_process_are_named(
-    make_run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_run: Callable[..., TrainingRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class NormAct(torch.nn.BatchNorm2d):
         pass
@@ -224,7 +228,7 @@ def test_norms_that_stay_per_process_are_named(
     store = torch.distributed.FileStore(str(tmp_path / "store"), 1)  # type: ignore[attr-defined]
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
-        make_run("run", ranks=Ranks(size=2), say=said.append).loader.close()
+        make_run("run", ranks=Ranks(size=2), log=said.append).loader.close()
     finally:
         torch.distributed.destroy_process_group()
     assert [line for line in said if line.startswith("loop.sync_batch_norm: NormAct cannot be synchronised")]
@@ -237,11 +241,11 @@ def test_compiling_is_refused_with_several_processes(data_folder: Path, tmp_path
         folder=RunFolder(tmp_path / "run"),
         resume=False,
         backbone_weights=None,
-        say=print,
+        log=print,
     )
     with pytest.raises(ConfigError, match=r"loop\.compile: expected false with several processes, got true with 2"):
-        read_material(request, Ranks(size=2))
-    assert read_material(dataclasses.replace(request, settings=load_settings()), Ranks(size=2)).checkpoint is None
+        read_inputs(request, Ranks(size=2))
+    assert read_inputs(dataclasses.replace(request, settings=load_settings()), Ranks(size=2)).checkpoint is None
 
 
 def test_rates_grow_with_the_batch_by_the_kind_of_optimizer() -> None:

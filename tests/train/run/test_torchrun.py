@@ -20,8 +20,8 @@ from edgerpn.train.checkpoint import load_checkpoint
 from edgerpn.train.config import LoopConfig, TrainSettings
 from edgerpn.train.run.device import choose_compute
 from edgerpn.train.run.folder import read_log
-from edgerpn.train.run.loop import train
-from edgerpn.train.run.ranks import Ranks, ranks_from
+from edgerpn.train.run.loop import run_training
+from edgerpn.train.run.ranks import Ranks, ranks_from_environment
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available() or sys.platform != "linux", reason="needs torch.distributed and /proc"
@@ -118,7 +118,7 @@ def test_two_processes_equal_one_and_go_on_when_one_is_killed_or_all_are_stopped
     torchrun: Callable[..., Torchrun], data_folder: Path, tmp_path: Path, tiny_texts: tuple[str, ...]
 ) -> None:
     config = settings.load(TrainSettings, overrides=(*tiny_texts, *LENGTH))
-    alone = train(config, data=data_folder, out=tmp_path / "alone")
+    alone = run_training(config, data=data_folder, output=tmp_path / "alone")
 
     # One is killed: torchrun starts both again, and they find their way back by themselves.
     run = torchrun("run", LENGTH, restarts=1)
@@ -142,7 +142,7 @@ def test_two_processes_equal_one_and_go_on_when_one_is_killed_or_all_are_stopped
 
     # And taken up again, by one process.
     shared = losses(read_log(run.out / "log.csv"))
-    whole = train(config, data=data_folder, out=run.out, resume=True)
+    whole = run_training(config, data=data_folder, output=run.out, resume=True)
     expected = losses(alone.history)
     assert [row["step"] for row in whole.history if "loss" in row] == list(range(1, 81))
     assert shared[0] == pytest.approx(expected[0], rel=1e-5)
@@ -164,7 +164,7 @@ def drift(rank: int, folder: str) -> None:
     with torch.no_grad():
         layer.weight[1] += 0.25 * rank
     ranks = Ranks(rank=rank, size=2, local_rank=rank, local_size=2)
-    differences = [ranks.take_from_first(layer.state_dict().values()) for _ in range(2)]
+    differences = [ranks.broadcast_from_first(layer.state_dict().values()) for _ in range(2)]
     torch.save((differences, layer.state_dict()), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -217,7 +217,7 @@ def test_a_restart_takes_up_its_own_run_and_no_other(
     said: list[str] = []
 
     def start(*texts: str) -> None:
-        train(tiny_settings("loop.epochs=1", *texts), data=data_folder, out=tmp_path / "run", say=said.append)
+        run_training(tiny_settings("loop.epochs=1", *texts), data=data_folder, output=tmp_path / "run", log=said.append)
 
     restarted(run_id, 0)
     start()
@@ -236,6 +236,7 @@ def test_a_restart_takes_up_its_own_run_and_no_other(
         start()
 
 
+@pytest.mark.slow
 def test_a_restart_without_a_name_leaves_the_run_of_another_torchrun_alone(
     restarted: Callable[[str, int], None],
     data_folder: Path,
@@ -252,25 +253,25 @@ def test_a_restart_without_a_name_leaves_the_run_of_another_torchrun_alone(
     assert load_checkpoint(out / "last.pt").settings == config
     restarted("none", 1)
     with pytest.raises(ConfigError, match="holds a run already"):
-        train(config, data=data_folder, out=out)
+        run_training(config, data=data_folder, output=out)
 
 
 def test_without_torchrun_a_process_is_alone() -> None:
-    assert ranks_from({}) == Ranks()
-    assert ranks_from({}).is_first
+    assert ranks_from_environment({}) == Ranks()
+    assert ranks_from_environment({}).is_first
 
 
 def test_torchruns_environment_gives_the_place_of_a_process() -> None:
     environment = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
-    ranks = ranks_from({**environment, "TORCHELASTIC_RUN_ID": "abc", "TORCHELASTIC_RESTART_COUNT": "2"})
+    ranks = ranks_from_environment({**environment, "TORCHELASTIC_RUN_ID": "abc", "TORCHELASTIC_RESTART_COUNT": "2"})
     assert ranks == Ranks(rank=5, size=8, local_rank=1, local_size=4, run_id="abc", run_key="abc", restarts=2)
-    unnamed = ranks_from({**environment, "TORCHELASTIC_RUN_ID": "none"})
+    unnamed = ranks_from_environment({**environment, "TORCHELASTIC_RUN_ID": "none"})
     assert not unnamed.is_named
     assert unnamed.run_key != "none"
     assert not ranks.is_first
     for broken in ({**environment, "LOCAL_RANK": "one"}, {"RANK": "0", "WORLD_SIZE": "2"}):
         with pytest.raises(ConfigError, match="start with `torchrun -m edgerpn train"):
-            ranks_from(broken)
+            ranks_from_environment(broken)
 
 
 def test_processes_choose_their_gpus_themselves() -> None:

@@ -1,0 +1,100 @@
+"""Settings of an engine build, and the tries that follow when memory runs out."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from edgerpn.targets import LIBRARIES, EngineLibrary
+
+Backend = Literal["auto", EngineLibrary]
+
+BACKENDS: tuple[Backend, ...] = ("auto", *LIBRARIES)
+DEFAULT_BATCH = (1, 1, 8)
+DEFAULT_STALL_S = 120.0
+MAX_TRIES = 4
+"""Builds that are tried at most when memory runs out."""
+SMALL_WORKSPACE_MIB = 1024
+"""First limit that is tried after the library's own choice ran out of memory, MiB."""
+LEAST_WORKSPACE_MIB = 64
+"""Smallest limit that is tried, MiB; TensorRT-RTX refuses the portable NMS of 1000 boxes with 1 MiB."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildConfig:
+    """Library, target and options of an engine build."""
+
+    backend: Backend = "auto"
+    """Library; `auto`: TensorRT where it imports and sees a GPU, else TensorRT-RTX."""
+    compute_capabilities: tuple[str, ...] = ()
+    """tensorrt-rtx: GPUs to build for, such as 8.6; empty: the library's choice (8.0, 8.6, 8.9, 12.0 and later)."""
+    batch: tuple[int, int, int] | None = None
+    """Smallest batch, the one to tune for, and the largest, for a graph with a dynamic batch; not set: 1, 1, 8."""
+    workspace_mib: int | None = None
+    """Limit of the builder's workspace, MiB; not set: the library's default (all of the GPU's memory)."""
+    optimization_level: int | None = None
+    """0 (fastest build) to 5 (longest search); not set: the library's default, 3."""
+    timing_cache: str | None = None
+    """tensorrt: file of kernel timings, or `off`; not set: a shared one in the user's cache folder."""
+    version_compatible: bool = False
+    """tensorrt: whether newer versions of the library may run the engine."""
+    hardware_compatible: bool = False
+    """tensorrt: whether every GPU since Ampere may run the engine; not for Jetson."""
+    dla_core: int | None = None
+    """tensorrt: DLA core to build for; the GPU runs the layers that it cannot."""
+    tf32: bool = False
+    """True if float32 convolutions may round to TF32."""
+    profile: bool = False
+    """True if the time of each layer is measured after the build; needs a GPU."""
+    stall_s: float = DEFAULT_STALL_S
+    """Seconds without progress and without CPU time after which the watchdog kills a builder; 0: never."""
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        smallest, tuned, largest = self.batch or DEFAULT_BATCH
+        if not 1 <= smallest <= tuned <= largest:
+            raise ValueError(f"batch: expected 1 <= MIN <= OPT <= MAX, got {self.batch}")
+        if self.workspace_mib is not None and self.workspace_mib < 1:
+            raise ValueError(f"workspace_mib: expected at least 1, got {self.workspace_mib}")
+        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
+            raise ValueError(f"optimization_level: expected 0 to 5, got {self.optimization_level}")
+        if self.dla_core is not None and self.dla_core < 0:
+            raise ValueError(f"dla_core: expected 0 or more, got {self.dla_core}")
+        if not 0 <= self.stall_s < math.inf:
+            raise ValueError(f"stall_s: expected 0 or more, got {self.stall_s}")
+        for capability in self.compute_capabilities:
+            if not re.fullmatch(r"\d{1,2}\.\d", capability):
+                raise ValueError(f"compute_capabilities: expected texts such as '8.6', got {capability!r}")
+
+    def problems(self, library: EngineLibrary) -> list[str]:
+        """Lists the settings that `library` does not have, a line for each."""
+        lacks = LIBRARIES[library].lacks
+        given = {name: getattr(self, name) for name in lacks}
+        # By identity: the DLA core 0 equals False.
+        asked = [name for name, value in given.items() if value not in (None, "off", ()) and value is not False]
+        return [f"{name}: {lacks[name]}" for name in asked]
+
+    def attempts(self) -> list[BuildConfig]:
+        """This configuration and those to try after it, in order, when memory runs out."""
+        level = 3 if self.optimization_level is None else self.optimization_level
+        asked = self.workspace_mib
+        first = SMALL_WORKSPACE_MIB if asked is None else min(asked, max(LEAST_WORKSPACE_MIB, asked // 2))
+        smaller = min(first, max(LEAST_WORKSPACE_MIB, first // 4))
+        steps = [
+            self,
+            dataclasses.replace(self, workspace_mib=first),
+            dataclasses.replace(self, workspace_mib=smaller, optimization_level=min(level, 2)),
+            dataclasses.replace(self, workspace_mib=smaller, optimization_level=0),
+        ]
+        return list(dict.fromkeys(steps))[:MAX_TRIES]
+
+    def describe(self) -> str:
+        """Workspace and optimization level as text."""
+        workspace = (
+            "the default workspace" if self.workspace_mib is None else f"a workspace of {self.workspace_mib} MiB"
+        )
+        level = "the default" if self.optimization_level is None else str(self.optimization_level)
+        return f"{workspace}, optimization level {level}"

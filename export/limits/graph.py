@@ -1,0 +1,162 @@
+"""An ONNX file as the rules of `edgerpn.export.limits.rules` read it: nodes, constants, types and shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx.inliner
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+from edgerpn import manifest as manifests
+from edgerpn.errors import EngineLoadError
+from edgerpn.manifest import DIGEST_KEY, METADATA_KEY, Manifest
+
+Shape = tuple[int | None, ...]
+"""Sizes of the axes; None where the size is open."""
+
+
+def read_onnx(path: Path) -> tuple[onnx.ModelProto, Manifest | None]:
+    """Reads an ONNX file, and its manifest if it is one of ours.
+
+    Args:
+        path: The file; its manifest is beside it or inside.
+
+    Raises:
+        EngineLoadError: The file is missing or not ONNX: another format, empty, truncated or damaged.
+        ManifestError: The manifest is malformed.
+        ArtifactMismatchError: The file is not the one that the manifest beside it describes.
+    """
+    if not path.is_file():
+        what = "this is a folder, expected an ONNX file" if path.is_dir() else "no such file"
+        raise EngineLoadError(f"{path}: {what}")
+    sidecar = manifests.manifest_path(path)
+    # Before the file is parsed: the hash explains a damaged copy of ours better than the parser.
+    manifest = manifests.read(path) if manifests.is_manifest(sidecar) else None
+    proto = _parse(path)
+    properties = metadata(path, proto)
+    text = properties.get(METADATA_KEY)
+    if manifest is None and text is not None:
+        # A file of ours with a damaged manifest beside it: reading that raises the error.
+        manifest = manifests.read(path) if sidecar.is_file() else manifests.parse(text, source=f"{path} (metadata)")
+        manifests.check_seal(path, properties.get(DIGEST_KEY))
+    return proto, manifest
+
+
+def metadata(path: Path, proto: onnx.ModelProto) -> dict[str, str]:
+    """Returns the metadata of an ONNX file.
+
+    Raises:
+        EngineLoadError: They are not text.
+    """
+    try:
+        return {entry.key: entry.value for entry in proto.metadata_props}
+    except UnicodeDecodeError as error:
+        raise EngineLoadError(f"{path}: damaged: its metadata are not text. Copy it again, or export again.") from error
+
+
+def _parse(path: Path) -> onnx.ModelProto:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise EngineLoadError(f"{path}: cannot be read: {error.strerror}") from error
+    if path.suffix in (".engine", ".plan", ".pt", ".pth"):
+        what = "a checkpoint" if path.suffix in (".pt", ".pth") else "an engine"
+        raise EngineLoadError(f"{path}: this is {what}; expected the ONNX file of `edgerpn export`")
+    if not data:
+        raise EngineLoadError(f"{path}: the file is empty; copy or export it again")
+    try:
+        proto = onnx.load_model_from_string(data)
+    except DecodeError as error:
+        raise EngineLoadError(
+            f"{path}: cannot be read as ONNX: it is truncated, damaged, or of another format ({len(data)} bytes, "
+            f"starting with {data[:8]!r}); copy or export it again"
+        ) from error
+    # Other formats can be valid protobuf by chance, with everything in fields that ONNX does not know.
+    if not proto.ir_version or not proto.graph.node or not proto.opset_import:
+        raise EngineLoadError(f"{path}: not an ONNX model: it has no graph; export it with edgerpn export")
+    return proto
+
+
+class GraphView:
+    """A graph with everything that the rules ask about; local functions are inlined, subgraphs are walked too."""
+
+    def __init__(self, proto: onnx.ModelProto, manifest: Manifest | None) -> None:
+        """Infers types and shapes; those that cannot be inferred stay unknown."""
+        self.manifest = manifest
+        self.opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
+        inlined = onnx.inliner.inline_local_functions(proto) if proto.functions else proto
+        self.proto = _inferred(inlined)
+        graph = self.proto.graph
+        self.nodes = tuple(_walk(graph))
+        self.dtypes: dict[str, int] = {}
+        self.shapes: dict[str, Shape] = {}
+        for value in (*graph.value_info, *graph.input, *graph.output):
+            self._note(value)
+        self.tensors = {tensor.name: tensor for tensor in graph.initializer} | _constant_tensors(self.nodes)
+        for name, tensor in self.tensors.items():
+            self.dtypes[name] = tensor.data_type
+            self.shapes[name] = tuple(tensor.dims)
+
+    def _note(self, value: onnx.ValueInfoProto) -> None:
+        tensor = value.type.tensor_type
+        if tensor.elem_type:
+            self.dtypes[value.name] = tensor.elem_type
+        if tensor.HasField("shape"):
+            self.shapes[value.name] = tuple(
+                dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim
+            )
+
+    def constant(self, name: str) -> npt.NDArray[Any] | None:
+        """The value of a tensor that stands in the file; None for one that the graph computes."""
+        tensor = self.tensors.get(name)
+        return None if tensor is None or tensor.external_data else onnx.numpy_helper.to_array(tensor)
+
+    def axis_size(self, node: onnx.NodeProto) -> int | None:
+        """Length of the axis that a TopK chooses from, where known."""
+        shape = self.shapes.get(node.input[0])
+        axis = attribute(node, "axis", -1)
+        return shape[axis] if shape and -len(shape) <= axis < len(shape) else None
+
+
+def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
+    """An attribute's value, texts as str; `default` when the node does not have it."""
+    for item in node.attribute:
+        if item.name == name:
+            value = onnx.helper.get_attribute_value(item)
+            return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+    return default
+
+
+def _constant_tensors(nodes: tuple[onnx.NodeProto, ...]) -> dict[str, onnx.TensorProto]:
+    """The tensors inside Constant nodes, by the name of the node's output."""
+    found = {}
+    for node in nodes:
+        for item in node.attribute if node.op_type == "Constant" else ():
+            if item.name == "value":
+                found[node.output[0]] = item.t
+            elif item.name in ("value_int", "value_ints"):
+                value = np.array(onnx.helper.get_attribute_value(item), np.int64)
+                found[node.output[0]] = onnx.numpy_helper.from_array(value)
+    return found
+
+
+def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
+    try:
+        return onnx.shape_inference.infer_shapes(proto)
+    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
+        # More than protobuf holds, or wrong shapes: the rules go by what the file itself says.
+        return proto
+
+
+def _walk(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """The nodes of a graph and of the graphs inside its nodes."""
+    for node in graph.node:
+        yield node
+        for item in node.attribute:
+            for inner in (item.g, *item.graphs) if item.type in (item.GRAPH, item.GRAPHS) else ():
+                yield from _walk(inner)

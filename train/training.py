@@ -1,0 +1,127 @@
+"""Training as one call: settings from a preset, a file and keywords, then the loop."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgerpn import settings as settings_io
+from edgerpn.errors import ConfigError
+from edgerpn.train.config import TrainSettings, load_settings
+from edgerpn.train.run.folder import RunFolder
+from edgerpn.train.run.loop import TrainResult, run_training
+
+__all__ = ["TrainResult", "read_saved_settings", "resolve_settings", "train"]
+
+
+def train(
+    data: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    minutes: float | None = None,
+    epochs: int | None = None,
+    size_hw: tuple[int, int] | None = None,
+    preset: str | None = None,
+    holdout_classes: Sequence[str] | None = None,
+    settings: TrainSettings | Mapping[str, Any] | None = None,
+    backbone_weights: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    log: Callable[[str], None] | None = None,
+) -> TrainResult:
+    """Trains a network on a COCO data set.
+
+    Blocks until the training ends. SIGINT or SIGTERM end it after the current step, with everything saved. When
+    torchrun started this process, it trains together with the other processes.
+
+        from edgerpn.train import train
+
+        result = train("photos", "run", minutes=30, size_hw=(384, 640))
+        print(result.best, result.metrics["AR@100"])
+
+    Args:
+        data: Folder with train.json, val.json and images/, or a training annotation file with val.json and images/
+            beside it.
+        output: Folder of the run: checkpoints, log and loss plot. It is created if missing.
+        minutes: Wall-clock time of the run; 0: count epochs.
+        epochs: Passes over the training images, instead of `minutes`.
+        size_hw: Height and width at which the network works, pixels.
+        preset: "edge" (default) or "paper"; a resumed run keeps its own settings instead.
+        holdout_classes: Names of classes whose boxes training does not see.
+        settings: All settings (`load_settings` makes them), or single ones by name over the preset's, such as
+            {"optimizer.learning_rate": 1e-3}. Single ones take precedence over the arguments above.
+        backbone_weights: State dict of torchvision to start the backbone from (.pth or .safetensors).
+        resume: Continue from `output`/last.pt; with the same settings the numbers equal those of an uninterrupted run.
+        log: Called with one line of text for people now and then, in the first process only.
+
+    Raises:
+        DataError: The data cannot be used.
+        ConfigError: A setting is wrong or does not fit the machine, or `output` already holds a run.
+        CheckpointError: There is no intact checkpoint to resume from, or it does not fit the settings.
+        TrainingDivergedError: The loss is not finite.
+        TrainingStoppedError: Memory, disk or another process ended the run; the message says how to resume.
+    """
+    overrides: list[str] = []
+    if isinstance(settings, TrainSettings):
+        base: TrainSettings | None = settings
+    else:
+        base = read_saved_settings(output) if resume else None
+        overrides = [f"{name}={json.dumps(value)}" for name, value in (settings or {}).items()]
+    resolved = resolve_settings(
+        base=base,
+        preset=preset,
+        minutes=minutes,
+        epochs=epochs,
+        size_hw=size_hw,
+        holdout_classes=holdout_classes,
+        overrides=overrides,
+    )
+    return run_training(
+        resolved,
+        data=Path(data),
+        output=Path(output),
+        resume=resume,
+        backbone_weights=None if backbone_weights is None else Path(backbone_weights),
+        log=log,
+    )
+
+
+def read_saved_settings(output: str | os.PathLike[str]) -> TrainSettings | None:
+    """The settings of the run in a folder, or None if there is no run to resume."""
+    folder = RunFolder(Path(output))
+    return folder.read_last().settings if folder.last.is_file() else None
+
+
+def resolve_settings(
+    *,
+    base: TrainSettings | None = None,
+    preset: str | None = None,
+    file: str | None = None,
+    minutes: float | None = None,
+    epochs: int | None = None,
+    size_hw: tuple[int, int] | None = None,
+    holdout_classes: Sequence[str] | None = None,
+    overrides: Sequence[str] = (),
+) -> TrainSettings:
+    """Settings from preset (or `base`) < TOML file < the named arguments < `overrides` ("a.b=value").
+
+    Raises:
+        ConfigError: A setting is unknown or out of range, or there is a preset beside `base`.
+    """
+    texts = []
+    if epochs is not None:
+        texts += [f"loop.epochs={epochs}", "loop.minutes=0"]
+    if minutes is not None:
+        texts.append(f"loop.minutes={minutes}")
+    if size_hw is not None:
+        texts.append(f"data.input_hw={list(size_hw)}")
+    if holdout_classes is not None:
+        texts.append(f"data.holdout_classes={json.dumps(list(holdout_classes))}")
+    texts += overrides
+    if base is None:
+        return load_settings(preset=preset or "edge", file=file, overrides=tuple(texts))
+    if preset is not None:
+        raise ConfigError(["--preset: a resumed run keeps its own settings; change single ones with --set"])
+    return settings_io.load(TrainSettings, base=base, files=[file] if file else [], overrides=texts)
