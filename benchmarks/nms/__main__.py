@@ -29,7 +29,6 @@ import json
 import os
 import platform
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -41,7 +40,8 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from benchmarks.nms.costs import Row, build_rtx, count, cuda_graph_ms, session
+from benchmarks.inference import make_session, take_turns
+from benchmarks.nms.costs import Row, build_rtx, count, cuda_graph_ms
 from benchmarks.nms.forms import IOU, OneList, level_forms, stages
 from edgerpn import files
 from edgerpn.export.onnx.graph import export_program
@@ -98,18 +98,6 @@ def _random_levels(anchors: list[Tensor], seed: int) -> list[tuple[Tensor, Tenso
     ]
 
 
-def take_turns(runs: dict[tuple[str, str], Callable[[int], object]], rounds: int) -> dict[tuple[str, str], float]:
-    """Tenth percentile of the milliseconds of each; they alternate, so that drift affects all of them."""
-    elapsed: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
-    for turn in range(-2, rounds):
-        for key, run in runs.items():
-            start = time.perf_counter()
-            run(turn)
-            if turn >= 0:
-                elapsed[key].append(1000 * (time.perf_counter() - start))
-    return {key: float(np.percentile(values, 10)) for key, values in elapsed.items()}
-
-
 def make_cases(
     images: list[list[tuple[Tensor, Tensor]]], anchors: list[Tensor], config: ProposalConfig, candidates: int
 ) -> dict[str, Case]:
@@ -164,7 +152,10 @@ def prepare(cases: dict[str, Case]) -> tuple[dict[str, Row], dict[tuple[str, str
         proto = export_program(case.module.eval(), case.inputs[0], opset=18)
         count(proto, row)
         feeds = [{proto.graph.input[0].name: tensor.numpy()} for tensor in case.inputs]
-        opened = {label: session(proto, *provider) for label, provider in providers.items()}
+        opened = {
+            label: make_session(proto.SerializeToString(), threads=threads, provider=provider)
+            for label, (threads, provider) in providers.items()
+        }
         row.is_exact = all(
             np.allclose(one.run(None, feed)[0], expected, rtol=0, atol=0.01)
             for one in opened.values()
@@ -220,7 +211,8 @@ def main() -> int:
         pre_nms=arguments.pre_nms, nms_iterations=arguments.iterations, nms_iou=IOU, soft_nms_iou=1.0
     )
     rows, runs = prepare(make_cases(images, anchors, config, arguments.candidates))
-    for (name, label), value in take_turns(runs, arguments.rounds).items():
+    for (name, label), times in take_turns(runs, arguments.rounds, warm_up=2).items():
+        value = float(np.percentile(times, 10))
         if label == "CUDA":
             rows[name].cuda_ms["ONNX Runtime"] = value
         else:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from torch import Tensor, nn
 
@@ -63,15 +61,6 @@ def count(proto: onnx.ModelProto, row: Row) -> None:
             fused.update(node.output)
     row.nodes, row.steps = len(graph.node), steps
     row.megaops, row.megabytes = operations / 1e6, num_bytes / 1e6
-
-
-def session(proto: onnx.ModelProto, threads: int, provider: str = "CPUExecutionProvider") -> Any:
-    """An ONNX Runtime session whose idle threads leave the cores alone."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=[provider])
 
 
 def build_rtx(proto: onnx.ModelProto, row: Row) -> None:
