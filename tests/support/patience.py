@@ -1,7 +1,7 @@
 """Waits in tests, on machines that may be busy.
 
-Tests wait for conditions with `DEADLINE_S`, which only a hang exceeds. `assert_within` asserts a time, which it stretches
-by the present slowness of the machine.
+Tests wait for conditions with `DEADLINE_S`, which only a hang exceeds. `assert_within` asserts a time, stretched by the
+present slowness of the machine.
 """
 
 from __future__ import annotations
