@@ -35,9 +35,9 @@ SMI_FIELDS = (
 
 def hardware(request: dict[str, Any], notes: Notes) -> None:
     """GPU, driver, clocks and power, computer, Jetson's modes, and versions."""
-    from edgerpn.export.engine.libraries import query_machine
+    from edgerpn.export.engine.libraries import query_build_machine
 
-    machine = query_machine()
+    machine = query_build_machine()
     notes(**{**dataclasses.asdict(machine), "cuda_driver": machine.driver})
     computer = facts("edgerpn", "numpy", "onnx", "onnxscript", "cuda-bindings")
     notes(packages=computer.pop("versions"), **computer)

@@ -124,7 +124,7 @@ def cuda_version(name: EngineLibrary) -> str | None:
         return None
 
 
-def query_machine() -> BuildMachine:
+def query_build_machine() -> BuildMachine:
     """Asks the system and the CUDA driver; all fields of the GPU are None without a driver or a GPU."""
     return BuildMachine(platform=this_platform(), l4t=_l4t(), **_query_driver())
 

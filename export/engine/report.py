@@ -22,7 +22,7 @@ NUM_QUOTED = 3
 HINTS: tuple[tuple[str, str], ...] = (
     (
         r"insufficient workspace|within workspace limit",
-        "give the builder more room: a larger workspace (--set workspace_mib=N), or none",
+        "give the builder more room: a larger workspace (--set workspace_mib=N), or no limit",
     ),
     (r"NonMaxSuppression|NonZero", "export with the portable NMS: edgerpn export --target tensorrt or tensorrt-rtx"),
     (
@@ -48,7 +48,7 @@ def report_path(output: Path) -> Path:
 
 
 def is_report(file: Path) -> bool:
-    """Whether a file is the report of a build."""
+    """True if a file is the report of a build."""
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -32,7 +32,7 @@ from edgerpn import settings
 from edgerpn.errors import BuildError, MissingDependencyError
 from edgerpn.export.engine.cache import TimingCache
 from edgerpn.export.engine.layers import inspect_layers
-from edgerpn.export.engine.libraries import BuildEnvironment, choose, cuda_version, load_library, query_machine
+from edgerpn.export.engine.libraries import BuildEnvironment, choose, cuda_version, load_library, query_build_machine
 from edgerpn.export.engine.options import DEFAULT_BATCH, BuildConfig
 from edgerpn.export.engine.progress import PhaseTracker
 from edgerpn.machine import die_with_parent
@@ -78,7 +78,7 @@ def _sender(descriptor: int) -> Send:
 
 
 def _probe(request: dict[str, Any], send: Send) -> None:
-    machine = query_machine()
+    machine = query_build_machine()
     library, module, notes = choose(request["backend"], machine)
     environment = BuildEnvironment(
         library=library, version=module.__version__, cuda=cuda_version(library), machine=machine, notes=tuple(notes)

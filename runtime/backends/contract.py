@@ -33,7 +33,7 @@ class Backend(Protocol):
 
     @property
     def is_cpu(self) -> bool:
-        """Whether the graph runs on the CPU, where our threads compete with it."""
+        """True if the graph runs on the CPU, where our threads compete with it."""
         ...
 
     @property

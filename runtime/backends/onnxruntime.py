@@ -76,7 +76,7 @@ class OnnxRuntimeBackend:
 
     @property
     def is_cpu(self) -> bool:
-        """Whether the CPU provider runs the graph."""
+        """True if the CPU provider runs the graph."""
         return self._provider == _CPU
 
     @property
@@ -276,7 +276,7 @@ def _check_interface(path: Path, session: Any, manifest: Manifest) -> None:
 
 
 def _fits(found: tuple[Any, ...], expected: tuple[int | None, ...]) -> bool:
-    """Whether the graph's shape is the manifest's; a symbol in the graph may only be the dynamic batch."""
+    """True if the graph's shape is the manifest's; a symbol in the graph may only be the dynamic batch."""
     if len(found) != len(expected):
         return False
     # Outputs of some graphs lose their static shape in shape inference; `check_outputs` checks them at run time.

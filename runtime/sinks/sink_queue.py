@@ -1,4 +1,4 @@
-"""A sink behind its own bounded queue and thread, so that it cannot hold up the run; with the settings of both."""
+"""A sink behind its own bounded queue and thread, so that it cannot delay the run; with their settings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
-from edgerpn.errors import SinkError
+from edgerpn.errors import SinkError, check_setting
 from edgerpn.runtime.frame import Event, Result
 from edgerpn.runtime.sinks.contract import NotDeliveredError, Record, RecordMaker, RecordSink, SinkStats
 from edgerpn.runtime.sinks.sink import Sink
@@ -55,16 +55,6 @@ class OutputConfig:
         check_setting(self.queue >= 0, "queue", "0 or more", self.queue)
         check_setting(self.block_s >= 0, "block_s", "0 or more seconds", self.block_s)
         check_setting(self.drain_s >= 0, "drain_s", "0 or more seconds", self.drain_s)
-
-
-def check_setting(is_good: bool, name: str, expected: str, value: object) -> None:
-    """Refuses a value out of range.
-
-    Raises:
-        ValueError: It is not good.
-    """
-    if not is_good:
-        raise ValueError(f"{name}: expected {expected}, got {value!r}")
 
 
 class SinkQueue(Generic[Item]):
@@ -350,7 +340,7 @@ class QueuedSink:
         """Waits for the thread after `give_up`; logs a warning when it hangs."""
         self._thread.join(max(0.0, timeout_s))
         if self._thread.is_alive():
-            _logger.warning("%s: does not answer and is left behind", self.name)
+            _logger.warning("%s: does not answer; the run ends without it", self.name)
 
     def _put(self, entry: Record | Result | Event) -> None:
         self.raise_failure()

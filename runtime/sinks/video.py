@@ -12,14 +12,14 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from edgerpn.errors import SinkError
+from edgerpn.errors import SinkError, check_setting
 from edgerpn.runtime.draw import DEFAULT_TOP, Painter
 from edgerpn.runtime.frame import Event, Frame, Result
 from edgerpn.runtime.opencv import load_cv2
 from edgerpn.runtime.sinks.contract import NotDeliveredError
 from edgerpn.runtime.sinks.jsonl import STAMP, utc_stamp
 from edgerpn.runtime.sinks.picture_sinks import DEFAULT_FPS, VideoFile
-from edgerpn.runtime.sinks.sink_queue import OutputConfig, check_setting
+from edgerpn.runtime.sinks.sink_queue import OutputConfig
 
 LIVE_FPS = 10.0
 """Pictures per second in videos of live sources, unless the settings say otherwise."""

@@ -171,7 +171,8 @@ def test_grey_frames_and_new_sizes_are_taken(play: Make) -> None:
     ],
 )
 def test_a_failure_is_reported_and_followed_by_a_reconnect(does: str, reason: str, words: str, play: Make) -> None:
-    player = play(f"count://me:hunter2@lab?does={does}")
+    limits = {"gap_s": 0.4, "stall_s": 0.8} if does == "hangs" else {}
+    player = play(f"count://me:hunter2@lab?does={does}", **limits)
     down = player.event("reconnecting", 30.0)
     assert (down.reason, words in down.message) == (reason, True)
     assert "hunter2" not in repr(player.events) + repr(player.capture.messages)
