@@ -20,9 +20,9 @@ import os
 import platform
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ import onnx
 import onnxruntime
 
 import edgerpn.manifest
+from benchmarks.inference import make_session, take_turns
 from edgerpn import files
 from edgerpn.errors import MissingDependencyError
 from edgerpn.export.engine.build import build_engine
@@ -103,9 +104,7 @@ def measure(arguments: argparse.Namespace, target: ExportTarget, folder: Path) -
     variants = {precision: reduce(arguments, folder, config, precision) for precision in PRECISIONS}
     rows = []
     for precision, (graph, measured) in variants.items():
-        evaluation = evaluate_model(
-            measured, arguments.data / "val.json", arguments.data / "images", limit=arguments.limit
-        )
+        evaluation = evaluate_model(measured, arguments.data, limit=arguments.limit)
         figures = evaluation.metrics
         row = Row(
             target=target,
@@ -164,19 +163,13 @@ def compile_engine(file: Path) -> tuple[float | None, float | None]:
 
 def time_sessions(graphs: Sequence[Path], images: Sequence[Path], runs: int) -> list[float]:
     """Median milliseconds of each graph, with ONNX Runtime's default threads; the graphs alternate."""
-    options = onnxruntime.SessionOptions()
-    # The idle threads of one session would spin on the cores of the next; the runtime sets this too.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    sessions = [onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"]) for file in graphs]
     inputs = [frame[None] for frame in frames(images, edgerpn.manifest.read(graphs[0]).input)]
-    elapsed: list[list[float]] = [[] for _ in sessions]
-    for run in range(-5, runs):  # five to warm up
-        for session, times in zip(sessions, elapsed, strict=True):
-            start = time.perf_counter()
-            session.run(None, {"frames": inputs[run % len(inputs)]})
-            if run >= 0:
-                times.append(1000 * (time.perf_counter() - start))
-    return [float(np.median(times)) for times in elapsed]
+    calls = {file: partial(_run, make_session(file), inputs) for file in graphs}
+    return [float(np.median(times)) for times in take_turns(calls, runs, warm_up=5).values()]
+
+
+def _run(session: Any, inputs: Sequence[np.ndarray], number: int) -> None:
+    session.run(None, {"frames": inputs[number % len(inputs)]})
 
 
 def format_table(rows: Sequence[Row]) -> str:

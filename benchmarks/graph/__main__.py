@@ -28,6 +28,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
+from benchmarks.inference import make_session
 from edgerpn import files
 from edgerpn.export.export_config import ExportConfig
 from edgerpn.export.onnx.graph import export_module, export_program
@@ -85,13 +86,7 @@ def make_graphs(
         onnx.save(export_program(module.eval(), example, opset=config.opset), graphs[name])
     if peer is not None:
         graphs[PEER] = peer
-    sessions = {}
-    for name, file in graphs.items():
-        options = onnxruntime.SessionOptions()
-        # The idle threads of one session would spin on the cores of the next; the runtime sets this too.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        sessions[name] = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    return sessions
+    return {name: make_session(file) for name, file in graphs.items()}
 
 
 def frames_of(hw: tuple[int, int], count: int = 8) -> list[np.ndarray]:
