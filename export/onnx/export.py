@@ -79,7 +79,7 @@ def export_onnx(
     data: str | os.PathLike[str] | None = None,
     images: str | os.PathLike[str] | Sequence[Path] | None = None,
     calibration: str | os.PathLike[str] | Sequence[Path] | None = None,
-    log: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] | None = None,
 ) -> ExportResult:
     """Exports a checkpoint; `output` and the files beside it appear only when every check has passed.
 
@@ -106,7 +106,7 @@ def export_onnx(
         ParityError: Graph and network disagree.
         RecallDropError: The precision costs more recall than allowed.
     """
-    output, config = Path(output), config or ExportConfig()
+    output, config, log = Path(output), config or ExportConfig(), log or (lambda _: None)
     _check_output(output)
     source = _ExportSource.load(Path(checkpoint), config)
     photographs = _photographs(source.checkpoint.data_folder, data, images, calibration, config, log)

@@ -21,8 +21,7 @@ from edgerpn.runtime.sources.capture_config import NETWORK_PROTOCOLS, CaptureCon
 from edgerpn.runtime.sources.decoders import choose, find_abilities
 from edgerpn.runtime.sources.failures import CaptureFailedError
 from edgerpn.runtime.sources.ffmpeg_reader import FfmpegReader
-from edgerpn.runtime.sources.file_sources import ImageSource
-from edgerpn.runtime.sources.open_source import IMAGE_SUFFIXES, open_source
+from edgerpn.runtime.sources.file_sources import IMAGE_SUFFIXES, ImageSource, open_source
 from edgerpn.runtime.sources.parent_link import ParentLink
 from edgerpn.runtime.sources.plugins import PluginReader, load_plugin
 from edgerpn.runtime.sources.pump import Pump

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from edgerpn.errors import StreamOpenError
 from edgerpn.runtime.frame import Frame
 from edgerpn.runtime.sources import CaptureConfig, parse_policy
+from edgerpn.runtime.sources.capture import Mailbox
 from edgerpn.runtime.sources.decoders import Abilities, choose, csi_pipeline, quoted, rtsp_pipeline
 from edgerpn.runtime.sources.failures import FIXES, CaptureFailedError, classify
 from edgerpn.runtime.sources.ffmpeg_reader import playlist
-from edgerpn.runtime.sources.mailbox import Mailbox
 from edgerpn.runtime.sources.process import CaptureProcess
 from edgerpn.runtime.sources.pump import LagMeter, RateCap
 from edgerpn.runtime.sources.reconnect import Backoff, ExitReport, judge_exit
