@@ -177,7 +177,8 @@ class ParitySpec:
         batches = " and ".join(map(str, self.batch_sizes))
         return (
             f"parity with the {self.reference} on {self.num_images} images, batch {batches}: "
-            f"{self.num_matched} proposals matched, IoU >= {self.min_iou:.5f}, score difference <= {self.max_score_difference:.1e}"
+            f"{self.num_matched} proposals matched, IoU >= {self.min_iou:.5f}, "
+            f"score difference <= {self.max_score_difference:.1e}"
             + (f", {self.num_boundary} at a threshold" if self.num_boundary else "")
         )
 
