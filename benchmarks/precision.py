@@ -104,9 +104,7 @@ def measure(arguments: argparse.Namespace, target: ExportTarget, folder: Path) -
     variants = {precision: reduce(arguments, folder, config, precision) for precision in PRECISIONS}
     rows = []
     for precision, (graph, measured) in variants.items():
-        evaluation = evaluate_model(
-            measured, arguments.data / "val.json", arguments.data / "images", limit=arguments.limit
-        )
+        evaluation = evaluate_model(measured, arguments.data, limit=arguments.limit)
         figures = evaluation.metrics
         row = Row(
             target=target,

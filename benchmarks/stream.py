@@ -32,7 +32,6 @@ from benchmarks.inference import bare_calls
 from benchmarks.machine import facts
 from edgerpn.files import write_text
 from edgerpn.runtime import cli
-from edgerpn.runtime.sources.open_source import open_source
 
 LIMIT = 0.9
 WARM_UP_RUNS = 5
@@ -101,7 +100,7 @@ def _pipeline_fps(model: Path, source: str | Path, frames: int, jsonl: Path) -> 
     arguments = parser.parse_args(
         [os.fspath(model), str(source), "--jsonl", str(jsonl), "--max-frames", str(frames), "--provider", "cpu"]
     )
-    summary = cli.run_opened(arguments, open_source(str(source)))
+    summary = cli.run_sources(arguments)
     num_lines = jsonl.read_bytes().count(b"\n")
     if not summary.num_frames or num_lines < summary.num_frames:
         raise SystemExit(f"{source}: {summary.num_frames} frames, but {num_lines} lines of JSON")

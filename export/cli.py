@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
     if missing:
         raise ConfigError([f"{' and '.join(missing)}: needed, see `edgerpn export --help`"])
     if arguments.calibration is not None and config.precision != "int8":
-        raise ConfigError([f"--calibration is for --precision int8, the precision asked for is {config.precision}"])
+        raise ConfigError([f"--calibration is for --precision int8, the precision is {config.precision}"])
     from edgerpn.export.onnx.export import export_onnx
 
     result = export_onnx(

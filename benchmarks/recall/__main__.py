@@ -77,7 +77,7 @@ def _ours(preset: str, data: Path, seed: int, plan: Plan, folder: Path) -> Row:
         command += ["--set", text]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     last = run / "last.pt"
-    evaluation = evaluate_model(last, data / "val.json", data / "images")
+    evaluation = evaluate_model(last, data)
     model, checkpoint = load_model(last)
     with open(run / "log.csv", newline="") as file:
         rows = list(csv.DictReader(file))

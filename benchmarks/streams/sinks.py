@@ -35,7 +35,7 @@ from edgerpn.runtime.sinks import (
     close_sinks,
     open_sinks,
 )
-from edgerpn.runtime.sinks.sink import Sink
+from edgerpn.runtime.sinks.contract import Sink
 
 LIMIT = 0.95
 """The machine itself varies by some percent from one turn to the next; a stalled run gives no results at all."""
@@ -269,7 +269,7 @@ def _dead(sink: QueuedSink) -> Dead:
 def _viewer(runner: StreamRunner, path: str) -> Iterator[Dead]:
     """A client of the web page that sends a request and never reads."""
     from edgerpn.runtime.run.loading import load_source
-    from edgerpn.runtime.run.remote import RemoteStreams
+    from edgerpn.runtime.run.service import RemoteStreams
     from edgerpn.runtime.web import HttpConfig, PageInfo, open_page
 
     try:

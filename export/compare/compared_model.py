@@ -140,7 +140,6 @@ def _open_artifact(model: Path | Backend, stack: contextlib.ExitStack) -> Compar
     else:
         name, backend = model.manifest.name, model
     manifest = backend.manifest
-    spec = manifest.proposals
     return ComparedModel(
         name=name,
         kind=manifest.kind,
@@ -149,15 +148,7 @@ def _open_artifact(model: Path | Backend, stack: contextlib.ExitStack) -> Compar
         checkpoint_sha256=manifest.provenance.checkpoint_sha256,
         network_hw=manifest.input.network_hw,
         source_hw=manifest.input.source_hw,
-        proposals=ProposalConfig(
-            num_proposals=spec.num_proposals,
-            pre_nms=spec.pre_nms,
-            nms_iou=spec.nms_iou,
-            soft_nms_iou=spec.soft_nms_iou,
-            nms_scope=spec.nms_scope,
-            score_threshold=spec.score_threshold,
-            min_size_px=spec.min_size_px,
-        ),
+        proposals=ProposalConfig(**{name: getattr(manifest.proposals, name) for name in PROPOSAL_SETTINGS}),
         batch_sizes=_batch_sizes(manifest),
         run=lambda frames: (backend.infer(frames), [()] * len(frames)),
     )

@@ -27,11 +27,11 @@ HINTS: tuple[tuple[str, str], ...] = (
     (r"NonMaxSuppression|NonZero", "export with the portable NMS: edgerpn export --target tensorrt or tensorrt-rtx"),
     (
         r"no runners that implement|Plugin not found",
-        "see what this library cannot do: edgerpn check model.onnx --target",
+        "list the limits of this library: edgerpn check model.onnx --target",
     ),
     (
         r"driver version is insufficient|no CUDA-capable device|cudaError(No|Insufficient)|cudaError 35",
-        "the library wants a GPU for this, or a newer NVIDIA driver: look at nvidia-smi",
+        "the library needs a GPU for this, or a newer NVIDIA driver: see nvidia-smi",
     ),
     (
         r"libnvinfer_lean",

@@ -34,9 +34,6 @@ from edgerpn.train.network.proposal_stage import ProposalConfig
 IR_VERSION = 10
 """ONNX file version: new enough for opset 21, old enough for the runtimes of JetPack 6."""
 
-MAX_BYTES = 2_000_000_000
-"""Limit of one protobuf file."""
-
 
 def proposal_config(checkpoint: Checkpoint, config: ExportConfig) -> ProposalConfig:
     """Returns the proposal stage of the graph: the checkpoint's settings with those that the export sets.
@@ -54,15 +51,10 @@ def proposal_config(checkpoint: Checkpoint, config: ExportConfig) -> ProposalCon
                     f"{name}: {config.target} takes at most the best {TOPK_LIMIT} of a list, got {count}; use "
                     f"{flag}{TOPK_LIMIT} or less"
                 )
-    return ProposalConfig(
-        num_proposals=config.num_proposals,
-        pre_nms=config.pre_nms,
-        nms_iou=trained.nms_iou if config.nms_iou is None else config.nms_iou,
-        soft_nms_iou=trained.soft_nms_iou if config.soft_nms_iou is None else config.soft_nms_iou,
-        nms_scope=trained.nms_scope,
-        score_threshold=trained.score_threshold if config.score_threshold is None else config.score_threshold,
-        min_size_px=trained.min_size_px,
-        nms_iterations=trained.nms_iterations,
+    given = {name: getattr(config, name) for name in ("nms_iou", "soft_nms_iou", "score_threshold")}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return dataclasses.replace(
+        trained, num_proposals=config.num_proposals, pre_nms=config.pre_nms, nms_candidates=None, **changes
     )
 
 
@@ -93,10 +85,10 @@ def export_module(model: Rpn, proposals: ProposalConfig, config: ExportConfig, h
 
 
 def export_detector(detector: Detector, config: ExportConfig) -> onnx.ModelProto:
-    """Exports the graph of a detector, with exactly the interface of `edgerpn.manifest`.
+    """Exports the graph of a detector, with the interface of `edgerpn.manifest`.
 
     Raises:
-        ExportError: The exporter or the checker refuses, or the interface differs.
+        ExportError: The exporter or the checker refuses.
     """
     # With a batch of 2 the exporter does not take a dynamic batch for the constant 1.
     batch = config.fixed_batch or 2
@@ -110,9 +102,6 @@ def export_detector(detector: Detector, config: ExportConfig) -> onnx.ModelProto
         input_names=["frames"],
         output_names=["boxes", "scores", "count"],
     )
-    if proto.ByteSize() > MAX_BYTES:
-        raise ExportError(f"the graph has {proto.ByteSize() / 1e9:.1f} GB, more than one ONNX file holds (2 GB)")
-    _check_interface(proto, config, detector.proposals.num_proposals)
     return proto
 
 
@@ -220,30 +209,6 @@ def _drop_private_metadata(proto: onnx.ModelProto) -> None:
         item.doc_string = ""
 
 
-def _check_interface(proto: onnx.ModelProto, config: ExportConfig, num_proposals: int) -> None:
-    """Requires exactly the manifest's inputs and outputs, in which only the batch is open.
-
-    Raises:
-        ExportError: A name, type or shape differs.
-    """
-    batch = config.fixed_batch or "N"
-    wanted = {
-        "boxes": (onnx.TensorProto.FLOAT, [batch, num_proposals, 4]),
-        "scores": (onnx.TensorProto.FLOAT, [batch, num_proposals]),
-        "count": (onnx.TensorProto.INT32, [batch]),
-    }
-    found = {value.name: (value.type.tensor_type.elem_type, _shape(value)) for value in proto.graph.output}
-    if found != wanted:
-        raise ExportError(f"the exported graph has outputs {found}, expected {wanted}")
-    inputs = [(value.name, value.type.tensor_type.elem_type) for value in proto.graph.input]
-    if inputs != [("frames", onnx.TensorProto.UINT8)]:
-        raise ExportError(f"the exported graph has inputs {inputs}, expected one uint8 tensor named frames")
-
-
-def _shape(value: onnx.ValueInfoProto) -> list[int | str]:
-    return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
-
-
 def describe_graph(
     file: Path,
     checkpoint: Checkpoint,
@@ -266,6 +231,9 @@ def describe_graph(
         nms_chain: Rounds that the images seen at export needed at most, for the portable NMS.
     """
     model, nms = checkpoint.settings.model, config.resolved_nms
+    stage = dataclasses.asdict(proposals)
+    if nms == "standard":
+        stage["nms_iterations"] = None
     packages = {"onnx": onnx.__version__, "onnxscript": onnxscript.__version__, "onnxruntime": onnxruntime.__version__}
     return Manifest(
         name=name,
@@ -285,19 +253,7 @@ def describe_graph(
             sizes_px=model.anchors.sizes_px,
             ratios_hw=model.anchors.ratios_hw,
         ),
-        proposals=ProposalSpec(
-            num_proposals=proposals.num_proposals,
-            pre_nms=proposals.pre_nms,
-            nms=nms,
-            nms_iou=proposals.nms_iou,
-            soft_nms_iou=proposals.soft_nms_iou,
-            nms_scope=proposals.nms_scope,
-            nms_iterations=proposals.nms_iterations if nms == "portable" else None,
-            nms_chain=nms_chain,
-            nms_candidates=proposals.nms_candidates,
-            score_threshold=proposals.score_threshold,
-            min_size_px=proposals.min_size_px,
-        ),
+        proposals=ProposalSpec(**stage, nms=nms, nms_chain=nms_chain),
         provenance=Provenance(
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             checkpoint_sha256=files.sha256(file),

@@ -15,9 +15,10 @@ with CaptureGroup() as group:
 
 from __future__ import annotations
 
+from edgerpn.runtime.sources.capture import Capture, CaptureStats, ProcessCapture
 from edgerpn.runtime.sources.capture_config import CaptureConfig, parse_policy
 from edgerpn.runtime.sources.failures import CaptureFailedError
-from edgerpn.runtime.sources.group import Capture, CaptureGroup, CaptureStats, open_capture
+from edgerpn.runtime.sources.group import CaptureGroup, open_capture
 from edgerpn.runtime.sources.plugins import FrameSource
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "CaptureGroup",
     "CaptureStats",
     "FrameSource",
+    "ProcessCapture",
     "open_capture",
     "parse_policy",
 ]

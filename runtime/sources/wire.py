@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import struct
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,7 +33,7 @@ STOP = b"s"
 def pack_frame(frame: Frame, *, generation: int, slot: int) -> bytes:
     """A packet `F`: everything about a frame but its picture, which waits in a slot of the ring, and its source."""
     height, width = frame.image.shape[:2]
-    head = _FRAME.pack(
+    return _FRAME.pack(
         b"F",
         generation,
         slot,
@@ -50,7 +48,6 @@ def pack_frame(frame: Frame, *, generation: int, slot: int) -> bytes:
         frame.num_dropped,
         frame.num_skipped,
     )
-    return head + (os.fsencode(frame.path) if frame.path is not None else b"")
 
 
 def unpack_frame(packet: bytes, image: ImageOfSlot, *, source: str, connection: int, first_index: int) -> Frame:
@@ -69,7 +66,6 @@ def unpack_frame(packet: bytes, image: ImageOfSlot, *, source: str, connection: 
     """
     _, generation, slot, index, height, width, *times, num_dropped, num_skipped = _FRAME.unpack_from(packet)
     media_s, captured_at, monotonic_s, lag_ms, decode_ms = times
-    path = os.fsdecode(packet[_FRAME.size :])
     return Frame(
         image=image(generation, slot, height, width),
         source=source,
@@ -78,7 +74,6 @@ def unpack_frame(packet: bytes, image: ImageOfSlot, *, source: str, connection: 
         captured_at=captured_at,
         monotonic_s=monotonic_s,
         decode_ms=decode_ms,
-        path=Path(path) if path else None,
         connection=connection,
         lag_ms=_none(lag_ms),
         num_dropped=num_dropped,

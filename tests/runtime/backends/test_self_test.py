@@ -107,8 +107,7 @@ def test_a_file_called_engine_is_run_by_tensorrt(on_standin: Any, make_engine: M
     with load(path, threads=3) as model:
         assert model.backend.name == "TensorRT 10.3.0.26 (Stand-in, stand-in)"
         assert not model.backend.is_cpu
-        assert model.default_workers(is_live=False) == 2
-        assert model.default_workers(is_live=True) == 1
+        assert model.backend.frames_in_flight == 2
     with pytest.raises(EngineLoadError, match="providers are for ONNX Runtime"):
         load(path, providers=["cuda"])
 
