@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from edgerpn import settings
-from edgerpn.arguments import size_argument
+from edgerpn.arguments import flag_overrides, size_argument
 from edgerpn.errors import ConfigError
 from edgerpn.export.export_config import PRECISIONS, ExportConfig
 from edgerpn.manifest import manifest_path
@@ -131,11 +131,6 @@ FLAGS = {
 
 def _config(arguments: argparse.Namespace) -> ExportConfig:
     """The settings: defaults < file < flags < `--set`."""
-    given = {setting: getattr(arguments, flag) for flag, setting in FLAGS.items()}
-    flags = [f"{setting}={_toml(value)}" for setting, value in given.items() if value is not None]
     files = [arguments.config] if arguments.config else []
-    return settings.load(ExportConfig, files=files, overrides=[*flags, *arguments.set])
-
-
-def _toml(value: object) -> str:
-    return str(list(value)) if isinstance(value, tuple) else str(value)
+    overrides = [*flag_overrides(arguments, FLAGS), *arguments.set]
+    return settings.load(ExportConfig, files=files, overrides=overrides)

@@ -15,7 +15,7 @@ from edgerpn.runtime.sources.capture_config import CaptureConfig
 from edgerpn.runtime.sources.failures import FIXES
 from edgerpn.runtime.sources.process import CaptureProcess
 from edgerpn.runtime.sources.reconnect import Backoff, CaptureOutcome, ExitReport, judge_exit
-from edgerpn.runtime.sources.ring import RingReader
+from edgerpn.runtime.sources.shared_memory import RingReader
 from edgerpn.runtime.sources.wire import unpack_frame
 
 # From the start of a process to its first packet: importing OpenCV from a memory card is slow.
