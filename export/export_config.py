@@ -11,7 +11,6 @@ from edgerpn.targets import ExportTarget
 Nms = Literal["standard", "portable"]
 Calibration = Literal["entropy", "percentile"]
 
-NMS: tuple[Nms, ...] = ("standard", "portable")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 MAX_SIDE_PX = 8192
 """Largest side of frames and networks, pixels; the largest cameras have 7680."""

@@ -13,6 +13,7 @@ artifact:
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -21,7 +22,6 @@ from typing import Any, Literal
 
 from edgerpn import files, settings
 from edgerpn.errors import ArtifactMismatchError, ConfigError, ManifestError, ManifestVersionError
-from edgerpn.manifest.digest import digest_of
 from edgerpn.manifest.parts import (
     AnchorSpec,
     EngineSpec,
@@ -38,6 +38,9 @@ from edgerpn.manifest.parts import (
 
 SCHEMA = 2
 """The schema number that this version writes and reads."""
+
+_NO_DIGEST = b"0" * 64
+"""Stands in the place of an ONNX file's digest while this is computed."""
 
 METADATA_KEY = "edgerpn.manifest"
 """Key of the manifest's JSON text in an ONNX file's `metadata_props`."""
@@ -235,3 +238,58 @@ def _check_hash(artifact: Path, expected: Provenance, path: Path) -> None:
         f"{artifact}: this is not the file that {path.name} describes: {digests} Copy both files of one export "
         "together, or export again."
     )
+
+
+def digest_of(values: dict[str, Any]) -> str:
+    """SHA-256 of a manifest's JSON values, without its own digest.
+
+    It is the same after a program has read the JSON and written it again: it ignores spaces, the order of keys, the
+    difference between 16 and 16.0, and keys without a value.
+    """
+    text = json.dumps(_canonical(values), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _canonical(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _canonical(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_canonical(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def seal(data: bytes) -> bytes:
+    """Puts the SHA-256 of an ONNX file into the file itself.
+
+    Args:
+        data: The file's bytes, in which the digest's place holds 64 zeros, once.
+
+    Returns:
+        The bytes with the digest in that place, computed on the bytes with the zeros.
+    """
+    if data.count(_NO_DIGEST) != 1:
+        raise ValueError(f"data: expected one place for a digest, got {data.count(_NO_DIGEST)}")
+    return data.replace(_NO_DIGEST, hashlib.sha256(data).hexdigest().encode("ascii"))
+
+
+def check_seal(path: Path, digest: str | None) -> bool:
+    """Checks a file that travels without its manifest file against the digest inside.
+
+    Args:
+        path: The ONNX file.
+        digest: The metadata's value of `DIGEST_KEY`; None when they have no such key.
+
+    Returns:
+        False when there is no digest to check against.
+
+    Raises:
+        ArtifactMismatchError: A byte has changed.
+    """
+    if digest is None:
+        return False
+    data = path.read_bytes().replace(digest.encode("ascii", "replace"), _NO_DIGEST)
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise ArtifactMismatchError(
+            f"{path}: damaged: its bytes are not those that were exported. Copy the file again, or export again."
+        )
+    return True

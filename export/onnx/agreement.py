@@ -277,7 +277,7 @@ def describe_disagreement(agreement: FrameAgreement, names: tuple[str, str], tol
     box = ", ".join(f"{value:.2f}" for value in own[0][row])
     text = f"Proposal {row} of {names[side]}, [{box}] with score {float(own[1][row]):.5f}, has no counterpart"
     if not len(other[1]):
-        return f"{text}: {names[1 - side]} gives no proposals."
+        return f"{text}: {names[1 - side]} has no proposals."
     overlaps = pairwise_iou(own[0][row : row + 1], other[0])[0]
     nearest = int(overlaps.argmax())
     return (

@@ -4,7 +4,7 @@ Steps of `export_onnx`:
     1. Build the detector with fixed shapes from the checkpoint; count what its NMS needs on real images.
     2. `torch.onnx.export(dynamo=True)`, the ONNX checker, and the check of the interface.
     3. Parity of the float32 graph with PyTorch on real images.
-    4. A lower precision, when asked for, gated by recall.
+    4. A lower precision, when configured, accepted by recall.
     5. Check of the graph against the target's limits, before TensorRT reads it.
     6. Recall of the finished graph, golden frames, and the manifest in the file and beside it.
 """
@@ -289,7 +289,7 @@ def _recall(proto: onnx.ModelProto, manifest: Manifest, meter: RecallMeter) -> R
 def _golden(
     reference: Detector, measurable: onnx.ModelProto, manifest: Manifest, images: Sequence[Path]
 ) -> golden.Golden:
-    """Golden frames out of some of the images, with the proposals that a GPU would give for them."""
+    """Chooses golden frames of the images, with the proposals that a GPU would find."""
     frames = [network_frame(reference, image) for image in spread(images, NUM_GOLDEN_IMAGES)]
     with tempfile.TemporaryDirectory(prefix="edgerpn-golden-") as folder:
         file = Path(folder) / "graph.onnx"
@@ -343,7 +343,7 @@ def _self_test(file: Path, expected: golden.Golden, config: ExportConfig, log: C
     reduced precision may therefore fail; golden frames, which would prove nothing, are then left out.
 
     Returns:
-        Whether it gives the expected proposals.
+        Whether it finds the expected proposals.
 
     Raises:
         SelfTestError: It does not, although recall is checked or the precision is fp32.

@@ -253,7 +253,7 @@ def choose_nms(
         The proposal stage with both, and for the portable NMS the rounds that the images need at most.
 
     Raises:
-        ParityError: Fewer were asked for than an image needs.
+        ParityError: The settings ask for fewer than an image needs.
     """
 
     def detector(stage: ProposalConfig) -> Detector:
@@ -290,7 +290,7 @@ def _choose_list(
     """The proposal stage of the standard NMS, with one list of candidates that is long enough for the images.
 
     Raises:
-        ParityError: Fewer were asked for than an image needs.
+        ParityError: The settings ask for fewer than an image needs.
     """
     seen = spread(images, NUM_PARITY_IMAGES)
     frames = (network_frame(every, image)[None] for image in track(seen, "NMS on images", unit="image"))

@@ -7,7 +7,6 @@ import math
 import os
 import struct
 import time
-from pathlib import Path
 from typing import Any
 
 from edgerpn.errors import StreamOpenError
@@ -16,7 +15,7 @@ from edgerpn.runtime.sources.capture_config import CaptureConfig
 from edgerpn.runtime.sources.failures import FIXES
 from edgerpn.runtime.sources.process import CaptureProcess
 from edgerpn.runtime.sources.reconnect import Backoff, CaptureOutcome, ExitReport, judge_exit
-from edgerpn.runtime.sources.ring import RingReader
+from edgerpn.runtime.sources.shared_memory import RingReader
 from edgerpn.runtime.sources.wire import unpack_frame
 
 # From the start of a process to its first packet: importing OpenCV from a memory card is slow.
@@ -208,10 +207,6 @@ class SourceSupervisor:
             self._is_live = values["is_live"]
             values |= {"attempt": self.num_connections, "duration_s": now_s - self._started_s}
             values["decoder"] = self._clean(values["decoder"])
-        if values.get("path"):
-            values["path"] = Path(values["path"])
-        else:
-            values.pop("path", None)
         reason: Reason = values.pop("reason", "none")
         self._event(kind, message, reason=reason, **values)
         before, self._size_wh = self._size_wh, values.get("size_wh", self._size_wh)

@@ -1,4 +1,4 @@
-"""What a comparison reports: recall, table, JSON and pictures say the same."""
+"""The report of a comparison: recall, table, JSON and pictures agree."""
 
 from __future__ import annotations
 

@@ -37,10 +37,10 @@ def test_attempts_lower_workspace_and_level_and_end() -> None:
     assert steps(BuildConfig(workspace_mib=4000, optimization_level=5)) == [(4000, 5), (2000, 5), (500, 2), (500, 0)]
     assert steps(BuildConfig(workspace_mib=64, optimization_level=0)) == [(64, 0)]
     for workspace in (1, 100, 1 << 20):
-        ladder = BuildConfig(workspace_mib=workspace).attempts()
-        assert len(ladder) <= MAX_TRIES
-        assert len(set(ladder)) == len(ladder)
-        assert all(step.batch == ladder[0].batch for step in ladder)
+        attempts = BuildConfig(workspace_mib=workspace).attempts()
+        assert len(attempts) <= MAX_TRIES
+        assert len(set(attempts)) == len(attempts)
+        assert all(step.batch == attempts[0].batch for step in attempts)
 
 
 def test_no_attempt_takes_more_memory_than_the_first() -> None:

@@ -187,7 +187,7 @@ import functools, subprocess
 limit = functools.partial(resource.setrlimit, resource.RLIMIT_AS, ({limit}, {limit}))
 subprocess.Popen = functools.partial(subprocess.Popen, preexec_fn=limit)
 """
-    # The library answers with an error, or stands still for ever: then a thread of its pool could not be started.
+    # The library reports an error, or stalls because a thread of its pool could not be started.
     status, out, err = build("--set", "stall_s=3", prepare=prepare).finish()
     assert status == 1
     steps = [line.partition("; trying again with ") for line in out.splitlines() if "; trying again with " in line]

@@ -95,7 +95,7 @@ def test_a_silent_process_that_computes_does_not_stall() -> None:
 
 
 def test_threads_that_wake_up_now_and_then_do_not_count_as_work(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    # 0.4 ms in each second: what comes together in two minutes is more than a single look asks for.
+    # 0.4 ms in each second: after two minutes the sum exceeds the CPU time for which a share is computed.
     monkeypatch.setattr(build_process, "cpu_s", lambda pid: 1.0 + 0.0004 * clock.now_s)
     assert stops_after(Watchdog(os.getpid(), 600.0, clock), clock, at_most_s=700.0) == 600.0
     monkeypatch.setattr(build_process, "cpu_s", lambda pid: 1.0 + 0.01 * clock.now_s)
@@ -116,7 +116,7 @@ def test_a_process_that_waits_for_input_does_not_wait_for_a_disk(child: Callable
 
 
 def test_time_between_distant_looks_does_not_count(child: Callable[[str], int], clock: Clock) -> None:
-    # As after Ctrl-Z, or a container that was paused: both processes stood still.
+    # As after Ctrl-Z, or a container that was paused: both processes were stopped.
     dog = Watchdog(child("print('x', flush=True); input()"), 20.0, clock)
     clock.now_s += 3600.0
     assert not dog.has_stalled()

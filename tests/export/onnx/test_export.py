@@ -211,15 +211,15 @@ def test_a_list_longer_than_tensorrt_sorts_stays_one_for_each_level(
 ) -> None:
     monkeypatch.setattr(nms_chain, "TOPK_LIMIT", 200)
     config = ExportConfig(target="tensorrt", nms="standard", num_proposals=20, pre_nms=96, golden=False)
-    said: list[str] = []
+    lines: list[str] = []
     result = export_onnx(
         checkpoints["pyramid"],
         tmp_path / "model.onnx",
         dataclasses.replace(config, nms_candidates="all"),
         images=photo_files,
-        log=said.append,
+        log=lines.append,
     )
-    assert any("the graph goes level by level, for tensorrt sorts no list of 216" in line for line in said)
+    assert any("the graph goes level by level, for tensorrt sorts no list of 216" in line for line in lines)
     assert result.manifest.proposals.nms_candidates is None
     used = Counter(node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node)
     assert used["NonMaxSuppression"] == 3

@@ -1,4 +1,4 @@
-"""What portable NMS needs on images, the proof that a graph has it, and the exported form in ONNX Runtime."""
+"""The work of portable NMS on images, the proof that a graph has it, and the exported form in ONNX Runtime."""
 
 from __future__ import annotations
 

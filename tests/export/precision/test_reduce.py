@@ -137,7 +137,9 @@ def test_int8_is_refused_when_the_float16_around_it_loses_too_much(
         reduce(made, photographs, proto=overflowing(made.file), precision="int8", max_ar_drop=2.0)
 
 
-def test_without_a_budget_nothing_is_measured_and_that_is_said(exported: GetExport, photo_files: list[Path]) -> None:
+def test_without_a_budget_nothing_is_measured_and_a_line_reports_it(
+    exported: GetExport, photo_files: list[Path]
+) -> None:
     graph, facts, lines = reduce(
         exported("standard"), Photographs(samples=photo_files), precision="fp16", max_ar_drop="off"
     )

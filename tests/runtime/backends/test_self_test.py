@@ -168,7 +168,7 @@ def test_without_the_onnx_file_nothing_can_be_rebuilt(on_standin: Any, make_engi
 
 def test_a_build_that_fails_shows_its_last_lines(on_standin: Any, make_engine: MakeModel, tmp_path: Path) -> None:
     path = make_engine(tmp_path, compute_capabilities=("8.9",))
-    # The real command: TensorRT is not installed, or the file is no model of ours; either way it ends with an error.
+    # The real command: TensorRT is not installed, or the file is not a model of edgerpn; both are errors.
     with pytest.raises(
         EngineLoadError, match=r"(?s)`edgerpn build` ended with status [12]:\n  .*error: .*started because"
     ):

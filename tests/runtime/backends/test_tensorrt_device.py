@@ -132,7 +132,7 @@ def test_calls_reach_the_driver_with_their_arguments_from_any_thread(driver: Pat
         "view [7, 7]",
         "host memory freed",
     ]
-    # The driver's lines come through C's own buffer, so their order says nothing.
+    # The driver's lines pass through a buffer of C, so their order is undefined.
     assert sorted(lines) == sorted([*once, *once, "cuMemAlloc failed with CUDA_ERROR_INVALID_CONTEXT."])
 
 

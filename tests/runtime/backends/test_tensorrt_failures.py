@@ -228,7 +228,7 @@ def test_host_code_of_an_engine_runs_only_when_allowed(bench: Any, make_engine: 
     with pytest.raises(EngineLoadError, match=r"host code that is not allowed.*allow_host_code=True"):
         bench.load(path)
     bench.load(path, allow_host_code=True).close()
-    # An engine that needs no such code gets no such right, whatever was allowed.
+    # An engine without such code never gets the permission.
     (tmp_path / "plain").mkdir()
     plain = make_engine(tmp_path / "plain")
     with pytest.raises(EngineLoadError, match="not allowed"):

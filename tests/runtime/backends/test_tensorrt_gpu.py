@@ -101,7 +101,7 @@ def test_tensors_of_pytorch_are_read_in_place(engine: Path, painted: Image, want
     for _ in range(3):
         assert_close(backend.infer_device(frames), wanted, slice(2))
     with torch.cuda.stream(torch.cuda.Stream()):
-        # Work that is still under way on a side stream when the call comes.
+        # Work that still runs on a side stream during the call.
         late = torch.zeros_like(frames)
         torch.cuda._sleep(50_000_000)
         late.copy_(frames, non_blocking=True)
@@ -131,7 +131,7 @@ def test_inspect_says_that_it_can_run(engine: Path) -> None:
 
 def test_memory_is_returned(engine: Path, painted: Image) -> None:
     torch = pytest.importorskip("torch")
-    for _ in range(2):  # the first makes what CUDA and the library keep for ever
+    for _ in range(2):  # the first allocates memory that CUDA and the library keep
         backend = TensorRtBackend(engine)
         backend.infer(painted[:1])
         backend.close()

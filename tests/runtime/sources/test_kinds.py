@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 
 from edgerpn.runtime.frame import Event, Frame
+from edgerpn.runtime.sources import CaptureConfig, CaptureFailedError
+from edgerpn.runtime.sources.child import open_reader
 
 Make = Callable[..., Any]
 
@@ -69,18 +71,13 @@ def test_a_rate_cap_thins_a_file_evenly(clip: Path, play: Make) -> None:
     assert [frame.num_skipped for frame in frames[1:]] == [4] * 11
 
 
-def test_pictures_of_all_sizes_come_in_order_and_a_broken_one_is_an_event(tmp_path: Path, play: Make) -> None:
-    sizes = [(40, 30), (400, 300), (20, 10), (64, 48)]
-    for index, (width, height) in enumerate(sizes):
-        cv2.imwrite(str(tmp_path / f"p{index}.png"), np.full((height, width, 3), 50 * index + 5, np.uint8))
-    (tmp_path / "p2b.png").write_bytes(b"not a picture")
-    for source in (str(tmp_path), str(tmp_path / "*.png")):
-        frames, events = take_all(play(source))
-        assert [frame.image.shape[:2] for frame in frames] == [(height, width) for width, height in sizes]
-        assert [int(frame.image[0, 0, 0]) for frame in frames] == [5, 55, 105, 155]
-        assert [frame.path.name for frame in frames if frame.path] == ["p0.png", "p1.png", "p2.png", "p3.png"]
-        assert [event.kind for event in events] == ["started", "connected", "error", "ended"]
-        assert events[2].path == tmp_path / "p2b.png"
+def test_images_need_no_capture_process(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    cv2.imwrite(str(path), np.zeros((30, 40, 3), np.uint8))
+    for source, reason in ((path, "unsupported"), (tmp_path, "not_found"), (tmp_path / "*.png", "not_found")):
+        with pytest.raises(CaptureFailedError, match="video") as caught:
+            open_reader(CaptureConfig(source=str(source)), cv2)
+        assert (caught.value.reason, caught.value.is_final) == (reason, True)
 
 
 def test_a_video_that_is_cut_short_says_so_at_its_end(clip: Path, tmp_path: Path, play: Make) -> None:
