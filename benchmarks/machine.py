@@ -54,13 +54,13 @@ class Usage:
     shared_mib: float
     """Memory without a name (memfd) or in /dev/shm that any of them maps, each once."""
     shared_maps: int
-    """How many such pieces of memory there are."""
+    """Number of such pieces of memory."""
     processes: int
     """The process and those that it has started."""
 
 
 def usage(pid: int) -> Usage:
-    """What a process and its children use now; one that ends meanwhile does not count."""
+    """Measures what a process and its children use now; one that ends meanwhile does not count."""
     found = {member: one for member in tree(pid) if (one := _status(member)) is not None}
     own_rss, own_threads, own_descriptors = found.get(pid, (0.0, 0, 0))
     pieces: dict[str, float] = {}
@@ -114,7 +114,7 @@ def _status(pid: int) -> tuple[float, int, int] | None:
         descriptors = len(os.listdir(f"/proc/{pid}/fd"))
     except OSError:
         return None
-    # One that has ended and was not waited for has no memory any more.
+    # A zombie process has no memory.
     return int(fields.get("VmRSS", "0").split()[0]) * 1024 / _MIB, int(fields["Threads"]), descriptors
 
 

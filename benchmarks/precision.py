@@ -1,13 +1,13 @@
-"""What float16 and int8 cost and bring: recall, file size, time in ONNX Runtime, engine size and build time.
+"""Costs and gains of float16 and int8: recall, file size, time in ONNX Runtime, engine size and build time.
 
     python -m benchmarks.precision --checkpoint best.pt --data DIR [--size 384x384] [--hardware NAME]
 
 DIR is a folder with train.json (photographs for the ranges of int8), val.json (for recall) and images/. The checkpoint
 is exported once for ONNX Runtime and once for TensorRT-RTX, and each graph is reduced to both precisions, without the
-recall gate, so that the table shows what there is. K is 1000, so that one graph gives AR@100 and AR@1000.
+recall gate, so that the table shows every result. K is 1000, so that one graph gives AR@100 and AR@1000.
 
 Recall is measured in ONNX Runtime on the CPU, with every value that a float16 network stores rounded to float16. The
-sessions that are timed take turns, frame by frame, so that a drift of the machine hits all alike. TensorRT-RTX compiles
+timed sessions alternate frame by frame, so that drift of the machine affects all of them. TensorRT-RTX compiles
 without a GPU; where its package is missing, its columns stay empty.
 """
 
@@ -20,9 +20,9 @@ import os
 import platform
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ import onnx
 import onnxruntime
 
 import edgerpn.manifest
+from benchmarks.inference import make_session, take_turns
 from edgerpn import files
 from edgerpn.errors import MissingDependencyError
 from edgerpn.export.engine.build import build_engine
@@ -103,9 +104,7 @@ def measure(arguments: argparse.Namespace, target: ExportTarget, folder: Path) -
     variants = {precision: reduce(arguments, folder, config, precision) for precision in PRECISIONS}
     rows = []
     for precision, (graph, measured) in variants.items():
-        evaluation = evaluate_model(
-            measured, arguments.data / "val.json", arguments.data / "images", limit=arguments.limit
-        )
+        evaluation = evaluate_model(measured, arguments.data, limit=arguments.limit)
         figures = evaluation.metrics
         row = Row(
             target=target,
@@ -126,7 +125,7 @@ def measure(arguments: argparse.Namespace, target: ExportTarget, folder: Path) -
 def reduce(
     arguments: argparse.Namespace, folder: Path, config: ExportConfig, precision: Precision
 ) -> tuple[Path, Path]:
-    """The file of a variant, and of what is measured in its place."""
+    """The file of a variant, and the file that is measured in its place."""
     original = folder / "fp32.onnx"
     if precision == "fp32":
         return original, original
@@ -163,20 +162,14 @@ def compile_engine(file: Path) -> tuple[float | None, float | None]:
 
 
 def time_sessions(graphs: Sequence[Path], images: Sequence[Path], runs: int) -> list[float]:
-    """Median milliseconds of each graph, with ONNX Runtime's default threads; the graphs take turns."""
-    options = onnxruntime.SessionOptions()
-    # The idle threads of one session would spin on the cores of the next; the runtime sets this too.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    sessions = [onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"]) for file in graphs]
+    """Median milliseconds of each graph, with ONNX Runtime's default threads; the graphs alternate."""
     inputs = [frame[None] for frame in frames(images, edgerpn.manifest.read(graphs[0]).input)]
-    elapsed: list[list[float]] = [[] for _ in sessions]
-    for run in range(-5, runs):  # five to warm up
-        for session, times in zip(sessions, elapsed, strict=True):
-            start = time.perf_counter()
-            session.run(None, {"frames": inputs[run % len(inputs)]})
-            if run >= 0:
-                times.append(1000 * (time.perf_counter() - start))
-    return [float(np.median(times)) for times in elapsed]
+    calls = {file: partial(_run, make_session(file), inputs) for file in graphs}
+    return [float(np.median(times)) for times in take_turns(calls, runs, warm_up=5).values()]
+
+
+def _run(session: Any, inputs: Sequence[np.ndarray], number: int) -> None:
+    session.run(None, {"frames": inputs[number % len(inputs)]})
 
 
 def format_table(rows: Sequence[Row]) -> str:

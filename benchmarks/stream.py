@@ -21,18 +21,17 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
-import onnxruntime
 
+from benchmarks.inference import bare_calls
 from benchmarks.machine import facts
 from edgerpn.files import write_text
-from edgerpn.runtime import cli, load
-from edgerpn.runtime.sources.open_source import open_source
+from edgerpn.runtime import cli
 
 LIMIT = 0.9
 WARM_UP_RUNS = 5
@@ -79,25 +78,12 @@ def _options() -> argparse.Namespace:
 
 def _round(model: Path, source: str | Path, frames: int, jsonl: Path) -> dict[str, float]:
     """Frames per second of each way, and the ratio."""
-    with load(model, threads=1) as loaded:
-        ready = _ready_frame(loaded.manifest.input.frame_hw, loaded.manifest.input.batch or 1)
-    speeds = {"bare": _bare_fps(model, ready, frames), "tuned": _tuned_fps(model, ready, frames)}
+    speeds = {name: _loop_fps(call, frames, batch) for name, call, batch in bare_calls(model)}
     speeds["pipeline"] = _pipeline_fps(model, source, frames, jsonl)
     return {**speeds, "ratio": speeds["pipeline"] / max(speeds["bare"], speeds["tuned"])}
 
 
-def _bare_fps(model: Path, ready: Any, frames: int) -> float:
-    session = onnxruntime.InferenceSession(os.fspath(model), providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return _loop_fps(lambda: session.run(None, {name: ready}), frames, len(ready))
-
-
-def _tuned_fps(model: Path, ready: Any, frames: int) -> float:
-    with load(model, providers=["cpu"]) as loaded:
-        return _loop_fps(lambda: loaded.backend.infer(ready), frames, len(ready))
-
-
-def _loop_fps(call: Any, frames: int, batch: int) -> float:
+def _loop_fps(call: Callable[[], object], frames: int, batch: int) -> float:
     for _ in range(WARM_UP_RUNS):
         call()
     calls = -(-frames // batch)
@@ -114,15 +100,11 @@ def _pipeline_fps(model: Path, source: str | Path, frames: int, jsonl: Path) -> 
     arguments = parser.parse_args(
         [os.fspath(model), str(source), "--jsonl", str(jsonl), "--max-frames", str(frames), "--provider", "cpu"]
     )
-    summary = cli.run_opened(arguments, open_source(str(source)))
+    summary = cli.run_sources(arguments)
     num_lines = jsonl.read_bytes().count(b"\n")
     if not summary.num_frames or num_lines < summary.num_frames:
         raise SystemExit(f"{source}: {summary.num_frames} frames, but {num_lines} lines of JSON")
     return summary.fps
-
-
-def _ready_frame(frame_hw: tuple[int, int], batch: int) -> Any:
-    return np.random.default_rng(0).integers(0, 256, (batch, *frame_hw, 3), dtype=np.uint8)
 
 
 def _synthetic_video(path: Path, frames: int) -> Path:

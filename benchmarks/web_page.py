@@ -1,11 +1,11 @@
-"""The web page of a run: what viewers cost, and its pictures for the documentation. Linux only.
+"""The web page of a run: the cost of viewers, and pictures of it for the documentation. Linux only.
 
     python -m benchmarks.web_page --model model.onnx --video one.mp4 --video two.mp4@60-110 [--seconds 10]
                                   [--rounds 3] [--pictures docs]
 
 Each video, or some frames of it, is repeated as a camera over HTTP. `edgerpn run --http` is started on all of them, and
-the results per second are counted in turns without viewers, with one and with three of the page's streams (which ask
-for all pictures), each --seconds long, --rounds times. All of it shares the cores of one machine: cameras, run, and
+the results per second are counted alternately without viewers, with one and with three of the page's streams (which
+request all pictures), each --seconds long, --rounds times. All of it shares the cores of one machine: cameras, run, and
 viewers that only read.
 
 --pictures takes pictures of the page in Debian's Chromium: light, dark with a camera that is down, and a phone.
@@ -138,7 +138,7 @@ def _get(address: str, path: str) -> Any:
 
 
 def _print_rates(address: str, rounds: int, seconds: float) -> None:
-    """Results per second, in turns, so that what else the machine does falls on all alike."""
+    """Results per second, alternately, so that other work of the machine affects all of them."""
     rates: dict[int, list[float]] = {0: [], 1: [], 3: []}
     ages: dict[int, list[float]] = {0: [], 1: [], 3: []}
     for _ in range(rounds):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 
@@ -35,6 +35,21 @@ def names_argument(text: str) -> tuple[str, ...]:
     if not all(names):
         raise argparse.ArgumentTypeError(f"expected names separated by commas, got {text!r}")
     return names
+
+
+def flag_overrides(arguments: argparse.Namespace, settings: Mapping[str, str]) -> list[str]:
+    """Returns overrides such as "batch=4" for the flags of a command line; `settings` names each flag's setting."""
+    values = {setting: getattr(arguments, flag) for flag, setting in settings.items()}
+    # Of a switch, only its presence means something.
+    return [
+        f"{setting}={_toml(value)}" for setting, value in values.items() if value is not None and value is not False
+    ]
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(list(value)) if isinstance(value, (tuple, list)) else str(value)
 
 
 def output_problems(output: Path | None, inputs: Iterable[Path | None]) -> list[str]:

@@ -174,3 +174,13 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
             f"{purpose} needs the Python module {module!r}, which does not import here ({error}). "
             f"Install it with: pip install 'edgerpn[{extra}]'"
         ) from error
+
+
+def check_setting(is_good: bool, name: str, expected: str, value: object) -> None:
+    """Refuses the value of a setting unless `is_good`; `settings` adds the path of the setting.
+
+    Raises:
+        ValueError: Names the setting, the expected value and the given one.
+    """
+    if not is_good:
+        raise ValueError(f"{name}: expected {expected}, got {value!r}")

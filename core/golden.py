@@ -1,8 +1,8 @@
 """Golden frames: a few input frames and the proposals expected for them, beside an artifact.
 
-`model.golden.npz` lies beside `model.onnx`; the manifest holds its hash. A runtime that runs the
-frames and finds the proposals knows that library, driver, GPU and file work together, without any other package. The
-frames are photographs out of those that the export compared on, laid into the graph's input.
+`model.golden.npz` lies beside `model.onnx`; the manifest holds its hash. A runtime that runs the frames and finds the
+proposals proves that library, driver, GPU and file work together, without any other package. The frames are
+photographs of the export's comparison, letterboxed into the graph's input.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from edgerpn.matching import TOLERANCES, match
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Golden:
-    """Frames and what a model gave for them."""
+    """Frames and the proposals of a model for them."""
 
     frames: npt.NDArray[np.uint8]
     """(F, H, W, 3) uint8 BGR, in the size of the graph's input."""
     boxes: npt.NDArray[np.float32]
-    """(F, K, 4) float32, as the graph gave them."""
+    """(F, K, 4) float32, as the graph returned them."""
     scores: npt.NDArray[np.float32]
     """(F, K) float32."""
     count: npt.NDArray[np.int32]
@@ -42,7 +42,7 @@ def golden_path(artifact: str | os.PathLike[str]) -> Path:
 
 
 def write(golden: Golden, artifact: str | os.PathLike[str]) -> GoldenSpec:
-    """Writes the golden frames beside `artifact` in one step; returns what its manifest says of them."""
+    """Writes the golden frames beside `artifact` in one step; returns the entry for its manifest."""
     path = golden_path(artifact)
     with files.replacing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, frames=golden.frames, boxes=golden.boxes, scores=golden.scores, count=golden.count)
@@ -53,7 +53,7 @@ def read(artifact: str | os.PathLike[str], manifest: Manifest) -> Golden:
     """Reads the golden frames of `artifact`.
 
     Raises:
-        ManifestError: The manifest names none, or the file is missing or malformed.
+        ManifestError: The manifest names no golden frames, or the file is missing or malformed.
         ArtifactMismatchError: The file is not the one that the manifest describes.
     """
     spec = manifest.golden
@@ -63,7 +63,7 @@ def read(artifact: str | os.PathLike[str], manifest: Manifest) -> Golden:
     if not path.is_file():
         raise ManifestError(f"{path}: the golden frames of {Path(artifact).name} are missing; copy them along")
     if files.sha256(path) != spec.sha256:
-        raise ArtifactMismatchError(f"{path}: not the golden frames that the manifest describes; copy all files anew")
+        raise ArtifactMismatchError(f"{path}: not the golden frames that the manifest describes; copy all files again")
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return Golden(**{name: arrays[name] for name in ("frames", "boxes", "scores", "count")})
@@ -78,13 +78,13 @@ def compare(
     *,
     where: str,
 ) -> None:
-    """Compares what a model gave for the golden frames with what it should give.
+    """Compares the outputs of a model for the golden frames with the expected proposals.
 
     Args:
         golden: The frames and the expected proposals.
         outputs: boxes (F, K, 4), scores (F, K), count (F,) for these frames.
         manifest: Its precision chooses the tolerance.
-        where: Names the model and what ran it, in errors.
+        where: Names the model and the library that ran it in errors.
 
     Raises:
         SelfTestError: Too many proposals of a frame have no counterpart.

@@ -1,7 +1,7 @@
-"""Frame geometry: how a frame of any size is laid into the network's input, and how boxes come back.
+"""Frame geometry: letterboxes a frame of any size into the network's input, and maps boxes back.
 
-The rule, `top_left`: scale by one factor so that the frame just fits, round its size to whole pixels, put it
-into the top left corner and fill the rest with a grey of 114. Boxes then need a scale and no offset.
+The rule, `top_left`: scale by one factor so that the frame just fits, round its size to whole pixels, put it into
+the top left corner and fill the rest with a grey of 114. Boxes then need a scale and no offset.
 Pixel coordinates are continuous: a frame of width W spans 0 to W, and the centre of its first pixel is 0.5.
 """
 
@@ -25,7 +25,7 @@ Resize = Callable[[npt.NDArray[np.uint8], tuple[int, int]], Any]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Letterbox:
-    """How frames of `source_hw` lie in an input of `network_hw`; make it with `letterbox`."""
+    """Position and scale of frames of `source_hw` in an input of `network_hw`; made by `letterbox`."""
 
     source_hw: tuple[int, int]
     """Height and width of the frame, pixels."""
@@ -42,7 +42,7 @@ class Letterbox:
     def apply(
         self, frame: npt.NDArray[np.uint8], resize: Resize, *, out: npt.NDArray[np.uint8] | None = None
     ) -> npt.NDArray[np.uint8]:
-        """Lays `frame` into the network's input.
+        """Scales and pads `frame` to the network's input.
 
         Args:
             frame: (H, W, 3) uint8, of `source_hw`.
@@ -53,7 +53,7 @@ class Letterbox:
             `out`, or the new array; owned by the caller.
 
         Raises:
-            InputError: `frame` is of another size, and would be stretched.
+            InputError: `frame` has another size and would be stretched.
         """
         if frame.shape != (*self.source_hw, 3):
             raise InputError(f"letterbox: expected a frame of shape {(*self.source_hw, 3)}, got {frame.shape}")
@@ -81,7 +81,7 @@ class Letterbox:
 
 
 def letterbox(source_hw: tuple[int, int], network_hw: tuple[int, int]) -> Letterbox:
-    """Works out how frames of `source_hw` lie in an input of `network_hw` (both height, width in pixels).
+    """Computes position and scale of frames of `source_hw` in an input of `network_hw` (height, width in pixels).
 
     Raises:
         InputError: A size is not positive.
@@ -89,7 +89,7 @@ def letterbox(source_hw: tuple[int, int], network_hw: tuple[int, int]) -> Letter
     if min(*source_hw, *network_hw) < 1:
         raise InputError(f"letterbox: sizes must be positive (height, width), got {source_hw} and {network_hw}")
     scale = min(network_hw[0] / source_hw[0], network_hw[1] / source_hw[1])
-    # Half a pixel rounds up, so that the same rule can be written in any language without banker's rounding.
+    # Half a pixel rounds up: a rule that other languages can repeat without banker's rounding.
     content_h = max(1, min(network_hw[0], int(source_hw[0] * scale + 0.5)))
     content_w = max(1, min(network_hw[1], int(source_hw[1] * scale + 0.5)))
     return Letterbox(source_hw=source_hw, network_hw=network_hw, content_hw=(content_h, content_w))

@@ -17,6 +17,9 @@ from typing import Any
 CGROUP = Path("/sys/fs/cgroup")
 """Control group of a container, version 2."""
 
+JETSON_RELEASE = Path("/etc/nv_tegra_release")
+"""Release of Jetson Linux, on a Jetson only."""
+
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 

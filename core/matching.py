@@ -1,7 +1,7 @@
-"""One-to-one matching of two sets of proposals of the same frame: the measure of agreement of two models.
+"""Matches two sets of proposals of the same frame one to one, to measure the agreement of two models.
 
 Two models that are the same up to rounding still disagree where a decision falls within rounding: an overlap at the NMS
-threshold, a score at the cut after K. Such proposals are counted apart, as `boundary`.
+threshold, a score at the cut after K. Such proposals are counted separately, as `boundary`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Scores = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tolerance:
-    """How much two models may differ."""
+    """Differences that two models may have."""
 
     min_iou: float
     """Matched boxes overlap by at least this, 0..1."""
@@ -32,7 +32,7 @@ class Tolerance:
 
 
 EXACT = Tolerance(min_iou=0.99, max_score_difference=1e-3, max_unmatched_share=0.02)
-"""Two float32 forms of one network; what has no counterpart must lie at a threshold."""
+"""Two float32 forms of one network; proposals without a counterpart must lie at a threshold."""
 
 TOLERANCES: dict[Precision, Tolerance] = {
     "fp32": EXACT,
@@ -40,7 +40,7 @@ TOLERANCES: dict[Precision, Tolerance] = {
     "int8": Tolerance(min_iou=0.8, max_score_difference=0.05, max_unmatched_share=0.2),
 }
 """The same graph in two libraries, by the precision of its network: their kernels round differently, and a box that
-falls in or out of NMS takes others along."""
+that NMS keeps or drops changes others."""
 
 
 def match(
@@ -51,7 +51,7 @@ def match(
     Args:
         expected: Boxes (M, 4) and scores (M,).
         found: Boxes (P, 4) and scores (P,).
-        tolerance: What a pair may differ by.
+        tolerance: Differences that a pair may have.
 
     Returns:
         Index pairs (expected, found), and the IoU of each.
@@ -74,7 +74,7 @@ def match(
 
 
 def pairwise_iou(first: Boxes, second: Boxes) -> npt.NDArray[np.float64]:
-    """IoU (M, P) of two sets of x1, y1, x2, y2 boxes, in float64."""
+    """Returns the IoU (M, P) of two sets of x1, y1, x2, y2 boxes, in float64."""
     a, b = first.astype(np.float64)[:, None], second.astype(np.float64)[None]
     size = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None)
     intersection = size[..., 0] * size[..., 1]

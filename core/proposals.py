@@ -1,4 +1,4 @@
-"""Proposals: what a model says about one frame."""
+"""The proposals of a model for one frame."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Proposals:
     """Boxes and scores of one frame, best first; immutable.
 
     Both arrays are copied and made read-only. Indexing with a number, a slice, a mask or an array of numbers
-    gives Proposals again, in the order of the index.
+    returns `Proposals` in the order of the index.
     """
 
     boxes: npt.NDArray[np.float32]
     """(M, 4) float32; x1, y1, x2, y2 in pixels of the frame."""
     scores: npt.NDArray[np.float32]
-    """(M,) float32, 0..1, descending as the model gives them: objectness, lowered where soft NMS lowers it."""
+    """(M,) float32, 0..1, descending as the model returns them: objectness, lowered by soft NMS where it applies."""
 
     def __post_init__(self) -> None:
         """Copies, checks and locks the arrays."""
@@ -48,7 +48,7 @@ class Proposals:
         return len(self.scores)
 
     def __iter__(self) -> Iterator[Proposals]:
-        """Gives the boxes one at a time, best first, each as `Proposals` of length 1."""
+        """Yields the boxes one at a time, best first, each as `Proposals` of length 1."""
         return (self[i : i + 1] for i in range(len(self)))
 
     def __repr__(self) -> str:
@@ -58,10 +58,10 @@ class Proposals:
         return f"Proposals({len(self)} boxes, scores {self.scores.max():.3f} to {self.scores.min():.3f})"
 
     def __getitem__(self, index: Index) -> Proposals:
-        """The boxes that `index` picks: one number, a slice, a mask (M,) or an array of numbers.
+        """Returns the boxes at `index`: one number, a slice, a mask (M,) or an array of numbers.
 
         Raises:
-            IndexError: A number lies outside, or a mask has another length.
+            IndexError: A number is out of range, or a mask has another length.
         """
         if isinstance(index, (slice, list, np.ndarray)):
             picked = np.asarray(index, np.intp) if isinstance(index, list) and not index else index
@@ -73,11 +73,11 @@ class Proposals:
         return Proposals(self.boxes[row : row + 1], self.scores[row : row + 1])
 
     def above(self, score: float) -> Proposals:
-        """The boxes whose score is at least `score`."""
+        """Returns the boxes whose score is at least `score`."""
         return self[self.scores >= score]
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        """The boxes as COCO results: plain Python numbers, bbox as x, y, width, height, one class (1).
+        """Converts to COCO results: plain Python numbers, bbox as x, y, width, height, one class (1).
 
         Args:
             image_id: The image's id in the annotation file.
@@ -90,7 +90,7 @@ class Proposals:
         ]
 
     def to_supervision(self) -> Any:
-        """The boxes as `supervision.Detections`, all of class 0.
+        """Converts to `supervision.Detections`, all of class 0.
 
         Raises:
             MissingDependencyError: The package supervision is not installed.

@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 130
 
     step("evaluating the checkpoint")
-    evaluation = evaluate_model(folder.checkpoint, folder.data / "val.json", folder.data / "images")
+    evaluation = evaluate_model(folder.checkpoint, folder.data)
 
     step("exporting to ONNX and comparing the graph with PyTorch")
     export = _export(folder)

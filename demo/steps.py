@@ -22,10 +22,12 @@ from edgerpn.proposals import Proposals
 from edgerpn.runtime.draw import Painter
 from edgerpn.runtime.frame import Event, Result
 from edgerpn.runtime.model import load
+from edgerpn.runtime.run import RunSummary, SourceConfig, StreamsConfig
+from edgerpn.runtime.run.session import run_streams
+from edgerpn.runtime.sinks import JsonLinesConfig, Output, open_sinks
+from edgerpn.runtime.sinks.contract import Sink
 from edgerpn.runtime.sinks.picture_sinks import VideoSink
-from edgerpn.runtime.sinks.sink import JsonLinesSink, Sink
-from edgerpn.runtime.sources.open_source import open_source
-from edgerpn.runtime.summary import RunSummary, run_source
+from edgerpn.runtime.sources.file_sources import open_source
 
 MARKER = "demo.json"
 """File that marks a folder of the demo, which the next demo may replace."""
@@ -117,14 +119,17 @@ def run_video(folder: DemoFolder, video: SyntheticVideo, *, num_pictures: int = 
     Raises:
         EdgeRpnError: The first error of model, source or sinks.
     """
-    source = open_source(str(folder.source_video))
+    config = SourceConfig(source=str(folder.source_video))
+    source = open_source(config.source, name=config.label)
     total = len(video.boxes_xyxy)
     kept = {round((i + 0.5) * total / num_pictures) for i in range(num_pictures)}
-    sinks: list[Sink] = [VideoSink(folder.annotated_video, Painter(), fps=source.fps), JsonLinesSink(folder.results)]
+    lines = Output(kind="jsonl", config=JsonLinesConfig(path=str(folder.results)))
+    video_sink = VideoSink(folder.annotated_video, Painter(), fps=source.fps)
+    sinks: list[Sink] = [video_sink, *open_sinks([lines], is_live=False)]
     record = _Record(sinks, video, kept)
     # As `edgerpn run` does it: two frames are in the model at once, and threads - 1 helpers then fill the cores.
     with load(folder.model, threads=max(1, available_cores() - 1)) as model:
-        summary = run_source(model, source, [record])
+        summary = run_streams(model, StreamsConfig(sources=(config,)), [record], opened={config.label: source})
     return VideoRun(
         summary=summary,
         stage_ms=record.stage_ms,

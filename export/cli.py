@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from edgerpn import settings
-from edgerpn.arguments import size_argument
+from edgerpn.arguments import flag_overrides, size_argument
 from edgerpn.errors import ConfigError
 from edgerpn.export.export_config import PRECISIONS, ExportConfig
 from edgerpn.manifest import manifest_path
@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
     if missing:
         raise ConfigError([f"{' and '.join(missing)}: needed, see `edgerpn export --help`"])
     if arguments.calibration is not None and config.precision != "int8":
-        raise ConfigError([f"--calibration is for --precision int8, the precision asked for is {config.precision}"])
+        raise ConfigError([f"--calibration is for --precision int8, the precision is {config.precision}"])
     from edgerpn.export.onnx.export import export_onnx
 
     result = export_onnx(
@@ -131,11 +131,6 @@ FLAGS = {
 
 def _config(arguments: argparse.Namespace) -> ExportConfig:
     """The settings: defaults < file < flags < `--set`."""
-    given = {setting: getattr(arguments, flag) for flag, setting in FLAGS.items()}
-    flags = [f"{setting}={_toml(value)}" for setting, value in given.items() if value is not None]
     files = [arguments.config] if arguments.config else []
-    return settings.load(ExportConfig, files=files, overrides=[*flags, *arguments.set])
-
-
-def _toml(value: object) -> str:
-    return str(list(value)) if isinstance(value, tuple) else str(value)
+    overrides = [*flag_overrides(arguments, FLAGS), *arguments.set]
+    return settings.load(ExportConfig, files=files, overrides=overrides)

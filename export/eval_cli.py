@@ -59,10 +59,10 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     evaluation = evaluate_model(
         arguments.model,
-        split.annotations,
-        arguments.images or split.images,
-        num_proposals=arguments.proposals or 1000,
-        network_hw=arguments.size,
+        arguments.data,
+        images=arguments.images,
+        num_proposals=arguments.proposals,
+        size_hw=arguments.size,
         holdout_classes=arguments.holdout_classes,
         log=lambda line: print(line, file=sys.stderr),
     )
@@ -87,9 +87,6 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
         raise ConfigError(["eval: name either a MODEL or --results RESULTS.json"])
     if arguments.results is not None and arguments.holdout_classes:
         raise ConfigError(["eval: --holdout-classes is for a model, not for --results"])
-    is_exported = arguments.model is not None and arguments.model.suffix != ".pt"
-    if is_exported and (arguments.size or arguments.proposals):
-        raise ConfigError(["eval: --size and --proposals are for checkpoints; an exported model has its own"])
 
 
 def _check_output(arguments: argparse.Namespace, annotations: Path) -> None:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
-from edgerpn.errors import DataError
+from edgerpn.errors import ConfigError, DataError
 from edgerpn.letterbox import letterbox
 from edgerpn.manifest import DIGEST_KEY
 from edgerpn.manifest.parts import RecallSpec
+from edgerpn.runtime.model import Model, load
 from edgerpn.train.data.coco import read_coco
-from edgerpn.train.data.splits import Split
+from edgerpn.train.data.splits import Split, find_split
 from edgerpn.train.evaluation import Detect, Evaluation, evaluate, measure
 from edgerpn.train.recall.average_recall import average_recall
 
@@ -26,75 +29,78 @@ if TYPE_CHECKING:
 
 
 def evaluate_model(
-    model: Path,
-    annotations: Path,
-    images: Path,
+    model: str | os.PathLike[str],
+    data: str | os.PathLike[str],
     *,
-    num_proposals: int = 1000,
-    network_hw: tuple[int, int] | None = None,
+    images: str | os.PathLike[str] | None = None,
+    num_proposals: int | None = None,
+    size_hw: tuple[int, int] | None = None,
+    holdout_classes: Sequence[str] | None = None,
     limit: int | None = None,
-    holdout_classes: tuple[str, ...] | None = None,
-    log: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] | None = None,
 ) -> Evaluation:
-    """Measures a model.
+    """Measures the recall and the speed of a checkpoint or of an exported model.
 
     Args:
         model: Checkpoint (.pt), ONNX file or engine.
-        annotations: COCO annotations.
-        images: Folder of the images.
-        num_proposals: K of a checkpoint; exported models have their own.
-        network_hw: Height and width that a checkpoint's network works at, pixels; None: as trained.
-        limit: Measure the first so many images only.
+        data: Folder with val.json (COCO) and images/, or an annotation file.
+        images: Folder of the images; None: images/ beside the annotations.
+        num_proposals: Proposals of a checkpoint for each image, at most; None: 1000. Exported models have their own.
+        size_hw: Height and width that a checkpoint's network works at, pixels; None: as trained.
         holdout_classes: Classes whose recall is measured separately; None: those that a checkpoint was trained without.
+        limit: Measure only the first `limit` images.
         log: Called with one line of text for each kind of problem in the data.
 
     Raises:
         CheckpointError: The checkpoint cannot be read.
+        ConfigError: A size or a number of proposals is given for an exported model.
         EngineLoadError: The exported model cannot be loaded.
         ManifestError: The exported model's manifest is missing or does not fit.
         DataError: The annotations or images cannot be used.
     """
-    if model.suffix == ".pt":
+    file = Path(model)
+    if file.suffix == ".pt":
         return evaluate(
-            model,
-            annotations,
+            file,
+            data,
             images=images,
-            num_proposals=num_proposals,
-            size_hw=network_hw,
+            num_proposals=num_proposals or 1000,
+            size_hw=size_hw,
             holdout_classes=holdout_classes,
             limit=limit,
             log=log,
         )
-    detect, capacity = _open_artifact(model)
-    return measure(
-        detect,
-        Split(annotations, images),
-        name=model.name,
-        num_proposals=capacity,
-        holdout_classes=holdout_classes or (),
-        limit=limit,
-        log=log,
-    )
+    if size_hw is not None or num_proposals is not None:
+        raise ConfigError([f"{file}: --size and --proposals are for checkpoints; an exported model has its own"])
+    split = find_split(Path(data), "val")
+    if images is not None:
+        split = Split(split.annotations, Path(images))
+    with load(file) as opened:
+        return measure(
+            _detect(opened),
+            split,
+            name=file.name,
+            num_proposals=opened.manifest.proposals.num_proposals,
+            holdout_classes=holdout_classes or (),
+            limit=limit,
+            log=log,
+        )
 
 
-def _open_artifact(file: Path) -> tuple[Detect, int]:
-    import cv2
-
-    from edgerpn.runtime import load
-
-    model = load(file)
+def _detect(model: Model) -> Detect:
+    """A function that runs an exported model on frames of any size."""
     source_hw = model.manifest.input.source_hw
 
     def run(frame: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         if source_hw is None:
             proposals = model(frame)
             return proposals.boxes, proposals.scores
-        # A model for one camera size takes photographs of other sizes laid into that size.
+        # A model for one camera size takes photographs of other sizes letterboxed into that size.
         geometry = letterbox((frame.shape[0], frame.shape[1]), source_hw)
         proposals = model(geometry.apply(frame, cv2.resize))
         return geometry.to_frame(proposals.boxes), proposals.scores
 
-    return run, model.manifest.proposals.num_proposals
+    return run
 
 
 class RecallMeter:
@@ -148,7 +154,7 @@ class RecallMeter:
             properties = {entry.key: entry.value for entry in proto.metadata_props if entry.key != DIGEST_KEY}
             onnx.helper.set_model_props(unsealed, properties)
             onnx.save(unsealed, file)
-            return evaluate_model(file, self._annotations, self._images, limit=limit)
+            return evaluate_model(file, self._annotations, images=self._images, limit=limit)
 
 
 def evaluate_results(results: Path, annotations: Path) -> dict[str, float]:

@@ -11,7 +11,6 @@ from edgerpn.targets import ExportTarget
 Nms = Literal["standard", "portable"]
 Calibration = Literal["entropy", "percentile"]
 
-NMS: tuple[Nms, ...] = ("standard", "portable")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 MAX_SIDE_PX = 8192
 """Largest side of frames and networks, pixels; the largest cameras have 7680."""
@@ -21,16 +20,16 @@ MAX_AR_DROP: dict[Precision, float] = {"fp16": 0.5, "int8": 1.0}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportConfig:
-    """What the graph is made for, and its fixed sizes."""
+    """Target, sizes and precision of an exported graph."""
 
     target: ExportTarget = "onnxruntime"
-    """What runs the graph; it chooses the form of the NMS when `nms` is not set."""
+    """Library that runs the graph; it chooses the form of the NMS when `nms` is not set."""
     network_hw: tuple[int, int] | None = None
     """Height and width that the network works at, pixels; not set: the size that it was trained at."""
     source_hw: tuple[int, int] | None = None
     """Height and width of the frames, pixels, to have resizing in the graph; not set: the host letterboxes."""
     batch: int | Literal["dynamic"] | None = None
-    """Frames in a batch, or `dynamic`; not set: dynamic for ONNX Runtime, 1 for TensorRT (CUDA graphs want it)."""
+    """Frames in a batch, or `dynamic`; not set: dynamic for ONNX Runtime, 1 for TensorRT (for CUDA graphs)."""
     num_proposals: int = 100
     """K, rows of the outputs."""
     pre_nms: int = 1000
@@ -39,7 +38,7 @@ class ExportConfig:
     """A box that overlaps a better one by more than this is dropped; not set: the checkpoint's `proposals.nms_iou`."""
     soft_nms_iou: float | None = None
     """A box that overlaps a better one by more than this loses score; not set: the checkpoint's
-    `proposals.soft_nms_iou`; 1: none does."""
+    `proposals.soft_nms_iou`; 1: no box does."""
     score_threshold: float | None = None
     """Boxes scored below this are dropped, 0..1; not set: the checkpoint's `proposals.score_threshold`."""
     nms: Nms | None = None
@@ -50,9 +49,9 @@ class ExportConfig:
     """Best boxes of all levels together that NMS looks at, or `all`; not set: measured on images, with a margin, and at
     least `pre_nms` for the standard NMS."""
     precision: Precision = "fp32"
-    """Precision of backbone, neck and head; the proposal stage is float32 whatever it is."""
+    """Precision of backbone, neck and head; the proposal stage is always float32."""
     calibration: Calibration = "percentile"
-    """int8: how the range of each tensor is chosen from the calibration images."""
+    """int8: method that chooses the range of each tensor from the calibration images."""
     max_ar_drop: float | Literal["off"] | None = None
     """fp16, int8: points of AR@100 that may be lost; not set: 0.5 and 1.0; `off`: not measured."""
     fallback: bool = True

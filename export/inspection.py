@@ -137,17 +137,18 @@ def inspect_artifact(file: Path) -> dict[str, Any]:
         ManifestError: The file or its manifest is missing or malformed, or an ONNX file is not the one described.
         EngineLoadError: The ONNX file is damaged, or the manifest describes something else.
     """
-    report: dict[str, Any] = {"artifact": str(file)}
+    graph: dict[str, Any] = {}
     if file.suffix.lower() == ".onnx":
         proto = _load_onnx(file) if file.is_file() else None
         manifest, checks = _manifest(file, proto), [_check_onnxruntime()]
         if proto is not None:
-            report |= _describe_graph(proto)
+            graph = _describe_graph(proto)
     else:
         manifest, checks = _inspect_engine(file)
     return {
-        **report,
+        "artifact": str(file),
         "bytes": file.stat().st_size,
+        **graph,
         "manifest": settings.to_dict(manifest),
         "checks": [dataclasses.asdict(check) for check in checks],
         "can_run_here": all(check.verdict != "no" for check in checks),
@@ -163,7 +164,7 @@ def _inspect_engine(file: Path) -> tuple[Manifest, list[CompatibilityCheck]]:
 
 
 def _check_onnxruntime() -> CompatibilityCheck:
-    """Looks for ONNX Runtime, all that an ONNX file needs."""
+    """Checks for ONNX Runtime, the only need of an ONNX file."""
     from edgerpn.runtime.backends.tensorrt.compatibility import CompatibilityCheck
 
     try:

@@ -1,21 +1,31 @@
-"""The command `edgerpn run`."""
+"""The command `edgerpn run`: sources through a model into outputs, by one runner for files, images and cameras.
+
+Nothing depends on the flags that are given, only on the sources:
+
+- Files and images must open before the model is loaded; a wrong one ends the command. Cameras and streams are tried
+  again for as long as the run lasts.
+- `--output DIR` holds proposals.jsonl, and annotated images, one whole video for each video file (annotated.mp4, or
+  NAME.mp4 when there are several sources), and segments of live sources; see `edgerpn.runtime.run.outputs`.
+- The log goes to the standard error, from the level info on. A run of files shows a progress bar on a terminal.
+- Exit status: 0, the sources ended, --max-frames was reached, or a signal ended a live run; 1, an error, or no frame
+  of any source could be used; 2, wrong usage; 128 + N, signal N ended a run of files before its end.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from pathlib import Path
+from contextlib import closing, nullcontext
 from typing import TYPE_CHECKING
 
 from edgerpn.arguments import count_argument
 from edgerpn.errors import ConfigError
-from edgerpn.manifest import manifest_path
 
 if TYPE_CHECKING:
     from edgerpn.runtime.frame import Source
-    from edgerpn.runtime.model import Model
-    from edgerpn.runtime.sinks.sink import Sink
-    from edgerpn.runtime.summary import RunSummary
+    from edgerpn.runtime.run.stats import RunSummary
+    from edgerpn.runtime.run.streams_config import StreamsConfig
 
 _SOURCES = (
     "one or several: a video file; an image; a folder or a quoted glob of images; a camera index or /dev/videoN; an "
@@ -29,23 +39,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sources = parser.add_argument("sources", metavar="SOURCE", nargs="+", default=[], help=_SOURCES)
     # Not "*", which argparse takes for empty when options stand between the model and the sources.
     sources.required = False
-    parser.add_argument("--config", metavar="FILE", help="TOML file with sources, batching and outputs")
+    parser.add_argument("--config", metavar="FILE.toml", help="settings: sources, batching, outputs, web page")
     parser.add_argument(
-        "--set", metavar="A.B=VALUE", action="append", default=[], help="change a setting; may be repeated"
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="change a setting; may be repeated"
     )
-    parser.add_argument("--print-config", action="store_true", help="print the settings of streams and end")
+    parser.add_argument("--print-config", action="store_true", help="print the settings and exit")
     outputs = parser.add_argument_group("outputs (none: only the summary)")
-    outputs.add_argument("--out", metavar="DIR", help="folder for proposals.jsonl and the annotated video or images")
+    outputs.add_argument(
+        "-o", "--output", "--out", metavar="DIR", help="folder for proposals.jsonl and annotated videos or images"
+    )
     outputs.add_argument("--jsonl", metavar="FILE", help="one JSON line for each frame; - is the standard output")
     outputs.add_argument(
-        "--video", metavar="FILE", help="annotated video, .mp4 or .avi; or a folder for videos of each source"
+        "--video", metavar="FILE", help="annotated video, .mp4 or .avi; or a folder for annotated videos or images"
     )
     outputs.add_argument(
         "--http", metavar="HOST:PORT", help="web page and API, such as 127.0.0.1:8080; other addresses need a token"
     )
     outputs.add_argument("--show", action="store_true", help="show the annotated frames in a window; Q closes it")
     parser.add_argument("--max-frames", metavar="N", type=count_argument(1), help="stop after N frames")
-    parser.add_argument("--score", metavar="X", type=_score, help="leave out proposals scored below X, everywhere (0)")
+    parser.add_argument("--min-score", metavar="X", type=_score, help="leave out proposals scored below X (0)")
     parser.add_argument("--top", metavar="N", type=count_argument(1), default=20, help="draw the N best proposals (20)")
     parser.add_argument("--threads", metavar="N", type=count_argument(1), help="CPU threads of one inference")
     parser.add_argument(
@@ -62,7 +74,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     logs = parser.add_argument_group("log (on the standard error)")
     logs.add_argument("--log-format", choices=("text", "json"), default="text", help="for people, or for programs")
-    logs.add_argument("--log-level", choices=("debug", "info", "warning", "error"), help="how much (streams: info)")
+    logs.add_argument(
+        "--log-level", choices=("debug", "info", "warning", "error"), default="info", help="lowest level (info)"
+    )
     parser.add_argument(
         "--self-test",
         action="store_true",
@@ -71,121 +85,140 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs the command and prints its summary; 0 done, 1 no frame could be read, 128 + N ended by signal N."""
-    from edgerpn.runtime.run import streams_cli as streams
+    """Runs the command and prints its summary; returns the exit status as above."""
+    from edgerpn.runtime.run.loading import load_outputs, to_toml
     from edgerpn.runtime.run.logs import log_to_stderr
-    from edgerpn.runtime.sources.file_sources import ImageSource
-    from edgerpn.runtime.sources.open_source import image_paths, open_source
 
-    # A pattern that the shell has expanded is a source like one that it has not.
-    paths = image_paths(arguments.sources)
-    if streams.is_for_streams(arguments) and not (paths and arguments.http is None):
-        return streams.run(arguments)
-    # A wrong source should fail before the model is loaded.
-    source = ImageSource(paths, name=str(paths[0].parent)) if paths else open_source(arguments.sources[0])
-    with log_to_stderr(arguments.log_format, arguments.log_level or "warning"):
-        try:
-            summary = run_opened(arguments, source)
-        finally:
-            source.close()
+    config = load_config(arguments)
+    if arguments.print_config:
+        print(to_toml(config, load_outputs(arguments.config)), end="")
+        return 0
+    with log_to_stderr(arguments.log_format, arguments.log_level):
+        summary = run_sources(arguments)
     print(summary.text(), file=sys.stderr if arguments.jsonl == "-" else sys.stdout)
-    if summary.stop_signal is not None:
+    if summary.stop_signal is not None and not config.is_live:
         return 128 + summary.stop_signal
     return 1 if summary.num_errors and not summary.num_frames else 0
 
 
-def run_opened(arguments: argparse.Namespace, source: Source) -> RunSummary:
-    """Runs a file, a folder or a pattern that was opened, as the arguments of `edgerpn run` say.
+def load_config(arguments: argparse.Namespace) -> StreamsConfig:
+    """The settings that the arguments ask for; SIGHUP makes a live run read them again."""
+    from edgerpn.runtime.draw import DEFAULT_TOP
+    from edgerpn.runtime.run.http_config import MAX_TOP
+    from edgerpn.runtime.run.loading import load_streams
+    from edgerpn.runtime.sources.file_sources import image_paths
+
+    overrides = [] if arguments.min_score is None else [f"min_score={arguments.min_score}"]
+    if arguments.http is not None:
+        # In quotes, because a port alone would be a number.
+        overrides.append(f"http.listen={json.dumps(arguments.http)}")
+    if arguments.top != DEFAULT_TOP:
+        overrides.append(f"http.top={min(arguments.top, MAX_TOP)}")
+    overrides += arguments.set
+    # A glob that the shell has expanded is one source, like one in quotes.
+    images = image_paths(arguments.sources)
+    sources = [str(images[0].parent)] if images else arguments.sources
+    return load_streams(arguments.config, sources=sources, overrides=overrides)
+
+
+def run_sources(arguments: argparse.Namespace) -> RunSummary:
+    """Runs the sources of the arguments, files and live ones.
 
     Raises:
-        EdgeRpnError: The first error of model, source or sinks.
+        EdgeRpnError: The first error of sources that do not open, of the model or of the outputs.
     """
     from edgerpn.runtime.opencv import load_cv2
-    from edgerpn.runtime.summary import run_source
 
-    check_targets(arguments, source)
+    config = load_config(arguments)
+    _check_sources(config)
+    opened = _open_files(arguments, config)
     cv2 = load_cv2()
     num_threads = cv2.getNumThreads()
     # The cores belong to the model: waking OpenCV's threads for one small resize costs more than it gains.
     cv2.setNumThreads(1)
     try:
-        with _load(arguments, source) as model:
-            sinks = _open_sinks(arguments, source)
-            return run_source(model, source, sinks, max_frames=arguments.max_frames, min_score=arguments.score or 0.0)
+        return _run_opened(arguments, config, opened)
     finally:
         cv2.setNumThreads(num_threads)
+        for source in opened.values():
+            source.close()
 
 
-def check_targets(arguments: argparse.Namespace, source: Source) -> None:
-    """Makes sure that no output would overwrite an input or another output.
+def _check_sources(config: StreamsConfig) -> None:
+    from edgerpn.runtime.run.streams_config import MAX_SOURCES
 
-    Raises:
-        ConfigError: One would.
-    """
-    inputs = {Path(arguments.model).resolve(), manifest_path(arguments.model).resolve()}
-    images = [path.resolve() for path in getattr(source, "paths", ())]
-    inputs.update(images or [Path(source.name).resolve()])
-    targets = [Path(path).resolve() for path in _target_files(arguments, source)]
-    problems = [f"{path}: this is an input of the run, and would be overwritten" for path in targets if path in inputs]
-    problems += [f"{path}: this is a folder, expected the name of a file" for path in targets if path.is_dir()]
-    problems += [f"{path}: given for two outputs" for path in sorted(set(targets)) if targets.count(path) > 1]
-    if arguments.out is not None and Path(arguments.out).resolve() in {path.parent for path in images}:
-        problems.append(f"--out {arguments.out}: the images of the source lie there, and would be overwritten")
-    if problems:
-        raise ConfigError(problems)
+    if not config.sources and not config.has_control:
+        raise ConfigError(["SOURCE: expected at least one, or --config FILE with a table [sources.NAME]"])
+    if len(config.sources) > MAX_SOURCES:
+        raise ConfigError(
+            [
+                f"SOURCE: expected at most {MAX_SOURCES} sources, got {len(config.sources)}. Quote a glob of images "
+                "('images/*.jpg'), which is one source then."
+            ]
+        )
 
 
-def _target_files(arguments: argparse.Namespace, source: Source) -> list[str | Path]:
-    files: list[str | Path] = []
-    if arguments.jsonl not in (None, "-"):
-        files.append(arguments.jsonl)
-    if arguments.video is not None:
-        files.append(arguments.video)
-    if arguments.out is not None:
-        names = ("proposals.jsonl",) if source.is_images else ("proposals.jsonl", "annotated.mp4")
-        files += [Path(arguments.out) / name for name in names]
-    return files
+def _open_files(arguments: argparse.Namespace, config: StreamsConfig) -> dict[str, Source]:
+    """The files and images of the run, by the names of their sources: a wrong one must show before the model loads."""
+    from edgerpn.runtime.sources.file_sources import ImageSource, image_paths, open_source
+
+    images = image_paths(arguments.sources)
+    listed = str(images[0].parent) if images else None
+    opened: dict[str, Source] = {}
+    for source in config.sources:
+        if not source.is_read_here:
+            continue
+        if source.source == listed:
+            opened[source.label] = ImageSource(images, name=source.label)
+            continue
+        opened[source.label] = open_source(source.source, name=source.label, decoder_threads=source.decoder_threads)
+    return opened
 
 
-def _load(arguments: argparse.Namespace, source: Source) -> Model:
+def _run_opened(arguments: argparse.Namespace, config: StreamsConfig, opened: dict[str, Source]) -> RunSummary:
     from edgerpn.machine import available_cores
     from edgerpn.runtime.model import load
+    from edgerpn.runtime.run.loading import load_outputs, load_source
+    from edgerpn.runtime.run.outputs import OutputFlags, check_outputs, open_outputs
+    from edgerpn.runtime.run.session import run_streams
 
-    threads = arguments.threads
-    if threads is None:
-        # A file has two frames in the model at once: two callers and threads - 1 helpers then fill the cores.
-        threads = max(1, available_cores() - 1)
-    return load(
-        arguments.model,
-        providers=arguments.provider,
-        threads=threads,
-        on_mismatch=arguments.on_mismatch,
-        self_test=arguments.self_test,
+    flags = OutputFlags(
+        output=arguments.output,
+        jsonl=arguments.jsonl,
+        video=arguments.video,
+        is_shown=arguments.show,
+        top=arguments.top,
     )
+    check_outputs(flags, arguments.model, config, opened)
+    # A file has two frames in the model at once: two callers and threads - 1 helpers then fill the cores.
+    threads = arguments.threads or (None if config.is_live else max(1, available_cores() - 1))
+    page = None
+    if config.http.listen:
+        from edgerpn.runtime.web import open_page
 
-
-def _open_sinks(arguments: argparse.Namespace, source: Source) -> list[Sink]:
-    from edgerpn.runtime.draw import Painter
-    from edgerpn.runtime.sinks.picture_sinks import ImageFolderSink, VideoSink, WindowSink
-    from edgerpn.runtime.sinks.sink import JsonLinesSink
-
-    painter = Painter(top=arguments.top)
-    sinks: list[Sink] = []
-    # Those that can fail without leaving anything behind come first.
-    if arguments.show:
-        sinks.append(WindowSink(painter, title=f"edgerpn: {source.name}"))
-    if arguments.video is not None:
-        sinks.append(VideoSink(arguments.video, painter, fps=source.fps))
-    if arguments.out is not None:
-        folder = Path(arguments.out)
-        if source.is_images:
-            sinks.append(ImageFolderSink(folder, painter))
-        else:
-            sinks.append(VideoSink(folder / "annotated.mp4", painter, fps=source.fps))
-        sinks.append(JsonLinesSink(folder / "proposals.jsonl"))
-    if arguments.jsonl is not None:
-        sinks.append(JsonLinesSink(arguments.jsonl))
-    return sinks
+        # Before the model, which may take minutes: an error of the page shows at once.
+        page = open_page(config.http)
+    with (
+        closing(page) if page is not None else nullcontext(),
+        load(
+            arguments.model,
+            providers=arguments.provider,
+            threads=threads,
+            on_mismatch=arguments.on_mismatch,
+            self_test=arguments.self_test,
+        ) as model,
+    ):
+        return run_streams(
+            model,
+            config,
+            open_outputs(flags, load_outputs(arguments.config), config, opened),
+            opened=opened,
+            load=lambda: load_config(arguments),
+            max_frames=arguments.max_frames,
+            stays=config.has_control,
+            page=page,
+            make_source=lambda table: load_source(arguments.config, table, overrides=arguments.set),
+        )
 
 
 def _score(text: str) -> float:

@@ -66,10 +66,12 @@ class Painter:
 
     def paint(self, result: Result) -> Image:
         """Returns the picture of `result` with at most `top` boxes, (H, W, 3) uint8 BGR; shared, do not change it."""
-        # Keeps the proposals, not the result, whose frame may lie in memory that the capture needs again.
-        if self._last is None or self._last[0] is not result.proposals:
-            self._last = (result.proposals, draw_proposals(result.image, result.proposals, top=self._top))
-        return self._last[1]
+        # Keeps the proposals, not the result, whose frame may lie in memory that the capture needs again. In one step,
+        # because several sinks draw in threads of their own.
+        last = self._last
+        if last is None or last[0] is not result.proposals:
+            self._last = last = (result.proposals, draw_proposals(result.image, result.proposals, top=self._top))
+        return last[1]
 
 
 def score_color(strength: float) -> tuple[int, int, int]:

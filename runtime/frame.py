@@ -49,9 +49,9 @@ class Frame:
     """One picture and the time of its capture."""
 
     image: npt.NDArray[np.uint8]
-    """(H, W, 3) uint8 BGR, read-only. The picture of a live source lies in memory shared with its capture process,
-    which has few slots: it stays valid as long as this array or a view of it exists, and its slot is missing until
-    then. Copy the pictures that you keep."""
+    """(H, W, 3) uint8 BGR, not to be changed. The picture of a live source lies in memory shared with its capture
+    process, which has few slots: it stays valid as long as this array or a view of it exists, and its slot is missing
+    until then. Copy the pictures that you keep."""
     source: str
     """Name of the source, without passwords."""
     index: int
@@ -155,25 +155,20 @@ class Result:
 
 
 class Source(Protocol):
-    """Where frames come from; `edgerpn.runtime.sources.open_source.open_source` makes one.
+    """An opened file, folder or glob; `edgerpn.runtime.sources.file_sources.open_source` makes one.
 
-    Iterating blocks until a frame or an event is there. `close` may be called from any thread and at any time:
-    it ends the iteration soon, and does nothing the second time.
+    A thread of the run iterates over it once. `close` may be called from any thread and at any time: it ends the
+    iteration soon, and does nothing the second time.
     """
 
     @property
     def name(self) -> str:
-        """Name for people and records, without passwords."""
+        """Name for people and records, without passwords; the frames carry it too."""
         ...
 
     @property
     def fps(self) -> float | None:
-        """Frames per second as the source states them; None when it does not, and for images."""
-        ...
-
-    @property
-    def is_live(self) -> bool:
-        """Whether time goes on when nobody reads: then the newest frame wins and others are dropped."""
+        """Frames per second as the file states them; None when it does not, and for images."""
         ...
 
     @property
@@ -183,18 +178,13 @@ class Source(Protocol):
 
     @property
     def num_frames(self) -> int | None:
-        """Frames in all, as far as the source knows."""
-        ...
-
-    @property
-    def drops(self) -> int:
-        """Frames that were captured and never delivered."""
+        """Frames in all, if known."""
         ...
 
     def __iter__(self) -> Iterator[Frame | Event]:
-        """The frames and events in order; call it once."""
+        """Yields the frames and events in order."""
         ...
 
     def close(self) -> None:
-        """Lets go of the file, device or connection."""
+        """Ends the iteration and closes the file."""
         ...

@@ -7,25 +7,25 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
-from contextlib import closing
 from functools import partial
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from edgerpn import golden
-from edgerpn.errors import InputError
+from edgerpn.errors import InputError, StreamOpenError
 from edgerpn.manifest import Manifest
 from edgerpn.proposals import Proposals
 from edgerpn.runtime.backends.contract import Backend, Outputs, Provider
 from edgerpn.runtime.backends.open_backend import OnMismatch, open_backend
 from edgerpn.runtime.backends.preprocess import Preprocessor, check_image
-from edgerpn.runtime.event_log import log_event
 from edgerpn.runtime.frame import Frame, Result, Source
-from edgerpn.runtime.pipeline import Pipeline
-from edgerpn.runtime.sources.live_source import open_any_source
 from edgerpn.runtime.timing import Stopwatch
+
+if TYPE_CHECKING:
+    from edgerpn.runtime.run.streams_config import SourceConfig
 
 _logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def run_self_test(path: str | os.PathLike[str], backend: Backend) -> None:
 
 
 class Model:
-    """Gives proposals for frames; threads may share it."""
+    """Turns frames into proposals; threads may share it."""
 
     def __init__(self, backend: Backend) -> None:
         """Takes over `backend`; `load` is the usual way to a model."""
@@ -102,12 +102,12 @@ class Model:
 
     @property
     def manifest(self) -> Manifest:
-        """What the model is."""
+        """Describes the model."""
         return self._backend.manifest
 
     @property
     def backend(self) -> Backend:
-        """What runs it."""
+        """Runs the model."""
         return self._backend
 
     def __call__(self, frame: npt.NDArray[np.uint8]) -> Proposals:
@@ -146,48 +146,45 @@ class Model:
         workers: int | None = None,
         max_frames: int | None = None,
     ) -> Iterator[Result]:
-        """The results of a video, images or a camera, in order; decoding and inference run in threads.
+        """The results of a video, images or a camera, in order; threads decode and infer.
 
-        Files never lose a frame; of a live source, the newest frame is taken whenever the model is free, and when it
-        fails it is connected anew, for ever. What a source reports in between is logged; for several sources, events
-        and limits of age use `edgerpn.runtime.run`. Leaving the loop, or closing the generator, stops the threads
-        and closes the source. Pictures of a live source lie in memory of which there is little: copy what you keep.
+        Files never lose a frame. A live source gives its newest frame whenever the model is free, and is reconnected
+        for ever when it fails. Events of the source are logged; for several sources, events and limits of age use
+        `edgerpn.runtime.run`. Leaving the loop, or closing the generator, stops the threads and closes the source.
+        Pictures of a live source lie in shared memory with few slots: copy those that you keep.
 
         Args:
-            source: Anything that `edgerpn run` takes, or an opened source.
-            workers: Frames in the model at the same time; None: `default_workers`.
+            source: Anything that `edgerpn run` takes, or an opened file.
+            workers: Frames of a file in the model at the same time; None: as many as make the backend faster.
             max_frames: Frames after which to stop; None: all.
 
         Raises:
-            StreamError: The source cannot be opened, now or ever (raised from the iteration, as all the rest).
+            StreamOpenError: The source cannot be opened, now or ever (raised from the iteration, as all the rest).
             InputError: A frame does not fit the model.
             InferenceError: The backend failed.
         """
-        opened = open_any_source(source) if isinstance(source, (str, int, os.PathLike)) else source
-        with closing(iter(self.pipeline(opened, workers=workers, max_frames=max_frames))) as items:
-            for item in items:
+        from edgerpn.runtime.run.logs import log_event
+        from edgerpn.runtime.run.runner import StreamRunner
+        from edgerpn.runtime.run.streams_config import StreamsConfig
+
+        config, opened = _open(source)
+        is_open = False
+        with StreamRunner(
+            self,
+            StreamsConfig(sources=(config,)),
+            opened=opened,
+            workers=workers,
+            is_strict=True,
+            max_results=max_frames,
+        ) as runner:
+            for item in runner:
                 if isinstance(item, Result):
+                    is_open = True
                     yield item
+                elif item.kind == "ended" and item.reason != "end_of_stream" and not is_open:
+                    raise StreamOpenError(f"{item.message}. {item.fix}" if item.fix else item.message)
                 else:
                     log_event(item)
-
-    def pipeline(self, source: Source, *, workers: int | None = None, max_frames: int | None = None) -> Pipeline:
-        """The same as `stream` with events among the results, and with a `stop` that a signal handler may call."""
-        workers = workers or self.default_workers(is_live=source.is_live)
-        return Pipeline(source, self.run_frame, workers=workers, max_frames=max_frames)
-
-    def default_workers(self, *, is_live: bool) -> int:
-        """Frames in the model at the same time: for files, as many as make the backend faster.
-
-        A live source gets one, because a second would only make its results older.
-        """
-        return 1 if is_live else self._backend.frames_in_flight
-
-    def run_frame(self, frame: Frame) -> Result:
-        """The result of one frame of a source, with the time of each stage."""
-        watch = Stopwatch()
-        proposals = self._run(frame.image, watch)
-        return Result(proposals=proposals, frame=frame, stage_ms={"decode": frame.decode_ms, **watch.stage_ms})
 
     def run_frames(self, frames: Sequence[Frame], *, pool: Executor | None = None) -> list[Result | InputError]:
         """The results of frames of several sources, run together, with the time of each stage.
@@ -203,18 +200,21 @@ class Model:
             InferenceError: The backend failed.
         """
         start_s = time.monotonic()
-        height, width = self.manifest.input.frame_hw
-        inputs = np.empty((len(frames), height, width, 3), np.uint8)
-        fill = partial(self._fill, inputs)
-        filled = list((pool.map if pool is not None and len(frames) > 1 else map)(fill, range(len(frames)), frames))
-        rows = [i for i, outcome in enumerate(filled) if not isinstance(outcome, InputError)]
+        if len(frames) == 1:
+            inputs, prepared = self._prepare_one(frames[0])
+        else:
+            height, width = self.manifest.input.frame_hw
+            inputs = np.empty((len(frames), height, width, 3), np.uint8)
+            fill = partial(self._fill, inputs)
+            prepared = list((pool.map if pool is not None else map)(fill, range(len(frames)), frames))
+        rows = [i for i, outcome in enumerate(prepared) if not isinstance(outcome, InputError)]
         if not rows:
-            return [outcome for outcome in filled if isinstance(outcome, InputError)]
+            return [outcome for outcome in prepared if isinstance(outcome, InputError)]
         infer_start_s = time.perf_counter()
         outputs = self._backend.infer(inputs if len(rows) == len(frames) else inputs[rows])
         inference_ms = (time.perf_counter() - infer_start_s) * 1e3
         results: list[Result | InputError] = []
-        for frame, outcome in zip(frames, filled, strict=True):
+        for frame, outcome in zip(frames, prepared, strict=True):
             if isinstance(outcome, InputError):
                 results.append(outcome)
                 continue
@@ -223,16 +223,23 @@ class Model:
             results.append(self._restore_row(frame, outputs, row, stage_ms))
         return results
 
-    def _fill(self, inputs: npt.NDArray[np.uint8], row: int, frame: Frame) -> float | InputError:
-        """Lays a frame into its row; the milliseconds that it took."""
+    def _prepare_one(self, frame: Frame) -> tuple[npt.NDArray[np.uint8], list[float | InputError]]:
+        """The network's input for one frame, without a copy, and the milliseconds that it took."""
         start_s = time.perf_counter()
         try:
-            inputs[row] = self._preprocessor.prepare(check_image(frame.image))[0]
+            inputs = self._preprocessor.prepare(check_image(frame.image))
         except InputError as error:
-            # The traceback keeps the calls alive, and in them the picture and the list that will hold this error: a
-            # ring, in which the picture's slot would be lost to its camera until the garbage collector comes by.
-            return error.with_traceback(None)
-        return (time.perf_counter() - start_s) * 1e3
+            return frame.image[:0], [_without_traceback(error)]
+        return inputs, [(time.perf_counter() - start_s) * 1e3]
+
+    def _fill(self, inputs: npt.NDArray[np.uint8], row: int, frame: Frame) -> float | InputError:
+        """Copies the network's input for a frame into its row; the milliseconds that it took."""
+        prepared, (outcome,) = self._prepare_one(frame)
+        if not isinstance(outcome, InputError):
+            start_s = time.perf_counter()
+            inputs[row] = prepared[0]
+            outcome += (time.perf_counter() - start_s) * 1e3
+        return outcome
 
     def _restore_row(self, frame: Frame, outputs: Outputs, row: int, stage_ms: dict[str, float]) -> Result:
         start_s = time.perf_counter()
@@ -257,17 +264,37 @@ class Model:
         self._backend.close()
 
     def __enter__(self) -> Model:
-        """Returns the model."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Frees the backend."""
         self.close()
 
 
+def _without_traceback(error: InputError) -> InputError:
+    """The same error, which does not keep the picture alive.
+
+    The traceback holds the calls, and they the picture and the list that will hold the error: a cycle, in which the
+    picture's slot would be lost to its camera until the garbage collector runs.
+    """
+    return error.with_traceback(None)
+
+
+def _open(source: str | int | os.PathLike[str] | Source) -> tuple[SourceConfig, dict[str, Source]]:
+    """The settings of the one source of `Model.stream`, and its file, opened."""
+    from edgerpn.runtime.run.streams_config import SourceConfig
+    from edgerpn.runtime.sources.file_sources import open_source
+
+    if not isinstance(source, (str, int, os.PathLike)):
+        # The text is only shown; the name identifies the source.
+        return SourceConfig(source="opened file", name=source.name), {source.name: source}
+    text = str(source) if isinstance(source, int) else os.fspath(source)
+    config = SourceConfig(source=text, max_age_ms=0)
+    return config, {config.label: open_source(text, name=config.label)} if config.is_read_here else {}
+
+
 def _capture_stages(frame: Frame, taken_s: float) -> dict[str, float]:
-    """What happened to a frame before the model took it, milliseconds."""
+    """Stages of a frame before the model took it, milliseconds."""
     wait_ms = max(0.0, (taken_s - frame.monotonic_s) * 1e3 - frame.decode_ms)
     return {"capture_lag": frame.lag_ms or 0.0, "decode": frame.decode_ms, "wait": wait_ms}

@@ -34,8 +34,8 @@ ARGUMENTS = {
     ),
     "check": "model --target --against --images --data --limit -o --output --pictures",
     "run": (
-        "model sources --config --set --print-config --out --jsonl --video --http --show --max-frames --score --top"
-        " --threads --provider --on-mismatch --log-format --log-level --self-test"
+        "model sources --config --set --print-config -o --output --out --jsonl --video --http --show --max-frames"
+        " --min-score --top --threads --provider --on-mismatch --log-format --log-level --self-test"
     ),
     "doctor": "what source --seconds --config --set --model --json",
     "inspect": "model --size --json",

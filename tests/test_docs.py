@@ -175,10 +175,13 @@ def test_every_dev_command_is_one_of_the_script(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_every_benchmark_is_a_module(name: str) -> None:
-    for module in re.findall(r"python -m (benchmarks[\w.]*)", read(name)):
+def test_every_benchmark_is_a_module_with_these_flags(name: str) -> None:
+    for module, rest in re.findall(r"python -m (benchmarks[\w.]*)([^`\n]*)", read(name)):
         path = ROOT / module.replace(".", "/")
-        assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
+        files = [path.with_suffix(".py")] if path.with_suffix(".py").is_file() else sorted(path.glob("*.py"))
+        source = "".join(file.read_text(encoding="utf-8") for file in files)
+        assert "__main__" in source or (path / "__main__.py").is_file(), module
+        assert not [flag for flag in re.findall(r" (--[a-z-]+)", rest) if f'"{flag}"' not in source]
     assert not re.search(r"python benchmarks/", read(name))
 
 
@@ -266,8 +269,6 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main(["demo", "--out", str(folder / "demo-out"), *sizes.split()]) == 0
     shutil.copytree(folder / "demo-out" / "data", folder / "DIR")
     shutil.copy(folder / "DIR" / "video.mp4", folder)
-    for file in (folder / "demo-out").glob("model.*"):
-        shutil.copy(file, folder)
     for name in DOCUMENTS:
         for file_name, text in re.findall(r"^```toml\n# (\w+\.toml)\n(.*?)^```", read(name), re.MULTILINE | re.DOTALL):
             (folder / file_name).write_text(text)
@@ -329,6 +330,8 @@ def test_every_command_that_can_run_here_runs(
 @pytest.mark.parametrize("name", ["README.md", "docs/recipes.md"])
 def test_the_programs_run(name: str, workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workshop)
+    for file in (workshop / "demo-out").glob("model.*"):
+        shutil.copy(file, workshop)
     images = sorted((workshop / "DIR" / "images").iterdir())
     names: dict[str, object] = {"frame": cv2.imread(str(images[0]))}
     settings = dict(words.split("=") for words in QUICK.split() if "=" in words)

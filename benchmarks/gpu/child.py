@@ -27,11 +27,11 @@ STEPS = {
     "pytorch": "runner",
     "onnxruntime": "runner",
 }
-"""Name of each step, which is that of its function, and its module."""
+"""Module of each step; the step and its function have the same name."""
 
 
 def main() -> int:
-    """Runs the step; returns the exit status: 0 also when it was skipped, or failed in an orderly way."""
+    """Runs the step; returns 0, also if it was skipped or failed with an error of ours."""
     step, request, result = sys.argv[1:]
     notes = Notes(Path(result))
     try:

@@ -1,7 +1,7 @@
 """Engines by themselves, timed by the GPU's clock, with and without a CUDA graph, and the cost of the proposal stage.
 
 Events and free memory come straight from the driver's library (CUDA driver API, cuda.h), whose handles are the plain
-numbers that `edgerpn.runtime.backends.tensorrt.cuda` gives, whichever package provides it.
+numbers of `edgerpn.runtime.backends.tensorrt.cuda`, whichever package provides it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class GpuClock:
         """Makes a pair of events."""
         self._device = device
         self._cuda = ctypes.CDLL("libcuda.so.1")
-        # CUDA 12.8 gave the function a second version; the first one has been there all along.
+        # CUDA 12.8 added a second version of the function; older ones have the first only.
         self._elapsed = next(
             name for name in ("cuEventElapsedTime", "cuEventElapsedTime_v2") if hasattr(self._cuda, name)
         )
@@ -69,7 +69,7 @@ class GpuClock:
 
 
 def free_mib() -> float:
-    """Memory of the GPU that nobody uses; called inside `Device.active()`."""
+    """Free memory of the GPU, MiB; called inside `Device.active()`."""
     free, total = ctypes.c_size_t(), ctypes.c_size_t()
     status = ctypes.CDLL("libcuda.so.1").cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
     if status:
@@ -93,7 +93,7 @@ class BareEngine:
             batch: Frames in a batch, if it is open in the engine.
 
         Raises:
-            Skip: The library refuses the engine here.
+            Skip: The library refuses the engine on this GPU.
         """
         module = library.module
         self.device, self.log = device, make_logger(module)
@@ -132,7 +132,7 @@ class BareEngine:
             raise Skip(f"the library refuses to run the engine: {self.log.take_lines()}")
 
     def launch(self) -> None:
-        """Starts the work, as a graph where there is one."""
+        """Starts the work, as a graph if there is one."""
         if self._graph is None:
             self.enqueue()
         else:
@@ -151,7 +151,7 @@ class BareEngine:
         if self.device.info.why_no_graphs is not None:
             return self.device.info.why_no_graphs, None
         if hasattr(self._context, "is_stream_capturable") and not self._context.is_stream_capturable(self.stream):
-            return "the library says that this engine cannot be captured", None
+            return "the library reports that this engine cannot be captured", None
         try:
             self.device.begin_capture(self.stream)
             is_started = self._context.execute_async_v3(self.stream)
@@ -173,7 +173,7 @@ def _make_context(library: TensorRtLibrary, engine: Any) -> Any:
 
 
 def in_turns(runs: Mapping[str, Callable[[], float]], seconds: float) -> dict[str, dict[str, float]]:
-    """Runs every one in turn, so that drift hits all alike; summaries of the milliseconds that they give.
+    """Runs all of them alternately, so that drift affects all; returns summaries of the milliseconds that they return.
 
     The first fifth of the time warms up; afterwards there are at least 20 rounds, whatever the time.
     """
@@ -254,7 +254,7 @@ def cut(request: dict[str, Any], notes: Notes) -> None:
     from edgerpn.export.precision.blocks import DELTAS_WEIGHT, LOGITS_WEIGHT, ancestors
 
     proto = onnx.load(request["onnx"])
-    # Weights in half precision have a name that goes on behind that of the float32 ones.
+    # Weights in half precision have a name that begins with that of the float32 ones.
     heads = [
         node for node in proto.graph.node if any(name.startswith((LOGITS_WEIGHT, DELTAS_WEIGHT)) for name in node.input)
     ]
@@ -304,11 +304,11 @@ def stage(request: dict[str, Any], notes: Notes) -> None:
             one.close()
     notes(**figures)
     if figures["share"] > LIMIT:
-        notes.broken(f"the proposal stage takes {figures['share']:.1%} of the engine, and may take {LIMIT:.0%} at most")
+        notes.broken(f"the proposal stage takes {figures['share']:.1%} of the engine, but may take at most {LIMIT:.0%}")
 
 
 def compare(engines: dict[str, BareEngine], clock: Clock, seconds: float) -> dict[str, Any]:
-    """Latencies in turns, and the share of the whole that is not the network, by the medians."""
+    """Alternating latencies, and the share of the whole that is not the network, by the medians."""
     runs = {f"{name}, batch 1": partial(clock.time_ms, one.launch, one.stream) for name, one in engines.items()}
     latency = in_turns(runs, seconds)
     network = latency["network, batch 1"]["p50"]
@@ -324,7 +324,7 @@ def build_plan(trt: Any, onnx_file: str, compute_capability: str | None) -> byte
     """A plan with the options of `edgerpn build`, which itself takes whole graphs only.
 
     Raises:
-        Skip: The library refuses; with its words.
+        Skip: The library refuses; with its message.
     """
     from edgerpn.runtime.backends.tensorrt.library import make_logger
 

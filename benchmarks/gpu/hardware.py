@@ -1,4 +1,4 @@
-"""What the machine is, which libraries work on it, and which compute capabilities TensorRT-RTX accepts."""
+"""The machine, the libraries that work on it, and the compute capabilities that TensorRT-RTX accepts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PROBES = {
     "pycuda": "import pycuda.driver, pycuda; print(pycuda.VERSION_TEXT)",
     "cv2": "import cv2; print(cv2.__version__)",
 }
-"""Modules, and code that prints their versions; each runs in a process of its own, for an import can end one."""
+"""Modules, and code that prints their versions; each runs in a process of its own, because an import can end one."""
 
 SMI_FIELDS = (
     "driver_version", "memory.total", "power.limit", "power.max_limit", "clocks.sm", "clocks.max.sm", "clocks.mem",
@@ -35,9 +35,9 @@ SMI_FIELDS = (
 
 def hardware(request: dict[str, Any], notes: Notes) -> None:
     """GPU, driver, clocks and power, computer, Jetson's modes, and versions."""
-    from edgerpn.export.engine.libraries import query_machine
+    from edgerpn.export.engine.libraries import query_build_machine
 
-    machine = query_machine()
+    machine = query_build_machine()
     notes(**{**dataclasses.asdict(machine), "cuda_driver": machine.driver})
     computer = facts("edgerpn", "numpy", "onnx", "onnxscript", "cuda-bindings")
     notes(packages=computer.pop("versions"), **computer)
@@ -50,7 +50,7 @@ def hardware(request: dict[str, Any], notes: Notes) -> None:
 
 
 def clocks(request: dict[str, Any], notes: Notes) -> None:
-    """Clocks, power and throttling after the work, to see whether the GPU held its speed."""
+    """Clocks, power and throttling after the work; they show whether the GPU held its speed."""
     facts = _nvidia_smi()
     if not facts:
         raise Skip("there is no nvidia-smi")
@@ -68,7 +68,7 @@ def _gpu_memory_mib() -> int | None:
 
 
 def _nvidia_smi() -> dict[str, str]:
-    """Fields that this version of nvidia-smi knows; each is asked for alone, for one unknown name fails all."""
+    """Fields that this version of nvidia-smi knows; each is queried alone, because one unknown name fails all."""
     if shutil.which("nvidia-smi") is None:
         return {}
     facts = {}
@@ -80,7 +80,7 @@ def _nvidia_smi() -> dict[str, str]:
 
 
 def _lines(words: list[str]) -> list[str]:
-    """What a tool of the system prints; it may be missing, or refuse without root."""
+    """Lines that a tool of the system prints; it may be missing, or refuse without root."""
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -89,7 +89,7 @@ def _lines(words: list[str]) -> list[str]:
 
 
 def _probe(code: str) -> tuple[str, bool]:
-    """What a module says of itself, or why it does not import."""
+    """The version of a module, or why it does not import, and True if it does."""
     try:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     except subprocess.TimeoutExpired:
@@ -100,7 +100,7 @@ def _probe(code: str) -> tuple[str, bool]:
 
 
 def acceptance(request: dict[str, Any], notes: Notes) -> None:
-    """Whether TensorRT-RTX runs an engine on this GPU: built for its default list, for this one, and for CURRENT."""
+    """Tries engines of TensorRT-RTX on this GPU, built for its default list, for this GPU, and for CURRENT."""
     from edgerpn.errors import EdgeRpnError
     from edgerpn.export.engine.libraries import load_library
 
@@ -118,9 +118,9 @@ def acceptance(request: dict[str, Any], notes: Notes) -> None:
         wanted |= {key: known[key] for key in (name, "CURRENT") if key in known}
     plans = {}
     for key, member in wanted.items():
-        plan, said = _small_plan(trt, member)
+        plan, message = _small_plan(trt, member)
         plans[key] = plan
-        notes(**{f"built for {key}": f"{len(plan)} bytes" if plan is not None else f"refused: {said}"})
+        notes(**{f"built for {key}": f"{len(plan)} bytes" if plan is not None else f"refused: {message}"})
     if capability is None:
         notes(runs="not tried: there is no NVIDIA GPU")
         return
@@ -130,7 +130,7 @@ def acceptance(request: dict[str, Any], notes: Notes) -> None:
 
 
 def _small_plan(trt: Any, member: Any) -> tuple[bytes | None, str]:
-    """An engine of one convolution, or why there is none."""
+    """An engine of one convolution, or None, and the library's messages."""
     import numpy as np
     import onnx
     from onnx import TensorProto, helper, numpy_helper
@@ -162,7 +162,7 @@ def _small_plan(trt: Any, member: Any) -> tuple[bytes | None, str]:
 
 
 def _try(trt: Any, plan: bytes) -> str:
-    """Loads an engine, and makes a context, which compiles its kernels; returns the library's words."""
+    """Loads an engine and makes a context, which compiles its kernels; returns the library's answer."""
     from edgerpn.runtime.backends.tensorrt.cuda_provider import open_device
 
     log = _log(trt)

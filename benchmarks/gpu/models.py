@@ -16,7 +16,7 @@ NUM_PICTURES = 16
 CAMERA_HW = (720, 1280)
 MAX_RECALL_IMAGES = 500
 NUM_FRAMES = 8
-"""Frames that are run in turn."""
+"""Frames that are run in a cycle."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,15 +24,12 @@ class Export:
     """One of the exports."""
 
     name: str
-    """Of the file."""
     precision: str
-    """fp32, fp16 or int8."""
     words: tuple[str, ...] = ()
-    """More arguments."""
     is_main: bool = False
-    """Whether recall is measured on it."""
+    """Recall is measured on it."""
     is_quick: bool = False
-    """Whether `--quick` makes it too."""
+    """`--quick` makes it too."""
 
 
 EXPORTS = (
@@ -45,7 +42,7 @@ EXPORTS = (
         name="fp16-source", precision="fp16", words=("--source-size", f"{CAMERA_HW[0]}x{CAMERA_HW[1]}"), is_quick=True
     ),
 )
-"""All with K = 100 and 1000 boxes of each level before NMS; batch 1 but for one."""
+"""All have K = 100 and 1000 boxes of each level before NMS; all but one have batch 1."""
 
 
 def export_words(
@@ -91,7 +88,7 @@ def prepare(request: dict[str, Any], notes: Notes) -> None:
 
 
 def _collect_pictures(data: str | None, work: Path, pictures: Path) -> str:
-    """Copies some photographs, or draws some; returns what they are."""
+    """Copies some photographs, or draws pictures; returns their description."""
     if data is not None:
         from edgerpn.train.data.coco import read_coco
 
@@ -154,7 +151,7 @@ def _write_random(file: Path) -> None:
 
 
 def is_open(graph: Path) -> bool:
-    """Whether the batch of an ONNX file is open."""
+    """True if the batch of an ONNX file is open."""
     return manifest.read(graph).input.batch is None
 
 

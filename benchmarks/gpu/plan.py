@@ -30,7 +30,7 @@ TARGETS = {"tensorrt": ("tensorrt-10.3", "tensorrt-11"), "tensorrt-rtx": ("tenso
 
 @dataclass
 class Options:
-    """What the user asked for."""
+    """The options of the command line."""
 
     checkpoint: str | None
     model: str | None
@@ -42,7 +42,6 @@ class Options:
     is_quick: bool
 
     def wants(self, export: Export) -> bool:
-        """Whether an export is to be made."""
         if self.exports is not None:
             return export.name in self.exports
         return export.is_quick or not self.is_quick
@@ -55,7 +54,7 @@ class Options:
 
 @dataclass
 class Plan:
-    """Runs all steps; what one finds out decides about later ones."""
+    """Runs all steps; the figures of one decide about later ones."""
 
     session: Session
     options: Options
@@ -66,7 +65,7 @@ class Plan:
 
     @property
     def no_gpu(self) -> str | None:
-        """Why steps that need a GPU are skipped, or None."""
+        """The reason why steps that need a GPU are skipped, or None."""
         return None if self.facts.get("gpu") else "there is no NVIDIA GPU, or no driver for it"
 
     def run(self) -> None:
@@ -80,7 +79,7 @@ class Plan:
         prepared = self.session.child("prepare", "prepare", asked, limit_s=120)
         self.facts |= prepared.figures
         prepared.figures.pop("checkpoint", None)  # a path
-        broken = None if prepared.is_done else "what to measure with could not be prepared"
+        broken = None if prepared.is_done else "the pictures and the checkpoint could not be prepared"
         self._export(broken)
         for library in self._libraries():
             self._library(library)
@@ -88,7 +87,7 @@ class Plan:
         self.session.child("clocks afterwards", "clocks", {}, why_not=self.no_gpu)
 
     def _libraries(self) -> list[str]:
-        """Those to build with; the others get a record that says why not."""
+        """Returns the libraries to build with; the others get a record with the reason."""
         chosen = []
         for library, module in MODULES.items():
             why_not = None
@@ -105,7 +104,7 @@ class Plan:
         return chosen
 
     def _export(self, why_not: str | None) -> None:
-        """Exports, several at a time; then what the targets cannot do with them."""
+        """Exports, several at a time, then checks them for the targets."""
         if self.options.model is not None:
             self.graphs = {"model": Path(self.options.model)} if why_not is None else {}
         else:
@@ -133,7 +132,7 @@ class Plan:
             f"export {export.name}",
             words,
             why_not=why_not,
-            # On a small computer one takes minutes; the others need their part of the time, too.
+            # On a small computer one takes minutes, and the others need their part of the time, too.
             limit_s=max(300, 30 * self.session.minutes),
             threads=threads,
             read=partial(export_of, output),
@@ -184,7 +183,7 @@ class Plan:
         return ["--compute-capability", str(capability)] if is_named else []
 
     def _measure(self, library: str, name: str, engine: Path | None, *, is_first: bool = False) -> None:
-        """Whether the engine may run here, parity, recall and times."""
+        """Steps of one engine: whether it runs here, parity, recall and times."""
         title, options = f"{library}: {name}", self.options
         why_not = self.no_gpu or (None if engine is not None else "there is no engine")
         refused = why_not or self._refusal(library) or self._inspect(library, name, engine)
@@ -201,7 +200,7 @@ class Plan:
             self.session.child(f"{title}, two streams", "streams", request, why_not=refused)
 
     def _refusal(self, library: str) -> str | None:
-        """Why an engine of the library cannot run on this GPU, as far as the library itself has said so."""
+        """The reason why engines of the library do not run on this GPU, by the library's own answer; or None."""
         answer = self.facts.get("rtx_runs")
         if self.no_gpu or library != "tensorrt-rtx" or answer == "accepted":
             return self.no_gpu
@@ -210,7 +209,7 @@ class Plan:
     def _inspect(self, library: str, name: str, engine: Path | None) -> str | None:
         """The reason for which the runtime refuses the engine here by `edgerpn inspect`, or None."""
         record = self.session.edgerpn(f"{library}: inspect {name}", ["inspect", engine])
-        return None if record.is_done else f"`edgerpn inspect` says no: {record.reason}"
+        return None if record.is_done else f"`edgerpn inspect`: {record.reason}"
 
     def _parity(self, library: str, name: str, engine: Path | None, why_not: str | None) -> None:
         options, work = self.options, self.session.work

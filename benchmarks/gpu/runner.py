@@ -29,7 +29,7 @@ _NO_GRAPH = "runs without CUDA graphs"
 
 
 class Listener(logging.Handler):
-    """Keeps what the runtime warns of: that it runs without CUDA graphs is only said there."""
+    """Keeps the runtime's warnings, the only place where it reports that it runs without CUDA graphs."""
 
     def __init__(self) -> None:
         """Listens at once."""
@@ -42,7 +42,7 @@ class Listener(logging.Handler):
         self.lines.append(record.getMessage())
 
     def graph(self) -> str:
-        """Whether CUDA graphs work, or why not."""
+        """Returns "works", or the reason why CUDA graphs do not."""
         return next((line for line in self.lines if line.startswith(_NO_GRAPH)), "works")
 
 
@@ -51,7 +51,7 @@ def runner(request: dict[str, Any], notes: Notes) -> None:
     path = Path(request["engine"])
     spec = manifest.read(path).engine
     if spec is None:
-        raise Skip(f"{path.name}: its manifest is not that of an engine")
+        raise Skip(f"{path.name}: its manifest does not describe an engine")
     _, device = opened(spec.library)
     listener, memory = Listener(), Memory(device)
     start = time.perf_counter()
@@ -82,7 +82,7 @@ class Memory:
     """Memory of GPU and process from one moment to the next."""
 
     def __init__(self, device: Device) -> None:
-        """Takes the state before the engine is loaded, with the driver's context already made."""
+        """Records the state before the engine is loaded, with the driver's context already made."""
         self._device = device
         self.figures: dict[str, float] = {}
         with device.active():
@@ -90,7 +90,7 @@ class Memory:
         self.figures["process before load"] = _resident_mib()
 
     def note(self, moment: str) -> None:
-        """Keeps what the GPU's memory lost since the beginning, and the size of the process."""
+        """Records the GPU memory that was taken since the beginning, and the size of the process."""
         with self._device.active():
             self.figures[f"GPU {moment}"] = round(self._free - free_mib(), 1)
         self.figures[f"process {moment}"] = _resident_mib()
@@ -108,7 +108,7 @@ def latencies(
     camera: npt.NDArray[np.uint8],
     seconds: float,
 ) -> dict[str, dict[str, float]]:
-    """Milliseconds of the ways through the runtime, in turns, for one frame and for the largest batch."""
+    """Milliseconds of the ways through the runtime, alternately, for one frame and for the largest batch."""
     model = Model(backend)  # not closed: the backend is the caller's
     camera_name = f"{camera.shape[1]}x{camera.shape[0]}"
     runs: dict[str, Callable[[], float]] = {
@@ -130,7 +130,7 @@ def _batches(backend: TensorRtBackend) -> tuple[int, int]:
 
 
 def _slot(backend: TensorRtBackend, batch: int) -> None:
-    """What is left when a capture has written the frames into pinned memory itself."""
+    """Inference alone, as after a capture that has written the frames into pinned memory itself."""
     with backend.acquire() as slot:
         slot.submit(batch)
         slot.result()
@@ -159,13 +159,13 @@ def from_torch(
     host = np.ascontiguousarray(frames[:batch])
     tensor = torch.from_numpy(host).cuda()
     wanted = backend.infer(host)
-    notes(zero_copy="gives what `infer` gives")
+    notes(zero_copy="equals `infer`")
     # Often enough that the second call captures a graph, and later ones use it.
     for _ in range(4):
         found = backend.infer_device(tensor)
         apart = [float(np.abs(one - other).max()) for one, other in zip(found, wanted, strict=True)]
         if max(apart) > 0:
-            notes(zero_copy="gives other proposals than `infer`")
+            notes(zero_copy="differs from `infer`")
             notes.broken(f"infer_device and infer differ on the same frames by {apart} (boxes px, scores, count)")
             break
     label = f"PyTorch tensor in place, batch {batch}"
@@ -177,7 +177,7 @@ def streams(request: dict[str, Any], notes: Notes) -> None:
     path = Path(request["engine"])
     spec = manifest.read(path).engine
     if spec is None:
-        raise Skip(f"{path.name}: its manifest is not that of an engine")
+        raise Skip(f"{path.name}: its manifest does not describe an engine")
     opened(spec.library)
     camera = np.load(request["camera"])
     first, second = Model(TensorRtBackend(path)), Model(TensorRtBackend(path))
@@ -191,7 +191,7 @@ def streams(request: dict[str, Any], notes: Notes) -> None:
 
 
 def rate(models: list[Model], camera: npt.NDArray[np.uint8], seconds: float) -> float:
-    """Frames a second that threads, one for each of `models`, get through together.
+    """Frames a second of threads, one for each of `models`, together.
 
     Raises:
         RuntimeError: A thread failed.

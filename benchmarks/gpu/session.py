@@ -25,26 +25,24 @@ _LINES = 15
 
 @dataclass
 class Record:
-    """What became of a step."""
+    """The result of a step."""
 
     name: str
-    """Unique."""
     status: Status
-    """failed: it could not be done, or what it checks is not so."""
+    """failed: it broke off, or its check does not hold."""
     reason: str = ""
     """Why it was skipped or failed."""
     seconds: float = 0.0
-    """Wall-clock time."""
     command: str = ""
-    """What was run, with folders left out."""
+    """The command, without folders."""
     figures: Figures = field(default_factory=dict)
-    """What was measured, also by a step that failed later."""
+    """Measurements, also of a step that failed later."""
     output: list[str] = field(default_factory=list)
     """Last lines that a failed process printed."""
 
     @property
     def is_done(self) -> bool:
-        """Whether others may build on it."""
+        """True if later steps may build on it."""
         return self.status == "done"
 
 
@@ -59,7 +57,7 @@ class Session:
         Args:
             work: Folder for everything that the steps write.
             minutes: Time for all steps; when it is over, the rest is skipped.
-            names: Paths, and what stands for them in the commands that are shown.
+            names: Paths, and their names in the commands that are shown.
             say: Called with one line of text for people.
         """
         self.work = work
@@ -79,15 +77,15 @@ class Session:
         read: Callable[[], Figures] | None = None,
         threads: int | None = None,
     ) -> Record:
-        """A step that is a command of ours; an exit status other than 0 is a failure.
+        """Runs a step that is an `edgerpn` command; an exit status other than 0 is a failure.
 
         Args:
             name: Of the step.
-            words: What comes after `edgerpn`.
-            why_not: Reason to skip it; None: it is run.
+            words: The arguments of `edgerpn`.
+            why_not: Reason to skip it; None: run it.
             limit_s: Longest time.
-            read: Gives the figures afterwards, also of a command that failed, from what it wrote.
-            threads: Of OpenMP; None: as the environment says.
+            read: Returns the figures from the files that the command wrote, also if it failed.
+            threads: Of OpenMP; None: as in the environment.
         """
         return self._run(name, [sys.executable, "-m", "edgerpn", *map(str, words)], why_not, limit_s, read, threads)
 
@@ -103,7 +101,7 @@ class Session:
         return self._run(name, words, why_not, limit_s, lambda: _read(told), None)
 
     def skip(self, name: str, reason: str) -> None:
-        """A step, or several, that are not done."""
+        """Records a step, or several, that are not done."""
         self._keep(Record(name=name, status="skipped", reason=reason))
 
     def _run(
@@ -117,7 +115,7 @@ class Session:
     ) -> Record:
         left_s = self._end_s - time.monotonic()
         if why_not is None and left_s < 5:
-            why_not = "out of time: give it more with --minutes"
+            why_not = "out of time: raise --minutes"
         if why_not is not None:
             return self._keep(Record(name=name, status="skipped", reason=why_not))
         start = time.monotonic()
@@ -126,7 +124,7 @@ class Session:
         record.figures = read() if read is not None else {}
         said = record.figures.pop("status", None), record.figures.pop("reason", "")
         if status is None:
-            record.status, record.reason = "failed", f"not ready after {min(limit_s, left_s):.0f} s, and was stopped"
+            record.status, record.reason = "failed", f"stopped after {min(limit_s, left_s):.0f} s"
         elif status != 0 and said[0] in (None, "running", "done"):
             end = f"ended by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
             record.status, record.reason = "failed", f"{end}: {_reason(lines)}"
@@ -158,31 +156,30 @@ class Session:
         return text
 
 
-class Skip(Exception):  # noqa: N818 - no error: the step has nothing to do here
-    """The step cannot be done here; the message says why."""
+class Skip(Exception):  # noqa: N818 - not an error: the step has nothing to do here
+    """The step cannot be done here; the message gives the reason."""
 
 
 class Notes:
     """Figures of a step, written to a file with every change."""
 
     def __init__(self, file: Path) -> None:
-        """Writes that the step is running."""
+        """Records that the step is running."""
         self._file = file
         self._content: dict[str, Any] = {}
         self._broken: list[str] = []
         self.end("running")
 
     def __call__(self, **figures: Any) -> None:
-        """Keeps figures."""
         self._content.update(figures)
         self._write()
 
     def broken(self, text: str) -> None:
-        """Says that something that must be so is not; the step goes on, and ends as failed."""
+        """Reports a check that does not hold; the step continues and ends as failed."""
         self._broken.append(text)
 
     def end(self, status: str, reason: str = "") -> None:
-        """Says how the step ended."""
+        """Records the end of the step."""
         if status == "done" and self._broken:
             status, reason = "failed", "; ".join(self._broken)
         self._content |= {"status": status, "reason": reason}

@@ -2,10 +2,10 @@
 
     python -m benchmarks.graph [--checkpoint best.pt] [--size 384x640] [--peer peer.onnx] [--out result.json]
 
-Three graphs are exported from the same network and run in turn, round after round, on the same frames: the backbone,
+Three graphs are exported from the same network and run alternately on the same frames: the backbone,
 neck and head alone; with pre-processing in front; and the whole. The limits of the project: pre-processing at most
 10 % of the whole, everything after the head (top-k, decode, NMS) at most 10 %. Exit status 1 when a limit is broken.
-Without a checkpoint the network has random weights, whose scores are all alike: the NMS then has the most to do.
+Without a checkpoint the network has random weights and nearly equal scores: the worst case for the NMS.
 
 `--peer` is the graph that `benchmarks.graph.peer` writes, torchvision's RPN on a mobilenet_v3_large. It runs
 alternately with the others, and the whole may take at most 0.4 of its time.
@@ -28,6 +28,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
+from benchmarks.inference import make_session
 from edgerpn import files
 from edgerpn.export.export_config import ExportConfig
 from edgerpn.export.onnx.graph import export_module, export_program
@@ -85,13 +86,7 @@ def make_graphs(
         onnx.save(export_program(module.eval(), example, opset=config.opset), graphs[name])
     if peer is not None:
         graphs[PEER] = peer
-    sessions = {}
-    for name, file in graphs.items():
-        options = onnxruntime.SessionOptions()
-        # The idle threads of one session would spin on the cores of the next; the runtime sets this too.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        sessions[name] = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    return sessions
+    return {name: make_session(file) for name, file in graphs.items()}
 
 
 def frames_of(hw: tuple[int, int], count: int = 8) -> list[np.ndarray]:
@@ -106,7 +101,7 @@ def frames_of(hw: tuple[int, int], count: int = 8) -> list[np.ndarray]:
 def measure(
     sessions: dict[str, onnxruntime.InferenceSession], hw: tuple[int, int], rounds: int
 ) -> dict[str, list[float]]:
-    """Milliseconds of every graph in every round; the graphs take turns, so that drift hits all alike."""
+    """Milliseconds of every graph in every round; the graphs alternate, so that drift affects all of them."""
     frames = frames_of(hw)
     mean, std = (np.array(v, np.float32) for v in ((103.53, 116.28, 123.675), (57.375, 57.12, 58.395)))
     images = [np.ascontiguousarray(((f - mean) / std).transpose(0, 3, 1, 2), np.float32) for f in frames]

@@ -2,9 +2,9 @@
 
     VENV/bin/python -m benchmarks.graph.peer --size 640x640 --out peer.onnx
 
-Runs in an environment with torch and torchvision. Random weights. The images come normalised, which is a present. As
-its Faster R-CNN at test time: 1000 boxes of each level before NMS at IoU 0.7 and 1000 after it; no threshold. The
-exporter is TorchScript's, for the newer one refuses its NMS.
+Runs in an environment with torch and torchvision. Random weights. The images come normalised, to the peer's
+advantage. As in its Faster R-CNN at test time: 1000 boxes of each level before NMS at IoU 0.7 and 1000 after it; no
+threshold. The exporter is TorchScript's, because the newer one refuses its NMS.
 """
 
 from __future__ import annotations

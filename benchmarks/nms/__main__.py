@@ -7,18 +7,18 @@ Every form (forms.py) is a small graph, exported as the detector is, from sorted
 All get the same images and are compared with greedy NMS. A table shows, for one image:
 
     nodes   nodes of the ONNX graph
-    steps   products, reductions, top-k and copies: what a GPU runs one after the other even when everything that is
-            done element by element is fused into its neighbours
+    steps   products, reductions, top-k and copies: a GPU runs them one after the other even if it fuses
+            everything that works element by element into its neighbours
     Mop     operations, millions
-    MB      bytes read and written by those steps, and by writing what fused operations hand to them, millions (a
-            compiler that joins a reduction with the operations before it moves less)
-    1t, 2t  milliseconds in ONNX Runtime on the CPU with one and two threads: the tenth percentile of rounds in which
-            the forms take turns, which other programs on the machine disturb least
-    build   seconds and kilobytes of the engine from TensorRT-RTX, which needs no GPU for it
-    CUDA    milliseconds on a GPU, in PyTorch (a CUDA graph) and in ONNX Runtime, when they see one
+    MB      millions of bytes that those steps read and write, and that fused operations write for them (a compiler
+            that joins a reduction with the operations before it moves less)
+    1t, 2t  milliseconds in ONNX Runtime on the CPU with one and two threads: the tenth percentile of alternating
+            rounds, which other programs on the machine disturb least
+    build   seconds and kilobytes of the engine from TensorRT-RTX, which builds without a GPU
+    CUDA    milliseconds on a GPU, in PyTorch (a CUDA graph) and in ONNX Runtime, where they find one
 
-Without a checkpoint the boxes are random. `--out` writes FILE.md and FILE.json; what this machine cannot measure
-is named there. Exit status 1 when a form is not exact.
+Without a checkpoint the boxes are random. `--out` writes FILE.md and FILE.json, which also name the
+measurements that this machine does not support. Exit status 1 when a form is not exact.
 """
 
 from __future__ import annotations
@@ -31,17 +31,18 @@ import platform
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from benchmarks.nms.costs import Row, build_rtx, count, cuda_graph_ms, session
+from benchmarks.inference import make_session, take_turns
 from benchmarks.nms.forms import IOU, OneList, level_forms, stages
 from edgerpn import files
 from edgerpn.export.onnx.graph import export_program
@@ -51,11 +52,100 @@ from edgerpn.train.network.nms import nms_greedy
 from edgerpn.train.network.proposal_stage import ProposalConfig, nms_groups, ranked_candidates, select_proposals
 
 HW = (384, 384)
+FREE = {"Reshape", "Unsqueeze", "Squeeze", "Identity", "Shape", "Constant", "Expand", "Flatten"}
+"""Nodes that move no data."""
+STEPS = {"MatMul", "Gemm", "ReduceMax", "ReduceMin", "TopK", "GatherElements", "Gather", "GatherND", "Concat", "Pad"}
+"""Nodes that start a kernel of their own; all others work element by element and can be fused."""
+
+
+@dataclass
+class Row:
+    """Figures of one form."""
+
+    form: str
+    nodes: int = 0
+    steps: int = 0
+    megaops: float = 0.0
+    megabytes: float = 0.0
+    ort_ms: dict[str, float] = field(default_factory=dict)
+    rtx_build_s: float | None = None
+    rtx_kilobytes: float | None = None
+    cuda_ms: dict[str, float] = field(default_factory=dict)
+    is_exact: bool = False
+
+
+def count(proto: onnx.ModelProto, row: Row) -> None:
+    """Fills in nodes, steps, operations and bytes."""
+    graph = onnx.shape_inference.infer_shapes(proto).graph
+    sizes: dict[str, tuple[int, int]] = {}
+    for value in (*graph.value_info, *graph.input, *graph.output):
+        kind = value.type.tensor_type
+        elements = int(np.prod([dim.dim_value for dim in kind.shape.dim], dtype=np.int64))
+        sizes[value.name] = elements, elements * onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).itemsize
+    steps = 0
+    fused: set[str] = set()
+    num_bytes = operations = 0
+    for node in graph.node:
+        is_step = node.op_type in STEPS
+        steps += is_step
+        outputs = sum(sizes.get(name, (0, 0))[0] for name in node.output)
+        if node.op_type == "MatMul":
+            # One row times a matrix: a product and an addition for each of its elements.
+            operations += 2 * max(sizes.get(name, (0, 0))[0] for name in node.input)
+        elif node.op_type not in FREE:
+            operations += max(outputs, *(sizes.get(name, (0, 0))[0] for name in node.input))
+        if is_step:
+            # What a fused group hands to this step is written once, and read by every step that takes it.
+            written = [name for name in node.input if name in fused]
+            fused.difference_update(written)
+            num_bytes += sum(sizes.get(name, (0, 0))[1] for name in (*node.input, *node.output, *written))
+        else:
+            fused.update(node.output)
+    row.nodes, row.steps = len(graph.node), steps
+    row.megaops, row.megabytes = operations / 1e6, num_bytes / 1e6
+
+
+def build_rtx(proto: onnx.ModelProto, row: Row) -> None:
+    """Fills in seconds and size of the engine."""
+    import tensorrt_rtx as trt
+
+    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, builder.logger)
+    if not parser.parse(proto.SerializeToString()):
+        return
+    start = time.perf_counter()
+    plan = builder.build_serialized_network(network, builder.create_builder_config())
+    if plan is not None:
+        row.rtx_build_s, row.rtx_kilobytes = time.perf_counter() - start, plan.nbytes / 1e3
+
+
+def cuda_graph_ms(module: nn.Module, example: Tensor, rounds: int) -> float:
+    """Median milliseconds of a replayed CUDA graph of the module in PyTorch."""
+    module, example = module.cuda(), example.cuda()
+    stream = torch.cuda.Stream()
+    with torch.inference_mode(), torch.cuda.stream(stream):
+        for _ in range(3):
+            module(example)
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.inference_mode(), torch.cuda.graph(graph):
+        module(example)
+    times = []
+    for _ in range(rounds):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end))
+    module.cpu()
+    return float(np.median(times))
 
 
 @dataclass
 class Case:
-    """A form, its inputs (one for each image) and what it must give for them."""
+    """A form, its inputs (one for each image) and its expected results."""
 
     module: nn.Module
     inputs: list[Tensor]
@@ -98,18 +188,6 @@ def _random_levels(anchors: list[Tensor], seed: int) -> list[tuple[Tensor, Tenso
     ]
 
 
-def take_turns(runs: dict[tuple[str, str], Callable[[int], object]], rounds: int) -> dict[tuple[str, str], float]:
-    """Tenth percentile of the milliseconds of each, run in turns so that drift hits all alike."""
-    elapsed: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
-    for turn in range(-2, rounds):
-        for key, run in runs.items():
-            start = time.perf_counter()
-            run(turn)
-            if turn >= 0:
-                elapsed[key].append(1000 * (time.perf_counter() - start))
-    return {key: float(np.percentile(values, 10)) for key, values in elapsed.items()}
-
-
 def make_cases(
     images: list[list[tuple[Tensor, Tensor]]], anchors: list[Tensor], config: ProposalConfig, candidates: int
 ) -> dict[str, Case]:
@@ -148,12 +226,12 @@ def _greedy(rows: Tensor) -> Tensor:
 
 
 def run_once(session: onnxruntime.InferenceSession, feeds: list[dict[str, np.ndarray]], turn: int) -> object:
-    """Runs a graph on the image whose turn it is."""
+    """Runs a graph on one image of the cycle."""
     return session.run(None, feeds[turn % len(feeds)])
 
 
 def prepare(cases: dict[str, Case]) -> tuple[dict[str, Row], dict[tuple[str, str], Callable[[int], object]]]:
-    """Exports, counts, checks and builds every form; returns what is known by then, and what is to be timed."""
+    """Exports, counts, checks and builds every form; returns the figures so far, and the calls to time."""
     rows: dict[str, Row] = {}
     runs: dict[tuple[str, str], Callable[[int], object]] = {}
     providers = {"1t": (1, "CPUExecutionProvider"), "2t": (2, "CPUExecutionProvider")}
@@ -164,7 +242,10 @@ def prepare(cases: dict[str, Case]) -> tuple[dict[str, Row], dict[tuple[str, str
         proto = export_program(case.module.eval(), case.inputs[0], opset=18)
         count(proto, row)
         feeds = [{proto.graph.input[0].name: tensor.numpy()} for tensor in case.inputs]
-        opened = {label: session(proto, *provider) for label, provider in providers.items()}
+        opened = {
+            label: make_session(proto.SerializeToString(), threads=threads, provider=provider)
+            for label, (threads, provider) in providers.items()
+        }
         row.is_exact = all(
             np.allclose(one.run(None, feed)[0], expected, rtol=0, atol=0.01)
             for one in opened.values()
@@ -181,7 +262,7 @@ def prepare(cases: dict[str, Case]) -> tuple[dict[str, Row], dict[tuple[str, str
 
 
 def skipped() -> list[str]:
-    """What this machine cannot measure."""
+    """Measurements that this machine does not support."""
     missing = [] if find_spec("tensorrt_rtx") else ["TensorRT-RTX: not installed"]
     missing += [] if torch.cuda.is_available() else ["CUDA in PyTorch: it sees no GPU"]
     has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
@@ -220,7 +301,8 @@ def main() -> int:
         pre_nms=arguments.pre_nms, nms_iterations=arguments.iterations, nms_iou=IOU, soft_nms_iou=1.0
     )
     rows, runs = prepare(make_cases(images, anchors, config, arguments.candidates))
-    for (name, label), value in take_turns(runs, arguments.rounds).items():
+    for (name, label), times in take_turns(runs, arguments.rounds, warm_up=2).items():
+        value = float(np.percentile(times, 10))
         if label == "CUDA":
             rows[name].cuda_ms["ONNX Runtime"] = value
         else:

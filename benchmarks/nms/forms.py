@@ -46,7 +46,7 @@ class Form(nn.Module):
 
 
 def overlaps(first: Tensor, second: Tensor) -> Tensor:
-    """Which boxes (..., B, 4) and (..., C, 4) overlap by more than the threshold, (..., B, C) bool."""
+    """(..., B, C) bool: true where boxes (..., B, 4) and (..., C, 4) overlap by more than the threshold."""
     x1, y1, x2, y2 = first[..., :, None, :].unbind(-1)
     u1, v1, u2, v2 = second[..., None, :, :].unbind(-1)
     common = (torch.minimum(x2, u2) - torch.maximum(x1, u1)).clamp(min=0) * (

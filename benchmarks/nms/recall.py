@@ -1,11 +1,11 @@
-"""Recall by the thresholds of the NMS: which of them suit a network, and how many proposals are asked for.
+"""Recall by the thresholds of the NMS, to choose them for a network and a number of proposals.
 
     python -m benchmarks.nms.recall --checkpoint last.pt --data DIR [--iou 0.7,0.83,0.9] [--soft-iou 1,0.5]
         [--proposals 1000] [--out result.json]
 
-The network runs once on each image of val.json; then every pair of thresholds selects proposals from what it gave. A
-soft threshold of 1 is NMS alone. Thresholds chosen by these figures are chosen by the validation images. Beside `--out`
-lies the same as a table, with .md.
+The network runs once on each image of val.json; then every pair of thresholds selects proposals from its outputs. A
+soft threshold of 1 is NMS alone. Thresholds chosen by these figures are chosen by the validation images. The same is
+written as a table beside `--out`, with .md.
 """
 
 from __future__ import annotations

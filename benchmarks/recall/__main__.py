@@ -1,13 +1,13 @@
-"""Recall for equal training time: our presets, torchvision's RPN, and methods that learn nothing from images.
+"""Recall for equal training time: our presets, torchvision's RPN, and methods that do not learn from images.
 
     python -m benchmarks.recall --data DIR --data DIR --out result.json [--methods edge,paper] [--seeds 0,1,2]
         [--minutes 10] [--size 640] [--peer-python VENV/bin/python] [--contrib-python VENV/bin/python]
 
 Every network starts from random weights and trains for the same minutes, one run after the other, on whatever the
-machine has; decoding and evaluations on the way are part of them (none for `paper`, whose network needs minutes for
-one on a CPU). What it has at the end is measured on val.json: there is no choice of the best moment by these images.
-The rows are kept in `--out`, which names method, data and seed: rows that are there are not measured again, so that a
-table can be made in several goes, on one machine. Beside it lies the same as a table, `--out` with .md.
+machine has. Decoding and evaluations during the run are part of them (`paper` has none, because one takes its network
+minutes on a CPU). The last weights are measured on val.json: these images do not choose the best moment.
+The rows are kept in `--out` by method, data and seed. Rows that exist are not measured again, so a table can be made
+in several runs on one machine. The same is written as a table beside it, `--out` with .md.
 
 `torchvision` needs `--peer-python`, an interpreter with torch, torchvision and OpenCV; `selective-search` and
 `edge-boxes` need `--contrib-python`, one with opencv-contrib-python-headless.
@@ -43,7 +43,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """What the command line asks for."""
+    """The settings of the command line."""
 
     minutes: float
     size_hw: tuple[int, int] | None
@@ -57,7 +57,7 @@ def measure(method: str, data: Path, seed: int, plan: Plan, folder: Path) -> Row
     """Recall and speed of one method on one data set.
 
     Raises:
-        subprocess.CalledProcessError: A training or method failed; its words are on stderr.
+        subprocess.CalledProcessError: A training or method failed; its messages are on stderr.
     """
     row = _ours(method, data, seed, plan, folder) if method in PRESETS else _theirs(method, data, seed, plan, folder)
     return {"method": method, "data": data.name, "seed": seed, "minutes": plan.minutes, **row}
@@ -72,12 +72,12 @@ def _ours(preset: str, data: Path, seed: int, plan: Plan, folder: Path) -> Row:
     command += ["--minutes", str(plan.minutes), "--set", f"loop.seed={seed}"]
     if plan.size_hw and preset == "edge":
         command += ["--size", "{}x{}".format(*plan.size_hw)]
-    # Without a look in between: on a CPU one would cost the paper's network minutes.
+    # Without an evaluation in between: on a CPU it would cost the paper's network minutes.
     for text in plan.overrides if preset == "edge" else ("loop.evaluations=1",):
         command += ["--set", text]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     last = run / "last.pt"
-    evaluation = evaluate_model(last, data / "val.json", data / "images")
+    evaluation = evaluate_model(last, data)
     model, checkpoint = load_model(last)
     with open(run / "log.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -122,7 +122,7 @@ def _theirs(method: str, data: Path, seed: int, plan: Plan, folder: Path) -> Row
 
 
 def table(content: Row) -> str:
-    """The rows as Markdown: the mean over seeds, and how far they spread."""
+    """The rows as Markdown: the mean over seeds and their range."""
     lines = [f"# Recall for {content['minutes']:g} minutes of training", "", content["machine"], ""]
     for data in dict.fromkeys(row["data"] for row in content["rows"]):
         lines += [f"## {data}", "", "| method | seeds | AR@10 | AR@100 | AR@300 | AR@1000 | training |"]
@@ -150,7 +150,7 @@ def _training(rows: list[Row]) -> str:
 
 
 def machine() -> str:
-    """What the figures were measured on."""
+    """The processor, its capabilities, the GPU and the version of torch."""
     import torch
 
     capabilities = torch.cpu.get_capabilities()
@@ -160,18 +160,20 @@ def machine() -> str:
 
 
 def main() -> int:
-    """Measures what is missing, writes after each row; returns the exit status."""
+    """Measures the missing rows and writes after each; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, action="append", required=True, help="folder with train.json and val.json")
     parser.add_argument("--methods", default="edge", help=f"some of {','.join(METHODS)}; default edge")
-    parser.add_argument("--seeds", default="0,1,2", help="default 0,1,2; what leaves nothing to chance runs once")
+    parser.add_argument("--seeds", default="0,1,2", help="default 0,1,2; methods without chance run once")
     parser.add_argument("--minutes", type=float, default=10, help="of each training, default 10")
-    parser.add_argument("--size", type=size_argument, metavar="HxW", help="size of the edge preset, default as it is")
+    parser.add_argument(
+        "--size", type=size_argument, metavar="HxW", help="size of the edge preset (default: unchanged)"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="a.b=value", help="setting of the edge preset")
     parser.add_argument("--peer-python", metavar="PYTHON", help="interpreter with torch, torchvision and OpenCV")
     parser.add_argument("--contrib-python", metavar="PYTHON", help="interpreter with opencv-contrib-python-headless")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="where our runs stay; default: nowhere")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file; rows that it has are not measured again")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keeps our runs here (default: they are removed)")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file; its rows are not measured again")
     arguments = parser.parse_args()
     methods = arguments.methods.split(",")
     if unknown := [name for name in methods if name not in METHODS]:

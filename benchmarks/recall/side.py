@@ -6,7 +6,7 @@ Methods: `torchvision` (its RPN on a resnet18 of stride 16, trained from random 
 OpenCV), `selective-search` and `edge-boxes` (OpenCV with its contrib modules), `prior` (boxes that are frequent in
 train.json, whatever the image shows; NumPy only).
 
-Writes COCO results, best first, and prints a JSON line with what is known of the method: images_per_s of training,
+Writes COCO results, best first, and prints figures of the method as a JSON line: images_per_s of training,
 ms_per_image of finding, parameters.
 """
 
@@ -61,7 +61,7 @@ def prior(options: argparse.Namespace) -> tuple[Find, dict[str, Any]]:
     overlap = np.array([iou(row, pool).mean() for row in pool])
     pool = pool[np.argsort(-overlap)]
     chosen: list[Boxes] = []
-    for row in pool:  # none twice: what is alike adds nothing
+    for row in pool:  # a box like one before adds nothing
         if not chosen or iou(row, np.array(chosen)).max() < 0.8:
             chosen.append(row)
         if len(chosen) == NUM_PROPOSALS:

@@ -15,33 +15,37 @@ The parts, each in one run on one machine:
     sinks      a dead consumer on every kind of output: results per second over those without it (0.95)
 
 RTSP needs PyGObject and GStreamer's RTSP server library for /usr/bin/python3, MQTT needs mosquitto, and ffmpeg repeats
-the video; what is missing is said in the report. Ultralytics (AGPL) is never imported here: name the Python of an
+the video; the report names the missing ones. Ultralytics (AGPL) is never imported here: name the Python of an
 environment of its own, in which this package can be imported, too. --out also writes the table beside the JSON, as .md.
 
-All parts take about 55 minutes. Exit status 1 when a limit is broken, a part broke off, or nothing at all was measured.
+All parts take about 55 minutes. Exit status 1 when a limit is broken, a part failed, or nothing was measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
+import math
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import cv2
 
+from benchmarks.machine import facts
 from benchmarks.streams.camera import make_pictures, why_not
 from benchmarks.streams.files import bare_fps, files
 from benchmarks.streams.overload import overload
 from benchmarks.streams.plan import Part, Plan
-from benchmarks.streams.report import about, as_json, markdown
 from benchmarks.streams.sinks import sinks
 from benchmarks.streams.soak import soak
 from edgerpn.errors import EdgeRpnError
@@ -50,6 +54,12 @@ from edgerpn.files import write_text
 PARTS: dict[str, Callable[[Plan], Part]] = {"files": files, "overload": overload, "soak": soak, "sinks": sinks}
 NEED_CAMERA = ("overload", "soak")
 _ROOM = 1.5
+_TITLES = {
+    "files": "Many sources: throughput and fairness",
+    "overload": "Overload: age of results",
+    "soak": "Soak: reconnects without end",
+    "sinks": "Dead consumers",
+}
 
 
 def main() -> int:
@@ -70,7 +80,7 @@ def main() -> int:
 
 
 def exit_status(parts: Sequence[Part]) -> int:
-    """1 when a limit is broken, a part broke off, or there is no limit at all; else 0."""
+    """1 if a limit is broken, a part failed, or there is no limit at all; else 0."""
     limits = [limit for part in parts for limit in part.limits]
     is_good = limits and all(limit.holds for limit in limits) and not any(part.failed for part in parts)
     return 0 if is_good else 1
@@ -131,7 +141,7 @@ def _plan(options: argparse.Namespace, folder: Path) -> Plan:
         ultralytics_python=options.ultralytics_python, outputs=options.outputs,
     )  # fmt: skip
     fps = bare_fps(plan)
-    # Of the turns of the part `sinks`, which is the longest run over the file.
+    # For the part `sinks`, the longest run over the file.
     num_frames = round(fps * _ROOM * (plan.seconds + 2) * plan.rounds)
     return dataclasses.replace(plan, bare_fps=fps, video=repeated(options.source, num_frames, folder))
 
@@ -160,9 +170,87 @@ def _run(plan: Plan, name: str) -> Part:
     try:
         return PARTS[name](plan)
     except (EdgeRpnError, OSError, RuntimeError) as error:
-        # The others took long; what they found must not be lost.
+        # The other parts took long; their results must not be lost.
         traceback.print_exc()
         return Part(name=name, rows=[], limits=[], notes=[], failed=f"{type(error).__name__}: {error}")
+
+
+def about(plan: Plan, video: str, command: str) -> dict[str, Any]:
+    """The models and the machine behind the figures."""
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": command,
+        **facts("edgerpn", "numpy", "onnxruntime", "supervision", "paho-mqtt", opencv=cv2.__version__),
+        "model": plan.model.name,
+        "model_sha256": hashlib.sha256(plan.model.read_bytes()).hexdigest(),
+        "video": Path(video).name,
+        "camera": f"{plan.camera_wh[0]}x{plan.camera_wh[1]}, H.264, RTSP over TCP",
+        "bare_fps": round(plan.bare_fps, 1),
+    }
+
+
+def as_json(facts: Mapping[str, Any], parts: Sequence[Part]) -> dict[str, Any]:
+    """All figures; what is not a number becomes null."""
+    found = {
+        part.name: {
+            "skipped": part.skipped or None,
+            "failed": part.failed or None,
+            "rows": part.rows,
+            "limits": [limit.as_row() for limit in part.limits],
+            "notes": part.notes,
+            **part.figures,
+        }
+        for part in parts
+    }
+    return _finite({"benchmark": "streams", **facts, "parts": found})
+
+
+def markdown(facts: Mapping[str, Any], parts: Sequence[Part]) -> str:
+    """Tables for people."""
+    pieces = ["# Streams", "`python -m benchmarks.streams`", *(_section(part) for part in parts)]
+    lines = []
+    for name, value in facts.items():
+        shown = "; ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, Mapping) else value
+        lines.append(f"- {name}: {shown}")
+    return "\n\n".join([*pieces, "## Measured on", "\n".join(lines)]) + "\n"
+
+
+def _section(part: Part) -> str:
+    title = f"## {_TITLES[part.name]}"
+    if part.skipped or part.failed:
+        return f"{title}\n\nNot measured: {part.skipped}{part.failed}"
+    pieces = [title]
+    if part.rows:
+        pieces.append(_table(part.rows))
+    if part.limits:
+        pieces.append(_table([limit.as_row() for limit in part.limits]))
+    return "\n\n".join([*pieces, "\n".join(f"- {note}" for note in part.notes)])
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table with a column for each key of any row."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [names, ["---"] * len(names), *([_cell(row.get(name)) for name in names] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return str(value).replace("|", "\\|")
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no NaN."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 if __name__ == "__main__":

@@ -47,7 +47,6 @@ class Camera:
         self.start()
 
     def __enter__(self) -> Camera:
-        """Returns itself."""
         return self
 
     def __exit__(

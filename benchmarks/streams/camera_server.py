@@ -1,8 +1,8 @@
 """An RTSP camera: given pictures as H.264 on 127.0.0.1, the time painted into each of them.
 
-Run by the system's Python, which has PyGObject and GStreamer's RTSP server library. Pictures are taken by the clock;
-what the encoder cannot take in time is left out, as in a camera. All viewers share one encoder. It writes `ready PORT`
-to standard output, and ends with the process that started it.
+Run by the system's Python, which has PyGObject and GStreamer's RTSP server library. The clock sets the pictures; those
+that the encoder cannot take in time are left out, as in a camera. All viewers share one encoder. It writes
+`ready PORT` to standard output, and ends with the process that started it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 class Camera:
-    """Takes pictures, whether or not anybody looks."""
+    """Takes pictures at a fixed rate, with or without viewers."""
 
     def __init__(self, pictures: Path, width: int, height: int, fps: float) -> None:
         """Describes the pipeline; it starts with the first viewer."""

@@ -1,4 +1,4 @@
-"""Part `overload`: a camera faster than the model, and how old the results are, beside other readers of streams."""
+"""Part `overload`: the age of results of a camera that is faster than the model, beside other readers of streams."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def overload(plan: Plan) -> Part:
         if name == "ours":
             told_ms, bound = row["told_p99_ms"], 1e3 / fps + row["model_p99_ms"]
             limits = [
-                Limit(what="p99 of the age that the records tell, ms", value=told_ms, sign="<=", bound=bound),
+                Limit(what="p99 of the age in the records, ms", value=told_ms, sign="<=", bound=bound),
                 Limit(what="p99 of the true age, ms", value=row["p99_ms"], sign="<=", bound=bound + floor_ms),
             ]
         rows.append(row)
@@ -61,7 +61,7 @@ class PeerError(Exception):
 
 
 def _run(plan: Plan, name: str, fps: float, seconds: float) -> dict[str, Any]:
-    """One peer against a fresh camera, so that nothing waits for it yet."""
+    """Runs one peer against a fresh camera, without a backlog."""
     python = sys.executable
     if name == "ultralytics":
         if plan.ultralytics_python is None:
@@ -89,7 +89,7 @@ def _run(plan: Plan, name: str, fps: float, seconds: float) -> dict[str, Any]:
 
 
 def _row(name: str, found: dict[str, Any]) -> dict[str, Any]:
-    """True ages of one reader, and the 99th percentile of all else that is known of its results."""
+    """True ages of one reader, and the 99th percentile of all other figures of its results."""
     rows = found["rows"]
     times_s = _column(rows, "time_s")
     row: dict[str, Any] = {"reader": name, **ages(times_s, _column(rows, "age_ms"))}

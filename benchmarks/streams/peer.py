@@ -1,10 +1,10 @@
-"""One reader of a stream before the model, in a process of its own: ours, or what others offer.
+"""One reader of a stream before the model, in a process of its own: ours or another project's.
 
     python -m benchmarks.streams.peer NAME --url rtsp://... --model model.onnx --seconds N --out FILE
 
 Writes for each result the time, the true age of the picture by its stamp, and the time in the model, from
-preprocessing to boxes in pixels of the picture, which is ours for all of them. `idle` runs no model: its age is what
-camera, network and decoder take by themselves.
+preprocessing to boxes in pixels of the picture, which is ours for all of them. `idle` runs no model: its age is the
+time that camera, network and decoder take.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from edgerpn.runtime.frame import Result
 from edgerpn.runtime.run import SourceConfig, StreamRunner, StreamsConfig
 
 SETTLE_S = 2.0
-"""Seconds that do not count: what waited while the decoder started."""
+"""Seconds that do not count, with the pictures that waited while the decoder started."""
 
 
 def main() -> None:
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def _results(name: str, url: str, model: Model) -> Generator[tuple[Any, dict[str, float]], None, None]:
-    """Pictures, each with the milliseconds in the model and, of ours, what its record tells."""
+    """Pictures, each with the milliseconds in the model and, of ours, the figures of its record."""
     if name == "ours":
         yield from _ours(url, model)
         return
@@ -94,7 +94,7 @@ def _ours(url: str, model: Model) -> Generator[tuple[Any, dict[str, float]], Non
 
 
 def _read(url: str) -> Generator[Any, None, None]:
-    """What most programs do."""
+    """The loop of most programs."""
     capture = cv2.VideoCapture(url)
     while True:
         is_there, picture = capture.read()

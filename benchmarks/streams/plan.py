@@ -17,7 +17,7 @@ Values = Sequence[float] | npt.NDArray[Any]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """What is to be measured, and how long."""
+    """The measurements and their lengths."""
 
     model: Path
     """Exported graph."""
@@ -28,9 +28,9 @@ class Plan:
     bare_fps: float
     """Frames per second of the bare model in a loop, measured at the start."""
     no_camera: str
-    """Why there is no RTSP camera; empty: there is one."""
+    """The reason why there is no RTSP camera; empty: there is one."""
     pictures: Path
-    """What the camera shows."""
+    """Pictures of the camera, raw I420."""
     camera_wh: tuple[int, int]
     """Its width and height, pixels."""
     numbers: Sequence[int]
@@ -61,22 +61,20 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
-    """What a part found."""
+    """The results of a part."""
 
     name: str
     """Its name on the command line."""
     rows: list[dict[str, Any]]
-    """A table."""
     limits: list[Limit]
-    """What must hold."""
+    """Its limits."""
     notes: list[str]
-    """What to know when reading it."""
+    """Remarks for readers of the table."""
     skipped: str = ""
-    """Why it was not run; empty: it was."""
+    """The reason why it was not run; empty: it was."""
     failed: str = ""
-    """Why it broke off; empty: it did not."""
+    """The error that ended it; empty: it did not fail."""
     figures: dict[str, Any] = field(default_factory=dict)
-    """Further figures."""
 
 
 EDGE_S = 60.0
@@ -92,15 +90,13 @@ class Limit:
     what: str
     """The figure, for people."""
     value: float
-    """What was measured."""
     sign: Literal[">=", "<="]
-    """Which side is good."""
+    """The good side."""
     bound: float
-    """The limit."""
 
     @property
     def holds(self) -> bool:
-        """Whether it holds; what is not a number breaks it."""
+        """True if it holds; not a number breaks it."""
         return self.value >= self.bound if self.sign == ">=" else self.value <= self.bound
 
     def as_row(self) -> dict[str, Any]:
@@ -125,7 +121,6 @@ class Trend:
     duration_s: float
     """Time from the first sample to the last."""
     num_samples: int
-    """How many there are."""
 
     @property
     def growth(self) -> float:
@@ -139,7 +134,7 @@ class Trend:
 
     @property
     def is_zero(self) -> bool:
-        """Whether zero lies within three standard errors."""
+        """True if zero lies within three standard errors."""
         return abs(self.growth) <= 3 * self.growth_error
 
     @property
@@ -159,7 +154,7 @@ def trend(times_s: Values, values: Values) -> Trend:
     slope = float(centred @ y) / spread
     rest = y - y.mean() - slope * centred
     error = math.sqrt(float(rest @ rest) / (len(x) - 2) / spread)
-    # What never changes has a slope of rounding errors otherwise.
+    # Constant values would have a slope of rounding errors otherwise.
     slope, error = (round(value, _DIGITS) + 0.0 for value in (slope, error))
     return Trend(slope_per_s=slope, error_per_s=error, duration_s=float(x[-1] - x[0]), num_samples=len(x))
 
@@ -182,6 +177,6 @@ def ages(times_s: Values, ages_ms: Values) -> dict[str, float]:
 
 
 def ratio(rows: Sequence[Mapping[str, float]], above: str, below: str) -> dict[str, float]:
-    """Median, least and largest of the ratios of two figures that were measured in turns."""
+    """Median, least and largest of the ratios of two figures that were measured alternately."""
     found = [row[above] / row[below] if row[below] else math.nan for row in rows]
     return {"median": statistics.median(found), "min": min(found), "max": max(found)}

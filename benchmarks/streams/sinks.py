@@ -1,4 +1,4 @@
-"""Part `sinks`: a dead consumer behind every kind of output, and whether results come as fast as without."""
+"""Part `sinks`: results must come as fast with a dead consumer behind any output as without."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from edgerpn.runtime.sinks import (
     close_sinks,
     open_sinks,
 )
-from edgerpn.runtime.sinks.sink import Sink
+from edgerpn.runtime.sinks.contract import Sink
 
 LIMIT = 0.95
 """The machine itself varies by some percent from one turn to the next; a stalled run gives no results at all."""
@@ -51,7 +51,7 @@ class VideoTooShortError(Exception):
 def sinks(plan: Plan) -> Part:
     """Turns without and with the dead consumer, in one run for each kind."""
     rows, limits, notes = [], [], []
-    # That consumers are dead is no news here.
+    # The warnings about dead consumers are expected here.
     logger = logging.getLogger("edgerpn")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -106,7 +106,7 @@ def _plain_turn(plan: Plan, items: Iterator[Result | Event]) -> float:
 def _dead_turn(
     plan: Plan, kind: str, runner: StreamRunner, items: Iterator[Result | Event], totals: dict[str, Any]
 ) -> float:
-    """Results per second with the dead consumer; `totals` gets the worst of what was seen in any turn."""
+    """Results per second with the dead consumer; `totals` collects the worst figures of all turns."""
     with CONSUMERS[kind](plan.folder, runner) as dead:
         end_s = time.monotonic() + _DEAD_S
         _turn(items, dead.sinks, _SETTLE_S)
@@ -123,7 +123,7 @@ def _turn(items: Iterator[Result | Event], opened: Sequence[Sink], seconds: floa
     """Results per second, and the longest time in the outputs, seconds.
 
     Raises:
-        VideoTooShortError: There are no more.
+        VideoTooShortError: The video ended.
     """
     start_s, number, longest_s = time.perf_counter(), 0, 0.0
     for item in items:
@@ -161,12 +161,12 @@ class Dead:
     sinks: Sequence[Sink]
     """Where results go."""
     lost: Callable[[], int]
-    """What shows that it is dead: records that were dropped, or bytes that nobody has read."""
+    """The sign that it is dead: the number of dropped records or of unread bytes."""
 
 
 @contextmanager
 def pipe(folder: Path, runner: StreamRunner) -> Iterator[Dead]:
-    """A pipe that somebody has opened and does not read."""
+    """A pipe whose reader has opened it and does not read."""
     path = folder / "dead.fifo"
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -174,7 +174,7 @@ def pipe(folder: Path, runner: StreamRunner) -> Iterator[Dead]:
         with _opened("jsonl", JsonLinesConfig(path=str(path), queue=QUEUE)) as sink:
             yield _dead(sink)
     finally:
-        # The thread that writes gets an error now, and ends.
+        # The writing thread gets an error now and ends.
         os.close(reader)
         path.unlink()
 
@@ -269,7 +269,7 @@ def _dead(sink: QueuedSink) -> Dead:
 def _viewer(runner: StreamRunner, path: str) -> Iterator[Dead]:
     """A client of the web page that sends a request and never reads."""
     from edgerpn.runtime.run.loading import load_source
-    from edgerpn.runtime.run.remote import RemoteStreams
+    from edgerpn.runtime.run.service import RemoteStreams
     from edgerpn.runtime.web import HttpConfig, PageInfo, open_page
 
     try:

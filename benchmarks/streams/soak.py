@@ -1,4 +1,4 @@
-"""Part `soak`: `edgerpn run` on a camera that dies again and again, and whether anything grows."""
+"""Part `soak`: `edgerpn run` on a camera that dies again and again must not grow."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _CYCLES_PATIENT = 3
 
 
 def soak(plan: Plan) -> Part:
-    """Samples just before each death, when the stream has run for as long as it ever does."""
+    """Samples just before each death, the longest time that the stream runs."""
     lines = plan.folder / "soak.jsonl"
     words = [sys.executable, "-m", "edgerpn", "run", str(plan.model), "--provider", "cpu", "--jsonl", str(lines)]
     with Camera(plan.pictures, plan.camera_wh, _FPS) as camera, (plan.folder / _LOG).open("wb") as output:
@@ -45,7 +45,7 @@ def soak(plan: Plan) -> Part:
     records.read()
     events = records.counts
     part = judge(plan, samples)
-    # After the last death nobody waits for a connection.
+    # After the last death the part does not wait for a connection.
     enough = _SHARE_OF_CYCLES * (len(samples) - 1)
     limits = [Limit(what="connections after a death", value=events["connected"] - 1.0, sign=">=", bound=enough)]
     part.figures.update(events=events, deaths=len(samples), ended_with=process.returncode)
@@ -109,10 +109,9 @@ def _watch(plan: Plan, camera: Camera, process: subprocess.Popen[bytes], lines: 
 
 
 def _wait_until_healthy(plan: Plan, records: Records, process: subprocess.Popen[bytes]) -> None:
-    """Waits for the first result, and half a cycle more: all samples are of a stream that runs.
+    """Waits for the first result and half a cycle more, so that all samples are of a stream that runs.
 
-    On a busy machine that may be late. A camera that died again at once would only make the pauses between attempts
-    longer and longer.
+    On a busy machine that may be late. A camera that died again at once would only lengthen the backoff.
     """
     end_s = time.monotonic() + _CYCLES_PATIENT * plan.cycle_s
     before = records.counts["results"]
@@ -126,7 +125,7 @@ def _wait_until_healthy(plan: Plan, records: Records, process: subprocess.Popen[
 
 def _last_line(plan: Plan) -> str:
     lines = (plan.folder / _LOG).read_text(encoding="utf-8", errors="replace").splitlines()
-    return lines[-1] if lines else "it said nothing"
+    return lines[-1] if lines else "it printed nothing"
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -142,13 +141,13 @@ class Records:
     """Counts the records of a file that grows: events by kind, and results as `results`."""
 
     def __init__(self, lines: Path) -> None:
-        """Begins at the start; the file need not be there yet."""
+        """Begins at the start of the file, which may not exist yet."""
         self.counts: Counter[str] = Counter()
         self._lines = lines
         self._position = 0
 
     def read(self) -> None:
-        """Counts what has come."""
+        """Counts the new records."""
         if not self._lines.exists():
             return
         with self._lines.open("rb") as file:

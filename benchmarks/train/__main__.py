@@ -2,16 +2,15 @@
 
     python -m benchmarks.train --peer-python VENV/bin/python [--size 480] [--batch 8] [--out result.json]
 
-Each side is a process of its own; they take turns, round after round, so that what else the machine does hits all.
+Each side is a process of its own; they alternate, so that other work of the machine affects all of them.
 A step is everything from images in memory to changed weights, with as many threads on each side.
 
 `edgerpn` follows torchvision's rules (assignment by IoU, 256 samples an image, binary cross-entropy, smooth L1);
 `edgerpn-default` has the assignment and losses of the `edge` preset.
 
 `torchvision` calls its RPN as its Faster R-CNN does in training. That pass also decodes, sorts and suppresses proposals
-(`filter_proposals`), which a second stage needs and an RPN on its own does not: part of what we are faster by is work
-that we do not do. `torchvision-losses` leaves it out, with the losses from torchvision's own parts; the ratio to it is
-shown beside the other.
+(`filter_proposals`), which a second stage needs and an RPN alone does not: part of our advantage is work that we do
+not do. `torchvision-losses` leaves it out, with the losses from torchvision's own parts; the ratio to it is shown too.
 
 torchvision needs an environment of its own, because it brings PyTorch's CUDA packages: `--peer-python` names its
 interpreter, with torch and torchvision. Where that one has NumPy and OpenCV too, `edgerpn` also runs in it, on the
@@ -43,14 +42,14 @@ SIDE = "benchmarks.train.side"
 
 
 class Side:
-    """A process that does training steps when asked."""
+    """A process that does training steps on request."""
 
     def __init__(self, python: str, side: str, options: list[str], path: Path | None = None) -> None:
         """Starts `side` with an interpreter; `path`: where that one finds our package."""
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         if path is not None:
             environment["PYTHONPATH"] = str(path)
-        # Idle threads must not spin on the cores of the side whose turn it is.
+        # Idle threads must not spin on the cores of the side that is measured.
         environment["OMP_WAIT_POLICY"] = "PASSIVE"
         self.process = subprocess.Popen(
             [python, "-m", SIDE, side, *options],
@@ -61,18 +60,18 @@ class Side:
             env=environment,
         )
         self.what = ""
-        """What it runs, once it is ready."""
+        """Its versions, once it is ready."""
 
     def get_ready(self) -> None:
         """Waits until it can do steps.
 
         Raises:
-            OSError: It cannot.
+            OSError: It does not start.
         """
         self.what = str(self._read())
 
     def seconds(self, steps: int) -> float:
-        """How long `steps` steps take."""
+        """Returns the duration of `steps` steps."""
         assert self.process.stdin is not None
         self.process.stdin.write(f"{steps}\n")
         self.process.stdin.flush()
@@ -89,7 +88,7 @@ class Side:
         line = self.process.stdout.readline()
         if not line:
             _, errors = self.process.communicate()
-            raise OSError((errors.strip().splitlines() or ["it ended without a word"])[-1])
+            raise OSError((errors.strip().splitlines() or ["it ended without a message"])[-1])
         value: str | float = json.loads(line)
         return value
 
@@ -106,10 +105,10 @@ def link_package(folder: Path) -> Path:
 
 
 def start_sides(arguments: argparse.Namespace, folder: Path) -> dict[str, Side]:
-    """All sides, which start at once; says which are left out, and why.
+    """Starts all sides at once and prints those that are left out, with the reason.
 
     Raises:
-        OSError: One that must be there does not start; then none runs any more.
+        OSError: A required side does not start; the others are ended.
     """
     options = []
     for name in ("batch", "size", "threads", "device", "amp"):

@@ -1,7 +1,7 @@
-"""One side of `benchmarks.train`: does training steps when told to, in a process of its own.
+"""One side of `benchmarks.train`: does training steps on request, in a process of its own.
 
 Reads a number of steps from each line of stdin, does them, and writes the seconds that they took as a JSON line.
-The first line that it writes says what it runs. `torchvision` needs torch and torchvision only.
+Its first line names the versions. `torchvision` needs torch and torchvision only.
 """
 
 from __future__ import annotations
@@ -32,12 +32,11 @@ def made_up(batch: int, side: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def name_of(device: torch.device) -> str:
-    """What the device is called."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
 def torchvision_step(options: argparse.Namespace) -> tuple[Step, str]:
-    """Torchvision's RPN with the rules of its Faster R-CNN; images come normalised, which is a present.
+    """Torchvision's RPN with the rules of its Faster R-CNN; the images come normalised, to its advantage.
 
     As its Faster R-CNN trains, a forward pass also decodes, sorts and suppresses proposals for the second stage.
     `torchvision-losses` is the same without that, with the losses put together from torchvision's own parts.

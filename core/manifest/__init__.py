@@ -1,9 +1,5 @@
-"""The manifest: what an artifact is, in a JSON file beside it and inside an ONNX file; see `reading`."""
+"""The manifest describes an artifact in a JSON file beside it and inside an ONNX file; see `reading`."""
 
-from edgerpn.manifest.digest import (
-    check_seal,
-    seal,
-)
 from edgerpn.manifest.parts import (
     AnchorSpec,
     EngineSpec,
@@ -22,10 +18,12 @@ from edgerpn.manifest.reading import (
     METADATA_KEY,
     SCHEMA,
     Manifest,
+    check_seal,
     is_manifest,
     manifest_path,
     parse,
     read,
+    seal,
     standard_outputs,
     stem,
     write,

@@ -1,4 +1,4 @@
-"""The parts of a manifest, see `edgerpn.manifest`: what an artifact eats, gives, holds, and how it was accepted."""
+"""The parts of a manifest, see `edgerpn.manifest`: input, outputs, contents and acceptance of an artifact."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Literal
 from edgerpn.targets import EngineLibrary
 
 Precision = Literal["fp32", "fp16", "int8"]
-"""Precision of backbone, neck and head; the proposal stage is float32 whatever it is."""
+"""Precision of backbone, neck and head; the proposal stage is always float32."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InputSpec:
-    """What the graph eats."""
+    """The input of the graph."""
 
     name: str = "frames"
     """Tensor name."""
@@ -25,11 +25,11 @@ class InputSpec:
     color_order: Literal["BGR"] = "BGR"
     """Order of the channels."""
     batch: int | None = 1
-    """Fixed batch size, or nothing when the batch is dynamic."""
+    """Fixed batch size; None: dynamic."""
     network_hw: tuple[int, int]
     """Height and width that the network works at, pixels."""
     source_hw: tuple[int, int] | None = None
-    """Height and width of the frames when resizing is in the graph; nothing when the host letterboxes."""
+    """Height and width of the frames when resizing is in the graph; None when the host letterboxes."""
     letterbox: Literal["top_left"] = "top_left"
     """Rule by which a frame lies in the network's input; see `edgerpn.letterbox`."""
     pad_value: int = 114
@@ -58,7 +58,7 @@ class OutputSpec:
     shape: tuple[str | int, ...]
     """Shape; "N" is the batch."""
     meaning: str
-    """What the numbers are."""
+    """Meaning of the numbers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +75,7 @@ class AnchorSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProposalSpec:
-    """What the proposal stage in the graph does."""
+    """Settings of the proposal stage in the graph."""
 
     num_proposals: int
     """K, rows of the outputs."""
@@ -86,15 +86,15 @@ class ProposalSpec:
     nms_iou: float
     """Boxes that overlap a better one by more than this are dropped."""
     soft_nms_iou: float = 1.0
-    """Boxes that overlap a better one by more than this lose score; 1: none does."""
+    """Boxes that overlap a better one by more than this lose score; 1: no box does."""
     nms_scope: Literal["level", "all"]
     """Whether boxes compete within their pyramid level or over all levels."""
     nms_iterations: int | None = None
-    """Iterations of the portable NMS; nothing for the standard one."""
+    """Iterations of the portable NMS; None for the standard one."""
     nms_chain: int | None = None
-    """Iterations that the images seen at export needed at most; nothing when they were not measured."""
+    """Iterations that the images at export needed at most; None when they were not measured."""
     nms_candidates: int | None = None
-    """Best boxes of all levels together that NMS looks at; nothing: all that `pre_nms` leaves."""
+    """Best boxes of all levels together that NMS looks at; None: all that `pre_nms` leaves."""
     score_threshold: float
     """Boxes scored below this are dropped."""
     min_size_px: float
@@ -103,18 +103,18 @@ class ProposalSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Provenance:
-    """Where the artifact came from."""
+    """Origin of the artifact."""
 
     created: str
     """UTC, ISO 8601."""
     checkpoint_sha256: str
     """Hash of the checkpoint file that was exported."""
     artifact_sha256: str | None = None
-    """Hash of the artifact file; nothing in the copy inside an ONNX file."""
+    """Hash of the artifact file; None in the copy inside an ONNX file."""
     artifact_bytes: int | None = None
-    """Size of the artifact file; nothing in the copy inside an ONNX file."""
+    """Size of the artifact file; None in the copy inside an ONNX file."""
     onnx_sha256: str | None = None
-    """Hash of the ONNX file; nothing in the copy inside it."""
+    """Hash of the ONNX file; None in the copy inside it."""
     data_sha256: str | None = None
     """Hash of the annotation file that the model was trained on, if known."""
     versions: tuple[tuple[str, str], ...] = ()
@@ -135,18 +135,18 @@ class RecallSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PrecisionSpec:
-    """How a precision below fp32 was accepted: by recall on annotated images."""
+    """Recall on annotated images by which a precision below fp32 was accepted."""
 
     ar100: tuple[tuple[str, float], ...]
     """Precision (fp32, fp16, int8) and the graph's AR@100 in it, 0..1, all on the same images."""
     num_images: int
     """Annotated images measured."""
     max_ar_drop: float | None = None
-    """Points (hundredths) of AR@100 that the precision was allowed to lose; nothing when it was not gated."""
+    """Points (hundredths) of AR@100 that the precision was allowed to lose; None when it was not checked."""
     kept_blocks: tuple[str, ...] = ()
     """Blocks of the network that stayed in the next higher precision, worst first."""
     calibration: str | None = None
-    """int8: how ranges were chosen from the calibration images."""
+    """int8: method by which ranges were chosen from the calibration images."""
     num_calibration_images: int | None = None
     """int8: images that the ranges come from."""
 
@@ -156,7 +156,7 @@ class ParitySpec:
     """Agreement of an artifact with what it was made from, proposal by proposal."""
 
     reference: str
-    """What it was compared with, such as `checkpoint`, `onnx` or `onnx fp32`."""
+    """The form that it was compared with, such as `checkpoint`, `onnx` or `onnx fp32`."""
     num_images: int
     """Images compared."""
     batch_sizes: tuple[int, ...]
@@ -164,9 +164,9 @@ class ParitySpec:
     num_matched: int
     """Proposals found in both."""
     num_boundary: int
-    """Proposals in one only, by a decision within rounding."""
+    """Proposals of one form only, by a decision within rounding."""
     num_unexplained: int = 0
-    """Proposals in one only that no threshold explains; below fp32 a share of them is allowed."""
+    """Proposals of one form only that no threshold explains; below fp32 a share of them is allowed."""
     min_iou: float
     """Smallest overlap of a matched pair, 0..1."""
     max_score_difference: float
@@ -192,7 +192,7 @@ class ProfileSpec:
     min_batch: int
     """Smallest batch that the engine takes."""
     opt_batch: int
-    """The batch that it was tuned for."""
+    """Batch size that it was tuned for."""
     max_batch: int
     """Largest batch that it takes."""
 
@@ -205,7 +205,7 @@ class ProfileSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerSpec:
-    """One layer of an engine, as the library's inspector tells it."""
+    """One layer of an engine, as the library's inspector reports it."""
 
     name: str
     """The library's name."""
@@ -217,7 +217,7 @@ class LayerSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineSpec:
-    """What an engine was built with, and where it can run."""
+    """Settings of an engine's build, and the machines that can run it."""
 
     library: EngineLibrary
     """The library that built it and that runs it."""
@@ -230,11 +230,11 @@ class EngineSpec:
     profile: ProfileSpec
     """Batch sizes."""
     gpu: str | None = None
-    """Name of the GPU that it was built on; nothing when it was built without one."""
+    """Name of the GPU that it was built on; None without a GPU."""
     driver: str | None = None
     """CUDA version that the driver of that machine supports, such as 13.0."""
     cuda: str | None = None
-    """CUDA version of the library's runtime, where it says so."""
+    """CUDA version of the library's runtime, where known."""
     l4t: str | None = None
     """Jetson Linux release of that machine, such as 36.4.3."""
     version_compatible: bool = False
@@ -246,18 +246,18 @@ class EngineSpec:
     dla_core: int | None = None
     """DLA core that it was built for."""
     optimization_level: int | None = None
-    """Builder optimization level; nothing: the library's default."""
+    """Builder optimization level; None: the library's default."""
     workspace_mib: int | None = None
-    """Limit of the builder's workspace, MiB; nothing: the library's default."""
+    """Limit of the builder's workspace, MiB; None: the library's default."""
     build_s: float
     """Seconds that the build took."""
     num_layers: int | None = None
-    """Layers of the engine; nothing where it cannot be inspected (no GPU)."""
+    """Layers of the engine; None where it cannot be inspected (no GPU)."""
     layers: tuple[LayerSpec, ...] = ()
     """Its layers, in order; empty where it cannot be inspected."""
 
     def __post_init__(self) -> None:
-        """Checks the numbers that a runtime compares with what it finds."""
+        """Checks the numbers that a runtime compares with its machine."""
         if not re.fullmatch(r"\d+(\.\d+)+", self.library_version):
             raise ValueError(f"library_version: expected numbers such as 10.3.0.26, got {self.library_version!r}")
         if not self.compute_capabilities:

@@ -1,4 +1,4 @@
-"""The manifest: what an artifact (`model.onnx` or `model.engine`) is, in a JSON file beside it.
+"""The manifest describes an artifact (`model.onnx` or `model.engine`) in a JSON file beside it.
 
 `model.json` lies beside `model.onnx`, and `model.engine.json` beside `model.engine`; the ONNX file carries the same
 text, without its own hash, in its `metadata_props` under `METADATA_KEY`. The graph's interface is the same for every
@@ -13,6 +13,7 @@ artifact:
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -21,7 +22,6 @@ from typing import Any, Literal
 
 from edgerpn import files, settings
 from edgerpn.errors import ArtifactMismatchError, ConfigError, ManifestError, ManifestVersionError
-from edgerpn.manifest.digest import digest_of
 from edgerpn.manifest.parts import (
     AnchorSpec,
     EngineSpec,
@@ -39,25 +39,28 @@ from edgerpn.manifest.parts import (
 SCHEMA = 2
 """The schema number that this version writes and reads."""
 
+_NO_DIGEST = b"0" * 64
+"""Stands in the place of an ONNX file's digest while this is computed."""
+
 METADATA_KEY = "edgerpn.manifest"
 """Key of the manifest's JSON text in an ONNX file's `metadata_props`."""
 
 DIGEST_KEY = "edgerpn.sha256"
-"""Key of the digest in an ONNX file's `metadata_props` by which a file that travels alone is checked, see `seal`."""
+"""Key of the digest in an ONNX file's `metadata_props` that checks a file without a manifest beside it, see `seal`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """Everything a runtime needs to know about an artifact, and everything a person asks about it."""
+    """The description of an artifact, for runtimes and people."""
 
     schema: int = SCHEMA
     """Schema number of this file."""
     name: str
     """Name of the model, for people."""
     kind: Literal["onnx", "engine"] = "onnx"
-    """What the artifact file is."""
+    """Form of the artifact file."""
     target: str
-    """What it was made for: onnxruntime, tensorrt or tensorrt-rtx."""
+    """Library that it was made for: onnxruntime, tensorrt or tensorrt-rtx."""
     precision: Precision = "fp32"
     """Precision of backbone, neck and head."""
     opset: int
@@ -65,29 +68,29 @@ class Manifest:
     backbone: str
     """Name of the backbone."""
     input: InputSpec
-    """What the graph eats."""
+    """Input of the graph."""
     outputs: tuple[OutputSpec, ...] = ()
-    """What it gives, in order."""
+    """Outputs of the graph, in order."""
     anchors: AnchorSpec
     """Anchors baked into the graph."""
     proposals: ProposalSpec
     """The proposal stage."""
     provenance: Provenance
-    """Where it came from."""
+    """Its origin."""
     recall: RecallSpec | None = None
-    """Recall measured at export; nothing when no annotated images were given."""
+    """Recall measured at export; None without annotated images."""
     accepted: PrecisionSpec | None = None
-    """How a precision below fp32 passed its recall gate."""
+    """Acceptance of a precision below fp32 by its recall."""
     parity: ParitySpec | None = None
-    """How well the artifact agrees with what it was made from."""
+    """Agreement of the artifact with the form that it was made from."""
     golden: GoldenSpec | None = None
-    """Frames and the proposals expected for them, by which a runtime tests itself."""
+    """Frames with their expected proposals, for the self-test of a runtime."""
     engine: EngineSpec | None = None
-    """What an engine was built with and for; nothing for an ONNX file."""
+    """Build of an engine; None for an ONNX file."""
 
     @property
     def rounding(self) -> Precision:
-        """The precision that decides how much this artifact may differ from others: TF32 rounds as much as fp16."""
+        """The precision that chooses the tolerance of comparisons: TF32 rounds as much as fp16."""
         return "fp16" if self.precision == "fp32" and self.engine is not None and self.engine.tf32 else self.precision
 
     def to_json(self) -> str:
@@ -124,9 +127,9 @@ def manifest_path(artifact: str | os.PathLike[str]) -> Path:
 
 
 def stem(artifact: str | os.PathLike[str]) -> Path:
-    """The path that the names of the files beside an artifact begin with.
+    """Returns the common start of the names of the files beside an artifact.
 
-    A graph and the engine built from it may lie in one folder under one name, so only .onnx is left out.
+    A graph and the engine built from it may lie in one folder under one name, so only .onnx is dropped.
     """
     path = Path(artifact)
     return path.with_suffix("") if path.suffix == ".onnx" else path
@@ -165,7 +168,7 @@ def parse(text: str, *, source: str) -> Manifest:
 
 
 def is_manifest(path: Path) -> bool:
-    """Whether a file looks like a manifest of any schema; a damaged one does not."""
+    """Whether a file looks like an undamaged manifest of any schema."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ValueError, RecursionError):
@@ -176,7 +179,7 @@ def is_manifest(path: Path) -> bool:
 def write(manifest: Manifest, artifact: str | os.PathLike[str]) -> Path:
     """Writes the manifest beside `artifact` in one step, with the artifact's hash and size; returns its path.
 
-    The text gets a digest of itself, by which `parse` notices a change.
+    The text contains a digest of itself, by which `parse` detects a change.
     """
     digest, num_bytes = files.sha256(artifact), Path(artifact).stat().st_size
     provenance = dataclasses.replace(manifest.provenance, artifact_sha256=digest, artifact_bytes=num_bytes)
@@ -203,8 +206,8 @@ def read(artifact: str | os.PathLike[str]) -> Manifest:
         raise ManifestError(f"{artifact}: {what}")
     if not path.is_file():
         raise ManifestError(
-            f"{path}: the manifest of {artifact.name} is missing; copy it along, or export again (a model of another "
-            "program has none, and cannot be used)"
+            f"{path}: the manifest of {artifact.name} is missing; copy it along, or export again (models of other "
+            "programs do not have one and cannot be used)"
         )
     try:
         text = path.read_text(encoding="utf-8")
@@ -235,3 +238,58 @@ def _check_hash(artifact: Path, expected: Provenance, path: Path) -> None:
         f"{artifact}: this is not the file that {path.name} describes: {digests} Copy both files of one export "
         "together, or export again."
     )
+
+
+def digest_of(values: dict[str, Any]) -> str:
+    """SHA-256 of a manifest's JSON values, without its own digest.
+
+    It is the same after a program has read the JSON and written it again: it ignores spaces, the order of keys, the
+    difference between 16 and 16.0, and keys without a value.
+    """
+    text = json.dumps(_canonical(values), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _canonical(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _canonical(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_canonical(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def seal(data: bytes) -> bytes:
+    """Puts the SHA-256 of an ONNX file into the file itself.
+
+    Args:
+        data: The file's bytes, in which the digest's place holds 64 zeros, once.
+
+    Returns:
+        The bytes with the digest in that place, computed on the bytes with the zeros.
+    """
+    if data.count(_NO_DIGEST) != 1:
+        raise ValueError(f"data: expected one place for a digest, got {data.count(_NO_DIGEST)}")
+    return data.replace(_NO_DIGEST, hashlib.sha256(data).hexdigest().encode("ascii"))
+
+
+def check_seal(path: Path, digest: str | None) -> bool:
+    """Checks a file that travels without its manifest file against the digest inside.
+
+    Args:
+        path: The ONNX file.
+        digest: The metadata's value of `DIGEST_KEY`; None when they have no such key.
+
+    Returns:
+        False when there is no digest to check against.
+
+    Raises:
+        ArtifactMismatchError: A byte has changed.
+    """
+    if digest is None:
+        return False
+    data = path.read_bytes().replace(digest.encode("ascii", "replace"), _NO_DIGEST)
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise ArtifactMismatchError(
+            f"{path}: damaged: its bytes are not those that were exported. Copy the file again, or export again."
+        )
+    return True

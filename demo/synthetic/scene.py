@@ -176,7 +176,7 @@ def dots(rng: np.random.Generator, hw: tuple[int, int]) -> FloatImage:
 
 
 PATTERNS: tuple[Pattern, ...] = (clouds, gradient, stripes, checker, dots)
-_CHANCES = (0.4, 0.25, 0.13, 0.11, 0.11)
+_CHANCES = (0.5, 0.26, 0.09, 0.07, 0.08)
 """Calm patterns are more frequent: a world of nothing but checks and stripes teaches little."""
 
 
@@ -283,7 +283,7 @@ def draw_sprite(kind: int, *, size_px: float, angle: float, max_wh_px: tuple[flo
         depth_px = cv2.distanceTransform((alpha >= _SOLID).astype(np.uint8), cv2.DIST_L2, 3)
         reach_px = max(1.0, rng.uniform(0.03, 0.3) * size_px)
         color *= (1 - np.float32(rng.uniform(0.2, 0.6)) * np.clip(1 - depth_px / np.float32(reach_px), 0, 1))[..., None]
-    alpha = cv2.GaussianBlur(alpha, (0, 0), rng.uniform(0.3, 0.8))
+    alpha = np.asarray(cv2.GaussianBlur(alpha, (0, 0), rng.uniform(0.3, 0.8)), np.float32)
     return np.dstack([color, alpha]).astype(np.float32)
 
 

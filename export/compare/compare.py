@@ -1,11 +1,11 @@
-"""Comparison of two models on photographs: are they the same up to the rounding of their precision?
+"""Compares two models on photographs: they must agree up to the rounding of their precision.
 
 Steps of `compare_models`:
-    1. Open both; refuse what cannot be compared, and name what makes them different models.
-    2. Lay every photograph into the graph's input and run both, at every batch size that they have.
+    1. Open both; refuse models that cannot be compared, and name the differences of their settings.
+    2. Letterbox every photograph into the graph's input and run both, at every batch size that they have.
     3. Pair the proposals of each frame, see `edgerpn.export.onnx.agreement`.
     4. Recall of both, when the photographs are annotated.
-    5. Judge: two float32 forms must agree but for decisions within rounding; below float32 a share of proposals may
+    5. Judge: two float32 forms must agree except for decisions within rounding; below float32 a share of proposals may
        differ, in all images together and in each; int8 against another precision is judged by recall alone.
 """
 
@@ -23,7 +23,7 @@ import numpy as np
 from edgerpn.errors import ConfigError
 from edgerpn.export.compare.compared_model import ComparedModel, differences, open_models
 from edgerpn.export.compare.comparison import Comparison, ImageComparison
-from edgerpn.export.onnx.agreement import Decisions, Rows, agree, valid_rows
+from edgerpn.export.onnx.agreement import FrameProposals, ProposalThresholds, pair_proposals, valid_rows
 from edgerpn.letterbox import Letterbox, letterbox
 from edgerpn.manifest.parts import Precision
 from edgerpn.matching import TOLERANCES
@@ -49,13 +49,13 @@ def compare_models(
 
     Args:
         a: Checkpoint (.pt), ONNX file, engine, or an opened backend, which stays open.
-        b: The same, the reference.
+        b: The reference, in any of these forms.
         images: Photographs, at least one.
-        dataset: Annotations of these images, to measure recall; only what `images` name counts.
+        dataset: Annotations of these images, to measure recall; only those of `images` count.
         log: Called with one line of text for people, now and then.
 
     Returns:
-        The comparison; `culprit` says whether and where they disagree.
+        The comparison; its `culprit` names the place where they disagree.
 
     Raises:
         CheckpointError: A checkpoint cannot be read.
@@ -64,7 +64,7 @@ def compare_models(
         EngineLoadError: An artifact cannot be loaded.
         InferenceError: A model fails.
         ManifestError: A manifest is missing or does not fit.
-        ParityError: A model gives rows beyond its count.
+        ParityError: A model returns rows beyond its count.
     """
     if not images:
         raise ConfigError(["no images to compare the models on"])
@@ -79,7 +79,7 @@ def compare_models(
             raise ConfigError(
                 [
                     "int8 rounds too coarsely to compare single proposals with another precision: recall decides, and "
-                    "needs annotated photographs; name their annotations with --data ANN.json"
+                    "needs annotated photographs; name them with --data PATH"
                 ]
             )
         batch_sizes = tuple(sorted({*models[0].batch_sizes, *models[1].batch_sizes})) or (1,)
@@ -109,7 +109,7 @@ def _warnings(unlike: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _short_names(a: ComparedModel, b: ComparedModel) -> tuple[str, str]:
-    """Names of the files; the kind, or the side, where these are the same."""
+    """Names of the files; their kind or side where the names are the same."""
     if a.name != b.name:
         return a.name, b.name
     return (a.kind, b.kind) if a.kind != b.kind else (f"{a.name} (A)", f"{b.name} (B)")
@@ -122,7 +122,7 @@ def _compare_batches(
     is_same_input = models[0].frame_hw == models[1].frame_hw
     compared = []
     for start in track(range(0, len(images), size), f"comparing, batch {size}", unit="batch"):
-        # The last batch is filled up from the beginning; what fills it is not counted again.
+        # Images from the beginning fill the last batch; they are not counted again.
         indices = [(start + i) % len(images) for i in range(size)]
         pictures = [read_image(images[i]) for i in indices]
         results = [_run(model, pictures, indices, images) for model in models]
@@ -131,12 +131,12 @@ def _compare_batches(
             rows = [side.rows if is_same_input else side.in_image for side in sides]
             capacity = min(model.proposals.num_proposals for model in models)
             found, expected = ((boxes[:capacity], scores[:capacity]) for boxes, scores in rows)
-            agreement = agree(
+            agreement = pair_proposals(
                 expected,
                 found,
                 TOLERANCES[precision],
-                _decisions(models, sides[1].geometry, precision, capacity, is_same_input=is_same_input),
-                cuts=tuple(cut for side in sides for cut in side.cuts),
+                _thresholds(models, sides[1].geometry, precision, capacity, is_same_input=is_same_input),
+                cut_scores=tuple(score for side in sides for score in side.cut_scores),
             )
             compared.append(
                 ImageComparison(
@@ -149,42 +149,44 @@ def _compare_batches(
     return compared
 
 
-class _Side:
-    """What one model gave for one picture."""
+class _ModelOutput:
+    """Proposals of one model for one picture."""
 
-    def __init__(self, rows: Rows, cuts: tuple[float, ...], geometry: Letterbox) -> None:
+    def __init__(self, rows: FrameProposals, cut_scores: tuple[float, ...], geometry: Letterbox) -> None:
         self.rows = rows
-        self.cuts = cuts
+        self.cut_scores = cut_scores
         self.geometry = geometry
-        self.in_image: Rows = (geometry.to_frame(rows[0]), rows[1])
+        self.in_image: FrameProposals = (geometry.to_frame(rows[0]), rows[1])
 
 
-def _run(model: ComparedModel, pictures: list[np.ndarray], indices: list[int], images: Sequence[Path]) -> list[_Side]:
+def _run(
+    model: ComparedModel, pictures: list[np.ndarray], indices: list[int], images: Sequence[Path]
+) -> list[_ModelOutput]:
     geometries = [letterbox((picture.shape[0], picture.shape[1]), model.frame_hw) for picture in pictures]
     frames = np.stack([g.apply(picture, cv2.resize) for g, picture in zip(geometries, pictures, strict=True)])
-    outputs, cuts = model.run(frames)
+    outputs, cut_scores = model.run(frames)
     return [
-        _Side(valid_rows(outputs, row, f"{images[indices[row]].name}, {model.name}"), cuts[row], geometry)
+        _ModelOutput(valid_rows(outputs, row, f"{images[indices[row]].name}, {model.name}"), cut_scores[row], geometry)
         for row, geometry in enumerate(geometries)
     ]
 
 
-def _decisions(
+def _thresholds(
     models: tuple[ComparedModel, ComparedModel],
     geometry: Letterbox,
     precision: Precision,
     capacity: int,
     *,
     is_same_input: bool,
-) -> Decisions:
+) -> ProposalThresholds:
     """The thresholds of the reference, in the pixels in which boxes are compared."""
     reference = models[1]
     scale_x, scale_y = (1.0, 1.0) if is_same_input else geometry.scale_xy
     if reference.source_hw is not None:
         inner_x, inner_y = letterbox(reference.source_hw, reference.network_hw).scale_xy
         scale_x, scale_y = scale_x * inner_x, scale_y * inner_y
-    decisions = Decisions.of(reference.proposals, scale_xy=(scale_x, scale_y), precision=precision)
-    return dataclasses.replace(decisions, capacity=capacity)
+    thresholds = ProposalThresholds.of(reference.proposals, scale_xy=(scale_x, scale_y), precision=precision)
+    return dataclasses.replace(thresholds, capacity=capacity)
 
 
 def _recalls(

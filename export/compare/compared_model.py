@@ -1,4 +1,4 @@
-"""The two models of a comparison (checkpoint, ONNX file or engine), opened so that they are comparable.
+"""Opens the two models of a comparison (checkpoint, ONNX file or engine) so that they are comparable.
 
 A checkpoint has neither sizes nor counts of its own: it takes them from the model that it is compared with.
 """
@@ -31,11 +31,11 @@ PROPOSAL_SETTINGS = (
     "score_threshold",
     "min_size_px",
 )
-"""Settings of the proposal stage that change what is found."""
+"""Settings of the proposal stage that change the proposals."""
 
 Run = Callable[[np.ndarray], tuple[Outputs, list[tuple[float, ...]]]]
 """Frames (N, H, W, 3) uint8 to the graph's outputs, and for each frame the scores at the cuts before NMS where they
-are known (see `edgerpn.export.onnx.agreement.level_cuts`)."""
+are known (see `edgerpn.export.onnx.agreement.level_cut_scores`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -45,13 +45,13 @@ class ComparedModel:
     name: str
     """Name of the file, or of the model."""
     kind: Literal["checkpoint", "onnx", "engine"]
-    """What it is."""
+    """Form of the model."""
     ran_by: str
     """Library, version and device."""
     precision: Precision
-    """Precision that its numbers have; TF32 counts as fp16."""
+    """Precision of its numbers; TF32 counts as fp16."""
     checkpoint_sha256: str
-    """Hash of the checkpoint that it is or came from."""
+    """Hash of the checkpoint that it is or was exported from."""
     network_hw: tuple[int, int]
     """Height and width that the network works at, pixels."""
     source_hw: tuple[int, int] | None
@@ -59,7 +59,7 @@ class ComparedModel:
     proposals: ProposalConfig
     """Counts and thresholds."""
     batch_sizes: tuple[int, ...]
-    """Batch sizes that it has to be tried at; empty for a checkpoint."""
+    """Batch sizes at which it must be run; empty for a checkpoint."""
     run: Run
     """Runs it."""
 
@@ -77,7 +77,7 @@ class ComparedModel:
 def open_models(
     a: Path | Backend, b: Path | Backend, stack: contextlib.ExitStack
 ) -> tuple[ComparedModel, ComparedModel]:
-    """Opens both sides; `stack` closes those that were opened here, not a backend of the caller.
+    """Opens both sides; `stack` closes the models that are opened here, not a backend of the caller.
 
     Raises:
         CheckpointError: A checkpoint cannot be read.
@@ -140,7 +140,6 @@ def _open_artifact(model: Path | Backend, stack: contextlib.ExitStack) -> Compar
     else:
         name, backend = model.manifest.name, model
     manifest = backend.manifest
-    spec = manifest.proposals
     return ComparedModel(
         name=name,
         kind=manifest.kind,
@@ -149,15 +148,7 @@ def _open_artifact(model: Path | Backend, stack: contextlib.ExitStack) -> Compar
         checkpoint_sha256=manifest.provenance.checkpoint_sha256,
         network_hw=manifest.input.network_hw,
         source_hw=manifest.input.source_hw,
-        proposals=ProposalConfig(
-            num_proposals=spec.num_proposals,
-            pre_nms=spec.pre_nms,
-            nms_iou=spec.nms_iou,
-            soft_nms_iou=spec.soft_nms_iou,
-            nms_scope=spec.nms_scope,
-            score_threshold=spec.score_threshold,
-            min_size_px=spec.min_size_px,
-        ),
+        proposals=ProposalConfig(**{name: getattr(manifest.proposals, name) for name in PROPOSAL_SETTINGS}),
         batch_sizes=_batch_sizes(manifest),
         run=lambda frames: (backend.infer(frames), [()] * len(frames)),
     )
@@ -172,10 +163,10 @@ def _batch_sizes(manifest: Manifest) -> tuple[int, ...]:
 
 
 def differences(a: ComparedModel, b: ComparedModel) -> tuple[str, ...]:
-    """What makes two models different ones, a line for each; empty when they are forms of one model.
+    """Returns the differences between two models, a line for each; empty when they are forms of one model.
 
     Raises:
-        ConfigError: They eat frames of different sizes, so that no image is the same input for both.
+        ConfigError: They take frames of different sizes, so that no image is the same input for both.
     """
     if a.source_hw != b.source_hw:
         shown = [f"{m.name}: {_hw(m.source_hw) if m.source_hw else 'any size'}" for m in (a, b)]

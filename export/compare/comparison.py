@@ -1,4 +1,4 @@
-"""What a comparison of two models found: figures of every image and of all, the verdict, as table and as JSON."""
+"""The result of a comparison of two models: figures of every image and of all, verdict, table and JSON."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 
 from edgerpn.export.export_config import MAX_AR_DROP
-from edgerpn.export.onnx.agreement import FrameAgreement, Rows, describe
+from edgerpn.export.onnx.agreement import FrameAgreement, FrameProposals, describe_disagreement
 from edgerpn.manifest.parts import ParitySpec, Precision
 from edgerpn.matching import Tolerance, match
 
 MAX_IMAGE_SHARE = 0.5
-"""Below float32: no image may have a larger share of proposals without a counterpart; one that is wrong altogether
-would otherwise vanish in the mean of many."""
+"""Below float32: largest share of proposals without a counterpart in any image; otherwise one image that is wrong
+altogether would vanish in the mean of many."""
 
 _NEAREST = Tolerance(min_iou=0.5, max_score_difference=1.0, max_unmatched_share=1.0)
-"""What counts as the same proposal when drift is measured."""
+"""Proposals within this are the same when drift is measured."""
 
 _NUM_ROWS = 12
 """Images in the table at most, the worst."""
@@ -29,15 +29,15 @@ _PERCENTILES = (50, 90, 99)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageComparison:
-    """What two models gave for one image."""
+    """Proposals of two models for one image."""
 
     file: Path
     """The image."""
     batch_size: int
-    """Frames in the batch that it was part of."""
+    """Frames in its batch."""
     agreement: FrameAgreement
     """Proposals of the reference (expected) and of the other model (found), paired."""
-    in_image: tuple[Rows, Rows]
+    in_image: tuple[FrameProposals, FrameProposals]
     """Proposals of the model and of the reference in image pixels, in the order of the agreement's rows; where their
     counts differ, with what the agreement leaves out."""
 
@@ -72,22 +72,22 @@ class ImageComparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """How far two models agree on photographs."""
+    """Agreement of two models on photographs."""
 
     a: str
     """The model, for people."""
     b: str
-    """What it is measured against."""
+    """The reference, for people."""
     names: tuple[str, str]
     """Short and different names of both."""
     precision: Precision
-    """The lower precision of both, by which the tolerance is chosen."""
+    """The lower precision of both, which chooses the tolerance."""
     tolerance: Tolerance
-    """What they may differ by."""
+    """Differences that they may have."""
     is_by_recall: bool = False
     """Whether recall decides alone: int8 rounds too coarsely for single proposals to agree with another precision."""
     differences: tuple[str, ...]
-    """What makes them different models; empty when they are forms of one."""
+    """Differences of their settings; empty when they are forms of one model."""
     num_images: int
     """Images compared."""
     num_proposals: int
@@ -114,12 +114,12 @@ class Comparison:
 
     @property
     def num_boundary(self) -> int:
-        """Proposals in one only, by a decision within rounding."""
+        """Proposals of one model only, by a decision within rounding."""
         return sum(image.agreement.num_boundary for image in self.images)
 
     @property
     def num_unexplained(self) -> int:
-        """Proposals in one only that no threshold explains."""
+        """Proposals of one model only that no threshold explains."""
         return sum(image.agreement.num_unexplained for image in self.images)
 
     @property
@@ -138,7 +138,7 @@ class Comparison:
 
     @property
     def culprit(self) -> str | None:
-        """Where the tolerance is broken: the image, the proposal and whose it is. None when the models agree."""
+        """The image, the proposal and its model where the tolerance is exceeded; None when the models agree."""
         if self.is_by_recall:
             return self._lost_recall()
         worst = self.worst[0]
@@ -168,11 +168,11 @@ class Comparison:
         return None
 
     def _name(self, image: ImageComparison) -> str:
-        text = describe(image.agreement, (self.names[1], self.names[0]), self.tolerance)
+        text = describe_disagreement(image.agreement, (self.names[1], self.names[0]), self.tolerance)
         return f"{image.file.name}, batch {image.batch_size}: {text}"
 
     def to_parity_spec(self, reference: str) -> ParitySpec:
-        """What a manifest says of it; `reference` names what the artifact was compared with."""
+        """The entry of a manifest; `reference` names the form that the artifact was compared with."""
         return ParitySpec(
             reference=reference,
             num_images=self.num_images,

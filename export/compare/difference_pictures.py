@@ -1,4 +1,4 @@
-"""Pictures of the images on which two models differ most: side by side, what only one has in a colour of its own."""
+"""Draws the images on which two models differ most side by side; colours mark proposals of one model only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgerpn.matching import Boxes
 from edgerpn.train.data.coco import read_image
 
 NUM_PICTURES = 6
-"""Images drawn, unless told otherwise."""
+"""Images drawn by default."""
 
 _MIN_WIDTH_PX, _MAX_WIDTH_PX = 480, 960
 """Width of one side; smaller photographs are enlarged, larger ones scaled down."""
@@ -27,9 +27,9 @@ def write_pictures(comparison: Comparison, folder: Path, *, top: int = NUM_PICTU
     """Draws the worst images into `folder`; returns the files, the worst first.
 
     Args:
-        comparison: What to draw.
+        comparison: The comparison to draw.
         folder: Made when missing; pictures of the same name are replaced.
-        top: Images at most. Those without any difference are left out, unless none has one: then one is drawn.
+        top: Images at most. Images without a difference are skipped, unless all are: then one is drawn.
     """
     worst = [image for image in comparison.worst if image.agreement.num_boundary or image.agreement.num_unexplained]
     written = []
@@ -47,8 +47,8 @@ def draw_comparison(image: ImageComparison, names: tuple[str, str]) -> np.ndarra
     """One image twice, with the proposals of the model on the left and of the reference on the right.
 
     Args:
-        image: What both gave for it.
-        names: What they are called.
+        image: Proposals of both models.
+        names: Names of the models.
 
     Returns:
         (H, W, 3) uint8 BGR. Thin grey: in both; orange: in one only, by a decision within rounding; magenta: in one

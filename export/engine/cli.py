@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from edgerpn import settings
+from edgerpn.arguments import flag_overrides
 from edgerpn.errors import ConfigError, ParityError
 from edgerpn.export.engine.options import BACKENDS, BuildConfig
 from edgerpn.export.engine.trial import Compare
@@ -36,11 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--print-config", action="store_true", help="show the resolved settings and exit")
 
 
-FLAGS = {"backend": "backend", "compute_capability": "compute_capabilities"}
-"""Flags with a value, and their settings."""
-
-SWITCHES = ("version_compatible", "hardware_compatible", "profile")
-"""Flags without a value, named as their settings."""
+FLAGS = {
+    "backend": "backend",
+    "compute_capability": "compute_capabilities",
+    "version_compatible": "version_compatible",
+    "hardware_compatible": "hardware_compatible",
+    "profile": "profile",
+}
+"""Flags and their settings."""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -109,14 +113,6 @@ def _summary(manifest: Manifest, num_bytes: int) -> str:
 
 def _config(arguments: argparse.Namespace) -> BuildConfig:
     """Defaults < file < flags < `--set`."""
-    given = {setting: getattr(arguments, flag) for flag, setting in FLAGS.items()}
-    given |= {name: True for name in SWITCHES if getattr(arguments, name)}
-    flags = [f"{setting}={_toml(value)}" for setting, value in given.items() if value is not None]
     files = [arguments.config] if arguments.config else []
-    return settings.load(BuildConfig, files=files, overrides=[*flags, *arguments.set])
-
-
-def _toml(value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(list(value)) if isinstance(value, (tuple, list)) else str(value)
+    overrides = [*flag_overrides(arguments, FLAGS), *arguments.set]
+    return settings.load(BuildConfig, files=files, overrides=overrides)

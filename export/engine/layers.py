@@ -1,6 +1,7 @@
 """The layers of a fresh engine: names and types from the library's inspector, times from its profiler.
 
-Both need a GPU, so the tests reach only the reading of the inspector's text. A failure here does not fail the build.
+Both need a GPU; the tests run the timing on a stand-in, and it has not run on a GPU yet. A failure here does not fail
+the build.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from typing import Any
 
 from edgerpn.errors import BuildError, EngineLoadError, MissingDependencyError
 from edgerpn.export.engine.options import Backend
+from edgerpn.machine import JETSON_RELEASE
 from edgerpn.runtime.backends.tensorrt.compatibility import this_platform
 from edgerpn.runtime.backends.tensorrt.cuda import format_cuda_version
 from edgerpn.runtime.backends.tensorrt.library import import_library
@@ -124,12 +125,12 @@ def cuda_version(name: EngineLibrary) -> str | None:
         return None
 
 
-def query_machine() -> BuildMachine:
+def query_build_machine() -> BuildMachine:
     """Asks the system and the CUDA driver; all fields of the GPU are None without a driver or a GPU."""
     return BuildMachine(platform=this_platform(), l4t=_l4t(), **_query_driver())
 
 
-def _l4t(file: Path = Path("/etc/nv_tegra_release")) -> str | None:
+def _l4t(file: Path = JETSON_RELEASE) -> str | None:
     try:
         text = file.read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -46,9 +46,9 @@ class BuildConfig:
     dla_core: int | None = None
     """tensorrt: DLA core to build for; the GPU runs the layers that it cannot."""
     tf32: bool = False
-    """Whether float32 convolutions may round to TF32."""
+    """True if float32 convolutions may round to TF32."""
     profile: bool = False
-    """Whether the time of each layer is measured after the build; needs a GPU."""
+    """True if the time of each layer is measured after the build; needs a GPU."""
     stall_s: float = DEFAULT_STALL_S
     """Seconds without progress and without CPU time after which the watchdog kills a builder; 0: never."""
 
@@ -70,7 +70,7 @@ class BuildConfig:
                 raise ValueError(f"compute_capabilities: expected texts such as '8.6', got {capability!r}")
 
     def problems(self, library: EngineLibrary) -> list[str]:
-        """What is asked for and `library` does not have, a line for each."""
+        """Lists the settings that `library` does not have, a line for each."""
         lacks = LIBRARIES[library].lacks
         given = {name: getattr(self, name) for name in lacks}
         # By identity: the DLA core 0 equals False.

@@ -83,7 +83,7 @@ class LogLines:
 
 @dataclass(slots=True)
 class BuildOutcome:
-    """How a child process ended."""
+    """The end of a child process, and its events and lines until then."""
 
     events: dict[str, dict[str, Any]] = field(default_factory=dict)
     """The last event of each kind but `log`, by kind."""
@@ -94,15 +94,15 @@ class BuildOutcome:
     printed: str = ""
     """End of its stdout and stderr."""
     was_oom_killed: bool = False
-    """Whether the kernel killed a process for lack of memory meanwhile."""
+    """True if the kernel killed a process for lack of memory meanwhile."""
     stalled_s: float | None = None
     """Seconds without an event and without CPU time after which the watchdog killed it; None when it did not."""
     was_memory_short: bool = False
-    """Whether memory was short when it stalled."""
+    """True if memory was short when it stalled."""
 
     @property
     def is_out_of_memory(self) -> bool:
-        """Whether it probably failed because memory ran out.
+        """True if it probably failed because memory ran out.
 
         Warnings do not count: a kernel that needs too much memory causes one, and the build continues without it. A
         stall counts only when memory was short or the library reported it: the next try, which asks for less memory,
@@ -271,7 +271,7 @@ class Watchdog:
         self._idle_s = 0.0
 
     def has_stalled(self) -> bool:
-        """Whether it has been idle for too long."""
+        """True if it has been idle for too long."""
         now = self._clock()
         step_s = min(now - self._looked_s, _LONGEST_STEP_S)
         self._looked_s = now
@@ -299,7 +299,7 @@ def cpu_s(pid: int) -> float | None:
 
 
 def is_waiting_for_disk(pid: int) -> bool:
-    """Whether a thread of a process is in a wait that no signal ends, such as one for a network disk."""
+    """True if a thread of a process is in a wait that no signal ends, such as one for a network disk."""
     threads = [_stat_fields(file) for file in Path(f"/proc/{pid}/task").glob("*/stat")]
     return any(fields is not None and fields[0] == "D" for fields in threads)
 
@@ -315,7 +315,7 @@ def _stat_fields(file: Path) -> list[str] | None:
 
 
 def is_memory_short(pid: int) -> bool:
-    """Whether hardly any memory is left in computer, container, or address space of process `pid` (`ulimit -v`)."""
+    """True if hardly any memory is left in computer, container, or address space of process `pid` (`ulimit -v`)."""
     meminfo, container = kib_fields(Path("/proc/meminfo")), cgroup_free_bytes()
     if meminfo.get("MemAvailable", 1) < _SHORT * meminfo.get("MemTotal", 0):
         return True

@@ -22,16 +22,16 @@ NUM_QUOTED = 3
 HINTS: tuple[tuple[str, str], ...] = (
     (
         r"insufficient workspace|within workspace limit",
-        "give the builder more room: a larger workspace (--set workspace_mib=N), or none",
+        "give the builder more room: a larger workspace (--set workspace_mib=N), or no limit",
     ),
     (r"NonMaxSuppression|NonZero", "export with the portable NMS: edgerpn export --target tensorrt or tensorrt-rtx"),
     (
         r"no runners that implement|Plugin not found",
-        "see what this library cannot do: edgerpn check model.onnx --target",
+        "list the limits of this library: edgerpn check model.onnx --target",
     ),
     (
         r"driver version is insufficient|no CUDA-capable device|cudaError(No|Insufficient)|cudaError 35",
-        "the library wants a GPU for this, or a newer NVIDIA driver: look at nvidia-smi",
+        "the library needs a GPU for this, or a newer NVIDIA driver: see nvidia-smi",
     ),
     (
         r"libnvinfer_lean",
@@ -48,7 +48,7 @@ def report_path(output: Path) -> Path:
 
 
 def is_report(file: Path) -> bool:
-    """Whether a file is the report of a build."""
+    """True if a file is the report of a build."""
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -48,7 +48,7 @@ def try_engine(
 
     Raises:
         BuildError: TensorRT cannot load the engine that it just built for this GPU.
-        SelfTestError: The golden frames gave other proposals than expected.
+        SelfTestError: The engine returned other proposals for the golden frames than expected.
         ParityError: Engine and ONNX file disagree on the photographs.
     """
     later = f"try it on the device: edgerpn check {report.engine.name} --against {report.onnx.name} --images DIR"

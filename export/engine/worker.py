@@ -32,13 +32,13 @@ from edgerpn import settings
 from edgerpn.errors import BuildError, MissingDependencyError
 from edgerpn.export.engine.cache import TimingCache
 from edgerpn.export.engine.layers import inspect_layers
-from edgerpn.export.engine.libraries import BuildEnvironment, choose, cuda_version, load_library, query_machine
+from edgerpn.export.engine.libraries import BuildEnvironment, choose, cuda_version, load_library, query_build_machine
 from edgerpn.export.engine.options import DEFAULT_BATCH, BuildConfig
 from edgerpn.export.engine.progress import PhaseTracker
 from edgerpn.machine import die_with_parent
+from edgerpn.runtime.backends.contract import OUTPUT_NAMES
 
 Send = Callable[..., None]
-OUTPUTS = ("boxes", "scores", "count")
 MAX_TEXT = 2000
 """Characters of one log line that are kept."""
 
@@ -78,7 +78,7 @@ def _sender(descriptor: int) -> Send:
 
 
 def _probe(request: dict[str, Any], send: Send) -> None:
-    machine = query_machine()
+    machine = query_build_machine()
     library, module, notes = choose(request["backend"], machine)
     environment = BuildEnvironment(
         library=library, version=module.__version__, cuda=cuda_version(library), machine=machine, notes=tuple(notes)
@@ -209,11 +209,11 @@ def check_interface(network: Any, trt: Any) -> None:
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     outputs = tuple(network.get_output(index).name for index in range(network.num_outputs))
     is_ours = len(inputs) == 1 and inputs[0].name == "frames" and inputs[0].dtype == trt.DataType.UINT8
-    if not is_ours or len(inputs[0].shape) != 4 or outputs != OUTPUTS:
+    if not is_ours or len(inputs[0].shape) != 4 or outputs != OUTPUT_NAMES:
         found = ", ".join(f"{tensor.name} {tuple(tensor.shape)}" for tensor in inputs)
         raise BuildError(
             f"the graph has the inputs [{found}] and the outputs {list(outputs)}, expected one uint8 input frames "
-            f"(N, H, W, 3) and the outputs {list(OUTPUTS)}; build from a file that `edgerpn export` wrote"
+            f"(N, H, W, 3) and the outputs {list(OUTPUT_NAMES)}; build from a file that `edgerpn export` wrote"
         )
 
 

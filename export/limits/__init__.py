@@ -1,1 +1,1 @@
-"""Limits of each target, checked on an ONNX file before its compiler reads it."""
+"""Limits of each target, checked on an ONNX file before the target's compiler reads it."""

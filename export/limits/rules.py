@@ -52,18 +52,18 @@ class Violation:
     """One place where a graph asks for more than a target can do."""
 
     severity: Severity
-    """error: it does not compile, load or run there, or gives other numbers; warning: it does at a price, or it is not
-    checked."""
+    """error: the graph does not compile, load or run there, or computes other numbers; warning: it does at a price, or
+    it is not checked."""
     rule: str
     """Name of the rule."""
     node: str
     """Operator and name of the node, name of the tensor, or `file`."""
     found: str
-    """What is in the graph."""
+    """The content of the graph."""
     limit: str
-    """What the target can do."""
+    """The limit of the target."""
     fix: str
-    """What to change."""
+    """The change that helps."""
 
     def text(self) -> str:
         """The violation on three lines, for people."""

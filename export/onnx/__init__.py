@@ -1,1 +1,1 @@
-"""From a checkpoint to an ONNX file that gives the same proposals."""
+"""From a checkpoint to an ONNX file with the same proposals."""

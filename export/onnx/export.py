@@ -1,11 +1,11 @@
-"""Checkpoint to ONNX: export, check, prove, and write the artifact in one step.
+"""Checkpoint to ONNX: exports, checks, proves, and writes the artifact in one step.
 
 Steps of `export_onnx`:
     1. Build the detector with fixed shapes from the checkpoint; count what its NMS needs on real images.
     2. `torch.onnx.export(dynamo=True)`, the ONNX checker, and the check of the interface.
     3. Parity of the float32 graph with PyTorch on real images.
-    4. A lower precision, when asked for, gated by recall.
-    5. What the target cannot do is looked for, before TensorRT sees the graph.
+    4. A lower precision, when configured, accepted by recall.
+    5. Check of the graph against the target's limits, before TensorRT reads it.
     6. Recall of the finished graph, golden frames, and the manifest in the file and beside it.
 """
 
@@ -29,7 +29,7 @@ from edgerpn.export.evaluate import RecallMeter
 from edgerpn.export.export_config import ExportConfig
 from edgerpn.export.limits.check import refuse_violations
 from edgerpn.export.onnx.graph import (
-    describe,
+    describe_graph,
     embed,
     export_detector,
     export_module,
@@ -63,12 +63,12 @@ Infer = Callable[[np.ndarray], Outputs]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportResult:
-    """What an export produced."""
+    """Manifest and parity of an export."""
 
     manifest: Manifest
     """As written beside the file."""
     parity: ParityReport
-    """How well the float32 graph and the network agree."""
+    """Agreement of the float32 graph with the network."""
 
 
 def export_onnx(
@@ -79,7 +79,7 @@ def export_onnx(
     data: str | os.PathLike[str] | None = None,
     images: str | os.PathLike[str] | Sequence[Path] | None = None,
     calibration: str | os.PathLike[str] | Sequence[Path] | None = None,
-    log: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] | None = None,
 ) -> ExportResult:
     """Exports a checkpoint; `output` and the files beside it appear only when every check has passed.
 
@@ -106,7 +106,7 @@ def export_onnx(
         ParityError: Graph and network disagree.
         RecallDropError: The precision costs more recall than allowed.
     """
-    output, config = Path(output), config or ExportConfig()
+    output, config, log = Path(output), config or ExportConfig(), log or (lambda _: None)
     _check_output(output)
     source = _ExportSource.load(Path(checkpoint), config)
     photographs = _photographs(source.checkpoint.data_folder, data, images, calibration, config, log)
@@ -229,7 +229,9 @@ class _ExportSource:
         return export_detector(export_module(self.model, self.proposals, config, self.hw), config)
 
     def describe(self, config: ExportConfig, *, name: str, nms_chain: int | None) -> Manifest:
-        return describe(self.file, self.checkpoint, config, self.proposals, self.hw, name=name, nms_chain=nms_chain)
+        return describe_graph(
+            self.file, self.checkpoint, config, self.proposals, self.hw, name=name, nms_chain=nms_chain
+        )
 
 
 @contextlib.contextmanager
@@ -279,7 +281,7 @@ def _reduce(
 
 
 def _recall(proto: onnx.ModelProto, manifest: Manifest, meter: RecallMeter) -> RecallSpec:
-    """The finished graph's recall."""
+    """Measures the recall of the finished graph."""
     embed(proto, manifest)
     return meter.recall(proto)
 
@@ -287,7 +289,7 @@ def _recall(proto: onnx.ModelProto, manifest: Manifest, meter: RecallMeter) -> R
 def _golden(
     reference: Detector, measurable: onnx.ModelProto, manifest: Manifest, images: Sequence[Path]
 ) -> golden.Golden:
-    """Golden frames out of some of the images, with the proposals that a GPU would give for them."""
+    """Chooses golden frames of the images, with the proposals that a GPU would find."""
     frames = [network_frame(reference, image) for image in spread(images, NUM_GOLDEN_IMAGES)]
     with tempfile.TemporaryDirectory(prefix="edgerpn-golden-") as folder:
         file = Path(folder) / "graph.onnx"
@@ -337,17 +339,17 @@ def _changed_share(infer: Infer, frame: np.ndarray, output: Outputs) -> float:
 def _self_test(file: Path, expected: golden.Golden, config: ExportConfig, log: Callable[[str], None]) -> bool:
     """Runs the finished file on the golden frames, as a runtime will.
 
-    The proposals of an untrained network hang on rounding alone; so when recall is not asked for (`max_ar_drop` is
-    off) a reduced precision may fail, and the golden frames, which could prove nothing, are left out.
+    Rounding alone decides the proposals of an untrained network. When recall is not checked (`max_ar_drop` is off), a
+    reduced precision may therefore fail; golden frames, which would prove nothing, are then left out.
 
     Returns:
-        Whether it gives the expected proposals.
+        Whether it finds the expected proposals.
 
     Raises:
-        SelfTestError: It does not, and should.
+        SelfTestError: It does not, although recall is checked or the precision is fp32.
     """
     with contextlib.closing(open_backend(file, providers=["cpu"])) as backend:
-        # One by one, because the batch may be fixed.
+        # One at a time, because the batch may be fixed.
         outputs = [backend.infer(frame[None]) for frame in expected.frames]
         boxes, scores, count = (np.concatenate(arrays) for arrays in zip(*outputs, strict=True))
         try:

@@ -34,15 +34,12 @@ from edgerpn.train.network.proposal_stage import ProposalConfig
 IR_VERSION = 10
 """ONNX file version: new enough for opset 21, old enough for the runtimes of JetPack 6."""
 
-MAX_BYTES = 2_000_000_000
-"""Limit of one protobuf file."""
-
 
 def proposal_config(checkpoint: Checkpoint, config: ExportConfig) -> ProposalConfig:
-    """The proposal stage of the graph: the checkpoint's settings with those that the export sets.
+    """Returns the proposal stage of the graph: the checkpoint's settings with those that the export sets.
 
     Raises:
-        ExportError: A count is beyond what the target can do.
+        ExportError: A count is above the target's limit.
     """
     trained = checkpoint.settings.proposals
     if config.target != "onnxruntime":
@@ -54,20 +51,15 @@ def proposal_config(checkpoint: Checkpoint, config: ExportConfig) -> ProposalCon
                     f"{name}: {config.target} takes at most the best {TOPK_LIMIT} of a list, got {count}; use "
                     f"{flag}{TOPK_LIMIT} or less"
                 )
-    return ProposalConfig(
-        num_proposals=config.num_proposals,
-        pre_nms=config.pre_nms,
-        nms_iou=trained.nms_iou if config.nms_iou is None else config.nms_iou,
-        soft_nms_iou=trained.soft_nms_iou if config.soft_nms_iou is None else config.soft_nms_iou,
-        nms_scope=trained.nms_scope,
-        score_threshold=trained.score_threshold if config.score_threshold is None else config.score_threshold,
-        min_size_px=trained.min_size_px,
-        nms_iterations=trained.nms_iterations,
+    given = {name: getattr(config, name) for name in ("nms_iou", "soft_nms_iou", "score_threshold")}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return dataclasses.replace(
+        trained, num_proposals=config.num_proposals, pre_nms=config.pre_nms, nms_candidates=None, **changes
     )
 
 
 def network_hw(checkpoint: Checkpoint, config: ExportConfig) -> tuple[int, int]:
-    """Height and width that the exported network works at.
+    """Returns height and width that the exported network works at.
 
     Raises:
         ExportError: A side is not a multiple of the coarsest stride, so that pyramid levels would not line up.
@@ -80,7 +72,7 @@ def network_hw(checkpoint: Checkpoint, config: ExportConfig) -> tuple[int, int]:
 
 
 def export_module(model: Rpn, proposals: ProposalConfig, config: ExportConfig, hw: tuple[int, int]) -> Detector:
-    """The detector to export, made from a copy of `model`.
+    """Makes the detector to export from a copy of `model`.
 
     1. Batch norms are folded into the convolutions before them.
     2. The division by the channels' standard deviation is folded into the first convolution.
@@ -93,12 +85,12 @@ def export_module(model: Rpn, proposals: ProposalConfig, config: ExportConfig, h
 
 
 def export_detector(detector: Detector, config: ExportConfig) -> onnx.ModelProto:
-    """The graph of a detector, with exactly the interface of `edgerpn.manifest`.
+    """Exports the graph of a detector, with the interface of `edgerpn.manifest`.
 
     Raises:
-        ExportError: The exporter or the checker refuses, or the interface differs.
+        ExportError: The exporter or the checker refuses.
     """
-    # A batch of 2 keeps the exporter from taking 1 for a constant when the batch is dynamic.
+    # With a batch of 2 the exporter does not take a dynamic batch for the constant 1.
     batch = config.fixed_batch or 2
     height, width = config.source_hw or detector.network_hw
     frames = torch.zeros((batch, height, width, 3), dtype=torch.uint8)
@@ -110,9 +102,6 @@ def export_detector(detector: Detector, config: ExportConfig) -> onnx.ModelProto
         input_names=["frames"],
         output_names=["boxes", "scores", "count"],
     )
-    if proto.ByteSize() > MAX_BYTES:
-        raise ExportError(f"the graph has {proto.ByteSize() / 1e9:.1f} GB, more than one ONNX file holds (2 GB)")
-    _check_interface(proto, config, detector.proposals.num_proposals)
     return proto
 
 
@@ -129,9 +118,9 @@ def export_program(
 
     Args:
         module: In eval mode.
-        example: An input; all its axes are fixed, but the first when `is_dynamic` is set.
+        example: An input; all its axes are fixed, except the first when `is_dynamic` is set.
         opset: ONNX operator set.
-        is_dynamic: Whether the first axis is the open batch "N".
+        is_dynamic: Whether the first axis is the dynamic batch "N".
         input_names: Names of the graph's inputs.
         output_names: Names of the graph's outputs.
 
@@ -197,7 +186,7 @@ def _nms_keep(boxes: Any, scores: Any, iou_threshold: float, max_keep: int) -> A
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps the exporter's notes about its own internals off the screen; errors are raised as before."""
+    """Hides the exporter's notes about its own internals; errors are raised as before."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.onnx._internal.exporter", "onnxscript")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -212,7 +201,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _drop_private_metadata(proto: onnx.ModelProto) -> None:
-    """Removes the exporter's notes from every node: they hold stack traces with the paths of this machine."""
+    """Removes the exporter's notes from every node: they contain stack traces with paths of this machine."""
     del proto.metadata_props[:]
     graph = proto.graph
     for item in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer, graph):
@@ -220,31 +209,7 @@ def _drop_private_metadata(proto: onnx.ModelProto) -> None:
         item.doc_string = ""
 
 
-def _check_interface(proto: onnx.ModelProto, config: ExportConfig, num_proposals: int) -> None:
-    """Requires exactly the manifest's inputs and outputs, with no shape open but the batch.
-
-    Raises:
-        ExportError: A name, type or shape differs.
-    """
-    batch = config.fixed_batch or "N"
-    wanted = {
-        "boxes": (onnx.TensorProto.FLOAT, [batch, num_proposals, 4]),
-        "scores": (onnx.TensorProto.FLOAT, [batch, num_proposals]),
-        "count": (onnx.TensorProto.INT32, [batch]),
-    }
-    found = {value.name: (value.type.tensor_type.elem_type, _shape(value)) for value in proto.graph.output}
-    if found != wanted:
-        raise ExportError(f"the exported graph has outputs {found}, expected {wanted}")
-    inputs = [(value.name, value.type.tensor_type.elem_type) for value in proto.graph.input]
-    if inputs != [("frames", onnx.TensorProto.UINT8)]:
-        raise ExportError(f"the exported graph has inputs {inputs}, expected one uint8 tensor named frames")
-
-
-def _shape(value: onnx.ValueInfoProto) -> list[int | str]:
-    return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
-
-
-def describe(
+def describe_graph(
     file: Path,
     checkpoint: Checkpoint,
     config: ExportConfig,
@@ -258,7 +223,7 @@ def describe(
 
     Args:
         file: The checkpoint's file.
-        checkpoint: What is in it.
+        checkpoint: Its content.
         config: Target and sizes.
         proposals: The proposal stage, with the rounds of the portable NMS.
         hw: Height and width that the network works at, pixels.
@@ -266,6 +231,9 @@ def describe(
         nms_chain: Rounds that the images seen at export needed at most, for the portable NMS.
     """
     model, nms = checkpoint.settings.model, config.resolved_nms
+    stage = dataclasses.asdict(proposals)
+    if nms == "standard":
+        stage["nms_iterations"] = None
     packages = {"onnx": onnx.__version__, "onnxscript": onnxscript.__version__, "onnxruntime": onnxruntime.__version__}
     return Manifest(
         name=name,
@@ -285,19 +253,7 @@ def describe(
             sizes_px=model.anchors.sizes_px,
             ratios_hw=model.anchors.ratios_hw,
         ),
-        proposals=ProposalSpec(
-            num_proposals=proposals.num_proposals,
-            pre_nms=proposals.pre_nms,
-            nms=nms,
-            nms_iou=proposals.nms_iou,
-            soft_nms_iou=proposals.soft_nms_iou,
-            nms_scope=proposals.nms_scope,
-            nms_iterations=proposals.nms_iterations if nms == "portable" else None,
-            nms_chain=nms_chain,
-            nms_candidates=proposals.nms_candidates,
-            score_threshold=proposals.score_threshold,
-            min_size_px=proposals.min_size_px,
-        ),
+        proposals=ProposalSpec(**stage, nms=nms, nms_chain=nms_chain),
         provenance=Provenance(
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             checkpoint_sha256=files.sha256(file),

@@ -1,6 +1,6 @@
-"""How much work NMS needs on real images: candidates to look at, and rounds of the portable form's iteration.
+"""The work that NMS needs on real images: candidates, and rounds of the portable form's iteration.
 
-What is counted, so that "enough" can be proved:
+Both are counted so that "enough" can be proved:
 
 - *Rounds* of a group of boxes (`nms_groups`: a pyramid level, or all levels together): the
   first round after which the iteration changes nothing. The solution is unique, so with as many rounds or more
@@ -46,7 +46,7 @@ Levels = list[tuple[Tensor, Tensor]]
 """Logits (1, A) and deltas (1, A, 4) of each pyramid level."""
 
 MIN_ITERATIONS = 8
-"""Rounds that are taken at least, however short the chains of the measured images are."""
+"""Fewest rounds that a graph gets, however short the chains of the measured images are."""
 
 NUM_CHAIN_IMAGES = 100
 """Images on which the work of the portable NMS is measured, at most."""
@@ -56,8 +56,8 @@ CANDIDATE_STEP = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Chain:
-    """What portable NMS needed on a set of images."""
+class NmsWork:
+    """Rounds and candidates that portable NMS needed on a set of images."""
 
     longest: int
     """Most rounds that a group of boxes needed."""
@@ -80,7 +80,7 @@ class Chain:
         )
 
 
-def measure_chain(detector: Detector, frames: Iterable[Frame]) -> Chain:
+def measure_chain(detector: Detector, frames: Iterable[Frame]) -> NmsWork:
     """Measures rounds and candidates.
 
     Args:
@@ -94,7 +94,7 @@ def measure_chain(detector: Detector, frames: Iterable[Frame]) -> Chain:
     needs = list(_needs(detector, frames))
     if not needs:
         raise ValueError("frames: expected at least one, got none")
-    return Chain(
+    return NmsWork(
         longest=max(max(need.rounds) for need in needs),
         median=float(median(max(need.rounds) for need in needs)),
         per_group=tuple(max(rounds) for rounds in zip(*(need.rounds for need in needs), strict=True)),
@@ -112,13 +112,13 @@ def measure_candidates(detector: Detector, frames: Iterable[Frame]) -> list[int]
     ]
 
 
-def choose_iterations(chain: Chain) -> int:
-    """Rounds for other images than the measured ones: half as many again, at least 4 more, at least 8."""
+def choose_iterations(chain: NmsWork) -> int:
+    """Chooses rounds that also suit other images: half as many again, at least 4 more, at least 8."""
     return max(MIN_ITERATIONS, chain.longest + 4, math.ceil(1.5 * chain.longest))
 
 
-def choose_candidates(chain: Chain) -> int | None:
-    """Candidates for other images than the measured ones: half as many again, in steps of 64.
+def choose_candidates(chain: NmsWork) -> int | None:
+    """Chooses candidates that also suit other images: half as many again, in steps of 64.
 
     Returns:
         A value for `ProposalConfig.nms_candidates`; None where one list of so many boxes costs more than the groups
@@ -129,14 +129,14 @@ def choose_candidates(chain: Chain) -> int | None:
 
 
 def with_margin(candidates: int) -> int:
-    """Half as many candidates again, in steps of 64."""
+    """Half as many candidates again, rounded up to a step of 64."""
     return CANDIDATE_STEP * math.ceil(1.5 * candidates / CANDIDATE_STEP)
 
 
 def check_convergence(
     detector: Detector, frames: Iterable[Frame], iterations: int, *, names: Sequence[str] = ()
 ) -> None:
-    """Proves that portable NMS with so many rounds is greedy NMS on these images.
+    """Proves that portable NMS with `iterations` rounds is greedy NMS on these images.
 
     With `nms_candidates` set in the detector's `proposals`, that many candidates must be enough, too.
 
@@ -144,10 +144,10 @@ def check_convergence(
         detector: As for `measure_chain`.
         frames: As for `measure_chain`; none proves nothing.
         iterations: Rounds of the graph.
-        names: What to call the images in a message; the others go by their number, from 1.
+        names: Names of the images for messages; images without a name are numbered from 1.
 
     Raises:
-        ParityError: They are not enough; the message names the image that needs most.
+        ParityError: They are too few; the message names the image that needs most.
     """
     cut = detector.proposals.nms_candidates
     needs = [
@@ -167,10 +167,10 @@ def check_convergence(
 
 
 def refuse_short_list(candidates: int, needed: Sequence[int], names: Sequence[str]) -> None:
-    """Requires that a list of so many candidates is enough for every image.
+    """Requires that a list of `candidates` boxes is enough for every image.
 
     Raises:
-        ParityError: It is not; the message names the image that needs most.
+        ParityError: It is too short; the message names the image that needs most.
     """
     late = [pair for pair in zip(needed, names, strict=True) if pair[0] > candidates]
     if late:
@@ -182,23 +182,23 @@ def refuse_short_list(candidates: int, needed: Sequence[int], names: Sequence[st
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Need:
-    """What one image needs."""
+class _ImageNeed:
+    """Rounds, sizes of groups and candidates of one image."""
 
     rounds: tuple[int, ...]
     sizes: tuple[int, ...]
     candidates: int
 
 
-def _needs(detector: Detector, frames: Iterable[Frame]) -> Iterator[_Need]:
-    """One for every image of every batch."""
+def _needs(detector: Detector, frames: Iterable[Frame]) -> Iterator[_ImageNeed]:
+    """Yields the needs of every image of every batch."""
     for levels, anchors in _network_levels(detector, frames):
         yield _need(detector, levels, anchors)
 
 
 @torch.inference_mode()
 def _network_levels(detector: Detector, frames: Iterable[Frame]) -> Iterator[tuple[Levels, list[Tensor]]]:
-    """What the network gives for every image of every batch, and the anchors; no proposals are needed here."""
+    """Yields logits and deltas of every image of every batch, and the anchors; no proposals are needed here."""
     anchors = [detector.get_buffer(f"anchors_{level}") for level in range(detector.num_levels)]
     for batch in frames:
         levels = detector.network_levels(torch.from_numpy(batch).to(anchors[0].device))
@@ -207,10 +207,10 @@ def _network_levels(detector: Detector, frames: Iterable[Frame]) -> Iterator[tup
             yield [(logits[row], deltas[row]) for logits, deltas in levels], anchors
 
 
-def _need(detector: Detector, levels: Levels, anchors: list[Tensor]) -> _Need:
+def _need(detector: Detector, levels: Levels, anchors: list[Tensor]) -> _ImageNeed:
     config, content_hw = detector.proposals, detector.content_hw
     groups = nms_groups(levels, anchors, content_hw=content_hw, config=config, nms="portable")
-    return _Need(
+    return _ImageNeed(
         rounds=tuple(
             nms_converged(g.boxes, g.scores >= 0, iou_threshold=config.nms_iou, labels_NB=g.levels)[1] for g in groups
         ),
@@ -220,7 +220,7 @@ def _need(detector: Detector, levels: Levels, anchors: list[Tensor]) -> _Need:
 
 
 def _ranked(detector: Detector, levels: Levels, anchors: list[Tensor]) -> Candidates:
-    """All that `pre_nms` leaves, as one list."""
+    """All boxes that `pre_nms` leaves, as one list."""
     config = detector.proposals
     total = sum(min(config.pre_nms, logits.shape[1]) for logits, _ in levels)
     return ranked_candidates(levels, anchors, total, content_hw=detector.content_hw, config=config)
@@ -253,7 +253,7 @@ def choose_nms(
         The proposal stage with both, and for the portable NMS the rounds that the images need at most.
 
     Raises:
-        ParityError: Fewer were asked for than an image needs.
+        ParityError: The settings ask for fewer than an image needs.
     """
 
     def detector(stage: ProposalConfig) -> Detector:
@@ -290,7 +290,7 @@ def _choose_list(
     """The proposal stage of the standard NMS, with one list of candidates that is long enough for the images.
 
     Raises:
-        ParityError: Fewer were asked for than an image needs.
+        ParityError: The settings ask for fewer than an image needs.
     """
     seen = spread(images, NUM_PARITY_IMAGES)
     frames = (network_frame(every, image)[None] for image in track(seen, "NMS on images", unit="image"))

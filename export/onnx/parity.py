@@ -1,7 +1,7 @@
-"""Proof that an exported graph and the network that it came from give the same proposals on real images.
+"""Parity: an exported graph and its network must give the same proposals on real images.
 
 Proposals are matched one to one: the same box (IoU at least 0.99) with the same score (within 1e-3). Where a decision
-falls within rounding, either answer is right: such proposals are counted apart and named in the report, see
+falls within rounding, either answer is right: the report counts such proposals separately, see
 `edgerpn.export.onnx.agreement`.
 """
 
@@ -18,7 +18,15 @@ import onnxruntime
 import torch
 
 from edgerpn.errors import ParityError
-from edgerpn.export.onnx.agreement import Decisions, FrameAgreement, Rows, agree, describe, level_cuts, valid_rows
+from edgerpn.export.onnx.agreement import (
+    FrameAgreement,
+    FrameProposals,
+    ProposalThresholds,
+    describe_disagreement,
+    level_cut_scores,
+    pair_proposals,
+    valid_rows,
+)
 from edgerpn.letterbox import letterbox
 from edgerpn.manifest.parts import ParitySpec, Precision
 from edgerpn.matching import EXACT
@@ -28,7 +36,7 @@ from edgerpn.train.network.detector import Detector
 from edgerpn.train.network.proposal_stage import select_proposals
 
 NAMES = ("PyTorch", "the graph")
-"""What the two sides are called in errors."""
+"""Names of the two sides in errors."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +57,7 @@ class ParityReport:
     """Largest difference of scores of a matched pair."""
 
     def spec(self, precision: Precision = "fp32") -> ParitySpec:
-        """What the manifest keeps of it; `precision` is what the float32 graph that was compared becomes."""
+        """The entry of the manifest; `precision` is the one that the compared float32 graph is converted to."""
         return ParitySpec(
             reference="checkpoint" if precision == "fp32" else f"checkpoint, before the graph became {precision}",
             num_images=self.num_images,
@@ -61,7 +69,7 @@ class ParityReport:
         )
 
     def summary(self) -> str:
-        """One line for people."""
+        """The report on one line, for people."""
         batches = " and ".join(map(str, self.batch_sizes))
         return (
             f"parity with PyTorch on {self.num_images} images, batch {batches}: {self.num_matched} proposals matched, "
@@ -76,7 +84,7 @@ def check_parity(reference: Detector, graph_file: Path, images: Sequence[Path], 
     Args:
         reference: The network with exact NMS, in eval mode, with the same sizes and counts as the graph.
         graph_file: The ONNX file.
-        images: Photographs; each is laid into the graph's input.
+        images: Photographs; each is letterboxed into the graph's input.
         batch: Fixed batch size of the graph, or None when it takes any: then 1 and 2 are compared.
 
     Raises:
@@ -88,20 +96,20 @@ def check_parity(reference: Detector, graph_file: Path, images: Sequence[Path], 
     frames = [network_frame(reference, image) for image in images]
     batch_sizes = (batch,) if batch else (1, 2)
     scale_xy = reference.geometry.scale_xy if reference.geometry else (1.0, 1.0)
-    tally = _Tally(Decisions.of(reference.proposals, scale_xy=scale_xy))
+    counter = _ParityCounter(ProposalThresholds.of(reference.proposals, scale_xy=scale_xy))
     for size in batch_sizes:
         starts = range(0, len(frames), size)
         for start in track(starts, f"parity, batch {size}", unit="batch"):
-            # The last batch is filled up from the beginning, so that every image takes part.
+            # Images from the beginning fill the last batch, so that every image takes part.
             indices = [(start + i) % len(frames) for i in range(size)]
             stack = np.stack([frames[i] for i in indices])
-            expected, cuts = run_reference(reference, stack)
+            expected, cut_scores = run_reference(reference, stack)
             found = session.run(["boxes", "scores", "count"], {"frames": stack})
             for row, i in enumerate(indices):
                 where = f"{images[i].name}, batch {size}"
                 rows = valid_rows(expected, row, where), valid_rows(found, row, where)
-                tally.add(*rows, where, cuts=cuts[row])
-    return tally.report(len(images), batch_sizes)
+                counter.add(*rows, where, cut_scores=cut_scores[row])
+    return counter.report(len(images), batch_sizes)
 
 
 def run_reference(
@@ -110,8 +118,8 @@ def run_reference(
     """Runs a network on frames (N, H, W, 3) uint8.
 
     Returns:
-        Boxes (N, K, 4), scores (N, K) and counts (N,), and for each frame the scores at the cuts: before NMS, and
-        with soft NMS behind the boxes that are rescored.
+        Boxes (N, K, 4), scores (N, K) and counts (N,), and for each frame the scores at the cuts: before NMS, and with
+        soft NMS after the boxes that are rescored.
     """
     levels: list[tuple[torch.Tensor, torch.Tensor]] = []
 
@@ -128,12 +136,12 @@ def run_reference(
         hook.remove()
     logits = [level.float().cpu().numpy() for level, _ in levels]
     pre_nms = reference.proposals.pre_nms
-    before = [level_cuts([level[row] for level in logits], pre_nms) for row in range(len(frames))]
+    before = [level_cut_scores([level[row] for level in logits], pre_nms) for row in range(len(frames))]
     return (boxes, scores, count), [first + second for first, second in zip(before, behind, strict=True)]
 
 
 def _rescoring_cuts(reference: Detector, levels: list[tuple[torch.Tensor, torch.Tensor]]) -> list[tuple[float, ...]]:
-    """For each frame the score of the last box that soft NMS looks at, where there are more of them."""
+    """For each frame the score of the last box that soft NMS rescores, where there are more boxes."""
     config = reference.proposals
     num_frames = len(levels[0][0])
     if config.soft_nms_iou == 1:
@@ -146,46 +154,53 @@ def _rescoring_cuts(reference: Detector, levels: list[tuple[torch.Tensor, torch.
 
 
 def network_frame(detector: Detector, image: Path) -> np.ndarray:
-    """A photograph in the size of the graph's input, (H, W, 3) uint8."""
+    """Reads a photograph in the size of the graph's input, (H, W, 3) uint8."""
     frame = read_image(image)
     hw = detector.geometry.source_hw if detector.geometry else detector.network_hw
     return letterbox((frame.shape[0], frame.shape[1]), hw).apply(frame, cv2.resize)
 
 
-class _Tally:
-    """Adds up matches over images."""
+class _ParityCounter:
+    """Counts matches over images."""
 
-    def __init__(self, decisions: Decisions) -> None:
-        self._decisions = decisions
+    def __init__(self, thresholds: ProposalThresholds) -> None:
+        self._thresholds = thresholds
         self.num_matched = 0
         self.num_boundary = 0
         self.min_iou = 1.0
         self.max_score_difference = 0.0
         self._worst: tuple[int, str] = (0, "")
-        """Boundary cases of the image that has most, and what is said of them."""
+        """Boundary cases of the image that has most, and their description."""
 
-    def add(self, expected: Rows, found: Rows, where: str, *, cuts: tuple[float, ...] = ()) -> FrameAgreement:
+    def add(
+        self, expected: FrameProposals, found: FrameProposals, where: str, *, cut_scores: tuple[float, ...] = ()
+    ) -> FrameAgreement:
         """Matches the proposals of one image.
 
         Raises:
             ParityError: A proposal has no counterpart, and no threshold explains it.
         """
-        agreement = agree(expected, found, EXACT, self._decisions, cuts=cuts)
+        agreement = pair_proposals(expected, found, EXACT, self._thresholds, cut_scores=cut_scores)
         if agreement.num_unexplained:
-            raise ParityError(f"{where}: the graph and PyTorch disagree. {describe(agreement, NAMES, EXACT)}")
+            raise ParityError(
+                f"{where}: the graph and PyTorch disagree. {describe_disagreement(agreement, NAMES, EXACT)}"
+            )
         self.num_matched += len(agreement.pairs)
         self.num_boundary += agreement.num_boundary
         if agreement.num_boundary > self._worst[0]:
-            self._worst = agreement.num_boundary, f"most of them on {where}. {describe(agreement, NAMES, EXACT)}"
+            self._worst = (
+                agreement.num_boundary,
+                f"most of them on {where}. {describe_disagreement(agreement, NAMES, EXACT)}",
+            )
         self.min_iou = min([self.min_iou, *agreement.ious])
         self.max_score_difference = max([self.max_score_difference, *agreement.score_differences])
         return agreement
 
     def report(self, num_images: int, batch_sizes: tuple[int, ...]) -> ParityReport:
-        """The whole as a report.
+        """Returns the totals as a report.
 
         Raises:
-            ParityError: Too many proposals hang on thresholds to call it rounding.
+            ParityError: Too many proposals are at thresholds for this to be rounding.
         """
         total = max(1, self.num_matched + self.num_boundary)
         if self.num_boundary / total > EXACT.max_unmatched_share:

@@ -1,7 +1,7 @@
-"""Which nodes of an exported graph are the network, and which block of it each of them belongs to.
+"""The nodes of an exported graph that are the network, and the block that each of them belongs to.
 
 The exporter keeps the module path of a weight (`model.backbone.stages.2.1.first.conv.weight`) as the name of its
-tensor, but not that of a node: so nodes find their block by the weights that they read, and nodes without weights
+tensor, but not that of a node. The block of a node follows from the weights that it reads; nodes without weights
 (activations, sums, pools) belong to the block that feeds them last.
 """
 
@@ -23,8 +23,8 @@ DELTAS_WEIGHT = "model.head.deltas.weight"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Network:
-    """Backbone, neck and head inside a graph: all that lies between the normalised image and logits and deltas."""
+class NetworkNodes:
+    """Backbone, neck and head inside a graph: all nodes between the normalised image and logits and deltas."""
 
     block_of: Mapping[str, str]
     """Name of each node of the network, in the order of the graph, to the name of its block."""
@@ -43,15 +43,17 @@ class Network:
         return frozenset(node for node, block in self.block_of.items() if block not in without)
 
 
-def find_network(proto: onnx.ModelProto) -> Network:
+def find_network(proto: onnx.ModelProto) -> NetworkNodes:
     """Finds the network in a graph of `edgerpn.export.onnx.graph`.
 
     Raises:
-        ExportError: The graph does not hold the weights of an RPN's head, or its nodes cannot be told apart.
+        ExportError: The graph does not hold the weights of an RPN's head, or two nodes have the same name.
     """
     names = [node.name for node in proto.graph.node]
     if len(set(names)) != len(names) or "" in names:
-        raise ExportError("the graph has nodes without a name, or with the same; export it again from its checkpoint")
+        raise ExportError(
+            "the graph has nodes without a name, or with the same name; export it again from its checkpoint"
+        )
     behind = _behind_weights(proto)
     ends = {
         weight: tuple(node.output[0] for node in proto.graph.node if weight in node.input)
@@ -64,11 +66,11 @@ def find_network(proto: onnx.ModelProto) -> Network:
         )
     before = {node.name for node in ancestors(proto, [name for outputs in ends.values() for name in outputs])}
     block_of = {name: block for name, block in behind.items() if name in before}
-    return Network(block_of=block_of, logits=ends[LOGITS_WEIGHT], deltas=ends[DELTAS_WEIGHT])
+    return NetworkNodes(block_of=block_of, logits=ends[LOGITS_WEIGHT], deltas=ends[DELTAS_WEIGHT])
 
 
 def ancestors(proto: onnx.ModelProto, tensors: Collection[str]) -> list[onnx.NodeProto]:
-    """The nodes that `tensors` are computed from, with those that give them, in the order of the graph."""
+    """Returns the nodes that compute `tensors`, directly or not, in the order of the graph."""
     wanted, found = set(tensors), []
     for node in reversed(proto.graph.node):
         if wanted.intersection(node.output):
@@ -78,7 +80,7 @@ def ancestors(proto: onnx.ModelProto, tensors: Collection[str]) -> list[onnx.Nod
 
 
 def _behind_weights(proto: onnx.ModelProto) -> dict[str, str]:
-    """Names of the nodes that use the network's weights, or what was computed with them, and their blocks."""
+    """Blocks by name of the nodes that use the network's weights or tensors computed with them."""
     weights = {tensor.name for tensor in proto.graph.initializer if tensor.name.startswith(PARTS)}
     blocks: dict[str, str] = {}
     source: dict[str, tuple[int, str]] = {}
@@ -93,7 +95,7 @@ def _behind_weights(proto: onnx.ModelProto) -> dict[str, str]:
 
 
 def block_name(weight: str) -> str:
-    """Name of the block that a weight belongs to.
+    """Returns the name of the block that a weight belongs to.
 
     A block ends with the first run of numbers in the path, which is where modules repeat:
     `model.backbone.stages.2.1.first.conv.weight` is of `backbone.stages.2.1`, `model.neck.lateral.0.bias` of

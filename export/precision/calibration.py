@@ -1,4 +1,4 @@
-"""Ranges of the network's tensors on real photographs, for int8.
+"""Calibration for int8: ranges of the network's tensors on real photographs.
 
 Ranges come from histograms of `onnxruntime.quantization`, filled image by image, so that memory does not grow with the
 number of images.
@@ -38,15 +38,15 @@ _NUM_LEVELS = 128
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Ranges:
+class CalibratedRanges:
     """Calibrated ranges of tensors."""
 
     tensors: TensorsData
     """As ONNX Runtime's quantizer takes them: least and greatest value by tensor."""
     method: str
-    """How they were chosen, for people."""
+    """Method by which they were chosen, for people."""
     num_images: int
-    """Images that they come from."""
+    """Images that they were measured on."""
 
 
 def measure_ranges(
@@ -57,16 +57,16 @@ def measure_ranges(
     *,
     method: Calibration,
     log: Callable[[str], None] = lambda _: None,
-) -> Ranges:
+) -> CalibratedRanges:
     """Runs the float32 graph on photographs and chooses a range for each of some tensors.
 
     Args:
         proto: The graph.
         tensors: Names of float32 tensors in it.
-        images: Photographs; one that cannot be read is left out, with a line.
-        spec: What the graph eats.
-        method: `percentile` cuts off the largest thousandth of a percent, `entropy` loses least information in 8 bits.
-        log: Called with one line of text for each image that is left out.
+        images: Photographs; one that cannot be read is skipped, with a line.
+        spec: Input of the graph.
+        method: `percentile` cuts off the largest 0.001 %, `entropy` loses least information in 8 bits.
+        log: Called with one line of text for each image that is skipped.
 
     Raises:
         DataError: None of the images can be read.
@@ -84,7 +84,7 @@ def measure_ranges(
     for batch, count in _batches(frames(track(images, "calibrating", unit="image"), spec, log), spec.batch or 1):
         outputs = session.run(list(tensors), {spec.name: batch})
         num_images += count
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints a line for every image
+        with contextlib.redirect_stdout(io.StringIO()):  # the collector prints a line for every image
             collector.collect(dict(zip(tensors, outputs, strict=True)))
     if not num_images:
         raise DataError(f"none of the {len(images)} calibration images can be read, the first is {images[0]}")
@@ -92,24 +92,24 @@ def measure_ranges(
         result = collector.compute_collection_result()
     kind = CalibrationMethod.Percentile if method == "percentile" else CalibrationMethod.Entropy
     name = f"percentile {PERCENTILE}" if method == "percentile" else "entropy"
-    return Ranges(tensors=TensorsData(kind, result), method=name, num_images=num_images)
+    return CalibratedRanges(tensors=TensorsData(kind, result), method=name, num_images=num_images)
 
 
 def frames(
     images: Iterable[Path], spec: InputSpec, log: Callable[[str], None] = lambda _: None
 ) -> Iterator[npt.NDArray[np.uint8]]:
-    """Photographs as the graph eats them, (H, W, 3) uint8; `log` is called for those that cannot be read."""
+    """Yields photographs in the size of the graph's input, (H, W, 3) uint8; logs those that cannot be read."""
     for image in images:
         try:
             frame = read_image(image)
         except DataError as error:
-            log(f"left out: {error}")
+            log(f"skipped: {error}")
             continue
         yield letterbox((frame.shape[0], frame.shape[1]), spec.frame_hw).apply(frame, cv2.resize)
 
 
 def partial_session(proto: onnx.ModelProto, tensors: Sequence[str]) -> onnxruntime.InferenceSession:
-    """A session on the CPU that computes `tensors` of a graph, and nothing behind them."""
+    """Makes a session on the CPU that computes `tensors` of a graph, and nothing after them."""
     part = onnx.ModelProto()
     part.CopyFrom(proto)
     nodes = ancestors(proto, tensors)
@@ -125,7 +125,7 @@ def partial_session(proto: onnx.ModelProto, tensors: Sequence[str]) -> onnxrunti
 
 
 def _batches(items: Iterator[npt.NDArray[np.uint8]], size: int) -> Iterator[tuple[npt.NDArray[np.uint8], int]]:
-    """Stacks of `size` items and how many of them are new; the last one is filled up with its own."""
+    """Yields stacks of `size` items and the number of new ones; the last stack repeats its own items."""
     batch: list[npt.NDArray[np.uint8]] = []
     for item in items:
         batch.append(item)

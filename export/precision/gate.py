@@ -1,4 +1,4 @@
-"""Accepts a lower precision by recall: measures it, finds what costs most, and leaves that in a higher precision."""
+"""Accepts a lower precision by recall; the blocks that cost most recall stay in a higher precision."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import onnx
 from edgerpn.errors import RecallDropError
 from edgerpn.export.evaluate import RecallMeter
 from edgerpn.export.export_config import ExportConfig
-from edgerpn.export.precision.blocks import Network, ancestors
-from edgerpn.export.precision.calibration import Ranges
+from edgerpn.export.precision.blocks import NetworkNodes, ancestors
+from edgerpn.export.precision.calibration import CalibratedRanges
 from edgerpn.export.precision.half import emulate_half, to_half
 from edgerpn.export.precision.quantize import convolutions, quantize
 from edgerpn.manifest.parts import Precision
@@ -34,12 +34,12 @@ class PrecisionVariants:
 
     proto: onnx.ModelProto
     """The float32 graph."""
-    network: Network
+    network: NetworkNodes
     """Its network."""
     config: ExportConfig
     """Precision (fp16 or int8) and target."""
-    ranges: Ranges | None = None
-    """int8: of the tensors that `edgerpn.export.precision.quantize.tensors_to_calibrate` names."""
+    ranges: CalibratedRanges | None = None
+    """int8: ranges of `edgerpn.export.precision.quantize.tensors_to_calibrate`."""
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -55,7 +55,7 @@ class PrecisionVariants:
         return "fp16" if self.config.precision == "int8" and self.config.target != "onnxruntime" else "fp32"
 
     def build(self, kept: Collection[str] = ()) -> onnx.ModelProto:
-        """The graph with the blocks `kept` in the next higher precision.
+        """Returns the graph with the blocks `kept` in the next higher precision.
 
         Raises:
             ExportError: The network cannot be converted.
@@ -67,11 +67,11 @@ class PrecisionVariants:
         return quantize(self.proto, self.network, self.ranges, target=self.config.target, without=kept)
 
     def build_one(self, block: str) -> onnx.ModelProto:
-        """The graph with `block` alone reduced."""
+        """Returns the graph with `block` alone reduced."""
         return self.build([other for other in self.blocks if other != block])
 
     def measurable(self, variant: onnx.ModelProto) -> onnx.ModelProto:
-        """The graph that gives on the CPU, in ONNX Runtime, what a variant gives where float16 is computed as such."""
+        """Returns a graph that gives in ONNX Runtime on the CPU the numbers of `variant` on a GPU."""
         ends = (*self.network.logits, *self.network.deltas)
         used = {name for node in ancestors(variant, ends) for name in node.input}
         kinds = {tensor.data_type for tensor in variant.graph.initializer if tensor.name in used}
@@ -79,12 +79,12 @@ class PrecisionVariants:
 
 
 class BlockCost(NamedTuple):
-    """What it costs to reduce one block alone."""
+    """Recall that the reduction of one block alone costs."""
 
     block: str
     """Its name."""
     ar_drop: float
-    """Points of AR@100 lost; below zero: won."""
+    """Points of AR@100 lost; negative: gained."""
     logits_error: float
     """Mean absolute difference of the logits of all anchors; it orders blocks that cost the same recall."""
 
@@ -101,7 +101,7 @@ class RecallGate:
         logits: Logits,
         log: Callable[[str], None],
     ) -> None:
-        """Prepares; `budget` is in points of AR@100, the rest as in `reduce_precision`."""
+        """Stores the arguments; `budget` is in points of AR@100, the others are those of `reduce_precision`."""
         self.variants, self.meter, self.budget, self.logits, self.log = variants, meter, budget, logits, log
         self.name: Precision = variants.config.precision
         self.ar100: dict[Precision, float] = {}
@@ -110,10 +110,10 @@ class RecallGate:
         """Blocks that stayed in the next higher precision, worst first."""
 
     def run(self) -> onnx.ModelProto:
-        """The accepted graph.
+        """Returns the accepted graph.
 
         Raises:
-            RecallDropError: There is none.
+            RecallDropError: Every variant loses more than the budget.
         """
         self._warn_of_few_objects()
         self.ar100["fp32"] = self.meter(self.variants.proto)
@@ -126,7 +126,7 @@ class RecallGate:
         self.log(f"each block alone in {self.name}, the others in {above}:")
         for line in format_costs(costs):
             self.log(line)
-        # With all blocks kept nothing would be reduced; and what is above must hold the budget first.
+        # With all blocks kept nothing would be reduced; and the higher precision must hold the budget first.
         for cost in costs[:-1] if self.variants.config.fallback and is_above_good else ():
             self.kept.append(cost.block)
             result = self.variants.build(self.kept)
@@ -135,7 +135,7 @@ class RecallGate:
         raise self._error(costs)
 
     def costs(self) -> list[BlockCost]:
-        """What each block costs alone, against the next higher precision, worst first."""
+        """Measures the cost of each block alone, against the next higher precision, worst first."""
         reference = self.variants.measurable(self.variants.build(self.variants.blocks))
         expected, before = self.logits(reference), self.meter(reference, limit=SENSITIVITY_IMAGES)
         costs = []
@@ -155,7 +155,7 @@ class RecallGate:
             )
 
     def _measure(self, proto: onnx.ModelProto, name: Precision, what: str = "") -> bool:
-        """Whether a graph is within the budget; remembers and says its recall."""
+        """Whether a graph is within the budget; stores and logs its recall."""
         self.ar100[name] = self.meter(self.variants.measurable(proto))
         lost = self._lost(name)
         self.log(
@@ -193,16 +193,16 @@ class RecallGate:
 
 
 def _change(lost: float) -> str:
-    return f"{-lost:.2f} points won" if round(lost, 2) < 0 else f"{abs(lost):.2f} points lost"
+    return f"{-lost:.2f} points gained" if round(lost, 2) < 0 else f"{abs(lost):.2f} points lost"
 
 
 def points(difference: float) -> float:
-    """Hundredths of recall, free of the noise of the last bits, so that budgets can be compared exactly."""
+    """Returns hundredths of recall, rounded so that budgets can be compared exactly."""
     return round(100 * difference, 6)
 
 
 def format_costs(costs: Sequence[BlockCost]) -> list[str]:
-    """A table, its header first."""
+    """The costs as lines of a table, the header first."""
     width = max(5, *(len(cost.block) for cost in costs))
     rows = [f"  {cost.block:<{width}}  {cost.ar_drop:>7.2f}  {cost.logits_error:>10.5f}" for cost in costs]
     return [f"  {'block':<{width}}  {'AR lost':>7}  {'logits off':>10}", *rows]

@@ -1,11 +1,11 @@
 """The network of a graph in float16, with the rest in float32.
 
-Why not a library: `onnxruntime.transformers.float16` (and onnxconverter-common, which it comes from) rounds every
+Libraries do not fit: `onnxruntime.transformers.float16` (and onnxconverter-common, which it comes from) rounds every
 tensor between two nodes that it leaves in float32 to float16 and back. The proposal stage would get its boxes in
 steps of half a pixel, and 236 casts more.
 
-ONNX Runtime's CPU has no float16 kernels for most operators. It computes such nodes in float32 and leaves out the
-rounding in between, at every level of optimisation: what a GPU would give, overflow included, does not show there
+ONNX Runtime's CPU has no float16 kernels for most operators. It computes such nodes in float32 and omits the
+rounding in between, at every level of optimisation: it does not show the numbers of a GPU, overflow included
 (https://github.com/microsoft/onnxruntime/issues/8787). `emulate_half` turns a float16 graph into one that shows it.
 """
 
@@ -30,7 +30,7 @@ _SMALLEST_SCALE = np.float16(2**-24)
 
 
 def to_half(proto: onnx.ModelProto, nodes: Collection[str]) -> onnx.ModelProto:
-    """Runs some nodes of a graph in float16, with one cast where a tensor passes the border.
+    """Converts some nodes of a graph to float16, with one cast where a tensor passes the border.
 
     Args:
         proto: A float32 graph; stays as it is.
@@ -68,16 +68,16 @@ def to_half(proto: onnx.ModelProto, nodes: Collection[str]) -> onnx.ModelProto:
 
 
 def emulate_half(proto: onnx.ModelProto, ends: Collection[str]) -> onnx.ModelProto:
-    """A graph that gives on any machine what one with a float16 network gives on a GPU.
+    """Returns a graph that gives on any machine the numbers of a float16 network on a GPU.
 
     Weights have the values that they have in float16, and every tensor that float16 nodes store is rounded to it,
-    with its limits; sums inside a node are float32, as in the tensor cores' usual kernels. What a dequantizer gives is
-    not rounded, because integer kernels never store it.
+    with its limits; sums inside a node are float32, as in the tensor cores' usual kernels. The output of a dequantizer
+    is not rounded, because integer kernels never store it.
 
     Args:
         proto: A graph with float16 nodes; stays as it is.
-        ends: Names of the float32 tensors that the network gives; what comes behind them stays as it is, for the
-            portable NMS counts in float16 by itself, exactly.
+        ends: Names of the network's float32 outputs; the nodes after them stay as they are, for the portable NMS
+            counts in float16 itself, exactly.
 
     Returns:
         A new graph with the same inputs, outputs, opset and metadata, and float32 in place of the network's float16.
@@ -103,7 +103,7 @@ def emulate_half(proto: onnx.ModelProto, ends: Collection[str]) -> onnx.ModelPro
         if node.name not in names:
             continue
         _set_target(node, TensorProto.FLOAT16, TensorProto.FLOAT)
-        # A ReLU and the rounding before it may change places; behind it the runtime can fuse it.
+        # A ReLU and the rounding before it may change places; the runtime can then fuse the ReLU.
         is_fused = readers.get(node.output[0]) == ["Relu"]
         if node.output[0] in halves and node.op_type != "DequantizeLinear" and not is_fused:
             nodes += _rounding(node)
@@ -114,10 +114,10 @@ def emulate_half(proto: onnx.ModelProto, ends: Collection[str]) -> onnx.ModelPro
 
 
 def checked(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Gives `proto` back when ONNX's checker accepts it.
+    """Returns `proto` when ONNX's checker accepts it.
 
     Raises:
-        ExportError: It does not: an operator of the network cannot work in that precision.
+        ExportError: It refuses: an operator of the network cannot work in that precision.
     """
     try:
         onnx.checker.check_model(proto, full_check=True)
@@ -129,7 +129,7 @@ def checked(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _rounding(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """Two casts behind `node`, whose output gets another name; ONNX Runtime keeps casts that a graph spells out."""
+    """Two casts after `node`, whose output gets another name; ONNX Runtime keeps explicit casts."""
     name = node.output[0]
     node.output[0] = f"{name}_exact"
     return [
@@ -182,14 +182,14 @@ def _convert_node(node: onnx.NodeProto, renamed: dict[str, str]) -> None:
 
 
 def _set_target(node: onnx.NodeProto, old: int, new: int) -> None:
-    """Makes a cast to `old` one to `new`."""
+    """Turns a cast to `old` into a cast to `new`."""
     for attribute in node.attribute:
         if node.op_type == "Cast" and attribute.name == "to" and attribute.i == old:
             attribute.i = new
 
 
 def _insert_casts(graph: onnx.GraphProto, entering: set[str], leaving: set[str], renamed: dict[str, str]) -> None:
-    """One cast behind the node that gives each tensor of the border."""
+    """Inserts one cast after the node that computes each tensor of the border."""
     made_at = {name: i for i, node in enumerate(graph.node) for name in node.output}
     casts: list[tuple[int, onnx.NodeProto]] = []
     for names, kind in ((entering, TensorProto.FLOAT16), (leaving, TensorProto.FLOAT)):
@@ -205,7 +205,7 @@ def _insert_casts(graph: onnx.GraphProto, entering: set[str], leaving: set[str],
 
 
 def _drop_unused(graph: onnx.GraphProto) -> None:
-    """Removes the constants that nobody reads any more."""
+    """Removes the constants that no node reads any more."""
     used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
     kept = [tensor for tensor in graph.initializer if tensor.name in used]
     del graph.initializer[:]
@@ -213,7 +213,7 @@ def _drop_unused(graph: onnx.GraphProto) -> None:
 
 
 def _drop_shapes(graph: onnx.GraphProto, names: set[str]) -> None:
-    """Removes the noted types of tensors whose type has changed; they are inferred again where needed."""
+    """Removes the recorded types of tensors whose type has changed; they are inferred again where needed."""
     kept = [value for value in graph.value_info if value.name not in names]
     del graph.value_info[:]
     graph.value_info.extend(kept)

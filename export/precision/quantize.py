@@ -25,8 +25,8 @@ from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from edgerpn.errors import ExportError
-from edgerpn.export.precision.blocks import Network
-from edgerpn.export.precision.calibration import Ranges
+from edgerpn.export.precision.blocks import NetworkNodes
+from edgerpn.export.precision.calibration import CalibratedRanges
 from edgerpn.export.precision.half import checked, to_half
 from edgerpn.targets import ExportTarget
 
@@ -34,14 +34,14 @@ MIN_CHANNELS = 16
 """Convolutions with fewer input or output channels (of a group) stay as they are, as ModelOpt leaves them."""
 
 HALF_OPSET = 19
-"""First operator set whose quantizers take float16; TensorRT 10.3 reads up to 20."""
+"""First operator set whose quantizers take float16."""
 
 _WITH_CONVOLUTIONS = ("Conv", "Relu", "Add", "MaxPool", "Resize")
 """onnxruntime: operators that stay in integers between convolutions."""
 
 
-def convolutions(proto: onnx.ModelProto, network: Network) -> list[onnx.NodeProto]:
-    """The convolutions that int8 is for: all of the network but narrow ones and those that give logits and deltas."""
+def convolutions(proto: onnx.ModelProto, network: NetworkNodes) -> list[onnx.NodeProto]:
+    """Returns the convolutions to quantize: all of the network but narrow ones and those of logits and deltas."""
     shapes = {tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer}
     ends = {*network.logits, *network.deltas}
     return [
@@ -54,8 +54,8 @@ def convolutions(proto: onnx.ModelProto, network: Network) -> list[onnx.NodeProt
     ]
 
 
-def tensors_to_calibrate(proto: onnx.ModelProto, network: Network, target: ExportTarget) -> list[str]:
-    """Names of the tensors whose range `quantize` needs.
+def tensors_to_calibrate(proto: onnx.ModelProto, network: NetworkNodes, target: ExportTarget) -> list[str]:
+    """Returns the names of the tensors whose range `quantize` needs.
 
     Raises:
         ExportError: There is nothing to quantize.
@@ -72,7 +72,7 @@ def tensors_to_calibrate(proto: onnx.ModelProto, network: Network, target: Expor
     found: dict[str, None] = {}
     for node in proto.graph.node:
         if node.name in network.block_of and node.op_type in _WITH_CONVOLUTIONS:
-            # Of a Resize only the first input is a picture; the others of a convolution are weights.
+            # Only the first input of a Resize is a picture; the other inputs of a convolution are weights.
             read = node.input if node.op_type == "Add" else node.input[:1]
             found.update(dict.fromkeys(name for name in (*read, *node.output[:1]) if name not in constants))
     return list(found)
@@ -80,8 +80,8 @@ def tensors_to_calibrate(proto: onnx.ModelProto, network: Network, target: Expor
 
 def quantize(
     proto: onnx.ModelProto,
-    network: Network,
-    ranges: Ranges,
+    network: NetworkNodes,
+    ranges: CalibratedRanges,
     *,
     target: ExportTarget,
     without: Collection[str] = (),
@@ -121,7 +121,12 @@ def quantize(
 
 
 def _insert_quantizers(
-    proto: onnx.ModelProto, nodes: Sequence[str], ranges: Ranges, operators: Sequence[str], *, is_symmetric: bool
+    proto: onnx.ModelProto,
+    nodes: Sequence[str],
+    ranges: CalibratedRanges,
+    operators: Sequence[str],
+    *,
+    is_symmetric: bool,
 ) -> onnx.ModelProto:
     result = onnx.shape_inference.infer_shapes(proto)
     quantizer = QDQQuantizer(
@@ -144,15 +149,15 @@ def _insert_quantizers(
     quantizer.quantize_model()
     quantizer.model.topological_sort()
     result = quantizer.model.model
-    # The quantizer leaves its own name in them.
+    # The quantizer writes its own name into them.
     del result.metadata_props[:]
     result.metadata_props.extend(proto.metadata_props)
     result.producer_name, result.producer_version = proto.producer_name, proto.producer_version
     return result
 
 
-def _shared(ranges: Ranges, proto: onnx.ModelProto) -> TensorsData:
-    """Ranges in which a tensor before a ReLU has the range behind it: what lies below zero is cut off there."""
+def _shared(ranges: CalibratedRanges, proto: onnx.ModelProto) -> TensorsData:
+    """The same ranges, but a tensor before a ReLU has the range after it, which cuts off values below zero."""
     data = dict(ranges.tensors.items())
     for node in proto.graph.node:
         if node.op_type == "Relu" and node.input[0] in data and node.output[0] in data:

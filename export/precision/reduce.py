@@ -1,15 +1,15 @@
-"""From the proven float32 graph to float16 or int8, under the condition that recall stays.
+"""From the checked float32 graph to float16 or int8, on the condition that recall stays.
 
 Steps of `reduce_precision`:
     1. int8: calibrate ranges on photographs.
     2. Convert the network; pre-processing and the proposal stage stay float32.
     3. AR@100 of both graphs on annotated images; done when the difference is within the budget.
-    4. Else: what each block costs alone, worst first.
+    4. Else: the cost of each block alone, worst first.
     5. The worst blocks stay in the next higher precision (int8: float16, or float32 for ONNX Runtime; float16:
-       float32), one after another, until the budget holds.
+       float32), one after another, until the loss is within the budget.
 
 Recall is measured in ONNX Runtime on the CPU. It computes float16 graphs in float32 without rounding, so the graph
-that is measured spells the rounding out, see `emulate_half`; the graph that is returned does not.
+that is measured rounds explicitly, see `emulate_half`; the graph that is returned does not.
 Blocks are chosen on the images on which recall is measured: on others it may be a little lower.
 """
 
@@ -28,8 +28,8 @@ import onnx
 from edgerpn.errors import ExportError
 from edgerpn.export.evaluate import RecallMeter
 from edgerpn.export.export_config import ExportConfig
-from edgerpn.export.precision.blocks import Network, find_network
-from edgerpn.export.precision.calibration import Ranges, frames, measure_ranges, partial_session
+from edgerpn.export.precision.blocks import NetworkNodes, find_network
+from edgerpn.export.precision.calibration import CalibratedRanges, frames, measure_ranges, partial_session
 from edgerpn.export.precision.gate import Logits, PrecisionVariants, RecallGate
 from edgerpn.export.precision.quantize import tensors_to_calibrate
 from edgerpn.manifest.parts import InputSpec, PrecisionSpec
@@ -40,10 +40,10 @@ NUM_LOGITS_IMAGES = 4
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Photographs:
-    """What precision is chosen and accepted on."""
+    """The photographs on which a graph is compared, calibrated and measured."""
 
     samples: Sequence[Path]
-    """Any photographs; on the first few logits are compared when blocks must be told apart."""
+    """Any photographs; the logits of the first few order blocks that cost the same recall."""
     calibration: Sequence[Path] = ()
     """int8: for the ranges, see `edgerpn.export.precision.calibration.calibration_images`."""
     meter: RecallMeter | None = None
@@ -56,9 +56,9 @@ class ReducedGraph(NamedTuple):
     proto: onnx.ModelProto
     """The graph, with the inputs, outputs and metadata of the float32 one."""
     measurable: onnx.ModelProto
-    """The same with its rounding spelled out: gives in ONNX Runtime on the CPU what `proto` gives on a GPU."""
+    """The same with explicit rounding: gives in ONNX Runtime on the CPU the numbers of `proto` on a GPU."""
     accepted: PrecisionSpec
-    """How it was accepted."""
+    """The recall by which it was accepted."""
 
 
 def reduce_precision(
@@ -74,12 +74,12 @@ def reduce_precision(
     Args:
         proto: The float32 graph with its manifest in the metadata; stays as it is.
         config: Precision, target, calibration method and budget.
-        spec: What the graph eats.
-        photographs: What precision is chosen and accepted on.
+        spec: Input of the graph.
+        photographs: On these the precision is chosen and accepted.
         log: Called with one line of text for people, now and then.
 
     Returns:
-        The new graph and how it was accepted.
+        The new graph, and the recall by which it was accepted.
 
     Raises:
         ExportError: The network cannot be converted, or there is nothing to calibrate or measure on.
@@ -119,12 +119,12 @@ def reduce_precision(
 
 def _calibrate(
     proto: onnx.ModelProto,
-    network: Network,
+    network: NetworkNodes,
     config: ExportConfig,
     spec: InputSpec,
     photographs: Photographs,
     log: Callable[[str], None],
-) -> Ranges:
+) -> CalibratedRanges:
     """Step 1."""
     images, meter = photographs.calibration, photographs.meter
     if not images:
@@ -143,8 +143,8 @@ def _calibrate(
     return ranges
 
 
-def _logits(network: Network, spec: InputSpec, samples: Sequence[npt.NDArray[np.uint8]]) -> Logits:
-    """A function that gives the logits of all anchors of each sample."""
+def _logits(network: NetworkNodes, spec: InputSpec, samples: Sequence[npt.NDArray[np.uint8]]) -> Logits:
+    """Returns a function that computes the logits of all anchors of each sample."""
 
     def run(proto: onnx.ModelProto) -> list[npt.NDArray[np.float32]]:
         names = list(network.logits)

@@ -11,6 +11,8 @@ import numpy.typing as npt
 from edgerpn.errors import InferenceError, InputError
 from edgerpn.manifest import Manifest
 
+OUTPUT_NAMES = ("boxes", "scores", "count")
+
 Outputs = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.int32]]
 """boxes (N, K, 4), scores (N, K), count (N,): the graph's interface, see `edgerpn.manifest`."""
 
@@ -33,7 +35,7 @@ class Backend(Protocol):
 
     @property
     def is_cpu(self) -> bool:
-        """Whether the graph runs on the CPU, where our threads compete with it."""
+        """True if the graph runs on the CPU, where our threads compete with it."""
         ...
 
     @property
@@ -59,6 +61,26 @@ class Backend(Protocol):
     def close(self) -> None:
         """Frees the session; does nothing the second time."""
         ...
+
+
+def tensors_of(manifest: Manifest) -> dict[str, tuple[str, tuple[int | None, ...]]]:
+    """Element type and shape by name of the graph's input and outputs; None is a dynamic batch."""
+    height, width = manifest.input.frame_hw
+    batch, rows = manifest.input.batch, manifest.proposals.num_proposals
+    return {
+        manifest.input.name: ("uint8", (batch, height, width, 3)),
+        "boxes": ("float32", (batch, rows, 4)),
+        "scores": ("float32", (batch, rows)),
+        "count": ("int32", (batch,)),
+    }
+
+
+def join_outputs(parts: Sequence[Outputs]) -> Outputs:
+    """Concatenates the outputs of parts of a batch."""
+    if len(parts) == 1:
+        return parts[0]
+    boxes, scores, count = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return boxes, scores, count
 
 
 def check_frames(frames: object, manifest: Manifest) -> npt.NDArray[np.uint8]:

@@ -21,7 +21,15 @@ from edgerpn import manifest as manifests
 from edgerpn.errors import ArtifactMismatchError, EngineLoadError, InferenceError, ManifestError, require
 from edgerpn.machine import available_cores
 from edgerpn.manifest import DIGEST_KEY, METADATA_KEY, Manifest
-from edgerpn.runtime.backends.contract import Outputs, Provider, check_frames, check_outputs
+from edgerpn.runtime.backends.contract import (
+    OUTPUT_NAMES,
+    Outputs,
+    Provider,
+    check_frames,
+    check_outputs,
+    join_outputs,
+    tensors_of,
+)
 
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
@@ -76,7 +84,7 @@ class OnnxRuntimeBackend:
 
     @property
     def is_cpu(self) -> bool:
-        """Whether the CPU provider runs the graph."""
+        """True if the CPU provider runs the graph."""
         return self._provider == _CPU
 
     @property
@@ -91,8 +99,7 @@ class OnnxRuntimeBackend:
         if batch is None or batch == len(frames):
             return self._run(frames)
         parts = [self._run_padded(frames[start : start + batch], batch) for start in range(0, len(frames), batch)]
-        boxes, scores, count = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        return boxes, scores, count
+        return join_outputs(parts)
 
     def close(self) -> None:
         """Frees the session."""
@@ -120,7 +127,7 @@ class OnnxRuntimeBackend:
         return boxes, scores, count
 
     def _run_plain(self, session: Any, frames: npt.NDArray[np.uint8]) -> Outputs:
-        boxes, scores, count = session.run(("boxes", "scores", "count"), {self._manifest.input.name: frames})
+        boxes, scores, count = session.run(OUTPUT_NAMES, {self._manifest.input.name: frames})
         return boxes, scores, count
 
     def _run_bound(self, session: Any, frames: npt.NDArray[np.uint8]) -> Outputs:
@@ -133,7 +140,7 @@ class OnnxRuntimeBackend:
         if binding is None:
             binding = self._local.binding = session.io_binding()
         binding.bind_cpu_input(self._manifest.input.name, frames)
-        for name, array in (("boxes", boxes), ("scores", scores), ("count", count)):
+        for name, array in zip(OUTPUT_NAMES, (boxes, scores, count), strict=True):
             binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         session.run_with_iobinding(binding)
         return boxes, scores, count
@@ -258,16 +265,8 @@ def _manifest_inside(path: Path, session: Any) -> Manifest:
 
 def _check_interface(path: Path, session: Any, manifest: Manifest) -> None:
     """Checks that the graph's inputs and outputs are those of the manifest."""
-    height, width = manifest.input.frame_hw
-    batch, rows = manifest.input.batch, manifest.proposals.num_proposals
-    expected = {
-        manifest.input.name: ("uint8", (batch, height, width, 3)),
-        "boxes": ("float32", (batch, rows, 4)),
-        "scores": ("float32", (batch, rows)),
-        "count": ("int32", (batch,)),
-    }
     found = {node.name: (node.type, tuple(node.shape)) for node in (*session.get_inputs(), *session.get_outputs())}
-    for name, (dtype, shape) in expected.items():
+    for name, (dtype, shape) in tensors_of(manifest).items():
         if name not in found or found[name][0] != _TYPES[dtype] or not _fits(found[name][1], shape):
             raise ArtifactMismatchError(
                 f"{path}: the manifest says that the graph has {name!r} as {dtype} {_show(shape)}, but the graph has "
@@ -276,7 +275,7 @@ def _check_interface(path: Path, session: Any, manifest: Manifest) -> None:
 
 
 def _fits(found: tuple[Any, ...], expected: tuple[int | None, ...]) -> bool:
-    """Whether the graph's shape is the manifest's; a symbol in the graph may only be the dynamic batch."""
+    """True if the graph's shape is the manifest's; a symbol in the graph may only be the dynamic batch."""
     if len(found) != len(expected):
         return False
     # Outputs of some graphs lose their static shape in shape inference; `check_outputs` checks them at run time.

@@ -16,7 +16,7 @@ from itertools import pairwise
 from edgerpn.machine import die_with_parent_hook
 from edgerpn.runtime.sources import CaptureConfig, CaptureFailedError
 from edgerpn.runtime.sources.ffmpeg_reader import list_protocols, playlist
-from edgerpn.runtime.sources.open_source import IMAGE_SUFFIXES
+from edgerpn.runtime.sources.file_sources import IMAGE_SUFFIXES
 
 _LIVE_S = 10.0
 _FILE_S = 60.0

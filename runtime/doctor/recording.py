@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgerpn.runtime.frame import Event, Frame
-from edgerpn.runtime.sources import Capture, CaptureConfig, open_capture
+from edgerpn.runtime.sources import CaptureConfig, ProcessCapture, open_capture
 
 SETTLE_S = 1.0
 """Seconds at the start of a connection that do not count: buffered frames arrive in a burst, and the decoder reports
@@ -91,7 +91,7 @@ class _Recorder:
             return self._is_down
         return time.monotonic() - self._start_s >= seconds
 
-    def take(self, item: Frame | Event, capture: Capture) -> None:
+    def take(self, item: Frame | Event, capture: ProcessCapture) -> None:
         if isinstance(item, Frame):
             if not self.frames:
                 self._start_s, self._cpu = time.monotonic(), _cpu_time(capture)
@@ -104,12 +104,12 @@ class _Recorder:
             self.messages += capture.messages
             self._is_down = True
 
-    def settle(self, capture: Capture) -> None:
+    def settle(self, capture: ProcessCapture) -> None:
         """Counts the decoder's messages of the start, once."""
         if self._num_settled is None and self.frames and time.monotonic() - self._start_s >= SETTLE_S:
             self._num_settled = capture.stats.num_messages
 
-    def recording(self, config: CaptureConfig, capture: Capture) -> Recording:
+    def recording(self, config: CaptureConfig, capture: ProcessCapture) -> Recording:
         elapsed_s = max(time.monotonic() - self._start_s, 1e-3) if self.frames else 0.0
         num_messages = capture.stats.num_messages
         return Recording(
@@ -134,7 +134,7 @@ def _note(frame: Frame) -> FrameNote:
     )
 
 
-def _cpu_time(capture: Capture) -> tuple[int | None, float]:
+def _cpu_time(capture: ProcessCapture) -> tuple[int | None, float]:
     """Returns the capture process's number, and the CPU time of it and its children, seconds."""
     pid = capture.stats.pid
     if pid is None:

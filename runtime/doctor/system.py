@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Literal
 
 from edgerpn.errors import EngineLoadError, MissingDependencyError
-from edgerpn.machine import available_cores
+from edgerpn.machine import JETSON_RELEASE, available_cores
 from edgerpn.runtime.opencv import load_cv2
 from edgerpn.runtime.sources.decoders import Abilities, find_abilities
 from edgerpn.runtime.sources.spec import plugin_schemes
@@ -24,7 +24,6 @@ from edgerpn.targets import LIBRARIES, EngineLibrary
 
 Verdict = Literal["ok", "problem", "absent"]
 
-JETSON_RELEASE = Path("/etc/nv_tegra_release")
 _OPTIONAL = (
     ("paho.mqtt", "MQTT output", "mqtt"),
     ("starlette", "web page and API (--http)", "web"),

@@ -1,4 +1,4 @@
-"""Many streams through one model, for days: settings, batches, freshness, statistics.
+"""One runner for files, images and cameras: settings, batches, freshness, statistics.
 
 from edgerpn.runtime import load
 from edgerpn.runtime.frame import Result
@@ -17,11 +17,12 @@ from __future__ import annotations
 
 from edgerpn.runtime.run.loading import load_streams, to_toml
 from edgerpn.runtime.run.runner import StreamRunner
-from edgerpn.runtime.run.stats import SourceStats
+from edgerpn.runtime.run.stats import RunSummary, SourceStats
 from edgerpn.runtime.run.streams_config import BatchingConfig, SourceConfig, StreamsConfig
 
 __all__ = [
     "BatchingConfig",
+    "RunSummary",
     "SourceConfig",
     "SourceStats",
     "StreamRunner",

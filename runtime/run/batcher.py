@@ -1,4 +1,4 @@
-"""Puts frames of several sources together: fair turns, the newest frames, and a deadline for stragglers."""
+"""Batches of frames of several sources: fair turns, the newest frames, and a deadline for slow sources."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from edgerpn.runtime.frame import Event, Frame
-from edgerpn.runtime.sources import Capture, CaptureGroup
+from edgerpn.runtime.sources.capture import Capture
+from edgerpn.runtime.sources.group import CaptureGroup
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Batch:
-    """What came from the sources in one turn."""
+    """The items of one turn."""
 
     events: list[Event]
     """Events, each of them before the frame of its source."""
@@ -32,7 +33,7 @@ class Batcher:
             group: Stays the caller's to close.
             max_batch: Frames in a batch at most.
             wait_ms: Time that the first frame of a batch waits for others at most.
-            stays: Whether to go on at this moment when all sources have ended, because others may be added.
+            stays: Whether more sources may be added at this moment, so that the end of all sources is not the end.
         """
         self.max_batch = max_batch
         self.wait_ms = wait_ms
@@ -45,22 +46,26 @@ class Batcher:
         """The next batch.
 
         The frames are taken when the batch is complete, not as they come, so that each is the newest of its source.
+        Raises the error of a source that failed, once the frames before it are taken.
 
         Args:
             timeout_s: Seconds to wait for anything at all; the batch is empty after that.
 
         Returns:
-            A batch, possibly with events or nothing only; None when nothing will come any more.
+            A batch, possibly of events only or empty; None when nothing more will come.
         """
         group = self._group
         with group.changed:
-            group.changed.wait_for(lambda: self._has_any() or self._is_over(), timeout_s)
+            group.changed.wait_for(lambda: self._has_any() or self._is_over() or group.has_failed, timeout_s)
             group.check()
             if not self._has_any():
                 return None if self._is_over() else Batch(events=[], frames=[])
             if self.max_batch > 1 and self.wait_ms > 0 and self._with_frames():
                 self._wait_for_stragglers()
-            return self._take()
+            batch = self._take()
+            # Readers of files may wait for room.
+            group.changed.notify_all()
+            return batch
 
     def _wait_for_stragglers(self) -> None:
         deadline_s = time.monotonic() + self.wait_ms / 1e3
@@ -98,15 +103,7 @@ class Batcher:
 
     def _num_expected(self) -> int:
         """Sources that give frames at the moment."""
-        now_s = time.monotonic()
-        return sum(
-            capture.mailbox.has_frame
-            or (
-                capture.supervisor.state == "connected"
-                and now_s - capture.supervisor.last_frame_s < capture.config.gap_s
-            )
-            for capture in self._group.captures
-        )
+        return sum(capture.mailbox.has_frame or capture.is_delivering for capture in self._group.captures)
 
     def _is_over(self) -> bool:
         group = self._group

@@ -1,4 +1,4 @@
-"""The log of a run on the standard error: text or JSON, without passwords, and with repetition rationed."""
+"""The log of a run on the standard error: text or JSON, without passwords, and with a limit on repetition."""
 
 from __future__ import annotations
 
@@ -12,33 +12,41 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
+from edgerpn.runtime.frame import Event
 from edgerpn.runtime.redaction import redact
 from edgerpn.runtime.sinks.record import iso_utc
 
 LogFormat = Literal["text", "json"]
 
 REPEAT_S = 60.0
-"""Seconds between two lines that say the same."""
+"""Seconds between two equal lines."""
 
 _MAX_KEYS = 512
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_logger = logging.getLogger(__name__)
+
+
+def log_event(event: Event) -> None:
+    """Logs an event with its advice; good news at the level info."""
+    is_good = event.kind in ("connected", "resized") or event.reason in ("end_of_stream", "removed")
+    level = logging.DEBUG if event.kind == "started" else logging.INFO if is_good else logging.WARNING
+    _logger.log(level, "%s%s", event.message, f". {event.fix}" if event.fix else "")
 
 
 class RepeatFilter(logging.Filter):
-    """Lets the first of equal messages through, and after `repeat_s` one that says how many there were.
+    """Passes the first of equal messages, and after `repeat_s` one with the count of those held back.
 
     Messages are equal when they differ in numbers only. Errors always pass.
     """
 
     def __init__(self, *, repeat_s: float = REPEAT_S) -> None:
-        """Remembers the last few hundred messages."""
         super().__init__()
         self._repeat_s = repeat_s
-        # When it was last let through, and how many were held back since.
+        # Time of the last that passed, and how many were held back since.
         self._seen: OrderedDict[tuple[str, int, str], tuple[float, int]] = OrderedDict()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the message is due; adds `num_repeated` to it."""
+        """Whether the message passes; sets its `num_repeated`."""
         record.num_repeated = 0
         if record.levelno >= logging.ERROR:
             return True
@@ -57,7 +65,6 @@ class TextFormatter(logging.Formatter):
     """One line for people: time, level and message."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
         clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
         line = f"{clock} {record.levelname.lower()}: {_message(record)}"
         num_repeated = getattr(record, "num_repeated", 0)
@@ -65,10 +72,9 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object for programs: time, level, logger, message and repeated."""
+    """One JSON object for programs, ASCII: time, level, logger, message and repeated."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, ASCII."""
         return json.dumps(
             {
                 "time": iso_utc(record.created),
@@ -82,7 +88,7 @@ class JsonFormatter(logging.Formatter):
 
 @contextmanager
 def log_to_stderr(log_format: LogFormat, level: str) -> Iterator[None]:
-    """Shows our log on the standard error while it runs; what was set up before comes back.
+    """Writes the package's log to the standard error inside the block, and restores the logger afterwards.
 
     Args:
         log_format: text or json.

@@ -1,150 +1,184 @@
-"""The outputs of a run of streams: what the flags of `edgerpn run` and the tables `[[outputs]]` ask for."""
+"""The outputs of a run: those of the flags of `edgerpn run`, and the tables `[[outputs]]` of its settings.
+
+`--output DIR` and `--video DIR` write the annotated pictures of every source into one folder, by the kind of the source
+alone: images under their own names; of a video file one whole video, annotated.mp4, or NAME.mp4 when the run has
+several sources; of a live source segments, NAME-20260131T120000.000Z.mp4. `--output` adds proposals.jsonl.
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgerpn.errors import ConfigError
+from edgerpn.manifest import manifest_path
 from edgerpn.runtime.draw import Painter
-from edgerpn.runtime.frame import Event, Result
-from edgerpn.runtime.sinks import (
-    JsonLinesConfig,
-    Output,
-    OutputConfig,
-    QueuedSink,
-    VideoConfig,
-    close_sinks,
-    open_sinks,
-)
-from edgerpn.runtime.sinks.picture_sinks import CODECS, ImageFolderSink, VideoSink, WindowSink
-from edgerpn.runtime.sinks.sink import Sink
+from edgerpn.runtime.frame import Event, Result, Source
+from edgerpn.runtime.run.streams_config import StreamsConfig
+from edgerpn.runtime.sinks.contract import Sink
+from edgerpn.runtime.sinks.jsonl import JsonLinesConfig
+from edgerpn.runtime.sinks.open_sinks import Output, open_sinks
+from edgerpn.runtime.sinks.picture_sinks import CODECS, ImageFolderSink, VideoSink, WindowSink, free_stem
+from edgerpn.runtime.sinks.sink_queue import OutputConfig, QueuedSink, close_sinks
+from edgerpn.runtime.sinks.video import VideoConfig, VideoSegmentsSink
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OutputFlags:
-    """Outputs as they are asked for on the command line."""
+    """Outputs as the command line names them."""
 
-    out: str | None = None
-    """Folder for proposals.jsonl and annotated videos or images."""
+    output: str | None = None
+    """Folder for proposals.jsonl and the annotated pictures."""
     jsonl: str | None = None
     """File of JSON lines; - is the standard output."""
     video: str | None = None
-    """Video file, of one source; or a folder for videos of all."""
+    """Video file of one source; or a folder for the annotated pictures of all."""
     is_shown: bool = False
     """Whether to open a window for each source."""
     top: int = 20
-    """Proposals drawn at most."""
+    """Maximum number of proposals drawn."""
+
+    @property
+    def folders(self) -> list[str]:
+        """Folders for annotated pictures."""
+        folders = [] if self.video is None or self.is_video_file else [self.video]
+        return folders if self.output is None else [*folders, self.output]
+
+    @property
+    def is_video_file(self) -> bool:
+        """Whether `video` names a file, and not a folder."""
+        return self.video is not None and Path(self.video).suffix.lower() in CODECS
+
+    @property
+    def line_files(self) -> list[str]:
+        """Files of JSON lines; - is the standard output."""
+        files = [] if self.jsonl is None else [self.jsonl]
+        return files if self.output is None else [*files, str(Path(self.output) / "proposals.jsonl")]
+
+
+def check_outputs(flags: OutputFlags, model: str, config: StreamsConfig, opened: Mapping[str, Source]) -> None:
+    """Makes sure that no output would overwrite an input or another output.
+
+    Raises:
+        ConfigError: One would, or one video file would have to hold several sources.
+    """
+    if flags.is_video_file and len(config.sources) != 1:
+        raise ConfigError(
+            [f"--video {flags.video}: one file holds one source; name a folder for those of {len(config.sources)}"]
+        )
+    images = {path.resolve() for source in opened.values() for path in getattr(source, "paths", ())}
+    inputs = {Path(model).resolve(), manifest_path(model).resolve(), *images}
+    inputs |= {Path(source.spec.path).resolve() for source in config.sources if not source.is_live}
+    files = [file for file in flags.line_files if file != "-"]
+    if flags.video is not None and flags.is_video_file:
+        files.append(flags.video)
+    names = _video_names(config, opened).values()
+    files += [str(Path(folder) / name) for folder in flags.folders for name in names]
+    targets = [Path(file).resolve() for file in files]
+    problems = [f"{path}: this is an input of the run, and would be overwritten" for path in targets if path in inputs]
+    problems += [f"{path}: this is a folder, expected the name of a file" for path in targets if path.is_dir()]
+    problems += [f"{path}: given for two outputs" for path in sorted(set(targets)) if targets.count(path) > 1]
+    for folder in flags.folders:
+        if Path(folder).resolve() in {path.parent for path in images}:
+            problems.append(f"{folder}: the images of a source lie there, and would be overwritten")
+        if Path(folder).is_file():
+            problems.append(f"{folder}: this is a file, expected a folder (or a video file, .mp4 or .avi)")
+    if problems:
+        raise ConfigError(problems)
 
 
 def open_outputs(
-    flags: OutputFlags, tables: Sequence[Output], *, num_sources: int, is_live: bool, has_images: bool
+    flags: OutputFlags, tables: Sequence[Output], config: StreamsConfig, opened: Mapping[str, Source]
 ) -> list[Sink]:
     """Opens every output, each behind a queue of its own, but for windows, which belong to the main thread.
 
     Args:
         flags: From the command line.
         tables: From the settings.
-        num_sources: Sources of the run.
-        is_live: Whether any of them is live.
-        has_images: Whether any of them may be pictures.
+        config: The sources of the run.
+        opened: Those of them that are files, by name.
 
     Raises:
-        ConfigError: What is asked for does not go together.
         SinkError: One cannot be opened; those opened before are closed.
     """
-    # An output that is left out of one folder and file cannot be opened twice.
-    outputs = [*tables, *_tables_of(flags)]
+    is_live = config.is_live
+    # A run of files waits for its outputs, however slow they are: its records must be complete.
+    queue = OutputConfig() if is_live else OutputConfig(block_s=math.inf, drain_s=math.inf)
+    lines = [
+        Output(kind="jsonl", config=JsonLinesConfig(path=file, block_s=queue.block_s, drain_s=queue.drain_s))
+        for file in flags.line_files
+    ]
     sinks: list[Sink] = []
     painter = Painter(top=flags.top)
     try:
-        # Those that can fail without leaving anything behind come first.
+        # Those that can fail without leaving a file behind come first.
         if flags.is_shown:
             sinks.append(Windows(lambda name: WindowSink(painter, title=f"edgerpn: {name}")))
-        if flags.video is not None and _is_file(flags.video):
-            sinks.append(_video_file(flags.video, painter, num_sources=num_sources, is_live=is_live))
-        if flags.out is not None and has_images:
-            pictures = Pictures(ImageFolderSink(flags.out, painter))
-            sinks.append(QueuedSink(pictures, OutputConfig(), kind="pictures", is_live=is_live))
-        sinks.extend(open_sinks(outputs, is_live=is_live))
+        if flags.video is not None and flags.is_video_file:
+            fps = next((source.fps for source in opened.values()), None)
+            video = VideoSink(flags.video, painter, fps=fps)
+            sinks.append(QueuedSink(video, queue, kind="video", is_live=is_live))
+        for folder in flags.folders:
+            pictures = PictureFolder(folder, config, opened, top=flags.top)
+            sinks.append(QueuedSink(pictures, queue, kind="pictures", is_live=is_live))
+        sinks.extend(open_sinks([*tables, *lines], is_live=is_live))
     except BaseException:
         close_sinks(sinks, timeout_s=1.0)
         raise
     return sinks
 
 
-def _tables_of(flags: OutputFlags) -> list[Output]:
-    files = [] if flags.jsonl is None else [flags.jsonl]
-    folders = [] if flags.video is None or _is_file(flags.video) else [flags.video]
-    if flags.out is not None:
-        files.append(str(Path(flags.out) / "proposals.jsonl"))
-        folders.append(flags.out)
-    same = {os.path.realpath(file) for file in files if file != "-"}
-    if len(same) < len([file for file in files if file != "-"]):
-        raise ConfigError([f"{files[0]}: given for two outputs"])
-    lines = [Output(kind="jsonl", config=JsonLinesConfig(path=file)) for file in files]
-    return lines + [Output(kind="video", config=VideoConfig(folder=folder, top=flags.top)) for folder in folders]
+class PictureFolder:
+    """The annotated pictures of all sources in one folder, by the kind of each source; see the module."""
 
+    def __init__(self, folder: str, config: StreamsConfig, opened: Mapping[str, Source], *, top: int) -> None:
+        """Makes the folder.
 
-def _is_file(video: str) -> bool:
-    return Path(video).suffix.lower() in CODECS
+        Args:
+            folder: Folder of the files.
+            config: The sources.
+            opened: Those of them that are files, by name.
+            top: Maximum number of proposals drawn.
 
-
-def _video_file(path: str, painter: Painter, *, num_sources: int, is_live: bool) -> QueuedSink:
-    if num_sources != 1:
-        raise ConfigError([f"--video {path}: one file holds one source; name a folder for those of {num_sources}"])
-    made = LateVideo(lambda fps: VideoSink(path, painter, fps=fps), target=path)
-    return QueuedSink(made, OutputConfig(), kind="video", is_live=is_live)
-
-
-class LateVideo:
-    """A video file that begins when the source has told its rate."""
-
-    def __init__(self, make: Callable[[float | None], Sink], *, target: str) -> None:
-        """Makes the sink with the rate, or None where the source states none."""
-        self.target = target
-        self._make = make
-        self._sink: Sink | None = None
-        self._fps: float | None = None
+        Raises:
+            SinkError: The folder cannot be made.
+        """
+        names = _video_names(config, opened)
+        self.target = str(Path(folder, *names.values())) if len(config.sources) == 1 else folder
+        self._folder = folder
+        self._top = top
+        painter = Painter(top=top)
+        self._images = ImageFolderSink(folder, painter)
+        self._videos = {
+            source: VideoSink(Path(folder) / name, painter, fps=opened[source].fps if source in opened else None)
+            for source, name in names.items()
+        }
+        self._segments: VideoSegmentsSink | None = None
 
     def write(self, result: Result) -> None:
-        """Adds one frame."""
-        if self._sink is None:
-            self._sink = self._make(self._fps)
-        self._sink.write(result)
-
-    def event(self, event: Event) -> None:
-        """Learns the rate."""
-        if event.kind == "connected" and event.fps > 0:
-            self._fps = event.fps
-
-    def close(self) -> None:
-        """Finishes the file."""
-        if self._sink is not None:
-            self._sink.close()
-
-
-class Pictures:
-    """Passes on what comes from picture files only."""
-
-    def __init__(self, sink: Sink) -> None:
-        """Takes over `sink`."""
-        self.target = ""
-        self._sink = sink
-
-    def write(self, result: Result) -> None:
-        """Passes a picture on."""
+        """Adds one picture."""
         if result.frame.path is not None:
-            self._sink.write(result)
+            self._images.write(result)
+        elif (video := self._videos.get(result.frame.source)) is not None:
+            video.write(result)
+        else:
+            if self._segments is None:
+                self._segments = VideoSegmentsSink(VideoConfig(folder=self._folder, top=self._top), is_live=True)
+            self._segments.write(result)
 
     def event(self, event: Event) -> None:
-        """Does nothing."""
+        """Finishes the segment of a live source that stalled or ended."""
+        video = self._videos.get(event.source)
+        if video is not None:
+            video.event(event)
+        elif self._segments is not None:
+            self._segments.event(event)
 
     def close(self) -> None:
-        """Closes the sink."""
-        self._sink.close()
+        """Finishes all files; raises the first failure when all are closed."""
+        close_sinks([*self._videos.values(), *([self._segments] if self._segments is not None else [])])
 
 
 class Windows:
@@ -153,13 +187,13 @@ class Windows:
     target = ""
 
     def __init__(self, make: Callable[[str], WindowSink]) -> None:
-        """Opens a window when its source gives a first result."""
+        """Opens a window at the first result of its source."""
         self._make = make
         self._windows: dict[str, WindowSink] = {}
 
     @property
     def is_closed_by_user(self) -> bool:
-        """Whether somebody wants to end the run."""
+        """Whether the user wants to end the run."""
         return any(window.is_closed_by_user for window in self._windows.values())
 
     def write(self, result: Result) -> None:
@@ -176,3 +210,15 @@ class Windows:
         """Closes all windows."""
         for window in self._windows.values():
             window.close()
+
+
+def _video_names(config: StreamsConfig, opened: Mapping[str, Source]) -> dict[str, str]:
+    """The name of the annotated video of each video file."""
+    stems: dict[str, str] = {}
+    for source in config.sources:
+        if source.is_live or (source.label in opened and opened[source.label].is_images):
+            continue
+        # A source that is named by its path has the name of its file.
+        plain = Path(source.spec.path).stem if source.label == source.spec.shown else source.label
+        stems[source.label] = "annotated" if len(config.sources) == 1 else free_stem(plain, stems.values())
+    return {source: f"{stem}.mp4" for source, stem in stems.items()}

@@ -1,13 +1,17 @@
-"""Streams through a model: every source captured by a process of its own, batches, results that are never stale.
+"""The one runner: files, images and cameras through a model, in threads.
 
-    capture processes -> group -> [worker threads: batch, preprocess, inference] -> slots, in order -> caller's loop
+    capture processes -> mailboxes \
+                                    > [worker threads: batch, preprocess, inference] -> slots, in order -> caller's loop
+    reader threads    -> mailboxes /
 
 Invariants:
 1. Results of a source come in the order of its frames: a worker collects a batch and books its slot in one locked step.
-2. Everything is bounded. With a live source there is one batch in the model, and one more at most waits for the caller:
-   a batch is collected when the model is free, from the newest frames.
-3. A frame's age is judged at the last moment, when the caller's loop takes it.
-4. A source that fails gives events and never ends the run; an error of the model does.
+2. Everything is bounded. Files never lose a frame: a reader waits for room in its mailbox, and a batch is only taken
+   when few results wait for the caller. With a live source there is one batch in the model, and at most one more waits
+   for the caller: a batch is collected when the model is free, from the newest frames.
+3. The age of a frame is judged at the last moment, when the caller's loop takes its result.
+4. A source that fails becomes events and never ends the run. An error of the model does, and so does a fault inside a
+   reader; the first error in frame order is the one raised.
 5. Nothing waits for ever: every wait is timed and looks at the stop flag, every join is timed.
 """
 
@@ -15,20 +19,18 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
 from edgerpn.machine import available_cores
-from edgerpn.runtime.frame import Event, Result
-from edgerpn.runtime.model import Model
+from edgerpn.runtime.frame import Event, Frame, Result, Source
 from edgerpn.runtime.run.batcher import Batcher
-from edgerpn.runtime.run.items import removed_event, stale_event
-from edgerpn.runtime.run.roster import Roster
+from edgerpn.runtime.run.registry import SourceRegistry
 from edgerpn.runtime.run.stats import SourceStats
 from edgerpn.runtime.run.streams_config import BatchingConfig, SourceConfig, StreamsConfig
-from edgerpn.runtime.run.workers import Workers
-from edgerpn.runtime.sources import CaptureGroup
+from edgerpn.runtime.run.workers import FrameModel, Workers
+from edgerpn.runtime.sources.group import CaptureGroup
 
 _GPU_BATCH = 8
 
@@ -41,53 +43,66 @@ class StreamRunner:
 
     def __init__(
         self,
-        model: Model,
+        model: FrameModel,
         config: StreamsConfig,
         *,
+        opened: Mapping[str, Source] | None = None,
+        workers: int | None = None,
+        is_strict: bool = False,
         stays: bool = False,
         max_results: int | None = None,
         on_tick: Callable[[], None] | None = None,
     ) -> None:
-        """Starts the capture processes; the model's threads start with the iteration.
+        """Starts the captures; the model's threads start with the iteration.
 
         Args:
             model: Stays the caller's to close.
-            config: The sources, and how they are run.
-            stays: Whether to go on when all sources have ended, because others may be added.
+            config: The settings of the run.
+            opened: Files that are open already, by the names of their sources; the runner closes them.
+            workers: Batches in the model at the same time, unless a source is live; None: as many as make the backend
+                faster.
+            is_strict: Whether a frame that does not fit the model is an `InputError` instead of an event.
+            stays: Whether to continue when all sources have ended, because others may be added.
             max_results: Results after which to stop; None: all.
-            on_tick: Called in the thread that iterates, about every 0.1 s while there is nothing to give, and after
-                every batch otherwise.
+            on_tick: Called in the thread that iterates, about every 0.1 s while nothing comes, and after every batch
+                otherwise.
 
         Raises:
-            ValueError: `max_results` is negative.
+            ValueError: `max_results` is negative, or `workers` is below 1.
         """
         if max_results is not None and max_results < 0:
             raise ValueError(f"max_results: expected 0 or more, got {max_results}")
+        num_threads = max(1, model.backend.frames_in_flight) if workers is None else workers
+        if num_threads < 1:
+            raise ValueError(f"workers: expected at least 1, got {workers}")
         self._model = model
         self._on_tick = on_tick
         self._results_left = max_results
         self._pool = self._make_pool(config.batching)
         self._group = CaptureGroup()
-        self._roster = Roster(self._group)
-        self._batcher = Batcher(self._group, max_batch=1, wait_ms=0.0, stays=lambda: stays or self._roster.is_changing)
-        self._workers = Workers(model, self._batcher, self._roster, self._pool)
+        self._registry = SourceRegistry(self._group, depth=num_threads + 1, opened=opened)
+        self._batcher = Batcher(
+            self._group, max_batch=1, wait_ms=0.0, stays=lambda: stays or self._registry.is_changing
+        )
+        self._workers = Workers(
+            model, self._batcher, self._registry, self._pool, num_threads=num_threads, is_strict=is_strict
+        )
         self.apply(config)
 
     def __enter__(self) -> StreamRunner:
-        """Returns itself."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Closes it."""
         self.close()
 
-    def __iter__(self) -> Iterator[Result | Event]:
-        """Gives results and events until all sources have ended, or somebody calls `stop`.
+    def __iter__(self) -> Generator[Result | Event, None, None]:
+        """Yields results and events until all sources have ended or `stop` is called.
 
         Raises:
             InferenceError: The backend failed.
+            InputError: A frame does not fit the model, and the runner is strict.
         """
         self._workers.start()
         while not self._is_done():
@@ -97,12 +112,12 @@ class StreamRunner:
             if slot is not None and slot.is_end:
                 return
             if slot is not None:
-                for item in slot.items:
-                    emitted = self._emit(item)
+                # Taken out one by one, because each holds a picture while the caller is busy.
+                while slot.items and not self._is_done():
+                    emitted = self._emit(slot.items.popleft())
                     if emitted is not None:
                         yield emitted
-                    if self._is_done():
-                        return
+                    del emitted
                 if slot.is_batch:
                     self._workers.release()
             if self._on_tick is not None:
@@ -110,56 +125,56 @@ class StreamRunner:
 
     @property
     def num_stale(self) -> int:
-        """Frames that were too old to be a result, of all sources so far."""
-        return self._roster.num_stale
+        """Frames of all sources so far that were too old to be a result."""
+        return self._registry.num_stale
 
     @property
     def num_dropped(self) -> int:
-        """Frames that nobody took in time, of all sources so far."""
-        return self._roster.num_dropped
+        """Frames of all sources so far that the run did not take in time."""
+        return self._registry.num_dropped
 
     @property
     def busy_s(self) -> float:
-        """Seconds for which the slowest batch has been in the model; those of a healthy one are few."""
+        """Seconds for which the slowest batch has been in the model; few in a healthy run."""
         return self._workers.busy_s
 
     def add(self, config: SourceConfig) -> None:
-        """Adds a source; whether it can be opened shows in its events.
+        """Adds a source; its events show whether it can be opened.
 
         Raises:
             ValueError: Another source has this name.
             RuntimeError: The runner is closed.
         """
-        self._roster.add(config)
+        self._registry.add(config)
 
     def remove(self, name: str) -> bool:
-        """Ends a source within two seconds; False when there is none of this name."""
-        if not self._roster.remove(name):
+        """Ends a source within two seconds; False when no source has this name."""
+        if not self._registry.remove(name):
             return False
-        self._workers.tell(removed_event(name))
+        self._workers.insert(_removed_event(name))
         return True
 
     def apply(self, config: StreamsConfig) -> None:
         """Adds, removes and changes sources until they are those of `config`; takes over all other settings.
 
-        A source whose capture changes is started anew; the others go on undisturbed. May take two seconds for each
-        source that ends.
+        A source whose capture settings change is restarted; the others continue undisturbed. May take two seconds for
+        each source that ends.
         """
         self._batcher.wait_ms = config.batching.batch_wait_ms
         self._batcher.max_batch = config.batching.max_batch or self._natural_batch()
-        for name in self._roster.apply(config):
-            self._workers.tell(removed_event(name))
+        for name in self._registry.apply(config):
+            self._workers.insert(_removed_event(name))
 
     def stats(self) -> dict[str, SourceStats]:
         """A snapshot of each source, by name."""
-        return self._roster.stats()
+        return self._registry.stats()
 
     def stop(self) -> None:
         """Ends the iteration after the result at hand; safe in a signal handler and from any thread."""
         self._workers.is_stopping.set()
 
     def close(self) -> None:
-        """Ends all threads and processes, within two seconds; does nothing the second time."""
+        """Ends all threads and processes, within seconds; does nothing the second time."""
         self._workers.is_stopping.set()
         self._group.close()
         self._workers.join()
@@ -170,7 +185,7 @@ class StreamRunner:
         return self._workers.is_stopping.is_set() or self._results_left == 0
 
     def _natural_batch(self) -> int:
-        """What the model is made for; one on a CPU, where a batch takes as long as its frames one by one."""
+        """The batch that the model is made for; one on a CPU, where frames one by one take as long."""
         manifest = self._model.manifest
         if manifest.input.batch is not None:
             return manifest.input.batch
@@ -184,23 +199,39 @@ class StreamRunner:
         return ThreadPoolExecutor(num_threads, thread_name_prefix="edgerpn-preprocess") if is_useful else None
 
     def _emit(self, item: Result | Event) -> Result | Event | None:
-        """Judges an item at the last moment: a result, the event in its place, or nothing."""
+        """Judges an item at the last moment: a result, the event in its place, or None for a removed source."""
         if isinstance(item, Event):
-            self._roster.count(item)
+            self._registry.count(item)
             return item
-        settings = self._roster.settings_of(item.frame.source)
+        settings = self._registry.settings_of(item.frame.source)
         if settings is None:
-            # It was removed while the frame was in the model.
             return None
         age_ms = item.frame.age_ms(time.monotonic())
         if age_ms > settings.age_limit_ms:
-            event = stale_event(item.frame, age_ms, settings.age_limit_ms)
-            self._roster.count(event)
+            event = _stale_event(item.frame, age_ms, settings.age_limit_ms)
+            self._registry.count(event)
             return event
-        min_score = self._roster.min_score
+        min_score = self._registry.min_score
         proposals = item.proposals.above(min_score) if min_score > 0 else item.proposals
         result = dataclasses.replace(item, proposals=proposals, age_ms=age_ms)
-        self._roster.count(result)
+        self._registry.count(result)
         if self._results_left is not None:
             self._results_left -= 1
         return result
+
+
+def _stale_event(frame: Frame, age_ms: float, limit_ms: float) -> Event:
+    """The event in place of the result of a frame that is too old."""
+    return Event(
+        kind="stale",
+        source=frame.source,
+        message=f"{frame.source}: frame {frame.index} is {age_ms:.0f} ms old, and max_age_ms is {limit_ms:g}",
+        reason="age",
+        fix="Use a smaller model, fewer sources or a rate cap (max_fps), or raise max_age_ms.",
+        frame=frame.index,
+        age_ms=age_ms,
+    )
+
+
+def _removed_event(source: str) -> Event:
+    return Event(kind="ended", source=source, message=f"{source}: removed from the run", reason="removed")

@@ -1,7 +1,8 @@
-"""What each source has done so far, for people, pages and metrics."""
+"""Counts of a run and of each of its sources, for people, pages and metrics."""
 
 from __future__ import annotations
 
+import signal
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -9,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgerpn.runtime.frame import Event, Result, SourceState
-from edgerpn.runtime.sources import CaptureStats
+from edgerpn.runtime.sources.capture import CaptureStats
+from edgerpn.runtime.timing import LatencyHistogram
 
 _RECENT_S = 5.0
 _RECENT_FRAMES = 512
@@ -26,9 +28,9 @@ class SourceStats:
     num_results: int
     """Frames whose proposals were emitted."""
     num_captured: int
-    """Frames that came from the source."""
+    """Frames that the source delivered."""
     num_dropped: int
-    """Frames that nobody took in time."""
+    """Frames that the run did not take in time."""
     num_stale: int
     """Frames that were too old to be a result."""
     num_refused: int
@@ -54,26 +56,25 @@ class SourceStats:
     size_wh: tuple[int, int] | None
     """Width and height of the last frame, pixels."""
     decoder: str
-    """What decodes it, and why."""
+    """The decoder, and the reason for its choice; empty for files."""
     last_problem: str
-    """The last event that was not a good one, for people."""
+    """The last event of a problem, for people."""
     pid: int | None
     """Number of its capture process."""
 
 
-class SourceTally:
+class SourceCounts:
     """Counts of one source; written by the thread that emits, read by any."""
 
     def __init__(self) -> None:
-        """Starts at zero."""
         self.num_results = 0
         self.num_stale = 0
         self.num_refused = 0
         self._size_wh: tuple[int, int] | None = None
         self._decoder = ""
         self._last_problem = ""
-        # Time, age and inference time of the last results; deques can be read while another thread appends, if
-        # they are copied in one step.
+        # Time, age and inference time of the last results; a deque that another thread appends to must be copied in
+        # one step.
         self._recent: deque[tuple[float, float, float]] = deque(maxlen=_RECENT_FRAMES)
 
     def count_result(self, result: Result) -> None:
@@ -122,4 +123,95 @@ class SourceTally:
             decoder=self._decoder,
             last_problem=self._last_problem,
             pid=capture.pid,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunSummary:
+    """The result of a run."""
+
+    num_frames: int
+    """Frames that went through the model and into every sink."""
+    num_errors: int
+    """Events `error`: images that could not be read or used, sources that failed."""
+    num_drops: int
+    """Frames of live sources that were dropped for newer ones."""
+    num_stale: int = 0
+    """Frames that were too old to be a result."""
+    elapsed_s: float
+    """From the first read to the last closed file, seconds."""
+    inference_median_ms: float | None
+    """Median time of one inference, milliseconds; None without frames."""
+    inference_p95_ms: float | None
+    """95th percentile of the same."""
+    backend: str
+    """Library, version and device that ran the model."""
+    targets: tuple[str, ...]
+    """Files and folders written."""
+    stop_signal: int | None
+    """Number of the signal that ended the run; None: no signal did."""
+
+    @property
+    def fps(self) -> float:
+        """Frames per second over the whole run."""
+        return self.num_frames / self.elapsed_s if self.elapsed_s > 0 else 0.0
+
+    def text(self) -> str:
+        """The summary as one line for people."""
+        parts = [f"{self.num_frames} frames in {self.elapsed_s:.2f} s ({self.fps:.1f} frames/s)"]
+        if self.inference_median_ms is not None and self.inference_p95_ms is not None:
+            parts.append(
+                f"inference median {self.inference_median_ms:.1f} ms, 95th percentile {self.inference_p95_ms:.1f} ms"
+            )
+        parts.append(f"{self.num_drops} dropped")
+        if self.num_stale:
+            parts.append(f"{self.num_stale} stale")
+        if self.num_errors:
+            parts.append(f"{self.num_errors} unreadable")
+        parts.append(self.backend)
+        if self.stop_signal is not None:
+            parts.append(f"stopped by {signal.Signals(self.stop_signal).name}")
+        parts.append(f"written: {', '.join(self.targets)}" if self.targets else "nothing written")
+        return "; ".join(parts)
+
+
+class RunCounts:
+    """Counts of a run so far."""
+
+    def __init__(self) -> None:
+        self.num_frames = 0
+        self.num_errors = 0
+        self._inference = LatencyHistogram()
+
+    def count_result(self, result: Result) -> None:
+        """Counts an emitted result."""
+        self.num_frames += 1
+        self._inference.add(result.stage_ms["inference"])
+
+    def count_event(self, event: Event) -> None:
+        """Counts an emitted event."""
+        self.num_errors += event.kind == "error"
+
+    def summary(
+        self,
+        *,
+        num_drops: int,
+        num_stale: int,
+        backend: str,
+        targets: tuple[str, ...],
+        elapsed_s: float,
+        stop_signal: int | None,
+    ) -> RunSummary:
+        """The counts together with the other figures of the run."""
+        return RunSummary(
+            num_frames=self.num_frames,
+            num_errors=self.num_errors,
+            num_drops=num_drops,
+            num_stale=num_stale,
+            elapsed_s=elapsed_s,
+            inference_median_ms=self._inference.percentile_ms(50),
+            inference_p95_ms=self._inference.percentile_ms(95),
+            backend=backend,
+            targets=targets,
+            stop_signal=stop_signal,
         )

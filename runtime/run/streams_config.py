@@ -1,27 +1,26 @@
-"""Settings of a run of streams: its sources, how frames are put together, and what counts as a result."""
+"""Settings of a run: its sources, its batches, and the limits of its results."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
 
+from edgerpn.runtime.run.http_config import HttpConfig
 from edgerpn.runtime.sources.capture_config import CaptureConfig
-from edgerpn.runtime.web.http_config import HttpConfig
 
 MAX_SOURCES = 100
-"""Sources of one run at most: each has a process."""
+"""Sources of one run at most: each live one has a process, each file a thread."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceConfig(CaptureConfig):
-    """One source of a run: how it is captured, and how fresh its results must be."""
+    """One source of a run: its capture, and the largest age of its results."""
 
     max_age_ms: float = 2000.0
     """Age at emission above which a frame of a live source is an event `stale` and not a result, milliseconds; 0: no
     limit. Pictures and video files have none."""
 
     def __post_init__(self) -> None:
-        """Checks what can be checked without opening the source."""
         # By name: a class with slots is made twice, and super() without arguments knows the first one only.
         CaptureConfig.__post_init__(self)
         if not (math.isfinite(self.max_age_ms) and self.max_age_ms >= 0):
@@ -29,12 +28,20 @@ class SourceConfig(CaptureConfig):
 
     @property
     def is_live(self) -> bool:
-        """Whether time goes on when nobody reads; a URL counts as live, though it may turn out to be a file."""
+        """Whether the source continues when the run does not read it; a URL counts as live, even that of a file."""
         return self.spec.is_live
 
     @property
+    def is_read_here(self) -> bool:
+        """Whether a thread of this process reads the source; a capture process reads all others.
+
+        So it is for files and images, unless their settings ask for a decoder or a policy of capture processes.
+        """
+        return not self.is_live and self.policy in ("auto", "every") and self.decoder == "auto"
+
+    @property
     def capture(self) -> CaptureConfig:
-        """What its capture process needs to know."""
+        """The settings of its capture process."""
         return CaptureConfig(**{item.name: getattr(self, item.name) for item in fields(CaptureConfig)})
 
     @property
@@ -56,7 +63,6 @@ class BatchingConfig:
     """Threads that lay the frames of a batch into the network's input; 0: up to 4, as the cores allow."""
 
     def __post_init__(self) -> None:
-        """Checks ranges."""
         if not 0 <= self.max_batch <= 256:
             raise ValueError(f"max_batch: expected 0 to 256, got {self.max_batch!r}")
         if not (math.isfinite(self.batch_wait_ms) and 0 <= self.batch_wait_ms <= 10_000):
@@ -67,22 +73,31 @@ class BatchingConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StreamsConfig:
-    """Everything about a run of streams; all but `batching.preprocess_threads` and `http` can change while it runs."""
+    """Settings of a run; all but `batching.preprocess_threads` and `http` can change while it runs."""
 
     sources: tuple[SourceConfig, ...] = ()
     """The sources; each has another name."""
     batching: BatchingConfig = field(default_factory=BatchingConfig)
-    """How frames are put together."""
+    """Batches."""
     min_score: float = 0.0
     """Proposals scored below this are left out everywhere, 0 to 1."""
     http: HttpConfig = field(default_factory=HttpConfig)
     """The web page."""
 
     def __post_init__(self) -> None:
-        """Checks that names differ, and ranges."""
         if not 0 <= self.min_score <= 1:
             raise ValueError(f"min_score: expected 0 to 1, got {self.min_score!r}")
         names = [source.label for source in self.sources]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"sources: expected different names, got {', '.join(map(repr, twice))} twice")
+
+    @property
+    def has_control(self) -> bool:
+        """Whether sources may be added and removed by HTTP."""
+        return bool(self.http.listen) and self.http.control
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the run continues until a signal ends it: a source is live, or may be added by HTTP."""
+        return self.has_control or any(source.is_live for source in self.sources)

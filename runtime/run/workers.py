@@ -1,4 +1,4 @@
-"""The threads that take batches from the sources through the model, and the order of what they give."""
+"""The threads that take batches from the sources through the model, and the order of their results."""
 
 from __future__ import annotations
 
@@ -6,68 +6,103 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from typing import Protocol
 
+from edgerpn.errors import InputError
+from edgerpn.manifest import Manifest
+from edgerpn.runtime.backends.contract import Backend
 from edgerpn.runtime.frame import Event, Frame, Result
-from edgerpn.runtime.model import Model
 from edgerpn.runtime.run.batcher import Batch, Batcher
-from edgerpn.runtime.run.items import refused_event
-from edgerpn.runtime.run.roster import Roster
+from edgerpn.runtime.run.registry import SourceRegistry
 
 _POLL_S = 0.1
-_JOIN_S = 1.0
+_JOIN_LIVE_S = 1.0
+_JOIN_S = 5.0
 _SPARE_BATCHES = 3
 _logger = logging.getLogger(__name__)
 
 
-class Slot:
+class FrameModel(Protocol):
+    """The part of `edgerpn.runtime.model.Model` that a run uses."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """Describes the model."""
+        ...
+
+    @property
+    def backend(self) -> Backend:
+        """Runs the model."""
+        ...
+
+    def run_frames(self, frames: Sequence[Frame], *, pool: Executor | None = None) -> list[Result | InputError]:
+        """The results of frames of several sources, run together."""
+        ...
+
+
+class BatchSlot:
     """Place of one batch, or of events alone, in the order of results."""
 
     def __init__(self, items: Sequence[Result | Event] | None = None) -> None:
-        """Is filled already when there are `items`, and else is of a batch in the model."""
+        """With `items` it is filled; without, it belongs to a batch in the model."""
         self.is_batch = items is None
         self.is_done = threading.Event()
-        self.items: Sequence[Result | Event] = items or ()
+        self.items = deque[Result | Event](items or ())
         self.error: BaseException | None = None
         self.is_end = False
         if items is not None:
             self.is_done.set()
 
     def fill(self, items: Sequence[Result | Event] = (), *, error: BaseException | None = None) -> None:
-        """Sets the outcome."""
-        self.items, self.error = items, error
+        """Sets the outcome of the batch."""
+        self.items.extend(items)
+        self.error = error
         self.is_done.set()
 
 
 class Workers:
     """Threads between a batcher and the caller's loop; only that loop takes slots."""
 
-    def __init__(self, model: Model, batcher: Batcher, roster: Roster, pool: Executor | None) -> None:
-        """Prepares as many threads as the model has use for.
+    def __init__(
+        self,
+        model: FrameModel,
+        batcher: Batcher,
+        registry: SourceRegistry,
+        pool: Executor | None,
+        *,
+        num_threads: int,
+        is_strict: bool,
+    ) -> None:
+        """Prepares the threads.
 
         Args:
             model: Stays the caller's to close.
-            batcher: Asked by one thread at a time.
-            roster: Told of frames that do not fit, asked whether a source is live.
+            batcher: Used by one thread at a time.
+            registry: Counts frames that do not fit the model, and knows whether a source is live.
             pool: Lays the frames of a batch into the network's input.
+            num_threads: Batches in the model at the same time, unless a source is live.
+            is_strict: Whether a frame that does not fit the model ends the run instead of becoming an event.
         """
         self.is_stopping = threading.Event()
         self._model = model
         self._batcher = batcher
-        self._roster = roster
+        self._registry = registry
         self._pool = pool
+        self._is_strict = is_strict
         self._take_lock = threading.Lock()
         self._room = threading.Condition()
         self._num_in_flight = 0
         self._has_ended = False
         self._busy: dict[int, float] = {}
         self._refused: dict[str, tuple[int, ...]] = {}
-        self._slots: queue.SimpleQueue[Slot] = queue.SimpleQueue()
-        self._next: Slot | None = None
+        self._slots: queue.SimpleQueue[BatchSlot] = queue.SimpleQueue()
+        self._next: BatchSlot | None = None
         self._threads = [
             threading.Thread(target=self._work, args=(i,), name=f"edgerpn-infer-{i}", daemon=True)
-            for i in range(max(1, model.backend.frames_in_flight))
+            for i in range(num_threads)
         ]
 
     @property
@@ -81,12 +116,12 @@ class Workers:
         for thread in self._threads:
             thread.start()
 
-    def tell(self, event: Event) -> None:
-        """Puts an event of our own among the others."""
-        self._slots.put(Slot([event]))
+    def insert(self, event: Event) -> None:
+        """Puts an event of the run itself among the others."""
+        self._slots.put(BatchSlot([event]))
 
-    def next(self) -> Slot | None:
-        """The next slot; None: there is none yet, after waiting for 0.1 s."""
+    def next(self) -> BatchSlot | None:
+        """The next slot; None: there is none after a wait of 0.1 s."""
         if self._next is None:
             try:
                 self._next = self._slots.get(timeout=_POLL_S)
@@ -98,22 +133,23 @@ class Workers:
         return slot
 
     def release(self) -> None:
-        """Makes room for another batch, when the caller has done with all results of one."""
+        """Makes room for another batch, when the caller is done with all results of one."""
         with self._room:
             self._num_in_flight -= 1
             self._room.notify_all()
 
     def join(self) -> None:
-        """Waits for the threads, though not for ever; `is_stopping` has been set."""
+        """Waits for the threads a few seconds at most; `is_stopping` has been set."""
+        deadline_s = time.monotonic() + (_JOIN_LIVE_S if self._registry.has_live else _JOIN_S)
         for thread in self._threads:
             if thread.ident:
-                thread.join(timeout=_JOIN_S)
+                thread.join(max(0.0, deadline_s - time.monotonic()))
             if thread.is_alive():
-                _logger.warning("%s is still inside the model; left to end on its own", thread.name)
+                _logger.warning("%s is still inside the model and is left behind", thread.name)
 
     def _may_take(self, worker: int) -> bool:
-        """Whether there is room for a batch; of live sources a second one in the model would only grow old."""
-        if self._roster.has_live:
+        """Whether there is room for a batch; with a live source, a second one in the model would only grow old."""
+        if self._registry.has_live:
             return worker == 0 and self._num_in_flight < 2
         return self._num_in_flight < len(self._threads) + _SPARE_BATCHES
 
@@ -141,32 +177,32 @@ class Workers:
             self._busy.pop(worker, None)
         return True
 
-    def _take(self) -> tuple[Slot, Batch] | None:
+    def _take(self) -> tuple[BatchSlot, Batch] | None:
         """Books the slot of the next batch; events are passed on here."""
         with self._take_lock:
             if self._has_ended or self.is_stopping.is_set():
                 return None
             try:
                 batch = self._batcher.collect(_POLL_S)
-            except RuntimeError as error:
+            except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
                 self._end(error)
                 return None
             if batch is None:
                 self._end(None)
                 return None
             if batch.events:
-                self._slots.put(Slot(batch.events))
+                self._slots.put(BatchSlot(batch.events))
             if not batch.frames:
                 return None
             with self._room:
                 self._num_in_flight += 1
-            slot = Slot()
+            slot = BatchSlot()
             self._slots.put(slot)
             return slot, batch
 
-    def _end(self, error: RuntimeError | None) -> None:
+    def _end(self, error: BaseException | None) -> None:
         self._has_ended = True
-        slot = Slot([])
+        slot = BatchSlot([])
         slot.is_end, slot.error = True, error
         self._slots.put(slot)
 
@@ -175,13 +211,26 @@ class Workers:
         for frame, outcome in zip(batch.frames, self._model.run_frames(batch.frames, pool=self._pool), strict=True):
             if isinstance(outcome, Result):
                 items.append(outcome)
+            elif self._is_strict:
+                raise outcome
             elif self._is_new_refusal(frame):
-                items.append(refused_event(frame, str(outcome)))
+                items.append(_refused_event(frame, str(outcome)))
         return items
 
     def _is_new_refusal(self, frame: Frame) -> bool:
-        """Counts a frame that does not fit the model; whether it is the first of its size."""
-        self._roster.count_refused(frame.source)
+        """Counts a frame that does not fit the model; True for the first of its size."""
+        self._registry.count_refused(frame.source)
         before = self._refused.get(frame.source)
         self._refused[frame.source] = frame.image.shape
         return before != frame.image.shape
+
+
+def _refused_event(frame: Frame, problem: str) -> Event:
+    """The event for frames of a source that do not fit the model."""
+    return Event(
+        kind="error",
+        source=frame.source,
+        message=f"{frame.source}: {problem}",
+        reason="unsupported",
+        path=frame.path,
+    )

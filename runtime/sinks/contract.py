@@ -1,10 +1,10 @@
-"""What a sink behind a queue is: of records, or of results with their pictures.
+"""The interfaces of sinks: of records, and of results with their pictures.
 
-A sink of one's own is a class with one of two shapes, `RecordSink` or `edgerpn.runtime.sinks.sink.Sink`, that takes its
-settings as the only argument and names their class in `config_class`. It is found as an entry point of the group
-`edgerpn.sinks`; the entry point's name is the `kind` in the settings. See `edgerpn.runtime.sinks.open_sinks`.
+A sink of another package is a class with one of two shapes, `RecordSink` or `Sink`. It takes its settings as the only
+argument and names their class in `config_class`. The run finds it as an entry point of the group `edgerpn.sinks`; the
+entry point's name is the `kind` in the settings. See `edgerpn.runtime.sinks.open_sinks`.
 
-Every sink runs in a thread of its own and sees one call at a time, except for `interrupt`.
+Every sink runs in a thread of its own and gets one call at a time, except for `interrupt`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,35 @@ class Record:
     """What the line is about."""
     line: bytes
     """The record of `edgerpn.runtime.sinks.record` as ASCII, with its line end."""
+
+
+class Sink(Protocol):
+    """Takes the results of one run, in order, from one thread."""
+
+    @property
+    def target(self) -> str:
+        """The file or folder written, for the summary; empty when the sink leaves nothing behind."""
+        ...
+
+    def write(self, result: Result) -> None:
+        """Takes one result; it may keep the frame but must not change it.
+
+        Raises:
+            SinkError: The result cannot be written.
+        """
+        ...
+
+    def event(self, event: Event) -> None:
+        """Takes an event of a source between two frames; most sinks ignore it."""
+        ...
+
+    def close(self) -> None:
+        """Finishes open files, also after an error elsewhere; does nothing the second time.
+
+        Raises:
+            SinkError: A file is not whole.
+        """
+        ...
 
 
 @runtime_checkable

@@ -7,9 +7,8 @@ import ssl
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
-from edgerpn.errors import SinkError
+from edgerpn.errors import SinkError, check_setting
 from edgerpn.runtime.redaction import redact_url
-from edgerpn.runtime.sinks.sink_queue import check_setting
 
 
 def check_url(name: str, url: str, schemes: tuple[str, ...]) -> SplitResult:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from edgerpn.errors import SinkError
+from edgerpn.errors import SinkError, check_setting
 from edgerpn.runtime.sinks.contract import NotDeliveredError, Record
-from edgerpn.runtime.sinks.sink import LineFile, PartialWriteError
-from edgerpn.runtime.sinks.sink_queue import OutputConfig, check_setting
+from edgerpn.runtime.sinks.sink_queue import OutputConfig
 
 STAMP = r"\d{8}T\d{6}\.\d{3}Z"
 """Regular expression of `utc_stamp`."""
+_BLOCK_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +50,7 @@ class JsonLinesConfig(OutputConfig):
         return bool(self.rotate_mb or self.rotate_minutes)
 
 
-class RotatingLinesSink:
+class JsonLinesSink:
     """Writes records as lines and renames a full file in one step, so every file holds whole lines at any time.
 
     With rotation, a file of an earlier run is kept as a full file; without, it is replaced.
@@ -150,3 +151,102 @@ def utc_stamp(seconds: float) -> str:
     """Formats seconds since the epoch for file names: 20260131T120000.000Z, which sorts by time."""
     moment = datetime.fromtimestamp(seconds, tz=timezone.utc)
     return f"{moment:%Y%m%dT%H%M%S}.{moment.microsecond // 1000:03d}Z"
+
+
+class LineFile:
+    """A file, or the standard output, that holds whole lines only, also when the disk is full."""
+
+    def __init__(self, path: str | os.PathLike[str], *, append: bool = False) -> None:
+        """Opens the file at once, so that a wrong path shows before the work.
+
+        Args:
+            path: File to write; or "-" for the standard output.
+            append: Whether to keep the whole lines of an existing file instead of replacing it.
+
+        Raises:
+            SinkError: It cannot be opened.
+        """
+        self.is_stdout = str(path) == "-"
+        self.name = "standard output" if self.is_stdout else str(path)
+        self.num_bytes = 0
+        self._is_closed = False
+        self._descriptor = self._open(path, append)
+
+    def write(self, lines: bytes) -> None:
+        """Writes whole lines.
+
+        Raises:
+            PartialWriteError: Only the first of them fitted.
+        """
+        done = 0
+        try:
+            while done < len(lines):
+                done += os.write(self._descriptor, lines[done:])
+        except OSError as error:
+            kept = lines.rfind(b"\n", 0, done) + 1
+            self.num_bytes += kept
+            self._cut_off()
+            message = f"{self.name}: cannot be written: {error.strerror or error}"
+            raise PartialWriteError(message, num_lines=lines.count(b"\n", 0, kept)) from error
+        self.num_bytes += done
+
+    def close(self) -> None:
+        """Closes the file; does nothing the second time."""
+        if not self._is_closed:
+            self._is_closed = True
+            if not self.is_stdout:
+                os.close(self._descriptor)
+
+    def _open(self, path: str | os.PathLike[str], append: bool) -> int:
+        try:
+            if self.is_stdout:
+                sys.stdout.flush()
+                return sys.stdout.fileno()
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            if append and os.path.exists(path):
+                self.num_bytes = _whole_bytes(path)
+                os.truncate(path, self.num_bytes)
+            mode = os.O_APPEND if append else os.O_TRUNC
+            return os.open(path, os.O_WRONLY | os.O_CREAT | mode | getattr(os, "O_CLOEXEC", 0), 0o666)
+        except OSError as error:
+            raise SinkError(f"{self.name}: cannot be opened for writing: {error.strerror or error}") from error
+
+    def _cut_off(self) -> None:
+        """Removes the part of a line at the end."""
+        if self.is_stdout:
+            # Python flushes this stream once more at exit, and would complain again about a broken pipe.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._descriptor)
+            return
+        try:
+            os.ftruncate(self._descriptor, self.num_bytes)
+            os.lseek(self._descriptor, self.num_bytes, os.SEEK_SET)
+        except OSError:
+            # A pipe or device cannot be cut; the error at hand says what is wrong.
+            return
+
+
+class PartialWriteError(SinkError):
+    """A file did not take all lines.
+
+    Attributes:
+        num_lines: How many it took, from the first.
+    """
+
+    def __init__(self, message: str, *, num_lines: int) -> None:
+        """Keeps the number of lines that were written all the same."""
+        super().__init__(message)
+        self.num_lines = num_lines
+
+
+def _whole_bytes(path: str | os.PathLike[str]) -> int:
+    """Bytes of a file up to the end of its last whole line."""
+    end = os.path.getsize(path)
+    with open(path, "rb") as file:
+        while end:
+            start = max(0, end - _BLOCK_BYTES)
+            file.seek(start)
+            last = file.read(end - start).rfind(b"\n")
+            if last >= 0:
+                return start + last + 1
+            end = start
+    return 0

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import quote, unquote, urlsplit
 
-from edgerpn.errors import require
+from edgerpn.errors import check_setting, require
 from edgerpn.runtime.redaction import redact, redact_url
 from edgerpn.runtime.sinks.contract import NotDeliveredError, Record
 from edgerpn.runtime.sinks.endpoint import check_url, read_secret, tls_context
-from edgerpn.runtime.sinks.sink_queue import OutputConfig, check_setting
+from edgerpn.runtime.sinks.sink_queue import OutputConfig
 
 _logger = logging.getLogger(__name__)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+from collections.abc import Collection
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,20 +19,33 @@ from edgerpn.runtime.frame import Event, Result
 from edgerpn.runtime.opencv import load_cv2
 
 CODECS = {".mp4": "mp4v", ".avi": "MJPG"}
-"""Codec (four characters) of a video file by its suffix."""
+"""Codec (four characters) of a video file, by suffix."""
 
 DEFAULT_FPS = 25.0
-"""Frame rate of a video made from images, or from a source that does not state its own."""
+"""Frame rate of the video of a source that does not state its rate, as of images."""
+
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+def free_stem(source: str, taken: Collection[str]) -> str:
+    """A file name without suffix for a source, different from the `taken` ones."""
+    stem = plain = _UNSAFE.sub("_", source).strip("._") or "source"
+    number = 1
+    while stem in taken:
+        number += 1
+        stem = f"{plain}-{number}"
+    return stem
 
 
 class VideoFile:
-    """One video of one size and rate, under a temporary name until it is whole."""
+    """A video of one size and rate, under a temporary name until it is whole."""
 
     def __init__(self, path: Path, *, fps: float, size_wh: tuple[int, int]) -> None:
         """Begins the file.
 
         Args:
-            path: `.mp4` or `.avi` file to write, replaced if it is there.
+            path: `.mp4` or `.avi` file to write; an existing one is replaced.
             fps: Frames per second.
             size_wh: Width and height of every picture, pixels.
 
@@ -63,15 +78,15 @@ class VideoFile:
             return 0
 
     def write(self, picture: npt.NDArray[np.uint8]) -> None:
-        """Adds one picture of the file's size; that the disk is full shows in `finish` only."""
+        """Adds one picture of the file's size; a full disk shows in `finish` only."""
         self._writer.write(picture)
         self.num_frames += 1
 
     def finish(self) -> None:
-        """Finishes the file and gives it its name; call it once.
+        """Finishes the file under its name; call it once.
 
         Raises:
-            SinkError: It does not hold every picture; then it is removed.
+            SinkError: It does not hold every picture, and is removed.
         """
         self._writer.release()
         found = self._count_frames(self._temporary)
@@ -97,12 +112,13 @@ class VideoSink:
     """Writes the annotated frames as a video, under a temporary name until it is whole."""
 
     def __init__(self, path: str | os.PathLike[str], painter: Painter, *, fps: float | None) -> None:
-        """Checks the suffix; the file is begun with the first frame, whose size it takes.
+        """Checks the suffix; the file begins with the first frame, and takes its size.
 
         Args:
-            path: `.mp4` or `.avi` file to write, replaced if it is there.
+            path: `.mp4` or `.avi` file to write; an existing one is replaced.
             painter: Draws the frames.
-            fps: Frames per second as the source states them, kept exactly; None: `DEFAULT_FPS`.
+            fps: Frames per second as the source states them, kept exactly; None: as an event `connected` states them,
+                else `DEFAULT_FPS`.
         """
         self.target = str(path)
         self._path = Path(path)
@@ -110,7 +126,7 @@ class VideoSink:
             raise SinkError(f"{path}: cannot write video as {self._path.suffix!r}; known: {', '.join(CODECS)}")
         load_cv2()
         self._painter = painter
-        self._fps = fps or DEFAULT_FPS
+        self._fps = fps
         self._file: VideoFile | None = None
 
     def write(self, result: Result) -> None:
@@ -118,21 +134,23 @@ class VideoSink:
         picture = self._painter.paint(result)
         size_wh = (picture.shape[1], picture.shape[0])
         if self._file is None:
-            self._file = VideoFile(self._path, fps=self._fps, size_wh=size_wh)
+            self._file = VideoFile(self._path, fps=self._fps or DEFAULT_FPS, size_wh=size_wh)
         if size_wh != self._file.size_wh:
             began_wh = self._file.size_wh
             raise SinkError(
                 f"{self._path}: frame {result.index} is {size_wh[0]}x{size_wh[1]}, but the video began with "
                 f"{began_wh[0]}x{began_wh[1]} (width x height), and a video file has one size. For images of "
-                "different sizes use --out DIR."
+                "different sizes use --output DIR."
             )
         self._file.write(picture)
 
     def event(self, event: Event) -> None:
-        """Does nothing: a video holds pictures only."""
+        """Learns the rate of a live source."""
+        if event.kind == "connected" and event.fps > 0:
+            self._fps = self._fps or event.fps
 
     def close(self) -> None:
-        """Finishes the file and gives it its name."""
+        """Finishes the file under its name."""
         file, self._file = self._file, None
         if file is not None:
             file.finish()
@@ -142,7 +160,7 @@ class ImageFolderSink:
     """Writes each annotated image into a folder, under the name of the original."""
 
     def __init__(self, folder: str | os.PathLike[str], painter: Painter) -> None:
-        """Makes the folder if it is missing."""
+        """Makes the folder."""
         self.target = str(folder)
         self._folder = Path(folder)
         self._cv2 = load_cv2()
@@ -165,13 +183,13 @@ class ImageFolderSink:
             raise SinkError(f"{target}: cannot be written: {error.strerror or error}") from error
 
     def event(self, event: Event) -> None:
-        """Does nothing: there is no picture of an event."""
+        """Does nothing: an event has no picture."""
 
     def close(self) -> None:
         """Does nothing: every image is whole when it is written."""
 
     def _name(self, result: Result) -> str:
-        """A name that no image of this run has: a glob may find equal names in several folders."""
+        """A new name for each image: a glob may find equal names in several folders."""
         path = result.frame.path or Path(f"frame-{result.index:06d}.jpg")
         suffix = ".jpg" if path.suffix.lower() in (".jpg", ".jpeg") else ".png"
         name, number = f"{path.stem}{suffix}", 1
@@ -195,7 +213,7 @@ class WindowSink:
         """
         if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
             # Asked first, because some builds of OpenCV end the whole process instead of raising.
-            raise SinkError("--show: there is no display here (DISPLAY is not set); use --video FILE or --out DIR")
+            raise SinkError("--show: there is no display here (DISPLAY is not set); use --video FILE or --output DIR")
         self._cv2 = load_cv2()
         self._painter = painter
         self._title = title
@@ -205,7 +223,7 @@ class WindowSink:
             self._cv2.namedWindow(title, self._cv2.WINDOW_NORMAL)
         except self._cv2.error as error:
             raise SinkError(
-                "--show: this build of OpenCV has no windows (a headless one). Use --video FILE or --out DIR, or "
+                "--show: this build of OpenCV has no windows (a headless one). Use --video FILE or --output DIR, or "
                 "install the full one: pip uninstall opencv-python-headless, then pip install 'edgerpn[opencv]'"
             ) from error
         self._is_open = True

@@ -1,4 +1,4 @@
-"""A sink behind its own bounded queue and thread, so that it cannot hold up the run; with the settings of both."""
+"""A sink behind its own bounded queue and thread, so that it cannot delay the run; with their settings."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
-from edgerpn.errors import SinkError
+from edgerpn.errors import SinkError, check_setting
 from edgerpn.runtime.frame import Event, Result
-from edgerpn.runtime.sinks.contract import NotDeliveredError, Record, RecordMaker, RecordSink, SinkStats
-from edgerpn.runtime.sinks.sink import Sink
+from edgerpn.runtime.sinks.contract import NotDeliveredError, Record, RecordMaker, RecordSink, Sink, SinkStats
 
 _logger = logging.getLogger(__name__)
 
@@ -55,16 +54,6 @@ class OutputConfig:
         check_setting(self.queue >= 0, "queue", "0 or more", self.queue)
         check_setting(self.block_s >= 0, "block_s", "0 or more seconds", self.block_s)
         check_setting(self.drain_s >= 0, "drain_s", "0 or more seconds", self.drain_s)
-
-
-def check_setting(is_good: bool, name: str, expected: str, value: object) -> None:
-    """Refuses a value out of range.
-
-    Raises:
-        ValueError: It is not good.
-    """
-    if not is_good:
-        raise ValueError(f"{name}: expected {expected}, got {value!r}")
 
 
 class SinkQueue(Generic[Item]):
@@ -198,11 +187,13 @@ class FailureLog:
         self.last_error = ""
         self.is_failing = False
 
-    def failed(self, error: BaseException) -> None:
-        """Counts a failure."""
+    def failed(self, error: BaseException, *, is_raised: bool = False) -> None:
+        """Counts a failure; logs it unless it ends the run, which reports it then."""
         self.num_errors += 1
         self.last_error = str(error) or type(error).__name__
         self.is_failing = True
+        if is_raised:
+            return
         now = time.monotonic()
         if self._said_at is not None and now - self._said_at < self._repeat_s:
             self._num_unsaid += 1
@@ -222,7 +213,7 @@ class QueuedSink:
     """Passes results and events to a sink from its own thread.
 
     Makes a record when its result arrives, so that `age_ms` is the age at emission. A sink that is not a `RecordSink`
-    gets results with a copy of the picture, because the capture reuses the memory of the original.
+    gets a copy of a live source's picture, because the capture reuses the memory of the original.
     """
 
     def __init__(
@@ -350,7 +341,7 @@ class QueuedSink:
         """Waits for the thread after `give_up`; logs a warning when it hangs."""
         self._thread.join(max(0.0, timeout_s))
         if self._thread.is_alive():
-            _logger.warning("%s: does not answer and is left behind", self.name)
+            _logger.warning("%s: does not answer; the run ends without it", self.name)
 
     def _put(self, entry: Record | Result | Event) -> None:
         self.raise_failure()
@@ -399,7 +390,7 @@ class QueuedSink:
                 self._sink.event(entry)
 
     def _note(self, error: Exception) -> None:
-        self._log.failed(error)
+        self._log.failed(error, is_raised=self._is_strict)
         if self._is_strict:
             self._failure = self._failure or error
             # The next `write` raises, so nothing more would be delivered.
@@ -462,6 +453,9 @@ def _failure_of(call: Callable[[], None]) -> SinkError | OSError | None:
 
 
 def _with_own_picture(result: Result) -> Result:
+    if result.frame.image.flags.writeable:
+        # Only the memory of captures is read-only; the picture of a file is the frame's own.
+        return result
     image = result.frame.image.copy()
     image.flags.writeable = False
     return dataclasses.replace(result, frame=dataclasses.replace(result.frame, image=image))

@@ -12,20 +12,19 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from edgerpn.errors import SinkError
+from edgerpn.errors import SinkError, check_setting
 from edgerpn.runtime.draw import DEFAULT_TOP, Painter
 from edgerpn.runtime.frame import Event, Frame, Result
 from edgerpn.runtime.opencv import load_cv2
 from edgerpn.runtime.sinks.contract import NotDeliveredError
 from edgerpn.runtime.sinks.jsonl import STAMP, utc_stamp
-from edgerpn.runtime.sinks.picture_sinks import DEFAULT_FPS, VideoFile
-from edgerpn.runtime.sinks.sink_queue import OutputConfig, check_setting
+from edgerpn.runtime.sinks.picture_sinks import DEFAULT_FPS, VideoFile, free_stem
+from edgerpn.runtime.sinks.sink_queue import OutputConfig
 
 LIVE_FPS = 10.0
 """Pictures per second in videos of live sources, unless the settings say otherwise."""
 
 _SPACE_CHECK_FRAMES = 10
-_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,7 +103,7 @@ class VideoSegmentsSink:
         source = result.frame.source
         series = self._series.get(source)
         if series is None:
-            path = self._folder / self._free_name(source)
+            path = self._folder / free_stem(source, {series.path.name for series in self._series.values()})
             series = self._series[source] = VideoSeries(path, self._config, self._painter, is_live=self._is_live)
         series.add(result)
 
@@ -128,15 +127,6 @@ class VideoSegmentsSink:
         self._series.clear()
         if first is not None:
             raise first
-
-    def _free_name(self, source: str) -> str:
-        """Makes a file name for a source that no other source of this run has."""
-        name = plain = _UNSAFE.sub("_", source).strip("._") or "source"
-        number = 1
-        while name in {series.path.name for series in self._series.values()}:
-            number += 1
-            name = f"{plain}-{number}"
-        return name
 
     def _remove_remains(self) -> None:
         remains = re.compile(r"\..+-" + STAMP + r"\.[0-9a-f]{8}" + re.escape(self._config.suffix))

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
 
-from edgerpn.errors import SinkError
+from edgerpn.errors import SinkError, check_setting
 from edgerpn.runtime.redaction import redact, redact_url
 from edgerpn.runtime.sinks.contract import NotDeliveredError, Record
 from edgerpn.runtime.sinks.endpoint import check_url, read_secret, tls_context
-from edgerpn.runtime.sinks.sink_queue import OutputConfig, check_setting
+from edgerpn.runtime.sinks.sink_queue import OutputConfig
 
 _RETRIED = (408, 425, 429)
 _ANSWER_BYTES = 1 << 16

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from edgerpn.errors import check_setting
 from edgerpn.runtime.sources.spec import SourceSpec, parse_source
 
 Policy = Literal["auto", "latest", "every", "queue"]
@@ -71,27 +72,29 @@ class CaptureConfig:
     def __post_init__(self) -> None:
         """Checks everything that needs no open source."""
         parse_source(self.source)
-        _check(
+        check_setting(
             self.policy in ("auto", "latest", "every", "queue"), "policy", "auto, latest, every or queue", self.policy
         )
-        _check(self.transport in ("tcp", "udp"), "transport", "tcp or udp", self.transport)
+        check_setting(self.transport in ("tcp", "udp"), "transport", "tcp or udp", self.transport)
         decoders = ("auto", "ffmpeg", "gstreamer", "ffmpeg-process")
-        _check(self.decoder in decoders, "decoder", ", ".join(decoders), self.decoder)
+        check_setting(self.decoder in decoders, "decoder", ", ".join(decoders), self.decoder)
         # All slots may return at once over a socket that never blocks.
-        _check(1 <= self.queue_frames <= 100, "queue_frames", "1 to 100", self.queue_frames)
-        _check(2 <= self.slots <= 100, "slots", "2 to 100", self.slots)
-        _check(0 <= self.decoder_threads <= 64, "decoder_threads", "0 to 64", self.decoder_threads)
-        _check(math.isfinite(self.max_fps) and self.max_fps >= 0, "max_fps", "0 or more", self.max_fps)
+        check_setting(1 <= self.queue_frames <= 100, "queue_frames", "1 to 100", self.queue_frames)
+        check_setting(2 <= self.slots <= 100, "slots", "2 to 100", self.slots)
+        check_setting(0 <= self.decoder_threads <= 64, "decoder_threads", "0 to 64", self.decoder_threads)
+        check_setting(math.isfinite(self.max_fps) and self.max_fps >= 0, "max_fps", "0 or more", self.max_fps)
         for name in ("gap_s", "stall_s", "open_timeout_s", "backoff_first_s", "healthy_s"):
             value = getattr(self, name)
-            _check(math.isfinite(value) and value > 0, name, "a time above 0 s", value)
-        _check(self.stall_s > self.gap_s, "stall_s", f"more than gap_s ({self.gap_s})", self.stall_s)
+            check_setting(math.isfinite(value) and value > 0, name, "a time above 0 s", value)
+        check_setting(self.stall_s > self.gap_s, "stall_s", f"more than gap_s ({self.gap_s})", self.stall_s)
         is_ordered = math.isfinite(self.backoff_max_s) and self.backoff_max_s >= self.backoff_first_s
-        _check(is_ordered, "backoff_max_s", f"at least backoff_first_s ({self.backoff_first_s})", self.backoff_max_s)
+        check_setting(
+            is_ordered, "backoff_max_s", f"at least backoff_first_s ({self.backoff_first_s})", self.backoff_max_s
+        )
         is_size = self.size_wh is None or (len(self.size_wh) == 2 and min(self.size_wh) > 0)
-        _check(is_size, "size_wh", "two positive sizes", self.size_wh)
-        _check(self.rate_hz is None or self.rate_hz > 0, "rate_hz", "a rate above 0", self.rate_hz)
-        _check(len(self.pixel_format) in (0, 4), "pixel_format", "four characters", self.pixel_format)
+        check_setting(is_size, "size_wh", "two positive sizes", self.size_wh)
+        check_setting(self.rate_hz is None or self.rate_hz > 0, "rate_hz", "a rate above 0", self.rate_hz)
+        check_setting(len(self.pixel_format) in (0, 4), "pixel_format", "four characters", self.pixel_format)
 
     @property
     def spec(self) -> SourceSpec:
@@ -133,8 +136,3 @@ def parse_policy(text: str) -> dict[str, Any]:
         else:
             found["max_fps"] = float(match["fps"])
     return found
-
-
-def _check(is_good: bool, name: str, expected: str, value: object) -> None:
-    if not is_good:
-        raise ValueError(f"{name}: expected {expected}, got {value!r}")

@@ -14,19 +14,18 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from edgerpn.errors import MissingDependencyError, StreamOpenError
+from edgerpn.errors import MissingDependencyError
 from edgerpn.machine import die_with_parent
 from edgerpn.runtime.opencv import load_cv2
 from edgerpn.runtime.sources.capture_config import NETWORK_PROTOCOLS, CaptureConfig
 from edgerpn.runtime.sources.decoders import choose, find_abilities
 from edgerpn.runtime.sources.failures import CaptureFailedError
 from edgerpn.runtime.sources.ffmpeg_reader import FfmpegReader
-from edgerpn.runtime.sources.file_sources import ImageSource
-from edgerpn.runtime.sources.open_source import IMAGE_SUFFIXES, open_source
+from edgerpn.runtime.sources.file_sources import IMAGE_SUFFIXES
 from edgerpn.runtime.sources.parent_link import ParentLink
 from edgerpn.runtime.sources.plugins import PluginReader, load_plugin
 from edgerpn.runtime.sources.pump import Pump
-from edgerpn.runtime.sources.readers import OpenCvReader, PictureReader, Reader
+from edgerpn.runtime.sources.readers import OpenCvReader, Reader
 from edgerpn.runtime.sources.wire import MAX_PACKET_BYTES, pack_alive
 
 _FFMPEG_OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
@@ -103,27 +102,19 @@ def open_reader(config: CaptureConfig, cv2: ModuleType | None) -> Reader:
         message = "OpenCV is not installed: pip install 'edgerpn[opencv-headless]' (on a Jetson: python3-opencv of apt)"
         raise CaptureFailedError(message, reason="dependency", is_final=True)
     if config.spec.kind == "path":
-        pictures = _open_pictures(config.spec.path)
-        if pictures is not None:
-            return PictureReader(pictures)
+        _check_video(config.spec.path)
     choice = choose(config, find_abilities(cv2))
     if choice.decoder == "ffmpeg-process":
         return FfmpegReader(config, choice)
     return OpenCvReader(cv2, config, choice)
 
 
-def _open_pictures(path: str) -> ImageSource | None:
-    """Opens the pictures of a path; returns None for a video."""
-    if os.path.isfile(path) and not path.lower().endswith(IMAGE_SUFFIXES):
-        return None
-    try:
-        found = open_source(path)
-    except StreamOpenError as error:
-        raise CaptureFailedError(str(error), reason="not_found", is_final=True) from error
-    if not isinstance(found, ImageSource):
-        found.close()
-        return None
-    return found
+def _check_video(path: str) -> None:
+    """Refuses everything but a video file: images need no capture process."""
+    if not os.path.isfile(path):
+        raise CaptureFailedError(f"{path}: no such video file", reason="not_found", is_final=True)
+    if path.lower().endswith(IMAGE_SUFFIXES):
+        raise CaptureFailedError(f"{path}: an image, expected a video", reason="unsupported", is_final=True)
 
 
 def _load(config: CaptureConfig) -> ModuleType | None:

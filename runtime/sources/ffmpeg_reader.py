@@ -28,8 +28,6 @@ class FfmpegReader:
 
     fps = 0.0
     num_frames = 0
-    problem = ""
-    path = ""
 
     def __init__(self, config: CaptureConfig, choice: Choice) -> None:
         """Starts ffmpeg; the first `grab` shows whether it can read the source.

@@ -1,7 +1,13 @@
-"""Sources that wait for us: images and video files. They never drop a frame."""
+"""Files as sources: a video, an image, a folder or a glob of images. They wait for the run and never drop a frame.
+
+A thread of the run reads them; see `edgerpn.runtime.sources.capture.FileCapture`.
+"""
 
 from __future__ import annotations
 
+import glob
+import os
+import re
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,36 +18,97 @@ import numpy as np
 
 from edgerpn.errors import StreamOpenError
 from edgerpn.machine import available_cores
-from edgerpn.runtime.frame import Event, Frame
+from edgerpn.runtime.frame import Event, Frame, Source
 from edgerpn.runtime.opencv import load_cv2
+from edgerpn.runtime.sources.spec import parse_source
+
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+"""Files that are read as images; any other file is tried as a video."""
+
+
+def open_source(spec: str | os.PathLike[str], *, name: str = "", decoder_threads: int = 0) -> Source:
+    """Opens a file, a folder or a glob, and makes sure that it delivers.
+
+    Args:
+        spec: A video file; an image; a folder or a glob of images.
+        name: Name in frames and events; empty: the path.
+        decoder_threads: Threads that decode a video; 0: half of the cores.
+
+    Returns:
+        The source; close it when done.
+
+    Raises:
+        StreamOpenError: It does not exist, it cannot be read, or it is not one of these; the message holds no password.
+        MissingDependencyError: OpenCV is not installed.
+    """
+    text = os.fspath(spec)
+    if not isinstance(text, str):
+        raise StreamOpenError("source: expected a file, folder, camera, URL or GStreamer pipeline, got bytes")
+    parsed = parse_source(text)
+    if parsed.is_live:
+        raise StreamOpenError(f"{parsed.shown}: expected a file, a folder or a glob, got a live source")
+    path = Path(parsed.path)
+    name = name or parsed.path
+    if path.is_dir():
+        return ImageSource(_images_in(path), name=name)
+    if path.is_file():
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            return ImageSource([path], name=name, is_single=True)
+        return VideoSource(path, name=name, num_threads=decoder_threads)
+    if path.exists():
+        raise StreamOpenError(f"{parsed.path}: neither a file nor a folder, and not a camera (/dev/videoN)")
+    if glob.has_magic(parsed.path):
+        return ImageSource(_images_matching(parsed.path), name=name)
+    raise StreamOpenError(f"{parsed.path}: no such file or folder")
+
+
+def image_paths(sources: Sequence[str]) -> list[Path]:
+    """Several sources as the images of one, in order, if the shell has expanded a glob of images; else nothing."""
+    if len(sources) < 2:
+        return []
+    specs = [parse_source(source) for source in sources]
+    is_images = all(
+        not spec.is_live and spec.path.lower().endswith(IMAGE_SUFFIXES) and not glob.has_magic(spec.path)
+        for spec in specs
+    )
+    return [Path(spec.path) for spec in specs] if is_images else []
 
 
 class ImageSource:
-    """Images one after the other; see `Source`. One that cannot be read gives an event, and the rest goes on."""
+    """Images in order; see `Source`. One that cannot be read becomes an event, and the rest follows."""
 
-    is_live = False
     is_images = True
     fps = None
-    drops = 0
 
     def __init__(self, paths: Sequence[Path], *, name: str, is_single: bool = False) -> None:
-        """Takes `paths` in order; with `is_single`, failing to read the one image is an error, not an event."""
+        """Takes the images.
+
+        Args:
+            paths: Files in order.
+            name: Name in frames and events.
+            is_single: Whether there is but one, which is read at once.
+
+        Raises:
+            StreamOpenError: The one image cannot be read.
+        """
         self.name = name
         self.num_frames = len(paths)
         self.paths = tuple(paths)
-        self._is_single = is_single
         self._cv2 = load_cv2()
         self._is_closed = False
+        self._first: Frame | Event | None = None
+        if is_single:
+            self._first = self._read(0, paths[0])
+            if isinstance(self._first, Event):
+                raise StreamOpenError(self._first.message)
 
     def __iter__(self) -> Iterator[Frame | Event]:
-        """Gives a frame, or an error event, for each image."""
+        """Yields a frame, or an event `error`, for each image."""
         for index, path in enumerate(self.paths):
             if self._is_closed:
                 return
-            item = self._read(index, path)
-            if self._is_single and isinstance(item, Event):
-                raise StreamOpenError(item.message)
-            yield item
+            first, self._first = self._first, None
+            yield first or self._read(index, path)
 
     def close(self) -> None:
         """Ends the iteration."""
@@ -78,73 +145,55 @@ class ImageSource:
 class VideoSource:
     """The frames of a video file in order; see `Source`."""
 
-    is_live = False
     is_images = False
-    drops = 0
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, name: str = "", num_threads: int = 0) -> None:
         """Opens the file and decodes its first frame.
+
+        Args:
+            path: The file.
+            name: Name in frames and events; empty: the path.
+            num_threads: Threads that decode; 0: half of the cores, the others stay with the model.
 
         Raises:
             StreamOpenError: It is not a video that OpenCV can read.
         """
-        cv2 = load_cv2()
-        self.name = str(path)
-        self._capture = _open_video(cv2, str(path), _decoder_threads(cv2))
-        self._reader = FrameReader(cv2, self._capture, name=self.name)
-        self._first = self._reader.read() if self._capture.isOpened() else None
+        self._cv2 = cv2 = load_cv2()
+        self.name = name or str(path)
+        self._capture = _open_video(cv2, str(path), num_threads or max(1, available_cores() // 2))
+        self._index = 0
+        rate = float(self._capture.get(cv2.CAP_PROP_FPS)) if self._capture.isOpened() else 0.0
+        # Containers without a stated rate report 0 or NaN.
+        self.fps = rate if 0 < rate <= 1000 else None
+        count = float(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)) if self._capture.isOpened() else 0.0
+        self.num_frames = int(count) if 0 < count < 1e12 else None
+        self._first = self._read() if self._capture.isOpened() else None
         if self._first is None:
             self._capture.release()
             raise StreamOpenError(f"{path}: {_why_no_video(path)}")
-        self.fps = self._reader.fps
-        self.num_frames = self._reader.num_frames
         self._is_closed = False
 
     def __iter__(self) -> Iterator[Frame | Event]:
-        """Gives every frame; an event at the end when there are clearly fewer than the file states."""
+        """Yields every frame, and an event at the end when they are clearly fewer than the file states."""
         frame, self._first = self._first, None
-        num_read = 0
         try:
             while frame is not None and not self._is_closed:
                 yield frame
-                num_read += 1
-                frame = self._reader.read()
+                frame = self._read()
         finally:
-            # Released here and not in `close`, which another thread may call while this one is reading.
+            # Released here and not in `close`, which another thread may call during a read.
             self._capture.release()
         stated = self.num_frames or 0
-        # Containers may miscount by a frame or two without anything being lost.
-        if not self._is_closed and stated - num_read > max(2, stated // 100):
-            message = f"{self.name}: ended after {num_read} of {stated} frames; the file is damaged or cut short"
+        # Containers may miscount by a frame or two although nothing is lost.
+        if not self._is_closed and stated - self._index > max(2, stated // 100):
+            message = f"{self.name}: ended after {self._index} of {stated} frames; the file is damaged or cut short"
             yield Event(kind="ended", source=self.name, message=message, reason="codec")
 
     def close(self) -> None:
         """Ends the iteration."""
         self._is_closed = True
 
-
-class FrameReader:
-    """Reads an open `cv2.VideoCapture` frame by frame, with times."""
-
-    def __init__(self, cv2: ModuleType, capture: Any, *, name: str, counts_time: bool = True) -> None:
-        """Reads from `capture`, which stays the caller's to release.
-
-        With `counts_time`, frames without a time stamp get one by their number and the frame rate, which would be
-        wrong for a camera that skips frames.
-        """
-        self._cv2 = cv2
-        self._capture = capture
-        self._name = name
-        self._counts_time = counts_time
-        self._index = 0
-        rate = float(capture.get(cv2.CAP_PROP_FPS)) if capture.isOpened() else 0.0
-        # Streams without a stated rate report 0, NaN or the 90 kHz clock of RTP.
-        self.fps = rate if 0 < rate <= 1000 else None
-        count = float(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0.0
-        self.num_frames = int(count) if 0 < count < 1e12 else None
-
-    def read(self) -> Frame | None:
-        """The next frame, or None when there is no more; blocks as long as OpenCV does."""
+    def _read(self) -> Frame | None:
         start = time.perf_counter()
         ok, image = self._capture.read()
         if not ok or image is None:
@@ -155,11 +204,11 @@ class FrameReader:
         self._index += 1
         return Frame(
             image=image,
+            source=self.name,
             index=index,
             media_time_s=self._media_time_s(index),
             captured_at=time.time(),
             monotonic_s=time.monotonic(),
-            source=self._name,
             decode_ms=(time.perf_counter() - start) * 1e3,
         )
 
@@ -167,28 +216,19 @@ class FrameReader:
         position_ms = float(self._capture.get(self._cv2.CAP_PROP_POS_MSEC))
         if position_ms > 0:
             return position_ms / 1e3
-        # The first frame of a file, or a container or backend that keeps no time stamps.
-        return index / self.fps if self._counts_time and self.fps else None
+        # The first frame of a file, or a container or backend without time stamps.
+        return index / self.fps if self.fps else None
 
 
-def open_capture(cv2: ModuleType, target: str, parameters: Sequence[int] = ()) -> Any:
-    """A `cv2.VideoCapture` for a file or URL, through FFmpeg where OpenCV has it; it may have failed to open."""
-    if cv2.videoio_registry.hasBackend(cv2.CAP_FFMPEG):
-        return cv2.VideoCapture(target, cv2.CAP_FFMPEG, list(parameters))
-    return cv2.VideoCapture(target)
-
-
-def _open_video(cv2: ModuleType, path: str, parameters: Sequence[int]) -> Any:
-    capture = open_capture(cv2, path, parameters)
+def _open_video(cv2: ModuleType, path: str, num_threads: int) -> Any:
+    """A `cv2.VideoCapture`, through FFmpeg where OpenCV has it; it may have failed to open."""
+    if not cv2.videoio_registry.hasBackend(cv2.CAP_FFMPEG):
+        return cv2.VideoCapture(path)
+    # By default FFmpeg starts a thread for each core, which compete with those of the model.
+    threads = [cv2.CAP_PROP_N_THREADS, num_threads] if hasattr(cv2, "CAP_PROP_N_THREADS") else []
+    capture = cv2.VideoCapture(path, cv2.CAP_FFMPEG, threads)
     # A build of OpenCV that does not know a parameter refuses to open anything with it.
-    return capture if capture.isOpened() or not parameters else open_capture(cv2, path)
-
-
-def _decoder_threads(cv2: ModuleType) -> list[int]:
-    """Parameters that leave half of the cores to the model; FFmpeg would start a thread for each, at a price."""
-    if not hasattr(cv2, "CAP_PROP_N_THREADS"):
-        return []
-    return [cv2.CAP_PROP_N_THREADS, max(1, available_cores() // 2)]
+    return capture if capture.isOpened() or not threads else cv2.VideoCapture(path, cv2.CAP_FFMPEG)
 
 
 def _why_no_video(path: Path) -> str:
@@ -200,3 +240,37 @@ def _why_no_video(path: Path) -> str:
     if is_empty:
         return "the file is empty"
     return "not a video that OpenCV can read (no video in it, an unknown codec, or a file that was cut short)"
+
+
+def natural_key(path: Path) -> tuple[object, ...]:
+    """Sort key under which frame2 comes before frame10."""
+    parts = re.split(r"(\d+)", path.as_posix().casefold())
+    # Numbers stand at odd places, so that numbers and texts are never compared; the path itself breaks ties.
+    return (*(int(part) if i % 2 else part for i, part in enumerate(parts)), path.as_posix())
+
+
+def _images_in(folder: Path) -> list[Path]:
+    try:
+        paths = [path for path in folder.iterdir() if _is_image(path)]
+    except OSError as error:
+        raise StreamOpenError(f"{folder}: cannot be read: {error.strerror}") from error
+    if not paths:
+        raise StreamOpenError(
+            f"{folder}: no images in this folder (looked for {', '.join(IMAGE_SUFFIXES)}). Folders below it are not "
+            f"searched; a glob does that: '{folder}/**/*.jpg'"
+        )
+    return sorted(paths, key=natural_key)
+
+
+def _images_matching(pattern: str) -> list[Path]:
+    matches = [Path(match) for match in glob.glob(pattern, recursive=True)]
+    if not matches:
+        raise StreamOpenError(f"{pattern}: the pattern matches no file")
+    paths = [path for path in matches if _is_image(path)]
+    if not paths:
+        raise StreamOpenError(f"{pattern}: the pattern matches {len(matches)} paths, but no image among them")
+    return sorted(paths, key=natural_key)
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()

@@ -1,4 +1,4 @@
-"""Several sources at once: one thread watches all their processes, one condition wakes whoever waits for frames."""
+"""Several sources at once: one thread supervises all capture processes, one condition wakes those who wait."""
 
 from __future__ import annotations
 
@@ -8,132 +8,23 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import TracebackType
 
-from edgerpn.runtime.frame import Event, Frame, SourceState
+from edgerpn.runtime.frame import Event, Frame, Source
+from edgerpn.runtime.sources.capture import Capture, FileCapture, ProcessCapture
 from edgerpn.runtime.sources.capture_config import CaptureConfig
-from edgerpn.runtime.sources.mailbox import Mailbox
+from edgerpn.runtime.sources.process import CaptureProcess
 from edgerpn.runtime.sources.supervisor import SourceSupervisor
-from edgerpn.runtime.sources.watch import Watch
 
 _JOIN_S = 1.8
 _IDLE_S = 60.0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CaptureStats:
-    """What a source has done so far."""
-
-    state: SourceState
-    """starting, connected, quiet (connected, but no frame for `gap_s`), reconnecting or ended."""
-    num_frames: int
-    """Frames that came from its processes."""
-    num_dropped: int
-    """Frames that nobody took in time; those skipped by `max_fps` are not among them."""
-    num_dropped_events: int
-    """Events that nobody took in time."""
-    num_connections: int
-    """Connections that gave frames."""
-    num_messages: int
-    """Lines that decoders wrote, of all connections; damaged video shows so."""
-    frame_age_s: float | None
-    """Seconds since the last frame came; None: none has."""
-    pid: int | None
-    """Number of the process that captures now."""
-
-
-class Capture:
-    """One source of a group; any thread may use it."""
-
-    def __init__(self, config: CaptureConfig, group: CaptureGroup, *, owns_group: bool) -> None:
-        """Made by `CaptureGroup.add` and `open_capture`."""
-        self.config = config
-        self._group = group
-        self._owns_group = owns_group
-        self._changed = group.changed
-        self.mailbox = Mailbox()
-        self.supervisor = SourceSupervisor(config, self._deliver)
-
-    def __enter__(self) -> Capture:
-        """Returns itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Closes it."""
-        self.close()
-
-    @property
-    def name(self) -> str:
-        """Name of the source, without passwords."""
-        return self.config.label
-
-    @property
-    def is_exhausted(self) -> bool:
-        """Whether nothing will come any more and everything has been taken."""
-        return self.supervisor.is_done and not len(self.mailbox)
-
-    @property
-    def messages(self) -> tuple[str, ...]:
-        """The last lines that the present or last process wrote, without passwords."""
-        return self.supervisor.lines
-
-    @property
-    def stats(self) -> CaptureStats:
-        """A snapshot of the counters."""
-        supervisor, process, state = self.supervisor, self.supervisor.process, self.supervisor.state
-        age_s = time.monotonic() - supervisor.last_frame_s
-        with self._changed:
-            return CaptureStats(
-                state="quiet" if state == "connected" and age_s >= self.config.gap_s else state,
-                num_frames=supervisor.num_frames,
-                num_dropped=self.mailbox.num_dropped,
-                num_dropped_events=self.mailbox.num_dropped_events,
-                num_connections=supervisor.num_connections,
-                num_messages=supervisor.num_lines,
-                frame_age_s=age_s if supervisor.num_frames else None,
-                pid=process.pid if process is not None else None,
-            )
-
-    def take(self, timeout_s: float | None = None) -> Frame | Event | None:
-        """The next frame or event, in order.
-
-        Args:
-            timeout_s: Seconds to wait at most; None: until something comes, or nothing will any more.
-
-        Returns:
-            The item; None after the time, or when the source is exhausted or closed.
-        """
-        with self._changed:
-            self._changed.wait_for(
-                lambda: len(self.mailbox) or self._group.is_over or self.supervisor.is_done, timeout_s
-            )
-            self._group.check()
-            return self.mailbox.get()
-
-    def close(self) -> None:
-        """Ends the source and its process, within two seconds; does nothing the second time."""
-        if self._owns_group:
-            self._group.close()
-        else:
-            self._group.remove(self)
-
-    def _deliver(self, item: Frame | Event, max_frames: int) -> None:
-        with self._changed:
-            if isinstance(item, Frame):
-                self.mailbox.put_frame(item, max_frames)
-            else:
-                self.mailbox.put_event(item)
-            self._changed.notify_all()
-
-
 class CaptureGroup:
-    """Sources that are watched together; sources come and go while it runs. Any thread may use it."""
+    """Sources that are taken from together; they come and go while it runs. Any thread may use it."""
 
     def __init__(self) -> None:
-        """Starts the thread that watches, without any source."""
+        """Starts the supervising thread, without any source."""
         self.changed = threading.Condition()
         self._captures: list[Capture] = []
         self._turn = 0
@@ -143,19 +34,17 @@ class CaptureGroup:
         self._selector = selectors.DefaultSelector()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._selector.register(self._wake_fd, selectors.EVENT_READ, self._on_wake)
-        self._watched: list[Watch] = []
-        # All processes are started by this thread, because the kernel ends them when the starting thread ends.
+        self._watched: list[_Watch] = []
+        # This thread starts all processes, because the kernel ends them when the thread that started them ends.
         self._thread = threading.Thread(target=self._supervise, name="edgerpn-capture", daemon=True)
         self._thread.start()
 
     def __enter__(self) -> CaptureGroup:
-        """Returns itself."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Closes it."""
         self.close()
 
     @property
@@ -169,37 +58,59 @@ class CaptureGroup:
         """Whether the group is closed."""
         return self._is_closing
 
-    def check(self) -> None:
-        """Raises the error that ended the watching thread, if one did."""
-        if self._failure is not None:
-            raise RuntimeError("the thread that watches the sources has failed") from self._failure
+    @property
+    def has_failed(self) -> bool:
+        """Whether `check` raises."""
+        return self._failure is not None or any(
+            capture.failure is not None and not len(capture.mailbox) for capture in self._captures
+        )
 
-    def add(self, config: CaptureConfig) -> Capture:
-        """Adds a source and starts it; whether it can be opened shows in its events.
+    def check(self) -> None:
+        """Raises the error that ended the supervising thread or a reader, once the frames before it are taken."""
+        if self._failure is not None:
+            raise RuntimeError("the thread that supervises the sources has failed") from self._failure
+        for capture in self._captures:
+            if capture.failure is not None and not len(capture.mailbox):
+                raise capture.failure
+
+    def add(self, config: CaptureConfig) -> ProcessCapture:
+        """Adds a source with a process of its own; its events show whether it can be opened.
 
         Raises:
             ValueError: Another source has this name.
             RuntimeError: The group is closed.
         """
-        return self._add(config, owns_group=False)
+        return self._add_process(config, owns_group=False)
+
+    def add_file(self, name: str, open_it: Callable[[], Source], *, depth: int, max_fps: float = 0.0) -> FileCapture:
+        """Adds a file or images that a thread of this process reads ahead; arguments as those of `FileCapture`.
+
+        Raises:
+            ValueError: Another source has this name.
+            RuntimeError: The group is closed.
+        """
+        with self.changed:
+            capture = FileCapture(name, open_it, self, depth=depth, max_fps=max_fps)
+            self._add(capture)
+            return capture
 
     def remove(self, capture: Capture) -> None:
-        """Ends a source within two seconds; its frames are let go. Does nothing for one that is not there."""
+        """Ends a source within two seconds and drops its frames. Does nothing for one that is not there."""
         with self.changed:
             if capture not in self._captures:
                 return
             self._captures.remove(capture)
-            self._command(lambda: capture.supervisor.stop(time.monotonic()))
+            capture.stop()
             capture.mailbox.drop_frames()
             self.changed.notify_all()
-            self.changed.wait_for(lambda: capture.supervisor.is_done or not self._thread.is_alive(), _JOIN_S)
+            self.changed.wait_for(lambda: capture.is_done or not self._thread.is_alive(), _JOIN_S)
             capture.mailbox.drop_frames()
 
     def wait(self, timeout_s: float | None = None) -> tuple[Capture, ...]:
         """The sources for which something waits.
 
         Args:
-            timeout_s: Seconds to wait at most; None: until there is something, or nothing will come any more.
+            timeout_s: Seconds to wait at most; None: until something comes, or until nothing more will come.
 
         Returns:
             At least one, in fair turns, but for the end of the time or of all sources.
@@ -218,30 +129,48 @@ class CaptureGroup:
             if not ready:
                 return None
             self._turn = (self._captures.index(ready[0]) + 1) % len(self._captures)
-            return ready[0].mailbox.get()
+            item = ready[0].mailbox.get()
+            # A reader may wait for room.
+            self.changed.notify_all()
+            return item
 
     def close(self) -> None:
         """Ends all sources and their processes, within two seconds; does nothing the second time."""
         with self.changed:
             self._is_closing = True
-            self._command(self._stop_all)
-            for capture in self._captures:
+            self.command(self._stop_all)
+            captures = tuple(self._captures)
+            for capture in captures:
+                capture.stop()
                 capture.mailbox.drop_frames()
             self.changed.notify_all()
+        deadline_s = time.monotonic() + _JOIN_S
         if threading.current_thread() is not self._thread:
-            self._thread.join(timeout=_JOIN_S)
+            self._thread.join(_JOIN_S)
+        for capture in captures:
+            capture.join(max(0.0, deadline_s - time.monotonic()))
 
-    def _add(self, config: CaptureConfig, *, owns_group: bool) -> Capture:
+    def command(self, command: Callable[[], None]) -> None:
+        """Calls `command` in the supervising thread."""
+        self._commands.append(command)
+        if self._wake_fd >= 0:
+            os.eventfd_write(self._wake_fd, 1)
+
+    def _add_process(self, config: CaptureConfig, *, owns_group: bool) -> ProcessCapture:
         with self.changed:
-            if self._is_closing:
-                raise RuntimeError("the group of sources is closed")
-            capture = Capture(config, self, owns_group=owns_group)
-            if any(other.name == capture.name for other in self._captures):
-                raise ValueError(f"name: two sources named {capture.name!r}; give one of them another name")
-            self._captures.append(capture)
-            watch = Watch(capture.supervisor)
-            self._command(lambda: self._watched.append(watch))
+            capture = ProcessCapture(config, self, owns_group=owns_group)
+            self._add(capture)
+            watch = _Watch(capture.supervisor)
+            self.command(lambda: self._watched.append(watch))
             return capture
+
+    def _add(self, capture: Capture) -> None:
+        if self._is_closing:
+            raise RuntimeError("the group of sources is closed")
+        if any(other.name == capture.name for other in self._captures):
+            raise ValueError(f"name: two sources named {capture.name!r}; give one of them another name")
+        self._captures.append(capture)
+        capture.start()
 
     def _ready(self) -> tuple[Capture, ...]:
         order = self._captures[self._turn :] + self._captures[: self._turn]
@@ -249,11 +178,6 @@ class CaptureGroup:
 
     def _is_exhausted(self) -> bool:
         return self._is_closing or all(capture.is_exhausted for capture in self._captures)
-
-    def _command(self, command: Callable[[], None]) -> None:
-        self._commands.append(command)
-        if self._wake_fd >= 0:
-            os.eventfd_write(self._wake_fd, 1)
 
     def _on_wake(self, now_s: float) -> None:
         os.eventfd_read(self._wake_fd)
@@ -273,14 +197,14 @@ class CaptureGroup:
                 self._is_closing = True
                 wake_fd, self._wake_fd = self._wake_fd, -1
                 self.changed.notify_all()
-            # None is left but after a failure.
+            # Only a failure leaves any.
             for watch in self._watched:
                 watch.supervisor.abandon()
             self._selector.close()
             os.close(wake_fd)
 
     def _step(self) -> None:
-        """One round: what was asked, what is due, and then what comes in."""
+        """One round: commands, then what is due, then what comes in."""
         while self._commands:
             self._commands.popleft()()
         next_s = time.monotonic() + _IDLE_S
@@ -298,6 +222,44 @@ class CaptureGroup:
             key.data(time.monotonic())
 
 
-def open_capture(config: CaptureConfig) -> Capture:
+class _Watch:
+    """A source's place in the selector of the supervising thread."""
+
+    def __init__(self, supervisor: SourceSupervisor) -> None:
+        """Watches nothing until the first `tick`."""
+        self.supervisor = supervisor
+        self._process: CaptureProcess | None = None
+        self._fds: list[int] = []
+
+    def tick(self, selector: selectors.BaseSelector) -> float:
+        """Does what is due for the source, and lets the selector follow its process."""
+        supervisor = self.supervisor
+        self._leave(selector, is_all=supervisor.process is not self._process)
+        next_s = supervisor.tick(time.monotonic())
+        process = supervisor.process
+        if process is not self._process:
+            self._leave(selector, is_all=True)
+            self._process = process
+            if process is not None:
+                self._enter(selector, process.control.fileno(), supervisor.on_control)
+                self._enter(selector, process.output_fd, lambda now_s: self._on_output(selector))
+        return next_s
+
+    def _on_output(self, selector: selectors.BaseSelector) -> None:
+        if not self.supervisor.on_output() and len(self._fds) == 2:
+            selector.unregister(self._fds.pop())
+
+    def _enter(self, selector: selectors.BaseSelector, fd: int, callback: Callable[[float], None]) -> None:
+        selector.register(fd, selectors.EVENT_READ, callback)
+        self._fds.append(fd)
+
+    def _leave(self, selector: selectors.BaseSelector, *, is_all: bool) -> None:
+        """Unregisters a process that has ended, or whose closed socket would wake the thread for ever."""
+        if is_all or (self._process is not None and self._process.is_over):
+            while self._fds:
+                selector.unregister(self._fds.pop())
+
+
+def open_capture(config: CaptureConfig) -> ProcessCapture:
     """Starts one source on its own; closing it ends everything."""
-    return CaptureGroup()._add(config, owns_group=True)
+    return CaptureGroup()._add_process(config, owns_group=True)

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from edgerpn.runtime.frame import Frame
-from edgerpn.runtime.sources.ring import RingWriter
+from edgerpn.runtime.sources.shared_memory import RingWriter
 from edgerpn.runtime.sources.wire import (
     MAX_PACKET_BYTES,
     STOP,

@@ -91,9 +91,6 @@ Factory = Callable[[CaptureConfig], Any]
 class PluginReader:
     """Frames of a plugin's source; see `Reader`."""
 
-    problem = ""
-    path = ""
-
     def __init__(self, config: CaptureConfig, entry: EntryPoint, factory: Factory) -> None:
         """Opens the source.
 

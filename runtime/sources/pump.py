@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from pathlib import Path
 from typing import Any
 
 from edgerpn.runtime.frame import Frame
@@ -50,9 +49,7 @@ class Pump:
             if not has_frame:
                 return
             self.num_grabbed += 1
-            if reader.problem:
-                self._event("error", message=reader.problem, reason="codec", path=reader.path)
-            elif not self._move(start_s, grabbed_s, time.time()) and self._num_broken >= _MAX_BROKEN:
+            if not self._move(start_s, grabbed_s, time.time()) and self._num_broken >= _MAX_BROKEN:
                 return
             self._ready_s = time.monotonic()
 
@@ -77,7 +74,6 @@ class Pump:
             captured_at=wall_s,
             monotonic_s=grabbed_s,
             decode_ms=(time.monotonic() - decode_start_s - waited_s) * 1e3,
-            path=Path(self._reader.path) if self._reader.path else None,
             lag_ms=lag_s * 1e3 if lag_s is not None and self._has_clock else None,
             num_dropped=self._link.pop_drops(),
             num_skipped=self._num_skipped,
@@ -122,7 +118,7 @@ class Pump:
         ring = self._link.ring_for(image.nbytes)
         if is_first:
             self._report_connected()
-        elif not self._reader.path:
+        else:
             old, new = f"{before[1]}x{before[0]}", f"{image.shape[1]}x{image.shape[0]}"
             self._event("resized", message=f"the pictures are {new} now, {old} before", size_wh=self._size_wh)
         taken = self._link.take_slot(waits=self._waits)

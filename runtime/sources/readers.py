@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -13,11 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerpn.machine import available_cores
-from edgerpn.runtime.frame import Event, Frame
 from edgerpn.runtime.sources.capture_config import CaptureConfig
 from edgerpn.runtime.sources.decoders import Choice
 from edgerpn.runtime.sources.failures import CaptureFailedError, probe_address
-from edgerpn.runtime.sources.file_sources import ImageSource
 
 Image = npt.NDArray[np.uint8]
 
@@ -38,10 +35,6 @@ class Reader(Protocol):
     """Frames in all; 0: unknown or endless."""
     is_live: bool
     """Whether the source continues when nobody reads it."""
-    problem: str
-    """Why the grabbed item cannot be read; empty: it can."""
-    path: str
-    """File of the grabbed item if it is a picture."""
 
     def grab(self) -> bool:
         """Waits for the next frame; returns False at the end."""
@@ -62,9 +55,6 @@ class Reader(Protocol):
 
 class OpenCvReader:
     """Files, URLs, cameras and pipelines through `cv2.VideoCapture`; see `Reader`."""
-
-    problem = ""
-    path = ""
 
     def __init__(self, cv2: ModuleType, config: CaptureConfig, choice: Choice) -> None:
         """Opens the source.
@@ -132,39 +122,6 @@ class OpenCvReader:
         if self._config.rate_hz and self.fps and abs(self._config.rate_hz - self.fps) > 0.5:
             note += f"; {self.fps:g} frames/s instead of {self._config.rate_hz:g}"
         return note
-
-
-class PictureReader:
-    """Pictures of a folder or glob; see `Reader`."""
-
-    is_live = False
-    fps = 0.0
-    decoder = "OpenCV's image codecs: the source is pictures"
-
-    def __init__(self, source: ImageSource) -> None:
-        self._items: Iterator[Frame | Event] = iter(source)
-        self._source = source
-        self._image: Image | None = None
-        self.num_frames = source.num_frames
-        self.problem = ""
-        self.path = ""
-
-    def grab(self) -> bool:
-        item = next(self._items, None)
-        if item is None:
-            return False
-        self.path = os.fspath(item.path or "")
-        self._image, self.problem = (item.image, "") if isinstance(item, Frame) else (None, item.message)
-        return True
-
-    def retrieve(self, into: Image | None) -> Image | None:
-        return self._image
-
-    def media_time_s(self) -> float | None:
-        return None
-
-    def close(self) -> None:
-        self._source.close()
 
 
 def _open(cv2: ModuleType, config: CaptureConfig, choice: Choice) -> Any:

@@ -90,6 +90,9 @@ class Backoff:
     def next_s(self, reason: Reason) -> float:
         """Counts a failure; returns the seconds to wait before the next attempt."""
         self.num_failures += 1
+        if reason == "resized" and self.num_failures == 1:
+            # A camera that changes its size is not down.
+            return 0.0
         longest_s = self._config.backoff_max_s
         # The exponent is capped, because a camera may be down for weeks.
         delay_s = min(longest_s, self._config.backoff_first_s * 2 ** min(self.num_failures - 1, 30))

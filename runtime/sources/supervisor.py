@@ -7,7 +7,6 @@ import math
 import os
 import struct
 import time
-from pathlib import Path
 from typing import Any
 
 from edgerpn.errors import StreamOpenError
@@ -16,13 +15,14 @@ from edgerpn.runtime.sources.capture_config import CaptureConfig
 from edgerpn.runtime.sources.failures import FIXES
 from edgerpn.runtime.sources.process import CaptureProcess
 from edgerpn.runtime.sources.reconnect import Backoff, CaptureOutcome, ExitReport, judge_exit
-from edgerpn.runtime.sources.ring import RingReader
+from edgerpn.runtime.sources.shared_memory import RingReader
 from edgerpn.runtime.sources.wire import unpack_frame
 
+# From the start of a process to its first packet: importing OpenCV from a memory card is slow.
 _START_S = 60.0
+_OPEN_MARGIN_S = 2.0
 _KILL_S = 1.0
 _POLL_S = 0.02
-_OPEN_MARGIN_S = 2.0
 # A damaged packet may announce a wrong size, which the next good one corrects.
 _RESIZED_S = 0.6
 
@@ -207,10 +207,6 @@ class SourceSupervisor:
             self._is_live = values["is_live"]
             values |= {"attempt": self.num_connections, "duration_s": now_s - self._started_s}
             values["decoder"] = self._clean(values["decoder"])
-        if values.get("path"):
-            values["path"] = Path(values["path"])
-        else:
-            values.pop("path", None)
         reason: Reason = values.pop("reason", "none")
         self._event(kind, message, reason=reason, **values)
         before, self._size_wh = self._size_wh, values.get("size_wh", self._size_wh)
@@ -236,13 +232,8 @@ class SourceSupervisor:
         if self._is_live is None:
             message = f"no frame within {now_s - self._started_s:.1f} s of the start"
         else:
-            self._event(
-                "stalled",
-                f"{self.config.label}: {message}; its process is killed",
-                reason="timeout",
-                fix=FIXES["timeout"],
-                duration_s=silent_s,
-            )
+            text = f"{self.config.label}: {message}; its process is killed"
+            self._event("stalled", text, reason="timeout", duration_s=silent_s)
         self._exit_report = ExitReport(reason="timeout", message=message, is_final=False)
         self._kill(process, now_s)
 
@@ -271,31 +262,33 @@ class SourceSupervisor:
 
     def _schedule(self, ended: CaptureOutcome, now_s: float) -> None:
         """Reports the end of a process, and schedules the next."""
-        fix = FIXES.get(ended.reason, "") if not ended.is_good else ""
         if ended.is_final:
             if not ended.is_good:
-                self._event("error", ended.message, reason=ended.reason, fix=fix)
+                self._event("error", ended.message, reason=ended.reason)
             self.state = "ended"
-            self._event("ended", ended.message, reason=ended.reason, fix=fix)
+            self._event("ended", ended.message, reason=ended.reason)
             return
         if ended.reason == "crashed":
-            self._event("error", ended.message, reason="crashed", fix=fix)
+            self._event("error", ended.message, reason="crashed")
         if self._is_live is not None and now_s - self._connected_s >= self.config.healthy_s:
             self._backoff.reset()
-        is_first = not self._backoff.num_failures
         delay_s = self._backoff.next_s(ended.reason)
-        if ended.reason == "resized" and is_first:
-            delay_s = 0.0
         self._retry_s = now_s + delay_s
         self.state = "reconnecting"
         message = f"{ended.message}; next attempt in {delay_s:.1f} s"
         attempt = self._backoff.num_failures
-        self._event("reconnecting", message, reason=ended.reason, fix=fix, attempt=attempt, delay_s=delay_s)
+        self._event("reconnecting", message, reason=ended.reason, attempt=attempt, delay_s=delay_s)
 
     def _clean(self, text: str) -> str:
         return self.process.clean(text) if self.process is not None else text
 
     def _event(self, kind: Any, message: str, *, reason: Reason = "none", **values: Any) -> None:
-        if "fix" not in values:
-            values["fix"] = FIXES.get(reason, "")
-        self._deliver(Event(kind=kind, source=self.config.label, message=message, reason=reason, **values), 0)
+        event = Event(
+            kind=kind,
+            source=self.config.label,
+            message=message,
+            reason=reason,
+            fix=FIXES.get(reason, ""),
+            **values,
+        )
+        self._deliver(event, 0)

@@ -1,7 +1,7 @@
 """Web page, API and metrics of a run: `edgerpn run MODEL SOURCE... --http 127.0.0.1:8080`.
 
-One thread serves them, and another draws and encodes pictures; both are idle while no client asks. This package does
-not import `edgerpn.runtime.run`: it shows and controls a `Streams` of `streams_protocol`.
+One thread serves them, and another draws and encodes pictures; both are idle while no client asks. The package
+shows and controls a `Streams` of `streams_protocol`.
 Needs the extra `web` (Starlette, uvicorn, prometheus_client).
 """
 
@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgerpn.errors import require
-from edgerpn.runtime.web.http_config import HttpConfig
-from edgerpn.runtime.web.streams_protocol import PageInfo, Streams
+from edgerpn.runtime.run.http_config import HttpConfig
+from edgerpn.runtime.run.service import PageInfo
+from edgerpn.runtime.web.streams_protocol import Streams
 
 if TYPE_CHECKING:
     from edgerpn.runtime.web.server import WebServer

@@ -12,7 +12,7 @@ from typing import Any
 from starlette.types import Scope
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from edgerpn.runtime.web.http_config import MAX_CONNECTIONS, is_loopback
+from edgerpn.runtime.run.http_config import MAX_CONNECTIONS, is_loopback
 from edgerpn.runtime.web.streaming import is_endless
 
 MAX_PER_ADDRESS = 100

@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from edgerpn.runtime.frame import Event, Result
+from edgerpn.runtime.run.http_config import HttpConfig
+from edgerpn.runtime.run.service import PageInfo
 from edgerpn.runtime.sinks import SinkStats
 from edgerpn.runtime.web.feed import RecordFeed
-from edgerpn.runtime.web.http_config import HttpConfig
 from edgerpn.runtime.web.metrics import PageMetrics
 from edgerpn.runtime.web.pictures import PictureFeed
-from edgerpn.runtime.web.streams_protocol import PageInfo, Streams
+from edgerpn.runtime.web.streams_protocol import Streams
 
 UP_STATES = ("connected", "quiet")
 """States of a source that is up."""

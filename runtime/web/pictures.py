@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerpn.runtime.frame import Event, Result
-from edgerpn.runtime.web.http_config import HttpConfig
+from edgerpn.runtime.run.http_config import HttpConfig
 from edgerpn.runtime.web.paint import EncodedPicture, FrameCopy, ViewSettings, annotate, blank, encode, mark, shrink
 
 KEEP_S = 2.0

@@ -20,9 +20,9 @@ from starlette.routing import Mount, Route
 from edgerpn import __version__
 from edgerpn.errors import EdgeRpnError
 from edgerpn.runtime.redaction import redact
+from edgerpn.runtime.run.http_config import MAX_TOP, HttpConfig
 from edgerpn.runtime.sinks.record import iso_utc, record_schema
 from edgerpn.runtime.web.access import COOKIE, COOKIE_S, AccessRules, is_https
-from edgerpn.runtime.web.http_config import MAX_TOP, HttpConfig
 from edgerpn.runtime.web.hub import SAMPLED, UP_STATES, Hub
 from edgerpn.runtime.web.metrics import families
 from edgerpn.runtime.web.requests import (

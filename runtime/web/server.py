@@ -12,13 +12,14 @@ from contextlib import suppress
 import uvicorn
 
 from edgerpn.errors import SinkError
+from edgerpn.runtime.run.http_config import HttpConfig
+from edgerpn.runtime.run.service import PageInfo
 from edgerpn.runtime.web.access import AccessGuard, AccessRules
 from edgerpn.runtime.web.connections import Connections, take_over_log
-from edgerpn.runtime.web.http_config import HttpConfig
 from edgerpn.runtime.web.hub import Hub
 from edgerpn.runtime.web.routes import PageRoutes
 from edgerpn.runtime.web.streaming import StreamRoutes
-from edgerpn.runtime.web.streams_protocol import PageInfo, Streams
+from edgerpn.runtime.web.streams_protocol import Streams
 
 SAMPLE_S = 1.0
 """Seconds between two samples of the sources, and between two sweeps of the connections."""

@@ -13,9 +13,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from edgerpn.runtime.run.http_config import HttpConfig
 from edgerpn.runtime.sinks.record import iso_utc
 from edgerpn.runtime.web.feed import RecordListener, RecordType
-from edgerpn.runtime.web.http_config import HttpConfig
 from edgerpn.runtime.web.hub import Hub
 from edgerpn.runtime.web.paint import EncodedPicture
 from edgerpn.runtime.web.requests import problem

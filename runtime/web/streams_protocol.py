@@ -3,20 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from edgerpn.runtime.sinks import SinkStats
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PageInfo:
-    """The page's facts about the run."""
-
-    model: str
-    """Name of the model."""
-    backend: str
-    """Name of its inference backend."""
 
 
 class Streams(Protocol):

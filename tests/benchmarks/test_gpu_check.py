@@ -16,7 +16,6 @@ import pytest
 import torch
 
 from benchmarks.gpu import __main__ as gpu_check
-from benchmarks.gpu import report as gpu_report
 from benchmarks.gpu import session as gpu_session
 from edgerpn import settings
 from edgerpn.train.checkpoint import Checkpoint, save_checkpoint
@@ -213,7 +212,7 @@ def test_the_table_shows_times_engines_and_the_reason_of_every_step() -> None:
         record(name="alone", status="done", figures={"latency_ms": {"graph": times}, "cuda_graph": {"graph": "works"}}),
         record(name="share", status="failed", reason="20 % | too much", figures={"share": 0.2}, output=["last line"]),
     ]
-    text = gpu_report.report({"hardware": "Orin", "empty": None}, records)
+    text = gpu_check.report({"hardware": "Orin", "empty": None}, records)
     assert text.startswith("# GPU check: Orin\n\n- hardware: Orin\n\n## share\n\n- share: 0.2")
     for row in (
         "| build fp16 | 10.3.0 | 8.7 | 1, 4, 8 | 5.0 | 77 | 3.0 |",

@@ -21,7 +21,6 @@ from benchmarks import machine
 from benchmarks.streams import __main__ as streams
 from benchmarks.streams import camera, sinks, stamp
 from benchmarks.streams import plan as figures
-from benchmarks.streams import report as streams_report
 from benchmarks.streams import soak as streams_soak
 
 _TIMES = np.arange(60) * 20.0
@@ -203,10 +202,10 @@ def test_the_exit_status_is_one_unless_something_was_measured_and_all_limits_hol
 def test_what_is_no_number_is_null_in_json_and_the_table_names_every_column() -> None:
     part_of = figures.Part
     part = part_of(name="soak", rows=[{"a": math.nan}, {"b": "x|y"}], limits=[], notes=["told"])
-    assert json.loads(json.dumps(streams_report.as_json({}, [part]), allow_nan=False))["parts"]["soak"]["rows"][0] == {
+    assert json.loads(json.dumps(streams.as_json({}, [part]), allow_nan=False))["parts"]["soak"]["rows"][0] == {
         "a": None
     }
-    assert "| a | b |\n| --- | --- |\n| nan |  |\n|  | x\\|y |" in streams_report.markdown({"cores": 2}, [part])
+    assert "| a | b |\n| --- | --- |\n| nan |  |\n|  | x\\|y |" in streams.markdown({"cores": 2}, [part])
 
 
 @pytest.fixture

@@ -195,7 +195,7 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class Exported:
-    """An exported file, and what the export said of it."""
+    """An exported file, and the result of the export."""
 
     file: Path
     checkpoint: Path

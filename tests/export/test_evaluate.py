@@ -20,10 +20,8 @@ GetExport = Callable[[str], Any]
 @pytest.mark.parametrize("name", ["standard", "portable"])
 def test_a_checkpoint_and_its_export_have_the_same_recall(name: str, exported: GetExport, photos: Path) -> None:
     made = exported(name)
-    found = evaluate_model(made.file, photos / "val.json", photos / "images")
-    expected = evaluate_model(
-        made.checkpoint, photos / "val.json", photos / "images", num_proposals=made.config.num_proposals
-    )
+    found = evaluate_model(made.file, photos)
+    expected = evaluate_model(made.checkpoint, photos, num_proposals=made.config.num_proposals)
     assert found.metrics.keys() == expected.metrics.keys()
     for metric, value in expected.metrics.items():
         assert found.metrics[metric] == pytest.approx(value, abs=0.001), metric
@@ -35,8 +33,8 @@ def test_a_checkpoint_and_its_export_have_the_same_recall(name: str, exported: G
 
 
 def test_a_model_for_one_camera_size_is_measured_on_pictures_of_any_size(exported: GetExport, photos: Path) -> None:
-    fixed = evaluate_model(exported("portable-source").file, photos / "val.json", photos / "images")
-    free = evaluate_model(exported("portable").file, photos / "val.json", photos / "images")
+    fixed = evaluate_model(exported("portable-source").file, photos)
+    free = evaluate_model(exported("portable").file, photos)
     assert fixed.num_images == 5
     # Pictures are scaled twice on this way.
     assert fixed.metrics["recall@100-iou50"] == pytest.approx(free.metrics["recall@100-iou50"], abs=0.25)
@@ -44,7 +42,7 @@ def test_a_model_for_one_camera_size_is_measured_on_pictures_of_any_size(exporte
 
 
 def test_a_limit_measures_the_first_images_only(checkpoints: dict[str, Path], photos: Path) -> None:
-    evaluation = evaluate_model(checkpoints["peaks"], photos / "val.json", photos / "images", limit=2)
+    evaluation = evaluate_model(checkpoints["peaks"], photos, limit=2)
     assert evaluation.num_images == 2
 
 

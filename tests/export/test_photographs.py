@@ -1,11 +1,16 @@
-"""A few of many photographs."""
+"""Photographs for parity and calibration: those of a data set, of a folder, and a few of many."""
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgerpn.export.photographs import spread
+from edgerpn.errors import DataError, ExportError
+from edgerpn.export.photographs import NUM_PARITY_IMAGES, calibration_images, parity_images, spread
 
 
 def test_a_few_of_many_reach_from_the_first_to_the_last() -> None:
@@ -20,3 +25,60 @@ def test_none_comes_twice_and_the_order_stays(count: int, most: int) -> None:
     found = spread(range(count), most)
     assert len(found) == min(count, most)
     assert found == sorted(set(found))
+
+
+def test_parity_images_come_from_annotations_or_from_a_folder(
+    photos: Path, photo_files: list[Path], tmp_path: Path
+) -> None:
+    assert sorted(parity_images(photos, None)) == photo_files
+    assert sorted(parity_images(photos / "val.json", None)) == photo_files
+    (tmp_path / "notes.txt").write_text("no picture")
+    for number in range(3 * NUM_PARITY_IMAGES):
+        (tmp_path / f"{number:03}.PNG").write_bytes(b"")
+    chosen = [file.name for file in parity_images(None, tmp_path)]
+    assert len(chosen) == NUM_PARITY_IMAGES
+    assert chosen[:3] == ["000.PNG", "003.PNG", "006.PNG"]
+    with pytest.raises(ExportError, match="compared with PyTorch on real images"):
+        parity_images(None, None)
+    with pytest.raises(DataError):
+        parity_images(tmp_path, None)
+
+
+def copy_photos(files: list[Path], folder: Path, count: int) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    return [Path(shutil.copy(files[i % len(files)], folder / f"{i:03}.png")) for i in range(count)]
+
+
+def test_photographs_are_found_at_every_depth_and_few_cause_a_warning(tmp_path: Path, photo_files: list[Path]) -> None:
+    expected = [*copy_photos(photo_files, tmp_path, 2), *copy_photos(photo_files, tmp_path / "night" / "rain", 3)]
+    (tmp_path / "notes.txt").write_text("not a photograph")
+    (tmp_path / "._000.png").write_text("a file that some systems leave behind")
+    lines: list[str] = []
+    assert sorted(calibration_images(tmp_path, log=lines.append)) == sorted(expected)
+    assert len(lines) == 1
+    assert lines[0].startswith(f"warning: {tmp_path}: only 5 photographs to calibrate on; ")
+    assert "ranges from fewer than 100 may miss" in lines[0]
+
+
+def test_images_are_spread_evenly_and_enough_need_no_warning(tmp_path: Path) -> None:
+    files = [tmp_path / f"{i:03}.jpg" for i in range(101)]
+    for file in files:
+        file.touch()
+    lines: list[str] = []
+    assert calibration_images(tmp_path, limit=5, log=lines.append) == [files[i] for i in (0, 25, 50, 75, 100)]
+    assert lines == []
+
+
+def test_a_data_folder_gives_its_training_images(photos: Path, photo_files: list[Path]) -> None:
+    (photos / "images" / "unlisted.png").write_bytes(photo_files[0].read_bytes())
+    try:
+        assert calibration_images(photos) == photo_files
+    finally:
+        (photos / "images" / "unlisted.png").unlink()
+
+
+@pytest.mark.parametrize(("name", "message"), [("empty", "no photographs to calibrate on"), ("none", "does not exist")])
+def test_a_folder_without_photographs_is_refused(name: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=message):
+        calibration_images(tmp_path / name)

@@ -18,7 +18,7 @@ from edgerpn.runtime.redaction import (
     redact_ffmpeg_options,
     redact_url,
 )
-from edgerpn.runtime.sources.open_source import open_source
+from edgerpn.runtime.sources.file_sources import open_source
 
 ANY_TEXT = st.text(min_size=1, max_size=20)
 NO_SPACE = st.text(st.characters(exclude_categories=("Z", "C"), exclude_characters="\"'<>"), min_size=1, max_size=20)

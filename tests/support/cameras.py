@@ -1,4 +1,4 @@
-"""Cameras and faulty networks as fixtures; conftest files take over what they need of them."""
+"""Cameras and faulty networks as fixtures, which conftest files import."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class RtspCamera:
         self.start()
 
     def start(self, **changes: Any) -> None:
-        """Starts it, on the port of before."""
+        """Starts the server, on its earlier port."""
         self.options |= changes
         options = [text for key, value in self.options.items() for text in (f"--{key}", str(value))]
         self.process = subprocess.Popen(
@@ -59,7 +59,7 @@ class RtspCamera:
         self.port = int(port)
 
     def command(self, text: str) -> None:
-        """Gives a command; see the server."""
+        """Sends a command of `rtsp_server.py`."""
         assert self.process.stdin is not None
         self.process.stdin.write(text + "\n")
         self.process.stdin.flush()
@@ -101,9 +101,17 @@ def make_camera(rtsp_packages: None) -> Iterator[Callable[..., RtspCamera]]:
         camera.kill()
 
 
+@pytest.fixture(scope="module")
+def camera(rtsp_packages: None) -> Iterator[RtspCamera]:
+    """An RTSP camera that the tests of a module share; it must not be changed."""
+    shared = RtspCamera(gop=10)
+    yield shared
+    shared.kill()
+
+
 @pytest.fixture
 def make_proxy() -> Iterator[Callable[[int], Any]]:
-    """Starts proxies that can spoil a connection."""
+    """Starts proxies that can disturb a connection."""
     proxies: list[Any] = []
 
     def make(port: int) -> Any:

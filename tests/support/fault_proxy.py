@@ -1,6 +1,6 @@
-"""A TCP proxy between a player and a camera that does what networks do.
+"""A TCP proxy between a player and a camera that imitates faults of networks.
 
-Everything can be changed while it runs. Faults act on what the camera sends; what the player sends goes through.
+All faults can change while it runs. They act on the camera's data; the player's data passes unchanged.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ class FaultProxy:
         """Starts without faults."""
         self.target_port = target_port
         self.is_frozen = False
-        """Nothing goes through, and no connection is closed."""
+        """Nothing passes, and no connection closes."""
         self.loss = 0.0
-        """Share of RTP packets that are left out (RTSP over TCP only)."""
+        """Share of lost RTP packets (RTSP over TCP only)."""
         self.bytes_per_s = 0
         """Speed limit; 0: none."""
         self.corruption = 0.0
-        """Share of chunks of RTP payload in which bytes are changed."""
+        """Share of RTP packets with changed bytes."""
         self.clock_jump_s = 0.0
-        """Seconds by which the camera's time stamps of video are ahead."""
+        """Seconds to add to the camera's time stamps."""
         self.num_accepted = 0
         self._random = random.Random(seed)
         self._listener: socket.socket | None = None
@@ -50,7 +50,7 @@ class FaultProxy:
         self.cut()
 
     def listen(self) -> None:
-        """Takes connections (again), on the port of before."""
+        """Accepts connections (again), on the earlier port."""
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", self.port))
@@ -60,10 +60,10 @@ class FaultProxy:
         threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
 
     def refuse(self) -> None:
-        """Takes no more connections; those there are go on."""
+        """Refuses new connections; existing ones continue."""
         listener, self._listener = self._listener, None
         if listener is not None:
-            # Closing alone would not wake the thread that accepts.
+            # Closing alone would not wake the accepting thread.
             with suppress(OSError):
                 listener.shutdown(socket.SHUT_RDWR)
             listener.close()
@@ -90,7 +90,7 @@ class FaultProxy:
             except OSError:
                 player.close()
                 continue
-            # A small buffer, so that a slow line is felt by the camera as soon as by the player.
+            # A small buffer, so that a slow network slows the camera as soon as the player.
             camera.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
             with self._lock:
                 self._connections += [player, camera]
@@ -123,11 +123,11 @@ class FaultProxy:
         if is_rtp and self._random.random() < self.loss:
             return
         if is_rtp and self._random.random() < self.corruption:
-            spoilt = bytearray(packet)
-            # Behind the headers of the packet: damage of the picture, not of the connection.
-            for _ in range(max(1, len(spoilt) // 50)):
-                spoilt[self._random.randrange(min(20, len(spoilt) - 1), len(spoilt))] = self._random.randrange(256)
-            packet = bytes(spoilt)
+            damaged = bytearray(packet)
+            # After the headers of the packet: the picture is damaged, not the connection.
+            for _ in range(max(1, len(damaged) // 50)):
+                damaged[self._random.randrange(min(20, len(damaged) - 1), len(damaged))] = self._random.randrange(256)
+            packet = bytes(damaged)
         if is_rtp and self.clock_jump_s:
             stamp = int.from_bytes(packet[8:12], "big") + round(self.clock_jump_s * 90_000)
             packet = packet[:8] + (stamp % 2**32).to_bytes(4, "big") + packet[12:]
@@ -138,13 +138,13 @@ class FaultProxy:
 
 
 class PacketSplitter:
-    """Splits what an RTSP server sends over TCP into RTP packets and the rest."""
+    """Splits an RTSP server's data over TCP into RTP packets and the rest."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def split(self, data: bytes) -> list[tuple[bytes, bool]]:
-        """Whole packets, each with whether it is RTP (not RTCP, not an answer)."""
+        """Returns whole packets, each with whether it is RTP (not RTCP, not an answer)."""
         self._rest += data
         found = []
         while self._rest:

@@ -1,6 +1,6 @@
-/* A stand-in for NVIDIA's driver library (libcuda.so.1) on host memory: what `edgerpn.runtime.cuda_bindings` calls, and
-   no more. Streams work at once; a capture records copies. It shows that our calls reach a driver with the arguments
-   meant for it, and proves nothing about a GPU. Every call that needs a current context fails with 201 without one. */
+/* A stand-in for NVIDIA's driver library (libcuda.so.1) on host memory, with the functions that `cuda_bindings.py`
+   calls. Streams work at once; a capture records copies. It shows that our calls reach a driver with the right
+   arguments, and proves nothing about a GPU. Every call that needs a current context fails with 201 without one. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdint.h>

@@ -1,4 +1,4 @@
-"""A camera that serves JPEG pictures one after the other over HTTP, as many cheap ones do."""
+"""A camera that serves Motion JPEG over HTTP, as many cheap ones do."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class MjpegCamera:
     def __init__(
         self, *, fps: float = 50.0, size_wh: tuple[int, int] = (64, 48), login: str = "", port: int = 0
     ) -> None:
-        """Starts; `login` is user:password where one is required, port 0 any free one."""
+        """Starts the server; `login` is user:password, empty: none required; port 0: any free one."""
         self.fps = fps
         self.size_wh = size_wh
         self.is_paused = False
         self.num_pictures = 0
-        """Pictures after which a connection ends; 0: it does not."""
+        """Pictures after which a connection ends; 0: endless."""
         self.pauses: dict[int, float] = {}
-        """Seconds of silence before a picture, by its number in a connection."""
+        """Seconds of silence before a picture, by its number in the connection."""
         self.authorization = "Basic " + base64.b64encode(login.encode()).decode() if login else ""
         self._is_closed = False
         self._server = ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
@@ -42,12 +42,12 @@ class MjpegCamera:
         self._server.server_close()
 
     def jpeg(self, index: int) -> bytes:
-        """The file of one picture."""
+        """Returns the file of one picture."""
         width, height = self.size_wh
         return cv2.imencode(".jpg", np.full((height, width, 3), index % 200, np.uint8))[1].tobytes()
 
     def write_pictures(self, out: Any) -> None:
-        """Writes pictures until the viewer goes."""
+        """Writes pictures until the viewer disconnects."""
         index = 0
         while not self._is_closed:
             time.sleep(1 / self.fps)
@@ -79,6 +79,6 @@ def _handler(camera: MjpegCamera) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True
 
         def log_message(self, *arguments: object) -> None:
-            """Says nothing."""
+            """Logs nothing."""
 
     return Handler

@@ -1,7 +1,7 @@
-"""Times in tests, on machines that may be busy with other things.
+"""Waits in tests, on machines that may be busy.
 
-A condition is waited for with `DEADLINE_S`, which only a hang exceeds. How soon it came is a claim of its own: it must
-hold as it is on a machine at rest, and is stretched on a busy one by how much slower that is just now.
+Tests wait for conditions with `DEADLINE_S`, which only a hang exceeds. `assert_within` asserts a time, stretched by the
+present slowness of the machine.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ DEADLINE_S = 40.0
 """Seconds to wait for anything."""
 
 _NOMINAL_S = 0.4
-"""Seconds in which Python starts and imports NumPy on the two cores of an idle CI machine, generously."""
+"""Seconds, generously, in which Python starts and imports NumPy on an idle CI machine with two cores."""
 
 
 def assert_within(elapsed_s: float, limit_s: float) -> None:
-    """Fails when something took longer than it may."""
+    """Fails when `elapsed_s` exceeds `limit_s` on a machine of this slowness."""
     if elapsed_s <= limit_s:
         return
     factor = slowness()
@@ -31,24 +31,24 @@ def assert_within(elapsed_s: float, limit_s: float) -> None:
 
 
 def slowness() -> float:
-    """How much slower than an idle one this machine is just now; 1 or more."""
+    """Returns the present slowness of this machine against an idle one; 1 or more."""
     start_s = time.monotonic()
     subprocess.run([sys.executable, "-c", "import numpy"], check=True)
     measured = (time.monotonic() - start_s) / _NOMINAL_S
     num_cores = len(os.sched_getaffinity(0))
-    # The load of the last minute, because what was slow may be over already.
+    # The load of the last minute, because the busy time may be over already.
     return max(1.0, measured, 1.5 * os.getloadavg()[0] / num_cores)
 
 
 def wait_for_captures() -> None:
-    """Waits for the end of closed captures: closing gives up on a process after two seconds, and this does not."""
+    """Waits for the end of closed captures; `close` itself waits for two seconds only."""
     wait_until(lambda: not any(thread.name == "edgerpn-capture" for thread in threading.enumerate()))
 
 
 def wait_until(is_it: Callable[[], object], timeout_s: float = DEADLINE_S) -> object:
-    """What `is_it` gives, as soon as that is true; fails when it never is."""
+    """Returns the result of `is_it` as soon as that is true; fails when it never is."""
     end_s = time.monotonic() + timeout_s
     while not (found := is_it()):
-        assert time.monotonic() < end_s, f"it did not happen within {timeout_s:g} s"
+        assert time.monotonic() < end_s, f"the condition did not become true within {timeout_s:g} s"
         time.sleep(0.02)
     return found

@@ -1,13 +1,13 @@
 """An RTSP camera for tests: GStreamer's test picture as H.264, on 127.0.0.1.
 
-Run by the system's Python, which has PyGObject and GStreamer's RTSP server library. It writes one line
-`ready PORT` to standard output, then obeys one command a line on its standard input:
+The system's Python runs it, because that has PyGObject and GStreamer's RTSP server library. It writes one line
+`ready PORT` to standard output, then obeys one command per line on its standard input:
 
-    size WIDTHxHEIGHT   the picture changes its size in mid-stream, in the same connection
+    size WIDTHxHEIGHT   the picture changes its size within the connection
     pause | resume      no more pictures, the connection stays
-    quit                ends; so does the end of the input
+    quit                ends, as the end of the input does
 
-It ends with the process that started it, too.
+It also ends with the process that started it.
 """
 
 import argparse
@@ -26,7 +26,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    """Serves until told to quit."""
+    """Serves until `quit`."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     arguments = parse_arguments()
     Gst.init(None)
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """What the camera is like."""
+    """Parses the properties of the camera."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--path", default="/cam")
@@ -64,7 +64,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 class Camera:
-    """One encoder that all viewers share, as in a camera: who joins later starts in mid-GOP."""
+    """One encoder that all viewers share, as in a camera: later viewers join between key frames."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         """Describes the pipeline; it starts with the first viewer."""
@@ -86,18 +86,18 @@ class Camera:
         self.factory.connect("media-configure", self.configure)
 
     def configure(self, factory: GstRtspServer.RTSPMediaFactory, media: GstRtspServer.RTSPMedia) -> None:
-        """Keeps the pipeline at hand for commands; a new one goes on with the size of the last."""
+        """Keeps the pipeline for commands; a new one continues with the size of the last."""
         self.media = media
         self.element("size").set_property("caps", Gst.Caps.from_string(caps_text(self.size, self.fps)))
 
     def element(self, name: str) -> Gst.Element:
-        """A named element of the running pipeline."""
+        """Returns an element of the running pipeline."""
         if self.media is None:
             raise RuntimeError("there is no pipeline before the first viewer")
         return self.media.get_element().get_by_name(name)
 
     def command(self, line: str) -> bool:
-        """Does what one line says; without a viewer there is nothing to do it to. False: GLib calls it once."""
+        """Obeys one line, which has no effect without a viewer. Returns False, so that GLib calls it once."""
         word, _, value = line.partition(" ")
         if self.media is None:
             return False

@@ -1,9 +1,8 @@
 """A stand-in for TensorRT and for a GPU: host memory under CUDA's names, ONNX Runtime under TensorRT's.
 
-It is no GPU and proves nothing about one. It lets the runner's own logic run: slots, threads, batches, capture, errors.
-It is stricter than the real thing where that finds mistakes: work on a stream is done at `synchronize` and not before,
-every call outside `active()` fails, copies must lie inside memory that is allocated, and tensors start at multiples of
-256 bytes.
+It is not a GPU and proves nothing about one. It runs the runner's own logic: slots, threads, batches, capture, errors.
+It is stricter than a real GPU where that finds mistakes: work on a stream runs at `synchronize` and not before, every
+call outside `active()` fails, copies must be inside allocated memory, and tensors start at multiples of 256 bytes.
 """
 
 from __future__ import annotations
@@ -303,7 +302,7 @@ class Cache:
 
 
 class Library:
-    """What a test may change about the stand-in library; `module` has TensorRT's names."""
+    """The stand-in library, whose fields tests change; `module` has TensorRT's names."""
 
     def __init__(self, device: HostDevice, *, is_rtx: bool = False, version: str = "10.3.0.26") -> None:
         self.device = device

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from edgerpn import manifest as manifests
 from edgerpn.errors import EngineLoadError, InferenceError, InputError
 from edgerpn.manifest import Manifest
-from edgerpn.runtime.backends.contract import Outputs, check_frames, check_outputs
+from edgerpn.runtime.backends.contract import Outputs, check_frames, check_outputs, join_outputs
 from edgerpn.runtime.backends.tensorrt import compatibility, device_input
 from edgerpn.runtime.backends.tensorrt.cuda import CudaError, Device
 from edgerpn.runtime.backends.tensorrt.engine import TensorRtEngine
@@ -119,7 +119,7 @@ class TensorRtBackend:
                 slot.frames[: len(part)] = part
                 slot.submit(len(part))
                 parts.append(self._collect(slot, len(part)))
-        return _join(parts)
+        return join_outputs(parts)
 
     def infer_device(self, frames: object) -> Outputs:
         """Runs the graph in place on frames in GPU memory.
@@ -147,7 +147,7 @@ class TensorRtBackend:
             for start, stop in self._split(taken.num_frames):
                 slot.submit_device(taken.part(start, stop, height * width * 3))
                 parts.append(self._collect(slot, stop - start))
-        return _join(parts)
+        return join_outputs(parts)
 
     def close(self) -> None:
         """Frees the slots; calls in progress finish first. Does nothing the second time."""
@@ -168,10 +168,3 @@ class TensorRtBackend:
         boxes, scores, count = slot.result()
         check_outputs((boxes, scores, count), num_frames, self._manifest.proposals.num_proposals)
         return boxes.copy(), scores.copy(), count.copy()
-
-
-def _join(parts: list[Outputs]) -> Outputs:
-    if len(parts) == 1:
-        return parts[0]
-    boxes, scores, count = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return boxes, scores, count

@@ -77,7 +77,7 @@ class DeviceInfo:
     driver_cuda: str
     """Newest CUDA version that the driver supports, such as 13.0."""
     can_share_memory: bool
-    """Whether it is an integrated GPU that works in the host's memory, so that frames need no copy."""
+    """True if it is an integrated GPU that works in the host's memory, so that frames need no copy."""
     why_no_graphs: str | None = None
     """The reason for which this provider has no CUDA graphs; None when it has them."""
 

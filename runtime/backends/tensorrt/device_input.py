@@ -63,7 +63,7 @@ class DeviceFrames:
 
     @property
     def is_aligned(self) -> bool:
-        """Whether a tensor may start at their address; a part of aligned frames may be unaligned."""
+        """True if a tensor may start at their address; a part of aligned frames may be unaligned."""
         return self.address % ALIGNMENT == 0
 
     def part(self, start: int, stop: int, frame_bytes: int) -> DeviceFrames:

@@ -16,6 +16,7 @@ from typing import Any
 from edgerpn import files
 from edgerpn.errors import ArtifactMismatchError, EngineLoadError
 from edgerpn.manifest import Manifest
+from edgerpn.runtime.backends.contract import tensors_of
 from edgerpn.runtime.backends.tensorrt.cuda import Device
 from edgerpn.runtime.backends.tensorrt.library import TensorRtLibrary, make_logger
 
@@ -101,15 +102,10 @@ class TensorRtEngine:
     def _check_interface(self) -> None:
         """Checks that inputs and outputs are those of the manifest."""
         engine, types = self._engine, self._library.module.DataType
-        batch = self._manifest.input.batch
-        height, width = self._manifest.input.frame_hw
-        rows = self._manifest.proposals.num_proposals
-        first = -1 if batch is None else batch
+        by_name = {"uint8": types.UINT8, "float32": types.FLOAT, "int32": types.INT32}
         expected = {
-            self._manifest.input.name: (types.UINT8, (first, height, width, 3)),
-            "boxes": (types.FLOAT, (first, rows, 4)),
-            "scores": (types.FLOAT, (first, rows)),
-            "count": (types.INT32, (first,)),
+            name: (by_name[dtype], tuple(-1 if size is None else size for size in shape))
+            for name, (dtype, shape) in tensors_of(self._manifest).items()
         }
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         found = {name: (engine.get_tensor_dtype(name), tuple(engine.get_tensor_shape(name))) for name in names}

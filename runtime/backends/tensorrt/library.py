@@ -53,7 +53,7 @@ class TensorRtLibrary:
 
     @property
     def is_lean(self) -> bool:
-        """Whether it is the lean runtime, which runs version-compatible engines only."""
+        """True if it is the lean runtime, which runs version-compatible engines only."""
         return str(self.module.__name__) == "tensorrt_lean"
 
 

@@ -141,7 +141,7 @@ class BatchPlan:
         self._device.synchronize(self._stream)
 
     def wants_graph(self, source: int) -> bool:
-        """Whether frames come from the same address twice in a row, and no recording has failed."""
+        """True if frames come from the same address twice in a row, and no recording has failed."""
         return self.why_no_graph is None and source == self._last_source and source != self._graph_source
 
     def capture(self, source: int | None = None) -> str | None:

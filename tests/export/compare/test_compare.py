@@ -43,15 +43,15 @@ def test_a_checkpoint_and_its_export_agree(
 ) -> None:
     made = exported(name)
     pair = (made.checkpoint, made.file) if is_reversed else (made.file, made.checkpoint)
-    said: list[str] = []
-    result = compare_models(*pair, photo_files, log=said.append)
+    lines: list[str] = []
+    result = compare_models(*pair, photo_files, log=lines.append)
     assert result.culprit is None
     assert (result.batch_sizes, result.num_images, result.differences) == (batches, 5, ())
     assert result.num_matched >= 5 * 20 * len(batches)
     assert result.unmatched_share <= 0.02
-    assert len(said) == 2
-    assert said[0].startswith(f"{pair[0].name} (")
-    assert said[1].startswith(f"against {pair[1].name} (")
+    assert len(lines) == 2
+    assert lines[0].startswith(f"{pair[0].name} (")
+    assert lines[1].startswith(f"against {pair[1].name} (")
 
 
 def test_two_exports_of_one_checkpoint_agree(exported: GetExport, photo_files: list[Path]) -> None:
@@ -143,17 +143,17 @@ def test_a_share_of_proposals_that_is_too_large_names_the_worst_image(
 def test_different_models_are_called_different(
     exported: GetExport, checkpoints: dict[str, Path], photo_files: list[Path]
 ) -> None:
-    said: list[str] = []
+    lines: list[str] = []
     a, b = exported("single-level"), exported("portable")
-    result = compare_models(a.file, b.file, photo_files[:1], log=said.append)
+    result = compare_models(a.file, b.file, photo_files[:1], log=lines.append)
     assert [line.partition(":")[0] for line in result.differences] == [
         "checkpoint",
         "network size",
         "soft_nms_iou",
         "min_size_px",
     ]
-    assert said[2] == "These are different models:"
-    assert "  network size: 64x96 and 128x192" in said
+    assert lines[2] == "These are different models:"
+    assert "  network size: 64x96 and 128x192" in lines
     assert result.culprit is not None
     with_peaks = compare_models(exported("peaks-standard").file, checkpoints["pyramid"], photo_files[:1])
     assert [line.partition(":")[0] for line in with_peaks.differences] == ["checkpoint"]

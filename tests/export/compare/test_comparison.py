@@ -1,4 +1,4 @@
-"""What a comparison reports: recall, table, JSON and pictures say the same."""
+"""The report of a comparison: recall, table, JSON and pictures agree."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def measured(exported: GetExport, photos: Path, tmp_path_factory: pytest.TempPat
 
 
 def test_recall_is_that_of_the_eval_command(measured: Comparison, exported: GetExport, photos: Path) -> None:
-    evaluation = evaluate_model(exported("standard").file, photos / "val.json", photos / "images")
+    evaluation = evaluate_model(exported("standard").file, photos)
     assert dict(measured.recall_b) == pytest.approx(evaluation.metrics)
     ((name, value, reference),) = measured.recall_changes
     assert (name, reference) == ("AR@100", evaluation.metrics["AR@100"])

@@ -1,4 +1,4 @@
-"""`edgerpn build` with the real TensorRT-RTX, which builds without a GPU: what it writes, and what it refuses."""
+"""`edgerpn build` with the real TensorRT-RTX, which builds without a GPU: the files written, and the refusals."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def own_model(model: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def built(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[BuildResult, Path, list[str]]:
-    """An engine with the default options, its file, and what was said."""
+    """An engine with the default options, its file, and the printed lines."""
     lines: list[str] = []
     output = tmp_path_factory.mktemp("built") / "deep" / "fish.engine"
     return build_engine(model, output, RTX, say=lines.append), output, lines
@@ -74,7 +74,7 @@ def test_an_engine_has_manifest_golden_frames_and_report_beside_it(
     assert result.num_bytes == output.stat().st_size > 20_000
 
 
-def test_layer_times_without_a_gpu_are_said_to_be_missing(model: Path, tmp_path: Path) -> None:
+def test_layer_times_without_a_gpu_are_reported_as_missing(model: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     config = dataclasses.replace(RTX, profile=True)
     result = build_engine(model, tmp_path / "a.engine", config, say=lines.append)
@@ -83,7 +83,7 @@ def test_layer_times_without_a_gpu_are_said_to_be_missing(model: Path, tmp_path:
         assert "the layers were not timed (--profile): there is no NVIDIA GPU or driver here" in lines
 
 
-def test_the_manifest_says_what_the_engine_was_built_with_and_for(built: tuple[BuildResult, Path, list[str]]) -> None:
+def test_the_manifest_describes_options_and_target_of_the_engine(built: tuple[BuildResult, Path, list[str]]) -> None:
     engine = built[0].manifest.engine
     assert engine is not None
     import tensorrt_rtx
@@ -114,7 +114,7 @@ def test_the_report_holds_options_phases_and_the_log_of_the_library(built: tuple
     assert report["tries"][0]["peak_mib"] > 20
 
 
-def test_an_engine_that_cannot_run_here_is_said_to_be_untried(built: tuple[BuildResult, Path, list[str]]) -> None:
+def test_an_engine_that_cannot_run_here_is_reported_as_untried(built: tuple[BuildResult, Path, list[str]]) -> None:
     result, output, lines = built
     if result.manifest.engine is not None and result.manifest.engine.gpu is not None:
         pytest.skip("there is a GPU here")
@@ -122,7 +122,7 @@ def test_an_engine_that_cannot_run_here_is_said_to_be_untried(built: tuple[Build
     assert f"edgerpn check {output.name} --against model.onnx --images DIR" in lines[-1]
 
 
-def test_a_dynamic_graph_gets_the_asked_batches_and_compute_capabilities(
+def test_a_dynamic_graph_gets_the_configured_batches_and_compute_capabilities(
     small_graph: Callable[..., Path], tmp_path: Path
 ) -> None:
     capabilities = ("8.0", "8.6", "8.9", "12.0")
@@ -198,7 +198,7 @@ def test_a_damaged_onnx_file_with_a_manifest_of_its_own_is_refused_too(own_model
 
 
 def worker_failure(model: Path) -> str:
-    """What the child process says of a file that the parent's checks would not have let through."""
+    """The error of the child process for a file that the parent would refuse before."""
     request = {
         "command": "build",
         "library": "tensorrt-rtx",
@@ -214,7 +214,7 @@ def worker_failure(model: Path) -> str:
     return outcome.describe_end()
 
 
-def test_the_child_process_refuses_what_is_no_onnx_or_no_graph_of_ours(tmp_path: Path) -> None:
+def test_the_child_process_refuses_other_files_and_foreign_graphs(tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_text("not a graph at all")
     assert "not an ONNX file, or damaged" in worker_failure(tmp_path / "text.onnx")
     shape = [1, 8]

@@ -1,4 +1,4 @@
-"""Libraries that do not import are a diagnosed state; which one `auto` takes, and why it passes the other over."""
+"""Libraries that do not import, and the choice of `auto`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_library_that_does_not_import_is_a_diagnosed_state(
 
 
 @pytest.mark.rtx
-def test_auto_says_why_it_passed_tensorrt_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_names_the_reason_for_not_using_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tensorrt.py").write_text("raise ImportError('libnvdla_compiler.so: cannot open shared object file')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     found = probe("auto")

@@ -1,4 +1,4 @@
-"""The files of a build appear together: what a crash, a full disk or a lost report leaves behind."""
+"""The files of a build appear together, also after a crash, a full disk or a lost report."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NAMES = ["a.engine", "a.engine.build.json", "a.engine.golden.npz", "a.engine.jso
 
 
 def make_manifest(name: str) -> Manifest:
-    """Of an engine of TensorRT 10.3."""
+    """The manifest of an engine of TensorRT 10.3."""
     return Manifest(
         name=name,
         kind="engine",
@@ -77,7 +77,7 @@ def make_report(onnx: Path, output: Path) -> BuildReport:
 
 
 def deliver(folder: Path, name: str, value: float, said: list[str] | None = None) -> Path | None:
-    """Delivers an engine called `name`, whose bytes and golden frames tell it from others."""
+    """Delivers an engine called `name`, whose bytes and golden frames distinguish it from others."""
     model, onnx = make_onnx(folder / name, value)
     output = folder / "out" / "a.engine"
     output.parent.mkdir(exist_ok=True)
@@ -88,7 +88,7 @@ def deliver(folder: Path, name: str, value: float, said: list[str] | None = None
 
 
 def loaded(folder: Path) -> tuple[str, bytes, float]:
-    """Name, engine and first golden coordinate of what a loader would take."""
+    """Name, engine and first golden coordinate that a loader would read."""
     engine = folder / "out" / "a.engine"
     manifest = edgerpn.manifest.read(engine)
     return manifest.name, engine.read_bytes(), float(edgerpn.golden.read(engine, manifest).boxes[0, 0, 0])
@@ -147,7 +147,7 @@ tests.deliver(Path({folder!r}), "new", 2.0)
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4])
-def test_a_crash_between_two_renames_leaves_a_set_that_is_whole_or_refused(number: int, tmp_path: Path) -> None:
+def test_a_crash_between_two_renames_leaves_a_complete_or_a_refused_set(number: int, tmp_path: Path) -> None:
     deliver(tmp_path, "old", 1.0)
     program = CRASH.format(tests=str(Path(__file__).parent), number=number, folder=str(tmp_path))
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 9
@@ -175,7 +175,7 @@ def test_a_report_that_cannot_be_written_does_not_undo_the_build(
     assert files(tmp_path) == [name for name in NAMES if not name.endswith("build.json")]
 
 
-def test_where_the_file_system_has_no_second_names_an_error_still_puts_all_back(
+def test_on_a_file_system_without_links_an_error_still_restores_all_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def link(*_: Any) -> None:
@@ -232,7 +232,7 @@ def test_a_package_found_missing_by_the_backend_leaves_the_engine_untried_too(
     assert sorted(file.name for file in tmp_path.iterdir()) == [".a.engine", "in"]
 
 
-def test_the_agreement_on_golden_frames_counts_pairs_and_what_has_none() -> None:
+def test_the_agreement_on_golden_frames_counts_pairs_and_unmatched_proposals() -> None:
     golden = make_golden(0.0)
     exact = golden_parity(golden, (golden.boxes, golden.scores, golden.count), make_manifest("a"), batch=4)
     assert (exact.reference, exact.num_images, exact.batch_sizes) == ("golden frames", 1, (4,))

@@ -1,10 +1,11 @@
-"""The parts of a build that need no library: options, ladder, phases, display, preflight, and how an end is told."""
+"""The parts of a build that need no library: options, tries, progress, checks of files, and descriptions of errors."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from edgerpn.errors import BuildError
 from edgerpn.export.engine import cli as build_cli
 from edgerpn.export.engine import libraries as build_libraries
 from edgerpn.export.engine.cache import timing_cache_file
-from edgerpn.export.engine.layers import read_layers
+from edgerpn.export.engine.layers import RUNS, WARM_UP, _time_layers, read_layers
 from edgerpn.export.engine.libraries import BuildEnvironment, BuildMachine
 from edgerpn.export.engine.options import MAX_TRIES, BuildConfig
 from edgerpn.export.engine.output import check_paths, check_room
@@ -31,18 +32,18 @@ def steps(config: BuildConfig) -> list[tuple[int | None, int | None]]:
     return [(step.workspace_mib, step.optimization_level) for step in config.attempts()]
 
 
-def test_the_ladder_goes_down_in_workspace_and_level_and_ends() -> None:
+def test_attempts_lower_workspace_and_level_and_end() -> None:
     assert steps(BuildConfig()) == [(None, None), (1024, None), (256, 2), (256, 0)]
     assert steps(BuildConfig(workspace_mib=4000, optimization_level=5)) == [(4000, 5), (2000, 5), (500, 2), (500, 0)]
     assert steps(BuildConfig(workspace_mib=64, optimization_level=0)) == [(64, 0)]
     for workspace in (1, 100, 1 << 20):
-        ladder = BuildConfig(workspace_mib=workspace).attempts()
-        assert len(ladder) <= MAX_TRIES
-        assert len(set(ladder)) == len(ladder)
-        assert all(step.batch == ladder[0].batch for step in ladder)
+        attempts = BuildConfig(workspace_mib=workspace).attempts()
+        assert len(attempts) <= MAX_TRIES
+        assert len(set(attempts)) == len(attempts)
+        assert all(step.batch == attempts[0].batch for step in attempts)
 
 
-def test_the_ladder_never_asks_for_more_than_the_first_try() -> None:
+def test_no_attempt_takes_more_memory_than_the_first() -> None:
     for workspace in (1, 32, 63, 64, 65, 300):
         assert all((step.workspace_mib or 0) <= workspace for step in BuildConfig(workspace_mib=workspace).attempts())
 
@@ -56,7 +57,7 @@ def test_a_library_lists_the_options_that_it_does_not_have() -> None:
     assert len(BuildConfig(compute_capabilities=("8.6",)).problems("tensorrt")) == 1
 
 
-def test_shares_of_nested_phases_add_up_and_never_go_back() -> None:
+def test_shares_of_nested_phases_add_up_and_never_decrease() -> None:
     told: list[tuple[str, float]] = []
     tracker = PhaseTracker(lambda name, share: told.append((name, share)), interval_s=0)
     tracker.start("whole", None, 4)
@@ -81,7 +82,7 @@ def test_phases_that_name_each_other_as_parents_do_not_hang() -> None:
     tracker.step("b", 5)
 
 
-def test_progress_is_told_no_more_often_than_asked() -> None:
+def test_progress_is_reported_at_most_once_an_interval() -> None:
     told: list[float] = []
     tracker = PhaseTracker(lambda _, share: told.append(share), interval_s=3600)
     tracker.start("whole", None, 1000)
@@ -134,7 +135,7 @@ MEMORY_ERRORS = (
 
 
 @pytest.mark.parametrize("text", MEMORY_ERRORS)
-def test_what_the_libraries_say_when_memory_runs_out_is_recognised(text: str) -> None:
+def test_messages_of_the_libraries_about_memory_are_recognised(text: str) -> None:
     outcome = BuildOutcome(status=1, events={"failed": {"kind": "build", "message": "the library returned no engine"}})
     outcome.log.add("warning", text)  # a kernel that is left out, which does not end a build
     assert not outcome.is_out_of_memory
@@ -153,7 +154,7 @@ def test_a_full_disk_and_a_finished_build_are_not_out_of_memory() -> None:
         assert not outcome.is_out_of_memory
 
 
-def test_a_kill_by_the_kernel_is_told_from_one_by_hand() -> None:
+def test_a_kill_by_the_kernel_is_distinguished_from_one_by_hand() -> None:
     progress = {"progress": {"phase": "Timing graph nodes"}}
     outcome = BuildOutcome(status=-signal.SIGKILL, events=progress, was_oom_killed=True)
     assert "by the kernel, because memory ran out; phase: Timing graph nodes" in outcome.describe_end()
@@ -179,6 +180,18 @@ def test_layers_are_read_in_the_forms_of_tensorrt_10_and_11() -> None:
     assert read_layers("Layers:\nconv") == read_layers("[]") == []
 
 
+def test_layers_are_timed_on_black_frames_and_memory_is_returned(
+    bench: Any, make_engine: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trt = bench.library.module
+    trt.nptype, trt.IProfiler = (lambda dtype: dtype.value), type("IProfiler", (), {"__init__": lambda self: None})
+    engine = trt.Runtime(None).deserialize_cuda_engine(make_engine(tmp_path).read_bytes())
+    monkeypatch.setattr("edgerpn.export.engine.layers.open_device", lambda: bench.device)
+    assert _time_layers(trt, engine, 2) == {}  # the stand-in reports no layers
+    assert bench.library.events.count("enqueued") == WARM_UP + RUNS
+    assert (bench.device.memory, bench.device.queues) == ({}, {})
+
+
 def test_the_release_of_jetson_linux_is_read(tmp_path: Path) -> None:
     file = tmp_path / "nv_tegra_release"
     file.write_text("# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64\n")
@@ -200,7 +213,7 @@ def test_the_timing_cache_is_one_file_for_each_version_and_gpu(tmp_path: Path, m
     assert str(timing_cache_file(BuildConfig(), environment)[0]).startswith(str(tmp_path / ".cache" / "edgerpn"))
 
 
-def test_names_that_would_replace_something_else_are_refused(tmp_path: Path) -> None:
+def test_outputs_that_would_overwrite_other_files_are_refused(tmp_path: Path) -> None:
     model = tmp_path / "in" / "model.onnx"
     refused = {
         tmp_path / "model.trt": r"ends in \.engine or \.plan",
@@ -228,7 +241,7 @@ def test_a_disk_without_room_for_the_engine_is_refused_before_the_build(tmp_path
         check_room(huge, tmp_path / "a.engine", HERE, lambda _: None)
 
 
-def test_scarce_memory_is_said_and_does_not_stop_the_build(tmp_path: Path) -> None:
+def test_scarce_memory_is_a_warning(tmp_path: Path) -> None:
     small = tmp_path / "a.onnx"
     small.write_bytes(b"x")
     lines: list[str] = []

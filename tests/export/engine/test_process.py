@@ -1,4 +1,4 @@
-"""A build that is interrupted, killed, or runs out of room: what is said, and what is left on the disk."""
+"""A build that is interrupted, killed, or runs out of room: its messages, and the files that it leaves."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Building:
         )
 
     def builder(self, *after: int) -> int:
-        """Process id of the child once it has a build of the library in hand; `after` are earlier children."""
+        """Process id of the child once it builds; `after` are earlier children."""
         deadline = time.monotonic() + WAIT_S
         while time.monotonic() < deadline:
             assert self.process.poll() is None, self.process.communicate()
@@ -62,7 +62,7 @@ class Building:
 
     @staticmethod
     def is_building(pid: int) -> bool:
-        """Whether the process has mapped the ONNX parser, which a probe does as well, and holds the event pipe."""
+        """True if the process has mapped the ONNX parser, which a probe does as well, and holds the event pipe."""
         try:
             return "onnxparser" in Path(f"/proc/{pid}/maps").read_text()
         except (FileNotFoundError, ProcessLookupError, PermissionError):
@@ -114,7 +114,7 @@ def wait_until_gone(pid: int) -> None:
 
 
 def code_mib() -> int:
-    """Address space that a child process has taken once the library is imported, MiB."""
+    """Address space of a child process after the import of the library, MiB."""
     program = (
         "import edgerpn.export.engine.worker, tensorrt_rtx, pathlib\n"
         "lines = pathlib.Path('/proc/self/status').read_text().splitlines()\n"
@@ -147,7 +147,7 @@ def test_a_child_does_not_outlive_its_killed_parent(build: Callable[..., Buildin
     assert "a.engine" not in building.files()
 
 
-def test_a_killed_builder_is_tried_again_with_less_memory_and_that_is_said(build: Callable[..., Building]) -> None:
+def test_after_a_killed_builder_the_next_try_takes_less_memory(build: Callable[..., Building]) -> None:
     building = build()
     first = past_probe(building)
     os.kill(first, signal.SIGKILL)
@@ -177,7 +177,7 @@ def test_a_crash_in_the_library_is_reported_with_its_phase_and_not_tried_again(
     assert len(json.loads((building.output.parent / "a.engine.build.json").read_text())["tries"]) == 1
 
 
-def test_without_enough_memory_each_step_of_the_ladder_is_said_and_the_last_error_quoted(
+def test_without_enough_memory_each_try_is_reported_and_the_last_error_quoted(
     build: Callable[..., Building],
 ) -> None:
     # Room for the library's code and 100 MiB more; a build takes 400. Only children are limited.
@@ -187,7 +187,7 @@ import functools, subprocess
 limit = functools.partial(resource.setrlimit, resource.RLIMIT_AS, ({limit}, {limit}))
 subprocess.Popen = functools.partial(subprocess.Popen, preexec_fn=limit)
 """
-    # The library answers with an error, or stands still for ever: then a thread of its pool could not be started.
+    # The library reports an error, or stalls because a thread of its pool could not be started.
     status, out, err = build("--set", "stall_s=3", prepare=prepare).finish()
     assert status == 1
     steps = [line.partition("; trying again with ") for line in out.splitlines() if "; trying again with " in line]
@@ -201,7 +201,7 @@ subprocess.Popen = functools.partial(subprocess.Popen, preexec_fn=limit)
     assert "close other programs" in err
 
 
-def test_a_builder_that_stands_still_is_ended_and_that_is_said(build: Callable[..., Building]) -> None:
+def test_a_builder_that_stalls_is_killed_and_reported(build: Callable[..., Building]) -> None:
     building = build("--set", "stall_s=2")
     child = past_probe(building)
     os.kill(child, signal.SIGSTOP)
@@ -226,7 +226,7 @@ def test_a_full_disk_leaves_no_half_written_engine(build: Callable[..., Building
     assert building.files() in ([], ["a.engine.build.json"])
 
 
-def test_without_a_terminal_a_long_build_says_phase_and_share(build: Callable[..., Building]) -> None:
+def test_without_a_terminal_a_long_build_prints_phase_and_share(build: Callable[..., Building]) -> None:
     prepare = (
         "from edgerpn.export.engine import build\nbuild.ProgressDisplay.__init__.__kwdefaults__['interval_s'] = 0.0"
     )
@@ -237,7 +237,7 @@ def test_without_a_terminal_a_long_build_says_phase_and_share(build: Callable[..
     assert all("%, " in line for line in lines)
 
 
-def test_a_device_without_torch_onnx_and_opencv_builds_and_says_what_was_left_out(
+def test_a_device_without_torch_onnx_and_opencv_builds_and_reports_the_omitted_check(
     build: Callable[..., Building],
 ) -> None:
     absent = ("torch", "onnx", "onnxscript", "onnxruntime", "cv2")

@@ -1,4 +1,4 @@
-"""When a builder counts as standing still, and when memory counts as short."""
+"""The watchdog of a builder, and the check for short memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WAIT_S = 60.0
 
 @pytest.fixture
 def child() -> Iterator[Callable[[str], int]]:
-    """Starts Python programs that print a line when they are under way; returns their process ids."""
+    """Starts Python programs that print a line once they run; returns their process ids."""
     started: list[subprocess.Popen[bytes]] = []
 
     def start(program: str, limit: int | None = None) -> int:
@@ -60,7 +60,7 @@ def clock() -> Clock:
 
 
 def stops_after(dog: Watchdog, clock: Clock, *, step_s: float = 0.5, at_most_s: float = 100.0) -> float | None:
-    """Seconds of looking until the watchdog says that the process has stopped."""
+    """Seconds until the watchdog reports a stall; None when it does not."""
     start_s = clock.now_s
     while clock.now_s - start_s < at_most_s:
         clock.now_s += step_s
@@ -69,19 +69,19 @@ def stops_after(dog: Watchdog, clock: Clock, *, step_s: float = 0.5, at_most_s: 
     return None
 
 
-def test_an_idle_and_silent_process_has_stopped_after_its_time(child: Callable[[str], int], clock: Clock) -> None:
+def test_an_idle_and_silent_process_stalls_after_its_time(child: Callable[[str], int], clock: Clock) -> None:
     dog = Watchdog(child("print('x', flush=True); input()"), 20.0, clock)
     assert stops_after(dog, clock) == 20.0
 
 
-def test_a_word_starts_the_time_anew(child: Callable[[str], int], clock: Clock) -> None:
+def test_an_event_restarts_the_time(child: Callable[[str], int], clock: Clock) -> None:
     dog = Watchdog(child("print('x', flush=True); input()"), 20.0, clock)
     assert stops_after(dog, clock, at_most_s=19.0) is None
     dog.reset()
     assert stops_after(dog, clock) == 20.0
 
 
-def test_a_silent_process_that_computes_has_not_stopped() -> None:
+def test_a_silent_process_that_computes_does_not_stall() -> None:
     pid = os.getpid()
     dog = Watchdog(pid, 1e-9)
     before = cpu_s(pid)
@@ -94,39 +94,39 @@ def test_a_silent_process_that_computes_has_not_stopped() -> None:
     assert dog.has_stalled()  # no longer
 
 
-def test_threads_that_wake_up_now_and_then_are_no_work(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    # 0.4 ms in each second: what comes together in two minutes is more than a single look asks for.
+def test_threads_that_wake_up_now_and_then_do_not_count_as_work(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    # 0.4 ms in each second: after two minutes the sum exceeds the CPU time for which a share is computed.
     monkeypatch.setattr(build_process, "cpu_s", lambda pid: 1.0 + 0.0004 * clock.now_s)
     assert stops_after(Watchdog(os.getpid(), 600.0, clock), clock, at_most_s=700.0) == 600.0
     monkeypatch.setattr(build_process, "cpu_s", lambda pid: 1.0 + 0.01 * clock.now_s)
     assert stops_after(Watchdog(os.getpid(), 20.0, clock), clock, at_most_s=700.0) is None
 
 
-def test_waiting_for_a_disk_is_not_standing_still(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_for_a_disk_is_not_a_stall(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     dog = Watchdog(os.getpid(), 20.0, clock)
     monkeypatch.setattr(build_process, "cpu_s", lambda pid: dog._cpu_s)
     monkeypatch.setattr(build_process, "is_waiting_for_disk", lambda pid: clock.now_s < 300)
     assert stops_after(dog, clock, at_most_s=400.0) == pytest.approx(319.5, abs=1)
 
 
-def test_a_process_that_waits_for_a_word_does_not_wait_for_a_disk(child: Callable[[str], int]) -> None:
+def test_a_process_that_waits_for_input_does_not_wait_for_a_disk(child: Callable[[str], int]) -> None:
     pid = child("print('x', flush=True); input()")
     assert not build_process.is_waiting_for_disk(pid)
     assert not build_process.is_waiting_for_disk(2**22 + 1)
 
 
-def test_time_in_which_nobody_looked_does_not_count(child: Callable[[str], int], clock: Clock) -> None:
-    # As after Ctrl-Z, or a container that was paused: both processes stood still.
+def test_time_between_distant_looks_does_not_count(child: Callable[[str], int], clock: Clock) -> None:
+    # As after Ctrl-Z, or a container that was paused: both processes were stopped.
     dog = Watchdog(child("print('x', flush=True); input()"), 20.0, clock)
     clock.now_s += 3600.0
     assert not dog.has_stalled()
 
 
-def test_zero_seconds_turn_it_off(child: Callable[[str], int], clock: Clock) -> None:
+def test_zero_seconds_turn_the_watchdog_off(child: Callable[[str], int], clock: Clock) -> None:
     assert stops_after(Watchdog(child("print('x', flush=True); input()"), 0.0, clock), clock) is None
 
 
-def test_without_proc_nothing_is_noticed(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_proc_the_watchdog_never_acts(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build_process, "cpu_s", lambda pid: None)
     assert stops_after(Watchdog(os.getpid(), 20.0, clock), clock) is None
 
@@ -166,7 +166,7 @@ def test_memory_is_short_when_the_computer_has_none(monkeypatch: pytest.MonkeyPa
     assert not is_memory_short(os.getpid())
 
 
-def test_standing_still_is_tried_with_less_memory_only_when_memory_was_the_reason() -> None:
+def test_a_stall_is_retried_with_less_memory_only_when_memory_was_the_cause() -> None:
     outcome = BuildOutcome(stalled_s=120.0, status=-signal.SIGKILL)
     assert not outcome.is_out_of_memory
     assert BuildOutcome(stalled_s=120.0, was_memory_short=True).is_out_of_memory
@@ -174,7 +174,7 @@ def test_standing_still_is_tried_with_less_memory_only_when_memory_was_the_reaso
     assert outcome.is_out_of_memory
 
 
-def test_a_builder_that_stood_still_is_explained() -> None:
+def test_a_stalled_builder_is_explained() -> None:
     outcome = BuildOutcome(stalled_s=120.0)
     outcome.events["progress"] = {"phase": "Building engine", "share": 0.2}
     text = explain(outcome)
@@ -187,7 +187,7 @@ def test_a_builder_that_stood_still_is_explained() -> None:
     assert "close other programs" in text
 
 
-def test_an_import_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_import_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     # A library whose import waits for a driver that never answers.
     (tmp_path / "tensorrt_rtx.py").write_text("import time\ntime.sleep(3600)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -199,7 +199,7 @@ def test_an_import_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 
 @pytest.mark.parametrize("seconds", [-1.0, float("inf"), float("nan")])
-def test_only_a_time_of_zero_or_more_seconds_is_taken(seconds: float) -> None:
+def test_only_a_time_of_zero_or_more_seconds_is_accepted(seconds: float) -> None:
     with pytest.raises(ValueError, match="stall_s: expected 0 or more, got"):
         BuildConfig(stall_s=seconds)
 

@@ -1,4 +1,4 @@
-"""The child process of a build, and what only TensorRT or a GPU has, against a small stand-in of the library."""
+"""The child process of a build, and parts of TensorRT alone on small stand-ins."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Cache:
 
 
 class Options:
-    """The part of IBuilderConfig that has to do with timing caches."""
+    """The part of IBuilderConfig for timing caches."""
 
     def create_timing_cache(self, data: bytes) -> Cache:
         return Cache()
@@ -64,7 +64,7 @@ def test_a_build_runs_as_process_1_as_in_a_container() -> None:
 
 
 def test_a_worker_whose_parent_is_gone_ends_at_once() -> None:
-    # It is told of a parent that it does not have, as one is whose parent died before it started.
+    # The number is not that of its parent, as when the parent died before the worker started.
     done = probe_in_child("-m", WORKER, "1", str(os.getpid() + 1))
     assert (done.returncode, done.stdout) == (1, "")
 
@@ -122,7 +122,7 @@ def test_a_timing_cache_that_cannot_be_read_or_written_is_one_note(tmp_path: Pat
     assert without.note is None
 
 
-def test_a_user_without_a_home_has_no_timing_cache_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_home_has_no_timing_cache_and_gets_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     def home() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
@@ -153,6 +153,6 @@ def test_an_operator_set_after_20_is_left_to_versions_that_may_read_it(fixed_gra
         assert "error: " not in str(told)
 
 
-def test_the_request_of_a_probe_is_answered_with_library_and_machine() -> None:
+def test_a_probe_returns_library_and_machine() -> None:
     outcome = run_worker({"command": "probe", "backend": "tensorrt-rtx"}, on_event=lambda _: None, tick=lambda: None)
     assert (outcome.status, sorted(outcome.events)) == (0, ["probed"])

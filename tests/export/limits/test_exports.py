@@ -1,4 +1,4 @@
-"""Our own exports: nothing that a target cannot do, or the level of the pyramid where it is."""
+"""Our own exports violate no limit of their target."""
 
 from __future__ import annotations
 

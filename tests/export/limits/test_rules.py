@@ -1,4 +1,4 @@
-"""What each target cannot do is found in the graph, with level, limit and fix; and TensorRT-RTX says the same."""
+"""The rules find violations of each target's limits; TensorRT-RTX refuses the same graphs."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def uint8_first(*nodes: onnx.NodeProto) -> onnx.ModelProto:
     return graph(nodes, {"u": (U8, [1, 8, 8, 3])}, {"y": (F, [None] * 4)})
 
 
-# Name: graph, rule, severities for tensorrt-10.3, tensorrt-11, tensorrt-rtx and onnxruntime ("": not said).
+# Name: graph, rule, severities for tensorrt-10.3, tensorrt-11, tensorrt-rtx and onnxruntime ("-": no violation).
 GRAPHS: dict[str, tuple[Callable[[], onnx.ModelProto], str, str]] = {
     "topk at the limit": (lambda: topk(3840), "topk-limit", "----"),
     "topk above the limit": (lambda: topk(3841), "topk-limit", "eee-"),
@@ -180,14 +180,14 @@ GRAPHS: dict[str, tuple[Callable[[], onnx.ModelProto], str, str]] = {
 def test_each_target_says_what_it_cannot_do(name: str) -> None:
     make, rule, expected = GRAPHS[name]
     proto = make()
-    said = ""
+    found_severities = ""
     for target in (JETPACK, "tensorrt-11", RTX, "onnxruntime"):
         found = [violation for violation in find_violations(proto, target) if violation.rule == rule]
         assert len({(violation.node, violation.found) for violation in found}) == len(found)
         severities = {violation.severity[0] for violation in found}
         assert len(severities) <= 1
-        said += "".join(severities) or "-"
-    assert said == expected
+        found_severities += "".join(severities) or "-"
+    assert found_severities == expected
 
 
 def compiles(proto: onnx.ModelProto) -> bool:

@@ -35,7 +35,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
+@pytest.mark.parametrize("target", [pytest.param("onnxruntime", marks=pytest.mark.slow), "tensorrt"])
 def test_it_is_exported_equal_to_the_checkpoint(
     target: str, checkpoint: Path, photo_files: list[Path], tmp_path: Path
 ) -> None:
@@ -52,6 +52,7 @@ def test_it_is_exported_equal_to_the_checkpoint(
     assert kinds.count("Conv") == 6 + 2 * 7 + 4 + 3 + 3 * 4
 
 
+@pytest.mark.slow
 @pytest.mark.rtx
 def test_it_compiles_with_tensorrt_rtx(checkpoint: Path, photo_files: list[Path], tmp_path: Path) -> None:
     file = tmp_path / "model.onnx"

@@ -1,4 +1,4 @@
-"""What an export is made from: settings, sizes, and the module with its folded weights."""
+"""The parts of an export: settings, sizes, and the module with its folded weights."""
 
 from __future__ import annotations
 

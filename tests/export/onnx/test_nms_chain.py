@@ -1,4 +1,4 @@
-"""What portable NMS needs on images, the proof that a graph has it, and the exported form in ONNX Runtime."""
+"""The work of portable NMS on images, the proof that a graph has it, and the exported form in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ from torch import Tensor, nn
 from edgerpn.errors import ParityError
 from edgerpn.export.export_config import Nms
 from edgerpn.export.onnx.graph import export_program
-from edgerpn.export.onnx.nms_chain import Chain, check_convergence, choose_candidates, choose_iterations, measure_chain
+from edgerpn.export.onnx.nms_chain import (
+    NmsWork,
+    check_convergence,
+    choose_candidates,
+    choose_iterations,
+    measure_chain,
+)
 from edgerpn.letterbox import letterbox
 from edgerpn.train.checkpoint import load_model
 from edgerpn.train.network.anchors import AnchorConfig, grid_anchors
@@ -117,7 +123,7 @@ def test_what_is_measured_on_a_pyramid_is_enough_and_one_less_is_not(
         assert all(same) is is_enough
 
 
-def chain_of(**changes: Any) -> Chain:
+def chain_of(**changes: Any) -> NmsWork:
     values: dict[str, Any] = {
         "longest": 10,
         "median": 6.0,
@@ -126,7 +132,7 @@ def chain_of(**changes: Any) -> Chain:
         "candidates": 340,
         "num_images": 9,
     }
-    return Chain(**{**values, **changes})
+    return NmsWork(**{**values, **changes})
 
 
 @pytest.mark.parametrize(("longest", "iterations"), [(1, 8), (4, 8), (5, 9), (8, 12), (10, 15), (11, 17), (40, 60)])
@@ -183,7 +189,15 @@ def run_onnx(proto: onnx.ModelProto, value: Tensor) -> list[np.ndarray]:
     return session.run(None, {session.get_inputs()[0].name: value.numpy()})
 
 
-@pytest.mark.parametrize(("num_boxes", "has_labels"), [(1, False), (3, True), (120, False), (120, True)])
+@pytest.mark.parametrize(
+    ("num_boxes", "has_labels"),
+    [
+        (120, True),
+        pytest.param(1, False, marks=pytest.mark.slow),
+        pytest.param(3, True, marks=pytest.mark.slow),
+        pytest.param(120, False, marks=pytest.mark.slow),
+    ],
+)
 def test_the_exported_form_is_exact_on_adversarial_sets(num_boxes: int, has_labels: bool) -> None:
     rows = adversarial_rows(num_boxes)
     labels = rows[..., 5] if has_labels else None
@@ -226,13 +240,25 @@ STAGES: list[dict[str, Any]] = [
 ]
 
 
+FAST_STAGES = {(0, "standard"), (3, "portable"), (5, "portable")}
+"""Those that are exported with every run of the tests."""
+
+
 def stage_of(changes: dict[str, Any], nms: Nms = "portable") -> Stage:
     base = {"num_proposals": 12, "pre_nms": 60, "nms_iou": 0.5, "soft_nms_iou": 1.0, "nms_iterations": 12}
     return Stage(ProposalConfig(**{**base, **changes}), nms).eval()
 
 
-@pytest.mark.parametrize("nms", ["standard", "portable"])
-@pytest.mark.parametrize("changes", STAGES, ids=str)
+@pytest.mark.parametrize(
+    ("changes", "nms"),
+    [
+        pytest.param(
+            changes, nms, marks=() if (number, nms) in FAST_STAGES else pytest.mark.slow, id=f"{changes}-{nms}"
+        )
+        for number, changes in enumerate(STAGES)
+        for nms in ("standard", "portable")
+    ],
+)
 def test_the_exported_stage_gives_pytorchs_proposals(changes: dict[str, Any], nms: Nms) -> None:
     generator = torch.Generator().manual_seed(3)
     rows = 0.4 * torch.randn(3, sum(map(len, ANCHORS)), 5, generator=generator)
@@ -243,7 +269,7 @@ def test_the_exported_stage_gives_pytorchs_proposals(changes: dict[str, Any], nm
     assert found[2].min() > 0
 
 
-@pytest.mark.parametrize("changes", STAGES[:2], ids=str)
+@pytest.mark.parametrize("changes", [pytest.param({}, marks=pytest.mark.slow), {"nms_candidates": 50}], ids=str)
 def test_of_boxes_with_equal_scores_the_first_anchor_wins_in_the_graph(changes: dict[str, Any]) -> None:
     # Boxes that are their anchors, all with one score: 20 px every 8 px overlap their neighbours by 3/7.
     rows = torch.zeros(1, sum(map(len, ANCHORS)), 5)
@@ -260,7 +286,16 @@ def test_of_boxes_with_equal_scores_the_first_anchor_wins_in_the_graph(changes: 
 
 
 @pytest.mark.rtx
-@pytest.mark.parametrize("changes", [{}, {"nms_candidates": 50}, {"nms_candidates": 5}, {"soft_nms_iou": 0.5}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"nms_candidates": 5},
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"nms_candidates": 50}, marks=pytest.mark.slow),
+        pytest.param({"soft_nms_iou": 0.5}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_small_levels_and_short_lists_compile_with_tensorrt_rtx(changes: dict[str, Any]) -> None:
     # The coarsest level has six boxes.
     assert len(ANCHORS[-1]) == 6

@@ -16,9 +16,9 @@ import torch
 from onnx import numpy_helper
 
 from edgerpn.errors import ParityError
-from edgerpn.export.onnx.agreement import Decisions, agree, level_cuts
+from edgerpn.export.onnx.agreement import ProposalThresholds, level_cut_scores, pair_proposals
 from edgerpn.export.onnx.graph import proposal_config
-from edgerpn.export.onnx.parity import _Tally, check_parity, run_reference
+from edgerpn.export.onnx.parity import _ParityCounter, check_parity, run_reference
 from edgerpn.letterbox import letterbox
 from edgerpn.matching import EXACT, match, pairwise_iou
 from edgerpn.train.checkpoint import load_model
@@ -176,19 +176,25 @@ def proposals(*rows: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
 FIRST, SECOND = (0.0, 0.0, 100.0, 100.0, 0.9), (200.0, 0.0, 300.0, 100.0, 0.8)
 
 
-def tally(
-    expected: Any, found: Any, *, nms_iou: float = 0.7, capacity: int = 100, cuts: tuple[float, ...] = (), **more: Any
-) -> _Tally:
-    result = _Tally(Decisions(nms_iou=nms_iou, capacity=capacity, **more))
-    result.add(expected, found, "here", cuts=cuts)
+def counter(
+    expected: Any,
+    found: Any,
+    *,
+    nms_iou: float = 0.7,
+    capacity: int = 100,
+    cut_scores: tuple[float, ...] = (),
+    **more: Any,
+) -> _ParityCounter:
+    result = _ParityCounter(ProposalThresholds(nms_iou=nms_iou, capacity=capacity, **more))
+    result.add(expected, found, "here", cut_scores=cut_scores)
     return result
 
 
 def test_order_does_not_matter_and_each_proposal_counts_once() -> None:
-    result = tally(proposals(FIRST, SECOND), proposals(SECOND, FIRST))
+    result = counter(proposals(FIRST, SECOND), proposals(SECOND, FIRST))
     assert (result.num_matched, result.num_boundary) == (2, 0)
     with pytest.raises(ParityError, match="Proposal 1 of PyTorch"):
-        tally(proposals(FIRST, FIRST), proposals(FIRST))
+        counter(proposals(FIRST, FIRST), proposals(FIRST))
 
 
 @pytest.mark.parametrize(
@@ -202,106 +208,109 @@ def test_order_does_not_matter_and_each_proposal_counts_once() -> None:
 )
 def test_the_tolerances_are_overlap_99_percent_and_score_one_thousandth(changed: tuple, is_same: bool) -> None:
     if is_same:
-        assert tally(proposals(FIRST, SECOND), proposals(changed, SECOND)).num_matched == 2
+        assert counter(proposals(FIRST, SECOND), proposals(changed, SECOND)).num_matched == 2
     else:
         with pytest.raises(ParityError, match="here: the graph and PyTorch disagree"):
-            tally(proposals(FIRST, SECOND), proposals(changed, SECOND))
+            counter(proposals(FIRST, SECOND), proposals(changed, SECOND))
 
 
 def test_decisions_within_rounding_are_counted_apart() -> None:
     # An overlap of 0.7 with another proposal: either side of the threshold is right.
     near = (0.0, 0.0, 100.0, 70.0, 0.7)
-    assert tally(proposals(FIRST, near), proposals(FIRST)).num_boundary == 1
+    assert counter(proposals(FIRST, near), proposals(FIRST)).num_boundary == 1
     with pytest.raises(ParityError, match="Proposal 1 of PyTorch"):
-        tally(proposals(FIRST, near), proposals(FIRST), nms_iou=0.6)
+        counter(proposals(FIRST, near), proposals(FIRST), nms_iou=0.6)
     # The last of K places: scores that are equal but for rounding.
     last, other = (400.0, 0.0, 450.0, 50.0, 0.5), (600.0, 0.0, 650.0, 50.0, 0.5004)
-    assert tally(proposals(FIRST, last), proposals(FIRST, other), capacity=2).num_boundary == 2
+    assert counter(proposals(FIRST, last), proposals(FIRST, other), capacity=2).num_boundary == 2
     with pytest.raises(ParityError, match="has no counterpart"):
-        tally(proposals(FIRST, last), proposals(FIRST, other), capacity=3)
+        counter(proposals(FIRST, last), proposals(FIRST, other), capacity=3)
 
 
 def test_of_two_boxes_with_one_score_either_may_suppress_the_other() -> None:
     one, other = (400.0, 0.0, 500.0, 100.0, 0.5), (400.0, 0.0, 500.0, 85.0, 0.500005)
-    assert tally(proposals(FIRST, one), proposals(FIRST, other)).num_boundary == 2
+    assert counter(proposals(FIRST, one), proposals(FIRST, other)).num_boundary == 2
     for wrong in ((*other[:4], 0.5002), (400.0, 0.0, 500.0, 60.0, 0.5)):
         with pytest.raises(ParityError, match="Proposal 1 of PyTorch"):
-            tally(proposals(FIRST, one), proposals(FIRST, wrong))
+            counter(proposals(FIRST, one), proposals(FIRST, wrong))
 
 
 def test_a_score_at_the_threshold_or_at_the_cut_before_nms_is_a_decision_within_rounding() -> None:
     last = (400.0, 0.0, 450.0, 50.0, 0.3005)
-    assert tally(proposals(FIRST, last), proposals(FIRST), score_threshold=0.3).num_boundary == 1
-    assert tally(proposals(FIRST), proposals(FIRST, last), cuts=(0.2, 0.3)).num_boundary == 1
-    for wrong in ({}, {"score_threshold": 0.29}, {"cuts": (0.29, 0.31)}):
+    assert counter(proposals(FIRST, last), proposals(FIRST), score_threshold=0.3).num_boundary == 1
+    assert counter(proposals(FIRST), proposals(FIRST, last), cut_scores=(0.2, 0.3)).num_boundary == 1
+    for wrong in ({}, {"score_threshold": 0.29}, {"cut_scores": (0.29, 0.31)}):
         with pytest.raises(ParityError, match="Proposal 1 of PyTorch"):
-            tally(proposals(FIRST, last), proposals(FIRST), **wrong)
+            counter(proposals(FIRST, last), proposals(FIRST), **wrong)
 
 
 def test_a_side_at_the_minimum_size_is_a_decision_within_rounding() -> None:
     small = (400.0, 0.0, 450.0, 8.04, 0.7)
-    assert tally(proposals(FIRST, small), proposals(FIRST), min_size_px=8.0).num_boundary == 1
+    assert counter(proposals(FIRST, small), proposals(FIRST), min_size_px=8.0).num_boundary == 1
     # Boxes in pixels of a frame of twice the network's size along y.
-    assert tally(proposals(FIRST, small), proposals(FIRST), min_size_px=4.0, scale_xy=(1.0, 0.5)).num_boundary == 1
+    assert counter(proposals(FIRST, small), proposals(FIRST), min_size_px=4.0, scale_xy=(1.0, 0.5)).num_boundary == 1
     with pytest.raises(ParityError, match="Proposal 1 of PyTorch"):
-        tally(proposals(FIRST, small), proposals(FIRST), min_size_px=7.9)
+        counter(proposals(FIRST, small), proposals(FIRST), min_size_px=7.9)
     with pytest.raises(ParityError, match="Proposal 1 of PyTorch"):
-        tally(proposals(FIRST, small), proposals(FIRST), min_size_px=8.0, scale_xy=(1.0, 2.0))
+        counter(proposals(FIRST, small), proposals(FIRST), min_size_px=8.0, scale_xy=(1.0, 2.0))
 
 
 def test_what_a_boundary_case_suppresses_is_one_too() -> None:
     # 70 overlaps the first by 0.7, the threshold; 60 overlaps 70 by 0.86, and the first by 0.6.
     near, behind = (0.0, 0.0, 100.0, 70.0, 0.7), (0.0, 0.0, 100.0, 60.0, 0.6)
-    assert tally(proposals(FIRST, near), proposals(FIRST, behind)).num_boundary == 2
+    assert counter(proposals(FIRST, near), proposals(FIRST, behind)).num_boundary == 2
     # A suppressor must be the better one, and must itself be a boundary case.
     with pytest.raises(ParityError, match="Proposal 1 of the graph"):
-        tally(proposals(FIRST, near), proposals(FIRST, (*behind[:4], 0.8)))
+        counter(proposals(FIRST, near), proposals(FIRST, (*behind[:4], 0.8)))
     with pytest.raises(ParityError, match="Proposal 1 of PyTorch"):
-        tally(proposals(FIRST, (*near[:3], 75.0, 0.7)), proposals(FIRST, behind))
+        counter(proposals(FIRST, (*near[:3], 75.0, 0.7)), proposals(FIRST, behind))
 
 
 def test_a_score_that_hangs_on_a_box_at_the_nms_threshold_is_a_decision_within_rounding() -> None:
     soft: dict[str, Any] = {"nms_iou": 0.9, "soft_nms_iou": 0.5}
     # Half of the first, in both; a box between the two (IoU 0.9 with the first) takes score from it in one of them.
     rows = [(0.0, 0.0, 100.0, height, score) for height in (45.0, 35.0) for score in (0.6, 0.5)]
-    assert tally(proposals(FIRST, rows[0]), proposals(FIRST, rows[1]), **soft).num_boundary == 2
+    assert counter(proposals(FIRST, rows[0]), proposals(FIRST, rows[1]), **soft).num_boundary == 2
     with pytest.raises(ParityError, match=r"has no counterpart; the nearest has IoU 1.0000 and score 0.5"):
-        tally(proposals(FIRST, rows[0]), proposals(FIRST, rows[1]), nms_iou=0.9)
+        counter(proposals(FIRST, rows[0]), proposals(FIRST, rows[1]), nms_iou=0.9)
     with pytest.raises(ParityError, match=r"the nearest has IoU 1.0000 and score 0.5"):
-        tally(proposals(FIRST, rows[2]), proposals(FIRST, rows[3]), **soft)
+        counter(proposals(FIRST, rows[2]), proposals(FIRST, rows[3]), **soft)
     with pytest.raises(ParityError, match="Proposal 1 of PyTorch"):
-        tally(proposals(FIRST, rows[0]), proposals(FIRST), **soft)
+        counter(proposals(FIRST, rows[0]), proposals(FIRST), **soft)
     # The best box of a frame loses no score, whatever it overlaps.
     with pytest.raises(ParityError, match="Proposal 0 of PyTorch"):
-        tally(proposals(FIRST, rows[0]), proposals((*FIRST[:4], 0.8), rows[0]), **soft)
+        counter(proposals(FIRST, rows[0]), proposals((*FIRST[:4], 0.8), rows[0]), **soft)
 
 
 def test_with_soft_nms_a_boundary_case_may_have_taken_the_score_of_what_it_overlaps() -> None:
     # 90 overlaps the first by the threshold; 60 overlaps 90 by 0.67, and has the better score by now.
     near, behind = (0.0, 0.0, 100.0, 90.0, 0.3), (0.0, 0.0, 100.0, 60.0, 0.5)
     soft: dict[str, Any] = {"nms_iou": 0.9, "soft_nms_iou": 0.5}
-    assert tally(proposals(FIRST, behind), proposals(FIRST, near), **soft).num_boundary == 2
+    assert counter(proposals(FIRST, behind), proposals(FIRST, near), **soft).num_boundary == 2
     with pytest.raises(ParityError, match="Proposal 1 of PyTorch"):
-        tally(proposals(FIRST, behind), proposals(FIRST, near), nms_iou=0.9)
+        counter(proposals(FIRST, behind), proposals(FIRST, near), nms_iou=0.9)
     with pytest.raises(ParityError, match="Proposal 1 of PyTorch"):
-        tally(proposals(FIRST, (*behind[:3], 44.0, 0.5)), proposals(FIRST, near), **soft)
+        counter(proposals(FIRST, (*behind[:3], 44.0, 0.5)), proposals(FIRST, near), **soft)
 
 
 def test_an_agreement_names_every_row_once() -> None:
     expected = proposals(FIRST, SECOND, (0.0, 0.0, 100.0, 70.0, 0.7), (500.0, 0.0, 600.0, 100.0, 0.6))
     found = proposals((*SECOND[:4], 0.8004), FIRST)
-    result = agree(expected, found, EXACT, Decisions(nms_iou=0.7, capacity=10))
+    result = pair_proposals(expected, found, EXACT, ProposalThresholds(nms_iou=0.7, capacity=10))
     assert sorted(result.pairs) == [(0, 1), (1, 0)]
     assert (result.boundary, result.unexplained) == (((2,), ()), ((3,), ()))
     assert result.score_differences == pytest.approx([0.0, 4e-4], abs=1e-6)
     assert (result.num_boundary, result.num_unexplained, result.unmatched_share) == (1, 1, 0.5)
-    assert agree(proposals(), proposals(), EXACT, Decisions(nms_iou=0.7, capacity=10)).unmatched_share == 0.0
+    assert (
+        pair_proposals(proposals(), proposals(), EXACT, ProposalThresholds(nms_iou=0.7, capacity=10)).unmatched_share
+        == 0.0
+    )
 
 
 def test_the_cut_before_nms_is_the_score_of_the_last_anchor_that_enters() -> None:
     logits = [np.array([0.0, 3.0, -1.0, 2.0]), np.array([5.0, 4.0])]
-    assert level_cuts(logits, 2) == pytest.approx([1 / (1 + np.exp(-2.0))])
-    assert level_cuts(logits, 4) == ()
+    assert level_cut_scores(logits, 2) == pytest.approx([1 / (1 + np.exp(-2.0))])
+    assert level_cut_scores(logits, 4) == ()
 
 
 def test_the_reference_tells_the_cuts_of_its_levels(exported: GetExport, photo_files: list[Path]) -> None:
@@ -327,7 +336,7 @@ def test_the_reference_tells_the_cuts_of_its_levels(exported: GetExport, photo_f
 
 
 def test_too_many_such_decisions_are_a_disagreement() -> None:
-    result = tally(proposals(FIRST, (0.0, 0.0, 100.0, 70.0, 0.7)), proposals(FIRST))
+    result = counter(proposals(FIRST, (0.0, 0.0, 100.0, 70.0, 0.7)), proposals(FIRST))
     said = r"1 of 2 proposals are in one of graph and PyTorch only.* most of them on here\. Proposal 1 of PyTorch"
     with pytest.raises(ParityError, match=said):
         result.report(1, (1,))

@@ -15,7 +15,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgerpn.errors import ExportError
-from edgerpn.export.precision.blocks import Network, block_name, find_network
+from edgerpn.export.precision.blocks import NetworkNodes, block_name, find_network
 from edgerpn.export.precision.half import emulate_half, to_half
 from edgerpn.letterbox import letterbox
 from edgerpn.manifest import read
@@ -25,7 +25,7 @@ GetExport = Callable[[str], Any]
 VARIANTS = ["standard", "portable", "portable-source", "single-level"]
 
 
-def load(made: Any) -> tuple[onnx.ModelProto, Network]:
+def load(made: Any) -> tuple[onnx.ModelProto, NetworkNodes]:
     proto = onnx.load(made.file)
     return proto, find_network(proto)
 

@@ -65,7 +65,7 @@ def test_float16_within_the_budget_is_accepted_as_a_whole(
     graph, facts, lines = reduce(
         made, Photographs(samples=photo_files, meter=meter), precision="fp16", max_ar_drop=20.0
     )
-    recall = evaluate_model(made.file, photos / "val.json", photos / "images").metrics["AR@100"]
+    recall = evaluate_model(made.file, photos).metrics["AR@100"]
     figures = dict(facts.ar100)
     assert list(figures) == ["fp32", "fp16"]
     assert figures["fp32"] == pytest.approx(recall, abs=1e-5)
@@ -137,7 +137,9 @@ def test_int8_is_refused_when_the_float16_around_it_loses_too_much(
         reduce(made, photographs, proto=overflowing(made.file), precision="int8", max_ar_drop=2.0)
 
 
-def test_without_a_budget_nothing_is_measured_and_that_is_said(exported: GetExport, photo_files: list[Path]) -> None:
+def test_without_a_budget_nothing_is_measured_and_a_line_reports_it(
+    exported: GetExport, photo_files: list[Path]
+) -> None:
     graph, facts, lines = reduce(
         exported("standard"), Photographs(samples=photo_files), precision="fp16", max_ar_drop="off"
     )
@@ -170,13 +172,15 @@ def test_a_meter_measures_the_first_images_up_to_its_limit(exported: GetExport, 
     assert (meter.num_images, meter.num_objects) == (3, 9)
     proto = onnx.load(made.file)
     for limit in (2, None):
-        expected = evaluate_model(made.file, photos / "val.json", photos / "images", limit=limit or 3)
+        expected = evaluate_model(made.file, photos, limit=limit or 3)
         assert meter(proto, limit=limit) == expected.metrics["AR@100"]
 
 
 @pytest.mark.rtx
-@pytest.mark.parametrize("name", ["portable", "portable-source", "single-level"])
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize(
+    "name", ["portable", *(pytest.param(n, marks=pytest.mark.slow) for n in ("portable-source", "single-level"))]
+)
+@pytest.mark.parametrize("precision", [pytest.param("fp16", marks=pytest.mark.slow), "int8"])
 def test_a_reduced_graph_compiles_for_every_gpu(
     name: str, precision: str, exported: GetExport, photo_files: list[Path]
 ) -> None:

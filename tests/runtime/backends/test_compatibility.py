@@ -20,7 +20,7 @@ MakeModel = Callable[..., Path]
 
 @pytest.fixture
 def here(standin: ModuleType) -> Callable[..., compatibility.EngineHost]:
-    """A machine with TensorRT 10.3.0.26 and a GPU of compute capability 8.7, or what a test wants instead."""
+    """A machine with TensorRT 10.3.0.26 and a GPU of compute capability 8.7, or as a test changes it."""
 
     def make(*, version: str = "10.3.0.26", capability: str = "8.7", is_rtx: bool = False, **changes: Any) -> Any:
         device = standin.HostDevice(capability=capability)
@@ -137,7 +137,7 @@ def test_a_library_that_does_not_import_is_diagnosed(tmp_path: Path, monkeypatch
         import_library("tensorrt")
 
 
-def test_the_lean_runtime_serves_where_it_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lean_runtime_is_used_where_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "tensorrt", None)
@@ -151,7 +151,7 @@ def test_the_lean_runtime_serves_where_it_may(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.rtx
-def test_the_real_library_tells_why_it_refuses_a_file(
+def test_the_real_library_names_the_reason_for_refusing_a_file(
     standin: ModuleType, make_engine: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     library = import_library("tensorrt-rtx")

@@ -38,20 +38,20 @@ def with_golden(make_model: MakeModel, paint: Callable[..., npt.NDArray[np.uint8
 
 
 def write_changed(path: Path, **changes: Any) -> None:
-    """Writes the golden frames of a model anew, with some arrays changed, and a manifest that fits."""
+    """Writes the golden frames of a model again, with some arrays changed, and a manifest that fits."""
     values = golden.read(path, manifests.read(path))
     arrays = {name: getattr(values, name) for name in ("frames", "boxes", "scores", "count")} | changes
     spec = golden.write(golden.Golden(**arrays), path)
     manifests.write(manifests.read(path).replace(golden=spec), path)
 
 
-def test_a_model_that_gives_the_expected_proposals_loads(with_golden: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_that_returns_the_expected_proposals_loads(with_golden: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"), load(with_golden, threads=1, self_test=True) as model:
         assert model.manifest.golden is not None
     assert "gave the expected proposals" in caplog.text
 
 
-def test_a_model_that_gives_others_is_refused(with_golden: Path) -> None:
+def test_a_model_that_returns_other_proposals_is_refused(with_golden: Path) -> None:
     boxes = golden.read(with_golden, manifests.read(with_golden)).boxes + np.float32(30)
     write_changed(with_golden, boxes=boxes)
     with pytest.raises(SelfTestError, match=r"bright\.onnx on ONNX Runtime .*\(CPU\): golden frame 0"):
@@ -107,8 +107,7 @@ def test_a_file_called_engine_is_run_by_tensorrt(on_standin: Any, make_engine: M
     with load(path, threads=3) as model:
         assert model.backend.name == "TensorRT 10.3.0.26 (Stand-in, stand-in)"
         assert not model.backend.is_cpu
-        assert model.default_workers(is_live=False) == 2
-        assert model.default_workers(is_live=True) == 1
+        assert model.backend.frames_in_flight == 2
     with pytest.raises(EngineLoadError, match="providers are for ONNX Runtime"):
         load(path, providers=["cuda"])
 
@@ -147,7 +146,7 @@ def test_a_mismatch_fails_unless_rebuilding_is_allowed(
     assert "building it again from source.onnx (GPU: expected compute capability 8.9" in caplog.text
 
 
-def test_the_command_repeats_how_the_engine_was_built(make_engine: MakeModel, tmp_path: Path) -> None:
+def test_the_command_repeats_the_options_of_the_engine(make_engine: MakeModel, tmp_path: Path) -> None:
     path = make_engine(
         tmp_path, batch=1, library="tensorrt-rtx", compute_capabilities=("8.6", "12.0"), workspace_mib=64,
         optimization_level=2, tf32=True, dla_core=0, version_compatible=True, hardware_compatible=True,
@@ -169,13 +168,13 @@ def test_without_the_onnx_file_nothing_can_be_rebuilt(on_standin: Any, make_engi
 
 def test_a_build_that_fails_shows_its_last_lines(on_standin: Any, make_engine: MakeModel, tmp_path: Path) -> None:
     path = make_engine(tmp_path, compute_capabilities=("8.9",))
-    # The real command: TensorRT is not installed, or the file is no model of ours; either way it ends with an error.
+    # The real command: TensorRT is not installed, or the file is not a model of edgerpn; both are errors.
     with pytest.raises(
         EngineLoadError, match=r"(?s)`edgerpn build` ended with status [12]:\n  .*error: .*started because"
     ):
         load(path, on_mismatch="rebuild")
 
 
-def test_only_two_answers_to_a_mismatch_are_known(model_path: Path) -> None:
+def test_only_two_reactions_to_a_mismatch_are_accepted(model_path: Path) -> None:
     with pytest.raises(ValueError, match="on_mismatch: expected fail or rebuild, got 'ignore'"):
         opening.open_backend(model_path, on_mismatch="ignore")  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The CUDA layer without a GPU: what it says when something is missing, and what its calls hand to a driver."""
+"""The CUDA layer without a GPU: errors for missing parts, and the arguments that reach a driver."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def driver(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_neither_package_says_which_to_install() -> None:
+def test_without_both_packages_the_error_names_the_one_to_install() -> None:
     code = "import sys\nsys.modules['cuda'] = sys.modules['cuda.bindings'] = sys.modules['pycuda'] = None\n" + OPEN
     printed = python(code)
     assert printed.startswith("MissingDependencyError running an engine needs the Python package cuda-bindings")
@@ -99,7 +99,7 @@ def test_neither_package_says_which_to_install() -> None:
 
 
 @needs_bindings
-def test_no_driver_is_told_with_what_to_do(tmp_path: Path) -> None:
+def test_a_missing_driver_is_reported_with_advice(tmp_path: Path) -> None:
     if Path("/dev/nvidiactl").exists() or Path("/etc/nv_tegra_release").exists():
         pytest.skip("there is a driver here")
     printed = python(OPEN, LD_LIBRARY_PATH=str(tmp_path))
@@ -108,7 +108,7 @@ def test_no_driver_is_told_with_what_to_do(tmp_path: Path) -> None:
 
 
 @needs_bindings
-def test_a_driver_without_a_gpu_is_told_apart(driver: Path) -> None:
+def test_a_driver_without_a_gpu_is_distinguished(driver: Path) -> None:
     printed = python(OPEN, LD_LIBRARY_PATH=str(driver), HOST_CUDA_NO_DEVICE="1")
     assert "cuInit failed with CUDA_ERROR_NO_DEVICE. No NVIDIA GPU is visible" in printed
 
@@ -132,7 +132,7 @@ def test_calls_reach_the_driver_with_their_arguments_from_any_thread(driver: Pat
         "view [7, 7]",
         "host memory freed",
     ]
-    # The driver's lines come through C's own buffer, so their order says nothing.
+    # The driver's lines pass through a buffer of C, so their order is undefined.
     assert sorted(lines) == sorted([*once, *once, "cuMemAlloc failed with CUDA_ERROR_INVALID_CONTEXT."])
 
 
@@ -145,7 +145,7 @@ def test_calls_reach_the_driver_with_their_arguments_from_any_thread(driver: Pat
         ("CUDA_ERROR_SOMETHING_NEW", "call failed with CUDA_ERROR_SOMETHING_NEW."),
     ],
 )
-def test_an_error_of_the_driver_says_what_to_do(name: str, advice: str) -> None:
+def test_an_error_of_the_driver_contains_advice(name: str, advice: str) -> None:
     error = CudaError("call", name)
     assert str(error).startswith(f"call failed with {name}. ".rstrip())
     assert advice in str(error)

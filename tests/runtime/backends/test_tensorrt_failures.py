@@ -1,4 +1,4 @@
-"""What the TensorRT runner does when library, GPU, engine or caller fail, on the stand-in (see tensorrt_standin.py)."""
+"""Failures of library, GPU, engine and caller in the TensorRT runner, on the stand-in (see tensorrt_standin.py)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_library_that_cannot_be_captured_is_asked_first(
     assert bench.count("begin_capture") == 0
 
 
-def test_tensorrt_rtx_says_that_it_compiles_and_keeps_what_it_compiled(
+def test_tensorrt_rtx_logs_that_it_compiles_and_keeps_the_kernels(
     bench: Any,
     make_engine: MakeModel,
     tmp_path: Path,
@@ -94,7 +94,7 @@ def test_a_user_without_a_home_folder_runs_engines_too(
     assert "there is no home folder to keep compiled kernels in" in caplog.text
 
 
-def test_errors_of_cuda_name_the_call_and_what_to_do(
+def test_errors_of_cuda_name_the_call_and_contain_advice(
     bench: Any, make_engine: MakeModel, tmp_path: Path, painted: Image
 ) -> None:
     path = make_engine(tmp_path, batch=1)
@@ -115,7 +115,7 @@ def test_errors_of_cuda_name_the_call_and_what_to_do(
     backend.close()
 
 
-def test_what_the_library_said_is_in_the_error(
+def test_messages_of_the_library_are_in_the_error(
     bench: Any, make_engine: MakeModel, tmp_path: Path, painted: Image
 ) -> None:
     path = make_engine(tmp_path, batch=1)
@@ -163,7 +163,7 @@ def test_wrong_frames_are_refused(bench: Any, make_engine: MakeModel, tmp_path: 
 
 
 @pytest.mark.parametrize("what", ["shape", "address"])
-def test_what_the_library_refuses_of_a_context_is_an_error(
+def test_a_refusal_in_a_context_is_an_error(
     bench: Any, make_engine: MakeModel, tmp_path: Path, painted: Image, what: str
 ) -> None:
     backend = bench.load(make_engine(tmp_path), num_slots=1)
@@ -210,7 +210,7 @@ def test_a_load_that_fails_leaves_nothing_behind(
     assert bench.device.memory == bench.device.queues == bench.device.graphs == {}
 
 
-def test_what_cannot_be_freed_does_not_keep_the_rest(
+def test_memory_that_cannot_be_freed_does_not_keep_the_rest(
     bench: Any, make_engine: MakeModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     backend = bench.load(make_engine(tmp_path, batch=1))
@@ -222,13 +222,13 @@ def test_what_cannot_be_freed_does_not_keep_the_rest(
     assert caplog.text.count("could not be freed") == 2
 
 
-def test_code_that_an_engine_brings_runs_only_when_allowed(bench: Any, make_engine: MakeModel, tmp_path: Path) -> None:
+def test_host_code_of_an_engine_runs_only_when_allowed(bench: Any, make_engine: MakeModel, tmp_path: Path) -> None:
     path = make_engine(tmp_path, version_compatible=True)
     bench.library.has_host_code = True
     with pytest.raises(EngineLoadError, match=r"host code that is not allowed.*allow_host_code=True"):
         bench.load(path)
     bench.load(path, allow_host_code=True).close()
-    # An engine that needs no such code gets no such right, whatever was allowed.
+    # An engine without such code never gets the permission.
     (tmp_path / "plain").mkdir()
     plain = make_engine(tmp_path / "plain")
     with pytest.raises(EngineLoadError, match="not allowed"):

@@ -63,7 +63,7 @@ def assert_close(found: tuple[Any, ...], wanted: tuple[Any, ...], rows: slice) -
 
 
 @pytest.mark.parametrize("num_frames", [1, 2, 3, 4, 9])
-def test_a_gpu_gives_what_onnx_runtime_gives(
+def test_a_gpu_returns_the_outputs_of_onnx_runtime(
     engine: Path, painted: Image, wanted: Any, num_frames: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     backend = TensorRtBackend(engine)
@@ -101,7 +101,7 @@ def test_tensors_of_pytorch_are_read_in_place(engine: Path, painted: Image, want
     for _ in range(3):
         assert_close(backend.infer_device(frames), wanted, slice(2))
     with torch.cuda.stream(torch.cuda.Stream()):
-        # Work that is still under way on a side stream when the call comes.
+        # Work that still runs on a side stream during the call.
         late = torch.zeros_like(frames)
         torch.cuda._sleep(50_000_000)
         late.copy_(frames, non_blocking=True)
@@ -129,9 +129,9 @@ def test_inspect_says_that_it_can_run(engine: Path) -> None:
     assert {check["verdict"] for check in checks} <= {"ok", "unknown"}
 
 
-def test_memory_comes_back(engine: Path, painted: Image) -> None:
+def test_memory_is_returned(engine: Path, painted: Image) -> None:
     torch = pytest.importorskip("torch")
-    for _ in range(2):  # the first makes what CUDA and the library keep for ever
+    for _ in range(2):  # the first allocates memory that CUDA and the library keep
         backend = TensorRtBackend(engine)
         backend.infer(painted[:1])
         backend.close()

@@ -1,4 +1,4 @@
-"""Frames that lie in GPU memory already, on the stand-in of library and GPU: taken in place, or refused by name."""
+"""Frames in GPU memory on the stand-in of library and GPU: read in place, or refused by name."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_device_memory_is_read_in_place(
     assert "copy_device" not in device.calls
 
 
-def test_the_same_memory_is_captured_at_the_second_call_and_launched_from_then_on(
+def test_the_same_memory_is_captured_at_the_second_call_and_launched_later(
     backend: TensorRtBackend, standin: ModuleType, device: Any, painted: Image
 ) -> None:
     frames = standin.aligned(painted[:1])
@@ -107,7 +107,7 @@ def test_a_capture_that_fails_is_not_tried_again_and_runs_nothing_twice(
     backend.close()
 
 
-def test_a_provider_without_graphs_is_asked_for_none(
+def test_a_provider_without_graphs_is_never_asked_to_capture(
     standin: ModuleType, make_engine: MakeModel, tmp_path: Path, painted: Image
 ) -> None:
     device = standin.HostDevice(why_no_graphs="PyCUDA has none")
@@ -123,7 +123,7 @@ def test_a_provider_without_graphs_is_asked_for_none(
 
 
 @pytest.mark.parametrize("can_share_memory", [False, True])
-def test_frames_where_no_tensor_may_start_are_copied_on_the_gpu(
+def test_unaligned_frames_are_copied_on_the_gpu(
     standin: ModuleType, make_engine: MakeModel, tmp_path: Path, painted: Image, can_share_memory: bool
 ) -> None:
     device = standin.HostDevice(can_share_memory=can_share_memory)
@@ -164,7 +164,7 @@ def test_parts_of_other_sizes_keep_their_contexts(
     ("changes", "waits"),
     [({"stream": 900}, [900]), ({"stream": None}, []), ({"version": 2}, [1]), ({"stream": 2}, [2])],
 )
-def test_the_stream_that_the_interface_names_is_waited_for(
+def test_the_slot_waits_for_the_stream_that_the_interface_names(
     backend: TensorRtBackend, standin: ModuleType, device: Any, painted: Image, changes: dict[str, Any],
     waits: list[int], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -217,7 +217,7 @@ def test_dlpack_is_asked_for_the_slots_stream_and_its_capsule_is_not_consumed(
         (lambda s, d, a: s.OnGpuDlpack(d, np.asfortranarray(a)), "C-contiguous"),
     ],
 )
-def test_what_cannot_be_taken_is_refused_by_name(
+def test_unsuitable_arrays_are_refused_by_name(
     backend: TensorRtBackend, standin: ModuleType, device: Any, painted: Image, make: Any, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):

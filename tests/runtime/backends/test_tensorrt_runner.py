@@ -22,7 +22,7 @@ MakeModel = Callable[..., Path]
 
 
 def expected(folder: Path, make_model: MakeModel, frames: Image) -> tuple[Any, ...]:
-    """What ONNX Runtime says of the same graph."""
+    """Outputs of ONNX Runtime for the same graph."""
     (folder / "reference").mkdir(exist_ok=True)
     backend = OnnxRuntimeBackend(make_model(folder / "reference", batch=None), threads=1)
     return backend.infer(frames)
@@ -36,7 +36,7 @@ def assert_same(found: tuple[Any, ...], wanted: tuple[Any, ...]) -> None:
 
 @pytest.mark.parametrize("num_frames", [1, 2, 3, 4, 5, 9])
 @pytest.mark.parametrize("can_share_memory", [False, True])
-def test_any_number_of_frames_gives_what_onnx_runtime_gives(
+def test_any_number_of_frames_gives_the_outputs_of_onnx_runtime(
     standin: ModuleType, make_engine: MakeModel, make_model: MakeModel, tmp_path: Path, painted: Image,
     num_frames: int, can_share_memory: bool,
 ) -> None:  # fmt: skip
@@ -126,7 +126,7 @@ def test_nothing_is_ready_before_result_and_views_change_with_the_next_frame(
     backend.close()
 
 
-def test_a_slot_says_what_it_is_used_wrongly_for(bench: Any, make_engine: MakeModel, tmp_path: Path) -> None:
+def test_wrong_uses_of_a_slot_are_errors(bench: Any, make_engine: MakeModel, tmp_path: Path) -> None:
     backend = bench.load(make_engine(tmp_path))
     slot = backend.acquire()
     with pytest.raises(RuntimeError, match="call submit before result"):
@@ -184,7 +184,7 @@ def test_a_third_caller_waits_for_a_slot(bench: Any, make_engine: MakeModel, tmp
     backend.close()
 
 
-def test_closing_frees_everything_and_waits_for_what_is_in_use(
+def test_closing_frees_everything_and_waits_for_used_slots(
     bench: Any, make_engine: MakeModel, tmp_path: Path, painted: Image
 ) -> None:
     backend = bench.load(make_engine(tmp_path))
@@ -201,7 +201,7 @@ def test_closing_frees_everything_and_waits_for_what_is_in_use(
         backend.infer(painted[:1])
 
 
-def test_closing_wakes_who_waits(bench: Any, make_engine: MakeModel, tmp_path: Path) -> None:
+def test_closing_wakes_waiting_threads(bench: Any, make_engine: MakeModel, tmp_path: Path) -> None:
     backend = bench.load(make_engine(tmp_path, batch=1), num_slots=1)
     slot = backend.acquire()
     caught: list[str] = []
@@ -231,7 +231,7 @@ def test_a_backend_that_is_forgotten_frees_its_memory(bench: Any, make_engine: M
     ("reason", "text"),
     [("refuses", "refused to start a batch"), ("provider", "PyCUDA has none"), ("driver", "CUDA_ERROR_NOT_SUPPORTED")],
 )
-def test_without_graphs_it_runs_all_the_same_and_says_why_once(
+def test_without_graphs_it_still_runs_and_logs_the_reason_once(
     standin: ModuleType, make_engine: MakeModel, make_model: MakeModel, tmp_path: Path, painted: Image,
     caplog: pytest.LogCaptureFixture, reason: str, text: str,
 ) -> None:  # fmt: skip

@@ -17,11 +17,10 @@ import pytest
 
 from edgerpn.errors import ConfigError
 from edgerpn.runtime import Model
-from edgerpn.runtime.frame import Event
+from edgerpn.runtime.frame import Event, Result
 from edgerpn.runtime.run import SourceConfig, StreamsConfig, logs
 from edgerpn.runtime.run.logs import RepeatFilter, log_to_stderr
-from edgerpn.runtime.run.notify import Notifier
-from edgerpn.runtime.run.service import Service
+from edgerpn.runtime.run.service import Notifier, Service
 
 Make = Callable[..., Any]
 _logger = logging.getLogger("edgerpn.test")
@@ -145,7 +144,7 @@ def test_the_watchdog_is_fed_while_sources_are_dead_and_not_when_the_model_hangs
     threads = [threading.Thread(target=listen), threading.Thread(target=add)]
     for thread in threads:
         thread.start()
-    run.until(lambda item: isinstance(item, Event) and item.kind == "ended")
+    run.until(lambda item: isinstance(item, Result))
     Notifier(environment(systemd)).status("over")
     for thread in threads:
         thread.join()

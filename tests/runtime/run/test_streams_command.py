@@ -20,6 +20,7 @@ import pytest
 
 from edgerpn.__main__ import main
 from edgerpn.runtime import Model
+from edgerpn.runtime.run import SourceConfig, StreamsConfig
 from edgerpn.runtime.sinks.record import record_schema
 
 Make = Callable[..., Any]
@@ -108,18 +109,23 @@ def test_several_files_become_records_and_a_video_each(
     for clip, count in zip(clips, (12, 9), strict=True):
         ours = [record for record in found if record["source"] == clip]
         assert [record["frame"] for record in ours if record["type"] == "frame"] == list(range(count))
-        assert [record["event"] for record in ours if record["type"] == "event"] == ["started", "connected", "ended"]
-    assert len(list(out.glob("*.mp4"))) == 2
+        assert [record for record in ours if record["type"] == "event"] == []
+    # Both files are called clip.avi.
+    assert sorted(os.listdir(out)) == ["clip-2.mp4", "clip.mp4", "proposals.jsonl"]
     assert capsys.readouterr().out.startswith("21 frames in ")
 
 
-def test_missing_files_end_the_run_with_status_1(model_path: Path, tmp_path: Path, make_clip: Make) -> None:
-    lines = tmp_path / "a.jsonl"
-    missing = [str(tmp_path / "no.mp4"), str(tmp_path / "none.mp4")]
-    assert main(["run", str(model_path), *missing, "--jsonl", str(lines)]) == 1
-    errors = [record for record in records(lines) if record.get("event") == "error"]
-    assert {(record["source"], record["reason"]) for record in errors} == {(path, "not_found") for path in missing}
-    assert main(["run", str(model_path), missing[0], str(make_clip(3)), "--jsonl", str(lines)]) == 0
+def test_a_file_that_is_missing_when_the_settings_are_read_again_is_an_event(
+    model: Model, make_clip: Make, start: Make, tmp_path: Path
+) -> None:
+    run = start(model, stays=True)
+    missing = SourceConfig(source=str(tmp_path / "no.mp4"), name="no")
+    run.runner.apply(StreamsConfig(sources=(missing, SourceConfig(source=str(make_clip(3)), name="clip"))))
+    run.until(lambda item: len(run.results) == 3 and len(run.events) == 2)
+    assert [(event.kind, event.source, event.reason) for event in run.events] == [
+        ("error", "no", "not_found"),
+        ("ended", "no", "not_found"),
+    ]
 
 
 def test_pictures_that_the_shell_lists_are_one_source(model_path: Path, tmp_path: Path, paint: Make) -> None:
@@ -137,21 +143,22 @@ def test_pictures_that_the_shell_lists_are_one_source(model_path: Path, tmp_path
     ("words", "problem"),
     [
         ([], "SOURCE: expected at least one"),
-        (["a.mp4", "b.mp4", "--video", "c.mp4"], "name a folder for those of 2"),
-        (["a.mp4", "b.mp4", "--jsonl", "b.mp4"], "is an input of the run"),
+        (["clip", "http://127.0.0.1:9/x", "--video", "c.mp4"], "name a folder for those of 2"),
+        (["clip", "http://127.0.0.1:9/x", "--jsonl", "clip"], "is an input of the run"),
         (["a.mp4", "--set", "batching.speed=1"], "batching.speed: unknown setting"),
         ([f"{index}.mp4" for index in range(101)], "expected at most 100 sources, got 101"),
     ],
 )
 def test_what_does_not_go_together_is_refused(
-    model_path: Path, words: list[str], problem: str, capsys: pytest.CaptureFixture[str]
+    model_path: Path, words: list[str], problem: str, make_clip: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["run", str(model_path), *words]) == 1
+    clip = str(make_clip(3))
+    assert main(["run", str(model_path), *(clip if word == "clip" else word for word in words)]) == 1
     assert problem in capsys.readouterr().err
 
 
 def test_print_config_shows_what_a_run_would_do(model_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--print-config", "rtsp://user:hunter2@host/x", "--score", "0.5", "--set", "defaults.max_age_ms=9"]
+    words = ["--print-config", "rtsp://user:hunter2@host/x", "--min-score", "0.5", "--set", "defaults.max_age_ms=9"]
     assert main(["run", str(model_path), *words]) == 0
     printed = capsys.readouterr().out
     assert "min_score = 0.5" in printed

@@ -17,8 +17,8 @@ from edgerpn.errors import SinkError
 from edgerpn.proposals import Proposals
 from edgerpn.runtime.draw import Painter, draw_proposals, score_color
 from edgerpn.runtime.frame import Event, Frame, Result
+from edgerpn.runtime.sinks import JsonLinesConfig, Output, QueuedSink, open_sinks
 from edgerpn.runtime.sinks.picture_sinks import ImageFolderSink, VideoSink, WindowSink
-from edgerpn.runtime.sinks.sink import JsonLinesSink
 from edgerpn.runtime.timing import LatencyHistogram
 
 MakeResult = Callable[..., Result]
@@ -37,8 +37,13 @@ def make_result() -> MakeResult:
     return make
 
 
+def open_lines(path: Path | str) -> QueuedSink:
+    (sink,) = open_sinks([Output(kind="jsonl", config=JsonLinesConfig(path=str(path)))], is_live=False)
+    return sink
+
+
 def test_results_and_events_become_lines_in_order(make_result: MakeResult, tmp_path: Path) -> None:
-    sink = JsonLinesSink(tmp_path / "new" / "a.jsonl")
+    sink = open_lines(tmp_path / "new" / "a.jsonl")
     sink.write(make_result(0))
     sink.event(Event(kind="error", source="photos", message="b.jpg: empty", happened_at=0.0, path=Path("b.jpg")))
     sink.write(make_result(1))
@@ -50,51 +55,16 @@ def test_results_and_events_become_lines_in_order(make_result: MakeResult, tmp_p
     assert records[1]["path"] == "b.jpg"
 
 
-def test_a_live_sink_writes_every_line_at_once(make_result: MakeResult, tmp_path: Path) -> None:
-    sink = JsonLinesSink(tmp_path / "a.jsonl", is_live=True)
-    sink.write(make_result(0))
-    assert (tmp_path / "a.jsonl").read_bytes().endswith(b"}\n")
-    sink.close()
-
-
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_is_a_sink_error(make_result: MakeResult) -> None:
-    sink = JsonLinesSink("/dev/full", is_live=True)
+def test_a_full_disk_ends_a_run_of_files_and_is_reported_once(
+    make_result: MakeResult, caplog: pytest.LogCaptureFixture
+) -> None:
+    sink = open_lines("/dev/full")
+    sink.write(make_result(0))
     with pytest.raises(SinkError, match="/dev/full: cannot be written: No space left"):
-        sink.write(make_result(0))
-    sink.close()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="needs file size limits")
-def test_a_line_that_does_not_fit_is_cut_off_whole(make_result: MakeResult, tmp_path: Path) -> None:
-    import resource
-    import signal
-
-    path = tmp_path / "a.jsonl"
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    sink = JsonLinesSink(path, is_live=True)
-
-    def write_many() -> None:
-        for index in range(100):
-            sink.write(make_result(index))
-
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-        with pytest.raises(SinkError, match="File too large"):
-            write_many()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
-    sink.close()
-    lines = path.read_text().splitlines()
-    assert [json.loads(line)["frame"] for line in lines] == list(range(len(lines)))
-    assert 500 < path.stat().st_size <= 1000
-
-
-def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SinkError, match="cannot be opened for writing: Is a directory"):
-        JsonLinesSink(tmp_path)
+        sink.close()
+    # The run reports the error that ends it; the log has nothing to add.
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".avi"])
@@ -116,7 +86,7 @@ def test_a_video_keeps_frames_and_rate(make_result: MakeResult, tmp_path: Path, 
 def test_a_change_of_size_is_refused_and_the_video_so_far_is_kept(make_result: MakeResult, tmp_path: Path) -> None:
     sink = VideoSink(tmp_path / "a.mp4", Painter(), fps=None)
     sink.write(make_result(0))
-    with pytest.raises(SinkError, match=r"frame 1 is 32x48, but the video began with 64x48.*--out DIR"):
+    with pytest.raises(SinkError, match=r"frame 1 is 32x48, but the video began with 64x48.*--output DIR"):
         sink.write(make_result(1, width=32))
     sink.close()
     assert cv2.VideoCapture(str(tmp_path / "a.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 1

@@ -1,4 +1,4 @@
-"""Video4Linux cameras: what they are asked for and what they answer, on a stand-in for OpenCV's class."""
+"""Video4Linux cameras: requested and granted settings, on a stand-in for OpenCV's class."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ V4L2 = Choice(decoder="v4l2", why="the source is a Video4Linux camera")
 
 
 class Camera:
-    """Stands in for `cv2.VideoCapture` on a device, which machines that run tests have not."""
+    """Replaces `cv2.VideoCapture` on a device, which test machines do not have."""
 
     def __init__(self, path: str, backend: int) -> None:
         self.calls: list[tuple[int, float]] = []
@@ -39,7 +39,7 @@ class Camera:
         return "V4L2"
 
 
-def test_a_camera_is_asked_for_format_size_and_rate_and_what_it_does_instead_is_told(tmp_path: Path) -> None:
+def test_format_size_and_rate_are_requested_from_a_camera(tmp_path: Path) -> None:
     device = tmp_path / "camera"
     device.touch()
     # By a link, as udev names cameras; the format first, because sizes and rates depend on it.
@@ -59,7 +59,7 @@ def test_a_camera_is_asked_for_format_size_and_rate_and_what_it_does_instead_is_
     ]
 
 
-def test_what_a_camera_grants_instead_of_what_was_asked_for_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deviations_from_the_requested_settings_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readers, "_open_camera", lambda cv2, config, choice: Camera("/dev/video0", 0))
     config = CaptureConfig(source="/dev/video0", size_wh=(1920, 1080), rate_hz=30.0)
     found = OpenCvReader(cv2, config, V4L2)

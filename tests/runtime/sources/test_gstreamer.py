@@ -1,7 +1,7 @@
-"""Capturing with an OpenCV that has GStreamer, which those of PyPI have not: run by the system's Python.
+"""Capture by an OpenCV with GStreamer, which those of PyPI do not have: run by the system's Python.
 
-Skipped where that has no such OpenCV (on Debian: python3-opencv, gstreamer1.0-libav). The elements of a Jetson are not
-among what can be tried so.
+Skipped where the system has no such OpenCV (on Debian: python3-opencv, gstreamer1.0-libav). The elements of a Jetson
+cannot be tested this way.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ with open_capture(config) as capture:
 
 @pytest.fixture(scope="module")
 def environment() -> dict[str, str]:
-    """Under which the system's Python finds our package; skips where its OpenCV has no GStreamer."""
+    """Lets the system's Python find our package; skips where its OpenCV has no GStreamer."""
     found = {**os.environ, "PYTHONPATH": str(Path(edgerpn.__file__).parent.parent), "PYTHONSAFEPATH": "1"}
     code = "import sys, cv2, numpy; sys.exit(sys.version_info < (3, 10) or not "
     code += "(cv2.videoio_registry.hasBackend(cv2.CAP_GSTREAMER) and 'GStreamer' in cv2.getBuildInformation()))"
@@ -53,7 +53,7 @@ def environment() -> dict[str, str]:
 
 @pytest.fixture
 def doctor(environment: dict[str, str]) -> Callable[[str], dict[str, Any]]:
-    """What `edgerpn doctor stream` says of a source that GStreamer reads."""
+    """Runs `edgerpn doctor stream` on a source that GStreamer reads."""
 
     def run(source: str) -> dict[str, Any]:
         words = ["doctor", "stream", source, "--seconds", "2", "--json", "--set", "defaults.decoder=gstreamer"]
@@ -68,7 +68,7 @@ def doctor(environment: dict[str, str]) -> Callable[[str], dict[str, Any]]:
 
 @pytest.fixture
 def lines(environment: dict[str, str]) -> Iterator[Callable[[str], Iterator[list[str]]]]:
-    """Frames and events of a source, each as the words of a line."""
+    """Yields frames and events of a source, each as the words of a line."""
     processes: list[subprocess.Popen[str]] = []
 
     def play(source: str) -> Iterator[list[str]]:
@@ -112,7 +112,7 @@ def test_a_change_of_size_is_followed_within_the_connection(make_camera: Make, l
     ("path", "login", "reason"),
     [("cam", "viewer:hunter2@", "unauthorised"), ("elsewhere", "viewer:right@", "not_found")],
 )
-def test_what_the_camera_refuses_is_named(path: str, login: str, reason: str, make_camera: Make, doctor: Make) -> None:
+def test_a_refusal_of_the_camera_is_named(path: str, login: str, reason: str, make_camera: Make, doctor: Make) -> None:
     camera = make_camera(user="viewer", password="right")
     report = doctor(f"rtsp://{login}127.0.0.1:{camera.port}/{path}")
     assert f"no video ({reason})" in report["findings"][0]["text"]
@@ -127,8 +127,8 @@ def test_a_pipeline_is_a_live_source(doctor: Make) -> None:
 @pytest.mark.parametrize(
     ("source", "element"), [("csi://0", "nvvidconv"), ("nosuchelement ! videoconvert ! appsink", "nosuchelement")]
 )
-def test_an_element_that_is_not_installed_is_named(source: str, element: str, doctor: Make) -> None:
-    # Without its source such a pipeline would only seem to be slow.
+def test_a_missing_element_is_named(source: str, element: str, doctor: Make) -> None:
+    # Without its source such a pipeline would only appear slow.
     finding = doctor(source)["findings"][0]
     assert "no video (dependency)" in finding["text"]
     assert f'no element "{element}"' in finding["text"]

@@ -1,4 +1,4 @@
-"""Who gets which frame: policies, fairness between sources, and memory that is safe to hold."""
+"""Policies, fairness between sources, and memory that is safe to hold."""
 
 from __future__ import annotations
 
@@ -19,22 +19,21 @@ from edgerpn.runtime.sources import CaptureConfig
 Make = Callable[..., Any]
 
 
-def test_the_newest_frame_wins_and_what_is_dropped_is_counted(make_mjpeg: Make, play: Make, patience: Any) -> None:
+def test_the_newest_frame_wins_and_drops_are_counted(make_mjpeg: Make, play: Make) -> None:
     player = play(make_mjpeg(fps=50).url)
     player.frame()
     start, _ = player.frame()
     last_index, num_dropped = start.index, 0
     del start
-    ages_s = []
-    for _ in range(5):
-        time.sleep(0.3)
+    for _ in range(4):
+        time.sleep(0.25)
+        num_received = player.capture.stats.num_frames
         frame, _ = player.frame()
-        ages_s.append(time.monotonic() - frame.monotonic_s)
+        # The newest frame that had arrived, and not one that waited; the last may still be on its way into the mailbox.
+        assert frame.index >= num_received - 2
         assert frame.index - last_index == frame.num_dropped + 1
         last_index, num_dropped = frame.index, num_dropped + frame.num_dropped
-    # The newest frame, and not one that has waited for 0.3 s.
-    patience.assert_within(sorted(ages_s)[2], 0.1)
-    # 50 a second came, and 3 were taken.
+    # 50 per second arrived, and 4 were taken.
     assert num_dropped > 10
     assert player.capture.stats.num_dropped >= num_dropped
 
@@ -43,7 +42,7 @@ def test_a_queue_drops_its_oldest(make_mjpeg: Make, play: Make, patience: Any) -
     player = play(make_mjpeg(fps=50).url, policy="queue", queue_frames=4)
     first, _ = player.frame()
     patience.wait_until(lambda: player.capture.stats.num_dropped >= 5)
-    # Four wait, at once; whatever is missing was older than they are, and is counted.
+    # Four frames wait; the missing ones were older, and are counted.
     frames = [player.capture.take(0) for _ in range(4)]
     assert all(isinstance(frame, Frame) for frame in frames)
     assert frames[0].index - first.index == frames[0].num_dropped + 1 >= 6
@@ -55,28 +54,28 @@ def test_a_rate_cap_holds_on_a_live_source(make_mjpeg: Make, play: Make) -> None
     player = play(make_mjpeg(fps=50).url, max_fps=10.0)
     first, _ = player.frame()
     last, _ = player.until(lambda item: getattr(item, "index", 0) >= first.index + 50, 40.0)
-    # By its time of capture, because a busy machine takes frames late.
+    # By the time of capture, because a busy machine takes frames late.
     assert 3 <= player.num_frames - 1 <= 10.5 * (last.monotonic_s - first.monotonic_s)
-    # What came beyond the cap is told as skipped, not as dropped.
+    # Frames beyond the cap count as skipped, not as dropped.
     assert last.num_skipped >= 1
 
 
-def test_a_rate_cap_slower_than_the_patience_is_no_stall(make_mjpeg: Make, play: Make) -> None:
-    player = play(make_mjpeg(fps=50).url, max_fps=0.1, stall_s=2.0)
+def test_a_rate_cap_slower_than_stall_s_is_not_a_stall(make_mjpeg: Make, play: Make) -> None:
+    player = play(make_mjpeg(fps=50).url, max_fps=0.1, gap_s=0.4, stall_s=1.2)
     player.frame()
-    player.frames_for(5.0)
+    player.frames_for(2.0)
     assert player.kinds(is_patient=True) == ["started", "connected"]
 
 
-def test_frames_that_are_held_stay_as_they_are_while_others_are_dropped(make_mjpeg: Make, play: Make) -> None:
-    player = play(make_mjpeg(fps=50).url, slots=4)
-    # Views of views, to be sure that what counts is the memory and not the array.
+def test_held_frames_stay_unchanged_while_others_are_dropped(make_mjpeg: Make, play: Make) -> None:
+    player = play(make_mjpeg(fps=50).url, slots=4, stall_s=1.0)
+    # Views of views: the memory counts, not the array.
     held = [player.frame()[0].image[2:, 1:, :1] for _ in range(4)]
     copies = [view.copy() for view in held]
     gc.collect()
-    assert player.frames_for(1.5) == []
+    assert player.frames_for(1.3) == []
     assert all((view == copy).all() for view, copy in zip(held, copies, strict=True))
-    # All slots are with us: the process goes on reading the camera, and nothing counts as stalled.
+    # The test holds all slots: the process continues to read the camera, and nothing counts as stalled.
     assert player.kinds(is_patient=True) == ["started", "connected"]
     held.clear()
     gc.collect()
@@ -96,7 +95,7 @@ def test_a_held_frame_outlives_its_capture(clip: Path, play: Make) -> None:
     assert player.capture.is_exhausted or player.capture.take(0) is not None
 
 
-def test_sources_take_turns_and_a_dead_one_slows_none(
+def test_sources_alternate_and_a_dead_one_does_not_slow_them(
     make_mjpeg: Make, make_group: Make, quick: dict[str, Any]
 ) -> None:
     group = make_group()
@@ -107,7 +106,7 @@ def test_sources_take_turns_and_a_dead_one_slows_none(
     connected: set[str] = set()
     counts: Counter[str] = Counter()
     end_s = time.monotonic() + 40.0
-    while time.monotonic() < end_s and sum(counts.values()) < 90:
+    while time.monotonic() < end_s and sum(counts.values()) < 60:
         item = group.take(0.5)
         if isinstance(item, Event):
             connected |= {item.source} if item.kind == "connected" else set()
@@ -116,9 +115,9 @@ def test_sources_take_turns_and_a_dead_one_slows_none(
             # A model that is slower than all of them together.
             time.sleep(0.02)
     assert set(counts) == {"a", "b", "flood"}
-    # The two slow ones lose nothing to the fast one: between turns they give what they have.
+    # The two slow sources lose no frames to the fast one.
     assert min(counts["a"], counts["b"]) > 0.6 * max(counts["a"], counts["b"])
-    assert min(counts["a"], counts["b"]) > 15
+    assert min(counts["a"], counts["b"]) > 10
 
 
 def test_sources_come_and_go_while_the_group_runs(make_mjpeg: Make, make_group: Make, quick: dict[str, Any]) -> None:
@@ -155,7 +154,7 @@ def test_a_group_of_files_ends_when_all_have_ended(clip: Path, make_group: Make)
     assert counts == {"a": 60, "b": 60, "c": 60}
 
 
-def test_events_that_nobody_takes_are_bounded(play: Make) -> None:
+def test_waiting_events_are_bounded(play: Make) -> None:
     player = play("http://127.0.0.1:9/x", backoff_first_s=0.001, backoff_max_s=0.001)
     mailbox = player.capture.mailbox
     event = player.event("reconnecting")

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from edgerpn.errors import ConfigError, SinkError
+from edgerpn.runtime.run.http_config import parse_listen
 from edgerpn.runtime.web import HttpConfig
 from edgerpn.runtime.web.access import COOKIE, COOKIE_S, AccessRules
-from edgerpn.runtime.web.http_config import parse_listen
 
 TOKEN = "a-token-of-enough-characters"
 

@@ -24,9 +24,7 @@ from edgerpn.__main__ import main
 from edgerpn.errors import ConfigError, MissingDependencyError
 from edgerpn.runtime.run import SourceConfig, StreamsConfig, load_streams
 from edgerpn.runtime.run.loading import load_source
-from edgerpn.runtime.run.notify import Notifier
-from edgerpn.runtime.run.remote import RemoteStreams
-from edgerpn.runtime.run.service import Service
+from edgerpn.runtime.run.service import Notifier, RemoteStreams, Service
 from edgerpn.runtime.run.streams_config import MAX_SOURCES
 from edgerpn.runtime.web import HttpConfig, open_page
 

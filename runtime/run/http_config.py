@@ -6,6 +6,7 @@ import ipaddress
 import re
 from dataclasses import dataclass
 
+from edgerpn.errors import check_setting
 from edgerpn.runtime.draw import DEFAULT_TOP
 
 MAX_TOP = 1000
@@ -50,15 +51,15 @@ class HttpConfig:
     def __post_init__(self) -> None:
         if self.listen:
             parse_listen(self.listen)
-        _check(not (self.token_env and self.token_file), "token_env", "one of token_env and token_file", "both")
+        check_setting(not (self.token_env and self.token_file), "token_env", "one of token_env and token_file", "both")
         wrong = [name for name in self.hosts if not _HOST_NAME.fullmatch(name)]
-        _check(not wrong, "hosts", "names without a port, such as cameras.example.org", wrong)
-        _check(0 < self.max_fps <= 60, "max_fps", "above 0, to 60", self.max_fps)
-        _check(64 <= self.max_width_px <= 7680, "max_width_px", "64 to 7680", self.max_width_px)
-        _check(1 <= self.jpeg_quality <= 100, "jpeg_quality", "1 to 100", self.jpeg_quality)
-        _check(1 <= self.top <= MAX_TOP, "top", f"1 to {MAX_TOP}", self.top)
-        _check(1 <= self.max_streams <= MAX_STREAMS, "max_streams", f"1 to {MAX_STREAMS}", self.max_streams)
-        _check(0 < self.hung_s <= 3600, "hung_s", "above 0 s, to 3600 s", self.hung_s)
+        check_setting(not wrong, "hosts", "names without a port, such as cameras.example.org", wrong)
+        check_setting(0 < self.max_fps <= 60, "max_fps", "above 0, to 60", self.max_fps)
+        check_setting(64 <= self.max_width_px <= 7680, "max_width_px", "64 to 7680", self.max_width_px)
+        check_setting(1 <= self.jpeg_quality <= 100, "jpeg_quality", "1 to 100", self.jpeg_quality)
+        check_setting(1 <= self.top <= MAX_TOP, "top", f"1 to {MAX_TOP}", self.top)
+        check_setting(1 <= self.max_streams <= MAX_STREAMS, "max_streams", f"1 to {MAX_STREAMS}", self.max_streams)
+        check_setting(0 < self.hung_s <= 3600, "hung_s", "above 0 s, to 3600 s", self.hung_s)
 
     @property
     def address(self) -> tuple[str, int]:
@@ -83,7 +84,7 @@ def parse_listen(text: str) -> tuple[str, int]:
     is_bracketed = host.startswith("[") and host.endswith("]")
     bare = host[1:-1] if is_bracketed else host
     is_host = (":" in bare and _is_address(bare)) if is_bracketed else bool(_HOST_NAME.fullmatch(bare))
-    _check(is_port and is_host, "listen", "HOST:PORT such as 127.0.0.1:8080, or PORT", text)
+    check_setting(is_port and is_host, "listen", "HOST:PORT such as 127.0.0.1:8080, or PORT", text)
     return bare, int(port)
 
 
@@ -98,8 +99,3 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _check(is_good: bool, name: str, expected: str, value: object) -> None:
-    if not is_good:
-        raise ValueError(f"{name}: expected {expected}, got {value!r}")

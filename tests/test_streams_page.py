@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import configparser
 import dataclasses
 import importlib
 import json
 import re
-import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +15,6 @@ import jsonschema
 import numpy as np
 import pytest
 
-from edgerpn.__main__ import build_parser
 from edgerpn.proposals import Proposals
 from edgerpn.runtime.frame import EventKind, Frame, Reason, Result
 from edgerpn.runtime.run import SourceConfig, load_streams
@@ -114,20 +111,6 @@ def test_the_source_on_the_page_gives_frames(page: str, tmp_path: Path) -> None:
     assert getattr(item, "reason", "") == "unsupported"
 
 
-def test_every_command_on_the_page_parses(page: str) -> None:
-    lines = [line for text in blocks(page, "sh") for line in text.splitlines()]
-    (unit,) = blocks(page, "ini")
-    parser = configparser.ConfigParser(interpolation=None)
-    parser.optionxform = str  # type: ignore[assignment,method-assign]
-    parser.read_string(unit)
-    lines.append(parser["Service"]["ExecStart"].removeprefix("/opt/edgerpn/bin/"))
-    assert len(lines) >= 6
-    for line in lines:
-        words = shlex.split(line)
-        assert words[0] == "edgerpn"
-        build_parser(words[1:]).parse_args(words[1:])
-
-
 def test_the_records_on_the_page_are_what_the_schema_says(page: str) -> None:
     validator = jsonschema.Draft202012Validator(record_schema())
     records = [json.loads(text) for text in blocks(page, "json")]
@@ -145,14 +128,3 @@ def test_every_event_reason_and_setting_is_named(page: str) -> None:
     configs = (SourceConfig, OutputConfig, JsonLinesConfig, MqttConfig, WebhookConfig, VideoConfig)
     names |= {field.name for config in configs for field in dataclasses.fields(config)}
     assert names - words - {"source"} == set()
-
-
-def test_every_link_on_the_page_leads_somewhere(page: str, root: Path) -> None:
-    headings = {
-        re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-")
-        for title in re.findall(r"^#+ (.*)$", page, re.MULTILINE)
-    }
-    for target in re.findall(r"\]\(([^)\s]+)\)", page):
-        path, _, heading = target.partition("#")
-        assert not path or (root / "docs" / path).exists(), target
-        assert not heading or heading in headings, target

@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from edgerpn.runtime.sources.process import CaptureProcess
-from edgerpn.runtime.sources.ring import RingReader, RingWriter
+from edgerpn.runtime.sources.shared_memory import RingReader, RingWriter
 from edgerpn.runtime.sources.wire import unpack_release
 
 

@@ -1,0 +1,143 @@
+"""The registry of a run's sources by name: their settings, captures and counts, while they come and go."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from functools import partial
+
+from edgerpn.runtime.frame import Event, Result, Source
+from edgerpn.runtime.run.stats import SourceCounts, SourceStats
+from edgerpn.runtime.run.streams_config import SourceConfig, StreamsConfig
+from edgerpn.runtime.sources.capture import Capture
+from edgerpn.runtime.sources.file_sources import open_source
+from edgerpn.runtime.sources.group import CaptureGroup
+
+
+class _Entry:
+    """One source."""
+
+    def __init__(self, settings: SourceConfig, capture: Capture) -> None:
+        self.settings = settings
+        self.capture = capture
+        self.counts = SourceCounts()
+
+
+class SourceRegistry:
+    """All sources of a run; any thread may use it."""
+
+    def __init__(self, group: CaptureGroup, *, depth: int, opened: Mapping[str, Source] | None = None) -> None:
+        """Starts empty.
+
+        Args:
+            group: Captures the sources.
+            depth: Frames that are read ahead of each file.
+            opened: Files that are open already, by the names of their sources; the registry closes them.
+        """
+        self.min_score = 0.0
+        self.has_live = False
+        self.is_changing = False
+        """Whether sources are being exchanged: there may be none for a moment."""
+        self._group = group
+        self._depth = depth
+        self._opened = dict(opened or {})
+        self._entries: dict[str, _Entry] = {}
+        # Held while a source ends, which may take two seconds; readers therefore do without it.
+        self._changing = threading.RLock()
+        self._stale_of_removed = 0
+        self._dropped_of_removed = 0
+
+    @property
+    def num_stale(self) -> int:
+        """Stale frames of all sources, those of removed ones included."""
+        return self._stale_of_removed + sum(entry.counts.num_stale for entry in self._now())
+
+    @property
+    def num_dropped(self) -> int:
+        """Dropped frames of all sources, those of removed ones included."""
+        return self._dropped_of_removed + sum(entry.capture.stats.num_dropped for entry in self._now())
+
+    def add(self, settings: SourceConfig) -> None:
+        """Adds a source; errors as those of `CaptureGroup.add`."""
+        with self._changing:
+            # A new dictionary each time, so that readers of the old one are not disturbed.
+            self._set({**self._entries, settings.label: _Entry(settings, self._capture(settings))})
+
+    def remove(self, name: str) -> bool:
+        """Ends a source; False when no source has this name."""
+        with self._changing:
+            entry = self._entries.get(name)
+            if entry is None:
+                return False
+            self._set({other: kept for other, kept in self._entries.items() if other != name})
+            entry.capture.close()
+            self._stale_of_removed += entry.counts.num_stale
+            self._dropped_of_removed += entry.capture.stats.num_dropped
+            return True
+
+    def apply(self, config: StreamsConfig) -> list[str]:
+        """Makes the sources those of `config`; returns the names of the ended ones, restarted ones included."""
+        with self._changing:
+            self.min_score = config.min_score
+            self.is_changing = True
+            try:
+                return self._exchange({settings.label: settings for settings in config.sources})
+            finally:
+                self.is_changing = False
+
+    def settings_of(self, name: str) -> SourceConfig | None:
+        """The present settings of a source; None: it was removed."""
+        entry = self._entries.get(name)
+        return entry.settings if entry is not None else None
+
+    def count(self, item: Result | Event) -> None:
+        """Counts an emitted item."""
+        entry = self._entries.get(item.frame.source if isinstance(item, Result) else item.source)
+        if entry is None:
+            return
+        if isinstance(item, Result):
+            entry.counts.count_result(item)
+        else:
+            entry.counts.count_event(item)
+
+    def count_refused(self, name: str) -> None:
+        """Counts a frame that does not fit the model."""
+        entry = self._entries.get(name)
+        if entry is not None:
+            entry.counts.num_refused += 1
+
+    def stats(self) -> dict[str, SourceStats]:
+        """A snapshot of each source."""
+        return {name: entry.counts.snapshot(name, entry.capture.stats) for name, entry in self._entries.items()}
+
+    def _capture(self, settings: SourceConfig) -> Capture:
+        if not settings.is_read_here:
+            return self._group.add(settings.capture)
+        name = settings.label
+        opened = self._opened.pop(name, None)
+        open_it = (
+            (lambda: opened)
+            if opened is not None
+            else partial(open_source, settings.source, name=name, decoder_threads=settings.decoder_threads)
+        )
+        return self._group.add_file(name, open_it, depth=self._depth, max_fps=settings.max_fps)
+
+    def _exchange(self, wanted: Mapping[str, SourceConfig]) -> list[str]:
+        ended = []
+        for name, entry in list(self._entries.items()):
+            if name not in wanted or entry.settings.capture != wanted[name].capture:
+                self.remove(name)
+                ended.append(name)
+            else:
+                entry.settings = wanted[name]
+        for name, settings in wanted.items():
+            if name not in self._entries:
+                self.add(settings)
+        return ended
+
+    def _now(self) -> list[_Entry]:
+        return list(self._entries.values())
+
+    def _set(self, entries: dict[str, _Entry]) -> None:
+        self._entries = entries
+        self.has_live = any(entry.settings.is_live for entry in entries.values())

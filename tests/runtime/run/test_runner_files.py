@@ -1,0 +1,273 @@
+"""Files through the runner: order, limits, errors from every side, and never a thread left behind."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from edgerpn.errors import InputError, StreamOpenError, StreamStalledError
+from edgerpn.proposals import Proposals
+from edgerpn.runtime import Model, Result, load
+from edgerpn.runtime.frame import Event, Frame
+from edgerpn.runtime.run import SourceConfig, StreamRunner, StreamsConfig
+from edgerpn.runtime.sources.file_sources import open_source
+
+pytestmark = pytest.mark.timeout(30)
+
+
+@pytest.fixture(scope="module")
+def model(model_path: Path) -> Model:
+    return load(model_path, threads=1)
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left(patience: Any) -> Iterator[None]:
+    # The fixture that closes the runners ends before this one.
+    yield
+    patience.wait_until(lambda: not [t for t in threading.enumerate() if t.name.startswith("edgerpn")])
+
+
+class Frames:
+    """A source of `count` tiny frames that may fail, or stay silent, at the end."""
+
+    name, fps, is_images = "frames", None, False
+
+    def __init__(self, count: int, *, error: Exception | None = None, blocks: bool = False) -> None:
+        self.num_frames = count
+        self.num_taken = 0
+        self._error = error
+        self._blocks = blocks
+        self.closed = threading.Event()
+
+    def __iter__(self) -> Iterator[Frame | Event]:
+        for index in range(self.num_frames):
+            self.num_taken += 1
+            yield Frame(
+                image=np.zeros((4, 4, 3), np.uint8), index=index, media_time_s=None, captured_at=0.0,
+                monotonic_s=time.monotonic(), source=self.name, decode_ms=0.0,
+            )  # fmt: skip
+        if self._error is not None:
+            raise self._error
+        if self._blocks:
+            self.closed.wait()
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+def result_of(frame: Frame) -> Result:
+    empty = Proposals(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
+    return Result(proposals=empty, frame=frame, stage_ms={"inference": 0.0})
+
+
+class PlainModel:
+    """Calls `infer` for each frame, from as many threads as there are workers."""
+
+    manifest: Any = SimpleNamespace(input=SimpleNamespace(batch=1), engine=None)
+    backend: Any = SimpleNamespace(frames_in_flight=1, is_cpu=True)
+
+    def __init__(self, infer: Callable[[Frame], Result]) -> None:
+        self._infer = infer
+
+    def run_frames(self, frames: Sequence[Frame], *, pool: Any = None) -> list[Result | InputError]:
+        return [self._infer(frame) for frame in frames]
+
+
+Items = Iterator[Result | Event]
+
+
+@pytest.fixture
+def run() -> Iterator[Callable[..., Items]]:
+    """Iterates over a runner of one source, and closes it."""
+    runners: list[StreamRunner] = []
+
+    def make(source: Frames, infer: Callable[[Frame], Result] = result_of, **options: Any) -> Items:
+        config = StreamsConfig(sources=(SourceConfig(source="opened", name=source.name),))
+        runners.append(StreamRunner(PlainModel(infer), config, opened={source.name: source}, **options))
+        return iter(runners[-1])
+
+    yield make
+    for runner in runners:
+        runner.close()
+
+
+def indexes(items: Items) -> list[int]:
+    return [item.index for item in items if isinstance(item, Result)]
+
+
+def test_a_video_streams_every_frame_in_order(model: Model, video_path: Path) -> None:
+    results = list(model.stream(video_path))
+    assert [result.index for result in results] == list(range(40))
+    assert [len(result.proposals) for result in results] == [index % 4 for index in range(40)]
+    assert list(results[0].stage_ms) == [
+        "capture_lag", "decode", "wait", "preprocess", "inference", "postprocess"
+    ]  # fmt: skip
+    left = [float(result.proposals.boxes[0, 0]) for result in results[1:4]]
+    assert left == pytest.approx([4, 8, 12], abs=2)
+
+
+def test_a_folder_of_several_sizes_streams(
+    model: Model, paint: Callable[..., npt.NDArray[np.uint8]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import cv2
+
+    cv2.imwrite(str(tmp_path / "1.png"), paint(192, 320, count=2))
+    (tmp_path / "2.png").write_bytes(b"broken")
+    cv2.imwrite(str(tmp_path / "3.png"), paint(100, 90, box=(1, 1, 50, 50), count=3))
+    results = list(model.stream(tmp_path))
+    assert [len(result.proposals) for result in results] == [2, 3]
+    assert [result.index for result in results] == [0, 2]
+    assert "2.png: this file is not an image" in caplog.text
+
+
+def test_results_come_in_order_though_workers_finish_in_any(run: Callable[..., Items]) -> None:
+    def slow_for_even(frame: Frame) -> Result:
+        time.sleep(0.01 if frame.index % 2 == 0 else 0)
+        return result_of(frame)
+
+    assert indexes(run(Frames(30), slow_for_even, workers=4)) == list(range(30))
+
+
+def test_workers_run_at_the_same_time(run: Callable[..., Items]) -> None:
+    meeting = threading.Barrier(2, timeout=5)
+
+    def meet(frame: Frame) -> Result:
+        meeting.wait()
+        return result_of(frame)
+
+    assert indexes(run(Frames(4), meet, workers=2)) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("max_frames", [0, 1, 7, 100])
+def test_max_frames_ends_the_stream(model: Model, video_path: Path, max_frames: int) -> None:
+    assert len(list(model.stream(video_path, max_frames=max_frames))) == min(40, max_frames)
+
+
+def test_an_empty_source_ends_at_once(run: Callable[..., Items]) -> None:
+    assert indexes(run(Frames(0), workers=2)) == []
+
+
+def test_a_slow_consumer_holds_back_the_source_and_loses_nothing(run: Callable[..., Items]) -> None:
+    source = Frames(100)
+    items = run(source, workers=2)
+    assert isinstance(next(items), Result)
+    time.sleep(0.3)
+    # 5 results wait or are with workers, and 3 + 1 are decoded ahead.
+    assert source.num_taken <= 10
+    assert indexes(items) == list(range(1, 100))
+    assert source.closed.is_set()
+
+
+def test_closing_the_generator_closes_the_source(model: Model) -> None:
+    source = Frames(1000)
+    stream = model.stream(source)
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    assert source.closed.is_set()
+
+
+def test_leaving_the_loop_stops_everything(model: Model, video_path: Path) -> None:
+    for result in model.stream(video_path):
+        if result.index == 3:
+            break
+
+
+def test_a_consumer_that_raises_gets_its_own_error(model: Model, video_path: Path) -> None:
+    def consume() -> None:
+        for result in model.stream(video_path):
+            _ = 1 / (5 - result.index)
+
+    with pytest.raises(ZeroDivisionError):
+        consume()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_of_the_source_comes_after_its_frames(run: Callable[..., Items], workers: int) -> None:
+    items = run(Frames(6, error=StreamStalledError("gone")), workers=workers)
+    assert [next(items).index for _ in range(6)] == list(range(6))  # type: ignore[union-attr]
+    with pytest.raises(StreamStalledError, match="gone"):
+        next(items)
+
+
+def test_a_file_that_cannot_be_read_further_is_an_event_and_no_end_of_the_others(run: Callable[..., Items]) -> None:
+    (error, ended) = [item for item in run(Frames(2, error=StreamOpenError("frames: cut"))) if isinstance(item, Event)]
+    assert (error.kind, ended.kind, error.message) == ("error", "ended", "frames: cut")
+
+
+def test_the_first_error_in_frame_order_is_the_one_reported(run: Callable[..., Items]) -> None:
+    def fail(frame: Frame) -> Result:
+        if frame.index == 3:
+            time.sleep(0.1)
+            raise InputError("frame 3")
+        if frame.index > 3:
+            raise InputError(f"frame {frame.index}")
+        return result_of(frame)
+
+    items = run(Frames(20), fail, workers=3)
+    assert [next(items).index for _ in range(3)] == [0, 1, 2]  # type: ignore[union-attr]
+    with pytest.raises(InputError, match="frame 3"):
+        next(items)
+
+
+def test_a_frame_that_does_not_fit_ends_the_stream(
+    make_model: Callable[..., Path], tmp_path: Path, video_path: Path
+) -> None:
+    with load(make_model(tmp_path, source_hw=(50, 60))) as model:
+        with pytest.raises(InputError, match="--source-size 192x320"):
+            list(model.stream(video_path))
+        source = SourceConfig(source=str(video_path), name="a")
+        # Among several sources it is an event, once for its size.
+        with StreamRunner(model, StreamsConfig(sources=(source,))) as runner:
+            (refused,) = runner
+        assert isinstance(refused, Event)
+        assert (refused.kind, refused.reason) == ("error", "unsupported")
+        assert runner.stats()["a"].num_refused == 40
+
+
+def test_a_source_that_does_not_open_raises_in_the_iteration(model: Model, tmp_path: Path) -> None:
+    stream = model.stream(tmp_path / "absent.mp4")
+    with pytest.raises(StreamOpenError, match=r"absent\.mp4"):
+        next(stream)
+
+
+def test_stop_ends_a_run_whose_source_is_silent(patience: Any) -> None:
+    source = Frames(2, blocks=True)
+    config = StreamsConfig(sources=(SourceConfig(source="opened", name=source.name),))
+    with StreamRunner(PlainModel(result_of), config, opened={source.name: source}, workers=2) as runner:
+        threading.Timer(0.3, runner.stop).start()
+        start_s = time.monotonic()
+        assert indexes(iter(runner)) == [0, 1]
+    patience.assert_within(time.monotonic() - start_s, 5)
+    assert source.closed.is_set()
+
+
+def test_closing_a_stream_that_was_never_begun_is_fine(model: Model, video_path: Path) -> None:
+    model.stream(video_path).close()  # type: ignore[attr-defined]
+    source = SourceConfig(source=str(video_path))
+    runner = StreamRunner(model, StreamsConfig(sources=(source,)), opened={source.label: open_source(video_path)})
+    runner.close()
+    runner.close()
+
+
+def test_impossible_numbers_are_mistakes_of_the_caller(run: Callable[..., Items]) -> None:
+    with pytest.raises(ValueError, match="workers"):
+        run(Frames(1), workers=0)
+    with pytest.raises(ValueError, match="max_results"):
+        run(Frames(1), max_results=-1)
+
+
+def test_a_rate_cap_leaves_out_frames_of_a_file_and_counts_them(model: Model, video_path: Path) -> None:
+    source = SourceConfig(source=str(video_path), name="a", max_fps=10.0)
+    with StreamRunner(model, StreamsConfig(sources=(source,))) as runner:
+        frames = [item.frame for item in runner if isinstance(item, Result)]
+    # 30 frames a second.
+    assert 13 <= len(frames) <= 15
+    assert [frame.num_skipped + 1 for frame in frames[1:]] == np.diff([frame.index for frame in frames]).tolist()
