@@ -30,7 +30,7 @@ __all__ = ["Dataset", "ImageRecord", "Verify", "read_coco", "read_image"]
 MISSING_FILE = ProblemKind("image file missing", "image dropped")
 BROKEN_FILE = ProblemKind("image file broken", "image dropped")
 WRONG_SIZE = ProblemKind(
-    "image whose size is not the annotated one", "image dropped, because its boxes may belong to another picture"
+    "image whose size is not the annotated one", "image dropped, as its boxes may belong to another picture"
 )
 NO_BOXES = ProblemKind("image without boxes", "kept as a negative")
 _DROPPING = (MISSING_FILE, BROKEN_FILE, WRONG_SIZE)

@@ -165,13 +165,13 @@ def truncate(file: Path) -> None:
         (
             ".jpg",
             lambda file: write_image(file, 40, 60),
-            "image whose size is not the annotated one: 1, image dropped, because its boxes may belong to another picture "
+            "image whose size is not the annotated one: 1, image dropped, as its boxes may belong to another picture "
             "(image 3: 3.jpg: 40 x 60, annotated 60 x 40, as if rotated by its EXIF orientation)",
         ),
         (
             ".png",
             lambda file: write_image(file, 61, 40),
-            "image whose size is not the annotated one: 1, image dropped, because its boxes may belong to another picture "
+            "image whose size is not the annotated one: 1, image dropped, as its boxes may belong to another picture "
             "(image 3: 3.png: 61 x 40, annotated 60 x 40)",
         ),
     ],

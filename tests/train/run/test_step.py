@@ -159,7 +159,7 @@ def test_a_batch_chosen_by_itself_brings_its_learning_rate_and_says_so(
     assert shared.data.batch_size == 12
     assert shared.optimizer.learning_rate == pytest.approx(0.3 * (12 / 9) ** 0.5)
     assert said[-1].startswith("data.batch_size: 12 images per step")
-    assert "optimizer.learning_rate: 0.346, for 0.3 is meant for 9 images" in said[-1]
+    assert "optimizer.learning_rate: 0.346, because 0.3 is meant for 9 images" in said[-1]
     assert resolve_batch_size(shared, records, Ranks(size=4), compute, said.append) == shared
     assert len(said) == 2
 
