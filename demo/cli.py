@@ -18,7 +18,7 @@ from edgerpn.errors import require
 if TYPE_CHECKING:
     from edgerpn.demo.steps import DemoFolder
     from edgerpn.demo.synthetic.dataset import SyntheticVideo
-    from edgerpn.export.onnx.export import ExportResult
+    from edgerpn.manifest import Manifest
     from edgerpn.train.config import TrainSettings
     from edgerpn.train.run.loop import TrainResult
 
@@ -172,7 +172,7 @@ def _train(settings: TrainSettings, folder: DemoFolder) -> TrainResult:
     return result
 
 
-def _export(folder: DemoFolder) -> ExportResult:
+def _export(folder: DemoFolder) -> Manifest:
     from edgerpn.export.onnx.export import export_onnx
 
     return export_onnx(folder.checkpoint, folder.model, data=folder.data, log=print)

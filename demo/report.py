@@ -27,8 +27,8 @@ from edgerpn import files
 from edgerpn.demo.charts import Points, line_chart
 from edgerpn.demo.steps import DemoFolder, Picture, VideoRun
 from edgerpn.demo.synthetic.dataset import SyntheticVideo
-from edgerpn.export.onnx.export import ExportResult
 from edgerpn.machine import cpu_name
+from edgerpn.manifest import Manifest
 from edgerpn.runtime.model import load
 from edgerpn.train.checkpoint import load_model
 from edgerpn.train.config import TrainSettings
@@ -65,7 +65,7 @@ class DemoFacts:
     training: TrainResult
     evaluation: Evaluation
     """Of the checkpoint."""
-    export: ExportResult
+    export: Manifest
     """With the recall of the graph."""
     video: SyntheticVideo
     video_run: VideoRun
@@ -301,7 +301,7 @@ def versions_table(names: Mapping[str, str]) -> str:
 
 def _graph_metrics(facts: DemoFacts) -> dict[str, float]:
     """Recall of the graph, without that at more proposals than it gives, which would repeat a smaller one."""
-    found, capacity = facts.export.manifest.recall, facts.export.manifest.proposals.num_proposals
+    found, capacity = facts.export.recall, facts.export.proposals.num_proposals
     beyond = {f"AR@{budget}" for budget in BUDGETS if budget > capacity}
     return {name: value for name, value in (found.metrics if found else ()) if name not in beyond}
 
@@ -323,6 +323,7 @@ def _headline_figures(facts: DemoFacts, columns: Mapping[str, Mapping[str, float
 
 
 def _recall_note(facts: DemoFacts) -> str:
+    assert facts.export.parity is not None
     parity, ms = facts.export.parity.summary(), facts.evaluation.latency_ms["p50"]
     return (
         f"{facts.evaluation.num_images} validation images that the training never saw. "

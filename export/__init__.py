@@ -18,16 +18,15 @@ if TYPE_CHECKING:
     from edgerpn.export.engine.build import build_engine
     from edgerpn.export.engine.options import BuildConfig
     from edgerpn.export.export_config import ExportConfig
-    from edgerpn.export.onnx.export import ExportResult, export_onnx
+    from edgerpn.export.onnx.export import export_onnx
 
-__all__ = ["BuildConfig", "ExportConfig", "ExportResult", "build_engine", "export_onnx"]
+__all__ = ["BuildConfig", "ExportConfig", "build_engine", "export_onnx"]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "BuildConfig": "edgerpn.export.engine.options",
         "ExportConfig": "edgerpn.export.export_config",
-        "ExportResult": "edgerpn.export.onnx.export",
         "build_engine": "edgerpn.export.engine.build",
         "export_onnx": "edgerpn.export.onnx.export",
     },

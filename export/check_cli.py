@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     report: dict[str, Any] = {}
     is_good = True
     if arguments.target:
-        report["target"] = _lint(arguments)
+        report["target"] = _check_target(arguments)
         is_good = not report["target"]["num_errors"]
     if arguments.against:
         comparison = _compare(arguments)
@@ -86,7 +86,7 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
         raise ConfigError(problems)
 
 
-def _lint(arguments: argparse.Namespace) -> dict[str, Any]:
+def _check_target(arguments: argparse.Namespace) -> dict[str, Any]:
     """Prints the violations of the target's limits; returns them for the report."""
     from edgerpn.export.limits.check import find_violations
     from edgerpn.export.limits.graph import read_onnx

@@ -95,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError([f"--calibration is for --precision int8, the precision is {config.precision}"])
     from edgerpn.export.onnx.export import export_onnx
 
-    result = export_onnx(
+    manifest = export_onnx(
         arguments.checkpoint,
         arguments.output,
         config,
@@ -104,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
         calibration=arguments.calibration,
         log=_log,
     )
-    recall = result.manifest.recall
+    recall = manifest.recall
     if recall is not None:
         figures = "  ".join(f"{name} {value:.3f}" for name, value in recall.metrics[:2])
         _log(f"recall of the graph on {recall.num_images} images: {figures}")

@@ -172,6 +172,16 @@ class ParitySpec:
     max_score_difference: float
     """Largest difference of scores of a matched pair."""
 
+    def summary(self) -> str:
+        """The agreement on one line, for people."""
+        batches = " and ".join(map(str, self.batch_sizes))
+        return (
+            f"parity with the {self.reference} on {self.num_images} images, batch {batches}: "
+            f"{self.num_matched} proposals matched, IoU >= {self.min_iou:.5f}, "
+            f"score difference <= {self.max_score_difference:.1e}"
+            + (f", {self.num_boundary} at a threshold" if self.num_boundary else "")
+        )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GoldenSpec:

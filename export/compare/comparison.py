@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,11 +204,7 @@ class Comparison:
             "differences": list(self.differences),
             "precision": self.precision,
             "is_by_recall": self.is_by_recall,
-            "tolerance": {
-                "min_iou": self.tolerance.min_iou,
-                "max_score_difference": self.tolerance.max_score_difference,
-                "max_unmatched_share": self.tolerance.max_unmatched_share,
-            },
+            "tolerance": dataclasses.asdict(self.tolerance),
             "num_images": self.num_images,
             "batch_sizes": list(self.batch_sizes),
             "num_matched": self.num_matched,

@@ -29,8 +29,7 @@ RULES: tuple[Rule, ...] = (
     rules.quantization,
     rules.topk,
     rules.resize,
-    rules.varying_shapes,
-    rules.control_flow,
+    rules.costly_operators,
     rules.plugins,
     rules.not_checked,
 )

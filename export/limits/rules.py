@@ -31,14 +31,14 @@ CHECKED_OPERATORS = frozenset((
     "AveragePool", "BatchNormalization", "ConvTranspose", "DequantizeLinear", "Erf", "Gemm", "GlobalAveragePool",
     "HardSigmoid", "HardSwish", "LayerNormalization", "LeakyRelu", "Log", "LogSoftmax", "MaxPool", "Pow",
     "QuantizeLinear", "ReduceMean", "Softmax", "Tanh", "Tile",
-    # Operators with a rule of their own below.
-    "If", "Loop", "NonMaxSuppression", "NonZero", "RoiAlign", "Scan", "ScatterND",
+    "ScatterND",
 ))
 # fmt: on
 
 _CHECKED_TYPES = frozenset(("float32", "float16", "bool", "int8", "int32", "int64", "uint8"))
 _COORDINATES = ("half_pixel", "pytorch_half_pixel", "tf_half_pixel_for_nn", "asymmetric", "align_corners")
 
+_LOOPS = dict.fromkeys(("If", "Loop", "Scan"), "unroll it into a fixed number of steps")
 _VARYING = {
     "NonMaxSuppression": "export with --set nms=portable: the same boxes from plain operations",
     "NonZero": "use a mask of fixed shape, or TopK with a fixed K",
@@ -260,42 +260,33 @@ def resize(view: GraphView, target: Target) -> Iterator[Violation]:
                 )  # fmt: skip
 
 
-def varying_shapes(view: GraphView, target: Target) -> Iterator[Violation]:
-    """Operators that TensorRT-RTX does not have; in TensorRT their output varies in size, or they are plugins.
+def costly_operators(view: GraphView, target: Target) -> Iterator[Violation]:
+    """Operators that a CUDA graph cannot hold; TensorRT-RTX does not have those of `_VARYING` at all.
 
     Source: RTX parses NonMaxSuppression and NonZero and then has "no runners that implement it", RoiAlign wants a
-    plugin. TensorRT runs them (INMSLayer considers the best 5000 boxes only, NvInfer.h), slowly
-    (NVIDIA/TensorRT#4248), and a CUDA graph cannot hold data-dependent shapes (docs.pytorch.org/TensorRT/contributors/
-    cuda_graphs.html). RoiAlign has a fixed shape, but comes as a plugin of libnvinfer_plugin (operators.md, changelog
-    of 10.1).
+    plugin; it builds Loop, If and Scan. TensorRT runs all of them (INMSLayer considers the best 5000 boxes only,
+    NvInfer.h), slowly (NVIDIA/TensorRT#4248), and a CUDA graph cannot hold data-dependent shapes or control flow
+    (docs.pytorch.org/TensorRT/contributors/cuda_graphs.html, TensorRT's documentation; not tried). RoiAlign has a fixed
+    shape, but comes as a plugin of libnvinfer_plugin (operators.md, changelog of 10.1).
     """
     for node in view.nodes:
-        if not target.is_tensorrt or node.op_type not in _VARYING:
+        fix = (_VARYING | _LOOPS).get(node.op_type)
+        if not target.is_tensorrt or fix is None:
             continue
-        if target.is_rtx:
+        is_error = target.is_rtx and node.op_type in _VARYING
+        if is_error:
             limit = "TensorRT-RTX does not have this operator"
+        elif node.op_type in _LOOPS:
+            limit = "runs, but step by step and outside CUDA graphs"
         elif node.op_type == "RoiAlign":
             limit = "needs the plugin library of TensorRT (libnvinfer_plugin)"
         else:
             limit = "its output varies in size: no CUDA graph, slow in TensorRT 10"
             limit += ", only the best 5000 boxes are considered" if node.op_type == "NonMaxSuppression" else ""
         yield Violation(
-            severity="error" if target.is_rtx else "warning", rule="varying-shape", node=title(node),
-            found=f"operator {node.op_type}", limit=limit, fix=_VARYING[node.op_type],
+            severity="error" if is_error else "warning", node=title(node), found=f"operator {node.op_type}",
+            rule="control-flow" if node.op_type in _LOOPS else "varying-shape", limit=limit, fix=fix,
         )  # fmt: skip
-
-
-def control_flow(view: GraphView, target: Target) -> Iterator[Violation]:
-    """Loop, If and Scan build (RTX), but a CUDA graph cannot hold them.
-
-    Source: TensorRT's documentation of CUDA graphs; it has not been tried.
-    """
-    for node in view.nodes:
-        if target.is_tensorrt and node.op_type in ("Loop", "If", "Scan"):
-            yield Violation(
-                severity="warning", rule="control-flow", node=title(node), found=f"operator {node.op_type}",
-                limit="runs, but step by step and outside CUDA graphs", fix="unroll it into a fixed number of steps",
-            )  # fmt: skip
 
 
 def plugins(view: GraphView, target: Target) -> Iterator[Violation]:
@@ -319,7 +310,10 @@ def not_checked(view: GraphView, target: Target) -> Iterator[Violation]:
             node.op_type
             for node in view.nodes
             if node.domain in ("", "ai.onnx")
-            and (node.op_type not in CHECKED_OPERATORS or attribute(node, "reduction", "none") != "none")
+            and (
+                node.op_type not in CHECKED_OPERATORS | _VARYING.keys() | _LOOPS.keys()
+                or attribute(node, "reduction", "none") != "none"
+            )
         }
     )
     types = sorted({_dtype(dtype) for dtype in view.dtypes.values()} - _CHECKED_TYPES)

@@ -38,7 +38,7 @@ from edgerpn.export.onnx.graph import (
     save_sealed,
 )
 from edgerpn.export.onnx.nms_chain import NUM_CHAIN_IMAGES, choose_nms
-from edgerpn.export.onnx.parity import ParityReport, check_parity, network_frame
+from edgerpn.export.onnx.parity import check_parity, network_frame
 from edgerpn.export.photographs import NUM_PARITY_IMAGES, calibration_images, parity_images, spread
 from edgerpn.export.precision.reduce import Photographs, reduce_precision
 from edgerpn.manifest import Manifest, RecallSpec
@@ -61,16 +61,6 @@ Infer = Callable[[np.ndarray], Outputs]
 """Frames (N, H, W, 3) uint8 to boxes (N, K, 4), scores (N, K), count (N,); `Backend.infer` fits."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ExportResult:
-    """Manifest and parity of an export."""
-
-    manifest: Manifest
-    """As written beside the file."""
-    parity: ParityReport
-    """Agreement of the float32 graph with the network."""
-
-
 def export_onnx(
     checkpoint: str | os.PathLike[str],
     output: str | os.PathLike[str],
@@ -80,7 +70,7 @@ def export_onnx(
     images: str | os.PathLike[str] | Sequence[Path] | None = None,
     calibration: str | os.PathLike[str] | Sequence[Path] | None = None,
     log: Callable[[str], None] | None = None,
-) -> ExportResult:
+) -> Manifest:
     """Exports a checkpoint; `output` and the files beside it appear only when every check has passed.
 
     Args:
@@ -97,7 +87,7 @@ def export_onnx(
         log: Called with one line of text for people, now and then.
 
     Returns:
-        The manifest and the agreement with the network.
+        The manifest as written beside the file, with parity and recall.
 
     Raises:
         CheckpointError: The checkpoint cannot be read.
@@ -119,7 +109,9 @@ def export_onnx(
         compared = spread(photographs.samples, NUM_PARITY_IMAGES)
         parity = check_parity(source.reference, temporary, compared, batch=config.fixed_batch)  # step 3
         log(parity.summary())
-        manifest = manifest.replace(parity=parity.spec(config.precision))
+        if config.precision != "fp32":
+            parity = dataclasses.replace(parity, reference=f"checkpoint, before the graph became {config.precision}")
+        manifest = manifest.replace(parity=parity)
         measurable = proto
         if config.precision != "fp32":  # step 4
             proto, measurable, manifest = _reduce(proto, manifest, config, photographs, log)
@@ -134,7 +126,7 @@ def export_onnx(
     if config.golden and is_steady:
         manifest = manifest.replace(golden=golden.write(expected, output))
     edgerpn.manifest.write(manifest, output)
-    return ExportResult(manifest=edgerpn.manifest.read(output), parity=parity)
+    return edgerpn.manifest.read(output)
 
 
 def _photographs(

@@ -24,15 +24,15 @@ from edgerpn import files
 from edgerpn.errors import ExportError
 from edgerpn.export.export_config import ExportConfig
 from edgerpn.manifest import DIGEST_KEY, METADATA_KEY, AnchorSpec, InputSpec, Manifest, ProposalSpec, Provenance
-from edgerpn.targets import TOPK_LIMIT
+from edgerpn.targets import TARGETS, TOPK_LIMIT
 from edgerpn.train.checkpoint import Checkpoint, versions
 from edgerpn.train.network.detector import Detector
 from edgerpn.train.network.layers import fuse_batch_norm
 from edgerpn.train.network.model import Rpn
 from edgerpn.train.network.proposal_stage import ProposalConfig
 
-IR_VERSION = 10
-"""ONNX file version: new enough for opset 21, old enough for the runtimes of JetPack 6."""
+IR_VERSION = min(target.sure_ir for target in TARGETS.values() if target.sure_ir is not None)
+"""ONNX file version that every target reads."""
 
 
 def proposal_config(checkpoint: Checkpoint, config: ExportConfig) -> ProposalConfig:

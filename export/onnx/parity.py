@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -28,7 +27,7 @@ from edgerpn.export.onnx.agreement import (
     valid_rows,
 )
 from edgerpn.letterbox import letterbox
-from edgerpn.manifest.parts import ParitySpec, Precision
+from edgerpn.manifest.parts import ParitySpec
 from edgerpn.matching import EXACT
 from edgerpn.progress import track
 from edgerpn.train.data.coco import read_image
@@ -39,47 +38,8 @@ NAMES = ("PyTorch", "the graph")
 """Names of the two sides in errors."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ParityReport:
-    """Agreement of a graph and its network."""
-
-    num_images: int
-    """Images compared."""
-    batch_sizes: tuple[int, ...]
-    """Batch sizes at which they were run."""
-    num_matched: int
-    """Proposals found in both."""
-    num_boundary: int
-    """Proposals in one only, by a decision within rounding."""
-    min_iou: float
-    """Smallest overlap of a matched pair."""
-    max_score_difference: float
-    """Largest difference of scores of a matched pair."""
-
-    def spec(self, precision: Precision = "fp32") -> ParitySpec:
-        """The entry of the manifest; `precision` is the one that the compared float32 graph is converted to."""
-        return ParitySpec(
-            reference="checkpoint" if precision == "fp32" else f"checkpoint, before the graph became {precision}",
-            num_images=self.num_images,
-            batch_sizes=self.batch_sizes,
-            num_matched=self.num_matched,
-            num_boundary=self.num_boundary,
-            min_iou=round(self.min_iou, 6),
-            max_score_difference=float(f"{self.max_score_difference:.3g}"),
-        )
-
-    def summary(self) -> str:
-        """The report on one line, for people."""
-        batches = " and ".join(map(str, self.batch_sizes))
-        return (
-            f"parity with PyTorch on {self.num_images} images, batch {batches}: {self.num_matched} proposals matched, "
-            f"IoU >= {self.min_iou:.5f}, score difference <= {self.max_score_difference:.1e}"
-            + (f", {self.num_boundary} at a threshold" if self.num_boundary else "")
-        )
-
-
-def check_parity(reference: Detector, graph_file: Path, images: Sequence[Path], *, batch: int | None) -> ParityReport:
-    """Compares an ONNX file with the network.
+def check_parity(reference: Detector, graph_file: Path, images: Sequence[Path], *, batch: int | None) -> ParitySpec:
+    """Compares an ONNX file with the network; returns the entry for its manifest.
 
     Args:
         reference: The network with exact NMS, in eval mode, with the same sizes and counts as the graph.
@@ -196,7 +156,7 @@ class _ParityCounter:
         self.max_score_difference = max([self.max_score_difference, *agreement.score_differences])
         return agreement
 
-    def report(self, num_images: int, batch_sizes: tuple[int, ...]) -> ParityReport:
+    def report(self, num_images: int, batch_sizes: tuple[int, ...]) -> ParitySpec:
         """Returns the totals as a report.
 
         Raises:
@@ -208,11 +168,12 @@ class _ParityCounter:
                 f"{self.num_boundary} of {total} proposals are in one of graph and PyTorch only, at a threshold; "
                 f"expected at most {EXACT.max_unmatched_share:.0%}; {self._worst[1]}"
             )
-        return ParityReport(
+        return ParitySpec(
+            reference="checkpoint",
             num_images=num_images,
             batch_sizes=batch_sizes,
             num_matched=self.num_matched,
             num_boundary=self.num_boundary,
-            min_iou=self.min_iou,
-            max_score_difference=self.max_score_difference,
+            min_iou=round(self.min_iou, 6),
+            max_score_difference=float(f"{self.max_score_difference:.3g}"),
         )

@@ -14,13 +14,18 @@ finally:
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from edgerpn.lazy import lazy_names
 from edgerpn.runtime.sinks.contract import NotDeliveredError, Record, RecordSink, SinkStats
-from edgerpn.runtime.sinks.jsonl import JsonLinesConfig
-from edgerpn.runtime.sinks.mqtt import MqttConfig
 from edgerpn.runtime.sinks.open_sinks import Output, known_kinds, open_sinks, read_outputs
 from edgerpn.runtime.sinks.sink_queue import STOP_S, OutputConfig, QueuedSink, close_sinks
-from edgerpn.runtime.sinks.video import VideoConfig
-from edgerpn.runtime.sinks.webhook import WebhookConfig
+
+if TYPE_CHECKING:
+    from edgerpn.runtime.sinks.jsonl import JsonLinesConfig
+    from edgerpn.runtime.sinks.mqtt import MqttConfig
+    from edgerpn.runtime.sinks.video import VideoConfig
+    from edgerpn.runtime.sinks.webhook import WebhookConfig
 
 __all__ = [
     "STOP_S",
@@ -40,3 +45,14 @@ __all__ = [
     "open_sinks",
     "read_outputs",
 ]
+
+# The kinds of sinks are imported at first use: most runs use one or two.
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "JsonLinesConfig": "edgerpn.runtime.sinks.jsonl",
+        "MqttConfig": "edgerpn.runtime.sinks.mqtt",
+        "VideoConfig": "edgerpn.runtime.sinks.video",
+        "WebhookConfig": "edgerpn.runtime.sinks.webhook",
+    },
+)

@@ -50,7 +50,7 @@ class JsonLinesConfig(OutputConfig):
         return bool(self.rotate_mb or self.rotate_minutes)
 
 
-class RotatingLinesSink:
+class JsonLinesSink:
     """Writes records as lines and renames a full file in one step, so every file holds whole lines at any time.
 
     With rotation, a file of an earlier run is kept as a full file; without, it is replaced.

@@ -34,7 +34,7 @@ GROUP = "edgerpn.sinks"
 
 # To add a sink: one module in this folder, with its settings as `config_class`, and one line here.
 _KINDS = {
-    "jsonl": "edgerpn.runtime.sinks.jsonl:RotatingLinesSink",
+    "jsonl": "edgerpn.runtime.sinks.jsonl:JsonLinesSink",
     "mqtt": "edgerpn.runtime.sinks.mqtt:MqttSink",
     "video": "edgerpn.runtime.sinks.video:VideoSegmentsSink",
     "webhook": "edgerpn.runtime.sinks.webhook:WebhookSink",

@@ -15,11 +15,16 @@ with CaptureGroup() as group:
 
 from __future__ import annotations
 
-from edgerpn.runtime.sources.capture import Capture, CaptureStats, ProcessCapture
-from edgerpn.runtime.sources.capture_config import CaptureConfig, parse_policy
-from edgerpn.runtime.sources.failures import CaptureFailedError
-from edgerpn.runtime.sources.group import CaptureGroup, open_capture
-from edgerpn.runtime.sources.plugins import FrameSource
+from typing import TYPE_CHECKING
+
+from edgerpn.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from edgerpn.runtime.sources.capture import Capture, CaptureStats, ProcessCapture
+    from edgerpn.runtime.sources.capture_config import CaptureConfig, parse_policy
+    from edgerpn.runtime.sources.failures import CaptureFailedError
+    from edgerpn.runtime.sources.group import CaptureGroup, open_capture
+    from edgerpn.runtime.sources.plugins import FrameSource
 
 __all__ = [
     "Capture",
@@ -32,3 +37,18 @@ __all__ = [
     "open_capture",
     "parse_policy",
 ]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "Capture": "edgerpn.runtime.sources.capture",
+        "CaptureConfig": "edgerpn.runtime.sources.capture_config",
+        "CaptureFailedError": "edgerpn.runtime.sources.failures",
+        "CaptureGroup": "edgerpn.runtime.sources.group",
+        "CaptureStats": "edgerpn.runtime.sources.capture",
+        "FrameSource": "edgerpn.runtime.sources.plugins",
+        "ProcessCapture": "edgerpn.runtime.sources.capture",
+        "open_capture": "edgerpn.runtime.sources.group",
+        "parse_policy": "edgerpn.runtime.sources.capture_config",
+    },
+)

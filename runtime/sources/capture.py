@@ -9,13 +9,15 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from edgerpn.errors import StreamOpenError
 from edgerpn.runtime.frame import Event, Frame, Source, SourceState
 from edgerpn.runtime.sources.capture_config import CaptureConfig
-from edgerpn.runtime.sources.pump import RateCap
 from edgerpn.runtime.sources.supervisor import SourceSupervisor
+
+if TYPE_CHECKING:
+    from edgerpn.runtime.sources.pump import RateCap
 
 CaptureType = TypeVar("CaptureType", bound="Capture")
 
@@ -289,7 +291,7 @@ class FileCapture(Capture):
         super().__init__(name, group)
         self._open = open_it
         self._depth = depth
-        self._cap = RateCap(max_fps)
+        self._cap = _rate_cap(max_fps) if max_fps else None
         self._source: Source | None = None
         self._state: SourceState = "starting"
         self._is_stopping = False
@@ -359,7 +361,8 @@ class FileCapture(Capture):
                 return
 
     def _lets_through(self, frame: Frame) -> bool:
-        if self._cap.lets_through(frame.monotonic_s if frame.media_time_s is None else frame.media_time_s):
+        time_s = frame.monotonic_s if frame.media_time_s is None else frame.media_time_s
+        if self._cap is None or self._cap.lets_through(time_s):
             return True
         self._num_skipped += 1
         return False
@@ -380,3 +383,10 @@ class FileCapture(Capture):
                 self.mailbox.put_event(item)
             self._changed.notify_all()
             return True
+
+
+def _rate_cap(max_fps: float) -> RateCap:
+    # Imported late: it brings the readers of capture processes along.
+    from edgerpn.runtime.sources.pump import RateCap
+
+    return RateCap(max_fps)

@@ -1,8 +1,8 @@
 """Slots for frames in memory shared by a capture process, which writes, and its parent, which reads.
 
-The memory has no name (memfd_create): it is gone when the last of both lets go of it, even by kill -9.
-A slot belongs to the child until it announces a frame in it, then to the parent until nothing there refers to the
-frame any more. That moment is found by reference counting, so a frame cannot be used after its slot was given back.
+The memory has no name (memfd_create), so it vanishes with the last of both processes, even after kill -9. A slot
+belongs to the child until it announces a frame in it, then to the parent until nothing there refers to the frame.
+Reference counting finds that moment, so the slot of a frame in use cannot return.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ class RingWriter:
     """The child's side: creates the memory and fills slots."""
 
     def __init__(self, generation: int, num_slots: int, slot_bytes: int) -> None:
-        """Reserves address space; memory itself is taken when a slot is first written."""
+        """Reserves address space; a slot takes memory when it is first written."""
         self.generation = generation
         self.num_slots = num_slots
-        # Whole pages, so that every frame is aligned and pictures of nearly the same size fit too.
+        # Whole pages, so that every frame is aligned and slightly larger pictures fit too.
         self.slot_bytes = -(-slot_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
         self.fd = os.memfd_create("edgerpn-frames")
         os.ftruncate(self.fd, self.num_slots * self.slot_bytes)
         self._memory = mmap.mmap(self.fd, self.num_slots * self.slot_bytes)
 
     def image(self, slot: int, height: int, width: int) -> npt.NDArray[np.uint8]:
-        """(H, W, 3) uint8 over a slot."""
+        """Returns (H, W, 3) uint8 over a slot."""
         return np.ndarray((height, width, 3), np.uint8, self._memory, slot * self.slot_bytes)
 
     def close(self) -> None:
-        """Lets go of the descriptor; the memory follows when its views are gone."""
+        """Closes the descriptor; the memory remains until its views are gone."""
         os.close(self.fd)
 
 
 class RingReader:
-    """The parent's side: gives frames as arrays and returns slots when those are gone."""
+    """The parent's side: returns frames as arrays, and their slots when the arrays are gone."""
 
     def __init__(self, fd: int, control: socket.socket, generation: int, num_slots: int, slot_bytes: int) -> None:
-        """Maps the memory; `fd` stays the caller's to close, and `control` carries the returned slots."""
+        """Maps the memory; the caller closes `fd`, and `control` carries the returned slots."""
         self.generation = generation
         self.num_slots = num_slots
         self.slot_bytes = slot_bytes
@@ -57,7 +57,7 @@ class RingReader:
 
     @property
     def is_full(self) -> bool:
-        """Whether every slot is with the consumer, so that the child can only wait."""
+        """Whether the consumer holds every slot, so that the child can only wait."""
         return len(self._held) >= self.num_slots
 
     def image(self, generation: int, slot: int, height: int, width: int) -> npt.NDArray[np.uint8]:
@@ -70,7 +70,7 @@ class RingReader:
         is_free = generation == self.generation and slot < self.num_slots and slot not in self._held
         if not is_free or not 0 < num_bytes <= self.slot_bytes:
             raise ValueError(f"a frame of {width}x{height} in slot {slot} of ring {generation} does not fit")
-        # Not a NumPy array itself, because views of a view refer to the first owner only, and that must be this.
+        # Not a NumPy array, because views of a view refer to the first owner only, which must be this object.
         owner = (ctypes.c_ubyte * num_bytes).from_buffer(self._memory, slot * self.slot_bytes)
         self._held.add(slot)
         weakref.finalize(owner, self._give_back, slot).atexit = False

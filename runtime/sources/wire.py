@@ -1,6 +1,6 @@
 """Packets between a capture process and its parent, over a Unix socket that keeps packet boundaries.
 
-From the child: `F` a frame in the ring (binary), `A` frames come but none is sent (binary), `R` a new ring, with its
+From the child: `F` a frame in the ring (binary), `A` frames arrive but none is sent (binary), `R` a new ring, with its
 file descriptor (JSON), `E` an event (JSON), `X` the reason of the end (JSON). From the parent: first the request
 (JSON), then `r` a slot is free again (binary), `s` stop.
 """
@@ -31,7 +31,7 @@ STOP = b"s"
 
 
 def pack_frame(frame: Frame, *, generation: int, slot: int) -> bytes:
-    """A packet `F`: everything about a frame but its picture, which waits in a slot of the ring, and its source."""
+    """Packs a packet `F`: a frame without its picture, which waits in a slot of the ring, and without its source."""
     height, width = frame.image.shape[:2]
     return _FRAME.pack(
         b"F",
@@ -51,11 +51,11 @@ def pack_frame(frame: Frame, *, generation: int, slot: int) -> bytes:
 
 
 def unpack_frame(packet: bytes, image: ImageOfSlot, *, source: str, connection: int, first_index: int) -> Frame:
-    """The frame of a packet `F`.
+    """Unpacks the frame of a packet `F`.
 
     Args:
         packet: As `pack_frame` made it.
-        image: Gives the picture in a slot of the ring.
+        image: Returns the picture in a slot of the ring.
         source: Name of the source.
         connection: Number of the connection, from 1.
         first_index: Number of the connection's first frame in its source.
@@ -82,22 +82,22 @@ def unpack_frame(packet: bytes, image: ImageOfSlot, *, source: str, connection: 
 
 
 def pack_alive(num_dropped: int) -> bytes:
-    """A packet `A`."""
+    """Packs a packet `A`."""
     return _ALIVE.pack(b"A", num_dropped)
 
 
 def pack_json(kind: bytes, message: dict[str, Any]) -> bytes:
-    """A packet of JSON."""
+    """Packs a packet of JSON."""
     return kind + json.dumps(message).encode("ascii")
 
 
 def pack_release(generation: int, slot: int) -> bytes:
-    """A packet `r`."""
+    """Packs a packet `r`."""
     return _RELEASE.pack(b"r", generation, slot)
 
 
 def unpack_release(packet: bytes) -> tuple[int, int]:
-    """Generation and slot of a packet `r`."""
+    """Unpacks generation and slot of a packet `r`."""
     _, generation, slot = _RELEASE.unpack(packet)
     return generation, slot
 

@@ -28,7 +28,7 @@ _SOURCE_COUNTERS = (
 _SINK_COUNTERS = (
     ("written", "written", "Results and events delivered."),
     ("dropped", "dropped", "Results and events lost."),
-    ("errors", "errors", "Failed deliveries."),
+    ("errors", "errors", "Failed calls of the output."),
 )
 
 
@@ -140,7 +140,7 @@ def families(
             counter.add_metric([label], getattr(sink, key))
         yield counter
     queued = GaugeMetricFamily("edgerpn_output_queued", "Results and events in the queue.", labels=["output"])
-    failing = GaugeMetricFamily("edgerpn_output_failing", "1: the last delivery failed.", labels=["output"])
+    failing = GaugeMetricFamily("edgerpn_output_failing", "1: the last call failed.", labels=["output"])
     for label, sink in named.items():
         queued.add_metric([label], sink.queued)
         failing.add_metric([label], float(sink.is_failing))

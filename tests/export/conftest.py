@@ -18,7 +18,8 @@ import edgerpn.manifest
 from edgerpn import settings
 from edgerpn.__main__ import main
 from edgerpn.export.export_config import ExportConfig
-from edgerpn.export.onnx.export import ExportResult, export_onnx
+from edgerpn.export.onnx.export import export_onnx
+from edgerpn.manifest import Manifest
 from edgerpn.train.checkpoint import Checkpoint, save_checkpoint
 from edgerpn.train.config import TrainSettings
 from edgerpn.train.data.coco import read_coco
@@ -201,7 +202,7 @@ class Exported:
     checkpoint: Path
     config: ExportConfig
     network_hw: tuple[int, int]
-    result: ExportResult | None
+    manifest: Manifest | None
     """None for what the command line exported."""
 
 
@@ -219,19 +220,19 @@ def exported(
     def export(name: str) -> Exported:
         if name not in made:
             variant = VARIANTS[name]
-            file, checkpoint, result = folder / name / "model.onnx", checkpoints[variant.checkpoint], None
+            file, checkpoint, manifest = folder / name / "model.onnx", checkpoints[variant.checkpoint], None
             if name == "standard":
                 counts = ["--proposals", str(NUM_PROPOSALS), "--set", f"pre_nms={PRE_NMS}"]
                 assert main(["export", str(checkpoint), "-o", str(file), *counts]) == 0
             else:
                 images = peaks_files if name.startswith("peaks") else photo_files
-                result = export_onnx(checkpoint, file, variant.config, images=images)
+                manifest = export_onnx(checkpoint, file, variant.config, images=images)
             made[name] = Exported(
                 file=file,
                 checkpoint=checkpoint,
                 config=variant.config,
                 network_hw=edgerpn.manifest.read(file).input.network_hw,
-                result=result,
+                manifest=manifest,
             )
         return made[name]
 

@@ -132,7 +132,7 @@ def test_the_file_carries_the_manifest_that_lies_beside_it(name: str, exported: 
 def test_the_manifest_says_what_was_exported(exported: GetExport, photos: Path) -> None:
     made = exported("portable-source")
     manifest = edgerpn.manifest.read(made.file)
-    assert manifest == made.result.manifest
+    assert manifest == made.manifest
     assert (manifest.name, manifest.kind, manifest.target, manifest.opset) == ("model", "onnx", "tensorrt", 18)
     assert manifest.input.batch == 1
     assert manifest.input.network_hw == (128, 192)
@@ -201,7 +201,8 @@ def test_all_candidates_are_all_that_the_levels_have(
     config = ExportConfig(num_proposals=60, pre_nms=96, nms_candidates="all", golden=False)
     result = export_onnx(checkpoints["pyramid"], tmp_path / "model.onnx", config, images=photo_files)
     # Cells of the levels: 384, 96 and 24.
-    assert result.manifest.proposals.nms_candidates == 96 + 96 + 24
+    assert result.proposals.nms_candidates == 96 + 96 + 24
+    assert result.parity is not None
     assert result.parity.num_matched > 0
 
 
@@ -220,12 +221,12 @@ def test_a_list_longer_than_tensorrt_sorts_stays_one_for_each_level(
         log=lines.append,
     )
     assert any("the graph goes level by level, for tensorrt sorts no list of 216" in line for line in lines)
-    assert result.manifest.proposals.nms_candidates is None
+    assert result.proposals.nms_candidates is None
     used = Counter(node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node)
     assert used["NonMaxSuppression"] == 3
     # Its own choice fits.
     short = export_onnx(checkpoints["pyramid"], tmp_path / "short.onnx", config, images=photo_files)
-    assert short.manifest.proposals.nms_candidates is not None
+    assert short.proposals.nms_candidates is not None
 
 
 def test_a_failing_measurement_leaves_nothing_behind(
@@ -266,7 +267,7 @@ def test_a_reduced_export_passes_its_own_self_test_and_says_how_it_was_accepted(
     config = ExportConfig(
         target="tensorrt", precision=precision, max_ar_drop="off", num_proposals=50, pre_nms=100, opset=18
     )
-    manifest = export_onnx(checkpoints["pyramid"], output, config, images=photo_files, calibration=photo_files).manifest
+    manifest = export_onnx(checkpoints["pyramid"], output, config, images=photo_files, calibration=photo_files)
     assert (manifest.precision, manifest.opset) == (precision, 19 if precision == "int8" else 18)
     assert manifest.parity is not None
     assert manifest.parity.reference == f"checkpoint, before the graph became {precision}"

@@ -94,7 +94,7 @@ def test_photographs_give_the_networks_proposals(name: str, exported: GetExport,
     assert report.min_iou >= 0.99
     assert report.max_score_difference <= 1e-3
     batches = "1" if made.config.fixed_batch else "1 and 2"
-    assert report.summary().startswith(f"parity with PyTorch on 5 images, batch {batches}: ")
+    assert report.summary().startswith(f"parity with the checkpoint on 5 images, batch {batches}: ")
 
 
 def test_photographs_in_a_batch_of_three(exported: GetExport, photo_files: list[Path]) -> None:

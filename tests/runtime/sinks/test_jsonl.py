@@ -14,7 +14,7 @@ import pytest
 
 from edgerpn.errors import SinkError
 from edgerpn.runtime.sinks import JsonLinesConfig, NotDeliveredError, Record
-from edgerpn.runtime.sinks.jsonl import STAMP, RotatingLinesSink
+from edgerpn.runtime.sinks.jsonl import STAMP, JsonLinesSink
 
 
 def record(index: int, *, size: int = 100) -> Record:
@@ -36,7 +36,7 @@ def full_files(path: Path) -> list[Path]:
 
 def test_a_full_file_is_renamed_and_no_line_is_split_or_lost(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.jsonl"
-    sink = RotatingLinesSink(JsonLinesConfig(path=str(path), rotate_mb=0.001, keep=0))
+    sink = JsonLinesSink(JsonLinesConfig(path=str(path), rotate_mb=0.001, keep=0))
     records = [record(index) for index in range(35)]
     for start in (0, 1, 8, 30):
         sink.write_records(records[start : {0: 1, 1: 8, 8: 30, 30: 35}[start]])
@@ -47,7 +47,7 @@ def test_a_full_file_is_renamed_and_no_line_is_split_or_lost(tmp_path: Path) -> 
 
 def test_a_line_longer_than_a_file_gets_one_of_its_own(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    sink = RotatingLinesSink(JsonLinesConfig(path=str(path), rotate_mb=0.001))
+    sink = JsonLinesSink(JsonLinesConfig(path=str(path), rotate_mb=0.001))
     sink.write_records([record(0), record(1, size=5000), record(2)])
     sink.close()
     assert [frames(one) for one in [*full_files(path), path]] == [[0], [1], [2]]
@@ -55,7 +55,7 @@ def test_a_line_longer_than_a_file_gets_one_of_its_own(tmp_path: Path) -> None:
 
 def test_an_old_file_is_renamed_at_the_next_record(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    sink = RotatingLinesSink(JsonLinesConfig(path=str(path), rotate_minutes=0.05 / 60))
+    sink = JsonLinesSink(JsonLinesConfig(path=str(path), rotate_minutes=0.05 / 60))
     sink.write_records([record(0)])
     time.sleep(0.06)
     sink.write_records([record(1)])
@@ -68,7 +68,7 @@ def test_only_the_newest_full_files_are_kept_and_others_are_left_alone(tmp_path:
     others = [tmp_path / "a.backup.jsonl", tmp_path / "b.20260131T120000.000Z.jsonl"]
     for other in others:
         other.write_text("keep me")
-    sink = RotatingLinesSink(JsonLinesConfig(path=str(path), rotate_mb=0.0001, keep=2))
+    sink = JsonLinesSink(JsonLinesConfig(path=str(path), rotate_mb=0.0001, keep=2))
     for index in range(8):
         sink.write_records([record(index)])
     sink.close()
@@ -80,7 +80,7 @@ def test_only_the_newest_full_files_are_kept_and_others_are_left_alone(tmp_path:
 def test_the_file_of_an_earlier_run_is_kept_without_its_broken_end(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(record(0).line + b'{"frame": 1, "fi')
-    sink = RotatingLinesSink(JsonLinesConfig(path=str(path), rotate_mb=1.0))
+    sink = JsonLinesSink(JsonLinesConfig(path=str(path), rotate_mb=1.0))
     sink.write_records([record(5)])
     sink.close()
     assert [frames(one) for one in [*full_files(path), path]] == [[0], [5]]
@@ -89,7 +89,7 @@ def test_the_file_of_an_earlier_run_is_kept_without_its_broken_end(tmp_path: Pat
 def test_without_rotation_an_earlier_file_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("old\n")
-    sink = RotatingLinesSink(JsonLinesConfig(path=str(path)))
+    sink = JsonLinesSink(JsonLinesConfig(path=str(path)))
     sink.write_records([record(index, size=1000) for index in range(300)])
     sink.close()
     sink.close()
@@ -99,14 +99,14 @@ def test_without_rotation_an_earlier_file_is_replaced(tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_opened_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(SinkError, match="Is a directory"):
-        RotatingLinesSink(JsonLinesConfig(path=str(tmp_path)))
+        JsonLinesSink(JsonLinesConfig(path=str(tmp_path)))
 
 
 _FULL_DISK = """
 import json, sys, time
 from pathlib import Path
 from edgerpn.runtime.sinks import JsonLinesConfig, QueuedSink, Record
-from edgerpn.runtime.sinks.jsonl import RotatingLinesSink
+from edgerpn.runtime.sinks.jsonl import JsonLinesSink
 
 class Direct(QueuedSink):
     def put(self, index):
@@ -117,7 +117,7 @@ folder = Path(sys.argv[1])
 filler = folder / "filler"
 filler.write_bytes(b"0" * 700_000)
 config = JsonLinesConfig(path=str(folder / "a.jsonl"), rotate_mb=0.2)
-sink = Direct(RotatingLinesSink(config), config, kind="jsonl", is_live=True)
+sink = Direct(JsonLinesSink(config), config, kind="jsonl", is_live=True)
 for index in range(600):
     sink.put(index)
 deadline = time.monotonic() + 40
@@ -164,10 +164,10 @@ def test_lines_that_did_not_fit_are_counted_exactly(tmp_path: Path) -> None:
     program = f"""
 import resource, signal
 from edgerpn.runtime.sinks import JsonLinesConfig, NotDeliveredError, Record
-from edgerpn.runtime.sinks.jsonl import RotatingLinesSink
+from edgerpn.runtime.sinks.jsonl import JsonLinesSink
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (250, resource.RLIM_INFINITY))
-sink = RotatingLinesSink(JsonLinesConfig(path={str(path)!r}))
+sink = JsonLinesSink(JsonLinesConfig(path={str(path)!r}))
 records = [Record(source="a", kind="events", line=b"x" * 99 + b"\\n") for _ in range(5)]
 try:
     sink.write_records(records)
@@ -209,7 +209,7 @@ except SinkError as error:
 def test_errors_of_a_full_disk_hold_the_number_of_delivered_records() -> None:
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
-    sink = RotatingLinesSink(JsonLinesConfig(path="/dev/full"))
+    sink = JsonLinesSink(JsonLinesConfig(path="/dev/full"))
     with pytest.raises(NotDeliveredError, match="No space left") as caught:
         sink.write_records([record(0)])
     assert caught.value.num_done == 0

@@ -222,9 +222,9 @@ def test_cut_connections_lose_nothing_and_repeat_no_more_than_was_under_way(
     config = MqttConfig(url=f"mqtt://127.0.0.1:{broker.port}", queue=3000)
     sink = QueuedSink(mqtt, config, kind="mqtt", is_live=True)
     num_cuts = 0
-    for index in range(1200):
+    for index in range(600):
         sink.write(make_result(index))
-        if index % 300 == 299:
+        if index % 150 == 149:
             until(lambda: mqtt._is_connected)
             num_before = len(reader.messages)
             until(lambda: len(reader.messages) > num_before)  # noqa: B023 - called at once
@@ -233,10 +233,10 @@ def test_cut_connections_lose_nothing_and_repeat_no_more_than_was_under_way(
             num_cuts += 1
             # Not the state in between, which may be too short to see.
             until(lambda: mqtt._client.socket() is not cut)  # noqa: B023 - called at once
-    until(lambda: len(set(reader.frames())) == 1200)
+    until(lambda: len(set(reader.frames())) == 600)
     until(lambda: sink.stats().queued == 0)
-    assert len(reader.frames()) - 1200 <= num_cuts * _WINDOW
-    assert (sink.stats().written, sink.stats().dropped) == (1200, 0)
+    assert len(reader.frames()) - 600 <= num_cuts * _WINDOW
+    assert (sink.stats().written, sink.stats().dropped) == (600, 0)
     sink.close()
 
 
@@ -247,10 +247,10 @@ def test_writes_do_not_wait_for_a_frozen_broker(
     sink.write(make_result(0))
     until(lambda: reader.frames() == [0])
     broker.signal(signal.SIGSTOP)
-    for index in range(1, 500):
+    for index in range(1, 200):
         sink.write(make_result(index))
     broker.signal(signal.SIGCONT)
-    until(lambda: len(reader.frames()) == 500)
+    until(lambda: len(reader.frames()) == 200)
     sink.close()
 
 

@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 
 from edgerpn.runtime.frame import Event, Frame
+from edgerpn.runtime.sources import CaptureConfig, CaptureFailedError
+from edgerpn.runtime.sources.child import open_reader
 
 Make = Callable[..., Any]
 
@@ -69,13 +71,13 @@ def test_a_rate_cap_thins_a_file_evenly(clip: Path, play: Make) -> None:
     assert [frame.num_skipped for frame in frames[1:]] == [4] * 11
 
 
-def test_images_need_no_capture_process(tmp_path: Path, play: Make) -> None:
+def test_images_need_no_capture_process(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     cv2.imwrite(str(path), np.zeros((30, 40, 3), np.uint8))
     for source, reason in ((path, "unsupported"), (tmp_path, "not_found"), (tmp_path / "*.png", "not_found")):
-        error = play(str(source)).event("error")
-        assert error.reason == reason
-        assert "video" in error.message
+        with pytest.raises(CaptureFailedError, match="video") as caught:
+            open_reader(CaptureConfig(source=str(source)), cv2)
+        assert (caught.value.reason, caught.value.is_final) == (reason, True)
 
 
 def test_a_video_that_is_cut_short_says_so_at_its_end(clip: Path, tmp_path: Path, play: Make) -> None:

@@ -165,8 +165,10 @@ def test_grey_frames_and_new_sizes_are_taken(play: Make) -> None:
     [
         ("locked", "unauthorised", "lab is locked with"),
         ("refuses", "refused", "counters:Counter: ConnectionRefusedError: nobody there (counters.py:"),
-        ("is missing", "not_found", "no such sensor"),
-        ("raises", "unknown", "counters:Counter: KeyError: 'exposure' (counters.py:"),
+        pytest.param("is missing", "not_found", "no such sensor", marks=pytest.mark.slow),
+        pytest.param(
+            "raises", "unknown", "counters:Counter: KeyError: 'exposure' (counters.py:", marks=pytest.mark.slow
+        ),
         ("hangs", "timeout", "no frame for"),
     ],
 )
@@ -179,7 +181,9 @@ def test_a_failure_is_reported_and_followed_by_a_reconnect(does: str, reason: st
     assert player.event("reconnecting", 30.0).attempt >= 1
 
 
-@pytest.mark.parametrize(("does", "words"), [("crashes", "SIGABRT"), ("exits", "exit status 1")])
+@pytest.mark.parametrize(
+    ("does", "words"), [("crashes", "SIGABRT"), pytest.param("exits", "exit status 1", marks=pytest.mark.slow)]
+)
 def test_a_crash_of_a_plugin_is_an_event_and_the_frames_come_back(does: str, words: str, play: Make) -> None:
     player = play(f"count://lab?does={does}")
     error = player.event("error", 30.0)
