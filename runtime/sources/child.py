@@ -16,6 +16,7 @@ from typing import Any
 
 from edgerpn.errors import MissingDependencyError
 from edgerpn.machine import die_with_parent
+from edgerpn.runtime.frame import Reason
 from edgerpn.runtime.opencv import load_cv2
 from edgerpn.runtime.sources.capture_config import NETWORK_PROTOCOLS, CaptureConfig
 from edgerpn.runtime.sources.decoders import choose, find_abilities
@@ -26,6 +27,7 @@ from edgerpn.runtime.sources.parent_link import ParentLink
 from edgerpn.runtime.sources.plugins import PluginReader, load_plugin
 from edgerpn.runtime.sources.pump import Pump
 from edgerpn.runtime.sources.readers import OpenCvReader, Reader
+from edgerpn.runtime.sources.reconnect import ExitReport
 from edgerpn.runtime.sources.wire import MAX_PACKET_BYTES, pack_alive
 
 _FFMPEG_OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
@@ -52,10 +54,8 @@ def main() -> None:
     os._exit(0)
 
 
-def capture(config: CaptureConfig, control: socket.socket) -> tuple[ParentLink, dict[str, Any]] | None:
+def capture(config: CaptureConfig, control: socket.socket) -> tuple[ParentLink, ExitReport] | None:
     """Reads the whole source; returns the exit report for the parent, or None when the parent stopped it."""
-    reader: Reader | None = None
-    failure: CaptureFailedError | None = None
     try:
         open_it = prepare(config)
         # The limit for opening starts here: importing OpenCV from a memory card may take longer.
@@ -63,10 +63,8 @@ def capture(config: CaptureConfig, control: socket.socket) -> tuple[ParentLink, 
         # ffmpeg starts before the second thread.
         reader = open_it()
     except CaptureFailedError as error:
-        failure = error
+        return ParentLink(control, config.num_slots), _failure_report(error)
     link = ParentLink(control, config.num_slots)
-    if reader is None or failure is not None:
-        return link, _failure_report(failure)
     pump = Pump(config, reader, link)
     try:
         pump.run()
@@ -142,26 +140,24 @@ def _load(config: CaptureConfig) -> ModuleType | None:
     return cv2
 
 
-def _failure_report(error: CaptureFailedError | None) -> dict[str, Any]:
-    if error is None:
-        return {"reason": "unknown", "message": "", "is_final": False}
-    return {"reason": error.reason, "message": str(error), "is_final": error.is_final}
+def _failure_report(error: CaptureFailedError) -> ExitReport:
+    return ExitReport(reason=error.reason, message=str(error), is_final=error.is_final)
 
 
-def _end_report(config: CaptureConfig, reader: Reader, pump: Pump) -> dict[str, Any]:
+def _end_report(config: CaptureConfig, reader: Reader, pump: Pump) -> ExitReport:
     """Returns the report of a source that delivered its last frame."""
     if reader.is_live:
         is_timeout = pump.last_wait_s >= 0.9 * config.stall_s
-        reason = "timeout" if is_timeout else "end_of_stream" if pump.num_grabbed else "unknown"
-        return {"reason": reason, "message": "", "is_final": False}
+        reason: Reason = "timeout" if is_timeout else "end_of_stream" if pump.num_grabbed else "unknown"
+        return ExitReport(reason=reason, message="", is_final=False)
     if not pump.num_grabbed:
-        return {"reason": "codec", "message": "the source has no readable picture", "is_final": True}
+        return ExitReport(reason="codec", message="the source has no readable picture", is_final=True)
     missing = reader.num_frames - pump.num_grabbed
     # Containers may miscount by a frame or two without a loss.
     if missing > max(2, reader.num_frames // 100):
         message = f"ended after {pump.num_grabbed} of {reader.num_frames} frames; the file is damaged or cut short"
-        return {"reason": "codec", "message": message, "is_final": True}
-    return {"reason": "end_of_stream", "message": f"{pump.num_grabbed} frames", "is_final": True}
+        return ExitReport(reason="codec", message=message, is_final=True)
+    return ExitReport(reason="end_of_stream", message=f"{pump.num_grabbed} frames", is_final=True)
 
 
 if __name__ == "__main__":

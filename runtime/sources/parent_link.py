@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import socket
 import threading
@@ -9,6 +10,7 @@ import time
 from typing import Any
 
 from edgerpn.runtime.frame import Frame
+from edgerpn.runtime.sources.reconnect import ExitReport
 from edgerpn.runtime.sources.shared_memory import RingWriter
 from edgerpn.runtime.sources.wire import (
     MAX_PACKET_BYTES,
@@ -75,9 +77,9 @@ class ParentLink:
     def send_event(self, event: dict[str, Any]) -> None:
         self._control.send(pack_json(b"E", event))
 
-    def send_report(self, message: dict[str, Any]) -> None:
+    def send_report(self, report: ExitReport) -> None:
         """Sends the exit report, the last packet."""
-        self._control.send(pack_json(b"X", message))
+        self._control.send(pack_json(b"X", dataclasses.asdict(report)))
 
     def count_drop(self) -> None:
         """Counts a frame that found no free slot; the next frame reports it."""
