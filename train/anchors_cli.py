@@ -24,10 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data", type=Path, required=True, metavar="PATH", help="folder with train.json, or a COCO annotation file"
     )
     parser.add_argument(
-        "--size", type=size_argument, metavar="HxW", help="size that the network will work at, such as 384x640"
+        "--size", type=size_argument, metavar="HxW", help="size at which the network will work, such as 384x640"
     )
     parser.add_argument(
-        "--preset", metavar="NAME", default="edge", help="edge (default) or paper: what to compare with"
+        "--preset", metavar="NAME", default="edge", help="settings to compare with: edge (default) or paper"
     )
     parser.add_argument("--strides", type=_strides, metavar="8,16,32", help="strides of the levels (as in the preset)")
     parser.add_argument("--sizes", type=count_argument(1), metavar="N", help="sizes in each cell (as in the preset)")
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Fits anchors, prints what other layouts would reach, and writes the settings; returns the exit status."""
+    """Fits anchors, prints the recall of several layouts, and writes the settings; returns the exit status."""
     from edgerpn.train.config import load_settings
     from edgerpn.train.data.coco import read_coco
     from edgerpn.train.data.splits import find_split
@@ -56,9 +56,9 @@ def run(arguments: argparse.Namespace) -> int:
         ("fitted" if layout == wanted else "other", config, measure_anchors(config, boxes, image_hw))
         for layout, config in fitted.items()
     ]
-    print(f"{len(boxes)} boxes of {len(dataset.records)} images, laid into {image_hw[0]}x{image_hw[1]}")
+    print(f"{len(boxes)} boxes of {len(dataset.records)} images, letterboxed to {image_hw[0]}x{image_hw[1]}")
     print(table(rows))
-    print("AR: average recall of the anchors themselves at IoU 0.50 to 0.95, before any network moves them")
+    print("AR: average recall of the anchors alone at IoU 0.50 to 0.95, before a network refines them")
     if arguments.output is not None:
         files.write_text(arguments.output, to_settings(fitted[wanted], settings, image_hw))
         preset = "" if arguments.preset == "edge" else f"--preset {arguments.preset} "
@@ -67,10 +67,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def letterboxed(dataset: Dataset, image_hw: tuple[int, int]) -> Array:
-    """All objects of a data set, (G, 4) x1, y1, x2, y2 in pixels of an input of `image_hw`.
+    """Returns all objects of a data set, (G, 4) x1, y1, x2, y2 in pixels of an input of `image_hw`.
 
     Raises:
-        DataError: There is none.
+        DataError: There are no objects.
     """
     import numpy as np
 
@@ -79,12 +79,12 @@ def letterboxed(dataset: Dataset, image_hw: tuple[int, int]) -> Array:
     boxes = [letterbox(record.hw, image_hw).to_network(record.boxes_xyxy) for record in dataset.records]
     found = np.concatenate(boxes).astype(np.float64)
     if not len(found):
-        raise DataError(f"{dataset.annotation_file}: no object, so no anchors can be fitted")
+        raise DataError(f"{dataset.annotation_file}: no objects to fit anchors to")
     return found
 
 
 def table(rows: list[tuple[str, AnchorConfig, AnchorRecall]]) -> str:
-    """The layouts with what they reach, as plain text."""
+    """Formats the layouts and their recall as plain text."""
     lines = [f"{'':<14} {'AR':>5} {'IoU.5':>5} {'IoU.7':>5} {'anchors':>8}  levels: sizes, in pixels; ratios"]
     for name, config, recall in rows:
         levels = "  ".join(
@@ -100,7 +100,7 @@ def table(rows: list[tuple[str, AnchorConfig, AnchorRecall]]) -> str:
 
 
 def to_settings(config: AnchorConfig, settings: TrainSettings, image_hw: tuple[int, int]) -> str:
-    """The anchors as a settings file, with the size that they are for and the levels that the pyramid must add.
+    """Returns the anchors as a settings file, with their network size and the levels that the pyramid must add.
 
     Raises:
         ConfigError: The preset's network has no levels of these strides.
@@ -108,7 +108,7 @@ def to_settings(config: AnchorConfig, settings: TrainSettings, image_hw: tuple[i
     coarsest = _coarsest_stride(settings)
     extra = sum(stride > coarsest for stride in config.strides_px)
     if extra and not settings.model.neck_channels:
-        raise ConfigError([f"--strides {config.strides_px}: a network without a pyramid ends at {coarsest}"])
+        raise ConfigError([f"--strides {config.strides_px}: a network without a pyramid ends at stride {coarsest}"])
     sizes = ", ".join(f"[{', '.join(map(str, level))}]" for level in config.sizes_px)
     stride = max(config.strides_px)
     # Views must fit the coarsest level, as the input does.
@@ -122,7 +122,7 @@ def to_settings(config: AnchorConfig, settings: TrainSettings, image_hw: tuple[i
 
 
 def _coarsest_stride(settings: TrainSettings) -> int:
-    """The coarsest level of the preset's backbone."""
+    """Returns the stride of the coarsest level of the preset's backbone."""
     anchors = settings.model.anchors
     return anchors.strides_px[len(anchors.strides_px) - settings.model.num_extra_levels - 1]
 

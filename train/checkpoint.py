@@ -1,4 +1,4 @@
-"""Checkpoints: weights and resolved settings in one file that loads without running code from it."""
+"""Checkpoints: weights and resolved settings in one file, loaded without running code from it."""
 
 from __future__ import annotations
 
@@ -23,46 +23,46 @@ from edgerpn.train.network.model import Rpn
 from edgerpn.train.network.weights import load_tensors
 
 FORMAT = 2
-"""Number of the file's layout, raised when it changes."""
+"""Version of the file layout."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
-    """What a checkpoint file holds."""
+    """The content of a checkpoint file."""
 
     settings: TrainSettings
     """Resolved settings of the run."""
     weights: dict[str, Tensor]
-    """Weights to evaluate and export (the average, when the run keeps one), on the CPU."""
+    """Weights to evaluate and export (the average, if the run keeps one), on the CPU."""
     step: int
     """Optimizer steps taken."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """Recall on the validation images at that step, empty before the first evaluation."""
+    """Recall on the validation images at that step; empty before the first evaluation."""
     data_sha256: str = ""
     """Hash of the training annotation file."""
     data_folder: str = ""
-    """Absolute path of the training folder, where the export looks for images to compare on."""
+    """Absolute path of the training folder, in which the export looks for images to compare on."""
     versions: dict[str, str] = field(default_factory=dict)
-    """Versions of what wrote it."""
+    """Versions of the programs that wrote it."""
     training: dict[str, Any] | None = None
-    """State to go on from (raw weights, optimizer, counters); None in `best.pt`."""
+    """Training state to resume from (raw weights, optimizer, counters); None in `best.pt`."""
 
 
 def versions() -> dict[str, str]:
-    """Versions that a run depends on."""
+    """Returns the versions that a run depends on."""
     return {
         "edgerpn": edgerpn.__version__,
         "python": platform.python_version(),
-        "torch": str(torch.__version__),  # a TorchVersion would not load without unpickling code
+        "torch": str(torch.__version__),  # weights_only refuses a TorchVersion
         "numpy": np.__version__,
     }
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
-    """Writes a checkpoint in one step: what stood there before stays until the new file is whole, and on the disk.
+    """Writes a checkpoint atomically: the old file stays until the new one is complete and on the disk.
 
     Raises:
-        OSError: It cannot be written, for example because the disk is full; nothing has changed then.
+        OSError: It cannot be written, for example because the disk is full; the old file is unchanged.
     """
     content = {
         "format": FORMAT,
@@ -75,21 +75,21 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> Non
         "versions": versions(),
         "training": checkpoint.training,
     }
-    # Through memory: what PyTorch raises when it cannot write a file itself does not say why.
+    # Through memory: the errors of torch.save do not name the reason for a failed write.
     packed = io.BytesIO()
     torch.save(content, packed)
     with files.replacing(path) as temporary, open(temporary, "wb") as file:
         file.write(packed.getbuffer())
         file.flush()
-        # A machine that loses power may know of the new name before it has the content.
+        # After a loss of power the new name could be on the disk without the content.
         os.fsync(file.fileno())
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Reads a checkpoint with all tensors on the CPU; no code from the file is run.
+    """Reads a checkpoint with all tensors on the CPU; runs no code from the file.
 
     Raises:
-        CheckpointError: The file is missing, damaged, no checkpoint of ours, or of a newer version.
+        CheckpointError: The file is missing, damaged, not a checkpoint of edgerpn, or of another format.
     """
     path = Path(path)
     if not path.is_file():
@@ -99,21 +99,21 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     fields = {field.name for field in dataclasses.fields(Checkpoint)}
     missing = sorted(fields - set(content))
     if missing:
-        raise CheckpointError(f"{path}: the checkpoint lacks {', '.join(missing)}; it is damaged, train again")
+        raise CheckpointError(f"{path}: the checkpoint lacks {', '.join(missing)}; it is damaged, so train again")
     if not isinstance(content["settings"], Mapping):
         raise CheckpointError(f"{path}: expected a table of settings, got {type(content['settings']).__name__}")
     try:
         resolved = settings.from_dict(TrainSettings, content["settings"], source=str(path))
     except ConfigError as error:
-        raise CheckpointError(f"{error}\nThe checkpoint was written by another version of edgerpn.") from error
+        raise CheckpointError(f"{error}\nAnother version of edgerpn wrote this checkpoint.") from error
     return Checkpoint(settings=resolved, **{name: content[name] for name in fields - {"settings"}})
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    """The content of a checkpoint file of our format.
+    """Reads the content of a checkpoint file of this format.
 
     Raises:
-        CheckpointError: The file is none, or damaged.
+        CheckpointError: The file is damaged, or not such a checkpoint.
     """
     content = load_tensors(path, expected="a checkpoint of edgerpn")
     if not isinstance(content, Mapping) or "format" not in content or "weights" not in content:
@@ -127,10 +127,10 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 
 def load_model(path: str | os.PathLike[str]) -> tuple[Rpn, Checkpoint]:
-    """The network of a checkpoint, in eval mode on the CPU, and the checkpoint.
+    """Returns the network of a checkpoint, in eval mode on the CPU, and the checkpoint.
 
     Raises:
-        CheckpointError: The file is no checkpoint, or its weights do not fit its settings.
+        CheckpointError: The file is not a checkpoint, or its weights do not fit its settings.
     """
     checkpoint = load_checkpoint(path)
     model = Rpn(checkpoint.settings.model)

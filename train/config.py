@@ -1,4 +1,4 @@
-"""Every setting of a training run; each part is defined beside the code that it steers."""
+"""All settings of a training run; each part is defined beside the code that uses it."""
 
 from __future__ import annotations
 
@@ -21,37 +21,36 @@ PRESETS = ("edge", "paper")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoopConfig:
-    """How long, on what, and what is written on the way."""
+    """Length of the run, device and precision, and the log."""
 
     epochs: int = 100
-    """Passes over the training images; used when no time is given."""
+    """Passes over the training images; used if `minutes` is 0."""
     minutes: float = 0.0
-    """Wall-clock time of the run, evaluations on the way included; 0: count epochs."""
+    """Wall-clock time of the run, including evaluations; 0: count epochs."""
     seed: int = 0
-    """Seed of weights, order, augmentation and sampling."""
+    """Seed of initial weights, order of the images, augmentation and sampling."""
     device: str = "auto"
-    """`auto` (a GPU when there is one), `cpu`, `cuda`, `cuda:1`, ..."""
+    """`auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, ..."""
     threads: int = 0
-    """CPU threads of PyTorch; 0: PyTorch's own choice."""
+    """CPU threads of PyTorch; 0: PyTorch decides."""
     amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
-    """Precision of the network's forward pass; `auto`: bf16 where the device computes in it natively."""
+    """Precision of the network's forward pass; `auto`: bf16 if the hardware computes it natively."""
     accumulate: int = 1
-    """Passes of the network for one step: more of them need less memory for the same batch and the same losses."""
+    """Passes of the network per step: more passes need less memory for the same batch and the same losses."""
     compile: bool = False
-    """Whether torch.compile makes the network faster: minutes at the start; needs a C++ compiler; one process only."""
+    """Use torch.compile: faster steps after minutes at the start; needs a C++ compiler; in a single process only."""
     sync_batch_norm: bool = True
-    """Whether batch norm takes its statistics over the images of all processes, as on one, or of each process apart."""
+    """Compute batch-norm statistics over the images of all processes, as a single process would, or per process."""
     evaluations: int = 4
-    """Evaluations on the validation images, spread evenly; the last is at the end."""
+    """Number of evaluations on the validation images, evenly spaced; the last is at the end."""
     log_every: int = 10
     """Steps between two rows of the log."""
     save_every_s: float = 60.0
-    """Seconds between two savings of last.pt; longer where saving would take more than a fiftieth of the time."""
+    """Seconds between two writes of last.pt; more if writing would take over 2 % of the time."""
     tensorboard: bool = False
-    """Whether to write TensorBoard files too; needs the package."""
+    """Also write TensorBoard files; needs the package tensorboard."""
 
     def __post_init__(self) -> None:
-        """Checks ranges."""
         if self.seed < 0:
             raise ValueError(f"seed: expected at least 0, got {self.seed}")
         counts = (self.epochs, self.evaluations, self.log_every, self.accumulate)
@@ -73,7 +72,7 @@ class TrainSettings:
     loss: LossConfig = field(default_factory=LossConfig)
     """Losses."""
     proposals: ProposalConfig = field(default_factory=ProposalConfig)
-    """The proposal stage, in evaluation; the export has its own counts."""
+    """The proposal stage in evaluation; the export has its own counts."""
     data: DataConfig = field(default_factory=DataConfig)
     """Images, batches and augmentation."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -82,7 +81,6 @@ class TrainSettings:
     """The loop."""
 
     def __post_init__(self) -> None:
-        """Checks what concerns several parts."""
         sizes = [("input_hw", self.data.input_hw), *(("view_sides_px", hw) for hw in self.data.views_hw)]
         for name, hw in sizes:
             misfit = self.model.anchors.misfit(hw)
@@ -91,10 +89,10 @@ class TrainSettings:
 
 
 def preset_path(name: str) -> Path:
-    """The TOML file of a preset.
+    """Returns the TOML file of a preset.
 
     Raises:
-        ConfigError: There is no such preset.
+        ConfigError: The preset does not exist.
     """
     if name not in PRESETS:
         raise ConfigError([f"--preset: expected one of {', '.join(PRESETS)}, got {name!r}"])
@@ -102,7 +100,7 @@ def preset_path(name: str) -> Path:
 
 
 def load_settings(*, preset: str = "edge", file: str | None = None, overrides: tuple[str, ...] = ()) -> TrainSettings:
-    """Settings from defaults < preset < TOML file < `a.b=value` overrides.
+    """Resolves settings from defaults < preset < TOML file < `a.b=value` overrides.
 
     Raises:
         ConfigError: A setting is unknown or out of range.

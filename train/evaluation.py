@@ -87,7 +87,7 @@ def evaluate(
         images: Folder of the images; None: images/ beside the annotations.
         num_proposals: Proposals of each image, at most.
         size_hw: Height and width at which the network works, pixels; None: as in training.
-        holdout_classes: Classes whose recall is also measured apart; None: those that training held out.
+        holdout_classes: Classes whose recall is also measured separately; None: those that training held out.
         limit: Measure only the first `limit` images.
         log: Called with one line for each kind of problem in the data.
 
@@ -160,7 +160,7 @@ def measure(
 def _known_holdout_classes(
     checkpoint: Checkpoint, annotations: Path, log: Callable[[str], None] | None
 ) -> tuple[str, ...]:
-    """The classes that training held out, if the annotations have all of them, else none."""
+    """Returns the classes that training held out, if the annotations have all of them, otherwise no classes."""
     names = checkpoint.settings.data.holdout_classes
     known = class_names(annotations) if names else frozenset()
     missing = [name for name in names if name not in known]
@@ -169,7 +169,7 @@ def _known_holdout_classes(
     if log is not None:
         log(
             f"{annotations.name}: the checkpoint was trained without {', '.join(names)}, but there is no class named "
-            f"{', '.join(missing)} here: recall is that on all objects"
+            f"{', '.join(missing)} here: recall covers all objects"
         )
     return ()
 

@@ -10,20 +10,20 @@ from edgerpn.arguments import size_argument
 from edgerpn.errors import CheckpointError
 
 ARCHITECTURES = ("resnet18_fpn", "resnet34_fpn", "resnet50_fpn", "mobilenet_v3_large_fpn")
-"""Those of `edgerpn.train.import_torchvision`, which imports torch: the help does without."""
+"""Keys of `import_torchvision.ARCHITECTURES`, repeated because `--help` must not import torch."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
-    parser.add_argument("source", choices=("torchvision",), help="whose weights FILE holds")
+    parser.add_argument("source", choices=("torchvision",), help="library that wrote FILE")
     parser.add_argument("file", type=Path, metavar="FILE", help="state dict of a Faster R-CNN (.pth or .safetensors)")
     parser.add_argument("-o", "--output", type=Path, metavar="CKPT", required=True, help="checkpoint to write")
-    parser.add_argument("--arch", choices=ARCHITECTURES, help="network of FILE (default: told from its names)")
+    parser.add_argument("--arch", choices=ARCHITECTURES, help="network of FILE (default: read from its names)")
     parser.add_argument(
-        "--size", type=size_argument, metavar="HxW", help="size that the network will work at (default 800x1344)"
+        "--size", type=size_argument, metavar="HxW", help="size at which the network will work (default 800x1344)"
     )
     parser.add_argument(
-        "--norm-eps", type=_epsilon, metavar="X", help="epsilon of FILE's batch norms (default: as torchvision runs it)"
+        "--norm-eps", type=_epsilon, metavar="X", help="epsilon of FILE's batch norms (default: as in torchvision)"
     )
 
 
@@ -38,15 +38,17 @@ def _epsilon(text: str) -> float:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Converts; returns the exit status."""
+    """Converts the weights; returns the exit status."""
     from edgerpn.train.checkpoint import save_checkpoint
     from edgerpn.train.import_torchvision import DEFAULT_HW, import_torchvision
 
     output: Path = arguments.output
     if output.is_dir():
-        raise CheckpointError(f"{output}: this is a folder, expected the name of a file")
+        raise CheckpointError(f"{output}: this is a folder, expected a file name")
     if output.exists() and arguments.file.exists() and output.samefile(arguments.file):
-        raise CheckpointError(f"{output}: the checkpoint would replace the weights that it comes from")
+        raise CheckpointError(
+            f"{output}: the checkpoint would replace the weights that it comes from; choose another output"
+        )
     height, width = arguments.size or DEFAULT_HW
     imported = import_torchvision(
         arguments.file, architecture=arguments.arch, input_hw=(height, width), norm_eps=arguments.norm_eps
@@ -56,6 +58,6 @@ def run(arguments: argparse.Namespace) -> int:
     sys.stdout.write(
         f"{imported.architecture}: {millions:.1f} million parameters of backbone, pyramid and RPN, "
         f"batch norms with epsilon {imported.norm_eps:g}\n"
-        f"wrote {output} for {height}x{width}; go on with `edgerpn export {output} --images DIR -o model.onnx`\n"
+        f"wrote {output} for {height}x{width}; next: `edgerpn export {output} --images DIR -o model.onnx`\n"
     )
     return 0

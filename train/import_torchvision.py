@@ -1,14 +1,14 @@
-"""Conversion of torchvision's Faster R-CNN weights: backbone, feature pyramid and RPN become a checkpoint of ours.
+"""Conversion of torchvision's Faster R-CNN weights: backbone, feature pyramid and RPN become a checkpoint.
 
-Read are state dicts of `fasterrcnn_resnet50_fpn`, `fasterrcnn_mobilenet_v3_large_fpn` (and its 320 variant), of models
-on `resnet_fpn_backbone("resnet18")` and `("resnet34")`, and of the mask and keypoint R-CNNs that have the same RPN;
-what lies behind the RPN is left out. The differences, each undone here:
+It reads state dicts of `fasterrcnn_resnet50_fpn`, `fasterrcnn_mobilenet_v3_large_fpn` (and its 320 variant), of models
+on `resnet_fpn_backbone("resnet18")` and `("resnet34")`, and of the mask and keypoint R-CNNs with the same RPN; it
+skips the layers after the RPN. It converts these differences:
 
 1. Names; torchvision itself has two generations of them.
-2. Its networks eat RGB and ours BGR: the input channels of the first convolution are swapped. The scaling to 0..1 is
-   in our means and deviations.
-3. Its anchors of a cell are ordered ratio by ratio and ours size by size: the head's channels are permuted.
-4. The epsilon of its batch norms is in no file: the weight of each is scaled so that ours gives the same numbers.
+2. torchvision's networks take RGB and ours BGR: the input channels of the first convolution are swapped. Our means and
+   deviations contain the scaling to 0..1.
+3. torchvision orders the anchors of a cell by ratio and ours by size: the head's channels are permuted.
+4. The files do not contain the epsilon of the batch norms: the weight of each is scaled so that ours computes the same.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from edgerpn.train.network.weights import read_state_dict
 
 RATIOS_HW = (0.5, 1.0, 2.0)
 MIRRORED = AugmentConfig(scale_range=(1.0, 1.0), aspect_jitter=0.0, color_probability=0.0, mosaic_probability=0.0)
-"""What torchvision's reference training does to images."""
+"""The augmentation of torchvision's reference training."""
 PYRAMID_SIZES_PX = ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,))
 MOBILE_SIZES_PX = ((32.0, 64.0, 128.0, 256.0, 512.0),) * 3
 RESNET_STRIDES_PX, MOBILE_STRIDES_PX = (4, 8, 16, 32, 64), (32, 32, 64)
@@ -48,18 +48,18 @@ LIKELY = "Expected the state dict of torchvision's fasterrcnn_resnet50_fpn or fa
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TorchvisionArchitecture:
-    """What a state dict does not say about its network."""
+    """Properties of a network that its state dict does not contain."""
 
     backbone: str
     """Name of our backbone."""
     strides_px: tuple[int, ...]
-    """Strides of the levels; the last one is subsampled from the one before."""
+    """Strides of the levels; the last level is subsampled from the one before."""
     sizes_px: tuple[tuple[float, ...], ...]
     """Anchor sizes of the levels."""
     body: str
-    """Prefix of the backbone's names in our checkpoints, where torchvision writes `backbone.body.`."""
+    """Prefix of the backbone's names in our checkpoints, instead of torchvision's `backbone.body.`."""
     score_threshold: float = 0.0
-    """Proposals scored below this are dropped at test time, 0..1."""
+    """Score below which proposals are dropped at test time, 0..1."""
 
 
 ARCHITECTURES = {
@@ -77,7 +77,7 @@ ARCHITECTURES = {
         score_threshold=0.05,
     ),
 }
-"""By the names that torchvision gives them, without `fasterrcnn_`."""
+"""By torchvision's names, without `fasterrcnn_`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,13 +85,13 @@ class ImportedModel:
     """Result of `import_torchvision`."""
 
     checkpoint: Checkpoint
-    """Ready to be saved, evaluated, exported."""
+    """Ready to save, evaluate or export."""
     architecture: str
     """Key of `ARCHITECTURES`."""
     norm_eps: float
-    """Epsilon that the source's batch norms are taken to have."""
+    """Epsilon assumed for the source's batch norms."""
     num_parameters: int
-    """Parameters of backbone, pyramid and head."""
+    """Number of parameters of backbone, pyramid and head."""
 
 
 def import_torchvision(
@@ -101,17 +101,17 @@ def import_torchvision(
     input_hw: tuple[int, int] = DEFAULT_HW,
     norm_eps: float | None = None,
 ) -> ImportedModel:
-    """Reads a state dict of torchvision's and gives the network with the same proposals.
+    """Reads a state dict of torchvision and returns the network with the same proposals.
 
     Args:
-        file: Written by `torch.save(model.state_dict(), file)`, or .safetensors; nothing in it is run.
-        architecture: Key of `ARCHITECTURES`; None: told from the names in the file.
-        input_hw: Height and width that the network will work at, pixels.
-        norm_eps: Epsilon of the source's batch norms; None: 0 for torchvision's published resnet50 weights (frozen
-            norms and the older names), which torchvision runs so, else 1e-5.
+        file: Written by `torch.save(model.state_dict(), file)`, or .safetensors; no code from it runs.
+        architecture: Key of `ARCHITECTURES`; None: read from the names in the file.
+        input_hw: Height and width at which the network will work, pixels.
+        norm_eps: Epsilon of the source's batch norms; None: as in torchvision, 0 for its published resnet50 weights
+            (frozen norms and the older names), otherwise 1e-5.
 
     Raises:
-        CheckpointError: The file cannot be read, or is of another network.
+        CheckpointError: The file cannot be read, or belongs to another network.
         ValueError: `input_hw` is smaller than a cell of the coarsest level.
     """
     path = Path(file)
@@ -137,7 +137,7 @@ def import_torchvision(
 
 
 def import_settings(shape: TorchvisionArchitecture, input_hw: tuple[int, int]) -> TrainSettings:
-    """Our settings for torchvision's network, its proposal stage at test time, and its training rules."""
+    """Returns our settings for torchvision's network, its proposal stage at test time, and its training rules."""
     anchors = AnchorConfig(
         strides_px=shape.strides_px,
         sizes_px=shape.sizes_px,
@@ -174,7 +174,7 @@ def import_settings(shape: TorchvisionArchitecture, input_hw: tuple[int, int]) -
 
 
 def _with_new_names(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
-    """The state dict under the names of torchvision 0.13 and later, and whether it had the older ones."""
+    """Returns the state dict with the names of torchvision 0.13 and later, and whether it had the older ones."""
     new, is_old = {}, False
     for key, value in state.items():
         name = key.removeprefix("module.")
@@ -190,27 +190,25 @@ def _with_new_names(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], boo
 
 
 def _guess(state: Mapping[str, Tensor], path: Path) -> str:
-    """The architecture, from names that only one has.
+    """Returns the architecture, from names that only one of them has.
 
     Raises:
-        CheckpointError: No name fits.
+        CheckpointError: No architecture fits.
     """
     if "rpn.head.cls_logits.weight" not in state or not any(key.startswith("backbone.fpn.") for key in state):
         found = next(iter(state), "nothing")
-        raise CheckpointError(
-            f"{path}: holds no feature pyramid with an RPN (its first tensor is {found!r}). {LIKELY}."
-        )
+        raise CheckpointError(f"{path}: not a feature pyramid with an RPN (its first tensor is {found!r}). {LIKELY}.")
     if "backbone.body.16.0.weight" in state:
         return "mobilenet_v3_large_fpn"
     if "backbone.body.layer1.0.conv3.weight" in state:
         return "resnet50_fpn"
     if "backbone.body.layer1.0.conv1.weight" in state:
         return "resnet34_fpn" if "backbone.body.layer3.5.conv1.weight" in state else "resnet18_fpn"
-    raise CheckpointError(f"{path}: its backbone is none of {', '.join(ARCHITECTURES)}. {LIKELY}.")
+    raise CheckpointError(f"{path}: its backbone is not one of {', '.join(ARCHITECTURES)}. {LIKELY}.")
 
 
 def _origins(model: Rpn, shape: TorchvisionArchitecture) -> dict[str, str]:
-    """For each of our names, torchvision's."""
+    """Returns torchvision's name for each of our names."""
     prefixes = {
         "neck.lateral.": ("backbone.fpn.inner_blocks.", ".0."),
         "neck.output.": ("backbone.fpn.layer_blocks.", ".0."),
@@ -227,10 +225,10 @@ def _origins(model: Rpn, shape: TorchvisionArchitecture) -> dict[str, str]:
 
 
 def _check(state: Mapping[str, Tensor], origins: Mapping[str, str], model: Rpn, name: str, path: Path) -> None:
-    """Requires that the file holds this network's tensors, with their shapes, and no more before the RPN's end.
+    """Checks that the file has exactly this network's tensors, up to the end of the RPN, with their shapes.
 
     Raises:
-        CheckpointError: It does not.
+        CheckpointError: A tensor is missing, has another shape, or is surplus.
     """
     what = f"{path}: not torchvision's fasterrcnn_{name}"
     missing = [o for o in origins.values() if o not in state and not o.endswith("num_batches_tracked")]
@@ -246,7 +244,7 @@ def _check(state: Mapping[str, Tensor], origins: Mapping[str, str], model: Rpn, 
     known = set(origins.values())
     surplus = [key for key in state if key.startswith(("backbone.", "rpn.")) and key not in known]
     if surplus:
-        raise CheckpointError(f"{what}: it has no place for {surplus[0]!r} and {len(surplus) - 1} further tensors")
+        raise CheckpointError(f"{what}: unexpected tensor {surplus[0]!r} and {len(surplus) - 1} more")
 
 
 def _convert(model: Rpn, norm_eps: float) -> None:

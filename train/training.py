@@ -89,7 +89,7 @@ def train(
 
 
 def read_saved_settings(output: str | os.PathLike[str]) -> TrainSettings | None:
-    """The settings of the run in a folder, or None if there is no run to resume."""
+    """Returns the settings of the run in a folder, or None if there is no run to resume."""
     folder = RunFolder(Path(output))
     return folder.read_last().settings if folder.last.is_file() else None
 
@@ -105,7 +105,7 @@ def resolve_settings(
     holdout_classes: Sequence[str] | None = None,
     overrides: Sequence[str] = (),
 ) -> TrainSettings:
-    """Settings from preset (or `base`) < TOML file < the named arguments < `overrides` ("a.b=value").
+    """Resolves settings from preset (or `base`) < TOML file < the named arguments < `overrides` ("a.b=value").
 
     Raises:
         ConfigError: A setting is unknown or out of range, or there is a preset beside `base`.

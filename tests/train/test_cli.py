@@ -123,7 +123,7 @@ def test_a_run_prints_its_table_and_its_best_checkpoint(
     assert lines[-1] == f"best checkpoint: {out / 'best.pt'}"
     assert any(line.split()[0] == "AR@100" for line in lines)
 
-    assert "holds a run already" in error_of(capsys, *folders, *sets)
+    assert "already holds a run" in error_of(capsys, *folders, *sets)
     assert "--preset: a resumed run keeps its own settings" in error_of(
         capsys, *folders, "--resume", "--preset", "edge"
     )
@@ -136,7 +136,7 @@ def test_a_run_prints_its_table_and_its_best_checkpoint(
     [
         ({"device": "tpu7"}, "loop.device: expected auto, cpu, cuda or cuda:N, got 'tpu7'"),
         ({"device": "meta"}, "loop.device: expected auto, cpu, cuda or cuda:N, got 'meta'"),
-        ({"device": "cuda:99"}, "loop.device: 'cuda:99' is not there"),
+        ({"device": "cuda:99"}, "loop.device: 'cuda:99' does not exist"),
         ({"device": "cpu", "amp": "fp16"}, "loop.amp: fp16 needs a CUDA device"),
     ],
 )

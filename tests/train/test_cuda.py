@@ -1,4 +1,4 @@
-"""Training on an NVIDIA GPU: the numbers of the CPU, no waiting within a step, the same run twice, and memory's end.
+"""Training on an NVIDIA GPU: the numbers of the CPU, no waiting in a step, repeatable runs, and lack of memory.
 
 python -m pytest -m gpu tests/train/test_cuda.py
 """
@@ -224,7 +224,7 @@ def test_the_batch_that_fits_is_chosen_and_the_learning_rate_with_it(
     assert found.data.batch_size in (4, 8)
     rate = settings.optimizer.learning_rate * (found.data.batch_size / settings.optimizer.reference_batch_size) ** 0.5
     assert found.optimizer.learning_rate == pytest.approx(rate)
-    assert f"{found.data.batch_size} images a step, the most that the GPU holds" in lines[-1]
+    assert f"{found.data.batch_size} images per step, the largest power of 2 that the GPU holds" in lines[-1]
 
 
 @pytest.mark.slow
@@ -266,6 +266,6 @@ def test_two_gpus_have_the_losses_of_one(
     done = subprocess.run([sys.executable, *launcher, *command], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "on each of 2 processes" in done.stdout
-    assert "weights differed" not in done.stdout
+    assert "weights of the processes differed" not in done.stdout
     found = losses(read_log(tmp_path / "two" / "log.csv"))
     assert found == pytest.approx(losses(start("one", *texts).history), rel=0.02)

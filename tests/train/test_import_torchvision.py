@@ -192,17 +192,17 @@ def without(state: State, *parts: str) -> State:
 
 RETINANET = {"backbone.body.conv1.weight": torch.zeros(1), "backbone.fpn.inner_blocks.0.0.weight": torch.zeros(1)}
 BAD: dict[str, tuple[Callable[[State], Any], str]] = {
-    "classifier": (lambda s: {"fc.weight": torch.zeros(1)}, r"holds no feature pyramid with an RPN .*'fc.weight'"),
-    "retinanet": (lambda s: RETINANET, "holds no feature pyramid with an RPN"),
-    "empty": (lambda s: {}, r"holds no feature pyramid with an RPN \(its first tensor is 'nothing'\)"),
-    "other backbone": (lambda s: without(s, ".body."), "its backbone is none of resnet18_fpn, resnet34_fpn"),
+    "classifier": (lambda s: {"fc.weight": torch.zeros(1)}, r"not a feature pyramid with an RPN .*'fc.weight'"),
+    "retinanet": (lambda s: RETINANET, "not a feature pyramid with an RPN"),
+    "empty": (lambda s: {}, r"not a feature pyramid with an RPN \(its first tensor is 'nothing'\)"),
+    "other backbone": (lambda s: without(s, ".body."), "its backbone is not one of resnet18_fpn, resnet34_fpn"),
     "missing": (
         lambda s: without(s, "layer_blocks.3", "bbox_pred"),
         r"not torchvision's fasterrcnn_resnet18_fpn: 4 of 142 tensors are missing, first 'backbone.fpn.layer_blocks",
     ),
     "deeper head": (
         lambda s: s | {"rpn.head.conv.1.0.weight": torch.zeros(1), "rpn.head.conv.1.0.bias": torch.zeros(1)},
-        r"it has no place for 'rpn.head.conv.1.0.weight' and 1 further tensors",
+        r"unexpected tensor 'rpn.head.conv.1.0.weight' and 1 more",
     ),
     "other anchors": (
         lambda s: s | {"rpn.head.cls_logits.weight": torch.zeros(9, 256, 1, 1)},

@@ -1,4 +1,4 @@
-"""COCO annotation files: from JSON to checked values; what cannot be understood is refused, naming the record."""
+"""COCO annotation files: from JSON to checked values; an invalid record is an error that names it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _MAX_EXAMPLES = 5
 
 @dataclass(frozen=True, slots=True)
 class ProblemKind:
-    """A kind of problem and what is done about it."""
+    """A kind of problem in a data set, and its consequence."""
 
     what: str
-    """What is wrong with one case, in the singular."""
+    """Description of one case, in the singular."""
     done: str
-    """What became of the cases."""
+    """Treatment of the cases."""
 
 
 @dataclass(slots=True)
@@ -34,10 +34,9 @@ class _ProblemCount:
 
 
 class Problems:
-    """Counts cases by kind and remembers the first few of each."""
+    """Counts problems by kind and keeps a few examples of each, so that a report stays short."""
 
     def __init__(self) -> None:
-        """Starts with no problems."""
         self._tallies: dict[ProblemKind, _ProblemCount] = {}
 
     def add(self, kind: ProblemKind, example: str) -> None:
@@ -48,12 +47,12 @@ class Problems:
             tally.examples.append(example)
 
     def count(self, kind: ProblemKind) -> int:
-        """Number of cases of `kind` so far."""
+        """Returns the number of cases of `kind` so far."""
         tally = self._tallies.get(kind)
         return tally.count if tally else 0
 
     def lines(self) -> tuple[str, ...]:
-        """One line per kind, in the order of first appearance: what, how many, what was done, examples."""
+        """Returns one line per kind, in order of appearance: description, count, treatment, examples."""
         return tuple(
             f"{kind.what}: {tally.count}, {kind.done} ({'; '.join(tally.examples)}"
             f"{'; ...' if tally.count > _MAX_EXAMPLES else ''})"
@@ -67,13 +66,13 @@ NOT_FINITE = ProblemKind("box with a coordinate that is not finite", "dropped")
 EMPTY_BOX = ProblemKind("box of zero or negative size", "dropped")
 OUTSIDE_BOX = ProblemKind("box wholly outside its image", "dropped")
 CLIPPED_BOX = ProblemKind("box partly outside its image", "clipped to the image")
-HELD_OUT_BOX = ProblemKind("box of a held-out class", "kept apart, as if nobody had marked it")
+HELD_OUT_BOX = ProblemKind("box of a held-out class", "kept for evaluation only")
 
 Four = tuple[float, float, float, float]
-"""A box as four numbers; names say in which order."""
+"""A box as four numbers, in the order that the name of the variable states."""
 
 _ROUNDING_PX = 0.1
-"""A box may reach this far beyond the image without being counted: JSON writers round."""
+"""Boxes that exceed the image by less are not reported, because writers of JSON round."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,22 +89,22 @@ class ListedImage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ListedBox:
-    """An entry of "annotations" whose types are right; its numbers are not checked yet."""
+    """An entry of "annotations" with correct types; its numbers are not checked yet."""
 
     name: str
-    """How to call it in a message."""
+    """Its name in messages."""
     image_id: int
     """COCO id of its image."""
     xywh: Four
-    """Left, top, width, height as written in the file, pixels; anything a float can be."""
+    """Left, top, width, height as written in the file, pixels; any float."""
     is_crowd: bool
-    """Whether it marks a region of many objects instead of one."""
+    """Whether it marks a region of many objects instead of a single one."""
     category_id: int | None = None
-    """COCO id of its class; read only when classes are told apart."""
+    """COCO id of its class; read only if classes are held out."""
 
 
 def parse_json(data: bytes, file: Path) -> dict[str, list[Any]]:
-    """The lists "images" and "annotations" of a COCO file.
+    """Reads the lists "images" and "annotations" of a COCO file.
 
     Raises:
         DataError: The text is not JSON, or not an object with these two lists.
@@ -124,10 +123,10 @@ def parse_json(data: bytes, file: Path) -> dict[str, list[Any]]:
 
 
 def parse_images(entries: list[Any], file: Path) -> tuple[ListedImage, ...]:
-    """The images of a COCO file, in its order.
+    """Reads the images of a COCO file, in file order.
 
     Raises:
-        DataError: An entry lacks a key or has a wrong type, or two share an id.
+        DataError: An entry lacks a key or has a wrong type, or two entries share an id.
     """
     images: dict[int, ListedImage] = {}
     for index, entry in enumerate(entries):
@@ -138,7 +137,7 @@ def parse_images(entries: list[Any], file: Path) -> tuple[ListedImage, ...]:
         if min(hw) < 1:
             raise DataError(f"{where}: expected a positive width and height, got {hw[1]} x {hw[0]}")
         if image_id in images:
-            raise DataError(f"{where}: the id is already that of {images[image_id].file_name!r}; ids must be unique")
+            raise DataError(f"{where}: {images[image_id].file_name!r} already has this id; ids must be unique")
         name = _value(entry, "file_name", where)
         if not isinstance(name, str):
             raise DataError(f"{where}: file_name: expected a text, got {name!r}")
@@ -149,14 +148,14 @@ def parse_images(entries: list[Any], file: Path) -> tuple[ListedImage, ...]:
 def parse_boxes(
     entries: list[Any], file: Path, known: Mapping[int, object], problems: Problems, *, has_classes: bool = False
 ) -> list[ListedBox]:
-    """The annotations of a COCO file that belong to a known image, in its order.
+    """Reads the annotations of a COCO file that belong to a known image, in file order.
 
     Args:
         entries: The list "annotations".
-        file: Where it comes from, for messages.
-        known: Holds every listed image's id.
-        problems: Gets ids used twice and annotations of unknown images.
-        has_classes: Whether every entry must tell its class.
+        file: The annotation file, for messages.
+        known: The ids of all listed images.
+        problems: Receives repeated ids and annotations of unknown images.
+        has_classes: Whether every entry must have a class.
 
     Raises:
         DataError: An entry lacks a key or has a wrong type.
@@ -178,15 +177,15 @@ def parse_boxes(
 
 
 def parse_holdout(root: Mapping[str, Any], names: Sequence[str], file: Path) -> frozenset[int]:
-    """The ids of the held-out classes.
+    """Returns the ids of the held-out classes.
 
     Args:
-        root: The annotation file.
+        root: The content of the annotation file.
         names: Names of classes, as in its list "categories".
-        file: Where it comes from, for messages.
+        file: The annotation file, for messages.
 
     Raises:
-        DataError: The file has no such class, or holding all of them out would leave none.
+        DataError: The file has no such class, or all of its classes would be held out.
     """
     if not names:
         return frozenset()
@@ -204,12 +203,12 @@ def parse_holdout(root: Mapping[str, Any], names: Sequence[str], file: Path) -> 
         )
     held_out = frozenset().union(*(ids[name] for name in names))
     if held_out == frozenset().union(*ids.values()):
-        raise DataError(f"{file}: all of its classes ({', '.join(ids)}) are held out; none is left to train on")
+        raise DataError(f"{file}: all of its classes ({', '.join(ids)}) are held out; keep at least one to train on")
     return held_out
 
 
 def clip_box(box: ListedBox, hw: tuple[int, int], problems: Problems) -> Four | None:
-    """The box as x1, y1, x2, y2 clipped to an image of `hw`, or None when nothing is left; counted in `problems`."""
+    """Returns the box as x1, y1, x2, y2 clipped to an image of `hw`, or None if nothing remains; reports problems."""
     clipped, kind = _clip(box.xywh, float(hw[0]), float(hw[1]))
     if kind is not None:
         x, y, width, height = box.xywh
@@ -226,7 +225,7 @@ def _clip(xywh: Four, image_h: float, image_w: float) -> tuple[Four | None, Prob
     right, bottom = x + width, y + height
     if x >= image_w or y >= image_h or right <= 0 or bottom <= 0:
         return None, OUTSIDE_BOX
-    # Rounded as they will be kept; the narrowest boxes come out empty by that.
+    # Rounded to float32 as in the record; the narrowest boxes become empty.
     x1, y1, x2, y2 = (float(np.float32(v)) for v in (max(x, 0), max(y, 0), min(right, image_w), min(bottom, image_h)))
     if x2 <= x1 or y2 <= y1:
         return None, EMPTY_BOX

@@ -23,9 +23,9 @@ Sample = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], npt.NDArray[np.fl
 NUM_TILES = 4
 """Images of a mosaic."""
 SMALLEST_PX = 32
-"""Views with a shorter side show one image: parts of them would show nothing."""
+"""Views with a shorter side show a single image, because the parts of a mosaic would be too small."""
 _LEAST = 0.25
-"""Smallest share of the view's height and width that a part has."""
+"""Smallest share of the view's height and width for a tile."""
 
 # YIQ (NTSC 1953) from BGR; its I-Q plane is rotated by a change of hue and stretched by one of saturation.
 _YIQ_FROM_BGR = np.array([[0.114, 0.587, 0.299], [-0.322, -0.274, 0.596], [0.312, -0.523, 0.211]])
@@ -35,33 +35,32 @@ _MIDDLE = 127.5
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AugmentConfig:
-    """How far training views may differ from the letterboxed image."""
+    """Limits of the random changes of training views, relative to the letterboxed image."""
 
     flip_probability: float = 0.5
-    """Probability of mirroring left and right, 0..1."""
+    """Probability of a horizontal flip, 0..1."""
     scale_range: tuple[float, float] = (0.4, 1.4)
-    """Smallest and largest size relative to the letterbox fit; the logarithm is uniform between them."""
+    """Smallest and largest size relative to the letterbox fit; log-uniform between them."""
     aspect_jitter: float = 0.15
-    """Largest change of width / height, as a natural logarithm, either way."""
+    """Largest change of width / height in either direction, as a natural logarithm."""
     color_probability: float = 0.8
-    """Probability of changing the colours at all, 0..1."""
+    """Probability of a change of colours, 0..1."""
     brightness: float = 0.25
-    """Largest relative change of all levels, either way, 0..1."""
+    """Largest relative change of all levels in either direction, 0..1."""
     contrast: float = 0.25
-    """Largest relative change of the distance from mid-grey, either way, 0..1."""
+    """Largest relative change of the distance from mid-grey in either direction, 0..1."""
     saturation: float = 0.4
-    """Largest relative change of the distance from grey, either way, 0..1."""
+    """Largest relative change of the distance from grey in either direction, 0..1."""
     hue: float = 0.02
-    """Largest rotation of the hue in turns, either way, 0..0.5."""
+    """Largest rotation of the hue in either direction, in full turns, 0..0.5."""
     mosaic_probability: float = 0.5
-    """Probability that a view is put together from four images, a rectangle of its own for each, 0..1."""
+    """Probability that a view is a mosaic of four images, 0..1."""
     min_visible: float = 0.3
-    """Share of a box's area that must stay in view, 0..1; a box with less becomes an ignore region."""
+    """Share of a box's area that must be in view, 0..1; a box with less becomes an ignore region."""
     min_box_px: float = 2.0
-    """Boxes and regions narrower or lower than this in the view are dropped, pixels."""
+    """Boxes and regions with a shorter side in the view are dropped, pixels."""
 
     def __post_init__(self) -> None:
-        """Checks the ranges."""
         for name in (
             "flip_probability",
             "color_probability",
@@ -87,21 +86,21 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RandomView:
-    """What chance decided for one view, whatever the size of the image; made by `draw_view`."""
+    """Random parameters of one view, independent of the image's size; `draw_view` draws them."""
 
     flip: bool
-    """Whether left and right are exchanged."""
+    """Whether to flip horizontally."""
     scale: float
     """Size relative to the letterbox fit."""
     log_aspect: float
     """Natural logarithm of the change of width / height."""
     place_xy: tuple[float, float]
-    """Where the image lies in its play along x and y, 0 (left, top) to 1."""
+    """Position of the image within its free range along x and y, 0 (left, top) to 1."""
     color: tuple[float, float, float, float] | None
     """Factors of brightness, contrast and saturation and the rotation of the hue in radians, or None."""
 
     def scale_xy(self, source_hw: tuple[int, int], fit_hw: tuple[int, int]) -> tuple[float, float]:
-        """View pixels per image pixel along x and y, before sizes are rounded to whole pixels."""
+        """Returns view pixels per image pixel along x and y, before sizes are rounded to whole pixels."""
         fit = min(fit_hw[0] / source_hw[0], fit_hw[1] / source_hw[1])
         stretch = math.exp(self.log_aspect / 2)
         return fit * self.scale * stretch, fit * self.scale / stretch
@@ -109,7 +108,7 @@ class RandomView:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _AxisCrop:
-    """How one axis maps: `crop` source pixels from `start` become `size` view pixels from `offset`."""
+    """Mapping of one axis: `crop` source pixels from `start` become `size` view pixels from `offset`."""
 
     start: int
     crop: int
@@ -122,7 +121,7 @@ class _AxisCrop:
 
 
 def draw_view(config: AugmentConfig, rng: np.random.Generator) -> RandomView:
-    """Draws a view; takes the same amount of chance from `rng` whatever comes out."""
+    """Draws a view; always takes the same number of random numbers from `rng`."""
     chance = rng.random(10).tolist()
     low, high = (math.log(limit) for limit in config.scale_range)
     brightness, contrast, saturation, hue = (2 * value - 1 for value in chance[6:])
@@ -142,7 +141,7 @@ def draw_view(config: AugmentConfig, rng: np.random.Generator) -> RandomView:
 
 
 def scale_limits(config: AugmentConfig, source_hw: tuple[int, int], fit_hw: tuple[int, int]) -> tuple[float, float]:
-    """Least and largest scale, along whichever axis it is larger, at which a view may show an image."""
+    """Returns the smallest and largest scale (of the larger axis) at which a view may show an image."""
     low, high = (
         RandomView(flip=False, scale=scale, log_aspect=log_aspect, place_xy=(0.0, 0.0), color=None)
         for scale, log_aspect in zip(config.scale_range, (0.0, config.aspect_jitter), strict=True)
@@ -163,18 +162,18 @@ def apply_view(
     """Shows an image and its boxes in a view.
 
     Args:
-        view: What to show; see `draw_view`.
+        view: Parameters of the view; see `draw_view`.
         image: (H, W, 3) uint8 BGR.
         boxes_xyxy: (G, 4) float32 objects, image pixels, inside the image.
         ignore_xyxy: (I, 4) float32 ignore regions, image pixels, inside the image.
         out_hw: Height and width of the view, pixels.
-        config: Its `min_visible` and `min_box_px` say which boxes stay.
-        fit_hw: Height and width that scale 1 fits the image into, pixels, when that is not the view's size: a view
-            may show a part of what inference sees.
+        config: `min_visible` and `min_box_px` apply to the boxes.
+        fit_hw: Height and width that scale 1 fits the image into, pixels; None: those of the view. A view may show a
+            part of the input of inference.
 
     Returns:
         The view (H, W, 3) uint8 BGR, its objects (G', 4) and its ignore regions (I', 4), float32 view pixels inside
-        the view; new arrays. An object of which too little is in view is among the ignore regions instead.
+        the view; new arrays. Objects with too little in view become ignore regions.
     """
     scale_x, scale_y = view.scale_xy((image.shape[0], image.shape[1]), fit_hw or out_hw)
     span_x = _span(image.shape[1], out_hw[1], scale_x, view.place_xy[0])
@@ -186,7 +185,7 @@ def apply_view(
 
 
 def _span(source: int, out: int, scale: float, place: float) -> _AxisCrop:
-    """Crops at whole source pixels and places at whole view pixels, so that one plain resize does it all."""
+    """Crops at whole source pixels and places at whole view pixels, so that a single resize suffices."""
     if source * scale <= out:
         size = max(1, int(source * scale + 0.5))
         return _AxisCrop(start=0, crop=source, offset=_choose(place, out - size), size=size)
@@ -195,7 +194,7 @@ def _span(source: int, out: int, scale: float, place: float) -> _AxisCrop:
 
 
 def _choose(place: float, play: int) -> int:
-    """One of the whole numbers 0..play, each as likely as the others for a uniform `place` in 0..1."""
+    """Maps a uniform `place` in 0..1 to a uniform integer 0..play."""
     return min(int(place * (play + 1)), play)
 
 
@@ -203,7 +202,7 @@ def _paint(
     view: RandomView, image: npt.NDArray[np.uint8], span_x: _AxisCrop, span_y: _AxisCrop, out_hw: tuple[int, int]
 ) -> npt.NDArray[np.uint8]:
     crop = image[span_y.start : span_y.start + span_y.crop, span_x.start : span_x.start + span_x.crop]
-    # Linear as at inference, except where so much is left out between the samples that it would only alias.
+    # Linear as in inference, except for strong reductions, which would alias.
     shrinks_far = max(span_x.scale, span_y.scale) < 0.5
     shown = cv2.resize(
         crop, (span_x.size, span_y.size), interpolation=cv2.INTER_AREA if shrinks_far else cv2.INTER_LINEAR
@@ -220,7 +219,7 @@ def _paint(
 
 
 def _color_matrix(brightness: float, contrast: float, saturation: float, hue: float) -> npt.NDArray[np.float64]:
-    """(3, 4) affine change of a BGR colour: hue and saturation, then contrast about mid-grey, then brightness."""
+    """Returns a (3, 4) affine map of BGR colours: hue and saturation, contrast about mid-grey, then brightness."""
     cos, sin = saturation * math.cos(hue), saturation * math.sin(hue)
     chroma = _BGR_FROM_YIQ @ np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]) @ _YIQ_FROM_BGR
     shift = brightness * (1 - contrast) * _MIDDLE
@@ -230,7 +229,7 @@ def _color_matrix(brightness: float, contrast: float, saturation: float, hue: fl
 def _show_boxes(
     boxes_xyxy: npt.NDArray[np.float32], span_x: _AxisCrop, span_y: _AxisCrop, flip: bool, config: AugmentConfig
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-    """The boxes in view, clipped, those too small left out; and for each whether enough of it is visible."""
+    """Returns the boxes in view, clipped, without those too small, and whether enough of each is visible."""
     x = (boxes_xyxy[:, 0::2].astype(np.float64) - span_x.start) * span_x.scale
     y = (boxes_xyxy[:, 1::2].astype(np.float64) - span_y.start) * span_y.scale
     if flip:
@@ -241,7 +240,7 @@ def _show_boxes(
     shown = (width >= config.min_box_px) & (height >= config.min_box_px) & (width > 0) & (height > 0)
     x, y = x + span_x.offset, y + span_y.offset
     boxes = np.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], axis=1).astype(np.float32)
-    # A whole box loses nothing but rounding; 1e-6 keeps it visible at min_visible = 1.
+    # 1e-6 covers rounding, so that a complete box counts as visible at min_visible = 1.
     is_visible = width * height >= (config.min_visible - 1e-6) * area
     return boxes[shown], is_visible[shown]
 
@@ -258,7 +257,7 @@ class MosaicTile:
 def draw_tiles(
     view_hw: tuple[int, int], rng: np.random.Generator
 ) -> tuple[MosaicTile, MosaicTile, MosaicTile, MosaicTile]:
-    """Four rectangles that meet in a point near the middle and fill a view of `view_hw` (height, width) pixels."""
+    """Draws four rectangles that fill a view of `view_hw` (height, width) pixels and meet near the middle."""
     height, width = view_hw
     chance = _LEAST + (1 - 2 * _LEAST) * rng.random(2)
     y, x = int(height * chance[0]), int(width * chance[1])
@@ -273,12 +272,14 @@ def draw_tiles(
 def compose_mosaic(
     view_hw: tuple[int, int], tiles: tuple[MosaicTile, ...], show: Callable[[int, MosaicTile], Sample]
 ) -> Sample:
-    """Shows a view in each of the tiles that fill a view of `view_hw`.
+    """Composes a view from one view per tile: more objects and more neighbours in every step.
+
+    Source: YOLOv4 (arXiv:2004.10934, section 3.3). Each part is an independent view, at the same scale as all others.
 
     Args:
-        view_hw: Height and width of the whole, pixels.
-        tiles: What fills it.
-        show: From the number of a tile and the tile to its view, as large as the tile.
+        view_hw: Height and width of the whole view, pixels.
+        tiles: Rectangles that fill it.
+        show: Returns the view for a tile's number and the tile, as large as the tile.
 
     Returns:
         The whole view (H, W, 3) uint8 BGR, its objects (G, 4) and its ignore regions (I, 4), float32 view pixels; new.

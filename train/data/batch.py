@@ -17,31 +17,31 @@ from edgerpn.train.data.augment import Sample
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class TrainBatch:
-    """N training images with what is marked in them; G and I are the largest counts in the batch, at least 1."""
+    """N training images with their objects and ignore regions."""
 
     images: torch.Tensor
     """(N, H, W, 3) uint8 BGR."""
     gt_boxes: torch.Tensor
     """(N, G, 4) float32 objects x1, y1, x2, y2 in input pixels; zero where `gt_mask` is false."""
     gt_mask: torch.Tensor
-    """(N, G) bool, true for the rows of `gt_boxes` that hold an object."""
+    """(N, G) bool, true for rows of `gt_boxes` with an object."""
     ignore_boxes: torch.Tensor
     """(N, I, 4) float32 regions that are neither object nor background; zero where `ignore_mask` is false."""
     ignore_mask: torch.Tensor
-    """(N, I) bool, true for the rows of `ignore_boxes` that hold a region."""
+    """(N, I) bool, true for rows of `ignore_boxes` with a region."""
     image_ids: list[int]
     """N COCO image ids."""
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TrainBatch:
-        """The batch on `device`; with `non_blocking`, copies from pinned memory overlap with computing."""
+        """Returns the batch on `device`; with `non_blocking`, copies from pinned memory overlap with computing."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> TrainBatch:
-        """A copy in page-locked memory; the DataLoader calls it."""
+        """Returns a copy in page-locked memory; the DataLoader calls this."""
         return self._map(torch.Tensor.pin_memory)
 
     def share_memory(self) -> TrainBatch:
-        """Moves the tensors into shared memory, in place where they are there already."""
+        """Moves the tensors into shared memory; returns a batch of the same tensors."""
         return self._map(torch.Tensor.share_memory_)
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> TrainBatch:
@@ -56,7 +56,7 @@ class TrainBatch:
 
 
 def collate(samples: Sequence[Sample], image_ids: list[int]) -> TrainBatch:
-    """Puts N samples of one size into a batch.
+    """Collates N samples of one size into a batch.
 
     Args:
         samples: N times image (H, W, 3) uint8, objects (g, 4) and ignore regions (i, 4) float32.
@@ -78,7 +78,7 @@ def collate(samples: Sequence[Sample], image_ids: list[int]) -> TrainBatch:
 
 
 def _pad(boxes: Sequence[npt.NDArray[np.float32]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N, G, 4) boxes padded with zeros and (N, G) mask, from N arrays (<= G, 4)."""
+    """Pads N arrays (<= G, 4) to (N, G, 4) with zeros, with a mask (N, G)."""
     longest = max(1, *(len(rows) for rows in boxes))
     padded = torch.zeros(len(boxes), longest, 4)
     mask = torch.zeros(len(boxes), longest, dtype=torch.bool)

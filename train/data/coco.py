@@ -1,7 +1,7 @@
-"""COCO data sets, checked before training starts: what is wrong is named, counted, and repaired or refused.
+"""COCO data sets, checked before training starts: problems are counted and repaired, or they are errors.
 
-Boxes are x1, y1, x2, y2 in pixels of the stored image (the EXIF orientation is ignored, see `data_image`).
-Categories play no role: every box is an object, unless its class is held out.
+Boxes are x1, y1, x2, y2 in pixels of the stored image (the EXIF orientation is ignored, see `image_files`).
+Categories do not matter: every box is an object, unless its class is held out.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["Dataset", "ImageRecord", "Verify", "read_coco", "read_image"]
 MISSING_FILE = ProblemKind("image file missing", "image dropped")
 BROKEN_FILE = ProblemKind("image file broken", "image dropped")
 WRONG_SIZE = ProblemKind(
-    "image whose size is not the annotated one", "image dropped, for its boxes may belong to another picture"
+    "image whose size is not the annotated one", "image dropped, as its boxes may belong to another picture"
 )
 NO_BOXES = ProblemKind("image without boxes", "kept as a negative")
 _DROPPING = (MISSING_FILE, BROKEN_FILE, WRONG_SIZE)
@@ -39,7 +39,7 @@ _MAX_DROPPED = 0.1
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ImageRecord:
-    """A usable image and what is marked in it."""
+    """A usable image and its boxes."""
 
     image_id: int
     """COCO id."""
@@ -52,7 +52,7 @@ class ImageRecord:
     ignore_xyxy: npt.NDArray[np.float32]
     """(I, 4) regions of many objects (iscrowd), pixels, inside the image; neither object nor background."""
     held_out_xyxy: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 4), np.float32))
-    """(O, 4) objects of held-out classes, pixels, inside the image; training does not know of them."""
+    """(O, 4) objects of held-out classes, pixels, inside the image; training does not see them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -60,19 +60,19 @@ class Dataset:
     """The usable images of one annotation file."""
 
     records: tuple[ImageRecord, ...]
-    """In the order of the annotation file; at least one."""
+    """Images in the order of the annotation file; at least one."""
     annotation_file: Path
-    """Where they were listed."""
+    """The file that lists them."""
     sha256: str
     """Hex digest of the annotation file's bytes."""
     problems: tuple[str, ...]
-    """One line per kind of problem: what, how many, what was done, up to five examples."""
+    """One line per kind of problem: description, count, treatment, up to five examples."""
 
     def coco_ground_truth(self, part: Literal["seen", "unseen", "all"] = "seen") -> dict[str, Any]:
-        """What the records hold as a COCO data set of the one category 1, for class-agnostic evaluation.
+        """Returns the records as a COCO data set with the single category 1, for class-agnostic evaluation.
 
         Args:
-            part: The objects without those of held-out classes, only those, or all; crowds are in each.
+            part: Objects of classes that are not held out, of held-out classes, or all; crowds are in each.
 
         Returns:
             A new dict with "images", "annotations" (ids from 1; area = width x height; iscrowd) and "categories".
@@ -88,7 +88,7 @@ class Dataset:
                 for x1, y1, x2, y2 in boxes.tolist():
                     annotations.append(
                         {
-                            # From 1: pycocotools takes a match with id 0 for no match.
+                            # From 1, because pycocotools treats a match with id 0 as no match.
                             "id": len(annotations) + 1,
                             "image_id": record.image_id,
                             "category_id": 1,
@@ -110,26 +110,26 @@ def read_coco(
 ) -> Dataset:
     """Reads a COCO annotation file and checks it against the images.
 
-    Repaired and counted in `Dataset.problems`: ids of annotations used twice (kept), annotations of unlisted images,
-    empty, non-finite and outside boxes (dropped), boxes partly outside (clipped), missing and broken files and
-    files of another size than annotated (image dropped), images without boxes (kept as negatives).
+    `Dataset.problems` counts what it repairs: repeated annotation ids (kept), annotations of unlisted images, empty,
+    non-finite and outside boxes (dropped), boxes partly outside (clipped), missing and broken files and files of
+    another size than annotated (image dropped), images without boxes (kept as negatives).
 
     Args:
         annotations: JSON file with "images" and "annotations".
-        images: Folder of the images; a "file_name" is relative to it, or to the folder that holds it.
-        verify: "decode" decodes every image once; "header" reads sizes and ends of files; "none" trusts the sizes.
-        holdout_classes: Names of classes whose boxes go into `ImageRecord.held_out_xyxy`; their crowds are left out.
+        images: Folder of the images; a "file_name" is relative to it or to its parent folder.
+        verify: "decode" decodes every image once; "header" reads sizes and file ends; "none" trusts the annotations.
+        holdout_classes: Names of classes whose boxes go to `ImageRecord.held_out_xyxy`; their crowds are dropped.
 
     Raises:
-        DataError: The file cannot be read or understood, image ids repeat, a file name leads out of the folder,
-            a held-out class is unknown, or more than a tenth of the images (or all boxes) had to be dropped.
+        DataError: The file cannot be read or is invalid, image ids repeat, a file name leads out of the folder, a
+            held-out class is unknown, or more than a tenth of the images (or all boxes) are unusable.
     """
     try:
         data = annotations.read_bytes()
     except OSError as error:
         raise DataError(f"{annotations}: cannot be read: {error.strerror}; expected a COCO annotation file") from error
     if not images.is_dir():
-        raise DataError(f"{images}: expected the folder of the images of {annotations.name}, found none")
+        raise DataError(f"{images}: no such folder; expected the images of {annotations.name}")
     root = data_annotations.parse_json(data, annotations)
     listed = data_annotations.parse_images(root["images"], annotations)
     known = {image.image_id: image for image in listed}
@@ -146,7 +146,7 @@ def read_coco(
 
 
 def class_names(annotations: Path) -> frozenset[str]:
-    """The names under "categories" of a COCO annotation file; none when it cannot be read, which `read_coco` tells."""
+    """Returns the names under "categories" of a COCO annotation file; empty if it cannot be read (see `read_coco`)."""
     try:
         root = json.loads(annotations.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -159,7 +159,7 @@ def class_names(annotations: Path) -> frozenset[str]:
 def _usable_files(
     listed: tuple[ListedImage, ...], images: Path, verify: Verify, problems: Problems, annotations: Path
 ) -> dict[int, Path]:
-    """Checks every file in threads (decoding releases the interpreter) and returns the good ones by image id."""
+    """Checks every file in threads (decoding releases the GIL) and returns the usable ones by image id."""
 
     def check(image: ListedImage) -> tuple[Path | None, tuple[ProblemKind, str] | None]:
         return _check_file(image, folder, verify, annotations)
@@ -176,7 +176,7 @@ def _usable_files(
                 elif file is not None:
                     files[image.image_id] = file
     finally:
-        # A refused set or Ctrl-C must not wait for the images still in the queue.
+        # An error or Ctrl-C must not wait for the images in the queue.
         workers.shutdown(wait=True, cancel_futures=True)
     return files
 
@@ -184,7 +184,7 @@ def _usable_files(
 def _check_file(
     image: ListedImage, folder: ImageFolder, verify: Verify, annotations: Path
 ) -> tuple[Path | None, tuple[ProblemKind, str] | None]:
-    """The image's file, or the problem for which it cannot be used."""
+    """Returns the image's file, or the problem that makes it unusable."""
     try:
         file = folder.locate(image.file_name)
     except DataError as error:
@@ -199,7 +199,7 @@ def _check_file(
         return None, (BROKEN_FILE, f"image {image.image_id}: {error}")
     if found != image.hw:
         sizes = f"{found[1]} x {found[0]}, annotated {image.hw[1]} x {image.hw[0]}"
-        turned = ", as if turned by its EXIF orientation" if found == image.hw[::-1] else ""
+        turned = ", as if rotated by its EXIF orientation" if found == image.hw[::-1] else ""
         return None, (WRONG_SIZE, f"image {image.image_id}: {image.file_name}: {sizes}{turned}")
     return file, None
 
@@ -214,7 +214,7 @@ def _refuse_if_many_dropped(total: int, problems: Problems, annotations: Path, i
     if dropped > _MAX_DROPPED * total:
         raise DataError(
             f"{annotations}: {dropped} of {total} images are not usable in {images}, more than one in ten; "
-            "is it the right folder? Repair the set, or take these images out of the file:",
+            "is it the right folder? Repair the data set, or remove these images from the file:",
             problems=problems.lines(),
         )
 

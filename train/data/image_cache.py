@@ -1,7 +1,7 @@
-"""Decoded images in shared memory: whichever process decodes one first leaves it there for all.
+"""A cache of decoded images in shared memory, filled by the first process that decodes an image.
 
-An image is kept once for each reduction that its views may ask for, exactly as decoding gives it. Batches are
-therefore the same with and without a cache.
+The cache keeps an image once per reduction that its views may need, exactly as decoded. Batches are therefore the same
+with and without a cache.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 
 
 def reduction_for(scale: float) -> int:
-    """The largest reduction (8, 4, 2 or 1) at which an image shown at `scale` need not be enlarged."""
+    """Returns the largest reduction (8, 4, 2 or 1) at which a view of `scale` does not enlarge the image."""
     return next((reduction for reduction in _REDUCTIONS if reduction * scale <= 1), 1)
 
 
 class ImageCache:
-    """Reads images, and remembers them as far as its memory goes; copies in other processes share the memory."""
+    """Reads images and caches as many as its memory holds; copies in other processes share the memory."""
 
     def __init__(
         self,
@@ -43,14 +43,14 @@ class ImageCache:
         size_bytes: int = 0,
         lock: Any = None,
     ) -> None:
-        """Lays out the memory.
+        """Allocates the memory.
 
         Args:
             records: The images.
-            augment: How they will be shown, which decides the reductions.
+            augment: Augmentation of the views, which determines the reductions.
             out_hw: Height and width of the views, pixels.
-            size_bytes: Shared memory to use; 0: none, every image is decoded every time.
-            lock: Of multiprocessing, when other processes get copies; it orders what they see of each other's work.
+            size_bytes: Shared memory to use; 0: no cache, every read decodes.
+            lock: A multiprocessing lock if other processes get copies; it orders their memory accesses.
         """
         self._slots: dict[tuple[int, int], tuple[int, tuple[int, int, int]]] = {}
         self._lock: AbstractContextManager[Any] = lock if lock is not None else contextlib.nullcontext()
@@ -69,19 +69,19 @@ class ImageCache:
                 self._memory.share_memory_()
                 self._is_filled.share_memory_()
             except RuntimeError:
-                # Others took it meanwhile, or there is a limit: decoding every time is slower, and that is all.
+                # Another program took the memory, or there is a limit: without the cache training is only slower.
                 self._slots, self._memory, used = {}, torch.empty(0, dtype=torch.uint8), 0
         self.size_bytes = used
-        """Shared memory that it takes; 0 when there was none."""
+        """Size of the shared memory in use; 0 without a cache."""
 
     @property
     def num_filled(self) -> int:
-        """Images (in each reduction) that are there."""
+        """Number of cached images, each reduction counted."""
         with self._lock:
             return int(self._is_filled.sum())
 
     def read(self, index: int, file: Path, reduction: int) -> tuple[npt.NDArray[np.uint8], int]:
-        """As `read_reduced`, from memory when the image number `index` has been read before; not to be written to.
+        """Reads as `read_reduced` does, from memory if image number `index` is cached; the result is read-only.
 
         Raises:
             DataError: The file is missing, truncated or not an image.
@@ -115,20 +115,20 @@ def cache_bytes(
     is_whole: bool,
     num_processes: int,
 ) -> int:
-    """Shared memory that each process's cache should take.
+    """Returns the size of the shared memory that the cache of each process should use.
 
     Args:
         records: The images.
-        augment: How they will be shown.
+        augment: Augmentation of the views.
         out_hw: Height and width of the views, pixels.
-        limit_bytes: Most that all processes of this machine may take together.
-        is_whole: Whether a part of the images is not worth it; memory that others could use is left alone then.
-        num_processes: Training processes on this machine, each of which has a cache of its own.
+        limit_bytes: Limit for all processes of this machine together.
+        is_whole: Whether to cache all images or none, which also leaves more memory to other programs.
+        num_processes: Training processes on this machine; each has its own cache.
     """
     needed = sum(int(np.prod(shape)) for record in records for _, shape in _shapes(record, augment, out_hw))
     memory, shared = available_bytes() or 0, _free_shared_memory()
     share = 4 if is_whole else 2
-    # The batches on their way need shared memory too.
+    # Batches in transit need shared memory too.
     limit = min(limit_bytes, memory // share, shared // 2) // num_processes
     if is_whole:
         return needed if needed <= limit else 0
@@ -142,14 +142,14 @@ def _free_shared_memory() -> int:
 
 
 def _is_jpeg(file: Path) -> bool:
-    """By its name; what the file holds is found when it is read."""
+    """Decides by the file name; reading finds the real format."""
     return file.suffix.lower() in _JPEG_SUFFIXES
 
 
 def _shapes(
     record: ImageRecord, augment: AugmentConfig, out_hw: tuple[int, int]
 ) -> list[tuple[int, tuple[int, int, int]]]:
-    """The reductions that views may ask for, with the shapes of the images."""
+    """Returns the reductions that views may need, with the shapes of the images."""
     least, largest = (reduction_for(scale) for scale in scale_limits(augment, record.hw, out_hw))
     reductions = [r for r in _REDUCTIONS if largest <= r <= least] if _is_jpeg(record.file) else [1]
     return [(r, (-(-record.hw[0] // r), -(-record.hw[1] // r), 3)) for r in reductions]

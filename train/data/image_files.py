@@ -1,10 +1,10 @@
-"""Image files: where they may lie, how they are read, and how truncated ones are told from whole ones.
+"""Image files: finding them below a folder, reading them, and detecting truncated ones.
 
-Boxes refer to the stored pixel grid, as COCO tools see it: pycocotools, torchvision and PIL do not rotate by the
-EXIF orientation, so neither do we (`cv2.IMREAD_IGNORE_ORIENTATION`).
+Boxes refer to the stored pixel grid, as in other COCO tools: pycocotools, torchvision and PIL do not rotate by the
+EXIF orientation, so neither does this module (`cv2.IMREAD_IGNORE_ORIENTATION`).
 
-OpenCV decodes a truncated JPEG without complaint and leaves the rest grey. That is why the structure of JPEG and
-PNG files is walked here before they are decoded.
+OpenCV decodes a truncated JPEG without an error and leaves the rest grey, so this module checks the structure of JPEG
+and PNG files before it decodes them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy.typing as npt
 from edgerpn.errors import DataError
 
 Verify = Literal["decode", "header", "none"]
-"""How images are checked before use: decode each, read sizes and ends of files only, or trust the annotations."""
+"""Check of images before use: decode each, read sizes and ends of files only, or trust the annotations."""
 
 _REDUCED_FLAGS = {
     1: cv2.IMREAD_COLOR,
@@ -34,20 +34,20 @@ _JPEG_END = b"\xff\xd9"
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 # Frame headers SOF0..SOF15 without DHT (C4), JPG (C8) and DAC (CC); ITU-T T.81, table B.1.
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-# TEM and RST0..RST7 stand alone, without a length.
+# TEM and RST0..RST7 have no length.
 _JPEG_ALONE = frozenset({0x01, *range(0xD0, 0xD8)})
 _JPEG_SCAN = 0xDA
 _TAIL_BYTES = 4096
 
 
 def read_image(file: Path) -> npt.NDArray[np.uint8]:
-    """Reads an image as 8-bit BGR, whatever its depth and channels, without turning it by its EXIF orientation.
+    """Reads an image of any depth and channels as 8-bit BGR; ignores the EXIF orientation.
 
     Args:
         file: Any format that OpenCV reads.
 
     Returns:
-        (H, W, 3) uint8 BGR, a new array; grey becomes three equal channels, alpha is left out.
+        (H, W, 3) uint8 BGR, a new array; grey becomes three equal channels, alpha is dropped.
 
     Raises:
         DataError: The file is missing, truncated or not an image.
@@ -56,7 +56,7 @@ def read_image(file: Path) -> npt.NDArray[np.uint8]:
 
 
 def read_reduced(file: Path, reduction: int) -> tuple[npt.NDArray[np.uint8], int]:
-    """Reads an image at 1 / `reduction` of its size where that is cheaper (JPEG), otherwise in full.
+    """Reads an image at 1 / `reduction` of its size if that is cheaper (JPEG), otherwise at full size.
 
     libjpeg scales in the frequency domain: pixel (x, y) of the result covers `reduction` x `reduction` stored pixels
     from (x * reduction, y * reduction), so coordinates divide by `reduction` exactly, and sizes round up.
@@ -66,7 +66,7 @@ def read_reduced(file: Path, reduction: int) -> tuple[npt.NDArray[np.uint8], int
         reduction: 1, 2, 4 or 8.
 
     Returns:
-        The image as (H, W, 3) uint8 BGR, and the reduction that was used: `reduction` or 1.
+        The image as (H, W, 3) uint8 BGR, and the actual reduction: `reduction` or 1.
 
     Raises:
         DataError: The file is missing, truncated or not an image.
@@ -82,7 +82,7 @@ def read_reduced(file: Path, reduction: int) -> tuple[npt.NDArray[np.uint8], int
 
 
 def probe_hw(file: Path, verify: Literal["decode", "header"]) -> tuple[int, int]:
-    """Height and width of an image in stored pixels, checked as thoroughly as `verify` says.
+    """Returns height and width of an image in stored pixels, after the check that `verify` names.
 
     Raises:
         DataError: The file is missing, truncated or not an image.
@@ -100,25 +100,25 @@ def probe_hw(file: Path, verify: Literal["decode", "header"]) -> tuple[int, int]
 
 
 class ImageFolder:
-    """The folder below which all images of a set must lie."""
+    """The folder that must contain all images of a data set."""
 
     def __init__(self, folder: Path) -> None:
-        """Notes where `folder` is; a folder that is itself a link is the user's choice and is followed."""
+        """Resolves `folder`, which may itself be a link."""
         self._base = Path(os.path.abspath(folder))
         self._root = os.path.realpath(folder)
 
     def locate(self, file_name: str) -> Path | None:
         """Finds the file that an annotation file calls `file_name`, never outside the folder.
 
-        The name is taken relative to the folder, or else to the one that holds it ("images/a.jpg").
+        The name is relative to the folder, or else to its parent ("images/a.jpg").
 
         Returns:
-            Path of a file, or None when there is no such file in the folder.
+            Path of a file, or None if the folder has no such file.
 
         Raises:
-            DataError: The name is empty or absolute, climbs with "..", or leads out of the folder through a link.
+            DataError: The name is empty or absolute, contains "..", or leads out of the folder through a link.
         """
-        # Backslashes and drive letters count on every system, so that a set means the same everywhere.
+        # Backslashes and drive letters count on every system, so that a data set means the same everywhere.
         parts = file_name.replace("\\", "/").split("/")
         is_absolute = not parts[0] or (parts[0][:1].isalpha() and parts[0][1:2] == ":")
         if is_absolute or ".." in parts or "\0" in file_name:
@@ -129,7 +129,7 @@ class ImageFolder:
             if not _is_inside(target, self._root):
                 raise DataError(
                     f"file_name {file_name!r}: leads to {target}, outside the image folder {self._root}; "
-                    "put the file itself there, or make the whole folder a link"
+                    "put the file itself into the folder, or make the whole folder a link"
                 )
             return below
         beside = self._base.parent / file_name
@@ -143,10 +143,10 @@ def _is_inside(path: str, folder: str) -> bool:
 
 
 def stored_hw(stream: BinaryIO, file: Path) -> tuple[int, int] | None:
-    """Height and width as the header of a JPEG or PNG says, after finding the end that such a file must have.
+    """Reads height and width from the header of a JPEG or PNG, and checks that the file has its end marker.
 
     Returns:
-        The size in pixels, or None for other formats (and for the rare JPEG that tells its height at the end).
+        The size in pixels, or None for other formats (and for the rare JPEG that stores its height at the end).
 
     Raises:
         DataError: The file is empty or truncated.
@@ -172,10 +172,10 @@ def _decode(data: bytes, file: Path, flags: int) -> npt.NDArray[np.uint8]:
 
 
 def _jpeg_hw(stream: BinaryIO, file: Path) -> tuple[int, int] | None:
-    """Walks the segments up to the first scan, then looks for the end marker behind it.
+    """Parses the segments up to the first scan, then searches for the end marker after it.
 
-    Inside a scan 0xFF is always followed by a stuffed zero or a restart marker, so the end marker cannot be
-    mistaken there; in the segments before (an EXIF thumbnail is a JPEG of its own) it could.
+    Inside a scan a stuffed zero or a restart marker follows every 0xFF, so the end marker is unambiguous there. In the
+    segments before it is not: an EXIF thumbnail is itself a JPEG.
     """
     stream.seek(len(_JPEG_START))
     size = None
@@ -192,7 +192,7 @@ def _jpeg_hw(stream: BinaryIO, file: Path) -> tuple[int, int] | None:
         stream.seek(segment + max(length - 2, 0))
     scan = stream.tell()
     end = stream.seek(0, os.SEEK_END)
-    # The end is nearly always in the last bytes; some cameras append a film behind it.
+    # The end is nearly always in the last bytes; some cameras append a video after it.
     for start in (max(scan, end - _TAIL_BYTES), scan):
         stream.seek(start)
         if _JPEG_END in stream.read():
@@ -201,7 +201,7 @@ def _jpeg_hw(stream: BinaryIO, file: Path) -> tuple[int, int] | None:
 
 
 def _jpeg_marker(stream: BinaryIO) -> int | None:
-    """The next marker's code, or None at the end of the file; skips fill bytes and stray bytes as libjpeg does."""
+    """Returns the next marker's code, or None at the end of the file; skips fill and stray bytes as libjpeg does."""
     byte = stream.read(1)
     while byte:
         previous, byte = byte, stream.read(1)

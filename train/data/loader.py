@@ -1,10 +1,11 @@
 """Training batches: images decoded and augmented by worker processes that live as long as the loader.
 
-Every sample's chance comes from (seed, epoch, index of the image) alone. Batches therefore depend neither on the
-number of workers, nor on where an interrupted epoch is taken up again, nor on how they are shared over processes.
+The random numbers of a sample depend on (seed, epoch, index of the image) only. Batches therefore depend neither on
+the number of workers, nor on where an interrupted epoch resumes, nor on how processes share them.
 
-As workers are not forked from this process (see `worker_context`), a script that trains must guard its entry with
-`if __name__ == "__main__":`.
+Workers start from a fork server. A fork of the training process would copy locks that its threads hold (OpenMP, CUDA,
+pinning; Python >= 3.12 warns of it), and spawned processes would import torch once each; the server has one thread and
+imports torch once. A script that trains must therefore guard its entry with `if __name__ == "__main__":`.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from edgerpn.train.data.image_cache import ImageCache, reduction_for
 
 __all__ = ["BatchShare", "DataConfig", "TrainBatch", "TrainLoader"]
 
-# Tags keep the two uses of (seed, epoch) from sharing a stream.
+# Tags that separate the two random streams of (seed, epoch).
 _ORDER, _SAMPLE = 0, 1
 _PREFETCH = 2
 _ADVICE = (
@@ -53,33 +54,31 @@ _ADVICE = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    """How training images are read and put into batches."""
+    """Reading of training images, and their batches."""
 
     input_hw: tuple[int, int] = (640, 640)
     """Height and width of the network's input, pixels."""
     view_sides_px: tuple[int, ...] = (320, 320, 320, 320, 320, 320, 320, 0)
-    """Longest side of the training views, pixels, for the batches in turn: a smaller view shows a part of what the
-    network sees otherwise, at the same scale and in less time. 0: as large as `input_hw`, so that large objects are
-    seen whole; empty: all of them."""
+    """Longest sides of the training views, pixels; consecutive batches cycle through them. A smaller view shows a part
+    of the input at the same scale, in less time. 0: as large as `input_hw`, so that large objects are complete; empty:
+    all views."""
     batch_size: int = 8
-    """Images per step, over all processes and passes; 0: as many as the GPUs hold, and on a CPU
+    """Images per step, over all processes and passes; 0: as many as fit on the GPUs, and on a CPU
     `optimizer.reference_batch_size`."""
     workers: int = 2
-    """Processes that decode and augment, for each process of the training; 0 does it in the training process."""
+    """Processes that decode and augment images, per training process; 0: the training process does it."""
     cache: Literal["auto", "off", "memory"] = "auto"
-    """Whether decoded images are kept in shared memory: `auto` when all of them fit, `memory` as many as fit."""
+    """Keep decoded images in shared memory: `auto` if all of them fit, `memory` as many as fit."""
     cache_mib: int = 2048
-    """Largest size of that memory in MiB on each machine; `auto` also stays below a quarter of what is free."""
+    """Largest size of that memory in MiB on each machine; `auto` also stays below a quarter of the free memory."""
     holdout_classes: tuple[str, ...] = ()
-    """Classes whose boxes training does not see, by their names in the annotations; `edgerpn eval` then reports recall
-    on them apart."""
+    """Names of classes whose boxes training does not see; `edgerpn eval` then reports recall on them separately."""
     verify: Literal["decode", "header", "none"] = "decode"
-    """Check of the images before training: decode each once, read sizes and file ends only, or none."""
+    """Check of the images before training: decode each once, read only sizes and file ends, or skip it."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Random changes of the images."""
 
     def __post_init__(self) -> None:
-        """Checks the ranges."""
         if min(self.input_hw) < 1:
             raise ValueError(f"input_hw: expected a positive height and width, got {self.input_hw}")
         if min(self.view_sides_px, default=0) < 0:
@@ -93,35 +92,35 @@ class DataConfig:
 
     @property
     def views_hw(self) -> tuple[tuple[int, int], ...]:
-        """Height and width of the training views of the batches in turn, pixels."""
+        """Heights and widths of the training views, pixels; consecutive batches cycle through them."""
         height, width = self.input_hw
         return tuple((min(side or height, height), min(side or width, width)) for side in self.view_sides_px or (0,))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchShare:
-    """Which part of every batch a process gets, and in how many passes."""
+    """The part of every batch that a process gets, and its number of passes."""
 
     rank: int = 0
     """Number of the process, from 0."""
     num_ranks: int = 1
     """Number of processes."""
     passes: int = 1
-    """Parts of a step's batch that each process takes one after the other."""
+    """Parts of a step's batch that each process takes one after another."""
 
     @property
     def parts(self) -> int:
-        """Parts of a batch, over processes and passes."""
+        """Number of parts of a batch, over processes and passes."""
         return self.num_ranks * self.passes
 
 
 WHOLE_BATCH = BatchShare()
-"""Every batch at once."""
+"""Whole batches, for a single process and pass."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _BatchKey:
-    """Which images of which epoch make up a batch: all that a worker needs to know."""
+    """The images of a batch; workers receive this."""
 
     epoch: int
     indices: tuple[int, ...]
@@ -129,7 +128,7 @@ class _BatchKey:
 
 
 class _BatchSource:
-    """Makes batches by key; a copy lives in every worker."""
+    """Makes batches from keys; every worker has a copy."""
 
     def __init__(self, records: Sequence[ImageRecord], config: DataConfig, seed: int, cache: ImageCache) -> None:
         self._records = records
@@ -138,7 +137,7 @@ class _BatchSource:
         self._cache = cache
 
     def __getitem__(self, key: _BatchKey) -> TrainBatch | DataError:
-        """The batch, in shared memory when in a worker; or the error, so that it arrives as it was raised."""
+        """Returns the batch (in a worker: in shared memory), or the error, so that it arrives unchanged."""
         try:
             batch = collate(
                 [self._sample(key.epoch, index, key.view_hw) for index in key.indices],
@@ -149,7 +148,7 @@ class _BatchSource:
         if torch.utils.data.get_worker_info() is None:
             return batch
         try:
-            # Here and not in the queue's thread, where a full /dev/shm would lose the batch and hang the training.
+            # Not in the queue's thread: there a full /dev/shm would lose the batch and hang the training.
             return batch.share_memory()
         except RuntimeError as error:
             return DataError(f"no shared memory for a batch of {len(key.indices)} images: {error}; {_ADVICE}")
@@ -190,7 +189,7 @@ class _BatchSource:
 
 @dataclass(kw_only=True, slots=True)
 class _BatchPlan:
-    """The keys of all epochs from a place on, one after the other, so that workers read on while an epoch ends."""
+    """The keys of all epochs from a position on; workers already read the next epoch while one ends."""
 
     seed: int
     count: int
@@ -200,7 +199,7 @@ class _BatchPlan:
     views_hw: tuple[tuple[int, int], ...]
     share: BatchShare
     start: tuple[int, int] = (0, 0)
-    """Epoch and batch at which the next iteration begins."""
+    """Epoch and batch at which the next iteration starts."""
 
     def __iter__(self) -> Iterator[_BatchKey]:
         epoch, batch = self.start
@@ -209,7 +208,7 @@ class _BatchPlan:
             epoch, batch = epoch + 1, 0
 
     def keys_of(self, epoch: int, start_batch: int) -> Iterator[_BatchKey]:
-        """What this process reads of an epoch from batch number `start_batch` on."""
+        """Yields the keys of this process in an epoch, from batch number `start_batch` on."""
         order = _rng(self.seed, _ORDER, epoch).permutation(self.count).tolist()
         # Pass by pass: the parts that all processes compute at the same time lie side by side.
         size, num_batches = self.batch_size // self.share.parts, self.count // self.batch_size
@@ -228,7 +227,7 @@ class _BatchPlan:
 
 
 class TrainLoader:
-    """Endless source of shuffled, augmented training batches; close it (or use `with`) to end its workers."""
+    """Endless source of shuffled, augmented training batches; `close` (or `with`) ends its workers."""
 
     def __init__(
         self,
@@ -245,13 +244,13 @@ class TrainLoader:
         Args:
             records: The images, at least one.
             config: How to read them.
-            seed: Decides the order and all augmentation, 0 or more.
+            seed: Seed of the order and of all augmentation, 0 or more.
             pin_memory: Whether batches arrive in page-locked memory, for copies to CUDA; needs a CUDA device.
-            share: Which part of every batch to load.
-            cache_bytes: Shared memory for decoded images, see `image_cache.cache_bytes`; 0: none.
+            share: The part of every batch to load.
+            cache_bytes: Shared memory for decoded images, see `image_cache.cache_bytes`; 0: no cache.
 
         Raises:
-            ValueError: There are no records, the seed is negative, or the batches cannot be shared.
+            ValueError: There are no records, the seed is negative, or the batches cannot be divided.
         """
         if not records:
             raise ValueError("records: expected at least one image, got none")
@@ -260,7 +259,7 @@ class TrainLoader:
         self._count = len(records)
         self._share = share
         self.batch_size = min(config.batch_size, len(records)) // share.parts * share.parts
-        """Images of a step, over all processes and passes: a small set has fewer than were asked for."""
+        """Images per step, over all processes and passes; fewer than the setting in a small data set."""
         if self.batch_size < 1:
             raise ValueError(
                 f"batch_size: expected at least one image for each of {share.parts} parts (processes x passes), "
@@ -271,7 +270,7 @@ class TrainLoader:
         )
         cache = self._make_cache(records, config, cache_bytes)
         self.cache_bytes = cache.size_bytes
-        """Shared memory that keeps decoded images."""
+        """Shared memory for decoded images, bytes."""
         self._epochs_started = 0
         self._loader: DataLoader[TrainBatch | DataError] | None = _data_loader(
             _BatchSource(tuple(records), config, seed, cache),
@@ -281,26 +280,26 @@ class TrainLoader:
         )
         self._batches: Iterator[TrainBatch | DataError] | None = None
         self._place: tuple[int, int] | None = None
-        """Epoch and part of a batch that the workers' stream comes to next; None before it flows."""
+        """Epoch and part that the workers deliver next; None before they start."""
 
     @property
     def batches_per_epoch(self) -> int:
-        """Batches in an epoch; images that do not fill the last one wait for another epoch's order."""
+        """Batches per epoch; an epoch leaves out the images that do not fill a batch."""
         return self._count // self.batch_size
 
     def epoch(self, epoch: int, *, start_batch: int = 0) -> Iterator[TrainBatch]:
         """Yields this process's parts of the batches of an epoch, from batch number `start_batch` on, pass by pass.
 
-        Starting another epoch ends the one before.
+        Starting another epoch ends the previous one.
 
         Args:
-            epoch: Number of the epoch, 0 or more; decides order and augmentation together with the seed.
-            start_batch: Number of batches to leave out, for resuming.
+            epoch: Number of the epoch, 0 or more; with the seed it determines order and augmentation.
+            start_batch: Number of batches to skip, for resuming.
 
         Raises:
-            DataError: An image cannot be read any more, or a worker died.
+            DataError: An image can no longer be read, or a worker died.
             ValueError: A number is out of range.
-            RuntimeError: The loader is closed, or another epoch was started meanwhile.
+            RuntimeError: The loader is closed, or another epoch has started.
         """
         if epoch < 0 or not 0 <= start_batch <= self.batches_per_epoch:
             raise ValueError(
@@ -313,24 +312,22 @@ class TrainLoader:
         return self._deliver(self._epochs_started, epoch, start_batch)
 
     def steps(self, epoch: int, *, start_batch: int = 0) -> Iterator[tuple[TrainBatch, ...]]:
-        """As `epoch`, with the passes of one step together."""
+        """Yields the same as `epoch`, with the passes of one step together."""
         parts = self.epoch(epoch, start_batch=start_batch)
         while step := tuple(itertools.islice(parts, self._share.passes)):
             yield step
 
     def close(self) -> None:
-        """Ends the workers; calling it again does nothing."""
+        """Ends the workers; may be called again."""
         # The DataLoader's iterator ends its workers when its last reference goes; no running epoch may hold one.
         self._loader = self._batches = None
 
     def __enter__(self) -> TrainLoader:
-        """Returns the loader."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Closes the loader, whatever happened."""
         self.close()
 
     @staticmethod
@@ -339,16 +336,16 @@ class TrainLoader:
         return ImageCache(records, config.augment, config.input_hw, size_bytes=size_bytes, lock=lock)
 
     def _deliver(self, epoch_number: int, epoch: int, start_batch: int) -> Iterator[TrainBatch]:
-        """Yields what the workers send, as long as `epoch_number` is the last one that was started."""
+        """Yields the batches from the workers, as long as `epoch_number` is the newest epoch."""
         passes = self._share.passes
         for part in range(start_batch * passes, self.batches_per_epoch * passes):
             if self._loader is None or epoch_number != self._epochs_started:
                 raise RuntimeError("another epoch was started, or the loader closed, while this one was in use")
             if self._place != (epoch, part):
-                # Elsewhere than the stream flows to, which for a new epoch after a whole one it does by itself.
+                # A jump: after a complete epoch the stream continues with the next one by itself.
                 self._plan.start = epoch, start_batch
                 self._batches = None
-            # Unknown, should this fail.
+            # Unknown if this fails.
             self._place = None
             batch = self._receive(self._loader)
             if isinstance(batch, DataError):
@@ -358,7 +355,6 @@ class TrainLoader:
             yield batch
 
     def _receive(self, loader: DataLoader[TrainBatch | DataError]) -> TrainBatch | DataError:
-        """The next of what the workers send."""
         try:
             if self._batches is None:
                 self._batches = iter(loader)
@@ -367,7 +363,7 @@ class TrainLoader:
             if not is_worker_death(error):
                 raise
             raise DataError(
-                f"a process that reads training images died ({error!r}); if it was killed for memory: {_ADVICE}"
+                f"a worker process for training images died ({error!r}); if the system killed it for memory: {_ADVICE}"
             ) from error
 
 
@@ -385,12 +381,12 @@ def _data_loader(
     return DataLoader(
         source,  # type: ignore[arg-type]
         sampler=plan,
-        # A key stands for a whole batch.
+        # One key is a whole batch.
         batch_size=None,
         collate_fn=_unchanged,  # type: ignore[arg-type]
         num_workers=workers,
         pin_memory=pin_memory,
-        # Its own, because the DataLoader draws a number per epoch that would otherwise come from the model's.
+        # Otherwise the DataLoader would draw a number per epoch from the model's generator.
         generator=torch.Generator(),
         **options,
     )
@@ -405,14 +401,15 @@ def _rng(seed: int, tag: int, *numbers: int) -> np.random.Generator:
 
 
 def worker_context(preload: str) -> Any:
-    """The multiprocessing context for workers: a fork server that imports `preload` once, or else spawning."""
+    """Returns the multiprocessing context of the workers: a fork server that imports `preload`, or else spawning."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload([preload])
-    # It and its children take over which signals are blocked. Whoever ends a service or a SLURM job sends SIGTERM to
-    # every process; the training process alone must answer, for it cannot finish its step without its data.
-    resource_tracker.ensure_running()  # starting it later would unblock the signal
+    # The server and its children inherit the set of blocked signals. A service manager or SLURM sends SIGTERM to every
+    # process, but only the training process must react: it cannot finish its step without its data.
+    # The resource tracker starts first, because its start would unblock the signal.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         forkserver.ensure_running()
@@ -422,7 +419,7 @@ def worker_context(preload: str) -> Any:
 
 
 def _start_worker(worker: int) -> None:
-    """Makes worker number `worker` use one core, leave signals to the training process, and not outlive it."""
+    """Makes a worker use one core, ignore SIGINT, and end with the training process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
@@ -430,18 +427,18 @@ def _start_worker(worker: int) -> None:
 
 
 def is_worker_death(error: Exception) -> bool:
-    """Whether what a DataLoader raised means that a worker died; what a worker itself raised does not."""
-    # The DataLoader has no class of its own for it; what a worker raises comes as "Caught ... in DataLoader worker".
+    """Returns whether an error of a DataLoader means that a worker died, as opposed to an error inside a worker."""
+    # The DataLoader has no class for it; errors inside a worker arrive as "Caught ... in DataLoader worker".
     if isinstance(error, RuntimeError):
         return str(error).startswith("DataLoader worker")
-    # A batch's memory is handed over by the worker; one that is just dying resets that connection.
+    # A worker hands over the memory of a batch through a connection, which its death resets.
     return isinstance(error, (OSError, EOFError)) and not str(error).startswith("Caught ")
 
 
 def _end_with_parent() -> None:
-    """Ends this process when the training process is gone, even if it was killed.
+    """Ends this process when the training process has ended, even if it was killed.
 
-    The DataLoader's own watch looks at the fork server instead, which lives as long as the workers do.
+    The DataLoader's own watch observes the fork server instead, which lives as long as the workers.
     """
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -1,4 +1,4 @@
-"""Finding the annotation file and the images behind `--data`: a folder of both, or the annotation file itself."""
+"""The files behind `--data`: a folder with annotations and images, or an annotation file."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What the network learns from: assignment, losses, optimizers, and the size of a batch."""
+"""Assignment of anchors, losses and optimizers."""

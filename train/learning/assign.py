@@ -1,7 +1,7 @@
-"""Assignment: which anchors answer for which ground-truth box, and which of them enter the loss.
+"""Assignment of anchors to ground-truth boxes, and sampling of the anchors that enter the loss.
 
 Legend of shape suffixes: N images, G ground-truth boxes (padded), A anchors of all levels, I ignore regions.
-Labels: 1 object, 0 background, -1 neither (no loss).
+Labels: 1 object, 0 background, -1 ignored (no loss).
 """
 
 from __future__ import annotations
@@ -19,29 +19,28 @@ OBJECT, BACKGROUND, IGNORED = 1, 0, -1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AssignConfig:
-    """How anchors are assigned and sampled."""
+    """Assignment and sampling of anchors."""
 
     kind: Literal["atss", "max_iou"] = "atss"
     """`max_iou`: thresholds on IoU (Ren et al. 2015). `atss`: a threshold for each object (arXiv:1912.02424)."""
     positive_iou: float = 0.7
-    """max_iou: an anchor that overlaps a box by at least this is an object."""
+    """max_iou: anchors with at least this IoU with a box are objects."""
     negative_iou: float = 0.3
-    """max_iou: an anchor that overlaps every box by less than this is background."""
+    """max_iou: anchors with less than this IoU with every box are background."""
     low_quality_matches: bool = True
-    """max_iou: the anchors that overlap a box best are objects even below `positive_iou`."""
+    """max_iou: the best anchors of a box are objects even below `positive_iou`."""
     boundary_px: float | None = None
-    """max_iou: anchors that leave the image by more than this take no part; not set: all anchors do."""
+    """max_iou: anchors that exceed the image by more are ignored, pixels; not set: all anchors count."""
     atss_candidates: int = 9
-    """atss: nearest anchors of each level that are considered for a box."""
+    """atss: number of nearest anchors per level that are candidates for a box."""
     samples_per_image: int = 0
-    """Anchors that enter the loss of each image, drawn at random; 0: all of them."""
+    """Number of anchors per image that enter the loss, drawn at random; 0: all of them."""
     positive_fraction: float = 0.5
     """Largest share of objects among the sampled anchors, 0..1."""
     ignore_ioa: float = 0.5
-    """A background anchor with at least this share of its area in an ignore region gets no loss."""
+    """Background anchors with at least this share of their area in an ignore region have no loss."""
 
     def __post_init__(self) -> None:
-        """Checks ranges."""
         if not 0 <= self.negative_iou <= self.positive_iou <= 1:
             raise ValueError(
                 f"negative_iou: expected 0 <= negative_iou <= positive_iou <= 1, got {self.negative_iou} "
@@ -60,9 +59,9 @@ class Assignment:
     labels_NA: Tensor
     """(N, A) int64: 1 object, 0 background, -1 no loss."""
     matched_NA: Tensor
-    """(N, A) int64: index of the ground-truth box that the anchor answers for; meaningful where the label is 1."""
+    """(N, A) int64: index of the ground-truth box of the anchor; valid where the label is 1."""
     overlap_NA: Tensor
-    """(N, A) float32: largest IoU of the anchor with any ground-truth box, 0..1; 0 where there is none."""
+    """(N, A) float32: largest IoU of the anchor with any ground-truth box, 0..1; 0 without boxes."""
 
 
 def assign(
@@ -75,14 +74,14 @@ def assign(
     image_hw: tuple[int, int],
     config: AssignConfig,
 ) -> Assignment:
-    """Gives every anchor its label and its ground-truth box, for all images at once.
+    """Assigns a label and a ground-truth box to every anchor, for all images at once.
 
     Args:
         anchors: One (A_level, 4) tensor for each level, pixels.
         gt_boxes_NG4: Padded ground-truth boxes, pixels.
-        gt_mask_NG: True where a row is a box and not padding.
-        ignore_NI4: Padded regions without loss for background anchors, pixels.
-        ignore_mask_NI: True where a row is a region.
+        gt_mask_NG: True for rows with a box, false for padding.
+        ignore_NI4: Padded regions in which background anchors have no loss, pixels.
+        ignore_mask_NI: True for rows with a region.
         image_hw: Height and width of the input, pixels.
         config: Thresholds.
     """
@@ -101,13 +100,13 @@ def assign(
 def _assign_max_iou(
     iou_NGA: Tensor, anchors_A4: Tensor, image_hw: tuple[int, int], config: AssignConfig
 ) -> tuple[Tensor, Tensor]:
-    """Labels and matched boxes by Ren et al. 2015, section 3.1.2.
+    """Returns labels and matched boxes by Ren et al. 2015, section 3.1.2.
 
     Ties and low-quality matches are those of py-faster-rcnn, torchvision and Detectron2.
 
-    An anchor made an object by a low-quality match answers for the box that *it* overlaps most, which need not
-    be the box that it is the best anchor of. Anchors beyond the boundary cannot be the best of a box, as in
-    py-faster-rcnn: a box at the edge of the image keeps the best anchor that takes part.
+    An anchor that a low-quality match makes an object belongs to the box that *it* overlaps most, which may differ from
+    the box whose best anchor it is. Anchors beyond the boundary cannot be the best of a box, as in py-faster-rcnn: a
+    box at the edge of the image gets the best anchor inside the boundary.
     """
     is_outside_A = torch.zeros_like(anchors_A4[:, 0], dtype=torch.bool)
     if config.boundary_px is not None:
@@ -121,7 +120,7 @@ def _assign_max_iou(
     labels_NA[best_NA >= config.positive_iou] = OBJECT
     if config.low_quality_matches:
         best_NG = iou_NGA.amax(dim=2, keepdim=True)
-        # A box that no anchor touches (best 0) makes no anchor its own, padding (best -1) neither.
+        # A box that no anchor touches (best 0) has no best anchor, and neither has padding (best -1).
         is_best_NA = ((iou_NGA == best_NG) & (best_NG > 0)).any(dim=1)
         labels_NA[is_best_NA] = OBJECT
     labels_NA[:, is_outside_A] = IGNORED
@@ -131,14 +130,14 @@ def _assign_max_iou(
 def _assign_atss(
     iou_NGA: Tensor, anchors: list[Tensor], gt_boxes_NG4: Tensor, gt_mask_NG: Tensor, config: AssignConfig
 ) -> tuple[Tensor, Tensor]:
-    """Labels and matched boxes by adaptive training sample selection.
+    """Returns labels and matched boxes by adaptive training sample selection.
 
     Source: Zhang et al. 2020 (arXiv:1912.02424), algorithm 1.
 
     1. Candidates of a box: on each level the anchors whose centres are nearest to its centre.
     2. Its threshold: mean plus standard deviation of the candidates' IoU with it.
     3. Objects: candidates at or above the threshold whose centre lies inside the box.
-    4. An anchor that several boxes claim answers for the one it overlaps most.
+    4. An anchor that several boxes claim belongs to the one it overlaps most.
     """
     centers_A2 = torch.cat([(level[:, :2] + level[:, 2:]) / 2 for level in anchors])
     gt_centers_NG2 = (gt_boxes_NG4[..., :2] + gt_boxes_NG4[..., 2:]) / 2
@@ -153,7 +152,7 @@ def _assign_atss(
         start += len(level)
     candidates_NGC = torch.cat(candidates, dim=-1)
     candidate_iou_NGC = iou_NGA.gather(-1, candidates_NGC)
-    # A single candidate has no deviation: its own overlap is the threshold then.
+    # A single candidate has no deviation, so its own overlap is the threshold.
     deviation_NG1 = candidate_iou_NGC.std(-1, keepdim=True, correction=min(1, candidate_iou_NGC.shape[-1] - 1))
     threshold_NG1 = candidate_iou_NGC.mean(-1, keepdim=True) + deviation_NG1  # step 2
     x, y = centers_A2[candidates_NGC].unbind(-1)
@@ -169,17 +168,17 @@ def _assign_atss(
 def sample(
     labels_NA: Tensor, *, config: AssignConfig, generator: torch.Generator, part: tuple[int, int] | None = None
 ) -> Tensor:
-    """Chooses the anchors that enter the loss: (N, A) bool.
+    """Selects the anchors that enter the loss: (N, A) bool.
 
-    At most `positive_fraction` of `samples_per_image` objects, and background for the rest of the places, each
-    drawn uniformly; all labelled anchors when `samples_per_image` is 0.
+    Draws at most `positive_fraction` of `samples_per_image` objects, and background for the rest, uniformly; selects
+    all labelled anchors if `samples_per_image` is 0.
 
     Args:
         labels_NA: Labels from `assign`.
         config: Counts.
         generator: Source of randomness, on the labels' device.
-        part: When the labels are those of a part of a larger batch: the place of their first image in it, and its
-            size. The chance of the whole batch is drawn then, so that an image's sample does not depend on the part.
+        part: For a part of a larger batch: the index of its first image in the batch, and the size of the batch. The
+            random numbers are those of the whole batch, so an image's sample does not depend on the part.
     """
     if config.samples_per_image == 0:
         return labels_NA != IGNORED
@@ -193,7 +192,7 @@ def sample(
 
 
 def _draw(allowed_NA: Tensor, noise_NA: Tensor, count_N1: Tensor) -> Tensor:
-    """True for the `count_N1` allowed anchors of each image with the smallest noise."""
+    """Returns true for the `count_N1` allowed anchors of each image with the smallest noise."""
     order_NA = noise_NA.masked_fill(~allowed_NA, 2.0).argsort(dim=1)
     rank_NA = torch.empty_like(order_NA).scatter(
         1, order_NA, torch.arange(order_NA.shape[1], device=order_NA.device).expand_as(order_NA)

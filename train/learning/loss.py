@@ -18,28 +18,27 @@ from edgerpn.train.network.boxes import decode_boxes, encode_boxes, paired_iou_g
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossConfig:
-    """Which losses, and how they are weighed."""
+    """Choice and weights of the losses."""
 
     objectness: Literal["quality_focal", "bce"] = "quality_focal"
     """`bce`: 0 or 1 (Ren et al. 2015). `quality_focal`: the target of an object is its box's IoU (arXiv:2006.04388)."""
     focal_beta: float = 2.0
     """quality_focal: exponent of the focusing factor."""
     quality_floor: float = 0.5
-    """quality_focal: an object's boxes are weighed by their IoU, but never by less than this, 0..1."""
+    """quality_focal: smallest weight of an object in the box loss, which is otherwise its IoU, 0..1."""
     background_weight: float = 1.0
-    """quality_focal: weight of the anchors that overlap no object by `near_iou`, 0..1. Below 1 what nobody marked is
-    less of a mistake: more objects of unknown classes are found, and fewer of the known ones."""
+    """quality_focal: weight of anchors with less than `near_iou` with every object, 0..1. Below 1, detections of
+    unmarked objects cost less: the network finds more objects of unknown classes and fewer of the known ones."""
     near_iou: float = 0.1
-    """Overlap from which an anchor without an object is near one, and background for sure, 0..1."""
+    """IoU with an object from which a background anchor has the full weight 1, 0..1."""
     box: Literal["giou", "smooth_l1"] = "giou"
     """`smooth_l1` on deltas (Ren et al. 2015), or `giou` on decoded boxes (arXiv:1902.09630)."""
     smooth_l1_beta: float = 1 / 9
-    """smooth_l1: where the quadratic part ends, in deltas; 0: plain absolute differences."""
+    """smooth_l1: end of the quadratic part, in deltas; 0: plain absolute differences."""
     box_weight: float = 3.0
-    """Weight of the box loss beside the objectness loss."""
+    """Weight of the box loss relative to the objectness loss."""
 
     def __post_init__(self) -> None:
-        """Checks ranges."""
         if self.focal_beta < 0 or self.smooth_l1_beta < 0 or self.box_weight < 0:
             raise ValueError("focal_beta, smooth_l1_beta, box_weight: expected at least 0")
         for name in ("quality_floor", "background_weight", "near_iou"):
@@ -49,7 +48,7 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Losses:
-    """Scalars of one batch; `total` is what is minimised."""
+    """Scalars of one batch; the optimizer minimises `total`."""
 
     total: Tensor
     objectness: Tensor
@@ -59,17 +58,16 @@ class Losses:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossSums:
-    """Sums over a part of a step's images; those of all parts together, divided by one normalizer, are its losses.
+    """Sums over a part of a step's images; the losses of the step are the sums of all parts, divided by one normalizer.
 
-    Every loss here is a sum divided by `normalizer`, raised to 1. A step whose images are shared over processes or
-    passes of the network therefore has the losses of one batch, whatever the parts: a mean of the parts' losses would
-    weigh an image by the company it is in.
+    The normalizer is at least 1. A step divided over processes or passes therefore has the same losses as one batch; a
+    mean over the parts would weight an image by the other images of its part.
     """
 
     objectness: Tensor
     """Scalar with a gradient."""
     box: Tensor
-    """Scalar with a gradient, not yet times `LossConfig.box_weight`."""
+    """Scalar with a gradient, without the factor `LossConfig.box_weight`."""
     normalizer: Tensor
     """Scalar without a gradient: number of sampled anchors (bce), or sum of the objects' weights (quality_focal)."""
     num_objects: Tensor
@@ -86,7 +84,7 @@ def rpn_losses(
     *,
     config: LossConfig,
 ) -> Losses:
-    """Objectness and box loss of a whole batch; arguments as those of `rpn_loss_sums`."""
+    """Computes objectness and box loss of a whole batch; arguments as for `rpn_loss_sums`."""
     sums = rpn_loss_sums(logits_NA, deltas_NA4, anchors_A4, assignment, sampled_NA, gt_boxes_NG4, config=config)
     normalizer = sums.normalizer.clamp(min=1)
     objectness, box = sums.objectness / normalizer, sums.box / normalizer
@@ -108,14 +106,14 @@ def rpn_loss_sums(
     *,
     config: LossConfig,
 ) -> LossSums:
-    """Objectness and box loss of some of a step's images, not yet normalised.
+    """Computes objectness and box loss of a part of a step's images, not yet normalised.
 
     Args:
-        logits_NA: Objectness logits; any float precision, computed in float32.
+        logits_NA: Objectness logits; any float precision, converted to float32.
         deltas_NA4: Box deltas.
         anchors_A4: Anchors of all levels, pixels.
         assignment: Labels and matched boxes.
-        sampled_NA: True for anchors that take part.
+        sampled_NA: True for anchors that enter the loss.
         gt_boxes_NG4: Padded ground-truth boxes, pixels.
         config: Choice of losses.
     """
@@ -127,8 +125,7 @@ def rpn_loss_sums(
     first_N1 = torch.arange(0, num_images * num_boxes, num_boxes, device=gt_boxes_NG4.device)[:, None]
     matched_P4 = gt_boxes_NG4.flatten(0, 1)[(first_N1 + assignment.matched_NA).flatten()[rows]]
     anchors_P4 = anchors_A4.expand(num_images, -1, -1).flatten(0, 1)[rows]
-    # What is no object among them gets a perfect box, whatever the network says: nothing, not even a gradient, comes
-    # of it.
+    # Rows without an object get a perfect box, so that they contribute neither loss nor gradient.
     target_P4 = torch.where(is_object_P1, matched_P4, anchors_P4)
     deltas_P4 = torch.where(is_object_P1, deltas_NA4.flatten(0, 1)[rows], 0.0)
     iou_P, giou_P = paired_iou_giou(decode_boxes(deltas_P4, anchors_P4), target_P4)
@@ -138,7 +135,7 @@ def rpn_loss_sums(
         normalizer = sampled_NA.sum().float()
     else:
         quality_P = iou_P.detach().clamp(0, 1) * weight_P
-        # A floor lets the objects that are furthest from their anchors, the largest, learn as fast as the others.
+        # The floor lets objects far from their anchors, the largest ones, learn as fast as the others.
         weight_P = weight_P * quality_P.clamp(min=config.quality_floor)
         normalizer = weight_P.sum()
         quality_NA = logits_NA.new_zeros(logits_NA.shape)
@@ -161,21 +158,21 @@ def rpn_loss_sums(
 
 
 def _rows_to_compare(is_object_NA: Tensor) -> Tensor | slice:
-    """The anchors, counted over all images, whose boxes are compared: objects, and on a GPU all.
+    """Returns the anchors, numbered over all images, whose boxes are compared: objects, and on a GPU all.
 
-    Boxes cost a GPU next to nothing, but to count the objects the host would wait for it, in the middle of every step.
+    On a GPU boxes cost almost nothing, but selecting objects would make the host wait for it in every step.
     """
     return slice(None) if is_object_NA.is_cuda else is_object_NA.flatten().nonzero().squeeze(1)
 
 
 def _bce(logits_NA: Tensor, is_object_NA: Tensor, sampled_NA: Tensor) -> Tensor:
-    """Sum of the binary cross-entropy over the sampled anchors."""
+    """Sums the binary cross-entropy over the sampled anchors."""
     loss_NA = functional.binary_cross_entropy_with_logits(logits_NA, is_object_NA.float(), reduction="none")
     return (loss_NA * sampled_NA).sum()
 
 
 def _quality_focal(logits_NA: Tensor, quality_NA: Tensor, share_NA: Tensor, beta: float) -> Tensor:
-    """Sum of share * |quality - score|^beta * BCE(score, quality); Li et al. 2020 (arXiv:2006.04388), equation 2."""
+    """Sums share * |quality - score|^beta * BCE(score, quality); Li et al. 2020 (arXiv:2006.04388), equation 2."""
     loss_NA = functional.binary_cross_entropy_with_logits(logits_NA, quality_NA, reduction="none")
     focus_NA = (quality_NA - logits_NA.sigmoid()).abs().pow(beta)
     return (loss_NA * focus_NA * share_NA).sum()

@@ -1,14 +1,14 @@
 """Muon for the convolutions between hidden channels, AdamW for everything else.
 
-Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) makes all singular values of a weight's averaged
-gradient about the same before it takes the step, so that directions that the gradient seldom shows are learned, too.
-It takes several times as long as AdamW, some 5 % of a training step of 16 images on two cores, and a short training
-gets much further: benchmarks/results/recall-muon_*.md.
+Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) equalises the singular values of a weight's
+averaged gradient before the step, so that the weight also learns in directions that are rare in the gradient. It takes
+several times as long as AdamW, some 5 % of a training step of 16 images on two cores, and a short training reaches
+much higher recall: benchmarks/results/recall-muon_*.md.
 
-Each process of a distributed training computes the same step for itself. What rounding makes of it may differ between
-unlike processors; the loop brings the weights together again at every evaluation.
+Each process of a distributed training computes the same step itself. Rounding may differ between different processors;
+the loop synchronises the weights at every evaluation.
 
-PyTorch's own `torch.optim.Muon` takes matrices only, and computes in bfloat16, which many CPUs merely imitate.
+`torch.optim.Muon` of PyTorch accepts matrices only and computes in bfloat16, which many CPUs emulate.
 
 Legend of shape suffixes: G weights of one shape, O output channels, I input channels, R rows, C columns, R <= C.
 """
@@ -24,28 +24,28 @@ import torch
 from torch import Tensor, nn
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic polynomial, from Jordan et al.: five rounds bring values of 0.002 to 1 between 0.68 and 1.21."""
+"""Of the quintic polynomial of Jordan et al.: five rounds map values of 0.002 to 1 into 0.68 to 1.21."""
 _NUM_ROUNDS = 5
 _TINY = 1e-7
 _IMAGE_CHANNELS = 3
 
 
 class Muon(torch.optim.AdamW):
-    """Muon for the groups that say `hidden=True`, AdamW in one pass for the others; state and loading as AdamW's."""
+    """Muon for groups with `hidden=True`, fused AdamW for the others; state and loading as in AdamW."""
 
     def __init__(self, groups: Iterable[dict[str, Any]], *, lr: float, betas: tuple[float, float], rms: float) -> None:
-        """Takes over the groups.
+        """Prepares the groups.
 
         Args:
-            groups: Each with `params`, `hidden` and whatever else AdamW knows. Those of a hidden group are weights of
+            groups: Each with `params`, `hidden` and options of AdamW. The parameters of a hidden group are weights of
                 convolutions, (O, I, H, W).
             lr: Learning rate.
             betas: AdamW's; the first is also the momentum of the hidden groups.
             rms: Root mean square of the step of a hidden weight's elements, in learning rates.
         """
         super().__init__([{"rms": rms, **group} for group in groups], lr=lr, betas=betas, fused=True)
-        # AdamW's single pass would skip a float16 step that overflowed by itself, but the hidden groups would not. So
-        # the scaler decides, at the price of a wait for the device.
+        # Fused AdamW skips a float16 step that overflowed, but the hidden groups do not. So the scaler decides, at the
+        # cost of waiting for the device.
         self._step_supports_amp_scaling = False
 
     @torch.no_grad()
@@ -53,10 +53,10 @@ class Muon(torch.optim.AdamW):
         """Moves all weights by their gradients.
 
         Raises:
-            ValueError: There is a closure.
+            ValueError: `closure` is not None.
         """
         if closure is not None:
-            raise ValueError("closure: expected None, for gradients are averaged before the step")
+            raise ValueError("closure: expected None, because gradients are averaged before the step")
         hidden_grads: list[tuple[nn.Parameter, Tensor]] = []
         for group in self.param_groups:
             if group["hidden"]:
@@ -65,7 +65,7 @@ class Muon(torch.optim.AdamW):
                 for _, alike in itertools.groupby(weights, key=lambda p: p.shape):
                     self._move(list(alike), group)
                 hidden_grads += [(p, p.grad) for p in weights if p.grad is not None]
-        # AdamW passes over weights without a gradient.
+        # AdamW skips weights without a gradient.
         for weight, _ in hidden_grads:
             weight.grad = None
         try:
@@ -80,7 +80,7 @@ class Muon(torch.optim.AdamW):
         grads = [p.grad for p in weights if p.grad is not None]
         averages = [self._average_of(p) for p in weights]
         torch._foreach_lerp_(averages, grads, 1 - momentum)
-        # Nesterov's look ahead.
+        # Nesterov momentum.
         steps = torch._foreach_lerp(grads, averages, momentum)
         moves = orthogonalize(torch.stack([_to_matrix(step) for step in steps]))
         # The root mean square of a matrix whose singular values are all 1.
@@ -92,7 +92,7 @@ class Muon(torch.optim.AdamW):
     def _average_of(self, weight: nn.Parameter) -> Tensor:
         state = self.state[weight]
         if not state:
-            # AdamW looks for the step when it loads a state.
+            # AdamW expects the step when it loads a state.
             state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
             state["momentum"] = torch.zeros_like(weight)
         average: Tensor = state["momentum"]
@@ -100,14 +100,14 @@ class Muon(torch.optim.AdamW):
 
 
 def split(model: nn.Module, outputs: tuple[str, ...]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Tells weights between hidden channels from others.
+    """Splits off the weights between hidden channels.
 
-    Hidden is a convolution's weight that neither sees the image, nor a few channels only (depthwise and small groups),
-    nor gives an output.
+    Hidden weights are those of convolutions, except for convolutions on the image, on few channels (depthwise and
+    small groups), and of the outputs.
 
     Args:
         model: The network; its biases, norms and frozen weights are in neither list.
-        outputs: Beginnings of the names of the layers that give outputs.
+        outputs: Prefixes of the names of output layers.
 
     Returns:
         Hidden weights (O, I, H, W) with I > 3, and all others of more than one dimension.
@@ -122,10 +122,10 @@ def split(model: nn.Module, outputs: tuple[str, ...]) -> tuple[list[nn.Parameter
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """Brings all singular values of each matrix near 1 and keeps its singular vectors.
+    """Moves all singular values of each matrix near 1 and keeps its singular vectors.
 
-    The Newton-Schulz iteration of Jordan et al., X <- aX + b(XX')X + c(XX')^2 X. Everything but the first and last
-    product stays in the small square of XX': the polynomials of the rounds are multiplied up and applied to X once.
+    The Newton-Schulz iteration of Jordan et al., X <- aX + b(XX')X + c(XX')^2 X. Only the first and last product have
+    the size of X: the iteration multiplies the polynomials of XX', a small square, and applies them to X once.
 
     Args:
         matrices: (G, R, C) or (G, C, R) float32.
@@ -149,11 +149,11 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
 
 def _to_matrix(weight_OIHW: Tensor) -> Tensor:
-    """(O, H*W*I): the order of memory where channels come last."""
+    """Returns (O, H*W*I), the memory order of channels-last weights."""
     return weight_OIHW.permute(0, 2, 3, 1).flatten(1)
 
 
 def _to_weight(matrix: Tensor, shape: torch.Size) -> Tensor:
-    """(O, H*W*I) back to (O, I, H, W)."""
+    """Converts (O, H*W*I) back to (O, I, H, W)."""
     num_outputs, num_inputs, height, width = shape
     return matrix.view(num_outputs, height, width, num_inputs).permute(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""Optimizer, learning rate and weight averaging."""
+"""Optimizer, learning rate and average of the weights."""
 
 from __future__ import annotations
 
@@ -13,41 +13,40 @@ from torch import Tensor, nn
 from edgerpn.train.learning.muon import Muon, split
 
 _LONGEST_WARMUP = 1 / 6
-"""Share of a run."""
+"""Largest share of a run for the warm-up."""
 _OUTPUTS = ("head.objectness", "head.deltas")
-"""Layers of the network that give logits and deltas."""
+"""Prefixes of the layers that compute logits and deltas."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimizerConfig:
-    """How the weights move."""
+    """Optimizer, learning rate and average of the weights."""
 
     kind: Literal["muon", "adamw", "sgd"] = "muon"
     """Muon for convolutions between hidden channels and AdamW for the rest, AdamW alone, or SGD as in the paper."""
     learning_rate: float = 2.8e-3
-    """Peak learning rate, for the configured batch size; for `reference_batch_size` when that is chosen by itself."""
+    """Peak learning rate for `data.batch_size`; if that is 0, for `reference_batch_size`."""
     reference_batch_size: int = 8
-    """Batch size that the learning rate is meant for when `data.batch_size` is 0: with the batch that is chosen then,
-    SGD's rate grows in proportion, the others' with the square root."""
+    """Batch size of `learning_rate` if `data.batch_size` is 0. The learning rate for the automatic batch size grows in
+    proportion to it with SGD, and with its square root otherwise."""
     final_learning_rate: float = 0.02
     """Learning rate at the end of the cosine, as a fraction of the peak."""
     warmup_steps: int = 100
-    """Steps over which the learning rate rises linearly from near 0; fewer in a run of less than six times as many."""
+    """Steps of the linear warm-up from near 0; fewer in a run of less than six times as many steps."""
     momentum: float = 0.9
-    """Momentum of SGD and Muon, beta1 of AdamW (and of what AdamW does beside Muon)."""
+    """Momentum of SGD and Muon, beta1 of AdamW (also of its part in Muon)."""
     muon_rms: float = 0.5
-    """muon: root mean square of the step of a hidden convolution's weights, in learning rates."""
+    """muon: root mean square of the step of hidden convolution weights, in learning rates."""
     weight_decay: float = 0.02
-    """Decay of convolution weights; biases and norms have none."""
+    """Weight decay of convolution weights; biases and norms do not decay."""
     max_grad_norm: float = 10.0
-    """Gradients are scaled down to this norm at most."""
+    """Limit of the gradient norm; larger gradients are scaled down."""
     ema_decay: float = 0.998
-    """Decay of the average of the weights that is evaluated and exported; 0: no average."""
+    """Decay of the average of the weights, which is evaluated and exported; 0: no average."""
     ema_warmup_steps: int = 400
-    """The decay rises from 0 over about as many steps, so that early weights are forgotten."""
+    """The decay rises from 0 over about this many steps, so that the average forgets early weights."""
 
     def __post_init__(self) -> None:
-        """Checks ranges."""
         if self.learning_rate <= 0 or self.max_grad_norm <= 0:
             raise ValueError("learning_rate: expected a positive number, and max_grad_norm too")
         if self.muon_rms <= 0:
@@ -63,7 +62,7 @@ class OptimizerConfig:
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The optimizer, with weight decay on convolution weights only."""
+    """Creates the optimizer, with weight decay on convolution weights only."""
     plain = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
     betas = (config.momentum, 0.999)
     if config.kind == "muon":
@@ -76,24 +75,24 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Opt
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     if config.kind == "sgd":
         return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=True)
-    # Fused: one pass over all weights. On a CPU the loop over tensors, the default, takes a tenth of the step.
+    # Fused: a single pass over all weights. On a CPU the default, a loop over tensors, takes a tenth of the step.
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
 
 
 def scaled_learning_rate(config: OptimizerConfig, batch_size: int) -> float:
-    """The peak learning rate for batches of another size than `reference_batch_size`.
+    """Returns the peak learning rate for batches of another size than `reference_batch_size`.
 
-    Source: SGD in proportion (arXiv:1706.02677); Adam with the square root (arXiv:2205.10287). That Muon follows Adam
-    in this is an assumption.
+    Source: SGD in proportion (arXiv:1706.02677); Adam with the square root (arXiv:2205.10287). The square root for
+    Muon is an assumption.
     """
     ratio = batch_size / config.reference_batch_size
     return config.learning_rate * (ratio if config.kind == "sgd" else math.sqrt(ratio))
 
 
 def learning_rate(step: int, progress: float, config: OptimizerConfig) -> float:
-    """Learning rate of a step: linear warm-up, then a cosine over `progress` (0 at the start, 1 at the end).
+    """Returns the learning rate of a step: linear warm-up, then a cosine over `progress` (0 to 1).
 
-    The warm-up ends after a sixth of the run at the latest, so that a run of few steps has more than a warm-up.
+    The warm-up ends after a sixth of the run at the latest, so that a short run is more than a warm-up.
     """
     warmup = min(1.0, max((step + 1) / (config.warmup_steps + 1), progress / _LONGEST_WARMUP))
     cosine = 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
@@ -103,10 +102,10 @@ def learning_rate(step: int, progress: float, config: OptimizerConfig) -> float:
 
 @torch.no_grad()
 def scale_gradients(parameters: Sequence[nn.Parameter], factor: Tensor, max_norm: float) -> Tensor:
-    """Multiplies all gradients by `factor`, and makes them smaller where their common norm would exceed `max_norm`.
+    """Multiplies all gradients by `factor`, and limits their common norm to `max_norm`.
 
     Args:
-        parameters: Those without a gradient are left out.
+        parameters: Those without a gradient are skipped.
         factor: Scalar on the gradients' device.
         max_norm: Largest Euclidean norm of all gradients together.
 
@@ -123,7 +122,7 @@ class WeightAverage:
     """Exponential moving average of a model's weights and batch-norm statistics."""
 
     def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
-        """Starts from the present weights of `model`, which it copies; the model's tensors must stay the same ones."""
+        """Copies the present weights of `model`; the model must keep the same tensor objects."""
         self.config = config
         self.num_updates = 0
         self._source = {name: value.detach() for name, value in model.state_dict().items()}
@@ -131,7 +130,7 @@ class WeightAverage:
 
     @property
     def state(self) -> dict[str, Tensor]:
-        """The average by name, as in the model's state dict."""
+        """The average, by the names of the model's state dict."""
         return self._state
 
     @state.setter

@@ -1,7 +1,7 @@
-"""Anchors fitted to boxes: what a layout of anchors can reach before a network refines anything.
+"""Fitting of anchors to boxes, by their recall before a network refines them.
 
-Of all anchors of one shape, the one in the nearest cell overlaps a box most, so the best anchor of a box is found from
-the shapes alone, without the grid.
+Of all anchors of one shape, the one in the nearest cell overlaps a box most, so the shapes determine the best anchor of
+a box without the grid.
 
 Legend of shape suffixes: G boxes, S anchor shapes of all levels.
 """
@@ -20,43 +20,43 @@ from edgerpn.train.network.anchors import AnchorConfig
 Array = npt.NDArray[np.float64]
 
 THRESHOLDS = np.arange(0.5, 1.0, 0.05)
-"""IoU thresholds that average recall is averaged over."""
+"""IoU thresholds of average recall."""
 _FIRST_STEP, _LAST_STEP = 0.35, 0.01
-"""Of the search, as natural logarithms of a size or ratio."""
+"""First and last step of the search, as natural logarithms of a size or ratio."""
 _SOFTNESS = 0.03
-"""IoU by which an overlap must miss a threshold to count for a quarter."""
+"""Width of the soft thresholds, IoU."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AnchorRecall:
-    """How well the best anchor of each box fits it, before any network."""
+    """Fit of the best anchor of each box, before any network."""
 
     average: float
-    """Share of boxes whose best anchor overlaps them enough, averaged over IoU 0.50, 0.55, ..., 0.95."""
+    """Share of boxes whose best anchor reaches an IoU, averaged over IoU 0.50, 0.55, ..., 0.95."""
     at_50: float
     """The same at IoU 0.5."""
     at_70: float
-    """The same at IoU 0.7, above which the paper takes an anchor for an object."""
+    """The same at IoU 0.7, the paper's threshold for objects."""
     mean_iou: float
     """Mean IoU of the boxes with their best anchor."""
     num_anchors: int
-    """Anchors of one image."""
+    """Number of anchors of an image."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AnchorLayout:
-    """What is given before sizes and ratios are fitted."""
+    """Levels and numbers of anchors; the fit determines sizes and ratios."""
 
     strides_px: tuple[int, ...]
     """Strides of the levels, finest first."""
     num_sizes: int
-    """Sizes in each cell."""
+    """Sizes per cell."""
     num_ratios: int
-    """Shapes of every size."""
+    """Ratios per size."""
 
 
 def measure_anchors(config: AnchorConfig, boxes_G4: Array, image_hw: tuple[int, int]) -> AnchorRecall:
-    """Recall of the anchors themselves.
+    """Measures the recall of the anchors alone.
 
     Args:
         config: The anchors.
@@ -66,7 +66,7 @@ def measure_anchors(config: AnchorConfig, boxes_G4: Array, image_hw: tuple[int, 
     best_G = _best_iou(config, boxes_G4, image_hw)
     cells = sum(rows * columns for rows, columns in config.level_hw(image_hw))
     return AnchorRecall(
-        # The thresholds are sums of floats: an overlap of exactly 0.55 reaches 0.55.
+        # The thresholds are sums of floats; the small number makes an IoU of exactly 0.55 reach 0.55.
         average=float((best_G[:, None] >= THRESHOLDS - 1e-9).mean()),
         at_50=float((best_G >= 0.5).mean()),
         at_70=float((best_G >= 0.7).mean()),
@@ -76,13 +76,13 @@ def measure_anchors(config: AnchorConfig, boxes_G4: Array, image_hw: tuple[int, 
 
 
 def fit_anchors(layout: AnchorLayout, boxes_G4: Array, image_hw: tuple[int, int]) -> AnchorConfig:
-    """Sizes and ratios for a layout by the recall of the anchors.
+    """Fits sizes and ratios of a layout by the recall of the anchors.
 
-    A search along one size or ratio after the other, with ever smaller steps, from sizes spread over the boxes'.
-    What is climbed is the average recall with soft thresholds, because it has no plateaus. Same boxes, same anchors.
+    Coordinate-wise hill climbing with decreasing steps, from quantiles of the boxes. It maximises average recall with
+    soft thresholds, which has no plateaus. It is deterministic.
 
     Args:
-        layout: Levels, and how many sizes and ratios; one ratio is the square.
+        layout: Levels, and numbers of sizes and ratios; a single ratio is 1.
         boxes_G4: Ground-truth boxes x1, y1, x2, y2, pixels of the network's input; at least one.
         image_hw: Height and width of that input, pixels.
     """
@@ -106,7 +106,7 @@ def fit_anchors(layout: AnchorLayout, boxes_G4: Array, image_hw: tuple[int, int]
 
 
 def _start(boxes_G4: Array, num_sizes: int, num_ratios: int) -> list[float]:
-    """Logarithms of the sizes at even quantiles of the boxes' sizes, then of the ratios (none for squares alone)."""
+    """Returns logarithms of sizes at even quantiles of the boxes, then of ratios (if there are several)."""
     width_G, height_G = _sides(boxes_G4)
     quantiles = (np.arange(num_sizes) + 0.5) / num_sizes
     sizes = np.quantile(0.5 * np.log(width_G * height_G), quantiles)
@@ -133,13 +133,13 @@ def _hill_climb(values: list[float], score: Callable[[list[float]], float]) -> l
 
 
 def _soft_recall(best_G: Array) -> float:
-    """Average recall in which an overlap reaches a threshold by degrees; a little more for all overlap as such."""
+    """Returns average recall with soft thresholds, plus a small share of the mean IoU."""
     reached_GT = 1 / (1 + np.exp((THRESHOLDS - best_G[:, None]) / _SOFTNESS))
     return float(reached_GT.mean() + 0.1 * best_G.mean())
 
 
 def _rounded(value: float) -> float:
-    """Three digits: what people can read, and finer than it matters."""
+    """Rounds to three digits, which is readable and precise enough."""
     return float(f"{value:.3g}")
 
 
@@ -148,7 +148,7 @@ def _sides(boxes_G4: Array) -> tuple[Array, Array]:
 
 
 def _best_iou(config: AnchorConfig, boxes_G4: Array, image_hw: tuple[int, int]) -> Array:
-    """(G,) IoU of each box with its best anchor."""
+    """Returns (G,), the IoU of each box with its best anchor."""
     best_G = np.zeros(len(boxes_G4))
     width_G, height_G = _sides(boxes_G4)
     center_x_G, center_y_G = (boxes_G4[:, 0] + boxes_G4[:, 2]) / 2, (boxes_G4[:, 1] + boxes_G4[:, 3]) / 2
@@ -166,18 +166,18 @@ def _best_iou(config: AnchorConfig, boxes_G4: Array, image_hw: tuple[int, int]) 
 
 
 def _offset(center_G: Array, stride_px: int, cells: int, center_offset: float) -> Array:
-    """Distance of each centre from that of the nearest cell, along one side."""
+    """Returns the distance of each centre from that of the nearest cell, along one axis."""
     cell_G = np.clip(np.round(center_G / stride_px - center_offset), 0, cells - 1)
     return np.abs(center_G - (cell_G + center_offset) * stride_px)
 
 
 def _common(side_G: Array, side: float, offset_G: Array) -> Array:
-    """Length that two intervals of these lengths share when their middles are `offset_G` apart."""
+    """Returns the common length of two intervals whose centres have the distance `offset_G`."""
     return np.clip(np.minimum(np.minimum(side_G, side), (side_G + side) / 2 - offset_G), 0, None)
 
 
 def similar_layouts(strides_px: tuple[int, ...], image_hw: tuple[int, int]) -> list[AnchorLayout]:
-    """Layouts worth comparing with one of `strides_px`: a level more or less, and more anchors in a cell."""
+    """Returns layouts to compare with one of `strides_px`: a level more or less, more anchors per cell."""
     levels = [strides_px, (*strides_px, 2 * strides_px[-1])]
     if len(strides_px) > 1:
         levels += [strides_px[1:], (*strides_px[1:], 2 * strides_px[-1])]

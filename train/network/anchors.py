@@ -1,8 +1,7 @@
 """Anchors: reference boxes of several sizes and shapes at every cell of every pyramid level.
 
-Order of all anchors of an image: level by level, finest first; in a level row by row, cell by cell; in a cell
-size by size, and for each size ratio by ratio. Head outputs are brought into the same order.
-docs/conventions.md says which options give the anchors of other implementations.
+Order of the anchors of an image: levels, finest first; rows and cells of a level; sizes of a cell; ratios of a size.
+The head's outputs have the same order. docs/conventions.md lists the options for the anchors of other implementations.
 """
 
 from __future__ import annotations
@@ -17,23 +16,22 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AnchorConfig:
-    """Strides, sizes and shapes of the anchors. Default: one square per cell, four cells wide."""
+    """Strides, sizes and shapes of the anchors. Default: one square per cell, four strides wide."""
 
     strides_px: tuple[int, ...] = (8, 16, 32, 64)
-    """Pixels between neighbouring cells of each level, finest first; powers of two that the backbone (or neck) has."""
+    """Pixels between neighbouring cells per level, finest first; powers of two that the backbone or neck offers."""
     sizes_px: tuple[tuple[float, ...], ...] = ((32.0,), (64.0,), (128.0,), (256.0,))
-    """For each level, the square roots of the anchor areas, pixels of the network's input."""
+    """Square roots of the anchor areas per level, pixels of the network's input."""
     ratios_hw: tuple[float, ...] = (1.0,)
-    """Height over width of the anchors; every size comes in every ratio."""
+    """Height / width of the anchors; every size has every ratio."""
     center_offset: float = 0.5
-    """Where in its cell an anchor is centred, in strides: 0.5 is the middle of the pixels that the cell covers."""
+    """Position of an anchor's centre in its cell, in strides: 0.5 is the middle of the cell's pixels."""
     rounding: Literal["none", "corners", "base"] = "none"
-    """What is rounded to whole pixels: nothing, the corners of a cell's anchors, or the sides of a stride-sized one."""
+    """Rounding to whole pixels: none, of the corners of a cell's anchors, or of the sides of a stride-sized anchor."""
     spacing: Literal["stride", "grid"] = "stride"
-    """Distance of neighbouring cells: the stride, or the input's size divided by the number of cells, rounded down."""
+    """Distance of neighbouring cells: the stride, or input size / number of cells, rounded down (`grid`)."""
 
     def __post_init__(self) -> None:
-        """Checks that the levels fit together."""
         if not self.strides_px or any(s < 1 or s & (s - 1) for s in self.strides_px):
             raise ValueError(f"strides_px: expected powers of two, got {self.strides_px}")
         if list(self.strides_px) != sorted(self.strides_px):
@@ -51,14 +49,14 @@ class AnchorConfig:
 
     @property
     def num_per_cell(self) -> int:
-        """Anchors of one cell."""
+        """Number of anchors per cell."""
         return len(self.sizes_px[0]) * len(self.ratios_hw)
 
     def misfit(self, hw: tuple[int, int]) -> str | None:
-        """Why a network with these levels cannot work at `hw` (height, width) pixels; None when it can."""
+        """Returns why a network with these levels cannot work at `hw` (height, width) pixels, or None if it can."""
         stride = max(self.strides_px)
         if self.spacing == "grid":
-            # The cells of such levels are laid out by the size of the input; they need not line up.
+            # The input's size determines the cells of such levels; they need not align.
             return None if min(hw) >= stride else f"both sides must be at least {stride}, the coarsest stride"
         if hw[0] % stride == 0 and hw[1] % stride == 0 and min(hw) > 0:
             return None
@@ -66,7 +64,7 @@ class AnchorConfig:
         return f"both sides must be multiples of {stride}, the coarsest stride of this model; use {near}"
 
     def level_hw(self, image_hw: tuple[int, int]) -> tuple[tuple[int, int], ...]:
-        """Rows and columns of cells of each level; a stride-s convolution pads, so a started cell counts."""
+        """Returns rows and columns of cells per level, rounded up, because strided convolutions pad."""
         height, width = image_hw
         return tuple((math.ceil(height / s), math.ceil(width / s)) for s in self.strides_px)
 
@@ -78,15 +76,15 @@ def cell_anchors(
     rounding: Literal["none", "corners", "base"] = "none",
     stride_px: int = 16,
 ) -> Tensor:
-    """Anchors of one cell around the origin.
+    """Returns the anchors of one cell, centred at the origin.
 
     Args:
         sizes_px: Square roots of the anchor areas, pixels.
-        ratios_hw: Height over width.
+        ratios_hw: Height / width.
         rounding: `none`; `corners` rounds every corner to whole pixels, half to even (torchvision, AnchorGenerator);
-            `base` rounds width and height of an anchor as large as one stride, and scales it to each size
+            `base` rounds width and height of a stride-sized anchor, and scales it to each size
             (py-faster-rcnn, generate_anchors.py).
-        stride_px: Size of the anchor that `base` rounds.
+        stride_px: Size of the anchor that `base` rounds, pixels.
 
     Returns:
         (sizes * ratios, 4) float32 pixels, x1, y1, x2, y2.
@@ -105,10 +103,10 @@ def cell_anchors(
 
 
 def grid_anchors(config: AnchorConfig, image_hw: tuple[int, int]) -> list[Tensor]:
-    """All anchors for an input of `image_hw` (height, width) pixels.
+    """Returns all anchors for an input of `image_hw` (height, width) pixels.
 
     Returns:
-        One float32 tensor of (H * W * anchors per cell, 4) pixels for each level, on the CPU, not clipped.
+        One float32 tensor of (H * W * anchors per cell, 4) pixels per level, on the CPU, not clipped.
     """
     levels = []
     for stride, sizes, (rows, columns) in zip(

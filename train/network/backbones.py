@@ -1,7 +1,7 @@
 """Backbones: our small one, ResNets, VGG16 and MobileNetV3 with torchvision's parameter names, and timm's.
 
-A backbone is a module with `channels` (one number for each of its output levels) whose forward takes
-(N, 3, H, W) float BGR, normalised, and returns one feature map for each asked stride, finest first.
+A backbone is a module with `channels` (one number per output level). Its forward takes (N, 3, H, W) float BGR,
+normalised, and returns one feature map per requested stride, finest first.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from edgerpn.train.network.layers import Backbone, ConvNormAct, ResidualBlock, c
 
 NAMES = ("edge", "resnet18", "resnet34", "resnet50", "vgg16", "mobilenet_v3_large")
 COARSEST_STRIDE_PX = {"resnet18": 32, "resnet34": 32, "resnet50": 32, "vgg16": 16, "mobilenet_v3_large": 32}
-"""Where the backbones of a fixed shape end."""
+"""Coarsest stride of each backbone with a fixed architecture."""
 
 
 class EdgeBackbone(Backbone):
     """Plain 3x3 convolutions and residual blocks; 1 to 2 million parameters."""
 
     def __init__(self, strides: Sequence[int], stage_channels: Sequence[int], stage_blocks: Sequence[int]) -> None:
-        """Makes stages for strides 2, 4, 8, ... of `stage_channels`, each with `stage_blocks` residual blocks."""
+        """Creates stages at strides 2, 4, 8, ... with `stage_channels`, each with `stage_blocks` residual blocks."""
         super().__init__()
         self.strides = tuple(strides)
         widths = (3, *stage_channels)
@@ -54,7 +54,7 @@ class BasicBlock(nn.Module):
     expansion = 1
 
     def __init__(self, in_channels: int, width: int, stride: int) -> None:
-        """Output has `width` channels and `stride` times fewer rows."""
+        """Creates the layers; the output has `width` channels and 1 / `stride` of the rows."""
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, width, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -75,7 +75,7 @@ class Bottleneck(nn.Module):
     expansion = 4
 
     def __init__(self, in_channels: int, width: int, stride: int) -> None:
-        """Output has 4 * `width` channels and `stride` times fewer rows."""
+        """Creates the layers; the output has 4 * `width` channels and 1 / `stride` of the rows."""
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -105,7 +105,7 @@ class ResNet(Backbone):
     def __init__(
         self, block: type[BasicBlock] | type[Bottleneck], blocks: Sequence[int], strides: Sequence[int]
     ) -> None:
-        """Builds the stages up to the coarsest of `strides` (out of 4, 8, 16, 32)."""
+        """Creates the stages up to the coarsest of `strides` (out of 4, 8, 16, 32)."""
         super().__init__()
         check_strides(strides, (4, 8, 16, 32), "ResNet")
         self.strides = tuple(strides)
@@ -142,7 +142,7 @@ class Vgg16(Backbone):
     """Simonyan and Zisserman 2014 (arXiv:1409.1556), configuration D; stride 16 is conv5_3, before the last pool."""
 
     def __init__(self, strides: Sequence[int]) -> None:
-        """Builds the layers up to the coarsest of `strides` (out of 4, 8, 16)."""
+        """Creates the layers up to the coarsest of `strides` (out of 4, 8, 16)."""
         super().__init__()
         check_strides(strides, (4, 8, 16), "vgg16")
         self.strides = tuple(strides)
@@ -183,11 +183,11 @@ class InvertedResidualShape(NamedTuple):
     out: int
     """Channels of the output."""
     squeeze: int
-    """Channels inside the squeeze-and-excite branch; 0: none."""
+    """Channels inside the squeeze-and-excite branch; 0: no branch."""
     is_hard_swish: bool
-    """Hard swish instead of ReLU."""
+    """Whether the activation is hard swish instead of ReLU."""
     stride: int
-    """Of the depthwise convolution."""
+    """Stride of the depthwise convolution."""
 
 
 _STEM_CHANNELS, _TAIL_CHANNELS = 16, 960
@@ -212,16 +212,16 @@ _MOBILENET_BLOCKS = (
 )
 
 MOBILENET_NORM_EPS = 1e-3
-"""Of every batch norm; not PyTorch's default."""
+"""Epsilon of every batch norm; not PyTorch's default."""
 
 
 def hard_sigmoid(x: Tensor) -> Tensor:
-    """The sigmoid as three straight lines; section 5.2 of the paper."""
+    """Piecewise linear sigmoid; section 5.2 of the paper."""
     return functional.relu6(x + 3) / 6
 
 
 class HardSwish(nn.Module):
-    """x * hard_sigmoid(x), in operations that every compiler knows."""
+    """x * hard_sigmoid(x), in operations that every compiler supports."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape to the same shape."""
@@ -229,10 +229,9 @@ class HardSwish(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Weighs channels by what the whole map holds (arXiv:1709.01507)."""
+    """Weights channels by the pooled map (arXiv:1709.01507)."""
 
     def __init__(self, channels: int, squeeze: int) -> None:
-        """Keeps the number of channels."""
         super().__init__()
         self.fc1 = nn.Conv2d(channels, squeeze, 1)
         self.fc2 = nn.Conv2d(squeeze, channels, 1)
@@ -254,10 +253,10 @@ def _conv(
 
 
 class InvertedResidual(nn.Module):
-    """Widens, looks around channel by channel, weighs the channels, narrows; adds the input where shapes allow."""
+    """Expansion, depthwise convolution, squeeze-and-excite, projection; adds the input if the shapes agree."""
 
     def __init__(self, in_channels: int, shape: InvertedResidualShape) -> None:
-        """Output has `shape.out` channels and `shape.stride` times fewer rows."""
+        """Creates the layers; the output has `shape.out` channels and 1 / `shape.stride` of the rows."""
         super().__init__()
         act: type[nn.Module] = HardSwish if shape.is_hard_swish else nn.ReLU
         layers: list[nn.Module] = []
@@ -281,14 +280,14 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV3Large(Backbone):
-    """Howard et al. 2019 (arXiv:1905.02244); the map of a stride is the deepest one.
+    """MobileNetV3-Large without its classifier; Howard et al. 2019 (arXiv:1905.02244), table 1.
 
-    A stride that is asked for twice gives two maps, the shallowest and the deepest: torchvision's
-    `fasterrcnn_mobilenet_v3_large_fpn` takes stride 32 so.
+    The map of a stride is the deepest one. A stride requested twice returns two maps, the shallowest and the deepest:
+    torchvision's `fasterrcnn_mobilenet_v3_large_fpn` uses stride 32 in this way.
     """
 
     def __init__(self, strides: Sequence[int]) -> None:
-        """Builds the layers up to the deepest that `strides` (out of 2, 4, 8, 16, 32, each at most twice) need."""
+        """Creates the layers up to the deepest that `strides` (out of 2, 4, 8, 16, 32, each at most twice) need."""
         super().__init__()
         check_strides(strides, (2, 2, 4, 4, 8, 8, 16, 16, 32, 32), "mobilenet_v3_large")
         layers: list[nn.Module] = [_conv(3, _STEM_CHANNELS, HardSwish(), kernel=3, stride=2)]
@@ -301,7 +300,7 @@ class MobileNetV3Large(Backbone):
         widths.append(_TAIL_CHANNELS)
         at_stride.append(at_stride[-1])
         self.taps = tuple(
-            # The first of two equal strides is the shallowest map of that stride.
+            # The first of two equal strides means the shallowest map of that stride.
             at_stride.index(s) if s in strides[i + 1 :] else len(at_stride) - 1 - at_stride[::-1].index(s)
             for i, s in enumerate(strides)
         )
@@ -309,7 +308,7 @@ class MobileNetV3Large(Backbone):
         self.channels = tuple(widths[tap] for tap in self.taps)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Feature maps at the asked strides."""
+        """Feature maps at the requested strides."""
         maps = []
         for i, layer in enumerate(self.features):
             x = layer(x)
@@ -319,7 +318,7 @@ class MobileNetV3Large(Backbone):
 
 
 class TimmBackbone(Backbone):
-    """Any convolutional model of the timm package, with random weights; nothing is downloaded."""
+    """Any convolutional model of the timm package, with random weights, without a download."""
 
     def __init__(self, name: str, strides: Sequence[int]) -> None:
         """Takes the levels of `strides` from `timm.create_model(name, features_only=True)`."""
@@ -328,14 +327,14 @@ class TimmBackbone(Backbone):
         try:
             self.body = timm.create_model(name, pretrained=False, features_only=True)
         except (RuntimeError, ValueError) as error:
-            raise ConfigError([f"model.backbone: timm cannot make {name!r}: {error}"]) from error
+            raise ConfigError([f"model.backbone: timm cannot create {name!r}: {error}"]) from error
         reductions = self.body.feature_info.reduction()
         check_strides(strides, reductions, f"timm:{name}")
         self.indices = [reductions.index(s) for s in strides]
         self.channels = tuple(self.body.feature_info.channels()[i] for i in self.indices)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Feature maps at the asked strides."""
+        """Feature maps at the requested strides."""
         maps = self.body(x)
         return [maps[i] for i in self.indices]
 
@@ -343,10 +342,10 @@ class TimmBackbone(Backbone):
 def make_backbone(
     name: str, strides: Sequence[int], *, stage_channels: Sequence[int], stage_blocks: Sequence[int]
 ) -> Backbone:
-    """Builds a backbone by name with random weights; the two last arguments shape `edge` only.
+    """Creates a backbone by name, with random weights; the last two arguments apply to `edge` only.
 
     Raises:
-        ConfigError: The name is unknown, or the backbone has no level of an asked stride.
+        ConfigError: The name is unknown, or the backbone has no level of a requested stride.
     """
     if name == "edge":
         check_strides(strides, [2 << i for i in range(len(stage_channels))], "edge (with these stage_channels)")

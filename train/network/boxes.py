@@ -17,14 +17,14 @@ MAX_LOG_SCALE = math.log(1000 / 16)
 
 
 def area(boxes_xyxy: Tensor) -> Tensor:
-    """Areas of (..., 4) boxes in square pixels; a box with a negative side has none."""
+    """Returns areas of (..., 4) boxes in square pixels; 0 for a box with a negative side."""
     size = (boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]).clamp(min=0)
     return size[..., 0] * size[..., 1]
 
 
 def pairwise_intersection(first_NG4: Tensor, second_NA4: Tensor) -> Tensor:
-    """Intersection areas (N, G, A) of every box of `first` with every box of `second`, square pixels."""
-    # Columns are handled one by one: tensors with a last axis of 2 are several times slower on a CPU.
+    """Returns the intersection areas (N, G, A) of every box of `first` with every box of `second`, square pixels."""
+    # Column by column, because tensors with a last axis of 2 are several times slower on a CPU.
     left = torch.maximum(first_NG4[..., :, None, 0], second_NA4[..., None, :, 0])
     top = torch.maximum(first_NG4[..., :, None, 1], second_NA4[..., None, :, 1])
     right = torch.minimum(first_NG4[..., :, None, 2], second_NA4[..., None, :, 2])
@@ -33,9 +33,9 @@ def pairwise_intersection(first_NG4: Tensor, second_NA4: Tensor) -> Tensor:
 
 
 def pairwise_iou(first_NG4: Tensor, second_NA4: Tensor) -> Tensor:
-    """Intersection over union (N, G, A), 0..1; 0 where both boxes are empty.
+    """Returns intersection over union (N, G, A), 0..1; 0 where both boxes are empty.
 
-    Leading axes broadcast, so one set of anchors (1, A, 4) can be compared with the boxes of N images.
+    Leading axes broadcast, so one set of anchors (1, A, 4) works with the boxes of N images.
     """
     intersection = pairwise_intersection(first_NG4, second_NA4)
     union = area(first_NG4)[..., :, None] + area(second_NA4)[..., None, :] - intersection
@@ -43,7 +43,7 @@ def pairwise_iou(first_NG4: Tensor, second_NA4: Tensor) -> Tensor:
 
 
 def paired_iou_giou(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """IoU (0..1) and generalized IoU (-1..1) of (..., 4) boxes taken pair by pair.
+    """Returns IoU (0..1) and generalized IoU (-1..1) of pairs of (..., 4) boxes.
 
     Source: Rezatofighi et al. 2019 (arXiv:1902.09630).
     """
@@ -59,7 +59,7 @@ def paired_iou_giou(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def encode_boxes(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """Deltas that move `anchors` onto `boxes`, the inverse of `decode_boxes`.
+    """Returns the deltas that move `anchors` onto `boxes`, the inverse of `decode_boxes`.
 
     Args:
         boxes: (..., 4) pixels; sides must be positive.

@@ -1,7 +1,7 @@
 """The whole detector as one module: uint8 frames in, proposals in frame pixels out.
 
-It is what evaluation runs and, with another form of the NMS, what the export turns into a graph; its interface is
-that of the graph (see `edgerpn.manifest`).
+Evaluation runs it, and the export converts it to a graph, with another form of the NMS. Its interface is that of the
+graph (see `edgerpn.manifest`).
 
 Legend of shape suffixes: N frames, H and W rows and columns, K proposals.
 """
@@ -26,7 +26,7 @@ from edgerpn.train.network.proposal_stage import ProposalBatch, ProposalConfig, 
 
 
 class Detector(nn.Module):
-    """Normalisation, network and proposal stage, with fixed shapes from end to end."""
+    """Normalisation, network and proposal stage, with fixed shapes throughout."""
 
     def __init__(
         self,
@@ -37,14 +37,14 @@ class Detector(nn.Module):
         source_hw: tuple[int, int] | None = None,
         nms: Literal["standard", "portable"] = "standard",
     ) -> None:
-        """Wraps `model`, which stays the caller's.
+        """Wraps `model`, which the caller still owns.
 
         Args:
             model: The network, in eval mode.
             proposals: Counts and thresholds of the proposal stage.
-            network_hw: Height and width that the network works at, pixels.
-            source_hw: Height and width of the frames, when scaling them is part of the module; None when frames
-                come letterboxed to `network_hw`.
+            network_hw: Height and width of the network's input, pixels.
+            source_hw: Height and width of the frames if the module scales them; None if frames are already letterboxed
+                to `network_hw`.
             nms: Form of the NMS, see `edgerpn.train.network.proposal_stage.select_proposals`.
         """
         super().__init__()
@@ -70,12 +70,12 @@ class Detector(nn.Module):
         return ProposalBatch(clip_boxes(boxes, self.geometry.source_hw), batch.scores, batch.count)
 
     def network_levels(self, frames_NHW3: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """(N, H, W, 3) uint8 BGR frames to logits and deltas of each level, what the proposal stage begins with."""
+        """(N, H, W, 3) uint8 BGR frames to logits and deltas per level, the input of the proposal stage."""
         levels: list[tuple[Tensor, Tensor]] = self.model(self._to_network(frames_NHW3))
         return levels
 
     def _to_network(self, frames_NHW3: Tensor) -> Tensor:
-        """Frames to normalised images of `network_hw`, letterboxed when the frames have their own size."""
+        """Frames to normalised images of `network_hw`, letterboxed if the frames have another size."""
         if self.geometry is None:
             return self.model.normalize(frames_NHW3)
         images = frames_NHW3.float().permute(0, 3, 1, 2)
@@ -93,12 +93,12 @@ def detect(detector: Detector, frame: npt.NDArray[np.uint8]) -> tuple[npt.NDArra
     """Runs one frame of any size through a detector without a fixed source size.
 
     Args:
-        detector: In eval mode; its device is used.
+        detector: In eval mode, on any device.
         frame: (H, W, 3) uint8 BGR.
 
     Returns:
-        Boxes (M, 4) float32 in frame pixels and scores (M,) float32, best first; boxes that lie in the padding
-        alone are left out.
+        Boxes (M, 4) float32 in frame pixels and scores (M,) float32, best first, without boxes that lie entirely in
+        the padding.
 
     Raises:
         InputError: The frame is not (H, W, 3) uint8.

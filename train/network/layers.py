@@ -1,4 +1,4 @@
-"""What networks are made of: the base of all backbones, and plain convolutions which every compiler fuses."""
+"""Building blocks of the networks: the base of all backbones, and plain convolutions that every compiler fuses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from edgerpn.errors import ConfigError
 
 FIRST_STEPS = 10
-"""Over which the statistics of batch norms are plain means."""
+"""Number of first steps over which batch-norm statistics are plain means."""
 
 
 class Backbone(nn.Module):
@@ -22,17 +22,17 @@ class Backbone(nn.Module):
 
 
 def check_strides(strides: Sequence[int], available: Sequence[int], name: str) -> None:
-    """Requires that the backbone `name` has a map for each of `strides`; `available` holds one stride for each map.
+    """Checks that the backbone `name` has a map for each of `strides`; `available` has one stride per map.
 
     Raises:
-        ConfigError: It has not.
+        ConfigError: A map is missing.
     """
     missing = [s for s in sorted(set(strides)) if strides.count(s) > available.count(s)]
     if missing:
         raise ConfigError(
             [
-                f"model.anchors.strides_px: {name} has strides {tuple(available)}, not {missing}; coarser ones than it "
-                "has come from the pyramid (model.neck_extra_levels, how many)"
+                f"model.anchors.strides_px: {name} has strides {tuple(available)}, not {missing}; the pyramid can add "
+                "coarser ones (model.neck_extra_levels, their number)"
             ]
         )
 
@@ -43,7 +43,7 @@ class ConvNormAct(nn.Module):
     def __init__(
         self, in_channels: int, out_channels: int, *, kernel: int = 3, stride: int = 1, act: bool = True
     ) -> None:
-        """Pads so that the output has ceil(input / stride) rows and columns."""
+        """Creates the layers; padding makes the output ceil(input / stride) rows and columns."""
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False)
         self.norm: nn.Module = nn.BatchNorm2d(out_channels)
@@ -55,15 +55,15 @@ class ConvNormAct(nn.Module):
 
 
 class LevelConv(nn.Module):
-    """One 3x3 convolution for all levels of a pyramid, a batch norm for each of them, ReLU.
+    """A 3x3 convolution shared by all levels of a pyramid, a batch norm per level, ReLU.
 
-    Levels differ in mean and deviation. In training each is normalised by its own, but a batch norm that they share
-    remembers a blend of all for inference, which fits none: objects of the levels furthest from it are lost.
-    After `fuse` each level has a convolution of its own, as fast as a shared one.
+    Levels differ in mean and deviation. Training normalises each by its own statistics, but the running statistics of a
+    shared batch norm would be a mixture that fits no level, so inference would miss objects of levels far from it.
+    After `fuse` each level has its own convolution, as fast as a shared one.
     """
 
     def __init__(self, in_channels: int, out_channels: int, num_levels: int, *, norm: bool = True) -> None:
-        """Keeps the resolution; without `norm` the convolution has a bias instead."""
+        """Creates the layers; without `norm` the convolution has a bias instead."""
         super().__init__()
         self.conv: nn.Module = nn.Conv2d(in_channels, out_channels, 3, 1, 1, bias=not norm)
         self.norms = nn.ModuleList(nn.BatchNorm2d(out_channels) for _ in range(num_levels if norm else 0))
@@ -85,10 +85,9 @@ class LevelConv(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions around which the input is added (He et al. 2016)."""
+    """Two 3x3 convolutions with a skip connection (He et al. 2016)."""
 
     def __init__(self, channels: int) -> None:
-        """Keeps the number of channels and the resolution."""
         super().__init__()
         self.first = ConvNormAct(channels, channels)
         self.second = ConvNormAct(channels, channels, act=False)
@@ -99,14 +98,14 @@ class ResidualBlock(nn.Module):
 
 
 def set_norm_momentum(module: nn.Module, step: int) -> None:
-    """Lets the statistics that batch norms remember begin as the mean over the first steps, instead of 0 and 1.
+    """Makes the running statistics of batch norms the mean over the first steps.
 
-    After ten steps they are what they always are, averages that forget with a momentum of 0.1 (PyTorch's default);
-    before, such averages would be their initial values for the most part.
+    After ten steps they are moving averages with a momentum of 0.1 (PyTorch's default); earlier, such averages would
+    consist mostly of their initial values 0 and 1.
 
     Args:
         module: The network.
-        step: Number of the step that comes, from 0.
+        step: Number of the next step, from 0.
     """
     for norm in module.modules():
         if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.momentum is not None:
@@ -116,8 +115,8 @@ def set_norm_momentum(module: nn.Module, step: int) -> None:
 def fuse_batch_norm(module: nn.Module) -> None:
     """Folds every batch norm that directly follows a convolution into it, in place; eval mode only.
 
-    Works on `ConvNormAct`, on `LevelConv` and on sibling pairs named conv1/bn1 as in torchvision's ResNets. Subclasses
-    of batch norm stay as they are: timm has some with an activation inside, which would be lost.
+    Handles `ConvNormAct`, `LevelConv`, sequences, and siblings named conv1/bn1 as in torchvision's ResNets. Subclasses
+    of batch norm stay: timm has some with a built-in activation, which folding would lose.
     """
     for child in list(module.modules()):
         if isinstance(child, LevelConv):

@@ -23,40 +23,39 @@ from edgerpn.train.network.layers import ConvNormAct, LevelConv
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """Shape of the network."""
+    """Architecture of the network."""
 
     backbone: str = "edge"
     """`edge`, `resnet18`, `resnet34`, `resnet50`, `vgg16`, `mobilenet_v3_large`, or `timm:NAME` (package timm)."""
     stage_channels: tuple[int, ...] = (16, 32, 48, 88, 128, 128)
     """edge: channels of the stages at strides 2, 4, 8, 16, 32, 64."""
     stage_blocks: tuple[int, ...] = (0, 0, 1, 2, 2, 2)
-    """edge: residual blocks of each stage behind its strided convolution."""
+    """edge: residual blocks of each stage after its strided convolution."""
     neck_channels: int = 48
     """Channels of the top-down feature pyramid (arXiv:1612.03144); 0: no pyramid, as in the paper."""
     neck_bottom_up: bool = True
-    """Whether a path from fine to coarse levels follows the pyramid's top-down one (arXiv:1803.01534, section 3.1)."""
+    """Add a bottom-up path after the pyramid's top-down path (arXiv:1803.01534, section 3.1)."""
     neck_output_conv: bool = False
-    """Whether every level of the pyramid leaves it through a 3x3 convolution of its own."""
+    """Add a 3x3 convolution to every output level of the pyramid."""
     neck_extra_levels: int = 0
-    """Levels that the pyramid adds behind the backbone's coarsest, each with every second cell of the one before; for
-    a backbone that ends before the coarsest stride (but timm's) at least as many as it lacks."""
+    """Levels that the pyramid adds after the backbone's coarsest, each with every second cell of the level before. If
+    the backbone (other than timm's) ends before the coarsest stride, the pyramid adds at least the missing ones."""
     head_channels: int = 48
     """Channels of the 3x3 sliding-window convolution, shared by all levels."""
     head_norm: bool = True
-    """Batch norm behind the sliding-window convolution, one for each level; the paper has none."""
+    """Batch norm after the sliding-window convolution, one per level; not in the paper."""
     objectness: Literal["sigmoid", "softmax"] = "sigmoid"
-    """One logit for each anchor, or the paper's two logits with softmax."""
+    """One logit per anchor (`sigmoid`), or two with softmax, as in the paper."""
     prior_score: float = 0.01
     """Score of every anchor before training, 0..1 (arXiv:1708.02002, section 4.1)."""
     mean_bgr: tuple[float, float, float] = (103.53, 116.28, 123.675)
-    """Subtracted from each channel, 0..255 scale; the default is ImageNet's."""
+    """Mean of each channel, which is subtracted, 0..255 scale; default: ImageNet."""
     std_bgr: tuple[float, float, float] = (57.375, 57.12, 58.395)
-    """Each channel is divided by it, 0..255 scale; the default is ImageNet's."""
+    """Standard deviation of each channel, the divisor, 0..255 scale; default: ImageNet."""
     anchors: AnchorConfig = field(default_factory=AnchorConfig)
     """Anchors of every level."""
 
     def __post_init__(self) -> None:
-        """Checks ranges."""
         if len(self.stage_channels) != len(self.stage_blocks) or min(self.stage_channels, default=0) < 1:
             raise ValueError(
                 f"stage_channels: expected one positive number for each of stage_blocks, got {self.stage_channels} "
@@ -85,7 +84,7 @@ class ModelConfig:
 
     @property
     def num_extra_levels(self) -> int:
-        """Levels that the pyramid adds behind the backbone's coarsest."""
+        """Number of levels that the pyramid adds after the backbone's coarsest."""
         if not self.neck_channels:
             return self.neck_extra_levels
         end = COARSEST_STRIDE_PX.get(self.backbone, math.inf)
@@ -93,10 +92,10 @@ class ModelConfig:
 
 
 class Pyramid(nn.Module):
-    """Top-down pathway: each level is its lateral 1x1 convolution plus the coarser level, doubled (nearest).
+    """Top-down path: each level is its lateral 1x1 convolution plus the coarser level, upsampled (nearest).
 
-    Behind it, if asked for, a bottom-up pathway: to each level is added the finer one through a strided 3x3
-    convolution, a short way from the places of edges to the levels of large objects.
+    An optional bottom-up path follows: it adds to each level the finer one through a strided 3x3 convolution, a short
+    path from fine positions to the levels of large objects.
     """
 
     def __init__(
@@ -109,7 +108,7 @@ class Pyramid(nn.Module):
         extra_levels: int = 0,
         bottom_up: bool = False,
     ) -> None:
-        """Brings every level to `channels`; `strides_px` are the backbone's, see `ModelConfig` for the options."""
+        """Creates the layers; `strides_px` are the backbone's, and options as in `ModelConfig`."""
         super().__init__()
         self.lateral = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in in_channels)
         outputs = (nn.Conv2d(channels, channels, 3, 1, 1) for _ in in_channels)
@@ -119,7 +118,7 @@ class Pyramid(nn.Module):
         self.extra_levels = extra_levels
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        """Feature maps, finest first, to as many of the same sizes, and the extra levels behind them."""
+        """Feature maps, finest first, to maps of the same sizes, followed by the extra levels."""
         merged: list[Tensor] = []
         for lateral, fine in zip(reversed(self.lateral), reversed(maps), strict=True):
             x = lateral(fine)
@@ -132,13 +131,13 @@ class Pyramid(nn.Module):
         for index, conv in enumerate(self.down):
             levels[index + 1] = levels[index + 1] + conv(levels[index])
         for _ in range(self.extra_levels):
-            # A window of one cell: nothing but every second cell, as a layer that every compiler knows.
+            # A window of one cell just takes every second cell, as a layer that every compiler supports.
             levels.append(functional.max_pool2d(levels[-1], 1, 2))
         return levels
 
 
 def _upsample(x: Tensor, hw: tuple[int, int]) -> Tensor:
-    """Nearest neighbour to `hw`: exact doubling, or nothing, unless the finer map has an odd size."""
+    """Upsamples to `hw` by nearest neighbour; a factor of 2 is exact unless the finer map has an odd size."""
     if (x.shape[-2], x.shape[-1]) == hw:
         return x
     if (x.shape[-2] * 2, x.shape[-1] * 2) == hw:
@@ -147,10 +146,10 @@ def _upsample(x: Tensor, hw: tuple[int, int]) -> Tensor:
 
 
 class RpnHead(nn.Module):
-    """The sliding window: a 3x3 convolution, then objectness and deltas by 1x1 convolutions; shared by all levels."""
+    """The sliding window, shared by all levels: a 3x3 convolution, then 1x1 convolutions to objectness and deltas."""
 
     def __init__(self, in_channels: int, config: ModelConfig) -> None:
-        """Makes outputs for `config.anchors.num_per_cell` anchors in every cell."""
+        """Creates outputs for `config.anchors.num_per_cell` anchors per cell."""
         super().__init__()
         per_cell = config.anchors.num_per_cell
         self.num_logits = 2 if config.objectness == "softmax" else 1
@@ -170,7 +169,7 @@ class RpnHead(nn.Module):
         self.deltas.bias = nn.Parameter(torch.zeros(per_cell * 4))
 
     def forward(self, x: Tensor, level: int) -> tuple[Tensor, Tensor]:
-        """(N, C, H, W) of a level to logits (N, H*W*A) and deltas (N, H*W*A, 4), A anchors for each cell."""
+        """(N, C, H, W) of a level to logits (N, H*W*A) and deltas (N, H*W*A, 4), A anchors per cell."""
         x = self.window(x, level)
         logits, deltas = self.objectness(x), self.deltas(x)
         if self.num_logits == 2:
@@ -225,7 +224,7 @@ class Rpn(nn.Module):
 
     def normalize(self, frames_NHWC: Tensor) -> Tensor:
         """(N, H, W, 3) uint8 BGR to (N, 3, H, W) float32, mean 0 and deviation 1; channels-last in memory."""
-        # uint8 is cast before anything else: TensorRT knows it as a network input only.
+        # The cast comes first: TensorRT supports uint8 as a network input only.
         return self.standardize(frames_NHWC.float().permute(0, 3, 1, 2))
 
     def standardize(self, images_N3HW: Tensor) -> Tensor:
@@ -234,10 +233,10 @@ class Rpn(nn.Module):
         return centered if self.std_is_folded else centered / self.std
 
     def fold_std(self) -> None:
-        """Divides the first convolution's weights by the channels' deviation, instead of every image.
+        """Divides the weights of the first convolution by the channels' deviation, instead of every image.
 
-        Only for inference: the weights no longer fit the checkpoint. The mean cannot be folded into a bias, because
-        the convolution pads with zeros, which stand for the mean.
+        For inference only: the weights no longer match the checkpoint. The mean cannot become a bias, because the
+        convolution pads with zeros, which represent the mean.
         """
         first = next(module for module in self.backbone.modules() if isinstance(module, nn.Conv2d))
         with torch.no_grad():
@@ -245,5 +244,5 @@ class Rpn(nn.Module):
         self.std_is_folded = True
 
     def forward(self, images_N3HW: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Normalised images to (logits (N, A_level), deltas (N, A_level, 4)) of each level, finest first."""
+        """Normalised images to logits (N, A_level) and deltas (N, A_level, 4) per level, finest first."""
         return [self.head(x, level) for level, x in enumerate(self.neck(self.backbone(images_N3HW)))]

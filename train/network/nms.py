@@ -1,9 +1,9 @@
 """Greedy non-maximum suppression in tensor form, with fixed shapes.
 
 With boxes sorted by score and S[i, j] = "i comes before j and overlaps it by more than the threshold", greedy NMS is
-the one solution of keep[j] = not any(keep[i] and S[i, j]). Iterating that equation from keep = all reaches it: after t
-rounds every box whose longest chain of suppressors is shorter than t is final (Cluster-NMS, arXiv:2005.03572). A box
-of rank j is final after j rounds at the latest, so the iteration always ends.
+the only solution of keep[j] = not any(keep[i] and S[i, j]). Iterating that equation from keep = all converges to it:
+after t rounds every box whose longest chain of suppressors is shorter than t is final (Cluster-NMS, arXiv:2005.03572).
+A box of rank j is final after j rounds at the latest, so the iteration always ends.
 
 Legend of shape suffixes: N images, B boxes that compete.
 """
@@ -15,44 +15,44 @@ from torch import Tensor
 from torch.nn import functional
 
 BLOCK = 128
-"""Boxes that `nms_greedy` compares at a time; small enough for a CPU's cache."""
+"""Number of boxes that `nms_greedy` compares at a time; small enough for a CPU's cache."""
 
 MIN_BOXES = 16
-"""The portable form pads to so many boxes: TensorRT-RTX 1.7 unrolls chains of smaller matrix products into each other,
-until a level of 6 boxes takes minutes and gigabytes to compile."""
+"""The portable form pads to this number of boxes: TensorRT-RTX 1.7 unrolls chains of smaller matrix products, so that a
+level of 6 boxes takes minutes and gigabytes to compile."""
 
 
 def overlap_matrix(boxes_NB4: Tensor, *, iou_threshold: float, labels_NB: Tensor | None = None) -> Tensor:
-    """S of the module docstring: (N, B, B) bool, strictly upper triangular; boxes sorted by falling score.
+    """Returns S of the module docstring: (N, B, B) bool, strictly upper triangular; boxes sorted by score.
 
     Args:
         boxes_NB4: Pixels, float32.
         iou_threshold: Boxes that overlap by more than this compete.
-        labels_NB: When given, only boxes with the same label compete.
+        labels_NB: If not None, only boxes with the same label compete.
     """
     overlaps_NBB = _overlaps(boxes_NB4, boxes_NB4, iou_threshold).triu(diagonal=1)
     if labels_NB is None:
         return overlaps_NBB
-    # A mask, where others move each label to a place of its own: moved boxes lose the digits that IoU is made of.
+    # A mask instead of an offset per label, because offset boxes lose the digits that determine the IoU.
     return overlaps_NBB & (labels_NB[:, :, None] == labels_NB[:, None, :])
 
 
 def _overlaps(first_NB4: Tensor, second_NC4: Tensor, iou_threshold: float) -> Tensor:
-    """(N, B, C) bool: whether two boxes overlap by more than the threshold; an empty box overlaps nothing.
+    """Returns (N, B, C) bool: whether two boxes overlap by more than the threshold; an empty box overlaps nothing.
 
-    intersection > t * union is written as (1 + t) * intersection > t * area + t * area: no division, and the right
-    side takes one operation for each pair.
+    The form (1 + t) * intersection > t * area + t * area of intersection > t * union needs no division, and one
+    operation per pair on the right side.
     """
     intersection_NBC, area_NB1, area_N1C = _intersection_areas(first_NB4, second_NC4)
     return (1 + iou_threshold) * intersection_NBC > iou_threshold * area_NB1 + iou_threshold * area_N1C
 
 
 def _intersection_areas(first_NB4: Tensor, second_NC4: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Intersections (N, B, C), 0 or less where boxes do not meet, and the areas (N, B, 1) and (N, 1, C).
+    """Returns intersections (N, B, C), 0 or less for disjoint boxes, and the areas (N, B, 1) and (N, 1, C).
 
-    Only the width is clamped: where the height is negative too, the product is not positive.
+    Clamping the width suffices: with a negative height the product is not positive.
     """
-    # Columns are handled one by one: tensors with a last axis of 2 are several times slower on a CPU.
+    # Column by column, because tensors with a last axis of 2 are several times slower on a CPU.
     left_NB1, top_NB1, right_NB1, bottom_NB1 = first_NB4.split(1, dim=2)
     left_N1C, top_N1C, right_N1C, bottom_N1C = second_NC4.transpose(1, 2).split(1, dim=1)
     width = torch.minimum(right_NB1, right_N1C) - torch.maximum(left_NB1, left_N1C)
@@ -63,23 +63,22 @@ def _intersection_areas(first_NB4: Tensor, second_NC4: Tensor) -> tuple[Tensor, 
 
 
 def largest_overlap(boxes_NB4: Tensor) -> Tensor:
-    """IoU (N, B), 0..1, of each box with that box before it in the list which it overlaps most; 0 for the first.
+    """Returns the largest IoU (N, B), 0..1, of each box with the boxes before it in the list; 0 for the first.
 
-    With r = intersection / (area + area), IoU is r / (1 - r), which grows with r: the maximum is taken of r, and only
-    the maxima are turned into IoU.
+    With r = intersection / (area + area), IoU is r / (1 - r), which grows with r: the function takes the maximum of r
+    and converts only the maxima to IoU.
 
     Args:
         boxes_NB4: Pixels, float32.
     """
     num_boxes = boxes_NB4.shape[1]
-    # A graph gets one matrix. PyTorch goes through blocks of columns, which fit a CPU's cache, and leaves out the rows
-    # behind a block.
+    # One matrix in a graph; in PyTorch blocks of columns, which fit a CPU's cache, without the rows after a block.
     step = num_boxes if torch.compiler.is_exporting() else BLOCK
     parts = []
     for start in range(0, num_boxes, step):
         stop = min(start + step, num_boxes)
         intersection_NBC, area_NB1, area_N1C = _intersection_areas(boxes_NB4[:, :stop], boxes_NB4[:, start:stop])
-        # The small number keeps two empty boxes from 0 / 0; beside the area of any box that stays it is nothing.
+        # The small number prevents 0 / 0 for two empty boxes; compared with the area of any kept box it is negligible.
         ratio_NBC = intersection_NBC / (area_NB1 + (area_N1C + 1e-9))
         parts.append(ratio_NBC.triu(diagonal=1 - start).amax(dim=1))
     ratio_NB = torch.cat(parts, dim=1).clamp(min=0)
@@ -94,27 +93,27 @@ def nms_fixed(
     iterations: int,
     labels_NB: Tensor | None = None,
 ) -> Tensor:
-    """`iterations` rounds of the fixed-point iteration, in plain operations that every target compiles.
+    """Runs `iterations` rounds of the fixed-point iteration, in plain operations that every target compiles.
 
-    Exact when `iterations` is at least the number that `nms_converged` gives. A round is keep = relu(valid - keep @ S):
-    the product counts the kept boxes that suppress a box. It is one matrix-vector product with the addition and the
-    ramp that every compiler joins to one. S is held in float16, half the bytes to read in every round; counts are exact
-    up to 2048, and a rounded larger one still drops its box. IoU is float32.
+    Exact if `iterations` is at least the number that `nms_converged` returns. A round is keep = relu(valid - keep @ S):
+    the product counts the kept boxes that suppress a box. A round is one matrix-vector product with an addition and a
+    ReLU, which every compiler fuses. S is float16, half the bytes to read in every round; counts are exact up to 2048,
+    and a rounded larger count still drops its box. IoU is float32.
 
     Measured against other forms (benchmarks/nms): maxima over booleans, S transposed and levels padded to one size
     are slower in ONNX Runtime on a CPU; blocks of the list are a quarter faster there, with twice as many dependent
-    steps, which are what counts on a GPU. What saves both is a shorter list (`ProposalConfig.nms_candidates`), with
-    labels for the levels in it. No form has been timed on a GPU.
+    steps, which matter on a GPU. A shorter list (`ProposalConfig.nms_candidates`) with labels for its levels saves
+    both. No form has been timed on a GPU.
 
     Args:
-        boxes_NB4: Boxes sorted by falling score, pixels, float32.
-        valid_NB: False for boxes that neither stay nor suppress.
-        iou_threshold: A box that overlaps a kept better box by more than this is dropped.
+        boxes_NB4: Boxes sorted by descending score, pixels, float32.
+        valid_NB: False for boxes that are neither kept nor suppress others.
+        iou_threshold: Boxes that overlap a better kept box by more than this are dropped.
         iterations: Number of rounds, at least 1.
-        labels_NB: When given, only boxes with the same label compete.
+        labels_NB: If not None, only boxes with the same label compete.
 
     Returns:
-        (N, B) bool, True for the boxes that stay.
+        (N, B) bool, true for kept boxes.
     """
     num_boxes = boxes_NB4.shape[1]
     padding = max(0, MIN_BOXES - num_boxes)
@@ -126,7 +125,7 @@ def nms_fixed(
     minus_NBB = -overlaps_NBB.to(torch.float16)
     valid_N1B = valid_NB[:, None, :].to(torch.float16)
     keep_N1B = valid_N1B
-    # As many rounds as boxes are always enough.
+    # One round per box always suffices.
     for _ in range(min(iterations, num_boxes)):
         keep_N1B = (keep_N1B @ minus_NBB + valid_N1B).relu()
     return keep_N1B[:, 0, :num_boxes] > 0.5
@@ -135,11 +134,11 @@ def nms_fixed(
 def nms_converged(
     boxes_NB4: Tensor, valid_NB: Tensor, *, iou_threshold: float, labels_NB: Tensor | None = None
 ) -> tuple[Tensor, int]:
-    """The same, iterated until nothing changes: exactly greedy NMS.
+    """Iterates until nothing changes, which is exactly greedy NMS; arguments as in `nms_fixed`.
 
     Returns:
-        (N, B) bool of the boxes that stay, and the number of rounds from which on `nms_fixed` is exact. That number
-        is the smallest but for one case: where one round changes nothing it is 1, since `nms_fixed` has at least one.
+        (N, B) bool, true for kept boxes, and the number of rounds from which on `nms_fixed` is exact. That number is
+        the smallest one, but at least 1.
     """
     overlaps_NBB = overlap_matrix(boxes_NB4, iou_threshold=iou_threshold, labels_NB=labels_NB).to(torch.float32)
     keep_NB, rounds = valid_NB, 0
@@ -152,15 +151,15 @@ def nms_converged(
 
 
 def nms_greedy(boxes_B4: Tensor, valid_B: Tensor, *, iou_threshold: float) -> Tensor:
-    """The same for one image, block by block against the boxes kept so far: the fast form outside a graph.
+    """Runs greedy NMS on one image, block by block against the boxes kept so far: the fast form outside a graph.
 
     Args:
-        boxes_B4: Boxes sorted by falling score, pixels.
-        valid_B: False for boxes that neither stay nor suppress.
+        boxes_B4: Boxes sorted by descending score, pixels.
+        valid_B: False for boxes that are neither kept nor suppress others.
         iou_threshold: As in `nms_fixed`.
 
     Returns:
-        (B,) bool, True for the boxes that stay.
+        (B,) bool, true for kept boxes.
     """
     kept = [boxes_B4[None, :0]]
     keep_B = torch.zeros_like(valid_B)
@@ -175,18 +174,18 @@ def nms_greedy(boxes_B4: Tensor, valid_B: Tensor, *, iou_threshold: float) -> Te
 
 @torch.library.custom_op("edgerpn::nms_keep", mutates_args=())
 def nms_keep(boxes: Tensor, scores: Tensor, iou_threshold: float, max_keep: int) -> Tensor:
-    """Greedy NMS as one operator, which the exporter turns into ONNX NonMaxSuppression.
+    """Runs greedy NMS as one operator, which the exporter converts to ONNX NonMaxSuppression.
 
     Args:
-        boxes: (N, B, 4) float32 pixels, sorted by falling score.
-        scores: (N, C, B) float32 of C classes of boxes, which do not compete with each other; boxes neither stay nor
-            suppress in a class in which their score is negative, and each box has a score in one class at most.
+        boxes: (N, B, 4) float32 pixels, sorted by descending score.
+        scores: (N, C, B) float32 for C classes of boxes, which do not compete with each other; a box with a negative
+            score in a class does not take part in it, and each box has a score in at most one class.
         iou_threshold: As in `nms_fixed`.
-        max_keep: Boxes of a class of an image that are of interest; ONNX stops after so many, this operator goes on,
-            which is the same for whoever looks at the best `max_keep` only.
+        max_keep: Number of boxes per class and image after which ONNX stops. This operator continues, which makes no
+            difference to the best `max_keep`.
 
     Returns:
-        (N, B) float32: 1 for boxes that stay, 0 for the others.
+        (N, B) float32: 1 for kept boxes, 0 for the others.
     """
     keep_NB = torch.zeros_like(scores[:, 0])
     for image, own_boxes in enumerate(boxes):

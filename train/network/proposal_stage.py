@@ -1,6 +1,6 @@
 """The proposal stage: from logits and deltas of every anchor to the K best boxes, with fixed shapes throughout.
 
-The same code serves evaluation in PyTorch and the exported graph; only the form of the NMS differs.
+Evaluation in PyTorch and the exported graph use the same code; only the form of the NMS differs.
 
 Legend of shape suffixes: N images, A anchors of a level or of all levels, B boxes that compete in NMS, K proposals.
 """
@@ -19,39 +19,38 @@ from edgerpn.train.network.boxes import clip_boxes, decode_boxes
 from edgerpn.train.network.nms import largest_overlap, nms_fixed, nms_keep
 
 SOFT_LIST = 2
-"""The best of so many times K boxes are rescored: a box behind them rarely is among the best K afterwards. Without this
-limit AR@100 was 0 to 0.002 higher for K = 100; the work grows with the square of the list."""
+"""Soft NMS rescores the best SOFT_LIST * K boxes: later boxes are rarely among the best K afterwards. Without the limit
+AR@100 was 0 to 0.002 higher for K = 100; the work grows with the square of the list."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProposalConfig:
-    """How proposals are selected."""
+    """Selection of proposals."""
 
     num_proposals: int = 100
-    """K, the most proposals of an image."""
+    """K, the largest number of proposals of an image."""
     pre_nms: int = 1000
-    """Best boxes of each pyramid level that enter NMS."""
+    """Number of best boxes per pyramid level that enter NMS."""
     nms_iou: float = 0.9
-    """A box that overlaps a better one by more than this is dropped."""
+    """IoU with a better box above which a box is dropped."""
     soft_nms_iou: float = 0.5
-    """What NMS leaves loses score where it overlaps a better box by more than this: a factor of
-    sqrt((1 - IoU) / (1 - soft_nms_iou)), with the largest such IoU. 1: no box loses score."""
+    """IoU with a better box above which a box kept by NMS loses score, by a factor of
+    sqrt((1 - IoU) / (1 - soft_nms_iou)) with the largest such IoU; 1: no box loses score."""
     nms_scope: Literal["level", "all"] = "level"
-    """Whether boxes compete within their pyramid level (as in FPN) or all together."""
+    """Boxes compete within their pyramid level (as in FPN) or all together."""
     score_threshold: float = 0.0
-    """Boxes scored below this are dropped, 0..1."""
+    """Score below which boxes are dropped, 0..1."""
     min_size_px: float = 1.0
-    """Boxes with a side below this are dropped, pixels of the network's input."""
+    """Side below which boxes are dropped, pixels of the network's input."""
     nms_iterations: int = 24
-    """portable NMS: rounds of the fixed-point iteration; exact when no chain of suppressors is longer."""
+    """portable NMS: rounds of the fixed-point iteration; exact if no chain of suppressors is longer."""
     nms_candidates: int | None = None
-    """Best boxes of all levels together that NMS looks at, in one list; not set: all that `pre_nms` leaves.
+    """Number of best boxes of all levels that enter NMS in one list; not set: all boxes that `pre_nms` keeps.
 
-    What it leaves is then the first of what it leaves of all, and when those are `num_kept` boxes, the proposals are
-    the same. When they are fewer, some of the last proposals are missing, or worse ones stand in their places."""
+    NMS then keeps the first of the boxes that it would keep of the full list. If these are at least `num_kept`, the
+    proposals are the same; otherwise some of the last proposals are missing, or worse ones replace them."""
 
     def __post_init__(self) -> None:
-        """Checks ranges."""
         for name in ("num_proposals", "pre_nms", "nms_iterations", "nms_candidates"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -66,7 +65,7 @@ class ProposalConfig:
 
     @property
     def num_kept(self) -> int:
-        """Best boxes of an image that are looked at after NMS."""
+        """Number of best boxes of an image that the stage uses after NMS."""
         if self.soft_nms_iou == 1:
             return self.num_proposals
         # Longer lists are beyond the top-k of every TensorRT; only a larger K needs one.
@@ -79,8 +78,8 @@ class ProposalBatch(NamedTuple):
     boxes: Tensor
     """(N, K, 4) float32 x1, y1, x2, y2, pixels."""
     scores: Tensor
-    """(N, K) float32, 0..1: objectness, lowered where soft NMS lowers it."""
-    count: Tensor  # type: ignore[assignment] # a tuple's own count() is of no use here
+    """(N, K) float32, 0..1: objectness after soft NMS."""
+    count: Tensor  # type: ignore[assignment] # hides tuple.count()
     """(N,) int32."""
 
 
@@ -90,11 +89,11 @@ class Candidates(NamedTuple):
     boxes: Tensor
     """(N, B, 4) float32 x1, y1, x2, y2, pixels of the network's input."""
     scores: Tensor
-    """(N, B) float32, 0..1, best first; -1 in the place of boxes that are too small or score too low."""
+    """(N, B) float32, 0..1, best first; -1 for boxes that are too small or score too low."""
     levels: Tensor | None = None
-    """(N, B) float32, pyramid level of each box, when only boxes of the same level compete; None: all do."""
+    """(N, B) float32, pyramid level of each box if only boxes of the same level compete; None: all compete."""
     num_levels: int = 1
-    """Levels that compete apart."""
+    """Number of levels in `levels`."""
 
 
 def select_proposals(
@@ -110,13 +109,13 @@ def select_proposals(
     1. On each level take the `pre_nms` best logits.
     2. Decode their boxes in float32 and clip them to the content.
     3. Mark boxes that are too small or score too low (score -1).
-    4. NMS, level by level or all together.
+    4. Run NMS, level by level or on all together.
     5. Lower the scores of boxes that overlap a better one of any level, unless `soft_nms_iou` is 1.
-    6. The K best of what is left, padded with zeros.
+    6. Take the K best of the rest, padded with zeros.
 
     Args:
-        levels: (logits (N, A), deltas (N, A, 4)) of each level, any float precision.
-        anchors: (A, 4) float32 of each level, pixels of the network's input.
+        levels: Logits (N, A) and deltas (N, A, 4) per level, any float precision.
+        anchors: (A, 4) float32 per level, pixels of the network's input.
         content_hw: Height and width of the part of the input that shows the frame, pixels.
         config: Counts and thresholds.
         nms: `standard` is exact and becomes ONNX NonMaxSuppression; `portable` is `nms_iterations` rounds of
@@ -151,9 +150,9 @@ def nms_groups(
     config: ProposalConfig,
     nms: Literal["standard", "portable"],
 ) -> list[Candidates]:
-    """Steps 1 to 3 of `select_proposals`, with the same arguments: what NMS gets, group by group."""
+    """Steps 1 to 3 of `select_proposals`, with the same arguments; returns the input of NMS by group."""
     total = sum(min(config.pre_nms, logits.shape[1]) for logits, _ in levels)
-    # The portable form, whose work grows with the square of the list, has shorter lists level by level.
+    # The work of the portable form grows with the square of the list, so it prefers the shorter lists of the levels.
     if config.nms_candidates is not None and (config.nms_candidates < total or nms == "standard"):
         count = min(config.nms_candidates, total)
         return [ranked_candidates(levels, anchors, count, content_hw=content_hw, config=config)]
@@ -172,18 +171,17 @@ def ranked_candidates(
     content_hw: tuple[int, int],
     config: ProposalConfig,
 ) -> Candidates:
-    """The `count` best boxes of all levels as one group, sorted by logit.
+    """Returns the `count` best boxes of all levels as one group, sorted by logit.
 
-    One top-k and one decoding for all levels, and an NMS of `count` boxes however many anchors there are.
-    NMS decides about a box by better boxes alone, so what it leaves of this group are the first of the boxes that it
-    leaves of all.
+    This needs one top-k and one decoding for all levels, and an NMS of `count` boxes for any number of anchors. Only
+    better boxes decide about a box, so NMS keeps of this group the first of the boxes that it would keep of all.
 
     Args:
         levels: As for `select_proposals`.
         anchors: As for `select_proposals`.
-        count: At most the number of boxes that `pre_nms` leaves on all levels.
+        count: At most the number of boxes that `pre_nms` keeps on all levels.
         content_hw: As for `select_proposals`.
-        config: Counts and thresholds; `nms_candidates` is not looked at.
+        config: Counts and thresholds; `nms_candidates` is not used.
     """
     sizes = [min(config.pre_nms, logits.shape[1]) for logits, _ in levels]
     if any(config.pre_nms < min(count, logits.shape[1]) for logits, _ in levels):
@@ -197,7 +195,7 @@ def ranked_candidates(
             for rows in ([deltas for _, deltas, _ in best], [places for _, _, places in best])
         )
     else:
-        # The cut after `count` is the only one. Anchors without a batch axis keep the batch size out of the graph.
+        # `pre_nms` cuts nothing here. Anchors without a batch axis keep the batch size out of the graph.
         sizes = [logits.shape[1] for logits, _ in levels]
         top_NB, index_NB = torch.cat([logits for logits, _ in levels], dim=1).topk(count, dim=1)
         deltas_NB4 = _take(torch.cat([deltas for _, deltas in levels], dim=1), index_NB)
@@ -205,14 +203,14 @@ def ranked_candidates(
     group = _decode(top_NB, deltas_NB4, anchors_NB4, content_hw, config)
     if config.nms_scope == "all" or len(levels) == 1:
         return group
-    # The number of levels that begin at or before a box, less the first.
+    # The number of levels that start at or before a box, minus the first.
     starts = itertools.accumulate(sizes[:-1])
     level_NB = torch.stack([(index_NB >= start).to(torch.float32) for start in starts]).sum(dim=0)
     return group._replace(levels=level_NB, num_levels=len(levels))
 
 
 def _best(logits_NA: Tensor, deltas_NA4: Tensor, anchors_A4: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Step 1 for one level: logits (N, B), deltas (N, B, 4) and anchors (N, B, 4) of the best, sorted."""
+    """Step 1 for one level: returns logits (N, B), deltas (N, B, 4) and anchors (N, B, 4) of the best, sorted."""
     top_NB, index_NB = logits_NA.topk(min(count, logits_NA.shape[1]), dim=1)
     return top_NB, _take(deltas_NA4, index_NB), anchors_A4[index_NB]
 
@@ -224,20 +222,20 @@ def _decode(
     boxes_NB4 = clip_boxes(decode_boxes(deltas_NB4.float(), anchors_NB4), content_hw)  # step 2
     scores_NB = logits_NB.float().sigmoid()
     size_NB2 = boxes_NB4[..., 2:] - boxes_NB4[..., :2]
-    # A box without area is never a proposal, whatever the limits say.
+    # A box without area is never a proposal, whatever the limits.
     valid_NB = (size_NB2 >= max(config.min_size_px, 1e-3)).all(dim=-1) & (scores_NB >= config.score_threshold)
     return Candidates(boxes_NB4, torch.where(valid_NB, scores_NB, -1.0))  # step 3
 
 
 def _merge(groups: list[Candidates]) -> Candidates:
-    """All levels as one group, sorted by falling score."""
+    """Merges all levels into one group, sorted by score."""
     boxes_NB4 = torch.cat([group.boxes for group in groups], dim=1)
     scores_NB, order_NB = torch.cat([group.scores for group in groups], dim=1).sort(dim=1, descending=True, stable=True)
     return Candidates(_take(boxes_NB4, order_NB), scores_NB)
 
 
 def _suppress(group: Candidates, config: ProposalConfig, nms: Literal["standard", "portable"]) -> Tensor:
-    """Scores with -1 where NMS drops a box."""
+    """Step 4: returns the scores, with -1 for boxes that NMS drops."""
     if nms == "standard":
         keep_NB = nms_keep(group.boxes, _level_scores(group), config.nms_iou, config.num_kept) > 0.5
     else:
@@ -252,7 +250,7 @@ def _suppress(group: Candidates, config: ProposalConfig, nms: Literal["standard"
 
 
 def _level_scores(group: Candidates) -> Tensor:
-    """Scores (N, C, B) of each of C levels, with -1 for the boxes of the others."""
+    """Returns scores (N, C, B) of each of C levels, with -1 for boxes of other levels."""
     scores_N1B = group.scores[:, None]
     if group.levels is None:
         return scores_N1B
@@ -261,13 +259,13 @@ def _level_scores(group: Candidates) -> Tensor:
 
 
 def _rescored(boxes_NB4: Tensor, scores_NB: Tensor, config: ProposalConfig) -> Tensor:
-    """Step 5: scores by falling score to scores, with -1 where one falls below the threshold.
+    """Step 5: returns the lowered scores, with -1 below the threshold; boxes sorted by score.
 
-    A second box on the same object is worth less than the first box on another one, but more than none. That is the
-    thought of Soft-NMS (Bodla et al. 2017, arXiv:1704.04503); the factor of the largest overlap alone, which needs no
-    loop over boxes, is that of Matrix NMS (Wang et al. 2020, arXiv:2003.10152), with a root and from an overlap on.
+    A second box on an object is worth less than the first box on another one, but it is still useful: the idea of
+    Soft-NMS (Bodla et al. 2017, arXiv:1704.04503). The factor of the largest overlap, which needs no loop over boxes,
+    is that of Matrix NMS (Wang et al. 2020, arXiv:2003.10152), with a square root and above a threshold.
     """
-    # Dropped boxes come last, so none of them counts as a better box.
+    # Dropped boxes come last, so they never count as better boxes.
     overlap_NB = largest_overlap(boxes_NB4)
     factor_NB = ((1 - overlap_NB) / (1 - config.soft_nms_iou)).clamp(min=0, max=1).sqrt()
     rescored_NB = scores_NB * factor_NB
@@ -276,5 +274,5 @@ def _rescored(boxes_NB4: Tensor, scores_NB: Tensor, config: ProposalConfig) -> T
 
 
 def _take(rows_NA4: Tensor, index_NB: Tensor) -> Tensor:
-    """Rows (N, B, 4) at `index` of (N, A, 4)."""
+    """Returns the rows (N, B, 4) at `index` of (N, A, 4)."""
     return rows_NA4.gather(1, index_NB[..., None].expand(-1, -1, 4))

@@ -1,8 +1,8 @@
-"""Receptive-field arithmetic: how far an output cell of a network can see, in input pixels.
+"""Receptive fields: the input pixels that an output cell of a network depends on.
 
 For a layer with kernel k and dilation d on a map whose cells are j pixels apart, the field grows by (k - 1) * d * j.
-Where branches meet, the larger field counts. Source: Dumoulin and Visin 2016 (arXiv:1603.07285); the paper of the RPN
-(arXiv:1506.01497) gives 228 pixels for VGG16 with the 3x3 window.
+Where branches join, the larger field counts. Source: Dumoulin and Visin 2016 (arXiv:1603.07285); the RPN paper
+(arXiv:1506.01497) states 228 pixels for VGG16 with the 3x3 window.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from torch import Tensor, fx, nn
 from edgerpn.train.network.model import Rpn
 
 SIDE_PX = 512
-"""Side of the input on which the network is traced; a multiple of every stride."""
+"""Side of the input for tracing the network; a multiple of every stride."""
 
 KERNELS = {"conv2d", "convolution", "max_pool2d", "avg_pool2d"}
-"""Operators that look at a neighbourhood; all others look at one cell."""
+"""Operators on a neighbourhood; all others depend on one cell."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +27,7 @@ class ReceptiveField:
     """Receptive field of one map."""
 
     size_px: float
-    """Side of the square of input pixels that a cell can see."""
+    """Side of the square of input pixels that a cell depends on."""
     stride_px: float
     """Input pixels between neighbouring cells."""
 
@@ -46,7 +46,7 @@ class _WindowOutputs(nn.Module):
 
 
 def receptive_fields(model: Rpn) -> list[ReceptiveField]:
-    """Fields of the sliding-window output of every level, finest first."""
+    """Returns the fields of the sliding-window output of every level, finest first."""
     program = torch.export.export(_WindowOutputs(model).eval(), (torch.zeros(1, 3, SIDE_PX, SIDE_PX),))
     sizes_px: dict[str, float] = {}
     for node in program.graph.nodes:
@@ -63,13 +63,13 @@ def receptive_fields(model: Rpn) -> list[ReceptiveField]:
 
 
 def _cell_px(node: fx.Node) -> float:
-    """Input pixels between neighbouring cells of a node's map; infinite when it is no map any more."""
+    """Returns the input pixels between neighbouring cells of a node's map; infinite if it is not a map."""
     value = node.meta["val"]
     return SIDE_PX / value.shape[-1] if isinstance(value, Tensor) and value.ndim == 4 else float("inf")
 
 
 def _growth_px(node: fx.Node, source: fx.Node) -> float:
-    """By how much an operator widens the field, pixels."""
+    """Returns by how many pixels an operator enlarges the field."""
     name = getattr(node.target, "__name__", "").split(".")[0]
     if "adaptive" in name or name == "mean":
         return float("inf")

@@ -1,4 +1,4 @@
-"""Reading weights from files of others: tensors and plain values only, no code from a file is run."""
+"""Reading weights from untrusted files: tensors and plain values only, without running code from the file."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from edgerpn.train.network.layers import Backbone
 
 
 def load_tensors(path: Path, *, expected: str) -> Any:
-    """The content of a file written by `torch.save`, on the CPU.
+    """Reads a file of `torch.save`, with tensors on the CPU.
 
     Args:
         path: The file.
-        expected: What the file should have been, for the error: "a checkpoint of edgerpn".
+        expected: The expected content, for the error: "a checkpoint of edgerpn".
 
     Raises:
-        CheckpointError: The file cannot be read, is damaged, or holds more than tensors and plain values.
+        CheckpointError: The file cannot be read, is damaged, or contains more than tensors and plain values.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes make torch.load raise almost any type
+    except Exception as error:  # with damaged bytes torch.load raises almost any type
         raise CheckpointError(f"{path}: not {expected}, or damaged: {_reason(error)}") from error
 
 
@@ -34,16 +34,16 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError):
         return error.strerror or str(error)
     if isinstance(error, pickle.UnpicklingError):
-        # torch's own text advises to load the file with code and all, which nobody should do with a stranger's file.
-        return "no PyTorch file, or one that holds more than tensors and plain values"
+        # The text of torch advises weights_only=False, which would run code from the file.
+        return "not a PyTorch file, or it holds more than tensors and plain values"
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def load_backbone_weights(backbone: Backbone, file: str | os.PathLike[str]) -> int:
     """Loads a torchvision state dict (a downloaded .pth, or .safetensors) into a backbone with torchvision's names.
 
-    The classifier is left out, layers that this backbone does not have too. torchvision's models eat RGB and ours
-    BGR: the input channels of the first convolution are swapped.
+    Skips the classifier and layers that this backbone does not have. torchvision's models take RGB and ours BGR, so the
+    input channels of the first convolution are swapped.
 
     Returns:
         Number of tensors loaded.
@@ -86,10 +86,10 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Names and tensors of a state dict, from `torch.save` or safetensors; nothing in the file is run.
+    """Reads a state dict of `torch.save` or safetensors, without running code from the file.
 
     Raises:
-        CheckpointError: The file cannot be read, or holds something else.
+        CheckpointError: The file cannot be read, or has other content.
     """
     if path.suffix == ".safetensors":
         return _read_safetensors(path)

@@ -20,19 +20,18 @@ AREAS_PX = {"all": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.
 
 
 def average_recall(ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Recall of `results` against `ground_truth`, whatever the categories.
+    """Measures the recall of `results` against `ground_truth`, for all categories together.
 
     Args:
-        ground_truth: COCO annotations (images, annotations); categories are folded into one, crowd regions neither
-            count nor hurt.
+        ground_truth: COCO annotations (images, annotations); all categories count as one, crowd regions are neutral.
         results: COCO results: image_id, bbox [x, y, width, height] in pixels, score.
 
     Returns:
         AR@10, AR@100, AR@300, AR@1000; AR@100-small, -medium, -large; recall@100-iou50 and -iou70; each 0..1,
-        or -1 where no ground-truth box of that size exists (COCO's convention).
+        or -1 if there is no ground-truth box of that size (COCO's convention).
 
     Raises:
-        DataError: A result names an image that the annotations do not have.
+        DataError: A result names an image that is not in the annotations.
         MissingDependencyError: faster-coco-eval is not installed.
     """
     library = require("faster_coco_eval", extra="train", purpose="measuring recall")
@@ -45,9 +44,9 @@ def average_recall(ground_truth: Mapping[str, Any], results: Sequence[Mapping[st
             "the results belong to other images"
         )
     if not truth["annotations"]:
-        raise DataError("annotations: no ground-truth box, so recall is not defined")
+        raise DataError("annotations: no ground-truth boxes, so recall is not defined")
     coco = library.COCO(truth)
-    # An empty result list cannot be loaded; one box of no size matches nothing and changes nothing.
+    # The library cannot load an empty list of results; one box without area matches nothing.
     rows = [{**row, "category_id": 1} for row in results] or [_nothing(truth)]
     evaluation = library.COCOeval_faster(coco, coco.loadRes(rows), iouType="bbox", use_area=True)
     params = evaluation.params
@@ -61,7 +60,7 @@ def average_recall(ground_truth: Mapping[str, Any], results: Sequence[Mapping[st
 
 
 def _fold(ground_truth: Mapping[str, Any]) -> dict[str, Any]:
-    """The annotations with every category folded to 1."""
+    """Returns the annotations with every category set to 1."""
     annotations = [
         {
             "id": number,
@@ -86,7 +85,7 @@ def _nothing(truth: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _metrics(recall_TKAM: np.ndarray, thresholds: list[float]) -> dict[str, float]:
-    """Names for the entries of COCO's recall array (threshold, category, area, budget)."""
+    """Names the entries of COCO's recall array (threshold, category, area, budget)."""
     areas = list(AREAS_PX)
     metrics = {f"AR@{budget}": _mean(recall_TKAM[:, 0, 0, m]) for m, budget in enumerate(BUDGETS)}
     at_100 = BUDGETS.index(100)
@@ -104,7 +103,7 @@ def _mean(values: np.ndarray) -> float:
 
 
 def coco_results(image_id: int, boxes_xyxy: np.ndarray, scores: np.ndarray) -> list[dict[str, Any]]:
-    """Proposals of an image as COCO results (bbox is x, y, width, height in pixels)."""
+    """Returns the proposals of an image as COCO results (bbox is x, y, width, height in pixels)."""
     xywh = np.concatenate((boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]), axis=1)
     return [
         {"image_id": image_id, "category_id": 1, "bbox": box, "score": score}
@@ -113,7 +112,7 @@ def coco_results(image_id: int, boxes_xyxy: np.ndarray, scores: np.ndarray) -> l
 
 
 def format_table(columns: Mapping[str, Mapping[str, float]]) -> str:
-    """A plain-text table: one row for each metric, one column for each of `columns` (title -> metrics)."""
+    """Formats a plain-text table: one row per metric, one column for each of `columns` (title -> metrics)."""
     names = list(next(iter(columns.values())))
     width = max(len(name) for name in names)
     cells = max(8, *(len(title) for title in columns))

@@ -1,8 +1,8 @@
 """Recall on objects of classes that training never saw, the open-world protocol of OLN (arXiv:2108.06753, section 4.1).
 
-A class-agnostic model should find what nobody marked. Some classes are held out of training, and recall on them is
-measured apart from the others. A proposal on an object of the other part is no mistake, so it does not count against
-the budget of k proposals.
+A class-agnostic model should find objects that are not annotated. Training holds out some classes, and evaluation
+measures recall on them separately. A proposal on an object of the other part is not an error, so it does not count
+against the budget of k proposals.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from edgerpn.train.data.coco import Dataset, ImageRecord
 from edgerpn.train.recall.average_recall import average_recall
 
 ON_OBJECT_IOU = 0.5
-"""Overlap from which a proposal is on an object."""
+"""IoU from which a proposal is on an object."""
 
 Part = Literal["seen", "unseen"]
 PARTS: tuple[Part, ...] = ("seen", "unseen")
@@ -27,7 +27,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def open_world_recall(dataset: Dataset, results: Rows) -> dict[str, dict[str, float]]:
-    """Recall on all objects, on those of the classes that were trained on, and on those held out.
+    """Measures recall on all objects, on those of classes seen in training, and on those of held-out classes.
 
     Args:
         dataset: Read with its held-out classes.
@@ -37,7 +37,7 @@ def open_world_recall(dataset: Dataset, results: Rows) -> dict[str, dict[str, fl
         The metrics of `average_recall` under "all", "seen" and "unseen".
 
     Raises:
-        DataError: One of the parts has no object.
+        DataError: One of the parts has no objects.
     """
     check_parts(dataset)
     columns = {"all": average_recall(dataset.coco_ground_truth("all"), results)}
@@ -47,10 +47,10 @@ def open_world_recall(dataset: Dataset, results: Rows) -> dict[str, dict[str, fl
 
 
 def check_parts(dataset: Dataset) -> None:
-    """Makes sure that there are objects of both parts, before anything is run.
+    """Checks that both parts have objects.
 
     Raises:
-        DataError: There are none of one.
+        DataError: One part has no objects.
     """
     counts = {
         "seen": sum(len(record.boxes_xyxy) for record in dataset.records),
@@ -59,15 +59,15 @@ def check_parts(dataset: Dataset) -> None:
     for part in PARTS:
         if not counts[part]:
             raise DataError(
-                f"{dataset.annotation_file}: no object of a class that was {part} in training, so recall on them is "
+                f"{dataset.annotation_file}: no objects of classes that were {part} in training, so recall on them is "
                 "not defined"
             )
 
 
 def without_other_part(dataset: Dataset, results: Rows, part: Part) -> list[Mapping[str, Any]]:
-    """The results that count when only objects of `part` do: those that are not on an object of the other part.
+    """Returns the results that are not on an object of the other part.
 
-    A result is on the object that it overlaps most, if by `ON_OBJECT_IOU` or more; on equal overlap it counts.
+    A result is on the object that it overlaps most, if the IoU is at least `ON_OBJECT_IOU`; a tie counts for `part`.
     """
     records = {record.image_id: record for record in dataset.records}
     by_image: dict[int, list[int]] = {}
@@ -83,7 +83,7 @@ def without_other_part(dataset: Dataset, results: Rows, part: Part) -> list[Mapp
 
 
 def _is_on_other(boxes: npt.NDArray[np.float32], record: ImageRecord, part: Part) -> npt.NDArray[np.bool_]:
-    """Which of the boxes (M, 4), x1 y1 x2 y2, lie on an object of the other part."""
+    """Returns true for boxes (M, 4), x1 y1 x2 y2, that are on an object of the other part."""
     ours, others = record.boxes_xyxy, record.held_out_xyxy
     if part == "unseen":
         ours, others = others, ours

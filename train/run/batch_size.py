@@ -1,4 +1,4 @@
-"""The batch of a step: checked against the processes that share it, or chosen by itself."""
+"""The batch size of a step: checked against the number of processes, or chosen automatically."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from edgerpn.train.run.failures import is_out_of_memory
 from edgerpn.train.run.ranks import Ranks
 
 _MAX_IMAGES = 256
-"""Images of one pass that are tried at most: beyond it steps become too few to learn from."""
+"""Largest number of images in one pass that is tried: with more, a run has too few steps to learn from."""
 _LARGEST_SHARE = 0.85
-"""Of the GPU's memory, so that fragmentation and crowded images find room."""
+"""Largest share of the GPU's memory to use; the rest is for fragmentation and crowded images."""
 
 
 def resolve_batch_size(
@@ -34,10 +34,10 @@ def resolve_batch_size(
     compute: Compute,
     log: Callable[[str], None],
 ) -> TrainSettings:
-    """The settings with a batch size that the processes can share; 0 is replaced, and the learning rate fitted.
+    """Returns the settings with a batch size that the processes can share; replaces 0 and scales the learning rate.
 
     Raises:
-        ConfigError: The batch cannot be shared evenly, the set is too small, or not even one image fits.
+        ConfigError: The batch cannot be divided evenly, the data set is too small, or not even one image fits.
     """
     parts = ranks.size * settings.loop.accumulate
     size = settings.data.batch_size
@@ -45,7 +45,7 @@ def resolve_batch_size(
         raise ConfigError(
             [
                 f"data.batch_size: expected at least {parts} images ({ranks.size} processes x loop.accumulate "
-                f"{settings.loop.accumulate}), got a set of {len(records)}; take fewer processes or passes"
+                f"{settings.loop.accumulate}), got a data set of {len(records)}; use fewer processes or passes"
             ]
         )
     if size:
@@ -53,7 +53,7 @@ def resolve_batch_size(
             raise ConfigError(
                 [
                     f"data.batch_size: expected a multiple of {parts} ({ranks.size} processes x loop.accumulate "
-                    f"{settings.loop.accumulate}) for a set of at least as many images, got {size} and "
+                    f"{settings.loop.accumulate}) and a data set of at least as many images, got {size} and "
                     f"{len(records)} images"
                 ]
             )
@@ -64,18 +64,18 @@ def resolve_batch_size(
         limit = min(_MAX_IMAGES, len(records) // parts)
         size = parts * ranks.minimum(largest_that_fits(trial.fits, limit))
         trial.clear()
-        why = f"the most that {'each of the GPUs holds' if ranks.size > 1 else 'the GPU holds'}, in powers of 2"
+        why = f"the largest power of 2 that {'each GPU' if ranks.size > 1 else 'the GPU'} holds"
         if not size:
             raise ConfigError(
                 ["data.batch_size: not even one image fits into the GPU's memory; choose a smaller --size"]
             )
     else:
         size = parts * min(-(-reference // parts), len(records) // parts)
-        why = "as on every CPU"
+        why = "the default on a CPU"
     rate = scaled_learning_rate(settings.optimizer, size)
     log(
-        f"data.batch_size: {size} images a step, {why}; optimizer.learning_rate: {rate:.3g}, "
-        f"for {settings.optimizer.learning_rate:.3g} is meant for {reference} images"
+        f"data.batch_size: {size} images per step, {why}; optimizer.learning_rate: {rate:.3g}, "
+        f"because {settings.optimizer.learning_rate:.3g} is meant for {reference} images"
     )
     return dataclasses.replace(
         settings,
@@ -85,7 +85,7 @@ def resolve_batch_size(
 
 
 def largest_that_fits(fits: Callable[[int], bool], limit: int) -> int:
-    """The largest power of 2 up to `limit` for which `fits` is true, found by doubling; 0 when 1 does not fit."""
+    """Returns the largest power of 2 up to `limit` for which `fits` is true, by doubling; 0 if 1 does not fit."""
     size = 0
     trial = 1
     while trial <= limit and fits(trial):
@@ -94,13 +94,13 @@ def largest_that_fits(fits: Callable[[int], bool], limit: int) -> int:
 
 
 class _TrialSteps:
-    """Steps with made-up images, as crowded as the most crowded one of the set, on a network of its own."""
+    """Trial steps on a separate network, with empty images as crowded as the most crowded one of the data set."""
 
     def __init__(self, settings: TrainSettings, records: Sequence[ImageRecord], compute: Compute) -> None:
         self._settings, self._compute = settings, compute
         self._model = place(Rpn(settings.model), compute.device)
         self._optimizer = make_optimizer(self._model, settings.optimizer)
-        # The largest views of the run.
+        # The largest views of the run need the most memory.
         self._view_hw = max(settings.data.views_hw, key=math.prod)
         self._anchors = [a.to(compute.device) for a in grid_anchors(settings.model.anchors, self._view_hw)]
         shown = NUM_TILES if settings.data.augment.mosaic_probability else 1
@@ -108,7 +108,7 @@ class _TrialSteps:
         self._num_ignored = shown * max(1, *(len(record.ignore_xyxy) + len(record.boxes_xyxy) for record in records))
 
     def fits(self, size: int) -> bool:
-        """Whether a step with `size` images leaves some of the GPU's memory free."""
+        """Returns whether a step with `size` images leaves enough of the GPU's memory free."""
         device = self._compute.device
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
@@ -125,7 +125,7 @@ class _TrialSteps:
         return torch.cuda.max_memory_reserved(device) <= _LARGEST_SHARE * min(available, total)
 
     def clear(self) -> None:
-        """Gives the memory back."""
+        """Releases the memory."""
         del self._model, self._optimizer, self._anchors
         torch.cuda.empty_cache()
 

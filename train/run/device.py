@@ -23,7 +23,7 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Compute:
-    """Where and how the network runs."""
+    """Device and precision of the network."""
 
     device: torch.device
     """Device of weights and batches."""
@@ -31,28 +31,28 @@ class Compute:
     """Precision of the forward pass; float32 means no automatic mixed precision."""
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
-        """Context in which the network's forward pass runs."""
+        """Returns the context for the network's forward pass."""
         if self.dtype == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
     def __str__(self) -> str:
-        """For logs: "cpu, bf16"."""
+        """Returns a short text for logs: "cpu, bf16"."""
         names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
         return f"{self.device}, {names[self.dtype]}"
 
 
 def place(module: AnyModule, device: torch.device) -> AnyModule:
-    """Moves a module to `device`, its convolutions channels-last in memory, the faster layout on CPUs and GPUs."""
+    """Moves a module to `device`, with convolutions channels-last in memory, the faster layout on CPUs and GPUs."""
     module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload] # missing in the stubs
     return module
 
 
 def choose_compute(config: LoopConfig, ranks: Ranks = SINGLE_PROCESS) -> Compute:
-    """Resolves `device` and `amp`; of several processes on a machine each takes a GPU of its own.
+    """Resolves `device` and `amp`; with several processes on a machine each takes its own GPU.
 
     Raises:
-        ConfigError: The device is not there, or cannot do what is asked.
+        ConfigError: The device does not exist, or does not support the settings.
     """
     device = _device(config.device)
     if ranks.size > 1 and device.type == "cuda":
@@ -79,7 +79,7 @@ def _device(name: str) -> torch.device:
         raise ConfigError([f"loop.device: expected auto, cpu, cuda or cuda:N, got {name!r}"])
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
-            [f"loop.device: {name!r} is not there; PyTorch sees {torch.cuda.device_count()} CUDA devices"]
+            [f"loop.device: {name!r} does not exist; PyTorch sees {torch.cuda.device_count()} CUDA devices"]
         )
     return device
 
@@ -98,7 +98,7 @@ def _own_gpu(name: str, ranks: Ranks) -> torch.device:
 
 
 def _has_native_bf16(device: torch.device) -> bool:
-    """Whether bf16 convolutions are computed by the hardware (emulation is slower than float32)."""
+    """Returns whether the hardware computes bf16 convolutions (emulation is slower than float32)."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities()
@@ -106,14 +106,11 @@ def _has_native_bf16(device: torch.device) -> bool:
 
 
 def keep_freed_memory() -> bool:
-    """Lets this process keep the memory that it frees, for the next tensors that need it.
+    """Makes glibc keep freed memory for later tensors; returns whether that worked.
 
-    By default glibc takes every large tensor from the kernel and gives it back, page by page and filled with zeros: on
-    a CPU a tenth of a training step and more. Now the process stays as large as its largest step; other C libraries
-    are left alone.
-
-    Returns:
-        Whether it was done.
+    By default glibc requests the memory of every large tensor from the kernel, which fills it with zeros, and returns
+    it: on a CPU a tenth of a training step and more. Afterwards the process stays as large as its largest step. Other
+    C libraries stay unchanged.
     """
     if sys.platform != "linux":
         return False

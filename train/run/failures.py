@@ -1,4 +1,4 @@
-"""What ends a training from outside, out of memory and full disks, told in words that say how to go on."""
+"""Explanations of errors that end a training from outside, such as no memory, with advice on how to resume."""
 
 from __future__ import annotations
 
@@ -15,30 +15,31 @@ from edgerpn.train.run.state import TrainingRun
 
 
 def how_to_resume(folder: RunFolder) -> str:
-    """What is left of the run, and the way back into it."""
-    if folder.whole is not None:
-        return f"{folder.whole} is whole; go on with --resume"
-    if folder.last.exists():  # of the first process, or of another run
-        return f"{folder.last} was not read here; if it is this run's, go on with --resume"
+    """Names the newest intact checkpoint and says how to resume from it."""
+    if folder.newest_intact is not None:
+        return f"{folder.newest_intact} is intact; continue with --resume"
+    if folder.last.exists():
+        # Of the first process, or of another run.
+        return f"{folder.last} was not read by this process; if it belongs to this run, continue with --resume"
     place = " in another folder" if folder.best.exists() else ""
     return f"no {folder.last.name} was written yet; start again{place}"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that the CPU's or the GPU's memory is used up."""
+    """Returns whether an error means that the CPU or GPU has no memory left."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    # The CPU's allocator has no class of its own; cuDNN and cuBLAS say it with a status.
+    # The CPU's allocator raises no class of its own; cuDNN and cuBLAS report a status.
     words = ("DefaultCPUAllocator", "CUDA out of memory", "ALLOC_FAILED", "could not create a memory object")
     text = str(error)
-    # oneDNN when it finds no room for its code; what it cannot compute at all it calls a primitive descriptor.
+    # oneDNN without room for its code; its message for unsupported operations names a primitive descriptor.
     is_no_code = text == "could not create a primitive"
     return isinstance(error, RuntimeError) and (is_no_code or any(word in text for word in words))
 
 
 @contextmanager
 def explain_out_of_memory(describe: Callable[[], str]) -> Iterator[None]:
-    """Turns an error of memory into one line: `describe` gives what ran out of memory, and the way on.
+    """Converts an out-of-memory error to one line; `describe` returns the circumstances and the advice.
 
     Raises:
         TrainingStoppedError: The block ran out of memory.
@@ -53,7 +54,7 @@ def explain_out_of_memory(describe: Callable[[], str]) -> Iterator[None]:
 
 
 def advice_before_first_step(folder: RunFolder, settings: TrainSettings) -> str:
-    """What to do when memory ends before the first step, where no smaller batch helps."""
+    """Advice for a lack of memory before the first step, where a smaller batch does not help."""
     return (
         f"before the first step, {_size(settings)}: free memory, or choose fewer data.workers, a smaller network or "
         f"--size; {how_to_resume(folder)}"
@@ -61,15 +62,15 @@ def advice_before_first_step(folder: RunFolder, settings: TrainSettings) -> str:
 
 
 def advice_during_step(run: TrainingRun) -> str:
-    """What to do when memory ends in a step."""
+    """Advice for a lack of memory in a step."""
     settings, passes = run.settings, run.settings.loop.accumulate
     more = next_larger_accumulate(settings.data.batch_size, run.loader.batch_size, run.ranks.size, passes)
     if more is None:
-        advice = "when memory is free, or start anew with a smaller --size"
+        advice = "when memory is free, or start a new run with a smaller --size"
     else:
         advice = (
             f"and --set loop.accumulate={more}, which needs about {passes / more:.0%} of it and takes the same steps; "
-            "or free memory, or start anew with a smaller --size or data.batch_size"
+            "or free memory, or start a new run with a smaller --size or data.batch_size"
         )
     return (
         f"with {run.loader.batch_size} images a step in {passes} part{'s' if passes > 1 else ''}, "
@@ -78,13 +79,13 @@ def advice_during_step(run: TrainingRun) -> str:
 
 
 def next_larger_accumulate(batch_size: int, images_per_step: int, num_ranks: int, passes: int) -> int | None:
-    """The next larger loop.accumulate with which a run can go on, taking the same steps; None when there is none.
+    """Returns the next larger loop.accumulate with which a run can continue with the same steps, or None.
 
     Args:
-        batch_size: As the settings have it.
-        images_per_step: What the data set gives of it.
+        batch_size: The setting.
+        images_per_step: Images of a step; fewer than `batch_size` in a small data set.
         num_ranks: Number of processes.
-        passes: loop.accumulate as it is.
+        passes: The present loop.accumulate.
     """
     for more in range(passes + 1, images_per_step // num_ranks + 1):
         if batch_size % (num_ranks * more) == 0 and images_per_step % (num_ranks * more) == 0:

@@ -33,14 +33,14 @@ COLUMNS = (
     "AR@100",
     "AR@1000",
 )
-"""Columns of log.csv; the last ones are filled in rows of evaluations only."""
+"""Columns of log.csv; only rows of evaluations fill the last ones."""
 
 
 class RunFolder:
-    """Paths and files of one run; every file is replaced in one step."""
+    """Paths and files of one run; every write replaces a file atomically."""
 
     def __init__(self, path: Path) -> None:
-        """Names the files inside `path`; nothing is made yet."""
+        """Names the files inside `path`; creates nothing yet."""
         self.path = path
         self.best = path / "best.pt"
         self.last = path / "last.pt"
@@ -49,35 +49,35 @@ class RunFolder:
         self.config = path / "config.toml"
         self.plot = path / "loss.png"
         self.rows: list[dict[str, float]] = []
-        self.whole: Path | None = None
-        """The newest state that this process read or wrote, and so knows to be whole."""
+        self.newest_intact: Path | None = None
+        """The newest checkpoint that this process read or wrote, and so knows to be intact."""
         self._is_last_damaged = False
         self._num_plotted = 0
 
     def check_new(self) -> None:
-        """Makes sure that a new run can begin here.
+        """Checks that a new run can start here.
 
         Raises:
-            ConfigError: The folder holds a run already, or is a file.
+            ConfigError: The folder already holds a run, or is a file.
         """
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError([f"{self.path}: this is a file, expected a folder for the run"])
         if self.last.exists() or self.best.exists():
             raise ConfigError(
-                [f"{self.path} holds a run already; go on with --resume, or choose another folder with --out"]
+                [f"{self.path} already holds a run; continue it with --resume, or choose another folder with --output"]
             )
 
     def start(self, resolved: TrainSettings) -> None:
-        """Begins a new run; errors as in `check_new`."""
+        """Starts a new run; errors as in `check_new`."""
         self.check_new()
         self.path.mkdir(parents=True, exist_ok=True)
         self._write_config(resolved)
 
     def read_last(self, log: Callable[[str], None] = lambda _: None) -> Checkpoint:
-        """The checkpoint to go on from: last.pt or, when it is damaged, the one before, which `log` then tells.
+        """Reads the checkpoint to resume from: last.pt or, if it is damaged, the one before (which it logs).
 
         Raises:
-            ConfigError: There is nothing to resume.
+            ConfigError: There is no last.pt.
             CheckpointError: Both are damaged.
         """
         if not self.last.exists():
@@ -87,18 +87,18 @@ class RunFolder:
         except CheckpointError as error:
             if not self.previous.exists():
                 raise CheckpointError(
-                    f"{error}\nThere is no {self.previous.name} beside it to go on from: put a whole copy of "
+                    f"{error}\nThere is no {self.previous.name} beside it to resume from: put an intact copy of "
                     f"{self.last.name} there, or start a new run in another folder."
                 ) from error
             checkpoint = load_checkpoint(self.previous)
-            self.whole, self._is_last_damaged = self.previous, True
-            log(f"{error}; going on from {self.previous.name} instead, of step {checkpoint.step}")
+            self.newest_intact, self._is_last_damaged = self.previous, True
+            log(f"{error}; resuming from {self.previous.name} of step {checkpoint.step} instead")
             return checkpoint
-        self.whole = self.last
+        self.newest_intact = self.last
         return checkpoint
 
     def resume(self, resolved: TrainSettings, checkpoint: Checkpoint) -> None:
-        """Takes the run up again at `checkpoint`: drops what was logged after it."""
+        """Resumes the run at `checkpoint`: drops the rows logged after it."""
         self.rows = [row for row in read_log(self.log) if row["step"] <= checkpoint.step] if self.log.exists() else []
         self._write_config(resolved)
 
@@ -111,7 +111,6 @@ class RunFolder:
         self.rows.append(dict(row))
 
     def write_log(self) -> None:
-        """Writes the log."""
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -125,27 +124,27 @@ class RunFolder:
             self._num_plotted = len(self.rows)
 
     def save_best(self, checkpoint: Checkpoint) -> None:
-        """Writes best.pt, without the state to go on from.
+        """Writes best.pt, without the training state.
 
         Raises:
-            OSError: It cannot be written; what was there before is whole.
+            OSError: It cannot be written; the old file is intact.
         """
         save_checkpoint(dataclasses.replace(checkpoint, training=None), self.best)
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Writes last.pt; the old one stays as last-previous.pt, unless it was found damaged.
+        """Writes last.pt and keeps the old one as last-previous.pt, unless that one is damaged.
 
         Raises:
-            OSError: It cannot be written; both files are as they were.
+            OSError: It cannot be written; both files are unchanged.
         """
         with files.replacing(self.last) as new:
             save_checkpoint(checkpoint, new)
-            # Only now: until the new state is on the disk, the older of the two may be the only whole one.
+            # Only now: until the new state is on the disk, the older of the two may be the only intact one.
             if self.last.exists() and not self._is_last_damaged:
-                # A second name for the file and no copy; file systems that have no such links do without.
+                # A hard link instead of a copy; file systems without links keep no previous checkpoint.
                 with contextlib.suppress(OSError), files.replacing(self.previous) as second_name:
                     os.link(self.last, second_name)
-        self.whole, self._is_last_damaged = self.last, False
+        self.newest_intact, self._is_last_damaged = self.last, False
 
 
 def _short(value: float) -> str:
@@ -153,7 +152,7 @@ def _short(value: float) -> str:
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
-    """Rows of a log.csv, empty cells left out."""
+    """Reads the rows of a log.csv without their empty cells."""
     with open(path, encoding="utf-8", newline="") as file:
         return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
 
@@ -161,7 +160,7 @@ def read_log(path: Path) -> list[dict[str, float]]:
 def plot_losses(rows: list[dict[str, float]], path: Path) -> None:
     """Draws the losses and the recall over the steps into a PNG."""
     require("matplotlib", extra="train", purpose="the loss plot")
-    # The object interface needs no display and leaves no global figure behind.
+    # The object interface needs no display and keeps no global figure.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -191,7 +190,7 @@ def plot_losses(rows: list[dict[str, float]], path: Path) -> None:
 
 
 def _upper_limit(values: list[float]) -> float | None:
-    """Top of the axis that shows the curve, not the first steps' spike."""
+    """Returns a limit that shows the curve instead of the spike of the first steps."""
     if len(values) < 10:
         return None
     ordered = sorted(values)
@@ -199,7 +198,7 @@ def _upper_limit(values: list[float]) -> float | None:
 
 
 def tensorboard_writer(path: Path) -> Any:
-    """A TensorBoard SummaryWriter into `path`.
+    """Creates a TensorBoard SummaryWriter for `path`.
 
     Raises:
         MissingDependencyError: TensorBoard is not installed.

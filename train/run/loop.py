@@ -1,8 +1,8 @@
 """The training loop: one function that reads top to bottom.
 
 for each epoch: for each batch: one step; log
-at evenly spread points: evaluate the averaged weights, save last.pt (and best.pt when AR@100 rose)
-in between, when it is due: save last.pt
+at evenly spaced points: evaluate the averaged weights, save last.pt (and best.pt if AR@100 rose)
+in between: save last.pt when it is due
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from edgerpn.train.run.step import compile_network, take_step
 from edgerpn.train.run.step_log import StepLog
 
 _HIGH_DATA_WAIT = 0.2
-"""Share of the time spent waiting for images from which on the end of a run says what to do about it."""
+"""Share of time spent waiting for images, from which on the end of a run advises what to change."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainResult:
-    """What a run left behind."""
+    """The results of a run."""
 
     best: Path
     """Checkpoint with the best AR@100."""
@@ -51,7 +51,7 @@ class TrainResult:
     history: list[dict[str, float]]
     """Rows of log.csv."""
     metrics: dict[str, float]
-    """Recall of `best`; empty when the run was interrupted before its first evaluation."""
+    """Recall of `best`; empty if the run was interrupted before its first evaluation."""
     interrupted: bool
     """Whether SIGINT or SIGTERM ended the run."""
 
@@ -90,7 +90,7 @@ def _train(run: TrainingRun, log: Callable[[str], None]) -> TrainResult:
     started = time.monotonic() - state.seconds
     saver = CheckpointSaver(run, log)
     is_stopped = False
-    # torchrun passes on signals that its processes may have received already.
+    # torchrun forwards signals that its processes may have received already.
     forcing = (signal.SIGINT, signal.SIGTERM) if ranks.run_id is None else ()
     with run.loader, StopOnSignal(forcing=forcing) as signals, _final_plot(saver), StepLog(run) as step_log:
         while run.fraction < 1 and not is_stopped:
@@ -118,7 +118,7 @@ def _train(run: TrainingRun, log: Callable[[str], None]) -> TrainResult:
             if not run.folder.best.exists():
                 saver.save_best()
             if saver.save():
-                log(f"interrupted at step {state.step}; go on with --resume")
+                log(f"interrupted at step {state.step}; continue with --resume")
         _report_data_wait(step_log, time.monotonic() - started, log)
     saver.finish()
     return TrainResult(
@@ -137,36 +137,36 @@ def _ignore(_: str) -> None:
 def _next(
     steps: Iterator[tuple[TrainBatch, ...]], run: TrainingRun, step_log: StepLog, saver: CheckpointSaver
 ) -> tuple[TrainBatch, ...] | None:
-    """The images of the next step; None at the end of the epoch.
+    """Returns the images of the next step, or None at the end of the epoch.
 
     Raises:
-        DataError: They cannot be read. What was trained until now is saved.
+        DataError: The images cannot be read; the run so far is saved.
     """
     try:
         return step_log.next_step(steps)
     except DataError as error:
         step_log.flush()
         if saver.save() and run.ranks.is_first:
-            raise DataError(f"{error}\nStep {run.progress.step} is saved; go on with --resume") from error
+            raise DataError(f"{error}\nStep {run.progress.step} is saved; continue with --resume") from error
         raise
 
 
 def _evaluate(run: TrainingRun, saver: CheckpointSaver, log: Callable[[str], None]) -> None:
-    """Evaluates the averaged weights, each process its share of the images; logs and saves."""
+    """Evaluates the averaged weights, each process on its share of the images; logs and saves."""
     state, settings, ranks = run.progress, run.settings, run.ranks
-    # Each process takes its steps for itself; unlike processors round them differently.
+    # Each process computes its steps itself; different processors round them differently.
     drift = ranks.broadcast_from_first(run.parameters)
     if drift:
-        log(f"the processes' weights differed by up to {drift:.1g}; all have the first one's now")
+        log(f"the weights of the processes differed by up to {drift:.1g}; all now have those of the first process")
     model = Rpn(settings.model)
     model.load_state_dict(run.weights)
-    # What is evaluated is what the first process saves, also where averages or statistics are each process's own.
+    # All processes evaluate the weights that the first one saves, even if averages or statistics differ.
     ranks.broadcast_from_first(model.state_dict().values())
-    # It is faster, and what an exported graph does.
+    # Faster, and the same as in an exported graph.
     fuse_batch_norm(model.eval())
     detector = Detector(
         model,
-        # AR@1000 needs as many proposals, of all candidates.
+        # AR@1000 needs 1000 proposals out of all candidates.
         dataclasses.replace(settings.proposals, num_proposals=1000, nms_candidates=None, score_threshold=0.0),
         network_hw=settings.data.input_hw,
     )
@@ -186,10 +186,10 @@ def _evaluate(run: TrainingRun, saver: CheckpointSaver, log: Callable[[str], Non
     log(f"step {state.step}, {state.seconds / 60:.1f} min: {figures}{' (best)' if is_best else ''}")
     is_kept = not is_best or saver.save_best(metrics)
     if is_best and is_kept:
-        # As soon as best.pt holds it and no earlier, whatever becomes of last.pt.
+        # Only once best.pt holds it, whether or not last.pt can be written.
         state.best_ar100, state.best_metrics = metrics["AR@100"], metrics
     if is_kept:
-        # After best.pt and not without it: going on from the old last.pt comes to this evaluation again.
+        # After best.pt and never without it: a run resumed from the old last.pt repeats this evaluation.
         saver.save(metrics)
     saver.draw()
 
@@ -206,14 +206,14 @@ def _report_data_wait(step_log: StepLog, seconds: float, log: Callable[[str], No
     share = step_log.waited_s / max(seconds, 1e-9)
     if share >= _HIGH_DATA_WAIT:
         log(
-            f"{share:.0%} of the time went into waiting for images (data_wait in log.csv): raise data.workers, or keep "
-            "decoded images with data.cache and data.cache_mib"
+            f"training spent {share:.0%} of its time waiting for images (data_wait in log.csv): raise data.workers, or "
+            "cache decoded images with data.cache and data.cache_mib"
         )
 
 
 @contextmanager
 def _final_plot(saver: CheckpointSaver) -> Iterator[None]:
-    """Writes log and plot at the end, also when the run fails: the rows before a failure tell why."""
+    """Writes log and plot at the end, also after a failure: the last rows help to explain it."""
     try:
         yield
     finally:

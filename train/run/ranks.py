@@ -1,8 +1,8 @@
 """The processes of one training: this one alone, or those that torchrun started.
 
-Rank 0 is the first process. It reads and checks the data, writes the run folder and speaks; the others get from it
-what they need, so that only its machine must see the files of the run. Everything that decides where a step or an
-evaluation happens is agreed upon, because clocks and signals differ from process to process.
+Rank 0 is the first process. It reads and checks the data, writes the run folder and prints; the others receive the
+results, so only its machine needs access to the files of the run. The processes agree on everything that decides when
+a step or an evaluation happens, because their clocks and signals differ.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from edgerpn.machine import sigterm_handler
 
 Value = TypeVar("Value")
 _UNNAMED = "none"
-"""What torchrun calls a run to which no name was given."""
+"""The name that torchrun uses for a run without a name."""
 
 TIMEOUT = timedelta(minutes=60)
-"""How long a process waits for the others: as long as checking a large data set may take the first one."""
+"""How long a process waits for the others: the first one may need that long to check a large data set."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,25 +44,25 @@ class Ranks:
     local_size: int = 1
     """Number of processes on this machine."""
     run_id: str | None = None
-    """torchrun's name of the run, "none" when it was given none; None when torchrun did not start this process."""
+    """torchrun's name of the run ("none" without a name); None if torchrun did not start this process."""
     run_key: str | None = None
-    """What tells torchrun's run from others: its name or, without one, the torchrun process; None: not known."""
+    """Identifies the run: its name, or else the torchrun process; None: unknown."""
     restarts: int = 0
-    """How often torchrun has started the processes again."""
+    """Number of times that torchrun has restarted the processes."""
 
     @property
     def is_named(self) -> bool:
-        """Whether torchrun has a name for the run."""
+        """Whether the torchrun job has a name."""
         return self.run_id not in (None, _UNNAMED)
 
     @property
     def is_first(self) -> bool:
-        """Whether this process reads, writes and speaks for all."""
+        """Whether this process reads, writes and prints for all."""
         return self.rank == 0
 
     @contextmanager
     def joined(self, device: torch.device) -> Iterator[None]:
-        """Joins the other processes, which must be doing the same: by gloo on CPUs, and NCCL for tensors on GPUs."""
+        """Joins the process group: gloo on CPUs, NCCL for tensors on GPUs; all processes must call it."""
         if self.size == 1:
             yield
             return
@@ -70,21 +70,21 @@ class Ranks:
             torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         with _explain_lost_processes(self):
-            # Others may never come, and nothing is to be saved yet: SIGTERM ends this process at once.
+            # The others may never arrive, and there is nothing to save yet: SIGTERM ends this process at once.
             with sigterm_handler(signal.SIG_DFL):
                 distributed.init_process_group(
                     backend, store=self._rendezvous_store(), rank=self.rank, world_size=self.size, timeout=TIMEOUT
                 )
             yield
-            # After an error the others may never come here; the process ends soon, and its connections with it.
+            # Not after an error: the others may never get here, and the end of the process closes its connections.
             distributed.destroy_process_group()
 
     def _rendezvous_store(self) -> Any:
-        """Where the processes find each other.
+        """Returns the store through which the processes find each other.
 
-        torchrun keeps one store over its restarts, where processes would find the addresses of those that are gone
-        (seen with PyTorch 2.13, pytorch/pytorch issue 135712). On one machine the number of restarts tells the
-        generations apart; over several machines it differs from one to the next.
+        torchrun keeps one store over its restarts, so processes would find addresses of processes that have ended
+        (seen with PyTorch 2.13, pytorch/pytorch issue 135712). On one machine the number of restarts distinguishes the
+        generations; over several machines that number differs between them.
         """
         store, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
         if self.local_size < self.size:
@@ -92,10 +92,10 @@ class Ranks:
         return distributed.PrefixStore(f"edgerpn/{self.restarts}", store)  # type: ignore[attr-defined] # it is public
 
     def compute_on_first(self, make: Callable[[], Value]) -> Value:
-        """What `make` gives in the first process, in every process.
+        """Calls `make` in the first process and returns its result in every process.
 
         Raises:
-            TrainingStoppedError: It failed there; the first process raises its own error.
+            TrainingStoppedError: `make` failed; the first process raises its own error.
         """
         if self.size == 1:
             return make()
@@ -107,11 +107,13 @@ class Ranks:
             distributed.broadcast_object_list(message)
         value, is_good = message
         if not is_good:
-            raise TrainingStoppedError(f"process {self.rank} stops because the first one did; its message says why")
+            raise TrainingStoppedError(
+                f"process {self.rank} stops because the first one did; see the message of that process"
+            )
         return value
 
     def gather_to_first(self, value: Value) -> list[Value]:
-        """The values of all processes by rank, in the first one; an empty list in the others."""
+        """Returns the values of all processes by rank in the first process, and an empty list in the others."""
         if self.size == 1:
             return [value]
         values: list[Any] | None = [None] * self.size if self.is_first else None
@@ -119,7 +121,7 @@ class Ranks:
         return values or []
 
     def agree(self, seconds: float, is_stopped: bool) -> tuple[float, bool]:
-        """The first process's `seconds`, and whether any process is stopped."""
+        """Returns the first process's `seconds`, and whether any process has to stop."""
         if self.size == 1:
             return seconds, is_stopped
         shared = torch.tensor([seconds if self.is_first else 0.0, float(is_stopped)], dtype=torch.float64)
@@ -132,9 +134,9 @@ class Ranks:
             distributed.all_reduce(tensor)
 
     def broadcast_from_first(self, tensors: Iterable[Tensor]) -> float:
-        """Gives `tensors` the first process's values, in place; returns the largest difference that any had.
+        """Copies the first process's values into `tensors`; returns the largest difference that any process had.
 
-        Every process calls it, with tensors of the same shapes in the same order.
+        Every process must call it, with tensors of the same shapes in the same order.
         """
         if self.size == 1:
             return 0.0
@@ -148,7 +150,7 @@ class Ranks:
         return float(difference)
 
     def minimum(self, value: int) -> int:
-        """The least of the processes' values."""
+        """Returns the minimum over the processes."""
         if self.size == 1:
             return value
         shared = torch.tensor(value)
@@ -161,10 +163,10 @@ SINGLE_PROCESS = Ranks()
 
 
 def ranks_from_environment(environment: Mapping[str, str] = os.environ) -> Ranks:
-    """This process's place, from the variables that torchrun (or another launcher) sets.
+    """Reads this process's place from the variables that torchrun (or another launcher) sets.
 
     Raises:
-        ConfigError: Some of them are missing or no numbers.
+        ConfigError: Some of them are missing or are not numbers.
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     if "RANK" not in environment or "WORLD_SIZE" not in environment:
@@ -175,8 +177,8 @@ def ranks_from_environment(environment: Mapping[str, str] = os.environ) -> Ranks
     except (KeyError, ValueError) as error:
         raise ConfigError(
             [
-                f"environment: RANK and WORLD_SIZE are set, as torchrun does, but of {', '.join(names)} one is missing "
-                f"or no number ({error}); start with `torchrun -m edgerpn train ...`, or unset them"
+                f"environment: RANK and WORLD_SIZE are set, as torchrun does, but one of {', '.join(names)} is missing "
+                f"or not a number ({error}); start with `torchrun -m edgerpn train ...`, or unset them"
             ]
         ) from error
     run_id = environment.get("TORCHELASTIC_RUN_ID")
@@ -192,11 +194,11 @@ def ranks_from_environment(environment: Mapping[str, str] = os.environ) -> Ranks
 
 
 def _torchrun_key() -> str | None:
-    """What no other process shares with the one that started this one; None where there is no /proc."""
+    """Returns a key that is unique to the parent process; None on systems without /proc."""
     parent = os.getppid()
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        # The name, in brackets, may hold anything; the 22nd field is the time of the start.
+        # The process name in brackets may contain anything; field 22 is the start time.
         started = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         return None
@@ -205,20 +207,20 @@ def _torchrun_key() -> str | None:
 
 @contextmanager
 def _explain_lost_processes(ranks: Ranks) -> Iterator[None]:
-    """Turns what the process group raises when another process has gone into one line."""
+    """Converts the errors that the process group raises after the loss of a process to one line."""
     try:
         yield
     except RuntimeError as error:
         if not _is_loss(error):
             raise
         raise TrainingStoppedError(
-            f"process {ranks.rank} of {ranks.size} stops because another one ended or cannot be reached "
-            f"({str(error).splitlines()[0][:200]}); look for the first message of the others. "
-            "torchrun with --max-restarts goes on from the last checkpoint by itself; otherwise use --resume"
+            f"process {ranks.rank} of {ranks.size} stops because another one ended or is unreachable "
+            f"({str(error).splitlines()[0][:200]}); see the first message of the others. "
+            "torchrun with --max-restarts resumes from the last checkpoint automatically; otherwise use --resume"
         ) from error
 
 
 def _is_loss(error: RuntimeError) -> bool:
-    # Collectives raise classes of torch.distributed; what passes through autograd comes as a plain RuntimeError.
+    # Collectives raise classes of torch.distributed; through autograd they arrive as a plain RuntimeError.
     words = ("gloo", "NCCL", "onnection closed by peer", "onnection reset by peer")
     return isinstance(error, distributed.DistError) or any(word in str(error) for word in words)

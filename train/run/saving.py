@@ -1,4 +1,4 @@
-"""Saving the state of a run in last.pt and best.pt, also when the disk is full, and taking it up again."""
+"""Saving the state of a run in last.pt and best.pt, also on a full disk, and restoring it."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ from edgerpn.train.run.failures import how_to_resume
 from edgerpn.train.run.state import RunProgress, TrainingRun
 
 _LARGEST_SHARE = 1 / 50
-"""Of a run's time, for saving between evaluations."""
+"""Largest share of a run's time to spend on saving between evaluations."""
 _STATE = "the checkpoint"
 
 
 class CheckpointSaver:
-    """Saves a run in the first process; a disk that is full for a while costs it nothing but what it could not write.
+    """Saves a run in the first process; while the disk is full the run continues without new checkpoints.
 
-    Nothing here needs the other processes, so that it works when they are gone.
+    It does not need the other processes, so it also works when they are gone.
     """
 
     def __init__(self, run: TrainingRun, log: Callable[[str], None]) -> None:
-        """Counts from now on."""
         self._run = run
         self._log = log
         self._saved_at = time.monotonic()
@@ -31,14 +30,14 @@ class CheckpointSaver:
         self._failure: str | None = None
 
     def is_due(self) -> bool:
-        """Whether so much time has passed that last.pt should be written."""
+        """Returns whether it is time to write last.pt."""
         pause = max(self._run.settings.loop.save_every_s, self._took_s / _LARGEST_SHARE)
         return self._run.ranks.is_first and time.monotonic() - self._saved_at >= pause
 
     def save(self, metrics: dict[str, float] | None = None) -> bool:
-        """Writes log and last.pt; says so when the disk does not take one, and returns whether last.pt was written.
+        """Writes log and last.pt; logs a failure, and returns whether last.pt was written.
 
-        The numbers of all steps taken must have been checked: what is not finite must not be kept.
+        The caller must have checked that the numbers of all steps are finite.
         """
         if not self._run.ranks.is_first:
             return True
@@ -56,7 +55,7 @@ class CheckpointSaver:
             return True
         checkpoint = _checkpoint(self._run, metrics or {})
         is_done = self._write(lambda: self._run.folder.save_best(checkpoint), _STATE)
-        # Otherwise the next step would try again at once.
+        # Otherwise the next step would save again at once.
         self._saved_at = time.monotonic()
         return is_done
 
@@ -67,15 +66,15 @@ class CheckpointSaver:
             self._write(self._run.folder.plot_log, "the loss plot")
 
     def finish(self) -> None:
-        """Makes sure that the last state was saved.
+        """Checks that the last state was saved.
 
         Raises:
-            TrainingStoppedError: It was not.
+            TrainingStoppedError: It was not saved.
         """
         if self._failure is not None:
             raise TrainingStoppedError(
-                f"{self._failure} at the end of the run (step {self._run.progress.step}), after which its last state "
-                f"is lost. Free space; {how_to_resume(self._run.folder)}"
+                f"{self._failure} at the end of the run (step {self._run.progress.step}), so its last state is "
+                f"lost. Free space; {how_to_resume(self._run.folder)}"
             )
 
     def _write(self, write: Callable[[], None], what: str) -> bool:
@@ -83,7 +82,7 @@ class CheckpointSaver:
             write()
         except OSError as error:
             failure = f"{what} could not be written: {error.strerror or error}"
-            self._log(f"step {self._run.progress.step}: {failure}; training goes on, and {_last_saved(self._run)}")
+            self._log(f"step {self._run.progress.step}: {failure}; training continues, and {_last_saved(self._run)}")
             if what == _STATE:
                 self._failure = failure
             return False
@@ -93,8 +92,8 @@ class CheckpointSaver:
 
 
 def _last_saved(run: TrainingRun) -> str:
-    whole = run.folder.whole
-    return f"{whole.name} stays as it was" if whole is not None else f"there is no {run.folder.last.name} yet"
+    newest = run.folder.newest_intact
+    return f"{newest.name} stays as it was" if newest is not None else f"there is no {run.folder.last.name} yet"
 
 
 def _checkpoint(run: TrainingRun, metrics: dict[str, float]) -> Checkpoint:
@@ -119,21 +118,21 @@ def _checkpoint(run: TrainingRun, metrics: dict[str, float]) -> Checkpoint:
 
 
 def restore(run: TrainingRun, checkpoint: Checkpoint) -> None:
-    """Brings a run to the state of a checkpoint.
+    """Restores the state of a run from a checkpoint.
 
     Raises:
-        CheckpointError: It is none to go on from, or one of a run with other data, optimizer or network.
+        CheckpointError: It has no training state, or belongs to a run with other data, optimizer or network.
     """
     state = checkpoint.training
     if state is None:
         raise CheckpointError(
-            f"{run.folder.last}: holds weights, but no state to go on from, like a best.pt or a checkpoint of an "
-            "earlier format; put the run's last.pt there, or start a new run"
+            f"{run.folder.last}: holds weights without the training state, as best.pt does; put the run's last.pt "
+            "there, or start a new run"
         )
     old, new = checkpoint.settings.optimizer.kind, run.settings.optimizer.kind
     if old != new:
         raise CheckpointError(
-            f"{run.folder.last}: the run uses {old}, which cannot go on as {new}; give --set optimizer.kind={old}, or "
+            f"{run.folder.last}: the run uses {old} and cannot continue with {new}; use --set optimizer.kind={old}, or "
             "start a new run"
         )
     if checkpoint.data_sha256 != run.train_set.sha256:
@@ -141,21 +140,21 @@ def restore(run: TrainingRun, checkpoint: Checkpoint) -> None:
     old_classes, new_classes = checkpoint.settings.data.holdout_classes, run.settings.data.holdout_classes
     if set(old_classes) != set(new_classes):
         raise CheckpointError(
-            f"{run.folder.last}: the run holds out {', '.join(old_classes) or 'no class'}, and cannot go on holding "
-            f"out {', '.join(new_classes) or 'none'}; start a new run"
+            f"{run.folder.last}: the run holds out {', '.join(old_classes) or 'no class'} and cannot continue with "
+            f"{', '.join(new_classes) or 'no class'} held out; start a new run"
         )
     if checkpoint.settings.data.batch_size != run.settings.data.batch_size:
         raise CheckpointError(
-            f"{run.folder.last}: the run uses batches of {checkpoint.settings.data.batch_size}, and its place in the "
-            f"epoch counts them; it cannot go on with {run.settings.data.batch_size}"
+            f"{run.folder.last}: the run uses batches of {checkpoint.settings.data.batch_size} and counts its position "
+            f"in the epoch by them, so it cannot continue with {run.settings.data.batch_size}"
         )
     images_per_step = state.get("images_per_step", run.loader.batch_size)
     if images_per_step != run.loader.batch_size:
         raise CheckpointError(
-            f"{run.folder.last}: the run takes {images_per_step} images a step out of its small set, and with this "
-            f"number of processes and loop.accumulate it would take {run.loader.batch_size}; go on with the old ones"
+            f"{run.folder.last}: the run takes {images_per_step} images per step from its small data set; with this "
+            f"number of processes and loop.accumulate it would take {run.loader.batch_size}; use the old numbers"
         )
-    # Loading brings the old run's rates and decays back; the settings of this one hold.
+    # Loading restores the old run's rates and decays; the settings of this run apply.
     chosen = [{k: v for k, v in group.items() if k != "params"} for group in run.optimizer.param_groups]
     try:
         run.model.load_state_dict(state["model"])
@@ -172,5 +171,5 @@ def restore(run: TrainingRun, checkpoint: Checkpoint) -> None:
     run.average.num_updates = state["average_updates"]
     run.scaler.load_state_dict(state["scaler"])
     run.progress = RunProgress(**state["progress"])
-    # Counted anew, because --resume may have lengthened the run.
+    # Counted again, because --resume may have lengthened the run.
     run.progress.evaluations = int(run.fraction * run.settings.loop.evaluations + 1e-9)

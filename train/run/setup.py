@@ -1,4 +1,4 @@
-"""The beginning of a run: data, network and optimizer, in a new folder or as last.pt has them."""
+"""The start of a run: data, network and optimizer, in a new folder or restored from last.pt."""
 
 from __future__ import annotations
 
@@ -34,57 +34,57 @@ from edgerpn.train.run.sync_norm import synchronize_norms
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunRequest:
-    """What a run is asked to be."""
+    """The arguments of a run."""
 
     settings: TrainSettings
-    """Resolved settings, but for a batch size of 0."""
+    """Resolved settings, except for a batch size of 0."""
     data: Path
     """Folder with train.json, val.json and images/, or a training annotation file with val.json and images/ beside."""
     folder: RunFolder
-    """Where it goes."""
+    """Folder of the run."""
     resume: bool
-    """Whether to go on from last.pt."""
+    """Whether to resume from last.pt."""
     backbone_weights: Path | None
-    """torchvision state dict to start the backbone from."""
+    """torchvision state dict for the backbone of a new run."""
     log: Callable[[str], None]
-    """Called with lines for people; silent in all processes but the first."""
+    """Called with lines for people; does nothing in processes other than the first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class RunInputs:
-    """What the first process reads for all."""
+    """The inputs that the first process reads for all processes."""
 
     train_set: Dataset
-    """Images and boxes of train.json."""
+    """The training images."""
     val_set: Dataset
-    """Of val.json."""
+    """The validation images."""
     checkpoint: Checkpoint | None
-    """What to go on from; None for a new run."""
+    """The state to resume from; None for a new run."""
 
 
 def set_up(request: RunRequest, ranks: Ranks, compute: Compute) -> TrainingRun:
-    """Reads the data, makes the network and its optimizer, and starts or resumes the run folder.
+    """Reads the data, creates the network and its optimizer, and starts or resumes the run folder.
 
     Raises:
         DataError: The data cannot be used.
         ConfigError: The settings do not fit the machine, or the folder's state does not fit the request.
-        CheckpointError: last.pt and the one before it are damaged.
-        TrainingStoppedError: The first process raised one of these, and this is another.
+        CheckpointError: last.pt and the checkpoint before it are damaged.
+        TrainingStoppedError: The first process raised one of these errors, and this is another process.
     """
     folder, log = request.folder, request.log
     inputs = ranks.compute_on_first(lambda: read_inputs(request, ranks))
     records, checkpoint = inputs.train_set.records, inputs.checkpoint
     settings = _with_batch_size(request.settings, checkpoint)
-    # Before anything runs on a GPU, whose libraries read this once.
+    # Before the first GPU operation: the libraries read these settings once.
     _make_deterministic(settings, compute, ranks)
     settings = resolve_batch_size(settings, records, ranks, compute, log)
     if compute.device.type == "cpu":
         keep_freed_memory()
-    # Whatever the batches that were tried have drawn.
+    # Again, because trial batches may have drawn random numbers.
     torch.manual_seed(settings.loop.seed)
     model = Rpn(settings.model)
     if request.backbone_weights is not None and checkpoint is None and ranks.is_first:
-        # The others get these weights as the gradients' exchange is set up.
+        # DistributedDataParallel copies these weights to the other processes.
         count = load_backbone_weights(model.backbone, request.backbone_weights)
         log(f"loaded {count} tensors of the backbone from {request.backbone_weights}")
     model = place(model, compute.device)
@@ -128,24 +128,23 @@ def set_up(request: RunRequest, ranks: Ranks, compute: Compute) -> TrainingRun:
     processes = f" on each of {ranks.size} processes" if ranks.size > 1 else ""
     log(f"{settings.model.backbone}: {count / 1e6:.2f} M parameters, {len(records)} images, {compute}{processes}")
     if loader.cache_bytes:
-        log(f"decoded images are kept in {-(-loader.cache_bytes >> 20)} MiB of shared memory (data.cache)")
+        log(f"caching decoded images in {-(-loader.cache_bytes >> 20)} MiB of shared memory (data.cache)")
     return run
 
 
 def read_inputs(request: RunRequest, ranks: Ranks) -> RunInputs:
-    """The data sets, and the checkpoint to go on from, if any; for the first process.
+    """Reads the data sets and the checkpoint to resume from, if any; for the first process.
 
     Raises:
         DataError: The data cannot be used.
         ConfigError: The settings do not fit the processes, or the folder's state does not fit the request.
-        CheckpointError: last.pt and the one before it are damaged.
+        CheckpointError: last.pt and the checkpoint before it are damaged.
     """
     if request.settings.loop.compile and ranks.size > 1:
         raise ConfigError(
             [
-                f"loop.compile: expected false with several processes, got true with {ranks.size}: whether compiling "
-                "works is found out by each on its own, and they would get out of step; leave it off, or train in one "
-                "process"
+                f"loop.compile: expected false with several processes, got true with {ranks.size}: compilation could "
+                "fail in one process only, and they would get out of step; turn it off, or train in one process"
             ]
         )
     checkpoint = _checkpoint(request, ranks)
@@ -156,10 +155,10 @@ def read_inputs(request: RunRequest, ranks: Ranks) -> RunInputs:
 
 
 def _checkpoint(request: RunRequest, ranks: Ranks) -> Checkpoint | None:
-    """What to go on from: when that was asked for, or when torchrun starts this very run again.
+    """Returns the state to resume from: with --resume, or when torchrun restarts this very run.
 
-    A name that was given to torchrun (--rdzv-id, or by itself with --standalone) tells a run from others. Without one
-    it must be the very torchrun that wrote the checkpoint, and it must have started its processes again.
+    A name of the torchrun job (--rdzv-id, or automatic with --standalone) identifies the run. Without a name, the
+    checkpoint must come from the same torchrun process, and that one must have restarted its workers.
     """
     if request.resume:
         return request.folder.read_last(request.log)
@@ -173,12 +172,12 @@ def _checkpoint(request: RunRequest, ranks: Ranks) -> Checkpoint | None:
     is_same = checkpoint.settings == _with_batch_size(request.settings, checkpoint)
     if not is_same or state.get("torchrun_id") != ranks.run_key:
         return None
-    request.log(f"torchrun started this run ({ranks.run_id}) again")
+    request.log(f"torchrun restarted this run ({ranks.run_id})")
     return checkpoint
 
 
 def _with_batch_size(settings: TrainSettings, checkpoint: Checkpoint | None) -> TrainSettings:
-    """The settings, with the batch size and rate that the run has chosen before, when it is to choose them itself."""
+    """Returns the settings; if the batch size is automatic, with the size and rate that the run chose before."""
     if checkpoint is None or settings.data.batch_size:
         return settings
     saved = checkpoint.settings
@@ -201,19 +200,19 @@ def _make_deterministic(settings: TrainSettings, compute: Compute, ranks: Ranks)
     if settings.loop.threads:
         torch.set_num_threads(settings.loop.threads)
     elif ranks.local_size > 1:
-        # torchrun asks for one thread a process, however many cores there are.
+        # torchrun sets one thread per process, however many cores there are.
         torch.set_num_threads(max(1, available_cores() // ranks.local_size))
     if compute.device.type == "cuda":
-        # cuBLAS is deterministic with a workspace of its own only; it reads this when it starts.
+        # cuBLAS is deterministic only with its own workspace; it reads this when it starts.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        # Some CUDA kernels have no deterministic form: they warn instead of stopping the run.
+        # Some CUDA kernels have no deterministic form: these warn instead of stopping the run.
         torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def _parallel(
     model: nn.Module, settings: TrainSettings, ranks: Ranks, compute: Compute, log: Callable[[str], None]
 ) -> DistributedDataParallel | None:
-    """What exchanges the gradients between processes; it gives all of them the first one's weights."""
+    """Returns the wrapper that averages gradients over processes and copies the first one's weights to all."""
     if ranks.size == 1:
         return None
     has_own_statistics = True
@@ -223,12 +222,12 @@ def _parallel(
         if leftover:
             log(
                 f"loop.sync_batch_norm: {', '.join(leftover)} cannot be synchronised; each process normalises its own "
-                "images there, and losses are not those of one process"
+                "images there, so losses differ from those of a single process"
             )
     return DistributedDataParallel(
         model,
         device_ids=[compute.device.index] if compute.device.type == "cuda" else None,
-        # Statistics of single processes drift apart; the first one's count.
+        # Statistics of separate processes diverge; those of the first process apply.
         forward_sync_buffers=has_own_statistics,
         gradient_as_bucket_view=True,
     )

@@ -1,4 +1,4 @@
-"""The state that a training run carries: made by `run_setup`, saved in last.pt and restored by `run_saving`.
+"""The state of a training run: `run.setup` creates it, `run.saving` writes it to last.pt and restores it.
 
 Legend of shape suffixes: A anchors of all levels.
 """
@@ -39,8 +39,6 @@ class RunProgress:
 
 @dataclass(kw_only=True, slots=True)
 class TrainingRun:
-    """Everything that a run works with."""
-
     settings: TrainSettings
     folder: RunFolder
     train_set: Dataset
@@ -49,9 +47,9 @@ class TrainingRun:
     ranks: Ranks
     model: Rpn
     network: Callable[[Tensor], list[tuple[Tensor, Tensor]]]
-    """The model as training calls it: compiled, and with gradients that go round, where that is asked for."""
+    """The model as training calls it: compiled or wrapped for several processes, if the settings ask for it."""
     parallel: DistributedDataParallel | None
-    """What lets the gradients go round, when there are several processes."""
+    """The wrapper that averages gradients over processes; None in a single process."""
     optimizer: torch.optim.Optimizer
     average: WeightAverage
     scaler: torch.amp.GradScaler
@@ -60,10 +58,10 @@ class TrainingRun:
     progress: RunProgress
     tensorboard: Any = None
     anchors: dict[tuple[int, int], list[Tensor]] = field(default_factory=dict)
-    """Anchors of each level for views of a height and width, made when first asked for."""
+    """Anchors of each level by height and width of the views; filled on demand."""
 
     def anchors_of(self, view_hw: tuple[int, int]) -> list[Tensor]:
-        """Anchors of each level, on the device; they stay the run's."""
+        """Returns the anchors of each level on the device; the run owns them."""
         if view_hw not in self.anchors:
             levels = grid_anchors(self.settings.model.anchors, view_hw)
             self.anchors[view_hw] = [level.to(self.compute.device) for level in levels]
@@ -71,12 +69,12 @@ class TrainingRun:
 
     @property
     def fraction(self) -> float:
-        """How much of the run is done, 0..1; a little above 1 when its time is over."""
+        """Progress, 0..1; slightly above 1 when the time of the run is over."""
         if self.settings.loop.minutes:
             return self.progress.seconds / (60 * self.settings.loop.minutes)
         return self.progress.step / (self.settings.loop.epochs * self.loader.batches_per_epoch)
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """The weights to evaluate and export: their average, when the run keeps one."""
+        """The weights to evaluate and export: the average, if the run keeps one."""
         return self.average.state if self.settings.optimizer.ema_decay else self.model.state_dict()

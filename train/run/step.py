@@ -1,8 +1,8 @@
-"""One optimizer step, over the parts of a batch that this process has.
+"""One optimizer step, over the parts of a batch that belong to this process.
 
-The losses are sums until all parts of all processes are there; the gradients are divided by their common normalizer
-just before they are used. Steps are therefore the same however a batch is shared, up to rounding (and, over passes
-of `loop.accumulate`, up to the statistics of batch norm, which are those of a pass).
+The losses remain sums until all parts of all processes are complete; then the gradients are divided by the common
+normalizer. Steps therefore do not depend on how a batch is divided, up to rounding (and, with `loop.accumulate`, up to
+the statistics of batch norm, which are those of one pass).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class StepFigures:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepRecord:
-    """What happened in a step; its numbers are on their way from the device, so that the next step can begin."""
+    """One step; its numbers may still be in transit from the device while the next step starts."""
 
     step: int
     """Number of the step, from 0."""
@@ -51,12 +51,12 @@ class StepRecord:
     learning_rate: float
     """Rate of the step."""
     host_values: Tensor
-    """Loss, objectness, box, objects and norm of the gradient, on the CPU once `arrival` has happened."""
+    """Loss, objectness, box, objects and gradient norm, on the CPU; valid after `arrival`."""
     arrival: torch.cuda.Event | None
-    """When `host_values` is there; None: it is there."""
+    """Event after which `host_values` is valid; None: it already is."""
 
     def figures(self) -> StepFigures:
-        """The numbers; waits for the step to end."""
+        """Returns the numbers; waits for the step to end."""
         if self.arrival is not None:
             self.arrival.synchronize()
         loss, objectness, box, objects, grad_norm = self.host_values.tolist()
@@ -64,7 +64,7 @@ class StepRecord:
 
 
 def take_step(run: TrainingRun, batches: Sequence[TrainBatch]) -> StepRecord:
-    """Forward and backward pass of each part, then one step of the optimizer and of the average."""
+    """Runs forward and backward passes of each part, then one step of the optimizer and of the average."""
     settings, state, compute = run.settings, run.progress, run.compute
     rate = learning_rate(state.step, run.fraction, settings.optimizer)
     for group in run.optimizer.param_groups:
@@ -77,7 +77,7 @@ def take_step(run: TrainingRun, batches: Sequence[TrainBatch]) -> StepRecord:
         on_device = batch.to(compute.device, non_blocking=True)
         with _local_gradients(run, is_last=part == len(batches) - 1):
             losses = _loss_sums(run, on_device, part)
-            # By the number of images, so that sums are about as large as losses and float16 has room for them.
+            # Divided by the number of images, so that the sums are as large as losses and do not overflow float16.
             total = (losses.objectness + settings.loss.box_weight * losses.box) / run.loader.batch_size
             run.scaler.scale(total).backward()
         sums += torch.stack(
@@ -87,7 +87,7 @@ def take_step(run: TrainingRun, batches: Sequence[TrainBatch]) -> StepRecord:
     objectness, box, normalizer, objects = sums.unbind()
     normalizer = normalizer.clamp(min=1)
     run.scaler.unscale_(run.optimizer)
-    # DistributedDataParallel gives the mean over the processes, of gradients that belong to a sum.
+    # DistributedDataParallel averages over the processes, but these gradients belong to a sum.
     factor = run.loader.batch_size * run.ranks.size / normalizer
     grad_norm = scale_gradients(run.parameters, factor, settings.optimizer.max_grad_norm)
     run.scaler.step(run.optimizer)
@@ -107,7 +107,7 @@ def take_step(run: TrainingRun, batches: Sequence[TrainBatch]) -> StepRecord:
 
 
 def check_finite(run: TrainingRun, record: StepRecord) -> StepFigures:
-    """The numbers of a step.
+    """Returns the numbers of a step.
 
     Raises:
         TrainingDivergedError: They are not finite.
@@ -115,7 +115,7 @@ def check_finite(run: TrainingRun, record: StepRecord) -> StepFigures:
     figures = record.figures()
     if not math.isfinite(figures.loss):
         raise _diverged(run, record, "the loss is not finite")
-    # With float16 such a step was left out, and the scale of the gradients lowered.
+    # With float16 the scaler skipped such a step and lowered the scale of the gradients.
     if not math.isfinite(figures.grad_norm) and not run.scaler.is_enabled():
         raise _diverged(run, record, "the gradient is not finite")
     return figures
@@ -138,7 +138,7 @@ def _loss_sums(run: TrainingRun, batch: TrainBatch, part: int) -> LossSums:
         image_hw=(height, width),
         config=settings.assign,
     )
-    # A generator of its own for each step makes the draw independent of where the run was interrupted.
+    # A generator per step makes the samples independent of where the run was interrupted.
     generator = torch.Generator(device).manual_seed(settings.loop.seed * 1_000_003 + run.progress.step)
     first = (part * run.ranks.size + run.ranks.rank) * len(batch.images)
     return rpn_loss_sums(
@@ -158,7 +158,7 @@ def _loss_sums(run: TrainingRun, batch: TrainBatch, part: int) -> LossSums:
 
 
 def _local_gradients(run: TrainingRun, *, is_last: bool) -> contextlib.AbstractContextManager[None]:
-    """Gradients of all parts but the last stay in their process; with the last the sum goes round."""
+    """Keeps the gradients of all parts but the last in this process; the last part exchanges the sum."""
     if is_last or run.parallel is None:
         return contextlib.nullcontext()
     return run.parallel.no_sync()
@@ -174,9 +174,9 @@ def _to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
 
 
 def _diverged(run: TrainingRun, record: StepRecord, what: str) -> TrainingDivergedError:
-    last_good = str(run.folder.whole) if run.folder.whole is not None else None
+    last_good = str(run.folder.newest_intact) if run.folder.newest_intact is not None else None
     unknown = "none yet" if run.ranks.is_first else "the first process names it"
-    mosaics = " and what was put beside them" if run.settings.data.augment.mosaic_probability else ""
+    mosaics = " and images in their mosaics" if run.settings.data.augment.mosaic_probability else ""
     return TrainingDivergedError(
         f"{what} at step {record.step} (epoch {record.epoch}), images {list(record.image_ids)}{mosaics}. "
         f"Last good checkpoint: {last_good or unknown}. "
@@ -188,12 +188,12 @@ def _diverged(run: TrainingRun, record: StepRecord, what: str) -> TrainingDiverg
 
 
 def compile_network(network: nn.Module, run: TrainingRun, log: Callable[[str], None]) -> Network:
-    """The network compiled for the run's batches; `network` itself, and a line that says why, when that fails.
+    """Compiles the network for the run's batches; logs the reason and returns `network` itself if that fails.
 
-    The run has one process: several could not agree on it, because what goes round between them would hang meanwhile.
-    Compiling happens when a network is first used; a pass forward and backward shows here whether it works, and
-    leaves weights, gradients and statistics as they were. The first steps of a run go without, because each has a
-    momentum of its own for batch norms, and every momentum would be a program of its own.
+    Only for a single process: several could not agree on success without a hang of their collectives. torch.compile
+    works at first use, so a trial pass shows here whether it succeeds; weights, gradients and statistics stay as they
+    were. The first steps of a run use the plain network: each has another batch-norm momentum, and each momentum would
+    need a program.
     """
     log("loop.compile: compiling the network, which takes a while ...")
     fast: Network = torch.compile(network, dynamic=False)
@@ -202,14 +202,14 @@ def compile_network(network: nn.Module, run: TrainingRun, log: Callable[[str], N
     before = [buffer.clone() for buffer in run.model.buffers()]
     network.train()
     try:
-        # Every size of views is a program of its own.
+        # Each size of the views needs its own program.
         for view_hw in dict.fromkeys(run.settings.data.views_hw):
             _trial_pass(fast, torch.zeros(size, 3, *view_hw, device=run.compute.device), run)
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        log(f"loop.compile: not possible here, training goes on without it ({(lines or [type(error).__name__])[0]})")
+        log(f"loop.compile: not possible here, training continues without it ({(lines or [type(error).__name__])[0]})")
         return network
     finally:
         for buffer, value in zip(run.model.buffers(), before, strict=True):
@@ -219,7 +219,6 @@ def compile_network(network: nn.Module, run: TrainingRun, log: Callable[[str], N
 
 
 def _trial_pass(network: Network, images: Tensor, run: TrainingRun) -> None:
-    """Forward and backward."""
     with run.compute.autocast():
         levels = network(images.contiguous(memory_format=torch.channels_last))
     total = torch.zeros((), device=images.device)

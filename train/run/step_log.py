@@ -1,4 +1,4 @@
-"""What a run tells: rows of the log, the progress bar, TensorBoard, and how long it waited for its data."""
+"""The log of a run's steps: rows of log.csv, the progress bar, TensorBoard, and the time spent waiting for data."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ Item = TypeVar("Item")
 
 
 class StepLog:
-    """Keeps the accounts of a run's steps; use it with `with`.
+    """Logs the steps of a run; use it with `with`.
 
-    The numbers of a step are read one step later, so that a GPU need not stand still for them.
+    It reads the numbers of a step one step later, so that a GPU does not idle meanwhile.
     """
 
     def __init__(self, run: TrainingRun) -> None:
-        """Begins at the run's present step."""
         self._run = run
         self._pending: StepRecord | None = None
         self._pending_seconds = 0.0
@@ -35,19 +34,17 @@ class StepLog:
         self._bar_context = progress(total, "training", unit=unit) if run.ranks.is_first else None
 
     def __enter__(self) -> StepLog:
-        """Shows the bar."""
         self._bar = self._bar_context.__enter__() if self._bar_context else None
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Ends the bar."""
         if self._bar_context:
             self._bar_context.__exit__(kind, error, traceback)
 
     def next_step(self, steps: Iterator[Item]) -> Item | None:
-        """The next item or None at the end; the time until it comes counts as waiting for data."""
+        """Returns the next item, or None at the end; the time until it arrives counts as waiting for data."""
         began = time.monotonic()
         try:
             return next(steps, None)
@@ -55,10 +52,10 @@ class StepLog:
             self._waited_s += time.monotonic() - began
 
     def add(self, record: StepRecord) -> None:
-        """Notes a step that was started, and settles the one before, or this one where its numbers are there already.
+        """Adds a step that has started; logs the step before, or this one if its numbers are available.
 
         Raises:
-            TrainingDivergedError: The numbers of the settled step are not finite.
+            TrainingDivergedError: The numbers of the logged step are not finite.
         """
         previous, self._pending = self._pending, record
         self._note_finished(previous)
@@ -68,7 +65,7 @@ class StepLog:
         self._move_bar()
 
     def flush(self) -> None:
-        """Waits for the last step and notes its numbers; after it, the state of the run is known to be good.
+        """Waits for the last step and logs its numbers; afterwards the state of the run is known to be finite.
 
         Raises:
             TrainingDivergedError: The numbers are not finite.
@@ -77,7 +74,7 @@ class StepLog:
         self._note_finished(previous)
 
     def restart_timer(self) -> None:
-        """Leaves the time since the last row of the log, such as an evaluation, out of the next one's speed."""
+        """Excludes the time since the last row, such as an evaluation, from the speed in the next row."""
         self._logged_step = self._run.progress.step
         self._begin_row()
 

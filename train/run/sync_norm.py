@@ -1,6 +1,6 @@
-"""Batch norm over the images of all processes, so that a batch shared over processes is normalised as one.
+"""Batch norm over the images of all processes, so that a divided batch is normalised as a whole.
 
-PyTorch's SyncBatchNorm computes on GPUs only; the class here does the same on CPUs, with gloo.
+PyTorch's SyncBatchNorm works on GPUs only; the class here does the same on CPUs, with gloo.
 
 Legend of shape suffixes: N images of this process, C channels, H and W rows and columns.
 """
@@ -15,11 +15,11 @@ from torch.nn import functional
 
 
 def synchronize_norms(module: nn.Module, device: torch.device) -> tuple[str, ...]:
-    """Replaces every plain batch norm below `module`; the names in its state dict stay.
+    """Replaces every plain batch norm below `module`; the names in the state dict do not change.
 
     Returns:
-        Names of the other classes of batch norm that are left, such as timm's with an activation inside: those
-        normalise the images of each process apart.
+        Names of other classes of batch norm that remain, such as timm's with a built-in activation: these normalise
+        the images of each process separately.
     """
     leftover = set()
     for parent in list(module.modules()):
@@ -36,13 +36,13 @@ def _synchronized(norm: nn.BatchNorm2d, device: torch.device) -> nn.Module:
         return nn.SyncBatchNorm.convert_sync_batchnorm(norm)
     new = CpuSyncBatchNorm(norm.num_features, norm.eps, norm.momentum)
     new.train(norm.training)
-    # The same tensors, not copies: whoever holds them already goes on holding the right ones.
+    # The same tensors, not copies: existing references stay valid.
     new._parameters, new._buffers = norm._parameters, norm._buffers
     return new
 
 
 class CpuSyncBatchNorm(nn.BatchNorm2d):
-    """Batch norm whose statistics, in training, are those of all processes' images; all must have some."""
+    """Batch norm whose training statistics cover the images of all processes; each must have at least one image."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to the same shape."""
@@ -67,7 +67,7 @@ class _SyncNormalize(torch.autograd.Function):
     def forward(ctx: Any, x_NCHW: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float) -> tuple[Tensor, ...]:
         local_var_C, local_mean_C = torch.var_mean(x_NCHW.float(), (0, 2, 3), correction=0)
         count = torch.full_like(local_mean_C, x_NCHW.numel() / x_NCHW.shape[1]).double()
-        # In float64, where the difference of two squares loses nothing that matters.
+        # In float64, because the difference of two squares would lose digits in float32.
         means = local_mean_C.double()
         sums_3C = torch.stack((count, count * means, count * (local_var_C.double() + means.square())))
         distributed.all_reduce(sums_3C)
@@ -87,7 +87,7 @@ class _SyncNormalize(torch.autograd.Function):
         centered_NCHW = x_NCHW.float() - mean_C[:, None, None]
         grad_bias_C = grad_NCHW.sum((0, 2, 3))
         grad_weight_C = (grad_NCHW * centered_NCHW).sum((0, 2, 3)) * inverse_std_C
-        # The parameters' gradients are this process's; DistributedDataParallel brings them together.
+        # The gradients of the parameters stay local; DistributedDataParallel averages them.
         means_2C = torch.stack((grad_bias_C, grad_weight_C))
         distributed.all_reduce(means_2C)
         means_2C = means_2C / count

@@ -81,7 +81,7 @@ def test_whole_numbers_may_be_written_with_a_point() -> None:
     [
         ("id", "one", r"images\[2\]: id: expected a whole number, got 'one'"),
         ("id", True, r"images\[2\]: id: expected a whole number, got True"),
-        ("id", 2, r"images\[2\] \(id 2\): the id is already that of '2\.jpg'"),
+        ("id", 2, r"images\[2\] \(id 2\): '2\.jpg' already has this id"),
         ("width", None, r"images\[2\] \(id 3\): width: expected a whole number, got None"),
         ("height", 0, r"images\[2\] \(id 3\): expected a positive width and height, got 60 x 0"),
         ("file_name", 7, r"images\[2\] \(id 3\): file_name: expected a text, got 7"),

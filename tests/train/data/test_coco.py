@@ -165,13 +165,13 @@ def truncate(file: Path) -> None:
         (
             ".jpg",
             lambda file: write_image(file, 40, 60),
-            "image whose size is not the annotated one: 1, image dropped, for its boxes may belong to another picture "
-            "(image 3: 3.jpg: 40 x 60, annotated 60 x 40, as if turned by its EXIF orientation)",
+            "image whose size is not the annotated one: 1, image dropped, as its boxes may belong to another picture "
+            "(image 3: 3.jpg: 40 x 60, annotated 60 x 40, as if rotated by its EXIF orientation)",
         ),
         (
             ".png",
             lambda file: write_image(file, 61, 40),
-            "image whose size is not the annotated one: 1, image dropped, for its boxes may belong to another picture "
+            "image whose size is not the annotated one: 1, image dropped, as its boxes may belong to another picture "
             "(image 3: 3.png: 61 x 40, annotated 60 x 40)",
         ),
     ],
@@ -224,7 +224,7 @@ def test_a_set_without_usable_images_is_refused(folder: CocoFolder, tmp_path: Pa
     with pytest.raises(DataError, match=r"none of its 1 images is usable in .*elsewhere; is it the right folder"):
         folder.read()
     folder.images_dir = tmp_path / "nowhere"
-    with pytest.raises(DataError, match=r"nowhere: expected the folder of the images of train\.json, found none"):
+    with pytest.raises(DataError, match=r"nowhere: no such folder; expected the images of train\.json"):
         folder.read()
 
 

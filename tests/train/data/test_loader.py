@@ -216,7 +216,7 @@ def test_a_killed_worker_is_an_error_and_not_a_hang(records: list[ImageRecord], 
         worker.kill()
         if is_gone:
             worker.join()
-        with pytest.raises(DataError, match=r"a process that reads training images died .*--shm-size"):
+        with pytest.raises(DataError, match=r"a worker process for training images died .*--shm-size"):
             list(batches)
 
 
@@ -305,7 +305,7 @@ def test_views_take_turns_and_show_objects_at_the_scale_of_the_input(records: li
         epochs = [list(loader.epoch(number)) for number in (0, 1)]
         (taken_up,) = loader.epoch(1, start_batch=2)
         assert_same([taken_up], epochs[1][2:])
-    # Three batches an epoch: the second epoch goes on where the first one ended.
+    # Three batches per epoch: the second epoch continues where the first one ended.
     sides = [tuple(batch.images.shape[1:3]) for batch in epochs[0] + epochs[1]]
     assert sides == [(64, 64), (96, 128)] * 3
     fit = min(96 / 50, 128 / 80)

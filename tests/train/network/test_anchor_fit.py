@@ -97,7 +97,7 @@ def test_the_command_writes_settings_that_training_takes(
     assert main([*words, "-o", str(file)]) == 0
     shown = capsys.readouterr().out.splitlines()
     count = len(json.loads((data_folder / "train.json").read_text())["annotations"])
-    assert shown[0] == f"{count} boxes of 16 images, laid into 128x128"
+    assert shown[0] == f"{count} boxes of 16 images, letterboxed to 128x128"
     preset, fitted = (
         float(line.removeprefix(name).split()[0]) for line, name in ((shown[2], "preset edge"), (shown[3], "fitted"))
     )
@@ -140,4 +140,4 @@ def test_a_set_without_boxes_is_refused(data_folder: Path, tmp_path: Path, capsy
     (tmp_path / "train.json").write_text(json.dumps({**content, "annotations": []}))
     (tmp_path / "images").symlink_to(data_folder / "images")
     assert main(["anchors", "--data", str(tmp_path), "--size", "128"]) == 1
-    assert "no object, so no anchors can be fitted" in capsys.readouterr().err
+    assert "no objects to fit anchors to" in capsys.readouterr().err

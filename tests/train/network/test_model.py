@@ -245,7 +245,7 @@ def test_statistics_begin_as_the_mean_of_the_first_steps() -> None:
     assert layer.running_mean.item() == pytest.approx(20.0)
     assert layer.running_var.item() == pytest.approx(0.0, abs=1e-6)
     for step in (9, 10, 500):
-        # Whatever it was before, as in a network that has just been made to go on with a run.
+        # Any earlier momentum, as in a network that has just been created to resume a run.
         layer.momentum = 0.01
         set_norm_momentum(norm, step)
         assert layer.momentum == 0.1

@@ -1,4 +1,4 @@
-"""Classes that training never sees: how they are held out, and how recall on them is counted."""
+"""Classes that training never sees: holding them out, and recall on them."""
 
 from __future__ import annotations
 
@@ -55,9 +55,7 @@ def test_held_out_boxes_are_apart_and_counted(tmp_path: Path) -> None:
     (record,) = dataset.records
     np.testing.assert_array_equal(record.boxes_xyxy, [[0, 0, 20, 20]])
     np.testing.assert_array_equal(record.held_out_xyxy, [[40, 0, 60, 20], [70, 40, 90, 70]])
-    assert dataset.problems == (
-        "box of a held-out class: 2, kept apart, as if nobody had marked it (annotation 2; annotation 3)",
-    )
+    assert dataset.problems == ("box of a held-out class: 2, kept for evaluation only (annotation 2; annotation 3)",)
     sizes = {part: len(dataset.coco_ground_truth(part)["annotations"]) for part in ("seen", "unseen", "all")}
     assert sizes == {"seen": 1, "unseen": 2, "all": 3}
 
@@ -81,7 +79,7 @@ def test_without_held_out_classes_nothing_changes(tmp_path: Path) -> None:
     [
         (("dog",), {}, "no class named 'dog' to hold out; it has 'cat', 'polar bear', 'bird'"),
         (("cat",), {"categories": []}, "it has no list of categories"),
-        (("cat", "bird", "polar bear"), {}, "none is left to train on"),
+        (("cat", "bird", "polar bear"), {}, "keep at least one to train on"),
         (("cat",), {"categories": [{"id": 1}]}, "categories[0]: 'name' is missing"),
     ],
 )
@@ -127,7 +125,7 @@ def test_a_proposal_belongs_to_the_object_that_it_overlaps_most(tmp_path: Path) 
 
 
 def test_a_part_without_objects_has_no_recall(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no object of a class that was unseen in training"):
+    with pytest.raises(DataError, match="no objects of classes that were unseen in training"):
         open_world_recall(read(tmp_path, "bird", boxes=BOXES[:2]), [result(0, 0, 5, 5, 0.5)])
 
 
@@ -157,7 +155,7 @@ def test_a_run_trains_without_the_class_and_its_checkpoint_is_measured_on_it_apa
     assert f"train.json: box of a held-out class: {held_out}, " in capsys.readouterr().out
 
     assert main([*train, "--resume", "--epochs", "2", "--set", "data.holdout_classes=[]"]) == 1
-    assert "the run holds out odd one, and cannot go on holding out none" in capsys.readouterr().err
+    assert "the run holds out odd one and cannot continue with no class held out" in capsys.readouterr().err
 
     report = tmp_path / "report.json"
     assert main(["eval", str(run / "best.pt"), "--data", str(two_classes / "val.json"), "--output", str(report)]) == 0
@@ -174,5 +172,5 @@ def test_a_run_trains_without_the_class_and_its_checkpoint_is_measured_on_it_apa
     (two_classes / "plain.json").write_text(json.dumps({**plain, "categories": []}))
     assert main(["eval", str(run / "best.pt"), "--data", str(two_classes / "plain.json")]) == 0
     captured = capsys.readouterr()
-    assert "there is no class named odd one here: recall is that on all objects" in captured.err
+    assert "there is no class named odd one here: recall covers all objects" in captured.err
     assert "unseen" not in captured.out

@@ -1,4 +1,4 @@
-"""Memory, disks and checkpoints that fail while a training runs, for real: each leaves a state to go on from."""
+"""Real failures of memory, disks and checkpoints during a training: each leaves a state to resume from."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_disk_that_is_full_for_a_while_costs_only_what_it_did_not_take(start: 
         result = start("loop.epochs=2", "loop.evaluations=4", "optimizer.learning_rate=1e-5", log=log)
     failures = [line for line in said if "the checkpoint could not be written: File too large" in line]
     assert [line.split(":")[0] for line in failures] == ["step 2", "step 4"]
-    assert all("training goes on" in line for line in failures)
+    assert all("training continues" in line for line in failures)
     assert load_checkpoint(result.last).step == 8
     assert result.best.exists()
     assert load_checkpoint(result.best).metrics == result.metrics
@@ -207,7 +207,7 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(start: Start) -> No
     part.last.write_bytes(part.last.read_bytes()[:-2000])
     said: list[str] = []
     again = start("loop.epochs=3", "loop.evaluations=3", resume=True, log=said.append)
-    assert any("last.pt" in line and "going on from last-previous.pt instead, of step 4" in line for line in said)
+    assert any("last.pt" in line and "resuming from last-previous.pt of step 4 instead" in line for line in said)
     found = load_checkpoint(again.last)
     assert found.step == 12
     assert [row["step"] for row in again.history if "loss" in row] == list(range(1, 13))
@@ -216,7 +216,7 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(start: Start) -> No
 
 def test_a_run_goes_on_with_its_own_optimizer_only(start: Start) -> None:
     start("loop.epochs=1", "optimizer.kind=adamw")
-    with pytest.raises(CheckpointError, match=r"cannot go on as muon; give --set optimizer\.kind=adamw"):
+    with pytest.raises(CheckpointError, match=r"cannot continue with muon; use --set optimizer\.kind=adamw"):
         start("loop.epochs=2", resume=True)
     start("loop.epochs=2", "optimizer.kind=adamw", resume=True)
 
@@ -228,7 +228,7 @@ def test_a_save_that_fails_after_falling_back_leaves_the_older_state(start: Star
     damaged, older = part.last.read_bytes(), previous.read_bytes()
     with (
         limit(resource.RLIMIT_FSIZE, 30_000),
-        pytest.raises(TrainingStoppedError, match=r"last-previous\.pt is whole; go on with --resume"),
+        pytest.raises(TrainingStoppedError, match=r"last-previous\.pt is intact; continue with --resume"),
     ):
         start("loop.epochs=3", "loop.evaluations=3", resume=True)
     assert (part.last.read_bytes(), previous.read_bytes()) == (damaged, older)
@@ -246,15 +246,15 @@ def test_a_damaged_checkpoint_is_not_kept_as_the_one_before(tmp_path: Path) -> N
     folder.last.write_bytes(b"half")
     again = RunFolder(tmp_path)
     assert again.read_last().step == 0
-    assert "last-previous.pt is whole" in how_to_resume(again)
+    assert "last-previous.pt is intact" in how_to_resume(again)
     again.save(states[2])
     assert (load_checkpoint(again.last).step, load_checkpoint(again.previous).step) == (2, 0)
-    assert "last.pt is whole" in how_to_resume(again)
+    assert "last.pt is intact" in how_to_resume(again)
     again.save(states[3])
     assert (load_checkpoint(again.last).step, load_checkpoint(again.previous).step) == (3, 2)
-    # Its being there does not make a file whole.
+    # The existence of a file does not make it intact.
     again.last.write_bytes(b"half")
-    assert "is whole" not in how_to_resume(RunFolder(tmp_path))
+    assert "is intact" not in how_to_resume(RunFolder(tmp_path))
 
 
 def test_the_best_weights_count_when_they_were_written_and_only_the_state_was_not(
@@ -309,7 +309,7 @@ def test_a_killed_data_worker_ends_the_run_with_its_state_saved(start: Start, tm
                     process.join()
 
     length = ("loop.epochs=8", "loop.evaluations=4")
-    with pytest.raises(DataError, match=r"died .*\nStep \d+ is saved; go on with --resume"):
+    with pytest.raises(DataError, match=r"died .*\nStep \d+ is saved; continue with --resume"):
         start(*length, "data.workers=1", log=log)
     assert killed
     saved = load_checkpoint(tmp_path / "run" / "last.pt").step

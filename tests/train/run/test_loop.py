@@ -204,7 +204,7 @@ def test_a_diverging_run_stops_and_names_step_images_and_checkpoint(
 def test_a_folder_that_holds_a_run_is_refused(start: Start, copy_of_finished: Copy) -> None:
     done = copy_of_finished("run")
     before = done.last.read_bytes()
-    with pytest.raises(ConfigError, match=r"holds a run already; go on with --resume"):
+    with pytest.raises(ConfigError, match=r"already holds a run; continue it with --resume"):
         start("run", "loop.epochs=1")
     assert done.last.read_bytes() == before
 
@@ -223,7 +223,7 @@ def test_resuming_with_another_network_is_refused(start: Start, copy_of_finished
 def test_resuming_from_a_checkpoint_without_training_state_is_refused(start: Start, copy_of_finished: Copy) -> None:
     done = copy_of_finished("run")
     shutil.copy(done.best, done.last)
-    with pytest.raises(CheckpointError, match="no state to go on from"):
+    with pytest.raises(CheckpointError, match="weights without the training state"):
         start("run", "loop.epochs=2", resume=True)
 
 
@@ -310,5 +310,5 @@ def test_a_network_that_cannot_be_compiled_trains_without(
         env={**os.environ, "CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")},
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "loop.compile: not possible here, training goes on without it (" in done.stdout
+    assert "loop.compile: not possible here, training continues without it (" in done.stdout
     assert are_equal(weights(out / "last.pt"), weights(uninterrupted.last))

@@ -1,4 +1,4 @@
-"""What a run refuses before it starts, or goes on with."""
+"""Settings and folders that a run refuses before it starts."""
 
 from __future__ import annotations
 

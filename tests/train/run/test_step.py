@@ -158,8 +158,8 @@ def test_a_batch_chosen_by_itself_brings_its_learning_rate_and_says_so(
     shared = resolve_batch_size(settings, records, Ranks(size=4), compute, said.append)
     assert shared.data.batch_size == 12
     assert shared.optimizer.learning_rate == pytest.approx(0.3 * (12 / 9) ** 0.5)
-    assert said[-1].startswith("data.batch_size: 12 images a step")
-    assert "optimizer.learning_rate: 0.346, for 0.3 is meant for 9 images" in said[-1]
+    assert said[-1].startswith("data.batch_size: 12 images per step")
+    assert "optimizer.learning_rate: 0.346, because 0.3 is meant for 9 images" in said[-1]
     assert resolve_batch_size(shared, records, Ranks(size=4), compute, said.append) == shared
     assert len(said) == 2
 
@@ -170,7 +170,9 @@ def test_a_set_too_small_to_be_shared_is_refused_or_the_batch_fitted_to_it(
     records = read_coco(data_folder / "train.json", data_folder / "images").records
     settings = tiny_settings("data.batch_size=0", "optimizer.reference_batch_size=16")
     compute = choose_compute(settings.loop)
-    with pytest.raises(ConfigError, match=r"at least 4 images \(4 processes x loop.accumulate 1\), got a set of 3"):
+    with pytest.raises(
+        ConfigError, match=r"at least 4 images \(4 processes x loop.accumulate 1\), got a data set of 3"
+    ):
         resolve_batch_size(settings, records[:3], Ranks(size=4), compute, print)
     fitted = resolve_batch_size(settings, records[:5], Ranks(size=2), compute, print)
     assert fitted.data.batch_size == 4

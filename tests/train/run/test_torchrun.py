@@ -120,16 +120,17 @@ def test_two_processes_equal_one_and_go_on_when_one_is_killed_or_all_are_stopped
     config = settings.load(TrainSettings, overrides=(*tiny_texts, *LENGTH))
     alone = run_training(config, data=data_folder, output=tmp_path / "alone")
 
-    # One is killed: torchrun starts both again, and they find their way back by themselves.
+    # One is killed: torchrun restarts both, and they resume automatically.
     run = torchrun("run", LENGTH, restarts=1)
     run.wait_until(lambda: run.step() >= 4)
     os.kill(run.worker(1), signal.SIGKILL)
     run.wait_until(lambda: "resuming at step " in run.text)
-    assert "again\nresuming at step" in run.text
+    assert ")\nresuming at step" in run.text
+    assert "torchrun restarted this run (" in run.text
     resumed_at = int(run.text.partition("resuming at step ")[2].split()[0])
     assert resumed_at >= 4
 
-    # All are stopped, as a machine that is taken away does it.
+    # All are stopped, as on a machine that shuts down.
     run.wait_until(lambda: run.step() > resumed_at + 8)
     run.process.send_signal(signal.SIGTERM)
     run.wait()
@@ -137,10 +138,10 @@ def test_two_processes_equal_one_and_go_on_when_one_is_killed_or_all_are_stopped
     assert run.step() < 80
     # Evaluated at every fourth step, where all weights are compared.
     assert run.text.count("AR@100") >= 2
-    assert "weights differed" not in run.text
+    assert "weights of the processes differed" not in run.text
     assert run.text.count("M parameters, 16 images, cpu, fp32 on each of 2 processes") == 2
 
-    # And taken up again, by one process.
+    # One process resumes the run.
     shared = losses(read_log(run.out / "log.csv"))
     whole = run_training(config, data=data_folder, output=run.out, resume=True)
     expected = losses(alone.history)
@@ -186,7 +187,7 @@ def test_what_stops_the_first_process_stops_all_and_is_told_once(
     assert run.wait() == 1
     told = run.text.partition("torch/distributed/elastic")[0]
     assert told.count("dragon") == 1
-    assert "process 1 stops because the first one did; its message says why" in run.text
+    assert "process 1 stops because the first one did; see the message of that process" in run.text
     assert not run.out.exists()
 
 
@@ -221,18 +222,18 @@ def test_a_restart_takes_up_its_own_run_and_no_other(
 
     restarted(run_id, 0)
     start()
-    assert not any("again" in line for line in said)
+    assert not any("restarted" in line for line in said)
     if run_id == "none":  # torchrun's default name tells nothing, and this is a first start
-        with pytest.raises(ConfigError, match="holds a run already"):
+        with pytest.raises(ConfigError, match="already holds a run"):
             start()
     restarted(run_id, 1)
     start()
-    place = said.index(f"torchrun started this run ({run_id}) again")
+    place = said.index(f"torchrun restarted this run ({run_id})")
     assert said[place + 1] == "resuming at step 4"
-    with pytest.raises(ConfigError, match="holds a run already"):
+    with pytest.raises(ConfigError, match="already holds a run"):
         start("loop.seed=1")
     restarted("another", 1)
-    with pytest.raises(ConfigError, match="holds a run already"):
+    with pytest.raises(ConfigError, match="already holds a run"):
         start()
 
 
@@ -252,7 +253,7 @@ def test_a_restart_without_a_name_leaves_the_run_of_another_torchrun_alone(
     config = settings.load(TrainSettings, overrides=texts)
     assert load_checkpoint(out / "last.pt").settings == config
     restarted("none", 1)
-    with pytest.raises(ConfigError, match="holds a run already"):
+    with pytest.raises(ConfigError, match="already holds a run"):
         run_training(config, data=data_folder, output=out)
 
 
