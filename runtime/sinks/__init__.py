@@ -17,13 +17,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgerpn.lazy import lazy_names
+from edgerpn.runtime.sinks.contract import NotDeliveredError, Record, RecordSink, SinkStats
+from edgerpn.runtime.sinks.open_sinks import Output, known_kinds, open_sinks, read_outputs
+from edgerpn.runtime.sinks.sink_queue import STOP_S, OutputConfig, QueuedSink, close_sinks
 
 if TYPE_CHECKING:
-    from edgerpn.runtime.sinks.contract import NotDeliveredError, Record, RecordSink, SinkStats
     from edgerpn.runtime.sinks.jsonl import JsonLinesConfig
     from edgerpn.runtime.sinks.mqtt import MqttConfig
-    from edgerpn.runtime.sinks.open_sinks import Output, known_kinds, open_sinks, read_outputs
-    from edgerpn.runtime.sinks.sink_queue import STOP_S, OutputConfig, QueuedSink, close_sinks
     from edgerpn.runtime.sinks.video import VideoConfig
     from edgerpn.runtime.sinks.webhook import WebhookConfig
 
@@ -46,24 +46,13 @@ __all__ = [
     "read_outputs",
 ]
 
+# The kinds of sinks are imported at first use: most runs use one or two.
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "STOP_S": "edgerpn.runtime.sinks.sink_queue",
         "JsonLinesConfig": "edgerpn.runtime.sinks.jsonl",
         "MqttConfig": "edgerpn.runtime.sinks.mqtt",
-        "NotDeliveredError": "edgerpn.runtime.sinks.contract",
-        "Output": "edgerpn.runtime.sinks.open_sinks",
-        "OutputConfig": "edgerpn.runtime.sinks.sink_queue",
-        "QueuedSink": "edgerpn.runtime.sinks.sink_queue",
-        "Record": "edgerpn.runtime.sinks.contract",
-        "RecordSink": "edgerpn.runtime.sinks.contract",
-        "SinkStats": "edgerpn.runtime.sinks.contract",
         "VideoConfig": "edgerpn.runtime.sinks.video",
         "WebhookConfig": "edgerpn.runtime.sinks.webhook",
-        "close_sinks": "edgerpn.runtime.sinks.sink_queue",
-        "known_kinds": "edgerpn.runtime.sinks.open_sinks",
-        "open_sinks": "edgerpn.runtime.sinks.open_sinks",
-        "read_outputs": "edgerpn.runtime.sinks.open_sinks",
     },
 )
