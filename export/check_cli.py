@@ -79,7 +79,8 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
     if arguments.images and not arguments.images.is_dir():
         problems.append(f"--images {arguments.images}: expected a folder of photographs")
     models = [path for path in (arguments.model, arguments.against) if path is not None]
-    problems += output_problems(arguments.output, [*models, *map(manifest_path, models), arguments.data])
+    data = arguments.data / "val.json" if arguments.data and arguments.data.is_dir() else arguments.data
+    problems += output_problems(arguments.output, [*models, *map(manifest_path, models), data])
     if arguments.pictures is not None and arguments.pictures.is_file():
         problems.append(f"--pictures {arguments.pictures}: this is a file, expected a folder")
     if problems:
@@ -94,10 +95,7 @@ def _check_target(arguments: argparse.Namespace) -> dict[str, Any]:
     proto, manifest = read_onnx(arguments.model)
     violations = find_violations(proto, arguments.target, manifest)
     if manifest is None:
-        print(
-            f"note: {arguments.model.name} has no manifest of edgerpn, so its pyramid levels and its interface are "
-            "not known; everything else is checked"
-        )
+        print(f"note: {arguments.model.name} has no manifest of edgerpn, so its interface is not checked, the rest is")
     for violation in violations:
         print(violation.text())
     num_errors = sum(violation.severity == "error" for violation in violations)
@@ -155,5 +153,5 @@ def _images(arguments: argparse.Namespace) -> tuple[list[Path], Dataset | None]:
     else:
         found = sorted(path for path in arguments.images.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     if not found:
-        raise ConfigError([f"--images {arguments.images}: no images in it to compare on"])
+        raise ConfigError([f"{arguments.images or arguments.data}: no images in it to compare on"])
     return spread(found, arguments.limit or len(found)), dataset

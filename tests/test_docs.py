@@ -194,11 +194,42 @@ def test_every_file_and_folder_that_is_named_exists(name: str) -> None:
     assert not missing
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
+def test_the_table_of_what_to_edit_names_files_that_exist() -> None:
+    """A bare file name stands in the folder that was named last in its row."""
+    rows = re.findall(
+        r"^\| ([^|`]*) \| (.*`.*) \|$", read("ARCHITECTURE.md").partition("## To change X")[2], re.MULTILINE
+    )
+    missing, num_files = [], {}
+    for change, where in rows:
+        folder, names = ROOT, re.findall(r"`([\w./]+(?:/|\.py|\.js|\.toml))`", where)
+        for name in names:
+            path = ROOT / name if "/" in name else folder / name
+            folder = path if name.endswith("/") else path.parent
+            missing += [] if path.exists() else [f"{change}: {name}"]
+        num_files[change] = sum(not name.endswith("/") for name in names)
+    assert not missing
+    for change in (
+        "fix how RTSP reconnects",
+        "add a sink",
+        "add a loss",
+        "change NMS",
+        "support a new TensorRT version",
+    ):
+        assert 1 <= num_files[change] <= 3
+
+
+@pytest.mark.parametrize("name", sorted({*DOCUMENTS} - {"CHANGELOG.md"}))
 def test_every_python_name_exists(name: str) -> None:
     for dotted in sorted(set(re.findall(r"`(edgerpn(?:\.\w+)+)(?:\([^`]*\))?`|^::: (\S+)$", read(name), re.MULTILINE))):
         if (found := "".join(dotted)) not in ("edgerpn.sources", "edgerpn.sinks", "edgerpn.service"):  # entry points
             assert pkgutil.resolve_name(found) is not None
+
+
+def test_the_python_api_shows_every_public_name() -> None:
+    shown = set(re.findall(r"^::: (\S+)$", read("docs/python.md"), re.MULTILINE))
+    for stage in ("train", "export", "runtime"):
+        public = pkgutil.resolve_name(f"edgerpn.{stage}").__all__
+        assert {f"edgerpn.{stage}.{name}" for name in public} <= shown
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

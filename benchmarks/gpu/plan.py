@@ -21,11 +21,10 @@ from benchmarks.gpu.models import (
     recall_of,
 )
 from benchmarks.gpu.session import Figures, Session
+from edgerpn.targets import LIBRARIES, TARGETS
 
 BATCHES = (1, 4, 8)
 """Smallest, tuned for and largest batch of the engine with an open one."""
-MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-TARGETS = {"tensorrt": ("tensorrt-10.3", "tensorrt-11"), "tensorrt-rtx": ("tensorrt-rtx",)}
 
 
 @dataclass
@@ -88,8 +87,9 @@ class Plan:
 
     def _libraries(self) -> list[str]:
         """Returns the libraries to build with; the others get a record with the reason."""
-        chosen = []
-        for library, module in MODULES.items():
+        chosen: list[str] = []
+        for library, info in LIBRARIES.items():
+            module = info.module
             why_not = None
             if self.options.backend not in ("auto", library):
                 why_not = f"--backend {self.options.backend}"
@@ -141,7 +141,7 @@ class Plan:
             self.graphs[export.name] = output
 
     def _lint(self, name: str, graph: Path) -> None:
-        for target in TARGETS[self._target()]:
+        for target in [row.name for row in TARGETS.values() if row.library == self._target()]:
             report = self.session.work / f"lint-{name}-{target}.json"
             words = ["check", graph, "--target", target, "-o", report]
             self.session.edgerpn(f"check {name} for {target}", words, read=partial(lint_of, report))

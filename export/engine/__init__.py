@@ -1,1 +1,1 @@
-"""From an ONNX file to a TensorRT engine; needs neither torch nor onnx."""
+"""Builds a TensorRT engine from an ONNX file; needs neither torch nor onnx."""

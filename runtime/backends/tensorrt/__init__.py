@@ -1,1 +1,1 @@
-"""The TensorRT backend: engines on CUDA graphs, and whether an engine fits this machine."""
+"""The TensorRT backend: runs engines on CUDA graphs, and checks their compatibility with this machine."""

@@ -134,6 +134,12 @@ def test_arguments_that_cannot_work_are_refused_before_the_work(words: tuple[str
         check("model.onnx", *words)
 
 
+def test_a_report_never_replaces_the_annotations(photos: Path) -> None:
+    for data in (photos, photos / "val.json"):
+        with pytest.raises(ConfigError, match="this is an input of the command"):
+            check("model.onnx", "--against", "b.onnx", "--data", data, "--output", photos / "val.json")
+
+
 def test_an_unknown_target_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         check("model.onnx", "--target", "tensorrt-9")
