@@ -84,7 +84,7 @@ def test_what_is_printed_holds_no_password_and_says_what_things_mean(file: Path)
     assert '\nsource = "rtsp://***@camera/stream"\n' in printed
     assert '[[outputs]]\nkind = "jsonl"' in printed
     assert "# Seconds without a frame that cause an event" in printed
-    assert "# Time that a frame waits at most for those of other sources" in printed
+    assert "# Maximum time that a frame waits for those of other sources" in printed
     assert "sources = []" not in printed
 
 
