@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from edgerpn.errors import EngineLoadError, MissingDependencyError
+from edgerpn.runtime.backends.tensorrt.context import ScratchArena, create_context, make_runtime_config
 from edgerpn.runtime.backends.tensorrt.cuda import CudaError
 from edgerpn.runtime.backends.tensorrt.cuda_provider import open_device
 
@@ -85,13 +86,16 @@ def _time_layers(trt: Any, engine: Any, batch: int) -> dict[str, float]:
     with device.active(), ExitStack() as resources:
         stream = device.create_stream()
         resources.callback(device.destroy_stream, stream)
-        context = engine.create_execution_context()
+        arena = ScratchArena(device, stream)
+        resources.callback(arena.free)
+        context = create_context(trt, engine, make_runtime_config(trt, engine))
         if context is None:
             raise RuntimeError("the library cannot make an execution context")
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
         for name in inputs:
             context.set_input_shape(name, (batch, *tuple(engine.get_tensor_shape(name))[1:]))
+        arena.add(context, engine)
         for name in names:
             itemsize = np.dtype(trt.nptype(engine.get_tensor_dtype(name))).itemsize
             size = int(np.prod(tuple(context.get_tensor_shape(name)))) * itemsize

@@ -183,7 +183,7 @@ def test_layers_are_read_in_the_forms_of_tensorrt_10_and_11() -> None:
 def test_layers_are_timed_on_black_frames_and_memory_is_returned(
     bench: Any, make_engine: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trt = bench.library.module
+    trt, bench.library.requires_user_memory = bench.library.module, True
     trt.nptype, trt.IProfiler = (lambda dtype: dtype.value), type("IProfiler", (), {"__init__": lambda self: None})
     engine = trt.Runtime(None).deserialize_cuda_engine(make_engine(tmp_path).read_bytes())
     monkeypatch.setattr("edgerpn.export.engine.layers.open_device", lambda: bench.device)
