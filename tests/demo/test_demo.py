@@ -152,7 +152,7 @@ def test_the_command_line_reaches_the_training_settings() -> None:
     settings = training_settings(arguments)
     assert (settings.loop.seed, settings.loop.minutes) == (7, 0.5)
     assert settings.data.input_hw == (192, 320)
-    # What is asked for wins over what suits a short run.
+    # The command line overrides the settings of a short run.
     assert settings.data.batch_size == 4
     assert settings.optimizer.warmup_steps == 20
     # The processes that read images need a core too.
