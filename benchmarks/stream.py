@@ -100,7 +100,7 @@ def _pipeline_fps(model: Path, source: str | Path, frames: int, jsonl: Path) -> 
     arguments = parser.parse_args(
         [os.fspath(model), str(source), "--jsonl", str(jsonl), "--max-frames", str(frames), "--provider", "cpu"]
     )
-    summary = cli.run_sources(arguments)
+    summary = cli.run_sources(arguments, cli.load_config(arguments))
     num_lines = jsonl.read_bytes().count(b"\n")
     if not summary.num_frames or num_lines < summary.num_frames:
         raise SystemExit(f"{source}: {summary.num_frames} frames, but {num_lines} lines of JSON")

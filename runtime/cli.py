@@ -94,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(to_toml(config, load_outputs(arguments.config)), end="")
         return 0
     with log_to_stderr(arguments.log_format, arguments.log_level):
-        summary = run_sources(arguments)
+        summary = run_sources(arguments, config)
     print(summary.text(), file=sys.stderr if arguments.jsonl == "-" else sys.stdout)
     if summary.stop_signal is not None and not config.is_live:
         return 128 + summary.stop_signal
@@ -121,15 +121,14 @@ def load_config(arguments: argparse.Namespace) -> StreamsConfig:
     return load_streams(arguments.config, sources=sources, overrides=overrides)
 
 
-def run_sources(arguments: argparse.Namespace) -> RunSummary:
-    """Runs the sources of the arguments, files and live ones.
+def run_sources(arguments: argparse.Namespace, config: StreamsConfig) -> RunSummary:
+    """Runs the sources of `config`, files and live ones, with the outputs of the arguments.
 
     Raises:
         EdgeRpnError: The first error of sources that do not open, of the model or of the outputs.
     """
     from edgerpn.runtime.opencv import load_cv2
 
-    config = load_config(arguments)
     _check_sources(config)
     opened = _open_files(arguments, config)
     cv2 = load_cv2()

@@ -41,18 +41,18 @@ def load(
 ) -> Model:
     """Loads an exported model or an engine.
 
-    An engine is a program: never load one that comes from somebody you do not trust.
+    An engine is a program: never load one from a source that you do not trust.
 
     Args:
         path: `model.onnx` or `model.engine`, with its manifest beside it (or inside, for ONNX).
         providers: ONNX Runtime execution providers in order of preference ("tensorrt", "cuda", "cpu", or full names,
-            each alone or as a pair with its options); None: CUDA if it is there, else the CPU.
+            each alone or as a pair with its options); None: CUDA if available, else the CPU.
         threads: CPU threads of one inference; None: one for each core that this process may use. Engines use none.
         on_mismatch: Reaction to an engine built for another machine or version, see `edgerpn inspect`:
             `fail` is an error; `rebuild` builds it again from the ONNX file beside it, which takes minutes.
         self_test: Whether to run the golden frames beside the model first, and to refuse it if the proposals are
             not the expected ones.
-        allow_host_code: Let a version-compatible engine bring code that runs on the CPU.
+        allow_host_code: Whether a version-compatible engine may bring code that runs on the CPU.
 
     Returns:
         The model; close it, or use it in a `with` block.

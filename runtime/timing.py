@@ -1,4 +1,4 @@
-"""Stage times, and percentiles of them that take the same memory after a minute and after a month."""
+"""Times of stages, and their percentiles in constant memory."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ _NUM_BINS = math.ceil(math.log(1e9) / math.log(_RATIO))
 
 
 class Stopwatch:
-    """Splits a stretch of time into named stages, milliseconds."""
+    """Splits a time span into named stages, milliseconds."""
 
     def __init__(self) -> None:
-        """Starts the first stage."""
         self.stage_ms: dict[str, float] = {}
         self._last = time.perf_counter()
 
@@ -28,10 +27,9 @@ class Stopwatch:
 
 
 class LatencyHistogram:
-    """Counts durations in bins that grow by 1 %, so a percentile is right within 1 %."""
+    """Counts durations from 1 microsecond to 11 days in bins that grow by 1 %: percentiles are right within 1 %."""
 
     def __init__(self) -> None:
-        """Starts empty; covers 1 microsecond to 11 days."""
         self._counts = np.zeros(_NUM_BINS + 1, np.int64)
         self.total = 0
 
@@ -42,7 +40,7 @@ class LatencyHistogram:
         self.total += 1
 
     def percentile_ms(self, percent: float) -> float | None:
-        """The duration that `percent` (0..100) of the counted ones do not exceed; None when nothing was counted."""
+        """The duration that `percent` (0..100) of the counted ones do not exceed; None without any."""
         if not self.total:
             return None
         rank = max(1, math.ceil(self.total * percent / 100))

@@ -225,6 +225,13 @@ def test_every_python_name_exists(name: str) -> None:
             assert pkgutil.resolve_name(found) is not None
 
 
+def test_the_python_api_shows_every_public_name() -> None:
+    shown = set(re.findall(r"^::: (\S+)$", read("docs/python.md"), re.MULTILINE))
+    for stage in ("train", "export", "runtime"):
+        public = pkgutil.resolve_name(f"edgerpn.{stage}").__all__
+        assert {f"edgerpn.{stage}.{name}" for name in public} <= shown
+
+
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_python_toml_and_json_blocks_parse_and_import_what_exists(name: str) -> None:
     for language, block in code_blocks(read(name)):

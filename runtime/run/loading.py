@@ -1,8 +1,8 @@
-"""Settings of streams from TOML and from the command line.
+"""Settings of a run from TOML and from the command line.
 
     min_score = 0.3
 
-    [defaults]                        # for every source, unless its own table says otherwise
+    [defaults]                        # for every source, overridden by its own table
     max_age_ms = 500
 
     [sources.door]
@@ -36,7 +36,7 @@ from edgerpn.runtime.run.streams_config import SourceConfig, StreamsConfig
 from edgerpn.runtime.sinks import Output, read_outputs
 
 _DEFAULTS, _SOURCES, _OUTPUTS = "defaults", "sources", "outputs"
-# `defaults` is a source without a source; this one is replaced in every source.
+# `[defaults]` has no source; every source replaces this one.
 _PLACE_HOLDER = "0"
 
 
@@ -52,7 +52,7 @@ def load_streams(
 
     Raises:
         ConfigError: A file cannot be read, a key is unknown, or a value has the wrong type or range.
-        StreamOpenError: A source is a text that names nothing.
+        StreamOpenError: The text of a source is not one.
     """
     tables = settings.read_toml(Path(file)) if file is not None else {}
     where = str(file) if file is not None else "settings"
@@ -85,7 +85,7 @@ def load_source(
 
     Raises:
         ConfigError: The file cannot be read, or a value is wrong.
-        StreamOpenError: The source is a text that names nothing.
+        StreamOpenError: The text of the source is not one.
     """
     defaults = settings.read_toml(Path(file)).get(_DEFAULTS, {}) if file is not None else {}
     base = _source(SourceConfig(source=_PLACE_HOLDER), defaults, f"{file}: {_DEFAULTS}")
@@ -110,7 +110,7 @@ def load_outputs(file: str | os.PathLike[str] | None) -> tuple[Output, ...]:
 def to_toml(config: StreamsConfig, outputs: Sequence[Output] = ()) -> str:
     """The settings as TOML text for people; passwords in it are hidden."""
     plain = settings.to_toml(dataclasses.replace(config, sources=()))
-    # Sources are written as tables with names, which settings do not know.
+    # `settings` does not know tables with names, as those of sources.
     parts = ["".join(re.split(r"(?:^# .*\n)?^sources = \[\]\n", plain, flags=re.MULTILINE))]
     for source in config.sources:
         options = redact_ffmpeg_options(source.ffmpeg_options)
@@ -124,7 +124,7 @@ def to_toml(config: StreamsConfig, outputs: Sequence[Output] = ()) -> str:
 
 
 def _replaced(config: Any, **values: Any) -> Any:
-    """A copy without the checks, which would refuse a hidden password."""
+    """Returns a copy without the checks, which would refuse a hidden password."""
     copied = copy.copy(config)
     for name, value in values.items():
         object.__setattr__(copied, name, value)
@@ -142,7 +142,7 @@ def _source_tables(value: Any, where: str) -> dict[str, dict[str, Any]]:
 
 
 def _free_name(source: str, named: Mapping[str, Any]) -> str:
-    """The name of a source that was typed without one; the same source twice is the same name twice, an error."""
+    """The name of a source from the command line; the same source twice is an error."""
     label = SourceConfig(source=source).label
     if label in named:
         raise ConfigError([f"{label}: given twice"], source="sources")
@@ -150,14 +150,14 @@ def _free_name(source: str, named: Mapping[str, Any]) -> str:
 
 
 def _source(base: SourceConfig, table: Any, where: str) -> SourceConfig:
-    """`base` with the values of a TOML table, by way of overrides because those keep what is not told."""
+    """Returns `base` with the values of a TOML table; as overrides, because these keep the other values."""
     if not isinstance(table, dict):
         raise ConfigError([f"expected a table of settings, got {table!r}"], source=where)
     try:
-        # JSON's texts, numbers and lists are TOML's, but for its pairs of escapes for one character.
+        # JSON's strings, numbers and lists are TOML's, except for surrogate pairs.
         overrides = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in table.items()]
     except TypeError as error:
-        raise ConfigError([f"a value of a kind that no setting has: {error}"], source=where) from error
+        raise ConfigError([f"a value of a type that no setting has: {error}"], source=where) from error
     try:
         return settings.load(SourceConfig, base=base, overrides=overrides)
     except ConfigError as error:
@@ -165,7 +165,7 @@ def _source(base: SourceConfig, table: Any, where: str) -> SourceConfig:
 
 
 def _split(overrides: Sequence[str], named: Mapping[str, Any]) -> tuple[list[str], list[str], dict[str, list[str]]]:
-    """Overrides of the run, of the defaults, and of each source; names may hold dots, so the longest fitting wins."""
+    """Splits overrides into those of the run, the defaults and each source; the longest name that fits wins."""
     plain: list[str] = []
     of_defaults: list[str] = []
     of_sources: dict[str, list[str]] = {name: [] for name in named}

@@ -173,7 +173,7 @@ class Notifier:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PageInfo:
-    """What the web page shows about the run itself."""
+    """The facts about the run on its web page."""
 
     model: str
     """Name of the model."""

@@ -17,11 +17,11 @@ class SourceConfig(CaptureConfig):
     """One source of a run: its capture, and the largest age of its results."""
 
     max_age_ms: float = 2000.0
-    """Age at emission above which a frame of a live source is an event `stale` and not a result, milliseconds; 0: no
-    limit. Pictures and video files have none."""
+    """Age at emission above which a frame of a live source becomes an event `stale` instead of a result, milliseconds;
+    0: no limit. Images and video files have no limit."""
 
     def __post_init__(self) -> None:
-        # By name: a class with slots is made twice, and super() without arguments knows the first one only.
+        # By name: a dataclass with slots is a second class, and super() without arguments knows the first only.
         CaptureConfig.__post_init__(self)
         if not (math.isfinite(self.max_age_ms) and self.max_age_ms >= 0):
             raise ValueError(f"max_age_ms: expected 0 or more, got {self.max_age_ms!r}")
@@ -46,21 +46,21 @@ class SourceConfig(CaptureConfig):
 
     @property
     def age_limit_ms(self) -> float:
-        """Age above which a frame is stale, milliseconds; infinity: it never is."""
+        """Age above which a frame is stale, milliseconds; infinity: no limit."""
         return self.max_age_ms if self.is_live and self.max_age_ms > 0 else math.inf
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchingConfig:
-    """How frames of several sources are put together for one inference."""
+    """Settings of batches: frames of several sources in one inference."""
 
     max_batch: int = 0
-    """Frames in one inference at most, each of another source; 0: what the model is made for, and on a CPU one,
-    because there a batch takes as long as its frames one after the other."""
+    """Maximum number of frames in one inference, each of another source; 0: the batch that the model is made for, and
+    1 on a CPU, where a batch takes as long as its frames one by one."""
     batch_wait_ms: float = 5.0
-    """Time that a frame waits at most for those of other sources, milliseconds; 0: not at all."""
+    """Maximum time that a frame waits for those of other sources, milliseconds; 0: no wait."""
     preprocess_threads: int = 0
-    """Threads that lay the frames of a batch into the network's input; 0: up to 4, as the cores allow."""
+    """Threads that prepare the frames of a batch; 0: half of the cores, at most 4."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_batch <= 256:
@@ -76,13 +76,13 @@ class StreamsConfig:
     """Settings of a run; all but `batching.preprocess_threads` and `http` can change while it runs."""
 
     sources: tuple[SourceConfig, ...] = ()
-    """The sources; each has another name."""
+    """The sources, with different names."""
     batching: BatchingConfig = field(default_factory=BatchingConfig)
     """Batches."""
     min_score: float = 0.0
     """Proposals scored below this are left out everywhere, 0 to 1."""
     http: HttpConfig = field(default_factory=HttpConfig)
-    """The web page."""
+    """Web page and API."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_score <= 1:

@@ -27,7 +27,7 @@ class Record:
     source: str
     """Name of the source."""
     kind: RecordKind
-    """What the line is about."""
+    """Subject of the line."""
     line: bytes
     """The record of `edgerpn.runtime.sinks.record` as ASCII, with its line end."""
 
@@ -66,46 +66,45 @@ class RecordSink(Protocol):
     """Takes records of all sources, in the order in which they were emitted.
 
     Optional attributes: `batch_records` (int, default 256), the most records of one call; `batch_wait_s` (float,
-    default 0), how long to wait for that many; `queue_records` (int, default 1000), length of the queue unless the
-    settings say otherwise; `is_lossy` (bool, default False), whether full queues and failures cost records, not time;
-    `is_final` (bool, default False), whether a failure is for ever and, under `auto`, ends the run; `trouble` (str),
-    why it waits just now, empty if it does not; `interrupt()`, called from another thread when closing takes too long:
-    makes the call at hand end soon.
+    default 0), seconds to wait for that many; `queue_records` (int, default 1000), length of the queue unless the
+    settings give one; `is_lossy` (bool, default False), whether full queues and failures cost records, not time;
+    `is_final` (bool, default False), whether a failure is permanent and, under `auto`, ends the run; `trouble` (str),
+    the reason why it waits at the moment, empty if it does not; `interrupt()`, called from another thread when closing
+    takes too long: ends the present call soon.
     """
 
     @property
     def target(self) -> str:
-        """Where the records go, for people, without passwords; empty when nothing is left behind."""
+        """Destination of the records, for people, without passwords; empty when the sink leaves nothing behind."""
         ...
 
     def write_records(self, records: Sequence[Record]) -> None:
         """Delivers some records; may block.
 
         Raises:
-            NotDeliveredError: The last ones were not delivered; they are offered again after a pause.
-            SinkError: They cannot be delivered, now or later; they are counted as lost.
+            NotDeliveredError: The last ones were not delivered; the queue offers them again after a pause.
+            SinkError: They cannot be delivered, now or later, and count as lost.
         """
         ...
 
     def close(self) -> None:
-        """Finishes what is open; does nothing the second time.
+        """Finishes open files and connections; does nothing the second time.
 
         Raises:
-            SinkError: What was written is not whole.
+            SinkError: A file is not whole.
         """
         ...
 
 
 class NotDeliveredError(SinkError):
-    """A sink cannot take what it was given, but may be able to later.
+    """A sink cannot deliver its records now, but may be able to later.
 
     Attributes:
-        num_done: How many were delivered, from the first.
-        retry_s: Seconds until the next attempt; None: growing ones, from 1 to 30.
+        num_done: Number of records that were delivered, from the first.
+        retry_s: Seconds until the next attempt; None: growing pauses, from 1 to 30.
     """
 
     def __init__(self, message: str, *, num_done: int = 0, retry_s: float | None = None) -> None:
-        """Says why, and how many of the first were delivered all the same."""
         super().__init__(message)
         self.num_done = num_done
         self.retry_s = retry_s
@@ -113,20 +112,20 @@ class NotDeliveredError(SinkError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SinkStats:
-    """What a sink behind a queue has done so far."""
+    """The counts of a sink behind a queue."""
 
     name: str
     """Kind and target, without passwords."""
     queued: int
-    """Results and events that wait now, or are being written."""
+    """Results and events that wait or are being written."""
     written: int
-    """Delivered ones."""
+    """Delivered results and events."""
     dropped: int
-    """Lost ones: for want of room, because they could not be delivered, or because closing took too long."""
+    """Results and events lost: the queue was full, they could not be delivered, or closing took too long."""
     errors: int
     """Failed calls."""
     last_error: str
-    """What the last of them said; empty: none failed."""
+    """Message of the last failed call; empty: no call failed."""
     is_failing: bool
     """Whether the last call failed, or waits because of a failure."""
 
@@ -135,12 +134,11 @@ class RecordMaker:
     """Makes the record of a result or event once, however many sinks take it; for one emitting thread."""
 
     def __init__(self) -> None:
-        """Starts empty."""
         self._last: tuple[object, Record] | None = None
 
     def make(self, item: Result | Event) -> Record:
         """The record of `item`; its age is the time from capture until the first call."""
-        # The result itself is not kept: its picture may lie in memory that the capture waits for.
+        # Keeps the proposals, not the result, whose picture may lie in memory that the capture needs again.
         key = item.proposals if isinstance(item, Result) else item
         last = self._last
         if last is None or last[0] is not key:

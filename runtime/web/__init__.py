@@ -1,7 +1,7 @@
 """Web page, API and metrics of a run: `edgerpn run MODEL SOURCE... --http 127.0.0.1:8080`.
 
 One thread serves them, and another draws and encodes pictures; both are idle while no client asks. The package
-shows and controls a `Streams` of `streams_protocol`.
+shows and controls an `edgerpn.runtime.run.service.RemoteStreams`.
 Needs the extra `web` (Starlette, uvicorn, prometheus_client).
 """
 
@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING
 from edgerpn.errors import require
 from edgerpn.runtime.run.http_config import HttpConfig
 from edgerpn.runtime.run.service import PageInfo
-from edgerpn.runtime.web.streams_protocol import Streams
 
 if TYPE_CHECKING:
     from edgerpn.runtime.web.server import WebServer
 
-__all__ = ["HttpConfig", "PageInfo", "Streams", "open_page"]
+__all__ = ["HttpConfig", "PageInfo", "open_page"]
 
 
 def open_page(config: HttpConfig) -> WebServer | None:

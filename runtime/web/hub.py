@@ -11,12 +11,11 @@ from typing import Any
 
 from edgerpn.runtime.frame import Event, Result
 from edgerpn.runtime.run.http_config import HttpConfig
-from edgerpn.runtime.run.service import PageInfo
+from edgerpn.runtime.run.service import PageInfo, RemoteStreams
 from edgerpn.runtime.sinks import SinkStats
 from edgerpn.runtime.web.feed import RecordFeed
 from edgerpn.runtime.web.metrics import PageMetrics
 from edgerpn.runtime.web.pictures import PictureFeed
-from edgerpn.runtime.web.streams_protocol import Streams
 
 UP_STATES = ("connected", "quiet")
 """States of a source that is up."""
@@ -62,7 +61,7 @@ class Hub:
         self.metrics = PageMetrics()
         self._config = config
         self._on_close = on_close
-        self._streams: Streams | None = None
+        self._streams: RemoteStreams | None = None
         self._alive_s = time.monotonic()
         self._lock = threading.Lock()
         self._stats: tuple[float, Mapping[str, Mapping[str, Any]]] = (0.0, {})
@@ -96,7 +95,7 @@ class Hub:
         """Starts to end the server; does not wait for it."""
         self._on_close()
 
-    def begin(self, streams: Streams, info: PageInfo) -> None:
+    def begin(self, streams: RemoteStreams, info: PageInfo) -> None:
         """Takes over the run, which is ready."""
         self.info = info
         self._alive_s = time.monotonic()
@@ -107,7 +106,7 @@ class Hub:
         self._alive_s = time.monotonic()
 
     @property
-    def streams(self) -> Streams | None:
+    def streams(self) -> RemoteStreams | None:
         """The run; None: the model is still loading."""
         return self._streams
 

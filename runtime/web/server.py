@@ -13,13 +13,12 @@ import uvicorn
 
 from edgerpn.errors import SinkError
 from edgerpn.runtime.run.http_config import HttpConfig
-from edgerpn.runtime.run.service import PageInfo
+from edgerpn.runtime.run.service import PageInfo, RemoteStreams
 from edgerpn.runtime.web.access import AccessGuard, AccessRules
 from edgerpn.runtime.web.connections import Connections, take_over_log
 from edgerpn.runtime.web.hub import Hub
 from edgerpn.runtime.web.routes import PageRoutes
 from edgerpn.runtime.web.streaming import StreamRoutes
-from edgerpn.runtime.web.streams_protocol import Streams
 
 SAMPLE_S = 1.0
 """Seconds between two samples of the sources, and between two sweeps of the connections."""
@@ -64,7 +63,7 @@ class WebServer:
             raise SinkError(f"{self.url}: the web page cannot be served: {self._failure}") from self._failure
         _logger.info("web page: %s%s", self.url, ", with a token" if self._access.needs_token else "")
 
-    def begin(self, streams: Streams, info: PageInfo) -> None:
+    def begin(self, streams: RemoteStreams, info: PageInfo) -> None:
         """Takes over the run, which is ready."""
         self.hub.begin(streams, info)
 

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.gpu` on a machine without a GPU: it does what it can, and says what it cannot."""
+"""`python -m benchmarks.gpu` on a machine without a GPU: it does the steps that need none and reports the others."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_a_step_whose_package_is_missing_is_skipped(root: Path, tmp_path: Path) 
     assert (result["status"], "torch" in result["reason"]) == ("skipped", True)
 
 
-def test_what_must_be_so_and_is_not_makes_a_finished_step_fail(tmp_path: Path) -> None:
+def test_a_broken_check_makes_a_finished_step_fail(tmp_path: Path) -> None:
     notes = gpu_session.Notes(tmp_path / "told.json")
     notes(share=0.4)
     notes.broken("the share is too large")
@@ -193,7 +193,7 @@ def test_what_must_be_so_and_is_not_makes_a_finished_step_fail(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("failed", "has_gpu", "status"), [(False, True, 0), (False, False, 2), (True, True, 1), (True, False, 1)]
 )
-def test_the_exit_status_tells_failures_from_a_missing_gpu(failed: bool, has_gpu: bool, status: int) -> None:
+def test_the_exit_status_distinguishes_failures_from_a_missing_gpu(failed: bool, has_gpu: bool, status: int) -> None:
     record = gpu_session.Record
     records = [record(name="a", status="done"), record(name="b", status="skipped", reason="none")]
     records += [record(name="c", status="failed", reason="broken")] if failed else []

@@ -134,7 +134,9 @@ def test_the_runtime_is_timed_at_both_ends_of_the_profile(
         gpu_runner.rate([Model(backend)] * 2, camera, 0.1)
 
 
-def test_what_the_runtime_says_of_graphs_is_heard(standin: ModuleType, make_engine: MakeModel, tmp_path: Path) -> None:
+def test_the_warning_of_the_runtime_about_graphs_is_kept(
+    standin: ModuleType, make_engine: MakeModel, tmp_path: Path
+) -> None:
     device = standin.HostDevice(why_no_graphs="PyCUDA has none")
     listener = gpu_runner.Listener()
     assert listener.graph() == "works"

@@ -66,7 +66,7 @@ def test_rows_are_measured_once_and_make_a_table(
 ) -> None:
     out = tmp_path / "recall.json"
     assert run("--methods", "prior") == 0
-    (prior,) = json.loads(out.read_text())["rows"]  # nothing is left to chance, so one seed says all
+    (prior,) = json.loads(out.read_text())["rows"]  # it has no randomness, so one seed suffices
     assert prior["AR@10"] == 1.0
     assert capsys.readouterr().out.startswith("prior, squares, seed 0: AR@10 1.000")
     assert run("--methods", "prior,edge", "--seeds", "0") == 0

@@ -42,7 +42,7 @@ def test_noise_alone_has_a_slope_of_zero_within_three_errors() -> None:
     assert line.worst < 3.0
 
 
-def test_what_never_changes_has_no_growth_at_all() -> None:
+def test_constant_values_have_no_growth() -> None:
     assert figures.trend(_TIMES, [17] * 60).worst == 0.0
 
 
@@ -62,7 +62,7 @@ def test_a_limit_includes_its_bound(value: float, sign: Any, holds: bool) -> Non
     assert limit.as_row()["tolerance"] == pytest.approx(value / 0.9, abs=1e-4)
 
 
-def test_ages_tell_the_first_minute_from_the_last() -> None:
+def test_ages_distinguish_the_first_minute_from_the_last() -> None:
     times_s = np.arange(0.0, 600.0, 0.5)
     found = figures.ages(times_s, 10 * times_s)
     assert found["first_minute_p50_ms"] == 300.0
@@ -199,7 +199,7 @@ def test_the_exit_status_is_one_unless_something_was_measured_and_all_limits_hol
     assert streams.exit_status([part]) == status
 
 
-def test_what_is_no_number_is_null_in_json_and_the_table_names_every_column() -> None:
+def test_not_a_number_is_null_in_json_and_the_table_names_every_column() -> None:
     part_of = figures.Part
     part = part_of(name="soak", rows=[{"a": math.nan}, {"b": "x|y"}], limits=[], notes=["told"])
     assert json.loads(json.dumps(streams.as_json({}, [part]), allow_nan=False))["parts"]["soak"]["rows"][0] == {
@@ -212,7 +212,7 @@ def test_what_is_no_number_is_null_in_json_and_the_table_names_every_column() ->
 def measure(
     root: Path, model_path: Path, make_video: Callable[..., None], tmp_path: Path
 ) -> Callable[..., tuple[int, dict[str, Any]]]:
-    """Runs the command for one part; its exit status and what it found."""
+    """Runs the command for one part; returns its exit status and its figures."""
     video = tmp_path / "video.avi"
     make_video(video, num_frames=60)
 
@@ -268,7 +268,7 @@ def test_the_part_overload_measures_true_ages_of_each_reader(measure: Callable[.
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("rtsp")
-def test_the_part_soak_survives_deaths_and_fails_for_want_of_samples(measure: Callable[..., Any]) -> None:
+def test_the_part_soak_survives_deaths_and_fails_with_too_few_samples(measure: Callable[..., Any]) -> None:
     options = ("--soak-seconds", "8", "--cycle-seconds", "4", "--warm-up-seconds", "0")
     status, found = measure("soak", *options)
     assert status == 1

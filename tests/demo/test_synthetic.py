@@ -56,7 +56,7 @@ def test_an_object_of_which_less_than_a_quarter_is_seen_has_no_box() -> None:
     assert found == [(1, (3, 2, 23, 12), 200), (2, (3, 20, 23, 30), 200), (4, (30, 10, 35, 15), 25)]
 
 
-def test_what_lies_on_top_owns_the_pixels_and_the_frame_cuts_boxes() -> None:
+def test_the_upper_object_owns_the_pixels_and_the_frame_cuts_boxes() -> None:
     canvas, owners = np.zeros((30, 40, 3), np.float32), np.zeros((30, 40), np.int16)
     paste(canvas, owners, flat_sprite(10, 20, 100.0), left_top=(-5, 4), number=1)
     paste(canvas, owners, flat_sprite(10, 10, 200.0), left_top=(10, 8), number=2)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pytest
 
 from edgerpn.__main__ import main
+from edgerpn.runtime.run import session
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -70,6 +71,42 @@ def test_outputs_depend_on_the_sources_and_not_on_the_options(
     assert sorted(os.listdir(bare)) == sorted(os.listdir(other)) == ["annotated.mp4", "proposals.jsonl"]
     assert plain(bare / "proposals.jsonl") == plain(other / "proposals.jsonl")
     assert count_frames(other / "annotated.mp4") == 40
+
+
+class CountingBar:
+    """Stands in for the bar of a terminal."""
+
+    def __init__(self, total: float | None, label: str, *, unit: str) -> None:
+        self.total = total
+        self.num_updates = 0
+
+    def __enter__(self) -> CountingBar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.is_closed = True
+
+    def update(self) -> None:
+        self.num_updates += 1
+
+
+@pytest.mark.parametrize(
+    ("options", "total"), [([], 40), (["--set", "min_score=0.5"], 40), (["--max-frames", "7"], 7), (["again"], 80)]
+)
+def test_a_progress_bar_counts_the_frames_of_files_whatever_the_options(
+    options: list[str], total: int, model_path: Path, video_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bars: list[CountingBar] = []
+
+    def progress(total: float | None, label: str, *, unit: str) -> CountingBar:
+        bars.append(CountingBar(total, label, unit=unit))
+        return bars[-1]
+
+    monkeypatch.setattr(session, "progress", progress)
+    again = os.path.relpath(video_path)
+    assert main(["run", str(model_path), str(video_path), *(again if one == "again" else one for one in options)]) == 0
+    (bar,) = bars
+    assert (bar.total, bar.num_updates, bar.is_closed) == (total, total, True)
 
 
 def test_several_files_and_images_become_one_video_each_and_annotated_images(
@@ -191,6 +228,7 @@ def slow(*arguments, **options):
     return quick(*arguments, **options)
 draw.draw_proposals = slow
 from edgerpn.__main__ import main
+from edgerpn.runtime.run import session
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -118,7 +118,7 @@ def caps_text(size: str, fps: int) -> str:
 def require_password(
     server: GstRtspServer.RTSPServer, factory: GstRtspServer.RTSPMediaFactory, user: str, password: str
 ) -> None:
-    """Lets nobody in but `user`."""
+    """Requires the login of `user`."""
     auth = GstRtspServer.RTSPAuth.new()
     token = GstRtspServer.RTSPToken.new()
     token.set_string("media.factory.role", "viewer")
@@ -136,7 +136,8 @@ def obey(camera: Camera, loop: GLib.MainLoop) -> None:
         if line.strip() == "quit":
             break
         GLib.idle_add(camera.command, line.strip())
-    loop.quit()
+    # In the loop, which may not run yet.
+    GLib.idle_add(loop.quit)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def network(name: str) -> Rpn:
 
 
 def state_of(name: str, *, is_old: bool = False, is_frozen: bool = False) -> State:
-    """Tensors of `network(name)` under torchvision's names, and one of what stands behind its RPN."""
+    """Returns the tensors of `network(name)` under torchvision's names, and one tensor of a layer after the RPN."""
     dot = "." if is_old else ".0."
     starts = {
         "backbone.features.": "backbone.body.", "backbone.": "backbone.body.",

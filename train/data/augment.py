@@ -58,7 +58,7 @@ class AugmentConfig:
     min_visible: float = 0.3
     """Share of a box's area that must be in view, 0..1; a box with less becomes an ignore region."""
     min_box_px: float = 2.0
-    """Boxes and regions with a shorter side in the view are dropped, pixels."""
+    """Smallest side of boxes and regions in the view, pixels; smaller ones are dropped."""
 
     def __post_init__(self) -> None:
         for name in (

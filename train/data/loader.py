@@ -60,8 +60,8 @@ class DataConfig:
     """Height and width of the network's input, pixels."""
     view_sides_px: tuple[int, ...] = (320, 320, 320, 320, 320, 320, 320, 0)
     """Longest sides of the training views, pixels; consecutive batches cycle through them. A smaller view shows a part
-    of the input at the same scale, in less time. 0: as large as `input_hw`, so that large objects are complete; empty:
-    all views."""
+    of the input at the same scale, in less time. 0, or an empty list for all views: as large as `input_hw`, so that
+    large objects are complete."""
     batch_size: int = 8
     """Images per step, over all processes and passes; 0: as many as fit on the GPUs, and on a CPU
     `optimizer.reference_batch_size`."""

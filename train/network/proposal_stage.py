@@ -37,7 +37,7 @@ class ProposalConfig:
     """IoU with a better box above which a box kept by NMS loses score, by a factor of
     sqrt((1 - IoU) / (1 - soft_nms_iou)) with the largest such IoU; 1: no box loses score."""
     nms_scope: Literal["level", "all"] = "level"
-    """Boxes compete within their pyramid level (as in FPN) or all together."""
+    """`level`: boxes compete within their pyramid level, as in FPN; `all`: across levels."""
     score_threshold: float = 0.0
     """Score below which boxes are dropped, 0..1."""
     min_size_px: float = 1.0

@@ -36,6 +36,7 @@ def test_a_camera_gives_frames_with_times_and_without_lag(camera: Any, play: Mak
     assert player.kinds(is_patient=True) == ["started", "connected"]
 
 
+@pytest.mark.slow
 def test_rtsp_over_udp(camera: Any, play: Make) -> None:
     player = play(f"rtsp://127.0.0.1:{camera.port}/cam", transport="udp")
     first, _ = player.frame()
@@ -131,6 +132,7 @@ def test_a_camera_that_pauses_is_a_gap(make_camera: Make, play: Make) -> None:
     assert "reconnecting" not in player.kinds()
 
 
+@pytest.mark.slow
 def test_cut_connections_come_back(camera: Any, make_proxy: Make, play: Make) -> None:
     proxy = make_proxy(camera.port)
     player = play(f"rtsp://127.0.0.1:{proxy.port}/cam")
@@ -141,6 +143,7 @@ def test_cut_connections_come_back(camera: Any, make_proxy: Make, play: Make) ->
         player.recovers()
 
 
+@pytest.mark.slow
 def test_lost_packets_damage_pictures_but_do_not_end_the_connection(
     camera: Any, make_proxy: Make, play: Make, patience: Any
 ) -> None:

@@ -61,7 +61,7 @@ def show(
         ({"log_aspect": math.log(0.25)}, [5, 10, 15, 50]),
     ],
 )
-def test_a_box_goes_where_the_view_says(changes: dict[str, Any], expected: list[float]) -> None:
+def test_a_box_moves_with_the_view(changes: dict[str, Any], expected: list[float]) -> None:
     shown, ignored = show(dataclasses.replace(PLAIN, **changes), boxes([20, 10, 60, 50]), min_visible=0.2)
     np.testing.assert_allclose(shown, [expected], atol=1e-5)
     assert ignored.shape == (0, 4)
@@ -154,7 +154,7 @@ def test_boxes_stay_inside_the_view_and_inputs_stay_as_they_were(seed: int, hw: 
         np.testing.assert_array_equal(found, before)
 
 
-def test_what_is_shown_is_surrounded_by_the_letterbox_grey_whatever_the_colours() -> None:
+def test_the_letterbox_grey_surrounds_the_image_in_any_colours() -> None:
     view = dataclasses.replace(PLAIN, scale=0.5, place_xy=(0.5, 0.5), color=(1.2, 0.8, 1.3, 0.1))
     image = np.full((100, 200, 3), 60, np.uint8)
     canvas, _, _ = apply_view(view, image, NONE, NONE, out_hw=(100, 100), config=AugmentConfig())

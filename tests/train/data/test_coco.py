@@ -34,7 +34,7 @@ def box(number: int, image_id: int, bbox: list[Any], **changes: Any) -> dict[str
 
 
 class CocoFolder:
-    """A data set on disk with ten good images 1..10 unless told otherwise."""
+    """A data set on disk, by default with ten good images 1..10."""
 
     def __init__(self, root: Path) -> None:
         self.images_dir = root / "images"

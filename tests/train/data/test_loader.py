@@ -97,7 +97,7 @@ def test_every_worker_count_gives_the_same_batches_over_several_epochs(records: 
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_epoch_taken_up_in_the_middle_goes_on_with_the_same_batches(
+def test_an_epoch_resumed_in_the_middle_continues_with_the_same_batches(
     records: list[ImageRecord], workers: int
 ) -> None:
     with TrainLoader(records, config_with(workers=workers), seed=1) as loader:
@@ -127,7 +127,7 @@ def test_workers_read_on_into_the_next_epoch(records: list[ImageRecord], monkeyp
         assert asked == [(4, 1), (5, 0)]
         list(loader.epoch(5))
         assert asked == [(4, 1), (5, 0), (6, 0)]
-        # Elsewhere: they begin anew.
+        # At another position the workers restart.
         list(loader.epoch(4, start_batch=1))
         assert asked[3:] == [(4, 1), (5, 0)]
 
@@ -365,7 +365,7 @@ def test_settings_out_of_range_are_refused(key: str) -> None:
         settings.load(DataConfig, overrides=[f"{key}={value}"])
 
 
-def test_settings_go_through_toml_and_every_one_says_what_it_means(tmp_path: Path) -> None:
+def test_settings_survive_toml_and_every_one_is_documented(tmp_path: Path) -> None:
     config = config_with(workers=3, augment=STILL)
     file = tmp_path / "data.toml"
     file.write_text(settings.to_toml(config))

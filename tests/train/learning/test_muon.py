@@ -136,7 +136,7 @@ def test_everything_else_moves_as_under_adamw() -> None:
         assert torch.equal(ours, theirs) != is_hidden, name
 
 
-def test_a_step_is_as_large_as_the_settings_say() -> None:
+def test_the_settings_determine_the_size_of_a_step() -> None:
     model = small()
     weight = split(model, OUTPUTS)[0][0]
     before = weight.detach().clone()
@@ -147,7 +147,7 @@ def test_a_step_is_as_large_as_the_settings_say() -> None:
     assert float(step.square().mean().sqrt()) == pytest.approx(0.1 * 0.25, rel=0.2)
 
 
-def test_a_saved_state_goes_on_as_if_nothing_had_been() -> None:
+def test_a_restored_state_continues_without_a_difference() -> None:
     straight = small()
     optimizer = make_optimizer(straight, settings())
     for seed in range(2):

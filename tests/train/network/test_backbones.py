@@ -191,7 +191,7 @@ def test_a_backbone_that_cannot_be_made_is_named(name: str, strides: tuple[int, 
 
 
 @pytest.mark.skipif(importlib.util.find_spec("timm") is not None, reason="timm is installed")
-def test_without_timm_its_backbones_say_what_is_missing() -> None:
+def test_without_timm_its_backbones_name_the_missing_package() -> None:
     with pytest.raises(MissingDependencyError, match="timm"):
         build("timm:resnet10t", 8)
 

@@ -84,7 +84,7 @@ def test_scaling_inside_and_on_the_host_agree_within_a_pixel(model: Rpn, source_
     assert (found <= np.array([source_hw[1], source_hw[0]] * 2)).all()
 
 
-def test_boxes_lie_in_the_frame_and_none_in_the_padding(model: Rpn) -> None:
+def test_boxes_lie_in_the_frame_and_not_in_the_padding(model: Rpn) -> None:
     frame = scene(120, 60)
     boxes, scores = detect(make(model), frame)
     assert len(boxes) == len(scores) > 0

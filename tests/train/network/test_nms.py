@@ -34,7 +34,7 @@ def overlaps(a: Box, b: Box, threshold: float) -> bool:
 
 
 def greedy(boxes: list[Box], valid: list[bool], threshold: float) -> list[bool]:
-    """NMS as everybody writes it first: take the best box left, drop what overlaps it, again."""
+    """Plain NMS: repeatedly takes the best remaining box and drops the boxes that overlap it."""
     keep = [False] * len(boxes)
     left = [i for i in range(len(boxes)) if valid[i]]
     while left:
@@ -45,7 +45,7 @@ def greedy(boxes: list[Box], valid: list[bool], threshold: float) -> list[bool]:
 
 
 def check(boxes: list[Box], valid: list[bool], threshold: float) -> None:
-    """Requires that all forms give what `greedy` gives."""
+    """Checks that all forms equal `greedy`."""
     expected = greedy(boxes, valid, threshold)
     # Whole and half numbers keep float32 as exact as the plain numbers.
     tensor, mask = torch.tensor([boxes], dtype=torch.float32), torch.tensor([valid])
@@ -232,7 +232,7 @@ def sets_of(kind: str, num_boxes: int, count: int, rng: np.random.Generator) -> 
 
 
 def greedy_sets(boxes: np.ndarray, valid: np.ndarray, threshold: Fraction, labels: np.ndarray) -> np.ndarray:
-    """Greedy NMS of each set, (N, B) bool, in whole numbers: box after box, each dropping what comes later."""
+    """Greedy NMS of each set, (N, B) bool, in integers: each box drops later boxes that overlap it."""
     keep = valid.copy()
     area = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
     for i in range(boxes.shape[1]):

@@ -148,7 +148,7 @@ def test_a_second_box_on_an_object_comes_after_the_first_on_another(nms: Nms) ->
 
 
 @pytest.mark.parametrize("nms", ["standard", "portable"])
-def test_a_box_twice_loses_its_score_the_second_time_whatever_its_level(nms: Nms) -> None:
+def test_a_repeated_box_loses_its_score_on_any_level(nms: Nms) -> None:
     levels = same_place_on_both_levels()
     batch = run(levels, nms, score_threshold=0.5, soft_nms_iou=0.5)
     assert batch.count.tolist() == [1]

@@ -50,7 +50,7 @@ def result(x: float, y: float, width: float, height: float, score: float) -> dic
     return {"image_id": 1, "category_id": 1, "bbox": [x, y, width, height], "score": score}
 
 
-def test_held_out_boxes_are_apart_and_counted(tmp_path: Path) -> None:
+def test_held_out_boxes_are_separate_and_counted(tmp_path: Path) -> None:
     dataset = read(tmp_path, "polar bear", "bird")
     (record,) = dataset.records
     np.testing.assert_array_equal(record.boxes_xyxy, [[0, 0, 20, 20]])
@@ -91,7 +91,7 @@ def test_classes_that_cannot_be_held_out_are_named(
     assert problem in str(caught.value)
 
 
-def test_a_box_without_a_class_is_refused_only_when_classes_are_told_apart(tmp_path: Path) -> None:
+def test_a_box_without_a_class_is_refused_only_if_classes_are_held_out(tmp_path: Path) -> None:
     file = write_set(tmp_path, "val", BOXES)
     content = json.loads(file.read_text())
     del content["annotations"][2]["category_id"]
@@ -117,7 +117,7 @@ def test_a_proposal_belongs_to_the_object_that_it_overlaps_most(tmp_path: Path) 
     rows = [
         result(0, 0, 20, 21, 0.9),  # more the cat's
         result(0, 0, 20, 29, 0.8),  # more the bird's
-        result(60, 60, 10, 10, 0.7),  # nobody's: background counts for both
+        result(60, 60, 10, 10, 0.7),  # on no object: background counts for both
         result(0, 0, 8, 8, 0.6),  # too small to be on the cat
     ]
     assert [row["score"] for row in without_other_part(dataset, rows, "unseen")] == [0.8, 0.7, 0.6]
@@ -143,7 +143,7 @@ def two_classes(data_folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def test_a_run_trains_without_the_class_and_its_checkpoint_is_measured_on_it_apart(
+def test_a_run_trains_without_the_class_and_eval_measures_it_separately(
     two_classes: Path, tmp_path: Path, tiny_texts: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"

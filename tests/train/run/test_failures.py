@@ -52,7 +52,7 @@ def limit(kind: int, size: int) -> Iterator[None]:
         resource.setrlimit(kind, before)
 
 
-def test_a_disk_that_is_full_for_a_while_costs_only_what_it_did_not_take(start: Start, tmp_path: Path) -> None:
+def test_a_disk_that_is_full_for_a_while_costs_only_the_failed_writes(start: Start, tmp_path: Path) -> None:
     said: list[str] = []
     folder = tmp_path / "run"
     limits = contextlib.ExitStack()
@@ -133,7 +133,7 @@ LARGE = (
         ),
     ],
 )
-def test_running_out_of_memory_names_the_way_on(
+def test_running_out_of_memory_says_how_to_continue(
     texts: list[str], told: str, advice: str, data_folder: Path, tmp_path: Path, tiny_texts: tuple[str, ...]
 ) -> None:
     options = [str(data_folder), str(tmp_path / "run"), "M parameters", *tiny_texts, *LARGE, *texts]
@@ -170,7 +170,7 @@ def test_the_passes_that_are_advised_are_accepted(
         assert resolve_batch_size(settings, records, Ranks(size=num_ranks), compute, print) == settings
 
 
-def test_a_memory_that_ends_before_the_first_step_is_told_without_advice_on_batches(
+def test_a_lack_of_memory_before_the_first_step_gives_no_advice_on_batches(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -185,7 +185,7 @@ def test_a_memory_that_ends_before_the_first_step_is_told_without_advice_on_batc
     assert "accumulate" not in str(stopped.value)
 
 
-def test_other_errors_are_no_lack_of_memory() -> None:
+def test_other_errors_do_not_count_as_a_lack_of_memory() -> None:
     assert is_out_of_memory(MemoryError())
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
     assert not is_out_of_memory(RuntimeError("shape '[2]' is invalid for input of size 3"))
@@ -214,7 +214,7 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(start: Start) -> No
     assert found.weights.keys() == expected.weights.keys()
 
 
-def test_a_run_goes_on_with_its_own_optimizer_only(start: Start) -> None:
+def test_a_run_continues_with_its_own_optimizer_only(start: Start) -> None:
     start("loop.epochs=1", "optimizer.kind=adamw")
     with pytest.raises(CheckpointError, match=r"cannot continue with muon; use --set optimizer\.kind=adamw"):
         start("loop.epochs=2", resume=True)
@@ -288,7 +288,7 @@ def test_the_best_weights_count_when_they_were_written_and_only_the_state_was_no
     assert (last.training or {})["progress"]["best_metrics"] == best.metrics
 
 
-def test_without_a_whole_checkpoint_resuming_says_what_to_do(start: Start, copy_of_finished: Copy) -> None:
+def test_without_an_intact_checkpoint_resuming_says_what_to_do(start: Start, copy_of_finished: Copy) -> None:
     done = copy_of_finished("run")
     done.last.write_bytes(done.last.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match=r"There is no last-previous\.pt beside it .*or start a new run"):

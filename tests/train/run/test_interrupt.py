@@ -1,4 +1,4 @@
-"""`edgerpn train` as a program that is stopped by a signal, with worker processes, and taken up again."""
+"""`edgerpn train` as a program with worker processes: a signal stops it, and --resume continues it."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def train_and_stop(folders: list[str], out: Path, texts: Sequence[str], number: 
 
 @pytest.fixture(scope="module")
 def whole(data_folder: Path, tmp_path_factory: pytest.TempPathFactory, tiny_texts: tuple[str, ...]) -> Path:
-    """The checkpoint of a run that nobody stopped."""
+    """The checkpoint of an uninterrupted run."""
     out = tmp_path_factory.mktemp("whole") / "run"
     assert main(["train", "--data", str(data_folder), "--out", str(out), *sets((*tiny_texts, *LENGTH))]) == 0
     return out / "last.pt"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_a_stopped_run_goes_on_to_the_numbers_of_an_uninterrupted_one(
+def test_a_stopped_run_resumes_to_the_numbers_of_an_uninterrupted_one(
     number: signal.Signals,
     data_folder: Path,
     whole: Path,
@@ -73,7 +73,7 @@ def test_a_stopped_run_goes_on_to_the_numbers_of_an_uninterrupted_one(
     assert not list(out.glob(".*")), "no temporary file is left"
     assert read_log(out / "log.csv")[-1]["step"] == part.step
 
-    # The run's own settings are taken up again; the number of workers changes no batch.
+    # The run resumes with its own settings; the number of workers changes no batch.
     assert main(["train", *folders, "--resume", "--set", "data.workers=0"]) == 0
     assert f"resuming at step {part.step}" in capsys.readouterr().out
     found, expected = load_checkpoint(out / "last.pt"), load_checkpoint(whole)

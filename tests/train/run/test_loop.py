@@ -1,4 +1,4 @@
-"""Training, really done on a tiny folder: it learns, it repeats itself exactly, and it stops as it should."""
+"""Real training on a tiny data set: it learns, is deterministic, and stops and resumes."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_recall_rises_on_the_validation_images(start: Start) -> None:
     assert best.training is None
 
 
-def test_one_batch_without_augmentation_is_learnt_by_heart(
+def test_the_network_overfits_one_batch_without_augmentation(
     data_folder: Path, tmp_path: Path, tiny_settings: MakeSettings
 ) -> None:
     folder = tmp_path / "one-batch"
@@ -267,7 +267,7 @@ def test_bad_data_is_refused_before_the_run_begins(tmp_path: Path, tiny_settings
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorboard") is not None, reason="tensorboard is installed")
-def test_without_tensorboard_its_log_says_what_is_missing(start: Start) -> None:
+def test_without_tensorboard_its_setting_names_the_missing_package(start: Start) -> None:
     with pytest.raises(MissingDependencyError, match=r"edgerpn\[tensorboard\]"):
         start("run", "loop.tensorboard=true")
 

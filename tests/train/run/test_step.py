@@ -1,4 +1,4 @@
-"""A step in parts: the gradients and losses of one batch, however it is cut."""
+"""A step in parts: the gradients and losses equal those of one batch."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(data_folder: Path, tiny_settin
         TrainLoader(records[:5], tiny_settings().data, seed=0, share=BatchShare(num_ranks=3, passes=2))
 
 
-def test_a_batch_chosen_by_itself_brings_its_learning_rate_and_says_so(
+def test_an_automatic_batch_size_scales_the_learning_rate_and_logs_it(
     data_folder: Path, tiny_settings: MakeSettings
 ) -> None:
     records = read_coco(data_folder / "train.json", data_folder / "images").records

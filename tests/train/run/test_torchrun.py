@@ -1,4 +1,4 @@
-"""`torchrun ... -m edgerpn train`: two real processes on the CPU, which one process must equal, and their end."""
+"""`torchrun ... -m edgerpn train`: two real processes on the CPU equal one, and end together."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Torchrun:
 
 @pytest.fixture
 def torchrun(data_folder: Path, tmp_path: Path, tiny_texts: tuple[str, ...]) -> Iterator[Callable[..., Torchrun]]:
-    """Starts torchrun on the tiny folder; ends with it whatever is left."""
+    """Starts torchrun on the tiny folder, and ends it after the test."""
     started: list[Torchrun] = []
 
     def start(name: str, texts: Sequence[str], *options: str, restarts: int = 0) -> Torchrun:
@@ -114,7 +114,7 @@ def losses(rows: list[dict[str, float]]) -> list[tuple[float, float, float]]:
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one_and_go_on_when_one_is_killed_or_all_are_stopped(
+def test_two_processes_equal_one_and_resume_after_one_is_killed_or_all_are_stopped(
     torchrun: Callable[..., Torchrun], data_folder: Path, tmp_path: Path, tiny_texts: tuple[str, ...]
 ) -> None:
     config = settings.load(TrainSettings, overrides=(*tiny_texts, *LENGTH))
@@ -171,7 +171,7 @@ def drift(rank: int, folder: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # fork, with threads about that do nothing
-def test_weights_that_drift_apart_are_measured_and_brought_together(tmp_path: Path) -> None:
+def test_weights_that_diverge_are_measured_and_synchronised(tmp_path: Path) -> None:
     start = torch.multiprocessing.start_processes  # type: ignore[attr-defined]
     start(drift, (str(tmp_path),), nprocs=2, start_method="fork")
     for rank in (0, 1):
@@ -180,7 +180,7 @@ def test_weights_that_drift_apart_are_measured_and_brought_together(tmp_path: Pa
         assert state["weight"].tolist() == [1.0, 1.0, 1.0]
 
 
-def test_what_stops_the_first_process_stops_all_and_is_told_once(
+def test_an_error_of_the_first_process_stops_all_and_is_printed_once(
     torchrun: Callable[..., Torchrun], data_folder: Path
 ) -> None:
     run = torchrun("run", ("data.holdout_classes=['dragon']",))
@@ -208,7 +208,7 @@ def restarted(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
 
 
 @pytest.mark.parametrize("run_id", ["a1b2", "none"])
-def test_a_restart_takes_up_its_own_run_and_no_other(
+def test_a_restart_resumes_its_own_run_only(
     run_id: str,
     restarted: Callable[[str, int], None],
     data_folder: Path,

@@ -1,0 +1,62 @@
+"""The Python API: `edgerpn.train.train` and `edgerpn.train.evaluate`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import edgerpn.train
+from edgerpn.errors import ConfigError
+from edgerpn.train import TrainSettings, evaluate, load_settings, train
+from edgerpn.train.checkpoint import load_checkpoint
+from edgerpn.train.training import resolve_settings
+
+
+def test_a_program_trains_and_evaluates(
+    data_folder: Path, tmp_path: Path, tiny_settings: Callable[..., TrainSettings]
+) -> None:
+    lines: list[str] = []
+    result = train(data_folder, tmp_path / "run", epochs=1, settings=tiny_settings(), log=lines.append)
+    assert load_checkpoint(result.last).step == 4
+    assert any(line.startswith("step 4,") for line in lines)
+    evaluation = evaluate(result.best, data_folder)
+    assert evaluation.num_images == 12
+    assert evaluation.metrics["AR@1000"] == pytest.approx(result.metrics["AR@1000"], abs=1e-6)
+    assert evaluation.metrics == pytest.approx(evaluate(result.best, data_folder / "val.json").metrics)
+    assert evaluate(result.best, data_folder, size_hw=(64, 64), num_proposals=10, limit=3).num_images == 3
+    with pytest.raises(ConfigError, match="both sides must be multiples of 32"):
+        evaluate(result.best, data_folder, size_hw=(40, 64))
+
+    # A resumed run keeps its own settings, apart from those that change.
+    again = train(data_folder, tmp_path / "run", epochs=2, resume=True, settings={"loop.log_every": 2})
+    last = load_checkpoint(again.last)
+    assert (last.step, last.settings.loop.log_every) == (8, 2)
+    assert last.settings.model == tiny_settings().model
+
+
+def test_single_settings_take_precedence_over_arguments_and_these_over_the_preset() -> None:
+    resolved = resolve_settings(preset="paper", size_hw=(64, 128), epochs=3, overrides=["loop.epochs=4"])
+    assert resolved.data.input_hw == (64, 128)
+    assert resolved.loop.epochs == 4
+    assert resolved.model.backbone == "vgg16"
+    base = resolve_settings(base=load_settings(overrides=("loop.seed=5",)), holdout_classes=("cat", "polar bear"))
+    assert (base.loop.seed, base.data.holdout_classes) == (5, ("cat", "polar bear"))
+
+
+def test_a_preset_beside_complete_settings_is_refused(data_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--preset: a resumed run keeps its own settings"):
+        train(data_folder, tmp_path / "run", preset="paper", settings=load_settings())
+    with pytest.raises(ConfigError, match=r"optimizer\.learing_rate: unknown setting"):
+        train(data_folder, tmp_path / "run", settings={"optimizer.learing_rate": 1e-3})
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_package_names_what_it_offers_and_imports_it_at_first_use() -> None:
+    assert edgerpn.train.__all__ == sorted(edgerpn.train.__all__)
+    assert all(hasattr(edgerpn.train, name) for name in edgerpn.train.__all__)
+    code = "import sys, edgerpn.train; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
