@@ -21,7 +21,9 @@ WARM_UP = 10
 RUNS = 50
 
 
-def inspect_layers(trt: Any, logger: Any, plan: Any, *, batch: int, is_timed: bool) -> dict[str, Any]:
+def inspect_layers(
+    trt: Any, logger: Any, plan: Any, *, batch: int, is_timed: bool, is_version_compatible: bool = False
+) -> dict[str, Any]:
     """Lists the layers of an engine.
 
     Args:
@@ -30,11 +32,15 @@ def inspect_layers(trt: Any, logger: Any, plan: Any, *, batch: int, is_timed: bo
         plan: The serialized engine.
         batch: Frames to time with.
         is_timed: Whether to run the engine, for the time of each layer.
+        is_version_compatible: Whether the engine brings code for the CPU, which the library has just written.
 
     Returns:
         `num_layers`, `layers` (name, precision, time_ms each), and `note`, a line for people when something failed.
     """
-    engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
+    runtime = trt.Runtime(logger)
+    if is_version_compatible:
+        runtime.engine_host_code_allowed = True
+    engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         return {"num_layers": None, "layers": [], "note": "this GPU cannot load the engine to list its layers"}
     text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)

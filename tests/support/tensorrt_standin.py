@@ -310,7 +310,7 @@ class Engine:
         self.nodes = {node.name: node for node in (*self.session.get_inputs(), *self.session.get_outputs())}
         first = self.nodes["frames"].shape[0]
         self.profile = (first,) * 3 if isinstance(first, int) else library.profile
-        self.num_io_tensors = len(self.nodes)
+        self.num_io_tensors = self.num_layers = len(self.nodes)
         self.device_memory_size_v2 = SCRATCH_BYTES * self.profile[2]
 
     def get_tensor_name(self, index: int) -> str:
@@ -328,6 +328,9 @@ class Engine:
 
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
         return [(size, *self.get_tensor_shape(name)[1:]) for size in self.profile]
+
+    def create_engine_inspector(self) -> Any:
+        return SimpleNamespace(get_engine_information=lambda form: "{}")
 
     def create_runtime_config(self) -> Any:
         return RuntimeConfig(self.library)

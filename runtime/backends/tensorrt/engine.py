@@ -59,7 +59,7 @@ class TensorRtEngine:
             if is_portable and not allow_host_code:
                 raise EngineLoadError(
                     f"{path}: {library.title} refuses the engine: {self._log.take_lines()}. A version-compatible "
-                    "engine contains code for the CPU, which runs only if you trust it: "
+                    "engine contains code for the CPU, which runs only if you trust it: --allow-host-code, or "
                     "edgerpn.runtime.load(..., allow_host_code=True)."
                 )
             raise EngineLoadError(

@@ -97,7 +97,7 @@ def test_the_stand_in_refuses_what_the_library_refuses(opened: tuple[Any, Path],
     bench, path = opened
     lines: list[str] = []
 
-    class Log(standin.ILogger):  # type: ignore[misc,name-defined]
+    class Log(standin.ILogger):  # type: ignore[name-defined]
         def log(self, severity: int, message: str) -> None:
             lines.append(message)
 
