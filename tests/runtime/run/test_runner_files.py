@@ -238,14 +238,12 @@ def test_a_source_that_does_not_open_raises_in_the_iteration(model: Model, tmp_p
         next(stream)
 
 
-def test_stop_ends_a_run_whose_source_is_silent(patience: Any) -> None:
+def test_stop_ends_a_run_whose_source_is_silent() -> None:
     source = Frames(2, blocks=True)
     config = StreamsConfig(sources=(SourceConfig(source="opened", name=source.name),))
     with StreamRunner(PlainModel(result_of), config, opened={source.name: source}, workers=2) as runner:
         threading.Timer(0.3, runner.stop).start()
-        start_s = time.monotonic()
         assert indexes(iter(runner)) == [0, 1]
-    patience.assert_within(time.monotonic() - start_s, 5)
     assert source.closed.is_set()
 
 
