@@ -31,6 +31,12 @@ HARDWARE_COMPATIBLE_FROM = 80
 RTX_DEFAULT_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
 """Compute capabilities that TensorRT-RTX builds for by default, beside later ones (its documentation, CPU-Only AOT)."""
 
+RTX_CAPABILITIES = (*RTX_DEFAULT_CAPABILITIES, "12.1")
+"""Compute capabilities that an engine of TensorRT-RTX can be built for by name (1.7.1), without 7.5.
+
+On 7.5 it returns zeros for float32 products of dynamic size (pytorch/TensorRT pull 4643), which our graphs contain.
+"""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LibraryInfo:

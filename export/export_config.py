@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from edgerpn.errors import check_setting
 from edgerpn.manifest.parts import Precision
 from edgerpn.targets import ExportTarget
 
@@ -63,29 +64,36 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         """Checks ranges."""
-        if self.opset < 18:
-            raise ValueError(f"opset: expected at least 18, got {self.opset}")
-        if isinstance(self.batch, int) and self.batch < 1:
-            raise ValueError(f"batch: expected at least 1, or dynamic, got {self.batch}")
-        if isinstance(self.max_ar_drop, float) and self.max_ar_drop < 0:
-            raise ValueError(f"max_ar_drop: expected 0 or more points, or off, got {self.max_ar_drop}")
+        check_setting(self.opset >= 18, "opset", "at least 18", self.opset)
+        check_setting(not isinstance(self.batch, int) or self.batch >= 1, "batch", "at least 1, or dynamic", self.batch)
+        check_setting(
+            not isinstance(self.max_ar_drop, float) or self.max_ar_drop >= 0,
+            "max_ar_drop",
+            "0 or more points, or off",
+            self.max_ar_drop,
+        )
         for name in ("nms_iterations", "nms_candidates"):
             value = getattr(self, name)
-            if isinstance(value, int) and value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
+            check_setting(not isinstance(value, int) or value >= 1, name, "at least 1", value)
         for name in ("num_proposals", "pre_nms"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+            check_setting(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("nms_iou", "soft_nms_iou"):
             value = getattr(self, name)
-            if value is not None and not 0 < value <= 1:
-                raise ValueError(f"{name}: expected more than 0 and at most 1, got {value}")
-        if self.score_threshold is not None and not 0 <= self.score_threshold < 1:
-            raise ValueError(f"score_threshold: expected 0 to below 1, got {self.score_threshold}")
+            check_setting(value is None or 0 < value <= 1, name, "more than 0 and at most 1", value)
+        check_setting(
+            self.score_threshold is None or 0 <= self.score_threshold < 1,
+            "score_threshold",
+            "0 to below 1",
+            self.score_threshold,
+        )
         for name in ("network_hw", "source_hw"):
             size = getattr(self, name)
-            if size is not None and not (min(size) >= 32 and max(size) <= MAX_SIDE_PX):
-                raise ValueError(f"{name}: expected 32 to {MAX_SIDE_PX} pixels a side, got {size}")
+            check_setting(
+                size is None or (min(size) >= 32 and max(size) <= MAX_SIDE_PX),
+                name,
+                f"32 to {MAX_SIDE_PX} pixels a side",
+                size,
+            )
         if self.target == "tensorrt-rtx" and self.nms == "standard":
             raise ValueError("nms: tensorrt-rtx has no NonMaxSuppression; expected portable, got standard")
 

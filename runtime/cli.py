@@ -19,7 +19,7 @@ import sys
 from contextlib import closing, nullcontext
 from typing import TYPE_CHECKING
 
-from edgerpn.arguments import count_argument
+from edgerpn.arguments import HOST_CODE_HELP, count_argument
 from edgerpn.errors import ConfigError
 from edgerpn.files import printable
 
@@ -73,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="fail",
         help="engine made for another GPU or version: fail (default), or build it again from the ONNX file beside it",
     )
+    parser.add_argument("--allow-host-code", action="store_true", help=HOST_CODE_HELP)
     logs = parser.add_argument_group("log (on the standard error)")
     logs.add_argument("--log-format", choices=("text", "json"), default="text", help="for people, or for programs")
     logs.add_argument(
@@ -206,6 +207,7 @@ def _run_opened(arguments: argparse.Namespace, config: StreamsConfig, opened: di
             threads=threads,
             on_mismatch=arguments.on_mismatch,
             self_test=arguments.self_test,
+            allow_host_code=arguments.allow_host_code,
         ) as model,
     ):
         return run_streams(

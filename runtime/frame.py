@@ -122,7 +122,7 @@ class Event:
     decoder: str = ""
     """connected: the decoder, and the reason for its choice."""
     is_live: bool = True
-    """connected: whether the source continues when nobody reads it."""
+    """connected: whether the source continues when the run does not read it."""
     frame: int | None = None
     """stale: number of the frame in its source."""
     age_ms: float | None = None

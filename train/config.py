@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgerpn import settings
-from edgerpn.errors import ConfigError
+from edgerpn.errors import ConfigError, check_setting
 from edgerpn.train.data.loader import DataConfig
 from edgerpn.train.learning.assign import AssignConfig
 from edgerpn.train.learning.loss import LossConfig
@@ -51,8 +51,7 @@ class LoopConfig:
     """Also write TensorBoard files; needs the package tensorboard."""
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ValueError(f"seed: expected at least 0, got {self.seed}")
+        check_setting(self.seed >= 0, "seed", "at least 0", self.seed)
         counts = (self.epochs, self.evaluations, self.log_every, self.accumulate)
         if min(counts) < 1 or min(self.minutes, self.threads, self.save_every_s) < 0:
             raise ValueError(

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from benchmarks.gpu.session import Notes, Skip
 from edgerpn.errors import EdgeRpnError
+from edgerpn.runtime.backends.tensorrt.context import ScratchArena, create_context, make_runtime_config
 from edgerpn.runtime.backends.tensorrt.cuda import CudaError, Device
 from edgerpn.runtime.backends.tensorrt.cuda_provider import open_device
 from edgerpn.runtime.backends.tensorrt.library import TensorRtLibrary, import_library, make_logger
@@ -101,10 +102,11 @@ class BareEngine:
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise Skip(f"{library.title} refuses the engine on {device.info.name}: {self.log.take_lines()}")
-        self._context = _make_context(library, self._engine)
+        self._context = create_context(module, self._engine, make_runtime_config(module, self._engine))
         if self._context is None:
             raise Skip(f"{library.title} cannot make an execution context: {self.log.take_lines()}")
         self.stream = device.create_stream()
+        self._arena = ScratchArena(device, self.stream)
         self._bind(module, frames, batch)
         self.why_no_graph, self._graph = self._capture()
 
@@ -115,6 +117,7 @@ class BareEngine:
             if engine.get_tensor_mode(name) == module.TensorIOMode.INPUT:
                 shape = tuple(engine.get_tensor_shape(name))
                 context.set_input_shape(name, (batch if shape[0] == -1 else shape[0], *shape[1:]))
+        self.scratch_bytes = self._arena.add(context, engine)
         for name in names:
             shape = tuple(context.get_tensor_shape(name))
             size = int(np.prod(shape)) * _ITEM_BYTES[engine.get_tensor_dtype(name).name]
@@ -139,11 +142,12 @@ class BareEngine:
             self.device.launch_graph(self._graph, self.stream)
 
     def close(self) -> None:
-        """Frees the engine; the memory that it was bound to goes with the process."""
+        """Frees the engine and its scratch memory; inputs and outputs go with the process."""
         self.device.synchronize(self.stream)
         if self._graph is not None:
             self.device.destroy_graph(self._graph)
         self._graph = self._context = self._engine = self._runtime = None
+        self._arena.free()
 
     def _capture(self) -> tuple[str | None, int | None]:
         self.enqueue()
@@ -159,17 +163,6 @@ class BareEngine:
         except CudaError as error:
             return str(error), None
         return (None, graph) if is_started else (f"refused while capturing: {self.log.take_lines()}", None)
-
-
-def _make_context(library: TensorRtLibrary, engine: Any) -> Any:
-    """An execution context as the runner makes it: TensorRT-RTX with final kernels and without graphs of its own."""
-    if library.name != "tensorrt-rtx":
-        return engine.create_execution_context()
-    module = library.module
-    config = engine.create_runtime_config()
-    config.cuda_graph_strategy = module.CudaGraphStrategy.DISABLED
-    config.dynamic_shapes_kernel_specialization_strategy = module.DynamicShapesKernelSpecializationStrategy.EAGER
-    return engine.create_execution_context(config)
 
 
 def in_turns(runs: Mapping[str, Callable[[], float]], seconds: float) -> dict[str, dict[str, float]]:

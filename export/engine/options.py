@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from edgerpn.errors import check_setting
 from edgerpn.targets import LIBRARIES, EngineLibrary
 
 Backend = Literal["auto", EngineLibrary]
@@ -55,19 +56,25 @@ class BuildConfig:
     def __post_init__(self) -> None:
         """Checks ranges."""
         smallest, tuned, largest = self.batch or DEFAULT_BATCH
-        if not 1 <= smallest <= tuned <= largest:
-            raise ValueError(f"batch: expected 1 <= MIN <= OPT <= MAX, got {self.batch}")
-        if self.workspace_mib is not None and self.workspace_mib < 1:
-            raise ValueError(f"workspace_mib: expected at least 1, got {self.workspace_mib}")
-        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
-            raise ValueError(f"optimization_level: expected 0 to 5, got {self.optimization_level}")
-        if self.dla_core is not None and self.dla_core < 0:
-            raise ValueError(f"dla_core: expected 0 or more, got {self.dla_core}")
-        if not 0 <= self.stall_s < math.inf:
-            raise ValueError(f"stall_s: expected 0 or more, got {self.stall_s}")
+        check_setting(1 <= smallest <= tuned <= largest, "batch", "1 <= MIN <= OPT <= MAX", self.batch)
+        check_setting(
+            self.workspace_mib is None or self.workspace_mib >= 1, "workspace_mib", "at least 1", self.workspace_mib
+        )
+        check_setting(
+            self.optimization_level is None or 0 <= self.optimization_level <= 5,
+            "optimization_level",
+            "0 to 5",
+            self.optimization_level,
+        )
+        check_setting(self.dla_core is None or self.dla_core >= 0, "dla_core", "0 or more", self.dla_core)
+        check_setting(0 <= self.stall_s < math.inf, "stall_s", "0 or more", self.stall_s)
         for capability in self.compute_capabilities:
-            if not re.fullmatch(r"\d{1,2}\.\d", capability):
-                raise ValueError(f"compute_capabilities: expected texts such as '8.6', got {capability!r}")
+            check_setting(
+                bool(re.fullmatch(r"\d{1,2}\.\d", capability)),
+                "compute_capabilities",
+                "texts such as '8.6'",
+                capability,
+            )
 
     def problems(self, library: EngineLibrary) -> list[str]:
         """Lists the settings that `library` does not have, a line for each."""
@@ -75,7 +82,13 @@ class BuildConfig:
         given = {name: getattr(self, name) for name in lacks}
         # By identity: the DLA core 0 equals False.
         asked = [name for name, value in given.items() if value not in (None, "off", ()) and value is not False]
-        return [f"{name}: {lacks[name]}" for name in asked]
+        problems = [f"{name}: {lacks[name]}" for name in asked]
+        if library == "tensorrt-rtx" and "7.5" in self.compute_capabilities:
+            problems.append(
+                "compute_capabilities: on 7.5, TensorRT-RTX returns zeros for products of our graphs; build for 8.0 "
+                "and later, and run the ONNX file with CUDA on such a GPU"
+            )
+        return problems
 
     def attempts(self) -> list[BuildConfig]:
         """This configuration and those to try after it, in order, when memory runs out."""

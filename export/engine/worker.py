@@ -165,7 +165,11 @@ def compile_engine(
     cache.save()
     send("timing_cache", note=cache.note)
     if has_gpu:
-        send("layers", **inspect_layers(trt, logger, plan, batch=batch[1], is_timed=config.profile))
+        is_portable = config.version_compatible
+        found = inspect_layers(
+            trt, logger, plan, batch=batch[1], is_timed=config.profile, is_version_compatible=is_portable
+        )
+        send("layers", **found)
 
 
 def _build(trt: Any, builder: Any, network: Any, options: Any, send: Send) -> Any:

@@ -73,6 +73,11 @@ def export_onnx(
 ) -> Manifest:
     """Exports a checkpoint; `output` and the files beside it appear only when every check has passed.
 
+        from edgerpn.export import ExportConfig, export_onnx
+
+        manifest = export_onnx("RUN/best.pt", "model.onnx", ExportConfig(target="tensorrt", network_hw=(384, 640)))
+        print(manifest.parity.summary())
+
     Args:
         checkpoint: A checkpoint of `edgerpn train`.
         output: The .onnx file to write; the manifest goes beside it with the suffix .json, and golden frames with the

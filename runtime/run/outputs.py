@@ -85,6 +85,12 @@ def check_outputs(flags: OutputFlags, model: str, config: StreamsConfig, opened:
             problems.append(f"{folder}: the images of a source lie there, and would be overwritten")
         if Path(folder).is_file():
             problems.append(f"{folder}: this is a file, expected a folder (or a video file, .mp4 or .avi)")
+    if flags.video is not None and not flags.is_video_file:
+        suffix = Path(flags.video).suffix
+        if suffix and not Path(flags.video).is_dir():
+            problems.append(
+                f"--video {flags.video}: cannot write video as {suffix!r}; known: {', '.join(CODECS)}, or a folder"
+            )
     if problems:
         raise ConfigError(problems)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, fields
 
+from edgerpn.errors import check_setting
 from edgerpn.runtime.run.http_config import HttpConfig
 from edgerpn.runtime.sources.capture_config import CaptureConfig
 
@@ -23,8 +24,9 @@ class SourceConfig(CaptureConfig):
     def __post_init__(self) -> None:
         # By name: a dataclass with slots is a second class, and super() without arguments knows the first only.
         CaptureConfig.__post_init__(self)
-        if not (math.isfinite(self.max_age_ms) and self.max_age_ms >= 0):
-            raise ValueError(f"max_age_ms: expected 0 or more, got {self.max_age_ms!r}")
+        check_setting(
+            math.isfinite(self.max_age_ms) and self.max_age_ms >= 0, "max_age_ms", "0 or more", self.max_age_ms
+        )
 
     @property
     def is_live(self) -> bool:
@@ -63,12 +65,14 @@ class BatchingConfig:
     """Threads that prepare the frames of a batch; 0: half of the cores, at most 4."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.max_batch <= 256:
-            raise ValueError(f"max_batch: expected 0 to 256, got {self.max_batch!r}")
-        if not (math.isfinite(self.batch_wait_ms) and 0 <= self.batch_wait_ms <= 10_000):
-            raise ValueError(f"batch_wait_ms: expected 0 to 10000, got {self.batch_wait_ms!r}")
-        if not 0 <= self.preprocess_threads <= 64:
-            raise ValueError(f"preprocess_threads: expected 0 to 64, got {self.preprocess_threads!r}")
+        check_setting(0 <= self.max_batch <= 256, "max_batch", "0 to 256", self.max_batch)
+        check_setting(
+            math.isfinite(self.batch_wait_ms) and 0 <= self.batch_wait_ms <= 10_000,
+            "batch_wait_ms",
+            "0 to 10000",
+            self.batch_wait_ms,
+        )
+        check_setting(0 <= self.preprocess_threads <= 64, "preprocess_threads", "0 to 64", self.preprocess_threads)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,8 +89,7 @@ class StreamsConfig:
     """Web page and API."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.min_score <= 1:
-            raise ValueError(f"min_score: expected 0 to 1, got {self.min_score!r}")
+        check_setting(0 <= self.min_score <= 1, "min_score", "0 to 1", self.min_score)
         names = [source.label for source in self.sources]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:

@@ -201,6 +201,7 @@ class VideoSource:
 
     def _read(self) -> Frame | None:
         start = time.perf_counter()
+        captured_at, monotonic_s = time.time(), time.monotonic()
         ok, image = self._capture.read()
         if not ok or image is None:
             return None
@@ -213,8 +214,8 @@ class VideoSource:
             source=self.name,
             index=index,
             media_time_s=self._media_time_s(index),
-            captured_at=time.time(),
-            monotonic_s=time.monotonic(),
+            captured_at=captured_at,
+            monotonic_s=monotonic_s,
             decode_ms=(time.perf_counter() - start) * 1e3,
         )
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import edgerpn.export
 import edgerpn.manifest
 from edgerpn.__main__ import main
 from edgerpn.errors import ConfigError
@@ -22,6 +23,14 @@ def parsed(*arguments: str) -> ExportConfig:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     return _config(parser.parse_args(["best.pt", "-o", "model.onnx", *arguments]))
+
+
+def test_the_public_names_are_sorted_and_exist() -> None:
+    assert edgerpn.export.__all__ == sorted(edgerpn.export.__all__)
+    for name in edgerpn.export.__all__:
+        assert callable(getattr(edgerpn.export, name))
+    with pytest.raises(AttributeError, match="has no attribute 'load'"):
+        edgerpn.export.load  # noqa: B018
 
 
 def test_without_flags_the_settings_are_the_defaults() -> None:

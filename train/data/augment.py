@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from edgerpn.errors import check_setting
 from edgerpn.letterbox import PAD_VALUE
 
 Sample = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], npt.NDArray[np.float32]]
@@ -71,17 +72,14 @@ class AugmentConfig:
             "mosaic_probability",
         ):
             value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name}: expected 0..1, got {value}")
+            check_setting(0 <= value <= 1, name, "0..1", value)
         low, high = self.scale_range
-        if not 0 < low <= high < math.inf:
-            raise ValueError(f"scale_range: expected two positive numbers, the smaller first, got {self.scale_range}")
-        if not 0 <= self.aspect_jitter <= 1:
-            raise ValueError(f"aspect_jitter: expected 0..1, got {self.aspect_jitter}")
-        if not 0 <= self.hue <= 0.5:
-            raise ValueError(f"hue: expected 0..0.5 turns, got {self.hue}")
-        if not 0 <= self.min_box_px < math.inf:
-            raise ValueError(f"min_box_px: expected 0 or more, got {self.min_box_px}")
+        check_setting(
+            0 < low <= high < math.inf, "scale_range", "two positive numbers, the smaller first", self.scale_range
+        )
+        check_setting(0 <= self.aspect_jitter <= 1, "aspect_jitter", "0..1", self.aspect_jitter)
+        check_setting(0 <= self.hue <= 0.5, "hue", "0..0.5 turns", self.hue)
+        check_setting(0 <= self.min_box_px < math.inf, "min_box_px", "0 or more", self.min_box_px)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

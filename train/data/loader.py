@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from edgerpn.errors import DataError
+from edgerpn.errors import DataError, check_setting
 from edgerpn.train.data.augment import (
     SMALLEST_PX,
     AugmentConfig,
@@ -79,16 +79,11 @@ class DataConfig:
     """Random changes of the images."""
 
     def __post_init__(self) -> None:
-        if min(self.input_hw) < 1:
-            raise ValueError(f"input_hw: expected a positive height and width, got {self.input_hw}")
-        if min(self.view_sides_px, default=0) < 0:
-            raise ValueError(f"view_sides_px: expected 0 or more, got {self.view_sides_px}")
-        if self.batch_size < 0:
-            raise ValueError(f"batch_size: expected 1 or more, or 0 to choose it automatically, got {self.batch_size}")
-        if self.workers < 0:
-            raise ValueError(f"workers: expected 0 or more, got {self.workers}")
-        if self.cache_mib < 0:
-            raise ValueError(f"cache_mib: expected 0 or more, got {self.cache_mib}")
+        check_setting(min(self.input_hw) >= 1, "input_hw", "a positive height and width", self.input_hw)
+        check_setting(min(self.view_sides_px, default=0) >= 0, "view_sides_px", "0 or more", self.view_sides_px)
+        check_setting(self.batch_size >= 0, "batch_size", "1 or more, or 0 to choose it automatically", self.batch_size)
+        check_setting(self.workers >= 0, "workers", "0 or more", self.workers)
+        check_setting(self.cache_mib >= 0, "cache_mib", "0 or more", self.cache_mib)
 
     @property
     def views_hw(self) -> tuple[tuple[int, int], ...]:

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from edgerpn.errors import check_setting
 from edgerpn.train.network.boxes import area, pairwise_intersection, pairwise_iou
 
 OBJECT, BACKGROUND, IGNORED = 1, 0, -1
@@ -46,8 +47,7 @@ class AssignConfig:
                 f"negative_iou: expected 0 <= negative_iou <= positive_iou <= 1, got {self.negative_iou} "
                 f"and {self.positive_iou}"
             )
-        if not 0 <= self.positive_fraction <= 1:
-            raise ValueError(f"positive_fraction: expected 0..1, got {self.positive_fraction}")
+        check_setting(0 <= self.positive_fraction <= 1, "positive_fraction", "0..1", self.positive_fraction)
         if self.atss_candidates < 1 or self.samples_per_image < 0:
             raise ValueError("atss_candidates: expected at least 1, and samples_per_image at least 0")
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from edgerpn.errors import check_setting
 from edgerpn.train.learning.assign import OBJECT, Assignment
 from edgerpn.train.network.boxes import decode_boxes, encode_boxes, paired_iou_giou
 
@@ -42,8 +43,7 @@ class LossConfig:
         if self.focal_beta < 0 or self.smooth_l1_beta < 0 or self.box_weight < 0:
             raise ValueError("focal_beta, smooth_l1_beta, box_weight: expected at least 0")
         for name in ("quality_floor", "background_weight", "near_iou"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}: expected 0..1, got {getattr(self, name)}")
+            check_setting(0 <= getattr(self, name) <= 1, name, "0..1", getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from edgerpn.errors import check_setting
 from edgerpn.train.learning.muon import Muon, split
 
 _LONGEST_WARMUP = 1 / 6
@@ -49,12 +50,11 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if self.learning_rate <= 0 or self.max_grad_norm <= 0:
             raise ValueError("learning_rate: expected a positive number, and max_grad_norm too")
-        if self.muon_rms <= 0:
-            raise ValueError(f"muon_rms: expected a positive number, got {self.muon_rms}")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay: expected 0 to below 1, got {self.ema_decay}")
-        if not 0 <= self.final_learning_rate <= 1:
-            raise ValueError(f"final_learning_rate: expected 0..1 (a fraction), got {self.final_learning_rate}")
+        check_setting(self.muon_rms > 0, "muon_rms", "a positive number", self.muon_rms)
+        check_setting(0 <= self.ema_decay < 1, "ema_decay", "0 to below 1", self.ema_decay)
+        check_setting(
+            0 <= self.final_learning_rate <= 1, "final_learning_rate", "0..1 (a fraction)", self.final_learning_rate
+        )
         if self.warmup_steps < 0 or self.ema_warmup_steps < 1 or self.reference_batch_size < 1:
             raise ValueError(
                 "warmup_steps: expected at least 0, and ema_warmup_steps and reference_batch_size at least 1"

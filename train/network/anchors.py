@@ -13,6 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from edgerpn.errors import check_setting
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AnchorConfig:
@@ -34,18 +36,17 @@ class AnchorConfig:
     def __post_init__(self) -> None:
         if not self.strides_px or any(s < 1 or s & (s - 1) for s in self.strides_px):
             raise ValueError(f"strides_px: expected powers of two, got {self.strides_px}")
-        if list(self.strides_px) != sorted(self.strides_px):
-            raise ValueError(f"strides_px: expected finest first, got {self.strides_px}")
+        check_setting(list(self.strides_px) == sorted(self.strides_px), "strides_px", "finest first", self.strides_px)
         if len(self.sizes_px) != len(self.strides_px):
             raise ValueError(
                 f"sizes_px: expected one list for each of {len(self.strides_px)} levels, got {self.sizes_px}"
             )
         if len({len(sizes) for sizes in self.sizes_px}) != 1 or not self.sizes_px[0]:
             raise ValueError(f"sizes_px: expected the same number of sizes on every level, got {self.sizes_px}")
-        if any(size <= 0 for sizes in self.sizes_px for size in sizes):
-            raise ValueError(f"sizes_px: expected positive sizes, got {self.sizes_px}")
-        if not self.ratios_hw or min(self.ratios_hw) <= 0:
-            raise ValueError(f"ratios_hw: expected positive ratios, got {self.ratios_hw}")
+        check_setting(
+            all(size > 0 for sizes in self.sizes_px for size in sizes), "sizes_px", "positive sizes", self.sizes_px
+        )
+        check_setting(min(self.ratios_hw, default=0) > 0, "ratios_hw", "positive ratios", self.ratios_hw)
 
     @property
     def num_per_cell(self) -> int:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgerpn.errors import ConfigError
+from edgerpn.errors import ConfigError, check_setting
 from edgerpn.train.network.anchors import AnchorConfig
 from edgerpn.train.network.backbones import COARSEST_STRIDE_PX, make_backbone
 from edgerpn.train.network.layers import ConvNormAct, LevelConv
@@ -77,10 +77,8 @@ class ModelConfig:
                 f"neck_extra_levels: expected each of the last {extra} of anchors.strides_px to be "
                 f"twice the one before, got {self.anchors.strides_px}"
             )
-        if not 0 < self.prior_score < 1:
-            raise ValueError(f"prior_score: expected a number between 0 and 1, got {self.prior_score}")
-        if min(self.std_bgr) <= 0:
-            raise ValueError(f"std_bgr: expected positive numbers, got {self.std_bgr}")
+        check_setting(0 < self.prior_score < 1, "prior_score", "a number between 0 and 1", self.prior_score)
+        check_setting(min(self.std_bgr) > 0, "std_bgr", "positive numbers", self.std_bgr)
 
     @property
     def num_extra_levels(self) -> int:

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from edgerpn.errors import check_setting
 from edgerpn.targets import TOPK_LIMIT
 from edgerpn.train.network.boxes import clip_boxes, decode_boxes
 from edgerpn.train.network.nms import largest_overlap, nms_fixed, nms_keep
@@ -53,15 +54,11 @@ class ProposalConfig:
     def __post_init__(self) -> None:
         for name in ("num_proposals", "pre_nms", "nms_iterations", "nms_candidates"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
+            check_setting(value is None or value >= 1, name, "at least 1", value)
         for name in ("nms_iou", "soft_nms_iou"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name}: expected more than 0 and at most 1, got {getattr(self, name)}")
-        if not 0 <= self.score_threshold < 1:
-            raise ValueError(f"score_threshold: expected 0 to below 1, got {self.score_threshold}")
-        if self.min_size_px < 0:
-            raise ValueError(f"min_size_px: expected at least 0, got {self.min_size_px}")
+            check_setting(0 < getattr(self, name) <= 1, name, "more than 0 and at most 1", getattr(self, name))
+        check_setting(0 <= self.score_threshold < 1, "score_threshold", "0 to below 1", self.score_threshold)
+        check_setting(self.min_size_px >= 0, "min_size_px", "at least 0", self.min_size_px)
 
     @property
     def num_kept(self) -> int:

@@ -67,7 +67,11 @@ class TensorRtBackend:
             raise type(host.library)(f"{path}: {host.library}") from host.library
         if isinstance(host.device, compatibility.Problem):
             raise type(host.device)(f"{path}: {host.device}") from host.device
-        compatibility.refuse(path, compatibility.compare(path, self._manifest, host))
+        checks = compatibility.compare(path, self._manifest, host)
+        compatibility.refuse(path, checks)
+        doubts = compatibility.doubts(checks)
+        for line in doubts:
+            _logger.warning("%s: %s", path, line)
         self._library, self._device = host.library, host.device
         profile = spec.profile
         sizes = tuple(sorted({profile.min_batch, profile.opt_batch, profile.max_batch}))
@@ -80,6 +84,8 @@ class TensorRtBackend:
                 self._ring = SlotRing(engine, self._device, self._manifest, sizes, num_slots)
         except (CudaError, InferenceError) as error:
             raise EngineLoadError(f"{path}: the engine cannot be prepared: {error}") from error
+        except EngineLoadError as error:
+            raise EngineLoadError("\n  ".join((str(error), *doubts))) from error
         self._num_slots = num_slots
         weakref.finalize(self, self._ring.close).atexit = False
 

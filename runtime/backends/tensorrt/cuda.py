@@ -10,12 +10,16 @@ A primary context, once retained, stays for the life of the process, as in PyTor
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+_logger = logging.getLogger(__name__)
 
 LEGACY_STREAM = 1
 """Handle of the legacy default stream: an event on it waits for all streams but the non-blocking ones."""
@@ -58,6 +62,14 @@ class CudaError(Exception):
             advice = "The GPU cannot continue in this process: start it again; if the error returns, check the model "
             advice += "with `edgerpn run --self-test`, and read the GPU's log."
         super().__init__(f"{call} failed with {name}{f' ({text})' if text else ''}. {advice}".rstrip())
+
+
+def free_quietly(free: Callable[[], None]) -> None:
+    """Calls `free`; logs an error of CUDA, so that the caller can free further things."""
+    try:
+        free()
+    except CudaError as error:
+        _logger.warning("GPU memory could not be freed: %s", error)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,6 +124,10 @@ class Device(Protocol):
 
     def free(self, address: int) -> None:
         """Frees device memory."""
+        ...
+
+    def free_bytes(self) -> int:
+        """Free memory of the GPU, bytes; on an integrated GPU that of the computer."""
         ...
 
     def allocate_host(self, num_bytes: int, *, is_mapped: bool) -> HostBuffer:

@@ -67,6 +67,9 @@ class CudaBindingsDevice:
     def free(self, address: int) -> None:
         _call("cuMemFree", address)
 
+    def free_bytes(self) -> int:
+        return int(_call("cuMemGetInfo"))
+
     def allocate_host(self, num_bytes: int, *, is_mapped: bool) -> HostBuffer:
         address = int(_call("cuMemHostAlloc", num_bytes, _PORTABLE | (_DEVICEMAP if is_mapped else 0)))
         memory = (ctypes.c_ubyte * num_bytes).from_address(address)

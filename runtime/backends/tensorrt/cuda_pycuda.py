@@ -56,6 +56,9 @@ class PyCudaDevice:
     def free(self, address: int) -> None:
         self._memory.pop(address).free()
 
+    def free_bytes(self) -> int:
+        return int(cuda.mem_get_info()[0])
+
     def allocate_host(self, num_bytes: int, *, is_mapped: bool) -> HostBuffer:
         flags = cuda.host_alloc_flags.PORTABLE | (cuda.host_alloc_flags.DEVICEMAP if is_mapped else 0)
         array = cuda.pagelocked_empty(num_bytes, np.uint8, mem_flags=flags)

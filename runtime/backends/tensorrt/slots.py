@@ -8,7 +8,8 @@
 
 Why this is correct:
 1. A slot has a stream, buffers and execution contexts of its own; slots share only the engine, which is read-only. So
-   as many frames are in flight as there are slots.
+   as many frames are in flight as there are slots. The contexts of a slot run one after another, and so share their
+   scratch memory.
 2. Upload, inference and download of a slot run on its one stream, so they need no events between them.
 3. A slot belongs to one thread at a time, from `acquire` to `release`. Contexts are made, and run for the first time,
    under one lock of the ring, because the engine and the library's set-up are shared.
@@ -30,10 +31,11 @@ import numpy.typing as npt
 from edgerpn.errors import EngineLoadError, InferenceError
 from edgerpn.manifest import Manifest
 from edgerpn.runtime.backends.contract import Outputs
-from edgerpn.runtime.backends.tensorrt.cuda import CudaError, Device
+from edgerpn.runtime.backends.tensorrt.context import ScratchArena
+from edgerpn.runtime.backends.tensorrt.cuda import CudaError, Device, free_quietly
 from edgerpn.runtime.backends.tensorrt.device_input import DeviceFrames
 from edgerpn.runtime.backends.tensorrt.engine import TensorRtEngine
-from edgerpn.runtime.backends.tensorrt.plan import BatchPlan, SlotBuffers, free_quietly
+from edgerpn.runtime.backends.tensorrt.plan import BatchPlan, SlotBuffers
 
 _MOST_DIRECT_PLANS = 4
 """Batch sizes of direct input that keep a context: the caller chooses the sizes, and each costs memory."""
@@ -54,6 +56,7 @@ class EngineSlot:
         except BaseException:
             free_quietly(lambda: device.destroy_stream(self.stream))
             raise
+        self._arena = ScratchArena(device, self.stream)
         self._plans: dict[int, BatchPlan] = {}
         self._direct: dict[int, BatchPlan] = {}
         self._running: tuple[int, int] | None = None
@@ -161,6 +164,7 @@ class EngineSlot:
         self._plans, self._direct = {}, {}
         for plan in plans:
             plan.close()
+        self._arena.free()
         self._buffers.free()
         free_quietly(lambda: self._device.destroy_stream(self.stream))
 
@@ -217,8 +221,11 @@ class EngineSlot:
 
     def _new_plan(self, size: int) -> BatchPlan:
         with self._ring.preparing:
-            context = self._engine.new_context(self.stream)
-        return BatchPlan(context, self._device, self.stream, size, self._buffers)
+            plan = BatchPlan(self._engine, self._device, self.stream, size, self._buffers, self._arena)
+            for other in self._plans.values():
+                if not other.has_graph:  # the arena has moved, or no graph was possible
+                    other.capture()
+        return plan
 
 
 class SlotRing:

@@ -7,6 +7,7 @@ import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from edgerpn.errors import BuildError
 from edgerpn.export.engine import cli as build_cli
 from edgerpn.export.engine import libraries as build_libraries
 from edgerpn.export.engine.cache import timing_cache_file
-from edgerpn.export.engine.layers import RUNS, WARM_UP, _time_layers, read_layers
+from edgerpn.export.engine.layers import RUNS, WARM_UP, _time_layers, inspect_layers, read_layers
 from edgerpn.export.engine.libraries import BuildEnvironment, BuildMachine
 from edgerpn.export.engine.options import MAX_TRIES, BuildConfig
 from edgerpn.export.engine.output import check_paths, check_room
@@ -24,6 +25,7 @@ from edgerpn.export.engine.process import MAX_LINES, BuildOutcome, LogLines
 from edgerpn.export.engine.progress import PhaseTracker, ProgressDisplay
 from edgerpn.export.engine.report import explain
 from edgerpn.machine import available_bytes
+from edgerpn.runtime.backends.tensorrt.library import make_logger
 
 HERE = BuildMachine(platform="linux-x86_64")
 
@@ -183,13 +185,30 @@ def test_layers_are_read_in_the_forms_of_tensorrt_10_and_11() -> None:
 def test_layers_are_timed_on_black_frames_and_memory_is_returned(
     bench: Any, make_engine: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trt = bench.library.module
+    trt, bench.library.requires_user_memory = bench.library.module, True
     trt.nptype, trt.IProfiler = (lambda dtype: dtype.value), type("IProfiler", (), {"__init__": lambda self: None})
     engine = trt.Runtime(None).deserialize_cuda_engine(make_engine(tmp_path).read_bytes())
     monkeypatch.setattr("edgerpn.export.engine.layers.open_device", lambda: bench.device)
     assert _time_layers(trt, engine, 2) == {}  # the stand-in reports no layers
     assert bench.library.events.count("enqueued") == WARM_UP + RUNS
     assert (bench.device.memory, bench.device.queues) == ({}, {})
+
+
+@pytest.mark.parametrize("is_allowed", [True, False])
+def test_layers_of_an_engine_with_code_for_the_cpu_are_listed_after_its_build(
+    bench: Any, make_engine: Callable[..., Path], tmp_path: Path, is_allowed: bool
+) -> None:
+    bench.library.has_host_code = True
+    plan, log = make_engine(tmp_path).read_bytes(), make_logger(bench.library.module)
+    trt = bench.library.module
+    trt.LayerInformationFormat = SimpleNamespace(JSON=0)
+    found = inspect_layers(trt, log, plan, batch=1, is_timed=False, is_version_compatible=is_allowed)
+    assert found["num_layers"] == (4 if is_allowed else None)
+
+
+def test_tensorrt_rtx_does_not_build_for_turing() -> None:
+    config = BuildConfig(compute_capabilities=("7.5", "8.6"))
+    assert config.problems("tensorrt-rtx")[0].startswith("compute_capabilities: on 7.5, TensorRT-RTX returns zeros")
 
 
 def test_the_release_of_jetson_linux_is_read(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from edgerpn.errors import ArtifactMismatchError, EngineLoadError, ManifestError
 from edgerpn.runtime.backends.tensorrt import compatibility
 from edgerpn.runtime.backends.tensorrt.backend import TensorRtBackend
 from edgerpn.runtime.backends.tensorrt.library import import_library
+from edgerpn.targets import RTX_CAPABILITIES, RTX_DEFAULT_CAPABILITIES
 
 MakeModel = Callable[..., Path]
 
@@ -36,6 +37,7 @@ def verdicts(path: Path, machine: compatibility.EngineHost) -> dict[str, str]:
 
 
 RTX = {"library": "tensorrt-rtx", "library_version": "1.7.1.116", "compute_capabilities": ("8.6", "12.0")}
+RTX_DEFAULT = {**RTX, "compute_capabilities": RTX_DEFAULT_CAPABILITIES}
 
 
 def test_an_engine_of_this_machine_passes_every_check(here: Any, make_engine: MakeModel, tmp_path: Path) -> None:
@@ -62,6 +64,10 @@ def test_an_engine_of_this_machine_passes_every_check(here: Any, make_engine: Ma
         (RTX, {"is_rtx": True, "version": "1.7.1.116", "capability": "8.6"}, "GPU", "ok"),
         (RTX, {"is_rtx": True, "version": "1.7.1.116", "capability": "9.0"}, "GPU", "no"),
         (RTX, {"is_rtx": True, "version": "1.7.1.116", "capability": "12.1"}, "GPU", "unknown"),
+        (RTX_DEFAULT, {"is_rtx": True, "version": "1.7.1.116", "capability": "8.7"}, "GPU", "unknown"),
+        (RTX_DEFAULT, {"is_rtx": True, "version": "1.7.1.116", "capability": "9.0"}, "GPU", "unknown"),
+        (RTX_DEFAULT, {"is_rtx": True, "version": "1.7.1.116", "capability": "7.5"}, "GPU", "no"),
+        (RTX_DEFAULT, {"is_rtx": True, "version": "1.7.1.116", "capability": "8.9"}, "library's verdict", "ok"),
         ({**RTX, "platform": "windows-amd64"}, {"is_rtx": True, "version": "1.7.1.116"}, "platform", "unknown"),
     ],
 )
@@ -148,6 +154,59 @@ def test_the_lean_runtime_is_used_where_allowed(tmp_path: Path, monkeypatch: pyt
     assert library.title == "TensorRT 10.16.1.11 (lean runtime)"
     with pytest.raises(MissingDependencyError, match="Python package tensorrt, which is not installed"):
         import_library("tensorrt")
+
+
+@pytest.fixture
+def hopper(standin: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A GPU that NVIDIA's list does not name, with TensorRT-RTX that calls engines invalid on it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    bench = standin.Bench(capability="9.0")
+    bench.library = standin.Library(bench.device, is_rtx=True, version="1.7.1.116")
+    bench.library.validity = standin.EngineValidity.INVALID, 2 | 4
+    return bench
+
+
+def test_a_gpu_that_is_not_named_is_tried_and_the_doubts_are_logged(
+    hopper: Any, make_engine: MakeModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    hopper.load(make_engine(tmp_path, **RTX_DEFAULT)).close()
+    assert "GPU: expected compute capability 8.0, 8.6, 8.9, 12.0, found Stand-in, compute capability 9.0" in caplog.text
+    assert "library's verdict: expected VALID, found INVALID (UNSUPPORTED_CC, OLD_CUDA_DRIVER)" in caplog.text
+
+
+def test_a_gpu_that_the_library_refuses_is_an_error_with_its_words_and_the_doubts(
+    hopper: Any, make_engine: MakeModel, tmp_path: Path
+) -> None:
+    hopper.library.unsupported_capabilities = ("9.0",)
+    with pytest.raises(EngineLoadError, match=r"cannot run on this GPU, which has compute capability 9\.0") as caught:
+        hopper.load(make_engine(tmp_path, **RTX_DEFAULT))
+    assert "INVALID (UNSUPPORTED_CC, OLD_CUDA_DRIVER)" in str(caught.value)
+
+
+@pytest.mark.rtx
+def test_the_real_library_has_the_capabilities_and_the_verdicts_of_the_table() -> None:
+    module = import_library("tensorrt-rtx").module
+    named = {name for name in module.ComputeCapability.__members__ if name.startswith("SM")}
+    assert named == {f"SM{capability.replace('.', '')}" for capability in (*RTX_CAPABILITIES, "7.5")}
+    assert {"VALID", "SUBOPTIMAL", "INVALID"} == set(module.EngineValidity.__members__)
+    assert {"UNSUPPORTED_CC", "VERSION_MISMATCH"} < set(module.EngineInvalidityDiagnostics.__members__)
+    assert {"USER_MANAGED", "STATIC"} < set(module.ExecutionContextAllocationStrategy.__members__)
+    assert hasattr(module.Runtime, "get_engine_validity")
+    assert hasattr(module.IExecutionContext, "set_device_memory")
+    assert hasattr(module.IExecutionContext, "update_device_memory_size_for_shapes")
+    assert hasattr(module.IRuntimeConfig, "set_execution_context_allocation_strategy")
+
+
+@pytest.mark.rtx
+def test_the_real_library_names_the_reason_for_refusing_a_header(
+    standin: ModuleType, make_engine: MakeModel, tmp_path: Path
+) -> None:
+    library, device = import_library("tensorrt-rtx"), standin.HostDevice(capability="8.9")
+    path = make_engine(tmp_path, batch=1, library="tensorrt-rtx", library_version=library.version)
+    host = compatibility.EngineHost(platform=compatibility.this_platform(), library=library, device=device)
+    *_, check = compatibility.compare(*_read(path), host)
+    assert (check.key, check.verdict) == ("library's verdict", "unknown")
+    assert check.found.startswith("INVALID (")
 
 
 @pytest.mark.rtx

@@ -1,0 +1,92 @@
+"""The outputs of a run: their layout by the kinds of the sources, and what they must not overwrite."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from edgerpn.errors import ConfigError
+from edgerpn.proposals import Proposals
+from edgerpn.runtime.frame import Event, Frame, Result, Source
+from edgerpn.runtime.run import SourceConfig, StreamsConfig
+from edgerpn.runtime.run.outputs import OutputFlags, PictureFolder, check_outputs, open_outputs
+from edgerpn.runtime.sources.file_sources import open_source
+
+Make = Callable[..., Any]
+
+LIVE = SourceConfig(source="rtsp://camera/stream", name="door")
+
+
+def result(source: str, index: int = 0, *, path: Path | None = None) -> Result:
+    frame = Frame(
+        image=np.full((48, 64, 3), 90, np.uint8), source=source, index=index, media_time_s=index / 25, path=path,
+        captured_at=time.time(), monotonic_s=time.monotonic(), decode_ms=0.0,
+    )  # fmt: skip
+    empty = Proposals(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
+    return Result(proposals=empty, frame=frame, stage_ms={"inference": 1.0})
+
+
+def run_of(*sources: SourceConfig) -> tuple[StreamsConfig, dict[str, Source]]:
+    """A run, and its files, opened."""
+    opened = {one.label: open_source(one.source, name=one.label) for one in sources if one.is_read_here}
+    return StreamsConfig(sources=sources), opened
+
+
+def test_each_kind_of_source_has_its_own_kind_of_file(make_clip: Make, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    cv2.imwrite(str(images / "a.png"), np.zeros((48, 64, 3), np.uint8))
+    clip = SourceConfig(source=str(make_clip(3)))
+    config, opened = run_of(clip, SourceConfig(source=str(images), name="images"), LIVE)
+    folder = PictureFolder(str(tmp_path / "out"), config, opened, top=5)
+    assert folder.target == str(tmp_path / "out")
+    for index in range(3):
+        folder.write(result(clip.label, index))
+    folder.write(result("images", path=images / "a.png"))
+    folder.write(result("door"))
+    folder.event(Event(kind="ended", source="door", message="door: ended"))
+    folder.close()
+    names = sorted(os.listdir(tmp_path / "out"))
+    assert names[:2] == ["a.png", "clip.mp4"]
+    assert re.fullmatch(r"door-\d{8}T\d{6}\.\d{3}Z\.mp4", names[2])
+    assert len(names) == 3
+    # The rate that the file states.
+    assert cv2.VideoCapture(str(tmp_path / "out" / "clip.mp4")).get(cv2.CAP_PROP_FPS) == 25
+
+
+def test_the_video_file_of_a_live_source_has_the_rate_that_it_states(tmp_path: Path) -> None:
+    flags = OutputFlags(video=str(tmp_path / "a.mp4"))
+    (sink,) = open_outputs(flags, (), StreamsConfig(sources=(LIVE,)), {})
+    sink.event(Event(kind="connected", source="door", message="door: connected", fps=12.5))
+    for index in range(3):
+        sink.write(result("door", index))
+    sink.close()
+    assert cv2.VideoCapture(str(tmp_path / "a.mp4")).get(cv2.CAP_PROP_FPS) == 12.5
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        ({"video": "a.webm"}, r"cannot write video as '\.webm'; known: \.mp4, \.avi, or a folder"),
+        ({"output": "model.onnx"}, "this is a file, expected a folder"),
+        ({"jsonl": "model.json"}, "is an input of the run"),
+        ({"jsonl": "."}, "this is a folder, expected the name of a file"),
+        ({"output": "x", "jsonl": "x/proposals.jsonl"}, "given for two outputs"),
+    ],
+)
+def test_outputs_that_cannot_be_are_refused_before_the_run(
+    flags: dict[str, Any], problem: str, make_clip: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("model.onnx").write_bytes(b"")
+    config, opened = run_of(SourceConfig(source=str(make_clip(3))))
+    with pytest.raises(ConfigError, match=problem):
+        check_outputs(OutputFlags(**flags), "model.onnx", config, opened)
