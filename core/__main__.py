@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from typing import NamedTuple
 
 from edgerpn import __version__
 from edgerpn.errors import EdgeRpnError
+from edgerpn.files import printable
 from edgerpn.machine import sigterm_handler
 from edgerpn.runtime.redaction import hide_passwords
 
@@ -113,6 +115,9 @@ STAGES = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status. `argv` defaults to the process's arguments."""
     hide_passwords()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A file name that is not UTF-8 must not end a command that reports it; the standard error does the same.
+        sys.stdout.reconfigure(errors="backslashreplace")
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         arguments = build_parser(argv).parse_args(argv)
@@ -122,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = str(error) if isinstance(error, EdgeRpnError) else _what_to_install(error, argv)
         if "--debug" in argv or not message:
             raise
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {printable(message)}", file=sys.stderr)
         return 1
     except BrokenPipeError:
         # The reader of our output has gone (`edgerpn eval ... | head`); close stdout so that its flush stays silent.
@@ -132,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # No module expected it: a full disk, a folder without permission. The message names the path.
         if "--debug" in argv:
             raise
-        where = f"{error.filename}: " if error.filename else ""
+        where = f"{printable(str(error.filename))}: " if error.filename else ""
         print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

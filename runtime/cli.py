@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from edgerpn.arguments import HOST_CODE_HELP, count_argument
 from edgerpn.errors import ConfigError
+from edgerpn.files import printable
 
 if TYPE_CHECKING:
     from edgerpn.runtime.frame import Source
@@ -96,7 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     with log_to_stderr(arguments.log_format, arguments.log_level):
         summary = run_sources(arguments, config)
-    print(summary.text(), file=sys.stderr if arguments.jsonl == "-" else sys.stdout)
+    print(printable(summary.text()), file=sys.stderr if arguments.jsonl == "-" else sys.stdout)
     if summary.stop_signal is not None and not config.is_live:
         return 128 + summary.stop_signal
     return 1 if summary.num_errors and not summary.num_frames else 0

@@ -35,6 +35,7 @@ from edgerpn.export.engine.layers import inspect_layers
 from edgerpn.export.engine.libraries import BuildEnvironment, choose, cuda_version, load_library, query_build_machine
 from edgerpn.export.engine.options import DEFAULT_BATCH, BuildConfig
 from edgerpn.export.engine.progress import PhaseTracker
+from edgerpn.files import native_path
 from edgerpn.machine import die_with_parent
 from edgerpn.runtime.backends.contract import OUTPUT_NAMES
 
@@ -191,8 +192,9 @@ def parse(parser: Any, onnx_file: str) -> None:
     Raises:
         BuildError: The parser refuses it; names the node.
     """
-    if parser.parse_from_file(onnx_file):
-        return
+    with native_path(onnx_file) as native:
+        if parser.parse_from_file(native):
+            return
     problems = []
     for index in range(parser.num_errors):
         error = parser.get_error(index)

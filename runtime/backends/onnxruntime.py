@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from edgerpn import manifest as manifests
 from edgerpn.errors import ArtifactMismatchError, EngineLoadError, InferenceError, ManifestError, require
+from edgerpn.files import native_path
 from edgerpn.machine import available_cores
 from edgerpn.manifest import DIGEST_KEY, METADATA_KEY, Manifest
 from edgerpn.runtime.backends.contract import (
@@ -235,9 +236,10 @@ def _open_session(
     # 3: errors only. `_running_provider` checks and logs the provider.
     options.log_severity_level = 3
     try:
-        return library.InferenceSession(
-            os.fspath(path), options, providers=list(providers), disabled_optimizers=list(disabled)
-        )
+        with native_path(path) as native:
+            return library.InferenceSession(
+                native, options, providers=list(providers), disabled_optimizers=list(disabled)
+            )
     except _failures(library) as error:
         problem = f"{path}: ONNX Runtime {library.__version__} cannot load it"
         if type(error).__name__ == "InvalidProtobuf":

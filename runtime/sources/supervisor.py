@@ -265,8 +265,9 @@ class SourceSupervisor:
         if ended.is_final:
             if not ended.is_good:
                 self._event("error", ended.message, reason=ended.reason)
-            self.state = "ended"
             self._event("ended", ended.message, reason=ended.reason)
+            # Afterwards: a reader that sees the end of the source looks for no further event.
+            self.state = "ended"
             return
         if ended.reason == "crashed":
             self._event("error", ended.message, reason="crashed")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from edgerpn.errors import CheckpointError, require
+from edgerpn.files import native_path
 from edgerpn.train.network.layers import Backbone
 
 
@@ -25,7 +26,9 @@ def load_tensors(path: Path, *, expected: str) -> Any:
         CheckpointError: The file cannot be read, is damaged, or contains more than tensors and plain values.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # Opened here, because torch's own reader takes no path that is not UTF-8.
+        with path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # with damaged bytes torch.load raises almost any type
         raise CheckpointError(f"{path}: not {expected}, or damaged: {_reason(error)}") from error
 
@@ -80,7 +83,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     library = require("safetensors", extra="safetensors", purpose=purpose)
     reader = require("safetensors.torch", extra="safetensors", purpose=purpose)
     try:
-        return dict(reader.load_file(path))
+        with native_path(path) as native:
+            return dict(reader.load_file(native))
     except (library.SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not weights, or damaged: {error}") from error
 
