@@ -95,7 +95,7 @@ def test_without_both_packages_the_error_names_the_one_to_install() -> None:
     code = "import sys\nsys.modules['cuda'] = sys.modules['cuda.bindings'] = sys.modules['pycuda'] = None\n" + OPEN
     printed = python(code)
     assert printed.startswith("MissingDependencyError running an engine needs the Python package cuda-bindings")
-    assert "cuda-bindings<13" in printed
+    assert "cuda-bindings>=12.9.1,<13" in printed
 
 
 @needs_bindings
