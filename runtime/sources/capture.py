@@ -286,7 +286,9 @@ class ProcessCapture(Capture):
             _logger.info(
                 "%s: %d pictures are in use at the same time, so further ones are copied; slots = %d is the limit "
                 "(more slots save the copies)",
-                *(self.name, self._max_lent, self.config.slots),
+                self.name,
+                self._max_lent,
+                self.config.slots,
             )
         return dataclasses.replace(frame, image=image)
 
