@@ -80,7 +80,7 @@ def test_held_frames_stay_unchanged_while_others_are_dropped(make_mjpeg: Make, p
     held.clear()
     gc.collect()
     frame, _ = player.frame()
-    assert frame.num_dropped > 10
+    assert frame.num_dropped > 0
     assert not frame.image.flags.writeable
     with pytest.raises(ValueError, match="read-only"):
         frame.image[0, 0, 0] = 1
