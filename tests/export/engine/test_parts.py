@@ -224,6 +224,9 @@ def test_the_timing_cache_is_one_file_for_each_version_and_gpu(tmp_path: Path, m
     environment = BuildEnvironment(library="tensorrt", version="10.3.0", cuda=None, machine=machine)
     name = "tensorrt-10.3.0-NVIDIA-Orin-nvgpu-8.7.cache"
     assert timing_cache_file(BuildConfig(), environment) == (str(tmp_path / "edgerpn" / "timing" / name), None)
+    orin = dataclasses.replace(machine, multiprocessors=4, board="Orin Nano", power_mode="2 MAXN_SUPER")
+    precise, _ = timing_cache_file(BuildConfig(), dataclasses.replace(environment, machine=orin))
+    assert Path(precise or "").name == "tensorrt-10.3.0-NVIDIA-Orin-nvgpu-8.7-4-Orin-Nano-2-MAXN-SUPER.cache"
     assert timing_cache_file(BuildConfig(timing_cache="off"), environment) == (None, None)
     assert timing_cache_file(BuildConfig(timing_cache=str(tmp_path / "a")), environment) == (str(tmp_path / "a"), None)
     assert timing_cache_file(BuildConfig(), dataclasses.replace(environment, library="tensorrt-rtx")) == (None, None)
