@@ -135,7 +135,8 @@ the operators of opset 21 fail in 10.7); 10.15 reads 24 (the same file). TensorR
 (docs.nvidia.com/deeplearning/tensorrt/latest/reference/onnx-opset-guide.html), but opset 25 is new in 11.5 (its release
 notes). File versions: those of the ONNX releases that the parsers are built with (10.3: between 1.14 of 9.0 and 1.17 of
 10.6; 11: 1.20; 11.5: 1.22), by the table in `onnx.helper`. TensorRT-RTX 1.7.1: opsets 18 to 25 compiled and file
-versions 4 to 15 parsed, by trial; it does not refuse newer opsets. ONNX Runtime: opset 7 and up (its compatibility page).
+versions 4 to 15 parsed, by trial; it does not refuse newer opsets. ONNX Runtime: opset 7 and up (its compatibility
+page).
 """
 
 
