@@ -112,6 +112,11 @@ def available_bytes(meminfo: Path = Path("/proc/meminfo")) -> int | None:
     return max(0, min(available_kib << 10, container[0] if container else available_kib << 10))
 
 
+def resident_bytes(status: Path = Path("/proc/self/status")) -> int:
+    """Returns the memory of this process that is not swapped out; 0 where the system does not tell."""
+    return kib_fields(status).get("VmRSS", 0) << 10
+
+
 def die_with_parent(parent_pid: int | None = None) -> None:
     """Asks the kernel to kill this process when the thread that started it ends (Linux).
 

@@ -208,6 +208,7 @@ def _run_opened(arguments: argparse.Namespace, config: StreamsConfig, opened: di
             on_mismatch=arguments.on_mismatch,
             self_test=arguments.self_test,
             allow_host_code=arguments.allow_host_code,
+            engine=config.engine,
         ) as model,
     ):
         return run_streams(

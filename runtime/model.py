@@ -18,7 +18,7 @@ from edgerpn import golden
 from edgerpn.errors import InputError, StreamOpenError
 from edgerpn.manifest import Manifest
 from edgerpn.proposals import Proposals
-from edgerpn.runtime.backends.contract import Backend, Outputs, Provider
+from edgerpn.runtime.backends.contract import Backend, EngineConfig, Outputs, Provider
 from edgerpn.runtime.backends.open_backend import OnMismatch, open_backend
 from edgerpn.runtime.backends.preprocess import Preprocessor, check_image
 from edgerpn.runtime.frame import Frame, Result, Source
@@ -38,6 +38,7 @@ def load(
     on_mismatch: OnMismatch = "fail",
     self_test: bool = False,
     allow_host_code: bool = False,
+    engine: EngineConfig | None = None,
 ) -> Model:
     """Loads an exported model or an engine.
 
@@ -53,6 +54,7 @@ def load(
         self_test: Whether to run the golden frames beside the model first, and to refuse it if the proposals are
             not the expected ones.
         allow_host_code: Whether a version-compatible engine may bring code that runs on the CPU.
+        engine: Slots of an engine, and how threads wait for the GPU; None: the defaults.
 
     Returns:
         The model; close it, or use it in a `with` block.
@@ -64,7 +66,12 @@ def load(
         MissingDependencyError: The backend or OpenCV is not installed.
     """
     backend = open_backend(
-        path, providers=providers, threads=threads, on_mismatch=on_mismatch, allow_host_code=allow_host_code
+        path,
+        providers=providers,
+        threads=threads,
+        on_mismatch=on_mismatch,
+        allow_host_code=allow_host_code,
+        engine=engine,
     )
     try:
         if self_test:

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from edgerpn.runtime.backends.contract import EngineConfig
 from edgerpn.runtime.backends.tensorrt.backend import TensorRtBackend
 from edgerpn.runtime.backends.tensorrt.cuda import CudaError, DeviceInfo, HostBuffer
 from edgerpn.runtime.backends.tensorrt.library import TensorRtLibrary
@@ -35,10 +36,14 @@ Work = Callable[[], None]
 class HostDevice:
     """A device whose memory is the host's; see `edgerpn.runtime.backends.tensorrt.cuda.Device`."""
 
-    def __init__(self, *, can_share_memory: bool = False, capability: str = "8.7", why_no_graphs: str | None = None):
+    def __init__(
+        self, *, can_share_memory: bool = False, capability: str = "8.7", why_no_graphs: str | None = None,
+        multiprocessors: int | None = 8,
+    ):  # fmt: skip
         self.info = DeviceInfo(
             provider="stand-in", index=0, name="Stand-in", compute_capability=capability, memory_bytes=1 << 30,
             driver_cuda="13.0", can_share_memory=can_share_memory, why_no_graphs=why_no_graphs,
+            multiprocessors=multiprocessors,
         )  # fmt: skip
         self.memory: dict[int, npt.NDArray[np.uint8]] = {}
         self.queues: dict[int, list[Work]] = {}
@@ -47,6 +52,7 @@ class HostDevice:
         self.broken_captures: set[int] = set()
         self.graphs: dict[int, list[Work]] = {}
         self.calls: list[str] = []
+        self.blocking_waits = 0
         self.failing: dict[str, str] = {}
         self.failing_at: dict[tuple[str, int], str] = {}
         self.lock = threading.RLock()
@@ -110,8 +116,9 @@ class HostDevice:
         self._called("destroy_stream")
         assert not self.queues.pop(stream), "a stream was destroyed with work on it"
 
-    def synchronize(self, stream: int) -> None:
+    def synchronize(self, stream: int, *, is_blocking: bool = False) -> None:
         self._called("synchronize")
+        self.blocking_waits += is_blocking
         self.drain(stream)
 
     def drain(self, stream: int) -> None:
@@ -519,8 +526,14 @@ class Bench:
         self.device = HostDevice(**device)
         self.library = Library(self.device)
 
-    def load(self, path: Path, **options: Any) -> TensorRtBackend:
-        return TensorRtBackend(path, library=self.library.opened(), device=self.device, **options)
+    def load(self, path: Path, *, allow_host_code: bool = False, **config: Any) -> TensorRtBackend:
+        return TensorRtBackend(
+            path,
+            library=self.library.opened(),
+            device=self.device,
+            allow_host_code=allow_host_code,
+            config=EngineConfig(**config),
+        )
 
     def count(self, call: str) -> int:
         return int(self.device.calls.count(call))

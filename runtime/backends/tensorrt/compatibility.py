@@ -13,6 +13,7 @@ from typing import Literal
 from edgerpn import files
 from edgerpn import manifest as manifests
 from edgerpn.errors import ArtifactMismatchError, EngineLoadError, ManifestError, MissingDependencyError
+from edgerpn.machine import board_model
 from edgerpn.manifest import EngineSpec, Manifest
 from edgerpn.runtime.backends.tensorrt.cuda import Device
 from edgerpn.runtime.backends.tensorrt.cuda_provider import open_device
@@ -58,6 +59,8 @@ class EngineHost:
     """The library that runs the engine."""
     device: Device | Problem
     """The GPU."""
+    board: str | None = None
+    """Name of the board; None on a PC."""
 
 
 def query_machine(
@@ -74,7 +77,7 @@ def query_machine(
         found_device = device or open_device()
     except (EngineLoadError, MissingDependencyError) as error:
         found_device = error
-    return EngineHost(platform=this_platform(), library=found_library, device=found_device)
+    return EngineHost(platform=this_platform(), library=found_library, device=found_device, board=board_model())
 
 
 def this_platform() -> str:
@@ -123,7 +126,7 @@ def compare(path: Path, manifest: Manifest, host: EngineHost) -> list[Compatibil
     checks = [_file(path, manifest), _library(spec, host, path), _gpu(spec, host, path), _platform(spec, host, path)]
     if spec.cuda is not None:
         checks.append(_driver(spec.cuda, host))
-    return [*checks, *_validity(path, host)]
+    return [*checks, *_module(spec, host, path), *_validity(path, host)]
 
 
 def doubts(checks: list[CompatibilityCheck]) -> list[str]:
@@ -258,6 +261,28 @@ def _validity(path: Path, host: EngineHost) -> list[CompatibilityCheck]:
             verdict="ok" if is_valid else "unknown",
             advice="" if is_valid else "The library has called engines invalid that it then ran; loading it decides.",
         )
+    ]
+
+
+def _module(spec: EngineSpec, host: EngineHost, path: Path) -> list[CompatibilityCheck]:
+    """Compares multiprocessors and board where the build recorded them: Orin modules share name and capability."""
+    if spec.library != "tensorrt" or spec.hardware_compatible or isinstance(host.device, Problem):
+        return []
+    here = host.device.info.multiprocessors
+    pairs = (("multiprocessors", spec.multiprocessors, here), ("board", spec.board, host.board))
+    return [
+        CompatibilityCheck(
+            key=key,
+            expected=str(expected),
+            found=str(found or "unknown"),
+            verdict="ok" if found == expected else "unknown",
+            advice=""
+            if found == expected
+            else f"It may run slowly here, or fail: its kernels were chosen on another module. "
+            f"{_BUILD.format(name=path.name)}",
+        )
+        for key, expected, found in pairs
+        if expected is not None
     ]
 
 

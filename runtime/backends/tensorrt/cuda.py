@@ -90,6 +90,8 @@ class DeviceInfo:
     """Newest CUDA version that the driver supports, such as 13.0."""
     can_share_memory: bool
     """True if it is an integrated GPU that works in the host's memory, so that frames need no copy."""
+    multiprocessors: int | None = None
+    """Number of multiprocessors: modules of one name and compute capability differ in it."""
     why_no_graphs: str | None = None
     """The reason for which this provider has no CUDA graphs; None when it has them."""
 
@@ -142,8 +144,13 @@ class Device(Protocol):
         """Frees a stream once its work is done."""
         ...
 
-    def synchronize(self, stream: int) -> None:
-        """Waits until a stream's work is done, without Python's global lock."""
+    def synchronize(self, stream: int, *, is_blocking: bool = False) -> None:
+        """Waits until a stream's work is done, without Python's global lock.
+
+        Args:
+            stream: The stream.
+            is_blocking: True: the thread sleeps, which costs some microseconds more; False: it may spin on a core.
+        """
         ...
 
     def wait_for(self, stream: int, producer: int) -> None:

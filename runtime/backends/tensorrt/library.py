@@ -18,6 +18,8 @@ from edgerpn.targets import LIBRARIES, EngineLibrary
 
 _logger = logging.getLogger(__name__)
 
+_MOST_WARNINGS = 50
+"""Different warnings of one library that are shown."""
 _ADVICE = (
     (
         "libnvdla_compiler",
@@ -99,7 +101,7 @@ def _diagnosis(module: str, error: Exception) -> str:
 def make_logger(module: Any) -> Any:
     """A logger for the library's objects.
 
-    It keeps errors for `take_lines`, and sends all lines to Python's logging at the level DEBUG.
+    It keeps errors for `take_lines`, logs each warning once, and all other lines at the level DEBUG.
     """
 
     class Log(module.ILogger):  # type: ignore[misc]
@@ -108,13 +110,19 @@ def make_logger(module: Any) -> Any:
         def __init__(self) -> None:
             module.ILogger.__init__(self)
             self.lines: deque[str] = deque(maxlen=20)
+            self.warned: set[str] = set()
 
         def log(self, severity: Any, message: str) -> None:
             """Handles a line; must not raise, because the library calls it from C++."""
             is_serious = severity in (module.ILogger.INTERNAL_ERROR, module.ILogger.ERROR)
             if is_serious:
                 self.lines.append(message.strip())
-            _logger.debug("%s: %s", module.__name__, message)
+            is_new = severity == module.ILogger.WARNING and message not in self.warned
+            if is_new and len(self.warned) < _MOST_WARNINGS:
+                self.warned.add(message)
+                _logger.warning("%s: %s", module.__name__, message.strip())
+            else:
+                _logger.debug("%s: %s", module.__name__, message)
 
         def take_lines(self) -> str:
             """Returns the errors since the last call, for the end of a message."""

@@ -16,6 +16,7 @@ from edgerpn import settings
 from edgerpn.errors import BuildError
 from edgerpn.export.engine import cli as build_cli
 from edgerpn.export.engine import libraries as build_libraries
+from edgerpn.export.engine.build import check_graph
 from edgerpn.export.engine.cache import timing_cache_file
 from edgerpn.export.engine.layers import RUNS, WARM_UP, _time_layers, inspect_layers, read_layers
 from edgerpn.export.engine.libraries import BuildEnvironment, BuildMachine
@@ -26,6 +27,7 @@ from edgerpn.export.engine.progress import PhaseTracker, ProgressDisplay
 from edgerpn.export.engine.report import explain
 from edgerpn.machine import available_bytes
 from edgerpn.runtime.backends.tensorrt.library import make_logger
+from tests.support.models import make_manifest
 
 HERE = BuildMachine(platform="linux-x86_64")
 
@@ -206,6 +208,14 @@ def test_layers_of_an_engine_with_code_for_the_cpu_are_listed_after_its_build(
     assert found["num_layers"] == (4 if is_allowed else None)
 
 
+def test_a_dla_takes_a_fixed_batch_and_fp16_and_is_called_experimental(tmp_path: Path) -> None:
+    file, manifest = tmp_path / "model.onnx", make_manifest(batch=None, source_hw=None)
+    config = BuildConfig(backend="tensorrt", dla_core=0)
+    with pytest.raises(BuildError, match=r"(?s)dla_core: a DLA has no dynamic batch.*fp16 and int8 only") as caught:
+        check_graph(file, manifest, "tensorrt", "11.4.1.7", config)
+    assert "--batch 1" in str(caught.value)
+
+
 def test_tensorrt_rtx_does_not_build_for_turing() -> None:
     config = BuildConfig(compute_capabilities=("7.5", "8.6"))
     assert config.problems("tensorrt-rtx")[0].startswith("compute_capabilities: on 7.5, TensorRT-RTX returns zeros")
@@ -224,6 +234,9 @@ def test_the_timing_cache_is_one_file_for_each_version_and_gpu(tmp_path: Path, m
     environment = BuildEnvironment(library="tensorrt", version="10.3.0", cuda=None, machine=machine)
     name = "tensorrt-10.3.0-NVIDIA-Orin-nvgpu-8.7.cache"
     assert timing_cache_file(BuildConfig(), environment) == (str(tmp_path / "edgerpn" / "timing" / name), None)
+    orin = dataclasses.replace(machine, multiprocessors=4, board="Orin Nano", power_mode="2 MAXN_SUPER")
+    precise, _ = timing_cache_file(BuildConfig(), dataclasses.replace(environment, machine=orin))
+    assert Path(precise or "").name == "tensorrt-10.3.0-NVIDIA-Orin-nvgpu-8.7-4-Orin-Nano-2-MAXN-SUPER.cache"
     assert timing_cache_file(BuildConfig(timing_cache="off"), environment) == (None, None)
     assert timing_cache_file(BuildConfig(timing_cache=str(tmp_path / "a")), environment) == (str(tmp_path / "a"), None)
     assert timing_cache_file(BuildConfig(), dataclasses.replace(environment, library="tensorrt-rtx")) == (None, None)

@@ -13,7 +13,7 @@ from edgerpn import manifest as manifests
 from edgerpn.errors import ArtifactMismatchError, EngineLoadError, ManifestError, MissingDependencyError
 from edgerpn.runtime.backends.tensorrt import compatibility
 from edgerpn.runtime.backends.tensorrt.backend import TensorRtBackend
-from edgerpn.runtime.backends.tensorrt.library import import_library
+from edgerpn.runtime.backends.tensorrt.library import import_library, make_logger
 from edgerpn.targets import RTX_CAPABILITIES, RTX_DEFAULT_CAPABILITIES
 
 MakeModel = Callable[..., Path]
@@ -57,6 +57,11 @@ def test_an_engine_of_this_machine_passes_every_check(here: Any, make_engine: Ma
         ({}, {"capability": "8.9"}, "GPU", "no"),
         ({"hardware_compatible": True}, {"capability": "8.9"}, "GPU", "ok"),
         ({"hardware_compatible": True}, {"capability": "7.5"}, "GPU", "no"),
+        ({"multiprocessors": 8}, {}, "multiprocessors", "ok"),
+        ({"multiprocessors": 16}, {}, "multiprocessors", "unknown"),
+        ({"board": "Orin NX"}, {"board": "Orin NX"}, "board", "ok"),
+        ({"board": "AGX Orin"}, {"board": "Orin NX"}, "board", "unknown"),
+        ({"board": "AGX Orin"}, {}, "board", "unknown"),
         ({"platform": "windows-amd64"}, {}, "platform", "no"),
         ({"cuda": "14"}, {}, "driver", "no"),
         ({"cuda": "13.2"}, {}, "driver", "ok"),
@@ -82,6 +87,29 @@ def test_the_lean_runtime_runs_version_compatible_engines(here: Any, make_engine
     lean = here()
     lean.library.module.__name__ = "tensorrt_lean"
     assert verdicts(make_engine(tmp_path, version_compatible=True), lean)["library"] == "ok"
+
+
+def test_an_engine_of_another_module_of_the_same_name_is_loaded_with_a_warning(
+    bench: Any, make_engine: MakeModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.load(make_engine(tmp_path, multiprocessors=16)).close()
+    assert "multiprocessors: expected 16, found 8. It may run slowly here, or fail" in caplog.text
+    caplog.clear()
+    hardware = make_engine(tmp_path, multiprocessors=16, hardware_compatible=True)
+    bench.load(hardware).close()
+    assert "multiprocessors" not in caplog.text
+
+
+def test_warnings_of_the_library_are_shown_once(bench: Any, caplog: pytest.LogCaptureFixture) -> None:
+    log = make_logger(bench.library.module)
+    with caplog.at_level("DEBUG"):
+        for _ in range(2):
+            log.log(1, "an error")
+            log.log(2, "Using an engine plan file across different models of devices is not supported")
+            log.log(3, "information")
+    warned = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert warned == ["tensorrt: Using an engine plan file across different models of devices is not supported"]
+    assert log.take_lines() == "an error"
 
 
 def _read(path: Path) -> tuple[Path, manifests.Manifest]:

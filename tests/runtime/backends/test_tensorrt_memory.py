@@ -123,6 +123,44 @@ def test_the_stand_in_refuses_what_the_library_refuses(opened: tuple[Any, Path],
         assert not context.execute_async_v3(stream)  # the memory was for two frames
 
 
+def test_contexts_are_made_when_they_are_needed_and_their_memory_is_reported(
+    opened: tuple[Any, Path], painted: Image, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench, path = opened
+    with caplog.at_level("INFO"):
+        backend = bench.load(path, num_slots=3)
+    assert bench.library.events.count("context") == 1
+    assert "execution context for batches of 1 in " in caplog.text
+    backend.infer(painted[:1])
+    assert bench.library.events.count("context") == 1
+    with backend.acquire() as first, backend.acquire() as second:
+        for slot, frame in ((first, painted[1]), (second, painted[2])):
+            slot.frames[0] = frame
+            slot.submit(1)
+        assert [int(slot.result()[2][0]) for slot in (first, second)] == [1, 2]
+    assert bench.library.events.count("context") == 2
+    backend.infer(painted[:2])
+    assert [(report.batch, report.scratch_bytes) for report in backend.contexts] == [(1, 1000), (1, 1000), (2, 2000)]
+    assert [report.gpu_bytes for report in backend.contexts] == [1024, 1024, 4096 - 1024]
+    backend.close()
+
+
+@pytest.mark.parametrize(
+    ("is_integrated", "gpu_wait", "blocks"),
+    [(True, "auto", True), (False, "auto", False), (False, "block", True), (True, "spin", False)],
+)
+def test_threads_sleep_while_they_wait_for_an_integrated_gpu(
+    standin: ModuleType, make_engine: MakeModel, tmp_path: Path, painted: Image, is_integrated: bool, gpu_wait: str,
+    blocks: bool,
+) -> None:  # fmt: skip
+    bench = standin.Bench(can_share_memory=is_integrated)
+    backend = bench.load(make_engine(tmp_path), gpu_wait=gpu_wait)
+    for _ in range(3):
+        backend.infer(painted[:1])
+    assert bench.device.blocking_waits == (3 if blocks else 0)
+    backend.close()
+
+
 def test_an_engine_without_scratch_memory_gets_some(standin: ModuleType) -> None:
     device, given = standin.HostDevice(), []
 

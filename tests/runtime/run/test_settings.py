@@ -174,3 +174,10 @@ def test_a_capture_process_gets_only_settings_that_it_knows() -> None:
     assert (capture.label, capture.gap_s) == ("x", 0.5)
     assert not hasattr(capture, "max_age_ms")
     assert json.dumps(capture.source) == '"0"'
+
+
+def test_slots_and_waiting_of_an_engine_are_settings() -> None:
+    config = load_streams(sources=["0"], overrides=["engine.num_slots=1", 'engine.gpu_wait="spin"'])
+    assert (config.engine.num_slots, config.engine.gpu_wait) == (1, "spin")
+    with pytest.raises(ConfigError, match="num_slots: expected 1 to 64, got 0"):
+        load_streams(sources=["0"], overrides=["engine.num_slots=0"])
