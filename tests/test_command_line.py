@@ -18,8 +18,8 @@ from edgerpn.__main__ import COMMANDS, STAGES, build_parser, main
 EVERY_COMMAND = "-h --help --debug"
 ARGUMENTS = {
     "train": (
-        "--data --format --split -o --output --out --epochs --minutes --size --preset --holdout-classes --backbone-weights --resume"
-        " --config --set --print-config"
+        "--data --format --split -o --output --out --epochs --minutes --size --preset --holdout-classes"
+        " --backbone-weights --resume --config --set --print-config"
     ),
     "anchors": "--data --format --split --size --preset --strides --sizes --ratios -o --output",
     "import": "source file -o --output --arch --size --norm-eps",

@@ -40,7 +40,7 @@ def find_split(path: Path, split: SplitName, choice: DataChoice = _DEFAULT, log:
     rule = choice.rule
     if path.is_file() and layout.format == "coco" and rule.fraction is None:
         found, origin = layout.splits["train"], f"all of {path.name}"
-    elif rule.fraction is not None or (split == "val" and rule.val not in layout.splits):
+    elif rule.fraction is not None or (rule.val not in layout.splits and rule.train in layout.splits):
         train, val, summary = _hold_out(path, layout, choice)
         found = train if split == "train" else val
         origin = f"{summary} held out of {layout.splits[rule.train].label}"
@@ -128,7 +128,7 @@ def _with_validation(file: Path, layout: Layout) -> Layout:
     for folder in (file.parent, file.parent.parent):
         for around in coco_layouts.find_layouts(folder):
             splits = around.splits
-            if "train" in splits and splits["train"].annotations.samefile(file):
+            if {"train", "val"} <= splits.keys() and splits["train"].annotations.samefile(file):
                 return around
             if "val" in splits and splits["val"].annotations.samefile(file):
                 raise DataError(f"{file}: these are the validation images; name the training images or their folder")

@@ -59,7 +59,7 @@ def test_without_a_validation_split_images_are_held_out_always_the_same(tmp_path
     lines: list[str] = []
     train, val = find_train_and_val(tmp_path, log=lines.append)
     assert lines == [
-        f"{tmp_path}: COCO (instances.json); val: 2 of 10 images (2 of 10 groups of one source, seed 0) held out of "
+        f"{tmp_path}: COCO (instances.json); val: 2 of 10 images (2 of 10 groups by source, seed 0) held out of "
         "instances.json"
     ]
     assert sorted(names_of(train) + names_of(val)) == [f"{number}.png" for number in range(10)]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgerpn.errors import DataError
+from edgerpn.train.data.annotations import Problems
 from edgerpn.train.data.formats.content import Content
 
 _NUMBERED = re.compile(r"(.*?)[ _.\-(]*(?:frame|img|image)?[ _.\-(]*(\d+)\)?", re.IGNORECASE | re.DOTALL)
@@ -66,7 +67,7 @@ def split_by_source(content: Content, fraction: float, seed: int, where: Path) -
     return SourceSplit(
         train=_part(content, [i for i in range(len(images)) if i not in chosen], f"{rule} train", keeps_strays=True),
         val=_part(content, sorted(chosen), f"{rule} val", keeps_strays=False),
-        summary=f"{len(chosen)} of {len(images)} images ({num_units} of {len(units)} groups of one source, seed {seed})",
+        summary=f"{len(chosen)} of {len(images)} images ({num_units} of {len(units)} groups by source, seed {seed})",
     )
 
 
@@ -110,7 +111,11 @@ def _units(images: Sequence[Mapping[str, Any]], wanted: int) -> dict[str, list[i
 
 
 def _part(content: Content, indices: Sequence[int], rule: str, *, keeps_strays: bool) -> Content:
-    """Returns a part of a set; annotations of images that are not listed stay with the training part."""
+    """Returns a part of a set.
+
+    The training part keeps annotations of images that are not listed, and the problems of the conversion, so that a
+    problem is reported once.
+    """
     images = content.root["images"]
     own = {images[index]["id"] for index in indices}
     known = {image["id"] for image in images}
@@ -130,5 +135,5 @@ def _part(content: Content, indices: Sequence[int], rule: str, *, keeps_strays: 
         root=root,
         sha256=hashlib.sha256(f"{content.sha256} {rule}".encode()).hexdigest(),
         box_names=None if names is None else tuple(names[number] for number in kept),
-        problems=content.problems,
+        problems=content.problems if keeps_strays else Problems(),
     )

@@ -223,7 +223,7 @@ def _parse_xml(file: Path) -> Any:
 
 def _size(root: Any, file: Path) -> tuple[int, int] | None:
     """Returns height and width; None if they are missing or 0, as some tools write them."""
-    texts = [(root.findtext(f"size/{key}") or "0").strip() for key in ("height", "width")]
+    texts = [(root.findtext(f"size/{key}") or "").strip() or "0" for key in ("height", "width")]
     try:
         height, width = (int(float(text)) for text in texts)
     except (ValueError, OverflowError) as error:

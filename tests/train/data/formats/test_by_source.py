@@ -52,7 +52,7 @@ def test_copies_of_one_picture_stay_together() -> None:
     train, val = ({name.partition(".rf.")[0] for name in file_names(part)} for part in parts[:2])
     assert not train & val
     assert len(file_names(parts.val)) == 6
-    assert parts.summary == "6 of 30 images (2 of 10 groups of one source, seed 0)"
+    assert parts.summary == "6 of 30 images (2 of 10 groups by source, seed 0)"
 
 
 def test_frames_of_one_video_stay_together() -> None:

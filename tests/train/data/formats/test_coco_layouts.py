@@ -38,9 +38,8 @@ def test_layouts_with_splits(files: dict[str, str], title: str, tmp_path: Path) 
     for count, (file, images) in enumerate(files.items(), start=2):
         write_coco(tmp_path / file, tmp_path / images, count)
     lines: list[str] = []
-    for count, (split, (file, images)) in enumerate(
-        zip(find_train_and_val(tmp_path, log=lines.append), files.items(), strict=True), start=2
-    ):
+    splits = find_train_and_val(tmp_path, log=lines.append)
+    for count, (split, (file, images)) in enumerate(zip(splits, files.items(), strict=True), start=2):
         dataset = read_split(split)
         assert (dataset.annotation_file, dataset.folder) == (tmp_path / file, tmp_path)
         assert [record.file for record in dataset.records] == [tmp_path / images / f"{n}.png" for n in range(count)]

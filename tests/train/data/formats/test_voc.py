@@ -58,8 +58,6 @@ def test_difficult_objects_are_ignore_regions_and_parts_are_left_out(tmp_path: P
 
 @pytest.mark.parametrize("size", [None, (0, 0), ("", "")])
 def test_a_missing_size_comes_from_the_image(size: tuple[object, object] | None, tmp_path: Path) -> None:
-    if size == ("", ""):
-        size = ("0", "0")
     dataset = read(make_set(tmp_path, voc_file("a.png", voc_object("fish", (11, 6, 30, 15)), size=size)))
     assert dataset.records[0].hw == (20, 40)
 
@@ -176,7 +174,8 @@ def test_huge_and_inverted_boxes_are_counted(tmp_path: Path) -> None:
 
 def test_links_out_of_the_folder_are_refused(tmp_path: Path) -> None:
     root = make_set(tmp_path / "set", GOOD)
+    write_voc(root / "JPEGImages", root / "Annotations", 1)
     (root / "Annotations" / "a.xml").rename(tmp_path / "a.xml")
     (root / "Annotations" / "a.xml").symlink_to(tmp_path / "a.xml")
-    with pytest.raises(DataError, match=r"(leads to .*a\.xml, outside the data folder|no data set recognised)"):
+    with pytest.raises(DataError, match=r"leads to .*a\.xml, outside the data folder"):
         read(root)
