@@ -280,6 +280,20 @@ def test_systemd_gets_the_states_of_the_run(
     process.communicate(timeout=60)
 
 
+def test_a_camera_does_not_wait_for_a_caller_that_keeps_every_result(
+    model: Model, make_camera: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    kept = list(model.stream(make_camera().url, max_frames=20))
+    assert len({result.index for result in kept}) == 20
+    values = [result.image[::8, ::8].copy() for result in kept]
+    assert all((result.image[::8, ::8] == value).all() for result, value in zip(kept, values, strict=True))
+    told = [record.message for record in caplog.records if "further ones are copied" in record.message]
+    assert len(told) == 1
+    assert "5 pictures are in use at the same time" in told[0]
+    assert "slots = 8" in told[0]
+
+
 def test_a_model_streams_from_a_camera(model: Model, make_camera: Make) -> None:
     stream = model.stream(make_camera().url)
     indexes = [next(stream).index for _ in range(5)]
