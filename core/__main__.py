@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from typing import NamedTuple
 
 from edgerpn import __version__
 from edgerpn.errors import EdgeRpnError
+from edgerpn.files import printable
 from edgerpn.machine import sigterm_handler
 from edgerpn.runtime.redaction import hide_passwords
 
@@ -110,9 +112,15 @@ STAGES = {
 """The commands by stage, as `edgerpn --help` lists them."""
 
 
+_MAX_SHOWN = 200
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status. `argv` defaults to the process's arguments."""
     hide_passwords()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A file name that is not UTF-8 must not end a command that reports it; the standard error does the same.
+        sys.stdout.reconfigure(errors="backslashreplace")
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         arguments = build_parser(argv).parse_args(argv)
@@ -122,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = str(error) if isinstance(error, EdgeRpnError) else _what_to_install(error, argv)
         if "--debug" in argv or not message:
             raise
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {printable(message)}", file=sys.stderr)
         return 1
     except BrokenPipeError:
         # The reader of our output has gone (`edgerpn eval ... | head`); close stdout so that its flush stays silent.
@@ -132,8 +140,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         # No module expected it: a full disk, a folder without permission. The message names the path.
         if "--debug" in argv:
             raise
-        where = f"{error.filename}: " if error.filename else ""
+        where = f"{printable(str(error.filename))}: " if error.filename else ""
         print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        return 1
+    except UnicodeEncodeError as error:
+        # A library that takes no other names (TensorBoard's, for example) got a path that is not UTF-8.
+        if "--debug" in argv or printable(error.object) == error.object:
+            raise
+        shown = printable(error.object[:_MAX_SHOWN])
+        print(
+            f"error: {shown}: not UTF-8, and a library of this command takes no other name; rename it", file=sys.stderr
+        )
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -6,6 +6,9 @@ import argparse
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+HOST_CODE_HELP = "let a version-compatible engine run its own code on the CPU; only for an engine that you trust"
+"""Help of the flag `--allow-host-code`."""
+
 
 def count_argument(minimum: int) -> Callable[[str], int]:
     """Returns a converter to whole numbers of at least `minimum`; argparse shows its error unchanged."""

@@ -24,7 +24,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last: OpenCV and ONNX choose the format by it.
-    temporary = target.with_name(f".{target.stem}.{secrets.token_hex(4)}{target.suffix}")
+    temporary = target.with_name(f".{printable(target.stem)}.{secrets.token_hex(4)}{target.suffix}")
     try:
         yield temporary
         os.replace(temporary, target)
@@ -36,10 +36,49 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def native_path(path: str | os.PathLike[str]) -> Iterator[str]:
+    """Yields an absolute path under which C and C++ libraries find `path`; valid inside of the block.
+
+    Many of them read a relative `12:30:00.mp4` as an address, and refuse or crash on a path that is not UTF-8: an open
+    descriptor stands for the part that is not.
+
+    Raises:
+        OSError: The path is not UTF-8, and neither it nor its folder can be opened.
+    """
+    whole = os.path.join(os.getcwd(), path)
+    if _is_utf8(whole):
+        yield whole
+        return
+    folder, name = os.path.split(whole)
+    target, rest = (folder, f"/{name}") if _is_utf8(name) else (whole, "")
+    descriptor = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{descriptor}{rest}"
+    finally:
+        os.close(descriptor)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def printable(text: str) -> str:
+    r"""The text with \xe9 for a byte that is not UTF-8, because no log, JSON record or terminal takes that byte."""
+    if _is_utf8(text):
+        return text
+    shown = (f"\\x{ord(letter) - 0xDC00:02x}" if "\udc80" <= letter <= "\udcff" else letter for letter in text)
+    return "".join(shown).encode(errors="backslashreplace").decode()
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Writes `text` (UTF-8) to `path` in one step."""
+    """Writes `text` to `path` as UTF-8 in one step; bytes of file names in it that are not UTF-8 become printable."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(printable(text), encoding="utf-8")
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import platform
+import re
 import signal
 import sys
 import threading
@@ -19,6 +20,12 @@ CGROUP = Path("/sys/fs/cgroup")
 
 JETSON_RELEASE = Path("/etc/nv_tegra_release")
 """Release of Jetson Linux, on a Jetson only."""
+
+DEVICE_TREE_MODEL = Path("/proc/device-tree/model")
+"""Name of the board, on boards that the kernel knows by a device tree."""
+
+NVPMODEL_STATUS, NVPMODEL_MODES = Path("/var/lib/nvpmodel/status"), Path("/etc/nvpmodel.conf")
+"""The power mode of a Jetson, as `pmode:0002`, and the names of all modes; both are readable without root."""
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -41,6 +48,31 @@ def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
         if key.strip() in ("model name", "Hardware") and value.strip():
             return value.strip()
     return platform.processor() or platform.machine() or "unknown"
+
+
+def board_model() -> str | None:
+    """Returns the name of the board, such as NVIDIA Jetson Orin Nano Developer Kit; None where there is none."""
+    try:
+        text = DEVICE_TREE_MODEL.read_bytes()
+    except OSError:
+        return None
+    return text.rstrip(b"\0").decode(errors="replace").strip() or None
+
+
+def power_mode() -> str | None:
+    """Returns the power mode of a Jetson, such as "2 MAXN_SUPER"; None where there is none."""
+    try:
+        found = re.search(r"pmode:0*(\d+)", NVPMODEL_STATUS.read_text(encoding="ascii", errors="replace"))
+    except OSError:
+        return None
+    if found is None:
+        return None
+    try:
+        modes = NVPMODEL_MODES.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        modes = ""
+    name = re.search(rf"POWER_MODEL\s+ID={found[1]}\s+NAME=(\w+)", modes)
+    return f"{found[1]} {name[1]}" if name else found[1]
 
 
 def kib_fields(file: Path) -> dict[str, int]:
@@ -78,6 +110,11 @@ def available_bytes(meminfo: Path = Path("/proc/meminfo")) -> int | None:
         return None
     container = cgroup_free_bytes()
     return max(0, min(available_kib << 10, container[0] if container else available_kib << 10))
+
+
+def resident_bytes(status: Path = Path("/proc/self/status")) -> int:
+    """Returns the memory of this process that is not swapped out; 0 where the system does not tell."""
+    return kib_fields(status).get("VmRSS", 0) << 10
 
 
 def die_with_parent(parent_pid: int | None = None) -> None:

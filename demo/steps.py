@@ -92,6 +92,10 @@ class Picture:
         return np.asarray(overlap.max(axis=1, initial=0) >= iou)
 
 
+# Frames of a file are read ahead, so their waiting says nothing.
+_WAITING = ("capture_lag", "wait")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoRun:
     """The results of the video."""
@@ -158,7 +162,8 @@ class _Record:
             sink.write(result)
         elapsed_ms = 1000 * (time.perf_counter() - start)
         for stage, duration_ms in {**result.stage_ms, "write": elapsed_ms}.items():
-            self.stage_ms.setdefault(stage, []).append(duration_ms)
+            if stage not in _WAITING:
+                self.stage_ms.setdefault(stage, []).append(duration_ms)
         self._compare(result)
 
     def event(self, event: Event) -> None:

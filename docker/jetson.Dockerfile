@@ -1,6 +1,8 @@
 # The runtime on a Jetson with JetPack 6 (L4T r36.4 and newer), without torch.
 #   docker build -f docker/jetson.Dockerfile -t edgerpn-jetson .
 #   docker run --rm --runtime nvidia -v "$PWD:/work" edgerpn-jetson run model.onnx video.mp4 --out results
+# CSI cameras need -v /tmp/argus_socket:/tmp/argus_socket; -v edgerpn-cache:/home/edgerpn/.cache/edgerpn keeps compiled
+# kernels.
 # NOT YET BUILT OR RUN ON HARDWARE: it is written from the documentation of its parts, and only linted.
 #
 # r36.4.0 is the newest release of this base image; it belongs to JetPack 6.1 and runs on the 6.2 releases too, whose
@@ -28,12 +30,13 @@ RUN apt-get update \
         python3-opencv \
         python3-pip \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --create-home --uid 1000 --groups video edgerpn
+    && groupadd --force render \
+    && useradd --create-home --uid 1000 --groups video,render edgerpn
 # NumPy stays below 2, for which the system's OpenCV and TensorRT were compiled; this is the last such release.
 # ONNX Runtime 1.23.2 is the last one for this system's Python 3.10.
 # cuda-bindings of the 12 line fits CUDA 12.6.
 COPY --from=build /wheels /tmp/wheels
-RUN pip3 install --no-cache-dir "$(echo /tmp/wheels/*.whl)[onnxruntime,cuda]" numpy==1.26.4 onnxruntime==1.23.2 \
+RUN pip3 install --no-cache-dir "$(echo /tmp/wheels/*.whl)[onnxruntime,jetson6]" numpy==1.26.4 onnxruntime==1.23.2 \
     cuda-bindings==12.9.10 tqdm==4.70.1
 USER 1000
 WORKDIR /work

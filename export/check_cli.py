@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgerpn import files
-from edgerpn.arguments import count_argument, output_problems
+from edgerpn.arguments import HOST_CODE_HELP, count_argument, output_problems
 from edgerpn.errors import ConfigError
 from edgerpn.export.photographs import IMAGE_SUFFIXES, spread
 from edgerpn.manifest import manifest_path
@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--limit", type=count_argument(1), metavar="N", help="compare on N of the photographs, spread over all"
     )
     parser.add_argument("-o", "--output", type=Path, metavar="REPORT.json", help="write everything to this file")
+    parser.add_argument("--allow-host-code", action="store_true", help=HOST_CODE_HELP)
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="draw the images that differ most")
 
 
@@ -124,7 +125,14 @@ def _compare(arguments: argparse.Namespace) -> Comparison:
 
     images, dataset = _images(arguments)
     log = functools.partial(print, flush=True)
-    comparison = compare_models(arguments.model, arguments.against, images, dataset=dataset, log=log)
+    comparison = compare_models(
+        arguments.model,
+        arguments.against,
+        images,
+        dataset=dataset,
+        allow_host_code=arguments.allow_host_code,
+        log=log,
+    )
     print(format_comparison(comparison))
     if arguments.pictures is not None:
         from edgerpn.export.compare.difference_pictures import write_pictures

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgerpn import files
-from edgerpn.arguments import count_argument, names_argument, output_problems, size_argument
+from edgerpn.arguments import HOST_CODE_HELP, count_argument, names_argument, output_problems, size_argument
 from edgerpn.errors import ConfigError
 from edgerpn.manifest import manifest_path
 from edgerpn.train.data import choice
@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="A,B",
         help="measure recall on these classes separately (default: those that a checkpoint was trained without)",
     )
+    parser.add_argument("--allow-host-code", action="store_true", help=HOST_CODE_HELP)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -68,6 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
         num_proposals=arguments.proposals,
         size_hw=arguments.size,
         holdout_classes=arguments.holdout_classes,
+        allow_host_code=arguments.allow_host_code,
         log=log,
     )
     if evaluation.open_world:

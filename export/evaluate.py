@@ -37,6 +37,7 @@ def evaluate_model(
     size_hw: tuple[int, int] | None = None,
     holdout_classes: Sequence[str] | None = None,
     limit: int | None = None,
+    allow_host_code: bool = False,
     log: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Measures the recall and the speed of a checkpoint or of an exported model.
@@ -49,6 +50,7 @@ def evaluate_model(
         size_hw: Height and width that a checkpoint's network works at, pixels; None: as trained.
         holdout_classes: Classes whose recall is measured separately; None: those that a checkpoint was trained without.
         limit: Measure only the first `limit` images.
+        allow_host_code: Whether a version-compatible engine may contain code for the CPU.
         log: Called with a line for the layout of the data and one for each kind of problem in it.
 
     Raises:
@@ -75,7 +77,7 @@ def evaluate_model(
     split = data if isinstance(data, Split) else find_split(Path(data), "val", log=log)
     if images is not None:
         split = split._replace(images=Path(images))
-    with load(file) as opened:
+    with load(file, allow_host_code=allow_host_code) as opened:
         return measure(
             _detect(opened),
             split,

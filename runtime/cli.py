@@ -19,8 +19,9 @@ import sys
 from contextlib import closing, nullcontext
 from typing import TYPE_CHECKING
 
-from edgerpn.arguments import count_argument
+from edgerpn.arguments import HOST_CODE_HELP, count_argument
 from edgerpn.errors import ConfigError
+from edgerpn.files import printable
 
 if TYPE_CHECKING:
     from edgerpn.runtime.frame import Source
@@ -72,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="fail",
         help="engine made for another GPU or version: fail (default), or build it again from the ONNX file beside it",
     )
+    parser.add_argument("--allow-host-code", action="store_true", help=HOST_CODE_HELP)
     logs = parser.add_argument_group("log (on the standard error)")
     logs.add_argument("--log-format", choices=("text", "json"), default="text", help="for people, or for programs")
     logs.add_argument(
@@ -95,7 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     with log_to_stderr(arguments.log_format, arguments.log_level):
         summary = run_sources(arguments, config)
-    print(summary.text(), file=sys.stderr if arguments.jsonl == "-" else sys.stdout)
+    print(printable(summary.text()), file=sys.stderr if arguments.jsonl == "-" else sys.stdout)
     if summary.stop_signal is not None and not config.is_live:
         return 128 + summary.stop_signal
     return 1 if summary.num_errors and not summary.num_frames else 0
@@ -205,6 +207,8 @@ def _run_opened(arguments: argparse.Namespace, config: StreamsConfig, opened: di
             threads=threads,
             on_mismatch=arguments.on_mismatch,
             self_test=arguments.self_test,
+            allow_host_code=arguments.allow_host_code,
+            engine=config.engine,
         ) as model,
     ):
         return run_streams(

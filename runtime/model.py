@@ -18,7 +18,7 @@ from edgerpn import golden
 from edgerpn.errors import InputError, StreamOpenError
 from edgerpn.manifest import Manifest
 from edgerpn.proposals import Proposals
-from edgerpn.runtime.backends.contract import Backend, Outputs, Provider
+from edgerpn.runtime.backends.contract import Backend, EngineConfig, Outputs, Provider
 from edgerpn.runtime.backends.open_backend import OnMismatch, open_backend
 from edgerpn.runtime.backends.preprocess import Preprocessor, check_image
 from edgerpn.runtime.frame import Frame, Result, Source
@@ -38,6 +38,7 @@ def load(
     on_mismatch: OnMismatch = "fail",
     self_test: bool = False,
     allow_host_code: bool = False,
+    engine: EngineConfig | None = None,
 ) -> Model:
     """Loads an exported model or an engine.
 
@@ -53,6 +54,7 @@ def load(
         self_test: Whether to run the golden frames beside the model first, and to refuse it if the proposals are
             not the expected ones.
         allow_host_code: Whether a version-compatible engine may bring code that runs on the CPU.
+        engine: Slots of an engine, and how threads wait for the GPU; None: the defaults.
 
     Returns:
         The model; close it, or use it in a `with` block.
@@ -64,7 +66,12 @@ def load(
         MissingDependencyError: The backend or OpenCV is not installed.
     """
     backend = open_backend(
-        path, providers=providers, threads=threads, on_mismatch=on_mismatch, allow_host_code=allow_host_code
+        path,
+        providers=providers,
+        threads=threads,
+        on_mismatch=on_mismatch,
+        allow_host_code=allow_host_code,
+        engine=engine,
     )
     try:
         if self_test:
@@ -151,7 +158,7 @@ class Model:
         Files never lose a frame. A live source gives its newest frame whenever the model is free, and is reconnected
         for ever when it fails. Events of the source are logged; for several sources, events and limits of age use
         `edgerpn.runtime.run`. Leaving the loop, or closing the generator, stops the threads and closes the source.
-        Pictures of a live source lie in shared memory with few slots: copy those that you keep.
+        Results may be kept: pictures of a live source lie in shared memory, and become copies when few slots are left.
 
         Args:
             source: Anything that `edgerpn run` takes, or an opened file.

@@ -23,7 +23,10 @@ ARGUMENTS = {
     ),
     "anchors": "--data --format --split --size --preset --strides --sizes --ratios -o --output",
     "import": "source file -o --output --arch --size --norm-eps",
-    "eval": "model --data --format --split --images --results -o --output --proposals --size --holdout-classes",
+    "eval": (
+        "model --data --format --split --images --results -o --output --proposals --size --holdout-classes"
+        " --allow-host-code"
+    ),
     "export": (
         "checkpoint -o --output --target --size --source-size --batch --proposals --precision --calibration"
         " --max-ar-drop --data --format --split --images --config --set --print-config"
@@ -32,10 +35,12 @@ ARGUMENTS = {
         "model -o --output --backend --compute-capability --version-compatible --hardware-compatible --profile --images"
         " --config --set --print-config"
     ),
-    "check": "model --target --against --images --data --format --split --limit -o --output --pictures",
+    "check": (
+        "model --target --against --images --data --format --split --limit -o --output --allow-host-code --pictures"
+    ),
     "run": (
         "model sources --config --set --print-config -o --output --out --jsonl --video --http --show --max-frames"
-        " --min-score --top --threads --provider --on-mismatch --log-format --log-level --self-test"
+        " --min-score --top --threads --provider --on-mismatch --allow-host-code --log-format --log-level --self-test"
     ),
     "doctor": "what source --seconds --config --set --model --json",
     "inspect": "model --size --json",

@@ -86,7 +86,7 @@ def test_a_plain_install_asks_for_numpy_alone(wheel: zipfile.ZipFile) -> None:
     assert "python_version < " in plain[1]
 
 
-@pytest.mark.parametrize("extra", ["onnxruntime", "gpu", "tensorrt", "rtx"])
+@pytest.mark.parametrize("extra", ["onnxruntime", "gpu", "tensorrt", "rtx", "lean", "jetson6", "jetson7"])
 def test_no_backend_brings_opencv_or_torch(wheel: zipfile.ZipFile, extra: str) -> None:
     metadata = wheel.read(f"edgerpn-{edgerpn.__version__}.dist-info/METADATA").decode()
     brought = re.findall(rf'^Requires-Dist: (.*); .*extra == "{extra}"$', metadata, re.MULTILINE)

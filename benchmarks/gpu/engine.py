@@ -18,9 +18,10 @@ import numpy.typing as npt
 
 from benchmarks.gpu.session import Notes, Skip
 from edgerpn.errors import EdgeRpnError
+from edgerpn.runtime.backends.tensorrt.context import ScratchArena, create_context, make_runtime_config
 from edgerpn.runtime.backends.tensorrt.cuda import CudaError, Device
 from edgerpn.runtime.backends.tensorrt.cuda_provider import open_device
-from edgerpn.runtime.backends.tensorrt.library import TensorRtLibrary, import_library, make_logger
+from edgerpn.runtime.backends.tensorrt.library import TensorRtLibrary, import_library, make_logger, make_runtime
 
 _ITEM_BYTES = {"FLOAT": 4, "HALF": 2, "BF16": 2, "INT32": 4, "INT64": 8, "INT8": 1, "UINT8": 1, "BOOL": 1}
 LIMIT = 0.15
@@ -97,14 +98,18 @@ class BareEngine:
         """
         module = library.module
         self.device, self.log = device, make_logger(module)
-        self._runtime = module.Runtime(self.log)
+        try:
+            self._runtime = make_runtime(module, self.log)
+        except EdgeRpnError as error:
+            raise Skip(str(error)) from error
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise Skip(f"{library.title} refuses the engine on {device.info.name}: {self.log.take_lines()}")
-        self._context = _make_context(library, self._engine)
+        self._context = create_context(module, self._engine, make_runtime_config(module, self._engine))
         if self._context is None:
             raise Skip(f"{library.title} cannot make an execution context: {self.log.take_lines()}")
         self.stream = device.create_stream()
+        self._arena = ScratchArena(device, self.stream)
         self._bind(module, frames, batch)
         self.why_no_graph, self._graph = self._capture()
 
@@ -115,6 +120,7 @@ class BareEngine:
             if engine.get_tensor_mode(name) == module.TensorIOMode.INPUT:
                 shape = tuple(engine.get_tensor_shape(name))
                 context.set_input_shape(name, (batch if shape[0] == -1 else shape[0], *shape[1:]))
+        self.scratch_bytes = self._arena.add(context, engine)
         for name in names:
             shape = tuple(context.get_tensor_shape(name))
             size = int(np.prod(shape)) * _ITEM_BYTES[engine.get_tensor_dtype(name).name]
@@ -139,11 +145,12 @@ class BareEngine:
             self.device.launch_graph(self._graph, self.stream)
 
     def close(self) -> None:
-        """Frees the engine; the memory that it was bound to goes with the process."""
+        """Frees the engine and its scratch memory; inputs and outputs go with the process."""
         self.device.synchronize(self.stream)
         if self._graph is not None:
             self.device.destroy_graph(self._graph)
         self._graph = self._context = self._engine = self._runtime = None
+        self._arena.free()
 
     def _capture(self) -> tuple[str | None, int | None]:
         self.enqueue()
@@ -159,17 +166,6 @@ class BareEngine:
         except CudaError as error:
             return str(error), None
         return (None, graph) if is_started else (f"refused while capturing: {self.log.take_lines()}", None)
-
-
-def _make_context(library: TensorRtLibrary, engine: Any) -> Any:
-    """An execution context as the runner makes it: TensorRT-RTX with final kernels and without graphs of its own."""
-    if library.name != "tensorrt-rtx":
-        return engine.create_execution_context()
-    module = library.module
-    config = engine.create_runtime_config()
-    config.cuda_graph_strategy = module.CudaGraphStrategy.DISABLED
-    config.dynamic_shapes_kernel_specialization_strategy = module.DynamicShapesKernelSpecializationStrategy.EAGER
-    return engine.create_execution_context(config)
 
 
 def in_turns(runs: Mapping[str, Callable[[], float]], seconds: float) -> dict[str, dict[str, float]]:
@@ -326,6 +322,8 @@ def build_plan(trt: Any, onnx_file: str, compute_capability: str | None) -> byte
     Raises:
         Skip: The library refuses; with its message.
     """
+    from edgerpn.export.engine.options import BuildConfig
+    from edgerpn.export.engine.worker import make_options
     from edgerpn.runtime.backends.tensorrt.library import make_logger
 
     log = make_logger(trt)
@@ -333,12 +331,10 @@ def build_plan(trt: Any, onnx_file: str, compute_capability: str | None) -> byte
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     if not trt.OnnxParser(network, log).parse_from_file(onnx_file):
         raise Skip(f"the library's parser refuses the network alone: {log.take_lines()}")
-    options = builder.create_builder_config()
-    options.clear_flag(trt.BuilderFlag.TF32)
     name = f"SM{(compute_capability or '').replace('.', '')}"
-    if hasattr(trt, "ComputeCapability") and name in trt.ComputeCapability.__members__:
-        options.num_compute_capabilities = 1
-        options.set_compute_capability(trt.ComputeCapability.__members__[name], 0)
+    is_named = hasattr(trt, "ComputeCapability") and name in trt.ComputeCapability.__members__
+    config = BuildConfig(compute_capabilities=(compute_capability,) if compute_capability and is_named else ())
+    options = make_options(trt, builder, config)
     plan = builder.build_serialized_network(network, options)
     if plan is None:
         raise Skip(f"the library builds no engine of the network alone: {log.take_lines()}")

@@ -163,6 +163,7 @@ def _small_plan(trt: Any, member: Any) -> tuple[bytes | None, str]:
 
 def _try(trt: Any, plan: bytes) -> str:
     """Loads an engine and makes a context, which compiles its kernels; returns the library's answer."""
+    from edgerpn.runtime.backends.tensorrt.context import create_context, make_runtime_config
     from edgerpn.runtime.backends.tensorrt.cuda_provider import open_device
 
     log = _log(trt)
@@ -174,7 +175,7 @@ def _try(trt: Any, plan: bytes) -> str:
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             return f"refused: {log.take_lines()}{validity}"
-        context = engine.create_execution_context()
+        context = create_context(trt, engine, make_runtime_config(trt, engine))
         made = "its execution context too" if context is not None else f"but no execution context: {log.take_lines()}"
         return f"{'accepted' if context is not None else 'refused'}: the engine loads, {made}{validity}"
 

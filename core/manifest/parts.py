@@ -241,6 +241,12 @@ class EngineSpec:
     """Batch sizes."""
     gpu: str | None = None
     """Name of the GPU that it was built on; None without a GPU."""
+    multiprocessors: int | None = None
+    """Multiprocessors of that GPU: modules of one name and compute capability differ in it."""
+    board: str | None = None
+    """Board that it was built on, such as NVIDIA Jetson Orin Nano Developer Kit; None elsewhere."""
+    power_mode: str | None = None
+    """Power mode of a Jetson during the build, such as 2 MAXN_SUPER."""
     driver: str | None = None
     """CUDA version that the driver of that machine supports, such as 13.0."""
     cuda: str | None = None

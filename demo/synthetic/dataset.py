@@ -106,8 +106,8 @@ def write_video(
     """
     path = Path(path)
     objects = []
-    with files.replacing(path) as temporary:
-        writer = cv2.VideoWriter(os.fspath(temporary), cv2.VideoWriter.fourcc(*"mp4v"), fps, (hw[1], hw[0]))
+    with files.replacing(path) as temporary, files.native_path(temporary) as native:
+        writer = cv2.VideoWriter(native, cv2.VideoWriter.fourcc(*"mp4v"), fps, (hw[1], hw[0]))
         if not writer.isOpened():
             raise SinkError(f"{path}: OpenCV cannot write MPEG-4 video here; install a build of OpenCV with FFmpeg")
         try:

@@ -43,6 +43,7 @@ def compare_models(
     images: Sequence[Path],
     *,
     dataset: Dataset | None = None,
+    allow_host_code: bool = False,
     log: Callable[[str], None] = lambda _: None,
 ) -> Comparison:
     """Compares model `a` with model `b`, which it is measured against.
@@ -52,6 +53,7 @@ def compare_models(
         b: The reference, in any of these forms.
         images: Photographs, at least one.
         dataset: Annotations of these images, to measure recall; only those of `images` count.
+        allow_host_code: Whether a version-compatible engine may contain code for the CPU.
         log: Called with one line of text for people, now and then.
 
     Returns:
@@ -69,7 +71,7 @@ def compare_models(
     if not images:
         raise ConfigError(["no images to compare the models on"])
     with contextlib.ExitStack() as stack:
-        models = open_models(a, b, stack)
+        models = open_models(a, b, stack, allow_host_code=allow_host_code)
         unlike = differences(*models)  # step 1
         for line in (f"{models[0].title}", f"against {models[1].title}", *_warnings(unlike)):
             log(line)

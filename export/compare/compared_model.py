@@ -75,7 +75,7 @@ class ComparedModel:
 
 
 def open_models(
-    a: Path | Backend, b: Path | Backend, stack: contextlib.ExitStack
+    a: Path | Backend, b: Path | Backend, stack: contextlib.ExitStack, *, allow_host_code: bool = False
 ) -> tuple[ComparedModel, ComparedModel]:
     """Opens both sides; `stack` closes the models that are opened here, not a backend of the caller.
 
@@ -89,10 +89,10 @@ def open_models(
         first = _open_checkpoint(a, None)
         return first, _open_checkpoint(b, first)
     if _is_checkpoint(a):
-        other = _open_artifact(b, stack)
+        other = _open_artifact(b, stack, allow_host_code)
         return _open_checkpoint(a, other), other
-    first = _open_artifact(a, stack)
-    return first, _open_checkpoint(b, first) if _is_checkpoint(b) else _open_artifact(b, stack)
+    first = _open_artifact(a, stack, allow_host_code)
+    return first, _open_checkpoint(b, first) if _is_checkpoint(b) else _open_artifact(b, stack, allow_host_code)
 
 
 def _is_checkpoint(model: Path | Backend) -> bool:
@@ -132,10 +132,10 @@ def _open_checkpoint(file: Path | Backend, other: ComparedModel | None) -> Compa
     )
 
 
-def _open_artifact(model: Path | Backend, stack: contextlib.ExitStack) -> ComparedModel:
+def _open_artifact(model: Path | Backend, stack: contextlib.ExitStack, allow_host_code: bool) -> ComparedModel:
     if isinstance(model, Path):
         name = model.name
-        backend = open_backend(model)
+        backend = open_backend(model, allow_host_code=allow_host_code)
         stack.callback(backend.close)
     else:
         name, backend = model.manifest.name, model

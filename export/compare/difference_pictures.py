@@ -36,8 +36,8 @@ def write_pictures(comparison: Comparison, folder: Path, *, top: int = NUM_PICTU
     for rank, image in enumerate((worst or list(comparison.worst[:1]))[:top], start=1):
         path = folder / f"{rank:02d}_{image.file.stem}.png"
         picture = draw_comparison(image, comparison.names)
-        with files.replacing(path) as temporary:
-            if not cv2.imwrite(str(temporary), picture):
+        with files.replacing(path) as temporary, files.native_path(temporary) as native:
+            if not cv2.imwrite(native, picture):
                 raise OSError(0, "OpenCV could not write the picture", str(path))
         written.append(path)
     return written

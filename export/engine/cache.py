@@ -16,7 +16,7 @@ from edgerpn.export.engine.options import BuildConfig
 
 
 def timing_cache_file(config: BuildConfig, environment: BuildEnvironment) -> tuple[str | None, str | None]:
-    """Path of the file of kernel timings; by default one for each version and GPU in the user's cache folder.
+    """Path of the file of kernel timings; by default, the cache folder has one for each version, GPU and power mode.
 
     Returns:
         The path, or None where the library has no such cache, it is off, or there is no folder for it; and in the last
@@ -33,7 +33,10 @@ def timing_cache_file(config: BuildConfig, environment: BuildEnvironment) -> tup
             "--set timing_cache=FILE"
         )
     machine = environment.machine
-    key = f"tensorrt-{environment.version}-{machine.gpu}-{machine.compute_capability}"
+    # Modules of one name differ in their multiprocessors, and power modes in clocks: each has its own fastest kernels.
+    parts = (environment.version, machine.gpu, machine.compute_capability, machine.multiprocessors, machine.board,
+             machine.power_mode)  # fmt: skip
+    key = "-".join(["tensorrt", *(str(part) for part in parts if part is not None)])
     return str(folder / "timing" / (re.sub(r"[^A-Za-z0-9.]+", "-", key) + ".cache")), None
 
 

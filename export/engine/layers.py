@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from edgerpn.errors import EngineLoadError, MissingDependencyError
+from edgerpn.runtime.backends.tensorrt.context import ScratchArena, create_context, make_runtime_config
 from edgerpn.runtime.backends.tensorrt.cuda import CudaError
 from edgerpn.runtime.backends.tensorrt.cuda_provider import open_device
 
@@ -20,7 +21,9 @@ WARM_UP = 10
 RUNS = 50
 
 
-def inspect_layers(trt: Any, logger: Any, plan: Any, *, batch: int, is_timed: bool) -> dict[str, Any]:
+def inspect_layers(
+    trt: Any, logger: Any, plan: Any, *, batch: int, is_timed: bool, is_version_compatible: bool = False
+) -> dict[str, Any]:
     """Lists the layers of an engine.
 
     Args:
@@ -29,11 +32,15 @@ def inspect_layers(trt: Any, logger: Any, plan: Any, *, batch: int, is_timed: bo
         plan: The serialized engine.
         batch: Frames to time with.
         is_timed: Whether to run the engine, for the time of each layer.
+        is_version_compatible: Whether the engine brings code for the CPU, which the library has just written.
 
     Returns:
         `num_layers`, `layers` (name, precision, time_ms each), and `note`, a line for people when something failed.
     """
-    engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
+    runtime = trt.Runtime(logger)
+    if is_version_compatible:
+        runtime.engine_host_code_allowed = True
+    engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         return {"num_layers": None, "layers": [], "note": "this GPU cannot load the engine to list its layers"}
     text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
@@ -85,13 +92,16 @@ def _time_layers(trt: Any, engine: Any, batch: int) -> dict[str, float]:
     with device.active(), ExitStack() as resources:
         stream = device.create_stream()
         resources.callback(device.destroy_stream, stream)
-        context = engine.create_execution_context()
+        arena = ScratchArena(device, stream)
+        resources.callback(arena.free)
+        context = create_context(trt, engine, make_runtime_config(trt, engine))
         if context is None:
             raise RuntimeError("the library cannot make an execution context")
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
         for name in inputs:
             context.set_input_shape(name, (batch, *tuple(engine.get_tensor_shape(name))[1:]))
+        arena.add(context, engine)
         for name in names:
             itemsize = np.dtype(trt.nptype(engine.get_tensor_dtype(name))).itemsize
             size = int(np.prod(tuple(context.get_tensor_shape(name)))) * itemsize

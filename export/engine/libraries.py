@@ -17,7 +17,7 @@ from typing import Any
 
 from edgerpn.errors import BuildError, EngineLoadError, MissingDependencyError
 from edgerpn.export.engine.options import Backend
-from edgerpn.machine import JETSON_RELEASE
+from edgerpn.machine import JETSON_RELEASE, board_model, power_mode
 from edgerpn.runtime.backends.tensorrt.compatibility import this_platform
 from edgerpn.runtime.backends.tensorrt.cuda import format_cuda_version
 from edgerpn.runtime.backends.tensorrt.library import import_library
@@ -34,6 +34,12 @@ class BuildMachine:
     """Name of the first GPU; None without one."""
     compute_capability: str | None = None
     """Its compute capability, such as 8.7."""
+    multiprocessors: int | None = None
+    """Its number of multiprocessors."""
+    board: str | None = None
+    """Name of the board, such as NVIDIA Jetson Orin Nano Developer Kit."""
+    power_mode: str | None = None
+    """Power mode of a Jetson, such as 2 MAXN_SUPER."""
     driver: str | None = None
     """CUDA version that the driver supports, such as 13.0."""
     gpu_free_mib: int | None = None
@@ -127,7 +133,9 @@ def cuda_version(name: EngineLibrary) -> str | None:
 
 def query_build_machine() -> BuildMachine:
     """Asks the system and the CUDA driver; all fields of the GPU are None without a driver or a GPU."""
-    return BuildMachine(platform=this_platform(), l4t=_l4t(), **_query_driver())
+    return BuildMachine(
+        platform=this_platform(), l4t=_l4t(), board=board_model(), power_mode=power_mode(), **_query_driver()
+    )
 
 
 def _l4t(file: Path = JETSON_RELEASE) -> str | None:
@@ -142,8 +150,8 @@ def _l4t(file: Path = JETSON_RELEASE) -> str | None:
 def _query_driver() -> dict[str, Any]:
     """Reads facts about the first GPU from the CUDA driver's library, which needs no Python package.
 
-    Calls and attribute numbers: CUDA driver API, cuda.h (75 and 76 are the compute capability). Not tried on a GPU
-    by the tests, which run without one.
+    Calls and attribute numbers: CUDA driver API, cuda.h (16 are the multiprocessors, 75 and 76 the compute capability).
+    Not tried on a GPU by the tests, which run without one.
     """
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
@@ -158,14 +166,15 @@ def _query_driver() -> dict[str, Any]:
     device = ctypes.c_int()
     if cuda.cuDeviceGet(ctypes.byref(device), 0) or cuda.cuDeviceGetName(name, len(name), device):
         return facts
-    parts = []
-    for attribute in (75, 76):
+    values = []
+    for attribute in (75, 76, 16):
         cuda.cuDeviceGetAttribute(ctypes.byref(number), attribute, device)
-        parts.append(str(number.value))
+        values.append(number.value)
     return {
         **facts,
         "gpu": name.value.decode(errors="replace"),
-        "compute_capability": ".".join(parts),
+        "compute_capability": f"{values[0]}.{values[1]}",
+        "multiprocessors": values[2],
         "gpu_free_mib": _gpu_free_mib(cuda, device),
     }
 

@@ -45,7 +45,8 @@ class BuildConfig:
     hardware_compatible: bool = False
     """tensorrt: whether every GPU since Ampere may run the engine; not for Jetson."""
     dla_core: int | None = None
-    """tensorrt: DLA core to build for; the GPU runs the layers that it cannot."""
+    """tensorrt, experimental: DLA core to build for; the GPU runs the layers that it cannot. Needs a fixed batch, fp16
+    or int8."""
     tf32: bool = False
     """True if float32 convolutions may round to TF32."""
     profile: bool = False
@@ -82,7 +83,13 @@ class BuildConfig:
         given = {name: getattr(self, name) for name in lacks}
         # By identity: the DLA core 0 equals False.
         asked = [name for name, value in given.items() if value not in (None, "off", ()) and value is not False]
-        return [f"{name}: {lacks[name]}" for name in asked]
+        problems = [f"{name}: {lacks[name]}" for name in asked]
+        if library == "tensorrt-rtx" and "7.5" in self.compute_capabilities:
+            problems.append(
+                "compute_capabilities: on 7.5, TensorRT-RTX returns zeros for products of our graphs; build for 8.0 "
+                "and later, and run the ONNX file with CUDA on such a GPU"
+            )
+        return problems
 
     def attempts(self) -> list[BuildConfig]:
         """This configuration and those to try after it, in order, when memory runs out."""

@@ -35,6 +35,7 @@ from edgerpn.export.engine.layers import inspect_layers
 from edgerpn.export.engine.libraries import BuildEnvironment, choose, cuda_version, load_library, query_build_machine
 from edgerpn.export.engine.options import DEFAULT_BATCH, BuildConfig
 from edgerpn.export.engine.progress import PhaseTracker
+from edgerpn.files import native_path
 from edgerpn.machine import die_with_parent
 from edgerpn.runtime.backends.contract import OUTPUT_NAMES
 
@@ -147,7 +148,7 @@ def compile_engine(
     send("progress", phase="reading the ONNX file", share=0.0)
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parse(trt.OnnxParser(network, logger), onnx_file)
+    parse(make_parser(trt, network, logger, config), onnx_file)
     check_interface(network, trt)
     options = make_options(trt, builder, config)
     batch = _add_profile(builder, network, options, config)
@@ -164,7 +165,11 @@ def compile_engine(
     cache.save()
     send("timing_cache", note=cache.note)
     if has_gpu:
-        send("layers", **inspect_layers(trt, logger, plan, batch=batch[1], is_timed=config.profile))
+        is_portable = config.version_compatible
+        found = inspect_layers(
+            trt, logger, plan, batch=batch[1], is_timed=config.profile, is_version_compatible=is_portable
+        )
+        send("layers", **found)
 
 
 def _build(trt: Any, builder: Any, network: Any, options: Any, send: Send) -> Any:
@@ -181,14 +186,23 @@ def _build(trt: Any, builder: Any, network: Any, options: Any, send: Send) -> An
     return plan
 
 
+def make_parser(trt: Any, network: Any, logger: Any, config: BuildConfig) -> Any:
+    """Returns a parser into `network`; for a DLA it rewrites layers, in versions that can (TensorRT 11)."""
+    parser = trt.OnnxParser(network, logger)
+    if config.dla_core is not None and hasattr(trt.OnnxParserFlag, "ADJUST_FOR_DLA"):
+        parser.set_flag(trt.OnnxParserFlag.ADJUST_FOR_DLA)
+    return parser
+
+
 def parse(parser: Any, onnx_file: str) -> None:
     """Reads an ONNX file into the parser's network.
 
     Raises:
         BuildError: The parser refuses it; names the node.
     """
-    if parser.parse_from_file(onnx_file):
-        return
+    with native_path(onnx_file) as native:
+        if parser.parse_from_file(native):
+            return
     problems = []
     for index in range(parser.num_errors):
         error = parser.get_error(index)

@@ -26,6 +26,7 @@ from edgerpn.export.onnx.agreement import (
     pair_proposals,
     valid_rows,
 )
+from edgerpn.files import native_path
 from edgerpn.letterbox import letterbox
 from edgerpn.manifest.parts import ParitySpec
 from edgerpn.matching import EXACT
@@ -52,7 +53,8 @@ def check_parity(reference: Detector, graph_file: Path, images: Sequence[Path], 
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(graph_file), options, providers=["CPUExecutionProvider"])
+    with native_path(graph_file) as native:
+        session = onnxruntime.InferenceSession(native, options, providers=["CPUExecutionProvider"])
     frames = [network_frame(reference, image) for image in images]
     batch_sizes = (batch,) if batch else (1, 2)
     scale_xy = reference.geometry.scale_xy if reference.geometry else (1.0, 1.0)

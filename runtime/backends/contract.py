@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from edgerpn.errors import InferenceError, InputError
+from edgerpn.errors import InferenceError, InputError, check_setting
 from edgerpn.manifest import Manifest
 
 OUTPUT_NAMES = ("boxes", "scores", "count")
@@ -18,6 +19,23 @@ Outputs = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np
 
 Provider = str | tuple[str, Mapping[str, Any]]
 """An ONNX Runtime execution provider by name (cuda, CUDAExecutionProvider), alone or with its options."""
+
+
+GpuWait = Literal["auto", "spin", "block"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineConfig:
+    """Settings of a loaded engine."""
+
+    num_slots: int = 2
+    """Batches in flight, each with memory and execution contexts of its own; 1 saves memory."""
+    gpu_wait: GpuWait = "auto"
+    """spin: a waiting thread may keep a core busy; block: it sleeps, which costs some microseconds; auto: block on an
+    integrated GPU, where cores are few."""
+
+    def __post_init__(self) -> None:
+        check_setting(1 <= self.num_slots <= 64, "num_slots", "1 to 64", self.num_slots)
 
 
 class Backend(Protocol):

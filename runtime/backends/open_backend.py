@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgerpn.errors import ArtifactMismatchError, EngineLoadError
-from edgerpn.runtime.backends.contract import Backend, Provider
+from edgerpn.runtime.backends.contract import Backend, EngineConfig, Provider
 from edgerpn.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
 OnMismatch = Literal["fail", "rebuild"]
@@ -23,6 +23,7 @@ def open_backend(
     threads: int | None = None,
     on_mismatch: OnMismatch = "fail",
     allow_host_code: bool = False,
+    engine: EngineConfig | None = None,
 ) -> Backend:
     """Opens the backend that the file's suffix asks for.
 
@@ -36,6 +37,7 @@ def open_backend(
         on_mismatch: Reaction to an engine built for another machine or version, see `edgerpn inspect`: `fail` raises;
             `rebuild` builds it again from the ONNX file beside it, which takes minutes.
         allow_host_code: Whether a version-compatible engine may contain code for the CPU.
+        engine: Settings of a loaded engine; None: the defaults.
 
     Raises:
         EngineLoadError: No backend runs such files, or the backend cannot load this one.
@@ -51,21 +53,21 @@ def open_backend(
     if suffix in _ENGINES:
         if providers:
             raise EngineLoadError(f"{path}: providers are for ONNX Runtime; an engine runs on the GPU it was built for")
-        return _open_engine(path, on_mismatch, allow_host_code=allow_host_code)
+        return _open_engine(path, on_mismatch, allow_host_code=allow_host_code, config=engine or EngineConfig())
     hint = " Export it first: edgerpn export CHECKPOINT -o model.onnx" if suffix in (".pt", ".pth") else ""
     known = ", ".join((".onnx", *_ENGINES))
     raise EngineLoadError(f"{path}: no backend runs files that end in {suffix!r}; known here: {known}.{hint}")
 
 
-def _open_engine(path: Path, on_mismatch: OnMismatch, *, allow_host_code: bool) -> Backend:
+def _open_engine(path: Path, on_mismatch: OnMismatch, *, allow_host_code: bool, config: EngineConfig) -> Backend:
     # Imported late, because an ONNX model does not need it.
     from edgerpn.runtime.backends.tensorrt.backend import TensorRtBackend
     from edgerpn.runtime.backends.tensorrt.rebuild import rebuild
 
     try:
-        return TensorRtBackend(path, allow_host_code=allow_host_code)
+        return TensorRtBackend(path, allow_host_code=allow_host_code, config=config)
     except ArtifactMismatchError as error:
         if on_mismatch == "fail":
             raise
         rebuild(path, error)
-        return TensorRtBackend(path, allow_host_code=allow_host_code)
+        return TensorRtBackend(path, allow_host_code=allow_host_code, config=config)

@@ -8,11 +8,11 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from edgerpn.runtime.doctor.check import SystemCheck
 from edgerpn.runtime.doctor.clock import ClockSkew, skew_in_words
 from edgerpn.runtime.doctor.figures import StreamFigures
 from edgerpn.runtime.doctor.findings import Finding, is_healthy
 from edgerpn.runtime.doctor.key_frames import KeyFrames
-from edgerpn.runtime.doctor.system import SystemCheck
 
 _WIDTH = 118
 _INDENT = 15

@@ -8,21 +8,19 @@ import platform
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
 
 from edgerpn.errors import EngineLoadError, MissingDependencyError
 from edgerpn.machine import JETSON_RELEASE, available_cores
+from edgerpn.runtime.doctor.check import SystemCheck
+from edgerpn.runtime.doctor.jetson import check_jetson, check_numpy
 from edgerpn.runtime.opencv import load_cv2
 from edgerpn.runtime.sources.decoders import Abilities, find_abilities
 from edgerpn.runtime.sources.spec import plugin_schemes
 from edgerpn.targets import LIBRARIES, EngineLibrary
-
-Verdict = Literal["ok", "problem", "absent"]
 
 _OPTIONAL = (
     ("paho.mqtt", "MQTT output", "mqtt"),
@@ -34,24 +32,11 @@ _SYSTEM_OPENCV = (
 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SystemCheck:
-    """The result of one check."""
-
-    name: str
-    """The thing that was checked."""
-    verdict: Verdict
-    """problem: missing although needed, or installed and broken; absent: missing, and needed for some uses only."""
-    found: str
-    """What is installed."""
-    advice: str = ""
-    """What to do about it, or what it is needed for."""
-
-
 def check_system() -> list[SystemCheck]:
     """Checks OpenCV, decoders, cameras and inference libraries by importing them; raises nothing."""
     backends = [_onnxruntime(), *map(_tensorrt, LIBRARIES)]
-    return [_machine(), *_opencv(), _program(), _cameras(), *backends, *_needed(backends), _gpu(), *_optional()]
+    first = [_machine(), *check_numpy(), *_opencv(), _program(), _cameras()]
+    return [*first, *backends, *_needed(backends), _gpu(), *check_jetson(), *_optional()]
 
 
 def _machine() -> SystemCheck:

@@ -19,7 +19,7 @@ from edgerpn.runtime.frame import Event, Result, Source
 from edgerpn.runtime.run.streams_config import StreamsConfig
 from edgerpn.runtime.sinks.contract import Sink
 from edgerpn.runtime.sinks.jsonl import JsonLinesConfig
-from edgerpn.runtime.sinks.open_sinks import Output, open_sinks
+from edgerpn.runtime.sinks.kinds import Output, open_sinks
 from edgerpn.runtime.sinks.picture_sinks import CODECS, ImageFolderSink, VideoSink, WindowSink, free_stem
 from edgerpn.runtime.sinks.sink_queue import OutputConfig, QueuedSink, close_sinks
 from edgerpn.runtime.sinks.video import VideoConfig, VideoSegmentsSink

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field, fields
 
 from edgerpn.errors import check_setting
+from edgerpn.runtime.backends.contract import EngineConfig
 from edgerpn.runtime.run.http_config import HttpConfig
 from edgerpn.runtime.sources.capture_config import CaptureConfig
 
@@ -77,7 +78,7 @@ class BatchingConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StreamsConfig:
-    """Settings of a run; all but `batching.preprocess_threads` and `http` can change while it runs."""
+    """Settings of a run; all but `batching.preprocess_threads`, `engine` and `http` can change while it runs."""
 
     sources: tuple[SourceConfig, ...] = ()
     """The sources, with different names."""
@@ -85,6 +86,8 @@ class StreamsConfig:
     """Batches."""
     min_score: float = 0.0
     """Proposals scored below this are left out everywhere, 0 to 1."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """A loaded engine."""
     http: HttpConfig = field(default_factory=HttpConfig)
     """Web page and API."""
 

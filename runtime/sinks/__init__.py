@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from edgerpn.lazy import lazy_names
 from edgerpn.runtime.sinks.contract import NotDeliveredError, Record, RecordSink, SinkStats
-from edgerpn.runtime.sinks.open_sinks import Output, known_kinds, open_sinks, read_outputs
+from edgerpn.runtime.sinks.kinds import Output, known_kinds, open_sinks, read_outputs
 from edgerpn.runtime.sinks.sink_queue import STOP_S, OutputConfig, QueuedSink, close_sinks
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 A sink of another package is a class with one of two shapes, `RecordSink` or `Sink`. It takes its settings as the only
 argument and names their class in `config_class`. The run finds it as an entry point of the group `edgerpn.sinks`; the
-entry point's name is the `kind` in the settings. See `edgerpn.runtime.sinks.open_sinks`.
+entry point's name is the `kind` in the settings. See `edgerpn.runtime.sinks.kinds`.
 
 Every sink runs in a thread of its own and gets one call at a time, except for `interrupt`.
 """

@@ -59,10 +59,12 @@ class VideoFile:
         self._files = ExitStack()
         try:
             self._temporary = self._files.enter_context(files.replacing(path))
+            native = self._files.enter_context(files.native_path(self._temporary))
         except OSError as error:
+            self._files.__exit__(type(error), error, None)
             raise SinkError(f"{path}: cannot be written: {error.strerror or error}") from error
         codec = self._cv2.VideoWriter_fourcc(*CODECS[path.suffix.lower()])
-        self._writer = self._cv2.VideoWriter(str(self._temporary), codec, fps, size_wh)
+        self._writer = self._cv2.VideoWriter(native, codec, fps, size_wh)
         if not self._writer.isOpened():
             # Unwound as a failure, so that nothing takes the place of an older file.
             problem = SinkError(f"{path}: OpenCV cannot write this video (folder not writable, or no codec)")
@@ -89,9 +91,9 @@ class VideoFile:
             SinkError: It does not hold every picture, and is removed.
         """
         self._writer.release()
-        found = self._count_frames(self._temporary)
         try:
             with self._files:
+                found = self._count_frames(self._temporary)
                 if found != self.num_frames:
                     raise SinkError(
                         f"{self.path}: the video holds {found} of {self.num_frames} frames written; is the disk full?"
@@ -100,7 +102,8 @@ class VideoFile:
             raise SinkError(f"{self.path}: cannot be written: {error.strerror or error}") from error
 
     def _count_frames(self, path: Path) -> int:
-        capture = self._cv2.VideoCapture(str(path))
+        with files.native_path(path) as native:
+            capture = self._cv2.VideoCapture(native)
         try:
             # The writer itself never reports a failed write.
             return max(0, int(capture.get(self._cv2.CAP_PROP_FRAME_COUNT)))

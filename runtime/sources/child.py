@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from edgerpn.errors import MissingDependencyError
+from edgerpn.files import printable
 from edgerpn.machine import die_with_parent
 from edgerpn.runtime.frame import Reason
 from edgerpn.runtime.opencv import load_cv2
@@ -110,9 +111,9 @@ def open_reader(config: CaptureConfig, cv2: ModuleType | None) -> Reader:
 def _check_video(path: str) -> None:
     """Refuses everything but a video file: images need no capture process."""
     if not os.path.isfile(path):
-        raise CaptureFailedError(f"{path}: no such video file", reason="not_found", is_final=True)
+        raise CaptureFailedError(f"{printable(path)}: no such video file", reason="not_found", is_final=True)
     if path.lower().endswith(IMAGE_SUFFIXES):
-        raise CaptureFailedError(f"{path}: an image, expected a video", reason="unsupported", is_final=True)
+        raise CaptureFailedError(f"{printable(path)}: an image, expected a video", reason="unsupported", is_final=True)
 
 
 def _load(config: CaptureConfig) -> ModuleType | None:

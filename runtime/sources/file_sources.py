@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from edgerpn.errors import StreamOpenError
+from edgerpn.files import native_path, printable
 from edgerpn.machine import available_cores
 from edgerpn.runtime.frame import Event, Frame, Source
 from edgerpn.runtime.opencv import load_cv2
@@ -47,8 +48,8 @@ def open_source(spec: str | os.PathLike[str], *, name: str = "", decoder_threads
     parsed = parse_source(text)
     if parsed.is_live:
         raise StreamOpenError(f"{parsed.shown}: expected a file, a folder or a glob, got a live source")
-    path = Path(parsed.path)
-    name = name or parsed.path
+    path, shown = Path(parsed.path), printable(parsed.path)
+    name = name or shown
     if path.is_dir():
         return ImageSource(_images_in(path), name=name)
     if path.is_file():
@@ -56,10 +57,10 @@ def open_source(spec: str | os.PathLike[str], *, name: str = "", decoder_threads
             return ImageSource([path], name=name, is_single=True)
         return VideoSource(path, name=name, num_threads=decoder_threads)
     if path.exists():
-        raise StreamOpenError(f"{parsed.path}: neither a file nor a folder, and not a camera (/dev/videoN)")
+        raise StreamOpenError(f"{shown}: neither a file nor a folder, and not a camera (/dev/videoN)")
     if glob.has_magic(parsed.path):
         return ImageSource(_images_matching(parsed.path), name=name)
-    raise StreamOpenError(f"{parsed.path}: no such file or folder")
+    raise StreamOpenError(f"{shown}: no such file or folder")
 
 
 def image_paths(sources: Sequence[str]) -> list[Path]:
@@ -124,11 +125,11 @@ class ImageSource:
             flags = self._cv2.IMREAD_COLOR | self._cv2.IMREAD_IGNORE_ORIENTATION
             image = self._cv2.imdecode(data, flags) if data.size else None
         except (OSError, self._cv2.error) as error:
-            message = f"{path}: cannot be read: {error}"
+            message = f"{printable(str(path))}: cannot be read: {getattr(error, 'strerror', None) or error}"
             return Event(kind="error", source=self.name, message=message, path=path)
         if image is None:
             why = "is not an image that OpenCV can read" if data.size else "is empty"
-            message = f"{path}: this file {why}"
+            message = f"{printable(str(path))}: this file {why}"
             return Event(kind="error", source=self.name, message=message, path=path)
         return Frame(
             image=image,
@@ -159,8 +160,13 @@ class VideoSource:
             StreamOpenError: It is not a video that OpenCV can read.
         """
         self._cv2 = cv2 = load_cv2()
-        self.name = name or str(path)
-        self._capture = _open_video(cv2, str(path), num_threads or max(1, available_cores() // 2))
+        shown = printable(str(path))
+        self.name = name or shown
+        try:
+            with native_path(path) as native:
+                self._capture = _open_video(cv2, native, num_threads or max(1, available_cores() // 2))
+        except OSError as error:
+            raise StreamOpenError(f"{shown}: cannot be read: {error.strerror}") from error
         self._index = 0
         rate = float(self._capture.get(cv2.CAP_PROP_FPS)) if self._capture.isOpened() else 0.0
         # Containers without a stated rate report 0 or NaN.
@@ -170,7 +176,7 @@ class VideoSource:
         self._first = self._read() if self._capture.isOpened() else None
         if self._first is None:
             self._capture.release()
-            raise StreamOpenError(f"{path}: {_why_no_video(path)}")
+            raise StreamOpenError(f"{shown}: {_why_no_video(path)}")
         self._is_closed = False
 
     def __iter__(self) -> Iterator[Frame | Event]:
@@ -251,20 +257,22 @@ def natural_key(path: Path) -> tuple[object, ...]:
 
 
 def _images_in(folder: Path) -> list[Path]:
+    shown = printable(str(folder))
     try:
         paths = [path for path in folder.iterdir() if _is_image(path)]
     except OSError as error:
-        raise StreamOpenError(f"{folder}: cannot be read: {error.strerror}") from error
+        raise StreamOpenError(f"{shown}: cannot be read: {error.strerror}") from error
     if not paths:
         raise StreamOpenError(
-            f"{folder}: no images in this folder (looked for {', '.join(IMAGE_SUFFIXES)}). Folders below it are not "
-            f"searched; a glob does that: '{folder}/**/*.jpg'"
+            f"{shown}: no images in this folder (looked for {', '.join(IMAGE_SUFFIXES)}). Folders below it are not "
+            f"searched; a glob does that: '{shown}/**/*.jpg'"
         )
     return sorted(paths, key=natural_key)
 
 
 def _images_matching(pattern: str) -> list[Path]:
     matches = [Path(match) for match in glob.glob(pattern, recursive=True)]
+    pattern = printable(pattern)
     if not matches:
         raise StreamOpenError(f"{pattern}: the pattern matches no file")
     paths = [path for path in matches if _is_image(path)]

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from edgerpn.files import native_path
 from edgerpn.machine import available_cores
 from edgerpn.runtime.sources.capture_config import CaptureConfig
 from edgerpn.runtime.sources.decoders import Choice
@@ -129,7 +130,8 @@ def _open(cv2: ModuleType, config: CaptureConfig, choice: Choice) -> Any:
         return cv2.VideoCapture(choice.pipeline, cv2.CAP_GSTREAMER)
     if config.spec.kind == "path":
         threads = config.decoder_threads or max(1, available_cores() // 2)
-        return cv2.VideoCapture(config.spec.path, cv2.CAP_FFMPEG, _num_threads(cv2, threads))
+        with native_path(config.spec.path) as path:
+            return cv2.VideoCapture(path, cv2.CAP_FFMPEG, _num_threads(cv2, threads))
     # The parent's limits end first, which distinguishes a silent stream from an ended one.
     timeouts = [
         *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, round(config.open_timeout_s * 1e3)),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from edgerpn.errors import StreamOpenError
+from edgerpn.files import printable
+from edgerpn.runtime.addresses import find_fault, show_faulty
 from edgerpn.runtime.redaction import redact, redact_url
 
 SourceKind = Literal["camera", "csi", "url", "pipeline", "path", "plugin"]
@@ -20,6 +23,8 @@ URL_SCHEMES = ("http", "https", "rtmp", "rtp", "rtsp", "rtsps", "srt", "tcp", "u
 PLUGIN_GROUP = "edgerpn.sources"
 """Group of the entry points by which other packages add schemes."""
 
+# This machine may listen for these, without a host; none of them has a port of its own.
+_DATAGRAMS = ("rtp", "srt", "tcp", "udp")
 _DEFAULT_PORTS = {"http": 80, "https": 443, "rtsp": 554, "rtsps": 322, "rtmp": 1935}
 _SPEC = re.compile(
     r"(?P<camera>\d+|/dev/(?:video\d+|v4l/.+))"
@@ -65,13 +70,13 @@ class SourceSpec:
 
     @property
     def shown(self) -> str:
-        """The specification without passwords."""
-        return redact(self.text) if self.kind == "pipeline" else redact_url(self.text)
+        """The specification without passwords, as text that every file and terminal takes."""
+        return printable(redact(self.text) if self.kind == "pipeline" else redact_url(self.text))
 
     @property
     def path(self) -> str:
         """The file system path of a file, a folder or a glob; file:// URLs are decoded."""
-        return unquote(urlsplit(self.text).path) if self.scheme == "file" else self.text
+        return _path_of_url(self.text) if self.scheme == "file" else self.text
 
     @property
     def device(self) -> str:
@@ -92,28 +97,59 @@ class SourceSpec:
 
 
 def parse_source(text: str) -> SourceSpec:
-    """Recognises a source by its text alone, without looking whether it exists.
+    """Recognises a source by its text. An existing file wins over every other reading; nothing else is looked for.
 
     Args:
         text: A camera index, /dev/videoN or /dev/v4l/...; csi://N; a URL; a GStreamer pipeline (a text with " ! ");
             or a file, a folder or a glob.
 
     Raises:
-        StreamOpenError: The text is empty, or a URL of an unknown scheme; the message holds no password.
+        StreamOpenError: The text is empty, a URL of an unknown scheme, or one whose host, port or credentials cannot be
+            read; the message holds no password.
     """
     if not text.strip():
         raise StreamOpenError("source: expected a file, folder, camera, URL or GStreamer pipeline, got nothing")
-    if " ! " in text:
-        return SourceSpec(kind="pipeline", text=text)
     found = _SPEC.fullmatch(text)
-    if found is None:
+    if (found is None and " ! " not in text) or _is_file_here(text):
         return SourceSpec(kind="path", text=text)
+    if found is None or " ! " in text:
+        return SourceSpec(kind="pipeline", text=text)
     if found["camera"]:
         return SourceSpec(kind="camera", text=text)
     scheme = found["scheme"].lower()
     if scheme == "csi" and not re.fullmatch(r"\d+", text.partition("://")[2]):
         raise StreamOpenError(f"{redact_url(text)}: expected csi:// and the sensor's number, such as csi://0")
-    return SourceSpec(kind=_kind_of_scheme(scheme, text), text=text, scheme=scheme)
+    kind = _kind_of_scheme(scheme, text)
+    if scheme == "file" and not _path_of_url(text).startswith("/"):
+        raise StreamOpenError(f"{redact_url(text)}: expected file:// and an absolute path, such as file:///tmp/a.mp4")
+    if kind == "url" and (fault := _fault(scheme, text)):
+        raise StreamOpenError(f"{show_faulty(text)}: {fault}")
+    return SourceSpec(kind=kind, text=text, scheme=scheme)
+
+
+def _is_file_here(text: str) -> bool:
+    try:
+        return _is_file(text, os.getcwd())
+    except FileNotFoundError:
+        # The current folder was removed.
+        return False
+
+
+# Specifications are parsed for every frame, and must not change their meaning, or wait for a disk, during a run.
+@lru_cache(maxsize=1024)
+def _is_file(text: str, folder: str) -> bool:
+    return os.path.isfile(os.path.join(folder, text))
+
+
+def _path_of_url(url: str) -> str:
+    """The path of a file:// URL; ? and # belong to it, because no file has a query."""
+    path = url.partition("://")[2]
+    return os.fsdecode(unquote_to_bytes(path.removeprefix("localhost") if path.startswith("localhost/") else path))
+
+
+def _fault(scheme: str, text: str) -> str:
+    is_datagram = scheme in _DATAGRAMS
+    return find_fault(text, needs_host=not is_datagram, needs_port=is_datagram)
 
 
 def _kind_of_scheme(scheme: str, text: str) -> SourceKind:

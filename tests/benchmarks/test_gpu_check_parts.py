@@ -60,7 +60,9 @@ def test_an_engine_alone_is_timed_with_and_without_its_graph(
     standin: ModuleType, make_engine: MakeModel, tmp_path: Path, frames: Any, batch: int
 ) -> None:
     device = standin.HostDevice()
-    bare = bare_engine(device, standin.Library(device), make_engine(tmp_path), frames, batch)
+    library = standin.Library(device)
+    library.requires_user_memory = True
+    bare = bare_engine(device, library, make_engine(tmp_path), frames, batch)
     with device.active():
         figures = gpu_engine.measure(bare, WallClock(device), SECONDS, "engine")
         launches = device.calls.count("launch_graph")

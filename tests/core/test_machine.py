@@ -118,3 +118,16 @@ def test_the_name_of_the_processor_is_read_from_the_kernel(tmp_path: Path) -> No
     info.write_text("processor\t: 0\nmodel name\t: Some CPU: fast @ 2 GHz\n\nmodel name\t: other\n")
     assert machine.cpu_name(info) == "Some CPU: fast @ 2 GHz"
     assert machine.cpu_name(tmp_path / "missing")
+
+
+def test_board_and_power_mode_of_a_jetson_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, status, modes = tmp_path / "model", tmp_path / "status", tmp_path / "nvpmodel.conf"
+    for name, file in (("DEVICE_TREE_MODEL", model), ("NVPMODEL_STATUS", status), ("NVPMODEL_MODES", modes)):
+        monkeypatch.setattr(machine, name, file)
+    assert (machine.board_model(), machine.power_mode()) == (None, None)
+    model.write_bytes(b"NVIDIA Jetson Orin Nano Developer Kit\0")
+    status.write_text("pmode:0002 fmode:quiet\n")
+    assert machine.board_model() == "NVIDIA Jetson Orin Nano Developer Kit"
+    assert machine.power_mode() == "2"
+    modes.write_text("< POWER_MODEL ID=0 NAME=15W >\nA 1\n< POWER_MODEL ID=2 NAME=MAXN_SUPER >\n")
+    assert machine.power_mode() == "2 MAXN_SUPER"

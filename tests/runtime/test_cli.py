@@ -259,7 +259,7 @@ def test_a_signal_finishes_the_files(
     assert complaints == ""
 
 
-def test_a_reader_that_leaves_is_an_error_and_not_a_traceback(model_path: Path, video_path: Path) -> None:
+def test_a_closed_pipe_is_an_error_without_a_traceback(model_path: Path, video_path: Path) -> None:
     command = [sys.executable, "-m", "edgerpn", "run", str(model_path), str(video_path), "--jsonl", "-"]
     command += ["--log-level", "warning"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -94,7 +96,7 @@ def test_a_read_only_frame_is_fine_and_stays_unchanged(model: Model, paint: Pain
         (np.zeros((0, 4, 3), np.uint8), r"got \(0, 4, 3\)"),
     ],
 )
-def test_what_is_not_a_frame_is_refused_by_name(model: Model, frame: Any, message: str) -> None:
+def test_values_that_are_not_frames_are_refused_by_name(model: Model, frame: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         model(frame)
 
@@ -124,7 +126,7 @@ def test_a_fixed_source_size_takes_frames_as_they_are(make_model: MakeModel, tmp
             model(paint(100, 200))
 
 
-def test_a_truncated_file_without_a_manifest_is_told_in_plain_words(make_model: MakeModel, tmp_path: Path) -> None:
+def test_a_truncated_file_without_a_manifest_has_a_plain_error(make_model: MakeModel, tmp_path: Path) -> None:
     path = make_model(tmp_path, has_sidecar=False)
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(EngineLoadError, match=r"cannot load it: it is truncated, damaged, or of another format\. Copy"):
@@ -193,7 +195,7 @@ def test_an_unknown_provider_lists_the_known_ones(model_path: Path) -> None:
         load(model_path, providers=["abacus"])
 
 
-def test_providers_have_short_names_and_the_backend_says_what_runs(model_path: Path) -> None:
+def test_providers_have_short_names_and_the_backend_names_the_device(model_path: Path) -> None:
     with load(model_path, providers=["cpu"], threads=1) as model:
         assert model.backend.name.startswith("ONNX Runtime ")
         assert model.backend.name.endswith("(CPU)")
@@ -230,7 +232,7 @@ def test_outputs_that_break_the_interface_are_an_inference_error() -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 2, None])
-def test_bound_inputs_and_outputs_give_what_plain_ones_give(
+def test_bound_inputs_and_outputs_give_the_same_as_plain_ones(
     make_model: MakeModel, tmp_path: Path, paint: Paint, batch: int | None
 ) -> None:
     backend = OnnxRuntimeBackend(make_model(tmp_path, batch=batch), threads=1)
@@ -244,7 +246,7 @@ def test_bound_inputs_and_outputs_give_what_plain_ones_give(
     backend.close()
 
 
-def test_the_log_says_which_provider_runs_and_what_was_asked(
+def test_the_log_names_the_running_and_the_requested_provider(
     model_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO"):
@@ -271,6 +273,24 @@ def test_a_provider_that_does_not_start_is_an_error_when_asked_for_and_else_a_wa
     name = onnxruntime_backend._running_provider(Path("a.onnx"), Started(), chosen, "1.0", is_asked=False)
     assert name == "CPUExecutionProvider"
     assert "fell back to CPUExecutionProvider" in caplog.text
+    # The first one runs, and the second one is missing: also a fallback.
+    chosen.insert(0, ("CPUExecutionProvider", {}))
+    with pytest.raises(EngineLoadError, match=r"CUDAExecutionProvider could not be started"):
+        onnxruntime_backend._running_provider(Path("a.onnx"), Started(), chosen, "1.0", is_asked=True)
+
+
+def test_the_cuda_that_pip_installed_is_loaded_before_a_session(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    library = ModuleType("onnxruntime")
+    library.preload_dlls = lambda: sys.stdout.write("Failed to load libcudnn.so.9\n")  # type: ignore[attr-defined]
+    with caplog.at_level("INFO"):
+        onnxruntime_backend._preload(library, [("CPUExecutionProvider", {})])
+        onnxruntime_backend._preload(ModuleType("onnxruntime"), [("CUDAExecutionProvider", {})])
+        assert caplog.text == ""
+        onnxruntime_backend._preload(library, [("CUDAExecutionProvider", {}), ("CPUExecutionProvider", {})])
+    assert "Failed to load libcudnn.so.9" in caplog.text
+    assert capsys.readouterr().out == ""
 
 
 def test_providers_keep_their_order_and_get_options() -> None:

@@ -20,7 +20,7 @@ int cuDriverGetVersion(int *version) { *version = 12060; return 0; }
 int cuDeviceGet(int *device, int index) { *device = index; return index ? 101 : 0; }
 int cuDeviceGetName(char *name, int size, int device) { snprintf(name, size, "Host memory"); return 0; }
 int cuDeviceGetAttribute(int *value, int which, int device) {
-    *value = which == 75 ? 8 : which == 76 ? 7 : which == 18 || which == 19; /* capability 8.7; integrated; can map */
+    *value = which == 75 ? 8 : which == 76 ? 7 : which == 16 ? 4 : which == 18 || which == 19; /* capability 8.7; integrated; can map */
     return 0;
 }
 int cuDeviceTotalMem_v2(size_t *size, int device) { *size = 1 << 30; return 0; }
@@ -79,8 +79,18 @@ int cuGraphLaunch(Graph *graph, Stream *stream) {
     for (int i = 0; i < graph->count; i++) memcpy(graph->copies[i].to, graph->copies[i].from, graph->copies[i].size);
     return 0;
 }
-int cuEventCreate(void **event, unsigned flags) { NEED_CONTEXT; *event = malloc(1); return 0; }
-int cuEventRecord(void *event, void *stream) { NEED_CONTEXT; printf("waits for stream %zu\n", (size_t)stream); return 0; }
+int cuEventCreate(void **event, unsigned flags) {
+    NEED_CONTEXT;
+    *event = malloc(1);
+    printf("event: flags %u\n", flags);
+    return 0;
+}
+int cuEventSynchronize(void *event) { NEED_CONTEXT; printf("event waited for\n"); return 0; }
+int cuEventRecord(void *event, void *stream) {
+    NEED_CONTEXT;
+    if ((size_t)stream <= 2) printf("waits for stream %zu\n", (size_t)stream); /* a default stream */
+    return 0;
+}
 int cuStreamWaitEvent(void *stream, void *event, unsigned flags) { NEED_CONTEXT; return 0; }
 int cuEventElapsedTime(float *ms, void *start, void *end) { NEED_CONTEXT; *ms = start != end ? 1.5f : 0; return 0; }
 int cuMemGetInfo_v2(size_t *free_bytes, size_t *total) { NEED_CONTEXT; *free_bytes = 3 << 20; *total = 4 << 20; return 0; }

@@ -3,6 +3,10 @@
 It is not a GPU and proves nothing about one. It runs the runner's own logic: slots, threads, batches, capture, errors.
 It is stricter than a real GPU where that finds mistakes: work on a stream runs at `synchronize` and not before, every
 call outside `active()` fails, copies must be inside allocated memory, and tensors start at multiples of 256 bytes.
+
+It refuses what the libraries refuse, in the words of TensorRT-RTX 1.7.1: a context without memory of the caller for an
+engine that requires it, memory set too early, too small or unaligned, work before it is set, code for the CPU that is
+not allowed, and a GPU that the library does not support.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from edgerpn.runtime.backends.contract import EngineConfig
 from edgerpn.runtime.backends.tensorrt.backend import TensorRtBackend
 from edgerpn.runtime.backends.tensorrt.cuda import CudaError, DeviceInfo, HostBuffer
 from edgerpn.runtime.backends.tensorrt.library import TensorRtLibrary
@@ -31,10 +36,14 @@ Work = Callable[[], None]
 class HostDevice:
     """A device whose memory is the host's; see `edgerpn.runtime.backends.tensorrt.cuda.Device`."""
 
-    def __init__(self, *, can_share_memory: bool = False, capability: str = "8.7", why_no_graphs: str | None = None):
+    def __init__(
+        self, *, can_share_memory: bool = False, capability: str = "8.7", why_no_graphs: str | None = None,
+        multiprocessors: int | None = 8,
+    ):  # fmt: skip
         self.info = DeviceInfo(
             provider="stand-in", index=0, name="Stand-in", compute_capability=capability, memory_bytes=1 << 30,
             driver_cuda="13.0", can_share_memory=can_share_memory, why_no_graphs=why_no_graphs,
+            multiprocessors=multiprocessors,
         )  # fmt: skip
         self.memory: dict[int, npt.NDArray[np.uint8]] = {}
         self.queues: dict[int, list[Work]] = {}
@@ -43,6 +52,7 @@ class HostDevice:
         self.broken_captures: set[int] = set()
         self.graphs: dict[int, list[Work]] = {}
         self.calls: list[str] = []
+        self.blocking_waits = 0
         self.failing: dict[str, str] = {}
         self.failing_at: dict[tuple[str, int], str] = {}
         self.lock = threading.RLock()
@@ -85,6 +95,10 @@ class HostDevice:
         self._called("free")
         del self.memory[address]
 
+    def free_bytes(self) -> int:
+        self._called("free_bytes")
+        return self.info.memory_bytes - sum(array.nbytes for array in self.memory.values())
+
     def allocate_host(self, num_bytes: int, *, is_mapped: bool) -> HostBuffer:
         self._called("allocate_host")
         array = aligned(np.full(num_bytes, 0xCD, np.uint8))
@@ -102,8 +116,9 @@ class HostDevice:
         self._called("destroy_stream")
         assert not self.queues.pop(stream), "a stream was destroyed with work on it"
 
-    def synchronize(self, stream: int) -> None:
+    def synchronize(self, stream: int, *, is_blocking: bool = False) -> None:
         self._called("synchronize")
+        self.blocking_waits += is_blocking
         self.drain(stream)
 
     def drain(self, stream: int) -> None:
@@ -172,6 +187,28 @@ class DataType(enum.Enum):
     INT32 = "int32"
 
 
+class ExecutionContextAllocationStrategy(enum.Enum):
+    STATIC = 0
+    ON_PROFILE_CHANGE = 1
+    USER_MANAGED = 2
+
+
+class EngineValidity(enum.Enum):
+    VALID = 0
+    SUBOPTIMAL = 1
+    INVALID = 2
+
+
+class EngineInvalidityDiagnostics(enum.IntEnum):
+    VERSION_MISMATCH = 1
+    UNSUPPORTED_CC = 2
+    OLD_CUDA_DRIVER = 4
+
+
+SCRATCH_BYTES = 1000
+"""Scratch memory of a context for each frame of its batch; not a multiple of the alignment."""
+
+
 class ILogger:
     INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
 
@@ -184,8 +221,10 @@ class Context:
 
     active_optimization_profile = 0
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, strategy: ExecutionContextAllocationStrategy) -> None:
         self._engine = engine
+        self._is_user_managed = strategy is ExecutionContextAllocationStrategy.USER_MANAGED
+        self._memory: tuple[int, int] | None = None
         self._shape: tuple[int, ...] = ()
         self._addresses: dict[str, int] = {}
         self._is_running = threading.Lock()
@@ -197,6 +236,28 @@ class Context:
             return False
         self._shape = shape
         return True
+
+    def update_device_memory_size_for_shapes(self) -> int:
+        if not self._is_user_managed or not self._shape:
+            return self._fail("The context needs to be created with kUSER_MANAGED, and its input shapes set") or 0
+        self._engine.library.events.append("size asked")
+        return SCRATCH_BYTES * self._shape[0]
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        needed = SCRATCH_BYTES * (self._shape[0] if self._shape else self._engine.profile[2])
+        if not self._is_user_managed:
+            self._fail("setDeviceMemory: Context not created with user managed device memory, cannot set buffer")
+        elif not memory or memory % 256:
+            self._fail("setDeviceMemory: memory must be aligned on 256 bytes")
+        elif size < needed:
+            self._fail(f"setDeviceMemoryV2: The provided memory size is too small. Provided {size}, needed {needed}")
+        else:
+            self._engine.library.device.view(memory, size)
+            self._memory = memory, size
+
+    def _fail(self, message: str) -> bool:
+        self._engine.log.log(ILogger.ERROR, message)
+        return False
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return self._shape if name == "frames" else (self._shape[0], *self._engine.get_tensor_shape(name)[1:])
@@ -219,14 +280,21 @@ class Context:
             if is_captured:
                 device.broken_captures.add(stream)
             return False
+        memory = self._memory
+        if self._is_user_managed and (memory is None or memory[1] < SCRATCH_BYTES * self._shape[0]):
+            if is_captured:
+                device.broken_captures.add(stream)
+            return self._fail("IExecutionContext::setDeviceMemoryV2 should be called before enqueue/execute.")
         addresses, shape = dict(self._addresses), self._shape
-        device.enqueue(stream, lambda: self._run(addresses, shape))
+        device.enqueue(stream, lambda: self._run(addresses, shape, memory))
         return True
 
-    def _run(self, addresses: dict[str, int], shape: tuple[int, ...]) -> None:
+    def _run(self, addresses: dict[str, int], shape: tuple[int, ...], memory: tuple[int, int] | None) -> None:
         assert self._is_running.acquire(blocking=False), "two threads run one context"
         try:
             device = self._engine.library.device
+            if memory is not None:
+                device.view(*memory)[:] = 0xEE  # fails where the memory was freed
             frames = device.view(addresses["frames"], int(np.prod(shape))).reshape(shape)
             outputs = self._engine.session.run(("boxes", "scores", "count"), {"frames": frames})
             for name, array in zip(("boxes", "scores", "count"), outputs, strict=True):
@@ -249,7 +317,8 @@ class Engine:
         self.nodes = {node.name: node for node in (*self.session.get_inputs(), *self.session.get_outputs())}
         first = self.nodes["frames"].shape[0]
         self.profile = (first,) * 3 if isinstance(first, int) else library.profile
-        self.num_io_tensors = len(self.nodes)
+        self.num_io_tensors = self.num_layers = len(self.nodes)
+        self.device_memory_size_v2 = SCRATCH_BYTES * self.profile[2]
 
     def get_tensor_name(self, index: int) -> str:
         return list(self.nodes)[index]
@@ -267,23 +336,51 @@ class Engine:
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
         return [(size, *self.get_tensor_shape(name)[1:]) for size in self.profile]
 
-    def create_runtime_config(self) -> Any:
-        return SimpleNamespace(
-            create_runtime_cache=lambda: self.library.cache,
-            set_runtime_cache=lambda cache: self.library.events.append("cache set"),
-        )
+    def create_engine_inspector(self) -> Any:
+        return SimpleNamespace(get_engine_information=lambda form: "{}")
 
-    def create_execution_context(self, config: Any = None) -> Context | None:
+    def create_runtime_config(self) -> Any:
+        return RuntimeConfig(self.library)
+
+    def create_execution_context(
+        self, chosen: ExecutionContextAllocationStrategy | RuntimeConfig = ExecutionContextAllocationStrategy.STATIC
+    ) -> Context | None:
+        strategy = chosen.strategy if isinstance(chosen, RuntimeConfig) else chosen
+        if self.library.requires_user_memory and strategy is not ExecutionContextAllocationStrategy.USER_MANAGED:
+            self.log.log(
+                ILogger.ERROR,
+                "Engine was built with BuilderFlag::kREQUIRE_USER_ALLOCATION. Execution context creation requires "
+                "ExecutionContextAllocationStrategy::kUSER_MANAGED allocation strategy.",
+            )
+            return None
         if self.library.refuses_context:
             self.log.log(ILogger.ERROR, "the stand-in is out of memory")
             return None
         self.library.events.append("context")
-        self.library.config = config
+        self.library.config = chosen
         self.library.cache.compiled.append("kernel")
-        context = Context(self)
+        context = Context(self, strategy)
         if self.library.is_rtx:
             context.is_stream_capturable = lambda stream: self.library.is_capturable  # type: ignore[attr-defined]
         return context
+
+
+class RuntimeConfig:
+    """TensorRT-RTX's runtime configuration."""
+
+    def __init__(self, library: Library) -> None:
+        self.library = library
+        self.strategy = ExecutionContextAllocationStrategy.STATIC
+        self.cuda_graph_strategy = self.dynamic_shapes_kernel_specialization_strategy = ""
+
+    def create_runtime_cache(self) -> Cache:
+        return self.library.cache
+
+    def set_runtime_cache(self, cache: Cache) -> None:
+        self.library.events.append("cache set")
+
+    def set_execution_context_allocation_strategy(self, strategy: ExecutionContextAllocationStrategy) -> None:
+        self.strategy = strategy
 
 
 class Cache:
@@ -311,6 +408,10 @@ class Library:
         self.refuses = self.refuses_capture = self.refuses_context = self.refuses_shape = False
         self.refused_addresses: set[str] = set()
         self.interrupts_capture: BaseException | None = None
+        self.requires_user_memory = is_rtx
+        self.unsupported_capabilities: tuple[str, ...] = ()
+        self.validity: tuple[EngineValidity, int] = (EngineValidity.VALID, 0)
+        self.cannot_start = False
         self.has_host_code = False
         self.host_code_allowed: list[bool] = []
         self.is_capturable = True
@@ -323,11 +424,25 @@ class Library:
             def __init__(self, log: Any) -> None:
                 self.log = log
                 self.engine_host_code_allowed = False
+                if library.cannot_start:
+                    log.log(ILogger.ERROR, "createInferRuntime: CUDA initialization failure with error: 35")
 
             def deserialize_cuda_engine(self, data: bytes) -> Engine | None:
+                assert not library.cannot_start, "TensorRT ends the process here"
                 library.host_code_allowed.append(self.engine_host_code_allowed)
                 if library.has_host_code and not self.engine_host_code_allowed:
-                    self.log.log(ILogger.ERROR, "the stand-in found host code that is not allowed")
+                    self.log.log(
+                        ILogger.ERROR,
+                        "Cannot deserialize engine with lean runtime since IRuntime::getEngineHostCodeAllowed() is "
+                        "false.",
+                    )
+                    return None
+                capability = library.device.info.compute_capability
+                if capability in library.unsupported_capabilities:
+                    self.log.log(
+                        ILogger.ERROR,
+                        f"The engine cannot run on this GPU, which has compute capability {capability}.",
+                    )
                     return None
                 try:
                     return Engine(library, data, self.log)
@@ -342,9 +457,19 @@ class Library:
             DataType=DataType,
             TensorIOMode=SimpleNamespace(INPUT="input", OUTPUT="output"),
             Runtime=Runtime,
-            CudaGraphStrategy=SimpleNamespace(DISABLED="disabled"),
-            DynamicShapesKernelSpecializationStrategy=SimpleNamespace(EAGER="eager"),
+            ExecutionContextAllocationStrategy=ExecutionContextAllocationStrategy,
         )
+        if is_rtx:
+            self._add_rtx(Runtime)
+
+    def _add_rtx(self, runtime: Any) -> None:
+        """Adds the names that only TensorRT-RTX has."""
+        self.module.CudaGraphStrategy = SimpleNamespace(DISABLED="disabled")
+        self.module.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
+        self.module.EngineValidity = EngineValidity
+        self.module.EngineInvalidityDiagnostics = EngineInvalidityDiagnostics
+        runtime.engine_header_size = 64
+        runtime.get_engine_validity = lambda _, header: self.validity
 
     def opened(self) -> TensorRtLibrary:
         """As the runner takes it."""
@@ -405,8 +530,14 @@ class Bench:
         self.device = HostDevice(**device)
         self.library = Library(self.device)
 
-    def load(self, path: Path, **options: Any) -> TensorRtBackend:
-        return TensorRtBackend(path, library=self.library.opened(), device=self.device, **options)
+    def load(self, path: Path, *, allow_host_code: bool = False, **config: Any) -> TensorRtBackend:
+        return TensorRtBackend(
+            path,
+            library=self.library.opened(),
+            device=self.device,
+            allow_host_code=allow_host_code,
+            config=EngineConfig(**config),
+        )
 
     def count(self, call: str) -> int:
         return int(self.device.calls.count(call))

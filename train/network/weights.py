@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from edgerpn.errors import CheckpointError, require
+from edgerpn.files import native_path
 from edgerpn.train.network.layers import Backbone
 
 
@@ -80,7 +81,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     library = require("safetensors", extra="safetensors", purpose=purpose)
     reader = require("safetensors.torch", extra="safetensors", purpose=purpose)
     try:
-        return dict(reader.load_file(path))
+        with native_path(path) as native:
+            return dict(reader.load_file(native))
     except (library.SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not weights, or damaged: {error}") from error
 

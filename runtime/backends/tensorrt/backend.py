@@ -16,12 +16,12 @@ import numpy.typing as npt
 from edgerpn import manifest as manifests
 from edgerpn.errors import EngineLoadError, InferenceError, InputError
 from edgerpn.manifest import Manifest
-from edgerpn.runtime.backends.contract import Outputs, check_frames, check_outputs, join_outputs
+from edgerpn.runtime.backends.contract import EngineConfig, Outputs, check_frames, check_outputs, join_outputs
 from edgerpn.runtime.backends.tensorrt import compatibility, device_input
 from edgerpn.runtime.backends.tensorrt.cuda import CudaError, Device
 from edgerpn.runtime.backends.tensorrt.engine import TensorRtEngine
 from edgerpn.runtime.backends.tensorrt.library import TensorRtLibrary
-from edgerpn.runtime.backends.tensorrt.slots import EngineSlot, SlotRing
+from edgerpn.runtime.backends.tensorrt.slots import ContextReport, EngineSlot, SlotRing
 
 _logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class TensorRtBackend:
         *,
         library: TensorRtLibrary | None = None,
         device: Device | None = None,
-        num_slots: int = 2,
+        config: EngineConfig | None = None,
         allow_host_code: bool = False,
     ) -> None:
         """Loads an engine, and refuses one that was not built for this machine.
@@ -48,7 +48,7 @@ class TensorRtBackend:
             path: `model.engine`, with its manifest beside it.
             library: The library that runs it; None: imported.
             device: The GPU; None: the first visible one.
-            num_slots: Batches in flight.
+            config: Slots, and how threads wait for the GPU; None: the defaults.
             allow_host_code: Whether a version-compatible engine may contain code for the CPU; see `open_backend`.
 
         Raises:
@@ -57,9 +57,7 @@ class TensorRtBackend:
             ArtifactMismatchError: The engine was built for another machine, see `compatibility`.
             EngineLoadError: Library, driver or GPU is missing or does not work, or refuses the engine.
         """
-        if num_slots < 1:
-            raise ValueError(f"num_slots: expected at least 1, got {num_slots}")
-        path = Path(path)
+        path, config = Path(path), config or EngineConfig()
         self._manifest = manifests.read(path)
         spec = compatibility.engine_spec(path, self._manifest)
         host = compatibility.query_machine(spec, library=library, device=device)
@@ -67,7 +65,11 @@ class TensorRtBackend:
             raise type(host.library)(f"{path}: {host.library}") from host.library
         if isinstance(host.device, compatibility.Problem):
             raise type(host.device)(f"{path}: {host.device}") from host.device
-        compatibility.refuse(path, compatibility.compare(path, self._manifest, host))
+        checks = compatibility.compare(path, self._manifest, host)
+        compatibility.refuse(path, checks)
+        doubts = compatibility.doubts(checks)
+        for line in doubts:
+            _logger.warning("%s: %s", path, line)
         self._library, self._device = host.library, host.device
         profile = spec.profile
         sizes = tuple(sorted({profile.min_batch, profile.opt_batch, profile.max_batch}))
@@ -77,10 +79,12 @@ class TensorRtBackend:
                 engine = TensorRtEngine(
                     path, self._manifest, self._library, self._device, allow_host_code=allow_host_code
                 )
-                self._ring = SlotRing(engine, self._device, self._manifest, sizes, num_slots)
+                self._ring = SlotRing(engine, self._device, self._manifest, sizes, config)
         except (CudaError, InferenceError) as error:
             raise EngineLoadError(f"{path}: the engine cannot be prepared: {error}") from error
-        self._num_slots = num_slots
+        except EngineLoadError as error:
+            raise EngineLoadError("\n  ".join((str(error), *doubts))) from error
+        self._num_slots = config.num_slots
         weakref.finalize(self, self._ring.close).atexit = False
 
     @property
@@ -100,6 +104,11 @@ class TensorRtBackend:
     def frames_in_flight(self) -> int:
         """The number of slots, with which copies and inference overlap."""
         return self._num_slots
+
+    @property
+    def contexts(self) -> tuple[ContextReport, ...]:
+        """Time and memory of each execution context made so far, in order."""
+        return tuple(self._ring.contexts)
 
     def acquire(self) -> EngineSlot:
         """Returns a slot to write frames into; waits while all are in use. Release it, or use it in a `with` block.

@@ -13,11 +13,19 @@ from typing import Literal
 from edgerpn import files
 from edgerpn import manifest as manifests
 from edgerpn.errors import ArtifactMismatchError, EngineLoadError, ManifestError, MissingDependencyError
+from edgerpn.machine import board_model
 from edgerpn.manifest import EngineSpec, Manifest
 from edgerpn.runtime.backends.tensorrt.cuda import Device
 from edgerpn.runtime.backends.tensorrt.cuda_provider import open_device
-from edgerpn.runtime.backends.tensorrt.library import TensorRtLibrary, import_library
-from edgerpn.targets import HARDWARE_COMPATIBLE_FROM, capability_number, is_same_version, runs_compatible_engine
+from edgerpn.runtime.backends.tensorrt.library import TensorRtLibrary, import_library, make_logger, make_runtime
+from edgerpn.targets import (
+    HARDWARE_COMPATIBLE_FROM,
+    RTX_CAPABILITIES,
+    RTX_DEFAULT_CAPABILITIES,
+    capability_number,
+    is_same_version,
+    runs_compatible_engine,
+)
 
 Verdict = Literal["ok", "no", "unknown"]
 Problem = EngineLoadError | MissingDependencyError
@@ -51,6 +59,8 @@ class EngineHost:
     """The library that runs the engine."""
     device: Device | Problem
     """The GPU."""
+    board: str | None = None
+    """Name of the board; None on a PC."""
 
 
 def query_machine(
@@ -67,7 +77,7 @@ def query_machine(
         found_device = device or open_device()
     except (EngineLoadError, MissingDependencyError) as error:
         found_device = error
-    return EngineHost(platform=this_platform(), library=found_library, device=found_device)
+    return EngineHost(platform=this_platform(), library=found_library, device=found_device, board=board_model())
 
 
 def this_platform() -> str:
@@ -116,7 +126,16 @@ def compare(path: Path, manifest: Manifest, host: EngineHost) -> list[Compatibil
     checks = [_file(path, manifest), _library(spec, host, path), _gpu(spec, host, path), _platform(spec, host, path)]
     if spec.cuda is not None:
         checks.append(_driver(spec.cuda, host))
-    return checks
+    return [*checks, *_module(spec, host, path), *_validity(path, host)]
+
+
+def doubts(checks: list[CompatibilityCheck]) -> list[str]:
+    """Describes the checks that leave open whether the engine runs, a line for each."""
+    return [
+        f"{check.key}: expected {check.expected}, found {check.found}. {check.advice}".rstrip()
+        for check in checks
+        if check.verdict == "unknown"
+    ]
 
 
 def refuse(path: Path, checks: list[CompatibilityCheck]) -> None:
@@ -182,22 +201,91 @@ def _gpu(spec: EngineSpec, host: EngineHost, path: Path) -> CompatibilityCheck:
     if isinstance(host.device, Problem):
         return CompatibilityCheck(key="GPU", expected=expected, found=f"none: {host.device}", verdict="no")
     capability = host.device.info.compute_capability
-    number = capability_number(capability)
-    fits = capability in spec.compute_capabilities or (spec.hardware_compatible and number >= HARDWARE_COMPATIBLE_FROM)
-    verdict: Verdict = "ok" if fits else "no"
-    advice = _BUILD.format(name=path.name)
+    found = f"{host.device.info.name}, compute capability {capability}"
     if spec.library == "tensorrt-rtx":
-        advice = f"Build it for this GPU as well: edgerpn build ... --compute-capability {capability}"
-        if not fits and number > max(map(capability_number, spec.compute_capabilities), default=0):
-            # By NVIDIA's documentation its engines also run on later GPUs than those named; not tried.
-            verdict = "unknown"
+        verdict, advice = _rtx_verdict(spec, capability)
+        return CompatibilityCheck(key="GPU", expected=expected, found=found, verdict=verdict, advice=advice)
+    is_recent = capability_number(capability) >= HARDWARE_COMPATIBLE_FROM
+    fits = capability in spec.compute_capabilities or (spec.hardware_compatible and is_recent)
     return CompatibilityCheck(
         key="GPU",
         expected=expected,
-        found=f"{host.device.info.name}, compute capability {capability}",
-        verdict=verdict,
-        advice="" if fits else advice,
+        found=found,
+        verdict="ok" if fits else "no",
+        advice="" if fits else _BUILD.format(name=path.name),
     )
+
+
+def _rtx_verdict(spec: EngineSpec, capability: str) -> tuple[Verdict, str]:
+    """Verdict and advice for an engine of TensorRT-RTX on a GPU of a compute capability."""
+    number, built = capability_number(capability), set(spec.compute_capabilities)
+    if number < HARDWARE_COMPATIBLE_FROM:
+        return (
+            "no",
+            "TensorRT-RTX returns wrong products of our graphs before 8.0; run the ONNX file with CUDA instead.",
+        )
+    if capability in built:
+        return "ok", ""
+    advice = "Build it without --compute-capability, for every GPU that TensorRT-RTX supports."
+    if capability in RTX_CAPABILITIES:
+        advice = f"Build it for this GPU as well: edgerpn build ... --compute-capability {capability}"
+    if built == set(RTX_DEFAULT_CAPABILITIES):
+        # NVIDIA's documentation names these "and later"; 8.7, 9.0 and 11.0 are neither in its list nor excluded.
+        return "unknown", "NVIDIA does not name this GPU; the library decides when the engine is loaded."
+    # By the documentation, engines also run on later GPUs than those named; not tried.
+    return ("unknown" if number > max(map(capability_number, built)) else "no"), advice
+
+
+def _validity(path: Path, host: EngineHost) -> list[CompatibilityCheck]:
+    """Asks TensorRT-RTX about the engine's header; one check where it can answer.
+
+    Its no is only a doubt: on a GPU of compute capability 10.0 it calls engines invalid that it then runs (reported for
+    TensorRT-RTX in NVIDIA's cookbook; not tried here).
+    """
+    if isinstance(host.library, Problem) or isinstance(host.device, Problem):
+        return []
+    module = host.library.module
+    if not hasattr(module.Runtime, "get_engine_validity"):
+        return []
+    try:
+        with host.device.active(), path.open("rb") as file:
+            runtime = make_runtime(module, make_logger(module))
+            validity, bits = runtime.get_engine_validity(file.read(runtime.engine_header_size))
+    except EngineLoadError as error:
+        return [CompatibilityCheck(key="library's verdict", expected="VALID", found=str(error), verdict="no")]
+    reasons = [name for name, flag in module.EngineInvalidityDiagnostics.__members__.items() if int(flag) & bits]
+    is_valid = validity == module.EngineValidity.VALID
+    return [
+        CompatibilityCheck(
+            key="library's verdict",
+            expected="VALID",
+            found=f"{validity.name} ({', '.join(reasons)})" if reasons else str(validity.name),
+            verdict="ok" if is_valid else "unknown",
+            advice="" if is_valid else "The library has called engines invalid that it then ran; loading it decides.",
+        )
+    ]
+
+
+def _module(spec: EngineSpec, host: EngineHost, path: Path) -> list[CompatibilityCheck]:
+    """Compares multiprocessors and board where the build recorded them: Orin modules share name and capability."""
+    if spec.library != "tensorrt" or spec.hardware_compatible or isinstance(host.device, Problem):
+        return []
+    here = host.device.info.multiprocessors
+    pairs = (("multiprocessors", spec.multiprocessors, here), ("board", spec.board, host.board))
+    return [
+        CompatibilityCheck(
+            key=key,
+            expected=str(expected),
+            found=str(found or "unknown"),
+            verdict="ok" if found == expected else "unknown",
+            advice=""
+            if found == expected
+            else f"It may run slowly here, or fail: its kernels were chosen on another module. "
+            f"{_BUILD.format(name=path.name)}",
+        )
+        for key, expected, found in pairs
+        if expected is not None
+    ]
 
 
 def _platform(spec: EngineSpec, host: EngineHost, path: Path) -> CompatibilityCheck:

@@ -10,12 +10,16 @@ A primary context, once retained, stays for the life of the process, as in PyTor
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+_logger = logging.getLogger(__name__)
 
 LEGACY_STREAM = 1
 """Handle of the legacy default stream: an event on it waits for all streams but the non-blocking ones."""
@@ -60,6 +64,14 @@ class CudaError(Exception):
         super().__init__(f"{call} failed with {name}{f' ({text})' if text else ''}. {advice}".rstrip())
 
 
+def free_quietly(free: Callable[[], None]) -> None:
+    """Calls `free`; logs an error of CUDA, so that the caller can free further things."""
+    try:
+        free()
+    except CudaError as error:
+        _logger.warning("GPU memory could not be freed: %s", error)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeviceInfo:
     """Facts about a GPU."""
@@ -78,6 +90,8 @@ class DeviceInfo:
     """Newest CUDA version that the driver supports, such as 13.0."""
     can_share_memory: bool
     """True if it is an integrated GPU that works in the host's memory, so that frames need no copy."""
+    multiprocessors: int | None = None
+    """Number of multiprocessors: modules of one name and compute capability differ in it."""
     why_no_graphs: str | None = None
     """The reason for which this provider has no CUDA graphs; None when it has them."""
 
@@ -114,6 +128,10 @@ class Device(Protocol):
         """Frees device memory."""
         ...
 
+    def free_bytes(self) -> int:
+        """Free memory of the GPU, bytes; on an integrated GPU that of the computer."""
+        ...
+
     def allocate_host(self, num_bytes: int, *, is_mapped: bool) -> HostBuffer:
         """Allocates pinned host memory, in which the GPU can work itself when `is_mapped`."""
         ...
@@ -126,8 +144,13 @@ class Device(Protocol):
         """Frees a stream once its work is done."""
         ...
 
-    def synchronize(self, stream: int) -> None:
-        """Waits until a stream's work is done, without Python's global lock."""
+    def synchronize(self, stream: int, *, is_blocking: bool = False) -> None:
+        """Waits until a stream's work is done, without Python's global lock.
+
+        Args:
+            stream: The stream.
+            is_blocking: True: the thread sleeps, which costs some microseconds more; False: it may spin on a core.
+        """
         ...
 
     def wait_for(self, stream: int, producer: int) -> None:

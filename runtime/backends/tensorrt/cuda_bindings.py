@@ -1,7 +1,8 @@
-"""CUDA through NVIDIA's cuda-python (`cuda.bindings.driver`), versions 12.x and 13.x.
+"""CUDA through NVIDIA's cuda-python (`cuda.bindings.driver`), from 12.9.1 on.
 
 Every function of the package returns a tuple that starts with a CUresult, and takes plain numbers as handles. The names
-used here are the same in 12.9 and 13.5, which differ in cuCtxCreate; the primary context does not need it.
+used here are the same in 12.9 and 13.5, which differ in cuCtxCreate; the primary context does not need it. Versions
+before 12.9.1 hold Python's global lock while they wait, and lack `get_cuda_native_handle` (its release notes).
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from cuda.bindings import driver
+from cuda.bindings.utils import get_cuda_native_handle
 
 from edgerpn.runtime.backends.tensorrt.cuda import CudaError, DeviceInfo, HostBuffer, format_cuda_version
 
 _NON_BLOCKING = int(driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
 _NO_TIMING = int(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING)
+_BLOCKING = int(driver.CUevent_flags.CU_EVENT_BLOCKING_SYNC)
 _THREAD_LOCAL = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
 _ORDINAL = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
 # Values of cuda.h: any context may use the memory; the GPU may work in it.
@@ -45,7 +48,7 @@ class CudaBindingsDevice:
         handle = _call("cuDeviceGet", index)
         self._context = _call("cuDevicePrimaryCtxRetain", handle)
         self._info = _info(index, handle)
-        # One event for each thread, because two threads must not record the same one at once.
+        # Events of each thread, because two threads must not record the same one at once.
         self._local = threading.local()
         self._late: list[int] = []
 
@@ -66,6 +69,9 @@ class CudaBindingsDevice:
 
     def free(self, address: int) -> None:
         _call("cuMemFree", address)
+
+    def free_bytes(self) -> int:
+        return int(_call("cuMemGetInfo"))
 
     def allocate_host(self, num_bytes: int, *, is_mapped: bool) -> HostBuffer:
         address = int(_call("cuMemHostAlloc", num_bytes, _PORTABLE | (_DEVICEMAP if is_mapped else 0)))
@@ -91,18 +97,29 @@ class CudaBindingsDevice:
                 self._free_host(self._late.pop())
 
     def create_stream(self) -> int:
-        return int(_call("cuStreamCreate", _NON_BLOCKING))
+        return int(get_cuda_native_handle(_call("cuStreamCreate", _NON_BLOCKING)))
 
     def destroy_stream(self, stream: int) -> None:
         _call("cuStreamDestroy", stream)
 
-    def synchronize(self, stream: int) -> None:
-        _call("cuStreamSynchronize", stream)
+    def synchronize(self, stream: int, *, is_blocking: bool = False) -> None:
+        if not is_blocking:
+            _call("cuStreamSynchronize", stream)
+            return
+        # An event of our own, because the flag of the primary context would change the waits of other packages too.
+        event = self._event("blocking", _NO_TIMING | _BLOCKING)
+        _call("cuEventRecord", event, stream)
+        _call("cuEventSynchronize", event)
+
+    def _event(self, name: str, flags: int) -> Any:
+        event = getattr(self._local, name, None)
+        if event is None:
+            event = _call("cuEventCreate", flags)
+            setattr(self._local, name, event)
+        return event
 
     def wait_for(self, stream: int, producer: int) -> None:
-        event = getattr(self._local, "event", None)
-        if event is None:
-            event = self._local.event = _call("cuEventCreate", _NO_TIMING)
+        event = self._event("producer", _NO_TIMING)
         _call("cuEventRecord", event, producer)
         _call("cuStreamWaitEvent", stream, event, 0)
 
@@ -131,7 +148,7 @@ class CudaBindingsDevice:
             self._local.is_capturing = False
             self._free_late()
         try:
-            return int(_call("cuGraphInstantiate", graph, 0))
+            return int(get_cuda_native_handle(_call("cuGraphInstantiate", graph, 0)))
         finally:
             _call("cuGraphDestroy", graph)
 
@@ -171,5 +188,6 @@ def _info(index: int, handle: Any) -> DeviceInfo:
         compute_capability=f"{attribute('COMPUTE_CAPABILITY_MAJOR')}.{attribute('COMPUTE_CAPABILITY_MINOR')}",
         memory_bytes=int(_call("cuDeviceTotalMem", handle)),
         driver_cuda=format_cuda_version(int(_call("cuDriverGetVersion"))),
+        multiprocessors=attribute("MULTIPROCESSOR_COUNT"),
         can_share_memory=bool(attribute("INTEGRATED") and attribute("CAN_MAP_HOST_MEMORY")),
     )

@@ -41,7 +41,8 @@ def _open(index: int) -> Device:
     except ImportError as error:
         raise MissingDependencyError(
             f"running an engine needs the Python package cuda-bindings ({first}) or PyCUDA ({error}). Install the one "
-            "that fits the driver: pip install 'cuda-bindings<13' for CUDA 12 (JetPack 6), cuda-bindings for CUDA 13"
+            "that fits the driver: pip install 'cuda-bindings>=12.9.1,<13' for CUDA 12 (JetPack 6), cuda-bindings for "
+            "CUDA 13"
         ) from error
     except CudaError as error:
         raise EngineLoadError(f"GPU {index} cannot be used: {error}") from error

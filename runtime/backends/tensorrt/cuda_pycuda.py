@@ -33,6 +33,7 @@ class PyCudaDevice:
                 provider=f"PyCUDA {pycuda.VERSION_TEXT}", index=index, name=gpu.name(), memory_bytes=gpu.total_memory(),
                 driver_cuda=format_cuda_version(cuda.get_driver_version()), can_share_memory=all(shares),
                 compute_capability="{}.{}".format(*gpu.compute_capability()), why_no_graphs="PyCUDA has none",
+                multiprocessors=gpu.get_attribute(names.MULTIPROCESSOR_COUNT),
             )  # fmt: skip
         # By the numbers that we hand out, because PyCUDA frees memory and streams with their objects.
         self._memory: dict[int, Any] = {}
@@ -56,6 +57,9 @@ class PyCudaDevice:
     def free(self, address: int) -> None:
         self._memory.pop(address).free()
 
+    def free_bytes(self) -> int:
+        return int(cuda.mem_get_info()[0])
+
     def allocate_host(self, num_bytes: int, *, is_mapped: bool) -> HostBuffer:
         flags = cuda.host_alloc_flags.PORTABLE | (cuda.host_alloc_flags.DEVICEMAP if is_mapped else 0)
         array = cuda.pagelocked_empty(num_bytes, np.uint8, mem_flags=flags)
@@ -69,8 +73,14 @@ class PyCudaDevice:
     def destroy_stream(self, stream: int) -> None:
         del self._streams[stream]
 
-    def synchronize(self, stream: int) -> None:
-        self._streams[stream].synchronize()
+    def synchronize(self, stream: int, *, is_blocking: bool = False) -> None:
+        if not is_blocking:
+            self._streams[stream].synchronize()
+            return
+        flags = cuda.event_flags
+        event = cuda.Event(flags.BLOCKING_SYNC | flags.DISABLE_TIMING)
+        event.record(self._streams[stream])
+        event.synchronize()
 
     def wait_for(self, stream: int, producer: int) -> None:
         """Waits here for all of the GPU's work: PyCUDA cannot refer to a stream of another package."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from edgerpn import files
 from edgerpn.errors import ArtifactMismatchError, EngineLoadError
 from edgerpn.manifest import Manifest
 from edgerpn.runtime.backends.contract import tensors_of
+from edgerpn.runtime.backends.tensorrt.context import ScratchArena, create_context, make_runtime_config
 from edgerpn.runtime.backends.tensorrt.cuda import Device
-from edgerpn.runtime.backends.tensorrt.library import TensorRtLibrary, make_logger
+from edgerpn.runtime.backends.tensorrt.library import TensorRtLibrary, make_logger, make_runtime
 
 _logger = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ class TensorRtEngine:
         """Loads the file.
 
         Raises:
-            EngineLoadError: The library refuses it.
+            EngineLoadError: The library cannot start, or refuses the engine.
             ArtifactMismatchError: Its inputs and outputs are not those of the manifest.
         """
         self._path = path
@@ -46,7 +48,7 @@ class TensorRtEngine:
         self._library = library
         self._log = make_logger(library.module)
         # Kept, because engines of older versions must not outlive it.
-        self._runtime = library.module.Runtime(self._log)
+        self._runtime = make_runtime(library.module, self._log)
         is_portable = manifest.engine is not None and manifest.engine.version_compatible
         if is_portable and allow_host_code:
             self._runtime.engine_host_code_allowed = True
@@ -57,7 +59,7 @@ class TensorRtEngine:
             if is_portable and not allow_host_code:
                 raise EngineLoadError(
                     f"{path}: {library.title} refuses the engine: {self._log.take_lines()}. A version-compatible "
-                    "engine contains code for the CPU, which runs only if you trust it: "
+                    "engine contains code for the CPU, which runs only if you trust it: --allow-host-code, or "
                     "edgerpn.runtime.load(..., allow_host_code=True)."
                 )
             raise EngineLoadError(
@@ -68,7 +70,7 @@ class TensorRtEngine:
         self._cache = _RuntimeCache(path, manifest, library, device, self._engine)
 
     def new_context(self, stream: int) -> Any:
-        """Makes an execution context; TensorRT-RTX compiles here.
+        """Makes an execution context without memory, see `lend`; TensorRT-RTX compiles here.
 
         Args:
             stream: Stream on which the optimization profile is chosen, if needed.
@@ -78,7 +80,7 @@ class TensorRtEngine:
         """
         start = time.perf_counter()
         self._cache.announce()
-        context = self._cache.create_context()
+        context = create_context(self._library.module, self._engine, self._cache.config)
         if context is None:
             raise EngineLoadError(
                 f"{self._path}: {self._library.title} cannot make an execution context: {self._log.take_lines()}. If "
@@ -89,6 +91,10 @@ class TensorRtEngine:
         self._cache.save()
         _logger.debug("%s: execution context in %.2f s", self._path, time.perf_counter() - start)
         return context
+
+    def lend(self, arena: ScratchArena, context: Any, on_move: Callable[[], None]) -> int:
+        """Provides a context with scratch memory; see `ScratchArena.add`."""
+        return arena.add(context, self._engine, on_move)
 
     def reason(self) -> str:
         """Returns the library's errors since the last call, for the end of a message."""
@@ -124,25 +130,17 @@ class TensorRtEngine:
 
 
 class _RuntimeCache:
-    """Makes contexts: for TensorRT-RTX with a runtime configuration and a file of compiled kernels."""
+    """TensorRT-RTX's runtime configuration and its file of compiled kernels; TensorRT has neither."""
 
     def __init__(self, path: Path, manifest: Manifest, library: TensorRtLibrary, device: Device, engine: Any) -> None:
-        self._engine = engine
         self._path = path
         self._title = library.title
-        self._config: Any = None
+        self.config = make_runtime_config(library.module, engine)
         self._saved = b""
         self._file: Path | None = None
-        if library.name != "tensorrt-rtx":
+        if self.config is None:
             return
-        module = library.module
-        self._config = engine.create_runtime_config()
-        self._config.cuda_graph_strategy = module.CudaGraphStrategy.DISABLED
-        # A capture must record the final kernels, not those that serve until these are compiled in the background.
-        self._config.dynamic_shapes_kernel_specialization_strategy = (
-            module.DynamicShapesKernelSpecializationStrategy.EAGER
-        )
-        self._cache = self._config.create_runtime_cache()
+        self._cache = self.config.create_runtime_cache()
         digest = (manifest.provenance.artifact_sha256 or "")[:16]
         gpu = re.sub(r"[^A-Za-z0-9]+", "-", f"{device.info.name}-{device.info.compute_capability}")
         folder = files.cache_folder()
@@ -150,23 +148,18 @@ class _RuntimeCache:
         self._saved = _read(self._file) if self._file else b""
         if self._saved and not self._cache.deserialize(self._saved):
             self._saved = b""
-        self._config.set_runtime_cache(self._cache)
+        self.config.set_runtime_cache(self._cache)
 
     def announce(self) -> None:
         """Logs that a long wait may follow."""
-        if self._config is not None and not self._saved:
+        if self.config is not None and not self._saved:
             _logger.warning(
                 "%s: %s compiles the engine for this GPU, up to 30 s; the next start is fast", self._path, self._title
             )
 
-    def create_context(self) -> Any:
-        if self._config is None:
-            return self._engine.create_execution_context()
-        return self._engine.create_execution_context(self._config)
-
     def save(self) -> None:
         """Writes newly compiled kernels; a folder that cannot be written costs only speed."""
-        if self._config is None:
+        if self.config is None:
             return
         data = bytes(self._cache.serialize() or b"")
         if not data or data == self._saved:

@@ -18,6 +18,8 @@ from edgerpn.targets import LIBRARIES, EngineLibrary
 
 _logger = logging.getLogger(__name__)
 
+_MOST_WARNINGS = 50
+"""Different warnings of one library that are shown."""
 _ADVICE = (
     (
         "libnvdla_compiler",
@@ -96,10 +98,30 @@ def _diagnosis(module: str, error: Exception) -> str:
     return f"{module} is installed, but does not work here: {error}. {' '.join(advice[:1])}".rstrip()
 
 
+def make_runtime(module: Any, log: Any) -> Any:
+    """Makes the library's runtime object.
+
+    Args:
+        module: The library's module.
+        log: A new logger of `make_logger`.
+
+    Raises:
+        EngineLoadError: The library cannot start, as with a driver that is too old for it. TensorRT then returns an
+            object all the same, whose first use ends the process (tried with the lean runtime 11.4.0).
+    """
+    runtime = module.Runtime(log)
+    if log.lines:
+        raise EngineLoadError(
+            f"{module.__name__} {module.__version__} cannot start: {log.take_lines()}. Update the NVIDIA driver, or "
+            "install the library that is made for the driver's CUDA version."
+        )
+    return runtime
+
+
 def make_logger(module: Any) -> Any:
     """A logger for the library's objects.
 
-    It keeps errors for `take_lines`, and sends all lines to Python's logging at the level DEBUG.
+    It keeps errors for `take_lines`, logs each warning once, and all other lines at the level DEBUG.
     """
 
     class Log(module.ILogger):  # type: ignore[misc]
@@ -108,13 +130,19 @@ def make_logger(module: Any) -> Any:
         def __init__(self) -> None:
             module.ILogger.__init__(self)
             self.lines: deque[str] = deque(maxlen=20)
+            self.warned: set[str] = set()
 
         def log(self, severity: Any, message: str) -> None:
             """Handles a line; must not raise, because the library calls it from C++."""
             is_serious = severity in (module.ILogger.INTERNAL_ERROR, module.ILogger.ERROR)
             if is_serious:
                 self.lines.append(message.strip())
-            _logger.debug("%s: %s", module.__name__, message)
+            is_new = severity == module.ILogger.WARNING and message not in self.warned
+            if is_new and len(self.warned) < _MOST_WARNINGS:
+                self.warned.add(message)
+                _logger.warning("%s: %s", module.__name__, message.strip())
+            else:
+                _logger.debug("%s: %s", module.__name__, message)
 
         def take_lines(self) -> str:
             """Returns the errors since the last call, for the end of a message."""

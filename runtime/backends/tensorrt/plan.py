@@ -7,7 +7,6 @@ each captured graph) and its own place in buffers that stay where they are.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,18 +14,12 @@ import numpy as np
 from edgerpn.errors import InferenceError
 from edgerpn.manifest import Manifest
 from edgerpn.runtime.backends.contract import Outputs
-from edgerpn.runtime.backends.tensorrt.cuda import CudaError, Device
+from edgerpn.runtime.backends.tensorrt.context import ScratchArena
+from edgerpn.runtime.backends.tensorrt.cuda import CudaError, Device, free_quietly
 from edgerpn.runtime.backends.tensorrt.device_input import ALIGNMENT
+from edgerpn.runtime.backends.tensorrt.engine import TensorRtEngine
 
 _logger = logging.getLogger(__name__)
-
-
-def free_quietly(free: Callable[[], None]) -> None:
-    """Calls `free`; logs an error of CUDA, so that the caller can free further things."""
-    try:
-        free()
-    except CudaError as error:
-        _logger.warning("GPU memory could not be freed: %s", error)
 
 
 class SlotBuffers:
@@ -113,27 +106,47 @@ class SlotBuffers:
 class BatchPlan:
     """The work of one batch size in one slot: an execution context and, where capture works, its CUDA graph."""
 
-    def __init__(self, context: Any, device: Device, stream: int, size: int, buffers: SlotBuffers) -> None:
-        """Binds `context`, which it then owns, to the buffers at batch size `size`.
+    def __init__(
+        self, engine: TensorRtEngine, device: Device, stream: int, size: int, buffers: SlotBuffers, arena: ScratchArena
+    ) -> None:
+        """Makes a context for batch size `size`, and binds it to the buffers and to the arena's memory.
 
         Raises:
+            EngineLoadError: The library cannot make a context.
             InferenceError: The library refuses the shape or an address.
+            CudaError: The GPU's memory is full.
         """
         self.size = size
         self.has_run = False
         self.why_no_graph: str | None = device.info.why_no_graphs
-        self._context = context
         self._device = device
         self._stream = stream
         self._buffers = buffers
+        self._arena = arena
         self._graph: int | None = None
         self._graph_source: int | None = None
         self._last_source: int | None = None
-        shape = (size, *buffers.frame_shape)
-        if not context.set_input_shape(buffers.input_name, shape):
+        self._context: Any = engine.new_context(stream)
+        try:
+            self.scratch_bytes = self._bind(engine)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def has_graph(self) -> bool:
+        """True if a CUDA graph is ready to launch."""
+        return self._graph is not None
+
+    def _bind(self, engine: TensorRtEngine) -> int:
+        """Sets shape, scratch memory and addresses, in the order that the library needs; returns the scratch bytes."""
+        shape = (self.size, *self._buffers.frame_shape)
+        if not self._context.set_input_shape(self._buffers.input_name, shape):
             raise InferenceError(f"the library refused frames of shape {shape}")
-        for tensor, address in buffers.addresses(size).items():
+        scratch_bytes = engine.lend(self._arena, self._context, self._drop_graph)
+        for tensor, address in self._buffers.addresses(self.size).items():
             self._set_address(tensor, address)
+        return scratch_bytes
 
     def warm_up(self) -> None:
         """Runs the work once and waits: the library sets itself up in the first run, which must not be recorded."""
@@ -165,8 +178,12 @@ class BatchPlan:
         self.has_run, self._last_source = True, source
 
     def close(self) -> None:
-        """Frees graph and context."""
+        """Frees graph and context; the arena's memory stays with the slot."""
+        self._drop_graph()
+        self._arena.remove(self._context)
         self._context = None
+
+    def _drop_graph(self) -> None:
         self._replace_graph(None, None)
 
     def _try_capture(self, source: int | None) -> str | None:

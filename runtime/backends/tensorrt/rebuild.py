@@ -12,6 +12,7 @@ from edgerpn.errors import ArtifactMismatchError, EngineLoadError
 from edgerpn.manifest import Manifest
 from edgerpn.runtime.backends.tensorrt.compatibility import engine_spec, find_onnx, read_manifest
 from edgerpn.runtime.backends.tensorrt.cuda_provider import open_device
+from edgerpn.targets import RTX_CAPABILITIES
 
 _logger = logging.getLogger(__name__)
 _TAIL = 15
@@ -61,13 +62,14 @@ def command(onnx: Path, path: Path, manifest: Manifest, capability: str | None) 
         onnx: File to build from.
         path: File to write.
         manifest: Describes the existing engine.
-        capability: Compute capability to add to those of the engine; None: the build chooses that of this GPU.
+        capability: Compute capability to add to those of the engine. One that TensorRT-RTX cannot build for by name
+            leads to its default list; None: TensorRT builds for this GPU.
     """
     spec = engine_spec(path, manifest)
     profile = spec.profile
     words = [sys.executable, "-m", "edgerpn", "build", os.fspath(onnx), "-o", os.fspath(path)]
     words += ["--backend", spec.library]
-    if capability is not None:
+    if capability in RTX_CAPABILITIES:
         capabilities = (capability, *(other for other in spec.compute_capabilities if other != capability))
         words += [word for one in capabilities for word in ("--compute-capability", one)]
     values: dict[str, object] = {

@@ -8,7 +8,8 @@
 
 Why this is correct:
 1. A slot has a stream, buffers and execution contexts of its own; slots share only the engine, which is read-only. So
-   as many frames are in flight as there are slots.
+   as many frames are in flight as there are slots. The contexts of a slot run one after another, and so share their
+   scratch memory.
 2. Upload, inference and download of a slot run on its one stream, so they need no events between them.
 3. A slot belongs to one thread at a time, from `acquire` to `release`. Contexts are made, and run for the first time,
    under one lock of the ring, because the engine and the library's set-up are shared.
@@ -22,22 +23,54 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from edgerpn.errors import EngineLoadError, InferenceError
+from edgerpn.machine import resident_bytes
 from edgerpn.manifest import Manifest
-from edgerpn.runtime.backends.contract import Outputs
-from edgerpn.runtime.backends.tensorrt.cuda import CudaError, Device
+from edgerpn.runtime.backends.contract import EngineConfig, Outputs
+from edgerpn.runtime.backends.tensorrt.context import ScratchArena
+from edgerpn.runtime.backends.tensorrt.cuda import CudaError, Device, free_quietly
 from edgerpn.runtime.backends.tensorrt.device_input import DeviceFrames
 from edgerpn.runtime.backends.tensorrt.engine import TensorRtEngine
-from edgerpn.runtime.backends.tensorrt.plan import BatchPlan, SlotBuffers, free_quietly
+from edgerpn.runtime.backends.tensorrt.plan import BatchPlan, SlotBuffers
 
 _MOST_DIRECT_PLANS = 4
 """Batch sizes of direct input that keep a context: the caller chooses the sizes, and each costs memory."""
+_MUCH_HOST_MEMORY = 1 << 30
 _logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ContextReport:
+    """Time and memory of one execution context; other work of the process and of the GPU is in the differences."""
+
+    batch: int
+    """Frames in a batch."""
+    seconds: float
+    """Seconds until it was made."""
+    scratch_bytes: int
+    """GPU memory for intermediate results, which the contexts of a slot share."""
+    host_bytes: int
+    """Growth of this process, bytes."""
+    gpu_bytes: int
+    """Decrease of the GPU's free memory, bytes."""
+
+    def text(self) -> str:
+        """One line for people."""
+        return (
+            f"execution context for batches of {self.batch} in {self.seconds:.2f} s: scratch memory "
+            f"{_mib(self.scratch_bytes)}, host memory {_mib(self.host_bytes)}, GPU memory {_mib(self.gpu_bytes)}"
+        )
+
+
+def _mib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:.1f} MiB"
 
 
 class EngineSlot:
@@ -54,12 +87,15 @@ class EngineSlot:
         except BaseException:
             free_quietly(lambda: device.destroy_stream(self.stream))
             raise
+        self._arena = ScratchArena(device, self.stream)
         self._plans: dict[int, BatchPlan] = {}
         self._direct: dict[int, BatchPlan] = {}
         self._running: tuple[int, int] | None = None
         self._is_pending = False
         self._keep: DeviceFrames | None = None
         self.is_free = True
+        self.thread: int | None = None
+        """Number of the thread that acquired it."""
 
     @property
     def frames(self) -> npt.NDArray[np.uint8]:
@@ -133,7 +169,7 @@ class EngineSlot:
             raise RuntimeError("the slot has no work: call submit before result")
         try:
             with self._device.active():
-                self._device.synchronize(self.stream)
+                self._device.synchronize(self.stream, is_blocking=self._ring.waits_blocking)
         except CudaError as error:
             self._running = None  # the outputs hold those of an older batch
             raise InferenceError(f"inference failed: {error}") from error
@@ -161,6 +197,7 @@ class EngineSlot:
         self._plans, self._direct = {}, {}
         for plan in plans:
             plan.close()
+        self._arena.free()
         self._buffers.free()
         free_quietly(lambda: self._device.destroy_stream(self.stream))
 
@@ -217,37 +254,56 @@ class EngineSlot:
 
     def _new_plan(self, size: int) -> BatchPlan:
         with self._ring.preparing:
-            context = self._engine.new_context(self.stream)
-        return BatchPlan(context, self._device, self.stream, size, self._buffers)
+            started, host, gpu = time.perf_counter(), resident_bytes(), self._device.free_bytes()
+            plan = BatchPlan(self._engine, self._device, self.stream, size, self._buffers, self._arena)
+            self._ring.report(
+                ContextReport(
+                    batch=size,
+                    seconds=round(time.perf_counter() - started, 3),
+                    scratch_bytes=plan.scratch_bytes,
+                    host_bytes=resident_bytes() - host,
+                    gpu_bytes=gpu - self._device.free_bytes(),
+                )
+            )
+            for other in self._plans.values():
+                if not other.has_graph:  # the arena has moved, or no graph was possible
+                    other.capture()
+        return plan
 
 
 class SlotRing:
     """Lends slots to threads, which share it."""
 
     def __init__(
-        self, engine: TensorRtEngine, device: Device, manifest: Manifest, sizes: tuple[int, ...], num_slots: int
+        self, engine: TensorRtEngine, device: Device, manifest: Manifest, sizes: tuple[int, ...], config: EngineConfig
     ) -> None:
-        """Makes the slots, and prepares each for the smallest batch; called inside `Device.active()`.
+        """Makes the slots, and prepares the first for the smallest batch; called inside `Device.active()`.
+
+        The others make their contexts at their first frame, because each takes memory: TensorRT-RTX up to 1.4 GiB on
+        the host (NVIDIA/TensorRT-RTX#39).
 
         Args:
             engine: The engine, kept as long as the ring.
             device: The GPU.
             manifest: Describes the engine's inputs and outputs.
             sizes: Batch sizes at which the engine runs, ascending.
-            num_slots: Batches in flight.
+            config: Batches in flight, and how threads wait for the GPU.
         """
         self.sizes = sizes
         self.preparing = threading.RLock()
+        self.waits_blocking = config.gpu_wait == "block" or (config.gpu_wait == "auto" and device.info.can_share_memory)
         self._device = device
+        self.contexts: list[ContextReport] = []
         self._has_logged_missing_graph = False
         self._is_closed = False
         self._change = threading.Condition()
+        self._all: tuple[EngineSlot, ...] = ()
         self._free: list[EngineSlot] = []
         try:
-            for _ in range(num_slots):
-                slot = EngineSlot(self, engine, device, manifest)
-                self._free.append(slot)
-                slot.prepare(sizes[0])
+            for _ in range(config.num_slots):
+                self._free.append(EngineSlot(self, engine, device, manifest))
+            self._all = tuple(self._free)
+            self._free[-1].prepare(sizes[0])  # the one that `acquire` returns first
         except BaseException:
             self.close()
             raise
@@ -256,25 +312,38 @@ class SlotRing:
         """Returns a free slot, the last used one first; waits for one while all are in use.
 
         Raises:
-            RuntimeError: The ring is closed.
+            RuntimeError: The ring is closed, or the calling thread holds every slot and would wait for itself.
         """
+        thread = threading.get_ident()
         with self._change:
             while not self._free and not self._is_closed:
+                if all(slot.thread == thread for slot in self._all):
+                    raise RuntimeError(
+                        f"this thread holds all {len(self._all)} slots of the engine: release one, or load the engine "
+                        "with more num_slots"
+                    )
                 self._change.wait()
             if self._is_closed:
                 raise RuntimeError("the model is closed")
             slot = self._free.pop()
-            slot.is_free = False
+            slot.is_free, slot.thread = False, thread
             return slot
 
     def take_back(self, slot: EngineSlot) -> None:
         with self._change:
-            slot.is_free = True
+            slot.is_free, slot.thread = True, None
             if not self._is_closed:
                 self._free.append(slot)
                 self._change.notify()
                 return
         self._free_slots([slot])
+
+    def report(self, context: ContextReport) -> None:
+        """Keeps and logs time and memory of a new context."""
+        self.contexts.append(context)
+        level = logging.WARNING if context.host_bytes > _MUCH_HOST_MEMORY else logging.INFO
+        advice = "; with memory short, use fewer slots" if level == logging.WARNING else ""
+        _logger.log(level, "%s%s", context.text(), advice)
 
     def log_missing_graph(self, reason: str | None) -> None:
         """Logs the reason for running without CUDA graphs, once."""

@@ -22,6 +22,7 @@ from edgerpn.export.engine.trial import golden_parity, try_engine
 from edgerpn.golden import Golden
 from edgerpn.manifest import AnchorSpec, EngineSpec, InputSpec, Manifest, ProposalSpec, Provenance
 from edgerpn.manifest.parts import ProfileSpec
+from edgerpn.runtime.backends.tensorrt import compatibility
 
 MACHINE = BuildMachine(platform="linux-x86_64", gpu="GPU", compute_capability="8.7", driver="12.6")
 NAMES = ["a.engine", "a.engine.build.json", "a.engine.golden.npz", "a.engine.json"]
@@ -217,7 +218,7 @@ def test_a_missing_package_leaves_the_engine_untried_and_says_what_to_install(
 def test_a_package_found_missing_by_the_backend_leaves_the_engine_untried_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def open_backend(*_: Any) -> None:
+    def open_backend(*_: Any, **__: Any) -> None:
         raise MissingDependencyError("needs numpy2; pip install numpy2")
 
     monkeypatch.setattr("edgerpn.runtime.backends.open_backend.open_backend", open_backend)
@@ -230,6 +231,25 @@ def test_a_package_found_missing_by_the_backend_leaves_the_engine_untried_too(
     try_engine(report, staged, make_manifest("a"), onnx, compare=None, say=said.append)
     assert said[0].startswith("the engine was not tried here: needs numpy2; pip install numpy2; try it on the device")
     assert sorted(file.name for file in tmp_path.iterdir()) == [".a.engine", "in"]
+
+
+def test_the_trial_of_a_version_compatible_engine_allows_its_code(
+    bench: Any, make_engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staged = make_engine(tmp_path, version_compatible=True)
+    bench.library.has_host_code = True
+    host = compatibility.EngineHost(
+        platform=compatibility.this_platform(), library=bench.library.opened(), device=bench.device
+    )
+    monkeypatch.setattr(compatibility, "query_machine", lambda *_, **__: host)
+    monkeypatch.setattr("edgerpn.export.engine.trial.open_device", lambda: bench.device)
+    made = edgerpn.manifest.read(staged)
+    model, onnx = make_onnx(tmp_path / "in", 1.0)
+    said: list[str] = []
+    try_engine(make_report(model, tmp_path / "a.engine"), staged, made, onnx.replace(golden=None), compare=None,
+               say=said.append)  # fmt: skip
+    assert said[0].startswith("the engine loads here")
+    assert bench.library.host_code_allowed == [True]
 
 
 def test_the_agreement_on_golden_frames_counts_pairs_and_unmatched_proposals() -> None:

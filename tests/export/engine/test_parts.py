@@ -7,6 +7,7 @@ import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +16,9 @@ from edgerpn import settings
 from edgerpn.errors import BuildError
 from edgerpn.export.engine import cli as build_cli
 from edgerpn.export.engine import libraries as build_libraries
+from edgerpn.export.engine.build import check_graph
 from edgerpn.export.engine.cache import timing_cache_file
-from edgerpn.export.engine.layers import RUNS, WARM_UP, _time_layers, read_layers
+from edgerpn.export.engine.layers import RUNS, WARM_UP, _time_layers, inspect_layers, read_layers
 from edgerpn.export.engine.libraries import BuildEnvironment, BuildMachine
 from edgerpn.export.engine.options import MAX_TRIES, BuildConfig
 from edgerpn.export.engine.output import check_paths, check_room
@@ -24,6 +26,8 @@ from edgerpn.export.engine.process import MAX_LINES, BuildOutcome, LogLines
 from edgerpn.export.engine.progress import PhaseTracker, ProgressDisplay
 from edgerpn.export.engine.report import explain
 from edgerpn.machine import available_bytes
+from edgerpn.runtime.backends.tensorrt.library import make_logger
+from tests.support.models import make_manifest
 
 HERE = BuildMachine(platform="linux-x86_64")
 
@@ -183,13 +187,38 @@ def test_layers_are_read_in_the_forms_of_tensorrt_10_and_11() -> None:
 def test_layers_are_timed_on_black_frames_and_memory_is_returned(
     bench: Any, make_engine: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trt = bench.library.module
+    trt, bench.library.requires_user_memory = bench.library.module, True
     trt.nptype, trt.IProfiler = (lambda dtype: dtype.value), type("IProfiler", (), {"__init__": lambda self: None})
     engine = trt.Runtime(None).deserialize_cuda_engine(make_engine(tmp_path).read_bytes())
     monkeypatch.setattr("edgerpn.export.engine.layers.open_device", lambda: bench.device)
     assert _time_layers(trt, engine, 2) == {}  # the stand-in reports no layers
     assert bench.library.events.count("enqueued") == WARM_UP + RUNS
     assert (bench.device.memory, bench.device.queues) == ({}, {})
+
+
+@pytest.mark.parametrize("is_allowed", [True, False])
+def test_layers_of_an_engine_with_code_for_the_cpu_are_listed_after_its_build(
+    bench: Any, make_engine: Callable[..., Path], tmp_path: Path, is_allowed: bool
+) -> None:
+    bench.library.has_host_code = True
+    plan, log = make_engine(tmp_path).read_bytes(), make_logger(bench.library.module)
+    trt = bench.library.module
+    trt.LayerInformationFormat = SimpleNamespace(JSON=0)
+    found = inspect_layers(trt, log, plan, batch=1, is_timed=False, is_version_compatible=is_allowed)
+    assert found["num_layers"] == (4 if is_allowed else None)
+
+
+def test_a_dla_takes_a_fixed_batch_and_fp16_and_is_called_experimental(tmp_path: Path) -> None:
+    file, manifest = tmp_path / "model.onnx", make_manifest(batch=None, source_hw=None)
+    config = BuildConfig(backend="tensorrt", dla_core=0)
+    with pytest.raises(BuildError, match=r"(?s)dla_core: a DLA has no dynamic batch.*fp16 and int8 only") as caught:
+        check_graph(file, manifest, "tensorrt", "11.4.1.7", config)
+    assert "--batch 1" in str(caught.value)
+
+
+def test_tensorrt_rtx_does_not_build_for_turing() -> None:
+    config = BuildConfig(compute_capabilities=("7.5", "8.6"))
+    assert config.problems("tensorrt-rtx")[0].startswith("compute_capabilities: on 7.5, TensorRT-RTX returns zeros")
 
 
 def test_the_release_of_jetson_linux_is_read(tmp_path: Path) -> None:
@@ -205,6 +234,9 @@ def test_the_timing_cache_is_one_file_for_each_version_and_gpu(tmp_path: Path, m
     environment = BuildEnvironment(library="tensorrt", version="10.3.0", cuda=None, machine=machine)
     name = "tensorrt-10.3.0-NVIDIA-Orin-nvgpu-8.7.cache"
     assert timing_cache_file(BuildConfig(), environment) == (str(tmp_path / "edgerpn" / "timing" / name), None)
+    orin = dataclasses.replace(machine, multiprocessors=4, board="Orin Nano", power_mode="2 MAXN_SUPER")
+    precise, _ = timing_cache_file(BuildConfig(), dataclasses.replace(environment, machine=orin))
+    assert Path(precise or "").name == "tensorrt-10.3.0-NVIDIA-Orin-nvgpu-8.7-4-Orin-Nano-2-MAXN-SUPER.cache"
     assert timing_cache_file(BuildConfig(timing_cache="off"), environment) == (None, None)
     assert timing_cache_file(BuildConfig(timing_cache=str(tmp_path / "a")), environment) == (str(tmp_path / "a"), None)
     assert timing_cache_file(BuildConfig(), dataclasses.replace(environment, library="tensorrt-rtx")) == (None, None)

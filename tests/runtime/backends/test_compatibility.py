@@ -13,7 +13,8 @@ from edgerpn import manifest as manifests
 from edgerpn.errors import ArtifactMismatchError, EngineLoadError, ManifestError, MissingDependencyError
 from edgerpn.runtime.backends.tensorrt import compatibility
 from edgerpn.runtime.backends.tensorrt.backend import TensorRtBackend
-from edgerpn.runtime.backends.tensorrt.library import import_library
+from edgerpn.runtime.backends.tensorrt.library import import_library, make_logger
+from edgerpn.targets import RTX_CAPABILITIES, RTX_DEFAULT_CAPABILITIES
 
 MakeModel = Callable[..., Path]
 
@@ -36,6 +37,7 @@ def verdicts(path: Path, machine: compatibility.EngineHost) -> dict[str, str]:
 
 
 RTX = {"library": "tensorrt-rtx", "library_version": "1.7.1.116", "compute_capabilities": ("8.6", "12.0")}
+RTX_DEFAULT = {**RTX, "compute_capabilities": RTX_DEFAULT_CAPABILITIES}
 
 
 def test_an_engine_of_this_machine_passes_every_check(here: Any, make_engine: MakeModel, tmp_path: Path) -> None:
@@ -55,6 +57,11 @@ def test_an_engine_of_this_machine_passes_every_check(here: Any, make_engine: Ma
         ({}, {"capability": "8.9"}, "GPU", "no"),
         ({"hardware_compatible": True}, {"capability": "8.9"}, "GPU", "ok"),
         ({"hardware_compatible": True}, {"capability": "7.5"}, "GPU", "no"),
+        ({"multiprocessors": 8}, {}, "multiprocessors", "ok"),
+        ({"multiprocessors": 16}, {}, "multiprocessors", "unknown"),
+        ({"board": "Orin NX"}, {"board": "Orin NX"}, "board", "ok"),
+        ({"board": "AGX Orin"}, {"board": "Orin NX"}, "board", "unknown"),
+        ({"board": "AGX Orin"}, {}, "board", "unknown"),
         ({"platform": "windows-amd64"}, {}, "platform", "no"),
         ({"cuda": "14"}, {}, "driver", "no"),
         ({"cuda": "13.2"}, {}, "driver", "ok"),
@@ -62,6 +69,10 @@ def test_an_engine_of_this_machine_passes_every_check(here: Any, make_engine: Ma
         (RTX, {"is_rtx": True, "version": "1.7.1.116", "capability": "8.6"}, "GPU", "ok"),
         (RTX, {"is_rtx": True, "version": "1.7.1.116", "capability": "9.0"}, "GPU", "no"),
         (RTX, {"is_rtx": True, "version": "1.7.1.116", "capability": "12.1"}, "GPU", "unknown"),
+        (RTX_DEFAULT, {"is_rtx": True, "version": "1.7.1.116", "capability": "8.7"}, "GPU", "unknown"),
+        (RTX_DEFAULT, {"is_rtx": True, "version": "1.7.1.116", "capability": "9.0"}, "GPU", "unknown"),
+        (RTX_DEFAULT, {"is_rtx": True, "version": "1.7.1.116", "capability": "7.5"}, "GPU", "no"),
+        (RTX_DEFAULT, {"is_rtx": True, "version": "1.7.1.116", "capability": "8.9"}, "library's verdict", "ok"),
         ({**RTX, "platform": "windows-amd64"}, {"is_rtx": True, "version": "1.7.1.116"}, "platform", "unknown"),
     ],
 )
@@ -76,6 +87,29 @@ def test_the_lean_runtime_runs_version_compatible_engines(here: Any, make_engine
     lean = here()
     lean.library.module.__name__ = "tensorrt_lean"
     assert verdicts(make_engine(tmp_path, version_compatible=True), lean)["library"] == "ok"
+
+
+def test_an_engine_of_another_module_of_the_same_name_is_loaded_with_a_warning(
+    bench: Any, make_engine: MakeModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.load(make_engine(tmp_path, multiprocessors=16)).close()
+    assert "multiprocessors: expected 16, found 8. It may run slowly here, or fail" in caplog.text
+    caplog.clear()
+    hardware = make_engine(tmp_path, multiprocessors=16, hardware_compatible=True)
+    bench.load(hardware).close()
+    assert "multiprocessors" not in caplog.text
+
+
+def test_warnings_of_the_library_are_shown_once(bench: Any, caplog: pytest.LogCaptureFixture) -> None:
+    log = make_logger(bench.library.module)
+    with caplog.at_level("DEBUG"):
+        for _ in range(2):
+            log.log(1, "an error")
+            log.log(2, "Using an engine plan file across different models of devices is not supported")
+            log.log(3, "information")
+    warned = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert warned == ["tensorrt: Using an engine plan file across different models of devices is not supported"]
+    assert log.take_lines() == "an error"
 
 
 def _read(path: Path) -> tuple[Path, manifests.Manifest]:
@@ -148,6 +182,59 @@ def test_the_lean_runtime_is_used_where_allowed(tmp_path: Path, monkeypatch: pyt
     assert library.title == "TensorRT 10.16.1.11 (lean runtime)"
     with pytest.raises(MissingDependencyError, match="Python package tensorrt, which is not installed"):
         import_library("tensorrt")
+
+
+@pytest.fixture
+def hopper(standin: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A GPU that NVIDIA's list does not name, with TensorRT-RTX that calls engines invalid on it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    bench = standin.Bench(capability="9.0")
+    bench.library = standin.Library(bench.device, is_rtx=True, version="1.7.1.116")
+    bench.library.validity = standin.EngineValidity.INVALID, 2 | 4
+    return bench
+
+
+def test_a_gpu_that_is_not_named_is_tried_and_the_doubts_are_logged(
+    hopper: Any, make_engine: MakeModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    hopper.load(make_engine(tmp_path, **RTX_DEFAULT)).close()
+    assert "GPU: expected compute capability 8.0, 8.6, 8.9, 12.0, found Stand-in, compute capability 9.0" in caplog.text
+    assert "library's verdict: expected VALID, found INVALID (UNSUPPORTED_CC, OLD_CUDA_DRIVER)" in caplog.text
+
+
+def test_a_gpu_that_the_library_refuses_is_an_error_with_its_words_and_the_doubts(
+    hopper: Any, make_engine: MakeModel, tmp_path: Path
+) -> None:
+    hopper.library.unsupported_capabilities = ("9.0",)
+    with pytest.raises(EngineLoadError, match=r"cannot run on this GPU, which has compute capability 9\.0") as caught:
+        hopper.load(make_engine(tmp_path, **RTX_DEFAULT))
+    assert "INVALID (UNSUPPORTED_CC, OLD_CUDA_DRIVER)" in str(caught.value)
+
+
+@pytest.mark.rtx
+def test_the_real_library_has_the_capabilities_and_the_verdicts_of_the_table() -> None:
+    module = import_library("tensorrt-rtx").module
+    named = {name for name in module.ComputeCapability.__members__ if name.startswith("SM")}
+    assert named == {f"SM{capability.replace('.', '')}" for capability in (*RTX_CAPABILITIES, "7.5")}
+    assert {"VALID", "SUBOPTIMAL", "INVALID"} == set(module.EngineValidity.__members__)
+    assert {"UNSUPPORTED_CC", "VERSION_MISMATCH"} < set(module.EngineInvalidityDiagnostics.__members__)
+    assert {"USER_MANAGED", "STATIC"} < set(module.ExecutionContextAllocationStrategy.__members__)
+    assert hasattr(module.Runtime, "get_engine_validity")
+    assert hasattr(module.IExecutionContext, "set_device_memory")
+    assert hasattr(module.IExecutionContext, "update_device_memory_size_for_shapes")
+    assert hasattr(module.IRuntimeConfig, "set_execution_context_allocation_strategy")
+
+
+@pytest.mark.rtx
+def test_the_real_library_names_the_reason_for_refusing_a_header(
+    standin: ModuleType, make_engine: MakeModel, tmp_path: Path
+) -> None:
+    library, device = import_library("tensorrt-rtx"), standin.HostDevice(capability="8.9")
+    path = make_engine(tmp_path, batch=1, library="tensorrt-rtx", library_version=library.version)
+    host = compatibility.EngineHost(platform=compatibility.this_platform(), library=library, device=device)
+    *_, check = compatibility.compare(*_read(path), host)
+    assert (check.key, check.verdict) == ("library's verdict", "unknown")
+    assert check.found.startswith("INVALID (")
 
 
 @pytest.mark.rtx

@@ -47,6 +47,8 @@ def work():
         print("recorded", target.array.sum())
         device.launch_graph(graph, stream)
         device.synchronize(stream)
+        device.synchronize(stream, is_blocking=True)
+        print("free", device.free_bytes())
         print("launched", target.array.sum())
         device.wait_for(stream, 1)
         print("gpu", device.index_of(address))
@@ -95,7 +97,7 @@ def test_without_both_packages_the_error_names_the_one_to_install() -> None:
     code = "import sys\nsys.modules['cuda'] = sys.modules['cuda.bindings'] = sys.modules['pycuda'] = None\n" + OPEN
     printed = python(code)
     assert printed.startswith("MissingDependencyError running an engine needs the Python package cuda-bindings")
-    assert "cuda-bindings<13" in printed
+    assert "cuda-bindings>=12.9.1,<13" in printed
 
 
 @needs_bindings
@@ -117,7 +119,7 @@ def test_a_driver_without_a_gpu_is_distinguished(driver: Path) -> None:
 def test_calls_reach_the_driver_with_their_arguments_from_any_thread(driver: Path) -> None:
     info, *lines = python(USE, LD_LIBRARY_PATH=str(driver), LD_PRELOAD="").splitlines()
     assert "name='Host memory', compute_capability='8.7'" in info
-    assert "driver_cuda='12.6', can_share_memory=True" in info
+    assert "driver_cuda='12.6', can_share_memory=True, multiprocessors=4" in info
     once = [
         "host memory: flags 3",  # portable and mapped
         "host memory: flags 1",
@@ -126,6 +128,10 @@ def test_calls_reach_the_driver_with_their_arguments_from_any_thread(driver: Pat
         "capture: mode 1",  # thread-local
         "recorded 0",
         "launched 420",
+        "event: flags 3",  # blocking, without timing
+        "event waited for",
+        "free 3145728",
+        "event: flags 2",
         "waits for stream 1",
         "gpu 0",
         "host memory freed",

@@ -59,7 +59,7 @@ def test_tensorrt_rtx_logs_that_it_compiles_and_keeps_the_kernels(
     caplog.clear()
     bench.library = type(bench.library)(bench.device, is_rtx=True, version="1.7.1.116")
     bench.load(path).close()
-    assert bench.library.cache.loaded == b"kernel,kernel"
+    assert bench.library.cache.loaded == b"kernel"
     assert "compiles" not in caplog.text
 
 
@@ -225,13 +225,13 @@ def test_memory_that_cannot_be_freed_does_not_keep_the_rest(
 def test_host_code_of_an_engine_runs_only_when_allowed(bench: Any, make_engine: MakeModel, tmp_path: Path) -> None:
     path = make_engine(tmp_path, version_compatible=True)
     bench.library.has_host_code = True
-    with pytest.raises(EngineLoadError, match=r"host code that is not allowed.*allow_host_code=True"):
+    with pytest.raises(EngineLoadError, match=r"getEngineHostCodeAllowed\(\) is false.*allow_host_code=True"):
         bench.load(path)
     bench.load(path, allow_host_code=True).close()
     # An engine without such code never gets the permission.
     (tmp_path / "plain").mkdir()
     plain = make_engine(tmp_path / "plain")
-    with pytest.raises(EngineLoadError, match="not allowed"):
+    with pytest.raises(EngineLoadError, match="HostCodeAllowed"):
         bench.load(plain, allow_host_code=True)
     assert bench.library.host_code_allowed == [False, True, False]
 
@@ -245,6 +245,16 @@ def test_a_given_gpu_is_used_whatever_else_is_missing(
     backend = TensorRtBackend(path, device=bench.device)
     assert bench.device.info.name in backend.name
     backend.close()
+
+
+def test_a_library_that_cannot_start_is_an_error_before_it_ends_the_process(
+    bench: Any, make_engine: MakeModel, tmp_path: Path
+) -> None:
+    bench.library.cannot_start = True
+    with pytest.raises(
+        EngineLoadError, match=r"tensorrt 10\.3\.0\.26 cannot start: .*error: 35\. Update the NVIDIA driver"
+    ):
+        bench.load(make_engine(tmp_path))
 
 
 def test_a_missing_package_keeps_its_own_error(

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pytest
 
 from edgerpn.errors import InputError
+from edgerpn.runtime.backends.contract import EngineConfig
 from edgerpn.runtime.backends.tensorrt.backend import TensorRtBackend
 
 Image = npt.NDArray[np.uint8]
@@ -26,7 +27,7 @@ def device(standin: ModuleType) -> Any:
 @pytest.fixture
 def backend(standin: ModuleType, device: Any, make_engine: MakeModel, tmp_path: Path) -> Iterator[TensorRtBackend]:
     library = standin.Library(device).opened()
-    backend = TensorRtBackend(make_engine(tmp_path), library=library, device=device, num_slots=1)
+    backend = TensorRtBackend(make_engine(tmp_path), library=library, device=device, config=EngineConfig(num_slots=1))
     device.calls.clear()
     yield backend
     backend.close()
@@ -82,7 +83,9 @@ def test_a_capture_that_fails_is_not_tried_again_and_runs_nothing_twice(
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     library = standin.Library(device)
-    backend = TensorRtBackend(make_engine(tmp_path), library=library.opened(), device=device, num_slots=1)
+    backend = TensorRtBackend(
+        make_engine(tmp_path), library=library.opened(), device=device, config=EngineConfig(num_slots=1)
+    )
     array = standin.OnGpu(device, standin.aligned(painted[:1]))
     backend.infer_device(array)
     if reason == "driver":
@@ -112,7 +115,9 @@ def test_a_provider_without_graphs_is_never_asked_to_capture(
 ) -> None:
     device = standin.HostDevice(why_no_graphs="PyCUDA has none")
     library = standin.Library(device)
-    backend = TensorRtBackend(make_engine(tmp_path), library=library.opened(), device=device, num_slots=1)
+    backend = TensorRtBackend(
+        make_engine(tmp_path), library=library.opened(), device=device, config=EngineConfig(num_slots=1)
+    )
     array = standin.OnGpu(device, standin.aligned(painted[:1]))
     library.events.clear()
     for _ in range(4):
@@ -128,7 +133,7 @@ def test_unaligned_frames_are_copied_on_the_gpu(
 ) -> None:
     device = standin.HostDevice(can_share_memory=can_share_memory)
     library = standin.Library(device).opened()
-    backend = TensorRtBackend(make_engine(tmp_path), library=library, device=device, num_slots=1)
+    backend = TensorRtBackend(make_engine(tmp_path), library=library, device=device, config=EngineConfig(num_slots=1))
     wanted = backend.infer(painted)
     array = standin.OnGpu(device, standin.aligned(painted, offset=16))
     for _ in range(3):
@@ -144,7 +149,10 @@ def test_parts_of_other_sizes_keep_their_contexts(
     library = standin.Library(device)
     library.profile = (1, 2, 5)
     backend = TensorRtBackend(
-        make_engine(tmp_path, profile=(1, 2, 5)), library=library.opened(), device=device, num_slots=1
+        make_engine(tmp_path, profile=(1, 2, 5)),
+        library=library.opened(),
+        device=device,
+        config=EngineConfig(num_slots=1),
     )
     arrays = [standin.OnGpu(device, standin.aligned(painted[:size])) for size in (1, 2, 3, 4, 5)]
     before = library.events.count("context")
@@ -190,7 +198,7 @@ def test_dlpack_is_asked_for_the_slots_stream_and_its_capsule_is_not_consumed(
     standin: ModuleType, device: Any, make_engine: MakeModel, tmp_path: Path, painted: Image
 ) -> None:
     backend = TensorRtBackend(
-        make_engine(tmp_path), library=standin.Library(device).opened(), device=device, num_slots=1
+        make_engine(tmp_path), library=standin.Library(device).opened(), device=device, config=EngineConfig(num_slots=1)
     )
 
     array = standin.OnGpuDlpack(device, painted[:1].copy())

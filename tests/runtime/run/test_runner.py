@@ -70,7 +70,9 @@ def test_boxes_are_those_of_the_model_alone(model: Model, video_path: Path, star
             np.testing.assert_array_equal(one.boxes, other.boxes)
 
 
-def test_a_flood_and_a_dead_source_slow_none(make_slow: Make, make_camera: Make, live: Make, start: Make) -> None:
+def test_a_flood_and_a_dead_source_slow_no_other_source(
+    make_slow: Make, make_camera: Make, live: Make, start: Make
+) -> None:
     urls = {"flood": make_camera(fps=200).url, "a": make_camera(fps=20).url, "b": make_camera(fps=20).url}
     sources = [live(url, name) for name, url in urls.items()]
     run = start(make_slow(0.02), live("http://127.0.0.1:9/x", "dead"), *sources)
@@ -179,7 +181,7 @@ def test_a_batch_waits_for_stragglers_only_until_the_deadline(
 
 
 @pytest.mark.parametrize(("batch", "expected"), [(1, 1), (2, 2)])
-def test_the_batch_is_what_the_model_is_made_for(
+def test_the_batch_is_that_of_the_model(
     make_slow: Make, make_clip: Make, start: Make, patience: Any, batch: int, expected: int
 ) -> None:
     slow = make_slow(0.01, batch=batch, frames_in_flight=1)
@@ -298,7 +300,9 @@ def test_ticks_continue_without_results_and_a_stop_ends_the_iteration_at_once(mo
     assert kinds <= {"started", "reconnecting"}
 
 
-def test_statistics_say_what_happened(model: Model, make_camera: Make, live: Make, start: Make) -> None:
+def test_statistics_follow_a_camera_through_a_reconnection(
+    model: Model, make_camera: Make, live: Make, start: Make
+) -> None:
     camera = make_camera(fps=50)
     run = start(model, live(camera.url, "camera"))
     run.until(is_result("camera"))

@@ -36,7 +36,7 @@ def no_thread_is_left(patience: Any) -> Iterator[None]:
 
 
 class Frames:
-    """A source of `count` tiny frames that may fail, or stay silent, at the end."""
+    """A source of `count` tiny frames that may fail, or block, at the end."""
 
     name, fps, is_images = "frames", None, False
 
@@ -202,7 +202,7 @@ def test_a_file_that_cannot_be_read_further_is_an_event_and_no_end_of_the_others
     assert (error.kind, ended.kind, error.message) == ("error", "ended", "frames: cut")
 
 
-def test_the_first_error_in_frame_order_is_the_one_reported(run: Callable[..., Items]) -> None:
+def test_the_first_error_in_frame_order_is_raised(run: Callable[..., Items]) -> None:
     def fail(frame: Frame) -> Result:
         if frame.index == 3:
             time.sleep(0.1)
@@ -247,7 +247,7 @@ def test_stop_ends_a_run_whose_source_is_silent() -> None:
     assert source.closed.is_set()
 
 
-def test_closing_a_stream_that_was_never_begun_is_fine(model: Model, video_path: Path) -> None:
+def test_a_stream_that_never_started_can_be_closed(model: Model, video_path: Path) -> None:
     model.stream(video_path).close()  # type: ignore[attr-defined]
     source = SourceConfig(source=str(video_path))
     runner = StreamRunner(model, StreamsConfig(sources=(source,)), opened={source.label: open_source(video_path)})

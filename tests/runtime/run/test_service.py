@@ -66,7 +66,7 @@ def test_a_log_line_for_programs_is_json(capsys: pytest.CaptureFixture[str]) -> 
     assert "ValueError: invalid literal" in second["message"]
 
 
-def test_what_repeats_is_counted_and_told_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repeated_messages_are_counted_and_logged_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = [1000.0]
     monkeypatch.setattr(logs, "time", SimpleNamespace(monotonic=lambda: now_s[0]))
     record = logging.makeLogRecord({"name": "a", "levelno": logging.WARNING, "msg": "next attempt in %.1f s"})

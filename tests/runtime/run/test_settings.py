@@ -77,7 +77,7 @@ def test_sources_of_the_command_line_are_named_without_passwords(file: Path) -> 
     assert load_streams(sources=["0"]).sources == (SourceConfig(source="0", name="0"),)
 
 
-def test_what_is_printed_holds_no_password_and_says_what_things_mean(file: Path) -> None:
+def test_printed_settings_hold_no_password_and_explain_each_setting(file: Path) -> None:
     printed = to_toml(load_streams(file), load_outputs(file))
     assert "hunter2" not in printed
     assert '[sources."door"]\n# Camera (number or /dev/videoN)' in printed
@@ -126,7 +126,7 @@ def test_printed_settings_without_passwords_can_be_read_again(tmp_path: Path) ->
         ("x = ", "not valid TOML"),
     ],
 )
-def test_what_is_wrong_is_named_with_its_place(tmp_path: Path, text: str, problem: str) -> None:
+def test_wrong_settings_are_named_with_their_place(tmp_path: Path, text: str, problem: str) -> None:
     path = tmp_path / "wrong.toml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=problem) as caught:
@@ -169,8 +169,15 @@ def test_files_have_no_limit_of_age() -> None:
     assert SourceConfig(source="0", max_age_ms=0.0).age_limit_ms == math.inf
 
 
-def test_a_capture_process_is_told_what_it_knows_only() -> None:
+def test_a_capture_process_gets_only_settings_that_it_knows() -> None:
     capture = SourceConfig(source="0", name="x", max_age_ms=5.0, gap_s=0.5).capture
     assert (capture.label, capture.gap_s) == ("x", 0.5)
     assert not hasattr(capture, "max_age_ms")
     assert json.dumps(capture.source) == '"0"'
+
+
+def test_slots_and_waiting_of_an_engine_are_settings() -> None:
+    config = load_streams(sources=["0"], overrides=["engine.num_slots=1", 'engine.gpu_wait="spin"'])
+    assert (config.engine.num_slots, config.engine.gpu_wait) == (1, "spin")
+    with pytest.raises(ConfigError, match="num_slots: expected 1 to 64, got 0"):
+        load_streams(sources=["0"], overrides=["engine.num_slots=0"])

@@ -149,7 +149,7 @@ def test_pictures_that_the_shell_lists_are_one_source(model_path: Path, tmp_path
         ([f"{index}.mp4" for index in range(101)], "expected at most 100 sources, got 101"),
     ],
 )
-def test_what_does_not_go_together_is_refused(
+def test_arguments_that_contradict_each_other_are_refused(
     model_path: Path, words: list[str], problem: str, make_clip: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clip = str(make_clip(3))
@@ -157,7 +157,7 @@ def test_what_does_not_go_together_is_refused(
     assert problem in capsys.readouterr().err
 
 
-def test_print_config_shows_what_a_run_would_do(model_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_print_config_shows_the_settings_of_the_run(model_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--print-config", "rtsp://user:hunter2@host/x", "--min-score", "0.5", "--set", "defaults.max_age_ms=9"]
     assert main(["run", str(model_path), *words]) == 0
     printed = capsys.readouterr().out
@@ -263,7 +263,9 @@ def test_kill_9_of_a_capture_process_is_an_event_and_of_the_run_leaves_no_orphan
     records(lines)
 
 
-def test_systemd_is_told(make_camera: Make, command: Make, tmp_path: Path, settings_file: Make) -> None:
+def test_systemd_gets_the_states_of_the_run(
+    make_camera: Make, command: Make, tmp_path: Path, settings_file: Make
+) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
         receiver.bind(str(tmp_path / "notify"))
         receiver.settimeout(60.0)
@@ -276,6 +278,20 @@ def test_systemd_is_told(make_camera: Make, command: Make, tmp_path: Path, setti
             pass
         assert told == b"STOPPING=1"
     process.communicate(timeout=60)
+
+
+def test_a_camera_does_not_wait_for_a_caller_that_keeps_every_result(
+    model: Model, make_camera: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    kept = list(model.stream(make_camera().url, max_frames=20))
+    assert len({result.index for result in kept}) == 20
+    values = [result.image[::8, ::8].copy() for result in kept]
+    assert all((result.image[::8, ::8] == value).all() for result, value in zip(kept, values, strict=True))
+    told = [record.message for record in caplog.records if "further ones are copied" in record.message]
+    assert len(told) == 1
+    assert "5 pictures are in use at the same time" in told[0]
+    assert "slots = 8" in told[0]
 
 
 def test_a_model_streams_from_a_camera(model: Model, make_camera: Make) -> None:

@@ -71,6 +71,11 @@ class Broker:
             time.sleep(0.01)
         pytest.fail("mosquitto does not start")
 
+    def remembers(self, client_id: str) -> bool:
+        """Whether the file of its sessions holds a client and its subscription."""
+        file = self._config.parent / "mosquitto.db"
+        return file.exists() and file.read_bytes().count(client_id.encode()) >= 2
+
     def signal(self, number: int) -> None:
         assert self._process is not None
         self._process.send_signal(number)
@@ -141,8 +146,10 @@ def broker(make_broker: Callable[..., Broker]) -> Broker:
 
 
 @pytest.fixture
-def reader(broker: Broker) -> Iterator[Subscriber]:
+def reader(broker: Broker, until: Any) -> Iterator[Subscriber]:
     reader = Subscriber(broker.port)
+    # Otherwise a broker that is killed at once forgets the subscription, and what arrives first is lost.
+    until(lambda: broker.remembers("reader"))
     yield reader
     reader.close()
 
@@ -193,7 +200,8 @@ def test_a_killed_broker_costs_nothing_within_the_buffer(
     until(lambda: sink.stats().queued == 0)
     until(lambda: len(set(reader.frames())) == 400)
     frames = reader.frames()
-    assert len(frames) - 400 <= _WINDOW
+    # Messages under way are repeated on both hops: to the broker, and from it to the reader.
+    assert len(frames) - 400 <= 2 * _WINDOW
     assert sink.stats().dropped == 0
     sink.close()
 

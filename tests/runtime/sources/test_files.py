@@ -92,7 +92,7 @@ def test_a_name_with_brackets_is_a_file_first(tmp_path: Path) -> None:
     assert open_source(path).num_frames == 1
 
 
-def test_a_broken_image_in_a_folder_is_an_event_and_the_rest_goes_on(tmp_path: Path) -> None:
+def test_a_broken_image_in_a_folder_is_an_event_and_the_rest_follows(tmp_path: Path) -> None:
     write_image(tmp_path / "1.jpg")
     (tmp_path / "2.jpg").write_bytes(b"not a picture")
     (tmp_path / "3.jpg").write_bytes(b"")
@@ -123,7 +123,7 @@ def refused(spec: str | Path) -> str:
     return str(caught.value)
 
 
-def test_what_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
+def test_missing_sources_are_refused_by_name(tmp_path: Path) -> None:
     assert "no such file or folder" in refused(tmp_path / "absent.mp4")
     assert "matches no file" in refused(str(tmp_path / "*.jpg"))
     assert "no images in this folder" in refused(tmp_path)
@@ -142,7 +142,7 @@ def test_files_that_are_no_video_or_image_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("spec", ["0", "/dev/video87", "rtsp://user:hunter2@host/x", "videotestsrc ! appsink"])
-def test_what_is_live_is_no_file(spec: str) -> None:
+def test_live_sources_are_not_files(spec: str) -> None:
     message = refused(spec)
     assert message.endswith("expected a file, a folder or a glob, got a live source")
     assert "hunter2" not in message

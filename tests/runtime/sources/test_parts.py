@@ -171,7 +171,7 @@ def test_lag_is_measured_against_the_quickest_frames_and_survives_drift() -> Non
 
 
 @pytest.mark.parametrize("jump_s", [-3600.0, -2.0, 2.0, 86_400.0])
-def test_a_jump_of_the_clock_is_told_once(jump_s: float) -> None:
+def test_a_jump_of_the_clock_is_reported_once(jump_s: float) -> None:
     meter = LagMeter()
     found = []
     for index in range(200):
@@ -199,7 +199,7 @@ def test_a_rate_cap_lets_as_many_through_as_it_should(rate_hz: float, max_fps: f
     assert passed / 20 >= min(rate_hz, max_fps) * 0.9 - 0.11
 
 
-def test_decoders_are_chosen_by_what_is_there() -> None:
+def test_decoders_are_chosen_by_the_abilities_of_the_machine() -> None:
     rtsp = CaptureConfig(source="rtsp://u:p@host/x")
     assert choose(rtsp, PC).decoder == "ffmpeg"
     hardware = choose(rtsp, JETSON)
@@ -220,7 +220,7 @@ def test_decoders_are_chosen_by_what_is_there() -> None:
         assert caught.value.reason == "unsupported"
 
 
-def test_pipelines_say_what_is_asked_for() -> None:
+def test_pipelines_hold_the_requested_settings() -> None:
     csi = csi_pipeline(CaptureConfig(source="csi://1", size_wh=(1280, 720), rate_hz=29.97))
     assert csi.startswith("nvarguscamerasrc sensor-id=1 ! video/x-raw(memory:NVMM),width=1280,height=720,")
     assert "framerate=29970/1000,format=NV12 ! nvvidconv !" in csi

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from edgerpn.errors import StreamOpenError
 from edgerpn.runtime.sources.spec import parse_source
 
 
@@ -26,6 +29,8 @@ def test_live_sources_and_their_clocks(text: str, is_live: bool, is_rtsp: bool, 
 
 def test_paths_and_devices() -> None:
     assert parse_source("file:///a%20b/c.mp4").path == "/a b/c.mp4"
+    assert parse_source("file:///a/b?c#d.mp4").path == "/a/b?c#d.mp4"
+    assert parse_source("file://localhost/caf%E9.mp4").path == "/caf\udce9.mp4"
     assert parse_source("a%20b.mp4").path == "a%20b.mp4"
     assert parse_source("2").device == "/dev/video2"
     assert parse_source("/dev/v4l/by-id/cam").device == "/dev/v4l/by-id/cam"
@@ -44,10 +49,71 @@ def test_addresses_have_default_ports(url: str, address: tuple[str, int]) -> Non
     assert parse_source(url).address() == address
 
 
-@pytest.mark.parametrize("url", ["rtsp://u:p/x@host/y", "rtsp:///x", "tcp://host"])
-def test_urls_without_host_or_port_have_no_address(url: str) -> None:
-    with pytest.raises(ValueError, match=r".+"):
-        parse_source(url).address()
+def test_a_stream_that_this_machine_listens_for_has_no_address() -> None:
+    with pytest.raises(ValueError, match="no host"):
+        parse_source("udp://:5000").address()
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("rtsp://admin:pa#ss@cam/x", r"rtsp://\*\*\*@cam/x: the user name or the password holds .* # as %23"),
+        ("rtsp://admin:pa?ss@cam/x", r"\? as %3F"),
+        ("rtsp://admin:pa/ss@cam/x", "/ as %2F .*rtsp://USER:pass%2Fword@HOST/"),
+        ("http://admin:p/a#ss@cam/x", "write # as %23, / as %2F"),
+        ("rtsp://admin:pa@ss@cam/x", "@ as %40"),
+        ("rtsp://admin:pa[ss@cam/x", r"\[ as %5B"),
+        ("rtsp://", "expected a host"),
+        ("rtsp:///x", "expected a host"),
+        ("rtsp://admin:pass@/x", "expected a host"),
+        ("rtsp://cam:99999/x", "rtsp://cam:99999/x: expected a port from 1 to 65535"),
+        ("rtsp://cam:0/x", "expected a port from 1 to 65535"),
+        ("rtsp://admin:pass", r"rtsp://admin:\*\*\*: expected a port"),
+        ("rtsp://[::1", "expected an IPv6 address in brackets"),
+        ("rtsp://[cam]/x", "expected an IPv6 address in brackets"),
+        ("rtsp://[::1]x/y", "expected an IPv6 address in brackets"),
+        ("rtsp://fe80::1/x", r"an IPv6 address needs brackets: \[fe80::1\]"),
+        ("rtsp://10.0.0.256/x", "10.0.0.256 is not an IPv4 address"),
+        ("rtsp://front door/x", "holds a space"),
+        ("tcp://host", "expected a port behind the host"),
+        ("udp://@239.0.0.1", "expected a port behind the host"),
+        ("file://clip.mp4", "an absolute path"),
+    ],
+)
+def test_a_url_with_a_fault_is_refused_with_the_way_to_write_it(url: str, message: str) -> None:
+    with pytest.raises(StreamOpenError, match=message) as caught:
+        parse_source(url)
+    assert not any(part in str(caught.value) for part in ("admin:p", "ss@"))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "rtsp://admin:pa%23ss%40%2F%3F@cam:8554/x",
+        "rtsp://cam/user@1/x?mail=a@b#@",
+        "rtsp://cam:554/a@b",
+        "rtsp://[fe80::1%eth0]:554/x",
+        "http://user:@10.0.0.255/x",
+        "rtsp://cam:/x",
+        "http://\xfcber.example/x",
+        "udp://@239.0.0.1:5000",
+        "srt://:9000?mode=listener",
+    ],
+)
+def test_a_url_without_a_fault_is_taken_as_it_is(url: str) -> None:
+    assert parse_source(url).kind == "url"
+
+
+@pytest.mark.parametrize("name", ["0", "a ! b.mp4", "rtsp:/cam.mp4", "csi:/0", "gopher:/x", "file:/clip.mp4"])
+def test_an_existing_file_wins_over_every_other_reading(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = name.replace(":/", "://")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    spec = parse_source(text)
+    assert (spec.kind, spec.path, spec.is_live) == ("path", text, False)
 
 
 def test_no_password_is_shown() -> None:

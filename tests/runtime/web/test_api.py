@@ -267,7 +267,7 @@ def test_without_control_no_source_changes(down_site: Any) -> None:
         ({"source": "rtmp://h/x?listen=1"}, "take out listen"),
         ({"source": "rtmp://h/x listen=1"}, "take out listen"),
         ({"source": "rtsp://h/x?listen"}, "take out listen"),
-        ({"source": "rtsp://[bad/x"}, "with a host"),
+        ({"source": "rtsp://[bad/x"}, "an IPv6 address in brackets"),
         ({"source": "http://h/x", "name": "a\nb"}, "printable"),
         ({"source": "http://user:hunter2@h/x", "max_fps": "fast"}, "max_fps"),
         ({"source": "http://user:hunter2@h/x", "policy": "sometimes"}, "policy"),

@@ -1,0 +1,109 @@
+"""Checks of a Jetson and of containers: NumPy under the system's OpenCV, device files, and what a container is given.
+
+Written from NVIDIA's documentation and users' reports; not run on a Jetson.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from importlib.metadata import distributions
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from edgerpn import files
+from edgerpn.machine import JETSON_RELEASE, board_model, power_mode
+from edgerpn.runtime.doctor.check import SystemCheck
+
+ROOT = Path("/")
+_GPU_FILES = ("dev/nvmap", "dev/nvhost-*", "dev/nvgpu/*/*", "dev/dri/renderD*")
+_ARGUS_SOCKET = "tmp/argus_socket"
+_CONTAINER_MARKS = (".dockerenv", "run/.containerenv")
+_REGISTRY = "rm -r ~/.cache/gstreamer-1.0"
+
+
+def check_numpy() -> Iterator[SystemCheck]:
+    """Names a NumPy 2 that covers the NumPy 1 of the system's OpenCV, before this fails to import."""
+    spec = find_spec("cv2")
+    if spec is None or spec.origin is None or "dist-packages" not in Path(spec.origin).parts:
+        return
+    system = _system_numpy()
+    if system is None or _major(system) >= 2 or _major(np.__version__) < 2:
+        return
+    yield SystemCheck(
+        name="NumPy",
+        verdict="problem",
+        found=f"{np.__version__}, but the system's OpenCV ({Path(spec.origin).parent}) is compiled for {system}: "
+        "importing cv2 fails with `numpy.core.multiarray failed to import`",
+        advice="pip install 'numpy<2' (the extras jetson6 and jetson7 bring it)",
+    )
+
+
+def _system_numpy() -> str | None:
+    """The version of NumPy in Debian's folders."""
+    folders = [folder for folder in sys.path if "dist-packages" in Path(folder).parts]
+    found = [one for one in distributions(path=folders) if (one.metadata["Name"] or "").lower() == "numpy"]
+    return found[0].version if found else None
+
+
+def _major(version: str) -> int:
+    return int(version.partition(".")[0])
+
+
+def check_jetson() -> Iterator[SystemCheck]:
+    """Checks of a Jetson, none elsewhere; the caches of a container are checked everywhere."""
+    is_container = any((ROOT / mark).exists() for mark in _CONTAINER_MARKS)
+    if JETSON_RELEASE.exists():
+        yield SystemCheck(name="board", verdict="ok", found=f"{board_model() or 'unknown'}, {_mode()}")
+        yield _gpu_files()
+        if is_container:
+            yield _camera_socket()
+    if is_container:
+        yield from _caches()
+
+
+def _mode() -> str:
+    mode = power_mode()
+    return f"power mode {mode}" if mode else "power mode unknown (nvpmodel -q)"
+
+
+def _gpu_files() -> SystemCheck:
+    found = sorted(file for pattern in _GPU_FILES for file in ROOT.glob(pattern))
+    closed = [str(file) for file in found if not os.access(file, os.R_OK | os.W_OK)]
+    if not closed:
+        text = f"this user may open all {len(found)}" if found else "none in /dev"
+        return SystemCheck(name="GPU device files", verdict="ok" if found else "absent", found=text)
+    return SystemCheck(
+        name="GPU device files",
+        verdict="problem",
+        found=f"this user may not open {', '.join(closed[:3])}{', ...' if len(closed) > 3 else ''}",
+        advice="sudo usermod -aG video,render USER, then log in again (in a container: --group-add video --group-add "
+        f"render); GStreamer has blacklisted plugins that failed: {_REGISTRY}",
+    )
+
+
+def _camera_socket() -> SystemCheck:
+    is_there = (ROOT / _ARGUS_SOCKET).exists()
+    return SystemCheck(
+        name="CSI cameras",
+        verdict="ok" if is_there else "absent",
+        found=f"/{_ARGUS_SOCKET} is {'there' if is_there else 'missing'}",
+        advice="" if is_there else f"csi:// cameras need it: docker run -v /{_ARGUS_SOCKET}:/{_ARGUS_SOCKET} ...",
+    )
+
+
+def _caches() -> Iterator[SystemCheck]:
+    """Kernels that TensorRT-RTX compiled and TensorRT's kernel timings vanish with a container."""
+    folder = files.cache_folder()
+    if folder is None:
+        return
+    is_kept = any(parent.is_mount() for parent in (folder, *folder.parents) if parent != parent.parent)
+    yield SystemCheck(
+        name="caches",
+        verdict="ok" if is_kept else "absent",
+        found=f"{folder} {'is on a volume' if is_kept else 'vanishes with the container'}",
+        advice="" if is_kept else f"To keep compiled kernels: docker run -v edgerpn-cache:{folder} ...",
+    )
