@@ -39,7 +39,7 @@ def test_an_annotation_file_stands_for_itself_whatever_the_split(tmp_path: Path)
     write_coco(tmp_path / "mine.json", tmp_path / "images", 3)
     write_coco(tmp_path / "val.json", tmp_path / "images", 2)
     for split in ("train", "val"):
-        assert find_split(tmp_path / "mine.json", split)[:2] == (tmp_path / "mine.json", tmp_path / "images")  # type: ignore[arg-type]
+        assert find_split(tmp_path / "mine.json", split)[:2] == (tmp_path / "mine.json", tmp_path / "images")
     assert find_train_and_val(tmp_path / "mine.json")[1][:2] == (tmp_path / "val.json", tmp_path / "images")
     with pytest.raises(DataError, match="these are the validation images"):
         find_train_and_val(tmp_path / "val.json")
