@@ -411,6 +411,7 @@ class Library:
         self.requires_user_memory = is_rtx
         self.unsupported_capabilities: tuple[str, ...] = ()
         self.validity: tuple[EngineValidity, int] = (EngineValidity.VALID, 0)
+        self.cannot_start = False
         self.has_host_code = False
         self.host_code_allowed: list[bool] = []
         self.is_capturable = True
@@ -423,8 +424,11 @@ class Library:
             def __init__(self, log: Any) -> None:
                 self.log = log
                 self.engine_host_code_allowed = False
+                if library.cannot_start:
+                    log.log(ILogger.ERROR, "createInferRuntime: CUDA initialization failure with error: 35")
 
             def deserialize_cuda_engine(self, data: bytes) -> Engine | None:
+                assert not library.cannot_start, "TensorRT ends the process here"
                 library.host_code_allowed.append(self.engine_host_code_allowed)
                 if library.has_host_code and not self.engine_host_code_allowed:
                     self.log.log(
