@@ -87,9 +87,10 @@ def import_library(
         "; on a Jetson, TensorRT comes with JetPack: make the virtual environment with "
         "python3 -m venv --system-site-packages"
     )
+    lean = " (or [lean], for version-compatible engines)" if len(modules) > 1 else ""
     raise MissingDependencyError(
         f"{purpose} needs the Python package {' or '.join(modules)}, which is not installed here. Install it with: "
-        f"pip install 'edgerpn[{LIBRARIES[name].extra}]'{jetson if name == 'tensorrt' else ''}"
+        f"pip install 'edgerpn[{LIBRARIES[name].extra}]'{lean}{jetson if name == 'tensorrt' else ''}"
     )
 
 

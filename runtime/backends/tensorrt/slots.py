@@ -83,7 +83,7 @@ class EngineSlot:
         self._device = device
         self.stream = device.create_stream()
         try:
-            self._buffers = SlotBuffers(device, manifest, ring.sizes[-1])
+            self._buffers = SlotBuffers(device, manifest, ring.sizes[-1], is_shared=ring.shares_memory)
         except BaseException:
             free_quietly(lambda: device.destroy_stream(self.stream))
             raise
@@ -291,6 +291,7 @@ class SlotRing:
         """
         self.sizes = sizes
         self.preparing = threading.RLock()
+        self.shares_memory = device.info.can_share_memory and config.frame_memory != "copied"
         self.waits_blocking = config.gpu_wait == "block" or (config.gpu_wait == "auto" and device.info.can_share_memory)
         self._device = device
         self.contexts: list[ContextReport] = []
