@@ -220,7 +220,7 @@ def test_a_list_longer_than_tensorrt_sorts_stays_one_for_each_level(
         images=photo_files,
         log=lines.append,
     )
-    assert any("the graph goes level by level, for tensorrt sorts no list of 216" in line for line in lines)
+    assert any("NMS runs level by level, because tensorrt cannot sort a list of 216" in line for line in lines)
     assert result.proposals.nms_candidates is None
     used = Counter(node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node)
     assert used["NonMaxSuppression"] == 3
