@@ -112,6 +112,9 @@ STAGES = {
 """The commands by stage, as `edgerpn --help` lists them."""
 
 
+_MAX_SHOWN = 200
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status. `argv` defaults to the process's arguments."""
     hide_passwords()
@@ -139,6 +142,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         where = f"{printable(str(error.filename))}: " if error.filename else ""
         print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        return 1
+    except UnicodeEncodeError as error:
+        # A library that takes no other names (TensorBoard's, for example) got a path that is not UTF-8.
+        if "--debug" in argv or printable(error.object) == error.object:
+            raise
+        shown = printable(error.object[:_MAX_SHOWN])
+        print(
+            f"error: {shown}: not UTF-8, and a library of this command takes no other name; rename it", file=sys.stderr
+        )
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -76,9 +76,9 @@ def printable(text: str) -> str:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Writes `text` (UTF-8) to `path` in one step."""
+    """Writes `text` to `path` as UTF-8 in one step; bytes of file names in it that are not UTF-8 become printable."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(printable(text), encoding="utf-8")
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:

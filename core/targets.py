@@ -17,7 +17,7 @@ ExportTarget = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
 EngineLibrary = Literal["tensorrt", "tensorrt-rtx"]
 """Library that builds and runs engines."""
 
-TargetName = Literal["tensorrt-10.3", "tensorrt-10.8", "tensorrt-11", "tensorrt-rtx", "onnxruntime"]
+TargetName = Literal["tensorrt-10.3", "tensorrt-10.8", "tensorrt-11", "tensorrt-11.5", "tensorrt-rtx", "onnxruntime"]
 """Library and the first version that has these limits."""
 
 EXPORT_TARGETS: tuple[ExportTarget, ...] = ("onnxruntime", "tensorrt", "tensorrt-rtx")
@@ -120,6 +120,10 @@ TARGETS: dict[TargetName, Target] = {
         Target(
             name="tensorrt-11", library="tensorrt", since=(11, 0), min_opset=9, max_opset=25, sure_opset=24, sure_ir=13
         ),
+        Target(
+            name="tensorrt-11.5", library="tensorrt", since=(11, 5),
+            min_opset=9, max_opset=25, sure_opset=25, sure_ir=13,
+        ),
         Target(name="tensorrt-rtx", library="tensorrt-rtx", since=(1, 4), min_opset=9, sure_opset=25, sure_ir=15),
         Target(name="onnxruntime", min_opset=7),
     )
@@ -130,8 +134,9 @@ Sources: TensorRT 10.0 to 10.7, opset 9 to 20 (onnx/onnx-tensorrt docs/operators
 the operators of opset 21 fail in 10.7); 10.15 reads 24 (the same file). TensorRT 11, opset 9 to 25
 (docs.nvidia.com/deeplearning/tensorrt/latest/reference/onnx-opset-guide.html), but opset 25 is new in 11.5 (its release
 notes). File versions: those of the ONNX releases that the parsers are built with (10.3: between 1.14 of 9.0 and 1.17 of
-10.6; 11: 1.20), by the table in `onnx.helper`. TensorRT-RTX 1.7.1: opsets 18 to 25 compiled and file versions 4 to 15
-parsed, by trial; it does not refuse newer opsets. ONNX Runtime: opset 7 and up (its compatibility page).
+10.6; 11: 1.20; 11.5: 1.22), by the table in `onnx.helper`. TensorRT-RTX 1.7.1: opsets 18 to 25 compiled and file
+versions 4 to 15 parsed, by trial; it does not refuse newer opsets. ONNX Runtime: opset 7 and up (its compatibility
+page).
 """
 
 

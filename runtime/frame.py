@@ -49,9 +49,8 @@ class Frame:
     """One picture and the time of its capture."""
 
     image: npt.NDArray[np.uint8]
-    """(H, W, 3) uint8 BGR, not to be changed. The picture of a live source lies in memory shared with its capture
-    process, which has few slots: it stays valid as long as this array or a view of it exists, and its slot is missing
-    until then. Copy the pictures that you keep."""
+    """(H, W, 3) uint8 BGR, not to be changed; valid as long as this array or a view of it exists. The picture of a live
+    source lies in memory shared with its capture process, which has few slots: whoever keeps several gets copies."""
     source: str
     """Name of the source, without passwords."""
     index: int

@@ -157,8 +157,8 @@ class Model:
 
         Files never lose a frame. A live source gives its newest frame whenever the model is free, and is reconnected
         for ever when it fails. Events of the source are logged; for several sources, events and limits of age use
-        `edgerpn.runtime.run`. Leaving the loop or closing the generator stops the threads and closes the source.
-        Pictures of a live source lie in shared memory with few slots: copy those that you keep.
+        `edgerpn.runtime.run`. Leaving the loop, or closing the generator, stops the threads and closes the source.
+        Results may be kept: pictures of a live source lie in shared memory, and become copies when few slots are left.
 
         Args:
             source: Anything that `edgerpn run` takes, or an opened file.

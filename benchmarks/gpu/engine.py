@@ -21,7 +21,7 @@ from edgerpn.errors import EdgeRpnError
 from edgerpn.runtime.backends.tensorrt.context import ScratchArena, create_context, make_runtime_config
 from edgerpn.runtime.backends.tensorrt.cuda import CudaError, Device
 from edgerpn.runtime.backends.tensorrt.cuda_provider import open_device
-from edgerpn.runtime.backends.tensorrt.library import TensorRtLibrary, import_library, make_logger
+from edgerpn.runtime.backends.tensorrt.library import TensorRtLibrary, import_library, make_logger, make_runtime
 
 _ITEM_BYTES = {"FLOAT": 4, "HALF": 2, "BF16": 2, "INT32": 4, "INT64": 8, "INT8": 1, "UINT8": 1, "BOOL": 1}
 LIMIT = 0.15
@@ -98,7 +98,10 @@ class BareEngine:
         """
         module = library.module
         self.device, self.log = device, make_logger(module)
-        self._runtime = module.Runtime(self.log)
+        try:
+            self._runtime = make_runtime(module, self.log)
+        except EdgeRpnError as error:
+            raise Skip(str(error)) from error
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise Skip(f"{library.title} refuses the engine on {device.info.name}: {self.log.take_lines()}")
@@ -319,6 +322,8 @@ def build_plan(trt: Any, onnx_file: str, compute_capability: str | None) -> byte
     Raises:
         Skip: The library refuses; with its message.
     """
+    from edgerpn.export.engine.options import BuildConfig
+    from edgerpn.export.engine.worker import make_options
     from edgerpn.runtime.backends.tensorrt.library import make_logger
 
     log = make_logger(trt)
@@ -326,12 +331,10 @@ def build_plan(trt: Any, onnx_file: str, compute_capability: str | None) -> byte
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     if not trt.OnnxParser(network, log).parse_from_file(onnx_file):
         raise Skip(f"the library's parser refuses the network alone: {log.take_lines()}")
-    options = builder.create_builder_config()
-    options.clear_flag(trt.BuilderFlag.TF32)
     name = f"SM{(compute_capability or '').replace('.', '')}"
-    if hasattr(trt, "ComputeCapability") and name in trt.ComputeCapability.__members__:
-        options.num_compute_capabilities = 1
-        options.set_compute_capability(trt.ComputeCapability.__members__[name], 0)
+    is_named = hasattr(trt, "ComputeCapability") and name in trt.ComputeCapability.__members__
+    config = BuildConfig(compute_capabilities=(compute_capability,) if compute_capability and is_named else ())
+    options = make_options(trt, builder, config)
     plan = builder.build_serialized_network(network, options)
     if plan is None:
         raise Skip(f"the library builds no engine of the network alone: {log.take_lines()}")

@@ -33,6 +33,10 @@ from edgerpn.manifest.parts import LayerSpec, ProfileSpec
 from edgerpn.targets import RTX_DEFAULT_CAPABILITIES, EngineLibrary, target_of
 
 Say = Callable[[str], None]
+_DLA_WARNING = (
+    "warning: dla_core is experimental: NVIDIA documents strongly typed networks on a DLA only for TensorRT 11.4.1 and "
+    "newer on AGX Orin with JetPack 7.2.2, and layers that it cannot run move to the GPU in silence"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,6 +125,8 @@ def check_graph(
     fixed = manifest.input.batch
     if fixed is not None and config.batch not in (None, (fixed, fixed, fixed)):
         problems.append(f"batch: the graph has a fixed batch of {fixed}; leave it out, or export with --batch dynamic")
+    if config.dla_core is not None:
+        problems += _dla_problems(manifest)
     if problems:
         raise BuildError(f"{onnx_file}: cannot be built with {library}:\n  " + "\n  ".join(problems))
     if manifest.proposals.nms == "standard" and library == "tensorrt-rtx":
@@ -128,7 +134,21 @@ def check_graph(
             f"{onnx_file}: it was exported for {manifest.target} with the standard NMS, an operation that TensorRT-RTX "
             "does not have; export it again with --target tensorrt-rtx"
         )
-    return _check_operations(onnx_file, manifest, library, version)
+    lines = (
+        _DLA_WARNING if config.dla_core is not None else None,
+        _check_operations(onnx_file, manifest, library, version),
+    )
+    return "\n".join(line for line in lines if line) or None
+
+
+def _dla_problems(manifest: Manifest) -> list[str]:
+    """The reasons for which a DLA cannot run a graph, by TensorRT 11.4.1's documentation (Working with DLA)."""
+    problems = []
+    if manifest.input.batch is None:
+        problems.append("dla_core: a DLA has no dynamic batch; export with --batch 1")
+    if manifest.precision == "fp32":
+        problems.append("dla_core: a DLA computes in fp16 and int8 only; export with --precision fp16")
+    return problems
 
 
 def _check_operations(onnx_file: Path, manifest: Manifest, library: EngineLibrary, version: str) -> str | None:

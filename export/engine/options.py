@@ -45,7 +45,8 @@ class BuildConfig:
     hardware_compatible: bool = False
     """tensorrt: whether every GPU since Ampere may run the engine; not for Jetson."""
     dla_core: int | None = None
-    """tensorrt: DLA core to build for; the GPU runs the layers that it cannot."""
+    """tensorrt, experimental: DLA core to build for; the GPU runs the layers that it cannot. Needs a fixed batch, fp16
+    or int8."""
     tf32: bool = False
     """True if float32 convolutions may round to TF32."""
     profile: bool = False

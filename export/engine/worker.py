@@ -148,7 +148,7 @@ def compile_engine(
     send("progress", phase="reading the ONNX file", share=0.0)
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parse(trt.OnnxParser(network, logger), onnx_file)
+    parse(make_parser(trt, network, logger, config), onnx_file)
     check_interface(network, trt)
     options = make_options(trt, builder, config)
     batch = _add_profile(builder, network, options, config)
@@ -184,6 +184,14 @@ def _build(trt: Any, builder: Any, network: Any, options: Any, send: Send) -> An
     if plan is None:
         raise BuildError("the library returned no engine")
     return plan
+
+
+def make_parser(trt: Any, network: Any, logger: Any, config: BuildConfig) -> Any:
+    """Returns a parser into `network`; for a DLA it rewrites layers, in versions that can (TensorRT 11)."""
+    parser = trt.OnnxParser(network, logger)
+    if config.dla_core is not None and hasattr(trt.OnnxParserFlag, "ADJUST_FOR_DLA"):
+        parser.set_flag(trt.OnnxParserFlag.ADJUST_FOR_DLA)
+    return parser
 
 
 def parse(parser: Any, onnx_file: str) -> None:

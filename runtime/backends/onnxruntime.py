@@ -6,6 +6,8 @@ plain `run` is a little faster (1 to 4 % of a graph of half a millisecond). The 
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 import threading
@@ -62,6 +64,7 @@ class OnnxRuntimeBackend:
             self._manifest = manifests.read(path)
         library = require("onnxruntime", extra="onnxruntime", purpose="running ONNX models")
         chosen = _choose_providers(providers, library.get_available_providers())
+        _preload(library, chosen)
         threads = threads or available_cores()
         if not has_sidecar:
             self._manifest = _manifest_inside(path, _open_session(library, path, chosen, threads))
@@ -181,24 +184,39 @@ def _as_options(name: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
     return dict(_OPTIONS.get(name, {})) if options is None else {key: str(value) for key, value in options.items()}
 
 
+def _preload(library: ModuleType, chosen: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    """Loads the CUDA and cuDNN that pip installed, which the loader of shared libraries does not find by itself.
+
+    Without this, ONNX Runtime 1.21 and newer falls back to the CPU (its documentation, CUDA Execution Provider).
+    """
+    if not hasattr(library, "preload_dlls") or not any(name in (_CUDA, _TENSORRT) for name, _ in chosen):
+        return
+    # It prints its problems; our standard output may carry data.
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        library.preload_dlls()
+    for line in printed.getvalue().splitlines():
+        _logger.info("onnxruntime.preload_dlls: %s", line)
+
+
 def _running_provider(
     path: Path, session: Any, chosen: Sequence[tuple[str, dict[str, Any]]], version: str, *, is_asked: bool
 ) -> str:
     """Returns the first provider of the session, after logging it.
 
     Raises:
-        EngineLoadError: It is not the provider that the caller named.
+        EngineLoadError: A provider that the caller named is missing.
     """
-    running = str(session.get_providers()[0])
-    wanted = chosen[0][0]
-    if running == wanted:
+    started = [str(name) for name in session.get_providers()]
+    running = started[0]
+    missing = [name for name, _ in chosen if name not in started]
+    if not missing:
         order = ", ".join(_short(name) for name in session.get_providers())
         asked = ", ".join(_short(name) for name, _ in chosen) if is_asked else "default"
         _logger.info("%s: ONNX Runtime %s runs on %s (providers: %s)", path, version, order, asked)
         return running
     problem = (
-        f"{path}: {wanted} could not be started, and ONNX Runtime fell back to {running}: its CUDA, cuDNN, TensorRT or "
-        f"driver does not fit onnxruntime {version}"
+        f"{path}: {' and '.join(missing)} could not be started, and ONNX Runtime fell back to {running}: its CUDA, "
+        f"cuDNN, TensorRT or driver is missing or does not fit onnxruntime {version}"
     )
     if is_asked:
         raise EngineLoadError(f"{problem}. Install the right versions, or choose {_short(running).lower()} alone.")

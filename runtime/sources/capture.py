@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import threading
 import time
 from collections import deque
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 CaptureType = TypeVar("CaptureType", bound="Capture")
 
 _MAX_EVENTS = 256
+_SLOTS_OF_CAPTURE = 3
 _POLL_S = 0.1
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +53,9 @@ class CaptureStats:
 class Mailbox:
     """Frames and events of one source that wait for the run, bounded and in order; the caller holds the lock."""
 
-    def __init__(self) -> None:
+    def __init__(self, lend: Callable[[Frame], Frame] = lambda frame: frame) -> None:
+        """Starts empty; `lend` prepares each frame for the run that takes it."""
+        self._lend = lend
         self._items: deque[Frame | Event] = deque()
         self.num_frames = 0
         self.num_dropped = 0
@@ -86,8 +91,10 @@ class Mailbox:
         if not self._items:
             return None
         item = self._items.popleft()
-        self.num_frames -= isinstance(item, Frame)
-        return item
+        if not isinstance(item, Frame):
+            return item
+        self.num_frames -= 1
+        return self._lend(item)
 
     def drop_frames(self) -> None:
         """Removes all frames; the events stay."""
@@ -221,7 +228,11 @@ class ProcessCapture(Capture):
     def __init__(self, config: CaptureConfig, group: Group, *, owns_group: bool) -> None:
         """Made by `CaptureGroup.add` and `open_capture`."""
         super().__init__(config.label, group, owns_group=owns_group)
+        self.mailbox = Mailbox(self._lend)
         self.config = config
+        # The others are for the frame that is being written, for one that waits, and for one that is on its way.
+        self._max_lent = max(1, config.slots - _SLOTS_OF_CAPTURE)
+        self._has_copied = False
         self.supervisor = SourceSupervisor(config, self._deliver)
 
     @property
@@ -263,6 +274,23 @@ class ProcessCapture(Capture):
         state = self.supervisor.state
         is_quiet = time.monotonic() - self.supervisor.last_frame_s >= self.config.gap_s
         return "quiet" if state == "connected" and is_quiet else state
+
+    def _lend(self, frame: Frame) -> Frame:
+        """The frame, or a copy when the run keeps so many that the camera would find no slot."""
+        ring = self.supervisor.ring
+        image = ring.lend(frame.image, self._max_lent) if ring is not None else frame.image
+        if image is frame.image:
+            return frame
+        if not self._has_copied:
+            self._has_copied = True
+            _logger.info(
+                "%s: %d pictures are in use at the same time, so further ones are copied; slots = %d is the limit "
+                "(more slots save the copies)",
+                self.name,
+                self._max_lent,
+                self.config.slots,
+            )
+        return dataclasses.replace(frame, image=image)
 
     def _deliver(self, item: Frame | Event, max_frames: int) -> None:
         with self._changed:

@@ -2,7 +2,8 @@
 
 The memory has no name (memfd_create), so it vanishes with the last of both processes, even after kill -9. A slot
 belongs to the child until it announces a frame in it, then to the parent until nothing there refers to the frame.
-Reference counting finds that moment, so the slot of a frame in use cannot return.
+Reference counting finds that moment, so the slot of a frame in use cannot return. A consumer that keeps its frames
+gets copies in time, or it would take every slot and wait for ever.
 """
 
 from __future__ import annotations
@@ -52,12 +53,14 @@ class RingReader:
         self.slot_bytes = slot_bytes
         self.released_s = time.monotonic()
         self._memory = mmap.mmap(fd, num_slots * slot_bytes)
+        self._start = ctypes.addressof(ctypes.c_ubyte.from_buffer(self._memory))
         self._control = control
         self._held: set[int] = set()
+        self._lent: set[int] = set()
 
     @property
     def is_full(self) -> bool:
-        """Whether the consumer holds every slot, so that the child can only wait."""
+        """Whether every slot is lent or waits here, so that the child can only wait."""
         return len(self._held) >= self.num_slots
 
     def image(self, generation: int, slot: int, height: int, width: int) -> npt.NDArray[np.uint8]:
@@ -78,9 +81,23 @@ class RingReader:
         image.flags.writeable = False
         return image
 
+    def lend(self, image: npt.NDArray[np.uint8], max_lent: int) -> npt.NDArray[np.uint8]:
+        """Passes `image` to the consumer: itself, or a copy while the consumer holds `max_lent` others."""
+        slot, rest = divmod(image.ctypes.data - self._start, self.slot_bytes)
+        if rest or slot not in self._held:
+            # It is of an earlier ring, whose slots no process waits for.
+            return image
+        if len(self._lent) < max_lent:
+            self._lent.add(slot)
+            return image
+        copied = image.copy()
+        copied.flags.writeable = False
+        return copied
+
     def _give_back(self, slot: int) -> None:
         """Runs wherever the last reference goes, even inside a lock: it must neither block nor raise."""
         self._held.discard(slot)
+        self._lent.discard(slot)
         self.released_s = time.monotonic()
         try:
             self._control.send(pack_release(self.generation, slot))

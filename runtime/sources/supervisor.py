@@ -52,7 +52,7 @@ class SourceSupervisor:
         self._deliver = deliver
         self._backoff = Backoff(config)
         self._retry_s = 0.0
-        self._ring: RingReader | None = None
+        self.ring: RingReader | None = None
         self._exit_report: ExitReport | None = None
         self._is_live: bool | None = None
         self._size_wh: tuple[int, int] | None = None
@@ -106,7 +106,7 @@ class SourceSupervisor:
 
     def abandon(self) -> None:
         """Kills and releases the process without an event."""
-        process, self.process, self._ring = self.process, None, None
+        process, self.process, self.ring = self.process, None, None
         if process is not None:
             process.kill()
             process.wait(_KILL_S)
@@ -133,7 +133,7 @@ class SourceSupervisor:
         return is_open
 
     def _start(self, now_s: float) -> None:
-        self._exit_report, self._is_live, self._alive_s, self._ring = None, None, None, None
+        self._exit_report, self._is_live, self._alive_s, self.ring = None, None, None, None
         self._end_by_s = self._over_s = self._resized_s = math.inf
         self._first_index = self._next_index
         self._started_s = now_s
@@ -163,7 +163,7 @@ class SourceSupervisor:
         if kind == b"F":
             self._on_frame(packet, now_s)
         elif kind == b"R" and process is not None and fd is not None:
-            self._ring = RingReader(fd, process.control, **json.loads(packet[1:]))
+            self.ring = RingReader(fd, process.control, **json.loads(packet[1:]))
         elif kind == b"E":
             self._on_event(json.loads(packet[1:]), now_s)
         elif kind == b"X":
@@ -173,11 +173,11 @@ class SourceSupervisor:
             raise ValueError(f"unknown kind of packet {kind!r}")
 
     def _on_frame(self, packet: bytes, now_s: float) -> None:
-        if self._ring is None:
+        if self.ring is None:
             raise ValueError("a frame before its ring")
         frame = unpack_frame(
             packet,
-            self._ring.image,
+            self.ring.image,
             source=self.config.label,
             connection=self.num_connections,
             first_index=self._first_index,
@@ -220,10 +220,10 @@ class SourceSupervisor:
             return self._started_s + _START_S
         if self._is_live is None:
             return self._alive_s + self.config.open_timeout_s + _OPEN_MARGIN_S
-        if self._ring is not None and self._ring.is_full:
+        if self.ring is not None and self.ring.is_full:
             # The process waits for us, not we for it.
             return now_s + self.config.stall_s
-        released_s = self._ring.released_s if self._ring is not None else 0.0
+        released_s = self.ring.released_s if self.ring is not None else 0.0
         return max(self._alive_s, released_s) + self.config.stall_s
 
     def _give_up(self, process: CaptureProcess, now_s: float) -> None:
@@ -255,7 +255,7 @@ class SourceSupervisor:
         self.on_output()
         lines = self.lines
         process.close()
-        self.process, self._ring = None, None
+        self.process, self.ring = None, None
         if not self.is_stopping:
             self._schedule(judge_exit(self.config, self._exit_report, status, lines, self._is_live), now_s)
         return now_s

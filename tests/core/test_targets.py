@@ -33,6 +33,8 @@ def test_rows_of_a_library_rise_from_its_oldest_version() -> None:
         ("tensorrt", "10.7.0.23", "tensorrt-10.3"),
         ("tensorrt", "10.15.1.29", "tensorrt-10.8"),
         ("tensorrt", "11.1.0.1", "tensorrt-11"),
+        ("tensorrt", "11.4.1.7", "tensorrt-11"),
+        ("tensorrt", "11.5.0.1", "tensorrt-11.5"),
         ("tensorrt-rtx", "1.7.1", "tensorrt-rtx"),
     ],
 )

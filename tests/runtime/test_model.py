@@ -1,10 +1,12 @@
-"""The loaded model: what it accepts, what it gives, and what it says when it refuses."""
+"""The loaded model: its inputs, its results, and the messages of refusals."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -271,6 +273,24 @@ def test_a_provider_that_does_not_start_is_an_error_when_asked_for_and_else_a_wa
     name = onnxruntime_backend._running_provider(Path("a.onnx"), Started(), chosen, "1.0", is_asked=False)
     assert name == "CPUExecutionProvider"
     assert "fell back to CPUExecutionProvider" in caplog.text
+    # The first one runs, and the second one is missing: also a fallback.
+    chosen.insert(0, ("CPUExecutionProvider", {}))
+    with pytest.raises(EngineLoadError, match=r"CUDAExecutionProvider could not be started"):
+        onnxruntime_backend._running_provider(Path("a.onnx"), Started(), chosen, "1.0", is_asked=True)
+
+
+def test_the_cuda_that_pip_installed_is_loaded_before_a_session(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    library = ModuleType("onnxruntime")
+    library.preload_dlls = lambda: sys.stdout.write("Failed to load libcudnn.so.9\n")  # type: ignore[attr-defined]
+    with caplog.at_level("INFO"):
+        onnxruntime_backend._preload(library, [("CPUExecutionProvider", {})])
+        onnxruntime_backend._preload(ModuleType("onnxruntime"), [("CUDAExecutionProvider", {})])
+        assert caplog.text == ""
+        onnxruntime_backend._preload(library, [("CUDAExecutionProvider", {}), ("CPUExecutionProvider", {})])
+    assert "Failed to load libcudnn.so.9" in caplog.text
+    assert capsys.readouterr().out == ""
 
 
 def test_providers_keep_their_order_and_get_options() -> None:

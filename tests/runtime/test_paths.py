@@ -1,4 +1,4 @@
-"""Files with names that native libraries read as addresses, or do not take at all."""
+"""Files with names that native libraries read as addresses, or do not accept."""
 
 from __future__ import annotations
 
@@ -93,6 +93,14 @@ def test_a_missing_file_is_named_without_bytes_that_no_terminal_takes(
     for command in (["inspect", "x\udce9.onnx"], ["run", "x\udce9.onnx", str(video_path)]):
         assert main(command) == 1
         assert capsys.readouterr().err.startswith("error: x\\xe9.onnx: no such file")
+
+
+def test_a_library_that_takes_no_such_name_is_one_clear_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("edgerpn.export.inspection.run", lambda arguments: str(arguments.model).encode())
+    assert main(["inspect", "x\udce9.pt"]) == 1
+    assert capsys.readouterr().err.startswith("error: x\\xe9.pt: not UTF-8")
 
 
 def test_bytes_that_are_not_utf_8_are_shown_by_their_number() -> None:

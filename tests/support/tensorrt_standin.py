@@ -411,6 +411,7 @@ class Library:
         self.requires_user_memory = is_rtx
         self.unsupported_capabilities: tuple[str, ...] = ()
         self.validity: tuple[EngineValidity, int] = (EngineValidity.VALID, 0)
+        self.cannot_start = False
         self.has_host_code = False
         self.host_code_allowed: list[bool] = []
         self.is_capturable = True
@@ -423,8 +424,11 @@ class Library:
             def __init__(self, log: Any) -> None:
                 self.log = log
                 self.engine_host_code_allowed = False
+                if library.cannot_start:
+                    log.log(ILogger.ERROR, "createInferRuntime: CUDA initialization failure with error: 35")
 
             def deserialize_cuda_engine(self, data: bytes) -> Engine | None:
+                assert not library.cannot_start, "TensorRT ends the process here"
                 library.host_code_allowed.append(self.engine_host_code_allowed)
                 if library.has_host_code and not self.engine_host_code_allowed:
                     self.log.log(
@@ -482,7 +486,7 @@ def aligned(array: npt.NDArray[np.uint8], offset: int = 0) -> npt.NDArray[np.uin
 
 
 class OnGpu:
-    """An array of a test that says it lies in GPU memory, by the CUDA array interface."""
+    """An array of a test that claims GPU memory by the CUDA array interface."""
 
     def __init__(self, device: HostDevice, array: npt.NDArray[Any], **changes: Any) -> None:
         self.array = array
@@ -494,7 +498,7 @@ class OnGpu:
 
 
 class OnGpuDlpack:
-    """The same by DLPack; what was asked of it is in `streams`."""
+    """The same by DLPack; `streams` holds the streams of the requests."""
 
     def __init__(self, device: HostDevice, array: npt.NDArray[Any], kind: tuple[int, int] = (2, 0)) -> None:
         self.array = array
@@ -513,7 +517,7 @@ class OnGpuDlpack:
 
 
 def capsule_name(capsule: Any) -> bytes:
-    """Name of a DLPack capsule: it changes when somebody consumes it."""
+    """Name of a DLPack capsule: it changes when a consumer takes it."""
     get_name = ctypes.pythonapi.PyCapsule_GetName
     get_name.restype, get_name.argtypes = ctypes.c_char_p, (ctypes.py_object,)
     return bytes(get_name(capsule))

@@ -26,9 +26,7 @@ def load_tensors(path: Path, *, expected: str) -> Any:
         CheckpointError: The file cannot be read, is damaged, or contains more than tensors and plain values.
     """
     try:
-        # Opened here, because torch's own reader takes no path that is not UTF-8.
-        with path.open("rb") as file:
-            return torch.load(file, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # with damaged bytes torch.load raises almost any type
         raise CheckpointError(f"{path}: not {expected}, or damaged: {_reason(error)}") from error
 

@@ -17,7 +17,7 @@ from edgerpn.machine import board_model
 from edgerpn.manifest import EngineSpec, Manifest
 from edgerpn.runtime.backends.tensorrt.cuda import Device
 from edgerpn.runtime.backends.tensorrt.cuda_provider import open_device
-from edgerpn.runtime.backends.tensorrt.library import TensorRtLibrary, import_library, make_logger
+from edgerpn.runtime.backends.tensorrt.library import TensorRtLibrary, import_library, make_logger, make_runtime
 from edgerpn.targets import (
     HARDWARE_COMPATIBLE_FROM,
     RTX_CAPABILITIES,
@@ -247,10 +247,12 @@ def _validity(path: Path, host: EngineHost) -> list[CompatibilityCheck]:
     module = host.library.module
     if not hasattr(module.Runtime, "get_engine_validity"):
         return []
-    with host.device.active():
-        runtime = module.Runtime(make_logger(module))
-        with path.open("rb") as file:
+    try:
+        with host.device.active(), path.open("rb") as file:
+            runtime = make_runtime(module, make_logger(module))
             validity, bits = runtime.get_engine_validity(file.read(runtime.engine_header_size))
+    except EngineLoadError as error:
+        return [CompatibilityCheck(key="library's verdict", expected="VALID", found=str(error), verdict="no")]
     reasons = [name for name, flag in module.EngineInvalidityDiagnostics.__members__.items() if int(flag) & bits]
     is_valid = validity == module.EngineValidity.VALID
     return [

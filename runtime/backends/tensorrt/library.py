@@ -98,6 +98,26 @@ def _diagnosis(module: str, error: Exception) -> str:
     return f"{module} is installed, but does not work here: {error}. {' '.join(advice[:1])}".rstrip()
 
 
+def make_runtime(module: Any, log: Any) -> Any:
+    """Makes the library's runtime object.
+
+    Args:
+        module: The library's module.
+        log: A new logger of `make_logger`.
+
+    Raises:
+        EngineLoadError: The library cannot start, as with a driver that is too old for it. TensorRT then returns an
+            object all the same, whose first use ends the process (tried with the lean runtime 11.4.0).
+    """
+    runtime = module.Runtime(log)
+    if log.lines:
+        raise EngineLoadError(
+            f"{module.__name__} {module.__version__} cannot start: {log.take_lines()}. Update the NVIDIA driver, or "
+            "install the library that is made for the driver's CUDA version."
+        )
+    return runtime
+
+
 def make_logger(module: Any) -> Any:
     """Makes a logger for the library's objects.
 

@@ -94,6 +94,8 @@ class EngineSlot:
         self._is_pending = False
         self._keep: DeviceFrames | None = None
         self.is_free = True
+        self.thread: int | None = None
+        """Number of the thread that acquired it."""
 
     @property
     def frames(self) -> npt.NDArray[np.uint8]:
@@ -295,10 +297,12 @@ class SlotRing:
         self._has_logged_missing_graph = False
         self._is_closed = False
         self._change = threading.Condition()
+        self._all: tuple[EngineSlot, ...] = ()
         self._free: list[EngineSlot] = []
         try:
             for _ in range(config.num_slots):
                 self._free.append(EngineSlot(self, engine, device, manifest))
+            self._all = tuple(self._free)
             self._free[-1].prepare(sizes[0])  # the one that `acquire` returns first
         except BaseException:
             self.close()
@@ -308,20 +312,26 @@ class SlotRing:
         """Returns a free slot, the last used one first; waits for one while all are in use.
 
         Raises:
-            RuntimeError: The ring is closed.
+            RuntimeError: The ring is closed, or the calling thread holds every slot and would wait for itself.
         """
+        thread = threading.get_ident()
         with self._change:
             while not self._free and not self._is_closed:
+                if all(slot.thread == thread for slot in self._all):
+                    raise RuntimeError(
+                        f"this thread holds all {len(self._all)} slots of the engine: release one, or load the engine "
+                        "with more num_slots"
+                    )
                 self._change.wait()
             if self._is_closed:
                 raise RuntimeError("the model is closed")
             slot = self._free.pop()
-            slot.is_free = False
+            slot.is_free, slot.thread = False, thread
             return slot
 
     def take_back(self, slot: EngineSlot) -> None:
         with self._change:
-            slot.is_free = True
+            slot.is_free, slot.thread = True, None
             if not self._is_closed:
                 self._free.append(slot)
                 self._change.notify()

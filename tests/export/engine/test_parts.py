@@ -16,6 +16,7 @@ from edgerpn import settings
 from edgerpn.errors import BuildError
 from edgerpn.export.engine import cli as build_cli
 from edgerpn.export.engine import libraries as build_libraries
+from edgerpn.export.engine.build import check_graph
 from edgerpn.export.engine.cache import timing_cache_file
 from edgerpn.export.engine.layers import RUNS, WARM_UP, _time_layers, inspect_layers, read_layers
 from edgerpn.export.engine.libraries import BuildEnvironment, BuildMachine
@@ -26,6 +27,7 @@ from edgerpn.export.engine.progress import PhaseTracker, ProgressDisplay
 from edgerpn.export.engine.report import explain
 from edgerpn.machine import available_bytes
 from edgerpn.runtime.backends.tensorrt.library import make_logger
+from tests.support.models import make_manifest
 
 HERE = BuildMachine(platform="linux-x86_64")
 
@@ -204,6 +206,14 @@ def test_layers_of_an_engine_with_code_for_the_cpu_are_listed_after_its_build(
     trt.LayerInformationFormat = SimpleNamespace(JSON=0)
     found = inspect_layers(trt, log, plan, batch=1, is_timed=False, is_version_compatible=is_allowed)
     assert found["num_layers"] == (4 if is_allowed else None)
+
+
+def test_a_dla_takes_a_fixed_batch_and_fp16_and_is_called_experimental(tmp_path: Path) -> None:
+    file, manifest = tmp_path / "model.onnx", make_manifest(batch=None, source_hw=None)
+    config = BuildConfig(backend="tensorrt", dla_core=0)
+    with pytest.raises(BuildError, match=r"(?s)dla_core: a DLA has no dynamic batch.*fp16 and int8 only") as caught:
+        check_graph(file, manifest, "tensorrt", "11.4.1.7", config)
+    assert "--batch 1" in str(caught.value)
 
 
 def test_tensorrt_rtx_does_not_build_for_turing() -> None:

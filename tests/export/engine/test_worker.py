@@ -20,7 +20,7 @@ from edgerpn.export.engine.cache import TimingCache, timing_cache_file
 from edgerpn.export.engine.libraries import BuildEnvironment, BuildMachine
 from edgerpn.export.engine.options import BuildConfig
 from edgerpn.export.engine.process import run_worker
-from edgerpn.export.engine.worker import make_options
+from edgerpn.export.engine.worker import make_options, make_parser
 
 pytestmark = pytest.mark.rtx
 
@@ -96,6 +96,16 @@ def test_engines_of_tensorrt_rtx_are_built_for_capture_in_cuda_graphs() -> None:
     builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
     options = make_options(trt, builder, BuildConfig())
     assert options.get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+
+
+def test_the_parser_adjusts_a_graph_for_a_dla_only() -> None:
+    import tensorrt_rtx as trt
+
+    logger, flag = trt.Logger(trt.Logger.ERROR), trt.OnnxParserFlag.ADJUST_FOR_DLA
+    builder = trt.Builder(logger)
+    for core, is_set in ((None, False), (0, True)):
+        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        assert make_parser(trt, network, logger, BuildConfig(dla_core=core)).get_flag(flag) is is_set
 
 
 def test_a_timing_cache_is_written_and_kept(tmp_path: Path) -> None:

@@ -247,6 +247,16 @@ def test_a_given_gpu_is_used_whatever_else_is_missing(
     backend.close()
 
 
+def test_a_library_that_cannot_start_is_an_error_before_it_ends_the_process(
+    bench: Any, make_engine: MakeModel, tmp_path: Path
+) -> None:
+    bench.library.cannot_start = True
+    with pytest.raises(
+        EngineLoadError, match=r"tensorrt 10\.3\.0\.26 cannot start: .*error: 35\. Update the NVIDIA driver"
+    ):
+        bench.load(make_engine(tmp_path))
+
+
 def test_a_missing_package_keeps_its_own_error(
     bench: Any, make_engine: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -186,6 +186,20 @@ def test_a_third_caller_waits_for_a_slot(bench: Any, make_engine: MakeModel, tmp
     backend.close()
 
 
+def test_a_thread_that_holds_every_slot_does_not_wait_for_itself(
+    bench: Any, make_engine: MakeModel, tmp_path: Path, painted: Image
+) -> None:
+    backend = bench.load(make_engine(tmp_path, batch=1))
+    slots = [backend.acquire(), backend.acquire()]
+    for call in (backend.acquire, lambda: backend.infer(painted[:1])):
+        with pytest.raises(RuntimeError, match="this thread holds all 2 slots of the engine: release one"):
+            call()
+    slots[0].release()
+    assert backend.infer(painted[2:3])[2].tolist() == [2]
+    slots[1].release()
+    backend.close()
+
+
 def test_closing_frees_everything_and_waits_for_used_slots(
     bench: Any, make_engine: MakeModel, tmp_path: Path, painted: Image
 ) -> None:

@@ -259,7 +259,7 @@ def test_kill_9_of_a_capture_process_is_an_event_and_of_the_run_leaves_no_orphan
     process.wait()
     wait_until(lambda: not any(is_running(pid) for pid in [*first, *pids]))
     assert set(os.listdir("/dev/shm")) <= shared
-    # What is written is whole lines, even so.
+    # The written lines are whole even then.
     records(lines)
 
 
@@ -278,6 +278,20 @@ def test_systemd_gets_the_states_of_the_run(
             pass
         assert told == b"STOPPING=1"
     process.communicate(timeout=60)
+
+
+def test_a_camera_does_not_wait_for_a_caller_that_keeps_every_result(
+    model: Model, make_camera: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    kept = list(model.stream(make_camera().url, max_frames=20))
+    assert len({result.index for result in kept}) == 20
+    values = [result.image[::8, ::8].copy() for result in kept]
+    assert all((result.image[::8, ::8] == value).all() for result, value in zip(kept, values, strict=True))
+    told = [record.message for record in caplog.records if "further ones are copied" in record.message]
+    assert len(told) == 1
+    assert "5 pictures are in use at the same time" in told[0]
+    assert "slots = 8" in told[0]
 
 
 def test_a_model_streams_from_a_camera(model: Model, make_camera: Make) -> None:
