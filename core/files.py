@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_VARIABLE = re.compile(r"\$(?:\{(?P<braced>\w+)\}|(?P<plain>[A-Za-z_]\w*))")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """Errors of a full disk, quota or file, and of a broken disk."""
 
@@ -85,6 +87,26 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Writes `data` to `path` in one step."""
     with replacing(path) as temporary:
         temporary.write_bytes(data)
+
+
+def expand_path(text: str) -> str:
+    """The path that a shell makes of `text`: ~, ~user, $NAME and ${NAME} are expanded; `./~` is a file of that name.
+
+    Raises:
+        ValueError: There is no such user, or a variable is not set.
+    """
+
+    def value(found: re.Match[str]) -> str:
+        name = found["braced"] or found["plain"]
+        if name not in os.environ:
+            raise ValueError(f"the environment variable {name} in {printable(text)!r} is not set")
+        return os.environ[name]
+
+    path = os.path.expanduser(text)
+    if path.startswith("~"):
+        user = printable(path[1:].partition("/")[0])
+        raise ValueError(f"there is no user {user!r} for {printable(text)!r}; ./~ is a plain name")
+    return path if os.path.exists(path) else _VARIABLE.sub(value, path)
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

@@ -12,7 +12,7 @@ from typing import Literal
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from edgerpn.errors import StreamOpenError
-from edgerpn.files import printable
+from edgerpn.files import expand_path, printable
 from edgerpn.runtime.addresses import find_fault, show_faulty
 from edgerpn.runtime.redaction import redact, redact_url
 
@@ -125,6 +125,21 @@ def parse_source(text: str) -> SourceSpec:
     if kind == "url" and (fault := _fault(scheme, text)):
         raise StreamOpenError(f"{show_faulty(text)}: {fault}")
     return SourceSpec(kind=kind, text=text, scheme=scheme)
+
+
+def expand_source(text: str) -> str:
+    """A source of the settings with ~ and $VARIABLES of a path expanded; an existing path, or another source, as it is.
+
+    Raises:
+        ValueError: See `expand_path`.
+    """
+    try:
+        spec = parse_source(text)
+    except StreamOpenError:
+        # Its user gets the error of the whole source.
+        return text
+    is_plain = spec.kind != "path" or spec.scheme or os.path.exists(text)
+    return text if is_plain else expand_path(text)
 
 
 def _is_file_here(text: str) -> bool:

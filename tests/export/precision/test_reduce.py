@@ -18,6 +18,7 @@ from edgerpn.export.export_config import ExportConfig
 from edgerpn.export.precision.reduce import Photographs, reduce_precision
 from edgerpn.manifest import read
 from edgerpn.manifest.parts import PrecisionSpec
+from edgerpn.train.data.splits import Split
 
 GetExport = Callable[[str], Any]
 OVERFLOWING = ("backbone.stages.1.0", "backbone.stages.2.0")
@@ -25,7 +26,7 @@ OVERFLOWING = ("backbone.stages.1.0", "backbone.stages.2.0")
 
 @pytest.fixture(scope="module")
 def meter(photos: Path) -> RecallMeter:
-    return RecallMeter(photos / "val.json", photos / "images")
+    return RecallMeter(Split(photos / "val.json", photos / "images"))
 
 
 def reduce(
@@ -168,7 +169,7 @@ def test_missing_data_is_named(
 
 def test_a_meter_measures_the_first_images_up_to_its_limit(exported: GetExport, photos: Path) -> None:
     made = exported("standard")
-    meter = RecallMeter(photos / "val.json", photos / "images", limit=3)
+    meter = RecallMeter(Split(photos / "val.json", photos / "images"), limit=3)
     assert (meter.num_images, meter.num_objects) == (3, 9)
     proto = onnx.load(made.file)
     for limit in (2, None):
