@@ -98,7 +98,7 @@ def moving_average(values: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def _inline(figure: Figure, summary: str) -> str:
-    """The figure as an element of an HTML page."""
+    """Returns the figure as an element of an HTML page."""
     buffer = io.StringIO()
     figure.savefig(
         buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))

@@ -16,6 +16,7 @@ from edgerpn.errors import ConfigError
 from edgerpn.export.photographs import IMAGE_SUFFIXES, spread
 from edgerpn.manifest import manifest_path
 from edgerpn.targets import TARGETS
+from edgerpn.train.data import choice
 
 if TYPE_CHECKING:
     from edgerpn.export.compare.compare import Comparison
@@ -36,8 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         type=Path,
         metavar="PATH",
-        help="folder with val.json and images/, or annotation file: compare on its photographs, with recall",
+        help="folder of a data set (COCO, YOLO, VOC), or its file: compare on its validation images, with recall",
     )
+    choice.add_arguments(parser)
     parser.add_argument(
         "--limit", type=count_argument(1), metavar="N", help="compare on N of the photographs, spread over all"
     )
@@ -75,7 +77,11 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
     if arguments.against and not (arguments.images or arguments.data):
         problems.append("check: --against needs photographs; name their folder with --images DIR, or --data PATH")
     if not arguments.against:
-        given = [flag for flag in ("images", "data", "limit", "pictures") if getattr(arguments, flag) is not None]
+        given = [
+            flag
+            for flag in ("images", "data", "format", "split", "limit", "pictures")
+            if getattr(arguments, flag) is not None
+        ]
         problems += [f"check: --{flag} is for a comparison; name a model with --against" for flag in given]
     if arguments.images and not arguments.images.is_dir():
         problems.append(f"--images {arguments.images}: expected a folder of photographs")
@@ -150,13 +156,14 @@ def _images(arguments: argparse.Namespace) -> tuple[list[Path], Dataset | None]:
     """
     dataset = None
     if arguments.data is not None:
-        from edgerpn.train.data.coco import read_coco
+        from edgerpn.train.data.coco import read_split
         from edgerpn.train.data.splits import find_split
 
-        split = find_split(arguments.data, "val")
-        dataset = read_coco(split.annotations, arguments.images or split.images, verify="header")
+        log = functools.partial(print, file=sys.stderr)
+        split = find_split(arguments.data, "val", choice.chosen(arguments), log)
+        dataset = read_split(split._replace(images=arguments.images or split.images), verify="header")
         for problem in dataset.problems:
-            print(f"{split.annotations.name}: {problem}", file=sys.stderr)
+            log(f"{split.label}: {problem}")
         found = [record.file for record in dataset.records]
     else:
         found = sorted(path for path in arguments.images.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)

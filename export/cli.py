@@ -12,6 +12,7 @@ from edgerpn.errors import ConfigError
 from edgerpn.export.export_config import PRECISIONS, ExportConfig
 from edgerpn.manifest import manifest_path
 from edgerpn.targets import EXPORT_TARGETS
+from edgerpn.train.data import choice
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,8 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         type=Path,
         metavar="PATH",
-        help="folder with val.json and images/, or annotation file, for parity and recall (default: as trained on)",
+        help="folder of a data set (COCO, YOLO, VOC), or its file, for parity and recall (default: as trained on)",
     )
+    choice.add_arguments(parser)
     parser.add_argument("--images", type=Path, metavar="DIR", help="photographs for parity, without annotations")
     parser.add_argument("--config", metavar="FILE.toml", help="settings")
     parser.add_argument(
@@ -93,13 +95,19 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError([f"{' and '.join(missing)}: needed, see `edgerpn export --help`"])
     if arguments.calibration is not None and config.precision != "int8":
         raise ConfigError([f"--calibration is for --precision int8, the precision is {config.precision}"])
+    if arguments.data is None and (arguments.format or arguments.split):
+        raise ConfigError(["--format and --split are for --data PATH; name a data set"])
     from edgerpn.export.onnx.export import export_onnx
+    from edgerpn.train.data.splits import find_split
 
+    data = arguments.data
+    if data is not None:
+        data = find_split(data, "val", choice.chosen(arguments), _log)
     manifest = export_onnx(
         arguments.checkpoint,
         arguments.output,
         config,
-        data=arguments.data,
+        data=data,
         images=arguments.images,
         calibration=arguments.calibration,
         log=_log,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import sys
@@ -14,16 +15,18 @@ from edgerpn import files
 from edgerpn.arguments import HOST_CODE_HELP, count_argument, names_argument, output_problems, size_argument
 from edgerpn.errors import ConfigError
 from edgerpn.manifest import manifest_path
+from edgerpn.train.data import choice
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
     parser.add_argument("model", type=Path, nargs="?", metavar="MODEL", help="checkpoint, ONNX file or engine")
     parser.add_argument(
-        "--data", type=Path, required=True, metavar="PATH", help="folder with val.json and images/, or annotation file"
+        "--data", type=Path, required=True, metavar="PATH", help="folder of a data set (COCO, YOLO, VOC), or its file"
     )
+    choice.add_arguments(parser)
     parser.add_argument(
-        "--images", type=Path, metavar="DIR", help="folder of the images (default: images/ beside the annotations)"
+        "--images", type=Path, metavar="DIR", help="folder of the images (default: as the layout of the data set says)"
     )
     parser.add_argument(
         "--results", type=Path, metavar="RESULTS.json", help="COCO results to measure instead of a model"
@@ -51,22 +54,23 @@ def run(arguments: argparse.Namespace) -> int:
     from edgerpn.train.recall.average_recall import format_table
 
     _check_arguments(arguments)
-    split = find_split(arguments.data, "val")
+    log = functools.partial(print, file=sys.stderr)
+    split = find_split(arguments.data, "val", choice.chosen(arguments), log)
     _check_output(arguments, split.annotations)
     if arguments.results is not None:
-        metrics = evaluate_results(arguments.results, split.annotations)
+        metrics = evaluate_results(arguments.results, split)
         print(format_table({arguments.results.name: metrics}))
         _write_report(arguments.output, {"results": str(arguments.results), "metrics": metrics})
         return 0
     evaluation = evaluate_model(
         arguments.model,
-        arguments.data,
+        split,
         images=arguments.images,
         num_proposals=arguments.proposals,
         size_hw=arguments.size,
         holdout_classes=arguments.holdout_classes,
         allow_host_code=arguments.allow_host_code,
-        log=lambda line: print(line, file=sys.stderr),
+        log=log,
     )
     if evaluation.open_world:
         print(f"unseen: {', '.join(evaluation.holdout_classes)}")

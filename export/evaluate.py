@@ -19,7 +19,7 @@ from edgerpn.letterbox import letterbox
 from edgerpn.manifest import DIGEST_KEY
 from edgerpn.manifest.parts import RecallSpec
 from edgerpn.runtime.model import Model, load
-from edgerpn.train.data.coco import read_coco
+from edgerpn.train.data.coco import read_split
 from edgerpn.train.data.splits import Split, find_split
 from edgerpn.train.evaluation import Detect, Evaluation, evaluate, measure
 from edgerpn.train.recall.average_recall import average_recall
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 def evaluate_model(
     model: str | os.PathLike[str],
-    data: str | os.PathLike[str],
+    data: str | os.PathLike[str] | Split,
     *,
     images: str | os.PathLike[str] | None = None,
     num_proposals: int | None = None,
@@ -44,18 +44,18 @@ def evaluate_model(
 
     Args:
         model: Checkpoint (.pt), ONNX file or engine.
-        data: Folder with val.json (COCO) and images/, or an annotation file.
+        data: Folder of a data set, or an annotation file, see `find_split`; or a split that it returned.
         images: Folder of the images; None: images/ beside the annotations.
         num_proposals: Proposals of a checkpoint for each image, at most; None: 1000. Exported models have their own.
         size_hw: Height and width that a checkpoint's network works at, pixels; None: as trained.
         holdout_classes: Classes whose recall is measured separately; None: those that a checkpoint was trained without.
         limit: Measure only the first `limit` images.
         allow_host_code: Whether a version-compatible engine may contain code for the CPU.
-        log: Called with one line of text for each kind of problem in the data.
+        log: Called with a line for the layout of the data and one for each kind of problem in it.
 
     Raises:
         CheckpointError: The checkpoint cannot be read.
-        ConfigError: A size or a number of proposals is given for an exported model.
+        ConfigError: The model is an exported one, whose size and number of proposals are fixed.
         EngineLoadError: The exported model cannot be loaded.
         ManifestError: The exported model's manifest is missing or does not fit.
         DataError: The annotations or images cannot be used.
@@ -74,9 +74,9 @@ def evaluate_model(
         )
     if size_hw is not None or num_proposals is not None:
         raise ConfigError([f"{file}: --size and --proposals are for checkpoints; an exported model has its own"])
-    split = find_split(Path(data), "val")
+    split = data if isinstance(data, Split) else find_split(Path(data), "val", log=log)
     if images is not None:
-        split = Split(split.annotations, Path(images))
+        split = split._replace(images=Path(images))
     with load(file, allow_host_code=allow_host_code) as opened:
         return measure(
             _detect(opened),
@@ -90,7 +90,7 @@ def evaluate_model(
 
 
 def _detect(model: Model) -> Detect:
-    """A function that runs an exported model on frames of any size."""
+    """Returns a function that runs an exported model on frames of any size."""
     source_hw = model.manifest.input.source_hw
 
     def run(frame: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
@@ -108,19 +108,18 @@ def _detect(model: Model) -> Detect:
 class RecallMeter:
     """Measures the recall of graphs that are still in memory, each on the same images."""
 
-    def __init__(self, annotations: Path, images: Path, *, limit: int = 500) -> None:
+    def __init__(self, split: Split, *, limit: int = 500) -> None:
         """Reads the annotations.
 
         Args:
-            annotations: COCO annotations of images that the model was not trained on.
-            images: Folder of the images.
+            split: Images that the model was not trained on.
             limit: Measure the first so many images only.
 
         Raises:
             DataError: The annotations or images cannot be used.
         """
-        self._annotations, self._images, self._limit = annotations, images, limit
-        records = read_coco(annotations, images, verify="header").records[:limit]
+        self._split, self._limit = split, limit
+        records = read_split(split, verify="header").records[:limit]
         self.num_images = len(records)
         self.num_objects = sum(len(record.boxes_xyxy) for record in records)
         self.files = frozenset(record.file.resolve() for record in records)
@@ -156,11 +155,16 @@ class RecallMeter:
             properties = {entry.key: entry.value for entry in proto.metadata_props if entry.key != DIGEST_KEY}
             onnx.helper.set_model_props(unsealed, properties)
             onnx.save(unsealed, file)
-            return evaluate_model(file, self._annotations, images=self._images, limit=limit)
+            return evaluate_model(file, self._split, limit=limit)
 
 
-def evaluate_results(results: Path, annotations: Path) -> dict[str, float]:
+def evaluate_results(results: Path, data: Path | Split) -> dict[str, float]:
     """Measures the recall of a COCO results file (a JSON list of image_id, bbox, score) of any program.
+
+    Args:
+        results: The results.
+        data: COCO annotation file, or a split. Sets without image ids number their images from 1 in the order of
+            file names.
 
     Raises:
         DataError: A file cannot be read, or is not in COCO's format.
@@ -173,7 +177,9 @@ def evaluate_results(results: Path, annotations: Path) -> dict[str, float]:
             raise DataError(
                 f"{results}: result {number}: expected image_id, bbox [x, y, width, height] and score, got {row}"
             )
-    truth = _read_json(annotations)
+    split = data if isinstance(data, Split) else Split(data, data.parent)
+    annotations = split.annotations
+    truth = _read_json(annotations) if split.load is None else split.load().root
     if not isinstance(truth, dict) or not all(isinstance(truth.get(key), list) for key in ("images", "annotations")):
         raise DataError(f"{annotations}: expected COCO annotations with lists 'images' and 'annotations'")
     for number, image in enumerate(truth["images"]):

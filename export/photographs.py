@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from edgerpn.errors import DataError, ExportError
+from edgerpn.train.data.choice import DataChoice
+
+if TYPE_CHECKING:
+    from edgerpn.train.data.splits import Split
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 """Suffixes of the files that count as photographs."""
@@ -33,11 +37,11 @@ def spread(items: Sequence[Item], most: int) -> list[Item]:
     return [items[round(index * (len(items) - 1) / (most - 1))] for index in range(most)]
 
 
-def parity_images(data: Path | None, images: Path | None, *, most: int = NUM_PARITY_IMAGES) -> list[Path]:
+def parity_images(data: Split | None, images: Path | None, *, most: int = NUM_PARITY_IMAGES) -> list[Path]:
     """Finds photographs to compare models on.
 
     Args:
-        data: A data set, see `edgerpn.train.data.splits`: its validation images are taken.
+        data: Validation images of a data set, see `edgerpn.train.data.splits`.
         images: Without a data set: a folder of photographs.
         most: Take so many at most, spread over all.
 
@@ -46,10 +50,9 @@ def parity_images(data: Path | None, images: Path | None, *, most: int = NUM_PAR
         DataError: The data set cannot be used.
     """
     if data is not None:
-        from edgerpn.train.data.coco import read_coco
-        from edgerpn.train.data.splits import find_split
+        from edgerpn.train.data.coco import read_split
 
-        found = [record.file for record in read_coco(*find_split(data, "val"), verify="header").records]
+        found = [record.file for record in read_split(data, verify="header").records]
     elif images is not None:
         found = sorted(p for p in images.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES) if images.is_dir() else []
     else:
@@ -59,31 +62,40 @@ def parity_images(data: Path | None, images: Path | None, *, most: int = NUM_PAR
         )
     if not found:
         what = "this folder does not exist" if images is not None and not images.is_dir() else "no photographs in it"
-        raise ExportError(f"{images or data}: {what}; expected a folder of photographs to compare on")
+        raise ExportError(f"{images}: {what}; expected a folder of photographs to compare on")
     return spread(found, most)
 
 
 def calibration_images(
-    folder: Path, *, limit: int = MAX_CALIBRATION_IMAGES, log: Callable[[str], None] = lambda _: None
+    folder: Path,
+    *,
+    limit: int = MAX_CALIBRATION_IMAGES,
+    log: Callable[[str], None] = lambda _: None,
+    choice: DataChoice | None = None,
 ) -> list[Path]:
     """Finds photographs to calibrate int8 on, spread evenly over those that there are.
 
     Args:
-        folder: A data folder with train.json and images/, whose training images are taken; or any folder, in which
-            photographs are looked for at every depth.
+        folder: Folder of a data set, whose training images are taken; or any folder, in which photographs are looked
+            for at every depth.
         limit: Take so many at most.
-        log: Called with one line of text when there are few.
+        log: Called with one line of text when there are few, and with the layout of a data set.
+        choice: Format and split of a data set; None: by its files.
 
     Raises:
         DataError: There is no such folder, or no photograph in it.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: this calibration folder does not exist; name a folder of photographs")
-    if (folder / "train.json").is_file():
-        from edgerpn.train.data.coco import read_coco
-        from edgerpn.train.data.splits import find_split
+    # Imported late: OpenCV would delay the help of every command.
+    from edgerpn.train.data.splits import find_layouts, find_split
 
-        found = sorted(record.file for record in read_coco(*find_split(folder, "train"), verify="header").records)
+    choice = choice or DataChoice()
+    if any("train" in layout.splits for layout in find_layouts(folder, choice.format)):
+        from edgerpn.train.data.coco import read_split
+
+        split = find_split(folder, "train", choice, log)
+        found = sorted(record.file for record in read_split(split, verify="header").records)
     else:
         found = sorted(Path(root) / name for root, _, names in os.walk(folder) for name in names)
         found = [file for file in found if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")]

@@ -1,4 +1,4 @@
-"""What every test may use: the repository's root, and the rules of hypothesis and of the markers `gpu` and `rtx`."""
+"""Shared by all tests: the repository's root, and the rules of hypothesis and of the markers `gpu` and `rtx`."""
 
 from __future__ import annotations
 

@@ -18,21 +18,26 @@ from edgerpn.__main__ import COMMANDS, STAGES, build_parser, main
 EVERY_COMMAND = "-h --help --debug"
 ARGUMENTS = {
     "train": (
-        "--data -o --output --out --epochs --minutes --size --preset --holdout-classes --backbone-weights --resume"
-        " --config --set --print-config"
+        "--data --format --split -o --output --out --epochs --minutes --size --preset --holdout-classes"
+        " --backbone-weights --resume --config --set --print-config"
     ),
-    "anchors": "--data --size --preset --strides --sizes --ratios -o --output",
+    "anchors": "--data --format --split --size --preset --strides --sizes --ratios -o --output",
     "import": "source file -o --output --arch --size --norm-eps",
-    "eval": "model --data --images --results -o --output --proposals --size --holdout-classes --allow-host-code",
+    "eval": (
+        "model --data --format --split --images --results -o --output --proposals --size --holdout-classes"
+        " --allow-host-code"
+    ),
     "export": (
         "checkpoint -o --output --target --size --source-size --batch --proposals --precision --calibration"
-        " --max-ar-drop --data --images --config --set --print-config"
+        " --max-ar-drop --data --format --split --images --config --set --print-config"
     ),
     "build": (
         "model -o --output --backend --compute-capability --version-compatible --hardware-compatible --profile --images"
         " --config --set --print-config"
     ),
-    "check": "model --target --against --images --data --limit -o --output --allow-host-code --pictures",
+    "check": (
+        "model --target --against --images --data --format --split --limit -o --output --allow-host-code --pictures"
+    ),
     "run": (
         "model sources --config --set --print-config -o --output --out --jsonl --video --http --show --max-frames"
         " --min-score --top --threads --provider --on-mismatch --allow-host-code --log-format --log-level --self-test"
@@ -44,7 +49,7 @@ ARGUMENTS = {
 
 
 def actions(command: str) -> list[argparse.Action]:
-    """What the parser of `command` takes."""
+    """Returns the arguments that the parser of `command` accepts."""
     parser = build_parser([command])
     (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     return list(commands.choices[command]._actions)

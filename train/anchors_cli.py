@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +12,7 @@ from edgerpn import files
 from edgerpn.arguments import count_argument, size_argument
 from edgerpn.errors import ConfigError, DataError
 from edgerpn.progress import track
+from edgerpn.train.data import choice
 
 if TYPE_CHECKING:
     from edgerpn.train.config import TrainSettings
@@ -21,8 +24,9 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
     parser.add_argument(
-        "--data", type=Path, required=True, metavar="PATH", help="folder with train.json, or a COCO annotation file"
+        "--data", type=Path, required=True, metavar="PATH", help="folder of a data set (COCO, YOLO, VOC), or its file"
     )
+    choice.add_arguments(parser)
     parser.add_argument(
         "--size", type=size_argument, metavar="HxW", help="size at which the network will work, such as 384x640"
     )
@@ -38,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Fits anchors, prints the recall of several layouts, and writes the settings; returns the exit status."""
     from edgerpn.train.config import load_settings
-    from edgerpn.train.data.coco import read_coco
+    from edgerpn.train.data.coco import read_split
     from edgerpn.train.data.splits import find_split
     from edgerpn.train.network.anchor_fit import fit_anchors, measure_anchors, similar_layouts
 
@@ -46,7 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
     image_hw = arguments.size or settings.data.input_hw
     wanted = _wanted(arguments, settings)
     _check_size(wanted, image_hw)
-    dataset = read_coco(*find_split(arguments.data, "train"), verify="none")
+    log = functools.partial(print, file=sys.stderr)
+    dataset = read_split(find_split(arguments.data, "train", choice.chosen(arguments), log), verify="none")
     boxes = letterboxed(dataset, image_hw)
     present = settings.model.anchors
     rows = [(f"preset {arguments.preset}", present, measure_anchors(present, boxes, image_hw))]

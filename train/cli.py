@@ -8,6 +8,7 @@ from pathlib import Path
 
 from edgerpn.arguments import names_argument, size_argument
 from edgerpn.errors import ConfigError
+from edgerpn.train.data import choice
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,8 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         type=Path,
         metavar="PATH",
-        help="folder with train.json, val.json (COCO) and images/, or a training file with the others beside it",
+        help="folder of a data set, or its file: COCO, YOLO or PASCAL VOC, in the layouts that tools write",
     )
+    choice.add_arguments(parser)
     parser.add_argument(
         "-o",
         "--output",
@@ -71,6 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
         epochs=arguments.epochs,
         size_hw=arguments.size,
         holdout_classes=arguments.holdout_classes,
+        data_format=arguments.format,
+        data_split=arguments.split,
         overrides=arguments.set,
     )
     if arguments.print_config:

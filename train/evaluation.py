@@ -17,7 +17,7 @@ import torch
 from edgerpn.errors import ConfigError
 from edgerpn.progress import track
 from edgerpn.train.checkpoint import Checkpoint, load_model
-from edgerpn.train.data.coco import class_names, read_coco, read_image
+from edgerpn.train.data.coco import class_names, read_image, read_split
 from edgerpn.train.data.splits import Split, find_split
 from edgerpn.train.network.detector import Detector, detect
 from edgerpn.train.network.layers import fuse_batch_norm
@@ -70,7 +70,7 @@ class Evaluation:
 
 def evaluate(
     checkpoint: str | os.PathLike[str],
-    data: str | os.PathLike[str],
+    data: str | os.PathLike[str] | Split,
     *,
     images: str | os.PathLike[str] | None = None,
     num_proposals: int = 1000,
@@ -83,13 +83,13 @@ def evaluate(
 
     Args:
         checkpoint: A .pt file that `train` wrote, such as RUN/best.pt.
-        data: Folder with val.json (COCO) and images/, or an annotation file.
+        data: Folder of a data set, or an annotation file, see `find_split`; or a split that it returned.
         images: Folder of the images; None: images/ beside the annotations.
         num_proposals: Proposals of each image, at most.
         size_hw: Height and width at which the network works, pixels; None: as in training.
         holdout_classes: Classes whose recall is also measured separately; None: those that training held out.
         limit: Measure only the first `limit` images.
-        log: Called with one line for each kind of problem in the data.
+        log: Called with a line for the layout of the data and one for each kind of problem in it.
 
     Raises:
         CheckpointError: The checkpoint cannot be read.
@@ -97,12 +97,13 @@ def evaluate(
         DataError: The annotations or images cannot be used.
         MissingDependencyError: The package that measures recall is not installed.
     """
-    file, split = Path(checkpoint), find_split(Path(data), "val")
+    file = Path(checkpoint)
+    split = data if isinstance(data, Split) else find_split(Path(data), "val", log=log)
     if images is not None:
-        split = Split(split.annotations, Path(images))
+        split = split._replace(images=Path(images))
     model, content = load_model(file)
     if holdout_classes is None:
-        holdout_classes = _known_holdout_classes(content, split.annotations, log)
+        holdout_classes = _known_holdout_classes(content, split, log)
     return measure(
         _detector(model, content, num_proposals, size_hw),
         split,
@@ -125,12 +126,12 @@ def measure(
     log: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Measures any detector on the images of a split; `name` labels the progress bar, the rest is as in `evaluate`."""
-    dataset = read_coco(*split, verify="header", holdout_classes=holdout_classes)
+    dataset = read_split(split, verify="header", holdout_classes=holdout_classes)
     if holdout_classes:
         check_parts(dataset)
     if log is not None:
         for problem in dataset.problems:
-            log(f"{split.annotations.name}: {problem}")
+            log(f"{split.label}: {problem}")
     if limit is not None:
         dataset = dataclasses.replace(dataset, records=dataset.records[:limit])
     for record in dataset.records[:NUM_WARM_UP]:
@@ -157,18 +158,16 @@ def measure(
     )
 
 
-def _known_holdout_classes(
-    checkpoint: Checkpoint, annotations: Path, log: Callable[[str], None] | None
-) -> tuple[str, ...]:
+def _known_holdout_classes(checkpoint: Checkpoint, split: Split, log: Callable[[str], None] | None) -> tuple[str, ...]:
     """Returns the classes that training held out, if the annotations have all of them, otherwise no classes."""
     names = checkpoint.settings.data.holdout_classes
-    known = class_names(annotations) if names else frozenset()
+    known = class_names(split) if names else frozenset()
     missing = [name for name in names if name not in known]
     if not missing:
         return names
     if log is not None:
         log(
-            f"{annotations.name}: the checkpoint was trained without {', '.join(names)}, but there is no class named "
+            f"{split.label}: the checkpoint was trained without {', '.join(names)}, but there is no class named "
             f"{', '.join(missing)} here: recall covers all objects"
         )
     return ()

@@ -31,7 +31,7 @@ def train(
     resume: bool = False,
     log: Callable[[str], None] | None = None,
 ) -> TrainResult:
-    """Trains a network on a COCO data set.
+    """Trains a network on a data set in COCO, YOLO or PASCAL VOC format.
 
     Blocks until the training ends. SIGINT or SIGTERM end it after the current step, with everything saved. When
     torchrun started this process, it trains together with the other processes.
@@ -42,8 +42,8 @@ def train(
         print(result.best, result.metrics["AR@100"])
 
     Args:
-        data: Folder with train.json, val.json and images/, or a training annotation file with val.json and images/
-            beside it.
+        data: Folder of a data set, or its annotation file, see `edgerpn.train.data.splits.find_train_and_val`. The
+            settings data.format and data.split say how to read and split it, if not by its files.
         output: Folder of the run: checkpoints, log and loss plot. It is created if missing.
         minutes: Wall-clock time of the run; 0: count epochs.
         epochs: Passes over the training images, instead of `minutes`.
@@ -103,6 +103,8 @@ def resolve_settings(
     epochs: int | None = None,
     size_hw: tuple[int, int] | None = None,
     holdout_classes: Sequence[str] | None = None,
+    data_format: str | None = None,
+    data_split: str | None = None,
     overrides: Sequence[str] = (),
 ) -> TrainSettings:
     """Resolves settings from preset (or `base`) < TOML file < the named arguments < `overrides` ("a.b=value").
@@ -119,6 +121,10 @@ def resolve_settings(
         texts.append(f"data.input_hw={list(size_hw)}")
     if holdout_classes is not None:
         texts.append(f"data.holdout_classes={json.dumps(list(holdout_classes))}")
+    if data_format is not None:
+        texts.append(f"data.format={data_format}")
+    if data_split is not None:
+        texts.append(f"data.split={json.dumps(data_split)}")
     texts += overrides
     if base is None:
         return load_settings(preset=preset or "edge", file=file, overrides=tuple(texts))

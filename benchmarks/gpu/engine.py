@@ -88,7 +88,7 @@ class BareEngine:
 
         Args:
             plan: Content of the engine's file.
-            library: What runs it.
+            library: The library that runs it.
             device: The GPU.
             frames: (N, H, W, 3); the first `batch` of them are its input.
             batch: Frames in a batch, if it is open in the engine.

@@ -130,7 +130,7 @@ def _batches(backend: TensorRtBackend) -> tuple[int, int]:
 
 
 def _slot(backend: TensorRtBackend, batch: int) -> None:
-    """Inference alone, as after a capture that has written the frames into pinned memory itself."""
+    """Runs inference alone, as after a capture that wrote the frames into pinned memory."""
     with backend.acquire() as slot:
         slot.submit(batch)
         slot.result()

@@ -56,7 +56,7 @@ def overlaps(first: Tensor, second: Tensor) -> Tensor:
 
 
 class First(Form):
-    """The form that EdgeRPN began with: union spelled out, four operations a round."""
+    """The first form of EdgeRPN: union spelled out, four operations a round."""
 
     def suppress(self, boxes: Tensor, valid: Tensor) -> Tensor:
         """As the base class."""
@@ -89,7 +89,7 @@ class OneList(Form):
 
 
 class Transposed(Form):
-    """Row j of the matrix holds what suppresses box j: matrix times column."""
+    """Row j of the matrix holds the suppressors of box j: matrix times column."""
 
     def rounds(self, overlap: Tensor, valid: Tensor) -> Tensor:
         """As the base class."""

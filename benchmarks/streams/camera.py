@@ -57,7 +57,7 @@ class Camera:
 
     @property
     def url(self) -> str:
-        """Where it is seen."""
+        """Its address."""
         return f"rtsp://127.0.0.1:{self._port}/cam"
 
     @property
@@ -92,7 +92,7 @@ class Camera:
 
 
 def why_not() -> str:
-    """Why no RTSP camera can be started here; empty: one can."""
+    """Returns the reason why no RTSP camera can start here; empty: one can."""
     try:
         done = subprocess.run([*_words(), "--check"], capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

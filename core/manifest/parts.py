@@ -173,7 +173,7 @@ class ParitySpec:
     """Largest difference of scores of a matched pair."""
 
     def summary(self) -> str:
-        """The agreement on one line, for people."""
+        """Returns the agreement on one line, for people."""
         batches = " and ".join(map(str, self.batch_sizes))
         return (
             f"parity with the {self.reference} on {self.num_images} images, batch {batches}: "

@@ -116,10 +116,10 @@ def build_engine(
 def check_graph(
     onnx_file: Path, manifest: Manifest, library: EngineLibrary, version: str, config: BuildConfig
 ) -> str | None:
-    """Refuses graphs that the library cannot build, before it sees them.
+    """Refuses graphs that the library cannot build, before the library reads them.
 
     Returns:
-        A line for people: warnings, or the reason for which operations were not checked.
+        A line for people: warnings, or the reason why operations were not checked.
 
     Raises:
         BuildError: The manifest, an option or an operation in the graph does not fit the library.

@@ -47,7 +47,8 @@ from edgerpn.runtime.backends.contract import Outputs
 from edgerpn.runtime.backends.open_backend import open_backend
 from edgerpn.targets import oldest_target
 from edgerpn.train.checkpoint import Checkpoint, load_model
-from edgerpn.train.data.splits import find_split
+from edgerpn.train.data.formats.content import Layout
+from edgerpn.train.data.splits import Split, find_layouts, find_split
 from edgerpn.train.network.detector import Detector
 from edgerpn.train.network.model import Rpn
 from edgerpn.train.network.proposal_stage import ProposalConfig
@@ -66,7 +67,7 @@ def export_onnx(
     output: str | os.PathLike[str],
     config: ExportConfig | None = None,
     *,
-    data: str | os.PathLike[str] | None = None,
+    data: str | os.PathLike[str] | Split | None = None,
     images: str | os.PathLike[str] | Sequence[Path] | None = None,
     calibration: str | os.PathLike[str] | Sequence[Path] | None = None,
     log: Callable[[str], None] | None = None,
@@ -83,8 +84,8 @@ def export_onnx(
         output: The .onnx file to write; the manifest goes beside it with the suffix .json, and golden frames with the
             suffix .golden.npz.
         config: Target, sizes and precision; None: the defaults, for ONNX Runtime.
-        data: Data set on whose validation images graph and network must agree and recall is measured: a folder with
-            val.json and images/, or an annotation file. None: the training folder, if it is still there.
+        data: Data set on whose validation images graph and network must agree and recall is measured: its folder or
+            annotation file, or a split of `find_split`. None: the training folder, if it is still there.
         images: Photographs to compare graph and network on instead (a folder, or files in any order); without `data`
             recall is then not measured, which fp16 and int8 need unless `max_ar_drop` is off.
         calibration: int8: photographs like those that the model will see, not those that recall is measured on; None:
@@ -104,7 +105,7 @@ def export_onnx(
     output, config, log = Path(output), config or ExportConfig(), log or (lambda _: None)
     _check_output(output)
     source = _ExportSource.load(Path(checkpoint), config)
-    photographs = _photographs(source.checkpoint.data_folder, data, images, calibration, config, log)
+    photographs = _photographs(source.checkpoint, data, images, calibration, config, log)
     source, nms_chain = source.with_nms(photographs.samples, config, log)  # step 1
     log(f"exporting {source.title} for {config.target}, {config.resolved_nms} NMS")
     proto = source.export(config)  # step 2
@@ -135,51 +136,68 @@ def export_onnx(
 
 
 def _photographs(
-    trained_on: str,
-    data: str | os.PathLike[str] | None,
+    checkpoint: Checkpoint,
+    data: str | os.PathLike[str] | Split | None,
     images: str | os.PathLike[str] | Sequence[Path] | None,
     calibration: str | os.PathLike[str] | Sequence[Path] | None,
     config: ExportConfig,
     log: Callable[[str], None],
 ) -> Photographs:
-    """The photographs that the caller names, else those of the training folder.
+    """Returns the photographs that the caller names, else those of the training folder.
 
     Raises:
         DataError: Images or annotations cannot be used.
         ExportError: There are none.
     """
-    folder = Path(data) if data is not None else None
-    if folder is None and images is None and trained_on and (Path(trained_on) / "val.json").is_file():
-        folder = Path(trained_on)
+    split: Split | None = None
+    if data is not None:
+        split = data if isinstance(data, Split) else find_split(Path(data), "val", log=log)
+    elif images is None and (layouts := _layouts_trained_on(checkpoint)):
+        choice = checkpoint.settings.data.choice
+        # A set with a validation split only, or one from which training held images out.
+        if any({"train", choice.rule.val} & layout.splits.keys() for layout in layouts):
+            split = find_split(Path(checkpoint.data_folder), "val", choice, log)
     if isinstance(images, (str, os.PathLike)):
         samples = parity_images(None, Path(images), most=NUM_CHAIN_IMAGES)
     else:
-        samples = parity_images(folder, None, most=NUM_CHAIN_IMAGES) if images is None else list(images)
+        samples = parity_images(split, None, most=NUM_CHAIN_IMAGES) if images is None else list(images)
     if not samples:
         raise ExportError("no images to compare the graph with the network; name a folder of photographs with --images")
     if config.precision != "int8":
         calibrated: Sequence[Path] = ()
     elif calibration is None or isinstance(calibration, (str, os.PathLike)):
-        calibrated = _calibration(calibration, trained_on, log)
+        calibrated = _calibration(calibration, checkpoint, log)
     else:
         calibrated = calibration
-    meter = RecallMeter(*find_split(folder, "val")) if folder is not None else None
+    meter = RecallMeter(split) if split is not None else None
     return Photographs(samples=samples, calibration=calibrated, meter=meter)
 
 
-def _calibration(folder: str | os.PathLike[str] | None, trained_on: str, log: Callable[[str], None]) -> list[Path]:
+def _layouts_trained_on(checkpoint: Checkpoint) -> list[Layout]:
+    """The layouts of the folder that a checkpoint was trained on; none if it is gone."""
+    folder = Path(checkpoint.data_folder)
+    if not checkpoint.data_folder or not folder.is_dir():
+        return []
+    return find_layouts(folder, checkpoint.settings.data.format)
+
+
+def _calibration(
+    folder: str | os.PathLike[str] | None, checkpoint: Checkpoint, log: Callable[[str], None]
+) -> list[Path]:
     """int8: photographs of the named folder, or those that the model was trained on.
 
     Raises:
         ExportError: Neither is there.
         DataError: There are no photographs in it.
     """
-    if folder is None and not (trained_on and (Path(trained_on) / "train.json").is_file()):
+    if folder is not None:
+        return calibration_images(Path(folder), log=log)
+    if not any("train" in layout.splits for layout in _layouts_trained_on(checkpoint)):
         raise ExportError(
             "--precision int8 needs photographs to calibrate on, and the training folder is not here; name a folder of "
             "them with --calibration DIR"
         )
-    return calibration_images(Path(folder or trained_on), log=log)
+    return calibration_images(Path(checkpoint.data_folder), log=log, choice=checkpoint.settings.data.choice)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -343,7 +361,7 @@ def _self_test(file: Path, expected: golden.Golden, config: ExportConfig, log: C
         Whether it finds the expected proposals.
 
     Raises:
-        SelfTestError: It does not, although recall is checked or the precision is fp32.
+        SelfTestError: It finds others, although recall is checked or the precision is fp32.
     """
     with contextlib.closing(open_backend(file, providers=["cpu"])) as backend:
         # One at a time, because the batch may be fixed.

@@ -219,7 +219,7 @@ class Windows:
 
 
 def _video_names(config: StreamsConfig, opened: Mapping[str, Source]) -> dict[str, str]:
-    """The name of the annotated video of each video file."""
+    """Returns the name of the annotated video of each video file."""
     stems: dict[str, str] = {}
     for source in config.sources:
         if source.is_live or (source.label in opened and opened[source.label].is_images):

@@ -92,7 +92,7 @@ class SourceCounts:
             self._last_problem = event.message
 
     def snapshot(self, name: str, capture: CaptureStats) -> SourceStats:
-        """The counts together with those of the capture."""
+        """Returns the counts together with those of the capture."""
         now_s = time.monotonic()
         recent = list(self._recent.copy())
         lately = [item for item in recent if now_s - item[0] <= _RECENT_S]
@@ -157,7 +157,7 @@ class RunSummary:
         return self.num_frames / self.elapsed_s if self.elapsed_s > 0 else 0.0
 
     def text(self) -> str:
-        """The summary as one line for people."""
+        """Returns the summary as one line for people."""
         parts = [f"{self.num_frames} frames in {self.elapsed_s:.2f} s ({self.fps:.1f} frames/s)"]
         if self.inference_median_ms is not None and self.inference_p95_ms is not None:
             parts.append(
@@ -202,7 +202,7 @@ class RunCounts:
         elapsed_s: float,
         stop_signal: int | None,
     ) -> RunSummary:
-        """The counts together with the other figures of the run."""
+        """Returns the counts together with the other figures of the run."""
         return RunSummary(
             num_frames=self.num_frames,
             num_errors=self.num_errors,

@@ -29,7 +29,7 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 def free_stem(source: str, taken: Collection[str]) -> str:
-    """A file name without suffix for a source, different from the `taken` ones."""
+    """Returns a file name without suffix for a source, different from the `taken` ones."""
     stem = plain = _UNSAFE.sub("_", source).strip("._") or "source"
     number = 1
     while stem in taken:
@@ -148,7 +148,7 @@ class VideoSink:
         self._file.write(picture)
 
     def event(self, event: Event) -> None:
-        """Learns the rate of a live source."""
+        """Reads the rate of a live source from its event `connected`."""
         if event.kind == "connected" and event.fps > 0:
             self._fps = self._fps or event.fps
 
@@ -192,7 +192,7 @@ class ImageFolderSink:
         """Does nothing: every image is whole when it is written."""
 
     def _name(self, result: Result) -> str:
-        """A new name for each image: a glob may find equal names in several folders."""
+        """Returns a new name for each image: a glob may find equal names in several folders."""
         path = result.frame.path or Path(f"frame-{result.index:06d}.jpg")
         suffix = ".jpg" if path.suffix.lower() in (".jpg", ".jpeg") else ".png"
         name, number = f"{path.stem}{suffix}", 1

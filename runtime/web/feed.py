@@ -38,7 +38,7 @@ class RecordListener:
         self._num_untold = 0
 
     def wants(self, source: str, kind: RecordType) -> bool:
-        """Whether this client asked for such a record."""
+        """Returns whether this client requested such a record."""
         return kind in self._types and (not self._sources or source in self._sources)
 
     def put(self, kind: RecordType, line: bytes) -> None:

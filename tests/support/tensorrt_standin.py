@@ -486,7 +486,7 @@ def aligned(array: npt.NDArray[np.uint8], offset: int = 0) -> npt.NDArray[np.uin
 
 
 class OnGpu:
-    """An array of a test that says it lies in GPU memory, by the CUDA array interface."""
+    """An array of a test that claims GPU memory by the CUDA array interface."""
 
     def __init__(self, device: HostDevice, array: npt.NDArray[Any], **changes: Any) -> None:
         self.array = array
@@ -498,7 +498,7 @@ class OnGpu:
 
 
 class OnGpuDlpack:
-    """The same by DLPack; what was asked of it is in `streams`."""
+    """The same by DLPack; `streams` holds the streams of the requests."""
 
     def __init__(self, device: HostDevice, array: npt.NDArray[Any], kind: tuple[int, int] = (2, 0)) -> None:
         self.array = array
@@ -517,7 +517,7 @@ class OnGpuDlpack:
 
 
 def capsule_name(capsule: Any) -> bytes:
-    """Name of a DLPack capsule: it changes when somebody consumes it."""
+    """Name of a DLPack capsule: it changes when a consumer takes it."""
     get_name = ctypes.pythonapi.PyCapsule_GetName
     get_name.restype, get_name.argtypes = ctypes.c_char_p, (ctypes.py_object,)
     return bytes(get_name(capsule))

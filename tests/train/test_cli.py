@@ -68,7 +68,7 @@ def test_the_printed_settings_are_a_file_that_gives_the_same_settings(
     assert len(comments) > 50
 
 
-def test_flags_beat_the_file_and_set_beats_flags(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_flags_override_the_file_and_set_overrides_flags(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text("[loop]\nepochs = 7\nseed = 5\n[data]\nbatch_size = 2\n")
     text = printed_config(
@@ -119,7 +119,8 @@ def test_a_run_prints_its_table_and_its_best_checkpoint(
     folders = ["--data", str(data_folder), "--out", str(out)]
     assert main(["train", *folders, *sets]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].endswith("parameters, 16 images, cpu, fp32")
+    assert lines[0] == f"{data_folder}: COCO (train.json, val.json); train: train.json, val: val.json"
+    assert lines[1].endswith("parameters, 16 images, cpu, fp32")
     assert lines[-1] == f"best checkpoint: {out / 'best.pt'}"
     assert any(line.split()[0] == "AR@100" for line in lines)
 

@@ -60,6 +60,8 @@ class Problems:
         )
 
 
+MISSING_FILE = ProblemKind("image file missing", "image dropped")
+BROKEN_FILE = ProblemKind("image file broken", "image dropped")
 DUPLICATE_ID = ProblemKind("annotation id used more than once", "kept")
 UNKNOWN_IMAGE = ProblemKind("annotation of an image that is not listed", "dropped")
 NOT_FINITE = ProblemKind("box with a coordinate that is not finite", "dropped")
@@ -146,7 +148,13 @@ def parse_images(entries: list[Any], file: Path) -> tuple[ListedImage, ...]:
 
 
 def parse_boxes(
-    entries: list[Any], file: Path, known: Mapping[int, object], problems: Problems, *, has_classes: bool = False
+    entries: list[Any],
+    file: Path,
+    known: Mapping[int, object],
+    problems: Problems,
+    *,
+    has_classes: bool = False,
+    names: Sequence[str] | None = None,
 ) -> list[ListedBox]:
     """Reads the annotations of a COCO file that belong to a known image, in file order.
 
@@ -156,6 +164,7 @@ def parse_boxes(
         known: The ids of all listed images.
         problems: Receives repeated ids and annotations of unknown images.
         has_classes: Whether every entry must have a class.
+        names: The name of every entry in messages; None: its id.
 
     Raises:
         DataError: An entry lacks a key or has a wrong type.
@@ -165,7 +174,9 @@ def parse_boxes(
     for index, entry in enumerate(entries):
         where = f"{file}: annotations[{index}]"
         box_id = _integer(entry, "id", where)
-        box = _parse_box(entry, f"annotation {box_id}", f"{where} (id {box_id})", has_class=has_classes)
+        box = _parse_box(
+            entry, names[index] if names else f"annotation {box_id}", f"{where} (id {box_id})", has_class=has_classes
+        )
         if box_id in seen:
             problems.add(DUPLICATE_ID, f"{box_id}")
         seen.add(box_id)

@@ -6,8 +6,7 @@ Categories do not matter: every box is an object, unless its class is held out.
 
 from __future__ import annotations
 
-import hashlib
-import json
+import copy
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,13 +21,13 @@ from edgerpn.errors import DataError
 from edgerpn.machine import available_cores
 from edgerpn.progress import progress
 from edgerpn.train.data import annotations as data_annotations
-from edgerpn.train.data.annotations import ListedBox, ListedImage, ProblemKind, Problems
+from edgerpn.train.data.annotations import BROKEN_FILE, MISSING_FILE, ListedBox, ListedImage, ProblemKind, Problems
+from edgerpn.train.data.formats import coco_layouts
+from edgerpn.train.data.formats.content import Content, Split
 from edgerpn.train.data.image_files import ImageFolder, Verify, probe_hw, read_image
 
-__all__ = ["Dataset", "ImageRecord", "Verify", "read_coco", "read_image"]
+__all__ = ["Dataset", "ImageRecord", "Verify", "class_names", "read_coco", "read_image", "read_split"]
 
-MISSING_FILE = ProblemKind("image file missing", "image dropped")
-BROKEN_FILE = ProblemKind("image file broken", "image dropped")
 WRONG_SIZE = ProblemKind(
     "image whose size is not the annotated one", "image dropped, as its boxes may belong to another picture"
 )
@@ -62,11 +61,13 @@ class Dataset:
     records: tuple[ImageRecord, ...]
     """Images in the order of the annotation file; at least one."""
     annotation_file: Path
-    """The file that lists them."""
+    """The file or folder that lists them."""
     sha256: str
-    """Hex digest of the annotation file's bytes."""
+    """Hex digest of the annotation file's bytes; of another format, or a part of a set, of the content."""
     problems: tuple[str, ...]
     """One line per kind of problem: description, count, treatment, up to five examples."""
+    folder: Path
+    """Folder of the whole data set."""
 
     def coco_ground_truth(self, part: Literal["seen", "unseen", "all"] = "seen") -> dict[str, Any]:
         """Returns the records as a COCO data set with the single category 1, for class-agnostic evaluation.
@@ -108,52 +109,75 @@ class Dataset:
 def read_coco(
     annotations: Path, images: Path, *, verify: Verify = "decode", holdout_classes: Sequence[str] = ()
 ) -> Dataset:
-    """Reads a COCO annotation file and checks it against the images.
+    """Reads a COCO annotation file; arguments and errors as in `read_split`.
+
+    Args:
+        annotations: JSON file with "images" and "annotations".
+        images: Folder of the images; a "file_name" is relative to it or to its parent folder.
+        verify: See `read_split`.
+        holdout_classes: See `read_split`.
+
+    Raises:
+        DataError: See `read_split`.
+    """
+    return read_split(Split(annotations, images), verify=verify, holdout_classes=holdout_classes)
+
+
+def read_split(split: Split, *, verify: Verify = "decode", holdout_classes: Sequence[str] = ()) -> Dataset:
+    """Reads a split of any format and checks it against the images.
 
     `Dataset.problems` counts what it repairs: repeated annotation ids (kept), annotations of unlisted images, empty,
     non-finite and outside boxes (dropped), boxes partly outside (clipped), missing and broken files and files of
     another size than annotated (image dropped), images without boxes (kept as negatives).
 
     Args:
-        annotations: JSON file with "images" and "annotations".
-        images: Folder of the images; a "file_name" is relative to it or to its parent folder.
+        split: Annotations and images; a "file_name" is relative to the folder of the images or to its parent folder.
         verify: "decode" decodes every image once; "header" reads sizes and file ends; "none" trusts the annotations.
         holdout_classes: Names of classes whose boxes go to `ImageRecord.held_out_xyxy`; their crowds are dropped.
 
     Raises:
-        DataError: The file cannot be read or is invalid, image ids repeat, a file name leads out of the folder, a
+        DataError: A file cannot be read or is invalid, image ids repeat, a file name leads out of the folder, a
             held-out class is unknown, or more than a tenth of the images (or all boxes) are unusable.
     """
-    try:
-        data = annotations.read_bytes()
-    except OSError as error:
-        raise DataError(f"{annotations}: cannot be read: {error.strerror}; expected a COCO annotation file") from error
+    annotations, images = split.annotations, split.images
+    content = _content(split)
     if not images.is_dir():
         raise DataError(f"{images}: no such folder; expected the images of {annotations.name}")
-    root = data_annotations.parse_json(data, annotations)
+    # A copy, because a split can be read again.
+    root, problems = content.root, copy.deepcopy(content.problems)
     listed = data_annotations.parse_images(root["images"], annotations)
     known = {image.image_id: image for image in listed}
     held_out = data_annotations.parse_holdout(root, holdout_classes, annotations)
-    problems = Problems()
-    boxes = data_annotations.parse_boxes(root["annotations"], annotations, known, problems, has_classes=bool(held_out))
+    num_dropped = sum(problems.count(kind) for kind in _DROPPING)
+    boxes = data_annotations.parse_boxes(
+        root["annotations"], annotations, known, problems, has_classes=bool(held_out), names=content.box_names
+    )
     files = _usable_files(listed, images, verify, problems, annotations)
-    _refuse_if_many_dropped(len(listed), problems, annotations, images)
+    _refuse_if_many_dropped(num_dropped + len(listed), problems, annotations, images)
     records = tuple(_records(listed, files, boxes, held_out, problems))
     if boxes and not any(len(record.boxes_xyxy) + len(record.ignore_xyxy) for record in records):
         raise DataError(f"{annotations}: none of its {len(boxes)} boxes is usable", problems=problems.lines())
-    digest = hashlib.sha256(data).hexdigest()
-    return Dataset(records=records, annotation_file=annotations, sha256=digest, problems=problems.lines())
+    return Dataset(
+        records=records,
+        annotation_file=annotations,
+        sha256=content.sha256,
+        problems=problems.lines(),
+        folder=split.folder or annotations.parent,
+    )
 
 
-def class_names(annotations: Path) -> frozenset[str]:
-    """Returns the names under "categories" of a COCO annotation file; empty if it cannot be read (see `read_coco`)."""
+def class_names(split: Split) -> frozenset[str]:
+    """Returns the names of the classes of a split; empty if it cannot be read (see `read_split`)."""
     try:
-        root = json.loads(annotations.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        entries = _content(split).root.get("categories")
+    except DataError:
         return frozenset()
-    entries = root.get("categories") if isinstance(root, dict) else None
     rows = entries if isinstance(entries, list) else []
     return frozenset(str(row["name"]) for row in rows if isinstance(row, dict) and "name" in row)
+
+
+def _content(split: Split) -> Content:
+    return split.load() if split.load is not None else coco_layouts.read_file(split.annotations)
 
 
 def _usable_files(

@@ -123,6 +123,8 @@ class ImageFolder:
         is_absolute = not parts[0] or (parts[0][:1].isalpha() and parts[0][1:2] == ":")
         if is_absolute or ".." in parts or "\0" in file_name:
             raise DataError(f"file_name {file_name!r}: expected a path below the image folder {self._base}")
+        if "\\" in file_name and not os.path.isfile(self._base / file_name):
+            file_name = "/".join(parts)
         below = self._base / file_name
         if os.path.isfile(below):
             target = os.path.realpath(below)

@@ -1,56 +1,157 @@
-"""The files behind `--data`: a folder with annotations and images, or an annotation file."""
+"""The files behind `--data`: a folder in one of the known layouts, or an annotation file."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from edgerpn.errors import DataError
+from edgerpn.train.data import annotations as data_annotations
+from edgerpn.train.data.choice import DataChoice
+from edgerpn.train.data.formats import coco_layouts, voc, yolo
+from edgerpn.train.data.formats.by_source import SourceSplit, split_by_source
+from edgerpn.train.data.formats.content import Content, Layout, Split
+
+__all__ = ["Split", "SplitName", "find_layouts", "find_split", "find_train_and_val"]
 
 SplitName = Literal["train", "val"]
-LAYOUT = "a folder with train.json, val.json (COCO) and images/, or a COCO annotation file"
+Log = Callable[[str], None]
+
+_FORMATS = {"coco": coco_layouts, "yolo": yolo, "voc": voc}
+_DEFAULT = DataChoice()
 
 
-class Split(NamedTuple):
-    """The files of one split; `read_coco(*split)` reads it."""
-
-    annotations: Path
-    """COCO annotation file."""
-    images: Path
-    """Folder of its images."""
-
-
-def find_split(path: Path, split: SplitName) -> Split:
-    """Finds the files of a split of a data set.
+def find_split(path: Path, split: SplitName, choice: DataChoice = _DEFAULT, log: Log | None = None) -> Split:
+    """Finds a split of a data set.
 
     Args:
-        path: A folder with `split`.json and images/, or any COCO annotation file with images/ beside it. A file
-            stands for itself, whatever the split.
-        split: Which split of a folder.
+        path: A folder in a known layout, or an annotation file. A COCO file stands for itself, whatever the split,
+            unless `choice` names a share to hold out.
+        split: The split of a folder. A set without a validation split is split by source.
+        choice: Format and split, if they are not to be found by looking.
+        log: Called with one line: the layout and the split.
 
     Raises:
-        DataError: There is no such file or folder, or the folder does not hold the split.
+        DataError: There is no such file or folder, no layout or several are recognised, or the split is missing.
     """
+    layout = _layout(path, choice)
+    rule = choice.rule
+    if path.is_file() and layout.format == "coco" and rule.fraction is None:
+        found, origin = layout.splits["train"], f"all of {path.name}"
+    elif rule.fraction is not None or (rule.val not in layout.splits and rule.train in layout.splits):
+        train, val, summary = _hold_out(path, layout, choice)
+        found = train if split == "train" else val
+        origin = f"{summary} held out of {layout.splits[rule.train].label}"
+    else:
+        found = _named(path, layout, getattr(rule, split))
+        origin = found.label
+    if log is not None:
+        log(f"{path}: {layout.title}; {split}: {origin}")
+    return found
+
+
+def find_train_and_val(path: Path, choice: DataChoice = _DEFAULT, log: Log | None = None) -> tuple[Split, Split]:
+    """Finds both splits that training needs; arguments and errors as in `find_split`.
+
+    Of a COCO file, the validation split is val.json beside it or the one that the layout of its folder has, or else
+    images are held out of it.
+
+    Raises:
+        DataError: See `find_split`; or `path` is itself the validation file.
+    """
+    layout = _layout(path, choice)
+    rule = choice.rule
+    if path.is_file() and layout.format == "coco" and rule.fraction is None:
+        layout = _with_validation(path, layout)
+    if rule.fraction is not None or rule.val not in layout.splits:
+        train, val, summary = _hold_out(path, layout, choice)
+        origin = f"val: {summary} held out of {layout.splits[rule.train].label}"
+    else:
+        train, val = _named(path, layout, rule.train), layout.splits[rule.val]
+        origin = f"train: {train.label}, val: {val.label}"
+    if log is not None:
+        unused = sorted(layout.splits.keys() - {rule.train, rule.val})
+        log(f"{path}: {layout.title}; {origin}{f'; not used: {chr(44).join(unused)}' if unused else ''}")
+    return train, val
+
+
+def find_layouts(folder: Path, data_format: str = "auto") -> list[Layout]:
+    """Returns every layout that a folder has, of any format or one.
+
+    Raises:
+        DataError: A file that describes a layout (data.yaml) cannot be used.
+    """
+    modules = [module for name, module in _FORMATS.items() if data_format in ("auto", name)]
+    return [layout for module in modules for layout in module.find_layouts(folder)]
+
+
+def _layout(path: Path, choice: DataChoice) -> Layout:
+    looked_for = [module.LOOKED_FOR for name, module in _FORMATS.items() if choice.format in ("auto", name)]
     if path.is_file():
-        return Split(path, path.parent / "images")
+        is_yaml = path.suffix.lower() in (".yaml", ".yml")
+        if choice.format not in ("auto", "yolo" if is_yaml else "coco"):
+            raise DataError(f"{path}: this file is not of the format {choice.format!r}; name the folder of the set")
+        return yolo.layout_of_file(path) if is_yaml else coco_layouts.layout_of_file(path)
     if not path.is_dir():
-        raise DataError(f"{path}: no such file or folder; expected {LAYOUT}")
-    annotations = path / f"{split}.json"
-    if not annotations.is_file():
-        raise DataError(f"{path}: the folder has no {annotations.name}; expected {LAYOUT}")
-    return Split(annotations, path / "images")
+        raise DataError(f"{path}: no such file or folder; expected a folder or file of one of:", problems=looked_for)
+    layouts = find_layouts(path, choice.format)
+    if not layouts:
+        raise DataError(f"{path}: no data set recognised in this folder; looked for:", problems=looked_for)
+    if len(layouts) > 1:
+        raise DataError(
+            f"{path}: {len(layouts)} data sets recognised; choose one with --format, or name its annotation file:",
+            problems=[layout.title for layout in layouts],
+        )
+    return layouts[0]
 
 
-def find_train_and_val(path: Path) -> tuple[Split, Split]:
-    """Finds both splits that training needs; of an annotation file, the validation split is val.json beside it.
+def _named(path: Path, layout: Layout, name: str) -> Split:
+    if name not in layout.splits:
+        raise DataError(
+            f"{path}: {layout.title} has no {name} split; it has {', '.join(layout.splits)}; add it, or choose another "
+            "with --split, such as --split val=test"
+        )
+    return layout.splits[name]
 
-    Raises:
-        DataError: One of them is missing, or `path` is itself the validation file.
-    """
-    train = find_split(path, "train")
-    val = path.parent / "val.json" if path.is_file() else find_split(path, "val").annotations
-    if not val.is_file():
-        raise DataError(f"{path}: no val.json beside it; training also needs annotated validation images")
-    if val.samefile(train.annotations):
-        raise DataError(f"{path}: these are the validation images; name the training images or their folder")
-    return train, Split(val, train.images)
+
+def _with_validation(file: Path, layout: Layout) -> Layout:
+    """Adds the validation split that belongs to a COCO file, if there is one."""
+    train = layout.splits["train"]
+    beside = file.parent / "val.json"
+    if beside.is_file():
+        if beside.samefile(file):
+            raise DataError(f"{file}: these are the validation images; name the training images or their folder")
+        val = Split(beside, train.images, folder=file.parent)
+        return Layout(format=layout.format, title=layout.title, splits={"train": train, "val": val})
+    for folder in (file.parent, file.parent.parent):
+        for around in coco_layouts.find_layouts(folder):
+            splits = around.splits
+            if {"train", "val"} <= splits.keys() and splits["train"].annotations.samefile(file):
+                return around
+            if "val" in splits and splits["val"].annotations.samefile(file):
+                raise DataError(f"{file}: these are the validation images; name the training images or their folder")
+    return layout
+
+
+def _hold_out(path: Path, layout: Layout, choice: DataChoice) -> tuple[Split, Split, str]:
+    """Splits the training images by source; returns both parts and a summary."""
+    rule = choice.rule
+    whole = _named(path, layout, rule.train)
+    content = whole.load() if whole.load is not None else coco_layouts.read_file(whole.annotations)
+    # A broken record is named by its place in the whole file, so it is looked for before the split.
+    known = {image.image_id for image in data_annotations.parse_images(content.root["images"], whole.annotations)}
+    boxes = content.root["annotations"]
+    data_annotations.parse_boxes(boxes, whole.annotations, dict.fromkeys(known), data_annotations.Problems())
+    parts = split_by_source(content, rule.share, rule.seed, whole.annotations)
+    return _part(whole, "train", parts), _part(whole, "val", parts), parts.summary
+
+
+def _part(whole: Split, split: SplitName, parts: SourceSplit) -> Split:
+    name = f"{whole.annotations.name} ({split})"
+    return whole._replace(load=partial(_identity, getattr(parts, split)), name=name)
+
+
+def _identity(content: Content) -> Content:
+    return content

@@ -103,7 +103,7 @@ def _checkpoint(run: TrainingRun, metrics: dict[str, float]) -> Checkpoint:
         step=run.progress.step,
         metrics=metrics,
         data_sha256=run.train_set.sha256,
-        data_folder=str(run.train_set.annotation_file.resolve().parent),
+        data_folder=str(run.train_set.folder.resolve()),
         training={
             "model": run.model.state_dict(),
             "optimizer": run.optimizer.state_dict(),
@@ -136,7 +136,7 @@ def restore(run: TrainingRun, checkpoint: Checkpoint) -> None:
             "start a new run"
         )
     if checkpoint.data_sha256 != run.train_set.sha256:
-        raise CheckpointError(f"{run.folder.last}: the run was trained on another train.json; start a new run")
+        raise CheckpointError(f"{run.folder.last}: the run was trained on other data; start a new run")
     old_classes, new_classes = checkpoint.settings.data.holdout_classes, run.settings.data.holdout_classes
     if set(old_classes) != set(new_classes):
         raise CheckpointError(

@@ -16,7 +16,7 @@ from edgerpn.errors import CheckpointError, ConfigError
 from edgerpn.machine import available_cores
 from edgerpn.train.checkpoint import Checkpoint
 from edgerpn.train.config import TrainSettings
-from edgerpn.train.data.coco import Dataset, read_coco
+from edgerpn.train.data.coco import Dataset, read_split
 from edgerpn.train.data.image_cache import cache_bytes
 from edgerpn.train.data.loader import BatchShare, TrainLoader
 from edgerpn.train.data.splits import Split, find_train_and_val
@@ -39,7 +39,7 @@ class RunRequest:
     settings: TrainSettings
     """Resolved settings, except for a batch size of 0."""
     data: Path
-    """Folder with train.json, val.json and images/, or a training annotation file with val.json and images/ beside."""
+    """Folder of a data set, or its annotation file."""
     folder: RunFolder
     """Folder of the run."""
     resume: bool
@@ -150,7 +150,8 @@ def read_inputs(request: RunRequest, ranks: Ranks) -> RunInputs:
     checkpoint = _checkpoint(request, ranks)
     if checkpoint is None:
         request.folder.check_new()
-    train_set, val_set = (_read_split(request, split) for split in find_train_and_val(request.data))
+    splits = find_train_and_val(request.data, request.settings.data.choice, request.log)
+    train_set, val_set = (_read_split(request, split) for split in splits)
     return RunInputs(train_set=train_set, val_set=val_set, checkpoint=checkpoint)
 
 
@@ -190,9 +191,9 @@ def _with_batch_size(settings: TrainSettings, checkpoint: Checkpoint | None) -> 
 
 def _read_split(request: RunRequest, split: Split) -> Dataset:
     config = request.settings.data
-    dataset = read_coco(*split, verify=config.verify, holdout_classes=config.holdout_classes)
+    dataset = read_split(split, verify=config.verify, holdout_classes=config.holdout_classes)
     for problem in dataset.problems:
-        request.log(f"{split.annotations.name}: {problem}")
+        request.log(f"{split.label}: {problem}")
     return dataset
 
 

@@ -173,7 +173,7 @@ class TensorRtBackend:
         return parts
 
     def _collect(self, slot: EngineSlot, num_frames: int) -> Outputs:
-        """The outputs of a slot as copies that the caller owns."""
+        """Returns the outputs of a slot as copies that the caller owns."""
         boxes, scores, count = slot.result()
         check_outputs((boxes, scores, count), num_frames, self._manifest.proposals.num_proposals)
         return boxes.copy(), scores.copy(), count.copy()

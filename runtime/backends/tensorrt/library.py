@@ -1,6 +1,6 @@
 """Imports TensorRT, TensorRT-RTX or the lean runtime of TensorRT, and diagnoses what does not work.
 
-The runner relies on features common to TensorRT 10.3 to 11 and TensorRT-RTX 1.7, and asks for
+The runner relies on features common to TensorRT 10.3 to 11 and TensorRT-RTX 1.7, and detects
 others with hasattr. TensorRT-RTX 1.7.1 has been run (without a GPU); of TensorRT, the Python bindings have been read.
 """
 
@@ -120,7 +120,7 @@ def make_runtime(module: Any, log: Any) -> Any:
 
 
 def make_logger(module: Any) -> Any:
-    """A logger for the library's objects.
+    """Makes a logger for the library's objects.
 
     It keeps errors for `take_lines`, logs each warning once, and all other lines at the level DEBUG.
     """

@@ -1,0 +1,97 @@
+"""The choice of format and validation split of a data set: `--format` and `--split`."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from dataclasses import dataclass
+
+FORMATS = ("auto", "coco", "yolo", "voc")
+_SPLIT_SYNTAX = (
+    "FRACTION such as 0.2, FRACTION@SEED such as 0.2@7, or the names of splits such as val=test or train=train,val=test"
+)
+_DEFAULT_FRACTION = 0.2
+_FRACTION = re.compile(r"(0?\.\d+)(?:@(\d{1,9}))?")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SplitRule:
+    """The meaning of `--split`."""
+
+    fraction: float | None = None
+    """Share of the training images to hold out for validation, even if there is a validation split; None: only for a
+    set without one, a fifth."""
+    seed: int = 0
+    """Seed of that choice."""
+    train: str = "train"
+    """Split to train on."""
+    val: str = "val"
+    """Split to validate on."""
+
+    @property
+    def share(self) -> float:
+        """The share that is held out when it has to be."""
+        return self.fraction or _DEFAULT_FRACTION
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataChoice:
+    """Format and split as given."""
+
+    format: str = "auto"
+    """One of `FORMATS`; "auto": recognised by the files."""
+    split: str = ""
+    """FRACTION, FRACTION@SEED or names of splits, see `parse_split`; "": the set's own, or a fifth held out."""
+
+    @property
+    def rule(self) -> SplitRule:
+        """The meaning of `split`."""
+        return parse_split(self.split)
+
+
+def parse_split(text: str) -> SplitRule:
+    """Reads "0.2", "0.2@7", "val=test" or "train=train,val=test"; "" is the default.
+
+    Raises:
+        ValueError: It is none of these.
+    """
+    if not text:
+        return SplitRule()
+    match = _FRACTION.fullmatch(text)
+    if match is not None and 0 < float(match[1]) < 1:
+        return SplitRule(fraction=float(match[1]), seed=int(match[2] or 0))
+    names = dict(part.split("=", 1) for part in text.split(",") if part.count("=") == 1)
+    is_whole = len(names) == text.count(",") + 1
+    if not is_whole or not names.keys() <= {"train", "val"} or not set(names.values()) <= {"train", "val", "test"}:
+        raise ValueError(f"expected {_SPLIT_SYNTAX}; got {text!r}")
+    rule = SplitRule(train=names.get("train", "train"), val=names.get("val", "val"))
+    if rule.train == rule.val:
+        raise ValueError(f"expected different splits for training and validation, got {text!r}")
+    return rule
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds `--format` and `--split`, for the data set in `--data`."""
+    parser.add_argument(
+        "--format", choices=FORMATS, default=None, help="format of --data (default: recognised by the files)"
+    )
+    parser.add_argument(
+        "--split",
+        type=_split_argument,
+        metavar="SPLIT",
+        help="validation split: share of the training images to hold out (0.2, or 0.2@SEED), or names (val=test); "
+        "default: the set's own, else 0.2",
+    )
+
+
+def chosen(arguments: argparse.Namespace) -> DataChoice:
+    """Returns the choice of a command line."""
+    return DataChoice(format=arguments.format or "auto", split=arguments.split or "")
+
+
+def _split_argument(text: str) -> str:
+    try:
+        parse_split(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text

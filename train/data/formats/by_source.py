@@ -1,0 +1,139 @@
+"""A validation split for sets without one: images of one source stay together, and the choice is repeatable."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from edgerpn.errors import DataError
+from edgerpn.train.data.annotations import Problems
+from edgerpn.train.data.formats.content import Content
+
+_NUMBERED = re.compile(r"(.*?)[ _.\-(]*(?:frame|img|image)?[ _.\-(]*(\d+)\)?", re.IGNORECASE | re.DOTALL)
+_WAS_SUFFIX = re.compile(r"[_.](?:jpe?g|png|bmp|webp|tiff?)$", re.IGNORECASE)
+_NUM_BLOCKS = 20
+"""Blocks into which one long sequence is cut."""
+
+
+class SourceSplit(NamedTuple):
+    """A set in two parts."""
+
+    train: Content
+    """The images that stay for training."""
+    val: Content
+    """The images held out."""
+    summary: str
+    """Counts of images and sources, for the log."""
+
+
+def split_by_source(content: Content, fraction: float, seed: int, where: Path) -> SourceSplit:
+    """Holds out about a `fraction` of the images of a set, by whole sources.
+
+    Images whose names agree before Roboflow's ".rf." or before a number at the end are of one source, such as the
+    frames of a video; "source" or "video_id" of an image replaces its name. A source with more numbered images than
+    the validation split is cut into blocks of neighbours. The choice depends on the names and the seed alone.
+
+    Args:
+        content: A set whose images have been checked.
+        fraction: Share of the images, above 0 and below 1.
+        seed: Another seed chooses other sources.
+        where: Annotation file or folder, for messages.
+
+    Raises:
+        DataError: All images are of one source that cannot be cut.
+    """
+    images: list[dict[str, Any]] = content.root["images"]
+    wanted = max(1, round(fraction * len(images)))
+    units = _units(images, wanted)
+    if len(units) < 2:
+        raise DataError(
+            f"{where}: no validation split, and all {len(images)} images are of one source, so none can be held out; "
+            "add a validation split"
+        )
+    order = sorted(units, key=lambda key: hashlib.sha256(f"{seed}:{key}".encode(errors="surrogatepass")).digest())
+    chosen: set[int] = set()
+    num_units = 0
+    for key in order:
+        if len(chosen) < wanted and len(chosen) + len(units[key]) <= max(1.25 * wanted, 1):
+            chosen.update(units[key])
+            num_units += 1
+    if not chosen or len(chosen) == len(images):
+        chosen, num_units = set(units[min(units, key=lambda key: len(units[key]))]), 1
+    rule = f"{fraction:g}@{seed}"
+    return SourceSplit(
+        train=_part(content, [i for i in range(len(images)) if i not in chosen], f"{rule} train", keeps_strays=True),
+        val=_part(content, sorted(chosen), f"{rule} val", keeps_strays=False),
+        summary=f"{len(chosen)} of {len(images)} images ({num_units} of {len(units)} groups by source, seed {seed})",
+    )
+
+
+def source_of(name: str) -> tuple[str, int | None]:
+    """Returns the source of an image by its file name, and its number in it, if it has one."""
+    stem = name.replace("\\", "/").removeprefix("images/")
+    before, roboflow, _ = stem.partition(".rf.")
+    if not roboflow:
+        folder, _, base = stem.rpartition("/")
+        stem = f"{folder}/{base.rpartition('.')[0] or base}"
+    else:
+        stem = before
+    stem = _WAS_SUFFIX.sub("", stem)
+    match = _NUMBERED.fullmatch(stem)
+    # A huge number is no frame number.
+    return (match[1], int(match[2])) if match is not None and len(match[2]) < 19 else (stem, None)
+
+
+def _units(images: Sequence[Mapping[str, Any]], wanted: int) -> dict[str, list[int]]:
+    """Returns the indices of the images that must stay together, by name of the source or block."""
+    sources: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    numbered: dict[str, set[int]] = defaultdict(set)
+    for index, image in enumerate(images):
+        given = next((image[key] for key in ("source", "video_id") if isinstance(image.get(key), (str, int))), None)
+        source, number = source_of(str(given)) if given is not None else source_of(str(image["file_name"]))
+        sources[source].append((-1 if number is None else number, index))
+        numbered[source].add(-1 if number is None else number)
+    units = {}
+    for source, members in sources.items():
+        members.sort()
+        numbers = sorted(numbered[source])
+        if len(members) <= max(wanted, len(images) // 3) and len(sources) > 2:
+            units[source] = [index for _, index in members]
+            continue
+        # Neighbours stay together; so do the copies of one frame.
+        size = max(1, min(wanted // 2, -(-len(numbers) // _NUM_BLOCKS)))
+        block_of = {number: position // size for position, number in enumerate(numbers)}
+        for number, index in members:
+            units.setdefault(f"{source} block {block_of[number]}", []).append(index)
+    return units
+
+
+def _part(content: Content, indices: Sequence[int], rule: str, *, keeps_strays: bool) -> Content:
+    """Returns a part of a set.
+
+    The training part keeps annotations of images that are not listed, and the problems of the conversion, so that a
+    problem is reported once.
+    """
+    images = content.root["images"]
+    own = {images[index]["id"] for index in indices}
+    known = {image["id"] for image in images}
+    boxes = content.root["annotations"]
+    kept = [
+        number
+        for number, box in enumerate(boxes)
+        if box["image_id"] in own or (keeps_strays and box["image_id"] not in known)
+    ]
+    root = {
+        **content.root,
+        "images": [images[index] for index in indices],
+        "annotations": [boxes[number] for number in kept],
+    }
+    names = content.box_names
+    return Content(
+        root=root,
+        sha256=hashlib.sha256(f"{content.sha256} {rule}".encode()).hexdigest(),
+        box_names=None if names is None else tuple(names[number] for number in kept),
+        problems=content.problems if keeps_strays else Problems(),
+    )

@@ -1,0 +1,184 @@
+"""The structure that every format is converted to, and the listing and reading of files that the formats share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from edgerpn.errors import DataError
+from edgerpn.machine import available_cores
+from edgerpn.train.data.annotations import BROKEN_FILE, Problems
+from edgerpn.train.data.image_files import ImageFolder, probe_hw
+
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".jp2", ".avif", ".gif"}
+)
+"""Suffixes of the files that count as images of a data set, in any case."""
+
+SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
+    "train": ("train",),
+    "val": ("val", "valid", "validation"),
+    "test": ("test",),
+}
+"""Names of folders and files that tools give to each split."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Content:
+    """A data set, or a part of one, in COCO's structure; its values are not checked yet."""
+
+    root: dict[str, Any]
+    """Lists "images", "annotations" and maybe "categories", as in a COCO annotation file."""
+    sha256: str
+    """Hex digest of the annotations."""
+    box_names: tuple[str, ...] | None = None
+    """A name in messages for each annotation, such as "labels/1.txt line 2"; None: its id."""
+    problems: Problems = field(default_factory=Problems)
+    """Repairs during the conversion."""
+
+
+class Split(NamedTuple):
+    """The files of one split; `edgerpn.train.data.coco.read_split` reads it."""
+
+    annotations: Path
+    """The annotation file or folder."""
+    images: Path
+    """Folder of its images."""
+    load: Callable[[], Content] | None = None
+    """Reads the annotations; None: they are a COCO file."""
+    name: str = ""
+    """Name in log lines."""
+    folder: Path | None = None
+    """Folder of the whole data set; None: the folder of the annotations."""
+
+    @property
+    def label(self) -> str:
+        """The name in log lines: `name`, or the annotation file's."""
+        return self.name or self.annotations.name
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Layout:
+    """A data set that was found, with its splits."""
+
+    format: str
+    """"coco", "yolo" or "voc"."""
+    title: str
+    """Its name in messages: the format and the files by which it was recognised."""
+    splits: Mapping[str, Split]
+    """The splits by name ("train", "val", "test"); a set without splits is all "train"."""
+
+
+def digest_of(root: Mapping[str, Any]) -> str:
+    """Returns the hex digest of a converted set; it does not depend on the place of the files."""
+    return hashlib.sha256(json.dumps(root, sort_keys=True).encode()).hexdigest()
+
+
+def is_image(name: str) -> bool:
+    """Whether a file name is that of an image; hidden files, such as Apple's "._" files, are not."""
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Returns the images below a folder at every depth, sorted; folders that are links below it are not entered."""
+    found = []
+    for root, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(root) / name for name in names if is_image(name)]
+    return sorted(found)
+
+
+def visible_files(folder: Path, suffix: str) -> list[Path]:
+    """Returns the files of a folder that end in `suffix` (any case), sorted, without hidden ones; [] if missing."""
+    if not folder.is_dir():
+        return []
+    return sorted(
+        path for path in folder.iterdir() if path.suffix.lower() == suffix and path.name[0] != "." and path.is_file()
+    )
+
+
+def annotated_images(folder: Path, suffix: str) -> bool:
+    """Whether a folder holds an image with an annotation file of the same stem and `suffix` beside it."""
+    if not folder.is_dir():
+        return False
+    stems = {path.stem for path in visible_files(folder, suffix)}
+    return bool(stems) and any(is_image(path.name) and path.stem in stems for path in folder.iterdir())
+
+
+def read_text(file: Path, what: str) -> str:
+    """Reads a text file in UTF-8 or UTF-16 with a byte order mark, or in UTF-8 without one.
+
+    Raises:
+        DataError: It cannot be read, or is in another encoding.
+    """
+    try:
+        data = file.read_bytes()
+        return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}; expected {what}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{file}: not a text in UTF-8 ({error.reason} at byte {error.start}); expected {what}; save it as UTF-8"
+        ) from error
+
+
+def check_confined(file: Path, folder: Path) -> None:
+    """Refuses a file that leads out of a folder, which may itself be a link.
+
+    Raises:
+        DataError: Names the file and its target.
+    """
+    root, target = os.path.realpath(folder), os.path.realpath(file)
+    if not target.startswith(root.rstrip(os.sep) + os.sep):
+        raise DataError(
+            f"{file}: leads to {target}, outside the data folder {root}; put the file itself into the folder"
+        )
+
+
+def relative_parts(text: str, where: str) -> tuple[str, ...]:
+    """Splits a path of an annotation file, with slashes of any system, that must stay below the data folder.
+
+    Raises:
+        DataError: It is empty or absolute, or contains "..".
+    """
+    parts = tuple(part for part in text.replace("\\", "/").split("/") if part != ".")
+    is_absolute = not parts or not parts[0] or parts[0][1:2] == ":"
+    if is_absolute or ".." in parts or "\0" in text:
+        raise DataError(f"{where}: {text!r}: expected a path below the data folder")
+    return parts
+
+
+def stored_sizes(files: Iterable[Path], images: Path, problems: Problems) -> dict[Path, tuple[int, int]]:
+    """Reads heights and widths from the headers of images; broken images are counted and left out.
+
+    Args:
+        files: Images below `images`.
+        images: Folder that they may not leave through links.
+        problems: Receives the broken images.
+
+    Raises:
+        DataError: A file leads out of the folder.
+    """
+    folder = ImageFolder(images)
+
+    def size(file: Path) -> tuple[Path, tuple[int, int] | DataError]:
+        folder.locate(file.relative_to(images).as_posix())
+        try:
+            return file, probe_hw(file, "header")
+        except DataError as error:
+            return file, error
+
+    sizes = {}
+    with ThreadPoolExecutor(max_workers=available_cores(), thread_name_prefix="sizes") as workers:
+        for file, found in workers.map(size, files):
+            if isinstance(found, DataError):
+                problems.add(BROKEN_FILE, str(found))
+            else:
+                sizes[file] = found
+    return sizes

@@ -1,0 +1,372 @@
+"""YOLO data sets: data.yaml, images/ and labels/, or text files beside the images.
+
+A line of a label file is a class and fractions of the image's width and height: a box (centre x, centre y, width,
+height), or the corners of a polygon or rotated box, whose extent is the box. A confidence may follow.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from edgerpn.errors import DataError, require
+from edgerpn.train.data.annotations import ProblemKind, Problems
+from edgerpn.train.data.formats.content import (
+    SPLIT_NAMES,
+    Content,
+    Layout,
+    Split,
+    annotated_images,
+    check_confined,
+    digest_of,
+    is_image,
+    list_images,
+    read_text,
+    relative_parts,
+    stored_sizes,
+    visible_files,
+)
+
+LOOKED_FOR = "YOLO: data.yaml; images/ and labels/, also in train/ and valid/; images with text files beside them"
+
+UNNAMED_CLASS = ProblemKind("label of a class without a name", "kept")
+
+_LINE = "'class x y width height' or 'class x1 y1 x2 y2 x3 y3 ...' in fractions of the image size"
+_YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+_YAML_KEYS = re.compile(r"^(?:train|val|test)\s*:", re.MULTILINE)
+_MAX_YAML_BYTES = 1 << 20
+_MAX_CLASS = 1 << 20
+_MAX_FRACTION = 1.5
+"""Boxes with larger numbers are in pixels, if they are many."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Source:
+    """The files of a split."""
+
+    file: Path
+    """data.yaml, or the folder without one; for messages."""
+    folder: Path
+    """The data folder."""
+    entries: tuple[Path, ...]
+    """Folders of images, and text files that list images."""
+    names: Mapping[int, str] = field(default_factory=dict)
+    num_keypoints: int = 0
+    """Numbers of keypoints behind each box."""
+
+    @property
+    def images(self) -> Path:
+        """The folder to which file names are relative."""
+        folders = [self.folder if entry.is_file() else entry for entry in self.entries]
+        return folders[0] if len(folders) == 1 else Path(os.path.commonpath(folders))
+
+
+def find_layouts(folder: Path) -> list[Layout]:
+    """Returns the YOLO layouts in a folder: each YAML file, or else the folder's own arrangement.
+
+    Raises:
+        DataError: A data.yaml cannot be used.
+    """
+    files = [folder / name for name in _YAML_NAMES if (folder / name).is_file()]
+    if not files:
+        others = visible_files(folder, ".yaml") + visible_files(folder, ".yml")
+        files = [file for file in others if _looks_like_yolo(file)]
+    if files:
+        return [layout_of_file(file) for file in files]
+    splits = _arrangement(folder)
+    if not splits:
+        return []
+    names = _class_names(folder)
+    made = {
+        split: _split(split, _Source(file=folder, folder=folder, entries=(entry,), names=names))
+        for split, entry in splits.items()
+    }
+    places = ", ".join(entry.relative_to(folder).as_posix() for entry in splits.values())
+    where = "text files beside the images" if places == "." else f"text files for {places}"
+    return [Layout(format="yolo", title=f"YOLO ({where})", splits=made)]
+
+
+def layout_of_file(file: Path) -> Layout:
+    """Returns the layout of a data.yaml.
+
+    Raises:
+        DataError: The file is invalid, or the images that it names do not exist.
+    """
+    file = Path(os.path.abspath(file))
+    content = _read_yaml(file)
+    names = _names(content.get("names"), file)
+    keypoints = content.get("kpt_shape", [])
+    num_keypoints = math.prod(keypoints) if _are_counts(keypoints) else 0
+    splits = {}
+    for split, keys in SPLIT_NAMES.items():
+        key = next((key for key in keys if content.get(key)), None)
+        if key is None:
+            continue
+        given = content[key] if isinstance(content[key], list) else [content[key]]
+        found = [_find_entry(entry, content.get("path"), file, key) for entry in given]
+        if split == "test" and None in found:
+            continue  # many files name a test split that was not downloaded; training does not need it
+        for entry, place in zip(given, found, strict=True):
+            if place is None:
+                raise DataError(
+                    f"{file}: {key}: {entry!r}: no such folder or file, also not below {file.parent}; name the folder "
+                    "of the images, relative to 'path' or to this file"
+                )
+        entries = tuple(place for place in found if place is not None)
+        source = _Source(file=file, folder=file.parent, entries=entries, names=names, num_keypoints=num_keypoints)
+        splits[split] = _split(split, source)
+    if not splits:
+        raise DataError(
+            f"{file}: names no images; expected 'train' and 'val' with folders of images, got "
+            f"{', '.join(map(str, content)) or 'nothing'}"
+        )
+    return Layout(format="yolo", title=f"YOLO ({file.name})", splits=splits)
+
+
+def read_content(source: _Source) -> Content:
+    """Reads the label files of a split.
+
+    Raises:
+        DataError: Names the label file, its line and the expected form; or there are no images or no label files.
+    """
+    problems = Problems()
+    files = list(dict.fromkeys(file for entry in source.entries for file in _images_of(entry, source)))
+    where = ", ".join(map(str, source.entries))
+    if not files:
+        raise DataError(f"{where}: no images in it; expected the images that {source.file} names")
+    labels = {file: label for file in files if (label := _label_of(file, source)) is not None}
+    if not labels:
+        raise DataError(
+            f"{where}: none of its {len(files)} images has a label file; looked for {_label_places(files[0], source)}"
+        )
+    sizes = stored_sizes(files, source.images, problems)
+    images: list[dict[str, Any]] = []
+    boxes: list[dict[str, Any]] = []
+    box_names: list[str] = []
+    in_pixels: list[str] = []
+    for file, (height, width) in sizes.items():
+        name = file.relative_to(source.images).as_posix()
+        images.append({"id": len(images) + 1, "file_name": name, "width": width, "height": height})
+        if file not in labels:
+            continue
+        for where, category, fractions in _parse_labels(labels[file], source.num_keypoints):
+            x, y, w, h = fractions
+            boxes.append(
+                {
+                    "id": len(boxes) + 1,
+                    "image_id": len(images),
+                    "category_id": category,
+                    "bbox": [x * width, y * height, w * width, h * height],
+                }
+            )
+            box_names.append(where)
+            if max(map(abs, fractions)) > _MAX_FRACTION:
+                in_pixels.append(where)
+            if source.names and category not in source.names:
+                problems.add(UNNAMED_CLASS, f"{where}: class {category}")
+    if len(in_pixels) > len(boxes) / 2:
+        raise DataError(
+            f"{source.file}: {len(in_pixels)} of {len(boxes)} boxes have numbers above 1, as if in pixels (first: "
+            f"{in_pixels[0]}); expected {_LINE}; divide them by the width and height of the image"
+        )
+    used = {box["category_id"] for box in boxes} | source.names.keys()
+    categories = [{"id": index, "name": source.names.get(index, f"class {index}")} for index in sorted(used)]
+    root = {"images": images, "annotations": boxes, "categories": categories}
+    return Content(root=root, sha256=digest_of(root), box_names=tuple(box_names), problems=problems)
+
+
+def _split(split: str, source: _Source) -> Split:
+    name = f"{source.file.name} ({split})"
+    return Split(source.file, source.images, partial(read_content, source), name, source.folder)
+
+
+def _arrangement(folder: Path) -> dict[str, Path]:
+    """Returns the folder of images of each split, or nothing if there are no labels."""
+    for pattern in ("{}/images", "images/{}", "{}"):
+        found = {}
+        for split, names in SPLIT_NAMES.items():
+            for name in names:
+                place = folder / pattern.format(name)
+                if split not in found and _has_labels(place, folder):
+                    found[split] = place
+        if found:
+            return found
+    for place in (folder / "images", folder):
+        if _has_labels(place, folder):
+            return {"train": place}
+    return {}
+
+
+def _has_labels(images: Path, folder: Path) -> bool:
+    if not images.is_dir():
+        return False
+    if annotated_images(images, ".txt"):
+        return True
+    labels = _counterpart(images, folder)
+    return labels is not None and next(labels.rglob("*.txt"), None) is not None
+
+
+def _counterpart(path: Path, folder: Path) -> Path | None:
+    """Returns the path with the last "images" below the data folder (or near the path's end) made "labels"."""
+    parts = path.parts
+    start = len(folder.parts) if folder in (path, *path.parents) else max(1, len(parts) - 3)
+    for index in range(len(parts) - 1, start - 1, -1):
+        if parts[index] == "images":
+            return Path(*parts[:index], "labels", *parts[index + 1 :])
+    return None
+
+
+def _label_of(image: Path, source: _Source) -> Path | None:
+    """Returns an image's label file, or None for an image without objects."""
+    places = [image.with_suffix(".txt")]
+    counterpart = _counterpart(image, source.folder)
+    if counterpart is not None:
+        places.insert(0, counterpart.with_suffix(".txt"))
+    for place in places:
+        if place.is_file():
+            # As for images, a whole folder may be a link, a single file in it may not.
+            check_confined(place, place.parent)
+            return place
+    return None
+
+
+def _label_places(image: Path, source: _Source) -> str:
+    counterpart = _counterpart(image, source.folder)
+    places = [counterpart, image] if counterpart is not None else [image]
+    return " and ".join(str(place.with_suffix(".txt")) for place in places)
+
+
+def _images_of(entry: Path, source: _Source) -> list[Path]:
+    if entry.is_dir():
+        return list_images(entry)
+    files = []
+    for number, line in enumerate(read_text(entry, "a list of image files").splitlines(), start=1):
+        text = line.strip()
+        if not text:
+            continue
+        file = _listed_image(text, entry, source.folder, f"{entry}: line {number}")
+        if is_image(file.name):
+            files.append(file)
+    return files
+
+
+def _listed_image(text: str, entry: Path, folder: Path, where: str) -> Path:
+    """Finds an image of a list: relative to the list or the data folder, or absolute inside the data folder."""
+    if text.startswith(f"{folder}{os.sep}"):
+        text = text[len(str(folder)) + 1 :]
+    parts = relative_parts(text, where)
+    for base in (entry.parent, folder):
+        file = base.joinpath(*parts)
+        if file.is_file() and folder in file.parents:
+            return file
+    raise DataError(f"{where}: {text!r}: no such image, neither below {entry.parent} nor below {folder}")
+
+
+def _parse_labels(file: Path, num_keypoints: int) -> list[tuple[str, int, tuple[float, float, float, float]]]:
+    """Returns name, class and box (left, top, width, height in fractions of the image) of every line."""
+    found = []
+    name = f"{file.parent.name}/{file.name}"
+    for number, line in enumerate(read_text(file, f"lines of {_LINE}").splitlines(), start=1):
+        if line.strip():
+            category, box = _parse_line(line, f"{file}: line {number}", num_keypoints)
+            found.append((f"{name} line {number}", category, box))
+    return found
+
+
+def _parse_line(line: str, where: str, num_keypoints: int) -> tuple[int, tuple[float, float, float, float]]:
+    shown = line.strip()[:80]
+    try:
+        category, *values = map(float, line.split())
+    except ValueError as error:
+        raise DataError(f"{where}: expected numbers, {_LINE}, got {shown!r}; correct or remove the line") from error
+    if not (0 <= category <= _MAX_CLASS and category.is_integer()):
+        raise DataError(f"{where}: expected the number of a class first, got {shown!r}; correct or remove the line")
+    if num_keypoints and len(values) in (4 + num_keypoints, 5 + num_keypoints):
+        values = values[:4]
+    if len(values) < 4 or (len(values) == 5 and not 0 <= values[4] <= 1):
+        raise DataError(f"{where}: expected {_LINE}, a confidence of 0 to 1 behind it or not, got {shown!r}")
+    if len(values) <= 5:
+        x, y, width, height = values[:4]
+        return int(category), (x - width / 2, y - height / 2, width, height)
+    if not all(map(math.isfinite, values)):
+        return int(category), (math.nan,) * 4
+    # An odd number of values: corners and a confidence.
+    xs, ys = values[0 : len(values) // 2 * 2 : 2], values[1 : len(values) // 2 * 2 : 2]
+    return int(category), (min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys))
+
+
+def _read_yaml(file: Path) -> dict[Any, Any]:
+    yaml = require("yaml", extra="train", purpose="reading data.yaml")
+    text = read_text(file, "a YOLO data.yaml")
+    if len(text) > _MAX_YAML_BYTES:
+        raise DataError(f"{file}: {len(text)} characters; expected a YOLO data.yaml, which is short")
+    try:
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        # A YAML error of several lines becomes one.
+        reason = " ".join(str(error).split())
+        raise DataError(f"{file}: not valid YAML: {reason}; expected a YOLO data.yaml") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{file}: expected 'train', 'val' and 'names', got {type(content).__name__}")
+    return content
+
+
+def _looks_like_yolo(file: Path) -> bool:
+    try:
+        text = read_text(file, "")
+    except DataError:
+        return False
+    return _YAML_KEYS.search(text) is not None and re.search(r"^(?:names|nc)\s*:", text, re.MULTILINE) is not None
+
+
+def _names(value: Any, file: Path) -> dict[int, str]:
+    """Returns class names by number from a list or a map."""
+    if value is None:
+        return {}
+    pairs = list(enumerate(value)) if isinstance(value, list) else []
+    if isinstance(value, dict):
+        pairs = [(int(key) if str(key).isascii() and str(key).isdigit() else key, name) for key, name in value.items()]
+    is_good = all(type(key) is int and isinstance(name, (str, int, float)) for key, name in pairs)
+    if not isinstance(value, (list, dict)) or not is_good:
+        raise DataError(f"{file}: names: expected a list of names, or a map from class numbers to names, got {value!r}")
+    return {key: str(name) for key, name in pairs}
+
+
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(type(item) is int and 0 < item < 1000 for item in value)
+
+
+def _find_entry(entry: Any, path: Any, file: Path, key: str) -> Path | None:
+    """Finds the images that an entry of data.yaml names.
+
+    The end of the path below the file's folder is tried too, because files name folders of the machine on which they
+    were written (/content/set/train/images), and Roboflow's ../train/images starts from another folder.
+    """
+    for name, value in ((key, entry), ("path", "" if path is None else path)):
+        if not isinstance(value, str) or "\0" in value:
+            raise DataError(f"{file}: {name}: expected a folder, a list of folders or a text file, got {value!r}")
+    text, base = entry.replace("\\", "/"), str(path or "").replace("\\", "/")
+    parts = tuple(part for part in text.split("/") if part not in ("", "."))
+    down = tuple(part for part in parts if part != "..")
+    places = [file.parent / base / text, file.parent / text]
+    if parts[:1] == ("..",):
+        # A sibling folder of the same name belongs to another set.
+        places.insert(0, file.parent.joinpath(*down))
+    places += [file.parent.joinpath(*down[-count:]) for count in range(min(3, len(down)), 0, -1)]
+    found = next((place for place in places if place.exists()), None)
+    return None if found is None else Path(os.path.abspath(found))
+
+
+def _class_names(folder: Path) -> dict[int, str]:
+    """Returns the names in classes.txt (labelImg, Label Studio) or obj.names (Darknet), if there is one."""
+    for place in ("classes.txt", "labels/classes.txt", "obj.names", "train/classes.txt", "images/classes.txt"):
+        if (folder / place).is_file():
+            lines = read_text(folder / place, "names of classes").splitlines()
+            return {number: line.strip() for number, line in enumerate(lines) if line.strip()}
+    return {}
