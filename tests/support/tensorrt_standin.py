@@ -244,7 +244,8 @@ class Context:
         return SCRATCH_BYTES * self._shape[0]
 
     def set_device_memory(self, memory: int, size: int) -> None:
-        needed = SCRATCH_BYTES * (self._shape[0] if self._shape else self._engine.profile[2])
+        wants_all = self._engine.library.wants_largest_memory or not self._shape
+        needed = SCRATCH_BYTES * (self._engine.profile[2] if wants_all else self._shape[0])
         if not self._is_user_managed:
             self._fail("setDeviceMemory: Context not created with user managed device memory, cannot set buffer")
         elif not memory or memory % 256:
@@ -409,6 +410,7 @@ class Library:
         self.refused_addresses: set[str] = set()
         self.interrupts_capture: BaseException | None = None
         self.requires_user_memory = is_rtx
+        self.wants_largest_memory = False
         self.unsupported_capabilities: tuple[str, ...] = ()
         self.validity: tuple[EngineValidity, int] = (EngineValidity.VALID, 0)
         self.cannot_start = False

@@ -193,6 +193,8 @@ class EngineSlot:
 
     def free(self) -> None:
         """Frees everything; called by the ring inside `Device.active()`."""
+        # A first run that failed leaves its upload on the stream.
+        free_quietly(lambda: self._device.synchronize(self.stream))
         plans = (*self._plans.values(), *self._direct.values())
         self._plans, self._direct = {}, {}
         for plan in plans:
