@@ -72,7 +72,7 @@ LIBRARIES: dict[EngineLibrary, LibraryInfo] = {
         lacks={
             "version_compatible": "a TensorRT-RTX engine runs only with the version that built it",
             "hardware_compatible": "name the GPUs with compute_capabilities instead",
-            "timing_cache": "TensorRT-RTX times nothing while it builds",
+            "timing_cache": "TensorRT-RTX does not time kernels while it builds",
             "dla_core": "TensorRT-RTX does not support DLA",
         },
     ),

@@ -24,7 +24,7 @@ _VARIABLES = {
 _TEXT, _GRID, *_LINES = _VARIABLES
 
 _STYLE: dict[Any, object] = {
-    "svg.fonttype": "none",  # text stays text, in the font of the page
+    "svg.fonttype": "none",  # text in the font of the page, not as outlines
     "font.size": 10,
     "text.color": _TEXT,
     "axes.edgecolor": _GRID,

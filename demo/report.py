@@ -77,7 +77,7 @@ def write_report(facts: DemoFacts) -> dict[str, Mapping[str, float]]:
     (height, width), minutes = facts.settings.data.input_hw, facts.settings.loop.minutes
     introduction = (
         f"A Region Proposal Network that learned for {minutes:g} min on made-up images, was exported to ONNX "
-        "and then ran on a made-up video. It finds things without knowing what they are. Every figure on this page "
+        "and then ran on a made-up video. It finds objects of any class. Every figure on this page "
         "was measured in this run; a real training takes longer and uses photographs."
     )
     sections = (

@@ -21,7 +21,6 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="session")
 def root() -> Path:
-    """The repository's root folder."""
     return ROOT
 
 

@@ -54,7 +54,6 @@ class GpuClock:
             self._call("cuEventCreate", ctypes.byref(event), ctypes.c_uint(0))
 
     def time_ms(self, work: Callable[[], object], stream: int) -> float:
-        """See `Clock`."""
         self._call("cuEventRecord", self._start, ctypes.c_void_p(stream))
         work()
         self._call("cuEventRecord", self._end, ctypes.c_void_p(stream))

@@ -32,13 +32,11 @@ class Listener(logging.Handler):
     """Keeps the runtime's warnings, the only place where it reports that it runs without CUDA graphs."""
 
     def __init__(self) -> None:
-        """Listens at once."""
         super().__init__(logging.WARNING)
         self.lines: list[str] = []
         logging.getLogger("edgerpn").addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keeps a line."""
         self.lines.append(record.getMessage())
 
     def graph(self) -> str:

@@ -209,7 +209,6 @@ METHODS = {
 
 
 def main() -> None:
-    """Runs the method."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("method", choices=METHODS)
     parser.add_argument("--data", type=Path, required=True)

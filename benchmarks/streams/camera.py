@@ -52,12 +52,10 @@ class Camera:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Kills it."""
         self.kill()
 
     @property
     def url(self) -> str:
-        """Its address."""
         return f"rtsp://127.0.0.1:{self._port}/cam"
 
     @property

@@ -78,7 +78,6 @@ class Side:
         return float(self._read())
 
     def close(self) -> None:
-        """Ends the process."""
         if self.process.returncode is None:
             self.process.kill()
             self.process.communicate()

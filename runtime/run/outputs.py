@@ -164,7 +164,6 @@ class PictureFolder:
         self._segments: VideoSegmentsSink | None = None
 
     def write(self, result: Result) -> None:
-        """Adds one picture."""
         if result.frame.path is not None:
             self._images.write(result)
         elif (video := self._videos.get(result.frame.source)) is not None:
@@ -203,7 +202,6 @@ class Windows:
         return any(window.is_closed_by_user for window in self._windows.values())
 
     def write(self, result: Result) -> None:
-        """Shows one frame."""
         source = result.frame.source
         if source not in self._windows:
             self._windows[source] = self._make(source)
@@ -213,7 +211,6 @@ class Windows:
         """Does nothing."""
 
     def close(self) -> None:
-        """Closes all windows."""
         for window in self._windows.values():
             window.close()
 

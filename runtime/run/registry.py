@@ -91,7 +91,6 @@ class SourceRegistry:
         return entry.settings if entry is not None else None
 
     def count(self, item: Result | Event) -> None:
-        """Counts an emitted item."""
         entry = self._entries.get(item.frame.source if isinstance(item, Result) else item.source)
         if entry is None:
             return

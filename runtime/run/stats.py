@@ -78,13 +78,11 @@ class SourceCounts:
         self._recent: deque[tuple[float, float, float]] = deque(maxlen=_RECENT_FRAMES)
 
     def count_result(self, result: Result) -> None:
-        """Counts an emitted result."""
         self.num_results += 1
         self._size_wh = (result.image.shape[1], result.image.shape[0])
         self._recent.append((time.monotonic(), result.age_ms or 0.0, result.stage_ms["inference"]))
 
     def count_event(self, event: Event) -> None:
-        """Counts an emitted event."""
         self.num_stale += event.kind == "stale"
         self._decoder = event.decoder or self._decoder
         self._size_wh = event.size_wh or self._size_wh
@@ -184,12 +182,10 @@ class RunCounts:
         self._inference = LatencyHistogram()
 
     def count_result(self, result: Result) -> None:
-        """Counts an emitted result."""
         self.num_frames += 1
         self._inference.add(result.stage_ms["inference"])
 
     def count_event(self, event: Event) -> None:
-        """Counts an emitted event."""
         self.num_errors += event.kind == "error"
 
     def summary(

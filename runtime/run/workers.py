@@ -112,7 +112,6 @@ class Workers:
         return max((now_s - since_s for since_s in list(self._busy.values())), default=0.0)
 
     def start(self) -> None:
-        """Starts the threads."""
         for thread in self._threads:
             thread.start()
 

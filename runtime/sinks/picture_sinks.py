@@ -133,7 +133,6 @@ class VideoSink:
         self._file: VideoFile | None = None
 
     def write(self, result: Result) -> None:
-        """Adds one frame."""
         picture = self._painter.paint(result)
         size_wh = (picture.shape[1], picture.shape[0])
         if self._file is None:
@@ -163,7 +162,6 @@ class ImageFolderSink:
     """Writes each annotated image into a folder, under the name of the original."""
 
     def __init__(self, folder: str | os.PathLike[str], painter: Painter) -> None:
-        """Makes the folder."""
         self.target = str(folder)
         self._folder = Path(folder)
         self._cv2 = load_cv2()
@@ -175,7 +173,6 @@ class ImageFolderSink:
             raise SinkError(f"{folder}: cannot be made: {error.strerror or error}") from error
 
     def write(self, result: Result) -> None:
-        """Writes one image."""
         target = self._folder / self._name(result)
         ok, data = self._cv2.imencode(target.suffix, self._painter.paint(result))
         if not ok:
@@ -232,7 +229,6 @@ class WindowSink:
         self._is_open = True
 
     def write(self, result: Result) -> None:
-        """Shows one frame."""
         try:
             self._cv2.imshow(self._title, self._painter.paint(result))
             key = self._cv2.waitKey(1) & 0xFF
@@ -245,7 +241,6 @@ class WindowSink:
         """Does nothing."""
 
     def close(self) -> None:
-        """Closes the window."""
         if self._is_open:
             self._is_open = False
             self._cv2.destroyWindow(self._title)

@@ -52,7 +52,6 @@ class Connections:
             transport.abort()
 
     def abort_all(self) -> None:
-        """Aborts every connection."""
         for transport in list(self._transports.values()):
             transport.abort()
 

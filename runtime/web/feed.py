@@ -74,7 +74,6 @@ class RecordFeed:
 
     @property
     def num_listeners(self) -> int:
-        """Number of current listeners."""
         return len(self._listeners)
 
     @property
@@ -83,12 +82,10 @@ class RecordFeed:
         return self._dropped_of_gone + sum(listener.num_dropped for listener in self._listeners)
 
     def join(self, listener: RecordListener) -> None:
-        """Adds a listener."""
         with self._changing:
             self._listeners = (*self._listeners, listener)
 
     def leave(self, listener: RecordListener) -> None:
-        """Removes a listener."""
         with self._changing:
             self._listeners = tuple(other for other in self._listeners if other is not listener)
             self._dropped_of_gone += listener.num_dropped

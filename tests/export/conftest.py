@@ -92,7 +92,6 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def photo_files(photos: Path) -> list[Path]:
-    """The pictures."""
     return sorted((photos / "images").iterdir())
 
 

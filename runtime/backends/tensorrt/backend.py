@@ -170,7 +170,7 @@ class TensorRtBackend:
         if parts[-1][1] - parts[-1][0] < self._smallest:
             raise InputError(
                 f"frames: {num_frames} frames cannot be run in place: the engine takes batches of {self._smallest} to "
-                f"{self._largest}, and filling one up needs a copy; use `infer`, or give another number"
+                f"{self._largest}, and filling one up needs a copy; use `infer`, or pass another number"
             )
         return parts
 

@@ -31,7 +31,6 @@ def graph(
     domains: Sequence[str] = (),
     **initializers: Any,
 ) -> onnx.ModelProto:
-    """A small model."""
     taken, given = (
         [helper.make_tensor_value_info(name, dtype, shape) for name, (dtype, shape) in side.items()]
         for side in (inputs, outputs)

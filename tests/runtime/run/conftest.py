@@ -78,7 +78,6 @@ def _patience() -> Any:
 
 @pytest.fixture
 def quick() -> dict[str, float]:
-    """Settings with little patience."""
     return dict(QUICK)
 
 

@@ -69,7 +69,6 @@ class Client:
             return Answer(response.status, response.headers, response.read())
 
     def get(self, path: str, **options: Any) -> Answer:
-        """A GET request."""
         return self("GET", path, **options)
 
     @contextlib.contextmanager
@@ -129,7 +128,6 @@ class Site:
         self.until(lambda: all(self.row(name)["num_results"] > 1 for name in names))
 
     def close(self) -> None:
-        """Ends the run."""
         streams: Any = self.hub.streams
         streams._runner.stop()
         self._thread.join(patience.DEADLINE_S)

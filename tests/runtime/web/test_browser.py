@@ -133,7 +133,6 @@ class Page:
         return count, total
 
     def slide(self, slider: str, value: float) -> None:
-        """Moves a slider."""
         self.browser.execute_script(SLIDE, slider, value)
 
     def until(self, is_it: Callable[[], Any]) -> None:

@@ -262,7 +262,7 @@ def test_an_image_that_broke_after_the_check_is_named(tmp_path: Path, workers: i
         assert cv2.imwrite(str(broken[2].file), np.zeros((9, 7, 3), np.uint8))
         with pytest.raises(DataError, match=r"2\.jpg: .*changed since it was checked: 7 x 9 .*, expected 80 x 50$"):
             list(loader.epoch(0))
-        # The workers are still there.
+        # The workers still run.
         broken[2].file.write_bytes(data)
         assert len(list(loader.epoch(0))) == 1
 
