@@ -173,7 +173,6 @@ def _run(session: Any, inputs: Sequence[np.ndarray], number: int) -> None:
 
 
 def format_table(rows: Sequence[Row]) -> str:
-    """A Markdown table."""
     names = ("graph for", "precision", "AR@100", "AR@1000", "file MB", "ONNX Runtime ms", "RTX engine MB", "build s")
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     for row in rows:

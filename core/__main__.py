@@ -1,7 +1,7 @@
 """The command line: `edgerpn COMMAND ...`, the same as `python -m edgerpn COMMAND ...`.
 
 Each command is a module with `add_arguments(parser)` and `run(arguments) -> exit status`. It is imported only when
-somebody calls it, so that `edgerpn run` on a device needs neither torch nor onnx.
+a user calls it, so that `edgerpn run` on a device needs neither torch nor onnx.
 Exit status: 0 success, 1 an error (printed as `error: ...`), 2 wrong usage, 130 after SIGINT, 143 after SIGTERM.
 """
 
@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A file name that is not UTF-8 must not end a command that reports it; the standard error does the same.
         sys.stdout.reconfigure(errors="backslashreplace")
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = [_expand_home(word) for word in (sys.argv[1:] if argv is None else argv)]
     try:
         arguments = build_parser(argv).parse_args(argv)
         with sigterm_handler(_exit_by_signal):
@@ -156,6 +156,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     return status
+
+
+def _expand_home(word: str) -> str:
+    """Expands the ~ of `--option=~/file`, which shells leave as it is."""
+    option, equals, value = word.partition("=")
+    return f"{option}={os.path.expanduser(value)}" if equals and option.startswith("--") else word
 
 
 def _exit_by_signal(number: int, _: FrameType | None) -> None:

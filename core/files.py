@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_VARIABLE = re.compile(r"\$(?:\{(?P<braced>\w+)\}|(?P<plain>[A-Za-z_]\w*))")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """Errors of a full disk, quota or file, and of a broken disk."""
 
@@ -38,7 +40,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def native_path(path: str | os.PathLike[str]) -> Iterator[str]:
-    """Yields an absolute path under which C and C++ libraries find `path`; valid inside of the block.
+    """Yields an absolute path under which C and C++ libraries find `path`; valid inside the block.
 
     Many of them read a relative `12:30:00.mp4` as an address, and refuse or crash on a path that is not UTF-8: an open
     descriptor stands for the part that is not.
@@ -68,7 +70,7 @@ def _is_utf8(text: str) -> bool:
 
 
 def printable(text: str) -> str:
-    r"""The text with \xe9 for a byte that is not UTF-8, because no log, JSON record or terminal takes that byte."""
+    r"""Returns the text with \xe9 for a byte that is not UTF-8, which no log, JSON record or terminal accepts."""
     if _is_utf8(text):
         return text
     shown = (f"\\x{ord(letter) - 0xDC00:02x}" if "\udc80" <= letter <= "\udcff" else letter for letter in text)
@@ -87,6 +89,26 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
         temporary.write_bytes(data)
 
 
+def expand_path(text: str) -> str:
+    """The path that a shell makes of `text`: ~, ~user, $NAME and ${NAME} are expanded; `./~` is a file of that name.
+
+    Raises:
+        ValueError: There is no such user, or a variable is not set.
+    """
+
+    def value(found: re.Match[str]) -> str:
+        name = found["braced"] or found["plain"]
+        if name not in os.environ:
+            raise ValueError(f"the environment variable {name} in {printable(text)!r} is not set")
+        return os.environ[name]
+
+    path = os.path.expanduser(text)
+    if path.startswith("~"):
+        user = printable(path[1:].partition("/")[0])
+        raise ValueError(f"there is no user {user!r} for {printable(text)!r}; ./~ is a plain name")
+    return path if os.path.exists(path) else _VARIABLE.sub(value, path)
+
+
 def sha256(path: str | os.PathLike[str]) -> str:
     """Returns the SHA-256 of a file in hexadecimal."""
     digest = hashlib.sha256()
@@ -97,7 +119,7 @@ def sha256(path: str | os.PathLike[str]) -> str:
 
 
 def cache_folder() -> Path | None:
-    """Folder of files that can be made again: $XDG_CACHE_HOME/edgerpn, or ~/.cache/edgerpn; None without a home."""
+    """Returns the cache folder: $XDG_CACHE_HOME/edgerpn, or ~/.cache/edgerpn; None without a home folder."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     try:
         return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "edgerpn"

@@ -1,8 +1,9 @@
 """Settings: frozen dataclasses built from defaults < preset or TOML file < `--set KEY=VALUE`.
 
 A settings class is a frozen, keyword-only dataclass of plain fields (bool, int, float, str, Literal, tuples of
-these) and of other such classes. The text under a field is its documentation: `to_toml` prints it.
-An unknown key is an error that suggests the nearest one. An error lists all problems of a source.
+these) and of other such classes. A field with the metadata `PATH` is a path, in which ~ and $VARIABLES are expanded
+as in a shell when it comes from a file or an override. The text under a field is its documentation: `to_toml` prints
+it. An unknown key is an error that suggests the nearest one. An error lists all problems of a source.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ import sys
 import textwrap
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from edgerpn.errors import ConfigError
+from edgerpn.files import expand_path
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -31,6 +33,9 @@ else:
     import tomli as tomllib
 
 Config = TypeVar("Config")
+
+PATH: Mapping[str, Any] = types.MappingProxyType({"expand": expand_path})
+"""Metadata of a field that is a path; the function raises ValueError for a text that it cannot expand."""
 
 
 def load(
@@ -149,6 +154,7 @@ def _build_table(cls: type[Any], values: Mapping[str, Any], path: str, problems:
     hints = typing.get_type_hints(cls)
     fields = dataclasses.fields(cls)
     names = [field.name for field in fields]
+    expanders = {field.name: field.metadata["expand"] for field in fields if "expand" in field.metadata}
     found_before = len(problems)
     arguments: dict[str, Any] = {}
     problems.extend(f"{path}{key}: unknown setting{_suggest(key, names)}" for key in values if key not in names)
@@ -156,6 +162,8 @@ def _build_table(cls: type[Any], values: Mapping[str, Any], path: str, problems:
         old = getattr(base, name) if base is not None else None
         if name in values and not _is_absent(values[name], hints[name]):
             arguments[name] = _convert(values[name], hints[name], f"{path}{name}", problems, old)
+            if expand := expanders.get(name):
+                arguments[name] = _expand(expand, arguments[name], f"{path}{name}", problems)
         elif base is not None:
             arguments[name] = old
     required = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING]
@@ -167,6 +175,14 @@ def _build_table(cls: type[Any], values: Mapping[str, Any], path: str, problems:
     except ValueError as error:
         problems.append(f"{path}{error}")
     return base
+
+
+def _expand(expand: Callable[[str], str], value: Any, path: str, problems: list[str]) -> Any:
+    try:
+        return expand(value) if isinstance(value, str) else value
+    except ValueError as error:
+        problems.append(f"{path}: {error}")
+        return value
 
 
 def _is_absent(value: Any, hint: Any) -> bool:

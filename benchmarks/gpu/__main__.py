@@ -22,7 +22,7 @@ The steps, each in a process of its own (session.py), the most important first:
 
 It ends within --minutes and skips the rest (use --quick or more minutes on a Jetson). It writes
 gpu_HARDWARE_DATE.json and .md into --out and prints the table. Exit status: 1 when a step failed or a limit is broken;
-else 2 when there is no GPU (exports, their checks and the engines of TensorRT-RTX are done all the same); else 0.
+else 2 when there is no GPU (it still makes exports, their checks and engines of TensorRT-RTX); else 0.
 
 The steps that need a GPU have not run on one yet.
 """
@@ -153,7 +153,7 @@ def _say(line: str) -> None:
 
 
 def report(about: Mapping[str, Any], records: Sequence[Record]) -> str:
-    """Markdown: what the machine is, and what every step gave."""
+    """Returns the report in Markdown: the machine, and the result of every step."""
     parts = [f"# GPU check: {about['hardware']}", _facts(about), *_answers(records)]
     for title, rows in (
         ("Exports", _exports(records)),

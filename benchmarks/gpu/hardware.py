@@ -89,7 +89,7 @@ def _lines(words: list[str]) -> list[str]:
 
 
 def _probe(code: str) -> tuple[str, bool]:
-    """The version of a module, or why it does not import, and True if it does."""
+    """Returns the version of a module, or why it does not import, and whether it imports."""
     try:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     except subprocess.TimeoutExpired:

@@ -245,7 +245,7 @@ def _cell(value: Any) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """JSON knows no NaN."""
+    """Replaces NaN by None, because JSON has no NaN."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

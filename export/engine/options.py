@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from edgerpn.errors import check_setting
+from edgerpn.settings import PATH
 from edgerpn.targets import LIBRARIES, EngineLibrary
 
 Backend = Literal["auto", EngineLibrary]
@@ -38,7 +39,7 @@ class BuildConfig:
     """Limit of the builder's workspace, MiB; not set: the library's default (all of the GPU's memory)."""
     optimization_level: int | None = None
     """0 (fastest build) to 5 (longest search); not set: the library's default, 3."""
-    timing_cache: str | None = None
+    timing_cache: str | None = field(default=None, metadata=PATH)
     """tensorrt: file of kernel timings, or `off`; not set: a shared one in the user's cache folder."""
     version_compatible: bool = False
     """tensorrt: whether newer versions of the library may run the engine."""
@@ -55,7 +56,6 @@ class BuildConfig:
     """Seconds without progress and without CPU time after which the watchdog kills a builder; 0: never."""
 
     def __post_init__(self) -> None:
-        """Checks ranges."""
         smallest, tuned, largest = self.batch or DEFAULT_BATCH
         check_setting(1 <= smallest <= tuned <= largest, "batch", "1 <= MIN <= OPT <= MAX", self.batch)
         check_setting(

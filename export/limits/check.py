@@ -90,7 +90,7 @@ def refuse_violations(
 
 
 def _has_external_data(model: onnx.ModelProto) -> bool:
-    """Whether weights are in other files, which neither the checker nor ONNX Runtime finds without a path."""
+    """Returns whether weights are in other files, which the checker and ONNX Runtime find only by a path."""
     return any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer)
 
 

@@ -143,7 +143,7 @@ def _photographs(
     config: ExportConfig,
     log: Callable[[str], None],
 ) -> Photographs:
-    """The photographs that the caller names, else those of the training folder.
+    """Returns the photographs that the caller names, else those of the training folder.
 
     Raises:
         DataError: Images or annotations cannot be used.
@@ -361,7 +361,7 @@ def _self_test(file: Path, expected: golden.Golden, config: ExportConfig, log: C
         Whether it finds the expected proposals.
 
     Raises:
-        SelfTestError: It does not, although recall is checked or the precision is fp32.
+        SelfTestError: It finds others, although recall is checked or the precision is fp32.
     """
     with contextlib.closing(open_backend(file, providers=["cpu"])) as backend:
         # One at a time, because the batch may be fixed.

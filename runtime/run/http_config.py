@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from edgerpn.errors import check_setting
 from edgerpn.runtime.draw import DEFAULT_TOP
+from edgerpn.settings import PATH
 
 MAX_TOP = 1000
 """Maximum number of boxes drawn."""
@@ -28,7 +29,7 @@ class HttpConfig:
     localhost needs a token."""
     token_env: str = ""
     """Environment variable with the token of all requests; empty: no token."""
-    token_file: str = ""
+    token_file: str = field(default="", metadata=PATH)
     """File with the token; empty: no token."""
     hosts: tuple[str, ...] = ()
     """Host names of the page, in addition to addresses, localhost and this machine's name."""
@@ -89,7 +90,7 @@ def parse_listen(text: str) -> tuple[str, int]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether the name or address of a host is a loopback one."""
+    """Returns whether the name or address of a host is a loopback one."""
     return host.lower() == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
 
 

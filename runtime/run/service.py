@@ -234,11 +234,11 @@ class RemoteStreams:
         return self._runner.busy_s
 
     def stats(self) -> Mapping[str, Mapping[str, Any]]:
-        """The fields of `SourceStats` of each source."""
+        """Returns the fields of `SourceStats` of each source."""
         return {name: dataclasses.asdict(stats) for name, stats in self._runner.stats().items()}
 
     def sink_stats(self) -> Sequence[SinkStats]:
-        """A snapshot of each output that has a queue."""
+        """Returns a snapshot of each output that has a queue."""
         return [sink.stats() for sink in self._sinks]
 
     def add(self, table: Mapping[str, Any]) -> str:

@@ -137,7 +137,7 @@ class RecordMaker:
         self._last: tuple[object, Record] | None = None
 
     def make(self, item: Result | Event) -> Record:
-        """The record of `item`; its age is the time from capture until the first call."""
+        """Returns the record of `item`; its age is the time from capture until the first call."""
         # Keeps the proposals, not the result, whose picture may lie in memory that the capture needs again.
         key = item.proposals if isinstance(item, Result) else item
         last = self._last

@@ -8,13 +8,14 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
 from edgerpn.errors import SinkError, check_setting
 from edgerpn.runtime.sinks.contract import NotDeliveredError, Record
 from edgerpn.runtime.sinks.sink_queue import OutputConfig
+from edgerpn.settings import PATH
 
 STAMP = r"\d{8}T\d{6}\.\d{3}Z"
 """Regular expression of `utc_stamp`."""
@@ -25,7 +26,7 @@ _BLOCK_BYTES = 1 << 16
 class JsonLinesConfig(OutputConfig):
     """JSON lines in a file, with or without rotation, or on the standard output."""
 
-    path: str
+    path: str = field(metadata=PATH)
     """File; - is the standard output. A full file FILE.jsonl becomes FILE.20260131T120000.000Z.jsonl, by UTC."""
     rotate_mb: float = 0.0
     """Size at which a new file begins, millions of bytes; 0: no limit."""
@@ -96,7 +97,6 @@ class JsonLinesSink:
             raise NotDeliveredError(str(error), num_done=done) from error
 
     def close(self) -> None:
-        """Closes the file."""
         self._file.close()
 
     def _is_old(self) -> bool:

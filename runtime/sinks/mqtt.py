@@ -22,6 +22,7 @@ from edgerpn.runtime.redaction import redact, redact_url
 from edgerpn.runtime.sinks.contract import NotDeliveredError, Record
 from edgerpn.runtime.sinks.endpoint import check_url, read_secret, tls_context
 from edgerpn.runtime.sinks.sink_queue import OutputConfig
+from edgerpn.settings import PATH
 
 _logger = logging.getLogger(__name__)
 
@@ -44,11 +45,11 @@ class MqttConfig(OutputConfig):
     """1: sends unconfirmed records again; 0: loses the records in transit when a connection breaks."""
     password_env: str = ""
     """Environment variable with the password, instead of one in the URL."""
-    password_file: str = ""
+    password_file: str = field(default="", metadata=PATH)
     """File with the password, instead of one in the URL."""
     client_id: str = ""
     """Name of this client at the broker; empty: a random one. Two clients of one name disconnect each other."""
-    ca_file: str = ""
+    ca_file: str = field(default="", metadata=PATH)
     """File with the certificates to trust (mqtts); empty: the system's."""
     keepalive_s: int = 20
     """Seconds of silence after which the client tests the connection."""
@@ -180,7 +181,7 @@ class MqttSink:
         return int(self._client.publish(topic, record.line.rstrip(b"\n"), qos=self._qos).mid)
 
     def _is_settled(self, numbers: Sequence[int], connection: int) -> bool:
-        """Whether waiting is over. With QoS 1 the client itself repeats unconfirmed records after a break."""
+        """Returns whether waiting is over. With QoS 1 the client itself repeats unconfirmed records after a break."""
         is_broken = not self._is_connected or connection != self._num_connections
         if self._is_interrupted or (self._qos == 0 and is_broken):
             return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +20,7 @@ from edgerpn.runtime.sinks.contract import NotDeliveredError
 from edgerpn.runtime.sinks.jsonl import STAMP, utc_stamp
 from edgerpn.runtime.sinks.picture_sinks import DEFAULT_FPS, VideoFile, free_stem
 from edgerpn.runtime.sinks.sink_queue import OutputConfig
+from edgerpn.settings import PATH
 
 LIVE_FPS = 10.0
 """Pictures per second in videos of live sources, unless the settings say otherwise."""
@@ -31,7 +32,7 @@ _SPACE_CHECK_FRAMES = 10
 class VideoConfig(OutputConfig):
     """Annotated video: files SOURCE-20260131T120000.000Z.mp4 for each source, named by UTC of the first picture."""
 
-    folder: str
+    folder: str = field(metadata=PATH)
     """Folder of the files; created when missing."""
     suffix: Literal[".mp4", ".avi"] = ".mp4"
     """File type: MPEG-4 (.mp4) or Motion JPEG (.avi)."""
@@ -218,7 +219,7 @@ class VideoSeries:
             self._file.write(self._painter.paint(result))
 
     def _is_over(self, file: VideoFile, frame: Frame) -> bool:
-        """Whether `frame` belongs to a new file."""
+        """Returns whether `frame` belongs to a new file."""
         if file.size_wh != (frame.image.shape[1], frame.image.shape[0]):
             return True
         if self._is_live and frame.monotonic_s - self._last_s > self._config.gap_s:

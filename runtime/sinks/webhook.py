@@ -16,6 +16,7 @@ from edgerpn.runtime.redaction import redact, redact_url
 from edgerpn.runtime.sinks.contract import NotDeliveredError, Record
 from edgerpn.runtime.sinks.endpoint import check_url, read_secret, tls_context
 from edgerpn.runtime.sinks.sink_queue import OutputConfig
+from edgerpn.settings import PATH
 
 _RETRIED = (408, 425, 429)
 _ANSWER_BYTES = 1 << 16
@@ -38,9 +39,9 @@ class WebhookConfig(OutputConfig):
     """Header that carries the token."""
     token_env: str = ""
     """Environment variable with the header's value, such as "Bearer 123"; empty: none."""
-    token_file: str = ""
+    token_file: str = field(default="", metadata=PATH)
     """File with the header's value, read again for every request; empty: none."""
-    ca_file: str = ""
+    ca_file: str = field(default="", metadata=PATH)
     """File with the certificates to trust (https); empty: the system's."""
 
     def __post_init__(self) -> None:

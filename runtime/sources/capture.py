@@ -198,7 +198,7 @@ class Capture:
         return self.is_done and not len(self.mailbox)
 
     def take(self, timeout_s: float | None = None) -> Frame | Event | None:
-        """The next frame or event, in order.
+        """Returns the next frame or event, in order.
 
         Args:
             timeout_s: Seconds to wait at most; None: until something comes, or until nothing more will come.
@@ -383,7 +383,7 @@ class FileCapture(Capture):
             if isinstance(item, Frame) and not self._lets_through(item):
                 continue
             if isinstance(item, Frame) and self._num_skipped:
-                item = dataclasses.replace(item, num_skipped=self._num_skipped)  # noqa:
+                item = dataclasses.replace(item, num_skipped=self._num_skipped)
                 self._num_skipped = 0
             if not self._put(item):
                 return

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from edgerpn.errors import check_setting
-from edgerpn.runtime.sources.spec import SourceSpec, parse_source
+from edgerpn.runtime.sources.spec import SourceSpec, expand_source, parse_source
 
 Policy = Literal["auto", "latest", "every", "queue"]
 
@@ -25,7 +25,7 @@ _POLICY = re.compile(r"(?P<word>auto|latest|every)|queue=(?P<frames>\d+)|fps=(?P
 class CaptureConfig:
     """Settings of one source; the defaults suit a camera."""
 
-    source: str = field(repr=False)
+    source: str = field(repr=False, metadata={"expand": expand_source})
     """Camera (number or /dev/videoN), csi://N, URL, GStreamer pipeline, video file, picture, folder or glob."""
     name: str = ""
     """Name in frames and events; empty: the source without its passwords."""

@@ -107,7 +107,7 @@ class CaptureGroup:
             capture.mailbox.drop_frames()
 
     def wait(self, timeout_s: float | None = None) -> tuple[Capture, ...]:
-        """The sources for which something waits.
+        """Returns the sources for which something waits.
 
         Args:
             timeout_s: Seconds to wait at most; None: until something comes, or until nothing more will come.
@@ -121,7 +121,7 @@ class CaptureGroup:
             return self._ready()
 
     def take(self, timeout_s: float | None = None) -> Frame | Event | None:
-        """The next frame or event of any source, in fair turns; None as in `Capture.take`."""
+        """Returns the next frame or event of any source, in fair turns; None as in `Capture.take`."""
         with self.changed:
             self.changed.wait_for(lambda: self._ready() or self._is_exhausted(), timeout_s)
             self.check()

@@ -12,7 +12,7 @@ from typing import Literal
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from edgerpn.errors import StreamOpenError
-from edgerpn.files import printable
+from edgerpn.files import expand_path, printable
 from edgerpn.runtime.addresses import find_fault, show_faulty
 from edgerpn.runtime.redaction import redact, redact_url
 
@@ -127,6 +127,21 @@ def parse_source(text: str) -> SourceSpec:
     return SourceSpec(kind=kind, text=text, scheme=scheme)
 
 
+def expand_source(text: str) -> str:
+    """A source of the settings with ~ and $VARIABLES of a path expanded; an existing path, or another source, as it is.
+
+    Raises:
+        ValueError: See `expand_path`.
+    """
+    try:
+        spec = parse_source(text)
+    except StreamOpenError:
+        # Its user gets the error of the whole source.
+        return text
+    is_plain = spec.kind != "path" or spec.scheme or os.path.exists(text)
+    return text if is_plain else expand_path(text)
+
+
 def _is_file_here(text: str) -> bool:
     try:
         return _is_file(text, os.getcwd())
@@ -142,7 +157,7 @@ def _is_file(text: str, folder: str) -> bool:
 
 
 def _path_of_url(url: str) -> str:
-    """The path of a file:// URL; ? and # belong to it, because no file has a query."""
+    """Returns the path of a file:// URL; ? and # belong to it, because no file has a query."""
     path = url.partition("://")[2]
     return os.fsdecode(unquote_to_bytes(path.removeprefix("localhost") if path.startswith("localhost/") else path))
 
@@ -166,12 +181,12 @@ def _kind_of_scheme(scheme: str, text: str) -> SourceKind:
 
 
 def find_plugin(scheme: str) -> EntryPoint | None:
-    """The entry point of another package for a scheme (lower case), or None; the package is not imported."""
+    """Returns the entry point of another package for a scheme (lower case), or None; the package is not imported."""
     return next((entry for entry in _plugins(tuple(sys.path)) if entry.name.lower() == scheme), None)
 
 
 def plugin_schemes() -> tuple[str, ...]:
-    """The schemes that other packages add, in alphabetical order."""
+    """Returns the schemes that other packages add, in alphabetical order."""
     return tuple(sorted({entry.name.lower() for entry in _plugins(tuple(sys.path))}))
 
 

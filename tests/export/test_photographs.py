@@ -24,7 +24,7 @@ def test_a_few_of_many_reach_from_the_first_to_the_last() -> None:
 
 
 @given(st.integers(0, 300), st.integers(1, 120))
-def test_none_comes_twice_and_the_order_stays(count: int, most: int) -> None:
+def test_no_item_comes_twice_and_the_order_stays(count: int, most: int) -> None:
     found = spread(range(count), most)
     assert len(found) == min(count, most)
     assert found == sorted(set(found))

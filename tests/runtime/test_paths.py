@@ -1,9 +1,10 @@
-"""Files with names that native libraries read as addresses, or do not take at all."""
+"""Files with names that native libraries read as addresses, or do not accept."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from edgerpn.files import native_path, printable, replacing
 from edgerpn.manifest import manifest_path
 from edgerpn.runtime.frame import Frame
 from edgerpn.runtime.sources import CaptureConfig, open_capture
+from edgerpn.runtime.sources.spec import expand_source
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -118,3 +120,61 @@ def test_a_native_path_is_absolute_and_leads_to_the_file(tmp_path: Path, monkeyp
             assert (Path(native).read_text(), native.isprintable()) == ("new", True)
     with pytest.raises(FileNotFoundError), native_path("none\udce9.txt"):
         pass
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's home folder, which $WHERE names too; the current folder is another one."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("WHERE", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.mark.parametrize("start", ["~", "$HOME", "${WHERE}"])
+def test_settings_expand_paths_as_a_shell_does(
+    start: str, home: Path, model_path: Path, video_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(video_path, home / "clip.mp4")
+    output = f"[[outputs]]\nkind = 'jsonl'\npath = '{start}/a.jsonl'\n"
+    Path("run.toml").write_text(f"[sources.a]\nsource = '{start}/clip.mp4'\n{output}")
+    assert main(["run", str(model_path), "--config", "run.toml", "--max-frames", "2"]) == 0
+    assert f"written: {home}/a.jsonl" in capsys.readouterr().out
+    assert len((home / "a.jsonl").read_text().splitlines()) == 2
+    words = ["run", str(model_path), "--config", "run.toml", "--print-config"]
+    assert main([*words, "--set", f"http.token_file={start}/token", "--set", f"sources.a.source={start}/b.mp4"]) == 0
+    shown = capsys.readouterr().out
+    assert f'path = "{home}/a.jsonl"' in shown
+    assert f'token_file = "{home}/token"' in shown
+    assert f'source = "{home}/b.mp4"' in shown
+    assert os.listdir() == ["run.toml"]
+
+
+def test_an_option_with_an_equals_sign_expands_the_home_folder(home: Path, model_path: Path, video_path: Path) -> None:
+    assert main(["run", str(model_path), str(video_path), "--jsonl=~/a.jsonl", "--max-frames=2"]) == 0
+    assert len((home / "a.jsonl").read_text().splitlines()) == 2
+    assert os.listdir() == []
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("$NOT_SET/a.mp4", "source: the environment variable NOT_SET in '\\$NOT_SET/a.mp4' is not set"),
+        ("~nobody-of-this-name/a.mp4", "source: there is no user 'nobody-of-this-name'"),
+    ],
+)
+def test_a_path_that_cannot_be_expanded_is_an_error(
+    source: str, message: str, home: Path, model_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("run.toml").write_text(f"[sources.a]\nsource = '{source}'\n")
+    assert main(["run", str(model_path), "--config", "run.toml"]) == 1
+    assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("source", ["rtsp://user:pa$HOME@cam/x", "~ ! fakesink", "0", "$odd.mp4", "~odd.mp4"])
+def test_what_is_no_path_or_exists_is_not_expanded(source: str, home: Path) -> None:
+    Path("$odd.mp4").touch()
+    Path("~odd.mp4").touch()
+    assert expand_source(source) == source

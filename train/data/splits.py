@@ -33,7 +33,7 @@ def find_split(path: Path, split: SplitName, choice: DataChoice = _DEFAULT, log:
         path: A folder in a known layout, or an annotation file. A COCO file stands for itself, whatever the split,
             unless `choice` names a share to hold out.
         split: The split of a folder. A set without a validation split is split by source.
-        choice: Format and split, if they are not to be found by looking.
+        choice: Format and split; by default the files determine them.
         log: Called with one line: the layout and the split.
 
     Raises:
