@@ -279,7 +279,8 @@ def _listed_image(text: str, entry: Path, folder: Path, where: str) -> Path:
     parts = relative_parts(text, where)
     for base in (entry.parent, folder):
         file = base.joinpath(*parts)
-        if file.is_file() and folder in file.parents:
+        # Unlike Path.is_file, it takes a name that is too long.
+        if os.path.isfile(file) and folder in file.parents:
             return file
     raise DataError(f"{where}: {text!r}: no such image, neither below {entry.parent} nor below {folder}")
 
@@ -324,7 +325,7 @@ def _read_yaml(file: Path) -> dict[Any, Any]:
         raise DataError(f"{file}: {len(text)} characters; expected a YOLO data.yaml, which is short")
     try:
         content = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, AttributeError, TypeError) as error:
         # A YAML error of several lines becomes one.
         reason = " ".join(str(error).split())
         raise DataError(f"{file}: not valid YAML: {reason}; expected a YOLO data.yaml") from error
@@ -377,7 +378,7 @@ def _find_entry(entry: Any, path: Any, file: Path, key: str) -> Path | None:
     # "images" alone is no end of a path: it would be that of every split.
     tails = [down[-count:] for count in range(min(3, len(down)), 0, -1)]
     places += [file.parent.joinpath(*tail) for tail in tails if tail != ("images",)]
-    found = next((place for place in places if place.exists()), None)
+    found = next((place for place in places if os.path.exists(place)), None)
     return None if found is None else Path(os.path.abspath(found))
 
 
