@@ -92,7 +92,7 @@ def _camera(spec: str) -> Any:
 
     class VideoCamera(_module(ROOT / "tests" / "support" / "mjpeg_server.py").MjpegCamera):  # type: ignore[misc]
         def jpeg(self, index: int) -> bytes:
-            """The file of one picture."""
+            """Returns the file of one picture."""
             return files[index % len(files)]
 
     return VideoCamera(fps=fps)

@@ -90,7 +90,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def expand_path(text: str) -> str:
-    """The path that a shell makes of `text`: ~, ~user, $NAME and ${NAME} are expanded; `./~` is a file of that name.
+    """Expands ~, ~user, $NAME and ${NAME} in `text`, as a shell does; `./~` is a file of that name.
 
     Raises:
         ValueError: There is no such user, or a variable is not set.

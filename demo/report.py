@@ -215,7 +215,7 @@ def pictures(shown: Sequence[Picture]) -> str:
 
 
 def picture_figure(picture: Picture, *, number: int, num_shown: int = _NUM_SHOWN) -> str:
-    """A JPEG with vector boxes over it: ground truth on the left, the best proposals on the right, a caption.
+    """Returns a JPEG with vector boxes over it: ground truth on the left, the best proposals on the right, a caption.
 
     Args:
         picture: Image, objects and proposals.

@@ -152,7 +152,7 @@ def _compare(arguments: argparse.Namespace) -> Comparison:
 
 
 def _images(arguments: argparse.Namespace) -> tuple[list[Path], Dataset | None]:
-    """The photographs to compare on, and their annotations.
+    """Returns the photographs to compare on, and their annotations.
 
     Raises:
         ConfigError: There are none.

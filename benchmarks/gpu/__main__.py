@@ -127,7 +127,7 @@ def _path(file: Path | None) -> str | None:
 
 
 def _command(names: dict[str, str]) -> str:
-    """The command line without folders."""
+    """Returns the command line without folders."""
     words = [names.get(str(Path(word).resolve()), word) for word in sys.argv[1:]]
     for flag in ("--out", "--work"):
         if flag in words:
@@ -184,7 +184,7 @@ def _facts(about: Mapping[str, Any]) -> str:
 
 
 def _answers(records: Sequence[Record]) -> list[str]:
-    """The open question, and the limit."""
+    """Returns the open question, and the limit."""
     parts = []
     for record in records:
         if record.name == "TensorRT-RTX accepts this GPU" and record.figures:

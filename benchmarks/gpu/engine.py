@@ -316,7 +316,7 @@ def compare(engines: dict[str, BareEngine], clock: Clock, seconds: float) -> dic
 
 
 def build_plan(trt: Any, onnx_file: str, compute_capability: str | None) -> bytes:
-    """A plan with the options of `edgerpn build`, which itself takes whole graphs only.
+    """Returns a plan with the options of `edgerpn build`, which itself takes whole graphs only.
 
     Raises:
         Skip: The library refuses; with its message.

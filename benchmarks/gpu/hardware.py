@@ -130,7 +130,7 @@ def acceptance(request: dict[str, Any], notes: Notes) -> None:
 
 
 def _small_plan(trt: Any, member: Any) -> tuple[bytes | None, str]:
-    """An engine of one convolution, or None, and the library's messages."""
+    """Builds an engine of one convolution; returns it, or None, and the library's messages."""
     import numpy as np
     import onnx
     from onnx import TensorProto, helper, numpy_helper

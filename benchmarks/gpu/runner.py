@@ -261,7 +261,7 @@ def pytorch(request: dict[str, Any], notes: Notes) -> None:
 
 
 def _detector(request: dict[str, Any]) -> Any:
-    """The network with its batch norms folded and the proposal stage of the exported graph."""
+    """Returns the network with its batch norms folded and the proposal stage of the exported graph."""
     import dataclasses
 
     from edgerpn import manifest

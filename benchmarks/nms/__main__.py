@@ -270,7 +270,7 @@ def skipped() -> list[str]:
 
 
 def table(rows: list[Row]) -> str:
-    """The figures as a Markdown table."""
+    """Returns the figures as a Markdown table."""
     cuda = sorted({key for row in rows for key in row.cuda_ms})
     head = ["form", "exact", "nodes", "steps", "Mop", "MB", "1t ms", "2t ms", "build s", "engine kB"]
     lines = [head + [f"CUDA ms ({key})" for key in cuda], ["---"] + ["---:"] * (len(head) - 1 + len(cuda))]

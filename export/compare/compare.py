@@ -181,7 +181,7 @@ def _thresholds(
     *,
     is_same_input: bool,
 ) -> ProposalThresholds:
-    """The thresholds of the reference, in the pixels in which boxes are compared."""
+    """Returns the thresholds of the reference, in the pixels in which boxes are compared."""
     reference = models[1]
     scale_x, scale_y = (1.0, 1.0) if is_same_input else geometry.scale_xy
     if reference.source_hw is not None:

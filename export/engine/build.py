@@ -147,7 +147,7 @@ def check_graph(
 
 
 def _dla_problems(manifest: Manifest) -> list[str]:
-    """The reasons for which a DLA cannot run a graph, by TensorRT 11.4.1's documentation (Working with DLA)."""
+    """Returns the reasons why a DLA cannot run a graph, by TensorRT 11.4.1's documentation (Working with DLA)."""
     problems = []
     if manifest.input.batch is None:
         problems.append("dla_core: a DLA has no dynamic batch; export with --batch 1")
@@ -241,7 +241,7 @@ def _build_once(
 
 
 def _manifest(onnx: Manifest, report: BuildReport, used: BuildConfig, outcome: BuildOutcome) -> Manifest:
-    """The manifest of the engine, without golden frames and parity."""
+    """Returns the manifest of the engine, without golden frames and parity."""
     environment = report.environment
     versions = {**dict(onnx.provenance.versions), environment.library: environment.version}
     provenance = dataclasses.replace(

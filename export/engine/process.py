@@ -305,7 +305,7 @@ def is_waiting_for_disk(pid: int) -> bool:
 
 
 def _stat_fields(file: Path) -> list[str] | None:
-    """The fields of a `stat` file from the third on, the state; None without such a process."""
+    """Returns the fields of a `stat` file from the third on, the state; None without such a process."""
     try:
         text = file.read_text(encoding="utf-8", errors="replace")
     except OSError:

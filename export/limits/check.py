@@ -105,7 +105,7 @@ def _invalid(model: onnx.ModelProto) -> list[Violation]:
 
 
 def _refused_by_onnxruntime(model: onnx.ModelProto) -> list[Violation]:
-    """The refusal of the installed ONNX Runtime when it loads the graph."""
+    """Returns the refusal of the installed ONNX Runtime when it loads the graph."""
     if _has_external_data(model):
         return []
     options = onnxruntime.SessionOptions()

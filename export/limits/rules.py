@@ -66,7 +66,7 @@ class Violation:
     """The change that helps."""
 
     def text(self) -> str:
-        """The violation on three lines, for people."""
+        """Returns the violation on three lines, for people."""
         return (
             f"{self.severity}: {self.rule}: {self.node}: {self.found}\n    limit: {self.limit}\n    fix:   {self.fix}"
         )

@@ -68,7 +68,7 @@ class ProposalThresholds:
         scale_xy: tuple[float, float] = (1.0, 1.0),
         precision: Precision = "fp32",
     ) -> ProposalThresholds:
-        """The thresholds of a proposal stage."""
+        """Returns the thresholds of a proposal stage."""
         return cls(
             capacity=proposals.num_proposals,
             nms_iou=proposals.nms_iou,

@@ -174,7 +174,7 @@ def _photographs(
 
 
 def _layouts_trained_on(checkpoint: Checkpoint) -> list[Layout]:
-    """The layouts of the folder that a checkpoint was trained on; none if it is gone."""
+    """Returns the layouts of the folder that a checkpoint was trained on; none if it is gone."""
     folder = Path(checkpoint.data_folder)
     if not checkpoint.data_folder or not folder.is_dir():
         return []
@@ -236,7 +236,7 @@ class _ExportSource:
     def with_nms(
         self, images: Sequence[Path], config: ExportConfig, log: Callable[[str], None]
     ) -> tuple[_ExportSource, int | None]:
-        """The same with rounds and candidates of the NMS chosen by the images, and the rounds that these need."""
+        """Chooses rounds and candidates of the NMS by the images; returns the same, and the rounds that these need."""
         proposals, chain = choose_nms(self.model, self.proposals, images, config, network_hw=self.hw, log=log)
         return dataclasses.replace(self, proposals=proposals), chain
 

@@ -202,7 +202,7 @@ def points(difference: float) -> float:
 
 
 def format_costs(costs: Sequence[BlockCost]) -> list[str]:
-    """The costs as lines of a table, the header first."""
+    """Returns the costs as lines of a table, the header first."""
     width = max(5, *(len(cost.block) for cost in costs))
     rows = [f"  {cost.block:<{width}}  {cost.ar_drop:>7.2f}  {cost.logits_error:>10.5f}" for cost in costs]
     return [f"  {'block':<{width}}  {'AR lost':>7}  {'logits off':>10}", *rows]

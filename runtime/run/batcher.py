@@ -78,7 +78,7 @@ class Batcher:
             self._group.changed.wait(left_s)
 
     def _take(self) -> Batch:
-        """One frame of each of the sources that have waited longest, and all events before them."""
+        """Takes one frame of each of the sources that have waited longest, and all events before them."""
         batch = Batch(events=[], frames=[])
         self._turn += 1
         captures = self._group.captures

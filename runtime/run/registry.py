@@ -42,7 +42,7 @@ class SourceRegistry:
         self._depth = depth
         self._opened = dict(opened or {})
         self._entries: dict[str, _Entry] = {}
-        # Held while a source ends, which may take two seconds; readers therefore do without it.
+        # Held while a source ends, up to two seconds, so readers do not take it.
         self._changing = threading.RLock()
         self._stale_of_removed = 0
         self._dropped_of_removed = 0

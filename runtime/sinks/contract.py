@@ -1,8 +1,9 @@
 """The interfaces of sinks: of records, and of results with their pictures.
 
 A sink of another package is a class with one of two shapes, `RecordSink` or `Sink`. It takes its settings as the only
-argument and names their class in `config_class`. The run finds it as an entry point of the group `edgerpn.sinks`; the
-entry point's name is the `kind` in the settings. See `edgerpn.runtime.sinks.kinds`.
+argument and names their class in `config_class`; a class with `needs_is_live = True` also takes the keyword `is_live`.
+The run finds it as an entry point of the group `edgerpn.sinks`; the entry point's name is the `kind` in the settings.
+See `edgerpn.runtime.sinks.kinds`.
 
 Every sink runs in a thread of its own and gets one call at a time, except for `interrupt`.
 """

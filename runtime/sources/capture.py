@@ -230,7 +230,7 @@ class ProcessCapture(Capture):
         super().__init__(config.label, group, owns_group=owns_group)
         self.mailbox = Mailbox(self._lend)
         self.config = config
-        # The others are for the frame that is being written, for one that waits, and for one that is on its way.
+        # The other slots hold a frame in writing, one that waits, and one on its way.
         self._max_lent = max(1, config.slots - _SLOTS_OF_CAPTURE)
         self._has_copied = False
         self.supervisor = SourceSupervisor(config, self._deliver)
@@ -276,7 +276,7 @@ class ProcessCapture(Capture):
         return "quiet" if state == "connected" and is_quiet else state
 
     def _lend(self, frame: Frame) -> Frame:
-        """The frame, or a copy when the run keeps so many that the camera would find no slot."""
+        """Returns the frame, or a copy when the run keeps so many that the camera would find no slot."""
         ring = self.supervisor.ring
         image = ring.lend(frame.image, self._max_lent) if ring is not None else frame.image
         if image is frame.image:

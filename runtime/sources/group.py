@@ -21,7 +21,7 @@ _IDLE_S = 60.0
 
 
 class CaptureGroup:
-    """Sources that are taken from together; they come and go while it runs. Any thread may use it."""
+    """A set of sources that a run reads together and may change at any time; any thread may use it."""
 
     def __init__(self) -> None:
         """Starts the supervising thread, without any source."""
@@ -95,7 +95,7 @@ class CaptureGroup:
             return capture
 
     def remove(self, capture: Capture) -> None:
-        """Ends a source within two seconds and drops its frames. Does nothing for one that is not there."""
+        """Ends a source within two seconds and drops its frames; does nothing for one that is not in the group."""
         with self.changed:
             if capture not in self._captures:
                 return
