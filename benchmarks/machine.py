@@ -16,7 +16,7 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 def facts(*packages: str, **versions: str) -> dict[str, Any]:
-    """The machine, the versions of `packages` (None for one that is not installed) and further `versions`."""
+    """Returns the machine, the versions of `packages` (None for one that is not installed) and further `versions`."""
     return {
         "cpu": cpu_name(),
         "cores": available_cores(),
@@ -80,7 +80,7 @@ def usage(pid: int) -> Usage:
 
 
 def tree(pid: int) -> list[int]:
-    """The process and all below it."""
+    """Returns the process and all below it."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal() and (fields := _stat(int(entry.name))):

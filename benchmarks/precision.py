@@ -96,7 +96,7 @@ def main() -> int:
 
 
 def measure(arguments: argparse.Namespace, target: ExportTarget, folder: Path) -> list[Row]:
-    """The rows of one target."""
+    """Measures one target; returns its rows."""
     val = read_coco(arguments.data / "val.json", arguments.data / "images", verify="header")
     images = [record.file for record in val.records[:: max(1, len(val.records) // 8)]][:8]
     config = ExportConfig(target=target, network_hw=arguments.size, batch=1, num_proposals=NUM_PROPOSALS)
@@ -125,7 +125,7 @@ def measure(arguments: argparse.Namespace, target: ExportTarget, folder: Path) -
 def reduce(
     arguments: argparse.Namespace, folder: Path, config: ExportConfig, precision: Precision
 ) -> tuple[Path, Path]:
-    """The file of a variant, and the file that is measured in its place."""
+    """Writes a variant; returns its file, and the file to measure in its place."""
     original = folder / "fp32.onnx"
     if precision == "fp32":
         return original, original
@@ -173,7 +173,6 @@ def _run(session: Any, inputs: Sequence[np.ndarray], number: int) -> None:
 
 
 def format_table(rows: Sequence[Row]) -> str:
-    """A Markdown table."""
     names = ("graph for", "precision", "AR@100", "AR@1000", "file MB", "ONNX Runtime ms", "RTX engine MB", "build s")
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     for row in rows:

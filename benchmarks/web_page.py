@@ -92,7 +92,7 @@ def _camera(spec: str) -> Any:
 
     class VideoCamera(_module(ROOT / "tests" / "support" / "mjpeg_server.py").MjpegCamera):  # type: ignore[misc]
         def jpeg(self, index: int) -> bytes:
-            """The file of one picture."""
+            """Returns the file of one picture."""
             return files[index % len(files)]
 
     return VideoCamera(fps=fps)
@@ -100,7 +100,7 @@ def _camera(spec: str) -> Any:
 
 @contextlib.contextmanager
 def _run(model: Path, cameras: list[Any]) -> Iterator[str]:
-    """`edgerpn run` with a page; gives the page's host and port."""
+    """Runs `edgerpn run` with a page; yields the page's host and port."""
     with tempfile.TemporaryDirectory() as folder:
         settings, log = Path(folder) / "streams.toml", Path(folder) / "log"
         tables = [f'[sources.{name}]\nsource = "{camera.url}"' for name, camera in zip(NAMES, cameras, strict=False)]

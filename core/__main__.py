@@ -1,7 +1,7 @@
 """The command line: `edgerpn COMMAND ...`, the same as `python -m edgerpn COMMAND ...`.
 
 Each command is a module with `add_arguments(parser)` and `run(arguments) -> exit status`. It is imported only when
-somebody calls it, so that `edgerpn run` on a device needs neither torch nor onnx.
+a user calls it, so that `edgerpn run` on a device needs neither torch nor onnx.
 Exit status: 0 success, 1 an error (printed as `error: ...`), 2 wrong usage, 130 after SIGINT, 143 after SIGTERM.
 """
 

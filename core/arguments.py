@@ -56,7 +56,7 @@ def _toml(value: object) -> str:
 
 
 def output_problems(output: Path | None, inputs: Iterable[Path | None]) -> list[str]:
-    """The reasons why `--output` cannot be this file, a line for each: it is a folder, or one of the `inputs`."""
+    """Returns the reasons against this file as `--output`, a line each: it is a folder, or one of the `inputs`."""
     if output is None:
         return []
     if output.is_dir():

@@ -5,7 +5,7 @@
       DataError(ValueError)             annotations or images that cannot be used
       CheckpointError(ValueError)       a checkpoint that cannot be read or does not fit the model
       TrainingDivergedError             non-finite loss; keeps step, image ids and the last good checkpoint
-      TrainingStoppedError              memory, disk or another process ended a training; says how to go on
+      TrainingStoppedError              memory, disk or another process ended a training; says how to resume
       ManifestError(ValueError)         a manifest that is missing or malformed
         ManifestVersionError            its schema number is not the one that this version reads
         ArtifactMismatchError           a hash (or the machine) differs from what the manifest says
@@ -82,7 +82,7 @@ class TrainingDivergedError(EdgeRpnError):
 
 
 class TrainingStoppedError(EdgeRpnError):
-    """A training cannot go on: no memory, a full disk, or another of its processes ended; the message says how to."""
+    """A lack of memory, a full disk or the end of another process ended a training; the message says how to resume."""
 
 
 class ManifestError(EdgeRpnError, ValueError):
@@ -159,7 +159,7 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
     Args:
         module: Dotted name to import.
         extra: The extra of this package that installs it.
-        purpose: What needs it, as the start of a sentence ("reading video").
+        purpose: The task that needs it, as the start of a sentence ("reading video").
 
     Returns:
         The imported module.
@@ -180,7 +180,7 @@ def check_setting(is_good: bool, name: str, expected: str, value: object) -> Non
     """Refuses the value of a setting unless `is_good`; `settings` adds the path of the setting.
 
     Raises:
-        ValueError: Names the setting, the expected value and the given one.
+        ValueError: Names the setting, the expected and the actual value.
     """
     if not is_good:
         raise ValueError(f"{name}: expected {expected}, got {value!r}")

@@ -43,7 +43,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def native_path(path: str | os.PathLike[str]) -> Iterator[str]:
-    """Yields an absolute path under which C and C++ libraries find `path`; valid inside of the block.
+    """Yields an absolute path under which C and C++ libraries find `path`; valid inside the block.
 
     Many of them read a relative `12:30:00.mp4` as an address, and refuse or crash on a path that is not UTF-8: an open
     descriptor stands for the part that is not.
@@ -73,7 +73,7 @@ def _is_utf8(text: str) -> bool:
 
 
 def printable(text: str) -> str:
-    r"""The text with \xe9 for a byte that is not UTF-8, because no log, JSON record or terminal takes that byte."""
+    r"""Returns the text with \xe9 for a byte that is not UTF-8, which no log, JSON record or terminal accepts."""
     if _is_utf8(text):
         return text
     shown = (f"\\x{ord(letter) - 0xDC00:02x}" if "\udc80" <= letter <= "\udcff" else letter for letter in text)
@@ -93,7 +93,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def expand_path(text: str) -> str:
-    """The path that a shell makes of `text`: ~, ~user, $NAME and ${NAME} are expanded; `./~` is a file of that name.
+    """Expands ~, ~user, $NAME and ${NAME} in `text`, as a shell does; `./~` is a file of that name.
 
     Raises:
         ValueError: There is no such user, or a variable is not set.
@@ -122,7 +122,7 @@ def sha256(path: str | os.PathLike[str]) -> str:
 
 
 def cache_folder() -> Path | None:
-    """Folder of files that can be made again: $XDG_CACHE_HOME/edgerpn, or ~/.cache/edgerpn; None without a home."""
+    """Returns the cache folder: $XDG_CACHE_HOME/edgerpn, or ~/.cache/edgerpn; None without a home folder."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     try:
         return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "edgerpn"

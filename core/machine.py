@@ -86,7 +86,7 @@ def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def board_model() -> str | None:
-    """Returns the name of the board, such as NVIDIA Jetson Orin Nano Developer Kit; None where there is none."""
+    """Returns the name of the board, such as NVIDIA Jetson Orin Nano Developer Kit; None if unknown."""
     try:
         text = DEVICE_TREE_MODEL.read_bytes()
     except OSError:
@@ -95,7 +95,7 @@ def board_model() -> str | None:
 
 
 def power_mode() -> str | None:
-    """Returns the power mode of a Jetson, such as "2 MAXN_SUPER"; None where there is none."""
+    """Returns the power mode of a Jetson, such as "2 MAXN_SUPER"; None if unknown."""
     try:
         found = re.search(r"pmode:0*(\d+)", NVPMODEL_STATUS.read_text(encoding="ascii", errors="replace"))
     except OSError:

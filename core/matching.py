@@ -39,7 +39,7 @@ TOLERANCES: dict[Precision, Tolerance] = {
     "fp16": Tolerance(min_iou=0.9, max_score_difference=0.02, max_unmatched_share=0.1),
     "int8": Tolerance(min_iou=0.8, max_score_difference=0.05, max_unmatched_share=0.2),
 }
-"""The same graph in two libraries, by the precision of its network: their kernels round differently, and a box that
+"""The same graph in two libraries, by the precision of its network: their kernels round differently, and a box
 that NMS keeps or drops changes others."""
 
 

@@ -52,7 +52,7 @@ class Proposals:
         return (self[i : i + 1] for i in range(len(self)))
 
     def __repr__(self) -> str:
-        """Number of boxes and the range of their scores."""
+        """Returns the number of boxes and the range of their scores."""
         if not len(self):
             return "Proposals(0 boxes)"
         return f"Proposals({len(self)} boxes, scores {self.scores.max():.3f} to {self.scores.min():.3f})"

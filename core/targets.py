@@ -72,8 +72,8 @@ LIBRARIES: dict[EngineLibrary, LibraryInfo] = {
         lacks={
             "version_compatible": "a TensorRT-RTX engine runs only with the version that built it",
             "hardware_compatible": "name the GPUs with compute_capabilities instead",
-            "timing_cache": "TensorRT-RTX times nothing while it builds",
-            "dla_core": "TensorRT-RTX knows no DLA",
+            "timing_cache": "TensorRT-RTX does not time kernels while it builds",
+            "dla_core": "TensorRT-RTX does not support DLA",
         },
     ),
 }
@@ -141,39 +141,39 @@ page).
 
 
 def oldest_target(target: ExportTarget) -> TargetName:
-    """The target that a graph must satisfy: one exported for `tensorrt` must run in the oldest version (JetPack 6)."""
+    """Returns the target that a graph must satisfy: one for `tensorrt` must run in the oldest version (JetPack 6)."""
     if target == "onnxruntime":
         return target
     return next(row.name for row in TARGETS.values() if row.library == target)
 
 
 def target_of(library: EngineLibrary, version: str) -> TargetName:
-    """The target that an installed version of a library is; the oldest one for a version before all of them."""
+    """Returns the target of an installed version of a library; the oldest one for a version before all of them."""
     rows = [row for row in TARGETS.values() if row.library == library]
     fitting = [row for row in rows if row.since <= version_numbers(version)]
     return (fitting or rows[:1])[-1].name
 
 
 def version_numbers(version: str) -> tuple[int, ...]:
-    """The first four numbers of a version at most: (10, 3, 0, 26) of "10.3.0.26"."""
+    """Returns at most the first four numbers of a version: (10, 3, 0, 26) of "10.3.0.26"."""
     return tuple(int(number) for number in re.findall(r"\d+", version)[:4])
 
 
 def capability_number(capability: str) -> int:
-    """A compute capability times 10: 87 of "8.7"."""
+    """Returns a compute capability times 10: 87 of "8.7"."""
     major, _, minor = capability.partition(".")
     return int(major) * 10 + int(minor or 0)
 
 
 def is_same_version(built: str, here: str) -> bool:
-    """Whether two versions agree in every number that both have; at least three."""
+    """Returns whether two versions agree in every number that both have; at least three."""
     first, second = version_numbers(built), version_numbers(here)
     shared = min(len(first), len(second))
     return shared >= 3 and first[:shared] == second[:shared]
 
 
 def runs_compatible_engine(built: str, here: str) -> bool:
-    """Whether version `here` of TensorRT runs a version-compatible engine of version `built`.
+    """Returns whether version `here` of TensorRT runs a version-compatible engine of version `built`.
 
     Source: TensorRT's support matrix: newer versions of the same major version, and the next major version.
     """

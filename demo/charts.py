@@ -24,7 +24,7 @@ _VARIABLES = {
 _TEXT, _GRID, *_LINES = _VARIABLES
 
 _STYLE: dict[Any, object] = {
-    "svg.fonttype": "none",  # text stays text, in the font of the page
+    "svg.fonttype": "none",  # text in the font of the page, not as outlines
     "font.size": 10,
     "text.color": _TEXT,
     "axes.edgecolor": _GRID,
@@ -98,7 +98,7 @@ def moving_average(values: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def _inline(figure: Figure, summary: str) -> str:
-    """The figure as an element of an HTML page."""
+    """Returns the figure as an element of an HTML page."""
     buffer = io.StringIO()
     figure.savefig(
         buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))

@@ -77,7 +77,7 @@ def write_report(facts: DemoFacts) -> dict[str, Mapping[str, float]]:
     (height, width), minutes = facts.settings.data.input_hw, facts.settings.loop.minutes
     introduction = (
         f"A Region Proposal Network that learned for {minutes:g} min on made-up images, was exported to ONNX "
-        "and then ran on a made-up video. It finds things without knowing what they are. Every figure on this page "
+        "and then ran on a made-up video. It finds objects of any class. Every figure on this page "
         "was measured in this run; a real training takes longer and uses photographs."
     )
     sections = (
@@ -96,9 +96,9 @@ def write_report(facts: DemoFacts) -> dict[str, Mapping[str, float]]:
 
 
 def page(title: str, introduction: str, sections: Iterable[str]) -> str:
-    """The whole page; it carries its style and pictures inside, and follows the reader's light or dark setting."""
+    """Returns the whole page, with its style and pictures inside; it follows the reader's light or dark setting."""
     style = resources.files("edgerpn.demo").joinpath("report.css").read_text(encoding="utf-8")
-    # The policy keeps the promise that the page loads nothing.
+    # The policy ensures that the page loads nothing.
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     body = "\n".join(section for section in sections if section)
     return f"""<!doctype html>
@@ -191,7 +191,7 @@ def recall(columns: Mapping[str, Mapping[str, float]], note: str) -> str:
 
 
 def _fraction(value: float) -> str:
-    """Three digits; COCO's -1 means that there was no object of the kind."""
+    """Three digits; COCO's -1 means that no such object exists."""
     return f"{value:.3f}" if math.isfinite(value) and value >= 0 else "none"
 
 
@@ -215,7 +215,7 @@ def pictures(shown: Sequence[Picture]) -> str:
 
 
 def picture_figure(picture: Picture, *, number: int, num_shown: int = _NUM_SHOWN) -> str:
-    """A JPEG with vector boxes over it: ground truth on the left, the best proposals on the right, a caption.
+    """Returns a JPEG with vector boxes over it: ground truth on the left, the best proposals on the right, a caption.
 
     Args:
         picture: Image, objects and proposals.
@@ -300,7 +300,7 @@ def versions_table(names: Mapping[str, str]) -> str:
 
 
 def _graph_metrics(facts: DemoFacts) -> dict[str, float]:
-    """Recall of the graph, without that at more proposals than it gives, which would repeat a smaller one."""
+    """Returns the graph's recall, without metrics at more proposals than it has, which would repeat a smaller one."""
     found, capacity = facts.export.recall, facts.export.proposals.num_proposals
     beyond = {f"AR@{budget}" for budget in BUDGETS if budget > capacity}
     return {name: value for name, value in (found.metrics if found else ()) if name not in beyond}

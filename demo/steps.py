@@ -92,7 +92,7 @@ class Picture:
         return np.asarray(overlap.max(axis=1, initial=0) >= iou)
 
 
-# Frames of a file are read ahead, so their waiting says nothing.
+# Frames of a file are read ahead, so their waiting time means nothing.
 _WAITING = ("capture_lag", "wait")
 
 

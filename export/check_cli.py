@@ -86,8 +86,12 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
     if arguments.images and not arguments.images.is_dir():
         problems.append(f"--images {arguments.images}: expected a folder of photographs")
     models = [path for path in (arguments.model, arguments.against) if path is not None]
-    data = arguments.data / "val.json" if arguments.data and arguments.data.is_dir() else arguments.data
-    problems += output_problems(arguments.output, [*models, *map(manifest_path, models), data])
+    data: list[Path] = []
+    if arguments.output is not None and arguments.data is not None and arguments.against:
+        from edgerpn.train.data.splits import find_split
+
+        data = [find_split(arguments.data, "val", choice.chosen(arguments)).annotations]
+    problems += output_problems(arguments.output, [*models, *map(manifest_path, models), *data])
     if arguments.pictures is not None and arguments.pictures.is_file():
         problems.append(f"--pictures {arguments.pictures}: this is a file, expected a folder")
     if problems:
@@ -148,7 +152,7 @@ def _compare(arguments: argparse.Namespace) -> Comparison:
 
 
 def _images(arguments: argparse.Namespace) -> tuple[list[Path], Dataset | None]:
-    """The photographs to compare on, and their annotations.
+    """Returns the photographs to compare on, and their annotations.
 
     Raises:
         ConfigError: There are none.

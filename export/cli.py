@@ -138,7 +138,7 @@ FLAGS = {
 
 
 def _config(arguments: argparse.Namespace) -> ExportConfig:
-    """The settings: defaults < file < flags < `--set`."""
+    """Returns the settings: defaults < file < flags < `--set`."""
     files = [arguments.config] if arguments.config else []
     overrides = [*flag_overrides(arguments, FLAGS), *arguments.set]
     return settings.load(ExportConfig, files=files, overrides=overrides)

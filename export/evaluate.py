@@ -55,7 +55,7 @@ def evaluate_model(
 
     Raises:
         CheckpointError: The checkpoint cannot be read.
-        ConfigError: A size or a number of proposals is given for an exported model.
+        ConfigError: The model is an exported one, whose size and number of proposals are fixed.
         EngineLoadError: The exported model cannot be loaded.
         ManifestError: The exported model's manifest is missing or does not fit.
         DataError: The annotations or images cannot be used.
@@ -90,7 +90,7 @@ def evaluate_model(
 
 
 def _detect(model: Model) -> Detect:
-    """A function that runs an exported model on frames of any size."""
+    """Returns a function that runs an exported model on frames of any size."""
     source_hw = model.manifest.input.source_hw
 
     def run(frame: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:

@@ -63,7 +63,6 @@ class ExportConfig:
     """ONNX operator set, at least 18; int8 is written as 19 or more."""
 
     def __post_init__(self) -> None:
-        """Checks ranges."""
         check_setting(self.opset >= 18, "opset", "at least 18", self.opset)
         check_setting(not isinstance(self.batch, int) or self.batch >= 1, "batch", "at least 1, or dynamic", self.batch)
         check_setting(

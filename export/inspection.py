@@ -242,7 +242,7 @@ def count_onnx_flops(proto: onnx.ModelProto) -> int:
 
 
 def _text_of(file: Path, report: dict[str, Any]) -> str:
-    """A report as text: its values, then the checks and the conclusion."""
+    """Returns a report as text: its values, then the checks and the conclusion."""
     lines = _lines({key: value for key, value in report.items() if key not in ("checks", "can_run_here")})
     if "checks" in report:
         lines += [*table(report["checks"]), conclusion(file, report["checks"])]
@@ -270,7 +270,7 @@ def conclusion(file: Path, checks: Sequence[dict[str, str]]) -> str:
 
 
 def _lines(report: dict[str, Any], indent: str = "") -> list[str]:
-    """A report as indented text, one `key: value` a line."""
+    """Returns a report as indented text, one `key: value` a line."""
     lines = []
     for key, value in report.items():
         if isinstance(value, dict):

@@ -102,7 +102,7 @@ def calibration_images(
     if not found:
         raise DataError(
             f"{folder}: no photographs to calibrate on (looked for {', '.join(sorted(IMAGE_SUFFIXES))}, at every "
-            f"depth). Put {FEW_CALIBRATION_IMAGES} or more there, as the camera or the training data gives them"
+            f"depth). Put {FEW_CALIBRATION_IMAGES} or more there, from the camera or the training data"
         )
     if len(found) < FEW_CALIBRATION_IMAGES:
         log(

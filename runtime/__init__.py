@@ -18,14 +18,16 @@ from edgerpn.lazy import lazy_names
 
 if TYPE_CHECKING:
     from edgerpn.proposals import Proposals
+    from edgerpn.runtime.backends.contract import EngineConfig
     from edgerpn.runtime.frame import Result
     from edgerpn.runtime.model import Model, load
 
-__all__ = ["Model", "Proposals", "Result", "load"]
+__all__ = ["EngineConfig", "Model", "Proposals", "Result", "load"]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "EngineConfig": "edgerpn.runtime.backends.contract",
         "Model": "edgerpn.runtime.model",
         "Proposals": "edgerpn.proposals",
         "Result": "edgerpn.runtime.frame",

@@ -14,7 +14,7 @@ _NO_HOST = re.compile(r"[\s\x00-\x1f\x7f\"'<>\\^`{|}\[\]]")
 
 
 def find_fault(url: str, *, needs_host: bool = True, needs_port: bool = False) -> str:
-    """Describes the first fault in the address of a URL; empty: there is none.
+    """Describes the first fault in the address of a URL; empty without a fault.
 
     Args:
         url: A text with "://".
@@ -36,7 +36,7 @@ def find_fault(url: str, *, needs_host: bool = True, needs_port: bool = False) -
 
 
 def show_faulty(url: str) -> str:
-    """A URL that has a fault, without credentials: text in the place of a port may be a password without its host."""
+    """Returns a faulty URL without credentials: text in the place of a port may be a password without its host."""
     scheme, mark, rest = url.partition("://")
     host, colon, after = rest.partition(":")
     if "@" in rest or not colon or host.startswith("[") or re.match(r"\d*(?:[/?#]|$)", after):

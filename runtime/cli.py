@@ -1,6 +1,6 @@
 """The command `edgerpn run`: sources through a model into outputs, by one runner for files, images and cameras.
 
-Nothing depends on the flags that are given, only on the sources:
+The sources alone determine the behaviour, not the flags:
 
 - Files and images must open before the model is loaded; a wrong one ends the command. Cameras and streams are tried
   again for as long as the run lasts.
@@ -104,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def load_config(arguments: argparse.Namespace) -> StreamsConfig:
-    """The settings that the arguments ask for; SIGHUP makes a live run read them again."""
+    """Returns the settings of the arguments; SIGHUP makes a live run read them again."""
     from edgerpn.runtime.draw import DEFAULT_TOP
     from edgerpn.runtime.run.http_config import MAX_TOP
     from edgerpn.runtime.run.loading import load_streams
@@ -160,7 +160,7 @@ def _check_sources(config: StreamsConfig) -> None:
 
 
 def _open_files(arguments: argparse.Namespace, config: StreamsConfig) -> dict[str, Source]:
-    """The files and images of the run, by the names of their sources: a wrong one must show before the model loads."""
+    """Opens the files and images of the run, by source name: a wrong one must show before the model loads."""
     from edgerpn.runtime.sources.file_sources import ImageSource, image_paths, open_source
 
     images = image_paths(arguments.sources)

@@ -41,7 +41,7 @@ Reason = Literal[
     "unreachable",
     "unsupported",
 ]
-"""Class of the reason of an event; `edgerpn.runtime.sources.failures` has what to do about each."""
+"""Class of the reason of an event; `edgerpn.runtime.sources.failures` has advice for each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -85,7 +85,7 @@ class Event:
     """A change of a source between two frames; holds no password. Zeros and empty texts mean: does not apply.
 
     started: the source is being opened. connected: the first frame of a connection has come. gap: frames were missing
-    and come again. stalled: no frame came for `stall_s`, and the connection is given up. stale: a frame was too old
+    and come again. stalled: no frame came for `stall_s`, which ends the connection. stale: a frame was too old
     to be a result. resized: the frames have another size from now on. reconnecting: the source is down, the next
     attempt is in `delay_s`. ended: no more frames will come. error: a picture could not be read or used, the capture
     process crashed, or another attempt is pointless (then `ended` follows).

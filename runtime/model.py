@@ -118,7 +118,7 @@ class Model:
         return self._backend
 
     def __call__(self, frame: npt.NDArray[np.uint8]) -> Proposals:
-        """The proposals of one frame.
+        """Returns the proposals of one frame.
 
         Args:
             frame: (H, W, 3) uint8 BGR as OpenCV delivers it; of any size, unless the model was exported with
@@ -134,7 +134,7 @@ class Model:
         return self._run(frame, Stopwatch())
 
     def batch(self, frames: Sequence[npt.NDArray[np.uint8]]) -> list[Proposals]:
-        """The proposals of several frames, in order; their sizes may differ. Arguments and errors as for one."""
+        """Returns the proposals of several frames, in order; sizes may differ. Arguments and errors as for one."""
         if not len(frames):
             return []
         images = [check_image(frame) for frame in frames]
@@ -153,7 +153,7 @@ class Model:
         workers: int | None = None,
         max_frames: int | None = None,
     ) -> Iterator[Result]:
-        """The results of a video, images or a camera, in order; threads decode and infer.
+        """Returns the results of a video, images or a camera, in order; threads decode and infer.
 
         Files never lose a frame. A live source gives its newest frame whenever the model is free, and is reconnected
         for ever when it fails. Events of the source are logged; for several sources, events and limits of age use
@@ -194,7 +194,7 @@ class Model:
                     log_event(item)
 
     def run_frames(self, frames: Sequence[Frame], *, pool: Executor | None = None) -> list[Result | InputError]:
-        """The results of frames of several sources, run together, with the time of each stage.
+        """Returns the results of frames of several sources, run together, with the time of each stage.
 
         Args:
             frames: At least one; their sizes may differ.
@@ -231,7 +231,7 @@ class Model:
         return results
 
     def _prepare_one(self, frame: Frame) -> tuple[npt.NDArray[np.uint8], list[float | InputError]]:
-        """The network's input for one frame, without a copy, and the milliseconds that it took."""
+        """Returns the network's input for one frame, without a copy, and the milliseconds that it took."""
         start_s = time.perf_counter()
         try:
             inputs = self._preprocessor.prepare(check_image(frame.image))
@@ -280,7 +280,7 @@ class Model:
 
 
 def _without_traceback(error: InputError) -> InputError:
-    """The same error, which does not keep the picture alive.
+    """Returns the same error, which does not keep the picture alive.
 
     The traceback holds the calls, and they the picture and the list that will hold the error: a cycle, in which the
     picture's slot would be lost to its camera until the garbage collector runs.
@@ -289,7 +289,7 @@ def _without_traceback(error: InputError) -> InputError:
 
 
 def _open(source: str | int | os.PathLike[str] | Source) -> tuple[SourceConfig, dict[str, Source]]:
-    """The settings of the one source of `Model.stream`, and its file, opened."""
+    """Returns the settings of the one source of `Model.stream`, and its file, opened."""
     from edgerpn.runtime.run.streams_config import SourceConfig
     from edgerpn.runtime.sources.file_sources import open_source
 

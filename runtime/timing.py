@@ -40,7 +40,7 @@ class LatencyHistogram:
         self.total += 1
 
     def percentile_ms(self, percent: float) -> float | None:
-        """The duration that `percent` (0..100) of the counted ones do not exceed; None without any."""
+        """Returns the duration that `percent` (0..100) of the counted ones do not exceed; None without any."""
         if not self.total:
             return None
         rank = max(1, math.ceil(self.total * percent / 100))

@@ -1,4 +1,4 @@
-"""What every test may use: the repository's root, and the rules of hypothesis and of the markers `gpu` and `rtx`."""
+"""Shared by all tests: the repository's root, and the rules of hypothesis and of the markers `gpu` and `rtx`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="session")
 def root() -> Path:
-    """The repository's root folder."""
     return ROOT
 
 

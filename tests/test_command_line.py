@@ -49,7 +49,7 @@ ARGUMENTS = {
 
 
 def actions(command: str) -> list[argparse.Action]:
-    """What the parser of `command` takes."""
+    """Returns the arguments that the parser of `command` accepts."""
     parser = build_parser([command])
     (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     return list(commands.choices[command]._actions)

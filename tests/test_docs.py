@@ -1,4 +1,4 @@
-"""The documents: links, commands, messages and names that they show exist, and what can run here runs.
+"""The documents: links, commands, messages and names that they show exist, and commands run where this machine can.
 
 Placeholders of the documents (DIR, RUN, model.onnx, video.mp4, ...) are names of files in the folder of the fixture
 `workshop`, so their commands run as they stand, but for shorter trainings.
@@ -135,7 +135,7 @@ def test_every_edgerpn_command_line_parses(name: str, line: str) -> None:
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_commands_in_the_text_name_commands_and_flags_that_exist(name: str) -> None:
     text = re.sub(r"^```.*?^```", "", read(name), flags=re.MULTILINE | re.DOTALL)
-    if name == "CHANGELOG.md":  # it tells of flags that are gone
+    if name == "CHANGELOG.md":  # it names removed flags
         text = ""
     wrong = []
     for quoted in re.findall(r"`edgerpn ([a-z][^`]*)`", text):
@@ -289,7 +289,7 @@ def test_every_reason_of_a_source_has_advice() -> None:
     assert known - regular <= shown
 
 
-# What can run here runs: once, in the order of the documents, in one folder.
+# The commands that can run here: once each, in the order of the documents, in one folder.
 
 
 @pytest.fixture(scope="module")
@@ -319,7 +319,7 @@ QUICK = (
     "--set data.workers=0 --set data.batch_size=2 --set loop.evaluations=1 --set loop.threads=1"
     " --set data.view_sides_px=[64]"
 )
-"""What shortens a training of the documents."""
+"""Returns the arguments that shorten a training of the documents."""
 
 
 def runnable_lines() -> list[str]:

@@ -1,4 +1,4 @@
-"""The page on streams: what it shows runs, and what it lists is complete."""
+"""The page on streams: its examples run, and its lists are complete."""
 
 from __future__ import annotations
 

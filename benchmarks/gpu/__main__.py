@@ -22,7 +22,7 @@ The steps, each in a process of its own (session.py), the most important first:
 
 It ends within --minutes and skips the rest (use --quick or more minutes on a Jetson). It writes
 gpu_HARDWARE_DATE.json and .md into --out and prints the table. Exit status: 1 when a step failed or a limit is broken;
-else 2 when there is no GPU (exports, their checks and the engines of TensorRT-RTX are done all the same); else 0.
+else 2 when there is no GPU (it still makes exports, their checks and engines of TensorRT-RTX); else 0.
 
 The steps that need a GPU have not run on one yet.
 """
@@ -127,7 +127,7 @@ def _path(file: Path | None) -> str | None:
 
 
 def _command(names: dict[str, str]) -> str:
-    """The command line without folders."""
+    """Returns the command line without folders."""
     words = [names.get(str(Path(word).resolve()), word) for word in sys.argv[1:]]
     for flag in ("--out", "--work"):
         if flag in words:
@@ -153,7 +153,7 @@ def _say(line: str) -> None:
 
 
 def report(about: Mapping[str, Any], records: Sequence[Record]) -> str:
-    """Markdown: what the machine is, and what every step gave."""
+    """Returns the report in Markdown: the machine, and the result of every step."""
     parts = [f"# GPU check: {about['hardware']}", _facts(about), *_answers(records)]
     for title, rows in (
         ("Exports", _exports(records)),
@@ -184,7 +184,7 @@ def _facts(about: Mapping[str, Any]) -> str:
 
 
 def _answers(records: Sequence[Record]) -> list[str]:
-    """The open question, and the limit."""
+    """Returns the open question, and the limit."""
     parts = []
     for record in records:
         if record.name == "TensorRT-RTX accepts this GPU" and record.figures:

@@ -54,7 +54,6 @@ class GpuClock:
             self._call("cuEventCreate", ctypes.byref(event), ctypes.c_uint(0))
 
     def time_ms(self, work: Callable[[], object], stream: int) -> float:
-        """See `Clock`."""
         self._call("cuEventRecord", self._start, ctypes.c_void_p(stream))
         work()
         self._call("cuEventRecord", self._end, ctypes.c_void_p(stream))
@@ -88,7 +87,7 @@ class BareEngine:
 
         Args:
             plan: Content of the engine's file.
-            library: What runs it.
+            library: The library that runs it.
             device: The GPU.
             frames: (N, H, W, 3); the first `batch` of them are its input.
             batch: Frames in a batch, if it is open in the engine.
@@ -120,7 +119,7 @@ class BareEngine:
             if engine.get_tensor_mode(name) == module.TensorIOMode.INPUT:
                 shape = tuple(engine.get_tensor_shape(name))
                 context.set_input_shape(name, (batch if shape[0] == -1 else shape[0], *shape[1:]))
-        self.scratch_bytes = self._arena.add(context, engine)
+        self.scratch_bytes = self._arena.add(context, engine, log=self.log)
         for name in names:
             shape = tuple(context.get_tensor_shape(name))
             size = int(np.prod(shape)) * _ITEM_BYTES[engine.get_tensor_dtype(name).name]
@@ -317,7 +316,7 @@ def compare(engines: dict[str, BareEngine], clock: Clock, seconds: float) -> dic
 
 
 def build_plan(trt: Any, onnx_file: str, compute_capability: str | None) -> bytes:
-    """A plan with the options of `edgerpn build`, which itself takes whole graphs only.
+    """Returns a plan with the options of `edgerpn build`, which itself takes whole graphs only.
 
     Raises:
         Skip: The library refuses; with its message.

@@ -89,7 +89,7 @@ def _lines(words: list[str]) -> list[str]:
 
 
 def _probe(code: str) -> tuple[str, bool]:
-    """The version of a module, or why it does not import, and True if it does."""
+    """Returns the version of a module, or why it does not import, and whether it imports."""
     try:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     except subprocess.TimeoutExpired:
@@ -130,7 +130,7 @@ def acceptance(request: dict[str, Any], notes: Notes) -> None:
 
 
 def _small_plan(trt: Any, member: Any) -> tuple[bytes | None, str]:
-    """An engine of one convolution, or None, and the library's messages."""
+    """Builds an engine of one convolution; returns it, or None, and the library's messages."""
     import numpy as np
     import onnx
     from onnx import TensorProto, helper, numpy_helper

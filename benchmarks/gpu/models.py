@@ -151,12 +151,12 @@ def _write_random(file: Path) -> None:
 
 
 def is_open(graph: Path) -> bool:
-    """True if the batch of an ONNX file is open."""
+    """Returns whether the batch of an ONNX file is open."""
     return manifest.read(graph).input.batch is None
 
 
 def export_of(file: Path) -> Figures:
-    """Of an ONNX file; nothing when it was not made."""
+    """Returns the figures of an ONNX file; empty without the file."""
     try:
         spec = manifest.read(file)
     except ManifestError:
@@ -170,7 +170,7 @@ def export_of(file: Path) -> Figures:
 
 
 def engine_of(file: Path) -> Figures:
-    """Of an engine; nothing when it was not built."""
+    """Returns the figures of an engine; empty without the engine."""
     try:
         spec = manifest.read(file).engine
     except ManifestError:
@@ -189,13 +189,13 @@ def _json(file: Path) -> Figures:
 
 
 def lint_of(file: Path) -> Figures:
-    """Of a target's check."""
+    """Returns the figures of a target's check."""
     found = _json(file).get("target", {})
     return {key: found[key] for key in ("num_errors", "num_warnings") if key in found}
 
 
 def parity_of(file: Path) -> Figures:
-    """Of a comparison."""
+    """Returns the figures of a comparison."""
     found = _json(file).get("comparison", {})
     return {
         key: found[key]
@@ -206,6 +206,6 @@ def parity_of(file: Path) -> Figures:
 
 
 def recall_of(file: Path) -> Figures:
-    """Of a measurement of recall."""
+    """Returns the figures of a measurement of recall."""
     found = _json(file)
     return {key: found[key] for key in ("metrics", "num_images", "latency_ms") if key in found}

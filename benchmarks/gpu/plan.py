@@ -53,7 +53,7 @@ class Options:
 
 @dataclass
 class Plan:
-    """Runs all steps; the figures of one decide about later ones."""
+    """Runs all steps; later steps depend on the figures of earlier ones."""
 
     session: Session
     options: Options
@@ -200,14 +200,14 @@ class Plan:
             self.session.child(f"{title}, two streams", "streams", request, why_not=refused)
 
     def _refusal(self, library: str) -> str | None:
-        """The reason why engines of the library do not run on this GPU, by the library's own answer; or None."""
+        """Returns the library's reason why its engines do not run on this GPU, or None."""
         answer = self.facts.get("rtx_runs")
         if self.no_gpu or library != "tensorrt-rtx" or answer == "accepted":
             return self.no_gpu
         return f"TensorRT-RTX on compute capability {self.facts.get('compute_capability')}: {answer or 'not found out'}"
 
     def _inspect(self, library: str, name: str, engine: Path | None) -> str | None:
-        """The reason for which the runtime refuses the engine here by `edgerpn inspect`, or None."""
+        """Returns the reason of `edgerpn inspect` against running the engine here, or None."""
         record = self.session.edgerpn(f"{library}: inspect {name}", ["inspect", engine])
         return None if record.is_done else f"`edgerpn inspect`: {record.reason}"
 

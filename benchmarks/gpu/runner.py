@@ -32,13 +32,11 @@ class Listener(logging.Handler):
     """Keeps the runtime's warnings, the only place where it reports that it runs without CUDA graphs."""
 
     def __init__(self) -> None:
-        """Listens at once."""
         super().__init__(logging.WARNING)
         self.lines: list[str] = []
         logging.getLogger("edgerpn").addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keeps a line."""
         self.lines.append(record.getMessage())
 
     def graph(self) -> str:
@@ -130,7 +128,7 @@ def _batches(backend: TensorRtBackend) -> tuple[int, int]:
 
 
 def _slot(backend: TensorRtBackend, batch: int) -> None:
-    """Inference alone, as after a capture that has written the frames into pinned memory itself."""
+    """Runs inference alone, as after a capture that wrote the frames into pinned memory."""
     with backend.acquire() as slot:
         slot.submit(batch)
         slot.result()
@@ -263,7 +261,7 @@ def pytorch(request: dict[str, Any], notes: Notes) -> None:
 
 
 def _detector(request: dict[str, Any]) -> Any:
-    """The network with its batch norms folded and the proposal stage of the exported graph."""
+    """Returns the network with its batch norms folded and the proposal stage of the exported graph."""
     import dataclasses
 
     from edgerpn import manifest

@@ -209,7 +209,7 @@ def run_process(words: Sequence[str], limit_s: float, environment: dict[str, str
 
 
 def _reason(lines: list[str]) -> str:
-    """The message of a command of ours, or the last line of a traceback."""
+    """Returns the message of a command of ours, or the last line of a traceback."""
     said = [line for line in lines if line.startswith("error: ")]
     return said[-1].removeprefix("error: ") if said else (lines[-1] if lines else "it printed nothing")
 

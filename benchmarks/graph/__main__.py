@@ -47,7 +47,6 @@ class Network(nn.Module):
     """Backbone, neck and head, from normalised images."""
 
     def __init__(self, model: Rpn) -> None:
-        """Wraps `model`."""
         super().__init__()
         self.model = model
 

@@ -34,7 +34,6 @@ class Rpn(torch.nn.Module):
 
 
 def main() -> None:
-    """Writes the graph."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="640x640", help="height x width, default 640x640")
     parser.add_argument("--out", type=Path, required=True)

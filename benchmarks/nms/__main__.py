@@ -1,4 +1,4 @@
-"""Forms of portable NMS side by side: what each costs, and that each is exact.
+"""Compares forms of portable NMS: the cost of each, and whether it is exact.
 
     python -m benchmarks.nms [--checkpoint best.pt --images DIR] [--pre-nms 1000] [--candidates 512] [--out FILE]
 
@@ -95,7 +95,7 @@ def count(proto: onnx.ModelProto, row: Row) -> None:
         elif node.op_type not in FREE:
             operations += max(outputs, *(sizes.get(name, (0, 0))[0] for name in node.input))
         if is_step:
-            # What a fused group hands to this step is written once, and read by every step that takes it.
+            # A fused group writes its result once, and every step that needs it reads it.
             written = [name for name in node.input if name in fused]
             fused.difference_update(written)
             num_bytes += sum(sizes.get(name, (0, 0))[1] for name in (*node.input, *node.output, *written))
@@ -153,7 +153,7 @@ class Case:
 
 
 def levels_of(arguments: argparse.Namespace) -> tuple[list[list[tuple[Tensor, Tensor]]], list[Tensor], str]:
-    """Logits and deltas of every image and level, the anchors, and where they come from."""
+    """Returns logits and deltas of every image and level, the anchors, and their origin."""
     if arguments.checkpoint is None:
         anchors = grid_anchors(AnchorConfig(), HW)
         return [_random_levels(anchors, seed) for seed in range(8)], anchors, "random"
@@ -270,7 +270,7 @@ def skipped() -> list[str]:
 
 
 def table(rows: list[Row]) -> str:
-    """The figures as a Markdown table."""
+    """Returns the figures as a Markdown table."""
     cuda = sorted({key for row in rows for key in row.cuda_ms})
     head = ["form", "exact", "nodes", "steps", "Mop", "MB", "1t ms", "2t ms", "build s", "engine kB"]
     lines = [head + [f"CUDA ms ({key})" for key in cuda], ["---"] + ["---:"] * (len(head) - 1 + len(cuda))]

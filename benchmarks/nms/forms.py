@@ -56,10 +56,9 @@ def overlaps(first: Tensor, second: Tensor) -> Tensor:
 
 
 class First(Form):
-    """The form that EdgeRPN began with: union spelled out, four operations a round."""
+    """The first form of EdgeRPN: union spelled out, four operations a round."""
 
     def suppress(self, boxes: Tensor, valid: Tensor) -> Tensor:
-        """As the base class."""
         common = pairwise_intersection(boxes, boxes)
         union = area(boxes)[:, :, None] + area(boxes)[:, None, :] - common
         matrix = (common > IOU * union).triu(1).to(self.dtype)
@@ -74,7 +73,6 @@ class Chosen(Form):
     """`edgerpn.train.network.nms.nms_fixed`, level by level."""
 
     def suppress(self, boxes: Tensor, valid: Tensor) -> Tensor:
-        """As the base class."""
         return nms_fixed(boxes, valid, iou_threshold=IOU, iterations=self.iterations)
 
 
@@ -89,10 +87,9 @@ class OneList(Form):
 
 
 class Transposed(Form):
-    """Row j of the matrix holds what suppresses box j: matrix times column."""
+    """Row j of the matrix holds the suppressors of box j: matrix times column."""
 
     def rounds(self, overlap: Tensor, valid: Tensor) -> Tensor:
-        """As the base class."""
         minus, alive = -overlap.transpose(-1, -2).to(self.dtype), valid[..., None].to(self.dtype)
         keep = alive
         for _ in range(self.iterations):
@@ -104,7 +101,6 @@ class Booleans(Form):
     """And, then a maximum along the row."""
 
     def rounds(self, overlap: Tensor, valid: Tensor) -> Tensor:
-        """As the base class."""
         by_box, keep = overlap.transpose(-1, -2), valid
         for _ in range(self.iterations):
             # ONNX takes the maximum of booleans from opset 20 on only.
@@ -116,7 +112,6 @@ class Selected(Form):
     """Where, then a maximum along the row."""
 
     def rounds(self, overlap: Tensor, valid: Tensor) -> Tensor:
-        """As the base class."""
         matrix, alive = overlap.transpose(-1, -2).to(self.dtype), valid.to(self.dtype)
         keep = alive
         for _ in range(self.iterations):

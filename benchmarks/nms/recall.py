@@ -59,7 +59,6 @@ def measure(
 
 
 def table(rows: dict[Thresholds, dict[str, float]]) -> str:
-    """Markdown."""
     lines = [f"| NMS IoU | soft from IoU | {' | '.join(BUDGETS)} |", f"|---:|---:|{'---:|' * len(BUDGETS)}"]
     for (hard, soft), recall in rows.items():
         figures = " | ".join(f"{recall[name]:.3f}" for name in BUDGETS)

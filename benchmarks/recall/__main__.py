@@ -122,7 +122,7 @@ def _theirs(method: str, data: Path, seed: int, plan: Plan, folder: Path) -> Row
 
 
 def table(content: Row) -> str:
-    """The rows as Markdown: the mean over seeds and their range."""
+    """Returns the rows as Markdown: the mean over seeds and their range."""
     lines = [f"# Recall for {content['minutes']:g} minutes of training", "", content["machine"], ""]
     for data in dict.fromkeys(row["data"] for row in content["rows"]):
         lines += [f"## {data}", "", "| method | seeds | AR@10 | AR@100 | AR@300 | AR@1000 | training |"]
@@ -150,7 +150,7 @@ def _training(rows: list[Row]) -> str:
 
 
 def machine() -> str:
-    """The processor, its capabilities, the GPU and the version of torch."""
+    """Returns the processor, its capabilities, the GPU and the version of torch."""
     import torch
 
     capabilities = torch.cpu.get_capabilities()

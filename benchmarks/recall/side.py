@@ -80,7 +80,7 @@ def iou(box: Boxes, others: Boxes) -> Boxes:
 
 
 def selective_search(options: argparse.Namespace) -> tuple[Find, dict[str, Any]]:
-    """OpenCV's Selective Search, in its fast form, in the order that it gives."""
+    """OpenCV's Selective Search in its fast form, in its own order."""
     cv2: Any = importlib.import_module("cv2")
 
     def find(image: dict[str, Any]) -> Boxes:
@@ -95,7 +95,7 @@ def selective_search(options: argparse.Namespace) -> tuple[Find, dict[str, Any]]
 
 
 def edge_boxes(options: argparse.Namespace) -> tuple[Find, dict[str, Any]]:
-    """OpenCV's EdgeBoxes on Sobel edges, for the learned edge detector's weights do not come with OpenCV."""
+    """OpenCV's EdgeBoxes on Sobel edges, because OpenCV does not bring the learned detector's weights."""
     cv2: Any = importlib.import_module("cv2")
 
     def find(image: dict[str, Any]) -> Boxes:
@@ -209,7 +209,6 @@ METHODS = {
 
 
 def main() -> None:
-    """Runs the method."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("method", choices=METHODS)
     parser.add_argument("--data", type=Path, required=True)

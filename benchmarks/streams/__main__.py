@@ -122,7 +122,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _given(options: argparse.Namespace) -> dict[str, str]:
-    """The options for the report, without the folders of this machine."""
+    """Returns the options for the report, without the folders of this machine."""
     given = {name: value for name, value in vars(options).items() if value not in (None, "") and name != "out"}
     shown = {"model": "MODEL", "source": "VIDEO", "ultralytics_python": "PYTHON", "only": ",".join(options.only)}
     shown["sources"] = " ".join(map(str, options.sources))
@@ -176,7 +176,7 @@ def _run(plan: Plan, name: str) -> Part:
 
 
 def about(plan: Plan, video: str, command: str) -> dict[str, Any]:
-    """The models and the machine behind the figures."""
+    """Returns the models and the machine behind the figures."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": command,
@@ -228,7 +228,7 @@ def _section(part: Part) -> str:
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A table with a column for each key of any row."""
+    """Returns a table with a column for each key of any row."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     lines = [names, ["---"] * len(names), *([_cell(row.get(name)) for name in names] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -245,7 +245,7 @@ def _cell(value: Any) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """JSON knows no NaN."""
+    """Replaces NaN by None, because JSON has no NaN."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -52,12 +52,10 @@ class Camera:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Kills it."""
         self.kill()
 
     @property
     def url(self) -> str:
-        """Where it is seen."""
         return f"rtsp://127.0.0.1:{self._port}/cam"
 
     @property
@@ -92,7 +90,7 @@ class Camera:
 
 
 def why_not() -> str:
-    """Why no RTSP camera can be started here; empty: one can."""
+    """Returns the reason why no RTSP camera can start here; empty: one can."""
     try:
         done = subprocess.run([*_words(), "--check"], capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

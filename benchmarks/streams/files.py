@@ -27,7 +27,7 @@ _CONNECT_S = 60.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Counted:
-    """Results of some sources in the time in which all gave frames."""
+    """Results of some sources in the time in which all delivered frames."""
 
     results: Counter[str]
     """By source."""
@@ -107,10 +107,10 @@ def _figures(counted: Counted, number: int, most_fps: float) -> dict[str, float]
 
 
 def count(model: Model, sources: tuple[SourceConfig, ...], seconds: float, *, camera: Camera | None = None) -> Counted:
-    """Counts results from the moment when all sources have given one, until one ends or the time is over.
+    """Counts results from the first result of the last source on, until one ends or the time is over.
 
     Raises:
-        RuntimeError: Not all of them gave a result within a minute.
+        RuntimeError: A source has no result within a minute.
     """
     counts: Counter[str] = Counter()
     seen: set[str] = set()

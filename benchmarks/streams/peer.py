@@ -76,7 +76,7 @@ def _results(name: str, url: str, model: Model) -> Generator[tuple[Any, dict[str
 
 
 def _ours(url: str, model: Model) -> Generator[tuple[Any, dict[str, float]], None, None]:
-    # No limit, so that no old result is kept from being counted.
+    # No limit of age, so that old results count too.
     config = StreamsConfig(sources=(SourceConfig(source=url, name="camera", max_age_ms=0.0),))
     with StreamRunner(model, config) as runner:
         for item in runner:

@@ -85,7 +85,7 @@ _DIGITS = 12
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limit:
-    """A claim about one figure."""
+    """A limit of one figure."""
 
     what: str
     """The figure, for people."""

@@ -38,7 +38,7 @@ from edgerpn.runtime.sinks import (
 from edgerpn.runtime.sinks.contract import Sink
 
 LIMIT = 0.95
-"""The machine itself varies by some percent from one turn to the next; a stalled run gives no results at all."""
+"""The machine itself varies by some percent between turns; a stalled run returns no results."""
 
 _SETTLE_S = 0.5
 _DEAD_S = 20.0

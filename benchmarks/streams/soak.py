@@ -109,7 +109,7 @@ def _watch(plan: Plan, camera: Camera, process: subprocess.Popen[bytes], lines: 
 
 
 def _wait_until_healthy(plan: Plan, records: Records, process: subprocess.Popen[bytes]) -> None:
-    """Waits for the first result and half a cycle more, so that all samples are of a stream that runs.
+    """Waits for the first result and half a cycle more, so that all samples show a running stream.
 
     On a busy machine that may be late. A camera that died again at once would only lengthen the backoff.
     """

@@ -13,7 +13,7 @@ A step is everything from images in memory to changed weights, with as many thre
 not do. `torchvision-losses` leaves it out, with the losses from torchvision's own parts; the ratio to it is shown too.
 
 torchvision needs an environment of its own, because it brings PyTorch's CUDA packages: `--peer-python` names its
-interpreter, with torch and torchvision. Where that one has NumPy and OpenCV too, `edgerpn` also runs in it, on the
+interpreter, with torch and torchvision. If that one has NumPy and OpenCV, `edgerpn` also runs in it, on the
 peer's PyTorch. Without `--peer-python` only our speed is shown, and no limit is checked.
 The limit of the project: `edgerpn` at least 1.5 times `torchvision`. Exit status 1 when it is broken, 2 when the peer
 cannot be measured.
@@ -78,7 +78,6 @@ class Side:
         return float(self._read())
 
     def close(self) -> None:
-        """Ends the process."""
         if self.process.returncode is None:
             self.process.kill()
             self.process.communicate()

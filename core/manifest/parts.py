@@ -173,7 +173,7 @@ class ParitySpec:
     """Largest difference of scores of a matched pair."""
 
     def summary(self) -> str:
-        """The agreement on one line, for people."""
+        """Returns the agreement on one line, for people."""
         batches = " and ".join(map(str, self.batch_sizes))
         return (
             f"parity with the {self.reference} on {self.num_images} images, batch {batches}: "
@@ -207,7 +207,6 @@ class ProfileSpec:
     """Largest batch that it takes."""
 
     def __post_init__(self) -> None:
-        """Checks the order."""
         if not 1 <= self.min_batch <= self.opt_batch <= self.max_batch:
             got = f"{self.min_batch}, {self.opt_batch}, {self.max_batch}"
             raise ValueError(f"min_batch, opt_batch, max_batch: expected rising numbers from 1 on, got {got}")

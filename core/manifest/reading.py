@@ -40,7 +40,7 @@ SCHEMA = 2
 """The schema number that this version writes and reads."""
 
 _NO_DIGEST = b"0" * 64
-"""Stands in the place of an ONNX file's digest while this is computed."""
+"""Placeholder of an ONNX file's digest while the digest is computed."""
 
 METADATA_KEY = "edgerpn.manifest"
 """Key of the manifest's JSON text in an ONNX file's `metadata_props`."""
@@ -94,16 +94,16 @@ class Manifest:
         return "fp16" if self.precision == "fp32" and self.engine is not None and self.engine.tf32 else self.precision
 
     def to_json(self) -> str:
-        """The manifest as indented JSON text."""
+        """Returns the manifest as indented JSON text."""
         return json.dumps(settings.to_dict(self), indent=2) + "\n"
 
     def replace(self, **changes: Any) -> Manifest:
-        """A copy with some fields changed."""
+        """Returns a copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
 
 def standard_outputs(num_proposals: int) -> tuple[OutputSpec, ...]:
-    """The three outputs that every graph has, for K = `num_proposals`."""
+    """Returns the three outputs that every graph has, for K = `num_proposals`."""
     return (
         OutputSpec(
             name="boxes",
@@ -168,7 +168,7 @@ def parse(text: str, *, source: str) -> Manifest:
 
 
 def is_manifest(path: Path) -> bool:
-    """Whether a file looks like an undamaged manifest of any schema."""
+    """Returns whether a file looks like an undamaged manifest of any schema."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ValueError, RecursionError):

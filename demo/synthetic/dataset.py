@@ -206,7 +206,7 @@ def _frames(
     world = draw_background(rng, (hw[0] + 2 * int(margin[1]), hw[1] + 2 * int(margin[0])))
     # Places that fill the frame evenly: the R2 sequence (Roberts 2018) from a random start.
     places = (rng.random(2) + np.arange(num_objects)[:, None] * [0.7548776662, 0.5698402910]) % 1
-    # Large things lie below small ones, which they would hide otherwise.
+    # Large objects lie below small ones, which they would hide otherwise.
     actors = sorted((_draw_actor(rng, hw, place) for place in places), key=lambda actor: -actor.sprite.size)
     grain = rng.normal(0, 3, (hw[0] + 64, hw[1] + 64, 1)).repeat(3, axis=2).round().astype(np.int8)
     cycles, phase = rng.uniform(0.04, 0.09, 2), rng.uniform(0, 2 * np.pi, 2)

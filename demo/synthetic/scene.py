@@ -177,7 +177,7 @@ def dots(rng: np.random.Generator, hw: tuple[int, int]) -> FloatImage:
 
 PATTERNS: tuple[Pattern, ...] = (clouds, gradient, stripes, checker, dots)
 _CHANCES = (0.5, 0.26, 0.09, 0.07, 0.08)
-"""Calm patterns are more frequent: a world of nothing but checks and stripes teaches little."""
+"""Probabilities of the patterns: calm ones are more frequent, because checks and stripes alone teach little."""
 
 
 def _axes(rng: np.random.Generator, hw: tuple[int, int], period_px: float) -> tuple[FloatImage, FloatImage]:
@@ -190,7 +190,7 @@ def _axes(rng: np.random.Generator, hw: tuple[int, int], period_px: float) -> tu
 
 
 def _period(rng: np.random.Generator, hw: tuple[int, int]) -> float:
-    """A length in pixels that is neither finer than the pixels can show nor coarser than the picture."""
+    """Draws a length in pixels, not finer than the pixels and not coarser than the picture."""
     return max(3.5, log_uniform(rng, 0.05, 0.35) * min(hw))
 
 
@@ -205,7 +205,7 @@ def _stretch(values: FloatImage) -> FloatImage:
 
 
 def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    """A number between `low` and `high` whose logarithm is uniform."""
+    """Draws a number between `low` and `high` whose logarithm is uniform."""
     return float(np.exp(rng.uniform(np.log(low), np.log(max(low, high)))))
 
 
@@ -231,7 +231,7 @@ def draw_background(rng: np.random.Generator, hw: tuple[int, int]) -> FloatImage
     canvas = _surface(rng, hw, saturation=0.35, contrast=0.35)
     kind = rng.random()
     if kind < 0.6:
-        # A wall above a floor, or one surface that is worn away to the other.
+        # A wall above a floor, or one surface that blends into the other.
         rows = np.arange(hw[0], dtype=np.float32)[:, None] / hw[0] + np.zeros(hw, np.float32)
         weight = (rows if kind < 0.3 else clouds(rng, hw)) - np.float32(rng.uniform(0.3, 0.7))
         weight = np.clip(weight * np.float32(rng.uniform(5, 100 if kind < 0.3 else 15)) + np.float32(0.5), 0, 1)[
@@ -340,13 +340,13 @@ def _layout(rng: np.random.Generator, hw: tuple[int, int]) -> list[tuple[int, fl
     while len(items) < budget:
         kind, size_px = int(rng.integers(2**32)), log_uniform(rng, MIN_SIZE_PX, largest_px(hw))
         center_xy, is_upright = rng.uniform((0, 0), (hw[1], hw[0])), rng.random() < 0.5
-        # Alike things come in groups, unless they are large.
+        # Objects of one kind come in groups, unless they are large.
         group = int(rng.integers(2, 6)) if rng.random() < 0.2 and size_px < 0.25 * min(hw) else 1
         for _ in range(group):
             angle = rng.normal(0, 0.12) if is_upright else rng.uniform(0, 2 * np.pi)
             x, y = np.clip(center_xy + (rng.normal(0, 1.7 * size_px, 2) if group > 1 else 0), 0, (hw[1], hw[0]))
             items.append((kind, max(MIN_SIZE_PX, size_px * float(np.exp(rng.normal(0, 0.12)))), (x, y), angle))
-    # Large things tend to lie below small ones, which they would hide otherwise.
+    # Large objects tend to lie below small ones, which they would hide otherwise.
     return sorted(items, key=lambda item: -np.log(item[1]) + rng.normal(0, 0.6))
 
 

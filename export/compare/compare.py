@@ -46,11 +46,11 @@ def compare_models(
     allow_host_code: bool = False,
     log: Callable[[str], None] = lambda _: None,
 ) -> Comparison:
-    """Compares model `a` with model `b`, which it is measured against.
+    """Compares model `a` with the reference `b`.
 
     Args:
         a: Checkpoint (.pt), ONNX file, engine, or an opened backend, which stays open.
-        b: The reference, in any of these forms.
+        b: The reference, in any of the same forms.
         images: Photographs, at least one.
         dataset: Annotations of these images, to measure recall; only those of `images` count.
         allow_host_code: Whether a version-compatible engine may contain code for the CPU.
@@ -181,7 +181,7 @@ def _thresholds(
     *,
     is_same_input: bool,
 ) -> ProposalThresholds:
-    """The thresholds of the reference, in the pixels in which boxes are compared."""
+    """Returns the thresholds of the reference, in the pixels in which boxes are compared."""
     reference = models[1]
     scale_x, scale_y = (1.0, 1.0) if is_same_input else geometry.scale_xy
     if reference.source_hw is not None:

@@ -100,7 +100,7 @@ def _is_checkpoint(model: Path | Backend) -> bool:
 
 
 def _open_checkpoint(file: Path | Backend, other: ComparedModel | None) -> ComparedModel:
-    """A checkpoint on the CPU in float32 with exact NMS: on a GPU, PyTorch's convolutions may round to TF32."""
+    """Returns a checkpoint on the CPU in float32 with exact NMS: on a GPU, PyTorch's convolutions may round to TF32."""
     from edgerpn.export.onnx.parity import run_reference
     from edgerpn.train.checkpoint import load_model, versions
     from edgerpn.train.network.detector import Detector

@@ -173,7 +173,7 @@ class Comparison:
         return f"{image.file.name}, batch {image.batch_size}: {text}"
 
     def to_parity_spec(self, reference: str) -> ParitySpec:
-        """The entry of a manifest; `reference` names the form that the artifact was compared with."""
+        """Returns the entry of a manifest; `reference` names the form that the artifact was compared with."""
         return ParitySpec(
             reference=reference,
             num_images=self.num_images,
@@ -235,7 +235,7 @@ def _high_summary(values: np.ndarray) -> dict[str, float]:
 
 
 def format_comparison(comparison: Comparison) -> str:
-    """The comparison for a terminal: the worst images, then all together, then recall."""
+    """Returns the comparison for a terminal: the worst images, then all together, then recall."""
     width = max(28, *(len(image.file.name) for image in comparison.worst[:_NUM_ROWS])) if comparison.worst else 28
     lines = [f"{'image':<{width}} batch  matched  boundary  unexplained  min IoU  score difference"]
     shown = comparison.worst[:_NUM_ROWS]

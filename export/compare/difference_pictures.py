@@ -85,7 +85,7 @@ def draw_comparison(image: ImageComparison, names: tuple[str, str]) -> np.ndarra
 
 
 def _dim(image: np.ndarray) -> np.ndarray:
-    """A darker copy, on which thin boxes stay visible."""
+    """Returns a darker copy, on which thin boxes stay visible."""
     return (image * np.float32(0.7)).astype(np.uint8)
 
 

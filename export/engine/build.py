@@ -83,6 +83,11 @@ def build_engine(
     manifest = edgerpn.manifest.read(onnx_file)
     environment = probe(config.backend, config.stall_s)
     library, version, gpu = environment.library, environment.version, environment.machine.gpu
+    if config.hardware_compatible and environment.machine.l4t is not None:
+        raise BuildError(
+            f"{output}: hardware_compatible: TensorRT has no hardware-compatible engines on a Jetson (Jetson Linux "
+            f"{environment.machine.l4t} here); leave it out, and build on each kind of module"
+        )
     for line in (*environment.notes, check_graph(onnx_file, manifest, library, version, config)):
         if line:
             say(line)
@@ -111,10 +116,10 @@ def build_engine(
 def check_graph(
     onnx_file: Path, manifest: Manifest, library: EngineLibrary, version: str, config: BuildConfig
 ) -> str | None:
-    """Refuses graphs that the library cannot build, before it sees them.
+    """Refuses graphs that the library cannot build, before the library reads them.
 
     Returns:
-        A line for people: warnings, or the reason for which operations were not checked.
+        A line for people: warnings, or the reason why operations were not checked.
 
     Raises:
         BuildError: The manifest, an option or an operation in the graph does not fit the library.
@@ -142,7 +147,7 @@ def check_graph(
 
 
 def _dla_problems(manifest: Manifest) -> list[str]:
-    """The reasons for which a DLA cannot run a graph, by TensorRT 11.4.1's documentation (Working with DLA)."""
+    """Returns the reasons why a DLA cannot run a graph, by TensorRT 11.4.1's documentation (Working with DLA)."""
     problems = []
     if manifest.input.batch is None:
         problems.append("dla_core: a DLA has no dynamic batch; export with --batch 1")
@@ -236,7 +241,7 @@ def _build_once(
 
 
 def _manifest(onnx: Manifest, report: BuildReport, used: BuildConfig, outcome: BuildOutcome) -> Manifest:
-    """The manifest of the engine, without golden frames and parity."""
+    """Returns the manifest of the engine, without golden frames and parity."""
     environment = report.environment
     versions = {**dict(onnx.provenance.versions), environment.library: environment.version}
     provenance = dataclasses.replace(

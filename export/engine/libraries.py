@@ -61,14 +61,14 @@ class BuildEnvironment:
     machine: BuildMachine
     """The machine."""
     notes: tuple[str, ...] = ()
-    """Lines for people, such as the reason for which another library was passed over."""
+    """Lines for people, such as the reason for not using another library."""
 
 
 def choose(backend: Backend, machine: BuildMachine) -> tuple[EngineLibrary, Any, list[str]]:
     """Chooses the library to build with: the named one, or TensorRT where it works and there is a GPU, or TensorRT-RTX.
 
     Returns:
-        Its name, its module, and the reasons for which the other library was passed over.
+        Its name, its module, and the reasons for not using the other library.
 
     Raises:
         BuildError: It is installed and does not work.
@@ -132,7 +132,7 @@ def cuda_version(name: EngineLibrary) -> str | None:
 
 
 def query_build_machine() -> BuildMachine:
-    """Asks the system and the CUDA driver; all fields of the GPU are None without a driver or a GPU."""
+    """Queries the system and the CUDA driver; all fields of the GPU are None without a driver or a GPU."""
     return BuildMachine(
         platform=this_platform(), l4t=_l4t(), board=board_model(), power_mode=power_mode(), **_query_driver()
     )

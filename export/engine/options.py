@@ -56,7 +56,6 @@ class BuildConfig:
     """Seconds without progress and without CPU time after which the watchdog kills a builder; 0: never."""
 
     def __post_init__(self) -> None:
-        """Checks ranges."""
         smallest, tuned, largest = self.batch or DEFAULT_BATCH
         check_setting(1 <= smallest <= tuned <= largest, "batch", "1 <= MIN <= OPT <= MAX", self.batch)
         check_setting(

@@ -107,7 +107,7 @@ def deliver(report: BuildReport, staged: Path, made: Manifest, onnx: Manifest, s
         report: Of this build; names the ONNX file and the engine.
         staged: The engine, see `staging`.
         made: Its manifest, without golden frames.
-        onnx: That of the ONNX file.
+        onnx: The manifest of the ONNX file.
         say: Called with a line for people when something is left out.
 
     Returns:

@@ -66,15 +66,15 @@ class LogLines:
         (self.first if len(self.first) < MAX_LINES else self.last).append({"severity": severity, "text": text})
 
     def lines(self) -> list[dict[str, str]]:
-        """The kept lines, in order."""
+        """Returns the kept lines, in order."""
         return [*self.first, *self.last]
 
     def errors(self, limit: int) -> list[str]:
-        """The last `limit` errors."""
+        """Returns the last `limit` errors."""
         return self._texts(("error", "internal_error"), limit)
 
     def complaints(self, limit: int) -> list[str]:
-        """The last `limit` errors; without errors, the last warnings, which may name the cause."""
+        """Returns the last `limit` errors; without errors, the last warnings, which may name the cause."""
         return self.errors(limit) or self._texts(("warning",), limit)
 
     def _texts(self, severities: tuple[str, ...], limit: int) -> list[str]:
@@ -271,7 +271,7 @@ class Watchdog:
         self._idle_s = 0.0
 
     def has_stalled(self) -> bool:
-        """True if it has been idle for too long."""
+        """Returns whether it has been idle for too long."""
         now = self._clock()
         step_s = min(now - self._looked_s, _LONGEST_STEP_S)
         self._looked_s = now
@@ -299,13 +299,13 @@ def cpu_s(pid: int) -> float | None:
 
 
 def is_waiting_for_disk(pid: int) -> bool:
-    """True if a thread of a process is in a wait that no signal ends, such as one for a network disk."""
+    """Returns whether a thread of a process waits without reacting to signals, such as for a network disk."""
     threads = [_stat_fields(file) for file in Path(f"/proc/{pid}/task").glob("*/stat")]
     return any(fields is not None and fields[0] == "D" for fields in threads)
 
 
 def _stat_fields(file: Path) -> list[str] | None:
-    """The fields of a `stat` file from the third on, the state; None without such a process."""
+    """Returns the fields of a `stat` file from the third on, the state; None without such a process."""
     try:
         text = file.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -315,7 +315,7 @@ def _stat_fields(file: Path) -> list[str] | None:
 
 
 def is_memory_short(pid: int) -> bool:
-    """True if hardly any memory is left in computer, container, or address space of process `pid` (`ulimit -v`)."""
+    """Returns whether memory is short in the computer, container, or address space of process `pid` (`ulimit -v`)."""
     meminfo, container = kib_fields(Path("/proc/meminfo")), cgroup_free_bytes()
     if meminfo.get("MemAvailable", 1) < _SHORT * meminfo.get("MemTotal", 0):
         return True

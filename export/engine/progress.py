@@ -1,7 +1,7 @@
 """Progress of a build: the share that is done, from the library's nested phases, and its display on stderr.
 
 A phase has steps, and a step may hold further phases, as TensorRT's IProgressMonitor reports them. TensorRT does not
-name the step that a phase belongs to; it is taken to be the one after those already complete. The share of the whole
+name the step that a phase belongs to; the display assumes the one after those already complete. The share of the whole
 never decreases.
 """
 
@@ -69,7 +69,7 @@ class PhaseTracker:
             self._report(name, self._share)
 
     def _share_of_whole(self, name: str) -> float:
-        """The share of the outermost phase that is done when the current step is in phase `name`."""
+        """Returns the share of the outermost phase that is done when the current step is in phase `name`."""
         share, current = 0.0, self._phases.get(name)
         seen = 0
         while current is not None and seen <= len(self._phases):
@@ -121,7 +121,7 @@ class ProgressDisplay:
             sys.stderr.flush()
 
     def line(self, elapsed_s: float) -> str:
-        """The state after `elapsed_s` seconds in one line, with the time left once it can be estimated."""
+        """Returns the state after `elapsed_s` seconds in one line, with the time left once it can be estimated."""
         text = f"{self._label}: {self._share:.0%}, {self._phase}, {elapsed_s:.0f} s"
         if 0.02 <= self._share < 1:
             text += f", about {elapsed_s * (1 - self._share) / self._share:.0f} s left"

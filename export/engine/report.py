@@ -48,7 +48,7 @@ def report_path(output: Path) -> Path:
 
 
 def is_report(file: Path) -> bool:
-    """True if a file is the report of a build."""
+    """Returns whether a file is the report of a build."""
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -31,15 +31,15 @@ def try_engine(
     compare: Compare | None,
     say: Callable[[str], None],
 ) -> Manifest:
-    """Runs the golden frames, and compares the engine with the ONNX file on photographs if `compare` is given.
+    """Runs the golden frames; with `compare`, also compares the engine with the ONNX file on photographs.
 
-    The report notes the trials, or the reason for which there were none and the command that runs them on the device.
+    The report notes the trials, or the reason for leaving them out and the command that runs them on the device.
 
     Args:
         report: Of this build; names the ONNX file, the engine and this machine.
         staged: The engine under its temporary name; a manifest is beside it during the call.
         made: Its manifest.
-        onnx: That of the ONNX file.
+        onnx: The manifest of the ONNX file.
         compare: Compares the two files on photographs, or None.
         say: Called with lines for people.
 
@@ -74,7 +74,7 @@ def try_engine(
 
 
 def _obstacle(machine: BuildMachine) -> str | None:
-    """The reason for which this machine cannot run the engine, or None when it may."""
+    """Returns the reason why this machine cannot run the engine, or None."""
     if machine.gpu is None:
         return "there is no NVIDIA GPU or driver"
     try:

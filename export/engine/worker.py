@@ -102,7 +102,7 @@ def _build_engine(request: dict[str, Any], send: Send) -> None:
 
 
 def make_logger(trt: Any, send: Send) -> Any:
-    """A logger of the library that sends all lines but verbose ones, of which there are tens of thousands."""
+    """Returns a logger of the library that sends all lines but verbose ones, of which there are tens of thousands."""
 
     class Logger(trt.ILogger):
         def __init__(self) -> None:
@@ -173,7 +173,7 @@ def compile_engine(
 
 
 def _build(trt: Any, builder: Any, network: Any, options: Any, send: Send) -> Any:
-    """The serialized engine, in the library's memory; sends progress and phases."""
+    """Builds the serialized engine, in the library's memory; sends progress and phases."""
     tracker = PhaseTracker(lambda phase, share: send("progress", phase=phase, share=round(share, 4)))
     monitor = _monitor(trt, tracker)  # must outlive the build
     options.progress_monitor = monitor

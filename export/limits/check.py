@@ -90,7 +90,7 @@ def refuse_violations(
 
 
 def _has_external_data(model: onnx.ModelProto) -> bool:
-    """Whether weights are in other files, which neither the checker nor ONNX Runtime finds without a path."""
+    """Returns whether weights are in other files, which the checker and ONNX Runtime find only by a path."""
     return any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer)
 
 
@@ -105,7 +105,7 @@ def _invalid(model: onnx.ModelProto) -> list[Violation]:
 
 
 def _refused_by_onnxruntime(model: onnx.ModelProto) -> list[Violation]:
-    """The refusal of the installed ONNX Runtime when it loads the graph."""
+    """Returns the refusal of the installed ONNX Runtime when it loads the graph."""
     if _has_external_data(model):
         return []
     options = onnxruntime.SessionOptions()

@@ -83,7 +83,7 @@ def _parse(path: Path) -> onnx.ModelProto:
 
 
 class GraphView:
-    """A graph with everything that the rules ask about; local functions are inlined, subgraphs are walked too."""
+    """A graph with everything that the rules read; local functions are inlined, subgraphs are walked too."""
 
     def __init__(self, proto: onnx.ModelProto, manifest: Manifest | None) -> None:
         """Infers types and shapes; those that cannot be inferred stay unknown."""
@@ -112,7 +112,7 @@ class GraphView:
             )
 
     def constant(self, name: str) -> npt.NDArray[Any] | None:
-        """The value of a tensor that stands in the file; None for one that the graph computes."""
+        """Returns the value of a tensor in the file; None for one that the graph computes."""
         tensor = self.tensors.get(name)
         return None if tensor is None or tensor.external_data else onnx.numpy_helper.to_array(tensor)
 
@@ -124,7 +124,7 @@ class GraphView:
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
-    """An attribute's value, texts as str; `default` when the node does not have it."""
+    """Returns an attribute's value, texts as str; `default` when the node does not have it."""
     for item in node.attribute:
         if item.name == name:
             value = onnx.helper.get_attribute_value(item)
@@ -133,7 +133,7 @@ def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
 
 
 def _constant_tensors(nodes: tuple[onnx.NodeProto, ...]) -> dict[str, onnx.TensorProto]:
-    """The tensors inside Constant nodes, by the name of the node's output."""
+    """Returns the tensors inside Constant nodes, by the name of the node's output."""
     found = {}
     for node in nodes:
         for item in node.attribute if node.op_type == "Constant" else ():
@@ -149,7 +149,7 @@ def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
     try:
         return onnx.shape_inference.infer_shapes(proto)
     except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
-        # More than protobuf holds, or wrong shapes: the rules go by what the file itself says.
+        # More than protobuf holds, or wrong shapes: the rules then use the values in the file.
         return proto
 
 

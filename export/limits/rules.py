@@ -22,7 +22,7 @@ Severity = Literal["error", "warning"]
 
 # fmt: off
 CHECKED_OPERATORS = frozenset((
-    # The portable graphs; every TensorRT from 8.6 on knows them.
+    # Operators of the portable graphs, in every TensorRT from 8.6 on.
     "Add", "And", "Cast", "Clip", "Concat", "Constant", "Conv", "Div", "Equal", "Exp", "Expand", "Flatten", "Gather",
     "GatherElements", "GatherND", "Greater", "GreaterOrEqual", "Identity", "Less", "LessOrEqual", "MatMul", "Max",
     "Min", "Mul", "Neg", "Not", "Or", "Pad", "ReduceMax", "ReduceMin", "ReduceSum", "Relu", "Reshape", "Resize",
@@ -66,7 +66,7 @@ class Violation:
     """The change that helps."""
 
     def text(self) -> str:
-        """The violation on three lines, for people."""
+        """Returns the violation on three lines, for people."""
         return (
             f"{self.severity}: {self.rule}: {self.node}: {self.found}\n    limit: {self.limit}\n    fix:   {self.fix}"
         )
@@ -171,7 +171,7 @@ def uint8(view: GraphView, target: Target) -> Iterator[Violation]:
 def _uint8(node: onnx.NodeProto, found: str, target: Target) -> Violation:
     return Violation(
         severity="error", rule="uint8-cast", node=title(node), found=found,
-        limit=f"{target.name} knows uint8 as an input or output of the network only",
+        limit=f"{target.name} supports uint8 only as an input or output of the network",
         fix="cast the input to float32 or float16 before anything else",
     )  # fmt: skip
 
@@ -263,7 +263,7 @@ def resize(view: GraphView, target: Target) -> Iterator[Violation]:
 def costly_operators(view: GraphView, target: Target) -> Iterator[Violation]:
     """Operators that a CUDA graph cannot hold; TensorRT-RTX does not have those of `_VARYING` at all.
 
-    Source: RTX parses NonMaxSuppression and NonZero and then has "no runners that implement it", RoiAlign wants a
+    Source: RTX parses NonMaxSuppression and NonZero and then has "no runners that implement it", RoiAlign needs a
     plugin; it builds Loop, If and Scan. TensorRT runs all of them (INMSLayer considers the best 5000 boxes only,
     NvInfer.h), slowly (NVIDIA/TensorRT#4248), and a CUDA graph cannot hold data-dependent shapes or control flow
     (docs.pytorch.org/TensorRT/contributors/cuda_graphs.html, TensorRT's documentation; not tried). RoiAlign has a fixed

@@ -3,7 +3,7 @@
 Two models that are the same up to rounding still disagree where a decision falls within rounding. A proposal that only
 one of them has is called a boundary case when one of these explains it:
 
-    1. its score is at the cut after K: it is no better than the last proposal of the other model, which gives K
+    1. its score is at the cut after K: it is no better than the last proposal of the other model, which has K
     2. its score is at the score threshold, at the cut of its level before NMS, or at the cut of the rescored boxes
     3. a side is at the minimum size
     4. it overlaps another proposal by nearly the NMS threshold, or one of the other model with the same score by more:
@@ -68,7 +68,7 @@ class ProposalThresholds:
         scale_xy: tuple[float, float] = (1.0, 1.0),
         precision: Precision = "fp32",
     ) -> ProposalThresholds:
-        """The thresholds of a proposal stage."""
+        """Returns the thresholds of a proposal stage."""
         return cls(
             capacity=proposals.num_proposals,
             nms_iou=proposals.nms_iou,
@@ -111,7 +111,7 @@ class FrameAgreement:
 
     @property
     def unmatched_share(self) -> float:
-        """Share of proposals without a counterpart, 0..1, of the model that gives more of them."""
+        """Share of proposals without a counterpart, 0..1, of the model that has more of them."""
         largest = max(len(self.expected[1]), len(self.found[1]))
         return (largest - len(self.pairs)) / largest if largest else 0.0
 

@@ -143,7 +143,7 @@ def _photographs(
     config: ExportConfig,
     log: Callable[[str], None],
 ) -> Photographs:
-    """The photographs that the caller names, else those of the training folder.
+    """Returns the photographs that the caller names, else those of the training folder.
 
     Raises:
         DataError: Images or annotations cannot be used.
@@ -174,7 +174,7 @@ def _photographs(
 
 
 def _layouts_trained_on(checkpoint: Checkpoint) -> list[Layout]:
-    """The layouts of the folder that a checkpoint was trained on; none if it is gone."""
+    """Returns the layouts of the folder that a checkpoint was trained on; none if it is gone."""
     folder = Path(checkpoint.data_folder)
     if not checkpoint.data_folder or not folder.is_dir():
         return []
@@ -236,7 +236,7 @@ class _ExportSource:
     def with_nms(
         self, images: Sequence[Path], config: ExportConfig, log: Callable[[str], None]
     ) -> tuple[_ExportSource, int | None]:
-        """The same with rounds and candidates of the NMS chosen by the images, and the rounds that these need."""
+        """Chooses rounds and candidates of the NMS by the images; returns the same, and the rounds that these need."""
         proposals, chain = choose_nms(self.model, self.proposals, images, config, network_hw=self.hw, log=log)
         return dataclasses.replace(self, proposals=proposals), chain
 
@@ -361,7 +361,7 @@ def _self_test(file: Path, expected: golden.Golden, config: ExportConfig, log: C
         Whether it finds the expected proposals.
 
     Raises:
-        SelfTestError: It does not, although recall is checked or the precision is fp32.
+        SelfTestError: It finds others, although recall is checked or the precision is fp32.
     """
     with contextlib.closing(open_backend(file, providers=["cpu"])) as backend:
         # One at a time, because the batch may be fixed.

@@ -152,7 +152,7 @@ def export_program(
     found = {entry.domain: entry.version for entry in proto.opset_import}.get("")
     if found != opset:
         raise ExportError(
-            f"opset {opset}: PyTorch's exporter wrote opset {found} instead; choose an opset that it knows"
+            f"opset {opset}: PyTorch's exporter wrote opset {found} instead; choose an opset that it supports"
         )
     proto.ir_version = IR_VERSION
     _drop_private_metadata(proto)
@@ -166,7 +166,7 @@ def export_program(
 def _nms_keep(boxes: Any, scores: Any, iou_threshold: float, max_keep: int) -> Any:
     """ONNX form of `edgerpn.train.network.nms.nms_keep`: NonMaxSuppression, scattered back into a mask of fixed shape.
 
-    NonMaxSuppression gives a varying number of (image, class, box) rows; that shape ends in ScatterND. Its boxes are
+    NonMaxSuppression returns a varying number of (image, class, box) rows; that shape ends in ScatterND. Its boxes are
     y1, x1, y2, x2, but overlap is the same with the axes swapped. A box has one class, so that the class of a row does
     not matter.
     """

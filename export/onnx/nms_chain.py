@@ -6,7 +6,7 @@ Both are counted so that "enough" can be proved:
   first round after which the iteration changes nothing. The solution is unique, so with as many rounds or more
   `nms_fixed` is greedy NMS on this group, and with fewer it is not (one round is the least there is).
 - *Candidates* of an image: the place, in the list of all levels sorted by logit, of the last of its K proposals. A cut
-  behind that place changes nothing, since NMS decides about a box by better boxes alone; a cut before it loses
+  behind that place changes nothing, because NMS judges a box by better boxes only; a cut before it loses
   proposals. (With soft NMS, the last of the boxes that are rescored.)
 
 Both are facts of the images that were measured; a margin is added for the others, and `check_convergence` proves that
@@ -105,7 +105,7 @@ def measure_chain(detector: Detector, frames: Iterable[Frame]) -> NmsWork:
 
 
 def measure_candidates(detector: Detector, frames: Iterable[Frame]) -> list[int]:
-    """Candidates that each image needs, for either form of the NMS; arguments as for `measure_chain`."""
+    """Returns the candidates that each image needs, for either form of the NMS; arguments as for `measure_chain`."""
     return [
         _candidates_for(_ranked(detector, levels, anchors), detector.proposals)
         for levels, anchors in _network_levels(detector, frames)
@@ -220,7 +220,7 @@ def _need(detector: Detector, levels: Levels, anchors: list[Tensor]) -> _ImageNe
 
 
 def _ranked(detector: Detector, levels: Levels, anchors: list[Tensor]) -> Candidates:
-    """All boxes that `pre_nms` leaves, as one list."""
+    """Returns all boxes that `pre_nms` leaves, as one list."""
     config = detector.proposals
     total = sum(min(config.pre_nms, logits.shape[1]) for logits, _ in levels)
     return ranked_candidates(levels, anchors, total, content_hw=detector.content_hw, config=config)
@@ -287,7 +287,7 @@ def _choose_list(
     config: ExportConfig,
     log: Callable[[str], None],
 ) -> ProposalConfig:
-    """The proposal stage of the standard NMS, with one list of candidates that is long enough for the images.
+    """Returns the proposal stage of the standard NMS, with one list of candidates long enough for the images.
 
     Raises:
         ParityError: The settings ask for fewer than an image needs.
@@ -304,7 +304,7 @@ def _choose_list(
         refuse_short_list(candidates, needed, [image.name for image in seen])
     measured = f"NMS on {len(seen)} images: proposals among the best {max(needed)} candidates"
     if config.target != "onnxruntime" and candidates > TOPK_LIMIT:
-        log(f"{measured}; the graph goes level by level, for {config.target} sorts no list of {candidates}")
+        log(f"{measured}; NMS runs level by level, because {config.target} cannot sort a list of {candidates}")
         return proposals
     log(f"{measured}; the graph looks at {candidates}")
     return dataclasses.replace(proposals, nms_candidates=candidates)

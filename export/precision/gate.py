@@ -71,7 +71,7 @@ class PrecisionVariants:
         return self.build([other for other in self.blocks if other != block])
 
     def measurable(self, variant: onnx.ModelProto) -> onnx.ModelProto:
-        """Returns a graph that gives in ONNX Runtime on the CPU the numbers of `variant` on a GPU."""
+        """Returns a graph that computes in ONNX Runtime on the CPU the numbers of `variant` on a GPU."""
         ends = (*self.network.logits, *self.network.deltas)
         used = {name for node in ancestors(variant, ends) for name in node.input}
         kinds = {tensor.data_type for tensor in variant.graph.initializer if tensor.name in used}
@@ -155,7 +155,7 @@ class RecallGate:
             )
 
     def _measure(self, proto: onnx.ModelProto, name: Precision, what: str = "") -> bool:
-        """Whether a graph is within the budget; stores and logs its recall."""
+        """Returns whether a graph is within the budget; stores and logs its recall."""
         self.ar100[name] = self.meter(self.variants.measurable(proto))
         lost = self._lost(name)
         self.log(
@@ -202,7 +202,7 @@ def points(difference: float) -> float:
 
 
 def format_costs(costs: Sequence[BlockCost]) -> list[str]:
-    """The costs as lines of a table, the header first."""
+    """Returns the costs as lines of a table, the header first."""
     width = max(5, *(len(cost.block) for cost in costs))
     rows = [f"  {cost.block:<{width}}  {cost.ar_drop:>7.2f}  {cost.logits_error:>10.5f}" for cost in costs]
     return [f"  {'block':<{width}}  {'AR lost':>7}  {'logits off':>10}", *rows]

@@ -68,7 +68,7 @@ def to_half(proto: onnx.ModelProto, nodes: Collection[str]) -> onnx.ModelProto:
 
 
 def emulate_half(proto: onnx.ModelProto, ends: Collection[str]) -> onnx.ModelProto:
-    """Returns a graph that gives on any machine the numbers of a float16 network on a GPU.
+    """Returns a graph that computes on any machine the numbers of a float16 network on a GPU.
 
     Weights have the values that they have in float16, and every tensor that float16 nodes store is rounded to it,
     with its limits; sums inside a node are float32, as in the tensor cores' usual kernels. The output of a dequantizer

@@ -157,7 +157,7 @@ def _insert_quantizers(
 
 
 def _shared(ranges: CalibratedRanges, proto: onnx.ModelProto) -> TensorsData:
-    """The same ranges, but a tensor before a ReLU has the range after it, which cuts off values below zero."""
+    """Returns the ranges, in which a tensor before a ReLU has the range after it, which cuts off values below zero."""
     data = dict(ranges.tensors.items())
     for node in proto.graph.node:
         if node.op_type == "Relu" and node.input[0] in data and node.output[0] in data:

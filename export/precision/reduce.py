@@ -56,7 +56,7 @@ class ReducedGraph(NamedTuple):
     proto: onnx.ModelProto
     """The graph, with the inputs, outputs and metadata of the float32 one."""
     measurable: onnx.ModelProto
-    """The same with explicit rounding: gives in ONNX Runtime on the CPU the numbers of `proto` on a GPU."""
+    """The same with explicit rounding: computes in ONNX Runtime on the CPU the numbers of `proto` on a GPU."""
     accepted: PrecisionSpec
     """The recall by which it was accepted."""
 

@@ -22,6 +22,7 @@ Provider = str | tuple[str, Mapping[str, Any]]
 
 
 GpuWait = Literal["auto", "spin", "block"]
+FrameMemory = Literal["auto", "copied"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +34,10 @@ class EngineConfig:
     gpu_wait: GpuWait = "auto"
     """spin: a waiting thread may keep a core busy; block: it sleeps, which costs some microseconds; auto: block on an
     integrated GPU, where cores are few."""
+
+    frame_memory: FrameMemory = "auto"
+    """auto: an integrated GPU works in the host's memory; copied: frames and outputs are copied there too, which may be
+    faster where the GPU does not cache that memory."""
 
     def __post_init__(self) -> None:
         check_setting(1 <= self.num_slots <= 64, "num_slots", "1 to 64", self.num_slots)

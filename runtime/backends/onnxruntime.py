@@ -152,7 +152,7 @@ class OnnxRuntimeBackend:
 
 
 def _failures(library: ModuleType) -> tuple[type[Exception], ...]:
-    """The exceptions of ONNX Runtime, which have no common base class."""
+    """Returns the exceptions of ONNX Runtime, which have no common base class."""
     state = library.capi.onnxruntime_pybind11_state
     names = (
         "Fail", "InvalidArgument", "NoSuchFile", "NoModel", "EngineError", "RuntimeException", "InvalidProtobuf",
@@ -296,7 +296,7 @@ def _check_interface(path: Path, session: Any, manifest: Manifest) -> None:
 
 
 def _fits(found: tuple[Any, ...], expected: tuple[int | None, ...]) -> bool:
-    """True if the graph's shape is the manifest's; a symbol in the graph may only be the dynamic batch."""
+    """Returns whether the graph's shape is the manifest's; a symbol in the graph may only be the dynamic batch."""
     if len(found) != len(expected):
         return False
     # Outputs of some graphs lose their static shape in shape inference; `check_outputs` checks them at run time.

@@ -25,7 +25,7 @@ def open_backend(
     allow_host_code: bool = False,
     engine: EngineConfig | None = None,
 ) -> Backend:
-    """Opens the backend that the file's suffix asks for.
+    """Opens the backend for the file's suffix.
 
     An engine is a program: never open one from somebody you do not trust. The hash in its manifest shows that the file
     is complete, not who made it.

@@ -45,7 +45,7 @@ class Preprocessor:
         self._resize = load_cv2().resize if self._source_hw is None else None
 
     def prepare(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """The graph's input for one frame.
+        """Returns the graph's input for one frame.
 
         Args:
             image: (H, W, 3) uint8 BGR, checked by `check_image`.

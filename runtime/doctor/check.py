@@ -17,6 +17,6 @@ class SystemCheck:
     verdict: Verdict
     """problem: missing although needed, or installed and broken; absent: missing, and needed for some uses only."""
     found: str
-    """What is installed."""
+    """The installed version, or the state."""
     advice: str = ""
-    """What to do about it, or what it is needed for."""
+    """The remedy, or the uses that need it."""

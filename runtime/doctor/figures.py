@@ -33,7 +33,7 @@ class StreamFigures:
     state: Literal["connected", "failed"]
     """failed: the source delivered no frame."""
     is_live: bool
-    """Whether the source continues when nobody reads it."""
+    """Whether the source continues while the doctor does not read it."""
     size_wh: tuple[int, int] | None = None
     """Width and height of the last frame, pixels."""
     decoder: str = ""

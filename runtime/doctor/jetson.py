@@ -1,4 +1,4 @@
-"""Checks of a Jetson and of containers: NumPy under the system's OpenCV, device files, and what a container is given.
+"""Checks of a Jetson and of containers: NumPy under the system's OpenCV, device files, and mounts of a container.
 
 Written from NVIDIA's documentation and users' reports; not run on a Jetson.
 """
@@ -43,7 +43,7 @@ def check_numpy() -> Iterator[SystemCheck]:
 
 
 def _system_numpy() -> str | None:
-    """The version of NumPy in Debian's folders."""
+    """Returns the version of NumPy in Debian's folders."""
     folders = [folder for folder in sys.path if "dist-packages" in Path(folder).parts]
     found = [one for one in distributions(path=folders) if (one.metadata["Name"] or "").lower() == "numpy"]
     return found[0].version if found else None

@@ -43,7 +43,7 @@ class Batcher:
         self._last_turns: dict[Capture, int] = {}
 
     def collect(self, timeout_s: float) -> Batch | None:
-        """The next batch.
+        """Returns the next batch.
 
         The frames are taken when the batch is complete, not as they come, so that each is the newest of its source.
         Raises the error of a source that failed, once the frames before it are taken.
@@ -78,7 +78,7 @@ class Batcher:
             self._group.changed.wait(left_s)
 
     def _take(self) -> Batch:
-        """One frame of each of the sources that have waited longest, and all events before them."""
+        """Takes one frame of each of the sources that have waited longest, and all events before them."""
         batch = Batch(events=[], frames=[])
         self._turn += 1
         captures = self._group.captures
@@ -102,7 +102,7 @@ class Batcher:
         return [capture for capture in self._group.captures if capture.mailbox.has_frame]
 
     def _num_expected(self) -> int:
-        """Sources that give frames at the moment."""
+        """Sources that deliver frames at the moment."""
         return sum(capture.mailbox.has_frame or capture.is_delivering for capture in self._group.captures)
 
     def _is_over(self) -> bool:

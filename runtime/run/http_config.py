@@ -90,7 +90,7 @@ def parse_listen(text: str) -> tuple[str, int]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether the name or address of a host is a loopback one."""
+    """Returns whether the name or address of a host is a loopback one."""
     return host.lower() == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
 
 

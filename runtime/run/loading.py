@@ -81,7 +81,7 @@ def load_streams(
 def load_source(
     file: str | os.PathLike[str] | None, table: Mapping[str, Any], *, overrides: Sequence[str] = ()
 ) -> SourceConfig:
-    """The settings of one more source: `[defaults]` of a file < `defaults.` of the overrides < its table.
+    """Returns the settings of one more source: `[defaults]` of a file < `defaults.` of the overrides < its table.
 
     Raises:
         ConfigError: The file cannot be read, or a value is wrong.
@@ -94,7 +94,7 @@ def load_source(
 
 
 def load_outputs(file: str | os.PathLike[str] | None) -> tuple[Output, ...]:
-    """The outputs of a settings file; none without a file.
+    """Returns the outputs of a settings file; none without a file.
 
     Raises:
         ConfigError: The file cannot be read, or a table is wrong.
@@ -108,7 +108,7 @@ def load_outputs(file: str | os.PathLike[str] | None) -> tuple[Output, ...]:
 
 
 def to_toml(config: StreamsConfig, outputs: Sequence[Output] = ()) -> str:
-    """The settings as TOML text for people; passwords in it are hidden."""
+    """Returns the settings as TOML text for people; passwords in it are hidden."""
     plain = settings.to_toml(dataclasses.replace(config, sources=()))
     # `settings` does not know tables with names, as those of sources.
     parts = ["".join(re.split(r"(?:^# .*\n)?^sources = \[\]\n", plain, flags=re.MULTILINE))]
@@ -142,7 +142,7 @@ def _source_tables(value: Any, where: str) -> dict[str, dict[str, Any]]:
 
 
 def _free_name(source: str, named: Mapping[str, Any]) -> str:
-    """The name of a source from the command line; the same source twice is an error."""
+    """Returns the name of a source from the command line; the same source twice is an error."""
     label = SourceConfig(source=source).label
     if label in named:
         raise ConfigError([f"{label}: given twice"], source="sources")

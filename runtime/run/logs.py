@@ -46,7 +46,7 @@ class RepeatFilter(logging.Filter):
         self._seen: OrderedDict[tuple[str, int, str], tuple[float, int]] = OrderedDict()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the message passes; sets its `num_repeated`."""
+        """Returns whether the message passes; sets its `num_repeated`."""
         record.num_repeated = 0
         if record.levelno >= logging.ERROR:
             return True

@@ -164,7 +164,6 @@ class PictureFolder:
         self._segments: VideoSegmentsSink | None = None
 
     def write(self, result: Result) -> None:
-        """Adds one picture."""
         if result.frame.path is not None:
             self._images.write(result)
         elif (video := self._videos.get(result.frame.source)) is not None:
@@ -203,7 +202,6 @@ class Windows:
         return any(window.is_closed_by_user for window in self._windows.values())
 
     def write(self, result: Result) -> None:
-        """Shows one frame."""
         source = result.frame.source
         if source not in self._windows:
             self._windows[source] = self._make(source)
@@ -213,13 +211,12 @@ class Windows:
         """Does nothing."""
 
     def close(self) -> None:
-        """Closes all windows."""
         for window in self._windows.values():
             window.close()
 
 
 def _video_names(config: StreamsConfig, opened: Mapping[str, Source]) -> dict[str, str]:
-    """The name of the annotated video of each video file."""
+    """Returns the name of the annotated video of each video file."""
     stems: dict[str, str] = {}
     for source in config.sources:
         if source.is_live or (source.label in opened and opened[source.label].is_images):

@@ -42,7 +42,7 @@ class SourceRegistry:
         self._depth = depth
         self._opened = dict(opened or {})
         self._entries: dict[str, _Entry] = {}
-        # Held while a source ends, which may take two seconds; readers therefore do without it.
+        # Held while a source ends, up to two seconds, so readers do not take it.
         self._changing = threading.RLock()
         self._stale_of_removed = 0
         self._dropped_of_removed = 0
@@ -86,12 +86,11 @@ class SourceRegistry:
                 self.is_changing = False
 
     def settings_of(self, name: str) -> SourceConfig | None:
-        """The present settings of a source; None: it was removed."""
+        """Returns the present settings of a source; None: it was removed."""
         entry = self._entries.get(name)
         return entry.settings if entry is not None else None
 
     def count(self, item: Result | Event) -> None:
-        """Counts an emitted item."""
         entry = self._entries.get(item.frame.source if isinstance(item, Result) else item.source)
         if entry is None:
             return
@@ -107,7 +106,7 @@ class SourceRegistry:
             entry.counts.num_refused += 1
 
     def stats(self) -> dict[str, SourceStats]:
-        """A snapshot of each source."""
+        """Returns a snapshot of each source."""
         return {name: entry.counts.snapshot(name, entry.capture.stats) for name, entry in self._entries.items()}
 
     def _capture(self, settings: SourceConfig) -> Capture:

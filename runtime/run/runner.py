@@ -12,7 +12,7 @@ Invariants:
 3. The age of a frame is judged at the last moment, when the caller's loop takes its result.
 4. A source that fails becomes events and never ends the run. An error of the model does, and so does a fault inside a
    reader; the first error in frame order is the one raised.
-5. Nothing waits for ever: every wait is timed and looks at the stop flag, every join is timed.
+5. Nothing waits for ever: every wait has a time limit and checks the stop flag; every join has a time limit.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ class StreamRunner:
             self._workers.insert(_removed_event(name))
 
     def stats(self) -> dict[str, SourceStats]:
-        """A snapshot of each source, by name."""
+        """Returns a snapshot of each source, by name."""
         return self._registry.stats()
 
     def stop(self) -> None:
@@ -188,7 +188,7 @@ class StreamRunner:
         return self._workers.is_stopping.is_set() or self._results_left == 0
 
     def _natural_batch(self) -> int:
-        """The batch that the model is made for; one on a CPU, where frames one by one take as long."""
+        """Returns the model's batch size; 1 on a CPU, where single frames take as long."""
         manifest = self._model.manifest
         if manifest.input.batch is not None:
             return manifest.input.batch
@@ -224,7 +224,7 @@ class StreamRunner:
 
 
 def _stale_event(frame: Frame, age_ms: float, limit_ms: float) -> Event:
-    """The event in place of the result of a frame that is too old."""
+    """Returns the event in place of the result of a frame that is too old."""
     return Event(
         kind="stale",
         source=frame.source,

@@ -103,7 +103,7 @@ class Service:
 
 
 def status_text(runner: StreamRunner) -> str:
-    """One line on all sources."""
+    """Describes all sources in one line."""
     stats = list(runner.stats().values())
     num_up = sum(source.state in ("connected", "quiet") for source in stats)
     ages = [source.age_p99_ms for source in stats if source.age_p99_ms is not None]
@@ -143,11 +143,11 @@ class Notifier:
         """Seconds without a ping after which systemd ends the run; 0: no watchdog."""
 
     def ready(self, status: str) -> None:
-        """The run is ready; ends a reload too."""
+        """Reports that the run is ready, also after a reload."""
         self._send(f"READY=1\nSTATUS={status}")
 
     def reloading(self) -> None:
-        """The run reads its settings again."""
+        """Reports that the run reads its settings again."""
         self._send(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def alive(self) -> None:
@@ -159,13 +159,13 @@ class Notifier:
         self._send(f"STATUS={text}")
 
     def stopping(self) -> None:
-        """The run is about to end."""
+        """Reports that the run is about to end."""
         self._send("STOPPING=1")
 
     def _send(self, text: str) -> None:
         if not self._address:
             return
-        # The run continues, whatever becomes of its service manager.
+        # A missing service manager must not end the run.
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
             sender.setblocking(False)
             sender.sendto(text.encode("utf-8", "replace"), self._address)
@@ -234,11 +234,11 @@ class RemoteStreams:
         return self._runner.busy_s
 
     def stats(self) -> Mapping[str, Mapping[str, Any]]:
-        """The fields of `SourceStats` of each source."""
+        """Returns the fields of `SourceStats` of each source."""
         return {name: dataclasses.asdict(stats) for name, stats in self._runner.stats().items()}
 
     def sink_stats(self) -> Sequence[SinkStats]:
-        """A snapshot of each output that has a queue."""
+        """Returns a snapshot of each output that has a queue."""
         return [sink.stats() for sink in self._sinks]
 
     def add(self, table: Mapping[str, Any]) -> str:

@@ -40,7 +40,7 @@ def run_streams(
     stays: bool = False,
     make_source: Callable[[Mapping[str, Any]], SourceConfig] | None = None,
 ) -> RunSummary:
-    """Runs the sources of `config` through `model` and gives every result to every sink.
+    """Runs the sources of `config` through `model` and passes every result to every sink.
 
     SIGTERM and Ctrl-C end the run, a live one within two seconds; SIGHUP makes a live run read its settings again.
     The sinks are closed in any case, so that their files are whole.
@@ -57,7 +57,7 @@ def run_streams(
         make_source: Settings of a source that comes by HTTP, from its table; None: no defaults.
 
     Raises:
-        EdgeRpnError: The first error of model or sinks; a source that fails ends nothing.
+        EdgeRpnError: The first error of model or sinks; a failed source does not end the run.
     """
     start_s = time.perf_counter()
     is_live = config.is_live or stays
@@ -120,7 +120,7 @@ def _patience_s(stopper: StopOnSignal, *, is_live: bool) -> float | None:
 
 
 def _bar(opened: Mapping[str, Source], max_frames: int | None, *, is_live: bool) -> AbstractContextManager[Bar | None]:
-    """A progress bar for files; nothing for a live run, which has no end."""
+    """Returns a progress bar for files; nothing for a live run, which has no end."""
     if is_live:
         return nullcontext()
     totals = [source.num_frames for source in opened.values()]

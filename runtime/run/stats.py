@@ -78,13 +78,11 @@ class SourceCounts:
         self._recent: deque[tuple[float, float, float]] = deque(maxlen=_RECENT_FRAMES)
 
     def count_result(self, result: Result) -> None:
-        """Counts an emitted result."""
         self.num_results += 1
         self._size_wh = (result.image.shape[1], result.image.shape[0])
         self._recent.append((time.monotonic(), result.age_ms or 0.0, result.stage_ms["inference"]))
 
     def count_event(self, event: Event) -> None:
-        """Counts an emitted event."""
         self.num_stale += event.kind == "stale"
         self._decoder = event.decoder or self._decoder
         self._size_wh = event.size_wh or self._size_wh
@@ -92,7 +90,7 @@ class SourceCounts:
             self._last_problem = event.message
 
     def snapshot(self, name: str, capture: CaptureStats) -> SourceStats:
-        """The counts together with those of the capture."""
+        """Returns the counts together with those of the capture."""
         now_s = time.monotonic()
         recent = list(self._recent.copy())
         lately = [item for item in recent if now_s - item[0] <= _RECENT_S]
@@ -157,7 +155,7 @@ class RunSummary:
         return self.num_frames / self.elapsed_s if self.elapsed_s > 0 else 0.0
 
     def text(self) -> str:
-        """The summary as one line for people."""
+        """Returns the summary as one line for people."""
         parts = [f"{self.num_frames} frames in {self.elapsed_s:.2f} s ({self.fps:.1f} frames/s)"]
         if self.inference_median_ms is not None and self.inference_p95_ms is not None:
             parts.append(
@@ -184,12 +182,10 @@ class RunCounts:
         self._inference = LatencyHistogram()
 
     def count_result(self, result: Result) -> None:
-        """Counts an emitted result."""
         self.num_frames += 1
         self._inference.add(result.stage_ms["inference"])
 
     def count_event(self, event: Event) -> None:
-        """Counts an emitted event."""
         self.num_errors += event.kind == "error"
 
     def summary(
@@ -202,7 +198,7 @@ class RunCounts:
         elapsed_s: float,
         stop_signal: int | None,
     ) -> RunSummary:
-        """The counts together with the other figures of the run."""
+        """Returns the counts together with the other figures of the run."""
         return RunSummary(
             num_frames=self.num_frames,
             num_errors=self.num_errors,

@@ -112,7 +112,6 @@ class Workers:
         return max((now_s - since_s for since_s in list(self._busy.values())), default=0.0)
 
     def start(self) -> None:
-        """Starts the threads."""
         for thread in self._threads:
             thread.start()
 
@@ -121,7 +120,7 @@ class Workers:
         self._slots.put(BatchSlot([event]))
 
     def next(self) -> BatchSlot | None:
-        """The next slot; None: there is none after a wait of 0.1 s."""
+        """Returns the next slot; None if there is none after 0.1 s."""
         if self._next is None:
             try:
                 self._next = self._slots.get(timeout=_POLL_S)
@@ -148,7 +147,7 @@ class Workers:
                 _logger.warning("%s is still inside the model and is left behind", thread.name)
 
     def _may_take(self, worker: int) -> bool:
-        """Whether there is room for a batch; with a live source, a second one in the model would only grow old."""
+        """Returns whether there is room for a batch; with a live source, a second one in the model would only age."""
         if self._registry.has_live:
             return worker == 0 and self._num_in_flight < 2
         return self._num_in_flight < len(self._threads) + _SPARE_BATCHES
@@ -226,7 +225,7 @@ class Workers:
 
 
 def _refused_event(frame: Frame, problem: str) -> Event:
-    """The event for frames of a source that do not fit the model."""
+    """Returns the event for frames of a source that do not fit the model."""
     return Event(
         kind="error",
         source=frame.source,

@@ -1,8 +1,9 @@
 """The interfaces of sinks: of records, and of results with their pictures.
 
 A sink of another package is a class with one of two shapes, `RecordSink` or `Sink`. It takes its settings as the only
-argument and names their class in `config_class`. The run finds it as an entry point of the group `edgerpn.sinks`; the
-entry point's name is the `kind` in the settings. See `edgerpn.runtime.sinks.kinds`.
+argument and names their class in `config_class`; a class with `needs_is_live = True` also takes the keyword `is_live`.
+The run finds it as an entry point of the group `edgerpn.sinks`; the entry point's name is the `kind` in the settings.
+See `edgerpn.runtime.sinks.kinds`.
 
 Every sink runs in a thread of its own and gets one call at a time, except for `interrupt`.
 """
@@ -137,7 +138,7 @@ class RecordMaker:
         self._last: tuple[object, Record] | None = None
 
     def make(self, item: Result | Event) -> Record:
-        """The record of `item`; its age is the time from capture until the first call."""
+        """Returns the record of `item`; its age is the time from capture until the first call."""
         # Keeps the proposals, not the result, whose picture may lie in memory that the capture needs again.
         key = item.proposals if isinstance(item, Result) else item
         last = self._last

@@ -97,7 +97,6 @@ class JsonLinesSink:
             raise NotDeliveredError(str(error), num_done=done) from error
 
     def close(self) -> None:
-        """Closes the file."""
         self._file.close()
 
     def _is_old(self) -> bool:

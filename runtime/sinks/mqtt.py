@@ -181,7 +181,7 @@ class MqttSink:
         return int(self._client.publish(topic, record.line.rstrip(b"\n"), qos=self._qos).mid)
 
     def _is_settled(self, numbers: Sequence[int], connection: int) -> bool:
-        """Whether waiting is over. With QoS 1 the client itself repeats unconfirmed records after a break."""
+        """Returns whether waiting is over. With QoS 1 the client itself repeats unconfirmed records after a break."""
         is_broken = not self._is_connected or connection != self._num_connections
         if self._is_interrupted or (self._qos == 0 and is_broken):
             return True

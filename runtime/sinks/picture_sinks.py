@@ -30,7 +30,7 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 def free_stem(source: str, taken: Collection[str]) -> str:
-    """A file name without suffix for a source, different from the `taken` ones."""
+    """Returns a file name without suffix for a source, different from the `taken` ones."""
     stem = plain = _UNSAFE.sub("_", source).strip("._") or "source"
     number = 1
     while stem in taken:
@@ -137,7 +137,6 @@ class VideoSink:
         self._file: VideoFile | None = None
 
     def write(self, result: Result) -> None:
-        """Adds one frame."""
         picture = self._painter.paint(result)
         size_wh = (picture.shape[1], picture.shape[0])
         if self._file is None:
@@ -152,7 +151,7 @@ class VideoSink:
         self._file.write(picture)
 
     def event(self, event: Event) -> None:
-        """Learns the rate of a live source."""
+        """Reads the rate of a live source from its event `connected`."""
         if event.kind == "connected" and event.fps > 0:
             self._fps = self._fps or event.fps
 
@@ -167,7 +166,6 @@ class ImageFolderSink:
     """Writes each annotated image into a folder, under the name of the original."""
 
     def __init__(self, folder: str | os.PathLike[str], painter: Painter) -> None:
-        """Makes the folder."""
         self.target = str(folder)
         self._folder = Path(folder)
         self._cv2 = load_cv2()
@@ -179,7 +177,6 @@ class ImageFolderSink:
             raise SinkError(f"{folder}: cannot be made: {error.strerror or error}") from error
 
     def write(self, result: Result) -> None:
-        """Writes one image."""
         target = self._folder / self._name(result)
         ok, data = self._cv2.imencode(target.suffix, self._painter.paint(result))
         if not ok:
@@ -196,7 +193,7 @@ class ImageFolderSink:
         """Does nothing: every image is whole when it is written."""
 
     def _name(self, result: Result) -> str:
-        """A new name for each image: a glob may find equal names in several folders."""
+        """Returns a new name for each image: a glob may find equal names in several folders."""
         path = result.frame.path or Path(f"frame-{result.index:06d}.jpg")
         suffix = ".jpg" if path.suffix.lower() in (".jpg", ".jpeg") else ".png"
         name, number = f"{path.stem}{suffix}", 1
@@ -236,7 +233,6 @@ class WindowSink:
         self._is_open = True
 
     def write(self, result: Result) -> None:
-        """Shows one frame."""
         try:
             self._cv2.imshow(self._title, self._painter.paint(result))
             key = self._cv2.waitKey(1) & 0xFF
@@ -249,7 +245,6 @@ class WindowSink:
         """Does nothing."""
 
     def close(self) -> None:
-        """Closes the window."""
         if self._is_open:
             self._is_open = False
             self._cv2.destroyWindow(self._title)

@@ -8,7 +8,7 @@
      "proposals": [[x1, y1, x2, y2, score], ...]}
     {"schema": 2, "type": "event", "event": "reconnecting", "source": "door", "happened_at": "...",
      "message": "door: the connection is refused; next attempt in 1.8 s", "reason": "refused",
-     "fix": "Check the port, and whether the camera's server is switched on.", "attempt": 2, "delay_s": 1.8}
+     "fix": "Check the port, and whether the camera's server is enabled.", "attempt": 2, "delay_s": 1.8}
 
 Boxes are in pixels of the frame, rounded to 0.01; scores to 0.0001. Only records of images have `path`; an event has
 only the fields that apply to it. `record.schema.json` beside this file is the JSON Schema of both.

@@ -219,7 +219,7 @@ class VideoSeries:
             self._file.write(self._painter.paint(result))
 
     def _is_over(self, file: VideoFile, frame: Frame) -> bool:
-        """Whether `frame` belongs to a new file."""
+        """Returns whether `frame` belongs to a new file."""
         if file.size_wh != (frame.image.shape[1], frame.image.shape[0]):
             return True
         if self._is_live and frame.monotonic_s - self._last_s > self._config.gap_s:

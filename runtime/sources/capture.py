@@ -202,7 +202,7 @@ class Capture:
         return self.is_done and not len(self.mailbox)
 
     def take(self, timeout_s: float | None = None) -> Frame | Event | None:
-        """The next frame or event, in order.
+        """Returns the next frame or event, in order.
 
         Args:
             timeout_s: Seconds to wait at most; None: until something comes, or until nothing more will come.
@@ -235,7 +235,7 @@ class ProcessCapture(Capture):
         super().__init__(config.label, group, owns_group=owns_group)
         self.mailbox = Mailbox(self._lend)
         self.config = config
-        # The others are for the frame that is being written, for one that waits, and for one that is on its way.
+        # The other slots hold a frame in writing, one that waits, and one on its way.
         self._max_lent = max(1, config.slots - _SLOTS_OF_CAPTURE)
         self._has_copied = False
         self.supervisor = SourceSupervisor(config, self._deliver)
@@ -281,7 +281,7 @@ class ProcessCapture(Capture):
         return "quiet" if state == "connected" and is_quiet else state
 
     def _lend(self, frame: Frame) -> Frame:
-        """The frame, or a copy when the run keeps so many that the camera would find no slot."""
+        """Returns the frame, or a copy when the run keeps so many that the camera would find no slot."""
         ring = self.supervisor.ring
         image = ring.lend(frame.image, self._max_lent) if ring is not None else frame.image
         if image is frame.image:
@@ -388,7 +388,7 @@ class FileCapture(Capture):
             if isinstance(item, Frame) and not self._lets_through(item):
                 continue
             if isinstance(item, Frame) and self._num_skipped:
-                item = dataclasses.replace(item, num_skipped=self._num_skipped)  # noqa:
+                item = dataclasses.replace(item, num_skipped=self._num_skipped)
                 self._num_skipped = 0
             if not self._put(item):
                 return

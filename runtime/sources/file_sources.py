@@ -230,7 +230,7 @@ class VideoSource:
 
 
 def _open_video(cv2: ModuleType, path: str, num_threads: int) -> Any:
-    """A `cv2.VideoCapture`, through FFmpeg where OpenCV has it; it may have failed to open."""
+    """Opens a `cv2.VideoCapture`, through FFmpeg where OpenCV has it; the caller checks that it is open."""
     if not cv2.videoio_registry.hasBackend(cv2.CAP_FFMPEG):
         return cv2.VideoCapture(path)
     # By default FFmpeg starts a thread for each core, which compete with those of the model.

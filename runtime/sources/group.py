@@ -22,7 +22,7 @@ _IDLE_S = 60.0
 
 
 class CaptureGroup:
-    """Sources that are taken from together; they come and go while it runs. Any thread may use it."""
+    """A set of sources that a run reads together and may change at any time; any thread may use it."""
 
     def __init__(self) -> None:
         """Starts the supervising thread, without any source."""
@@ -102,7 +102,7 @@ class CaptureGroup:
             return capture
 
     def remove(self, capture: Capture) -> None:
-        """Ends a source within two seconds and drops its frames. Does nothing for one that is not there."""
+        """Ends a source within two seconds and drops its frames; does nothing for one that is not in the group."""
         if is_foreign(self):
             return
         with self.changed:
@@ -116,7 +116,7 @@ class CaptureGroup:
             capture.mailbox.drop_frames()
 
     def wait(self, timeout_s: float | None = None) -> tuple[Capture, ...]:
-        """The sources for which something waits.
+        """Returns the sources for which something waits.
 
         Args:
             timeout_s: Seconds to wait at most; None: until something comes, or until nothing more will come.
@@ -131,7 +131,7 @@ class CaptureGroup:
             return self._ready()
 
     def take(self, timeout_s: float | None = None) -> Frame | Event | None:
-        """The next frame or event of any source, in fair turns; None as in `Capture.take`."""
+        """Returns the next frame or event of any source, in fair turns; None as in `Capture.take`."""
         self.check_process()
         with self.changed:
             self.changed.wait_for(lambda: self._ready() or self._is_exhausted(), timeout_s)

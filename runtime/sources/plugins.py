@@ -55,7 +55,7 @@ class FrameSource:
     """
 
     is_live: bool = True
-    """Whether the source continues when nobody reads it: then the newest frame wins, and its end is a failure."""
+    """Whether the source continues while the run does not read it; the newest frame then wins, its end is an error."""
     fps: float = 0.0
     """Frames per second as stated; 0: unknown."""
     num_frames: int = 0

@@ -35,7 +35,7 @@ class Reader(Protocol):
     num_frames: int
     """Frames in all; 0: unknown or endless."""
     is_live: bool
-    """Whether the source continues when nobody reads it."""
+    """Whether the source continues while the run does not read it."""
 
     def grab(self) -> bool:
         """Waits for the next frame; returns False at the end."""

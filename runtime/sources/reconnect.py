@@ -83,7 +83,6 @@ class Backoff:
     """Time between attempts: it doubles each time, with jitter so that many sources do not reconnect in step."""
 
     def __init__(self, config: CaptureConfig) -> None:
-        """Starts without failures."""
         self._config = config
         self.num_failures = 0
 
@@ -102,7 +101,6 @@ class Backoff:
         return delay_s * random.uniform(0.5, 1.0)
 
     def reset(self) -> None:
-        """Forgets the failures."""
         self.num_failures = 0
 
 

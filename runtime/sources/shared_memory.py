@@ -2,7 +2,7 @@
 
 The memory has no name (memfd_create), so it vanishes with the last of both processes, even after kill -9. A slot
 belongs to the child until it announces a frame in it, then to the parent until nothing there refers to the frame.
-Reference counting finds that moment, so the slot of a frame in use cannot return. A consumer that keeps its frames
+Reference counting finds that moment, so the process cannot overwrite a frame in use. A consumer that keeps its frames
 gets copies in time, or it would take every slot and wait for ever.
 """
 

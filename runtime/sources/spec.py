@@ -157,7 +157,7 @@ def _is_file(text: str, folder: str) -> bool:
 
 
 def _path_of_url(url: str) -> str:
-    """The path of a file:// URL; ? and # belong to it, because no file has a query."""
+    """Returns the path of a file:// URL; ? and # belong to it, because no file has a query."""
     path = url.partition("://")[2]
     return os.fsdecode(unquote_to_bytes(path.removeprefix("localhost") if path.startswith("localhost/") else path))
 
@@ -181,12 +181,12 @@ def _kind_of_scheme(scheme: str, text: str) -> SourceKind:
 
 
 def find_plugin(scheme: str) -> EntryPoint | None:
-    """The entry point of another package for a scheme (lower case), or None; the package is not imported."""
+    """Returns the entry point of another package for a scheme (lower case), or None; the package is not imported."""
     return next((entry for entry in _plugins(tuple(sys.path)) if entry.name.lower() == scheme), None)
 
 
 def plugin_schemes() -> tuple[str, ...]:
-    """The schemes that other packages add, in alphabetical order."""
+    """Returns the schemes that other packages add, in alphabetical order."""
     return tuple(sorted({entry.name.lower() for entry in _plugins(tuple(sys.path))}))
 
 

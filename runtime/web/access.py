@@ -85,7 +85,7 @@ class AccessRules:
         return self._token is not None
 
     def knows_host(self, host: str) -> bool:
-        """Whether a Host header is an address or a known name of ours.
+        """Returns whether a Host header is an address or a known name of ours.
 
         A foreign page whose name resolves to our address (DNS rebinding) still sends its own name.
         """
@@ -99,7 +99,7 @@ class AccessRules:
         return address.is_loopback or not self._is_local_only
 
     def is_same_origin(self, headers: Mapping[str, str]) -> bool:
-        """Whether a request comes from our page or from a program, not from another page in a browser."""
+        """Returns whether a request comes from our page or from a program, not from another page in a browser."""
         if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
             return False
         origin = headers.get("origin")
@@ -112,12 +112,12 @@ class AccessRules:
         return parts.scheme in ("http", "https") and parts.netloc.lower() == headers.get("host", "").lower()
 
     def is_token(self, text: str) -> bool:
-        """Whether a text is the token, compared in constant time."""
+        """Returns whether a text is the token, compared in constant time."""
         given = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
         return self._token is not None and hmac.compare_digest(given, hashlib.sha256(self._token).digest())
 
     def is_allowed(self, headers: Mapping[str, str], cookies: Mapping[str, str]) -> bool:
-        """Whether a request has the token or a valid cookie; always True where no token is needed."""
+        """Returns whether a request has the token or a valid cookie; always True where no token is needed."""
         if self._token is None:
             return True
         scheme, _, token = headers.get("authorization", "").partition(" ")
@@ -201,7 +201,7 @@ class AccessGuard:
 
 
 def is_https(headers: Headers) -> bool:
-    """Whether the browser uses TLS, which a proxy before us ends."""
+    """Returns whether the browser uses TLS, which a proxy before us ends."""
     return urlsplit(headers.get("origin", "")).scheme == "https"
 
 

@@ -52,7 +52,6 @@ class Connections:
             transport.abort()
 
     def abort_all(self) -> None:
-        """Aborts every connection."""
         for transport in list(self._transports.values()):
             transport.abort()
 
@@ -79,7 +78,7 @@ class Connections:
                 transport.abort()
 
     def _has_room(self, host: str) -> bool:
-        """Whether the newest connection may stay."""
+        """Returns whether the newest connection may stay."""
         num_of_host = sum(client[0] == host for client in self._transports)
         is_crowded = num_of_host > self.max_per_address and not is_loopback(host)
         return len(self) <= self.max_connections and not is_crowded

@@ -38,7 +38,7 @@ class RecordListener:
         self._num_untold = 0
 
     def wants(self, source: str, kind: RecordType) -> bool:
-        """Whether this client asked for such a record."""
+        """Returns whether this client requested such a record."""
         return kind in self._types and (not self._sources or source in self._sources)
 
     def put(self, kind: RecordType, line: bytes) -> None:
@@ -74,7 +74,6 @@ class RecordFeed:
 
     @property
     def num_listeners(self) -> int:
-        """Number of current listeners."""
         return len(self._listeners)
 
     @property
@@ -83,12 +82,10 @@ class RecordFeed:
         return self._dropped_of_gone + sum(listener.num_dropped for listener in self._listeners)
 
     def join(self, listener: RecordListener) -> None:
-        """Adds a listener."""
         with self._changing:
             self._listeners = (*self._listeners, listener)
 
     def leave(self, listener: RecordListener) -> None:
-        """Removes a listener."""
         with self._changing:
             self._listeners = tuple(other for other in self._listeners if other is not listener)
             self._dropped_of_gone += listener.num_dropped

@@ -20,7 +20,7 @@ from edgerpn.runtime.web.pictures import PictureFeed
 UP_STATES = ("connected", "quiet")
 """States of a source that is up."""
 SILENT_S = 60.0
-"""Seconds without a sign of the emitting thread after which the run counts as hanging; an output may block it for half
+"""Seconds without a sign of the emitting thread after which the run counts as hung; an output may block it for half
 of that."""
 HISTORY = 180
 """Samples kept of each source, one a second."""
@@ -88,7 +88,7 @@ class Hub:
             if event.reason == "removed":
                 self.metrics.forget(event.source)
         except Exception:
-            # As above.
+            # No failure of the page may end the run.
             _logger.exception("the web page lacks an event of %s", event.source)
 
     def close(self) -> None:

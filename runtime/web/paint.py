@@ -66,7 +66,7 @@ class EncodedPicture:
     """`time.monotonic()` from which it must not count as live; infinite when it is marked already."""
 
     def is_overdue(self, now_s: float) -> bool:
-        """Whether it is old at `now_s` and not marked as old."""
+        """Returns whether it is old at `now_s` and not marked as old."""
         return now_s >= self.marked_from_s
 
 

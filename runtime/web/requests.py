@@ -28,7 +28,7 @@ KEYS = (
     "name", "source", "policy", "queue_frames", "max_fps", "max_age_ms", "gap_s", "stall_s", "open_timeout_s",
     "backoff_first_s", "backoff_max_s", "healthy_s", "size_wh", "rate_hz", "pixel_format", "transport",
 )  # fmt: skip
-"""Settings that may be given; the others affect decoders or memory."""
+"""Settings that a request may contain; the others affect decoders or memory."""
 MAX_NAME = 100
 """Maximum characters of a name."""
 

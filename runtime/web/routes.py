@@ -250,7 +250,6 @@ class PageRoutes:
         return answer
 
     async def logout(self, request: Request) -> Response:
-        """Deletes the cookie."""
         answer = RedirectResponse("/login", status_code=303)
         answer.delete_cookie(COOKIE, httponly=True, samesite="strict")
         return answer

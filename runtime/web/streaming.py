@@ -194,7 +194,7 @@ def _picture_headers(source: str, picture: EncodedPicture) -> list[tuple[str, st
 
 
 def is_endless(scope: Any) -> bool:
-    """Whether a request has an endless answer, which checks its client itself."""
+    """Returns whether a request has an endless answer, which checks its client itself."""
     return _MARK in scope["state"]
 
 

@@ -10,7 +10,7 @@ from edgerpn.errors import ConfigError, DataError, EdgeRpnError, MissingDependen
 
 
 def drawn_tree() -> dict[str, str]:
-    """Class name -> name of the class it is drawn under, read off the module's docstring."""
+    """Returns class name -> parent's name, from the tree in the module's docstring."""
     parents: dict[str, str] = {}
     stack: list[tuple[int, str]] = []
     for line in (errors.__doc__ or "").splitlines():
@@ -27,7 +27,7 @@ def drawn_tree() -> dict[str, str]:
 
 
 def real_tree() -> dict[str, str]:
-    """The same, read off the classes."""
+    """Returns the same from the classes."""
     parents: dict[str, str] = {}
     for name, cls in inspect.getmembers(errors, inspect.isclass):
         if not issubclass(cls, Exception):

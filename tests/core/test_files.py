@@ -11,7 +11,7 @@ from edgerpn import files
 
 
 class Interruption(BaseException):
-    """Stands for a signal: not an Exception, as KeyboardInterrupt is not."""
+    """Like KeyboardInterrupt, not an Exception."""
 
 
 def test_the_new_text_replaces_the_old(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_an_interrupted_write_leaves_the_old_file_and_no_other(tmp_path: Path, e
 
 
 @pytest.mark.parametrize(("number", "is_named"), [(errno.ENOSPC, True), (errno.EPIPE, False)])
-def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path: Path, number: int, *, is_named: bool) -> None:
+def test_the_error_of_a_full_disk_names_the_file(tmp_path: Path, number: int, *, is_named: bool) -> None:
     with pytest.raises(OSError, match=os.strerror(number)) as caught, files.replacing(tmp_path / "a.txt"):
         raise OSError(number, os.strerror(number))
     assert caught.value.filename == (str(tmp_path / "a.txt") if is_named else None)

@@ -77,7 +77,7 @@ def test_boxes_survive_the_way_to_the_network_and_back(
     height, width = source_hw
     boxes = np.array(parts, np.float32) * np.array([width, height, width, height], np.float32)
     box = letterbox(source_hw, network_hw)
-    # float32 holds 5000 px to 5e-4 px, and the way has two roundings.
+    # float32 holds 5000 px to 5e-4 px, and the mapping rounds twice.
     assert np.abs(box.to_frame(box.to_network(boxes)) - boxes).max() <= 1e-2
 
 

@@ -47,7 +47,7 @@ def artifact(tmp_path: Path) -> Path:
 
 
 def edit(artifact: Path, **changes: Any) -> None:
-    """Changes the manifest as one without a digest, so that the contents alone are judged."""
+    """Changes the manifest and removes its digest, so that only the contents count."""
     path = manifest.manifest_path(artifact)
     values = json.loads(path.read_text(encoding="utf-8")) | changes
     del values["digest"]

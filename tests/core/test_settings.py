@@ -68,7 +68,7 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def test_without_files_and_overrides_the_defaults_stand() -> None:
+def test_without_files_and_overrides_the_defaults_apply() -> None:
     assert load() == Training()
 
 
@@ -77,7 +77,7 @@ def test_an_override_wins_over_a_file_and_a_file_over_the_default(tmp_path: Path
     second = write(tmp_path / "2.toml", "steps = 2\nname = 'second'\n[optimizer]\nkind = 'sgd'\n")
     config = settings.load(Training, files=[first, second], overrides=["steps=3"])
     assert (config.steps, config.name, config.is_mirrored) == (3, "second", False)
-    # What the second file does not name keeps its value, in nested tables too.
+    # Settings that the second file does not name keep their values, in nested tables too.
     assert config.optimizer == Optimizer(kind="sgd")
 
 
@@ -158,7 +158,7 @@ def test_a_key_with_a_value_and_keys_of_its_own_is_refused_in_either_order(overr
     assert "one override sets it to a value, another sets keys below it" in problem
 
 
-def test_every_problem_of_a_source_is_told_at_once(tmp_path: Path) -> None:
+def test_every_problem_of_a_source_is_reported_at_once(tmp_path: Path) -> None:
     path = write(
         tmp_path / "bad.toml", "stepz = 5\nname = 5\n[optimizer]\nkind = 'adam'\nlearning_rate = 'fast'\n[crop]\n"
     )
@@ -169,7 +169,7 @@ def test_every_problem_of_a_source_is_told_at_once(tmp_path: Path) -> None:
     assert all(line.startswith(f"{path}: ") for line in str(caught.value).splitlines())
 
 
-def test_every_malformed_override_is_told_at_once() -> None:
+def test_every_malformed_override_is_reported_at_once() -> None:
     assert problems_of("steps", "=1") == ("expected KEY=VALUE, got 'steps'", "expected KEY=VALUE, got '=1'")
 
 

@@ -64,7 +64,7 @@ def full_page(text: str = "plain") -> str:
 
 
 class Page(HTMLParser):
-    """Collects elements and complains about tags that do not match."""
+    """Collects elements and the tags that do not match."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class Page(HTMLParser):
             self.text += data
 
 
-def test_the_page_is_well_formed_and_asks_nobody_for_anything() -> None:
+def test_the_page_is_well_formed_and_loads_nothing() -> None:
     html = full_page()
     page = Page(html)
     assert page.counts["script"] == page.counts["link"] == 0
@@ -139,7 +139,7 @@ def test_the_recall_table_shows_both_models_and_their_difference() -> None:
         for name, cells in re.findall(r"<code>(.*?)</code>(.*?)</tr>", html)
     }
     assert rows["AR@100"] == ["0.341", "0.341", "-0.0003"]
-    # -1 is COCO's way to say that there was no such object; the other model has no such metric.
+    # -1 is COCO's value without such an object; the other model has no such metric.
     assert rows["AR@100-small"] == ["none", "none", "none"]
     assert rows["AR@100-large"] == ["none", "none", "none"]
     assert rows["plain"] == ["none", "0.500", "none"]

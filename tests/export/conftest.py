@@ -92,7 +92,6 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def photo_files(photos: Path) -> list[Path]:
-    """The pictures."""
     return sorted((photos / "images").iterdir())
 
 
@@ -203,7 +202,7 @@ class Exported:
     config: ExportConfig
     network_hw: tuple[int, int]
     manifest: Manifest | None
-    """None for what the command line exported."""
+    """None for exports of the command line."""
 
 
 @pytest.fixture(scope="session")
@@ -213,7 +212,7 @@ def exported(
     photo_files: list[Path],
     peaks_files: list[Path],
 ) -> Callable[[str], Exported]:
-    """Gives an export of `VARIANTS` by name; the first call makes it."""
+    """Returns an export of `VARIANTS` by name; the first call makes it."""
     folder = tmp_path_factory.mktemp("exported")
     made: dict[str, Exported] = {}
 

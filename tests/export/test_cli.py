@@ -95,7 +95,7 @@ def test_the_command_measures_recall_on_the_training_folder(exported: GetExport,
         (["--images", "nowhere"], "this folder does not exist"),
     ],
 )
-def test_what_cannot_be_exported_ends_with_status_1_and_writes_nothing(
+def test_a_failed_export_ends_with_status_1_and_writes_nothing(
     flags: list[str],
     message: str,
     checkpoints: dict[str, Path],

@@ -1,4 +1,4 @@
-"""`edgerpn eval`: a checkpoint and its export measure alike, and anybody's results can be measured."""
+"""`edgerpn eval`: a checkpoint and its export have the same recall; results of any program can be measured."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def results(photos: Path, tmp_path: Path) -> Path:
     return file
 
 
-def test_anybodys_results_are_measured(
+def test_results_of_any_program_are_measured(
     results: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = tmp_path / "report.json"

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from edgerpn.errors import DataError, ExportError
 from edgerpn.export.photographs import NUM_PARITY_IMAGES, calibration_images, parity_images, spread
+from edgerpn.train.data.choice import DataChoice
 from edgerpn.train.data.splits import find_split
+from tests.train.data.formats.data_sets import write_yolo
 
 
 def test_a_few_of_many_reach_from_the_first_to_the_last() -> None:
@@ -22,7 +24,7 @@ def test_a_few_of_many_reach_from_the_first_to_the_last() -> None:
 
 
 @given(st.integers(0, 300), st.integers(1, 120))
-def test_none_comes_twice_and_the_order_stays(count: int, most: int) -> None:
+def test_no_item_comes_twice_and_the_order_stays(count: int, most: int) -> None:
     found = spread(range(count), most)
     assert len(found) == min(count, most)
     assert found == sorted(set(found))
@@ -66,6 +68,15 @@ def test_images_are_spread_evenly_and_enough_need_no_warning(tmp_path: Path) -> 
     lines: list[str] = []
     assert calibration_images(tmp_path, limit=5, log=lines.append) == [files[i] for i in (0, 25, 50, 75, 100)]
     assert lines == []
+
+
+def test_a_data_set_of_any_format_gives_its_training_images(tmp_path: Path) -> None:
+    write_yolo(tmp_path / "images", tmp_path / "labels", 10)
+    lines: list[str] = []
+    files = calibration_images(tmp_path, log=lines.append, choice=DataChoice(split="0.3"))
+    assert len(files) == 7
+    assert not set(files) & set(parity_images(find_split(tmp_path, "val", DataChoice(split="0.3")), None))
+    assert lines[0].startswith(f"{tmp_path}: YOLO (text files for images); train: all but 3 of 10 images")
 
 
 def test_a_data_folder_gives_its_training_images(photos: Path, photo_files: list[Path]) -> None:

@@ -1,4 +1,4 @@
-"""`edgerpn run` as people call it."""
+"""`edgerpn run` as users call it."""
 
 from __future__ import annotations
 

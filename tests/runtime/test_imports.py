@@ -1,4 +1,4 @@
-"""The runtime imports next to nothing, and never what a device lacks."""
+"""The runtime imports few packages, and none that a device lacks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loaded model: what it accepts, what it gives, and what it says when it refuses."""
+"""The loaded model: its inputs, its results, and the messages of refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files with names that native libraries read as addresses, or do not take at all."""
+"""Files with names that native libraries read as addresses, or do not accept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No password in any text, nor in the list of processes."""
+"""Texts and the list of processes show no password."""
 
 from __future__ import annotations
 

@@ -20,7 +20,6 @@ class FaultProxy:
     """Listens on 127.0.0.1 and connects to `target_port` there."""
 
     def __init__(self, target_port: int, *, seed: int = 1) -> None:
-        """Starts without faults."""
         self.target_port = target_port
         self.is_frozen = False
         """Nothing passes, and no connection closes."""

@@ -62,13 +62,11 @@ def video_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_video() -> Callable[..., None]:
-    """Writes videos."""
     return write_video
 
 
 @pytest.fixture(scope="session")
 def standin() -> ModuleType:
-    """The module `tensorrt_standin`."""
     return tensorrt_standin
 
 

@@ -244,7 +244,8 @@ class Context:
         return SCRATCH_BYTES * self._shape[0]
 
     def set_device_memory(self, memory: int, size: int) -> None:
-        needed = SCRATCH_BYTES * (self._shape[0] if self._shape else self._engine.profile[2])
+        wants_all = self._engine.library.wants_largest_memory or not self._shape
+        needed = SCRATCH_BYTES * (self._engine.profile[2] if wants_all else self._shape[0])
         if not self._is_user_managed:
             self._fail("setDeviceMemory: Context not created with user managed device memory, cannot set buffer")
         elif not memory or memory % 256:
@@ -409,6 +410,7 @@ class Library:
         self.refused_addresses: set[str] = set()
         self.interrupts_capture: BaseException | None = None
         self.requires_user_memory = is_rtx
+        self.wants_largest_memory = False
         self.unsupported_capabilities: tuple[str, ...] = ()
         self.validity: tuple[EngineValidity, int] = (EngineValidity.VALID, 0)
         self.cannot_start = False
@@ -486,7 +488,7 @@ def aligned(array: npt.NDArray[np.uint8], offset: int = 0) -> npt.NDArray[np.uin
 
 
 class OnGpu:
-    """An array of a test that says it lies in GPU memory, by the CUDA array interface."""
+    """An array of a test that claims GPU memory by the CUDA array interface."""
 
     def __init__(self, device: HostDevice, array: npt.NDArray[Any], **changes: Any) -> None:
         self.array = array
@@ -498,7 +500,7 @@ class OnGpu:
 
 
 class OnGpuDlpack:
-    """The same by DLPack; what was asked of it is in `streams`."""
+    """The same by DLPack; `streams` holds the streams of the requests."""
 
     def __init__(self, device: HostDevice, array: npt.NDArray[Any], kind: tuple[int, int] = (2, 0)) -> None:
         self.array = array
@@ -517,7 +519,7 @@ class OnGpuDlpack:
 
 
 def capsule_name(capsule: Any) -> bytes:
-    """Name of a DLPack capsule: it changes when somebody consumes it."""
+    """Name of a DLPack capsule: it changes when a consumer takes it."""
     get_name = ctypes.pythonapi.PyCapsule_GetName
     get_name.restype, get_name.argtypes = ctypes.c_char_p, (ctypes.py_object,)
     return bytes(get_name(capsule))

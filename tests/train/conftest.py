@@ -71,7 +71,7 @@ def write_split(folder: Path, split: str, count: int, first_id: int) -> None:
 
 @pytest.fixture(scope="session")
 def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as `edgerpn train --data` wants it."""
+    """A folder as `edgerpn train --data` expects it."""
     folder = tmp_path_factory.mktemp("rectangles")
     (folder / "images").mkdir()
     write_split(folder, "train", NUM_TRAIN, 100)

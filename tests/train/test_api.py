@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -36,6 +38,41 @@ def test_a_program_trains_and_evaluates(
     last = load_checkpoint(again.last)
     assert (last.step, last.settings.loop.log_every) == (8, 2)
     assert last.settings.model == tiny_settings().model
+
+
+def test_a_yolo_set_trains_and_evaluates_as_the_same_set_in_coco(
+    data_folder: Path, tmp_path: Path, tiny_settings: Callable[..., TrainSettings]
+) -> None:
+    for split in ("train", "val"):
+        content = json.loads((data_folder / f"{split}.json").read_text())
+        for folder in ("images", "labels"):
+            (tmp_path / "yolo" / folder / split).mkdir(parents=True)
+        for image in content["images"]:
+            boxes = [box["bbox"] for box in content["annotations"] if box["image_id"] == image["id"]]
+            lines = [f"0 {(x + w / 2) / 96!r} {(y + h / 2) / 96!r} {w / 96!r} {h / 96!r}" for x, y, w, h in boxes]
+            stem = Path(image["file_name"]).stem
+            (tmp_path / "yolo" / "labels" / split / f"{stem}.txt").write_text("\n".join(lines))
+            shutil.copy(data_folder / "images" / image["file_name"], tmp_path / "yolo" / "images" / split)
+    (tmp_path / "yolo" / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [rectangle]\n")
+    settings = tiny_settings("loop.epochs=1")
+    first = train(data_folder, tmp_path / "first", settings=settings)
+    second = train(tmp_path / "yolo", tmp_path / "second", settings=settings)
+    assert first.metrics == second.metrics
+    assert evaluate(first.best, data_folder).metrics == evaluate(first.best, tmp_path / "yolo").metrics
+    assert load_checkpoint(second.last).data_folder == str(tmp_path / "yolo")
+
+
+def test_a_resumed_run_keeps_its_split(
+    data_folder: Path, tmp_path: Path, tiny_settings: Callable[..., TrainSettings]
+) -> None:
+    lines: list[str] = []
+    train(data_folder, tmp_path / "run", settings=tiny_settings("loop.epochs=1", "data.split=0.3@2"), log=lines.append)
+    train(data_folder, tmp_path / "run", epochs=2, resume=True, log=lines.append)
+    found = [line for line in lines if "held out of train.json" in line]
+    assert len(found) == 2
+    assert found[0] == found[1]
+    assert "val: 5 of 16 images" in found[0]
+    assert load_checkpoint(tmp_path / "run" / "last.pt").step == 4  # 11 images in batches of 4
 
 
 def test_single_settings_take_precedence_over_arguments_and_these_over_the_preset() -> None:

@@ -150,7 +150,7 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(saved: Path, tmp_path: Path
         with pytest.raises(CheckpointError, match="not a checkpoint of edgerpn"):
             load_checkpoint(file)
         assert not (tmp_path / "executed").exists()
-    # The trap works: a careless reader would have sprung it.
+    # The trap works: a reader that runs code makes the folder.
     torch.load(saved, weights_only=False)
     assert (tmp_path / "executed").is_dir()
 

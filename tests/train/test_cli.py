@@ -68,7 +68,7 @@ def test_the_printed_settings_are_a_file_that_gives_the_same_settings(
     assert len(comments) > 50
 
 
-def test_flags_beat_the_file_and_set_beats_flags(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_flags_override_the_file_and_set_overrides_flags(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text("[loop]\nepochs = 7\nseed = 5\n[data]\nbatch_size = 2\n")
     text = printed_config(

@@ -38,7 +38,7 @@ MakeSettings = Callable[..., TrainSettings]
 Start = Callable[..., TrainResult]
 PRECISIONS = ("off", "bf16", "fp16")
 OPTIMIZERS = ("muon", "adamw", "sgd")
-# What the paper trains with: anchors are drawn, and losses differ.
+# The paper's settings: sampled anchors, and other losses.
 PAPER = (
     "assign.kind=max_iou",
     "assign.samples_per_image=64",
@@ -104,7 +104,7 @@ def test_float32_has_the_losses_and_recall_of_the_cpu(start: Start, kind: str) -
 def test_mixed_precision_loses_as_float32_does(start: Start, amp: str) -> None:
     texts = ("optimizer.learning_rate=5e-3", "optimizer.warmup_steps=5", "loop.epochs=20")
     found, expected = start("mixed", *texts, f"loop.amp={amp}"), start("whole", *texts)
-    # What a set of 16 images teaches varies with every rounding; float16 also leaves out steps to find its scale.
+    # Training on 16 images depends on every rounding; float16 also skips steps to find its scale.
     means = [np.reshape(losses(result.history), (-1, 16)).mean(axis=1) for result in (found, expected)]
     assert means[0] == pytest.approx(means[1], rel=0.2)
     assert means[0][-1] < 0.9 * means[0][0]
@@ -195,7 +195,7 @@ def test_a_checkpoint_opens_on_a_cpu_and_finds_there_what_it_found_on_the_gpu(st
 LARGE = ("data.input_hw=[384, 384]", "data.view_sides_px=[]", "data.batch_size=16", "loop.epochs=1", "loop.amp=bf16")
 
 
-def test_what_to_do_when_memory_ends_does_help(start: Start, memory_limit: Callable[[float], None]) -> None:
+def test_the_advice_for_a_lack_of_memory_helps(start: Start, memory_limit: Callable[[float], None]) -> None:
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     start("roomy", *LARGE, "loop.accumulate=16")
@@ -236,8 +236,8 @@ def test_a_compiled_network_has_the_losses_of_the_other(start: Start) -> None:
     assert losses(found.history) == pytest.approx(losses(expected.history), rel=0.05)
 
 
-def test_what_goes_round_goes_by_nccl_with_one_process_on_either_end(make_run: Callable[..., TrainingRun]) -> None:
-    # Two processes need two GPUs; one that takes itself for the first of two uses the same calls.
+def test_collectives_use_nccl_also_for_a_single_process(make_run: Callable[..., TrainingRun]) -> None:
+    # Two processes need two GPUs; one that acts as the first of two uses the same calls.
     store = torch.distributed.HashStore()  # type: ignore[attr-defined]
     torch.distributed.init_process_group("cpu:gloo,cuda:nccl", store=store, rank=0, world_size=1)
     try:
@@ -255,7 +255,7 @@ def test_what_goes_round_goes_by_nccl_with_one_process_on_either_end(make_run: C
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="NCCL wants a GPU for each of two processes")
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="NCCL needs a GPU for each of two processes")
 def test_two_gpus_have_the_losses_of_one(
     start: Start, data_folder: Path, tmp_path: Path, tiny_texts: tuple[str, ...]
 ) -> None:

@@ -30,7 +30,7 @@ class SplitRule:
 
     @property
     def share(self) -> float:
-        """The share that is held out when it has to be."""
+        """Share to hold out where a set has no validation split."""
         return self.fraction or _DEFAULT_FRACTION
 
 
@@ -53,7 +53,7 @@ def parse_split(text: str) -> SplitRule:
     """Reads "0.2", "0.2@7", "val=test" or "train=train,val=test"; "" is the default.
 
     Raises:
-        ValueError: It is none of these.
+        ValueError: The text has another form.
     """
     if not text:
         return SplitRule()

@@ -77,8 +77,8 @@ class DataConfig:
     format: Literal["auto", "coco", "yolo", "voc"] = "auto"
     """Format of the data set; `auto`: recognised by its files."""
     split: str = ""
-    """Validation split: a share of the training images (`0.2`, or `0.2@SEED`), or names of splits (`val=test`); empty:
-    the set's own, else 0.2, by source."""
+    """Validation split: a share of the training images (`"0.2"`, or `"0.2@SEED"`), or names of splits (`"val=test"`);
+    empty: the set's own, else 0.2, by source."""
     verify: Literal["decode", "header", "none"] = "decode"
     """Check of the images before training: decode each once, read only sizes and file ends, or skip it."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,8 @@ Log = Callable[[str], None]
 
 _FORMATS = {"coco": coco_layouts, "yolo": yolo, "voc": voc}
 _DEFAULT = DataChoice()
+_MAX_HINTS = 30
+"""Entries of a folder in which data sets are looked for, for the message that there is none."""
 
 
 def find_split(path: Path, split: SplitName, choice: DataChoice = _DEFAULT, log: Log | None = None) -> Split:
@@ -30,7 +33,7 @@ def find_split(path: Path, split: SplitName, choice: DataChoice = _DEFAULT, log:
         path: A folder in a known layout, or an annotation file. A COCO file stands for itself, whatever the split,
             unless `choice` names a share to hold out.
         split: The split of a folder. A set without a validation split is split by source.
-        choice: Format and split, if they are not to be found by looking.
+        choice: Format and split; by default the files determine them.
         log: Called with one line: the layout and the split.
 
     Raises:
@@ -43,7 +46,8 @@ def find_split(path: Path, split: SplitName, choice: DataChoice = _DEFAULT, log:
     elif rule.fraction is not None or (rule.val not in layout.splits and rule.train in layout.splits):
         train, val, summary = _hold_out(path, layout, choice)
         found = train if split == "train" else val
-        origin = f"{summary} held out of {layout.splits[rule.train].label}"
+        rest = "all but " if split == "train" else ""
+        origin = f"{rest}{summary} held out of {layout.splits[rule.train].label}"
     else:
         found = _named(path, layout, getattr(rule, split))
         origin = found.label
@@ -98,13 +102,25 @@ def _layout(path: Path, choice: DataChoice) -> Layout:
         raise DataError(f"{path}: no such file or folder; expected a folder or file of one of:", problems=looked_for)
     layouts = find_layouts(path, choice.format)
     if not layouts:
-        raise DataError(f"{path}: no data set recognised in this folder; looked for:", problems=looked_for)
+        below = _data_sets_below(path, choice.format)
+        hint = f"; name the folder {' or '.join(map(str, below))} in it" if below else ""
+        raise DataError(f"{path}: no data set recognised in this folder{hint}; looked for:", problems=looked_for)
     if len(layouts) > 1:
         raise DataError(
             f"{path}: {len(layouts)} data sets recognised; choose one with --format, or name its annotation file:",
             problems=[layout.title for layout in layouts],
         )
     return layouts[0]
+
+
+def _data_sets_below(folder: Path, data_format: str) -> list[Path]:
+    """Returns the subfolders that are data sets; an archive often unpacks into a folder of its own."""
+    found = []
+    for place in sorted(folder.iterdir())[:_MAX_HINTS]:
+        with contextlib.suppress(DataError):
+            if place.is_dir() and find_layouts(place, data_format):
+                found.append(place)
+    return found
 
 
 def _named(path: Path, layout: Layout, name: str) -> Split:

@@ -39,7 +39,6 @@ class EdgeBackbone(Backbone):
         self.channels = tuple(stage_channels[s.bit_length() - 2] for s in self.strides)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Feature maps at `strides`."""
         maps = []
         for i, stage in enumerate(self.stages):
             x = stage(x)
@@ -128,7 +127,6 @@ class ResNet(Backbone):
         self.channels = tuple(channels[s] for s in self.strides)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Feature maps at `strides`."""
         x = self.maxpool(functional.relu(self.bn1(self.conv1(x))))
         maps = []
         for i, name in enumerate(self.layers):
@@ -164,7 +162,6 @@ class Vgg16(Backbone):
         self.channels = tuple(channels[s] for s in self.strides)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Feature maps at `strides`."""
         maps = []
         for i, layer in enumerate(self.features):
             x = layer(x)

@@ -125,7 +125,6 @@ class _TrialSteps:
         return torch.cuda.max_memory_reserved(device) <= _LARGEST_SHARE * min(available, total)
 
     def clear(self) -> None:
-        """Releases the memory."""
         del self._model, self._optimizer, self._anchors
         torch.cuda.empty_cache()
 

@@ -195,7 +195,7 @@ def _evaluate(run: TrainingRun, saver: CheckpointSaver, log: Callable[[str], Non
 
 
 def _detect_all(detector: Detector, records: Sequence[ImageRecord]) -> list[dict[str, Any]]:
-    """The proposals of all images as COCO results, computed in full precision."""
+    """Returns the proposals of all images as COCO results, computed in full precision."""
     rows: list[dict[str, Any]] = []
     for record in track(records, "evaluating", unit="image"):
         rows += coco_results(record.image_id, *detect(detector, read_image(record.file)))

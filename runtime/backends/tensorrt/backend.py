@@ -74,6 +74,7 @@ class TensorRtBackend:
         profile = spec.profile
         sizes = tuple(sorted({profile.min_batch, profile.opt_batch, profile.max_batch}))
         self._smallest, self._largest = sizes[0], sizes[-1]
+        engine: TensorRtEngine | None = None
         try:
             with self._device.active():
                 engine = TensorRtEngine(
@@ -81,7 +82,8 @@ class TensorRtBackend:
                 )
                 self._ring = SlotRing(engine, self._device, self._manifest, sizes, config)
         except (CudaError, InferenceError) as error:
-            raise EngineLoadError(f"{path}: the engine cannot be prepared: {error}") from error
+            said = f": {engine.reason()}" if engine is not None and isinstance(error, InferenceError) else ""
+            raise EngineLoadError(f"{path}: the engine cannot be prepared: {error}{said}") from error
         except EngineLoadError as error:
             raise EngineLoadError("\n  ".join((str(error), *doubts))) from error
         self._num_slots = config.num_slots
@@ -168,12 +170,12 @@ class TensorRtBackend:
         if parts[-1][1] - parts[-1][0] < self._smallest:
             raise InputError(
                 f"frames: {num_frames} frames cannot be run in place: the engine takes batches of {self._smallest} to "
-                f"{self._largest}, and filling one up needs a copy; use `infer`, or give another number"
+                f"{self._largest}, and filling one up needs a copy; use `infer`, or pass another number"
             )
         return parts
 
     def _collect(self, slot: EngineSlot, num_frames: int) -> Outputs:
-        """The outputs of a slot as copies that the caller owns."""
+        """Returns the outputs of a slot as copies that the caller owns."""
         boxes, scores, count = slot.result()
         check_outputs((boxes, scores, count), num_frames, self._manifest.proposals.num_proposals)
         return boxes.copy(), scores.copy(), count.copy()

@@ -44,7 +44,7 @@ class CompatibilityCheck:
     found: str
     """Value on this machine."""
     verdict: Verdict
-    """no: the artifact cannot run; unknown: this machine does not tell."""
+    """no: the artifact cannot run; unknown: this machine cannot tell."""
     advice: str = ""
     """Steps to take when it is not ok."""
 
@@ -237,7 +237,7 @@ def _rtx_verdict(spec: EngineSpec, capability: str) -> tuple[Verdict, str]:
 
 
 def _validity(path: Path, host: EngineHost) -> list[CompatibilityCheck]:
-    """Asks TensorRT-RTX about the engine's header; one check where it can answer.
+    """Queries TensorRT-RTX about the engine's header; one check where it can answer.
 
     Its no is only a doubt: on a GPU of compute capability 10.0 it calls engines invalid that it then runs (reported for
     TensorRT-RTX in NVIDIA's cookbook; not tried here).

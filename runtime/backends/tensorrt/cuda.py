@@ -46,7 +46,7 @@ _LOST = (
 
 
 def format_cuda_version(number: int) -> str:
-    """The text of a version as the driver encodes it: "13.0" of 13000."""
+    """Formats a version as the driver encodes it: "13.0" for 13000."""
     return f"{number // 1000}.{number % 1000 // 10}"
 
 

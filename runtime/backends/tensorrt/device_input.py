@@ -67,7 +67,7 @@ class DeviceFrames:
         return self.address % ALIGNMENT == 0
 
     def part(self, start: int, stop: int, frame_bytes: int) -> DeviceFrames:
-        """The frames from `start` to `stop`."""
+        """Returns the frames from `start` to `stop`."""
         return DeviceFrames(
             address=self.address + start * frame_bytes,
             num_frames=stop - start,

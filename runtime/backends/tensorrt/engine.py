@@ -94,7 +94,7 @@ class TensorRtEngine:
 
     def lend(self, arena: ScratchArena, context: Any, on_move: Callable[[], None]) -> int:
         """Provides a context with scratch memory; see `ScratchArena.add`."""
-        return arena.add(context, self._engine, on_move)
+        return arena.add(context, self._engine, on_move, self._log)
 
     def reason(self) -> str:
         """Returns the library's errors since the last call, for the end of a message."""

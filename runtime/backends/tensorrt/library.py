@@ -1,6 +1,6 @@
 """Imports TensorRT, TensorRT-RTX or the lean runtime of TensorRT, and diagnoses what does not work.
 
-The runner relies on features common to TensorRT 10.3 to 11 and TensorRT-RTX 1.7, and asks for
+The runner relies on features common to TensorRT 10.3 to 11 and TensorRT-RTX 1.7, and detects
 others with hasattr. TensorRT-RTX 1.7.1 has been run (without a GPU); of TensorRT, the Python bindings have been read.
 """
 
@@ -87,9 +87,10 @@ def import_library(
         "; on a Jetson, TensorRT comes with JetPack: make the virtual environment with "
         "python3 -m venv --system-site-packages"
     )
+    lean = " (or [lean], for version-compatible engines)" if len(modules) > 1 else ""
     raise MissingDependencyError(
         f"{purpose} needs the Python package {' or '.join(modules)}, which is not installed here. Install it with: "
-        f"pip install 'edgerpn[{LIBRARIES[name].extra}]'{jetson if name == 'tensorrt' else ''}"
+        f"pip install 'edgerpn[{LIBRARIES[name].extra}]'{lean}{jetson if name == 'tensorrt' else ''}"
     )
 
 
@@ -119,7 +120,7 @@ def make_runtime(module: Any, log: Any) -> Any:
 
 
 def make_logger(module: Any) -> Any:
-    """A logger for the library's objects.
+    """Makes a logger for the library's objects.
 
     It keeps errors for `take_lines`, logs each warning once, and all other lines at the level DEBUG.
     """

@@ -25,13 +25,20 @@ _logger = logging.getLogger(__name__)
 class SlotBuffers:
     """The memory of a slot: frames and outputs, on the host and, unless the GPU shares it, on the device."""
 
-    def __init__(self, device: Device, manifest: Manifest, max_batch: int) -> None:
-        """Allocates for `max_batch` frames; called inside `Device.active()`."""
+    def __init__(self, device: Device, manifest: Manifest, max_batch: int, *, is_shared: bool) -> None:
+        """Allocates for `max_batch` frames; called inside `Device.active()`.
+
+        Args:
+            device: The GPU.
+            manifest: Describes the engine's inputs and outputs.
+            max_batch: Largest batch.
+            is_shared: Whether the GPU works in the host's memory, so that nothing is copied.
+        """
         self._device = device
         self._rows = manifest.proposals.num_proposals
         self.input_name = manifest.input.name
         height, width = manifest.input.frame_hw
-        self.is_shared = device.info.can_share_memory
+        self.is_shared = is_shared
         self.frame_shape = (height, width, 3)
         self._frame_bytes = height * width * 3
         self._owned: list[int] = []

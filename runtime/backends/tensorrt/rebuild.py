@@ -90,6 +90,6 @@ def command(onnx: Path, path: Path, manifest: Manifest, capability: str | None) 
 
 
 def _first_cause(reason: ArtifactMismatchError) -> str:
-    """The first line of a refusal that names a cause."""
+    """Returns the first line of a refusal that names a cause."""
     lines = str(reason).splitlines()
     return lines[min(1, len(lines) - 1)].strip()

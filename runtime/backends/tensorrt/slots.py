@@ -83,7 +83,7 @@ class EngineSlot:
         self._device = device
         self.stream = device.create_stream()
         try:
-            self._buffers = SlotBuffers(device, manifest, ring.sizes[-1])
+            self._buffers = SlotBuffers(device, manifest, ring.sizes[-1], is_shared=ring.shares_memory)
         except BaseException:
             free_quietly(lambda: device.destroy_stream(self.stream))
             raise
@@ -193,6 +193,8 @@ class EngineSlot:
 
     def free(self) -> None:
         """Frees everything; called by the ring inside `Device.active()`."""
+        # A first run that failed leaves its upload on the stream.
+        free_quietly(lambda: self._device.synchronize(self.stream))
         plans = (*self._plans.values(), *self._direct.values())
         self._plans, self._direct = {}, {}
         for plan in plans:
@@ -291,6 +293,7 @@ class SlotRing:
         """
         self.sizes = sizes
         self.preparing = threading.RLock()
+        self.shares_memory = device.info.can_share_memory and config.frame_memory != "copied"
         self.waits_blocking = config.gpu_wait == "block" or (config.gpu_wait == "auto" and device.info.can_share_memory)
         self._device = device
         self.contexts: list[ContextReport] = []

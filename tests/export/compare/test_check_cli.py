@@ -88,7 +88,7 @@ def test_models_that_agree_end_in_0_with_a_table_and_a_report(
     assert "3 images, batch 1, 2:" in shown.out
     assert "AR@100: " in shown.out
     assert "the models agree within the tolerance of fp32" in shown.out
-    assert shown.err == ""
+    assert shown.err == f"{photos / 'val.json'}: COCO (val.json); val: all of val.json\n"
     content = json.loads(report.read_text())
     assert content["comparison"]["agrees"] is True
     assert {image["image"] for image in content["comparison"]["images"]} == {"1.png", "3.png", "5.png"}

@@ -1,4 +1,4 @@
-"""Two forms of one model agree, whatever forms they are; other models do not, and the image and proposal are named."""
+"""Two forms of one model agree, whatever forms they are; for other models the report names image and proposal."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_damaged_weight_is_found_with_image_proposal_and_drift(
     worst = result.worst[0]
     assert result.culprit.startswith(f"{worst.file.name}, batch {worst.batch_size}: Proposal ")
     assert " of model.onnx, [" in result.culprit or " of wrong.onnx, [" in result.culprit
-    # Boxes do not move, scores do: the drift says so although the tolerance pairs hardly any.
+    # Boxes do not move, scores do: the drift shows it although the tolerance pairs hardly any.
     assert float(np.median(result.drift[0])) > 0.999
     assert float(np.median(result.drift[1])) > 3e-4
     assert float(result.drift[1].max()) > 1e-3
@@ -195,7 +195,7 @@ def test_a_checkpoint_that_cannot_work_at_the_others_size_is_refused(
 
 
 class Engine:
-    """An ONNX file that claims to be an engine with a profile: what the comparison does with one, without a GPU."""
+    """An ONNX file whose manifest describes an engine with a profile, to test the comparison without a GPU."""
 
     def __init__(self, file: Path, *, tf32: bool = False) -> None:
         self._inner = OnnxRuntimeBackend(file)

@@ -89,7 +89,7 @@ def deliver(folder: Path, name: str, value: float, said: list[str] | None = None
 
 
 def loaded(folder: Path) -> tuple[str, bytes, float]:
-    """Name, engine and first golden coordinate that a loader would read."""
+    """Returns name, engine and first golden coordinate, as a loader reads them."""
     engine = folder / "out" / "a.engine"
     manifest = edgerpn.manifest.read(engine)
     return manifest.name, engine.read_bytes(), float(edgerpn.golden.read(engine, manifest).boxes[0, 0, 0])

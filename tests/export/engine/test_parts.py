@@ -16,7 +16,7 @@ from edgerpn import settings
 from edgerpn.errors import BuildError
 from edgerpn.export.engine import cli as build_cli
 from edgerpn.export.engine import libraries as build_libraries
-from edgerpn.export.engine.build import check_graph
+from edgerpn.export.engine.build import build_engine, check_graph
 from edgerpn.export.engine.cache import timing_cache_file
 from edgerpn.export.engine.layers import RUNS, WARM_UP, _time_layers, inspect_layers, read_layers
 from edgerpn.export.engine.libraries import BuildEnvironment, BuildMachine
@@ -214,6 +214,16 @@ def test_a_dla_takes_a_fixed_batch_and_fp16_and_is_called_experimental(tmp_path:
     with pytest.raises(BuildError, match=r"(?s)dla_core: a DLA has no dynamic batch.*fp16 and int8 only") as caught:
         check_graph(file, manifest, "tensorrt", "11.4.1.7", config)
     assert "--batch 1" in str(caught.value)
+
+
+def test_a_jetson_builds_no_hardware_compatible_engines(
+    make_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orin = BuildMachine(platform="linux-aarch64", gpu="Orin", compute_capability="8.7", l4t="36.4.3")
+    found = BuildEnvironment(library="tensorrt", version="10.3.0.26", cuda="12.6", machine=orin)
+    monkeypatch.setattr("edgerpn.export.engine.build.probe", lambda *_: found)
+    with pytest.raises(BuildError, match=r"hardware_compatible: .*Jetson Linux 36\.4\.3 here"):
+        build_engine(make_model(tmp_path), tmp_path / "a.engine", BuildConfig(hardware_compatible=True))
 
 
 def test_tensorrt_rtx_does_not_build_for_turing() -> None:

@@ -64,7 +64,7 @@ def in_precision(file: Path, precision: Precision, photographs: list[Path], fold
 
 
 def build(file: Path, output: Path, precision: Precision, batch: int | str) -> BuildResult:
-    """Builds an engine for every generation of GPUs, and checks what the build says of it."""
+    """Builds an engine for every generation of GPUs, and checks the report of the build."""
     config = BuildConfig(backend="tensorrt-rtx", compute_capabilities=CAPABILITIES)
     result = build_engine(file, output, config)
     engine = result.manifest.engine

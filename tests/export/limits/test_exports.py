@@ -39,7 +39,7 @@ def test_the_standard_nms_is_named_wherever_it_is(exported: GetExport) -> None:
 
 
 def three_levels(counts: tuple[int, int, int]) -> onnx.ModelProto:
-    """The best of each level of 384, 96 and 24 scores, NMS on each, and the best of what a fourth TopK sees."""
+    """The best of each level of 384, 96 and 24 scores, NMS on each, and a fourth TopK over all of them."""
     nodes, tensors, values = [], [], []
     for level, (size, k) in enumerate(zip((384, 96, 24), counts, strict=True)):
         values.append(helper.make_tensor_value_info(f"x{level}", TensorProto.FLOAT, [1, 1, size]))

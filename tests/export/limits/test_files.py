@@ -1,4 +1,4 @@
-"""Files that are no ONNX models, or damaged, or foreign: each is read, or refused with one clear error of ours."""
+"""Foreign, damaged and non-ONNX files: the checker reads each, or refuses it with one clear error."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_a_foreign_model_is_checked_without_a_manifest(tmp_path: Path) -> None:
     values.append(helper.make_tensor_value_info("y", TensorProto.INT64, [2, None]))
     theirs = helper.make_graph([node], "graph", values[:1], values[1:])
     onnx.save(helper.make_model(theirs, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), file)
-    # Something else beside it is not ours to complain about.
+    # A foreign file beside it is not an error.
     manifests.manifest_path(file).write_text('{"a": 1}')
     assert read_onnx(file)[1] is None
     assert [violation.rule for violation in find_violations(file, RTX)] == ["varying-shape"]

@@ -31,7 +31,6 @@ def graph(
     domains: Sequence[str] = (),
     **initializers: Any,
 ) -> onnx.ModelProto:
-    """A small model."""
     taken, given = (
         [helper.make_tensor_value_info(name, dtype, shape) for name, (dtype, shape) in side.items()]
         for side in (inputs, outputs)
@@ -191,7 +190,7 @@ def test_each_target_says_what_it_cannot_do(name: str) -> None:
 
 
 def compiles(proto: onnx.ModelProto) -> bool:
-    """Whether TensorRT-RTX parses and builds a graph."""
+    """Returns whether TensorRT-RTX parses and builds a graph."""
     trt = importlib.import_module("tensorrt_rtx")
     builder = trt.Builder(trt.Logger(trt.Logger.INTERNAL_ERROR))
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -201,7 +200,7 @@ def compiles(proto: onnx.ModelProto) -> bool:
     return builder.build_serialized_network(network, builder.create_builder_config()) is not None
 
 
-# The compiler takes these, but what it makes of them is not what the file says: see the rules' docstrings.
+# The compiler accepts these but computes other numbers than the file: see the rules' docstrings.
 COMPILED_ALL_THE_SAME = {"unsigned", "unsigned by default", "quantized float16 at opset 18", "opset 6"}
 # The rules leave these to the compiler.
 LEFT_TO_IT = {name for name, (_, rule, _) in GRAPHS.items() if rule == "not-checked"} | {"topk of the input's values"}

@@ -1,4 +1,4 @@
-"""The exported file: its interface, its operations, its manifest, and what is left when an export fails."""
+"""The exported file: its interface, its operations, its manifest, and the files after a failed export."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ GetExport = Callable[[str], Any]
 ALL = ["standard", "portable", "portable-source", "single-level", "peaks-standard", "peaks-portable"]
 PORTABLE = [name for name in ALL if "standard" not in name]
 
-# What the portable graphs are made of; each operation here is known to every TensorRT from 8.6 on.
+# Operations of the portable graphs; every TensorRT from 8.6 on supports all of them.
 PORTABLE_OPERATIONS = {
     "Add", "And", "Cast", "Clip", "Concat", "Constant", "Conv", "Div", "Equal", "Exp", "Expand", "Flatten", "Gather",
     "GatherElements", "GatherND", "Greater", "GreaterOrEqual", "Identity", "Less", "LessOrEqual", "MatMul", "Max",
@@ -220,7 +220,7 @@ def test_a_list_longer_than_tensorrt_sorts_stays_one_for_each_level(
         images=photo_files,
         log=lines.append,
     )
-    assert any("the graph goes level by level, for tensorrt sorts no list of 216" in line for line in lines)
+    assert any("NMS runs level by level, because tensorrt cannot sort a list of 216" in line for line in lines)
     assert result.proposals.nms_candidates is None
     used = Counter(node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node)
     assert used["NonMaxSuppression"] == 3
@@ -276,7 +276,7 @@ def test_a_reduced_export_passes_its_own_self_test_and_says_how_it_was_accepted(
     with load(output, self_test=True) as model:
         frame = edgerpn.golden.read(output, manifest).frames[:1]
         found = model.backend.infer(frame)
-    # Biases of the small network of these tests are too small to show it; those of a trained one are not.
+    # A trained network would show the difference; the biases of this small one are too small.
     kept = ["WeightBiasQuantization"] if precision == "int8" else []
     assert onnxruntime_backend._harmful_optimizers(manifest) == kept
     assert onnxruntime_backend._harmful_optimizers(manifest.replace(target="onnxruntime")) == []

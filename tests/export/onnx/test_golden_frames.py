@@ -1,4 +1,4 @@
-"""Golden frames: the two photographs that change least, and what the model gives for them."""
+"""Golden frames: the two photographs that change least, and the model's proposals for them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_golden_frames_are_two_that_change_least_and_pass_their_own_test(
 def test_a_frame_without_proposals_is_no_golden_frame(exported: GetExport, peaks_frames: dict[str, np.ndarray]) -> None:
     backend = OnnxRuntimeBackend(exported("peaks-standard").file)
     chosen = make_golden(backend.infer, [peaks_frames[name] for name in ("zero", "many", "one")])
-    # Nothing is found on the first, one thing on the last; ten on the one that stays.
+    # The model finds nothing on the first, one object on the last, and ten on the one that stays.
     assert chosen.count.tolist() == [10]
     assert make_golden(backend.infer, [peaks_frames["zero"]]).count.tolist() == [0]
     with pytest.raises(ValueError, match="frames: expected at least one"):

@@ -98,7 +98,7 @@ def test_with_fewer_candidates_than_measured_the_image_is_named(peaks: Detector)
 @pytest.mark.parametrize(
     "changes", [{}, {"nms_scope": "all"}, {"nms_candidates": 60}, {"num_proposals": 8, "nms_iou": 0.4}], ids=str
 )
-def test_what_is_measured_on_a_pyramid_is_enough_and_one_less_is_not(
+def test_rounds_and_candidates_measured_on_a_pyramid_are_enough_and_one_less_is_not(
     changes: dict[str, Any], checkpoints: dict[str, Path], photo_files: list[Path]
 ) -> None:
     model, checkpoint = load_model(checkpoints["pyramid"])
@@ -241,7 +241,7 @@ STAGES: list[dict[str, Any]] = [
 
 
 FAST_STAGES = {(0, "standard"), (3, "portable"), (5, "portable")}
-"""Those that are exported with every run of the tests."""
+"""The forms that every run of the tests exports."""
 
 
 def stage_of(changes: dict[str, Any], nms: Nms = "portable") -> Stage:
@@ -271,7 +271,7 @@ def test_the_exported_stage_gives_pytorchs_proposals(changes: dict[str, Any], nm
 
 @pytest.mark.parametrize("changes", [pytest.param({}, marks=pytest.mark.slow), {"nms_candidates": 50}], ids=str)
 def test_of_boxes_with_equal_scores_the_first_anchor_wins_in_the_graph(changes: dict[str, Any]) -> None:
-    # Boxes that are their anchors, all with one score: 20 px every 8 px overlap their neighbours by 3/7.
+    # Boxes equal to their anchors, all with one score: 20 px every 8 px overlap their neighbours by 3/7.
     rows = torch.zeros(1, sum(map(len, ANCHORS)), 5)
     module = stage_of({"nms_iou": 0.25, "score_threshold": 0.1, "nms_iterations": 50, **changes})
     boxes = run_onnx(export_program(module, rows, opset=18), rows)[0][0]

@@ -1,4 +1,4 @@
-"""Graph and network agree: on nothing, on one thing, on more than K, in any batch; and a damaged graph is found out."""
+"""Graph and network agree on no, one and more than K proposals, in any batch; parity finds a damaged graph."""
 
 from __future__ import annotations
 
@@ -214,13 +214,13 @@ def test_the_tolerances_are_overlap_99_percent_and_score_one_thousandth(changed:
             counter(proposals(FIRST, SECOND), proposals(changed, SECOND))
 
 
-def test_decisions_within_rounding_are_counted_apart() -> None:
+def test_decisions_within_rounding_are_counted_separately() -> None:
     # An overlap of 0.7 with another proposal: either side of the threshold is right.
     near = (0.0, 0.0, 100.0, 70.0, 0.7)
     assert counter(proposals(FIRST, near), proposals(FIRST)).num_boundary == 1
     with pytest.raises(ParityError, match="Proposal 1 of PyTorch"):
         counter(proposals(FIRST, near), proposals(FIRST), nms_iou=0.6)
-    # The last of K places: scores that are equal but for rounding.
+    # The last of K places: scores that are equal up to rounding.
     last, other = (400.0, 0.0, 450.0, 50.0, 0.5), (600.0, 0.0, 650.0, 50.0, 0.5004)
     assert counter(proposals(FIRST, last), proposals(FIRST, other), capacity=2).num_boundary == 2
     with pytest.raises(ParityError, match="has no counterpart"):
@@ -255,7 +255,7 @@ def test_a_side_at_the_minimum_size_is_a_decision_within_rounding() -> None:
         counter(proposals(FIRST, small), proposals(FIRST), min_size_px=8.0, scale_xy=(1.0, 2.0))
 
 
-def test_what_a_boundary_case_suppresses_is_one_too() -> None:
+def test_a_box_that_a_boundary_case_suppresses_is_one_too() -> None:
     # 70 overlaps the first by 0.7, the threshold; 60 overlaps 70 by 0.86, and the first by 0.6.
     near, behind = (0.0, 0.0, 100.0, 70.0, 0.7), (0.0, 0.0, 100.0, 60.0, 0.6)
     assert counter(proposals(FIRST, near), proposals(FIRST, behind)).num_boundary == 2
@@ -313,7 +313,7 @@ def test_the_cut_before_nms_is_the_score_of_the_last_anchor_that_enters() -> Non
     assert level_cut_scores(logits, 4) == ()
 
 
-def test_the_reference_tells_the_cuts_of_its_levels(exported: GetExport, photo_files: list[Path]) -> None:
+def test_the_reference_returns_the_cuts_of_its_levels(exported: GetExport, photo_files: list[Path]) -> None:
     made = exported("standard")
     picture = cv2.imread(str(photo_files[0]))
     assert picture is not None

@@ -1,4 +1,4 @@
-"""int8: which photographs ranges come from, what the ranges are, and where quantizers are put for which target."""
+"""int8: the photographs for the ranges, the ranges, and the places of the quantizers for each target."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_int8_weights_are_the_weights_to_half_a_step_of_their_channel(
         assert scale.shape == whole.shape[:1]
         weight = original[node.input[0].removesuffix("_quantized")]
         error = np.abs(whole * scale[:, None, None, None] - weight)
-        # Half a step, and what the scale loses as float16: 127 steps of it at most.
+        # Half a step, and the rounding of the scale to float16, at most 127 times.
         assert (error <= scale[:, None, None, None] * (0.5 + 127 * 2**-11 + 1e-6)).all()
         assert (np.abs(whole).reshape(len(whole), -1).max(axis=1) == 127).all()
 

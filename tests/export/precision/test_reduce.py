@@ -1,4 +1,4 @@
-"""The recall gate: what is within the budget is accepted, what is not falls back block by block or is refused."""
+"""The recall gate accepts a graph within the budget; otherwise it falls back block by block, or refuses."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def reduce(
 
 
 def overflowing(file: Path) -> onnx.ModelProto:
-    """The same function in float32, but what one block hands to the next is beyond float16.
+    """The same function in float32, but the values between two blocks exceed float16.
 
-    A ReLU lets a positive factor pass, so one convolution can be made larger and the next smaller by it.
+    A ReLU passes a positive factor on, so one convolution can be larger and the next smaller by it.
     """
     proto, factor = onnx.load(file), 2.0**17
     for tensor in proto.graph.initializer:
@@ -159,7 +159,7 @@ def test_few_objects_are_a_warning(exported: GetExport, photo_files: list[Path],
     ("precision", "message"),
     [("fp16", "needs annotated validation images"), ("int8", r"needs photographs to calibrate on.*--calibration DIR")],
 )
-def test_what_is_missing_is_named(
+def test_missing_data_is_named(
     precision: str, message: str, exported: GetExport, photo_files: list[Path], meter: RecallMeter
 ) -> None:
     photographs = Photographs(samples=photo_files, meter=meter if precision == "int8" else None)

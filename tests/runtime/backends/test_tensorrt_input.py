@@ -180,7 +180,7 @@ def test_the_slot_waits_for_the_stream_that_the_interface_names(
     frames = np.zeros_like(painted[:1])
     array = standin.OnGpu(device, frames, **changes)
     for producer in (1, 2, 900):
-        # The frame is only painted once somebody waits for this work.
+        # The stand-in paints the frame only when a caller waits for this work.
         device.queues[producer] = [lambda: np.copyto(frames, painted[2:3])]
     original = device.wait_for
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from edgerpn.errors import InferenceError
+from edgerpn.errors import EngineLoadError, InferenceError
 from edgerpn.runtime.backends.tensorrt.context import ScratchArena, create_context, make_runtime_config
 
 pytestmark = pytest.mark.timeout(60)
@@ -91,6 +91,27 @@ def test_a_slot_runs_on_where_more_memory_is_missing(opened: tuple[Any, Path], p
     assert backend.infer(painted[1:3])[2].tolist() == [1, 2]
     backend.close()
     assert bench.device.memory == bench.device.graphs == {}
+
+
+def test_a_library_that_asks_for_the_largest_size_gets_it(opened: tuple[Any, Path], painted: Image) -> None:
+    bench, path = opened
+    bench.library.wants_largest_memory = True
+    backend = bench.load(path, num_slots=1)
+    for num_frames in (1, 2, 4):
+        assert backend.infer(painted[:num_frames])[2].tolist() == [i % 5 for i in range(num_frames)]
+    assert {report.scratch_bytes for report in backend.contexts} <= {4000, 2000}
+    backend.close()
+    assert bench.device.memory == {}
+
+
+def test_an_engine_that_cannot_run_at_load_is_an_error_with_the_words_of_the_library(
+    opened: tuple[Any, Path],
+) -> None:
+    bench, path = opened
+    bench.library.refuses = True
+    with pytest.raises(EngineLoadError, match=r"cannot be prepared: .* batch of 1: the stand-in refuses to run"):
+        bench.load(path)
+    assert bench.device.memory == bench.device.queues == {}
 
 
 def test_the_stand_in_refuses_what_the_library_refuses(opened: tuple[Any, Path], standin: ModuleType) -> None:

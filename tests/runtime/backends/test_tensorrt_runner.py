@@ -77,6 +77,9 @@ def test_integrated_gpus_copy_nothing_and_others_once_each_way(
     assert shared.count("allocate") == 1  # the scratch memory of the first slot's context
     # Once for the first run and once for the capture.
     assert discrete.count("upload") == discrete.count("download") == 2
+    copying = standin.Bench(can_share_memory=True)
+    copying.load(path, frame_memory="copied").close()
+    assert copying.count("upload") == copying.count("download") == 2
 
 
 def test_each_batch_size_is_captured_once_and_then_launched(

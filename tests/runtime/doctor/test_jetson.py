@@ -48,7 +48,7 @@ def test_a_user_outside_the_groups_gets_advice(board: Path, monkeypatch: pytest.
     assert "gstreamer-1.0" in check.advice
 
 
-def test_a_container_is_told_what_to_mount(board: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_container_gets_advice_on_what_to_mount(board: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(board / "cache"))
     (board / ".dockerenv").touch()
     checks = by_name()

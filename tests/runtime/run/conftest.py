@@ -30,7 +30,7 @@ QUICK = {
 
 
 class SlowBackend:
-    """A real backend that takes longer."""
+    """A real backend, slowed down."""
 
     def __init__(self, path: Path, delay_s: float, **changes: Any) -> None:
         self._backend = open_backend(path, threads=1)
@@ -72,13 +72,12 @@ def make_camera() -> Iterator[Callable[..., Any]]:
 
 @pytest.fixture(name="patience")
 def _patience() -> Any:
-    """Waits and limits that bear a busy machine."""
+    """Waits and limits that suit a busy machine."""
     return patience
 
 
 @pytest.fixture
 def quick() -> dict[str, float]:
-    """Settings with little patience."""
     return dict(QUICK)
 
 
@@ -130,7 +129,7 @@ def make_clip(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 class Run:
-    """Iterates over a runner until something is the case."""
+    """Iterates over a runner until a condition holds."""
 
     def __init__(self, runner: StreamRunner) -> None:
         self.runner = runner
@@ -139,7 +138,7 @@ class Run:
         self._items = iter(runner)
 
     def until(self, is_it: Callable[[Result | Event], bool], timeout_s: float = patience.DEADLINE_S) -> Result | Event:
-        """The first item that fits."""
+        """Returns the first item that fits."""
         end_s = time.monotonic() + timeout_s
         for item in self._items:
             if isinstance(item, Result):
@@ -168,7 +167,7 @@ class Run:
         self.until(lambda item: len(self.results) >= number)
 
     def for_s(self, seconds: float) -> None:
-        """Takes what comes for some time; there must be something."""
+        """Takes all items for some time; at least one must come."""
         end_s = time.monotonic() + seconds
         self.until(lambda item: time.monotonic() >= end_s, seconds + patience.DEADLINE_S)
 

@@ -176,7 +176,7 @@ def test_a_batch_waits_for_stragglers_only_until_the_deadline(
     run.connected("quick", "straggler")
     run.num_results(40)
     counts = Counter(source for source, _, _ in run.results)
-    # 25 to 4; who waited for every frame of the straggler would see as many of one as of the other.
+    # 25 to 4; a batcher that waited for the straggler would take as many of one as of the other.
     assert counts["quick"] > 2 * counts["straggler"] > 0
 
 
@@ -194,7 +194,7 @@ def test_the_batch_is_that_of_the_model(
 
 @pytest.fixture
 def without_garbage_collector() -> Iterator[None]:
-    """Nothing may rely on it: a large program collects rings of references seldom."""
+    """Turns off the garbage collector, because a large program collects reference cycles seldom."""
     gc.collect()
     gc.disable()
     yield

@@ -1,4 +1,4 @@
-"""Files through the runner: order, limits, errors from every side, and never a thread left behind."""
+"""Files through the runner: order, limits, errors of every part, and no thread left behind."""
 
 from __future__ import annotations
 

@@ -259,7 +259,7 @@ def test_kill_9_of_a_capture_process_is_an_event_and_of_the_run_leaves_no_orphan
     process.wait()
     wait_until(lambda: not any(is_running(pid) for pid in [*first, *pids]))
     assert set(os.listdir("/dev/shm")) <= shared
-    # What is written is whole lines, even so.
+    # The written lines are whole even then.
     records(lines)
 
 

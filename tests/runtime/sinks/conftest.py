@@ -38,7 +38,6 @@ def make_result() -> MakeResult:
 
 @pytest.fixture(scope="session")
 def make_event() -> Callable[..., Event]:
-    """Makes an event."""
 
     def make(kind: str = "error", *, source: str = "door") -> Event:
         return Event(kind=kind, source=source, message="something happened", happened_at=1_700_000_000.0)  # type: ignore[arg-type]

@@ -72,7 +72,7 @@ class Broker:
         pytest.fail("mosquitto does not start")
 
     def remembers(self, client_id: str) -> bool:
-        """Whether the file of its sessions holds a client and its subscription."""
+        """Returns whether the file of its sessions holds a client and its subscription."""
         file = self._config.parent / "mosquitto.db"
         return file.exists() and file.read_bytes().count(client_id.encode()) >= 2
 

@@ -1,4 +1,4 @@
-"""A sink behind a queue: never in the way, and everything is counted."""
+"""A sink behind a queue never delays the run, and counts every item."""
 
 from __future__ import annotations
 

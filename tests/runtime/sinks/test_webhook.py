@@ -119,7 +119,7 @@ def test_a_request_that_failed_is_repeated_as_it_was(server: Server, make_result
 
 
 @pytest.mark.parametrize("status", [400, 401, 404])
-def test_a_final_no_loses_the_batch_and_is_counted(
+def test_a_final_refusal_loses_the_batch_and_is_counted(
     server: Server, make_result: MakeResult, until: Any, status: int
 ) -> None:
     server.answers = [(status, {})]

@@ -141,5 +141,4 @@ def _patience() -> Any:
 
 @pytest.fixture
 def quick() -> dict[str, Any]:
-    """Settings with short limits."""
     return dict(QUICK)

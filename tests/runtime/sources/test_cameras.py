@@ -25,7 +25,7 @@ class Camera:
 
     def set(self, setting: int, value: float) -> bool:
         self.calls.append((setting, value))
-        # A camera without 1920x1080: it gives what it can.
+        # A camera without 1920x1080: it accepts the setting and keeps its own size.
         return True
 
     def get(self, setting: int) -> float:

@@ -1,4 +1,4 @@
-"""Sources: what opens, what comes out, and what the refusals say."""
+"""File sources: which files open, their frames, and the messages of refusals."""
 
 from __future__ import annotations
 

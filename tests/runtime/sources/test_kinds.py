@@ -108,7 +108,7 @@ def test_a_source_that_does_not_open_has_a_reason(source: str, reason: str, play
     event, _ = player.until(lambda item: getattr(item, "kind", "") in ("error", "reconnecting"), 40.0)
     assert event.reason == reason
     assert event.fix
-    # A source that may come back gets another attempt, the others do not.
+    # Only a source that may come back gets another attempt.
     is_final = reason == "unsupported" or source.endswith(".mp4")
     assert (event.kind == "error") == is_final
     if is_final:
@@ -216,7 +216,7 @@ def test_a_playlist_of_a_server_cannot_name_files_of_this_machine(
     assert "connected" not in bad.kinds()
 
 
-def test_a_playlist_over_plain_tcp_cannot_either(segment: Path, tmp_path: Path, play: Make) -> None:
+def test_a_playlist_over_plain_tcp_cannot_name_files_either(segment: Path, tmp_path: Path, play: Make) -> None:
     text = write_playlist(tmp_path / "bad.m3u8", f"file://{segment}").read_bytes()
 
     class Handler(BaseRequestHandler):

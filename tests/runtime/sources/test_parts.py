@@ -113,7 +113,7 @@ def test_policies_in_one_text() -> None:
         ("[h264 @ 0x5] error while decoding MB 3 4", "unknown"),
     ],
 )
-def test_messages_of_decoders_tell_the_reason(line: str, reason: str) -> None:
+def test_messages_of_decoders_show_the_reason(line: str, reason: str) -> None:
     assert classify(["something else", line]) == reason
     assert reason in FIXES
 

@@ -71,13 +71,13 @@ def test_a_ring_refuses_frames_that_cannot_be() -> None:
         writer.close()
 
 
-def test_what_a_process_sent_last_arrives_though_it_ended_with_packets_unread() -> None:
+def test_the_last_packets_of_a_process_arrive_though_it_ended_with_packets_unread() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(False)
     ours.send(b"a release that nobody reads")
     for packet in (b"the last frame", b"the end"):
         theirs.send(packet)
-    # Linux answers the next read on our side with ECONNRESET, before it gives the two packets.
+    # Linux answers the next read on our side with ECONNRESET, before it returns the two packets.
     theirs.close()
     process = object.__new__(CaptureProcess)
     process.control, process.is_over = ours, False

@@ -69,7 +69,6 @@ class Client:
             return Answer(response.status, response.headers, response.read())
 
     def get(self, path: str, **options: Any) -> Answer:
-        """A GET request."""
         return self("GET", path, **options)
 
     @contextlib.contextmanager
@@ -117,7 +116,7 @@ class Site:
         return next(row for row in self.get("/api/v1/sources").json["sources"] if row["name"] == name)
 
     def until(self, is_it: Callable[[], Any], timeout_s: float = patience.DEADLINE_S) -> Any:
-        """Waits until something is the case."""
+        """Waits until a condition holds."""
         end_s = time.monotonic() + timeout_s
         while not (found := is_it()):
             assert time.monotonic() < end_s, "it did not happen in time"
@@ -125,11 +124,10 @@ class Site:
         return found
 
     def until_up(self, *names: str) -> None:
-        """Waits until sources give results."""
+        """Waits until sources deliver results."""
         self.until(lambda: all(self.row(name)["num_results"] > 1 for name in names))
 
     def close(self) -> None:
-        """Ends the run."""
         streams: Any = self.hub.streams
         streams._runner.stop()
         self._thread.join(patience.DEADLINE_S)
@@ -139,7 +137,7 @@ class Site:
 
 @pytest.fixture(scope="session")
 def painted_camera(paint: Callable[..., Any]) -> Any:
-    """A camera whose pictures have a green box that moves, on which the model `bright` gives several boxes."""
+    """A camera whose pictures have a green box that moves, on which the model `bright` finds several boxes."""
     width, height = SIZE_WH
     frames = [paint(height, width, box=(8 * i, 40, 8 * i + 80, 120), count=NUM_BOXES) for i in range(20)]
     files = [cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes() for frame in frames]
@@ -294,7 +292,7 @@ class Held:
 
 @pytest.fixture(name="patience")
 def _patience() -> Any:
-    """Waits and limits that bear a busy machine."""
+    """Waits and limits that suit a busy machine."""
     return patience
 
 

@@ -107,7 +107,7 @@ def browser(browsers: Any) -> Iterator[Any]:
 
 @pytest.fixture(autouse=True)
 def blank_page(browser: Any, browsers: Any) -> Iterator[None]:
-    """Leaves no page behind that asks for a run that has ended."""
+    """Closes the page after the test, because it would poll a run that has ended."""
     yield
     browser.get("about:blank")
     browsers.complaints(browser)
@@ -124,7 +124,7 @@ class Page:
         return self.browser.execute_script(CARD, name)
 
     def has_pictures(self, name: str) -> bool:
-        """Whether pictures of a source have come."""
+        """Returns whether pictures of a source have come."""
         return (self.card(name) or {}).get("pictures", 0) > 2
 
     def drawn(self, name: str) -> tuple[int, int]:
@@ -133,7 +133,6 @@ class Page:
         return count, total
 
     def slide(self, slider: str, value: float) -> None:
-        """Moves a slider."""
         self.browser.execute_script(SLIDE, slider, value)
 
     def until(self, is_it: Callable[[], Any]) -> None:
@@ -199,7 +198,7 @@ def test_the_page_shows_the_state_of_the_run(serve: Make, make_camera: Make, bro
     assert browser.execute_script(veil) == "NOT LIVE: paused"
     assert browsers.complaints(browser) == []
 
-    # The run ends: nothing on the page passes for live.
+    # The run ends: nothing on the page looks live.
     browser.execute_script("document.getElementById('pause').click()")
     site.page.close()
     page.until(lambda: "no connection" in browser.execute_script(veil))
@@ -223,7 +222,7 @@ def test_pictures_that_stop_coming_do_not_pass_for_live_and_are_asked_for_again(
     page.until(partial(page.has_pictures, "door"))
     veil = "const veil = document.querySelector('.veil'); return veil.hidden ? '' : veil.textContent"
     assert browser.execute_script(veil) == ""
-    # The stream stays open, and nothing comes any more.
+    # The stream stays open, but no picture comes.
     live, opened = site.page._live, []
     assert live is not None
     pictures = live._pictures

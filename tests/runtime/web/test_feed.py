@@ -117,7 +117,7 @@ def made_hub() -> Any:
     made.pictures.close()
 
 
-def test_a_run_that_emits_and_ticks_no_more_hangs(made_hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_without_results_and_ticks_counts_as_hung(made_hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert made_hub.health() == (True, "starting")
     made_hub.begin(Streams(), PageInfo(model="m", backend="b"))
     assert made_hub.health() == (True, "ok")

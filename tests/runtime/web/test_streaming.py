@@ -1,4 +1,4 @@
-"""Answers without an end come to one, whenever the client goes."""
+"""Endless answers end whenever the client disconnects."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgerpn.runtime.web.streaming import EndlessResponse
 
 
 async def answer_until_gone(turns: int) -> int:
-    """Sends to a client that goes `turns` turns of the loop before the third part is taken; parts that were taken."""
+    """Sends to a client that goes `turns` loop turns before it takes the third part; returns the parts taken."""
     gone, taken = asyncio.Event(), 0
 
     async def parts() -> AsyncGenerator[bytes, None]:

@@ -58,7 +58,7 @@ def randomise(model: Any, images: Tensor) -> None:
             norm.running_mean += 0.1 * spread * torch.randn(spread.shape, generator=generator)
             norm.running_var *= 0.8 + 0.4 * torch.rand(spread.shape, generator=generator)
         model.eval()
-        # The pyramid comes without norms: bring what the head gives to the sizes of a trained one.
+        # The pyramid has no norms, so scale the head's outputs to those of a trained network.
         head = model.rpn.head
         features = list(model.backbone(images).values())
         for layer, spread in ((head.conv[0][0], 1.0), (head.cls_logits, 1.5), (head.bbox_pred, 0.3)):
@@ -142,7 +142,7 @@ def rpn_of(imported: ImportedModel) -> Rpn:
 
 
 def test_logits_and_deltas_are_torchvisions_in_double_precision(pair: Pair) -> None:
-    # With an epsilon that is ours already no weight is touched, and double precision leaves no doubt.
+    # With our own epsilon no weight changes, and double precision excludes rounding.
     eps = MOBILENET_NORM_EPS if pair.imported.architecture.startswith("mobilenet") else 1e-5
     model = copy.deepcopy(pair.model).double()
     for norm in model.modules():

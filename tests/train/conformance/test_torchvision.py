@@ -114,7 +114,7 @@ def test_sampled_counts_are_torchvisions(objects: int, background: int) -> None:
 
 def test_losses_are_torchvisions() -> None:
     rpn = torchvision_rpn("resnet50_fpn")
-    # Samples so large that nothing is left to chance.
+    # Samples so large that they take all anchors.
     rpn.fg_bg_sampler = detection._utils.BalancedPositiveNegativeSampler(10_000_000, 0.5)
     ours, theirs, matched, anchors, boxes = labels_of_both(1, rpn)
     generator = torch.Generator().manual_seed(5)

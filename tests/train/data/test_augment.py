@@ -108,7 +108,7 @@ def test_ignore_regions_are_mapped_and_clipped_and_never_become_objects() -> Non
     out_hw=st.tuples(st.integers(48, 160), st.integers(48, 160)),
     corners=st.tuples(*[st.floats(0, 1)] * 4),
 )
-def test_what_is_drawn_in_the_image_lies_in_the_box_of_the_view(
+def test_an_object_of_the_image_lies_in_its_box_of_the_view(
     seed: int, source_hw: tuple[int, int], out_hw: tuple[int, int], corners: tuple[float, ...]
 ) -> None:
     height, width = source_hw

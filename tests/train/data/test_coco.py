@@ -1,4 +1,4 @@
-"""What becomes of COCO data, good and bad; every message is held."""
+"""Reading COCO data, good and bad; every message is asserted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cache of decoded images: the same batches with it and without, and no more decoding than it says."""
+"""The cache of decoded images: the same batches with it and without, and no more decoding than documented."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[ImageRecord]:
         rng = np.random.default_rng(number)
         small = rng.integers(0, 255, (13, 20, 3), dtype=np.uint8)
         pixels = cv2.resize(small, (401, 263), interpolation=cv2.INTER_CUBIC)
-        # A name that lies about its content, too.
+        # Also a file whose suffix does not fit its content.
         file = folder / f"{number}.{'png' if number in (7, 8) else 'JPG'}"
         encoded = cv2.imencode(".png" if number in (8, 9) else ".jpg", pixels)[1]
         file.write_bytes(encoded.tobytes())

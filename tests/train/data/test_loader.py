@@ -25,7 +25,7 @@ from edgerpn.train.data.batch import TrainBatch
 from edgerpn.train.data.coco import ImageRecord
 from edgerpn.train.data.loader import DataConfig, TrainLoader, _BatchPlan
 
-# Where tests run on one core, the DataLoader has its opinion about two workers.
+# On one core the DataLoader warns about two workers.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 CONFIG = DataConfig(input_hw=(48, 64), batch_size=4, workers=0)
@@ -262,13 +262,13 @@ def test_an_image_that_broke_after_the_check_is_named(tmp_path: Path, workers: i
         assert cv2.imwrite(str(broken[2].file), np.zeros((9, 7, 3), np.uint8))
         with pytest.raises(DataError, match=r"2\.jpg: .*changed since it was checked: 7 x 9 .*, expected 80 x 50$"):
             list(loader.epoch(0))
-        # The workers are still there.
+        # The workers still run.
         broken[2].file.write_bytes(data)
         assert len(list(loader.epoch(0))) == 1
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_the_models_chance_is_left_alone(records: list[ImageRecord], workers: int) -> None:
+def test_the_models_random_numbers_are_left_alone(records: list[ImageRecord], workers: int) -> None:
     torch.manual_seed(0)
     before = torch.random.get_rng_state()
     with TrainLoader(records, config_with(workers=workers), seed=1) as loader:
@@ -316,7 +316,7 @@ def test_views_take_turns_and_show_objects_at_the_scale_of_the_input(records: li
     torch.testing.assert_close(boxes[:, 2:] - boxes[:, :2], expected, rtol=0, atol=1.0)
     part = epochs[0][0]
     sizes = (part.gt_boxes[..., 2:] - part.gt_boxes[..., :2])[part.gt_mask]
-    # A view of 64 x 64 cannot hold more of an object than it is wide; what it holds is as large as in the whole.
+    # A view of 64 x 64 may cut an object; the part in view has the same scale as in the whole.
     assert len(sizes)
     assert sizes[:, 1].max() == pytest.approx(20 * fit, abs=1)
     assert (sizes[:, 0] <= 64).all()

@@ -184,3 +184,10 @@ def test_a_file_of_another_format_than_chosen_is_refused(tmp_path: Path) -> None
     write_coco(tmp_path / "mine.json", tmp_path / "images", 2)
     with pytest.raises(DataError, match=r"mine\.json: this file is not of the format 'voc'"):
         find_split(tmp_path / "mine.json", "val", DataChoice(format="voc"))
+
+
+def test_a_data_set_one_folder_deeper_is_named(tmp_path: Path) -> None:
+    write_voc(tmp_path / "VOC2007" / "JPEGImages", tmp_path / "VOC2007" / "Annotations", 2)
+    expected = f"no data set recognised in this folder; name the folder {tmp_path / 'VOC2007'} in it; looked for:"
+    with pytest.raises(DataError, match=re.escape(expected)):
+        find_split(tmp_path, "train")

@@ -62,7 +62,7 @@ def test_comparing_all_boxes_as_on_a_gpu_gives_the_same_losses_and_gradients(
     labels = torch.tensor([[0, 1, 0, -1], [0, 0, 0, 0], [1, 0, 1, -1]])
     matched = torch.tensor([[0, 1, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0]])
     gt = torch.cat((GT + 1, torch.zeros_like(GT), GT))
-    # What the network says where there is no object may be as wrong as it likes.
+    # Deltas of anchors without an object must not matter, even if they are not finite.
     deltas = DELTAS.repeat(3, 1, 1)
     deltas[2, 1] = torch.tensor([math.inf, -math.inf, math.nan, 1e30])
     assignment = Assignment(labels_NA=labels, matched_NA=matched, overlap_NA=torch.ones(3, 4))
@@ -118,7 +118,7 @@ def test_an_object_that_is_missed_entirely_keeps_the_weight_of_the_floor() -> No
     assert losses.box.item() == pytest.approx(0.2 * (1 + 190 / 390), rel=1e-5)
 
 
-def test_what_is_far_from_all_objects_can_count_for_less() -> None:
+def test_anchors_far_from_all_objects_can_count_less() -> None:
     # Anchor 1 is background. Objects keep their weight however little their anchors overlap them.
     config = LossConfig(background_weight=0.25, near_iou=0.1)
     whole = run(LossConfig()).objectness.item()

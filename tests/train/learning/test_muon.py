@@ -54,7 +54,7 @@ def test_a_gradient_of_zeros_moves_nothing() -> None:
     assert torch.equal(orthogonalize(torch.zeros(1, 4, 9)), torch.zeros(1, 4, 9))
 
 
-def test_hidden_is_what_neither_sees_the_image_nor_gives_an_output() -> None:
+def test_hidden_weights_neither_take_the_image_nor_make_an_output() -> None:
     model = Rpn(load_settings().model)
     hidden, outer = split(model, OUTPUTS)
     names = {id(weight): name for name, weight in model.named_parameters()}

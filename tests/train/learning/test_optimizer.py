@@ -20,7 +20,7 @@ def test_the_learning_rate_warms_up_linearly_and_falls_along_a_cosine() -> None:
     assert [learning_rate(step, 0.0, config()) for step in range(6)] == pytest.approx(
         [0.02, 0.04, 0.06, 0.08, 0.1, 0.1]
     )
-    # Half of the way is half of the height: 0.02 + 0.98 / 2 = 0.51; the end is 0.02 of the peak.
+    # Half of the run is half of the height: 0.02 + 0.98 / 2 = 0.51; the end is 0.02 of the peak.
     assert learning_rate(100, 0.5, config()) == pytest.approx(0.051)
     assert learning_rate(100, 0.25, config()) == pytest.approx(0.1 * (0.02 + 0.98 * (2 + math.sqrt(2)) / 4))
     assert learning_rate(100, 1.0, config()) == pytest.approx(0.002)

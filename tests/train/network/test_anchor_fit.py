@@ -121,7 +121,7 @@ def test_the_command_writes_settings_that_training_takes(
         ),
     ],
 )
-def test_what_cannot_be_fitted_is_refused(
+def test_settings_that_cannot_be_fitted_are_refused(
     words: list[str], problem: str, data_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["anchors", "--data", str(data_folder), *words]) == 1

@@ -18,7 +18,7 @@ from edgerpn.train.network.weights import load_backbone_weights
 
 Shapes = dict[str, tuple[int, ...]]
 BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
-# Parameters of torchvision's models, as its documentation gives them.
+# Parameters of torchvision's models, from its documentation.
 WITH_CLASSIFIER = {"resnet18": 11_689_512, "resnet34": 21_797_672, "resnet50": 25_557_032}
 VGG16_FEATURES = 14_714_688
 
@@ -136,7 +136,7 @@ def test_a_torchvision_checkpoint_loads_with_its_input_channels_swapped(name: st
     for key, value in own.items():
         expected = state[key].flip(1) if key == first else state[key]
         assert torch.equal(value, expected), key
-    # The network sees BGR: what torchvision's saw as red (0) is our last channel.
+    # The network takes BGR: torchvision's red channel (0) is our last one.
     assert torch.equal(own[first][:, 2], state[first][:, 0])
 
 

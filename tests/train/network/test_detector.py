@@ -70,7 +70,7 @@ def best_overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("source_hw", [(128, 192), (100, 150), (200, 90), (64, 96), (40, 30)])
 def test_scaling_inside_and_on_the_host_agree_within_a_pixel(model: Rpn, source_hw: tuple[int, int]) -> None:
     frame = scene(*source_hw)
-    # Without NMS, as a box in the padding may suppress another one on the host's way only.
+    # Without NMS, because on the host's way a box in the padding may suppress another one.
     inside_detector = make(model, source_hw, num_proposals=400, nms_iou=1.0, pre_nms=400)
     with torch.inference_mode():
         inside = inside_detector(torch.from_numpy(frame)[None])

@@ -23,7 +23,7 @@ def build(*strides: int) -> Backbone:
 
 
 def test_parameters_are_as_many_as_published() -> None:
-    # torchvision gives 5,483,032 with the classifier: 960 -> 1280 -> 1000.
+    # torchvision's has 5,483,032 with the classifier: 960 -> 1280 -> 1000.
     classifier = 960 * 1280 + 1280 + 1280 * 1000 + 1000
     with torch.device("meta"):
         backbone = build(32)
@@ -70,7 +70,7 @@ def test_layers_beyond_the_coarsest_stride_are_not_built() -> None:
     assert not any(name.startswith("features.13") for name in build(16).state_dict())
 
 
-def test_a_stride_that_it_has_not_is_refused() -> None:
+def test_a_missing_stride_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"mobilenet_v3_large has strides .*, not \[64\]"):
         build(32, 64)
     with pytest.raises(ConfigError, match=r"not \[32\]"):

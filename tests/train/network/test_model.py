@@ -222,7 +222,7 @@ def test_levels_share_a_convolution_and_each_has_its_norm() -> None:
     for _ in range(200):
         in_training = [window(x, level) for level, x in enumerate((fine, coarse))]
     window.eval()
-    # What a level learns with is what it is used with.
+    # Training and inference compute the same for each level.
     for level, x in enumerate((fine, coarse)):
         torch.testing.assert_close(window(x, level), in_training[level], rtol=0.02, atol=0.05)
     assert (window(coarse, 0) - in_training[1]).abs().max() > 1

@@ -142,7 +142,7 @@ def test_a_second_box_on_an_object_comes_after_the_first_on_another(nms: Nms) ->
     torch.testing.assert_close(soft.boxes[0, :3], hard.boxes[0, [0, 2, 1]])
     factor = math.sqrt((4 / 7) / 0.8)
     torch.testing.assert_close(soft.scores[0, :3], hard.scores[0, [0, 2, 1]] * torch.tensor([1, 1, factor]))
-    # What loses so much score that it falls below the threshold is no proposal.
+    # A box whose lowered score is below the threshold is not a proposal.
     assert run(levels, nms, score_threshold=0.9, soft_nms_iou=0.2).count.tolist() == [2]
     assert run(levels, nms, score_threshold=0.9).count.tolist() == [3]
 

@@ -87,7 +87,7 @@ def test_a_disk_that_stays_full_ends_the_run_with_the_last_good_state(start: Sta
     assert load_checkpoint(start("loop.epochs=2", resume=True).last).step == 8
 
 
-# In a process of its own: memory that others kept would serve for the step, and what fails here stays here.
+# In a process of its own: memory that earlier tests kept would serve the step, and the limit stays here.
 WITH_LITTLE_MEMORY = """
 import os, pathlib, resource, sys
 from edgerpn import settings
@@ -176,7 +176,7 @@ def test_a_lack_of_memory_before_the_first_step_gives_no_advice_on_batches(
     def full(*_: object) -> None:
         torch.empty(1 << 50)
 
-    # There is no size of a network that fails on every machine before its first step and not at its first line.
+    # No size of a network fails on every machine before the first step but after the first line.
     monkeypatch.setattr("edgerpn.train.run.setup.make_optimizer", full)
     with pytest.raises(
         TrainingStoppedError, match=r"out of memory before the first step, up to 96x96: free memory"
@@ -192,7 +192,7 @@ def test_other_errors_do_not_count_as_a_lack_of_memory() -> None:
     with pytest.raises(RuntimeError) as raised:
         torch.empty(1 << 50)
     assert is_out_of_memory(raised.value)
-    # What oneDNN says when its code finds no room, and what it says of a computation that it does not know.
+    # oneDNN's messages: no room for its code, and an unsupported computation.
     assert is_out_of_memory(RuntimeError("could not create a primitive"))
     assert not is_out_of_memory(RuntimeError("could not create a primitive descriptor for a convolution"))
 

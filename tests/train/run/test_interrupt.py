@@ -38,7 +38,7 @@ def train_and_stop(folders: list[str], out: Path, texts: Sequence[str], number: 
     while process.poll() is None and not (out / "loss.png").exists():
         time.sleep(0.02)
     time.sleep(0.1)
-    # A terminal, a service manager and SLURM send it to the workers as well.
+    # A terminal, a service manager and SLURM send the signal to the workers too.
     os.killpg(process.pid, number)
     output, _ = process.communicate(timeout=120)
     return process.returncode, output

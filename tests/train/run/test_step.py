@@ -120,7 +120,7 @@ def test_shares_make_up_the_batches_of_one_process(
     with TrainLoader(records, config, seed=1) as loader:
         expected = [*loader.epoch(3, start_batch=1), *loader.epoch(4)]
         assert loader.batches_per_epoch == 3
-        assert len({batch.images.shape for batch in expected}) == 2  # views of two sizes take turns
+        assert len({batch.images.shape for batch in expected}) == 2  # views of two sizes alternate
     shares = []
     for rank in range(ranks):
         with TrainLoader(
@@ -181,7 +181,7 @@ def test_a_set_too_small_to_be_shared_is_refused_or_the_batch_fitted_to_it(
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
-def test_gradients_go_round_once_a_step_also_when_the_network_is_wrapped(
+def test_gradients_are_exchanged_once_a_step_also_when_the_network_is_wrapped(
     make_run: Callable[..., TrainingRun], tmp_path: Path
 ) -> None:
     run = make_run("run", "loop.accumulate=2")
@@ -203,7 +203,7 @@ def test_gradients_go_round_once_a_step_also_when_the_network_is_wrapped(
             "return": torch.futures.Future[torch.Tensor],
         }
         parallel.register_comm_hook(None, count)
-        # As torch.compile gives it: a callable of another class.
+        # torch.compile also returns a callable of another class.
         run.parallel, run.network = parallel, lambda images: parallel(images)
         with run.loader:
             step.take_step(run, next(run.loader.steps(0)))

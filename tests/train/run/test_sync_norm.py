@@ -48,7 +48,7 @@ def work(rank: int, folder: str, dtype: torch.dtype) -> None:
     distributed.destroy_process_group()
 
 
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # fork, with threads about that do nothing
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # fork, while idle threads exist
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-4), (torch.bfloat16, 5e-2)])
 def test_two_processes_normalise_as_one(dtype: torch.dtype, tolerance: float, tmp_path: Path) -> None:
     start = multiprocessing.start_processes  # type: ignore[attr-defined]

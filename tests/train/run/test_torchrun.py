@@ -33,7 +33,7 @@ LENGTH = (
     "loop.evaluations=20",
     "loop.save_every_s=0",
     "assign.samples_per_image=64",
-    # Slowly, because roundings grow with what the weights move.
+    # A low rate, because rounding errors grow with the steps of the weights.
     "optimizer.learning_rate=5e-4",
 )
 
@@ -148,7 +148,7 @@ def test_two_processes_equal_one_and_resume_after_one_is_killed_or_all_are_stopp
     assert [row["step"] for row in whole.history if "loss" in row] == list(range(1, 81))
     assert shared[0] == pytest.approx(expected[0], rel=1e-5)
     for step, (found_losses, expected_losses) in enumerate(zip(losses(whole.history), expected, strict=True)):
-        # Roundings grow: what is equal at first to five digits is so to two after eighty steps.
+        # Rounding errors grow: numbers that agree to five digits at first agree to two after eighty steps.
         assert found_losses == pytest.approx(expected_losses, rel=1e-3 if step < 8 else 0.15), step
     found, model = load_checkpoint(whole.last), load_checkpoint(alone.last)
     assert found.step == 80
@@ -170,7 +170,7 @@ def drift(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # fork, with threads about that do nothing
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # fork, while idle threads exist
 def test_weights_that_diverge_are_measured_and_synchronised(tmp_path: Path) -> None:
     start = torch.multiprocessing.start_processes  # type: ignore[attr-defined]
     start(drift, (str(tmp_path),), nprocs=2, start_method="fork")
@@ -223,7 +223,7 @@ def test_a_restart_resumes_its_own_run_only(
     restarted(run_id, 0)
     start()
     assert not any("restarted" in line for line in said)
-    if run_id == "none":  # torchrun's default name tells nothing, and this is a first start
+    if run_id == "none":  # torchrun's default name identifies no run, and this is a first start
         with pytest.raises(ConfigError, match="already holds a run"):
             start()
     restarted(run_id, 1)
@@ -246,7 +246,7 @@ def test_a_restart_without_a_name_leaves_the_run_of_another_torchrun_alone(
 ) -> None:
     texts, out = (*tiny_texts, "loop.epochs=1"), tmp_path / "run"
     restarted("none", 0)
-    # This process takes the place of the other torchrun, and the one that started it that of ours.
+    # This process stands for the other torchrun, and its parent for ours.
     command = [sys.executable, "-m", "edgerpn", "train", "--data", str(data_folder), "--out", str(out), *sets(texts)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr

@@ -81,7 +81,7 @@ def digest_of(root: Mapping[str, Any]) -> str:
 
 
 def is_image(name: str) -> bool:
-    """Whether a file name is that of an image; hidden files, such as Apple's "._" files, are not."""
+    """Returns whether a file is an image by its name; hidden files, such as Apple's "._" files, do not count."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
@@ -104,7 +104,7 @@ def visible_files(folder: Path, suffix: str) -> list[Path]:
 
 
 def annotated_images(folder: Path, suffix: str) -> bool:
-    """Whether a folder holds an image with an annotation file of the same stem and `suffix` beside it."""
+    """Returns whether a folder holds an image with an annotation file of the same stem and `suffix` beside it."""
     if not folder.is_dir():
         return False
     stems = {path.stem for path in visible_files(folder, suffix)}

@@ -190,7 +190,8 @@ def _xml_files(source: _Source) -> Iterator[tuple[str, Path]]:
         if is_image(stem):
             stem = os.path.splitext(stem)[0]
         file = source.xml / f"{stem}.xml"
-        if not file.is_file():
+        # Unlike Path.is_file, it takes a name that is too long.
+        if not os.path.isfile(file):
             raise DataError(f"{where}: {stem!r} has no {file}; add the file, or remove the line")
         yield stem, file
 

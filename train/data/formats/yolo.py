@@ -53,7 +53,7 @@ class _Source:
     file: Path
     """data.yaml, or the folder without one; for messages."""
     folder: Path
-    """The data folder."""
+    """The folder that the images of a list may not leave."""
     entries: tuple[Path, ...]
     """Folders of images, and text files that list images."""
     names: Mapping[int, str] = field(default_factory=dict)
@@ -103,7 +103,8 @@ def layout_of_file(file: Path) -> Layout:
     names = _names(content.get("names"), file)
     keypoints = content.get("kpt_shape", [])
     num_keypoints = math.prod(keypoints) if _are_counts(keypoints) else 0
-    splits = {}
+    splits: dict[str, Split] = {}
+    sources: dict[str, _Source] = {}
     for split, keys in SPLIT_NAMES.items():
         key = next((key for key in keys if content.get(key)), None)
         if key is None:
@@ -112,21 +113,22 @@ def layout_of_file(file: Path) -> Layout:
         found = [_find_entry(entry, content.get("path"), file, key) for entry in given]
         if split == "test" and None in found:
             continue  # many files name a test split that was not downloaded; training does not need it
-        for entry, place in zip(given, found, strict=True):
-            if place is None:
-                raise DataError(
-                    f"{file}: {key}: {entry!r}: no such folder or file, also not below {file.parent}; name the folder "
-                    "of the images, relative to 'path' or to this file"
-                )
+        if None in found:
+            splits[split] = _missing_split(split, key, content[key], file)
+            continue
         entries = tuple(place for place in found if place is not None)
-        source = _Source(file=file, folder=file.parent, entries=entries, names=names, num_keypoints=num_keypoints)
+        root = _root(content.get("path"), entries, file)
+        source = _Source(file=file, folder=root, entries=entries, names=names, num_keypoints=num_keypoints)
+        sources[split] = source
         splits[split] = _split(split, source)
     if not splits:
         raise DataError(
             f"{file}: names no images; expected 'train' and 'val' with folders of images, got "
             f"{', '.join(map(str, content)) or 'nothing'}"
         )
-    return Layout(format="yolo", title=f"YOLO ({file.name})", splits=splits)
+    is_same = "train" in sources and sources["train"] == sources.get("val")
+    repeated = ", which validates on the training images" if is_same else ""
+    return Layout(format="yolo", title=f"YOLO ({file.name}{repeated})", splits=splits)
 
 
 def read_content(source: _Source) -> Content:
@@ -183,7 +185,21 @@ def read_content(source: _Source) -> Content:
 
 def _split(split: str, source: _Source) -> Split:
     name = f"{source.file.name} ({split})"
-    return Split(source.file, source.images, partial(read_content, source), name, source.folder)
+    folder = source.file if source.file.is_dir() else source.file.parent
+    return Split(source.file, source.images, partial(read_content, source), name, folder)
+
+
+def _missing_split(split: str, key: str, entry: object, file: Path) -> Split:
+    """Returns a split that can be left unused, and is an error when it is read."""
+    message = (
+        f"{file}: {key}: {entry!r}: no such folder or file, also not below {file.parent}; name the folder of the "
+        "images, relative to 'path' or to this file, or hold images out of the training images with --split 0.2"
+    )
+    return Split(file, file.parent, partial(_raise, message), f"{file.name} ({split})", file.parent)
+
+
+def _raise(message: str) -> Content:
+    raise DataError(message)
 
 
 def _arrangement(folder: Path) -> dict[str, Path]:
@@ -263,7 +279,8 @@ def _listed_image(text: str, entry: Path, folder: Path, where: str) -> Path:
     parts = relative_parts(text, where)
     for base in (entry.parent, folder):
         file = base.joinpath(*parts)
-        if file.is_file() and folder in file.parents:
+        # Unlike Path.is_file, it takes a name that is too long.
+        if os.path.isfile(file) and folder in file.parents:
             return file
     raise DataError(f"{where}: {text!r}: no such image, neither below {entry.parent} nor below {folder}")
 
@@ -308,7 +325,7 @@ def _read_yaml(file: Path) -> dict[Any, Any]:
         raise DataError(f"{file}: {len(text)} characters; expected a YOLO data.yaml, which is short")
     try:
         content = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, AttributeError, TypeError) as error:
         # A YAML error of several lines becomes one.
         reason = " ".join(str(error).split())
         raise DataError(f"{file}: not valid YAML: {reason}; expected a YOLO data.yaml") from error
@@ -358,9 +375,17 @@ def _find_entry(entry: Any, path: Any, file: Path, key: str) -> Path | None:
     if parts[:1] == ("..",):
         # A sibling folder of the same name belongs to another set.
         places.insert(0, file.parent.joinpath(*down))
-    places += [file.parent.joinpath(*down[-count:]) for count in range(min(3, len(down)), 0, -1)]
-    found = next((place for place in places if place.exists()), None)
+    # "images" alone is no end of a path: it would be that of every split.
+    tails = [down[-count:] for count in range(min(3, len(down)), 0, -1)]
+    places += [file.parent.joinpath(*tail) for tail in tails if tail != ("images",)]
+    found = next((place for place in places if os.path.exists(place)), None)
     return None if found is None else Path(os.path.abspath(found))
+
+
+def _root(path: Any, entries: tuple[Path, ...], file: Path) -> Path:
+    """Returns the folder that `path` names if the images are in it, or else the folder of data.yaml."""
+    root = Path(os.path.abspath(file.parent / str(path or "").replace("\\", "/")))
+    return root if all(root in entry.parents for entry in entries) else file.parent
 
 
 def _class_names(folder: Path) -> dict[int, str]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from edgerpn.errors import DataError
+from edgerpn.train.data.choice import DataChoice
 from edgerpn.train.data.coco import Dataset, class_names, read_split
 from edgerpn.train.data.splits import find_split, find_train_and_val
 from tests.train.data.formats.data_sets import write_image, write_yolo
@@ -250,3 +251,36 @@ def test_images_without_any_label_file_are_refused(tmp_path: Path) -> None:
     expected = "none of its 1 images has a label file; looked for .*/labels/a.txt and .*/images/a.txt"
     with pytest.raises(DataError, match=expected):
         read(tmp_path)
+
+
+def test_a_named_split_that_is_missing_is_an_error_only_if_it_is_used(tmp_path: Path) -> None:
+    write_yolo(tmp_path / "train" / "images", tmp_path / "train" / "labels", 5)
+    (tmp_path / "data.yaml").write_text("train: ../train/images\nval: ../valid/images\ntest: ../test/images\n")
+    with pytest.raises(DataError, match=r"data\.yaml: val: '\.\./valid/images': no such folder .*or hold images out"):
+        read(tmp_path)
+    train, val = find_train_and_val(tmp_path, DataChoice(split="0.2"))
+    assert (len(read_split(train).records), len(read_split(val).records)) == (4, 1)
+
+
+def test_path_may_name_a_folder_elsewhere_with_lists(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    write_yolo(store / "images", store / "labels", 3)
+    (store / "train.txt").write_text("./images/0.png\n./images/1.png\n")
+    (store / "val.txt").write_text("./images/2.png\n")
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "mine.yaml").write_text(f"path: {store}\ntrain: train.txt\nval: val.txt\nnames: [fish]\n")
+    train, val = (read_split(split) for split in find_train_and_val(tmp_path / "configs" / "mine.yaml"))
+    assert [len(train.records), len(val.records)] == [2, 1]
+    np.testing.assert_array_equal(val.records[0].boxes_xyxy, np.array([[10, 5, 30, 15]], np.float32))
+
+
+def test_the_same_images_in_both_splits_are_logged(tmp_path: Path) -> None:
+    lines: list[str] = []
+    find_train_and_val(make_set(tmp_path, "0 0.5 0.5 0.5 0.5"), log=lines.append)
+    assert "YOLO (data.yaml, which validates on the training images)" in lines[0]
+
+
+def test_the_folder_of_images_alone_is_no_end_of_a_path(tmp_path: Path) -> None:
+    make_set(tmp_path, "0 0.5 0.5 0.5 0.5", "train: /content/x/train/images\nval: /content/x/valid/images\n")
+    with pytest.raises(DataError, match=r"train: '/content/x/train/images': no such folder"):
+        read_split(find_split(tmp_path, "train"))
