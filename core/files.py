@@ -96,7 +96,7 @@ def expand_path(text: str) -> str:
     """Expands ~, ~user, $NAME and ${NAME} in `text`, as a shell does; `./~` is a file of that name.
 
     Raises:
-        ValueError: There is no such user, or a variable is not set.
+        ValueError: There is no such user, a variable is not set, or the text holds a NUL character.
     """
 
     def value(found: re.Match[str]) -> str:
@@ -105,6 +105,8 @@ def expand_path(text: str) -> str:
             raise ValueError(f"the environment variable {name} in {printable(text)!r} is not set")
         return os.environ[name]
 
+    if "\0" in text:
+        raise ValueError(f"{text!r} holds a NUL character, which no path does")
     path = os.path.expanduser(text)
     if path.startswith("~"):
         user = printable(path[1:].partition("/")[0])

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 from edgerpn.errors import SinkError, check_setting
+from edgerpn.runtime.addresses import find_fault
 from edgerpn.runtime.redaction import redact_url
 
 
@@ -24,7 +25,8 @@ def check_url(name: str, url: str, schemes: tuple[str, ...]) -> SplitResult:
         is_good = parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
     except ValueError:
         # Caused by a password that is not percent-encoded, which Python's own message would show.
-        raise ValueError(f"{name}: expected {expected}, got {shown!r}, which is not a URL") from None
+        why = find_fault(url)
+        raise ValueError(f"{name}: expected {expected}, got {shown!r}, which is not a URL: {why}") from None
     check_setting(is_good, name, expected, shown)
     return parts
 

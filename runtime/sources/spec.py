@@ -109,6 +109,8 @@ def parse_source(text: str) -> SourceSpec:
     """
     if not text.strip():
         raise StreamOpenError("source: expected a file, folder, camera, URL or GStreamer pipeline, got nothing")
+    if "\0" in text:
+        raise StreamOpenError(f"{show_faulty(text)!r}: no path and no address holds a NUL character")
     found = _SPEC.fullmatch(text)
     if (found is None and " ! " not in text) or _is_file_here(text):
         return SourceSpec(kind="path", text=text)
@@ -159,7 +161,12 @@ def _is_file(text: str, folder: str) -> bool:
 def _path_of_url(url: str) -> str:
     """Returns the path of a file:// URL; ? and # belong to it, because no file has a query."""
     path = url.partition("://")[2]
-    return os.fsdecode(unquote_to_bytes(path.removeprefix("localhost") if path.startswith("localhost/") else path))
+    path = path.removeprefix("localhost") if path.startswith("localhost/") else path
+    try:
+        return os.fsdecode(unquote_to_bytes(os.fsencode(path)))
+    except UnicodeEncodeError:
+        # No file has such a name.
+        return path
 
 
 def _fault(scheme: str, text: str) -> str:

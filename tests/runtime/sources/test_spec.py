@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
 
-from edgerpn.errors import StreamOpenError
+from edgerpn.errors import EdgeRpnError, StreamOpenError
+from edgerpn.runtime.run.loading import load_streams
+from edgerpn.runtime.sources.file_sources import open_source
 from edgerpn.runtime.sources.spec import parse_source
 
 
@@ -121,3 +124,43 @@ def test_no_password_is_shown() -> None:
         spec = parse_source(text)
         assert "hunter2" not in f"{spec!r} {spec.shown}"
         assert "***" in spec.shown
+
+
+_PIECES = (
+    *("rtsp://", "http://", "udp://", "file://", "csi://", "foo://", "user:hunter2", "hunter#2", "@", "host", "/", ":"),
+    *(
+        "554",
+        "99999",
+        "[::1]",
+        "[",
+        "]",
+        "?",
+        "#",
+        "%zz",
+        "~",
+        "$HOME",
+        "${",
+        "$X",
+        " ! ",
+        "0",
+        "/dev/video0",
+        "*",
+        "..",
+    ),
+    *("\udce9", "\ud800", "\0", "\n", "\xb2", "\u2100", "'", '"', "\\", "=", " ", "a.mp4", "10.0.0.300", "-"),
+)
+
+
+def test_every_text_is_a_source_or_a_named_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    dice = random.Random(14)
+    for _ in range(1000):
+        text = "".join(dice.choice(_PIECES) for _ in range(dice.randint(0, 7)))
+        words = [f"sources.a.source={text}", text] if dice.random() < 0.3 else []
+        try:
+            config = load_streams(sources=[text], overrides=words)
+            if not config.sources[-1].is_live:
+                open_source(config.sources[-1].source)
+        except EdgeRpnError as error:
+            is_url = "://" in text and text.partition("://")[0] in ("rtsp", "http")
+            assert not (is_url and "@" in text and "hunter" in str(error).rpartition("@")[0]), text
