@@ -27,6 +27,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last: OpenCV and ONNX choose the format by it.
     temporary = target.with_name(f".{printable(target.stem)}.{secrets.token_hex(4)}{target.suffix}")
+    process = os.getpid()
     try:
         yield temporary
         os.replace(temporary, target)
@@ -35,7 +36,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             error.filename = os.fspath(target)
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        # A child of this process that ends in the block leaves the file to its parent.
+        if process == os.getpid():
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The machine and the process: cores, memory, children that end with their parent, and signals."""
+"""The machine and the process: cores, memory, children that end with their parent, forks, and signals."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -28,6 +29,40 @@ NVPMODEL_STATUS, NVPMODEL_MODES = Path("/var/lib/nvpmodel/status"), Path("/etc/n
 """The power mode of a Jetson, as `pmode:0002`, and the names of all modes; both are readable without root."""
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_PROCESS = "_process_of_owner"
+
+_owners: weakref.WeakKeyDictionary[object, tuple[str, ...]] = weakref.WeakKeyDictionary()
+
+
+def bind_to_process(owner: object, *names: str) -> None:
+    """Makes `owner` belong to this process: a child of `os.fork()` finds `is_foreign` true for it.
+
+    A fork copies no thread, so that the destructor of a native object waits for ever for the threads of its pool, and
+    it shares all files and sockets with the parent. The child therefore never destroys the values of the attributes
+    `names`; the operating system frees them with the child.
+    """
+    _owners[owner] = names
+    # Not a set of weak references: the collector clears those before the finalizers that ask.
+    owner.__dict__[_PROCESS] = os.getpid()
+
+
+def is_foreign(owner: object) -> bool:
+    """Whether `owner` was bound to a parent of this process: it must not be closed here."""
+    return bool(owner.__dict__.get(_PROCESS, os.getpid()) != os.getpid())
+
+
+def _abandon_in_child() -> None:
+    for owner, names in list(_owners.items()):
+        for name in names:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(getattr(owner, name, None)))
+    libc = ctypes.CDLL(None)
+    if _owners and hasattr(libc, "on_exit"):
+        # Runs after the end of the interpreter, before the destructors of libraries that were loaded by now: those of
+        # ONNX Runtime wait for threads too.
+        libc.on_exit(libc._exit, None)
+
+
+os.register_at_fork(after_in_child=_abandon_in_child)
 
 
 def available_cores() -> int:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from edgerpn import manifest as manifests
 from edgerpn.errors import ArtifactMismatchError, EngineLoadError, InferenceError, ManifestError, require
 from edgerpn.files import native_path
-from edgerpn.machine import available_cores
+from edgerpn.machine import available_cores, bind_to_process
 from edgerpn.manifest import DIGEST_KEY, METADATA_KEY, Manifest
 from edgerpn.runtime.backends.contract import (
     OUTPUT_NAMES,
@@ -76,6 +76,7 @@ class OnnxRuntimeBackend:
         self._is_bound = not self.is_cpu
         # Two threads must not use one binding at once.
         self._local = threading.local()
+        bind_to_process(self, "_session", "_local")
 
     @property
     def manifest(self) -> Manifest:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
-from edgerpn.machine import available_cores
+from edgerpn.machine import available_cores, is_foreign
 from edgerpn.runtime.frame import Event, Frame, Result, Source
 from edgerpn.runtime.run.batcher import Batcher
 from edgerpn.runtime.run.registry import SourceRegistry
@@ -106,6 +106,7 @@ class StreamRunner:
         """
         self._workers.start()
         while not self._is_done():
+            self._group.check_process()
             slot = self._workers.next()
             if slot is not None and slot.error is not None:
                 raise slot.error
@@ -174,7 +175,9 @@ class StreamRunner:
         self._workers.is_stopping.set()
 
     def close(self) -> None:
-        """Ends all threads and processes, within seconds; does nothing the second time."""
+        """Ends all threads and processes, within seconds; does nothing the second time, or after a fork."""
+        if is_foreign(self._group):
+            return
         self._workers.is_stopping.set()
         self._group.close()
         self._workers.join()

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from edgerpn import files
 from edgerpn.errors import SinkError
+from edgerpn.machine import bind_to_process, is_foreign
 from edgerpn.runtime.draw import Painter
 from edgerpn.runtime.frame import Event, Result
 from edgerpn.runtime.opencv import load_cv2
@@ -65,6 +66,7 @@ class VideoFile:
             raise SinkError(f"{path}: cannot be written: {error.strerror or error}") from error
         codec = self._cv2.VideoWriter_fourcc(*CODECS[path.suffix.lower()])
         self._writer = self._cv2.VideoWriter(native, codec, fps, size_wh)
+        bind_to_process(self, "_writer")
         if not self._writer.isOpened():
             # Unwound as a failure, so that nothing takes the place of an older file.
             problem = SinkError(f"{path}: OpenCV cannot write this video (folder not writable, or no codec)")
@@ -90,6 +92,8 @@ class VideoFile:
         Raises:
             SinkError: It does not hold every picture, and is removed.
         """
+        if is_foreign(self):
+            return
         self._writer.release()
         try:
             with self._files:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
 from edgerpn.errors import SinkError, check_setting
+from edgerpn.machine import bind_to_process, is_foreign
 from edgerpn.runtime.frame import Event, Result
 from edgerpn.runtime.sinks.contract import NotDeliveredError, Record, RecordMaker, RecordSink, Sink, SinkStats
 
@@ -251,6 +252,7 @@ class QueuedSink:
         self._closing_since_s = 0.0
         self.is_closed = False
         self._retry_s = _RETRY_FIRST_S
+        bind_to_process(self)
         self._thread = threading.Thread(target=self._run, name=f"sink {kind}", daemon=True)
         self._thread.start()
 
@@ -284,6 +286,8 @@ class QueuedSink:
 
     def begin_close(self) -> None:
         """Accepts no further items; the thread delivers the queued ones and closes the sink. Does not block."""
+        if is_foreign(self):
+            return
         if not self._queue.is_closing:
             self._closing_since_s = time.monotonic()
         self._queue.close()
@@ -345,6 +349,8 @@ class QueuedSink:
 
     def _put(self, entry: Record | Result | Event) -> None:
         self.raise_failure()
+        if is_foreign(self):
+            raise SinkError(f"{self.name}: opened before a fork; its thread is not in this process")
         self._queue.put(entry, block_s=self._config.block_s if self._is_blocking else 0.0)
 
     def _run(self) -> None:
@@ -429,7 +435,7 @@ def close_sinks(sinks: Sequence[Sink], *, timeout_s: float | None = None) -> Non
 
 def _close_queues(sinks: Sequence[QueuedSink], timeout_s: float | None) -> None:
     """Closes all at once, so that a hanging one takes no time from the others."""
-    open_ones = [sink for sink in sinks if not sink.is_closed]
+    open_ones = [sink for sink in sinks if not sink.is_closed and not is_foreign(sink)]
     for sink in open_ones:
         sink.is_closed = True
         sink.begin_close()

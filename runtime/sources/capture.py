@@ -128,6 +128,10 @@ class Group(Protocol):
         """Whether the group is closed."""
         ...
 
+    def check_process(self) -> None:
+        """Raises RuntimeError in a child of the process that made the group."""
+        ...
+
     def check(self) -> None:
         """Raises the error that ended a thread of the group, if one did."""
         ...
@@ -206,6 +210,7 @@ class Capture:
         Returns:
             The item; None after the time, or when the source is exhausted or closed.
         """
+        self._group.check_process()
         with self._changed:
             self._changed.wait_for(lambda: len(self.mailbox) or self._group.is_over or self.is_done, timeout_s)
             self._group.check()

@@ -18,7 +18,7 @@ import numpy as np
 
 from edgerpn.errors import StreamOpenError
 from edgerpn.files import native_path, printable
-from edgerpn.machine import available_cores
+from edgerpn.machine import available_cores, bind_to_process, is_foreign
 from edgerpn.runtime.frame import Event, Frame, Source
 from edgerpn.runtime.opencv import load_cv2
 from edgerpn.runtime.sources.spec import parse_source
@@ -167,6 +167,7 @@ class VideoSource:
                 self._capture = _open_video(cv2, native, num_threads or max(1, available_cores() // 2))
         except OSError as error:
             raise StreamOpenError(f"{shown}: cannot be read: {error.strerror}") from error
+        bind_to_process(self, "_capture")
         self._index = 0
         rate = float(self._capture.get(cv2.CAP_PROP_FPS)) if self._capture.isOpened() else 0.0
         # Containers without a stated rate report 0 or NaN.
@@ -188,7 +189,8 @@ class VideoSource:
                 frame = self._read()
         finally:
             # Released here and not in `close`, which another thread may call during a read.
-            self._capture.release()
+            if not is_foreign(self):
+                self._capture.release()
         stated = self.num_frames or 0
         # Containers may miscount by a frame or two although nothing is lost.
         if not self._is_closed and stated - self._index > max(2, stated // 100):

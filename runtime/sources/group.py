@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 
+from edgerpn.machine import bind_to_process, is_foreign
 from edgerpn.runtime.frame import Event, Frame, Source
 from edgerpn.runtime.sources.capture import Capture, FileCapture, ProcessCapture
 from edgerpn.runtime.sources.capture_config import CaptureConfig
@@ -35,6 +36,7 @@ class CaptureGroup:
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._selector.register(self._wake_fd, selectors.EVENT_READ, self._on_wake)
         self._watched: list[_Watch] = []
+        bind_to_process(self)
         # This thread starts all processes, because the kernel ends them when the thread that started them ends.
         self._thread = threading.Thread(target=self._supervise, name="edgerpn-capture", daemon=True)
         self._thread.start()
@@ -64,6 +66,11 @@ class CaptureGroup:
         return self._failure is not None or any(
             capture.failure is not None and not len(capture.mailbox) for capture in self._captures
         )
+
+    def check_process(self) -> None:
+        """Raises RuntimeError in a child of the process that made the group, where nothing would ever come."""
+        if is_foreign(self):
+            raise RuntimeError("the sources were opened before a fork; their threads are not in this process")
 
     def check(self) -> None:
         """Raises the error that ended the supervising thread or a reader, once the frames before it are taken."""
@@ -96,6 +103,8 @@ class CaptureGroup:
 
     def remove(self, capture: Capture) -> None:
         """Ends a source within two seconds and drops its frames; does nothing for one that is not in the group."""
+        if is_foreign(self):
+            return
         with self.changed:
             if capture not in self._captures:
                 return
@@ -115,6 +124,7 @@ class CaptureGroup:
         Returns:
             At least one, in fair turns, but for the end of the time or of all sources.
         """
+        self.check_process()
         with self.changed:
             self.changed.wait_for(lambda: self._ready() or self._is_exhausted(), timeout_s)
             self.check()
@@ -122,6 +132,7 @@ class CaptureGroup:
 
     def take(self, timeout_s: float | None = None) -> Frame | Event | None:
         """Returns the next frame or event of any source, in fair turns; None as in `Capture.take`."""
+        self.check_process()
         with self.changed:
             self.changed.wait_for(lambda: self._ready() or self._is_exhausted(), timeout_s)
             self.check()
@@ -135,7 +146,9 @@ class CaptureGroup:
             return item
 
     def close(self) -> None:
-        """Ends all sources and their processes, within two seconds; does nothing the second time."""
+        """Ends all sources and their processes, within two seconds; does nothing the second time, or after a fork."""
+        if is_foreign(self):
+            return
         with self.changed:
             self._is_closing = True
             self.command(self._stop_all)

@@ -18,6 +18,7 @@ import weakref
 import numpy as np
 import numpy.typing as npt
 
+from edgerpn.machine import bind_to_process, is_foreign
 from edgerpn.runtime.sources.wire import pack_release
 
 
@@ -57,6 +58,7 @@ class RingReader:
         self._control = control
         self._held: set[int] = set()
         self._lent: set[int] = set()
+        bind_to_process(self)
 
     @property
     def is_full(self) -> bool:
@@ -96,6 +98,9 @@ class RingReader:
 
     def _give_back(self, slot: int) -> None:
         """Runs wherever the last reference goes, even inside a lock: it must neither block nor raise."""
+        if is_foreign(self):
+            # A copy of the frame in a child of this process is gone; the frame itself is not.
+            return
         self._held.discard(slot)
         self._lent.discard(slot)
         self.released_s = time.monotonic()

@@ -12,6 +12,7 @@ from contextlib import suppress
 import uvicorn
 
 from edgerpn.errors import SinkError
+from edgerpn.machine import bind_to_process, is_foreign
 from edgerpn.runtime.run.http_config import HttpConfig
 from edgerpn.runtime.run.service import PageInfo, RemoteStreams
 from edgerpn.runtime.web.access import AccessGuard, AccessRules
@@ -56,6 +57,7 @@ class WebServer:
         self._failure: BaseException | None = None
         self.connections = Connections()
         self.url = _url(self._socket)
+        bind_to_process(self)
         self._thread = threading.Thread(target=self._run, name="edgerpn-web", daemon=True)
         self._thread.start()
         self._is_started.wait(_START_S)
@@ -69,6 +71,8 @@ class WebServer:
 
     def begin_close(self) -> None:
         """Makes the server end open answers and itself; does not wait for it. Any thread may call it."""
+        if is_foreign(self):
+            return
         self._is_closing = True
         self.hub.pictures.begin_close()
         with suppress(RuntimeError):
@@ -76,7 +80,9 @@ class WebServer:
                 self._loop.call_soon_threadsafe(self._end)
 
     def close(self) -> None:
-        """Ends the server within about a second, whatever its clients do; does nothing the second time."""
+        """Ends the server within about a second, whatever its clients do; nothing the second time, or after a fork."""
+        if is_foreign(self):
+            return
         self.begin_close()
         self._thread.join(_STOP_S)
         if self._thread.is_alive():

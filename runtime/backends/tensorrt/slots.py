@@ -31,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerpn.errors import EngineLoadError, InferenceError
-from edgerpn.machine import resident_bytes
+from edgerpn.machine import bind_to_process, is_foreign, resident_bytes
 from edgerpn.manifest import Manifest
 from edgerpn.runtime.backends.contract import EngineConfig, Outputs
 from edgerpn.runtime.backends.tensorrt.context import ScratchArena
@@ -179,7 +179,7 @@ class EngineSlot:
 
     def release(self) -> None:
         """Returns the slot to the ring, after waiting for unfinished work; does nothing the second time."""
-        if self.is_free:
+        if self.is_free or is_foreign(self._ring):
             return
         try:
             if self._is_pending:
@@ -306,6 +306,7 @@ class SlotRing:
             for _ in range(config.num_slots):
                 self._free.append(EngineSlot(self, engine, device, manifest))
             self._all = tuple(self._free)
+            bind_to_process(self, "_all", "_free", "_device")
             self._free[-1].prepare(sizes[0])  # the one that `acquire` returns first
         except BaseException:
             self.close()
@@ -317,6 +318,8 @@ class SlotRing:
         Raises:
             RuntimeError: The ring is closed, or the calling thread holds every slot and would wait for itself.
         """
+        if is_foreign(self):
+            raise RuntimeError("the engine was loaded before a fork, and no GPU survives that: load it in the child")
         thread = threading.get_ident()
         with self._change:
             while not self._free and not self._is_closed:
@@ -355,7 +358,9 @@ class SlotRing:
             _logger.warning("runs without CUDA graphs, which costs launch time: %s", reason)
 
     def close(self) -> None:
-        """Frees the slots; those in use are freed when they are released. Does nothing the second time."""
+        """Frees the slots; those in use are freed when released. Does nothing the second time, or after a fork."""
+        if is_foreign(self):
+            return
         with self._change:
             self._is_closed = True
             slots, self._free = self._free, []
