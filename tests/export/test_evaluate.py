@@ -13,6 +13,9 @@ from edgerpn import files
 from edgerpn.__main__ import main
 from edgerpn.errors import DataError
 from edgerpn.export.evaluate import evaluate_model, evaluate_results
+from edgerpn.train.data.choice import DataChoice
+from edgerpn.train.data.splits import find_split
+from tests.train.data.formats.data_sets import write_yolo
 
 GetExport = Callable[[str], Any]
 
@@ -163,3 +166,12 @@ def test_sizes_of_exported_models_and_sizes_that_do_not_fit_are_refused(
     assert "an exported model has its own" in capsys.readouterr().err
     assert main(["eval", str(checkpoints["pyramid"]), "--data", data, "--size", "100x100"]) == 1
     assert "multiples of 32" in capsys.readouterr().err
+
+
+def test_results_are_measured_on_a_set_of_another_format(tmp_path: Path) -> None:
+    write_yolo(tmp_path / "images", tmp_path / "labels", 2)
+    # Images are numbered from 1 in the order of their names.
+    rows = [{"image_id": number, "bbox": [10, 5, 20, 10], "score": 0.9, "category_id": 1} for number in (1, 2)]
+    (tmp_path / "results.json").write_text(json.dumps(rows))
+    whole = DataChoice(split="train=val,val=train")
+    assert evaluate_results(tmp_path / "results.json", find_split(tmp_path, "val", whole))["AR@100"] == 1

@@ -42,6 +42,7 @@ _YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _YAML_KEYS = re.compile(r"^(?:train|val|test)\s*:", re.MULTILINE)
 _MAX_YAML_BYTES = 1 << 20
 _MAX_CLASS = 1 << 20
+_MAX_SHOWN = 300
 _MAX_FRACTION = 1.5
 """Boxes with larger numbers are in pixels, if they are many."""
 
@@ -192,8 +193,8 @@ def _split(split: str, source: _Source) -> Split:
 def _missing_split(split: str, key: str, entry: object, file: Path) -> Split:
     """Returns a split that can be left unused, and is an error when it is read."""
     message = (
-        f"{file}: {key}: {entry!r}: no such folder or file, also not below {file.parent}; name the folder of the "
-        "images, relative to 'path' or to this file, or hold images out of the training images with --split 0.2"
+        f"{file}: {key}: {_shown(entry)}: no such folder or file, also not below {file.parent}; name the folder of "
+        "the images, relative to 'path' or to this file, or hold images out of the training images with --split 0.2"
     )
     return Split(file, file.parent, partial(_raise, message), f"{file.name} ({split})", file.parent)
 
@@ -334,6 +335,14 @@ def _read_yaml(file: Path) -> dict[Any, Any]:
     return content
 
 
+def _shown(value: Any) -> str:
+    """Returns a value of data.yaml for a message; lists that repeat lists would be huge when printed."""
+    items = value if isinstance(value, list) else [value]
+    if any(isinstance(item, (list, dict, set)) for item in items):
+        return f"a {type(value).__name__}"
+    return repr(value)[:_MAX_SHOWN]
+
+
 def _looks_like_yolo(file: Path) -> bool:
     try:
         text = read_text(file, "")
@@ -351,7 +360,9 @@ def _names(value: Any, file: Path) -> dict[int, str]:
         pairs = [(int(key) if str(key).isascii() and str(key).isdigit() else key, name) for key, name in value.items()]
     is_good = all(type(key) is int and isinstance(name, (str, int, float)) for key, name in pairs)
     if not isinstance(value, (list, dict)) or not is_good:
-        raise DataError(f"{file}: names: expected a list of names, or a map from class numbers to names, got {value!r}")
+        raise DataError(
+            f"{file}: names: expected a list of names, or a map from class numbers to names, got {_shown(value)}"
+        )
     return {key: str(name) for key, name in pairs}
 
 
@@ -367,7 +378,7 @@ def _find_entry(entry: Any, path: Any, file: Path, key: str) -> Path | None:
     """
     for name, value in ((key, entry), ("path", "" if path is None else path)):
         if not isinstance(value, str) or "\0" in value:
-            raise DataError(f"{file}: {name}: expected a folder, a list of folders or a text file, got {value!r}")
+            raise DataError(f"{file}: {name}: expected a folder, a list of folders or a text file, got {_shown(value)}")
     text, base = entry.replace("\\", "/"), str(path or "").replace("\\", "/")
     parts = tuple(part for part in text.split("/") if part not in ("", "."))
     down = tuple(part for part in parts if part != "..")

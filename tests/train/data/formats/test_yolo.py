@@ -284,3 +284,13 @@ def test_the_folder_of_images_alone_is_no_end_of_a_path(tmp_path: Path) -> None:
     make_set(tmp_path, "0 0.5 0.5 0.5 0.5", "train: /content/x/train/images\nval: /content/x/valid/images\n")
     with pytest.raises(DataError, match=r"train: '/content/x/train/images': no such folder"):
         read_split(find_split(tmp_path, "train"))
+
+
+@pytest.mark.parametrize("key", ["names", "train", "path"])
+def test_lists_that_repeat_lists_do_not_fill_the_memory(key: str, tmp_path: Path) -> None:
+    levels = "".join(f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 9)}]\n" for n in range(1, 12))
+    others = "".join(f"{name}: images\n" for name in ("train", "val") if name != key)
+    make_set(tmp_path, "0 0.5 0.5 0.5 0.5", f"l0: &l0 [x]\n{levels}{others}{key}: *l11\n")
+    with pytest.raises(DataError, match=f"{key}: expected a ") as caught:
+        read_split(find_split(tmp_path, "train"))
+    assert len(str(caught.value)) < 1000
