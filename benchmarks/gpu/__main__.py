@@ -78,7 +78,7 @@ def main() -> int:
             raise SystemExit(
                 f"--work {work}: expected a new or empty folder, because old results would pass as new ones"
             )
-        session = Session(work, minutes=arguments.minutes, names=names, say=_say)
+        session = Session(work, minutes=arguments.minutes, names=names, log=_log)
         plan = Plan(session=session, options=options)
         plan.run()
     hardware = str(plan.facts.get("gpu") or "no GPU")
@@ -148,7 +148,7 @@ def _write(base: Path, about: dict[str, Any], records: Sequence[Record]) -> None
     print(f"\n{text}\nwrote {base.name}.json and {base.name}.md")
 
 
-def _say(line: str) -> None:
+def _log(line: str) -> None:
     print(line, flush=True)
 
 

@@ -47,10 +47,10 @@ class Record:
 
 
 class Session:
-    """Runs steps and keeps their records; `say` is called with one line for each. Threads may share it."""
+    """Runs steps and keeps their records; `log` is called with one line for each. Threads may share it."""
 
     def __init__(
-        self, work: Path, *, minutes: float, names: dict[str, str], say: Callable[[str], None] = lambda _: None
+        self, work: Path, *, minutes: float, names: dict[str, str], log: Callable[[str], None] = lambda _: None
     ) -> None:
         """Starts the clock.
 
@@ -58,14 +58,14 @@ class Session:
             work: Folder for everything that the steps write.
             minutes: Time for all steps; when it is over, the rest is skipped.
             names: Paths, and their names in the commands that are shown.
-            say: Called with one line of text for people.
+            log: Called with one line of text for people.
         """
         self.work = work
         self.records: list[Record] = []
         self.minutes = minutes
         self._end_s = time.monotonic() + 60 * minutes
         self._names = {str(work): "WORK", **names}
-        self._say = say
+        self._log = log
 
     def edgerpn(
         self,
@@ -142,7 +142,7 @@ class Session:
     def _keep(self, record: Record) -> Record:
         self.records.append(record)
         reason = f": {record.reason.splitlines()[0][:200]}" if record.reason else ""
-        self._say(f"{record.status:<8} {record.seconds:6.1f} s  {record.name}{reason}")
+        self._log(f"{record.status:<8} {record.seconds:6.1f} s  {record.name}{reason}")
         return record
 
     def _show(self, words: list[str]) -> str:

@@ -32,7 +32,7 @@ from edgerpn.manifest import EngineSpec, Manifest
 from edgerpn.manifest.parts import LayerSpec, ProfileSpec
 from edgerpn.targets import RTX_DEFAULT_CAPABILITIES, EngineLibrary, target_of
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 _DLA_WARNING = (
     "warning: dla_core is experimental: NVIDIA documents strongly typed networks on a DLA only for TensorRT 11.4.1 and "
     "newer on AGX Orin with JetPack 7.2.2, and layers that it cannot run move to the GPU in silence"
@@ -59,7 +59,7 @@ def build_engine(
     config: BuildConfig | None = None,
     *,
     compare: Compare | None = None,
-    say: Say = lambda _: None,
+    log: Log = lambda _: None,
 ) -> BuildResult:
     """Builds an engine; `output` appears only when it is complete, and has passed its trial where a GPU can run it.
 
@@ -70,7 +70,7 @@ def build_engine(
         output: The .engine or .plan file to write.
         config: Library and options; None: the defaults.
         compare: Compares engine and ONNX file on photographs, where a GPU can run the engine; None: no comparison.
-        say: Called with lines for people.
+        log: Called with lines for people.
 
     Raises:
         BuildError: The graph does not fit the library, or the library fails; quotes its last errors.
@@ -90,18 +90,18 @@ def build_engine(
         )
     for line in (*environment.notes, check_graph(onnx_file, manifest, library, version, config)):
         if line:
-            say(line)
-    check_room(onnx_file, output, environment.machine, say)
-    say(f"building with {library} {version}" + (f" on {gpu}" if gpu else ""))
+            log(line)
+    check_room(onnx_file, output, environment.machine, log)
+    log(f"building with {library} {version}" + (f" on {gpu}" if gpu else ""))
     digest = manifest.provenance.artifact_sha256 or ""
     report = BuildReport(onnx=onnx_file, engine=output, onnx_sha256=digest, environment=environment, config=config)
     with staging(output) as staged:
         try:
-            used, outcome = _escalate(report, staged, say)  # step 2
+            used, outcome = _escalate(report, staged, log)  # step 2
             made = _manifest(manifest, report, used, outcome)
-            note_omissions(report, outcome, say)
-            made = try_engine(report, staged, made, manifest, compare=compare, say=say)  # step 3
-            written = deliver(report, staged, made, manifest, say)  # step 4
+            note_omissions(report, outcome, log)
+            made = try_engine(report, staged, made, manifest, compare=compare, log=log)  # step 3
+            written = deliver(report, staged, made, manifest, log)  # step 4
         except (EdgeRpnError, OSError) as error:
             write_failure(error, report)
             raise
@@ -197,7 +197,7 @@ def probe(backend: Backend, stall_s: float = DEFAULT_STALL_S) -> BuildEnvironmen
     )
 
 
-def _escalate(report: BuildReport, staged: Path, say: Say) -> tuple[BuildConfig, BuildOutcome]:
+def _escalate(report: BuildReport, staged: Path, log: Log) -> tuple[BuildConfig, BuildOutcome]:
     """Builds, and tries again with less memory each time that it ran out.
 
     Raises:
@@ -207,12 +207,12 @@ def _escalate(report: BuildReport, staged: Path, say: Say) -> tuple[BuildConfig,
     has_gpu = report.environment.machine.gpu is not None
     cache, note = timing_cache_file(report.config, report.environment)
     if note:
-        report.note(note, say)
+        report.note(note, log)
     for number, config in enumerate(attempts):
         if number:
             ended = report.tries[-1][1]
             reason = "out of memory" if ended.stalled_s is None else "the builder stalled with memory short"
-            report.note(f"{reason}; trying again with {config.describe()}", say)
+            report.note(f"{reason}; trying again with {config.describe()}", log)
         outcome = _build_once(report, config, staged, cache, has_gpu=has_gpu)
         report.tries.append((config, outcome))
         if "built" in outcome.events:

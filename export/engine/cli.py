@@ -60,10 +60,10 @@ def run(arguments: argparse.Namespace) -> int:
     compare = _comparer(arguments.images)
     from edgerpn.export.engine.build import build_engine
 
-    result = build_engine(arguments.model, arguments.output, config, compare=compare, say=_say)
-    _say(_summary(result.manifest, result.num_bytes))
+    result = build_engine(arguments.model, arguments.output, config, compare=compare, log=_log)
+    _log(_summary(result.manifest, result.num_bytes))
     report = f" and {result.report}" if result.report else ""
-    _say(f"wrote {arguments.output}{',' if report else ' and'} {manifest_path(arguments.output)}{report}")
+    _log(f"wrote {arguments.output}{',' if report else ' and'} {manifest_path(arguments.output)}{report}")
     return 0
 
 
@@ -84,7 +84,7 @@ def _comparer(folder: Path | None) -> Compare | None:
     photographs = parity_images(None, folder)
 
     def compare(engine: Path, onnx_file: Path) -> ParitySpec:
-        comparison = compare_models(engine, onnx_file, photographs, allow_host_code=True, log=_say)
+        comparison = compare_models(engine, onnx_file, photographs, allow_host_code=True, log=_log)
         if comparison.culprit is not None:
             raise ParityError(f"the engine and {onnx_file} disagree: {comparison.culprit}")
         return comparison.to_parity_spec("onnx")
@@ -92,7 +92,7 @@ def _comparer(folder: Path | None) -> Compare | None:
     return compare
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 

@@ -25,7 +25,7 @@ from edgerpn.export.engine.report import BuildReport, is_report, report_path
 from edgerpn.machine import available_bytes
 from edgerpn.manifest import GoldenSpec, Manifest
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 SUFFIXES = (".engine", ".plan")
 MIB = 1 << 20
 SPARE_DISK_MIB = 64
@@ -65,7 +65,7 @@ def check_paths(onnx_file: Path, output: Path) -> None:
         raise BuildError(f"{report}: not a build report; the new one would overwrite it. Choose another output name")
 
 
-def check_room(onnx_file: Path, output: Path, machine: BuildMachine, say: Say) -> None:
+def check_room(onnx_file: Path, output: Path, machine: BuildMachine, log: Log) -> None:
     """Refuses a disk too full for the engine, and warns when memory is scarce.
 
     Raises:
@@ -84,9 +84,9 @@ def check_room(onnx_file: Path, output: Path, machine: BuildMachine, say: Say) -
     available = available_bytes()
     if available is not None and available >> 20 < needed_mib:
         free_mib = available >> 20
-        say(f"memory is scarce: {free_mib} MiB available, a build takes about {needed_mib} MiB; close other programs")
+        log(f"memory is scarce: {free_mib} MiB available, a build takes about {needed_mib} MiB; close other programs")
     if machine.gpu_free_mib is not None and machine.gpu_free_mib < needed_mib:
-        say(f"memory of the GPU is scarce: {machine.gpu_free_mib} MiB free; set workspace_mib if the build fails")
+        log(f"memory of the GPU is scarce: {machine.gpu_free_mib} MiB free; set workspace_mib if the build fails")
 
 
 @contextmanager
@@ -100,7 +100,7 @@ def staging(output: Path) -> Iterator[Path]:
             place(staged).unlink(missing_ok=True)
 
 
-def deliver(report: BuildReport, staged: Path, made: Manifest, onnx: Manifest, say: Say) -> Path | None:
+def deliver(report: BuildReport, staged: Path, made: Manifest, onnx: Manifest, log: Log) -> Path | None:
     """Renames a finished engine to its final name, with golden frames, manifest and report beside it.
 
     Args:
@@ -108,7 +108,7 @@ def deliver(report: BuildReport, staged: Path, made: Manifest, onnx: Manifest, s
         staged: The engine, see `staging`.
         made: Its manifest, without golden frames.
         onnx: The manifest of the ONNX file.
-        say: Called with a line for people when something is left out.
+        log: Called with a line for people when something is left out.
 
     Returns:
         Path of the report, or None when only the report could not be written.
@@ -119,12 +119,12 @@ def deliver(report: BuildReport, staged: Path, made: Manifest, onnx: Manifest, s
         OSError: A file cannot be written; the older files stay.
     """
     output = report.engine
-    golden = _stage_golden(report.onnx, onnx, staged, output, say)
+    golden = _stage_golden(report.onnx, onnx, staged, output, log)
     edgerpn.manifest.write(made.replace(golden=golden), staged)
     try:
         report.write(report_path(staged))
     except OSError as error:
-        say(f"warning: the report of the build cannot be written: {error}")
+        log(f"warning: the report of the build cannot be written: {error}")
     replace_together([(place(staged), place(output)) for place in _PLACES if place(staged).exists()])
     return _replace_report(staged, output)
 
@@ -193,13 +193,13 @@ def _replace_report(staged: Path, output: Path) -> Path | None:
     return None
 
 
-def _stage_golden(onnx_file: Path, onnx: Manifest, staged: Path, output: Path, say: Say) -> GoldenSpec | None:
+def _stage_golden(onnx_file: Path, onnx: Manifest, staged: Path, output: Path, log: Log) -> GoldenSpec | None:
     """Copies the golden frames of the ONNX file, if any, beside the staged engine."""
     if onnx.golden is None:
         return None
     source = onnx_file.parent / Path(onnx.golden.file).name
     if not source.is_file():
-        say(
+        log(
             f"warning: {source.name} is not beside {onnx_file.name}, so the engine gets no golden frames to test "
             "itself with; copy the file there and build again"
         )

@@ -77,10 +77,10 @@ class BuildReport:
     notes: list[str] = field(default_factory=list)
     """Lines that were printed for people."""
 
-    def note(self, line: str, say: Callable[[str], None]) -> None:
-        """Prints a line by `say`, and keeps it."""
+    def note(self, line: str, log: Callable[[str], None]) -> None:
+        """Prints a line by `log`, and keeps it."""
         self.notes.append(line)
-        say(line)
+        log(line)
 
     def to_dict(self, error: str | None) -> dict[str, Any]:
         """Plain values for JSON; `error` is that of a failed build."""
@@ -123,14 +123,14 @@ def _try(config: BuildConfig, outcome: BuildOutcome) -> dict[str, Any]:
     }
 
 
-def note_omissions(report: BuildReport, outcome: BuildOutcome, say: Callable[[str], None]) -> None:
+def note_omissions(report: BuildReport, outcome: BuildOutcome, log: Callable[[str], None]) -> None:
     """Notes the parts of a finished build that failed or were left out beside its engine."""
     for kind in ("timing_cache", "layers"):
         note = outcome.events.get(kind, {}).get("note")
         if note:
-            report.note(note, say)
+            report.note(note, log)
     if report.config.profile and report.environment.machine.gpu is None:
-        report.note("the layers were not timed (--profile): there is no NVIDIA GPU or driver here", say)
+        report.note("the layers were not timed (--profile): there is no NVIDIA GPU or driver here", log)
 
 
 def explain(outcome: BuildOutcome) -> str:

@@ -29,7 +29,7 @@ def try_engine(
     onnx: Manifest,
     *,
     compare: Compare | None,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> Manifest:
     """Runs the golden frames; with `compare`, also compares the engine with the ONNX file on photographs.
 
@@ -41,7 +41,7 @@ def try_engine(
         made: Its manifest.
         onnx: The manifest of the ONNX file.
         compare: Compares the two files on photographs, or None.
-        say: Called with lines for people.
+        log: Called with lines for people.
 
     Returns:
         The manifest, with the agreement on photographs, or without them that on the golden frames.
@@ -67,9 +67,9 @@ def try_engine(
         finally:
             edgerpn.manifest.manifest_path(staged).unlink(missing_ok=True)
     if reason is not None:
-        report.note(f"the engine was not tried here: {reason}; {later}", say)
+        report.note(f"the engine was not tried here: {reason}; {later}", log)
     else:
-        report.note(f"the engine {' and '.join(tried)}" if tried else f"the engine loads here; {later}", say)
+        report.note(f"the engine {' and '.join(tried)}" if tried else f"the engine loads here; {later}", log)
     return made
 
 

@@ -51,7 +51,7 @@ def built(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[BuildR
     """An engine with the default options, its file, and the printed lines."""
     lines: list[str] = []
     output = tmp_path_factory.mktemp("built") / "deep" / "fish.engine"
-    return build_engine(model, output, RTX, say=lines.append), output, lines
+    return build_engine(model, output, RTX, log=lines.append), output, lines
 
 
 def test_an_engine_has_manifest_golden_frames_and_report_beside_it(
@@ -77,7 +77,7 @@ def test_an_engine_has_manifest_golden_frames_and_report_beside_it(
 def test_layer_times_without_a_gpu_are_reported_as_missing(model: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     config = dataclasses.replace(RTX, profile=True)
-    result = build_engine(model, tmp_path / "a.engine", config, say=lines.append)
+    result = build_engine(model, tmp_path / "a.engine", config, log=lines.append)
     assert result.manifest.engine is not None
     if result.manifest.engine.gpu is None:
         assert "the layers were not timed (--profile): there is no NVIDIA GPU or driver here" in lines

@@ -84,8 +84,8 @@ def deliver(folder: Path, name: str, value: float, said: list[str] | None = None
     output.parent.mkdir(exist_ok=True)
     with build_output.staging(output) as staged:
         staged.write_bytes(name.encode())
-        say = (said if said is not None else []).append
-        return build_output.deliver(make_report(model, output), staged, make_manifest(name), onnx, say)
+        log = (said if said is not None else []).append
+        return build_output.deliver(make_report(model, output), staged, make_manifest(name), onnx, log)
 
 
 def loaded(folder: Path) -> tuple[str, bytes, float]:
@@ -207,7 +207,7 @@ def test_a_missing_package_leaves_the_engine_untried_and_says_what_to_install(
     staged.write_bytes(b"plan")
     said: list[str] = []
     made = make_manifest("a")
-    assert try_engine(report, staged, made, onnx, compare=None, say=said.append) == made
+    assert try_engine(report, staged, made, onnx, compare=None, log=said.append) == made
     assert said == report.notes
     assert said[0].startswith("the engine was not tried here: running an engine needs the Python package cuda-bindings")
     assert "pip install" in said[0]
@@ -228,7 +228,7 @@ def test_a_package_found_missing_by_the_backend_leaves_the_engine_untried_too(
     staged.write_bytes(b"plan")
     said: list[str] = []
     report = make_report(model, tmp_path / "a.engine")
-    try_engine(report, staged, make_manifest("a"), onnx, compare=None, say=said.append)
+    try_engine(report, staged, make_manifest("a"), onnx, compare=None, log=said.append)
     assert said[0].startswith("the engine was not tried here: needs numpy2; pip install numpy2; try it on the device")
     assert sorted(file.name for file in tmp_path.iterdir()) == [".a.engine", "in"]
 
@@ -247,7 +247,7 @@ def test_the_trial_of_a_version_compatible_engine_allows_its_code(
     model, onnx = make_onnx(tmp_path / "in", 1.0)
     said: list[str] = []
     try_engine(make_report(model, tmp_path / "a.engine"), staged, made, onnx.replace(golden=None), compare=None,
-               say=said.append)  # fmt: skip
+               log=said.append)  # fmt: skip
     assert said[0].startswith("the engine loads here")
     assert bench.library.host_code_allowed == [True]
 
