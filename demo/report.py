@@ -358,8 +358,8 @@ def _timings_note(facts: DemoFacts) -> str:
 def _next_commands(folder: DemoFolder) -> tuple[tuple[str, str], ...]:
     model = shlex.quote(str(folder.model))
     return (
-        ("Watch a camera through this model:", f"edgerpn run {model} 0 --show"),
-        ("Look into it:", f"edgerpn inspect {model}"),
+        ("Watch a camera through this model on a web page:", f"edgerpn run {model} 0 --http 127.0.0.1:8080"),
+        ("See what the model is:", f"edgerpn inspect {model}"),
         (
             "Train on your own photographs: a folder with train.json, val.json (COCO) and images/:",
             "edgerpn train --data my-photos -o my-run --minutes 30",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from edgerpn.train.network.model import Rpn
 
 _WIDTH = 110
+_SUFFIXES = (".pt", ".onnx", ".engine", ".plan")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,12 +41,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Prints the description; returns the exit status: 1 for an engine that cannot run here, else 0."""
     file = arguments.model
+    _check_kind(file)
     report = inspect_checkpoint(file, arguments.size) if file.suffix == ".pt" else inspect_artifact(file)
     if arguments.json:
         print(json.dumps(report, indent=2))
     else:
         print(_text_of(file, report))
     return 1 if report.get("manifest", {}).get("kind") == "engine" and not report["can_run_here"] else 0
+
+
+def _check_kind(file: Path) -> None:
+    if not file.exists():
+        raise EngineLoadError(f"{file}: no such file")
+    if not file.is_file() or file.suffix not in _SUFFIXES:
+        raise EngineLoadError(f"{file}: expected a checkpoint, ONNX file or engine ({', '.join(_SUFFIXES)})")
 
 
 def inspect_checkpoint(file: Path, hw: tuple[int, int] | None = None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import onnxruntime
 import torch
 
@@ -36,6 +37,7 @@ from edgerpn.train.network.detector import Detector
 from edgerpn.train.network.proposal_stage import select_proposals
 
 NAMES = ("PyTorch", "the graph")
+_MANY_TIES = 4
 """Names of the two sides in errors."""
 
 
@@ -146,6 +148,7 @@ class _ParityCounter:
         if agreement.num_unexplained:
             raise ParityError(
                 f"{where}: the graph and PyTorch disagree. {describe_disagreement(agreement, NAMES, EXACT)}"
+                + _describe_ties(expected[1])
             )
         self.num_matched += len(agreement.pairs)
         self.num_boundary += agreement.num_boundary
@@ -179,3 +182,14 @@ class _ParityCounter:
             min_iou=round(self.min_iou, 6),
             max_score_difference=float(f"{self.max_score_difference:.3g}"),
         )
+
+
+def _describe_ties(scores: npt.NDArray[np.float32]) -> str:
+    """Names proposals with equal scores, which graph and PyTorch may put in different orders; empty: there are few."""
+    num_tied = len(scores) - len(np.unique(scores))
+    if num_tied < _MANY_TIES:
+        return ""
+    return (
+        f" {num_tied + 1} of {len(scores)} proposals share their scores with others, so their order is arbitrary: the "
+        "scores of this network saturate at 1. Train longer, or with a lower learning rate."
+    )

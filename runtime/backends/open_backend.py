@@ -54,6 +54,10 @@ def open_backend(
         if providers:
             raise EngineLoadError(f"{path}: providers are for ONNX Runtime; an engine runs on the GPU it was built for")
         return _open_engine(path, on_mismatch, allow_host_code=allow_host_code, config=engine or EngineConfig())
+    if path.is_dir():
+        found = [name for name in ("model.onnx", "model.engine", "best.pt") if (path / name).is_file()]
+        hint = f"; did you mean {path / found[0]}?" if found else ""
+        raise EngineLoadError(f"{path}: this is a folder, and a model is a file{hint}")
     hint = " Export it first: edgerpn export CHECKPOINT -o model.onnx" if suffix in (".pt", ".pth") else ""
     known = ", ".join((".onnx", *_ENGINES))
     raise EngineLoadError(f"{path}: no backend runs files that end in {suffix!r}; known here: {known}.{hint}")

@@ -101,6 +101,19 @@ def test_a_device_without_torch_and_onnx_inspects_engines_and_onnx_files(
     assert "pip install 'edgerpn[onnxruntime]'" in " ".join(done.stdout.split())
 
 
+def test_anything_but_a_model_file_is_refused_by_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "README.md").write_text("text")
+    for name, expected in {
+        "absent": "no such file",
+        "README.md": "expected a checkpoint, ONNX file or engine (.pt, .onnx, .engine, .plan)",
+        "": "expected a checkpoint, ONNX file or engine",
+    }.items():
+        assert main(["inspect", str(tmp_path / name)]) == 1
+        assert f"error: {tmp_path / name}: {expected}" in capsys.readouterr().err
+
+
 def test_files_that_are_missing_or_changed_are_errors(
     make_model: MakeModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

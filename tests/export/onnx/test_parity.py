@@ -348,3 +348,14 @@ def test_overlaps_are_the_hand_computed_ones() -> None:
     empty = np.zeros((1, 4), np.float32)
     assert pairwise_iou(empty, empty).item() == 0.0
     assert match(proposals(), proposals(FIRST)) == ([], [])
+
+
+@pytest.mark.parametrize(("num_saturated", "is_named"), [(20, True), (1, False)])
+def test_scores_that_saturate_are_named_as_the_cause(num_saturated: int, is_named: bool) -> None:
+    boxes = np.array([[40.0 * i, 0, 40.0 * i + 30, 30] for i in range(40)], np.float32)
+    scores = np.linspace(0.9, 0.1, 40, dtype=np.float32)
+    scores[:num_saturated] = 1
+    counter = _ParityCounter(ProposalThresholds(capacity=40, nms_iou=0.7))
+    with pytest.raises(ParityError, match="the graph and PyTorch disagree") as caught:
+        counter.add((boxes[:30], scores[:30]), (boxes[:30] + np.float32(300), scores[:30]), "1.jpg")
+    assert ("20 of 30 proposals share their scores" in str(caught.value)) is is_named
