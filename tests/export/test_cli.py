@@ -91,7 +91,7 @@ def test_the_command_measures_recall_on_the_training_folder(exported: GetExport,
         (["--size", "130x190"], "use 128x192"),
         (["--target", "tensorrt", "--set", "pre_nms=5000"], "use --set pre_nms=3840 or less"),
         (["--set", "nms_iou=1.5"], "nms_iou"),
-        (["--data", "nowhere"], "nowhere: no such file or folder; expected a folder with train.json, val.json"),
+        (["--data", "nowhere"], "nowhere: no such file or folder; expected a folder or file of one of:"),
         (["--images", "nowhere"], "this folder does not exist"),
     ],
 )

@@ -102,11 +102,13 @@ def test_a_picture_is_encoded_once_for_all_viewers(
         for stream in (one, two, three):
             read_part(stream)
         num_copied, before = len(copies), site.hub.pictures.num_encoded
-        seen = [[read_part(stream)[1] for _ in range(6)] for stream in (one, two, three)]
+        # One after the other: a viewer that waits for the others gets newer pictures than they did.
+        rounds = [[read_part(stream)[1] for stream in (one, two, three)] for _ in range(6)]
+        seen = list(zip(*rounds, strict=True))
         made = site.hub.pictures.num_encoded - before
         num_copied = len(copies) - num_copied
-    # Three times as many if each viewer had its own.
-    assert 6 <= made <= num_copied + 2
+    # Three times as many if each viewer had its own; the first may have been encoded before the count.
+    assert 5 <= made <= num_copied + 2
     assert len(set(seen[0]) & set(seen[1]) & set(seen[2])) >= 3
 
 

@@ -229,7 +229,7 @@ def test_a_restart_resumes_its_own_run_only(
     restarted(run_id, 1)
     start()
     place = said.index(f"torchrun restarted this run ({run_id})")
-    assert said[place + 1] == "resuming at step 4"
+    assert "resuming at step 4" in said[place + 1 :]
     with pytest.raises(ConfigError, match="already holds a run"):
         start("loop.seed=1")
     restarted("another", 1)
