@@ -124,7 +124,9 @@ def count(model: Model, sources: tuple[SourceConfig, ...], seconds: float, *, ca
                 if not start_s and len(seen) == len(sources):
                     start_s, before = now_s, _cpu(camera)
                     counts.clear()
-            if (start_s and now_s - start_s >= seconds) or (item_ends(item) and start_s):
+            # A machine that stands still for longer than the measurement has no result yet, and is waited for.
+            is_over = start_s and now_s - start_s >= (seconds if counts else max(seconds, _CONNECT_S))
+            if is_over or (item_ends(item) and start_s):
                 break
             if not start_s and now_s - begun_s > _CONNECT_S:
                 raise RuntimeError(f"only {len(seen)} of {len(sources)} sources gave a result within {_CONNECT_S:g} s")

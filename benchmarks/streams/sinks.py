@@ -41,7 +41,7 @@ LIMIT = 0.95
 """The machine itself varies by some percent between turns; a stalled run returns no results."""
 
 _SETTLE_S = 0.5
-_DEAD_S = 20.0
+_DEAD_S = 60.0
 
 
 class VideoTooShortError(Exception):
@@ -137,7 +137,7 @@ def _turn(items: Iterator[Result | Event], opened: Sequence[Sink], seconds: floa
                 sink.event(item)
         now_s = time.perf_counter()
         longest_s = max(longest_s, now_s - before_s)
-        if now_s - start_s >= seconds:
+        if number and now_s - start_s >= seconds:
             return number / (now_s - start_s), longest_s
     raise VideoTooShortError("the video is too short, and there is no ffmpeg to repeat it")
 

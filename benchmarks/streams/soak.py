@@ -29,6 +29,7 @@ _DOWN_S = 1.0
 _STOP_S = 20.0
 _SHARE_OF_CYCLES = 0.8
 _CYCLES_PATIENT = 3
+_START_S = 60.0
 
 
 def soak(plan: Plan) -> Part:
@@ -113,7 +114,7 @@ def _wait_until_healthy(plan: Plan, records: Records, process: subprocess.Popen[
 
     On a busy machine that may be late. A camera that died again at once would only lengthen the backoff.
     """
-    end_s = time.monotonic() + _CYCLES_PATIENT * plan.cycle_s
+    end_s = time.monotonic() + max(_START_S, _CYCLES_PATIENT * plan.cycle_s)
     before = records.counts["results"]
     while records.counts["results"] == before and time.monotonic() < end_s:
         if process.poll() is not None:
