@@ -158,7 +158,7 @@ class HostDevice:
         to, origin = self.view(target, num_bytes), self.view(source, num_bytes)
         self.enqueue(stream, lambda: np.copyto(to, origin))
 
-    def time_ms(self, work: Work, stream: int) -> float:
+    def time_ms(self, work: Callable[[], object], stream: int) -> float:
         """The time of a clock that only the work on the stream moves, less `speeding_up` at each call."""
         self._called("time_ms")
         start = self.clock_ms
