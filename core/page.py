@@ -1,11 +1,12 @@
-"""Report pages: one HTML file that holds everything it shows and needs neither network nor script.
+"""Reports as one HTML page that holds everything it shows and needs neither network nor script.
 
 The parts take plain data and return HTML; every text is escaped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import base64
+from collections.abc import Iterable, Sequence
 from html import escape
 from importlib import resources
 
@@ -30,12 +31,12 @@ def page(title: str, introduction: str, sections: Iterable[str]) -> str:
 
 
 def section(title: str, *parts: str) -> str:
-    """A heading, and HTML below it."""
+    """A part of the page with a heading; `parts` are HTML."""
     return f"<section><h2>{escape(title)}</h2>{''.join(parts)}</section>"
 
 
 def table(head: str, rows: Iterable[str], *, caption: str = "", kind: str = "") -> str:
-    """A table of ready cells and rows; `kind` is its class in the style sheet."""
+    """A table that scrolls on narrow screens; `head` and `rows` are HTML, `kind` is a class of the style sheet."""
     caption = f"<caption>{escape(caption)}</caption>" if caption else ""
     return (
         f"<div class='scroll'><table class='{kind}'>{caption}<thead><tr>{head}</tr></thead>"
@@ -59,16 +60,15 @@ def headlines(figures: Sequence[tuple[str, str, str]]) -> str:
     return f"<dl class='headlines'>{''.join(items)}</dl>"
 
 
-def commands(title: str, lines: Sequence[tuple[str, str]]) -> str:
-    """A section of purposes and command lines."""
-    items = (f"<p>{escape(purpose)}</p><pre><code>{escape(command)}</code></pre>" for purpose, command in lines)
-    return section(title, *items)
+def jpeg_uri(jpeg: bytes) -> str:
+    """Returns a JPEG file as an address that holds it."""
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
 
 
-def facts_table(title: str, facts: Mapping[str, str], *, heads: tuple[str, str] = ("name", "value")) -> str:
-    """A section of names and texts, such as packages and their versions."""
-    rows = (
-        f"<tr><th scope='row'>{escape(name)}</th><td class='wrap'>{escape(text)}</td></tr>"
-        for name, text in facts.items()
-    )
-    return section(title, table("".join(f"<th scope='col'>{head}</th>" for head in heads), rows))
+def box_rect(box_xyxy: Iterable[float], kind: str = "", *, stroke: str = "", title: str = "") -> str:
+    """A box of an SVG picture, in its pixels, with a class of the style sheet or a colour; `title` is a tooltip."""
+    x1, y1, x2, y2 = map(float, box_xyxy)
+    look = f"class='{kind}'" if kind else f"stroke='{stroke}'"
+    inside = f"<title>{escape(title)}</title>" if title else ""
+    place = f"x='{x1:.1f}' y='{y1:.1f}' width='{max(0, x2 - x1):.1f}' height='{max(0, y2 - y1):.1f}'"
+    return f"<rect {look} {place}>{inside}</rect>"

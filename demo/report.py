@@ -1,11 +1,7 @@
-"""The demo's report: one HTML page, see `edgerpn.page`.
-
-The sections take plain data and return HTML; every text is escaped.
-"""
+"""The demo's report: one HTML page. The sections take plain data and return HTML; every text is escaped."""
 
 from __future__ import annotations
 
-import base64
 import math
 import platform
 import shlex
@@ -28,7 +24,7 @@ from edgerpn.demo.steps import DemoFolder, Picture, VideoRun
 from edgerpn.demo.synthetic.dataset import SyntheticVideo
 from edgerpn.machine import cpu_name
 from edgerpn.manifest import Manifest
-from edgerpn.page import commands, facts_table, head_cells, headlines, page, section, table
+from edgerpn.page import box_rect, head_cells, headlines, jpeg_uri, page, section, table
 from edgerpn.runtime.model import load
 from edgerpn.train.checkpoint import load_model
 from edgerpn.train.config import TrainSettings
@@ -86,8 +82,8 @@ def write_report(facts: DemoFacts) -> dict[str, Mapping[str, float]]:
         recall(columns, _recall_note(facts)),
         pictures((*_val_pictures(facts), *facts.video_run.pictures)),
         timings(facts.video_run.stage_ms, _timings_note(facts)),
-        commands("Next steps", _next_commands(facts.folder)),
-        facts_table("Made with", versions(), heads=("name", "version")),
+        commands(_next_commands(facts.folder)),
+        versions_table(versions()),
         f"<p class='muted'>Network input {width} x {height}, seed {facts.settings.loop.seed}; all settings are in "
         f"{escape(str(facts.folder.training / 'config.toml'))}.</p>",
     )
@@ -139,8 +135,8 @@ def recall(columns: Mapping[str, Mapping[str, float]], note: str) -> str:
         numbers = "".join(f"<td class='number'>{cell}</td>" for cell in cells)
         rows.append(f"<tr><th scope='row'><code>{escape(name)}</code>{meaning}</th>{numbers}</tr>")
     caption = "Average recall is the mean over IoU 0.50 to 0.95 in steps of 0.05."
-    recall_table = table(head_cells("metric", *head), rows, caption=caption, kind="recall")
-    return section("Recall", f"<p>{escape(note)}</p>", recall_table)
+    shown = table(head_cells("metric", *head), rows, caption=caption, kind="recall")
+    return section("Recall", f"<p>{escape(note)}</p>", shown)
 
 
 def _fraction(value: float) -> str:
@@ -179,12 +175,12 @@ def picture_figure(picture: Picture, *, number: int, num_shown: int = _NUM_SHOWN
     found, total = picture.covered(), len(picture.gt_boxes_xyxy)
     best, name = picture.proposals[:num_shown], escape(picture.name)
     truth = (
-        f"{_rect(box, 'edge')}{_rect(box, 'found' if is_found else 'missed')}"
+        f"{box_rect(box, 'edge')}{box_rect(box, 'found' if is_found else 'missed')}"
         for box, is_found in zip(picture.gt_boxes_xyxy, found, strict=True)
     )
     # The best proposal is drawn last, so that it lies on top; its score is a tooltip.
     proposals = (
-        f"{_rect(box, 'edge')}{_rect(box, stroke=score_color(score), title=f'{score:.3f}')}"
+        f"{box_rect(box, 'edge')}{box_rect(box, stroke=score_color(score), title=f'{score:.3f}')}"
         for box, score in reversed(list(zip(best.boxes, best.scores.tolist(), strict=True)))
     )
     view_box = f"viewBox='0 0 {width} {height}' role='img'"
@@ -211,15 +207,7 @@ def _data_uri(image: npt.NDArray[np.uint8]) -> str:
         size = (_PICTURE_WIDTH_PX, max(1, round(height * _PICTURE_WIDTH_PX / width)))
         image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
     _, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, _PICTURE_QUALITY])
-    return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode("ascii")
-
-
-def _rect(box_xyxy: npt.NDArray[np.float32], kind: str = "", *, stroke: str = "", title: str = "") -> str:
-    x1, y1, x2, y2 = box_xyxy.tolist()
-    look = f"class='{kind}'" if kind else f"stroke='{stroke}'"
-    inside = f"<title>{title}</title>" if title else ""
-    place = f"x='{x1:.1f}' y='{y1:.1f}' width='{max(0, x2 - x1):.1f}' height='{max(0, y2 - y1):.1f}'"
-    return f"<rect {look} {place}>{inside}</rect>"
+    return jpeg_uri(encoded.tobytes())
 
 
 def timings(stage_ms: Mapping[str, Sequence[float]], note: str) -> str:
@@ -235,6 +223,21 @@ def timings(stage_ms: Mapping[str, Sequence[float]], note: str) -> str:
     caption = "Milliseconds per frame; dark bar: median, pale bar: 95th percentile."
     head = head_cells("stage", "median", "95 %") + "<th scope='col'>compared</th>"
     return section("Time per frame", f"<p>{escape(note)}</p>", table(head, rows, caption=caption))
+
+
+def commands(lines: Sequence[tuple[str, str]]) -> str:
+    """Purposes and command lines."""
+    items = (f"<p>{escape(purpose)}</p><pre><code>{escape(command)}</code></pre>" for purpose, command in lines)
+    return section("Next steps", *items)
+
+
+def versions_table(names: Mapping[str, str]) -> str:
+    """Packages and machine."""
+    rows = (
+        f"<tr><th scope='row'>{escape(name)}</th><td class='wrap'>{escape(version)}</td></tr>"
+        for name, version in names.items()
+    )
+    return section("Made with", table("<th scope='col'>name</th><th scope='col'>version</th>", rows))
 
 
 def _graph_metrics(facts: DemoFacts) -> dict[str, float]:

@@ -13,11 +13,13 @@ import cv2
 import numpy as np
 import pytest
 
-from edgerpn import page
+import edgerpn.page
 from edgerpn.demo import report
 from edgerpn.demo.charts import Points, line_chart, moving_average
 from edgerpn.demo.report import picture_figure, score_color
 from edgerpn.demo.steps import Picture
+from edgerpn.page import headlines
+from edgerpn.page import page as html_page
 from edgerpn.proposals import Proposals
 
 EVIL = "<script>alert('x')</script> & \"co\""
@@ -53,15 +55,15 @@ def full_page(text: str = "plain") -> str:
         "ONNX": {"AR@100": 0.3409, "AR@100-large": -1.0, text: 0.5},
     }
     sections = (
-        page.headlines([(text, text, text)]),
+        headlines([(text, text, text)]),
         report.training(history),
         report.recall(columns, text),
         report.pictures([picture(text), picture(text)]),
         report.timings({text: [2.0] * 19 + [4.0], "write": [8.0] * 19 + [10.0]}, text),
-        page.commands(text, [(text, text)]),
-        page.facts_table(text, {text: text}),
+        report.commands([(text, text)]),
+        report.versions_table({text: text}),
     )
-    return page.page(text, text, sections)
+    return html_page(text, text, sections)
 
 
 class Page(HTMLParser):
@@ -102,20 +104,20 @@ class Page(HTMLParser):
 
 def test_the_page_is_well_formed_and_loads_nothing() -> None:
     html = full_page()
-    shown = Page(html)
-    assert shown.counts["script"] == shown.counts["link"] == 0
-    assert shown.references
-    assert all(reference.startswith(("data:image/jpeg;base64,", "#")) for reference in shown.references)
+    page = Page(html)
+    assert page.counts["script"] == page.counts["link"] == 0
+    assert page.references
+    assert all(reference.startswith(("data:image/jpeg;base64,", "#")) for reference in page.references)
     assert "@import" not in html
     assert html.count("url(") == html.count("url(#")
     assert "default-src &#x27;none&#x27;" in html or "default-src 'none'" in html
-    assert shown.counts["table"] == 3
-    assert shown.counts["figure"] == 5
-    assert shown.unlabelled_svgs == 0
-    assert shown.counts["style"] == 1
-    assert len(shown.ids) == len(set(shown.ids)) > 2
-    used = {name[1:] for name in shown.references if name[0] == "#"} | set(re.findall(r"url\(#(\w+)\)", html))
-    assert used == set(shown.ids)
+    assert page.counts["table"] == 3
+    assert page.counts["figure"] == 5
+    assert page.unlabelled_svgs == 0
+    assert page.counts["style"] == 1
+    assert len(page.ids) == len(set(page.ids)) > 2
+    used = {name[1:] for name in page.references if name[0] == "#"} | set(re.findall(r"url\(#(\w+)\)", html))
+    assert used == set(page.ids)
 
 
 def test_every_text_is_escaped() -> None:
@@ -128,9 +130,9 @@ def test_every_text_is_escaped() -> None:
 
 
 def test_a_run_without_a_log_has_no_section_on_training() -> None:
-    found = Page(page.page("Nothing", "Yet.", [report.training([])]))
-    assert found.counts["section"] == found.counts["figure"] == 0
-    assert found.counts["h1"] == 1
+    page = Page(html_page("Nothing", "Yet.", [report.training([])]))
+    assert page.counts["section"] == page.counts["figure"] == 0
+    assert page.counts["h1"] == 1
 
 
 def test_the_recall_table_shows_both_models_and_their_difference() -> None:
@@ -203,7 +205,7 @@ def luminance(color: str) -> float:
 
 def colors_of(part: int) -> dict[str, str]:
     """Variables of the style sheet: 0 by daylight, 1 at night."""
-    style = Path(page.__file__).with_name("page.css").read_text(encoding="utf-8")
+    style = Path(edgerpn.page.__file__).with_name("page.css").read_text(encoding="utf-8")
     return dict(re.findall(r"--([\w-]+):(#\w{6})", style.split("prefers-color-scheme:dark")[part]))
 
 
