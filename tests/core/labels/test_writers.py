@@ -7,14 +7,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-import yaml
 
 from edgerpn.errors import ConfigError, DataError
 from edgerpn.labels import WRITERS, LabelledImage, LabelWriter, open_writer
+
+yaml = pytest.importorskip("yaml")
 
 CATEGORIES = ("fish", 'it\'s <a> "crab" & 5: é')
 
@@ -26,9 +28,9 @@ def picture(folder: Path, name: str) -> Path:
     return file
 
 
-def labelled(source: Path, name: str = "a.jpg", **more: object) -> LabelledImage:
+def labelled(source: Path, name: str = "a.jpg", **more: Any) -> LabelledImage:
     """A fish at 10, 5, 30, 15 and a crab to ignore at 0.5, 1, 2.25, 20 in an image of 40 x 20 pixels."""
-    values: dict[str, object] = {
+    values: dict[str, Any] = {
         "file_name": name,
         "source": source,
         "size_wh": (40, 20),
@@ -36,10 +38,10 @@ def labelled(source: Path, name: str = "a.jpg", **more: object) -> LabelledImage
         "categories": np.array([0, 1]),
         "is_ignored": np.array([False, True]),
     }
-    return LabelledImage(**(values | more))  # type: ignore[arg-type]
+    return LabelledImage(**(values | more))
 
 
-def written(kind: str, tmp_path: Path, **more: object) -> tuple[Path, LabelWriter]:
+def written(kind: str, tmp_path: Path, **more: Any) -> tuple[Path, LabelWriter]:
     folder = tmp_path / "out"
     with open_writer(kind, folder, CATEGORIES) as writer:
         writer.add(labelled(picture(tmp_path, "here/a.jpg"), **more), "val")
