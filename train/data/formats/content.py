@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edgerpn.errors import DataError
+from edgerpn.errors import DataError, require
 from edgerpn.machine import available_cores
 from edgerpn.train.data.annotations import BROKEN_FILE, Problems
 from edgerpn.train.data.image_files import ImageFolder, probe_hw
@@ -126,6 +126,25 @@ def read_text(file: Path, what: str) -> str:
         raise DataError(
             f"{file}: not a text in UTF-8 ({error.reason} at byte {error.start}); expected {what}; save it as UTF-8"
         ) from error
+
+
+def parse_xml(file: Path, what: str) -> Any:
+    """Reads an XML file in any encoding that it declares.
+
+    Returns:
+        The root element, as of `xml.etree`.
+
+    Raises:
+        DataError: It cannot be read, is not XML, or has entities.
+    """
+    tree = require("defusedxml.ElementTree", extra="train", purpose=f"reading {what}")
+    try:
+        # Entities and external references are errors.
+        return tree.fromstring(file.read_bytes())
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}; expected an XML file of {what}") from error
+    except (SyntaxError, ValueError, LookupError, RecursionError) as error:
+        raise DataError(f"{file}: not valid XML: {error}; expected an XML file of {what}") from error
 
 
 def check_confined(file: Path, folder: Path) -> None:

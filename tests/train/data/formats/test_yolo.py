@@ -84,7 +84,7 @@ def test_byte_order_marks_and_line_ends_do_not_matter(label: bytes, tmp_path: Pa
     ],
 )
 def test_a_broken_label_file_is_one_named_error(label: str | bytes, message: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=f"^{re.escape(str(tmp_path))}/.*{message}"):
+    with pytest.raises(DataError, match=f"(?s)^{re.escape(str(tmp_path))}/.*{message}"):
         read(make_set(tmp_path, label))
 
 
