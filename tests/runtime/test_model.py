@@ -21,6 +21,7 @@ from edgerpn.errors import (
     InputError,
     ManifestError,
     ManifestVersionError,
+    StreamOpenError,
 )
 from edgerpn.runtime import Model, load
 from edgerpn.runtime.backends import onnxruntime as onnxruntime_backend
