@@ -307,7 +307,5 @@ def test_windows_that_cannot_open_end_the_command_before_any_source(
         monkeypatch.setattr("edgerpn.runtime.sinks.picture_sinks.has_windows", lambda cv2: False)
     # A camera that is down: its first result, and so its window, would never come.
     assert main(["run", str(model_path), "http://127.0.0.1:9/x", "--show"]) == 1
-    message = capsys.readouterr().err
-    assert (
-        "--show: " + ("this build of OpenCV has no windows" if has_display else "there is no display here") in message
-    )
+    expected = "this build of OpenCV has no windows" if has_display else "there is no display here"
+    assert f"--show: {expected}" in capsys.readouterr().err
