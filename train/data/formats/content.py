@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from edgerpn.errors import DataError, require
 from edgerpn.machine import available_cores
 from edgerpn.train.data.annotations import BROKEN_FILE, Problems
-from edgerpn.train.data.image_files import ImageFolder, probe_hw
+from edgerpn.train.data.image_files import ImageFolder, probe_image
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".jp2", ".avif", ".gif"}
@@ -189,7 +189,7 @@ def stored_sizes(files: Iterable[Path], images: Path, problems: Problems) -> dic
     def size(file: Path) -> tuple[Path, tuple[int, int] | DataError]:
         folder.locate(file.relative_to(images).as_posix())
         try:
-            return file, probe_hw(file, "header")
+            return file, probe_image(file, "header").stored_hw
         except DataError as error:
             return file, error
 
