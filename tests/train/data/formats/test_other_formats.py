@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ MAKERS: dict[str, Callable[[Path, int], None]] = {
 }
 
 
-def boxes(dataset: Dataset) -> list[list[list[float]]]:
+def boxes(dataset: Dataset) -> list[Any]:
     return [record.boxes_xyxy.tolist() for record in dataset.records]
 
 
@@ -100,7 +101,7 @@ def test_open_images_counts_rows_of_other_images_and_images_without_rows(tmp_pat
 
 
 def test_labelme_shapes(tmp_path: Path) -> None:
-    shapes: tuple[tuple[str, str, list[list[object]]], ...] = (
+    shapes: tuple[Any, ...] = (
         ("fish", "rectangle", [[30, 15.5], [10, 5]]),
         ("crab", "polygon", [[1, 2], [9, 3], [4, 8]]),
         ("crab", "circle", [[20, 10], [23, 14]]),  # radius 5
@@ -163,7 +164,7 @@ def test_cvat_shapes(tmp_path: Path) -> None:
     )
     write_image(tmp_path / "images" / "sub" / "a.png")
     dataset = cvat_set(tmp_path, f'<image id="0" name="sub/a.png" width="40" height="20">{"".join(shapes)}</image>')
-    expected = [[10.5, 5, 30, 15], [18, 6, 22, 14], [1, 2, 9, 8], [15, 6, 25, 14], [3, 4, 8, 10], [1, 1, 9, 8]]
+    expected: Any = [[10.5, 5, 30, 15], [18, 6, 22, 14], [1, 2, 9, 8], [15, 6, 25, 14], [3, 4, 8, 10], [1, 1, 9, 8]]
     np.testing.assert_allclose(boxes(dataset)[0][:6], expected, atol=1e-6)
     assert [line.partition(",")[0] for line in dataset.problems] == [
         "object without an extent (a point",
@@ -202,7 +203,7 @@ def test_cvat_tracks_give_boxes_to_frames(tmp_path: Path) -> None:
 
 
 def test_label_studio_shapes(tmp_path: Path) -> None:
-    results = (
+    results: tuple[Any, ...] = (
         label_studio_result("rectanglelabels", "fish", x=25, y=25, width=50, height=50, rotation=0),
         # 8 x 4 pixels at 20, 5, turned by 90 degrees about its left upper corner.
         label_studio_result("rectanglelabels", "fish", x=50, y=25, width=20, height=20, rotation=90),
