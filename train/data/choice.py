@@ -1,10 +1,12 @@
-"""The choice of format and validation split of a data set: `--format` and `--split`."""
+"""The choices about a data set: its format, its validation split, and what is accepted of it."""
 
 from __future__ import annotations
 
 import argparse
 import re
 from dataclasses import dataclass
+
+from edgerpn.train.data.rules import RULE_NAMES
 
 FORMATS = ("auto", "coco", "yolo", "voc")
 _SPLIT_SYNTAX = (
@@ -42,6 +44,8 @@ class DataChoice:
     """One of `FORMATS`; "auto": recognised by the files."""
     split: str = ""
     """FRACTION, FRACTION@SEED or names of splits, see `parse_split`; "": the set's own, or a fifth held out."""
+    allow: tuple[str, ...] = ()
+    """Rules about whole sets that are accepted, see `edgerpn.train.data.rules`."""
 
     @property
     def rule(self) -> SplitRule:
@@ -71,7 +75,7 @@ def parse_split(text: str) -> SplitRule:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds `--format` and `--split`, for a data set."""
+    """Adds `--format`, `--split` and `--allow`, for a data set."""
     parser.add_argument(
         "--format", choices=FORMATS, default=None, help="format of the data set (default: recognised by the files)"
     )
@@ -82,11 +86,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="validation split: share of the training images to hold out (0.2, or 0.2@SEED), or names (val=test); "
         "default: the set's own, else 0.2",
     )
+    parser.add_argument(
+        "--allow",
+        action="append",
+        choices=RULE_NAMES,
+        default=[],
+        metavar="NAME",
+        help="accept a set that this check refuses, for those who know better; the error names it; may be repeated",
+    )
 
 
 def chosen(arguments: argparse.Namespace) -> DataChoice:
     """Returns the choice of a command line."""
-    return DataChoice(format=arguments.format or "auto", split=arguments.split or "")
+    return DataChoice(
+        format=arguments.format or "auto", split=arguments.split or "", allow=tuple(dict.fromkeys(arguments.allow))
+    )
 
 
 def _split_argument(text: str) -> str:

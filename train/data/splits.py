@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Literal
 
 from edgerpn.errors import DataError
-from edgerpn.train.data import annotations as data_annotations
 from edgerpn.train.data.choice import DataChoice
 from edgerpn.train.data.formats import coco_layouts, voc, yolo
 from edgerpn.train.data.formats.by_source import SourceSplit, split_by_source
 from edgerpn.train.data.formats.content import Content, Layout, Split
+from edgerpn.train.data.listing import load_content
 
 __all__ = ["Split", "SplitName", "find_layouts", "find_split", "find_train_and_val"]
 
@@ -53,7 +53,7 @@ def find_split(path: Path, split: SplitName, choice: DataChoice = _DEFAULT, log:
         origin = found.label
     if log is not None:
         log(f"{path}: {layout.title}; {split}: {origin}")
-    return found
+    return found._replace(allow=choice.allow)
 
 
 def find_train_and_val(path: Path, choice: DataChoice = _DEFAULT, log: Log | None = None) -> tuple[Split, Split]:
@@ -78,7 +78,7 @@ def find_train_and_val(path: Path, choice: DataChoice = _DEFAULT, log: Log | Non
     if log is not None:
         unused = sorted(layout.splits.keys() - {rule.train, rule.val})
         log(f"{path}: {layout.title}; {origin}{f'; not used: {chr(44).join(unused)}' if unused else ''}")
-    return train, val
+    return train._replace(allow=choice.allow), val._replace(allow=choice.allow)
 
 
 def find_layouts(folder: Path, data_format: str = "auto") -> list[Layout]:
@@ -155,11 +155,7 @@ def _hold_out(path: Path, layout: Layout, choice: DataChoice) -> tuple[Split, Sp
     """Splits the training images by source; returns both parts and a summary."""
     rule = choice.rule
     whole = _named(path, layout, rule.train)
-    content = whole.load() if whole.load is not None else coco_layouts.read_file(whole.annotations)
-    # A broken record is named by its place in the whole file, so it is looked for before the split.
-    known = {image.image_id for image in data_annotations.parse_images(content.root["images"], whole.annotations)}
-    boxes = content.root["annotations"]
-    data_annotations.parse_boxes(boxes, whole.annotations, dict.fromkeys(known), data_annotations.Problems())
+    content = load_content(whole)
     parts = split_by_source(content, rule.share, rule.seed, whole.annotations)
     return _part(whole, "train", parts), _part(whole, "val", parts), parts.summary
 

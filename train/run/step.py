@@ -46,7 +46,7 @@ class StepRecord:
     """Number of the step, from 0."""
     epoch: int
     """Number of the epoch, from 0."""
-    image_ids: tuple[int, ...]
+    image_ids: tuple[ImageId, ...]
     """COCO ids of this process's images."""
     learning_rate: float
     """Rate of the step."""
