@@ -105,6 +105,7 @@ def resolve_settings(
     holdout_classes: Sequence[str] | None = None,
     data_format: str | None = None,
     data_split: str | None = None,
+    data_allow: Sequence[str] = (),
     overrides: Sequence[str] = (),
 ) -> TrainSettings:
     """Resolves settings from preset (or `base`) < TOML file < the named arguments < `overrides` ("a.b=value").
@@ -125,6 +126,8 @@ def resolve_settings(
         texts.append(f"data.format={data_format}")
     if data_split is not None:
         texts.append(f"data.split={json.dumps(data_split)}")
+    if data_allow:
+        texts.append(f"data.allow={json.dumps(list(dict.fromkeys(data_allow)))}")
     texts += overrides
     if base is None:
         return load_settings(preset=preset or "edge", file=file, overrides=tuple(texts))

@@ -251,6 +251,7 @@ def parse_boxes(
     classes = class_ids(root)
     class_names = tuple(dict.fromkeys([*(name for name, _ in classes), "object"]))
     class_rows = {class_id: class_names.index(name) for name, class_id in classes}
+    unnamed = class_names.index("object")
     of_class = [_id_of(row.get("category_id")) for row in rows]
     return ListedBoxes(
         names=names,
@@ -258,7 +259,9 @@ def parse_boxes(
         xywh=np.array([row["bbox"] for row in rows], np.float64).reshape(-1, 4),
         is_crowd=np.fromiter((row.get("iscrowd", 0) == 1 for row in rows), np.bool_, len(rows)),
         class_rows=np.fromiter(
-            (class_rows.get(class_id, class_names.index("object")) for class_id in of_class), np.int64, len(rows)
+            (class_rows.get(class_id, unnamed) if class_id is not None else unnamed for class_id in of_class),
+            np.int64,
+            len(rows),
         ),
         class_names=class_names,
         is_held_out=np.fromiter((class_id in held_out for class_id in of_class), np.bool_, len(rows)),
@@ -285,7 +288,7 @@ def parse_holdout(root: Mapping[str, Any], names: Sequence[str], file: Path) -> 
     if unknown:
         raise DataError(
             f"{file}: no class named {', '.join(map(repr, unknown))} to hold out; it has "
-            f"{', '.join(map(repr, ids)) or 'no list of categories'}"
+            f"{', '.join(map(repr, ids)) or 'no usable list of categories'}"
         )
     held_out = frozenset().union(*(ids[name] for name in names))
     if held_out == frozenset().union(*ids.values()):
@@ -392,7 +395,7 @@ def _repair_box(row: Any, name: str, known: Mapping[ImageId, ImageId], problems:
     image_id = _id_of(row.get("image_id"))
     if image_id is not None and image_id not in known:
         twin = twin_id(image_id)
-        image_id = twin if twin in known else None
+        image_id = known.get(twin) if twin is not None else None
     if image_id is None:
         problems.add(UNKNOWN_IMAGE, f"{name}: image {_shorten(row.get('image_id'))}")
         return None

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from edgerpn.train.data.annotations import ImageId
 from edgerpn.train.data.augment import Sample
 
 

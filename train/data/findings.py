@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerpn.errors import DataError
+from edgerpn.letterbox import letterbox
 from edgerpn.train.data.annotations import ListedBoxes
-from edgerpn.train.data.rules import CLIPPED, CORNERS, FRACTIONS, OUTSIDE, PERCENT, REPEATED, TINY, Rule
+from edgerpn.train.data.rules import CLIPPED, CORNERS, FRACTIONS, OUTSIDE, PERCENT, REPEATED, TINY, UNSEEN, Rule
 
 _FEW_BOXES = 10
 """Of fewer boxes, shares say little."""
@@ -41,7 +42,8 @@ class Finding:
     @property
     def is_error(self) -> bool:
         """Whether a sound set does not have so many."""
-        return self.count >= self.rule.least and self.count > self.rule.limit * self.total
+        says_something = self.rule.of != "boxes" or self.total >= _FEW_BOXES
+        return says_something and self.count >= self.rule.least and self.count > self.rule.limit * self.total
 
     def __str__(self) -> str:
         return f"{self.count} of {self.total} {self.rule.of} {self.rule.what}: {self.rule.cause}"
@@ -54,7 +56,7 @@ def find_in_boxes(boxes: ListedBoxes, image_hw: npt.NDArray[np.float64]) -> list
         boxes: All N boxes of a set.
         image_hw: (N, 2) height and width of the image of each, pixels; infinite if unknown.
     """
-    if len(boxes) < _FEW_BOXES:
+    if not len(boxes):
         return []
     x, y, width, height = np.where(np.isfinite(boxes.xywh), boxes.xywh, np.nan).T
     image_h, image_w = image_hw.T
@@ -97,6 +99,28 @@ def find_doubles(boxes: ListedBoxes, xyxy: npt.NDArray[np.float32]) -> Mask:
     is_double = np.zeros(len(boxes), np.bool_)
     is_double[order[1:]] = (columns[order[1:]] == columns[order[:-1]]).all(axis=1)
     return is_double
+
+
+def find_unseen(
+    boxes_of_images: Iterable[tuple[tuple[int, int], npt.NDArray[np.float32]]],
+    input_hw: tuple[int, int],
+    largest_scale: float,
+    min_box_px: float,
+) -> Finding:
+    """Finds boxes that are smaller than `min_box_px` in the largest view of their image.
+
+    Args:
+        boxes_of_images: Height and width of each image, and its boxes (G, 4) x1, y1, x2, y2, pixels.
+        input_hw: Height and width of the network's input, pixels.
+        largest_scale: Largest size of a view relative to the image letterboxed into the input.
+        min_box_px: Smallest side of a box in a view, pixels.
+    """
+    count = total = 0
+    for hw, boxes in boxes_of_images:
+        sides = (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf)
+        count += int((sides * letterbox(hw, input_hw).scale_xy[0] * largest_scale < min_box_px).sum())
+        total += len(boxes)
+    return Finding(rule=UNSEEN, count=count, total=total)
 
 
 def find_repeated(files: Sequence[Path | str | None]) -> Finding:

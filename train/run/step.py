@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from edgerpn.errors import TrainingDivergedError
+from edgerpn.train.data.annotations import ImageId
 from edgerpn.train.data.batch import TrainBatch
 from edgerpn.train.learning.assign import assign, sample
 from edgerpn.train.learning.loss import LossSums, rpn_loss_sums
