@@ -174,7 +174,11 @@ def fractions_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("val.json", lambda rows: [], "val.json: no objects to measure recall on: its 12 images have 0 regions of many"),
+        (
+            "val.json",
+            lambda rows: [],
+            "val.json: no objects to measure recall on: its 12 images have 0 regions of many",
+        ),
         ("val.json", crowds_only, r"val.json: no objects to measure recall on: its 12 images have \d+ regions of many"),
         ("train.json", lambda rows: [], "train.json: no objects to learn from: its 16 images have 0 regions of many"),
         ("train.json", fractions_of, r"train.json: (\d+) of \1 boxes lie within 0..1: .*--allow units"),

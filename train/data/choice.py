@@ -1,14 +1,17 @@
-"""The choices about a data set: its format, its validation split, and what is accepted of it."""
+"""The choices about a data set: its format, its validation split, its classes, and what is accepted of it."""
 
 from __future__ import annotations
 
 import argparse
 import re
 from dataclasses import dataclass
+from typing import Literal, get_args
 
+from edgerpn.arguments import names_argument
 from edgerpn.train.data.rules import RULE_NAMES
 
-FORMATS = ("auto", "coco", "yolo", "voc")
+DataFormat = Literal["auto", "coco", "yolo", "voc", "openimages", "labelme", "cvat", "labelstudio"]
+FORMATS: tuple[str, ...] = get_args(DataFormat)
 _SPLIT_SYNTAX = (
     "FRACTION such as 0.2, FRACTION@SEED such as 0.2@7, or the names of splits such as val=test or train=train,val=test"
 )
@@ -38,7 +41,7 @@ class SplitRule:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataChoice:
-    """Format and split as given."""
+    """Format, split and classes as given."""
 
     format: str = "auto"
     """One of `FORMATS`; "auto": recognised by the files."""
@@ -46,6 +49,8 @@ class DataChoice:
     """FRACTION, FRACTION@SEED or names of splits, see `parse_split`; "": the set's own, or a fifth held out."""
     allow: tuple[str, ...] = ()
     """Rules about whole sets that are accepted, see `edgerpn.train.data.rules`."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes whose boxes count; empty: all."""
 
     @property
     def rule(self) -> SplitRule:
@@ -75,7 +80,7 @@ def parse_split(text: str) -> SplitRule:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds `--format`, `--split` and `--allow`, for a data set."""
+    """Adds `--format`, `--split`, `--classes` and `--allow`, for a data set."""
     parser.add_argument(
         "--format", choices=FORMATS, default=None, help="format of the data set (default: recognised by the files)"
     )
@@ -94,12 +99,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="accept a set that this check refuses, for those who know better; the error names it; may be repeated",
     )
+    parser.add_argument(
+        "--classes",
+        type=names_argument,
+        metavar="A,B",
+        help="use the boxes of these classes only (default: all); the others count as background",
+    )
 
 
 def chosen(arguments: argparse.Namespace) -> DataChoice:
     """Returns the choice of a command line."""
     return DataChoice(
-        format=arguments.format or "auto", split=arguments.split or "", allow=tuple(dict.fromkeys(arguments.allow))
+        format=arguments.format or "auto",
+        split=arguments.split or "",
+        classes=arguments.classes or (),
+        allow=tuple(dict.fromkeys(arguments.allow)),
     )
 
 

@@ -30,7 +30,7 @@ from edgerpn.train.data.annotations import (
 )
 from edgerpn.train.data.findings import Finding, refuse
 from edgerpn.train.data.formats.content import Split
-from edgerpn.train.data.image_files import ImageFolder, Verify, probe_hw, read_image
+from edgerpn.train.data.image_files import ImageFolder, Verify, probe_image, read_image
 from edgerpn.train.data.listing import CheckedBoxes, Listing, check_boxes, known_sizes, load_content, read_listing
 from edgerpn.train.data.rules import IMAGES
 
@@ -306,7 +306,7 @@ def _check_file(
     if verify == "none" and image.hw is not None:
         return (file, image.hw), None
     try:
-        found = probe_hw(file, "header" if verify == "none" else verify)
+        found = probe_image(file, "header" if verify == "none" else verify).stored_hw
     except DataError as error:
         return None, (BROKEN_FILE, f"image {image.image_id}: {error}")
     if image.hw is not None and found != image.hw:
