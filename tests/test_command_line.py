@@ -18,15 +18,15 @@ from edgerpn.__main__ import COMMANDS, STAGES, build_parser, main
 EVERY_COMMAND = "-h --help --debug"
 ARGUMENTS = {
     "train": (
-        "--data --format --split --classes --allow -o --output --out --epochs --minutes --size --preset --holdout-classes"
-        " --backbone-weights --resume --config --set --print-config"
+        "--data --format --split --classes --allow -o --output --out --epochs --minutes --size --preset"
+        " --holdout-classes --backbone-weights --resume --config --set --print-config"
     ),
     "data check": "path --format --split --classes --allow",
     "anchors": "--data --format --split --classes --allow --size --preset --strides --sizes --ratios -o --output",
     "import": "source file -o --output --arch --size --norm-eps",
     "eval": (
-        "model --data --format --split --classes --allow --images --results -o --output --proposals --size --holdout-classes"
-        " --allow-host-code"
+        "model --data --format --split --classes --allow --images --results -o --output --proposals --size"
+        " --holdout-classes --allow-host-code"
     ),
     "export": (
         "checkpoint -o --output --target --size --source-size --batch --proposals --precision --calibration"

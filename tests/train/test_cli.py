@@ -177,7 +177,7 @@ def fractions_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         (
             "val.json",
             lambda rows: [],
-            "val.json: no objects to measure recall on: its 12 images have 0 regions of many",
+            "val.json: no objects to measure recall on: its 12 images have 0 regions",
         ),
         ("val.json", crowds_only, r"val.json: no objects to measure recall on: its 12 images have \d+ regions of many"),
         ("train.json", lambda rows: [], "train.json: no objects to learn from: its 16 images have 0 regions of many"),
