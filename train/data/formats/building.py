@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgerpn.errors import DataError
+from edgerpn.images.formats import list_images
 from edgerpn.train.data.annotations import ProblemKind, Problems
-from edgerpn.train.data.formats.content import Content, digest_of, list_images, stored_sizes
+from edgerpn.train.data.formats.content import Content, digest_of, stored_sizes
 
 UNANNOTATED = ProblemKind("image without annotations", "not used")
 BAD_OBJECT = ProblemKind("object whose form or numbers cannot be read", "dropped")
@@ -99,7 +100,7 @@ class ImageIndex:
 
     def __init__(self, folder: Path) -> None:
         """Lists the folder."""
-        self.files = list_images(folder)
+        self.files = list_images(folder, recursive=True)
         self._by_stem: dict[str, list[Path]] = {}
         self._by_name: dict[str, list[Path]] = {}
         self._by_base_stem: dict[str, list[Path]] = {}

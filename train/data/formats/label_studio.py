@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from edgerpn.errors import DataError
+from edgerpn.images.formats import has_image_suffix
 from edgerpn.train.data.annotations import MISSING_FILE, ProblemKind, Problems
 from edgerpn.train.data.formats.building import (
     BAD_OBJECT,
@@ -27,7 +28,7 @@ from edgerpn.train.data.formats.building import (
     rotated,
     size_hw,
 )
-from edgerpn.train.data.formats.content import Content, Layout, Split, is_image, read_text, stored_sizes, visible_files
+from edgerpn.train.data.formats.content import Content, Layout, Split, read_text, stored_sizes, visible_files
 
 LOOKED_FOR = "Label Studio: a JSON export (a list of tasks with 'data' and 'annotations') and images/"
 
@@ -132,7 +133,7 @@ def _image_of(task: dict[str, Any], index: ImageIndex) -> Path | None:
             path = _path_of(value)
             folder, slash, base = path.rpartition("/")
             original = f"{folder}{slash}{base[9:]}" if _UPLOAD.match(base) else path
-            if is_image(base):
+            if has_image_suffix(base):
                 return index.by_path(path) or index.by_path(original)
     return None
 

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from edgerpn.errors import DataError
+from edgerpn.images.formats import has_image_suffix
 from edgerpn.train.data.annotations import MISSING_FILE, Problems
 from edgerpn.train.data.formats.building import (
     BAD_OBJECT,
@@ -30,7 +31,6 @@ from edgerpn.train.data.formats.content import (
     Split,
     annotated_images,
     check_confined,
-    is_image,
     parse_xml,
     read_text,
     relative_parts,
@@ -156,7 +156,7 @@ def _listed_file(line: str, source: _Source, where: str) -> tuple[str, Path]:
     """Returns the image of a line, which may have a 1 or -1 behind it, and its XML file."""
     for text in (line.strip(), line.split()[0]):
         stem = "/".join(relative_parts(text, where))
-        stem = os.path.splitext(stem)[0] if is_image(stem) else stem
+        stem = os.path.splitext(stem)[0] if has_image_suffix(stem) else stem
         file = source.xml / f"{stem}.xml"
         # Unlike Path.is_file, it takes a name that is too long.
         if os.path.isfile(file):

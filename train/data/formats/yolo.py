@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edgerpn.errors import DataError, require
+from edgerpn.images.formats import has_image_suffix, list_images
 from edgerpn.train.data.annotations import ProblemKind, Problems
 from edgerpn.train.data.formats.building import BAD_OBJECT, ContentBuilder, FoundObject, extent
 from edgerpn.train.data.formats.content import (
@@ -25,8 +26,6 @@ from edgerpn.train.data.formats.content import (
     Split,
     annotated_images,
     check_confined,
-    is_image,
-    list_images,
     read_text,
     relative_parts,
     stored_sizes,
@@ -249,14 +248,14 @@ def _label_places(image: Path, source: _Source) -> str:
 
 def _images_of(entry: Path, source: _Source) -> list[Path]:
     if entry.is_dir():
-        return list_images(entry)
+        return list_images(entry, recursive=True)
     files = []
     for number, line in enumerate(read_text(entry, "a list of image files").splitlines(), start=1):
         text = line.strip()
         if not text:
             continue
         file = _listed_image(text, entry, source.folder, f"{entry}: line {number}")
-        if is_image(file.name):
+        if has_image_suffix(file.name):
             files.append(file)
     return files
 
