@@ -16,7 +16,7 @@ from edgerpn.train.data.formats.by_source import SourceSplit, split_by_source
 from edgerpn.train.data.formats.classes import check_classes, ids_by_name, select_classes
 from edgerpn.train.data.formats.content import Content, Layout, Split
 
-__all__ = ["Split", "SplitName", "find_layouts", "find_split", "find_train_and_val"]
+__all__ = ["Split", "SplitName", "find_layouts", "find_split", "find_splits", "find_train_and_val"]
 
 SplitName = Literal["train", "val"]
 Log = Callable[[str], None]
@@ -89,6 +89,21 @@ def find_train_and_val(path: Path, choice: DataChoice = _DEFAULT, log: Log | Non
         not_used = f"; not used: {','.join(unused)}" if unused else ""
         log(f"{path}: {layout.title}; {origin}{not_used}{_selection(choice)}")
     return _selected(train, layout, choice), _selected(val, layout, choice)
+
+
+def find_splits(path: Path, choice: DataChoice = _DEFAULT, log: Log | None = None) -> dict[str, Split]:
+    """Finds all splits of a data set by name; arguments and errors as in `find_split`.
+
+    They are those that the set has, or the two that `choice` makes of it.
+    """
+    if choice.split:
+        train, val = find_train_and_val(path, choice, log)
+        return {"train": train, "val": val}
+    layout = _layout(path, choice)
+    if log is not None:
+        found = ", ".join(f"{name}: {split.label}" for name, split in layout.splits.items())
+        log(f"{path}: {layout.title}; {found}{_selection(choice)}")
+    return {name: _selected(split, layout, choice) for name, split in layout.splits.items()}
 
 
 def find_layouts(folder: Path, data_format: str = "auto") -> list[Layout]:
@@ -211,7 +226,7 @@ def _hold_out(path: Path, layout: Layout, choice: DataChoice) -> tuple[Split, Sp
     known = {image.image_id for image in data_annotations.parse_images(content.root["images"], whole.annotations)}
     boxes = content.root["annotations"]
     data_annotations.parse_boxes(boxes, whole.annotations, dict.fromkeys(known), data_annotations.Problems())
-    parts = split_by_source(content, rule.share, rule.seed, whole.annotations)
+    parts = split_by_source(content, rule.share, rule.seed, whole.annotations, whole.images)
     return _part(whole, "train", parts), _part(whole, "val", parts), parts.summary
 
 
