@@ -58,8 +58,9 @@ def convert(
                 log(f"{name}: {writer.num_images - before[0]} images, {writer.num_boxes - before[1]} boxes")
                 for line in dataset.problems:
                     log(f"  {line}")
-    for line in writer.notes() if log is not None else ():
-        log(line)
+    if log is not None:
+        for line in writer.notes():
+            log(line)
     return writer
 
 

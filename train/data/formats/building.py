@@ -8,16 +8,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edgerpn.errors import DataError
 from edgerpn.images.formats import list_images
 from edgerpn.train.data.annotations import ProblemKind, Problems
 from edgerpn.train.data.formats.content import Content, digest_of, stored_sizes
 
 UNANNOTATED = ProblemKind("image without annotations", "not used")
-BAD_OBJECT = ProblemKind("object whose form or numbers cannot be read", "dropped")
 NO_BOX = ProblemKind("object without an extent (a point, a line, a mask)", "dropped")
-
-_MAX_BAD = 0.1
 
 
 class FoundObject(NamedTuple):
@@ -78,18 +74,8 @@ class ContentBuilder:
             self._boxes.append(box)
             self._names.append(found.name)
 
-    def content(self, where: Path) -> Content:
-        """Returns the set that was read from a file or folder.
-
-        Raises:
-            DataError: More than a tenth of the objects cannot be read.
-        """
-        num_bad = self._problems.count(BAD_OBJECT)
-        if num_bad > _MAX_BAD * (num_bad + len(self._boxes)):
-            raise DataError(
-                f"{where}: {num_bad} of {num_bad + len(self._boxes)} objects cannot be read; correct or remove them:",
-                problems=self._problems.lines(),
-            )
+    def content(self) -> Content:
+        """Returns the set."""
         categories = [{"id": number, "name": name} for name, number in self._classes.items()]
         root = {"images": self._images, "annotations": self._boxes, "categories": categories}
         return Content(root=root, sha256=digest_of(root), box_names=tuple(self._names), problems=self._problems)

@@ -15,9 +15,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from edgerpn.errors import DataError
 from edgerpn.images.formats import has_image_suffix
-from edgerpn.train.data.annotations import MISSING_FILE, ProblemKind, Problems
+from edgerpn.train.data.annotations import BAD_OBJECT, MISSING_FILE, ProblemKind, Problems
 from edgerpn.train.data.formats.building import (
-    BAD_OBJECT,
     NO_BOX,
     UNANNOTATED,
     ContentBuilder,
@@ -96,7 +95,7 @@ def read_content(file: Path, images: Path) -> Content:
             hw = next((size for size in sizes if size), None) or stored_sizes([image], images, problems).get(image)
             if hw is not None:
                 builder.add(image, hw, _objects(results, hw, name, problems))
-    return builder.content(file)
+    return builder.content()
 
 
 def _entries(task: dict[str, Any], key: str) -> list[dict[str, Any]]:

@@ -14,9 +14,8 @@ from pathlib import Path
 
 from edgerpn.errors import DataError
 from edgerpn.images.formats import has_image_suffix
-from edgerpn.train.data.annotations import MISSING_FILE, Problems
+from edgerpn.train.data.annotations import BAD_OBJECT, MISSING_FILE, Problems
 from edgerpn.train.data.formats.building import (
-    BAD_OBJECT,
     UNANNOTATED,
     ContentBuilder,
     FoundObject,
@@ -116,7 +115,7 @@ def read_content(source: _Source) -> Content:
     builder = ContentBuilder(source.images, problems)
     for image, found in parsed.items():
         builder.add(image, found.hw, found.objects)
-    return builder.content(source.xml)
+    return builder.content()
 
 
 def _listed_sources(folder: Path, xml: Path, images: Path) -> dict[str, _Source]:

@@ -17,8 +17,8 @@ from typing import Any
 
 from edgerpn.errors import DataError, require
 from edgerpn.images.formats import has_image_suffix, list_images
-from edgerpn.train.data.annotations import ProblemKind, Problems
-from edgerpn.train.data.formats.building import BAD_OBJECT, ContentBuilder, FoundObject, extent
+from edgerpn.train.data.annotations import BAD_OBJECT, ProblemKind, Problems
+from edgerpn.train.data.formats.building import ContentBuilder, FoundObject, extent
 from edgerpn.train.data.formats.content import (
     SPLIT_NAMES,
     Content,
@@ -168,7 +168,7 @@ def read_content(source: _Source) -> Content:
             f"{source.file}: {len(in_pixels)} of {num_boxes} boxes have numbers above 1, as if in pixels (first: "
             f"{in_pixels[0]}); expected {_LINE}; divide them by the width and height of the image"
         )
-    return builder.content(source.file)
+    return builder.content()
 
 
 def _split(split: str, source: _Source) -> Split:
