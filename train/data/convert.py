@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def convert(
     ):
         for name, dataset in datasets.items():
             before = writer.num_images, writer.num_boxes
-            for image in _images(dataset, splits[name].images, categories):
+            for image in _images(dataset, categories):
                 writer.add(image, name)
                 bar.update()
             if log is not None:
@@ -75,13 +76,14 @@ def _categories(datasets: Iterable[Dataset]) -> dict[str, int]:
     return {name: number for number, name in enumerate(names)}
 
 
-def _images(dataset: Dataset, folder: Path, categories: Mapping[str, int]) -> Iterator[LabelledImage]:
+def _images(dataset: Dataset, categories: Mapping[str, int]) -> Iterator[LabelledImage]:
+    # Without the folders that all images share, such as images/train/ of a YOLO set.
+    folder = os.path.commonpath([record.file.parent for record in dataset.records])
     numbers = np.array([categories.get(name, 0) for name in dataset.class_names], np.int64)
     keeps_ids = all(isinstance(record.image_id, int) for record in dataset.records)
     for record in dataset.records:
-        is_below = folder in record.file.parents
         yield LabelledImage(
-            file_name=record.file.relative_to(folder).as_posix() if is_below else record.file.name,
+            file_name=record.file.relative_to(folder).as_posix(),
             source=record.file,
             size_wh=(record.hw[1], record.hw[0]),
             boxes_xyxy=np.concatenate((record.boxes_xyxy, record.ignore_xyxy)).astype(np.float64),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,12 +108,17 @@ class ImageIndex:
         return next((file for file in choices if file.name == name), choices[0] if choices else self.by_path(path))
 
     def by_path(self, path: str) -> Path | None:
-        """Returns the image whose path agrees in most parts from the end; None if several do.
+        """Returns the image with this path below the folder, or whose path agrees in most parts from the end.
+
+        It is None if several agree in as many.
 
         Args:
             path: As written, maybe on another machine; without a suffix, any suffix fits.
         """
         *folders, name = _parts(path)
+        exact = self._by_stem.get("/".join((*folders, os.path.splitext(name)[0])), [])
+        if (found := next((file for file in exact if file.name == name), None)) is not None:
+            return found
         choices = self._by_name.get(name) or self._by_base_stem.get(name, [])
         ranked = sorted((-_common_tail(file.parts[:-1], folders), file) for file in choices)
         is_clear = len(ranked) == 1 or (len(ranked) > 1 and ranked[0][0] < ranked[1][0])

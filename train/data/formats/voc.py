@@ -33,7 +33,6 @@ from edgerpn.train.data.formats.content import (
     parse_xml,
     read_text,
     relative_parts,
-    visible_files,
 )
 
 LOOKED_FOR = "PASCAL VOC: Annotations/ (XML files) and JPEGImages/; XML files beside images, also in train/ and valid/"
@@ -70,7 +69,7 @@ class _Image:
 def find_layouts(folder: Path) -> list[Layout]:
     """Returns the PASCAL VOC layout in a folder, if there is one."""
     for name in ("Annotations", "annotations"):
-        if visible_files(folder / name, ".xml"):
+        if next((folder / name).rglob("*.[xX][mM][lL]"), None) is not None:
             places = (folder / place for place in ("JPEGImages", "images", "Images"))
             images = next((place for place in places if place.is_dir()), folder)
             sources = _listed_sources(folder, folder / name, images)
