@@ -261,7 +261,9 @@ def test_any_damage_ends_in_one_named_error_or_in_counted_repairs(seed: int, dam
     elif damage == "bom":
         data = rng.choice([codecs.BOM_UTF8, codecs.BOM_UTF16_LE, b""]) + data
     problems = Problems()
-    message, root, names = "train.json: ", {}, ()
+    message = "train.json: "
+    root: dict[str, Any] = {}
+    names: tuple[str, ...] = ()
     try:
         root, names = repair_rows(parse_json(data, FILE), FILE, problems)
     except DataError as error:

@@ -28,12 +28,12 @@ def read(
     *,
     allow: Sequence[str] = (),
     names: Sequence[str] = (),
-    **sizes: int,
+    width: int = WIDTH,
+    height: int = HEIGHT,
 ) -> Dataset:
     """The set of `boxes`, the first of each image first; file names may be given."""
-    size = {"width": WIDTH, "height": HEIGHT, **sizes}
     names = names or [f"{n}.jpg" for n in range(NUM_IMAGES)]
-    images = [{"id": n, "file_name": name, **size} for n, name in enumerate(names)]
+    images = [{"id": n, "file_name": name, "width": width, "height": height} for n, name in enumerate(names)]
     rows: list[dict[str, Any]] = [
         {"id": n, "image_id": n % len(images), "bbox": [*box]} for n, box in enumerate(boxes, start=0)
     ]
@@ -109,28 +109,36 @@ def test_a_set_of_wrong_boxes_is_refused_and_can_be_accepted(
 
 
 @pytest.mark.parametrize(
-    ("boxes", "sizes", "found"),
+    ("boxes", "wh", "found"),
     [
         # Objects in the top left corner of small pictures, and a few of them in large ones, are no percentages.
-        ([[x / 8, y / 8, 30, 30] for x, y, *_ in BOXES], {"width": 120, "height": 120}, {}),
-        ([[10, 10, 20, 20], *BOXES[1:]], {}, {}),
-        ([[n, n, 20, 20] for n in range(20)], {}, {}),
+        ([[x / 8, y / 8, 30, 30] for x, y, *_ in BOXES], (120, 120), {}),
+        ([[10, 10, 20, 20], *BOXES[1:]], (WIDTH, HEIGHT), {}),
+        ([[n, n, 20, 20] for n in range(20)], (WIDTH, HEIGHT), {}),
         # Large objects in the middle: all would fit as corners too, but they fit as they are.
-        ([[30 + n, 40, 300, 200] for n in range(20)], {}, {}),
+        ([[30 + n, 40, 300, 200] for n in range(20)], (WIDTH, HEIGHT), {}),
         # Some at the edge, reaching out.
-        ([[x, y, w + (400 if n < 6 else 0), h] for n, (x, y, w, h) in enumerate(BOXES)], {}, {"clipped": (6, 20)}),
-        ([*BOXES, *BOXES[:5]], {}, {"doubled": (5, 25)}),
-        ([[x, y, 0.5 if n < 4 else w, h] for n, (x, y, w, h) in enumerate(BOXES)], {}, {"tiny": (4, 20)}),
+        (
+            [[x, y, w + (400 if n < 6 else 0), h] for n, (x, y, w, h) in enumerate(BOXES)],
+            (WIDTH, HEIGHT),
+            {"clipped": (6, 20)},
+        ),
+        ([*BOXES, *BOXES[:5]], (WIDTH, HEIGHT), {"doubled": (5, 25)}),
+        ([[x, y, 0.5 if n < 4 else w, h] for n, (x, y, w, h) in enumerate(BOXES)], (WIDTH, HEIGHT), {"tiny": (4, 20)}),
         # Two are chance, whatever their share.
-        ([[x + (500 if n < 2 else 0), y, w, h] for n, (x, y, w, h) in enumerate(BOXES)], {}, {"outside": (2, 20)}),
+        (
+            [[x + (500 if n < 2 else 0), y, w, h] for n, (x, y, w, h) in enumerate(BOXES)],
+            (WIDTH, HEIGHT),
+            {"outside": (2, 20)},
+        ),
         # Of nine boxes, shares say nothing.
-        ([[*box[:2], 0.3, 0.3] for box in BOXES[:9]], {}, {"tiny": (9, 9)}),
+        ([[*box[:2], 0.3, 0.3] for box in BOXES[:9]], (WIDTH, HEIGHT), {"tiny": (9, 9)}),
     ],
 )
 def test_no_false_alarm(
-    boxes: list[list[float]], sizes: dict[str, int], found: dict[str, tuple[int, int]], tmp_path: Path
+    boxes: list[list[float]], wh: tuple[int, int], found: dict[str, tuple[int, int]], tmp_path: Path
 ) -> None:
-    assert cases(read(tmp_path, boxes, **sizes)) == found
+    assert cases(read(tmp_path, boxes, width=wh[0], height=wh[1])) == found
 
 
 def test_one_file_under_several_ids_is_refused(tmp_path: Path) -> None:
