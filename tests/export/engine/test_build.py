@@ -243,7 +243,7 @@ def test_a_manifest_that_is_missing_edited_or_of_a_newer_schema_has_its_own_erro
 def test_golden_frames_of_another_file_are_refused_and_no_engine_is_left(own_model: Path) -> None:
     path = edgerpn.golden.golden_path(own_model)
     frames = edgerpn.golden.read(own_model, edgerpn.manifest.read(own_model))
-    edgerpn.golden.write(dataclasses.replace(frames, scores=frames.scores / 2), own_model)
+    edgerpn.golden.write(dataclasses.replace(frames, scores=frames.scores * np.float32(0.5)), own_model)
     with pytest.raises(ArtifactMismatchError, match="golden frames, but not those that the manifest"):
         build_engine(own_model, own_model.with_name("a.engine"), RTX)
     path.write_bytes(path.read_bytes()[:-100])
