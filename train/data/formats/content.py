@@ -12,14 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgerpn.errors import DataError
+from edgerpn.images import formats as image_formats
 from edgerpn.machine import available_cores
 from edgerpn.train.data.annotations import BROKEN_FILE, Problems
 from edgerpn.train.data.image_files import ImageFolder, probe_image
-
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".jp2", ".avif", ".gif"}
-)
-"""Suffixes of the files that count as images of a data set, in any case."""
 
 SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
     "train": ("train",),
@@ -81,26 +77,21 @@ def digest_of(root: Mapping[str, Any]) -> str:
 
 
 def is_image(name: str) -> bool:
-    """Returns whether a file is an image by its name; hidden files, such as Apple's "._" files, do not count."""
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+    """Returns whether a file claims by its name to be an image; hidden files do not count."""
+    return image_formats.has_image_suffix(name)
 
 
 def list_images(folder: Path) -> list[Path]:
     """Returns the images below a folder at every depth, sorted; folders that are links below it are not entered."""
-    found = []
-    for root, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(root) / name for name in names if is_image(name)]
-    return sorted(found)
+    return image_formats.list_images(folder, recursive=True)
 
 
 def visible_files(folder: Path, suffix: str) -> list[Path]:
     """Returns the files of a folder that end in `suffix` (any case), sorted, without hidden ones; [] if missing."""
     if not folder.is_dir():
         return []
-    return sorted(
-        path for path in folder.iterdir() if path.suffix.lower() == suffix and path.name[0] != "." and path.is_file()
-    )
+    paths = (path for path in folder.iterdir() if not image_formats.is_hidden(path.name))
+    return sorted(path for path in paths if path.suffix.lower() == suffix and path.is_file())
 
 
 def annotated_images(folder: Path, suffix: str) -> bool:
