@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edgerpn.errors import DataError
-from edgerpn.images import formats as image_formats
+from edgerpn.errors import DataError, require
+from edgerpn.images.formats import has_image_suffix, is_hidden
 from edgerpn.machine import available_cores
 from edgerpn.train.data.annotations import BROKEN_FILE, Problems
 from edgerpn.train.data.image_files import ImageFolder, probe_image
@@ -37,6 +37,8 @@ class Content:
     """A name in messages for each annotation, such as "labels/1.txt line 2"; None: its id."""
     problems: Problems = field(default_factory=Problems)
     """Repairs during the conversion."""
+    is_repaired: bool = False
+    """Whether malformed entries have been repaired, see `edgerpn.train.data.listing.load_content`."""
 
 
 class Split(NamedTuple):
@@ -52,6 +54,8 @@ class Split(NamedTuple):
     """Name in log lines."""
     folder: Path | None = None
     """Folder of the whole data set; None: the folder of the annotations."""
+    allow: tuple[str, ...] = ()
+    """Rules about whole sets that are accepted, see `edgerpn.train.data.rules`."""
 
     @property
     def label(self) -> str:
@@ -76,22 +80,15 @@ def digest_of(root: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(root, sort_keys=True).encode()).hexdigest()
 
 
-def is_image(name: str) -> bool:
-    """Returns whether a file claims by its name to be an image; hidden files do not count."""
-    return image_formats.has_image_suffix(name)
-
-
-def list_images(folder: Path) -> list[Path]:
-    """Returns the images below a folder at every depth, sorted; folders that are links below it are not entered."""
-    return image_formats.list_images(folder, recursive=True)
-
-
 def visible_files(folder: Path, suffix: str) -> list[Path]:
     """Returns the files of a folder that end in `suffix` (any case), sorted, without hidden ones; [] if missing."""
     if not folder.is_dir():
         return []
-    paths = (path for path in folder.iterdir() if not image_formats.is_hidden(path.name))
-    return sorted(path for path in paths if path.suffix.lower() == suffix and path.is_file())
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() == suffix and not is_hidden(path.name) and path.is_file()
+    )
 
 
 def annotated_images(folder: Path, suffix: str) -> bool:
@@ -99,7 +96,7 @@ def annotated_images(folder: Path, suffix: str) -> bool:
     if not folder.is_dir():
         return False
     stems = {path.stem for path in visible_files(folder, suffix)}
-    return bool(stems) and any(is_image(path.name) and path.stem in stems for path in folder.iterdir())
+    return bool(stems) and any(has_image_suffix(path.name) and path.stem in stems for path in folder.iterdir())
 
 
 def read_text(file: Path, what: str) -> str:
@@ -117,6 +114,25 @@ def read_text(file: Path, what: str) -> str:
         raise DataError(
             f"{file}: not a text in UTF-8 ({error.reason} at byte {error.start}); expected {what}; save it as UTF-8"
         ) from error
+
+
+def parse_xml(file: Path, what: str) -> Any:
+    """Reads an XML file in any encoding that it declares.
+
+    Returns:
+        The root element, as of `xml.etree`.
+
+    Raises:
+        DataError: It cannot be read, is not XML, or has entities.
+    """
+    tree = require("defusedxml.ElementTree", extra="train", purpose=f"reading {what}")
+    try:
+        # Entities and external references are errors.
+        return tree.fromstring(file.read_bytes())
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}; expected an XML file of {what}") from error
+    except (SyntaxError, ValueError, LookupError, RecursionError) as error:
+        raise DataError(f"{file}: not valid XML: {error}; expected an XML file of {what}") from error
 
 
 def check_confined(file: Path, folder: Path) -> None:
