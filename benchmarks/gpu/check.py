@@ -9,7 +9,8 @@ process of its own with its own time limit, and each writes its result to result
 a crash, a hang or an end of the time costs that stage alone.
 
 `--stage A3 --stage B` runs some; `--skip-done` continues where an earlier call ended; `--rehearse` runs all stages on
-the stand-in of the tests, without a GPU. Exit status: 1 when a stage failed, else 0. Not run on a GPU yet.
+the stand-in of the tests, without a GPU. Exit status: 1 when a stage failed, else 2 when nothing could be done (there
+is no GPU), else 0. Not run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -141,7 +142,8 @@ def main() -> int:
     results = Results(arguments.out)
     run_stages(arguments, results)
     print(f"\n{results.page()}")
-    return 1 if any(record.status == "failed" for _, record in results.records.values()) else 0
+    statuses = {record.status for _, record in results.records.values()}
+    return 1 if "failed" in statuses else 0 if "done" in statuses else 2
 
 
 def run_stages(arguments: argparse.Namespace, results: Results) -> None:
