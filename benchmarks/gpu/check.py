@@ -148,7 +148,7 @@ def main() -> int:
 
 def run_stages(arguments: argparse.Namespace, results: Results) -> None:
     """Runs the chosen stages, and keeps the result of each at once."""
-    bundle, work = arguments.bundle.resolve(), (arguments.out / "work").resolve()
+    bundle, work = arguments.bundle.resolve(), (arguments.work or arguments.out / "work").resolve()
     work.mkdir(parents=True, exist_ok=True)
     models = unpack(bundle, MODELS, work / "models")
     if models is None:
@@ -180,6 +180,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--skip-done", action="store_true", help="leave out what an earlier call into --out has done")
     parser.add_argument("--out", type=Path, default=Path("gpu-check"), metavar="FOLDER", help="results (gpu-check)")
+    parser.add_argument("--work", type=Path, metavar="FOLDER", help="for unpacked files (default: work in --out)")
     parser.add_argument("--minutes", type=float, default=60, help="time for all stages (60)")
     parser.add_argument("--seconds", type=float, default=1.0, help="time of each measurement (1)")
     parser.add_argument("--rehearse", action="store_true", help="on the tests' stand-in, without a GPU")
