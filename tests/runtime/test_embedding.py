@@ -9,7 +9,6 @@ import textwrap
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -52,10 +51,13 @@ def test_eight_threads_share_two_models(make_model: MakeModel, tmp_path: Path, f
 def test_an_event_loop_calls_a_model_itself_and_in_threads(
     model_path: Path, video_path: Path, frames: list[Image]
 ) -> None:
-    async def detect(model: Model) -> list[Any]:
+    async def detect(model: Model) -> list[int]:
         alone = [model(frame) for frame in frames]
-        stream = asyncio.to_thread(lambda: [result.index for result in model.stream(video_path, max_frames=5)])
-        *together, indices = await asyncio.gather(*(asyncio.to_thread(model, frame) for frame in frames), stream)
+        stream = asyncio.create_task(
+            asyncio.to_thread(lambda: [result.index for result in model.stream(video_path, max_frames=5)])
+        )
+        together = await asyncio.gather(*(asyncio.to_thread(model, frame) for frame in frames))
+        indices = await stream
         for one, other in zip(alone, together, strict=True):
             np.testing.assert_array_equal(one.boxes, other.boxes)
         return indices
