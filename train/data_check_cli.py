@@ -3,28 +3,62 @@
 from __future__ import annotations
 
 import argparse
-import functools
+import json
 import sys
 from pathlib import Path
 
+from edgerpn import files
+from edgerpn.arguments import size_argument
+from edgerpn.errors import ConfigError
 from edgerpn.train.data import choice
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
-    parser.add_argument("path", type=Path, metavar="PATH", help="folder of a data set (COCO, YOLO, VOC), or its file")
+    parser.add_argument("path", type=Path, metavar="PATH", help="folder of a data set, or its file")
     choice.add_arguments(parser)
+    parser.add_argument(
+        "--size", type=size_argument, metavar="HxW", help="size at which the network will work, such as 384x640"
+    )
+    parser.add_argument("--preset", metavar="NAME", default="edge", help="settings: edge (default) or paper")
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="FILE.pt", help="a trained model; shows images whose objects are not marked"
+    )
+    parser.add_argument("--no-images", action="store_true", help="check the annotations only; images need not be there")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="PAGE.html", help="write a page with pictures of the worst"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON; -: to standard output")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the problems of both splits; returns the exit status, 1 if training would refuse the set."""
-    from edgerpn.train.data.coco import read_split
-    from edgerpn.train.data.splits import find_train_and_val
+    """Checks; returns the exit status, 1 if there are errors."""
+    from edgerpn.train.check.checking import check_set
+    from edgerpn.train.check.page import check_page
+    from edgerpn.train.config import load_settings
 
-    log = functools.partial(print, file=sys.stderr)
-    for split in find_train_and_val(arguments.path, choice.chosen(arguments), log):
-        dataset = read_split(split)
-        print(f"{split.label}: {len(dataset.records)} images, {sum(len(r.boxes_xyxy) for r in dataset.records)} boxes")
-        for problem in dataset.problems:
-            print(f"  {problem}")
-    return 0
+    if arguments.checkpoint is not None and arguments.no_images:
+        raise ConfigError(["data check: --checkpoint looks at the images, so --no-images does not go with it"])
+    size = [f"data.input_hw={list(arguments.size)}"] if arguments.size else []
+    settings = load_settings(preset=arguments.preset, overrides=tuple(size))
+    detect = None
+    if arguments.checkpoint is not None:
+        from edgerpn.train.check.opinion import NUM_PROPOSALS
+        from edgerpn.train.checkpoint import load_model
+        from edgerpn.train.evaluation import make_detector
+
+        detect = make_detector(*load_model(arguments.checkpoint), NUM_PROPOSALS, arguments.size)
+    report = check_set(
+        arguments.path, choice.chosen(arguments), settings, detect=detect, has_images=not arguments.no_images
+    )
+    if arguments.output is not None:
+        files.write_text(arguments.output, check_page(report))
+    if arguments.json is not None:
+        text = json.dumps(report.to_json(), indent=2) + "\n"
+        if str(arguments.json) == "-":
+            sys.stdout.write(text)
+        else:
+            files.write_text(arguments.json, text)
+    if str(arguments.json) != "-":
+        print(report.text())
+    return 1 if report.num_errors else 0

@@ -57,7 +57,7 @@ def evaluate(
     if holdout_classes is None:
         holdout_classes = _known_holdout_classes(content, split, log)
     return measure(
-        _detector(model, content, num_proposals, size_hw),
+        make_detector(model, content, num_proposals, size_hw),
         split,
         name=file.name,
         num_proposals=num_proposals,
@@ -82,7 +82,18 @@ def _known_holdout_classes(checkpoint: Checkpoint, split: Split, log: Callable[[
     return ()
 
 
-def _detector(model: Rpn, checkpoint: Checkpoint, num_proposals: int, size_hw: tuple[int, int] | None) -> Detect:
+def make_detector(model: Rpn, checkpoint: Checkpoint, num_proposals: int, size_hw: tuple[int, int] | None) -> Detect:
+    """Returns a function that runs a checkpoint's network on frames of any size, on a GPU if PyTorch sees one.
+
+    Args:
+        model: The network; its batch norms are fused into it.
+        checkpoint: The checkpoint that it is from.
+        num_proposals: Proposals of each image, at most.
+        size_hw: Height and width at which it works, pixels; None: as in training.
+
+    Raises:
+        ConfigError: The network cannot work at `size_hw`.
+    """
     hw = size_hw or checkpoint.settings.data.input_hw
     misfit = checkpoint.settings.model.anchors.misfit(hw)
     if misfit is not None:
