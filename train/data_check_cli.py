@@ -6,11 +6,16 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgerpn import files
 from edgerpn.arguments import size_argument
 from edgerpn.errors import ConfigError
 from edgerpn.train.data import choice
+
+if TYPE_CHECKING:
+    from edgerpn.train.check.opinion import Detect
+    from edgerpn.train.config import TrainSettings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,9 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size", type=size_argument, metavar="HxW", help="size at which the network will work, such as 384x640"
     )
-    parser.add_argument("--preset", metavar="NAME", default="edge", help="settings: edge (default) or paper")
+    parser.add_argument("--preset", metavar="NAME", help="settings of training: edge (default) or paper")
     parser.add_argument(
-        "--checkpoint", type=Path, metavar="FILE.pt", help="a trained model; shows images whose objects are not marked"
+        "--checkpoint",
+        type=Path,
+        metavar="FILE.pt",
+        help="a trained model, whose settings apply; it shows images whose objects are not marked",
     )
     parser.add_argument("--no-images", action="store_true", help="check the annotations only; images need not be there")
     parser.add_argument(
@@ -35,19 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Checks; returns the exit status, 1 if there are errors."""
     from edgerpn.train.check.checking import check_set
     from edgerpn.train.check.page import check_page
-    from edgerpn.train.config import load_settings
 
-    if arguments.checkpoint is not None and arguments.no_images:
-        raise ConfigError(["data check: --checkpoint looks at the images, so --no-images does not go with it"])
-    size = [f"data.input_hw={list(arguments.size)}"] if arguments.size else []
-    settings = load_settings(preset=arguments.preset, overrides=tuple(size))
-    detect = None
-    if arguments.checkpoint is not None:
-        from edgerpn.train.check.opinion import NUM_PROPOSALS
-        from edgerpn.train.checkpoint import load_model
-        from edgerpn.train.evaluation import make_detector
-
-        detect = make_detector(*load_model(arguments.checkpoint), NUM_PROPOSALS, arguments.size)
+    settings, detect = _settings(arguments)
     report = check_set(
         arguments.path, choice.chosen(arguments), settings, detect=detect, has_images=not arguments.no_images
     )
@@ -62,3 +59,27 @@ def run(arguments: argparse.Namespace) -> int:
     if str(arguments.json) != "-":
         print(report.text())
     return 1 if report.num_errors else 0
+
+
+def _settings(arguments: argparse.Namespace) -> tuple[TrainSettings, Detect | None]:
+    """Returns the settings that count, and the trained model, if one is given.
+
+    Raises:
+        ConfigError: Arguments exclude each other, or the size does not fit the network.
+        CheckpointError: The checkpoint cannot be read.
+    """
+    from edgerpn.train.config import load_settings
+
+    size = [f"data.input_hw={list(arguments.size)}"] if arguments.size else []
+    if arguments.checkpoint is None:
+        return load_settings(preset=arguments.preset or "edge", overrides=tuple(size)), None
+    if arguments.no_images or arguments.preset is not None:
+        raise ConfigError(["--checkpoint looks at the images and has its own settings: without --no-images, --preset"])
+    from edgerpn import settings as settings_io
+    from edgerpn.train.check.opinion import NUM_PROPOSALS
+    from edgerpn.train.checkpoint import load_model
+    from edgerpn.train.evaluation import make_detector
+
+    model, checkpoint = load_model(arguments.checkpoint)
+    settings = settings_io.load(type(checkpoint.settings), base=checkpoint.settings, overrides=size)
+    return settings, make_detector(model, checkpoint, NUM_PROPOSALS, arguments.size)
