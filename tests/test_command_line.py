@@ -40,7 +40,8 @@ ARGUMENTS = {
     ),
     "run": (
         "model sources --config --set --print-config -o --output --out --jsonl --video --http --show --max-frames"
-        " --min-score --top --threads --provider --on-mismatch --allow-host-code --log-format --log-level --self-test"
+        " --min-score --top --nms --threads --provider --on-mismatch --allow-host-code --log-format --log-level"
+        " --self-test"
     ),
     "doctor": "what source --seconds --config --set --model --json",
     "inspect": "model --size --json",
