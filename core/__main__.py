@@ -1,7 +1,8 @@
 """The command line: `edgerpn COMMAND ...`, the same as `python -m edgerpn COMMAND ...`.
 
-Each command is a module with `add_arguments(parser)` and `run(arguments) -> exit status`. It is imported only when
-a user calls it, so that `edgerpn run` on a device needs neither torch nor onnx.
+Each command, of one word or of two (`data check`), is a module with `add_arguments(parser)` and
+`run(arguments) -> exit status`. It is imported only when a user calls it, so that `edgerpn run` on a device needs
+neither torch nor onnx.
 Exit status: 0 success, 1 an error (printed as `error: ...`), 2 wrong usage, 130 after SIGINT, 143 after SIGTERM.
 """
 
@@ -33,6 +34,12 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "data check": Command(
+        "edgerpn.train.data_check_cli",
+        "train",
+        "find what is wrong with a data set, without training",
+        "edgerpn data check DIR",
+    ),
     "anchors": Command(
         "edgerpn.train.anchors_cli",
         "train",
@@ -102,7 +109,7 @@ COMMANDS = {
 }
 
 STAGES = {
-    "data": ("anchors",),
+    "data": ("data check", "anchors"),
     "train": ("train", "import", "eval"),
     "export": ("export", "build"),
     "run": ("run",),
@@ -110,6 +117,9 @@ STAGES = {
     "all stages": ("demo",),
 }
 """The commands by stage, as `edgerpn --help` lists them."""
+
+GROUPS = {"data": "check annotated images"}
+"""The first words of commands of two words, and their summaries."""
 
 
 _MAX_SHOWN = 200
@@ -181,14 +191,21 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"edgerpn {__version__}")
     # The overview lists the commands by stage; argparse would list them in one column.
     commands = parser.add_subparsers(metavar="COMMAND", required=True, prog="edgerpn", help=argparse.SUPPRESS)
+    places = {"": commands}
     for name, command in COMMANDS.items():
-        subparser = commands.add_parser(
-            name,
+        group, _, word = name.rpartition(" ")
+        if group not in places:
+            summary = GROUPS[group]
+            parent = commands.add_parser(group, description=f"{summary[0].upper()}{summary[1:]}.")
+            places[group] = parent.add_subparsers(metavar="COMMAND", required=True, title="commands")
+        subparser = places[group].add_parser(
+            word,
+            help=command.summary if group else None,
             description=f"{command.summary[0].upper()}{command.summary[1:]}.",
             epilog=f"example:\n  {command.example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        if name == _asked(argv):
+        if name == asked_command(argv):
             module = importlib.import_module(command.module)
             module.add_arguments(subparser)
             subparser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -200,20 +217,21 @@ def _overview() -> str:
     lines = []
     for stage, names in STAGES.items():
         lines.append(f"{stage}:")
-        lines.extend(f"  {name:<9} {COMMANDS[name].summary}" for name in names)
+        lines.extend(f"  {name:<12} {COMMANDS[name].summary}" for name in names)
     return "\n".join([*lines, "", "`edgerpn COMMAND --help` shows the arguments and an example."])
 
 
-def _asked(argv: Sequence[str]) -> str | None:
-    """Returns the command: the first word, because a file may have the name of a command."""
-    return next((word for word in argv if not word.startswith("-")), None)
+def asked_command(argv: Sequence[str]) -> str | None:
+    """Returns the command: the first one or two words, because a file may have the name of a command."""
+    words = [word for word in argv if not word.startswith("-")][:2]
+    return next((name for name in (words[0], " ".join(words)) if name in COMMANDS), None) if words else None
 
 
 def _what_to_install(error: ModuleNotFoundError, argv: Sequence[str]) -> str:
     """Names the extra that brings the missing module; empty when it is ours, a bug that needs its traceback."""
     missing = (error.name or "").partition(".")[0]
-    command = _asked(argv)
-    if missing in ("", "edgerpn") or command not in COMMANDS:
+    command = asked_command(argv)
+    if missing in ("", "edgerpn") or command is None:
         return ""
     return (
         f"`edgerpn {command}` needs the Python module {missing!r}, which is not installed here. "

@@ -1,4 +1,4 @@
-"""Writing files in one step: they are whole or absent."""
+"""Writing files and folders in one step: they are whole or absent."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,28 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         # A child of this process that ends in the block leaves the file to its parent.
         if process == os.getpid():
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def filling(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a temporary folder inside `folder`, and moves its content up when the block ends without an error.
+
+    After an error nothing of it remains. A missing `folder` is created; it stays only if something is in it.
+    """
+    target = Path(folder)
+    is_new = not target.exists()
+    target.mkdir(parents=True, exist_ok=True)
+    partial = target / f".partial.{secrets.token_hex(4)}"
+    partial.mkdir()
+    try:
+        yield partial
+        # Files last: they describe the folders.
+        for entry in sorted(partial.iterdir(), key=lambda entry: (entry.is_file(), entry.name)):
+            entry.rename(target / entry.name)
+    finally:
+        shutil.rmtree(partial)
+        if is_new and not any(target.iterdir()):
+            target.rmdir()
 
 
 @contextmanager

@@ -1,18 +1,13 @@
-"""The demo's report: one HTML page that holds everything it shows and needs neither network nor script.
-
-The sections take plain data and return HTML; every text is escaped.
-"""
+"""The demo's report: one HTML page. The sections take plain data and return HTML; every text is escaped."""
 
 from __future__ import annotations
 
-import base64
 import math
 import platform
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from importlib import resources
 
 import cv2
 import matplotlib as mpl
@@ -29,6 +24,7 @@ from edgerpn.demo.steps import DemoFolder, Picture, VideoRun
 from edgerpn.demo.synthetic.dataset import SyntheticVideo
 from edgerpn.machine import cpu_name
 from edgerpn.manifest import Manifest
+from edgerpn.page import box_rect, head_cells, headlines, jpeg_uri, page, section, table
 from edgerpn.runtime.model import load
 from edgerpn.train.checkpoint import load_model
 from edgerpn.train.config import TrainSettings
@@ -95,53 +91,6 @@ def write_report(facts: DemoFacts) -> dict[str, Mapping[str, float]]:
     return columns
 
 
-def page(title: str, introduction: str, sections: Iterable[str]) -> str:
-    """Returns the whole page, with its style and pictures inside; it follows the reader's light or dark setting."""
-    style = resources.files("edgerpn.demo").joinpath("report.css").read_text(encoding="utf-8")
-    # The policy ensures that the page loads nothing.
-    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-    body = "\n".join(section for section in sections if section)
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{escape(title)}</title>
-<style>{style}</style></head>
-<body><main><header><h1>{escape(title)}</h1><p>{escape(introduction)}</p></header>
-{body}
-</main></body></html>
-"""
-
-
-def _section(title: str, *parts: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{''.join(parts)}</section>"
-
-
-def _table(head: str, rows: Iterable[str], *, caption: str = "", kind: str = "") -> str:
-    caption = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return (
-        f"<div class='scroll'><table class='{kind}'>{caption}<thead><tr>{head}</tr></thead>"
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-    )
-
-
-def _head(*names: str) -> str:
-    """Header cells; all but the first head columns of numbers."""
-    first, *others = (escape(name) for name in names)
-    cells = "".join(f"<th scope='col' class='number'>{name}</th>" for name in others)
-    return f"<th scope='col'>{first}</th>{cells}"
-
-
-def headlines(figures: Sequence[tuple[str, str, str]]) -> str:
-    """Large numbers: label, number with its unit, and a few words on how it came about."""
-    items = (
-        f"<div><dt>{escape(label)}</dt><dd class='value'>{escape(value)}</dd><dd class='note'>{escape(note)}</dd></div>"
-        for label, value, note in figures
-    )
-    return f"<dl class='headlines'>{''.join(items)}</dl>"
-
-
 def training(history: Sequence[Mapping[str, float]]) -> str:
     """Charts of a training log: rows with step, loss, objectness, box, learning_rate, or with step and AR@100."""
 
@@ -170,7 +119,7 @@ def training(history: Sequence[Mapping[str, float]]) -> str:
             summary = f"{label}: {points[-1][1]:.3g} at step {points[-1][0]:g}"
             chart = line_chart({label: points}, x_label=step, y_label=label, summary=summary, wh_in=(4.5, 2.5))
             parts.append(f"<figure>{chart}</figure>")
-    return _section("Training", *parts, "</div>")
+    return section("Training", *parts, "</div>")
 
 
 def recall(columns: Mapping[str, Mapping[str, float]], note: str) -> str:
@@ -186,8 +135,8 @@ def recall(columns: Mapping[str, Mapping[str, float]], note: str) -> str:
         numbers = "".join(f"<td class='number'>{cell}</td>" for cell in cells)
         rows.append(f"<tr><th scope='row'><code>{escape(name)}</code>{meaning}</th>{numbers}</tr>")
     caption = "Average recall is the mean over IoU 0.50 to 0.95 in steps of 0.05."
-    table = _table(_head("metric", *head), rows, caption=caption, kind="recall")
-    return _section("Recall", f"<p>{escape(note)}</p>", table)
+    shown = table(head_cells("metric", *head), rows, caption=caption, kind="recall")
+    return section("Recall", f"<p>{escape(note)}</p>", shown)
 
 
 def _fraction(value: float) -> str:
@@ -211,7 +160,7 @@ def pictures(shown: Sequence[Picture]) -> str:
         f"<li>proposal, score 0<span class='ramp' style='background:linear-gradient(90deg,{ramp})'></span>1</li></ul>"
     )
     figures = (picture_figure(picture, number=number) for number, picture in enumerate(shown, start=1))
-    return _section("Proposals beside ground truth", key, *figures)
+    return section("Proposals beside ground truth", key, *figures)
 
 
 def picture_figure(picture: Picture, *, number: int, num_shown: int = _NUM_SHOWN) -> str:
@@ -226,12 +175,12 @@ def picture_figure(picture: Picture, *, number: int, num_shown: int = _NUM_SHOWN
     found, total = picture.covered(), len(picture.gt_boxes_xyxy)
     best, name = picture.proposals[:num_shown], escape(picture.name)
     truth = (
-        f"{_rect(box, 'edge')}{_rect(box, 'found' if is_found else 'missed')}"
+        f"{box_rect(box, 'edge')}{box_rect(box, 'found' if is_found else 'missed')}"
         for box, is_found in zip(picture.gt_boxes_xyxy, found, strict=True)
     )
     # The best proposal is drawn last, so that it lies on top; its score is a tooltip.
     proposals = (
-        f"{_rect(box, 'edge')}{_rect(box, stroke=score_color(score), title=f'{score:.3f}')}"
+        f"{box_rect(box, 'edge')}{box_rect(box, stroke=score_color(score), title=f'{score:.3f}')}"
         for box, score in reversed(list(zip(best.boxes, best.scores.tolist(), strict=True)))
     )
     view_box = f"viewBox='0 0 {width} {height}' role='img'"
@@ -258,15 +207,7 @@ def _data_uri(image: npt.NDArray[np.uint8]) -> str:
         size = (_PICTURE_WIDTH_PX, max(1, round(height * _PICTURE_WIDTH_PX / width)))
         image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
     _, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, _PICTURE_QUALITY])
-    return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode("ascii")
-
-
-def _rect(box_xyxy: npt.NDArray[np.float32], kind: str = "", *, stroke: str = "", title: str = "") -> str:
-    x1, y1, x2, y2 = box_xyxy.tolist()
-    look = f"class='{kind}'" if kind else f"stroke='{stroke}'"
-    inside = f"<title>{title}</title>" if title else ""
-    place = f"x='{x1:.1f}' y='{y1:.1f}' width='{max(0, x2 - x1):.1f}' height='{max(0, y2 - y1):.1f}'"
-    return f"<rect {look} {place}>{inside}</rect>"
+    return jpeg_uri(encoded.tobytes())
 
 
 def timings(stage_ms: Mapping[str, Sequence[float]], note: str) -> str:
@@ -280,14 +221,14 @@ def timings(stage_ms: Mapping[str, Sequence[float]], note: str) -> str:
         bar = f"<td class='bars'><span class='bar' aria-hidden='true'>{bars}</span></td>"
         rows.append(f"<tr><th scope='row'>{escape(stage)}</th>{numbers}{bar}</tr>")
     caption = "Milliseconds per frame; dark bar: median, pale bar: 95th percentile."
-    head = _head("stage", "median", "95 %") + "<th scope='col'>compared</th>"
-    return _section("Time per frame", f"<p>{escape(note)}</p>", _table(head, rows, caption=caption))
+    head = head_cells("stage", "median", "95 %") + "<th scope='col'>compared</th>"
+    return section("Time per frame", f"<p>{escape(note)}</p>", table(head, rows, caption=caption))
 
 
 def commands(lines: Sequence[tuple[str, str]]) -> str:
     """Purposes and command lines."""
     items = (f"<p>{escape(purpose)}</p><pre><code>{escape(command)}</code></pre>" for purpose, command in lines)
-    return _section("Next steps", *items)
+    return section("Next steps", *items)
 
 
 def versions_table(names: Mapping[str, str]) -> str:
@@ -296,7 +237,7 @@ def versions_table(names: Mapping[str, str]) -> str:
         f"<tr><th scope='row'>{escape(name)}</th><td class='wrap'>{escape(version)}</td></tr>"
         for name, version in names.items()
     )
-    return _section("Made with", _table("<th scope='col'>name</th><th scope='col'>version</th>", rows))
+    return section("Made with", table("<th scope='col'>name</th><th scope='col'>version</th>", rows))
 
 
 def _graph_metrics(facts: DemoFacts) -> dict[str, float]:

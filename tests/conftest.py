@@ -28,11 +28,17 @@ def root() -> Path:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Two groups for `./dev test`, which gives each a process: tests that mostly wait, and those that compute."""
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            waits = bool({ROOT / "tests" / "runtime", ROOT / "tests" / "benchmarks"} & set(item.path.parents))
+    """Two groups for `./dev test`, which gives each a process: tests that mostly wait, and those that compute.
+
+    Those that wait meet real cameras, servers, browsers and processes, which a busy machine can hold up for longer than
+    any of them allows. A failure there is tried again twice; the summary lists such reruns.
+    """
+    for item in items:
+        waits = bool({ROOT / "tests" / "runtime", ROOT / "tests" / "benchmarks"} & set(item.path.parents))
+        if config.pluginmanager.hasplugin("xdist"):
             item.add_marker(pytest.mark.xdist_group("wait" if waits else "compute"))
+        if waits:
+            item.add_marker(pytest.mark.flaky(reruns=2))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -21,6 +21,7 @@ ARGUMENTS = {
         "--data --format --split -o --output --out --epochs --minutes --size --preset --holdout-classes"
         " --backbone-weights --resume --config --set --print-config"
     ),
+    "data check": "path --format --split",
     "anchors": "--data --format --split --size --preset --strides --sizes --ratios -o --output",
     "import": "source file -o --output --arch --size --norm-eps",
     "eval": (
@@ -51,13 +52,15 @@ ARGUMENTS = {
 
 def actions(command: str) -> list[argparse.Action]:
     """Returns the arguments that the parser of `command` accepts."""
-    parser = build_parser([command])
-    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    return list(commands.choices[command]._actions)
+    parser = build_parser(command.split())
+    for word in command.split():
+        (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+        parser = commands.choices[word]
+    return list(parser._actions)
 
 
 def test_the_commands_are_these() -> None:
-    assert " ".join(COMMANDS) == "anchors train import eval export build run inspect check doctor demo"
+    assert " ".join(COMMANDS) == ("data check anchors train import eval export build run inspect check doctor demo")
     assert set(ARGUMENTS) == set(COMMANDS)
     assert [name for names in STAGES.values() for name in names] == list(COMMANDS)
 
@@ -78,7 +81,7 @@ def test_the_help_lists_every_command_with_what_it_does(capsys: pytest.CaptureFi
     for stage, names in STAGES.items():
         assert f"\n{stage}:\n" in shown
         for name in names:
-            assert f"\n  {name:<9} {COMMANDS[name].summary}\n" in shown
+            assert f"\n  {name:<12} {COMMANDS[name].summary}\n" in shown
 
 
 @pytest.mark.parametrize("command", list(COMMANDS))
@@ -86,18 +89,18 @@ def test_the_help_of_a_command_ends_with_an_example_that_its_parser_accepts(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        main([command, "--help"])
+        main([*command.split(), "--help"])
     assert capsys.readouterr().out.endswith(f"example:\n  {COMMANDS[command].example}\n")
     program, *words = COMMANDS[command].example.split()
     assert program == "edgerpn"
-    assert words[0] == command
+    assert " ".join(words).startswith(f"{command} ")
     build_parser(words).parse_args(words)
 
 
 @pytest.mark.parametrize("command", list(COMMANDS))
 def test_every_argument_of_every_command_is_explained(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        main([command, "--help"])
+        main([*command.split(), "--help"])
     assert caught.value.code == 0
     assert f"edgerpn {command}" in capsys.readouterr().out
     assert all(action.help for action in actions(command))
@@ -123,7 +126,7 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"edgerpn {__version__}\n"
 
 
-@pytest.mark.parametrize("words", [[], ["nonsense"], ["run", "--nonsense"]])
+@pytest.mark.parametrize("words", [[], ["nonsense"], ["run", "--nonsense"], ["data"], ["data", "nonsense"]])
 def test_wrong_usage_exits_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(words)

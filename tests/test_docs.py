@@ -23,7 +23,7 @@ from pathlib import Path
 import cv2
 import pytest
 
-from edgerpn.__main__ import COMMANDS, build_parser, main
+from edgerpn.__main__ import COMMANDS, asked_command, build_parser, main
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -118,7 +118,7 @@ def test_every_page_is_in_the_navigation_of_the_site() -> None:
 
 
 def test_there_are_commands_in_the_documents() -> None:
-    used = {line.split()[0] for _, line in ALL_LINES}
+    used = {asked_command(shlex.split(line)) for _, line in ALL_LINES}
     assert used >= set(COMMANDS)
 
 
@@ -139,11 +139,11 @@ def test_commands_in_the_text_name_commands_and_flags_that_exist(name: str) -> N
         text = ""
     wrong = []
     for quoted in re.findall(r"`edgerpn ([a-z][^`]*)`", text):
-        command, *rest = quoted.split()
-        if command not in COMMANDS:
+        command = asked_command(quoted.split())
+        if command is None:
             wrong.append(quoted)
             continue
-        flags = {flag for flag in rest if re.match(r"--?[a-z][a-z-]*$", flag)}
+        flags = {flag for flag in quoted.split() if re.match(r"--?[a-z][a-z-]*$", flag)}
         if not flags <= flags_of(command):
             wrong.append(quoted)
     known = {flag for command in COMMANDS for flag in flags_of(command)}
@@ -159,9 +159,11 @@ OTHER_FLAGS = {
 
 
 def flags_of(command: str) -> set[str]:
-    parser = build_parser([command])
-    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    return {flag for action in commands.choices[command]._actions for flag in action.option_strings}
+    parser = build_parser(command.split())
+    for word in command.split():
+        (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+        parser = commands.choices[word]
+    return {flag for action in parser._actions for flag in action.option_strings}
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
@@ -341,8 +343,8 @@ def test_every_command_that_can_run_here_runs(
     workshop: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     lines = runnable_lines()
-    commands = {line.split()[0] for line in lines}
-    assert commands >= {"train", "anchors", "eval", "export", "check", "inspect", "run", "doctor"}
+    commands = {asked_command(shlex.split(line)) for line in lines}
+    assert commands >= {"data check", "train", "anchors", "eval", "export", "check", "inspect", "run", "doctor"}
     monkeypatch.chdir(workshop)
     failed = {}
     for line in lines:

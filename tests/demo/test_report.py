@@ -13,10 +13,13 @@ import cv2
 import numpy as np
 import pytest
 
+import edgerpn.page
 from edgerpn.demo import report
 from edgerpn.demo.charts import Points, line_chart, moving_average
 from edgerpn.demo.report import picture_figure, score_color
 from edgerpn.demo.steps import Picture
+from edgerpn.page import headlines
+from edgerpn.page import page as html_page
 from edgerpn.proposals import Proposals
 
 EVIL = "<script>alert('x')</script> & \"co\""
@@ -52,7 +55,7 @@ def full_page(text: str = "plain") -> str:
         "ONNX": {"AR@100": 0.3409, "AR@100-large": -1.0, text: 0.5},
     }
     sections = (
-        report.headlines([(text, text, text)]),
+        headlines([(text, text, text)]),
         report.training(history),
         report.recall(columns, text),
         report.pictures([picture(text), picture(text)]),
@@ -60,7 +63,7 @@ def full_page(text: str = "plain") -> str:
         report.commands([(text, text)]),
         report.versions_table({text: text}),
     )
-    return report.page(text, text, sections)
+    return html_page(text, text, sections)
 
 
 class Page(HTMLParser):
@@ -127,7 +130,7 @@ def test_every_text_is_escaped() -> None:
 
 
 def test_a_run_without_a_log_has_no_section_on_training() -> None:
-    page = Page(report.page("Nothing", "Yet.", [report.training([])]))
+    page = Page(html_page("Nothing", "Yet.", [report.training([])]))
     assert page.counts["section"] == page.counts["figure"] == 0
     assert page.counts["h1"] == 1
 
@@ -202,7 +205,7 @@ def luminance(color: str) -> float:
 
 def colors_of(part: int) -> dict[str, str]:
     """Variables of the style sheet: 0 by daylight, 1 at night."""
-    style = Path(report.__file__).with_name("report.css").read_text(encoding="utf-8")
+    style = Path(edgerpn.page.__file__).with_name("page.css").read_text(encoding="utf-8")
     return dict(re.findall(r"--([\w-]+):(#\w{6})", style.split("prefers-color-scheme:dark")[part]))
 
 

@@ -71,9 +71,9 @@ def parse_split(text: str) -> SplitRule:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds `--format` and `--split`, for the data set in `--data`."""
+    """Adds `--format` and `--split`, for a data set."""
     parser.add_argument(
-        "--format", choices=FORMATS, default=None, help="format of --data (default: recognised by the files)"
+        "--format", choices=FORMATS, default=None, help="format of the data set (default: recognised by the files)"
     )
     parser.add_argument(
         "--split",
