@@ -82,6 +82,12 @@ COMMANDS = {
         "run a model on videos, images or cameras",
         "edgerpn run model.onnx rtsp://camera/stream --jsonl -",
     ),
+    "predict": Command(
+        "edgerpn.export.predict_cli",
+        "onnxruntime",
+        "find proposals in images and videos, as results, data sets, crops and pictures",
+        "edgerpn predict model.onnx photos -o predictions",
+    ),
     "inspect": Command(
         "edgerpn.export.inspection",
         "onnxruntime",
@@ -112,7 +118,7 @@ STAGES = {
     "data": ("data check", "anchors"),
     "train": ("train", "import", "eval"),
     "export": ("export", "build"),
-    "run": ("run",),
+    "run": ("run", "predict"),
     "diagnose": ("inspect", "check", "doctor"),
     "all stages": ("demo",),
 }

@@ -54,7 +54,7 @@ def draw_proposals(
     if not len(shown):
         return canvas
     corners = _pixel_corners(shown, canvas)
-    strengths = _strengths(shown.scores)
+    strengths = box_strengths(shown.scores)
     unit = max(1, round(min(canvas.shape[:2]) / 360))
     for corner, strength in zip(corners[::-1], strengths[::-1].tolist(), strict=True):
         _draw_box(canvas, corner, strength, unit)
@@ -89,10 +89,10 @@ def score_color(strength: float) -> tuple[int, int, int]:
     return blue, green, red
 
 
-def _strengths(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Computes the strength of each box, (M,) 0..1, from scores (M,), best first."""
+def box_strengths(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Returns the strength of each box, (M,) 0..1, from scores (M,), best first."""
     # Relative to the best score; a best score below 0.3 does not get full strength.
-    relative = np.clip(scores / max(float(scores[0]), 0.3), 0, 1).astype(np.float64)
+    relative = np.clip(scores / scores.max(initial=0.3), 0, 1).astype(np.float64)
     return relative / (1 + (np.arange(len(scores)) / FADE_RANK) ** 2)
 
 

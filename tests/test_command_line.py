@@ -44,6 +44,10 @@ ARGUMENTS = {
         " --min-score --top --nms --threads --provider --on-mismatch --allow-host-code --log-format --log-level"
         " --self-test"
     ),
+    "predict": (
+        "model images -o --output --data --format --split --to --crops --pictures --min-score --max-per-image --nms"
+        " --allow-host-code --config --set --print-config"
+    ),
     "doctor": "what source --seconds --config --set --model --json",
     "inspect": "model --size --json",
     "demo": "-o --output --out --seed --minutes --images --val-images --frames --size --set",
@@ -60,7 +64,9 @@ def actions(command: str) -> list[argparse.Action]:
 
 
 def test_the_commands_are_these() -> None:
-    assert " ".join(COMMANDS) == ("data check anchors train import eval export build run inspect check doctor demo")
+    assert " ".join(COMMANDS) == (
+        "data check anchors train import eval export build run predict inspect check doctor demo"
+    )
     assert set(ARGUMENTS) == set(COMMANDS)
     assert [name for names in STAGES.values() for name in names] == list(COMMANDS)
 
