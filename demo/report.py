@@ -29,8 +29,8 @@ from edgerpn.runtime.model import load
 from edgerpn.train.checkpoint import load_model
 from edgerpn.train.config import TrainSettings
 from edgerpn.train.data.coco import read_coco, read_image
-from edgerpn.train.evaluation import Evaluation
 from edgerpn.train.recall.average_recall import BUDGETS
+from edgerpn.train.recall.measurement import Evaluation
 from edgerpn.train.run.loop import TrainResult
 
 _METRICS = {

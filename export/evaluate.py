@@ -20,8 +20,8 @@ from edgerpn.manifest.parts import RecallSpec
 from edgerpn.runtime.model import Model, load
 from edgerpn.train.data.coco import read_split
 from edgerpn.train.data.splits import Split, find_split
-from edgerpn.train.evaluation import Detect, Evaluation, evaluate, measure
 from edgerpn.train.recall.average_recall import average_recall
+from edgerpn.train.recall.measurement import Detect, Evaluation, measure
 
 if TYPE_CHECKING:
     import onnx
@@ -61,6 +61,9 @@ def evaluate_model(
     """
     file = Path(model)
     if file.suffix == ".pt":
+        # Imported late: a device measures exported models without torch.
+        from edgerpn.train.evaluation import evaluate
+
         return evaluate(
             file,
             data,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from types import ModuleType
 
 from edgerpn.errors import MissingDependencyError, require
@@ -28,3 +29,9 @@ def load_cv2() -> ModuleType:
             "drivers: sudo apt install python3-opencv, and make the virtual environment with "
             "python3 -m venv --system-site-packages."
         ) from error
+
+
+def has_windows(cv2: ModuleType) -> bool:
+    """Returns whether this build of OpenCV opens windows."""
+    found = re.search(r"^\s*GUI:\s*(\w+)", cv2.getBuildInformation(), re.MULTILINE)
+    return found is not None and found.group(1) != "NONE"

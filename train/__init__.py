@@ -16,7 +16,8 @@ from edgerpn.lazy import lazy_names
 
 if TYPE_CHECKING:
     from edgerpn.train.config import TrainSettings, load_settings
-    from edgerpn.train.evaluation import Evaluation, evaluate
+    from edgerpn.train.evaluation import evaluate
+    from edgerpn.train.recall.measurement import Evaluation
     from edgerpn.train.training import TrainResult, train
 
 __all__ = ["Evaluation", "TrainResult", "TrainSettings", "evaluate", "load_settings", "train"]
@@ -24,7 +25,7 @@ __all__ = ["Evaluation", "TrainResult", "TrainSettings", "evaluate", "load_setti
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "Evaluation": "edgerpn.train.evaluation",
+        "Evaluation": "edgerpn.train.recall.measurement",
         "TrainResult": "edgerpn.train.training",
         "TrainSettings": "edgerpn.train.config",
         "evaluate": "edgerpn.train.evaluation",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,20 @@ def test_a_checkpoint_and_its_export_have_the_same_recall(name: str, exported: G
     assert found.data_sha256 == files.sha256(photos / "val.json")
     assert 0 < found.latency_ms["p50"] <= found.latency_ms["p95"] <= found.latency_ms["p99"]
     assert found.images_per_s == pytest.approx(1000 / found.latency_ms["mean"])
+
+
+def test_an_exported_model_is_measured_where_torch_does_not_import(exported: GetExport, photos: Path) -> None:
+    code = """
+import sys
+for name in ("torch", "torchvision", "onnx", "onnxscript", "matplotlib"):
+    sys.modules[name] = None
+from edgerpn.__main__ import main
+sys.exit(main(["eval", *sys.argv[1:]]))
+"""
+    words = [sys.executable, "-c", code, str(exported("standard").file), "--data", str(photos)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "AR@100 " in done.stdout
 
 
 def test_a_model_for_one_camera_size_is_measured_on_pictures_of_any_size(exported: GetExport, photos: Path) -> None:

@@ -34,7 +34,7 @@ def average_recall(ground_truth: Mapping[str, Any], results: Sequence[Mapping[st
         DataError: A result names an image that is not in the annotations.
         MissingDependencyError: faster-coco-eval is not installed.
     """
-    library = require("faster_coco_eval", extra="train", purpose="measuring recall")
+    library = require("faster_coco_eval", extra="recall", purpose="measuring recall")
     truth = _fold(ground_truth)
     known = {image["id"] for image in truth["images"]}
     unknown = {row["image_id"] for row in results} - known
