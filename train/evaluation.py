@@ -17,7 +17,7 @@ from edgerpn.train.data.splits import Split, find_split
 from edgerpn.train.network.detector import Detector, detect
 from edgerpn.train.network.layers import fuse_batch_norm
 from edgerpn.train.network.model import Rpn
-from edgerpn.train.recall.measurement import Detect, Evaluation, measure
+from edgerpn.train.recall.measurement import Evaluation, measure
 from edgerpn.train.run.device import place
 
 

@@ -128,7 +128,7 @@ def read_shots(files: Sequence[InputFile], *, skip: int, num_threads: int) -> Ge
                 yield from in_order(pool, _read_image, wanted, ahead=num_threads + _READ_AHEAD)
                 continue
             for file in group:
-                for frame in _video_frames(file, pool):
+                for frame in _video_frames(file):
                     number += 1
                     if number > skip:
                         yield _shot_of_frame(file, number, frame)
@@ -231,8 +231,8 @@ def _read_image(entry: tuple[int, InputFile]) -> Shot:
     )
 
 
-def _video_frames(file: InputFile, pool: ThreadPoolExecutor) -> Iterator[Frame]:
-    """Yields the frames of a video, decoded in one other thread ahead of time."""
+def _video_frames(file: InputFile) -> Iterator[Frame]:
+    """Yields the frames of a video, decoded ahead of time."""
     source = open_source(file.path)
     items = iter(source)
 
@@ -240,12 +240,13 @@ def _video_frames(file: InputFile, pool: ThreadPoolExecutor) -> Iterator[Frame]:
         return next(items, None)
 
     try:
-        # One at a time, because frames come in order: the next is decoded while the caller uses this one.
-        for item in in_order(pool, advance, itertools.repeat(None), ahead=1):
-            if item is None:
-                return
-            if isinstance(item, Frame):
-                yield item
+        # One thread, because frames come one after the other.
+        with ThreadPoolExecutor(1, thread_name_prefix="edgerpn-decode") as pool:
+            for item in in_order(pool, advance, itertools.repeat(None), ahead=_READ_AHEAD):
+                if item is None:
+                    return
+                if isinstance(item, Frame):
+                    yield item
     finally:
         source.close()
 
