@@ -24,7 +24,7 @@ from edgerpn.train.data import annotations as data_annotations
 from edgerpn.train.data.annotations import BROKEN_FILE, MISSING_FILE, ListedBox, ListedImage, ProblemKind, Problems
 from edgerpn.train.data.formats import coco_layouts
 from edgerpn.train.data.formats.content import Content, Split
-from edgerpn.train.data.image_files import ImageFolder, Verify, probe_hw, read_image
+from edgerpn.train.data.image_files import ImageFolder, Verify, probe_image, read_image
 
 __all__ = ["Dataset", "ImageRecord", "Verify", "class_names", "read_coco", "read_image", "read_split"]
 
@@ -218,7 +218,7 @@ def _check_file(
     if verify == "none":
         return file, None
     try:
-        found = probe_hw(file, verify)
+        found = probe_image(file, verify).stored_hw
     except DataError as error:
         return None, (BROKEN_FILE, f"image {image.image_id}: {error}")
     if found != image.hw:

@@ -38,7 +38,7 @@ from edgerpn.train.data.augment import (
     draw_view,
 )
 from edgerpn.train.data.batch import TrainBatch, collate
-from edgerpn.train.data.choice import DataChoice, parse_split
+from edgerpn.train.data.choice import DataChoice, DataFormat, parse_split
 from edgerpn.train.data.coco import ImageRecord
 from edgerpn.train.data.image_cache import ImageCache, reduction_for
 
@@ -74,11 +74,13 @@ class DataConfig:
     """Largest size of that memory in MiB on each machine; `auto` also stays below a quarter of the free memory."""
     holdout_classes: tuple[str, ...] = ()
     """Names of classes whose boxes training does not see; `edgerpn eval` then reports recall on them separately."""
-    format: Literal["auto", "coco", "yolo", "voc"] = "auto"
+    format: DataFormat = "auto"
     """Format of the data set; `auto`: recognised by its files."""
     split: str = ""
     """Validation split: a share of the training images (`"0.2"`, or `"0.2@SEED"`), or names of splits (`"val=test"`);
     empty: the set's own, else 0.2, by source."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes whose boxes are objects; the others count as background. Empty: all classes."""
     verify: Literal["decode", "header", "none"] = "decode"
     """Check of the images before training: decode each once, read only sizes and file ends, or skip it."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -98,8 +100,8 @@ class DataConfig:
 
     @property
     def choice(self) -> DataChoice:
-        """Format and validation split as given."""
-        return DataChoice(format=self.format, split=self.split)
+        """Format, validation split and classes as given."""
+        return DataChoice(format=self.format, split=self.split, classes=self.classes)
 
     @property
     def views_hw(self) -> tuple[tuple[int, int], ...]:

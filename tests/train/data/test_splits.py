@@ -164,7 +164,8 @@ def test_nothing_recognised_is_an_error_that_lists_what_was_looked_for(tmp_path:
     (tmp_path / "package.json").write_text("{}")
     with pytest.raises(DataError, match="no data set recognised in this folder; looked for:") as caught:
         find_split(tmp_path, "val")
-    assert [line.partition(":")[0] for line in caught.value.problems] == ["COCO", "YOLO", "PASCAL VOC"]
+    found = [line.partition(":")[0] for line in caught.value.problems]
+    assert found == ["COCO", "YOLO", "PASCAL VOC", "Open Images", "LabelMe", "CVAT", "Label Studio"]
     with pytest.raises(DataError) as caught:
         find_split(tmp_path, "val", DataChoice(format="voc"))
     assert len(caught.value.problems) == 1
