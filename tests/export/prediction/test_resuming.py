@@ -12,7 +12,6 @@ from typing import Any
 import cv2
 import pytest
 
-from edgerpn import files
 from edgerpn.__main__ import main
 from edgerpn.errors import ConfigError
 from edgerpn.export import PredictConfig, predict
@@ -108,7 +107,7 @@ def test_a_run_that_broke_off_at_its_end_continues(
         replace(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files.os, "replace", failing)
+        patch.setattr(os, "replace", failing)
         with pytest.raises(BreakError):
             predict(model_path, sources, broken, **OUTPUTS)
     assert predict(model_path, sources, broken, **OUTPUTS).num_resumed == 45
