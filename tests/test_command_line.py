@@ -18,26 +18,26 @@ from edgerpn.__main__ import COMMANDS, STAGES, build_parser, main
 EVERY_COMMAND = "-h --help --debug"
 ARGUMENTS = {
     "train": (
-        "--data --format --split --classes -o --output --out --epochs --minutes --size --preset --holdout-classes"
-        " --backbone-weights --resume --config --set --print-config"
+        "--data --format --split --classes --allow -o --output --out --epochs --minutes --size --preset"
+        " --holdout-classes --backbone-weights --resume --config --set --print-config"
     ),
-    "data check": "path --format --split --classes",
-    "anchors": "--data --format --split --classes --size --preset --strides --sizes --ratios -o --output",
+    "data check": "path --format --split --classes --allow",
+    "anchors": "--data --format --split --classes --allow --size --preset --strides --sizes --ratios -o --output",
     "import": "source file -o --output --arch --size --norm-eps",
     "eval": (
-        "model --data --format --split --classes --images --results -o --output --proposals --size --holdout-classes"
-        " --allow-host-code"
+        "model --data --format --split --classes --allow --images --results -o --output --proposals --size"
+        " --holdout-classes --allow-host-code"
     ),
     "export": (
         "checkpoint -o --output --target --size --source-size --batch --proposals --precision --calibration"
-        " --max-ar-drop --data --format --split --classes --images --config --set --print-config"
+        " --max-ar-drop --data --format --split --classes --allow --images --config --set --print-config"
     ),
     "build": (
         "model -o --output --backend --compute-capability --version-compatible --hardware-compatible --profile --images"
         " --config --set --print-config"
     ),
     "check": (
-        "model --target --against --images --data --format --split --classes --limit -o --output"
+        "model --target --against --images --data --format --split --classes --allow --limit -o --output"
         " --allow-host-code --pictures"
     ),
     "run": (

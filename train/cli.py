@@ -75,6 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         holdout_classes=arguments.holdout_classes,
         data_format=arguments.format,
         data_split=arguments.split,
+        data_allow=arguments.allow,
         data_classes=arguments.classes,
         overrides=arguments.set,
     )

@@ -105,6 +105,7 @@ def resolve_settings(
     holdout_classes: Sequence[str] | None = None,
     data_format: str | None = None,
     data_split: str | None = None,
+    data_allow: Sequence[str] = (),
     data_classes: Sequence[str] | None = None,
     overrides: Sequence[str] = (),
 ) -> TrainSettings:
@@ -126,6 +127,8 @@ def resolve_settings(
         texts.append(f"data.format={data_format}")
     if data_split is not None:
         texts.append(f"data.split={json.dumps(data_split)}")
+    if data_allow:
+        texts.append(f"data.allow={json.dumps(list(dict.fromkeys(data_allow)))}")
     if data_classes is not None:
         texts.append(f"data.classes={json.dumps(list(data_classes))}")
     texts += overrides

@@ -1,4 +1,4 @@
-"""The choice of format, validation split and classes of a data set: `--format`, `--split` and `--classes`."""
+"""The choices about a data set: its format, its validation split, its classes, and what is accepted of it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from edgerpn.arguments import names_argument
+from edgerpn.train.data.rules import RULE_NAMES
 
 DataFormat = Literal["auto", "coco", "yolo", "voc", "openimages", "labelme", "cvat", "labelstudio"]
 FORMATS: tuple[str, ...] = get_args(DataFormat)
@@ -46,6 +47,8 @@ class DataChoice:
     """One of `FORMATS`; "auto": recognised by the files."""
     split: str = ""
     """FRACTION, FRACTION@SEED or names of splits, see `parse_split`; "": the set's own, or a fifth held out."""
+    allow: tuple[str, ...] = ()
+    """Rules about whole sets that are accepted, see `edgerpn.train.data.rules`."""
     classes: tuple[str, ...] = ()
     """Names of the classes whose boxes count; empty: all."""
 
@@ -77,7 +80,7 @@ def parse_split(text: str) -> SplitRule:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds `--format`, `--split` and `--classes`, for a data set."""
+    """Adds `--format`, `--split`, `--classes` and `--allow`, for a data set."""
     parser.add_argument(
         "--format", choices=FORMATS, default=None, help="format of the data set (default: recognised by the files)"
     )
@@ -89,6 +92,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "default: the set's own, else 0.2",
     )
     parser.add_argument(
+        "--allow",
+        action="append",
+        choices=RULE_NAMES,
+        default=[],
+        metavar="NAME",
+        help="accept a set that this check refuses, for those who know better; the error names it; may be repeated",
+    )
+    parser.add_argument(
         "--classes",
         type=names_argument,
         metavar="A,B",
@@ -98,7 +109,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def chosen(arguments: argparse.Namespace) -> DataChoice:
     """Returns the choice of a command line."""
-    return DataChoice(format=arguments.format or "auto", split=arguments.split or "", classes=arguments.classes or ())
+    return DataChoice(
+        format=arguments.format or "auto",
+        split=arguments.split or "",
+        classes=arguments.classes or (),
+        allow=tuple(dict.fromkeys(arguments.allow)),
+    )
 
 
 def _split_argument(text: str) -> str:

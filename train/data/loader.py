@@ -41,6 +41,7 @@ from edgerpn.train.data.batch import TrainBatch, collate
 from edgerpn.train.data.choice import DataChoice, DataFormat, parse_split
 from edgerpn.train.data.coco import ImageRecord
 from edgerpn.train.data.image_cache import ImageCache, reduction_for
+from edgerpn.train.data.rules import RULE_NAMES
 
 __all__ = ["BatchShare", "DataConfig", "TrainBatch", "TrainLoader"]
 
@@ -79,6 +80,8 @@ class DataConfig:
     split: str = ""
     """Validation split: a share of the training images (`"0.2"`, or `"0.2@SEED"`), or names of splits (`"val=test"`);
     empty: the set's own, else 0.2, by source."""
+    allow: tuple[str, ...] = ()
+    """Checks of the whole set that are accepted although they fail, by the names in their errors (`["clipped"]`)."""
     classes: tuple[str, ...] = ()
     """Names of the classes whose boxes are objects; the others count as background. Empty: all classes."""
     verify: Literal["decode", "header", "none"] = "decode"
@@ -92,7 +95,7 @@ class DataConfig:
         check_setting(self.batch_size >= 0, "batch_size", "1 or more, or 0 to choose it automatically", self.batch_size)
         check_setting(self.workers >= 0, "workers", "0 or more", self.workers)
         check_setting(self.cache_mib >= 0, "cache_mib", "0 or more", self.cache_mib)
-
+        check_setting({*self.allow} <= {*RULE_NAMES}, "allow", f"names out of {', '.join(RULE_NAMES)}", self.allow)
         try:
             parse_split(self.split)
         except ValueError as error:
@@ -100,8 +103,8 @@ class DataConfig:
 
     @property
     def choice(self) -> DataChoice:
-        """Format, validation split and classes as given."""
-        return DataChoice(format=self.format, split=self.split, classes=self.classes)
+        """Format, validation split, classes and accepted checks as given."""
+        return DataChoice(format=self.format, split=self.split, classes=self.classes, allow=self.allow)
 
     @property
     def views_hw(self) -> tuple[tuple[int, int], ...]:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 from edgerpn.errors import DataError
-from edgerpn.train.data import annotations as data_annotations
 from edgerpn.train.data.choice import DataChoice
 from edgerpn.train.data.formats import coco_layouts, cvat, label_studio, labelme, open_images, voc, yolo
 from edgerpn.train.data.formats.by_source import SourceSplit, split_by_source
 from edgerpn.train.data.formats.classes import check_classes, ids_by_name, select_classes
 from edgerpn.train.data.formats.content import Content, Layout, Split
+from edgerpn.train.data.listing import load_content
 
 __all__ = ["Split", "SplitName", "find_layouts", "find_split", "find_train_and_val"]
 
@@ -182,35 +182,28 @@ def _selection(choice: DataChoice) -> str:
 
 
 def _selected(split: Split, layout: Layout, choice: DataChoice) -> Split:
-    """Returns a split whose boxes are those of the chosen classes."""
+    """Returns a split whose boxes are those of the chosen classes, and which knows the accepted rules."""
+    split = split._replace(allow=choice.allow)
     if not choice.classes:
         return split
     return split._replace(load=partial(_load_classes, split, tuple(layout.splits.values()), choice.classes))
 
 
 def _load_classes(split: Split, splits: tuple[Split, ...], classes: tuple[str, ...]) -> Content:
-    content = _load(split)
+    content = load_content(split)
     known = dict.fromkeys(ids_by_name(content.root))
     if not known.keys() >= set(classes):
         # Some formats name only the classes that a split has.
-        known |= {name: None for other in splits for name in ids_by_name(_load(other).root)}
+        known |= {name: None for other in splits for name in ids_by_name(load_content(other).root)}
         check_classes(classes, known, split.annotations)
     return select_classes(content, classes)
-
-
-def _load(split: Split) -> Content:
-    return split.load() if split.load is not None else coco_layouts.read_file(split.annotations)
 
 
 def _hold_out(path: Path, layout: Layout, choice: DataChoice) -> tuple[Split, Split, str]:
     """Splits the training images by source; returns both parts and a summary."""
     rule = choice.rule
     whole = _named(path, layout, rule.train)
-    content = _load(whole)
-    # A broken record is named by its place in the whole file, so it is looked for before the split.
-    known = {image.image_id for image in data_annotations.parse_images(content.root["images"], whole.annotations)}
-    boxes = content.root["annotations"]
-    data_annotations.parse_boxes(boxes, whole.annotations, dict.fromkeys(known), data_annotations.Problems())
+    content = load_content(whole)
     parts = split_by_source(content, rule.share, rule.seed, whole.annotations)
     return _part(whole, "train", parts), _part(whole, "val", parts), parts.summary
 

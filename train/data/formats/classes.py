@@ -20,12 +20,11 @@ _MAX_SHOWN = 40
 
 
 def select_classes(content: Content, names: Sequence[str]) -> Content:
-    """Returns a set with the boxes of some classes; all images stay."""
+    """Returns a set, whose malformed entries have been repaired, with the boxes of some classes; all images stay."""
     ids = ids_by_name(content.root)
     wanted = [number for name in names for number in ids.get(name, ())]
     boxes = content.root["annotations"]
-    # Malformed entries stay, to be counted.
-    kept = [row for row, box in enumerate(boxes) if not isinstance(box, dict) or box.get("category_id") in wanted]
+    kept = [row for row, box in enumerate(boxes) if box.get("category_id") in wanted]
     problems = copy.deepcopy(content.problems)
     dropped = {number: name for name, numbers in ids.items() if name not in names for number in numbers}
     for row in sorted(set(range(len(boxes))) - set(kept)):
@@ -39,6 +38,7 @@ def select_classes(content: Content, names: Sequence[str]) -> Content:
         sha256=hashlib.sha256(f"{content.sha256} {sorted(names)}".encode(errors="surrogatepass")).hexdigest(),
         box_names=None if box_names is None else tuple(box_names[row] for row in kept),
         problems=problems,
+        is_repaired=content.is_repaired,
     )
 
 

@@ -41,6 +41,8 @@ class Content:
     """A name in messages for each annotation, such as "labels/1.txt line 2"; None: its id."""
     problems: Problems = field(default_factory=Problems)
     """Repairs during the conversion."""
+    is_repaired: bool = False
+    """Whether malformed entries have been repaired, see `edgerpn.train.data.listing.load_content`."""
 
 
 class Split(NamedTuple):
@@ -56,6 +58,8 @@ class Split(NamedTuple):
     """Name in log lines."""
     folder: Path | None = None
     """Folder of the whole data set; None: the folder of the annotations."""
+    allow: tuple[str, ...] = ()
+    """Rules about whole sets that are accepted, see `edgerpn.train.data.rules`."""
 
     @property
     def label(self) -> str:

@@ -109,7 +109,7 @@ def test_labelme_shapes(tmp_path: Path) -> None:
         ("eye", "point", [[2, 3]]),
         ("line", "linestrip", [[2, 3], [3, 4]]),
         ("bad", "rectangle", [[2, 3]]),
-        *((("fish", "rectangle", [["1", 1], [2, 2]]),) * 9),
+        *(("fish", "rectangle", [["1", 1], [2, 2 + n]]) for n in range(9)),
     )
     write_labelme(tmp_path / "val", 1)
     for name in ("a.png", "b.png"):
@@ -160,7 +160,7 @@ def test_cvat_shapes(tmp_path: Path) -> None:
         '<points label="fish" points="1,1"/>',
         '<tag label="sea"/>',
         '<box label="fish" xtl="x" ytl="8" xbr="24" ybr="12"/>',
-        *('<box label="fish" xtl="1" ytl="1" xbr="2" ybr="2"/>',) * 5,
+        *(f'<box label="fish" xtl="1" ytl="1" xbr="2" ybr="{2 + n}"/>' for n in range(5)),
     )
     write_image(tmp_path / "images" / "sub" / "a.png")
     dataset = cvat_set(tmp_path, f'<image id="0" name="sub/a.png" width="40" height="20">{"".join(shapes)}</image>')
@@ -212,7 +212,7 @@ def test_label_studio_shapes(tmp_path: Path) -> None:
         label_studio_result("brushlabels", "crab", rle=[1]),
         {"type": "choices", "value": {"choices": ["good"]}},
         label_studio_result("rectanglelabels", "fish", x=None, y=25, width=50, height=50),
-        *[label_studio_result("rectanglelabels", "fish", x=0, y=0, width=10, height=10)] * 6,
+        *(label_studio_result("rectanglelabels", "fish", x=0, y=0, width=10 + n, height=10) for n in range(6)),
     )
     write_image(tmp_path / "images" / "a b.png")
     task = label_studio_task(1, "/data/local-files/?d=sets/a%20b.png", *results)

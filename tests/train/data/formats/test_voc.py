@@ -175,11 +175,11 @@ def test_links_out_of_the_folder_are_refused(tmp_path: Path) -> None:
 
 
 def test_an_object_without_usable_numbers_is_counted_and_many_are_an_error(tmp_path: Path) -> None:
-    good, bad = voc_object("fish", (11, 6, 30, 15)), voc_object("crab", (1, 1, "x", 5))
-    dataset = read(make_set(tmp_path, voc_file("a.png", *[good] * 9, bad)))
+    good, bad = [voc_object("fish", (11, 6, 30, 15 - n)) for n in range(9)], voc_object("crab", (1, 1, "x", 5))
+    dataset = read(make_set(tmp_path, voc_file("a.png", *good, bad)))
     assert len(dataset.records[0].boxes_xyxy) == 9
     (line,) = dataset.problems
     assert line.startswith("object whose form or numbers cannot be read: 1, dropped (a.xml object 10 (crab): xmin '1'")
-    make_set(tmp_path, voc_file("a.png", *[good] * 8, bad, "<object><name>fish</name></object>"))
+    make_set(tmp_path, voc_file("a.png", *good[:8], bad, "<object><name>fish</name></object>"))
     with pytest.raises(DataError, match="Annotations: 2 of 10 objects cannot be read; correct or remove them:"):
         read(tmp_path)

@@ -89,8 +89,8 @@ def test_a_broken_label_file_is_one_named_error(label: str | bytes, message: str
 
 
 def test_single_unusable_boxes_are_dropped_and_named(tmp_path: Path) -> None:
-    good = "0 0.5 0.5 0.5 0.5\n"
-    make_set(tmp_path, good * 4 + "0 1e999 0.5 0.5 0.5\n0 0.5 0.5 0 0.1\n9 nan 0 1 1 0 1\n0 2 2 0.1 0.1\n")
+    good = "".join(f"0 0.5 0.5 0.5 0.{number}\n" for number in range(1, 5))
+    make_set(tmp_path, good + "0 1e999 0.5 0.5 0.5\n0 0.5 0.5 0 0.1\n9 nan 0 1 1 0 1\n0 2 2 0.1 0.1\n")
     dataset = read(tmp_path)
     assert len(dataset.records[0].boxes_xyxy) == 4
     assert dataset.problems == (
