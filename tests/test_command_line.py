@@ -46,8 +46,8 @@ ARGUMENTS = {
         " --self-test"
     ),
     "predict": (
-        "model images -o --output --data --format --split --classes --to --crops --pictures --min-score --max-per-image --nms"
-        " --allow-host-code --config --set --print-config"
+        "model images -o --output --data --format --split --classes --to --crops --pictures --min-score"
+        " --max-per-image --nms --allow-host-code --config --set --print-config"
     ),
     "doctor": "what source --seconds --config --set --model --json",
     "inspect": "model --size --json",
