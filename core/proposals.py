@@ -93,7 +93,7 @@ class Proposals:
             rest = rest[pairwise_iou(self.boxes[best], self.boxes[rest])[0] <= iou]
         return self[kept]
 
-    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
+    def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
         """Converts to COCO results: plain Python numbers, bbox as x, y, width, height, one class (1).
 
         Args:
@@ -102,7 +102,12 @@ class Proposals:
         sizes = self.boxes[:, 2:] - self.boxes[:, :2]
         rows = np.concatenate([self.boxes[:, :2], sizes], axis=1).tolist()
         return [
-            {"image_id": int(image_id), "category_id": 1, "bbox": row, "score": score}
+            {
+                "image_id": image_id if isinstance(image_id, str) else int(image_id),
+                "category_id": 1,
+                "bbox": row,
+                "score": score,
+            }
             for row, score in zip(rows, self.scores.tolist(), strict=True)
         ]
 

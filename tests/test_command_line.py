@@ -46,7 +46,7 @@ ARGUMENTS = {
         " --self-test"
     ),
     "predict": (
-        "model images -o --output --data --format --split --classes --to --crops --pictures --min-score"
+        "model images -o --output --data --format --split --classes --allow --to --crops --pictures --min-score"
         " --max-per-image --nms --allow-host-code --config --set --print-config"
     ),
     "doctor": "what source --seconds --config --set --model --json",

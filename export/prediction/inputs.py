@@ -16,8 +16,9 @@ import numpy.typing as npt
 from edgerpn.errors import ConfigError, DataError
 from edgerpn.export.prediction.ordered import in_order
 from edgerpn.files import printable
+from edgerpn.images.formats import is_image_file
 from edgerpn.runtime.frame import Event, Frame, Source
-from edgerpn.runtime.sources.file_sources import IMAGE_SUFFIXES, ImageSource, open_source
+from edgerpn.runtime.sources.file_sources import ImageSource, open_source
 from edgerpn.runtime.sources.spec import parse_source
 from edgerpn.train.data.image_files import read_image
 
@@ -37,7 +38,7 @@ class InputFile:
     """Of an image: its path below the common folder of all images. Of a video: the first part of its frames' names."""
     is_video: bool = False
     """Whether it is a video."""
-    image_id: int | None = None
+    image_id: int | str | None = None
     """Id of the image in a data set; None: images and frames are numbered from 1."""
     num_frames: int | None = 1
     """Number of frames; of a video as the file states it, None: unknown."""
@@ -49,7 +50,7 @@ class Shot:
 
     index: int
     """Place among all images and frames, from 0."""
-    image_id: int
+    image_id: int | str
     """Id in the results."""
     file_name: str
     """Name in the results, different from all others: a relative path with slashes."""
@@ -63,7 +64,7 @@ class Shot:
     """The reason why it cannot be read."""
 
 
-def find_inputs(specs: Sequence[str], ids: Mapping[Path, int] | None = None) -> list[InputFile]:
+def find_inputs(specs: Sequence[str], ids: Mapping[Path, int | str] | None = None) -> list[InputFile]:
     """Finds the images and videos that a user names.
 
     Args:
@@ -166,7 +167,7 @@ def _kinds(paths: Sequence[Path]) -> list[tuple[Path, bool]]:
 
 
 def _is_video(path: Path) -> bool:
-    return path.suffix.lower() not in IMAGE_SUFFIXES and path.is_file()
+    return path.is_file() and not is_image_file(path)
 
 
 def _free_stem(stem: str, names: set[str]) -> str:
@@ -194,12 +195,12 @@ def _end(source: Source) -> None:
         break
 
 
-def _with_ids(files: list[InputFile], ids: Mapping[Path, int]) -> list[InputFile]:
+def _with_ids(files: list[InputFile], ids: Mapping[Path, int | str]) -> list[InputFile]:
     videos = [file for file in files if file.is_video]
     if videos:
         raise ConfigError([f"{videos[0].path}: this is a video, and --data has ids of images only"])
-    known = [(ids.get(Path(os.path.realpath(file.path))), file) for file in files]
-    strangers = [file.path for image_id, file in known if image_id is None]
+    by_path = {Path(os.path.realpath(file.path)): file for file in files}
+    strangers = [path for path in by_path if path not in ids]
     if strangers:
         raise ConfigError(
             [
@@ -207,10 +208,11 @@ def _with_ids(files: list[InputFile], ids: Mapping[Path, int]) -> list[InputFile
                 "not); name its split with --split val=NAME, or leave out --data"
             ]
         )
-    numbered = [
-        InputFile(path=file.path, name=file.name, image_id=image_id) for image_id, file in known if image_id is not None
+    return [
+        InputFile(path=by_path[path].path, name=by_path[path].name, image_id=image_id)
+        for path, image_id in ids.items()
+        if path in by_path
     ]
-    return sorted(numbered, key=lambda file: file.image_id or 0)
 
 
 def _read_image(entry: tuple[int, InputFile]) -> Shot:

@@ -145,15 +145,16 @@ def predict(
     return _summary_of(complete) if complete is not None else job.run(allow_host_code)
 
 
-def _ids(data: str | os.PathLike[str] | Split, log: Callable[[str], None]) -> dict[Path, int]:
+def _ids(data: str | os.PathLike[str] | Split, log: Callable[[str], None]) -> dict[Path, int | str]:
     """Returns the ids of a data set's images by their real paths, in the order of the ids."""
     from edgerpn.train.data.coco import read_split
     from edgerpn.train.data.splits import find_split
 
     split = find_split(Path(data), "val", log=log) if isinstance(data, (str, os.PathLike)) else data
     records = read_split(split, verify="none").records
-    pairs = sorted((record.image_id, Path(os.path.realpath(record.file))) for record in records)
-    return {file: image_id for image_id, file in pairs}
+    # Numbers before texts.
+    ordered = sorted(records, key=lambda record: (isinstance(record.image_id, str), record.image_id))
+    return {Path(os.path.realpath(record.file)): record.image_id for record in ordered}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
