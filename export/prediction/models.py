@@ -6,7 +6,7 @@ PyTorch is imported for a checkpoint only.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,8 @@ from edgerpn.runtime.model import Model, load
 from edgerpn.runtime.run.runner import GPU_BATCH, natural_batch
 
 Image = npt.NDArray[np.uint8]
+
+_MAX_WORKERS = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,6 +100,8 @@ def _run_exported(model: Model, source_hw: tuple[int, int] | None, frames: Seque
 
 
 def _checkpoint(file: Path, config: PredictConfig) -> Predictor:
+    import torch
+
     from edgerpn.train.checkpoint import load_model, versions
     from edgerpn.train.evaluation import make_detector
     from edgerpn.train.network.detector import detect_batch
@@ -112,12 +116,18 @@ def _checkpoint(file: Path, config: PredictConfig) -> Predictor:
     detector = make_detector(model, content, num_proposals=config.num_proposals, size_hw=config.size_hw)
     device = detector.get_buffer("anchors_0").device
     is_gpu = device.type == "cuda"
+    # On a CPU an image for each core: the threads of one network wait for each other, above all on a busy machine.
+    num_workers = 2 if is_gpu else min(_MAX_WORKERS, available_cores())
+    closing = ExitStack()
+    if not is_gpu:
+        closing.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(max(1, available_cores() // num_workers))
     return Predictor(
         name=file.name,
         sha256=sha256,
         ran_by=f"PyTorch {versions()['torch']}, {device}",
         batch=config.batch or (GPU_BATCH if is_gpu else 1),
-        num_workers=2,
+        num_workers=num_workers,
         run=lambda frames: [Proposals(boxes, scores) for boxes, scores in detect_batch(detector, frames)],
-        closing=nullcontext(),
+        closing=closing,
     )
