@@ -267,16 +267,16 @@ class _Job:
     def _sheet(self, predictor: Predictor, journal: Journal) -> str:
         total, unreadable = journal.num_images, len(journal.problems)
         entries = read_entries(journal.sheet, total, self.config.sheet_images)
-        shown = f"{len(entries)} of {total} images" if len(entries) < total else f"{total} images"
         return sheet_page(
             "Proposals",
             entries,
-            introduction=f"{shown} with the best {self.config.top} boxes of {predictor.name} on each, near copies left "
+            introduction=f"Images with the best {self.config.top} boxes of {predictor.name} on each, near copies left "
             f"out (IoU above {self.config.shown_nms_iou:g}).",
             figures=(
                 ("Images", f"{total - unreadable}", f"{unreadable} not readable" if unreadable else "all readable"),
                 ("Proposals", f"{journal.num_results}", "in results.json"),
                 ("Per image", f"{journal.num_results / max(1, total - unreadable):.1f}", "proposals, mean"),
+                ("On this page", f"{len(entries)}", "images, spread over all"),
             ),
             problems=journal.problems,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -72,7 +72,7 @@ def is_on_sheet(index: int, total: int, limit: int) -> bool:
 
 def sheet_page(
     title: str,
-    entries: Iterable[SheetEntry],
+    entries: Sequence[SheetEntry],
     *,
     introduction: str,
     figures: Sequence[tuple[str, str, str]],
@@ -87,7 +87,11 @@ def sheet_page(
         figures: Large numbers: label, number, note.
         problems: A line for each image that could not be read.
     """
-    pictures = f"<div class='sheet'>{''.join(map(_figure, entries))}</div>"
+    # The shape of most pictures.
+    cell = float(np.median([entry.size_wh[0] / entry.size_wh[1] for entry in entries] or [1.0]))
+    pictures = (
+        f"<div class='sheet' style='--cell:{min(2.0, max(0.5, cell)):.3f}'>{''.join(map(_figure, entries))}</div>"
+    )
     ramp = ",".join(_css_color(strength) for strength in (0, 0.25, 0.5, 0.75, 1))
     key = (
         "<ul class='key'><li>weaker<span class='ramp' style='background:"

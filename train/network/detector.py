@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -21,7 +20,7 @@ from torch.nn import functional
 from edgerpn.errors import InputError
 from edgerpn.letterbox import PAD_VALUE, Letterbox, letterbox
 from edgerpn.train.network.anchors import grid_anchors
-from edgerpn.train.network.boxes import clip_boxes
+from edgerpn.train.network.boxes import clip_boxes, row_xyxy
 from edgerpn.train.network.model import Rpn
 from edgerpn.train.network.proposal_stage import ProposalBatch, ProposalConfig, select_proposals
 
@@ -66,8 +65,7 @@ class Detector(nn.Module):
         batch = select_proposals(levels, anchors, content_hw=self.content_hw, config=self.proposals, nms=self.nms)
         if self.geometry is None:
             return batch
-        scale_x, scale_y = self.geometry.scale_xy
-        boxes = batch.boxes / batch.boxes.new_tensor([scale_x, scale_y, scale_x, scale_y])
+        boxes = batch.boxes / row_xyxy(batch.boxes, *self.geometry.scale_xy)
         return ProposalBatch(clip_boxes(boxes, self.geometry.source_hw), batch.scores, batch.count)
 
     def network_levels(self, frames_NHW3: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -112,6 +110,7 @@ def detect_batch(detector: Detector, frames: Sequence[npt.NDArray[np.uint8]]) ->
     Raises:
         InputError: A frame is not (H, W, 3) uint8.
     """
+<<<<<<< HEAD
     for frame in frames:
         if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
             raise InputError(f"frame: expected (H, W, 3) uint8 BGR, got shape {frame.shape} and dtype {frame.dtype}")
@@ -119,6 +118,14 @@ def detect_batch(detector: Detector, frames: Sequence[npt.NDArray[np.uint8]]) ->
     images = [
         torch.from_numpy(geometry.apply(frame, cv2.resize)) for geometry, frame in zip(geometries, frames, strict=True)
     ]
+=======
+    import cv2  # late: the network itself needs PyTorch only
+
+    if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
+        raise InputError(f"frame: expected (H, W, 3) uint8 BGR, got shape {frame.shape} and dtype {frame.dtype}")
+    geometry = letterbox((frame.shape[0], frame.shape[1]), detector.network_hw)
+    image = torch.from_numpy(geometry.apply(frame, cv2.resize))[None]
+>>>>>>> main
     device = detector.get_buffer("anchors_0").device
     batch = detector(torch.stack(images).to(device))
     outputs = zip(geometries, batch.boxes.cpu().numpy(), batch.scores.cpu().numpy(), batch.count.tolist(), strict=True)
