@@ -110,7 +110,8 @@ def detect_batch(detector: Detector, frames: Sequence[npt.NDArray[np.uint8]]) ->
     Raises:
         InputError: A frame is not (H, W, 3) uint8.
     """
-<<<<<<< HEAD
+    import cv2  # late: the network itself needs PyTorch only
+
     for frame in frames:
         if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
             raise InputError(f"frame: expected (H, W, 3) uint8 BGR, got shape {frame.shape} and dtype {frame.dtype}")
@@ -118,14 +119,6 @@ def detect_batch(detector: Detector, frames: Sequence[npt.NDArray[np.uint8]]) ->
     images = [
         torch.from_numpy(geometry.apply(frame, cv2.resize)) for geometry, frame in zip(geometries, frames, strict=True)
     ]
-=======
-    import cv2  # late: the network itself needs PyTorch only
-
-    if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
-        raise InputError(f"frame: expected (H, W, 3) uint8 BGR, got shape {frame.shape} and dtype {frame.dtype}")
-    geometry = letterbox((frame.shape[0], frame.shape[1]), detector.network_hw)
-    image = torch.from_numpy(geometry.apply(frame, cv2.resize))[None]
->>>>>>> main
     device = detector.get_buffer("anchors_0").device
     batch = detector(torch.stack(images).to(device))
     outputs = zip(geometries, batch.boxes.cpu().numpy(), batch.scores.cpu().numpy(), batch.count.tolist(), strict=True)
