@@ -43,6 +43,10 @@ ARGUMENTS = {
         "model sources --config --set --print-config -o --output --out --jsonl --video --http --show --max-frames"
         " --min-score --top --threads --provider --on-mismatch --allow-host-code --log-format --log-level --self-test"
     ),
+    "bench": (
+        "model --data --format --split --images -o --output --threads --provider --allow-host-code --config --set"
+        " --print-config"
+    ),
     "doctor": "what source --seconds --config --set --model --json",
     "inspect": "model --size --json",
     "demo": "-o --output --out --seed --minutes --images --val-images --frames --size --set",
@@ -59,7 +63,9 @@ def actions(command: str) -> list[argparse.Action]:
 
 
 def test_the_commands_are_these() -> None:
-    assert " ".join(COMMANDS) == ("data check anchors train import eval export build run inspect check doctor demo")
+    assert " ".join(COMMANDS) == (
+        "data check anchors train import eval export build run bench inspect check doctor demo"
+    )
     assert set(ARGUMENTS) == set(COMMANDS)
     assert [name for names in STAGES.values() for name in names] == list(COMMANDS)
 

@@ -22,6 +22,7 @@ from edgerpn.machine import available_cores, bind_to_process, is_foreign
 from edgerpn.runtime.frame import Event, Frame, Source
 from edgerpn.runtime.opencv import load_cv2
 from edgerpn.runtime.sources.spec import parse_source
+from edgerpn.runtime.tracing import span
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """Files that are read as images; any other file is tried as a video."""
@@ -123,7 +124,8 @@ class ImageSource:
             data = np.fromfile(path, np.uint8)
             # The stored pixel grid, as in training and in COCO's annotations: EXIF rotation is not applied.
             flags = self._cv2.IMREAD_COLOR | self._cv2.IMREAD_IGNORE_ORIENTATION
-            image = self._cv2.imdecode(data, flags) if data.size else None
+            with span("decode"):
+                image = self._cv2.imdecode(data, flags) if data.size else None
         except (OSError, self._cv2.error) as error:
             message = f"{printable(str(path))}: cannot be read: {getattr(error, 'strerror', None) or error}"
             return Event(kind="error", source=self.name, message=message, path=path)
@@ -204,7 +206,8 @@ class VideoSource:
     def _read(self) -> Frame | None:
         start = time.perf_counter()
         captured_at, monotonic_s = time.time(), time.monotonic()
-        ok, image = self._capture.read()
+        with span("decode"):
+            ok, image = self._capture.read()
         if not ok or image is None:
             return None
         if image.ndim == 2:
