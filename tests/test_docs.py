@@ -346,7 +346,18 @@ def test_every_command_that_can_run_here_runs(
 ) -> None:
     lines = runnable_lines()
     commands = {asked_command(shlex.split(line)) for line in lines}
-    assert commands >= {"data check", "train", "anchors", "eval", "export", "check", "inspect", "run", "bench", "doctor"}
+    assert commands >= {
+        "data check",
+        "train",
+        "anchors",
+        "eval",
+        "export",
+        "check",
+        "inspect",
+        "run",
+        "bench",
+        "doctor",
+    }
     monkeypatch.chdir(workshop)
     failed = {}
     for line in lines:
