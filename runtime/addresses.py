@@ -8,7 +8,10 @@ from urllib.parse import quote
 from edgerpn.runtime.redaction import HIDDEN, redact_url
 
 MAX_PORT = 65535
+_USUAL_PORTS = ("80", "443", "554", "8000", "8080", "8554")
 _BRACKETED = re.compile(r"\[(?P<host>[^\[\]]*)\](?::(?P<port>.*))?", re.DOTALL)
+# Behind the password; "feed@30fps" and "room@2" are paths.
+_HOST_START = re.compile(r"[A-Za-z]|\d+(?:\.\d+){3}|\[")
 # A host may have non-ASCII letters, but none of these.
 _NO_HOST = re.compile(r"[\s\x00-\x1f\x7f\"'<>\\^`{|}\[\]]")
 
@@ -28,9 +31,11 @@ def find_fault(url: str, *, needs_host: bool = True, needs_port: bool = False) -
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     credentials, at, host_port = authority.rpartition("@")
     fault = _host_fault(host_port, needs_host=needs_host, needs_port=needs_port)
-    if not at and fault and "@" in rest:
+    is_cut = not at and not fault and _is_cut_password(host_port, rest)
+    if not at and "@" in rest and (fault or is_cut):
         # The credentials reach beyond the first "/", "?" or "#", which ends them for every reader of URLs.
-        return _to_encode(scheme, {character for character in rest.partition("@")[0] if character in "/?#"})
+        advice = _to_encode(scheme, {character for character in rest.partition("@")[0] if character in "/?#"})
+        return f"{advice}; if they end before it, write the @ as %40" if is_cut else advice
     unsafe = {character for character in credentials if character in "@[]"}
     return _to_encode(scheme, unsafe) if unsafe else fault
 
@@ -42,6 +47,20 @@ def show_faulty(url: str) -> str:
     if "@" in rest or not colon or host.startswith("[") or re.match(r"\d*(?:[/?#]|$)", after):
         return redact_url(url)
     return redact_url(f"{scheme}{mark}{host}{colon}{HIDDEN}")
+
+
+def _is_cut_password(host_port: str, rest: str) -> bool:
+    """Returns whether `user:12/34@host` looks like a password that is cut, and not like a port and a path with an @.
+
+    Both are valid URLs. The first part of a password that consists of digits reads as a port.
+    """
+    name, colon, port = host_port.partition(":")
+    if not colon or port in _USUAL_PORTS:
+        return False
+    before, _, after = rest[len(host_port) :].rpartition("@")
+    # Hosts of cameras are mostly addresses, or names with a dot; keys and values belong to a path or a query.
+    is_host = "." in name or name in ("", "localhost") or name.startswith("[")
+    return not is_host and "=" not in before and _HOST_START.match(after) is not None
 
 
 def _to_encode(scheme: str, characters: set[str]) -> str:

@@ -2,8 +2,8 @@
 
 The sources alone determine the behaviour, not the flags:
 
-- Files and images must open before the model is loaded; a wrong one ends the command. Cameras and streams are tried
-  again for as long as the run lasts.
+- Files and images must open before the model is loaded, and the device of a camera that the command line names must
+  exist; a wrong one ends the command. Other cameras and streams are tried again for as long as the run lasts.
 - `--output DIR` holds proposals.jsonl, and annotated images, one whole video for each video file (annotated.mp4, or
   NAME.mp4 when there are several sources), and segments of live sources; see `edgerpn.runtime.run.outputs`.
 - The log goes to the standard error, from the level info on. A run of files shows a progress bar on a terminal.
@@ -131,7 +131,7 @@ def run_sources(arguments: argparse.Namespace, config: StreamsConfig) -> RunSumm
     """
     from edgerpn.runtime.opencv import single_threaded
 
-    _check_sources(config)
+    _check_sources(arguments, config)
     opened = _open_files(arguments, config)
     try:
         # The cores belong to the model.
@@ -142,8 +142,9 @@ def run_sources(arguments: argparse.Namespace, config: StreamsConfig) -> RunSumm
             source.close()
 
 
-def _check_sources(config: StreamsConfig) -> None:
+def _check_sources(arguments: argparse.Namespace, config: StreamsConfig) -> None:
     from edgerpn.runtime.run.streams_config import MAX_SOURCES
+    from edgerpn.runtime.sources.failures import check_device
 
     if not config.sources and not config.has_control:
         raise ConfigError(["SOURCE: expected at least one, or --config FILE with a table [sources.NAME]"])
@@ -154,6 +155,10 @@ def _check_sources(config: StreamsConfig) -> None:
                 "('images/*.jpg'), which is one source then."
             ]
         )
+    for source in config.sources:
+        # A camera that was typed is expected to be there; one of a settings file may be plugged in later.
+        if source.source in arguments.sources and source.spec.kind == "camera":
+            check_device(source.spec)
 
 
 def _open_files(arguments: argparse.Namespace, config: StreamsConfig) -> dict[str, Source]:

@@ -157,8 +157,9 @@ class Model:
         """Returns the results of a video, images or a camera, in order; threads decode and infer.
 
         Files never lose a frame. A live source gives its newest frame whenever the model is free, and is reconnected
-        for ever when it fails. Events of the source are logged; for several sources, events and limits of age use
-        `edgerpn.runtime.run`. Leaving the loop, or closing the generator, stops the threads and closes the source.
+        for ever when it fails; only the device of a camera must exist at the start. Events of the source are logged;
+        for several sources, events and limits of age use `edgerpn.runtime.run`. Leaving the loop, or closing the
+        generator, stops the threads and closes the source.
         Results may be kept: pictures of a live source lie in shared memory, and become copies when few slots are left.
 
         Args:
@@ -296,6 +297,7 @@ def _without_traceback(error: InputError) -> InputError:
 def _open(source: str | int | os.PathLike[str] | Source) -> tuple[SourceConfig, dict[str, Source]]:
     """Returns the settings of the one source of `Model.stream`, and its file, opened."""
     from edgerpn.runtime.run.streams_config import SourceConfig
+    from edgerpn.runtime.sources.failures import check_device
     from edgerpn.runtime.sources.file_sources import open_source
 
     if not isinstance(source, (str, int, os.PathLike)):
@@ -303,6 +305,8 @@ def _open(source: str | int | os.PathLike[str] | Source) -> tuple[SourceConfig, 
         return SourceConfig(source="opened file", name=source.name), {source.name: source}
     text = str(source) if isinstance(source, int) else os.fspath(source)
     config = SourceConfig(source=text, max_age_ms=0)
+    if config.spec.kind == "camera":
+        check_device(config.spec)
     return config, {config.label: open_source(text, name=config.label)} if config.is_read_here else {}
 
 

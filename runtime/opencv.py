@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -46,3 +47,9 @@ def single_threaded() -> Iterator[None]:
         yield
     finally:
         cv2.setNumThreads(num_threads)
+
+
+def has_windows(cv2: ModuleType) -> bool:
+    """Returns whether this build of OpenCV opens windows."""
+    found = re.search(r"^\s*GUI:\s*(\w+)", cv2.getBuildInformation(), re.MULTILINE)
+    return found is not None and found.group(1) != "NONE"

@@ -22,7 +22,7 @@ Provider = str | tuple[str, Mapping[str, Any]]
 
 
 GpuWait = Literal["auto", "spin", "block"]
-FrameMemory = Literal["auto", "copied"]
+FrameMemory = Literal["auto", "mapped", "copied"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,8 +36,8 @@ class EngineConfig:
     integrated GPU, where cores are few."""
 
     frame_memory: FrameMemory = "auto"
-    """auto: an integrated GPU works in the host's memory; copied: frames and outputs are copied there too, which may be
-    faster where the GPU does not cache that memory."""
+    """mapped: the GPU works in the host's memory; copied: frames and outputs are copied to its own; auto: on an
+    integrated GPU both are timed while the engine loads, and the faster one stays; any other GPU copies."""
 
     def __post_init__(self) -> None:
         check_setting(1 <= self.num_slots <= 64, "num_slots", "1 to 64", self.num_slots)

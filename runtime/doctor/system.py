@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 
 from edgerpn.errors import EngineLoadError, MissingDependencyError
 from edgerpn.machine import JETSON_RELEASE, available_cores
 from edgerpn.runtime.doctor.check import SystemCheck
 from edgerpn.runtime.doctor.jetson import check_jetson, check_numpy
-from edgerpn.runtime.opencv import load_cv2
+from edgerpn.runtime.opencv import has_windows, load_cv2
 from edgerpn.runtime.sources.decoders import Abilities, find_abilities
 from edgerpn.runtime.sources.spec import plugin_schemes
 from edgerpn.targets import LIBRARIES, EngineLibrary
@@ -60,7 +59,7 @@ def _opencv() -> Iterator[SystemCheck]:
         ("FFmpeg", abilities.has_ffmpeg),
         ("GStreamer", abilities.has_gstreamer),
         ("Video4Linux", abilities.has_v4l2),
-        ("windows", _has_windows(cv2)),
+        ("windows", has_windows(cv2)),
     )
     have = ", ".join(name for name, is_there in parts if is_there) or "nothing"
     lack = ", ".join(name for name, is_there in parts if not is_there)
@@ -84,11 +83,6 @@ def _gstreamer(abilities: Abilities) -> SystemCheck:
         return SystemCheck(name="GStreamer", verdict="problem", found=found, advice=_SYSTEM_OPENCV)
     advice = f"Only pipelines and csi:// cameras need it. {_SYSTEM_OPENCV}"
     return SystemCheck(name="GStreamer", verdict="absent", found="this OpenCV is built without it", advice=advice)
-
-
-def _has_windows(cv2: ModuleType) -> bool:
-    found = re.search(r"^\s*GUI:\s*(\w+)", cv2.getBuildInformation(), re.MULTILINE)
-    return found is not None and found.group(1) != "NONE"
 
 
 def _program() -> SystemCheck:

@@ -20,7 +20,7 @@ from edgerpn.runtime.run.streams_config import StreamsConfig
 from edgerpn.runtime.sinks.contract import Sink
 from edgerpn.runtime.sinks.jsonl import JsonLinesConfig
 from edgerpn.runtime.sinks.kinds import Output, open_sinks
-from edgerpn.runtime.sinks.picture_sinks import CODECS, ImageFolderSink, VideoSink, WindowSink, free_stem
+from edgerpn.runtime.sinks.picture_sinks import CODECS, ImageFolderSink, VideoSink, WindowSink, check_windows, free_stem
 from edgerpn.runtime.sinks.sink_queue import OutputConfig, QueuedSink, close_sinks
 from edgerpn.runtime.sinks.video import VideoConfig, VideoSegmentsSink
 
@@ -59,11 +59,14 @@ class OutputFlags:
 
 
 def check_outputs(flags: OutputFlags, model: str, config: StreamsConfig, opened: Mapping[str, Source]) -> None:
-    """Makes sure that no output would overwrite an input or another output.
+    """Makes sure that windows can open, and that no output would overwrite an input or another output.
 
     Raises:
         ConfigError: One would, or one video file would have to hold several sources.
+        SinkError: There is no display, or no windows in this OpenCV.
     """
+    if flags.is_shown:
+        check_windows()
     if flags.is_video_file and len(config.sources) != 1:
         raise ConfigError(
             [f"--video {flags.video}: one file holds one source; name a folder for those of {len(config.sources)}"]

@@ -20,13 +20,17 @@ def check_url(name: str, url: str, schemes: tuple[str, ...]) -> SplitResult:
     """
     expected = f"{' or '.join(f'{scheme}://' for scheme in schemes)} and a host"
     shown = redact_url(url) if "://" in url else "something else"
+    parts: SplitResult | None = None
+    is_good = True
     try:
         parts = urlsplit(url)
         is_good = parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
     except ValueError:
         # Caused by a password that is not percent-encoded, which Python's own message would show.
-        why = find_fault(url)
-        raise ValueError(f"{name}: expected {expected}, got {shown!r}, which is not a URL: {why}") from None
+        parts = None
+    why = find_fault(url) if is_good else ""
+    if parts is None or why:
+        raise ValueError(f"{name}: expected {expected}, got {shown!r}, which is not a URL: {why}")
     check_setting(is_good, name, expected, shown)
     return parts
 

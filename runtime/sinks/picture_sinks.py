@@ -17,7 +17,7 @@ from edgerpn.errors import SinkError
 from edgerpn.machine import bind_to_process, is_foreign
 from edgerpn.runtime.draw import Painter
 from edgerpn.runtime.frame import Event, Result
-from edgerpn.runtime.opencv import load_cv2
+from edgerpn.runtime.opencv import has_windows, load_cv2
 
 CODECS = {".mp4": "mp4v", ".avi": "MJPG"}
 """Codec (four characters) of a video file, by suffix."""
@@ -204,6 +204,22 @@ class ImageFolderSink:
         return name
 
 
+def check_windows() -> None:
+    """Makes sure that windows can open here; asked at the start, because the first one opens with the first result.
+
+    Raises:
+        SinkError: There is no display, or this OpenCV cannot open windows.
+    """
+    # Some builds of OpenCV end the whole process without a display, instead of raising.
+    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        raise SinkError("--show: there is no display here (DISPLAY is not set); use --video FILE or --output DIR")
+    if not has_windows(load_cv2()):
+        raise SinkError(
+            "--show: this build of OpenCV has no windows (a headless one). Use --video FILE or --output DIR, or "
+            "install the full one: pip uninstall opencv-python-headless, then pip install 'edgerpn[opencv]'"
+        )
+
+
 class WindowSink:
     """Shows the annotated frames in a window; `is_closed_by_user` after Q or Escape."""
 
@@ -215,9 +231,7 @@ class WindowSink:
         Raises:
             SinkError: There is no display, or this OpenCV cannot open windows.
         """
-        if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-            # Asked first, because some builds of OpenCV end the whole process instead of raising.
-            raise SinkError("--show: there is no display here (DISPLAY is not set); use --video FILE or --output DIR")
+        check_windows()
         self._cv2 = load_cv2()
         self._painter = painter
         self._title = title
@@ -226,10 +240,7 @@ class WindowSink:
         try:
             self._cv2.namedWindow(title, self._cv2.WINDOW_NORMAL)
         except self._cv2.error as error:
-            raise SinkError(
-                "--show: this build of OpenCV has no windows (a headless one). Use --video FILE or --output DIR, or "
-                "install the full one: pip uninstall opencv-python-headless, then pip install 'edgerpn[opencv]'"
-            ) from error
+            raise SinkError(f"--show: the window does not open: {error}") from error
         self._is_open = True
 
     def write(self, result: Result) -> None:

@@ -1,10 +1,12 @@
-"""Failures of sources: reasons, advice for each, and the reason in the messages of a decoder or at a port."""
+"""Failures of sources: reasons, advice for each, and the reason in the messages of a decoder, at a port or a device."""
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from edgerpn.errors import StreamOpenError
 from edgerpn.runtime.frame import Reason
@@ -35,7 +37,7 @@ FIXES: dict[Reason, str] = {
     "crashed": "It restarts. If it keeps crashing, try another decoder (decoder=ffmpeg-process) or codec.",
     "dependency": "Install the program or package that the message names.",
     "lost": "Use RTSP over TCP (transport=tcp), a lower bit rate or a better network.",
-    "not_found": "Check the path; the camera's manual or ONVIF has that of its streams.",
+    "not_found": "Check the path or the device; the camera's manual or ONVIF has the paths of its streams.",
     "permission": "Give this user the right to read it (cameras: sudo usermod -aG video USER, then log in again).",
     "refused": "Check the port, and whether the camera's server is enabled.",
     "silence": "Check the camera's network and load if it happens often.",
@@ -130,3 +132,17 @@ def probe_address(spec: SourceSpec) -> Reason:
     except OSError:
         return "unreachable"
     return "unknown"
+
+
+def check_device(spec: SourceSpec) -> None:
+    """Makes sure that the device file of a camera exists and may be opened.
+
+    Raises:
+        CaptureFailedError: It does not, or may not; it may come later.
+    """
+    if not Path(spec.device).exists():
+        others = ", ".join(sorted(str(other) for other in Path("/dev").glob("video*"))) or "none"
+        message = f"{spec.shown}: no such camera ({spec.device} does not exist); cameras here: {others}"
+        raise CaptureFailedError(message, reason="not_found")
+    if not os.access(spec.device, os.R_OK | os.W_OK):
+        raise CaptureFailedError(f"{spec.shown}: this user may not open {spec.device}", reason="permission")

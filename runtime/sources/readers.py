@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -15,7 +14,7 @@ from edgerpn.files import native_path
 from edgerpn.machine import available_cores
 from edgerpn.runtime.sources.capture_config import CaptureConfig
 from edgerpn.runtime.sources.decoders import Choice
-from edgerpn.runtime.sources.failures import CaptureFailedError, probe_address
+from edgerpn.runtime.sources.failures import CaptureFailedError, check_device, probe_address
 
 Image = npt.NDArray[np.uint8]
 
@@ -148,11 +147,7 @@ def _num_threads(cv2: ModuleType, num_threads: int) -> list[int]:
 
 def _open_camera(cv2: ModuleType, config: CaptureConfig, choice: Choice) -> Any:
     path = config.spec.device
-    if not Path(path).exists():
-        others = ", ".join(sorted(str(other) for other in Path("/dev").glob("video*"))) or "none"
-        raise CaptureFailedError(f"no such camera; cameras here: {others}", reason="not_found")
-    if not os.access(path, os.R_OK | os.W_OK):
-        raise CaptureFailedError("this user may not open the camera", reason="permission")
+    check_device(config.spec)
     backend = cv2.CAP_V4L2 if choice.decoder == "v4l2" else cv2.CAP_ANY
     capture = cv2.VideoCapture(os.path.realpath(path), backend)
     # The pixel format first, because sizes and rates depend on it.

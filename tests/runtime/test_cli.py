@@ -19,6 +19,7 @@ import pytest
 
 from edgerpn.__main__ import main
 from edgerpn.runtime.run import session
+from tests.support.mjpeg_server import MjpegCamera
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -229,6 +230,7 @@ def slow(*arguments, **options):
 draw.draw_proposals = slow
 from edgerpn.__main__ import main
 from edgerpn.runtime.run import session
+from tests.support.mjpeg_server import MjpegCamera
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -270,3 +272,40 @@ def test_a_closed_pipe_is_an_error_without_a_traceback(model_path: Path, video_p
     process.stderr.close()
     assert process.wait(timeout=20) == 1
     assert complaints == "error: standard output: cannot be written: Broken pipe\n"
+
+
+@pytest.mark.parametrize("source", ["63", "/dev/video63", "/dev/v4l/by-id/usb-absent"])
+def test_a_camera_of_the_command_line_that_is_not_there_ends_the_command(
+    source: str, model_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgerpn.runtime.model.load", lambda *_, **__: pytest.fail("the model was loaded"))
+    assert main(["run", str(model_path), source]) == 1
+    device = source if source.startswith("/") else f"/dev/video{source}"
+    assert f"error: {source}: no such camera ({device} does not exist); cameras here: " in capsys.readouterr().err
+
+
+def test_a_camera_of_the_settings_that_is_not_there_is_tried_again(
+    model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with MjpegCamera() as camera:
+        sources = f'[sources.yard]\nsource = "/dev/video63"\n[sources.door]\nsource = "{camera.url}"\n'
+        (tmp_path / "streams.toml").write_text(sources)
+        words = ["--config", str(tmp_path / "streams.toml"), "--jsonl", str(tmp_path / "lines"), "--max-frames", "2"]
+        assert main(["run", str(model_path), *words]) == 0
+    events = [line for line in records(tmp_path / "lines") if line["source"] == "yard" and line["type"] == "event"]
+    assert [line["event"] for line in events] in (["started"], ["started", "reconnecting"])
+
+
+@pytest.mark.parametrize("has_display", [False, True])
+def test_windows_that_cannot_open_end_the_command_before_any_source(
+    has_display: bool, model_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    if has_display:
+        monkeypatch.setenv("DISPLAY", ":9")
+        monkeypatch.setattr("edgerpn.runtime.sinks.picture_sinks.has_windows", lambda cv2: False)
+    # A camera that is down: its first result, and so its window, would never come.
+    assert main(["run", str(model_path), "http://127.0.0.1:9/x", "--show"]) == 1
+    expected = "this build of OpenCV has no windows" if has_display else "there is no display here"
+    assert f"--show: {expected}" in capsys.readouterr().err

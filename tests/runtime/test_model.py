@@ -21,6 +21,7 @@ from edgerpn.errors import (
     InputError,
     ManifestError,
     ManifestVersionError,
+    StreamOpenError,
 )
 from edgerpn.runtime import Model, load
 from edgerpn.runtime.backends import onnxruntime as onnxruntime_backend
@@ -302,3 +303,8 @@ def test_providers_keep_their_order_and_get_options() -> None:
     assert chosen[0][1]["trt_engine_cache_enable"] == "0"
     assert chosen[1][1] == {"device_id": "1"}
     assert [name for name, _ in choose(["cpu"], available)] == ["CPUExecutionProvider"]
+
+
+def test_a_camera_that_is_not_there_is_an_error_and_not_a_wait(model_path: Path) -> None:
+    with load(model_path) as model, pytest.raises(StreamOpenError, match="63: no such camera"):
+        next(model.stream(63))

@@ -23,7 +23,7 @@ from edgerpn.runtime.backends.tensorrt import compatibility, device_input
 from edgerpn.runtime.backends.tensorrt.cuda import CudaError, Device
 from edgerpn.runtime.backends.tensorrt.engine import TensorRtEngine
 from edgerpn.runtime.backends.tensorrt.library import TensorRtLibrary
-from edgerpn.runtime.backends.tensorrt.slots import ContextReport, EngineSlot, SlotRing
+from edgerpn.runtime.backends.tensorrt.slots import ContextReport, EngineSlot, FrameMemoryReport, SlotRing
 from edgerpn.runtime.tracing import span
 
 _logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class TensorRtBackend:
             path: `model.engine`, with its manifest beside it.
             library: The library that runs it; None: imported.
             device: The GPU; None: the first visible one.
-            config: Slots, and how threads wait for the GPU; None: the defaults.
+            config: Slots, memory of the frames, and how threads wait for the GPU; None: the defaults.
             allow_host_code: Whether a version-compatible engine may contain code for the CPU; see `open_backend`.
 
         Raises:
@@ -114,6 +114,11 @@ class TensorRtBackend:
     def contexts(self) -> tuple[ContextReport, ...]:
         """Time and memory of each execution context made so far, in order."""
         return tuple(self._ring.contexts)
+
+    @property
+    def frame_memory(self) -> FrameMemoryReport:
+        """Whether the GPU works in the host's memory, and the times that decided it."""
+        return self._ring.frame_memory
 
     def acquire(self) -> EngineSlot:
         """Returns a slot to write frames into; waits while all are in use. Release it, or use it in a `with` block.

@@ -169,6 +169,10 @@ class Device(Protocol):
         """Starts a copy within device memory, from the address `source` to the address `target`."""
         ...
 
+    def time_ms(self, work: Callable[[], object], stream: int) -> float:
+        """Milliseconds of the GPU's clock from before `work` is started on `stream` until it is done; waits for it."""
+        ...
+
     def begin_capture(self, stream: int) -> None:
         """Records later work of this thread on `stream` instead of running it."""
         ...

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -23,6 +23,7 @@ from cuda.bindings.utils import get_cuda_native_handle
 from edgerpn.runtime.backends.tensorrt.cuda import CudaError, DeviceInfo, HostBuffer, format_cuda_version
 
 _NON_BLOCKING = int(driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
+_TIMING = int(driver.CUevent_flags.CU_EVENT_DEFAULT)
 _NO_TIMING = int(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING)
 _BLOCKING = int(driver.CUevent_flags.CU_EVENT_BLOCKING_SYNC)
 _THREAD_LOCAL = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
@@ -131,6 +132,14 @@ class CudaBindingsDevice:
 
     def copy_device(self, target: int, source: int, num_bytes: int, stream: int) -> None:
         _call("cuMemcpyDtoDAsync", target, source, num_bytes, stream)
+
+    def time_ms(self, work: Callable[[], object], stream: int) -> float:
+        start, end = self._event("start", _TIMING), self._event("end", _TIMING)
+        _call("cuEventRecord", start, stream)
+        work()
+        _call("cuEventRecord", end, stream)
+        self.synchronize(stream)
+        return float(_call("cuEventElapsedTime", start, end))
 
     def begin_capture(self, stream: int) -> None:
         # Set before the call, because Python may collect garbage, and so free memory, at any moment.

@@ -6,7 +6,7 @@ PyCUDA has no CUDA graphs. It ends the process when a thread ends with a context
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -94,6 +94,14 @@ class PyCudaDevice:
 
     def copy_device(self, target: int, source: int, num_bytes: int, stream: int) -> None:
         cuda.memcpy_dtod_async(target, source, num_bytes, self._streams[stream])
+
+    def time_ms(self, work: Callable[[], object], stream: int) -> float:
+        start, end = cuda.Event(), cuda.Event()
+        start.record(self._streams[stream])
+        work()
+        end.record(self._streams[stream])
+        end.synchronize()
+        return float(end.time_since(start))
 
     def begin_capture(self, stream: int) -> None:
         raise CudaError("stream capture", "not supported", "PyCUDA has no CUDA graphs")

@@ -17,7 +17,7 @@ from edgerpn.errors import InferenceError
 from edgerpn.manifest import Manifest
 from edgerpn.runtime.backends.contract import Outputs
 from edgerpn.runtime.backends.tensorrt.context import ScratchArena
-from edgerpn.runtime.backends.tensorrt.cuda import CudaError, Device, free_quietly
+from edgerpn.runtime.backends.tensorrt.cuda import CudaError, Device, HostBuffer, free_quietly
 from edgerpn.runtime.backends.tensorrt.device_input import ALIGNMENT
 from edgerpn.runtime.backends.tensorrt.engine import TensorRtEngine
 from edgerpn.runtime.timing import Stopwatch
@@ -36,35 +36,40 @@ class SlotBuffers:
             device: The GPU.
             manifest: Describes the engine's inputs and outputs.
             max_batch: Largest batch.
-            is_shared: Whether the GPU works in the host's memory, so that nothing is copied.
+            is_shared: Whether the GPU works in the host's memory, so that nothing is copied. `share` changes it later.
         """
         self._device = device
         self._rows = manifest.proposals.num_proposals
         self.input_name = manifest.input.name
         height, width = manifest.input.frame_hw
-        self.is_shared = is_shared
         self.frame_shape = (height, width, 3)
         self._frame_bytes = height * width * 3
         self._owned: list[int] = []
+        self._host_input = device.allocate_host(max_batch * self._frame_bytes, is_mapped=is_shared)
+        self._host_output = device.allocate_host(self._offsets(max_batch)[-1], is_mapped=is_shared)
+        self.frames = self._host_input.array.reshape(max_batch, *self.frame_shape)
+        self._outputs = self._host_output.array
         try:
-            self._allocate(max_batch)
+            self.share(is_shared)
         except BaseException:
             self.free()
             raise
 
-    def _allocate(self, max_batch: int) -> None:
-        input_bytes, output_bytes = max_batch * self._frame_bytes, self._offsets(max_batch)[-1]
-        host_input = self._device.allocate_host(input_bytes, is_mapped=self.is_shared)
-        host_output = self._device.allocate_host(output_bytes, is_mapped=self.is_shared)
-        self.frames = host_input.array.reshape(max_batch, *self.frame_shape)
-        self._outputs = host_output.array
-        self._input_address = self._on_device(host_input.device_address, input_bytes)
-        self._output_address = self._on_device(host_output.device_address, output_bytes)
+    def share(self, is_shared: bool) -> None:
+        """Lets the GPU work in the host's memory, or in memory of its own; plans must be bound again afterwards.
 
-    def _on_device(self, shared: int | None, num_bytes: int) -> int:
-        if shared is not None:
-            return shared
-        self._owned.append(self._device.allocate(num_bytes))
+        Args:
+            is_shared: True only if the buffers were made so.
+        """
+        self.free()
+        self.is_shared = is_shared
+        self._input_address = self._on_device(self._host_input)
+        self._output_address = self._on_device(self._host_output)
+
+    def _on_device(self, host: HostBuffer) -> int:
+        if self.is_shared and host.device_address is not None:
+            return host.device_address
+        self._owned.append(self._device.allocate(host.array.nbytes))
         return self._owned[-1]
 
     def _offsets(self, size: int) -> tuple[int, int, int, int]:
@@ -155,9 +160,23 @@ class BatchPlan:
         if not self._context.set_input_shape(self._buffers.input_name, shape):
             raise InferenceError(f"the library refused frames of shape {shape}")
         scratch_bytes = engine.lend(self._arena, self._context, self._drop_graph)
+        self._set_addresses()
+        return scratch_bytes
+
+    def _set_addresses(self) -> None:
         for tensor, address in self._buffers.addresses(self.size).items():
             self._set_address(tensor, address)
-        return scratch_bytes
+
+    def rebind(self) -> None:
+        """Takes over buffers whose addresses have changed, and records the work again."""
+        self._drop_graph()
+        self._set_addresses()
+        self.warm_up()
+        self.capture()
+
+    def time_ms(self) -> float:
+        """Milliseconds of the GPU for one batch, copies included; waits for it."""
+        return self._device.time_ms(self.start, self._stream)
 
     def warm_up(self) -> None:
         """Runs the work once and waits: the library sets itself up in the first run, which must not be recorded."""

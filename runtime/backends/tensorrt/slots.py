@@ -22,10 +22,12 @@ the buffer held before. So a slot has at most three contexts, and a batch of a n
 from __future__ import annotations
 
 import logging
+import statistics
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +45,8 @@ from edgerpn.runtime.backends.tensorrt.plan import BatchPlan, SlotBuffers
 _MOST_DIRECT_PLANS = 4
 """Batch sizes of direct input that keep a context: the caller chooses the sizes, and each costs memory."""
 _MUCH_HOST_MEMORY = 1 << 30
+_TIMED_RUNS = 5
+"""Runs of which the median counts when mapped and copied memory are compared."""
 _logger = logging.getLogger(__name__)
 
 
@@ -66,6 +70,27 @@ class ContextReport:
         return (
             f"execution context for batches of {self.batch} in {self.seconds:.2f} s: scratch memory "
             f"{_mib(self.scratch_bytes)}, host memory {_mib(self.host_bytes)}, GPU memory {_mib(self.gpu_bytes)}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FrameMemoryReport:
+    """The memory in which the GPU reads frames and writes outputs, and the reason."""
+
+    kept: Literal["mapped", "copied"]
+    """mapped: the host's memory; copied: the GPU's own."""
+    mapped_ms: float | None = None
+    """Milliseconds of the smallest batch in the host's memory; None: not measured, because there was no choice."""
+    copied_ms: float | None = None
+    """The same with copies."""
+
+    def text(self) -> str:
+        """One line for people."""
+        if self.mapped_ms is None or self.copied_ms is None:
+            return f"frame memory: {self.kept}"
+        return (
+            f"frame memory: {self.kept}, the faster one here: mapped {self.mapped_ms:.3f} ms, copied "
+            f"{self.copied_ms:.3f} ms; engine.frame_memory chooses without measuring"
         )
 
 
@@ -114,6 +139,33 @@ class EngineSlot:
                 plan.close()
                 raise
             self._plans[size] = plan
+
+    def compare_memory(self) -> FrameMemoryReport:
+        """Times the prepared batch in the host's memory and with copies, and keeps the faster way.
+
+        Each way comes first once and last once, so that a GPU that speeds up meanwhile favours neither.
+        """
+        times: dict[bool, list[float]] = {True: [], False: []}
+        for is_shared in (True, False, False, True):
+            self._move(is_shared)
+            times[is_shared].append(self._median_ms())
+        mapped_ms, copied_ms = (round(sum(times[is_shared]) / 2, 4) for is_shared in (True, False))
+        if copied_ms < mapped_ms:
+            self._move(is_shared=False)
+        kept: Literal["mapped", "copied"] = "mapped" if self._buffers.is_shared else "copied"
+        return FrameMemoryReport(kept=kept, mapped_ms=mapped_ms, copied_ms=copied_ms)
+
+    def _move(self, is_shared: bool) -> None:
+        if is_shared == self._buffers.is_shared:
+            return
+        self._buffers.share(is_shared)
+        for plan in self._plans.values():
+            plan.rebind()
+
+    def _median_ms(self) -> float:
+        (plan,) = self._plans.values()
+        plan.time_ms()  # the first launch of a graph uploads it
+        return statistics.median(plan.time_ms() for _ in range(_TIMED_RUNS))
 
     def submit(self, num_frames: int | None = None) -> None:
         """Starts the work on the first `num_frames` of `frames` (None: all of them).
@@ -300,11 +352,12 @@ class SlotRing:
             device: The GPU.
             manifest: Describes the engine's inputs and outputs.
             sizes: Batch sizes at which the engine runs, ascending.
-            config: Batches in flight, and how threads wait for the GPU.
+            config: Batches in flight, memory of the frames, and how threads wait for the GPU.
         """
         self.sizes = sizes
         self.preparing = threading.RLock()
-        self.shares_memory = device.info.can_share_memory and config.frame_memory != "copied"
+        has_choice = config.frame_memory == "auto" and device.info.can_share_memory
+        self.shares_memory = has_choice or config.frame_memory == "mapped"
         self.waits_blocking = config.gpu_wait == "block" or (config.gpu_wait == "auto" and device.info.can_share_memory)
         self._device = device
         self.contexts: list[ContextReport] = []
@@ -314,14 +367,27 @@ class SlotRing:
         self._all: tuple[EngineSlot, ...] = ()
         self._free: list[EngineSlot] = []
         try:
-            for _ in range(config.num_slots):
-                self._free.append(EngineSlot(self, engine, device, manifest))
+            self._free.append(EngineSlot(self, engine, device, manifest))
+            first = self._free[0]
+            first.prepare(sizes[0])
+            self.frame_memory = self._choose_memory(first, has_choice)
+            for _ in range(1, config.num_slots):
+                self._free.insert(0, EngineSlot(self, engine, device, manifest))  # `acquire` returns the last one
             self._all = tuple(self._free)
             bind_to_process(self, "_all", "_free", "_device")
-            self._free[-1].prepare(sizes[0])  # the one that `acquire` returns first
         except BaseException:
             self.close()
             raise
+
+    def _choose_memory(self, first: EngineSlot, has_choice: bool) -> FrameMemoryReport:
+        """Chooses the memory of all slots by timing the first one, unless settings or GPU leave no choice."""
+        if has_choice:
+            report = first.compare_memory()
+            self.shares_memory = report.kept == "mapped"
+        else:
+            report = FrameMemoryReport(kept="mapped" if self.shares_memory else "copied")
+        _logger.info("%s", report.text())
+        return report
 
     def acquire(self) -> EngineSlot:
         """Returns a free slot, the last used one first; waits for one while all are in use.

@@ -49,6 +49,7 @@ def work():
         device.synchronize(stream)
         device.synchronize(stream, is_blocking=True)
         print("free", device.free_bytes())
+        print("elapsed", device.time_ms(lambda: device.upload(address, source.array[:60], stream), stream))
         print("launched", target.array.sum())
         device.wait_for(stream, 1)
         print("gpu", device.index_of(address))
@@ -131,6 +132,9 @@ def test_calls_reach_the_driver_with_their_arguments_from_any_thread(driver: Pat
         "event: flags 3",  # blocking, without timing
         "event waited for",
         "free 3145728",
+        "event: flags 0",
+        "event: flags 0",
+        "elapsed 1.5",
         "event: flags 2",
         "waits for stream 1",
         "gpu 0",

@@ -71,7 +71,7 @@ def test_integrated_gpus_copy_nothing_and_others_once_each_way(
 ) -> None:
     shared, discrete = standin.Bench(can_share_memory=True), standin.Bench()
     path = make_engine(tmp_path, batch=1)
-    shared.load(path).close()
+    shared.load(path, frame_memory="mapped").close()
     discrete.load(path, num_slots=1).close()
     assert shared.count("upload") == shared.count("download") == 0
     assert shared.count("allocate") == 1  # the scratch memory of the first slot's context

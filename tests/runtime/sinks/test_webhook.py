@@ -223,6 +223,7 @@ def test_a_token_that_is_missing_is_refused_at_once() -> None:
     [
         ({"url": "ftp://user:s3cr3t@host/"}, "url: expected http:// or https:// and a host, got 'ftp://***@host/'"),
         ({"url": "http://user:s3cr3t#x@host:99999/"}, "which is not a URL"),
+        ({"url": "http://user:12/34s3cr3t@host/"}, "/ as %2F"),
         ({"url": "http://user:s3cr3t/x@host:1/"}, "write / as %2F"),
         ({"url": "http://host/", "header": "X: y"}, "header: expected the name of a header"),
         ({"url": "http://a:s3cr3t@host/", "token_env": "X"}, "one of password, token_env and token_file"),
