@@ -144,13 +144,13 @@ def _read_data(arguments: argparse.Namespace) -> Dataset:
 
 
 def _photographs(folder: Path) -> tuple[Path, ...]:
-    from edgerpn.runtime.sources.file_sources import IMAGE_SUFFIXES
+    from edgerpn.images.formats import is_image_file
 
     if not folder.is_dir():
         raise DataError(f"--images {folder}: this folder does not exist; expected a folder of photographs")
-    found = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    found = sorted(filter(is_image_file, folder.iterdir()))
     if not found:
-        raise DataError(f"--images {folder}: no photographs in it, looked for {', '.join(IMAGE_SUFFIXES)}")
+        raise DataError(f"--images {folder}: no photographs in it")
     return tuple(found)
 
 
@@ -176,11 +176,14 @@ def _measure(dataset: Dataset, data: str, proposals: Mapping[int, Proposals]) ->
 def _command(arguments: argparse.Namespace) -> str:
     """Returns the command line that repeats this run."""
     words = ["edgerpn", "bench", str(arguments.model)]
+    classes = ",".join(arguments.classes) if arguments.classes else None
     named = (
         ("--data", arguments.data), ("--format", arguments.format), ("--split", arguments.split),
+        ("--classes", classes),
         ("--images", arguments.images), ("--threads", arguments.threads), ("--config", arguments.config),
     )  # fmt: skip
     words += [word for flag, value in named if value is not None for word in (flag, str(value))]
+    words += [word for name in arguments.allow for word in ("--allow", name)]
     words += [word for name in arguments.provider for word in ("--provider", name)]
     words += ["--allow-host-code"] if arguments.allow_host_code else []
     words += [word for text in arguments.set for word in ("--set", text)]

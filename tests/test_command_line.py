@@ -45,8 +45,8 @@ ARGUMENTS = {
         " --min-score --top --threads --provider --on-mismatch --allow-host-code --log-format --log-level --self-test"
     ),
     "bench": (
-        "model --data --format --split --images -o --output --threads --provider --allow-host-code --config --set"
-        " --print-config"
+        "model --data --format --split --classes --allow --images -o --output --threads --provider --allow-host-code"
+        " --config --set --print-config"
     ),
     "doctor": "what source --seconds --config --set --model --json",
     "inspect": "model --size --json",

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edgerpn.errors import DataError, StreamOpenError
+from edgerpn.errors import StreamOpenError
+from edgerpn.images.decoding import decode_image, read_bytes
 from edgerpn.letterbox import Letterbox, letterbox
 from edgerpn.proposals import Proposals
 from edgerpn.runtime.frame import Event, Frame
 from edgerpn.runtime.opencv import load_cv2
-from edgerpn.runtime.sources.file_sources import ImageSource
 
 _NUM_MADE_UP = 8
 _NUM_SHAPES = 12
@@ -80,10 +80,12 @@ class FrameSet:
         return sorted({(frame.image.shape[0], frame.image.shape[1]) for frame in self.kept})
 
     def _read(self, first: int) -> Iterator[BenchFrame]:
-        for number, found in enumerate(ImageSource(self._paths[first:], name="images"), start=first):
-            if isinstance(found, Event):
-                raise DataError(f"{found.message}. Remove it, or name other images")
-            yield self._fit(found.image, number)
+        cv2 = load_cv2()
+        for number, path in enumerate(self._paths[first:], start=first):
+            data, header = read_bytes(path)
+            # The stored pixels, as in training and evaluation.
+            image, _ = decode_image(cv2, data, header, path, exif="ignore")
+            yield self._fit(image, number)
 
     def _fit(self, image: Image, index: int) -> BenchFrame:
         if self._source_hw is None or image.shape[:2] == self._source_hw:

@@ -6,6 +6,7 @@
     class/thermal/           thermal_zoneN: type, temp (mC); cooling_deviceN: type, cur_state (0: idle)
     class/devfreq/           the GPU of a Jetson: cur_freq, min_freq, max_freq (Hz)
     devices/system/cpu/      cpuN/cpufreq/scaling_cur_freq (kHz), cpuN/thermal_throttle/core_throttle_count
+    /proc/cpuinfo            cpu MHz: the clock of each core where there is no cpufreq, as in virtual machines
 
 Source: the kernel's documentation (hwmon/ina3221, hwmon/ina238, power/powercap, thermal, cpufreq) and NVIDIA's Jetson
 Linux Developer Guide for the over-current events. Not run on a Jetson.
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from edgerpn.runtime.bench.reading import CPU_RAIL, Reading
 
-SYS = Path("/sys")
+SYS, CPUINFO = Path("/sys"), Path("/proc/cpuinfo")
 
 _POWER_CHIPS = re.compile(r"ina\d")
 _GPU_NAMES = re.compile(r"gpu|ga10b|gv11b|gp10b|gpc")
@@ -38,17 +39,18 @@ _EVENTS = {
 class SysfsProbe:
     """Reads the files of one machine; energy and counted events are compared with the previous reading."""
 
-    def __init__(self, root: Path = SYS, *, has_tegrastats: bool = False) -> None:
+    def __init__(self, root: Path = SYS, *, cpuinfo: Path = CPUINFO, has_tegrastats: bool = False) -> None:
         """Finds the files.
 
         Args:
             root: Folder of the file system sysfs.
+            cpuinfo: The kernel's list of cores.
             has_tegrastats: Whether rails, clocks and temperatures come from tegrastats.
         """
-        self._root = root
         self._rails = {} if has_tegrastats else dict(_find_rails(root))
         self._zones = [] if has_tegrastats else _found(root, "class/thermal/thermal_zone*")
         self._cpu_clocks = [] if has_tegrastats else _found(root, _CPU_FOLDERS)
+        self._cpuinfo = None if has_tegrastats or self._cpu_clocks else cpuinfo
         self._gpus = [] if has_tegrastats else list(_gpu_folders(root))
         self._cooling = [
             (text, folder / "cur_state")
@@ -87,6 +89,10 @@ class SysfsProbe:
 
     def _clock_mhz(self) -> dict[str, float]:
         cpu = [mhz for folder in self._cpu_clocks if (mhz := _scaled(folder / "scaling_cur_freq", 1e-3)) is not None]
+        if self._cpuinfo is not None:
+            cpu = [
+                float(mhz) for mhz in re.findall(r"^cpu MHz\s*:\s*(\d+(?:\.\d+)?)", _text(self._cpuinfo), re.MULTILINE)
+            ]
         gpu = [mhz for folder in self._gpus if (mhz := _scaled(folder / "cur_freq", 1e-6)) is not None]
         return {name: max(values) for name, values in (("CPU", cpu), ("GPU", gpu)) if values}
 

@@ -215,7 +215,7 @@ ORIN_FILES = {
 
 def test_the_files_of_a_jetson_without_tegrastats(tmp_path: Path) -> None:
     write(tmp_path, ORIN_FILES)
-    probe = SysfsProbe(tmp_path)
+    probe = SysfsProbe(tmp_path, cpuinfo=tmp_path / "none")
     found = probe.read()
     assert found is not None
     assert found.power_w == {"VDD_IN": pytest.approx(8.0)}
@@ -244,7 +244,7 @@ def test_a_thor_has_a_chip_with_one_channel(tmp_path: Path) -> None:
     # hwmon/ina238: the power in microwatts.
     chip = "class/hwmon/hwmon3"
     write(tmp_path, {f"{chip}/name": "ina238", f"{chip}/label": "VIN", f"{chip}/power1_input": 28906000})
-    found = SysfsProbe(tmp_path).read()
+    found = SysfsProbe(tmp_path, cpuinfo=tmp_path / "none").read()
     assert found is not None
     assert found.power_w == {"VIN": pytest.approx(28.906)}
 
@@ -263,7 +263,7 @@ def test_the_energy_of_a_processor_becomes_power_also_when_its_counter_starts_ag
     )
     now_s = iter([0.0, 2.0, 4.0])
     monkeypatch.setattr("edgerpn.runtime.bench.sysfs.time.monotonic", lambda: next(now_s))
-    probe = SysfsProbe(tmp_path)
+    probe = SysfsProbe(tmp_path, cpuinfo=tmp_path / "none")
     assert probe.read() is None
     for energy_uj, watts in ((9_000_000, 4.0), (3_000_000, 2.0)):
         write(tmp_path, {f"{package}/energy_uj": energy_uj})
@@ -286,5 +286,15 @@ def test_clocks_are_pinned_when_cpu_and_gpu_have_one_frequency(tmp_path: Path) -
     assert has_pinned_clocks(tmp_path) is True
 
 
+def test_a_virtual_machine_shows_the_clocks_of_its_cores_only(tmp_path: Path) -> None:
+    # /proc/cpuinfo of two cores, shortened.
+    core = "processor\t: {}\nmodel name\t: AMD EPYC\ncpu MHz\t\t: {}\ncache size\t: 512 KB\n\n"
+    (tmp_path / "cpuinfo").write_text(core.format(0, "2596.122") + core.format(1, "3100.5"))
+    found = SysfsProbe(tmp_path, cpuinfo=tmp_path / "cpuinfo").read()
+    assert found is not None
+    assert found.clock_mhz == {"CPU": 3100.5}
+    assert (found.power_w, found.temperature_c, found.throttling) == ({}, {}, ())
+
+
 def test_a_machine_that_shows_nothing_gives_no_reading(tmp_path: Path) -> None:
-    assert SysfsProbe(tmp_path).read() is None
+    assert SysfsProbe(tmp_path, cpuinfo=tmp_path / "none").read() is None

@@ -60,19 +60,20 @@ def test_a_tool_that_fails_costs_its_readings_only(tmp_path: Path) -> None:
     make_tool(tools, "nvidia-smi", "echo 'NVIDIA-SMI has failed because it could not communicate'; exit 9")
     with Sampler(50, sys_root=tmp_path / "sys", search_path=f"{tools}:/bin:/usr/bin") as sampler:
         pass
-    assert sampler.tools == []
+    assert not {"tegrastats", "nvidia-smi"} & set(sampler.tools)
 
 
 def test_a_tool_that_ignores_the_request_to_end_is_killed(tmp_path: Path) -> None:
     tools = tmp_path / "bin"
     make_tool(tools, "tegrastats", f"trap '' TERM\n{repeat(ORIN_NX)}")
     with Sampler(50, sys_root=tmp_path / "sys", search_path=f"{tools}:/bin:/usr/bin") as sampler:
-        assert sampler.tools == ["tegrastats"]
+        assert "tegrastats" in sampler.tools
     assert not is_alive(tools, "tegrastats")
 
 
 def test_a_machine_without_tools_is_sampled_in_silence(tmp_path: Path) -> None:
     with Sampler(50, sys_root=tmp_path, search_path=str(tmp_path)) as sampler:
         pass
-    assert sampler.tools == []
-    assert sampler.between(0.0, time.monotonic()) == []
+    # Of the clocks in /proc/cpuinfo a virtual machine may show some.
+    assert set(sampler.tools) <= {"sysfs"}
+    assert not [reading for reading in sampler.between(0.0, time.monotonic()) if reading.power_w]
