@@ -22,6 +22,7 @@ ARGUMENTS = {
         " --holdout-classes --backbone-weights --resume --config --set --print-config"
     ),
     "data check": "path --format --split --classes --allow",
+    "data convert": "path -o --output --to --link --format --split --classes --allow",
     "anchors": "--data --format --split --classes --allow --size --preset --strides --sizes --ratios -o --output",
     "import": "source file -o --output --arch --size --norm-eps",
     "eval": (
@@ -65,7 +66,11 @@ def actions(command: str) -> list[argparse.Action]:
 
 def test_the_commands_are_these() -> None:
     assert " ".join(COMMANDS) == (
+<<<<<<< HEAD
         "data check anchors train import eval export build run bench inspect check doctor demo"
+=======
+        "data check data convert anchors train import eval export build run inspect check doctor demo"
+>>>>>>> main
     )
     assert set(ARGUMENTS) == set(COMMANDS)
     assert [name for names in STAGES.values() for name in names] == list(COMMANDS)

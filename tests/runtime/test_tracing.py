@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -10,12 +12,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 from edgerpn.runtime import tracing
 from edgerpn.runtime.model import Model, load
+from tests.conftest import ROOT
 
 Image = npt.NDArray[np.uint8]
 
@@ -81,8 +85,6 @@ def test_a_frame_of_a_video_has_a_range_for_each_stage(
 
 
 def test_an_image_is_decoded_in_a_range(domain: RecordingDomain, model_path: Path, tmp_path: Path) -> None:
-    import cv2
-
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((96, 160, 3), np.uint8))
     with load(model_path) as model:
         assert len(list(model.stream(tmp_path / "a.png"))) == 1
@@ -121,17 +123,29 @@ def test_without_the_package_ranges_do_nothing(monkeypatch: pytest.MonkeyPatch) 
     forget()
 
 
-def test_the_real_package_takes_our_ranges(model_path: Path, video_path: Path) -> None:
+def compile_tool(folder: Path) -> Path:
+    """Compiles tests/support/nvtx_tool.c, which prints the ranges that it sees."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("there is no C compiler")
+    source, library = ROOT / "tests" / "support" / "nvtx_tool.c", folder / "nvtx_tool.so"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    return library
+
+
+def test_a_real_tool_sees_our_ranges_by_the_real_package(model_path: Path, painted: Image, tmp_path: Path) -> None:
     pytest.importorskip("nvtx")
-    # Without a profiler its domain records nothing, but refuses other arguments than its own attributes.
+    cv2.imwrite(str(tmp_path / "a.png"), painted[0])
     code = """
 import sys
-from edgerpn.runtime import load, tracing
+from edgerpn.runtime import load
 with load(sys.argv[1]) as model:
-    print(len(list(model.stream(sys.argv[2], max_frames=3))), type(tracing.span("decode")).__name__)
+    print(len(list(model.stream(sys.argv[2]))))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(model_path), str(video_path)], capture_output=True, text=True, check=False
-    )
+    environment = {**os.environ, "NVTX_INJECTION64_PATH": str(compile_tool(tmp_path))}
+    words = [sys.executable, "-c", code, str(model_path), str(tmp_path / "a.png")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "3 _Range\n"
+    assert done.stdout == "1\n"
+    stages = ("decode", "preprocess", "inference", "postprocess")
+    assert done.stderr.splitlines() == [line for stage in stages for line in (f"+edgerpn/{stage}", "-edgerpn")]
