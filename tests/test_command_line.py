@@ -66,11 +66,7 @@ def actions(command: str) -> list[argparse.Action]:
 
 def test_the_commands_are_these() -> None:
     assert " ".join(COMMANDS) == (
-<<<<<<< HEAD
-        "data check anchors train import eval export build run bench inspect check doctor demo"
-=======
-        "data check data convert anchors train import eval export build run inspect check doctor demo"
->>>>>>> main
+        "data check data convert anchors train import eval export build run bench inspect check doctor demo"
     )
     assert set(ARGUMENTS) == set(COMMANDS)
     assert [name for names in STAGES.values() for name in names] == list(COMMANDS)

@@ -19,7 +19,6 @@ import pytest
 
 from edgerpn.runtime import tracing
 from edgerpn.runtime.model import Model, load
-from tests.conftest import ROOT
 
 Image = npt.NDArray[np.uint8]
 
@@ -123,17 +122,19 @@ def test_without_the_package_ranges_do_nothing(monkeypatch: pytest.MonkeyPatch) 
     forget()
 
 
-def compile_tool(folder: Path) -> Path:
+def compile_tool(root: Path, folder: Path) -> Path:
     """Compiles tests/support/nvtx_tool.c, which prints the ranges that it sees."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         pytest.skip("there is no C compiler")
-    source, library = ROOT / "tests" / "support" / "nvtx_tool.c", folder / "nvtx_tool.so"
+    source, library = root / "tests" / "support" / "nvtx_tool.c", folder / "nvtx_tool.so"
     subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
     return library
 
 
-def test_a_real_tool_sees_our_ranges_by_the_real_package(model_path: Path, painted: Image, tmp_path: Path) -> None:
+def test_a_real_tool_sees_our_ranges_by_the_real_package(
+    model_path: Path, painted: Image, root: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("nvtx")
     cv2.imwrite(str(tmp_path / "a.png"), painted[0])
     code = """
@@ -142,7 +143,7 @@ from edgerpn.runtime import load
 with load(sys.argv[1]) as model:
     print(len(list(model.stream(sys.argv[2]))))
 """
-    environment = {**os.environ, "NVTX_INJECTION64_PATH": str(compile_tool(tmp_path))}
+    environment = {**os.environ, "NVTX_INJECTION64_PATH": str(compile_tool(root, tmp_path))}
     words = [sys.executable, "-c", code, str(model_path), str(tmp_path / "a.png")]
     done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
