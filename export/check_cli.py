@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from edgerpn import files
 from edgerpn.arguments import HOST_CODE_HELP, count_argument, output_problems
 from edgerpn.errors import ConfigError
-from edgerpn.export.photographs import IMAGE_SUFFIXES, spread
+from edgerpn.export.photographs import list_photographs, spread
 from edgerpn.manifest import manifest_path
 from edgerpn.targets import TARGETS
 from edgerpn.train.data import choice
@@ -159,18 +159,18 @@ def _images(arguments: argparse.Namespace) -> tuple[list[Path], Dataset | None]:
         DataError: The annotations cannot be used.
     """
     dataset = None
+    log = functools.partial(print, file=sys.stderr)
     if arguments.data is not None:
         from edgerpn.train.data.coco import read_split
         from edgerpn.train.data.splits import find_split
 
-        log = functools.partial(print, file=sys.stderr)
         split = find_split(arguments.data, "val", choice.chosen(arguments), log)
         dataset = read_split(split._replace(images=arguments.images or split.images), verify="header")
         for problem in dataset.problems:
             log(f"{split.label}: {problem}")
         found = [record.file for record in dataset.records]
     else:
-        found = sorted(path for path in arguments.images.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        found = list_photographs(arguments.images, log)
     if not found:
         raise ConfigError([f"{arguments.images or arguments.data}: no images in it to compare on"])
     return spread(found, arguments.limit or len(found)), dataset

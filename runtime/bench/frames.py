@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from edgerpn.errors import StreamOpenError
 from edgerpn.images.decoding import decode_image, read_bytes
+from edgerpn.images.header import Exif
 from edgerpn.letterbox import Letterbox, letterbox
 from edgerpn.proposals import Proposals
 from edgerpn.runtime.frame import Event, Frame
@@ -45,7 +46,13 @@ class FrameSet:
     """The pictures of a benchmark; as many as fit into the allowed memory are decoded beforehand."""
 
     def __init__(
-        self, paths: Sequence[Path], *, source_hw: tuple[int, int] | None, frame_hw: tuple[int, int], max_mib: int
+        self,
+        paths: Sequence[Path],
+        *,
+        source_hw: tuple[int, int] | None,
+        frame_hw: tuple[int, int],
+        max_mib: int,
+        exif: Exif = "ignore",
     ) -> None:
         """Decodes photographs, or makes pictures up when there are none.
 
@@ -54,6 +61,7 @@ class FrameSet:
             source_hw: Height and width of a model for one camera size, to which photographs are letterboxed.
             frame_hw: Height and width of made-up pictures for other models.
             max_mib: Memory for decoded pictures.
+            exif: Whether photographs are turned by their EXIF orientation; the model's manifest says so.
 
         Raises:
             DataError: A photograph cannot be read.
@@ -62,6 +70,7 @@ class FrameSet:
         self.is_made_up = not paths
         self._paths = tuple(paths)
         self._source_hw = source_hw
+        self._exif = exif
         self.kept: list[BenchFrame] = []
         frames = self._read(0) if paths else _made_up(source_hw or frame_hw)
         left = max_mib << 20
@@ -83,8 +92,7 @@ class FrameSet:
         cv2 = load_cv2()
         for number, path in enumerate(self._paths[first:], start=first):
             data, header = read_bytes(path)
-            # The stored pixels, as in training and evaluation.
-            image, _ = decode_image(cv2, data, header, path, exif="ignore")
+            image, _ = decode_image(cv2, data, header, path, exif=self._exif)
             yield self._fit(image, number)
 
     def _fit(self, image: Image, index: int) -> BenchFrame:
