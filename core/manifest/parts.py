@@ -117,6 +117,8 @@ class Provenance:
     """Size of the artifact file; None in the copy inside an ONNX file."""
     onnx_sha256: str | None = None
     """Hash of the ONNX file; None in the copy inside it."""
+    parent_sha256: str | None = None
+    """Hash of the exported ONNX file that another program changed into this one, see `edgerpn check --reseal`."""
     data_sha256: str | None = None
     """Hash of the annotation file that the model was trained on, if known."""
     versions: tuple[tuple[str, str], ...] = ()
