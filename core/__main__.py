@@ -94,6 +94,12 @@ COMMANDS = {
         "find proposals in images and videos, as results, data sets, crops and pictures",
         "edgerpn predict model.onnx photos -o predictions",
     ),
+    "bench": Command(
+        "edgerpn.export.bench_cli",
+        "onnxruntime",
+        "measure latency, rate, power and recall of a model on this machine",
+        "edgerpn bench model.engine --data DIR -o bench.json",
+    ),
     "inspect": Command(
         "edgerpn.export.inspection",
         "onnxruntime",
@@ -124,7 +130,7 @@ STAGES = {
     "data": ("data check", "data convert", "anchors"),
     "train": ("train", "import", "eval"),
     "export": ("export", "build"),
-    "run": ("run", "predict"),
+    "run": ("run", "predict", "bench"),
     "diagnose": ("inspect", "check", "doctor"),
     "all stages": ("demo",),
 }

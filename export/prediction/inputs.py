@@ -129,10 +129,10 @@ def read_shots(files: Sequence[InputFile], *, skip: int, num_threads: int) -> Ge
                 yield from in_order(pool, _read_image, wanted, ahead=num_threads + _READ_AHEAD)
                 continue
             for file in group:
-                for frame in _video_frames(file):
+                for frame_number, item in enumerate(_video_items(file)):
                     number += 1
                     if number > skip:
-                        yield _shot_of_frame(file, number, frame)
+                        yield _shot_of_frame(file, number, frame_number, item)
 
 
 def _expand(spec: str) -> list[Path]:
@@ -233,8 +233,8 @@ def _read_image(entry: tuple[int, InputFile]) -> Shot:
     )
 
 
-def _video_frames(file: InputFile) -> Iterator[Frame]:
-    """Yields the frames of a video, decoded ahead of time."""
+def _video_items(file: InputFile) -> Iterator[Frame | Event]:
+    """Yields the frames of a video, decoded ahead of time; behind them an event when the file is damaged."""
     source = open_source(file.path)
     items = iter(source)
 
@@ -247,19 +247,18 @@ def _video_frames(file: InputFile) -> Iterator[Frame]:
             for item in in_order(pool, advance, itertools.repeat(None), ahead=_READ_AHEAD):
                 if item is None:
                     return
-                if isinstance(item, Frame):
-                    yield item
+                yield item
     finally:
         source.close()
 
 
-def _shot_of_frame(file: InputFile, number: int, frame: Frame) -> Shot:
-    name = f"{file.name}_{frame.index:06d}.jpg"
+def _shot_of_frame(file: InputFile, number: int, frame_number: int, item: Frame | Event) -> Shot:
     return Shot(
         index=number - 1,
         image_id=number,
-        file_name=name,
+        file_name=f"{file.name}_{frame_number:06d}.jpg",
         path=file.path,
-        frame=frame.index,
-        image=frame.image,
+        frame=frame_number,
+        image=item.image if isinstance(item, Frame) else None,
+        problem="" if isinstance(item, Frame) else item.message,
     )

@@ -197,6 +197,20 @@ def test_images_that_cannot_be_read_are_named_and_counted(
     assert "2.png: not an image" in page
 
 
+def test_a_damaged_video_gives_its_frames_and_is_named(
+    model_path: Path, video_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = video_path.read_bytes()
+    (tmp_path / "cut.avi").write_bytes(data[: len(data) // 2])
+    out = tmp_path / "out"
+    assert main(["predict", str(model_path), str(tmp_path / "cut.avi"), "-o", str(out)]) == 0
+    assert "1 unreadable" in capsys.readouterr().out
+    content = json.loads((out / "images.json").read_text())
+    (problem,) = content["unreadable"]
+    assert 10 < len(content["images"]) == problem["frame"] < 30
+    assert problem["problem"].endswith("the file is damaged or cut short")
+
+
 def test_the_status_is_1_only_when_no_image_could_be_read(model_path: Path, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"broken")
     assert main(["predict", str(model_path), str(tmp_path / "a.png"), "-o", str(tmp_path / "out")]) == 1
