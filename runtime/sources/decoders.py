@@ -11,7 +11,7 @@ from typing import Literal
 from edgerpn.runtime.sources.capture_config import CaptureConfig
 from edgerpn.runtime.sources.failures import CaptureFailedError
 
-Decoder = Literal["ffmpeg", "gstreamer", "v4l2", "any", "ffmpeg-process"]
+Decoder = Literal["ffmpeg", "gstreamer", "v4l2", "any", "ffmpeg-process", "picture"]
 
 _APPSINK = "appsink drop=true max-buffers=1 sync=false"
 # The GPU converts to four channels only; the CPU does the last step to three.
@@ -86,6 +86,11 @@ def choose(config: CaptureConfig, abilities: Abilities) -> Choice:
 
 def _choose_explicit(config: CaptureConfig, abilities: Abilities) -> Choice:
     why = f"requested (decoder={config.decoder})"
+    if config.decoder == "picture":
+        if not config.spec.is_http:
+            message = "decoder=picture: expected an address of http or https"
+            raise CaptureFailedError(message, reason="unsupported", is_final=True)
+        return Choice(decoder="picture", why=why)
     if config.decoder == "ffmpeg" and abilities.has_ffmpeg:
         return Choice(decoder="ffmpeg", why=why)
     if config.decoder == "ffmpeg-process" and abilities.has_program:

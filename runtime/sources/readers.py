@@ -133,8 +133,8 @@ def _open(cv2: ModuleType, config: CaptureConfig, choice: Choice) -> Any:
             return cv2.VideoCapture(path, cv2.CAP_FFMPEG, _num_threads(cv2, threads))
     # The parent's limits end first, which distinguishes a silent stream from an ended one.
     timeouts = [
-        *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, round(config.open_timeout_s * 1e3)),
-        *(cv2.CAP_PROP_READ_TIMEOUT_MSEC, round(config.stall_s * 1e3) + 2000),
+        *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, round(config.longest_open_s * 1e3)),
+        *(cv2.CAP_PROP_READ_TIMEOUT_MSEC, round(config.longest_stall_s * 1e3) + 2000),
         *_num_threads(cv2, config.decoder_threads or 1),
     ]
     return cv2.VideoCapture(config.source, cv2.CAP_FFMPEG, timeouts)
@@ -175,6 +175,20 @@ def _failed(config: CaptureConfig, elapsed_s: float) -> CaptureFailedError:
     if kind != "url":
         hint = "" if "appsink" in config.source or kind == "csi" else "; it must end in appsink"
         return CaptureFailedError(f"GStreamer does not start the pipeline{hint}", reason="unknown")
-    if elapsed_s > 0.9 * config.open_timeout_s:
-        return CaptureFailedError("no video arrived in time", reason="timeout")
+    if is_late(config, elapsed_s):
+        return too_late(config)
     return CaptureFailedError("", reason=probe_address(config.spec))
+
+
+def is_late(config: CaptureConfig, elapsed_s: float) -> bool:
+    """Returns whether the limit of opening ended an attempt that lasted so long without a frame."""
+    return config.spec.kind == "url" and elapsed_s > 0.9 * config.longest_open_s
+
+
+def too_late(config: CaptureConfig) -> CaptureFailedError:
+    """Returns the error of a URL without a frame in time: its server may be slow, or not answer at all."""
+    limit = f"{config.longest_open_s:g} s (open_timeout_s)"
+    if probe_address(config.spec) != "unknown":
+        return CaptureFailedError(f"no video arrived within {limit}", reason="timeout")
+    message = f"the server accepts the connection, and sent no video within {limit}"
+    return CaptureFailedError(message, reason="timeout", is_slow=True)
