@@ -73,7 +73,7 @@ class TrainingDivergedError(EdgeRpnError):
         last_good: Path of the last checkpoint written before, or None.
     """
 
-    def __init__(self, message: str, *, step: int, image_ids: Sequence[int], last_good: str | None) -> None:
+    def __init__(self, message: str, *, step: int, image_ids: Sequence[int | str], last_good: str | None) -> None:
         """Keeps the figures beside the message."""
         self.step = step
         self.image_ids = tuple(image_ids)

@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     split = find_split(arguments.data, "val", choice.chosen(arguments), log)
     _check_output(arguments, split.annotations)
     if arguments.results is not None:
-        metrics = evaluate_results(arguments.results, split)
+        metrics = evaluate_results(arguments.results, split, log=log)
         print(format_table({arguments.results.name: metrics}))
         _write_report(arguments.output, {"results": str(arguments.results), "metrics": metrics})
         return 0

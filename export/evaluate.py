@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +17,8 @@ from edgerpn.letterbox import letterbox
 from edgerpn.manifest import DIGEST_KEY
 from edgerpn.manifest.parts import RecallSpec
 from edgerpn.runtime.model import Model, load
-from edgerpn.train.data.coco import read_split
+from edgerpn.train.data.annotations import ImageId, load_json, twin_id
+from edgerpn.train.data.coco import read_split, read_truth, require_objects
 from edgerpn.train.data.splits import Split, find_split
 from edgerpn.train.recall.average_recall import average_recall
 from edgerpn.train.recall.measurement import Detect, Evaluation, measure
@@ -161,50 +160,59 @@ class RecallMeter:
             return evaluate_model(file, self._split, limit=limit)
 
 
-def evaluate_results(results: Path, data: Path | Split) -> dict[str, float]:
+def evaluate_results(
+    results: Path, data: Path | Split, *, log: Callable[[str], None] | None = None
+) -> dict[str, float]:
     """Measures the recall of a COCO results file (a JSON list of image_id, bbox, score) of any program.
 
     Args:
         results: The results.
         data: COCO annotation file, or a split. Sets without image ids number their images from 1 in the order of
             file names.
+        log: Called with a line for each kind of problem in the annotations.
 
     Raises:
         DataError: A file cannot be read, or is not in COCO's format.
     """
-    rows = _read_json(results)
+    split = data if isinstance(data, Split) else Split(data, data.parent)
+    dataset = read_truth(split)
+    require_objects(dataset, f"{split.annotations}", "to measure recall on")
+    if log is not None:
+        for problem in dataset.problems:
+            log(f"{split.label}: {problem}")
+    rows = _read_results(results, {record.image_id for record in dataset.records})
+    return average_recall(dataset.coco_ground_truth(), rows)
+
+
+def _read_results(results: Path, known: Set[ImageId]) -> list[dict[str, Any]]:
+    """Reads COCO results; `known` are the ids of all images, as numbers or texts.
+
+    Raises:
+        DataError: The file cannot be read, or a result lacks something.
+    """
+    try:
+        rows = load_json(results.read_bytes(), results, "a JSON list of COCO results")
+    except OSError as error:
+        raise DataError(f"{results}: cannot be read: {error.strerror}; expected a file of COCO results") from error
     if not isinstance(rows, list):
         raise DataError(f"{results}: expected a JSON list of results, got {type(rows).__name__}")
+    found = []
     for number, row in enumerate(rows):
-        if not (_has_box(row) and isinstance(row.get("image_id"), (int, str)) and _is_number(row.get("score"))):
+        image_id = row.get("image_id") if isinstance(row, dict) else None
+        if type(image_id) not in (int, str) or not _has_box(row) or not _is_number(row.get("score")):
             raise DataError(
                 f"{results}: result {number}: expected image_id, bbox [x, y, width, height] and score, got {row}"
             )
-    split = data if isinstance(data, Split) else Split(data, data.parent)
-    annotations = split.annotations
-    truth = _read_json(annotations) if split.load is None else split.load().root
-    if not isinstance(truth, dict) or not all(isinstance(truth.get(key), list) for key in ("images", "annotations")):
-        raise DataError(f"{annotations}: expected COCO annotations with lists 'images' and 'annotations'")
-    for number, image in enumerate(truth["images"]):
-        if not (isinstance(image, dict) and "id" in image):
-            raise DataError(f"{annotations}: image {number}: expected an object with id, got {image}")
-    for number, row in enumerate(truth["annotations"]):
-        if not (_has_box(row) and "image_id" in row):
-            raise DataError(f"{annotations}: annotation {number}: expected image_id and bbox, got {row}")
-    return average_recall(truth, rows)
+        twin = twin_id(image_id) if image_id is not None and image_id not in known else None
+        found.append({**row, "image_id": twin} if twin in known else row)
+    return found
 
 
 def _has_box(row: Any) -> bool:
-    box = row.get("bbox") if isinstance(row, dict) else None
+    box = row.get("bbox")
     return isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as JSON: {error}") from error
+    # Larger whole numbers do not fit into a float.
+    return type(value) in (int, float) and abs(value) < 1e300

@@ -18,26 +18,27 @@ from edgerpn.__main__ import COMMANDS, STAGES, build_parser, main
 EVERY_COMMAND = "-h --help --debug"
 ARGUMENTS = {
     "train": (
-        "--data --format --split -o --output --out --epochs --minutes --size --preset --holdout-classes"
-        " --backbone-weights --resume --config --set --print-config"
+        "--data --format --split --classes --allow -o --output --out --epochs --minutes --size --preset"
+        " --holdout-classes --backbone-weights --resume --config --set --print-config"
     ),
-    "data check": "path --format --split",
-    "anchors": "--data --format --split --size --preset --strides --sizes --ratios -o --output",
+    "data check": "path --format --split --classes --allow",
+    "anchors": "--data --format --split --classes --allow --size --preset --strides --sizes --ratios -o --output",
     "import": "source file -o --output --arch --size --norm-eps",
     "eval": (
-        "model --data --format --split --images --results -o --output --proposals --size --holdout-classes"
-        " --allow-host-code"
+        "model --data --format --split --classes --allow --images --results -o --output --proposals --size"
+        " --holdout-classes --allow-host-code"
     ),
     "export": (
         "checkpoint -o --output --target --size --source-size --batch --proposals --precision --calibration"
-        " --max-ar-drop --data --format --split --images --config --set --print-config"
+        " --max-ar-drop --data --format --split --classes --allow --images --config --set --print-config"
     ),
     "build": (
         "model -o --output --backend --compute-capability --version-compatible --hardware-compatible --profile --images"
         " --config --set --print-config"
     ),
     "check": (
-        "model --target --against --images --data --format --split --limit -o --output --allow-host-code --pictures"
+        "model --target --against --images --data --format --split --classes --allow --limit -o --output"
+        " --allow-host-code --pictures"
     ),
     "run": (
         "model sources --config --set --print-config -o --output --out --jsonl --video --http --show --max-frames"

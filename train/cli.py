@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         type=Path,
         metavar="PATH",
-        help="folder of a data set, or its file: COCO, YOLO or PASCAL VOC, in the layouts that tools write",
+        help="folder of a data set, or its file: COCO, YOLO, PASCAL VOC or another, in the layouts that tools write",
     )
     choice.add_arguments(parser)
     parser.add_argument(
@@ -75,6 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
         holdout_classes=arguments.holdout_classes,
         data_format=arguments.format,
         data_split=arguments.split,
+        data_allow=arguments.allow,
+        data_classes=arguments.classes,
         overrides=arguments.set,
     )
     if arguments.print_config:

@@ -31,7 +31,7 @@ def train(
     resume: bool = False,
     log: Callable[[str], None] | None = None,
 ) -> TrainResult:
-    """Trains a network on a data set in COCO, YOLO or PASCAL VOC format.
+    """Trains a network on a data set in COCO, YOLO, PASCAL VOC or another known format.
 
     Blocks until the training ends. SIGINT or SIGTERM end it after the current step, with everything saved. When
     torchrun started this process, it trains together with the other processes.
@@ -43,7 +43,7 @@ def train(
 
     Args:
         data: Folder of a data set, or its annotation file, see `edgerpn.train.data.splits.find_train_and_val`. The
-            settings data.format and data.split say how to read and split it, if not by its files.
+            settings data.format, data.split and data.classes say how to read and split it, if not by its files.
         output: Folder of the run: checkpoints, log and loss plot. It is created if missing.
         minutes: Wall-clock time of the run; 0: count epochs.
         epochs: Passes over the training images, instead of `minutes`.
@@ -105,6 +105,8 @@ def resolve_settings(
     holdout_classes: Sequence[str] | None = None,
     data_format: str | None = None,
     data_split: str | None = None,
+    data_allow: Sequence[str] = (),
+    data_classes: Sequence[str] | None = None,
     overrides: Sequence[str] = (),
 ) -> TrainSettings:
     """Resolves settings from preset (or `base`) < TOML file < the named arguments < `overrides` ("a.b=value").
@@ -125,6 +127,10 @@ def resolve_settings(
         texts.append(f"data.format={data_format}")
     if data_split is not None:
         texts.append(f"data.split={json.dumps(data_split)}")
+    if data_allow:
+        texts.append(f"data.allow={json.dumps(list(dict.fromkeys(data_allow)))}")
+    if data_classes is not None:
+        texts.append(f"data.classes={json.dumps(list(data_classes))}")
     texts += overrides
     if base is None:
         return load_settings(preset=preset or "edge", file=file, overrides=tuple(texts))

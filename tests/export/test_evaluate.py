@@ -121,7 +121,9 @@ def test_results_of_any_program_are_measured(
         ('[{"image_id": 1, "bbox": [1, 2, 3, 4], "score": "high"}]', "result 0: expected image_id, bbox"),
         ('[{"image_id": [1], "bbox": [1, 2, 3, 4], "score": 1}]', "result 0: expected image_id, bbox"),
         ('[{"image_id": 99, "bbox": [1, 2, 3, 4], "score": 1}]', "1 image ids are not in the annotations"),
-        ("[", "cannot be read as JSON"),
+        ("[", "results.json: not valid JSON"),
+        ('[{"image_id": null, "bbox": [1, 2, 3, 4], "score": 1}]', "result 0: expected image_id, bbox"),
+        ('[{"image_id": 1, "bbox": [1, 2, 3, 1e999], "score": 1}]', "result 0: expected image_id, bbox"),
     ],
 )
 def test_results_in_another_form_are_refused(
@@ -138,10 +140,13 @@ def test_results_in_another_form_are_refused(
 def test_annotations_in_another_form_are_refused(results: Path, tmp_path: Path) -> None:
     wrong = tmp_path / "annotations.json"
     wrong.write_text("[]")
-    with pytest.raises(DataError, match="expected COCO annotations"):
+    with pytest.raises(DataError, match="expected a JSON object with 'images' and 'annotations', got list"):
         evaluate_results(results, wrong)
-    wrong.write_text('{"images": [{"id": 1}], "annotations": [{"id": 1, "image_id": 1}]}')
-    with pytest.raises(DataError, match="annotation 0: expected image_id and bbox"):
+    wrong.write_text('{"images": [{"id": null}], "annotations": [{"id": [], "image_id": {}}]}')
+    with pytest.raises(DataError, match="no usable image entries\n  image entry without a usable id and file name: 1"):
+        evaluate_results(results, wrong)
+    wrong.write_text('{"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": []}')
+    with pytest.raises(DataError, match=r"annotations\.json: no objects to measure recall on: its 1 images have 0 reg"):
         evaluate_results(results, wrong)
     with pytest.raises(DataError, match=r"nowhere\.json: cannot be read"):
         evaluate_results(results, tmp_path / "nowhere.json")
@@ -191,3 +196,22 @@ def test_results_are_measured_on_a_set_of_another_format(tmp_path: Path) -> None
     (tmp_path / "results.json").write_text(json.dumps(rows))
     whole = DataChoice(split="train=val,val=train")
     assert evaluate_results(tmp_path / "results.json", find_split(tmp_path, "val", whole))["AR@100"] == 1
+
+
+def test_results_and_annotations_are_read_by_the_reader_of_training(tmp_path: Path) -> None:
+    """A byte order mark, text ids on one side only, a bad annotation and a copy of a box."""
+    boxes = [[10, 5, 20, 10], [40, 5, 20, 10]]
+    rows: list[object] = [{"id": n, "image_id": n, "bbox": box} for n, box in enumerate(boxes, start=1)]
+    rows += [{"id": None, "image_id": [1], "bbox": None}, {"image_id": 1, "bbox": [10, 5, 20, 10]}]
+    truth = {"images": [{"id": n, "file_name": f"{n}.jpg", "width": None} for n in (1, 2)], "annotations": rows}
+    (tmp_path / "val.json").write_text(json.dumps(truth), encoding="utf-8-sig")
+    found = [{"image_id": f"{n}", "bbox": box, "score": 0.5} for n, box in enumerate(boxes, start=1)]
+    (tmp_path / "results.json").write_text(json.dumps(found), encoding="utf-16")
+    lines: list[str] = []
+    metrics = evaluate_results(tmp_path / "results.json", tmp_path / "val.json", log=lines.append)
+    assert metrics["AR@100"] == 1
+    assert [line.partition(" (")[0] for line in lines] == [
+        "val.json: image without a usable width and height: 2, size taken from the file",
+        "val.json: annotation of an image that is not listed: 1, dropped",
+        "val.json: box that equals another of its image: 1, kept once",
+    ]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -158,3 +161,48 @@ def test_precision_is_as_asked_and_shown() -> None:
 def test_lengths_out_of_range_are_refused(changes: dict) -> None:
     with pytest.raises(ValueError, match="expected at least 1"):
         LoopConfig(**changes)
+
+
+def crowds_only(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**row, "iscrowd": 1} for row in rows]
+
+
+def fractions_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**row, "bbox": [value / 1000 for value in row["bbox"]]} for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        (
+            "val.json",
+            lambda rows: [],
+            "val.json: no objects to measure recall on: its 12 images have 0 regions",
+        ),
+        ("val.json", crowds_only, r"val.json: no objects to measure recall on: its 12 images have \d+ regions of many"),
+        ("train.json", lambda rows: [], "train.json: no objects to learn from: its 16 images have 0 regions of many"),
+        ("train.json", fractions_of, r"train.json: (\d+) of \1 boxes lie within 0..1: .*--allow units"),
+    ],
+)
+def test_a_set_that_cannot_be_trained_on_is_refused_before_the_first_step(
+    name: str, change: Any, message: str, data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in ("train.json", "val.json"):
+        content = json.loads((data_folder / file).read_text())
+        if file == name:
+            content["annotations"] = change(content["annotations"])
+        (tmp_path / file).write_text(json.dumps(content))
+    (tmp_path / "images").symlink_to(data_folder / "images")
+    error = error_of(capsys, "--data", str(tmp_path), "-o", str(tmp_path / "run"), "--size", "64x128")
+    assert re.search(message, error)
+    assert not (tmp_path / "run" / "log.csv").exists()
+
+
+def test_objects_that_no_view_shows_are_refused_unless_accepted(
+    data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = ["--set", "data.augment.min_box_px=900", "--set", "data.workers=0"]
+    arguments = ["--data", str(data_folder), "-o", str(tmp_path / "run"), "--size", "64x128", *tiny]
+    assert "are too small in every view of the training and would be dropped" in error_of(capsys, *arguments)
+    assert main(["train", *arguments, "--allow", "unseen", "--print-config"]) == 0
+    assert 'allow = ["unseen"]' in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""COCO annotation files: from JSON to checked values; an invalid record is an error that names it."""
+"""COCO annotation files: from JSON to checked values; malformed records are repaired or dropped, and counted."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgerpn.errors import DataError
 
@@ -46,10 +47,13 @@ class Problems:
         if len(tally.examples) < _MAX_EXAMPLES:
             tally.examples.append(example)
 
-    def count(self, kind: ProblemKind) -> int:
-        """Returns the number of cases of `kind` so far."""
-        tally = self._tallies.get(kind)
-        return tally.count if tally else 0
+    def count(self, *kinds: ProblemKind) -> int:
+        """Returns the number of cases of some kinds so far."""
+        return sum(self._tallies[kind].count for kind in kinds if kind in self._tallies)
+
+    def kinds(self) -> dict[ProblemKind, tuple[int, tuple[str, ...]]]:
+        """Returns the count and the examples of each kind, in order of appearance."""
+        return {kind: (tally.count, tuple(tally.examples)) for kind, tally in self._tallies.items()}
 
     def lines(self) -> tuple[str, ...]:
         """Returns one line per kind, in order of appearance: description, count, treatment, examples."""
@@ -62,59 +66,112 @@ class Problems:
 
 MISSING_FILE = ProblemKind("image file missing", "image dropped")
 BROKEN_FILE = ProblemKind("image file broken", "image dropped")
+BAD_IMAGE = ProblemKind("image entry without a usable id and file name", "image dropped")
+LISTED_AGAIN = ProblemKind("image listed again with the same id and file", "listed once")
+NO_SIZE = ProblemKind("image without a usable width and height", "size taken from the file")
 DUPLICATE_ID = ProblemKind("annotation id used more than once", "kept")
 UNKNOWN_IMAGE = ProblemKind("annotation of an image that is not listed", "dropped")
+BAD_BBOX = ProblemKind("annotation without a usable bbox", "dropped")
+TEXT_BBOX = ProblemKind("bbox whose numbers are texts", "read as numbers")
+POLYGON_BBOX = ProblemKind("annotation with a polygon but without a usable bbox", "box taken around the polygon")
+BAD_CROWD = ProblemKind("iscrowd that is neither 0 nor 1", "taken as 0")
+NO_CLASS = ProblemKind("annotation without a class, while classes are held out", "dropped")
 NOT_FINITE = ProblemKind("box with a coordinate that is not finite", "dropped")
 EMPTY_BOX = ProblemKind("box of zero or negative size", "dropped")
 OUTSIDE_BOX = ProblemKind("box wholly outside its image", "dropped")
 CLIPPED_BOX = ProblemKind("box partly outside its image", "clipped to the image")
 HELD_OUT_BOX = ProblemKind("box of a held-out class", "kept for evaluation only")
 
-Four = tuple[float, float, float, float]
-"""A box as four numbers, in the order that the name of the variable states."""
-
+OUTCOMES = {1: NOT_FINITE, 2: EMPTY_BOX, 3: OUTSIDE_BOX, 4: CLIPPED_BOX}
+"""Problems of a box by their codes in `clip_boxes`; 0: no problem."""
+_USABLE = (0, 4)
 _ROUNDING_PX = 0.1
 """Boxes that exceed the image by less are not reported, because writers of JSON round."""
+_PLAIN = 1e15
+"""Whole numbers below it are exact as floats."""
+
+ImageId = int | str
+"""Id of an image: COCO's number, or the text of another tool."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ListedImage:
     """An entry of "images"."""
 
-    image_id: int
-    """COCO id, unique in the file."""
+    image_id: ImageId
+    """Its id, unique in the file."""
     file_name: str
     """As written in the file."""
-    hw: tuple[int, int]
-    """Height and width as written in the file, pixels, at least 1."""
+    hw: tuple[int, int] | None
+    """Height and width as written in the file, pixels, at least 1; None if it has no usable ones."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ListedBox:
-    """An entry of "annotations" with correct types; its numbers are not checked yet."""
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ListedBoxes:
+    """The entries of "annotations" as columns of length N, in file order; the numbers are not checked yet."""
 
-    name: str
-    """Its name in messages."""
-    image_id: int
-    """COCO id of its image."""
-    xywh: Four
-    """Left, top, width, height as written in the file, pixels; any float."""
-    is_crowd: bool
-    """Whether it marks a region of many objects instead of a single one."""
-    category_id: int | None = None
-    """COCO id of its class; read only if classes are held out."""
+    names: Sequence[str]
+    """Names in messages."""
+    image_rows: npt.NDArray[np.int64]
+    """Positions of their images in the list of images."""
+    xywh: npt.NDArray[np.float64]
+    """(N, 4) left, top, width, height as written in the file, pixels; any float."""
+    is_crowd: npt.NDArray[np.bool_]
+    """Whether each marks a region of many objects instead of a single one."""
+    class_rows: npt.NDArray[np.int64]
+    """Positions of their classes in `class_names`."""
+    class_names: tuple[str, ...]
+    """Names of the classes in file order, and "object" behind them for boxes without a named class."""
+    is_held_out: npt.NDArray[np.bool_]
+    """Whether the class of each is held out."""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def select(self, mask: npt.NDArray[np.bool_]) -> ListedBoxes:
+        """Returns the boxes that a mask of length N marks."""
+        if mask.all():
+            return self
+        return ListedBoxes(
+            names=[self.names[row] for row in np.flatnonzero(mask).tolist()],
+            image_rows=self.image_rows[mask],
+            xywh=self.xywh[mask],
+            is_crowd=self.is_crowd[mask],
+            class_rows=self.class_rows[mask],
+            class_names=self.class_names,
+            is_held_out=self.is_held_out[mask],
+        )
+
+    def describe(self, row: int, hw: tuple[float, float]) -> str:
+        """Returns name and numbers of a box in an image of `hw`, for messages."""
+        x, y, width, height = self.xywh[row]
+        return f"{self.names[row]}: [{x:g}, {y:g}, {width:g}, {height:g}] in {hw[1]:g} x {hw[0]:g}"
 
 
-def parse_json(data: bytes, file: Path) -> dict[str, list[Any]]:
+def load_json(data: bytes, file: Path, expected: str) -> Any:
+    """Parses JSON in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
+
+    Args:
+        data: The content of the file.
+        file: The file, for messages.
+        expected: What the file should be, for messages.
+
+    Raises:
+        DataError: It is not JSON.
+    """
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}: not valid JSON: {error}; expected {expected}") from error
+
+
+def parse_json(data: bytes, file: Path) -> dict[str, Any]:
     """Reads the lists "images" and "annotations" of a COCO file.
 
     Raises:
         DataError: The text is not JSON, or not an object with these two lists.
     """
-    try:
-        root = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{file}: not valid JSON: {error}; expected a COCO annotation file") from error
+    root = load_json(data, file, "a COCO annotation file")
     if not isinstance(root, dict):
         raise DataError(f"{file}: expected a JSON object with 'images' and 'annotations', got {type(root).__name__}")
     for key in ("images", "annotations"):
@@ -124,70 +181,94 @@ def parse_json(data: bytes, file: Path) -> dict[str, list[Any]]:
     return root
 
 
-def parse_images(entries: list[Any], file: Path) -> tuple[ListedImage, ...]:
-    """Reads the images of a COCO file, in file order.
+def repair_rows(
+    root: Mapping[str, Any], file: Path, problems: Problems, names: Sequence[str] | None = None
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Drops or repairs the entries of a COCO file that are malformed.
+
+    Args:
+        root: The content of the file; not changed.
+        file: The annotation file, for messages.
+        problems: Receives each repair.
+        names: The name of every annotation in messages; None: its id, or its place.
+
+    Returns:
+        The content, in which every image has a unique id and a file name, and a size or none; every annotation has
+        the id of a listed image, a bbox of four numbers, and iscrowd 0 or 1 or none. And the names of its annotations.
 
     Raises:
-        DataError: An entry lacks a key or has a wrong type, or two entries share an id.
+        DataError: Two different images have one id.
     """
-    images: dict[int, ListedImage] = {}
-    for index, entry in enumerate(entries):
-        where = f"{file}: images[{index}]"
-        image_id = _integer(entry, "id", where)
-        where += f" (id {image_id})"
-        hw = _integer(entry, "height", where), _integer(entry, "width", where)
-        if min(hw) < 1:
-            raise DataError(f"{where}: expected a positive width and height, got {hw[1]} x {hw[0]}")
-        if image_id in images:
-            raise DataError(f"{where}: {images[image_id].file_name!r} already has this id; ids must be unique")
-        name = _value(entry, "file_name", where)
-        if not isinstance(name, str):
-            raise DataError(f"{where}: file_name: expected a text, got {name!r}")
-        images[image_id] = ListedImage(image_id=image_id, file_name=name, hw=hw)
-    return tuple(images.values())
+    images = _repair_images(root["images"], file, problems)
+    known: dict[ImageId, ImageId] = {image["id"]: image["id"] for image in images}
+    kept, kept_names = [], []
+    seen: set[ImageId] = set()
+    for index, row in enumerate(root["annotations"]):
+        box_id = _id_of(row.get("id")) if isinstance(row, dict) else None
+        name = names[index] if names else f"annotation {box_id}" if box_id is not None else f"annotations[{index}]"
+        fixed = row if _is_sound(row, known) else _repair_box(row, name, known, problems)
+        if box_id is not None and box_id in seen:
+            problems.add(DUPLICATE_ID, f"{box_id}")
+        seen.add(index if box_id is None else box_id)
+        if fixed is not None:
+            kept.append(fixed)
+            kept_names.append(name)
+    return {**root, "images": images, "annotations": kept}, tuple(kept_names)
+
+
+def parse_images(root: Mapping[str, Any]) -> tuple[ListedImage, ...]:
+    """Reads the images of a repaired file, in file order."""
+    return tuple(
+        ListedImage(
+            image_id=row["id"],
+            file_name=row["file_name"],
+            hw=(int(row["height"]), int(row["width"])) if row.get("height") is not None else None,
+        )
+        for row in root["images"]
+    )
 
 
 def parse_boxes(
-    entries: list[Any],
-    file: Path,
-    known: Mapping[int, object],
-    problems: Problems,
-    *,
-    has_classes: bool = False,
-    names: Sequence[str] | None = None,
-) -> list[ListedBox]:
-    """Reads the annotations of a COCO file that belong to a known image, in file order.
+    root: Mapping[str, Any], names: Sequence[str], held_out: frozenset[ImageId], problems: Problems
+) -> ListedBoxes:
+    """Reads the annotations of a repaired file, in file order.
 
     Args:
-        entries: The list "annotations".
-        file: The annotation file, for messages.
-        known: The ids of all listed images.
-        problems: Receives repeated ids and annotations of unknown images.
-        has_classes: Whether every entry must have a class.
-        names: The name of every entry in messages; None: its id.
-
-    Raises:
-        DataError: An entry lacks a key or has a wrong type.
+        root: The content of the file.
+        names: The names of its annotations.
+        held_out: Ids of the classes that are held out; if there are any, annotations without a class are dropped.
+        problems: Receives the annotations without a class.
     """
-    boxes = []
-    seen: set[int] = set()
-    for index, entry in enumerate(entries):
-        where = f"{file}: annotations[{index}]"
-        box_id = _integer(entry, "id", where)
-        box = _parse_box(
-            entry, names[index] if names else f"annotation {box_id}", f"{where} (id {box_id})", has_class=has_classes
-        )
-        if box_id in seen:
-            problems.add(DUPLICATE_ID, f"{box_id}")
-        seen.add(box_id)
-        if box.image_id in known:
-            boxes.append(box)
-        else:
-            problems.add(UNKNOWN_IMAGE, f"{box.name}: image {box.image_id}")
-    return boxes
+    rows = root["annotations"]
+    if held_out:
+        has_class = [_id_of(row.get("category_id")) is not None for row in rows]
+        for name, is_known in zip(names, has_class, strict=True):
+            if not is_known:
+                problems.add(NO_CLASS, name)
+        rows = [row for row, is_known in zip(rows, has_class, strict=True) if is_known]
+        names = [name for name, is_known in zip(names, has_class, strict=True) if is_known]
+    positions = {row["id"]: position for position, row in enumerate(root["images"])}
+    classes = class_ids(root)
+    class_names = tuple(dict.fromkeys([*(name for name, _ in classes), "object"]))
+    class_rows = {class_id: class_names.index(name) for name, class_id in classes}
+    unnamed = class_names.index("object")
+    of_class = [_id_of(row.get("category_id")) for row in rows]
+    return ListedBoxes(
+        names=names,
+        image_rows=np.fromiter((positions[row["image_id"]] for row in rows), np.int64, len(rows)),
+        xywh=np.array([row["bbox"] for row in rows], np.float64).reshape(-1, 4),
+        is_crowd=np.fromiter((row.get("iscrowd", 0) == 1 for row in rows), np.bool_, len(rows)),
+        class_rows=np.fromiter(
+            (class_rows.get(class_id, unnamed) if class_id is not None else unnamed for class_id in of_class),
+            np.int64,
+            len(rows),
+        ),
+        class_names=class_names,
+        is_held_out=np.fromiter((class_id in held_out for class_id in of_class), np.bool_, len(rows)),
+    )
 
 
-def parse_holdout(root: Mapping[str, Any], names: Sequence[str], file: Path) -> frozenset[int]:
+def parse_holdout(root: Mapping[str, Any], names: Sequence[str], file: Path) -> frozenset[ImageId]:
     """Returns the ids of the held-out classes.
 
     Args:
@@ -200,17 +281,14 @@ def parse_holdout(root: Mapping[str, Any], names: Sequence[str], file: Path) -> 
     """
     if not names:
         return frozenset()
-    categories = root.get("categories")
-    entries = categories if isinstance(categories, list) else []
-    ids: dict[str, set[int]] = {}
-    for index, entry in enumerate(entries):
-        where = f"{file}: categories[{index}]"
-        ids.setdefault(str(_value(entry, "name", where)), set()).add(_integer(entry, "id", where))
+    ids: dict[str, set[ImageId]] = {}
+    for name, category_id in class_ids(root):
+        ids.setdefault(name, set()).add(category_id)
     unknown = [name for name in names if name not in ids]
     if unknown:
         raise DataError(
             f"{file}: no class named {', '.join(map(repr, unknown))} to hold out; it has "
-            f"{', '.join(map(repr, ids)) or 'no list of categories'}"
+            f"{', '.join(map(repr, ids)) or 'no usable list of categories'}"
         )
     held_out = frozenset().union(*(ids[name] for name in names))
     if held_out == frozenset().union(*ids.values()):
@@ -218,72 +296,168 @@ def parse_holdout(root: Mapping[str, Any], names: Sequence[str], file: Path) -> 
     return held_out
 
 
-def clip_box(box: ListedBox, hw: tuple[int, int], problems: Problems) -> Four | None:
-    """Returns the box as x1, y1, x2, y2 clipped to an image of `hw`, or None if nothing remains; reports problems."""
-    clipped, kind = _clip(box.xywh, float(hw[0]), float(hw[1]))
-    if kind is not None:
-        x, y, width, height = box.xywh
-        problems.add(kind, f"{box.name}: [{x:g}, {y:g}, {width:g}, {height:g}] in {hw[1]} x {hw[0]}")
-    return clipped
+def class_ids(root: Mapping[str, Any]) -> list[tuple[str, ImageId]]:
+    """Returns the name and the id of each usable entry of "categories", in file order."""
+    entries = root.get("categories")
+    rows = [row for row in (entries if isinstance(entries, list) else []) if isinstance(row, dict) and "name" in row]
+    found = ((str(row["name"]), _id_of(row.get("id"))) for row in rows)
+    return [(name, category_id) for name, category_id in found if category_id is not None]
 
 
-def _clip(xywh: Four, image_h: float, image_w: float) -> tuple[Four | None, ProblemKind | None]:
-    if not all(math.isfinite(value) for value in xywh):
-        return None, NOT_FINITE
-    x, y, width, height = xywh
-    if width <= 0 or height <= 0:
-        return None, EMPTY_BOX
-    right, bottom = x + width, y + height
-    if x >= image_w or y >= image_h or right <= 0 or bottom <= 0:
-        return None, OUTSIDE_BOX
-    # Rounded to float32 as in the record; the narrowest boxes become empty.
-    x1, y1, x2, y2 = (float(np.float32(v)) for v in (max(x, 0), max(y, 0), min(right, image_w), min(bottom, image_h)))
-    if x2 <= x1 or y2 <= y1:
-        return None, EMPTY_BOX
-    beyond = max(-x, -y, right - image_w, bottom - image_h)
-    return (x1, y1, x2, y2), CLIPPED_BOX if beyond > _ROUNDING_PX else None
+def clip_boxes(
+    xywh: npt.NDArray[np.float64], image_hw: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Clips boxes to their images.
+
+    Args:
+        xywh: (N, 4) any floats.
+        image_hw: (N, 2) height and width of the image of each; infinite if unknown.
+
+    Returns:
+        Boxes as (N, 4) x1, y1, x2, y2, and the problem of each as its code in `OUTCOMES`. Boxes that are not usable
+        hold any numbers.
+    """
+    image_h, image_w = image_hw.T
+    is_finite = np.all(np.isfinite(xywh), axis=1)
+    x, y, width, height = np.where(is_finite.reshape(-1, 1), xywh, 0.0).T
+    with np.errstate(over="ignore"):
+        right, bottom = x + width, y + height
+        corners = [np.maximum(x, 0), np.maximum(y, 0), np.minimum(right, image_w), np.minimum(bottom, image_h)]
+        # Rounded to float32 as in the record; the narrowest boxes become empty.
+        xyxy = np.stack(corners, axis=1).astype(np.float32)
+    is_empty = (width <= 0) | (height <= 0)
+    is_outside = (x >= image_w) | (y >= image_h) | (right <= 0) | (bottom <= 0)
+    is_narrow = (xyxy[:, 2] <= xyxy[:, 0]) | (xyxy[:, 3] <= xyxy[:, 1])
+    is_beyond = np.maximum(np.maximum(-x, -y), np.maximum(right - image_w, bottom - image_h)) > _ROUNDING_PX
+    outcome = np.select([~is_finite, is_empty, is_outside, is_narrow, is_beyond], [1, 2, 3, 2, 4], 0)
+    return xyxy, outcome.astype(np.int64)
 
 
-def _parse_box(entry: Any, name: str, where: str, *, has_class: bool) -> ListedBox:
-    xywh = _value(entry, "bbox", where)
-    if not isinstance(xywh, list) or len(xywh) != 4 or not all(_is_number(value) for value in xywh):
-        raise DataError(f"{where}: bbox: expected 4 numbers [x, y, width, height] in pixels, got {xywh!r}")
-    crowd = entry.get("iscrowd", 0)
-    if crowd not in (0, 1):
-        raise DataError(f"{where}: iscrowd: expected 0 or 1, got {crowd!r}")
-    x, y, width, height = (_to_float(value) for value in xywh)
-    return ListedBox(
-        name=name,
-        image_id=_integer(entry, "image_id", where),
-        xywh=(x, y, width, height),
-        is_crowd=bool(crowd),
-        category_id=_integer(entry, "category_id", where) if has_class else None,
+def is_usable(outcome: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Returns which boxes `clip_boxes` leaves something of."""
+    return np.isin(outcome, _USABLE)
+
+
+def twin_id(value: ImageId) -> ImageId | None:
+    """Returns the same id written as a text instead of a number, or the other way round; None if there is none."""
+    if isinstance(value, str):
+        return int(value) if value.isascii() and value.isdigit() and len(value) < 19 else None
+    return str(value)
+
+
+def _repair_images(entries: Sequence[Any], file: Path, problems: Problems) -> list[dict[str, Any]]:
+    images: dict[ImageId, dict[str, Any]] = {}
+    for index, row in enumerate(entries):
+        image_id = _id_of(row.get("id")) if isinstance(row, dict) else None
+        name = row.get("file_name") if isinstance(row, dict) else None
+        if image_id is None or not isinstance(name, str):
+            is_object = isinstance(row, dict)
+            shown = f"id {_shorten(row.get('id'))}, file_name {_shorten(name)}" if is_object else _shorten(row)
+            problems.add(BAD_IMAGE, f"images[{index}]: {shown}")
+            continue
+        if image_id in images:
+            if images[image_id]["file_name"] != name:
+                raise DataError(
+                    f"{file}: images[{index}] (id {image_id}): {images[image_id]['file_name']!r} already has this id; "
+                    "ids must be unique"
+                )
+            problems.add(LISTED_AGAIN, f"image {image_id}: {name}")
+            continue
+        sides = [_side(row.get(key)) for key in ("height", "width")]
+        if None in sides:
+            problems.add(NO_SIZE, f"image {image_id}: {_shorten(row.get('width'))} x {_shorten(row.get('height'))}")
+            sides = [None, None]
+        changes = {"id": image_id, "height": sides[0], "width": sides[1]}
+        images[image_id] = row if all(row.get(key) == value for key, value in changes.items()) else {**row, **changes}
+    return list(images.values())
+
+
+def _is_sound(row: Any, known: Mapping[ImageId, ImageId]) -> bool:
+    """Whether an annotation needs no repair; fast, for the many."""
+    if type(row) is not dict:
+        return False
+    box, image_id = row.get("bbox"), row.get("image_id")
+    return (
+        type(box) is list
+        and len(box) == 4
+        and all(type(v) is float or (type(v) is int and -_PLAIN < v < _PLAIN) for v in box)
+        and type(image_id) in (int, str)
+        and image_id in known
+        and row.get("iscrowd", 0) in (0, 1)
     )
 
 
-def _value(entry: Any, key: str, where: str) -> Any:
-    if not isinstance(entry, dict):
-        raise DataError(f"{where}: expected a JSON object, got {entry!r}")
-    if key not in entry:
-        raise DataError(f"{where}: {key!r} is missing; it has {', '.join(sorted(entry)) or 'nothing'}")
-    return entry[key]
+def _repair_box(row: Any, name: str, known: Mapping[ImageId, ImageId], problems: Problems) -> dict[str, Any] | None:
+    """Returns an annotation in its repaired form, or None to drop it."""
+    if not isinstance(row, dict):
+        problems.add(BAD_BBOX, f"{name}: {_shorten(row)}")
+        return None
+    image_id = _id_of(row.get("image_id"))
+    if image_id is not None and image_id not in known:
+        twin = twin_id(image_id)
+        image_id = known.get(twin) if twin is not None else None
+    if image_id is None:
+        problems.add(UNKNOWN_IMAGE, f"{name}: image {_shorten(row.get('image_id'))}")
+        return None
+    box = _numbers(row.get("bbox"), 4)
+    around = _around(row.get("segmentation")) if box is None else None
+    if box is None and around is None:
+        problems.add(BAD_BBOX, f"{name}: {_shorten(row.get('bbox'))}")
+        return None
+    if around is not None:
+        problems.add(POLYGON_BBOX, name)
+    elif any(isinstance(value, str) for value in row["bbox"]):
+        problems.add(TEXT_BBOX, f"{name}: {_shorten(row['bbox'])}")
+    crowd = row.get("iscrowd", 0)
+    is_crowd = {"0": 0, "1": 1, 0: 0, 1: 1}.get(crowd) if isinstance(crowd, (int, float, str)) else None
+    if is_crowd is None:
+        problems.add(BAD_CROWD, f"{name}: {_shorten(crowd)}")
+    return {**row, "image_id": image_id, "bbox": box or around, "iscrowd": is_crowd or 0}
 
 
-def _integer(entry: Any, key: str, where: str) -> int:
-    value = _value(entry, key, where)
-    if isinstance(value, float) and value.is_integer():
+def _id_of(value: Any) -> ImageId | None:
+    if type(value) is float and value.is_integer():
         return int(value)
-    if type(value) is not int:
-        raise DataError(f"{where}: {key}: expected a whole number, got {value!r}")
-    return value
+    return value if type(value) in (int, str) else None
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)
+def _side(value: Any) -> int | None:
+    """Returns a width or height that can be used, or None."""
+    number = _id_of(value)
+    return number if isinstance(number, int) and 0 < number < _PLAIN else None
 
 
-def _to_float(value: int | float) -> float:
+def _numbers(values: Any, count: int | None = None) -> list[float] | None:
+    """Returns numbers, also those written as texts, as floats; None if they are not all numbers, or not `count`."""
+    if not isinstance(values, (list, tuple)) or (count is not None and len(values) != count):
+        return None
+    numbers = [_number(value) for value in values]
+    return None if None in numbers else [number for number in numbers if number is not None]
+
+
+def _number(value: Any) -> float | None:
+    if type(value) not in (int, float, str):
+        return None
     try:
         return float(value)
     except OverflowError:
         return math.inf
+    except ValueError:
+        return None
+
+
+def _around(segmentation: Any) -> list[float] | None:
+    """Returns the box around polygons [[x, y, x, y, ...], ...], or None."""
+    polygons = segmentation if isinstance(segmentation, list) else []
+    polygons = [polygons] if polygons and not isinstance(polygons[0], list) else polygons
+    parts = [_numbers(polygon) for polygon in polygons]
+    if not parts or any(part is None or len(part) < 6 or len(part) % 2 for part in parts):
+        return None
+    points = np.concatenate([np.array(part, np.float64).reshape(-1, 2) for part in parts])
+    low, high = points.min(axis=0), points.max(axis=0)
+    return [*low.tolist(), *(high - low).tolist()]
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from edgerpn.train.data.annotations import ImageId
 from edgerpn.train.data.augment import Sample
 
 
@@ -29,7 +30,7 @@ class TrainBatch:
     """(N, I, 4) float32 regions that are neither object nor background; zero where `ignore_mask` is false."""
     ignore_mask: torch.Tensor
     """(N, I) bool, true for rows of `ignore_boxes` with a region."""
-    image_ids: list[int]
+    image_ids: list[ImageId]
     """N COCO image ids."""
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TrainBatch:
@@ -55,7 +56,7 @@ class TrainBatch:
         )
 
 
-def collate(samples: Sequence[Sample], image_ids: list[int]) -> TrainBatch:
+def collate(samples: Sequence[Sample], image_ids: list[ImageId]) -> TrainBatch:
     """Collates N samples of one size into a batch.
 
     Args:

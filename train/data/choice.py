@@ -1,12 +1,17 @@
-"""The choice of format and validation split of a data set: `--format` and `--split`."""
+"""The choices about a data set: its format, its validation split, its classes, and what is accepted of it."""
 
 from __future__ import annotations
 
 import argparse
 import re
 from dataclasses import dataclass
+from typing import Literal, get_args
 
-FORMATS = ("auto", "coco", "yolo", "voc")
+from edgerpn.arguments import names_argument
+from edgerpn.train.data.rules import RULE_NAMES
+
+DataFormat = Literal["auto", "coco", "yolo", "voc", "openimages", "labelme", "cvat", "labelstudio"]
+FORMATS: tuple[str, ...] = get_args(DataFormat)
 _SPLIT_SYNTAX = (
     "FRACTION such as 0.2, FRACTION@SEED such as 0.2@7, or the names of splits such as val=test or train=train,val=test"
 )
@@ -36,12 +41,16 @@ class SplitRule:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataChoice:
-    """Format and split as given."""
+    """Format, split and classes as given."""
 
     format: str = "auto"
     """One of `FORMATS`; "auto": recognised by the files."""
     split: str = ""
     """FRACTION, FRACTION@SEED or names of splits, see `parse_split`; "": the set's own, or a fifth held out."""
+    allow: tuple[str, ...] = ()
+    """Rules about whole sets that are accepted, see `edgerpn.train.data.rules`."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes whose boxes count; empty: all."""
 
     @property
     def rule(self) -> SplitRule:
@@ -71,7 +80,7 @@ def parse_split(text: str) -> SplitRule:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds `--format` and `--split`, for a data set."""
+    """Adds `--format`, `--split`, `--classes` and `--allow`, for a data set."""
     parser.add_argument(
         "--format", choices=FORMATS, default=None, help="format of the data set (default: recognised by the files)"
     )
@@ -82,11 +91,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="validation split: share of the training images to hold out (0.2, or 0.2@SEED), or names (val=test); "
         "default: the set's own, else 0.2",
     )
+    parser.add_argument(
+        "--allow",
+        action="append",
+        choices=RULE_NAMES,
+        default=[],
+        metavar="NAME",
+        help="accept a set that this check refuses, for those who know better; the error names it; may be repeated",
+    )
+    parser.add_argument(
+        "--classes",
+        type=names_argument,
+        metavar="A,B",
+        help="use the boxes of these classes only (default: all); the others count as background",
+    )
 
 
 def chosen(arguments: argparse.Namespace) -> DataChoice:
     """Returns the choice of a command line."""
-    return DataChoice(format=arguments.format or "auto", split=arguments.split or "")
+    return DataChoice(
+        format=arguments.format or "auto",
+        split=arguments.split or "",
+        classes=arguments.classes or (),
+        allow=tuple(dict.fromkeys(arguments.allow)),
+    )
 
 
 def _split_argument(text: str) -> str:

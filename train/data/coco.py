@@ -6,9 +6,7 @@ Categories do not matter: every box is an object, unless its class is held out.
 
 from __future__ import annotations
 
-import copy
-from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,27 +18,36 @@ import numpy.typing as npt
 from edgerpn.errors import DataError
 from edgerpn.machine import available_cores
 from edgerpn.progress import progress
-from edgerpn.train.data import annotations as data_annotations
-from edgerpn.train.data.annotations import BROKEN_FILE, MISSING_FILE, ListedBox, ListedImage, ProblemKind, Problems
-from edgerpn.train.data.formats import coco_layouts
-from edgerpn.train.data.formats.content import Content, Split
-from edgerpn.train.data.image_files import ImageFolder, Verify, probe_hw, read_image
+from edgerpn.train.data.annotations import (
+    BAD_IMAGE,
+    BROKEN_FILE,
+    MISSING_FILE,
+    ImageId,
+    ListedImage,
+    ProblemKind,
+    Problems,
+    class_ids,
+)
+from edgerpn.train.data.findings import Finding, refuse
+from edgerpn.train.data.formats.content import Split
+from edgerpn.train.data.image_files import ImageFolder, Verify, probe_image, read_image
+from edgerpn.train.data.listing import CheckedBoxes, Listing, check_boxes, known_sizes, load_content, read_listing
+from edgerpn.train.data.rules import IMAGES
 
-__all__ = ["Dataset", "ImageRecord", "Verify", "class_names", "read_coco", "read_image", "read_split"]
+__all__ = ["Dataset", "ImageRecord", "Verify", "class_names", "read_coco", "read_image", "read_split", "read_truth"]
 
 WRONG_SIZE = ProblemKind(
     "image whose size is not the annotated one", "image dropped, as its boxes may belong to another picture"
 )
 NO_BOXES = ProblemKind("image without boxes", "kept as a negative")
-_DROPPING = (MISSING_FILE, BROKEN_FILE, WRONG_SIZE)
-_MAX_DROPPED = 0.1
+_DROPPING = (BAD_IMAGE, MISSING_FILE, BROKEN_FILE, WRONG_SIZE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ImageRecord:
     """A usable image and its boxes."""
 
-    image_id: int
+    image_id: ImageId
     """COCO id."""
     file: Path
     """The image file."""
@@ -52,6 +59,10 @@ class ImageRecord:
     """(I, 4) regions of many objects (iscrowd), pixels, inside the image; neither object nor background."""
     held_out_xyxy: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 4), np.float32))
     """(O, 4) objects of held-out classes, pixels, inside the image; training does not see them."""
+    box_classes: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    """(G,) positions of the objects' classes in `Dataset.class_names`."""
+    ignore_classes: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    """(I,) the same for the regions of many objects."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -68,6 +79,15 @@ class Dataset:
     """One line per kind of problem: description, count, treatment, up to five examples."""
     folder: Path
     """Folder of the whole data set."""
+    class_names: tuple[str, ...] = ("object",)
+    """Names of the classes in file order; "object" stands for boxes without a named class."""
+    findings: tuple[Finding, ...] = ()
+    """What the rules about whole sets found."""
+
+    @property
+    def num_objects(self) -> int:
+        """Number of boxes of all images, without crowds and held-out classes."""
+        return sum(len(record.boxes_xyxy) for record in self.records)
 
     def coco_ground_truth(self, part: Literal["seen", "unseen", "all"] = "seen") -> dict[str, Any]:
         """Returns the records as a COCO data set with the single category 1, for class-agnostic evaluation.
@@ -107,7 +127,12 @@ class Dataset:
 
 
 def read_coco(
-    annotations: Path, images: Path, *, verify: Verify = "decode", holdout_classes: Sequence[str] = ()
+    annotations: Path,
+    images: Path,
+    *,
+    verify: Verify = "decode",
+    holdout_classes: Sequence[str] = (),
+    allow: Sequence[str] = (),
 ) -> Dataset:
     """Reads a COCO annotation file; arguments and errors as in `read_split`.
 
@@ -116,19 +141,38 @@ def read_coco(
         images: Folder of the images; a "file_name" is relative to it or to its parent folder.
         verify: See `read_split`.
         holdout_classes: See `read_split`.
+        allow: Rules about whole sets that are accepted, see `edgerpn.train.data.rules`.
 
     Raises:
         DataError: See `read_split`.
     """
-    return read_split(Split(annotations, images), verify=verify, holdout_classes=holdout_classes)
+    split = Split(annotations, images, allow=tuple(allow))
+    return read_split(split, verify=verify, holdout_classes=holdout_classes)
 
 
 def read_split(split: Split, *, verify: Verify = "decode", holdout_classes: Sequence[str] = ()) -> Dataset:
-    """Reads a split of any format and checks it against the images.
+    """Reads a split of any format, checks it against the images, and refuses it if a rule about whole sets does.
 
-    `Dataset.problems` counts what it repairs: repeated annotation ids (kept), annotations of unlisted images, empty,
-    non-finite and outside boxes (dropped), boxes partly outside (clipped), missing and broken files and files of
-    another size than annotated (image dropped), images without boxes (kept as negatives).
+    Args:
+        split: See `inspect_split`.
+        verify: See `inspect_split`.
+        holdout_classes: See `inspect_split`.
+
+    Raises:
+        DataError: See `inspect_split`; or the set breaks a rule that `split.allow` does not name (too many images
+            that cannot be used, boxes in another unit, ...).
+    """
+    dataset = inspect_split(split, verify=verify, holdout_classes=holdout_classes)
+    refuse(dataset.findings, split.allow, f"{split.annotations}", dataset.problems)
+    return dataset
+
+
+def inspect_split(split: Split, *, verify: Verify = "decode", holdout_classes: Sequence[str] = ()) -> Dataset:
+    """Reads a split of any format and checks it against the images, but refuses nothing that can be read.
+
+    `Dataset.problems` counts what it repairs: malformed entries and boxes (dropped), boxes partly outside (clipped),
+    copies of boxes (kept once), missing and broken files and files of another size than annotated (image dropped),
+    images without boxes (kept as negatives), and more. `Dataset.findings` has the rules about whole sets.
 
     Args:
         split: Annotations and images; a "file_name" is relative to the folder of the images or to its parent folder.
@@ -136,145 +180,164 @@ def read_split(split: Split, *, verify: Verify = "decode", holdout_classes: Sequ
         holdout_classes: Names of classes whose boxes go to `ImageRecord.held_out_xyxy`; their crowds are dropped.
 
     Raises:
-        DataError: A file cannot be read or is invalid, image ids repeat, a file name leads out of the folder, a
-            held-out class is unknown, or more than a tenth of the images (or all boxes) are unusable.
+        DataError: A file cannot be read or is no annotation file, image ids repeat, a file name leads out of the
+            folder, a held-out class is unknown, or all images or all boxes are unusable.
     """
     annotations, images = split.annotations, split.images
-    content = _content(split)
+    listing = read_listing(split, holdout_classes)
     if not images.is_dir():
         raise DataError(f"{images}: no such folder; expected the images of {annotations.name}")
-    # A copy, because a split can be read again.
-    root, problems = content.root, copy.deepcopy(content.problems)
-    listed = data_annotations.parse_images(root["images"], annotations)
-    known = {image.image_id: image for image in listed}
-    held_out = data_annotations.parse_holdout(root, holdout_classes, annotations)
-    num_dropped = sum(problems.count(kind) for kind in _DROPPING)
-    boxes = data_annotations.parse_boxes(
-        root["annotations"], annotations, known, problems, has_classes=bool(held_out), names=content.box_names
-    )
-    files = _usable_files(listed, images, verify, problems, annotations)
-    _refuse_if_many_dropped(num_dropped + len(listed), problems, annotations, images)
-    records = tuple(_records(listed, files, boxes, held_out, problems))
-    if boxes and not any(len(record.boxes_xyxy) + len(record.ignore_xyxy) for record in records):
-        raise DataError(f"{annotations}: none of its {len(boxes)} boxes is usable", problems=problems.lines())
+    problems = listing.problems
+    num_images = problems.count(*_DROPPING) + len(listing.images)
+    found = _check_files(listing.images, images, verify, problems, annotations)
+    num_dropped = problems.count(*_DROPPING)
+    if num_dropped == num_images:
+        raise DataError(
+            f"{annotations}: none of its {num_images} images is usable in {images}; is it the right folder?",
+            problems=problems.lines(),
+        )
+    files = [one[0] if one else None for one in found]
+    sizes = [one[1] if one else (0, 0) for one in found]
+    checked = check_boxes(listing, sizes, files)
+    records = tuple(_records(listing, files, sizes, checked))
+    if len(checked.boxes) and not any(len(record.boxes_xyxy) + len(record.ignore_xyxy) for record in records):
+        raise DataError(f"{annotations}: none of its {len(checked.boxes)} boxes is usable", problems=problems.lines())
+    lost = Finding(rule=IMAGES, count=num_dropped, total=num_images)
     return Dataset(
         records=records,
         annotation_file=annotations,
-        sha256=content.sha256,
+        sha256=listing.sha256,
         problems=problems.lines(),
         folder=split.folder or annotations.parent,
+        class_names=listing.boxes.class_names,
+        findings=(*((lost,) if num_dropped else ()), *checked.findings),
+    )
+
+
+def read_truth(split: Split) -> Dataset:
+    """Reads the boxes of a split without looking at its images, for results of another program.
+
+    Raises:
+        DataError: See `read_split`, but for the files of the images.
+    """
+    listing = read_listing(split)
+    names = [Path(image.file_name) for image in listing.images]
+    if not names:
+        raise DataError(f"{split.annotations}: no usable image entries", problems=listing.problems.lines())
+    checked = check_boxes(listing, known_sizes(listing), names)
+    problems = listing.problems.lines()
+    refuse(checked.findings, split.allow, f"{split.annotations}", problems)
+    # Recall does not depend on the size of an image.
+    records = tuple(_records(listing, names, [image.hw or (0, 0) for image in listing.images], checked))
+    return Dataset(
+        records=records,
+        annotation_file=split.annotations,
+        sha256=listing.sha256,
+        problems=problems,
+        folder=split.folder or split.annotations.parent,
+        findings=checked.findings,
+    )
+
+
+def require_objects(dataset: Dataset, label: str, purpose: str) -> None:
+    """Refuses a set without an object.
+
+    Args:
+        dataset: The set.
+        label: Its name in messages.
+        purpose: What it is for, such as "to learn from".
+
+    Raises:
+        DataError: All boxes are crowds or of held-out classes, or there is none.
+    """
+    if dataset.num_objects:
+        return
+    crowds = sum(len(record.ignore_xyxy) for record in dataset.records)
+    held_out = sum(len(record.held_out_xyxy) for record in dataset.records)
+    raise DataError(
+        f"{label}: no objects {purpose}: its {len(dataset.records)} images have {crowds} regions of many objects "
+        f"(iscrowd), {held_out} boxes of held-out classes and no other boxes; is it the right file?",
+        problems=dataset.problems,
     )
 
 
 def class_names(split: Split) -> frozenset[str]:
     """Returns the names of the classes of a split; empty if it cannot be read (see `read_split`)."""
     try:
-        entries = _content(split).root.get("categories")
+        return frozenset(name for name, _ in class_ids(load_content(split).root))
     except DataError:
         return frozenset()
-    rows = entries if isinstance(entries, list) else []
-    return frozenset(str(row["name"]) for row in rows if isinstance(row, dict) and "name" in row)
 
 
-def _content(split: Split) -> Content:
-    return split.load() if split.load is not None else coco_layouts.read_file(split.annotations)
-
-
-def _usable_files(
+def _check_files(
     listed: tuple[ListedImage, ...], images: Path, verify: Verify, problems: Problems, annotations: Path
-) -> dict[int, Path]:
-    """Checks every file in threads (decoding releases the GIL) and returns the usable ones by image id."""
+) -> list[tuple[Path, tuple[int, int]] | None]:
+    """Checks every file in threads (decoding releases the GIL); returns path and size of each, None if unusable."""
 
-    def check(image: ListedImage) -> tuple[Path | None, tuple[ProblemKind, str] | None]:
+    def check(image: ListedImage) -> tuple[tuple[Path, tuple[int, int]] | None, tuple[ProblemKind, str] | None]:
         return _check_file(image, folder, verify, annotations)
 
     folder = ImageFolder(images)
-    files: dict[int, Path] = {}
+    found = []
     workers = ThreadPoolExecutor(max_workers=available_cores(), thread_name_prefix="verify")
     try:
         with progress(len(listed), f"checking {annotations.name}", unit="image") as bar:
-            for image, (file, problem) in zip(listed, workers.map(check, listed), strict=True):
+            for usable, problem in workers.map(check, listed):
                 bar.update()
                 if problem is not None:
                     problems.add(*problem)
-                elif file is not None:
-                    files[image.image_id] = file
+                found.append(usable)
     finally:
         # An error or Ctrl-C must not wait for the images in the queue.
         workers.shutdown(wait=True, cancel_futures=True)
-    return files
+    return found
 
 
 def _check_file(
     image: ListedImage, folder: ImageFolder, verify: Verify, annotations: Path
-) -> tuple[Path | None, tuple[ProblemKind, str] | None]:
-    """Returns the image's file, or the problem that makes it unusable."""
+) -> tuple[tuple[Path, tuple[int, int]] | None, tuple[ProblemKind, str] | None]:
+    """Returns the image's file and size, or the problem that makes it unusable."""
     try:
         file = folder.locate(image.file_name)
     except DataError as error:
         raise DataError(f"{annotations}: image {image.image_id}: {error}") from error
     if file is None:
         return None, (MISSING_FILE, f"image {image.image_id}: {image.file_name}")
-    if verify == "none":
-        return file, None
+    if verify == "none" and image.hw is not None:
+        return (file, image.hw), None
     try:
-        found = probe_hw(file, verify)
+        found = probe_image(file, "header" if verify == "none" else verify).stored_hw
     except DataError as error:
         return None, (BROKEN_FILE, f"image {image.image_id}: {error}")
-    if found != image.hw:
+    if image.hw is not None and found != image.hw:
         sizes = f"{found[1]} x {found[0]}, annotated {image.hw[1]} x {image.hw[0]}"
         turned = ", as if rotated by its EXIF orientation" if found == image.hw[::-1] else ""
         return None, (WRONG_SIZE, f"image {image.image_id}: {image.file_name}: {sizes}{turned}")
-    return file, None
-
-
-def _refuse_if_many_dropped(total: int, problems: Problems, annotations: Path, images: Path) -> None:
-    dropped = sum(problems.count(kind) for kind in _DROPPING)
-    if dropped == total:
-        raise DataError(
-            f"{annotations}: none of its {total} images is usable in {images}; is it the right folder?",
-            problems=problems.lines(),
-        )
-    if dropped > _MAX_DROPPED * total:
-        raise DataError(
-            f"{annotations}: {dropped} of {total} images are not usable in {images}, more than one in ten; "
-            "is it the right folder? Repair the data set, or remove these images from the file:",
-            problems=problems.lines(),
-        )
+    return (file, found), None
 
 
 def _records(
-    listed: tuple[ListedImage, ...],
-    files: dict[int, Path],
-    boxes: list[ListedBox],
-    held_out: Collection[int | None],
-    problems: Problems,
+    listing: Listing, files: Sequence[Path | None], sizes: Sequence[tuple[int, int]], checked: CheckedBoxes
 ) -> Iterator[ImageRecord]:
-    by_image: dict[int, list[ListedBox]] = defaultdict(list)
-    for box in boxes:
-        by_image[box.image_id].append(box)
-    for image in listed:
-        if image.image_id not in files:
+    boxes = checked.boxes
+    kept = np.flatnonzero(checked.is_kept & ~(boxes.is_held_out & boxes.is_crowd))
+    kept = kept[np.argsort(boxes.image_rows[kept], kind="stable")]
+    ends = np.searchsorted(boxes.image_rows[kept], np.arange(len(files) + 1))
+    part = np.where(boxes.is_held_out, 2, boxes.is_crowd.astype(int))
+    for row, (image, file, hw) in enumerate(zip(listing.images, files, sizes, strict=True)):
+        if file is None:
             continue
-        kept: tuple[list[tuple[float, ...]], list[tuple[float, ...]]] = [], []
-        apart: list[tuple[float, ...]] = []
-        for box in by_image[image.image_id]:
-            clipped = data_annotations.clip_box(box, image.hw, problems)
-            if clipped is None:
-                continue
-            if box.category_id not in held_out:
-                kept[box.is_crowd].append(clipped)
-                continue
-            problems.add(data_annotations.HELD_OUT_BOX, box.name)
-            if not box.is_crowd:
-                apart.append(clipped)
-        if not kept[0]:
-            problems.add(NO_BOXES, f"image {image.image_id}: {image.file_name}")
+        own = kept[ends[row] : ends[row + 1]]
+        objects, crowds, apart = (own[part[own] == number] for number in range(3))
+        if not len(objects):
+            listing.problems.add(NO_BOXES, f"image {image.image_id}: {image.file_name}")
         yield ImageRecord(
             image_id=image.image_id,
-            file=files[image.image_id],
-            hw=image.hw,
-            boxes_xyxy=np.array(kept[0], np.float32).reshape(-1, 4),
-            ignore_xyxy=np.array(kept[1], np.float32).reshape(-1, 4),
-            held_out_xyxy=np.array(apart, np.float32).reshape(-1, 4),
+            file=file,
+            hw=hw,
+            boxes_xyxy=checked.xyxy[objects],
+            ignore_xyxy=checked.xyxy[crowds],
+            held_out_xyxy=checked.xyxy[apart],
+            box_classes=boxes.class_rows[objects],
+            ignore_classes=boxes.class_rows[crowds],
         )

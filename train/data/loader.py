@@ -38,9 +38,10 @@ from edgerpn.train.data.augment import (
     draw_view,
 )
 from edgerpn.train.data.batch import TrainBatch, collate
-from edgerpn.train.data.choice import DataChoice, parse_split
+from edgerpn.train.data.choice import DataChoice, DataFormat, parse_split
 from edgerpn.train.data.coco import ImageRecord
 from edgerpn.train.data.image_cache import ImageCache, reduction_for
+from edgerpn.train.data.rules import RULE_NAMES
 
 __all__ = ["BatchShare", "DataConfig", "TrainBatch", "TrainLoader"]
 
@@ -74,11 +75,15 @@ class DataConfig:
     """Largest size of that memory in MiB on each machine; `auto` also stays below a quarter of the free memory."""
     holdout_classes: tuple[str, ...] = ()
     """Names of classes whose boxes training does not see; `edgerpn eval` then reports recall on them separately."""
-    format: Literal["auto", "coco", "yolo", "voc"] = "auto"
+    format: DataFormat = "auto"
     """Format of the data set; `auto`: recognised by its files."""
     split: str = ""
     """Validation split: a share of the training images (`"0.2"`, or `"0.2@SEED"`), or names of splits (`"val=test"`);
     empty: the set's own, else 0.2, by source."""
+    allow: tuple[str, ...] = ()
+    """Checks of the whole set that are accepted although they fail, by the names in their errors (`["clipped"]`)."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes whose boxes are objects; the others count as background. Empty: all classes."""
     verify: Literal["decode", "header", "none"] = "decode"
     """Check of the images before training: decode each once, read only sizes and file ends, or skip it."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -90,7 +95,7 @@ class DataConfig:
         check_setting(self.batch_size >= 0, "batch_size", "1 or more, or 0 to choose it automatically", self.batch_size)
         check_setting(self.workers >= 0, "workers", "0 or more", self.workers)
         check_setting(self.cache_mib >= 0, "cache_mib", "0 or more", self.cache_mib)
-
+        check_setting({*self.allow} <= {*RULE_NAMES}, "allow", f"names out of {', '.join(RULE_NAMES)}", self.allow)
         try:
             parse_split(self.split)
         except ValueError as error:
@@ -98,8 +103,8 @@ class DataConfig:
 
     @property
     def choice(self) -> DataChoice:
-        """Format and validation split as given."""
-        return DataChoice(format=self.format, split=self.split)
+        """Format, validation split, classes and accepted checks as given."""
+        return DataChoice(format=self.format, split=self.split, classes=self.classes, allow=self.allow)
 
     @property
     def views_hw(self) -> tuple[tuple[int, int], ...]:

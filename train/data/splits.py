@@ -9,18 +9,27 @@ from pathlib import Path
 from typing import Literal
 
 from edgerpn.errors import DataError
-from edgerpn.train.data import annotations as data_annotations
 from edgerpn.train.data.choice import DataChoice
-from edgerpn.train.data.formats import coco_layouts, voc, yolo
+from edgerpn.train.data.formats import coco_layouts, cvat, label_studio, labelme, open_images, voc, yolo
 from edgerpn.train.data.formats.by_source import SourceSplit, split_by_source
+from edgerpn.train.data.formats.classes import check_classes, ids_by_name, select_classes
 from edgerpn.train.data.formats.content import Content, Layout, Split
+from edgerpn.train.data.listing import load_content
 
 __all__ = ["Split", "SplitName", "find_layouts", "find_split", "find_train_and_val"]
 
 SplitName = Literal["train", "val"]
 Log = Callable[[str], None]
 
-_FORMATS = {"coco": coco_layouts, "yolo": yolo, "voc": voc}
+_FORMATS = {
+    "coco": coco_layouts,
+    "yolo": yolo,
+    "voc": voc,
+    "openimages": open_images,
+    "labelme": labelme,
+    "cvat": cvat,
+    "labelstudio": label_studio,
+}
 _DEFAULT = DataChoice()
 _MAX_HINTS = 30
 """Entries of a folder in which data sets are looked for, for the message that there is none."""
@@ -30,10 +39,10 @@ def find_split(path: Path, split: SplitName, choice: DataChoice = _DEFAULT, log:
     """Finds a split of a data set.
 
     Args:
-        path: A folder in a known layout, or an annotation file. A COCO file stands for itself, whatever the split,
-            unless `choice` names a share to hold out.
+        path: A folder in a known layout, or an annotation file. A file of all images stands for itself, whatever the
+            split, unless `choice` names a share to hold out.
         split: The split of a folder. A set without a validation split is split by source.
-        choice: Format and split; by default the files determine them.
+        choice: Format, split and classes; by default the files determine them, and all classes count.
         log: Called with one line: the layout and the split.
 
     Raises:
@@ -41,7 +50,7 @@ def find_split(path: Path, split: SplitName, choice: DataChoice = _DEFAULT, log:
     """
     layout = _layout(path, choice)
     rule = choice.rule
-    if path.is_file() and layout.format == "coco" and rule.fraction is None:
+    if _stands_for_itself(path, layout) and rule.fraction is None:
         found, origin = layout.splits["train"], f"all of {path.name}"
     elif rule.fraction is not None or (rule.val not in layout.splits and rule.train in layout.splits):
         train, val, summary = _hold_out(path, layout, choice)
@@ -52,8 +61,8 @@ def find_split(path: Path, split: SplitName, choice: DataChoice = _DEFAULT, log:
         found = _named(path, layout, getattr(rule, split))
         origin = found.label
     if log is not None:
-        log(f"{path}: {layout.title}; {split}: {origin}")
-    return found
+        log(f"{path}: {layout.title}; {split}: {origin}{_selection(choice)}")
+    return _selected(found, layout, choice)
 
 
 def find_train_and_val(path: Path, choice: DataChoice = _DEFAULT, log: Log | None = None) -> tuple[Split, Split]:
@@ -67,7 +76,7 @@ def find_train_and_val(path: Path, choice: DataChoice = _DEFAULT, log: Log | Non
     """
     layout = _layout(path, choice)
     rule = choice.rule
-    if path.is_file() and layout.format == "coco" and rule.fraction is None:
+    if layout.format == "coco" and path.is_file() and rule.fraction is None:
         layout = _with_validation(path, layout)
     if rule.fraction is not None or rule.val not in layout.splits:
         train, val, summary = _hold_out(path, layout, choice)
@@ -77,8 +86,9 @@ def find_train_and_val(path: Path, choice: DataChoice = _DEFAULT, log: Log | Non
         origin = f"train: {train.label}, val: {val.label}"
     if log is not None:
         unused = sorted(layout.splits.keys() - {rule.train, rule.val})
-        log(f"{path}: {layout.title}; {origin}{f'; not used: {chr(44).join(unused)}' if unused else ''}")
-    return train, val
+        not_used = f"; not used: {','.join(unused)}" if unused else ""
+        log(f"{path}: {layout.title}; {origin}{not_used}{_selection(choice)}")
+    return _selected(train, layout, choice), _selected(val, layout, choice)
 
 
 def find_layouts(folder: Path, data_format: str = "auto") -> list[Layout]:
@@ -94,10 +104,10 @@ def find_layouts(folder: Path, data_format: str = "auto") -> list[Layout]:
 def _layout(path: Path, choice: DataChoice) -> Layout:
     looked_for = [module.LOOKED_FOR for name, module in _FORMATS.items() if choice.format in ("auto", name)]
     if path.is_file():
-        is_yaml = path.suffix.lower() in (".yaml", ".yml")
-        if choice.format not in ("auto", "yolo" if is_yaml else "coco"):
+        layout = _layout_of_file(path)
+        if choice.format not in ("auto", layout.format):
             raise DataError(f"{path}: this file is not of the format {choice.format!r}; name the folder of the set")
-        return yolo.layout_of_file(path) if is_yaml else coco_layouts.layout_of_file(path)
+        return layout
     if not path.is_dir():
         raise DataError(f"{path}: no such file or folder; expected a folder or file of one of:", problems=looked_for)
     layouts = find_layouts(path, choice.format)
@@ -111,6 +121,17 @@ def _layout(path: Path, choice: DataChoice) -> Layout:
             problems=[layout.title for layout in layouts],
         )
     return layouts[0]
+
+
+def _layout_of_file(file: Path) -> Layout:
+    suffix = file.suffix.lower()
+    if suffix in (".yaml", ".yml"):
+        return yolo.layout_of_file(file)
+    if suffix == ".xml":
+        return cvat.layout_of_file(file)
+    if suffix == ".csv":
+        return open_images.layout_of_file(file)
+    return (label_studio if label_studio.is_export(file) else coco_layouts).layout_of_file(file)
 
 
 def _data_sets_below(folder: Path, data_format: str) -> list[Path]:
@@ -151,15 +172,38 @@ def _with_validation(file: Path, layout: Layout) -> Layout:
     return layout
 
 
+def _stands_for_itself(path: Path, layout: Layout) -> bool:
+    """Returns whether a path is an annotation file of all images, rather than the description of a folder."""
+    return path.is_file() and layout.format != "yolo" and list(layout.splits) == ["train"]
+
+
+def _selection(choice: DataChoice) -> str:
+    return f"; classes: {', '.join(choice.classes)}" if choice.classes else ""
+
+
+def _selected(split: Split, layout: Layout, choice: DataChoice) -> Split:
+    """Returns a split whose boxes are those of the chosen classes, and which knows the accepted rules."""
+    split = split._replace(allow=choice.allow)
+    if not choice.classes:
+        return split
+    return split._replace(load=partial(_load_classes, split, tuple(layout.splits.values()), choice.classes))
+
+
+def _load_classes(split: Split, splits: tuple[Split, ...], classes: tuple[str, ...]) -> Content:
+    content = load_content(split)
+    known = dict.fromkeys(ids_by_name(content.root))
+    if not known.keys() >= set(classes):
+        # Some formats name only the classes that a split has.
+        known |= {name: None for other in splits for name in ids_by_name(load_content(other).root)}
+        check_classes(classes, known, split.annotations)
+    return select_classes(content, classes)
+
+
 def _hold_out(path: Path, layout: Layout, choice: DataChoice) -> tuple[Split, Split, str]:
     """Splits the training images by source; returns both parts and a summary."""
     rule = choice.rule
     whole = _named(path, layout, rule.train)
-    content = whole.load() if whole.load is not None else coco_layouts.read_file(whole.annotations)
-    # A broken record is named by its place in the whole file, so it is looked for before the split.
-    known = {image.image_id for image in data_annotations.parse_images(content.root["images"], whole.annotations)}
-    boxes = content.root["annotations"]
-    data_annotations.parse_boxes(boxes, whole.annotations, dict.fromkeys(known), data_annotations.Problems())
+    content = load_content(whole)
     parts = split_by_source(content, rule.share, rule.seed, whole.annotations)
     return _part(whole, "train", parts), _part(whole, "val", parts), parts.summary
 

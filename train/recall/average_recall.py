@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from edgerpn.errors import DataError, require
+from edgerpn.train.data.annotations import ImageId
 
 BUDGETS = (10, 100, 300, 1000)
 """Numbers of proposals at which recall is reported."""
@@ -102,7 +103,7 @@ def _mean(values: np.ndarray) -> float:
     return float(valid.mean()) if valid.size else -1.0
 
 
-def coco_results(image_id: int, boxes_xyxy: np.ndarray, scores: np.ndarray) -> list[dict[str, Any]]:
+def coco_results(image_id: ImageId, boxes_xyxy: np.ndarray, scores: np.ndarray) -> list[dict[str, Any]]:
     """Returns the proposals of an image as COCO results (bbox is x, y, width, height in pixels)."""
     xywh = np.concatenate((boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]), axis=1)
     return [

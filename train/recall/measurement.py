@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerpn.progress import track
-from edgerpn.train.data.coco import read_image, read_split
+from edgerpn.train.data.coco import read_image, read_split, require_objects
 from edgerpn.train.data.splits import Split
 from edgerpn.train.recall.average_recall import BUDGETS, average_recall, coco_results
 from edgerpn.train.recall.open_world import check_parts, open_world_recall
@@ -73,6 +73,8 @@ def measure(
     dataset = read_split(split, verify="header", holdout_classes=holdout_classes)
     if holdout_classes:
         check_parts(dataset)
+    else:
+        require_objects(dataset, f"{split.annotations}", "to measure recall on")
     if log is not None:
         for problem in dataset.problems:
             log(f"{split.label}: {problem}")

@@ -16,7 +16,8 @@ from edgerpn.errors import CheckpointError, ConfigError
 from edgerpn.machine import available_cores
 from edgerpn.train.checkpoint import Checkpoint
 from edgerpn.train.config import TrainSettings
-from edgerpn.train.data.coco import Dataset, read_split
+from edgerpn.train.data.coco import Dataset, read_split, require_objects
+from edgerpn.train.data.findings import find_unseen, refuse
 from edgerpn.train.data.image_cache import cache_bytes
 from edgerpn.train.data.loader import BatchShare, TrainLoader
 from edgerpn.train.data.splits import Split, find_train_and_val
@@ -152,6 +153,7 @@ def read_inputs(request: RunRequest, ranks: Ranks) -> RunInputs:
         request.folder.check_new()
     splits = find_train_and_val(request.data, request.settings.data.choice, request.log)
     train_set, val_set = (_read_split(request, split) for split in splits)
+    _check_sets(request.settings, train_set, val_set, splits)
     return RunInputs(train_set=train_set, val_set=val_set, checkpoint=checkpoint)
 
 
@@ -195,6 +197,24 @@ def _read_split(request: RunRequest, split: Split) -> Dataset:
     for problem in dataset.problems:
         request.log(f"{split.label}: {problem}")
     return dataset
+
+
+def _check_sets(settings: TrainSettings, train_set: Dataset, val_set: Dataset, splits: tuple[Split, Split]) -> None:
+    """Checks before the first step that there is something to learn and to measure.
+
+    Raises:
+        DataError: A set has no objects, or most of those to learn from are too small for the network's input.
+    """
+    require_objects(train_set, f"{splits[0].annotations}", "to learn from")
+    require_objects(val_set, f"{splits[1].annotations}", "to measure recall on")
+    config = settings.data
+    unseen = find_unseen(
+        ((record.hw, record.boxes_xyxy) for record in train_set.records),
+        config.input_hw,
+        config.augment.scale_range[1],
+        config.augment.min_box_px,
+    )
+    refuse([unseen, *train_set.findings], config.allow, f"{splits[0].annotations}", train_set.problems)
 
 
 def _make_deterministic(settings: TrainSettings, compute: Compute, ranks: Ranks) -> None:

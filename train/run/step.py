@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from edgerpn.errors import TrainingDivergedError
+from edgerpn.train.data.annotations import ImageId
 from edgerpn.train.data.batch import TrainBatch
 from edgerpn.train.learning.assign import assign, sample
 from edgerpn.train.learning.loss import LossSums, rpn_loss_sums
@@ -46,7 +47,7 @@ class StepRecord:
     """Number of the step, from 0."""
     epoch: int
     """Number of the epoch, from 0."""
-    image_ids: tuple[int, ...]
+    image_ids: tuple[ImageId, ...]
     """COCO ids of this process's images."""
     learning_rate: float
     """Rate of the step."""

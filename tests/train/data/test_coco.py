@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,16 @@ class CocoFolder:
         self.images_dir = root / "images"
         self.file = root / "train.json"
         self.images = [image(number) for number in range(1, 11)]
+        self.categories: list[dict[str, Any]] = []
         self.boxes = [box(number, number, [10, 5, 20, 10]) for number in range(1, 11)]
         for number in range(1, 11):
             write_image(self.images_dir / f"{number}.jpg")
 
-    def read(self, verify: Verify = "decode") -> Dataset:
-        self.file.write_text(json.dumps({"images": self.images, "annotations": self.boxes}))
-        return read_coco(self.file, self.images_dir, verify=verify)
+    def read(self, verify: Verify = "decode", allow: Sequence[str] = ()) -> Dataset:
+        self.file.write_text(
+            json.dumps({"images": self.images, "annotations": self.boxes, "categories": self.categories})
+        )
+        return read_coco(self.file, self.images_dir, verify=verify, allow=allow)
 
 
 @pytest.fixture
@@ -120,10 +124,45 @@ def test_repeated_annotation_ids_are_kept_and_unlisted_images_dropped(folder: Co
 
 def test_only_five_examples_of_a_kind_are_named(folder: CocoFolder) -> None:
     folder.boxes += [box(100 + number, 1, [0, 0, 0, 0]) for number in range(7)]
-    (line,) = folder.read().problems
+    (line,) = folder.read(allow=["dropped"]).problems
     assert line.startswith("box of zero or negative size: 7, dropped (annotation 100: ")
     assert line.count("annotation") == 5
     assert line.endswith("annotation 104: [0, 0, 0, 0] in 60 x 40; ...)")
+
+
+@pytest.mark.parametrize("verify", ["decode", "header", "none"])
+def test_a_size_that_the_file_does_not_say_comes_from_the_image(folder: CocoFolder, verify: Verify) -> None:
+    write_image(folder.images_dir / "3.jpg", 50, 30)
+    folder.images[2] |= {"width": None, "height": "30"}
+    folder.boxes[2]["bbox"] = [40, 20, 20, 20]
+    dataset = folder.read(verify)
+    assert dataset.records[2].hw == (30, 50)
+    assert dataset.records[2].boxes_xyxy.tolist() == [[40, 20, 50, 30]]
+    assert dataset.problems[0].startswith("image without a usable width and height: 1, size taken from the file")
+
+
+def test_text_ids_and_classes_are_kept(folder: CocoFolder) -> None:
+    for number, (image_row, box_row) in enumerate(zip(folder.images, folder.boxes, strict=True)):
+        image_row["id"] = box_row["image_id"] = f"picture-{number}"
+        del box_row["id"]
+    folder.boxes[1] |= {"category_id": 9, "iscrowd": 1}
+    folder.categories = [{"id": 5, "name": "crab"}, {"id": 3, "name": "fish"}, {"name": "nothing"}]
+    dataset = folder.read()
+    assert dataset.problems == ("image without boxes: 1, kept as a negative (image picture-1: 2.jpg)",)
+    assert dataset.records[9].image_id == "picture-9"
+    assert dataset.class_names == ("crab", "fish", "object")
+    assert dataset.records[0].box_classes.tolist() == [1]
+    assert dataset.records[1].ignore_classes.tolist() == [2]
+    assert dataset.coco_ground_truth()["annotations"][0]["image_id"] == "picture-0"
+
+
+def test_a_box_given_twice_counts_once_whatever_its_class(folder: CocoFolder) -> None:
+    folder.boxes += [box(90, 1, [10.02, 5, 20, 10], category_id=7), box(91, 1, [10, 5, 20, 10], iscrowd=1)]
+    dataset = folder.read()
+    assert len(dataset.records[0].boxes_xyxy) == len(dataset.records[0].ignore_xyxy) == 1
+    assert dataset.problems == (
+        "box that equals another of its image: 1, kept once (annotation 90: [10.02, 5, 20, 10] in 60 x 40)",
+    )
 
 
 def truncate(file: Path) -> None:
@@ -204,7 +243,9 @@ def test_more_than_a_tenth_of_unusable_images_is_refused_with_all_problems(folde
     (folder.images_dir / "3.jpg").unlink()
     truncate(folder.images_dir / "4.jpg")
     folder.boxes.append(box(1, 2, [0, 0, 5, 5]))
-    with pytest.raises(DataError, match=r"2 of 10 images are not usable .* more than one in ten") as caught:
+    with pytest.raises(
+        DataError, match=r"2 of 10 images are not usable: is it .*--allow images \(data\.allow\)"
+    ) as caught:
         folder.read()
     assert [line.partition(":")[0] for line in caught.value.problems] == [
         "annotation id used more than once",
@@ -212,6 +253,7 @@ def test_more_than_a_tenth_of_unusable_images_is_refused_with_all_problems(folde
         "image file broken",
     ]
     assert "image 3: 3.jpg" in str(caught.value)
+    assert len(folder.read(allow=["images"]).records) == 8
 
 
 def test_a_set_without_usable_images_is_refused(folder: CocoFolder, tmp_path: Path) -> None:

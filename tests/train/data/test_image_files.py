@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgerpn.errors import DataError
-from edgerpn.train.data.image_files import probe_hw, read_image, read_reduced
+from edgerpn.train.data.image_files import probe_image, read_image, read_reduced
 
 WIDTH, HEIGHT = 60, 40
 
@@ -105,4 +105,4 @@ def test_other_formats_are_never_reduced(tmp_path: Path) -> None:
 def test_the_size_from_the_header_is_the_decoded_one(tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"a{suffix}"
     write_image(file)
-    assert probe_hw(file, "header") == probe_hw(file, "decode") == (HEIGHT, WIDTH)
+    assert probe_image(file, "header").stored_hw == probe_image(file, "decode").stored_hw == (HEIGHT, WIDTH)

@@ -80,10 +80,11 @@ def test_a_broken_record_is_named_by_its_place_in_the_whole_file(tmp_path: Path)
     file = tmp_path / "instances.json"
     write_coco(file, tmp_path / "images", 10)
     content = json.loads(file.read_text())
-    content["annotations"][7]["bbox"] = [1, 2]
+    content["annotations"][7] = {"bbox": [1, 2], "image_id": 8}
     file.write_text(json.dumps(content))
-    with pytest.raises(DataError, match=r"instances\.json: annotations\[7\] \(id 8\): bbox: expected 4 numbers"):
-        find_split(tmp_path, "val")
+    train, val = find_train_and_val(tmp_path)
+    assert read_split(train).problems[0] == "annotation without a usable bbox: 1, dropped (annotations[7]: [1, 2])"
+    assert sum(len(read_split(part).records) for part in (train, val)) == 10
 
 
 def test_named_splits_replace_the_usual_ones(tmp_path: Path) -> None:
@@ -164,7 +165,8 @@ def test_nothing_recognised_is_an_error_that_lists_what_was_looked_for(tmp_path:
     (tmp_path / "package.json").write_text("{}")
     with pytest.raises(DataError, match="no data set recognised in this folder; looked for:") as caught:
         find_split(tmp_path, "val")
-    assert [line.partition(":")[0] for line in caught.value.problems] == ["COCO", "YOLO", "PASCAL VOC"]
+    found = [line.partition(":")[0] for line in caught.value.problems]
+    assert found == ["COCO", "YOLO", "PASCAL VOC", "Open Images", "LabelMe", "CVAT", "Label Studio"]
     with pytest.raises(DataError) as caught:
         find_split(tmp_path, "val", DataChoice(format="voc"))
     assert len(caught.value.problems) == 1

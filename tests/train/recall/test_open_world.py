@@ -78,9 +78,9 @@ def test_without_held_out_classes_nothing_changes(tmp_path: Path) -> None:
     ("names", "changes", "problem"),
     [
         (("dog",), {}, "no class named 'dog' to hold out; it has 'cat', 'polar bear', 'bird'"),
-        (("cat",), {"categories": []}, "it has no list of categories"),
+        (("cat",), {"categories": []}, "it has no usable list of categories"),
         (("cat", "bird", "polar bear"), {}, "keep at least one to train on"),
-        (("cat",), {"categories": [{"id": 1}]}, "categories[0]: 'name' is missing"),
+        (("cat",), {"categories": [{"id": 1}]}, "it has no usable list of categories"),
     ],
 )
 def test_classes_that_cannot_be_held_out_are_named(
@@ -91,14 +91,15 @@ def test_classes_that_cannot_be_held_out_are_named(
     assert problem in str(caught.value)
 
 
-def test_a_box_without_a_class_is_refused_only_if_classes_are_held_out(tmp_path: Path) -> None:
+def test_a_box_without_a_class_is_dropped_only_if_classes_are_held_out(tmp_path: Path) -> None:
     file = write_set(tmp_path, "val", BOXES)
     content = json.loads(file.read_text())
     del content["annotations"][2]["category_id"]
     file.write_text(json.dumps(content))
     assert len(read_coco(file, tmp_path / "images").records[0].boxes_xyxy) == 3
-    with pytest.raises(DataError, match=r"annotations\[2\] \(id 3\): 'category_id' is missing"):
-        read_coco(file, tmp_path / "images", holdout_classes=("cat",))
+    dataset = read_coco(file, tmp_path / "images", holdout_classes=("cat",))
+    assert dataset.problems[0] == "annotation without a class, while classes are held out: 1, dropped (annotation 3)"
+    assert (len(dataset.records[0].boxes_xyxy), len(dataset.records[0].held_out_xyxy)) == (1, 1)
 
 
 def test_proposals_on_objects_of_the_other_part_cost_no_budget(tmp_path: Path) -> None:

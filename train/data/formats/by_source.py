@@ -38,7 +38,7 @@ def split_by_source(content: Content, fraction: float, seed: int, where: Path) -
     the validation split is cut into blocks of neighbours. The choice depends on the names and the seed alone.
 
     Args:
-        content: A set whose images have been checked.
+        content: A set whose malformed entries have been repaired.
         fraction: Share of the images, above 0 and below 1.
         seed: Another seed chooses other sources.
         where: Annotation file or folder, for messages.
@@ -65,8 +65,8 @@ def split_by_source(content: Content, fraction: float, seed: int, where: Path) -
         chosen, num_units = set(units[min(units, key=lambda key: len(units[key]))]), 1
     rule = f"{fraction:g}@{seed}"
     return SourceSplit(
-        train=_part(content, [i for i in range(len(images)) if i not in chosen], f"{rule} train", keeps_strays=True),
-        val=_part(content, sorted(chosen), f"{rule} val", keeps_strays=False),
+        train=_part(content, [i for i in range(len(images)) if i not in chosen], f"{rule} train", keeps_problems=True),
+        val=_part(content, sorted(chosen), f"{rule} val", keeps_problems=False),
         summary=f"{len(chosen)} of {len(images)} images ({num_units} of {len(units)} groups by source, seed {seed})",
     )
 
@@ -110,21 +110,12 @@ def _units(images: Sequence[Mapping[str, Any]], wanted: int) -> dict[str, list[i
     return units
 
 
-def _part(content: Content, indices: Sequence[int], rule: str, *, keeps_strays: bool) -> Content:
-    """Returns a part of a set.
-
-    The training part keeps annotations of images that are not listed, and the problems of the conversion, so that a
-    problem is reported once.
-    """
+def _part(content: Content, indices: Sequence[int], rule: str, *, keeps_problems: bool) -> Content:
+    """Returns a part of a set; the training part keeps the problems so far, so that each is reported once."""
     images = content.root["images"]
     own = {images[index]["id"] for index in indices}
-    known = {image["id"] for image in images}
     boxes = content.root["annotations"]
-    kept = [
-        number
-        for number, box in enumerate(boxes)
-        if box["image_id"] in own or (keeps_strays and box["image_id"] not in known)
-    ]
+    kept = [number for number, box in enumerate(boxes) if box["image_id"] in own]
     root = {
         **content.root,
         "images": [images[index] for index in indices],
@@ -135,5 +126,6 @@ def _part(content: Content, indices: Sequence[int], rule: str, *, keeps_strays: 
         root=root,
         sha256=hashlib.sha256(f"{content.sha256} {rule}".encode()).hexdigest(),
         box_names=None if names is None else tuple(names[number] for number in kept),
-        problems=content.problems if keeps_strays else Problems(),
+        problems=content.problems if keeps_problems else Problems(),
+        is_repaired=content.is_repaired,
     )

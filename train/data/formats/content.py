@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edgerpn.errors import DataError
+from edgerpn.errors import DataError, require
 from edgerpn.machine import available_cores
 from edgerpn.train.data.annotations import BROKEN_FILE, Problems
-from edgerpn.train.data.image_files import ImageFolder, probe_hw
+from edgerpn.train.data.image_files import ImageFolder, probe_image
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".jp2", ".avif", ".gif"}
@@ -41,6 +41,8 @@ class Content:
     """A name in messages for each annotation, such as "labels/1.txt line 2"; None: its id."""
     problems: Problems = field(default_factory=Problems)
     """Repairs during the conversion."""
+    is_repaired: bool = False
+    """Whether malformed entries have been repaired, see `edgerpn.train.data.listing.load_content`."""
 
 
 class Split(NamedTuple):
@@ -56,6 +58,8 @@ class Split(NamedTuple):
     """Name in log lines."""
     folder: Path | None = None
     """Folder of the whole data set; None: the folder of the annotations."""
+    allow: tuple[str, ...] = ()
+    """Rules about whole sets that are accepted, see `edgerpn.train.data.rules`."""
 
     @property
     def label(self) -> str:
@@ -128,6 +132,25 @@ def read_text(file: Path, what: str) -> str:
         ) from error
 
 
+def parse_xml(file: Path, what: str) -> Any:
+    """Reads an XML file in any encoding that it declares.
+
+    Returns:
+        The root element, as of `xml.etree`.
+
+    Raises:
+        DataError: It cannot be read, is not XML, or has entities.
+    """
+    tree = require("defusedxml.ElementTree", extra="train", purpose=f"reading {what}")
+    try:
+        # Entities and external references are errors.
+        return tree.fromstring(file.read_bytes())
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}; expected an XML file of {what}") from error
+    except (SyntaxError, ValueError, LookupError, RecursionError) as error:
+        raise DataError(f"{file}: not valid XML: {error}; expected an XML file of {what}") from error
+
+
 def check_confined(file: Path, folder: Path) -> None:
     """Refuses a file that leads out of a folder, which may itself be a link.
 
@@ -170,7 +193,7 @@ def stored_sizes(files: Iterable[Path], images: Path, problems: Problems) -> dic
     def size(file: Path) -> tuple[Path, tuple[int, int] | DataError]:
         folder.locate(file.relative_to(images).as_posix())
         try:
-            return file, probe_hw(file, "header")
+            return file, probe_image(file, "header").stored_hw
         except DataError as error:
             return file, error
 

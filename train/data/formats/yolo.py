@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 
 from edgerpn.errors import DataError, require
 from edgerpn.train.data.annotations import ProblemKind, Problems
+from edgerpn.train.data.formats.building import BAD_OBJECT, ContentBuilder, FoundObject, extent
 from edgerpn.train.data.formats.content import (
     SPLIT_NAMES,
     Content,
@@ -24,7 +25,6 @@ from edgerpn.train.data.formats.content import (
     Split,
     annotated_images,
     check_confined,
-    digest_of,
     is_image,
     list_images,
     read_text,
@@ -149,39 +149,27 @@ def read_content(source: _Source) -> Content:
             f"{where}: none of its {len(files)} images has a label file; looked for {_label_places(files[0], source)}"
         )
     sizes = stored_sizes(files, source.images, problems)
-    images: list[dict[str, Any]] = []
-    boxes: list[dict[str, Any]] = []
-    box_names: list[str] = []
+    builder = ContentBuilder(source.images, problems, source.names.values())
     in_pixels: list[str] = []
+    num_boxes = 0
     for file, (height, width) in sizes.items():
-        name = file.relative_to(source.images).as_posix()
-        images.append({"id": len(images) + 1, "file_name": name, "width": width, "height": height})
-        if file not in labels:
-            continue
-        for where, category, fractions in _parse_labels(labels[file], source.num_keypoints):
+        objects = []
+        for where, category, fractions in _parse_labels(labels.get(file), source.num_keypoints, problems):
             x, y, w, h = fractions
-            boxes.append(
-                {
-                    "id": len(boxes) + 1,
-                    "image_id": len(images),
-                    "category_id": category,
-                    "bbox": [x * width, y * height, w * width, h * height],
-                }
-            )
-            box_names.append(where)
+            name = source.names.get(category, f"class {category}")
+            objects.append(FoundObject(where, name, (x * width, y * height, w * width, h * height)))
             if max(map(abs, fractions)) > _MAX_FRACTION:
                 in_pixels.append(where)
             if source.names and category not in source.names:
                 problems.add(UNNAMED_CLASS, f"{where}: class {category}")
-    if len(in_pixels) > len(boxes) / 2:
+        num_boxes += len(objects)
+        builder.add(file, (height, width), objects)
+    if len(in_pixels) > num_boxes / 2:
         raise DataError(
-            f"{source.file}: {len(in_pixels)} of {len(boxes)} boxes have numbers above 1, as if in pixels (first: "
+            f"{source.file}: {len(in_pixels)} of {num_boxes} boxes have numbers above 1, as if in pixels (first: "
             f"{in_pixels[0]}); expected {_LINE}; divide them by the width and height of the image"
         )
-    used = {box["category_id"] for box in boxes} | source.names.keys()
-    categories = [{"id": index, "name": source.names.get(index, f"class {index}")} for index in sorted(used)]
-    root = {"images": images, "annotations": boxes, "categories": categories}
-    return Content(root=root, sha256=digest_of(root), box_names=tuple(box_names), problems=problems)
+    return builder.content(source.file)
 
 
 def _split(split: str, source: _Source) -> Split:
@@ -286,15 +274,19 @@ def _listed_image(text: str, entry: Path, folder: Path, where: str) -> Path:
     raise DataError(f"{where}: {text!r}: no such image, neither below {entry.parent} nor below {folder}")
 
 
-def _parse_labels(file: Path, num_keypoints: int) -> list[tuple[str, int, tuple[float, float, float, float]]]:
-    """Returns name, class and box (left, top, width, height in fractions of the image) of every line."""
-    found = []
+def _parse_labels(
+    file: Path | None, num_keypoints: int, problems: Problems
+) -> Iterator[tuple[str, int, tuple[float, float, float, float]]]:
+    """Yields name, class and box (left, top, width, height in fractions of the image) of every line."""
+    if file is None:
+        return
     name = f"{file.parent.name}/{file.name}"
     for number, line in enumerate(read_text(file, f"lines of {_LINE}").splitlines(), start=1):
         if line.strip():
-            category, box = _parse_line(line, f"{file}: line {number}", num_keypoints)
-            found.append((f"{name} line {number}", category, box))
-    return found
+            try:
+                yield (f"{name} line {number}", *_parse_line(line, f"{name} line {number}", num_keypoints))
+            except DataError as error:
+                problems.add(BAD_OBJECT, str(error))
 
 
 def _parse_line(line: str, where: str, num_keypoints: int) -> tuple[int, tuple[float, float, float, float]]:
@@ -302,9 +294,9 @@ def _parse_line(line: str, where: str, num_keypoints: int) -> tuple[int, tuple[f
     try:
         category, *values = map(float, line.split())
     except ValueError as error:
-        raise DataError(f"{where}: expected numbers, {_LINE}, got {shown!r}; correct or remove the line") from error
+        raise DataError(f"{where}: expected numbers, {_LINE}, got {shown!r}") from error
     if not (0 <= category <= _MAX_CLASS and category.is_integer()):
-        raise DataError(f"{where}: expected the number of a class first, got {shown!r}; correct or remove the line")
+        raise DataError(f"{where}: expected the number of a class first, got {shown!r}")
     if num_keypoints and len(values) in (4 + num_keypoints, 5 + num_keypoints):
         values = values[:4]
     if len(values) < 4 or (len(values) == 5 and not 0 <= values[4] <= 1):
@@ -312,11 +304,9 @@ def _parse_line(line: str, where: str, num_keypoints: int) -> tuple[int, tuple[f
     if len(values) <= 5:
         x, y, width, height = values[:4]
         return int(category), (x - width / 2, y - height / 2, width, height)
-    if not all(map(math.isfinite, values)):
-        return int(category), (math.nan,) * 4
     # An odd number of values: corners and a confidence.
-    xs, ys = values[0 : len(values) // 2 * 2 : 2], values[1 : len(values) // 2 * 2 : 2]
-    return int(category), (min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys))
+    corners = values[: len(values) // 2 * 2]
+    return int(category), extent(corners[0::2], corners[1::2])
 
 
 def _read_yaml(file: Path) -> dict[Any, Any]:

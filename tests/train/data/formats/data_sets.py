@@ -59,3 +59,61 @@ def write_voc(images: Path, xml: Path, count: int) -> None:
     for number in range(count):
         write_image(images / f"{number}.png")
         (xml / f"{number}.xml").write_text(voc_file(f"{number}.png", voc_object("fish", (11, 6, 30, 15))))
+
+
+def write_open_images(boxes: Path, images: Path, count: int) -> None:
+    """The same in Open Images."""
+    boxes.parent.mkdir(parents=True, exist_ok=True)
+    lines = ["ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf"]
+    for number in range(count):
+        write_image(images / f"{number}.png")
+        lines.append(f"{number},xclick,/m/0ch_cf,1,0.25,0.75,0.25,0.75,0,0,0")
+    boxes.write_text("\n".join(lines) + "\n")
+    (boxes.parent / "class-descriptions-boxable.csv").write_text("/m/0ch_cf,fish\n/m/0n28_,crab\n")
+
+
+def labelme_file(name: str, *shapes: tuple[str, str, list[list[object]]]) -> str:
+    rows = [{"label": label, "shape_type": kind, "points": points, "flags": {}} for label, kind, points in shapes]
+    path = f"..\\photos\\{name}"
+    return json.dumps(
+        {"shapes": rows, "imagePath": path, "imageHeight": HEIGHT, "imageWidth": WIDTH, "imageData": None}
+    )
+
+
+def write_labelme(folder: Path, count: int) -> None:
+    """The same in LabelMe."""
+    for number in range(count):
+        write_image(folder / f"{number}.png")
+        text = labelme_file(f"{number}.png", ("fish", "rectangle", [[30, 15], [10, 5]]))
+        (folder / f"{number}.json").write_text(text)
+
+
+def write_cvat(file: Path, images: Path, count: int) -> None:
+    """The same in CVAT."""
+    rows = []
+    for number in range(count):
+        write_image(images / f"{number}.png")
+        box = '<box label="fish" occluded="0" xtl="10" ytl="5" xbr="30" ybr="15" z_order="0"></box>'
+        rows.append(f'<image id="{number}" name="{number}.png" width="{WIDTH}" height="{HEIGHT}">{box}</image>')
+    labels = "".join(f"<label><name>{name}</name></label>" for name in ("fish", "crab"))
+    meta = f"<meta><task><labels>{labels}</labels></task></meta>"
+    file.write_text(f"<annotations><version>1.1</version>{meta}{''.join(rows)}</annotations>")
+
+
+def label_studio_task(number: int, image: str, *results: dict[str, object]) -> dict[str, object]:
+    return {"id": number, "annotations": [{"result": list(results), "was_cancelled": False}], "data": {"image": image}}
+
+
+def label_studio_result(kind: str, label: str, **value: object) -> dict[str, object]:
+    sizes = {"original_width": WIDTH, "original_height": HEIGHT, "image_rotation": 0}
+    return {**sizes, "type": kind, "value": {**value, kind: [label]}}
+
+
+def write_label_studio(file: Path, images: Path, count: int) -> None:
+    """The same in Label Studio."""
+    tasks = []
+    for number in range(count):
+        write_image(images / f"{number}.png")
+        box = label_studio_result("rectanglelabels", "fish", x=25, y=25, width=50, height=50, rotation=0)
+        tasks.append(label_studio_task(number, f"/data/upload/1/0a1b2c3d-{number}.png", box))
+    file.write_text(json.dumps(tasks))

@@ -11,7 +11,15 @@ import pytest
 from edgerpn.errors import DataError
 from edgerpn.train.data.coco import read_split
 from edgerpn.train.data.splits import find_split
-from tests.train.data.formats.data_sets import write_coco, write_voc, write_yolo
+from tests.train.data.formats.data_sets import (
+    write_coco,
+    write_cvat,
+    write_label_studio,
+    write_labelme,
+    write_open_images,
+    write_voc,
+    write_yolo,
+)
 
 PIECES = (
     *(
@@ -65,8 +73,31 @@ def voc(root: Path) -> list[Path]:
     return [root / "ImageSets" / "Main" / "train.txt", *sorted((root / "Annotations").iterdir())]
 
 
+def open_images(root: Path) -> list[Path]:
+    write_open_images(root / "train-annotations-bbox.csv", root / "train", 3)
+    return [root / "train-annotations-bbox.csv", root / "class-descriptions-boxable.csv"]
+
+
+def labelme(root: Path) -> list[Path]:
+    write_labelme(root, 3)
+    return sorted(root.glob("*.json"))
+
+
+def cvat(root: Path) -> list[Path]:
+    write_cvat(root / "annotations.xml", root / "images", 3)
+    return [root / "annotations.xml"]
+
+
+def label_studio(root: Path) -> list[Path]:
+    write_label_studio(root / "tasks.json", root / "images", 3)
+    return [root / "tasks.json"]
+
+
 def spoil(data: bytes, rng: random.Random) -> bytes:
-    """Cuts, inserts or replaces bytes at a few places."""
+    """Cuts, inserts or replaces bytes at a few places, or encodes the text otherwise."""
+    if rng.random() < 0.1:
+        text = data.decode()
+        return rng.choice((text.encode("utf-16"), text.encode("cp037"), text.replace("\n", "\r\n").encode("utf-8-sig")))
     for _ in range(rng.choice((1, 1, 2, 4))):
         start = rng.randrange(len(data) + 1)
         cut = rng.choice((0, rng.randrange(1, 30), len(data)))
@@ -74,7 +105,10 @@ def spoil(data: bytes, rng: random.Random) -> bytes:
     return data
 
 
-@pytest.mark.parametrize("make", [coco, single, yolo, listed, voc])
+FORMATS = [coco, single, yolo, listed, voc, open_images, labelme, cvat, label_studio]
+
+
+@pytest.mark.parametrize("make", FORMATS)
 def test_spoilt_files_end_in_one_error_or_are_read(make: Callable[[Path], list[Path]], tmp_path: Path) -> None:
     files = make(tmp_path)
     good = {file: file.read_bytes() for file in files}
@@ -90,3 +124,30 @@ def test_spoilt_files_end_in_one_error_or_are_read(make: Callable[[Path], list[P
         file.write_bytes(good[file])
     assert len(messages) >= 10
     assert [message for message in messages if not message.startswith(str(tmp_path))] == []
+
+
+@pytest.mark.parametrize("make", [yolo, voc, labelme])
+def test_an_annotation_file_that_leads_out_of_the_folder_is_refused(
+    make: Callable[[Path], list[Path]], tmp_path: Path
+) -> None:
+    root = tmp_path / "set"
+    root.mkdir()
+    file = make(root)[-1]
+    outside = tmp_path / f"outside{file.suffix}"
+    outside.write_bytes(file.read_bytes())
+    file.unlink()
+    file.symlink_to(outside)
+    with pytest.raises(DataError, match=rf"{file.name}: leads to {outside}, outside the data folder"):
+        read_split(find_split(root, "train"))
+
+
+@pytest.mark.parametrize("make", FORMATS)
+def test_an_image_that_leads_out_of_the_folder_is_refused(make: Callable[[Path], list[Path]], tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    root.mkdir()
+    make(root)
+    for image in sorted(root.rglob("*.png")):
+        image.rename(tmp_path / image.name)
+        image.symlink_to(tmp_path / image.name)
+    with pytest.raises(DataError, match=r"leads to .*/[012]\.png, outside the image folder"):
+        read_split(find_split(root, "train"))

@@ -1,0 +1,97 @@
+"""Size, orientation and ends of image files, by their headers."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from edgerpn.images.decoding import decode_image
+from edgerpn.images.header import read_header, turn, turn_back
+
+WIDTH, HEIGHT = 60, 40
+PATTERN = np.add.outer(np.arange(HEIGHT) * 3, np.arange(WIDTH)).astype(np.uint8)
+
+
+def encode(kind: str, orientation: int = 1, **options: Any) -> bytes:
+    if orientation != 1:
+        options["exif"] = Image.Exif()
+        options["exif"][0x112] = orientation
+    file = io.BytesIO()
+    Image.fromarray(np.dstack([PATTERN] * 3)).save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("JPEG", {}),
+        ("JPEG", {"progressive": True}),
+        ("PNG", {}),
+        ("GIF", {}),
+        ("BMP", {}),
+        ("WebP", {}),
+        ("WebP", {"lossless": True}),
+        ("WebP", {"exif": b"MM\0*\0\0\0\x08\0\0"}),
+    ],
+)
+def test_the_header_tells_the_size_that_decoding_gives(kind: str, options: dict[str, Any]) -> None:
+    header = read_header(io.BytesIO(encode(kind, **options)))
+    assert header == (kind, (HEIGHT, WIDTH), 1, "")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WebP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_orientation_turns_the_image_as_viewers_do_or_not_at_all(kind: str, orientation: int) -> None:
+    data = encode(kind, orientation, **({"lossless": True} if kind == "WebP" else {}))
+    header = read_header(io.BytesIO(data))
+    assert header.orientation == orientation
+    stored, _ = decode_image(cv2, data, header, Path("a"), exif="ignore")
+    upright, _ = decode_image(cv2, data, header, Path("a"), exif="apply")
+    expected = decoded_by_opencv(PATTERN, orientation)
+    tolerance = 4 if kind == "JPEG" else 0
+    np.testing.assert_allclose(stored[:, :, 0].astype(int), PATTERN.astype(int), atol=tolerance)
+    np.testing.assert_allclose(upright[:, :, 0].astype(int), expected.astype(int), atol=tolerance)
+
+
+def decoded_by_opencv(pattern: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.uint8]:
+    """The pattern as OpenCV itself turns a PNG of that orientation."""
+    options = Image.Exif()
+    options[0x112] = orientation
+    file = io.BytesIO()
+    Image.fromarray(pattern).save(file, "PNG", exif=options)
+    image = cv2.imdecode(np.frombuffer(file.getvalue(), np.uint8), cv2.IMREAD_COLOR)
+    return np.asarray(image, np.uint8)[:, :, 0]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_turning_back_undoes_turning(orientation: int) -> None:
+    image = np.dstack([PATTERN] * 3)
+    turned = turn(image, orientation)
+    assert turned.flags.c_contiguous
+    np.testing.assert_array_equal(turn_back(turned, orientation), image)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WebP", "GIF", "BMP"])
+def test_a_file_that_was_cut_is_named_truncated(kind: str) -> None:
+    data = encode(kind)
+    for length in (len(data) // 2, 20):
+        assert read_header(io.BytesIO(data[:length])).fault.startswith("truncated: the ")
+    assert read_header(io.BytesIO(b"")).fault == "the file is empty"
+
+
+def test_damaged_exif_data_count_as_upright() -> None:
+    data = encode("JPEG", 6)
+    for damage in (b"XX*\0", b"MM\0*\xff\xff\xff\xff"):
+        place = data.index(b"MM\0*")
+        broken = data[:place] + damage + data[place + len(damage) :]
+        assert read_header(io.BytesIO(broken)).orientation == 1
+    entry = data.index(b"\x01\x12\0\x03")
+    broken = data[: entry + 8] + b"\0\x63" + data[entry + 10 :]
+    assert read_header(io.BytesIO(broken)) == ("JPEG", (HEIGHT, WIDTH), 1, "")

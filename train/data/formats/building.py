@@ -1,0 +1,190 @@
+"""The parts that readers of other formats share: images found by name, and boxes collected in COCO's structure."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from edgerpn.errors import DataError
+from edgerpn.train.data.annotations import ProblemKind, Problems
+from edgerpn.train.data.formats.content import Content, digest_of, list_images, stored_sizes
+
+UNANNOTATED = ProblemKind("image without annotations", "not used")
+BAD_OBJECT = ProblemKind("object whose form or numbers cannot be read", "dropped")
+NO_BOX = ProblemKind("object without an extent (a point, a line, a mask)", "dropped")
+
+_MAX_BAD = 0.1
+
+
+class FoundObject(NamedTuple):
+    """An object of an annotation file; its numbers are not checked yet."""
+
+    name: str
+    """Its name in messages."""
+    category: str
+    """Its class; "" if it has none."""
+    xywh: Sequence[float]
+    """Left, top, width, height in pixels."""
+    is_ignored: bool = False
+    """Whether it is a region to ignore."""
+
+
+class ContentBuilder:
+    """Collects the images and boxes of a set."""
+
+    def __init__(self, images: Path, problems: Problems, categories: Iterable[str] = ()) -> None:
+        """Starts an empty set.
+
+        Args:
+            images: Folder of the images.
+            problems: Receives images whose size cannot be read.
+            categories: Names of classes in their order; others follow in the order of appearance.
+        """
+        self._folder = images
+        self._problems = problems
+        self._classes = {name: number for number, name in enumerate(dict.fromkeys(categories), start=1)}
+        self._images: list[dict[str, Any]] = []
+        self._boxes: list[dict[str, Any]] = []
+        self._names: list[str] = []
+
+    def add(self, image: Path, hw: tuple[int, int] | None, objects: Iterable[FoundObject]) -> None:
+        """Adds an image.
+
+        Args:
+            image: The file.
+            hw: Height and width as annotated; None: those of the file.
+            objects: Its objects.
+
+        Raises:
+            DataError: The file leads out of the folder of the images.
+        """
+        hw = hw or stored_sizes([image], self._folder, self._problems).get(image)
+        if hw is None:
+            return
+        name = image.relative_to(self._folder).as_posix()
+        self._images.append({"id": len(self._images) + 1, "file_name": name, "width": hw[1], "height": hw[0]})
+        for found in objects:
+            box = {
+                "id": len(self._boxes) + 1,
+                "image_id": len(self._images),
+                "category_id": self._classes.setdefault(found.category or "unnamed", len(self._classes) + 1),
+                "bbox": list(found.xywh),
+                "iscrowd": int(found.is_ignored),
+            }
+            self._boxes.append(box)
+            self._names.append(found.name)
+
+    def content(self, where: Path) -> Content:
+        """Returns the set that was read from a file or folder.
+
+        Raises:
+            DataError: More than a tenth of the objects cannot be read.
+        """
+        num_bad = self._problems.count(BAD_OBJECT)
+        if num_bad > _MAX_BAD * (num_bad + len(self._boxes)):
+            raise DataError(
+                f"{where}: {num_bad} of {num_bad + len(self._boxes)} objects cannot be read; correct or remove them:",
+                problems=self._problems.lines(),
+            )
+        categories = [{"id": number, "name": name} for name, number in self._classes.items()]
+        root = {"images": self._images, "annotations": self._boxes, "categories": categories}
+        return Content(root=root, sha256=digest_of(root), box_names=tuple(self._names), problems=self._problems)
+
+
+class ImageIndex:
+    """The images below a folder, found by the names in annotation files."""
+
+    def __init__(self, folder: Path) -> None:
+        """Lists the folder."""
+        self.files = list_images(folder)
+        self._by_stem: dict[str, list[Path]] = {}
+        self._by_name: dict[str, list[Path]] = {}
+        self._by_base_stem: dict[str, list[Path]] = {}
+        for file in self.files:
+            self._by_stem.setdefault(file.relative_to(folder).with_suffix("").as_posix(), []).append(file)
+            self._by_name.setdefault(file.name, []).append(file)
+            self._by_base_stem.setdefault(file.stem, []).append(file)
+
+    def by_stem(self, stem: str, path: str = "") -> Path | None:
+        """Returns the image with this path below the folder but for the suffix, or else the image of a path.
+
+        Args:
+            stem: Path below the folder, without the suffix.
+            path: Path of the image as written; it chooses among images with one stem.
+        """
+        choices = self._by_stem.get(stem, [])
+        name = _parts(path)[-1]
+        return next((file for file in choices if file.name == name), choices[0] if choices else self.by_path(path))
+
+    def by_path(self, path: str) -> Path | None:
+        """Returns the image whose path agrees in most parts from the end; None if several do.
+
+        Args:
+            path: As written, maybe on another machine; without a suffix, any suffix fits.
+        """
+        *folders, name = _parts(path)
+        choices = self._by_name.get(name) or self._by_base_stem.get(name, [])
+        ranked = sorted((-_common_tail(file.parts[:-1], folders), file) for file in choices)
+        is_clear = len(ranked) == 1 or (len(ranked) > 1 and ranked[0][0] < ranked[1][0])
+        return ranked[0][1] if is_clear else None
+
+
+def _parts(path: str) -> list[str]:
+    return [part.strip() for part in path.replace("\\", "/").split("/")]
+
+
+def _common_tail(first: Sequence[str], second: Sequence[str]) -> int:
+    pairs = zip(reversed(first), reversed(second), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def extent(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float, float, float]:
+    """Returns left, top, width, height of the box around points; NaN if a coordinate is not finite."""
+    if not all(map(math.isfinite, (*xs, *ys))):
+        return (math.nan,) * 4
+    return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
+
+
+def rotated(xywh: Sequence[float], degrees: float, pivot: tuple[float, float]) -> tuple[float, float, float, float]:
+    """Returns the box around a box that is turned clockwise about a point, which is given in units of the box.
+
+    Args:
+        xywh: Left, top, width, height.
+        degrees: The angle.
+        pivot: (0, 0) is the left upper corner, (0.5, 0.5) the centre.
+    """
+    x, y, width, height = xywh
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    if not (math.isfinite(cos) and math.isfinite(sin)):
+        return (math.nan,) * 4
+    centre_x, centre_y = x + pivot[0] * width, y + pivot[1] * height
+    corners = [((u - pivot[0]) * width, (v - pivot[1]) * height) for u in (0, 1) for v in (0, 1)]
+    return extent(
+        [centre_x + dx * cos - dy * sin for dx, dy in corners], [centre_y + dx * sin + dy * cos for dx, dy in corners]
+    )
+
+
+def numbers(values: Iterable[Any]) -> list[float] | None:
+    """Returns finite or other floats from numbers and texts, or None if one of them is neither."""
+    found = []
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+            return None
+        try:
+            found.append(float(value))
+        except ValueError:
+            return None
+        except OverflowError:
+            found.append(math.inf)
+    return found
+
+
+def size_hw(height: Any, width: Any) -> tuple[int, int] | None:
+    """Returns an annotated size; None if it is missing, 0 or not a number, as some tools write it."""
+    found = numbers((height, width))
+    if found is None or not all(1 <= value < 1e9 for value in found):
+        return None
+    return int(found[0]), int(found[1])

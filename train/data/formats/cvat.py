@@ -1,0 +1,204 @@
+"""CVAT's own XML, "for images" with an element for each image and "for video" with tracks over frames.
+
+Coordinates are pixels from 0. The box of a polygon, ellipse, mask, cuboid or rotated box is the box around it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from edgerpn.errors import DataError
+from edgerpn.train.data.annotations import MISSING_FILE, Problems
+from edgerpn.train.data.formats.building import (
+    BAD_OBJECT,
+    NO_BOX,
+    UNANNOTATED,
+    ContentBuilder,
+    FoundObject,
+    ImageIndex,
+    extent,
+    numbers,
+    rotated,
+    size_hw,
+)
+from edgerpn.train.data.formats.content import SPLIT_NAMES, Content, Layout, Split, parse_xml, visible_files
+
+LOOKED_FOR = "CVAT: annotations.xml (for images or for video) and images/"
+
+_CUBOID = tuple(
+    f"{axis}{corner}" for corner in ("tl1", "bl1", "tr1", "br1", "tl2", "bl2", "tr2", "br2") for axis in "xy"
+)
+_ROOT = re.compile(rb"<annotations[\s>]")
+_SUBSET = re.compile(rb"<image\s[^>]*\bsubset=\"([^\"]*)\"")
+_HEAD_BYTES = 4096
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Source:
+    """The part of a file that is a split."""
+
+    file: Path
+    images: Path
+    """Folder of the images."""
+    subsets: tuple[str, ...] | None = None
+    """Values of "subset" that belong to the split; None: all images."""
+
+
+def find_layouts(folder: Path) -> list[Layout]:
+    """Returns a layout for each CVAT file in a folder."""
+    return [layout_of_file(file) for file in visible_files(folder, ".xml") if _is_cvat(file)]
+
+
+def layout_of_file(file: Path) -> Layout:
+    """Returns the layout of one file; images of several subsets are splits.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    images = file.parent / "images" if (file.parent / "images").is_dir() else file.parent
+    try:
+        given = {name.decode(errors="replace") for name in _SUBSET.findall(file.read_bytes())}
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}; expected an XML file of CVAT") from error
+    sources = {}
+    for split, names in SPLIT_NAMES.items():
+        subsets = tuple(name for name in given if name.lower() in names)
+        if subsets:
+            sources[split] = _Source(file=file, images=images, subsets=subsets)
+    if "train" not in sources:
+        sources = {"train": _Source(file=file, images=images)}
+    splits = {
+        split: Split(file, images, partial(read_content, source), f"{file.name} ({split})", file.parent)
+        for split, source in sources.items()
+    }
+    return Layout(format="cvat", title=f"CVAT ({file.name})", splits=splits)
+
+
+def read_content(source: _Source) -> Content:
+    """Reads the images and tracks of a file.
+
+    Raises:
+        DataError: It is not an XML file of CVAT, or most of its objects cannot be read.
+    """
+    problems = Problems()
+    root = parse_xml(source.file, "CVAT")
+    if root.tag != "annotations":
+        raise DataError(f"{source.file}: expected the root element 'annotations' of CVAT, got {root.tag!r}")
+    index = ImageIndex(source.images)
+    builder = ContentBuilder(source.images, problems, [name.text or "" for name in root.iterfind("meta//label/name")])
+    used = set()
+    for path, hw, objects in (*_images(root, source, problems), *_frames(root, index, problems)):
+        image = index.by_path(path)
+        if image is None:
+            problems.add(MISSING_FILE, f"{source.file.name}: {path}")
+        elif image not in used:
+            used.add(image)
+            builder.add(image, hw, objects)
+    if source.subsets is None:
+        for image in index.files:
+            if image not in used:
+                problems.add(UNANNOTATED, image.name)
+    return builder.content(source.file)
+
+
+def _is_cvat(file: Path) -> bool:
+    try:
+        with file.open("rb") as stream:
+            return _ROOT.search(stream.read(_HEAD_BYTES)) is not None
+    except OSError:
+        return False
+
+
+def _images(
+    root: Any, source: _Source, problems: Problems
+) -> Iterator[tuple[str, tuple[int, int] | None, list[FoundObject]]]:
+    for entry in root.iterfind("image"):
+        if source.subsets is None or entry.get("subset") in source.subsets:
+            path = entry.get("name") or ""
+            objects = []
+            for number, shape in enumerate(entry, start=1):
+                label = shape.get("label")
+                if label is not None:
+                    objects += _object(shape, label, f"{path} {shape.tag} {number}", problems)
+            yield path, size_hw(entry.get("height"), entry.get("width")), objects
+
+
+def _frames(
+    root: Any, index: ImageIndex, problems: Problems
+) -> Iterator[tuple[str, tuple[int, int] | None, list[FoundObject]]]:
+    """Yields the frames of a video; all of them were annotated, also those without a box."""
+    boxes: dict[int, list[FoundObject]] = defaultdict(list)
+    tracks = root.findall("track")
+    for track in tracks:
+        for shape in track:
+            frame = shape.get("frame", "")
+            name = f"track {track.get('id')} frame {frame}"
+            if not (frame.isascii() and frame.isdigit() and len(frame) < 10):
+                problems.add(BAD_OBJECT, name)
+            elif shape.get("outside") != "1":
+                boxes[int(frame)] += _object(shape, track.get("label") or "", name, problems)
+    by_number = {int(match[0]): file for file in index.files if (match := re.search(r"\d{1,9}$", file.stem))}
+    hw = size_hw(root.findtext("meta//original_size/height"), root.findtext("meta//original_size/width"))
+    for number in sorted(by_number.keys() | boxes.keys() if tracks else ()):
+        file = by_number.get(number)
+        yield (f"frame_{number:06}" if file is None else str(file)), hw, boxes.get(number, [])
+
+
+def _object(shape: Any, label: str, name: str, problems: Problems) -> list[FoundObject]:
+    """Returns the object of a shape, or nothing, which is counted."""
+    if shape.tag not in _BOXES:
+        problems.add(NO_BOX, name)
+        return []
+    xywh = _BOXES[shape.tag](shape)
+    if xywh is None:
+        problems.add(BAD_OBJECT, f"{name}: {', '.join(f'{key} {value!r}' for key, value in shape.items())}"[:200])
+        return []
+    return [FoundObject(name, label, xywh)]
+
+
+def _given(shape: Any, *keys: str) -> list[float] | None:
+    return numbers(shape.get(key) for key in keys)
+
+
+def _of_box(shape: Any) -> tuple[float, ...] | None:
+    found = _given(shape, "xtl", "ytl", "xbr", "ybr")
+    angle = numbers([shape.get("rotation", "0")])
+    if found is None or angle is None:
+        return None
+    x1, y1, x2, y2 = found
+    box = (x1, y1, x2 - x1, y2 - y1)
+    return rotated(box, angle[0], (0.5, 0.5)) if angle[0] else box
+
+
+def _of_points(shape: Any) -> tuple[float, ...] | None:
+    pairs = [point.split(",") for point in (shape.get("points") or "").split(";")]
+    found = numbers(value for pair in pairs for value in pair)
+    return None if found is None or any(len(pair) != 2 for pair in pairs) else extent(found[0::2], found[1::2])
+
+
+def _of_ellipse(shape: Any) -> tuple[float, ...] | None:
+    found = _given(shape, "cx", "cy", "rx", "ry")
+    if found is None:
+        return None
+    x, y, radius_x, radius_y = found
+    return x - radius_x, y - radius_y, 2 * radius_x, 2 * radius_y
+
+
+def _of_mask(shape: Any) -> tuple[float, ...] | None:
+    found = _given(shape, "left", "top", "width", "height")
+    return None if found is None else tuple(found)
+
+
+def _of_cuboid(shape: Any) -> tuple[float, ...] | None:
+    found = _given(shape, *_CUBOID)
+    return None if found is None else extent(found[0::2], found[1::2])
+
+
+_BOXES = {"box": _of_box, "polygon": _of_points, "ellipse": _of_ellipse, "mask": _of_mask, "cuboid": _of_cuboid}
+"""The box around each kind of shape; the others are points, lines and skeletons."""

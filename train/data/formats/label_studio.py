@@ -1,0 +1,189 @@
+"""Label Studio's JSON export: tasks with annotations in per cent of the image.
+
+The box of a rotated rectangle (about its left upper corner), a polygon or an ellipse is the box around it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from edgerpn.errors import DataError
+from edgerpn.train.data.annotations import MISSING_FILE, ProblemKind, Problems
+from edgerpn.train.data.formats.building import (
+    BAD_OBJECT,
+    NO_BOX,
+    UNANNOTATED,
+    ContentBuilder,
+    FoundObject,
+    ImageIndex,
+    extent,
+    numbers,
+    rotated,
+    size_hw,
+)
+from edgerpn.train.data.formats.content import Content, Layout, Split, is_image, read_text, stored_sizes, visible_files
+
+LOOKED_FOR = "Label Studio: a JSON export (a list of tasks with 'data' and 'annotations') and images/"
+
+SEVERAL = ProblemKind("task with several annotations", "the ground truth or first used")
+PREDICTED = ProblemKind("task without annotations in a file of predictions", "predictions used")
+
+_HEAD_BYTES = 1 << 16
+_UPLOAD = re.compile(r"[0-9a-f]{8}-")
+"""Label Studio puts it before the name of an uploaded file."""
+_LABELS = ("rectanglelabels", "polygonlabels", "ellipselabels", "labels", "choices")
+
+
+def find_layouts(folder: Path) -> list[Layout]:
+    """Returns a layout for each export in a folder."""
+    return [layout_of_file(file) for file in visible_files(folder, ".json") if is_export(file)]
+
+
+def layout_of_file(file: Path) -> Layout:
+    """Returns the layout of one export."""
+    images = file.parent / "images" if (file.parent / "images").is_dir() else file.parent
+    split = Split(file, images, partial(read_content, file, images), file.name, file.parent)
+    return Layout(format="labelstudio", title=f"Label Studio ({file.name})", splits={"train": split})
+
+
+def is_export(file: Path) -> bool:
+    """Returns whether a JSON file starts like an export."""
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(_HEAD_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip()
+    except OSError:
+        return False
+    return head.startswith(b"[") and (b'"annotations"' in head or b'"predictions"' in head)
+
+
+def read_content(file: Path, images: Path) -> Content:
+    """Reads the tasks of an export.
+
+    Raises:
+        DataError: It is not an export of Label Studio, or most of its objects cannot be read.
+    """
+    try:
+        tasks = json.loads(read_text(file, "a JSON export of Label Studio"))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{file}: not valid JSON: {error}; expected an export of Label Studio") from error
+    if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
+        raise DataError(f"{file}: expected a list of tasks, as in Label Studio's export 'JSON'")
+    problems = Problems()
+    index = ImageIndex(images)
+    builder = ContentBuilder(images, problems)
+    uses_predictions = not any(_entries(task, "annotations") for task in tasks)
+    used = set()
+    for number, task in enumerate(tasks, start=1):
+        name = f"{file.name} task {task.get('id', number)}"
+        results = _results(task, name, uses_predictions, problems)
+        image = _image_of(task, index)
+        if image is None:
+            problems.add(MISSING_FILE, f"{name}: {task.get('data')}"[:200])
+        elif results is None:
+            problems.add(UNANNOTATED, name)
+        elif image not in used:
+            used.add(image)
+            sizes = (size_hw(result.get("original_height"), result.get("original_width")) for result in results)
+            hw = next((size for size in sizes if size), None) or stored_sizes([image], images, problems).get(image)
+            if hw is not None:
+                builder.add(image, hw, _objects(results, hw, name, problems))
+    return builder.content(file)
+
+
+def _entries(task: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    """Returns the annotations or predictions of a task that were not cancelled."""
+    value = task.get(key)
+    entries = value if isinstance(value, list) else []
+    return [
+        entry
+        for entry in entries
+        if isinstance(entry, dict) and isinstance(entry.get("result"), list) and not entry.get("was_cancelled")
+    ]
+
+
+def _results(
+    task: dict[str, Any], name: str, uses_predictions: bool, problems: Problems
+) -> list[dict[str, Any]] | None:
+    """Returns the results of the annotation that counts, or None if nobody annotated the task."""
+    entries = _entries(task, "predictions" if uses_predictions else "annotations")
+    if not entries:
+        return None
+    if uses_predictions:
+        problems.add(PREDICTED, name)
+    elif len(entries) > 1:
+        problems.add(SEVERAL, name)
+    chosen = next((entry for entry in entries if entry.get("ground_truth")), entries[0])
+    return [result for result in chosen["result"] if isinstance(result, dict)]
+
+
+def _image_of(task: dict[str, Any], index: ImageIndex) -> Path | None:
+    data = task.get("data")
+    values = data.values() if isinstance(data, dict) else ()
+    for value in values:
+        if isinstance(value, str):
+            path = _path_of(value)
+            folder, slash, base = path.rpartition("/")
+            original = f"{folder}{slash}{base[9:]}" if _UPLOAD.match(base) else path
+            if is_image(base):
+                return index.by_path(path) or index.by_path(original)
+    return None
+
+
+def _path_of(address: str) -> str:
+    """Returns the path in the address of an image: of local storage (?d=PATH), a bucket, a server or a file."""
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return address
+    local = parse_qs(parts.query).get("d")
+    return local[0] if local else unquote(parts.path)
+
+
+def _objects(
+    results: list[dict[str, Any]], hw: tuple[int, int], name: str, problems: Problems
+) -> Iterator[FoundObject]:
+    for number, result in enumerate(results, start=1):
+        where = f"{name} result {number}"
+        value: Any = result.get("value")
+        kind = str(result.get("type", "")).removesuffix("labels")
+        if kind in ("choices", "textarea", "rating", "taxonomy", "number", "label"):
+            continue  # about the whole picture, or the class of another result
+        if kind not in ("rectangle", "polygon", "ellipse"):
+            problems.add(NO_BOX, f"{where}: {kind or 'without a type'}")
+            continue
+        xywh = _box(kind, value, hw) if isinstance(value, dict) else None
+        if xywh is None:
+            problems.add(BAD_OBJECT, where)
+            continue
+        labels = next((value[key] for key in _LABELS if isinstance(value.get(key), list) and value[key]), [""])
+        yield FoundObject(where, str(labels[0]), xywh)
+
+
+def _box(kind: str, value: dict[str, Any], hw: tuple[int, int]) -> tuple[float, ...] | None:
+    """Returns the box around a shape in pixels, or None if its numbers cannot be read."""
+    height, width = hw
+    if kind == "polygon":
+        points = value.get("points")
+        pairs = points if isinstance(points, list) and points else [None]
+        found = [numbers(pair) if isinstance(pair, list) and len(pair) == 2 else None for pair in pairs]
+        known = [point for point in found if point is not None]
+        if len(known) < len(found):
+            return None
+        return extent([x * width / 100 for x, _ in known], [y * height / 100 for _, y in known])
+    sides = ("width", "height") if kind == "rectangle" else ("radiusX", "radiusY")
+    found_numbers = numbers([*(value.get(key) for key in ("x", "y", *sides)), value.get("rotation", 0)])
+    if found_numbers is None:
+        return None
+    x, y, w, h, angle = found_numbers
+    if kind == "ellipse":
+        x, y, w, h, angle = x - w, y - h, 2 * w, 2 * h, 0.0
+    box = (x * width / 100, y * height / 100, w * width / 100, h * height / 100)
+    return rotated(box, angle, (0, 0)) if angle else box

@@ -1,0 +1,138 @@
+"""LabelMe: a JSON file for each image, beside it. The box of a polygon, circle or mask is the box around it."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from edgerpn.errors import DataError
+from edgerpn.train.data.annotations import MISSING_FILE, Problems
+from edgerpn.train.data.formats.building import (
+    BAD_OBJECT,
+    NO_BOX,
+    UNANNOTATED,
+    ContentBuilder,
+    FoundObject,
+    ImageIndex,
+    extent,
+    numbers,
+    size_hw,
+)
+from edgerpn.train.data.formats.content import (
+    SPLIT_NAMES,
+    Content,
+    Layout,
+    Split,
+    annotated_images,
+    check_confined,
+    read_text,
+    visible_files,
+)
+
+LOOKED_FOR = "LabelMe: JSON files beside images, also in train/ and val/"
+
+_POINT_COUNTS = {"rectangle": 2, "mask": 2, "polygon": 3, "circle": 2, "oriented_rectangle": 4}
+"""Least number of points of each shape that has a box; other shapes are points and lines."""
+
+
+def find_layouts(folder: Path) -> list[Layout]:
+    """Returns the LabelMe layout in a folder, if there is one."""
+    splits = {}
+    for split, names in SPLIT_NAMES.items():
+        for name in names:
+            if split not in splits and _holds_shapes(folder / name):
+                splits[split] = _split(folder / name, f"{name}/")
+    if not splits and _holds_shapes(folder):
+        splits["train"] = _split(folder, folder.name)
+    places = ", ".join(split.name for split in splits.values())
+    title = f"LabelMe (JSON files beside images in {places})"
+    return [Layout(format="labelme", title=title, splits=splits)] if splits else []
+
+
+def read_content(folder: Path) -> Content:
+    """Reads the JSON files of a folder.
+
+    Raises:
+        DataError: Names the file that is not of LabelMe.
+    """
+    problems = Problems()
+    index = ImageIndex(folder)
+    builder = ContentBuilder(folder, problems)
+    used = set()
+    for file in visible_files(folder, ".json"):
+        check_confined(file, folder)
+        root = _load(file)
+        # The path is that of the annotator's machine, so the stem comes first.
+        path = root.get("imagePath")
+        image = index.by_stem(file.stem, path if isinstance(path, str) else "")
+        if image is None:
+            problems.add(MISSING_FILE, f"{file.name}: {path!r}")
+        elif image not in used:
+            used.add(image)
+            objects = _objects(root, file, problems)
+            builder.add(image, size_hw(root.get("imageHeight"), root.get("imageWidth")), objects)
+    for image in index.files:
+        if image not in used:
+            problems.add(UNANNOTATED, image.name)
+    return builder.content(folder)
+
+
+def _split(folder: Path, name: str) -> Split:
+    return Split(folder, folder, partial(read_content, folder), name, folder)
+
+
+def _holds_shapes(folder: Path) -> bool:
+    if not annotated_images(folder, ".json"):
+        return False
+    for file in visible_files(folder, ".json"):
+        try:
+            _load(file)
+        except DataError:
+            continue
+        return True
+    return False
+
+
+def _load(file: Path) -> dict[str, Any]:
+    text = read_text(file, "a JSON file of LabelMe")
+    try:
+        root = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}: not valid JSON: {error}; expected an annotation file of LabelMe") from error
+    if not isinstance(root, dict) or not isinstance(root.get("shapes"), list):
+        raise DataError(f"{file}: expected a JSON object with a list 'shapes', as LabelMe writes it")
+    return root
+
+
+def _objects(root: dict[str, Any], file: Path, problems: Problems) -> list[FoundObject]:
+    objects = []
+    for number, shape in enumerate(root["shapes"], start=1):
+        name = f"{file.name} shape {number}"
+        if not isinstance(shape, dict) or not isinstance(shape.get("points"), list):
+            problems.add(BAD_OBJECT, name)
+            continue
+        # Files of old versions have polygons only, and no type.
+        kind = shape.get("shape_type") or "polygon"
+        count = _POINT_COUNTS.get(kind) if isinstance(kind, str) else None
+        if count is None:
+            problems.add(NO_BOX, f"{name}: {kind}")
+            continue
+        points = [numbers(point) if isinstance(point, list) and len(point) == 2 else None for point in shape["points"]]
+        known = [point for point in points if point is not None]
+        if len(known) < max(count, len(points)):
+            problems.add(BAD_OBJECT, f"{name}: {kind} with {len(known)} usable points of {len(points)}")
+            continue
+        label = shape.get("label")
+        objects.append(FoundObject(name, label if isinstance(label, str) else "", _box(kind, known)))
+    return objects
+
+
+def _box(kind: str, points: list[list[float]]) -> tuple[float, float, float, float]:
+    if kind != "circle":
+        return extent([x for x, _ in points], [y for _, y in points])
+    (x, y), edge = points[:2]
+    radius = math.dist((x, y), edge)
+    return x - radius, y - radius, 2 * radius, 2 * radius
