@@ -57,7 +57,8 @@ class CaptureConfig:
     healthy_s: float = 10.0
     """Seconds with frames that reset the backoff to `backoff_first_s`."""
     size_wh: tuple[int, int] | None = None
-    """Requested width and height of a camera, pixels; None: its default."""
+    """Requested width and height of a camera, pixels; None: its default. The hardware decoder of a Jetson scales the
+    pictures of a URL or file to it; boxes are in pixels of the scaled picture then."""
     rate_hz: float | None = None
     """Requested frames per second of a camera; None: its default. An HTTP address of one picture is requested so
     often; None: once a second."""
@@ -70,6 +71,8 @@ class CaptureConfig:
     address that gives one picture for each request, as auto finds out by itself. When a stream changes its size within
     a connection, GStreamer follows; OpenCV with FFmpeg reconnects for H.264 and scales to the first size for other
     codecs, as the program does."""
+    codec: Literal["auto", "h264", "h265", "mjpeg"] = "auto"
+    """Codec of a URL or file for the hardware decoder of a Jetson; auto: FFmpeg asks, over a connection of its own."""
     decoder_threads: int = 0
     """Threads of OpenCV's FFmpeg; 0: one for a URL, half of the cores for a file. Each thread after the first delays
     the pictures of a stream by one frame."""
@@ -86,6 +89,8 @@ class CaptureConfig:
         check_setting(self.transport in ("tcp", "udp"), "transport", "tcp or udp", self.transport)
         decoders = ("auto", "ffmpeg", "gstreamer", "ffmpeg-process", "picture")
         check_setting(self.decoder in decoders, "decoder", ", ".join(decoders), self.decoder)
+        codecs = ("auto", "h264", "h265", "mjpeg")
+        check_setting(self.codec in codecs, "codec", ", ".join(codecs), self.codec)
         # All slots may return at once over a socket that never blocks.
         check_setting(1 <= self.queue_frames <= 100, "queue_frames", "1 to 100", self.queue_frames)
         check_setting(2 <= self.slots <= 100, "slots", "2 to 100", self.slots)

@@ -65,13 +65,16 @@ def judge_exit(
     else:
         reason, message, is_final = report.reason, report.message, report.is_final
         # The device, or a limit of time, may have another cause; a web server's answer is the cause.
-        is_answer = report.is_slow or (config.spec.is_http and bool(message))
+        is_answer = config.spec.is_http and bool(message) and not report.is_slow
         has_guess = reason in ("unknown", "timeout", "busy") and not is_answer
-        if is_live is None and has_guess and (classified := classify(lines)) != "unknown":
+        known = ("unknown", "timeout") if report.is_slow else ("unknown",)
+        if is_live is None and has_guess and (classified := classify(lines)) not in known:
             # The decoder knows the cause better than the process around it.
             reason, message = classified, ""
         # An answer needs no line of the decoder beside it, unless that says why it cannot decode.
-        is_complete = bool(message) and (reason in _COMPLETE or (is_answer and reason != "codec"))
+        is_complete = bool(message) and (
+            reason in _COMPLETE or (is_answer and reason != "codec") or (report.is_slow and reason == "timeout")
+        )
         message = message or SUMMARIES[reason]
     # A file that is read again from its beginning would deliver its frames twice.
     is_file = (is_live is False and reason != "picture") or (is_live is None and not config.spec.is_live)

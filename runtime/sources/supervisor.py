@@ -327,7 +327,7 @@ class SourceSupervisor:
         self._retry_s = now_s + delay_s
         self.state = "reconnecting"
         message = f"{ended.message}; next attempt in {delay_s:.1f} s"
-        if self._exit_report is not None and self._exit_report.is_slow:
+        if ended.reason in ("slow", "timeout") and self._exit_report is not None and self._exit_report.is_slow:
             limit_s = self.pace.widen(is_open=self._is_live is not None)
             message += f", with {limit_s:g} s for each picture" if limit_s is not None else ""
         attempt = self._backoff.num_failures
