@@ -40,6 +40,12 @@ COMMANDS = {
         "find what is wrong with a data set, without training",
         "edgerpn data check DIR",
     ),
+    "data convert": Command(
+        "edgerpn.train.data_convert_cli",
+        "train",
+        "write a data set in another format",
+        "edgerpn data convert DIR -o CONVERTED --to yolo",
+    ),
     "anchors": Command(
         "edgerpn.train.anchors_cli",
         "train",
@@ -109,7 +115,7 @@ COMMANDS = {
 }
 
 STAGES = {
-    "data": ("data check", "anchors"),
+    "data": ("data check", "data convert", "anchors"),
     "train": ("train", "import", "eval"),
     "export": ("export", "build"),
     "run": ("run",),
@@ -118,7 +124,7 @@ STAGES = {
 }
 """The commands by stage, as `edgerpn --help` lists them."""
 
-GROUPS = {"data": "check annotated images"}
+GROUPS = {"data": "check and convert annotated images"}
 """The first words of commands of two words, and their summaries."""
 
 

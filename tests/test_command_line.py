@@ -22,6 +22,7 @@ ARGUMENTS = {
         " --holdout-classes --backbone-weights --resume --config --set --print-config"
     ),
     "data check": "path --format --split --classes --allow",
+    "data convert": "path -o --output --to --link --format --split --classes --allow",
     "anchors": "--data --format --split --classes --allow --size --preset --strides --sizes --ratios -o --output",
     "import": "source file -o --output --arch --size --norm-eps",
     "eval": (
@@ -60,7 +61,9 @@ def actions(command: str) -> list[argparse.Action]:
 
 
 def test_the_commands_are_these() -> None:
-    assert " ".join(COMMANDS) == ("data check anchors train import eval export build run inspect check doctor demo")
+    assert " ".join(COMMANDS) == (
+        "data check data convert anchors train import eval export build run inspect check doctor demo"
+    )
     assert set(ARGUMENTS) == set(COMMANDS)
     assert [name for names in STAGES.values() for name in names] == list(COMMANDS)
 
