@@ -74,6 +74,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="engine made for another GPU or version: fail (default), or build it again from the ONNX file beside it",
     )
     parser.add_argument("--allow-host-code", action="store_true", help=HOST_CODE_HELP)
+    parser.add_argument(
+        "--unsealed",
+        action="store_true",
+        help="run an ONNX file that was changed since export, unproven; `edgerpn check --reseal` proves it",
+    )
     logs = parser.add_argument_group("log (on the standard error)")
     logs.add_argument("--log-format", choices=("text", "json"), default="text", help="for people, or for programs")
     logs.add_argument(
@@ -214,6 +219,7 @@ def _run_opened(arguments: argparse.Namespace, config: StreamsConfig, opened: di
             self_test=arguments.self_test,
             allow_host_code=arguments.allow_host_code,
             engine=config.engine,
+            verify=not arguments.unsealed,
         ) as model,
     ):
         return run_streams(

@@ -39,6 +39,7 @@ def load(
     self_test: bool = False,
     allow_host_code: bool = False,
     engine: EngineConfig | None = None,
+    verify: bool = True,
 ) -> Model:
     """Loads an exported model or an engine.
 
@@ -55,6 +56,8 @@ def load(
             not the expected ones.
         allow_host_code: Whether a version-compatible engine may bring code that runs on the CPU.
         engine: Slots of an engine, and how threads wait for the GPU; None: the defaults.
+        verify: False loads an ONNX file that was changed since export, with a warning in the log; see `edgerpn check`
+            for a proof that it still computes the same. An engine is always verified.
 
     Returns:
         The model; close it, or use it in a `with` block.
@@ -72,6 +75,7 @@ def load(
         on_mismatch=on_mismatch,
         allow_host_code=allow_host_code,
         engine=engine,
+        verify=verify,
     )
     try:
         if self_test:

@@ -38,12 +38,13 @@ ARGUMENTS = {
         " --config --set --print-config"
     ),
     "check": (
-        "model --target --against --images --data --format --split --classes --allow --limit -o --output"
+        "model --target --against --images --data --format --split --classes --allow --limit --reseal -o --output"
         " --allow-host-code --pictures"
     ),
     "run": (
         "model sources --config --set --print-config -o --output --out --jsonl --video --http --show --max-frames"
-        " --min-score --top --threads --provider --on-mismatch --allow-host-code --log-format --log-level --self-test"
+        " --min-score --top --threads --provider --on-mismatch --allow-host-code --unsealed --log-format --log-level"
+        " --self-test"
     ),
     "doctor": "what source --seconds --config --set --model --json",
     "inspect": "model --size --json",

@@ -12,8 +12,6 @@ import numpy.typing as npt
 from edgerpn.errors import InferenceError, InputError, check_setting
 from edgerpn.manifest import Manifest
 
-OUTPUT_NAMES = ("boxes", "scores", "count")
-
 Outputs = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.int32]]
 """boxes (N, K, 4), scores (N, K), count (N,): the graph's interface, see `edgerpn.manifest`."""
 
@@ -90,11 +88,12 @@ def tensors_of(manifest: Manifest) -> dict[str, tuple[str, tuple[int | None, ...
     """Element type and shape by name of the graph's input and outputs; None is a dynamic batch."""
     height, width = manifest.input.frame_hw
     batch, rows = manifest.input.batch, manifest.proposals.num_proposals
+    boxes, scores, count = manifest.output_names
     return {
         manifest.input.name: ("uint8", (batch, height, width, 3)),
-        "boxes": ("float32", (batch, rows, 4)),
-        "scores": ("float32", (batch, rows)),
-        "count": ("int32", (batch,)),
+        boxes: ("float32", (batch, rows, 4)),
+        scores: ("float32", (batch, rows)),
+        count: ("int32", (batch,)),
     }
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -20,7 +19,7 @@ from torch.nn import functional
 from edgerpn.errors import InputError
 from edgerpn.letterbox import PAD_VALUE, Letterbox, letterbox
 from edgerpn.train.network.anchors import grid_anchors
-from edgerpn.train.network.boxes import clip_boxes
+from edgerpn.train.network.boxes import clip_boxes, row_xyxy
 from edgerpn.train.network.model import Rpn
 from edgerpn.train.network.proposal_stage import ProposalBatch, ProposalConfig, select_proposals
 
@@ -65,8 +64,7 @@ class Detector(nn.Module):
         batch = select_proposals(levels, anchors, content_hw=self.content_hw, config=self.proposals, nms=self.nms)
         if self.geometry is None:
             return batch
-        scale_x, scale_y = self.geometry.scale_xy
-        boxes = batch.boxes / batch.boxes.new_tensor([scale_x, scale_y, scale_x, scale_y])
+        boxes = batch.boxes / row_xyxy(batch.boxes, *self.geometry.scale_xy)
         return ProposalBatch(clip_boxes(boxes, self.geometry.source_hw), batch.scores, batch.count)
 
     def network_levels(self, frames_NHW3: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -103,6 +101,8 @@ def detect(detector: Detector, frame: npt.NDArray[np.uint8]) -> tuple[npt.NDArra
     Raises:
         InputError: The frame is not (H, W, 3) uint8.
     """
+    import cv2  # late: the network itself needs PyTorch only
+
     if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
         raise InputError(f"frame: expected (H, W, 3) uint8 BGR, got shape {frame.shape} and dtype {frame.dtype}")
     geometry = letterbox((frame.shape[0], frame.shape[1]), detector.network_hw)

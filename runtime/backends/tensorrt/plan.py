@@ -37,6 +37,7 @@ class SlotBuffers:
         self._device = device
         self._rows = manifest.proposals.num_proposals
         self.input_name = manifest.input.name
+        self._output_names = manifest.output_names
         height, width = manifest.input.frame_hw
         self.frame_shape = (height, width, 3)
         self._frame_bytes = height * width * 3
@@ -77,11 +78,8 @@ class SlotBuffers:
 
     def addresses(self, size: int) -> dict[str, int]:
         """Device address of every tensor at a batch size."""
-        boxes, scores, count, _ = self._offsets(size)
-        base = self._output_address
-        return {
-            self.input_name: self._input_address, "boxes": base + boxes, "scores": base + scores, "count": base + count
-        }  # fmt: skip
+        outputs = zip(self._output_names, self._offsets(size)[:-1], strict=True)
+        return {self.input_name: self._input_address, **{name: self._output_address + at for name, at in outputs}}
 
     def upload(self, size: int, stream: int) -> None:
         """Starts the copy of `size` frames to the device, if one is needed."""
