@@ -74,6 +74,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="engine made for another GPU or version: fail (default), or build it again from the ONNX file beside it",
     )
     parser.add_argument("--allow-host-code", action="store_true", help=HOST_CODE_HELP)
+    parser.add_argument(
+        "--unsealed",
+        action="store_true",
+        help="run an ONNX file that was changed since export, unproven; `edgerpn check --reseal` proves it",
+    )
     logs = parser.add_argument_group("log (on the standard error)")
     logs.add_argument("--log-format", choices=("text", "json"), default="text", help="for people, or for programs")
     logs.add_argument(
@@ -129,18 +134,15 @@ def run_sources(arguments: argparse.Namespace, config: StreamsConfig) -> RunSumm
     Raises:
         EdgeRpnError: The first error of sources that do not open, of the model or of the outputs.
     """
-    from edgerpn.runtime.opencv import load_cv2
+    from edgerpn.runtime.opencv import single_threaded
 
     _check_sources(arguments, config)
     opened = _open_files(arguments, config)
-    cv2 = load_cv2()
-    num_threads = cv2.getNumThreads()
-    # The cores belong to the model: waking OpenCV's threads for one small resize costs more than it gains.
-    cv2.setNumThreads(1)
     try:
-        return _run_opened(arguments, config, opened)
+        # The cores belong to the model.
+        with single_threaded():
+            return _run_opened(arguments, config, opened)
     finally:
-        cv2.setNumThreads(num_threads)
         for source in opened.values():
             source.close()
 
@@ -214,6 +216,7 @@ def _run_opened(arguments: argparse.Namespace, config: StreamsConfig, opened: di
             self_test=arguments.self_test,
             allow_host_code=arguments.allow_host_code,
             engine=config.engine,
+            verify=not arguments.unsealed,
         ) as model,
     ):
         return run_streams(

@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -23,7 +24,7 @@ from edgerpn.runtime.sources.capture_config import NETWORK_PROTOCOLS, CaptureCon
 from edgerpn.runtime.sources.decoders import choose, find_abilities
 from edgerpn.runtime.sources.failures import CaptureFailedError
 from edgerpn.runtime.sources.ffmpeg_reader import FfmpegReader
-from edgerpn.runtime.sources.file_sources import IMAGE_SUFFIXES
+from edgerpn.runtime.sources.file_sources import is_still
 from edgerpn.runtime.sources.parent_link import ParentLink
 from edgerpn.runtime.sources.plugins import PluginReader, load_plugin
 from edgerpn.runtime.sources.pump import Pump
@@ -112,7 +113,7 @@ def _check_video(path: str) -> None:
     """Refuses everything but a video file: images need no capture process."""
     if not os.path.isfile(path):
         raise CaptureFailedError(f"{printable(path)}: no such video file", reason="not_found", is_final=True)
-    if path.lower().endswith(IMAGE_SUFFIXES):
+    if is_still(Path(path)):
         raise CaptureFailedError(f"{printable(path)}: an image, expected a video", reason="unsupported", is_final=True)
 
 
