@@ -134,18 +134,15 @@ def run_sources(arguments: argparse.Namespace, config: StreamsConfig) -> RunSumm
     Raises:
         EdgeRpnError: The first error of sources that do not open, of the model or of the outputs.
     """
-    from edgerpn.runtime.opencv import load_cv2
+    from edgerpn.runtime.opencv import single_threaded
 
     _check_sources(arguments, config)
     opened = _open_files(arguments, config)
-    cv2 = load_cv2()
-    num_threads = cv2.getNumThreads()
-    # The cores belong to the model: waking OpenCV's threads for one small resize costs more than it gains.
-    cv2.setNumThreads(1)
     try:
-        return _run_opened(arguments, config, opened)
+        # The cores belong to the model.
+        with single_threaded():
+            return _run_opened(arguments, config, opened)
     finally:
-        cv2.setNumThreads(num_threads)
         for source in opened.values():
             source.close()
 

@@ -46,6 +46,10 @@ ARGUMENTS = {
         " --min-score --top --threads --provider --on-mismatch --allow-host-code --unsealed --log-format --log-level"
         " --self-test"
     ),
+    "bench": (
+        "model --data --format --split --classes --allow --images -o --output --threads --provider --allow-host-code"
+        " --config --set --print-config"
+    ),
     "doctor": "what source --seconds --config --set --model --json",
     "inspect": "model --size --json",
     "demo": "-o --output --out --seed --minutes --images --val-images --frames --size --set",
@@ -63,7 +67,7 @@ def actions(command: str) -> list[argparse.Action]:
 
 def test_the_commands_are_these() -> None:
     assert " ".join(COMMANDS) == (
-        "data check data convert anchors train import eval export build run inspect check doctor demo"
+        "data check data convert anchors train import eval export build run bench inspect check doctor demo"
     )
     assert set(ARGUMENTS) == set(COMMANDS)
     assert [name for names in STAGES.values() for name in names] == list(COMMANDS)

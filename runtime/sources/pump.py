@@ -11,6 +11,7 @@ from edgerpn.runtime.sources.capture_config import CaptureConfig
 from edgerpn.runtime.sources.pace import Pace
 from edgerpn.runtime.sources.parent_link import ParentLink
 from edgerpn.runtime.sources.readers import Image, Reader
+from edgerpn.runtime.tracing import span
 
 _MAX_BROKEN = 100
 _WINDOW_S = 60.0
@@ -97,7 +98,8 @@ class Pump:
                 return None
             ring = self._link.ring_for(0)
             view = ring.image(slot, *self._shape[:2])
-        image = self._reader.retrieve(view)
+        with span("decode"):
+            image = self._reader.retrieve(view)
         if image is None:
             self._num_broken += 1
             if slot is not None:
