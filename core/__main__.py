@@ -40,6 +40,12 @@ COMMANDS = {
         "find what is wrong with a data set, without training",
         "edgerpn data check DIR",
     ),
+    "data convert": Command(
+        "edgerpn.train.data_convert_cli",
+        "train",
+        "write a data set in another format",
+        "edgerpn data convert DIR -o CONVERTED --to yolo",
+    ),
     "anchors": Command(
         "edgerpn.train.anchors_cli",
         "train",
@@ -82,6 +88,18 @@ COMMANDS = {
         "run a model on videos, images or cameras",
         "edgerpn run model.onnx rtsp://camera/stream --jsonl -",
     ),
+    "predict": Command(
+        "edgerpn.export.predict_cli",
+        "onnxruntime",
+        "find proposals in images and videos, as results, data sets, crops and pictures",
+        "edgerpn predict model.onnx photos -o predictions",
+    ),
+    "bench": Command(
+        "edgerpn.export.bench_cli",
+        "onnxruntime",
+        "measure latency, rate, power and recall of a model on this machine",
+        "edgerpn bench model.engine --data DIR -o bench.json",
+    ),
     "inspect": Command(
         "edgerpn.export.inspection",
         "onnxruntime",
@@ -109,16 +127,16 @@ COMMANDS = {
 }
 
 STAGES = {
-    "data": ("data check", "anchors"),
+    "data": ("data check", "data convert", "anchors"),
     "train": ("train", "import", "eval"),
     "export": ("export", "build"),
-    "run": ("run",),
+    "run": ("run", "predict", "bench"),
     "diagnose": ("inspect", "check", "doctor"),
     "all stages": ("demo",),
 }
 """The commands by stage, as `edgerpn --help` lists them."""
 
-GROUPS = {"data": "check annotated images"}
+GROUPS = {"data": "check and convert annotated images"}
 """The first words of commands of two words, and their summaries."""
 
 

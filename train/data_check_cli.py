@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,7 +80,9 @@ def _settings(arguments: argparse.Namespace) -> tuple[TrainSettings, Detect | No
     from edgerpn.train.check.opinion import NUM_PROPOSALS
     from edgerpn.train.checkpoint import load_model
     from edgerpn.train.evaluation import make_detector
+    from edgerpn.train.network.detector import detect
 
     model, checkpoint = load_model(arguments.checkpoint)
     settings = settings_io.load(type(checkpoint.settings), base=checkpoint.settings, overrides=size)
-    return settings, make_detector(model, checkpoint, NUM_PROPOSALS, arguments.size)
+    detector = make_detector(model, checkpoint, num_proposals=NUM_PROPOSALS, size_hw=arguments.size)
+    return settings, partial(detect, detector)

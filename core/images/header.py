@@ -1,11 +1,13 @@
-"""Size, EXIF orientation and ends of image files, read from their headers without decoding."""
+"""Size, EXIF orientation and time, and ends of image files, read from their headers without decoding."""
 
 from __future__ import annotations
 
+import calendar
 import io
 import os
 import struct
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
@@ -24,8 +26,9 @@ _JPEG_ALONE = frozenset({0x01, *range(0xD0, 0xD8)})
 _JPEG_SCAN, _JPEG_EXIF = 0xDA, 0xE1
 _EXIF_PREFIX = b"Exif\0\0"
 _TAIL_BYTES = 4096
-# Tag of TIFF, which EXIF shares; TIFF 6.0, section 8, and EXIF 2.3, table 4.
+# Tags of TIFF, which EXIF shares (TIFF 6.0, section 8, and EXIF 2.3, tables 4 and 7).
 _ORIENTATION = 0x112
+_EXIF_DIRECTORY, _TAKEN = 0x8769, 0x9003
 # Uncompressed, with or without masks of the colours.
 _BMP_PLAIN = {0, 3, 6}
 
@@ -41,6 +44,8 @@ class Header(NamedTuple):
     """EXIF orientation, 1..8; 1: upright as stored."""
     fault: str = ""
     """Why the file cannot be whole: empty or truncated; "": nothing seen."""
+    taken_s: int | None = None
+    """EXIF time of the photograph in seconds since 1970, by the camera's clock; None: not given."""
 
     def hw(self, exif: Exif) -> tuple[int, int] | None:
         """Height and width after `exif`, pixels."""
@@ -94,7 +99,7 @@ def _jpeg(stream: BinaryIO) -> Header:
     segments before it is not: an EXIF thumbnail is itself a JPEG.
     """
     stream.seek(2)
-    size, orientation = None, 1
+    size, orientation, taken_s = None, 1, None
     while (marker := _jpeg_marker(stream)) != _JPEG_SCAN:
         if marker is None:
             return Header("JPEG", size, orientation, "truncated: the JPEG ends before its image data")
@@ -106,7 +111,7 @@ def _jpeg(stream: BinaryIO) -> Header:
             header = stream.read(5)
             size = int.from_bytes(header[1:3], "big"), int.from_bytes(header[3:5], "big")
         elif marker == _JPEG_EXIF and stream.read(len(_EXIF_PREFIX)) == _EXIF_PREFIX:
-            orientation = _exif_orientation(stream.read(max(length - 2 - len(_EXIF_PREFIX), 0)))
+            orientation, taken_s = _read_exif(stream.read(max(length - 2 - len(_EXIF_PREFIX), 0)))
         stream.seek(segment + max(length - 2, 0))
     # The rare JPEG that stores its height at the end says 0.
     size = size if size is not None and min(size) > 0 else None
@@ -116,8 +121,8 @@ def _jpeg(stream: BinaryIO) -> Header:
     for start in (max(scan, end - _TAIL_BYTES), scan):
         stream.seek(start)
         if _JPEG_END in stream.read():
-            return Header("JPEG", size, orientation)
-    return Header("JPEG", size, orientation, "truncated: the JPEG has no end marker")
+            return Header("JPEG", size, orientation, taken_s=taken_s)
+    return Header("JPEG", size, orientation, "truncated: the JPEG has no end marker", taken_s)
 
 
 def _jpeg_marker(stream: BinaryIO) -> int | None:
@@ -133,14 +138,14 @@ def _jpeg_marker(stream: BinaryIO) -> int | None:
 def _png(stream: BinaryIO) -> Header:
     stream.seek(16)
     width, height = struct.unpack(">2I", stream.read(8))
-    orientation = 1
+    orientation, taken_s = 1, None
     stream.seek(8)
     while len(chunk := stream.read(8)) == 8:
         if chunk[4:] == b"IEND":
-            return Header("PNG", (height, width), orientation)
+            return Header("PNG", (height, width), orientation, taken_s=taken_s)
         length = int.from_bytes(chunk[:4], "big")
         if chunk[4:] == b"eXIf":
-            orientation = _exif_orientation(stream.read(length))
+            orientation, taken_s = _read_exif(stream.read(length))
             length = 0
         stream.seek(length + 4, os.SEEK_CUR)
     return Header("PNG", (height, width), orientation, "truncated: the PNG has no end chunk")
@@ -162,17 +167,18 @@ def _webp(stream: BinaryIO) -> Header:
     end = stream.seek(0, os.SEEK_END)
     if end < num_bytes + 8:
         return Header("WebP", size, fault="truncated: the WebP file is shorter than it says")
-    return Header("WebP", size, _webp_orientation(stream) if kind == b"VP8X" else 1)
+    orientation, taken_s = _webp_exif(stream) if kind == b"VP8X" else (1, None)
+    return Header("WebP", size, orientation, taken_s=taken_s)
 
 
-def _webp_orientation(stream: BinaryIO) -> int:
+def _webp_exif(stream: BinaryIO) -> tuple[int, int | None]:
     stream.seek(12)
     while len(chunk := stream.read(8)) == 8:
         length = int.from_bytes(chunk[4:], "little")
         if chunk[:4] == b"EXIF":
-            return _exif_orientation(stream.read(length).removeprefix(_EXIF_PREFIX))
+            return _read_exif(stream.read(length).removeprefix(_EXIF_PREFIX))
         stream.seek(length + length % 2, os.SEEK_CUR)
-    return 1
+    return 1, None
 
 
 def _gif(stream: BinaryIO) -> Header:
@@ -201,12 +207,30 @@ def _tiff(stream: BinaryIO) -> Header:
     return Header("TIFF", orientation=_checked(_tiff_tags(stream).get(_ORIENTATION, 1)))
 
 
-def _exif_orientation(data: bytes) -> int:
-    """Returns the orientation in EXIF data, which have the form of a TIFF file; 1 if they are damaged."""
+def _read_exif(data: bytes) -> tuple[int, int | None]:
+    """Returns orientation and time in EXIF data, which have the form of a TIFF file; 1 and None if damaged."""
+    stream = io.BytesIO(data)
+    orientation = 1
     try:
-        return _checked(_tiff_tags(io.BytesIO(data)).get(_ORIENTATION, 1))
+        tags = _tiff_tags(stream)
+        orientation = _checked(tags.get(_ORIENTATION, 1))
+        return orientation, _exif_time(stream, tags[_EXIF_DIRECTORY]) if _EXIF_DIRECTORY in tags else None
     except struct.error:
-        return 1
+        return orientation, None
+
+
+def _exif_time(stream: BinaryIO, directory: int) -> int | None:
+    stream.seek(0)
+    order = "<" if stream.read(2) == b"II" else ">"
+    for tag, kind, number, value in _tiff_entries(stream, order, directory):
+        if (tag, kind, number) == (_TAKEN, 2, 20):
+            stream.seek(*struct.unpack(f"{order}I", value))
+            text = stream.read(19).decode("ascii", errors="replace")
+            try:
+                return calendar.timegm(time.strptime(text, "%Y:%m:%d %H:%M:%S"))
+            except ValueError:  # "0000:00:00 00:00:00", from a camera without a clock
+                return None
+    return None
 
 
 def _checked(orientation: int) -> int:
@@ -219,14 +243,19 @@ def _tiff_tags(stream: BinaryIO) -> dict[int, int]:
     if order is None:
         return {}
     _, offset = struct.unpack(f"{order}HI", stream.read(6))
+    return {
+        tag: struct.unpack(f"{order}{'H' if kind == 3 else 'I'}", value[: 2 if kind == 3 else 4])[0]
+        for tag, kind, number, value in _tiff_entries(stream, order, offset)
+        if number == 1 and kind in (3, 4)
+    }
+
+
+def _tiff_entries(stream: BinaryIO, order: str, offset: int) -> Iterator[tuple[int, int, int, bytes]]:
+    """Yields tag, type, count and value (or its offset) of a directory."""
     stream.seek(offset)
     (count,) = struct.unpack(f"{order}H", stream.read(2))
-    tags = {}
-    for _ in range(count):
-        tag, kind, number, value = struct.unpack(f"{order}HHI4s", stream.read(12))
-        if number == 1 and kind in (3, 4):
-            (tags[tag],) = struct.unpack(f"{order}{'H' if kind == 3 else 'I'}", value[: 2 if kind == 3 else 4])
-    return tags
+    entries = [struct.unpack(f"{order}HHI4s", stream.read(12)) for _ in range(count)]
+    yield from entries
 
 
 _READERS: dict[str, Callable[[BinaryIO], Header]] = {

@@ -72,6 +72,7 @@ NO_SIZE = ProblemKind("image without a usable width and height", "size taken fro
 DUPLICATE_ID = ProblemKind("annotation id used more than once", "kept")
 UNKNOWN_IMAGE = ProblemKind("annotation of an image that is not listed", "dropped")
 BAD_BBOX = ProblemKind("annotation without a usable bbox", "dropped")
+BAD_OBJECT = ProblemKind("object whose form or numbers cannot be read", "dropped")
 TEXT_BBOX = ProblemKind("bbox whose numbers are texts", "read as numbers")
 POLYGON_BBOX = ProblemKind("annotation with a polygon but without a usable bbox", "box taken around the polygon")
 BAD_CROWD = ProblemKind("iscrowd that is neither 0 nor 1", "taken as 0")

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from edgerpn.train.data import annotations as data_annotations
 from edgerpn.train.data.annotations import (
     BAD_BBOX,
+    BAD_OBJECT,
     EMPTY_BOX,
     HELD_OUT_BOX,
     NO_CLASS,
@@ -30,7 +31,7 @@ from edgerpn.train.data.formats.content import Content, Split
 from edgerpn.train.data.rules import DOUBLED, DROPPED, UNLISTED
 
 DOUBLED_BOX = ProblemKind("box that equals another of its image", "kept once")
-_MALFORMED = (BAD_BBOX, NO_CLASS, NOT_FINITE, EMPTY_BOX)
+_MALFORMED = (BAD_BBOX, BAD_OBJECT, NO_CLASS, NOT_FINITE, EMPTY_BOX)
 
 ImageSize = tuple[float, float]
 """Height and width of an image, pixels; infinite if unknown."""
@@ -138,7 +139,7 @@ def _find_lost(listing: Listing, boxes: ListedBoxes) -> list[Finding]:
     """Applies the rules about annotations that are not among the boxes."""
     problems = listing.problems
     malformed, unlisted = problems.count(*_MALFORMED), problems.count(UNKNOWN_IMAGE)
-    total = len(boxes) + problems.count(BAD_BBOX, NO_CLASS)
+    total = len(boxes) + problems.count(BAD_BBOX, BAD_OBJECT, NO_CLASS)
     found = [Finding(rule=DROPPED, count=malformed, total=total)]
     num_with_boxes = len(np.unique(listing.boxes.image_rows))
     # A file of part of the images often keeps the boxes of all.

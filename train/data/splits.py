@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Literal
 
 from edgerpn.errors import DataError
+from edgerpn.train.data.annotations import class_ids
 from edgerpn.train.data.choice import DataChoice
 from edgerpn.train.data.formats import coco_layouts, cvat, label_studio, labelme, open_images, voc, yolo
 from edgerpn.train.data.formats.by_source import SourceSplit, split_by_source
-from edgerpn.train.data.formats.classes import check_classes, ids_by_name, select_classes
+from edgerpn.train.data.formats.classes import check_classes, select_classes
 from edgerpn.train.data.formats.content import Content, Layout, Split
 from edgerpn.train.data.listing import load_content
 
-__all__ = ["Split", "SplitName", "find_layouts", "find_split", "find_train_and_val"]
+__all__ = ["Split", "SplitName", "find_layouts", "find_split", "find_splits", "find_train_and_val"]
 
 SplitName = Literal["train", "val"]
 Log = Callable[[str], None]
@@ -91,6 +92,7 @@ def find_train_and_val(path: Path, choice: DataChoice = _DEFAULT, log: Log | Non
     return _selected(train, layout, choice), _selected(val, layout, choice)
 
 
+<<<<<<< HEAD
 def find_all_splits(path: Path, choice: DataChoice = _DEFAULT, log: Log | None = None) -> dict[str, Split]:
     """Finds the splits that training uses, "train" and "val", and those that it does not; see `find_train_and_val`."""
     train, val = find_train_and_val(path, choice, log)
@@ -99,6 +101,21 @@ def find_all_splits(path: Path, choice: DataChoice = _DEFAULT, log: Log | None =
     return {"train": train, "val": val} | {
         f"{name} (not used)": _selected(layout.splits[name], layout, choice) for name in others
     }
+=======
+def find_splits(path: Path, choice: DataChoice = _DEFAULT, log: Log | None = None) -> dict[str, Split]:
+    """Finds all splits of a data set by name; arguments and errors as in `find_split`.
+
+    They are those that the set has, or the two that `choice` makes of it.
+    """
+    if choice.split:
+        train, val = find_train_and_val(path, choice, log)
+        return {"train": train, "val": val}
+    layout = _layout(path, choice)
+    if log is not None:
+        found = ", ".join(f"{name}: {split.label}" for name, split in layout.splits.items())
+        log(f"{path}: {layout.title}; {found}{_selection(choice)}")
+    return {name: _selected(split, layout, choice) for name, split in layout.splits.items()}
+>>>>>>> main
 
 
 def find_layouts(folder: Path, data_format: str = "auto") -> list[Layout]:
@@ -201,10 +218,10 @@ def _selected(split: Split, layout: Layout, choice: DataChoice) -> Split:
 
 def _load_classes(split: Split, splits: tuple[Split, ...], classes: tuple[str, ...]) -> Content:
     content = load_content(split)
-    known = dict.fromkeys(ids_by_name(content.root))
+    known = {name: None for name, _ in class_ids(content.root)}
     if not known.keys() >= set(classes):
         # Some formats name only the classes that a split has.
-        known |= {name: None for other in splits for name in ids_by_name(load_content(other).root)}
+        known |= {name: None for other in splits for name, _ in class_ids(load_content(other).root)}
         check_classes(classes, known, split.annotations)
     return select_classes(content, classes)
 
@@ -214,7 +231,7 @@ def _hold_out(path: Path, layout: Layout, choice: DataChoice) -> tuple[Split, Sp
     rule = choice.rule
     whole = _named(path, layout, rule.train)
     content = load_content(whole)
-    parts = split_by_source(content, rule.share, rule.seed, whole.annotations)
+    parts = split_by_source(content, rule.share, rule.seed, whole.annotations, whole.images)
     return _part(whole, "train", parts), _part(whole, "val", parts), parts.summary
 
 

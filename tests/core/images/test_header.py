@@ -43,7 +43,7 @@ def encode(kind: str, orientation: int = 1, **options: Any) -> bytes:
 )
 def test_the_header_tells_the_size_that_decoding_gives(kind: str, options: dict[str, Any]) -> None:
     header = read_header(io.BytesIO(encode(kind, **options)))
-    assert header == (kind, (HEIGHT, WIDTH), 1, "")
+    assert header == (kind, (HEIGHT, WIDTH), 1, "", None)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WebP", "TIFF"])
@@ -94,4 +94,23 @@ def test_damaged_exif_data_count_as_upright() -> None:
         assert read_header(io.BytesIO(broken)).orientation == 1
     entry = data.index(b"\x01\x12\0\x03")
     broken = data[: entry + 8] + b"\0\x63" + data[entry + 10 :]
-    assert read_header(io.BytesIO(broken)) == ("JPEG", (HEIGHT, WIDTH), 1, "")
+    assert read_header(io.BytesIO(broken)) == ("JPEG", (HEIGHT, WIDTH), 1, "", None)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WebP"])
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("1970:01:02 00:00:03", 86403),
+        ("2026:11:30 12:00:00", 1796040000),
+        ("0000:00:00 00:00:00", None),
+        ("    :  :     :  :  ", None),
+        ("2026", None),
+    ],
+)
+def test_the_time_of_a_photograph(kind: str, text: str, seconds: int | None) -> None:
+    exif = Image.Exif()
+    exif[0x112] = 3
+    exif.get_ifd(0x8769)[0x9003] = text
+    header = read_header(io.BytesIO(encode(kind, exif=exif)))
+    assert (header.orientation, header.taken_s) == (3, seconds)

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edgerpn.errors import DataError
+from edgerpn.images.formats import list_images
 from edgerpn.train.data.annotations import ProblemKind, Problems
-from edgerpn.train.data.formats.content import Content, digest_of, list_images, stored_sizes
+from edgerpn.train.data.formats.content import Content, digest_of, stored_sizes
 
 UNANNOTATED = ProblemKind("image without annotations", "not used")
-BAD_OBJECT = ProblemKind("object whose form or numbers cannot be read", "dropped")
 NO_BOX = ProblemKind("object without an extent (a point, a line, a mask)", "dropped")
-
-_MAX_BAD = 0.1
 
 
 class FoundObject(NamedTuple):
@@ -77,18 +75,8 @@ class ContentBuilder:
             self._boxes.append(box)
             self._names.append(found.name)
 
-    def content(self, where: Path) -> Content:
-        """Returns the set that was read from a file or folder.
-
-        Raises:
-            DataError: More than a tenth of the objects cannot be read.
-        """
-        num_bad = self._problems.count(BAD_OBJECT)
-        if num_bad > _MAX_BAD * (num_bad + len(self._boxes)):
-            raise DataError(
-                f"{where}: {num_bad} of {num_bad + len(self._boxes)} objects cannot be read; correct or remove them:",
-                problems=self._problems.lines(),
-            )
+    def content(self) -> Content:
+        """Returns the set."""
         categories = [{"id": number, "name": name} for name, number in self._classes.items()]
         root = {"images": self._images, "annotations": self._boxes, "categories": categories}
         return Content(root=root, sha256=digest_of(root), box_names=tuple(self._names), problems=self._problems)
@@ -99,7 +87,7 @@ class ImageIndex:
 
     def __init__(self, folder: Path) -> None:
         """Lists the folder."""
-        self.files = list_images(folder)
+        self.files = list_images(folder, recursive=True)
         self._by_stem: dict[str, list[Path]] = {}
         self._by_name: dict[str, list[Path]] = {}
         self._by_base_stem: dict[str, list[Path]] = {}
@@ -120,12 +108,17 @@ class ImageIndex:
         return next((file for file in choices if file.name == name), choices[0] if choices else self.by_path(path))
 
     def by_path(self, path: str) -> Path | None:
-        """Returns the image whose path agrees in most parts from the end; None if several do.
+        """Returns the image with this path below the folder, or whose path agrees in most parts from the end.
+
+        It is None if several agree in as many.
 
         Args:
             path: As written, maybe on another machine; without a suffix, any suffix fits.
         """
         *folders, name = _parts(path)
+        exact = self._by_stem.get("/".join((*folders, os.path.splitext(name)[0])), [])
+        if (found := next((file for file in exact if file.name == name), None)) is not None:
+            return found
         choices = self._by_name.get(name) or self._by_base_stem.get(name, [])
         ranked = sorted((-_common_tail(file.parts[:-1], folders), file) for file in choices)
         is_clear = len(ranked) == 1 or (len(ranked) > 1 and ranked[0][0] < ranked[1][0])

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgerpn.errors import DataError
+from edgerpn.images.header import read_header
+from edgerpn.machine import available_cores
 from edgerpn.train.data.annotations import Problems
 from edgerpn.train.data.formats.content import Content
+from edgerpn.train.data.image_files import ImageFolder
 
 _NUMBERED = re.compile(r"(.*?)[ _.\-(]*(?:frame|img|image)?[ _.\-(]*(\d+)\)?", re.IGNORECASE | re.DOTALL)
 _WAS_SUFFIX = re.compile(r"[_.](?:jpe?g|png|bmp|webp|tiff?)$", re.IGNORECASE)
+_BURST_GAP_S = 60
+"""Photographs follow each other within this time in a burst."""
+_MAX_SAME_TIME = 40
 _NUM_BLOCKS = 20
 """Blocks into which one long sequence is cut."""
 
@@ -30,25 +38,30 @@ class SourceSplit(NamedTuple):
     """Counts of images and sources, for the log."""
 
 
-def split_by_source(content: Content, fraction: float, seed: int, where: Path) -> SourceSplit:
+def split_by_source(
+    content: Content, fraction: float, seed: int, where: Path, folder: Path | None = None
+) -> SourceSplit:
     """Holds out about a `fraction` of the images of a set, by whole sources.
 
     Images whose names agree before Roboflow's ".rf." or before a number at the end are of one source, such as the
-    frames of a video; "source" or "video_id" of an image replaces its name. A source with more numbered images than
-    the validation split is cut into blocks of neighbours. The choice depends on the names and the seed alone.
+    frames of a video; "source" or "video_id" of an image replaces its name. Photographs with a time in their EXIF
+    data are of one source while each follows the one before within a minute. A source with more numbered images, or
+    photographs, than the validation split is cut into blocks of neighbours. The choice depends on the names, the times
+    and the seed alone.
 
     Args:
         content: A set whose malformed entries have been repaired.
         fraction: Share of the images, above 0 and below 1.
         seed: Another seed chooses other sources.
         where: Annotation file or folder, for messages.
+        folder: Folder of the images, whose times are read; None: names alone count.
 
     Raises:
         DataError: All images are of one source that cannot be cut.
     """
     images: list[dict[str, Any]] = content.root["images"]
     wanted = max(1, round(fraction * len(images)))
-    units = _units(images, wanted)
+    units = _units(images, wanted, _bursts(images, folder) if folder is not None else {})
     if len(units) < 2:
         raise DataError(
             f"{where}: no validation split, and all {len(images)} images are of one source, so none can be held out; "
@@ -86,13 +99,50 @@ def source_of(name: str) -> tuple[str, int | None]:
     return (match[1], int(match[2])) if match is not None and len(match[2]) < 19 else (stem, None)
 
 
-def _units(images: Sequence[Mapping[str, Any]], wanted: int) -> dict[str, list[int]]:
+def _bursts(images: Sequence[Mapping[str, Any]], folder: Path) -> dict[int, tuple[str, int]]:
+    """Returns source and number of the images that are photographs of a known time, by index."""
+    found = ImageFolder(folder)
+
+    def taken_s(index: int) -> int | None:
+        name = str(images[index]["file_name"])
+        if _given_source(images[index]) is not None or ".rf." in name:
+            return None  # Roboflow's copies of a photograph have no time
+        try:
+            file = found.locate(name)
+            if file is None:
+                return None
+            with file.open("rb") as stream:
+                return read_header(stream).taken_s
+        except (OSError, DataError):  # the check of the images names it
+            return None
+
+    with ThreadPoolExecutor(max_workers=available_cores(), thread_name_prefix="times") as workers:
+        times = list(workers.map(taken_s, range(len(images))))
+    # A clock that stands still tells nothing.
+    counts = Counter(times)
+    most = max(_MAX_SAME_TIME, len(images) // 10)
+    order = sorted((time, index) for index, time in enumerate(times) if time is not None and counts[time] <= most)
+    bursts, start, last = {}, 0, -math.inf
+    for time, index in order:
+        start = start if time - last <= _BURST_GAP_S else time
+        bursts[index] = (f"photographs from {start}", time)
+        last = time
+    return bursts
+
+
+def _given_source(image: Mapping[str, Any]) -> str | None:
+    return next((str(image[key]) for key in ("source", "video_id") if isinstance(image.get(key), (str, int))), None)
+
+
+def _units(
+    images: Sequence[Mapping[str, Any]], wanted: int, bursts: Mapping[int, tuple[str, int]]
+) -> dict[str, list[int]]:
     """Returns the indices of the images that must stay together, by name of the source or block."""
     sources: dict[str, list[tuple[int, int]]] = defaultdict(list)
     numbered: dict[str, set[int]] = defaultdict(set)
     for index, image in enumerate(images):
-        given = next((image[key] for key in ("source", "video_id") if isinstance(image.get(key), (str, int))), None)
-        source, number = source_of(str(given)) if given is not None else source_of(str(image["file_name"]))
+        by_name = source_of(_given_source(image) or str(image["file_name"]))
+        source, number = bursts.get(index, by_name)
         sources[source].append((-1 if number is None else number, index))
         numbered[source].add(-1 if number is None else number)
     units = {}

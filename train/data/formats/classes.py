@@ -6,12 +6,13 @@ import copy
 import difflib
 import hashlib
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+import operator
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from edgerpn.errors import DataError
-from edgerpn.train.data.annotations import ProblemKind
+from edgerpn.train.data.annotations import ProblemKind, class_ids
 from edgerpn.train.data.formats.content import Content
 
 OTHER_CLASS = ProblemKind("box of a class that --classes does not select", "dropped")
@@ -21,35 +22,25 @@ _MAX_SHOWN = 40
 
 def select_classes(content: Content, names: Sequence[str]) -> Content:
     """Returns a set, whose malformed entries have been repaired, with the boxes of some classes; all images stay."""
-    ids = ids_by_name(content.root)
-    wanted = [number for name in names for number in ids.get(name, ())]
-    boxes = content.root["annotations"]
-    kept = [row for row, box in enumerate(boxes) if box.get("category_id") in wanted]
+    wanted = [number for name, number in class_ids(content.root) if name in names]
+    boxes, box_names = content.root["annotations"], content.box_names or ()
+    is_kept = [box.get("category_id") in wanted for box in boxes]
     problems = copy.deepcopy(content.problems)
-    dropped = {number: name for name, numbers in ids.items() if name not in names for number in numbers}
-    for row in sorted(set(range(len(boxes))) - set(kept)):
-        category = boxes[row].get("category_id")
-        problems.add(OTHER_CLASS, dropped.get(category, "unknown") if isinstance(category, (int, str)) else "unknown")
+    for name in itertools.compress(box_names, map(operator.not_, is_kept)):
+        problems.add(OTHER_CLASS, name)
     listed = content.root.get("categories") or []
     categories = [entry for entry in listed if isinstance(entry, dict) and entry.get("id") in wanted]
-    box_names = content.box_names
-    return Content(
-        root={**content.root, "annotations": [boxes[row] for row in kept], "categories": categories},
+    return replace(
+        content,
+        root={
+            **content.root,
+            "annotations": list(itertools.compress(boxes, is_kept)),
+            "categories": categories,
+        },
         sha256=hashlib.sha256(f"{content.sha256} {sorted(names)}".encode(errors="surrogatepass")).hexdigest(),
-        box_names=None if box_names is None else tuple(box_names[row] for row in kept),
+        box_names=tuple(itertools.compress(box_names, is_kept)),
         problems=problems,
-        is_repaired=content.is_repaired,
     )
-
-
-def ids_by_name(root: Mapping[str, Any]) -> dict[str, list[int | str]]:
-    """Returns the ids of each class; several classes may have one name."""
-    rows = root.get("categories")
-    ids: dict[str, list[int | str]] = {}
-    for row in rows if isinstance(rows, list) else []:
-        if isinstance(row, dict) and isinstance(row.get("id"), (int, str)):
-            ids.setdefault(str(row.get("name")), []).append(row["id"])
-    return ids
 
 
 def check_classes(names: Sequence[str], known: Collection[str], where: Path) -> None:

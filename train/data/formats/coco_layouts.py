@@ -9,8 +9,9 @@ from collections import defaultdict
 from pathlib import Path
 
 from edgerpn.errors import DataError
+from edgerpn.images.formats import has_image_suffix
 from edgerpn.train.data import annotations as data_annotations
-from edgerpn.train.data.formats.content import SPLIT_NAMES, Content, Layout, Split, is_image, visible_files
+from edgerpn.train.data.formats.content import SPLIT_NAMES, Content, Layout, Split, visible_files
 
 LOOKED_FOR = (
     "COCO: train.json, val.json and images/; train/_annotations.coco.json, valid/; "
@@ -114,7 +115,7 @@ def _images_of_file(file: Path, folder: Path) -> Path:
     choices = [folder / "images" / tag, folder / "images"]
     if tag != "default":
         choices.insert(0, folder / tag)
-    if folder.is_dir() and any(is_image(path.name) for path in folder.iterdir()):
+    if folder.is_dir() and any(has_image_suffix(path.name) for path in folder.iterdir()):
         choices.append(folder)
     return _first_folder(tuple(choices), folder / "images")
 

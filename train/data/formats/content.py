@@ -12,14 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgerpn.errors import DataError, require
+from edgerpn.images.formats import has_image_suffix, is_hidden
 from edgerpn.machine import available_cores
 from edgerpn.train.data.annotations import BROKEN_FILE, Problems
 from edgerpn.train.data.image_files import ImageFolder, probe_image
-
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".jp2", ".avif", ".gif"}
-)
-"""Suffixes of the files that count as images of a data set, in any case."""
 
 SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
     "train": ("train",),
@@ -84,26 +80,14 @@ def digest_of(root: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(root, sort_keys=True).encode()).hexdigest()
 
 
-def is_image(name: str) -> bool:
-    """Returns whether a file is an image by its name; hidden files, such as Apple's "._" files, do not count."""
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-
-
-def list_images(folder: Path) -> list[Path]:
-    """Returns the images below a folder at every depth, sorted; folders that are links below it are not entered."""
-    found = []
-    for root, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(root) / name for name in names if is_image(name)]
-    return sorted(found)
-
-
 def visible_files(folder: Path, suffix: str) -> list[Path]:
     """Returns the files of a folder that end in `suffix` (any case), sorted, without hidden ones; [] if missing."""
     if not folder.is_dir():
         return []
     return sorted(
-        path for path in folder.iterdir() if path.suffix.lower() == suffix and path.name[0] != "." and path.is_file()
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() == suffix and not is_hidden(path.name) and path.is_file()
     )
 
 
@@ -112,7 +96,7 @@ def annotated_images(folder: Path, suffix: str) -> bool:
     if not folder.is_dir():
         return False
     stems = {path.stem for path in visible_files(folder, suffix)}
-    return bool(stems) and any(is_image(path.name) and path.stem in stems for path in folder.iterdir())
+    return bool(stems) and any(has_image_suffix(path.name) and path.stem in stems for path in folder.iterdir())
 
 
 def read_text(file: Path, what: str) -> str:

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from edgerpn.errors import DataError
-from edgerpn.train.data.annotations import MISSING_FILE, Problems
+from edgerpn.train.data.annotations import BAD_OBJECT, MISSING_FILE, Problems
 from edgerpn.train.data.formats.building import (
-    BAD_OBJECT,
     NO_BOX,
     UNANNOTATED,
     ContentBuilder,
@@ -104,7 +103,7 @@ def read_content(source: _Source) -> Content:
         for image in index.files:
             if image not in used:
                 problems.add(UNANNOTATED, image.name)
-    return builder.content(source.file)
+    return builder.content()
 
 
 def _is_cvat(file: Path) -> bool:

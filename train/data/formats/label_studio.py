@@ -14,9 +14,9 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from edgerpn.errors import DataError
-from edgerpn.train.data.annotations import MISSING_FILE, ProblemKind, Problems
+from edgerpn.images.formats import has_image_suffix
+from edgerpn.train.data.annotations import BAD_OBJECT, MISSING_FILE, ProblemKind, Problems
 from edgerpn.train.data.formats.building import (
-    BAD_OBJECT,
     NO_BOX,
     UNANNOTATED,
     ContentBuilder,
@@ -27,7 +27,7 @@ from edgerpn.train.data.formats.building import (
     rotated,
     size_hw,
 )
-from edgerpn.train.data.formats.content import Content, Layout, Split, is_image, read_text, stored_sizes, visible_files
+from edgerpn.train.data.formats.content import Content, Layout, Split, read_text, stored_sizes, visible_files
 
 LOOKED_FOR = "Label Studio: a JSON export (a list of tasks with 'data' and 'annotations') and images/"
 
@@ -95,7 +95,7 @@ def read_content(file: Path, images: Path) -> Content:
             hw = next((size for size in sizes if size), None) or stored_sizes([image], images, problems).get(image)
             if hw is not None:
                 builder.add(image, hw, _objects(results, hw, name, problems))
-    return builder.content(file)
+    return builder.content()
 
 
 def _entries(task: dict[str, Any], key: str) -> list[dict[str, Any]]:
@@ -132,7 +132,7 @@ def _image_of(task: dict[str, Any], index: ImageIndex) -> Path | None:
             path = _path_of(value)
             folder, slash, base = path.rpartition("/")
             original = f"{folder}{slash}{base[9:]}" if _UPLOAD.match(base) else path
-            if is_image(base):
+            if has_image_suffix(base):
                 return index.by_path(path) or index.by_path(original)
     return None
 

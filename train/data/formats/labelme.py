@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from edgerpn.errors import DataError
-from edgerpn.train.data.annotations import MISSING_FILE, Problems
+from edgerpn.train.data.annotations import BAD_OBJECT, MISSING_FILE, Problems
 from edgerpn.train.data.formats.building import (
-    BAD_OBJECT,
     NO_BOX,
     UNANNOTATED,
     ContentBuilder,
@@ -77,7 +76,7 @@ def read_content(folder: Path) -> Content:
     for image in index.files:
         if image not in used:
             problems.add(UNANNOTATED, image.name)
-    return builder.content(folder)
+    return builder.content()
 
 
 def _split(folder: Path, name: str) -> Split:

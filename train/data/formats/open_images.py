@@ -15,9 +15,8 @@ from functools import partial
 from pathlib import Path
 
 from edgerpn.errors import DataError
-from edgerpn.train.data.annotations import ProblemKind, Problems
+from edgerpn.train.data.annotations import BAD_OBJECT, ProblemKind, Problems
 from edgerpn.train.data.formats.building import (
-    BAD_OBJECT,
     UNANNOTATED,
     ContentBuilder,
     FoundObject,
@@ -113,7 +112,7 @@ def read_content(source: _Source) -> Content:
             builder.add(image, hw, objects[image])
         else:
             problems.add(UNANNOTATED, image.name)
-    return builder.content(source.boxes)
+    return builder.content()
 
 
 def _layout(folder: Path, files: list[Path]) -> Layout:

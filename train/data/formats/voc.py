@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 
 from edgerpn.errors import DataError
-from edgerpn.train.data.annotations import MISSING_FILE, Problems
+from edgerpn.images.formats import has_image_suffix
+from edgerpn.train.data.annotations import BAD_OBJECT, MISSING_FILE, Problems
 from edgerpn.train.data.formats.building import (
-    BAD_OBJECT,
     UNANNOTATED,
     ContentBuilder,
     FoundObject,
@@ -30,11 +30,9 @@ from edgerpn.train.data.formats.content import (
     Split,
     annotated_images,
     check_confined,
-    is_image,
     parse_xml,
     read_text,
     relative_parts,
-    visible_files,
 )
 
 LOOKED_FOR = "PASCAL VOC: Annotations/ (XML files) and JPEGImages/; XML files beside images, also in train/ and valid/"
@@ -71,7 +69,7 @@ class _Image:
 def find_layouts(folder: Path) -> list[Layout]:
     """Returns the PASCAL VOC layout in a folder, if there is one."""
     for name in ("Annotations", "annotations"):
-        if visible_files(folder / name, ".xml"):
+        if next((folder / name).rglob("*.[xX][mM][lL]"), None) is not None:
             places = (folder / place for place in ("JPEGImages", "images", "Images"))
             images = next((place for place in places if place.is_dir()), folder)
             sources = _listed_sources(folder, folder / name, images)
@@ -116,7 +114,7 @@ def read_content(source: _Source) -> Content:
     builder = ContentBuilder(source.images, problems)
     for image, found in parsed.items():
         builder.add(image, found.hw, found.objects)
-    return builder.content(source.xml)
+    return builder.content()
 
 
 def _listed_sources(folder: Path, xml: Path, images: Path) -> dict[str, _Source]:
@@ -156,7 +154,7 @@ def _listed_file(line: str, source: _Source, where: str) -> tuple[str, Path]:
     """Returns the image of a line, which may have a 1 or -1 behind it, and its XML file."""
     for text in (line.strip(), line.split()[0]):
         stem = "/".join(relative_parts(text, where))
-        stem = os.path.splitext(stem)[0] if is_image(stem) else stem
+        stem = os.path.splitext(stem)[0] if has_image_suffix(stem) else stem
         file = source.xml / f"{stem}.xml"
         # Unlike Path.is_file, it takes a name that is too long.
         if os.path.isfile(file):

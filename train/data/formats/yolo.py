@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from edgerpn.errors import DataError, require
-from edgerpn.train.data.annotations import ProblemKind, Problems
-from edgerpn.train.data.formats.building import BAD_OBJECT, ContentBuilder, FoundObject, extent
+from edgerpn.images.formats import has_image_suffix, list_images
+from edgerpn.train.data.annotations import BAD_OBJECT, ProblemKind, Problems
+from edgerpn.train.data.formats.building import ContentBuilder, FoundObject, extent
 from edgerpn.train.data.formats.content import (
     SPLIT_NAMES,
     Content,
@@ -25,8 +26,6 @@ from edgerpn.train.data.formats.content import (
     Split,
     annotated_images,
     check_confined,
-    is_image,
-    list_images,
     read_text,
     relative_parts,
     stored_sizes,
@@ -169,7 +168,7 @@ def read_content(source: _Source) -> Content:
             f"{source.file}: {len(in_pixels)} of {num_boxes} boxes have numbers above 1, as if in pixels (first: "
             f"{in_pixels[0]}); expected {_LINE}; divide them by the width and height of the image"
         )
-    return builder.content(source.file)
+    return builder.content()
 
 
 def _split(split: str, source: _Source) -> Split:
@@ -249,14 +248,14 @@ def _label_places(image: Path, source: _Source) -> str:
 
 def _images_of(entry: Path, source: _Source) -> list[Path]:
     if entry.is_dir():
-        return list_images(entry)
+        return list_images(entry, recursive=True)
     files = []
     for number, line in enumerate(read_text(entry, "a list of image files").splitlines(), start=1):
         text = line.strip()
         if not text:
             continue
         file = _listed_image(text, entry, source.folder, f"{entry}: line {number}")
-        if is_image(file.name):
+        if has_image_suffix(file.name):
             files.append(file)
     return files
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from edgerpn.errors import DataError
 from edgerpn.train.data.formats.by_source import SourceSplit, source_of, split_by_source
@@ -31,7 +32,9 @@ def test_the_source_of_a_name(name: str, source: str, number: int | None) -> Non
     assert source_of(name) == (source, number)
 
 
-def split(names: list[str], fraction: float = 0.2, seed: int = 0, **extra: list[Any]) -> SourceSplit:
+def split(
+    names: list[str], fraction: float = 0.2, seed: int = 0, folder: Path | None = None, **extra: list[Any]
+) -> SourceSplit:
     images = [
         {"id": index, "file_name": name, **{key: values[index] for key, values in extra.items()}}
         for index, name in enumerate(names)
@@ -40,7 +43,9 @@ def split(names: list[str], fraction: float = 0.2, seed: int = 0, **extra: list[
     boxes.append({"id": 999, "image_id": 999})
     root = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "fish"}]}
     box_names = tuple(f"box {box['id']}" for box in boxes)
-    return split_by_source(Content(root=root, sha256="ab", box_names=box_names), fraction, seed, Path("set.json"))
+    return split_by_source(
+        Content(root=root, sha256="ab", box_names=box_names), fraction, seed, Path("set.json"), folder
+    )
 
 
 def file_names(content: Content) -> list[str]:
@@ -98,3 +103,35 @@ def test_boxes_go_with_their_images() -> None:
 def test_a_single_source_cannot_be_split(names: list[str]) -> None:
     with pytest.raises(DataError, match=r"set\.json: no validation split, and all \d images are of one source"):
         split(names)
+
+
+def write_photograph(file: Path, taken: str) -> None:
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9003] = taken
+    Image.new("RGB", (8, 8)).save(file, exif=exif)
+
+
+def test_photographs_of_one_burst_stay_together(tmp_path: Path) -> None:
+    """Ten bursts of three in ten hours; the names mix them."""
+    hours = {}
+    for number in range(30):
+        name = f"IMG_{(number * 7) % 30:04}.jpg"
+        hours[name] = number // 3
+        write_photograph(tmp_path / name, f"2026:11:30 {number // 3:02}:00:{20 * (number % 3):02}")
+    train, val, summary = split(sorted(hours), folder=tmp_path)
+    chosen = {hours[name] for name in file_names(val)}
+    assert (len(file_names(val)), len(chosen)) == (6, 2)
+    assert not chosen & {hours[name] for name in file_names(train)}
+    assert summary == "6 of 30 images (2 of 10 groups by source, seed 0)"
+
+
+def test_a_long_series_is_cut_and_a_clock_that_stands_still_does_not_count(tmp_path: Path) -> None:
+    names = [f"photo{chr(97 + n % 25)}{n // 25}x.jpg" for n in range(50)]
+    for number, name in enumerate(names):
+        write_photograph(tmp_path / name, f"2026:11:30 10:{number // 2:02}:{30 * (number % 2):02}")
+    places = sorted(names.index(name) for name in file_names(split(names, folder=tmp_path).val))
+    assert 10 <= len(places) <= 12
+    assert places == [place for place in range(50) if place // 3 in {chosen // 3 for chosen in places}]
+    for name in names:
+        write_photograph(tmp_path / name, "2000:01:01 00:00:00")
+    assert file_names(split(names, folder=tmp_path).val) == file_names(split(names).val)
