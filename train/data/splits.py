@@ -92,7 +92,6 @@ def find_train_and_val(path: Path, choice: DataChoice = _DEFAULT, log: Log | Non
     return _selected(train, layout, choice), _selected(val, layout, choice)
 
 
-<<<<<<< HEAD
 def find_all_splits(path: Path, choice: DataChoice = _DEFAULT, log: Log | None = None) -> dict[str, Split]:
     """Finds the splits that training uses, "train" and "val", and those that it does not; see `find_train_and_val`."""
     train, val = find_train_and_val(path, choice, log)
@@ -101,7 +100,8 @@ def find_all_splits(path: Path, choice: DataChoice = _DEFAULT, log: Log | None =
     return {"train": train, "val": val} | {
         f"{name} (not used)": _selected(layout.splits[name], layout, choice) for name in others
     }
-=======
+
+
 def find_splits(path: Path, choice: DataChoice = _DEFAULT, log: Log | None = None) -> dict[str, Split]:
     """Finds all splits of a data set by name; arguments and errors as in `find_split`.
 
@@ -115,7 +115,6 @@ def find_splits(path: Path, choice: DataChoice = _DEFAULT, log: Log | None = Non
         found = ", ".join(f"{name}: {split.label}" for name, split in layout.splits.items())
         log(f"{path}: {layout.title}; {found}{_selection(choice)}")
     return {name: _selected(split, layout, choice) for name, split in layout.splits.items()}
->>>>>>> main
 
 
 def find_layouts(folder: Path, data_format: str = "auto") -> list[Layout]:
