@@ -8,5 +8,5 @@ recall      recall for equal training time
 nms         forms of NMS; nms.recall: recall by its thresholds
 precision   float16 and int8
 train       the training step beside torchvision's
-gpu         everything that needs an NVIDIA GPU
+gpu         everything that needs an NVIDIA GPU; gpu.bundle and gpu.check: in stages, prepared elsewhere
 """

@@ -9,6 +9,7 @@
       ManifestError(ValueError)         a manifest that is missing or malformed
         ManifestVersionError            its schema number is not the one that this version reads
         ArtifactMismatchError           a hash (or the machine) differs from what the manifest says
+          ArtifactChangedError          an ONNX file is whole, but not the one that was exported
       ExportError                       the graph cannot be exported
         ParityError                     the exported graph and the model disagree
         RecallDropError                 a reduced precision loses more recall than allowed
@@ -95,6 +96,10 @@ class ManifestVersionError(ManifestError):
 
 class ArtifactMismatchError(ManifestError):
     """A file's hash, or the machine, differs from what its manifest says."""
+
+
+class ArtifactChangedError(ArtifactMismatchError):
+    """An ONNX file is whole, but another one than its manifest describes: a program has changed it since export."""
 
 
 class ExportError(EdgeRpnError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,13 +63,19 @@ def read(artifact: str | os.PathLike[str], manifest: Manifest) -> Golden:
     path = Path(artifact).parent / Path(spec.file).name
     if not path.is_file():
         raise ManifestError(f"{path}: the golden frames of {Path(artifact).name} are missing; copy them along")
-    if files.sha256(path) != spec.sha256:
-        raise ArtifactMismatchError(f"{path}: not the golden frames that the manifest describes; copy all files again")
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return Golden(**{name: arrays[name] for name in ("frames", "boxes", "scores", "count")})
-    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
-        raise ManifestError(f"{path}: cannot be read as golden frames: {error}; export the model again") from error
+            found = Golden(**{name: arrays[name] for name in ("frames", "boxes", "scores", "count")})
+    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ManifestError(
+            f"{path}: truncated or damaged: not golden frames. Copy it again, or export the model again."
+        ) from error
+    if files.sha256(path) != spec.sha256:
+        raise ArtifactMismatchError(
+            f"{path}: golden frames, but not those that the manifest of {Path(artifact).name} describes. Copy all "
+            "files of one export together, or export again."
+        )
+    return found
 
 
 def compare(

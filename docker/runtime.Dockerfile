@@ -18,6 +18,8 @@ COPY constraints.txt /tmp/constraints.txt
 COPY --from=build /wheels /tmp/wheels
 RUN pip install --no-cache-dir -c /tmp/constraints.txt "$(echo /tmp/wheels/*.whl)[onnxruntime,opencv-headless]" \
     && useradd --create-home --uid 1000 edgerpn
+COPY docker/check_image.py /tmp/check_image.py
+RUN python /tmp/check_image.py
 USER 1000
 WORKDIR /work
 ENV PYTHONUNBUFFERED=1

@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Any
 from edgerpn import files
 from edgerpn.arguments import HOST_CODE_HELP, count_argument, output_problems
 from edgerpn.errors import ConfigError
-from edgerpn.export.photographs import IMAGE_SUFFIXES, spread
+from edgerpn.export.photographs import list_photographs, spread
 from edgerpn.manifest import manifest_path
 from edgerpn.targets import TARGETS
 from edgerpn.train.data import choice
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from edgerpn.export.compare.compare import Comparison
+    from edgerpn.export.compare.reseal import ChangedGraph
     from edgerpn.train.data.coco import Dataset
 
 
@@ -42,6 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     choice.add_arguments(parser)
     parser.add_argument(
         "--limit", type=count_argument(1), metavar="N", help="compare on N of the photographs, spread over all"
+    )
+    parser.add_argument(
+        "--reseal",
+        action="store_true",
+        help="A is the ONNX file B after another program changed it: if both agree, also on the golden frames of B, "
+        "write a manifest for A",
     )
     parser.add_argument("-o", "--output", type=Path, metavar="REPORT.json", help="write everything to this file")
     parser.add_argument("--allow-host-code", action="store_true", help=HOST_CODE_HELP)
@@ -74,7 +83,9 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
     problems = []
     if not (arguments.target or arguments.against):
         problems.append("check: name a --target to check the graph for, or a model to compare it with by --against")
-    if arguments.against and not (arguments.images or arguments.data):
+    if arguments.reseal:
+        problems += _reseal_problems(arguments)
+    elif arguments.against and not (arguments.images or arguments.data):
         problems.append("check: --against needs photographs; name their folder with --images DIR, or --data PATH")
     if not arguments.against:
         given = [
@@ -96,6 +107,20 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
         problems.append(f"--pictures {arguments.pictures}: this is a file, expected a folder")
     if problems:
         raise ConfigError(problems)
+
+
+def _reseal_problems(arguments: argparse.Namespace) -> list[str]:
+    if arguments.against is None:
+        return ["check: --reseal compares; name the exported ONNX file with --against"]
+    problems = [f"check: --reseal is for ONNX files, got {path}" for path in (arguments.model, arguments.against)
+                if path.suffix.lower() != ".onnx"]  # fmt: skip
+    if arguments.target:
+        problems.append("check: --reseal checks the target of the manifest; check --target in a second call")
+    if arguments.model.exists() and arguments.against.exists() and arguments.model.samefile(arguments.against):
+        problems.append(
+            f"check: --reseal: {arguments.model} and {arguments.against} are one file; name the exported one"
+        )
+    return problems
 
 
 def _check_target(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -124,18 +149,51 @@ def _check_target(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _compare(arguments: argparse.Namespace) -> Comparison:
     """Compares, prints the table and draws; returns the comparison."""
+    images, dataset = _images(arguments)
+    changed = _open_changed(arguments)
+    if changed is None:
+        return _compare_files(arguments, arguments.model, images, dataset)
+    with changed as graph:
+        if not arguments.reseal:
+            print(
+                f"{arguments.model} was changed since export: compared under the manifest of {arguments.against.name}"
+            )
+            return _compare_files(arguments, graph.copy, images, dataset)
+        if not images and not graph.images:
+            raise ConfigError(
+                [f"{arguments.against}: it has no golden frames; name photographs with --images or --data"]
+            )
+        comparison = _compare_files(arguments, graph.copy, [*graph.images, *images], dataset)
+        if comparison.culprit is None:
+            graph.seal(comparison, dataset, functools.partial(print, flush=True))
+            print(f"wrote {manifest_path(arguments.model)}, which names {arguments.against.name} as the parent")
+        return comparison
+
+
+def _open_changed(arguments: argparse.Namespace) -> AbstractContextManager[ChangedGraph] | None:
+    """Returns model A as a changed form of model B, if it is one: by --reseal, or by its hash."""
+    if any(path.suffix.lower() != ".onnx" for path in (arguments.model, arguments.against)):
+        return None
+    from edgerpn.export.compare.reseal import ChangedGraph, is_changed
+
+    if not arguments.reseal and not is_changed(arguments.model):
+        return None
+    return ChangedGraph.opened(arguments.model, arguments.against)
+
+
+def _compare_files(
+    arguments: argparse.Namespace, model: Path, images: list[Path], dataset: Dataset | None
+) -> Comparison:
     from edgerpn.export.compare.compare import compare_models
     from edgerpn.export.compare.comparison import format_comparison
 
-    images, dataset = _images(arguments)
-    log = functools.partial(print, flush=True)
     comparison = compare_models(
-        arguments.model,
+        model,
         arguments.against,
         images,
         dataset=dataset,
         allow_host_code=arguments.allow_host_code,
-        log=log,
+        log=functools.partial(print, flush=True),
     )
     print(format_comparison(comparison))
     if arguments.pictures is not None:
@@ -152,25 +210,27 @@ def _compare(arguments: argparse.Namespace) -> Comparison:
 
 
 def _images(arguments: argparse.Namespace) -> tuple[list[Path], Dataset | None]:
-    """Returns the photographs to compare on, and their annotations.
+    """Returns the photographs to compare on, and their annotations; --reseal needs none.
 
     Raises:
         ConfigError: There are none.
         DataError: The annotations cannot be used.
     """
     dataset = None
+    if arguments.data is None and arguments.images is None:
+        return [], None
+    log = functools.partial(print, file=sys.stderr)
     if arguments.data is not None:
         from edgerpn.train.data.coco import read_split
         from edgerpn.train.data.splits import find_split
 
-        log = functools.partial(print, file=sys.stderr)
         split = find_split(arguments.data, "val", choice.chosen(arguments), log)
         dataset = read_split(split._replace(images=arguments.images or split.images), verify="header")
         for problem in dataset.problems:
             log(f"{split.label}: {problem}")
         found = [record.file for record in dataset.records]
     else:
-        found = sorted(path for path in arguments.images.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        found = list_photographs(arguments.images, log)
     if not found:
         raise ConfigError([f"{arguments.images or arguments.data}: no images in it to compare on"])
     return spread(found, arguments.limit or len(found)), dataset

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from edgerpn.errors import DataError, ExportError
+from edgerpn.images.decoding import split_decodable
+from edgerpn.images.formats import list_images
 from edgerpn.train.data.choice import DataChoice
 
 if TYPE_CHECKING:
     from edgerpn.train.data.splits import Split
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
-"""Suffixes of the files that count as photographs."""
 
 NUM_PARITY_IMAGES = 16
 """Images on which graph and network are compared, at most."""
@@ -37,13 +35,30 @@ def spread(items: Sequence[Item], most: int) -> list[Item]:
     return [items[round(index * (len(items) - 1) / (most - 1))] for index in range(most)]
 
 
-def parity_images(data: Split | None, images: Path | None, *, most: int = NUM_PARITY_IMAGES) -> list[Path]:
+def list_photographs(folder: Path, log: Callable[[str], None], *, recursive: bool = False) -> list[Path]:
+    """Returns the images of a folder that OpenCV decodes, sorted; logs a line for each format that it does not."""
+    import cv2
+
+    found, left_out = split_decodable(cv2, list_images(folder, recursive=recursive))
+    for line in left_out:
+        log(f"warning: {folder}: {line}")
+    return found
+
+
+def parity_images(
+    data: Split | None,
+    images: Path | None,
+    *,
+    most: int = NUM_PARITY_IMAGES,
+    log: Callable[[str], None] = lambda _: None,
+) -> list[Path]:
     """Finds photographs to compare models on.
 
     Args:
         data: Validation images of a data set, see `edgerpn.train.data.splits`.
         images: Without a data set: a folder of photographs.
         most: Take so many at most, spread over all.
+        log: Called with a line of text for images that cannot be used.
 
     Raises:
         ExportError: There are none.
@@ -54,7 +69,7 @@ def parity_images(data: Split | None, images: Path | None, *, most: int = NUM_PA
 
         found = [record.file for record in read_split(data, verify="header").records]
     elif images is not None:
-        found = sorted(p for p in images.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES) if images.is_dir() else []
+        found = list_photographs(images, log) if images.is_dir() else []
     else:
         raise ExportError(
             "the graph must be compared with PyTorch on real images, and the training folder is not here; name a data "
@@ -97,12 +112,11 @@ def calibration_images(
         split = find_split(folder, "train", choice, log)
         found = sorted(record.file for record in read_split(split, verify="header").records)
     else:
-        found = sorted(Path(root) / name for root, _, names in os.walk(folder) for name in names)
-        found = [file for file in found if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")]
+        found = list_photographs(folder, log, recursive=True)
     if not found:
         raise DataError(
-            f"{folder}: no photographs to calibrate on (looked for {', '.join(sorted(IMAGE_SUFFIXES))}, at every "
-            f"depth). Put {FEW_CALIBRATION_IMAGES} or more there, from the camera or the training data"
+            f"{folder}: no photographs to calibrate on at any depth. Put {FEW_CALIBRATION_IMAGES} or more there, from "
+            "the camera or the training data"
         )
     if len(found) < FEW_CALIBRATION_IMAGES:
         log(

@@ -13,7 +13,9 @@ import numpy.typing as npt
 
 from edgerpn.proposals import Proposals
 
-EventKind = Literal["started", "connected", "gap", "stalled", "stale", "resized", "reconnecting", "ended", "error"]
+EventKind = Literal[
+    "started", "connected", "gap", "stalled", "stale", "resized", "reconnecting", "damaged", "ended", "error"
+]
 
 SourceState = Literal["starting", "connected", "quiet", "reconnecting", "ended"]
 """State of a source; quiet: connected, but no frame has come for `gap_s`."""
@@ -30,10 +32,13 @@ Reason = Literal[
     "lost",
     "not_found",
     "permission",
+    "picture",
     "refused",
     "removed",
     "resized",
+    "server",
     "silence",
+    "slow",
     "timeout",
     "tls",
     "unauthorised",
@@ -87,8 +92,9 @@ class Event:
     started: the source is being opened. connected: the first frame of a connection has come. gap: frames were missing
     and come again. stalled: no frame came for `stall_s`, which ends the connection. stale: a frame was too old
     to be a result. resized: the frames have another size from now on. reconnecting: the source is down, the next
-    attempt is in `delay_s`. ended: no more frames will come. error: a picture could not be read or used, the capture
-    process crashed, or another attempt is pointless (then `ended` follows).
+    attempt is in `delay_s`. damaged: a picture has a hole or lacks its end, and is used nevertheless. ended: no more
+    frames will come. error: a picture could not be read or used, the capture process crashed, or another attempt is
+    pointless (then `ended` follows).
     """
 
     kind: EventKind
@@ -104,7 +110,7 @@ class Event:
     fix: str = ""
     """Advice for people."""
     path: Path | None = None
-    """error: file of the picture."""
+    """damaged, error: file of the picture."""
     attempt: int = 0
     """reconnecting: attempts that failed since frames came; connected: number of the connection, from 1."""
     delay_s: float = 0.0

@@ -129,3 +129,38 @@ def test_the_core_imports_nothing_but_numpy(root: Path) -> None:
     modules = [f"edgerpn.{path.stem}" for path in sorted((root / "core").glob("*.py")) if path.stem != "__init__"]
     assert "edgerpn.settings" in modules
     assert imported_by(modules) - {"tomli"} == {"edgerpn", "numpy"}
+
+
+def test_images_copy_files_that_are_there_and_that_docker_sees(root: Path) -> None:
+    seen = {line[1:] for line in (root / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    for dockerfile in (root / "docker").glob("*.Dockerfile"):
+        copies = re.findall(r"^COPY (?!--from)(.+) \S+$", dockerfile.read_text(), re.MULTILINE)
+        sources = {source for copy in copies for source in copy.split()}
+        assert "docker/check_image.py" in sources
+        assert {source for source in sources if not (root / source).exists()} == set(), dockerfile.name
+        assert sources <= seen, dockerfile.name
+
+
+@pytest.mark.parametrize(
+    ("missing", "is_needed"), [("starlette", False), ("edgerpn.runtime.redaction", True), ("numpy.typing", True)]
+)
+def test_the_check_of_an_image_names_a_module_that_does_not_import(root: Path, missing: str, is_needed: bool) -> None:
+    code = "import runpy, sys; sys.modules[sys.argv.pop(1)] = None; "
+    code += "runpy.run_path('docker/check_image.py', run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", code, missing], cwd=root, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == is_needed, done.stderr
+    assert (missing in done.stdout) == is_needed
+    assert (", 0 problems" in done.stdout) != is_needed
+
+
+def test_the_check_of_an_image_tells_whether_opencv_reads_gstreamer(root: Path) -> None:
+    cv2 = pytest.importorskip("cv2")
+    has_it = any("GStreamer" in line and "YES" in line for line in cv2.getBuildInformation().splitlines())
+    done = subprocess.run(
+        [sys.executable, "docker/check_image.py", "--gstreamer"], cwd=root, capture_output=True, text=True, timeout=120,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == (0 if has_it else 1), done.stdout + done.stderr
+    assert ("has no GStreamer" in done.stdout) != has_it

@@ -1,5 +1,8 @@
 """Checks and measurements that need an NVIDIA GPU, in one command; it reports every step that it skips.
 
+This one builds its engines on the GPU's machine. `benchmarks.gpu.bundle` and `benchmarks.gpu.check` are for a machine
+that has little installed and little time.
+
     python -m benchmarks.gpu [--checkpoint best.pt | --model model.onnx] [--data DIR] [--size 384x640]
                                    [--out FOLDER] [--backend tensorrt|tensorrt-rtx] [--exports A,B] [--quick]
                                    [--minutes 10]
@@ -21,8 +24,8 @@ The steps, each in a process of its own (session.py), the most important first:
     peers           PyTorch eager and compiled, ONNX Runtime with CUDA and TensorRT
 
 It ends within --minutes and skips the rest (use --quick or more minutes on a Jetson). It writes
-gpu_HARDWARE_DATE.json and .md into --out and prints the table. Exit status: 1 when a step failed or a limit is broken;
-else 2 when there is no GPU (it still makes exports, their checks and engines of TensorRT-RTX); else 0.
+gpu_HARDWARE_DATE.json and .md into --out after each step, and prints the table. Exit status: 1 when a step failed or a
+limit is broken; else 2 when there is no GPU (it still makes exports, their checks and engines of TensorRT-RTX); else 0.
 
 The steps that need a GPU have not run on one yet.
 """
@@ -78,14 +81,23 @@ def main() -> int:
             raise SystemExit(
                 f"--work {work}: expected a new or empty folder, because old results would pass as new ones"
             )
-        session = Session(work, minutes=arguments.minutes, names=names, log=_log)
+
+        def write() -> tuple[str, str]:
+            hardware = str(plan.facts.get("gpu") or "no GPU")
+            about = {"hardware": hardware, "date": started.isoformat(timespec="seconds"), "command": _command(names)}
+            about |= {key: plan.facts[key] for key in FACTS if key in plan.facts}
+            base = arguments.out / f"gpu_{_slug(hardware)}_{started.date().isoformat()}"
+            return base.name, _write(base, about, list(session.records))
+
+        def write_so_far() -> None:
+            if plan.facts:  # of the machine, after which the report is named
+                write()
+
+        session = Session(work, minutes=arguments.minutes, names=names, log=_log, on_record=write_so_far)
         plan = Plan(session=session, options=options)
         plan.run()
-    hardware = str(plan.facts.get("gpu") or "no GPU")
-    about = {"hardware": hardware, "date": started.isoformat(timespec="seconds"), "command": _command(names)}
-    about |= {key: plan.facts[key] for key in FACTS if key in plan.facts}
-    base = arguments.out / f"gpu_{_slug(hardware)}_{started.date().isoformat()}"
-    _write(base, about, session.records)
+        name, text = write()
+    print(f"\n{text}\nwrote {name}.json and {name}.md")
     return exit_status(session.records, has_gpu=plan.no_gpu is None)
 
 
@@ -139,13 +151,14 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
-def _write(base: Path, about: dict[str, Any], records: Sequence[Record]) -> None:
+def _write(base: Path, about: dict[str, Any], records: Sequence[Record]) -> str:
+    """Writes the report as it is now; returns its text."""
     base.parent.mkdir(parents=True, exist_ok=True)
     text = report(about, records)
     content = {"benchmark": "gpu_check", **about, "steps": [dataclasses.asdict(record) for record in records]}
     files.write_text(base.with_name(base.name + ".json"), json.dumps(content, indent=2) + "\n")
     files.write_text(base.with_name(base.name + ".md"), text)
-    print(f"\n{text}\nwrote {base.name}.json and {base.name}.md")
+    return text
 
 
 def _log(line: str) -> None:

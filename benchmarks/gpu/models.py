@@ -87,6 +87,14 @@ def prepare(request: dict[str, Any], notes: Notes) -> None:
     notes(network_hw=list(network_hw), frame_hw=list(frame_hw), camera_hw=list(camera_hw))
 
 
+def load_frames(path: str | Path) -> Any:
+    """Returns the frames of a bundle, or of the step `prepare`, (N, H, W, 3) uint8."""
+    import numpy as np
+
+    content = np.load(path)
+    return content["frames"] if isinstance(content, np.lib.npyio.NpzFile) else content
+
+
 def _collect_pictures(data: str | None, work: Path, pictures: Path) -> str:
     """Copies some photographs, or draws pictures; returns their description."""
     if data is not None:

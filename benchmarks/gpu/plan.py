@@ -251,7 +251,7 @@ class Plan:
         common = {"frames": str(work / "frames.npy"), "seconds": options.seconds}
         graph = self.graphs.get("model" if options.model else "fp32")
         no_checkpoint = "--model names no checkpoint" if options.model else None
-        request = {**common, "checkpoint": self.facts.get("checkpoint"), "onnx": str(graph)}
+        request = {**common, "checkpoint": self.facts.get("checkpoint"), "onnx": str(graph), "models": str(work)}
         for mode, precision in (("eager", "fp32"), ("eager", "fp16"), ("compiled", "fp16"), ("compiled", "fp32")):
             why_not = self.no_gpu or no_checkpoint or (None if graph is not None else "fp32.onnx was not exported")
             if options.is_quick and mode == "compiled" and precision == "fp32":

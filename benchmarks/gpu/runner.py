@@ -1,6 +1,6 @@
 """The runtime as an application uses it, and others on the same GPU with the same network and frames.
 
-Self-test, graphs, latency with copies and end to end, memory, two streams; then PyTorch and ONNX Runtime.
+Self-test, graphs, latency with copies and end to end, memory, two streams; then ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.gpu.engine import Clock, GpuClock, free_mib, in_turns, opened, wall_ms
+from benchmarks.gpu.engine import opened
+from benchmarks.gpu.models import load_frames
 from benchmarks.gpu.session import Notes, Skip
+from benchmarks.gpu.timing import in_turns, wall_ms
 from benchmarks.machine import usage
 from edgerpn import manifest
+from edgerpn.errors import MissingDependencyError
 from edgerpn.runtime.backends.tensorrt.backend import TensorRtBackend
 from edgerpn.runtime.backends.tensorrt.cuda import Device
 from edgerpn.runtime.model import Model, run_self_test
@@ -63,9 +67,7 @@ def runner(request: dict[str, Any], notes: Notes) -> None:
     if backend.manifest.golden is not None:
         run_self_test(path, backend)  # raises SelfTestError, which is this step's failure
     notes(self_test="passed" if backend.manifest.golden is not None else "there are no golden frames")
-    with device.active():
-        clock = GpuClock(device)
-    latency = latencies(backend, device, clock, frames, camera, request["seconds"])
+    latency = latencies(backend, device, frames, camera, request["seconds"])
     memory.note("after warm-up")
     notes(latency_ms=latency, memory_mib=memory.figures, warnings=listener.lines)
     try:
@@ -84,13 +86,13 @@ class Memory:
         self._device = device
         self.figures: dict[str, float] = {}
         with device.active():
-            self._free = free_mib()
+            self._free = device.free_bytes()
         self.figures["process before load"] = _resident_mib()
 
     def note(self, moment: str) -> None:
         """Records the GPU memory that was taken since the beginning, and the size of the process."""
         with self._device.active():
-            self.figures[f"GPU {moment}"] = round(self._free - free_mib(), 1)
+            self.figures[f"GPU {moment}"] = round((self._free - self._device.free_bytes()) / 2**20, 1)
         self.figures[f"process {moment}"] = _resident_mib()
 
 
@@ -101,23 +103,21 @@ def _resident_mib() -> float:
 def latencies(
     backend: TensorRtBackend,
     device: Device,
-    clock: Clock,
     frames: npt.NDArray[np.uint8],
     camera: npt.NDArray[np.uint8],
     seconds: float,
 ) -> dict[str, dict[str, float]]:
     """Milliseconds of the ways through the runtime, alternately, for one frame and for the largest batch."""
-    model = Model(backend)  # not closed: the backend is the caller's
-    camera_name = f"{camera.shape[1]}x{camera.shape[0]}"
-    runs: dict[str, Callable[[], float]] = {
-        f"end to end, {camera_name} frame": partial(wall_ms, partial(model, camera)),
-    }
+    runs: dict[str, Callable[[], float]] = {}
+    with suppress(MissingDependencyError):  # of OpenCV, which scales the camera's frames
+        model = Model(backend)  # not closed: the backend is the caller's
+        runs[f"end to end, {camera.shape[1]}x{camera.shape[0]} frame"] = partial(wall_ms, partial(model, camera))
     smallest, largest = _batches(backend)
     for batch in sorted({smallest, largest}):
         ready = np.ascontiguousarray(np.resize(frames, (batch, *frames.shape[1:])))
         runs[f"with copies, batch {batch}"] = partial(wall_ms, partial(backend.infer, ready))
         runs[f"pinned slot, batch {batch}"] = partial(wall_ms, partial(_slot, backend, batch))
-        runs[f"upload, engine and download on the GPU, batch {batch}"] = partial(_on_gpu, backend, device, clock, batch)
+        runs[f"upload, engine and download on the GPU, batch {batch}"] = partial(_on_gpu, backend, device, batch)
     return in_turns(runs, seconds)
 
 
@@ -134,9 +134,9 @@ def _slot(backend: TensorRtBackend, batch: int) -> None:
         slot.result()
 
 
-def _on_gpu(backend: TensorRtBackend, device: Device, clock: Clock, batch: int) -> float:
+def _on_gpu(backend: TensorRtBackend, device: Device, batch: int) -> float:
     with backend.acquire() as slot, device.active():
-        elapsed = clock.time_ms(lambda: slot.submit(batch), slot.stream)
+        elapsed = device.time_ms(lambda: slot.submit(batch), slot.stream)
         slot.result()
         return elapsed
 
@@ -228,57 +228,6 @@ def rate(models: list[Model], camera: npt.NDArray[np.uint8], seconds: float) -> 
     return round(sum(counts) / elapsed_s, 1)
 
 
-def pytorch(request: dict[str, Any], notes: Notes) -> None:
-    """The detector in PyTorch, from frames on the GPU to proposals on the host; eager, as a CUDA graph or compiled."""
-    import torch
-
-    if not torch.cuda.is_available():
-        raise Skip("PyTorch sees no GPU")
-    notes(torch=str(torch.__version__), cuda=torch.version.cuda, gpu=torch.cuda.get_device_name())
-    torch.backends.cudnn.benchmark = True
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    detector = _detector(request).cuda().to(memory_format=torch.channels_last)
-    half = torch.autocast("cuda", dtype=torch.float16, enabled=request["precision"] == "fp16")
-    frames = torch.from_numpy(np.load(request["frames"])[:1]).cuda()
-    call: Callable[[Any], Any] = detector
-    start = time.perf_counter()
-    with torch.inference_mode(), half:
-        if request["mode"] == "compiled":
-            call = torch.compile(detector, mode="reduce-overhead", fullgraph=False)
-        for _ in range(3):
-            call(frames)
-        torch.cuda.synchronize()
-        notes(ready_s=round(time.perf_counter() - start, 2))
-
-        def run() -> None:
-            batch = call(frames)
-            for part in (batch.boxes, batch.scores, batch.count):
-                part.cpu()
-
-        label = f"PyTorch {request['mode']} {request['precision']}, batch 1"
-        notes(latency_ms=in_turns({label: lambda: wall_ms(run)}, request["seconds"]))
-    notes(gpu_mib=round(torch.cuda.max_memory_allocated() / 2**20, 1))
-
-
-def _detector(request: dict[str, Any]) -> Any:
-    """Returns the network with its batch norms folded and the proposal stage of the exported graph."""
-    import dataclasses
-
-    from edgerpn import manifest
-    from edgerpn.export.export_config import ExportConfig
-    from edgerpn.export.onnx.graph import export_module, proposal_config
-    from edgerpn.train.checkpoint import load_model
-
-    model, checkpoint = load_model(request["checkpoint"])
-    exported = manifest.read(request["onnx"])
-    stage = exported.proposals
-    config = ExportConfig(target="tensorrt", num_proposals=stage.num_proposals, pre_nms=stage.pre_nms)
-    proposals = dataclasses.replace(proposal_config(checkpoint, config), nms_candidates=stage.nms_candidates)
-    if stage.nms_iterations is not None:
-        proposals = dataclasses.replace(proposals, nms_iterations=stage.nms_iterations)
-    return export_module(model, proposals, config, exported.input.network_hw)
-
-
 def onnxruntime(request: dict[str, Any], notes: Notes) -> None:
     """ONNX Runtime with one of its providers, from host frames to host proposals."""
     from edgerpn.errors import EngineLoadError
@@ -289,7 +238,7 @@ def onnxruntime(request: dict[str, Any], notes: Notes) -> None:
         backend = OnnxRuntimeBackend(Path(request["onnx"]), providers=[request["provider"]])
     except EngineLoadError as error:
         raise Skip(str(error)) from error
-    frames = np.load(request["frames"])[:1]
+    frames = load_frames(request["frames"])[:1]
     backend.infer(frames)
     notes(ran_by=backend.name, ready_s=round(time.perf_counter() - start, 2))
     label = f"ONNX Runtime {request['provider']}, {request['label']}, batch 1"

@@ -50,7 +50,13 @@ class Session:
     """Runs steps and keeps their records; `log` is called with one line for each. Threads may share it."""
 
     def __init__(
-        self, work: Path, *, minutes: float, names: dict[str, str], log: Callable[[str], None] = lambda _: None
+        self,
+        work: Path,
+        *,
+        minutes: float,
+        names: dict[str, str],
+        log: Callable[[str], None] = lambda _: None,
+        on_record: Callable[[], None] = lambda: None,
     ) -> None:
         """Starts the clock.
 
@@ -59,6 +65,7 @@ class Session:
             minutes: Time for all steps; when it is over, the rest is skipped.
             names: Paths, and their names in the commands that are shown.
             log: Called with one line of text for people.
+            on_record: Called when a step has ended, so that its result can be written at once.
         """
         self.work = work
         self.records: list[Record] = []
@@ -66,6 +73,7 @@ class Session:
         self._end_s = time.monotonic() + 60 * minutes
         self._names = {str(work): "WORK", **names}
         self._log = log
+        self._on_record = on_record
 
     def edgerpn(
         self,
@@ -143,6 +151,7 @@ class Session:
         self.records.append(record)
         reason = f": {record.reason.splitlines()[0][:200]}" if record.reason else ""
         self._log(f"{record.status:<8} {record.seconds:6.1f} s  {record.name}{reason}")
+        self._on_record()
         return record
 
     def _show(self, words: list[str]) -> str:

@@ -79,13 +79,13 @@ def decode_image(
 
 
 def split_decodable(cv2: ModuleType, files: Iterable[Path]) -> tuple[list[Path], list[str]]:
-    """Separates the images that this OpenCV has a decoder for.
+    """Separates the images that this OpenCV has a decoder for; damaged files stay, their reader reports them.
 
     Returns:
         These files, and a line for each format of the others: how many, their first name and the reason.
     """
     decodable, others = [], dict[str, list[Path]]()
-    has_decoder: dict[str, bool] = {}
+    has_decoder = {"": True}
     for file in files:
         name = read_format(file)
         if name not in has_decoder:

@@ -1,5 +1,6 @@
 """The manifest describes an artifact in a JSON file beside it and inside an ONNX file; see `reading`."""
 
+from edgerpn.manifest.integrity import check_seal, seal
 from edgerpn.manifest.parts import (
     AnchorSpec,
     EngineSpec,
@@ -18,12 +19,10 @@ from edgerpn.manifest.reading import (
     METADATA_KEY,
     SCHEMA,
     Manifest,
-    check_seal,
     is_manifest,
     manifest_path,
     parse,
     read,
-    seal,
     standard_outputs,
     stem,
     write,

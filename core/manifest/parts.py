@@ -38,6 +38,8 @@ class InputSpec:
     """Subtracted from each channel inside the graph, 0..255 scale."""
     std_bgr: tuple[float, float, float]
     """Each channel is divided by it inside the graph, 0..255 scale."""
+    exif: Literal["apply", "ignore"] = "ignore"
+    """Whether image files were turned by their EXIF orientation in training, and are to be turned before the graph."""
     normalization_in_graph: Literal[True] = True
     """Frames are never normalised on the host."""
 
@@ -115,6 +117,8 @@ class Provenance:
     """Size of the artifact file; None in the copy inside an ONNX file."""
     onnx_sha256: str | None = None
     """Hash of the ONNX file; None in the copy inside it."""
+    parent_sha256: str | None = None
+    """Hash of the exported ONNX file that another program changed into this one, see `edgerpn check --reseal`."""
     data_sha256: str | None = None
     """Hash of the annotation file that the model was trained on, if known."""
     versions: tuple[tuple[str, str], ...] = ()

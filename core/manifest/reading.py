@@ -8,12 +8,13 @@ artifact:
     boxes   float32 [N, K, 4]     x1, y1, x2, y2 in pixels of the input frame; rows beyond count are zero
     scores  float32 [N, K]        0..1, descending; rows beyond count are zero
     count   int32   [N]           number of valid rows
+
+Another program may have renamed these tensors; the manifest then holds their names, see `edgerpn check --reseal`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgerpn import files, settings
-from edgerpn.errors import ArtifactMismatchError, ConfigError, ManifestError, ManifestVersionError
+from edgerpn.errors import ConfigError, ManifestError, ManifestVersionError
+from edgerpn.manifest.integrity import check_engine, check_onnx, digest_of
 from edgerpn.manifest.parts import (
     AnchorSpec,
     EngineSpec,
@@ -35,12 +37,10 @@ from edgerpn.manifest.parts import (
     Provenance,
     RecallSpec,
 )
+from edgerpn.targets import ExportTarget
 
 SCHEMA = 2
 """The schema number that this version writes and reads."""
-
-_NO_DIGEST = b"0" * 64
-"""Placeholder of an ONNX file's digest while the digest is computed."""
 
 METADATA_KEY = "edgerpn.manifest"
 """Key of the manifest's JSON text in an ONNX file's `metadata_props`."""
@@ -59,8 +59,8 @@ class Manifest:
     """Name of the model, for people."""
     kind: Literal["onnx", "engine"] = "onnx"
     """Form of the artifact file."""
-    target: str
-    """Library that it was made for: onnxruntime, tensorrt or tensorrt-rtx."""
+    target: ExportTarget
+    """Library that it was made for."""
     precision: Precision = "fp32"
     """Precision of backbone, neck and head."""
     opset: int
@@ -70,7 +70,7 @@ class Manifest:
     input: InputSpec
     """Input of the graph."""
     outputs: tuple[OutputSpec, ...] = ()
-    """Outputs of the graph, in order."""
+    """Outputs of the graph: boxes, scores and count, whatever their names; empty: under these names."""
     anchors: AnchorSpec
     """Anchors baked into the graph."""
     proposals: ProposalSpec
@@ -92,6 +92,16 @@ class Manifest:
     def rounding(self) -> Precision:
         """The precision that chooses the tolerance of comparisons: TF32 rounds as much as fp16."""
         return "fp16" if self.precision == "fp32" and self.engine is not None and self.engine.tf32 else self.precision
+
+    @property
+    def output_names(self) -> tuple[str, str, str]:
+        """Names of boxes, scores and count in the graph; other programs may have renamed them."""
+        boxes, scores, count = self.outputs or standard_outputs(self.proposals.num_proposals)
+        return boxes.name, scores.name, count.name
+
+    def __post_init__(self) -> None:
+        if len(self.outputs) not in (0, 3):
+            raise ValueError(f"outputs: expected boxes, scores and count, got {len(self.outputs)} outputs")
 
     def to_json(self) -> str:
         """Returns the manifest as indented JSON text."""
@@ -191,13 +201,18 @@ def write(manifest: Manifest, artifact: str | os.PathLike[str]) -> Path:
     return path
 
 
-def read(artifact: str | os.PathLike[str]) -> Manifest:
+def read(artifact: str | os.PathLike[str], *, verify: bool = True) -> Manifest:
     """Reads and checks the manifest beside `artifact`.
+
+    Args:
+        artifact: The ONNX file or engine.
+        verify: False accepts an ONNX file that was changed since export, with a warning in the log.
 
     Raises:
         ManifestError: The artifact or its manifest is missing, or the manifest is malformed.
         ManifestVersionError: The manifest's schema is unknown.
-        ArtifactMismatchError: The artifact's bytes are not those that the manifest describes.
+        ArtifactMismatchError: The artifact is truncated, damaged or an engine that the manifest does not describe.
+        ArtifactChangedError: An ONNX file was changed since export.
     """
     artifact = Path(artifact)
     path = manifest_path(artifact)
@@ -214,82 +229,8 @@ def read(artifact: str | os.PathLike[str]) -> Manifest:
     except (OSError, UnicodeDecodeError) as error:
         raise ManifestError(f"{path}: cannot be read: {error}") from error
     manifest = parse(text, source=str(path))
-    _check_hash(artifact, manifest.provenance, path)
+    if manifest.kind == "onnx":
+        check_onnx(artifact, manifest.provenance, path.name, verify=verify)
+    else:
+        check_engine(artifact, manifest.provenance, path.name)
     return manifest
-
-
-def _check_hash(artifact: Path, expected: Provenance, path: Path) -> None:
-    found = files.sha256(artifact)
-    if found == expected.artifact_sha256:
-        return
-    digests = f"sha256 {found[:16]}..., expected {(expected.artifact_sha256 or 'none')[:16]}..."
-    num_bytes = artifact.stat().st_size
-    if expected.artifact_bytes is not None and num_bytes < expected.artifact_bytes:
-        raise ArtifactMismatchError(
-            f"{artifact}: truncated, or another file than {path.name} describes: {num_bytes} bytes, expected "
-            f"{expected.artifact_bytes}. Copy both files of one export together, or export again."
-        )
-    if num_bytes == expected.artifact_bytes:
-        raise ArtifactMismatchError(
-            f"{artifact}: damaged or changed: the size is that in {path.name}, the bytes are not ({digests}). "
-            "Copy both files of one export together, or export again."
-        )
-    raise ArtifactMismatchError(
-        f"{artifact}: this is not the file that {path.name} describes: {digests} Copy both files of one export "
-        "together, or export again."
-    )
-
-
-def digest_of(values: dict[str, Any]) -> str:
-    """SHA-256 of a manifest's JSON values, without its own digest.
-
-    It is the same after a program has read the JSON and written it again: it ignores spaces, the order of keys, the
-    difference between 16 and 16.0, and keys without a value.
-    """
-    text = json.dumps(_canonical(values), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _canonical(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _canonical(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [_canonical(item) for item in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def seal(data: bytes) -> bytes:
-    """Puts the SHA-256 of an ONNX file into the file itself.
-
-    Args:
-        data: The file's bytes, in which the digest's place holds 64 zeros, once.
-
-    Returns:
-        The bytes with the digest in that place, computed on the bytes with the zeros.
-    """
-    if data.count(_NO_DIGEST) != 1:
-        raise ValueError(f"data: expected one place for a digest, got {data.count(_NO_DIGEST)}")
-    return data.replace(_NO_DIGEST, hashlib.sha256(data).hexdigest().encode("ascii"))
-
-
-def check_seal(path: Path, digest: str | None) -> bool:
-    """Checks a file that travels without its manifest file against the digest inside.
-
-    Args:
-        path: The ONNX file.
-        digest: The metadata's value of `DIGEST_KEY`; None when they have no such key.
-
-    Returns:
-        False when there is no digest to check against.
-
-    Raises:
-        ArtifactMismatchError: A byte has changed.
-    """
-    if digest is None:
-        return False
-    data = path.read_bytes().replace(digest.encode("ascii", "replace"), _NO_DIGEST)
-    if hashlib.sha256(data).hexdigest() != digest:
-        raise ArtifactMismatchError(
-            f"{path}: damaged: its bytes are not those that were exported. Copy the file again, or export again."
-        )
-    return True

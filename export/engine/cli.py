@@ -81,7 +81,7 @@ def _comparer(folder: Path | None) -> Compare | None:
     from edgerpn.export.compare.compare import compare_models
     from edgerpn.export.photographs import parity_images
 
-    photographs = parity_images(None, folder)
+    photographs = parity_images(None, folder, log=_log)
 
     def compare(engine: Path, onnx_file: Path) -> ParitySpec:
         comparison = compare_models(engine, onnx_file, photographs, allow_host_code=True, log=_log)

@@ -37,7 +37,6 @@ from edgerpn.export.engine.options import DEFAULT_BATCH, BuildConfig
 from edgerpn.export.engine.progress import PhaseTracker
 from edgerpn.files import native_path
 from edgerpn.machine import die_with_parent
-from edgerpn.runtime.backends.contract import OUTPUT_NAMES
 
 Send = Callable[..., None]
 MAX_TEXT = 2000
@@ -215,19 +214,19 @@ def parse(parser: Any, onnx_file: str) -> None:
 
 
 def check_interface(network: Any, trt: Any) -> None:
-    """Requires the input and the outputs of every graph of ours, see `edgerpn.manifest`.
+    """Requires the form of every graph of ours, see `edgerpn.manifest`; the manifest of the engine has the names.
 
     Raises:
         BuildError: A tensor is missing, or the input has another type or shape.
     """
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
-    outputs = tuple(network.get_output(index).name for index in range(network.num_outputs))
-    is_ours = len(inputs) == 1 and inputs[0].name == "frames" and inputs[0].dtype == trt.DataType.UINT8
-    if not is_ours or len(inputs[0].shape) != 4 or outputs != OUTPUT_NAMES:
+    outputs = [network.get_output(index).name for index in range(network.num_outputs)]
+    is_ours = len(inputs) == 1 and inputs[0].dtype == trt.DataType.UINT8 and len(inputs[0].shape) == 4
+    if not is_ours or len(outputs) != 3:
         found = ", ".join(f"{tensor.name} {tuple(tensor.shape)}" for tensor in inputs)
         raise BuildError(
-            f"the graph has the inputs [{found}] and the outputs {list(outputs)}, expected one uint8 input frames "
-            f"(N, H, W, 3) and the outputs {list(OUTPUT_NAMES)}; build from a file that `edgerpn export` wrote"
+            f"the graph has the inputs [{found}] and the outputs {outputs}, expected one uint8 input (N, H, W, 3) and "
+            "the outputs boxes, scores and count; build from a file that `edgerpn export` wrote"
         )
 
 

@@ -29,7 +29,7 @@ def read_onnx(path: Path) -> tuple[onnx.ModelProto, Manifest | None]:
     Raises:
         EngineLoadError: The file is missing or not ONNX: another format, empty, truncated or damaged.
         ManifestError: The manifest is malformed.
-        ArtifactMismatchError: The file is not the one that the manifest beside it describes.
+        ArtifactMismatchError: The file is damaged, or (ArtifactChangedError) was changed since export.
     """
     if not path.is_file():
         what = "this is a folder, expected an ONNX file" if path.is_dir() else "no such file"
@@ -37,7 +37,7 @@ def read_onnx(path: Path) -> tuple[onnx.ModelProto, Manifest | None]:
     sidecar = manifests.manifest_path(path)
     # Before the file is parsed: the hash explains a damaged copy of ours better than the parser.
     manifest = manifests.read(path) if manifests.is_manifest(sidecar) else None
-    proto = _parse(path)
+    proto = parse_onnx(path)
     properties = metadata(path, proto)
     text = properties.get(METADATA_KEY)
     if manifest is None and text is not None:
@@ -59,7 +59,12 @@ def metadata(path: Path, proto: onnx.ModelProto) -> dict[str, str]:
         raise EngineLoadError(f"{path}: damaged: its metadata are not text. Copy it again, or export again.") from error
 
 
-def _parse(path: Path) -> onnx.ModelProto:
+def parse_onnx(path: Path) -> onnx.ModelProto:
+    """Reads an ONNX file, whatever a manifest says.
+
+    Raises:
+        EngineLoadError: As for `read_onnx`.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -158,7 +158,7 @@ def _photographs(
         if any({"train", choice.rule.val} & layout.splits.keys() for layout in layouts):
             split = find_split(Path(checkpoint.data_folder), "val", choice, log)
     if isinstance(images, (str, os.PathLike)):
-        samples = parity_images(None, Path(images), most=NUM_CHAIN_IMAGES)
+        samples = parity_images(None, Path(images), most=NUM_CHAIN_IMAGES, log=log)
     else:
         samples = parity_images(split, None, most=NUM_CHAIN_IMAGES) if images is None else list(images)
     if not samples:

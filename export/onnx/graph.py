@@ -175,8 +175,8 @@ def _nms_keep(boxes: Any, scores: Any, iou_threshold: float, max_keep: int) -> A
         scores,
         op.Constant(value_ints=[max_keep]),
         op.Constant(value_floats=[iou_threshold]),
-        # Marked boxes have the score -1, real ones 0 or more.
-        op.Constant(value_floats=[-0.5]),
+        # Marked boxes have the score -1, real ones a score above 0. OpenCV's dnn refuses a threshold below 0.
+        op.Constant(value_floats=[0.0]),
     )
     index = op.Gather(selected, op.Constant(value_ints=[0, 2]), axis=1)
     ones = op.Expand(op.Constant(value_float=1.0), op.Shape(index, start=0, end=1))
@@ -246,6 +246,7 @@ def describe_graph(
             source_hw=config.source_hw,
             mean_bgr=model.mean_bgr,
             std_bgr=model.std_bgr,
+            exif=checkpoint.settings.data.exif_rule,
         ),
         outputs=edgerpn.manifest.standard_outputs(proposals.num_proposals),
         anchors=AnchorSpec(

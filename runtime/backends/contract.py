@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from edgerpn.errors import InferenceError, InputError, check_setting
 from edgerpn.manifest import Manifest
-
-OUTPUT_NAMES = ("boxes", "scores", "count")
 
 Outputs = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.int32]]
 """boxes (N, K, 4), scores (N, K), count (N,): the graph's interface, see `edgerpn.manifest`."""
@@ -86,15 +84,31 @@ class Backend(Protocol):
         ...
 
 
+@runtime_checkable
+class PartsTimer(Protocol):
+    """A backend that can tell the parts of its inference apart."""
+
+    def time_parts(self) -> dict[str, float]:
+        """Runs the smallest batch on the frames of an earlier call; milliseconds of upload, inference and download.
+
+        Each part is waited for, and no CUDA graph takes part, so that their sum exceeds the time of `infer`.
+
+        Raises:
+            InferenceError: The library failed.
+        """
+        ...
+
+
 def tensors_of(manifest: Manifest) -> dict[str, tuple[str, tuple[int | None, ...]]]:
     """Element type and shape by name of the graph's input and outputs; None is a dynamic batch."""
     height, width = manifest.input.frame_hw
     batch, rows = manifest.input.batch, manifest.proposals.num_proposals
+    boxes, scores, count = manifest.output_names
     return {
         manifest.input.name: ("uint8", (batch, height, width, 3)),
-        "boxes": ("float32", (batch, rows, 4)),
-        "scores": ("float32", (batch, rows)),
-        "count": ("int32", (batch,)),
+        boxes: ("float32", (batch, rows, 4)),
+        scores: ("float32", (batch, rows)),
+        count: ("int32", (batch,)),
     }
 
 

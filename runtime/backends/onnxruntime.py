@@ -25,7 +25,6 @@ from edgerpn.files import native_path
 from edgerpn.machine import available_cores, bind_to_process
 from edgerpn.manifest import DIGEST_KEY, METADATA_KEY, Manifest
 from edgerpn.runtime.backends.contract import (
-    OUTPUT_NAMES,
     Outputs,
     Provider,
     check_frames,
@@ -33,6 +32,7 @@ from edgerpn.runtime.backends.contract import (
     join_outputs,
     tensors_of,
 )
+from edgerpn.runtime.tracing import span
 
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
@@ -52,7 +52,12 @@ class OnnxRuntimeBackend:
     """Runs an ONNX file; see `edgerpn.runtime.backends.contract.Backend` for the contract."""
 
     def __init__(
-        self, path: str | os.PathLike[str], *, providers: Sequence[Provider] | None = None, threads: int | None = None
+        self,
+        path: str | os.PathLike[str],
+        *,
+        providers: Sequence[Provider] | None = None,
+        threads: int | None = None,
+        verify: bool = True,
     ) -> None:
         """Loads the file and checks it against its manifest; arguments and errors as in `open_backend`."""
         if threads is not None and threads < 1:
@@ -61,15 +66,16 @@ class OnnxRuntimeBackend:
         has_sidecar = manifests.manifest_path(path).is_file()
         if has_sidecar or not path.is_file():
             # Read before the library is loaded, so that a missing file or a wrong hash is reported in milliseconds.
-            self._manifest = manifests.read(path)
+            self._manifest = manifests.read(path, verify=verify)
         library = require("onnxruntime", extra="onnxruntime", purpose="running ONNX models")
         chosen = _choose_providers(providers, library.get_available_providers())
         _preload(library, chosen)
         threads = threads or available_cores()
         if not has_sidecar:
-            self._manifest = _manifest_inside(path, _open_session(library, path, chosen, threads))
+            self._manifest = _manifest_inside(path, _open_session(library, path, chosen, threads), verify=verify)
         self._session = _open_session(library, path, chosen, threads, disabled=_harmful_optimizers(self._manifest))
         _check_interface(path, self._session, self._manifest)
+        self._output_names = self._manifest.output_names
         self._provider = _running_provider(path, self._session, chosen, library.__version__, is_asked=bool(providers))
         self._version = library.__version__
         self._failures = _failures(library)
@@ -125,14 +131,15 @@ class OnnxRuntimeBackend:
             raise RuntimeError("the model is closed")
         try:
             run = self._run_bound if self._is_bound else self._run_plain
-            boxes, scores, count = run(session, frames)
+            with span("inference"):
+                boxes, scores, count = run(session, frames)
         except self._failures as error:
             raise InferenceError(f"ONNX Runtime failed on frames of shape {frames.shape}: {error}") from error
         check_outputs((boxes, scores, count), len(frames), self._manifest.proposals.num_proposals)
         return boxes, scores, count
 
     def _run_plain(self, session: Any, frames: npt.NDArray[np.uint8]) -> Outputs:
-        boxes, scores, count = session.run(OUTPUT_NAMES, {self._manifest.input.name: frames})
+        boxes, scores, count = session.run(self._output_names, {self._manifest.input.name: frames})
         return boxes, scores, count
 
     def _run_bound(self, session: Any, frames: npt.NDArray[np.uint8]) -> Outputs:
@@ -145,7 +152,7 @@ class OnnxRuntimeBackend:
         if binding is None:
             binding = self._local.binding = session.io_binding()
         binding.bind_cpu_input(self._manifest.input.name, frames)
-        for name, array in zip(OUTPUT_NAMES, (boxes, scores, count), strict=True):
+        for name, array in zip(self._output_names, (boxes, scores, count), strict=True):
             binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         session.run_with_iobinding(binding)
         return boxes, scores, count
@@ -268,7 +275,7 @@ def _open_session(
         raise EngineLoadError(f"{problem}: {error}") from error
 
 
-def _manifest_inside(path: Path, session: Any) -> Manifest:
+def _manifest_inside(path: Path, session: Any, *, verify: bool) -> Manifest:
     try:
         properties = session.get_modelmeta().custom_metadata_map
     except UnicodeDecodeError as error:
@@ -279,7 +286,7 @@ def _manifest_inside(path: Path, session: Any) -> Manifest:
             f"{path}: not a model of edgerpn: {manifests.manifest_path(path).name} is not beside it, and it has no "
             f"metadata {METADATA_KEY!r}. Export it with edgerpn export."
         )
-    if not manifests.check_seal(path, properties.get(DIGEST_KEY)):
+    if not manifests.check_seal(path, properties.get(DIGEST_KEY), verify=verify):
         _logger.info("%s: its manifest is not beside it, so the file's hash was not checked", path)
     return manifests.parse(text, source=f"{path} (metadata)")
 
@@ -291,7 +298,8 @@ def _check_interface(path: Path, session: Any, manifest: Manifest) -> None:
         if name not in found or found[name][0] != _TYPES[dtype] or not _fits(found[name][1], shape):
             raise ArtifactMismatchError(
                 f"{path}: the manifest says that the graph has {name!r} as {dtype} {_show(shape)}, but the graph has "
-                f"{found.get(name, f'no such tensor, only {sorted(found)}')}. Export the model again."
+                f"{found.get(name, f'no such tensor, only {sorted(found)}')}. Export the model again; if a "
+                f"tool renamed tensors, use: edgerpn check {path.name} --against ORIGINAL.onnx --reseal"
             )
 
 

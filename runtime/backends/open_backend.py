@@ -24,6 +24,7 @@ def open_backend(
     on_mismatch: OnMismatch = "fail",
     allow_host_code: bool = False,
     engine: EngineConfig | None = None,
+    verify: bool = True,
 ) -> Backend:
     """Opens the backend for the file's suffix.
 
@@ -38,6 +39,8 @@ def open_backend(
             `rebuild` builds it again from the ONNX file beside it, which takes minutes.
         allow_host_code: Whether a version-compatible engine may contain code for the CPU.
         engine: Settings of a loaded engine; None: the defaults.
+        verify: False opens an ONNX file that was changed since export, with a warning in the log; its inputs and
+            outputs must still be those of its manifest. An engine is always verified.
 
     Raises:
         EngineLoadError: No backend runs such files, or the backend cannot load this one.
@@ -49,10 +52,14 @@ def open_backend(
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix == ".onnx":
-        return OnnxRuntimeBackend(path, providers=providers, threads=threads)
+        return OnnxRuntimeBackend(path, providers=providers, threads=threads, verify=verify)
     if suffix in _ENGINES:
         if providers:
             raise EngineLoadError(f"{path}: providers are for ONNX Runtime; an engine runs on the GPU it was built for")
+        if not verify:
+            raise EngineLoadError(
+                f"{path}: an engine runs under the manifest of its build only; unsealed is for ONNX files"
+            )
         return _open_engine(path, on_mismatch, allow_host_code=allow_host_code, config=engine or EngineConfig())
     if path.is_dir():
         found = [name for name in ("model.onnx", "model.engine", "best.pt") if (path / name).is_file()]

@@ -12,11 +12,12 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 from edgerpn.machine import die_with_parent_hook
 from edgerpn.runtime.sources import CaptureConfig, CaptureFailedError
 from edgerpn.runtime.sources.ffmpeg_reader import list_protocols, playlist
-from edgerpn.runtime.sources.file_sources import IMAGE_SUFFIXES
+from edgerpn.runtime.sources.file_sources import is_still
 
 _LIVE_S = 10.0
 _FILE_S = 60.0
@@ -108,7 +109,7 @@ def read_packets(lines: Sequence[str]) -> KeyFrames:
 
 
 def _is_video(path: str) -> bool:
-    return os.path.isfile(path) and not path.lower().endswith(IMAGE_SUFFIXES)
+    return os.path.isfile(path) and not is_still(Path(path))
 
 
 def _time(values: dict[str, str]) -> float | None:

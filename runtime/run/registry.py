@@ -6,11 +6,12 @@ import threading
 from collections.abc import Mapping
 from functools import partial
 
+from edgerpn.images.header import Exif
 from edgerpn.runtime.frame import Event, Result, Source
 from edgerpn.runtime.run.stats import SourceCounts, SourceStats
 from edgerpn.runtime.run.streams_config import SourceConfig, StreamsConfig
 from edgerpn.runtime.sources.capture import Capture
-from edgerpn.runtime.sources.file_sources import open_source
+from edgerpn.runtime.sources.file_sources import ImageSource, open_source
 from edgerpn.runtime.sources.group import CaptureGroup
 
 
@@ -26,12 +27,15 @@ class _Entry:
 class SourceRegistry:
     """All sources of a run; any thread may use it."""
 
-    def __init__(self, group: CaptureGroup, *, depth: int, opened: Mapping[str, Source] | None = None) -> None:
+    def __init__(
+        self, group: CaptureGroup, *, depth: int, exif: Exif, opened: Mapping[str, Source] | None = None
+    ) -> None:
         """Starts empty.
 
         Args:
             group: Captures the sources.
             depth: Frames that are read ahead of each file.
+            exif: Whether images are turned by their EXIF orientation, unless their source was opened with a rule.
             opened: Files that are open already, by the names of their sources; the registry closes them.
         """
         self.min_score = 0.0
@@ -40,6 +44,7 @@ class SourceRegistry:
         """Whether sources are being exchanged: there may be none for a moment."""
         self._group = group
         self._depth = depth
+        self._exif = exif
         self._opened = dict(opened or {})
         self._entries: dict[str, _Entry] = {}
         # Held while a source ends, up to two seconds, so readers do not take it.
@@ -114,10 +119,18 @@ class SourceRegistry:
             return self._group.add(settings.capture)
         name = settings.label
         opened = self._opened.pop(name, None)
+        if isinstance(opened, ImageSource) and opened.exif is None:
+            opened.exif = self._exif
         open_it = (
             (lambda: opened)
             if opened is not None
-            else partial(open_source, settings.source, name=name, decoder_threads=settings.decoder_threads)
+            else partial(
+                open_source,
+                settings.source,
+                name=name,
+                decoder_threads=settings.decoder_threads,
+                exif=self._exif,
+            )
         )
         return self._group.add_file(name, open_it, depth=self._depth, max_fps=settings.max_fps)
 

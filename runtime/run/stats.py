@@ -86,7 +86,7 @@ class SourceCounts:
         self.num_stale += event.kind == "stale"
         self._decoder = event.decoder or self._decoder
         self._size_wh = event.size_wh or self._size_wh
-        if event.kind in ("gap", "stalled", "stale", "reconnecting", "error"):
+        if event.kind in ("gap", "stalled", "stale", "reconnecting", "damaged", "error"):
             self._last_problem = event.message
 
     def snapshot(self, name: str, capture: CaptureStats) -> SourceStats:
@@ -132,6 +132,8 @@ class RunSummary:
     """Frames that went through the model and into every sink."""
     num_errors: int
     """Events `error`: images that could not be read or used, sources that failed."""
+    num_damaged: int
+    """Events `damaged`: images with a hole or without their end, used as far as they decode."""
     num_drops: int
     """Frames of live sources that were dropped for newer ones."""
     num_stale: int = 0
@@ -166,6 +168,8 @@ class RunSummary:
             parts.append(f"{self.num_stale} stale")
         if self.num_errors:
             parts.append(f"{self.num_errors} unreadable")
+        if self.num_damaged:
+            parts.append(f"{self.num_damaged} damaged")
         parts.append(self.backend)
         if self.stop_signal is not None:
             parts.append(f"stopped by {signal.Signals(self.stop_signal).name}")
@@ -179,6 +183,7 @@ class RunCounts:
     def __init__(self) -> None:
         self.num_frames = 0
         self.num_errors = 0
+        self.num_damaged = 0
         self._inference = LatencyHistogram()
 
     def count_result(self, result: Result) -> None:
@@ -187,6 +192,7 @@ class RunCounts:
 
     def count_event(self, event: Event) -> None:
         self.num_errors += event.kind == "error"
+        self.num_damaged += event.kind == "damaged"
 
     def summary(
         self,
@@ -202,6 +208,7 @@ class RunCounts:
         return RunSummary(
             num_frames=self.num_frames,
             num_errors=self.num_errors,
+            num_damaged=self.num_damaged,
             num_drops=num_drops,
             num_stale=num_stale,
             elapsed_s=elapsed_s,

@@ -14,26 +14,29 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-
-from edgerpn.errors import StreamOpenError
+from edgerpn.errors import DataError, StreamOpenError
 from edgerpn.files import native_path, printable
+from edgerpn.images.decoding import decode_image, read_bytes
+from edgerpn.images.faults import find_fault
+from edgerpn.images.formats import has_image_suffix, is_image_file, list_images, read_format
+from edgerpn.images.header import Exif
 from edgerpn.machine import available_cores, bind_to_process, is_foreign
 from edgerpn.runtime.frame import Event, Frame, Source
 from edgerpn.runtime.opencv import load_cv2
 from edgerpn.runtime.sources.spec import parse_source
-
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-"""Files that are read as images; any other file is tried as a video."""
+from edgerpn.runtime.tracing import span
 
 
-def open_source(spec: str | os.PathLike[str], *, name: str = "", decoder_threads: int = 0) -> Source:
+def open_source(
+    spec: str | os.PathLike[str], *, name: str = "", decoder_threads: int = 0, exif: Exif | None = None
+) -> Source:
     """Opens a file, a folder or a glob, and makes sure that it delivers.
 
     Args:
-        spec: A video file; an image; a folder or a glob of images.
+        spec: A video file; an image; a folder or a glob of images. A GIF alone is a video, one of several an image.
         name: Name in frames and events; empty: the path.
         decoder_threads: Threads that decode a video; 0: half of the cores.
+        exif: Whether images are turned by their EXIF orientation; None: as the images of the model's training.
 
     Returns:
         The source; close it when done.
@@ -51,16 +54,21 @@ def open_source(spec: str | os.PathLike[str], *, name: str = "", decoder_threads
     path, shown = Path(parsed.path), printable(parsed.path)
     name = name or shown
     if path.is_dir():
-        return ImageSource(_images_in(path), name=name)
+        return ImageSource(_images_in(path), name=name, exif=exif)
     if path.is_file():
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            return ImageSource([path], name=name, is_single=True)
+        if is_still(path):
+            return ImageSource([path], name=name, is_single=True, exif=exif)
         return VideoSource(path, name=name, num_threads=decoder_threads)
     if path.exists():
         raise StreamOpenError(f"{shown}: neither a file nor a folder, and not a camera (/dev/videoN)")
     if glob.has_magic(parsed.path):
-        return ImageSource(_images_matching(parsed.path), name=name)
+        return ImageSource(_images_matching(parsed.path), name=name, exif=exif)
     raise StreamOpenError(f"{shown}: no such file or folder")
+
+
+def is_still(path: Path) -> bool:
+    """Returns whether a file alone is read as an image; any other file is tried as a video."""
+    return is_image_file(path) and read_format(path) != "GIF"
 
 
 def image_paths(sources: Sequence[str]) -> list[Path]:
@@ -68,11 +76,10 @@ def image_paths(sources: Sequence[str]) -> list[Path]:
     if len(sources) < 2:
         return []
     specs = [parse_source(source) for source in sources]
-    is_images = all(
-        not spec.is_live and spec.path.lower().endswith(IMAGE_SUFFIXES) and not glob.has_magic(spec.path)
-        for spec in specs
-    )
-    return [Path(spec.path) for spec in specs] if is_images else []
+    if any(spec.is_live or glob.has_magic(spec.path) for spec in specs):
+        return []
+    paths = [Path(spec.path) for spec in specs]
+    return paths if all(has_image_suffix(path.name) or is_image_file(path) for path in paths) else []
 
 
 class ImageSource:
@@ -81,13 +88,14 @@ class ImageSource:
     is_images = True
     fps = None
 
-    def __init__(self, paths: Sequence[Path], *, name: str, is_single: bool = False) -> None:
+    def __init__(self, paths: Sequence[Path], *, name: str, is_single: bool = False, exif: Exif | None = None) -> None:
         """Takes the images.
 
         Args:
             paths: Files in order.
             name: Name in frames and events.
             is_single: Whether there is but one, which is read at once.
+            exif: Whether to turn them by their EXIF orientation; None: as the run says, else not.
 
         Raises:
             StreamOpenError: The one image cannot be read.
@@ -95,50 +103,47 @@ class ImageSource:
         self.name = name
         self.num_frames = len(paths)
         self.paths = tuple(paths)
+        self.exif = exif
         self._cv2 = load_cv2()
         self._is_closed = False
-        self._first: Frame | Event | None = None
         if is_single:
-            self._first = self._read(0, paths[0])
-            if isinstance(self._first, Event):
-                raise StreamOpenError(self._first.message)
+            *_, last = self._read(0, paths[0])
+            if isinstance(last, Event):
+                raise StreamOpenError(last.message)
 
     def __iter__(self) -> Iterator[Frame | Event]:
-        """Yields a frame, or an event `error`, for each image."""
+        """Yields a frame, or an event `error`, for each image; before the frame of a damaged one an event `damaged`."""
         for index, path in enumerate(self.paths):
             if self._is_closed:
                 return
-            first, self._first = self._first, None
-            yield first or self._read(index, path)
+            yield from self._read(index, path)
 
     def close(self) -> None:
         """Ends the iteration."""
         self._is_closed = True
 
-    def _read(self, index: int, path: Path) -> Frame | Event:
+    def _read(self, index: int, path: Path) -> Iterator[Frame | Event]:
         start = time.perf_counter()
         captured_at, monotonic_s = time.time(), time.monotonic()
         try:
-            # Read by NumPy, because cv2.imread cannot say why it fails.
-            data = np.fromfile(path, np.uint8)
-            # The stored pixel grid, as in training and in COCO's annotations: EXIF rotation is not applied.
-            flags = self._cv2.IMREAD_COLOR | self._cv2.IMREAD_IGNORE_ORIENTATION
-            image = self._cv2.imdecode(data, flags) if data.size else None
-        except (OSError, self._cv2.error) as error:
-            message = f"{printable(str(path))}: cannot be read: {getattr(error, 'strerror', None) or error}"
-            return Event(kind="error", source=self.name, message=message, path=path)
-        if image is None:
-            why = "is not an image that OpenCV can read" if data.size else "is empty"
-            message = f"{printable(str(path))}: this file {why}"
-            return Event(kind="error", source=self.name, message=message, path=path)
-        return Frame(
+            data, header = read_bytes(path)
+            with span("decode"):
+                image, _ = decode_image(self._cv2, data, header, path, exif=self.exif or "ignore")
+        except DataError as error:
+            yield Event(kind="error", source=self.name, message=str(error), path=path)
+            return
+        decode_ms = (time.perf_counter() - start) * 1e3
+        if damage := header.fault or find_fault(data):
+            message = f"{printable(str(path))}: damaged ({damage}); used as far as it decodes"
+            yield Event(kind="damaged", source=self.name, message=message, path=path)
+        yield Frame(
             image=image,
             index=index,
             media_time_s=None,
             captured_at=captured_at,
             monotonic_s=monotonic_s,
             source=self.name,
-            decode_ms=(time.perf_counter() - start) * 1e3,
+            decode_ms=decode_ms,
             path=path,
         )
 
@@ -204,7 +209,8 @@ class VideoSource:
     def _read(self) -> Frame | None:
         start = time.perf_counter()
         captured_at, monotonic_s = time.time(), time.monotonic()
-        ok, image = self._capture.read()
+        with span("decode"):
+            ok, image = self._capture.read()
         if not ok or image is None:
             return None
         if image.ndim == 2:
@@ -261,13 +267,13 @@ def natural_key(path: Path) -> tuple[object, ...]:
 def _images_in(folder: Path) -> list[Path]:
     shown = printable(str(folder))
     try:
-        paths = [path for path in folder.iterdir() if _is_image(path)]
+        paths = list_images(folder)
     except OSError as error:
         raise StreamOpenError(f"{shown}: cannot be read: {error.strerror}") from error
     if not paths:
         raise StreamOpenError(
-            f"{shown}: no images in this folder (looked for {', '.join(IMAGE_SUFFIXES)}). Folders below it are not "
-            f"searched; a glob does that: '{shown}/**/*.jpg'"
+            f"{shown}: no images in this folder. Folders below it are not searched; a glob does that: "
+            f"'{shown}/**/*.jpg'"
         )
     return sorted(paths, key=natural_key)
 
@@ -277,11 +283,7 @@ def _images_matching(pattern: str) -> list[Path]:
     pattern = printable(pattern)
     if not matches:
         raise StreamOpenError(f"{pattern}: the pattern matches no file")
-    paths = [path for path in matches if _is_image(path)]
+    paths = [path for path in matches if is_image_file(path)]
     if not paths:
         raise StreamOpenError(f"{pattern}: the pattern matches {len(matches)} paths, but no image among them")
     return sorted(paths, key=natural_key)
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()

@@ -5,11 +5,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from edgerpn import files, manifest
-from edgerpn.errors import ArtifactMismatchError, ManifestError, ManifestVersionError
+from edgerpn.errors import ArtifactChangedError, ArtifactMismatchError, ManifestError, ManifestVersionError
 from edgerpn.manifest import AnchorSpec, InputSpec, Manifest, ProposalSpec, Provenance, RecallSpec
+
+VALUES = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in ("x", "y")]
+GRAPH = helper.make_model(
+    helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "relu", VALUES[:1], VALUES[1:]),
+    opset_imports=[helper.make_opsetid("", 18)],
+    ir_version=10,
+)
+ONNX = GRAPH.SerializeToString()
 
 
 def example(**changes: Any) -> Manifest:
@@ -41,7 +51,7 @@ def example(**changes: Any) -> Manifest:
 @pytest.fixture
 def artifact(tmp_path: Path) -> Path:
     path = tmp_path / "model.onnx"
-    path.write_bytes(b"a graph")
+    path.write_bytes(ONNX)
     manifest.write(example(), path)
     return path
 
@@ -60,7 +70,7 @@ def test_a_written_manifest_reads_back_with_the_hash_of_its_artifact(artifact: P
     assert found.provenance.artifact_sha256 == digest
     assert found.provenance.onnx_sha256 == digest
     provenance = dataclasses.replace(found.provenance, artifact_sha256=None, onnx_sha256=None, artifact_bytes=None)
-    assert found.provenance.artifact_bytes == len(b"a graph")
+    assert found.provenance.artifact_bytes == len(ONNX)
     assert found.replace(provenance=provenance) == example()
 
 
@@ -87,22 +97,63 @@ def test_the_manifest_lies_beside_its_artifact() -> None:
     assert manifest.manifest_path("a/v1.2.engine") == Path("a/v1.2.engine.json")
 
 
-def test_an_artifact_that_was_changed_is_refused(artifact: Path) -> None:
-    artifact.write_bytes(b"another graph")
-    with pytest.raises(ArtifactMismatchError, match=r"model\.onnx: this is not the file that model\.json describes"):
+def renamed() -> bytes:
+    """The graph after another program has renamed its node."""
+    graph = onnx.ModelProto.FromString(ONNX)
+    graph.graph.node[0].name = "node_of_another_program"
+    return graph.SerializeToString()
+
+
+def test_a_graph_that_another_program_changed_is_not_called_damaged(artifact: Path) -> None:
+    artifact.write_bytes(renamed())
+    advice = r"edgerpn check model\.onnx --against ORIGINAL\.onnx --reseal"
+    with pytest.raises(ArtifactChangedError, match=rf"model\.onnx: changed since export: .*model\.json.*{advice}"):
         manifest.read(artifact)
 
 
-def test_a_truncated_artifact_is_refused(artifact: Path) -> None:
-    artifact.write_bytes(artifact.read_bytes()[:-1])
-    with pytest.raises(ArtifactMismatchError, match=r"model\.onnx: truncated, .*: 6 bytes, expected 7\. Copy"):
+def test_a_changed_graph_is_used_with_a_warning_when_asked(artifact: Path, caplog: pytest.LogCaptureFixture) -> None:
+    expected = manifest.read(artifact)
+    artifact.write_bytes(renamed())
+    assert manifest.read(artifact, verify=False) == expected
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "model.onnx: changed since export" in record.message
+
+
+@pytest.mark.parametrize("length", range(len(ONNX)))
+def test_a_graph_cut_off_anywhere_is_damaged_even_if_nothing_is_verified(artifact: Path, length: int) -> None:
+    artifact.write_bytes(ONNX[:length])
+    message = rf"model\.onnx: truncated or damaged: {length} bytes, expected {len(ONNX)}, .* model\.json together"
+    for verify in (True, False):
+        with pytest.raises(ArtifactMismatchError, match=message) as caught:
+            manifest.read(artifact, verify=verify)
+        assert type(caught.value) is ArtifactMismatchError
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"text of a web page",
+        b"\0" * len(ONNX),
+        ONNX[: len(ONNX) // 2] + b"\0" * (len(ONNX) - len(ONNX) // 2),
+        b"\x80" * 40,
+    ],
+    ids=["text", "zeros", "zeros from the middle on", "an endless number"],
+)
+def test_a_file_that_is_not_onnx_is_damaged(artifact: Path, data: bytes) -> None:
+    artifact.write_bytes(data)
+    with pytest.raises(ArtifactMismatchError, match=r"model\.onnx: truncated or damaged"):
         manifest.read(artifact)
 
 
-def test_an_artifact_with_a_flipped_bit_is_refused(artifact: Path) -> None:
-    artifact.write_bytes(b"b graph")
-    with pytest.raises(ArtifactMismatchError, match=r"model\.onnx: damaged or changed: the size .*bytes are not"):
-        manifest.read(artifact)
+def test_an_engine_is_never_used_under_the_manifest_of_another(tmp_path: Path) -> None:
+    path = tmp_path / "model.engine"
+    path.write_bytes(b"a plan")
+    manifest.write(example(kind="engine"), path)
+    for data, words in ((b"b plan", "not the engine"), (b"a pla", "truncated, or not the engine")):
+        path.write_bytes(data)
+        with pytest.raises(ArtifactMismatchError, match=rf"model\.engine: {words} that model\.engine\.json describes"):
+            manifest.read(path, verify=False)
 
 
 def test_a_manifest_without_a_size_is_read_too(artifact: Path) -> None:
@@ -111,14 +162,24 @@ def test_a_manifest_without_a_size_is_read_too(artifact: Path) -> None:
     del values["provenance"]["artifact_bytes"], values["digest"]
     path.write_text(json.dumps(values), encoding="utf-8")
     assert manifest.read(artifact).provenance.artifact_bytes is None
-    artifact.write_bytes(b"a gra")
-    with pytest.raises(ArtifactMismatchError, match=r"this is not the file that model\.json describes: sha256"):
+    artifact.write_bytes(ONNX[:-1])
+    with pytest.raises(ArtifactMismatchError, match=rf"truncated or damaged: {len(ONNX) - 1} bytes, which"):
         manifest.read(artifact)
 
 
 def test_a_manifest_without_a_hash_vouches_for_nothing(artifact: Path) -> None:
     manifest.manifest_path(artifact).write_text(example().to_json(), encoding="utf-8")
-    with pytest.raises(ArtifactMismatchError, match="expected none"):
+    with pytest.raises(ArtifactChangedError, match="expected none"):
+        manifest.read(artifact)
+
+
+def test_outputs_may_have_other_names_but_are_three(artifact: Path) -> None:
+    assert example(outputs=()).output_names == ("boxes", "scores", "count")
+    outputs = [dataclasses.replace(spec, name=f"their_{spec.name}") for spec in manifest.standard_outputs(100)]
+    manifest.write(example(outputs=tuple(outputs)), artifact)
+    assert manifest.read(artifact).output_names == ("their_boxes", "their_scores", "their_count")
+    edit(artifact, outputs=[{"name": "boxes", "dtype": "float32", "shape": ["N"], "meaning": "boxes"}])
+    with pytest.raises(ManifestError, match="outputs: expected boxes, scores and count, got 1 outputs"):
         manifest.read(artifact)
 
 

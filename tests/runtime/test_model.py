@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import pytest
 
 from edgerpn import manifest as manifests
 from edgerpn.errors import (
+    ArtifactChangedError,
     ArtifactMismatchError,
     EngineLoadError,
     InferenceError,
@@ -27,6 +30,7 @@ from edgerpn.runtime import Model, load
 from edgerpn.runtime.backends import onnxruntime as onnxruntime_backend
 from edgerpn.runtime.backends.contract import check_outputs
 from edgerpn.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from tests.support.web_server import Answer, WebServer, picture
 
 Image = npt.NDArray[np.uint8]
 Paint = Callable[..., Image]
@@ -134,11 +138,71 @@ def test_a_truncated_file_without_a_manifest_has_a_plain_error(make_model: MakeM
         load(path)
 
 
-def test_a_changed_model_file_is_refused(make_model: MakeModel, tmp_path: Path) -> None:
+def test_a_model_file_with_something_behind_it_is_damaged(make_model: MakeModel, tmp_path: Path) -> None:
     path = make_model(tmp_path)
     path.write_bytes(path.read_bytes() + b"\0")
-    with pytest.raises(ArtifactMismatchError, match=r"not the file that bright\.json describes"):
+    with pytest.raises(
+        ArtifactMismatchError, match=r"bright\.onnx: truncated or damaged: .*bright\.json together again"
+    ):
+        load(path, verify=False)
+
+
+@pytest.mark.parametrize("has_sidecar", [True, False])
+def test_a_model_that_another_program_changed_runs_only_unverified(
+    make_model: MakeModel, tmp_path: Path, paint: Paint, caplog: pytest.LogCaptureFixture, has_sidecar: bool
+) -> None:
+    path = make_model(tmp_path)
+    with load(path, threads=1) as model:
+        expected = model(paint(count=3))
+    write_changed(path, has_sidecar=has_sidecar)
+    with pytest.raises(ArtifactChangedError, match=r"bright\.onnx: changed since export: .*--reseal"):
         load(path)
+    with load(path, threads=1, verify=False) as model:
+        np.testing.assert_array_equal(model(paint(count=3)).boxes, expected.boxes)
+    assert "nothing shows that its proposals are right" in caplog.text
+
+
+def write_changed(path: Path, *, has_sidecar: bool, names: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Changes a model as another program does, after its manifest was written: beside it, or as a digest inside."""
+    proto = onnx.load(path)
+    if not has_sidecar:
+        manifests.manifest_path(path).unlink()
+        proto.metadata_props.add(key=manifests.DIGEST_KEY, value="d" * 64)
+    proto.producer_name = "another program"
+    for node in proto.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.name = names.get(value.name, value.name)
+    onnx.save(proto, path)
+
+
+def test_even_unverified_the_tensors_must_be_those_of_the_manifest(make_model: MakeModel, tmp_path: Path) -> None:
+    path = make_model(tmp_path)
+    write_changed(path, has_sidecar=True, names={"boxes": "output_0"})
+    with pytest.raises(ArtifactMismatchError, match=r"'boxes' as float32 \[1, 10, 4\].*output_0.*--reseal"):
+        load(path, verify=False)
+
+
+def test_tensors_may_have_the_names_that_the_manifest_gives_them(
+    make_model: MakeModel, tmp_path: Path, paint: Paint
+) -> None:
+    path = make_model(tmp_path)
+    with load(path, threads=1) as model:
+        expected, manifest = model(paint(count=3)), model.manifest
+    names = {"frames": "images", "boxes": "output_0", "scores": "output_1", "count": "output_2"}
+    write_changed(path, has_sidecar=True, names=names)
+    outputs = [dataclasses.replace(spec, name=names[spec.name]) for spec in manifest.outputs]
+    renamed = dataclasses.replace(manifest.input, name="images")
+    manifests.write(manifest.replace(input=renamed, outputs=tuple(outputs)), path)
+    with load(path, threads=1) as model:
+        np.testing.assert_array_equal(model(paint(count=3)).boxes, expected.boxes)
+        np.testing.assert_array_equal(model(paint(count=3)).scores, expected.scores)
+
+
+def test_an_engine_is_never_run_unverified(tmp_path: Path) -> None:
+    with pytest.raises(EngineLoadError, match=r"an engine runs under the manifest of its build only"):
+        load(tmp_path / "model.engine", verify=False)
 
 
 def test_the_manifest_inside_serves_when_the_sidecar_is_missing(make_model: MakeModel, tmp_path: Path) -> None:
@@ -308,3 +372,9 @@ def test_providers_keep_their_order_and_get_options() -> None:
 def test_a_camera_that_is_not_there_is_an_error_and_not_a_wait(model_path: Path) -> None:
     with load(model_path) as model, pytest.raises(StreamOpenError, match="63: no such camera"):
         next(model.stream(63))
+
+
+def test_an_address_of_one_picture_gives_a_stream(model_path: Path) -> None:
+    with WebServer({"/snapshot.jpg": Answer(body=picture())}) as server, load(model_path) as model:
+        results = list(model.stream(f"{server.url}/snapshot.jpg", max_frames=3))
+    assert [result.image.shape for result in results] == [(48, 64, 3)] * 3

@@ -72,6 +72,12 @@ int cuGraphInstantiateWithFlags(Graph **ready, Graph *graph, unsigned long long 
     **ready = *graph;
     return 0;
 }
+int cuGraphGetNodes(Graph *graph, void **nodes, size_t *count) {
+    for (size_t i = 0; nodes && i < *count; i++) nodes[i] = (void *)(i + 1);
+    *count = graph->count;
+    return 0;
+}
+int cuGraphNodeGetType(void *node, int *type) { *type = 1; return 0; } /* a copy */
 int cuGraphDestroy(Graph *graph) { free(graph); return 0; }
 int cuGraphExecDestroy(Graph *graph) { free(graph); return 0; }
 int cuGraphLaunch(Graph *graph, Stream *stream) {

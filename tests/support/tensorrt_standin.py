@@ -447,6 +447,9 @@ class Library:
                 if library.cannot_start:
                     log.log(ILogger.ERROR, "createInferRuntime: CUDA initialization failure with error: 35")
 
+            def __del__(self) -> None:
+                library.events.append("runtime destroyed")  # where it cannot start, TensorRT ends the process here
+
             def deserialize_cuda_engine(self, data: bytes) -> Engine | None:
                 assert not library.cannot_start, "TensorRT ends the process here"
                 library.host_code_allowed.append(self.engine_host_code_allowed)

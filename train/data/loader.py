@@ -27,6 +27,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from edgerpn.errors import DataError, check_setting
+from edgerpn.images.header import Exif
 from edgerpn.train.data.augment import (
     SMALLEST_PX,
     AugmentConfig,
@@ -86,6 +87,13 @@ class DataConfig:
     """Names of the classes whose boxes are objects; the others count as background. Empty: all classes."""
     verify: Literal["decode", "header", "none"] = "decode"
     """Check of the images before training: decode each once, read only sizes and file ends, or skip it."""
+    exif: Literal["auto", "apply", "ignore"] = "auto"
+    """Images with an EXIF orientation: `apply` turns them as viewers do, `ignore` reads them as stored. It is recorded
+    in the exported model, which reads image files alike. `auto`: ignore, but refuse sets in which it matters."""
+    follow_links: bool = False
+    """Read images that are links to files outside of the data folder, such as those of DVC."""
+    damaged: Literal["drop", "use", "refuse"] = "drop"
+    """Images with a hole, or cut and closed again, which decode nevertheless; found with `verify` = `decode`."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Random changes of the images."""
 
@@ -105,6 +113,11 @@ class DataConfig:
     def choice(self) -> DataChoice:
         """Format, validation split, classes and accepted checks as given."""
         return DataChoice(format=self.format, split=self.split, classes=self.classes, allow=self.allow)
+
+    @property
+    def exif_rule(self) -> Exif:
+        """The rule by which images are read."""
+        return "apply" if self.exif == "apply" else "ignore"
 
     @property
     def views_hw(self) -> tuple[tuple[int, int], ...]:

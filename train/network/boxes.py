@@ -98,5 +98,12 @@ def decode_boxes(deltas: Tensor, anchors: Tensor, *, max_log_scale: float = MAX_
 
 def clip_boxes(boxes: Tensor, hw: tuple[int, int]) -> Tensor:
     """Clips (..., 4) boxes to an image of `hw` (height, width) pixels."""
-    limit = boxes.new_tensor([hw[1], hw[0], hw[1], hw[0]])
-    return torch.minimum(boxes.clamp(min=0), limit)
+    return torch.minimum(boxes.clamp(min=0), row_xyxy(boxes, hw[1], hw[0]))
+
+
+def row_xyxy(boxes: Tensor, x: float, y: float) -> Tensor:
+    """Returns (4,) x, y, x, y in type and device of `boxes`.
+
+    Filled on the device: a copy of numbers from the host would make a GPU's stream wait, and forbid CUDA graphs.
+    """
+    return torch.cat([boxes.new_full((1,), side) for side in (x, y, x, y)])

@@ -8,9 +8,9 @@ Legend of shape suffixes: N frames, H and W rows and columns, K proposals.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -20,7 +20,7 @@ from torch.nn import functional
 from edgerpn.errors import InputError
 from edgerpn.letterbox import PAD_VALUE, Letterbox, letterbox
 from edgerpn.train.network.anchors import grid_anchors
-from edgerpn.train.network.boxes import clip_boxes
+from edgerpn.train.network.boxes import clip_boxes, row_xyxy
 from edgerpn.train.network.model import Rpn
 from edgerpn.train.network.proposal_stage import ProposalBatch, ProposalConfig, select_proposals
 
@@ -65,8 +65,7 @@ class Detector(nn.Module):
         batch = select_proposals(levels, anchors, content_hw=self.content_hw, config=self.proposals, nms=self.nms)
         if self.geometry is None:
             return batch
-        scale_x, scale_y = self.geometry.scale_xy
-        boxes = batch.boxes / batch.boxes.new_tensor([scale_x, scale_y, scale_x, scale_y])
+        boxes = batch.boxes / row_xyxy(batch.boxes, *self.geometry.scale_xy)
         return ProposalBatch(clip_boxes(boxes, self.geometry.source_hw), batch.scores, batch.count)
 
     def network_levels(self, frames_NHW3: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -88,28 +87,47 @@ class Detector(nn.Module):
         return self.model.standardize(images)
 
 
+BoxesAndScores = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
+"""Boxes (M, 4) float32 in frame pixels and scores (M,) float32, best first."""
+
+
+def detect(detector: Detector, frame: npt.NDArray[np.uint8]) -> BoxesAndScores:
+    """Runs one frame of any size; the rest is as in `detect_batch`."""
+    return detect_batch(detector, [frame])[0]
+
+
 @torch.inference_mode()
-def detect(detector: Detector, frame: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Runs one frame of any size through a detector without a fixed source size.
+def detect_batch(detector: Detector, frames: Sequence[npt.NDArray[np.uint8]]) -> list[BoxesAndScores]:
+    """Runs frames of any sizes through a detector without a fixed source size, together.
 
     Args:
         detector: In eval mode, on any device.
-        frame: (H, W, 3) uint8 BGR.
+        frames: (H, W, 3) uint8 BGR each; at least one.
 
     Returns:
-        Boxes (M, 4) float32 in frame pixels and scores (M,) float32, best first, without boxes that lie entirely in
-        the padding.
+        The proposals of each frame, without boxes that lie entirely in the padding.
 
     Raises:
-        InputError: The frame is not (H, W, 3) uint8.
+        InputError: A frame is not (H, W, 3) uint8.
     """
-    if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
-        raise InputError(f"frame: expected (H, W, 3) uint8 BGR, got shape {frame.shape} and dtype {frame.dtype}")
-    geometry = letterbox((frame.shape[0], frame.shape[1]), detector.network_hw)
-    image = torch.from_numpy(geometry.apply(frame, cv2.resize))[None]
+    import cv2  # late: the network itself needs PyTorch only
+
+    for frame in frames:
+        if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
+            raise InputError(f"frame: expected (H, W, 3) uint8 BGR, got shape {frame.shape} and dtype {frame.dtype}")
+    geometries = [letterbox((frame.shape[0], frame.shape[1]), detector.network_hw) for frame in frames]
+    images = [
+        torch.from_numpy(geometry.apply(frame, cv2.resize)) for geometry, frame in zip(geometries, frames, strict=True)
+    ]
     device = detector.get_buffer("anchors_0").device
-    batch = detector(image.to(device))
-    count = int(batch.count[0])
-    boxes = geometry.to_frame(batch.boxes[0, :count].cpu().numpy())
+    batch = detector(torch.stack(images).to(device))
+    outputs = zip(geometries, batch.boxes.cpu().numpy(), batch.scores.cpu().numpy(), batch.count.tolist(), strict=True)
+    return [_in_frame(geometry, boxes[:count], scores[:count]) for geometry, boxes, scores, count in outputs]
+
+
+def _in_frame(
+    geometry: Letterbox, network_boxes: npt.NDArray[np.float32], scores: npt.NDArray[np.float32]
+) -> BoxesAndScores:
+    boxes = geometry.to_frame(network_boxes)
     visible = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    return boxes[visible], batch.scores[0, :count].cpu().numpy()[visible]
+    return boxes[visible], scores[visible]

@@ -86,7 +86,7 @@ class Candidates(NamedTuple):
     boxes: Tensor
     """(N, B, 4) float32 x1, y1, x2, y2, pixels of the network's input."""
     scores: Tensor
-    """(N, B) float32, 0..1, best first; -1 for boxes that are too small or score too low."""
+    """(N, B) float32, above 0 to 1, best first; -1 for boxes that are too small or score too low."""
     levels: Tensor | None = None
     """(N, B) float32, pyramid level of each box if only boxes of the same level compete; None: all compete."""
     num_levels: int = 1
@@ -219,8 +219,9 @@ def _decode(
     boxes_NB4 = clip_boxes(decode_boxes(deltas_NB4.float(), anchors_NB4), content_hw)  # step 2
     scores_NB = logits_NB.float().sigmoid()
     size_NB2 = boxes_NB4[..., 2:] - boxes_NB4[..., :2]
-    # A box without area is never a proposal, whatever the limits.
-    valid_NB = (size_NB2 >= max(config.min_size_px, 1e-3)).all(dim=-1) & (scores_NB >= config.score_threshold)
+    # A box without area or with a score of 0 is never a proposal, whatever the limits.
+    least_score = max(config.score_threshold, torch.finfo(torch.float32).tiny)
+    valid_NB = (size_NB2 >= max(config.min_size_px, 1e-3)).all(dim=-1) & (scores_NB >= least_score)
     return Candidates(boxes_NB4, torch.where(valid_NB, scores_NB, -1.0))  # step 3
 
 

@@ -6,6 +6,7 @@ others with hasattr. TensorRT-RTX 1.7.1 has been run (without a GPU); of TensorR
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import logging
 import re
@@ -108,10 +109,11 @@ def make_runtime(module: Any, log: Any) -> Any:
 
     Raises:
         EngineLoadError: The library cannot start, as with a driver that is too old for it. TensorRT then returns an
-            object all the same, whose first use ends the process (tried with the lean runtime 11.4.0).
+            object all the same, whose first use ends the process, and so does its end (lean runtime 11.4.0).
     """
     runtime = module.Runtime(log)
     if log.lines:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(runtime))  # so that it never ends
         raise EngineLoadError(
             f"{module.__name__} {module.__version__} cannot start: {log.take_lines()}. Update the NVIDIA driver, or "
             "install the library that is made for the driver's CUDA version."

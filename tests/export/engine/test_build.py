@@ -181,7 +181,7 @@ def test_an_onnx_file_that_its_manifest_does_not_describe_is_refused(own_model: 
     whole = own_model.read_bytes()
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 1
-    for damaged, words in ((whole[: len(whole) // 2], "truncated"), (bytes(flipped), "damaged or changed")):
+    for damaged, words in ((whole[: len(whole) // 2], "truncated"), (bytes(flipped), "changed since export")):
         own_model.write_bytes(damaged)
         with pytest.raises(ArtifactMismatchError, match=rf"model\.onnx: {words}.*model\.json"):
             build_engine(own_model, own_model.with_name("a.engine"), RTX)
@@ -222,7 +222,7 @@ def test_the_child_process_refuses_other_files_and_foreign_graphs(tmp_path: Path
     graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "relu", values[:1], values[1:])
     foreign = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
     onnx.save(foreign, tmp_path / "foreign.onnx")
-    assert "expected one uint8 input frames" in worker_failure(tmp_path / "foreign.onnx")
+    assert "expected one uint8 input (N, H, W, 3)" in worker_failure(tmp_path / "foreign.onnx")
 
 
 def test_a_manifest_that_is_missing_edited_or_of_a_newer_schema_has_its_own_error(own_model: Path) -> None:
@@ -241,8 +241,13 @@ def test_a_manifest_that_is_missing_edited_or_of_a_newer_schema_has_its_own_erro
 
 
 def test_golden_frames_of_another_file_are_refused_and_no_engine_is_left(own_model: Path) -> None:
-    edgerpn.golden.golden_path(own_model).write_bytes(b"changed")
-    with pytest.raises(ArtifactMismatchError, match="golden"):
+    path = edgerpn.golden.golden_path(own_model)
+    frames = edgerpn.golden.read(own_model, edgerpn.manifest.read(own_model))
+    edgerpn.golden.write(dataclasses.replace(frames, scores=frames.scores * np.float32(0.5)), own_model)
+    with pytest.raises(ArtifactMismatchError, match="golden frames, but not those that the manifest"):
+        build_engine(own_model, own_model.with_name("a.engine"), RTX)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ManifestError, match=r"model\.golden\.npz: truncated or damaged"):
         build_engine(own_model, own_model.with_name("a.engine"), RTX)
     assert not own_model.with_name("a.engine").exists()
     assert not [*own_model.parent.glob(".*")]

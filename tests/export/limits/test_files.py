@@ -50,7 +50,7 @@ def copy(exported: GetExport, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("damage", "words"), [("truncated", "truncated, or another"), ("flipped", "damaged or changed")]
+    ("damage", "words"), [("truncated", "truncated or damaged"), ("flipped", "changed since export")]
 )
 def test_a_damaged_copy_of_ours_is_one_clear_error(
     damage: str, words: str, exported: GetExport, tmp_path: Path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -255,6 +256,8 @@ def test_a_library_that_cannot_start_is_an_error_before_it_ends_the_process(
         EngineLoadError, match=r"tensorrt 10\.3\.0\.26 cannot start: .*error: 35\. Update the NVIDIA driver"
     ):
         bench.load(make_engine(tmp_path))
+    gc.collect()
+    assert "runtime destroyed" not in bench.library.events
 
 
 def test_a_missing_package_keeps_its_own_error(

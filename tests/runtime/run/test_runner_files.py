@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from PIL import Image
 
 from edgerpn.errors import InputError, StreamOpenError, StreamStalledError
 from edgerpn.proposals import Proposals
@@ -71,7 +72,7 @@ def result_of(frame: Frame) -> Result:
 class PlainModel:
     """Calls `infer` for each frame, from as many threads as there are workers."""
 
-    manifest: Any = SimpleNamespace(input=SimpleNamespace(batch=1), engine=None)
+    manifest: Any = SimpleNamespace(input=SimpleNamespace(batch=1, exif="ignore"), engine=None)
     backend: Any = SimpleNamespace(frames_in_flight=1, is_cpu=True)
 
     def __init__(self, infer: Callable[[Frame], Result]) -> None:
@@ -79,6 +80,12 @@ class PlainModel:
 
     def run_frames(self, frames: Sequence[Frame], *, pool: Any = None) -> list[Result | InputError]:
         return [self._infer(frame) for frame in frames]
+
+
+class TurningModel(PlainModel):
+    """A model that was trained on images turned by their EXIF orientation."""
+
+    manifest: Any = SimpleNamespace(input=SimpleNamespace(batch=1, exif="apply"), engine=None)
 
 
 Items = Iterator[Result | Event]
@@ -125,7 +132,7 @@ def test_a_folder_of_several_sizes_streams(
     results = list(model.stream(tmp_path))
     assert [len(result.proposals) for result in results] == [2, 3]
     assert [result.index for result in results] == [0, 2]
-    assert "2.png: this file is not an image" in caplog.text
+    assert "2.png: not an image that OpenCV can decode (6 bytes)" in caplog.text
 
 
 def test_results_come_in_order_though_workers_finish_in_any(run: Callable[..., Items]) -> None:
@@ -269,3 +276,15 @@ def test_a_rate_cap_leaves_out_frames_of_a_file_and_counts_them(model: Model, vi
     # 30 frames a second.
     assert 13 <= len(frames) <= 15
     assert [frame.num_skipped + 1 for frame in frames[1:]] == np.diff([frame.index for frame in frames]).tolist()
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+def test_images_are_read_by_the_orientation_rule_of_the_model(tmp_path: Path, is_open: bool) -> None:
+    orientation = Image.Exif()
+    orientation[0x112] = 6
+    Image.new("RGB", (64, 48)).save(tmp_path / "turned.jpg", exif=orientation)
+    source = SourceConfig(source=str(tmp_path))
+    for kind, size_hw in ((PlainModel, (48, 64)), (TurningModel, (64, 48))):
+        opened = {source.label: open_source(tmp_path, name=source.label)} if is_open else {}
+        with StreamRunner(kind(result_of), StreamsConfig(sources=(source,)), opened=opened) as runner:
+            assert [item.image.shape[:2] for item in runner if isinstance(item, Result)] == [size_hw]

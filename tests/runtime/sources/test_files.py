@@ -10,8 +10,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
+from PIL import Image
 
 from edgerpn.errors import StreamOpenError
+from edgerpn.images.header import Exif
 from edgerpn.runtime.frame import Event, Frame
 from edgerpn.runtime.sources.file_sources import image_paths, open_source
 
@@ -101,8 +103,8 @@ def test_a_broken_image_in_a_folder_is_an_event_and_the_rest_follows(tmp_path: P
     assert [type(item) for item in items] == [Frame, Event, Event, Frame]
     assert isinstance(items[1], Event)
     assert isinstance(items[2], Event)
-    assert "2.jpg: this file is not an image" in items[1].message
-    assert "3.jpg: this file is empty" in items[2].message
+    assert "2.jpg: not an image that OpenCV can decode (13 bytes)" in items[1].message
+    assert "3.jpg: the file is empty" in items[2].message
     assert isinstance(items[3], Frame)
     assert items[3].index == 3
 
@@ -138,7 +140,7 @@ def test_files_that_are_no_video_or_image_are_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"hello")
     assert "not a video that OpenCV can read" in refused(tmp_path / "text.mp4")
     assert "the file is empty" in refused(tmp_path / "empty.mp4")
-    assert "is not an image" in refused(tmp_path / "broken.jpg")
+    assert "broken.jpg: not an image that OpenCV can decode (5 bytes)" in refused(tmp_path / "broken.jpg")
 
 
 @pytest.mark.parametrize("spec", ["0", "/dev/video87", "rtsp://user:hunter2@host/x", "videotestsrc ! appsink"])
@@ -153,3 +155,58 @@ def test_a_pattern_that_the_shell_has_expanded_is_a_list_of_pictures(tmp_path: P
     assert image_paths(paths) == [Path(path) for path in paths]
     for sources in (paths[:1], [*paths, "c.mp4"], [*paths, "rtsp://host/snap.jpg"], [*paths, "x*.jpg"], []):
         assert image_paths(sources) == []
+
+
+def test_pictures_of_every_format_are_frames_or_named_events(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.jfif", "c.JPE", "d.jp2", "e.avif", "f.gif", "g"):
+        kind = {"a.jpg": "JPEG", "b.jfif": "JPEG", "c.JPE": "JPEG", "d.jp2": "JPEG2000", "e.avif": "AVIF"}.get(name)
+        Image.new("RGB", (64, 48), (90, 80, 70)).save(tmp_path / name, kind or ("GIF" if "." in name else "PNG"))
+    (tmp_path / "h.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
+    (tmp_path / "._a.jpg").write_bytes(b"resource fork")
+    (tmp_path / "notes").write_bytes(b"no picture")
+    source = open_source(tmp_path)
+    assert source.num_frames == 8
+    items = list(source)
+    for item, name in zip(items, ("a.jpg", "b.jfif", "c.JPE", "d.jp2", "e.avif", "f.gif", "g", "h.heic"), strict=True):
+        assert item.path is not None
+        assert item.path.name == name
+        if cv2.haveImageReader(str(item.path)):
+            assert isinstance(item, Frame)
+            assert item.image.shape == (48, 64, 3)
+        else:
+            assert isinstance(item, Event)
+            assert f"which OpenCV {cv2.__version__} does not decode here; convert it" in item.message
+    assert isinstance(items[0], Frame)
+    assert isinstance(items[-1], Event)
+    assert "h.heic: HEIC, which OpenCV" in refused(tmp_path / "h.heic")
+    assert open_source(tmp_path / "g").num_frames == 1
+
+
+def test_a_damaged_picture_is_named_and_used(tmp_path: Path) -> None:
+    pytest.importorskip("simplejpeg", reason="only cut files are found without it")
+    noise = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
+    data = cv2.imencode(".jpg", noise)[1].tobytes()
+    (tmp_path / "1.jpg").write_bytes(data)
+    (tmp_path / "2.jpg").write_bytes(data[: len(data) * 3 // 4] + b"\xff\xd9")
+    items = list(open_source(tmp_path))
+    assert [item.kind if isinstance(item, Event) else item.index for item in items] == [0, "damaged", 1]
+    assert isinstance(items[1], Event)
+    assert "2.jpg: damaged (premature end of data segment); used as far as it decodes" in items[1].message
+    # Whether OpenCV decodes a part of one without an end depends on its version.
+    (tmp_path / "2.jpg").write_bytes(data[: len(data) * 3 // 4])
+    event = list(open_source(tmp_path))[1]
+    assert isinstance(event, Event)
+    assert "truncated: the JPEG has no end marker" in event.message
+
+
+def test_pictures_are_turned_by_their_exif_orientation_where_asked(tmp_path: Path) -> None:
+    orientation = Image.Exif()
+    orientation[0x112] = 6
+    Image.new("RGB", (64, 48)).save(tmp_path / "turned.jpg", exif=orientation)
+    sizes: dict[str, tuple[int, ...]] = {}
+    rules: tuple[Exif | None, ...] = (None, "ignore", "apply")
+    for rule in rules:
+        (frame,) = open_source(tmp_path / "turned.jpg", exif=rule)
+        assert isinstance(frame, Frame)
+        sizes[str(rule)] = frame.image.shape[:2]
+    assert sizes == {"None": (48, 64), "ignore": (48, 64), "apply": (64, 48)}

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from edgerpn.errors import InputError
 from edgerpn.letterbox import letterbox
@@ -109,3 +110,34 @@ def test_boxes_lie_in_the_frame_and_not_in_the_padding(model: Rpn) -> None:
 def test_anything_but_a_bgr_frame_is_refused(model: Rpn, frame: np.ndarray) -> None:
     with pytest.raises(InputError, match=r"frame: expected \(H, W, 3\) uint8 BGR, got shape"):
         detect(make(model), frame)
+
+
+class HostTraffic(TorchFunctionMode):
+    """Notes calls that bring numbers from the host to a device, or back."""
+
+    NAMES = ("tensor", "as_tensor", "from_numpy", "new_tensor", "item", "tolist", "cpu", "cuda", "numpy", "__bool__",
+             "__int__", "__float__", "nonzero", "masked_select")  # fmt: skip
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def __torch_function__(self, func: object, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+        name = getattr(func, "__name__", "")
+        if name in self.NAMES:
+            self.calls.append(name)
+        return func(*args, **(kwargs or {}))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("source_hw", [None, (90, 130)])
+@pytest.mark.parametrize("nms_candidates", [None, 40])
+def test_a_frame_moves_no_number_between_host_and_gpu_so_that_a_cuda_graph_can_hold_it(
+    model: Rpn, source_hw: tuple[int, int] | None, nms_candidates: int | None
+) -> None:
+    config = ProposalConfig(num_proposals=10, pre_nms=50, nms_candidates=nms_candidates)
+    detector = Detector(model, config, network_hw=NETWORK_HW, source_hw=source_hw, nms="portable").to("meta")
+    frames = torch.zeros((2, *(source_hw or NETWORK_HW), 3), dtype=torch.uint8, device="meta")
+    with HostTraffic() as traffic, torch.inference_mode():
+        batch = detector(frames)
+    assert traffic.calls == []
+    assert batch.boxes.shape == (2, 10, 4)

@@ -291,6 +291,15 @@ def test_a_box_pushed_out_of_the_content_is_never_a_proposal() -> None:
     assert batch.count.tolist() == [0]
 
 
+@pytest.mark.parametrize("nms", ["standard", "portable"])
+def test_a_score_of_zero_is_never_a_proposal(nms: Nms) -> None:
+    # Below a logit of -88 float32 has no normal number for the score, and other libraries round it to 0.
+    levels = single_peaks(5)
+    levels[0][0][levels[0][0] < 0] = -200.0
+    levels[1][0][levels[1][0] < 0] = -200.0
+    assert run(levels, nms, score_threshold=0.0).count.tolist() == [1]
+
+
 def test_half_precision_outputs_are_decoded_in_float32() -> None:
     levels = random_levels(2)
     half = [(logits.bfloat16(), deltas.bfloat16()) for logits, deltas in levels]

@@ -1,6 +1,6 @@
 # The runtime on a Jetson with JetPack 6 (L4T r36.4 and newer), without torch.
-#   docker build -f docker/jetson.Dockerfile -t edgerpn-jetson .
-#   docker run --rm --runtime nvidia -v "$PWD:/work" edgerpn-jetson run model.onnx video.mp4 --out results
+#   docker build -f docker/jetson6.Dockerfile -t edgerpn-jetson6 .
+#   docker run --rm --runtime nvidia -v "$PWD:/work" edgerpn-jetson6 run model.onnx video.mp4 --out results
 # CSI cameras need -v /tmp/argus_socket:/tmp/argus_socket; -v edgerpn-cache:/home/edgerpn/.cache/edgerpn keeps compiled
 # kernels.
 # NOT YET BUILT OR RUN ON HARDWARE: it is written from the documentation of its parts, and only linted.
@@ -38,6 +38,8 @@ RUN apt-get update \
 COPY --from=build /wheels /tmp/wheels
 RUN pip3 install --no-cache-dir "$(echo /tmp/wheels/*.whl)[onnxruntime,jetson6]" numpy==1.26.4 onnxruntime==1.23.2 \
     cuda-bindings==12.9.10 tqdm==4.70.1
+COPY docker/check_image.py /tmp/check_image.py
+RUN python3 /tmp/check_image.py --gstreamer
 USER 1000
 WORKDIR /work
 ENV PYTHONUNBUFFERED=1
