@@ -88,6 +88,12 @@ COMMANDS = {
         "run a model on videos, images or cameras",
         "edgerpn run model.onnx rtsp://camera/stream --jsonl -",
     ),
+    "predict": Command(
+        "edgerpn.export.predict_cli",
+        "onnxruntime",
+        "find proposals in images and videos, as results, data sets, crops and pictures",
+        "edgerpn predict model.onnx photos -o predictions",
+    ),
     "bench": Command(
         "edgerpn.export.bench_cli",
         "onnxruntime",
@@ -124,7 +130,7 @@ STAGES = {
     "data": ("data check", "data convert", "anchors"),
     "train": ("train", "import", "eval"),
     "export": ("export", "build"),
-    "run": ("run", "bench"),
+    "run": ("run", "predict", "bench"),
     "diagnose": ("inspect", "check", "doctor"),
     "all stages": ("demo",),
 }

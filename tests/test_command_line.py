@@ -21,7 +21,9 @@ ARGUMENTS = {
         "--data --format --split --classes --allow -o --output --out --epochs --minutes --size --preset"
         " --holdout-classes --backbone-weights --resume --config --set --print-config"
     ),
-    "data check": "path --format --split --classes --allow",
+    "data check": (
+        "path --format --split --classes --allow --size --preset --checkpoint --no-images -o --output --json"
+    ),
     "data convert": "path -o --output --to --link --format --split --classes --allow",
     "anchors": "--data --format --split --classes --allow --size --preset --strides --sizes --ratios -o --output",
     "import": "source file -o --output --arch --size --norm-eps",
@@ -43,8 +45,12 @@ ARGUMENTS = {
     ),
     "run": (
         "model sources --config --set --print-config -o --output --out --jsonl --video --http --show --max-frames"
-        " --min-score --top --threads --provider --on-mismatch --allow-host-code --unsealed --log-format --log-level"
-        " --self-test"
+        " --min-score --top --nms --threads --provider --on-mismatch --allow-host-code --unsealed --log-format"
+        " --log-level --self-test"
+    ),
+    "predict": (
+        "model images -o --output --data --format --split --classes --allow --to --crops --pictures --min-score"
+        " --max-per-image --nms --allow-host-code --config --set --print-config"
     ),
     "bench": (
         "model --data --format --split --classes --allow --images -o --output --threads --provider --allow-host-code"
@@ -67,7 +73,7 @@ def actions(command: str) -> list[argparse.Action]:
 
 def test_the_commands_are_these() -> None:
     assert " ".join(COMMANDS) == (
-        "data check data convert anchors train import eval export build run bench inspect check doctor demo"
+        "data check data convert anchors train import eval export build run predict bench inspect check doctor demo"
     )
     assert set(ARGUMENTS) == set(COMMANDS)
     assert [name for names in STAGES.values() for name in names] == list(COMMANDS)

@@ -61,6 +61,14 @@ def open_source(
         raise StreamOpenError(f"{parsed.shown}: expected a file, a folder or a glob, got a live source")
     path, shown = Path(parsed.path), printable(parsed.path)
     name = name or shown
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # it may be a pattern
+    except OSError as error:  # a name that is too long, a folder without permission
+        raise StreamOpenError(f"{shown}: cannot be read: {error.strerror}") from error
+    except ValueError as error:  # characters that no file name has
+        raise StreamOpenError(f"{shown}: not the name of a file: {error}") from error
     if path.is_dir():
         return ImageSource(_images_in(path), name=name, exif=exif)
     if path.is_file():
