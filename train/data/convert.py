@@ -71,9 +71,10 @@ def _categories(datasets: Iterable[Dataset]) -> dict[str, int]:
     names: dict[str, None] = {}
     for dataset in datasets:
         *named, last = dataset.class_names
-        used = {number for record in dataset.records for number in (*record.box_classes, *record.ignore_classes)}
+        names |= dict.fromkeys(named)
         # The last name stands for boxes without a class.
-        names |= dict.fromkeys([*named, last] if len(named) in used else named)
+        if any(len(named) in (*record.box_classes, *record.ignore_classes) for record in dataset.records):
+            names[last] = None
     return {name: number for number, name in enumerate(names)}
 
 
