@@ -21,7 +21,9 @@ ARGUMENTS = {
         "--data --format --split --classes --allow -o --output --out --epochs --minutes --size --preset"
         " --holdout-classes --backbone-weights --resume --config --set --print-config"
     ),
-    "data check": "path --format --split --classes --allow",
+    "data check": (
+        "path --format --split --classes --allow --size --preset --checkpoint --no-images -o --output --json"
+    ),
     "data convert": "path -o --output --to --link --format --split --classes --allow",
     "anchors": "--data --format --split --classes --allow --size --preset --strides --sizes --ratios -o --output",
     "import": "source file -o --output --arch --size --norm-eps",

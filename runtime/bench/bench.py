@@ -14,7 +14,7 @@ from edgerpn.machine import available_cores
 from edgerpn.proposals import Proposals
 from edgerpn.runtime.backends.contract import PartsTimer, Provider
 from edgerpn.runtime.bench.config import BenchConfig
-from edgerpn.runtime.bench.facts import describe_artifact, describe_machine
+from edgerpn.runtime.bench.facts import MemoryWatch, describe_artifact, describe_machine
 from edgerpn.runtime.bench.frames import BenchFrame, FrameSet
 from edgerpn.runtime.bench.phases import Distribution, Phase, distribution, run_serial, run_throughput, warm_up
 from edgerpn.runtime.bench.reading import Reading, summarize
@@ -32,7 +32,7 @@ MeasureRecall = Callable[[Mapping[int, Proposals]], RecallFacts]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchRequest:
-    """What to measure, and on which frames."""
+    """The artifact to measure, and its frames."""
 
     model: Path
     """ONNX file or engine."""
@@ -41,7 +41,7 @@ class BenchRequest:
     images: tuple[Path, ...] = ()
     """Photographs; empty: made-up frames."""
     origin: str = MADE_UP
-    """Where the photographs come from, for the report."""
+    """Origin of the photographs, for the report."""
     measure_recall: MeasureRecall | None = None
     """Measures the recall of the proposals of all images."""
     providers: tuple[Provider, ...] = ()
@@ -69,7 +69,7 @@ def run_bench(
         InferenceError: The backend failed.
         MissingDependencyError: A package is not installed.
     """
-    machine = describe_machine()
+    machine, memory = describe_machine(), MemoryWatch()
     proposals: dict[int, Proposals] = {}
 
     def keep(frame: BenchFrame, found: Proposals) -> None:
@@ -96,6 +96,7 @@ def run_bench(
             throughput = run_throughput(
                 busy, frames.kept, config.throughput_s, num_sources=config.sources, on_proposals=keep
             )
+        memory_taken = memory.finish()
         parts_ms = _time_parts(model)
         if request.measure_recall is not None:
             for frame in frames.rest():
@@ -111,6 +112,7 @@ def run_bench(
             command=request.command,
             artifact=describe_artifact(request.model, model.manifest),
             machine=machine,
+            memory=memory_taken,
             backend=model.backend.name,
             is_cpu=model.backend.is_cpu,
             slots=busy.backend.frames_in_flight,

@@ -14,7 +14,15 @@ from typing import Any
 
 import edgerpn
 from edgerpn import files, settings
-from edgerpn.machine import JETSON_RELEASE, available_cores, board_model, cpu_name, kib_fields, power_mode
+from edgerpn.machine import (
+    JETSON_RELEASE,
+    available_bytes,
+    available_cores,
+    board_model,
+    cpu_name,
+    kib_fields,
+    power_mode,
+)
 from edgerpn.manifest import Manifest
 from edgerpn.runtime.bench import nvidia_smi
 from edgerpn.runtime.bench.sysfs import has_pinned_clocks
@@ -74,6 +82,32 @@ class MachineFacts:
     def title(self) -> str:
         """Board or GPU, else the processor."""
         return self.board or self.gpu or f"{self.cpu}, {self.cores} cores"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryFacts:
+    """The memory that the run took, decoded frames included."""
+
+    process_peak_mib: int
+    """Most resident memory of this process."""
+    machine_growth_mib: int | None
+    """Decrease of the memory that is available on the machine, from before loading to the end of the timed phases; on
+    a Jetson it includes that of the GPU. Other programs are in it. None: unknown."""
+
+
+class MemoryWatch:
+    """Measures the memory of a run from its start."""
+
+    def __init__(self) -> None:
+        self._before = available_bytes()
+
+    def finish(self) -> MemoryFacts:
+        """Returns the memory at this moment, when the model is still loaded."""
+        now = available_bytes()
+        return MemoryFacts(
+            process_peak_mib=kib_fields(Path("/proc/self/status")).get("VmHWM", 0) >> 10,
+            machine_growth_mib=None if self._before is None or now is None else (self._before - now) >> 20,
+        )
 
 
 def describe_artifact(path: Path, manifest: Manifest) -> ArtifactFacts:

@@ -7,7 +7,7 @@ from html import escape
 
 from edgerpn.page import head_cells, headlines, page, section, table
 from edgerpn.runtime.bench.reading import INPUT_RAILS, Range, Reading
-from edgerpn.runtime.bench.report import MADE_UP, BenchReport, PhaseReport
+from edgerpn.runtime.bench.report import MADE_UP, BenchReport, PhaseReport, memory_text
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 620, 190, 56, 24, 14
 _SERIES = ("--series-1", "--series-2", "--series-3")
@@ -215,6 +215,7 @@ def _identity(report: BenchReport) -> dict[str, str]:
         "sha256": artifact.sha256,
         "model": f"{manifest['name']}, {manifest['precision']}, {num_proposals} proposals, for {manifest['target']}",
         "backend": report.backend,
+        "memory": memory_text(report.memory),
         "board": machine.board or "",
         "processor": f"{machine.cpu}, {machine.cores} cores, {machine.memory_mib:,} MiB",
         "GPU": machine.gpu or "",

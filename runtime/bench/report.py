@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgerpn.runtime.bench.config import BenchConfig
-from edgerpn.runtime.bench.facts import ArtifactFacts, MachineFacts
+from edgerpn.runtime.bench.facts import ArtifactFacts, MachineFacts, MemoryFacts
 from edgerpn.runtime.bench.phases import Distribution, Phase
 from edgerpn.runtime.bench.reading import Reading, Telemetry
 
@@ -76,6 +76,8 @@ class BenchReport:
     """The measured file."""
     machine: MachineFacts
     """The machine."""
+    memory: MemoryFacts
+    """Memory of the run."""
     backend: str
     """Library, version and device that ran the model."""
     is_cpu: bool
@@ -157,7 +159,7 @@ class BenchReport:
                 f"{name:<11}{report.phase.frames_per_s:8.1f} frames/s, drift {report.phase.drift_percent:+.1f} %"
                 f"{power_text(report)}"
             )
-        return lines
+        return [*lines, f"memory     {memory_text(self.memory)}"]
 
     def _recall(self) -> list[str]:
         if self.recall is None:
@@ -167,6 +169,13 @@ class BenchReport:
 
     def _warnings(self) -> list[str]:
         return [f"warning: {line}" for line in self.warnings]
+
+
+def memory_text(memory: MemoryFacts) -> str:
+    """Returns the memory as text."""
+    growth = memory.machine_growth_mib
+    machine = "" if growth is None else f", {growth:,} MiB less available on the machine"
+    return f"{memory.process_peak_mib:,} MiB at most in this process{machine}"
 
 
 def power_text(report: PhaseReport) -> str:

@@ -41,13 +41,14 @@ SHORT = BenchConfig(warm_up_s=0, serial_s=0, throughput_s=0, frame_hw=(120, 200)
 
 # A change here is a change of the report's format: raise SCHEMA when a field changes its name or meaning.
 KEYS = {
-    "": "artifact backend command created frames is_cpu machine parts_ms readings recall row schema serial settings"
-    " slots throughput tools warnings",
+    "": "artifact backend command created frames is_cpu machine memory parts_ms readings recall row schema serial"
+    " settings slots throughput tools warnings",
     "row": "AR@10 AR@100 AR@1000 backend device frames_per_joule frames_per_s input latency_p50_ms latency_p99_ms model"
     " power_mode precision sha256 watts",
     "artifact": "file manifest num_bytes sha256",
     "machine": "board cores cpu gpu has_pinned_clocks jetson_linux load_average memory_mib power_mode python system"
     " versions",
+    "memory": "machine_growth_mib process_peak_mib",
     "frames": "num_images num_kept origin sizes_hw",
     "settings": "engine frame_hw frames_mib max_drift_percent sample_ms serial_s sources throughput_s warm_up_s",
     "serial": "frames_per_joule phase telemetry",
@@ -123,9 +124,11 @@ def test_one_command_measures_latency_rate_power_and_recall(
     assert "AR@10 " in shown
     assert report["artifact"]["sha256"] == files.sha256(model_path)
     assert report["artifact"]["manifest"]["name"] == "bright"
+    assert report["memory"]["process_peak_mib"] > 20
+    assert re.search(r"^memory +[\d,]+ MiB at most in this process", shown, re.MULTILINE)
     assert report["command"].split()[:2] == ["edgerpn", "bench"]
     assert "--set serial_s=0.2" in report["command"]
-    assert report["tools"][0] == "tegrastats"
+    assert "tegrastats" in report["tools"]
     for phase in ("serial", "throughput"):
         stages = report[phase]["phase"]["stage_ms"]
         assert all(0 <= ms["p50"] <= ms["p90"] <= ms["p99"] <= ms["max"] for ms in stages.values())
