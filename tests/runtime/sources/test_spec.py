@@ -82,6 +82,9 @@ def test_a_stream_that_this_machine_listens_for_has_no_address() -> None:
         ("rtsp://fe80::1/x", r"an IPv6 address needs brackets: \[fe80::1\]"),
         ("rtsp://10.0.0.256/x", "10.0.0.256 is not an IPv4 address"),
         ("rtsp://front door/x", "holds a space"),
+        ("http://cam/\ud800", "half of a surrogate pair"),
+        ("http://pa\u2100ss@cam/x", "a character that stands for / "),
+        ("http://c\uff0fam/x", "a character that stands for / "),
         ("tcp://host", "expected a port behind the host"),
         ("udp://@239.0.0.1", "expected a port behind the host"),
         ("file://clip.mp4", "an absolute path"),
@@ -158,6 +161,7 @@ _PIECES = (
         "*",
         "..",
     ),
+    "a" * 300,
     *("\udce9", "\ud800", "\0", "\n", "\xb2", "\u2100", "'", '"', "\\", "=", " ", "a.mp4", "10.0.0.300", "-"),
 )
 
