@@ -23,6 +23,7 @@ from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
+from edgerpn.images.header import Exif
 from edgerpn.machine import available_cores, is_foreign
 from edgerpn.runtime.frame import Event, Frame, Result, Source
 from edgerpn.runtime.run.batcher import Batcher
@@ -80,9 +81,8 @@ class StreamRunner:
         self._results_left = max_results
         self._pool = self._make_pool(config.batching)
         self._group = CaptureGroup()
-        self._registry = SourceRegistry(
-            self._group, depth=num_threads + 1, exif=model.manifest.input.exif, opened=opened
-        )
+        exif: Exif = "apply" if model.manifest.input.exif == "apply" else "ignore"
+        self._registry = SourceRegistry(self._group, depth=num_threads + 1, exif=exif, opened=opened)
         self._batcher = Batcher(
             self._group, max_batch=1, wait_ms=0.0, stays=lambda: stays or self._registry.is_changing
         )

@@ -109,6 +109,25 @@ IMAGES = Rule(
     of="images",
     least=1,
 )
-RULES = (FRACTIONS, PERCENT, CORNERS, TINY, OUTSIDE, CLIPPED, DOUBLED, DROPPED, UNLISTED, REPEATED, UNSEEN, IMAGES)
+EXIF = Rule(
+    name="exif",
+    limit=0.0,
+    what="with an EXIF orientation have boxes, which fit the picture as viewers show it or as it is stored",
+    cause="choose the reading that the boxes fit with --exif apply or --exif ignore (data.exif)",
+    of="images",
+    least=1,
+)
+DAMAGED = Rule(
+    name="damaged",
+    limit=0.0,
+    what="are damaged",
+    cause="repair or remove them, or have them dropped or used with data.damaged",
+    of="images",
+    least=1,
+)
+RULES = (
+    *(FRACTIONS, PERCENT, CORNERS, TINY, OUTSIDE, CLIPPED, DOUBLED, DROPPED, UNLISTED, REPEATED, UNSEEN, IMAGES),
+    *(EXIF, DAMAGED),
+)
 RULE_NAMES = tuple(dict.fromkeys(rule.name for rule in RULES))
 """The names for `--allow`."""

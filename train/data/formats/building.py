@@ -59,7 +59,7 @@ class ContentBuilder:
         Raises:
             DataError: The file leads out of the folder of the images.
         """
-        hw = hw or stored_sizes([image], self._folder, self._problems).get(image)
+        hw = hw or stored_sizes([image], self._problems).get(image)
         if hw is None:
             return
         name = image.relative_to(self._folder).as_posix()
@@ -75,11 +75,17 @@ class ContentBuilder:
             self._boxes.append(box)
             self._names.append(found.name)
 
-    def content(self) -> Content:
-        """Returns the set."""
+    def content(self, *, is_relative: bool = False) -> Content:
+        """Returns the set; `is_relative` as in `Content`."""
         categories = [{"id": number, "name": name} for name, number in self._classes.items()]
         root = {"images": self._images, "annotations": self._boxes, "categories": categories}
-        return Content(root=root, sha256=digest_of(root), box_names=tuple(self._names), problems=self._problems)
+        return Content(
+            root=root,
+            sha256=digest_of(root),
+            box_names=tuple(self._names),
+            problems=self._problems,
+            is_relative=is_relative,
+        )
 
 
 class ImageIndex:

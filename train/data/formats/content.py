@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -15,7 +16,8 @@ from edgerpn.errors import DataError, require
 from edgerpn.images.formats import has_image_suffix, is_hidden
 from edgerpn.machine import available_cores
 from edgerpn.train.data.annotations import BROKEN_FILE, Problems
-from edgerpn.train.data.image_files import ImageFolder, probe_image
+from edgerpn.train.data.choice import ExifChoice, ImageRules
+from edgerpn.train.data.image_files import probe_image
 
 SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
     "train": ("train",),
@@ -39,6 +41,8 @@ class Content:
     """Repairs during the conversion."""
     is_repaired: bool = False
     """Whether malformed entries have been repaired, see `edgerpn.train.data.listing.load_content`."""
+    is_relative: bool = False
+    """Whether the boxes were fractions of the images, which are converted by the sizes of the stored images."""
 
 
 class Split(NamedTuple):
@@ -56,6 +60,13 @@ class Split(NamedTuple):
     """Folder of the whole data set; None: the folder of the annotations."""
     allow: tuple[str, ...] = ()
     """Rules about whole sets that are accepted, see `edgerpn.train.data.rules`."""
+    rules: ImageRules = ImageRules()
+    """Treatment of image files."""
+
+    def read_like(self, exif: ExifChoice) -> Split:
+        """Returns the split for a model that was trained with this rule, unless another one was chosen for the set."""
+        is_free = self.rules.exif == "auto"
+        return self._replace(rules=dataclasses.replace(self.rules, exif=exif)) if is_free else self
 
     @property
     def label(self) -> str:
@@ -161,21 +172,10 @@ def relative_parts(text: str, where: str) -> tuple[str, ...]:
     return parts
 
 
-def stored_sizes(files: Iterable[Path], images: Path, problems: Problems) -> dict[Path, tuple[int, int]]:
-    """Reads heights and widths from the headers of images; broken images are counted and left out.
-
-    Args:
-        files: Images below `images`.
-        images: Folder that they may not leave through links.
-        problems: Receives the broken images.
-
-    Raises:
-        DataError: A file leads out of the folder.
-    """
-    folder = ImageFolder(images)
+def stored_sizes(files: Iterable[Path], problems: Problems) -> dict[Path, tuple[int, int]]:
+    """Reads heights and widths from the headers of images; broken images are added to `problems` and left out."""
 
     def size(file: Path) -> tuple[Path, tuple[int, int] | DataError]:
-        folder.locate(file.relative_to(images).as_posix())
         try:
             return file, probe_image(file, "header").stored_hw
         except DataError as error:
