@@ -88,6 +88,18 @@ COMMANDS = {
         "run a model on videos, images or cameras",
         "edgerpn run model.onnx rtsp://camera/stream --jsonl -",
     ),
+    "predict": Command(
+        "edgerpn.export.predict_cli",
+        "onnxruntime",
+        "find proposals in images and videos, as results, data sets, crops and pictures",
+        "edgerpn predict model.onnx photos -o predictions",
+    ),
+    "bench": Command(
+        "edgerpn.export.bench_cli",
+        "onnxruntime",
+        "measure latency, rate, power and recall of a model on this machine",
+        "edgerpn bench model.engine --data DIR -o bench.json",
+    ),
     "inspect": Command(
         "edgerpn.export.inspection",
         "onnxruntime",
@@ -118,7 +130,7 @@ STAGES = {
     "data": ("data check", "data convert", "anchors"),
     "train": ("train", "import", "eval"),
     "export": ("export", "build"),
-    "run": ("run",),
+    "run": ("run", "predict", "bench"),
     "diagnose": ("inspect", "check", "doctor"),
     "all stages": ("demo",),
 }

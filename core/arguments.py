@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -17,6 +18,22 @@ def count_argument(minimum: int) -> Callable[[str], int]:
         if not (text.isascii() and text.isdigit() and int(text) >= minimum):
             raise argparse.ArgumentTypeError(f"expected a whole number of at least {minimum}, got {text!r}")
         return int(text)
+
+    return convert
+
+
+def share_argument(*, above_zero: bool = False) -> Callable[[str], float]:
+    """Returns a converter to numbers from 0 (or above it) to 1; argparse shows its error unchanged."""
+
+    def convert(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not (0 < number <= 1 or (number == 0 and not above_zero)):
+            expected = "above 0, to 1" if above_zero else "from 0 to 1"
+            raise argparse.ArgumentTypeError(f"expected a number {expected}, got {text!r}")
+        return number
 
     return convert
 

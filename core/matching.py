@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerpn.manifest.parts import Precision
+from edgerpn.proposals import pairwise_iou
 
 Boxes = npt.NDArray[np.float32]
 """(M, 4) float32 x1, y1, x2, y2, pixels."""
@@ -71,13 +72,3 @@ def match(
             used_expected.add(e)
             used_found.add(f)
     return pairs, [float(iou[e, f]) for e, f in pairs]
-
-
-def pairwise_iou(first: Boxes, second: Boxes) -> npt.NDArray[np.float64]:
-    """Returns the IoU (M, P) of two sets of x1, y1, x2, y2 boxes, in float64."""
-    a, b = first.astype(np.float64)[:, None], second.astype(np.float64)[None]
-    size = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None)
-    intersection = size[..., 0] * size[..., 1]
-    areas = (a[..., 2] - a[..., 0]) * (a[..., 3] - a[..., 1]) + (b[..., 2] - b[..., 0]) * (b[..., 3] - b[..., 1])
-    iou: npt.NDArray[np.float64] = intersection / np.maximum(areas - intersection, 1e-12)
-    return iou

@@ -76,7 +76,24 @@ class Proposals:
         """Returns the boxes whose score is at least `score`."""
         return self[self.scores >= score]
 
-    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
+    def nms(self, iou: float, *, limit: int | None = None) -> Proposals:
+        """Leaves out near copies: the boxes whose IoU with a better box that is kept exceeds `iou`; greedy, best first.
+
+        Args:
+            iou: 0..1; 1 keeps all.
+            limit: Maximum number of boxes; None: no limit.
+        """
+        if iou >= 1:
+            return self[:limit]
+        kept: list[int] = []
+        rest = np.arange(len(self))
+        while len(rest) and len(kept) != limit:
+            best, rest = rest[:1], rest[1:]
+            kept.append(int(best[0]))
+            rest = rest[pairwise_iou(self.boxes[best], self.boxes[rest])[0] <= iou]
+        return self[kept]
+
+    def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
         """Converts to COCO results: plain Python numbers, bbox as x, y, width, height, one class (1).
 
         Args:
@@ -85,7 +102,12 @@ class Proposals:
         sizes = self.boxes[:, 2:] - self.boxes[:, :2]
         rows = np.concatenate([self.boxes[:, :2], sizes], axis=1).tolist()
         return [
-            {"image_id": int(image_id), "category_id": 1, "bbox": row, "score": score}
+            {
+                "image_id": image_id if isinstance(image_id, str) else int(image_id),
+                "category_id": 1,
+                "bbox": row,
+                "score": score,
+            }
             for row, score in zip(rows, self.scores.tolist(), strict=True)
         ]
 
@@ -100,3 +122,13 @@ class Proposals:
         return supervision.Detections(
             xyxy=self.boxes.copy(), confidence=self.scores.copy(), class_id=np.zeros(len(self), np.int64)
         )
+
+
+def pairwise_iou(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Returns the IoU (M, P) of two sets of x1, y1, x2, y2 boxes, in float64."""
+    a, b = first.astype(np.float64)[:, None], second.astype(np.float64)[None]
+    size = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None)
+    intersection = size[..., 0] * size[..., 1]
+    areas = (a[..., 2] - a[..., 0]) * (a[..., 3] - a[..., 1]) + (b[..., 2] - b[..., 0]) * (b[..., 3] - b[..., 1])
+    iou: npt.NDArray[np.float64] = intersection / np.maximum(areas - intersection, 1e-12)
+    return iou

@@ -17,8 +17,7 @@ from edgerpn.demo.synthetic.dataset import SyntheticVideo
 from edgerpn.errors import ConfigError
 from edgerpn.machine import available_cores
 from edgerpn.manifest import manifest_path
-from edgerpn.matching import pairwise_iou
-from edgerpn.proposals import Proposals
+from edgerpn.proposals import Proposals, pairwise_iou
 from edgerpn.runtime.draw import Painter
 from edgerpn.runtime.frame import Event, Result
 from edgerpn.runtime.model import load

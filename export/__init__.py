@@ -19,15 +19,28 @@ if TYPE_CHECKING:
     from edgerpn.export.engine.options import BuildConfig
     from edgerpn.export.export_config import ExportConfig
     from edgerpn.export.onnx.export import export_onnx
+    from edgerpn.export.prediction.config import PredictConfig
+    from edgerpn.export.prediction.predict import PredictSummary, predict
 
-__all__ = ["BuildConfig", "ExportConfig", "build_engine", "export_onnx"]
+__all__ = [
+    "BuildConfig",
+    "ExportConfig",
+    "PredictConfig",
+    "PredictSummary",
+    "build_engine",
+    "export_onnx",
+    "predict",
+]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "BuildConfig": "edgerpn.export.engine.options",
         "ExportConfig": "edgerpn.export.export_config",
+        "PredictConfig": "edgerpn.export.prediction.config",
+        "PredictSummary": "edgerpn.export.prediction.predict",
         "build_engine": "edgerpn.export.engine.build",
         "export_onnx": "edgerpn.export.onnx.export",
+        "predict": "edgerpn.export.prediction.predict",
     },
 )

@@ -8,12 +8,11 @@ from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from edgerpn.errors import ConfigError, DataError
-from edgerpn.letterbox import letterbox
+from edgerpn.export.prediction.models import fit_source
 from edgerpn.manifest import DIGEST_KEY
 from edgerpn.manifest.parts import RecallSpec
 from edgerpn.runtime.model import Model, load
@@ -96,13 +95,9 @@ def _detect(model: Model) -> Detect:
     source_hw = model.manifest.input.source_hw
 
     def run(frame: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        if source_hw is None:
-            proposals = model(frame)
-            return proposals.boxes, proposals.scores
-        # A model for one camera size takes photographs of other sizes letterboxed into that size.
-        geometry = letterbox((frame.shape[0], frame.shape[1]), source_hw)
-        proposals = model(geometry.apply(frame, cv2.resize))
-        return geometry.to_frame(proposals.boxes), proposals.scores
+        fitted, to_frame = fit_source(frame, source_hw)
+        proposals = model(fitted)
+        return to_frame(proposals.boxes), proposals.scores
 
     return run
 

@@ -19,7 +19,7 @@ import sys
 from contextlib import closing, nullcontext
 from typing import TYPE_CHECKING
 
-from edgerpn.arguments import HOST_CODE_HELP, count_argument
+from edgerpn.arguments import HOST_CODE_HELP, count_argument, share_argument
 from edgerpn.errors import ConfigError
 from edgerpn.files import printable
 
@@ -58,8 +58,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     outputs.add_argument("--show", action="store_true", help="show the annotated frames in a window; Q closes it")
     parser.add_argument("--max-frames", metavar="N", type=count_argument(1), help="stop after N frames")
-    parser.add_argument("--min-score", metavar="X", type=_score, help="leave out proposals scored below X (0)")
+    parser.add_argument(
+        "--min-score", metavar="X", type=share_argument(), help="leave out proposals scored below X (0)"
+    )
     parser.add_argument("--top", metavar="N", type=count_argument(1), default=20, help="draw the N best proposals (20)")
+    parser.add_argument(
+        "--nms",
+        metavar="IOU",
+        type=share_argument(above_zero=True),
+        default=0.6,
+        help="do not draw near copies: proposals whose IoU with a better drawn one is larger (0.6; 1 draws all); "
+        "records keep them",
+    )
     parser.add_argument("--threads", metavar="N", type=count_argument(1), help="CPU threads of one inference")
     parser.add_argument(
         "--provider",
@@ -110,7 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def load_config(arguments: argparse.Namespace) -> StreamsConfig:
     """Returns the settings of the arguments; SIGHUP makes a live run read them again."""
-    from edgerpn.runtime.draw import DEFAULT_TOP
+    from edgerpn.runtime.draw import DEFAULT_NMS_IOU, DEFAULT_TOP
     from edgerpn.runtime.run.http_config import MAX_TOP
     from edgerpn.runtime.run.loading import load_streams
     from edgerpn.runtime.sources.file_sources import image_paths
@@ -121,6 +131,8 @@ def load_config(arguments: argparse.Namespace) -> StreamsConfig:
         overrides.append(f"http.listen={json.dumps(arguments.http)}")
     if arguments.top != DEFAULT_TOP:
         overrides.append(f"http.top={min(arguments.top, MAX_TOP)}")
+    if arguments.nms != DEFAULT_NMS_IOU:
+        overrides.append(f"http.nms_iou={arguments.nms}")
     overrides += arguments.set
     # A glob that the shell has expanded is one source, like one in quotes.
     images = image_paths(arguments.sources)
@@ -134,18 +146,15 @@ def run_sources(arguments: argparse.Namespace, config: StreamsConfig) -> RunSumm
     Raises:
         EdgeRpnError: The first error of sources that do not open, of the model or of the outputs.
     """
-    from edgerpn.runtime.opencv import load_cv2
+    from edgerpn.runtime.opencv import single_threaded
 
     _check_sources(arguments, config)
     opened = _open_files(arguments, config)
-    cv2 = load_cv2()
-    num_threads = cv2.getNumThreads()
-    # The cores belong to the model: waking OpenCV's threads for one small resize costs more than it gains.
-    cv2.setNumThreads(1)
     try:
-        return _run_opened(arguments, config, opened)
+        # The cores belong to the model.
+        with single_threaded():
+            return _run_opened(arguments, config, opened)
     finally:
-        cv2.setNumThreads(num_threads)
         for source in opened.values():
             source.close()
 
@@ -199,6 +208,7 @@ def _run_opened(arguments: argparse.Namespace, config: StreamsConfig, opened: di
         video=arguments.video,
         is_shown=arguments.show,
         top=arguments.top,
+        nms_iou=arguments.nms,
     )
     check_outputs(flags, arguments.model, config, opened)
     # A file has two frames in the model at once: two callers and threads - 1 helpers then fill the cores.
@@ -233,13 +243,3 @@ def _run_opened(arguments: argparse.Namespace, config: StreamsConfig, opened: di
             page=page,
             make_source=lambda table: load_source(arguments.config, table, overrides=arguments.set),
         )
-
-
-def _score(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
-    return number

@@ -1,8 +1,9 @@
 """Draws proposals so that many overlapping ones stay readable.
 
-Draws only the best, the best last and on top; weak ones thin and transparent, strong ones thick and bright, all in one
-hue. Rank counts too, so that the first ones stand out where many scores are equal. Only the first few get a label,
-where there is room for it.
+Draws only the best, and no near copies of them: the graph keeps boxes that overlap by up to its own threshold (IoU
+0.9), so that one object would get many. The best comes last and on top; weak ones are thin and transparent, strong
+ones thick and bright, all in one hue. Rank counts too, so that the first ones stand out where many scores are equal.
+Only the first few get a label, where there is room for it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from edgerpn.runtime.opencv import load_cv2
 
 DEFAULT_TOP = 20
 """Default maximum number of boxes drawn."""
+
+DEFAULT_NMS_IOU = 0.6
+"""Default IoU with a better drawn box above which a box is a near copy and not drawn."""
 
 NUM_LABELS = 5
 """Maximum number of boxes with a score label."""
@@ -31,23 +35,26 @@ Image = npt.NDArray[np.uint8]
 Rectangle = tuple[int, int, int, int]
 
 
-def draw_proposals(image: Image, proposals: Proposals, *, top: int = DEFAULT_TOP) -> Image:
+def draw_proposals(
+    image: Image, proposals: Proposals, *, top: int = DEFAULT_TOP, nms_iou: float = DEFAULT_NMS_IOU
+) -> Image:
     """Draws the best proposals on a copy of `image`.
 
     Args:
         image: (H, W, 3) uint8 BGR; not changed.
         proposals: Boxes in pixels of `image`, best first.
         top: Maximum number of boxes drawn.
+        nms_iou: Boxes with a larger IoU with a better drawn one are not drawn; 1: all are.
 
     Returns:
         (H, W, 3) uint8 BGR, a new array.
     """
     canvas = np.array(image)
-    shown = proposals[:top]
+    shown = proposals.nms(nms_iou, limit=top)
     if not len(shown):
         return canvas
     corners = _pixel_corners(shown, canvas)
-    strengths = _strengths(shown.scores)
+    strengths = box_strengths(shown.scores)
     unit = max(1, round(min(canvas.shape[:2]) / 360))
     for corner, strength in zip(corners[::-1], strengths[::-1].tolist(), strict=True):
         _draw_box(canvas, corner, strength, unit)
@@ -60,8 +67,9 @@ def draw_proposals(image: Image, proposals: Proposals, *, top: int = DEFAULT_TOP
 class Painter:
     """Draws each result once, however many sinks show it."""
 
-    def __init__(self, *, top: int = DEFAULT_TOP) -> None:
+    def __init__(self, *, top: int = DEFAULT_TOP, nms_iou: float = DEFAULT_NMS_IOU) -> None:
         self._top = top
+        self._nms_iou = nms_iou
         self._last: tuple[Proposals, Image] | None = None
 
     def paint(self, result: Result) -> Image:
@@ -70,7 +78,8 @@ class Painter:
         # because several sinks draw in threads of their own.
         last = self._last
         if last is None or last[0] is not result.proposals:
-            self._last = last = (result.proposals, draw_proposals(result.image, result.proposals, top=self._top))
+            drawn = draw_proposals(result.image, result.proposals, top=self._top, nms_iou=self._nms_iou)
+            self._last = last = (result.proposals, drawn)
         return last[1]
 
 
@@ -80,10 +89,10 @@ def score_color(strength: float) -> tuple[int, int, int]:
     return blue, green, red
 
 
-def _strengths(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Computes the strength of each box, (M,) 0..1, from scores (M,), best first."""
+def box_strengths(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Returns the strength of each box, (M,) 0..1, from scores (M,), best first."""
     # Relative to the best score; a best score below 0.3 does not get full strength.
-    relative = np.clip(scores / max(float(scores[0]), 0.3), 0, 1).astype(np.float64)
+    relative = np.clip(scores / scores.max(initial=0.3), 0, 1).astype(np.float64)
     return relative / (1 + (np.arange(len(scores)) / FADE_RANK) ** 2)
 
 

@@ -23,6 +23,7 @@ from edgerpn.runtime.backends.open_backend import OnMismatch, open_backend
 from edgerpn.runtime.backends.preprocess import Preprocessor, check_image
 from edgerpn.runtime.frame import Frame, Result, Source
 from edgerpn.runtime.timing import Stopwatch
+from edgerpn.runtime.tracing import span
 
 if TYPE_CHECKING:
     from edgerpn.runtime.run.streams_config import SourceConfig
@@ -239,7 +240,8 @@ class Model:
         """Returns the network's input for one frame, without a copy, and the milliseconds that it took."""
         start_s = time.perf_counter()
         try:
-            inputs = self._preprocessor.prepare(check_image(frame.image))
+            with span("preprocess"):
+                inputs = self._preprocessor.prepare(check_image(frame.image))
         except InputError as error:
             return frame.image[:0], [_without_traceback(error)]
         return inputs, [(time.perf_counter() - start_s) * 1e3]
@@ -257,17 +259,20 @@ class Model:
         start_s = time.perf_counter()
         boxes, scores, count = outputs
         frame_hw = (frame.image.shape[0], frame.image.shape[1])
-        proposals = self._preprocessor.restore(boxes[row], scores[row], int(count[row]), frame_hw)
+        with span("postprocess"):
+            proposals = self._preprocessor.restore(boxes[row], scores[row], int(count[row]), frame_hw)
         stage_ms["postprocess"] = (time.perf_counter() - start_s) * 1e3
         return Result(proposals=proposals, frame=frame, stage_ms=stage_ms)
 
     def _run(self, frame: npt.NDArray[np.uint8], watch: Stopwatch) -> Proposals:
         image = check_image(frame)
-        network_input = self._preprocessor.prepare(image)
+        with span("preprocess"):
+            network_input = self._preprocessor.prepare(image)
         watch.split("preprocess")
         boxes, scores, count = self._backend.infer(network_input)
         watch.split("inference")
-        proposals = self._preprocessor.restore(boxes[0], scores[0], int(count[0]), (image.shape[0], image.shape[1]))
+        with span("postprocess"):
+            proposals = self._preprocessor.restore(boxes[0], scores[0], int(count[0]), (image.shape[0], image.shape[1]))
         watch.split("postprocess")
         return proposals
 

@@ -48,8 +48,16 @@ ARGUMENTS = {
     ),
     "run": (
         "model sources --config --set --print-config -o --output --out --jsonl --video --http --show --max-frames"
-        " --min-score --top --threads --provider --on-mismatch --allow-host-code --unsealed --log-format --log-level"
-        " --self-test"
+        " --min-score --top --nms --threads --provider --on-mismatch --allow-host-code --unsealed --log-format"
+        " --log-level --self-test"
+    ),
+    "predict": (
+        "model images -o --output --data --format --split --classes --allow --exif --follow-links --to --crops"
+        " --pictures --min-score --max-per-image --nms --allow-host-code --config --set --print-config"
+    ),
+    "bench": (
+        "model --data --format --split --classes --allow --exif --follow-links --images -o --output --threads --provider"
+        " --allow-host-code --config --set --print-config"
     ),
     "doctor": "what source --seconds --config --set --model --json",
     "inspect": "model --size --json",
@@ -68,7 +76,7 @@ def actions(command: str) -> list[argparse.Action]:
 
 def test_the_commands_are_these() -> None:
     assert " ".join(COMMANDS) == (
-        "data check data convert anchors train import eval export build run inspect check doctor demo"
+        "data check data convert anchors train import eval export build run predict bench inspect check doctor demo"
     )
     assert set(ARGUMENTS) == set(COMMANDS)
     assert [name for names in STAGES.values() for name in names] == list(COMMANDS)

@@ -336,6 +336,8 @@ def shortened(line: str) -> list[str]:
     line = re.sub(r"--minutes \S+", "--minutes 0.01", line)
     if line.startswith("train") and "--print-config" not in line and "--resume" not in line:
         line += f" {QUICK}" + ("" if "--size" in line else " --size 128x192")
+    if line.startswith("bench"):
+        line += "".join(f" --set {phase}_s=0.1" for phase in ("warm_up", "serial", "throughput"))
     return shlex.split(line)
 
 
@@ -345,7 +347,18 @@ def test_every_command_that_can_run_here_runs(
 ) -> None:
     lines = runnable_lines()
     commands = {asked_command(shlex.split(line)) for line in lines}
-    assert commands >= {"data check", "train", "anchors", "eval", "export", "check", "inspect", "run", "doctor"}
+    assert commands >= {
+        "data check",
+        "train",
+        "anchors",
+        "eval",
+        "export",
+        "check",
+        "inspect",
+        "run",
+        "bench",
+        "doctor",
+    }
     monkeypatch.chdir(workshop)
     failed = {}
     for line in lines:

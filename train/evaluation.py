@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from edgerpn.train.data.splits import Split, find_split
 from edgerpn.train.network.detector import Detector, detect
 from edgerpn.train.network.layers import fuse_batch_norm
 from edgerpn.train.network.model import Rpn
-from edgerpn.train.recall.measurement import Detect, Evaluation, measure
+from edgerpn.train.recall.measurement import Evaluation, measure
 from edgerpn.train.run.device import place
 
 
@@ -58,7 +59,7 @@ def evaluate(
     if holdout_classes is None:
         holdout_classes = _known_holdout_classes(content, split, log)
     return measure(
-        _detector(model, content, num_proposals, size_hw),
+        partial(detect, make_detector(model, content, num_proposals=num_proposals, size_hw=size_hw)),
         split,
         name=file.name,
         num_proposals=num_proposals,
@@ -83,13 +84,19 @@ def _known_holdout_classes(checkpoint: Checkpoint, split: Split, log: Callable[[
     return ()
 
 
-def _detector(model: Rpn, checkpoint: Checkpoint, num_proposals: int, size_hw: tuple[int, int] | None) -> Detect:
+def make_detector(
+    model: Rpn, checkpoint: Checkpoint, *, num_proposals: int, size_hw: tuple[int, int] | None
+) -> Detector:
+    """Returns the detector of a checkpoint with exact NMS, on a GPU if PyTorch sees one; arguments as in `evaluate`.
+
+    Raises:
+        ConfigError: The network cannot work at `size_hw`.
+    """
     hw = size_hw or checkpoint.settings.data.input_hw
     misfit = checkpoint.settings.model.anchors.misfit(hw)
     if misfit is not None:
-        raise ConfigError([f"--size {hw[0]}x{hw[1]}: {misfit}"])
+        raise ConfigError([f"size {hw[0]}x{hw[1]}: {misfit}"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     proposals = dataclasses.replace(checkpoint.settings.proposals, num_proposals=num_proposals, nms_candidates=None)
     fuse_batch_norm(model)
-    detector = place(Detector(model, proposals, network_hw=hw), device)
-    return lambda frame: detect(detector, frame)
+    return place(Detector(model, proposals, network_hw=hw), device)

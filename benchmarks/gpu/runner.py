@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from benchmarks.gpu.session import Notes, Skip
 from benchmarks.gpu.timing import in_turns, wall_ms
 from benchmarks.machine import usage
 from edgerpn import manifest
+from edgerpn.errors import MissingDependencyError
 from edgerpn.runtime.backends.tensorrt.backend import TensorRtBackend
 from edgerpn.runtime.backends.tensorrt.cuda import Device
 from edgerpn.runtime.model import Model, run_self_test
@@ -106,11 +108,10 @@ def latencies(
     seconds: float,
 ) -> dict[str, dict[str, float]]:
     """Milliseconds of the ways through the runtime, alternately, for one frame and for the largest batch."""
-    model = Model(backend)  # not closed: the backend is the caller's
-    camera_name = f"{camera.shape[1]}x{camera.shape[0]}"
-    runs: dict[str, Callable[[], float]] = {
-        f"end to end, {camera_name} frame": partial(wall_ms, partial(model, camera)),
-    }
+    runs: dict[str, Callable[[], float]] = {}
+    with suppress(MissingDependencyError):  # of OpenCV, which scales the camera's frames
+        model = Model(backend)  # not closed: the backend is the caller's
+        runs[f"end to end, {camera.shape[1]}x{camera.shape[0]} frame"] = partial(wall_ms, partial(model, camera))
     smallest, largest = _batches(backend)
     for batch in sorted({smallest, largest}):
         ready = np.ascontiguousarray(np.resize(frames, (batch, *frames.shape[1:])))

@@ -44,7 +44,7 @@ class LabelledImage:
     """(M,) scores of predicted boxes, 0..1; None: a person drew the boxes."""
     is_ignored: npt.NDArray[np.bool_] | None = None
     """(M,) whether a box is a region to ignore (a crowd, a difficult object); None: none is."""
-    image_id: int | None = None
+    image_id: int | str | None = None
     """Id in a COCO file; None: numbered from 1."""
 
 

@@ -45,6 +45,11 @@ class InputSpec:
     """Frames are never normalised on the host."""
 
     @property
+    def exif_reading(self) -> Literal["apply", "ignore"]:
+        """Whether to turn image files by their EXIF orientation."""
+        return "apply" if self.exif == "apply" else "ignore"
+
+    @property
     def frame_hw(self) -> tuple[int, int]:
         """Height and width of the graph's input tensor, pixels."""
         return self.source_hw or self.network_hw

@@ -25,7 +25,8 @@ import numpy.typing as npt
 
 from edgerpn.errors import ParityError
 from edgerpn.manifest.parts import Precision, ProposalSpec
-from edgerpn.matching import Boxes, Scores, Tolerance, match, pairwise_iou
+from edgerpn.matching import Boxes, Scores, Tolerance, match
+from edgerpn.proposals import pairwise_iou
 from edgerpn.train.network.proposal_stage import ProposalConfig
 
 FrameProposals = tuple[Boxes, Scores]

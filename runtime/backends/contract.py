@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -81,6 +81,21 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Frees the session; does nothing the second time."""
+        ...
+
+
+@runtime_checkable
+class PartsTimer(Protocol):
+    """A backend that can tell the parts of its inference apart."""
+
+    def time_parts(self) -> dict[str, float]:
+        """Runs the smallest batch on the frames of an earlier call; milliseconds of upload, inference and download.
+
+        Each part is waited for, and no CUDA graph takes part, so that their sum exceeds the time of `infer`.
+
+        Raises:
+            InferenceError: The library failed.
+        """
         ...
 
 

@@ -32,6 +32,7 @@ from edgerpn.runtime.backends.contract import (
     join_outputs,
     tensors_of,
 )
+from edgerpn.runtime.tracing import span
 
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
@@ -130,7 +131,8 @@ class OnnxRuntimeBackend:
             raise RuntimeError("the model is closed")
         try:
             run = self._run_bound if self._is_bound else self._run_plain
-            boxes, scores, count = run(session, frames)
+            with span("inference"):
+                boxes, scores, count = run(session, frames)
         except self._failures as error:
             raise InferenceError(f"ONNX Runtime failed on frames of shape {frames.shape}: {error}") from error
         check_outputs((boxes, scores, count), len(frames), self._manifest.proposals.num_proposals)

@@ -83,7 +83,8 @@ def _stream(arguments: argparse.Namespace) -> int:
         print("reading key frames and the camera's clock ...", file=sys.stderr)
         # Afterwards, because many cameras limit the number of viewers.
         clock = find_clock_skew(config)
-        key_frames = find_key_frames(config)
+        if not recording.is_pictures:
+            key_frames = find_key_frames(config)
     figures = figures_of(recording, key_frames, clock)
     findings = findings_of(figures, recording, network_hw=network_hw)
     print(report.stream_json(figures, findings) if arguments.json else report.stream_text(figures, findings))

@@ -20,6 +20,8 @@ from edgerpn.runtime.sources.failures import is_noise
 
 _MIN_SPAN_S = 3.0
 """Least seconds of a connection for a meaningful lag."""
+NO_BREAKS = ("resized", "picture")
+"""Reasons of a new connection that are no failure of the last one."""
 _MAX_MESSAGES = 5
 _NUMBER = re.compile(r"0x[0-9a-f]+|\d+(?:\.\d+)?")
 
@@ -76,7 +78,7 @@ class StreamFigures:
     num_stalls: int = 0
     """Silences of `stall_s`, each of which ended a connection."""
     num_reconnects: int = 0
-    """Connections that ended, stalls included, except for changes of size."""
+    """Connections that ended, stalls included, except for those in `NO_BREAKS`."""
     num_resized: int = 0
     """Changes of size."""
     num_unreadable: int = 0
@@ -99,7 +101,7 @@ def figures_of(
     """Computes the figures of a recording, and adds the results of the other checks."""
     config, events = recording.config, recording.events
     connected = next((event for event in events if event.kind == "connected"), None)
-    ends = [event for event in events if event.kind == "reconnecting" and event.reason != "resized"]
+    ends = [event for event in events if event.kind == "reconnecting" and event.reason not in NO_BREAKS]
     gaps = [event for event in events if event.kind == "gap"]
     silences = [event for event in gaps if event.reason != "clock"]
     frames = _longest_connection(recording.frames)

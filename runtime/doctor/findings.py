@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edgerpn.runtime.doctor.clock import skew_in_words
-from edgerpn.runtime.doctor.figures import StreamFigures
+from edgerpn.runtime.doctor.figures import NO_BREAKS, StreamFigures
 from edgerpn.runtime.doctor.recording import Recording
 from edgerpn.runtime.sources import CaptureConfig
+from edgerpn.runtime.sources.http_pictures import DEFAULT_RATE_HZ
+from edgerpn.runtime.sources.pace import Pace
 
 _LONG_KEY_INTERVAL_S = 4.0
 _LONG_FIRST_FRAME_S = 5.0
@@ -82,7 +84,7 @@ def _failed(recording: Recording) -> Finding:
     if first.reason == "timeout" and config.transport == "udp":
         advice = f"Use transport=tcp: with udp the video arrives at ports that firewalls close. {advice}"
     elif first.reason == "timeout" and config.spec.kind == "url":
-        advice = f"{advice} If the camera is only slow, raise open_timeout_s (now {config.open_timeout_s:g})."
+        advice = f"{advice} If the camera is only slow, raise open_timeout_s (now {Pace(config).open_s:g})."
     return _problem(f"no video ({first.reason}): {text}", advice)
 
 
@@ -90,17 +92,23 @@ def _breaks(figures: StreamFigures, recording: Recording) -> Iterator[Finding]:
     """Yields connections that ended, and pictures that could not be read."""
     events = recording.events
     if figures.num_reconnects:
-        last = [event for event in events if event.kind == "reconnecting" and event.reason != "resized"][-1]
+        last = [event for event in events if event.kind == "reconnecting" and event.reason not in NO_BREAKS][-1]
         text = f"the connection ended {_times(figures.num_reconnects)} ({last.reason})"
         advice = last.fix or "Check the camera's log, and its other viewers."
-        if figures.num_stalls:
-            stall_s = recording.config.stall_s
+        if figures.num_stalls and last.reason != "slow":
+            stall_s = Pace(recording.config).stall_s
             text = f"{text}, {_times(figures.num_stalls)} because it froze for stall_s ({stall_s:g} s)"
             advice = "Check the camera's load and network. If the camera only pauses, raise stall_s."
         yield _problem(text, advice)
     elif figures.num_unreadable:
         last = [event for event in events if event.kind == "error"][-1]
         yield _problem(last.message, last.fix)
+    if recording.is_pictures:
+        rate_hz = recording.config.rate_hz or DEFAULT_RATE_HZ
+        yield _hint(
+            f"the address gives one picture for each request; they are made {rate_hz:g} times a second (rate_hz)",
+            "If the camera has a video stream (RTSP, Motion JPEG), use that: it is quicker and has a steady rate.",
+        )
     if figures.num_resized:
         yield _hint(
             f"the picture changed its size {_times(figures.num_resized)}",
@@ -120,9 +128,10 @@ def _losses(figures: StreamFigures, config: CaptureConfig) -> Iterator[Finding]:
     if figures.num_gaps:
         longest_s = figures.longest_gap_s
         settings = f"gap_s={_above(longest_s)} avoids the events"
-        if 3 * longest_s > config.stall_s:
+        limits = Pace(config)
+        if 3 * longest_s > limits.stall_s:
             settings += f", and stall_s={_above(3 * longest_s)} avoids a reconnect"
-        text = f"frames stopped {_times(figures.num_gaps)} for more than gap_s ({config.gap_s:g} s)"
+        text = f"frames stopped {_times(figures.num_gaps)} for more than gap_s ({limits.gap_s:g} s)"
         yield _problem(f"{text}, {longest_s:.1f} s at most", f"{network} If such pauses are normal here: {settings}.")
     num_seen = max(figures.num_frames, 1)
     signs = []

@@ -52,6 +52,11 @@ class Recording:
     cpu_cores: float | None
     """Cores that capture and decoder used; None: unknown."""
 
+    @property
+    def is_pictures(self) -> bool:
+        """Whether the address gives single pictures, which are requested one by one."""
+        return self.config.decoder == "picture" or any(_finds_picture(event) for event in self.events)
+
 
 def record(config: CaptureConfig, seconds: float) -> Recording:
     """Opens the source, and records from its first frame on.
@@ -99,7 +104,7 @@ class _Recorder:
             self._is_down = False
             return
         self.events.append(item)
-        if item.kind in ("reconnecting", "ended"):
+        if item.kind in ("reconnecting", "ended") and not _finds_picture(item):
             # The next process replaces the lines of a failed one.
             self.messages += capture.messages
             self._is_down = True
@@ -121,6 +126,11 @@ class _Recorder:
             elapsed_s=elapsed_s,
             cpu_cores=_cores(self._cpu, _cpu_time(capture), elapsed_s) if self.frames else None,
         )
+
+
+def _finds_picture(event: Event) -> bool:
+    """Returns whether the next connection requests single pictures, and needs no new look at the source."""
+    return event.kind == "reconnecting" and event.reason == "picture"
 
 
 def _note(frame: Frame) -> FrameNote:

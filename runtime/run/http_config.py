@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 
 from edgerpn.errors import check_setting
-from edgerpn.runtime.draw import DEFAULT_TOP
+from edgerpn.runtime.draw import DEFAULT_NMS_IOU, DEFAULT_TOP
 from edgerpn.settings import PATH
 
 MAX_TOP = 1000
@@ -44,6 +44,8 @@ class HttpConfig:
     """Quality of the pictures, 1 to 100."""
     top: int = DEFAULT_TOP
     """Maximum number of boxes drawn, until a user moves the slider."""
+    nms_iou: float = DEFAULT_NMS_IOU
+    """IoU with a better drawn box above which a box is not drawn, until a user moves the slider; 1: all are drawn."""
     max_streams: int = 64
     """Maximum number of open streams of pictures and records, 1 to 150."""
     hung_s: float = 10.0
@@ -59,6 +61,7 @@ class HttpConfig:
         check_setting(64 <= self.max_width_px <= 7680, "max_width_px", "64 to 7680", self.max_width_px)
         check_setting(1 <= self.jpeg_quality <= 100, "jpeg_quality", "1 to 100", self.jpeg_quality)
         check_setting(1 <= self.top <= MAX_TOP, "top", f"1 to {MAX_TOP}", self.top)
+        check_setting(0 < self.nms_iou <= 1, "nms_iou", "above 0, to 1", self.nms_iou)
         check_setting(1 <= self.max_streams <= MAX_STREAMS, "max_streams", f"1 to {MAX_STREAMS}", self.max_streams)
         check_setting(0 < self.hung_s <= 3600, "hung_s", "above 0 s, to 3600 s", self.hung_s)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from edgerpn.errors import ConfigError
 from edgerpn.manifest import manifest_path
-from edgerpn.runtime.draw import Painter
+from edgerpn.runtime.draw import DEFAULT_NMS_IOU, DEFAULT_TOP, Painter
 from edgerpn.runtime.frame import Event, Result, Source
 from edgerpn.runtime.run.streams_config import StreamsConfig
 from edgerpn.runtime.sinks.contract import Sink
@@ -37,8 +37,10 @@ class OutputFlags:
     """Video file of one source; or a folder for the annotated pictures of all."""
     is_shown: bool = False
     """Whether to open a window for each source."""
-    top: int = 20
+    top: int = DEFAULT_TOP
     """Maximum number of proposals drawn."""
+    nms_iou: float = DEFAULT_NMS_IOU
+    """IoU with a better drawn one above which a proposal is not drawn."""
 
     @property
     def folders(self) -> list[str]:
@@ -120,7 +122,7 @@ def open_outputs(
         for file in flags.line_files
     ]
     sinks: list[Sink] = []
-    painter = Painter(top=flags.top)
+    painter = Painter(top=flags.top, nms_iou=flags.nms_iou)
     try:
         # Those that can fail without leaving a file behind come first.
         if flags.is_shown:
@@ -130,7 +132,7 @@ def open_outputs(
             video = VideoSink(flags.video, painter, fps=fps)
             sinks.append(QueuedSink(video, queue, kind="video", is_live=is_live))
         for folder in flags.folders:
-            pictures = PictureFolder(folder, config, opened, top=flags.top)
+            pictures = PictureFolder(folder, config, opened, top=flags.top, nms_iou=flags.nms_iou)
             sinks.append(QueuedSink(pictures, queue, kind="pictures", is_live=is_live))
         sinks.extend(open_sinks([*tables, *lines], is_live=is_live))
     except BaseException:
@@ -142,7 +144,15 @@ def open_outputs(
 class PictureFolder:
     """The annotated pictures of all sources in one folder, by the kind of each source; see the module."""
 
-    def __init__(self, folder: str, config: StreamsConfig, opened: Mapping[str, Source], *, top: int) -> None:
+    def __init__(
+        self,
+        folder: str,
+        config: StreamsConfig,
+        opened: Mapping[str, Source],
+        *,
+        top: int = DEFAULT_TOP,
+        nms_iou: float = DEFAULT_NMS_IOU,
+    ) -> None:
         """Makes the folder.
 
         Args:
@@ -150,15 +160,15 @@ class PictureFolder:
             config: The sources.
             opened: Those of them that are files, by name.
             top: Maximum number of proposals drawn.
+            nms_iou: IoU with a better drawn one above which a proposal is not drawn.
 
         Raises:
             SinkError: The folder cannot be made.
         """
         names = _video_names(config, opened)
         self.target = str(Path(folder, *names.values())) if len(config.sources) == 1 else folder
-        self._folder = folder
-        self._top = top
-        painter = Painter(top=top)
+        self._segment_config = VideoConfig(folder=folder, top=top, nms_iou=nms_iou)
+        painter = Painter(top=top, nms_iou=nms_iou)
         self._images = ImageFolderSink(folder, painter)
         self._videos = {
             source: VideoSink(Path(folder) / name, painter, fps=opened[source].fps if source in opened else None)
@@ -173,7 +183,7 @@ class PictureFolder:
             video.write(result)
         else:
             if self._segments is None:
-                self._segments = VideoSegmentsSink(VideoConfig(folder=self._folder, top=self._top), is_live=True)
+                self._segments = VideoSegmentsSink(self._segment_config, is_live=True)
             self._segments.write(result)
 
     def event(self, event: Event) -> None:

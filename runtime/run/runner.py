@@ -23,7 +23,6 @@ from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
-from edgerpn.images.header import Exif
 from edgerpn.machine import available_cores, is_foreign
 from edgerpn.runtime.frame import Event, Frame, Result, Source
 from edgerpn.runtime.run.batcher import Batcher
@@ -33,7 +32,8 @@ from edgerpn.runtime.run.streams_config import BatchingConfig, SourceConfig, Str
 from edgerpn.runtime.run.workers import FrameModel, Workers
 from edgerpn.runtime.sources.group import CaptureGroup
 
-_GPU_BATCH = 8
+GPU_BATCH = 8
+"""Frames in a batch on a GPU for a model that takes any number."""
 
 
 class StreamRunner:
@@ -81,8 +81,9 @@ class StreamRunner:
         self._results_left = max_results
         self._pool = self._make_pool(config.batching)
         self._group = CaptureGroup()
-        exif: Exif = "apply" if model.manifest.input.exif == "apply" else "ignore"
-        self._registry = SourceRegistry(self._group, depth=num_threads + 1, exif=exif, opened=opened)
+        self._registry = SourceRegistry(
+            self._group, depth=num_threads + 1, exif=model.manifest.input.exif_reading, opened=opened
+        )
         self._batcher = Batcher(
             self._group, max_batch=1, wait_ms=0.0, stays=lambda: stays or self._registry.is_changing
         )
@@ -164,7 +165,7 @@ class StreamRunner:
         each source that ends.
         """
         self._batcher.wait_ms = config.batching.batch_wait_ms
-        self._batcher.max_batch = config.batching.max_batch or self._natural_batch()
+        self._batcher.max_batch = config.batching.max_batch or natural_batch(self._model)
         for name in self._registry.apply(config):
             self._workers.insert(_removed_event(name))
 
@@ -189,18 +190,9 @@ class StreamRunner:
     def _is_done(self) -> bool:
         return self._workers.is_stopping.is_set() or self._results_left == 0
 
-    def _natural_batch(self) -> int:
-        """Returns the model's batch size; 1 on a CPU, where single frames take as long."""
-        manifest = self._model.manifest
-        if manifest.input.batch is not None:
-            return manifest.input.batch
-        if self._model.backend.is_cpu:
-            return 1
-        return manifest.engine.profile.max_batch if manifest.engine is not None else _GPU_BATCH
-
     def _make_pool(self, batching: BatchingConfig) -> ThreadPoolExecutor | None:
         num_threads = batching.preprocess_threads or min(4, available_cores() // 2)
-        is_useful = num_threads > 1 and (batching.max_batch or self._natural_batch()) > 1
+        is_useful = num_threads > 1 and (batching.max_batch or natural_batch(self._model)) > 1
         return ThreadPoolExecutor(num_threads, thread_name_prefix="edgerpn-preprocess") if is_useful else None
 
     def _emit(self, item: Result | Event) -> Result | Event | None:
@@ -223,6 +215,16 @@ class StreamRunner:
         if self._results_left is not None:
             self._results_left -= 1
         return result
+
+
+def natural_batch(model: FrameModel) -> int:
+    """Returns the model's batch size; 1 on a CPU, where single frames take as long."""
+    manifest = model.manifest
+    if manifest.input.batch is not None:
+        return manifest.input.batch
+    if model.backend.is_cpu:
+        return 1
+    return manifest.engine.profile.max_batch if manifest.engine is not None else GPU_BATCH
 
 
 def _stale_event(frame: Frame, age_ms: float, limit_ms: float) -> Event:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerpn.errors import SinkError, check_setting
-from edgerpn.runtime.draw import DEFAULT_TOP, Painter
+from edgerpn.runtime.draw import DEFAULT_NMS_IOU, DEFAULT_TOP, Painter
 from edgerpn.runtime.frame import Event, Frame, Result
 from edgerpn.runtime.opencv import load_cv2
 from edgerpn.runtime.sinks.contract import NotDeliveredError
@@ -47,6 +47,8 @@ class VideoConfig(OutputConfig):
     """Seconds without pictures after which a live source gets a new file instead of a still."""
     top: int = DEFAULT_TOP
     """Maximum number of boxes drawn."""
+    nms_iou: float = DEFAULT_NMS_IOU
+    """IoU with a better drawn box above which a box is not drawn, above 0, to 1; 1: all are drawn."""
     min_free_mb: float = 200.0
     """Disk space to leave free, millions of bytes; below it the sink finishes its file and pictures wait."""
 
@@ -58,6 +60,7 @@ class VideoConfig(OutputConfig):
         check_setting(0 <= self.fps <= 240, "fps", "0..240", self.fps)
         check_setting(self.gap_s > 0, "gap_s", "more than 0 seconds", self.gap_s)
         check_setting(self.top >= 1, "top", "1 or more", self.top)
+        check_setting(0 < self.nms_iou <= 1, "nms_iou", "above 0, to 1", self.nms_iou)
         check_setting(self.min_free_mb >= 0, "min_free_mb", "0 or more", self.min_free_mb)
 
 
@@ -85,7 +88,7 @@ class VideoSegmentsSink:
         self._config = config
         self._is_live = is_live
         self._folder = Path(config.folder)
-        self._painter = Painter(top=config.top)
+        self._painter = Painter(top=config.top, nms_iou=config.nms_iou)
         self._series: dict[str, VideoSeries] = {}
         load_cv2()
         try:

@@ -277,7 +277,7 @@ class ProcessCapture(Capture):
 
     def _state(self) -> SourceState:
         state = self.supervisor.state
-        is_quiet = time.monotonic() - self.supervisor.last_frame_s >= self.config.gap_s
+        is_quiet = time.monotonic() - self.supervisor.last_frame_s >= self.supervisor.pace.gap_s
         return "quiet" if state == "connected" and is_quiet else state
 
     def _lend(self, frame: Frame) -> Frame:

@@ -18,6 +18,11 @@ files read."""
 FILE_PROTOCOLS = "file,crypto,data"
 """Protocols that FFmpeg may open for a file: no network."""
 
+MAX_STALL_S, MAX_OPEN_S = 120.0, 60.0
+"""Most seconds to which `stall_s` and `open_timeout_s` adapt by themselves."""
+GAP_S = 1.0
+"""Seconds without a frame that are a gap, of a camera of unknown pace."""
+
 _POLICY = re.compile(r"(?P<word>auto|latest|every)|queue=(?P<frames>\d+)|fps=(?P<fps>\d+(?:\.\d+)?)")
 
 
@@ -38,12 +43,13 @@ class CaptureConfig:
     """Most frames per second; 0: no limit."""
     slots: int = 8
     """Frames of shared memory; frames that the consumer holds, that wait and that are being written must fit."""
-    gap_s: float = 1.0
-    """Seconds without a frame that cause an event `gap`."""
-    stall_s: float = 10.0
-    """Seconds without a frame after which the capture process is killed and restarted."""
-    open_timeout_s: float = 10.0
-    """Most seconds from connecting to the first frame."""
+    gap_s: float | None = None
+    """Seconds without a frame that cause an event `gap`; None: 1, and three intervals of a slower camera."""
+    stall_s: float | None = None
+    """Seconds without a frame after which the capture process is killed and restarted; None: 10, and four intervals of
+    a slower camera, up to 120."""
+    open_timeout_s: float | None = None
+    """Most seconds from connecting to the first frame; None: 10, and up to 60 for a server that answers slowly."""
     backoff_first_s: float = 1.0
     """Seconds before the second attempt; doubled for each further one, with jitter of up to half downwards."""
     backoff_max_s: float = 30.0
@@ -51,17 +57,22 @@ class CaptureConfig:
     healthy_s: float = 10.0
     """Seconds with frames that reset the backoff to `backoff_first_s`."""
     size_wh: tuple[int, int] | None = None
-    """Requested width and height of a camera, pixels; None: its default."""
+    """Requested width and height of a camera, pixels; None: its default. The hardware decoder of a Jetson scales the
+    pictures of a URL or file to it; boxes are in pixels of the scaled picture then."""
     rate_hz: float | None = None
-    """Requested frames per second of a camera; None: its default."""
+    """Requested frames per second of a camera; None: its default. An HTTP address of one picture is requested so
+    often; None: once a second."""
     pixel_format: str = ""
     """Requested four-character format of a V4L2 camera, such as MJPG or YUYV; empty: its default."""
     transport: Literal["tcp", "udp"] = "tcp"
     """Transport of RTSP."""
-    decoder: Literal["auto", "ffmpeg", "gstreamer", "ffmpeg-process"] = "auto"
-    """Decoder of URLs and files: OpenCV with FFmpeg, OpenCV with GStreamer, or the program ffmpeg. When a stream
-    changes its size within a connection, GStreamer follows; OpenCV with FFmpeg reconnects for H.264 and scales to the
-    first size for other codecs, as the program does."""
+    decoder: Literal["auto", "ffmpeg", "gstreamer", "ffmpeg-process", "picture"] = "auto"
+    """Decoder of URLs and files: OpenCV with FFmpeg, OpenCV with GStreamer, or the program ffmpeg; picture: an HTTP
+    address that gives one picture for each request, as auto finds out by itself. When a stream changes its size within
+    a connection, GStreamer follows; OpenCV with FFmpeg reconnects for H.264 and scales to the first size for other
+    codecs, as the program does."""
+    codec: Literal["auto", "h264", "h265", "mjpeg"] = "auto"
+    """Codec of a URL or file for the hardware decoder of a Jetson; auto: FFmpeg asks, over a connection of its own."""
     decoder_threads: int = 0
     """Threads of OpenCV's FFmpeg; 0: one for a URL, half of the cores for a file. Each thread after the first delays
     the pictures of a stream by one frame."""
@@ -76,8 +87,10 @@ class CaptureConfig:
             self.policy in ("auto", "latest", "every", "queue"), "policy", "auto, latest, every or queue", self.policy
         )
         check_setting(self.transport in ("tcp", "udp"), "transport", "tcp or udp", self.transport)
-        decoders = ("auto", "ffmpeg", "gstreamer", "ffmpeg-process")
+        decoders = ("auto", "ffmpeg", "gstreamer", "ffmpeg-process", "picture")
         check_setting(self.decoder in decoders, "decoder", ", ".join(decoders), self.decoder)
+        codecs = ("auto", "h264", "h265", "mjpeg")
+        check_setting(self.codec in codecs, "codec", ", ".join(codecs), self.codec)
         # All slots may return at once over a socket that never blocks.
         check_setting(1 <= self.queue_frames <= 100, "queue_frames", "1 to 100", self.queue_frames)
         check_setting(2 <= self.slots <= 100, "slots", "2 to 100", self.slots)
@@ -85,15 +98,20 @@ class CaptureConfig:
         check_setting(math.isfinite(self.max_fps) and self.max_fps >= 0, "max_fps", "0 or more", self.max_fps)
         for name in ("gap_s", "stall_s", "open_timeout_s", "backoff_first_s", "healthy_s"):
             value = getattr(self, name)
-            check_setting(math.isfinite(value) and value > 0, name, "a time above 0 s", value)
-        check_setting(self.stall_s > self.gap_s, "stall_s", f"more than gap_s ({self.gap_s})", self.stall_s)
+            check_setting(value is None or (math.isfinite(value) and value > 0), name, "a time above 0 s", value)
+        is_rate = self.rate_hz is None or (math.isfinite(self.rate_hz) and self.rate_hz > 0)
+        check_setting(is_rate, "rate_hz", "a rate above 0", self.rate_hz)
+        if self.stall_s is not None:
+            gap_s, period_s = self.gap_s or GAP_S, 1 / self.rate_hz if self.rate_hz else 0.0
+            check_setting(self.stall_s > gap_s, "stall_s", f"more than gap_s ({gap_s})", self.stall_s)
+            text = f"more than the {period_s:g} s between two frames of rate_hz"
+            check_setting(self.stall_s > period_s, "stall_s", text, self.stall_s)
         is_ordered = math.isfinite(self.backoff_max_s) and self.backoff_max_s >= self.backoff_first_s
         check_setting(
             is_ordered, "backoff_max_s", f"at least backoff_first_s ({self.backoff_first_s})", self.backoff_max_s
         )
         is_size = self.size_wh is None or (len(self.size_wh) == 2 and min(self.size_wh) > 0)
         check_setting(is_size, "size_wh", "two positive sizes", self.size_wh)
-        check_setting(self.rate_hz is None or self.rate_hz > 0, "rate_hz", "a rate above 0", self.rate_hz)
         check_setting(len(self.pixel_format) in (0, 4), "pixel_format", "four characters", self.pixel_format)
 
     @property
@@ -105,6 +123,16 @@ class CaptureConfig:
     def label(self) -> str:
         """Name in records and messages, without passwords."""
         return self.name or self.spec.shown
+
+    @property
+    def longest_stall_s(self) -> float:
+        """The silence that ends a connection at the latest, seconds."""
+        return MAX_STALL_S if self.stall_s is None else self.stall_s
+
+    @property
+    def longest_open_s(self) -> float:
+        """The time until the first frame at the latest, seconds."""
+        return MAX_OPEN_S if self.open_timeout_s is None else self.open_timeout_s
 
     @property
     def num_slots(self) -> int:

@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -25,10 +26,11 @@ from edgerpn.runtime.sources.decoders import choose, find_abilities
 from edgerpn.runtime.sources.failures import CaptureFailedError
 from edgerpn.runtime.sources.ffmpeg_reader import FfmpegReader
 from edgerpn.runtime.sources.file_sources import is_still
+from edgerpn.runtime.sources.http_pictures import PictureReader, explain
 from edgerpn.runtime.sources.parent_link import ParentLink
 from edgerpn.runtime.sources.plugins import PluginReader, load_plugin
 from edgerpn.runtime.sources.pump import Pump
-from edgerpn.runtime.sources.readers import OpenCvReader, Reader
+from edgerpn.runtime.sources.readers import OpenCvReader, Reader, is_late, probe_codec, too_late
 from edgerpn.runtime.sources.reconnect import ExitReport
 from edgerpn.runtime.sources.wire import MAX_PACKET_BYTES, pack_alive
 
@@ -62,17 +64,20 @@ def capture(config: CaptureConfig, control: socket.socket) -> tuple[ParentLink, 
         open_it = prepare(config)
         # The limit for opening starts here: importing OpenCV from a memory card may take longer.
         control.send(pack_alive(0))
+        start_s = time.monotonic()
         # ffmpeg starts before the second thread.
         reader = open_it()
     except CaptureFailedError as error:
-        return ParentLink(control, config.num_slots), _failure_report(error)
+        return ParentLink(control, config.num_slots), _explained(config, _failure_report(error), 0)
     link = ParentLink(control, config.num_slots)
     pump = Pump(config, reader, link)
     try:
         pump.run()
         if link.is_stopping:
             return None
-        return link, _end_report(config, reader, pump)
+        if not pump.num_grabbed and is_late(config, time.monotonic() - start_s):
+            return link, _failure_report(too_late(config))
+        return link, _explained(config, _end_report(config, reader, pump), pump.num_grabbed)
     except CaptureFailedError as error:
         return link, _failure_report(error)
     finally:
@@ -103,7 +108,9 @@ def open_reader(config: CaptureConfig, cv2: ModuleType | None) -> Reader:
         raise CaptureFailedError(message, reason="dependency", is_final=True)
     if config.spec.kind == "path":
         _check_video(config.spec.path)
-    choice = choose(config, find_abilities(cv2))
+    choice = choose(config, find_abilities(cv2), lambda: probe_codec(cv2, config))
+    if choice.decoder == "picture":
+        return PictureReader(cv2, config)
     if choice.decoder == "ffmpeg-process":
         return FfmpegReader(config, choice)
     return OpenCvReader(cv2, config, choice)
@@ -143,13 +150,24 @@ def _load(config: CaptureConfig) -> ModuleType | None:
 
 
 def _failure_report(error: CaptureFailedError) -> ExitReport:
-    return ExitReport(reason=error.reason, message=str(error), is_final=error.is_final)
+    return ExitReport(reason=error.reason, message=str(error), is_final=error.is_final, is_slow=error.is_slow)
+
+
+def _explained(config: CaptureConfig, report: ExitReport, num_grabbed: int) -> ExitReport:
+    """Returns a better report on an HTTP address that gave nothing, or one frame: the server's own answer."""
+    is_mute = not num_grabbed and report.reason in ("unknown", "codec")
+    if not config.spec.is_http or not (is_mute or num_grabbed == 1):
+        return report
+    answer = explain(config)
+    if answer.reason == "picture" or (is_mute and answer.reason != "unknown"):
+        return ExitReport(reason=answer.reason, message=answer.message, is_final=False)
+    return report
 
 
 def _end_report(config: CaptureConfig, reader: Reader, pump: Pump) -> ExitReport:
     """Returns the report of a source that delivered its last frame."""
     if reader.is_live:
-        is_timeout = pump.last_wait_s >= 0.9 * config.stall_s
+        is_timeout = pump.last_wait_s >= 0.9 * config.longest_stall_s
         reason: Reason = "timeout" if is_timeout else "end_of_stream" if pump.num_grabbed else "unknown"
         return ExitReport(reason=reason, message="", is_final=False)
     if not pump.num_grabbed:

@@ -20,10 +20,13 @@ SUMMARIES: dict[Reason, str] = {
     "end_of_stream": "the stream ended",
     "not_found": "the source does not exist",
     "permission": "access is denied",
+    "picture": "the address gives one picture at a time",
     "refused": "the connection is refused",
+    "server": "the server reports an error of its own",
+    "slow": "pictures come too slowly",
     "timeout": "no answer or no video in time",
     "tls": "the encrypted connection fails",
-    "unauthorised": "the user name or password is wrong",
+    "unauthorised": "the user name or password is wrong or missing",
     "unreachable": "the host cannot be found or reached",
     "unknown": "the source delivers no video",
     "unsupported": "no decoder here can read it",
@@ -39,8 +42,13 @@ FIXES: dict[Reason, str] = {
     "lost": "Use RTSP over TCP (transport=tcp), a lower bit rate or a better network.",
     "not_found": "Check the path or the device; the camera's manual or ONVIF has the paths of its streams.",
     "permission": "Give this user the right to read it (cameras: sudo usermod -aG video USER, then log in again).",
+    "picture": "With decoder = auto or picture it is requested again and again, rate_hz times a second (1). A video "
+    "stream of the same camera gives more.",
     "refused": "Check the port, and whether the camera's server is enabled.",
+    "server": "Restart the camera, or look into its log; behind a gateway (502) check the camera itself.",
     "silence": "Check the camera's network and load if it happens often.",
+    "slow": "A camera that sends a picture only now and then needs a larger stall_s; without this setting the limit "
+    "adapts, up to 120 s. Otherwise check its power, load and network.",
     "timeout": "Check power, address and firewall; the camera may also be overloaded or restarting.",
     "tls": "Check the certificate, the clock of both sides, and whether the port speaks TLS at all.",
     "unauthorised": "Check user name and password; characters such as @ / # ? must be percent-encoded (@ is %40).",
@@ -57,8 +65,13 @@ _PATTERNS: tuple[tuple[Reason, str], ...] = (
     # OpenCV waits for ever for a pipeline without its source.
     ("dependency", r'no element "'),
     ("unauthorised", rf"{_STATUS}40[13]\b|unauthori[sz]ed|forbidden|not authori[sz]ed|authentication"),
-    ("busy", rf"{_STATUS}(?:453|503)\b|not enough bandwidth|service unavailable|resource busy|device busy"),
+    (
+        "busy",
+        rf"{_STATUS}(?:429|453|503)\b|too many requests|not enough bandwidth|service unavailable|resource busy"
+        r"|device busy",
+    ),
     ("not_found", rf"{_STATUS}(?:404|454|410)\b|not found|no such (?:file|device)"),
+    ("server", rf"{_STATUS}5\d\d\b|internal server error|bad gateway"),
     ("tls", r"certificate|handshake|\bssl\b|\btls\b.*(?:error|fail)|(?:error|fail).*\btls\b"),
     ("refused", r"connection refused|could not connect"),
     (
@@ -90,11 +103,13 @@ class CaptureFailedError(StreamOpenError):
     Attributes:
         reason: Class of the reason.
         is_final: Whether another attempt is pointless.
+        is_slow: Whether the source answered, and may only need more time.
     """
 
-    def __init__(self, message: str, *, reason: Reason, is_final: bool = False) -> None:
+    def __init__(self, message: str, *, reason: Reason, is_final: bool = False, is_slow: bool = False) -> None:
         self.reason = reason
         self.is_final = is_final
+        self.is_slow = is_slow
         super().__init__(message)
 
 

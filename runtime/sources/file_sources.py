@@ -24,6 +24,7 @@ from edgerpn.machine import available_cores, bind_to_process, is_foreign
 from edgerpn.runtime.frame import Event, Frame, Source
 from edgerpn.runtime.opencv import load_cv2
 from edgerpn.runtime.sources.spec import parse_source
+from edgerpn.runtime.tracing import span
 
 
 def open_source(
@@ -126,7 +127,8 @@ class ImageSource:
         captured_at, monotonic_s = time.time(), time.monotonic()
         try:
             data, header = read_bytes(path)
-            image, _ = decode_image(self._cv2, data, header, path, exif=self.exif or "ignore")
+            with span("decode"):
+                image, _ = decode_image(self._cv2, data, header, path, exif=self.exif or "ignore")
         except DataError as error:
             yield Event(kind="error", source=self.name, message=str(error), path=path)
             return
@@ -207,7 +209,8 @@ class VideoSource:
     def _read(self) -> Frame | None:
         start = time.perf_counter()
         captured_at, monotonic_s = time.time(), time.monotonic()
-        ok, image = self._capture.read()
+        with span("decode"):
+            ok, image = self._capture.read()
         if not ok or image is None:
             return None
         if image.ndim == 2:

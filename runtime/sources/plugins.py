@@ -48,8 +48,8 @@ _REASONS: tuple[tuple[type[BaseException], Reason], ...] = (
 class FrameSource:
     """Base class of a plugin's source; one thread of a dedicated process creates and uses it.
 
-    The constructor opens the source. It and `read` may block within the limits of the settings (`open_timeout_s` until
-    the first frame, then `stall_s`). They raise `CaptureFailedError` with the reason when they have no frames;
+    The constructor opens the source. It and `read` may block within the limits of the settings (`longest_open_s` until
+    the first frame, then `longest_stall_s`). They raise `CaptureFailedError` with the reason when they have no frames;
     ConnectionRefusedError, TimeoutError, PermissionError, FileNotFoundError and EOFError become the matching reasons;
     any other error is reported as it is. The supervisor reconnects after each of them, unless `is_final`.
     """

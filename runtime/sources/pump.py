@@ -8,8 +8,10 @@ from typing import Any
 
 from edgerpn.runtime.frame import Frame
 from edgerpn.runtime.sources.capture_config import CaptureConfig
+from edgerpn.runtime.sources.pace import Pace
 from edgerpn.runtime.sources.parent_link import ParentLink
 from edgerpn.runtime.sources.readers import Image, Reader
+from edgerpn.runtime.tracing import span
 
 _MAX_BROKEN = 100
 _WINDOW_S = 60.0
@@ -28,6 +30,7 @@ class Pump:
         self._link = link
         self._waits = config.policy == "every" or (config.policy == "auto" and not reader.is_live)
         self._meter = LagMeter()
+        self._pace = Pace(config)
         self._has_clock = config.spec.has_clock
         self._cap = RateCap(config.max_fps)
         self._shape: tuple[int, ...] = ()
@@ -95,7 +98,8 @@ class Pump:
                 return None
             ring = self._link.ring_for(0)
             view = ring.image(slot, *self._shape[:2])
-        image = self._reader.retrieve(view)
+        with span("decode"):
+            image = self._reader.retrieve(view)
         if image is None:
             self._num_broken += 1
             if slot is not None:
@@ -133,15 +137,17 @@ class Pump:
         silence_s = now_s - self._ready_s
         lag_s, jump_s = self._meter.add(media_s, now_s) if media_s is not None else (None, 0.0)
         last_s, self._last_media_s = self._last_media_s, media_s
+        gap_s = self._pace.gap_s
+        self._pace.add(silence_s)
         if not self._shape:
             return lag_s
         hole_s = media_s - last_s if media_s is not None and last_s is not None and not jump_s else 0.0
         if jump_s:
             message = f"the camera's clock jumped by {jump_s:+.1f} s"
             self._event("gap", message=message, reason="clock", duration_s=jump_s)
-        if silence_s >= self._config.gap_s:
+        if silence_s >= gap_s:
             self._event("gap", message=f"no frame for {silence_s:.1f} s", reason="silence", duration_s=silence_s)
-        elif hole_s >= self._config.gap_s:
+        elif hole_s >= gap_s:
             message = f"{hole_s:.1f} s of the stream were lost"
             self._event("gap", message=message, reason="lost", duration_s=hole_s)
         return lag_s

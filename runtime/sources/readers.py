@@ -15,9 +15,18 @@ from edgerpn.machine import available_cores
 from edgerpn.runtime.sources.capture_config import CaptureConfig
 from edgerpn.runtime.sources.decoders import Choice
 from edgerpn.runtime.sources.failures import CaptureFailedError, check_device, probe_address
+from edgerpn.runtime.sources.pipelines import Codec
 
 Image = npt.NDArray[np.uint8]
 
+# As FFmpeg tags them: of containers, of streams, and the types of MPEG transport streams.
+_CODECS: dict[int, Codec] = {
+    **{int.from_bytes(tag, "little"): "h264" for tag in (b"h264", b"H264", b"avc1", b"avc3")},
+    **{int.from_bytes(tag, "little"): "h265" for tag in (b"hevc", b"HEVC", b"hvc1", b"hev1", b"H265")},
+    **{int.from_bytes(tag, "little"): "mjpeg" for tag in (b"mjpe", b"MJPG", b"mjpg", b"jpeg")},
+    0x1B: "h264",
+    0x24: "h265",
+}
 # OpenCV's `grab` also fails for a damaged packet, and succeeds with the next one. After the end of a stream it fails at
 # once each time.
 _GRABS = 20
@@ -66,7 +75,8 @@ class OpenCvReader:
         self._config = config
         kind = config.spec.kind
         start_s = time.monotonic()
-        self._capture = _open_camera(cv2, config, choice) if kind == "camera" else _open(cv2, config, choice)
+        is_v4l2 = kind == "camera" and choice.decoder != "gstreamer"
+        self._capture = _open_camera(cv2, config, choice) if is_v4l2 else _open(cv2, config, choice)
         if not self._capture.isOpened():
             raise _failed(config, time.monotonic() - start_s)
         rate = float(self._capture.get(cv2.CAP_PROP_FPS))
@@ -125,6 +135,8 @@ class OpenCvReader:
 
 
 def _open(cv2: ModuleType, config: CaptureConfig, choice: Choice) -> Any:
+    if config.spec.kind == "camera":
+        check_device(config.spec)
     if choice.decoder == "gstreamer":
         return cv2.VideoCapture(choice.pipeline, cv2.CAP_GSTREAMER)
     if config.spec.kind == "path":
@@ -133,11 +145,27 @@ def _open(cv2: ModuleType, config: CaptureConfig, choice: Choice) -> Any:
             return cv2.VideoCapture(path, cv2.CAP_FFMPEG, _num_threads(cv2, threads))
     # The parent's limits end first, which distinguishes a silent stream from an ended one.
     timeouts = [
-        *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, round(config.open_timeout_s * 1e3)),
-        *(cv2.CAP_PROP_READ_TIMEOUT_MSEC, round(config.stall_s * 1e3) + 2000),
+        *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, round(config.longest_open_s * 1e3)),
+        *(cv2.CAP_PROP_READ_TIMEOUT_MSEC, round(config.longest_stall_s * 1e3) + 2000),
         *_num_threads(cv2, config.decoder_threads or 1),
     ]
     return cv2.VideoCapture(config.source, cv2.CAP_FFMPEG, timeouts)
+
+
+def probe_codec(cv2: ModuleType, config: CaptureConfig) -> Codec | None:
+    """Asks a URL or a file for its codec, by OpenCV's FFmpeg; None: another one.
+
+    Raises:
+        CaptureFailedError: It does not open.
+    """
+    start_s = time.monotonic()
+    capture = _open(cv2, config, Choice(decoder="ffmpeg", why=""))
+    try:
+        if not capture.isOpened():
+            raise _failed(config, time.monotonic() - start_s)
+        return _CODECS.get(int(capture.get(cv2.CAP_PROP_FOURCC)))
+    finally:
+        capture.release()
 
 
 def _num_threads(cv2: ModuleType, num_threads: int) -> list[int]:
@@ -146,8 +174,8 @@ def _num_threads(cv2: ModuleType, num_threads: int) -> list[int]:
 
 
 def _open_camera(cv2: ModuleType, config: CaptureConfig, choice: Choice) -> Any:
-    path = config.spec.device
     check_device(config.spec)
+    path = config.spec.device
     backend = cv2.CAP_V4L2 if choice.decoder == "v4l2" else cv2.CAP_ANY
     capture = cv2.VideoCapture(os.path.realpath(path), backend)
     # The pixel format first, because sizes and rates depend on it.
@@ -175,6 +203,20 @@ def _failed(config: CaptureConfig, elapsed_s: float) -> CaptureFailedError:
     if kind != "url":
         hint = "" if "appsink" in config.source or kind == "csi" else "; it must end in appsink"
         return CaptureFailedError(f"GStreamer does not start the pipeline{hint}", reason="unknown")
-    if elapsed_s > 0.9 * config.open_timeout_s:
-        return CaptureFailedError("no video arrived in time", reason="timeout")
+    if is_late(config, elapsed_s):
+        return too_late(config)
     return CaptureFailedError("", reason=probe_address(config.spec))
+
+
+def is_late(config: CaptureConfig, elapsed_s: float) -> bool:
+    """Returns whether the limit of opening ended an attempt that lasted so long without a frame."""
+    return config.spec.kind == "url" and elapsed_s > 0.9 * config.longest_open_s
+
+
+def too_late(config: CaptureConfig) -> CaptureFailedError:
+    """Returns the error of a URL without a frame in time: its server may be slow, or not answer at all."""
+    limit = f"{config.longest_open_s:g} s (open_timeout_s)"
+    if probe_address(config.spec) != "unknown":
+        return CaptureFailedError(f"no video arrived within {limit}", reason="timeout")
+    message = f"the server accepts the connection, and sent no video within {limit}"
+    return CaptureFailedError(message, reason="timeout", is_slow=True)

@@ -12,7 +12,7 @@ from edgerpn.runtime.sources.capture_config import CaptureConfig
 from edgerpn.runtime.sources.failures import SUMMARIES, classify, relevant_line
 
 # The messages of these reasons are complete without a line of the decoder.
-_COMPLETE = ("end_of_stream", "dependency", "unsupported", "permission", "resized")
+_COMPLETE = ("end_of_stream", "dependency", "unsupported", "permission", "picture", "resized", "slow")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +25,8 @@ class ExitReport:
     """For people; may be empty."""
     is_final: bool
     """Whether another attempt is pointless."""
+    is_slow: bool = False
+    """Whether the source may only be slow: it had answered, or sent pictures, when a limit of time ended it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,17 +64,20 @@ def judge_exit(
         is_final = is_complete = False
     else:
         reason, message, is_final = report.reason, report.message, report.is_final
-        has_guess = reason in ("unknown", "timeout", "busy")
-        if is_live is None and has_guess and (classified := classify(lines)) != "unknown":
+        # The device, or a limit of time, may have another cause; a web server's answer is the cause.
+        is_answer = config.spec.is_http and bool(message) and not report.is_slow
+        has_guess = reason in ("unknown", "timeout", "busy") and not is_answer
+        known = ("unknown", "timeout") if report.is_slow else ("unknown",)
+        if is_live is None and has_guess and (classified := classify(lines)) not in known:
             # The decoder knows the cause better than the process around it.
             reason, message = classified, ""
-        elif is_live is None and (reason, message) == ("unknown", "") and config.spec.is_http:
-            # The port answers and the decoder is silent: a web page, for example of a login.
-            reason, message = "codec", "the server answers, but not with a video"
-        is_complete = bool(message) and reason in _COMPLETE
+        # An answer needs no line of the decoder beside it, unless that says why it cannot decode.
+        is_complete = bool(message) and (
+            reason in _COMPLETE or (is_answer and reason != "codec") or (report.is_slow and reason == "timeout")
+        )
         message = message or SUMMARIES[reason]
     # A file that is read again from its beginning would deliver its frames twice.
-    is_file = is_live is False or (is_live is None and not config.spec.is_live)
+    is_file = (is_live is False and reason != "picture") or (is_live is None and not config.spec.is_live)
     message = message.removeprefix(f"{config.label}: ")
     if not (is_complete or reason in ("end_of_stream", "resized")) and (line := relevant_line(lines, reason)):
         message = f"{message} [{line}]"
@@ -89,8 +94,8 @@ class Backoff:
     def next_s(self, reason: Reason) -> float:
         """Counts a failure; returns the seconds to wait before the next attempt."""
         self.num_failures += 1
-        if reason == "resized" and self.num_failures == 1:
-            # A camera that changes its size is not down.
+        if reason in ("resized", "picture") and self.num_failures == 1:
+            # A camera that changes its size is not down, and neither is one that gives single pictures.
             return 0.0
         longest_s = self._config.backoff_max_s
         # The exponent is capped, because a camera may be down for weeks.

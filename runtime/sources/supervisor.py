@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import logging
 import math
 import os
 import struct
@@ -13,6 +15,7 @@ from edgerpn.errors import StreamOpenError
 from edgerpn.runtime.frame import Event, Reason, SourceState
 from edgerpn.runtime.sources.capture_config import CaptureConfig
 from edgerpn.runtime.sources.failures import FIXES
+from edgerpn.runtime.sources.pace import Pace
 from edgerpn.runtime.sources.process import CaptureProcess
 from edgerpn.runtime.sources.reconnect import Backoff, CaptureOutcome, ExitReport, judge_exit
 from edgerpn.runtime.sources.shared_memory import RingReader
@@ -20,11 +23,13 @@ from edgerpn.runtime.sources.wire import unpack_frame
 
 # From the start of a process to its first packet: importing OpenCV from a memory card is slow.
 _START_S = 60.0
-_OPEN_MARGIN_S = 2.0
+# The process itself asks the server, once its own limit is over.
+_OPEN_MARGIN_S = 6.0
 _KILL_S = 1.0
 _POLL_S = 0.02
 # A damaged packet may announce a wrong size, which the next good one corrects.
 _RESIZED_S = 0.6
+_logger = logging.getLogger(__name__)
 
 
 class SourceSupervisor:
@@ -48,8 +53,11 @@ class SourceSupervisor:
         self.num_frames = 0
         self.num_lines = 0
         self.last_frame_s = -math.inf
+        self.pace = Pace(config)
         self.lines: tuple[str, ...] = ()
         self._deliver = deliver
+        self._gives_pictures = False
+        self._has_adapted = False
         self._backoff = Backoff(config)
         self._retry_s = 0.0
         self.ring: RingReader | None = None
@@ -61,6 +69,7 @@ class SourceSupervisor:
         self._started_s = 0.0
         self._connected_s = 0.0
         self._alive_s: float | None = None
+        self._arrived_s = 0.0
         self._end_by_s = math.inf
         self._over_s = math.inf
         self._resized_s = math.inf
@@ -137,13 +146,19 @@ class SourceSupervisor:
         self._end_by_s = self._over_s = self._resized_s = math.inf
         self._first_index = self._next_index
         self._started_s = now_s
+        self.pace.restart()
         self.lines = ()
         if self.state == "starting":
             self._event("started", f"{self.config.label}: capture started")
         try:
-            self.process = CaptureProcess(self.config)
+            self.process = CaptureProcess(self._config_of_process())
         except StreamOpenError as error:
             self._schedule(CaptureOutcome(reason="crashed", message=str(error), is_final=False), now_s)
+
+    def _config_of_process(self) -> CaptureConfig:
+        """Returns the settings with the present limit of opening, and the decoder that suits the address."""
+        decoder = "picture" if self._gives_pictures else self.config.decoder
+        return dataclasses.replace(self.config, open_timeout_s=self.pace.open_s, decoder=decoder)
 
     def _take_packet(self, process: CaptureProcess, packet: bytes, fd: int | None, now_s: float) -> None:
         try:
@@ -160,6 +175,8 @@ class SourceSupervisor:
         process = self.process
         self._alive_s = now_s
         kind = packet[:1]
+        if kind in b"FA" and self._is_live:
+            self._note_pace(now_s)
         if kind == b"F":
             self._on_frame(packet, now_s)
         elif kind == b"R" and process is not None and fd is not None:
@@ -171,6 +188,22 @@ class SourceSupervisor:
             self._exit_report = ExitReport(**report | {"message": self._clean(report["message"])})
         elif kind != b"A":
             raise ValueError(f"unknown kind of packet {kind!r}")
+
+    def _note_pace(self, now_s: float) -> None:
+        before_s, self._arrived_s = self._arrived_s, now_s
+        if self.config.policy == "every" and self.ring is not None:
+            # The process may have waited for us, and not we for it.
+            before_s = max(before_s, self.ring.released_s)
+        self.pace.add(max(0.0, now_s - before_s))
+        if self.pace.is_adapted and not self._has_adapted:
+            self._has_adapted = True
+            _logger.info(
+                "%s: its pictures come %.1f s apart; the limits of silence adapt (stall_s is %.0f s now; the setting "
+                "would fix it)",
+                self.config.label,
+                self.pace.interval_s,
+                self.pace.stall_s,
+            )
 
     def _on_frame(self, packet: bytes, now_s: float) -> None:
         if self.ring is None:
@@ -219,23 +252,35 @@ class SourceSupervisor:
         if self._alive_s is None:
             return self._started_s + _START_S
         if self._is_live is None:
-            return self._alive_s + self.config.open_timeout_s + _OPEN_MARGIN_S
+            return self._alive_s + self.pace.open_s + _OPEN_MARGIN_S
         if self.ring is not None and self.ring.is_full:
             # The process waits for us, not we for it.
-            return now_s + self.config.stall_s
+            return now_s + self.pace.stall_s
         released_s = self.ring.released_s if self.ring is not None else 0.0
-        return max(self._alive_s, released_s) + self.config.stall_s
+        return max(self._alive_s, released_s) + self.pace.stall_s
 
     def _give_up(self, process: CaptureProcess, now_s: float) -> None:
         silent_s = now_s - (self._alive_s or self._started_s)
+        reason: Reason = "timeout"
         message = f"no frame for {silent_s:.1f} s"
         if self._is_live is None:
             message = f"no frame within {now_s - self._started_s:.1f} s of the start"
         else:
+            if self._is_live and self.pace.is_slow:
+                reason, message = "slow", self._slow_in_words(message)
             text = f"{self.config.label}: {message}; its process is killed"
-            self._event("stalled", text, reason="timeout", duration_s=silent_s)
-        self._exit_report = ExitReport(reason="timeout", message=message, is_final=False)
+            self._event("stalled", text, reason=reason, duration_s=silent_s)
+        # A server that does not answer at all is reported by the process itself, earlier.
+        is_slow = reason == "slow" or (self._is_live is None and self._alive_s is not None)
+        self._exit_report = ExitReport(reason=reason, message=message, is_final=False, is_slow=is_slow)
         self._kill(process, now_s)
+
+    def _slow_in_words(self, silence: str) -> str:
+        pace = self.pace
+        count = f"{pace.num_frames} picture{'s' if pace.num_frames > 1 else ''}"
+        interval = f", {pace.interval_s:.1f} s apart" if pace.num_frames > 1 else ""
+        setting = "" if self.config.stall_s is None else f" (stall_s is {self.config.stall_s:g})"
+        return f"{count}{interval}, then {silence}{setting}"
 
     def _kill(self, process: CaptureProcess, now_s: float) -> None:
         process.kill()
@@ -256,6 +301,9 @@ class SourceSupervisor:
         lines = self.lines
         process.close()
         self.process, self.ring = None, None
+        if self._gives_pictures and self._exit_report is not None and self._exit_report.reason == "codec":
+            # The address gives something else now.
+            self._gives_pictures = False
         if not self.is_stopping:
             self._schedule(judge_exit(self.config, self._exit_report, status, lines, self._is_live), now_s)
         return now_s
@@ -273,10 +321,15 @@ class SourceSupervisor:
             self._event("error", ended.message, reason="crashed")
         if self._is_live is not None and now_s - self._connected_s >= self.config.healthy_s:
             self._backoff.reset()
+        if ended.reason == "picture" and self.config.decoder == "auto":
+            self._gives_pictures = True
         delay_s = self._backoff.next_s(ended.reason)
         self._retry_s = now_s + delay_s
         self.state = "reconnecting"
         message = f"{ended.message}; next attempt in {delay_s:.1f} s"
+        if ended.reason in ("slow", "timeout") and self._exit_report is not None and self._exit_report.is_slow:
+            limit_s = self.pace.widen(is_open=self._is_live is not None)
+            message += f", with {limit_s:g} s for each picture" if limit_s is not None else ""
         attempt = self._backoff.num_failures
         self._event("reconnecting", message, reason=ended.reason, attempt=attempt, delay_s=delay_s)
 

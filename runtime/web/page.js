@@ -190,12 +190,14 @@ function showView(view) {
   byId("score").value = view.min_score;
   byId("top").max = Math.max(100, view.top);
   byId("top").value = view.top;
+  byId("nms").value = view.nms_iou;
   showValues();
 }
 
 function showValues() {
   byId("score-value").textContent = Number(byId("score").value).toFixed(2);
   byId("top-value").textContent = byId("top").value;
+  byId("nms-value").textContent = Number(byId("nms").value).toFixed(2);
 }
 
 function showEvents(events) {
@@ -254,7 +256,9 @@ async function sendView() {
   isSending = true;
   while (isChanged) {
     isChanged = false;
-    const view = { min_score: Number(byId("score").value), top: Number(byId("top").value) };
+    const view = {
+      min_score: Number(byId("score").value), top: Number(byId("top").value), nms_iou: Number(byId("nms").value),
+    };
     try {
       await fetch("/api/v1/view", {
         method: "PUT", headers: { "Content-Type": "application/json" }, body: JSON.stringify(view), credentials: "same-origin",
@@ -282,7 +286,7 @@ byId("pause").addEventListener("click", () => {
   byId("pause").textContent = pictures.isPaused ? "Resume pictures" : "Pause pictures";
   showVeils();
 });
-for (const id of ["score", "top"]) {
+for (const id of ["score", "top", "nms"]) {
   byId(id).addEventListener("input", () => {
     moving = performance.now();
     showValues();

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from edgerpn.errors import SinkError
 from edgerpn.proposals import Proposals
-from edgerpn.runtime.draw import draw_proposals
+from edgerpn.runtime.draw import DEFAULT_NMS_IOU, DEFAULT_TOP, draw_proposals
 from edgerpn.runtime.opencv import load_cv2
 
 Image = npt.NDArray[np.uint8]
@@ -42,8 +42,10 @@ class ViewSettings:
 
     min_score: float = 0.0
     """Minimum score of drawn boxes, 0 to 1."""
-    top: int = 20
+    top: int = DEFAULT_TOP
     """Maximum number of boxes, the best ones."""
+    nms_iou: float = DEFAULT_NMS_IOU
+    """IoU with a better drawn box above which a box is not drawn."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,8 +84,8 @@ def annotate(shot: FrameCopy, view: ViewSettings, *, max_width_px: int) -> tuple
         (H, W, 3) uint8 BGR, a new array; and the number of boxes in it.
     """
     small = shrink(shot, max_width_px=max_width_px)
-    boxes = small.proposals.above(view.min_score)[: view.top]
-    return draw_proposals(small.image, boxes, top=view.top), len(boxes)
+    boxes = small.proposals.above(view.min_score).nms(view.nms_iou, limit=view.top)
+    return draw_proposals(small.image, boxes, top=view.top, nms_iou=1), len(boxes)
 
 
 def shrink(shot: FrameCopy, *, max_width_px: int) -> FrameCopy:

@@ -68,7 +68,7 @@ class PictureFeed:
         self.num_encoded = 0
         self._config = config
         self._on_picture = on_picture
-        self._view = ViewSettings(top=config.top)
+        self._view = ViewSettings(top=config.top, nms_iou=config.nms_iou)
         self._sources: dict[str, _SourcePicture] = {}
         self._changed = threading.Condition()
         self._closing = threading.Event()

@@ -196,7 +196,7 @@ class PageRoutes:
     async def set_view(self, request: Request) -> Response:
         """Changes the drawn boxes for all viewers; emitted records stay the same."""
         table = await json_object(request)
-        score, top = table.pop("min_score", None), table.pop("top", None)
+        score, top, iou = (table.pop(key, None) for key in ("min_score", "top", "nms_iou"))
         view = self._hub.pictures.view
         if score is not None:
             if not _is_number(score, int | float) or not 0 <= score <= 1:
@@ -206,8 +206,12 @@ class PageRoutes:
             if not _is_number(top, int) or not 1 <= top <= MAX_TOP:
                 raise HTTPException(422, f"top: expected a whole number from 1 to {MAX_TOP}")
             view = dataclasses.replace(view, top=top)
+        if iou is not None:
+            if not _is_number(iou, int | float) or not 0 < iou <= 1:
+                raise HTTPException(422, "nms_iou: expected a number above 0, to 1")
+            view = dataclasses.replace(view, nms_iou=float(iou))
         if table:
-            raise HTTPException(422, "expected min_score and top only")
+            raise HTTPException(422, "expected min_score, top and nms_iou only")
         self._hub.pictures.set_view(view)
         return JSONResponse(dataclasses.asdict(view))
 

@@ -76,6 +76,32 @@ def test_above_keeps_the_score_itself(proposals: Proposals) -> None:
     assert len(proposals.above(1.0)) == 0
 
 
+def test_nms_leaves_out_near_copies_of_better_boxes() -> None:
+    # IoU with the first: 1, 0.8, 0.6, 0.5, 0, 0.4; of the third with the fourth 5/6, of the fourth with the last 0.8.
+    ends = [(0, 10), (0, 8), (0, 6), (0, 5), (20, 30), (1, 5)]
+    boxes = np.array([[left, 0, right, 10] for left, right in ends], np.float32)
+    proposals = Proposals(boxes, np.linspace(0.9, 0.4, 6).astype(np.float32))
+
+    def kept(iou: float, limit: int | None = None) -> list[int]:
+        found = proposals.nms(iou, limit=limit)
+        return [int(np.flatnonzero(proposals.scores == score)[0]) for score in found.scores]
+
+    assert kept(0.6) == [0, 2, 4]
+    assert kept(0.55) == [0, 3, 4]
+    assert kept(0.85) == [0, 1, 2, 3, 4, 5]
+    assert kept(1.0) == [0, 1, 2, 3, 4, 5]
+    assert kept(0.6, limit=2) == [0, 2]
+    assert kept(1.0, limit=2) == [0, 1]
+    assert kept(0.6, limit=0) == []
+    assert len(proposals[:0].nms(0.5)) == 0
+
+
+def test_nms_of_the_same_box_keeps_the_best(proposals: Proposals) -> None:
+    copies = proposals[[0, 0, 1, 0, 2]]
+    assert copies.nms(0.99).scores.tolist() == [0.8999999761581421, 0.5, 0.25]
+    assert len(copies.nms(1.0)) == 5
+
+
 def test_coco_results_are_plain_numbers_in_xywh(proposals: Proposals) -> None:
     results = proposals.to_coco(42)
     assert results[1] == {"image_id": 42, "category_id": 1, "bbox": [5.0, 5.0, 1.0, 2.0], "score": 0.5}

@@ -20,7 +20,7 @@ from edgerpn.__main__ import main
 from edgerpn.demo.cli import add_arguments, training_settings
 from edgerpn.demo.steps import MARKER, DemoFolder
 from edgerpn.errors import ConfigError
-from edgerpn.matching import pairwise_iou
+from edgerpn.proposals import pairwise_iou
 
 NUM_FRAMES = 6
 

@@ -161,6 +161,20 @@ def test_standard_output_holds_records_only(
     assert printed.err.splitlines()[-1].startswith("5 frames in ")
 
 
+def test_near_copies_are_left_out_of_pictures_and_not_of_records(
+    model_path: Path, paint: Callable[..., Any], tmp_path: Path
+) -> None:
+    image = tmp_path / "a.png"
+    cv2.imwrite(str(image), paint(192, 320, box=(20, 20, 280, 160), count=3))
+    drawn = []
+    for name, words in (("default", []), ("few", ["--nms", "0.5"]), ("all", ["--nms", "1"])):
+        assert main(["run", str(model_path), str(image), "-o", str(tmp_path / name), *words]) == 0
+        assert [len(record["proposals"]) for record in records(tmp_path / name / "proposals.jsonl")] == [3]
+        drawn.append(cv2.imread(str(tmp_path / name / "a.png")))
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert (drawn[0] != drawn[2]).any()
+
+
 def test_a_score_limit_holds_for_every_output(model_path: Path, video_path: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     assert main(["run", str(model_path), str(video_path), "--jsonl", str(path), "--min-score", "0.88"]) == 0
@@ -196,7 +210,9 @@ def test_when_nothing_could_be_read_the_status_says_so(model_path: Path, tmp_pat
     assert main(["run", str(model_path), str(tmp_path)]) == 1
 
 
-@pytest.mark.parametrize("option", [["--min-score", "2"], ["--top", "0"], ["--max-frames", "x"], ["--threads", "-1"]])
+@pytest.mark.parametrize(
+    "option", [["--min-score", "2"], ["--top", "0"], ["--nms", "0"], ["--max-frames", "x"], ["--threads", "-1"]]
+)
 def test_impossible_options_are_wrong_usage(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["run", "m.onnx", "v.mp4", *option])

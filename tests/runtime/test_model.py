@@ -30,6 +30,7 @@ from edgerpn.runtime import Model, load
 from edgerpn.runtime.backends import onnxruntime as onnxruntime_backend
 from edgerpn.runtime.backends.contract import check_outputs
 from edgerpn.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from tests.support.web_server import Answer, WebServer, picture
 
 Image = npt.NDArray[np.uint8]
 Paint = Callable[..., Image]
@@ -371,3 +372,9 @@ def test_providers_keep_their_order_and_get_options() -> None:
 def test_a_camera_that_is_not_there_is_an_error_and_not_a_wait(model_path: Path) -> None:
     with load(model_path) as model, pytest.raises(StreamOpenError, match="63: no such camera"):
         next(model.stream(63))
+
+
+def test_an_address_of_one_picture_gives_a_stream(model_path: Path) -> None:
+    with WebServer({"/snapshot.jpg": Answer(body=picture())}) as server, load(model_path) as model:
+        results = list(model.stream(f"{server.url}/snapshot.jpg", max_frames=3))
+    assert [result.image.shape for result in results] == [(48, 64, 3)] * 3

@@ -16,11 +16,26 @@ class MjpegCamera:
     """Serves http://127.0.0.1:PORT/ from a thread; picture i is grey of the value i % 200."""
 
     def __init__(
-        self, *, fps: float = 50.0, size_wh: tuple[int, int] = (64, 48), login: str = "", port: int = 0
+        self,
+        *,
+        fps: float = 50.0,
+        size_wh: tuple[int, int] = (64, 48),
+        login: str = "",
+        port: int = 0,
+        has_lengths: bool = True,
     ) -> None:
-        """Starts the server; `login` is user:password, empty: none required; port 0: any free one."""
+        """Starts the server.
+
+        Args:
+            fps: Pictures in a second.
+            size_wh: Their width and height.
+            login: user:password; empty: none required.
+            port: 0: any free one.
+            has_lengths: Whether each picture has a Content-Length; without, the next boundary ends it.
+        """
         self.fps = fps
         self.size_wh = size_wh
+        self.has_lengths = has_lengths
         self.is_paused = False
         self.num_pictures = 0
         """Pictures after which a connection ends; 0: endless."""
@@ -55,8 +70,8 @@ class MjpegCamera:
                 continue
             time.sleep(self.pauses.get(index, 0.0))
             data = self.jpeg(index)
-            head = f"--edge\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n"
-            out.write(head.encode() + data + b"\r\n")
+            length = f"Content-Length: {len(data)}\r\n" if self.has_lengths else ""
+            out.write(f"--edge\r\nContent-Type: image/jpeg\r\n{length}\r\n".encode() + data + b"\r\n")
             index += 1
             if index == self.num_pictures:
                 return

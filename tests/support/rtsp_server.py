@@ -72,7 +72,8 @@ class Camera:
         encoder = {
             "h264": "x264enc tune=zerolatency speed-preset=ultrafast option-string=sliced-threads=0 "
             f"key-int-max={arguments.gop} bitrate={arguments.kbps} ! rtph264pay name=pay0 pt=96 config-interval=-1",
-            "mjpeg": "jpegenc ! rtpjpegpay name=pay0 pt=26",
+            # RTP has no JPEG with whole colours.
+            "mjpeg": "video/x-raw,format=I420 ! jpegenc ! rtpjpegpay name=pay0 pt=26",
         }[arguments.codec]
         self.factory = GstRtspServer.RTSPMediaFactory.new()
         self.factory.set_launch(

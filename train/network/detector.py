@@ -8,6 +8,7 @@ Legend of shape suffixes: N frames, H and W rows and columns, K proposals.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -86,30 +87,47 @@ class Detector(nn.Module):
         return self.model.standardize(images)
 
 
+BoxesAndScores = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
+"""Boxes (M, 4) float32 in frame pixels and scores (M,) float32, best first."""
+
+
+def detect(detector: Detector, frame: npt.NDArray[np.uint8]) -> BoxesAndScores:
+    """Runs one frame of any size; the rest is as in `detect_batch`."""
+    return detect_batch(detector, [frame])[0]
+
+
 @torch.inference_mode()
-def detect(detector: Detector, frame: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Runs one frame of any size through a detector without a fixed source size.
+def detect_batch(detector: Detector, frames: Sequence[npt.NDArray[np.uint8]]) -> list[BoxesAndScores]:
+    """Runs frames of any sizes through a detector without a fixed source size, together.
 
     Args:
         detector: In eval mode, on any device.
-        frame: (H, W, 3) uint8 BGR.
+        frames: (H, W, 3) uint8 BGR each; at least one.
 
     Returns:
-        Boxes (M, 4) float32 in frame pixels and scores (M,) float32, best first, without boxes that lie entirely in
-        the padding.
+        The proposals of each frame, without boxes that lie entirely in the padding.
 
     Raises:
-        InputError: The frame is not (H, W, 3) uint8.
+        InputError: A frame is not (H, W, 3) uint8.
     """
     import cv2  # late: the network itself needs PyTorch only
 
-    if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
-        raise InputError(f"frame: expected (H, W, 3) uint8 BGR, got shape {frame.shape} and dtype {frame.dtype}")
-    geometry = letterbox((frame.shape[0], frame.shape[1]), detector.network_hw)
-    image = torch.from_numpy(geometry.apply(frame, cv2.resize))[None]
+    for frame in frames:
+        if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
+            raise InputError(f"frame: expected (H, W, 3) uint8 BGR, got shape {frame.shape} and dtype {frame.dtype}")
+    geometries = [letterbox((frame.shape[0], frame.shape[1]), detector.network_hw) for frame in frames]
+    images = [
+        torch.from_numpy(geometry.apply(frame, cv2.resize)) for geometry, frame in zip(geometries, frames, strict=True)
+    ]
     device = detector.get_buffer("anchors_0").device
-    batch = detector(image.to(device))
-    count = int(batch.count[0])
-    boxes = geometry.to_frame(batch.boxes[0, :count].cpu().numpy())
+    batch = detector(torch.stack(images).to(device))
+    outputs = zip(geometries, batch.boxes.cpu().numpy(), batch.scores.cpu().numpy(), batch.count.tolist(), strict=True)
+    return [_in_frame(geometry, boxes[:count], scores[:count]) for geometry, boxes, scores, count in outputs]
+
+
+def _in_frame(
+    geometry: Letterbox, network_boxes: npt.NDArray[np.float32], scores: npt.NDArray[np.float32]
+) -> BoxesAndScores:
+    boxes = geometry.to_frame(network_boxes)
     visible = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    return boxes[visible], batch.scores[0, :count].cpu().numpy()[visible]
+    return boxes[visible], scores[visible]

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerpn.errors import DataError
-from edgerpn.matching import pairwise_iou
+from edgerpn.proposals import pairwise_iou
 from edgerpn.train.data.coco import Dataset, ImageRecord
 from edgerpn.train.recall.average_recall import average_recall
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import os
 import weakref
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from edgerpn.runtime.backends.tensorrt.cuda import CudaError, Device
 from edgerpn.runtime.backends.tensorrt.engine import TensorRtEngine
 from edgerpn.runtime.backends.tensorrt.library import TensorRtLibrary
 from edgerpn.runtime.backends.tensorrt.slots import ContextReport, EngineSlot, FrameMemoryReport, SlotRing
+from edgerpn.runtime.tracing import span
 
 _logger = logging.getLogger(__name__)
 
@@ -132,9 +135,9 @@ class TensorRtBackend:
         with self._ring.acquire() as slot:
             for start in range(0, len(frames), self._largest):
                 part = frames[start : start + self._largest]
-                slot.frames[: len(part)] = part
-                slot.submit(len(part))
-                parts.append(self._collect(slot, len(part)))
+                with span("upload"):
+                    slot.frames[: len(part)] = part
+                parts.append(self._run(slot, partial(slot.submit, len(part)), len(part)))
         return join_outputs(parts)
 
     def infer_device(self, frames: object) -> Outputs:
@@ -161,9 +164,14 @@ class TensorRtBackend:
             except CudaError as error:
                 raise InputError(f"frames: not memory of the engine's GPU: {error}") from error
             for start, stop in self._split(taken.num_frames):
-                slot.submit_device(taken.part(start, stop, height * width * 3))
-                parts.append(self._collect(slot, stop - start))
+                part = taken.part(start, stop, height * width * 3)
+                parts.append(self._run(slot, partial(slot.submit_device, part), stop - start))
         return join_outputs(parts)
+
+    def time_parts(self) -> dict[str, float]:
+        """Milliseconds of upload, inference and download; see `PartsTimer`."""
+        with self._ring.acquire() as slot:
+            return slot.time_parts()
 
     def close(self) -> None:
         """Frees the slots; calls in progress finish first. Does nothing the second time."""
@@ -179,8 +187,11 @@ class TensorRtBackend:
             )
         return parts
 
-    def _collect(self, slot: EngineSlot, num_frames: int) -> Outputs:
+    def _run(self, slot: EngineSlot, submit: Callable[[], None], num_frames: int) -> Outputs:
         """Returns the outputs of a slot as copies that the caller owns."""
-        boxes, scores, count = slot.result()
+        with span("inference"):
+            submit()
+            boxes, scores, count = slot.result()
         check_outputs((boxes, scores, count), num_frames, self._manifest.proposals.num_proposals)
-        return boxes.copy(), scores.copy(), count.copy()
+        with span("download"):
+            return boxes.copy(), scores.copy(), count.copy()

@@ -7,6 +7,8 @@ each captured graph) and its own place in buffers that stay where they are.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,8 @@ from edgerpn.runtime.backends.tensorrt.context import ScratchArena
 from edgerpn.runtime.backends.tensorrt.cuda import CudaError, Device, HostBuffer, free_quietly
 from edgerpn.runtime.backends.tensorrt.device_input import ALIGNMENT
 from edgerpn.runtime.backends.tensorrt.engine import TensorRtEngine
+from edgerpn.runtime.timing import Stopwatch
+from edgerpn.runtime.tracing import span
 
 _logger = logging.getLogger(__name__)
 
@@ -201,6 +205,20 @@ class BatchPlan:
             self._enqueue(source)
         self.has_run, self._last_source = True, source
 
+    def time_parts(self) -> dict[str, float]:
+        """Milliseconds of upload, inference and download, each started and waited for; no CUDA graph takes part."""
+        parts: dict[str, Callable[[], None]] = {
+            "upload": partial(self._buffers.upload, self.size, self._stream),
+            "inference": self._execute,
+            "download": partial(self._buffers.download, self.size, self._stream),
+        }
+        watch = Stopwatch()
+        for part, start in parts.items():
+            start()
+            self._device.synchronize(self._stream)
+            watch.split(part)
+        return watch.stage_ms
+
     def close(self) -> None:
         """Frees graph and context; the arena's memory stays with the slot."""
         self._drop_graph()
@@ -246,10 +264,16 @@ class BatchPlan:
             raise InferenceError(f"the library refused the address {address:#x} for {tensor}")
 
     def _enqueue(self, source: int | None) -> None:
-        if source is None:
-            self._buffers.upload(self.size, self._stream)
-        else:
-            self._set_address(self._buffers.input_name, source)
+        with span("enqueue upload"):
+            if source is None:
+                self._buffers.upload(self.size, self._stream)
+            else:
+                self._set_address(self._buffers.input_name, source)
+        with span("enqueue inference"):
+            self._execute()
+        with span("enqueue download"):
+            self._buffers.download(self.size, self._stream)
+
+    def _execute(self) -> None:
         if not self._context.execute_async_v3(self._stream):
             raise InferenceError(f"the library refused to start a batch of {self.size}")
-        self._buffers.download(self.size, self._stream)

@@ -229,6 +229,17 @@ class EngineSlot:
             self._is_pending, self._keep = False, None
         return self._buffers.outputs(*self._running)
 
+    def time_parts(self) -> dict[str, float]:
+        """Milliseconds of upload, inference and download of the smallest batch; see `BatchPlan.time_parts`.
+
+        Raises:
+            InferenceError: CUDA or the library refused.
+        """
+        size, taken_ms = self._ring.sizes[0], {}
+        self._start(lambda: taken_ms.update(self._plan(size).time_parts()), size, size)
+        self.result()
+        return taken_ms
+
     def release(self) -> None:
         """Returns the slot to the ring, after waiting for unfinished work; does nothing the second time."""
         if self.is_free or is_foreign(self._ring):

@@ -20,7 +20,8 @@ from edgerpn.export.onnx.agreement import ProposalThresholds, level_cut_scores, 
 from edgerpn.export.onnx.graph import proposal_config
 from edgerpn.export.onnx.parity import _ParityCounter, check_parity, run_reference
 from edgerpn.letterbox import letterbox
-from edgerpn.matching import EXACT, match, pairwise_iou
+from edgerpn.matching import EXACT, match
+from edgerpn.proposals import pairwise_iou
 from edgerpn.train.checkpoint import load_model
 from edgerpn.train.network.detector import Detector
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from edgerpn.__main__ import main
+from tests.support.web_server import Answer, WebServer, picture
 
 Make = Callable[..., Any]
 
@@ -175,6 +176,25 @@ def test_a_missing_source_is_reported_with_advice(
     assert f"no video ({reason})" in problems(report)
     assert advice in problems(report)
     assert len(report["findings"]) == 1
+
+
+def test_an_address_of_one_picture_is_healthy_with_a_hint(tmp_path: Path, doctor: Make) -> None:
+    with WebServer({"/snapshot.jpg": Answer(body=picture())}) as server:
+        (tmp_path / "streams.toml").write_text(
+            f'[sources.yard]\nsource = "{server.url}/snapshot.jpg"\nrate_hz = 20.0\ngap_s = 30.0\n'
+        )
+        status, report, _ = doctor("yard", "--config", str(tmp_path / "streams.toml"), "--seconds", "1")
+    figures = report["figures"]
+    assert (status, figures["state"], figures["num_reconnects"]) == (0, "connected", 0)
+    assert figures["num_frames"] > 3
+    hints = [finding["text"] for finding in report["findings"]]
+    assert "the address gives one picture for each request; they are made 20 times a second (rate_hz)" in hints
+
+
+def test_a_refusal_without_a_challenge_is_a_password(doctor: Make, problems: Make) -> None:
+    with WebServer({"/x": Answer(401)}) as server:
+        _, report, _ = doctor(f"{server.url}/x")
+    assert "no video (unauthorised): the server answers 401 Unauthorized: wrong or missing" in problems(report)
 
 
 def test_a_file_is_read_to_its_end(tmp_path: Path, doctor: Make) -> None:

@@ -105,7 +105,9 @@ def test_a_jetson_whose_opencv_lacks_gstreamer_gets_advice(tmp_path: Path, monke
     release = tmp_path / "nv_tegra_release"
     release.write_text("# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64\n")
     monkeypatch.setattr(system, "JETSON_RELEASE", release)
-    without = Abilities(has_ffmpeg=True, has_gstreamer=False, has_v4l2=True, has_program=True, has_nvv4l2=True)
+    without = Abilities(
+        has_ffmpeg=True, has_gstreamer=False, has_v4l2=True, has_program=True, has_nvv4l2=True, has_nvjpeg=True
+    )
     monkeypatch.setattr(system, "find_abilities", lambda cv2: without)
     checks = by_name()
     assert "Jetson Linux R36 (release), REVISION: 4.3" in checks["machine"].found

@@ -146,10 +146,21 @@ def changed(before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8]) -> int:
 def test_drawing_leaves_the_frame_alone_and_stops_at_the_top() -> None:
     image = np.full((240, 320, 3), 128, np.uint8)
     proposals = many_boxes(100)
-    few, all_of_them = draw_proposals(image, proposals, top=5), draw_proposals(image, proposals, top=100)
+    few, all_of_them = (draw_proposals(image, proposals, top=top, nms_iou=1) for top in (5, 100))
     assert (image == 128).all()
     assert 0 < changed(image, few) < changed(image, all_of_them)
     np.testing.assert_array_equal(draw_proposals(image, proposals[:0]), image)
+
+
+def test_near_copies_are_drawn_only_on_request() -> None:
+    image = np.full((100, 100, 3), 60, np.uint8)
+    boxes = np.array([[20, 20, 80, 80], [22, 22, 82, 82], [5, 5, 15, 15]], np.float32)
+    proposals = Proposals(boxes, np.array([0.9, 0.8, 0.7], np.float32))
+    # A near copy takes no place from another object.
+    np.testing.assert_array_equal(
+        draw_proposals(image, proposals, top=2), draw_proposals(image, proposals[[0, 2]], nms_iou=1)
+    )
+    assert changed(draw_proposals(image, proposals), draw_proposals(image, proposals, nms_iou=1)) > 0
 
 
 def test_a_better_box_is_thicker_and_brighter() -> None:

@@ -133,7 +133,7 @@ def test_a_page_without_video_is_named(play: Make, tmp_path: Path) -> None:
         down = play(f"http://127.0.0.1:{server.server_port}/index.html").event("reconnecting")
         missing = play(f"http://127.0.0.1:{server.server_port}/none.mjpg").event("reconnecting")
         server.shutdown()
-    assert (down.reason, missing.reason) == ("codec", "not_found")
+    assert (down.reason, missing.reason) == ("unauthorised", "not_found")
 
 
 def test_a_stream_that_ends_reconnects(make_mjpeg: Make, play: Make) -> None:

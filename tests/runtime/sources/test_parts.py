@@ -17,7 +17,7 @@ from edgerpn.errors import StreamOpenError
 from edgerpn.runtime.frame import Frame
 from edgerpn.runtime.sources import CaptureConfig, parse_policy
 from edgerpn.runtime.sources.capture import Mailbox
-from edgerpn.runtime.sources.decoders import Abilities, choose, csi_pipeline, quoted, rtsp_pipeline
+from edgerpn.runtime.sources.decoders import Abilities, choose
 from edgerpn.runtime.sources.failures import FIXES, CaptureFailedError, classify
 from edgerpn.runtime.sources.ffmpeg_reader import playlist
 from edgerpn.runtime.sources.process import CaptureProcess
@@ -26,8 +26,10 @@ from edgerpn.runtime.sources.reconnect import Backoff, ExitReport, judge_exit
 from edgerpn.runtime.sources.spec import parse_source
 from edgerpn.runtime.sources.wire import pack_frame, unpack_frame
 
-PC = Abilities(has_ffmpeg=True, has_gstreamer=False, has_v4l2=True, has_program=True, has_nvv4l2=False)
-JETSON = dataclasses.replace(PC, has_gstreamer=True, has_nvv4l2=True)
+PC = Abilities(
+    has_ffmpeg=True, has_gstreamer=False, has_v4l2=True, has_program=True, has_nvv4l2=False, has_nvjpeg=False
+)
+JETSON = dataclasses.replace(PC, has_gstreamer=True, has_nvv4l2=True, has_nvjpeg=True)
 
 
 @pytest.mark.parametrize(
@@ -218,15 +220,6 @@ def test_decoders_are_chosen_by_the_abilities_of_the_machine() -> None:
             choose(config, abilities)
         assert caught.value.is_final
         assert caught.value.reason == "unsupported"
-
-
-def test_pipelines_hold_the_requested_settings() -> None:
-    csi = csi_pipeline(CaptureConfig(source="csi://1", size_wh=(1280, 720), rate_hz=29.97))
-    assert csi.startswith("nvarguscamerasrc sensor-id=1 ! video/x-raw(memory:NVMM),width=1280,height=720,")
-    assert "framerate=29970/1000,format=NV12 ! nvvidconv !" in csi
-    assert csi.endswith("appsink drop=true max-buffers=1 sync=false")
-    assert "protocols=udp" in rtsp_pipeline(CaptureConfig(source="rtsp://h/x", transport="udp"), is_hardware=False)
-    assert quoted('a"b\\c') == '"a\\"b\\\\c"'
 
 
 def test_the_list_for_ffmpeg_keeps_quotes_and_refuses_line_ends() -> None:

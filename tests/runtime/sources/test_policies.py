@@ -68,7 +68,7 @@ def test_a_rate_cap_slower_than_stall_s_is_not_a_stall(make_mjpeg: Make, play: M
 
 
 def test_held_frames_stay_unchanged_while_others_are_dropped(make_mjpeg: Make, play: Make) -> None:
-    player = play(make_mjpeg(fps=50).url, slots=4, stall_s=1.0)
+    player = play(make_mjpeg(fps=50).url, slots=4, stall_s=30.0)
     # Views of views: the memory counts, not the array.
     held = [player.frame()[0].image[2:, 1:, :1] for _ in range(12)]
     copies = [view.copy() for view in held]

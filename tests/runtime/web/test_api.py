@@ -190,25 +190,37 @@ def test_the_sliders_change_drawn_boxes_and_not_emitted_records(camera_site: Any
                 if fits(int(headers["x-boxes"])):
                     return yellow(decoded(jpeg))
 
-    all_boxes = drawn({"min_score": 0.0, "top": 20}, lambda count: count >= 5)
+    all_boxes = drawn({"min_score": 0.0, "top": 20, "nms_iou": 1}, lambda count: count >= 5)
+    drawn({"nms_iou": 0.6}, lambda count: count == 1)
     one_box = drawn({"top": 1}, lambda count: count == 1)
     none = drawn({"min_score": 0.95}, lambda count: count == 0)
     assert all_boxes > one_box > none == 0
-    assert site.get("/api/v1/view").json == {"min_score": 0.95, "top": 1}
+    assert site.get("/api/v1/view").json == {"min_score": 0.95, "top": 1, "nms_iou": 0.6}
     with site.client.open("/api/v1/proposals", {"type": "frame"}) as stream:
         assert len(next_event(stream)[1]["proposals"]) >= 5
-    site.client("PUT", "/api/v1/view", body={"min_score": 0.0, "top": 20})
+    site.client("PUT", "/api/v1/view", body={"min_score": 0.0, "top": 20, "nms_iou": 1})
 
 
 @pytest.mark.parametrize(
-    "body", [{"min_score": 2}, {"min_score": True}, {"top": 0}, {"top": 1.5}, {"topp": 3}, [], "x", {"min_score": "0"}]
+    "body",
+    [
+        {"min_score": 2},
+        {"nms_iou": 0},
+        {"min_score": True},
+        {"top": 0},
+        {"top": 1.5},
+        {"topp": 3},
+        [],
+        "x",
+        {"min_score": "0"},
+    ],
 )
 def test_a_wrong_view_is_refused(empty_site: Any, body: Any) -> None:
     site = empty_site
     answer = site.client("PUT", "/api/v1/view", body=body)
     assert answer.status == 422
     assert answer.json["error"]
-    assert site.get("/api/v1/view").json == {"min_score": 0.0, "top": 20}
+    assert site.get("/api/v1/view").json == {"min_score": 0.0, "top": 20, "nms_iou": 0.6}
 
 
 def test_sources_are_added_and_removed_while_it_runs(serve: Make, make_camera: Make) -> None:

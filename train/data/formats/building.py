@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from edgerpn.images.formats import list_images
 from edgerpn.train.data.annotations import ProblemKind, Problems
-from edgerpn.train.data.formats.content import Content, digest_of, stored_sizes
+from edgerpn.train.data.formats.content import Content, digest_of, stored_size
 
 UNANNOTATED = ProblemKind("image without annotations", "not used")
 NO_BOX = ProblemKind("object without an extent (a point, a line, a mask)", "dropped")
@@ -33,20 +33,19 @@ class FoundObject(NamedTuple):
 class ContentBuilder:
     """Collects the images and boxes of a set."""
 
-    def __init__(self, images: Path, problems: Problems, categories: Iterable[str] = ()) -> None:
-        """Starts an empty set.
-
-        Args:
-            images: Folder of the images.
-            problems: Receives images whose size cannot be read.
-            categories: Names of classes in their order; others follow in the order of appearance.
-        """
+    def __init__(self, images: Path, problems: Problems) -> None:
+        """Starts an empty set of images in a folder; the problems receive those whose size cannot be read."""
         self._folder = images
         self._problems = problems
-        self._classes = {name: number for number, name in enumerate(dict.fromkeys(categories), start=1)}
+        self._classes: dict[str, int] = {}
         self._images: list[dict[str, Any]] = []
         self._boxes: list[dict[str, Any]] = []
         self._names: list[str] = []
+
+    def declare(self, categories: Iterable[str]) -> None:
+        """Adds classes in their order; others follow in the order of appearance."""
+        for name in categories:
+            self._number(name)
 
     def add(self, image: Path, hw: tuple[int, int] | None, objects: Iterable[FoundObject]) -> None:
         """Adds an image.
@@ -59,7 +58,7 @@ class ContentBuilder:
         Raises:
             DataError: The file leads out of the folder of the images.
         """
-        hw = hw or stored_sizes([image], self._problems).get(image)
+        hw = hw or stored_size(image, self._problems)
         if hw is None:
             return
         name = image.relative_to(self._folder).as_posix()
@@ -68,12 +67,15 @@ class ContentBuilder:
             box = {
                 "id": len(self._boxes) + 1,
                 "image_id": len(self._images),
-                "category_id": self._classes.setdefault(found.category or "unnamed", len(self._classes) + 1),
+                "category_id": self._number(found.category),
                 "bbox": list(found.xywh),
                 "iscrowd": int(found.is_ignored),
             }
             self._boxes.append(box)
             self._names.append(found.name)
+
+    def _number(self, category: str) -> int:
+        return self._classes.setdefault(category or "unnamed", len(self._classes) + 1)
 
     def content(self, *, is_relative: bool = False) -> Content:
         """Returns the set; `is_relative` as in `Content`."""

@@ -111,10 +111,11 @@ def _looks_like_coco(file: Path) -> bool:
 
 def _images_of_file(file: Path, folder: Path) -> Path:
     match = _INSTANCES.fullmatch(file.name)
-    tag = f"{match[2]}{match[3]}" if match is not None and file.parent != folder else "default"
+    tag = f"{match[2]}{match[3]}" if match is not None else "default"
+    beside = [folder / tag] if match is not None else []
     choices = [folder / "images" / tag, folder / "images"]
-    if tag != "default":
-        choices.insert(0, folder / tag)
+    # Beside annotations/, the folder of the split comes first.
+    choices = [*choices, *beside] if file.parent == folder else [*beside, *choices]
     if folder.is_dir() and any(has_image_suffix(path.name) for path in folder.iterdir()):
         choices.append(folder)
     return _first_folder(tuple(choices), folder / "images")

@@ -6,15 +6,18 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from edgerpn.errors import DataError, require
 from edgerpn.images.formats import has_image_suffix, is_hidden
 from edgerpn.machine import available_cores
+from edgerpn.progress import track
 from edgerpn.train.data.annotations import BROKEN_FILE, Problems
 from edgerpn.train.data.choice import ExifChoice, ImageRules
 from edgerpn.train.data.image_files import probe_image
@@ -88,7 +91,12 @@ class Layout:
 
 def digest_of(root: Mapping[str, Any]) -> str:
     """Returns the hex digest of a converted set; it does not depend on the place of the files."""
-    return hashlib.sha256(json.dumps(root, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256()
+    for key in sorted(root):
+        digest.update(key.encode())
+        for row in root[key]:  # one at a time: the text of a large set would take more memory than the set
+            digest.update(json.dumps(row, sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def visible_files(folder: Path, suffix: str) -> list[Path]:
@@ -136,10 +144,40 @@ def parse_xml(file: Path, what: str) -> Any:
     Raises:
         DataError: It cannot be read, is not XML, or has entities.
     """
-    tree = require("defusedxml.ElementTree", extra="train", purpose=f"reading {what}")
+    with _xml_errors(file, what):
+        return _safe_xml(what).fromstring(file.read_bytes())
+
+
+def iterate_xml(file: Path, what: str, root_tag: str) -> Iterator[Any]:
+    """Yields the children of the root element one at a time, so that a large file does not stand in memory.
+
+    Raises:
+        DataError: It cannot be read, is not XML, has entities or another root element.
+    """
+    depth, root = 0, None
+    with _xml_errors(file, what), file.open("rb") as stream:
+        for event, element in _safe_xml(what).iterparse(stream, events=("start", "end")):
+            if root is None:
+                root = element
+                if root.tag != root_tag:
+                    raise DataError(f"{file}: expected the root element {root_tag!r} of {what}, got {root.tag!r}")
+            depth += 1 if event == "start" else -1
+            if depth == 1 and event == "end":
+                yield element
+                root.clear()
+
+
+def _safe_xml(what: str) -> ModuleType:
+    """Returns the parser for which entities and external references are errors."""
+    return require("defusedxml.ElementTree", extra="train", purpose=f"reading {what}")
+
+
+@contextmanager
+def _xml_errors(file: Path, what: str) -> Iterator[None]:
     try:
-        # Entities and external references are errors.
-        return tree.fromstring(file.read_bytes())
+        yield
+    except DataError:
+        raise
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}; expected an XML file of {what}") from error
     except (SyntaxError, ValueError, LookupError, RecursionError) as error:
@@ -174,18 +212,28 @@ def relative_parts(text: str, where: str) -> tuple[str, ...]:
 
 def stored_sizes(files: Iterable[Path], problems: Problems) -> dict[Path, tuple[int, int]]:
     """Reads heights and widths from the headers of images; broken images are added to `problems` and left out."""
-
-    def size(file: Path) -> tuple[Path, tuple[int, int] | DataError]:
-        try:
-            return file, probe_image(file, "header").stored_hw
-        except DataError as error:
-            return file, error
-
     sizes = {}
     with ThreadPoolExecutor(max_workers=available_cores(), thread_name_prefix="sizes") as workers:
-        for file, found in workers.map(size, files):
-            if isinstance(found, DataError):
-                problems.add(BROKEN_FILE, str(found))
+        found = workers.map(lambda file: (file, _probe(file)), files)
+        for file, size in track(found, "reading sizes", unit="image"):
+            if isinstance(size, DataError):
+                problems.add(BROKEN_FILE, str(size))
             else:
-                sizes[file] = found
+                sizes[file] = size
     return sizes
+
+
+def stored_size(file: Path, problems: Problems) -> tuple[int, int] | None:
+    """Reads height and width of a single image, as `stored_sizes` does; None if it is broken."""
+    size = _probe(file)
+    if isinstance(size, DataError):
+        problems.add(BROKEN_FILE, str(size))
+        return None
+    return size
+
+
+def _probe(file: Path) -> tuple[int, int] | DataError:
+    try:
+        return probe_image(file, "header").stored_hw
+    except DataError as error:
+        return error

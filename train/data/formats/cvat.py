@@ -26,7 +26,7 @@ from edgerpn.train.data.formats.building import (
     rotated,
     size_hw,
 )
-from edgerpn.train.data.formats.content import SPLIT_NAMES, Content, Layout, Split, parse_xml, visible_files
+from edgerpn.train.data.formats.content import SPLIT_NAMES, Content, Layout, Split, iterate_xml, visible_files
 
 LOOKED_FOR = "CVAT: annotations.xml (for images or for video) and images/"
 
@@ -86,19 +86,33 @@ def read_content(source: _Source) -> Content:
         DataError: It is not an XML file of CVAT, or most of its objects cannot be read.
     """
     problems = Problems()
-    root = parse_xml(source.file, "CVAT")
-    if root.tag != "annotations":
-        raise DataError(f"{source.file}: expected the root element 'annotations' of CVAT, got {root.tag!r}")
     index = ImageIndex(source.images)
-    builder = ContentBuilder(source.images, problems, [name.text or "" for name in root.iterfind("meta//label/name")])
-    used = set()
-    for path, hw, objects in (*_images(root, source, problems), *_frames(root, index, problems)):
+    builder = ContentBuilder(source.images, problems)
+    used: set[Path] = set()
+    frames: dict[int, list[FoundObject]] | None = None
+    frame_hw = None
+
+    def add(path: str, hw: tuple[int, int] | None, objects: list[FoundObject]) -> None:
         image = index.by_path(path)
         if image is None:
             problems.add(MISSING_FILE, f"{source.file.name}: {path}")
         elif image not in used:
             used.add(image)
             builder.add(image, hw, objects)
+
+    for element in iterate_xml(source.file, "CVAT", "annotations"):
+        if element.tag == "meta":
+            builder.declare(name.text or "" for name in element.iterfind(".//label/name"))
+            sides = (element.findtext(f".//original_size/{side}") for side in ("height", "width"))
+            frame_hw = size_hw(*sides)
+        elif element.tag == "image" and (source.subsets is None or element.get("subset") in source.subsets):
+            add(*_image(element, problems))
+        elif element.tag == "track":
+            frames = defaultdict(list) if frames is None else frames
+            _add_track(element, frames, problems)
+    # All frames of a video were annotated, also those without a box.
+    for path, objects in _by_path(frames, index) if frames is not None else ():
+        add(path, frame_hw, objects)
     if source.subsets is None:
         for image in index.files:
             if image not in used:
@@ -114,39 +128,33 @@ def _is_cvat(file: Path) -> bool:
         return False
 
 
-def _images(
-    root: Any, source: _Source, problems: Problems
-) -> Iterator[tuple[str, tuple[int, int] | None, list[FoundObject]]]:
-    for entry in root.iterfind("image"):
-        if source.subsets is None or entry.get("subset") in source.subsets:
-            path = entry.get("name") or ""
-            objects = []
-            for number, shape in enumerate(entry, start=1):
-                label = shape.get("label")
-                if label is not None:
-                    objects += _object(shape, label, f"{path} {shape.tag} {number}", problems)
-            yield path, size_hw(entry.get("height"), entry.get("width")), objects
+def _image(entry: Any, problems: Problems) -> tuple[str, tuple[int, int] | None, list[FoundObject]]:
+    """Returns path, size and objects of an image."""
+    path = entry.get("name") or ""
+    objects = []
+    for number, shape in enumerate(entry, start=1):
+        label = shape.get("label")
+        if label is not None:
+            objects += _object(shape, label, f"{path} {shape.tag} {number}", problems)
+    return path, size_hw(entry.get("height"), entry.get("width")), objects
 
 
-def _frames(
-    root: Any, index: ImageIndex, problems: Problems
-) -> Iterator[tuple[str, tuple[int, int] | None, list[FoundObject]]]:
-    """Yields the frames of a video; all of them were annotated, also those without a box."""
-    boxes: dict[int, list[FoundObject]] = defaultdict(list)
-    tracks = root.findall("track")
-    for track in tracks:
-        for shape in track:
-            frame = shape.get("frame", "")
-            name = f"track {track.get('id')} frame {frame}"
-            if not (frame.isascii() and frame.isdigit() and len(frame) < 10):
-                problems.add(BAD_OBJECT, name)
-            elif shape.get("outside") != "1":
-                boxes[int(frame)] += _object(shape, track.get("label") or "", name, problems)
+def _add_track(track: Any, frames: dict[int, list[FoundObject]], problems: Problems) -> None:
+    for shape in track:
+        frame = shape.get("frame", "")
+        name = f"track {track.get('id')} frame {frame}"
+        if not (frame.isascii() and frame.isdigit() and len(frame) < 10):
+            problems.add(BAD_OBJECT, name)
+        elif shape.get("outside") != "1":
+            frames[int(frame)] += _object(shape, track.get("label") or "", name, problems)
+
+
+def _by_path(frames: dict[int, list[FoundObject]], index: ImageIndex) -> Iterator[tuple[str, list[FoundObject]]]:
+    """Yields the images with a number at the end of their names, or the name of a frame without one."""
     by_number = {int(match[0]): file for file in index.files if (match := re.search(r"\d{1,9}$", file.stem))}
-    hw = size_hw(root.findtext("meta//original_size/height"), root.findtext("meta//original_size/width"))
-    for number in sorted(by_number.keys() | boxes.keys() if tracks else ()):
+    for number in sorted(by_number.keys() | frames.keys()):
         file = by_number.get(number)
-        yield (f"frame_{number:06}" if file is None else str(file)), hw, boxes.get(number, [])
+        yield (f"frame_{number:06}" if file is None else str(file)), frames.get(number, [])
 
 
 def _object(shape: Any, label: str, name: str, problems: Problems) -> list[FoundObject]:

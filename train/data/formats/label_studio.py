@@ -27,7 +27,7 @@ from edgerpn.train.data.formats.building import (
     rotated,
     size_hw,
 )
-from edgerpn.train.data.formats.content import Content, Layout, Split, read_text, stored_sizes, visible_files
+from edgerpn.train.data.formats.content import Content, Layout, Split, read_text, stored_size, visible_files
 
 LOOKED_FOR = "Label Studio: a JSON export (a list of tasks with 'data' and 'annotations') and images/"
 
@@ -92,7 +92,7 @@ def read_content(file: Path, images: Path) -> Content:
         elif image not in used:
             used.add(image)
             sizes = (size_hw(result.get("original_height"), result.get("original_width")) for result in results)
-            hw = next((size for size in sizes if size), None) or stored_sizes([image], problems).get(image)
+            hw = next((size for size in sizes if size), None) or stored_size(image, problems)
             if hw is not None:
                 builder.add(image, hw, _objects(results, hw, name, problems))
     return builder.content()

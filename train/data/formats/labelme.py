@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from functools import partial
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgerpn.errors import DataError
+from edgerpn.progress import track
 from edgerpn.train.data.annotations import BAD_OBJECT, MISSING_FILE, Problems
 from edgerpn.train.data.formats.building import (
     NO_BOX,
@@ -33,6 +35,8 @@ from edgerpn.train.data.formats.content import (
 
 LOOKED_FOR = "LabelMe: JSON files beside images, also in train/ and val/"
 
+_MAX_TRIED = 5
+"""Files by which a folder is recognised; the first may be damaged."""
 _POINT_COUNTS = {"rectangle": 2, "mask": 2, "polygon": 3, "circle": 2, "oriented_rectangle": 4}
 """Least number of points of each shape that has a box; other shapes are points and lines."""
 
@@ -61,7 +65,7 @@ def read_content(folder: Path) -> Content:
     index = ImageIndex(folder)
     builder = ContentBuilder(folder, problems)
     used = set()
-    for file in visible_files(folder, ".json"):
+    for file in track(visible_files(folder, ".json"), f"reading {folder.name}", unit="file"):
         check_confined(file, folder)
         root = _load(file)
         # The path is that of the annotator's machine, so the stem comes first.
@@ -86,12 +90,10 @@ def _split(folder: Path, name: str) -> Split:
 def _holds_shapes(folder: Path) -> bool:
     if not annotated_images(folder, ".json"):
         return False
-    for file in visible_files(folder, ".json"):
-        try:
+    for file in visible_files(folder, ".json")[:_MAX_TRIED]:
+        with contextlib.suppress(DataError):
             _load(file)
-        except DataError:
-            continue
-        return True
+            return True
     return False
 
 

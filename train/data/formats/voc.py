@@ -14,6 +14,7 @@ from pathlib import Path
 
 from edgerpn.errors import DataError
 from edgerpn.images.formats import has_image_suffix
+from edgerpn.progress import track
 from edgerpn.train.data.annotations import BAD_OBJECT, MISSING_FILE, Problems
 from edgerpn.train.data.formats.building import (
     UNANNOTATED,
@@ -98,22 +99,21 @@ def read_content(source: _Source) -> Content:
     """
     problems = Problems()
     index = ImageIndex(source.images)
-    parsed: dict[Path, _Image] = {}
-    for stem, file in _xml_files(source):
+    builder = ContentBuilder(source.images, problems)
+    used = set()
+    for stem, file in track(_xml_files(source), f"reading {source.xml.name}", unit="file"):
         check_confined(file, source.xml)
         found = _parse(file, problems)
         image = index.by_stem(stem, found.name)
         if image is None:
             problems.add(MISSING_FILE, f"{file.name}: {found.name or stem}")
-        else:
-            parsed.setdefault(image, found)
+        elif image not in used:
+            used.add(image)
+            builder.add(image, found.hw, found.objects)
     if source.listed is None:
         for image in index.files:
-            if image not in parsed:
+            if image not in used:
                 problems.add(UNANNOTATED, image.name)
-    builder = ContentBuilder(source.images, problems)
-    for image, found in parsed.items():
-        builder.add(image, found.hw, found.objects)
     return builder.content()
 
 

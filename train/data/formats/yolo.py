@@ -17,6 +17,7 @@ from typing import Any
 
 from edgerpn.errors import DataError, require
 from edgerpn.images.formats import has_image_suffix, list_images
+from edgerpn.progress import track
 from edgerpn.train.data.annotations import BAD_OBJECT, ProblemKind, Problems
 from edgerpn.train.data.formats.building import ContentBuilder, FoundObject, extent
 from edgerpn.train.data.formats.content import (
@@ -148,10 +149,11 @@ def read_content(source: _Source) -> Content:
             f"{where}: none of its {len(files)} images has a label file; looked for {_label_places(files[0], source)}"
         )
     sizes = stored_sizes(files, problems)
-    builder = ContentBuilder(source.images, problems, source.names.values())
+    builder = ContentBuilder(source.images, problems)
+    builder.declare(source.names.values())
     in_pixels: list[str] = []
     num_boxes = 0
-    for file, (height, width) in sizes.items():
+    for file, (height, width) in track(sizes.items(), "reading labels", unit="file"):
         objects = []
         for where, category, fractions in _parse_labels(labels.get(file), source.num_keypoints, problems):
             x, y, w, h = fractions

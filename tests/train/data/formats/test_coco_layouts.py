@@ -67,6 +67,21 @@ def test_one_file_for_all_images(file: str, images: str, tmp_path: Path) -> None
     assert len(read_split(find_split(tmp_path / file, "val")).records) == 5
 
 
+@pytest.mark.parametrize(
+    ("file", "images"),
+    [
+        ("train.json", "images/train"),
+        ("train.json", "images"),
+        ("train.json", "train"),
+        ("annotations/instances_train2017.json", "train2017"),
+        ("annotations/instances_train2017.json", "images/train2017"),
+    ],
+)
+def test_the_file_of_a_split_finds_its_images(file: str, images: str, tmp_path: Path) -> None:
+    write_coco(tmp_path / file, tmp_path / images, 2)
+    assert find_split(tmp_path / file, "val").images == tmp_path / images
+
+
 @pytest.mark.parametrize("name", ["images/0.png", "images\\0.png"])
 def test_names_of_label_studio_start_with_the_folder(name: str, tmp_path: Path) -> None:
     write_coco(tmp_path / "result.json", tmp_path / "images", 1)

@@ -1,0 +1,270 @@
+"""The inputs of a prediction: images and videos by folder, glob, list or name, each with its id and its name."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edgerpn.errors import ConfigError, DataError
+from edgerpn.export.prediction.ordered import in_order
+from edgerpn.files import printable
+from edgerpn.images.formats import is_image_file
+from edgerpn.images.header import Exif
+from edgerpn.runtime.frame import Event, Frame, Source
+from edgerpn.runtime.sources.file_sources import ImageSource, open_source
+from edgerpn.runtime.sources.spec import parse_source
+from edgerpn.train.data.image_files import read_image
+
+LIST_SUFFIX = ".txt"
+"""Files that list images and videos, a path in each line."""
+
+_READ_AHEAD = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InputFile:
+    """An image, or a video."""
+
+    path: Path
+    """The file."""
+    name: str
+    """Of an image: its path below the common folder of all images. Of a video: the first part of its frames' names."""
+    is_video: bool = False
+    """Whether it is a video."""
+    image_id: int | str | None = None
+    """Id of the image in a data set; None: images and frames are numbered from 1."""
+    num_frames: int | None = 1
+    """Number of frames; of a video as the file states it, None: unknown."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Shot:
+    """An image, or a frame of a video, to predict on."""
+
+    index: int
+    """Place among all images and frames, from 0."""
+    image_id: int | str
+    """Id in the results."""
+    file_name: str
+    """Name in the results, different from all others: a relative path with slashes."""
+    path: Path
+    """The file that it comes from."""
+    frame: int | None
+    """Number of the frame in its video, from 0; None: an image."""
+    image: npt.NDArray[np.uint8] | None
+    """(H, W, 3) uint8 BGR; None: it cannot be read."""
+    problem: str = ""
+    """The reason why it cannot be read."""
+
+
+def find_inputs(specs: Sequence[str], ids: Mapping[Path, int | str] | None = None) -> list[InputFile]:
+    """Finds the images and videos that a user names.
+
+    Args:
+        specs: Images, videos, folders or globs of images, and lists (.txt); none: all images of `ids`.
+        ids: Ids of a data set's images, by their real paths; None: no data set.
+
+    Returns:
+        Each file once: in the given order, or with a data set in the order of its ids.
+
+    Raises:
+        ConfigError: A list cannot be read, or an image is not in the data set.
+        StreamOpenError: A file, folder or video cannot be opened.
+    """
+    found = list(dict.fromkeys(itertools.chain.from_iterable(map(_expand, specs)))) if specs else list(ids or ())
+    base = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path, _ in _kinds(found)]) if found else ""
+    names: set[str] = set()
+    files = []
+    for path, is_video in _kinds(found):
+        relative = printable(Path(os.path.relpath(os.path.abspath(path), base)).as_posix())
+        if is_video:
+            stem = _free_stem(str(Path(relative).with_suffix("")), names)
+            files.append(InputFile(path=path, name=stem, is_video=True, num_frames=_num_frames(path)))
+        else:
+            names.add(relative)
+            files.append(InputFile(path=path, name=relative))
+    return files if ids is None else _with_ids(files, ids)
+
+
+def digest(files: Sequence[InputFile]) -> str:
+    """Returns a hash of the inputs' names, ids and sizes."""
+    summary = hashlib.sha256()
+    for file in files:
+        try:
+            num_bytes = file.path.stat().st_size
+        except OSError:
+            num_bytes = -1
+        summary.update(f"{file.image_id} {num_bytes} {file.is_video} {file.name}\n".encode())
+    return summary.hexdigest()
+
+
+def total_shots(files: Sequence[InputFile]) -> int | None:
+    """Returns the number of images and frames; None if a video does not state its own."""
+    counts = [file.num_frames for file in files]
+    return None if None in counts else sum(count or 0 for count in counts)
+
+
+def read_shots(
+    files: Sequence[InputFile], *, skip: int, num_threads: int, exif: Exif = "ignore"
+) -> Generator[Shot, None, None]:
+    """Reads the images and frames in order, several images at the same time.
+
+    Args:
+        files: The inputs.
+        skip: Number of images and frames at the start that are not wanted.
+        num_threads: Threads that decode images.
+        exif: Whether to turn images by their EXIF orientation.
+    """
+    number = 0
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="edgerpn-decode") as pool:
+        for is_video, group in itertools.groupby(files, key=lambda file: file.is_video):
+            if not is_video:
+                images = list(enumerate(group, start=number + 1))
+                number += len(images)
+                wanted = [(position, file) for position, file in images if position > skip]
+                read = partial(_read_image, exif)
+                yield from in_order(pool, read, wanted, ahead=num_threads + _READ_AHEAD)
+                continue
+            for file in group:
+                for frame_number, item in enumerate(_video_items(file)):
+                    number += 1
+                    if number > skip:
+                        yield _shot_of_frame(file, number, frame_number, item)
+
+
+def _expand(spec: str) -> list[Path]:
+    if spec.lower().endswith(LIST_SUFFIX) and os.path.isfile(spec):
+        return _listed(Path(spec))
+    path = Path(parse_source(spec).path)
+    if path.is_file() and not _is_video(path):
+        return [path]
+    source = open_source(spec)
+    try:
+        return list(source.paths) if isinstance(source, ImageSource) else [path]
+    finally:
+        _end(source)
+
+
+def _listed(file: Path) -> list[Path]:
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{file}: this list cannot be read as UTF-8 text: {error}"]) from error
+    names = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if not names:
+        raise ConfigError([f"{file}: this list is empty; expected the path of an image or a video in each line"])
+    # As YOLO's tools do it: below the list's folder, else below the working folder.
+    places = [(file.parent / name, Path(name)) for name in names]
+    return [here if here.exists() and not beside.exists() else beside for beside, here in places]
+
+
+def _kinds(paths: Sequence[Path]) -> list[tuple[Path, bool]]:
+    """Returns each path, and whether it is a video; a file that does not exist counts as an image."""
+    return [(path, _is_video(path)) for path in paths]
+
+
+def _is_video(path: Path) -> bool:
+    return path.is_file() and not is_image_file(path)
+
+
+def _free_stem(stem: str, names: set[str]) -> str:
+    """Returns a first part of names that no other name begins with."""
+    free, number = stem, 1
+    while any(name.startswith(f"{free}_") for name in names):
+        number += 1
+        free = f"{stem}-{number}"
+    names.add(f"{free}_")
+    return free
+
+
+def _num_frames(path: Path) -> int | None:
+    source = open_source(path)
+    try:
+        return source.num_frames
+    finally:
+        _end(source)
+
+
+def _end(source: Source) -> None:
+    """Closes an opened file that nothing will iterate over: the end of the iteration frees it."""
+    source.close()
+    for _ in source:
+        break
+
+
+def _with_ids(files: list[InputFile], ids: Mapping[Path, int | str]) -> list[InputFile]:
+    videos = [file for file in files if file.is_video]
+    if videos:
+        raise ConfigError([f"{videos[0].path}: this is a video, and --data has ids of images only"])
+    by_path = {Path(os.path.realpath(file.path)): file for file in files}
+    strangers = [path for path in by_path if path not in ids]
+    if strangers:
+        raise ConfigError(
+            [
+                f"{strangers[0]}: this image is not in the data set of --data ({len(strangers)} of {len(files)} are "
+                "not); name its split with --split val=NAME, or leave out --data"
+            ]
+        )
+    return [
+        InputFile(path=by_path[path].path, name=by_path[path].name, image_id=image_id)
+        for path, image_id in ids.items()
+        if path in by_path
+    ]
+
+
+def _read_image(exif: Exif, entry: tuple[int, InputFile]) -> Shot:
+    number, file = entry
+    image_id = number if file.image_id is None else file.image_id
+    try:
+        image, problem = read_image(file.path, exif), ""
+    except DataError as error:
+        image, problem = None, printable(str(error))
+    return Shot(
+        index=number - 1,
+        image_id=image_id,
+        file_name=file.name,
+        path=file.path,
+        frame=None,
+        image=image,
+        problem=problem,
+    )
+
+
+def _video_items(file: InputFile) -> Iterator[Frame | Event]:
+    """Yields the frames of a video, decoded ahead of time; behind them an event when the file is damaged."""
+    source = open_source(file.path)
+    items = iter(source)
+
+    def advance(_: None) -> Frame | Event | None:
+        return next(items, None)
+
+    try:
+        # One thread, because frames come one after the other.
+        with ThreadPoolExecutor(1, thread_name_prefix="edgerpn-decode") as pool:
+            for item in in_order(pool, advance, itertools.repeat(None), ahead=_READ_AHEAD):
+                if item is None:
+                    return
+                yield item
+    finally:
+        source.close()
+
+
+def _shot_of_frame(file: InputFile, number: int, frame_number: int, item: Frame | Event) -> Shot:
+    return Shot(
+        index=number - 1,
+        image_id=number,
+        file_name=f"{file.name}_{frame_number:06d}.jpg",
+        path=file.path,
+        frame=frame_number,
+        image=item.image if isinstance(item, Frame) else None,
+        problem="" if isinstance(item, Frame) else item.message,
+    )

@@ -1,0 +1,245 @@
+"""The work folder of a prediction: everything that is done so far, so that a broken-off run continues.
+
+    DIR/.predict/plan.json      model, settings, outputs and inputs; another plan is refused
+                 images.part    a JSON line for each finished image, with the lengths of the other files after it
+                 results.part   results.json without its end
+                 crops.part     crops.jsonl
+                 frames/        frames of videos, for data sets
+                 sheet/         entries of the contact sheet
+
+The line in `images.part` counts: whatever lies behind the lengths that the last whole line states is cut off. So a
+killed run loses the images at hand and nothing else. At the end of the run the folder disappears.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from edgerpn import files
+from edgerpn.errors import ConfigError
+
+_RESULTS_START, _RESULTS_END = "[\n", "\n]\n"
+_WORK, _PLAN = ".predict", "plan.json"
+_SUMMARY, _RESULTS, _IMAGES, _CROPS = "predict.json", "results.json", "images.json", "crops.jsonl"
+
+Plan = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """A finished image."""
+
+    image: dict[str, Any]
+    """Its entry in images.json: id, file_name, width, height; of a frame also video and frame. With `problem`, and
+    without a size: it could not be read."""
+    results: str
+    """Its results as JSON, a line each, with commas between them; empty: none."""
+    num_results: int
+    """Number of its results."""
+    crops: str
+    """Lines of its crops."""
+
+
+def complete_summary(folder: Path, plan: Plan) -> dict[str, Any] | None:
+    """Returns predict.json of a finished run of this plan; None if there is none.
+
+    Raises:
+        ConfigError: The folder holds the results of another run.
+    """
+    if (folder / _WORK).is_dir() or not (folder / _RESULTS).exists():
+        return None
+    summary = _read(folder / _SUMMARY)
+    if _differences(summary, plan):
+        raise ConfigError([f"{folder}: this folder holds other results; name another folder, or remove it first"])
+    return summary
+
+
+class Journal:
+    """Writes finished images, and reads them again at the end; a context manager."""
+
+    def __init__(self, folder: Path, plan: Plan, folders: Sequence[str] = ()) -> None:
+        """Names the run; the block opens its work folder, or continues with the one of a broken-off run.
+
+        Args:
+            folder: Output folder.
+            plan: Everything that determines the outputs, as JSON values.
+            folders: Folders in it that the run will make.
+        """
+        self.folder = folder
+        self.work = folder / _WORK
+        self.num_images = 0
+        self.num_results = 0
+        self.problems: list[str] = []
+        self.num_resumed = 0
+        self._plan = plan
+        self._folders = folders
+        self._files: dict[str, IO[str]] = {}
+
+    @property
+    def frames(self) -> Path:
+        """Folder of the frames of videos."""
+        return self.work / "frames"
+
+    @property
+    def sheet(self) -> Path:
+        """Folder of the entries of the contact sheet."""
+        return self.work / "sheet"
+
+    def __enter__(self) -> Journal:
+        """Opens the work folder.
+
+        Raises:
+            ConfigError: The folder holds a broken-off run with another plan, or something else in place of our folders.
+        """
+        if self.work.is_dir():
+            self._check_plan()
+        else:
+            self._begin()
+        self._open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def add(self, entry: Entry) -> None:
+        """Adds a finished image; its other files must be whole."""
+        results, crops = self._files["results"], self._files["crops"]
+        if entry.results:
+            results.write((",\n" if self.num_results else "") + entry.results)
+        crops.write(entry.crops)
+        results.flush()
+        crops.flush()
+        self._count(entry.image, entry.num_results)
+        line = {**entry.image, "num_results": entry.num_results, "lengths": [results.tell(), crops.tell()]}
+        self._files["images"].write(json.dumps(line) + "\n")
+        self._files["images"].flush()
+
+    def entries(self) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+        """Yields the finished images in order: entry of images.json, and results."""
+        with self._part("results").open(encoding="utf-8") as rows:
+            rows.readline()
+            for line in self._lines():
+                image, num_results = _image_of(line), line["num_results"]
+                yield image, [json.loads(rows.readline().rstrip().rstrip(",")) for _ in range(num_results)]
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Moves the results to their places, and removes the work folder.
+
+        Args:
+            summary: Figures for predict.json, behind the plan.
+        """
+        for file in self._files.values():
+            file.close()
+        self._write_images()
+        if self._plan["outputs"]["crops"]:
+            os.replace(self._part("crops"), self.folder / _CROPS)
+        with self._part("results").open("a", encoding="utf-8") as results:
+            results.write(_RESULTS_END)
+        os.replace(self._part("results"), self.folder / _RESULTS)
+        files.write_text(self.folder / _SUMMARY, json.dumps({**self._plan, **summary}, indent=2) + "\n")
+        shutil.rmtree(self.work)
+
+    def _begin(self) -> None:
+        taken = [name for name in self._folders if (self.folder / name).exists()]
+        if taken:
+            raise ConfigError([f"{self.folder / taken[0]}: this exists already; remove it, or name another folder"])
+        self.work.mkdir(parents=True)
+        files.write_text(self.work / _PLAN, json.dumps(self._plan))
+
+    def _check_plan(self) -> None:
+        differences = _differences(_read(self.work / _PLAN), self._plan)
+        if differences:
+            raise ConfigError(
+                [
+                    f"{self.folder}: a run into this folder broke off, and it had other {' and '.join(differences)}; "
+                    f"repeat it as it was, name another folder, or remove {self.work}"
+                ]
+            )
+
+    def _open(self) -> None:
+        # A run that was killed while it moved its results to their places.
+        for name, final in (("results", _RESULTS), ("crops", _CROPS)):
+            if not self._part(name).exists() and (self.folder / final).exists():
+                os.replace(self.folder / final, self._part(name))
+        kept, lengths = self._count_kept()
+        for name, length in (("images", kept), ("results", lengths[0]), ("crops", lengths[1])):
+            file = self._part(name).open("a", encoding="utf-8", newline="\n")
+            file.truncate(length)
+            file.seek(0, os.SEEK_END)
+            self._files[name] = file
+        if not lengths[0]:
+            self._files["results"].write(_RESULTS_START)
+        self.num_resumed = self.num_images
+
+    def _count_kept(self) -> tuple[int, list[int]]:
+        """Counts the finished images; returns the length of their lines, and those of the other files."""
+        sizes = [path.stat().st_size if (path := self._part(name)).exists() else 0 for name in ("results", "crops")]
+        kept, lengths = 0, [0, 0]
+        for line, end in self._whole_lines():
+            if any(length > size for length, size in zip(line["lengths"], sizes, strict=True)):
+                break
+            kept, lengths = end, line["lengths"]
+            self._count(_image_of(line), line["num_results"])
+        return kept, lengths
+
+    def _count(self, image: Mapping[str, Any], num_results: int) -> None:
+        self.num_images += 1
+        self.num_results += num_results
+        if "problem" in image:
+            self.problems.append(str(image["problem"]))
+
+    def _whole_lines(self) -> Iterator[tuple[dict[str, Any], int]]:
+        """Yields each whole line of the finished images, and where it ends."""
+        if not self._part("images").exists():
+            return
+        end = 0
+        with self._part("images").open("rb") as lines:
+            for line in lines:
+                end += len(line)
+                if not line.endswith(b"\n"):
+                    return
+                yield json.loads(line), end
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        return (line for line, _ in self._whole_lines())
+
+    def _write_images(self) -> None:
+        """Writes images.json, a COCO file without annotations, one image at a time."""
+        with files.replacing(self.folder / _IMAGES) as temporary, temporary.open("w", encoding="utf-8") as file:
+            file.write('{"categories": [{"id": 1, "name": "object"}]')
+            for key, is_unreadable in (("images", False), ("unreadable", True)):
+                chosen = (image for line in self._lines() if ("problem" in (image := _image_of(line))) is is_unreadable)
+                file.write(f',\n"{key}": [')
+                for number, image in enumerate(chosen):
+                    file.write((",\n" if number else "\n") + json.dumps(image))
+                file.write("\n]")
+            file.write("}\n")
+
+    def _part(self, name: str) -> Path:
+        return self.work / f"{name}.part"
+
+
+def _image_of(line: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in line.items() if key not in ("num_results", "lengths")}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _differences(found: Plan, expected: Plan) -> list[str]:
+    return [key for key, value in json.loads(json.dumps(expected)).items() if found.get(key) != value]

@@ -1,0 +1,138 @@
+"""Opens a checkpoint, an ONNX file or an engine as one thing: frames of any sizes in, proposals out.
+
+PyTorch is imported for a checkpoint only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from edgerpn import files
+from edgerpn.errors import CheckpointError, ConfigError
+from edgerpn.export.prediction.config import PredictConfig
+from edgerpn.images.header import Exif
+from edgerpn.letterbox import letterbox
+from edgerpn.machine import available_cores
+from edgerpn.proposals import Proposals
+from edgerpn.runtime.model import Model, load
+from edgerpn.runtime.run.runner import GPU_BATCH, natural_batch
+
+Image = npt.NDArray[np.uint8]
+
+_MAX_WORKERS = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Predictor:
+    """A loaded model; threads may share it."""
+
+    name: str
+    """Name of its file."""
+    sha256: str
+    """Hash of its file."""
+    ran_by: str
+    """Library, version and device."""
+    batch: int
+    """Frames in one call that suit it."""
+    num_workers: int
+    """Concurrent calls that give the best throughput."""
+    exif: Exif
+    """Whether image files are turned by their EXIF orientation."""
+    run: Callable[[Sequence[Image]], list[Proposals]]
+    """Runs frames (H, W, 3) uint8 BGR of any sizes together."""
+    closing: AbstractContextManager[object]
+    """Frees the model at its end."""
+
+
+def open_predictor(file: Path, config: PredictConfig, *, allow_host_code: bool = False) -> Predictor:
+    """Loads a model by the suffix of its file.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be read.
+        ConfigError: The checkpoint's network cannot work at the size of the settings.
+        EngineLoadError: The exported model cannot be loaded.
+        ManifestError: The exported model's manifest is missing or does not fit.
+    """
+    return _checkpoint(file, config) if file.suffix == ".pt" else _exported(file, config, allow_host_code)
+
+
+def fit_source(
+    frame: Image, source_hw: tuple[int, int] | None
+) -> tuple[Image, Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]]:
+    """Returns a frame as a model takes it, and the function that maps its boxes back.
+
+    A model for one camera size (`source_hw`) takes photographs of other sizes letterboxed into that size.
+    """
+    frame_hw = (frame.shape[0], frame.shape[1])
+    if source_hw is None or frame_hw == source_hw:
+        return frame, lambda boxes: boxes
+    geometry = letterbox(frame_hw, source_hw)
+    return geometry.apply(frame, cv2.resize), geometry.to_frame
+
+
+def _exported(file: Path, config: PredictConfig, allow_host_code: bool) -> Predictor:
+    # Two frames are in the model at once: two callers and threads - 1 helpers then fill the cores.
+    threads = config.threads or max(1, available_cores() - 1)
+    model = load(file, providers=config.providers or None, threads=threads, allow_host_code=allow_host_code)
+    source_hw = model.manifest.input.source_hw
+    return Predictor(
+        name=file.name,
+        sha256=files.sha256(file),
+        ran_by=model.backend.name,
+        batch=config.batch or natural_batch(model),
+        num_workers=max(1, model.backend.frames_in_flight),
+        exif=model.manifest.input.exif_reading,
+        run=lambda frames: _run_exported(model, source_hw, frames),
+        closing=model,
+    )
+
+
+def _run_exported(model: Model, source_hw: tuple[int, int] | None, frames: Sequence[Image]) -> list[Proposals]:
+    fitted = [fit_source(frame, source_hw) for frame in frames]
+    found = model.batch([frame for frame, _ in fitted])
+    return [
+        Proposals(to_frame(proposals.boxes), proposals.scores)
+        for (_, to_frame), proposals in zip(fitted, found, strict=True)
+    ]
+
+
+def _checkpoint(file: Path, config: PredictConfig) -> Predictor:
+    import torch
+
+    from edgerpn.train.checkpoint import load_model, versions
+    from edgerpn.train.evaluation import make_detector
+    from edgerpn.train.network.detector import detect_batch
+
+    if config.providers or config.threads:
+        raise ConfigError([f"{file}: providers and threads are for ONNX files; PyTorch runs a checkpoint"])
+    try:
+        sha256 = files.sha256(file)
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
+    model, content = load_model(file)
+    detector = make_detector(model, content, num_proposals=config.num_proposals, size_hw=config.size_hw)
+    device = detector.get_buffer("anchors_0").device
+    is_gpu = device.type == "cuda"
+    # On a CPU an image for each core: the threads of one network wait for each other, above all on a busy machine.
+    num_workers = 2 if is_gpu else min(_MAX_WORKERS, available_cores())
+    closing = ExitStack()
+    if not is_gpu:
+        closing.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(max(1, available_cores() // num_workers))
+    return Predictor(
+        name=file.name,
+        sha256=sha256,
+        ran_by=f"PyTorch {versions()['torch']}, {device}",
+        batch=config.batch or (GPU_BATCH if is_gpu else 1),
+        num_workers=num_workers,
+        exif="apply" if content.settings.data.exif == "apply" else "ignore",
+        run=lambda frames: [Proposals(boxes, scores) for boxes, scores in detect_batch(detector, frames)],
+        closing=closing,
+    )

@@ -1,0 +1,317 @@
+"""Predicts on images and videos, and writes results, data sets, crops, pictures and a contact sheet."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+
+from edgerpn import __version__, files, settings
+from edgerpn.errors import ConfigError
+from edgerpn.export.prediction import inputs
+from edgerpn.export.prediction.config import PredictConfig
+from edgerpn.export.prediction.inputs import InputFile
+from edgerpn.export.prediction.journal import Journal, complete_summary
+from edgerpn.export.prediction.models import Predictor, open_predictor
+from edgerpn.export.prediction.pipeline import predict_shots
+from edgerpn.export.prediction.rendering import Output, Renderer
+from edgerpn.export.prediction.sheet import read_entries, sheet_page
+from edgerpn.labels import WRITERS, LabelledImage, open_writer
+from edgerpn.machine import StopOnSignal, available_cores
+from edgerpn.progress import progress, track
+
+if TYPE_CHECKING:
+    from edgerpn.train.data.formats.content import Split
+
+SHEET = "contact-sheet.html"
+_SCHEMA = 1
+_MAX_THREADS = 4
+_MANY_BOXES = 50
+_NOT_IN_PLAN = ("batch", "threads", "providers")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PredictSummary:
+    """The result of a prediction."""
+
+    num_images: int
+    """Images and frames done, those of earlier runs into the same folder included."""
+    num_results: int
+    """Their proposals."""
+    problems: tuple[str, ...]
+    """A line for each image that could not be read."""
+    num_resumed: int
+    """Images that an earlier run had done."""
+    elapsed_s: float
+    """From the first image to the last file, seconds."""
+    ran_by: str
+    """Library, version and device; empty: nothing was left to do."""
+    stop_signal: int | None
+    """Number of the signal that stopped the run before its end; None: it is complete."""
+
+    @property
+    def images_per_s(self) -> float:
+        """Images per second of this run."""
+        return (self.num_images - self.num_resumed) / self.elapsed_s if self.elapsed_s > 0 else 0.0
+
+    def text(self) -> str:
+        """Returns the summary as one line for people."""
+        parts = [f"{self.num_images} images, {self.num_results} proposals"]
+        if not self.ran_by:
+            return f"{parts[0]}; complete already"
+        parts.append(f"{self.elapsed_s:.1f} s ({self.images_per_s:.1f} images/s)")
+        if self.num_resumed:
+            parts.append(f"{self.num_resumed} were done before")
+        if self.problems:
+            parts.append(f"{len(self.problems)} unreadable")
+        parts.append(self.ran_by)
+        if self.stop_signal is not None:
+            parts.append(f"stopped by {signal.Signals(self.stop_signal).name}; run it again to continue")
+        return "; ".join(parts)
+
+
+def predict(
+    model: str | os.PathLike[str],
+    images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    config: PredictConfig | None = None,
+    *,
+    data: str | os.PathLike[str] | Split | None = None,
+    to: Sequence[str] = (),
+    crops: bool = False,
+    pictures: bool = False,
+    allow_host_code: bool = False,
+    log: Callable[[str], None] | None = None,
+) -> PredictSummary:
+    """Predicts on images and videos.
+
+    Writes results.json (COCO results, by image and score), images.json (ids, names and sizes of the images),
+    predict.json (model and settings) and contact-sheet.html. A broken-off run continues where it stopped when it is
+    called again with the same arguments; its outputs are those of a run in one go.
+
+    Args:
+        model: Checkpoint (.pt), ONNX file or engine; only a checkpoint needs PyTorch.
+        images: Images, videos, folders or globs of images, and lists of files (.txt); none: all images of `data`.
+        output: Folder of the outputs.
+        config: Choice of the proposals and form of the outputs; None: the defaults.
+        data: Data set whose image ids the results use (a path: its validation images); None: ids count from 1.
+        to: Formats of data sets to write, single class "object", each into a folder of its name: coco, yolo, voc,
+            labelstudio, cvat.
+        crops: Whether to cut out the best boxes, into crops/, listed in crops.jsonl.
+        pictures: Whether to draw the best boxes, into pictures/.
+        allow_host_code: Whether a version-compatible engine may contain code for the CPU.
+        log: Called with a line for the layout of the data, each image that cannot be read, and each note on a data set.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be read.
+        ConfigError: A list of files cannot be read, an image is not in the data set, or the output folder holds
+            something else.
+        DataError: The annotations cannot be used.
+        EngineLoadError: The exported model cannot be loaded.
+        InferenceError: The backend failed.
+        ManifestError: The exported model's manifest is missing or does not fit.
+        SinkError: A file cannot be written.
+        StreamOpenError: An input does not exist, or a video cannot be opened.
+    """
+    config = config or PredictConfig()
+    log = log or (lambda line: None)
+    unknown = [name for name in to if name not in WRITERS]
+    if unknown:
+        raise ConfigError([f"{unknown[0]}: unknown format of data sets; known: {', '.join(WRITERS)}"])
+    specs = [images] if isinstance(images, (str, os.PathLike)) else images
+    found = inputs.find_inputs([os.fspath(spec) for spec in specs], _ids(data, log) if data is not None else None)
+    if not found:
+        raise ConfigError(["predict: no images; name images, videos, folders or lists, or a data set"])
+    job = _Job(
+        model=Path(model),
+        folder=Path(output),
+        found=tuple(found),
+        config=config,
+        formats=tuple(dict.fromkeys(to)),
+        crops=crops,
+        pictures=pictures,
+        log=log,
+    )
+    complete = complete_summary(job.folder, job.plan)
+    return _summary_of(complete) if complete is not None else job.run(allow_host_code)
+
+
+def _ids(data: str | os.PathLike[str] | Split, log: Callable[[str], None]) -> dict[Path, int | str]:
+    """Returns the ids of a data set's images by their real paths, in the order of the ids."""
+    from edgerpn.train.data.coco import inspect_split
+    from edgerpn.train.data.splits import find_split
+
+    split = find_split(Path(data), "val", log=log) if isinstance(data, (str, os.PathLike)) else data
+    # Only the ids count, so that nothing in the boxes is a reason to refuse the set.
+    records = inspect_split(split, verify="none").records
+    # Numbers before texts.
+    ordered = sorted(records, key=lambda record: (isinstance(record.image_id, str), record.image_id))
+    return {Path(os.path.realpath(record.file)): record.image_id for record in ordered}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Job:
+    """One prediction into one folder."""
+
+    model: Path
+    folder: Path
+    found: tuple[InputFile, ...]
+    config: PredictConfig
+    formats: tuple[str, ...]
+    crops: bool
+    pictures: bool
+    log: Callable[[str], None]
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """Everything that determines the outputs."""
+        values = settings.to_dict(self.config)
+        return {
+            "schema": _SCHEMA,
+            "edgerpn": __version__,
+            "model": {"name": self.model.name, "sha256": files.sha256(self.model) if self.model.is_file() else ""},
+            "settings": {key: value for key, value in values.items() if key not in _NOT_IN_PLAN},
+            "outputs": {"to": list(self.formats), "crops": self.crops, "pictures": self.pictures},
+            "inputs": {"num_files": len(self.found), "sha256": inputs.digest(self.found)},
+        }
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """Files of each image; those of a video's frames only for data sets."""
+        wanted: dict[Output, bool] = {
+            "crops": self.crops,
+            "pictures": self.pictures,
+            "frames": bool(self.formats),
+        }
+        return tuple(name for name, is_wanted in wanted.items() if is_wanted)
+
+    def run(self, allow_host_code: bool) -> PredictSummary:
+        start_s = time.perf_counter()
+        predictor = open_predictor(self.model, self.config, allow_host_code=allow_host_code)
+        folders = [*self.formats, *(["crops"] if self.crops else []), *(["pictures"] if self.pictures else [])]
+        with predictor.closing, Journal(self.folder, self.plan, folders) as journal, _one_thread_of_opencv():
+            stop_signal = self._predict(predictor, journal)
+            if stop_signal is None:
+                self._finish(predictor, journal)
+        return PredictSummary(
+            num_images=journal.num_images,
+            num_results=journal.num_results,
+            problems=tuple(journal.problems),
+            num_resumed=journal.num_resumed,
+            elapsed_s=time.perf_counter() - start_s,
+            ran_by=predictor.ran_by,
+            stop_signal=stop_signal,
+        )
+
+    def _predict(self, predictor: Predictor, journal: Journal) -> int | None:
+        """Predicts on everything that is not done yet; returns the number of the signal that stopped it."""
+        num_threads = min(_MAX_THREADS, available_cores())
+        shots = inputs.read_shots(self.found, skip=journal.num_images, num_threads=num_threads, exif=predictor.exif)
+        renderer = Renderer(journal, self.config, self.outputs)
+        with (
+            StopOnSignal() as stopper,
+            closing(shots),
+            closing(predict_shots(predictor, self.config, shots, renderer, num_threads=num_threads)) as entries,
+            progress(inputs.total_shots(self.found), "predicting", unit=" images") as bar,
+        ):
+            bar.update(journal.num_resumed)
+            for entry in entries:
+                journal.add(entry)
+                bar.update()
+                if "problem" in entry.image:
+                    self.log(entry.image["problem"])
+                if stopper.received is not None:
+                    return stopper.received
+        return None
+
+    def _finish(self, predictor: Predictor, journal: Journal) -> None:
+        """Writes everything that needs all images."""
+        for kind in self.formats:
+            self._write_data_set(kind, journal)
+        summary = {
+            "num_images": journal.num_images,
+            "num_results": journal.num_results,
+            "num_unreadable": len(journal.problems),
+            "ran_by": predictor.ran_by,
+        }
+        if self.config.sheet_images:
+            files.write_text(self.folder / SHEET, self._sheet(predictor, journal))
+        journal.finish(summary)
+
+    def _write_data_set(self, kind: str, journal: Journal) -> None:
+        folder = self.folder / kind
+        if folder.exists():  # of a run that was killed while it wrote the set
+            shutil.rmtree(folder)
+        sources = {file.name: file.path for file in self.found if not file.is_video}
+        with open_writer(kind, folder, ["object"]) as writer:
+            for image, results in track(journal.entries(), f"writing {kind}", total=journal.num_images, unit=" images"):
+                if "problem" not in image:
+                    source = journal.frames if "video" in image else None
+                    name = image["file_name"]
+                    writer.add(_labelled(image, results, source / name if source is not None else sources[name]))
+        for note in writer.notes():
+            self.log(f"{folder}: {note}")
+        if writer.num_boxes > _MANY_BOXES * max(1, writer.num_images):
+            mean = writer.num_boxes / writer.num_images
+            self.log(f"{folder}: {mean:.0f} boxes an image; --min-score, --nms and --max-per-image choose fewer")
+
+    def _sheet(self, predictor: Predictor, journal: Journal) -> str:
+        total, unreadable = journal.num_images, len(journal.problems)
+        entries = read_entries(journal.sheet, total, self.config.sheet_images)
+        return sheet_page(
+            "Proposals",
+            entries,
+            introduction=f"Images with the best {self.config.top} boxes of {predictor.name} on each, near copies left "
+            f"out (IoU above {self.config.shown_nms_iou:g}).",
+            figures=(
+                ("Images", f"{total - unreadable}", f"{unreadable} not readable" if unreadable else "all readable"),
+                ("Proposals", f"{journal.num_results}", "in results.json"),
+                ("Per image", f"{journal.num_results / max(1, total - unreadable):.1f}", "proposals, mean"),
+                ("On this page", f"{len(entries)}", "images, spread over all"),
+            ),
+            problems=journal.problems,
+        )
+
+
+def _labelled(image: Mapping[str, Any], results: Sequence[Mapping[str, Any]], source: Path) -> LabelledImage:
+    xywh = np.array([row["bbox"] for row in results], np.float64).reshape(-1, 4)
+    return LabelledImage(
+        file_name=image["file_name"],
+        source=source,
+        size_wh=(image["width"], image["height"]),
+        boxes_xyxy=np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1),
+        scores=np.array([row["score"] for row in results], np.float64),
+        image_id=image["id"],
+    )
+
+
+def _summary_of(complete: Mapping[str, Any]) -> PredictSummary:
+    return PredictSummary(
+        num_images=complete["num_images"],
+        num_results=complete["num_results"],
+        problems=(),
+        num_resumed=complete["num_images"],
+        elapsed_s=0.0,
+        ran_by="",
+        stop_signal=None,
+    )
+
+
+@contextmanager
+def _one_thread_of_opencv() -> Iterator[None]:
+    # The cores belong to the model and to our threads: waking OpenCV's for a small picture costs more than it gains.
+    num_threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(num_threads)

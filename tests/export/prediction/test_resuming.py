@@ -1,0 +1,155 @@
+"""A prediction that broke off continues, and its outputs are those of a run in one go."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pytest
+
+from edgerpn.__main__ import main
+from edgerpn.errors import ConfigError
+from edgerpn.export import PredictConfig, predict
+from edgerpn.export.prediction.journal import Entry, Journal
+
+OUTPUTS: dict[str, Any] = {"to": ["coco", "cvat"], "crops": True, "pictures": True}
+
+
+@pytest.fixture
+def sources(tmp_path: Path, paint: Callable[..., Any], video_path: Path) -> list[str]:
+    """Five images, of which one is broken, and a video of 40 frames."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(5):
+        assert cv2.imwrite(str(folder / f"{number}.png"), paint(96, 160, box=(10, 20, 60, 80), count=number))
+    (folder / "3.png").write_bytes(b"broken")
+    return [str(folder), str(video_path)]
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+class BreakError(Exception):
+    """Ends a run where a test wants it."""
+
+
+def break_after(monkeypatch: pytest.MonkeyPatch, count: int, action: Callable[[], None]) -> None:
+    """Calls `action` when `count` images are done."""
+    add = Journal.add
+
+    def counted(journal: Journal, entry: Entry) -> None:
+        add(journal, entry)
+        if journal.num_images == count:
+            action()
+
+    monkeypatch.setattr(Journal, "add", counted)
+
+
+def fail() -> None:
+    raise BreakError
+
+
+@pytest.mark.parametrize("count", [2, 20])
+def test_a_broken_off_run_continues_to_the_same_outputs(
+    count: int, model_path: Path, sources: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = PredictConfig(sheet_images=8)
+    predict(model_path, sources, tmp_path / "whole", config, **OUTPUTS)
+    broken = tmp_path / "broken"
+    with monkeypatch.context() as patch:
+        break_after(patch, count, fail)
+        with pytest.raises(BreakError):
+            predict(model_path, sources, broken, config, **OUTPUTS)
+    assert not (broken / "results.json").exists()
+    # A process that is killed leaves a part of a line behind.
+    for name in ("images", "results", "crops"):
+        with (broken / ".predict" / f"{name}.part").open("a") as part:
+            part.write('{"id": 7, "file_na')
+    summary = predict(model_path, sources, broken, config, **OUTPUTS)
+    assert summary.num_resumed == count
+    assert (summary.num_images, len(summary.problems)) == (45, 1)
+    whole = content_of(tmp_path / "whole")
+    assert content_of(broken) == whole
+    assert len(whole) > 100
+
+
+def test_images_whose_results_did_not_reach_the_disk_are_done_again(
+    model_path: Path, sources: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict(model_path, sources, tmp_path / "whole")
+    broken = tmp_path / "broken"
+    with monkeypatch.context() as patch:
+        break_after(patch, 30, fail)
+        with pytest.raises(BreakError):
+            predict(model_path, sources, broken)
+    part = broken / ".predict" / "results.part"
+    part.write_bytes(part.read_bytes()[:-500])
+    assert 0 < predict(model_path, sources, broken).num_resumed < 30
+    assert content_of(broken) == content_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("last", ["contact-sheet.html", "images.json", "predict.json"])
+def test_a_run_that_broke_off_at_its_end_continues(
+    last: str, model_path: Path, sources: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict(model_path, sources, tmp_path / "whole", **OUTPUTS)
+    broken, replace = tmp_path / "broken", os.replace
+
+    def failing(source: Any, target: Any) -> None:
+        if Path(target).name == last:
+            raise BreakError
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", failing)
+        with pytest.raises(BreakError):
+            predict(model_path, sources, broken, **OUTPUTS)
+    assert predict(model_path, sources, broken, **OUTPUTS).num_resumed == 45
+    assert content_of(broken) == content_of(tmp_path / "whole")
+
+
+def test_a_signal_stops_a_run_which_continues_when_it_is_called_again(
+    model_path: Path, sources: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    out = tmp_path / "out"
+    words = ["predict", str(model_path), *sources, "-o", str(out)]
+    with monkeypatch.context() as patch:
+        break_after(patch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert main(words) == 143
+    assert "3 images" in (printed := capsys.readouterr().out)
+    assert "stopped by SIGTERM; run it again to continue" in printed
+    assert main(words) == 0
+    assert "3 were done before" in capsys.readouterr().out
+    before = content_of(out)
+    assert main(words) == 0
+    assert "complete already" in capsys.readouterr().out
+    assert content_of(out) == before
+
+
+def test_other_results_are_never_overwritten_or_continued(
+    model_path: Path, sources: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    predict(model_path, sources[:1], out)
+    with pytest.raises(ConfigError, match="this folder holds other results"):
+        predict(model_path, sources[:1], out, PredictConfig(min_score=0.5))
+    broken = tmp_path / "broken"
+    with monkeypatch.context() as patch:
+        break_after(patch, 2, fail)
+        with pytest.raises(BreakError):
+            predict(model_path, sources[:1], broken)
+    with pytest.raises(ConfigError, match="broke off, and it had other settings and inputs"):
+        predict(model_path, sources, broken, PredictConfig(top=3))
+    # The batch does not change what is found.
+    assert predict(model_path, sources[:1], broken, PredictConfig(batch=2)).num_resumed == 2
+    (tmp_path / "new" / "crops").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="crops: this exists already"):
+        predict(model_path, sources, tmp_path / "new", crops=True)
+    assert json.loads((out / "predict.json").read_text())["num_images"] == 5

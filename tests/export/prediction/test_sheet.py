@@ -1,0 +1,89 @@
+"""The contact sheet, and the order of concurrent work."""
+
+from __future__ import annotations
+
+import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from edgerpn.export.prediction.ordered import in_order
+from edgerpn.export.prediction.sheet import SheetEntry, is_on_sheet, sheet_page
+from edgerpn.proposals import Proposals
+
+
+def test_the_images_of_a_sheet_are_spread_over_all_and_known_before_the_end() -> None:
+    for total in (1, 7, 8, 9, 16, 17, 1000):
+        shown = [index for index in range(total) if is_on_sheet(index, total, 8)]
+        assert min(total, 5) <= len(shown) <= 8
+        assert len(set(np.diff(shown))) <= 1
+        # Whatever is on the final sheet was chosen when it came.
+        assert all(is_on_sheet(index, index + 1, 8) for index in shown)
+
+
+def entry(name: str, *, count: int = 2, picture: str | None = None) -> SheetEntry:
+    boxes = np.array([[1, 2, 30, 40], [50, 10, 90, 60]], np.float32)[:count]
+    proposals = Proposals(boxes, np.array([0.875, 0.25], np.float32)[:count])
+    return SheetEntry(name=name, jpeg=b"jpeg", size_wh=(100, 80), proposals=proposals, picture=picture)
+
+
+def test_an_entry_survives_the_work_folder() -> None:
+    one = entry("a.jpg", picture="pictures/a.jpg")
+    again = SheetEntry.from_json(one.to_json())
+    assert again.proposals.boxes.tolist() == one.proposals.boxes.tolist()
+    assert again.to_json() == one.to_json()
+    empty = SheetEntry.from_json(entry("b.jpg", count=0).to_json())
+    assert len(empty.proposals) == 0
+
+
+def test_the_page_escapes_names_and_loads_nothing() -> None:
+    entries = [entry("<b>&'.jpg", picture="pictures/a b#'.jpg"), entry("none.jpg", count=0)]
+    problems = [f"{number}.jpg: broken <i>" for number in range(60)]
+    page = sheet_page("Sheet", entries, introduction="all", figures=[("Images", "2", "")], problems=problems)
+    assert "&lt;b&gt;&amp;&#x27;.jpg" in page
+    assert "<b>&'" not in page
+    assert "<i>" not in page.partition("</style>")[2]
+    assert "href='pictures/a%20b%23%27.jpg'" in page
+    assert set(re.findall(r"(?:src|href)='([^']{5})", page)) == {"data:", "pictu"}
+    assert "2 shown, best 0.88" in page
+    assert "nothing found" in page
+    assert "<title>0.88</title>" in page
+    assert "and 10 more, see images.json" in page
+
+
+def test_values_come_in_order_and_only_a_few_items_are_taken_ahead() -> None:
+    taken: list[int] = []
+    gates = [threading.Event() for _ in range(10)]
+
+    def items() -> object:
+        for number in range(10):
+            taken.append(number)
+            yield number
+
+    def slow(number: int) -> int:
+        assert gates[number].wait(60)
+        return number * number
+
+    with ThreadPoolExecutor(3) as pool:
+        values = in_order(pool, slow, items(), ahead=2)  # type: ignore[arg-type]
+        gates[1].set()
+        gates[2].set()
+        gates[0].set()
+        assert next(values) == 0
+        assert taken == [0, 1, 2]
+        for gate in gates:
+            gate.set()
+        assert list(values) == [number * number for number in range(1, 10)]
+
+
+def test_the_first_error_ends_the_work() -> None:
+    def inverse(number: int) -> float:
+        return 1 / number
+
+    with ThreadPoolExecutor(2) as pool:
+        values = in_order(pool, inverse, [1, 2, 0, 4], ahead=3)
+        assert [next(values), next(values)] == [1.0, 0.5]
+        with pytest.raises(ZeroDivisionError):
+            next(values)
