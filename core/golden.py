@@ -64,7 +64,8 @@ def read(artifact: str | os.PathLike[str], manifest: Manifest) -> Golden:
     if not path.is_file():
         raise ManifestError(f"{path}: the golden frames of {Path(artifact).name} are missing; copy them along")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # NumPy leaves a damaged file open that it has opened itself.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             found = Golden(**{name: arrays[name] for name in ("frames", "boxes", "scores", "count")})
     except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ManifestError(

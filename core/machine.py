@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import os
 import platform
 import re
@@ -11,10 +12,15 @@ import signal
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 CGROUP = Path("/sys/fs/cgroup")
 """Control group of a container, version 2."""
@@ -28,6 +34,8 @@ DEVICE_TREE_MODEL = Path("/proc/device-tree/model")
 NVPMODEL_STATUS, NVPMODEL_MODES = Path("/var/lib/nvpmodel/status"), Path("/etc/nvpmodel.conf")
 """The power mode of a Jetson, as `pmode:0002`, and the names of all modes; both are readable without root."""
 
+_AHEAD = 16
+"""Items for each core that `threaded_map` starts before their results are taken."""
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PROCESS = "_process_of_owner"
 
@@ -63,6 +71,24 @@ def _abandon_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_abandon_in_child)
+
+
+def threaded_map(function: Callable[[Item], Result], items: Iterable[Item]) -> Generator[Result, None, None]:
+    """Yields the results of a function in the order of the items, computed in a thread for each core.
+
+    Few results exist at a time, so memory does not grow with the number of items. When it is closed or an error ends
+    it, the items in the queue are not started.
+    """
+    source = iter(items)
+    workers = ThreadPoolExecutor(max_workers=available_cores(), thread_name_prefix="map")
+    try:
+        first = itertools.islice(source, _AHEAD * available_cores())
+        pending = deque(workers.submit(function, item) for item in first)
+        while pending:
+            yield pending.popleft().result()
+            pending.extend(workers.submit(function, item) for item in itertools.islice(source, 1))
+    finally:
+        workers.shutdown(wait=True, cancel_futures=True)
 
 
 def available_cores() -> int:

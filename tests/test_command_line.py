@@ -21,7 +21,10 @@ ARGUMENTS = {
         "--data --format --split --classes --allow --exif --follow-links -o --output --out --epochs --minutes --size"
         " --preset --holdout-classes --backbone-weights --resume --config --set --print-config"
     ),
-    "data check": "path --format --split --classes --allow --exif --follow-links",
+    "data check": (
+        "path --format --split --classes --allow --exif --follow-links --size --preset --checkpoint --no-images"
+        " -o --output --json"
+    ),
     "data convert": "path -o --output --to --link --format --split --classes --allow --exif --follow-links",
     "anchors": (
         "--data --format --split --classes --allow --exif --follow-links --size --preset --strides --sizes --ratios"
@@ -56,8 +59,8 @@ ARGUMENTS = {
         " --pictures --min-score --max-per-image --nms --allow-host-code --config --set --print-config"
     ),
     "bench": (
-        "model --data --format --split --classes --allow --exif --follow-links --images -o --output --threads --provider"
-        " --allow-host-code --config --set --print-config"
+        "model --data --format --split --classes --allow --exif --follow-links --images -o --output --threads"
+        " --provider --allow-host-code --config --set --print-config"
     ),
     "doctor": "what source --seconds --config --set --model --json",
     "inspect": "model --size --json",

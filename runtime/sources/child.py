@@ -25,7 +25,7 @@ from edgerpn.runtime.sources.capture_config import NETWORK_PROTOCOLS, CaptureCon
 from edgerpn.runtime.sources.decoders import choose, find_abilities
 from edgerpn.runtime.sources.failures import CaptureFailedError
 from edgerpn.runtime.sources.ffmpeg_reader import FfmpegReader
-from edgerpn.runtime.sources.file_sources import is_still
+from edgerpn.runtime.sources.file_sources import is_damaged, is_still
 from edgerpn.runtime.sources.http_pictures import PictureReader, explain
 from edgerpn.runtime.sources.parent_link import ParentLink
 from edgerpn.runtime.sources.plugins import PluginReader, load_plugin
@@ -172,9 +172,7 @@ def _end_report(config: CaptureConfig, reader: Reader, pump: Pump) -> ExitReport
         return ExitReport(reason=reason, message="", is_final=False)
     if not pump.num_grabbed:
         return ExitReport(reason="codec", message="the source has no readable picture", is_final=True)
-    missing = reader.num_frames - pump.num_grabbed
-    # Containers may miscount by a frame or two without a loss.
-    if missing > max(2, reader.num_frames // 100):
+    if is_damaged(reader.num_frames, reader.fps or None, pump.times_s):
         message = f"ended after {pump.num_grabbed} of {reader.num_frames} frames; the file is damaged or cut short"
         return ExitReport(reason="codec", message=message, is_final=True)
     return ExitReport(reason="end_of_stream", message=f"{pump.num_grabbed} frames", is_final=True)

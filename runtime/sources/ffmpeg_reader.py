@@ -90,6 +90,8 @@ class FfmpegReader:
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
 
     def _write(self, text: str) -> None:
         pipe = self._process.stdin

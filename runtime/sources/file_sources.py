@@ -6,13 +6,17 @@ A thread of the run reads them; see `edgerpn.runtime.sources.capture.FileCapture
 from __future__ import annotations
 
 import glob
+import math
 import os
 import re
 import time
+from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import numpy as np
 
 from edgerpn.errors import DataError, StreamOpenError
 from edgerpn.files import native_path, printable
@@ -25,6 +29,10 @@ from edgerpn.runtime.frame import Event, Frame, Source
 from edgerpn.runtime.opencv import load_cv2
 from edgerpn.runtime.sources.spec import parse_source
 from edgerpn.runtime.tracing import span
+
+_MIN_STEPS = 3
+# Steps of a steady rate differ from their median by less than this share, except for a few.
+_STEADY, _STEADY_SHARE = 0.25, 0.8
 
 
 def open_source(
@@ -53,6 +61,14 @@ def open_source(
         raise StreamOpenError(f"{parsed.shown}: expected a file, a folder or a glob, got a live source")
     path, shown = Path(parsed.path), printable(parsed.path)
     name = name or shown
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # it may be a pattern
+    except OSError as error:  # a name that is too long, a folder without permission
+        raise StreamOpenError(f"{shown}: cannot be read: {error.strerror}") from error
+    except ValueError as error:  # characters that no file name has
+        raise StreamOpenError(f"{shown}: not the name of a file: {error}") from error
     if path.is_dir():
         return ImageSource(_images_in(path), name=name, exif=exif)
     if path.is_file():
@@ -174,6 +190,7 @@ class VideoSource:
             raise StreamOpenError(f"{shown}: cannot be read: {error.strerror}") from error
         bind_to_process(self, "_capture")
         self._index = 0
+        self._times_s = array("d")
         rate = float(self._capture.get(cv2.CAP_PROP_FPS)) if self._capture.isOpened() else 0.0
         # Containers without a stated rate report 0 or NaN.
         self.fps = rate if 0 < rate <= 1000 else None
@@ -197,8 +214,7 @@ class VideoSource:
             if not is_foreign(self):
                 self._capture.release()
         stated = self.num_frames or 0
-        # Containers may miscount by a frame or two although nothing is lost.
-        if not self._is_closed and stated - self._index > max(2, stated // 100):
+        if not self._is_closed and is_damaged(stated, self.fps, self._times_s):
             message = f"{self.name}: ended after {self._index} of {stated} frames; the file is damaged or cut short"
             yield Event(kind="ended", source=self.name, message=message, reason="codec")
 
@@ -217,11 +233,13 @@ class VideoSource:
             image = self._cv2.cvtColor(image, self._cv2.COLOR_GRAY2BGR)
         index = self._index
         self._index += 1
+        time_s = self._media_time_s(index)
+        self._times_s.append(math.nan if time_s is None else time_s)
         return Frame(
             image=image,
             source=self.name,
             index=index,
-            media_time_s=self._media_time_s(index),
+            media_time_s=time_s,
             captured_at=captured_at,
             monotonic_s=monotonic_s,
             decode_ms=(time.perf_counter() - start) * 1e3,
@@ -233,6 +251,31 @@ class VideoSource:
             return position_ms / 1e3
         # The first frame of a file, or a container or backend without time stamps.
         return index / self.fps if self.fps else None
+
+
+def is_damaged(stated: int, fps: float | None, times_s: Sequence[float]) -> bool:
+    """Returns whether a file gave clearly fewer frames than it states.
+
+    A container without a count has one computed from its length and rate. A film of varying rate, such as a screen
+    recording, has fewer frames without a loss: then it reaches its end, in steps of different lengths.
+
+    Args:
+        stated: Frames that the container states; 0: unknown.
+        fps: Their rate; None: unknown.
+        times_s: Time of each frame that was read, seconds; NaN: unknown.
+    """
+    # Containers may miscount by a frame or two although nothing is lost.
+    tolerance = max(2, stated // 100)
+    if stated - len(times_s) <= tolerance:
+        return False
+    steps_s = np.diff(times_s)
+    if fps is None or len(steps_s) < _MIN_STEPS or not np.isfinite(steps_s).all():
+        return True
+    period_s = float(np.median(steps_s))
+    if times_s[-1] + 2 * period_s < (stated - tolerance) / fps:
+        return True
+    is_steady = np.mean(np.abs(steps_s - period_s) < _STEADY * period_s) > _STEADY_SHARE
+    return bool(is_steady) and float(steps_s.sum()) / period_s > len(steps_s) + tolerance
 
 
 def _open_video(cv2: ModuleType, path: str, num_threads: int) -> Any:

@@ -7,6 +7,7 @@ twice for a picture. These requests do, with the credentials, headers and certif
 from __future__ import annotations
 
 import http.client
+import io
 import math
 import ssl
 import time
@@ -21,6 +22,8 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import numpy as np
 
+from edgerpn.images.formats import HEAD_BYTES, image_format
+from edgerpn.images.header import read_header
 from edgerpn.runtime.frame import Reason
 from edgerpn.runtime.sources.capture_config import CaptureConfig
 from edgerpn.runtime.sources.failures import CaptureFailedError
@@ -30,12 +33,9 @@ DEFAULT_RATE_HZ = 1.0
 """Pictures that are requested in a second, unless `rate_hz` says otherwise."""
 
 _MAX_BYTES = 64 << 20
-_HEAD_BYTES = 4096
+_PAGE_BYTES = 4096
 _EXPLAIN_S = 4.0
-_END_OF_JPEG = b"\xff\xd9"
-# The end of a picture, where nobody knows its length; cameras may add some bytes.
-_TAIL_BYTES = 4096
-_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM")
+_FORMATS = ("JPEG", "PNG", "WebP", "BMP", "GIF", "TIFF")
 # Texts that FFmpeg reads as lists of videos.
 _PLAYLISTS = (b"#extm3u", b"v=0", b"ffconcat", b"<mpd", b"<smoothstreaming")
 _STATUS_REASONS: dict[int, Reason] = {
@@ -222,21 +222,21 @@ def _read(response: http.client.HTTPResponse, end_s: float) -> HttpAnswer:
         if content_type.startswith(("multipart/", "video/")) or len(body) > _MAX_BYTES:
             message = f"the server answers with a stream that is not readable here ({content_type})"
             return HttpAnswer(reason="codec", message=message)
-        if len(body) >= _HEAD_BYTES and not _is_picture(body):
+        if len(body) >= _PAGE_BYTES and not _is_picture(body):
             break
         if time.monotonic() > end_s:
             raise TimeoutError
     if not _is_picture(body):
-        return _no_picture(bytes(body[:_HEAD_BYTES]), content_type)
-    is_cut = body.startswith(_MAGIC[0]) and body.rfind(_END_OF_JPEG) < len(body) - _TAIL_BYTES
-    if response.length or is_cut:
-        raise CaptureFailedError("the server sent a part of a picture only", reason="unknown")
+        return _no_picture(bytes(body[:_PAGE_BYTES]), content_type)
+    fault = "truncated" if response.length else read_header(io.BytesIO(body)).fault
+    if fault:
+        raise CaptureFailedError(f"the server sent a part of a picture only ({fault})", reason="unknown")
     return HttpAnswer(reason="picture", message="the address gives one picture at a time", body=bytes(body))
 
 
-def _is_picture(body: bytes | bytearray) -> bool:
-    """Whether these bytes begin a picture, whatever the server calls them."""
-    return body.startswith(_MAGIC) or (body.startswith(b"RIFF") and body[8:12] == b"WEBP")
+def _is_picture(body: bytearray) -> bool:
+    """Returns whether these bytes begin a picture that OpenCV decodes, whatever the server calls them."""
+    return image_format(bytes(body[:HEAD_BYTES])) in _FORMATS
 
 
 def _no_picture(head: bytes, content_type: str) -> HttpAnswer:

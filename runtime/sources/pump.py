@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from array import array
 from typing import Any
 
 from edgerpn.runtime.frame import Frame
@@ -39,6 +40,8 @@ class Pump:
         self._num_skipped = 0
         self._num_broken = 0
         self.num_grabbed = 0
+        self.times_s = array("d")
+        """Times of the frames of a file in it, seconds; NaN: unknown."""
         self.last_wait_s = 0.0
 
     def run(self) -> None:
@@ -59,6 +62,8 @@ class Pump:
     def _move(self, start_s: float, grabbed_s: float, wall_s: float) -> bool:
         """Moves one frame; returns False when it could not be decoded."""
         media_s = self._reader.media_time_s()
+        if not self._reader.is_live:
+            self.times_s.append(math.nan if media_s is None else media_s)
         lag_s = self._note_time(media_s, grabbed_s) if self._reader.is_live else None
         if not self._cap.lets_through(grabbed_s if self._reader.is_live or media_s is None else media_s):
             self._num_skipped += 1

@@ -74,11 +74,40 @@ def test_boxes_without_area_after_clipping_are_dropped(model: Model) -> None:
     np.testing.assert_array_equal(proposals.boxes, [[30, 10, 40, 14], [31, 11, 39, 13]])
 
 
-def test_views_that_are_not_contiguous_are_fine(model: Model, paint: Paint) -> None:
-    frame = paint(192, 320, box=(40, 60, 120, 140))
-    strided = np.repeat(np.repeat(frame, 2, axis=0), 2, axis=1)[::2, ::2]
-    assert not strided.flags.c_contiguous
-    np.testing.assert_array_equal(model(strided).boxes, model(frame).boxes)
+def unaligned(frame: Image) -> Image:
+    return np.frombuffer(b"\0" + frame.tobytes(), np.uint8, offset=1).reshape(frame.shape)
+
+
+LAYOUTS: dict[str, Callable[[Image], Image]] = {
+    "rows from the last to the first": lambda frame: frame[::-1].copy()[::-1],
+    "columns from the last to the first": lambda frame: frame[:, ::-1].copy()[:, ::-1],
+    "channels from the last to the first": lambda frame: frame[..., ::-1].copy()[..., ::-1],
+    "every second pixel": lambda frame: np.repeat(np.repeat(frame, 2, axis=0), 2, axis=1)[::2, ::2],
+    "Fortran order": lambda frame: np.asfortranarray(frame),
+    "channels first in memory": lambda frame: frame.transpose(2, 0, 1).copy().transpose(1, 2, 0),
+    "columns before rows in memory": lambda frame: frame.transpose(1, 0, 2).copy().transpose(1, 0, 2),
+    "three of four channels": lambda frame: np.dstack([frame, frame[..., :1]])[..., :3],
+    "a window of a larger picture": lambda frame: np.pad(frame, ((3, 5), (7, 9), (0, 0)))[3:-5, 7:-9],
+    "an odd address, read-only": unaligned,
+    "one row for all": lambda frame: np.broadcast_to(frame[60], frame.shape),
+}
+
+
+@pytest.mark.parametrize("source_hw", [None, (192, 320)], ids=["letterboxed", "as it is"])
+def test_frames_of_every_memory_layout_give_the_proposals_of_a_plain_copy(
+    make_model: MakeModel, tmp_path: Path, paint: Paint, source_hw: tuple[int, int] | None
+) -> None:
+    frame = paint(192, 320, box=(40, 60, 120, 140), count=4)
+    with load(make_model(tmp_path, source_hw=source_hw), threads=1) as model:
+        for name, layout in LAYOUTS.items():
+            view = layout(frame)
+            plain = view.copy(order="C")
+            expected = model(plain)
+            assert len(expected) == 4, name
+            for found in (model(view), *model.batch([view, plain])):
+                np.testing.assert_array_equal(found.boxes, expected.boxes, err_msg=name)
+                np.testing.assert_array_equal(found.scores, expected.scores, err_msg=name)
+            np.testing.assert_array_equal(view, plain, err_msg=name)
 
 
 def test_a_read_only_frame_is_fine_and_stays_unchanged(model: Model, paint: Paint) -> None:

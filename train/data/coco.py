@@ -6,8 +6,8 @@ Categories do not matter: every box is an object, unless its class is held out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from edgerpn.errors import DataError
 from edgerpn.images.header import Exif
-from edgerpn.machine import available_cores
-from edgerpn.progress import progress
+from edgerpn.machine import threaded_map
+from edgerpn.progress import track
 from edgerpn.train.data.annotations import (
     BAD_IMAGE,
     BROKEN_FILE,
@@ -94,6 +94,8 @@ class Dataset:
     """Names of the classes in file order; "object" stands for boxes without a named class."""
     findings: tuple[Finding, ...] = ()
     """What the rules about whole sets found."""
+    repairs: Mapping[ProblemKind, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
+    """Count and examples of each kind of problem in `problems`."""
 
     @property
     def num_objects(self) -> int:
@@ -223,31 +225,43 @@ def inspect_split(split: Split, *, verify: Verify = "decode", holdout_classes: S
         folder=split.folder or annotations.parent,
         class_names=listing.boxes.class_names,
         findings=(*findings, *checked.findings),
+        repairs=problems.kinds(),
     )
 
 
 def read_truth(split: Split) -> Dataset:
-    """Reads the boxes of a split without looking at its images, for results of another program.
+    """Reads the boxes of a split without its images, for results of another program; refuses it as `read_split` does.
 
     Raises:
         DataError: See `read_split`, but for the files of the images.
+    """
+    dataset = inspect_listed(split)
+    refuse(dataset.findings, split.allow, f"{split.annotations}", dataset.problems)
+    return dataset
+
+
+def inspect_listed(split: Split) -> Dataset:
+    """Reads the boxes of a split without its images, which have the listed sizes, or 0 x 0 without any.
+
+    Raises:
+        DataError: The file cannot be read, is no annotation file, or lists no image; or image ids repeat.
     """
     listing = read_listing(split)
     names = [Path(image.file_name) for image in listing.images]
     if not names:
         raise DataError(f"{split.annotations}: no usable image entries", problems=listing.problems.lines())
     checked = check_boxes(listing, known_sizes(listing), names)
-    problems = listing.problems.lines()
-    refuse(checked.findings, split.allow, f"{split.annotations}", problems)
     # Recall does not depend on the size of an image.
     records = tuple(_records(listing, names, [image.hw or (0, 0) for image in listing.images], checked))
     return Dataset(
         records=records,
         annotation_file=split.annotations,
         sha256=listing.sha256,
-        problems=problems,
+        problems=listing.problems.lines(),
         folder=split.folder or split.annotations.parent,
+        class_names=listing.boxes.class_names,
         findings=checked.findings,
+        repairs=listing.problems.kinds(),
     )
 
 
@@ -303,19 +317,13 @@ def _check_files(
         return _check_file(image, folder, verify, split)
 
     folder = ImageFolder(split.images, follow_links=split.rules.follow_links)
-    checked = []
-    workers = ThreadPoolExecutor(max_workers=available_cores(), thread_name_prefix="verify")
-    try:
-        with progress(len(listed), f"checking {split.annotations.name}", unit="image") as bar:
-            for one in workers.map(check, listed):
-                bar.update()
-                for problem in one.problems:
-                    problems.add(*problem)
-                checked.append(one)
-    finally:
-        # An error or Ctrl-C must not wait for the images in the queue.
-        workers.shutdown(wait=True, cancel_futures=True)
-    return checked
+    found = []
+    with contextlib.closing(threaded_map(check, listed)) as checked:
+        for one in track(checked, f"checking {split.annotations.name}", total=len(listed), unit="image"):
+            for problem in one.problems:
+                problems.add(*problem)
+            found.append(one)
+    return found
 
 
 def _check_file(image: ListedImage, folder: ImageFolder, verify: Verify, split: Split) -> _CheckedFile:

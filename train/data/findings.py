@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,19 @@ _BEYOND_PX = 1.0
 _SAME_PX = 0.1
 """Boxes whose corners agree so far are the same."""
 
+_MAX_PLACES, _MAX_BOXES = 4, 100
+"""Pictures of a finding, and boxes in each of them."""
+
 Mask = npt.NDArray[np.bool_]
+
+
+class Place(NamedTuple):
+    """A picture with cases of a rule."""
+
+    file: Path
+    """The image."""
+    boxes_xyxy: tuple[tuple[float, float, float, float], ...]
+    """Boxes that are cases, as read; they may reach out of the image."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -37,7 +50,9 @@ class Finding:
     total: int
     """Number of boxes or images."""
     mask: Mask | None = None
-    """Which of the listed boxes or images are cases; None if they are not listed."""
+    """Which of the listed boxes or images are cases; None if they are not listed, or no longer needed."""
+    places: tuple[Place, ...] = ()
+    """The pictures with most of them."""
 
     @property
     def is_error(self) -> bool:
@@ -136,6 +151,23 @@ def find_repeated(files: Sequence[Path | str | None]) -> Finding:
 def of_mask(rule: Rule, mask: Mask) -> Finding:
     """Returns the cases that a mask over all boxes or images marks."""
     return Finding(rule=rule, count=int(mask.sum()), total=len(mask), mask=mask)
+
+
+def with_places(finding: Finding, boxes: ListedBoxes, files: Sequence[Path | str | None]) -> Finding:
+    """Replaces the mask of a finding, which grows with the set, by the pictures with most cases."""
+    if finding.mask is None:
+        return finding
+    if finding.rule.of != "boxes":
+        rows = np.flatnonzero(finding.mask)[:_MAX_PLACES].tolist()
+        return replace(finding, mask=None, places=tuple(Place(Path(str(files[row])), ()) for row in rows))
+    cases = np.flatnonzero(finding.mask)
+    images, counts = np.unique(boxes.image_rows[cases], return_counts=True)
+    places = []
+    for row in images[np.argsort(-counts, kind="stable")][:_MAX_PLACES].tolist():
+        own = boxes.xywh[cases[boxes.image_rows[cases] == row]][:_MAX_BOXES].tolist()
+        corners = tuple((x, y, x + width, y + height) for x, y, width, height in own)
+        places.append(Place(Path(str(files[row])), corners))
+    return replace(finding, mask=None, places=tuple(places))
 
 
 def errors_of(findings: Iterable[Finding], allow: Collection[str]) -> list[Finding]:

@@ -25,7 +25,7 @@ from edgerpn.train.data.annotations import (
     ProblemKind,
     Problems,
 )
-from edgerpn.train.data.findings import Finding, find_doubles, find_in_boxes, find_repeated, of_mask
+from edgerpn.train.data.findings import Finding, find_doubles, find_in_boxes, find_repeated, of_mask, with_places
 from edgerpn.train.data.formats import coco_layouts
 from edgerpn.train.data.formats.content import Content, Split
 from edgerpn.train.data.rules import DOUBLED, DROPPED, UNLISTED
@@ -129,7 +129,7 @@ def check_boxes(listing: Listing, sizes: Sequence[ImageSize], files: Sequence[Pa
         boxes=boxes,
         xyxy=xyxy,
         is_kept=is_usable & ~is_double,
-        findings=tuple(one for one in findings if one.count),
+        findings=tuple(with_places(one, boxes, files) for one in findings if one.count),
     )
 
 

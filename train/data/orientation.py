@@ -13,11 +13,12 @@ import numpy.typing as npt
 
 from edgerpn.images.header import Exif, turned_hw
 from edgerpn.train.data.annotations import ListedBoxes
-from edgerpn.train.data.findings import Finding
+from edgerpn.train.data.findings import Finding, Place
 from edgerpn.train.data.image_files import ImageProbe
 from edgerpn.train.data.rules import EXIF
 
 _BEYOND_PX = 1.0
+_NUM_PLACES = 6
 _SIDES: tuple[Literal["left"], Literal["right"]] = ("left", "right")
 
 
@@ -87,7 +88,8 @@ def find_turned(turned: Sequence[TurnedImage], boxes: ListedBoxes, *, is_relativ
         f"{votes['apply']} fit the upright picture only, {votes['ignore']} the stored one only, {votes['both']} both "
         f"(first: {first.file}, orientation {first.orientation}). {_advice(votes)}"
     )
-    return Finding(rule=replace(EXIF, cause=cause), count=len(affected), total=len(turned))
+    places = tuple(Place(image.file, ()) for image, _ in affected[:_NUM_PLACES])
+    return Finding(rule=replace(EXIF, cause=cause), count=len(affected), total=len(turned), places=places)
 
 
 def _vote(image: TurnedImage, xywh: npt.NDArray[np.float64]) -> str:

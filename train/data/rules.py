@@ -45,7 +45,7 @@ PERCENT = Rule(
 )
 CORNERS = Rule(
     name="corners",
-    limit=0.98,
+    limit=0.9,
     what="fit into their images as x1, y1, x2, y2, and many do not as x, y, width, height",
     cause="they seem to be given by two corners; COCO's bbox is [x, y, width, height]",
     replaces=_FOLLOWING,
@@ -67,7 +67,7 @@ CLIPPED = Rule(
     name="clipped",
     limit=0.3,
     what="reach beyond their images",
-    cause="they may belong to images of another size, or be given by their centres",
+    cause="they may belong to images of another size, or be given by two corners or by their centres",
 )
 DOUBLED = Rule(
     name="doubled",
@@ -125,9 +125,16 @@ DAMAGED = Rule(
     of="images",
     least=1,
 )
+LEAKED = Rule(
+    name="leaked",
+    limit=0.05,
+    what="have a near copy in the training split",
+    cause="recall on them says little; remove the copies, or split by source",
+    of="validation images",
+)
 RULES = (
-    *(FRACTIONS, PERCENT, CORNERS, TINY, OUTSIDE, CLIPPED, DOUBLED, DROPPED, UNLISTED, REPEATED, UNSEEN, IMAGES),
-    *(EXIF, DAMAGED),
+    *(FRACTIONS, PERCENT, CORNERS, TINY, OUTSIDE, CLIPPED, DOUBLED),
+    *(DROPPED, UNLISTED, REPEATED, UNSEEN, IMAGES, LEAKED, EXIF, DAMAGED),
 )
 RULE_NAMES = tuple(dict.fromkeys(rule.name for rule in RULES))
 """The names for `--allow`."""

@@ -92,6 +92,16 @@ def find_train_and_val(path: Path, choice: DataChoice = _DEFAULT, log: Log | Non
     return _selected(train, layout, choice), _selected(val, layout, choice)
 
 
+def find_all_splits(path: Path, choice: DataChoice = _DEFAULT, log: Log | None = None) -> dict[str, Split]:
+    """Finds the splits that training uses, "train" and "val", and those that it does not; see `find_train_and_val`."""
+    train, val = find_train_and_val(path, choice, log)
+    layout, rule = _layout(path, choice), choice.rule
+    others = [name for name in layout.splits if name not in (rule.train, rule.val)]
+    return {"train": train, "val": val} | {
+        f"{name} (not used)": _selected(layout.splits[name], layout, choice) for name in others
+    }
+
+
 def find_splits(path: Path, choice: DataChoice = _DEFAULT, log: Log | None = None) -> dict[str, Split]:
     """Finds all splits of a data set by name; arguments and errors as in `find_split`.
 

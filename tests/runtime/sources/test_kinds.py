@@ -244,3 +244,14 @@ def test_passwords_are_in_no_list_of_processes(make_mjpeg: Make, play: Make) -> 
     player.frame()
     folder = Path(f"/proc/{player.capture.stats.pid}")
     assert b"hidden-word" not in (folder / "cmdline").read_bytes() + (folder / "environ").read_bytes()
+
+
+@pytest.mark.parametrize("decoder", ["ffmpeg", "ffmpeg-process"])
+def test_motion_jpeg_without_lengths(decoder: str, make_mjpeg: Make, play: Make) -> None:
+    if decoder == "ffmpeg-process" and shutil.which("ffmpeg") is None:
+        pytest.skip("the program ffmpeg is not installed")
+    player = play(make_mjpeg(has_lengths=False).url, decoder=decoder, policy="every")
+    levels = [int(player.frame()[0].image[0, 0, 0]) for _ in range(12)]
+    # Picture i is grey of the value i: none is missing, cut or repeated.
+    assert levels == pytest.approx(range(levels[0], levels[0] + 12), abs=1)
+    assert "reconnecting" not in player.kinds()

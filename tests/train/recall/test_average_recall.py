@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -149,6 +151,42 @@ def test_random_proposals_have_the_recall_of_plain_matching() -> None:
     metrics = average_recall(truth(*((i + 1, boxes[i].tolist()) for i in range(images)), images=images), rows)
     assert [metrics[f"AR@{budget}"] for budget in (10, 100, 300, 1000)] == pytest.approx(expected)
     assert 0.2 < expected[0] < expected[3] < 1
+
+
+def test_recall_is_that_of_pycocotools_with_crowds_and_ties() -> None:
+    pycocotools = pytest.importorskip("pycocotools.coco")
+    evaluation_of = pytest.importorskip("pycocotools.cocoeval").COCOeval
+    rng = np.random.default_rng(7)
+    boxes: list[tuple[int, Box]] = []
+    rows: list[Row] = []
+    for image in range(1, 31):
+        for _ in range(int(rng.integers(0, 12))):
+            boxes.append((image, [*rng.uniform(0, 250, 2).tolist(), *rng.uniform(5, 150, 2).tolist()]))
+            near = np.array(boxes[-1][1]) + rng.normal(0, 6, (12, 4))
+            # Scores of one digit: most are equal, and order alone decides about them.
+            rows += [result(image, p.clip(1).tolist(), round(float(rng.uniform()), 1)) for p in near]
+        far = rng.uniform(1, 200, (150, 4))
+        rows += [result(image, p.tolist(), round(float(rng.uniform()), 1)) for p in far]
+    annotations = truth(*boxes, images=30)
+    for row in annotations["annotations"]:
+        row["area"] = row["bbox"][2] * row["bbox"][3]
+        row["iscrowd"] = int(rng.random() < 0.2)
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = pycocotools.COCO()
+        coco.dataset = annotations
+        coco.createIndex()
+        evaluation = evaluation_of(coco, coco.loadRes(rows), "bbox")
+        evaluation.params.useCats = 0
+        evaluation.params.maxDets = [10, 100, 300, 1000]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    recall = evaluation.eval["recall"][:, 0]
+    metrics = average_recall(annotations, rows)
+    sizes = {"": 0, "-small": 1, "-medium": 2, "-large": 3}
+    expected = {f"AR@{budget}": recall[:, 0, m].mean() for m, budget in enumerate(evaluation.params.maxDets)}
+    expected |= {f"AR@100{size}": recall[:, area, 1].mean() for size, area in sizes.items()}
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected, abs=1e-9)
+    assert 0.1 < metrics["AR@10"] < metrics["AR@1000"] < 1
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:

@@ -1,0 +1,115 @@
+"""Programs that use the runtime in their own way: threads, an event loop, daemon processes, scripts without a file."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from edgerpn.runtime import Model, load
+from tests.support.mjpeg_server import MjpegCamera
+
+pytestmark = pytest.mark.timeout(300)
+
+MakeModel = Callable[..., Path]
+Image = npt.NDArray[np.uint8]
+LIMIT_S = 200
+"""Seconds after which a program counts as hung; on an idle machine each needs about two."""
+
+
+@pytest.fixture
+def frames(paint: Callable[..., Image]) -> list[Image]:
+    """Frames of two sizes, each with another box and count."""
+    return [paint(192 + 96 * (i % 2), 320, box=(10 + i, 20, 90 + i, 120), count=i % 7) for i in range(24)]
+
+
+def test_eight_threads_share_two_models(make_model: MakeModel, tmp_path: Path, frames: list[Image]) -> None:
+    for name in ("one", "any"):
+        (tmp_path / name).mkdir()
+    with (
+        load(make_model(tmp_path / "one", batch=1), threads=1) as one,
+        load(make_model(tmp_path / "any", batch=None), threads=1) as dynamic,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        models: list[Model] = [one, dynamic]
+        expected = [[model(frame) for frame in frames] for model in models]
+        jobs = [(side, number) for _ in range(4) for number in range(len(frames)) for side in (0, 1)]
+        found = list(pool.map(lambda job: models[job[0]](frames[job[1]]), jobs))
+    for (side, number), proposals in zip(jobs, found, strict=True):
+        np.testing.assert_array_equal(proposals.boxes, expected[side][number].boxes)
+        np.testing.assert_array_equal(proposals.scores, expected[side][number].scores)
+
+
+def test_an_event_loop_calls_a_model_itself_and_in_threads(
+    model_path: Path, video_path: Path, frames: list[Image]
+) -> None:
+    async def detect(model: Model) -> list[int]:
+        alone = [model(frame) for frame in frames]
+        stream = asyncio.create_task(
+            asyncio.to_thread(lambda: [result.index for result in model.stream(video_path, max_frames=5)])
+        )
+        together = await asyncio.gather(*(asyncio.to_thread(model, frame) for frame in frames))
+        indices = await stream
+        for one, other in zip(alone, together, strict=True):
+            np.testing.assert_array_equal(one.boxes, other.boxes)
+        return indices
+
+    with load(model_path, threads=1) as model:
+        assert asyncio.run(detect(model)) == [0, 1, 2, 3, 4]
+
+
+STREAM = """
+def count_results(model_path, url):
+    from edgerpn.runtime import load
+    with load(model_path, threads=1) as model:
+        return len(list(model.stream(url, max_frames=3)))
+"""
+
+DAEMON = (
+    STREAM
+    + """
+import multiprocessing, sys
+
+def work(queue, *arguments):
+    queue.put(count_results(*arguments))
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context(sys.argv[1])
+    queue = context.Queue()
+    # multiprocessing forbids children to a daemon; the camera's process must not be one of its kind.
+    process = context.Process(target=work, args=(queue, *sys.argv[2:]), daemon=True)
+    process.start()
+    print(queue.get())
+    process.join()
+"""
+)
+
+
+def run_python(*words: object, program: str | None = None) -> str:
+    """Runs Python and returns what it printed."""
+    done = subprocess.run(
+        [sys.executable, *map(str, words)], input=program, capture_output=True, text=True, check=False, timeout=LIMIT_S
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_a_daemon_process_reads_a_camera(start: str, model_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(textwrap.dedent(DAEMON))
+    with MjpegCamera() as camera:
+        assert run_python(tmp_path / "program.py", start, model_path, camera.url) == "3"
+
+
+def test_a_script_from_the_standard_input_reads_a_camera(model_path: Path) -> None:
+    program = f"{STREAM}\nimport sys\nprint(count_results(*sys.argv[1:]))\n"
+    with MjpegCamera() as camera:
+        assert run_python("-", model_path, camera.url, program=program) == "3"
