@@ -46,6 +46,7 @@ NOT_HERE = {
     r"--precision|model-int8": "takes long; tests/export/precision does it",
     r"aquarium|car-detection": "needs data from elsewhere",
     r"^demo": "the fixture does it",
+    r"labels/coco": "needs a trained model; tests/export/prediction does it",
 }
 """Command lines that are only parsed, by a pattern of the words behind `edgerpn`, and why."""
 

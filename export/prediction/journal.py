@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from edgerpn import files
 from edgerpn.errors import ConfigError
 
 _RESULTS_START, _RESULTS_END = "[\n", "\n]\n"
+# As `edgerpn.files.replacing` names them.
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.(?:jpg|json|html)")
 _WORK, _PLAN = ".predict", "plan.json"
 _SUMMARY, _RESULTS, _IMAGES, _CROPS = "predict.json", "results.json", "images.json", "crops.jsonl"
 
@@ -100,6 +103,7 @@ class Journal:
         """
         if self.work.is_dir():
             self._check_plan()
+            self._remove_remains()
         else:
             self._begin()
         self._open()
@@ -165,6 +169,13 @@ class Journal:
                     f"repeat it as it was, name another folder, or remove {self.work}"
                 ]
             )
+
+    def _remove_remains(self) -> None:
+        """Removes the files that a killed process was writing; they have temporary names."""
+        ours = [path for name in self._folders for path in (self.folder / name).rglob(".*")]
+        for path in [*ours, *self.folder.glob(".*")]:
+            if _TEMPORARY.fullmatch(path.name) and path.is_file():
+                path.unlink()
 
     def _open(self) -> None:
         # A run that was killed while it moved its results to their places.

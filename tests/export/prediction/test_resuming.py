@@ -71,6 +71,8 @@ def test_a_broken_off_run_continues_to_the_same_outputs(
     for name in ("images", "results", "crops"):
         with (broken / ".predict" / f"{name}.part").open("a") as part:
             part.write('{"id": 7, "file_na')
+    for name in ("crops/.001.0123abcd.jpg", ".contact-sheet.0123abcd.html"):
+        (broken / name).write_text("half")
     summary = predict(model_path, sources, broken, config, **OUTPUTS)
     assert summary.num_resumed == count
     assert (summary.num_images, len(summary.problems)) == (45, 1)

@@ -128,7 +128,7 @@ def test_one_command_measures_latency_rate_power_and_recall(
     assert re.search(r"^memory +[\d,]+ MiB at most in this process", shown, re.MULTILINE)
     assert report["command"].split()[:2] == ["edgerpn", "bench"]
     assert "--set serial_s=0.2" in report["command"]
-    assert report["tools"][0] == "tegrastats"
+    assert "tegrastats" in report["tools"]
     for phase in ("serial", "throughput"):
         stages = report[phase]["phase"]["stage_ms"]
         assert all(0 <= ms["p50"] <= ms["p90"] <= ms["p99"] <= ms["max"] for ms in stages.values())
