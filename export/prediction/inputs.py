@@ -10,11 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from edgerpn.errors import ConfigError, DataError
-from edgerpn.export.prediction.ordered import in_order
+from edgerpn.export.prediction.pipeline import Shot, in_order
 from edgerpn.files import printable
 from edgerpn.images.formats import is_image_file
 from edgerpn.runtime.frame import Event, Frame, Source
@@ -42,26 +39,6 @@ class InputFile:
     """Id of the image in a data set; None: images and frames are numbered from 1."""
     num_frames: int | None = 1
     """Number of frames; of a video as the file states it, None: unknown."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Shot:
-    """An image, or a frame of a video, to predict on."""
-
-    index: int
-    """Place among all images and frames, from 0."""
-    image_id: int | str
-    """Id in the results."""
-    file_name: str
-    """Name in the results, different from all others: a relative path with slashes."""
-    path: Path
-    """The file that it comes from."""
-    frame: int | None
-    """Number of the frame in its video, from 0; None: an image."""
-    image: npt.NDArray[np.uint8] | None
-    """(H, W, 3) uint8 BGR; None: it cannot be read."""
-    problem: str = ""
-    """The reason why it cannot be read."""
 
 
 def find_inputs(specs: Sequence[str], ids: Mapping[Path, int | str] | None = None) -> list[InputFile]:

@@ -6,21 +6,68 @@ decoding threads -> batches -> the model's threads -> drawing and encoding threa
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from edgerpn.export.prediction.config import PredictConfig
-from edgerpn.export.prediction.inputs import Shot
 from edgerpn.export.prediction.models import Predictor
-from edgerpn.export.prediction.ordered import in_order
 from edgerpn.proposals import Proposals
 
+Item = TypeVar("Item")
 Value = TypeVar("Value")
 
 _NOTHING = Proposals(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Shot:
+    """An image, or a frame of a video, to predict on."""
+
+    index: int
+    """Place among all images and frames, from 0."""
+    image_id: int | str
+    """Id in the results."""
+    file_name: str
+    """Name in the results, different from all others: a relative path with slashes."""
+    path: Path
+    """The file that it comes from."""
+    frame: int | None
+    """Number of the frame in its video, from 0; None: an image."""
+    image: npt.NDArray[np.uint8] | None
+    """(H, W, 3) uint8 BGR; None: it cannot be read."""
+    problem: str = ""
+    """The reason why it cannot be read."""
+
+
+def in_order(
+    pool: Executor, function: Callable[[Item], Value], items: Iterable[Item], *, ahead: int
+) -> Iterator[Value]:
+    """Yields function(item) for each of `items`, in order, computed by `pool`.
+
+    Args:
+        pool: Its threads compute.
+        function: Its error is raised in place of the value.
+        items: May be endless; taken in the caller's thread.
+        ahead: Values that are computed or wait, at most, beside the one to yield next.
+    """
+    waiting: deque[Future[Value]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
 
 
 def predict_shots(

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from edgerpn.export.prediction.ordered import in_order
+from edgerpn.export.prediction.pipeline import in_order
 from edgerpn.export.prediction.sheet import SheetEntry, is_on_sheet, sheet_page
 from edgerpn.proposals import Proposals
 
