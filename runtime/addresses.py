@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from edgerpn.runtime.redaction import HIDDEN, redact_url
 
@@ -37,7 +37,7 @@ def find_fault(url: str, *, needs_host: bool = True, needs_port: bool = False) -
         advice = _to_encode(scheme, {character for character in rest.partition("@")[0] if character in "/?#"})
         return f"{advice}; if they end before it, write the @ as %40" if is_cut else advice
     unsafe = {character for character in credentials if character in "@[]"}
-    return _to_encode(scheme, unsafe) if unsafe else fault
+    return _to_encode(scheme, unsafe) if unsafe else fault or _look_alike_fault(url)
 
 
 def show_faulty(url: str) -> str:
@@ -88,6 +88,17 @@ def _host_fault(text: str, *, needs_host: bool, needs_port: bool) -> str:
     if len(numbers) == 4 and all(number.isdecimal() for number in numbers) and max(map(int, numbers)) > 255:
         return f"{host} is not an IPv4 address: each number is 0 to 255"
     return _port_fault(port, needs_port=needs_port)
+
+
+def _look_alike_fault(url: str) -> str:
+    try:
+        urlsplit(url)
+    except ValueError:
+        # Python refuses these (NFKC); other readers of URLs disagree about the host.
+        return (
+            "the host, the user name or the password holds a character that stands for / ? # @ or :; percent-encode it"
+        )
+    return ""
 
 
 def _port_fault(port: str, *, needs_port: bool) -> str:

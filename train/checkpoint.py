@@ -99,7 +99,10 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     fields = {field.name for field in dataclasses.fields(Checkpoint)}
     missing = sorted(fields - set(content))
     if missing:
-        raise CheckpointError(f"{path}: the checkpoint lacks {', '.join(missing)}; it is damaged, so train again")
+        raise CheckpointError(
+            f"{path}: the checkpoint lacks {', '.join(missing)}: another program changed it; use the file that edgerpn "
+            "train wrote, or train again"
+        )
     if not isinstance(content["settings"], Mapping):
         raise CheckpointError(f"{path}: expected a table of settings, got {type(content['settings']).__name__}")
     try:

@@ -6,14 +6,15 @@ import hashlib
 import itertools
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgerpn.errors import ConfigError, DataError
-from edgerpn.export.prediction.pipeline import Shot, in_order
+from edgerpn.export.prediction.pipeline import Shot
 from edgerpn.files import printable
 from edgerpn.images.formats import is_image_file
+from edgerpn.machine import threaded_map
 from edgerpn.runtime.frame import Event, Frame, Source
 from edgerpn.runtime.sources.file_sources import ImageSource, open_source
 from edgerpn.runtime.sources.spec import parse_source
@@ -97,19 +98,20 @@ def read_shots(files: Sequence[InputFile], *, skip: int, num_threads: int) -> Ge
         num_threads: Threads that decode images.
     """
     number = 0
-    with ThreadPoolExecutor(num_threads, thread_name_prefix="edgerpn-decode") as pool:
-        for is_video, group in itertools.groupby(files, key=lambda file: file.is_video):
-            if not is_video:
-                images = list(enumerate(group, start=number + 1))
-                number += len(images)
-                wanted = [(position, file) for position, file in images if position > skip]
-                yield from in_order(pool, _read_image, wanted, ahead=num_threads + _READ_AHEAD)
-                continue
-            for file in group:
-                for frame_number, item in enumerate(_video_items(file)):
-                    number += 1
-                    if number > skip:
-                        yield _shot_of_frame(file, number, frame_number, item)
+    for is_video, group in itertools.groupby(files, key=lambda file: file.is_video):
+        if not is_video:
+            images = list(enumerate(group, start=number + 1))
+            number += len(images)
+            wanted = [(position, file) for position, file in images if position > skip]
+            ahead = num_threads + _READ_AHEAD
+            with closing(threaded_map(_read_image, wanted, num_threads=num_threads, ahead=ahead)) as shots:
+                yield from shots
+            continue
+        for file in group:
+            for frame_number, item in enumerate(_video_items(file)):
+                number += 1
+                if number > skip:
+                    yield _shot_of_frame(file, number, frame_number, item)
 
 
 def _expand(spec: str) -> list[Path]:
@@ -220,8 +222,8 @@ def _video_items(file: InputFile) -> Iterator[Frame | Event]:
 
     try:
         # One thread, because frames come one after the other.
-        with ThreadPoolExecutor(1, thread_name_prefix="edgerpn-decode") as pool:
-            for item in in_order(pool, advance, itertools.repeat(None), ahead=_READ_AHEAD):
+        with closing(threaded_map(advance, itertools.repeat(None), num_threads=1, ahead=_READ_AHEAD)) as found:
+            for item in found:
                 if item is None:
                     return
                 yield item

@@ -6,9 +6,8 @@ decoding threads -> batches -> the model's threads -> drawing and encoding threa
 from __future__ import annotations
 
 import itertools
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -18,9 +17,9 @@ import numpy.typing as npt
 
 from edgerpn.export.prediction.config import PredictConfig
 from edgerpn.export.prediction.models import Predictor
+from edgerpn.machine import threaded_map
 from edgerpn.proposals import Proposals
 
-Item = TypeVar("Item")
 Value = TypeVar("Value")
 
 _NOTHING = Proposals(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
@@ -44,30 +43,6 @@ class Shot:
     """(H, W, 3) uint8 BGR; None: it cannot be read."""
     problem: str = ""
     """The reason why it cannot be read."""
-
-
-def in_order(
-    pool: Executor, function: Callable[[Item], Value], items: Iterable[Item], *, ahead: int
-) -> Iterator[Value]:
-    """Yields function(item) for each of `items`, in order, computed by `pool`.
-
-    Args:
-        pool: Its threads compute.
-        function: Its error is raised in place of the value.
-        items: May be endless; taken in the caller's thread.
-        ahead: Values that are computed or wait, at most, beside the one to yield next.
-    """
-    waiting: deque[Future[Value]] = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
 
 
 def predict_shots(
@@ -96,13 +71,14 @@ def predict_shots(
         found = iter(predictor.run(images) if images else ())
         return [(shot, _NOTHING if shot.image is None else choose(next(found), config)) for shot in batch]
 
-    with (
-        ThreadPoolExecutor(predictor.num_workers, thread_name_prefix="edgerpn-predict") as model_pool,
-        ThreadPoolExecutor(num_threads, thread_name_prefix="edgerpn-write") as write_pool,
-    ):
-        results = in_order(model_pool, run, _batches(shots, predictor.batch), ahead=predictor.num_workers + 1)
+    # In each queue wait as many as keep its threads busy.
+    batches = _batches(shots, predictor.batch)
+    num_workers = predictor.num_workers
+    with closing(threaded_map(run, batches, num_threads=num_workers, ahead=num_workers + 2)) as results:
         pairs = itertools.chain.from_iterable(results)
-        yield from in_order(write_pool, lambda pair: finish(*pair), pairs, ahead=num_threads + 2)
+        finished = threaded_map(lambda pair: finish(*pair), pairs, num_threads=num_threads, ahead=num_threads + 2)
+        with closing(finished):
+            yield from finished
 
 
 def choose(proposals: Proposals, config: PredictConfig) -> Proposals:

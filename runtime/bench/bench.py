@@ -32,7 +32,7 @@ MeasureRecall = Callable[[Mapping[int, Proposals]], RecallFacts]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchRequest:
-    """What to measure, and on which frames."""
+    """The artifact to measure, and its frames."""
 
     model: Path
     """ONNX file or engine."""
@@ -41,7 +41,7 @@ class BenchRequest:
     images: tuple[Path, ...] = ()
     """Photographs; empty: made-up frames."""
     origin: str = MADE_UP
-    """Where the photographs come from, for the report."""
+    """Origin of the photographs, for the report."""
     measure_recall: MeasureRecall | None = None
     """Measures the recall of the proposals of all images."""
     providers: tuple[Provider, ...] = ()

@@ -100,11 +100,13 @@ def choose(config: CaptureConfig, abilities: Abilities, probe: Callable[[], Code
 
 def _hardware(config: CaptureConfig, abilities: Abilities, probe: Callable[[], Codec | None]) -> Choice | None:
     """Returns the choice of a Jetson's hardware decoder; None: there is none for this source."""
-    if not (abilities.has_nvv4l2 and abilities.has_gstreamer):
+    spec = config.spec
+    is_known = spec.kind in ("camera", "path") or spec.is_rtsp or spec.is_http
+    if not (is_known and abilities.has_nvv4l2 and abilities.has_gstreamer):
         return None
     codec: Codec | None = config.codec if config.codec != "auto" else probe() if abilities.has_ffmpeg else None
     # A camera of unknown codec may have one that only the pipeline's parser knows.
-    if (codec is None and not config.spec.is_rtsp) or (codec == "mjpeg" and not abilities.has_nvjpeg):
+    if (codec is None and not spec.is_rtsp) or (codec == "mjpeg" and not abilities.has_nvjpeg):
         return None
     why = f"the hardware decoder of this Jetson (nvv4l2decoder{f', {codec}' if codec else ''})"
     return Choice(decoder="gstreamer", why=why, pipeline=pipeline_of(config, codec=codec, is_hardware=True))

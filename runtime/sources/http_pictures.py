@@ -77,8 +77,8 @@ class HttpClient:
         """
         parts = urlsplit(config.source)
         host = parts.netloc.rpartition("@")[2]
-        path = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~")
-        query = quote(parts.query, safe="/%:@!$&'()*+,;=~?[]")
+        path = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~", errors="surrogateescape")
+        query = quote(parts.query, safe="/%:@!$&'()*+,;=~?[]", errors="surrogateescape")
         self._url = urlunsplit((parts.scheme, host, path, query, ""))
         options = _ffmpeg_options(config.ffmpeg_options)
         self._headers = _headers(options)

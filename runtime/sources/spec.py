@@ -111,6 +111,8 @@ def parse_source(text: str) -> SourceSpec:
         raise StreamOpenError("source: expected a file, folder, camera, URL or GStreamer pipeline, got nothing")
     if "\0" in text:
         raise StreamOpenError(f"{show_faulty(text)!r}: no path and no address holds a NUL character")
+    if re.search("[\ud800-\udc7f\udd00-\udfff]", text):
+        raise StreamOpenError(f"{show_faulty(text)!r}: no path and no address holds half of a surrogate pair")
     found = _SPEC.fullmatch(text)
     if (found is None and " ! " not in text) or _is_file_here(text):
         return SourceSpec(kind="path", text=text)

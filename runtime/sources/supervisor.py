@@ -198,8 +198,7 @@ class SourceSupervisor:
         if self.pace.is_adapted and not self._has_adapted:
             self._has_adapted = True
             _logger.info(
-                "%s: its pictures come %.1f s apart; the limits of silence adapt (stall_s is %.0f s now; the setting "
-                "would fix it)",
+                "%s: pictures come %.1f s apart; without a setting the limits of silence adapt: stall_s is %.0f s now",
                 self.config.label,
                 self.pace.interval_s,
                 self.pace.stall_s,

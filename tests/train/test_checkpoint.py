@@ -82,11 +82,26 @@ def test_the_model_of_a_checkpoint_is_in_eval_mode_with_its_weights(saved: Path)
         assert torch.equal(value, checkpoint.weights[name])
 
 
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.7, 0.98, 0.9999])
-def test_a_truncated_file_is_refused(saved: Path, share: float) -> None:
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.7, 0.98, 0.9999])
+def test_a_truncated_file_is_called_so(saved: Path, share: float) -> None:
     data = saved.read_bytes()
     saved.write_bytes(data[: int(share * len(data))])
+    with pytest.raises(CheckpointError, match=r"last\.pt: truncated: a file of PyTorch without its end; copy it again"):
+        load_checkpoint(saved)
+
+
+@pytest.mark.parametrize("data", [b"", b"no checkpoint", b"PK"])
+def test_other_files_are_refused(saved: Path, data: bytes) -> None:
+    saved.write_bytes(data)
     with pytest.raises(CheckpointError, match=r"last\.pt: not a checkpoint of edgerpn, or damaged"):
+        load_checkpoint(saved)
+
+
+def test_a_checkpoint_that_another_program_changed_is_not_called_damaged(saved: Path) -> None:
+    content = torch.load(saved, weights_only=True)
+    del content["step"]
+    torch.save(content, saved)
+    with pytest.raises(CheckpointError, match=r"last\.pt: the checkpoint lacks step: another program changed it"):
         load_checkpoint(saved)
 
 

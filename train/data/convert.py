@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edgerpn.files import printable
 from edgerpn.labels import LabelledImage, LabelWriter, open_writer
 from edgerpn.progress import progress
 from edgerpn.train.data.choice import DataChoice
@@ -47,7 +48,7 @@ def convert(
     datasets = {name: read_split(split, verify="header") for name, split in splits.items()}
     categories = _categories(datasets.values())
     with (
-        open_writer(kind, output, tuple(categories), link=link) as writer,
+        open_writer(kind, output, list(map(_printable, categories)), link=link) as writer,
         progress(sum(len(dataset.records) for dataset in datasets.values()), "writing", unit="image") as bar,
     ):
         for name, dataset in datasets.items():
@@ -70,10 +71,16 @@ def _categories(datasets: Iterable[Dataset]) -> dict[str, int]:
     names: dict[str, None] = {}
     for dataset in datasets:
         *named, last = dataset.class_names
-        used = {number for record in dataset.records for number in (*record.box_classes, *record.ignore_classes)}
+        names |= dict.fromkeys(named)
         # The last name stands for boxes without a class.
-        names |= dict.fromkeys([*named, last] if len(named) in used else named)
+        if any(len(named) in (*record.box_classes, *record.ignore_classes) for record in dataset.records):
+            names[last] = None
     return {name: number for number, name in enumerate(names)}
+
+
+def _printable(name: str) -> str:
+    """Returns the name of a class in one line, as the formats need it."""
+    return " ".join(printable(name).split()) or "unnamed"
 
 
 def _images(dataset: Dataset, categories: Mapping[str, int]) -> Iterator[LabelledImage]:

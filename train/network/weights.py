@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,19 @@ def load_tensors(path: Path, *, expected: str) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # with damaged bytes torch.load raises almost any type
+        if _is_truncated(path):
+            raise CheckpointError(f"{path}: truncated: a file of PyTorch without its end; copy it again") from error
         raise CheckpointError(f"{path}: not {expected}, or damaged: {_reason(error)}") from error
+
+
+def _is_truncated(path: Path) -> bool:
+    """Returns whether a file begins as those of `torch.save` do, but lacks the list of contents at their end."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(1024)
+            return start.startswith(b"PK\x03\x04") and b"/data.pkl" in start and not zipfile.is_zipfile(file)
+    except OSError:
+        return False
 
 
 def _reason(error: Exception) -> str:

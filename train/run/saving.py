@@ -136,7 +136,11 @@ def restore(run: TrainingRun, checkpoint: Checkpoint) -> None:
             "start a new run"
         )
     if checkpoint.data_sha256 != run.train_set.sha256:
-        raise CheckpointError(f"{run.folder.last}: the run was trained on other data; start a new run")
+        raise CheckpointError(
+            f"{run.folder.last}: the run was trained on other annotations (sha256 {checkpoint.data_sha256[:16]}...) "
+            f"than {run.train_set.folder} has now ({run.train_set.sha256[:16]}...), and a program that only rewrites "
+            "them changes them too; restore them, or start a new run"
+        )
     old_classes, new_classes = checkpoint.settings.data.holdout_classes, run.settings.data.holdout_classes
     if set(old_classes) != set(new_classes):
         raise CheckpointError(

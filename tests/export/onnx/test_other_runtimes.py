@@ -19,7 +19,8 @@ GetExport = Callable[[str], Any]
 Arrays = list[npt.NDArray[Any]]
 
 NAMES = ["boxes", "scores", "count"]
-MAX_PX = 6e-5
+MAX_PX = 2e-4
+"""Twelve steps of float32 at 192 px; measured: 3."""
 LEVELS = ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_LAYOUT", "ORT_ENABLE_ALL")
 
 

@@ -99,6 +99,7 @@ def test_settings_of_csi_cameras_and_software() -> None:
         (HTTP, ORIN, None, ("ffmpeg", "")),
         (dataclasses.replace(HTTP, decoder="ffmpeg"), ORIN, "mjpeg", ("ffmpeg", "")),
         (dataclasses.replace(HTTP, decoder="gstreamer"), ORIN, None, ("gstreamer", "uridecodebin")),
+        (CaptureConfig(source="srt://host:1", decoder="gstreamer"), ORIN, "h264", ("gstreamer", "uridecodebin")),
         (CaptureConfig(source="a.mp4", decoder="gstreamer"), ORIN, "h264", ("gstreamer", "nvv4l2decoder")),
         (CaptureConfig(source="a.mp4", policy="latest"), ORIN, "h264", ("ffmpeg", "")),
         (CaptureConfig(source="0", decoder="gstreamer", pixel_format="MJPG"), ORIN, None, ("gstreamer", "v4l2src")),

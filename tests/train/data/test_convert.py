@@ -150,6 +150,18 @@ def test_a_share_can_be_held_out_and_classes_chosen(tmp_path: Path) -> None:
     assert sum(dataset.num_objects for dataset in found.values()) == 0
 
 
+@pytest.mark.parametrize("kind", list(WRITERS))
+def test_names_of_classes_become_one_line(kind: str, tmp_path: Path) -> None:
+    write_coco(tmp_path / "0" / "instances.json", tmp_path / "0" / "images", 2)
+    file = tmp_path / "0" / "instances.json"
+    file.write_text(file.read_text().replace('"fish"', '" a\\n fish: #1 \'"').replace('"crab"', '""'))
+    convert(file, tmp_path / "1", kind)
+    for dataset in read_all(tmp_path / "1").values():
+        assert {dataset.class_names[row] for record in dataset.records for row in record.box_classes} == {
+            "a fish: #1 '"
+        }
+
+
 def test_a_set_that_cannot_be_read_leaves_nothing(tmp_path: Path) -> None:
     write_set(tmp_path / "0", with_crowds=True)
     (tmp_path / "0" / "val.json").write_text("{")

@@ -33,7 +33,10 @@ from edgerpn.train.data.formats.content import (
     visible_files,
 )
 
-LOOKED_FOR = "YOLO: data.yaml; images/ and labels/, also in train/ and valid/; images with text files beside them"
+LOOKED_FOR = (
+    "YOLO: data.yaml; images/ and labels/, also in train/ and valid/; images with text files beside them, also in "
+    "obj_train_data/"
+)
 
 UNNAMED_CLASS = ProblemKind("label of a class without a name", "kept")
 
@@ -194,7 +197,7 @@ def _raise(message: str) -> Content:
 
 def _arrangement(folder: Path) -> dict[str, Path]:
     """Returns the folder of images of each split, or nothing if there are no labels."""
-    for pattern in ("{}/images", "images/{}", "{}"):
+    for pattern in ("{}/images", "images/{}", "{}", "obj_{}_data"):
         found = {}
         for split, names in SPLIT_NAMES.items():
             for name in names:

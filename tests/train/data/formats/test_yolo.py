@@ -224,6 +224,7 @@ def test_links_out_of_the_folder_are_refused(tmp_path: Path) -> None:
         ("train/images", "train/labels", "."),
         ("images/train", "labels/train", "."),
         ("train", "train", "."),
+        ("obj_train_data", "obj_train_data", "."),
         (".", ".", "."),
     ],
 )
