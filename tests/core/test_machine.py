@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -147,6 +148,30 @@ def test_a_threaded_map_keeps_the_order_and_takes_few_items_ahead(monkeypatch: p
     assert next(results) == 0
     assert len(taken) == 2 * 16
     assert list(results) == [number * number for number in range(1, 1000)]
+
+
+def test_a_threaded_map_computes_no_more_than_it_is_told() -> None:
+    taken: list[int] = []
+    gates = [threading.Event() for _ in range(10)]
+
+    def items() -> Iterator[int]:
+        for number in range(10):
+            taken.append(number)
+            yield number
+
+    def slow(number: int) -> int:
+        assert gates[number].wait(60)
+        return number * number
+
+    results = machine.threaded_map(slow, items(), num_threads=3, ahead=3)
+    # The last two are done before the first.
+    for number in (1, 2, 0):
+        gates[number].set()
+    assert next(results) == 0
+    assert taken == [0, 1, 2]
+    for gate in gates:
+        gate.set()
+    assert list(results) == [number * number for number in range(1, 10)]
 
 
 def test_an_error_in_a_threaded_map_ends_it_and_no_further_items_start(monkeypatch: pytest.MonkeyPatch) -> None:
