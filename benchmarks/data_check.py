@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -20,10 +21,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from benchmarks.machine import facts, tree
+from benchmarks.machine import facts
 
 WIDTH, HEIGHT = 96, 64
-_INTERVAL_S = 0.2
 _COPIES = 20
 
 
@@ -50,7 +50,9 @@ def main() -> None:
         "machine": facts("numpy", "opencv-python-headless"),
     }
     for kind, run in runs.items():
-        print(f"{kind}: {run['seconds']} s, at most {run['peak_mib']} MiB, exit status {run['status']}")
+        print(
+            f"{kind}: {run['seconds']} s ({run['cpu_seconds']} s of a core), {run['peak_mib']} MiB, {run['last_line']}"
+        )
     if options.out is not None:
         options.out.write_text(json.dumps(record, indent=2) + "\n")
 
@@ -93,30 +95,21 @@ def _annotation(row: int, image_id: int, box: list[float]) -> dict[str, Any]:
 
 
 def measure(arguments: list[str]) -> dict[str, Any]:
-    """Runs the command and returns its exit status, seconds, and the largest resident memory in MiB."""
+    """Runs the command; returns exit status, last line, seconds, seconds of a core, and the largest resident memory."""
     start = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "edgerpn", "data", "check", *arguments], stdout=subprocess.PIPE, text=True
-    )
-    peak = 0.0
-    while process.poll() is None:
-        peak = max(peak, *(_peak_mib(pid) for pid in tree(process.pid)))
-        time.sleep(_INTERVAL_S)
-    text = process.stdout.read() if process.stdout is not None else ""
+    command = [sys.executable, "-m", "edgerpn", "data", "check", *arguments]
+    with tempfile.TemporaryFile("w+") as output, subprocess.Popen(command, stdout=output) as process:
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        output.seek(0)
+        last = output.read().strip().rpartition("\n")[2]
     return {
         "status": process.returncode,
         "seconds": round(time.perf_counter() - start, 1),
-        "peak_mib": round(peak),
-        "last_line": text.strip().rpartition("\n")[2],
+        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
+        "peak_mib": round(usage.ru_maxrss / 1024),
+        "last_line": last,
     }
-
-
-def _peak_mib(pid: int) -> float:
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0.0
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), 0.0)
 
 
 if __name__ == "__main__":

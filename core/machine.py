@@ -73,16 +73,29 @@ def _abandon_in_child() -> None:
 os.register_at_fork(after_in_child=_abandon_in_child)
 
 
-def threaded_map(function: Callable[[Item], Result], items: Iterable[Item]) -> Generator[Result, None, None]:
-    """Yields the results of a function in the order of the items, computed in a thread for each core.
+def threaded_map(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    num_threads: int | None = None,
+    ahead: int | None = None,
+) -> Generator[Result, None, None]:
+    """Yields the results of a function in the order of the items, computed in threads.
 
     Few results exist at a time, so memory does not grow with the number of items. When it is closed or an error ends
     it, the items in the queue are not started.
+
+    Args:
+        function: Its error is raised in place of the result.
+        items: May be endless; taken in the caller's thread.
+        num_threads: Threads; None: one for each core.
+        ahead: Results that are computed or wait at a time; None: 16 for each thread.
     """
     source = iter(items)
-    workers = ThreadPoolExecutor(max_workers=available_cores(), thread_name_prefix="map")
+    threads = num_threads or available_cores()
+    workers = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="map")
     try:
-        first = itertools.islice(source, _AHEAD * available_cores())
+        first = itertools.islice(source, ahead or _AHEAD * threads)
         pending = deque(workers.submit(function, item) for item in first)
         while pending:
             yield pending.popleft().result()

@@ -279,7 +279,7 @@ def _val_pictures(facts: DemoFacts) -> list[Picture]:
     shown = []
     with load(facts.folder.model) as model:
         for record in chosen:
-            image = read_image(record.file)
+            image = read_image(record.file, record.exif)
             shown.append(
                 Picture(name=record.file.name, image=image, gt_boxes_xyxy=record.boxes_xyxy, proposals=model(image))
             )

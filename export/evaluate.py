@@ -81,7 +81,7 @@ def evaluate_model(
     with load(file, allow_host_code=allow_host_code) as opened:
         return measure(
             _detect(opened),
-            split,
+            split.read_like(opened.manifest.input.exif),
             name=file.name,
             num_proposals=opened.manifest.proposals.num_proposals,
             holdout_classes=holdout_classes or (),

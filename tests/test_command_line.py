@@ -18,29 +18,35 @@ from edgerpn.__main__ import COMMANDS, STAGES, build_parser, main
 EVERY_COMMAND = "-h --help --debug"
 ARGUMENTS = {
     "train": (
-        "--data --format --split --classes --allow -o --output --out --epochs --minutes --size --preset"
-        " --holdout-classes --backbone-weights --resume --config --set --print-config"
+        "--data --format --split --classes --allow --exif --follow-links -o --output --out --epochs --minutes --size"
+        " --preset --holdout-classes --backbone-weights --resume --config --set --print-config"
     ),
     "data check": (
-        "path --format --split --classes --allow --size --preset --checkpoint --no-images -o --output --json"
+        "path --format --split --classes --allow --exif --follow-links --size --preset --checkpoint --no-images"
+        " -o --output --json"
     ),
-    "data convert": "path -o --output --to --link --format --split --classes --allow",
-    "anchors": "--data --format --split --classes --allow --size --preset --strides --sizes --ratios -o --output",
+    "data convert": "path -o --output --to --link --format --split --classes --allow --exif --follow-links",
+    "anchors": (
+        "--data --format --split --classes --allow --exif --follow-links --size --preset --strides --sizes --ratios"
+        " -o --output"
+    ),
     "import": "source file -o --output --arch --size --norm-eps",
     "eval": (
-        "model --data --format --split --classes --allow --images --results -o --output --proposals --size"
-        " --holdout-classes --allow-host-code"
+        "model --data --format --split --classes --allow --exif --follow-links --images --results -o --output"
+        " --proposals --size --holdout-classes --allow-host-code"
     ),
     "export": (
         "checkpoint -o --output --target --size --source-size --batch --proposals --precision --calibration"
-        " --max-ar-drop --data --format --split --classes --allow --images --config --set --print-config"
+        " --max-ar-drop --data --format --split --classes --allow --exif --follow-links --images --config"
+        " --set --print-config"
     ),
     "build": (
         "model -o --output --backend --compute-capability --version-compatible --hardware-compatible --profile --images"
         " --config --set --print-config"
     ),
     "check": (
-        "model --target --against --images --data --format --split --classes --allow --limit --reseal -o --output"
+        "model --target --against --images --data --format --split --classes --allow --exif --follow-links"
+        " --limit --reseal -o --output"
         " --allow-host-code --pictures"
     ),
     "run": (
@@ -49,12 +55,12 @@ ARGUMENTS = {
         " --log-level --self-test"
     ),
     "predict": (
-        "model images -o --output --data --format --split --classes --allow --to --crops --pictures --min-score"
-        " --max-per-image --nms --allow-host-code --config --set --print-config"
+        "model images -o --output --data --format --split --classes --allow --exif --follow-links --to --crops"
+        " --pictures --min-score --max-per-image --nms --allow-host-code --config --set --print-config"
     ),
     "bench": (
-        "model --data --format --split --classes --allow --images -o --output --threads --provider --allow-host-code"
-        " --config --set --print-config"
+        "model --data --format --split --classes --allow --exif --follow-links --images -o --output --threads"
+        " --provider --allow-host-code --config --set --print-config"
     ),
     "doctor": "what source --seconds --config --set --model --json",
     "inspect": "model --size --json",

@@ -77,6 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
         data_split=arguments.split,
         data_allow=arguments.allow,
         data_classes=arguments.classes,
+        data_exif=arguments.exif,
+        follow_links=arguments.follow_links,
         overrides=arguments.set,
     )
     if arguments.print_config:

@@ -55,6 +55,7 @@ def evaluate(
     if images is not None:
         split = split._replace(images=Path(images))
     model, content = load_model(file)
+    split = split.read_like(content.settings.data.exif)
     if holdout_classes is None:
         holdout_classes = _known_holdout_classes(content, split, log)
     return measure(

@@ -107,6 +107,8 @@ def resolve_settings(
     data_split: str | None = None,
     data_allow: Sequence[str] = (),
     data_classes: Sequence[str] | None = None,
+    data_exif: str | None = None,
+    follow_links: bool = False,
     overrides: Sequence[str] = (),
 ) -> TrainSettings:
     """Resolves settings from preset (or `base`) < TOML file < the named arguments < `overrides` ("a.b=value").
@@ -131,6 +133,10 @@ def resolve_settings(
         texts.append(f"data.allow={json.dumps(list(dict.fromkeys(data_allow)))}")
     if data_classes is not None:
         texts.append(f"data.classes={json.dumps(list(data_classes))}")
+    if data_exif is not None:
+        texts.append(f"data.exif={data_exif}")
+    if follow_links:
+        texts.append("data.follow_links=true")
     texts += overrides
     if base is None:
         return load_settings(preset=preset or "edge", file=file, overrides=tuple(texts))

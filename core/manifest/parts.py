@@ -38,10 +38,16 @@ class InputSpec:
     """Subtracted from each channel inside the graph, 0..255 scale."""
     std_bgr: tuple[float, float, float]
     """Each channel is divided by it inside the graph, 0..255 scale."""
-    exif: Literal["apply", "ignore"] = "ignore"
-    """Whether image files were turned by their EXIF orientation in training, and are to be turned before the graph."""
+    exif: Literal["auto", "apply", "ignore"] = "auto"
+    """Whether training turned image files by their EXIF orientation, as a runtime should; auto: it met none, and a
+    runtime reads them as stored."""
     normalization_in_graph: Literal[True] = True
     """Frames are never normalised on the host."""
+
+    @property
+    def exif_reading(self) -> Literal["apply", "ignore"]:
+        """Whether to turn image files by their EXIF orientation."""
+        return "apply" if self.exif == "apply" else "ignore"
 
     @property
     def frame_hw(self) -> tuple[int, int]:

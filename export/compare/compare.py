@@ -24,6 +24,7 @@ from edgerpn.errors import ConfigError
 from edgerpn.export.compare.compared_model import ComparedModel, differences, open_models
 from edgerpn.export.compare.comparison import Comparison, ImageComparison
 from edgerpn.export.onnx.agreement import FrameProposals, ProposalThresholds, pair_proposals, valid_rows
+from edgerpn.images.header import Exif
 from edgerpn.letterbox import Letterbox, letterbox
 from edgerpn.manifest.parts import Precision
 from edgerpn.matching import TOLERANCES
@@ -70,6 +71,8 @@ def compare_models(
     """
     if not images:
         raise ConfigError(["no images to compare the models on"])
+    # One rule holds for all images of a set.
+    exif: Exif = dataset.records[0].exif if dataset is not None else "ignore"
     with contextlib.ExitStack() as stack:
         models = open_models(a, b, stack, allow_host_code=allow_host_code)
         unlike = differences(*models)  # step 1
@@ -87,7 +90,7 @@ def compare_models(
         batch_sizes = tuple(sorted({*models[0].batch_sizes, *models[1].batch_sizes})) or (1,)
         compared: list[ImageComparison] = []
         for size in batch_sizes:
-            compared += _compare_batches(models, images, size, precision)
+            compared += _compare_batches(models, images, size, precision, exif)
     recalls = _recalls(compared, batch_sizes[0], dataset) if dataset is not None else ({}, {})
     return Comparison(
         a=models[0].title,
@@ -118,7 +121,7 @@ def _short_names(a: ComparedModel, b: ComparedModel) -> tuple[str, str]:
 
 
 def _compare_batches(
-    models: tuple[ComparedModel, ComparedModel], images: Sequence[Path], size: int, precision: Precision
+    models: tuple[ComparedModel, ComparedModel], images: Sequence[Path], size: int, precision: Precision, exif: Exif
 ) -> list[ImageComparison]:
     """Steps 2 and 3 at one batch size."""
     is_same_input = models[0].frame_hw == models[1].frame_hw
@@ -126,7 +129,7 @@ def _compare_batches(
     for start in track(range(0, len(images), size), f"comparing, batch {size}", unit="batch"):
         # Images from the beginning fill the last batch; they are not counted again.
         indices = [(start + i) % len(images) for i in range(size)]
-        pictures = [read_image(images[i]) for i in indices]
+        pictures = [read_image(images[i], exif) for i in indices]
         results = [_run(model, pictures, indices, images) for model in models]
         for row, index in enumerate(indices[: len(images) - start]):
             sides = [result[row] for result in results]
@@ -143,6 +146,7 @@ def _compare_batches(
             compared.append(
                 ImageComparison(
                     file=images[index],
+                    exif=exif,
                     batch_size=size,
                     agreement=agreement,
                     in_image=(sides[0].in_image, sides[1].in_image),

@@ -12,6 +12,7 @@ import numpy as np
 
 from edgerpn.export.export_config import MAX_AR_DROP
 from edgerpn.export.onnx.agreement import FrameAgreement, FrameProposals, describe_disagreement
+from edgerpn.images.header import Exif
 from edgerpn.manifest.parts import ParitySpec, Precision
 from edgerpn.matching import Tolerance, match
 
@@ -34,6 +35,8 @@ class ImageComparison:
 
     file: Path
     """The image."""
+    exif: Exif = "ignore"
+    """Whether it was turned by its EXIF orientation."""
     batch_size: int
     """Frames in its batch."""
     agreement: FrameAgreement

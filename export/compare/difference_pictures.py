@@ -54,7 +54,7 @@ def draw_comparison(image: ImageComparison, names: tuple[str, str]) -> np.ndarra
         (H, W, 3) uint8 BGR. Thin grey: in both; orange: in one only, by a decision within rounding; magenta: in one
         only, unexplained.
     """
-    photograph = read_image(image.file)
+    photograph = read_image(image.file, image.exif)
     scale = float(np.clip(photograph.shape[1], _MIN_WIDTH_PX, _MAX_WIDTH_PX)) / photograph.shape[1]
     size = (round(photograph.shape[1] * scale), max(1, round(photograph.shape[0] * scale)))
     resized = cv2.resize(photograph, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)

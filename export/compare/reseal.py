@@ -88,7 +88,7 @@ class ChangedGraph:
             copy = Path(folder) / file.name
             shutil.copyfile(file, copy)
             images: list[Path] = []
-            if described.golden is not None and (parent.parent / described.golden.file).is_file():
+            if described.golden is not None and (parent.parent / Path(described.golden.file).name).is_file():
                 expected = golden.read(parent, described)
                 manifest = manifest.replace(golden=golden.write(expected, copy))
                 for number, frame in enumerate(expected.frames, start=1):

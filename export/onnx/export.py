@@ -152,6 +152,7 @@ def _photographs(
     split: Split | None = None
     if data is not None:
         split = data if isinstance(data, Split) else find_split(Path(data), "val", log=log)
+        split = split.read_like(checkpoint.settings.data.exif)
     elif images is None and (layouts := _layouts_trained_on(checkpoint)):
         choice = checkpoint.settings.data.choice
         # A set with a validation split only, or one from which training held images out.

@@ -246,7 +246,7 @@ def describe_graph(
             source_hw=config.source_hw,
             mean_bgr=model.mean_bgr,
             std_bgr=model.std_bgr,
-            exif=checkpoint.settings.data.exif_rule,
+            exif=checkpoint.settings.data.exif,
         ),
         outputs=edgerpn.manifest.standard_outputs(proposals.num_proposals),
         anchors=AnchorSpec(

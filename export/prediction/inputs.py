@@ -6,17 +6,17 @@ import hashlib
 import itertools
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from edgerpn.errors import ConfigError, DataError
-from edgerpn.export.prediction.ordered import in_order
+from edgerpn.export.prediction.pipeline import Shot
 from edgerpn.files import printable
 from edgerpn.images.formats import is_image_file
+from edgerpn.images.header import Exif
+from edgerpn.machine import threaded_map
 from edgerpn.runtime.frame import Event, Frame, Source
 from edgerpn.runtime.sources.file_sources import ImageSource, open_source
 from edgerpn.runtime.sources.spec import parse_source
@@ -42,26 +42,6 @@ class InputFile:
     """Id of the image in a data set; None: images and frames are numbered from 1."""
     num_frames: int | None = 1
     """Number of frames; of a video as the file states it, None: unknown."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Shot:
-    """An image, or a frame of a video, to predict on."""
-
-    index: int
-    """Place among all images and frames, from 0."""
-    image_id: int | str
-    """Id in the results."""
-    file_name: str
-    """Name in the results, different from all others: a relative path with slashes."""
-    path: Path
-    """The file that it comes from."""
-    frame: int | None
-    """Number of the frame in its video, from 0; None: an image."""
-    image: npt.NDArray[np.uint8] | None
-    """(H, W, 3) uint8 BGR; None: it cannot be read."""
-    problem: str = ""
-    """The reason why it cannot be read."""
 
 
 def find_inputs(specs: Sequence[str], ids: Mapping[Path, int | str] | None = None) -> list[InputFile]:
@@ -111,28 +91,33 @@ def total_shots(files: Sequence[InputFile]) -> int | None:
     return None if None in counts else sum(count or 0 for count in counts)
 
 
-def read_shots(files: Sequence[InputFile], *, skip: int, num_threads: int) -> Generator[Shot, None, None]:
+def read_shots(
+    files: Sequence[InputFile], *, skip: int, num_threads: int, exif: Exif = "ignore"
+) -> Generator[Shot, None, None]:
     """Reads the images and frames in order, several images at the same time.
 
     Args:
         files: The inputs.
         skip: Number of images and frames at the start that are not wanted.
         num_threads: Threads that decode images.
+        exif: Whether to turn images by their EXIF orientation.
     """
     number = 0
-    with ThreadPoolExecutor(num_threads, thread_name_prefix="edgerpn-decode") as pool:
-        for is_video, group in itertools.groupby(files, key=lambda file: file.is_video):
-            if not is_video:
-                images = list(enumerate(group, start=number + 1))
-                number += len(images)
-                wanted = [(position, file) for position, file in images if position > skip]
-                yield from in_order(pool, _read_image, wanted, ahead=num_threads + _READ_AHEAD)
-                continue
-            for file in group:
-                for frame_number, item in enumerate(_video_items(file)):
-                    number += 1
-                    if number > skip:
-                        yield _shot_of_frame(file, number, frame_number, item)
+    for is_video, group in itertools.groupby(files, key=lambda file: file.is_video):
+        if not is_video:
+            images = list(enumerate(group, start=number + 1))
+            number += len(images)
+            wanted = [(position, file) for position, file in images if position > skip]
+            ahead = num_threads + _READ_AHEAD
+            read = partial(_read_image, exif)
+            with closing(threaded_map(read, wanted, num_threads=num_threads, ahead=ahead)) as shots:
+                yield from shots
+            continue
+        for file in group:
+            for frame_number, item in enumerate(_video_items(file)):
+                number += 1
+                if number > skip:
+                    yield _shot_of_frame(file, number, frame_number, item)
 
 
 def _expand(spec: str) -> list[Path]:
@@ -215,11 +200,11 @@ def _with_ids(files: list[InputFile], ids: Mapping[Path, int | str]) -> list[Inp
     ]
 
 
-def _read_image(entry: tuple[int, InputFile]) -> Shot:
+def _read_image(exif: Exif, entry: tuple[int, InputFile]) -> Shot:
     number, file = entry
     image_id = number if file.image_id is None else file.image_id
     try:
-        image, problem = read_image(file.path), ""
+        image, problem = read_image(file.path, exif), ""
     except DataError as error:
         image, problem = None, printable(str(error))
     return Shot(
@@ -243,8 +228,8 @@ def _video_items(file: InputFile) -> Iterator[Frame | Event]:
 
     try:
         # One thread, because frames come one after the other.
-        with ThreadPoolExecutor(1, thread_name_prefix="edgerpn-decode") as pool:
-            for item in in_order(pool, advance, itertools.repeat(None), ahead=_READ_AHEAD):
+        with closing(threaded_map(advance, itertools.repeat(None), num_threads=1, ahead=_READ_AHEAD)) as found:
+            for item in found:
                 if item is None:
                     return
                 yield item

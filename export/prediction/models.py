@@ -17,6 +17,7 @@ import numpy.typing as npt
 from edgerpn import files
 from edgerpn.errors import CheckpointError, ConfigError
 from edgerpn.export.prediction.config import PredictConfig
+from edgerpn.images.header import Exif
 from edgerpn.letterbox import letterbox
 from edgerpn.machine import available_cores
 from edgerpn.proposals import Proposals
@@ -42,6 +43,8 @@ class Predictor:
     """Frames in one call that suit it."""
     num_workers: int
     """Concurrent calls that give the best throughput."""
+    exif: Exif
+    """Whether image files are turned by their EXIF orientation."""
     run: Callable[[Sequence[Image]], list[Proposals]]
     """Runs frames (H, W, 3) uint8 BGR of any sizes together."""
     closing: AbstractContextManager[object]
@@ -85,6 +88,7 @@ def _exported(file: Path, config: PredictConfig, allow_host_code: bool) -> Predi
         ran_by=model.backend.name,
         batch=config.batch or natural_batch(model),
         num_workers=max(1, model.backend.frames_in_flight),
+        exif=model.manifest.input.exif_reading,
         run=lambda frames: _run_exported(model, source_hw, frames),
         closing=model,
     )
@@ -128,6 +132,7 @@ def _checkpoint(file: Path, config: PredictConfig) -> Predictor:
         ran_by=f"PyTorch {versions()['torch']}, {device}",
         batch=config.batch or (GPU_BATCH if is_gpu else 1),
         num_workers=num_workers,
+        exif="apply" if content.settings.data.exif == "apply" else "ignore",
         run=lambda frames: [Proposals(boxes, scores) for boxes, scores in detect_batch(detector, frames)],
         closing=closing,
     )

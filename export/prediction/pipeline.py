@@ -7,20 +7,42 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from edgerpn.export.prediction.config import PredictConfig
-from edgerpn.export.prediction.inputs import Shot
 from edgerpn.export.prediction.models import Predictor
-from edgerpn.export.prediction.ordered import in_order
+from edgerpn.machine import threaded_map
 from edgerpn.proposals import Proposals
 
 Value = TypeVar("Value")
 
 _NOTHING = Proposals(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Shot:
+    """An image, or a frame of a video, to predict on."""
+
+    index: int
+    """Place among all images and frames, from 0."""
+    image_id: int | str
+    """Id in the results."""
+    file_name: str
+    """Name in the results, different from all others: a relative path with slashes."""
+    path: Path
+    """The file that it comes from."""
+    frame: int | None
+    """Number of the frame in its video, from 0; None: an image."""
+    image: npt.NDArray[np.uint8] | None
+    """(H, W, 3) uint8 BGR; None: it cannot be read."""
+    problem: str = ""
+    """The reason why it cannot be read."""
 
 
 def predict_shots(
@@ -49,13 +71,14 @@ def predict_shots(
         found = iter(predictor.run(images) if images else ())
         return [(shot, _NOTHING if shot.image is None else choose(next(found), config)) for shot in batch]
 
-    with (
-        ThreadPoolExecutor(predictor.num_workers, thread_name_prefix="edgerpn-predict") as model_pool,
-        ThreadPoolExecutor(num_threads, thread_name_prefix="edgerpn-write") as write_pool,
-    ):
-        results = in_order(model_pool, run, _batches(shots, predictor.batch), ahead=predictor.num_workers + 1)
+    # In each queue wait as many as keep its threads busy.
+    batches = _batches(shots, predictor.batch)
+    num_workers = predictor.num_workers
+    with closing(threaded_map(run, batches, num_threads=num_workers, ahead=num_workers + 2)) as results:
         pairs = itertools.chain.from_iterable(results)
-        yield from in_order(write_pool, lambda pair: finish(*pair), pairs, ahead=num_threads + 2)
+        finished = threaded_map(lambda pair: finish(*pair), pairs, num_threads=num_threads, ahead=num_threads + 2)
+        with closing(finished):
+            yield from finished
 
 
 def choose(proposals: Proposals, config: PredictConfig) -> Proposals:

@@ -6,13 +6,12 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 
 from edgerpn import __version__, files, settings
@@ -28,6 +27,7 @@ from edgerpn.export.prediction.sheet import read_entries, sheet_page
 from edgerpn.labels import WRITERS, LabelledImage, open_writer
 from edgerpn.machine import StopOnSignal, available_cores
 from edgerpn.progress import progress, track
+from edgerpn.runtime.opencv import single_threaded
 
 if TYPE_CHECKING:
     from edgerpn.train.data.formats.content import Split
@@ -198,7 +198,7 @@ class _Job:
         start_s = time.perf_counter()
         predictor = open_predictor(self.model, self.config, allow_host_code=allow_host_code)
         folders = [*self.formats, *(["crops"] if self.crops else []), *(["pictures"] if self.pictures else [])]
-        with predictor.closing, Journal(self.folder, self.plan, folders) as journal, _one_thread_of_opencv():
+        with predictor.closing, Journal(self.folder, self.plan, folders) as journal, single_threaded():
             stop_signal = self._predict(predictor, journal)
             if stop_signal is None:
                 self._finish(predictor, journal)
@@ -215,7 +215,7 @@ class _Job:
     def _predict(self, predictor: Predictor, journal: Journal) -> int | None:
         """Predicts on everything that is not done yet; returns the number of the signal that stopped it."""
         num_threads = min(_MAX_THREADS, available_cores())
-        shots = inputs.read_shots(self.found, skip=journal.num_images, num_threads=num_threads)
+        shots = inputs.read_shots(self.found, skip=journal.num_images, num_threads=num_threads, exif=predictor.exif)
         renderer = Renderer(journal, self.config, self.outputs)
         with (
             StopOnSignal() as stopper,
@@ -304,14 +304,3 @@ def _summary_of(complete: Mapping[str, Any]) -> PredictSummary:
         ran_by="",
         stop_signal=None,
     )
-
-
-@contextmanager
-def _one_thread_of_opencv() -> Iterator[None]:
-    # The cores belong to the model and to our threads: waking OpenCV's for a small picture costs more than it gains.
-    num_threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
-        yield
-    finally:
-        cv2.setNumThreads(num_threads)

@@ -14,8 +14,8 @@ import numpy.typing as npt
 from edgerpn import files
 from edgerpn.errors import SinkError
 from edgerpn.export.prediction.config import PredictConfig
-from edgerpn.export.prediction.inputs import Shot
 from edgerpn.export.prediction.journal import Entry, Journal
+from edgerpn.export.prediction.pipeline import Shot
 from edgerpn.export.prediction.sheet import SheetEntry, is_on_sheet
 from edgerpn.proposals import Proposals
 from edgerpn.runtime.draw import draw_proposals

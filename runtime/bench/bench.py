@@ -85,7 +85,7 @@ def run_bench(
             source_hw=model.manifest.input.source_hw,
             frame_hw=config.frame_hw,
             max_mib=config.frames_mib,
-            exif=model.manifest.input.exif,
+            exif=model.manifest.input.exif_reading,
         )
         with Sampler(config.sample_ms) as sampler:
             log(f"warm-up, {config.warm_up_s:g} s")

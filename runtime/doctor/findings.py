@@ -10,6 +10,7 @@ from edgerpn.runtime.doctor.clock import skew_in_words
 from edgerpn.runtime.doctor.figures import NO_BREAKS, StreamFigures
 from edgerpn.runtime.doctor.recording import Recording
 from edgerpn.runtime.sources import CaptureConfig
+from edgerpn.runtime.sources.capture_config import GAP_S
 from edgerpn.runtime.sources.http_pictures import DEFAULT_RATE_HZ
 from edgerpn.runtime.sources.pace import Pace
 
@@ -95,11 +96,13 @@ def _breaks(figures: StreamFigures, recording: Recording) -> Iterator[Finding]:
         last = [event for event in events if event.kind == "reconnecting" and event.reason not in NO_BREAKS][-1]
         text = f"the connection ended {_times(figures.num_reconnects)} ({last.reason})"
         advice = last.fix or "Check the camera's log, and its other viewers."
-        if figures.num_stalls and last.reason != "slow":
+        is_slow = last.reason == "slow"
+        if figures.num_stalls and not is_slow:
             stall_s = Pace(recording.config).stall_s
             text = f"{text}, {_times(figures.num_stalls)} because it froze for stall_s ({stall_s:g} s)"
             advice = "Check the camera's load and network. If the camera only pauses, raise stall_s."
-        yield _problem(text, advice)
+        # Without the setting a run adapts to it.
+        yield _hint(text, advice) if is_slow and recording.config.stall_s is None else _problem(text, advice)
     elif figures.num_unreadable:
         last = [event for event in events if event.kind == "error"][-1]
         yield _problem(last.message, last.fix)
@@ -125,7 +128,14 @@ def _losses(figures: StreamFigures, config: CaptureConfig) -> Iterator[Finding]:
     """Yields silence, missing frames, damage, and frames that this machine dropped."""
     to_tcp = "Use transport=tcp. " if config.spec.is_rtsp and config.transport == "udp" else ""
     network = f"{to_tcp}Lower the bit rate, use the sub-stream, or a better network (cable instead of Wi-Fi)."
-    if figures.num_gaps:
+    interval_s = (figures.interval_p50_ms or 0.0) / 1e3
+    if figures.num_gaps and interval_s > GAP_S and figures.longest_gap_s < 2 * interval_s:
+        yield _hint(
+            f"pictures come slowly and steadily, {interval_s:.1f} s apart",
+            "If the camera is meant to be so slow: without gap_s and stall_s the limits of silence follow its pace. "
+            "Otherwise check its frame rate and exposure.",
+        )
+    elif figures.num_gaps:
         longest_s = figures.longest_gap_s
         settings = f"gap_s={_above(longest_s)} avoids the events"
         limits = Pace(config)

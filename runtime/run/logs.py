@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
+from edgerpn.files import printable
 from edgerpn.runtime.frame import Event
 from edgerpn.runtime.redaction import redact
 from edgerpn.runtime.sinks.record import iso_utc
@@ -112,4 +113,4 @@ def _message(record: logging.LogRecord) -> str:
     text = record.getMessage()
     if record.exc_info:
         text = f"{text}\n{logging.Formatter().formatException(record.exc_info)}"
-    return redact(text)
+    return redact(printable(text))

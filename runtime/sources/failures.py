@@ -88,11 +88,12 @@ _PATTERNS: tuple[tuple[Reason, str], ...] = (
         r"|unspecified (?:size|pixel)",
     ),
 )
-# Messages of OpenCV and GStreamer that say nothing about the cause.
+# Messages of OpenCV, FFmpeg and GStreamer that say nothing about the cause.
 _NOISE = re.compile(
     r"backend is generally available|global (?:obsensor|cap\.cpp)|unable to (?:start pipeline|query duration)"
     r"|pipeline have not been created|cannot query video position|CAP_PROP_POS_MSEC|trying to dispose element"
-    r"|application or some element\.|you need to explicitly set|link has no (?:source|sink)|cannot find appsink",
+    r"|application or some element\.|you need to explicitly set|link has no (?:source|sink)|cannot find appsink"
+    r"|deprecated pixel format used",
     re.IGNORECASE,
 )
 

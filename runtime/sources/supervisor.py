@@ -198,8 +198,7 @@ class SourceSupervisor:
         if self.pace.is_adapted and not self._has_adapted:
             self._has_adapted = True
             _logger.info(
-                "%s: its pictures come %.1f s apart; the limits of silence adapt (stall_s is %.0f s now; the setting "
-                "would fix it)",
+                "%s: pictures come %.1f s apart; without a setting the limits of silence adapt: stall_s is %.0f s now",
                 self.config.label,
                 self.pace.interval_s,
                 self.pace.stall_s,
@@ -270,8 +269,10 @@ class SourceSupervisor:
                 reason, message = "slow", self._slow_in_words(message)
             text = f"{self.config.label}: {message}; its process is killed"
             self._event("stalled", text, reason=reason, duration_s=silent_s)
-        # A server that does not answer at all is reported by the process itself, earlier.
-        is_slow = reason == "slow" or (self._is_live is None and self._alive_s is not None)
+        # A server that does not answer at all is reported by the process itself, earlier. A driver that hangs needs no
+        # more time, but another start.
+        is_opening = self._is_live is None and self._alive_s is not None
+        is_slow = reason == "slow" or (is_opening and self.config.spec.kind in ("url", "plugin"))
         self._exit_report = ExitReport(reason=reason, message=message, is_final=False, is_slow=is_slow)
         self._kill(process, now_s)
 

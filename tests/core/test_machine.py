@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -131,3 +133,57 @@ def test_board_and_power_mode_of_a_jetson_are_read(tmp_path: Path, monkeypatch: 
     assert machine.power_mode() == "2"
     modes.write_text("< POWER_MODEL ID=0 NAME=15W >\nA 1\n< POWER_MODEL ID=2 NAME=MAXN_SUPER >\n")
     assert machine.power_mode() == "2 MAXN_SUPER"
+
+
+def test_a_threaded_map_keeps_the_order_and_takes_few_items_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "available_cores", lambda: 2)
+    taken = []
+
+    def items() -> Iterator[int]:
+        for number in range(1000):
+            taken.append(number)
+            yield number
+
+    results = machine.threaded_map(lambda number: number * number, items())
+    assert next(results) == 0
+    assert len(taken) == 2 * 16
+    assert list(results) == [number * number for number in range(1, 1000)]
+
+
+def test_a_threaded_map_computes_no_more_than_it_is_told() -> None:
+    taken: list[int] = []
+    gates = [threading.Event() for _ in range(10)]
+
+    def items() -> Iterator[int]:
+        for number in range(10):
+            taken.append(number)
+            yield number
+
+    def slow(number: int) -> int:
+        assert gates[number].wait(60)
+        return number * number
+
+    results = machine.threaded_map(slow, items(), num_threads=3, ahead=3)
+    # The last two are done before the first.
+    for number in (1, 2, 0):
+        gates[number].set()
+    assert next(results) == 0
+    assert taken == [0, 1, 2]
+    for gate in gates:
+        gate.set()
+    assert list(results) == [number * number for number in range(1, 10)]
+
+
+def test_an_error_in_a_threaded_map_ends_it_and_no_further_items_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "available_cores", lambda: 1)
+    started = []
+
+    def work(number: int) -> int:
+        started.append(number)
+        if number == 3:
+            raise ValueError("three")
+        return number
+
+    with pytest.raises(ValueError, match="three"):
+        list(machine.threaded_map(work, range(1000)))
+    assert len(started) < 100

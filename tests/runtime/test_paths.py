@@ -47,7 +47,10 @@ def test_every_name_of_a_file_is_read_and_written(
     assert {record["source"] for record in records} == {f"./{printable(odd)}.mp4"}
     with native_path(f"out/{odd}.mp4") as native:
         assert cv2.VideoCapture(native).get(cv2.CAP_PROP_FRAME_COUNT) == 3
-    assert f"./out/{printable(odd)}.jsonl" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert f"./out/{printable(odd)}.jsonl" in shown.out
+    assert f"{printable(odd)}.onnx: ONNX Runtime" in shown.err
+    assert "\\udce9" not in shown.err
 
 
 def test_every_name_of_a_folder_is_read_and_written(odd: str, model_path: Path, video_path: Path) -> None:

@@ -143,7 +143,15 @@ def _shown_places(finding: Finding, by_file: Mapping[Path, ImageRecord]) -> list
     for file, boxes in finding.places:
         record = by_file.get(file)
         others = () if record is None or boxes else _tuples(record.boxes_xyxy)
-        shown.append(Shown(file=file, caption=f"{file.name}: {len(boxes)} boxes", flagged=boxes, others=others))
+        shown.append(
+            Shown(
+                file=file,
+                caption=f"{file.name}: {len(boxes)} boxes",
+                flagged=boxes,
+                others=others,
+                exif="ignore" if record is None else record.exif,
+            )
+        )
     return shown
 
 
@@ -215,6 +223,7 @@ def _shown_boxes(records: Sequence[ImageRecord], found: Mapping[int, np.ndarray]
             caption=f"{records[row].file.name}: {len(found[row])} {what}",
             flagged=_tuples(found[row]),
             others=_tuples(records[row].boxes_xyxy),
+            exif=records[row].exif,
         )
         for row in worst
     ]
@@ -229,6 +238,7 @@ def _unmarked_items(name: str, records: Sequence[ImageRecord], detect: Detect, l
                 caption=f"{records[one.row].file.name}: {len(one.boxes)} unmarked, {one.num_marked} marked",
                 flagged=_tuples(one.boxes),
                 others=_tuples(records[one.row].boxes_xyxy),
+                exif=records[one.row].exif,
             )
             for one in unmarked[:_NUM_SHOWN]
         ]
@@ -327,12 +337,13 @@ def _leaks(
 
 def _pair(first: ImageRecord, second: ImageRecord) -> Shown:
     caption = f"{first.file.name} and {second.file.name}"
-    return Shown(file=first.file, caption=caption, others=_tuples(first.boxes_xyxy), beside=second.file)
+    boxes = _tuples(first.boxes_xyxy)
+    return Shown(file=first.file, caption=caption, others=boxes, exif=first.exif, beside=second.file)
 
 
 def _fingerprint(record: ImageRecord) -> tuple[int, np.ndarray]:
     reduction = next((one for one in (8, 4, 2) if min(record.hw) >= one * _HASHED_PX), 1)
-    return fingerprint(read_reduced(record.file, reduction)[0])
+    return fingerprint(read_reduced(record.file, reduction, record.exif)[0])
 
 
 def _tuples(boxes_xyxy: np.ndarray) -> tuple[tuple[float, float, float, float], ...]:

@@ -48,7 +48,7 @@ def find_unmarked(records: Sequence[ImageRecord], detect: Detect, label: str) ->
     places: dict[int, tuple[Boxes, Scores]] = {}
     found_scores: list[float] = []
     for row, record in enumerate(track(records, f"unmarked objects of {label}", unit="image")):
-        boxes, scores = detect(read_image(record.file))
+        boxes, scores = detect(read_image(record.file, record.exif))
         marked = np.concatenate((record.boxes_xyxy, record.ignore_xyxy, record.held_out_xyxy))
         common = intersections(boxes, marked)
         own, other = _areas(boxes)[:, None], _areas(marked)[None]

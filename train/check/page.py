@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from edgerpn.errors import DataError
+from edgerpn.images.header import Exif
 from edgerpn.page import box_rect, head_cells, headlines, jpeg_uri, page, section, table
 from edgerpn.train.check.report import CheckItem, CheckReport, Shown, size_names
 from edgerpn.train.data.image_files import read_image
@@ -70,7 +71,7 @@ def _pictures(item: CheckItem) -> str:
     for shown in item.shown:
         try:
             files = [shown.file, *([shown.beside] if shown.beside is not None else [])]
-            drawn = [_picture(file, shown if file is shown.file else None) for file in files]
+            drawn = [_picture(file, shown.exif, shown if file is shown.file else None) for file in files]
         except DataError:
             continue
         kind = "pair" if len(drawn) > 1 else "single"
@@ -91,13 +92,13 @@ def _pictures(item: CheckItem) -> str:
     )
 
 
-def _picture(file: Path, shown: Shown | None) -> str:
+def _picture(file: Path, exif: Exif, shown: Shown | None) -> str:
     """A picture with its boxes, and a margin for those that reach out.
 
     Raises:
         DataError: The image cannot be read.
     """
-    image = read_image(file)
+    image = read_image(file, exif)
     height, width = image.shape[:2]
     flagged, others = (shown.flagged, shown.others) if shown is not None else ((), ())
     left, top, right, bottom = _view(flagged, width, height)

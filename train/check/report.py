@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from edgerpn.images.header import Exif
 from edgerpn.train.check.boxes import SIZE_LIMITS_PX, BoxFigures
 from edgerpn.train.data.coco import Dataset
 
@@ -27,6 +28,8 @@ class Shown:
     """Boxes x1, y1, x2, y2 that the item is about, pixels of the image; they may reach out."""
     others: tuple[tuple[float, float, float, float], ...] = ()
     """The other boxes of the image."""
+    exif: Exif = "ignore"
+    """Whether its images are turned by their EXIF orientation."""
     beside: Path | None = None
     """Another image to show beside it."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -149,19 +149,22 @@ class ListedBoxes:
         return f"{self.names[row]}: [{x:g}, {y:g}, {width:g}, {height:g}] in {hw[1]:g} x {hw[0]:g}"
 
 
-def load_json(data: bytes, file: Path, expected: str) -> Any:
+def load_json(
+    data: bytes, file: Path, expected: str, make: Callable[[list[tuple[str, Any]]], Any] | None = None
+) -> Any:
     """Parses JSON in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
 
     Args:
         data: The content of the file.
         file: The file, for messages.
         expected: What the file should be, for messages.
+        make: Makes the value of each object of its keys and values; None: a dict.
 
     Raises:
         DataError: It is not JSON.
     """
     try:
-        return json.loads(data)
+        return json.loads(data, object_pairs_hook=make)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file}: not valid JSON: {error}; expected {expected}") from error
 
@@ -172,7 +175,7 @@ def parse_json(data: bytes, file: Path) -> dict[str, Any]:
     Raises:
         DataError: The text is not JSON, or not an object with these two lists.
     """
-    root = load_json(data, file, "a COCO annotation file")
+    root = load_json(data, file, "a COCO annotation file", _without_polygons)
     if not isinstance(root, dict):
         raise DataError(f"{file}: expected a JSON object with 'images' and 'annotations', got {type(root).__name__}")
     for key in ("images", "annotations"):
@@ -180,6 +183,15 @@ def parse_json(data: bytes, file: Path) -> dict[str, Any]:
             found = f"{type(root[key]).__name__}" if key in root else f"only {', '.join(sorted(root)) or 'nothing'}"
             raise DataError(f"{file}: expected a list {key!r} as in COCO's instances files, got {found}")
     return root
+
+
+def _without_polygons(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns an object without its polygons if it has a bbox; they take most of the memory of a large file."""
+    row = dict(pairs)
+    box = row.get("bbox")
+    if "segmentation" in row and type(box) is list and len(box) == 4 and {*map(type, box)} <= {int, float}:
+        del row["segmentation"]
+    return row
 
 
 def repair_rows(

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from edgerpn.arguments import names_argument
+from edgerpn.images.header import Exif
 from edgerpn.train.data.rules import RULE_NAMES
 
+ExifChoice = Literal["auto", "apply", "ignore"]
 DataFormat = Literal["auto", "coco", "yolo", "voc", "openimages", "labelme", "cvat", "labelstudio"]
 FORMATS: tuple[str, ...] = get_args(DataFormat)
 _SPLIT_SYNTAX = (
@@ -40,8 +42,25 @@ class SplitRule:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ImageRules:
+    """The treatment of image files; the settings of the same names explain the values."""
+
+    exif: ExifChoice = "auto"
+    """Whether images are turned by their EXIF orientation; "auto": not, and a set in which it matters is refused."""
+    follow_links: bool = False
+    """Whether images may be links to files outside of their folder."""
+    damaged: Literal["drop", "use", "refuse"] = "drop"
+    """Treatment of images that decode in spite of damage."""
+
+    @property
+    def reading(self) -> Exif:
+        """The rule by which images are read."""
+        return "apply" if self.exif == "apply" else "ignore"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DataChoice:
-    """Format, split and classes as given."""
+    """Format, split, classes and treatment of image files as given."""
 
     format: str = "auto"
     """One of `FORMATS`; "auto": recognised by the files."""
@@ -51,6 +70,8 @@ class DataChoice:
     """Rules about whole sets that are accepted, see `edgerpn.train.data.rules`."""
     classes: tuple[str, ...] = ()
     """Names of the classes whose boxes count; empty: all."""
+    images: ImageRules = ImageRules()
+    """Treatment of image files."""
 
     @property
     def rule(self) -> SplitRule:
@@ -80,7 +101,7 @@ def parse_split(text: str) -> SplitRule:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds `--format`, `--split`, `--classes` and `--allow`, for a data set."""
+    """Adds `--format`, `--split`, `--classes`, `--allow`, `--exif` and `--follow-links`, for a data set."""
     parser.add_argument(
         "--format", choices=FORMATS, default=None, help="format of the data set (default: recognised by the files)"
     )
@@ -105,6 +126,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="A,B",
         help="use the boxes of these classes only (default: all); the others count as background",
     )
+    parser.add_argument(
+        "--exif",
+        choices=("apply", "ignore"),
+        help="images with an EXIF orientation: turn them as viewers do, or read them as stored (default: as the model "
+        "was trained, else refuse a set in which it matters)",
+    )
+    parser.add_argument(
+        "--follow-links", action="store_true", help="read images that are links to files outside of the data folder"
+    )
 
 
 def chosen(arguments: argparse.Namespace) -> DataChoice:
@@ -114,6 +144,7 @@ def chosen(arguments: argparse.Namespace) -> DataChoice:
         split=arguments.split or "",
         classes=arguments.classes or (),
         allow=tuple(dict.fromkeys(arguments.allow)),
+        images=ImageRules(exif=arguments.exif or "auto", follow_links=arguments.follow_links),
     )
 
 

@@ -1,6 +1,6 @@
 """COCO data sets, checked before training starts: problems are counted and repaired, or they are errors.
 
-Boxes are x1, y1, x2, y2 in pixels of the stored image (the EXIF orientation is ignored, see `image_files`).
+Boxes are x1, y1, x2, y2 in pixels of the image as it is read: stored, or turned by its EXIF orientation.
 Categories do not matter: every box is an object, unless its class is held out.
 """
 
@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from edgerpn.errors import DataError
+from edgerpn.images.header import Exif
 from edgerpn.machine import threaded_map
 from edgerpn.progress import track
 from edgerpn.train.data.annotations import (
@@ -23,16 +24,19 @@ from edgerpn.train.data.annotations import (
     BROKEN_FILE,
     MISSING_FILE,
     ImageId,
+    ListedBoxes,
     ListedImage,
     ProblemKind,
     Problems,
     class_ids,
 )
+from edgerpn.train.data.choice import ImageRules
 from edgerpn.train.data.findings import Finding, refuse
 from edgerpn.train.data.formats.content import Split
-from edgerpn.train.data.image_files import ImageFolder, Verify, probe_image, read_image
+from edgerpn.train.data.image_files import ImageFolder, ImageProbe, Verify, probe_image, read_image
 from edgerpn.train.data.listing import CheckedBoxes, Listing, check_boxes, known_sizes, load_content, read_listing
-from edgerpn.train.data.rules import IMAGES
+from edgerpn.train.data.orientation import TurnedImage, find_turned, size_by, turn_fractions
+from edgerpn.train.data.rules import DAMAGED, IMAGES
 
 __all__ = ["Dataset", "ImageRecord", "Verify", "class_names", "read_coco", "read_image", "read_split", "read_truth"]
 
@@ -40,7 +44,12 @@ WRONG_SIZE = ProblemKind(
     "image whose size is not the annotated one", "image dropped, as its boxes may belong to another picture"
 )
 NO_BOXES = ProblemKind("image without boxes", "kept as a negative")
-_DROPPING = (BAD_IMAGE, MISSING_FILE, BROKEN_FILE, WRONG_SIZE)
+RENAMED_FILE = ProblemKind("image file found under another spelling or folder", "used")
+AMBIGUOUS_FILE = ProblemKind("image file name that fits several files", "image dropped")
+OTHER_READING = ProblemKind("image annotated with the size of the other EXIF reading", "used as `data.exif` says")
+DAMAGED_FILE = ProblemKind("image file damaged", "image dropped")
+DAMAGED_BUT_USED = ProblemKind("image file damaged, data.damaged accepts it", "used as far as it decodes")
+_DROPPING = (BAD_IMAGE, MISSING_FILE, AMBIGUOUS_FILE, BROKEN_FILE, WRONG_SIZE, DAMAGED_FILE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -52,7 +61,7 @@ class ImageRecord:
     file: Path
     """The image file."""
     hw: tuple[int, int]
-    """Height and width of the stored image, pixels."""
+    """Height and width of the image as it is read, pixels."""
     boxes_xyxy: npt.NDArray[np.float32]
     """(G, 4) objects, pixels, inside the image, of positive width and height."""
     ignore_xyxy: npt.NDArray[np.float32]
@@ -63,6 +72,8 @@ class ImageRecord:
     """(G,) positions of the objects' classes in `Dataset.class_names`."""
     ignore_classes: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     """(I,) the same for the regions of many objects."""
+    exif: Exif = "ignore"
+    """Whether the image is turned by its EXIF orientation when it is read; see `image_files.read_image`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -173,7 +184,8 @@ def inspect_split(split: Split, *, verify: Verify = "decode", holdout_classes: S
     """Reads a split of any format and checks it against the images, but refuses nothing that can be read.
 
     `Dataset.problems` counts what it repairs: malformed entries and boxes (dropped), boxes partly outside (clipped),
-    copies of boxes (kept once), missing and broken files and files of another size than annotated (image dropped),
+    copies of boxes (kept once), missing, broken and damaged files and files of another size than annotated (image
+    dropped), files found under another name (used),
     images without boxes (kept as negatives), and more. `Dataset.findings` has the rules about whole sets.
 
     Args:
@@ -190,21 +202,21 @@ def inspect_split(split: Split, *, verify: Verify = "decode", holdout_classes: S
     if not images.is_dir():
         raise DataError(f"{images}: no such folder; expected the images of {annotations.name}")
     problems = listing.problems
-    num_images = problems.count(*_DROPPING) + len(listing.images)
-    found = _check_files(listing.images, images, verify, problems, annotations)
-    num_dropped = problems.count(*_DROPPING)
-    if num_dropped == num_images:
+    found = _check_files(listing.images, split, verify, problems)
+    files = [one.file for one in found]
+    if not any(files):
         raise DataError(
-            f"{annotations}: none of its {num_images} images is usable in {images}; is it the right folder?",
+            f"{annotations}: none of its {problems.count(BAD_IMAGE) + len(files)} images is usable in {images}; is it "
+            "the right folder?",
             problems=problems.lines(),
         )
-    files = [one[0] if one else None for one in found]
-    sizes = [one[1] if one else (0, 0) for one in found]
+    boxes, findings = _find_in_files(listing, found, split.rules)
+    listing = replace(listing, boxes=boxes)
+    sizes = [one.hw for one in found]
     checked = check_boxes(listing, sizes, files)
-    records = tuple(_records(listing, files, sizes, checked))
+    records = tuple(_records(listing, files, sizes, checked, split.rules.reading))
     if len(checked.boxes) and not any(len(record.boxes_xyxy) + len(record.ignore_xyxy) for record in records):
         raise DataError(f"{annotations}: none of its {len(checked.boxes)} boxes is usable", problems=problems.lines())
-    lost = Finding(rule=IMAGES, count=num_dropped, total=num_images)
     return Dataset(
         records=records,
         annotation_file=annotations,
@@ -212,7 +224,7 @@ def inspect_split(split: Split, *, verify: Verify = "decode", holdout_classes: S
         problems=problems.lines(),
         folder=split.folder or annotations.parent,
         class_names=listing.boxes.class_names,
-        findings=(*((lost,) if num_dropped else ()), *checked.findings),
+        findings=(*findings, *checked.findings),
         repairs=problems.kinds(),
     )
 
@@ -283,49 +295,113 @@ def class_names(split: Split) -> frozenset[str]:
         return frozenset()
 
 
+class _CheckedFile(NamedTuple):
+    """An image file after its check."""
+
+    file: Path | None = None
+    """The file; None: it cannot be used."""
+    hw: tuple[int, int] = (0, 0)
+    """Height and width of the image as it will be read, pixels."""
+    problems: tuple[tuple[ProblemKind, str], ...] = ()
+    """Kinds of problems, each with a description of the case."""
+    probe: ImageProbe | None = None
+    """The facts about the file; None: not looked at."""
+
+
 def _check_files(
-    listed: tuple[ListedImage, ...], images: Path, verify: Verify, problems: Problems, annotations: Path
-) -> list[tuple[Path, tuple[int, int]] | None]:
-    """Checks every file in threads (decoding releases the GIL); returns path and size of each, None if unusable."""
+    listed: tuple[ListedImage, ...], split: Split, verify: Verify, problems: Problems
+) -> list[_CheckedFile]:
+    """Checks every file in threads (decoding releases the GIL), in the order of the list."""
 
-    def check(image: ListedImage) -> tuple[tuple[Path, tuple[int, int]] | None, tuple[ProblemKind, str] | None]:
-        return _check_file(image, folder, verify, annotations)
+    def check(image: ListedImage) -> _CheckedFile:
+        return _check_file(image, folder, verify, split)
 
-    folder = ImageFolder(images)
+    folder = ImageFolder(split.images, follow_links=split.rules.follow_links)
     found = []
     with contextlib.closing(threaded_map(check, listed)) as checked:
-        for usable, problem in track(checked, f"checking {annotations.name}", total=len(listed), unit="image"):
-            if problem is not None:
+        for one in track(checked, f"checking {split.annotations.name}", total=len(listed), unit="image"):
+            for problem in one.problems:
                 problems.add(*problem)
-            found.append(usable)
+            found.append(one)
     return found
 
 
-def _check_file(
-    image: ListedImage, folder: ImageFolder, verify: Verify, annotations: Path
-) -> tuple[tuple[Path, tuple[int, int]] | None, tuple[ProblemKind, str] | None]:
-    """Returns the image's file and size, or the problem that makes it unusable."""
+def _check_file(image: ListedImage, folder: ImageFolder, verify: Verify, split: Split) -> _CheckedFile:
+    name = f"image {image.image_id}: {image.file_name}"
     try:
         file = folder.locate(image.file_name)
+        candidates = [file] if file is not None else folder.search(image.file_name)
     except DataError as error:
-        raise DataError(f"{annotations}: image {image.image_id}: {error}") from error
+        raise DataError(f"{split.annotations}: image {image.image_id}: {error}") from error
+    if len(candidates) > 1:
+        fitting = " and ".join(map(str, candidates[:2]))
+        return _CheckedFile(problems=((AMBIGUOUS_FILE, f"{name}: {fitting}"),))
+    if not candidates:
+        near = folder.find_near(image.file_name)
+        return _CheckedFile(problems=((MISSING_FILE, f"{name} (there is {near})" if near else name),))
+    found = _check_found(image, candidates[0], verify, split)
     if file is None:
-        return None, (MISSING_FILE, f"image {image.image_id}: {image.file_name}")
+        renamed = RENAMED_FILE, f"{name} found as {candidates[0].relative_to(folder.path)}"
+        found = found._replace(problems=(renamed, *found.problems))
+    return found
+
+
+def _check_found(image: ListedImage, file: Path, verify: Verify, split: Split) -> _CheckedFile:
+    name = f"image {image.image_id}: {image.file_name}"
     if verify == "none" and image.hw is not None:
-        return (file, image.hw), None
+        return _CheckedFile(file, image.hw)
     try:
-        found = probe_image(file, "header" if verify == "none" else verify).stored_hw
+        probe = probe_image(file, "header" if verify == "none" else verify)
     except DataError as error:
-        return None, (BROKEN_FILE, f"image {image.image_id}: {error}")
-    if image.hw is not None and found != image.hw:
-        sizes = f"{found[1]} x {found[0]}, annotated {image.hw[1]} x {image.hw[0]}"
-        turned = ", as if rotated by its EXIF orientation" if found == image.hw[::-1] else ""
-        return None, (WRONG_SIZE, f"image {image.image_id}: {image.file_name}: {sizes}{turned}")
-    return (file, found), None
+        return _CheckedFile(problems=((BROKEN_FILE, f"image {image.image_id}: {error}"),))
+    hw = size_by(split.rules.reading, probe, image.hw)
+    annotated = "" if image.hw is None else f"annotated {image.hw[1]} x {image.hw[0]}"
+    if hw is None:
+        swapped = ", swapped as after the loss of an EXIF orientation" if image.hw == probe.stored_hw[::-1] else ""
+        sizes = f"{probe.stored_hw[1]} x {probe.stored_hw[0]}, {annotated}{swapped}"
+        return _CheckedFile(problems=((WRONG_SIZE, f"{name}: {sizes}"),))
+    problems = []
+    if image.hw not in (None, hw):
+        problems.append((OTHER_READING, f"{name}: {hw[1]} x {hw[0]}, {annotated}"))
+    if probe.damage:
+        kind = DAMAGED_BUT_USED if split.rules.damaged == "use" else DAMAGED_FILE
+        problems.append((kind, f"image {image.image_id}: {file}: {probe.damage}"))
+        if kind is DAMAGED_FILE:
+            return _CheckedFile(problems=tuple(problems))
+    return _CheckedFile(file, hw, tuple(problems), probe)
+
+
+def _find_in_files(
+    listing: Listing, checked: Sequence[_CheckedFile], rules: ImageRules
+) -> tuple[ListedBoxes, list[Finding]]:
+    """Applies the rules about image files of a set; returns the boxes by the sizes of the images as they are read."""
+    turned = [
+        TurnedImage(row, one.file, one.probe.stored_hw, one.probe.orientation, listed.hw)
+        for row, (one, listed) in enumerate(zip(checked, listing.images, strict=True))
+        if one.file is not None and one.probe is not None and one.probe.orientation != 1
+    ]
+    boxes, findings = listing.boxes, []
+    if rules.exif == "auto":
+        finding = find_turned(turned, boxes, is_relative=listing.is_relative)
+        findings += [finding] if finding is not None else []
+    elif rules.exif == "apply" and listing.is_relative:
+        boxes = turn_fractions(boxes, turned)
+    num_dropped = listing.problems.count(*_DROPPING)
+    total = listing.problems.count(BAD_IMAGE) + len(listing.images)
+    if num_dropped:
+        findings.append(Finding(rule=IMAGES, count=num_dropped, total=total))
+    num_damaged = listing.problems.count(DAMAGED_FILE)
+    if rules.damaged == "refuse" and num_damaged:
+        findings.append(Finding(rule=DAMAGED, count=num_damaged, total=total))
+    return boxes, findings
 
 
 def _records(
-    listing: Listing, files: Sequence[Path | None], sizes: Sequence[tuple[int, int]], checked: CheckedBoxes
+    listing: Listing,
+    files: Sequence[Path | None],
+    sizes: Sequence[tuple[int, int]],
+    checked: CheckedBoxes,
+    exif: Exif = "ignore",
 ) -> Iterator[ImageRecord]:
     boxes = checked.boxes
     kept = np.flatnonzero(checked.is_kept & ~(boxes.is_held_out & boxes.is_crowd))
@@ -348,4 +424,5 @@ def _records(
             held_out_xyxy=checked.xyxy[apart],
             box_classes=boxes.class_rows[objects],
             ignore_classes=boxes.class_rows[crowds],
+            exif=exif,
         )

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from edgerpn.images.header import Exif
 from edgerpn.machine import available_bytes
 from edgerpn.train.data.augment import AugmentConfig, scale_limits
 from edgerpn.train.data.coco import ImageRecord
@@ -80,8 +81,10 @@ class ImageCache:
         with self._lock:
             return int(self._is_filled.sum())
 
-    def read(self, index: int, file: Path, reduction: int) -> tuple[npt.NDArray[np.uint8], int]:
+    def read(self, index: int, file: Path, reduction: int, exif: Exif = "ignore") -> tuple[npt.NDArray[np.uint8], int]:
         """Reads as `read_reduced` does, from memory if image number `index` is cached; the result is read-only.
+
+        All reads of an image have the same `exif`.
 
         Raises:
             DataError: The file is missing, truncated or not an image.
@@ -89,14 +92,14 @@ class ImageCache:
         kept = reduction if _is_jpeg(file) else 1
         slot = self._slots.get((index, kept))
         if slot is None:
-            return read_reduced(file, reduction)
+            return read_reduced(file, reduction, exif)
         start, shape = slot
         place = self._memory[start : start + int(np.prod(shape))].numpy().reshape(shape)
         column = _REDUCTIONS.index(kept)
         with self._lock:
             is_filled = bool(self._is_filled[index, column])
         if not is_filled:
-            image, used = read_reduced(file, reduction)
+            image, used = read_reduced(file, reduction, exif)
             if used != kept or image.shape != shape:
                 return image, used
             place[:] = image

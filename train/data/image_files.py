@@ -7,6 +7,8 @@ before it decodes it.
 from __future__ import annotations
 
 import os
+import threading
+import unicodedata
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -17,6 +19,7 @@ import numpy.typing as npt
 from edgerpn.errors import DataError
 from edgerpn.images.decoding import decode_image, read_bytes
 from edgerpn.images.faults import find_fault
+from edgerpn.images.formats import list_images
 from edgerpn.images.header import Exif, Header, read_header
 
 Verify = Literal["decode", "header", "none"]
@@ -91,12 +94,20 @@ def _refuse_fault(header: Header, file: Path) -> None:
 
 
 class ImageFolder:
-    """The folder that must contain all images of a data set."""
+    """The folder that must contain all images of a data set; threads may share it."""
 
-    def __init__(self, folder: Path) -> None:
-        """Resolves `folder`, which may itself be a link."""
-        self._base = Path(os.path.abspath(folder))
+    def __init__(self, folder: Path, *, follow_links: bool = False) -> None:
+        """Resolves `folder`, which may itself be a link.
+
+        Args:
+            folder: The folder.
+            follow_links: Whether its files may be links that lead out of it.
+        """
+        self.path = Path(os.path.abspath(folder))
         self._root = os.path.realpath(folder)
+        self._follow_links = follow_links
+        self._index: dict[str, list[Path]] | None = None
+        self._lock = threading.Lock()
 
     def locate(self, file_name: str) -> Path | None:
         """Finds the file that an annotation file calls `file_name`, never outside the folder.
@@ -113,23 +124,75 @@ class ImageFolder:
         parts = file_name.replace("\\", "/").split("/")
         is_absolute = not parts[0] or (parts[0][:1].isalpha() and parts[0][1:2] == ":")
         if is_absolute or ".." in parts or "\0" in file_name:
-            raise DataError(f"file_name {file_name!r}: expected a path below the image folder {self._base}")
-        if "\\" in file_name and not os.path.isfile(self._base / file_name):
+            raise DataError(f"file_name {file_name!r}: expected a path below the image folder {self.path}")
+        if "\\" in file_name and not os.path.isfile(self.path / file_name):
             file_name = "/".join(parts)
-        below = self._base / file_name
+        below = self.path / file_name
         if os.path.isfile(below):
-            target = os.path.realpath(below)
-            if not _is_inside(target, self._root):
-                raise DataError(
-                    f"file_name {file_name!r}: leads to {target}, outside the image folder {self._root}; "
-                    "put the file itself into the folder, or make the whole folder a link"
-                )
+            self._check_inside(below, file_name)
             return below
-        beside = self._base.parent / file_name
-        if os.path.isfile(beside) and _is_inside(os.path.realpath(beside), self._root):
+        beside = self.path.parent / file_name
+        if os.path.isfile(beside) and (self._follow_links or _is_inside(os.path.realpath(beside), self._root)):
             return beside
         return None
+
+    def search(self, file_name: str) -> list[Path]:
+        """Finds files whose path differs from `file_name` in letter case, in Unicode form, or by outer folders.
+
+        Raises:
+            DataError: A found file leads out of the folder through a link.
+        """
+        if os.path.isfile(self.path.parent / file_name):
+            # It exists outside the folder: one of the same name inside is another picture.
+            return []
+        wanted = _spelling(file_name).split("/")
+        found = []
+        for file in self._files_named(wanted[-1]):
+            parts = _spelling(file.relative_to(self.path).as_posix()).split("/")
+            depth = min(len(parts), len(wanted))
+            if parts[-depth:] == wanted[-depth:]:
+                self._check_inside(file, file_name)
+                found.append(file)
+        return found
+
+    def find_near(self, file_name: str) -> Path | None:
+        """Finds a file of the same name in another folder, or of the same stem with another suffix, for messages."""
+        name = _spelling(file_name).rpartition("/")[2]
+        with self._lock:
+            index = self._listed()
+        stem = os.path.splitext(name)[0]
+        near = index.get(name) or index.get(f"{stem}.*")
+        return near[0].relative_to(self.path) if near else None
+
+    def _files_named(self, name: str) -> list[Path]:
+        with self._lock:
+            return self._listed().get(name, [])
+
+    def _listed(self) -> dict[str, list[Path]]:
+        """Returns all files by the spelling of their names, and by "STEM.*"; made at the first miss."""
+        if self._index is None:
+            self._index = {}
+            for file in list_images(self.path, recursive=True):
+                name = _spelling(file.name)
+                for key in (name, f"{os.path.splitext(name)[0]}.*"):
+                    self._index.setdefault(key, []).append(file)
+        return self._index
+
+    def _check_inside(self, file: Path, file_name: str) -> None:
+        target = os.path.realpath(file)
+        if not self._follow_links and not _is_inside(target, self._root):
+            raise DataError(
+                f"file_name {file_name!r}: leads to {target}, outside the image folder {self._root}; accept such links "
+                "with --follow-links (data.follow_links), put the file itself into the folder, or make the whole "
+                "folder a link"
+            )
 
 
 def _is_inside(path: str, folder: str) -> bool:
     return path.startswith(folder.rstrip(os.sep) + os.sep)
+
+
+def _spelling(name: str) -> str:
+    """Returns a path in the form in which its spellings on different systems are equal."""
+    parts = unicodedata.normalize("NFC", name.replace("\\", "/")).casefold().split("/")
+    return "/".join(part for part in parts if part not in ("", "."))

@@ -49,6 +49,8 @@ class Listing:
     """Repairs so far; receives those to come."""
     sha256: str
     """Hex digest of the annotations."""
+    is_relative: bool = False
+    """Whether the boxes were fractions of the images, which are converted by the sizes of the stored images."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -94,6 +96,7 @@ def read_listing(split: Split, holdout_classes: Sequence[str] = ()) -> Listing:
         boxes=data_annotations.parse_boxes(content.root, content.box_names or (), held_out, problems),
         problems=problems,
         sha256=content.sha256,
+        is_relative=content.is_relative,
     )
 
 

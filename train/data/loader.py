@@ -27,7 +27,6 @@ import torch
 from torch.utils.data import DataLoader
 
 from edgerpn.errors import DataError, check_setting
-from edgerpn.images.header import Exif
 from edgerpn.train.data.augment import (
     SMALLEST_PX,
     AugmentConfig,
@@ -39,7 +38,7 @@ from edgerpn.train.data.augment import (
     draw_view,
 )
 from edgerpn.train.data.batch import TrainBatch, collate
-from edgerpn.train.data.choice import DataChoice, DataFormat, parse_split
+from edgerpn.train.data.choice import DataChoice, DataFormat, ExifChoice, ImageRules, parse_split
 from edgerpn.train.data.coco import ImageRecord
 from edgerpn.train.data.image_cache import ImageCache, reduction_for
 from edgerpn.train.data.rules import RULE_NAMES
@@ -87,7 +86,7 @@ class DataConfig:
     """Names of the classes whose boxes are objects; the others count as background. Empty: all classes."""
     verify: Literal["decode", "header", "none"] = "decode"
     """Check of the images before training: decode each once, read only sizes and file ends, or skip it."""
-    exif: Literal["auto", "apply", "ignore"] = "auto"
+    exif: ExifChoice = "auto"
     """Images with an EXIF orientation: `apply` turns them as viewers do, `ignore` reads them as stored. It is recorded
     in the exported model, which reads image files alike. `auto`: ignore, but refuse sets in which it matters."""
     follow_links: bool = False
@@ -112,12 +111,8 @@ class DataConfig:
     @property
     def choice(self) -> DataChoice:
         """Format, validation split, classes and accepted checks as given."""
-        return DataChoice(format=self.format, split=self.split, classes=self.classes, allow=self.allow)
-
-    @property
-    def exif_rule(self) -> Exif:
-        """The rule by which images are read."""
-        return "apply" if self.exif == "apply" else "ignore"
+        images = ImageRules(exif=self.exif, follow_links=self.follow_links, damaged=self.damaged)
+        return DataChoice(format=self.format, split=self.split, classes=self.classes, allow=self.allow, images=images)
 
     @property
     def views_hw(self) -> tuple[tuple[int, int], ...]:
@@ -197,7 +192,7 @@ class _BatchSource:
         record = self._records[index]
         config = self._config
         scale = max(view.scale_xy(record.hw, config.input_hw))
-        image, reduction = self._cache.read(index, record.file, reduction_for(scale))
+        image, reduction = self._cache.read(index, record.file, reduction_for(scale), record.exif)
         expected = tuple(-(-size // reduction) for size in record.hw)
         if image.shape[:2] != expected:
             raise DataError(

@@ -109,6 +109,22 @@ IMAGES = Rule(
     of="images",
     least=1,
 )
+EXIF = Rule(
+    name="exif",
+    limit=0.0,
+    what="with an EXIF orientation have boxes, which fit the picture as viewers show it or as it is stored",
+    cause="choose the reading that the boxes fit with --exif apply or --exif ignore (data.exif)",
+    of="images",
+    least=1,
+)
+DAMAGED = Rule(
+    name="damaged",
+    limit=0.0,
+    what="are damaged",
+    cause="repair or remove them, or have them dropped or used with data.damaged",
+    of="images",
+    least=1,
+)
 LEAKED = Rule(
     name="leaked",
     limit=0.05,
@@ -118,7 +134,7 @@ LEAKED = Rule(
 )
 RULES = (
     *(FRACTIONS, PERCENT, CORNERS, TINY, OUTSIDE, CLIPPED, DOUBLED),
-    *(DROPPED, UNLISTED, REPEATED, UNSEEN, IMAGES, LEAKED),
+    *(DROPPED, UNLISTED, REPEATED, UNSEEN, IMAGES, LEAKED, EXIF, DAMAGED),
 )
 RULE_NAMES = tuple(dict.fromkeys(rule.name for rule in RULES))
 """The names for `--allow`."""

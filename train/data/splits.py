@@ -209,7 +209,7 @@ def _selection(choice: DataChoice) -> str:
 
 def _selected(split: Split, layout: Layout, choice: DataChoice) -> Split:
     """Returns a split whose boxes are those of the chosen classes, and which knows the accepted rules."""
-    split = split._replace(allow=choice.allow)
+    split = split._replace(allow=choice.allow, rules=choice.images)
     if not choice.classes:
         return split
     return split._replace(load=partial(_load_classes, split, tuple(layout.splits.values()), choice.classes))

@@ -81,11 +81,11 @@ def measure(
     if limit is not None:
         dataset = dataclasses.replace(dataset, records=dataset.records[:limit])
     for record in dataset.records[:NUM_WARM_UP]:
-        detect_frame(read_image(record.file))
+        detect_frame(read_image(record.file, record.exif))
     results: list[dict[str, Any]] = []
     elapsed_ms = []
     for record in track(dataset.records, f"evaluating {name}", unit="image"):
-        frame = read_image(record.file)
+        frame = read_image(record.file, record.exif)
         start = time.perf_counter()
         boxes, scores = detect_frame(frame)
         elapsed_ms.append(1000 * (time.perf_counter() - start))

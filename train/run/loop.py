@@ -198,7 +198,7 @@ def _detect_all(detector: Detector, records: Sequence[ImageRecord]) -> list[dict
     """Returns the proposals of all images as COCO results, computed in full precision."""
     rows: list[dict[str, Any]] = []
     for record in track(records, "evaluating", unit="image"):
-        rows += coco_results(record.image_id, *detect(detector, read_image(record.file)))
+        rows += coco_results(record.image_id, *detect(detector, read_image(record.file, record.exif)))
     return rows
 
 

@@ -1,15 +1,11 @@
-"""The contact sheet, and the order of concurrent work."""
+"""The contact sheet."""
 
 from __future__ import annotations
 
 import re
-import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import pytest
 
-from edgerpn.export.prediction.ordered import in_order
 from edgerpn.export.prediction.sheet import SheetEntry, is_on_sheet, sheet_page
 from edgerpn.proposals import Proposals
 
@@ -51,39 +47,3 @@ def test_the_page_escapes_names_and_loads_nothing() -> None:
     assert "nothing found" in page
     assert "<title>0.88</title>" in page
     assert "and 10 more, see images.json" in page
-
-
-def test_values_come_in_order_and_only_a_few_items_are_taken_ahead() -> None:
-    taken: list[int] = []
-    gates = [threading.Event() for _ in range(10)]
-
-    def items() -> object:
-        for number in range(10):
-            taken.append(number)
-            yield number
-
-    def slow(number: int) -> int:
-        assert gates[number].wait(60)
-        return number * number
-
-    with ThreadPoolExecutor(3) as pool:
-        values = in_order(pool, slow, items(), ahead=2)  # type: ignore[arg-type]
-        gates[1].set()
-        gates[2].set()
-        gates[0].set()
-        assert next(values) == 0
-        assert taken == [0, 1, 2]
-        for gate in gates:
-            gate.set()
-        assert list(values) == [number * number for number in range(1, 10)]
-
-
-def test_the_first_error_ends_the_work() -> None:
-    def inverse(number: int) -> float:
-        return 1 / number
-
-    with ThreadPoolExecutor(2) as pool:
-        values = in_order(pool, inverse, [1, 2, 0, 4], ahead=3)
-        assert [next(values), next(values)] == [1.0, 0.5]
-        with pytest.raises(ZeroDivisionError):
-            next(values)

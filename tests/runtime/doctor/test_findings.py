@@ -125,6 +125,12 @@ HEALTHY = StreamFigures(
         ({"num_messages": 1}, "problem", "reported damage in 1 line", "better network"),
         ({"num_gaps": 2, "longest_gap_s": 4.0}, "problem", "frames stopped twice", "gap_s=7 avoids the events"),
         ({"num_gaps": 1, "longest_gap_s": 4.0}, "problem", "4.0 s at most", "stall_s=19"),
+        (
+            {"num_gaps": 4, "longest_gap_s": 15.2, "interval_p50_ms": 15e3, "interval_p99_ms": 15.2e3},
+            "hint",
+            "slowly and steadily, 15.0 s apart",
+            "without gap_s and stall_s",
+        ),
         ({"num_dropped": 30}, "problem", "too slow for 30 of 230 frames", "hardware decoder"),
         ({"fps": 12.0}, "problem", "12.0 frames per second instead of 20", "exposure"),
         ({"fps": None}, "problem", "only one frame arrived", "--seconds"),
@@ -166,6 +172,14 @@ def test_ended_connections_are_reported_with_their_reason() -> None:
     (finding,) = findings_of(figures, recording)
     assert finding.text == "the connection ended once (end_of_stream)"
     assert finding.advice
+
+
+@pytest.mark.parametrize(("stall_s", "kind"), [(None, "hint"), (10.0, "problem")])
+def test_a_slow_camera_is_a_problem_only_for_a_limit_of_the_settings(stall_s: float | None, kind: str) -> None:
+    ends = [event("stalled", reason="slow"), event("reconnecting", reason="slow", fix="Raise stall_s.")]
+    recording = make_recording(STEADY_S, STEADY_S, *ends, config=dataclasses.replace(RTSP, stall_s=stall_s))
+    (finding,) = findings_of(figures_of(recording), recording)
+    assert (finding.kind, finding.text, finding.advice) == (kind, "the connection ended once (slow)", "Raise stall_s.")
 
 
 def test_key_frames_are_read_from_ffprobes_lines() -> None:

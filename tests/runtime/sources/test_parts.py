@@ -124,6 +124,8 @@ def test_messages_of_decoders_show_the_reason(line: str, reason: str) -> None:
     ("line", "kept", "counts"),
     [
         ("[OPENCV:FFMPEG:16] error while decoding MB 3 4", "error while decoding MB 3 4", 1),
+        # Of every Motion JPEG.
+        ("[OPENCV:FFMPEG:24] deprecated pixel format used, make sure", "deprecated pixel format used, make sure", 0),
         (
             '0:00:00.0493  6577    0xa3c0240 ERROR         GST_PIPELINE gst/parse/grammar.y:570:make: no element "x"',
             'no element "x"',

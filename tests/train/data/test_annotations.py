@@ -278,3 +278,13 @@ def test_any_damage_ends_in_one_named_error_or_in_counted_repairs(seed: int, dam
     _, outcome = clip_boxes(columns.xywh, np.tile([40.0, 60.0], (len(columns), 1)))
     assert outcome.shape == (len(columns),)
     assert all("\n" not in line for line in problems.lines())
+
+
+def test_polygons_beside_a_bbox_are_not_kept_in_memory() -> None:
+    rows = [
+        {"id": 1, "image_id": 1, "bbox": [4, 2, 10, 10.5], "segmentation": [[4, 2, 14, 2, 9, 12.5]]},
+        {"id": 2, "image_id": 1, "bbox": ["4", 2, 10, 10], "segmentation": [[4, 2, 14, 2, 9, 12]]},
+        {"id": 3, "image_id": 1, "segmentation": [[4, 2, 14, 2, 9, 12]]},
+    ]
+    root = parse_json(json.dumps({"images": images(), "annotations": rows}).encode(), FILE)
+    assert ["segmentation" in row for row in root["annotations"]] == [False, True, True]

@@ -205,7 +205,7 @@ def truncate(file: Path) -> None:
             ".jpg",
             lambda file: write_image(file, 40, 60),
             "image whose size is not the annotated one: 1, image dropped, as its boxes may belong to another picture "
-            "(image 3: 3.jpg: 40 x 60, annotated 60 x 40, as if rotated by its EXIF orientation)",
+            "(image 3: 3.jpg: 40 x 60, annotated 60 x 40, swapped as after the loss of an EXIF orientation)",
         ),
         (
             ".png",
@@ -309,7 +309,8 @@ def test_links_may_not_lead_out_of_the_folder_unless_it_is_the_link(folder: Coco
 def test_a_file_beside_the_folder_is_missing_not_used(folder: CocoFolder) -> None:
     write_image(folder.images_dir.parent / "other" / "1.jpg")
     folder.images[0]["file_name"] = "other/1.jpg"
-    assert folder.read().problems == ("image file missing: 1, image dropped (image 1: other/1.jpg)",)
+    line = "image file missing: 1, image dropped (image 1: other/1.jpg (there is 1.jpg))"
+    assert folder.read().problems == (line,)
 
 
 def test_a_missing_annotation_file_is_refused(folder: CocoFolder) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from edgerpn.train.data.coco import Dataset, read_truth
 from edgerpn.train.data.findings import Finding, errors_of, find_unseen
 from edgerpn.train.data.formats.content import Split
 from edgerpn.train.data.rules import RULE_NAMES, RULES
+from tests.train.data.test_annotations import spoil
 
 WIDTH, HEIGHT, NUM_IMAGES = 400, 300, 20
 BOXES = [[40 + 10 * n, 30 + 5 * n, 60, 50] for n in range(NUM_IMAGES)]
@@ -194,3 +196,25 @@ def test_an_accepted_error_still_explains_what_follows_from_it() -> None:
     assert errors_of([units, tiny], ()) == [units]
     assert errors_of([units, tiny], ["units"]) == []
     assert errors_of([tiny], ["units"]) == [tiny]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_damaged_set_ends_in_one_named_error_or_is_read(seed: int, tmp_path: Path) -> None:
+    rng = random.Random(seed)
+    images = [{"id": n, "file_name": f"{n}.jpg", "width": WIDTH, "height": HEIGHT} for n in range(NUM_IMAGES)]
+    content: Any = {
+        "images": images,
+        "annotations": [{"id": n, "image_id": n, "bbox": box, "iscrowd": 0} for n, box in enumerate(BOXES)],
+        "categories": [{"id": 1, "name": "fish"}],
+    }
+    for _ in range(rng.randrange(1, 6)):
+        content = spoil(content, rng)
+    file = tmp_path / "train.json"
+    file.write_text(json.dumps(content), encoding=rng.choice(["utf-8", "utf-8-sig", "utf-16", "latin-1"]))
+    message, dataset = f"{file}: ", None
+    try:
+        dataset = read_truth(Split(file, tmp_path))
+    except DataError as error:
+        message = str(error)
+    assert message.startswith(f"{file}: ")
+    assert dataset is None or all(np.isfinite(record.boxes_xyxy).all() for record in dataset.records)

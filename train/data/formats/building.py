@@ -58,7 +58,7 @@ class ContentBuilder:
         Raises:
             DataError: The file leads out of the folder of the images.
         """
-        hw = hw or stored_size(image, self._folder, self._problems)
+        hw = hw or stored_size(image, self._problems)
         if hw is None:
             return
         name = image.relative_to(self._folder).as_posix()
@@ -77,11 +77,17 @@ class ContentBuilder:
     def _number(self, category: str) -> int:
         return self._classes.setdefault(category or "unnamed", len(self._classes) + 1)
 
-    def content(self) -> Content:
-        """Returns the set."""
+    def content(self, *, is_relative: bool = False) -> Content:
+        """Returns the set; `is_relative` as in `Content`."""
         categories = [{"id": number, "name": name} for name, number in self._classes.items()]
         root = {"images": self._images, "annotations": self._boxes, "categories": categories}
-        return Content(root=root, sha256=digest_of(root), box_names=tuple(self._names), problems=self._problems)
+        return Content(
+            root=root,
+            sha256=digest_of(root),
+            box_names=tuple(self._names),
+            problems=self._problems,
+            is_relative=is_relative,
+        )
 
 
 class ImageIndex:

@@ -178,4 +178,5 @@ def _part(content: Content, indices: Sequence[int], rule: str, *, keeps_problems
         box_names=None if names is None else tuple(names[number] for number in kept),
         problems=content.problems if keeps_problems else Problems(),
         is_repaired=content.is_repaired,
+        is_relative=content.is_relative,
     )

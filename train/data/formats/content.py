@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -18,7 +19,8 @@ from edgerpn.images.formats import has_image_suffix, is_hidden
 from edgerpn.machine import available_cores
 from edgerpn.progress import track
 from edgerpn.train.data.annotations import BROKEN_FILE, Problems
-from edgerpn.train.data.image_files import ImageFolder, probe_image
+from edgerpn.train.data.choice import ExifChoice, ImageRules
+from edgerpn.train.data.image_files import probe_image
 
 SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
     "train": ("train",),
@@ -42,6 +44,8 @@ class Content:
     """Repairs during the conversion."""
     is_repaired: bool = False
     """Whether malformed entries have been repaired, see `edgerpn.train.data.listing.load_content`."""
+    is_relative: bool = False
+    """Whether the boxes were fractions of the images, which are converted by the sizes of the stored images."""
 
 
 class Split(NamedTuple):
@@ -59,6 +63,13 @@ class Split(NamedTuple):
     """Folder of the whole data set; None: the folder of the annotations."""
     allow: tuple[str, ...] = ()
     """Rules about whole sets that are accepted, see `edgerpn.train.data.rules`."""
+    rules: ImageRules = ImageRules()
+    """Treatment of image files."""
+
+    def read_like(self, exif: ExifChoice) -> Split:
+        """Returns the split for a model that was trained with this rule, unless another one was chosen for the set."""
+        is_free = self.rules.exif == "auto"
+        return self._replace(rules=dataclasses.replace(self.rules, exif=exif)) if is_free else self
 
     @property
     def label(self) -> str:
@@ -199,21 +210,11 @@ def relative_parts(text: str, where: str) -> tuple[str, ...]:
     return parts
 
 
-def stored_sizes(files: Iterable[Path], images: Path, problems: Problems) -> dict[Path, tuple[int, int]]:
-    """Reads heights and widths from the headers of images; broken images are counted and left out.
-
-    Args:
-        files: Images below `images`.
-        images: Folder that they may not leave through links.
-        problems: Receives the broken images.
-
-    Raises:
-        DataError: A file leads out of the folder.
-    """
-    folder = ImageFolder(images)
+def stored_sizes(files: Iterable[Path], problems: Problems) -> dict[Path, tuple[int, int]]:
+    """Reads heights and widths from the headers of images; broken images are added to `problems` and left out."""
     sizes = {}
     with ThreadPoolExecutor(max_workers=available_cores(), thread_name_prefix="sizes") as workers:
-        found = workers.map(lambda file: (file, _probe(file, images, folder)), files)
+        found = workers.map(lambda file: (file, _probe(file)), files)
         for file, size in track(found, "reading sizes", unit="image"):
             if isinstance(size, DataError):
                 problems.add(BROKEN_FILE, str(size))
@@ -222,17 +223,16 @@ def stored_sizes(files: Iterable[Path], images: Path, problems: Problems) -> dic
     return sizes
 
 
-def stored_size(file: Path, images: Path, problems: Problems) -> tuple[int, int] | None:
+def stored_size(file: Path, problems: Problems) -> tuple[int, int] | None:
     """Reads height and width of a single image, as `stored_sizes` does; None if it is broken."""
-    size = _probe(file, images, ImageFolder(images))
+    size = _probe(file)
     if isinstance(size, DataError):
         problems.add(BROKEN_FILE, str(size))
         return None
     return size
 
 
-def _probe(file: Path, images: Path, folder: ImageFolder) -> tuple[int, int] | DataError:
-    folder.locate(file.relative_to(images).as_posix())
+def _probe(file: Path) -> tuple[int, int] | DataError:
     try:
         return probe_image(file, "header").stored_hw
     except DataError as error:

@@ -92,7 +92,7 @@ def read_content(file: Path, images: Path) -> Content:
         elif image not in used:
             used.add(image)
             sizes = (size_hw(result.get("original_height"), result.get("original_width")) for result in results)
-            hw = next((size for size in sizes if size), None) or stored_size(image, images, problems)
+            hw = next((size for size in sizes if size), None) or stored_size(image, problems)
             if hw is not None:
                 builder.add(image, hw, _objects(results, hw, name, problems))
     return builder.content()

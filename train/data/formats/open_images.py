@@ -88,7 +88,7 @@ def read_content(source: _Source) -> Content:
     if not index.files:
         raise DataError(f"{source.images}: no images in it; expected those that {source.boxes.name} lists")
     names = _class_names(source.classes) if source.classes is not None else {}
-    sizes = stored_sizes(index.files, source.images, problems)
+    sizes = stored_sizes(index.files, problems)
     objects: dict[Path, list[FoundObject]] = defaultdict(list)
     for number, row in _rows(source.boxes):
         image = index.by_path(row["ImageID"])
@@ -112,7 +112,7 @@ def read_content(source: _Source) -> Content:
             builder.add(image, hw, objects[image])
         else:
             problems.add(UNANNOTATED, image.name)
-    return builder.content()
+    return builder.content(is_relative=True)
 
 
 def _layout(folder: Path, files: list[Path]) -> Layout:

@@ -151,7 +151,7 @@ def read_content(source: _Source) -> Content:
         raise DataError(
             f"{where}: none of its {len(files)} images has a label file; looked for {_label_places(files[0], source)}"
         )
-    sizes = stored_sizes(files, source.images, problems)
+    sizes = stored_sizes(files, problems)
     builder = ContentBuilder(source.images, problems)
     builder.declare(source.names.values())
     in_pixels: list[str] = []
@@ -173,7 +173,7 @@ def read_content(source: _Source) -> Content:
             f"{source.file}: {len(in_pixels)} of {num_boxes} boxes have numbers above 1, as if in pixels (first: "
             f"{in_pixels[0]}); expected {_LINE}; divide them by the width and height of the image"
         )
-    return builder.content()
+    return builder.content(is_relative=True)
 
 
 def _split(split: str, source: _Source) -> Split:
