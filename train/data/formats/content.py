@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,6 +78,12 @@ class Layout:
     """Its name in messages: the format and the files by which it was recognised."""
     splits: Mapping[str, Split]
     """The splits by name ("train", "val", "test"); a set without splits is all "train"."""
+
+
+def values_by_split(given: Collection[str]) -> dict[str, tuple[str, ...]]:
+    """Returns the values by which a file marks the images of each split; empty if none of them means training."""
+    found = {split: tuple(value for value in given if value.lower() in names) for split, names in SPLIT_NAMES.items()}
+    return {split: values for split, values in found.items() if values} if found["train"] else {}
 
 
 def digest_of(root: Mapping[str, Any]) -> str:

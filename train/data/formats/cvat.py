@@ -16,7 +16,7 @@ from typing import Any
 from edgerpn.errors import DataError
 from edgerpn.train.data.annotations import BAD_OBJECT, MISSING_FILE, Problems
 from edgerpn.train.data.formats.building import NO_BOX, UNANNOTATED, ContentBuilder, FoundObject, ImageIndex
-from edgerpn.train.data.formats.content import SPLIT_NAMES, Content, Layout, Split
+from edgerpn.train.data.formats.content import Content, Layout, Split, values_by_split
 from edgerpn.train.data.formats.reading import iterate_xml, visible_files
 from edgerpn.train.data.formats.shapes import extent, numbers, rotated, size_hw
 
@@ -57,13 +57,9 @@ def layout_of_file(file: Path) -> Layout:
         given = {name.decode(errors="replace") for name in _SUBSET.findall(file.read_bytes())}
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}; expected an XML file of CVAT") from error
-    sources = {}
-    for split, names in SPLIT_NAMES.items():
-        subsets = tuple(name for name in given if name.lower() in names)
-        if subsets:
-            sources[split] = _Source(file=file, images=images, subsets=subsets)
-    if "train" not in sources:
-        sources = {"train": _Source(file=file, images=images)}
+    sources = {
+        split: _Source(file=file, images=images, subsets=subsets) for split, subsets in values_by_split(given).items()
+    } or {"train": _Source(file=file, images=images)}
     splits = {
         split: Split(file, images, partial(read_content, source), f"{file.name} ({split})", file.parent)
         for split, source in sources.items()
