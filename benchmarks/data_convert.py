@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -25,13 +24,13 @@ from benchmarks.machine import facts
 from edgerpn.labels import LabelledImage, open_writer
 
 RESULTS = Path(__file__).resolve().parent / "results"
-KINDS = ("coco", "yolo", "voc", "labelstudio", "cvat")
+KINDS = ("yolo", "voc", "coco", "cvat", "labelstudio")
 NUM_PICTURES = 64
 WIDTH, HEIGHT = 640, 480
 
 
 def main() -> int:
-    """Measures, prints the table, and writes the record."""
+    """Measures, prints each row, and writes the record."""
     options = _options()
     source = options.output / f"coco-{options.images}-{options.boxes}"
     if not source.exists():
@@ -50,15 +49,14 @@ def main() -> int:
         "",
         "`benchmarks/data_convert.py`, see there. Images are hard links; seconds include reading every header.",
         "",
-        "| conversion | images | boxes | seconds | largest memory MiB |",
-        "|---|---|---|---|---|",
+        "| conversion | images | boxes | seconds | of a core | largest memory MiB |",
+        "|---|---|---|---|---|---|",
         *rows,
         "",
         f"- hardware: {options.hardware}",
         *(f"- {key}: {value}" for key, value in facts("numpy", "opencv-python-headless").items()),
     ]
     text = "\n".join(lines) + "\n"
-    print(text)
     (RESULTS / f"data-convert_{options.hardware}_{date}.md").write_text(text, encoding="utf-8")
     return 0
 
@@ -101,21 +99,18 @@ def _make(folder: Path, num_images: int, num_boxes: int) -> None:
 
 def _row(label: str, source: Path, output: Path, kind: str) -> str:
     words = ["data", "convert", str(source), "-o", str(output), "--to", kind, "--link"]
-    print(f"{label} ...", file=sys.stderr, flush=True)
     start_s = time.monotonic()
     process = subprocess.Popen([sys.executable, "-m", "edgerpn", *words], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     lines = process.stdout.read().splitlines()
     _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.monotonic() - start_s
+    seconds, cpu_s = time.monotonic() - start_s, usage.ru_utime + usage.ru_stime
     if status:
         raise SystemExit(f"{label}: failed")
     images, boxes = (int(words.split()[0]) for words in lines[-1].split(", ")[1:])
-    return f"| {label} | {images:,} | {boxes:,} | {seconds:.0f} | {_mib(usage):.0f} |"
-
-
-def _mib(usage: resource.struct_rusage) -> float:
-    return usage.ru_maxrss / 1024
+    row = f"| {label} | {images:,} | {boxes:,} | {seconds:.0f} | {cpu_s:.0f} | {usage.ru_maxrss / 1024:.0f} |"
+    print(row, flush=True)
+    return row
 
 
 if __name__ == "__main__":

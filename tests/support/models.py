@@ -7,6 +7,7 @@ the grey 114 of padding counts as nothing.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -158,6 +159,29 @@ def write_model(
     if has_sidecar:
         manifests.write(manifest, path)
     return path
+
+
+NEW_NAMES = {"frames": "images", "boxes": "output_0", "scores": "output_1", "count": "output_2"}
+"""Names of the graph's tensors after `rename_tensors`."""
+
+
+def rename_tensors(path: Path, target: Path) -> None:
+    """Copies a graph with `NEW_NAMES`, as a converter writes it."""
+    model = onnx.load_model_from_string(path.read_bytes())
+    for node in model.graph.node:
+        node.input[:] = [NEW_NAMES.get(name, name) for name in node.input]
+        node.output[:] = [NEW_NAMES.get(name, name) for name in node.output]
+    for value in (*model.graph.input, *model.graph.output):
+        value.name = NEW_NAMES.get(value.name, value.name)
+    target.write_bytes(model.SerializeToString())
+
+
+def rename_in_manifest(manifest: Manifest) -> Manifest:
+    """Returns the manifest of a graph after `rename_tensors`."""
+    outputs = [dataclasses.replace(spec, name=NEW_NAMES[spec.name]) for spec in manifest.outputs]
+    return manifest.replace(
+        input=dataclasses.replace(manifest.input, name=NEW_NAMES[manifest.input.name]), outputs=tuple(outputs)
+    )
 
 
 def make_manifest(*, batch: int | None, source_hw: tuple[int, int] | None) -> Manifest:

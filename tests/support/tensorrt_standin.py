@@ -278,7 +278,11 @@ class Context:
         return False
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return self._shape if name == "frames" else (self._shape[0], *self._engine.get_tensor_shape(name)[1:])
+        return (
+            self._shape
+            if name == self._engine.input_name
+            else (self._shape[0], *self._engine.get_tensor_shape(name)[1:])
+        )
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         if address % 256 or name in self._engine.library.refused_addresses:
@@ -313,10 +317,11 @@ class Context:
             device = self._engine.library.device
             if memory is not None:
                 device.view(*memory)[:] = 0xEE  # fails where the memory was freed
-            frames = device.view(addresses["frames"], int(np.prod(shape))).reshape(shape)
-            device.clock_ms += device.mapped_run_ms if addresses["frames"] in device.mapped else device.run_ms
-            outputs = self._engine.session.run(("boxes", "scores", "count"), {"frames": frames})
-            for name, array in zip(("boxes", "scores", "count"), outputs, strict=True):
+            source = addresses[self._engine.input_name]
+            frames = device.view(source, int(np.prod(shape))).reshape(shape)
+            device.clock_ms += device.mapped_run_ms if source in device.mapped else device.run_ms
+            outputs = self._engine.session.run(self._engine.output_names, {self._engine.input_name: frames})
+            for name, array in zip(self._engine.output_names, outputs, strict=True):
                 np.copyto(
                     device.view(addresses[name], array.nbytes), np.ascontiguousarray(array).reshape(-1).view("u1")
                 )
@@ -334,7 +339,8 @@ class Engine:
         self.library = library
         self.log = log
         self.nodes = {node.name: node for node in (*self.session.get_inputs(), *self.session.get_outputs())}
-        first = self.nodes["frames"].shape[0]
+        self.input_name, *self.output_names = self.nodes
+        first = self.nodes[self.input_name].shape[0]
         self.profile = (first,) * 3 if isinstance(first, int) else library.profile
         self.num_io_tensors = self.num_layers = len(self.nodes)
         self.device_memory_size_v2 = SCRATCH_BYTES * self.profile[2]
@@ -347,7 +353,7 @@ class Engine:
         return types[self.nodes[name].type]
 
     def get_tensor_mode(self, name: str) -> str:
-        return "input" if name == "frames" else "output"
+        return "input" if name == self.input_name else "output"
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return tuple(size if isinstance(size, int) else -1 for size in self.nodes[name].shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,9 @@ from edgerpn.export.compare.compare import compare_models
 from edgerpn.export.compare.reseal import ChangedGraph
 from edgerpn.export.limits.check import find_violations
 from edgerpn.runtime import load
+from tests.support.models import rename_tensors
 
 GetExport = Callable[[str], Any]
-
-NAMES = {"frames": "images", "boxes": "output_0", "scores": "output_1", "count": "output_2"}
 
 
 def check(*words: object) -> int:
@@ -45,18 +44,9 @@ def parent(exported: GetExport, tmp_path: Path) -> Path:
     return folder / source.name
 
 
-def rename(proto: onnx.ModelProto, names: Mapping[str, str]) -> None:
-    """Renames tensors, as a converter does."""
-    for node in proto.graph.node:
-        node.input[:] = [names.get(name, name) for name in node.input]
-        node.output[:] = [names.get(name, name) for name in node.output]
-    for value in (*proto.graph.input, *proto.graph.output):
-        value.name = names.get(value.name, value.name)
-
-
 def renamed(source: Path, target: Path) -> None:
-    proto = onnx.load(source)
-    rename(proto, NAMES)
+    rename_tensors(source, target)
+    proto = onnx.load(target)
     # Another order too: names, types and shapes decide.
     outputs = [proto.graph.output[2], proto.graph.output[0], proto.graph.output[1]]
     del proto.graph.output[:]

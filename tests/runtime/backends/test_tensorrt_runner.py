@@ -13,7 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from edgerpn import manifest as manifests
 from edgerpn.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from tests.support.models import rename_in_manifest, rename_tensors
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -45,6 +47,18 @@ def test_any_number_of_frames_gives_the_outputs_of_onnx_runtime(
     backend = bench.load(make_engine(tmp_path))
     for _ in range(2):
         assert_same(backend.infer(painted[:num_frames]), wanted)
+    backend.close()
+
+
+def test_an_engine_of_a_graph_with_renamed_tensors_runs_by_the_names_of_its_manifest(
+    bench: Any, make_engine: MakeModel, make_model: MakeModel, tmp_path: Path, painted: Image
+) -> None:
+    path = make_engine(tmp_path)
+    manifest = manifests.read(path)
+    rename_tensors(path, path)
+    manifests.write(rename_in_manifest(manifest), path)
+    backend = bench.load(path)
+    assert_same(backend.infer(painted[:3]), expected(tmp_path, make_model, painted[:3]))
     backend.close()
 
 

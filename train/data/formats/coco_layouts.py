@@ -11,7 +11,8 @@ from pathlib import Path
 from edgerpn.errors import DataError
 from edgerpn.images.formats import has_image_suffix
 from edgerpn.train.data import annotations as data_annotations
-from edgerpn.train.data.formats.content import SPLIT_NAMES, Content, Layout, Split, visible_files
+from edgerpn.train.data.formats.content import SPLIT_NAMES, Content, Layout, Split
+from edgerpn.train.data.formats.reading import visible_files
 
 LOOKED_FOR = (
     "COCO: train.json, val.json and images/; train/_annotations.coco.json, valid/; "

@@ -15,18 +15,10 @@ from typing import Any
 
 from edgerpn.errors import DataError
 from edgerpn.train.data.annotations import BAD_OBJECT, MISSING_FILE, Problems
-from edgerpn.train.data.formats.building import (
-    NO_BOX,
-    UNANNOTATED,
-    ContentBuilder,
-    FoundObject,
-    ImageIndex,
-    extent,
-    numbers,
-    rotated,
-    size_hw,
-)
-from edgerpn.train.data.formats.content import SPLIT_NAMES, Content, Layout, Split, iterate_xml, visible_files
+from edgerpn.train.data.formats.building import NO_BOX, UNANNOTATED, ContentBuilder, FoundObject, ImageIndex
+from edgerpn.train.data.formats.content import SPLIT_NAMES, Content, Layout, Split
+from edgerpn.train.data.formats.reading import iterate_xml, visible_files
+from edgerpn.train.data.formats.shapes import extent, numbers, rotated, size_hw
 
 LOOKED_FOR = "CVAT: annotations.xml (for images or for video) and images/"
 

@@ -16,18 +16,10 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from edgerpn.errors import DataError
 from edgerpn.images.formats import has_image_suffix
 from edgerpn.train.data.annotations import BAD_OBJECT, MISSING_FILE, ProblemKind, Problems
-from edgerpn.train.data.formats.building import (
-    NO_BOX,
-    UNANNOTATED,
-    ContentBuilder,
-    FoundObject,
-    ImageIndex,
-    extent,
-    numbers,
-    rotated,
-    size_hw,
-)
-from edgerpn.train.data.formats.content import Content, Layout, Split, read_text, stored_size, visible_files
+from edgerpn.train.data.formats.building import NO_BOX, UNANNOTATED, ContentBuilder, FoundObject, ImageIndex
+from edgerpn.train.data.formats.content import Content, Layout, Split
+from edgerpn.train.data.formats.reading import read_text, stored_size, visible_files
+from edgerpn.train.data.formats.shapes import extent, numbers, rotated, size_hw
 
 LOOKED_FOR = "Label Studio: a JSON export (a list of tasks with 'data' and 'annotations') and images/"
 

@@ -19,12 +19,9 @@ from edgerpn.errors import DataError, require
 from edgerpn.images.formats import has_image_suffix, list_images
 from edgerpn.progress import track
 from edgerpn.train.data.annotations import BAD_OBJECT, ProblemKind, Problems
-from edgerpn.train.data.formats.building import ContentBuilder, FoundObject, extent
-from edgerpn.train.data.formats.content import (
-    SPLIT_NAMES,
-    Content,
-    Layout,
-    Split,
+from edgerpn.train.data.formats.building import ContentBuilder, FoundObject
+from edgerpn.train.data.formats.content import SPLIT_NAMES, Content, Layout, Split
+from edgerpn.train.data.formats.reading import (
     annotated_images,
     check_confined,
     read_text,
@@ -32,6 +29,7 @@ from edgerpn.train.data.formats.content import (
     stored_sizes,
     visible_files,
 )
+from edgerpn.train.data.formats.shapes import extent
 
 LOOKED_FOR = (
     "YOLO: data.yaml; images/ and labels/, also in train/ and valid/; images with text files beside them, also in "

@@ -1,0 +1,56 @@
+"""Boxes around the shapes of other tools, and numbers as they write them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+def extent(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float, float, float]:
+    """Returns left, top, width, height of the box around points; NaN if a coordinate is not finite."""
+    if not all(map(math.isfinite, (*xs, *ys))):
+        return (math.nan,) * 4
+    return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
+
+
+def rotated(xywh: Sequence[float], degrees: float, pivot: tuple[float, float]) -> tuple[float, float, float, float]:
+    """Returns the box around a box that is turned clockwise about a point, which is given in units of the box.
+
+    Args:
+        xywh: Left, top, width, height.
+        degrees: The angle.
+        pivot: (0, 0) is the left upper corner, (0.5, 0.5) the centre.
+    """
+    x, y, width, height = xywh
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    if not (math.isfinite(cos) and math.isfinite(sin)):
+        return (math.nan,) * 4
+    centre_x, centre_y = x + pivot[0] * width, y + pivot[1] * height
+    corners = [((u - pivot[0]) * width, (v - pivot[1]) * height) for u in (0, 1) for v in (0, 1)]
+    return extent(
+        [centre_x + dx * cos - dy * sin for dx, dy in corners], [centre_y + dx * sin + dy * cos for dx, dy in corners]
+    )
+
+
+def numbers(values: Iterable[Any]) -> list[float] | None:
+    """Returns finite or other floats from numbers and texts, or None if one of them is neither."""
+    found = []
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+            return None
+        try:
+            found.append(float(value))
+        except ValueError:
+            return None
+        except OverflowError:
+            found.append(math.inf)
+    return found
+
+
+def size_hw(height: Any, width: Any) -> tuple[int, int] | None:
+    """Returns an annotated size; None if it is missing, 0 or not a number, as some tools write it."""
+    found = numbers((height, width))
+    if found is None or not all(1 <= value < 1e9 for value in found):
+        return None
+    return int(found[0]), int(found[1])
