@@ -125,7 +125,8 @@ def test_no_damage_of_a_file_is_an_error_of_the_parsers(tmp_path: Path) -> None:
     exif[0x112] = 6
     exif.get_ifd(0x8769)[0x9003] = "2026:11:30 12:00:00"
     kinds = [("JPEG", exif), ("PNG", exif), ("WebP", exif), ("TIFF", exif), ("GIF", None), ("BMP", None), ("PPM", None)]
-    whole = [encode(kind, **({} if given is None else {"exif": given})) for kind, given in kinds]
+    options: list[dict[str, Any]] = [{} if given is None else {"exif": given} for _, given in kinds]
+    whole = [encode(kind, **option) for (kind, _), option in zip(kinds, options, strict=True)]
     outcomes = set()
     for _ in range(200):
         data = bytearray(chance.choice(whole))
