@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         waits = bool({ROOT / "tests" / "runtime", ROOT / "tests" / "benchmarks"} & set(item.path.parents))
         if config.pluginmanager.hasplugin("xdist"):
             item.add_marker(pytest.mark.xdist_group("wait" if waits else "compute"))
-        if waits:
+        if waits and config.pluginmanager.hasplugin("rerunfailures"):
             item.add_marker(pytest.mark.flaky(reruns=2))
 
 

@@ -229,7 +229,7 @@ ODD_NAME = 'yard/../"x\\c\nd'
 def camera_site(web_model: Model, painted_camera: Any) -> Iterator[Site]:
     """A run of two cameras, `door` and `odd_name`, and of the source `down`; its tests leave the view as it was.
 
-    All boxes of its model are near copies of each other."""
+    Most boxes of its model are near copies of each other."""
     with painted_camera(fps=20.0) as door, painted_camera(fps=20.0) as odd, serving(web_model) as start:
         site = start({"door": door.url, ODD_NAME: odd.url, "down": "http://127.0.0.1:9/x"}, nms_iou=1.0)
         site.until_up("door", ODD_NAME)

@@ -191,7 +191,7 @@ def test_the_sliders_change_drawn_boxes_and_not_emitted_records(camera_site: Any
                     return yellow(decoded(jpeg))
 
     all_boxes = drawn({"min_score": 0.0, "top": 20, "nms_iou": 1}, lambda count: count >= 5)
-    drawn({"nms_iou": 0.6}, lambda count: count == 1)
+    drawn({"nms_iou": 0.6}, lambda count: 1 <= count < 5)
     one_box = drawn({"top": 1}, lambda count: count == 1)
     none = drawn({"min_score": 0.95}, lambda count: count == 0)
     assert all_boxes > one_box > none == 0

@@ -88,6 +88,9 @@ def test_the_default_refuses_and_names_the_reading_that_fits(
     assert counts.get(right, "0 fit the upright picture only, 12 the stored one only, 0 both") in message
     assert f"--exif {right} (data.exif)" in message
     assert str(tmp_path / "images" / "0.jpg") in message
+    # Boxes that reach out only follow from it.
+    assert "--allow outside" not in message
+    assert "--allow clipped" not in message
     check_boxes_lie_on_rectangles(read(split, right))
 
 
