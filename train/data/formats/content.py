@@ -80,10 +80,15 @@ class Layout:
     """The splits by name ("train", "val", "test"); a set without splits is all "train"."""
 
 
-def values_by_split(given: Collection[str]) -> dict[str, tuple[str, ...]]:
-    """Returns the values by which a file marks the images of each split; empty if none of them means training."""
-    found = {split: tuple(value for value in given if value.lower() in names) for split, names in SPLIT_NAMES.items()}
-    return {split: values for split, values in found.items() if values} if found["train"] else {}
+def splits_of_values(given: Collection[str]) -> tuple[str, ...]:
+    """Returns the splits of a file that marks each image with a value; empty if no value means training."""
+    found = {split_of_value(value) for value in given}
+    return tuple(split for split in SPLIT_NAMES if split in found) if "train" in found else ()
+
+
+def split_of_value(value: str | None) -> str | None:
+    """Returns the split that such a value means, or None."""
+    return next((split for split, names in SPLIT_NAMES.items() if value is not None and value.lower() in names), None)
 
 
 def digest_of(root: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,15 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from edgerpn.errors import DataError
 from edgerpn.images.formats import has_image_suffix
 from edgerpn.train.data.annotations import BAD_OBJECT, MISSING_FILE, ProblemKind, Problems
-from edgerpn.train.data.formats.building import NO_BOX, UNANNOTATED, ContentBuilder, FoundObject, ImageIndex
-from edgerpn.train.data.formats.content import Content, Layout, Split, values_by_split
+from edgerpn.train.data.formats.building import (
+    NO_BOX,
+    OTHER_SPLIT,
+    UNANNOTATED,
+    ContentBuilder,
+    FoundObject,
+    ImageIndex,
+)
+from edgerpn.train.data.formats.content import Content, Layout, Split, split_of_value, splits_of_values
 from edgerpn.train.data.formats.reading import read_text, stored_size, visible_files
 from edgerpn.train.data.formats.shapes import extent, numbers, rotated, size_hw
 
@@ -49,17 +56,10 @@ def layout_of_file(file: Path) -> Layout:
         given = {name.decode(errors="replace") for name in _SPLIT.findall(file.read_bytes())}
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}; expected an export of Label Studio") from error
-    parts: dict[str, tuple[str, ...] | None] = {**values_by_split(given)} or {"train": None}
     splits = {
-        split: Split(
-            file,
-            images,
-            partial(read_content, file, images, names),
-            file.name if names is None else f"{file.name} ({split})",
-            file.parent,
-        )
-        for split, names in parts.items()
-    }
+        split: Split(file, images, partial(read_content, file, images, split), f"{file.name} ({split})", file.parent)
+        for split in splits_of_values(given)
+    } or {"train": Split(file, images, partial(read_content, file, images), file.name, file.parent)}
     return Layout(format="labelstudio", title=f"Label Studio ({file.name})", splits=splits)
 
 
@@ -73,8 +73,8 @@ def is_export(file: Path) -> bool:
     return head.startswith(b"[") and (b'"annotations"' in head or b'"predictions"' in head)
 
 
-def read_content(file: Path, images: Path, splits: Collection[str] | None = None) -> Content:
-    """Reads the tasks of an export, or those whose data have one of some values of "split".
+def read_content(file: Path, images: Path, split: str | None = None) -> Content:
+    """Reads the tasks of an export, or those whose data name a split.
 
     Raises:
         DataError: It is not an export of Label Studio, or most of its objects cannot be read.
@@ -93,7 +93,10 @@ def read_content(file: Path, images: Path, splits: Collection[str] | None = None
     uses_predictions = not any(_entries(task, "annotations") for task in tasks)
     used = set()
     for number, task in enumerate(tasks, start=1):
-        if splits is not None and _split_of(task) not in splits:
+        own_split = split_of_value(_given_split(task))
+        if split not in (None, own_split):
+            if split == "train" and own_split is None:
+                problems.add(OTHER_SPLIT, f"{file.name} task {task.get('id', number)}: {_given_split(task)}")
             continue
         name = f"{file.name} task {task.get('id', number)}"
         results = _results(task, name, uses_predictions, problems)
@@ -111,7 +114,7 @@ def read_content(file: Path, images: Path, splits: Collection[str] | None = None
     return builder.content()
 
 
-def _split_of(task: dict[str, Any]) -> str | None:
+def _given_split(task: dict[str, Any]) -> str | None:
     data = task.get("data")
     value = data.get("split") if isinstance(data, dict) else None
     return value if isinstance(value, str) else None
