@@ -8,6 +8,7 @@ recall      recall for equal training time
 nms         forms of NMS; nms.recall: recall by its thresholds
 precision   float16 and int8
 data_check  time and memory of `edgerpn data check` on a large set
+data_convert time and memory of `edgerpn data convert` on a large set
 train       the training step beside torchvision's
 gpu         everything that needs an NVIDIA GPU; gpu.bundle and gpu.check: in stages, prepared elsewhere
 """

@@ -16,7 +16,7 @@ from edgerpn.export.prediction.models import fit_source
 from edgerpn.manifest import DIGEST_KEY
 from edgerpn.manifest.parts import RecallSpec
 from edgerpn.runtime.model import Model, load
-from edgerpn.train.data.annotations import ImageId, load_json, twin_id
+from edgerpn.train.data.annotations import ImageId, read_json, twin_id
 from edgerpn.train.data.coco import read_split, read_truth, require_objects
 from edgerpn.train.data.splits import Split, find_split
 from edgerpn.train.recall.average_recall import average_recall
@@ -185,10 +185,7 @@ def _read_results(results: Path, known: Set[ImageId]) -> list[dict[str, Any]]:
     Raises:
         DataError: The file cannot be read, or a result lacks something.
     """
-    try:
-        rows = load_json(results.read_bytes(), results, "a JSON list of COCO results")
-    except OSError as error:
-        raise DataError(f"{results}: cannot be read: {error.strerror}; expected a file of COCO results") from error
+    rows, _ = read_json(results, "a JSON list of COCO results")
     if not isinstance(rows, list):
         raise DataError(f"{results}: expected a JSON list of results, got {type(rows).__name__}")
     found = []

@@ -321,9 +321,12 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 QUICK = (
     "--set data.workers=0 --set data.batch_size=2 --set loop.evaluations=1 --set loop.threads=1"
-    " --set data.view_sides_px=[64]"
+    " --set data.view_sides_px=[128]"
 )
-"""Returns the arguments that shorten a training of the documents."""
+"""The arguments that shorten a training of the documents.
+
+In smaller views the last levels have one cell, whose batch norms then misjudge larger images, and no score is above 0.
+"""
 
 
 def runnable_lines() -> list[str]:
@@ -334,7 +337,8 @@ def runnable_lines() -> list[str]:
 
 
 def shortened(line: str) -> list[str]:
-    line = re.sub(r"--minutes \S+", "--minutes 0.01", line)
+    # A number of steps does not depend on the machine.
+    line = re.sub(r"--minutes \S+", "--epochs 2", line)
     if line.startswith("train") and "--print-config" not in line and "--resume" not in line:
         line += f" {QUICK}" + ("" if "--size" in line else " --size 128x192")
     if line.startswith("bench"):
@@ -383,7 +387,7 @@ def test_the_programs_run(name: str, workshop: Path, monkeypatch: pytest.MonkeyP
     images = sorted((workshop / "DIR" / "images").iterdir())
     names: dict[str, object] = {"frame": cv2.imread(str(images[0]))}
     settings = dict(words.split("=") for words in QUICK.split() if "=" in words)
-    short = f"minutes=0.01, size_hw=(128, 192), settings={ {key: json.loads(text) for key, text in settings.items()} }"
+    short = f"epochs=2, size_hw=(128, 192), settings={ {key: json.loads(text) for key, text in settings.items()} }"
     for language, block in code_blocks(read(name)):
         if language == "python":
             program = block.replace("rtsp://camera/stream", "video.mp4").replace('"RUN"', '"RUN_PYTHON"')

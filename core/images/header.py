@@ -87,9 +87,12 @@ def read_header(stream: BinaryIO) -> Header:
         return Header(name)
     stream.seek(0)
     try:
-        return read(stream)
+        header = read(stream)
     except struct.error:
         return Header(name, fault=f"truncated: the {name} ends within its header")
+    # The rare JPEG that stores its height at the end says 0; in other formats it is damage.
+    has_size = header.stored_hw is not None and min(header.stored_hw) > 0
+    return header if has_size else header._replace(stored_hw=None)
 
 
 def _jpeg(stream: BinaryIO) -> Header:
@@ -113,8 +116,6 @@ def _jpeg(stream: BinaryIO) -> Header:
         elif marker == _JPEG_EXIF and stream.read(len(_EXIF_PREFIX)) == _EXIF_PREFIX:
             orientation, taken_s = _read_exif(stream.read(max(length - 2 - len(_EXIF_PREFIX), 0)))
         stream.seek(segment + max(length - 2, 0))
-    # The rare JPEG that stores its height at the end says 0.
-    size = size if size is not None and min(size) > 0 else None
     scan = stream.tell()
     end = stream.seek(0, os.SEEK_END)
     # The end is nearly always in the last bytes; some cameras append a video after it.

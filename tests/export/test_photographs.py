@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from edgerpn.errors import DataError, ExportError
 from edgerpn.export.photographs import NUM_PARITY_IMAGES, calibration_images, parity_images, spread
@@ -43,6 +44,18 @@ def test_parity_images_come_from_annotations_or_from_a_folder(
     assert chosen[:3] == ["000.PNG", "003.PNG", "006.PNG"]
     with pytest.raises(ExportError, match="compared with PyTorch on real images"):
         parity_images(None, None)
+
+
+def test_photographs_without_a_decoder_and_apples_files_are_left_out_by_name(tmp_path: Path) -> None:
+    for name, kind in (("a.jfif", "JPEG"), ("b", "PNG")):
+        Image.new("RGB", (8, 8)).save(tmp_path / name, kind)
+    for name in ("c.heic", "d.jpg"):
+        (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    (tmp_path / "._a.jfif").write_bytes(b"resource fork")
+    lines: list[str] = []
+    assert [file.name for file in parity_images(None, tmp_path, log=lines.append)] == ["a.jfif", "b"]
+    assert len(lines) == 1
+    assert lines[0].startswith(f"warning: {tmp_path}: 2 left out ({tmp_path / 'c.heic'}, ...): HEIC, which OpenCV ")
 
 
 def copy_photos(files: list[Path], folder: Path, count: int) -> list[Path]:

@@ -152,6 +152,24 @@ def test_a_folder_becomes_annotated_images_and_names_the_broken_one(
     assert not np.array_equal(original, annotated)
 
 
+def test_damaged_images_are_used_named_and_counted(
+    model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("simplejpeg", reason="only cut files are found without it")
+    noise = np.random.default_rng(0).integers(0, 255, (100, 160, 3), np.uint8)
+    data = cv2.imencode(".jpg", noise)[1].tobytes()
+    (tmp_path / "1.jpg").write_bytes(data)
+    (tmp_path / "2.jpg").write_bytes(data[: len(data) * 3 // 4] + b"\xff\xd9")
+    assert main(["run", str(model_path), str(tmp_path), "--jsonl", str(tmp_path / "out.jsonl")]) == 0
+    found = [
+        (record["type"], record.get("event"), Path(record["path"]).name) for record in records(tmp_path / "out.jsonl")
+    ]
+    assert found == [("frame", None, "1.jpg"), ("event", "damaged", "2.jpg"), ("frame", None, "2.jpg")]
+    printed = capsys.readouterr()
+    assert "; 1 damaged; " in printed.out
+    assert "2.jpg: damaged (premature end of data segment); used as far as it decodes" in printed.err
+
+
 def test_standard_output_holds_records_only(
     model_path: Path, video_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

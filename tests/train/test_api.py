@@ -80,6 +80,8 @@ def test_single_settings_take_precedence_over_arguments_and_these_over_the_prese
     assert resolved.data.input_hw == (64, 128)
     assert resolved.loop.epochs == 4
     assert resolved.model.backbone == "vgg16"
+    turned = resolve_settings(data_exif="apply", follow_links=True)
+    assert (turned.data.exif, turned.data.follow_links, turned.data.choice.images.reading) == ("apply", True, "apply")
     base = resolve_settings(base=load_settings(overrides=("loop.seed=5",)), holdout_classes=("cat", "polar bear"))
     assert (base.loop.seed, base.data.holdout_classes) == (5, ("cat", "polar bear"))
 

@@ -22,9 +22,9 @@ _MAX_BITS = 4
 """Bits in which the hashes of near copies differ, at most."""
 _BANDS = (0, 13, 26, 39, 52, 64)
 """First bits of the parts of a hash. Near copies agree in at least one of these `_MAX_BITS` + 1 parts."""
-_LEAST_CORRELATION = 0.98
-"""Correlation of the thumbnails of near copies, at least. Copies of low quality reach 0.98 to 1, other frames of a
-scene in motion 0.7 to 0.97 (measured on photographs)."""
+_LEAST_CORRELATION = 0.993
+"""Correlation of the thumbnails of near copies, at least. On photographs, 99 % of the copies in JPEG quality 40, at
+half the size or brightened by a tenth reach it; other wagons at one place of a track reach 0.991."""
 _PLAIN_LEVELS = 2.0
 """Standard deviation of a plain thumbnail, and the difference between two of one colour, grey levels."""
 _MAX_FORMS = 64

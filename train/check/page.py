@@ -21,6 +21,8 @@ _QUALITY = 80
 _MARGIN = 0.25
 """Largest margin around a picture for boxes that reach out, as a share of its longer side."""
 _MAX_CLASSES = 40
+_LEAST_SIDE = 0.02
+"""Shortest side of a case as it is drawn, as a share of the picture's longer side."""
 
 Box = tuple[float, float, float, float]
 
@@ -103,9 +105,8 @@ def _picture(file: Path, exif: Exif, shown: Shown | None) -> str:
     flagged, others = (shown.flagged, shown.others) if shown is not None else ((), ())
     left, top, right, bottom = _view(flagged, width, height)
     is_flagged = set(flagged)
-    rects = "".join(_rects((box for box in others if box not in is_flagged), "found")) + "".join(
-        _rects(flagged, "missed")
-    )
+    least_px = _LEAST_SIDE * max(width, height)
+    rects = [*_rects((box for box in others if box not in is_flagged), "found"), *_rects(flagged, "missed", least_px)]
     small = image
     if width > _WIDTH_PX:
         size = (_WIDTH_PX, max(1, round(height * _WIDTH_PX / width)))
@@ -114,13 +115,16 @@ def _picture(file: Path, exif: Exif, shown: Shown | None) -> str:
     return (
         f"<svg viewBox='{left:.0f} {top:.0f} {right - left:.0f} {bottom - top:.0f}' role='img' "
         f"aria-label='{escape(file.name)} with {len(flagged)} cases'>"
-        f"<image width='{width}' height='{height}' href='{jpeg_uri(encoded.tobytes())}'/>{rects}</svg>"
+        f"<image width='{width}' height='{height}' href='{jpeg_uri(encoded.tobytes())}'/>{''.join(rects)}</svg>"
     )
 
 
-def _rects(boxes: Iterable[Box], kind: str) -> Iterator[str]:
-    for box in boxes:
-        yield box_rect(box, "edge") + box_rect(box, kind)
+def _rects(boxes: Iterable[Box], kind: str, least_px: float = 0.0) -> Iterator[str]:
+    """Rectangles of boxes; one whose sides are shorter than `least_px` is drawn larger, around its place."""
+    for x1, y1, x2, y2 in boxes:
+        dx, dy = (max(0.0, (least_px - side) / 2) for side in (x2 - x1, y2 - y1))
+        shown = (x1 - dx, y1 - dy, x2 + dx, y2 + dy)
+        yield box_rect(shown, "edge") + box_rect(shown, kind)
 
 
 def _view(boxes: Sequence[Box], width: int, height: int) -> tuple[float, float, float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -149,40 +150,47 @@ class ListedBoxes:
         return f"{self.names[row]}: [{x:g}, {y:g}, {width:g}, {height:g}] in {hw[1]:g} x {hw[0]:g}"
 
 
-def load_json(
-    data: bytes, file: Path, expected: str, make: Callable[[list[tuple[str, Any]]], Any] | None = None
-) -> Any:
-    """Parses JSON in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
+def read_json(file: Path, expected: str, make: Callable[[list[tuple[str, Any]]], Any] | None = None) -> tuple[Any, str]:
+    """Reads JSON in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
 
     Args:
-        data: The content of the file.
-        file: The file, for messages.
-        expected: What the file should be, for messages.
+        file: The file.
+        expected: Its content, for messages.
         make: Makes the value of each object of its keys and values; None: a dict.
 
+    Returns:
+        The content, and the hex digest of the file's bytes.
+
     Raises:
-        DataError: It is not JSON.
+        DataError: It cannot be read, or is not JSON.
     """
     try:
-        return json.loads(data, object_pairs_hook=make)
+        data = file.read_bytes()
+        digest = hashlib.sha256(data).hexdigest()
+        text = data.decode(json.detect_encoding(data), "surrogatepass")
+        # A large file is not kept twice while its objects are made.
+        del data
+        return json.loads(text.removeprefix("\ufeff"), object_pairs_hook=make), digest
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}; expected {expected}") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file}: not valid JSON: {error}; expected {expected}") from error
 
 
-def parse_json(data: bytes, file: Path) -> dict[str, Any]:
-    """Reads the lists "images" and "annotations" of a COCO file.
+def read_coco_json(file: Path) -> tuple[dict[str, Any], str]:
+    """Reads a COCO file with the lists "images" and "annotations"; returns it and its hex digest.
 
     Raises:
-        DataError: The text is not JSON, or not an object with these two lists.
+        DataError: It cannot be read, is not JSON, or not an object with these two lists.
     """
-    root = load_json(data, file, "a COCO annotation file", _without_polygons)
+    root, digest = read_json(file, "a COCO annotation file", _without_polygons)
     if not isinstance(root, dict):
         raise DataError(f"{file}: expected a JSON object with 'images' and 'annotations', got {type(root).__name__}")
     for key in ("images", "annotations"):
         if not isinstance(root.get(key), list):
             found = f"{type(root[key]).__name__}" if key in root else f"only {', '.join(sorted(root)) or 'nothing'}"
             raise DataError(f"{file}: expected a list {key!r} as in COCO's instances files, got {found}")
-    return root
+    return root, digest
 
 
 def _without_polygons(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -116,6 +116,7 @@ EXIF = Rule(
     cause="choose the reading that the boxes fit with --exif apply or --exif ignore (data.exif)",
     of="images",
     least=1,
+    replaces=frozenset({"outside", "clipped"}),
 )
 DAMAGED = Rule(
     name="damaged",

@@ -36,9 +36,10 @@ def average_recall(ground_truth: Mapping[str, Any], results: Sequence[Mapping[st
         MissingDependencyError: faster-coco-eval is not installed.
     """
     library = require("faster_coco_eval", extra="recall", purpose="measuring recall")
-    truth = _fold(ground_truth)
-    known = {image["id"] for image in truth["images"]}
-    unknown = {row["image_id"] for row in results} - known
+    # The library takes numbers only.
+    numbers = {image["id"]: number for number, image in enumerate(ground_truth["images"], start=1)}
+    truth = _fold(ground_truth, numbers)
+    unknown = {row["image_id"] for row in results} - numbers.keys()
     if unknown:
         raise DataError(
             f"results: {len(unknown)} image ids are not in the annotations, for example {min(unknown, key=str)!r}; "
@@ -48,7 +49,7 @@ def average_recall(ground_truth: Mapping[str, Any], results: Sequence[Mapping[st
         raise DataError("annotations: no ground-truth boxes, so recall is not defined")
     coco = library.COCO(truth)
     # The library cannot load an empty list of results; one box without area matches nothing.
-    rows = [{**row, "category_id": 1} for row in results] or [_nothing(truth)]
+    rows = [{**row, "image_id": numbers[row["image_id"]], "category_id": 1} for row in results] or [_nothing(truth)]
     evaluation = library.COCOeval_faster(coco, coco.loadRes(rows), iouType="bbox", use_area=True)
     params = evaluation.params
     params.useCats = 0
@@ -60,22 +61,23 @@ def average_recall(ground_truth: Mapping[str, Any], results: Sequence[Mapping[st
     return _metrics(np.asarray(evaluation.eval["recall"]), list(params.iouThrs))
 
 
-def _fold(ground_truth: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the annotations with every category set to 1."""
+def _fold(ground_truth: Mapping[str, Any], numbers: Mapping[ImageId, int]) -> dict[str, Any]:
+    """Returns the annotations with every category set to 1, and the images under their `numbers`."""
     annotations = [
         {
             "id": number,
-            "image_id": row["image_id"],
+            "image_id": numbers[row["image_id"]],
             "category_id": 1,
             "bbox": row["bbox"],
             "area": row["bbox"][2] * row["bbox"][3],
             "iscrowd": row.get("iscrowd", 0),
         }
         for number, row in enumerate(ground_truth["annotations"], start=1)
+        if row["image_id"] in numbers
     ]
     return {
         "info": {},
-        "images": [dict(image) for image in ground_truth["images"]],
+        "images": [{**image, "id": numbers[image["id"]]} for image in ground_truth["images"]],
         "annotations": annotations,
         "categories": [{"id": 1, "name": "object"}],
     }

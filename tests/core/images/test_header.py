@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
+from edgerpn.errors import DataError
 from edgerpn.images.decoding import decode_image
+from edgerpn.images.faults import find_fault
 from edgerpn.images.header import read_header, turn, turn_back
 
 WIDTH, HEIGHT = 60, 40
@@ -114,3 +117,38 @@ def test_the_time_of_a_photograph(kind: str, text: str, seconds: int | None) -> 
     exif.get_ifd(0x8769)[0x9003] = text
     header = read_header(io.BytesIO(encode(kind, exif=exif)))
     assert (header.orientation, header.taken_s) == (3, seconds)
+
+
+def test_no_damage_of_a_file_is_an_error_of_the_parsers(tmp_path: Path) -> None:
+    chance = random.Random(0)
+    exif = Image.Exif()
+    exif[0x112] = 6
+    exif.get_ifd(0x8769)[0x9003] = "2026:11:30 12:00:00"
+    kinds = [("JPEG", exif), ("PNG", exif), ("WebP", exif), ("TIFF", exif), ("GIF", None), ("BMP", None), ("PPM", None)]
+    options: list[dict[str, Any]] = [{} if given is None else {"exif": given} for _, given in kinds]
+    whole = [encode(kind, **option) for (kind, _), option in zip(kinds, options, strict=True)]
+    outcomes = set()
+    for _ in range(200):
+        data = bytearray(chance.choice(whole))
+        for _ in range(chance.randint(1, 3)):
+            place = chance.randrange(1, min(len(data), chance.choice([40, 200, 1 << 20])))
+            change = chance.choice(["byte", "cut", "lost", "more"])
+            if change == "byte":
+                data[place] = chance.randrange(256)
+            elif change == "cut":
+                del data[place + 1 :]
+            else:
+                data[place : place + (9 if change == "lost" else 0)] = b"" if change == "lost" else b"\xff" * 9
+            data = data if len(data) > 1 else bytearray(b"\0\0")
+        header = read_header(io.BytesIO(bytes(data)))
+        assert header.stored_hw is None or min(header.stored_hw) > 0
+        find_fault(bytes(data))
+        (tmp_path / "a").write_bytes(data)
+        try:
+            image, _ = decode_image(cv2, bytes(data), header, tmp_path / "a", exif="apply")
+        except DataError:
+            outcomes.add("refused")
+            continue
+        outcomes.add("decoded")
+        assert header.hw("apply") in (None, image.shape[:2])
+    assert outcomes == {"refused", "decoded"}

@@ -137,6 +137,7 @@ def test_the_manifest_says_what_was_exported(exported: GetExport, photos: Path) 
     assert manifest.input.batch == 1
     assert manifest.input.network_hw == (128, 192)
     assert manifest.input.source_hw == (200, 300)
+    assert manifest.input.exif == "auto"
     assert manifest.anchors.strides_px == (8, 16, 32)
     assert (manifest.proposals.nms, manifest.proposals.nms_iterations) == ("portable", 9)
     assert manifest.proposals.nms_chain == 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import hashlib
 import json
 import math
 import random
@@ -22,7 +23,7 @@ from edgerpn.train.data.annotations import (
     clip_boxes,
     parse_boxes,
     parse_images,
-    parse_json,
+    read_coco_json,
     repair_rows,
     twin_id,
 )
@@ -61,15 +62,20 @@ def read(image_rows: list[Any], box_rows: list[Any]) -> tuple[dict[str, Any], Li
         ('{"images": {}, "annotations": []}', "expected a list 'images' as in COCO's instances files, got dict"),
     ],
 )
-def test_a_file_that_is_not_coco_is_refused(text: str, message: str) -> None:
+def test_a_file_that_is_not_coco_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / FILE).write_text(text, encoding="latin-1")
     with pytest.raises(DataError, match=rf"train\.json: {message}"):
-        parse_json(text.encode("latin-1"), FILE)
+        read_coco_json(tmp_path / FILE)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
-def test_a_file_may_be_in_any_encoding_of_unicode(encoding: str) -> None:
+def test_a_file_may_be_in_any_encoding_of_unicode(encoding: str, tmp_path: Path) -> None:
     text = json.dumps({"images": [{"file_name": "Käfer.jpg"}], "annotations": []}, ensure_ascii=False)
-    assert parse_json(text.replace(", ", ",\r\n").encode(encoding), FILE)["images"][0]["file_name"] == "Käfer.jpg"
+    data = text.replace(", ", ",\r\n").encode(encoding)
+    (tmp_path / FILE).write_bytes(data)
+    root, digest = read_coco_json(tmp_path / FILE)
+    assert root["images"][0]["file_name"] == "Käfer.jpg"
+    assert digest == hashlib.sha256(data).hexdigest()
 
 
 def test_a_sound_file_stays_as_it_is() -> None:
@@ -244,9 +250,15 @@ def spoil(value: Any, rng: random.Random) -> Any:
     return [*value[:place], spoil(value[place], rng), *value[place + 1 :]]
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One folder for all examples."""
+    return str(tmp_path_factory.mktemp("damaged"))
+
+
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 2**32), damage=st.sampled_from(["values", "values", "cut", "bytes", "latin-1", "bom"]))
-def test_any_damage_ends_in_one_named_error_or_in_counted_repairs(seed: int, damage: str) -> None:
+def test_any_damage_ends_in_one_named_error_or_in_counted_repairs(folder: str, seed: int, damage: str) -> None:
     rng = random.Random(seed)
     content: Any = {"images": images(), "annotations": boxes(), "categories": [{"id": 1, "name": "fish"}]}
     for _ in range(rng.randrange(1, 4)):
@@ -261,14 +273,16 @@ def test_any_damage_ends_in_one_named_error_or_in_counted_repairs(seed: int, dam
     elif damage == "bom":
         data = rng.choice([codecs.BOM_UTF8, codecs.BOM_UTF16_LE, b""]) + data
     problems = Problems()
-    message = "train.json: "
+    file = Path(folder) / FILE
+    file.write_bytes(data)
+    message = f"{file}: "
     root: dict[str, Any] = {}
     names: tuple[str, ...] = ()
     try:
-        root, names = repair_rows(parse_json(data, FILE), FILE, problems)
+        root, names = repair_rows(read_coco_json(file)[0], file, problems)
     except DataError as error:
         message = str(error)
-    assert message.startswith("train.json: ")
+    assert message.startswith(f"{file}: ")
     if not root:
         return
     columns = parse_boxes(root, names, frozenset(), problems)
@@ -280,11 +294,12 @@ def test_any_damage_ends_in_one_named_error_or_in_counted_repairs(seed: int, dam
     assert all("\n" not in line for line in problems.lines())
 
 
-def test_polygons_beside_a_bbox_are_not_kept_in_memory() -> None:
+def test_polygons_beside_a_bbox_are_not_kept_in_memory(tmp_path: Path) -> None:
     rows = [
         {"id": 1, "image_id": 1, "bbox": [4, 2, 10, 10.5], "segmentation": [[4, 2, 14, 2, 9, 12.5]]},
         {"id": 2, "image_id": 1, "bbox": ["4", 2, 10, 10], "segmentation": [[4, 2, 14, 2, 9, 12]]},
         {"id": 3, "image_id": 1, "segmentation": [[4, 2, 14, 2, 9, 12]]},
     ]
-    root = parse_json(json.dumps({"images": images(), "annotations": rows}).encode(), FILE)
+    (tmp_path / FILE).write_text(json.dumps({"images": images(), "annotations": rows}))
+    root, _ = read_coco_json(tmp_path / FILE)
     assert ["segmentation" in row for row in root["annotations"]] == [False, True, True]

@@ -88,7 +88,19 @@ def test_the_default_refuses_and_names_the_reading_that_fits(
     assert counts.get(right, "0 fit the upright picture only, 12 the stored one only, 0 both") in message
     assert f"--exif {right} (data.exif)" in message
     assert str(tmp_path / "images" / "0.jpg") in message
+    # Boxes that reach out only follow from it.
+    assert "--allow outside" not in message
+    assert "--allow clipped" not in message
     check_boxes_lie_on_rectangles(read(split, right))
+
+
+def test_a_model_brings_its_reading_unless_one_is_chosen(tmp_path: Path) -> None:
+    split = write_set(tmp_path, UPRIGHT_BOX, None)
+    check_boxes_lie_on_rectangles(read_split(split.read_like("apply")))
+    chosen = split._replace(rules=ImageRules(exif="ignore"))
+    assert chosen.read_like("apply") == chosen
+    with pytest.raises(DataError, match="--exif apply"):
+        read_split(split.read_like("auto"))
 
 
 def test_boxes_that_fit_both_readings_are_left_to_the_user(tmp_path: Path) -> None:

@@ -125,6 +125,18 @@ def test_proposals_of_unknown_images_are_refused() -> None:
         average_recall(truth((1, (0, 0, 50, 50))), [result(i, (0, 0, 5, 5)) for i in (1, 77, 78)])
 
 
+def test_image_ids_may_be_texts() -> None:
+    boxes = [(1, (10, 10, 50, 40)), (1, (100, 100, 20, 20)), (2, (5, 5, 200, 150))]
+    numbered, rows = truth(*boxes), [result(*pair) for pair in boxes[:2]]
+    named = {
+        "images": [{**image, "id": f"picture {image['id']}"} for image in reversed(numbered["images"])],
+        "annotations": [{**row, "image_id": f"picture {row['image_id']}"} for row in numbered["annotations"]],
+    }
+    found = average_recall(named, [{**row, "image_id": f"picture {row['image_id']}"} for row in rows])
+    assert found == average_recall(numbered, rows)
+    assert found["AR@10"] == pytest.approx(2 / 3)
+
+
 def test_without_a_ground_truth_box_recall_is_not_defined() -> None:
     with pytest.raises(DataError, match="no ground-truth box"):
         average_recall(truth(), [result(1, (0, 0, 5, 5))])

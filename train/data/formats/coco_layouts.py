@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections import defaultdict
 from pathlib import Path
 
-from edgerpn.errors import DataError
 from edgerpn.images.formats import has_image_suffix
 from edgerpn.train.data import annotations as data_annotations
 from edgerpn.train.data.formats.content import SPLIT_NAMES, Content, Layout, Split
@@ -44,11 +42,8 @@ def read_file(file: Path) -> Content:
     Raises:
         DataError: It cannot be read, or is not a COCO file.
     """
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror}; expected a COCO annotation file") from error
-    return Content(root=data_annotations.parse_json(data, file), sha256=hashlib.sha256(data).hexdigest())
+    root, digest = data_annotations.read_coco_json(file)
+    return Content(root=root, sha256=digest)
 
 
 def _by_file_name(folder: Path) -> Layout | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,6 +78,17 @@ class Layout:
     """Its name in messages: the format and the files by which it was recognised."""
     splits: Mapping[str, Split]
     """The splits by name ("train", "val", "test"); a set without splits is all "train"."""
+
+
+def splits_of_values(given: Collection[str]) -> tuple[str, ...]:
+    """Returns the splits of a file that marks each image with a value; empty if no value means training."""
+    found = {split_of_value(value) for value in given}
+    return tuple(split for split in SPLIT_NAMES if split in found) if "train" in found else ()
+
+
+def split_of_value(value: str | None) -> str | None:
+    """Returns the split that such a value means, or None."""
+    return next((split for split, names in SPLIT_NAMES.items() if value is not None and value.lower() in names), None)
 
 
 def digest_of(root: Mapping[str, Any]) -> str:

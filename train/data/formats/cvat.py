@@ -15,8 +15,15 @@ from typing import Any
 
 from edgerpn.errors import DataError
 from edgerpn.train.data.annotations import BAD_OBJECT, MISSING_FILE, Problems
-from edgerpn.train.data.formats.building import NO_BOX, UNANNOTATED, ContentBuilder, FoundObject, ImageIndex
-from edgerpn.train.data.formats.content import SPLIT_NAMES, Content, Layout, Split
+from edgerpn.train.data.formats.building import (
+    NO_BOX,
+    OTHER_SPLIT,
+    UNANNOTATED,
+    ContentBuilder,
+    FoundObject,
+    ImageIndex,
+)
+from edgerpn.train.data.formats.content import Content, Layout, Split, split_of_value, splits_of_values
 from edgerpn.train.data.formats.reading import iterate_xml, visible_files
 from edgerpn.train.data.formats.shapes import extent, numbers, rotated, size_hw
 
@@ -37,8 +44,8 @@ class _Source:
     file: Path
     images: Path
     """Folder of the images."""
-    subsets: tuple[str, ...] | None = None
-    """Values of "subset" that belong to the split; None: all images."""
+    split: str | None = None
+    """Split whose name the subset of an image has; None: all images."""
 
 
 def find_layouts(folder: Path) -> list[Layout]:
@@ -57,13 +64,8 @@ def layout_of_file(file: Path) -> Layout:
         given = {name.decode(errors="replace") for name in _SUBSET.findall(file.read_bytes())}
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}; expected an XML file of CVAT") from error
-    sources = {}
-    for split, names in SPLIT_NAMES.items():
-        subsets = tuple(name for name in given if name.lower() in names)
-        if subsets:
-            sources[split] = _Source(file=file, images=images, subsets=subsets)
-    if "train" not in sources:
-        sources = {"train": _Source(file=file, images=images)}
+    sources = {split: _Source(file=file, images=images, split=split) for split in splits_of_values(given)}
+    sources = sources or {"train": _Source(file=file, images=images)}
     splits = {
         split: Split(file, images, partial(read_content, source), f"{file.name} ({split})", file.parent)
         for split, source in sources.items()
@@ -97,15 +99,19 @@ def read_content(source: _Source) -> Content:
             builder.declare(name.text or "" for name in element.iterfind(".//label/name"))
             sides = (element.findtext(f".//original_size/{side}") for side in ("height", "width"))
             frame_hw = size_hw(*sides)
-        elif element.tag == "image" and (source.subsets is None or element.get("subset") in source.subsets):
-            add(*_image(element, problems))
+        elif element.tag == "image":
+            split = split_of_value(element.get("subset"))
+            if source.split in (None, split):
+                add(*_image(element, problems))
+            elif source.split == "train" and split is None:
+                problems.add(OTHER_SPLIT, f"{element.get('name')}: {element.get('subset')}")
         elif element.tag == "track":
             frames = defaultdict(list) if frames is None else frames
             _add_track(element, frames, problems)
     # All frames of a video were annotated, also those without a box.
     for path, objects in _by_path(frames, index) if frames is not None else ():
         add(path, frame_hw, objects)
-    if source.subsets is None:
+    if source.split is None:
         for image in index.files:
             if image not in used:
                 problems.add(UNANNOTATED, image.name)

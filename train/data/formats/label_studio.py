@@ -16,8 +16,15 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from edgerpn.errors import DataError
 from edgerpn.images.formats import has_image_suffix
 from edgerpn.train.data.annotations import BAD_OBJECT, MISSING_FILE, ProblemKind, Problems
-from edgerpn.train.data.formats.building import NO_BOX, UNANNOTATED, ContentBuilder, FoundObject, ImageIndex
-from edgerpn.train.data.formats.content import Content, Layout, Split
+from edgerpn.train.data.formats.building import (
+    NO_BOX,
+    OTHER_SPLIT,
+    UNANNOTATED,
+    ContentBuilder,
+    FoundObject,
+    ImageIndex,
+)
+from edgerpn.train.data.formats.content import Content, Layout, Split, split_of_value, splits_of_values
 from edgerpn.train.data.formats.reading import read_text, stored_size, visible_files
 from edgerpn.train.data.formats.shapes import extent, numbers, rotated, size_hw
 
@@ -27,6 +34,7 @@ SEVERAL = ProblemKind("task with several annotations", "the ground truth or firs
 PREDICTED = ProblemKind("task without annotations in a file of predictions", "predictions used")
 
 _HEAD_BYTES = 1 << 16
+_SPLIT = re.compile(rb"\"split\"\s*:\s*\"([^\"]*)\"")
 _UPLOAD = re.compile(r"[0-9a-f]{8}-")
 """Label Studio puts it before the name of an uploaded file."""
 _LABELS = ("rectanglelabels", "polygonlabels", "ellipselabels", "labels", "choices")
@@ -38,10 +46,21 @@ def find_layouts(folder: Path) -> list[Layout]:
 
 
 def layout_of_file(file: Path) -> Layout:
-    """Returns the layout of one export."""
+    """Returns the layout of one export; tasks whose data name different splits, as our writer does, are splits.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
     images = file.parent / "images" if (file.parent / "images").is_dir() else file.parent
-    split = Split(file, images, partial(read_content, file, images), file.name, file.parent)
-    return Layout(format="labelstudio", title=f"Label Studio ({file.name})", splits={"train": split})
+    try:
+        given = {name.decode(errors="replace") for name in _SPLIT.findall(file.read_bytes())}
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}; expected an export of Label Studio") from error
+    splits = {
+        split: Split(file, images, partial(read_content, file, images, split), f"{file.name} ({split})", file.parent)
+        for split in splits_of_values(given)
+    } or {"train": Split(file, images, partial(read_content, file, images), file.name, file.parent)}
+    return Layout(format="labelstudio", title=f"Label Studio ({file.name})", splits=splits)
 
 
 def is_export(file: Path) -> bool:
@@ -54,8 +73,8 @@ def is_export(file: Path) -> bool:
     return head.startswith(b"[") and (b'"annotations"' in head or b'"predictions"' in head)
 
 
-def read_content(file: Path, images: Path) -> Content:
-    """Reads the tasks of an export.
+def read_content(file: Path, images: Path, split: str | None = None) -> Content:
+    """Reads the tasks of an export, or those whose data name a split.
 
     Raises:
         DataError: It is not an export of Label Studio, or most of its objects cannot be read.
@@ -74,6 +93,11 @@ def read_content(file: Path, images: Path) -> Content:
     uses_predictions = not any(_entries(task, "annotations") for task in tasks)
     used = set()
     for number, task in enumerate(tasks, start=1):
+        own_split = split_of_value(_given_split(task))
+        if split not in (None, own_split):
+            if split == "train" and own_split is None:
+                problems.add(OTHER_SPLIT, f"{file.name} task {task.get('id', number)}: {_given_split(task)}")
+            continue
         name = f"{file.name} task {task.get('id', number)}"
         results = _results(task, name, uses_predictions, problems)
         image = _image_of(task, index)
@@ -88,6 +112,12 @@ def read_content(file: Path, images: Path) -> Content:
             if hw is not None:
                 builder.add(image, hw, _objects(results, hw, name, problems))
     return builder.content()
+
+
+def _given_split(task: dict[str, Any]) -> str | None:
+    data = task.get("data")
+    value = data.get("split") if isinstance(data, dict) else None
+    return value if isinstance(value, str) else None
 
 
 def _entries(task: dict[str, Any], key: str) -> list[dict[str, Any]]:

@@ -175,12 +175,14 @@ def test_cvat_shapes(tmp_path: Path) -> None:
 
 def test_cvat_subsets_are_splits(tmp_path: Path) -> None:
     rows = []
-    for name, subset in (("a", "Train"), ("b", "Train"), ("c", "Validation")):
+    for name, subset in (("a", "Train"), ("b", "Train"), ("c", "Validation"), ("d", "extra")):
         write_image(tmp_path / "images" / f"{name}.png")
         rows.append(f'<image id="0" name="{name}.png" subset="{subset}" width="40" height="20"></image>')
     (tmp_path / "annotations.xml").write_text(f"<annotations>{''.join(rows)}</annotations>")
     train, val = find_train_and_val(tmp_path)
     assert [record.file.name for record in read_split(train).records] == ["a.png", "b.png"]
+    expected = "image without a known split in a file of several splits: 1, not used (d.png: extra)"
+    assert read_split(train).problems[0] == expected
     assert [record.file.name for record in read_split(val).records] == ["c.png"]
 
 
@@ -255,6 +257,18 @@ def test_label_studio_takes_the_ground_truth_and_leaves_open_tasks_out(tmp_path:
         "task with several annotations: 1, the ground truth or first used (tasks.json task 0)",
         "image without annotations: 1, not used (tasks.json task 2)",
     )
+
+
+def test_label_studio_tasks_may_name_their_splits(tmp_path: Path) -> None:
+    write_label_studio(tmp_path / "tasks.json", tmp_path / "images", 4)
+    tasks = json.loads((tmp_path / "tasks.json").read_text())
+    for task, name in zip(tasks, ("val", "train", "train"), strict=False):
+        task["data"]["split"] = name
+    (tmp_path / "tasks.json").write_text(json.dumps(tasks))
+    train, val = (read_split(split) for split in find_train_and_val(tmp_path))
+    assert [record.file.name for record in train.records] == ["1.png", "2.png"]
+    assert [record.file.name for record in val.records] == ["0.png"]
+    assert train.problems[0].endswith("1, not used (tasks.json task 3: None)")
 
 
 def test_label_studio_predictions_count_where_nobody_annotated(tmp_path: Path) -> None:
