@@ -62,7 +62,8 @@ def test_a_ring_refuses_frames_that_cannot_be() -> None:
         reader = RingReader(writer.fd, ours, 7, writer.num_slots, writer.slot_bytes)
         good: dict[str, Any] = {"generation": 7, "slot": 1, "shape": (4, 5, 3)}
         shapes = [(4, 0, 3), (2**31, 5, 3), (4, 2**31, 3), (4, 5, 0), (4, 5, 2**31)]
-        for changes in ({"generation": 6}, {"slot": 2}, *({"shape": shape} for shape in shapes)):
+        wrong: list[dict[str, Any]] = [{"generation": 6}, {"slot": 2}, *({"shape": shape} for shape in shapes)]
+        for changes in wrong:
             with pytest.raises(ValueError, match="does not fit"):
                 reader.image(**{**good, **changes})
         held = reader.image(**good)
