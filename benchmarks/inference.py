@@ -35,7 +35,7 @@ def bare_calls(path: Path) -> Iterator[tuple[str, Callable[[], object], int]]:
     `bare` is `InferenceSession.run` with ONNX Runtime's options, `tuned` has those of our runtime.
     """
     spec = manifest.read(path).input
-    ready = np.random.default_rng(0).integers(0, 256, (spec.batch or 1, *spec.frame_hw, 3), dtype=np.uint8)
+    ready = np.random.default_rng(0).integers(0, 256, (spec.batch or 1, *spec.frame_shape), dtype=np.uint8)
     session = onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
     run = partial(session.run, None, {session.get_inputs()[0].name: ready})
     del session

@@ -28,7 +28,7 @@ class Golden:
     """Frames and the proposals of a model for them."""
 
     frames: npt.NDArray[np.uint8]
-    """(F, H, W, 3) uint8 BGR, in the size of the graph's input."""
+    """(F, H, W, 3) uint8 BGR or (F, H, W, 4) BGRx, as the graph's input."""
     boxes: npt.NDArray[np.float32]
     """(F, K, 4) float32, as the graph returned them."""
     scores: npt.NDArray[np.float32]

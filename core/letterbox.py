@@ -20,7 +20,7 @@ PAD_VALUE = 114
 """Grey level (0..255) of the padding, as in the YOLO family."""
 
 Resize = Callable[[npt.NDArray[np.uint8], tuple[int, int]], Any]
-"""Resizes an (H, W, 3) uint8 image to (width, height), linear with half-pixel centres: `cv2.resize` fits."""
+"""Resizes an (H, W, C) uint8 image to (width, height), linear with half-pixel centres: `cv2.resize` fits."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,9 +45,9 @@ class Letterbox:
         """Scales and pads `frame` to the network's input.
 
         Args:
-            frame: (H, W, 3) uint8, of `source_hw`.
+            frame: (H, W, C) uint8, of `source_hw`; C is 3 or 4.
             resize: Resizes an image, for example `cv2.resize`; not called when no scaling is needed.
-            out: (network height, network width, 3) uint8 buffer to fill, or None for a new one.
+            out: (network height, network width, C) uint8 buffer to fill, or None for a new one.
 
         Returns:
             `out`, or the new array; owned by the caller.
@@ -55,11 +55,11 @@ class Letterbox:
         Raises:
             InputError: `frame` has another size and would be stretched.
         """
-        if frame.shape != (*self.source_hw, 3):
+        if frame.shape[:2] != self.source_hw or frame.shape[2:] not in ((3,), (4,)):
             raise InputError(f"letterbox: expected a frame of shape {(*self.source_hw, 3)}, got {frame.shape}")
         content_h, content_w = self.content_hw
         if out is None:
-            out = np.empty((*self.network_hw, 3), np.uint8)
+            out = np.empty((*self.network_hw, frame.shape[2]), np.uint8)
         out[content_h:] = PAD_VALUE
         out[:content_h, content_w:] = PAD_VALUE
         same_size = self.content_hw == self.source_hw

@@ -11,6 +11,7 @@ from edgerpn.targets import ExportTarget
 
 Nms = Literal["standard", "portable"]
 Calibration = Literal["entropy", "percentile"]
+Channels = Literal["bgr", "bgrx"]
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 MAX_SIDE_PX = 8192
@@ -29,6 +30,8 @@ class ExportConfig:
     """Height and width that the network works at, pixels; not set: the size that it was trained at."""
     source_hw: tuple[int, int] | None = None
     """Height and width of the frames, pixels, to have resizing in the graph; not set: the host letterboxes."""
+    channels: Channels = "bgr"
+    """Channels of the frames; `bgrx` has a fourth one, which is ignored, as the hardware of a Jetson delivers them."""
     batch: int | Literal["dynamic"] | None = None
     """Frames in a batch, or `dynamic`; not set: dynamic for ONNX Runtime, 1 for TensorRT (for CUDA graphs)."""
     num_proposals: int = 100
@@ -95,6 +98,11 @@ class ExportConfig:
             )
         if self.target == "tensorrt-rtx" and self.nms == "standard":
             raise ValueError("nms: tensorrt-rtx has no NonMaxSuppression; expected portable, got standard")
+
+    @property
+    def num_channels(self) -> Literal[3, 4]:
+        """Bytes of a pixel of the frames."""
+        return 4 if self.channels == "bgrx" else 3
 
     @property
     def fixed_batch(self) -> int | None:

@@ -6,9 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
 from edgerpn.errors import DataError, ExportError
 from edgerpn.images.decoding import split_decodable
 from edgerpn.images.formats import list_images
+from edgerpn.letterbox import letterbox
 from edgerpn.train.data.choice import DataChoice
 
 if TYPE_CHECKING:
@@ -33,6 +37,18 @@ def spread(items: Sequence[Item], most: int) -> list[Item]:
     if most == 1:
         return [items[0]]
     return [items[round(index * (len(items) - 1) / (most - 1))] for index in range(most)]
+
+
+def fit_photograph(frame: npt.NDArray[np.uint8], frame_shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
+    """Returns a photograph (H, W, 3) BGR laid into a graph's input, of height, width and channels `frame_shape`."""
+    import cv2
+
+    height, width, num_channels = frame_shape
+    fitted = letterbox((frame.shape[0], frame.shape[1]), (height, width)).apply(frame, cv2.resize)
+    if num_channels == 3:
+        return fitted
+    # The fourth channel differs from pixel to pixel, so that a graph that reads it does not pass.
+    return np.dstack([fitted, fitted[..., 2]])
 
 
 def list_photographs(folder: Path, log: Callable[[str], None], *, recursive: bool = False) -> list[Path]:

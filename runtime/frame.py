@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerpn.proposals import Proposals
+from edgerpn.runtime.opencv import load_cv2
 
 EventKind = Literal[
     "started", "connected", "gap", "stalled", "stale", "resized", "reconnecting", "damaged", "ended", "error"
@@ -55,7 +56,8 @@ class Frame:
 
     image: npt.NDArray[np.uint8]
     """(H, W, 3) uint8 BGR, not to be changed; valid as long as this array or a view of it exists. The picture of a live
-    source lies in memory shared with its capture process, which has few slots: whoever keeps several gets copies."""
+    source lies in memory shared with its capture process, which has few slots: whoever keeps several gets copies.
+    Where a model takes BGRx, a camera's picture may be (H, W, 4); `bgr` has three channels always."""
     source: str
     """Name of the source, without passwords."""
     index: int
@@ -79,6 +81,16 @@ class Frame:
     """Frames dropped between this one and the previous one, because the model was busy."""
     num_skipped: int = 0
     """Frames left out in between because of `max_fps`."""
+
+    @property
+    def bgr(self) -> npt.NDArray[np.uint8]:
+        """The picture, (H, W, 3) uint8 BGR: `image` itself, or a copy without the fourth channel."""
+        if self.image.shape[2] == 3:
+            return self.image
+        cv2 = load_cv2()
+        # A view would be copied by each of its users, many times slower.
+        converted: npt.NDArray[np.uint8] = cv2.cvtColor(self.image, cv2.COLOR_BGRA2BGR)
+        return converted
 
     def age_ms(self, now_s: float) -> float:
         """Milliseconds from the capture of the frame to `now_s` (`time.monotonic()`), its known lag included."""
@@ -155,8 +167,8 @@ class Result:
 
     @property
     def image(self) -> npt.NDArray[np.uint8]:
-        """The frame's picture, (H, W, 3) uint8 BGR."""
-        return self.frame.image
+        """The frame's picture, (H, W, 3) uint8 BGR; see `Frame.bgr`."""
+        return self.frame.bgr
 
 
 class Source(Protocol):

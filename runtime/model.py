@@ -126,8 +126,8 @@ class Model:
         """Returns the proposals of one frame.
 
         Args:
-            frame: (H, W, 3) uint8 BGR as OpenCV delivers it; of any size, unless the model was exported with
-                --source-size.
+            frame: (H, W, 3) uint8 BGR as OpenCV delivers it, or (H, W, 4) BGRx for a model exported with channels=bgrx;
+                of any size, unless the model was exported with --source-size.
 
         Returns:
             Boxes in pixels of `frame`, best first.
@@ -142,7 +142,7 @@ class Model:
         """Returns the proposals of several frames, in order; sizes may differ. Arguments and errors as for one."""
         if not len(frames):
             return []
-        images = [check_image(frame) for frame in frames]
+        images = [self._check(frame) for frame in frames]
         boxes, scores, count = self._backend.infer(
             np.concatenate([self._preprocessor.prepare(image).copy() for image in images])
         )
@@ -216,8 +216,7 @@ class Model:
         if len(frames) == 1:
             inputs, prepared = self._prepare_one(frames[0])
         else:
-            height, width = self.manifest.input.frame_hw
-            inputs = np.empty((len(frames), height, width, 3), np.uint8)
+            inputs = np.empty((len(frames), *self.manifest.input.frame_shape), np.uint8)
             fill = partial(self._fill, inputs)
             prepared = list((pool.map if pool is not None else map)(fill, range(len(frames)), frames))
         rows = [i for i, outcome in enumerate(prepared) if not isinstance(outcome, InputError)]
@@ -241,7 +240,7 @@ class Model:
         start_s = time.perf_counter()
         try:
             with span("preprocess"):
-                inputs = self._preprocessor.prepare(check_image(frame.image))
+                inputs = self._preprocessor.prepare(self._check(frame.image))
         except InputError as error:
             return frame.image[:0], [_without_traceback(error)]
         return inputs, [(time.perf_counter() - start_s) * 1e3]
@@ -265,7 +264,7 @@ class Model:
         return Result(proposals=proposals, frame=frame, stage_ms=stage_ms)
 
     def _run(self, frame: npt.NDArray[np.uint8], watch: Stopwatch) -> Proposals:
-        image = check_image(frame)
+        image = self._check(frame)
         with span("preprocess"):
             network_input = self._preprocessor.prepare(image)
         watch.split("preprocess")
@@ -275,6 +274,9 @@ class Model:
             proposals = self._preprocessor.restore(boxes[0], scores[0], int(count[0]), (image.shape[0], image.shape[1]))
         watch.split("postprocess")
         return proposals
+
+    def _check(self, image: object) -> npt.NDArray[np.uint8]:
+        return check_image(image, takes_bgrx=self._preprocessor.takes_bgrx)
 
     def close(self) -> None:
         """Frees the backend; does nothing the second time."""

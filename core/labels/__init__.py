@@ -41,7 +41,7 @@ def open_writer(
         link: Whether images become hard links instead of copies.
 
     Raises:
-        ConfigError: The folder is not empty.
+        ConfigError: The folder is not empty, or a file.
         DataError: A category has a name that no format can hold.
     """
     return WRITERS[kind](Path(folder), categories, link=link)

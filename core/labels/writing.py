@@ -78,6 +78,8 @@ class LabelWriter(ABC):
         for name in categories:
             if _CONTROLS.search(name) or not name.strip() or printable(name) != name:
                 raise DataError(f"category {printable(name)!r}: expected a name in one line of printable text")
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError([f"{folder}: this is a file; choose another output folder"])
         if folder.is_dir() and (entry := next(folder.iterdir(), None)) is not None:
             raise ConfigError(
                 [f"{folder}: this folder is not empty (it holds {printable(entry.name)}); choose another output folder"]

@@ -22,8 +22,8 @@ class InputSpec:
     """Element type."""
     layout: Literal["NHWC"] = "NHWC"
     """Order of the axes."""
-    color_order: Literal["BGR"] = "BGR"
-    """Order of the channels."""
+    color_order: Literal["BGR", "BGRx"] = "BGR"
+    """Order of the channels; the graph ignores a fourth one."""
     batch: int | None = 1
     """Fixed batch size; None: dynamic."""
     network_hw: tuple[int, int]
@@ -53,6 +53,16 @@ class InputSpec:
     def frame_hw(self) -> tuple[int, int]:
         """Height and width of the graph's input tensor, pixels."""
         return self.source_hw or self.network_hw
+
+    @property
+    def num_channels(self) -> int:
+        """Bytes of a pixel in the graph's input tensor: 3 or 4."""
+        return len(self.color_order)
+
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of the graph's input tensor."""
+        return (*self.frame_hw, self.num_channels)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

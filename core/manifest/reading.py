@@ -4,7 +4,7 @@
 text, without its own hash, in its `metadata_props` under `METADATA_KEY`. The graph's interface is the same for every
 artifact:
 
-    frames  uint8   [N, H, W, 3]  BGR, as OpenCV delivers it
+    frames  uint8   [N, H, W, 3]  BGR, as OpenCV delivers it; or [N, H, W, 4] BGRx, whose fourth channel is ignored
     boxes   float32 [N, K, 4]     x1, y1, x2, y2 in pixels of the input frame; rows beyond count are zero
     scores  float32 [N, K]        0..1, descending; rows beyond count are zero
     count   int32   [N]           number of valid rows

@@ -17,13 +17,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from edgerpn.errors import ConfigError
 from edgerpn.export.compare.compared_model import ComparedModel, differences, open_models
 from edgerpn.export.compare.comparison import Comparison, ImageComparison
 from edgerpn.export.onnx.agreement import FrameProposals, ProposalThresholds, pair_proposals, valid_rows
+from edgerpn.export.photographs import fit_photograph
 from edgerpn.images.header import Exif
 from edgerpn.letterbox import Letterbox, letterbox
 from edgerpn.manifest.parts import Precision
@@ -169,7 +169,7 @@ def _run(
     model: ComparedModel, pictures: list[np.ndarray], indices: list[int], images: Sequence[Path]
 ) -> list[_ModelOutput]:
     geometries = [letterbox((picture.shape[0], picture.shape[1]), model.frame_hw) for picture in pictures]
-    frames = np.stack([g.apply(picture, cv2.resize) for g, picture in zip(geometries, pictures, strict=True)])
+    frames = np.stack([fit_photograph(picture, (*model.frame_hw, model.num_channels)) for picture in pictures])
     outputs, cut_scores = model.run(frames)
     return [
         _ModelOutput(valid_rows(outputs, row, f"{images[indices[row]].name}, {model.name}"), cut_scores[row], geometry)

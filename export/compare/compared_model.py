@@ -34,7 +34,7 @@ PROPOSAL_SETTINGS = (
 """Settings of the proposal stage that change the proposals."""
 
 Run = Callable[[np.ndarray], tuple[Outputs, list[tuple[float, ...]]]]
-"""Frames (N, H, W, 3) uint8 to the graph's outputs, and for each frame the scores at the cuts before NMS where they
+"""Frames (N, H, W, C) uint8 to the graph's outputs, and for each frame the scores at the cuts before NMS where they
 are known (see `edgerpn.export.onnx.agreement.level_cut_scores`)."""
 
 
@@ -56,6 +56,8 @@ class ComparedModel:
     """Height and width that the network works at, pixels."""
     source_hw: tuple[int, int] | None
     """Height and width of the frames when resizing is in the graph."""
+    num_channels: int
+    """Bytes of a pixel of the frames."""
     proposals: ProposalConfig
     """Counts and thresholds."""
     batch_sizes: tuple[int, ...]
@@ -126,6 +128,7 @@ def _open_checkpoint(file: Path | Backend, other: ComparedModel | None) -> Compa
         checkpoint_sha256=files.sha256(file),
         network_hw=hw,
         source_hw=source_hw,
+        num_channels=3,
         proposals=proposals,
         batch_sizes=(),
         run=lambda frames: run_reference(detector, frames),
@@ -148,6 +151,7 @@ def _open_artifact(model: Path | Backend, stack: contextlib.ExitStack, allow_hos
         checkpoint_sha256=manifest.provenance.checkpoint_sha256,
         network_hw=manifest.input.network_hw,
         source_hw=manifest.input.source_hw,
+        num_channels=manifest.input.num_channels,
         proposals=ProposalConfig(**{name: getattr(manifest.proposals, name) for name in PROPOSAL_SETTINGS}),
         batch_sizes=_batch_sizes(manifest),
         run=lambda frames: (backend.infer(frames), [()] * len(frames)),

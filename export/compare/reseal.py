@@ -93,7 +93,7 @@ class ChangedGraph:
                 manifest = manifest.replace(golden=golden.write(expected, copy))
                 for number, frame in enumerate(expected.frames, start=1):
                     images.append(Path(folder) / f"golden-{number}.png")
-                    images[-1].write_bytes(cv2.imencode(".png", frame)[1].tobytes())
+                    images[-1].write_bytes(cv2.imencode(".png", frame[..., :3])[1].tobytes())
             edgerpn.manifest.write(manifest, copy)
             yield cls(file=file, copy=copy, manifest=manifest, images=tuple(images))
 

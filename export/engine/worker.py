@@ -225,8 +225,8 @@ def check_interface(network: Any, trt: Any) -> None:
     if not is_ours or len(outputs) != 3:
         found = ", ".join(f"{tensor.name} {tuple(tensor.shape)}" for tensor in inputs)
         raise BuildError(
-            f"the graph has the inputs [{found}] and the outputs {outputs}, expected one uint8 input (N, H, W, 3) and "
-            "the outputs boxes, scores and count; build from a file that `edgerpn export` wrote"
+            f"the graph has the inputs [{found}] and the outputs {outputs}, expected one uint8 input (N, H, W, 3 or "
+            "4) and the outputs boxes, scores and count; build from a file that `edgerpn export` wrote"
         )
 
 

@@ -115,7 +115,7 @@ def interface(view: GraphView, target: Target) -> Iterator[Violation]:
     batch, rows = manifest.input.batch, manifest.proposals.num_proposals
     boxes, scores, count = manifest.output_names
     wanted: dict[str, tuple[int, Shape]] = {
-        manifest.input.name: (TensorProto.UINT8, (batch, *manifest.input.frame_hw, 3)),
+        manifest.input.name: (TensorProto.UINT8, (batch, *manifest.input.frame_shape)),
         boxes: (TensorProto.FLOAT, (batch, rows, 4)),
         scores: (TensorProto.FLOAT, (batch, rows)),
         count: (TensorProto.INT32, (batch,)),

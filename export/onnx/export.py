@@ -59,7 +59,7 @@ NUM_GOLDEN_FRAMES = 2
 """Golden frames written beside the model."""
 
 Infer = Callable[[np.ndarray], Outputs]
-"""Frames (N, H, W, 3) uint8 to boxes (N, K, 4), scores (N, K), count (N,); `Backend.infer` fits."""
+"""Frames (N, H, W, C) uint8 to boxes (N, K, 4), scores (N, K), count (N,); `Backend.infer` fits."""
 
 
 def export_onnx(
@@ -210,7 +210,7 @@ class _ExportSource:
     model: Rpn
     hw: tuple[int, int]
     proposals: ProposalConfig
-    source_hw: tuple[int, int] | None
+    config: ExportConfig
 
     @classmethod
     def load(cls, file: Path, config: ExportConfig) -> _ExportSource:
@@ -221,7 +221,7 @@ class _ExportSource:
             model=model,
             hw=network_hw(checkpoint, config),
             proposals=proposal_config(checkpoint, config),
-            source_hw=config.source_hw,
+            config=config,
         )
 
     @property
@@ -232,7 +232,9 @@ class _ExportSource:
     def reference(self) -> Detector:
         """The network with exact NMS over all that `pre_nms` leaves."""
         exact = dataclasses.replace(self.proposals, nms_candidates=None)
-        return Detector(self.model, exact, network_hw=self.hw, source_hw=self.source_hw).eval()
+        source_hw, num_channels = self.config.source_hw, self.config.num_channels
+        detector = Detector(self.model, exact, network_hw=self.hw, source_hw=source_hw, num_channels=num_channels)
+        return detector.eval()
 
     def with_nms(
         self, images: Sequence[Path], config: ExportConfig, log: Callable[[str], None]
@@ -323,7 +325,7 @@ def make_golden(infer: Infer, frames: Sequence[np.ndarray]) -> golden.Golden:
 
     Args:
         infer: Runs the model, one frame at a time.
-        frames: Photographs, each (H, W, 3) uint8 BGR laid into the graph's input; at least one.
+        frames: Photographs, each (H, W, C) uint8 laid into the graph's input; at least one.
 
     Raises:
         ValueError: There are no frames.

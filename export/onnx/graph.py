@@ -80,7 +80,14 @@ def export_module(model: Rpn, proposals: ProposalConfig, config: ExportConfig, h
     exported = copy.deepcopy(model).eval()
     fuse_batch_norm(exported)
     exported.fold_std()
-    detector = Detector(exported, proposals, network_hw=hw, source_hw=config.source_hw, nms=config.resolved_nms)
+    detector = Detector(
+        exported,
+        proposals,
+        network_hw=hw,
+        source_hw=config.source_hw,
+        num_channels=config.num_channels,
+        nms=config.resolved_nms,
+    )
     return detector.eval()
 
 
@@ -92,8 +99,7 @@ def export_detector(detector: Detector, config: ExportConfig) -> onnx.ModelProto
     """
     # With a batch of 2 the exporter does not take a dynamic batch for the constant 1.
     batch = config.fixed_batch or 2
-    height, width = config.source_hw or detector.network_hw
-    frames = torch.zeros((batch, height, width, 3), dtype=torch.uint8)
+    frames = torch.zeros((batch, *detector.frame_shape), dtype=torch.uint8)
     proto = export_program(
         detector,
         frames,
@@ -241,6 +247,7 @@ def describe_graph(
         opset=config.opset,
         backbone=model.backbone,
         input=InputSpec(
+            color_order="BGRx" if config.channels == "bgrx" else "BGR",
             batch=config.fixed_batch,
             network_hw=hw,
             source_hw=config.source_hw,

@@ -11,7 +11,6 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
@@ -27,8 +26,8 @@ from edgerpn.export.onnx.agreement import (
     pair_proposals,
     valid_rows,
 )
+from edgerpn.export.photographs import fit_photograph
 from edgerpn.files import native_path
-from edgerpn.letterbox import letterbox
 from edgerpn.manifest.parts import ParitySpec
 from edgerpn.matching import EXACT
 from edgerpn.progress import track
@@ -79,7 +78,7 @@ def check_parity(reference: Detector, graph_file: Path, images: Sequence[Path], 
 def run_reference(
     reference: Detector, frames: np.ndarray
 ) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], list[tuple[float, ...]]]:
-    """Runs a network on frames (N, H, W, 3) uint8.
+    """Runs a network on frames (N, H, W, C) uint8.
 
     Returns:
         Boxes (N, K, 4), scores (N, K) and counts (N,), and for each frame the scores at the cuts: before NMS, and with
@@ -118,10 +117,8 @@ def _rescoring_cuts(reference: Detector, levels: list[tuple[torch.Tensor, torch.
 
 
 def network_frame(detector: Detector, image: Path) -> np.ndarray:
-    """Reads a photograph in the size of the graph's input, (H, W, 3) uint8."""
-    frame = read_image(image)
-    hw = detector.geometry.source_hw if detector.geometry else detector.network_hw
-    return letterbox((frame.shape[0], frame.shape[1]), hw).apply(frame, cv2.resize)
+    """Reads a photograph as the graph takes it, (H, W, C) uint8."""
+    return fit_photograph(read_image(image), detector.frame_shape)
 
 
 class _ParityCounter:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -21,8 +20,8 @@ from onnxruntime.quantization.calibrate import CalibrationMethod, HistogramColle
 
 from edgerpn.errors import DataError
 from edgerpn.export.export_config import Calibration
+from edgerpn.export.photographs import fit_photograph
 from edgerpn.export.precision.blocks import ancestors
-from edgerpn.letterbox import letterbox
 from edgerpn.manifest.parts import InputSpec
 from edgerpn.progress import track
 from edgerpn.train.data.coco import read_image
@@ -98,14 +97,14 @@ def measure_ranges(
 def frames(
     images: Iterable[Path], spec: InputSpec, log: Callable[[str], None] = lambda _: None
 ) -> Iterator[npt.NDArray[np.uint8]]:
-    """Yields photographs in the size of the graph's input, (H, W, 3) uint8; logs those that cannot be read."""
+    """Yields photographs as the graph's input, (H, W, C) uint8; logs those that cannot be read."""
     for image in images:
         try:
             frame = read_image(image)
         except DataError as error:
             log(f"skipped: {error}")
             continue
-        yield letterbox((frame.shape[0], frame.shape[1]), spec.frame_hw).apply(frame, cv2.resize)
+        yield fit_photograph(frame, spec.frame_shape)
 
 
 def partial_session(proto: onnx.ModelProto, tensors: Sequence[str]) -> onnxruntime.InferenceSession:

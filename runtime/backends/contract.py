@@ -68,7 +68,7 @@ class Backend(Protocol):
         """Runs the graph.
 
         Args:
-            frames: (N, H, W, 3) uint8 BGR with the manifest's `frame_hw`, any N.
+            frames: (N, H, W, C) uint8 BGR with the manifest's `frame_shape`, any N.
 
         Returns:
             Boxes in pixels of `frames`, scores and counts; owned by the caller.
@@ -101,11 +101,10 @@ class PartsTimer(Protocol):
 
 def tensors_of(manifest: Manifest) -> dict[str, tuple[str, tuple[int | None, ...]]]:
     """Element type and shape by name of the graph's input and outputs; None is a dynamic batch."""
-    height, width = manifest.input.frame_hw
     batch, rows = manifest.input.batch, manifest.proposals.num_proposals
     boxes, scores, count = manifest.output_names
     return {
-        manifest.input.name: ("uint8", (batch, height, width, 3)),
+        manifest.input.name: ("uint8", (batch, *manifest.input.frame_shape)),
         boxes: ("float32", (batch, rows, 4)),
         scores: ("float32", (batch, rows)),
         count: ("int32", (batch,)),
@@ -124,15 +123,16 @@ def check_frames(frames: object, manifest: Manifest) -> npt.NDArray[np.uint8]:
     """Returns `frames` as a C-contiguous array if it fits the manifest's graph.
 
     Raises:
-        InputError: It is not a uint8 array of shape (N, H, W, 3) with the manifest's height and width.
+        InputError: It is not a uint8 array of shape (N, H, W, C) with the manifest's height, width and channels.
     """
-    height, width = manifest.input.frame_hw
+    expected = manifest.input.frame_shape
     if not isinstance(frames, np.ndarray):
         raise InputError(f"frames: expected a NumPy array, got {type(frames).__name__}")
     if frames.dtype != np.uint8:
         raise InputError(f"frames: expected dtype uint8 (0..255, BGR, not normalised), got {frames.dtype}")
-    if frames.ndim != 4 or frames.shape[1:] != (height, width, 3) or not len(frames):
-        raise InputError(f"frames: expected shape (N, {height}, {width}, 3) with N >= 1, got {frames.shape}")
+    if frames.ndim != 4 or frames.shape[1:] != expected or not len(frames):
+        sizes = ", ".join(map(str, expected))
+        raise InputError(f"frames: expected shape (N, {sizes}) with N >= 1, got {frames.shape}")
     return np.ascontiguousarray(frames)
 
 

@@ -15,15 +15,19 @@ from edgerpn.proposals import Proposals
 from edgerpn.runtime.opencv import load_cv2
 
 
-def check_image(image: object) -> npt.NDArray[np.uint8]:
-    """Returns `image` if it is a BGR picture.
+def check_image(image: object, *, takes_bgrx: bool = False) -> npt.NDArray[np.uint8]:
+    """Returns `image` if it is a picture that a model takes.
+
+    Args:
+        image: (H, W, 3) uint8 BGR.
+        takes_bgrx: Whether (H, W, 4) BGRx will do too.
 
     Raises:
-        InputError: It is not a uint8 array of shape (H, W, 3).
+        InputError: It is not such an array.
     """
     if not isinstance(image, np.ndarray):
         raise InputError(f"frame: expected a NumPy array of shape (H, W, 3), got {type(image).__name__}")
-    if image.ndim != 3 or image.shape[2] != 3 or not image.size:
+    if image.ndim != 3 or image.shape[2] not in ((3, 4) if takes_bgrx else (3,)) or not image.size:
         hints = {2: " Turn a grey picture into BGR with cv2.cvtColor(frame, cv2.COLOR_GRAY2BGR).",
                  4: " Pass one frame at a time, or several to `batch`."}  # fmt: skip
         hint = hints.get(image.ndim, " Drop the alpha channel: frame[..., :3]." if image.shape[-1:] == (4,) else "")
@@ -40,6 +44,8 @@ class Preprocessor:
         """Takes sizes and rule from `manifest`."""
         self._source_hw = manifest.input.source_hw
         self._network_hw = manifest.input.network_hw
+        self._frame_shape = manifest.input.frame_shape
+        self.takes_bgrx = manifest.input.num_channels == 4
         self._local = threading.local()
         # Only letterboxing on the host needs OpenCV; a graph with a fixed source size resizes by itself.
         self._resize = load_cv2().resize if self._source_hw is None else None
@@ -48,23 +54,25 @@ class Preprocessor:
         """Returns the graph's input for one frame.
 
         Args:
-            image: (H, W, 3) uint8 BGR, checked by `check_image`.
+            image: As `check_image` returned it.
 
         Returns:
-            (1, H, W, 3) uint8; reused by the next call from the same thread.
+            (1, H, W, C) uint8; reused by the next call from the same thread.
 
         Raises:
             InputError: The model is made for frames of another size.
         """
         if self._resize is None:
             self._check_size(image)
-            return np.ascontiguousarray(image)[None]
-        buffer = getattr(self._local, "buffer", None)
-        if buffer is None:
-            # One buffer for each thread, because allocating one for each frame costs more than filling it.
-            buffer = self._local.buffer = np.empty((1, *self._network_hw, 3), np.uint8)
-        _geometry(_hw(image), self._network_hw).apply(np.ascontiguousarray(image), self._resize, out=buffer[0])
-        return buffer
+            fitted = np.ascontiguousarray(image)
+        else:
+            fitted = self._buffer(image.shape[2])
+            _geometry(_hw(image), self._network_hw).apply(np.ascontiguousarray(image), self._resize, out=fitted)
+        if fitted.shape[2] < self._frame_shape[2]:
+            # NumPy copies three bytes of each four many times slower.
+            cv2 = load_cv2()
+            fitted = cv2.cvtColor(fitted, cv2.COLOR_BGR2BGRA, dst=self._buffer(4))
+        return fitted[None]
 
     def restore(
         self, boxes: npt.NDArray[np.float32], scores: npt.NDArray[np.float32], count: int, frame_hw: tuple[int, int]
@@ -85,6 +93,15 @@ class Preprocessor:
             if not has_area.all():
                 boxes, scores = boxes[has_area], scores[has_area]
         return Proposals(boxes, scores)
+
+    def _buffer(self, num_channels: int) -> npt.NDArray[np.uint8]:
+        """Returns a picture of the graph's size to be filled, the same one for each call of a thread."""
+        # Allocating one for each frame costs more than filling it.
+        name = f"of_{num_channels}"
+        if not hasattr(self._local, name):
+            setattr(self._local, name, np.empty((*self._frame_shape[:2], num_channels), np.uint8))
+        buffer: npt.NDArray[np.uint8] = getattr(self._local, name)
+        return buffer
 
     def _check_size(self, image: npt.NDArray[np.uint8]) -> None:
         if self._source_hw is not None and _hw(image) != self._source_hw:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Mapping
 from functools import partial
@@ -11,6 +12,7 @@ from edgerpn.runtime.frame import Event, Result, Source
 from edgerpn.runtime.run.stats import SourceCounts, SourceStats
 from edgerpn.runtime.run.streams_config import SourceConfig, StreamsConfig
 from edgerpn.runtime.sources.capture import Capture
+from edgerpn.runtime.sources.capture_config import CaptureConfig
 from edgerpn.runtime.sources.file_sources import ImageSource, open_source
 from edgerpn.runtime.sources.group import CaptureGroup
 
@@ -28,7 +30,13 @@ class SourceRegistry:
     """All sources of a run; any thread may use it."""
 
     def __init__(
-        self, group: CaptureGroup, *, depth: int, exif: Exif, opened: Mapping[str, Source] | None = None
+        self,
+        group: CaptureGroup,
+        *,
+        depth: int,
+        exif: Exif,
+        takes_bgrx: bool,
+        opened: Mapping[str, Source] | None = None,
     ) -> None:
         """Starts empty.
 
@@ -36,6 +44,7 @@ class SourceRegistry:
             group: Captures the sources.
             depth: Frames that are read ahead of each file.
             exif: Whether images are turned by their EXIF orientation, unless their source was opened with a rule.
+            takes_bgrx: Whether the model takes pictures of four channels.
             opened: Files that are open already, by the names of their sources; the registry closes them.
         """
         self.min_score = 0.0
@@ -45,6 +54,7 @@ class SourceRegistry:
         self._group = group
         self._depth = depth
         self._exif = exif
+        self._takes_bgrx = takes_bgrx
         self._opened = dict(opened or {})
         self._entries: dict[str, _Entry] = {}
         # Held while a source ends, up to two seconds, so readers do not take it.
@@ -116,7 +126,7 @@ class SourceRegistry:
 
     def _capture(self, settings: SourceConfig) -> Capture:
         if not settings.is_read_here:
-            return self._group.add(settings.capture)
+            return self._group.add(self._with_channels(settings.capture))
         name = settings.label
         opened = self._opened.pop(name, None)
         if isinstance(opened, ImageSource) and opened.exif is None:
@@ -133,6 +143,12 @@ class SourceRegistry:
             )
         )
         return self._group.add_file(name, open_it, depth=self._depth, max_fps=settings.max_fps)
+
+    def _with_channels(self, config: CaptureConfig) -> CaptureConfig:
+        """Returns the settings of a capture process with the channels that the model takes."""
+        if config.channels != "auto" or not self._takes_bgrx:
+            return config
+        return dataclasses.replace(config, channels="bgrx")
 
     def _exchange(self, wanted: Mapping[str, SourceConfig]) -> list[str]:
         ended = []

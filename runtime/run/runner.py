@@ -82,7 +82,11 @@ class StreamRunner:
         self._pool = self._make_pool(config.batching)
         self._group = CaptureGroup()
         self._registry = SourceRegistry(
-            self._group, depth=num_threads + 1, exif=model.manifest.input.exif_reading, opened=opened
+            self._group,
+            depth=num_threads + 1,
+            exif=model.manifest.input.exif_reading,
+            takes_bgrx=model.manifest.input.num_channels == 4,
+            opened=opened,
         )
         self._batcher = Batcher(
             self._group, max_batch=1, wait_ms=0.0, stays=lambda: stays or self._registry.is_changing

@@ -206,7 +206,7 @@ class VideoSeries:
             self.finish()
         now_s = result.frame.monotonic_s
         if self._file is None:
-            height, width = result.image.shape[:2]
+            height, width = result.frame.image.shape[:2]
             self._file = VideoFile(self._free_path(result.frame), fps=self._fps, size_wh=(width, height))
             self._begun_s = now_s
         self._last_s = now_s

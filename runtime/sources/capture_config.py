@@ -73,6 +73,9 @@ class CaptureConfig:
     codecs, as the program does."""
     codec: Literal["auto", "h264", "h265", "mjpeg"] = "auto"
     """Codec of a URL or file for the hardware decoder of a Jetson; auto: FFmpeg asks, over a connection of its own."""
+    channels: Literal["auto", "bgr", "bgrx"] = "auto"
+    """bgrx: the pictures of a Jetson's hardware, and of a pipeline that ends in BGRx, keep their fourth channel, which
+    saves their conversion on the CPU; auto: as the model of the run takes them, bgr without a model."""
     decoder_threads: int = 0
     """Threads of OpenCV's FFmpeg; 0: one for a URL, half of the cores for a file. Each thread after the first delays
     the pictures of a stream by one frame."""
@@ -91,6 +94,8 @@ class CaptureConfig:
         check_setting(self.decoder in decoders, "decoder", ", ".join(decoders), self.decoder)
         codecs = ("auto", "h264", "h265", "mjpeg")
         check_setting(self.codec in codecs, "codec", ", ".join(codecs), self.codec)
+        channels = ("auto", "bgr", "bgrx")
+        check_setting(self.channels in channels, "channels", ", ".join(channels), self.channels)
         # All slots may return at once over a socket that never blocks.
         check_setting(1 <= self.queue_frames <= 100, "queue_frames", "1 to 100", self.queue_frames)
         check_setting(2 <= self.slots <= 100, "slots", "2 to 100", self.slots)

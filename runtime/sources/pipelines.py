@@ -1,8 +1,8 @@
 """GStreamer pipelines of sources, which end in an appsink for OpenCV.
 
 On a Jetson nvv4l2decoder decodes into the memory of the GPU, nvvidconv scales there and copies the picture out, and the
-CPU only drops the fourth channel. None of this was run on a Jetson: tests parse these pipelines with software elements
-in their place.
+CPU only drops the fourth channel for a model that does not take it. None of this was run on a Jetson: tests parse these
+pipelines with software elements in their place.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def pipeline_of(config: CaptureConfig, *, codec: Codec | None = None, is_hardwar
     """
     kind = config.spec.kind
     if kind == "csi":
-        return f"{_csi(config)} ! {_from_hardware(None)} ! {_LIVE_SINK}"
+        return f"{_csi(config)} ! {_from_hardware(config, None)} ! {_LIVE_SINK}"
     sink = _LIVE_SINK if config.spec.is_live else _FILE_SINK
     if not is_hardware:
         return f"{_software_head(config)} ! videoconvert ! video/x-raw,format=BGR ! {sink}"
@@ -54,7 +54,7 @@ def pipeline_of(config: CaptureConfig, *, codec: Codec | None = None, is_hardwar
     head = heads[kind](config, codec) if kind in heads else (_rtsp if config.spec.is_rtsp else _http)(config, codec)
     # The camera itself has the size.
     size_wh = None if kind == "camera" else config.size_wh
-    return f"{head} ! {_DECODERS[codec]} ! {_from_hardware(size_wh)} ! {sink}"
+    return f"{head} ! {_DECODERS[codec]} ! {_from_hardware(config, size_wh)} ! {sink}"
 
 
 def quoted(value: str) -> str:
@@ -63,10 +63,11 @@ def quoted(value: str) -> str:
     return f'"{escaped}"'
 
 
-def _from_hardware(size_wh: tuple[int, int] | None) -> str:
+def _from_hardware(config: CaptureConfig, size_wh: tuple[int, int] | None) -> str:
     """Scales and copies to the CPU; nvvidconv converts to four channels only, and videoconvert drops the last."""
     size = f",width={size_wh[0]},height={size_wh[1]}" if size_wh is not None else ""
-    return f"nvvidconv ! video/x-raw,format=BGRx{size} ! videoconvert ! video/x-raw,format=BGR"
+    copied = f"nvvidconv ! video/x-raw,format=BGRx{size}"
+    return copied if config.channels == "bgrx" else f"{copied} ! videoconvert ! video/x-raw,format=BGR"
 
 
 def _csi(config: CaptureConfig) -> str:

@@ -76,7 +76,8 @@ class FrameSource:
         """Waits for the next frame.
 
         Returns:
-            (H, W, 3) uint8 BGR, or (H, W) uint8 grey; the caller copies it before the next call. None: the end.
+            (H, W, 3) uint8 BGR, (H, W) uint8 grey, or (H, W, 4) uint8 BGRx where the settings have channels = "bgrx";
+            the caller copies it before the next call. None: the end.
         """
         raise NotImplementedError
 
@@ -98,6 +99,7 @@ class PluginReader:
             CaptureFailedError: The source does not open.
         """
         self._what = entry.value
+        self._num_channels = (3, 4) if config.channels == "bgrx" else (3,)
         with _translated_errors(self._what):
             self._source = factory(config)
         if not isinstance(self._source, FrameSource):
@@ -120,7 +122,7 @@ class PluginReader:
         # A plugin may return anything, whatever its types promise.
         image: Any = self._image
         is_array = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.size > 0
-        if not is_array or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
+        if not is_array or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in self._num_channels)):
             found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
             message = f"{self._what}: expected frames of uint8 (H, W, 3) or (H, W), got {found}"
             raise CaptureFailedError(message, reason="codec", is_final=True)

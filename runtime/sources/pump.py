@@ -75,7 +75,7 @@ class Pump:
             return self._num_broken == 0
         generation, slot, waited_s = placed
         frame = Frame(
-            image=self._link.ring_for(0).image(slot, *self._shape[:2]),
+            image=self._link.ring_for(0).image(slot, self._shape),
             source=self._config.label,
             index=self.num_grabbed - 1,
             media_time_s=media_s,
@@ -102,7 +102,7 @@ class Pump:
                 self._link.send_alive()
                 return None
             ring = self._link.ring_for(0)
-            view = ring.image(slot, *self._shape[:2])
+            view = ring.image(slot, self._shape)
         with span("decode"):
             image = self._reader.retrieve(view)
         if image is None:
@@ -134,7 +134,7 @@ class Pump:
         if taken is None:
             self._link.count_drop()
             return None
-        ring.image(taken, *image.shape[:2])[...] = image
+        ring.image(taken, image.shape)[...] = image
         return ring.generation, taken, waited_s
 
     def _note_time(self, media_s: float | None, now_s: float) -> float | None:

@@ -50,7 +50,11 @@ class Reader(Protocol):
         ...
 
     def retrieve(self, into: Image | None) -> Image | None:
-        """Decodes the grabbed frame, into `into` if the size fits; returns (H, W, 3) BGR, or None if it is broken."""
+        """Decodes the grabbed frame, into `into` if the size fits.
+
+        Returns:
+            (H, W, 3) uint8 BGR, or (H, W, 4) BGRx where the settings allow it; None if it is broken.
+        """
         ...
 
     def media_time_s(self) -> float | None:
@@ -108,6 +112,9 @@ class OpenCvReader:
             return None
         if image.ndim == 2:
             image = self._cv2.cvtColor(image, self._cv2.COLOR_GRAY2BGR)
+        elif image.shape[2] == 4 and self._config.channels != "bgrx":
+            # A pipeline of the user may end so.
+            image = self._cv2.cvtColor(image, self._cv2.COLOR_BGRA2BGR)
         return image
 
     def media_time_s(self) -> float | None:

@@ -9,6 +9,7 @@ gets copies in time, or it would take every slot and wait for ever.
 from __future__ import annotations
 
 import ctypes
+import math
 import mmap
 import os
 import socket
@@ -35,9 +36,9 @@ class RingWriter:
         os.ftruncate(self.fd, self.num_slots * self.slot_bytes)
         self._memory = mmap.mmap(self.fd, self.num_slots * self.slot_bytes)
 
-    def image(self, slot: int, height: int, width: int) -> npt.NDArray[np.uint8]:
-        """Returns (H, W, 3) uint8 over a slot."""
-        return np.ndarray((height, width, 3), np.uint8, self._memory, slot * self.slot_bytes)
+    def image(self, slot: int, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+        """Returns uint8 of a shape (H, W, C) over a slot."""
+        return np.ndarray(shape, np.uint8, self._memory, slot * self.slot_bytes)
 
     def close(self) -> None:
         """Closes the descriptor; the memory remains until its views are gone."""
@@ -65,21 +66,21 @@ class RingReader:
         """Whether every slot is lent or waits here, so that the child can only wait."""
         return len(self._held) >= self.num_slots
 
-    def image(self, generation: int, slot: int, height: int, width: int) -> npt.NDArray[np.uint8]:
-        """(H, W, 3) uint8, read-only, without a copy; its slot returns when the last reference to it is gone.
+    def image(self, generation: int, slot: int, shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
+        """(H, W, C) uint8, read-only, without a copy; its slot returns when the last reference to it is gone.
 
         Raises:
             ValueError: This ring cannot hold such a frame, or the slot is taken.
         """
-        num_bytes = height * width * 3
+        num_bytes = math.prod(shape)
         is_free = generation == self.generation and slot < self.num_slots and slot not in self._held
         if not is_free or not 0 < num_bytes <= self.slot_bytes:
-            raise ValueError(f"a frame of {width}x{height} in slot {slot} of ring {generation} does not fit")
+            raise ValueError(f"a frame of {shape[1]}x{shape[0]} in slot {slot} of ring {generation} does not fit")
         # Not a NumPy array, because views of a view refer to the first owner only, which must be this object.
         owner = (ctypes.c_ubyte * num_bytes).from_buffer(self._memory, slot * self.slot_bytes)
         self._held.add(slot)
         weakref.finalize(owner, self._give_back, slot).atexit = False
-        image = np.frombuffer(memoryview(owner), np.uint8).reshape(height, width, 3)
+        image = np.frombuffer(memoryview(owner), np.uint8).reshape(shape)
         image.flags.writeable = False
         return image
 

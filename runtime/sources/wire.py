@@ -21,10 +21,10 @@ from edgerpn.runtime.frame import Frame
 MAX_PACKET_BYTES = 65536
 """No packet is longer, requests with their URLs included."""
 
-ImageOfSlot = Callable[[int, int, int, int], npt.NDArray[np.uint8]]
-"""The picture in a slot, (H, W, 3); takes the number of the ring, the slot, height and width."""
+ImageOfSlot = Callable[[int, int, tuple[int, int, int]], npt.NDArray[np.uint8]]
+"""The picture in a slot; takes the number of the ring, the slot, and height, width and channels."""
 
-_FRAME = struct.Struct("<cIIQIIddddfII")
+_FRAME = struct.Struct("<cIIQIIIddddfII")
 _ALIVE = struct.Struct("<cI")
 _RELEASE = struct.Struct("<cII")
 STOP = b"s"
@@ -32,7 +32,7 @@ STOP = b"s"
 
 def pack_frame(frame: Frame, *, generation: int, slot: int) -> bytes:
     """Packs a packet `F`: a frame without its picture, which waits in a slot of the ring, and without its source."""
-    height, width = frame.image.shape[:2]
+    height, width, num_channels = frame.image.shape
     return _FRAME.pack(
         b"F",
         generation,
@@ -40,6 +40,7 @@ def pack_frame(frame: Frame, *, generation: int, slot: int) -> bytes:
         frame.index,
         height,
         width,
+        num_channels,
         _nan(frame.media_time_s),
         frame.captured_at,
         frame.monotonic_s,
@@ -64,10 +65,10 @@ def unpack_frame(packet: bytes, image: ImageOfSlot, *, source: str, connection: 
         struct.error: The packet is too short.
         ValueError: The ring has no such picture.
     """
-    _, generation, slot, index, height, width, *times, num_dropped, num_skipped = _FRAME.unpack_from(packet)
-    media_s, captured_at, monotonic_s, lag_ms, decode_ms = times
+    _, generation, slot, index, *rest, num_dropped, num_skipped = _FRAME.unpack_from(packet)
+    height, width, num_channels, media_s, captured_at, monotonic_s, lag_ms, decode_ms = rest
     return Frame(
-        image=image(generation, slot, height, width),
+        image=image(generation, slot, (height, width, num_channels)),
         source=source,
         index=first_index + index,
         media_time_s=_none(media_s),

@@ -251,12 +251,13 @@ class PictureFeed:
 def _shot(result: Result, *, max_width_px: int | None = None) -> FrameCopy:
     """Copies a result, scaled down to at most `max_width_px`."""
     frame = result.frame
+    picture = frame.bgr
     shot = FrameCopy(
-        image=frame.image,
+        image=picture,
         proposals=result.proposals,
         frame=frame.index,
         captured_at=frame.captured_at,
         monotonic_s=frame.monotonic_s,
     )
     small = shrink(shot, max_width_px=max_width_px) if max_width_px is not None else shot
-    return small if small is not shot else dataclasses.replace(shot, image=frame.image.copy())
+    return small if small is not shot or picture is not frame.image else dataclasses.replace(shot, image=picture.copy())

@@ -114,7 +114,18 @@ def test_a_given_buffer_is_filled_whole_and_returned() -> None:
     assert sorted(np.unique(buffer).tolist()) == [0, PAD_VALUE]
 
 
-@pytest.mark.parametrize("shape", [(36, 63, 3), (64, 36, 3), (36, 64), (36, 64, 4)])
+def test_a_fourth_channel_is_laid_in_like_the_others() -> None:
+    frame = np.random.default_rng(0).integers(0, 256, (36, 60, 4), np.uint8)
+    box = letterbox((36, 60), (40, 80))
+    found = box.apply(frame, cv2.resize)
+    assert found.shape == (40, 80, 4)
+    np.testing.assert_array_equal(found[..., :3], box.apply(np.ascontiguousarray(frame[..., :3]), cv2.resize))
+    np.testing.assert_array_equal(
+        found[: box.content_hw[0], : box.content_hw[1], 3], cv2.resize(frame[..., 3], box.content_hw[::-1])
+    )
+
+
+@pytest.mark.parametrize("shape", [(36, 63, 3), (64, 36, 3), (36, 64), (36, 64, 2)])
 def test_a_frame_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match=r"expected a frame of shape \(36, 64, 3\), got"):
         letterbox((36, 64), (48, 64)).apply(np.zeros(shape, np.uint8), cv2.resize)

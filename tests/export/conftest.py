@@ -187,6 +187,7 @@ VARIANTS = {
     "standard": Variant("pyramid", ExportConfig(**COUNTS)),
     "portable": Variant("pyramid", ExportConfig(target="tensorrt-rtx", batch=1, **COUNTS)),
     "portable-source": Variant("pyramid", ExportConfig(target="tensorrt", batch=1, source_hw=SOURCE_HW, **COUNTS)),
+    "portable-bgrx": Variant("pyramid", ExportConfig(target="tensorrt-rtx", batch=1, channels="bgrx", **COUNTS)),
     "single-level": Variant("single-level", ExportConfig(target="tensorrt-rtx", batch="dynamic", **COUNTS)),
     "peaks-standard": Variant("peaks", ExportConfig(**PEAKS_CONFIG)),
     "peaks-portable": Variant("peaks", ExportConfig(target="tensorrt-rtx", batch="dynamic", **PEAKS_CONFIG)),

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -90,10 +90,17 @@ def make_engine() -> MakeModel:
 
 
 def write_engine(
-    folder: Path, *, batch: int | None = None, profile: tuple[int, int, int] = (1, 2, 4), **spec: Any
+    folder: Path,
+    *,
+    batch: int | None = None,
+    profile: tuple[int, int, int] = (1, 2, 4),
+    color_order: Literal["BGR", "BGRx"] = "BGR",
+    **spec: Any,
 ) -> Path:
     """Writes `bright.engine` (the stand-in's engines are ONNX files) and `source.onnx`; `spec` changes EngineSpec."""
-    onnx_path = write_model(folder, batch=batch, has_sidecar=False, has_metadata=False).rename(folder / "source.onnx")
+    onnx_path = write_model(folder, batch=batch, has_sidecar=False, has_metadata=False, color_order=color_order).rename(
+        folder / "source.onnx"
+    )
     path = folder / "bright.engine"
     path.write_bytes(onnx_path.read_bytes())
     sizes = profile if batch is None else (batch, batch, batch)
@@ -102,7 +109,7 @@ def write_engine(
         "platform": this_platform(), "build_s": 1.0,
         "profile": ProfileSpec(min_batch=sizes[0], opt_batch=sizes[1], max_batch=sizes[2]), **spec,
     }  # fmt: skip
-    manifest = make_manifest(batch=batch, source_hw=None).replace(
+    manifest = make_manifest(batch=batch, source_hw=None, color_order=color_order).replace(
         kind="engine",
         target="tensorrt",
         provenance=Provenance(
@@ -143,11 +150,12 @@ def write_model(
     has_sidecar: bool = True,
     has_metadata: bool = True,
     graph_rows: int = NUM_PROPOSALS,
+    color_order: Literal["BGR", "BGRx"] = "BGR",
 ) -> Path:
     """Writes `bright.onnx` and what describes it; `graph_rows` other than K makes graph and manifest disagree."""
-    manifest = make_manifest(batch=batch, source_hw=source_hw)
+    manifest = make_manifest(batch=batch, source_hw=source_hw, color_order=color_order)
     model = helper.make_model(
-        _bright_graph(batch, source_hw or NETWORK_HW, graph_rows),
+        _bright_graph(batch, manifest.input.frame_shape, graph_rows),
         opset_imports=[helper.make_opsetid("", 17)],
         ir_version=9,
     )
@@ -184,7 +192,9 @@ def rename_in_manifest(manifest: Manifest) -> Manifest:
     )
 
 
-def make_manifest(*, batch: int | None, source_hw: tuple[int, int] | None) -> Manifest:
+def make_manifest(
+    *, batch: int | None, source_hw: tuple[int, int] | None, color_order: Literal["BGR", "BGRx"] = "BGR"
+) -> Manifest:
     """The manifest of a `bright` model."""
     return Manifest(
         name="bright",
@@ -192,7 +202,12 @@ def make_manifest(*, batch: int | None, source_hw: tuple[int, int] | None) -> Ma
         opset=17,
         backbone="none",
         input=InputSpec(
-            batch=batch, network_hw=NETWORK_HW, source_hw=source_hw, mean_bgr=(0.0, 0.0, 0.0), std_bgr=(1.0, 1.0, 1.0)
+            color_order=color_order,
+            batch=batch,
+            network_hw=NETWORK_HW,
+            source_hw=source_hw,
+            mean_bgr=(0.0, 0.0, 0.0),
+            std_bgr=(1.0, 1.0, 1.0),
         ),
         outputs=manifests.standard_outputs(NUM_PROPOSALS),
         anchors=AnchorSpec(strides_px=(8,), sizes_px=((32.0,),), ratios_hw=(1.0,)),
@@ -209,7 +224,7 @@ def make_manifest(*, batch: int | None, source_hw: tuple[int, int] | None) -> Ma
     )
 
 
-def _bright_graph(batch: int | None, frame_hw: tuple[int, int], rows: int) -> onnx.GraphProto:
+def _bright_graph(batch: int | None, frame_shape: tuple[int, int, int], rows: int) -> onnx.GraphProto:
     n: int | str = "N" if batch is None else batch
     ranks = np.arange(rows, dtype=np.float32)
     shrink = ranks[None, :, None] * np.array([1, 1, -1, -1], np.float32)
@@ -252,7 +267,7 @@ def _bright_graph(batch: int | None, frame_hw: tuple[int, int], rows: int) -> on
     return helper.make_graph(
         nodes,
         "bright",
-        [info("frames", TensorProto.UINT8, [n, *frame_hw, 3])],
+        [info("frames", TensorProto.UINT8, [n, *frame_shape])],
         [
             info("boxes", TensorProto.FLOAT, [n, rows, 4]),
             info("scores", TensorProto.FLOAT, [n, rows]),

@@ -80,7 +80,9 @@ def figures_of(dataset: Dataset, settings: TrainSettings, label: str) -> BoxFigu
             continue
         scale = letterbox(record.hw, hw).scale_xy[0] if min(record.hw) > 0 else 1.0
         sides = (boxes[:, 2:] - boxes[:, :2]) * scale
-        sizes += np.bincount(np.searchsorted(SIZE_LIMITS_PX, np.sqrt(sides.prod(axis=1)), side="right"), minlength=8)
+        sizes += np.bincount(
+            np.searchsorted(SIZE_LIMITS_PX, np.sqrt(sides.prod(axis=1)), side="right"), minlength=len(sizes)
+        )
         classes += np.bincount(record.box_classes, minlength=len(classes))
         is_unseen = sides.min(axis=1) * augment.scale_range[1] < augment.min_box_px
         is_copy, is_nested = overlaps(boxes)

@@ -185,8 +185,8 @@ def inspect_split(split: Split, *, verify: Verify = "decode", holdout_classes: S
 
     `Dataset.problems` counts what it repairs: malformed entries and boxes (dropped), boxes partly outside (clipped),
     copies of boxes (kept once), missing, broken and damaged files and files of another size than annotated (image
-    dropped), files found under another name (used),
-    images without boxes (kept as negatives), and more. `Dataset.findings` has the rules about whole sets.
+    dropped), files found under another name (used), images without boxes (kept as negatives), and more.
+    `Dataset.findings` has the rules about whole sets.
 
     Args:
         split: Annotations and images; a "file_name" is relative to the folder of the images or to its parent folder.

@@ -3,7 +3,7 @@
 Evaluation runs it, and the export converts it to a graph, with another form of the NMS. Its interface is that of the
 graph (see `edgerpn.manifest`).
 
-Legend of shape suffixes: N frames, H and W rows and columns, K proposals.
+Legend of shape suffixes: N frames, H and W rows and columns, C channels, K proposals.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class Detector(nn.Module):
         *,
         network_hw: tuple[int, int],
         source_hw: tuple[int, int] | None = None,
+        num_channels: Literal[3, 4] = 3,
         nms: Literal["standard", "portable"] = "standard",
     ) -> None:
         """Wraps `model`, which the caller still owns.
@@ -45,12 +46,14 @@ class Detector(nn.Module):
             network_hw: Height and width of the network's input, pixels.
             source_hw: Height and width of the frames if the module scales them; None if frames are already letterboxed
                 to `network_hw`.
+            num_channels: 3 for BGR frames, 4 for BGRx, whose last channel is ignored.
             nms: Form of the NMS, see `edgerpn.train.network.proposal_stage.select_proposals`.
         """
         super().__init__()
         self.model = model
         self.proposals = proposals
         self.network_hw = network_hw
+        self.frame_shape = (*(source_hw or network_hw), num_channels)
         self.nms: Literal["standard", "portable"] = nms
         self.geometry: Letterbox | None = letterbox(source_hw, network_hw) if source_hw else None
         self.content_hw = self.geometry.content_hw if self.geometry else network_hw
@@ -58,9 +61,9 @@ class Detector(nn.Module):
         for level, anchors in enumerate(grid_anchors(model.config.anchors, network_hw)):
             self.register_buffer(f"anchors_{level}", anchors, persistent=False)
 
-    def forward(self, frames_NHW3: Tensor) -> ProposalBatch:
-        """(N, H, W, 3) uint8 BGR frames to proposals in frame pixels."""
-        levels = self.network_levels(frames_NHW3)
+    def forward(self, frames_NHWC: Tensor) -> ProposalBatch:
+        """(N, H, W, C) uint8 BGR frames to proposals in frame pixels."""
+        levels = self.network_levels(frames_NHWC)
         anchors = [self.get_buffer(f"anchors_{level}") for level in range(self.num_levels)]
         batch = select_proposals(levels, anchors, content_hw=self.content_hw, config=self.proposals, nms=self.nms)
         if self.geometry is None:
@@ -68,16 +71,19 @@ class Detector(nn.Module):
         boxes = batch.boxes / row_xyxy(batch.boxes, *self.geometry.scale_xy)
         return ProposalBatch(clip_boxes(boxes, self.geometry.source_hw), batch.scores, batch.count)
 
-    def network_levels(self, frames_NHW3: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """(N, H, W, 3) uint8 BGR frames to logits and deltas per level, the input of the proposal stage."""
-        levels: list[tuple[Tensor, Tensor]] = self.model(self._to_network(frames_NHW3))
+    def network_levels(self, frames_NHWC: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """(N, H, W, C) uint8 BGR frames to logits and deltas per level, the input of the proposal stage."""
+        levels: list[tuple[Tensor, Tensor]] = self.model(self._to_network(frames_NHWC))
         return levels
 
-    def _to_network(self, frames_NHW3: Tensor) -> Tensor:
+    def _to_network(self, frames_NHWC: Tensor) -> Tensor:
         """Frames to normalised images of `network_hw`, letterboxed if the frames have another size."""
+        # The cast comes first: TensorRT supports uint8 as a network input only.
+        images = frames_NHWC.float().permute(0, 3, 1, 2)
+        if self.frame_shape[2] == 4:
+            images = images[:, :3]
         if self.geometry is None:
-            return self.model.normalize(frames_NHW3)
-        images = frames_NHW3.float().permute(0, 3, 1, 2)
+            return self.model.standardize(images)
         if self.geometry.content_hw != self.geometry.source_hw:
             images = functional.interpolate(images, size=self.content_hw, mode="bilinear", align_corners=False)
         bottom = self.network_hw[0] - self.content_hw[0]

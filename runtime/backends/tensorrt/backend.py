@@ -6,6 +6,7 @@ The tests run its logic without a GPU on a stand-in of library and device; it ha
 from __future__ import annotations
 
 import logging
+import math
 import os
 import weakref
 from collections.abc import Callable
@@ -144,7 +145,7 @@ class TensorRtBackend:
         """Runs the graph in place on frames in GPU memory.
 
         Args:
-            frames: Has `__dlpack__` or `__cuda_array_interface__` (PyTorch, CuPy, PyCUDA, ...): (N, H, W, 3) uint8
+            frames: Has `__dlpack__` or `__cuda_array_interface__` (PyTorch, CuPy, PyCUDA, ...): (N, H, W, C) uint8
                 BGR, C-contiguous, on the engine's GPU. The GPU waits for earlier work on the stream that the protocol
                 names. The frames are not changed, and may be reused when this returns.
 
@@ -155,7 +156,7 @@ class TensorRtBackend:
             InputError: It is not such an array, or N does not fit the engine's profile.
             InferenceError: CUDA or the library failed.
         """
-        height, width = self._manifest.input.frame_hw
+        frame_bytes = math.prod(self._manifest.input.frame_shape)
         parts = []
         with self._ring.acquire() as slot:
             try:
@@ -164,7 +165,7 @@ class TensorRtBackend:
             except CudaError as error:
                 raise InputError(f"frames: not memory of the engine's GPU: {error}") from error
             for start, stop in self._split(taken.num_frames):
-                part = taken.part(start, stop, height * width * 3)
+                part = taken.part(start, stop, frame_bytes)
                 parts.append(self._run(slot, partial(slot.submit_device, part), stop - start))
         return join_outputs(parts)
 

@@ -50,7 +50,7 @@ _get_pointer.argtypes = (ctypes.py_object, ctypes.c_char_p)
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class DeviceFrames:
-    """Frames in device memory: contiguous uint8 (N, H, W, 3)."""
+    """Frames in device memory: contiguous uint8 (N, H, W, C)."""
 
     address: int
     """Device address of the first byte."""
@@ -80,8 +80,8 @@ def take(array: object, manifest: Manifest, device: Device, stream: int) -> Devi
     """Checks an array and describes its memory; nothing is copied.
 
     Args:
-        array: Has `__dlpack__` or `__cuda_array_interface__`; (N, H, W, 3) uint8 BGR, C-contiguous.
-        manifest: Defines H and W.
+        array: Has `__dlpack__` or `__cuda_array_interface__`; (N, H, W, C) uint8 BGR, C-contiguous.
+        manifest: Defines H, W and C.
         device: The GPU that the engine runs on.
         stream: The stream that will read the frames.
 
@@ -97,9 +97,10 @@ def take(array: object, manifest: Manifest, device: Device, stream: int) -> Devi
             f"frames: expected an array in GPU memory (PyTorch, CuPy, PyCUDA, ...), got {type(array).__name__}, which "
             "has neither __dlpack__ nor __cuda_array_interface__; pass NumPy arrays to `infer`"
         )
-    height, width = manifest.input.frame_hw
-    if len(shape) != 4 or shape[1:] != (height, width, 3) or shape[0] < 1:
-        raise InputError(f"frames: expected shape (N, {height}, {width}, 3) with N >= 1, got {shape}")
+    expected = manifest.input.frame_shape
+    if len(shape) != 4 or shape[1:] != expected or shape[0] < 1:
+        sizes = ", ".join(map(str, expected))
+        raise InputError(f"frames: expected shape (N, {sizes}) with N >= 1, got {shape}")
     return frames
 
 

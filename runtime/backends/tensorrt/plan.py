@@ -7,6 +7,7 @@ each captured graph) and its own place in buffers that stay where they are.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -42,9 +43,8 @@ class SlotBuffers:
         self._rows = manifest.proposals.num_proposals
         self.input_name = manifest.input.name
         self._output_names = manifest.output_names
-        height, width = manifest.input.frame_hw
-        self.frame_shape = (height, width, 3)
-        self._frame_bytes = height * width * 3
+        self.frame_shape = manifest.input.frame_shape
+        self._frame_bytes = math.prod(self.frame_shape)
         self._owned: list[int] = []
         self._host_input = device.allocate_host(max_batch * self._frame_bytes, is_mapped=is_shared)
         self._host_output = device.allocate_host(self._offsets(max_batch)[-1], is_mapped=is_shared)

@@ -124,7 +124,7 @@ class EngineSlot:
 
     @property
     def frames(self) -> npt.NDArray[np.uint8]:
-        """(max batch, H, W, 3) uint8 BGR, pinned; write into it between `acquire` and `submit`."""
+        """(max batch, H, W, C) uint8 BGR, pinned; write into it between `acquire` and `submit`."""
         return self._buffers.frames
 
     def prepare(self, size: int) -> None:

@@ -209,6 +209,8 @@ def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:
     picture(tmp_path, "out/old.json")
     with pytest.raises(ConfigError, match=r"out: this folder is not empty \(it holds old\.json\); choose another"):
         open_writer("coco", tmp_path / "out", ["fish"])
+    with pytest.raises(ConfigError, match=r"old\.json: this is a file; choose another output folder"):
+        open_writer("coco", tmp_path / "out" / "old.json", ["fish"])
 
 
 @pytest.mark.parametrize("name", ["", " ", "a\nb", "\udce9"])

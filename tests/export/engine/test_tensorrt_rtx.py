@@ -78,11 +78,13 @@ def build(file: Path, output: Path, precision: Precision, batch: int | str) -> B
     return result
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(
+    ("name", "precision"), [*(("portable", precision) for precision in PRECISIONS), ("portable-bgrx", "int8")]
+)
 def test_an_export_of_each_precision_is_built_for_every_generation_of_gpus(
-    precision: Precision, exported: GetExport, photo_files: list[Path], tmp_path: Path
+    name: str, precision: Precision, exported: GetExport, photo_files: list[Path], tmp_path: Path
 ) -> None:
-    file = in_precision(exported("portable").file, precision, photo_files, tmp_path)
+    file = in_precision(exported(name).file, precision, photo_files, tmp_path)
     build(file, tmp_path / "a.engine", precision, 1)
 
 

@@ -21,7 +21,7 @@ JETPACK: TargetName = "tensorrt-10.3"
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("name", ["portable", "portable-source", "single-level", "peaks-portable"])
+@pytest.mark.parametrize("name", ["portable", "portable-source", "portable-bgrx", "single-level", "peaks-portable"])
 def test_an_export_with_portable_nms_has_nothing_that_any_target_cannot_do(
     name: str, target: TargetName, exported: GetExport
 ) -> None:

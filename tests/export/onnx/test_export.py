@@ -29,7 +29,7 @@ from edgerpn.runtime import load
 from edgerpn.runtime.backends import onnxruntime as onnxruntime_backend
 
 GetExport = Callable[[str], Any]
-ALL = ["standard", "portable", "portable-source", "single-level", "peaks-standard", "peaks-portable"]
+ALL = ["standard", "portable", "portable-source", "portable-bgrx", "single-level", "peaks-standard", "peaks-portable"]
 PORTABLE = [name for name in ALL if "standard" not in name]
 
 # Operations of the portable graphs; every TensorRT from 8.6 on supports all of them.
@@ -54,7 +54,7 @@ def test_the_interface_is_the_fixed_one(name: str, exported: GetExport) -> None:
     height, width = config.source_hw or made.network_hw
     k = config.num_proposals
     (frames,) = proto.graph.input
-    assert (frames.name, shape(frames)) == ("frames", [batch, height, width, 3])
+    assert (frames.name, shape(frames)) == ("frames", [batch, height, width, config.num_channels])
     assert frames.type.tensor_type.elem_type == onnx.TensorProto.UINT8
     outputs = {value.name: (value.type.tensor_type.elem_type, shape(value)) for value in proto.graph.output}
     assert outputs == {

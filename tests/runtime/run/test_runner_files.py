@@ -72,7 +72,7 @@ def result_of(frame: Frame) -> Result:
 class PlainModel:
     """Calls `infer` for each frame, from as many threads as there are workers."""
 
-    manifest: Any = SimpleNamespace(input=SimpleNamespace(batch=1, exif_reading="ignore"), engine=None)
+    manifest: Any = SimpleNamespace(input=SimpleNamespace(batch=1, exif_reading="ignore", num_channels=3), engine=None)
     backend: Any = SimpleNamespace(frames_in_flight=1, is_cpu=True)
 
     def __init__(self, infer: Callable[[Frame], Result]) -> None:
@@ -85,7 +85,7 @@ class PlainModel:
 class TurningModel(PlainModel):
     """A model that was trained on images turned by their EXIF orientation."""
 
-    manifest: Any = SimpleNamespace(input=SimpleNamespace(batch=1, exif_reading="apply"), engine=None)
+    manifest: Any = SimpleNamespace(input=SimpleNamespace(batch=1, exif_reading="apply", num_channels=3), engine=None)
 
 
 Items = Iterator[Result | Event]

@@ -26,7 +26,9 @@ _PLAY = """
 import sys, time
 from edgerpn.runtime.frame import Frame
 from edgerpn.runtime.sources import CaptureConfig, open_capture
-config = CaptureConfig(source=sys.argv[1], decoder="gstreamer", gap_s=5.0, stall_s=20.0)
+config = CaptureConfig(
+    source=sys.argv[1], channels=sys.argv[2], decoder="gstreamer", gap_s=5.0, stall_s=20.0
+)
 with open_capture(config) as capture:
     while (item := capture.take()) is not None:
         if isinstance(item, Frame):
@@ -71,8 +73,8 @@ def lines(environment: dict[str, str]) -> Iterator[Callable[[str], Iterator[list
     """Yields frames and events of a source, each as the words of a line."""
     processes: list[subprocess.Popen[str]] = []
 
-    def play(source: str) -> Iterator[list[str]]:
-        line = [PYTHON, "-c", _PLAY, source]
+    def play(source: str, channels: str = "auto") -> Iterator[list[str]]:
+        line = [PYTHON, "-c", _PLAY, source, channels]
         processes.append(subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, text=True))
         assert processes[-1].stdout is not None
         for text in processes[-1].stdout:
@@ -122,6 +124,14 @@ def test_a_pipeline_is_a_live_source(doctor: Make) -> None:
     pipeline = "videotestsrc is-live=true ! video/x-raw,width=320,height=240,framerate=20/1 ! videoconvert"
     figures = doctor(f"{pipeline} ! video/x-raw,format=BGR ! appsink drop=true max-buffers=1")["figures"]
     assert (figures["state"], figures["size_wh"], figures["is_live"]) == ("connected", [320, 240], True)
+
+
+@pytest.mark.parametrize(("channels", "num_channels"), [("bgrx", "4"), ("auto", "3")])
+def test_a_pipeline_that_ends_in_four_channels(channels: str, num_channels: str, lines: Make) -> None:
+    # As a Jetson's nvvidconv delivers them.
+    pipeline = "videotestsrc is-live=true ! video/x-raw,width=320,height=240,framerate=20/1 ! videoconvert"
+    frames = lines(f"{pipeline} ! video/x-raw,format=BGRx ! appsink drop=true max-buffers=1", channels)
+    assert next(words for words in frames if words[0] == "frame")[2:5] == ["240", "320", num_channels]
 
 
 @pytest.mark.parametrize(

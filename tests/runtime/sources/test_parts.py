@@ -256,16 +256,17 @@ def test_a_file_is_never_read_twice() -> None:
 @given(
     st.integers(0, 2**32 - 1),
     st.one_of(st.none(), st.floats(-1e9, 1e9)),
+    st.sampled_from([3, 4]),
 )
-def test_packets_of_frames_come_back_as_they_were(count: int, media_s: float | None) -> None:
-    image = np.zeros((3, 4, 3), np.uint8)
+def test_packets_of_frames_come_back_as_they_were(count: int, media_s: float | None, num_channels: int) -> None:
+    image = np.zeros((3, 4, num_channels), np.uint8)
     frame = Frame(
         image=image, source="a", index=2**40, connection=3, media_time_s=media_s, captured_at=1.5, monotonic_s=2.5,
         lag_ms=None, decode_ms=0.5, num_dropped=count, num_skipped=0,
     )  # fmt: skip
     asked = []
 
-    def image_of(*place: int) -> Any:
+    def image_of(*place: Any) -> Any:
         asked.append(place)
         return image
 
@@ -273,7 +274,7 @@ def test_packets_of_frames_come_back_as_they_were(count: int, media_s: float | N
     found = unpack_frame(packet, image_of, source="a", connection=3, first_index=7)
     assert found.index == 2**40 + 7
     assert repr(dataclasses.replace(found, index=2**40)) == repr(frame)
-    assert asked == [(1, 2, 3, 4)]
+    assert asked == [(1, 2, (3, 4, num_channels))]
 
 
 def make_frame(index: int) -> Frame:

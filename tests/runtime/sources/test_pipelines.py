@@ -79,6 +79,16 @@ def test_the_hardware_scales_before_the_copy() -> None:
     assert elements(usb, "mjpeg") == [*asked, *TAIL, LIVE]
 
 
+def test_pictures_of_four_channels_leave_the_hardware_as_they_are() -> None:
+    sized = dataclasses.replace(RTSP, size_wh=(640, 384), channels="bgrx")
+    assert elements(sized, "h264")[-2:] == ["video/x-raw,format=BGRx,width=640,height=384", LIVE]
+    csi = pipeline_of(CaptureConfig(source="csi://0", channels="bgrx"), is_hardware=True)
+    assert csi.endswith(f"format=NV12 ! nvvidconv ! video/x-raw,format=BGRx ! {LIVE}")
+    for channels in ("auto", "bgr"):
+        assert elements(dataclasses.replace(RTSP, channels=channels), "h264")[-5:] == [*TAIL, LIVE]
+    assert elements(dataclasses.replace(RTSP, channels="bgrx"), is_hardware=False)[-2:-1] == [TAIL[-1]]
+
+
 def test_settings_of_csi_cameras_and_software() -> None:
     csi = pipeline_of(CaptureConfig(source="csi://1", size_wh=(1280, 720), rate_hz=29.97), is_hardware=True)
     assert csi.startswith("nvarguscamerasrc sensor-id=1 ! video/x-raw(memory:NVMM),width=1280,height=720,")

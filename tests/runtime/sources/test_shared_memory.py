@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from typing import Any
 
 import pytest
 
@@ -17,8 +18,8 @@ def test_a_slot_returns_when_the_last_view_of_its_frame_is_gone() -> None:
         theirs.setblocking(False)
         writer = RingWriter(7, 2, 60)
         reader = RingReader(writer.fd, ours, 7, writer.num_slots, writer.slot_bytes)
-        writer.image(1, 4, 5)[...] = 9
-        image = reader.image(7, 1, 4, 5)
+        writer.image(1, (4, 5, 3))[...] = 9
+        image = reader.image(7, 1, (4, 5, 3))
         assert image.shape == (4, 5, 3)
         assert (image == 9).all()
         assert not reader.is_full
@@ -38,17 +39,17 @@ def test_a_consumer_that_keeps_its_frames_gets_copies_whose_slots_return() -> No
         writer = RingWriter(7, 4, 60)
         reader = RingReader(writer.fd, ours, 7, writer.num_slots, writer.slot_bytes)
         for slot in range(4):
-            writer.image(slot, 4, 5)[...] = slot
-        kept = [reader.lend(reader.image(7, slot, 4, 5), max_lent=2) for slot in range(4)]
+            writer.image(slot, (4, 5, 3))[...] = slot
+        kept = [reader.lend(reader.image(7, slot, (4, 5, 3)), max_lent=2) for slot in range(4)]
         assert [unpack_release(theirs.recv(100)) for _ in range(2)] == [(7, 2), (7, 3)]
         assert [image.flags.writeable for image in kept] == [False] * 4
         # The process may write into the slots of the copies.
-        writer.image(3, 4, 5)[...] = 9
+        writer.image(3, (4, 5, 3))[...] = 9
         assert [int(image[0, 0, 0]) for image in kept] == [0, 1, 2, 3]
         del kept[0]
-        again = reader.lend(reader.image(7, 0, 4, 5), max_lent=2)
+        again = reader.lend(reader.image(7, 0, (4, 5, 3)), max_lent=2)
         assert again.base is not None
-        older = RingReader(writer.fd, ours, 6, writer.num_slots, writer.slot_bytes).image(6, 0, 4, 5)
+        older = RingReader(writer.fd, ours, 6, writer.num_slots, writer.slot_bytes).image(6, 0, (4, 5, 3))
         assert reader.lend(older, max_lent=0) is older
         del again, older
         writer.close()
@@ -59,8 +60,10 @@ def test_a_ring_refuses_frames_that_cannot_be() -> None:
     with ours, theirs:
         writer = RingWriter(7, 2, 60)
         reader = RingReader(writer.fd, ours, 7, writer.num_slots, writer.slot_bytes)
-        good = {"generation": 7, "slot": 1, "height": 4, "width": 5}
-        for changes in ({"generation": 6}, {"slot": 2}, {"width": 0}, {"height": 2**31}, {"width": 2**31}):
+        good: dict[str, Any] = {"generation": 7, "slot": 1, "shape": (4, 5, 3)}
+        shapes = [(4, 0, 3), (2**31, 5, 3), (4, 2**31, 3), (4, 5, 0), (4, 5, 2**31)]
+        wrong: list[dict[str, Any]] = [{"generation": 6}, {"slot": 2}, *({"shape": shape} for shape in shapes)]
+        for changes in wrong:
             with pytest.raises(ValueError, match="does not fit"):
                 reader.image(**{**good, **changes})
         held = reader.image(**good)

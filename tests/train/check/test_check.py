@@ -216,6 +216,16 @@ def test_the_page_shows_pictures_and_loads_nothing(data: DataSet) -> None:
     assert re.search(r"viewBox='0 0 200 1[23]\d'", html)
 
 
+def test_the_page_shows_no_file_that_the_set_only_names(data: DataSet) -> None:
+    write_picture(data.folder / "private.jpg", 1)
+    data.splits["train"]["images"][0]["file_name"] = str(data.folder / "private.jpg")
+    data.splits["train"]["images"][1]["file_name"] = "a\0b.jpg"
+    data.splits["train"]["annotations"] = list(corners(data.splits["train"]["annotations"]))
+    data.check("--no-images", "-o", str(data.folder / "page.html"))
+    page = Elements((data.folder / "page.html").read_text())
+    assert page.references == []
+
+
 def test_a_trained_model_names_images_with_unmarked_objects(
     data: DataSet, finished_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,6 +20,8 @@ from edgerpn.train.data.image_files import ImageFolder
 
 _NUMBERED = re.compile(r"(.*?)[ _.\-(]*(?:frame|img|image)?[ _.\-(]*(\d+)\)?", re.IGNORECASE | re.DOTALL)
 _WAS_SUFFIX = re.compile(r"[_.](?:jpe?g|png|bmp|webp|tiff?)$", re.IGNORECASE)
+_MAX_TAIL = 100
+"""Letters at the end of a name that are searched for a number: the search takes their third power of steps."""
 _BURST_GAP_S = 60
 """Photographs follow each other within this time in a burst."""
 _MAX_SAME_TIME = 40
@@ -94,9 +96,10 @@ def source_of(name: str) -> tuple[str, int | None]:
     else:
         stem = before
     stem = _WAS_SUFFIX.sub("", stem)
-    match = _NUMBERED.fullmatch(stem)
+    head, tail = stem[:-_MAX_TAIL], stem[-_MAX_TAIL:]
+    match = _NUMBERED.fullmatch(tail)
     # A huge number is no frame number.
-    return (match[1], int(match[2])) if match is not None and len(match[2]) < 19 else (stem, None)
+    return (head + match[1], int(match[2])) if match is not None and len(match[2]) < 19 else (stem, None)
 
 
 def _bursts(images: Sequence[Mapping[str, Any]], folder: Path) -> dict[int, tuple[str, int]]:

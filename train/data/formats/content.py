@@ -73,7 +73,7 @@ class Layout:
     """A data set that was found, with its splits."""
 
     format: str
-    """"coco", "yolo" or "voc"."""
+    """One of `edgerpn.train.data.choice.FORMATS`, but not "auto"."""
     title: str
     """Its name in messages: the format and the files by which it was recognised."""
     splits: Mapping[str, Split]

@@ -16,6 +16,7 @@ from typing import Any
 from edgerpn.errors import DataError
 from edgerpn.train.data.annotations import BAD_OBJECT, MISSING_FILE, Problems
 from edgerpn.train.data.formats.building import (
+    ANNOTATED_AGAIN,
     NO_BOX,
     OTHER_SPLIT,
     UNANNOTATED,
@@ -90,7 +91,9 @@ def read_content(source: _Source) -> Content:
         image = index.by_path(path)
         if image is None:
             problems.add(MISSING_FILE, f"{source.file.name}: {path}")
-        elif image not in used:
+        elif image in used:
+            problems.add(ANNOTATED_AGAIN, f"{source.file.name}: {path}")
+        else:
             used.add(image)
             builder.add(image, hw, objects)
 

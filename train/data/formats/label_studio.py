@@ -17,6 +17,7 @@ from edgerpn.errors import DataError
 from edgerpn.images.formats import has_image_suffix
 from edgerpn.train.data.annotations import BAD_OBJECT, MISSING_FILE, ProblemKind, Problems
 from edgerpn.train.data.formats.building import (
+    ANNOTATED_AGAIN,
     NO_BOX,
     OTHER_SPLIT,
     UNANNOTATED,
@@ -37,6 +38,8 @@ _HEAD_BYTES = 1 << 16
 _SPLIT = re.compile(rb"\"split\"\s*:\s*\"([^\"]*)\"")
 _UPLOAD = re.compile(r"[0-9a-f]{8}-")
 """Label Studio puts it before the name of an uploaded file."""
+_WITHOUT_SHAPE = ("choices", "textarea", "rating", "taxonomy", "number", "relation")
+"""Types of results about the whole picture, or about other results."""
 _LABELS = ("rectanglelabels", "polygonlabels", "ellipselabels", "labels", "choices")
 
 
@@ -105,7 +108,9 @@ def read_content(file: Path, images: Path, split: str | None = None) -> Content:
             problems.add(MISSING_FILE, f"{name}: {task.get('data')}"[:200])
         elif results is None:
             problems.add(UNANNOTATED, name)
-        elif image not in used:
+        elif image in used:
+            problems.add(ANNOTATED_AGAIN, f"{name}: {image.name}")
+        else:
             used.add(image)
             sizes = (size_hw(result.get("original_height"), result.get("original_width")) for result in results)
             hw = next((size for size in sizes if size), None) or stored_size(image, problems)
@@ -172,12 +177,14 @@ def _path_of(address: str) -> str:
 def _objects(
     results: list[dict[str, Any]], hw: tuple[int, int], name: str, problems: Problems
 ) -> Iterator[FoundObject]:
+    # The tag <Labels> writes the class of a shape into a result of its own, with the id of the shape.
+    classes = {str(one.get("id")): one.get("value") for one in results if one.get("type") == "labels"}
     for number, result in enumerate(results, start=1):
         where = f"{name} result {number}"
         value: Any = result.get("value")
         kind = str(result.get("type", "")).removesuffix("labels")
-        if kind in ("choices", "textarea", "rating", "taxonomy", "number", "label"):
-            continue  # about the whole picture, or the class of another result
+        if result.get("type") == "labels" or kind in _WITHOUT_SHAPE:
+            continue
         if kind not in ("rectangle", "polygon", "ellipse"):
             problems.add(NO_BOX, f"{where}: {kind or 'without a type'}")
             continue
@@ -185,8 +192,13 @@ def _objects(
         if xywh is None:
             problems.add(BAD_OBJECT, where)
             continue
-        labels = next((value[key] for key in _LABELS if isinstance(value.get(key), list) and value[key]), [""])
-        yield FoundObject(where, str(labels[0]), xywh)
+        yield FoundObject(where, _label(value) or _label(classes.get(str(result.get("id")))), xywh)
+
+
+def _label(value: Any) -> str:
+    """Returns the first class in the value of a result; "" if there is none."""
+    lists = (value.get(key) for key in _LABELS) if isinstance(value, dict) else ()
+    return next((str(names[0]) for names in lists if isinstance(names, list) and names), "")
 
 
 def _box(kind: str, value: dict[str, Any], hw: tuple[int, int]) -> tuple[float, ...] | None:

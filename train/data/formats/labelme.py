@@ -12,7 +12,14 @@ from typing import Any
 from edgerpn.errors import DataError
 from edgerpn.progress import track
 from edgerpn.train.data.annotations import BAD_OBJECT, MISSING_FILE, Problems
-from edgerpn.train.data.formats.building import NO_BOX, UNANNOTATED, ContentBuilder, FoundObject, ImageIndex
+from edgerpn.train.data.formats.building import (
+    ANNOTATED_AGAIN,
+    NO_BOX,
+    UNANNOTATED,
+    ContentBuilder,
+    FoundObject,
+    ImageIndex,
+)
 from edgerpn.train.data.formats.content import SPLIT_NAMES, Content, Layout, Split
 from edgerpn.train.data.formats.reading import annotated_images, check_confined, read_text, visible_files
 from edgerpn.train.data.formats.shapes import extent, numbers, size_hw
@@ -57,7 +64,9 @@ def read_content(folder: Path) -> Content:
         image = index.by_stem(file.stem, path if isinstance(path, str) else "")
         if image is None:
             problems.add(MISSING_FILE, f"{file.name}: {path!r}")
-        elif image not in used:
+        elif image in used:
+            problems.add(ANNOTATED_AGAIN, f"{file.name}: {image.name}")
+        else:
             used.add(image)
             objects = _objects(root, file, problems)
             builder.add(image, size_hw(root.get("imageHeight"), root.get("imageWidth")), objects)

@@ -34,7 +34,7 @@ def rotated(xywh: Sequence[float], degrees: float, pivot: tuple[float, float]) -
 
 
 def numbers(values: Iterable[Any]) -> list[float] | None:
-    """Returns finite or other floats from numbers and texts, or None if one of them is neither."""
+    """Returns numbers and texts as floats, which may be infinite or NaN; None if one of them cannot be read."""
     found = []
     for value in values:
         if isinstance(value, bool) or not isinstance(value, (int, float, str)):

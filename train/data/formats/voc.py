@@ -16,7 +16,7 @@ from edgerpn.errors import DataError
 from edgerpn.images.formats import has_image_suffix
 from edgerpn.progress import track
 from edgerpn.train.data.annotations import BAD_OBJECT, MISSING_FILE, Problems
-from edgerpn.train.data.formats.building import UNANNOTATED, ContentBuilder, FoundObject, ImageIndex
+from edgerpn.train.data.formats.building import ANNOTATED_AGAIN, UNANNOTATED, ContentBuilder, FoundObject, ImageIndex
 from edgerpn.train.data.formats.content import SPLIT_NAMES, Content, Layout, Split
 from edgerpn.train.data.formats.reading import annotated_images, check_confined, parse_xml, read_text, relative_parts
 from edgerpn.train.data.formats.shapes import numbers, size_hw
@@ -92,7 +92,9 @@ def read_content(source: _Source) -> Content:
         image = index.by_stem(stem, found.name)
         if image is None:
             problems.add(MISSING_FILE, f"{file.name}: {found.name or stem}")
-        elif image not in used:
+        elif image in used:
+            problems.add(ANNOTATED_AGAIN, f"{file.name}: {image.name}")
+        else:
             used.add(image)
             builder.add(image, found.hw, found.objects)
     if source.listed is None:

@@ -22,6 +22,9 @@ from edgerpn.train.data.formats.content import Content
         ("clip-12.png", "/clip", 12),
         ("images/clip 12.png", "/clip", 12),
         ("clip (3).jpg", "/clip", 3),
+        # The search for the number takes hours if it looks at the whole name.
+        (f"{'_' * 50_000}x.jpg", f"/{'_' * 50_000}x", None),
+        (f"{'b' * 200}_12.jpg", f"/{'b' * 200}", 12),
         ("000139.jpg", "/", 139),
         ("frame0001.jpg", "/", 1),
         ("photo.jpg", "/photo", None),

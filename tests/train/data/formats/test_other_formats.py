@@ -259,6 +259,31 @@ def test_label_studio_takes_the_ground_truth_and_leaves_open_tasks_out(tmp_path:
     )
 
 
+def test_label_studio_shapes_may_have_their_class_in_a_result_of_its_own(tmp_path: Path) -> None:
+    place = {"x": 25, "y": 25, "width": 50, "height": 50}
+    results: tuple[dict[str, object], ...] = (
+        {"id": "a", "type": "rectangle", "value": place},
+        {"id": "a", "type": "labels", "value": {**place, "labels": ["fish"]}},
+        {"type": "relation", "from_id": "a", "to_id": "a", "direction": "right"},
+    )
+    write_image(tmp_path / "images" / "0.png")
+    (tmp_path / "tasks.json").write_text(json.dumps([label_studio_task(1, "0.png", *results)]))
+    dataset = read_split(find_split(tmp_path / "tasks.json", "val"))
+    assert boxes(dataset) == [[[10, 5, 30, 15]]]
+    assert dataset.class_names == ("fish", "object")
+    assert dataset.problems == ()
+
+
+def test_label_studio_counts_images_of_several_tasks(tmp_path: Path) -> None:
+    write_label_studio(tmp_path / "tasks.json", tmp_path / "images", 1)
+    tasks = json.loads((tmp_path / "tasks.json").read_text())
+    (tmp_path / "tasks.json").write_text(json.dumps([*tasks, {**tasks[0], "id": 7}]))
+    dataset = read_split(find_split(tmp_path / "tasks.json", "val"))
+    assert dataset.problems == (
+        "image that is annotated more than once: 1, the first annotation used (tasks.json task 7: 0.png)",
+    )
+
+
 def test_label_studio_tasks_may_name_their_splits(tmp_path: Path) -> None:
     write_label_studio(tmp_path / "tasks.json", tmp_path / "images", 4)
     tasks = json.loads((tmp_path / "tasks.json").read_text())
