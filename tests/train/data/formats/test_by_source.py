@@ -138,3 +138,8 @@ def test_a_long_series_is_cut_and_a_clock_that_stands_still_does_not_count(tmp_p
     for name in names:
         write_photograph(tmp_path / name, "2000:01:01 00:00:00")
     assert file_names(split(names, folder=tmp_path).val) == file_names(split(names).val)
+
+
+def test_a_set_without_images_is_refused_as_such() -> None:
+    with pytest.raises(DataError, match="no usable image entries"):
+        split([])
