@@ -23,7 +23,7 @@ FROM nvcr.io/nvidia/l4t-jetpack:r36.4.0
 # Ubuntu's OpenCV reads GStreamer pipelines; the wheels of the package index do not.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends \
+    && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
         gstreamer1.0-plugins-bad \
         gstreamer1.0-plugins-good \
         gstreamer1.0-tools \

@@ -18,6 +18,7 @@ from edgerpn.images.formats import is_image_file
 from edgerpn.images.header import Exif
 from edgerpn.machine import threaded_map
 from edgerpn.runtime.frame import Event, Frame, Source
+from edgerpn.runtime.redaction import redact_url
 from edgerpn.runtime.sources.file_sources import ImageSource, open_source
 from edgerpn.runtime.sources.spec import parse_source
 from edgerpn.train.data.image_files import read_image
@@ -55,20 +56,23 @@ def find_inputs(specs: Sequence[str], ids: Mapping[Path, int | str] | None = Non
         Each file once: in the given order, or with a data set in the order of its ids.
 
     Raises:
-        ConfigError: A list cannot be read, or an image is not in the data set.
+        ConfigError: A list cannot be read or holds a URL, or an image is not in the data set.
         StreamOpenError: A file, folder or video cannot be opened.
     """
     found = list(dict.fromkeys(itertools.chain.from_iterable(map(_expand, specs)))) if specs else list(ids or ())
     base = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path, _ in _kinds(found)]) if found else ""
-    names: set[str] = set()
+    named = [
+        (path, is_video, printable(Path(os.path.relpath(os.path.abspath(path), base)).as_posix()))
+        for path, is_video in _kinds(found)
+    ]
+    # Those of all images first: a video makes way for an image behind it too.
+    names = {relative for _, is_video, relative in named if not is_video}
     files = []
-    for path, is_video in _kinds(found):
-        relative = printable(Path(os.path.relpath(os.path.abspath(path), base)).as_posix())
+    for path, is_video, relative in named:
         if is_video:
             stem = _free_stem(str(Path(relative).with_suffix("")), names)
             files.append(InputFile(path=path, name=stem, is_video=True, num_frames=_num_frames(path)))
         else:
-            names.add(relative)
             files.append(InputFile(path=path, name=relative))
     return files if ids is None else _with_ids(files, ids)
 
@@ -141,6 +145,10 @@ def _listed(file: Path) -> list[Path]:
     names = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not names:
         raise ConfigError([f"{file}: this list is empty; expected the path of an image or a video in each line"])
+    live = next((name for name in names if "://" in name), None)
+    if live is not None:
+        shown = printable(redact_url(live))
+        raise ConfigError([f"{file}: {shown}: a URL; expected the path of an image or a video in each line"])
     # As YOLO's tools do it: below the list's folder, else below the working folder.
     places = [(file.parent / name, Path(name)) for name in names]
     return [here if here.exists() and not beside.exists() else beside for beside, here in places]

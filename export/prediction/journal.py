@@ -51,17 +51,20 @@ class Entry:
 
 
 def complete_summary(folder: Path, plan: Plan) -> dict[str, Any] | None:
-    """Returns predict.json of a finished run of this plan; None if there is none.
+    """Returns predict.json of a finished run of this plan, and its `problems`; None if there is none.
 
     Raises:
         ConfigError: The folder holds the results of another run.
     """
-    if (folder / _WORK).is_dir() or not (folder / _RESULTS).exists():
+    if (folder / _WORK / _PLAN).exists() or not (folder / _RESULTS).exists():
         return None
     summary = _read(folder / _SUMMARY)
     if _differences(summary, plan):
         raise ConfigError([f"{folder}: this folder holds other results; name another folder, or remove it first"])
-    return summary
+    # Of a run that was killed at its very end.
+    shutil.rmtree(folder / _WORK, ignore_errors=True)
+    unreadable = _read(folder / _IMAGES).get("unreadable", []) if summary["num_unreadable"] else []
+    return {**summary, "problems": [image["problem"] for image in unreadable]}
 
 
 class Journal:
@@ -101,7 +104,7 @@ class Journal:
         Raises:
             ConfigError: The folder holds a broken-off run with another plan, or something else in place of our folders.
         """
-        if self.work.is_dir():
+        if (self.work / _PLAN).exists():
             self._check_plan()
             self._remove_remains()
         else:
@@ -151,12 +154,16 @@ class Journal:
             results.write(_RESULTS_END)
         os.replace(self._part("results"), self.folder / _RESULTS)
         files.write_text(self.folder / _SUMMARY, json.dumps({**self._plan, **summary}, indent=2) + "\n")
+        # First the plan of a run that is complete: without it the rest of the folder counts for nothing.
+        (self.work / _PLAN).unlink()
         shutil.rmtree(self.work)
 
     def _begin(self) -> None:
         taken = [name for name in self._folders if (self.folder / name).exists()]
         if taken:
             raise ConfigError([f"{self.folder / taken[0]}: this exists already; remove it, or name another folder"])
+        if self.work.exists():  # of a run that was killed before its first image
+            shutil.rmtree(self.work)
         self.work.mkdir(parents=True)
         files.write_text(self.work / _PLAN, json.dumps(self._plan))
 

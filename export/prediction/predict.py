@@ -66,14 +66,13 @@ class PredictSummary:
     def text(self) -> str:
         """Returns the summary as one line for people."""
         parts = [f"{self.num_images} images, {self.num_results} proposals"]
-        if not self.ran_by:
-            return f"{parts[0]}; complete already"
-        parts.append(f"{self.elapsed_s:.1f} s ({self.images_per_s:.1f} images/s)")
-        if self.num_resumed:
-            parts.append(f"{self.num_resumed} were done before")
+        if self.ran_by:
+            parts.append(f"{self.elapsed_s:.1f} s ({self.images_per_s:.1f} images/s)")
+            if self.num_resumed:
+                parts.append(f"{self.num_resumed} were done before")
         if self.problems:
             parts.append(f"{len(self.problems)} unreadable")
-        parts.append(self.ran_by)
+        parts.append(self.ran_by or "complete already")
         if self.stop_signal is not None:
             parts.append(f"stopped by {signal.Signals(self.stop_signal).name}; run it again to continue")
         return "; ".join(parts)
@@ -298,7 +297,7 @@ def _summary_of(complete: Mapping[str, Any]) -> PredictSummary:
     return PredictSummary(
         num_images=complete["num_images"],
         num_results=complete["num_results"],
-        problems=(),
+        problems=tuple(complete["problems"]),
         num_resumed=complete["num_images"],
         elapsed_s=0.0,
         ran_by="",

@@ -24,6 +24,8 @@ REPEAT_S = 60.0
 
 _MAX_KEYS = 512
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
+# A camera's server chooses parts of messages, and must not reach the terminal through them.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _logger = logging.getLogger(__name__)
 
 
@@ -113,4 +115,4 @@ def _message(record: logging.LogRecord) -> str:
     text = record.getMessage()
     if record.exc_info:
         text = f"{text}\n{logging.Formatter().formatException(record.exc_info)}"
-    return redact(printable(text))
+    return redact(_CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", printable(text)))

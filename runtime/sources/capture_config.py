@@ -47,7 +47,7 @@ class CaptureConfig:
     """Seconds without a frame that cause an event `gap`; None: 1, and three intervals of a slower camera."""
     stall_s: float | None = None
     """Seconds without a frame after which the capture process is killed and restarted; None: 10, and four intervals of
-    a slower camera, up to 120."""
+    a slower camera, up to 120; two intervals of `rate_hz` where those are longer."""
     open_timeout_s: float | None = None
     """Most seconds from connecting to the first frame; None: 10, and up to 60 for a server that answers slowly."""
     backoff_first_s: float = 1.0
@@ -132,7 +132,10 @@ class CaptureConfig:
     @property
     def longest_stall_s(self) -> float:
         """The silence that ends a connection at the latest, seconds."""
-        return MAX_STALL_S if self.stall_s is None else self.stall_s
+        if self.stall_s is not None:
+            return self.stall_s
+        # Pictures that are requested still more slowly.
+        return max(MAX_STALL_S, 2 / self.rate_hz) if self.rate_hz else MAX_STALL_S
 
     @property
     def longest_open_s(self) -> float:

@@ -49,7 +49,7 @@ class Pace:
         """Silence that ends a connection, seconds."""
         if self._config.stall_s is not None:
             return self._config.stall_s
-        adapted_s = min(MAX_STALL_S, _STALL_PERIODS * self.interval_s)
+        adapted_s = min(self._config.longest_stall_s, _STALL_PERIODS * self.interval_s)
         return max(self._least_s, adapted_s, 2 * (self._config.gap_s or 0.0))
 
     @property

@@ -175,6 +175,25 @@ def test_a_list_names_files_beside_it_or_below_the_working_folder(
     (pictures / "empty.txt").write_text("# nothing\n")
     with pytest.raises(ConfigError, match=r"empty\.txt: this list is empty"):
         predict(model_path, "in/empty.txt", "out2")
+    (pictures / "live.txt").write_text("a/1.png\nrtsp://user:secret@camera/stream\n")
+    with pytest.raises(ConfigError, match=r"live\.txt: rtsp://\S*@camera/stream: a URL") as caught:
+        predict(model_path, "in/live.txt", "out2")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("is_video_first", [True, False])
+def test_an_image_named_like_a_frame_of_a_video_keeps_its_name(
+    is_video_first: bool, model_path: Path, video_path: Path, tmp_path: Path, paint: Paint
+) -> None:
+    image = tmp_path / f"{video_path.stem}_000000.jpg"
+    assert cv2.imwrite(str(image), paint(96, 160, box=(10, 20, 60, 80)))
+    video = tmp_path / video_path.name
+    video.write_bytes(video_path.read_bytes())
+    order = [video, image] if is_video_first else [image, video]
+    predict(model_path, order, tmp_path / "out", pictures=True)
+    names = images_of(tmp_path / "out")
+    assert len(names) == len(list((tmp_path / "out" / "pictures").iterdir())) == 41
+    assert "video" not in names[image.name]
 
 
 def test_images_that_cannot_be_read_are_named_and_counted(
@@ -211,10 +230,16 @@ def test_a_damaged_video_gives_its_frames_and_is_named(
     assert problem["problem"].endswith("the file is damaged or cut short")
 
 
-def test_the_status_is_1_only_when_no_image_could_be_read(model_path: Path, tmp_path: Path) -> None:
+def test_the_status_is_1_only_when_no_image_could_be_read(
+    model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "a.png").write_bytes(b"broken")
-    assert main(["predict", str(model_path), str(tmp_path / "a.png"), "-o", str(tmp_path / "out")]) == 1
+    words = ["predict", str(model_path), str(tmp_path / "a.png"), "-o", str(tmp_path / "out")]
+    assert main(words) == 1
     assert results_of(tmp_path / "out") == []
+    capsys.readouterr()
+    assert main(words) == 1
+    assert "1 unreadable; complete already" in capsys.readouterr().out
 
 
 def test_crops_hold_the_best_boxes_with_a_margin(model_path: Path, pictures: Path, tmp_path: Path) -> None:

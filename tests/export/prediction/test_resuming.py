@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -114,6 +115,23 @@ def test_a_run_that_broke_off_at_its_end_continues(
             predict(model_path, sources, broken, **OUTPUTS)
     assert predict(model_path, sources, broken, **OUTPUTS).num_resumed == 45
     assert content_of(broken) == content_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("is_done", [True, False])
+def test_a_work_folder_without_its_plan_counts_for_nothing(
+    is_done: bool, model_path: Path, sources: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict(model_path, sources, tmp_path / "whole", **OUTPUTS)
+    out = tmp_path / "out"
+    if is_done:
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "rmtree", lambda folder: fail() if Path(folder).name == ".predict" else None)
+            with pytest.raises(BreakError):
+                predict(model_path, sources, out, **OUTPUTS)
+    else:
+        (out / ".predict").mkdir(parents=True)
+    assert predict(model_path, sources, out, **OUTPUTS).num_resumed == (45 if is_done else 0)
+    assert content_of(out) == content_of(tmp_path / "whole")
 
 
 def test_a_signal_stops_a_run_which_continues_when_it_is_called_again(

@@ -66,6 +66,12 @@ def test_a_log_line_for_programs_is_json(capsys: pytest.CaptureFixture[str]) -> 
     assert "ValueError: invalid literal" in second["message"]
 
 
+def test_text_of_a_server_does_not_control_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with log_to_stderr("text", "warning"):
+        _logger.warning("the server answers 503 %s", "\x1b[31mred\r\x9b0m, gr\u00fcn\n\tend")
+    assert "503 \\x1b[31mred\\x0d\\x9b0m, gr\u00fcn\n\tend" in capsys.readouterr().err
+
+
 def test_repeated_messages_are_counted_and_logged_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = [1000.0]
     monkeypatch.setattr(logs, "time", SimpleNamespace(monotonic=lambda: now_s[0]))

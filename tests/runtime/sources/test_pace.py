@@ -64,6 +64,7 @@ def test_limits_of_the_settings_stay() -> None:
     assert (slow.widen(is_open=True), slow.widen(is_open=False)) == (None, None)
     # A rate that is requested is the expected pace; a gap beyond 10 s raises the limit above it.
     assert limits(Pace(CaptureConfig(source=CAMERA.source, rate_hz=0.1))) == (30, 40, 10)
+    assert limits(Pace(CaptureConfig(source=CAMERA.source, rate_hz=1 / 300))) == pytest.approx((600, 600, 10))
     assert limits(Pace(CaptureConfig(source=CAMERA.source, gap_s=20.0))) == (20, 40, 10)
 
 
