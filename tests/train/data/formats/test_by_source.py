@@ -102,7 +102,7 @@ def test_boxes_go_with_their_images() -> None:
     assert len({train.sha256, val.sha256, "ab"}) == 3
 
 
-@pytest.mark.parametrize("names", [["a.jpg"], ["a_jpg.rf.1.jpg", "a_jpg.rf.2.jpg"], []])
+@pytest.mark.parametrize("names", [["a.jpg"], ["a_jpg.rf.1.jpg", "a_jpg.rf.2.jpg"]])
 def test_a_single_source_cannot_be_split(names: list[str]) -> None:
     with pytest.raises(DataError, match=r"set\.json: no validation split, and all \d images are of one source"):
         split(names)
