@@ -27,7 +27,6 @@ from edgerpn.train.data.annotations import (
     ListedBoxes,
     ListedImage,
     ProblemKind,
-    Problems,
     class_ids,
 )
 from edgerpn.train.data.choice import ImageRules
@@ -202,7 +201,7 @@ def inspect_split(split: Split, *, verify: Verify = "decode", holdout_classes: S
     if not images.is_dir():
         raise DataError(f"{images}: no such folder; expected the images of {annotations.name}")
     problems = listing.problems
-    found = _check_files(listing.images, split, verify, problems)
+    found = _check_files(listing, split, verify)
     files = [one.file for one in found]
     if not any(files):
         raise DataError(
@@ -308,20 +307,20 @@ class _CheckedFile(NamedTuple):
     """The facts about the file; None: not looked at."""
 
 
-def _check_files(
-    listed: tuple[ListedImage, ...], split: Split, verify: Verify, problems: Problems
-) -> list[_CheckedFile]:
+def _check_files(listing: Listing, split: Split, verify: Verify) -> list[_CheckedFile]:
     """Checks every file in threads (decoding releases the GIL), in the order of the list."""
 
     def check(image: ListedImage) -> _CheckedFile:
         return _check_file(image, folder, verify, split)
 
     folder = ImageFolder(split.images, follow_links=split.rules.follow_links)
-    found = []
+    listed, found = listing.images, []
     with contextlib.closing(threaded_map(check, listed)) as checked:
         for one in track(checked, f"checking {split.annotations.name}", total=len(listed), unit="image"):
-            for problem in one.problems:
-                problems.add(*problem)
+            for kind, example in one.problems:
+                # The sizes of boxes in fractions are those of the stored images, nobody has annotated them.
+                if kind is not OTHER_READING or not listing.is_relative:
+                    listing.problems.add(kind, example)
             found.append(one)
     return found
 

@@ -146,9 +146,9 @@ def test_fractions_of_the_image_are_those_of_the_picture_as_read(tmp_path: Path)
         (tmp_path / "labels" / f"{number}.txt").write_text(line)
     with pytest.raises(DataError, match=r"both .*choose --exif apply or --exif ignore"):
         read_split(find_split(tmp_path, "train"))
-    check_boxes_lie_on_rectangles(
-        read_split(find_split(tmp_path, "train", DataChoice(images=ImageRules(exif="apply"))))
-    )
+    dataset = read_split(find_split(tmp_path, "train", DataChoice(images=ImageRules(exif="apply"))))
+    check_boxes_lie_on_rectangles(dataset)
+    assert dataset.problems == ()
 
 
 @pytest.mark.parametrize("size", [(64, 48), (61, 43)])

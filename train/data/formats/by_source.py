@@ -59,9 +59,11 @@ def split_by_source(
         folder: Folder of the images, whose times are read; None: names alone count.
 
     Raises:
-        DataError: All images are of one source that cannot be cut.
+        DataError: There is no image, or all images are of one source that cannot be cut.
     """
     images: list[dict[str, Any]] = content.root["images"]
+    if not images:
+        raise DataError(f"{where}: no usable image entries")
     wanted = max(1, round(fraction * len(images)))
     units = _units(images, wanted, _bursts(images, folder) if folder is not None else {})
     if len(units) < 2:

@@ -100,7 +100,10 @@ def _xml_errors(file: Path, what: str) -> Iterator[None]:
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}; expected an XML file of {what}") from error
     except (SyntaxError, ValueError, LookupError, RecursionError) as error:
-        raise DataError(f"{file}: not valid XML: {error}; expected an XML file of {what}") from error
+        # defusedxml's own errors show a Python object.
+        is_refused = isinstance(error, ValueError) and type(error).__module__.startswith("defusedxml")
+        reason = "it declares entities, which may be huge or name other files" if is_refused else str(error)
+        raise DataError(f"{file}: not valid XML: {reason}; expected an XML file of {what}") from error
 
 
 def check_confined(file: Path, folder: Path) -> None:

@@ -102,7 +102,7 @@ def test_boxes_go_with_their_images() -> None:
     assert len({train.sha256, val.sha256, "ab"}) == 3
 
 
-@pytest.mark.parametrize("names", [["a.jpg"], ["a_jpg.rf.1.jpg", "a_jpg.rf.2.jpg"], []])
+@pytest.mark.parametrize("names", [["a.jpg"], ["a_jpg.rf.1.jpg", "a_jpg.rf.2.jpg"]])
 def test_a_single_source_cannot_be_split(names: list[str]) -> None:
     with pytest.raises(DataError, match=r"set\.json: no validation split, and all \d images are of one source"):
         split(names)
@@ -138,3 +138,8 @@ def test_a_long_series_is_cut_and_a_clock_that_stands_still_does_not_count(tmp_p
     for name in names:
         write_photograph(tmp_path / name, "2000:01:01 00:00:00")
     assert file_names(split(names, folder=tmp_path).val) == file_names(split(names).val)
+
+
+def test_a_set_without_images_is_refused_as_such() -> None:
+    with pytest.raises(DataError, match="no usable image entries"):
+        split([])
