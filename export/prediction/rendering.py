@@ -17,6 +17,7 @@ from edgerpn.export.prediction.config import PredictConfig
 from edgerpn.export.prediction.journal import Entry, Journal
 from edgerpn.export.prediction.pipeline import Shot
 from edgerpn.export.prediction.sheet import SheetEntry, is_on_sheet
+from edgerpn.images.formats import has_image_suffix
 from edgerpn.proposals import Proposals
 from edgerpn.runtime.draw import draw_proposals
 
@@ -114,8 +115,10 @@ class Renderer:
 
 
 def jpeg_name(file_name: str) -> str:
-    """Returns the name of the JPEG picture of an image: a.jpg, and b.png.jpg."""
-    return file_name if file_name.lower().endswith((".jpg", ".jpeg")) else f"{file_name}.jpg"
+    """Returns the name of the JPEG picture of an image: a.jpg; b.png.jpg of b.png, so b.png.jpg.jpg of b.png.jpg."""
+    stem, dot, suffix = file_name.rpartition(".")
+    is_kept = dot and suffix.lower() in ("jpg", "jpeg") and not has_image_suffix(stem)
+    return file_name if is_kept else f"{file_name}.jpg"
 
 
 def crop_corners(proposals: Proposals, image: Image, margin: float) -> list[tuple[int, int, int, int]]:

@@ -17,7 +17,7 @@ from edgerpn.__main__ import main
 from edgerpn.errors import ConfigError, StreamOpenError
 from edgerpn.export import PredictConfig, predict
 from edgerpn.export.evaluate import evaluate_model, evaluate_results
-from edgerpn.export.prediction.rendering import crop_corners
+from edgerpn.export.prediction.rendering import crop_corners, jpeg_name
 from edgerpn.proposals import Proposals
 from edgerpn.runtime.model import load
 from edgerpn.train.data.coco import read_split
@@ -260,6 +260,12 @@ def test_crops_hold_the_best_boxes_with_a_margin(model_path: Path, pictures: Pat
         source = cv2.imread(str(pictures / "a" / line["crop"].split("/")[1]))[y1:y2, x1:x2]
         assert np.abs(crop.astype(int) - source).mean() < 12
         assert {"image_id", "bbox", "score"} <= set(line)
+
+
+def test_each_image_has_a_picture_of_its_own_name() -> None:
+    names = ["a.jpg", "a.JPEG", "b.png", "b.png.jpg", "b.png.jpg.jpg", "c/d.jpg"]
+    expected = ["a.jpg", "a.JPEG", "b.png.jpg", "b.png.jpg.jpg", "b.png.jpg.jpg.jpg", "c/d.jpg"]
+    assert [jpeg_name(name) for name in names] == expected
 
 
 def test_the_corners_of_crops_lie_inside_the_image() -> None:
