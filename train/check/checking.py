@@ -48,7 +48,8 @@ def check_set(
     Args:
         path: Folder of the set, or its annotation file.
         choice: Format, splits, classes and accepted rules.
-        settings: Settings that training would have; network input, anchors and augmentation count.
+        settings: Settings that training would have; network input, anchors, augmentation and the rule for EXIF
+            orientations count.
         detect: A trained model, to look for unmarked objects; None: without.
         has_images: Whether to read the images; otherwise the sizes in the annotations count, and no item has pictures.
         log: Called with the line on the layout and its splits.
@@ -62,7 +63,8 @@ def check_set(
         log(lines[0])
     splits: dict[str, SplitFigures] = {}
     items: list[CheckItem] = []
-    for name, split in found_splits.items():
+    for name, found in found_splits.items():
+        split = found.read_like(settings.data.exif)
         try:
             dataset = inspect_split(split) if has_images else inspect_listed(split)
         except DataError as error:
