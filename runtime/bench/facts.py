@@ -151,7 +151,9 @@ def _queried_power_mode() -> str | None:
     if program is None:
         return None
     try:
-        done = subprocess.run([program, "-q"], capture_output=True, text=True, timeout=_QUERY_S, check=False)
+        done = subprocess.run(
+            [program, "-q"], capture_output=True, encoding="utf-8", errors="replace", timeout=_QUERY_S, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return parse_power_mode(done.stdout)

@@ -6,6 +6,7 @@ nvmlClocksEventReasons, which newer drivers call them.
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 from collections.abc import Sequence
@@ -40,7 +41,10 @@ def command(program: str, interval_ms: int) -> tuple[list[str], list[str]]:
 def query(program: str, fields: Sequence[str]) -> list[str]:
     """Returns the values of fields of the GPU once; empty if the program does not know one of them, or fails."""
     try:
-        done = subprocess.run(_words(program, fields), capture_output=True, text=True, timeout=_QUERY_S, check=False)
+        done = subprocess.run(
+            _words(program, fields), capture_output=True, encoding="utf-8", errors="replace", timeout=_QUERY_S,
+            check=False,
+        )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
         return []
     values = [value.strip() for value in done.stdout.strip().split(",")]
@@ -86,9 +90,10 @@ def parse_line(line: str, fields: Sequence[str], at_s: float) -> Reading | None:
 
 def _number(text: str) -> float | None:
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         return None
+    return number if math.isfinite(number) else None
 
 
 def _mask(text: str) -> int:

@@ -174,7 +174,8 @@ class BenchReport:
 def memory_text(memory: MemoryFacts) -> str:
     """Returns the memory as text."""
     growth = memory.machine_growth_mib
-    machine = "" if growth is None else f", {growth:,} MiB less available on the machine"
+    # Below zero other programs have freed more than the run took, so that it says nothing about the run.
+    machine = "" if growth is None or growth < 0 else f", {growth:,} MiB less available on the machine"
     return f"{memory.process_peak_mib:,} MiB at most in this process{machine}"
 
 

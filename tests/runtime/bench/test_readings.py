@@ -159,6 +159,7 @@ def test_a_line_of_nvidia_smi(mask: str, throttling: tuple[str, ...]) -> None:
 def test_nvidia_smi_of_a_jetson_knows_nothing() -> None:
     assert nvidia_smi.parse_line("[N/A], [N/A], [N/A], [N/A], [N/A], [N/A]\n", FIELDS, 0.0) is None
     assert nvidia_smi.parse_line("No devices were found\n", FIELDS, 0.0) is None
+    assert nvidia_smi.parse_line("nan, inf, -inf, [N/A], [N/A], 0x0\n", FIELDS, 0.0) is None
 
 
 def test_nvidia_smi_is_asked_for_the_name_of_the_reasons_that_it_knows(tmp_path: Path) -> None:
@@ -174,6 +175,8 @@ def test_nvidia_smi_is_asked_for_the_name_of_the_reasons_that_it_knows(tmp_path:
     assert words[0] == str(program)
     assert "--loop-ms=250" in words
     assert nvidia_smi.query(str(tmp_path / "none"), ["name"]) == []
+    program.write_text("#!/bin/sh\nprintf 'GPU \\231, 5\\n'\n")
+    assert nvidia_smi.query(str(program), ["name", "driver_version"]) == ["GPU \ufffd", "5"]
 
 
 def write(root: Path, files: dict[str, object]) -> None:
