@@ -48,7 +48,8 @@ def check_set(
     Args:
         path: Folder of the set, or its annotation file.
         choice: Format, splits, classes and accepted rules.
-        settings: Settings that training would have; network input, anchors and augmentation count.
+        settings: Settings that training would have; network input, anchors, augmentation and the rule for EXIF
+            orientations count.
         detect: A trained model, to look for unmarked objects; None: without.
         has_images: Whether to read the images; otherwise the sizes in the annotations count, and no item has pictures.
         log: Called with the line on the layout and its splits.
@@ -62,12 +63,13 @@ def check_set(
         log(lines[0])
     splits: dict[str, SplitFigures] = {}
     items: list[CheckItem] = []
-    for name, split in found_splits.items():
+    for name, found in found_splits.items():
+        split = found.read_like(settings.data.exif)
         try:
             dataset = inspect_split(split) if has_images else inspect_listed(split)
         except DataError as error:
             first, *others = str(error).split("\n  ")
-            items.append(_item("error", name, "unreadable", 1, first, "training refuses it", tuple(others)))
+            items.append(_item("error", name, "unreadable", 1, first, _refusal(name), tuple(others)))
             continue
         figures = figures_of(dataset, settings, split.label)
         splits[name] = SplitFigures(dataset=dataset, boxes=figures)
@@ -130,7 +132,7 @@ def _rule_items(name: str, split: Split, dataset: Dataset, settings: TrainSettin
         done = (
             f"accepted by --allow {one.rule.name}"
             if is_accepted
-            else (f"training refuses it; if the set is right, accept it with --allow {one.rule.name}")
+            else f"{_refusal(name)}; if the set is right, accept it with --allow {one.rule.name}"
         )
         severity: Severity = "warning" if is_accepted else "error"
         yield _item(severity, name, one.rule.name, one.count, str(one), done, shown=_shown_places(one, by_file))
@@ -140,6 +142,11 @@ def _rule_items(name: str, split: Split, dataset: Dataset, settings: TrainSettin
         except DataError as error:
             text = str(error).split("\n")[0].removeprefix(f"{split.label}: ")
             yield _item("error", name, "no-objects", 1, text, "training refuses it")
+
+
+def _refusal(name: str) -> str:
+    """Returns the consequence of an error in a split."""
+    return "training refuses it" if name in ("train", "val") else "training does not use it, but `eval` refuses it"
 
 
 def _shown_places(finding: Finding, by_file: Mapping[Path, ImageRecord]) -> list[Shown]:

@@ -174,6 +174,15 @@ def test_annotations_are_checked_without_their_images(data: DataSet, capsys: pyt
     assert "--checkpoint looks at the images" in capsys.readouterr().err
 
 
+def test_an_error_of_an_unused_split_does_not_speak_of_training(data: DataSet) -> None:
+    (data.folder / "test.json").write_text("{}")
+    status, report = data.check()
+    assert status == 1
+    (item,) = [one for one in report["items"] if one["severity"] == "error"]
+    assert (item["split"], item["name"]) == ("test (not used)", "unreadable")
+    assert item["done"] == "training does not use it, but `eval` refuses it"
+
+
 def test_json_on_standard_output_is_alone_there(data: DataSet, capsys: pytest.CaptureFixture[str]) -> None:
     data.check()
     capsys.readouterr()

@@ -13,6 +13,8 @@ import pytest
 from PIL import Image
 
 from edgerpn.errors import DataError
+from edgerpn.train.check.checking import check_set
+from edgerpn.train.config import load_settings
 from edgerpn.train.data.choice import DataChoice, ExifChoice, ImageRules
 from edgerpn.train.data.coco import Dataset, read_image, read_split
 from edgerpn.train.data.formats.content import Split
@@ -101,6 +103,13 @@ def test_a_model_brings_its_reading_unless_one_is_chosen(tmp_path: Path) -> None
     assert chosen.read_like("apply") == chosen
     with pytest.raises(DataError, match="--exif apply"):
         read_split(split.read_like("auto"))
+
+
+def test_a_check_with_the_settings_of_a_model_reads_as_the_model_does(tmp_path: Path) -> None:
+    write_set(tmp_path, UPRIGHT_BOX, None)
+    assert check_set(tmp_path, DataChoice(), load_settings()).num_errors
+    report = check_set(tmp_path, DataChoice(allow=("leaked",)), load_settings(overrides=("data.exif=apply",)))
+    assert not report.num_errors
 
 
 def test_boxes_that_fit_both_readings_are_left_to_the_user(tmp_path: Path) -> None:
