@@ -6,7 +6,7 @@
 # NOT YET BUILT OR RUN ON HARDWARE: it is written from the documentation of its parts, and only linted.
 #
 # From JetPack 7 on a Jetson runs the images for Arm servers (SBSA). This one brings CUDA 13.0, TensorRT 10.13 and its
-# Python bindings for the system's Python 3.12; others have pulled it on a Thor. ONNX Runtime runs on the CPU here.
+# Python bindings for the system's Python 3.12. ONNX Runtime runs on the CPU here.
 
 FROM python:3.12-slim-bookworm AS build
 WORKDIR /source
