@@ -9,6 +9,7 @@ Exit status: 0 success, 1 an error (printed as `error: ...`), 2 wrong usage, 130
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import io
 import os
@@ -21,7 +22,7 @@ from edgerpn import __version__
 from edgerpn.errors import EdgeRpnError
 from edgerpn.files import printable
 from edgerpn.machine import sigterm_handler
-from edgerpn.runtime.redaction import hide_passwords
+from edgerpn.runtime.redaction import hide_passwords, redact_url
 
 
 class Command(NamedTuple):
@@ -151,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     argv = [_expand_home(word) for word in (sys.argv[1:] if argv is None else argv)]
     try:
-        arguments = build_parser(argv).parse_args(argv)
+        arguments = _parsed(argv)
         with sigterm_handler(_exit_by_signal):
             status: int = arguments.entry(arguments)
     except (EdgeRpnError, ModuleNotFoundError) as error:
@@ -184,6 +185,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     return status
+
+
+def _parsed(argv: Sequence[str]) -> argparse.Namespace:
+    """Parses the arguments; an unknown one is an error of its command, with a similar one that the command has."""
+    arguments, unknown = build_parser(argv).parse_known_args(argv)
+    if unknown:
+        parser: argparse.ArgumentParser = arguments.parser
+        options = [option for action in parser._actions for option in action.option_strings]
+        similar = difflib.get_close_matches(unknown[0].partition("=")[0], options, n=1, cutoff=0.7)
+        hint = f"; did you mean {similar[0]}?" if similar else ""
+        parser.error(f"unrecognized arguments: {printable(' '.join(map(redact_url, unknown)))}{hint}")
+    return arguments
 
 
 def _expand_home(word: str) -> str:
@@ -227,7 +240,7 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
             module = importlib.import_module(command.module)
             module.add_arguments(subparser)
             subparser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-            subparser.set_defaults(entry=module.run)
+            subparser.set_defaults(entry=module.run, parser=subparser)
     return parser
 
 

@@ -154,6 +154,28 @@ def test_wrong_usage_exits_with_2(words: list[str], capsys: pytest.CaptureFixtur
     assert "usage: edgerpn" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ["train", "--minuts", "1"],
+            "edgerpn train: error: unrecognized arguments: --minuts 1; did you mean --minutes?",
+        ),
+        (["data", "check", "x", "--sise=3"], "edgerpn data check: error: unrecognized arguments: --sise=3; did you"),
+        (["run", "m", "v", "--q", "rtsp://a:secret@h/x"], "error: unrecognized arguments: --q"),
+    ],
+)
+def test_a_misspelt_argument_is_an_error_of_its_command(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    printed = capsys.readouterr().err
+    assert told in printed
+    assert "secret" not in printed
+
+
 def test_an_error_of_ours_is_one_line_and_exits_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", str(tmp_path / "none.onnx"), str(tmp_path / "none.mp4")]) == 1
     out, err = capsys.readouterr()

@@ -52,12 +52,10 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         check_setting(self.seed >= 0, "seed", "at least 0", self.seed)
-        counts = (self.epochs, self.evaluations, self.log_every, self.accumulate)
-        if min(counts) < 1 or min(self.minutes, self.threads, self.save_every_s) < 0:
-            raise ValueError(
-                "epochs, evaluations, log_every, accumulate: expected at least 1; "
-                "minutes, threads, save_every_s: at least 0"
-            )
+        for name in ("epochs", "evaluations", "log_every", "accumulate"):
+            check_setting(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        for name in ("minutes", "threads", "save_every_s"):
+            check_setting(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

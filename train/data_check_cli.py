@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from edgerpn import files
 from edgerpn.arguments import size_argument
 from edgerpn.errors import ConfigError
+from edgerpn.files import printable
 from edgerpn.train.data import choice
 
 if TYPE_CHECKING:
@@ -45,6 +46,9 @@ def run(arguments: argparse.Namespace) -> int:
     from edgerpn.train.check.checking import check_set
     from edgerpn.train.check.page import check_page
 
+    for path in (arguments.output, arguments.json):
+        if path is not None and path.is_dir():
+            raise ConfigError([f"{path}: this is a folder, expected the name of a file to write"])
     settings, detect = _settings(arguments)
     report = check_set(
         arguments.path, choice.chosen(arguments), settings, detect=detect, has_images=not arguments.no_images
@@ -59,6 +63,9 @@ def run(arguments: argparse.Namespace) -> int:
             files.write_text(arguments.json, text)
     if str(arguments.json) != "-":
         print(report.text())
+        written = [printable(str(path)) for path in (arguments.output, arguments.json) if path is not None]
+        if written:
+            print(f"written: {', '.join(written)}")
     return 1 if report.num_errors else 0
 
 

@@ -11,9 +11,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import cv2
+
 from edgerpn.errors import ConfigError, DataError
 from edgerpn.export.prediction.pipeline import Shot
 from edgerpn.files import printable
+from edgerpn.images.decoding import decode_image, read_bytes
+from edgerpn.images.faults import find_fault
 from edgerpn.images.formats import is_image_file
 from edgerpn.images.header import Exif
 from edgerpn.machine import threaded_map
@@ -21,7 +25,6 @@ from edgerpn.runtime.frame import Event, Frame, Source
 from edgerpn.runtime.redaction import redact_url
 from edgerpn.runtime.sources.file_sources import ImageSource, open_source
 from edgerpn.runtime.sources.spec import parse_source
-from edgerpn.train.data.image_files import read_image
 
 LIST_SUFFIX = ".txt"
 """Files that list images and videos, a path in each line."""
@@ -211,10 +214,14 @@ def _with_ids(files: list[InputFile], ids: Mapping[Path, int | str]) -> list[Inp
 def _read_image(exif: Exif, entry: tuple[int, InputFile]) -> Shot:
     number, file = entry
     image_id = number if file.image_id is None else file.image_id
+    image, problem, damage = None, "", ""
     try:
-        image, problem = read_image(file.path, exif), ""
+        data, header = read_bytes(file.path)
+        image, _ = decode_image(cv2, data, header, file.path, exif=exif)
+        if found := header.fault or find_fault(data):
+            damage = f"{printable(str(file.path))}: damaged ({found}); used as far as it decodes"
     except DataError as error:
-        image, problem = None, printable(str(error))
+        problem = printable(str(error))
     return Shot(
         index=number - 1,
         image_id=image_id,
@@ -223,6 +230,7 @@ def _read_image(exif: Exif, entry: tuple[int, InputFile]) -> Shot:
         frame=None,
         image=image,
         problem=problem,
+        damage=damage,
     )
 
 

@@ -40,8 +40,8 @@ class Entry:
     """A finished image."""
 
     image: dict[str, Any]
-    """Its entry in images.json: id, file_name, width, height; of a frame also video and frame. With `problem`, and
-    without a size: it could not be read."""
+    """Its entry in images.json: id, file_name, width, height; of a frame also video and frame; with `damaged`: it
+    decodes only in part. With `problem`, and without a size: it could not be read."""
     results: str
     """Its results as JSON, a line each, with commas between them; empty: none."""
     num_results: int
@@ -82,6 +82,7 @@ class Journal:
         self.work = folder / _WORK
         self.num_images = 0
         self.num_results = 0
+        self.num_damaged = 0
         self.problems: list[str] = []
         self.num_resumed = 0
         self._plan = plan
@@ -102,7 +103,7 @@ class Journal:
         """Opens the work folder.
 
         Raises:
-            ConfigError: The folder holds a broken-off run with another plan, or something else in place of our folders.
+            ConfigError: The folder holds a broken-off run with another plan, or something else.
         """
         if (self.work / _PLAN).exists():
             self._check_plan()
@@ -159,9 +160,10 @@ class Journal:
         shutil.rmtree(self.work)
 
     def _begin(self) -> None:
-        taken = [name for name in self._folders if (self.folder / name).exists()]
+        taken = [path for path in self.folder.glob("*") if path != self.work]
         if taken:
-            raise ConfigError([f"{self.folder / taken[0]}: this exists already; remove it, or name another folder"])
+            found = files.printable(min(taken).name)
+            raise ConfigError([f"{self.folder}: this folder is not empty (it holds {found}); name another folder"])
         if self.work.exists():  # of a run that was killed before its first image
             shutil.rmtree(self.work)
         self.work.mkdir(parents=True)
@@ -213,6 +215,7 @@ class Journal:
     def _count(self, image: Mapping[str, Any], num_results: int) -> None:
         self.num_images += 1
         self.num_results += num_results
+        self.num_damaged += "damaged" in image
         if "problem" in image:
             self.problems.append(str(image["problem"]))
 

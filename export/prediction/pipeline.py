@@ -43,6 +43,8 @@ class Shot:
     """(H, W, 3) uint8 BGR; None: it cannot be read."""
     problem: str = ""
     """The reason why it cannot be read."""
+    damage: str = ""
+    """The damage of an image that decodes nevertheless, in a sentence; empty: none is seen."""
 
 
 def predict_shots(

@@ -49,6 +49,8 @@ class PredictSummary:
     """Their proposals."""
     problems: tuple[str, ...]
     """A line for each image that could not be read."""
+    num_damaged: int
+    """Images that decode only in part, and count nevertheless."""
     num_resumed: int
     """Images that an earlier run had done."""
     elapsed_s: float
@@ -72,6 +74,8 @@ class PredictSummary:
                 parts.append(f"{self.num_resumed} were done before")
         if self.problems:
             parts.append(f"{len(self.problems)} unreadable")
+        if self.num_damaged:
+            parts.append(f"{self.num_damaged} damaged")
         parts.append(self.ran_by or "complete already")
         if self.stop_signal is not None:
             parts.append(f"stopped by {signal.Signals(self.stop_signal).name}; run it again to continue")
@@ -108,7 +112,7 @@ def predict(
         crops: Whether to cut out the best boxes, into crops/, listed in crops.jsonl.
         pictures: Whether to draw the best boxes, into pictures/.
         allow_host_code: Whether a version-compatible engine may contain code for the CPU.
-        log: Called with a line for the layout of the data, each image that cannot be read, and each note on a data set.
+        log: Called with a line for the layout of the data, each unreadable or damaged image, each note on a data set.
 
     Raises:
         CheckpointError: The checkpoint cannot be read.
@@ -205,6 +209,7 @@ class _Job:
             num_images=journal.num_images,
             num_results=journal.num_results,
             problems=tuple(journal.problems),
+            num_damaged=journal.num_damaged,
             num_resumed=journal.num_resumed,
             elapsed_s=time.perf_counter() - start_s,
             ran_by=predictor.ran_by,
@@ -226,8 +231,9 @@ class _Job:
             for entry in entries:
                 journal.add(entry)
                 bar.update()
-                if "problem" in entry.image:
-                    self.log(entry.image["problem"])
+                for key in ("problem", "damaged"):
+                    if key in entry.image:
+                        self.log(entry.image[key])
                 if stopper.received is not None:
                     return stopper.received
         return None
@@ -240,6 +246,7 @@ class _Job:
             "num_images": journal.num_images,
             "num_results": journal.num_results,
             "num_unreadable": len(journal.problems),
+            "num_damaged": journal.num_damaged,
             "ran_by": predictor.ran_by,
         }
         if self.config.sheet_images:
@@ -298,6 +305,7 @@ def _summary_of(complete: Mapping[str, Any]) -> PredictSummary:
         num_images=complete["num_images"],
         num_results=complete["num_results"],
         problems=tuple(complete["problems"]),
+        num_damaged=complete["num_damaged"],
         num_resumed=complete["num_images"],
         elapsed_s=0.0,
         ran_by="",

@@ -61,6 +61,8 @@ class Renderer:
             image |= {"video": files.printable(str(shot.path)), "frame": shot.frame}
         if shot.image is None:
             return Entry(image={**image, "problem": shot.problem}, results="", num_results=0, crops="")
+        if shot.damage:
+            image["damaged"] = shot.damage
         height, width = shot.image.shape[:2]
         try:
             crops = self._write(shot, shot.image, proposals)

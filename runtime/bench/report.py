@@ -214,9 +214,10 @@ def _about_phase(name: str, report: BenchReport) -> Sequence[str]:
     for reason, count in telemetry.throttling.items():
         lines.append(f"{name}: throttled in {count} of {telemetry.num_readings} readings ({reason})")
     if abs(phase.drift_percent) > report.settings.max_drift_percent:
+        remedy = "cool the machine" if phase.drift_percent < 0 else "raise warm_up_s"
         lines.append(
-            f"{name}: the rate changed by {phase.drift_percent:+.1f} % from the first to the last third; raise "
-            "warm_up_s, cool the machine, or end other programs"
+            f"{name}: the rate changed by {phase.drift_percent:+.1f} % from the first to the last third; {remedy}, or "
+            "end other programs"
         )
     if telemetry.total_w is not None and telemetry.num_readings < _FEW_READINGS:
         lines.append(f"{name}: only {telemetry.num_readings} readings; raise {name}_s")

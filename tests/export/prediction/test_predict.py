@@ -216,6 +216,32 @@ def test_images_that_cannot_be_read_are_named_and_counted(
     assert "2.png: not an image" in page
 
 
+def test_images_that_decode_in_part_are_used_named_and_counted(
+    model_path: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    data = cv2.imencode(".png", image)[1].tobytes()
+    place = data.index(b"IEND") + 4
+    (pictures / "a" / "2.png").write_bytes(data[:place] + b"oops")
+    out = tmp_path / "out"
+    for _ in range(2):  # the second time it is complete already
+        assert main(["predict", str(model_path), str(pictures / "a"), "-o", str(out)]) == 0
+        printed = capsys.readouterr()
+        assert "4 images" in printed.out
+        assert "1 damaged" in printed.out
+        assert ("2.png: damaged (wrong checksum of the chunk IEND" in printed.err) == ("already" not in printed.out)
+    rows = json.loads((out / "images.json").read_text())["images"]
+    assert [row["file_name"] for row in rows if "damaged" in row] == ["2.png"]
+
+
+def test_a_folder_with_other_files_is_refused(model_path: Path, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "train.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"mine: this folder is not empty \(it holds train\.json\)"):
+        predict(model_path, pictures / "a", tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["train.json"]
+
+
 def test_a_damaged_video_gives_its_frames_and_is_named(
     model_path: Path, video_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -170,6 +170,6 @@ def test_other_results_are_never_overwritten_or_continued(
     # The batch does not change what is found.
     assert predict(model_path, sources[:1], broken, PredictConfig(batch=2)).num_resumed == 2
     (tmp_path / "new" / "crops").mkdir(parents=True)
-    with pytest.raises(ConfigError, match="crops: this exists already"):
+    with pytest.raises(ConfigError, match=r"not empty \(it holds crops\)"):
         predict(model_path, sources, tmp_path / "new", crops=True)
     assert json.loads((out / "predict.json").read_text())["num_images"] == 5

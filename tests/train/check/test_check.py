@@ -86,7 +86,7 @@ def test_a_sound_set_has_neither_errors_nor_warnings(data: DataSet, capsys: pyte
     assert sum(train["sizes"].values()) == 40
     out = capsys.readouterr().out
     assert "train: 20 images, 40 objects, 2 classes, 0 regions of many, 0 images without objects\n" in out
-    assert out.endswith("0 errors, 0 warnings\n")
+    assert "\n0 errors, 0 warnings\nwritten: " in out
 
 
 def test_the_faults_of_both_splits_are_counted(data: DataSet, capsys: pytest.CaptureFixture[str]) -> None:
@@ -181,6 +181,11 @@ def test_an_error_of_an_unused_split_does_not_speak_of_training(data: DataSet) -
     (item,) = [one for one in report["items"] if one["severity"] == "error"]
     assert (item["split"], item["name"]) == ("test (not used)", "unreadable")
     assert item["done"] == "training does not use it, but `eval` refuses it"
+
+
+def test_a_folder_is_no_page(data: DataSet, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "check", str(data.folder), "-o", str(data.folder)]) == 1
+    assert "this is a folder, expected the name of a file to write" in capsys.readouterr().err
 
 
 def test_json_on_standard_output_is_alone_there(data: DataSet, capsys: pytest.CaptureFixture[str]) -> None:
