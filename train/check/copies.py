@@ -28,7 +28,7 @@ half the size or brightened by a tenth reach it; other wagons at one place of a 
 _PLAIN_LEVELS = 2.0
 """Standard deviation of a plain thumbnail, and the difference between two of one colour, grey levels."""
 _MAX_FORMS = 64
-"""Different thumbnails that are told apart among images of one hash."""
+"""Thumbnails of one hash that are compared with each other, at most."""
 _BLOCK = 1024
 _BIT_COUNTS = np.array([number.bit_count() for number in range(1 << 16)], np.uint8)
 

@@ -49,7 +49,7 @@ class CheckItem:
     text: str
     """The cases and their likely cause."""
     done: str
-    """What training does about it."""
+    """The reaction of training, such as "kept once"."""
     examples: tuple[str, ...] = ()
     """A few of the cases."""
     shown: tuple[Shown, ...] = ()
@@ -73,13 +73,13 @@ class CheckReport:
     path: Path
     """The data set."""
     layout: str
-    """How it was recognised and split."""
+    """Format, file and origin of the splits, as the log of training shows them."""
     input_hw: tuple[int, int]
     """Height and width of the network's input, pixels."""
     splits: Mapping[str, SplitFigures]
     """The splits that could be read."""
     items: tuple[CheckItem, ...]
-    """What was found, errors first."""
+    """The findings, errors first."""
 
     @property
     def num_errors(self) -> int:

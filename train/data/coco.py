@@ -92,7 +92,7 @@ class Dataset:
     class_names: tuple[str, ...] = ("object",)
     """Names of the classes in file order; "object" stands for boxes without a named class."""
     findings: tuple[Finding, ...] = ()
-    """What the rules about whole sets found."""
+    """Findings of the rules about whole sets."""
     repairs: Mapping[ProblemKind, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
     """Count and examples of each kind of problem in `problems`."""
 

@@ -50,7 +50,7 @@ class Finding:
     total: int
     """Number of boxes or images."""
     mask: Mask | None = None
-    """Which of the listed boxes or images are cases; None if they are not listed, or no longer needed."""
+    """(M,) bool: the cases among the listed boxes or images; None: the rule has no list, or it is no longer needed."""
     places: tuple[Place, ...] = ()
     """The pictures with most of them."""
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Collection, Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from edgerpn.errors import DataError
 from edgerpn.train.data.annotations import Problems
 from edgerpn.train.data.choice import ExifChoice, ImageRules
 
@@ -80,10 +82,29 @@ class Layout:
     """The splits by name ("train", "val", "test"); a set without splits is all "train"."""
 
 
-def splits_of_values(given: Collection[str]) -> tuple[str, ...]:
-    """Returns the splits of a file that marks each image with a value; empty if no value means training."""
-    found = {split_of_value(value) for value in given}
+def splits_in_file(file: Path, pattern: re.Pattern[bytes], expected: str) -> tuple[str, ...]:
+    """Returns the splits of a file that marks each image with a value; empty if no value means training.
+
+    Args:
+        file: The file.
+        pattern: Its first group is a value.
+        expected: The kind of file, for the message.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    try:
+        values = {value.decode(errors="replace") for value in pattern.findall(file.read_bytes())}
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}; expected {expected}") from error
+    found = {split_of_value(value) for value in values}
     return tuple(split for split in SPLIT_NAMES if split in found) if "train" in found else ()
+
+
+def images_beside(file: Path) -> Path:
+    """Returns the folder of a file's images: images/ beside it, or else its own folder."""
+    images = file.parent / "images"
+    return images if images.is_dir() else file.parent
 
 
 def split_of_value(value: str | None) -> str | None:

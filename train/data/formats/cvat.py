@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edgerpn.errors import DataError
 from edgerpn.train.data.annotations import BAD_OBJECT, MISSING_FILE, Problems
 from edgerpn.train.data.formats.building import (
     ANNOTATED_AGAIN,
@@ -24,7 +23,7 @@ from edgerpn.train.data.formats.building import (
     FoundObject,
     ImageIndex,
 )
-from edgerpn.train.data.formats.content import Content, Layout, Split, split_of_value, splits_of_values
+from edgerpn.train.data.formats.content import Content, Layout, Split, images_beside, split_of_value, splits_in_file
 from edgerpn.train.data.formats.reading import iterate_xml, visible_files
 from edgerpn.train.data.formats.shapes import extent, numbers, rotated, size_hw
 
@@ -60,12 +59,9 @@ def layout_of_file(file: Path) -> Layout:
     Raises:
         DataError: The file cannot be read.
     """
-    images = file.parent / "images" if (file.parent / "images").is_dir() else file.parent
-    try:
-        given = {name.decode(errors="replace") for name in _SUBSET.findall(file.read_bytes())}
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror}; expected an XML file of CVAT") from error
-    sources = {split: _Source(file=file, images=images, split=split) for split in splits_of_values(given)}
+    images = images_beside(file)
+    names = splits_in_file(file, _SUBSET, "an XML file of CVAT")
+    sources = {split: _Source(file=file, images=images, split=split) for split in names}
     sources = sources or {"train": _Source(file=file, images=images)}
     splits = {
         split: Split(file, images, partial(read_content, source), f"{file.name} ({split})", file.parent)

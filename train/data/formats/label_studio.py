@@ -25,7 +25,7 @@ from edgerpn.train.data.formats.building import (
     FoundObject,
     ImageIndex,
 )
-from edgerpn.train.data.formats.content import Content, Layout, Split, split_of_value, splits_of_values
+from edgerpn.train.data.formats.content import Content, Layout, Split, images_beside, split_of_value, splits_in_file
 from edgerpn.train.data.formats.reading import read_text, stored_size, visible_files
 from edgerpn.train.data.formats.shapes import extent, numbers, rotated, size_hw
 
@@ -54,14 +54,10 @@ def layout_of_file(file: Path) -> Layout:
     Raises:
         DataError: The file cannot be read.
     """
-    images = file.parent / "images" if (file.parent / "images").is_dir() else file.parent
-    try:
-        given = {name.decode(errors="replace") for name in _SPLIT.findall(file.read_bytes())}
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror}; expected an export of Label Studio") from error
+    images = images_beside(file)
     splits = {
         split: Split(file, images, partial(read_content, file, images, split), f"{file.name} ({split})", file.parent)
-        for split in splits_of_values(given)
+        for split in splits_in_file(file, _SPLIT, "an export of Label Studio")
     } or {"train": Split(file, images, partial(read_content, file, images), file.name, file.parent)}
     return Layout(format="labelstudio", title=f"Label Studio ({file.name})", splits=splits)
 
