@@ -78,6 +78,18 @@ def decode_image(
     return (turn(image, orientation) if orientation != 1 else image), reduction
 
 
+def damage_note(data: bytes, header: Header, file: Path) -> str:
+    """Returns a line on the damage of an image that decodes nevertheless; "" if none is seen.
+
+    Args:
+        data: Bytes of the file.
+        header: Their header.
+        file: Name in the line.
+    """
+    fault = header.fault or find_fault(data)
+    return f"{printable(str(file))}: damaged ({fault}); used as far as it decodes" if fault else ""
+
+
 def split_decodable(cv2: ModuleType, files: Iterable[Path]) -> tuple[list[Path], list[str]]:
     """Separates the images that this OpenCV has a decoder for; damaged files stay, their reader reports them.
 

@@ -16,8 +16,7 @@ import cv2
 from edgerpn.errors import ConfigError, DataError
 from edgerpn.export.prediction.pipeline import Shot
 from edgerpn.files import printable
-from edgerpn.images.decoding import decode_image, read_bytes
-from edgerpn.images.faults import find_fault
+from edgerpn.images.decoding import damage_note, decode_image, read_bytes
 from edgerpn.images.formats import is_image_file
 from edgerpn.images.header import Exif
 from edgerpn.machine import threaded_map
@@ -218,8 +217,7 @@ def _read_image(exif: Exif, entry: tuple[int, InputFile]) -> Shot:
     try:
         data, header = read_bytes(file.path)
         image, _ = decode_image(cv2, data, header, file.path, exif=exif)
-        if found := header.fault or find_fault(data):
-            damage = f"{printable(str(file.path))}: damaged ({found}); used as far as it decodes"
+        damage = damage_note(data, header, file.path)
     except DataError as error:
         problem = printable(str(error))
     return Shot(

@@ -20,8 +20,7 @@ import numpy as np
 
 from edgerpn.errors import DataError, StreamOpenError
 from edgerpn.files import native_path, printable
-from edgerpn.images.decoding import decode_image, read_bytes
-from edgerpn.images.faults import find_fault
+from edgerpn.images.decoding import damage_note, decode_image, read_bytes
 from edgerpn.images.formats import has_image_suffix, is_image_file, list_images, read_format
 from edgerpn.images.header import Exif
 from edgerpn.machine import available_cores, bind_to_process, is_foreign
@@ -149,8 +148,7 @@ class ImageSource:
             yield Event(kind="error", source=self.name, message=str(error), path=path)
             return
         decode_ms = (time.perf_counter() - start) * 1e3
-        if damage := header.fault or find_fault(data):
-            message = f"{printable(str(path))}: damaged ({damage}); used as far as it decodes"
+        if message := damage_note(data, header, path):
             yield Event(kind="damaged", source=self.name, message=message, path=path)
         yield Frame(
             image=image,
