@@ -5,6 +5,8 @@ stream      `edgerpn run` on a file over the bare model
 streams     many sources, overload, soak, dead consumers
 web_page    the cost of viewers of the web page
 recall      recall for equal training time
+domains     recall on many domains, without training on them and after some
+general     general.prepare: the training data of the general weights
 nms         forms of NMS; nms.recall: recall by its thresholds
 precision   float16 and int8
 data_check  time and memory of `edgerpn data check` on a large set
