@@ -19,6 +19,7 @@ from edgerpn import settings
 from edgerpn.arguments import size_argument
 from edgerpn.errors import EngineLoadError, MissingDependencyError, require
 from edgerpn.manifest import DIGEST_KEY, METADATA_KEY, Manifest
+from edgerpn.models import find_model
 
 if TYPE_CHECKING:
     import onnx
@@ -31,7 +32,9 @@ _SUFFIXES = (".pt", ".onnx", ".engine", ".plan")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, metavar="MODEL", help="checkpoint, ONNX file or engine")
+    parser.add_argument(
+        "model", type=Path, metavar="MODEL", help="checkpoint, ONNX file or engine; or an installed model (general)"
+    )
     parser.add_argument(
         "--size", type=size_argument, metavar="HxW", help="size at which to count a checkpoint's operations"
     )
@@ -40,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the description; returns the exit status: 1 for an engine that cannot run here, else 0."""
-    file = arguments.model
+    file = find_model(arguments.model)
     _check_kind(file)
     report = inspect_checkpoint(file, arguments.size) if file.suffix == ".pt" else inspect_artifact(file)
     if arguments.json:
