@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,7 @@ GENERAL = ("general", "general-384x640")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
-def find_model(model: str | os.PathLike[str]) -> Path:
+def find_model(model: str | os.PathLike[str], *, weights: Collection[str] = ()) -> Path:
     """Returns the file of a model: of a path the path, of a name the file that an installed package brings.
 
     Only a text of ASCII letters, digits, - and _ can be a name. An existing file wins over a name; an installed model
@@ -38,6 +39,8 @@ def find_model(model: str | os.PathLike[str]) -> Path:
 
     Args:
         model: A path, whether or not it exists, or a name.
+        weights: Names that the caller can use without a file; they are returned when no package brings a model of
+            the name.
 
     Raises:
         EngineLoadError: The text is a name, and there is no such file and no installed model; or the package that
@@ -53,7 +56,7 @@ def find_model(model: str | os.PathLike[str]) -> Path:
     entries = {entry.name: entry for entry in reversed(tuple(entry_points(group=GROUP)))}
     if text in entries:
         return _file_of(entries[text])
-    if path.exists() and text not in GENERAL:
+    if text in weights or (path.exists() and text not in GENERAL):
         return path
     hint = "" if entries.keys() >= {*GENERAL} else (
         f". {' and '.join(GENERAL)} come with the package edgerpn-general; in a clone of edgerpn: pip install ./general"

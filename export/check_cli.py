@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from edgerpn import files
 from edgerpn.arguments import HOST_CODE_HELP, count_argument, output_problems
 from edgerpn.errors import ConfigError
+from edgerpn.export.model_names import find_any_model
 from edgerpn.export.photographs import list_photographs, spread
 from edgerpn.manifest import manifest_path
-from edgerpn.models import find_model
 from edgerpn.targets import TARGETS
 from edgerpn.train.data import choice
 
@@ -63,9 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Checks; returns the exit status: 0 without findings, 1 when the target or the comparison fails."""
-    arguments.model = find_model(arguments.model)
+    arguments.model = find_any_model(arguments.model)
     if arguments.against is not None:
-        arguments.against = find_model(arguments.against)
+        arguments.against = find_any_model(arguments.against)
     _check_arguments(arguments)
     report: dict[str, Any] = {}
     is_good = True

@@ -14,8 +14,8 @@ from typing import Any
 from edgerpn import files
 from edgerpn.arguments import HOST_CODE_HELP, count_argument, names_argument, output_problems, size_argument
 from edgerpn.errors import ConfigError
+from edgerpn.export.model_names import find_any_model
 from edgerpn.manifest import manifest_path
-from edgerpn.models import find_model
 from edgerpn.train.data import choice
 
 
@@ -110,7 +110,7 @@ def _check_output(arguments: argparse.Namespace, annotations: Path) -> None:
     """
     inputs = [annotations, arguments.results]
     if arguments.model is not None:
-        model = find_model(arguments.model)
+        model = find_any_model(arguments.model)
         inputs += [model, manifest_path(model)]
     problems = output_problems(arguments.output, inputs)
     if problems:

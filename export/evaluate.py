@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerpn.errors import ConfigError, DataError
+from edgerpn.export.model_names import find_any_model
 from edgerpn.export.prediction.models import fit_source
 from edgerpn.manifest import DIGEST_KEY
 from edgerpn.manifest.parts import RecallSpec
-from edgerpn.models import find_model
 from edgerpn.runtime.model import Model, load
+from edgerpn.train import is_checkpoint
 from edgerpn.train.data.annotations import ImageId, read_json, twin_id
 from edgerpn.train.data.coco import read_split, read_truth, require_objects
 from edgerpn.train.data.splits import Split, find_split
@@ -59,8 +60,8 @@ def evaluate_model(
         ManifestError: The exported model's manifest is missing or does not fit.
         DataError: The annotations or images cannot be used.
     """
-    file = find_model(model)
-    if file.suffix == ".pt":
+    file = find_any_model(model)
+    if is_checkpoint(file):
         # Imported late: a device measures exported models without torch.
         from edgerpn.train.evaluation import evaluate
 

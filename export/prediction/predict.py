@@ -16,6 +16,7 @@ import numpy as np
 
 from edgerpn import __version__, files, settings
 from edgerpn.errors import ConfigError
+from edgerpn.export.model_names import find_any_model
 from edgerpn.export.prediction import inputs
 from edgerpn.export.prediction.config import PredictConfig
 from edgerpn.export.prediction.inputs import InputFile
@@ -26,7 +27,6 @@ from edgerpn.export.prediction.rendering import Output, Renderer
 from edgerpn.export.prediction.sheet import read_entries, sheet_page
 from edgerpn.labels import WRITERS, LabelledImage, open_writer
 from edgerpn.machine import StopOnSignal, available_cores
-from edgerpn.models import find_model
 from edgerpn.progress import progress, track
 from edgerpn.runtime.opencv import single_threaded
 
@@ -137,7 +137,7 @@ def predict(
     if not found:
         raise ConfigError(["predict: no images; name images, videos, folders or lists, or a data set"])
     job = _Job(
-        model=find_model(model),
+        model=find_any_model(model),
         folder=Path(output),
         found=tuple(found),
         config=config,
