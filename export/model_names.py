@@ -13,8 +13,8 @@ from edgerpn.train import GENERAL
 def find_any_model(model: str | os.PathLike[str]) -> Path:
     """Returns the file of a model, see `find_model`; or GENERAL, the weights that come with `edgerpn.train`.
 
-    An installed ONNX file of that name comes first. Without PyTorch the weights are of no use, and the error says how to
-    install the ONNX file.
+    An installed ONNX file of that name comes first. Without PyTorch the weights are of no use, and the error says how
+    to install the ONNX file.
 
     Raises:
         EngineLoadError: There is no such file and no such model.
