@@ -25,8 +25,8 @@ GENERAL = "general"
 """Name of the weights in this package, accepted wherever a checkpoint is; a file of this name comes first."""
 
 __all__ = [
-    "GENERAL",
     "Evaluation",
+    "GENERAL",
     "TrainResult",
     "TrainSettings",
     "evaluate",
