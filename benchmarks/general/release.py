@@ -1,6 +1,6 @@
-"""Exports a checkpoint into the distribution edgerpn-general, in both of its sizes.
+"""Exports the general weights into the distribution edgerpn-general, in both of its sizes.
 
-    python -m benchmarks.general.release CHECKPOINT --images DIR
+    python -m benchmarks.general.release --images DIR
 
 DIR holds photographs on which graph and network are compared. Two of them become the golden frames of each size, which
 travel with the weights: take photographs whose licence allows that. The last lines name them, for CARD.md.
@@ -34,14 +34,19 @@ from edgerpn.models import GENERAL
 
 SIZES_HW = dict(zip(GENERAL, ((640, 640), (384, 640)), strict=True))
 """Height and width that each model works at, pixels."""
-PACKAGE = Path(__file__).resolve().parents[2] / "general" / "edgerpn_general"
+_ROOT = Path(__file__).resolve().parents[2]
+WEIGHTS = _ROOT / "train" / "weights" / "edge-general.safetensors"
+"""The checkpoint that comes with edgerpn.train: what ships in both packages must be one network."""
+PACKAGE = _ROOT / "general" / "edgerpn_general"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exports; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.general.release", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    parser.add_argument(
+        "checkpoint", type=Path, nargs="?", default=WEIGHTS, metavar="CHECKPOINT", help=f"default: {WEIGHTS}"
+    )
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="photographs that may be published")
     parser.add_argument("-o", "--output", type=Path, default=PACKAGE, metavar="DIR", help=f"default: {PACKAGE}")
     options = parser.parse_args(argv)
