@@ -1,6 +1,7 @@
 """The command `edgerpn demo`: everything from data to an annotated video, on made-up data.
 
-Steps: draw a detection set and a video, train, evaluate, export with proof of parity, run the video, write the report.
+Steps: draw a detection set and a video, measure the general weights without training, fine-tune them, train from random
+weights for as long, evaluate the fine-tuned network, export it with proof of parity, run the video, write the report.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from edgerpn.arguments import count_argument, size_argument
 from edgerpn.errors import require
 
 if TYPE_CHECKING:
+    from edgerpn.demo.starts import Start
     from edgerpn.demo.steps import DemoFolder
     from edgerpn.demo.synthetic.dataset import SyntheticVideo
     from edgerpn.manifest import Manifest
@@ -27,12 +29,11 @@ SHORT_RUN = (
     "optimizer.learning_rate=4e-3",
     "optimizer.warmup_steps=20",
     "optimizer.ema_warmup_steps=60",
-    "loop.evaluations=2",
     "loop.log_every=2",
 )
 """Settings that differ from the `edge` preset, which is meant for runs of at least ten minutes."""
 
-_STEPS = 6
+_STEPS = 8
 _MODULES = ("numpy", "cv2", "torch", "onnx", "onnxscript", "onnxruntime", "faster_coco_eval", "matplotlib")
 
 
@@ -44,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=count_argument(0), default=0, metavar="N", help="seed of data and training (default 0)"
     )
-    parser.add_argument("--minutes", type=_minutes, default=2.0, metavar="M", help="training time (default 2)")
+    parser.add_argument(
+        "--minutes", type=_minutes, default=1.5, metavar="M", help="time of each training (default 1.5)"
+    )
     parser.add_argument(
         "--images", type=count_argument(1), default=320, metavar="N", help="training images (default 320)"
     )
@@ -67,11 +70,12 @@ def run(arguments: argparse.Namespace) -> int:
     for module in _MODULES:
         require(module, extra="demo", purpose="the demo")
     from edgerpn.demo.report import DemoFacts, write_report
+    from edgerpn.demo.starts import STARTS, StartedRun, evaluate_start
     from edgerpn.demo.steps import DemoFolder, run_video
     from edgerpn.export.evaluate import evaluate_model
     from edgerpn.train.recall.average_recall import format_table
 
-    start = time.monotonic()
+    begin = time.monotonic()
     folder, step = DemoFolder(arguments.output), _Steps()
     settings = training_settings(arguments)
     folder.start({"seed": arguments.seed, "minutes": arguments.minutes, "images": arguments.images})
@@ -79,16 +83,24 @@ def run(arguments: argparse.Namespace) -> int:
     step(f"drawing {arguments.images + arguments.val_images} images and a video of {arguments.frames} frames")
     video = _draw(arguments, folder)
 
-    step(f"training the edge preset for {arguments.minutes:g} minutes")
-    training = _train(settings, folder)
-    if training.interrupted:
-        print(f"interrupted; the training so far is in {folder.training}")
-        return 130
+    step("measuring the general weights, without training, and random ones")
+    before = {start: evaluate_start(start, settings, folder.data) for start in STARTS}
+    print("\n".join(f"{STARTS[start]}: AR@100 {found.metrics['AR@100']:.3f}" for start, found in before.items()))
 
-    step("evaluating the checkpoint")
+    runs: dict[Start, StartedRun] = {}
+    for start, name in STARTS.items():
+        step(f"training the edge preset from {name} for {arguments.minutes:g} minutes")
+        training = _train(settings, start, folder)
+        if training.interrupted:
+            print(f"interrupted; the training so far is in {folder.runs[start]}")
+            return 130
+        runs[start] = StartedRun(before=before[start], training=training)
+    _copy_checkpoint(runs["general"].training.best, folder)
+
+    step("evaluating the network that began with the general weights")
     evaluation = evaluate_model(folder.checkpoint, folder.data)
 
-    step("exporting to ONNX and comparing the graph with PyTorch")
+    step("exporting it to ONNX and comparing the graph with PyTorch")
     export = _export(folder)
 
     step("running the video through the exported model")
@@ -101,7 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
     facts = DemoFacts(
         folder=folder,
         settings=settings,
-        training=training,
+        runs=runs,
         evaluation=evaluation,
         export=export,
         video=video,
@@ -111,7 +123,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     print(f"\n{format_table(columns)}\n")
     _print_paths(folder)
-    print(f"done in {time.monotonic() - start:.0f} s")
+    print(f"done in {time.monotonic() - begin:.0f} s")
     return 0
 
 
@@ -162,14 +174,15 @@ def _draw(arguments: argparse.Namespace, folder: DemoFolder) -> SyntheticVideo:
     )
 
 
-def _train(settings: TrainSettings, folder: DemoFolder) -> TrainResult:
+def _train(settings: TrainSettings, start: Start, folder: DemoFolder) -> TrainResult:
     from edgerpn.train.training import train
 
-    result = train(folder.data, folder.training, settings=settings, log=print)
-    if not result.interrupted:
-        with files.replacing(folder.checkpoint) as temporary:
-            shutil.copyfile(result.best, temporary)
-    return result
+    return train(folder.data, folder.runs[start], settings=settings, start=start, log=print)
+
+
+def _copy_checkpoint(best: Path, folder: DemoFolder) -> None:
+    with files.replacing(folder.checkpoint) as temporary:
+        shutil.copyfile(best, temporary)
 
 
 def _export(folder: DemoFolder) -> Manifest:

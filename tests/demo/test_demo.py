@@ -47,8 +47,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
 @pytest.mark.slow
 def test_the_demo_announces_its_steps_and_ends_with_the_table_and_the_paths(demo: Demo) -> None:
     steps = re.findall(r"^\[(\d)/(\d)\]", demo.output, flags=re.MULTILINE)
-    assert steps == [(str(number), "6") for number in range(1, 7)]
-    end = demo.output.split("[6/6]")[1]
+    assert steps == [(str(number), "8") for number in range(1, 9)]
+    end = demo.output.split("[8/8]")[1]
     row = re.search(r"^AR@100 +([0-9.]+) +([0-9.]+)$", end, flags=re.MULTILINE)
     assert row is not None
     assert float(row[1]) == pytest.approx(float(row[2]), abs=0.0011)
