@@ -87,18 +87,18 @@ def line_chart(
         top = max(float(np.percentile(y, 99)) for _, y in lines.values())
         axes.set_ylim(min(0.0, *(float(y.min()) for _, y in lines.values())), 1.08 * max(top, 0.0) or 1.0)
         if names_at_ends:
-            _write_names(axes, {name: (float(x[-1]), float(y[-1])) for name, (x, y) in lines.items()})
+            # Names are 10 pt high, and the axes take about two thirds of the figure.
+            share = 1.2 * 10 / (72 * wh_in[1] * 2 / 3)
+            _write_names(axes, {name: (x[-1], y[-1]) for name, (x, y) in lines.items()}, share=share)
         elif len(lines) > 1:
             axes.legend()
         return _inline(figure, summary)
 
 
-def _write_names(axes: Axes, ends: Mapping[str, tuple[float, float]]) -> None:
-    """Writes the names of lines right of their ends, one text height apart at least."""
+def _write_names(axes: Axes, ends: Mapping[str, tuple[float, float]], *, share: float) -> None:
+    """Writes the names of lines right of their ends, at least this share of the axes apart."""
     low, high = axes.get_ylim()
-    # Text is 10 pt high, and the axes take about two thirds of the figure.
-    gap = 1.2 * 10 / (72 * axes.figure.get_figheight() * 2 / 3) * (high - low)
-    heights = spread([y for _, y in ends.values()], gap)
+    heights = spread([y for _, y in ends.values()], share * (high - low))
     right = max(x for x, _ in ends.values())
     for color, name, height in zip(_LINES, ends, heights, strict=False):
         axes.annotate(name, (right, height), (8, 0), textcoords="offset points", va="center", color=color)

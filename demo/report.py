@@ -78,9 +78,9 @@ def write_report(facts: DemoFacts) -> dict[str, Mapping[str, float]]:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     introduction = (
         f"A Region Proposal Network of {parameters / 1e6:.2f} M parameters with the general weights of edgerpn: first "
-        f"without training, then fine-tuned for {minutes:g} min on made-up images, exported to ONNX and run on a made-up "
-        "video. It finds objects of any class. Every figure on this page was measured in this run; a real training takes "
-        "longer and uses photographs."
+        f"without training, then fine-tuned for {minutes:g} min on made-up images, exported to ONNX and run on a "
+        "made-up video. It finds objects of any class. Every figure on this page was measured in this run; a real "
+        "training takes longer and uses photographs."
     )
     sections = (
         headlines(_headline_figures(facts, columns)),
