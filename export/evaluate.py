@@ -16,6 +16,7 @@ from edgerpn.export.prediction.models import fit_source
 from edgerpn.manifest import DIGEST_KEY
 from edgerpn.manifest.parts import RecallSpec
 from edgerpn.runtime.model import Model, load
+from edgerpn.train import is_checkpoint
 from edgerpn.train.data.annotations import ImageId, read_json, twin_id
 from edgerpn.train.data.coco import read_split, read_truth, require_objects
 from edgerpn.train.data.splits import Split, find_split
@@ -59,7 +60,7 @@ def evaluate_model(
         DataError: The annotations or images cannot be used.
     """
     file = Path(model)
-    if file.suffix == ".pt":
+    if is_checkpoint(file):
         # Imported late: a device measures exported models without torch.
         from edgerpn.train.evaluation import evaluate
 

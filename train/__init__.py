@@ -10,6 +10,7 @@ The names are imported at first use, so that `import edgerpn.train` itself does 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgerpn.lazy import lazy_names
@@ -20,7 +21,19 @@ if TYPE_CHECKING:
     from edgerpn.train.recall.measurement import Evaluation
     from edgerpn.train.training import TrainResult, train
 
-__all__ = ["Evaluation", "TrainResult", "TrainSettings", "evaluate", "load_settings", "train"]
+GENERAL = "general"
+"""Name of the weights in this package, accepted wherever a checkpoint is; a file of this name comes first."""
+
+__all__ = [
+    "GENERAL",
+    "Evaluation",
+    "TrainResult",
+    "TrainSettings",
+    "evaluate",
+    "is_checkpoint",
+    "load_settings",
+    "train",
+]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
@@ -33,3 +46,8 @@ __getattr__, __dir__ = lazy_names(
         "train": "edgerpn.train.training",
     },
 )
+
+
+def is_checkpoint(file: Path) -> bool:
+    """Returns whether a path names a checkpoint by its suffix, or is GENERAL and no file."""
+    return file.suffix in (".pt", ".safetensors") or (str(file) == GENERAL and not file.exists())

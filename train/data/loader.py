@@ -156,9 +156,7 @@ class _BatchKey:
 class _BatchSource:
     """Makes batches from keys; every worker has a copy."""
 
-    def __init__(
-        self, records: Sequence[ImageRecord], config: DataConfig, sampler: Sampler, cache: ImageCache
-    ) -> None:
+    def __init__(self, records: Sequence[ImageRecord], config: DataConfig, sampler: Sampler, cache: ImageCache) -> None:
         self._records = records
         self._config = config
         self._sampler = sampler
