@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,12 +18,11 @@ from edgerpn.arguments import count_argument, size_argument
 from edgerpn.errors import require
 
 if TYPE_CHECKING:
-    from edgerpn.demo.starts import Start
+    from edgerpn.demo.starts import StartedRun
     from edgerpn.demo.steps import DemoFolder
     from edgerpn.demo.synthetic.dataset import SyntheticVideo
     from edgerpn.manifest import Manifest
     from edgerpn.train.config import TrainSettings
-    from edgerpn.train.run.loop import TrainResult
 
 SHORT_RUN = (
     # The run takes fifty to three hundred steps, so everything that the preset spreads over a long run comes early.
@@ -34,7 +34,17 @@ SHORT_RUN = (
 """Settings that differ from the `edge` preset, which is meant for runs of at least ten minutes."""
 
 _STEPS = 8
-_MODULES = ("numpy", "cv2", "torch", "onnx", "onnxscript", "onnxruntime", "faster_coco_eval", "matplotlib")
+_MODULES = (
+    "numpy",
+    "cv2",
+    "torch",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "faster_coco_eval",
+    "matplotlib",
+    "safetensors",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,34 +80,25 @@ def run(arguments: argparse.Namespace) -> int:
     for module in _MODULES:
         require(module, extra="demo", purpose="the demo")
     from edgerpn.demo.report import DemoFacts, write_report
-    from edgerpn.demo.starts import STARTS, StartedRun, evaluate_start
+    from edgerpn.demo.starts import settings_by_start
     from edgerpn.demo.steps import DemoFolder, run_video
     from edgerpn.export.evaluate import evaluate_model
+    from edgerpn.train import GENERAL
     from edgerpn.train.recall.average_recall import format_table
 
     begin = time.monotonic()
     folder, step = DemoFolder(arguments.output), _Steps()
-    settings = training_settings(arguments)
+    settings = settings_by_start(training_settings(arguments))
     folder.start({"seed": arguments.seed, "minutes": arguments.minutes, "images": arguments.images})
 
     step(f"drawing {arguments.images + arguments.val_images} images and a video of {arguments.frames} frames")
     video = _draw(arguments, folder)
 
-    step("measuring the general weights, without training, and random ones")
-    before = {start: evaluate_start(start, settings, folder.data) for start in STARTS}
-    print("\n".join(f"{STARTS[start]}: AR@100 {found.metrics['AR@100']:.3f}" for start, found in before.items()))
+    runs = _measure_and_train(settings, folder, step)
+    if runs is None:
+        return 130
 
-    runs: dict[Start, StartedRun] = {}
-    for start, name in STARTS.items():
-        step(f"training the edge preset from {name} for {arguments.minutes:g} minutes")
-        training = _train(settings, start, folder)
-        if training.interrupted:
-            print(f"interrupted; the training so far is in {folder.runs[start]}")
-            return 130
-        runs[start] = StartedRun(before=before[start], training=training)
-    _copy_checkpoint(runs["general"].training.best, folder)
-
-    step("evaluating the network that began with the general weights")
+    step("evaluating the fine-tuned general weights")
     evaluation = evaluate_model(folder.checkpoint, folder.data)
 
     step("exporting it to ONNX and comparing the graph with PyTorch")
@@ -112,7 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
     step("writing the report")
     facts = DemoFacts(
         folder=folder,
-        settings=settings,
+        settings=settings[GENERAL],
         runs=runs,
         evaluation=evaluation,
         export=export,
@@ -174,15 +175,29 @@ def _draw(arguments: argparse.Namespace, folder: DemoFolder) -> SyntheticVideo:
     )
 
 
-def _train(settings: TrainSettings, start: Start, folder: DemoFolder) -> TrainResult:
+def _measure_and_train(
+    settings: Mapping[str, TrainSettings], folder: DemoFolder, step: Callable[[str], None]
+) -> dict[str, StartedRun] | None:
+    """Returns the training from each start, or None if one was interrupted; fills `folder.checkpoint`."""
+    from edgerpn.demo.starts import STARTS, StartedRun, evaluate_start
+    from edgerpn.train import GENERAL
     from edgerpn.train.training import train
 
-    return train(folder.data, folder.runs[start], settings=settings, start=start, log=print)
-
-
-def _copy_checkpoint(best: Path, folder: DemoFolder) -> None:
+    step("measuring the general weights without training, and random ones")
+    before = {start: evaluate_start(settings[start], folder.data) for start in STARTS}
+    for start, evaluation in before.items():
+        print(f"{STARTS[start]}: AR@100 {evaluation.metrics['AR@100']:.3f}")
+    runs = {}
+    for start, name in STARTS.items():
+        step(f"training the edge preset from {name} for {settings[start].loop.minutes:g} minutes")
+        training = train(folder.data, folder.runs[start], settings=settings[start], log=print)
+        if training.interrupted:
+            print(f"interrupted; the training so far is in {folder.runs[start]}")
+            return None
+        runs[start] = StartedRun(before=before[start], training=training)
     with files.replacing(folder.checkpoint) as temporary:
-        shutil.copyfile(best, temporary)
+        shutil.copyfile(runs[GENERAL].training.best, temporary)
+    return runs
 
 
 def _export(folder: DemoFolder) -> Manifest:

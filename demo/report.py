@@ -20,7 +20,7 @@ import torch
 import edgerpn
 from edgerpn import files
 from edgerpn.demo.charts import line_chart
-from edgerpn.demo.starts import STARTS, Start, StartedRun, start_detector
+from edgerpn.demo.starts import STARTS, StartedRun, start_detector
 from edgerpn.demo.steps import DemoFolder, Picture, VideoRun
 from edgerpn.demo.synthetic.dataset import SyntheticVideo
 from edgerpn.machine import cpu_name
@@ -28,6 +28,7 @@ from edgerpn.manifest import Manifest
 from edgerpn.page import box_rect, head_cells, headlines, jpeg_uri, page, section, table
 from edgerpn.proposals import Proposals
 from edgerpn.runtime.model import load
+from edgerpn.train import GENERAL
 from edgerpn.train.checkpoint import load_model
 from edgerpn.train.config import TrainSettings
 from edgerpn.train.data.coco import read_coco, read_image
@@ -60,7 +61,8 @@ class DemoFacts:
 
     folder: DemoFolder
     settings: TrainSettings
-    runs: Mapping[Start, StartedRun]
+    """Of the fine-tuning."""
+    runs: Mapping[str, StartedRun]
     """The trainings; the model is that of the general weights."""
     evaluation: Evaluation
     """Of the model's checkpoint."""
@@ -85,7 +87,7 @@ def write_report(facts: DemoFacts) -> dict[str, Mapping[str, float]]:
     sections = (
         headlines(_headline_figures(facts, columns)),
         comparison(facts.runs, minutes=minutes),
-        losses(facts.runs["general"].training.history),
+        losses(facts.runs[GENERAL].training.history),
         recall(columns, _recall_note(facts)),
         pictures((*_val_pictures(facts), *facts.video_run.pictures)),
         timings(facts.video_run.stage_ms, _timings_note(facts)),
@@ -98,7 +100,7 @@ def write_report(facts: DemoFacts) -> dict[str, Mapping[str, float]]:
     return columns
 
 
-def comparison(runs: Mapping[Start, StartedRun], *, minutes: float) -> str:
+def comparison(runs: Mapping[str, StartedRun], *, minutes: float) -> str:
     """Chart and table of recall on the validation images, before training and during it, of each start."""
     curves = {STARTS[start]: run.recall_curve for start, run in runs.items()}
     ends = {name: (curve[0][1], curve[-1][1]) for name, curve in curves.items()}
@@ -280,7 +282,7 @@ def _graph_metrics(facts: DemoFacts) -> dict[str, float]:
 
 def _headline_figures(facts: DemoFacts, columns: Mapping[str, Mapping[str, float]]) -> tuple[tuple[str, str, str], ...]:
     (height, width), num_images = facts.video.hw, facts.evaluation.num_images
-    run = facts.runs["general"]
+    run = facts.runs[GENERAL]
     seen = run.num_steps * facts.settings.data.batch_size
     recall_text = f"{columns['ONNX'].get('AR@100', math.nan):.3f}"
     before_text = f"{run.before.metrics['AR@100']:.3f}"
@@ -306,7 +308,7 @@ def _val_pictures(facts: DemoFacts) -> list[Picture]:
     """Validation images with proposals of the general weights before training and of the exported model."""
     records = read_coco(facts.folder.data / "val.json", facts.folder.data / "images", verify="none").records
     chosen = records[:: max(1, len(records) // _NUM_PICTURES)][:_NUM_PICTURES]
-    detector = start_detector("general", facts.settings)
+    detector = start_detector(facts.settings)
     shown = []
     with load(facts.folder.model) as model:
         for record in chosen:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from edgerpn.demo.charts import Points
-from edgerpn.train.checkpoint import Checkpoint, load_model
+from edgerpn.train import GENERAL
+from edgerpn.train.checkpoint import Checkpoint
 from edgerpn.train.config import TrainSettings
 from edgerpn.train.data.splits import find_split
 from edgerpn.train.evaluation import make_detector
@@ -20,12 +19,11 @@ from edgerpn.train.network.detector import detect as run_detector
 from edgerpn.train.network.model import Rpn
 from edgerpn.train.recall.measurement import Evaluation, measure
 from edgerpn.train.run.loop import TrainResult
+from edgerpn.train.run.start import RANDOM, choose_start
+from edgerpn.train.training import resolve_settings
 
-Start = Literal["general", "random"]
-"""As in the setting loop.start."""
-
-STARTS: Mapping[Start, str] = {"general": "general weights", "random": "random weights"}
-"""The starts in the order of their trainings, and their names for people."""
+STARTS = {GENERAL: "general weights", RANDOM: "random weights"}
+"""The starts in the order of their trainings, as `loop.start` has them, and their names for people."""
 
 _NUM_PROPOSALS = 1000
 """As the evaluations during a training."""
@@ -54,28 +52,31 @@ class StartedRun:
         return max(int(row["step"]) for row in self.training.history)
 
 
-def start_detector(start: Start, settings: TrainSettings) -> Detector:
+def settings_by_start(settings: TrainSettings) -> dict[str, TrainSettings]:
+    """Returns the settings of the two trainings, which differ in `loop.start` only."""
+    return {start: resolve_settings(base=settings, start=start) for start in STARTS}
+
+
+def start_detector(settings: TrainSettings) -> Detector:
     """Returns the detector that a training with `settings` starts from, for 1000 proposals an image.
 
     Raises:
-        CheckpointError: The packaged weights are damaged.
-        ConfigError: They cannot work at the settings' size.
+        CheckpointError: The weights to start from cannot be read.
+        ConfigError: They do not fit the network.
     """
-    if start == "general":
-        model, _ = load_model("general")
-    else:
-        # As a training draws its first weights.
-        torch.manual_seed(settings.loop.seed)
-        model = Rpn(settings.model).eval()
+    # The steps of a training: the seed fixes whatever weights stay random.
+    torch.manual_seed(settings.loop.seed)
+    model = Rpn(settings.model).eval()
+    choose_start(settings, backbone_weights=None).apply(model, settings, lambda _: None)
     content = Checkpoint(settings=settings, weights={}, step=0)
     return make_detector(model, content, num_proposals=_NUM_PROPOSALS, size_hw=None)
 
 
-def evaluate_start(start: Start, settings: TrainSettings, data: Path) -> Evaluation:
+def evaluate_start(settings: TrainSettings, data: Path) -> Evaluation:
     """Measures that detector on the validation images in the folder `data`; errors as there.
 
     Raises:
         DataError: The annotations or images cannot be used.
     """
-    detect = partial(run_detector, start_detector(start, settings))
-    return measure(detect, find_split(data, "val"), name=STARTS[start], num_proposals=_NUM_PROPOSALS)
+    detect = partial(run_detector, start_detector(settings))
+    return measure(detect, find_split(data, "val"), name=STARTS[settings.loop.start], num_proposals=_NUM_PROPOSALS)

@@ -18,9 +18,12 @@ import pytest
 from edgerpn import files, manifest
 from edgerpn.__main__ import main
 from edgerpn.demo.cli import add_arguments, training_settings
+from edgerpn.demo.starts import STARTS
 from edgerpn.demo.steps import MARKER, DemoFolder
 from edgerpn.errors import ConfigError
 from edgerpn.proposals import pairwise_iou
+from edgerpn.train.checkpoint import load_checkpoint
+from edgerpn.train.run.folder import RunFolder, read_log
 
 NUM_FRAMES = 6
 
@@ -68,6 +71,21 @@ def test_the_exported_model_is_that_of_the_checkpoint_and_states_its_recall(demo
     assert found.recall is not None
     assert found.recall.num_images == 3
     assert 0 <= dict(found.recall.metrics)["AR@100"] <= 1
+
+
+@pytest.mark.slow
+def test_both_trainings_are_in_the_report_from_before_their_first_step_on(demo: Demo) -> None:
+    html = demo.folder.report.read_text(encoding="utf-8")
+    for start, name in STARTS.items():
+        row = re.search(rf"<th scope='row'>{name}</th>((?:<td class='number'>[^<]*</td>)+)", html)
+        assert row is not None
+        before, after, steps = re.findall(">([^<]+)</td>", row[1])
+        assert f"\n{name}: AR@100 {before}\n" in demo.output
+        history = read_log(demo.folder.runs[start] / "log.csv")
+        assert float(after) == pytest.approx([row["AR@100"] for row in history if "AR@100" in row][-1], abs=0.00051)
+        assert int(steps) == max(int(row["step"]) for row in history)
+        assert RunFolder(demo.folder.runs[start]).read_last().settings.loop.start == start
+    assert load_checkpoint(demo.folder.checkpoint).settings.loop.start == "general"
 
 
 @pytest.mark.slow
