@@ -96,12 +96,11 @@ def line_chart(
 
 
 def _write_names(axes: Axes, ends: Mapping[str, tuple[float, float]], *, share: float) -> None:
-    """Writes the names of lines right of their ends, at least this share of the axes apart."""
+    """Writes the names of lines right of their ends, at least this share of the axes apart in height."""
     low, high = axes.get_ylim()
     heights = spread([y for _, y in ends.values()], share * (high - low))
-    right = max(x for x, _ in ends.values())
-    for color, name, height in zip(_LINES, ends, heights, strict=False):
-        axes.annotate(name, (right, height), (8, 0), textcoords="offset points", va="center", color=color)
+    for color, (name, (x, _)), height in zip(_LINES, ends.items(), heights, strict=False):
+        axes.annotate(name, (x, height), (8, 0), textcoords="offset points", va="center", color=color)
 
 
 def spread(values: Sequence[float], gap: float) -> list[float]:

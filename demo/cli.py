@@ -195,6 +195,8 @@ def _measure_and_train(
             print(f"interrupted; the training so far is in {folder.runs[start]}")
             return None
         runs[start] = StartedRun(before=before[start], training=training)
+        (_, first), *_, (_, last) = runs[start].recall_curve
+        print(f"{name}: AR@100 {first:.3f} before training, {last:.3f} after it")
     with files.replacing(folder.checkpoint) as temporary:
         shutil.copyfile(runs[GENERAL].training.best, temporary)
     return runs

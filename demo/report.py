@@ -119,7 +119,7 @@ def comparison(runs: Mapping[str, StartedRun], *, minutes: float) -> str:
         cells = "".join(f"<td class='number'>{number}</td>" for number in numbers)
         rows.append(f"<tr><th scope='row'>{name}</th>{cells}</tr>")
     head = head_cells("start", "AR@100 before", f"after {minutes:g} min", "steps")
-    caption = "The rest of this page is about the best point of the training from general weights."
+    caption = "The rest of this page is about the best checkpoint of the training from general weights."
     return section(
         "General weights and a random start",
         "<p>Two trainings of the same time, on the same images with the same settings, differ in their first weights: "
