@@ -94,7 +94,7 @@ def write_report(facts: DemoFacts) -> dict[str, Mapping[str, float]]:
         commands(_next_commands(facts.folder)),
         versions_table(versions()),
         f"<p class='muted'>Network input {width} x {height}, seed {facts.settings.loop.seed}; all settings are in "
-        f"{escape(str(facts.folder.training / 'config.toml'))}.</p>",
+        f"{escape(str(facts.folder.runs[GENERAL] / 'config.toml'))}.</p>",
     )
     files.write_text(facts.folder.report, page("EdgeRPN demo", introduction, sections))
     return columns

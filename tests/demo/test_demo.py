@@ -104,7 +104,14 @@ def test_every_frame_has_its_line_and_its_picture(demo: Demo) -> None:
 @pytest.mark.slow
 def test_the_report_states_what_the_files_hold(demo: Demo) -> None:
     html = demo.folder.report.read_text(encoding="utf-8")
-    for heading in ("Training", "Recall", "Proposals beside ground truth", "Time per frame", "Made with"):
+    for heading in (
+        "General weights and a random start",
+        "Fine-tuning",
+        "Recall",
+        "Proposals beside ground truth",
+        "Time per frame",
+        "Made with",
+    ):
         assert f"<h2>{heading}</h2>" in html
     for stage in ("decode", "preprocess", "inference", "postprocess", "write"):
         assert f"<th scope='row'>{stage}</th>" in html
@@ -114,6 +121,9 @@ def test_the_report_states_what_the_files_hold(demo: Demo) -> None:
     recall = manifest.read(demo.folder.model).recall
     assert recall is not None
     assert f"<dd class='value'>{dict(recall.metrics)['AR@100']:.3f}</dd>" in html
+    config = re.search(r"all settings are in ([^<]+)\.</p>", html)
+    assert config is not None
+    assert Path(config[1]).is_file()
     counts = re.search(r"Of the (\d+) objects in these frames, (\d+) \(", html)
     assert counts is not None
     assert (int(counts[1]), int(counts[2])) == count_covered(demo.folder)
