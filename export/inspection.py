@@ -18,6 +18,7 @@ import edgerpn.manifest
 from edgerpn import settings
 from edgerpn.arguments import size_argument
 from edgerpn.errors import EngineLoadError, MissingDependencyError, require
+from edgerpn.export.model_names import find_any_model
 from edgerpn.manifest import DIGEST_KEY, METADATA_KEY, Manifest
 from edgerpn.train import GENERAL, is_checkpoint
 
@@ -32,7 +33,9 @@ _SUFFIXES = (".pt", ".safetensors", ".onnx", ".engine", ".plan")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, metavar="MODEL", help="checkpoint, ONNX file or engine")
+    parser.add_argument(
+        "model", type=Path, metavar="MODEL", help="checkpoint, ONNX file or engine; or an installed model (general)"
+    )
     parser.add_argument(
         "--size", type=size_argument, metavar="HxW", help="size at which to count a checkpoint's operations"
     )
@@ -41,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the description; returns the exit status: 1 for an engine that cannot run here, else 0."""
-    file = arguments.model
+    file = find_any_model(arguments.model)
     _check_kind(file)
     report = inspect_checkpoint(file, arguments.size) if is_checkpoint(file) else inspect_artifact(file)
     if arguments.json:

@@ -24,16 +24,7 @@ if TYPE_CHECKING:
 GENERAL = "general"
 """Name of the weights in this package, accepted wherever a checkpoint is; a file of this name comes first."""
 
-__all__ = [
-    "GENERAL",
-    "Evaluation",
-    "TrainResult",
-    "TrainSettings",
-    "evaluate",
-    "is_checkpoint",
-    "load_settings",
-    "train",
-]
+__all__ = ["Evaluation", "TrainResult", "TrainSettings", "evaluate", "load_settings", "train"]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
@@ -50,4 +41,4 @@ __getattr__, __dir__ = lazy_names(
 
 def is_checkpoint(file: Path) -> bool:
     """Returns whether a path names a checkpoint by its suffix, or is GENERAL and no file."""
-    return file.suffix in (".pt", ".safetensors") or (str(file) == GENERAL and not file.exists())
+    return file.suffix in (".pt", ".safetensors") or (str(file) == GENERAL and not file.is_file())

@@ -134,7 +134,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         MissingDependencyError: The package safetensors is needed and not installed.
     """
     path = Path(path)
-    if str(path) == GENERAL and not path.exists():
+    if str(path) == GENERAL and not path.is_file():
         path = Path(str(resources.files("edgerpn.train") / "weights" / "edge-general.safetensors"))
     if not path.is_file():
         what = f"this is a folder; did you mean {path / 'best.pt'}?" if path.is_dir() else "no such checkpoint file"
