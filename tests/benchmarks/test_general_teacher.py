@@ -9,10 +9,12 @@ import pytest
 
 from benchmarks.general.teacher import Taught, fill
 
+Box = list[int]
+
 LABELLED = [20, 20, 60, 60]
 
 
-def taught(boxes: list[list[float]], scores: list[float], labelled: list[list[float]]) -> Taught:
+def taught(boxes: list[Box], scores: list[float], labelled: list[Box]) -> Taught:
     """Calls `fill` on an image of 200x200."""
     rows: list[Any] = [np.array(values, np.float32).reshape(-1, 4) for values in (boxes, labelled)]
     return fill(rows[0], np.array(scores, np.float32), rows[1], (200, 200))
@@ -36,7 +38,7 @@ def taught(boxes: list[list[float]], scores: list[float], labelled: list[list[fl
         pytest.param([90, 0, 199, 199], 0.29, "none", id="large and hardly sure"),
     ],
 )
-def test_a_box_is_an_object_a_region_or_nothing(box: list[float], score: float, expected: str) -> None:
+def test_a_box_is_an_object_a_region_or_nothing(box: Box, score: float, expected: str) -> None:
     objects, regions = taught([box], [score], [LABELLED])
     assert (objects.tolist(), regions.tolist()) == (
         [box] if expected == "object" else [],

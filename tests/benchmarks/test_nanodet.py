@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from benchmarks.general import nanodet
@@ -23,7 +24,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> nanodet.NanoDet:
     bias[:80] = BIAS - 1
     bias[BRIGHT_CLASS] = BIAS
     bias[[80 + 11 * side + distance for side, distance in enumerate((1, 2, 3, 4))]] = 20.0
-    tensors = {"kernel": kernel, "order": np.array([0, 2, 3, 1], np.int32), "bias": bias}
+    tensors: dict[str, npt.NDArray[Any]] = {"kernel": kernel, "order": np.array([0, 2, 3, 1], np.int32), "bias": bias}
     nodes: list[dict[str, Any]] = [{"name": name, "op": "Const"} for name in tensors]
     nodes.append({"name": "image", "op": "Transpose", "input": ["input_1", "order"]})
     for stride, head in zip((8, 16, 32), (29, 33, 37), strict=True):
