@@ -30,9 +30,9 @@ from edgerpn.errors import DataError, EdgeRpnError, ExportError
 from edgerpn.export.export_config import ExportConfig
 from edgerpn.export.onnx.export import export_onnx
 from edgerpn.export.photographs import fit_photograph, list_photographs
-from edgerpn.models import GENERAL
+from edgerpn.models import GENERAL_MODELS
 
-SIZES_HW = dict(zip(GENERAL, ((640, 640), (384, 640)), strict=True))
+SIZES_HW = dict(zip(GENERAL_MODELS, ((640, 640), (384, 640)), strict=True))
 """Height and width that each model works at, pixels."""
 _ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = _ROOT / "train" / "weights" / "edge-general.safetensors"
@@ -86,7 +86,7 @@ def _update_card(folder: Path) -> None:
     """Writes the hashes of the models into the rows of CARD.md that name their files."""
     card = folder / "CARD.md"
     text = card.read_text(encoding="utf-8")
-    for name in GENERAL:
+    for name in GENERAL_MODELS:
         row = rf"(?m)^(\|.*`{re.escape(name)}\.onnx`.*?)\b[0-9a-f]{{64}}\b"
         text, num_rows = re.subn(row, rf"\g<1>{files.sha256(folder / f'{name}.onnx')}", text)
         if num_rows != 1:

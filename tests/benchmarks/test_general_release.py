@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from benchmarks.general import release
 from edgerpn import files, settings
 from edgerpn.errors import ExportError
-from edgerpn.models import GENERAL
+from edgerpn.models import GENERAL_MODELS
 from edgerpn.runtime import load
 from edgerpn.train.checkpoint import Checkpoint, save_checkpoint
 from edgerpn.train.config import TrainSettings
@@ -72,17 +72,17 @@ def test_both_sizes_are_replaced_with_their_hashes_in_the_card(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(release, "SIZES_HW", dict(zip(GENERAL, ((128, 192), (96, 160)), strict=True)))
+    monkeypatch.setattr(release, "SIZES_HW", dict(zip(GENERAL_MODELS, ((128, 192), (96, 160)), strict=True)))
     assert release.main([str(checkpoint), "--images", str(photographs), "-o", str(package)]) == 0
-    expected = {f"{name}{suffix}" for name in GENERAL for suffix in (".onnx", ".json", ".golden.npz")}
+    expected = {f"{name}{suffix}" for name in GENERAL_MODELS for suffix in (".onnx", ".json", ".golden.npz")}
     assert {path.name for path in package.iterdir()} == {*expected, "CARD.md"}
-    hashes = [files.sha256(package / f"{name}.onnx") for name in GENERAL]
+    hashes = [files.sha256(package / f"{name}.onnx") for name in GENERAL_MODELS]
     assert re.findall(r"[0-9a-f]{64}", (package / "CARD.md").read_text()) == hashes
     for name, size_hw in release.SIZES_HW.items():
         with load(package / f"{name}.onnx", self_test=True) as model:
             assert (model.manifest.name, model.manifest.input.network_hw) == (name, size_hw)
     shown = re.findall(r"^(\S+): golden frames from (\w+\.png), (\w+\.png)$", capsys.readouterr().out, re.MULTILINE)
-    assert [name for name, _, _ in shown] == list(GENERAL)
+    assert [name for name, _, _ in shown] == list(GENERAL_MODELS)
     assert all({one, other} < {"reef.png", "street.png", "yard.png"} for _, one, other in shown)
 
 

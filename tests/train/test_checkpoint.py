@@ -15,7 +15,7 @@ import torch
 
 from edgerpn import settings
 from edgerpn.errors import CheckpointError
-from edgerpn.train import GENERAL
+from edgerpn.models import GENERAL
 from edgerpn.train.checkpoint import (
     FORMAT,
     Checkpoint,
