@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 GROUP = "edgerpn.models"
 """Group of the entry points by which packages bring models."""
-GENERAL = ("general", "general-384x640")
+GENERAL = "general"
+"""Name of the weights in `edgerpn.train`, accepted wherever a checkpoint is, and of the model exported from them."""
+GENERAL_MODELS = (GENERAL, "general-384x640")
 """Models of the package edgerpn-general, the folder general/ of the repository; the first is the default size."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -56,15 +58,21 @@ def find_model(model: str | os.PathLike[str], *, weights: Collection[str] = ()) 
     entries = {entry.name: entry for entry in reversed(tuple(entry_points(group=GROUP)))}
     if text in entries:
         return _file_of(entries[text])
-    if text in weights or (path.exists() and text not in GENERAL):
+    if text in weights or (path.exists() and text not in GENERAL_MODELS):
         return path
-    hint = "" if entries.keys() >= {*GENERAL} else (
-        f". {' and '.join(GENERAL)} come with the package edgerpn-general; in a clone of edgerpn: pip install ./general"
-    )  # fmt: skip
+    hint = ""
+    if not entries.keys() >= {*GENERAL_MODELS}:
+        names = " and ".join(GENERAL_MODELS)
+        hint = f". {names} come with the package edgerpn-general; in a clone of edgerpn: pip install ./general"
     raise EngineLoadError(
         f"{text}: no such file, and a model of this name is not installed; "
         f"installed: {', '.join(sorted(entries)) or 'none'}{hint}"
     )
+
+
+def is_checkpoint(file: Path) -> bool:
+    """Returns whether a path names a checkpoint by its suffix, or is GENERAL and no file."""
+    return file.suffix in (".pt", ".safetensors") or (str(file) == GENERAL and not file.is_file())
 
 
 def _file_of(entry: EntryPoint) -> Path:

@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
     from edgerpn.demo.starts import settings_by_start
     from edgerpn.demo.steps import DemoFolder, run_video
     from edgerpn.export.evaluate import evaluate_model
-    from edgerpn.train import GENERAL
+    from edgerpn.models import GENERAL
     from edgerpn.train.recall.average_recall import format_table
 
     begin = time.monotonic()
@@ -180,7 +180,7 @@ def _measure_and_train(
 ) -> dict[str, StartedRun] | None:
     """Returns the training from each start, or None if one was interrupted; fills `folder.checkpoint`."""
     from edgerpn.demo.starts import STARTS, StartedRun, evaluate_start
-    from edgerpn.train import GENERAL
+    from edgerpn.models import GENERAL
     from edgerpn.train.training import train
 
     step("measuring the general weights without training, and random ones")

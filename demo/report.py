@@ -25,10 +25,10 @@ from edgerpn.demo.steps import DemoFolder, Picture, VideoRun
 from edgerpn.demo.synthetic.dataset import SyntheticVideo
 from edgerpn.machine import cpu_name
 from edgerpn.manifest import Manifest
+from edgerpn.models import GENERAL
 from edgerpn.page import box_rect, head_cells, headlines, jpeg_uri, page, section, table
 from edgerpn.proposals import Proposals
 from edgerpn.runtime.model import load
-from edgerpn.train import GENERAL
 from edgerpn.train.checkpoint import load_model
 from edgerpn.train.config import TrainSettings
 from edgerpn.train.data.coco import read_coco, read_image

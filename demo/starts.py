@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from edgerpn.demo.charts import Points
-from edgerpn.train import GENERAL
+from edgerpn.models import GENERAL
 from edgerpn.train.checkpoint import Checkpoint
 from edgerpn.train.config import TrainSettings
 from edgerpn.train.data.splits import find_split

@@ -16,8 +16,8 @@ from edgerpn.export.model_names import find_any_model
 from edgerpn.export.prediction.models import fit_source
 from edgerpn.manifest import DIGEST_KEY
 from edgerpn.manifest.parts import RecallSpec
+from edgerpn.models import is_checkpoint
 from edgerpn.runtime.model import Model, load
-from edgerpn.train import is_checkpoint
 from edgerpn.train.data.annotations import ImageId, read_json, twin_id
 from edgerpn.train.data.coco import read_split, read_truth, require_objects
 from edgerpn.train.data.splits import Split, find_split

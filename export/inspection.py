@@ -20,7 +20,7 @@ from edgerpn.arguments import size_argument
 from edgerpn.errors import EngineLoadError, MissingDependencyError, require
 from edgerpn.export.model_names import find_any_model
 from edgerpn.manifest import DIGEST_KEY, METADATA_KEY, Manifest
-from edgerpn.train import GENERAL, is_checkpoint
+from edgerpn.models import GENERAL, is_checkpoint
 
 if TYPE_CHECKING:
     import onnx

@@ -6,8 +6,7 @@ import importlib.util
 import os
 from pathlib import Path
 
-from edgerpn.models import find_model
-from edgerpn.train import GENERAL
+from edgerpn.models import GENERAL, find_model
 
 
 def find_any_model(model: str | os.PathLike[str]) -> Path:

@@ -10,7 +10,6 @@ The names are imported at first use, so that `import edgerpn.train` itself does 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgerpn.lazy import lazy_names
@@ -20,9 +19,6 @@ if TYPE_CHECKING:
     from edgerpn.train.evaluation import evaluate
     from edgerpn.train.recall.measurement import Evaluation
     from edgerpn.train.training import TrainResult, train
-
-GENERAL = "general"
-"""Name of the weights in this package, accepted wherever a checkpoint is; a file of this name comes first."""
 
 __all__ = ["Evaluation", "TrainResult", "TrainSettings", "evaluate", "load_settings", "train"]
 
@@ -37,8 +33,3 @@ __getattr__, __dir__ = lazy_names(
         "train": "edgerpn.train.training",
     },
 )
-
-
-def is_checkpoint(file: Path) -> bool:
-    """Returns whether a path names a checkpoint by its suffix, or is GENERAL and no file."""
-    return file.suffix in (".pt", ".safetensors") or (str(file) == GENERAL and not file.is_file())

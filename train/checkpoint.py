@@ -24,7 +24,7 @@ from torch import Tensor
 import edgerpn
 from edgerpn import files, settings
 from edgerpn.errors import CheckpointError, ConfigError, require
-from edgerpn.train import GENERAL
+from edgerpn.models import GENERAL
 from edgerpn.train.config import TrainSettings
 from edgerpn.train.network.model import Rpn
 from edgerpn.train.network.weights import load_tensors, read_safetensors

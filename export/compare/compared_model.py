@@ -18,9 +18,9 @@ from edgerpn import files
 from edgerpn.errors import ConfigError
 from edgerpn.manifest import Manifest
 from edgerpn.manifest.parts import Precision
+from edgerpn.models import is_checkpoint
 from edgerpn.runtime.backends.contract import Backend, Outputs
 from edgerpn.runtime.backends.open_backend import open_backend
-from edgerpn.train import is_checkpoint
 from edgerpn.train.network.proposal_stage import ProposalConfig
 
 PROPOSAL_SETTINGS = (

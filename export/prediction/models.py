@@ -20,10 +20,10 @@ from edgerpn.export.prediction.config import PredictConfig
 from edgerpn.images.header import Exif
 from edgerpn.letterbox import letterbox
 from edgerpn.machine import available_cores
+from edgerpn.models import is_checkpoint
 from edgerpn.proposals import Proposals
 from edgerpn.runtime.model import Model, load
 from edgerpn.runtime.run.runner import GPU_BATCH, natural_batch
-from edgerpn.train import is_checkpoint
 
 Image = npt.NDArray[np.uint8]
 

@@ -15,9 +15,9 @@ from onnx import TensorProto, helper
 from benchmarks.general import release
 from edgerpn import files, settings
 from edgerpn.errors import ExportError
-from edgerpn.models import GENERAL
+from edgerpn.models import GENERAL_MODELS
 from edgerpn.runtime import load
-from edgerpn.train.checkpoint import Checkpoint, save_checkpoint
+from edgerpn.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from edgerpn.train.config import TrainSettings
 from edgerpn.train.network.model import Rpn
 
@@ -31,7 +31,9 @@ TINY = (
     "model.head_channels=8",
     "proposals.nms_iou=0.7",
 )
-CARD = "| `general.onnx` | 640x640 | {zeros} |\n| `general-384x640.onnx` | 384x640 | {zeros} |\n".format(zeros="0" * 64)
+CARD = (
+    "| `edge.safetensors` | {zeros} |\n| `general.onnx` | 640x640 | {zeros} |\n| `general-384x640.onnx` | {zeros} |\n"
+)
 
 
 @pytest.fixture
@@ -60,8 +62,13 @@ def photographs(tmp_path: Path) -> Path:
 def package(tmp_path: Path) -> Path:
     folder = tmp_path / "package"
     folder.mkdir()
-    (folder / "CARD.md").write_text(CARD)
     return folder
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    (tmp_path / "edge.md").write_text(CARD.format(zeros="0" * 64))
+    return tmp_path / "edge.safetensors"
 
 
 @pytest.mark.slow
@@ -69,31 +76,37 @@ def test_both_sizes_are_replaced_with_their_hashes_in_the_card(
     checkpoint: Path,
     photographs: Path,
     package: Path,
+    weights: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(release, "SIZES_HW", dict(zip(GENERAL, ((128, 192), (96, 160)), strict=True)))
-    assert release.main([str(checkpoint), "--images", str(photographs), "-o", str(package)]) == 0
-    expected = {f"{name}{suffix}" for name in GENERAL for suffix in (".onnx", ".json", ".golden.npz")}
-    assert {path.name for path in package.iterdir()} == {*expected, "CARD.md"}
-    hashes = [files.sha256(package / f"{name}.onnx") for name in GENERAL]
-    assert re.findall(r"[0-9a-f]{64}", (package / "CARD.md").read_text()) == hashes
+    monkeypatch.setattr(release, "SIZES_HW", dict(zip(GENERAL_MODELS, ((128, 192), (96, 160)), strict=True)))
+    words = [str(checkpoint), "--images", str(photographs), "-o", str(package), "--weights", str(weights)]
+    assert release.main(words) == 0
+    expected = {f"{name}{suffix}" for name in GENERAL_MODELS for suffix in (".onnx", ".json", ".golden.npz")}
+    assert {path.name for path in package.iterdir()} == expected
+    shared = load_checkpoint(weights)
+    assert (shared.settings.loop.start, shared.step) == ("random", 5)
+    hashes = [files.sha256(file) for file in (weights, *(package / f"{name}.onnx" for name in GENERAL_MODELS))]
+    assert re.findall(r"[0-9a-f]{64}", weights.with_suffix(".md").read_text()) == hashes
     for name, size_hw in release.SIZES_HW.items():
         with load(package / f"{name}.onnx", self_test=True) as model:
             assert (model.manifest.name, model.manifest.input.network_hw) == (name, size_hw)
+            assert model.manifest.provenance.checkpoint_sha256 == files.sha256(weights)
     shown = re.findall(r"^(\S+): golden frames from (\w+\.png), (\w+\.png)$", capsys.readouterr().out, re.MULTILINE)
-    assert [name for name, _, _ in shown] == list(GENERAL)
+    assert [name for name, _, _ in shown] == list(GENERAL_MODELS)
     assert all({one, other} < {"reef.png", "street.png", "yard.png"} for _, one, other in shown)
 
 
 def test_a_failure_changes_nothing(
-    photographs: Path, package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    photographs: Path, package: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (package / "general.onnx").write_bytes(b"the old one")
-    words = [str(tmp_path / "none.pt"), "--images", str(photographs), "-o", str(package)]
+    words = [str(tmp_path / "none.pt"), "--images", str(photographs), "-o", str(package), "--weights", str(weights)]
     assert release.main(words) == 1
     assert "none.pt: no such checkpoint file" in capsys.readouterr().err
-    assert sorted(path.name for path in package.iterdir()) == ["CARD.md", "general.onnx"]
+    assert sorted(path.name for path in package.iterdir()) == ["general.onnx"]
+    assert not weights.exists()
     assert release.main([str(tmp_path / "none.pt"), "--images", str(package), "-o", str(package)]) == 1
     assert f"--images {package}: no photographs in it" in capsys.readouterr().err
 

@@ -8,7 +8,7 @@ import pytest
 
 from edgerpn.errors import EngineLoadError
 from edgerpn.export.model_names import find_any_model
-from edgerpn.train import GENERAL, is_checkpoint
+from edgerpn.models import GENERAL, is_checkpoint
 
 
 @pytest.fixture

@@ -16,11 +16,11 @@ import edgerpn
 from benchmarks.general.release import SIZES_HW, WEIGHTS, text_of
 from edgerpn import files
 from edgerpn import manifest as manifests
-from edgerpn.models import GENERAL, find_model
+from edgerpn.models import GENERAL_MODELS, find_model
 from edgerpn.runtime import load
 from tests.support.wheels import build_wheel
 
-MODEL_FILES = {f"{name}{suffix}" for name in GENERAL for suffix in (".onnx", ".json", ".golden.npz")}
+MODEL_FILES = {f"{name}{suffix}" for name in GENERAL_MODELS for suffix in (".onnx", ".json", ".golden.npz")}
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -68,17 +68,17 @@ def test_the_wheel_carries_licence_card_and_names_and_requires_nothing(wheel: zi
     assert (root / "general" / "edgerpn_general" / "CARD.md").read_text() in metadata
     version = tomllib.loads((root / "general" / "pyproject.toml").read_text())["project"]["version"]
     assert f"\nVersion: {version}\n" in metadata
-    assert re.findall(r"^([\w-]+) = ", info(wheel, "entry_points.txt"), re.MULTILINE) == list(GENERAL)
+    assert re.findall(r"^([\w-]+) = ", info(wheel, "entry_points.txt"), re.MULTILINE) == list(GENERAL_MODELS)
 
 
-@pytest.mark.parametrize("name", GENERAL)
+@pytest.mark.parametrize("name", GENERAL_MODELS)
 def test_the_card_has_the_hash_of_each_model(wheel: zipfile.ZipFile, installed: Path, name: str) -> None:
     card = wheel.read("edgerpn_general/CARD.md").decode()
     (row,) = [line for line in card.splitlines() if f"`{name}.onnx`" in line and line.startswith("|")]
     assert files.sha256(installed / f"{name}.onnx") in row
 
 
-@pytest.mark.parametrize("name", GENERAL)
+@pytest.mark.parametrize("name", GENERAL_MODELS)
 def test_a_model_is_the_one_of_its_manifest_and_repeats_its_golden_frames(installed: Path, name: str) -> None:
     file = find_model(name)
     assert file == installed / f"{name}.onnx"
@@ -93,7 +93,7 @@ def test_a_model_is_the_one_of_its_manifest_and_repeats_its_golden_frames(instal
 
 
 def test_both_sizes_are_exports_of_the_weights_that_training_starts_from(installed: Path) -> None:
-    described = [manifests.read(installed / f"{name}.onnx") for name in GENERAL]
+    described = [manifests.read(installed / f"{name}.onnx") for name in GENERAL_MODELS]
     assert {manifest.provenance.checkpoint_sha256 for manifest in described} == {files.sha256(WEIGHTS)}
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import pickle
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from edgerpn import settings
+from edgerpn import files, settings
 from edgerpn.errors import CheckpointError
-from edgerpn.train import GENERAL
+from edgerpn.models import GENERAL
 from edgerpn.train.checkpoint import (
     FORMAT,
     Checkpoint,
@@ -265,3 +266,9 @@ def test_the_general_weights_are_a_checkpoint_and_a_file_of_their_name_comes_fir
     assert sum(value.numel() for value in model.parameters()) > 1_900_000
     saved.rename(tmp_path / GENERAL)
     assert load_checkpoint(GENERAL).step == 12
+
+
+def test_the_card_of_the_general_weights_names_their_hash() -> None:
+    folder = Path(str(resources.files("edgerpn.train") / "weights"))
+    (row,) = [line for line in (folder / "edge-general.md").read_text().splitlines() if "`edge-general.saf" in line]
+    assert files.sha256(folder / "edge-general.safetensors") in row

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from edgerpn.errors import ConfigError
-from edgerpn.train import GENERAL
+from edgerpn.models import GENERAL
 from edgerpn.train.checkpoint import load_checkpoint
 from edgerpn.train.config import TrainSettings
 from edgerpn.train.network.model import Rpn

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgerpn.train.data.sampling import Sampler
+from edgerpn.train.data.sampling import Draw, Sampler
 
 SIZES = {"few": 3, "some": 10, "many": 47}
 FILES = [Path(folder) / f"{number}.jpg" for folder, size in SIZES.items() for number in range(size)]
@@ -46,7 +46,7 @@ def test_what_does_not_divide_goes_to_other_folders_in_other_epochs() -> None:
 
 @pytest.mark.parametrize("balance", ["images", "folders"])
 def test_the_order_depends_on_seed_and_epoch_alone(balance: str) -> None:
-    def order(seed: int, epoch: int) -> list[tuple[int, int]]:
+    def order(seed: int, epoch: int) -> list[Draw]:
         return Sampler(FILES, balance=balance, seed=seed).order(epoch)  # type: ignore[arg-type]
 
     assert order(1, 3) == order(1, 3)

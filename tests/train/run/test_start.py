@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from edgerpn.errors import CheckpointError, ConfigError
-from edgerpn.train import GENERAL, evaluate
+from edgerpn.models import GENERAL
+from edgerpn.train import evaluate
 from edgerpn.train.checkpoint import load_checkpoint
 from edgerpn.train.config import TrainSettings, load_settings
 from edgerpn.train.network.model import Rpn
