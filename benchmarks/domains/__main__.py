@@ -61,7 +61,7 @@ from benchmarks.recall.__main__ import machine
 from edgerpn import files
 from edgerpn.arguments import count_argument, names_argument
 from edgerpn.errors import DataError, EdgeRpnError
-from edgerpn.train import GENERAL
+from edgerpn.models import GENERAL
 from edgerpn.train.checkpoint import load_checkpoint
 from edgerpn.train.run.start import RANDOM
 from edgerpn.train.training import resolve_settings
