@@ -5,7 +5,7 @@ stream      `edgerpn run` on a file over the bare model
 streams     many sources, overload, soak, dead consumers
 web_page    the cost of viewers of the web page
 recall      recall for equal training time
-nms         forms of NMS; nms.recall: recall by its thresholds
+nms         forms of NMS; nms.recall: recall by its thresholds; nms.soft_list: by the list that is rescored
 precision   float16 and int8
 data_check  time and memory of `edgerpn data check` on a large set
 data_convert time and memory of `edgerpn data convert` on a large set
