@@ -10,5 +10,6 @@ precision   float16 and int8
 data_check  time and memory of `edgerpn data check` on a large set
 data_convert time and memory of `edgerpn data convert` on a large set
 train       the training step beside torchvision's
+general.release  exports the general weights into the package edgerpn-general
 gpu         everything that needs an NVIDIA GPU; gpu.bundle and gpu.check: in stages, prepared elsewhere
 """

@@ -7,10 +7,12 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import pairwise
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 _VARIABLES = {
@@ -51,6 +53,7 @@ def line_chart(
     summary: str,
     wh_in: tuple[float, float] = (9, 3.5),
     smooth: bool = False,
+    names_at_ends: bool = False,
 ) -> str:
     """Draws up to three lines over common axes that begin at 0.
 
@@ -61,6 +64,7 @@ def line_chart(
         summary: The chart in words, for readers who do not see it.
         wh_in: Width and height in inches; the chart scales to the page, and its text with it.
         smooth: Draws a moving average over the faint points themselves, instead of the points with markers.
+        names_at_ends: Writes the names at the ends of the lines, in their colours, instead of a legend.
 
     Returns:
         An `<svg>` element, or a sentence when there is nothing to draw.
@@ -82,9 +86,30 @@ def line_chart(
         # A spike at the start does not flatten the rest.
         top = max(float(np.percentile(y, 99)) for _, y in lines.values())
         axes.set_ylim(min(0.0, *(float(y.min()) for _, y in lines.values())), 1.08 * max(top, 0.0) or 1.0)
-        if len(lines) > 1:
+        if names_at_ends:
+            # Names are 10 pt high, and the axes take about two thirds of the figure.
+            share = 1.2 * 10 / (72 * wh_in[1] * 2 / 3)
+            _write_names(axes, {name: (x[-1], y[-1]) for name, (x, y) in lines.items()}, share=share)
+        elif len(lines) > 1:
             axes.legend()
         return _inline(figure, summary)
+
+
+def _write_names(axes: Axes, ends: Mapping[str, tuple[float, float]], *, share: float) -> None:
+    """Writes the names of lines right of their ends, at least this share of the axes apart in height."""
+    low, high = axes.get_ylim()
+    heights = spread([y for _, y in ends.values()], share * (high - low))
+    for color, (name, (x, _)), height in zip(_LINES, ends.items(), heights, strict=False):
+        axes.annotate(name, (x, height), (8, 0), textcoords="offset points", va="center", color=color)
+
+
+def spread(values: Sequence[float], gap: float) -> list[float]:
+    """Raises values until all are at least `gap` apart; their order stays."""
+    order = sorted(range(len(values)), key=values.__getitem__)
+    spread_values = list(values)
+    for lower, upper in pairwise(order):
+        spread_values[upper] = max(spread_values[upper], spread_values[lower] + gap)
+    return spread_values
 
 
 def moving_average(values: Sequence[float] | np.ndarray) -> np.ndarray:

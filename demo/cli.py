@@ -1,6 +1,7 @@
 """The command `edgerpn demo`: everything from data to an annotated video, on made-up data.
 
-Steps: draw a detection set and a video, train, evaluate, export with proof of parity, run the video, write the report.
+Steps: draw a detection set and a video, measure the general weights without training, fine-tune them, train from random
+weights for as long, evaluate the fine-tuned network, export it with proof of parity, run the video, write the report.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,24 +18,33 @@ from edgerpn.arguments import count_argument, size_argument
 from edgerpn.errors import require
 
 if TYPE_CHECKING:
+    from edgerpn.demo.starts import StartedRun
     from edgerpn.demo.steps import DemoFolder
     from edgerpn.demo.synthetic.dataset import SyntheticVideo
     from edgerpn.manifest import Manifest
     from edgerpn.train.config import TrainSettings
-    from edgerpn.train.run.loop import TrainResult
 
 SHORT_RUN = (
     # The run takes fifty to three hundred steps, so everything that the preset spreads over a long run comes early.
     "optimizer.learning_rate=4e-3",
     "optimizer.warmup_steps=20",
     "optimizer.ema_warmup_steps=60",
-    "loop.evaluations=2",
     "loop.log_every=2",
 )
 """Settings that differ from the `edge` preset, which is meant for runs of at least ten minutes."""
 
-_STEPS = 6
-_MODULES = ("numpy", "cv2", "torch", "onnx", "onnxscript", "onnxruntime", "faster_coco_eval", "matplotlib")
+_STEPS = 8
+_MODULES = (
+    "numpy",
+    "cv2",
+    "torch",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "faster_coco_eval",
+    "matplotlib",
+    "safetensors",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=count_argument(0), default=0, metavar="N", help="seed of data and training (default 0)"
     )
-    parser.add_argument("--minutes", type=_minutes, default=2.0, metavar="M", help="training time (default 2)")
+    parser.add_argument(
+        "--minutes", type=_minutes, default=1.5, metavar="M", help="time of each training (default 1.5)"
+    )
     parser.add_argument(
         "--images", type=count_argument(1), default=320, metavar="N", help="training images (default 320)"
     )
@@ -67,28 +80,28 @@ def run(arguments: argparse.Namespace) -> int:
     for module in _MODULES:
         require(module, extra="demo", purpose="the demo")
     from edgerpn.demo.report import DemoFacts, write_report
+    from edgerpn.demo.starts import settings_by_start
     from edgerpn.demo.steps import DemoFolder, run_video
     from edgerpn.export.evaluate import evaluate_model
+    from edgerpn.models import GENERAL
     from edgerpn.train.recall.average_recall import format_table
 
-    start = time.monotonic()
+    begin = time.monotonic()
     folder, step = DemoFolder(arguments.output), _Steps()
-    settings = training_settings(arguments)
+    settings = settings_by_start(training_settings(arguments))
     folder.start({"seed": arguments.seed, "minutes": arguments.minutes, "images": arguments.images})
 
     step(f"drawing {arguments.images + arguments.val_images} images and a video of {arguments.frames} frames")
     video = _draw(arguments, folder)
 
-    step(f"training the edge preset for {arguments.minutes:g} minutes")
-    training = _train(settings, folder)
-    if training.interrupted:
-        print(f"interrupted; the training so far is in {folder.training}")
+    runs = _measure_and_train(settings, folder, step)
+    if runs is None:
         return 130
 
-    step("evaluating the checkpoint")
+    step("evaluating the fine-tuned general weights")
     evaluation = evaluate_model(folder.checkpoint, folder.data)
 
-    step("exporting to ONNX and comparing the graph with PyTorch")
+    step("exporting it to ONNX and comparing the graph with PyTorch")
     export = _export(folder)
 
     step("running the video through the exported model")
@@ -100,8 +113,8 @@ def run(arguments: argparse.Namespace) -> int:
     step("writing the report")
     facts = DemoFacts(
         folder=folder,
-        settings=settings,
-        training=training,
+        settings=settings[GENERAL],
+        runs=runs,
         evaluation=evaluation,
         export=export,
         video=video,
@@ -111,7 +124,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     print(f"\n{format_table(columns)}\n")
     _print_paths(folder)
-    print(f"done in {time.monotonic() - start:.0f} s")
+    print(f"done in {time.monotonic() - begin:.0f} s")
     return 0
 
 
@@ -162,14 +175,31 @@ def _draw(arguments: argparse.Namespace, folder: DemoFolder) -> SyntheticVideo:
     )
 
 
-def _train(settings: TrainSettings, folder: DemoFolder) -> TrainResult:
+def _measure_and_train(
+    settings: Mapping[str, TrainSettings], folder: DemoFolder, step: Callable[[str], None]
+) -> dict[str, StartedRun] | None:
+    """Returns the training from each start, or None if one was interrupted; fills `folder.checkpoint`."""
+    from edgerpn.demo.starts import STARTS, StartedRun, evaluate_start
+    from edgerpn.models import GENERAL
     from edgerpn.train.training import train
 
-    result = train(folder.data, folder.training, settings=settings, log=print)
-    if not result.interrupted:
-        with files.replacing(folder.checkpoint) as temporary:
-            shutil.copyfile(result.best, temporary)
-    return result
+    step("measuring the general weights without training, and random ones")
+    before = {start: evaluate_start(settings[start], folder.data) for start in STARTS}
+    for start, evaluation in before.items():
+        print(f"{STARTS[start]}: AR@100 {evaluation.metrics['AR@100']:.3f}")
+    runs = {}
+    for start, name in STARTS.items():
+        step(f"training the edge preset from {name} for {settings[start].loop.minutes:g} minutes")
+        training = train(folder.data, folder.runs[start], settings=settings[start], log=print)
+        if training.interrupted:
+            print(f"interrupted; the training so far is in {folder.runs[start]}")
+            return None
+        runs[start] = StartedRun(before=before[start], training=training)
+        (_, first), *_, (_, last) = runs[start].recall_curve
+        print(f"{name}: AR@100 {first:.3f} before training, {last:.3f} after it")
+    with files.replacing(folder.checkpoint) as temporary:
+        shutil.copyfile(runs[GENERAL].training.best, temporary)
+    return runs
 
 
 def _export(folder: DemoFolder) -> Manifest:

@@ -19,19 +19,22 @@ import torch
 
 import edgerpn
 from edgerpn import files
-from edgerpn.demo.charts import Points, line_chart
+from edgerpn.demo.charts import line_chart
+from edgerpn.demo.starts import STARTS, StartedRun, start_detector
 from edgerpn.demo.steps import DemoFolder, Picture, VideoRun
 from edgerpn.demo.synthetic.dataset import SyntheticVideo
 from edgerpn.machine import cpu_name
 from edgerpn.manifest import Manifest
+from edgerpn.models import GENERAL
 from edgerpn.page import box_rect, head_cells, headlines, jpeg_uri, page, section, table
+from edgerpn.proposals import Proposals
 from edgerpn.runtime.model import load
 from edgerpn.train.checkpoint import load_model
 from edgerpn.train.config import TrainSettings
 from edgerpn.train.data.coco import read_coco, read_image
+from edgerpn.train.network.detector import detect
 from edgerpn.train.recall.average_recall import BUDGETS
 from edgerpn.train.recall.measurement import Evaluation
-from edgerpn.train.run.loop import TrainResult
 
 _METRICS = {
     "AR@10": "average recall, 10 proposals per image",
@@ -58,9 +61,11 @@ class DemoFacts:
 
     folder: DemoFolder
     settings: TrainSettings
-    training: TrainResult
+    """Of the fine-tuning."""
+    runs: Mapping[str, StartedRun]
+    """The trainings; the model is that of the general weights."""
     evaluation: Evaluation
-    """Of the checkpoint."""
+    """Of the model's checkpoint."""
     export: Manifest
     """With the recall of the graph."""
     video: SyntheticVideo
@@ -71,55 +76,76 @@ def write_report(facts: DemoFacts) -> dict[str, Mapping[str, float]]:
     """Writes report.html; returns the columns of its recall table."""
     columns: dict[str, Mapping[str, float]] = {"checkpoint": facts.evaluation.metrics, "ONNX": _graph_metrics(facts)}
     (height, width), minutes = facts.settings.data.input_hw, facts.settings.loop.minutes
+    model, _ = load_model(facts.folder.checkpoint)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
     introduction = (
-        f"A Region Proposal Network that learned for {minutes:g} min on made-up images, was exported to ONNX "
-        "and then ran on a made-up video. It finds objects of any class. Every figure on this page "
-        "was measured in this run; a real training takes longer and uses photographs."
+        f"A Region Proposal Network of {parameters / 1e6:.2f} M parameters with the general weights of edgerpn: first "
+        f"without training, then fine-tuned for {minutes:g} min on made-up images, exported to ONNX and run on a "
+        "made-up video. It finds objects of any class. Every figure on this page was measured in this run; a real "
+        "training takes longer and uses photographs."
     )
     sections = (
         headlines(_headline_figures(facts, columns)),
-        training(facts.training.history),
+        comparison(facts.runs, minutes=minutes),
+        losses(facts.runs[GENERAL].training.history),
         recall(columns, _recall_note(facts)),
         pictures((*_val_pictures(facts), *facts.video_run.pictures)),
         timings(facts.video_run.stage_ms, _timings_note(facts)),
         commands(_next_commands(facts.folder)),
         versions_table(versions()),
         f"<p class='muted'>Network input {width} x {height}, seed {facts.settings.loop.seed}; all settings are in "
-        f"{escape(str(facts.folder.training / 'config.toml'))}.</p>",
+        f"{escape(str(facts.folder.runs[GENERAL] / 'config.toml'))}.</p>",
     )
     files.write_text(facts.folder.report, page("EdgeRPN demo", introduction, sections))
     return columns
 
 
-def training(history: Sequence[Mapping[str, float]]) -> str:
-    """Charts of a training log: rows with step, loss, objectness, box, learning_rate, or with step and AR@100."""
-
-    def column(name: str) -> Points:
-        return [(float(row["step"]), float(row[name])) for row in history if row.get(name) is not None]
-
-    losses = column("loss")
-    if not losses:
-        return ""
-    step = "optimizer step"
+def comparison(runs: Mapping[str, StartedRun], *, minutes: float) -> str:
+    """Chart and table of recall on the validation images, before training and during it, of each start."""
+    curves = {STARTS[start]: run.recall_curve for start, run in runs.items()}
+    ends = {name: (curve[0][1], curve[-1][1]) for name, curve in curves.items()}
+    summary = "; ".join(f"{name}: AR@100 from {first:.3f} to {last:.3f}" for name, (first, last) in ends.items())
     chart = line_chart(
-        {label: column(name) for label, name in (("total", "loss"), ("objectness", "objectness"), ("boxes", "box"))},
-        x_label=step,
+        {name.split()[0]: curve for name, curve in curves.items()},
+        x_label="seconds of training (0: none)",
+        y_label="AR@100 on the validation images",
+        summary=summary,
+        wh_in=(4.5, 3),
+        names_at_ends=True,
+    )
+    rows = []
+    for name, run in zip(ends, runs.values(), strict=True):
+        numbers = (*(_fraction(value) for value in ends[name]), str(run.num_steps))
+        cells = "".join(f"<td class='number'>{number}</td>" for number in numbers)
+        rows.append(f"<tr><th scope='row'>{name}</th>{cells}</tr>")
+    head = head_cells("start", "AR@100 before", f"after {minutes:g} min", "steps")
+    caption = "The rest of this page is about the best checkpoint of the training from general weights."
+    return section(
+        "General weights and a random start",
+        "<p>Two trainings of the same time, on the same images with the same settings, differ in their first weights: "
+        "the general weights, which come with edgerpn and have not seen these images, and random ones.</p>",
+        f"<div class='small-charts'><figure>{chart}</figure><div>{table(head, rows, caption=caption)}</div></div>",
+    )
+
+
+def losses(history: Sequence[Mapping[str, float]]) -> str:
+    """Chart of the losses in a training log, by step; nothing for a log without losses."""
+    lines = {
+        label: [(float(row["step"]), float(row[name])) for row in history if row.get(name) is not None]
+        for label, name in (("total", "loss"), ("objectness", "objectness"), ("boxes", "box"))
+    }
+    total = lines["total"]
+    if not total:
+        return ""
+    chart = line_chart(
+        lines,
+        x_label="optimizer step",
         y_label="training loss (no unit)",
-        summary=f"Training loss, from {losses[0][1]:.3g} to {losses[-1][1]:.3g} over {losses[-1][0]:g} steps",
+        summary=f"Training loss, from {total[0][1]:.3g} to {total[-1][1]:.3g} over {total[-1][0]:g} steps",
         smooth=True,
     )
-    parts = [
-        f"<figure><div class='scroll'>{chart}</div>",
-        "<figcaption>Loss per logged step, faint, and its moving average.</figcaption></figure>",
-        "<div class='small-charts'>",
-    ]
-    for name, label in (("AR@100", "AR@100 on the validation images"), ("learning_rate", "learning rate")):
-        points = column(name)
-        if points:
-            summary = f"{label}: {points[-1][1]:.3g} at step {points[-1][0]:g}"
-            chart = line_chart({label: points}, x_label=step, y_label=label, summary=summary, wh_in=(4.5, 2.5))
-            parts.append(f"<figure>{chart}</figure>")
-    return section("Training", *parts, "</div>")
+    caption = "<figcaption>Loss per logged step, faint, and its moving average.</figcaption>"
+    return section("Fine-tuning", f"<figure><div class='scroll'>{chart}</div>{caption}</figure>")
 
 
 def recall(columns: Mapping[str, Mapping[str, float]], note: str) -> str:
@@ -155,7 +181,7 @@ def pictures(shown: Sequence[Picture]) -> str:
     """Images with ground truth and proposals side by side."""
     ramp = ",".join(score_color(score) for score in (0, 0.25, 0.5, 0.75, 1))
     key = (
-        "<ul class='key'><li><span class='swatch'></span>object, matched at IoU 0.5</li>"
+        "<ul class='key'><li><span class='swatch'></span>object, matched at IoU 0.5 by the fine-tuned model</li>"
         "<li class='missed'><span class='swatch'></span>object, not matched</li>"
         f"<li>proposal, score 0<span class='ramp' style='background:linear-gradient(90deg,{ramp})'></span>1</li></ul>"
     )
@@ -164,34 +190,41 @@ def pictures(shown: Sequence[Picture]) -> str:
 
 
 def picture_figure(picture: Picture, *, number: int, num_shown: int = _NUM_SHOWN) -> str:
-    """Returns a JPEG with vector boxes over it: ground truth on the left, the best proposals on the right, a caption.
+    """Returns a JPEG with vector boxes over it, once for each panel: ground truth, then the best proposals; a caption.
 
     Args:
-        picture: Image, objects and proposals.
+        picture: Image, objects and proposals; proposals before training have a panel in the middle.
         number: Differs from figure to figure of a page.
         num_shown: Proposals drawn at most; all of them count.
     """
     height, width = picture.image.shape[:2]
-    found, total = picture.covered(), len(picture.gt_boxes_xyxy)
-    best, name = picture.proposals[:num_shown], escape(picture.name)
-    truth = (
+    found, name = picture.covered(), escape(picture.name)
+    total = f"{len(found)} object{'' if len(found) == 1 else 's'}"
+    truth = "".join(
         f"{box_rect(box, 'edge')}{box_rect(box, 'found' if is_found else 'missed')}"
         for box, is_found in zip(picture.gt_boxes_xyxy, found, strict=True)
     )
+    panels = {"ground truth": truth}
+    counts = [f"{int(found.sum())} of {total} matched at IoU 0.5 by {len(picture.proposals)} proposals"]
+    if picture.before is not None:
+        panels["general weights, no training"] = _proposal_boxes(picture.before[:num_shown])
+        counts.append(f"without training {int(picture.covered(by=picture.before).sum())} by {len(picture.before)}")
+    panels["fine-tuned"] = _proposal_boxes(picture.proposals[:num_shown])
+    image = f"<image id='picture-{number}' width='{width}' height='{height}' href='{_data_uri(picture.image)}'/>"
+    parts = []
+    for label, boxes in panels.items():
+        svg = f"<svg viewBox='0 0 {width} {height}' role='img' aria-label='{name}: {label}'>{image}{boxes}</svg>"
+        parts.append(f"<div><p class='muted'>{label}</p>{svg}</div>")
+        image = f"<use href='#picture-{number}'/>"
+    caption = f"{name}: {'; '.join(counts)}; the best {min(num_shown, len(picture.proposals))} are drawn."
+    return f"<figure><div class='panels'>{''.join(parts)}</div><figcaption>{caption}</figcaption></figure>"
+
+
+def _proposal_boxes(best: Proposals) -> str:
     # The best proposal is drawn last, so that it lies on top; its score is a tooltip.
-    proposals = (
+    return "".join(
         f"{box_rect(box, 'edge')}{box_rect(box, stroke=score_color(score), title=f'{score:.3f}')}"
         for box, score in reversed(list(zip(best.boxes, best.scores.tolist(), strict=True)))
-    )
-    view_box = f"viewBox='0 0 {width} {height}' role='img'"
-    count = f"{int(found.sum())} of {total} object{'' if total == 1 else 's'}"
-    return (
-        f"<figure><div class='pair'><svg {view_box} aria-label='{name} with {total} ground-truth boxes'>"
-        f"<image id='picture-{number}' width='{width}' height='{height}' href='{_data_uri(picture.image)}'/>"
-        f"{''.join(truth)}</svg><svg {view_box} aria-label='{name} with the {len(best)} best proposals'>"
-        f"<use href='#picture-{number}'/>{''.join(proposals)}</svg></div>"
-        f"<figcaption>{name}: {count} matched at IoU 0.5 by {len(picture.proposals)} proposals; "
-        f"the best {len(best)} are drawn.</figcaption></figure>"
     )
 
 
@@ -248,18 +281,17 @@ def _graph_metrics(facts: DemoFacts) -> dict[str, float]:
 
 
 def _headline_figures(facts: DemoFacts, columns: Mapping[str, Mapping[str, float]]) -> tuple[tuple[str, str, str], ...]:
-    model, checkpoint = load_model(facts.folder.checkpoint)
     (height, width), num_images = facts.video.hw, facts.evaluation.num_images
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    steps = max((int(row["step"]) for row in facts.training.history), default=checkpoint.step)
-    seen = steps * facts.settings.data.batch_size
+    run = facts.runs[GENERAL]
+    seen = run.num_steps * facts.settings.data.batch_size
     recall_text = f"{columns['ONNX'].get('AR@100', math.nan):.3f}"
+    before_text = f"{run.before.metrics['AR@100']:.3f}"
     speed_note = f"{width} x {height} video: decode, propose, draw and write"
     return (
-        ("AR@100", recall_text, f"exported model, {num_images} validation images"),
+        ("AR@100, no training", before_text, f"general weights, {num_images} validation images"),
+        ("AR@100, fine-tuned", recall_text, "exported model, the same images"),
         ("Speed", f"{facts.video_run.summary.fps:.1f} fps", speed_note),
-        ("Parameters", f"{parameters / 1e6:.2f} M", f"backbone {model.config.backbone}"),
-        ("Training", f"{facts.settings.loop.minutes:g} min", f"{steps} steps, {seen} images"),
+        ("Fine-tuning", f"{facts.settings.loop.minutes:g} min", f"{run.num_steps} steps, {seen} images"),
     )
 
 
@@ -273,15 +305,24 @@ def _recall_note(facts: DemoFacts) -> str:
 
 
 def _val_pictures(facts: DemoFacts) -> list[Picture]:
-    """Validation images spread over the set, with the exported model's proposals."""
+    """Validation images with proposals of the general weights before training and of the exported model."""
     records = read_coco(facts.folder.data / "val.json", facts.folder.data / "images", verify="none").records
     chosen = records[:: max(1, len(records) // _NUM_PICTURES)][:_NUM_PICTURES]
+    detector = start_detector(facts.settings)
     shown = []
     with load(facts.folder.model) as model:
         for record in chosen:
             image = read_image(record.file, record.exif)
+            proposals = model(image)
             shown.append(
-                Picture(name=record.file.name, image=image, gt_boxes_xyxy=record.boxes_xyxy, proposals=model(image))
+                Picture(
+                    name=record.file.name,
+                    image=image,
+                    gt_boxes_xyxy=record.boxes_xyxy,
+                    proposals=proposals,
+                    # As many as the export returns at most, so that the counts compare.
+                    before=Proposals(*detect(detector, image))[: facts.export.proposals.num_proposals],
+                )
             )
     return shown
 

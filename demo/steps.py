@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerpn import files
+from edgerpn.demo.starts import STARTS
 from edgerpn.demo.synthetic.dataset import SyntheticVideo
 from edgerpn.errors import ConfigError
 from edgerpn.machine import available_cores
@@ -42,7 +43,8 @@ class DemoFolder:
         """The made-up detection set: train.json, val.json, images/."""
         self.source_video = self.data / "video.mp4"
         self.training = path / "training"
-        """The training run: log, settings, all checkpoints."""
+        self.runs = {start: self.training / start for start in STARTS}
+        """The trainings by their start: log, settings, all checkpoints."""
         self.checkpoint = path / "best.pt"
         self.model = path / "model.onnx"
         """The exported model; its manifest model.json lies beside it."""
@@ -74,7 +76,7 @@ class DemoFolder:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Picture:
-    """An image with its ground truth and the model's proposals."""
+    """An image with its ground truth and the proposals of the fine-tuned model."""
 
     name: str
     """Shown below it, such as the file's name."""
@@ -84,10 +86,12 @@ class Picture:
     """(M, 4) ground truth, image pixels."""
     proposals: Proposals
     """Best first."""
+    before: Proposals | None = None
+    """Those of the general weights before any training, best first; None: they are not shown."""
 
-    def covered(self, *, iou: float = 0.5) -> npt.NDArray[np.bool_]:
-        """Finds the ground-truth boxes that some proposal overlaps by at least `iou`; (M,) bool."""
-        overlap = pairwise_iou(self.gt_boxes_xyxy, self.proposals.boxes)
+    def covered(self, *, iou: float = 0.5, by: Proposals | None = None) -> npt.NDArray[np.bool_]:
+        """Finds the ground-truth boxes that some proposal, or some of `by`, overlaps by at least `iou`; (M,) bool."""
+        overlap = pairwise_iou(self.gt_boxes_xyxy, (self.proposals if by is None else by).boxes)
         return np.asarray(overlap.max(axis=1, initial=0) >= iou)
 
 

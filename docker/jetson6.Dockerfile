@@ -17,7 +17,8 @@ COPY train train
 COPY export export
 COPY runtime runtime
 COPY demo demo
-RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
+COPY general general
+RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels . ./general
 
 FROM nvcr.io/nvidia/l4t-jetpack:r36.4.0
 # Ubuntu's OpenCV reads GStreamer pipelines; the wheels of the package index do not.
@@ -36,10 +37,11 @@ RUN apt-get update \
 # ONNX Runtime 1.23.2 is the last one for this system's Python 3.10.
 # cuda-bindings of the 12 line fits CUDA 12.6.
 COPY --from=build /wheels /tmp/wheels
-RUN pip3 install --no-cache-dir "$(echo /tmp/wheels/*.whl)[onnxruntime,jetson6]" numpy==1.26.4 onnxruntime==1.23.2 \
+RUN pip3 install --no-cache-dir "$(echo /tmp/wheels/edgerpn-*.whl)[onnxruntime,jetson6]" \
+    /tmp/wheels/edgerpn_general-*.whl numpy==1.26.4 onnxruntime==1.23.2 \
     cuda-bindings==12.9.10 tqdm==4.70.1
 COPY docker/check_image.py /tmp/check_image.py
-RUN python3 /tmp/check_image.py --gstreamer
+RUN python3 /tmp/check_image.py --gstreamer && edgerpn inspect general
 USER 1000
 WORKDIR /work
 ENV PYTHONUNBUFFERED=1

@@ -16,7 +16,8 @@ COPY train train
 COPY export export
 COPY runtime runtime
 COPY demo demo
-RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
+COPY general general
+RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels . ./general
 
 FROM nvcr.io/nvidia/tensorrt:25.09-py3
 # Ubuntu's OpenCV reads GStreamer pipelines; the wheels of the package index do not.
@@ -36,9 +37,10 @@ RUN apt-get update \
 # The system protects its Python from pip, which in an image is nobody's but ours.
 COPY --from=build /wheels /tmp/wheels
 RUN python3 -m pip install --no-cache-dir --break-system-packages \
-    "$(echo /tmp/wheels/*.whl)[onnxruntime,jetson7]" numpy==1.26.4 onnxruntime==1.32.0 cuda-bindings==13.0.3 tqdm==4.70.1
+    "$(echo /tmp/wheels/edgerpn-*.whl)[onnxruntime,jetson7]" /tmp/wheels/edgerpn_general-*.whl \
+    numpy==1.26.4 onnxruntime==1.32.0 cuda-bindings==13.0.3 tqdm==4.70.1
 COPY docker/check_image.py /tmp/check_image.py
-RUN python3 -c "import tensorrt" && python3 /tmp/check_image.py --gstreamer
+RUN python3 -c "import tensorrt" && python3 /tmp/check_image.py --gstreamer && edgerpn inspect general
 USER 1000
 WORKDIR /work
 ENV PYTHONUNBUFFERED=1

@@ -11,15 +11,17 @@ COPY train train
 COPY export export
 COPY runtime runtime
 COPY demo demo
-RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
+COPY general general
+RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels . ./general
 
 FROM python:3.11-slim-bookworm
 COPY constraints.txt /tmp/constraints.txt
 COPY --from=build /wheels /tmp/wheels
-RUN pip install --no-cache-dir -c /tmp/constraints.txt "$(echo /tmp/wheels/*.whl)[onnxruntime,opencv-headless]" \
+RUN pip install --no-cache-dir -c /tmp/constraints.txt "$(echo /tmp/wheels/edgerpn-*.whl)[onnxruntime,opencv-headless]" \
+        /tmp/wheels/edgerpn_general-*.whl \
     && useradd --create-home --uid 1000 edgerpn
 COPY docker/check_image.py /tmp/check_image.py
-RUN python /tmp/check_image.py
+RUN python /tmp/check_image.py && edgerpn inspect general
 USER 1000
 WORKDIR /work
 ENV PYTHONUNBUFFERED=1

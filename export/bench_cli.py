@@ -18,6 +18,7 @@ from edgerpn import files, settings
 from edgerpn.arguments import HOST_CODE_HELP, count_argument, output_problems
 from edgerpn.errors import ConfigError, DataError, require
 from edgerpn.manifest import manifest_path
+from edgerpn.models import find_model
 from edgerpn.train.data import choice
 
 if TYPE_CHECKING:
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
-    parser.add_argument("model", type=Path, nargs="?", metavar="MODEL", help="ONNX file or engine")
+    parser.add_argument(
+        "model", type=Path, nargs="?", metavar="MODEL", help="ONNX file or engine; or an installed model (general)"
+    )
     parser.add_argument(
         "--data",
         type=Path,
@@ -63,12 +66,13 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.model is None:
         raise ConfigError(["bench: MODEL: needed, see `edgerpn bench --help`"])
-    _check_output(arguments)
+    model = find_model(arguments.model)
+    _check_output(arguments, model)
     from edgerpn.runtime.bench.bench import run_bench
     from edgerpn.runtime.bench.page import render
 
     log = functools.partial(print, file=sys.stderr)
-    report = run_bench(_request(arguments), config, log=log)
+    report = run_bench(_request(arguments, model), config, log=log)
     print(report.text())
     if arguments.output is not None:
         files.write_text(arguments.output, json.dumps(report.to_dict(), indent=1) + "\n")
@@ -77,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _check_output(arguments: argparse.Namespace) -> None:
+def _check_output(arguments: argparse.Namespace, model: Path) -> None:
     """Refuses a report that would replace an input or cannot be written, before the work.
 
     Raises:
@@ -86,7 +90,7 @@ def _check_output(arguments: argparse.Namespace) -> None:
     output: Path | None = arguments.output
     if output is None:
         return
-    problems = output_problems(output, [arguments.model, manifest_path(arguments.model), arguments.data])
+    problems = output_problems(output, [model, manifest_path(model), arguments.data])
     if output.suffix.lower() in (".html", ".htm"):
         problems.append(f"--output {output}: expected a name such as report.json; the page goes beside it, as .html")
     if problems:
@@ -98,7 +102,7 @@ def _page_path(output: Path) -> Path:
     return output.with_suffix(".html")
 
 
-def _request(arguments: argparse.Namespace) -> BenchRequest:
+def _request(arguments: argparse.Namespace, model: Path) -> BenchRequest:
     """Reads the data set or finds the photographs, before anything is measured.
 
     Raises:
@@ -117,7 +121,7 @@ def _request(arguments: argparse.Namespace) -> BenchRequest:
     elif arguments.images is not None:
         images = _photographs(arguments.images)
     return BenchRequest(
-        model=arguments.model,
+        model=model,
         command=_command(arguments),
         images=images,
         origin=str(arguments.data or arguments.images or MADE_UP),

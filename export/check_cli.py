@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from edgerpn import files
 from edgerpn.arguments import HOST_CODE_HELP, count_argument, output_problems
 from edgerpn.errors import ConfigError
+from edgerpn.export.model_names import find_any_model
 from edgerpn.export.photographs import list_photographs, spread
 from edgerpn.manifest import manifest_path
 from edgerpn.targets import TARGETS
@@ -29,7 +30,10 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
     parser.add_argument(
-        "model", type=Path, metavar="A", help="ONNX file; with --against also a checkpoint or an engine"
+        "model",
+        type=Path,
+        metavar="A",
+        help="ONNX file or installed model (general); with --against also a checkpoint or an engine",
     )
     parser.add_argument("--target", choices=list(TARGETS), help="check the ONNX file against the limits of this target")
     parser.add_argument(
@@ -59,6 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Checks; returns the exit status: 0 without findings, 1 when the target or the comparison fails."""
+    arguments.model = find_any_model(arguments.model)
+    if arguments.against is not None:
+        arguments.against = find_any_model(arguments.against)
     _check_arguments(arguments)
     report: dict[str, Any] = {}
     is_good = True

@@ -14,13 +14,20 @@ from typing import Any
 from edgerpn import files
 from edgerpn.arguments import HOST_CODE_HELP, count_argument, names_argument, output_problems, size_argument
 from edgerpn.errors import ConfigError
+from edgerpn.export.model_names import find_any_model
 from edgerpn.manifest import manifest_path
 from edgerpn.train.data import choice
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
-    parser.add_argument("model", type=Path, nargs="?", metavar="MODEL", help="checkpoint, ONNX file or engine")
+    parser.add_argument(
+        "model",
+        type=Path,
+        nargs="?",
+        metavar="MODEL",
+        help="checkpoint, ONNX file or engine; or an installed model (general)",
+    )
     parser.add_argument(
         "--data", type=Path, required=True, metavar="PATH", help="folder of a data set (COCO, YOLO, VOC), or its file"
     )
@@ -101,8 +108,10 @@ def _check_output(arguments: argparse.Namespace, annotations: Path) -> None:
     Raises:
         ConfigError: Names the report.
     """
-    inputs = [annotations, arguments.results, arguments.model]
-    inputs += [manifest_path(arguments.model)] if arguments.model else []
+    inputs = [annotations, arguments.results]
+    if arguments.model is not None:
+        model = find_any_model(arguments.model)
+        inputs += [model, manifest_path(model)]
     problems = output_problems(arguments.output, inputs)
     if problems:
         raise ConfigError(problems)

@@ -12,9 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerpn.errors import ConfigError, DataError
+from edgerpn.export.model_names import find_any_model
 from edgerpn.export.prediction.models import fit_source
 from edgerpn.manifest import DIGEST_KEY
 from edgerpn.manifest.parts import RecallSpec
+from edgerpn.models import is_checkpoint
 from edgerpn.runtime.model import Model, load
 from edgerpn.train.data.annotations import ImageId, read_json, twin_id
 from edgerpn.train.data.coco import read_split, read_truth, require_objects
@@ -41,7 +43,7 @@ def evaluate_model(
     """Measures the recall and the speed of a checkpoint or of an exported model.
 
     Args:
-        model: Checkpoint (.pt), ONNX file or engine.
+        model: Checkpoint (.pt), ONNX file or engine; or the name of an installed model, such as `general`.
         data: Folder of a data set, or an annotation file, see `find_split`; or a split that it returned.
         images: Folder of the images; None: images/ beside the annotations.
         num_proposals: Proposals of a checkpoint for each image, at most; None: 1000. Exported models have their own.
@@ -58,8 +60,8 @@ def evaluate_model(
         ManifestError: The exported model's manifest is missing or does not fit.
         DataError: The annotations or images cannot be used.
     """
-    file = Path(model)
-    if file.suffix == ".pt":
+    file = find_any_model(model)
+    if is_checkpoint(file):
         # Imported late: a device measures exported models without torch.
         from edgerpn.train.evaluation import evaluate
 

@@ -18,7 +18,9 @@ import edgerpn.manifest
 from edgerpn import settings
 from edgerpn.arguments import size_argument
 from edgerpn.errors import EngineLoadError, MissingDependencyError, require
+from edgerpn.export.model_names import find_any_model
 from edgerpn.manifest import DIGEST_KEY, METADATA_KEY, Manifest
+from edgerpn.models import GENERAL, is_checkpoint
 
 if TYPE_CHECKING:
     import onnx
@@ -27,11 +29,13 @@ if TYPE_CHECKING:
     from edgerpn.train.network.model import Rpn
 
 _WIDTH = 110
-_SUFFIXES = (".pt", ".onnx", ".engine", ".plan")
+_SUFFIXES = (".pt", ".safetensors", ".onnx", ".engine", ".plan")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, metavar="MODEL", help="checkpoint, ONNX file or engine")
+    parser.add_argument(
+        "model", type=Path, metavar="MODEL", help="checkpoint, ONNX file or engine; or an installed model (general)"
+    )
     parser.add_argument(
         "--size", type=size_argument, metavar="HxW", help="size at which to count a checkpoint's operations"
     )
@@ -40,9 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the description; returns the exit status: 1 for an engine that cannot run here, else 0."""
-    file = arguments.model
+    file = find_any_model(arguments.model)
     _check_kind(file)
-    report = inspect_checkpoint(file, arguments.size) if file.suffix == ".pt" else inspect_artifact(file)
+    report = inspect_checkpoint(file, arguments.size) if is_checkpoint(file) else inspect_artifact(file)
     if arguments.json:
         print(json.dumps(report, indent=2))
     else:
@@ -51,6 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check_kind(file: Path) -> None:
+    if is_checkpoint(file) and str(file) == GENERAL:
+        return
     if not file.exists():
         raise EngineLoadError(f"{file}: no such file")
     if not file.is_file() or file.suffix not in _SUFFIXES:

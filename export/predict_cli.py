@@ -25,7 +25,9 @@ FLAGS = {"min_score": "min_score", "max_per_image": "max_per_image", "nms": "nms
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
-    parser.add_argument("model", type=Path, metavar="MODEL", help="checkpoint, ONNX file or engine")
+    parser.add_argument(
+        "model", type=Path, metavar="MODEL", help="checkpoint, ONNX file or engine; or an installed model (general)"
+    )
     images = parser.add_argument(
         "images",
         metavar="IMAGES",

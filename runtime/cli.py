@@ -36,7 +36,11 @@ _SOURCES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `edgerpn run` to `parser`."""
-    parser.add_argument("model", metavar="MODEL", help="model.onnx or model.engine, with its manifest beside it")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="model.onnx or model.engine, with its manifest beside it; or the name of an installed model (general)",
+    )
     sources = parser.add_argument("sources", metavar="SOURCE", nargs="+", default=[], help=_SOURCES)
     # Not "*", which argparse takes for empty when options stand between the model and the sources.
     sources.required = False
@@ -197,6 +201,7 @@ def _open_files(arguments: argparse.Namespace, config: StreamsConfig) -> dict[st
 
 def _run_opened(arguments: argparse.Namespace, config: StreamsConfig, opened: dict[str, Source]) -> RunSummary:
     from edgerpn.machine import available_cores
+    from edgerpn.models import find_model
     from edgerpn.runtime.model import load
     from edgerpn.runtime.run.loading import load_outputs, load_source
     from edgerpn.runtime.run.outputs import OutputFlags, check_outputs, open_outputs
@@ -210,7 +215,8 @@ def _run_opened(arguments: argparse.Namespace, config: StreamsConfig, opened: di
         top=arguments.top,
         nms_iou=arguments.nms,
     )
-    check_outputs(flags, arguments.model, config, opened)
+    model_file = find_model(arguments.model)
+    check_outputs(flags, model_file, config, opened)
     # A file has two frames in the model at once: two callers and threads - 1 helpers then fill the cores.
     threads = arguments.threads or (None if config.is_live else max(1, available_cores() - 1))
     page = None
@@ -222,7 +228,7 @@ def _run_opened(arguments: argparse.Namespace, config: StreamsConfig, opened: di
     with (
         closing(page) if page is not None else nullcontext(),
         load(
-            arguments.model,
+            model_file,
             providers=arguments.provider,
             threads=threads,
             on_mismatch=arguments.on_mismatch,

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from edgerpn import golden
 from edgerpn.errors import InputError, StreamOpenError
 from edgerpn.manifest import Manifest
+from edgerpn.models import find_model
 from edgerpn.proposals import Proposals
 from edgerpn.runtime.backends.contract import Backend, EngineConfig, Outputs, Provider
 from edgerpn.runtime.backends.open_backend import OnMismatch, open_backend
@@ -47,7 +48,8 @@ def load(
     An engine is a program: never load one from a source that you do not trust.
 
     Args:
-        path: `model.onnx` or `model.engine`, with its manifest beside it (or inside, for ONNX).
+        path: `model.onnx` or `model.engine`, with its manifest beside it (or inside, for ONNX); or the name of a model
+            that an installed package brings, such as `general`, see `edgerpn.models`.
         providers: ONNX Runtime execution providers in order of preference ("tensorrt", "cuda", "cpu", or full names,
             each alone or as a pair with its options); None: CUDA if available, else the CPU.
         threads: CPU threads of one inference; None: one for each core that this process may use. Engines use none.
@@ -64,11 +66,13 @@ def load(
         The model; close it, or use it in a `with` block.
 
     Raises:
-        EngineLoadError: No backend runs such a file, or the backend cannot load it.
+        EngineLoadError: No model of such a name is installed, no backend runs such a file, or the backend cannot load
+            it.
         ManifestError: The file or its manifest is missing or malformed, or they do not belong together.
         SelfTestError: The golden frames did not give the expected proposals.
         MissingDependencyError: The backend or OpenCV is not installed.
     """
+    path = find_model(path)
     backend = open_backend(
         path,
         providers=providers,

@@ -191,7 +191,7 @@ def test_every_benchmark_is_a_module_with_these_flags(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"])
 def test_every_file_and_folder_that_is_named_exists(name: str) -> None:
-    folders = "core|train|export|runtime|demo|tests|docker|benchmarks|docs"
+    folders = "core|train|export|runtime|demo|general|tests|docker|benchmarks|docs"
     named = re.findall(rf"(?<![\w/.\-])((?:{folders})/[\w./*-]*)", read(name))
     assert named or name != "ARCHITECTURE.md"
     missing = [path for path in named if not list(ROOT.glob(path.rstrip("./")))]
@@ -304,6 +304,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main(["demo", "--out", str(folder / "demo-out"), *sizes.split()]) == 0
     shutil.copytree(folder / "demo-out" / "data", folder / "DIR")
     shutil.copy(folder / "DIR" / "video.mp4", folder)
+    shutil.copytree(folder / "DIR" / "images", folder / "photos")
     for name in DOCUMENTS:
         for file_name, text in re.findall(r"^```toml\n# (\w+\.toml)\n(.*?)^```", read(name), re.MULTILINE | re.DOTALL):
             (folder / file_name).write_text(text)

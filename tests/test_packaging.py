@@ -3,7 +3,6 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.metadata
 import re
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import edgerpn
+from tests.support.wheels import build_wheel, tracked_files
 
 PACKAGES = {
     "core": "edgerpn",
@@ -22,29 +22,10 @@ PACKAGES = {
 }
 """Folder in the repository -> folder in the wheel."""
 
-BUILD = "import sys; from setuptools.build_meta import build_wheel; print(build_wheel(sys.argv[1]))"
-
-
-def tracked_files(root: Path) -> list[str]:
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, check=True, capture_output=True, text=True).stdout
-    return [name for name in listed.split("\0") if name and (root / name).is_file()]
-
 
 @pytest.fixture(scope="module")
 def wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """A wheel built from the tracked files alone, without a network."""
-    source = tmp_path_factory.mktemp("source")
-    for name in tracked_files(root):
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(root / name, source / name)
-    built = tmp_path_factory.mktemp("wheel")
-    done = subprocess.run(
-        [sys.executable, "-c", BUILD, str(built)], cwd=source, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    # setuptools says so, and no more, when a data file is about to be left out.
-    assert "would be ignored" not in done.stderr
-    return zipfile.ZipFile(next(built.glob("*.whl")))
+    return build_wheel(root, tmp_path_factory.mktemp("built"))
 
 
 def test_the_wheel_holds_every_tracked_file_of_the_packages_and_nothing_else(

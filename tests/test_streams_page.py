@@ -15,6 +15,7 @@ import jsonschema
 import numpy as np
 import pytest
 
+from edgerpn.models import find_model
 from edgerpn.proposals import Proposals
 from edgerpn.runtime.frame import EventKind, Frame, Reason, Result
 from edgerpn.runtime.run import SourceConfig, load_streams
@@ -63,7 +64,8 @@ def package(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     monkeypatch.syspath_prepend(str(site))
     importlib.invalidate_caches()
     yield
-    sys.modules.pop("doorbell", None)
+    for name in ("doorbell", "streetmodels"):
+        sys.modules.pop(name, None)
 
 
 @pytest.mark.usefixtures("package")
@@ -92,6 +94,13 @@ def test_the_sink_on_the_page_rings(page: str, tmp_path: Path, monkeypatch: pyte
         sinks[0].write(Result(proposals=proposals, frame=frame, stage_ms=stages))
     close_sinks(sinks)
     assert Path("rings.txt").read_text() == "door 0 (4, 6, 3)\n"
+
+
+@pytest.mark.usefixtures("package")
+def test_the_model_on_the_page_has_a_name(tmp_path: Path) -> None:
+    file = tmp_path / "site" / "street.onnx"
+    file.touch()
+    assert find_model("street") == file
 
 
 @pytest.mark.usefixtures("package")

@@ -1,13 +1,19 @@
-"""Checkpoints: weights and resolved settings in one file, loaded without running code from it."""
+"""Checkpoints: weights and resolved settings in one file, loaded without running code from it.
+
+A run writes .pt files. Weights that travel are .safetensors files: float16, with the settings in the header, without
+the state of training. The package holds one of these, GENERAL.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +23,17 @@ from torch import Tensor
 
 import edgerpn
 from edgerpn import files, settings
-from edgerpn.errors import CheckpointError, ConfigError
+from edgerpn.errors import CheckpointError, ConfigError, require
+from edgerpn.models import GENERAL
 from edgerpn.train.config import TrainSettings
 from edgerpn.train.network.model import Rpn
-from edgerpn.train.network.weights import load_tensors
+from edgerpn.train.network.weights import load_tensors, read_safetensors
 
 FORMAT = 2
-"""Version of the file layout."""
+"""Version of the layout of .pt files."""
+_WEIGHTS_FORMAT = 1
+_HEADER = "edgerpn"
+"""Key of our JSON text in the header of a .safetensors file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,17 +95,51 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> Non
         os.fsync(file.fileno())
 
 
+def save_weights(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
+    """Writes a checkpoint to share: .safetensors, weights in float16, neither training state nor data folder.
+
+    Raises:
+        CheckpointError: A weight is too large for float16.
+        MissingDependencyError: The package safetensors is not installed.
+        OSError: It cannot be written; the old file is unchanged.
+    """
+    writer = require("safetensors.torch", extra="train", purpose="writing weights")
+    # Contiguous: the format stores plain rows.
+    tensors = {
+        name: (value.half() if value.is_floating_point() else value).contiguous()
+        for name, value in checkpoint.weights.items()
+    }
+    too_large = [name for name, value in tensors.items() if not value.isfinite().all()]
+    if too_large:
+        raise CheckpointError(f"{path}: not written: {too_large[0]!r} holds numbers that float16 does not")
+    header = {
+        "format": _WEIGHTS_FORMAT,
+        "settings": settings.to_dict(checkpoint.settings),
+        "step": checkpoint.step,
+        "metrics": checkpoint.metrics,
+        "data_sha256": checkpoint.data_sha256,
+        "versions": checkpoint.versions,
+    }
+    files.write_bytes(path, writer.save(tensors, metadata={_HEADER: json.dumps(header, sort_keys=True)}))
+
+
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Reads a checkpoint with all tensors on the CPU; runs no code from the file.
 
+    Args:
+        path: A .pt file of `save_checkpoint`, a .safetensors file of `save_weights`, or GENERAL.
+
     Raises:
         CheckpointError: The file is missing, damaged, not a checkpoint of edgerpn, or of another format.
+        MissingDependencyError: The package safetensors is needed and not installed.
     """
     path = Path(path)
+    if str(path) == GENERAL and not path.is_file():
+        path = Path(str(resources.files("edgerpn.train") / "weights" / "edge-general.safetensors"))
     if not path.is_file():
         what = f"this is a folder; did you mean {path / 'best.pt'}?" if path.is_dir() else "no such checkpoint file"
         raise CheckpointError(f"{path}: {what}")
-    content = _read(path)
+    content = _read_weights(path) if path.suffix == ".safetensors" else _read(path)
     fields = {field.name for field in dataclasses.fields(Checkpoint)}
     missing = sorted(fields - set(content))
     if missing:
@@ -127,6 +171,31 @@ def _read(path: Path) -> Mapping[str, Any]:
             "train again, or use the version that wrote it"
         )
     return content
+
+
+def _read_weights(path: Path) -> Mapping[str, Any]:
+    """Reads the content of a file of `save_weights`; the weights become float32.
+
+    Raises:
+        CheckpointError: The file is damaged, or not such a file.
+        MissingDependencyError: The package safetensors is not installed.
+    """
+    tensors, texts = read_safetensors(path)
+    try:
+        header = json.loads(texts.get(_HEADER, ""))
+    except ValueError:
+        header = None
+    if not isinstance(header, dict):
+        raise CheckpointError(
+            f"{path}: weights without settings of edgerpn in the header, so not one of its checkpoints"
+        )
+    if header.get("format") != _WEIGHTS_FORMAT:
+        raise CheckpointError(
+            f"{path}: weights of format {header.get('format')}, but this version of edgerpn reads format "
+            f"{_WEIGHTS_FORMAT} only; use the version that wrote them"
+        )
+    weights = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+    return {**header, "weights": weights, "data_folder": "", "training": None}
 
 
 def load_model(path: str | os.PathLike[str]) -> tuple[Rpn, Checkpoint]:

@@ -43,6 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="hide the boxes of these classes from training; `edgerpn eval` then reports recall on them separately",
     )
     parser.add_argument(
+        "--from",
+        dest="start",
+        metavar="WEIGHTS",
+        help="weights to start from: general (default; those of this package), random, or a checkpoint",
+    )
+    parser.add_argument(
         "--backbone-weights", type=Path, metavar="FILE", help="torchvision weights to start the backbone from"
     )
     parser.add_argument(
@@ -64,6 +70,10 @@ def run(arguments: argparse.Namespace) -> int:
     from edgerpn import settings
     from edgerpn.train.training import read_saved_settings, resolve_settings
 
+    if arguments.resume and arguments.start is not None:
+        raise ConfigError(
+            ["--from: names the weights of a new run, but --resume continues an old one; give one of them"]
+        )
     saved = read_saved_settings(arguments.output) if arguments.resume and arguments.output is not None else None
     resolved = resolve_settings(
         base=saved,
@@ -73,6 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
         epochs=arguments.epochs,
         size_hw=arguments.size,
         holdout_classes=arguments.holdout_classes,
+        start=arguments.start,
         data_format=arguments.format,
         data_split=arguments.split,
         data_allow=arguments.allow,

@@ -27,6 +27,9 @@ class LoopConfig:
     """Passes over the training images; used if `minutes` is 0."""
     minutes: float = 0.0
     """Wall-clock time of the run, including evaluations; 0: count epochs."""
+    start: str = field(default="auto", metadata=settings.PATH)
+    """Weights that a new run starts from: `random`, `general` (those of this package), or a checkpoint's path; `auto`:
+    general, or random if those do not fit the network."""
     seed: int = 0
     """Seed of initial weights, order of the images, augmentation and sampling."""
     device: str = "auto"

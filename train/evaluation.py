@@ -19,6 +19,7 @@ from edgerpn.train.network.layers import fuse_batch_norm
 from edgerpn.train.network.model import Rpn
 from edgerpn.train.recall.measurement import Evaluation, measure
 from edgerpn.train.run.device import place
+from edgerpn.train.run.start import AUTO, RANDOM
 
 
 def evaluate(
@@ -58,6 +59,9 @@ def evaluate(
     split = split.read_like(content.settings.data.exif)
     if holdout_classes is None:
         holdout_classes = _known_holdout_classes(content, split, log)
+    start = content.settings.loop.start
+    if holdout_classes and log is not None and start not in (AUTO, RANDOM):
+        log(f"{file.name} started from weights ({start}) that may have seen objects of {', '.join(holdout_classes)}")
     return measure(
         partial(detect, make_detector(model, content, num_proposals=num_proposals, size_hw=size_hw)),
         split,

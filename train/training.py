@@ -26,6 +26,7 @@ def train(
     size_hw: tuple[int, int] | None = None,
     preset: str | None = None,
     holdout_classes: Sequence[str] | None = None,
+    start: str | os.PathLike[str] | None = None,
     settings: TrainSettings | Mapping[str, Any] | None = None,
     backbone_weights: str | os.PathLike[str] | None = None,
     resume: bool = False,
@@ -50,6 +51,8 @@ def train(
         size_hw: Height and width at which the network works, pixels.
         preset: "edge" (default) or "paper"; a resumed run keeps its own settings instead.
         holdout_classes: Names of classes whose boxes training does not see.
+        start: Weights that a new run starts from: "general" (those of this package, the default where they fit the
+            network), "random", or a checkpoint.
         settings: All settings (`load_settings` makes them), or single ones by name over the preset's, such as
             {"optimizer.learning_rate": 1e-3}. Single ones take precedence over the arguments above.
         backbone_weights: State dict of torchvision to start the backbone from (.pth or .safetensors).
@@ -76,6 +79,7 @@ def train(
         epochs=epochs,
         size_hw=size_hw,
         holdout_classes=holdout_classes,
+        start=start,
         overrides=overrides,
     )
     return run_training(
@@ -103,6 +107,7 @@ def resolve_settings(
     epochs: int | None = None,
     size_hw: tuple[int, int] | None = None,
     holdout_classes: Sequence[str] | None = None,
+    start: str | os.PathLike[str] | None = None,
     data_format: str | None = None,
     data_split: str | None = None,
     data_allow: Sequence[str] = (),
@@ -125,6 +130,8 @@ def resolve_settings(
         texts.append(f"data.input_hw={list(size_hw)}")
     if holdout_classes is not None:
         texts.append(f"data.holdout_classes={json.dumps(list(holdout_classes))}")
+    if start is not None:
+        texts.append(f"loop.start={json.dumps(os.fspath(start))}")
     if data_format is not None:
         texts.append(f"data.format={data_format}")
     if data_split is not None:

@@ -41,28 +41,38 @@ class NanoDet:
         self._nodes = {node["name"]: node for node in content["modelTopology"]["node"]}
         self._constants = dict(_read_weights(content["weightsManifest"], folder))
 
-    @torch.inference_mode()
-    def propose(self, image: npt.NDArray[np.uint8], *, nms_iou: float = 0.7, count: int = 1000) -> tuple[
-        npt.NDArray[np.float32], npt.NDArray[np.float32]
-    ]:
-        """Returns the boxes (K, 4), x1 y1 x2 y2 in pixels of the image, and scores (K,), the largest of the classes.
+    def propose(
+        self, image: npt.NDArray[np.uint8], *, nms_iou: float = 0.7, count: int = 1000
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Returns the boxes (K, 4), x1 y1 x2 y2 in pixels of the image, and scores (K,), best first.
 
         Args:
             image: (H, W, 3) uint8 BGR.
             nms_iou: IoU above which the weaker of two boxes goes, whatever their classes.
             count: Largest K.
         """
+        boxes, scores = self.find(image)
+        keep = suppress(boxes, nms_iou)[:count]
+        return boxes[keep], scores[keep]
+
+    @torch.inference_mode()
+    def find(self, image: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Returns the boxes (A, 4) of all cells, inside the image, and their scores (A,), before NMS, best first.
+
+        Args:
+            image: (H, W, 3) uint8 BGR.
+
+        Returns:
+            Boxes as x1 y1 x2 y2 in pixels of the image; as score the largest of the classes, 0..1.
+        """
         shown = cv2.resize(image, (SIDE_PX, SIDE_PX), interpolation=cv2.INTER_LINEAR).astype(np.float32)
-        normal = (shown - np.float32(_MEAN)) / np.float32(_STD)
+        normal = (shown - np.array(_MEAN, np.float32)) / np.array(_STD, np.float32)
         boxes, scores = _decode(self._run(torch.from_numpy(normal).permute(2, 0, 1)[None]))
         height, width = image.shape[:2]
-        boxes = boxes * torch.tensor([width, height, width, height]) / SIDE_PX
         limit = torch.tensor([width, height, width, height], dtype=torch.float32)
-        boxes = torch.minimum(boxes.clamp(min=0), limit)
-        order = scores.argsort(descending=True)[:3000]
-        boxes, scores = boxes[order], scores[order]
-        keep = nms_greedy(boxes, torch.ones(len(boxes), dtype=torch.bool), iou_threshold=nms_iou).nonzero()[:count, 0]
-        return boxes[keep].numpy(), scores[keep].numpy()
+        boxes = torch.minimum((boxes * limit / SIDE_PX).clamp(min=0), limit)
+        order = scores.argsort(descending=True)
+        return boxes[order].numpy(), scores[order].numpy()
 
     def _run(self, image: Tensor) -> list[Tensor]:
         """Computes the heads for an image (1, 3, SIDE_PX, SIDE_PX): each (1, H, W, classes + 4 bins)."""
@@ -82,12 +92,20 @@ class NanoDet:
         return [value(name) for name in _HEADS]
 
 
+def suppress(boxes: npt.NDArray[np.float32], iou: float) -> npt.NDArray[np.int64]:
+    """Returns the indices of the boxes (A, 4), best first, that greedy NMS keeps at an IoU."""
+    keep = nms_greedy(torch.from_numpy(boxes), torch.ones(len(boxes), dtype=torch.bool), iou_threshold=iou)
+    return keep.nonzero()[:, 0].numpy()
+
+
 def _decode(heads: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Returns the boxes (A, 4) in pixels of the input and the scores (A,) of all cells."""
     boxes, scores = [], []
     for head, stride in zip(heads, _STRIDES_PX, strict=True):
         _, height, width, _ = head.shape
-        y, x = torch.meshgrid((torch.arange(height) + 0.5) * stride, (torch.arange(width) + 0.5) * stride, indexing="ij")
+        y, x = torch.meshgrid(
+            (torch.arange(height) + 0.5) * stride, (torch.arange(width) + 0.5) * stride, indexing="ij"
+        )
         bins = head[0, ..., _CLASSES:].reshape(-1, 4, _BINS).softmax(dim=-1)
         distance = (bins * torch.arange(_BINS)).sum(dim=-1) * stride
         center = torch.stack((x, y), dim=-1).reshape(-1, 2)
@@ -97,7 +115,7 @@ def _decode(heads: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _conv(attributes: Any, x: Tensor, kernel: Tensor) -> Tensor:
-    """x (N, H, W, C), kernel (height, width, in, out); the graph pads by itself."""
+    """Takes x (N, H, W, C) and kernel (height, width, in, out); the graph pads by itself."""
     strides = [int(value) for value in attributes["strides"]["list"]["i"][1:3]]
     return functional.conv2d(x.permute(0, 3, 1, 2), kernel.permute(3, 2, 0, 1), stride=strides).permute(0, 2, 3, 1)
 

@@ -114,11 +114,21 @@ def _theirs(method: str, data: Path, seed: int, plan: Plan, folder: Path) -> Row
     elif method in CONTRIB:
         python = plan.contrib_python or python
     results = folder / f"{method}-{data.name}-{seed}.json"
-    command = [python, "-m", SIDE, method, "--data", str(data), "--out", str(results), "--seed", str(seed)]
-    done = subprocess.run([*command, "--minutes", str(plan.minutes)], check=True, stdout=subprocess.PIPE, text=True)
-    facts: Row = json.loads(done.stdout.splitlines()[-1])
+    facts = run_side(python, method, data, results, "--seed", str(seed), "--minutes", str(plan.minutes))
     metrics = evaluate_results(results, data / "val.json")
     return {**{name: metrics[name] for name in BUDGETS}, **facts}
+
+
+def run_side(python: str, method: str, data: Path, results: Path, *options: str) -> Row:
+    """Writes the proposals of a method for the images of val.json; returns its figures, see `benchmarks.recall.side`.
+
+    Raises:
+        subprocess.CalledProcessError: The method failed; its messages are on stderr.
+    """
+    command = [python, "-m", SIDE, method, "--data", str(data), "--out", str(results), *options]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    facts: Row = json.loads(done.stdout.splitlines()[-1])
+    return facts
 
 
 def table(content: Row) -> str:
@@ -130,13 +140,14 @@ def table(content: Row) -> str:
         for method in METHODS:
             rows = [row for row in content["rows"] if row["data"] == data and row["method"] == method]
             if rows:
-                cells = [_spread([row[name] for row in rows]) for name in BUDGETS]
+                cells = [spread([row[name] for row in rows]) for name in BUDGETS]
                 lines.append(f"| {method} | {len(rows)} | {' | '.join(cells)} | {_training(rows)} |")
         lines.append("")
     return "\n".join(lines)
 
 
-def _spread(values: list[float]) -> str:
+def spread(values: list[float]) -> str:
+    """Returns the mean of figures of several seeds, and their range if there are several."""
     mean = f"{statistics.mean(values):.3f}"
     return mean if len(values) == 1 else f"{mean} ({min(values):.3f} to {max(values):.3f})"
 

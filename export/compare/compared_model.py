@@ -18,6 +18,7 @@ from edgerpn import files
 from edgerpn.errors import ConfigError
 from edgerpn.manifest import Manifest
 from edgerpn.manifest.parts import Precision
+from edgerpn.models import is_checkpoint
 from edgerpn.runtime.backends.contract import Backend, Outputs
 from edgerpn.runtime.backends.open_backend import open_backend
 from edgerpn.train.network.proposal_stage import ProposalConfig
@@ -98,7 +99,7 @@ def open_models(
 
 
 def _is_checkpoint(model: Path | Backend) -> bool:
-    return isinstance(model, Path) and model.suffix == ".pt"
+    return isinstance(model, Path) and is_checkpoint(model)
 
 
 def _open_checkpoint(file: Path | Backend, other: ComparedModel | None) -> ComparedModel:

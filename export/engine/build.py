@@ -30,6 +30,7 @@ from edgerpn.export.engine.report import BuildReport, explain, note_omissions
 from edgerpn.export.engine.trial import Compare, try_engine
 from edgerpn.manifest import EngineSpec, Manifest
 from edgerpn.manifest.parts import LayerSpec, ProfileSpec
+from edgerpn.models import find_model
 from edgerpn.targets import RTX_DEFAULT_CAPABILITIES, EngineLibrary, target_of
 
 Log = Callable[[str], None]
@@ -66,7 +67,7 @@ def build_engine(
     Blocks until the child process that builds has ended; an interrupt kills it and leaves no files.
 
     Args:
-        onnx_file: A model.onnx of `edgerpn export`, with its manifest.
+        onnx_file: A model.onnx of `edgerpn export`, with its manifest; or the name of an installed model.
         output: The .engine or .plan file to write.
         config: Library and options; None: the defaults.
         compare: Compares engine and ONNX file on photographs, where a GPU can run the engine; None: no comparison.
@@ -74,11 +75,12 @@ def build_engine(
 
     Raises:
         BuildError: The graph does not fit the library, or the library fails; quotes its last errors.
+        EngineLoadError: No model of such a name is installed.
         ManifestError: The ONNX file's manifest is missing, malformed or belongs to another file.
         MissingDependencyError: The library is not installed.
         SelfTestError: The engine runs here, but returns other proposals than expected.
     """
-    onnx_file, output, config = Path(onnx_file), Path(output), config or BuildConfig()
+    onnx_file, output, config = find_model(onnx_file), Path(output), config or BuildConfig()
     check_paths(onnx_file, output)  # step 1
     manifest = edgerpn.manifest.read(onnx_file)
     environment = probe(config.backend, config.stall_s)

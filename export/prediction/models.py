@@ -20,6 +20,7 @@ from edgerpn.export.prediction.config import PredictConfig
 from edgerpn.images.header import Exif
 from edgerpn.letterbox import letterbox
 from edgerpn.machine import available_cores
+from edgerpn.models import is_checkpoint
 from edgerpn.proposals import Proposals
 from edgerpn.runtime.model import Model, load
 from edgerpn.runtime.run.runner import GPU_BATCH, natural_batch
@@ -60,7 +61,7 @@ def open_predictor(file: Path, config: PredictConfig, *, allow_host_code: bool =
         EngineLoadError: The exported model cannot be loaded.
         ManifestError: The exported model's manifest is missing or does not fit.
     """
-    return _checkpoint(file, config) if file.suffix == ".pt" else _exported(file, config, allow_host_code)
+    return _checkpoint(file, config) if is_checkpoint(file) else _exported(file, config, allow_host_code)
 
 
 def fit_source(

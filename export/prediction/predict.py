@@ -16,6 +16,7 @@ import numpy as np
 
 from edgerpn import __version__, files, settings
 from edgerpn.errors import ConfigError
+from edgerpn.export.model_names import find_any_model
 from edgerpn.export.prediction import inputs
 from edgerpn.export.prediction.config import PredictConfig
 from edgerpn.export.prediction.inputs import InputFile
@@ -102,7 +103,8 @@ def predict(
     called again with the same arguments; its outputs are those of a run in one go.
 
     Args:
-        model: Checkpoint (.pt), ONNX file or engine; only a checkpoint needs PyTorch.
+        model: Checkpoint (.pt), ONNX file or engine; or the name of an installed model, such as `general`. Only a
+            checkpoint needs PyTorch.
         images: Images, videos, folders or globs of images, and lists of files (.txt); none: all images of `data`.
         output: Folder of the outputs.
         config: Choice of the proposals and form of the outputs; None: the defaults.
@@ -135,7 +137,7 @@ def predict(
     if not found:
         raise ConfigError(["predict: no images; name images, videos, folders or lists, or a data set"])
     job = _Job(
-        model=Path(model),
+        model=find_any_model(model),
         folder=Path(output),
         found=tuple(found),
         config=config,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from edgerpn import manifest as manifests
 from edgerpn.errors import ConfigError
+from edgerpn.models import find_model
 from edgerpn.runtime.run.streams_config import SourceConfig
 
 
@@ -36,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--set", metavar="KEY=VALUE", action="append", default=[], help="change a setting, as in `edgerpn run`"
     )
     parser.add_argument(
-        "--model", metavar="FILE", help="model.onnx or model.engine; compares the frame size with its input"
+        "--model",
+        metavar="FILE",
+        help="model.onnx, model.engine or an installed model (general); compares the frame size with its input",
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
@@ -46,6 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     Raises:
         ConfigError: The arguments contradict each other, or a setting is invalid.
+        EngineLoadError: No model of such a name is installed.
         ManifestError: The model's manifest cannot be read.
     """
     if arguments.what == "stream":
@@ -75,7 +79,7 @@ def _stream(arguments: argparse.Namespace) -> int:
     config = choose_source(arguments.config, arguments.source, arguments.set).capture
     network_hw = None
     if arguments.model is not None:
-        network_hw = manifests.read(arguments.model).input.network_hw
+        network_hw = manifests.read(find_model(arguments.model)).input.network_hw
     print(f"measuring {config.label} for {arguments.seconds:g} s ...", file=sys.stderr)
     recording = record(config, arguments.seconds)
     key_frames, clock = None, None

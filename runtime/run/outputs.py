@@ -60,7 +60,7 @@ class OutputFlags:
         return files if self.output is None else [*files, str(Path(self.output) / "proposals.jsonl")]
 
 
-def check_outputs(flags: OutputFlags, model: str, config: StreamsConfig, opened: Mapping[str, Source]) -> None:
+def check_outputs(flags: OutputFlags, model: str | Path, config: StreamsConfig, opened: Mapping[str, Source]) -> None:
     """Makes sure that windows can open, and that no output would overwrite an input or another output.
 
     Raises:

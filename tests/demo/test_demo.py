@@ -18,9 +18,12 @@ import pytest
 from edgerpn import files, manifest
 from edgerpn.__main__ import main
 from edgerpn.demo.cli import add_arguments, training_settings
+from edgerpn.demo.starts import STARTS
 from edgerpn.demo.steps import MARKER, DemoFolder
 from edgerpn.errors import ConfigError
 from edgerpn.proposals import pairwise_iou
+from edgerpn.train.checkpoint import load_checkpoint
+from edgerpn.train.run.folder import RunFolder, read_log
 
 NUM_FRAMES = 6
 
@@ -47,8 +50,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
 @pytest.mark.slow
 def test_the_demo_announces_its_steps_and_ends_with_the_table_and_the_paths(demo: Demo) -> None:
     steps = re.findall(r"^\[(\d)/(\d)\]", demo.output, flags=re.MULTILINE)
-    assert steps == [(str(number), "6") for number in range(1, 7)]
-    end = demo.output.split("[6/6]")[1]
+    assert steps == [(str(number), "8") for number in range(1, 9)]
+    end = demo.output.split("[8/8]")[1]
     row = re.search(r"^AR@100 +([0-9.]+) +([0-9.]+)$", end, flags=re.MULTILINE)
     assert row is not None
     assert float(row[1]) == pytest.approx(float(row[2]), abs=0.0011)
@@ -71,6 +74,21 @@ def test_the_exported_model_is_that_of_the_checkpoint_and_states_its_recall(demo
 
 
 @pytest.mark.slow
+def test_both_trainings_are_in_the_report_from_before_their_first_step_on(demo: Demo) -> None:
+    html = demo.folder.report.read_text(encoding="utf-8")
+    for start, name in STARTS.items():
+        row = re.search(rf"<th scope='row'>{name}</th>((?:<td class='number'>[^<]*</td>)+)", html)
+        assert row is not None
+        before, after, steps = re.findall(">([^<]+)</td>", row[1])
+        assert f"\n{name}: AR@100 {before}\n" in demo.output
+        history = read_log(demo.folder.runs[start] / "log.csv")
+        assert float(after) == pytest.approx([row["AR@100"] for row in history if "AR@100" in row][-1], abs=0.00051)
+        assert int(steps) == max(int(row["step"]) for row in history)
+        assert RunFolder(demo.folder.runs[start]).read_last().settings.loop.start == start
+    assert load_checkpoint(demo.folder.checkpoint).settings.loop.start == "general"
+
+
+@pytest.mark.slow
 def test_every_frame_has_its_line_and_its_picture(demo: Demo) -> None:
     records = [json.loads(line) for line in demo.folder.results.read_text().splitlines()]
     assert [record["frame"] for record in records] == list(range(NUM_FRAMES))
@@ -86,7 +104,14 @@ def test_every_frame_has_its_line_and_its_picture(demo: Demo) -> None:
 @pytest.mark.slow
 def test_the_report_states_what_the_files_hold(demo: Demo) -> None:
     html = demo.folder.report.read_text(encoding="utf-8")
-    for heading in ("Training", "Recall", "Proposals beside ground truth", "Time per frame", "Made with"):
+    for heading in (
+        "General weights and a random start",
+        "Fine-tuning",
+        "Recall",
+        "Proposals beside ground truth",
+        "Time per frame",
+        "Made with",
+    ):
         assert f"<h2>{heading}</h2>" in html
     for stage in ("decode", "preprocess", "inference", "postprocess", "write"):
         assert f"<th scope='row'>{stage}</th>" in html
@@ -96,6 +121,9 @@ def test_the_report_states_what_the_files_hold(demo: Demo) -> None:
     recall = manifest.read(demo.folder.model).recall
     assert recall is not None
     assert f"<dd class='value'>{dict(recall.metrics)['AR@100']:.3f}</dd>" in html
+    config = re.search(r"all settings are in ([^<]+)\.</p>", html)
+    assert config is not None
+    assert Path(config[1]).is_file()
     counts = re.search(r"Of the (\d+) objects in these frames, (\d+) \(", html)
     assert counts is not None
     assert (int(counts[1]), int(counts[2])) == count_covered(demo.folder)

@@ -15,12 +15,15 @@ import pytest
 
 import edgerpn.page
 from edgerpn.demo import report
-from edgerpn.demo.charts import Points, line_chart, moving_average
+from edgerpn.demo.charts import Points, line_chart, moving_average, spread
 from edgerpn.demo.report import picture_figure, score_color
+from edgerpn.demo.starts import StartedRun
 from edgerpn.demo.steps import Picture
 from edgerpn.page import headlines
 from edgerpn.page import page as html_page
 from edgerpn.proposals import Proposals
+from edgerpn.train.recall.measurement import Evaluation
+from edgerpn.train.run.loop import TrainResult
 
 EVIL = "<script>alert('x')</script> & \"co\""
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -38,27 +41,39 @@ def picture(name: str = "street.jpg", *, width: int = 200) -> Picture:
     )
 
 
-def full_page(text: str = "plain") -> str:
-    history: list[dict[str, float]] = [
-        {
-            "step": step,
-            "loss": 3 / (1 + step),
-            "objectness": 1 / (1 + step),
-            "box": 2 / (1 + step),
-            "learning_rate": 0.01,
-        }
-        for step in range(50)
+def started(*ar100: float) -> StartedRun:
+    """A run of 50 steps with this AR@100 at 0 s, 30 s, 60 s, ..."""
+    losses = [
+        {"step": step, "loss": 3 / (1 + step), "objectness": 1 / (1 + step), "box": 2 / (1 + step)}
+        for step in range(1, 51)
     ]
-    history += [{"step": step, "AR@100": 0.01 * step} for step in (25, 50)]
+    evaluations = [{"step": 25 * i, "seconds": 30 * i, "AR@100": value} for i, value in enumerate(ar100)]
+    history: list[dict[str, float]] = [*losses, *evaluations[1:]]
+    return StartedRun(
+        before=Evaluation(
+            metrics={"AR@100": ar100[0]},
+            latency_ms={},
+            images_per_s=1,
+            num_images=4,
+            num_proposals=1000,
+            data_sha256="",
+        ),
+        training=TrainResult(best=Path(), last=Path(), history=history, metrics={}, interrupted=False),
+    )
+
+
+def full_page(text: str = "plain") -> str:
+    general, random = started(0.2, 0.4, 0.5), started(0.01, 0.1, 0.3)
     columns = {
         text: {"AR@100": 0.3412, "AR@100-small": -1.0, "AR@100-large": -1.0},
         "ONNX": {"AR@100": 0.3409, "AR@100-large": -1.0, text: 0.5},
     }
     sections = (
         headlines([(text, text, text)]),
-        report.training(history),
+        report.comparison({"general": general, "random": random}, minutes=1.5),
+        report.losses(general.training.history),
         report.recall(columns, text),
-        report.pictures([picture(text), picture(text)]),
+        report.pictures([picture(text), dataclasses.replace(picture(text), before=picture(text).proposals[1:])]),
         report.timings({text: [2.0] * 19 + [4.0], "write": [8.0] * 19 + [10.0]}, text),
         report.commands([(text, text)]),
         report.versions_table({text: text}),
@@ -111,8 +126,8 @@ def test_the_page_is_well_formed_and_loads_nothing() -> None:
     assert "@import" not in html
     assert html.count("url(") == html.count("url(#")
     assert "default-src &#x27;none&#x27;" in html or "default-src 'none'" in html
-    assert page.counts["table"] == 3
-    assert page.counts["figure"] == 5
+    assert page.counts["table"] == 4
+    assert page.counts["figure"] == 4
     assert page.unlabelled_svgs == 0
     assert page.counts["style"] == 1
     assert len(page.ids) == len(set(page.ids)) > 2
@@ -130,9 +145,33 @@ def test_every_text_is_escaped() -> None:
 
 
 def test_a_run_without_a_log_has_no_section_on_training() -> None:
-    page = Page(html_page("Nothing", "Yet.", [report.training([])]))
+    page = Page(html_page("Nothing", "Yet.", [report.losses([])]))
     assert page.counts["section"] == page.counts["figure"] == 0
     assert page.counts["h1"] == 1
+
+
+def test_both_starts_have_a_curve_from_before_training_on_and_a_row() -> None:
+    html = report.comparison(
+        {"general": started(0.2, 0.4, 0.5), "random": started(0.01, 0.1, 0.3, 0.45, 0.4)}, minutes=1.5
+    )
+    general, random = (max(paths(html, series=number), key=len) for number in (1, 2))
+    assert (len(general), len(random)) == (3, 5)
+    # Both begin at 0 s; the height of the first points shows that 0.2 is above 0.01 (SVG counts downwards).
+    assert general[0][0] == random[0][0]
+    assert general[1][0] == random[1][0]
+    assert random[0][1] - general[0][1] == pytest.approx((0.2 - 0.01) / (0.5 - 0.2) * (general[0][1] - general[2][1]))
+    assert all(f">{name}</text>" in html for name in ("general", "random"))
+    rows = {
+        name: re.findall(r"<td class='number'>(.*?)</td>", cells)
+        for name, cells in re.findall(r"<th scope='row'>(.*?)</th>(.*?)</tr>", html)
+    }
+    assert rows == {"general weights": ["0.200", "0.500", "50"], "random weights": ["0.010", "0.400", "100"]}
+
+
+def test_names_at_the_ends_of_lines_do_not_cover_each_other() -> None:
+    assert spread([0.5, 0.1, 0.52], 0.1) == pytest.approx([0.5, 0.1, 0.6])
+    assert spread([0.3, 0.3, 0.3], 0.1) == pytest.approx([0.3, 0.4, 0.5])
+    assert spread([0.3, 0.1], 0.1) == [0.3, 0.1]
 
 
 def test_the_recall_table_shows_both_models_and_their_difference() -> None:
@@ -179,6 +218,17 @@ def test_a_picture_says_how_many_objects_matched_and_draws_only_the_best_proposa
     assert proposals.count("class='edge'") == 2
     # The best is drawn last, so that it lies on top.
     assert proposals.index(score_color(0.6)) < proposals.index(score_color(0.9))
+
+
+def test_proposals_before_training_have_a_panel_and_a_count_of_their_own() -> None:
+    before = picture().proposals[[0]]
+    html = picture_figure(dataclasses.replace(picture(), before=before), number=1, num_shown=2)
+    assert "2 of 3 objects matched at IoU 0.5 by 3 proposals; without training 1 by 1; the best 2" in html
+    _, middle, right = re.split("<use ", html)
+    assert "general weights, no training" not in middle
+    assert middle.count(score_color(0.9)) == right.count(score_color(0.9)) == 1
+    assert score_color(0.6) in right
+    assert score_color(0.6) not in middle
 
 
 @pytest.mark.parametrize(("width", "expected"), [(200, (100, 200)), (1280, (50, 640))])
@@ -236,9 +286,9 @@ def chart(points: Points, *, smooth: bool = False) -> str:
     return line_chart({"a": points}, x_label="x", y_label="loss", summary="s", smooth=smooth)
 
 
-def paths(html: str) -> list[list[tuple[float, float]]]:
-    """Points of the lines in the first colour, in units of the drawing."""
-    found = re.findall(r'<path d="([^"]+)"[^>]*stroke: var\(--series-1\)', html)
+def paths(html: str, *, series: int = 1) -> list[list[tuple[float, float]]]:
+    """Points of the lines in a colour of the page, in units of the drawing."""
+    found = re.findall(rf'<path d="([^"]+)"[^>]*stroke: var\(--series-{series}\)', html)
     return [[(float(x), float(y)) for x, y in re.findall(r"[ML] ([-\d.]+) ([-\d.]+)", path)] for path in found]
 
 

@@ -8,8 +8,11 @@ the grey 114 of padding counts as nothing.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
-from collections.abc import Callable
+import shutil
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -64,6 +67,29 @@ def video_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def make_video() -> Callable[..., None]:
     return write_video
+
+
+@pytest.fixture
+def street(tmp_path: Path, model_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Installs a package, as pip would, that brings the `bright` model under the name `street`; its file."""
+    site = tmp_path / "site-packages"
+    info = site / "streetmodels-1.2.dist-info"
+    info.mkdir(parents=True)
+    for file in model_path.parent.iterdir():
+        shutil.copyfile(file, site / file.name)
+    (site / "streetmodels.py").write_text(
+        "from pathlib import Path\n\nSTREET = Path(__file__).with_name('bright.onnx')\nGONE = STREET.parent / 'gone'\n"
+    )
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: streetmodels\nVersion: 1.2\n")
+    (info / "entry_points.txt").write_text(
+        "[edgerpn.models]\nstreet = streetmodels:STREET\ngone = streetmodels:GONE\n"
+        "nameless = streetmodels:NOTHING\nwrong = streetmodels:Path\n"
+    )
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    importlib.invalidate_caches()
+    yield site / "bright.onnx"
+    sys.modules.pop("streetmodels", None)
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import pickle
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,17 @@ import numpy as np
 import pytest
 import torch
 
-from edgerpn import settings
+from edgerpn import files, settings
 from edgerpn.errors import CheckpointError
-from edgerpn.train.checkpoint import FORMAT, Checkpoint, load_checkpoint, load_model, save_checkpoint
+from edgerpn.models import GENERAL
+from edgerpn.train.checkpoint import (
+    FORMAT,
+    Checkpoint,
+    load_checkpoint,
+    load_model,
+    save_checkpoint,
+    save_weights,
+)
 from edgerpn.train.config import TrainSettings, load_settings
 from edgerpn.train.network.model import Rpn
 
@@ -204,3 +213,62 @@ def test_an_unwritable_checkpoint_leaves_the_old_one(saved: Path) -> None:
         save_checkpoint(broken, saved)
     assert saved.read_bytes() == before
     assert [p.name for p in saved.parent.iterdir()] == ["last.pt"]
+
+
+def test_weights_to_share_hold_settings_and_half_precision(saved: Path, tmp_path: Path) -> None:
+    whole = load_checkpoint(saved)
+    save_weights(whole, tmp_path / "shared.safetensors")
+    found = load_checkpoint(tmp_path / "shared.safetensors")
+    assert found.settings == whole.settings
+    assert (found.step, found.metrics, found.data_sha256) == (12, {"AR@100": 0.25}, "ab" * 32)
+    assert (found.training, found.data_folder) == (None, "")
+    assert found.versions == whole.versions
+    assert set(found.weights) == set(whole.weights)
+    for name, value in found.weights.items():
+        expected = whole.weights[name]
+        assert value.dtype == expected.dtype
+        assert torch.equal(value, expected.half().float() if expected.is_floating_point() else expected)
+    model, _ = load_model(tmp_path / "shared.safetensors")
+    assert not model.training
+
+
+def test_weights_beyond_half_precision_are_not_written(saved: Path, tmp_path: Path) -> None:
+    whole = load_checkpoint(saved)
+    name = next(iter(whole.weights))
+    huge = dataclasses.replace(whole, weights={**whole.weights, name: torch.full_like(whole.weights[name], 1e5)})
+    with pytest.raises(CheckpointError, match=f"{name}.*float16"):
+        save_weights(huge, tmp_path / "shared.safetensors")
+    assert not (tmp_path / "shared.safetensors").exists()
+
+
+def test_damaged_or_foreign_weights_are_refused(saved: Path, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    file = tmp_path / "shared.safetensors"
+    save_weights(load_checkpoint(saved), file)
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="not weights, or damaged"):
+        load_checkpoint(file)
+    save_file({"weight": torch.zeros(2)}, file)
+    with pytest.raises(CheckpointError, match="without settings of edgerpn"):
+        load_checkpoint(file)
+    save_file({"weight": torch.zeros(2)}, file, metadata={"edgerpn": '{"format": 99}'})
+    with pytest.raises(CheckpointError, match="weights of format 99"):
+        load_checkpoint(file)
+
+
+def test_the_general_weights_are_a_checkpoint_and_a_file_of_their_name_comes_first(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, checkpoint = load_model(GENERAL)
+    assert checkpoint.settings.model == load_settings().model
+    assert sum(value.numel() for value in model.parameters()) > 1_900_000
+    saved.rename(tmp_path / GENERAL)
+    assert load_checkpoint(GENERAL).step == 12
+
+
+def test_the_card_of_the_general_weights_names_their_hash() -> None:
+    folder = Path(str(resources.files("edgerpn.train") / "weights"))
+    (row,) = [line for line in (folder / "edge-general.md").read_text().splitlines() if "`edge-general.saf" in line]
+    assert files.sha256(folder / "edge-general.safetensors") in row

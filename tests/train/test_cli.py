@@ -123,7 +123,8 @@ def test_a_run_prints_its_table_and_its_best_checkpoint(
     assert main(["train", *folders, *sets]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{data_folder}: COCO (train.json, val.json); train: train.json, val: val.json"
-    assert lines[1].endswith("parameters, 16 images, cpu, fp32")
+    assert lines[1].startswith("start: random weights; the general ones do not fit: ")
+    assert lines[2].endswith("parameters, 16 images, cpu, fp32")
     assert lines[-1] == f"best checkpoint: {out / 'best.pt'}"
     assert any(line.split()[0] == "AR@100" for line in lines)
 

@@ -156,9 +156,7 @@ class _BatchKey:
 class _BatchSource:
     """Makes batches from keys; every worker has a copy."""
 
-    def __init__(
-        self, records: Sequence[ImageRecord], config: DataConfig, sampler: Sampler, cache: ImageCache
-    ) -> None:
+    def __init__(self, records: Sequence[ImageRecord], config: DataConfig, sampler: Sampler, cache: ImageCache) -> None:
         self._records = records
         self._config = config
         self._sampler = sampler
@@ -169,7 +167,7 @@ class _BatchSource:
         try:
             batch = collate(
                 [self._sample(key.epoch, draw, key.view_hw) for draw in key.draws],
-                [self._records[draw.index].image_id for draw in key.draws],
+                [self._records[draw.image].image_id for draw in key.draws],
             )
         except DataError as error:
             return error
@@ -186,10 +184,10 @@ class _BatchSource:
         rng = self._sampler.numbers_of(draw, epoch)
         view = draw_view(config, rng)
         if rng.random() >= config.mosaic_probability or min(view_hw) < SMALLEST_PX:
-            return self._show(draw.index, view, view_hw)
+            return self._show(draw.image, view, view_hw)
         tiles = draw_tiles(view_hw, rng)
         others = self._sampler.draw_others(len(tiles) - 1, rng)
-        parts = [(draw.index, view), *((other, draw_view(config, rng)) for other in others)]
+        parts = [(draw.image, view), *((other, draw_view(config, rng)) for other in others)]
         return compose_mosaic(view_hw, tiles, lambda number, tile: self._show(*parts[number], tile.hw))
 
     def _show(self, index: int, view: RandomView, view_hw: tuple[int, int]) -> Sample:

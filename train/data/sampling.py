@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 Balance = Literal["images", "folders"]
 
@@ -21,7 +20,7 @@ _ORDER, _SAMPLE = 0, 1
 class Draw(NamedTuple):
     """One image of an epoch."""
 
-    index: int
+    image: int
     """Number of the image."""
     repeat: int
     """How often the epoch drew this image before; each time it looks different."""
@@ -72,7 +71,7 @@ class Sampler:
     def numbers_of(self, draw: Draw, epoch: int) -> np.random.Generator:
         """Returns the source of all random numbers of a drawn image's view."""
         again = (draw.repeat,) if draw.repeat else ()
-        return random_numbers(self._seed, _SAMPLE, epoch, draw.index, *again)
+        return random_numbers(self._seed, _SAMPLE, epoch, draw.image, *again)
 
 
 def random_numbers(seed: int, tag: int, *numbers: int) -> np.random.Generator:

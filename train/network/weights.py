@@ -89,13 +89,17 @@ def load_backbone_weights(backbone: Backbone, file: str | os.PathLike[str]) -> i
     return len(chosen)
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    purpose = f"reading {path.name}"
-    library = require("safetensors", extra="safetensors", purpose=purpose)
-    reader = require("safetensors.torch", extra="safetensors", purpose=purpose)
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Reads tensors, on the CPU, and the texts of the header.
+
+    Raises:
+        CheckpointError: The file cannot be read, or is damaged.
+        MissingDependencyError: The package safetensors is not installed.
+    """
+    library = require("safetensors", extra="train", purpose=f"reading {path.name}")
     try:
-        with native_path(path) as native:
-            return dict(reader.load_file(native))
+        with native_path(path) as native, library.safe_open(native, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except (library.SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not weights, or damaged: {error}") from error
 
@@ -107,7 +111,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         CheckpointError: The file cannot be read, or has other content.
     """
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        return read_safetensors(path)[0]
     state = load_tensors(path, expected="weights")
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path}: expected a state dict (name -> tensor), got {type(state).__name__}")

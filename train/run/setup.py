@@ -29,6 +29,7 @@ from edgerpn.train.run.device import Compute, keep_freed_memory, place
 from edgerpn.train.run.folder import RunFolder, tensorboard_writer
 from edgerpn.train.run.ranks import Ranks
 from edgerpn.train.run.saving import restore
+from edgerpn.train.run.start import Start, choose_start
 from edgerpn.train.run.state import RunProgress, TrainingRun
 from edgerpn.train.run.sync_norm import synchronize_norms
 
@@ -61,6 +62,8 @@ class RunInputs:
     """The validation images."""
     checkpoint: Checkpoint | None
     """The state to resume from; None for a new run."""
+    start: Start | None
+    """The weights that a new run starts from; None to resume."""
 
 
 def set_up(request: RunRequest, ranks: Ranks, compute: Compute) -> TrainingRun:
@@ -75,7 +78,7 @@ def set_up(request: RunRequest, ranks: Ranks, compute: Compute) -> TrainingRun:
     folder, log = request.folder, request.log
     inputs = ranks.compute_on_first(lambda: read_inputs(request, ranks))
     records, checkpoint = inputs.train_set.records, inputs.checkpoint
-    settings = _with_batch_size(request.settings, checkpoint)
+    settings = _as_saved(request.settings, checkpoint)
     # Before the first GPU operation: the libraries read these settings once.
     _make_deterministic(settings, compute, ranks)
     settings = resolve_batch_size(settings, records, ranks, compute, log)
@@ -84,6 +87,8 @@ def set_up(request: RunRequest, ranks: Ranks, compute: Compute) -> TrainingRun:
     # Again, because trial batches may have drawn random numbers.
     torch.manual_seed(settings.loop.seed)
     model = Rpn(settings.model)
+    if inputs.start is not None:
+        settings = inputs.start.apply(model, settings, log)
     if request.backbone_weights is not None and checkpoint is None and ranks.is_first:
         # DistributedDataParallel copies these weights to the other processes.
         count = load_backbone_weights(model.backbone, request.backbone_weights)
@@ -138,8 +143,9 @@ def read_inputs(request: RunRequest, ranks: Ranks) -> RunInputs:
 
     Raises:
         DataError: The data cannot be used.
-        ConfigError: The settings do not fit the processes, or the folder's state does not fit the request.
-        CheckpointError: last.pt and the checkpoint before it are damaged.
+        ConfigError: The settings do not fit the processes or the weights to start from, or the folder's state does not
+            fit the request.
+        CheckpointError: The weights to start from cannot be read, or last.pt and the checkpoint before it are damaged.
     """
     if request.settings.loop.compile and ranks.size > 1:
         raise ConfigError(
@@ -151,10 +157,11 @@ def read_inputs(request: RunRequest, ranks: Ranks) -> RunInputs:
     checkpoint = _checkpoint(request, ranks)
     if checkpoint is None:
         request.folder.check_new()
+    start = choose_start(request.settings, backbone_weights=request.backbone_weights) if checkpoint is None else None
     splits = find_train_and_val(request.data, request.settings.data.choice, request.log)
     train_set, val_set = (_read_split(request, split) for split in splits)
     _check_sets(request.settings, train_set, val_set, splits)
-    return RunInputs(train_set=train_set, val_set=val_set, checkpoint=checkpoint)
+    return RunInputs(train_set=train_set, val_set=val_set, checkpoint=checkpoint, start=start)
 
 
 def _checkpoint(request: RunRequest, ranks: Ranks) -> Checkpoint | None:
@@ -172,18 +179,21 @@ def _checkpoint(request: RunRequest, ranks: Ranks) -> Checkpoint | None:
     except CheckpointError:
         return None
     state = checkpoint.training or {}
-    is_same = checkpoint.settings == _with_batch_size(request.settings, checkpoint)
+    is_same = checkpoint.settings == _as_saved(request.settings, checkpoint)
     if not is_same or state.get("torchrun_id") != ranks.run_key:
         return None
     request.log(f"torchrun restarted this run ({ranks.run_id})")
     return checkpoint
 
 
-def _with_batch_size(settings: TrainSettings, checkpoint: Checkpoint | None) -> TrainSettings:
-    """Returns the settings; if the batch size is automatic, with the size and rate that the run chose before."""
-    if checkpoint is None or settings.data.batch_size:
+def _as_saved(settings: TrainSettings, checkpoint: Checkpoint | None) -> TrainSettings:
+    """Returns the settings with what the run chose before: its start, and an automatic batch size with its rate."""
+    if checkpoint is None:
         return settings
     saved = checkpoint.settings
+    settings = dataclasses.replace(settings, loop=dataclasses.replace(settings.loop, start=saved.loop.start))
+    if settings.data.batch_size:
+        return settings
     return dataclasses.replace(
         settings,
         data=dataclasses.replace(settings.data, batch_size=saved.data.batch_size),
