@@ -235,7 +235,7 @@ def candidates_for(ranked: Candidates, config: ProposalConfig) -> int:
         own = levels == level
         keep[own] = nms_greedy(boxes[own], valid[own], iou_threshold=config.nms_iou)
     places = keep.nonzero()[: config.num_kept, 0]
-    if config.soft_nms_iou < 1:
+    if config.soft_nms_iou < 1 and len(places):
         scores = rescored(ranked.boxes[:, places], ranked.scores[:, places], config)[0]
         best, order = scores.topk(min(config.num_proposals, len(scores)))
         places = places[order[best >= 0]]

@@ -20,9 +20,10 @@ from edgerpn.train.network.boxes import clip_boxes, decode_boxes
 from edgerpn.train.network.nms import largest_overlap, nms_fixed, nms_keep
 
 SOFT_MORE = 200
-"""Soft NMS rescores the best 2 * K + SOFT_MORE boxes: later boxes are hardly ever among the best K afterwards. In a crowd
-NMS leaves several boxes on each object, whose scores then fall below those of boxes far behind them; a list of 2 * K
-lost up to 0.018 AR@100 for K = 100. The work grows with the square of the list."""
+"""Soft NMS rescores the best 2 * K + SOFT_MORE boxes: later boxes are hardly ever among the best K afterwards.
+
+In a crowd NMS leaves several boxes on each object; their scores fall below those of boxes far behind them. A list of
+2 * K lost up to 0.018 AR@100 for K = 100. The work grows with the square of the list."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -169,9 +169,7 @@ def test_the_list_to_rescore_is_as_long_as_every_tensorrt_can_sort() -> None:
 def test_few_proposals_are_the_first_of_many_in_a_crowd(nms: Nms, num_proposals: int, num_boxes: int) -> None:
     levels, anchors = crowd(num_proposals, num_boxes)
     few, many = (
-        select_proposals(
-            levels, anchors, content_hw=CROWD_HW, config=ProposalConfig(num_proposals=count), nms=nms
-        )
+        select_proposals(levels, anchors, content_hw=CROWD_HW, config=ProposalConfig(num_proposals=count), nms=nms)
         for count in (num_proposals, 1000)
     )
     # One box on each object; a list of 2 K boxes would end at half of the objects or before.
