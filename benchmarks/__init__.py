@@ -6,9 +6,8 @@ streams     many sources, overload, soak, dead consumers
 web_page    the cost of viewers of the web page
 recall      recall for equal training time
 domains     recall on many domains, without training on them and after some
-general     general.prepare: the training data of the general weights
-general.release  exports the general weights into the package edgerpn-general
-nms         forms of NMS; nms.recall: recall by its thresholds
+general     general.prepare: the training data of the general weights; general.release: puts weights into the packages
+nms         forms of NMS; nms.recall: recall by its thresholds; nms.soft_list: by the list that is rescored
 precision   float16 and int8
 data_check  time and memory of `edgerpn data check` on a large set
 data_convert time and memory of `edgerpn data convert` on a large set

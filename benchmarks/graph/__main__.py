@@ -14,6 +14,7 @@ alternately with the others, and the whole may take at most 0.4 of its time.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import platform
@@ -32,6 +33,7 @@ from benchmarks.inference import make_session
 from edgerpn import files
 from edgerpn.export.export_config import ExportConfig
 from edgerpn.export.onnx.graph import export_module, export_program
+from edgerpn.export.onnx.nms_chain import measure_candidates, with_margin
 from edgerpn.letterbox import parse_hw
 from edgerpn.train.checkpoint import load_model
 from edgerpn.train.config import load_settings
@@ -70,9 +72,10 @@ def make_graphs(
     torch.manual_seed(0)
     model = load_model(checkpoint)[0] if checkpoint else Rpn(load_settings().model).eval()
     config = ExportConfig(network_hw=hw, batch=1)
-    detector: Detector = export_module(
-        model, ProposalConfig(num_proposals=100, pre_nms=1000, nms_candidates=1000), config, hw
-    )
+    detector: Detector = export_module(model, ProposalConfig(num_proposals=100, pre_nms=1000), config, hw)
+    # As many candidates as an export would choose with these frames.
+    count = with_margin(max(measure_candidates(detector, frames_of(hw))), detector.proposals)
+    detector.proposals = dataclasses.replace(detector.proposals, nms_candidates=count)
     frames = torch.zeros((1, *hw, 3), dtype=torch.uint8)
     parts: dict[str, tuple[nn.Module, Tensor]] = {
         "network": (Network(detector.model), detector.model.normalize(frames)),

@@ -15,16 +15,19 @@ import dataclasses
 import itertools
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import cv2
 import torch
+from torch import Tensor
 
 from edgerpn import files
-from edgerpn.letterbox import letterbox
+from edgerpn.letterbox import Letterbox, letterbox
 from edgerpn.progress import track
 from edgerpn.train.checkpoint import load_model
+from edgerpn.train.data.annotations import ImageId
 from edgerpn.train.data.coco import Dataset, read_coco, read_image
 from edgerpn.train.network.detector import Detector
 from edgerpn.train.network.layers import fuse_batch_norm
@@ -36,24 +39,41 @@ BUDGETS = ("AR@10", "AR@100", "AR@300", "AR@1000")
 Thresholds = tuple[float, float]
 """IoU above which a box is dropped, and above which it loses score."""
 
+Levels = list[tuple[Tensor, Tensor]]
+"""Logits (1, A) and deltas (1, A, 4) of each pyramid level."""
+
 
 @torch.inference_mode()
+def network_outputs(detector: Detector, dataset: Dataset) -> Iterator[tuple[ImageId, Letterbox, Levels]]:
+    """Runs the network on each image; yields its id, how it lies in the input, and the levels."""
+    for record in track(dataset.records, "images", unit="image"):
+        frame = read_image(record.file)
+        geometry = letterbox((frame.shape[0], frame.shape[1]), detector.network_hw)
+        yield (
+            record.image_id,
+            geometry,
+            detector.network_levels(torch.from_numpy(geometry.apply(frame, cv2.resize))[None]),
+        )
+
+
+def results_of(image_id: ImageId, geometry: Letterbox, boxes: Tensor, scores: Tensor) -> list[dict[str, Any]]:
+    """COCO results of the boxes (M, 4), pixels of the network's input, that are in the picture."""
+    in_frame = geometry.to_frame(boxes.numpy())
+    visible = (in_frame[:, 2] > in_frame[:, 0]) & (in_frame[:, 3] > in_frame[:, 1])
+    return coco_results(image_id, in_frame[visible], scores.numpy()[visible])
+
+
 def measure(
     detector: Detector, dataset: Dataset, stages: dict[Thresholds, ProposalConfig]
 ) -> dict[Thresholds, dict[str, float]]:
     """Average recall with each setting of the proposal stage."""
     anchors = [detector.get_buffer(f"anchors_{level}") for level in range(detector.num_levels)]
     results: dict[Thresholds, list[dict[str, Any]]] = {pair: [] for pair in stages}
-    for record in track(dataset.records, "images", unit="image"):
-        frame = read_image(record.file)
-        geometry = letterbox((frame.shape[0], frame.shape[1]), detector.network_hw)
-        levels = detector.network_levels(torch.from_numpy(geometry.apply(frame, cv2.resize))[None])
+    for image_id, geometry, levels in network_outputs(detector, dataset):
         for pair, config in stages.items():
             batch = select_proposals(levels, anchors, content_hw=detector.content_hw, config=config)
             count = int(batch.count[0])
-            boxes = geometry.to_frame(batch.boxes[0, :count].numpy())
-            visible = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-            results[pair] += coco_results(record.image_id, boxes[visible], batch.scores[0, :count].numpy()[visible])
+            results[pair] += results_of(image_id, geometry, batch.boxes[0, :count], batch.scores[0, :count])
     truth = dataset.coco_ground_truth()
     return {pair: average_recall(truth, found) for pair, found in results.items()}
 

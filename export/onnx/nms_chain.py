@@ -6,8 +6,8 @@ Both are counted so that "enough" can be proved:
   first round after which the iteration changes nothing. The solution is unique, so with as many rounds or more
   `nms_fixed` is greedy NMS on this group, and with fewer it is not (one round is the least there is).
 - *Candidates* of an image: the place, in the list of all levels sorted by logit, of the last of its K proposals. A cut
-  behind that place changes nothing, because NMS judges a box by better boxes only; a cut before it loses
-  proposals. (With soft NMS, the last of the boxes that are rescored.)
+  behind that place changes nothing, because NMS and soft NMS judge a box by better boxes only; a cut before it loses
+  proposals.
 
 Both are facts of the images that were measured; a margin is added for the others, and `check_convergence` proves that
 the numbers chosen are enough for a set of images.
@@ -37,7 +37,7 @@ from edgerpn.targets import TOPK_LIMIT
 from edgerpn.train.network.detector import Detector
 from edgerpn.train.network.model import Rpn
 from edgerpn.train.network.nms import nms_converged, nms_greedy
-from edgerpn.train.network.proposal_stage import Candidates, ProposalConfig, nms_groups, ranked_candidates
+from edgerpn.train.network.proposal_stage import Candidates, ProposalConfig, nms_groups, ranked_candidates, rescored
 
 Frame = npt.NDArray[np.uint8]
 """(N, H, W, 3) BGR frames in the size of the detector's input; N is usually 1."""
@@ -107,7 +107,7 @@ def measure_chain(detector: Detector, frames: Iterable[Frame]) -> NmsWork:
 def measure_candidates(detector: Detector, frames: Iterable[Frame]) -> list[int]:
     """Returns the candidates that each image needs, for either form of the NMS; arguments as for `measure_chain`."""
     return [
-        _candidates_for(_ranked(detector, levels, anchors), detector.proposals)
+        candidates_for(_ranked(detector, levels, anchors), detector.proposals)
         for levels, anchors in _network_levels(detector, frames)
     ]
 
@@ -117,20 +117,20 @@ def choose_iterations(chain: NmsWork) -> int:
     return max(MIN_ITERATIONS, chain.longest + 4, math.ceil(1.5 * chain.longest))
 
 
-def choose_candidates(chain: NmsWork) -> int | None:
-    """Chooses candidates that also suit other images: half as many again, in steps of 64.
+def choose_candidates(chain: NmsWork, stage: ProposalConfig) -> int | None:
+    """Chooses candidates of the portable NMS that also suit other images, see `with_margin`.
 
     Returns:
         A value for `ProposalConfig.nms_candidates`; None where one list of so many boxes costs more than the groups
         do one by one (NMS costs the square of the boxes).
     """
-    count = with_margin(chain.candidates)
+    count = with_margin(chain.candidates, stage)
     return count if count**2 < sum(size**2 for size in chain.group_sizes) else None
 
 
-def with_margin(candidates: int) -> int:
-    """Half as many candidates again, rounded up to a step of 64."""
-    return CANDIDATE_STEP * math.ceil(1.5 * candidates / CANDIDATE_STEP)
+def with_margin(candidates: int, stage: ProposalConfig) -> int:
+    """Half as many candidates again, at least as many as the stage uses after NMS, rounded up to a step of 64."""
+    return CANDIDATE_STEP * math.ceil(max(1.5 * candidates, stage.num_kept) / CANDIDATE_STEP)
 
 
 def check_convergence(
@@ -215,7 +215,7 @@ def _need(detector: Detector, levels: Levels, anchors: list[Tensor]) -> _ImageNe
             nms_converged(g.boxes, g.scores >= 0, iou_threshold=config.nms_iou, labels_NB=g.levels)[1] for g in groups
         ),
         sizes=tuple(group.scores.shape[1] for group in groups),
-        candidates=_candidates_for(_ranked(detector, levels, anchors), config),
+        candidates=candidates_for(_ranked(detector, levels, anchors), config),
     )
 
 
@@ -226,8 +226,8 @@ def _ranked(detector: Detector, levels: Levels, anchors: list[Tensor]) -> Candid
     return ranked_candidates(levels, anchors, total, content_hw=detector.content_hw, config=config)
 
 
-def _candidates_for(ranked: Candidates, config: ProposalConfig) -> int:
-    """Place, from 1, of the last of the `num_kept` best boxes that greedy NMS leaves of one image."""
+def candidates_for(ranked: Candidates, config: ProposalConfig) -> int:
+    """Returns the place, from 1, of the last proposal of an image in the list of all its boxes."""
     boxes, valid = ranked.boxes[0], ranked.scores[0] >= 0
     levels = torch.zeros_like(valid, dtype=torch.float32) if ranked.levels is None else ranked.levels[0]
     keep = torch.zeros_like(valid)
@@ -235,7 +235,11 @@ def _candidates_for(ranked: Candidates, config: ProposalConfig) -> int:
         own = levels == level
         keep[own] = nms_greedy(boxes[own], valid[own], iou_threshold=config.nms_iou)
     places = keep.nonzero()[: config.num_kept, 0]
-    return int(places[-1]) + 1 if len(places) else 1
+    if config.soft_nms_iou < 1 and len(places):
+        scores = rescored(ranked.boxes[:, places], ranked.scores[:, places], config)[0]
+        best, order = scores.topk(min(config.num_proposals, len(scores)))
+        places = places[order[best >= 0]]
+    return int(places.max()) + 1 if len(places) else 1
 
 
 def choose_nms(
@@ -268,7 +272,7 @@ def choose_nms(
         return (network_frame(every, image)[None] for image in track(seen, "NMS on images", unit="image"))
 
     chain = measure_chain(every, frames())
-    candidates = choose_candidates(chain) if config.nms_candidates is None else config.nms_candidates
+    candidates = choose_candidates(chain, proposals) if config.nms_candidates is None else config.nms_candidates
     proposals = dataclasses.replace(proposals, nms_candidates=None if candidates == "all" else candidates)
     limited = detector(proposals)
     # A shorter list leaves out boxes, and with them chains.
@@ -298,7 +302,9 @@ def _choose_list(
     sizes = [len(every.get_buffer(f"anchors_{level}")) for level in range(every.num_levels)]
     candidates = sum(min(config.pre_nms, size) for size in sizes)
     if config.nms_candidates is None:
-        candidates = min(candidates, max(config.pre_nms, with_margin(max(needed))))
+        # NMS in front of soft NMS drops few boxes; alone it drops most, and on one image far more than on another.
+        least = config.pre_nms if proposals.soft_nms_iou == 1 else 0
+        candidates = min(candidates, max(least, with_margin(max(needed), proposals)))
     elif config.nms_candidates != "all":
         candidates = min(candidates, config.nms_candidates)
         refuse_short_list(candidates, needed, [image.name for image in seen])

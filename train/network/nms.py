@@ -72,15 +72,16 @@ def largest_overlap(boxes_NB4: Tensor) -> Tensor:
         boxes_NB4: Pixels, float32.
     """
     num_boxes = boxes_NB4.shape[1]
-    # One matrix in a graph; in PyTorch blocks of columns, which fit a CPU's cache, without the rows after a block.
+    # One matrix in a graph; in PyTorch blocks of rows, which fit a CPU's cache, without the columns after a block.
+    # The maximum runs along the last axis, which is the faster one in ONNX Runtime.
     step = num_boxes if torch.compiler.is_exporting() else BLOCK
     parts = []
     for start in range(0, num_boxes, step):
         stop = min(start + step, num_boxes)
-        intersection_NBC, area_NB1, area_N1C = _intersection_areas(boxes_NB4[:, :stop], boxes_NB4[:, start:stop])
+        intersection_NBC, area_NB1, area_N1C = _intersection_areas(boxes_NB4[:, start:stop], boxes_NB4[:, :stop])
         # The small number prevents 0 / 0 for two empty boxes; compared with the area of any kept box it is negligible.
         ratio_NBC = intersection_NBC / (area_NB1 + (area_N1C + 1e-9))
-        parts.append(ratio_NBC.triu(diagonal=1 - start).amax(dim=1))
+        parts.append(ratio_NBC.tril(diagonal=start - 1).amax(dim=2))
     ratio_NB = torch.cat(parts, dim=1).clamp(min=0)
     return ratio_NB / (1 - ratio_NB)
 

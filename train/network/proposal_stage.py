@@ -19,9 +19,11 @@ from edgerpn.targets import TOPK_LIMIT
 from edgerpn.train.network.boxes import clip_boxes, decode_boxes
 from edgerpn.train.network.nms import largest_overlap, nms_fixed, nms_keep
 
-SOFT_LIST = 2
-"""Soft NMS rescores the best SOFT_LIST * K boxes: later boxes are rarely among the best K afterwards. Without the limit
-AR@100 was 0 to 0.002 higher for K = 100; the work grows with the square of the list."""
+SOFT_MORE = 200
+"""Soft NMS rescores the best 2 * K + SOFT_MORE boxes: later boxes are hardly ever among the best K afterwards.
+
+In a crowd NMS leaves several boxes on each object; their scores fall below those of boxes far behind them. A list of
+2 * K lost up to 0.018 AR@100 for K = 100. The work grows with the square of the list."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +50,7 @@ class ProposalConfig:
     nms_candidates: int | None = None
     """Number of best boxes of all levels that enter NMS in one list; not set: all boxes that `pre_nms` keeps.
 
-    NMS then keeps the first of the boxes that it would keep of the full list. If these are at least `num_kept`, the
+    NMS then keeps the first of the boxes that it would keep of the full list. If all K proposals are among them, the
     proposals are the same; otherwise some of the last proposals are missing, or worse ones replace them."""
 
     def __post_init__(self) -> None:
@@ -66,7 +68,7 @@ class ProposalConfig:
         if self.soft_nms_iou == 1:
             return self.num_proposals
         # Longer lists are beyond the top-k of every TensorRT; only a larger K needs one.
-        return min(SOFT_LIST * self.num_proposals, max(self.num_proposals, TOPK_LIMIT))
+        return min(2 * self.num_proposals + SOFT_MORE, max(self.num_proposals, TOPK_LIMIT))
 
 
 class ProposalBatch(NamedTuple):
@@ -127,7 +129,7 @@ def select_proposals(
     if config.soft_nms_iou < 1:
         scores_NB, index_NB = scores_NB.topk(min(config.num_kept, scores_NB.shape[1]), dim=1)
         boxes_NB4 = _take(boxes_NB4, index_NB)
-        scores_NB = _rescored(boxes_NB4, scores_NB, config)  # step 5
+        scores_NB = rescored(boxes_NB4, scores_NB, config)  # step 5
     best_NK, index_NK = scores_NB.topk(min(config.num_proposals, scores_NB.shape[1]), dim=1)  # step 6
     valid_NK = (best_NK >= 0).to(best_NK.dtype)
     boxes_NK4 = _take(boxes_NB4, index_NK) * valid_NK[..., None]
@@ -256,12 +258,20 @@ def _level_scores(group: Candidates) -> Tensor:
     return torch.where(group.levels[:, None] == numbers_C1, scores_N1B, -1.0)
 
 
-def _rescored(boxes_NB4: Tensor, scores_NB: Tensor, config: ProposalConfig) -> Tensor:
-    """Step 5: returns the lowered scores, with -1 below the threshold; boxes sorted by score.
+def rescored(boxes_NB4: Tensor, scores_NB: Tensor, config: ProposalConfig) -> Tensor:
+    """Step 5 of `select_proposals`: lowers the scores of boxes that overlap a better one.
 
     A second box on an object is worth less than the first box on another one, but it is still useful: the idea of
     Soft-NMS (Bodla et al. 2017, arXiv:1704.04503). The factor of the largest overlap, which needs no loop over boxes,
     is that of Matrix NMS (Wang et al. 2020, arXiv:2003.10152), with a square root and above a threshold.
+
+    Args:
+        boxes_NB4: Pixels, float32, best first.
+        scores_NB: Their scores, float32, descending; -1 for boxes that NMS dropped, which come last.
+        config: `soft_nms_iou`, below 1, and `score_threshold` are used.
+
+    Returns:
+        (N, B) float32, -1 for boxes without a score or with one that is now below the threshold.
     """
     # Dropped boxes come last, so they never count as better boxes.
     overlap_NB = largest_overlap(boxes_NB4)

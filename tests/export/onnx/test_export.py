@@ -27,6 +27,7 @@ from edgerpn.export.onnx.graph import IR_VERSION
 from edgerpn.manifest import DIGEST_KEY, METADATA_KEY, Precision, RecallSpec
 from edgerpn.runtime import load
 from edgerpn.runtime.backends import onnxruntime as onnxruntime_backend
+from edgerpn.train.network import proposal_stage
 
 GetExport = Callable[[str], Any]
 ALL = ["standard", "portable", "portable-source", "portable-bgrx", "single-level", "peaks-standard", "peaks-portable"]
@@ -211,7 +212,8 @@ def test_all_candidates_are_all_that_the_levels_have(
 def test_a_list_longer_than_tensorrt_sorts_stays_one_for_each_level(
     checkpoints: dict[str, Path], photo_files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nms_chain, "TOPK_LIMIT", 200)
+    for module in (nms_chain, proposal_stage):
+        monkeypatch.setattr(module, "TOPK_LIMIT", 192)
     config = ExportConfig(target="tensorrt", nms="standard", num_proposals=20, pre_nms=96, golden=False)
     lines: list[str] = []
     result = export_onnx(

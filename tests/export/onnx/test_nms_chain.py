@@ -32,6 +32,8 @@ from edgerpn.train.network.anchors import AnchorConfig, grid_anchors
 from edgerpn.train.network.detector import Detector
 from edgerpn.train.network.nms import nms_converged, nms_fixed
 from edgerpn.train.network.proposal_stage import ProposalConfig, select_proposals
+from tests.support.crowd import CONTENT_HW as CROWD_HW
+from tests.support.crowd import crowd
 
 PEAKS = ProposalConfig(num_proposals=10, nms_iou=0.3, soft_nms_iou=1.0, score_threshold=0.5)
 
@@ -96,7 +98,15 @@ def test_with_fewer_candidates_than_measured_the_image_is_named(peaks: Detector)
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"nms_scope": "all"}, {"nms_candidates": 60}, {"num_proposals": 8, "nms_iou": 0.4}], ids=str
+    "changes",
+    [
+        {},
+        {"nms_scope": "all"},
+        {"nms_candidates": 60},
+        {"num_proposals": 8, "nms_iou": 0.4},
+        {"soft_nms_iou": 0.4},
+    ],
+    ids=str,
 )
 def test_rounds_and_candidates_measured_on_a_pyramid_are_enough_and_one_less_is_not(
     changes: dict[str, Any], checkpoints: dict[str, Path], photo_files: list[Path]
@@ -119,7 +129,7 @@ def test_rounds_and_candidates_measured_on_a_pyramid_are_enough_and_one_less_is_
         config = dataclasses.replace(detector.proposals, nms_candidates=candidates, nms_iterations=50)
         cut = Detector(model, config, network_hw=(128, 192), nms="portable").eval()
         with torch.inference_mode():
-            same = [torch.equal(cut(torch.from_numpy(f)).count, detector(torch.from_numpy(f)).count) for f in frames]
+            same = [torch.equal(cut(torch.from_numpy(f)).scores, detector(torch.from_numpy(f)).scores) for f in frames]
         assert all(same) is is_enough
 
 
@@ -142,7 +152,13 @@ def test_rounds_are_chosen_with_a_margin(longest: int, iterations: int) -> None:
 
 @pytest.mark.parametrize(("candidates", "chosen"), [(1, 64), (43, 128), (340, 512), (700, 1088), (800, None)])
 def test_candidates_are_chosen_with_a_margin_where_they_save_something(candidates: int, chosen: int | None) -> None:
-    assert choose_candidates(chain_of(candidates=candidates)) == chosen
+    assert choose_candidates(chain_of(candidates=candidates), PEAKS) == chosen
+
+
+@pytest.mark.parametrize(("soft_nms_iou", "chosen"), [(0.5, 448), (1.0, 128)])
+def test_candidates_fill_the_list_that_is_used_after_nms(soft_nms_iou: float, chosen: int) -> None:
+    stage = ProposalConfig(num_proposals=100, soft_nms_iou=soft_nms_iou)
+    assert choose_candidates(chain_of(candidates=30), stage) == chosen
 
 
 class Mask(nn.Module):
@@ -217,17 +233,23 @@ ANCHORS = grid_anchors(AnchorConfig(strides_px=(8, 16, 32), sizes_px=((20.0,), (
 class Stage(nn.Module):
     """Proposals of (N, A, 5) logits and deltas of all levels."""
 
-    def __init__(self, config: ProposalConfig, nms: Nms = "portable") -> None:
+    def __init__(
+        self,
+        config: ProposalConfig,
+        nms: Nms = "portable",
+        anchors: list[Tensor] = ANCHORS,
+        content_hw: tuple[int, int] = (60, 90),
+    ) -> None:
         super().__init__()
-        self.config, self.nms = config, nms
-        for number, level in enumerate(ANCHORS):
+        self.config, self.nms, self.content_hw = config, nms, content_hw
+        self.sizes = [len(level) for level in anchors]
+        for number, level in enumerate(anchors):
             self.register_buffer(f"anchors_{number}", level)
 
     def forward(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        anchors = [self.get_buffer(f"anchors_{number}") for number in range(len(ANCHORS))]
-        parts = rows.split([len(level) for level in ANCHORS], dim=1)
-        levels = [(part[..., 0], part[..., 1:]) for part in parts]
-        return select_proposals(levels, anchors, content_hw=(60, 90), config=self.config, nms=self.nms)
+        anchors = [self.get_buffer(f"anchors_{number}") for number in range(len(self.sizes))]
+        levels = [(part[..., 0], part[..., 1:]) for part in rows.split(self.sizes, dim=1)]
+        return select_proposals(levels, anchors, content_hw=self.content_hw, config=self.config, nms=self.nms)
 
 
 STAGES: list[dict[str, Any]] = [
@@ -267,6 +289,20 @@ def test_the_exported_stage_gives_pytorchs_proposals(changes: dict[str, Any], nm
     for output, expected in zip(found, module(rows), strict=True):
         np.testing.assert_allclose(output, expected.numpy(), rtol=0, atol=1e-3)
     assert found[2].min() > 0
+
+
+@pytest.mark.parametrize("nms", ["standard", "portable"])
+def test_a_graph_of_a_hundred_proposals_gives_the_first_of_a_thousand_in_a_crowd(nms: Nms) -> None:
+    levels, anchors = crowd(100, 4)
+    rows = torch.cat((levels[0][0][..., None], levels[0][1]), dim=2)
+    many, few = (
+        Stage(ProposalConfig(num_proposals=count, nms_candidates=candidates), form, anchors, CROWD_HW).eval()
+        for count, candidates, form in ((1000, None, "standard"), (100, 399, nms))
+    )
+    found = run_onnx(export_program(few, rows, opset=18), rows)
+    for output, expected in zip(found[:2], many(rows)[:2], strict=True):
+        np.testing.assert_allclose(output, expected[:, :100].numpy(), rtol=0, atol=1e-4)
+    assert found[2].tolist() == [100]
 
 
 @pytest.mark.parametrize("changes", [pytest.param({}, marks=pytest.mark.slow), {"nms_candidates": 50}], ids=str)

@@ -18,6 +18,8 @@ from edgerpn.train.network.proposal_stage import (
     ranked_candidates,
     select_proposals,
 )
+from tests.support.crowd import CONTENT_HW as CROWD_HW
+from tests.support.crowd import crowd
 
 HW = (64, 96)
 CONTENT_HW = (56, 90)
@@ -85,7 +87,7 @@ def plain_proposals(levels: list[tuple[Tensor, Tensor]], image: int, config: Pro
     kept = [pair for group in groups for pair in greedy(group, config.nms_iou)]
     kept = sorted(kept, key=lambda pair: -pair[0])
     if config.soft_nms_iou < 1:
-        kept = rescored(kept[: 2 * config.num_proposals], config)
+        kept = rescored(kept[: 2 * config.num_proposals + 200], config)
     return kept[: config.num_proposals]
 
 
@@ -156,10 +158,33 @@ def test_a_repeated_box_loses_its_score_on_any_level(nms: Nms) -> None:
 
 
 def test_the_list_to_rescore_is_as_long_as_every_tensorrt_can_sort() -> None:
-    lengths = {100: 200, 1920: 3840, 3000: 3840, 5000: 5000}
+    lengths = {1: 202, 100: 400, 1820: 3840, 3000: 3840, 5000: 5000}
     for count, length in lengths.items():
         assert ProposalConfig(num_proposals=count, soft_nms_iou=0.5).num_kept == length
         assert ProposalConfig(num_proposals=count, soft_nms_iou=1.0).num_kept == count
+
+
+@pytest.mark.parametrize("nms", ["standard", "portable"])
+@pytest.mark.parametrize(("num_proposals", "num_boxes"), [(10, 20), (30, 8), (100, 4)])
+def test_few_proposals_are_the_first_of_many_in_a_crowd(nms: Nms, num_proposals: int, num_boxes: int) -> None:
+    levels, anchors = crowd(num_proposals, num_boxes)
+    few, many = (
+        select_proposals(levels, anchors, content_hw=CROWD_HW, config=ProposalConfig(num_proposals=count), nms=nms)
+        for count in (num_proposals, 1000)
+    )
+    # One box on each object; a list of 2 K boxes would end at half of the objects or before.
+    torch.testing.assert_close(few.boxes[0], anchors[0][::num_boxes])
+    assert torch.equal(few.boxes, many.boxes[:, :num_proposals])
+    assert torch.equal(few.scores, many.scores[:, :num_proposals])
+
+
+@pytest.mark.parametrize("nms", ["standard", "portable"])
+def test_boxes_behind_the_list_to_rescore_are_not_proposals(nms: Nms) -> None:
+    levels, anchors = crowd(100, 5)
+    batch = select_proposals(levels, anchors, content_hw=CROWD_HW, config=ProposalConfig(), nms=nms)
+    # The 400 boxes of the list are on 80 objects. The other boxes of the first five objects follow.
+    others = [number for number in range(25) if number % 5]
+    torch.testing.assert_close(batch.boxes[0], anchors[0][[*range(0, 400, 5), *others]])
 
 
 @pytest.mark.parametrize("nms", ["standard", "portable"])
