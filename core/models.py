@@ -23,10 +23,14 @@ from edgerpn.errors import EngineLoadError
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
+CHECKPOINT_SUFFIXES = (".pt", ".safetensors")
+"""Suffixes of the checkpoints that runs write, and of weights to share."""
 GROUP = "edgerpn.models"
 """Group of the entry points by which packages bring models."""
 GENERAL = "general"
 """Name of the weights in `edgerpn.train`, accepted wherever a checkpoint is, and of the model exported from them."""
+GENERAL_WEIGHTS = Path(__file__).parent / "train" / "weights" / "edge-general.safetensors"
+"""The file of these weights; missing where `edgerpn.train` is not installed."""
 GENERAL_MODELS = (GENERAL, "general-384x640")
 """Models of the package edgerpn-general, the folder general/ of the repository; the first is the default size."""
 
@@ -34,10 +38,11 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 def find_model(model: str | os.PathLike[str], *, weights: Collection[str] = ()) -> Path:
-    """Returns the file of a model: of a path the path, of a name the file that an installed package brings.
+    """Returns a path unchanged, and for a name the file of the installed package that brings this model.
 
-    Only a text of ASCII letters, digits, - and _ can be a name. An existing file wins over a name; an installed model
-    wins over a folder, which is never a model (a clone of edgerpn has a folder of the name `general`).
+    Only a text of ASCII letters, digits, - and _ can be a name; as a `Path`, `./street` is the name `street`. An
+    existing file wins over a name; an installed model wins over a folder, which is never a model (a clone of edgerpn
+    has a folder of the name `general`).
 
     Args:
         model: A path, whether or not it exists, or a name.
@@ -70,9 +75,14 @@ def find_model(model: str | os.PathLike[str], *, weights: Collection[str] = ()) 
     )
 
 
+def find_checkpoint(file: Path) -> Path:
+    """Returns a path unchanged, and for GENERAL the file of the weights, unless there is a file of this name."""
+    return GENERAL_WEIGHTS if str(file) == GENERAL and not file.is_file() else file
+
+
 def is_checkpoint(file: Path) -> bool:
-    """Returns whether a path names a checkpoint by its suffix, or is GENERAL and no file."""
-    return file.suffix in (".pt", ".safetensors") or (str(file) == GENERAL and not file.is_file())
+    """Returns whether a path names a checkpoint, by its suffix."""
+    return file.suffix in CHECKPOINT_SUFFIXES
 
 
 def _file_of(entry: EntryPoint) -> Path:

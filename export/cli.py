@@ -17,7 +17,9 @@ from edgerpn.train.data import choice
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
-    parser.add_argument("checkpoint", type=Path, nargs="?", metavar="CHECKPOINT", help="best.pt of a training run")
+    parser.add_argument(
+        "checkpoint", type=Path, nargs="?", metavar="CHECKPOINT", help="best.pt of a training run, or general"
+    )
     parser.add_argument(
         "-o", "--output", type=Path, metavar="MODEL.onnx", help="file to write; its manifest is written beside it"
     )

@@ -20,7 +20,7 @@ from edgerpn.arguments import size_argument
 from edgerpn.errors import EngineLoadError, MissingDependencyError, require
 from edgerpn.export.model_names import find_any_model
 from edgerpn.manifest import DIGEST_KEY, METADATA_KEY, Manifest
-from edgerpn.models import GENERAL, is_checkpoint
+from edgerpn.models import CHECKPOINT_SUFFIXES, is_checkpoint
 
 if TYPE_CHECKING:
     import onnx
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from edgerpn.train.network.model import Rpn
 
 _WIDTH = 110
-_SUFFIXES = (".pt", ".safetensors", ".onnx", ".engine", ".plan")
+_SUFFIXES = (*CHECKPOINT_SUFFIXES, ".onnx", ".engine", ".plan")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,8 +55,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check_kind(file: Path) -> None:
-    if is_checkpoint(file) and str(file) == GENERAL:
-        return
     if not file.exists():
         raise EngineLoadError(f"{file}: no such file")
     if not file.is_file() or file.suffix not in _SUFFIXES:

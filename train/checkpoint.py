@@ -1,7 +1,7 @@
 """Checkpoints: weights and resolved settings in one file, loaded without running code from it.
 
 A run writes .pt files. Weights that travel are .safetensors files: float16, with the settings in the header, without
-the state of training. The package holds one of these, GENERAL.
+the state of training. The package holds one of these, `edgerpn.models.GENERAL`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from torch import Tensor
 import edgerpn
 from edgerpn import files, settings
 from edgerpn.errors import CheckpointError, ConfigError, require
-from edgerpn.models import GENERAL
+from edgerpn.models import find_checkpoint
 from edgerpn.train.config import TrainSettings
 from edgerpn.train.network.model import Rpn
 from edgerpn.train.network.weights import load_tensors, read_safetensors
@@ -112,9 +111,11 @@ def save_weights(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
     too_large = [name for name, value in tensors.items() if not value.isfinite().all()]
     if too_large:
         raise CheckpointError(f"{path}: not written: {too_large[0]!r} holds numbers that float16 does not")
+    # Whoever starts from them does not need to know how they began, which may name a path.
+    loop = dataclasses.replace(checkpoint.settings.loop, start="random")
     header = {
         "format": _WEIGHTS_FORMAT,
-        "settings": settings.to_dict(checkpoint.settings),
+        "settings": settings.to_dict(dataclasses.replace(checkpoint.settings, loop=loop)),
         "step": checkpoint.step,
         "metrics": checkpoint.metrics,
         "data_sha256": checkpoint.data_sha256,
@@ -133,9 +134,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         CheckpointError: The file is missing, damaged, not a checkpoint of edgerpn, or of another format.
         MissingDependencyError: The package safetensors is needed and not installed.
     """
-    path = Path(path)
-    if str(path) == GENERAL and not path.is_file():
-        path = Path(str(resources.files("edgerpn.train") / "weights" / "edge-general.safetensors"))
+    path = find_checkpoint(Path(path))
     if not path.is_file():
         what = f"this is a folder; did you mean {path / 'best.pt'}?" if path.is_dir() else "no such checkpoint file"
         raise CheckpointError(f"{path}: {what}")

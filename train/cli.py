@@ -70,10 +70,6 @@ def run(arguments: argparse.Namespace) -> int:
     from edgerpn import settings
     from edgerpn.train.training import read_saved_settings, resolve_settings
 
-    if arguments.resume and arguments.start is not None:
-        raise ConfigError(
-            ["--from: names the weights of a new run, but --resume continues an old one; give one of them"]
-        )
     saved = read_saved_settings(arguments.output) if arguments.resume and arguments.output is not None else None
     resolved = resolve_settings(
         base=saved,

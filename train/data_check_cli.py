@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint",
         type=Path,
-        metavar="FILE.pt",
+        metavar="CHECKPOINT",
         help="a trained model, whose settings apply; it shows images whose objects are not marked",
     )
     parser.add_argument("--no-images", action="store_true", help="check the annotations only; images need not be there")

@@ -1,7 +1,7 @@
 """Recall on domains that the general weights never saw: without training on them, and after some training.
 
     python -m benchmarks.domains --sets DIR --out domains.json [--data DIR --data DIR] [--checkpoint [NAME=]FILE]
-        [--peers nanodet,prior,own-prior,selective-search,edge-boxes] [--nanodet FOLDER]
+        [--peers nanodet,nanodet-nms50,prior,own-prior,selective-search,edge-boxes] [--nanodet FOLDER]
         [--contrib-python VENV/bin/python]
         [--from [NAME=]general|random|FILE] [--images 5000] [--train-images 20,50,100,all] [--seeds 0,1,2] [--threads N]
 
@@ -9,8 +9,9 @@ Domains are the sets in `--sets` (NAME/instances.json and images/) that `benchma
 `--data` (train.json, val.json, images/), which do not count in the mean.
 
 Without training: `--checkpoint` measures a checkpoint on all images of a held-out set and on val.json of the others, at
-640x640 with 1000 proposals. `--peers` measures methods beside it: NanoDet-g of all classes as one (trained on COCO);
-the frequency prior, from boxes of the sets that are not held out; Selective Search; EdgeBoxes.
+640x640 with 1000 proposals. `--peers` measures methods beside it: NanoDet-g of all classes as one (trained on COCO),
+with NMS at IoU 0.7 and, as `nanodet-nms50`, at 0.5; the frequency prior, from boxes of the sets that are not held out;
+Selective Search; EdgeBoxes.
 
 After training: `--from` trains with `edgerpn train` on 60 % of a held-out set (by `source`, drawn by its name) or on
 train.json, and measures the last weights on the rest. A training sees a fixed number of images, `--images` rounded to
@@ -23,7 +24,7 @@ the figures differ. Rows are kept in `--out` by method, set, seed and numbers of
 measured again, so a table can be made in several runs and on several machines. The table is written beside it, .md.
 
 `selective-search` and `edge-boxes` need `--contrib-python`, an interpreter with opencv-contrib-python-headless;
-`nanodet` needs `--nanodet`, see `benchmarks.general.nanodet`.
+`nanodet` and `nanodet-nms50` need `--nanodet`, see `benchmarks.general.nanodet`.
 """
 
 from __future__ import annotations
@@ -32,9 +33,11 @@ import argparse
 import hashlib
 import itertools
 import json
+import shlex
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,6 +46,7 @@ import torch
 
 from benchmarks.domains.methods import (
     BUDGETS,
+    NANODET_IOU,
     PEERS,
     Plan,
     Row,
@@ -55,8 +59,11 @@ from benchmarks.domains.table import table
 from benchmarks.general.prepare import HELD_OUT
 from benchmarks.recall.__main__ import machine
 from edgerpn import files
-from edgerpn.arguments import names_argument
+from edgerpn.arguments import count_argument, names_argument
 from edgerpn.errors import DataError, EdgeRpnError
+from edgerpn.models import GENERAL
+from edgerpn.train.checkpoint import load_checkpoint
+from edgerpn.train.run.start import RANDOM
 from edgerpn.train.training import resolve_settings
 
 KEY = ("method", "set", "seed", "images", "train_images")
@@ -73,12 +80,6 @@ class Weights(NamedTuple):
     source: str
     """File, or a word that `edgerpn train --from` knows."""
 
-    @property
-    def digest(self) -> str:
-        """Hash of the file, so that a name does not stand for two files; empty for a word."""
-        file = Path(self.source)
-        return hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else ""
-
 
 class Task(NamedTuple):
     """A row to measure."""
@@ -92,11 +93,38 @@ class Task(NamedTuple):
 def weights_argument(text: str) -> Weights:
     """Reads NAME=FILE, FILE (named by its folder), `general` or `random`."""
     name, sign, source = text.rpartition("=")
-    if source in ("general", "random"):
+    if source in (GENERAL, RANDOM):
         return Weights(name or source, source)
     if not Path(source).is_file():
         raise argparse.ArgumentTypeError(f"{source!r}: no such file; expected a checkpoint, [NAME=]FILE")
     return Weights(name if sign else Path(source).resolve().parent.name, source)
+
+
+def trained_argument(text: str) -> Weights:
+    """Reads what `weights_argument` reads, without `random`."""
+    weights = weights_argument(text)
+    if weights.source == RANDOM:
+        raise argparse.ArgumentTypeError(
+            "random weights find nothing without training; expected [NAME=]FILE or general"
+        )
+    return weights
+
+
+def digest(source: str) -> str:
+    """Returns a hash of the tensors that a source of weights holds, so that a name does not stand for two of them.
+
+    Random weights have none: "".
+
+    Raises:
+        CheckpointError: The source cannot be read.
+    """
+    if source == RANDOM:
+        return ""
+    found = hashlib.sha256()
+    for name, tensor in sorted(load_checkpoint(source).weights.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        found.update(tensor.contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def counts_argument(text: str) -> tuple[int | None, ...]:
@@ -124,11 +152,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, action="append", default=[], help="further set: train.json, val.json")
     parser.add_argument(
         "--checkpoint",
-        type=weights_argument,
+        type=trained_argument,
         action="append",
         default=[],
         metavar="[NAME=]FILE",
-        help="measures this checkpoint without training; NAME in the table, default the name of its folder",
+        help="measures this checkpoint, or general, without training; NAME in the table, default its folder's",
     )
     parser.add_argument("--peers", type=names_argument, default=(), metavar="A,B", help=f"some of {','.join(PEERS)}")
     parser.add_argument(
@@ -140,7 +168,9 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="[NAME=]WEIGHTS",
         help="trains from these weights: general, random, or a file",
     )
-    parser.add_argument("--images", type=int, default=5000, help="images that a training sees, default 5000")
+    parser.add_argument(
+        "--images", type=count_argument(1), default=5000, metavar="N", help="images that a training sees, default 5000"
+    )
     parser.add_argument(
         "--train-images", type=counts_argument, default=(None,), metavar="N,N", help="marked images, default all"
     )
@@ -148,7 +178,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--seeds", type=seeds_argument, default=(0, 1, 2), metavar="N,N", help="of trainings, default 0,1,2"
     )
     parser.add_argument("--set", action="append", default=[], metavar="a.b=value", help="setting of the trainings")
-    parser.add_argument("--threads", type=int, default=0, help="threads of PyTorch (default: it decides)")
+    parser.add_argument(
+        "--threads", type=count_argument(0), default=0, metavar="N", help="threads of PyTorch, default 0: it decides"
+    )
     parser.add_argument("--nanodet", type=Path, metavar="FOLDER", help="folder with nanodet.json and nanodet.bin")
     parser.add_argument("--contrib-python", metavar="PYTHON", help="interpreter with opencv-contrib-python-headless")
     parser.add_argument("--out", type=Path, required=True, help="JSON file; its rows are not measured again")
@@ -156,12 +188,17 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def tasks(arguments: argparse.Namespace, domains: list[Domain], plan: Plan) -> Iterator[Task]:
-    """Yields the rows that the command line asks for."""
+    """Yields the rows that the command line asks for.
+
+    Raises:
+        CheckpointError: Weights cannot be read.
+    """
+    digests = {weights: digest(weights.source) for weights in (*arguments.checkpoint, *arguments.starts)}
 
     def row(weights: Weights, domain: Domain, **trained: Any) -> Row:
         fields = {"method": weights.name, "set": domain.name, "held_out": domain.is_held_out}
         untrained: Row = {"seed": 0, "images": 0, "train_images": None, "settings": []}
-        return {**fields, **untrained, **trained, "weights": weights.digest}
+        return {**fields, **untrained, **trained, "weights": digests.get(weights, "")}
 
     for weights in arguments.checkpoint:
         for domain in domains:
@@ -176,11 +213,12 @@ def tasks(arguments: argparse.Namespace, domains: list[Domain], plan: Plan) -> I
             yield Task(row(start, domain, **trained), measure)
 
 
-def measure_missing(wanted: Iterator[Task], out: Path) -> None:
+def measure_missing(wanted: Iterable[Task], out: Path) -> None:
     """Measures the tasks whose rows `out` lacks, and writes it and the table after each.
 
     Raises:
         DataError: A row was measured with other weights or settings, or something cannot be measured.
+        subprocess.CalledProcessError: A training or a method of another program failed.
     """
     rows: list[Row] = json.loads(out.read_text())["rows"] if out.exists() else []
     known = {tuple(row[name] for name in KEY): row for row in rows}
@@ -209,8 +247,8 @@ def main() -> int:
     arguments = parser.parse_args()
     if unknown := [name for name in arguments.peers if name not in PEERS]:
         parser.error(f"--peers: expected some of {','.join(PEERS)}, got {','.join(unknown)}")
-    if "nanodet" in arguments.peers and arguments.nanodet is None:
-        parser.error("--peers nanodet needs --nanodet FOLDER")
+    if (names := [name for name in arguments.peers if name in NANODET_IOU]) and arguments.nanodet is None:
+        parser.error(f"--peers {names[0]} needs --nanodet FOLDER")
     if not (arguments.checkpoint or arguments.peers or arguments.starts):
         parser.error("nothing to measure: name --checkpoint, --peers or --from")
     plan = Plan(
@@ -230,6 +268,11 @@ def main() -> int:
             measure_missing(tasks(arguments, domains, plan), arguments.out)
     except EdgeRpnError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except subprocess.CalledProcessError as error:
+        print(
+            f"error: exit status {error.returncode}, see the messages above: {shlex.join(error.cmd)}", file=sys.stderr
+        )
         return 1
     return 0
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.domains.sets import ALLOWED, Domain, read_measured
+from benchmarks.general.nanodet import NanoDet
 from benchmarks.recall.__main__ import CONTRIB, run_side
 from edgerpn.progress import track
 from edgerpn.train.checkpoint import load_model
@@ -23,7 +24,9 @@ from edgerpn.train.recall.average_recall import average_recall, coco_results
 from edgerpn.train.recall.measurement import Detect
 from edgerpn.train.training import resolve_settings
 
-PEERS = ("nanodet", "prior", "own-prior", *CONTRIB)
+NANODET_IOU = {"nanodet": 0.7, "nanodet-nms50": 0.5}
+"""IoU of its NMS: a low one is better for few proposals, a high one for many."""
+PEERS = (*NANODET_IOU, "prior", "own-prior", *CONTRIB)
 BUDGETS = ("AR@10", "AR@100", "AR@300", "AR@900", "AR@1000")
 NUM_PROPOSALS, SIZE_HW = 1000, (640, 640)
 """As in the evaluations of a training."""
@@ -68,10 +71,8 @@ def measure_peer(method: str, domain: Domain, plan: Plan, work: Path) -> Row:
         DataError: The images cannot be used.
         subprocess.CalledProcessError: The method failed; its messages are on stderr.
     """
-    if method == "nanodet" and plan.nanodet is not None:
-        from benchmarks.general.nanodet import NanoDet
-
-        return measure_untrained(NanoDet(plan.nanodet).propose, domain)
+    if method in NANODET_IOU and plan.nanodet is not None:
+        return measure_untrained(partial(NanoDet(plan.nanodet).propose, nms_iou=NANODET_IOU[method]), domain)
     python = (plan.contrib_python if method in CONTRIB else None) or sys.executable
     results = work / f"{method}.json"
     if method == "own-prior":
@@ -93,6 +94,8 @@ def measure_untrained(detect_frame: Detect, domain: Domain) -> Row:
 
 def measure_tuned(start: str, domain: Domain, seed: int, count: int | None, plan: Plan, work: Path) -> Row:
     """Trains from `start` on `count` images of a domain (None: all) and measures the last weights on the others.
+
+    The training sees `plan.images` rounded to whole epochs; an epoch leaves out what does not fill its last batch.
 
     Raises:
         subprocess.CalledProcessError: The training failed; its messages are on stderr.

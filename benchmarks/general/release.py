@@ -8,13 +8,12 @@ that training starts from, so that both packages hold one network.
 DIR holds photographs on which graph and network are compared. Two of them become the golden frames of each size, which
 travel with the weights: take photographs whose licence allows that. The last lines name them, for the card.
 
-All files are replaced together, after both exports have passed all their checks, and so are their hashes in the card.
+Nothing is replaced before both exports have passed all their checks; the hashes in the card come last.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import platform
 import re
@@ -36,7 +35,6 @@ from edgerpn.export.photographs import fit_photograph, list_photographs
 from edgerpn.models import GENERAL_MODELS
 from edgerpn.train.checkpoint import load_checkpoint, save_weights
 from edgerpn.train.network.weights import read_safetensors
-from edgerpn.train.run.start import RANDOM
 
 SIZES_HW = dict(zip(GENERAL_MODELS, ((640, 640), (384, 640)), strict=True))
 """Height and width that each model works at, pixels."""
@@ -77,7 +75,10 @@ def release(checkpoint: Path | None, images: Path, output: Path, weights: Path =
     if not images.is_dir() or not (photographs := list_photographs(images, print)):
         raise DataError(f"--images {images}: no photographs in it")
     with tempfile.TemporaryDirectory(prefix="edgerpn-general-") as folder:
-        shared = _share(checkpoint, Path(folder) / "weights" / weights.name) if checkpoint is not None else weights
+        shared = weights
+        if checkpoint is not None:
+            shared = Path(folder) / "weights" / weights.name
+            save_weights(load_checkpoint(checkpoint), shared)
         for name, size_hw in SIZES_HW.items():
             model = Path(folder) / f"{name}.onnx"
             export_onnx(shared, model, ExportConfig(network_hw=size_hw), images=photographs, log=print)
@@ -85,31 +86,30 @@ def release(checkpoint: Path | None, images: Path, output: Path, weights: Path =
         made = sorted(path for path in Path(folder).iterdir() if path.is_file())
         private = (images.resolve(), Path(folder), *(() if checkpoint is None else (checkpoint.resolve().parent,)))
         refuse_private([*made, shared], private)
-        if shared != weights:
-            shutil.copyfile(shared, weights)
-        for file in made:
-            shutil.copyfile(file, output / file.name)
-            print(f"{output / file.name}: {file.stat().st_size:,} bytes")
-    _update_card(weights.with_suffix(".md"), [weights, *(output / f"{name}.onnx" for name in SIZES_HW)])
+        card = weights.with_suffix(".md")
+        text = _with_hashes(card, [shared, *(file for file in made if file.suffix == ".onnx")])
+        targets = {shared: weights, **{file: output / file.name for file in made}}
+        for source, target in targets.items():
+            if source != target:
+                with files.replacing(target) as temporary:
+                    shutil.copyfile(source, temporary)
+            print(f"{target}: {target.stat().st_size:,} bytes")
+        files.write_text(card, text)
 
 
-def _share(checkpoint: Path, file: Path) -> Path:
-    """Writes the weights of a checkpoint in float16; for whoever starts from them it does not matter how they began."""
-    content = load_checkpoint(checkpoint)
-    loop = dataclasses.replace(content.settings.loop, start=RANDOM)
-    save_weights(dataclasses.replace(content, settings=dataclasses.replace(content.settings, loop=loop)), file)
-    return file
+def _with_hashes(card: Path, described: Sequence[Path]) -> str:
+    """Returns the text of the card with the hashes of files in the rows that name them.
 
-
-def _update_card(card: Path, described: Sequence[Path]) -> None:
-    """Writes the hashes of files into the rows of the card that name them."""
+    Raises:
+        DataError: A file has no such row.
+    """
     text = card.read_text(encoding="utf-8")
     for file in described:
         row = rf"(?m)^(\|.*`{re.escape(file.name)}`.*?)\b[0-9a-f]{{64}}\b"
         text, num_rows = re.subn(row, rf"\g<1>{files.sha256(file)}", text)
         if num_rows != 1:
-            print(f"warning: {card}: no row of a table with `{file.name}` and a hash; write it by hand")
-    files.write_text(card, text)
+            raise DataError(f"{card}: expected one row of a table with `{file.name}` and a hash, got {num_rows}")
+    return text
 
 
 def golden_sources(model: Path, photographs: Sequence[Path]) -> list[str]:

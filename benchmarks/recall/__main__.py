@@ -69,7 +69,7 @@ def _ours(preset: str, data: Path, seed: int, plan: Plan, folder: Path) -> Row:
 
     run = (plan.keep or folder) / f"{preset}-{data.name}-{seed}"
     command = [sys.executable, "-m", "edgerpn", "train", "--preset", preset, "--data", str(data), "--out", str(run)]
-    command += ["--minutes", str(plan.minutes), "--set", f"loop.seed={seed}"]
+    command += ["--minutes", str(plan.minutes), "--from", "random", "--set", f"loop.seed={seed}"]
     if plan.size_hw and preset == "edge":
         command += ["--size", "{}x{}".format(*plan.size_hw)]
     # Without an evaluation in between: on a CPU it would cost the paper's network minutes.

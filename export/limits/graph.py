@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from edgerpn import manifest as manifests
 from edgerpn.errors import EngineLoadError
 from edgerpn.manifest import DIGEST_KEY, METADATA_KEY, Manifest
+from edgerpn.models import CHECKPOINT_SUFFIXES
 
 Shape = tuple[int | None, ...]
 """Sizes of the axes; None where the size is open."""
@@ -69,8 +70,9 @@ def parse_onnx(path: Path) -> onnx.ModelProto:
         data = path.read_bytes()
     except OSError as error:
         raise EngineLoadError(f"{path}: cannot be read: {error.strerror}") from error
-    if path.suffix in (".engine", ".plan", ".pt", ".pth"):
-        what = "a checkpoint" if path.suffix in (".pt", ".pth") else "an engine"
+    checkpoints = (*CHECKPOINT_SUFFIXES, ".pth")
+    if path.suffix in (".engine", ".plan", *checkpoints):
+        what = "a checkpoint" if path.suffix in checkpoints else "an engine"
         raise EngineLoadError(f"{path}: this is {what}; expected the ONNX file of `edgerpn export`")
     if not data:
         raise EngineLoadError(f"{path}: the file is empty; copy or export it again")

@@ -43,6 +43,7 @@ from edgerpn.export.photographs import NUM_PARITY_IMAGES, calibration_images, pa
 from edgerpn.export.precision.reduce import Photographs, reduce_precision
 from edgerpn.manifest import Manifest, RecallSpec
 from edgerpn.matching import TOLERANCES, match
+from edgerpn.models import find_checkpoint
 from edgerpn.runtime.backends.contract import Outputs
 from edgerpn.runtime.backends.open_backend import open_backend
 from edgerpn.targets import oldest_target
@@ -80,7 +81,7 @@ def export_onnx(
         print(manifest.parity.summary())
 
     Args:
-        checkpoint: A checkpoint of `edgerpn train`.
+        checkpoint: A checkpoint of `edgerpn train`, or GENERAL of `edgerpn.models`.
         output: The .onnx file to write; the manifest goes beside it with the suffix .json, and golden frames with the
             suffix .golden.npz.
         config: Target, sizes and precision; None: the defaults, for ONNX Runtime.
@@ -104,7 +105,7 @@ def export_onnx(
     """
     output, config, log = Path(output), config or ExportConfig(), log or (lambda _: None)
     _check_output(output)
-    source = _ExportSource.load(Path(checkpoint), config)
+    source = _ExportSource.load(find_checkpoint(Path(checkpoint)), config)
     photographs = _photographs(source.checkpoint, data, images, calibration, config, log)
     source, nms_chain = source.with_nms(photographs.samples, config, log)  # step 1
     log(f"exporting {source.title} for {config.target}, {config.resolved_nms} NMS")

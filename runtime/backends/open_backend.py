@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgerpn.errors import ArtifactMismatchError, EngineLoadError
+from edgerpn.models import CHECKPOINT_SUFFIXES
 from edgerpn.runtime.backends.contract import Backend, EngineConfig, Provider
 from edgerpn.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
@@ -65,7 +66,9 @@ def open_backend(
         found = [name for name in ("model.onnx", "model.engine", "best.pt") if (path / name).is_file()]
         hint = f"; did you mean {path / found[0]}?" if found else ""
         raise EngineLoadError(f"{path}: this is a folder, and a model is a file{hint}")
-    hint = " Export it first: edgerpn export CHECKPOINT -o model.onnx" if suffix in (".pt", ".pth") else ""
+    hint = (
+        " Export it first: edgerpn export CHECKPOINT -o model.onnx" if suffix in (*CHECKPOINT_SUFFIXES, ".pth") else ""
+    )
     known = ", ".join((".onnx", *_ENGINES))
     raise EngineLoadError(f"{path}: no backend runs files that end in {suffix!r}; known here: {known}.{hint}")
 

@@ -13,20 +13,6 @@ import pytest
 
 from benchmarks.recall import __main__ as recall
 
-TINY = (
-    "model.anchors={strides_px=[8, 16], sizes_px=[[16.0], [32.0]]}",
-    "model.stage_channels=[4, 8, 8, 8]",
-    "model.stage_blocks=[0, 0, 0, 0]",
-    "model.neck_channels=8",
-    "model.head_channels=8",
-    "data.batch_size=4",
-    "data.workers=0",
-    "data.view_sides_px=[]",
-    "loop.threads=1",
-    "loop.device=cpu",
-    "loop.log_every=1",
-)
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -48,9 +34,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+def run(data: Path, tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Calls the command with arguments; returns its exit status."""
-    sets = [word for text in TINY for word in ("--set", text)]
+    sets = [word for text in tiny for word in ("--set", text)]
 
     def call(*words: str) -> int:
         fixed = ["--data", str(data), "--out", str(tmp_path / "recall.json"), "--size", "64", "--minutes", "0.03"]

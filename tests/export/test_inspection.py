@@ -107,7 +107,7 @@ def test_anything_but_a_model_file_is_refused_by_the_command(
     (tmp_path / "README.md").write_text("text")
     for name, expected in {
         "absent": "no such file",
-        "README.md": "expected a checkpoint, ONNX file or engine (.pt, .onnx, .engine, .plan)",
+        "README.md": "expected a checkpoint, ONNX file or engine (.pt, .safetensors, .onnx, .engine, .plan)",
         "": "expected a checkpoint, ONNX file or engine",
     }.items():
         assert main(["inspect", str(tmp_path / name)]) == 1

@@ -8,7 +8,7 @@ import pytest
 
 from edgerpn.errors import EngineLoadError
 from edgerpn.export.model_names import find_any_model
-from edgerpn.models import GENERAL, is_checkpoint
+from edgerpn.models import GENERAL, GENERAL_WEIGHTS, is_checkpoint
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def test_without_an_installed_model_general_is_the_checkpoint_of_the_package(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path(GENERAL).mkdir()  # as in a clone of the repository
-    assert find_any_model(GENERAL) == Path(GENERAL)
+    assert find_any_model(GENERAL) == GENERAL_WEIGHTS
     assert is_checkpoint(find_any_model(GENERAL))
     with pytest.raises(EngineLoadError, match="general-384x640: no such file"):
         find_any_model("general-384x640")

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,12 +43,13 @@ def site(wheel: zipfile.ZipFile, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture
-def installed(site: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def installed(site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The package's folder, first on the path of this process and of those that it starts."""
     monkeypatch.syspath_prepend(str(site))
     monkeypatch.setenv("PYTHONPATH", str(site))
     monkeypatch.delitem(sys.modules, "edgerpn_general", raising=False)
-    return site / "edgerpn_general"
+    yield site / "edgerpn_general"
+    sys.modules.pop("edgerpn_general", None)
 
 
 def info(wheel: zipfile.ZipFile, name: str) -> str:

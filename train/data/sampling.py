@@ -1,4 +1,4 @@
-"""Which images an epoch draws: each once, or every folder of images equally often.
+"""The images of an epoch: each once, or every folder of images equally often.
 
 The numbers depend on (seed, epoch) only, so neither workers nor an interruption change them.
 """

@@ -147,6 +147,12 @@ def restore(run: TrainingRun, checkpoint: Checkpoint) -> None:
             f"{run.folder.last}: the run holds out {', '.join(old_classes) or 'no class'} and cannot continue with "
             f"{', '.join(new_classes) or 'no class'} held out; start a new run"
         )
+    old_start, new_start = checkpoint.settings.loop.start, run.settings.loop.start
+    if old_start != new_start:
+        raise CheckpointError(
+            f"{run.folder.last}: the run started from {old_start} weights and cannot start again from {new_start} "
+            "(loop.start, --from); resume without it, or start a new run"
+        )
     if checkpoint.settings.data.batch_size != run.settings.data.batch_size:
         raise CheckpointError(
             f"{run.folder.last}: the run uses batches of {checkpoint.settings.data.batch_size} and counts its position "

@@ -29,7 +29,7 @@ from edgerpn.train.run.device import Compute, keep_freed_memory, place
 from edgerpn.train.run.folder import RunFolder, tensorboard_writer
 from edgerpn.train.run.ranks import Ranks
 from edgerpn.train.run.saving import restore
-from edgerpn.train.run.start import Start, choose_start
+from edgerpn.train.run.start import AUTO, Start, choose_start
 from edgerpn.train.run.state import RunProgress, TrainingRun
 from edgerpn.train.run.sync_norm import synchronize_norms
 
@@ -187,11 +187,12 @@ def _checkpoint(request: RunRequest, ranks: Ranks) -> Checkpoint | None:
 
 
 def _as_saved(settings: TrainSettings, checkpoint: Checkpoint | None) -> TrainSettings:
-    """Returns the settings with what the run chose before: its start, and an automatic batch size with its rate."""
+    """Returns the settings with what the run chose before, where it is automatic: start, batch size with its rate."""
     if checkpoint is None:
         return settings
     saved = checkpoint.settings
-    settings = dataclasses.replace(settings, loop=dataclasses.replace(settings.loop, start=saved.loop.start))
+    if settings.loop.start == AUTO:
+        settings = dataclasses.replace(settings, loop=dataclasses.replace(settings.loop, start=saved.loop.start))
     if settings.data.batch_size:
         return settings
     return dataclasses.replace(

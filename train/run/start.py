@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from edgerpn.errors import ConfigError
-from edgerpn.models import GENERAL
+from edgerpn.models import GENERAL, GENERAL_WEIGHTS
 from edgerpn.train.checkpoint import load_checkpoint
 from edgerpn.train.config import TrainSettings
 from edgerpn.train.network.model import Rpn
@@ -54,7 +54,8 @@ def choose_start(settings: TrainSettings, *, backbone_weights: Path | None) -> S
             [f"--backbone-weights: for a start from random weights, got loop.start {asked!r} (--from) too; give one"]
         )
     name = GENERAL if asked == AUTO else asked
-    weights = load_checkpoint(name).weights
+    # Never a file that is called `general` and happens to lie in the current folder.
+    weights = load_checkpoint(GENERAL_WEIGHTS if name == GENERAL else name).weights
     own = _shapes(settings)
     misfit = next((_misfit(n, shape, weights) for n, shape in own.items() if not _fits(n, shape, weights)), None)
     if misfit is not None and not all(_fits(n, own[n], weights) for n in own if n.startswith(_BACKBONE)):
@@ -91,7 +92,7 @@ def _misfit(name: str, shape: tuple[int, ...], weights: dict[str, Tensor]) -> st
 def _describe(name: str, settings: TrainSettings, missing: list[str]) -> tuple[str, ...]:
     what = "the general weights of this package" if name == GENERAL else name
     new = f"; random, as they do not fit: {', '.join(missing)}" if missing else ""
-    lines = [f"start: {what}{new} (--from random starts without)"]
+    lines = [f"start: {what}{new} (--from random starts without them)"]
     if settings.data.holdout_classes:
         lines.append(
             f"{', '.join(settings.data.holdout_classes)}: this run does not see their boxes, but the weights that it "

@@ -234,7 +234,8 @@ def test_the_run_folder_holds_settings_log_and_plot(start: Start, tiny_settings:
     assert sorted(p.name for p in out.iterdir()) == [
         "best.pt", "config.toml", "last.pt", "log.csv", "loss.png", "versions.json",
     ]  # fmt: skip
-    assert settings.load(TrainSettings, files=[out / "config.toml"]) == tiny_settings("loop.epochs=3")
+    expected = tiny_settings("loop.epochs=3", "loop.start=random")
+    assert settings.load(TrainSettings, files=[out / "config.toml"]) == expected
     rows = read_log(out / "log.csv")
     assert [row["step"] for row in rows] == [*range(1, 13), 12]
     assert all(math.isfinite(value) for row in rows for value in row.values())

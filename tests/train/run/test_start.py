@@ -35,7 +35,7 @@ def test_the_default_network_starts_from_the_general_weights() -> None:
     assert set(expected) == set(model.state_dict())
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
     assert resolved.loop.start == GENERAL
-    assert lines == ["start: the general weights of this package (--from random starts without)"]
+    assert lines == ["start: the general weights of this package (--from random starts without them)"]
 
 
 def test_asked_for_random_weights_it_draws_the_same_as_without_any() -> None:
@@ -96,7 +96,7 @@ def test_a_run_starts_from_the_averaged_weights_of_a_checkpoint(finished_run: Pa
     assert all(torch.equal(value, expected[name]) for name, value in run.weights.items())
     assert run.progress.step == 0
     assert run.settings.loop.start == str(best)
-    assert f"start: {best} (--from random starts without)" in lines
+    assert f"start: {best} (--from random starts without them)" in lines
 
 
 def test_a_resumed_run_keeps_its_start(
@@ -116,6 +116,18 @@ def test_a_resumed_run_keeps_its_start(
     )
     assert not [line for line in lines if line.startswith("start:")]
     assert load_checkpoint(RunFolder(tmp_path / "two").last).settings.loop.start == best
+    with pytest.raises(CheckpointError, match=r"started from .*best\.pt weights and cannot start again from random"):
+        train(data_folder, tmp_path / "two", settings=tiny_settings("loop.epochs=3", "loop.start=random"), resume=True)
+
+
+def test_a_file_called_general_does_not_replace_the_weights_of_the_package(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / GENERAL).write_bytes((finished_run / "best.pt").read_bytes())
+    start = choose_start(load_settings(), backbone_weights=None)
+    assert start.name == GENERAL
+    assert start.weights
 
 
 def test_evaluation_of_held_out_classes_names_the_start(
