@@ -7,7 +7,8 @@ The network runs once on each image of val.json. The first K proposals of an eva
 of (nearly) all boxes that NMS leaves; a shorter list or fewer candidates may miss some of them. The table shows AR@K of
 the whole list, and the difference that each list (as a multiple of K, and as chosen by `ProposalConfig`) and each
 number of candidates makes. Then how far back the last of the K proposals stands, in the median and at most: among the
-boxes that NMS leaves, and among the candidates. `--out` writes the same, and the table beside it, with .md.
+boxes that NMS leaves (whole list), and among the candidates (chosen list, as an export counts them). `--out` writes
+the same, and the table beside it, with .md.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import dataclasses
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,13 @@ WHOLE = "whole list"
 
 def selections(
     levels: Levels, detector: Detector, stage: ProposalConfig, factors: list[float], candidates: list[int]
-) -> Iterator[tuple[str, Selected]]:
-    """Yields the K proposals of every list and of every number of candidates, by name."""
+) -> tuple[dict[str, Selected], int]:
+    """Selects proposals of one image in every way.
+
+    Returns:
+        The K proposals of every list and of every number of candidates, by name, and the place of the last of those of
+        the whole list among the boxes that NMS leaves, from 1.
+    """
     anchors = [detector.get_buffer(f"anchors_{level}") for level in range(detector.num_levels)]
 
     def select(config: ProposalConfig) -> Selected:
@@ -56,22 +61,23 @@ def selections(
     lowered = rescored(boxes[None], scores[None], stage)[0]
     budget = stage.num_proposals
     lengths = {f"{factor:g} K": int(factor * budget) for factor in factors}
-    for name, length in {WHOLE: every, **lengths}.items():
-        best, order = lowered[:length].topk(min(budget, len(lowered[:length])))
-        yield name, (boxes[order], best)
-    yield "chosen", select(stage)
+    orders = {
+        name: lowered[:length].topk(min(budget, len(lowered[:length]))).indices
+        for name, length in {WHOLE: every, **lengths}.items()
+    }
+    selected = {name: (boxes[order], lowered[order]) for name, order in orders.items()}
+    selected["chosen"] = select(stage)
     for count in candidates:
-        yield f"{count} candidates", select(dataclasses.replace(stage, nms_candidates=count))
+        selected[f"{count} candidates"] = select(dataclasses.replace(stage, nms_candidates=count))
+    return selected, int(orders[WHOLE].max()) + 1
 
 
-def last_places(levels: Levels, detector: Detector, stage: ProposalConfig) -> tuple[int, int]:
-    """Places of the last of the K proposals, from 1: among the boxes that NMS leaves, and among the candidates."""
+def last_candidate(levels: Levels, detector: Detector, stage: ProposalConfig) -> int:
+    """Place of the last of the K proposals among the candidates, from 1."""
     anchors = [detector.get_buffer(f"anchors_{level}") for level in range(detector.num_levels)]
     total = sum(min(stage.pre_nms, logits.shape[1]) for logits, _ in levels)
     ranked = ranked_candidates(levels, anchors, total, content_hw=detector.content_hw, config=stage)
-    last = candidates_for(ranked, stage)
-    kept = dataclasses.replace(stage, num_proposals=total, soft_nms_iou=1.0, nms_candidates=last)
-    return int(select_proposals(levels, anchors, content_hw=detector.content_hw, config=kept).count[0]), last
+    return candidates_for(ranked, stage)
 
 
 def numbers(text: str) -> list[float]:
@@ -121,9 +127,10 @@ def main() -> int:
     places: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for image_id, geometry, levels in network_outputs(detector, dataset):
         for stage in stages:
-            for name, (boxes, scores) in selections(levels, detector, stage, arguments.lists, candidates):
+            selected, last = selections(levels, detector, stage, arguments.lists, candidates)
+            for name, (boxes, scores) in selected.items():
                 results[stage.num_proposals, name] += results_of(image_id, geometry, boxes, scores)
-            places[stage.num_proposals].append(last_places(levels, detector, stage))
+            places[stage.num_proposals].append((last, last_candidate(levels, detector, stage)))
     rows: dict[int, dict[str, Any]] = {}
     truth = dataset.coco_ground_truth()
     for (budget, name), found in results.items():

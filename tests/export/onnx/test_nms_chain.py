@@ -295,10 +295,8 @@ def test_the_exported_stage_gives_pytorchs_proposals(changes: dict[str, Any], nm
 def test_a_graph_of_a_hundred_proposals_gives_the_first_of_a_thousand_in_a_crowd(nms: Nms) -> None:
     levels, anchors = crowd(100, 4)
     rows = torch.cat((levels[0][0][..., None], levels[0][1]), dim=2)
-    many, few = (
-        Stage(ProposalConfig(num_proposals=count, nms_candidates=candidates), form, anchors, CROWD_HW).eval()
-        for count, candidates, form in ((1000, None, "standard"), (100, 399, nms))
-    )
+    many = Stage(ProposalConfig(num_proposals=1000), "standard", anchors, CROWD_HW).eval()
+    few = Stage(ProposalConfig(nms_candidates=399), nms, anchors, CROWD_HW).eval()
     found = run_onnx(export_program(few, rows, opset=18), rows)
     for output, expected in zip(found[:2], many(rows)[:2], strict=True):
         np.testing.assert_allclose(output, expected[:, :100].numpy(), rtol=0, atol=1e-4)
