@@ -268,7 +268,7 @@ def test_a_file_that_is_not_onnx_is_a_load_error(make_model: MakeModel, tmp_path
     [
         ("best.pt", r"known here: \.onnx, \.engine, \.plan\. Export it first"),
         ("model.tflite", r"'\.tflite'; known here: \.onnx, \.engine, \.plan\."),
-        ("model", "ends? in ''"),
+        ("folder/model", "ends? in ''"),
     ],
 )
 def test_files_that_no_backend_runs_are_refused_by_suffix(name: str, message: str) -> None:

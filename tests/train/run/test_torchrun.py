@@ -244,7 +244,7 @@ def test_a_restart_without_a_name_leaves_the_run_of_another_torchrun_alone(
     tmp_path: Path,
     tiny_texts: tuple[str, ...],
 ) -> None:
-    texts, out = (*tiny_texts, "loop.epochs=1"), tmp_path / "run"
+    texts, out = (*tiny_texts, "loop.epochs=1", "loop.start=random"), tmp_path / "run"
     restarted("none", 0)
     # This process stands for the other torchrun, and its parent for ours.
     command = [sys.executable, "-m", "edgerpn", "train", "--data", str(data_folder), "--out", str(out), *sets(texts)]
