@@ -43,7 +43,7 @@ def evaluate_model(
     """Measures the recall and the speed of a checkpoint or of an exported model.
 
     Args:
-        model: Checkpoint (.pt), ONNX file or engine; or the name of an installed model, such as `general`.
+        model: Checkpoint, ONNX file or engine; or the name of an installed model, such as `general`.
         data: Folder of a data set, or an annotation file, see `find_split`; or a split that it returned.
         images: Folder of the images; None: images/ beside the annotations.
         num_proposals: Proposals of a checkpoint for each image, at most; None: 1000. Exported models have their own.

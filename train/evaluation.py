@@ -36,7 +36,7 @@ def evaluate(
     """Measures the recall and the speed of a checkpoint; uses a GPU if PyTorch sees one.
 
     Args:
-        checkpoint: A .pt file that `train` wrote, such as RUN/best.pt.
+        checkpoint: A file that `train` wrote, such as RUN/best.pt, or weights to share, see `load_checkpoint`.
         data: Folder of a data set, or an annotation file, see `find_split`; or a split that it returned.
         images: Folder of the images; None: images/ beside the annotations.
         num_proposals: Proposals of each image, at most.

@@ -50,7 +50,7 @@ def compare_models(
     """Compares model `a` with the reference `b`.
 
     Args:
-        a: Checkpoint (.pt), ONNX file, engine, or an opened backend, which stays open.
+        a: Checkpoint, ONNX file, engine, or an opened backend, which stays open.
         b: The reference, in any of the same forms.
         images: Photographs, at least one.
         dataset: Annotations of these images, to measure recall; only those of `images` count.

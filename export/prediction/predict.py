@@ -103,7 +103,7 @@ def predict(
     called again with the same arguments; its outputs are those of a run in one go.
 
     Args:
-        model: Checkpoint (.pt), ONNX file or engine; or the name of an installed model, such as `general`. Only a
+        model: Checkpoint, ONNX file or engine; or the name of an installed model, such as `general`. Only a
             checkpoint needs PyTorch.
         images: Images, videos, folders or globs of images, and lists of files (.txt); none: all images of `data`.
         output: Folder of the outputs.

@@ -32,7 +32,7 @@ def test_a_file_wins_over_a_name_and_a_name_over_a_folder(
     Path("street").rmdir()
     Path("street").write_bytes(b"a model without a suffix")
     assert find_model("street") == Path("street")
-    # What opens a folder says which files are in it.
+    # The backend that opens a folder names the files in it.
     Path("RUN").mkdir()
     assert find_model("RUN") == Path("RUN")
 
