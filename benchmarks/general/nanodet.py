@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -29,7 +29,20 @@ _MEAN, _STD = (103.53, 116.28, 123.675), (57.375, 57.12, 58.395)
 _CLASSES, _BINS = 80, 11
 _STRIDES_PX = (8, 16, 32)
 _HEADS = tuple(f"PartitionedCall/Add_{number}" for number in (29, 33, 37))
-"""Outputs of the last convolutions, by stride: NHWC or NCHW as the graph leaves them."""
+"""Outputs of the last convolutions by stride, NHWC."""
+_FEATURES = tuple(f"PartitionedCall/onnx_tf_prefix_Add_{number}" for number in (107, 128, 149))
+"""Maps of the feature pyramid, which the heads read, by stride, NCHW."""
+
+
+class Sight(NamedTuple):
+    """What the network sees in N images, before NMS."""
+
+    maps: list[Tensor]
+    """Feature maps (N, C, H, W) at the strides 8, 16 and 32."""
+    boxes: Tensor
+    """(N, A, 4) float32, x1 y1 x2 y2 in pixels of the images; may reach beyond them."""
+    scores: Tensor
+    """(N, A) float32, 0..1, the largest of the classes."""
 
 
 class NanoDet:
@@ -67,29 +80,42 @@ class NanoDet:
         """
         shown = cv2.resize(image, (SIDE_PX, SIDE_PX), interpolation=cv2.INTER_LINEAR).astype(np.float32)
         normal = (shown - np.array(_MEAN, np.float32)) / np.array(_STD, np.float32)
-        boxes, scores = _decode(self._run(torch.from_numpy(normal).permute(2, 0, 1)[None]))
+        boxes, scores = (
+            value[0] for value in _decode(self._run(torch.from_numpy(normal).permute(2, 0, 1)[None], _HEADS))
+        )
         height, width = image.shape[:2]
         limit = torch.tensor([width, height, width, height], dtype=torch.float32)
         boxes = torch.minimum((boxes * limit / SIDE_PX).clamp(min=0), limit)
         order = scores.argsort(descending=True)
         return boxes[order].numpy(), scores[order].numpy()
 
-    def _run(self, image: Tensor) -> list[Tensor]:
-        """Computes the heads for an image (1, 3, SIDE_PX, SIDE_PX): each (1, H, W, classes + 4 bins)."""
-        values: dict[str, Tensor] = {"input_1": image}
+    @torch.no_grad()
+    def look(self, images: Tensor) -> Sight:
+        """Runs normalised images (N, 3, H, W) of any size, both sides multiples of 32 pixels."""
+        maps = self._run(images, (*_FEATURES, *_HEADS))
+        boxes, scores = _decode([head.float() for head in maps[len(_FEATURES) :]])
+        return Sight(maps[: len(_FEATURES)], boxes, scores)
+
+    def _run(self, images: Tensor, names: Sequence[str]) -> list[Tensor]:
+        """Computes nodes of the graph by name for images (N, 3, H, W)."""
+        values: dict[str, Tensor] = {"input_1": images}
+        # The graph has the sizes of its resized maps as constants, for images of SIDE_PX.
+        scale_hw = torch.tensor(images.shape[2:]) / SIDE_PX
 
         def value(name: str) -> Tensor:
             name = name.split(":")[0]
             if name not in values:
                 node = self._nodes[name]
-                values[name] = (
-                    self._constants[name]
-                    if node["op"] == "Const"
-                    else _OPERATIONS[node["op"]](node.get("attr", {}), *(value(i) for i in node["input"]))
-                )
+                if node["op"] == "Const":
+                    values[name] = self._constants[name]
+                else:
+                    inputs = [value(i) for i in node["input"]]
+                    if node["op"] == "ResizeBilinear":
+                        inputs[1] = (inputs[1] * scale_hw).round().int()
+                    values[name] = _OPERATIONS[node["op"]](node.get("attr", {}), *inputs)
             return values[name]
 
-        return [value(name) for name in _HEADS]
+        return [value(name) for name in names]
 
 
 def suppress(boxes: npt.NDArray[np.float32], iou: float) -> npt.NDArray[np.int64]:
@@ -99,19 +125,19 @@ def suppress(boxes: npt.NDArray[np.float32], iou: float) -> npt.NDArray[np.int64
 
 
 def _decode(heads: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Returns the boxes (A, 4) in pixels of the input and the scores (A,) of all cells."""
+    """Returns the boxes (N, A, 4) in pixels of the input and the scores (N, A) of all cells."""
     boxes, scores = [], []
     for head, stride in zip(heads, _STRIDES_PX, strict=True):
-        _, height, width, _ = head.shape
+        count, height, width, _ = head.shape
         y, x = torch.meshgrid(
             (torch.arange(height) + 0.5) * stride, (torch.arange(width) + 0.5) * stride, indexing="ij"
         )
-        bins = head[0, ..., _CLASSES:].reshape(-1, 4, _BINS).softmax(dim=-1)
+        bins = head[..., _CLASSES:].reshape(count, -1, 4, _BINS).softmax(dim=-1)
         distance = (bins * torch.arange(_BINS)).sum(dim=-1) * stride
         center = torch.stack((x, y), dim=-1).reshape(-1, 2)
-        boxes.append(torch.cat((center - distance[:, :2], center + distance[:, 2:]), dim=1))
-        scores.append(head[0, ..., :_CLASSES].sigmoid().amax(dim=-1).flatten())
-    return torch.cat(boxes), torch.cat(scores)
+        boxes.append(torch.cat((center - distance[..., :2], center + distance[..., 2:]), dim=-1))
+        scores.append(head[..., :_CLASSES].sigmoid().amax(dim=-1).flatten(1))
+    return torch.cat(boxes, dim=1), torch.cat(scores, dim=1)
 
 
 def _conv(attributes: Any, x: Tensor, kernel: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 from benchmarks.general import nanodet
 
@@ -25,6 +26,11 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> nanodet.NanoDet:
     bias[BRIGHT_CLASS] = BIAS
     bias[[80 + 11 * side + distance for side, distance in enumerate((1, 2, 3, 4))]] = 20.0
     tensors: dict[str, npt.NDArray[Any]] = {"kernel": kernel, "order": np.array([0, 2, 3, 1], np.int32), "bias": bias}
+    tensors |= {
+        "back": np.array([0, 3, 1, 2], np.int32),
+        "axis": np.array(1, np.int32),
+        "size": np.array([26, 26], np.int32),
+    }
     nodes: list[dict[str, Any]] = [{"name": name, "op": "Const"} for name in tensors]
     nodes.append({"name": "image", "op": "Transpose", "input": ["input_1", "order"]})
     for stride, head in zip((8, 16, 32), (29, 33, 37), strict=True):
@@ -35,6 +41,16 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> nanodet.NanoDet:
             {"name": f"conv{head}", "op": "Conv2D", "input": [f"pool{head}", "kernel"], "attr": {"strides": ones}},
             {"name": f"PartitionedCall/Add_{head}", "op": "Add", "input": [f"conv{head}:0", "bias"]},
         ]
+        nodes.append({"name": f"map{head}", "op": "Transpose", "input": [f"pool{head}", "back"]})
+    nodes += [
+        {"name": f"PartitionedCall/onnx_tf_prefix_Add_{number}", "op": "ConcatV2", "input": [f"map{head}", "axis"]}
+        for number, head in zip((107, 149), (29, 37), strict=True)
+    ]
+    # The middle map is the coarse one, resized to the size that it has in images of 416 px.
+    nodes += [
+        {"name": "resized", "op": "ResizeBilinear", "input": ["pool37", "size"]},
+        {"name": "PartitionedCall/onnx_tf_prefix_Add_128", "op": "Transpose", "input": ["resized", "back"]},
+    ]
     weights = []
     for name, value in tensors.items():
         entry: dict[str, Any] = {"name": name, "shape": list(value.shape), "dtype": str(value.dtype)}
@@ -88,3 +104,15 @@ def test_suppression_keeps_the_best_of_overlapping_boxes() -> None:
     assert nanodet.suppress(boxes, 0.8).tolist() == [0, 2, 3]
     assert nanodet.suppress(boxes, 0.4).tolist() == [0, 3]
     assert nanodet.suppress(boxes[:0], 0.5).tolist() == []
+
+
+def test_several_images_of_any_size_are_seen_together(network: nanodet.NanoDet) -> None:
+    images = torch.zeros(2, 3, 96, 64)
+    images[1, :, 32:64, :32] = 4.0
+    sight = network.look(images)
+    assert [tuple(x.shape) for x in sight.maps] == [(2, 3, 12, 8), (2, 3, 6, 4), (2, 3, 3, 2)]
+    assert sight.boxes.shape == (2, 12 * 8 + 6 * 4 + 3 * 2, 4)
+    assert (sight.scores[0] < 0.1).all()
+    best = sight.scores[1] > 0.5
+    assert best.sum() == 4 * 4 + 2 * 2 + 1
+    assert sight.boxes[1, best][-1].tolist() == pytest.approx([16 - 32, 48 - 64, 16 + 96, 48 + 128], abs=0.1)

@@ -105,6 +105,7 @@ def rpn_loss_sums(
     gt_boxes_NG4: Tensor,
     *,
     config: LossConfig,
+    gt_weights_NG: Tensor | None = None,
 ) -> LossSums:
     """Computes objectness and box loss of a part of a step's images, not yet normalised.
 
@@ -116,6 +117,8 @@ def rpn_loss_sums(
         sampled_NA: True for anchors that enter the loss.
         gt_boxes_NG4: Padded ground-truth boxes, pixels.
         config: Choice of losses.
+        gt_weights_NG: How sure it is that each box is an object, 0..1: factor of its weight in the box loss and, with
+            quality_focal, of its anchors' targets. None: all are sure.
     """
     logits_NA, deltas_NA4 = logits_NA.float(), deltas_NA4.float()
     is_object_NA = sampled_NA & (assignment.labels_NA == OBJECT)
@@ -123,23 +126,26 @@ def rpn_loss_sums(
     is_object_P1 = is_object_NA.flatten()[rows, None]
     num_images, num_boxes, _ = gt_boxes_NG4.shape
     first_N1 = torch.arange(0, num_images * num_boxes, num_boxes, device=gt_boxes_NG4.device)[:, None]
-    matched_P4 = gt_boxes_NG4.flatten(0, 1)[(first_N1 + assignment.matched_NA).flatten()[rows]]
+    matched_P = (first_N1 + assignment.matched_NA).flatten()[rows]
+    matched_P4 = gt_boxes_NG4.flatten(0, 1)[matched_P]
     anchors_P4 = anchors_A4.expand(num_images, -1, -1).flatten(0, 1)[rows]
     # Rows without an object get a perfect box, so that they contribute neither loss nor gradient.
     target_P4 = torch.where(is_object_P1, matched_P4, anchors_P4)
     deltas_P4 = torch.where(is_object_P1, deltas_NA4.flatten(0, 1)[rows], 0.0)
     iou_P, giou_P = paired_iou_giou(decode_boxes(deltas_P4, anchors_P4), target_P4)
     weight_P = is_object_P1.squeeze(1).float()
+    if gt_weights_NG is not None:
+        weight_P = weight_P * gt_weights_NG.flatten()[matched_P]
     if config.objectness == "bce":
         objectness = _bce(logits_NA, is_object_NA, sampled_NA)
         normalizer = sampled_NA.sum().float()
     else:
-        quality_P = iou_P.detach().clamp(0, 1) * weight_P
-        # The floor lets objects far from their anchors, the largest ones, learn as fast as the others.
-        weight_P = weight_P * quality_P.clamp(min=config.quality_floor)
-        normalizer = weight_P.sum()
+        overlap_P = iou_P.detach().clamp(0, 1)
         quality_NA = logits_NA.new_zeros(logits_NA.shape)
-        quality_NA.view(-1)[rows] = quality_P
+        quality_NA.view(-1)[rows] = overlap_P * weight_P
+        # The floor lets objects far from their anchors, the largest ones, learn as fast as the others.
+        weight_P = weight_P * overlap_P.clamp(min=config.quality_floor)
+        normalizer = weight_P.sum()
         is_far_NA = ~is_object_NA & (assignment.overlap_NA < config.near_iou)
         share_NA = torch.where(is_far_NA, config.background_weight, 1.0) * sampled_NA
         objectness = _quality_focal(logits_NA, quality_NA, share_NA, config.focal_beta)

@@ -33,7 +33,7 @@ from edgerpn.train.run.ranks import ranks_from_environment
 from edgerpn.train.run.saving import CheckpointSaver
 from edgerpn.train.run.setup import RunRequest, set_up
 from edgerpn.train.run.state import TrainingRun
-from edgerpn.train.run.step import compile_network, take_step
+from edgerpn.train.run.step import LossFunction, compile_network, loss_sums, take_step
 from edgerpn.train.run.step_log import StepLog
 
 _HIGH_DATA_WAIT = 0.2
@@ -64,8 +64,12 @@ def run_training(
     resume: bool = False,
     backbone_weights: Path | None = None,
     log: Callable[[str], None] | None = None,
+    loss_function: LossFunction = loss_sums,
 ) -> TrainResult:
-    """Runs a training with resolved settings; arguments and errors as in `edgerpn.train.train`."""
+    """Runs a training with resolved settings; arguments and errors as in `edgerpn.train.train`.
+
+    `loss_function` computes the losses of every step, by default from the labels.
+    """
     ranks = ranks_from_environment()
     compute = choose_compute(settings.loop, ranks)
     request = RunRequest(
@@ -82,10 +86,10 @@ def run_training(
         with explain_out_of_memory(lambda: advice_during_step(run)):
             if run.settings.loop.compile:
                 run.network = compile_network(run.model, run, request.log)
-            return _train(run, request.log)
+            return _train(run, request.log, loss_function)
 
 
-def _train(run: TrainingRun, log: Callable[[str], None]) -> TrainResult:
+def _train(run: TrainingRun, log: Callable[[str], None], loss_function: LossFunction) -> TrainResult:
     state, ranks, evaluations = run.progress, run.ranks, run.settings.loop.evaluations
     started = time.monotonic() - state.seconds
     saver = CheckpointSaver(run, log)
@@ -96,7 +100,7 @@ def _train(run: TrainingRun, log: Callable[[str], None]) -> TrainResult:
         while run.fraction < 1 and not is_stopped:
             steps = run.loader.steps(state.epoch, start_batch=state.batch)
             while (batches := _next(steps, run, step_log, saver)) is not None:
-                record = take_step(run, batches)
+                record = take_step(run, batches, loss_function)
                 state.step += 1
                 state.batch += 1
                 state.seconds, is_stopped = ranks.agree(time.monotonic() - started, signals.received is not None)

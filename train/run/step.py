@@ -27,6 +27,9 @@ from edgerpn.train.run.state import TrainingRun
 
 Network = Callable[[Tensor], list[tuple[Tensor, Tensor]]]
 
+LossFunction = Callable[[TrainingRun, TrainBatch, int], LossSums]
+"""As `loss_sums`."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepFigures:
@@ -64,7 +67,50 @@ class StepRecord:
         return StepFigures(loss=loss, objectness=objectness, box=box, objects=objects, grad_norm=grad_norm)
 
 
-def take_step(run: TrainingRun, batches: Sequence[TrainBatch]) -> StepRecord:
+def loss_sums(run: TrainingRun, batch: TrainBatch, part: int) -> LossSums:
+    """Computes the losses of a part of a step's images, without those of other parts and processes.
+
+    Args:
+        run: The run; its network takes the images.
+        batch: The images and their boxes, on the run's device.
+        part: Number of the part among the passes of the step, from 0.
+    """
+    settings, device = run.settings, run.compute.device
+    images = run.model.normalize(batch.images)
+    with run.compute.autocast():
+        levels = run.network(images)
+    logits, deltas = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
+    height, width = batch.images.shape[1:3]
+    anchors = run.anchors_of((height, width))
+    assignment = assign(
+        anchors,
+        batch.gt_boxes,
+        batch.gt_mask,
+        batch.ignore_boxes,
+        batch.ignore_mask,
+        image_hw=(height, width),
+        config=settings.assign,
+    )
+    # A generator per step makes the samples independent of where the run was interrupted.
+    generator = torch.Generator(device).manual_seed(settings.loop.seed * 1_000_003 + run.progress.step)
+    first = (part * run.ranks.size + run.ranks.rank) * len(batch.images)
+    return rpn_loss_sums(
+        logits,
+        deltas,
+        torch.cat(anchors),
+        assignment,
+        sample(
+            assignment.labels_NA,
+            config=settings.assign,
+            generator=generator,
+            part=(first, run.loader.batch_size),
+        ),
+        batch.gt_boxes,
+        config=settings.loss,
+    )
+
+
+def take_step(run: TrainingRun, batches: Sequence[TrainBatch], loss_function: LossFunction = loss_sums) -> StepRecord:
     """Runs forward and backward passes of each part, then one step of the optimizer and of the average."""
     settings, state, compute = run.settings, run.progress, run.compute
     rate = learning_rate(state.step, run.fraction, settings.optimizer)
@@ -77,7 +123,7 @@ def take_step(run: TrainingRun, batches: Sequence[TrainBatch]) -> StepRecord:
     for part, batch in enumerate(batches):
         on_device = batch.to(compute.device, non_blocking=True)
         with _local_gradients(run, is_last=part == len(batches) - 1):
-            losses = _loss_sums(run, on_device, part)
+            losses = loss_function(run, on_device, part)
             # Divided by the number of images, so that the sums are as large as losses and do not overflow float16.
             total = (losses.objectness + settings.loss.box_weight * losses.box) / run.loader.batch_size
             run.scaler.scale(total).backward()
@@ -120,42 +166,6 @@ def check_finite(run: TrainingRun, record: StepRecord) -> StepFigures:
     if not math.isfinite(figures.grad_norm) and not run.scaler.is_enabled():
         raise _diverged(run, record, "the gradient is not finite")
     return figures
-
-
-def _loss_sums(run: TrainingRun, batch: TrainBatch, part: int) -> LossSums:
-    settings, device = run.settings, run.compute.device
-    images = run.model.normalize(batch.images)
-    with run.compute.autocast():
-        levels = run.network(images)
-    logits, deltas = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
-    height, width = batch.images.shape[1:3]
-    anchors = run.anchors_of((height, width))
-    assignment = assign(
-        anchors,
-        batch.gt_boxes,
-        batch.gt_mask,
-        batch.ignore_boxes,
-        batch.ignore_mask,
-        image_hw=(height, width),
-        config=settings.assign,
-    )
-    # A generator per step makes the samples independent of where the run was interrupted.
-    generator = torch.Generator(device).manual_seed(settings.loop.seed * 1_000_003 + run.progress.step)
-    first = (part * run.ranks.size + run.ranks.rank) * len(batch.images)
-    return rpn_loss_sums(
-        logits,
-        deltas,
-        torch.cat(anchors),
-        assignment,
-        sample(
-            assignment.labels_NA,
-            config=settings.assign,
-            generator=generator,
-            part=(first, run.loader.batch_size),
-        ),
-        batch.gt_boxes,
-        config=settings.loss,
-    )
 
 
 def _local_gradients(run: TrainingRun, *, is_last: bool) -> contextlib.AbstractContextManager[None]:

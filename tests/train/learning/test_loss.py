@@ -10,7 +10,7 @@ from torch import Tensor
 
 from edgerpn.train.learning import loss
 from edgerpn.train.learning.assign import Assignment
-from edgerpn.train.learning.loss import LossConfig, Losses, rpn_losses
+from edgerpn.train.learning.loss import LossConfig, Losses, rpn_loss_sums, rpn_losses
 
 # One image, four anchors, two objects. Anchor 0 answers for object 1, anchor 2 for object 0, anchor 3 has no loss.
 ANCHORS = torch.tensor([[0.0, 0, 10, 10], [20, 0, 30, 10], [0, 20, 20, 40], [50, 50, 60, 60]])
@@ -185,3 +185,23 @@ def test_settings_out_of_range_are_refused() -> None:
     for changes in ({"focal_beta": -1.0}, {"smooth_l1_beta": -0.1}, {"box_weight": -0.1}):
         with pytest.raises(ValueError, match="expected at least 0"):
             LossConfig(**changes)  # type: ignore[arg-type]
+
+
+def test_an_unsure_box_weighs_less_and_has_a_lower_target() -> None:
+    assignment = Assignment(labels_NA=LABELS, matched_NA=MATCHED, overlap_NA=torch.ones(1, 4))
+    config, inputs = LossConfig(), (LOGITS, DELTAS, ANCHORS, assignment, SAMPLED, GT)
+    sure = rpn_loss_sums(*inputs, config=config)
+    same = rpn_loss_sums(*inputs, config=config, gt_weights_NG=torch.ones(1, 2))
+    assert (same.objectness, same.box, same.normalizer) == (sure.objectness, sure.box, sure.normalizer)
+    # Anchor 0, object 1: IoU 9 / 11, no change of the box. Anchor 2 answers for object 0.
+    unsure = rpn_loss_sums(*inputs, config=config, gt_weights_NG=torch.tensor([[1.0, 0.25]]))
+    iou = 9 / 11
+    assert (sure.normalizer - unsure.normalizer).item() == pytest.approx(0.75 * iou, rel=1e-5)
+    giou = iou  # the smallest box around both is their union
+    assert (sure.box - unsure.box).item() == pytest.approx(0.75 * iou * (1 - giou), rel=1e-5)
+
+    def focal(target: float) -> float:
+        return (sigmoid(2.0) - target) ** 2 * bce(2.0, target)
+
+    expected = focal(iou) - focal(0.25 * iou)
+    assert (sure.objectness - unsure.objectness).item() == pytest.approx(expected, rel=1e-4)
