@@ -43,12 +43,19 @@ def _overlaps(first_NB4: Tensor, second_NC4: Tensor, iou_threshold: float) -> Te
     The form (1 + t) * intersection > t * area + t * area of intersection > t * union needs no division, and one
     operation per pair on the right side.
     """
-    intersection_NBC, area_NB1, area_N1C = _intersection_areas(first_NB4, second_NC4)
+    area_NB1, area_N1C = _areas(first_NB4), _areas(second_NC4).transpose(1, 2)
+    intersection_NBC = _intersections(first_NB4, second_NC4)
     return (1 + iou_threshold) * intersection_NBC > iou_threshold * area_NB1 + iou_threshold * area_N1C
 
 
-def _intersection_areas(first_NB4: Tensor, second_NC4: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns intersections (N, B, C), 0 or less for disjoint boxes, and the areas (N, B, 1) and (N, 1, C).
+def _areas(boxes_NB4: Tensor) -> Tensor:
+    """Returns the areas (N, B, 1); 0 for inverted boxes."""
+    left_NB1, top_NB1, right_NB1, bottom_NB1 = boxes_NB4.split(1, dim=2)
+    return (right_NB1 - left_NB1).relu() * (bottom_NB1 - top_NB1).relu()
+
+
+def _intersections(first_NB4: Tensor, second_NC4: Tensor) -> Tensor:
+    """Returns the areas of the intersections (N, B, C), 0 or less for disjoint boxes.
 
     Clamping the width suffices: with a negative height the product is not positive.
     """
@@ -57,9 +64,7 @@ def _intersection_areas(first_NB4: Tensor, second_NC4: Tensor) -> tuple[Tensor, 
     left_N1C, top_N1C, right_N1C, bottom_N1C = second_NC4.transpose(1, 2).split(1, dim=1)
     width = torch.minimum(right_NB1, right_N1C) - torch.maximum(left_NB1, left_N1C)
     height = torch.minimum(bottom_NB1, bottom_N1C) - torch.maximum(top_NB1, top_N1C)
-    area_NB1 = (right_NB1 - left_NB1).clamp(min=0) * (bottom_NB1 - top_NB1).clamp(min=0)
-    area_N1C = (right_N1C - left_N1C).clamp(min=0) * (bottom_N1C - top_N1C).clamp(min=0)
-    return width.clamp(min=0) * height, area_NB1, area_N1C
+    return width.relu() * height
 
 
 def largest_overlap(boxes_NB4: Tensor) -> Tensor:
@@ -72,15 +77,18 @@ def largest_overlap(boxes_NB4: Tensor) -> Tensor:
         boxes_NB4: Pixels, float32.
     """
     num_boxes = boxes_NB4.shape[1]
-    # One matrix in a graph; in PyTorch blocks of rows, which fit a CPU's cache, without the columns after a block.
+    # Blocks of rows, without the columns after a block: in a graph two, which spares a quarter of the matrix for a few
+    # more operations; in PyTorch as many as fit a CPU's cache each.
     # The maximum runs along the last axis, which is the faster one in ONNX Runtime.
-    step = num_boxes if torch.compiler.is_exporting() else BLOCK
+    step = -(-num_boxes // 2) if torch.compiler.is_exporting() else BLOCK
+    area_NB1 = _areas(boxes_NB4)
+    # The small number prevents 0 / 0 for two empty boxes; compared with the area of any kept box it is negligible.
+    area_N1B = area_NB1.transpose(1, 2) + 1e-9
     parts = []
     for start in range(0, num_boxes, step):
         stop = min(start + step, num_boxes)
-        intersection_NBC, area_NB1, area_N1C = _intersection_areas(boxes_NB4[:, start:stop], boxes_NB4[:, :stop])
-        # The small number prevents 0 / 0 for two empty boxes; compared with the area of any kept box it is negligible.
-        ratio_NBC = intersection_NBC / (area_NB1 + (area_N1C + 1e-9))
+        intersection_NBC = _intersections(boxes_NB4[:, start:stop], boxes_NB4[:, :stop])
+        ratio_NBC = intersection_NBC / (area_NB1[:, start:stop] + area_N1B[:, :, :stop])
         parts.append(ratio_NBC.tril(diagonal=start - 1).amax(dim=2))
     ratio_NB = torch.cat(parts, dim=1).clamp(min=0)
     return ratio_NB / (1 - ratio_NB)
