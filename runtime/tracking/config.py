@@ -24,7 +24,7 @@ class TrackConfig:
     """Maximum number of proposals of a frame that are looked at, the best ones; 1 to 300."""
     nms_iou: float = 0.5
     """IoU with a better proposal above which a proposal is a near copy and never part of a track; above 0, to 1."""
-    min_iou: float = 0.2
+    min_iou: float = 0.3
     """Smallest IoU of a proposal with the expected place of a track that it continues; above 0, below 1. For proposals
     below `high_score` it is 0.5 at least."""
     confirm_frames: int = 3

@@ -101,7 +101,7 @@ def test_a_camera_that_reconnects_keeps_the_numbers_of_its_objects(
     run = start(
         make_slow(0.01), live(camera.url, "door"), track=TrackConfig(confirm_frames=1, buffer_s=30.0), stays=True
     )
-    tracks = set()
+    tracks: set[int] = set()
 
     def is_third_connection(item: Result | Event) -> bool:
         if isinstance(item, Result):

@@ -17,6 +17,6 @@ def propose() -> Callable[..., Proposals]:
     def make(*places: tuple[float, float], scores: Sequence[float] | None = None, size: float = 40) -> Proposals:
         corners = np.array(places, np.float32).reshape(-1, 2)
         graded = np.linspace(0.9, 0.8, len(corners)) if scores is None else np.array(scores)
-        return Proposals(np.concatenate([corners, corners + size], axis=1), graded)
+        return Proposals(np.concatenate([corners, corners + size], axis=1), graded.astype(np.float32))
 
     return make

@@ -27,7 +27,7 @@ class Film:
         """Shows a frame; returns the numbers of the proposals' tracks."""
         self.tracks, changes = self.tracker.follow(proposals, Moment(time_s, round(time_s * 25), 1000 + time_s))
         self.changes += changes
-        return [track and track.track_id for track in self.tracks]
+        return [None if track is None else track.track_id for track in self.tracks]
 
     def kinds(self) -> list[tuple[str, int]]:
         return [(change.kind, change.track.track_id) for change in self.changes]
