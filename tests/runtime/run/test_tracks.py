@@ -98,9 +98,9 @@ def test_a_camera_that_reconnects_keeps_the_numbers_of_its_objects(
     picture = cv2.imencode(".jpg", paint(96, 160, box=(20, 20, 80, 80)))[1].tobytes()
     camera.jpeg = lambda index: picture
     camera.num_pictures = 15
-    run = start(
-        make_slow(0.01), live(camera.url, "door"), track=TrackConfig(confirm_frames=1, buffer_s=30.0), stays=True
-    )
+    # Longer than the slowest machine takes.
+    config = TrackConfig(confirm_frames=1, buffer_s=600.0, stationary_s=600.0)
+    run = start(make_slow(0.01), live(camera.url, "door"), track=config, stays=True)
     tracks: set[int] = set()
 
     def is_third_connection(item: Result | Event) -> bool:
