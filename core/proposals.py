@@ -86,7 +86,7 @@ class Proposals:
         return self[self.nms_rows(iou, limit=limit)]
 
     def nms_rows(self, iou: float, *, limit: int | None = None) -> list[int]:
-        """Returns the rows that `nms` keeps, ascending; arguments as there."""
+        """Returns the numbers of the boxes that `nms` keeps, ascending."""
         if iou >= 1:
             return list(range(len(self)))[:limit]
         kept: list[int] = []
