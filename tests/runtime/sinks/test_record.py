@@ -79,10 +79,10 @@ def test_a_record_holds_the_track_of_each_proposal(
     record = frame_record(dataclasses.replace(result, proposals=result.proposals[[0, 0]], tracks=(track, None)))
     validator.validate(record)
     assert record["tracks"] == [{"track_id": 3, "age_s": 1.235, "dwell_s": 0.5, "is_confirmed": True}, None]
-    event = Event(kind="left", source="door", message="left", track=track, box_xyxy=(1.0, 2.345, 3.0, 4.0))
+    event = Event(kind="left", source="door", message="left", track=track, box_xyxy=(1.0, 2.346, 3.0, 4.0))
     validator.validate(event_record(event))
     assert event_record(event)["track"] == record["tracks"][0]
-    assert event_record(event)["box"] == [1.0, 2.34, 3.0, 4.0]
+    assert event_record(event)["box"] == [1.0, 2.35, 3.0, 4.0]
 
 
 def test_a_record_that_is_not_json_is_refused(make_result: MakeResult) -> None:
