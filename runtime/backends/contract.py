@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +12,6 @@ import numpy.typing as npt
 from edgerpn.errors import InferenceError, InputError, check_setting
 from edgerpn.manifest import Manifest
 from edgerpn.proposals import Outputs
-
-Provider = str | tuple[str, Mapping[str, Any]]
-"""An ONNX Runtime execution provider by name (cuda, CUDAExecutionProvider), alone or with its options."""
-
 
 GpuWait = Literal["auto", "spin", "block"]
 FrameMemory = Literal["auto", "mapped", "copied"]
