@@ -192,8 +192,8 @@ class ParitySpec:
     max_score_difference: float
     """Largest difference of scores of a matched pair."""
     min_cosine: float | None = None
-    """Smallest cosine of embeddings and features of a matched pair; None without these. Where cells of two anchors predict
-    one box with one score, rounding decides between them, and the cosine is small."""
+    """Smallest cosine of embeddings and features of a matched pair; None without these. Where cells of two anchors
+    predict one box with one score, rounding decides between them, and the cosine is small."""
 
     def summary(self) -> str:
         """Returns the agreement on one line, for people."""
