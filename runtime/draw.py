@@ -4,15 +4,20 @@ Draws only the best, and no near copies of them: the graph keeps boxes that over
 0.9), so that one object would get many. The best comes last and on top; weak ones are thin and transparent, strong
 ones thick and bright, all in one hue. Rank counts too, so that the first ones stand out where many scores are equal.
 Only the first few get a label, where there is room for it.
+
+A run that follows objects shows its confirmed tracks instead, each with its number and in a colour of its own.
 """
 
 from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from edgerpn.proposals import Proposals
-from edgerpn.runtime.frame import Result
+from edgerpn.runtime.frame import Result, Track
 from edgerpn.runtime.opencv import load_cv2
 
 DEFAULT_TOP = 20
@@ -30,6 +35,7 @@ FADE_RANK = 20
 _WEAK_BGR = np.array([20.0, 95.0, 175.0])
 _STRONG_BGR = np.array([70.0, 225.0, 255.0])
 _INK_BGR = (0, 20, 35)
+_GOLDEN_RATIO = 0.618034
 
 Image = npt.NDArray[np.uint8]
 Rectangle = tuple[int, int, int, int]
@@ -60,8 +66,40 @@ def draw_proposals(
         _draw_box(canvas, corner, strength, unit)
     taken: list[Rectangle] = []
     for corner, score, strength in zip(corners[:NUM_LABELS], shown.scores.tolist(), strengths.tolist(), strict=False):
-        _draw_label(canvas, corner, f"{score:.2f}", strength, unit, taken)
+        _draw_label(canvas, corner, f"{score:.2f}", score_color(strength), unit, taken)
     return canvas
+
+
+def draw_tracks(image: Image, proposals: Proposals, tracks: Sequence[Track]) -> Image:
+    """Draws tracks on a copy of `image`; arguments as `confirmed_tracks` returns them.
+
+    Args:
+        image: (H, W, 3) uint8 BGR; not changed.
+        proposals: A box for each track, in pixels of `image`.
+        tracks: As many.
+
+    Returns:
+        (H, W, 3) uint8 BGR, a new array.
+    """
+    canvas = np.array(image)
+    unit = max(1, round(min(canvas.shape[:2]) / 360))
+    taken: list[Rectangle] = []
+    corners = _pixel_corners(proposals, canvas)
+    for corner, track in zip(corners, tracks, strict=True):
+        _blend_frame(canvas, corner, 4 * unit, _INK_BGR, 0.45)
+        _blend_frame(canvas, corner, 2 * unit, track_color(track.track_id), 1.0)
+    for corner, track in zip(corners, tracks, strict=True):
+        _draw_label(canvas, corner, str(track.track_id), track_color(track.track_id), unit, taken)
+    return canvas
+
+
+def confirmed_tracks(
+    proposals: Proposals, tracks: Sequence[Track | None], *, top: int, min_score: float = 0.0
+) -> tuple[Proposals, list[Track]]:
+    """Returns the confirmed tracks of a frame and their proposals, the best `top` from a score on."""
+    found = [(row, track) for row, track in enumerate(tracks) if track is not None and track.is_confirmed]
+    shown = [(row, track) for row, track in found if proposals.scores[row] >= min_score][:top]
+    return proposals[[row for row, _ in shown]], [track for _, track in shown]
 
 
 class Painter:
@@ -78,9 +116,19 @@ class Painter:
         # because several sinks draw in threads of their own.
         last = self._last
         if last is None or last[0] is not result.proposals:
-            drawn = draw_proposals(result.image, result.proposals, top=self._top, nms_iou=self._nms_iou)
-            self._last = last = (result.proposals, drawn)
+            self._last = last = (result.proposals, self._draw(result))
         return last[1]
+
+    def _draw(self, result: Result) -> Image:
+        if result.tracks is None:
+            return draw_proposals(result.image, result.proposals, top=self._top, nms_iou=self._nms_iou)
+        return draw_tracks(result.image, *confirmed_tracks(result.proposals, result.tracks, top=self._top))
+
+
+def track_color(track_id: int) -> tuple[int, int, int]:
+    """Returns the BGR colour of a track; those of neighbouring numbers differ most."""
+    red, green, blue = colorsys.hsv_to_rgb(track_id * _GOLDEN_RATIO % 1, 0.65, 1.0)
+    return round(255 * blue), round(255 * green), round(255 * red)
 
 
 def score_color(strength: float) -> tuple[int, int, int]:
@@ -135,7 +183,7 @@ def _blend_frame(
 
 
 def _draw_label(
-    canvas: Image, corner: Rectangle, text: str, strength: float, unit: int, taken: list[Rectangle]
+    canvas: Image, corner: Rectangle, text: str, color_bgr: tuple[int, int, int], unit: int, taken: list[Rectangle]
 ) -> None:
     """Writes `text` at a corner of the box, unless it would cover another label."""
     cv2 = load_cv2()
@@ -150,7 +198,7 @@ def _draw_label(
     if y + label_h > height or any(_overlap(place, other) for other in taken):
         return
     taken.append(place)
-    cv2.rectangle(canvas, place[:2], (place[2] - 1, place[3] - 1), score_color(strength), -1)
+    cv2.rectangle(canvas, place[:2], (place[2] - 1, place[3] - 1), color_bgr, -1)
     cv2.putText(canvas, text, (x + pad, y + label_h - pad), font, scale, _INK_BGR, unit, cv2.LINE_AA)
 
 
