@@ -16,6 +16,7 @@ import onnx
 from onnx import TensorProto
 
 from edgerpn.export.limits.graph import GraphView, Shape, attribute
+from edgerpn.runtime.backends.contract import tensors_of
 from edgerpn.targets import TOPK_LIMIT, Target
 
 Severity = Literal["error", "warning"]
@@ -24,8 +25,9 @@ Severity = Literal["error", "warning"]
 CHECKED_OPERATORS = frozenset((
     # Operators of the portable graphs, in every TensorRT from 8.6 on.
     "Add", "And", "Cast", "Clip", "Concat", "Constant", "Conv", "Div", "Equal", "Exp", "Expand", "Flatten", "Gather",
-    "GatherElements", "GatherND", "Greater", "GreaterOrEqual", "Identity", "Less", "LessOrEqual", "MatMul", "Max",
-    "Min", "Mul", "Neg", "Not", "Or", "Pad", "ReduceMax", "ReduceMin", "ReduceSum", "Relu", "Reshape", "Resize",
+    "GatherElements", "GatherND", "Greater", "GreaterOrEqual", "GridSample", "Identity", "Less", "LessOrEqual",
+    "MatMul", "Max", "Min", "Mul", "Neg", "Not", "Or", "Pad", "ReduceMax", "ReduceMin", "ReduceSum", "Relu", "Reshape",
+    "Resize",
     "Shape", "Sigmoid", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "TopK", "Transpose", "Trilu", "Unsqueeze", "Where",
     # Other backbones, heads and precisions, and common networks of other programs (operators.md).
     "AveragePool", "BatchNormalization", "ConvTranspose", "DequantizeLinear", "Erf", "Gemm", "GlobalAveragePool",
@@ -36,13 +38,14 @@ CHECKED_OPERATORS = frozenset((
 # fmt: on
 
 _CHECKED_TYPES = frozenset(("float32", "float16", "bool", "int8", "int32", "int64", "uint8"))
+_TYPES = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT, "int32": TensorProto.INT32}
 _COORDINATES = ("half_pixel", "pytorch_half_pixel", "tf_half_pixel_for_nn", "asymmetric", "align_corners")
 
 _LOOPS = dict.fromkeys(("If", "Loop", "Scan"), "unroll it into a fixed number of steps")
 _VARYING = {
     "NonMaxSuppression": "export with --set nms=portable: the same boxes from plain operations",
     "NonZero": "use a mask of fixed shape, or TopK with a fixed K",
-    "RoiAlign": "leave regions to a second stage outside this graph",
+    "RoiAlign": "export with --target tensorrt or tensorrt-rtx: the same features from GridSample",
 }
 """Operators that TensorRT-RTX does not have, and the fix."""
 
@@ -112,13 +115,8 @@ def interface(view: GraphView, target: Target) -> Iterator[Violation]:
     manifest = view.manifest
     if manifest is None:
         return
-    batch, rows = manifest.input.batch, manifest.proposals.num_proposals
-    boxes, scores, count = manifest.output_names
     wanted: dict[str, tuple[int, Shape]] = {
-        manifest.input.name: (TensorProto.UINT8, (batch, *manifest.input.frame_shape)),
-        boxes: (TensorProto.FLOAT, (batch, rows, 4)),
-        scores: (TensorProto.FLOAT, (batch, rows)),
-        count: (TensorProto.INT32, (batch,)),
+        name: (_TYPES[dtype], shape) for name, (dtype, shape) in tensors_of(manifest).items()
     }
     graph = view.proto.graph
     found = {

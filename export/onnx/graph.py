@@ -23,7 +23,17 @@ import edgerpn.manifest
 from edgerpn import files
 from edgerpn.errors import ExportError
 from edgerpn.export.export_config import ExportConfig
-from edgerpn.manifest import DIGEST_KEY, METADATA_KEY, AnchorSpec, InputSpec, Manifest, ProposalSpec, Provenance
+from edgerpn.manifest import (
+    DIGEST_KEY,
+    METADATA_KEY,
+    SCHEMA,
+    SCHEMA_MORE_OUTPUTS,
+    AnchorSpec,
+    InputSpec,
+    Manifest,
+    ProposalSpec,
+    Provenance,
+)
 from edgerpn.targets import TARGETS, TOPK_LIMIT
 from edgerpn.train.checkpoint import Checkpoint, versions
 from edgerpn.train.network.detector import Detector
@@ -87,6 +97,9 @@ def export_module(model: Rpn, proposals: ProposalConfig, config: ExportConfig, h
         source_hw=config.source_hw,
         num_channels=config.num_channels,
         nms=config.resolved_nms,
+        embeddings=config.embeddings,
+        roi_hw=config.roi_features,
+        roi_form=config.roi_form,
     )
     return detector.eval()
 
@@ -106,7 +119,11 @@ def export_detector(detector: Detector, config: ExportConfig) -> onnx.ModelProto
         opset=config.opset,
         is_dynamic=config.fixed_batch is None,
         input_names=["frames"],
-        output_names=["boxes", "scores", "count"],
+        output_names=[
+            *("boxes", "scores", "count"),
+            *(["embeddings"] if detector.embeddings else []),
+            *(["features"] if detector.roi_hw is not None else []),
+        ],
     )
     return proto
 
@@ -143,7 +160,10 @@ def export_program(
                 input_names=input_names,
                 output_names=output_names,
                 dynamic_shapes=({0: torch.export.Dim("N", min=1)},) if is_dynamic else None,
-                custom_translation_table={torch.ops.edgerpn.nms_keep.default: _nms_keep},
+                custom_translation_table={
+                    torch.ops.edgerpn.nms_keep.default: _nms_keep,
+                    torch.ops.edgerpn.roi_operator.default: _roi_operator,
+                },
                 external_data=False,
                 verbose=False,
             )
@@ -190,6 +210,25 @@ def _nms_keep(boxes: Any, scores: Any, iou_threshold: float, max_keep: int) -> A
     return op.ScatterND(op.Mul(best, op.Constant(value_float=0.0)), index, ones)
 
 
+def _roi_operator(canvas: Any, places: Any, height: int, width: int) -> Any:
+    """ONNX form of `edgerpn.train.network.region_features.roi_operator`: RoiAlign, whose boxes lie in one list."""
+    batch, rows = op.Shape(places, start=0, end=1), op.Shape(places, start=1, end=2)
+    flat = op.Constant(value_ints=[-1])
+    numbers = op.Range(op.Constant(value_int=0), op.Squeeze(batch), op.Constant(value_int=1))
+    column = op.Unsqueeze(numbers, op.Constant(value_ints=[1]))
+    image = op.Reshape(op.Expand(column, op.Concat(batch, rows, axis=0)), flat)
+    pooled = op.RoiAlign(
+        canvas,
+        op.Reshape(places, op.Constant(value_ints=[-1, 4])),
+        image,
+        coordinate_transformation_mode="half_pixel",
+        output_height=height,
+        output_width=width,
+        sampling_ratio=2,
+    )
+    return op.Reshape(pooled, op.Concat(batch, rows, op.Shape(pooled, start=1), axis=0))
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Hides the exporter's notes about its own internals; errors are raised as before."""
@@ -224,6 +263,7 @@ def describe_graph(
     *,
     name: str,
     nms_chain: int | None,
+    map_channels: int,
 ) -> Manifest:
     """Describes a float32 graph that is about to be exported.
 
@@ -235,13 +275,20 @@ def describe_graph(
         hw: Height and width that the network works at, pixels.
         name: Name of the model, for people.
         nms_chain: Rounds that the images seen at export needed at most, for the portable NMS.
+        map_channels: Channels of the maps that the head reads.
     """
     model, nms = checkpoint.settings.model, config.resolved_nms
     stage = dataclasses.asdict(proposals)
     if nms == "standard":
         stage["nms_iterations"] = None
     packages = {"onnx": onnx.__version__, "onnxscript": onnxscript.__version__, "onnxruntime": onnxruntime.__version__}
+    further = edgerpn.manifest.more_outputs(
+        proposals.num_proposals,
+        embedding_shape=(map_channels,) if config.embeddings else None,
+        feature_shape=(map_channels, *config.roi_features) if config.roi_features else None,
+    )
     return Manifest(
+        schema=SCHEMA_MORE_OUTPUTS if further else SCHEMA,
         name=name,
         target=config.target,
         opset=config.opset,
@@ -255,7 +302,7 @@ def describe_graph(
             std_bgr=model.std_bgr,
             exif=checkpoint.settings.data.exif,
         ),
-        outputs=edgerpn.manifest.standard_outputs(proposals.num_proposals),
+        outputs=(*edgerpn.manifest.standard_outputs(proposals.num_proposals), *further),
         anchors=AnchorSpec(
             strides_px=model.anchors.strides_px,
             sizes_px=model.anchors.sizes_px,
