@@ -1,8 +1,9 @@
 """Trains the general weights on: from the labels, and from everything that a teacher sees in the same views.
 
-    python -m benchmarks.general.prepare --sets SETS -o PICTURES
-    python -m benchmarks.general.distil --data PICTURES --teacher NANODET --config benchmarks/general/distil.toml
+    python -m benchmarks.general.distil --data LABELLED --teacher NANODET --config benchmarks/general/distil.toml
         --from RUN/best.pt -o DISTILLED
+
+`benchmarks.general.prepare` has the whole recipe, and says what LABELLED, RUN and NANODET are.
 
 The labelled sets are narrow, and what is a thing in them is not what is a thing elsewhere. NanoDet-g learned from
 118,000 photographs of everyday scenes. Here it looks at each training view, cut, turned in colour and put into mosaics

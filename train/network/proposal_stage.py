@@ -237,9 +237,9 @@ def ranked_candidates(
         group = group._replace(anchors=number_NB)
     if config.nms_scope == "all" or len(levels) == 1:
         return group
-    # The number of levels that start at or before a box, minus the first.
-    starts = itertools.accumulate(sizes[:-1])
-    level_NB = torch.stack([(index_NB >= start).to(torch.float32) for start in starts]).sum(dim=0)
+    # One gather out of a constant of the graph.
+    numbers = [torch.full((size,), float(level), device=index_NB.device) for level, size in enumerate(sizes)]
+    level_NB = torch.cat(numbers)[index_NB]
     return group._replace(levels=level_NB, num_levels=len(levels))
 
 
