@@ -10,8 +10,9 @@
      "message": "door: the connection is refused; next attempt in 1.8 s", "reason": "refused",
      "fix": "Check the port, and whether the camera's server is enabled.", "attempt": 2, "delay_s": 1.8}
 
-Boxes are in pixels of the frame, rounded to 0.01; scores to 0.0001. Only records of images have `path`; an event has
-only the fields that apply to it. `record.schema.json` beside this file is the JSON Schema of both.
+Boxes are in pixels of the frame, rounded to 0.01; scores to 0.0001. Only records of images have `path`, and only those
+of sources with zones have `zones`: the names of each proposal's zones. An event has only the fields that apply to it.
+`record.schema.json` beside this file is the JSON Schema of both.
 """
 
 from __future__ import annotations
@@ -59,6 +60,9 @@ def frame_record(result: Result) -> dict[str, Any]:
         "stage_ms": {stage: round(duration_ms, 3) for stage, duration_ms in result.stage_ms.items()},
         "proposals": proposal_rows(result.proposals),
     }
+    zones = result.zones
+    if zones is not None:
+        record["zones"] = zones
     if frame.path is not None:
         record["path"] = str(frame.path)
     return record

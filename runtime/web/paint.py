@@ -12,6 +12,7 @@ from edgerpn.errors import SinkError
 from edgerpn.proposals import Proposals
 from edgerpn.runtime.draw import DEFAULT_NMS_IOU, DEFAULT_TOP, draw_proposals
 from edgerpn.runtime.opencv import load_cv2
+from edgerpn.runtime.zones import ZoneMap
 
 Image = npt.NDArray[np.uint8]
 
@@ -34,6 +35,8 @@ class FrameCopy:
     """Wall clock of the frame, UTC, seconds since the epoch."""
     monotonic_s: float
     """`time.monotonic()` at the same moment."""
+    zone_map: ZoneMap | None = None
+    """Zones and masks of the source; None: none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,7 +88,8 @@ def annotate(shot: FrameCopy, view: ViewSettings, *, max_width_px: int) -> tuple
     """
     small = shrink(shot, max_width_px=max_width_px)
     boxes = small.proposals.above(view.min_score).nms(view.nms_iou, limit=view.top)
-    return draw_proposals(small.image, boxes, top=view.top, nms_iou=1), len(boxes)
+    drawn = draw_proposals(small.image, boxes, top=view.top, nms_iou=1, zone_map=small.zone_map)
+    return drawn, len(boxes)
 
 
 def shrink(shot: FrameCopy, *, max_width_px: int) -> FrameCopy:
