@@ -95,6 +95,25 @@ def letterbox(source_hw: tuple[int, int], network_hw: tuple[int, int]) -> Letter
     return Letterbox(source_hw=source_hw, network_hw=network_hw, content_hw=(content_h, content_w))
 
 
+def crop_corners(
+    boxes_xyxy: npt.NDArray[np.float32], frame_hw: tuple[int, int], *, margin: float
+) -> list[tuple[int, int, int, int]]:
+    """Returns x1, y1, x2, y2 of a crop for each box, in whole pixels inside the frame, at least one wide and high.
+
+    Args:
+        boxes_xyxy: (M, 4), pixels of the frame.
+        frame_hw: Height and width of the frame, pixels.
+        margin: Added on each side, as a share of the box's width and height.
+    """
+    height, width = frame_hw
+    boxes = boxes_xyxy.astype(np.float64)
+    margins = margin * np.tile(boxes[:, 2:] - boxes[:, :2], 2) * (-1, -1, 1, 1)
+    x1, y1, x2, y2 = (boxes + margins).T
+    left, top = np.clip(np.floor(x1), 0, width - 1), np.clip(np.floor(y1), 0, height - 1)
+    right, bottom = np.clip(np.ceil(x2), left + 1, width), np.clip(np.ceil(y2), top + 1, height)
+    return [tuple(row) for row in np.stack([left, top, right, bottom], axis=1).astype(int).tolist()]
+
+
 def parse_hw(text: str) -> tuple[int, int]:
     """Reads "384x640" (height x width) or "640" (a square) into (height, width).
 

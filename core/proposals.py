@@ -83,15 +83,19 @@ class Proposals:
             iou: 0..1; 1 keeps all.
             limit: Maximum number of boxes; None: no limit.
         """
+        return self[self.nms_rows(iou, limit=limit)]
+
+    def nms_rows(self, iou: float, *, limit: int | None = None) -> list[int]:
+        """Returns the numbers of the boxes that `nms` keeps, ascending."""
         if iou >= 1:
-            return self[:limit]
+            return list(range(len(self)))[:limit]
         kept: list[int] = []
         rest = np.arange(len(self))
         while len(rest) and len(kept) != limit:
             best, rest = rest[:1], rest[1:]
             kept.append(int(best[0]))
             rest = rest[pairwise_iou(self.boxes[best], self.boxes[rest])[0] <= iou]
-        return self[kept]
+        return kept
 
     def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
         """Converts to COCO results: plain Python numbers, bbox as x, y, width, height, one class (1).

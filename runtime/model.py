@@ -19,10 +19,11 @@ from edgerpn.errors import InputError, StreamOpenError
 from edgerpn.manifest import Manifest
 from edgerpn.models import find_model
 from edgerpn.proposals import Proposals
-from edgerpn.runtime.backends.contract import Backend, EngineConfig, Outputs, Provider
+from edgerpn.runtime.backends.contract import Backend, EngineConfig, Outputs
 from edgerpn.runtime.backends.open_backend import OnMismatch, open_backend
 from edgerpn.runtime.backends.preprocess import Preprocessor, check_image
 from edgerpn.runtime.frame import Frame, Result, Source
+from edgerpn.runtime.onnx_session import Provider
 from edgerpn.runtime.timing import Stopwatch
 from edgerpn.runtime.tracing import span
 

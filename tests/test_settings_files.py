@@ -26,6 +26,12 @@ url = "mqtt://user:{PASSWORD}@host/topic"
 kind = "webhook"
 url = "https://host/x"
 
+[[outputs]]
+kind = "classify"
+model = "encoder.onnx"
+labels = "labels.npz"
+to = {{ kind = "mqtt", url = "mqtt://user:{PASSWORD}@host/names" }}
+
 [sources.door]
 source = "rtsp://user:{PASSWORD}@host/x"
 max_age_ms = 300

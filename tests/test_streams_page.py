@@ -21,6 +21,7 @@ from edgerpn.runtime.frame import EventKind, Frame, Reason, Result
 from edgerpn.runtime.run import SourceConfig, load_streams
 from edgerpn.runtime.run.loading import load_outputs
 from edgerpn.runtime.sinks import (
+    ClassifyConfig,
     JsonLinesConfig,
     MqttConfig,
     OutputConfig,
@@ -123,7 +124,7 @@ def test_the_source_on_the_page_gives_frames(page: str, tmp_path: Path) -> None:
 def test_the_records_on_the_page_are_what_the_schema_says(page: str) -> None:
     validator = jsonschema.Draft202012Validator(record_schema())
     records = [json.loads(text) for text in blocks(page, "json")]
-    assert {record["type"] for record in records} == {"frame", "event"}
+    assert {record["type"] for record in records} == {"frame", "event", "classes"}
     for record in records:
         validator.validate(record)
 
@@ -134,6 +135,6 @@ def test_every_event_reason_and_setting_is_named(page: str) -> None:
     reasons = set(record_schema()["$defs"]["event"]["properties"]["reason"]["enum"])
     assert reasons == {*get_args(Reason), "age", "removed"}
     names: set[Any] = reasons | set(get_args(EventKind))
-    configs = (SourceConfig, OutputConfig, JsonLinesConfig, MqttConfig, WebhookConfig, VideoConfig)
+    configs = (SourceConfig, OutputConfig, ClassifyConfig, JsonLinesConfig, MqttConfig, WebhookConfig, VideoConfig)
     names |= {field.name for config in configs for field in dataclasses.fields(config)}
     assert names - words - {"source"} == set()

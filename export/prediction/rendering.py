@@ -18,6 +18,7 @@ from edgerpn.export.prediction.journal import Entry, Journal
 from edgerpn.export.prediction.pipeline import Shot
 from edgerpn.export.prediction.sheet import SheetEntry, is_on_sheet
 from edgerpn.images.formats import has_image_suffix
+from edgerpn.letterbox import crop_corners
 from edgerpn.proposals import Proposals
 from edgerpn.runtime.draw import draw_proposals
 
@@ -91,7 +92,7 @@ class Renderer:
     def _write_crops(self, shot: Shot, image: Image, shown: Proposals) -> str:
         lines = []
         folder = PurePosixPath("crops") / shot.file_name
-        corners = crop_corners(shown, image, self._config.crop_margin)
+        corners = crop_corners(shown.boxes, image.shape[:2], margin=self._config.crop_margin)
         for rank, (row, (x1, y1, x2, y2)) in enumerate(zip(shown.to_coco(shot.image_id), corners, strict=True), 1):
             name = folder / f"{rank:03d}.jpg"
             self._write_jpeg(self._folder / name, image[y1:y2, x1:x2])
@@ -121,17 +122,6 @@ def jpeg_name(file_name: str) -> str:
     stem, dot, suffix = file_name.rpartition(".")
     is_kept = dot and suffix.lower() in ("jpg", "jpeg") and not has_image_suffix(stem)
     return file_name if is_kept else f"{file_name}.jpg"
-
-
-def crop_corners(proposals: Proposals, image: Image, margin: float) -> list[tuple[int, int, int, int]]:
-    """Returns x1, y1, x2, y2 of each box with its margin, in whole pixels inside the image, at least one wide."""
-    height, width = image.shape[:2]
-    boxes = proposals.boxes.astype(np.float64)
-    margins = margin * np.tile(boxes[:, 2:] - boxes[:, :2], 2) * (-1, -1, 1, 1)
-    x1, y1, x2, y2 = (boxes + margins).T
-    left, top = np.clip(np.floor(x1), 0, width - 1), np.clip(np.floor(y1), 0, height - 1)
-    right, bottom = np.clip(np.ceil(x2), left + 1, width), np.clip(np.ceil(y2), top + 1, height)
-    return [tuple(row) for row in np.stack([left, top, right, bottom], axis=1).astype(int).tolist()]
 
 
 def _jpeg(image: Image, quality: int) -> bytes:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +14,6 @@ from edgerpn.manifest import Manifest
 
 Outputs = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.int32]]
 """boxes (N, K, 4), scores (N, K), count (N,): the graph's interface, see `edgerpn.manifest`."""
-
-Provider = str | tuple[str, Mapping[str, Any]]
-"""An ONNX Runtime execution provider by name (cuda, CUDAExecutionProvider), alone or with its options."""
-
 
 GpuWait = Literal["auto", "spin", "block"]
 FrameMemory = Literal["auto", "mapped", "copied"]

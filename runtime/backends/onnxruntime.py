@@ -6,44 +6,39 @@ plain `run` is a little faster (1 to 4 % of a graph of half a millisecond). The 
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edgerpn import manifest as manifests
-from edgerpn.errors import ArtifactMismatchError, EngineLoadError, InferenceError, ManifestError, require
-from edgerpn.files import native_path
+from edgerpn.errors import ArtifactMismatchError, InferenceError, ManifestError, require
 from edgerpn.machine import available_cores, bind_to_process
 from edgerpn.manifest import DIGEST_KEY, METADATA_KEY, Manifest
 from edgerpn.runtime.backends.contract import (
     Outputs,
-    Provider,
     check_frames,
     check_outputs,
     join_outputs,
     tensors_of,
 )
+from edgerpn.runtime.onnx_session import (
+    CPU,
+    Provider,
+    choose_providers,
+    library_failures,
+    open_session,
+    preload_libraries,
+    running_provider,
+    short_name,
+)
 from edgerpn.runtime.tracing import span
 
-_CPU = "CPUExecutionProvider"
-_CUDA = "CUDAExecutionProvider"
-_TENSORRT = "TensorrtExecutionProvider"
-_OPTIONS: dict[str, dict[str, str]] = {
-    # On by default in ONNX Runtime, and too coarse for a float32 graph to equal its model.
-    _CUDA: {"use_tf32": "0"},
-    # Its caches are off, because they would be written to the current folder.
-    _TENSORRT: {"trt_engine_cache_enable": "0", "trt_timing_cache_enable": "0"},
-}
-"""Default options of a provider."""
 _logger = logging.getLogger(__name__)
 _TYPES = {"uint8": "tensor(uint8)", "float32": "tensor(float)", "int32": "tensor(int32)"}
 
@@ -68,17 +63,17 @@ class OnnxRuntimeBackend:
             # Read before the library is loaded, so that a missing file or a wrong hash is reported in milliseconds.
             self._manifest = manifests.read(path, verify=verify)
         library = require("onnxruntime", extra="onnxruntime", purpose="running ONNX models")
-        chosen = _choose_providers(providers, library.get_available_providers())
-        _preload(library, chosen)
+        chosen = choose_providers(providers, library.get_available_providers())
+        preload_libraries(library, chosen)
         threads = threads or available_cores()
         if not has_sidecar:
-            self._manifest = _manifest_inside(path, _open_session(library, path, chosen, threads), verify=verify)
-        self._session = _open_session(library, path, chosen, threads, disabled=_harmful_optimizers(self._manifest))
+            self._manifest = _manifest_inside(path, open_session(library, path, chosen, threads), verify=verify)
+        self._session = open_session(library, path, chosen, threads, disabled=_harmful_optimizers(self._manifest))
         _check_interface(path, self._session, self._manifest)
         self._output_names = self._manifest.output_names
-        self._provider = _running_provider(path, self._session, chosen, library.__version__, is_asked=bool(providers))
+        self._provider = running_provider(path, self._session, chosen, library.__version__, is_asked=bool(providers))
         self._version = library.__version__
-        self._failures = _failures(library)
+        self._failures = library_failures(library)
         self._is_bound = not self.is_cpu
         # Two threads must not use one binding at once.
         self._local = threading.local()
@@ -91,12 +86,12 @@ class OnnxRuntimeBackend:
     @property
     def name(self) -> str:
         """Library, version and the provider that runs the graph."""
-        return f"ONNX Runtime {self._version} ({_short(self._provider)})"
+        return f"ONNX Runtime {self._version} ({short_name(self._provider)})"
 
     @property
     def is_cpu(self) -> bool:
         """True if the CPU provider runs the graph."""
-        return self._provider == _CPU
+        return self._provider == CPU
 
     @property
     def frames_in_flight(self) -> int:
@@ -158,84 +153,6 @@ class OnnxRuntimeBackend:
         return boxes, scores, count
 
 
-def _failures(library: ModuleType) -> tuple[type[Exception], ...]:
-    """Returns the exceptions of ONNX Runtime, which have no common base class."""
-    state = library.capi.onnxruntime_pybind11_state
-    names = (
-        "Fail", "InvalidArgument", "NoSuchFile", "NoModel", "EngineError", "RuntimeException", "InvalidProtobuf",
-        "ModelLoaded", "NotImplemented", "InvalidGraph", "EPFail", "ModelLoadCanceled", "ModelRequiresCompilation",
-    )  # fmt: skip
-    found = tuple(getattr(state, name) for name in names if hasattr(state, name))
-    return (*found, RuntimeError, ValueError)
-
-
-def _choose_providers(asked: Sequence[Provider] | None, available: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
-    """Full provider names with options, the CPU last; "cuda" and "CUDAExecutionProvider" mean the same."""
-    if not asked:
-        # TensorRT is not a default, because it builds an engine at every start, which takes minutes.
-        return [(name, _as_options(name, None)) for name in (_CUDA, _CPU) if name in available]
-    by_short_name = {name.lower().removesuffix("executionprovider"): name for name in available}
-    chosen: list[tuple[str, dict[str, Any]]] = []
-    for item in asked:
-        name, options = (item, None) if isinstance(item, str) else item
-        full_name = by_short_name.get(name.lower().removesuffix("executionprovider"))
-        if full_name is None:
-            raise EngineLoadError(
-                f"provider {name!r} is not in this build of ONNX Runtime; it has: {', '.join(available)}. "
-                "CUDA and TensorRT come with: pip install 'edgerpn[gpu]'"
-            )
-        chosen.append((full_name, _as_options(full_name, options)))
-    return chosen if any(name == _CPU for name, _ in chosen) else [*chosen, (_CPU, {})]
-
-
-def _as_options(name: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
-    return dict(_OPTIONS.get(name, {})) if options is None else {key: str(value) for key, value in options.items()}
-
-
-def _preload(library: ModuleType, chosen: Sequence[tuple[str, dict[str, Any]]]) -> None:
-    """Loads the CUDA and cuDNN that pip installed, which the loader of shared libraries does not find by itself.
-
-    Without this, ONNX Runtime 1.21 and newer falls back to the CPU (its documentation, CUDA Execution Provider).
-    """
-    if not hasattr(library, "preload_dlls") or not any(name in (_CUDA, _TENSORRT) for name, _ in chosen):
-        return
-    # It prints its problems; our standard output may carry data.
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        library.preload_dlls()
-    for line in printed.getvalue().splitlines():
-        _logger.info("onnxruntime.preload_dlls: %s", line)
-
-
-def _running_provider(
-    path: Path, session: Any, chosen: Sequence[tuple[str, dict[str, Any]]], version: str, *, is_asked: bool
-) -> str:
-    """Returns the first provider of the session, after logging it.
-
-    Raises:
-        EngineLoadError: A provider that the caller named is missing.
-    """
-    started = [str(name) for name in session.get_providers()]
-    running = started[0]
-    missing = [name for name, _ in chosen if name not in started]
-    if not missing:
-        order = ", ".join(_short(name) for name in session.get_providers())
-        asked = ", ".join(_short(name) for name, _ in chosen) if is_asked else "default"
-        _logger.info("%s: ONNX Runtime %s runs on %s (providers: %s)", path, version, order, asked)
-        return running
-    problem = (
-        f"{path}: {' and '.join(missing)} could not be started, and ONNX Runtime fell back to {running}: its CUDA, "
-        f"cuDNN, TensorRT or driver is missing or does not fit onnxruntime {version}"
-    )
-    if is_asked:
-        raise EngineLoadError(f"{problem}. Install the right versions, or choose {_short(running).lower()} alone.")
-    _logger.warning("%s", problem)
-    return running
-
-
-def _short(provider: str) -> str:
-    return provider.removesuffix("ExecutionProvider")
-
-
 def _harmful_optimizers(manifest: Manifest) -> list[str]:
     """Names the optimizers of ONNX Runtime that must stay off for a model.
 
@@ -245,34 +162,6 @@ def _harmful_optimizers(manifest: Manifest) -> list[str]:
     """
     is_coarse = manifest.precision == "int8" and manifest.target != "onnxruntime"
     return ["WeightBiasQuantization"] if is_coarse else []
-
-
-def _open_session(
-    library: ModuleType,
-    path: Path,
-    providers: Sequence[tuple[str, dict[str, Any]]],
-    threads: int,
-    *,
-    disabled: Sequence[str] = (),
-) -> Any:
-    options = library.SessionOptions()
-    options.intra_op_num_threads = threads
-    # Otherwise idle threads of ONNX Runtime spin, and take the cores from decoding and writing.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # 3: errors only. `_running_provider` checks and logs the provider.
-    options.log_severity_level = 3
-    try:
-        with native_path(path) as native:
-            return library.InferenceSession(
-                native, options, providers=list(providers), disabled_optimizers=list(disabled)
-            )
-    except _failures(library) as error:
-        problem = f"{path}: ONNX Runtime {library.__version__} cannot load it"
-        if type(error).__name__ == "InvalidProtobuf":
-            raise EngineLoadError(
-                f"{problem}: it is truncated, damaged, or of another format. Copy it again, or export again."
-            ) from error
-        raise EngineLoadError(f"{problem}: {error}") from error
 
 
 def _manifest_inside(path: Path, session: Any, *, verify: bool) -> Manifest:

@@ -9,8 +9,9 @@ from typing import Literal
 
 from edgerpn.errors import ArtifactMismatchError, EngineLoadError
 from edgerpn.models import CHECKPOINT_SUFFIXES
-from edgerpn.runtime.backends.contract import Backend, EngineConfig, Provider
+from edgerpn.runtime.backends.contract import Backend, EngineConfig
 from edgerpn.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from edgerpn.runtime.onnx_session import Provider
 
 OnMismatch = Literal["fail", "rebuild"]
 

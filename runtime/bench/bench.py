@@ -12,7 +12,7 @@ from pathlib import Path
 
 from edgerpn.machine import available_cores
 from edgerpn.proposals import Proposals
-from edgerpn.runtime.backends.contract import PartsTimer, Provider
+from edgerpn.runtime.backends.contract import PartsTimer
 from edgerpn.runtime.bench.config import BenchConfig
 from edgerpn.runtime.bench.facts import MemoryWatch, describe_artifact, describe_machine
 from edgerpn.runtime.bench.frames import BenchFrame, FrameSet
@@ -21,6 +21,7 @@ from edgerpn.runtime.bench.reading import Reading, summarize
 from edgerpn.runtime.bench.report import MADE_UP, BenchReport, FrameFacts, PhaseReport, RecallFacts, make_phase_report
 from edgerpn.runtime.bench.sampler import Sampler
 from edgerpn.runtime.model import Model, load
+from edgerpn.runtime.onnx_session import Provider
 from edgerpn.runtime.opencv import single_threaded
 
 _NUM_PARTS = 50

@@ -116,11 +116,15 @@ def to_toml(config: StreamsConfig, outputs: Sequence[Output] = ()) -> str:
         options = redact_ffmpeg_options(source.ffmpeg_options)
         body = settings.to_toml(dataclasses.replace(source, source=source.spec.shown, ffmpeg_options=options))
         parts.append(f"[{_SOURCES}.{json.dumps(source.label)}]\n{body}")
-    for output in outputs:
-        url = getattr(output.config, "url", None)
-        config_shown = output.config if url is None else _replaced(output.config, url=redact_url(url))
-        parts.append(f'[[{_OUTPUTS}]]\nkind = "{output.kind}"\n{settings.to_toml(config_shown)}')
+    parts += [_output_toml(output, f"[[{_OUTPUTS}]]") for output in outputs]
     return "\n".join(parts)
+
+
+def _output_toml(output: Output, header: str) -> str:
+    url = getattr(output.config, "url", None)
+    config_shown = output.config if url is None else _replaced(output.config, url=redact_url(url))
+    text = f'{header}\nkind = "{output.kind}"\n{settings.to_toml(config_shown)}'
+    return text if output.to is None else f"{text}\n{_output_toml(output.to, f'[{_OUTPUTS}.to]')}"
 
 
 def _replaced(config: Any, **values: Any) -> Any:

@@ -22,6 +22,7 @@ from edgerpn.runtime.sinks.kinds import Output, known_kinds, open_sinks, read_ou
 from edgerpn.runtime.sinks.sink_queue import STOP_S, OutputConfig, QueuedSink, close_sinks
 
 if TYPE_CHECKING:
+    from edgerpn.runtime.sinks.classify import ClassifyConfig
     from edgerpn.runtime.sinks.jsonl import JsonLinesConfig
     from edgerpn.runtime.sinks.mqtt import MqttConfig
     from edgerpn.runtime.sinks.video import VideoConfig
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "STOP_S",
+    "ClassifyConfig",
     "JsonLinesConfig",
     "MqttConfig",
     "NotDeliveredError",
@@ -50,6 +52,7 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "ClassifyConfig": "edgerpn.runtime.sinks.classify",
         "JsonLinesConfig": "edgerpn.runtime.sinks.jsonl",
         "MqttConfig": "edgerpn.runtime.sinks.mqtt",
         "VideoConfig": "edgerpn.runtime.sinks.video",

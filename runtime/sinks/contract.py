@@ -18,7 +18,7 @@ from edgerpn.errors import SinkError
 from edgerpn.runtime.frame import Event, Result
 from edgerpn.runtime.sinks.record import json_line
 
-RecordKind = Literal["proposals", "events"]
+RecordKind = Literal["proposals", "events", "classes"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +34,14 @@ class Record:
 
 
 class Sink(Protocol):
-    """Takes the results of one run, in order, from one thread."""
+    """Takes the results of one run, in order, from one thread.
+
+    Optional attributes: `takes_latest` (bool, default False), whether of each source only the newest result waits
+    where a full queue would drop one; the sources then take turns, and other results count as dropped; `num_lost`
+    (int), items that the sink took and lost; `trouble` and `interrupt()` as those of `RecordSink`. A class with
+    `makes_records = True` makes records for another output, the table `to` of its settings: its keyword `open_to`
+    opens that one, and the sink closes it.
+    """
 
     @property
     def target(self) -> str:

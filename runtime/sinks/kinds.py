@@ -18,6 +18,7 @@ where `BellSink(config)` is a `RecordSink` or a `Sink`, and `BellSink.config_cla
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ GROUP = "edgerpn.sinks"
 
 # To add a sink: one module in this folder, with its settings as `config_class`, and one line here.
 _KINDS = {
+    "classify": "edgerpn.runtime.sinks.classify:ClassifySink",
     "jsonl": "edgerpn.runtime.sinks.jsonl:JsonLinesSink",
     "mqtt": "edgerpn.runtime.sinks.mqtt:MqttSink",
     "video": "edgerpn.runtime.sinks.video:VideoSegmentsSink",
@@ -46,9 +48,11 @@ class Output:
     """One output: its kind and its settings."""
 
     kind: str
-    """Name of the kind: jsonl, mqtt, video, webhook or one of another package."""
+    """Name of the kind: classify, jsonl, mqtt, video, webhook or one of another package."""
     config: OutputConfig
     """Settings of that kind."""
+    to: Output | None = None
+    """The output that takes the records of this one; None: this one makes no records."""
 
 
 def known_kinds() -> list[str]:
@@ -69,19 +73,40 @@ def read_outputs(tables: Sequence[Any], *, source: str) -> tuple[Output, ...]:
     problems: list[str] = []
     outputs: list[Output] = []
     for position, table in enumerate(tables):
-        path = f"outputs[{position}]"
-        if not isinstance(table, Mapping):
-            problems.append(f"{path}: expected a table of settings, got a {type(table).__name__}")
-            continue
-        values = {key: value for key, value in table.items() if key != "kind"}
         try:
-            config_class = _sink_class(table.get("kind")).config_class
-            outputs.append(Output(kind=table["kind"], config=settings.from_dict(config_class, values, source=path)))
-        except ConfigError as error:
-            problems.extend(f"{path}.{problem}" for problem in error.problems)
+            outputs.append(_read_output(table, f"outputs[{position}]"))
+        except ConfigError as error:  # noqa: PERF203 - the problems of all tables are reported
+            problems.extend(error.problems)
     if problems:
         raise ConfigError(problems, source=source)
     return tuple(outputs)
+
+
+def _read_output(table: Any, path: str) -> Output:
+    """Reads one table; the problems of a `ConfigError` begin with `path`."""
+    if not isinstance(table, Mapping):
+        raise ConfigError([f"{path}: expected a table of settings, got a {type(table).__name__}"])
+    values = {key: value for key, value in table.items() if key != "kind"}
+    try:
+        sink_class = _sink_class(table.get("kind"))
+        makes_records = getattr(sink_class, "makes_records", False)
+        to = values.pop("to", None) if makes_records else None
+        config = settings.from_dict(sink_class.config_class, values, source=path)
+    except ConfigError as error:
+        raise ConfigError([f"{path}.{problem}" for problem in error.problems]) from error
+    return Output(kind=table["kind"], config=config, to=_read_taker(to, f"{path}.to") if makes_records else None)
+
+
+def _read_taker(table: Any, path: str) -> Output:
+    """Reads the output that takes the records of another."""
+    if table is None:
+        raise ConfigError(
+            [f'{path}: missing; expected an output, such as {{ kind = "jsonl", path = "classes.jsonl" }}']
+        )
+    output = _read_output(table, path)
+    if not hasattr(_sink_class(output.kind), "write_records"):
+        raise ConfigError([f"{path}.kind: expected an output of records (jsonl, mqtt, webhook), got {output.kind!r}"])
+    return output
 
 
 def open_sinks(outputs: Sequence[Output], *, is_live: bool) -> list[QueuedSink]:
@@ -101,18 +126,20 @@ def open_sinks(outputs: Sequence[Output], *, is_live: bool) -> list[QueuedSink]:
     sinks: list[QueuedSink] = []
     try:
         for output in outputs:
-            made = _make(output, is_live=is_live)
-            sinks.append(QueuedSink(made, output.config, kind=output.kind, is_live=is_live, maker=maker))
+            sinks.append(_open_one(output, is_live=is_live, maker=maker))  # noqa: PERF401 - closed after an error
     except BaseException:
         close_sinks(sinks, timeout_s=1.0)
         raise
     return sinks
 
 
-def _make(output: Output, *, is_live: bool) -> Any:
+def _open_one(output: Output, *, is_live: bool, maker: RecordMaker) -> QueuedSink:
     sink_class = _sink_class(output.kind)
-    options = {"is_live": is_live} if getattr(sink_class, "needs_is_live", False) else {}
-    return sink_class(output.config, **options)
+    options: dict[str, Any] = {"is_live": is_live} if getattr(sink_class, "needs_is_live", False) else {}
+    if output.to is not None:
+        options["open_to"] = functools.partial(_open_one, output.to, is_live=is_live, maker=maker)
+    made = sink_class(output.config, **options)
+    return QueuedSink(made, output.config, kind=output.kind, is_live=is_live, maker=maker)
 
 
 def _sink_class(kind: object) -> Any:

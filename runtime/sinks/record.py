@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from edgerpn.proposals import Proposals
-from edgerpn.runtime.frame import Event, Result
+from edgerpn.runtime.frame import Event, Frame, Result
 
 SCHEMA = 2
 """Schema number of the records."""
@@ -43,18 +43,9 @@ def record_schema() -> dict[str, Any]:
 def frame_record(result: Result) -> dict[str, Any]:
     """Makes the record of one result; `age_ms` is its age at emission, or now if it has not been emitted."""
     frame = result.frame
-    height, width = frame.image.shape[:2]
     age_ms = frame.age_ms(time.monotonic()) if result.age_ms is None else result.age_ms
     record: dict[str, Any] = {
-        "schema": SCHEMA,
-        "type": "frame",
-        "source": frame.source,
-        "frame": frame.index,
-        "media_time_s": None if frame.media_time_s is None else round(frame.media_time_s, 6),
-        "captured_at": iso_utc(frame.captured_at),
-        "age_ms": round(age_ms, 3),
-        "width": width,
-        "height": height,
+        **frame_head(frame, "frame", age_ms),
         "dropped": frame.num_dropped,
         "skipped": frame.num_skipped,
         "stage_ms": {stage: round(duration_ms, 3) for stage, duration_ms in result.stage_ms.items()},
@@ -66,6 +57,22 @@ def frame_record(result: Result) -> dict[str, Any]:
     if frame.path is not None:
         record["path"] = str(frame.path)
     return record
+
+
+def frame_head(frame: Frame, kind: str, age_ms: float) -> dict[str, Any]:
+    """Returns the fields with which every record of a frame begins; `kind` becomes its `type`."""
+    height, width = frame.image.shape[:2]
+    return {
+        "schema": SCHEMA,
+        "type": kind,
+        "source": frame.source,
+        "frame": frame.index,
+        "media_time_s": None if frame.media_time_s is None else round(frame.media_time_s, 6),
+        "captured_at": iso_utc(frame.captured_at),
+        "age_ms": round(age_ms, 3),
+        "width": width,
+        "height": height,
+    }
 
 
 def event_record(event: Event) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class OutputConfig:
     """Settings that every output has, for its queue and thread; sinks of other packages derive theirs from it."""
 
     queue: int = 0
-    """Results and events that may wait; 0: 1000 records, or 8 results with pictures."""
+    """Results and events that may wait; 0: 1000 records, 8 results with pictures, or the newest of each source."""
     policy: Literal["auto", "block", "drop_oldest"] = "auto"
     """When the queue is full: block makes the run wait, for at most `block_s`; drop_oldest never does; auto: block
     where all sources are files and the sink is not a network, otherwise drop_oldest."""
@@ -63,9 +63,15 @@ class SinkQueue(Generic[Item]):
     Taken items are "in hand" until `finish` or `put_back`. In the end every item counts as either written or dropped.
     """
 
-    def __init__(self, capacity: int) -> None:
-        """Holds at most `capacity` items, not counting those in hand."""
+    def __init__(self, capacity: int, *, key: Callable[[Item], object] | None = None) -> None:
+        """Holds at most `capacity` items, not counting those in hand.
+
+        Args:
+            capacity: Number of items that may wait.
+            key: An item takes the place of the waiting one with the same key, which is dropped; None: of none.
+        """
         self._capacity = capacity
+        self._key = key
         self._items: deque[Item] = deque()
         self._num_in_hand = 0
         self._is_closing = False
@@ -102,7 +108,8 @@ class SinkQueue(Generic[Item]):
             if self._is_closing:
                 self.num_dropped += 1
                 return
-            self._items.append(item)
+            if not self._replace(item):
+                self._items.append(item)
             self._drop_excess()
             self._changed.notify_all()
 
@@ -169,6 +176,17 @@ class SinkQueue(Generic[Item]):
             self.num_dropped += num_lost
             self._changed.notify_all()
             return num_lost
+
+    def _replace(self, item: Item) -> bool:
+        if self._key is None:
+            return False
+        keys = [self._key(waiting) for waiting in self._items]
+        key = self._key(item)
+        if key not in keys:
+            return False
+        self._items[keys.index(key)] = item
+        self.num_dropped += 1
+        return True
 
     def _drop_excess(self) -> None:
         while len(self._items) > self._capacity:
@@ -245,8 +263,11 @@ class QueuedSink:
         self._sink = sink
         self._record_sink = sink if isinstance(sink, RecordSink) else None
         self._maker = maker or RecordMaker()
-        suggested = getattr(sink, "queue_records", 1000) if self._record_sink else 8
-        self._queue: SinkQueue[Record | Result | Event] = SinkQueue(config.queue or suggested)
+        takes_latest = getattr(sink, "takes_latest", False) and not self._is_blocking
+        suggested = getattr(sink, "queue_records", 1000) if self._record_sink else 100 if takes_latest else 8
+        self._queue: SinkQueue[Record | Result | Event] = SinkQueue(
+            config.queue or suggested, key=_slot_of if takes_latest else None
+        )
         self._log = FailureLog(self.name)
         self._failure: Exception | None = None
         self._closing_since_s = 0.0
@@ -268,13 +289,17 @@ class QueuedSink:
         """Queues one event, like `write`."""
         self._put(self._maker.make(event) if self._record_sink else event)
 
+    def pass_on(self, record: Record) -> None:
+        """Queues a record that another sink has made, like `write`."""
+        self._put(record)
+
     def stats(self) -> SinkStats:
         trouble = getattr(self._sink, "trouble", "")
         return SinkStats(
             name=self.name,
             queued=self._queue.num_queued,
             written=self._queue.num_written,
-            dropped=self._queue.num_dropped,
+            dropped=self._queue.num_dropped + getattr(self._sink, "num_lost", 0),
             errors=self._log.num_errors,
             last_error=trouble or self._log.last_error,
             is_failing=bool(trouble) or self._log.is_failing,
@@ -456,6 +481,11 @@ def _failure_of(call: Callable[[], None]) -> SinkError | OSError | None:
     except (SinkError, OSError) as error:
         return error
     return None
+
+
+def _slot_of(entry: Record | Result | Event) -> object:
+    """Returns what is equal for the results of one source only."""
+    return entry.frame.source if isinstance(entry, Result) else entry
 
 
 def _with_own_picture(result: Result) -> Result:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgerpn.errors import InputError
-from edgerpn.letterbox import PAD_VALUE, letterbox, parse_hw
+from edgerpn.letterbox import PAD_VALUE, crop_corners, letterbox, parse_hw
 
 SIZES = st.tuples(st.integers(1, 5000), st.integers(1, 5000))
 
@@ -146,3 +146,11 @@ def test_a_size_is_read(text: str, hw: tuple[int, int]) -> None:
 def test_a_text_that_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="expected HEIGHTxWIDTH"):
         parse_hw(text)
+
+
+def test_the_corners_of_crops_lie_inside_the_frame() -> None:
+    boxes = np.array([[10, 20, 30, 60], [-5, -5, 4, 200], [99.9, 49.9, 100, 50], [40.2, 10.5, 60.7, 20.5]], np.float32)
+    # The first: 2 px beside and 4 px above; below is the border.
+    expected = [(8, 16, 32, 50), (0, 0, 5, 50), (99, 49, 100, 50), (38, 9, 63, 22)]
+    assert crop_corners(boxes, (50, 100), margin=0.1) == expected
+    assert crop_corners(boxes[3:], (50, 100), margin=0.0) == [(40, 10, 61, 21)]

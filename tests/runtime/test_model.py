@@ -25,8 +25,7 @@ from edgerpn.errors import (
     ManifestVersionError,
     StreamOpenError,
 )
-from edgerpn.runtime import Model, load
-from edgerpn.runtime.backends import onnxruntime as onnxruntime_backend
+from edgerpn.runtime import Model, load, onnx_session
 from edgerpn.runtime.backends.contract import check_outputs
 from edgerpn.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from tests.support.models import rename_in_manifest, rename_tensors
@@ -355,14 +354,14 @@ def test_a_provider_that_does_not_start_is_an_error_when_asked_for_and_else_a_wa
 ) -> None:
     chosen: list[tuple[str, dict[str, Any]]] = [("CUDAExecutionProvider", {}), ("CPUExecutionProvider", {})]
     with pytest.raises(EngineLoadError, match=r"CUDAExecutionProvider could not be started.*choose cpu alone"):
-        onnxruntime_backend._running_provider(Path("a.onnx"), Started(), chosen, "1.0", is_asked=True)
-    name = onnxruntime_backend._running_provider(Path("a.onnx"), Started(), chosen, "1.0", is_asked=False)
+        onnx_session.running_provider(Path("a.onnx"), Started(), chosen, "1.0", is_asked=True)
+    name = onnx_session.running_provider(Path("a.onnx"), Started(), chosen, "1.0", is_asked=False)
     assert name == "CPUExecutionProvider"
     assert "fell back to CPUExecutionProvider" in caplog.text
     # The first one runs, and the second one is missing: also a fallback.
     chosen.insert(0, ("CPUExecutionProvider", {}))
     with pytest.raises(EngineLoadError, match=r"CUDAExecutionProvider could not be started"):
-        onnxruntime_backend._running_provider(Path("a.onnx"), Started(), chosen, "1.0", is_asked=True)
+        onnx_session.running_provider(Path("a.onnx"), Started(), chosen, "1.0", is_asked=True)
 
 
 def test_the_cuda_that_pip_installed_is_loaded_before_a_session(
@@ -371,17 +370,17 @@ def test_the_cuda_that_pip_installed_is_loaded_before_a_session(
     library = ModuleType("onnxruntime")
     library.preload_dlls = lambda: sys.stdout.write("Failed to load libcudnn.so.9\n")  # type: ignore[attr-defined]
     with caplog.at_level("INFO"):
-        onnxruntime_backend._preload(library, [("CPUExecutionProvider", {})])
-        onnxruntime_backend._preload(ModuleType("onnxruntime"), [("CUDAExecutionProvider", {})])
+        onnx_session.preload_libraries(library, [("CPUExecutionProvider", {})])
+        onnx_session.preload_libraries(ModuleType("onnxruntime"), [("CUDAExecutionProvider", {})])
         assert caplog.text == ""
-        onnxruntime_backend._preload(library, [("CUDAExecutionProvider", {}), ("CPUExecutionProvider", {})])
+        onnx_session.preload_libraries(library, [("CUDAExecutionProvider", {}), ("CPUExecutionProvider", {})])
     assert "Failed to load libcudnn.so.9" in caplog.text
     assert capsys.readouterr().out == ""
 
 
 def test_providers_keep_their_order_and_get_options() -> None:
     available = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
-    choose = onnxruntime_backend._choose_providers
+    choose = onnx_session.choose_providers
     assert [name for name, _ in choose(None, available)] == available[1:]
     chosen = choose(["tensorrt", ("cuda", {"device_id": 1})], available)
     assert [name for name, _ in chosen] == available

@@ -17,8 +17,7 @@ from edgerpn.__main__ import main
 from edgerpn.errors import ConfigError, StreamOpenError
 from edgerpn.export import PredictConfig, predict
 from edgerpn.export.evaluate import evaluate_model, evaluate_results
-from edgerpn.export.prediction.rendering import crop_corners, jpeg_name
-from edgerpn.proposals import Proposals
+from edgerpn.export.prediction.rendering import jpeg_name
 from edgerpn.runtime.model import load
 from edgerpn.train.data.coco import read_split
 from edgerpn.train.data.splits import find_split
@@ -292,15 +291,6 @@ def test_each_image_has_a_picture_of_its_own_name() -> None:
     names = ["a.jpg", "a.JPEG", "b.png", "b.png.jpg", "b.png.jpg.jpg", "c/d.jpg"]
     expected = ["a.jpg", "a.JPEG", "b.png.jpg", "b.png.jpg.jpg", "b.png.jpg.jpg.jpg", "c/d.jpg"]
     assert [jpeg_name(name) for name in names] == expected
-
-
-def test_the_corners_of_crops_lie_inside_the_image() -> None:
-    boxes = np.array([[10, 20, 30, 60], [-5, -5, 4, 200], [99.9, 49.9, 100, 50], [40.2, 10.5, 60.7, 20.5]], np.float32)
-    proposals = Proposals(boxes, np.ones(4, np.float32))
-    image = np.zeros((50, 100, 3), np.uint8)
-    # The first: 2 px beside and 4 px above; below is the border.
-    assert crop_corners(proposals, image, 0.1) == [(8, 16, 32, 50), (0, 0, 5, 50), (99, 49, 100, 50), (38, 9, 63, 22)]
-    assert crop_corners(proposals[[3]], image, 0.0) == [(40, 10, 61, 21)]
 
 
 def test_a_model_for_one_camera_size_takes_pictures_of_any_size(

@@ -15,6 +15,7 @@ from edgerpn import settings
 from edgerpn.errors import ConfigError, MissingDependencyError, SinkError
 from edgerpn.runtime.frame import Result
 from edgerpn.runtime.sinks import (
+    ClassifyConfig,
     JsonLinesConfig,
     MqttConfig,
     VideoConfig,
@@ -111,11 +112,11 @@ def test_a_toml_file_holds_every_kind(tmp_path: Path) -> None:
     assert outputs[0].config == JsonLinesConfig(path="out/proposals.jsonl", rotate_mb=100.0)
     assert outputs[1].config.policy == "block"
     assert "secret" not in repr(outputs)
-    assert known_kinds() == ["jsonl", "mqtt", "video", "webhook"]
+    assert known_kinds() == ["classify", "jsonl", "mqtt", "video", "webhook"]
 
 
 def test_every_setting_is_documented() -> None:
-    for cls in (JsonLinesConfig, MqttConfig, WebhookConfig, VideoConfig):
+    for cls in (ClassifyConfig, JsonLinesConfig, MqttConfig, WebhookConfig, VideoConfig):
         documented = {name for base in cls.__mro__[:2] for name in settings.field_docs(base)}
         assert documented == set(cls.__dataclass_fields__)
 
@@ -137,8 +138,8 @@ def test_all_problems_of_all_outputs_are_reported_at_once() -> None:
     text = str(caught.value)
     for words in (
         "streams.toml: outputs[0].path: missing",
-        "outputs[1].kind: expected one of jsonl, mqtt, video, webhook, got 'jsnl'",
-        "outputs[2].kind: expected one of jsonl, mqtt, video, webhook, got None",
+        "outputs[1].kind: expected one of classify, jsonl, mqtt, video, webhook, got 'jsnl'",
+        "outputs[2].kind: expected one of classify, jsonl, mqtt, video, webhook, got None",
         "outputs[3].qoss: unknown setting; did you mean 'qos'?",
         "outputs[4].url: expected a topic without + # ? behind the host, got 'mqtt://***@host/a/#'",
         "outputs[5].qos: expected one of 0, 1, got 2",
@@ -152,7 +153,7 @@ def test_all_problems_of_all_outputs_are_reported_at_once() -> None:
 
 @pytest.mark.usefixtures("doorbell")
 def test_another_package_adds_a_sink(make_result: MakeResult, make_event: Any, tmp_path: Path) -> None:
-    assert known_kinds() == ["bell", "broken", "jsonl", "mqtt", "video", "webhook", "wrong"]
+    assert known_kinds() == ["bell", "broken", "classify", "jsonl", "mqtt", "video", "webhook", "wrong"]
     target = tmp_path / "rings.txt"
     outputs = read_outputs([{"kind": "bell", "path": str(target), "min_score": 0.8}], source="test")
     sinks = open_sinks(outputs, is_live=True)

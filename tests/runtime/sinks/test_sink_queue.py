@@ -122,6 +122,34 @@ def write_all(sink: QueuedSink, results: list[Result]) -> None:
         sink.write(result)
 
 
+def test_of_each_source_the_newest_result_waits_and_the_sources_take_turns(make_result: MakeResult) -> None:
+    class Glance(Album):
+        takes_latest = True
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate, self.is_inside = threading.Event(), threading.Event()
+
+        def write(self, result: Result) -> None:
+            self.is_inside.set()
+            self.gate.wait()
+            super().write(result)
+
+    for is_live, expected in ((True, "a0 a2 b2 c2"), (False, "a0 a1 b1 c1 a2 b2 c2")):
+        glance = Glance()
+        sink = QueuedSink(glance, OutputConfig(), kind="test", is_live=is_live)
+        sink.write(make_result(0, source="a"))
+        assert glance.is_inside.wait(40)
+        for index in (1, 2):
+            for source in "abc":
+                sink.write(make_result(index, source=source))
+        dropped = sink.stats().dropped
+        glance.gate.set()
+        close_sinks([sink])
+        assert " ".join(f"{result.frame.source}{result.index}" for result in glance.results) == expected
+        assert dropped == sink.stats().dropped == (3 if is_live else 0)
+
+
 def test_under_block_nothing_is_dropped_by_a_slow_consumer(make_result: MakeResult, until: Any) -> None:
     book = Notebook(batch_records=1)
     book.gate.clear()
