@@ -128,7 +128,7 @@ class Proposals:
         )
 
 
-def pairwise_iou(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+def pairwise_iou(first: npt.NDArray[np.floating], second: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
     """Returns the IoU (M, P) of two sets of x1, y1, x2, y2 boxes, in float64."""
     a, b = first.astype(np.float64)[:, None], second.astype(np.float64)[None]
     size = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None)

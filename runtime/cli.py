@@ -58,9 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--video", metavar="FILE", help="annotated video, .mp4 or .avi; or a folder for annotated videos or images"
     )
     outputs.add_argument(
+        "--mot", metavar="FILE", help="tracks as MOTChallenge's CSV, .txt or .csv; or a folder for several sources"
+    )
+    outputs.add_argument(
         "--http", metavar="HOST:PORT", help="web page and API, such as 127.0.0.1:8080; other addresses need a token"
     )
     outputs.add_argument("--show", action="store_true", help="show the annotated frames in a window; Q closes it")
+    parser.add_argument("--track", action="store_true", help="follow objects: stable numbers, and events of tracks")
     parser.add_argument("--max-frames", metavar="N", type=count_argument(1), help="stop after N frames")
     parser.add_argument(
         "--min-score", metavar="X", type=share_argument(), help="leave out proposals scored below X (0)"
@@ -130,6 +134,8 @@ def load_config(arguments: argparse.Namespace) -> StreamsConfig:
     from edgerpn.runtime.sources.file_sources import image_paths
 
     overrides = [] if arguments.min_score is None else [f"min_score={arguments.min_score}"]
+    if arguments.track:
+        overrides.append("track={}")
     if arguments.http is not None:
         # In quotes, because a port alone would be a number.
         overrides.append(f"http.listen={json.dumps(arguments.http)}")
@@ -211,6 +217,7 @@ def _run_opened(arguments: argparse.Namespace, config: StreamsConfig, opened: di
         output=arguments.output,
         jsonl=arguments.jsonl,
         video=arguments.video,
+        mot=arguments.mot,
         is_shown=arguments.show,
         top=arguments.top,
         nms_iou=arguments.nms,

@@ -4,15 +4,20 @@ Draws only the best, and no near copies of them: the graph keeps boxes that over
 0.9), so that one object would get many. The best comes last and on top; weak ones are thin and transparent, strong
 ones thick and bright, all in one hue. Rank counts too, so that the first ones stand out where many scores are equal.
 Only the first few get a label, where there is room for it.
+
+A run that follows objects shows its confirmed tracks instead, each with its number and in a colour of its own.
 """
 
 from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from edgerpn.proposals import Proposals
-from edgerpn.runtime.frame import Result
+from edgerpn.runtime.frame import Result, Track
 from edgerpn.runtime.opencv import load_cv2
 from edgerpn.runtime.zones import ZoneMap
 
@@ -33,6 +38,7 @@ _STRONG_BGR = np.array([70.0, 225.0, 255.0])
 _INK_BGR = (0, 20, 35)
 _ZONE_BGR = (255, 200, 60)
 _MASK_BGR = (190, 190, 190)
+_GOLDEN_RATIO = 0.618034
 
 Image = npt.NDArray[np.uint8]
 Rectangle = tuple[int, int, int, int]
@@ -60,19 +66,52 @@ def draw_proposals(
     """
     canvas = np.array(image)
     unit = max(1, round(min(canvas.shape[:2]) / 360))
-    if zone_map is not None:
-        _draw_outlines(canvas, zone_map, unit)
+    _draw_outlines(canvas, zone_map, unit)
     shown = proposals.nms(nms_iou, limit=top)
     corners = _pixel_corners(shown, canvas)
     strengths = box_strengths(shown.scores)
     for corner, strength in zip(corners[::-1], strengths[::-1].tolist(), strict=True):
         _draw_box(canvas, corner, strength, unit)
-    taken: list[Rectangle] = []
-    if zone_map is not None:
-        _draw_names(canvas, zone_map, unit, taken)
+    taken = _draw_names(canvas, zone_map, unit)
     for corner, score, strength in zip(corners[:NUM_LABELS], shown.scores.tolist(), strengths.tolist(), strict=False):
         _draw_label(canvas, corner[:2], f"{score:.2f}", score_color(strength), unit, taken)
     return canvas
+
+
+def draw_tracks(
+    image: Image, proposals: Proposals, tracks: Sequence[Track], *, zone_map: ZoneMap | None = None
+) -> Image:
+    """Draws tracks on a copy of `image`; proposals and tracks as `confirmed_tracks` returns them.
+
+    Args:
+        image: (H, W, 3) uint8 BGR; not changed.
+        proposals: A box for each track, in pixels of `image`.
+        tracks: As many.
+        zone_map: Zones and masks of the source; None: none.
+
+    Returns:
+        (H, W, 3) uint8 BGR, a new array.
+    """
+    canvas = np.array(image)
+    unit = max(1, round(min(canvas.shape[:2]) / 360))
+    _draw_outlines(canvas, zone_map, unit)
+    corners = _pixel_corners(proposals, canvas)
+    for corner, track in zip(corners, tracks, strict=True):
+        _blend_frame(canvas, corner, 4 * unit, _INK_BGR, 0.45)
+        _blend_frame(canvas, corner, 2 * unit, track_color(track.track_id), 1.0)
+    taken = _draw_names(canvas, zone_map, unit)
+    for corner, track in zip(corners, tracks, strict=True):
+        _draw_label(canvas, corner[:2], str(track.track_id), track_color(track.track_id), unit, taken)
+    return canvas
+
+
+def confirmed_tracks(
+    proposals: Proposals, tracks: Sequence[Track | None], *, top: int, min_score: float = 0.0
+) -> tuple[Proposals, list[Track]]:
+    """Returns the confirmed tracks of a frame and their proposals, the best `top` from a score on."""
+    found = [(row, track) for row, track in enumerate(tracks) if track is not None and track.is_confirmed]
+    shown = [(row, track) for row, track in found if proposals.scores[row] >= min_score][:top]
+    return proposals[[row for row, _ in shown]], [track for _, track in shown]
 
 
 class Painter:
@@ -89,11 +128,20 @@ class Painter:
         # because several sinks draw in threads of their own.
         last = self._last
         if last is None or last[0] is not result.proposals:
-            drawn = draw_proposals(
-                result.image, result.proposals, top=self._top, nms_iou=self._nms_iou, zone_map=result.zone_map
-            )
-            self._last = last = (result.proposals, drawn)
+            self._last = last = (result.proposals, self._draw(result))
         return last[1]
+
+    def _draw(self, result: Result) -> Image:
+        image, proposals, zone_map = result.image, result.proposals, result.zone_map
+        if result.tracks is None:
+            return draw_proposals(image, proposals, top=self._top, nms_iou=self._nms_iou, zone_map=zone_map)
+        return draw_tracks(image, *confirmed_tracks(proposals, result.tracks, top=self._top), zone_map=zone_map)
+
+
+def track_color(track_id: int) -> tuple[int, int, int]:
+    """Returns the BGR colour of a track; those of neighbouring numbers differ most."""
+    red, green, blue = colorsys.hsv_to_rgb(track_id * _GOLDEN_RATIO % 1, 0.65, 1.0)
+    return round(255 * blue), round(255 * green), round(255 * red)
 
 
 def score_color(strength: float) -> tuple[int, int, int]:
@@ -116,8 +164,10 @@ def _pixel_corners(proposals: Proposals, canvas: Image) -> list[Rectangle]:
     return [(x1, y1, x2, y2) for x1, y1, x2, y2 in rows]
 
 
-def _draw_outlines(canvas: Image, zone_map: ZoneMap, unit: int) -> None:
+def _draw_outlines(canvas: Image, zone_map: ZoneMap | None, unit: int) -> None:
     """Draws the outlines of masks in grey, and those of zones in blue."""
+    if zone_map is None:
+        return
     cv2 = load_cv2()
     for outlines, color_bgr in ((zone_map.mask_outlines, _MASK_BGR), (zone_map.outlines, _ZONE_BGR)):
         corners = [_pixels(outline, canvas) for outline in outlines]
@@ -126,12 +176,16 @@ def _draw_outlines(canvas: Image, zone_map: ZoneMap, unit: int) -> None:
         cv2.polylines(canvas, corners, True, color_bgr, unit, cv2.LINE_AA)
 
 
-def _draw_names(canvas: Image, zone_map: ZoneMap, unit: int, taken: list[Rectangle]) -> None:
-    """Writes the name of each zone at its topmost point."""
+def _draw_names(canvas: Image, zone_map: ZoneMap | None, unit: int) -> list[Rectangle]:
+    """Writes the name of each zone at its topmost point, and returns the places that are taken now."""
+    taken: list[Rectangle] = []
+    if zone_map is None:
+        return taken
     for name, outline in zip(zone_map.names, zone_map.outlines, strict=True):
         x, y = _pixels(outline[[outline[:, 1].argmin()]], canvas)[0].tolist()
         # OpenCV's fonts have ASCII only.
         _draw_label(canvas, (x, y), name.encode("ascii", "replace").decode(), _ZONE_BGR, unit, taken)
+    return taken
 
 
 def _pixels(points: npt.NDArray[np.float64], canvas: Image) -> npt.NDArray[np.int32]:

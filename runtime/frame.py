@@ -16,7 +16,19 @@ from edgerpn.runtime.opencv import load_cv2
 from edgerpn.runtime.zones import ZoneMap
 
 EventKind = Literal[
-    "started", "connected", "gap", "stalled", "stale", "resized", "reconnecting", "damaged", "ended", "error"
+    "started",
+    "connected",
+    "gap",
+    "stalled",
+    "stale",
+    "resized",
+    "reconnecting",
+    "damaged",
+    "ended",
+    "error",
+    "appeared",
+    "left",
+    "stationary",
 ]
 
 SourceState = Literal["starting", "connected", "quiet", "reconnecting", "ended"]
@@ -99,6 +111,20 @@ class Frame:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Track:
+    """An object that is followed from frame to frame, at its last sight; see `edgerpn.runtime.tracking`."""
+
+    track_id: int
+    """Number, from 1 in its source and never used twice in a run."""
+    age_s: float
+    """Seconds since its first sight."""
+    dwell_s: float
+    """Seconds at its present place."""
+    is_confirmed: bool
+    """Whether it was seen in `confirm_frames` frames in a row."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
     """A change of a source between two frames; holds no password. Zeros and empty texts mean: does not apply.
 
@@ -107,7 +133,8 @@ class Event:
     to be a result. resized: the frames have another size from now on. reconnecting: the source is down, the next
     attempt is in `delay_s`. damaged: a picture has a hole or lacks its end, and is used nevertheless. ended: no more
     frames will come. error: a picture could not be read or used, the capture process crashed, or another attempt is
-    pointless (then `ended` follows).
+    pointless (then `ended` follows). appeared: a track is confirmed. stationary: a track stands for `stationary_s`.
+    left: a track has not been seen for `buffer_s`, or its source has ended or has another size.
     """
 
     kind: EventKind
@@ -142,9 +169,15 @@ class Event:
     is_live: bool = True
     """connected: whether the source continues when the run does not read it."""
     frame: int | None = None
-    """stale: number of the frame in its source."""
+    """stale: number of the frame in its source; of a track: of its last sight, to which `happened_at` belongs too."""
     age_ms: float | None = None
     """stale: age of the frame when it would have been emitted, milliseconds."""
+    track: Track | None = None
+    """appeared, left, stationary: the track at its last sight."""
+    box_xyxy: tuple[float, float, float, float] | None = None
+    """appeared, left, stationary: the proposal of that sight, pixels of the frame."""
+    zones: tuple[str, ...] = ()
+    """appeared, left, stationary: names of the zones in which that proposal stands."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -162,6 +195,8 @@ class Result:
     """Age of the frame at emission, milliseconds; None: not emitted yet."""
     zone_map: ZoneMap | None = None
     """Zones and masks of the source; the proposals hold no masked ones. None: the source has neither."""
+    tracks: tuple[Track | None, ...] | None = None
+    """The track of each proposal, None for one that belongs to none; None: the run follows no objects."""
 
     @property
     def index(self) -> int:

@@ -29,6 +29,7 @@ from edgerpn.runtime.tracing import span
 
 if TYPE_CHECKING:
     from edgerpn.runtime.run.streams_config import SourceConfig
+    from edgerpn.runtime.tracking.config import TrackConfig
 
 _logger = logging.getLogger(__name__)
 
@@ -162,6 +163,7 @@ class Model:
         *,
         workers: int | None = None,
         max_frames: int | None = None,
+        track: TrackConfig | None = None,
     ) -> Iterator[Result]:
         """Returns the results of a video, images or a camera, in order; threads decode and infer.
 
@@ -175,6 +177,7 @@ class Model:
             source: Anything that `edgerpn run` takes, or an opened file.
             workers: Frames of a file in the model at the same time; None: as many as make the backend faster.
             max_frames: Frames after which to stop; None: all.
+            track: Gives every result its `tracks`; None: the results have none.
 
         Raises:
             StreamOpenError: The source cannot be opened, now or ever (raised from the iteration, as all the rest).
@@ -189,7 +192,7 @@ class Model:
         is_open = False
         with StreamRunner(
             self,
-            StreamsConfig(sources=(config,)),
+            StreamsConfig(sources=(config,), track=track),
             opened=opened,
             workers=workers,
             is_strict=True,

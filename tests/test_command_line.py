@@ -50,7 +50,8 @@ ARGUMENTS = {
         " --allow-host-code --pictures"
     ),
     "run": (
-        "model sources --config --set --print-config -o --output --out --jsonl --video --http --show --max-frames"
+        "model sources --config --set --print-config -o --output --out --jsonl --video --mot --http --show --track"
+        " --max-frames"
         " --min-score --top --nms --threads --provider --on-mismatch --allow-host-code --unsealed --log-format"
         " --log-level --self-test"
     ),

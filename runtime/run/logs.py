@@ -30,9 +30,10 @@ _logger = logging.getLogger(__name__)
 
 
 def log_event(event: Event) -> None:
-    """Logs an event with its advice; good news at the level info."""
+    """Logs an event with its advice; good news at the level info, tracks at debug."""
     is_good = event.kind in ("connected", "resized") or event.reason in ("end_of_stream", "removed")
-    level = logging.DEBUG if event.kind == "started" else logging.INFO if is_good else logging.WARNING
+    is_detail = event.kind == "started" or event.track is not None
+    level = logging.DEBUG if is_detail else logging.INFO if is_good else logging.WARNING
     _logger.log(level, "%s%s", event.message, f". {event.fix}" if event.fix else "")
 
 

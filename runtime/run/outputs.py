@@ -16,10 +16,11 @@ from edgerpn.errors import ConfigError
 from edgerpn.manifest import manifest_path
 from edgerpn.runtime.draw import DEFAULT_NMS_IOU, DEFAULT_TOP, Painter
 from edgerpn.runtime.frame import Event, Result, Source
-from edgerpn.runtime.run.streams_config import StreamsConfig
+from edgerpn.runtime.run.streams_config import SourceConfig, StreamsConfig
 from edgerpn.runtime.sinks.contract import Sink
 from edgerpn.runtime.sinks.jsonl import JsonLinesConfig
 from edgerpn.runtime.sinks.kinds import Output, open_sinks
+from edgerpn.runtime.sinks.mot import MotSink, is_mot_file
 from edgerpn.runtime.sinks.picture_sinks import CODECS, ImageFolderSink, VideoSink, WindowSink, check_windows, free_stem
 from edgerpn.runtime.sinks.sink_queue import OutputConfig, QueuedSink, close_sinks
 from edgerpn.runtime.sinks.video import VideoConfig, VideoSegmentsSink
@@ -35,6 +36,8 @@ class OutputFlags:
     """File of JSON lines; - is the standard output."""
     video: str | None = None
     """Video file of one source; or a folder for the annotated pictures of all."""
+    mot: str | None = None
+    """File of one source's tracks, .txt or .csv; or a folder for those of all."""
     is_shown: bool = False
     """Whether to open a window for each source."""
     top: int = DEFAULT_TOP
@@ -69,6 +72,8 @@ def check_outputs(flags: OutputFlags, model: str | Path, config: StreamsConfig, 
     """
     if flags.is_shown:
         check_windows()
+    if flags.mot is not None:
+        _check_mot(flags.mot, config)
     if flags.is_video_file and len(config.sources) != 1:
         raise ConfigError(
             [f"--video {flags.video}: one file holds one source; name a folder for those of {len(config.sources)}"]
@@ -79,6 +84,8 @@ def check_outputs(flags: OutputFlags, model: str | Path, config: StreamsConfig, 
     files = [file for file in flags.line_files if file != "-"]
     if flags.video is not None and flags.is_video_file:
         files.append(flags.video)
+    if flags.mot is not None and is_mot_file(flags.mot):
+        files.append(flags.mot)
     names = _video_names(config, opened).values()
     files += [str(Path(folder) / name) for folder in flags.folders for name in names]
     targets = [Path(file).resolve() for file in files]
@@ -131,6 +138,9 @@ def open_outputs(
             fps = next((source.fps for source in opened.values()), None)
             video = VideoSink(flags.video, painter, fps=fps)
             sinks.append(QueuedSink(video, queue, kind="video", is_live=is_live))
+        if flags.mot is not None:
+            names = {source.label: _plain(source) for source in config.sources if not source.is_live}
+            sinks.append(QueuedSink(MotSink(flags.mot, names), queue, kind="mot", is_live=is_live))
         for folder in flags.folders:
             pictures = PictureFolder(folder, config, opened, top=flags.top, nms_iou=flags.nms_iou)
             sinks.append(QueuedSink(pictures, queue, kind="pictures", is_live=is_live))
@@ -228,13 +238,25 @@ class Windows:
             window.close()
 
 
+def _check_mot(path: str, config: StreamsConfig) -> None:
+    if config.track is None:
+        raise ConfigError([f"--mot {path}: this run has no tracks; add --track, or [track] to the settings"])
+    if is_mot_file(path) and len(config.sources) != 1:
+        raise ConfigError(
+            [f"--mot {path}: one file holds one source; name a folder for those of {len(config.sources)}"]
+        )
+
+
+def _plain(source: SourceConfig) -> str:
+    """Returns the name of a source of files: that of the file, if it is named by its path."""
+    return Path(source.spec.path).stem if source.label == source.spec.shown else source.label
+
+
 def _video_names(config: StreamsConfig, opened: Mapping[str, Source]) -> dict[str, str]:
     """Returns the name of the annotated video of each video file."""
     stems: dict[str, str] = {}
     for source in config.sources:
         if source.is_live or (source.label in opened and opened[source.label].is_images):
             continue
-        # A source that is named by its path has the name of its file.
-        plain = Path(source.spec.path).stem if source.label == source.spec.shown else source.label
-        stems[source.label] = "annotated" if len(config.sources) == 1 else free_stem(plain, stems.values())
+        stems[source.label] = "annotated" if len(config.sources) == 1 else free_stem(_plain(source), stems.values())
     return {source: f"{stem}.mp4" for source, stem in stems.items()}

@@ -43,6 +43,7 @@ class SourceRegistry:
         exif: Exif,
         takes_bgrx: bool,
         opened: Mapping[str, Source] | None = None,
+        tells_ends: bool = False,
     ) -> None:
         """Starts empty.
 
@@ -52,6 +53,7 @@ class SourceRegistry:
             exif: Whether images are turned by their EXIF orientation, unless their source was opened with a rule.
             takes_bgrx: Whether the model takes pictures of four channels.
             opened: Files that are open already, by the names of their sources; the registry closes them.
+            tells_ends: Whether files and images have an event `ended` too.
         """
         self.min_score = 0.0
         self.has_live = False
@@ -62,6 +64,7 @@ class SourceRegistry:
         self._exif = exif
         self._takes_bgrx = takes_bgrx
         self._opened = dict(opened or {})
+        self._tells_ends = tells_ends
         self._entries: dict[str, _Entry] = {}
         # Held while a source ends, up to two seconds, so readers do not take it.
         self._changing = threading.RLock()
@@ -116,6 +119,11 @@ class SourceRegistry:
         entry = self._entries.get(name)
         return entry.zone_map if entry is not None else None
 
+    def is_live(self, name: str) -> bool:
+        """Whether a source continues when the run does not read it; False for a removed one."""
+        settings = self.settings_of(name)
+        return settings is not None and settings.is_live
+
     def count(self, item: Result | Event) -> None:
         entry = self._entries.get(item.frame.source if isinstance(item, Result) else item.source)
         if entry is None:
@@ -153,7 +161,9 @@ class SourceRegistry:
                 exif=self._exif,
             )
         )
-        return self._group.add_file(name, open_it, depth=self._depth, max_fps=settings.max_fps)
+        return self._group.add_file(
+            name, open_it, depth=self._depth, max_fps=settings.max_fps, tells_end=self._tells_ends
+        )
 
     def _with_channels(self, config: CaptureConfig) -> CaptureConfig:
         """Returns the settings of a capture process with the channels that the model takes."""

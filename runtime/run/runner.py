@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from edgerpn.machine import available_cores, is_foreign
 from edgerpn.runtime.frame import Event, Frame, Result, Source
@@ -31,6 +32,10 @@ from edgerpn.runtime.run.stats import SourceStats
 from edgerpn.runtime.run.streams_config import BatchingConfig, SourceConfig, StreamsConfig
 from edgerpn.runtime.run.workers import FrameModel, Workers
 from edgerpn.runtime.sources.group import CaptureGroup
+from edgerpn.runtime.tracking.config import TrackConfig
+
+if TYPE_CHECKING:
+    from edgerpn.runtime.tracking.run_tracker import RunTracker
 
 GPU_BATCH = 8
 """Frames in a batch on a GPU for a model that takes any number."""
@@ -87,7 +92,9 @@ class StreamRunner:
             exif=model.manifest.input.exif_reading,
             takes_bgrx=model.manifest.input.num_channels == 4,
             opened=opened,
+            tells_ends=config.track is not None,
         )
+        self._tracker = self._make_tracker(config.track)
         self._batcher = Batcher(
             self._group, max_batch=1, wait_ms=0.0, stays=lambda: stays or self._registry.is_changing
         )
@@ -118,18 +125,25 @@ class StreamRunner:
             if slot is not None and slot.error is not None:
                 raise slot.error
             if slot is not None and slot.is_end:
-                return
+                break
             if slot is not None:
                 # Taken out one by one, because each holds a picture while the caller is busy.
                 while slot.items and not self._is_done():
                     emitted = self._emit(slot.items.popleft())
+                    if emitted is not None and self._tracker is not None:
+                        emitted, events = _follow(self._tracker, emitted)
+                        yield from events
                     if emitted is not None:
                         yield emitted
                     del emitted
                 if slot.is_batch:
                     self._workers.release()
+            if self._tracker is not None:
+                yield from self._tracker.expire(time.monotonic())
             if self._on_tick is not None:
                 self._on_tick()
+        if self._tracker is not None:
+            yield from self._tracker.end_all()
 
     @property
     def num_stale(self) -> int:
@@ -194,6 +208,14 @@ class StreamRunner:
     def _is_done(self) -> bool:
         return self._workers.is_stopping.is_set() or self._results_left == 0
 
+    def _make_tracker(self, config: TrackConfig | None) -> RunTracker | None:
+        if config is None:
+            return None
+        # Not imported for a run without tracks.
+        from edgerpn.runtime.tracking.run_tracker import RunTracker
+
+        return RunTracker(config, is_live=self._registry.is_live)
+
     def _make_pool(self, batching: BatchingConfig) -> ThreadPoolExecutor | None:
         num_threads = batching.preprocess_threads or min(4, available_cores() // 2)
         is_useful = num_threads > 1 and (batching.max_batch or natural_batch(self._model)) > 1
@@ -232,6 +254,13 @@ def natural_batch(model: FrameModel) -> int:
     if model.backend.is_cpu:
         return 1
     return manifest.engine.profile.max_batch if manifest.engine is not None else GPU_BATCH
+
+
+def _follow(tracker: RunTracker, item: Result | Event) -> tuple[Result | Event, list[Event]]:
+    """Returns an item with its tracks, and the events of tracks that belong before it."""
+    if isinstance(item, Result):
+        return tracker.follow(item)
+    return item, tracker.end(item.source, item.reason) if item.kind == "ended" else []
 
 
 def _stale_event(frame: Frame, age_ms: float, limit_ms: float) -> Event:

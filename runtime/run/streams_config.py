@@ -9,6 +9,7 @@ from edgerpn.errors import check_setting
 from edgerpn.runtime.backends.contract import EngineConfig
 from edgerpn.runtime.run.http_config import HttpConfig
 from edgerpn.runtime.sources.capture_config import CaptureConfig
+from edgerpn.runtime.tracking.config import TrackConfig
 from edgerpn.runtime.zones import Outline, ZoneConfig, ZoneMap, check_areas
 
 MAX_SOURCES = 100
@@ -100,7 +101,7 @@ class BatchingConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StreamsConfig:
-    """Settings of a run; all but `batching.preprocess_threads`, `engine` and `http` can change while it runs."""
+    """Settings of a run; but for `batching.preprocess_threads`, `track`, `engine` and `http` they can change in it."""
 
     sources: tuple[SourceConfig, ...] = ()
     """The sources, with different names."""
@@ -108,6 +109,8 @@ class StreamsConfig:
     """Batches."""
     min_score: float = 0.0
     """Proposals scored below this are left out everywhere, 0 to 1."""
+    track: TrackConfig | None = None
+    """Tracks; None: the run follows no objects."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     """A loaded engine."""
     http: HttpConfig = field(default_factory=HttpConfig)

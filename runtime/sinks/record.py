@@ -5,13 +5,15 @@
      "dropped": 0, "skipped": 0,
      "stage_ms": {"capture_lag": 2.0, "decode": 0.9, "wait": 1.1, "preprocess": 0.3, "inference": 24.1,
                   "postprocess": 0.1},
-     "proposals": [[x1, y1, x2, y2, score], ...]}
+     "proposals": [[x1, y1, x2, y2, score], ...],
+     "tracks": [{"track_id": 3, "age_s": 4.12, "dwell_s": 0.6, "is_confirmed": true}, null, ...]}
     {"schema": 2, "type": "event", "event": "reconnecting", "source": "door", "happened_at": "...",
      "message": "door: the connection is refused; next attempt in 1.8 s", "reason": "refused",
      "fix": "Check the port, and whether the camera's server is enabled.", "attempt": 2, "delay_s": 1.8}
 
 Boxes are in pixels of the frame, rounded to 0.01; scores to 0.0001. Only records of images have `path`, and only those
-of sources with zones have `zones`: the names of each proposal's zones. An event has only the fields that apply to it.
+of sources with zones have `zones`, and of a run with tracks `tracks`, one entry for each proposal. An event has only
+the fields that apply to it.
 `record.schema.json` beside this file is the JSON Schema of both.
 """
 
@@ -27,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from edgerpn.proposals import Proposals
-from edgerpn.runtime.frame import Event, Frame, Result
+from edgerpn.runtime.frame import Event, Frame, Result, Track
 
 SCHEMA = 2
 """Schema number of the records."""
@@ -54,6 +56,8 @@ def frame_record(result: Result) -> dict[str, Any]:
     zones = result.zones
     if zones is not None:
         record["zones"] = zones
+    if result.tracks is not None:
+        record["tracks"] = [track and track_fields(track) for track in result.tracks]
     if frame.path is not None:
         record["path"] = str(frame.path)
     return record
@@ -96,9 +100,25 @@ def event_record(event: Event) -> dict[str, Any]:
         record["frame"] = event.frame
     if event.age_ms is not None:
         record["age_ms"] = round(event.age_ms, 3)
+    if event.track is not None:
+        record["track"] = track_fields(event.track)
+    if event.box_xyxy is not None:
+        record["box"] = [round(value, 2) for value in event.box_xyxy]
+    if event.zones:
+        record["zones"] = event.zones
     if event.path is not None:
         record["path"] = str(event.path)
     return record
+
+
+def track_fields(track: Track) -> dict[str, Any]:
+    """Returns a track as it stands in records."""
+    return {
+        "track_id": track.track_id,
+        "age_s": round(track.age_s, 3),
+        "dwell_s": round(track.dwell_s, 3),
+        "is_confirmed": track.is_confirmed,
+    }
 
 
 def json_line(item: Result | Event) -> bytes:

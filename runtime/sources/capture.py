@@ -310,7 +310,14 @@ class FileCapture(Capture):
     """Files and images that a thread of this process reads ahead; it waits for the run and never drops a frame."""
 
     def __init__(
-        self, name: str, open_it: Callable[[], Source], group: Group, *, depth: int, max_fps: float = 0.0
+        self,
+        name: str,
+        open_it: Callable[[], Source],
+        group: Group,
+        *,
+        depth: int,
+        max_fps: float = 0.0,
+        tells_end: bool = False,
     ) -> None:
         """Prepares the thread.
 
@@ -320,11 +327,13 @@ class FileCapture(Capture):
             group: Holds the lock.
             depth: Frames that wait at most.
             max_fps: Frames per second of the video at most; 0: all.
+            tells_end: Whether an event `ended` follows the last frame.
         """
         super().__init__(name, group)
         self._open = open_it
         self._depth = depth
         self._cap = _rate_cap(max_fps) if max_fps else None
+        self._tells_end = tells_end
         self._source: Source | None = None
         self._state: SourceState = "starting"
         self._is_stopping = False
@@ -392,6 +401,9 @@ class FileCapture(Capture):
                 self._num_skipped = 0
             if not self._put(item):
                 return
+        if self._tells_end:
+            message = f"{self.name}: all frames are read"
+            self._put(Event(kind="ended", source=self.name, message=message, reason="end_of_stream"))
 
     def _lets_through(self, frame: Frame) -> bool:
         time_s = frame.monotonic_s if frame.media_time_s is None else frame.media_time_s

@@ -89,7 +89,9 @@ class CaptureGroup:
         """
         return self._add_process(config, owns_group=False)
 
-    def add_file(self, name: str, open_it: Callable[[], Source], *, depth: int, max_fps: float = 0.0) -> FileCapture:
+    def add_file(
+        self, name: str, open_it: Callable[[], Source], *, depth: int, max_fps: float = 0.0, tells_end: bool = False
+    ) -> FileCapture:
         """Adds a file or images that a thread of this process reads ahead; arguments as those of `FileCapture`.
 
         Raises:
@@ -97,7 +99,7 @@ class CaptureGroup:
             RuntimeError: The group is closed.
         """
         with self.changed:
-            capture = FileCapture(name, open_it, self, depth=depth, max_fps=max_fps)
+            capture = FileCapture(name, open_it, self, depth=depth, max_fps=max_fps, tells_end=tells_end)
             self._add(capture)
             return capture
 

@@ -95,8 +95,10 @@ class RecordFeed:
         self._pass_on(result.frame.source, "frame", result)
 
     def put_event(self, event: Event) -> None:
-        """Remembers an event and passes it to the listeners of its source."""
-        self._remember(event_record(event))
+        """Remembers an event, unless it is one of a track, and passes it to the listeners of its source."""
+        # Tracks come and go, and would push out what happened to the sources.
+        if event.track is None:
+            self._remember(event_record(event))
         self._pass_on(event.source, "event", event)
 
     def events(self, *, after: int = 0) -> list[dict[str, Any]]:

@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from edgerpn.errors import SinkError
 from edgerpn.proposals import Proposals
-from edgerpn.runtime.draw import DEFAULT_NMS_IOU, DEFAULT_TOP, draw_proposals
+from edgerpn.runtime.draw import DEFAULT_NMS_IOU, DEFAULT_TOP, confirmed_tracks, draw_proposals, draw_tracks
+from edgerpn.runtime.frame import Track
 from edgerpn.runtime.opencv import load_cv2
 from edgerpn.runtime.zones import ZoneMap
 
@@ -37,6 +38,8 @@ class FrameCopy:
     """`time.monotonic()` at the same moment."""
     zone_map: ZoneMap | None = None
     """Zones and masks of the source; None: none."""
+    tracks: tuple[Track | None, ...] | None = None
+    """The track of each proposal; None: the run follows no objects."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,7 +79,7 @@ class EncodedPicture:
 
 
 def annotate(shot: FrameCopy, view: ViewSettings, *, max_width_px: int) -> tuple[Image, int]:
-    """Draws the boxes that `view` selects.
+    """Draws the boxes that `view` selects: proposals, or confirmed tracks in a run that follows objects.
 
     Args:
         shot: Not changed.
@@ -87,6 +90,9 @@ def annotate(shot: FrameCopy, view: ViewSettings, *, max_width_px: int) -> tuple
         (H, W, 3) uint8 BGR, a new array; and the number of boxes in it.
     """
     small = shrink(shot, max_width_px=max_width_px)
+    if small.tracks is not None:
+        boxes, tracks = confirmed_tracks(small.proposals, small.tracks, top=view.top, min_score=view.min_score)
+        return draw_tracks(small.image, boxes, tracks, zone_map=small.zone_map), len(boxes)
     boxes = small.proposals.above(view.min_score).nms(view.nms_iou, limit=view.top)
     drawn = draw_proposals(small.image, boxes, top=view.top, nms_iou=1, zone_map=small.zone_map)
     return drawn, len(boxes)

@@ -259,6 +259,7 @@ def _shot(result: Result, *, max_width_px: int | None = None) -> FrameCopy:
         captured_at=frame.captured_at,
         monotonic_s=frame.monotonic_s,
         zone_map=result.zone_map,
+        tracks=result.tracks,
     )
     small = shrink(shot, max_width_px=max_width_px) if max_width_px is not None else shot
     return small if small is not shot or picture is not frame.image else dataclasses.replace(shot, image=picture.copy())

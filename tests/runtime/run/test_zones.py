@@ -69,6 +69,20 @@ def test_a_run_names_the_zones_of_each_proposal_and_proposes_nothing_masked(
     assert sum(len(record["proposals"]) for record in found) < sum(len(record["proposals"]) for record in all_found)
 
 
+def test_tracks_carry_the_zones_of_their_proposals_and_so_do_their_events(
+    file: Path, model_path: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "tracks.jsonl"
+    assert main(["run", str(model_path), "--config", str(file), "--track", "--jsonl", str(path)]) == 0
+    for record in records(path):
+        assert len(record["tracks"]) == len(record["zones"]) == len(record["proposals"])
+    events = [json.loads(line) for line in path.read_text().splitlines() if '"track":' in line]
+    # Seen first at 52, the middle of its lower side, and last at 152, before the mask.
+    assert [(event["event"], event["frame"], event.get("zones")) for event in events] == [
+        ("appeared", 3, ["left", "wide"]), ("left", 29, None)
+    ]  # fmt: skip
+
+
 def test_zones_reach_every_source_by_the_defaults_and_the_command_line() -> None:
     text = '[{name="all",points=[[0,0],[1,0],[1,1],[0,1]]}]'
     config = load_streams(sources=["a.mp4", "0"], overrides=[f"defaults.zones={text}", "sources.0.masks=[]"])

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from edgerpn.proposals import Proposals
-from edgerpn.runtime.frame import Event, EventKind, Frame, Reason, Result
+from edgerpn.runtime.frame import Event, EventKind, Frame, Reason, Result, Track
 from edgerpn.runtime.sinks.record import SCHEMA, event_record, frame_record, json_line, record_schema
 
 MakeResult = Callable[..., Result]
@@ -71,6 +71,20 @@ def test_names_of_any_kind_fit_into_a_line(make_result: MakeResult) -> None:
     assert json.loads(line)["path"] == str(path)
 
 
+def test_a_record_holds_the_track_of_each_proposal(
+    make_result: MakeResult, validator: jsonschema.Draft202012Validator
+) -> None:
+    track = Track(track_id=3, age_s=1.23456, dwell_s=0.5, is_confirmed=True)
+    result = make_result()
+    record = frame_record(dataclasses.replace(result, proposals=result.proposals[[0, 0]], tracks=(track, None)))
+    validator.validate(record)
+    assert record["tracks"] == [{"track_id": 3, "age_s": 1.235, "dwell_s": 0.5, "is_confirmed": True}, None]
+    event = Event(kind="left", source="door", message="left", track=track, box_xyxy=(1.0, 2.346, 3.0, 4.0))
+    validator.validate(event_record(event))
+    assert event_record(event)["track"] == record["tracks"][0]
+    assert event_record(event)["box"] == [1.0, 2.35, 3.0, 4.0]
+
+
 def test_a_record_that_is_not_json_is_refused(make_result: MakeResult) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         json_line(make_result(age_ms=float("nan")))
@@ -86,6 +100,7 @@ def test_every_kind_of_record_obeys_the_schema(
         full = dataclasses.replace(
             event, path=Path("b.jpg"), reason="age", fix="Wait.", attempt=2, delay_s=1.5, duration_s=-0.25,
             size_wh=(64, 48), fps=29.97, num_frames=5, decoder="ffmpeg", frame=3, age_ms=9.5,
+            track=Track(track_id=1, age_s=0.5, dwell_s=0.0, is_confirmed=False), box_xyxy=(0.0, 0.0, 4.0, 4.0),
         )  # fmt: skip
         validator.validate(json.loads(json_line(full)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -15,8 +16,8 @@ import pytest
 
 from edgerpn.errors import SinkError
 from edgerpn.proposals import Proposals
-from edgerpn.runtime.draw import Painter, draw_proposals, score_color
-from edgerpn.runtime.frame import Event, Frame, Result
+from edgerpn.runtime.draw import Painter, draw_proposals, score_color, track_color
+from edgerpn.runtime.frame import Event, Frame, Result, Track
 from edgerpn.runtime.sinks import JsonLinesConfig, Output, QueuedSink, open_sinks
 from edgerpn.runtime.sinks.picture_sinks import ImageFolderSink, VideoSink, WindowSink
 from edgerpn.runtime.timing import LatencyHistogram
@@ -188,6 +189,22 @@ def test_boxes_at_and_beyond_the_border_are_drawn_without_complaint() -> None:
     image = np.zeros((20, 30, 3), np.uint8)
     boxes = np.array([[-50, -50, 100, 100], [0, 0, 30, 20], [29, 19, 29, 19], [5, 5, 5, 15]], np.float32)
     assert changed(image, draw_proposals(image, Proposals(boxes, np.array([0.9, 0.8, 0.7, 0.6], np.float32)))) > 0
+
+
+def test_confirmed_tracks_are_drawn_instead_of_proposals_each_in_its_colour(make_result: MakeResult) -> None:
+    result = make_result(height=100, width=300)
+    boxes = np.array([[10, 30, 90, 90], [110, 30, 190, 90], [210, 30, 290, 90]], np.float32)
+    tracks = [Track(track_id=n, age_s=1.0, dwell_s=0.0, is_confirmed=n < 3) for n in (1, 2, 3)]
+    result = dataclasses.replace(
+        result, proposals=Proposals(boxes, np.array([0.9, 0.6, 0.1], np.float32)), tracks=tuple(tracks)
+    )
+    drawn = Painter(top=2).paint(result)
+    # The sides of the boxes; the third is not confirmed.
+    assert [tuple(drawn[60, x].tolist()) for x in (10, 110, 210)] == [track_color(1), track_color(2), (100, 100, 100)]
+    # Numbers stand above the boxes.
+    assert changed(result.image[:30], drawn[:30]) > 50
+    np.testing.assert_array_equal(Painter(top=1).paint(result)[:, 100:], result.image[:, 100:])
+    np.testing.assert_array_equal(Painter().paint(dataclasses.replace(result, tracks=(None,) * 3)), result.image)
 
 
 def test_percentiles_are_right_within_one_percent() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from edgerpn.proposals import Proposals
-from edgerpn.runtime.frame import Event, Frame, Result
+from edgerpn.runtime.frame import Event, Frame, Result, Track
 from edgerpn.runtime.sinks import SinkStats
 from edgerpn.runtime.web import HttpConfig, PageInfo, hub
 from edgerpn.runtime.web.feed import MAX_EVENTS, QUEUE_RECORDS, RecordFeed, RecordListener
@@ -72,6 +73,17 @@ def test_the_last_events_are_remembered_and_no_more() -> None:
     found = feed.events()
     assert [found[0]["id"], found[-1]["id"], len(found)] == [6, MAX_EVENTS + 5, MAX_EVENTS]
     assert [entry["id"] for entry in feed.events(after=MAX_EVENTS + 3)] == [MAX_EVENTS + 4, MAX_EVENTS + 5]
+
+
+def test_events_of_tracks_reach_listeners_and_push_no_event_of_a_source_out() -> None:
+    feed = RecordFeed()
+    listener = RecordListener([], [], lambda: None)
+    feed.join(listener)
+    track = Track(track_id=1, age_s=0.0, dwell_s=0.0, is_confirmed=True)
+    feed.put_event(dataclasses.replace(event("appeared"), track=track))
+    feed.put_event(event("gap"))
+    assert [json.loads(line)["event"] for _, line in listener.take()[0]] == ["appeared", "gap"]
+    assert [record["event"] for record in feed.events()] == ["gap"]
 
 
 def test_stale_frames_in_a_row_are_one_entry_with_a_count_and_leave_the_others_there() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import socket
 import time
@@ -14,7 +15,8 @@ import numpy as np
 import pytest
 
 from edgerpn.proposals import Proposals
-from edgerpn.runtime.frame import Event, Frame, Result
+from edgerpn.runtime.draw import track_color
+from edgerpn.runtime.frame import Event, Frame, Result, Track
 from edgerpn.runtime.web import HttpConfig, pictures, streaming
 from edgerpn.runtime.web.paint import FrameCopy, ViewSettings, age_text, annotate, blank, encode, mark
 from edgerpn.runtime.web.pictures import PictureFeed
@@ -312,6 +314,20 @@ def test_large_frames_are_made_smaller_and_their_boxes_with_them() -> None:
     assert abs(changed[:, 1].min() - 50) <= 4
     assert abs(changed[:, 1].max() - 250) <= 4
     assert np.all(shot.image == 90)
+
+
+def test_a_run_with_tracks_shows_the_confirmed_ones_in_their_colours() -> None:
+    shot_of = result(size_hw=(60, 80))
+    tracks = tuple(Track(track_id=n, age_s=1.0, dwell_s=0.0, is_confirmed=True) for n in (7, 8))
+    shot = FrameCopy(
+        image=np.array(shot_of.image), proposals=shot_of.proposals, frame=0, captured_at=0.0, monotonic_s=0.0,
+        tracks=tracks,
+    )  # fmt: skip
+    picture, count = annotate(shot, ViewSettings(), max_width_px=400)
+    assert count == 2
+    assert tuple(picture[45, 10].tolist()) == track_color(7)
+    assert annotate(shot, ViewSettings(min_score=0.6), max_width_px=400)[1] == 1
+    assert annotate(dataclasses.replace(shot, tracks=(None, None)), ViewSettings(), max_width_px=400)[1] == 0
 
 
 def test_marks_take_the_colours_away_and_fit_pictures_of_any_size() -> None:

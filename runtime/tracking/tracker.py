@@ -1,0 +1,166 @@
+"""Follows the objects of one source: ByteTrack's association in two stages, on proposals and in seconds.
+
+1. Proposals from `high_score` on continue confirmed tracks, also those that were not seen lately.
+2. Weaker ones, from `low_score` on, continue confirmed tracks that were seen in the last frame and now have none: an
+   object that is half hidden, or blurred, still has a weak proposal.
+3. The rest of the good ones continue new tracks, or begin one. A new track that misses a frame ends.
+
+Source: Zhang et al. 2022, "ByteTrack: Multi-Object Tracking by Associating Every Detection Box" (arXiv:2110.06864).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from edgerpn.proposals import Proposals, pairwise_iou
+from edgerpn.runtime.frame import Track
+from edgerpn.runtime.tracking.assignment import best_pairs
+from edgerpn.runtime.tracking.config import TrackConfig
+from edgerpn.runtime.tracking.motion import Box, BoxMotion
+
+_WEAK_IOU = 0.5
+"""Smallest IoU of a weak proposal with a track, as in ByteTrack."""
+
+
+class Moment(NamedTuple):
+    """A frame's number and times."""
+
+    time_s: float
+    """Time in the source, seconds."""
+    frame: int
+    """Number of the frame."""
+    captured_at: float
+    """Wall clock, UTC, seconds since the epoch."""
+
+
+class TrackChange(NamedTuple):
+    """A change of a confirmed track."""
+
+    kind: Literal["appeared", "left", "stationary"]
+    """Becomes the kind of an event."""
+    track: Track
+    """The track when it was last seen."""
+    box_xyxy: Box
+    """Its last proposal, (4,) float64, pixels."""
+    seen: Moment
+    """When that was."""
+
+
+class Tracker:
+    """The tracks of one source."""
+
+    def __init__(self, config: TrackConfig) -> None:
+        """Starts without tracks; the first has the number 1."""
+        self._config = config
+        self._tracks: list[_Followed] = []
+        self._num_begun = 0
+        self._time_s = 0.0
+
+    def follow(self, proposals: Proposals, moment: Moment) -> tuple[tuple[Track | None, ...], list[TrackChange]]:
+        """Takes the proposals of the next frame; a time before that of the last frame counts as the same time.
+
+        Returns:
+            The track of each proposal, None for most; and the changes of confirmed tracks.
+        """
+        before_s, self._time_s = self._time_s, max(moment.time_s, self._time_s)
+        moment = moment._replace(time_s=self._time_s)
+        changes = self._leave(lambda track: self._time_s - track.seen.time_s > self._config.buffer_s)
+        for track in self._tracks:
+            track.motion.predict(self._time_s - before_s)
+        followed, unclaimed = self._associate(proposals, before_s)
+        self._tracks = [track for track in self._tracks if track.is_confirmed or track in followed.values()]
+        boxes = proposals.boxes.astype(np.float64)
+        for row in unclaimed:
+            self._num_begun += 1
+            followed[row] = _Followed(self._num_begun, boxes[row], moment, self._config)
+            self._tracks.append(followed[row])
+        for row, track in followed.items():
+            changes += track.see(boxes[row], moment)
+        return tuple(followed[row].now() if row in followed else None for row in range(len(proposals))), changes
+
+    def end(self) -> list[TrackChange]:
+        """Ends all tracks; numbers continue."""
+        return self._leave(lambda track: True)
+
+    def _associate(self, proposals: Proposals, before_s: float) -> tuple[dict[int, _Followed], list[int]]:
+        """Returns the track that each proposal continues, by row; and the rows of good ones that continue none."""
+        config = self._config
+        rows = proposals.nms_rows(config.nms_iou, limit=config.top)
+        good = [row for row in rows if proposals.scores[row] >= config.high_score]
+        weak = [row for row in rows if config.low_score <= proposals.scores[row] < config.high_score]
+        confirmed = [track for track in self._tracks if track.is_confirmed]
+        followed = _match(confirmed, proposals, good, config.min_iou)
+        seen_last = [track for track in confirmed if track.seen.time_s == before_s and track not in followed.values()]
+        followed |= _match(seen_last, proposals, weak, max(config.min_iou, _WEAK_IOU))
+        new = [track for track in self._tracks if not track.is_confirmed]
+        followed |= _match(new, proposals, [row for row in good if row not in followed], config.min_iou)
+        return followed, [row for row in good if row not in followed]
+
+    def _leave(self, has_left: Callable[[_Followed], bool]) -> list[TrackChange]:
+        left = [track for track in self._tracks if has_left(track)]
+        self._tracks = [track for track in self._tracks if track not in left]
+        return [track.change("left") for track in left if track.is_confirmed]
+
+
+class _Followed:
+    """One track."""
+
+    def __init__(self, track_id: int, box_xyxy: Box, moment: Moment, config: TrackConfig) -> None:
+        """Begins at a proposal, which `see` takes too."""
+        self.motion = BoxMotion(box_xyxy)
+        self.is_confirmed = False
+        self.seen = moment
+        self._id = track_id
+        self._config = config
+        self._begun_s = self._here_s = moment.time_s
+        self._num_seen = 0
+        self._box = self._place = box_xyxy
+        self._is_stationary = False
+
+    def see(self, box_xyxy: Box, moment: Moment) -> list[TrackChange]:
+        """Takes the proposal of this frame."""
+        self.motion.correct(box_xyxy)
+        self._box, self.seen = box_xyxy, moment
+        self._num_seen += 1
+        changes = []
+        if not self.is_confirmed and self._num_seen >= self._config.confirm_frames:
+            self.is_confirmed = True
+            changes.append(self.change("appeared"))
+        # Not the proposal itself, which jumps now and then.
+        if _ious([self.motion.box_xyxy], self._place[None])[0, 0] < self._config.stationary_iou:
+            self._place, self._here_s, self._is_stationary = self.motion.box_xyxy, moment.time_s, False
+        is_stationary = self.is_confirmed and moment.time_s - self._here_s >= self._config.stationary_s
+        if is_stationary and not self._is_stationary:
+            self._is_stationary = True
+            changes.append(self.change("stationary"))
+        return changes
+
+    def now(self) -> Track:
+        """Returns the track as of its last sight."""
+        return Track(
+            track_id=self._id,
+            age_s=self.seen.time_s - self._begun_s,
+            dwell_s=self.seen.time_s - self._here_s,
+            is_confirmed=self.is_confirmed,
+        )
+
+    def change(self, kind: Literal["appeared", "left", "stationary"]) -> TrackChange:
+        return TrackChange(kind, self.now(), self._box, self.seen)
+
+
+def _match(
+    tracks: Sequence[_Followed], proposals: Proposals, rows: Sequence[int], min_iou: float
+) -> dict[int, _Followed]:
+    """Returns the tracks that proposals of some rows continue, by row: the pairs with the largest sum of IoUs."""
+    if not tracks or not rows:
+        return {}
+    ious = _ious([track.motion.box_xyxy for track in tracks], proposals.boxes[rows])
+    return {rows[column]: tracks[row] for row, column in best_pairs(np.where(ious >= min_iou, ious, 0.0))}
+
+
+def _ious(first: Sequence[Box], second: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    return pairwise_iou(np.array(first), second)

@@ -1,0 +1,48 @@
+"""MOTChallenge's files of tracks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edgerpn.errors import SinkError
+from edgerpn.runtime.frame import Result, Track
+from edgerpn.runtime.sinks.mot import MotSink
+
+MakeResult = Callable[..., Result]
+
+
+def with_track(result: Result, track_id: int, *, is_confirmed: bool = True) -> Result:
+    return dataclasses.replace(
+        result, tracks=(Track(track_id=track_id, age_s=0.0, dwell_s=0.0, is_confirmed=is_confirmed),)
+    )
+
+
+def test_frames_and_pixels_count_from_one_and_only_confirmed_tracks_have_lines(
+    make_result: MakeResult, tmp_path: Path
+) -> None:
+    sink = MotSink(str(tmp_path / "new" / "a.txt"))
+    sink.write(make_result(0))
+    sink.write(with_track(make_result(1), 4, is_confirmed=False))
+    sink.write(with_track(make_result(2), 4))
+    sink.close()
+    sink.close()
+    assert (tmp_path / "new" / "a.txt").read_text() == "3,4,2.00,3.00,29.00,38.00,0.8750,-1,-1,-1\n"
+
+
+def test_a_folder_has_a_file_for_each_source(make_result: MakeResult, tmp_path: Path) -> None:
+    sink = MotSink(str(tmp_path / "mot"))
+    for source in ("yard/door", "yard_door", "yard/door"):
+        sink.write(with_track(make_result(0, source=source), 1))
+    sink.close()
+    lines = {path.name: path.read_text().count("\n") for path in (tmp_path / "mot").iterdir()}
+    assert lines == {"yard_door.txt": 2, "yard_door-2.txt": 1}
+
+
+def test_a_file_that_cannot_be_written_shows_at_once(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").mkdir()
+    with pytest.raises(SinkError, match="cannot be opened for writing"):
+        MotSink(str(tmp_path / "a.txt"))
