@@ -76,7 +76,7 @@ def test_shares_of_boxes_below_a_slanted_side() -> None:
 
 def test_a_box_across_both_prongs_of_a_fork_has_the_share_of_both() -> None:
     boxes = np.array([[1.0, 4.0, 5.0, 6.0], [2.0, 3.0, 4.0, 6.0]])
-    np.testing.assert_allclose(made(TRIANGLE, FORK).shares(boxes), [[0, 0], [1 / 2, 0]], atol=1e-12)
+    np.testing.assert_allclose(made(TRIANGLE, FORK).shares(boxes), np.array([[0, 0], [0.5, 0]]), atol=1e-12)
 
 
 def test_a_box_without_area_has_the_share_of_its_place() -> None:

@@ -24,7 +24,7 @@ def zone_map(**settings: Any) -> ZoneMap:
 
 
 def proposals(*boxes: tuple[float, ...]) -> Proposals:
-    return Proposals(np.array(boxes, np.float32).reshape(-1, 4), np.linspace(0.9, 0.1, len(boxes)))
+    return Proposals(np.array(boxes, np.float32).reshape(-1, 4), np.linspace(0.9, 0.1, len(boxes), dtype=np.float32))
 
 
 def test_a_box_stands_where_the_middle_of_its_lower_side_is() -> None:
