@@ -42,6 +42,7 @@ NOT_HERE = {
     r"^doctor stream": "needs a camera",
     r"\.engine|^build (?!--print)": "needs the library TensorRT, and takes long",
     r"^import|imported.pt": "needs weights of another project",
+    r"tuned\.pt": "needs torchvision; tests/train/conformance writes it",
     r"model-slim": "needs a graph that another program changed; tests/export/compare has some",
     r"--precision|model-int8": "takes long; tests/export/precision does it",
     r"aquarium|car-detection": "needs data from elsewhere",
