@@ -74,7 +74,9 @@ class RunTracker:
         """Returns the result with its tracks, and the events that belong before it."""
         frame = result.frame
         size_hw = (frame.image.shape[0], frame.image.shape[1])
-        source = self._sources.setdefault(frame.source, _Source(frame.source, Tracker(self._config), size_hw))
+        source = self._sources.get(frame.source)
+        if source is None:
+            source = self._sources[frame.source] = _Source(frame.source, Tracker(self._config), size_hw)
         events: list[Event] = []
         if size_hw != source.size_hw:
             # Nothing is where it was.
