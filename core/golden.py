@@ -20,7 +20,8 @@ from edgerpn import files
 from edgerpn.errors import ArtifactMismatchError, ManifestError, SelfTestError
 from edgerpn.manifest import Manifest, stem
 from edgerpn.manifest.parts import GoldenSpec
-from edgerpn.matching import TOLERANCES, match
+from edgerpn.matching import TOLERANCES, match, pair_cosines, unlike_share
+from edgerpn.proposals import DESCRIPTIONS, Outputs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +36,13 @@ class Golden:
     """(F, K) float32."""
     count: npt.NDArray[np.int32]
     """(F,) int32."""
+    embeddings: npt.NDArray[np.float32] | None = None
+    """(F, K, C) float32; None: the graph does not have them."""
+
+    @property
+    def outputs(self) -> Outputs:
+        """The proposals, as a graph returns them."""
+        return Outputs(self.boxes, self.scores, self.count, self.embeddings)
 
 
 def golden_path(artifact: str | os.PathLike[str]) -> Path:
@@ -46,7 +54,7 @@ def write(golden: Golden, artifact: str | os.PathLike[str]) -> GoldenSpec:
     """Writes the golden frames beside `artifact` in one step; returns the entry for its manifest."""
     path = golden_path(artifact)
     with files.replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, frames=golden.frames, boxes=golden.boxes, scores=golden.scores, count=golden.count)
+        np.savez_compressed(file, frames=golden.frames, **golden.outputs.present)  # type: ignore[arg-type]
     return GoldenSpec(file=path.name, sha256=files.sha256(path), num_frames=len(golden.frames))
 
 
@@ -66,7 +74,8 @@ def read(artifact: str | os.PathLike[str], manifest: Manifest) -> Golden:
     try:
         # NumPy leaves a damaged file open that it has opened itself.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            found = Golden(**{name: arrays[name] for name in ("frames", "boxes", "scores", "count")})
+            described = [name for name in DESCRIPTIONS if name in arrays]
+            found = Golden(**{name: arrays[name] for name in ("frames", "boxes", "scores", "count", *described)})
     except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ManifestError(
             f"{path}: truncated or damaged: not golden frames. Copy it again, or export the model again."
@@ -81,7 +90,7 @@ def read(artifact: str | os.PathLike[str], manifest: Manifest) -> Golden:
 
 def compare(
     golden: Golden,
-    outputs: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.int32]],
+    outputs: Outputs,
     manifest: Manifest,
     *,
     where: str,
@@ -90,15 +99,15 @@ def compare(
 
     Args:
         golden: The frames and the expected proposals.
-        outputs: boxes (F, K, 4), scores (F, K), count (F,) for these frames.
+        outputs: Those of the model for these frames.
         manifest: Its precision chooses the tolerance.
         where: Names the model and the library that ran it in errors.
 
     Raises:
-        SelfTestError: Too many proposals of a frame have no counterpart.
+        SelfTestError: Too many proposals of a frame have no counterpart, or one with another embedding.
     """
     tolerance = TOLERANCES[manifest.rounding]
-    boxes, scores, count = outputs
+    boxes, scores, count = outputs[:3]
     for frame in range(len(golden.frames)):
         wanted, given = int(golden.count[frame]), int(count[frame])
         pairs, _ = match(
@@ -113,4 +122,11 @@ def compare(
                 f"(IoU >= {tolerance.min_iou}, score within {tolerance.max_score_difference}); expected at most "
                 f"{tolerance.max_unmatched_share:.0%}. The library or the file does not work here: build or export "
                 "the model again on this machine, and compare it with `edgerpn check`."
+            )
+        share = unlike_share(pair_cosines(golden.outputs, outputs, frame, pairs), tolerance)
+        if share > tolerance.max_unmatched_share:
+            raise SelfTestError(
+                f"{where}: golden frame {frame}: the embeddings of {share:.0%} of the proposals differ (cosine below "
+                f"{tolerance.min_cosine}); expected at most {tolerance.max_unmatched_share:.0%}. Build or export the "
+                "model again on this machine, and compare it with `edgerpn check`."
             )

@@ -6,13 +6,14 @@ threshold, a score at the cut after K. Such proposals are counted separately, as
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from edgerpn.manifest.parts import Precision
-from edgerpn.proposals import pairwise_iou
+from edgerpn.proposals import DESCRIPTIONS, Outputs, pairwise_iou
 
 Boxes = npt.NDArray[np.float32]
 """(M, 4) float32 x1, y1, x2, y2, pixels."""
@@ -30,15 +31,17 @@ class Tolerance:
     """Scores of matched boxes differ by at most this."""
     max_unmatched_share: float
     """Largest share of proposals, 0..1, without a counterpart."""
+    min_cosine: float
+    """Embeddings of matched boxes have at least this cosine, except for a share of `max_unmatched_share`."""
 
 
-EXACT = Tolerance(min_iou=0.99, max_score_difference=1e-3, max_unmatched_share=0.02)
+EXACT = Tolerance(min_iou=0.99, max_score_difference=1e-3, max_unmatched_share=0.02, min_cosine=0.999)
 """Two float32 forms of one network; proposals without a counterpart must lie at a threshold."""
 
 TOLERANCES: dict[Precision, Tolerance] = {
     "fp32": EXACT,
-    "fp16": Tolerance(min_iou=0.9, max_score_difference=0.02, max_unmatched_share=0.1),
-    "int8": Tolerance(min_iou=0.8, max_score_difference=0.05, max_unmatched_share=0.2),
+    "fp16": Tolerance(min_iou=0.9, max_score_difference=0.02, max_unmatched_share=0.1, min_cosine=0.99),
+    "int8": Tolerance(min_iou=0.8, max_score_difference=0.05, max_unmatched_share=0.2, min_cosine=0.95),
 }
 """The same graph in two libraries, by the precision of its network: their kernels round differently, and a box
 that NMS keeps or drops changes others."""
@@ -72,3 +75,40 @@ def match(
             used_expected.add(e)
             used_found.add(f)
     return pairs, [float(iou[e, f]) for e, f in pairs]
+
+
+def pair_cosines(
+    expected: Outputs, found: Outputs, frame: int, pairs: Sequence[tuple[int, int]]
+) -> npt.NDArray[np.float64]:
+    """Returns the cosine of the embeddings of each pair; none when a model has no embeddings.
+
+    Args:
+        expected: Outputs of one model.
+        found: Outputs of the other for the same frames.
+        frame: Number of the frame in both.
+        pairs: Its pairs, of `match`.
+    """
+    rows = np.array(pairs, np.intp).reshape(-1, 2)
+    cosines = [
+        _cosines(first[frame][rows[:, 0]], second[frame][rows[:, 1]])
+        for first, second in ((getattr(side, name) for side in (expected, found)) for name in DESCRIPTIONS)
+        if first is not None and second is not None
+    ]
+    return np.min(cosines, axis=0) if cosines else np.zeros(0)
+
+
+def _cosines(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Cosines (M,) of the rows of two arrays; 1 where both are zero."""
+    a, b = (rows.reshape(len(rows), -1).astype(np.float64) for rows in (first, second))
+    norms = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
+    cosines: npt.NDArray[np.float64] = (a * b).sum(axis=1) / np.maximum(norms[0] * norms[1], 1e-30)
+    cosines[(norms[0] == 0) & (norms[1] == 0)] = 1.0
+    return cosines
+
+
+def unlike_share(cosines: npt.NDArray[np.float64], tolerance: Tolerance) -> float:
+    """Returns the share of pairs, 0..1, whose cosine is too small.
+
+    A few are no mistake: anchors of two cells may predict one box with one score, and rounding decides between them.
+    """
+    return float((cosines < tolerance.min_cosine).mean()) if len(cosines) else 0.0

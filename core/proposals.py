@@ -1,11 +1,11 @@
-"""The proposals of a model for one frame."""
+"""The outputs of a graph for several frames, and the proposals of a model for one."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +15,45 @@ from edgerpn.errors import require
 Index = int | slice | list[int] | npt.NDArray[Any]
 
 
+class Outputs(NamedTuple):
+    """The outputs of a graph for N frames, see `edgerpn.manifest`; rows beyond `count` are zero."""
+
+    boxes: npt.NDArray[np.float32]
+    """(N, K, 4) float32 x1, y1, x2, y2 in pixels of the input frame."""
+    scores: npt.NDArray[np.float32]
+    """(N, K) float32, 0..1, descending."""
+    count: npt.NDArray[np.int32]  # type: ignore[assignment] # hides tuple.count()
+    """(N,) int32."""
+    embeddings: npt.NDArray[np.float32] | None = None
+    """(N, K, C) float32, rows with a norm of 1; None: the graph does not have them."""
+
+    @property
+    def present(self) -> dict[str, npt.NDArray[Any]]:
+        """The outputs that the graph has, by name."""
+        return {name: array for name, array in self._asdict().items() if array is not None}
+
+    def each(self, change: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]) -> Outputs:
+        """Returns the outputs, each changed by `change`."""
+        return Outputs(*(None if array is None else change(array) for array in self))  # type: ignore[arg-type]
+
+    @classmethod
+    def join(cls, parts: Sequence[Outputs]) -> Outputs:
+        """Concatenates the outputs for parts of the frames."""
+        if len(parts) == 1:
+            return parts[0]
+        columns = zip(*parts, strict=True)
+        return cls(*(None if column[0] is None else np.concatenate(column) for column in columns))  # type: ignore[arg-type]
+
+
+DESCRIPTIONS = ("embeddings",)
+"""Outputs, and fields of `Proposals`, that describe the boxes and that a graph may not have."""
+
+
 @dataclass(frozen=True, eq=False, slots=True, repr=False)
 class Proposals:
     """Boxes and scores of one frame, best first; immutable.
 
-    Both arrays are copied and made read-only. Indexing with a number, a slice, a mask or an array of numbers
+    The arrays are copied and made read-only. Indexing with a number, a slice, a mask or an array of numbers
     returns `Proposals` in the order of the index.
     """
 
@@ -27,6 +61,9 @@ class Proposals:
     """(M, 4) float32; x1, y1, x2, y2 in pixels of the frame."""
     scores: npt.NDArray[np.float32]
     """(M,) float32, 0..1, descending as the model returns them: objectness, lowered by soft NMS where it applies."""
+    embeddings: npt.NDArray[np.float32] | None = None
+    """(M, C) float32, a vector with a norm of 1 for each box: the features of the cell that proposed it; None: the
+    model was exported without --embeddings."""
 
     def __post_init__(self) -> None:
         """Copies, checks and locks the arrays."""
@@ -38,10 +75,18 @@ class Proposals:
             raise ValueError(
                 f"scores: expected shape ({len(boxes)},) as there are {len(boxes)} boxes, got {scores.shape}"
             )
-        boxes.flags.writeable = False
-        scores.flags.writeable = False
-        object.__setattr__(self, "boxes", boxes)
-        object.__setattr__(self, "scores", scores)
+        arrays = {"boxes": boxes, "scores": scores}
+        for name in DESCRIPTIONS:
+            value = getattr(self, name)
+            if value is not None:
+                arrays[name] = np.array(value, np.float32)
+                if arrays[name].ndim < 2 or len(arrays[name]) != len(boxes):
+                    raise ValueError(
+                        f"{name}: expected a row for each of {len(boxes)} boxes, got shape {arrays[name].shape}"
+                    )
+        for name, array in arrays.items():
+            array.flags.writeable = False
+            object.__setattr__(self, name, array)
 
     def __len__(self) -> int:
         """Number of boxes."""
@@ -65,12 +110,16 @@ class Proposals:
         """
         if isinstance(index, (slice, list, np.ndarray)):
             picked = np.asarray(index, np.intp) if isinstance(index, list) and not index else index
-            return Proposals(self.boxes[picked], self.scores[picked])
+            return self._pick(picked)
         row = operator.index(index)
         if not -len(self) <= row < len(self):
             raise IndexError(f"proposal {row} of {len(self)}")
         row %= len(self)
-        return Proposals(self.boxes[row : row + 1], self.scores[row : row + 1])
+        return self._pick(slice(row, row + 1))
+
+    def _pick(self, rows: Index) -> Proposals:
+        embeddings = None if self.embeddings is None else self.embeddings[rows]
+        return Proposals(self.boxes[rows], self.scores[rows], embeddings)
 
     def above(self, score: float) -> Proposals:
         """Returns the boxes whose score is at least `score`."""

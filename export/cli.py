@@ -37,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="frames in a batch (default: dynamic for onnxruntime, else 1)",
     )
     parser.add_argument("--proposals", type=int, metavar="K", help="proposals of a frame (default 100)")
+    parser.add_argument(
+        "--embeddings", action="store_true", help="add an output with a feature vector for each proposal"
+    )
     parser.add_argument("--precision", choices=PRECISIONS, help="precision of the network (default fp32)")
     parser.add_argument(
         "--calibration",
@@ -133,6 +136,7 @@ FLAGS = {
     "source_size": "source_hw",
     "batch": "batch",
     "proposals": "num_proposals",
+    "embeddings": "embeddings",
     "precision": "precision",
     "max_ar_drop": "max_ar_drop",
 }

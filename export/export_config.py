@@ -52,6 +52,8 @@ class ExportConfig:
     nms_candidates: int | Literal["all"] | None = None
     """Best boxes of all levels together that NMS looks at, or `all`; not set: measured on images, with a margin, and at
     least `pre_nms` for the standard NMS."""
+    embeddings: bool = False
+    """Whether the graph has the output `embeddings`: for each box the features of the cell that proposed it."""
     precision: Precision = "fp32"
     """Precision of backbone, neck and head; the proposal stage is always float32."""
     calibration: Calibration = "percentile"

@@ -55,6 +55,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     outputs.add_argument("--jsonl", metavar="FILE", help="one JSON line for each frame; - is the standard output")
     outputs.add_argument(
+        "--embeddings",
+        choices=("base64",),
+        help="write the embedding of each proposal into the JSON lines, as base64 of float32; see edgerpn export",
+    )
+    outputs.add_argument(
         "--video", metavar="FILE", help="annotated video, .mp4 or .avi; or a folder for annotated videos or images"
     )
     outputs.add_argument(
@@ -210,12 +215,13 @@ def _run_opened(arguments: argparse.Namespace, config: StreamsConfig, opened: di
     from edgerpn.models import find_model
     from edgerpn.runtime.model import load
     from edgerpn.runtime.run.loading import load_outputs, load_source
-    from edgerpn.runtime.run.outputs import OutputFlags, check_outputs, open_outputs
+    from edgerpn.runtime.run.outputs import OutputFlags, check_embeddings, check_outputs, open_outputs
     from edgerpn.runtime.run.session import run_streams
 
     flags = OutputFlags(
         output=arguments.output,
         jsonl=arguments.jsonl,
+        embeddings=arguments.embeddings or "off",
         video=arguments.video,
         mot=arguments.mot,
         is_shown=arguments.show,
@@ -224,6 +230,7 @@ def _run_opened(arguments: argparse.Namespace, config: StreamsConfig, opened: di
     )
     model_file = find_model(arguments.model)
     check_outputs(flags, model_file, config, opened)
+    tables = load_outputs(arguments.config)
     # A file has two frames in the model at once: two callers and threads - 1 helpers then fill the cores.
     threads = arguments.threads or (None if config.is_live else max(1, available_cores() - 1))
     page = None
@@ -245,10 +252,11 @@ def _run_opened(arguments: argparse.Namespace, config: StreamsConfig, opened: di
             verify=not arguments.unsealed,
         ) as model,
     ):
+        check_embeddings(flags, tables, model.manifest)
         return run_streams(
             model,
             config,
-            open_outputs(flags, load_outputs(arguments.config), config, opened),
+            open_outputs(flags, tables, config, opened),
             opened=opened,
             load=lambda: load_config(arguments),
             max_frames=arguments.max_frames,

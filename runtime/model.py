@@ -18,8 +18,8 @@ from edgerpn import golden
 from edgerpn.errors import InputError, StreamOpenError
 from edgerpn.manifest import Manifest
 from edgerpn.models import find_model
-from edgerpn.proposals import Proposals
-from edgerpn.runtime.backends.contract import Backend, EngineConfig, Outputs
+from edgerpn.proposals import Outputs, Proposals
+from edgerpn.runtime.backends.contract import Backend, EngineConfig
 from edgerpn.runtime.backends.open_backend import OnMismatch, open_backend
 from edgerpn.runtime.backends.preprocess import Preprocessor, check_image
 from edgerpn.runtime.frame import Frame, Result, Source
@@ -105,8 +105,7 @@ def run_self_test(path: str | os.PathLike[str], backend: Backend) -> None:
     where = f"{os.fspath(path)} on {backend.name}"
     golden.compare(expected, backend.infer(expected.frames), backend.manifest, where=where)
     alone = [backend.infer(expected.frames[i : i + 1]) for i in range(len(expected.frames))]
-    boxes, scores, count = (np.concatenate(arrays) for arrays in zip(*alone, strict=True))
-    golden.compare(expected, (boxes, scores, count), backend.manifest, where=where)
+    golden.compare(expected, Outputs.join(alone), backend.manifest, where=where)
     _logger.info("%s: the golden frames gave the expected proposals", where)
 
 
@@ -149,12 +148,9 @@ class Model:
         if not len(frames):
             return []
         images = [self._check(frame) for frame in frames]
-        boxes, scores, count = self._backend.infer(
-            np.concatenate([self._preprocessor.prepare(image).copy() for image in images])
-        )
+        outputs = self._backend.infer(np.concatenate([self._preprocessor.prepare(image).copy() for image in images]))
         return [
-            self._preprocessor.restore(boxes[i], scores[i], int(count[i]), (image.shape[0], image.shape[1]))
-            for i, image in enumerate(images)
+            self._preprocessor.restore(outputs, i, (image.shape[0], image.shape[1])) for i, image in enumerate(images)
         ]
 
     def stream(
@@ -264,10 +260,9 @@ class Model:
 
     def _restore_row(self, frame: Frame, outputs: Outputs, row: int, stage_ms: dict[str, float]) -> Result:
         start_s = time.perf_counter()
-        boxes, scores, count = outputs
         frame_hw = (frame.image.shape[0], frame.image.shape[1])
         with span("postprocess"):
-            proposals = self._preprocessor.restore(boxes[row], scores[row], int(count[row]), frame_hw)
+            proposals = self._preprocessor.restore(outputs, row, frame_hw)
         stage_ms["postprocess"] = (time.perf_counter() - start_s) * 1e3
         return Result(proposals=proposals, frame=frame, stage_ms=stage_ms)
 
@@ -276,10 +271,10 @@ class Model:
         with span("preprocess"):
             network_input = self._preprocessor.prepare(image)
         watch.split("preprocess")
-        boxes, scores, count = self._backend.infer(network_input)
+        outputs = self._backend.infer(network_input)
         watch.split("inference")
         with span("postprocess"):
-            proposals = self._preprocessor.restore(boxes[0], scores[0], int(count[0]), (image.shape[0], image.shape[1]))
+            proposals = self._preprocessor.restore(outputs, 0, (image.shape[0], image.shape[1]))
         watch.split("postprocess")
         return proposals
 

@@ -36,8 +36,8 @@ ARGUMENTS = {
         " --proposals --size --holdout-classes --allow-host-code"
     ),
     "export": (
-        "checkpoint -o --output --target --size --source-size --batch --proposals --precision --calibration"
-        " --max-ar-drop --data --format --split --classes --allow --exif --follow-links --images --config"
+        "checkpoint -o --output --target --size --source-size --batch --proposals --embeddings --precision"
+        " --calibration --max-ar-drop --data --format --split --classes --allow --exif --follow-links --images --config"
         " --set --print-config"
     ),
     "build": (
@@ -50,10 +50,9 @@ ARGUMENTS = {
         " --allow-host-code --pictures"
     ),
     "run": (
-        "model sources --config --set --print-config -o --output --out --jsonl --video --mot --http --show --track"
-        " --max-frames"
-        " --min-score --top --nms --threads --provider --on-mismatch --allow-host-code --unsealed --log-format"
-        " --log-level --self-test"
+        "model sources --config --set --print-config -o --output --out --jsonl --embeddings --video --mot --http --show"
+        " --track --max-frames --min-score --top --nms --threads --provider --on-mismatch --allow-host-code --unsealed"
+        " --log-format --log-level --self-test"
     ),
     "predict": (
         "model images -o --output --data --format --split --classes --allow --exif --follow-links --to --crops"

@@ -169,7 +169,7 @@ class StandIn:
 
         def run(frames: Frames, rows: int) -> tuple[Any, ...]:
             with torch.inference_mode():
-                return tuple(part.numpy() for part in detector(torch.from_numpy(frames)))
+                return tuple(part.numpy() for part in detector(torch.from_numpy(frames))[:3])
 
         return _HostProgram(self.device, manifest, run)
 
@@ -229,7 +229,7 @@ class _HostProgram:
         def work() -> None:
             self._device.view(scratch, self.scratch_bytes(batch))[:] = 0xEE  # fails where the memory was freed
             frames = self._device.view(addresses["frames"], int(np.prod(shape))).reshape(shape)
-            for name, part in zip(("boxes", "scores", "count"), self._run(frames, self._rows), strict=True):
+            for name, part in zip(("boxes", "scores", "count"), self._run(frames, self._rows)[:3], strict=True):
                 data = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
                 np.copyto(self._device.view(addresses[name], data.nbytes), data)
 

@@ -17,6 +17,7 @@ from benchmarks.gpu.runner import Listener, Memory, from_torch, latencies
 from benchmarks.gpu.session import Notes, Skip
 from edgerpn import golden
 from edgerpn.machine import resident_bytes
+from edgerpn.proposals import Outputs
 from edgerpn.runtime.backends.tensorrt import compatibility
 from edgerpn.runtime.backends.tensorrt.backend import TensorRtBackend
 
@@ -79,7 +80,7 @@ def parity(request: dict[str, Any], notes: Notes) -> None:
     notes(parity=f"{len(wanted.frames)} frames agree with ONNX Runtime on the CPU")
     results = {}
     for name, array in place.arrays(wanted.frames[:1]).items():
-        pairs = zip(backend.infer_device(array), backend.infer(wanted.frames[:1]), strict=True)
+        pairs = zip(backend.infer_device(array)[:3], backend.infer(wanted.frames[:1])[:3], strict=True)
         results[name] = "equal" if all(np.array_equal(one, other) for one, other in pairs) else "differs from infer"
         notes(arrays=results)
     if "differs from infer" in results.values():
@@ -90,8 +91,7 @@ def parity(request: dict[str, Any], notes: Notes) -> None:
 
 def _compare(backend: TensorRtBackend, wanted: golden.Golden, where: str) -> None:
     parts = [backend.infer(frame[None]) for frame in wanted.frames]
-    boxes, scores, count = (np.concatenate([part[index] for part in parts]) for index in range(3))
-    golden.compare(wanted, (boxes, scores, count), backend.manifest, where=where)
+    golden.compare(wanted, Outputs.join(parts), backend.manifest, where=where)
 
 
 def share(request: dict[str, Any], notes: Notes) -> None:

@@ -161,7 +161,7 @@ def from_torch(
     # Often enough that the second call captures a graph, and later ones use it.
     for _ in range(4):
         found = backend.infer_device(tensor)
-        apart = [float(np.abs(one - other).max()) for one, other in zip(found, wanted, strict=True)]
+        apart = [float(np.abs(one - other).max()) for one, other in zip(found[:3], wanted[:3], strict=True)]
         if max(apart) > 0:
             notes(zero_copy="differs from `infer`")
             notes.broken(f"infer_device and infer differ on the same frames by {apart} (boxes px, scores, count)")

@@ -22,7 +22,8 @@ import numpy.typing as npt
 from edgerpn import manifest as manifests
 from edgerpn.manifest import AnchorSpec, EngineSpec, InputSpec, Manifest, ProposalSpec, Provenance
 from edgerpn.manifest.parts import ProfileSpec
-from edgerpn.runtime.backends.contract import Outputs, tensors_of
+from edgerpn.proposals import Outputs
+from edgerpn.runtime.backends.contract import tensors_of
 from edgerpn.runtime.backends.tensorrt.compatibility import this_platform
 from edgerpn.runtime.backends.tensorrt.library import TensorRtLibrary
 
@@ -76,7 +77,7 @@ def hashes(frames: npt.NDArray[np.uint8], rows: int) -> Outputs:
     sums[:, :rest] = sums[:, :rest] * np.uint32(31) + flat[:, turns * rows :]
     boxes = np.stack([(sums >> np.uint32(8 * side)) & np.uint32(255) for side in range(4)], axis=-1)
     scores = (sums & np.uint32(65535)).astype(np.float32) / np.float32(65536)
-    return boxes.astype(np.float32), scores, (sums[:, 0] % np.uint32(rows + 1)).astype(np.int32)
+    return Outputs(boxes.astype(np.float32), scores, (sums[:, 0] % np.uint32(rows + 1)).astype(np.int32))
 
 
 class HashProgram:
@@ -140,7 +141,7 @@ class DetectorProgram:
 
     def _run(self, addresses: dict[str, int], batch: int) -> None:
         found = self._detector(self._at("frames", addresses, batch))
-        for name, part in zip(("boxes", "scores", "count"), found, strict=True):
+        for name, part in zip(("boxes", "scores", "count"), found[:3], strict=True):
             self._at(name, addresses, batch).copy_(part)
 
     def _at(self, name: str, addresses: dict[str, int], batch: int) -> Any:

@@ -9,6 +9,11 @@ artifact:
     scores  float32 [N, K]        0..1, descending; rows beyond count are zero
     count   int32   [N]           number of valid rows
 
+A graph may have more outputs, see `more_outputs`; their types and numbers of axes tell them apart:
+
+    embeddings  float32 [N, K, C]  features of the cell that proposed each box, with a norm of 1; rows beyond count are
+                                   zero
+
 Another program may have renamed these tensors; the manifest then holds their names, see `edgerpn check --reseal`.
 """
 
@@ -40,7 +45,10 @@ from edgerpn.manifest.parts import (
 from edgerpn.targets import ExportTarget
 
 SCHEMA = 2
-"""The schema number that this version writes and reads."""
+"""The schema number of a graph with the outputs boxes, scores and count."""
+
+SCHEMA_MORE_OUTPUTS = 3
+"""The schema number of a graph with more outputs, which versions that know schema 2 only refuse."""
 
 METADATA_KEY = "edgerpn.manifest"
 """Key of the manifest's JSON text in an ONNX file's `metadata_props`."""
@@ -70,7 +78,8 @@ class Manifest:
     input: InputSpec
     """Input of the graph."""
     outputs: tuple[OutputSpec, ...] = ()
-    """Outputs of the graph: boxes, scores and count, whatever their names; empty: under these names."""
+    """Outputs of the graph: boxes, scores, count and further ones, whatever their names; empty: the first three, under
+    these names."""
     anchors: AnchorSpec
     """Anchors baked into the graph."""
     proposals: ProposalSpec
@@ -94,22 +103,49 @@ class Manifest:
         return "fp16" if self.precision == "fp32" and self.engine is not None and self.engine.tf32 else self.precision
 
     @property
-    def output_names(self) -> tuple[str, str, str]:
-        """Names of boxes, scores and count in the graph; other programs may have renamed them."""
-        boxes, scores, count = self.outputs or standard_outputs(self.proposals.num_proposals)
-        return boxes.name, scores.name, count.name
+    def outputs_by_role(self) -> dict[str, OutputSpec]:
+        """Outputs in the order of the graph, by their names in `edgerpn.proposals.Outputs`; it may use others."""
+        specs = self.outputs or standard_outputs(self.proposals.num_proposals)
+        roles = ("boxes", "scores", "count", *(_ROLES[spec.dtype, len(spec.shape)] for spec in specs[3:]))
+        return dict(zip(roles, specs, strict=True))
 
     def __post_init__(self) -> None:
-        if len(self.outputs) not in (0, 3):
+        if len(self.outputs) in (1, 2):
             raise ValueError(f"outputs: expected boxes, scores and count, got {len(self.outputs)} outputs")
+        forms = [(spec.dtype, len(spec.shape)) for spec in self.outputs[3:]]
+        if not set(forms) <= _ROLES.keys() or len(set(forms)) != len(forms):
+            raise ValueError(f"outputs: expected further ones like {list(_ROLES.values())}, got {self.outputs[3:]}")
 
     def to_json(self) -> str:
         """Returns the manifest as indented JSON text."""
-        return json.dumps(settings.to_dict(self), indent=2) + "\n"
+        values = settings.to_dict(self)
+        if self.parity is not None and self.parity.min_cosine is None:
+            # Manifests of graphs without embeddings stay as earlier versions wrote and read them.
+            del values["parity"]["min_cosine"]
+        return json.dumps(values, indent=2) + "\n"
 
     def replace(self, **changes: Any) -> Manifest:
         """Returns a copy with some fields changed."""
         return dataclasses.replace(self, **changes)
+
+
+_ROLES = {("float32", 3): "embeddings"}
+"""Type and number of axes of the outputs that a graph may have beyond the first three, and their names in
+`edgerpn.proposals.Outputs`."""
+
+
+def more_outputs(num_proposals: int, *, embedding_channels: int | None) -> tuple[OutputSpec, ...]:
+    """Returns the outputs beyond the first three, for K = `num_proposals`; None: the graph does not have them."""
+    if embedding_channels is None:
+        return ()
+    return (
+        OutputSpec(
+            name="embeddings",
+            dtype="float32",
+            shape=("N", num_proposals, embedding_channels),
+            meaning="features of the cell that proposed each box, with a norm of 1; rows beyond count are zero",
+        ),
+    )
 
 
 def standard_outputs(num_proposals: int) -> tuple[OutputSpec, ...]:
@@ -149,7 +185,7 @@ def parse(text: str, *, source: str) -> Manifest:
     """Reads a manifest from JSON text; `source` names it in errors.
 
     Raises:
-        ManifestVersionError: The schema number is not `SCHEMA`.
+        ManifestVersionError: The schema number is neither `SCHEMA` nor `SCHEMA_MORE_OUTPUTS`.
         ManifestError: The text is not JSON, a field is missing, unknown or of the wrong type, or the text was changed
             after `write`.
     """
@@ -159,10 +195,10 @@ def parse(text: str, *, source: str) -> Manifest:
         raise ManifestError(f"{source}: not a manifest: {error}. Export the model again to rewrite it.") from error
     if not isinstance(values, dict) or "schema" not in values:
         raise ManifestError(f"{source}: not a manifest: expected a JSON object with the key 'schema'")
-    if values["schema"] != SCHEMA:
+    if values["schema"] not in (SCHEMA, SCHEMA_MORE_OUTPUTS):
         raise ManifestVersionError(
-            f"{source}: manifest schema {values['schema']!r}, but this version of edgerpn reads "
-            f"schema {SCHEMA}. Use the version that wrote it, or export the model again."
+            f"{source}: manifest schema {values['schema']!r}, but this version of edgerpn reads the schemas "
+            f"{SCHEMA} and {SCHEMA_MORE_OUTPUTS}. Use the version that wrote it, or export the model again."
         )
     digest = values.pop("digest", None)
     try:

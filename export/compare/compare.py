@@ -27,8 +27,9 @@ from edgerpn.export.photographs import fit_photograph
 from edgerpn.images.header import Exif
 from edgerpn.letterbox import Letterbox, letterbox
 from edgerpn.manifest.parts import Precision
-from edgerpn.matching import TOLERANCES
+from edgerpn.matching import TOLERANCES, pair_cosines
 from edgerpn.progress import track
+from edgerpn.proposals import Outputs
 from edgerpn.runtime.backends.contract import Backend
 from edgerpn.train.data.coco import Dataset, read_image
 from edgerpn.train.recall.average_recall import average_recall, coco_results
@@ -149,6 +150,7 @@ def _compare_batches(
                     exif=exif,
                     batch_size=size,
                     agreement=agreement,
+                    cosines=pair_cosines(sides[1].outputs, sides[0].outputs, row, agreement.pairs),
                     in_image=(sides[0].in_image, sides[1].in_image),
                 )
             )
@@ -158,8 +160,11 @@ def _compare_batches(
 class _ModelOutput:
     """Proposals of one model for one picture."""
 
-    def __init__(self, rows: FrameProposals, cut_scores: tuple[float, ...], geometry: Letterbox) -> None:
+    def __init__(
+        self, rows: FrameProposals, cut_scores: tuple[float, ...], geometry: Letterbox, outputs: Outputs
+    ) -> None:
         self.rows = rows
+        self.outputs = outputs  # of its whole batch
         self.cut_scores = cut_scores
         self.geometry = geometry
         self.in_image: FrameProposals = (geometry.to_frame(rows[0]), rows[1])
@@ -172,8 +177,9 @@ def _run(
     frames = np.stack([fit_photograph(picture, (*model.frame_hw, model.num_channels)) for picture in pictures])
     outputs, cut_scores = model.run(frames)
     return [
-        _ModelOutput(valid_rows(outputs, row, f"{images[indices[row]].name}, {model.name}"), cut_scores[row], geometry)
+        _ModelOutput(rows, cut_scores[row], geometry, outputs)
         for row, geometry in enumerate(geometries)
+        for rows in [valid_rows(outputs, row, f"{images[indices[row]].name}, {model.name}")]
     ]
 
 

@@ -19,7 +19,8 @@ from edgerpn.errors import ConfigError
 from edgerpn.manifest import Manifest
 from edgerpn.manifest.parts import Precision
 from edgerpn.models import is_checkpoint
-from edgerpn.runtime.backends.contract import Backend, Outputs
+from edgerpn.proposals import Outputs
+from edgerpn.runtime.backends.contract import Backend
 from edgerpn.runtime.backends.open_backend import open_backend
 from edgerpn.train.network.proposal_stage import ProposalConfig
 
@@ -65,6 +66,8 @@ class ComparedModel:
     """Batch sizes at which it must be run; empty for a checkpoint."""
     run: Run
     """Runs it."""
+    embeddings: bool = False
+    """Whether its outputs include embeddings."""
 
     @property
     def frame_hw(self) -> tuple[int, int]:
@@ -120,7 +123,9 @@ def _open_checkpoint(file: Path | Backend, other: ComparedModel | None) -> Compa
     trained = checkpoint.settings.proposals
     proposals = dataclasses.replace(other.proposals, nms_iterations=trained.nms_iterations) if other else trained
     source_hw = other.source_hw if other else None
-    detector = Detector(model, proposals, network_hw=hw, source_hw=source_hw).eval()
+    # Embeddings where there is something to compare them with.
+    embeddings = other is not None and other.embeddings
+    detector = Detector(model, proposals, network_hw=hw, source_hw=source_hw, embeddings=embeddings).eval()
     return ComparedModel(
         name=file.name,
         kind="checkpoint",
@@ -133,6 +138,7 @@ def _open_checkpoint(file: Path | Backend, other: ComparedModel | None) -> Compa
         proposals=proposals,
         batch_sizes=(),
         run=lambda frames: run_reference(detector, frames),
+        embeddings=embeddings,
     )
 
 
@@ -156,6 +162,7 @@ def _open_artifact(model: Path | Backend, stack: contextlib.ExitStack, allow_hos
         proposals=ProposalConfig(**{name: getattr(manifest.proposals, name) for name in PROPOSAL_SETTINGS}),
         batch_sizes=_batch_sizes(manifest),
         run=lambda frames: (backend.infer(frames), [()] * len(frames)),
+        embeddings="embeddings" in manifest.outputs_by_role,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,13 @@ from edgerpn.export.export_config import MAX_AR_DROP
 from edgerpn.export.onnx.agreement import FrameAgreement, FrameProposals, describe_disagreement
 from edgerpn.images.header import Exif
 from edgerpn.manifest.parts import ParitySpec, Precision
-from edgerpn.matching import Tolerance, match
+from edgerpn.matching import Tolerance, match, unlike_share
 
 MAX_IMAGE_SHARE = 0.5
 """Below float32: largest share of proposals without a counterpart in any image; otherwise one image that is wrong
 altogether would vanish in the mean of many."""
 
-_NEAREST = Tolerance(min_iou=0.5, max_score_difference=1.0, max_unmatched_share=1.0)
+_NEAREST = Tolerance(min_iou=0.5, max_score_difference=1.0, max_unmatched_share=1.0, min_cosine=-1.0)
 """Proposals within this are the same when drift is measured."""
 
 _NUM_ROWS = 12
@@ -41,6 +41,8 @@ class ImageComparison:
     """Frames in its batch."""
     agreement: FrameAgreement
     """Proposals of the reference (expected) and of the other model (found), paired."""
+    cosines: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    """Cosine of the embeddings of each pair; empty when a model has none."""
     in_image: tuple[FrameProposals, FrameProposals]
     """Proposals of the model and of the reference in image pixels, in the order of the agreement's rows; where their
     counts differ, with what the agreement leaves out."""
@@ -71,6 +73,7 @@ class ImageComparison:
             "num_unexplained": agreement.num_unexplained,
             "iou": _low_summary(ious),
             "score_difference": _high_summary(differences),
+            **({"cosine": _low_summary(self.cosines)} if len(self.cosines) else {}),
         }
 
 
@@ -110,6 +113,11 @@ class Comparison:
         """IoU and difference of scores of all proposals paired by overlap alone, whatever the tolerance."""
         ious, differences = zip(*(image.drift for image in self.images), strict=True)
         return np.concatenate(ious), np.concatenate(differences)
+
+    @functools.cached_property
+    def cosines(self) -> np.ndarray:
+        """Cosine of the embeddings of each pair within the tolerance; empty when a model has none."""
+        return np.concatenate([image.cosines for image in self.images])
 
     @property
     def num_matched(self) -> int:
@@ -161,6 +169,12 @@ class Comparison:
                 f"{self.unmatched_share:.1%} of all proposals have no counterpart, expected at most "
                 f"{self.tolerance.max_unmatched_share:.0%}; most in {self._name(by_share)}"
             )
+        share = unlike_share(self.cosines, self.tolerance)
+        if share > self.tolerance.max_unmatched_share:
+            return (
+                f"the embeddings of {share:.1%} of the proposals of both differ (cosine below "
+                f"{self.tolerance.min_cosine}), expected at most {self.tolerance.max_unmatched_share:.0%}"
+            )
         return None
 
     def _lost_recall(self) -> str | None:
@@ -188,6 +202,7 @@ class Comparison:
             max_score_difference=max(
                 (value for image in self.images for value in image.agreement.score_differences), default=0.0
             ),
+            min_cosine=float(self.cosines.min()) if len(self.cosines) else None,
         )
 
     @property
@@ -216,6 +231,7 @@ class Comparison:
             "unmatched_share": self.unmatched_share,
             "iou": _low_summary(self.drift[0]),
             "score_difference": _high_summary(self.drift[1]),
+            **({"cosine": _low_summary(self.cosines)} if len(self.cosines) else {}),
             "recall": {name: {"a": a, "b": b, "change": a - b} for name, a, b in self.recall_changes},
             "images": [image.to_dict() for image in self.images],
         }
@@ -268,6 +284,9 @@ def _totals(comparison: Comparison) -> list[str]:
         iou, score = _low_summary(comparison.drift[0]), _high_summary(comparison.drift[1])
         lines.append(f"drift of IoU: mean {iou['mean']:.5f}, 1 % below {iou['p1']:.5f}, min {iou['min']:.5f}")
         lines.append(f"drift of scores: mean {score['mean']:.1e}, 1 % above {score['p99']:.1e}, max {score['max']:.1e}")
+    if len(comparison.cosines):
+        cosine = _low_summary(comparison.cosines)
+        lines.append(f"cosine of embeddings: mean {cosine['mean']:.5f}, 1 % below {cosine['p1']:.5f}")
     return lines
 
 

@@ -30,7 +30,7 @@ from edgerpn.errors import ArtifactChangedError, ConfigError
 from edgerpn.export.compare.comparison import Comparison
 from edgerpn.export.limits.check import refuse_violations
 from edgerpn.export.limits.graph import GraphView, Shape, parse_onnx, read_onnx
-from edgerpn.manifest import Manifest, RecallSpec, manifest_path, standard_outputs
+from edgerpn.manifest import Manifest, RecallSpec, manifest_path
 from edgerpn.runtime.backends.contract import tensors_of
 from edgerpn.runtime.model import load
 from edgerpn.targets import oldest_target
@@ -147,9 +147,9 @@ def _describe(file: Path, parent: Manifest, parent_sha256: str) -> Manifest:
     outputs = [value.name for value in proto.graph.output]
     wanted = tensors_of(parent)
     input_name = _find(view, inputs, 0, parent.input.name, wanted, file)
-    names = [_find(view, outputs, place, name, wanted, file) for place, name in enumerate(parent.output_names)]
+    specs = list(parent.outputs_by_role.values())
+    names = [_find(view, outputs, place, spec.name, wanted, file) for place, spec in enumerate(specs)]
     shape = view.shapes[input_name]
-    specs = parent.outputs or standard_outputs(parent.proposals.num_proposals)
     return parent.replace(
         name=file.stem,
         opset=view.opset,

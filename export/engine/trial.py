@@ -14,8 +14,8 @@ from edgerpn.export.engine.libraries import BuildMachine
 from edgerpn.export.engine.report import BuildReport
 from edgerpn.golden import Golden
 from edgerpn.manifest import Manifest, ParitySpec
-from edgerpn.matching import TOLERANCES, match
-from edgerpn.runtime.backends.contract import Outputs
+from edgerpn.matching import TOLERANCES, match, pair_cosines
+from edgerpn.proposals import Outputs
 from edgerpn.runtime.backends.tensorrt.cuda_provider import open_device
 
 Compare = Callable[[Path, Path], ParitySpec]
@@ -113,12 +113,12 @@ def _run_golden(staged: Path, made: Manifest, onnx_file: Path, onnx: Manifest) -
         golden = edgerpn.golden.read(onnx_file, onnx)
         size = made.engine.profile.min_batch if made.engine is not None else 1
         # The smallest batch that the engine takes, filled with copies of the frame.
-        outputs = [backend.infer(np.repeat(frame[None], size, axis=0)) for frame in golden.frames]
-        boxes, scores, count = (np.stack([output[part][0] for output in outputs]) for part in range(3))
-        edgerpn.golden.compare(golden, (boxes, scores, count), made, where=f"{made.name} ({backend.name})")
+        batches = [backend.infer(np.repeat(frame[None], size, axis=0)) for frame in golden.frames]
+        outputs = Outputs.join([batch.each(lambda array: array[:1]) for batch in batches])
+        edgerpn.golden.compare(golden, outputs, made, where=f"{made.name} ({backend.name})")
     finally:
         backend.close()
-    return golden_parity(golden, (boxes, scores, count), made, batch=size)
+    return golden_parity(golden, outputs, made, batch=size)
 
 
 def golden_parity(golden: Golden, outputs: Outputs, manifest: Manifest, *, batch: int) -> ParitySpec:
@@ -126,12 +126,13 @@ def golden_parity(golden: Golden, outputs: Outputs, manifest: Manifest, *, batch
 
     Args:
         golden: The frames and the expected proposals.
-        outputs: Boxes (F, K, 4), scores (F, K) and counts (F,) for these frames.
+        outputs: Those of the artifact for these frames.
         manifest: The artifact's; its rounding chooses the tolerance.
         batch: Batch size at which they were run.
     """
-    boxes, scores, count = outputs
+    boxes, scores, count = outputs[:3]
     num_proposals, ious, differences = 0, [1.0], [0.0]
+    cosines: list[float] = []
     num_matched = 0
     for frame in range(len(golden.frames)):
         wanted, given = int(golden.count[frame]), int(count[frame])
@@ -141,6 +142,7 @@ def golden_parity(golden: Golden, outputs: Outputs, manifest: Manifest, *, batch
         num_proposals += wanted + given
         num_matched += len(pairs)
         ious += pair_ious
+        cosines += pair_cosines(golden.outputs, outputs, frame, pairs).tolist()
         differences += [abs(float(expected[1][e]) - float(found[1][f])) for e, f in pairs]
     return ParitySpec(
         reference="golden frames",
@@ -151,4 +153,5 @@ def golden_parity(golden: Golden, outputs: Outputs, manifest: Manifest, *, batch
         num_unexplained=num_proposals - 2 * num_matched,
         min_iou=round(min(ious), 6),
         max_score_difference=float(f"{max(differences):.3g}"),
+        min_cosine=round(min(cosines), 6) if cosines else None,
     )

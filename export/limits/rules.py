@@ -16,6 +16,7 @@ import onnx
 from onnx import TensorProto
 
 from edgerpn.export.limits.graph import GraphView, Shape, attribute
+from edgerpn.runtime.backends.contract import tensors_of
 from edgerpn.targets import TOPK_LIMIT, Target
 
 Severity = Literal["error", "warning"]
@@ -36,6 +37,7 @@ CHECKED_OPERATORS = frozenset((
 # fmt: on
 
 _CHECKED_TYPES = frozenset(("float32", "float16", "bool", "int8", "int32", "int64", "uint8"))
+_TYPES = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT, "int32": TensorProto.INT32}
 _COORDINATES = ("half_pixel", "pytorch_half_pixel", "tf_half_pixel_for_nn", "asymmetric", "align_corners")
 
 _LOOPS = dict.fromkeys(("If", "Loop", "Scan"), "unroll it into a fixed number of steps")
@@ -112,13 +114,8 @@ def interface(view: GraphView, target: Target) -> Iterator[Violation]:
     manifest = view.manifest
     if manifest is None:
         return
-    batch, rows = manifest.input.batch, manifest.proposals.num_proposals
-    boxes, scores, count = manifest.output_names
     wanted: dict[str, tuple[int, Shape]] = {
-        manifest.input.name: (TensorProto.UINT8, (batch, *manifest.input.frame_shape)),
-        boxes: (TensorProto.FLOAT, (batch, rows, 4)),
-        scores: (TensorProto.FLOAT, (batch, rows)),
-        count: (TensorProto.INT32, (batch,)),
+        name: (_TYPES[dtype], shape) for name, (dtype, shape) in tensors_of(manifest).items()
     }
     graph = view.proto.graph
     found = {

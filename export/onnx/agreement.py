@@ -241,19 +241,22 @@ def _spread(
                 is_new = True
 
 
-def valid_rows(outputs: Sequence[np.ndarray], row: int, where: str) -> FrameProposals:
+def valid_rows(outputs: Sequence[np.ndarray | None], row: int, where: str) -> FrameProposals:
     """Returns the proposals of one frame of a batch.
 
     Args:
-        outputs: boxes (N, K, 4), scores (N, K), count (N,).
+        outputs: In the order of `edgerpn.proposals.Outputs`; None for one that the graph does not have.
         row: Number of the frame.
         where: Names frame and model in errors.
 
     Raises:
         ParityError: The padding behind them is not zero.
     """
-    boxes, scores, count = outputs[0][row], outputs[1][row], int(outputs[2][row])
-    if boxes[count:].any() or scores[count:].any():
+    boxes, scores, counts, *others = outputs
+    if boxes is None or scores is None or counts is None:
+        raise TypeError(f"outputs: expected boxes, scores and count, got {outputs}")
+    boxes, scores, count = boxes[row], scores[row], int(counts[row])
+    if any(array[count:].any() for array in (boxes, scores, *(a[row] for a in others if a is not None))):
         raise ParityError(f"{where}: rows beyond count ({count}) are not zero")
     return boxes[:count], scores[:count]
 

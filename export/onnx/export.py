@@ -44,7 +44,7 @@ from edgerpn.export.precision.reduce import Photographs, reduce_precision
 from edgerpn.manifest import Manifest, RecallSpec
 from edgerpn.matching import TOLERANCES, match
 from edgerpn.models import find_checkpoint
-from edgerpn.runtime.backends.contract import Outputs
+from edgerpn.proposals import Outputs
 from edgerpn.runtime.backends.open_backend import open_backend
 from edgerpn.targets import oldest_target
 from edgerpn.train.checkpoint import Checkpoint, load_model
@@ -60,7 +60,7 @@ NUM_GOLDEN_FRAMES = 2
 """Golden frames written beside the model."""
 
 Infer = Callable[[np.ndarray], Outputs]
-"""Frames (N, H, W, C) uint8 to boxes (N, K, 4), scores (N, K), count (N,); `Backend.infer` fits."""
+"""Frames (N, H, W, C) uint8 to the outputs of a graph; `Backend.infer` fits."""
 
 
 def export_onnx(
@@ -234,7 +234,14 @@ class _ExportSource:
         """The network with exact NMS over all that `pre_nms` leaves."""
         exact = dataclasses.replace(self.proposals, nms_candidates=None)
         source_hw, num_channels = self.config.source_hw, self.config.num_channels
-        detector = Detector(self.model, exact, network_hw=self.hw, source_hw=source_hw, num_channels=num_channels)
+        detector = Detector(
+            self.model,
+            exact,
+            network_hw=self.hw,
+            source_hw=source_hw,
+            num_channels=num_channels,
+            embeddings=self.config.embeddings,
+        )
         return detector.eval()
 
     def with_nms(
@@ -249,7 +256,14 @@ class _ExportSource:
 
     def describe(self, config: ExportConfig, *, name: str, nms_chain: int | None) -> Manifest:
         return describe_graph(
-            self.file, self.checkpoint, config, self.proposals, self.hw, name=name, nms_chain=nms_chain
+            self.file,
+            self.checkpoint,
+            config,
+            self.proposals,
+            self.hw,
+            name=name,
+            nms_chain=nms_chain,
+            map_channels=self.model.map_channels,
         )
 
 
@@ -339,8 +353,8 @@ def make_golden(infer: Infer, frames: Sequence[np.ndarray]) -> golden.Golden:
     rich = [index for index, count in enumerate(counts) if 2 * count >= max(counts)]
     # The order of the photographs decides between equals, and is kept.
     chosen = sorted(sorted(rich, key=lambda index: (changes[index], -counts[index]))[:NUM_GOLDEN_FRAMES])
-    boxes, scores, count = (np.concatenate(arrays) for arrays in zip(*(outputs[i] for i in chosen), strict=True))
-    return golden.Golden(frames=np.stack([frames[i] for i in chosen]), boxes=boxes, scores=scores, count=count)
+    expected = Outputs.join([outputs[i] for i in chosen])
+    return golden.Golden(frames=np.stack([frames[i] for i in chosen]), **expected._asdict())
 
 
 def _changed_share(infer: Infer, frame: np.ndarray, output: Outputs) -> float:
@@ -348,7 +362,7 @@ def _changed_share(infer: Infer, frame: np.ndarray, output: Outputs) -> float:
     brighter = np.minimum(frame, 254) + np.uint8(1)
     before, after = (
         (boxes[0, : int(count[0])], scores[0, : int(count[0])])
-        for boxes, scores, count in (output, infer(brighter[None]))
+        for boxes, scores, count, *_ in (output, infer(brighter[None]))
     )
     largest = max(len(before[1]), len(after[1]))
     pairs, _ = match(before, after, TOLERANCES["fp16"])
@@ -369,10 +383,9 @@ def _self_test(file: Path, expected: golden.Golden, config: ExportConfig, log: C
     """
     with contextlib.closing(open_backend(file, providers=["cpu"])) as backend:
         # One at a time, because the batch may be fixed.
-        outputs = [backend.infer(frame[None]) for frame in expected.frames]
-        boxes, scores, count = (np.concatenate(arrays) for arrays in zip(*outputs, strict=True))
+        outputs = Outputs.join([backend.infer(frame[None]) for frame in expected.frames])
         try:
-            golden.compare(expected, (boxes, scores, count), backend.manifest, where=f"{file.name} ({backend.name})")
+            golden.compare(expected, outputs, backend.manifest, where=f"{file.name} ({backend.name})")
         except SelfTestError as error:
             if config.precision == "fp32" or config.ar_budget is not None:
                 raise

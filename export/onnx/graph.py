@@ -23,7 +23,17 @@ import edgerpn.manifest
 from edgerpn import files
 from edgerpn.errors import ExportError
 from edgerpn.export.export_config import ExportConfig
-from edgerpn.manifest import DIGEST_KEY, METADATA_KEY, AnchorSpec, InputSpec, Manifest, ProposalSpec, Provenance
+from edgerpn.manifest import (
+    DIGEST_KEY,
+    METADATA_KEY,
+    SCHEMA,
+    SCHEMA_MORE_OUTPUTS,
+    AnchorSpec,
+    InputSpec,
+    Manifest,
+    ProposalSpec,
+    Provenance,
+)
 from edgerpn.targets import TARGETS, TOPK_LIMIT
 from edgerpn.train.checkpoint import Checkpoint, versions
 from edgerpn.train.network.detector import Detector
@@ -87,6 +97,7 @@ def export_module(model: Rpn, proposals: ProposalConfig, config: ExportConfig, h
         source_hw=config.source_hw,
         num_channels=config.num_channels,
         nms=config.resolved_nms,
+        embeddings=config.embeddings,
     )
     return detector.eval()
 
@@ -106,7 +117,7 @@ def export_detector(detector: Detector, config: ExportConfig) -> onnx.ModelProto
         opset=config.opset,
         is_dynamic=config.fixed_batch is None,
         input_names=["frames"],
-        output_names=["boxes", "scores", "count"],
+        output_names=["boxes", "scores", "count"] + ["embeddings"] * detector.embeddings,
     )
     return proto
 
@@ -224,6 +235,7 @@ def describe_graph(
     *,
     name: str,
     nms_chain: int | None,
+    map_channels: int,
 ) -> Manifest:
     """Describes a float32 graph that is about to be exported.
 
@@ -235,13 +247,18 @@ def describe_graph(
         hw: Height and width that the network works at, pixels.
         name: Name of the model, for people.
         nms_chain: Rounds that the images seen at export needed at most, for the portable NMS.
+        map_channels: Channels of the maps that the head reads.
     """
     model, nms = checkpoint.settings.model, config.resolved_nms
     stage = dataclasses.asdict(proposals)
     if nms == "standard":
         stage["nms_iterations"] = None
     packages = {"onnx": onnx.__version__, "onnxscript": onnxscript.__version__, "onnxruntime": onnxruntime.__version__}
+    further = edgerpn.manifest.more_outputs(
+        proposals.num_proposals, embedding_channels=map_channels if config.embeddings else None
+    )
     return Manifest(
+        schema=SCHEMA_MORE_OUTPUTS if further else SCHEMA,
         name=name,
         target=config.target,
         opset=config.opset,
@@ -255,7 +272,7 @@ def describe_graph(
             std_bgr=model.std_bgr,
             exif=checkpoint.settings.data.exif,
         ),
-        outputs=edgerpn.manifest.standard_outputs(proposals.num_proposals),
+        outputs=(*edgerpn.manifest.standard_outputs(proposals.num_proposals), *further),
         anchors=AnchorSpec(
             strides_px=model.anchors.strides_px,
             sizes_px=model.anchors.sizes_px,

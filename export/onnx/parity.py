@@ -29,8 +29,9 @@ from edgerpn.export.onnx.agreement import (
 from edgerpn.export.photographs import fit_photograph
 from edgerpn.files import native_path
 from edgerpn.manifest.parts import ParitySpec
-from edgerpn.matching import EXACT
+from edgerpn.matching import EXACT, pair_cosines, unlike_share
 from edgerpn.progress import track
+from edgerpn.proposals import Outputs
 from edgerpn.train.data.coco import read_image
 from edgerpn.train.network.detector import Detector
 from edgerpn.train.network.proposal_stage import select_proposals
@@ -67,40 +68,42 @@ def check_parity(reference: Detector, graph_file: Path, images: Sequence[Path], 
             indices = [(start + i) % len(frames) for i in range(size)]
             stack = np.stack([frames[i] for i in indices])
             expected, cut_scores = run_reference(reference, stack)
-            found = session.run(["boxes", "scores", "count"], {"frames": stack})
+            names = list(expected.present)
+            found = Outputs(**dict(zip(names, session.run(names, {"frames": stack}), strict=True)))
             for row, i in enumerate(indices):
                 where = f"{images[i].name}, batch {size}"
                 rows = valid_rows(expected, row, where), valid_rows(found, row, where)
-                counter.add(*rows, where, cut_scores=cut_scores[row])
+                agreement = counter.add(*rows, where, cut_scores=cut_scores[row])
+                counter.add_cosines(pair_cosines(expected, found, row, agreement.pairs))
     return counter.report(len(images), batch_sizes)
 
 
-def run_reference(
-    reference: Detector, frames: np.ndarray
-) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], list[tuple[float, ...]]]:
+def run_reference(reference: Detector, frames: np.ndarray) -> tuple[Outputs, list[tuple[float, ...]]]:
     """Runs a network on frames (N, H, W, C) uint8.
 
     Returns:
-        Boxes (N, K, 4), scores (N, K) and counts (N,), and for each frame the scores at the cuts: before NMS, and with
+        What a graph would return, and for each frame the scores at the cuts: before NMS, and with
         soft NMS after the boxes that are rescored.
     """
     levels: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def keep(_: torch.nn.Module, __: object, outputs: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        levels.extend(outputs)
+    def keep(_: torch.nn.Module, __: object, level: tuple[torch.Tensor, torch.Tensor]) -> None:
+        levels.append(level)
 
     device = reference.get_buffer("anchors_0").device
-    hook = reference.model.register_forward_hook(keep)
+    hook = reference.model.head.register_forward_hook(keep)
     try:
         with torch.inference_mode():
-            boxes, scores, count = (output.cpu().numpy() for output in reference(torch.from_numpy(frames).to(device)))
+            batch = reference(torch.from_numpy(frames).to(device))
+            found = {name: getattr(batch, name) for name in Outputs._fields}
+            outputs = Outputs(**{name: array.cpu().numpy() for name, array in found.items() if array is not None})
             behind = _rescoring_cuts(reference, levels)
     finally:
         hook.remove()
     logits = [level.float().cpu().numpy() for level, _ in levels]
     pre_nms = reference.proposals.pre_nms
     before = [level_cut_scores([level[row] for level in logits], pre_nms) for row in range(len(frames))]
-    return (boxes, scores, count), [first + second for first, second in zip(before, behind, strict=True)]
+    return outputs, [first + second for first, second in zip(before, behind, strict=True)]
 
 
 def _rescoring_cuts(reference: Detector, levels: list[tuple[torch.Tensor, torch.Tensor]]) -> list[tuple[float, ...]]:
@@ -130,6 +133,7 @@ class _ParityCounter:
         self.num_boundary = 0
         self.min_iou = 1.0
         self.max_score_difference = 0.0
+        self._cosines: list[npt.NDArray[np.float64]] = []
         self._worst: tuple[int, str] = (0, "")
         """Boundary cases of the image that has most, and their description."""
 
@@ -158,17 +162,28 @@ class _ParityCounter:
         self.max_score_difference = max([self.max_score_difference, *agreement.score_differences])
         return agreement
 
+    def add_cosines(self, cosines: npt.NDArray[np.float64]) -> None:
+        """Counts the cosines of the embeddings of matched proposals of one image."""
+        self._cosines.append(cosines)
+
     def report(self, num_images: int, batch_sizes: tuple[int, ...]) -> ParitySpec:
         """Returns the totals as a report.
 
         Raises:
-            ParityError: Too many proposals are at thresholds for this to be rounding.
+            ParityError: Too many proposals are at thresholds, or have other embeddings, for this to be rounding.
         """
         total = max(1, self.num_matched + self.num_boundary)
         if self.num_boundary / total > EXACT.max_unmatched_share:
             raise ParityError(
                 f"{self.num_boundary} of {total} proposals are in one of graph and PyTorch only, at a threshold; "
                 f"expected at most {EXACT.max_unmatched_share:.0%}; {self._worst[1]}"
+            )
+        cosines = np.concatenate(self._cosines)
+        share = unlike_share(cosines, EXACT)
+        if share > EXACT.max_unmatched_share:
+            raise ParityError(
+                f"the embeddings of {share:.1%} of {len(cosines)} proposals differ between graph and PyTorch (cosine "
+                f"below {EXACT.min_cosine}); expected at most {EXACT.max_unmatched_share:.0%}"
             )
         return ParitySpec(
             reference="checkpoint",
@@ -178,6 +193,7 @@ class _ParityCounter:
             num_boundary=self.num_boundary,
             min_iou=round(self.min_iou, 6),
             max_score_difference=float(f"{self.max_score_difference:.3g}"),
+            min_cosine=round(float(cosines.min()), 6) if len(cosines) else None,
         )
 
 

@@ -5,6 +5,7 @@ PyTorch is imported for a checkpoint only.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -99,7 +100,7 @@ def _run_exported(model: Model, source_hw: tuple[int, int] | None, frames: Seque
     fitted = [fit_source(frame, source_hw) for frame in frames]
     found = model.batch([frame for frame, _ in fitted])
     return [
-        Proposals(to_frame(proposals.boxes), proposals.scores)
+        dataclasses.replace(proposals, boxes=to_frame(proposals.boxes))
         for (_, to_frame), proposals in zip(fitted, found, strict=True)
     ]
 

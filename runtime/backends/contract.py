@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -11,9 +11,7 @@ import numpy.typing as npt
 
 from edgerpn.errors import InferenceError, InputError, check_setting
 from edgerpn.manifest import Manifest
-
-Outputs = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.int32]]
-"""boxes (N, K, 4), scores (N, K), count (N,): the graph's interface, see `edgerpn.manifest`."""
+from edgerpn.proposals import Outputs
 
 GpuWait = Literal["auto", "spin", "block"]
 FrameMemory = Literal["auto", "mapped", "copied"]
@@ -67,7 +65,7 @@ class Backend(Protocol):
             frames: (N, H, W, C) uint8 BGR with the manifest's `frame_shape`, any N.
 
         Returns:
-            Boxes in pixels of `frames`, scores and counts; owned by the caller.
+            Boxes in pixels of `frames`, scores, counts, and what else the graph has; owned by the caller.
 
         Raises:
             InputError: `frames` does not fit the manifest.
@@ -97,22 +95,14 @@ class PartsTimer(Protocol):
 
 def tensors_of(manifest: Manifest) -> dict[str, tuple[str, tuple[int | None, ...]]]:
     """Element type and shape by name of the graph's input and outputs; None is a dynamic batch."""
-    batch, rows = manifest.input.batch, manifest.proposals.num_proposals
-    boxes, scores, count = manifest.output_names
-    return {
-        manifest.input.name: ("uint8", (batch, *manifest.input.frame_shape)),
-        boxes: ("float32", (batch, rows, 4)),
-        scores: ("float32", (batch, rows)),
-        count: ("int32", (batch,)),
-    }
+    batch, shapes = manifest.input.batch, output_shapes(manifest)
+    outputs = {spec.name: (spec.dtype, (batch, *shapes[role])) for role, spec in manifest.outputs_by_role.items()}
+    return {manifest.input.name: ("uint8", (batch, *manifest.input.frame_shape)), **outputs}
 
 
-def join_outputs(parts: Sequence[Outputs]) -> Outputs:
-    """Concatenates the outputs of parts of a batch."""
-    if len(parts) == 1:
-        return parts[0]
-    boxes, scores, count = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return boxes, scores, count
+def output_shapes(manifest: Manifest) -> dict[str, tuple[int, ...]]:
+    """Shape of each output for one frame, by its name in `Outputs`, in the order of the graph."""
+    return {role: tuple(int(size) for size in spec.shape[1:]) for role, spec in manifest.outputs_by_role.items()}
 
 
 def check_frames(frames: object, manifest: Manifest) -> npt.NDArray[np.uint8]:
@@ -132,18 +122,18 @@ def check_frames(frames: object, manifest: Manifest) -> npt.NDArray[np.uint8]:
     return np.ascontiguousarray(frames)
 
 
-def check_outputs(outputs: Sequence[npt.NDArray[np.generic]], num_frames: int, num_proposals: int) -> None:
-    """Checks the outputs of a graph for `num_frames` frames.
+def check_outputs(outputs: Outputs, num_frames: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Checks the outputs of a graph for `num_frames` frames against its `output_shapes`.
 
     Raises:
         InferenceError: A shape or a count breaks the interface.
     """
-    boxes, scores, count = outputs
-    expected = ((num_frames, num_proposals, 4), (num_frames, num_proposals), (num_frames,))
-    found = (boxes.shape, scores.shape, count.shape)
+    expected = tuple((num_frames, *shape) for shape in shapes.values())
+    found = tuple(getattr(outputs, role).shape for role in shapes)
     if found != expected:
         raise InferenceError(
             f"the graph's outputs have the shapes {found}, expected {expected}; export the model again"
         )
+    count, num_proposals = outputs.count, shapes["scores"][0]
     if count.min() < 0 or count.max() > num_proposals:
         raise InferenceError(f"the graph counts {count.tolist()} proposals, expected 0 to {num_proposals}")

@@ -20,13 +20,8 @@ from edgerpn import manifest as manifests
 from edgerpn.errors import ArtifactMismatchError, InferenceError, ManifestError, require
 from edgerpn.machine import available_cores, bind_to_process
 from edgerpn.manifest import DIGEST_KEY, METADATA_KEY, Manifest
-from edgerpn.runtime.backends.contract import (
-    Outputs,
-    check_frames,
-    check_outputs,
-    join_outputs,
-    tensors_of,
-)
+from edgerpn.proposals import Outputs
+from edgerpn.runtime.backends.contract import check_frames, check_outputs, output_shapes, tensors_of
 from edgerpn.runtime.onnx_session import (
     CPU,
     Provider,
@@ -70,7 +65,8 @@ class OnnxRuntimeBackend:
             self._manifest = _manifest_inside(path, open_session(library, path, chosen, threads), verify=verify)
         self._session = open_session(library, path, chosen, threads, disabled=_harmful_optimizers(self._manifest))
         _check_interface(path, self._session, self._manifest)
-        self._output_names = self._manifest.output_names
+        self._shapes = output_shapes(self._manifest)
+        self._output_names = [spec.name for spec in self._manifest.outputs_by_role.values()]
         self._provider = running_provider(path, self._session, chosen, library.__version__, is_asked=bool(providers))
         self._version = library.__version__
         self._failures = library_failures(library)
@@ -105,7 +101,7 @@ class OnnxRuntimeBackend:
         if batch is None or batch == len(frames):
             return self._run(frames)
         parts = [self._run_padded(frames[start : start + batch], batch) for start in range(0, len(frames), batch)]
-        return join_outputs(parts)
+        return Outputs.join(parts)
 
     def close(self) -> None:
         """Frees the session."""
@@ -117,8 +113,7 @@ class OnnxRuntimeBackend:
         if num_frames < batch:
             filler = np.zeros((batch - num_frames, *frames.shape[1:]), np.uint8)
             frames = np.concatenate([frames, filler])
-        boxes, scores, count = self._run(frames)
-        return boxes[:num_frames], scores[:num_frames], count[:num_frames]
+        return self._run(frames).each(lambda array: array[:num_frames])
 
     def _run(self, frames: npt.NDArray[np.uint8]) -> Outputs:
         session = self._session
@@ -127,30 +122,30 @@ class OnnxRuntimeBackend:
         try:
             run = self._run_bound if self._is_bound else self._run_plain
             with span("inference"):
-                boxes, scores, count = run(session, frames)
+                outputs = run(session, frames)
         except self._failures as error:
             raise InferenceError(f"ONNX Runtime failed on frames of shape {frames.shape}: {error}") from error
-        check_outputs((boxes, scores, count), len(frames), self._manifest.proposals.num_proposals)
-        return boxes, scores, count
+        check_outputs(outputs, len(frames), self._shapes)
+        return outputs
 
     def _run_plain(self, session: Any, frames: npt.NDArray[np.uint8]) -> Outputs:
-        boxes, scores, count = session.run(self._output_names, {self._manifest.input.name: frames})
-        return boxes, scores, count
+        arrays = session.run(self._output_names, {self._manifest.input.name: frames})
+        return Outputs(**dict(zip(self._shapes, arrays, strict=True)))
 
     def _run_bound(self, session: Any, frames: npt.NDArray[np.uint8]) -> Outputs:
         """Lets the library write its outputs directly into new arrays."""
-        rows = self._manifest.proposals.num_proposals
-        boxes = np.empty((len(frames), rows, 4), np.float32)
-        scores = np.empty((len(frames), rows), np.float32)
-        count = np.empty(len(frames), np.int32)
+        arrays: dict[str, npt.NDArray[Any]] = {
+            role: np.empty((len(frames), *shape), np.int32 if role == "count" else np.float32)
+            for role, shape in self._shapes.items()
+        }
         binding = getattr(self._local, "binding", None)
         if binding is None:
             binding = self._local.binding = session.io_binding()
         binding.bind_cpu_input(self._manifest.input.name, frames)
-        for name, array in zip(self._output_names, (boxes, scores, count), strict=True):
+        for name, array in zip(self._output_names, arrays.values(), strict=True):
             binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         session.run_with_iobinding(binding)
-        return boxes, scores, count
+        return Outputs(**arrays)
 
 
 def _harmful_optimizers(manifest: Manifest) -> list[str]:

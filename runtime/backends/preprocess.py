@@ -11,7 +11,7 @@ import numpy.typing as npt
 from edgerpn.errors import InputError
 from edgerpn.letterbox import Letterbox, letterbox
 from edgerpn.manifest import Manifest
-from edgerpn.proposals import Proposals
+from edgerpn.proposals import Outputs, Proposals
 from edgerpn.runtime.opencv import load_cv2
 
 
@@ -74,25 +74,24 @@ class Preprocessor:
             fitted = cv2.cvtColor(fitted, cv2.COLOR_BGR2BGRA, dst=self._buffer(4))
         return fitted[None]
 
-    def restore(
-        self, boxes: npt.NDArray[np.float32], scores: npt.NDArray[np.float32], count: int, frame_hw: tuple[int, int]
-    ) -> Proposals:
+    def restore(self, outputs: Outputs, row: int, frame_hw: tuple[int, int]) -> Proposals:
         """Proposals of one frame from one row of the graph's outputs.
 
         Args:
-            boxes: (K, 4) float32; pixels of the graph's input.
-            scores: (K,) float32.
-            count: Number of valid rows.
+            outputs: Boxes in pixels of the graph's input.
+            row: Number of the frame in them.
             frame_hw: Height and width of the frame, pixels.
         """
-        boxes, scores = boxes[:count], scores[:count]
+        count = int(outputs.count[row])
+        boxes, scores = outputs.boxes[row, :count], outputs.scores[row, :count]
+        embeddings = None if outputs.embeddings is None else outputs.embeddings[row, :count]
         if self._resize is not None:
             boxes = _geometry(frame_hw, self._network_hw).to_frame(boxes)
             # A box inside the padding has no area once it is clipped to the frame.
             has_area = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
             if not has_area.all():
-                boxes, scores = boxes[has_area], scores[has_area]
-        return Proposals(boxes, scores)
+                return Proposals(boxes, scores, embeddings)[has_area]
+        return Proposals(boxes, scores, embeddings)
 
     def _buffer(self, num_channels: int) -> npt.NDArray[np.uint8]:
         """Returns a picture of the graph's size to be filled, the same one for each call of a thread."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class BenchFrame:
         """Returns proposals in pixels of the photograph."""
         if self.geometry is None:
             return proposals
-        return Proposals(self.geometry.to_frame(proposals.boxes), proposals.scores)
+        return dataclasses.replace(proposals, boxes=self.geometry.to_frame(proposals.boxes))
 
 
 class FrameSet:

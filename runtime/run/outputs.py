@@ -11,9 +11,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from edgerpn.errors import ConfigError
-from edgerpn.manifest import manifest_path
+from edgerpn.manifest import Manifest, manifest_path
 from edgerpn.runtime.draw import DEFAULT_NMS_IOU, DEFAULT_TOP, Painter
 from edgerpn.runtime.frame import Event, Result, Source
 from edgerpn.runtime.run.streams_config import SourceConfig, StreamsConfig
@@ -34,6 +35,8 @@ class OutputFlags:
     """Folder for proposals.jsonl and the annotated pictures."""
     jsonl: str | None = None
     """File of JSON lines; - is the standard output."""
+    embeddings: Literal["off", "base64"] = "off"
+    """Embeddings in the JSON lines."""
     video: str | None = None
     """Video file of one source; or a folder for the annotated pictures of all."""
     mot: str | None = None
@@ -103,8 +106,26 @@ def check_outputs(flags: OutputFlags, model: str | Path, config: StreamsConfig, 
             problems.append(
                 f"--video {flags.video}: cannot write video as {suffix!r}; known: {', '.join(CODECS)}, or a folder"
             )
+    if flags.embeddings != "off" and not flags.line_files:
+        problems.append("--embeddings is for JSON lines: name a file with --jsonl FILE, or a folder with -o DIR")
     if problems:
         raise ConfigError(problems)
+
+
+def check_embeddings(flags: OutputFlags, tables: Sequence[Output], manifest: Manifest) -> None:
+    """Makes sure that a model has the embeddings that an output is asked to write.
+
+    Raises:
+        ConfigError: It has none.
+    """
+    asked = [flags.embeddings, *(getattr(table.config, "embeddings", "off") for table in tables)]
+    if set(asked) != {"off"} and "embeddings" not in manifest.outputs_by_role:
+        raise ConfigError(
+            [
+                f"embeddings: the model {manifest.name} does not have them; export it again with --embeddings, or "
+                "leave them out of the records"
+            ]
+        )
 
 
 def open_outputs(
@@ -125,7 +146,12 @@ def open_outputs(
     # A run of files waits for its outputs, however slow they are: its records must be complete.
     queue = OutputConfig() if is_live else OutputConfig(block_s=math.inf, drain_s=math.inf)
     lines = [
-        Output(kind="jsonl", config=JsonLinesConfig(path=file, block_s=queue.block_s, drain_s=queue.drain_s))
+        Output(
+            kind="jsonl",
+            config=JsonLinesConfig(
+                path=file, block_s=queue.block_s, drain_s=queue.drain_s, embeddings=flags.embeddings
+            ),
+        )
         for file in flags.line_files
     ]
     sinks: list[Sink] = []

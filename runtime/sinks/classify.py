@@ -47,7 +47,7 @@ class ClassifyConfig(OutputConfig):
     top: int = 3
     """Labels of a proposal, the most similar ones."""
     proposals: int = 10
-    """Proposals of a frame that are looked at, the best ones without near copies."""
+    """Proposals of a frame that are looked at, the best ones without near copies, 1 to 100."""
     nms_iou: float = DEFAULT_NMS_IOU
     """IoU with a better one above which a proposal is a near copy, above 0, to 1; 1: none is."""
     min_similarity: float = -1.0
@@ -78,7 +78,7 @@ class ClassifyConfig(OutputConfig):
         check_setting(bool(self.model), "model", "an ONNX file", self.model)
         check_setting(bool(self.labels), "labels", "a file .npz", self.labels)
         check_setting(self.top >= 1, "top", "1 or more", self.top)
-        check_setting(1 <= self.proposals <= 1000, "proposals", "1 to 1000", self.proposals)
+        check_setting(1 <= self.proposals <= 100, "proposals", "1 to 100", self.proposals)
         check_setting(0 < self.nms_iou <= 1, "nms_iou", "above 0, to 1", self.nms_iou)
         check_setting(-1 <= self.min_similarity <= 1, "min_similarity", "-1 to 1", self.min_similarity)
         check_setting(0 <= self.logit_scale <= 1000, "logit_scale", "0 to 1000", self.logit_scale)

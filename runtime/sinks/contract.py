@@ -142,17 +142,21 @@ class RecordMaker:
     """Makes the record of a result or event once, however many sinks take it; for one emitting thread."""
 
     def __init__(self) -> None:
-        self._last: tuple[object, Record] | None = None
+        self._last: tuple[object, dict[bool, Record]] | None = None
 
-    def make(self, item: Result | Event) -> Record:
+    def make(self, item: Result | Event, *, has_embeddings: bool = False) -> Record:
         """Returns the record of `item`; its age is the time from capture until the first call."""
         # Keeps the proposals, not the result, whose picture may lie in memory that the capture needs again.
         key = item.proposals if isinstance(item, Result) else item
         last = self._last
         if last is None or last[0] is not key:
-            if isinstance(item, Result):
-                record = Record(source=item.frame.source, kind="proposals", line=json_line(item))
-            else:
-                record = Record(source=item.source, kind="events", line=json_line(item))
-            self._last = last = (key, record)
-        return last[1]
+            self._last = last = (key, {})
+        records = last[1]
+        if has_embeddings not in records:
+            is_result = isinstance(item, Result)
+            records[has_embeddings] = Record(
+                source=item.frame.source if isinstance(item, Result) else item.source,
+                kind="proposals" if is_result else "events",
+                line=json_line(item, has_embeddings=has_embeddings),
+            )
+        return records[has_embeddings]

@@ -31,6 +31,8 @@ CLIP_MEAN_RGB = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD_RGB = (0.26862954, 0.26130258, 0.27577711)
 """Mean and deviation of CLIP's pictures, 0..1. Source: openai/CLIP, clip/clip.py, `_transform`."""
 
+_OPEN_BATCH = 32
+"""Pictures in one run of a graph that takes any number, which bounds its memory."""
 _DTYPES: dict[str, type[np.floating[Any]]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
@@ -125,7 +127,7 @@ class ImageEncoder:
         bind_to_process(self, "_session")
 
     def encode(self, pictures: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Returns a vector for each picture, (M, D) float32 of length 1; a graph of fixed batch runs repeatedly.
+        """Returns a vector for each picture, (M, D) float32 of length 1; runs the graph as often as needed.
 
         Args:
             pictures: (M, 3, height, width) float32 RGB, normalised, of `input_hw`.
@@ -133,7 +135,7 @@ class ImageEncoder:
         Raises:
             SinkError: ONNX Runtime failed, or a vector is not finite.
         """
-        step = self._batch or max(1, len(pictures))
+        step = self._batch or _OPEN_BATCH
         parts = [self._run(pictures[start : start + step]) for start in range(0, len(pictures), step)]
         vectors = np.concatenate(parts) if parts else np.empty((0, self.num_values), np.float32)
         if vectors.shape != (len(pictures), self.num_values) or not np.isfinite(vectors).all():

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Literal
 
 from edgerpn.errors import SinkError, check_setting
 from edgerpn.runtime.sinks.contract import NotDeliveredError, Record
@@ -34,6 +35,8 @@ class JsonLinesConfig(OutputConfig):
     """Age at which a new file begins, minutes; 0: no limit."""
     keep: int = 10
     """Number of full files to keep, the newest ones; 0: all."""
+    embeddings: Literal["off", "base64"] = "off"
+    """Embeddings in the records of frames: none, or as base64 of float32; the model must have them."""
 
     def __post_init__(self) -> None:
         OutputConfig.__post_init__(self)

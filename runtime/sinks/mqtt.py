@@ -37,7 +37,7 @@ _GOODBYE_S = 0.3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MqttConfig(OutputConfig):
-    """Records to an MQTT broker: PREFIX/SOURCE/proposals, PREFIX/SOURCE/events, and PREFIX/status (online, offline)."""
+    """Records to an MQTT broker: PREFIX/SOURCE/proposals, /events and /classes, and PREFIX/status (online, offline)."""
 
     url: str = field(repr=False)
     """mqtt://USER:PASSWORD@HOST:PORT/PREFIX, or mqtts:// for TLS; the default prefix is `edgerpn`."""
@@ -76,7 +76,7 @@ class MqttConfig(OutputConfig):
 
 
 class MqttSink:
-    """Publishes each record under PREFIX/SOURCE/proposals or PREFIX/SOURCE/events.
+    """Publishes each record under PREFIX/SOURCE/ and its kind.
 
     A source's name is percent-encoded where a topic cannot hold it. PREFIX/status is a retained "online" or "offline";
     the broker itself publishes "offline" when this client vanishes.

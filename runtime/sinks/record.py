@@ -11,14 +11,15 @@
      "message": "door: the connection is refused; next attempt in 1.8 s", "reason": "refused",
      "fix": "Check the port, and whether the camera's server is enabled.", "attempt": 2, "delay_s": 1.8}
 
-Boxes are in pixels of the frame, rounded to 0.01; scores to 0.0001. Only records of images have `path`, and only those
-of sources with zones have `zones`, and of a run with tracks `tracks`, one entry for each proposal. An event has only
-the fields that apply to it.
-`record.schema.json` beside this file is the JSON Schema of both.
+Boxes are in pixels of the frame, rounded to 0.01; scores to 0.0001. With `embeddings` a text for each proposal follows:
+its embedding as base64 of little-endian float32. Only records of images have `path`, only those of sources with zones
+`zones`, and only those of a run with tracks `tracks`, one entry for each proposal; an event has only the fields that
+apply to it. `record.schema.json` beside this file is the JSON Schema of both.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import time
 from datetime import datetime, timezone
@@ -42,7 +43,7 @@ def record_schema() -> dict[str, Any]:
     return json.loads(_schema_text())
 
 
-def frame_record(result: Result) -> dict[str, Any]:
+def frame_record(result: Result, *, has_embeddings: bool = False) -> dict[str, Any]:
     """Makes the record of one result; `age_ms` is its age at emission, or now if it has not been emitted."""
     frame = result.frame
     age_ms = frame.age_ms(time.monotonic()) if result.age_ms is None else result.age_ms
@@ -53,6 +54,9 @@ def frame_record(result: Result) -> dict[str, Any]:
         "stage_ms": {stage: round(duration_ms, 3) for stage, duration_ms in result.stage_ms.items()},
         "proposals": proposal_rows(result.proposals),
     }
+    if has_embeddings and result.proposals.embeddings is not None:
+        rows = result.proposals.embeddings.astype("<f4")
+        record["embeddings"] = [base64.b64encode(row.tobytes()).decode("ascii") for row in rows]
     zones = result.zones
     if zones is not None:
         record["zones"] = zones
@@ -121,9 +125,9 @@ def track_fields(track: Track) -> dict[str, Any]:
     }
 
 
-def json_line(item: Result | Event) -> bytes:
+def json_line(item: Result | Event, *, has_embeddings: bool = False) -> bytes:
     """Makes the record of a result or an event: one line of JSON, ASCII, with its line end."""
-    record = frame_record(item) if isinstance(item, Result) else event_record(item)
+    record = frame_record(item, has_embeddings=has_embeddings) if isinstance(item, Result) else event_record(item)
     # allow_nan: NaN is not JSON, and a box that is not finite is an error that should be seen.
     return json.dumps(record, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
 

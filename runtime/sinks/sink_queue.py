@@ -263,6 +263,7 @@ class QueuedSink:
         self._sink = sink
         self._record_sink = sink if isinstance(sink, RecordSink) else None
         self._maker = maker or RecordMaker()
+        self._has_embeddings = getattr(config, "embeddings", "off") == "base64"
         takes_latest = getattr(sink, "takes_latest", False) and not self._is_blocking
         suggested = getattr(sink, "queue_records", 1000) if self._record_sink else 100 if takes_latest else 8
         self._queue: SinkQueue[Record | Result | Event] = SinkQueue(
@@ -283,7 +284,10 @@ class QueuedSink:
         Raises:
             SinkError: An earlier delivery failed, and by the settings this ends the run.
         """
-        self._put(self._maker.make(result) if self._record_sink else _with_own_picture(result))
+        if self._record_sink:
+            self._put(self._maker.make(result, has_embeddings=self._has_embeddings))
+        else:
+            self._put(_with_own_picture(result))
 
     def event(self, event: Event) -> None:
         """Queues one event, like `write`."""

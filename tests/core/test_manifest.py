@@ -173,20 +173,34 @@ def test_a_manifest_without_a_hash_vouches_for_nothing(artifact: Path) -> None:
         manifest.read(artifact)
 
 
-def test_outputs_may_have_other_names_but_are_three(artifact: Path) -> None:
-    assert example(outputs=()).output_names == ("boxes", "scores", "count")
+def test_outputs_may_have_other_names_but_are_at_least_three(artifact: Path) -> None:
+    assert list(example(outputs=()).outputs_by_role) == ["boxes", "scores", "count"]
     outputs = [dataclasses.replace(spec, name=f"their_{spec.name}") for spec in manifest.standard_outputs(100)]
     manifest.write(example(outputs=tuple(outputs)), artifact)
-    assert manifest.read(artifact).output_names == ("their_boxes", "their_scores", "their_count")
+    assert [spec.name for spec in manifest.read(artifact).outputs] == ["their_boxes", "their_scores", "their_count"]
     edit(artifact, outputs=[{"name": "boxes", "dtype": "float32", "shape": ["N"], "meaning": "boxes"}])
     with pytest.raises(ManifestError, match="outputs: expected boxes, scores and count, got 1 outputs"):
         manifest.read(artifact)
 
 
-@pytest.mark.parametrize("schema", [0, 1, 3, "2", None, [2]])
+def test_further_outputs_have_a_schema_of_their_own_and_roles_by_their_form(artifact: Path) -> None:
+    further = manifest.more_outputs(100, embedding_channels=48)
+    renamed = tuple(dataclasses.replace(spec, name="theirs") for spec in further)
+    outputs = (*manifest.standard_outputs(100), *renamed)
+    manifest.write(example(schema=manifest.SCHEMA_MORE_OUTPUTS, outputs=outputs), artifact)
+    found = manifest.read(artifact).outputs_by_role
+    assert list(found) == ["boxes", "scores", "count", "embeddings"]
+    assert found["embeddings"] == renamed[0]
+    assert found["embeddings"].shape == ("N", 100, 48)
+    for wrong in ((*outputs, *renamed), (*outputs[:3], dataclasses.replace(further[0], dtype="float16"))):
+        with pytest.raises(ValueError, match="outputs: expected further ones like"):
+            example(outputs=wrong)
+
+
+@pytest.mark.parametrize("schema", [0, 1, 4, "2", None, [2]])
 def test_an_unknown_schema_is_refused_with_both_numbers(artifact: Path, schema: object) -> None:
     edit(artifact, schema=schema)
-    with pytest.raises(ManifestVersionError, match=r"model\.json: manifest schema .* reads schema 2"):
+    with pytest.raises(ManifestVersionError, match=r"model\.json: manifest schema .* reads the schemas 2 and 3"):
         manifest.read(artifact)
 
 

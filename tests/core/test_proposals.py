@@ -30,6 +30,28 @@ def test_arrays_are_float32_copies_that_cannot_be_written() -> None:
         proposals.scores[0] = 3
 
 
+def test_embeddings_stay_beside_their_boxes(proposals: Proposals) -> None:
+    assert proposals.embeddings is None
+    vectors = np.eye(3, dtype=np.float64)
+    described = Proposals(proposals.boxes, proposals.scores, vectors)  # type: ignore[arg-type]
+    vectors[:] = 7
+    for part, rows in (
+        (described[1], [1]),
+        (described[[2, 0]], [2, 0]),
+        (described.above(0.4), [0, 1]),
+        (described.nms(0.1), [0, 1, 2]),
+        (described.nms(0.5, limit=1), [0]),
+        (list(described)[2], [2]),
+    ):
+        assert part.embeddings is not None
+        np.testing.assert_array_equal(part.embeddings, np.eye(3, dtype=np.float32)[rows])
+    assert described.embeddings is not None
+    with pytest.raises(ValueError, match="read-only"):
+        described.embeddings[0, 0] = 3
+    with pytest.raises(ValueError, match=r"embeddings: expected a row for each of 3 boxes, got shape \(2, 3\)"):
+        Proposals(proposals.boxes, proposals.scores, np.eye(3, dtype=np.float32)[:2])
+
+
 def test_fields_cannot_be_set(proposals: Proposals) -> None:
     with pytest.raises(AttributeError):
         proposals.boxes = np.zeros((0, 4), np.float32)  # type: ignore[misc]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ import pytest
 from edgerpn.__main__ import main
 from edgerpn.runtime.run import session
 from tests.support.mjpeg_server import MjpegCamera
+from tests.support.models import ANGLES
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -265,6 +267,7 @@ draw.draw_proposals = slow
 from edgerpn.__main__ import main
 from edgerpn.runtime.run import session
 from tests.support.mjpeg_server import MjpegCamera
+from tests.support.models import ANGLES
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -343,3 +346,31 @@ def test_windows_that_cannot_open_end_the_command_before_any_source(
     assert main(["run", str(model_path), "http://127.0.0.1:9/x", "--show"]) == 1
     expected = "this build of OpenCV has no windows" if has_display else "there is no display here"
     assert f"--show: {expected}" in capsys.readouterr().err
+
+
+def test_embeddings_reach_the_records_of_flags_and_tables(
+    make_model: Callable[..., Path], video_path: Path, tmp_path: Path
+) -> None:
+    model = make_model(tmp_path, is_described=True)
+    config = tmp_path / "run.toml"
+    tables = [f'[[outputs]]\nkind = "jsonl"\npath = "{tmp_path}/{name}.jsonl"\n' for name in ("plain", "table")]
+    config.write_text(tables[0] + tables[1] + 'embeddings = "base64"\n')
+    flags = ["--jsonl", str(tmp_path / "flag.jsonl"), "--embeddings", "base64", "--max-frames", "4"]
+    assert main(["run", str(model), str(video_path), "--config", str(config), *flags]) == 0
+    for name in ("flag", "table"):
+        texts = [record["embeddings"] for record in records(tmp_path / f"{name}.jsonl")]
+        assert [len(rows) for rows in texts] == [0, 1, 2, 3]
+        vectors = [np.frombuffer(base64.b64decode(text), "<f4") for text in texts[3]]
+        np.testing.assert_array_equal(vectors, ANGLES[:3])
+    assert all("embeddings" not in record for record in records(tmp_path / "plain.jsonl"))
+
+
+def test_embeddings_need_a_model_that_has_them_and_records(
+    model_path: Path, video_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["run", str(model_path), str(video_path), "--embeddings", "base64"]
+    assert main(command) == 1
+    assert "--embeddings is for JSON lines: name a file with --jsonl FILE" in capsys.readouterr().err
+    assert main([*command, "--jsonl", str(tmp_path / "a.jsonl")]) == 1
+    assert "the model bright does not have them; export it again with --embeddings" in capsys.readouterr().err
+    assert not (tmp_path / "a.jsonl").exists()

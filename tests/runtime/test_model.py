@@ -25,10 +25,11 @@ from edgerpn.errors import (
     ManifestVersionError,
     StreamOpenError,
 )
+from edgerpn.proposals import Outputs
 from edgerpn.runtime import Model, load, onnx_session
 from edgerpn.runtime.backends.contract import check_outputs
 from edgerpn.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from tests.support.models import rename_in_manifest, rename_tensors
+from tests.support.models import ANGLES, rename_in_manifest, rename_tensors
 from tests.support.web_server import Answer, WebServer, picture
 
 Image = npt.NDArray[np.uint8]
@@ -308,12 +309,13 @@ def test_the_backend_checks_its_input_against_the_manifest(model: Model) -> None
 
 
 def test_outputs_that_break_the_interface_are_an_inference_error() -> None:
-    boxes, scores = np.zeros((1, 5, 4), np.float32), np.zeros((1, 5), np.float32)
-    check_outputs((boxes, scores, np.array([5], np.int32)), 1, 5)
+    good = Outputs(np.zeros((1, 5, 4), np.float32), np.zeros((1, 5), np.float32), np.array([5], np.int32))
+    shapes: dict[str, tuple[int, ...]] = {"boxes": (5, 4), "scores": (5,), "count": ()}
+    check_outputs(good, 1, shapes)
     with pytest.raises(InferenceError, match=r"counts \[6\] proposals, expected 0 to 5"):
-        check_outputs((boxes, scores, np.array([6], np.int32)), 1, 5)
+        check_outputs(good._replace(count=np.array([6], np.int32)), 1, shapes)
     with pytest.raises(InferenceError, match="shapes"):
-        check_outputs((boxes[:, :4], scores, np.array([0], np.int32)), 1, 5)
+        check_outputs(good._replace(boxes=good.boxes[:, :4]), 1, shapes)
 
 
 @pytest.mark.parametrize("batch", [1, 2, None])
@@ -325,7 +327,7 @@ def test_bound_inputs_and_outputs_give_the_same_as_plain_ones(
     plain = backend.infer(frames)
     backend._is_bound = True  # as with a provider on a GPU
     for _ in range(2):
-        for one, other in zip(backend.infer(frames), plain, strict=True):
+        for one, other in zip(backend.infer(frames).present.values(), plain.present.values(), strict=True):
             assert one.dtype == other.dtype
             np.testing.assert_array_equal(one, other)
     backend.close()
@@ -398,3 +400,12 @@ def test_an_address_of_one_picture_gives_a_stream(model_path: Path) -> None:
     with WebServer({"/snapshot.jpg": Answer(body=picture())}) as server, load(model_path) as model:
         results = list(model.stream(f"{server.url}/snapshot.jpg", max_frames=3))
     assert [result.image.shape for result in results] == [(48, 64, 3)] * 3
+
+
+def test_embeddings_come_with_their_boxes(make_model: MakeModel, tmp_path: Path, paint: Paint) -> None:
+    with load(make_model(tmp_path, batch=None, is_described=True), threads=1) as model:
+        for proposals in (model(paint(96, 160, count=3)), *model.batch([paint(96, 160, count=i) for i in (0, 2)])):
+            assert proposals.embeddings is not None
+            np.testing.assert_array_equal(proposals.embeddings, ANGLES[: len(proposals)])
+    with load(make_model(tmp_path), threads=1) as model:
+        assert model(paint(96, 160, count=3)).embeddings is None

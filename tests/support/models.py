@@ -121,12 +121,18 @@ def write_engine(
     batch: int | None = None,
     profile: tuple[int, int, int] = (1, 2, 4),
     color_order: Literal["BGR", "BGRx"] = "BGR",
+    is_described: bool = False,
     **spec: Any,
 ) -> Path:
     """Writes `bright.engine` (the stand-in's engines are ONNX files) and `source.onnx`; `spec` changes EngineSpec."""
-    onnx_path = write_model(folder, batch=batch, has_sidecar=False, has_metadata=False, color_order=color_order).rename(
-        folder / "source.onnx"
-    )
+    onnx_path = write_model(
+        folder,
+        batch=batch,
+        has_sidecar=False,
+        has_metadata=False,
+        color_order=color_order,
+        is_described=is_described,
+    ).rename(folder / "source.onnx")
     path = folder / "bright.engine"
     path.write_bytes(onnx_path.read_bytes())
     sizes = profile if batch is None else (batch, batch, batch)
@@ -135,7 +141,7 @@ def write_engine(
         "platform": this_platform(), "build_s": 1.0,
         "profile": ProfileSpec(min_batch=sizes[0], opt_batch=sizes[1], max_batch=sizes[2]), **spec,
     }  # fmt: skip
-    manifest = make_manifest(batch=batch, source_hw=None, color_order=color_order).replace(
+    manifest = make_manifest(batch=batch, source_hw=None, color_order=color_order, is_described=is_described).replace(
         kind="engine",
         target="tensorrt",
         provenance=Provenance(
@@ -177,11 +183,22 @@ def write_model(
     has_metadata: bool = True,
     graph_rows: int = NUM_PROPOSALS,
     color_order: Literal["BGR", "BGRx"] = "BGR",
+    is_described: bool = False,
 ) -> Path:
-    """Writes `bright.onnx` and what describes it; `graph_rows` other than K makes graph and manifest disagree."""
-    manifest = make_manifest(batch=batch, source_hw=source_hw, color_order=color_order)
+    """Writes `bright.onnx` and what describes it.
+
+    `graph_rows` other than K makes graph and manifest disagree. With `is_described` box i has the embedding
+    `ANGLES[i]`.
+    """
+    manifest = make_manifest(batch=batch, source_hw=source_hw, color_order=color_order, is_described=is_described)
+    graph = _bright_graph(batch, manifest.input.frame_shape, graph_rows)
+    if is_described:
+        graph.node.append(helper.make_node("Mul", ["is_valid_rows", "angles"], ["embeddings"]))
+        graph.initializer.append(numpy_helper.from_array(ANGLES[None], "angles"))
+        shape = ["N" if batch is None else batch, graph_rows, 2]
+        graph.output.append(helper.make_tensor_value_info("embeddings", TensorProto.FLOAT, shape))
     model = helper.make_model(
-        _bright_graph(batch, manifest.input.frame_shape, graph_rows),
+        graph,
         opset_imports=[helper.make_opsetid("", 17)],
         ir_version=9,
     )
@@ -194,6 +211,9 @@ def write_model(
         manifests.write(manifest, path)
     return path
 
+
+ANGLES = np.stack([np.cos(np.arange(NUM_PROPOSALS)), np.sin(np.arange(NUM_PROPOSALS))], axis=1).astype(np.float32)
+"""(K, 2) embeddings of the boxes of a described model."""
 
 NEW_NAMES = {"frames": "images", "boxes": "output_0", "scores": "output_1", "count": "output_2"}
 """Names of the graph's tensors after `rename_tensors`."""
@@ -219,10 +239,16 @@ def rename_in_manifest(manifest: Manifest) -> Manifest:
 
 
 def make_manifest(
-    *, batch: int | None, source_hw: tuple[int, int] | None, color_order: Literal["BGR", "BGRx"] = "BGR"
+    *,
+    batch: int | None,
+    source_hw: tuple[int, int] | None,
+    color_order: Literal["BGR", "BGRx"] = "BGR",
+    is_described: bool = False,
 ) -> Manifest:
     """The manifest of a `bright` model."""
+    further = manifests.more_outputs(NUM_PROPOSALS, embedding_channels=2 if is_described else None)
     return Manifest(
+        schema=manifests.SCHEMA_MORE_OUTPUTS if further else manifests.SCHEMA,
         name="bright",
         target="onnxruntime",
         opset=17,
@@ -235,7 +261,7 @@ def make_manifest(
             mean_bgr=(0.0, 0.0, 0.0),
             std_bgr=(1.0, 1.0, 1.0),
         ),
-        outputs=manifests.standard_outputs(NUM_PROPOSALS),
+        outputs=(*manifests.standard_outputs(NUM_PROPOSALS), *further),
         anchors=AnchorSpec(strides_px=(8,), sizes_px=((32.0,),), ratios_hw=(1.0,)),
         proposals=ProposalSpec(
             num_proposals=NUM_PROPOSALS,

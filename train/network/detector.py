@@ -23,6 +23,7 @@ from edgerpn.train.network.anchors import grid_anchors
 from edgerpn.train.network.boxes import clip_boxes, row_xyxy
 from edgerpn.train.network.model import Rpn
 from edgerpn.train.network.proposal_stage import ProposalBatch, ProposalConfig, select_proposals
+from edgerpn.train.network.region_features import cell_embeddings
 
 
 class Detector(nn.Module):
@@ -37,6 +38,7 @@ class Detector(nn.Module):
         source_hw: tuple[int, int] | None = None,
         num_channels: Literal[3, 4] = 3,
         nms: Literal["standard", "portable"] = "standard",
+        embeddings: bool = False,
     ) -> None:
         """Wraps `model`, which the caller still owns.
 
@@ -48,6 +50,7 @@ class Detector(nn.Module):
                 to `network_hw`.
             num_channels: 3 for BGR frames, 4 for BGRx, whose last channel is ignored.
             nms: Form of the NMS, see `edgerpn.train.network.proposal_stage.select_proposals`.
+            embeddings: Whether the proposals come with the features of their cells.
         """
         super().__init__()
         self.model = model
@@ -55,6 +58,7 @@ class Detector(nn.Module):
         self.network_hw = network_hw
         self.frame_shape = (*(source_hw or network_hw), num_channels)
         self.nms: Literal["standard", "portable"] = nms
+        self.embeddings = embeddings
         self.geometry: Letterbox | None = letterbox(source_hw, network_hw) if source_hw else None
         self.content_hw = self.geometry.content_hw if self.geometry else network_hw
         self.num_levels = len(model.config.anchors.strides_px)
@@ -62,14 +66,30 @@ class Detector(nn.Module):
             self.register_buffer(f"anchors_{level}", anchors, persistent=False)
 
     def forward(self, frames_NHWC: Tensor) -> ProposalBatch:
-        """(N, H, W, C) uint8 BGR frames to proposals in frame pixels."""
-        levels = self.network_levels(frames_NHWC)
+        """(N, H, W, C) uint8 BGR frames to proposals in frame pixels, with features if asked for, without anchors."""
+        maps = self.model.maps(self._to_network(frames_NHWC))
         anchors = [self.get_buffer(f"anchors_{level}") for level in range(self.num_levels)]
-        batch = select_proposals(levels, anchors, content_hw=self.content_hw, config=self.proposals, nms=self.nms)
+        batch = select_proposals(
+            self.model.outputs(maps),
+            anchors,
+            content_hw=self.content_hw,
+            config=self.proposals,
+            nms=self.nms,
+            tracks_anchors=self.embeddings,
+        )
+        batch = self._described(batch, maps)
         if self.geometry is None:
             return batch
         boxes = batch.boxes / row_xyxy(batch.boxes, *self.geometry.scale_xy)
-        return ProposalBatch(clip_boxes(boxes, self.geometry.source_hw), batch.scores, batch.count)
+        return batch._replace(boxes=clip_boxes(boxes, self.geometry.source_hw))
+
+    def _described(self, batch: ProposalBatch, maps: list[Tensor]) -> ProposalBatch:
+        """Adds the features of the boxes, which are in pixels of the network's input."""
+        if batch.anchors is None:
+            return batch
+        num_per_cell = self.model.config.anchors.num_per_cell
+        embeddings = cell_embeddings(maps, batch.anchors, num_per_cell=num_per_cell)
+        return batch._replace(anchors=None, embeddings=embeddings)
 
     def network_levels(self, frames_NHWC: Tensor) -> list[tuple[Tensor, Tensor]]:
         """(N, H, W, C) uint8 BGR frames to logits and deltas per level, the input of the proposal stage."""

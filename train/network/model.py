@@ -216,7 +216,7 @@ class Rpn(nn.Module):
                 bias: Tensor | None = module.bias
                 if bias is not None:
                     nn.init.zeros_(bias)
-        self.head = RpnHead(config.neck_channels or channels[0], config)
+        self.head = RpnHead(self.map_channels, config)
         self.register_buffer("mean", torch.tensor(config.mean_bgr).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std_bgr).view(1, 3, 1, 1), persistent=False)
 
@@ -243,4 +243,18 @@ class Rpn(nn.Module):
 
     def forward(self, images_N3HW: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Normalised images to logits (N, A_level) and deltas (N, A_level, 4) per level, finest first."""
-        return [self.head(x, level) for level, x in enumerate(self.neck(self.backbone(images_N3HW)))]
+        return self.outputs(self.maps(images_N3HW))
+
+    @property
+    def map_channels(self) -> int:
+        """C of `maps`."""
+        return self.config.neck_channels or self.backbone.channels[0]
+
+    def maps(self, images_N3HW: Tensor) -> list[Tensor]:
+        """Normalised images to the feature maps (N, C, H, W) that the head reads, per level, finest first."""
+        maps: list[Tensor] = self.neck(self.backbone(images_N3HW))
+        return maps
+
+    def outputs(self, maps_NCHW: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Feature maps to the results of `forward`."""
+        return [self.head(x, level) for level, x in enumerate(maps_NCHW)]

@@ -80,6 +80,11 @@ class ProposalBatch(NamedTuple):
     """(N, K) float32, 0..1: objectness after soft NMS."""
     count: Tensor  # type: ignore[assignment] # hides tuple.count()
     """(N,) int32."""
+    anchors: Tensor | None = None
+    """(N, K) int64, number of the anchor that each box comes from, 0 to A - 1 over all levels, -1 beyond `count`; None:
+    not tracked."""
+    embeddings: Tensor | None = None
+    """(N, K, C) float32, of `edgerpn.train.network.region_features.cell_embeddings`; None: not computed."""
 
 
 class Candidates(NamedTuple):
@@ -93,6 +98,8 @@ class Candidates(NamedTuple):
     """(N, B) float32, pyramid level of each box if only boxes of the same level compete; None: all compete."""
     num_levels: int = 1
     """Number of levels in `levels`."""
+    anchors: Tensor | None = None
+    """(N, B) int64, number of the anchor that each box comes from, over all levels; None: not tracked."""
 
 
 def select_proposals(
@@ -102,6 +109,7 @@ def select_proposals(
     content_hw: tuple[int, int],
     config: ProposalConfig,
     nms: Literal["standard", "portable"] = "standard",
+    tracks_anchors: bool = False,
 ) -> ProposalBatch:
     """Selects the K best proposals of every image.
 
@@ -119,26 +127,34 @@ def select_proposals(
         config: Counts and thresholds.
         nms: `standard` is exact and becomes ONNX NonMaxSuppression; `portable` is `nms_iterations` rounds of
             plain operations.
+        tracks_anchors: Whether the result has the anchors of its boxes, which costs a gather in steps 2, 5 and 6.
 
     Returns:
         Proposals in pixels of the network's input.
     """
-    groups = nms_groups(levels, anchors, content_hw=content_hw, config=config, nms=nms)  # steps 1 to 3
+    groups = nms_groups(
+        levels, anchors, content_hw=content_hw, config=config, nms=nms, tracks_anchors=tracks_anchors
+    )  # steps 1 to 3
     scores_NB = torch.cat([_suppress(group, config, nms) for group in groups], dim=1)  # step 4
     boxes_NB4 = torch.cat([group.boxes for group in groups], dim=1)
+    tracked = [group.anchors for group in groups if group.anchors is not None]
+    anchors_NB = torch.cat(tracked, dim=1) if tracked else None
     if config.soft_nms_iou < 1:
         scores_NB, index_NB = scores_NB.topk(min(config.num_kept, scores_NB.shape[1]), dim=1)
         boxes_NB4 = _take(boxes_NB4, index_NB)
+        anchors_NB = None if anchors_NB is None else anchors_NB.gather(1, index_NB)
         scores_NB = rescored(boxes_NB4, scores_NB, config)  # step 5
     best_NK, index_NK = scores_NB.topk(min(config.num_proposals, scores_NB.shape[1]), dim=1)  # step 6
     valid_NK = (best_NK >= 0).to(best_NK.dtype)
     boxes_NK4 = _take(boxes_NB4, index_NK) * valid_NK[..., None]
+    anchors_NK = None if anchors_NB is None else torch.where(best_NK >= 0, anchors_NB.gather(1, index_NK), -1)
     missing = config.num_proposals - best_NK.shape[1]
     if missing > 0:
         boxes_NK4 = torch.nn.functional.pad(boxes_NK4, (0, 0, 0, missing))
         best_NK = torch.nn.functional.pad(best_NK, (0, missing))
+        anchors_NK = None if anchors_NK is None else torch.nn.functional.pad(anchors_NK, (0, missing), value=-1)
     scores_NK = best_NK.clamp(min=0)
-    return ProposalBatch(boxes_NK4, scores_NK, valid_NK.sum(dim=1).to(torch.int32))
+    return ProposalBatch(boxes_NK4, scores_NK, valid_NK.sum(dim=1).to(torch.int32), anchors_NK)
 
 
 def nms_groups(
@@ -148,18 +164,29 @@ def nms_groups(
     content_hw: tuple[int, int],
     config: ProposalConfig,
     nms: Literal["standard", "portable"],
+    tracks_anchors: bool = False,
 ) -> list[Candidates]:
     """Steps 1 to 3 of `select_proposals`, with the same arguments; returns the input of NMS by group."""
     total = sum(min(config.pre_nms, logits.shape[1]) for logits, _ in levels)
     # The work of the portable form grows with the square of the list, so it prefers the shorter lists of the levels.
     if config.nms_candidates is not None and (config.nms_candidates < total or nms == "standard"):
         count = min(config.nms_candidates, total)
-        return [ranked_candidates(levels, anchors, count, content_hw=content_hw, config=config)]
-    groups = [
-        _decode(*_best(logits, deltas, level_anchors, config.pre_nms), content_hw, config)
-        for (logits, deltas), level_anchors in zip(levels, anchors, strict=True)
-    ]
+        return [
+            ranked_candidates(
+                levels, anchors, count, content_hw=content_hw, config=config, tracks_anchors=tracks_anchors
+            )
+        ]
+    groups = []
+    for start, (logits, deltas), level_anchors in zip(_starts(levels), levels, anchors, strict=True):
+        top_NB, deltas_NB4, anchors_NB4, index_NB = _best(logits, deltas, level_anchors, config.pre_nms)
+        group = _decode(top_NB, deltas_NB4, anchors_NB4, content_hw, config)
+        groups.append(group._replace(anchors=index_NB + start) if tracks_anchors else group)
     return [_merge(groups)] if config.nms_scope == "all" and len(groups) > 1 else groups
+
+
+def _starts(levels: list[tuple[Tensor, Tensor]]) -> list[int]:
+    """Number of the first anchor of each level."""
+    return list(itertools.accumulate((logits.shape[1] for logits, _ in levels[:-1]), initial=0))
 
 
 def ranked_candidates(
@@ -169,6 +196,7 @@ def ranked_candidates(
     *,
     content_hw: tuple[int, int],
     config: ProposalConfig,
+    tracks_anchors: bool = False,
 ) -> Candidates:
     """Returns the `count` best boxes of all levels as one group, sorted by logit.
 
@@ -181,6 +209,7 @@ def ranked_candidates(
         count: At most the number of boxes that `pre_nms` keeps on all levels.
         content_hw: As for `select_proposals`.
         config: Counts and thresholds; `nms_candidates` is not used.
+        tracks_anchors: As for `select_proposals`.
     """
     sizes = [min(config.pre_nms, logits.shape[1]) for logits, _ in levels]
     if any(config.pre_nms < min(count, logits.shape[1]) for logits, _ in levels):
@@ -188,18 +217,21 @@ def ranked_candidates(
             _best(logits, deltas, level_anchors, config.pre_nms)
             for (logits, deltas), level_anchors in zip(levels, anchors, strict=True)
         ]
-        top_NB, index_NB = torch.cat([logits for logits, _, _ in best], dim=1).topk(count, dim=1)
-        deltas_NB4, anchors_NB4 = (
-            _take(torch.cat(rows, dim=1), index_NB)
-            for rows in ([deltas for _, deltas, _ in best], [places for _, _, places in best])
-        )
+        top_NB, index_NB = torch.cat([level[0] for level in best], dim=1).topk(count, dim=1)
+        deltas_NB4, anchors_NB4 = (_take(torch.cat([level[i] for level in best], dim=1), index_NB) for i in (1, 2))
+        if tracks_anchors:
+            numbers = [level[3] + start for level, start in zip(best, _starts(levels), strict=True)]
+            number_NB = torch.cat(numbers, dim=1).gather(1, index_NB)
     else:
         # `pre_nms` cuts nothing here. Anchors without a batch axis keep the batch size out of the graph.
         sizes = [logits.shape[1] for logits, _ in levels]
         top_NB, index_NB = torch.cat([logits for logits, _ in levels], dim=1).topk(count, dim=1)
         deltas_NB4 = _take(torch.cat([deltas for _, deltas in levels], dim=1), index_NB)
         anchors_NB4 = torch.cat(anchors)[index_NB]
+        number_NB = index_NB
     group = _decode(top_NB, deltas_NB4, anchors_NB4, content_hw, config)
+    if tracks_anchors:
+        group = group._replace(anchors=number_NB)
     if config.nms_scope == "all" or len(levels) == 1:
         return group
     # The number of levels that start at or before a box, minus the first.
@@ -208,10 +240,12 @@ def ranked_candidates(
     return group._replace(levels=level_NB, num_levels=len(levels))
 
 
-def _best(logits_NA: Tensor, deltas_NA4: Tensor, anchors_A4: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Step 1 for one level: returns logits (N, B), deltas (N, B, 4) and anchors (N, B, 4) of the best, sorted."""
+def _best(
+    logits_NA: Tensor, deltas_NA4: Tensor, anchors_A4: Tensor, count: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Step 1 for one level: logits (N, B), deltas and anchors (N, B, 4) of the best, sorted, and their index (N, B)."""
     top_NB, index_NB = logits_NA.topk(min(count, logits_NA.shape[1]), dim=1)
-    return top_NB, _take(deltas_NA4, index_NB), anchors_A4[index_NB]
+    return top_NB, _take(deltas_NA4, index_NB), anchors_A4[index_NB], index_NB
 
 
 def _decode(
@@ -231,7 +265,9 @@ def _merge(groups: list[Candidates]) -> Candidates:
     """Merges all levels into one group, sorted by score."""
     boxes_NB4 = torch.cat([group.boxes for group in groups], dim=1)
     scores_NB, order_NB = torch.cat([group.scores for group in groups], dim=1).sort(dim=1, descending=True, stable=True)
-    return Candidates(_take(boxes_NB4, order_NB), scores_NB)
+    merged = Candidates(_take(boxes_NB4, order_NB), scores_NB)
+    tracked = [group.anchors for group in groups if group.anchors is not None]
+    return merged._replace(anchors=torch.cat(tracked, dim=1).gather(1, order_NB)) if tracked else merged
 
 
 def _suppress(group: Candidates, config: ProposalConfig, nms: Literal["standard", "portable"]) -> Tensor:

@@ -19,7 +19,8 @@ import numpy.typing as npt
 from edgerpn import manifest as manifests
 from edgerpn.errors import EngineLoadError, InferenceError, InputError
 from edgerpn.manifest import Manifest
-from edgerpn.runtime.backends.contract import EngineConfig, Outputs, check_frames, check_outputs, join_outputs
+from edgerpn.proposals import Outputs
+from edgerpn.runtime.backends.contract import EngineConfig, check_frames, check_outputs, output_shapes
 from edgerpn.runtime.backends.tensorrt import compatibility, device_input
 from edgerpn.runtime.backends.tensorrt.cuda import CudaError, Device
 from edgerpn.runtime.backends.tensorrt.engine import TensorRtEngine
@@ -63,6 +64,7 @@ class TensorRtBackend:
         """
         path, config = Path(path), config or EngineConfig()
         self._manifest = manifests.read(path)
+        self._shapes = output_shapes(self._manifest)
         spec = compatibility.engine_spec(path, self._manifest)
         host = compatibility.query_machine(spec, library=library, device=device)
         if isinstance(host.library, compatibility.Problem):
@@ -139,7 +141,7 @@ class TensorRtBackend:
                 with span("upload"):
                     slot.frames[: len(part)] = part
                 parts.append(self._run(slot, partial(slot.submit, len(part)), len(part)))
-        return join_outputs(parts)
+        return Outputs.join(parts)
 
     def infer_device(self, frames: object) -> Outputs:
         """Runs the graph in place on frames in GPU memory.
@@ -150,7 +152,7 @@ class TensorRtBackend:
                 names. The frames are not changed, and may be reused when this returns.
 
         Returns:
-            Boxes in pixels of `frames`, scores and counts, in host memory; owned by the caller.
+            As of `infer`, in host memory; owned by the caller.
 
         Raises:
             InputError: It is not such an array, or N does not fit the engine's profile.
@@ -167,7 +169,7 @@ class TensorRtBackend:
             for start, stop in self._split(taken.num_frames):
                 part = taken.part(start, stop, frame_bytes)
                 parts.append(self._run(slot, partial(slot.submit_device, part), stop - start))
-        return join_outputs(parts)
+        return Outputs.join(parts)
 
     def time_parts(self) -> dict[str, float]:
         """Milliseconds of upload, inference and download; see `PartsTimer`."""
@@ -192,7 +194,7 @@ class TensorRtBackend:
         """Returns the outputs of a slot as copies that the caller owns."""
         with span("inference"):
             submit()
-            boxes, scores, count = slot.result()
-        check_outputs((boxes, scores, count), num_frames, self._manifest.proposals.num_proposals)
+            outputs = slot.result()
+        check_outputs(outputs, num_frames, self._shapes)
         with span("download"):
-            return boxes.copy(), scores.copy(), count.copy()
+            return outputs.each(np.copy)

@@ -16,7 +16,8 @@ import numpy as np
 
 from edgerpn.errors import InferenceError
 from edgerpn.manifest import Manifest
-from edgerpn.runtime.backends.contract import Outputs
+from edgerpn.proposals import Outputs
+from edgerpn.runtime.backends.contract import output_shapes
 from edgerpn.runtime.backends.tensorrt.context import ScratchArena
 from edgerpn.runtime.backends.tensorrt.cuda import CudaError, Device, HostBuffer, free_quietly
 from edgerpn.runtime.backends.tensorrt.device_input import ALIGNMENT
@@ -40,9 +41,9 @@ class SlotBuffers:
             is_shared: Whether the GPU works in the host's memory, so that nothing is copied. `share` changes it later.
         """
         self._device = device
-        self._rows = manifest.proposals.num_proposals
+        self._shapes = output_shapes(manifest)
         self.input_name = manifest.input.name
-        self._output_names = manifest.output_names
+        self._output_names = [spec.name for spec in manifest.outputs_by_role.values()]
         self.frame_shape = manifest.input.frame_shape
         self._frame_bytes = math.prod(self.frame_shape)
         self._owned: list[int] = []
@@ -73,12 +74,12 @@ class SlotBuffers:
         self._owned.append(self._device.allocate(host.array.nbytes))
         return self._owned[-1]
 
-    def _offsets(self, size: int) -> tuple[int, int, int, int]:
-        """Offsets of boxes, scores and count of a batch size, and of their end, bytes."""
+    def _offsets(self, size: int) -> list[int]:
+        """Offsets of the outputs of a batch size, and of their end, bytes."""
         ends = [0]
-        for num_bytes in (size * self._rows * 16, size * self._rows * 4, size * 4):
-            ends.append(-(-(ends[-1] + num_bytes) // ALIGNMENT) * ALIGNMENT)
-        return ends[0], ends[1], ends[2], ends[3]
+        for shape in self._shapes.values():
+            ends.append(-(-(ends[-1] + _num_bytes(size, shape)) // ALIGNMENT) * ALIGNMENT)
+        return ends
 
     def addresses(self, size: int) -> dict[str, int]:
         """Device address of every tensor at a batch size."""
@@ -102,19 +103,23 @@ class SlotBuffers:
 
     def outputs(self, size: int, num_frames: int) -> Outputs:
         """Views of the outputs of the first `num_frames` of `size` frames."""
-        boxes, scores, count, _ = self._offsets(size)
-        raw, rows = self._outputs, self._rows
-        return (
-            raw[boxes : boxes + size * rows * 16].view(np.float32).reshape(size, rows, 4)[:num_frames],
-            raw[scores : scores + size * rows * 4].view(np.float32).reshape(size, rows)[:num_frames],
-            raw[count : count + size * 4].view(np.int32)[:num_frames],
-        )
+        arrays: dict[str, Any] = {}
+        for (role, shape), start in zip(self._shapes.items(), self._offsets(size), strict=False):
+            raw = self._outputs[start : start + _num_bytes(size, shape)]
+            array = raw.view(np.int32 if role == "count" else np.float32)
+            arrays[role] = array.reshape(size, *shape)[:num_frames]
+        return Outputs(**arrays)
 
     def free(self) -> None:
         """Frees the device memory; pinned memory is freed with the last view of it."""
         while self._owned:
             address = self._owned.pop()
             free_quietly(lambda address=address: self._device.free(address))  # type: ignore[misc]
+
+
+def _num_bytes(size: int, shape: tuple[int, ...]) -> int:
+    """Bytes of an output for `size` frames; every element type has four."""
+    return 4 * size * math.prod(shape)
 
 
 class BatchPlan:

@@ -35,7 +35,8 @@ import numpy.typing as npt
 from edgerpn.errors import EngineLoadError, InferenceError
 from edgerpn.machine import bind_to_process, is_foreign, resident_bytes
 from edgerpn.manifest import Manifest
-from edgerpn.runtime.backends.contract import EngineConfig, Outputs
+from edgerpn.proposals import Outputs
+from edgerpn.runtime.backends.contract import EngineConfig
 from edgerpn.runtime.backends.tensorrt.context import ScratchArena
 from edgerpn.runtime.backends.tensorrt.cuda import CudaError, Device, free_quietly
 from edgerpn.runtime.backends.tensorrt.device_input import DeviceFrames

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import edgerpn.golden
 import edgerpn.manifest
+from edgerpn.proposals import Outputs
 from edgerpn.runtime.backends.open_backend import open_backend
 from tests.support.models import NETWORK_HW, NUM_PROPOSALS, make_manifest
 
@@ -81,8 +82,7 @@ def _write_golden(file: Path) -> None:
     manifest = edgerpn.manifest.read(file)
     frames = np.random.default_rng(0).integers(0, 256, (2, *manifest.input.frame_hw, 3), dtype=np.uint8)
     backend = open_backend(file)
-    outputs = [backend.infer(frame[None]) for frame in frames]
+    outputs = Outputs.join([backend.infer(frame[None]) for frame in frames])
     backend.close()
-    boxes, scores, count = (np.concatenate([output[part] for output in outputs]) for part in range(3))
-    golden = edgerpn.golden.Golden(frames=frames, boxes=boxes, scores=scores, count=count)
+    golden = edgerpn.golden.Golden(frames=frames, **outputs.present)
     edgerpn.manifest.write(manifest.replace(golden=edgerpn.golden.write(golden, file)), file)

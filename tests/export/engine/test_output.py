@@ -22,6 +22,7 @@ from edgerpn.export.engine.trial import golden_parity, try_engine
 from edgerpn.golden import Golden
 from edgerpn.manifest import AnchorSpec, EngineSpec, InputSpec, Manifest, ProposalSpec, Provenance
 from edgerpn.manifest.parts import ProfileSpec
+from edgerpn.proposals import Outputs
 from edgerpn.runtime.backends.tensorrt import compatibility
 
 MACHINE = BuildMachine(platform="linux-x86_64", gpu="GPU", compute_capability="8.7", driver="12.6")
@@ -254,14 +255,14 @@ def test_the_trial_of_a_version_compatible_engine_allows_its_code(
 
 def test_the_agreement_on_golden_frames_counts_pairs_and_unmatched_proposals() -> None:
     golden = make_golden(0.0)
-    exact = golden_parity(golden, (golden.boxes, golden.scores, golden.count), make_manifest("a"), batch=4)
+    exact = golden_parity(golden, golden.outputs, make_manifest("a"), batch=4)
     assert (exact.reference, exact.num_images, exact.batch_sizes) == ("golden frames", 1, (4,))
     assert (exact.num_matched, exact.num_boundary, exact.num_unexplained) == (2, 0, 0)
     assert (exact.min_iou, exact.max_score_difference) == (1.0, 0.0)
     boxes, scores = golden.boxes.copy(), golden.scores.copy()
     boxes[0, 0, 2] = 3.98  # IoU 0.995 with 4 px
     scores[0] = (0.8995, 0.1)  # the second one is beyond what a pair may differ by
-    found = golden_parity(golden, (boxes, scores, golden.count), make_manifest("a"), batch=1)
+    found = golden_parity(golden, Outputs(boxes, scores, golden.count), make_manifest("a"), batch=1)
     assert (found.num_matched, found.num_unexplained) == (1, 2)
     assert found.min_iou == pytest.approx(0.995, abs=1e-4)
     assert found.max_score_difference == pytest.approx(5e-4, rel=0.01)

@@ -126,6 +126,16 @@ def test_every_form_of_an_export_is_built_for_every_generation_of_gpus(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_graph_with_features_of_each_proposal_is_built_for_every_generation_of_gpus(
+    precision: Precision, exported: GetExport, photo_files: list[Path], tmp_path: Path
+) -> None:
+    file = in_precision(exported("described-portable").file, precision, photo_files, tmp_path)
+    result = build(file, tmp_path / "a.engine", precision, 1)
+    assert list(result.manifest.outputs_by_role) == ["boxes", "scores", "count", "embeddings"]
+
+
+@pytest.mark.slow
 def test_a_graph_with_the_standard_nms_does_not_compile(exported: GetExport, capfd: pytest.CaptureFixture[str]) -> None:
     # Why there is a portable form: if this ever compiles, it can be reconsidered.
     size, errors = compile_engine(exported("standard").file)

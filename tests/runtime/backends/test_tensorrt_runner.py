@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,6 +15,7 @@ import numpy.typing as npt
 import pytest
 
 from edgerpn import manifest as manifests
+from edgerpn.proposals import Outputs
 from edgerpn.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from tests.support.models import rename_in_manifest, rename_tensors
 
@@ -23,15 +25,16 @@ Image = npt.NDArray[np.uint8]
 MakeModel = Callable[..., Path]
 
 
-def expected(folder: Path, make_model: MakeModel, frames: Image) -> tuple[Any, ...]:
+def expected(folder: Path, make_model: MakeModel, frames: Image, **options: Any) -> Outputs:
     """Outputs of ONNX Runtime for the same graph."""
     (folder / "reference").mkdir(exist_ok=True)
-    backend = OnnxRuntimeBackend(make_model(folder / "reference", batch=None), threads=1)
+    backend = OnnxRuntimeBackend(make_model(folder / "reference", batch=None, **options), threads=1)
     return backend.infer(frames)
 
 
-def assert_same(found: tuple[Any, ...], wanted: tuple[Any, ...]) -> None:
-    for one, other in zip(found, wanted, strict=True):
+def assert_same(found: Outputs, wanted: Outputs) -> None:
+    assert found.present.keys() == wanted.present.keys()
+    for one, other in zip(found.present.values(), wanted.present.values(), strict=True):
         assert one.dtype == other.dtype
         np.testing.assert_array_equal(one, other)
 
@@ -59,6 +62,16 @@ def test_an_engine_of_a_graph_with_renamed_tensors_runs_by_the_names_of_its_mani
     manifests.write(rename_in_manifest(manifest), path)
     backend = bench.load(path)
     assert_same(backend.infer(painted[:3]), expected(tmp_path, make_model, painted[:3]))
+    backend.close()
+
+
+def test_an_engine_with_embeddings_returns_them_too(
+    bench: Any, make_engine: MakeModel, make_model: MakeModel, tmp_path: Path, painted: Image
+) -> None:
+    backend = bench.load(make_engine(tmp_path, is_described=True))
+    wanted = expected(tmp_path, make_model, painted[:5], is_described=True)
+    assert wanted.embeddings is not None
+    assert_same(backend.infer(painted[:5]), wanted)
     backend.close()
 
 
@@ -174,7 +187,7 @@ def test_many_threads_share_a_backend(
             for i in range(20):
                 first = (start + i) % 6
                 stop = first + 1 + i % 3
-                assert_same(backend.infer(painted[first:stop]), tuple(array[first:stop] for array in wanted))
+                assert_same(backend.infer(painted[first:stop]), wanted.each(itemgetter(slice(first, stop))))
         except BaseException as error:  # noqa: BLE001 - shown by the main thread
             errors.append(error)
 

@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 import pytest
 
+from edgerpn.proposals import Outputs
 from edgerpn.runtime import Model, load
-from edgerpn.runtime.backends.contract import Outputs
 from edgerpn.runtime.backends.open_backend import open_backend
 from edgerpn.runtime.frame import Event, Result
 from edgerpn.runtime.run import SourceConfig, StreamRunner, StreamsConfig

@@ -23,6 +23,7 @@ from edgerpn.runtime.sinks.encoder import ImageEncoder
 from edgerpn.runtime.sinks.record import record_schema
 from tests.support import patience
 from tests.support.encoders import COLOURS_RGB, write_colour_encoder, write_colour_labels
+from tests.support.mjpeg_server import MjpegCamera
 from tests.support.models import paint_frame
 
 MakeResult = Callable[..., Result]
@@ -94,6 +95,43 @@ def test_the_objects_of_a_video_get_their_names(model_path: Path, tmp_path: Path
         first, second = one["labels"]
         assert first["similarity"] > max(0.8, second["similarity"])
         assert 0.99 < first["probability"] <= 1 >= first["probability"] + second["probability"] - 1e-4
+
+
+class ColouredCamera(MjpegCamera):
+    """Shows an object of one colour."""
+
+    def __init__(self, colour: str) -> None:
+        picture = paint_frame(box=(60, 60, 140, 140))
+        picture[61:139, 61:139] = 255 * np.array(COLOURS_RGB[colour][::-1])
+        self._jpeg = cv2.imencode(".jpg", picture)[1].tobytes()
+        super().__init__(fps=20)
+
+    def jpeg(self, index: int) -> bytes:
+        return self._jpeg
+
+
+def test_the_objects_of_two_cameras_get_their_names(model_path: Path, tmp_path: Path) -> None:
+    table(tmp_path)
+    with ColouredCamera("red") as door, ColouredCamera("blue") as yard:
+        (tmp_path / "streams.toml").write_text(
+            f"""
+            [sources.door]
+            source = "{door.url}"
+            [sources.yard]
+            source = "{yard.url}"
+            [[outputs]]
+            kind = "classify"
+            model = "{tmp_path}/colour.onnx"
+            labels = "{tmp_path}/labels.npz"
+            proposals = 1
+            to = {{ kind = "jsonl", path = "{tmp_path}/classes.jsonl" }}
+            """
+        )
+        assert main(["run", str(model_path), "--config", str(tmp_path / "streams.toml"), "--max-frames", "60"]) == 0
+    records = lines_of(tmp_path / "classes.jsonl")
+    seen = {(record["source"], one["labels"][0]["name"]) for record in records for one in record["objects"]}
+    assert seen == {("door", "red"), ("yard", "blue")}
+    assert all(record["age_ms"] >= record["encode_ms"] > 0 for record in records)
 
 
 def test_labels_that_are_not_similar_enough_are_left_out(make_result: MakeResult, tmp_path: Path) -> None:

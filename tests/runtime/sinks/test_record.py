@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import typing
@@ -15,6 +16,7 @@ import pytest
 
 from edgerpn.proposals import Proposals
 from edgerpn.runtime.frame import Event, EventKind, Frame, Reason, Result, Track
+from edgerpn.runtime.sinks.contract import RecordMaker
 from edgerpn.runtime.sinks.record import SCHEMA, event_record, frame_record, json_line, record_schema
 
 MakeResult = Callable[..., Result]
@@ -125,3 +127,19 @@ def test_an_event_has_only_the_fields_that_apply() -> None:
         "schema": SCHEMA, "type": "event", "event": "stalled", "source": "door",
         "happened_at": "1970-01-01T00:00:00.500000Z", "message": "no frame", "reason": "timeout", "duration_s": 2.0,
     }  # fmt: skip
+
+
+def test_embeddings_are_written_only_when_asked_as_base64_of_float32(
+    make_result: MakeResult, validator: jsonschema.Draft202012Validator
+) -> None:
+    plain = make_result()
+    proposals = dataclasses.replace(plain.proposals, embeddings=np.array([[0.6, -0.8]], np.float32))
+    described = dataclasses.replace(plain, proposals=proposals)
+    record = json.loads(json_line(described, has_embeddings=True))
+    validator.validate(record)
+    (text,) = record.pop("embeddings")
+    np.testing.assert_array_equal(np.frombuffer(base64.b64decode(text), "<f4"), proposals.embeddings[0])  # type: ignore[index]
+    assert json.loads(json_line(described)) == record == json.loads(json_line(plain, has_embeddings=True))
+    maker = RecordMaker()
+    lines = [maker.make(described, has_embeddings=wanted).line for wanted in (True, False, True)]
+    assert lines == [json_line(described, has_embeddings=wanted) for wanted in (True, False, True)]
