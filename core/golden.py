@@ -38,11 +38,13 @@ class Golden:
     """(F,) int32."""
     embeddings: npt.NDArray[np.float32] | None = None
     """(F, K, C) float32; None: the graph does not have them."""
+    features: npt.NDArray[np.float32] | None = None
+    """(F, K, C, h, w) float32; None: the graph does not have them."""
 
     @property
     def outputs(self) -> Outputs:
         """The proposals, as a graph returns them."""
-        return Outputs(self.boxes, self.scores, self.count, self.embeddings)
+        return Outputs(self.boxes, self.scores, self.count, self.embeddings, self.features)
 
 
 def golden_path(artifact: str | os.PathLike[str]) -> Path:
@@ -104,7 +106,7 @@ def compare(
         where: Names the model and the library that ran it in errors.
 
     Raises:
-        SelfTestError: Too many proposals of a frame have no counterpart, or one with another embedding.
+        SelfTestError: Too many proposals of a frame have no counterpart, or one with other features.
     """
     tolerance = TOLERANCES[manifest.rounding]
     boxes, scores, count = outputs[:3]
@@ -126,7 +128,7 @@ def compare(
         share = unlike_share(pair_cosines(golden.outputs, outputs, frame, pairs), tolerance)
         if share > tolerance.max_unmatched_share:
             raise SelfTestError(
-                f"{where}: golden frame {frame}: the embeddings of {share:.0%} of the proposals differ (cosine below "
+                f"{where}: golden frame {frame}: the features of {share:.0%} of the proposals differ (cosine below "
                 f"{tolerance.min_cosine}); expected at most {tolerance.max_unmatched_share:.0%}. Build or export the "
                 "model again on this machine, and compare it with `edgerpn check`."
             )

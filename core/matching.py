@@ -32,7 +32,8 @@ class Tolerance:
     max_unmatched_share: float
     """Largest share of proposals, 0..1, without a counterpart."""
     min_cosine: float
-    """Embeddings of matched boxes have at least this cosine, except for a share of `max_unmatched_share`."""
+    """Embeddings and features of matched boxes have at least this cosine, except for a share of
+    `max_unmatched_share`."""
 
 
 EXACT = Tolerance(min_iou=0.99, max_score_difference=1e-3, max_unmatched_share=0.02, min_cosine=0.999)
@@ -80,7 +81,7 @@ def match(
 def pair_cosines(
     expected: Outputs, found: Outputs, frame: int, pairs: Sequence[tuple[int, int]]
 ) -> npt.NDArray[np.float64]:
-    """Returns the cosine of the embeddings of each pair; none when a model has no embeddings.
+    """Returns the smaller cosine of embeddings and of features of each pair; none when a model has neither.
 
     Args:
         expected: Outputs of one model.

@@ -26,6 +26,8 @@ class Outputs(NamedTuple):
     """(N,) int32."""
     embeddings: npt.NDArray[np.float32] | None = None
     """(N, K, C) float32, rows with a norm of 1; None: the graph does not have them."""
+    features: npt.NDArray[np.float32] | None = None
+    """(N, K, C, h, w) float32; None: the graph does not have them."""
 
     @property
     def present(self) -> dict[str, npt.NDArray[Any]]:
@@ -45,7 +47,7 @@ class Outputs(NamedTuple):
         return cls(*(None if column[0] is None else np.concatenate(column) for column in columns))  # type: ignore[arg-type]
 
 
-DESCRIPTIONS = ("embeddings",)
+DESCRIPTIONS = ("embeddings", "features")
 """Outputs, and fields of `Proposals`, that describe the boxes and that a graph may not have."""
 
 
@@ -64,6 +66,9 @@ class Proposals:
     embeddings: npt.NDArray[np.float32] | None = None
     """(M, C) float32, a vector with a norm of 1 for each box: the features of the cell that proposed it; None: the
     model was exported without --embeddings."""
+    features: npt.NDArray[np.float32] | None = None
+    """(M, C, h, w) float32, the feature map that each box covers, pooled by RoIAlign, as the head of a classifier takes
+    it; None: the model was exported without --roi-features."""
 
     def __post_init__(self) -> None:
         """Copies, checks and locks the arrays."""
@@ -118,8 +123,9 @@ class Proposals:
         return self._pick(slice(row, row + 1))
 
     def _pick(self, rows: Index) -> Proposals:
-        embeddings = None if self.embeddings is None else self.embeddings[rows]
-        return Proposals(self.boxes[rows], self.scores[rows], embeddings)
+        values = ((name, getattr(self, name)) for name in DESCRIPTIONS)
+        described = {name: value[rows] for name, value in values if value is not None}
+        return Proposals(self.boxes[rows], self.scores[rows], **described)
 
     def above(self, score: float) -> Proposals:
         """Returns the boxes whose score is at least `score`."""

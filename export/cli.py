@@ -40,6 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--embeddings", action="store_true", help="add an output with a feature vector for each proposal"
     )
+    parser.add_argument(
+        "--roi-features",
+        type=_cells,
+        metavar="CELLS|HxW",
+        help="add an output with the feature map of each proposal, pooled to so many cells, such as 7",
+    )
     parser.add_argument("--precision", choices=PRECISIONS, help="precision of the network (default fp32)")
     parser.add_argument(
         "--calibration",
@@ -74,6 +80,15 @@ def _batch(text: str) -> int | str:
     if text.isdigit() and int(text) > 0:
         return int(text)
     raise argparse.ArgumentTypeError(f"expected a positive number or dynamic, got {text!r}")
+
+
+def _cells(text: str) -> tuple[int, int]:
+    sides = text.lower().split("x")
+    if len(sides) <= 2 and all(side.isdigit() for side in sides):
+        return int(sides[0]), int(sides[-1])
+    raise argparse.ArgumentTypeError(
+        f"expected a number of cells such as 7, or rows x columns such as 7x7, got {text!r}"
+    )
 
 
 def _points(text: str) -> float | str:
@@ -137,6 +152,7 @@ FLAGS = {
     "batch": "batch",
     "proposals": "num_proposals",
     "embeddings": "embeddings",
+    "roi_features": "roi_features",
     "precision": "precision",
     "max_ar_drop": "max_ar_drop",
 }

@@ -10,12 +10,16 @@ from edgerpn.manifest.parts import Precision
 from edgerpn.targets import ExportTarget
 
 Nms = Literal["standard", "portable"]
+RoiForm = Literal["grid", "operator"]
+"""Form of RoIAlign in a graph: GridSample, or ONNX RoiAlign."""
 Calibration = Literal["entropy", "percentile"]
 Channels = Literal["bgr", "bgrx"]
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 MAX_SIDE_PX = 8192
 """Largest side of frames and networks, pixels; the largest cameras have 7680."""
+MAX_ROI_CELLS = 64
+"""Largest number of rows and columns of a box's features."""
 MAX_AR_DROP: dict[Precision, float] = {"fp16": 0.5, "int8": 1.0}
 """Points of AR@100 that a precision may lose when `max_ar_drop` is not set."""
 
@@ -54,6 +58,9 @@ class ExportConfig:
     least `pre_nms` for the standard NMS."""
     embeddings: bool = False
     """Whether the graph has the output `embeddings`: for each box the features of the cell that proposed it."""
+    roi_features: tuple[int, int] | None = None
+    """Rows and columns of the output `features`: for each box the map that it covers, pooled by RoIAlign; not set: the
+    graph does not have it."""
     precision: Precision = "fp32"
     """Precision of backbone, neck and head; the proposal stage is always float32."""
     calibration: Calibration = "percentile"
@@ -98,6 +105,12 @@ class ExportConfig:
                 f"32 to {MAX_SIDE_PX} pixels a side",
                 size,
             )
+        check_setting(
+            self.roi_features is None or (min(self.roi_features) >= 1 and max(self.roi_features) <= MAX_ROI_CELLS),
+            "roi_features",
+            f"1 to {MAX_ROI_CELLS} rows and columns",
+            self.roi_features,
+        )
         if self.target == "tensorrt-rtx" and self.nms == "standard":
             raise ValueError("nms: tensorrt-rtx has no NonMaxSuppression; expected portable, got standard")
 
@@ -117,6 +130,11 @@ class ExportConfig:
     def resolved_nms(self) -> Nms:
         """The form of the NMS, chosen by the target when not set."""
         return self.nms or ("standard" if self.target == "onnxruntime" else "portable")
+
+    @property
+    def roi_form(self) -> RoiForm:
+        """The form of RoIAlign: the operator where the NMS is one too, for TensorRT never, which has it as a plugin."""
+        return "operator" if self.target == "onnxruntime" and self.resolved_nms == "standard" else "grid"
 
     @property
     def ar_budget(self) -> float | None:

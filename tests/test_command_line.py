@@ -36,9 +36,9 @@ ARGUMENTS = {
         " --proposals --size --holdout-classes --allow-host-code"
     ),
     "export": (
-        "checkpoint -o --output --target --size --source-size --batch --proposals --embeddings --precision"
-        " --calibration --max-ar-drop --data --format --split --classes --allow --exif --follow-links --images --config"
-        " --set --print-config"
+        "checkpoint -o --output --target --size --source-size --batch --proposals --embeddings --roi-features"
+        " --precision --calibration --max-ar-drop --data --format --split --classes --allow --exif --follow-links"
+        " --images --config --set --print-config"
     ),
     "build": (
         "model -o --output --backend --compute-capability --version-compatible --hardware-compatible --profile --images"

@@ -1,11 +1,14 @@
 """Share of pre-processing and of the proposal stage in the whole graph, in ONNX Runtime on the CPU.
 
-    python -m benchmarks.graph [--checkpoint best.pt] [--size 384x640] [--peer peer.onnx] [--out result.json]
+    python -m benchmarks.graph [--checkpoint best.pt] [--size 384x640] [--features] [--peer peer.onnx] [--out out.json]
 
 Three graphs are exported from the same network and run alternately on the same frames: the backbone,
 neck and head alone; with pre-processing in front; and the whole. The limits of the project: pre-processing at most
 10 % of the whole, everything after the head (top-k, decode, NMS) at most 10 %. Exit status 1 when a limit is broken.
 Without a checkpoint the network has random weights and nearly equal scores: the worst case for the NMS.
+
+`--features` adds the whole with embeddings, and with RoI features of 7 x 7 cells in both forms, and prints the time of
+each as a ratio to the whole.
 
 `--peer` is the graph that `benchmarks.graph.peer` writes, torchvision's RPN on a mobilenet_v3_large. It runs
 alternately with the others, and the whole may take at most 0.4 of its time.
@@ -14,6 +17,7 @@ alternately with the others, and the whole may take at most 0.4 of its time.
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import json
 import os
@@ -22,6 +26,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -43,6 +48,12 @@ from edgerpn.train.network.proposal_stage import ProposalConfig
 
 LIMIT = 0.10
 PEER, PEER_LIMIT = "torchvision", 0.4
+FEATURES: dict[str, dict[str, Any]] = {
+    "with embeddings": {"embeddings": True},
+    "with RoiAlign": {"roi_hw": (7, 7), "roi_form": "operator"},
+    "with GridSample": {"roi_hw": (7, 7), "roi_form": "grid"},
+}
+"""Graphs of `--features`, and what makes them of the whole."""
 
 
 class Network(nn.Module):
@@ -66,9 +77,9 @@ class WithPreprocessing(Network):
 
 
 def make_graphs(
-    checkpoint: Path | None, hw: tuple[int, int], folder: Path, peer: Path | None
+    checkpoint: Path | None, hw: tuple[int, int], folder: Path, peer: Path | None, *, has_features: bool
 ) -> dict[str, onnxruntime.InferenceSession]:
-    """The three graphs and the peer's, each in a session of its own with ONNX Runtime's default threads."""
+    """The graphs and the peer's, each in a session of its own with ONNX Runtime's default threads."""
     torch.manual_seed(0)
     model = load_model(checkpoint)[0] if checkpoint else Rpn(load_settings().model).eval()
     config = ExportConfig(network_hw=hw, batch=1)
@@ -82,6 +93,9 @@ def make_graphs(
         "with pre-processing": (WithPreprocessing(detector.model), frames),
         "whole": (detector, frames),
     }
+    for name, changes in FEATURES.items() if has_features else ():
+        parts[name] = (copy.copy(detector), frames)
+        vars(parts[name][0]).update(changes)
     graphs = {}
     for name, (module, example) in parts.items():
         graphs[name] = folder / f"{name.replace(' ', '-')}.onnx"
@@ -126,12 +140,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, help="checkpoint of a training run (default: random weights)")
     parser.add_argument("--size", type=parse_hw, default=(384, 640), help="network size, default 384x640")
+    parser.add_argument("--features", action="store_true", help="measure graphs with features of each proposal too")
     parser.add_argument("--peer", type=Path, help="graph of `benchmarks.graph.peer`, for the same size")
     parser.add_argument("--rounds", type=int, default=25, help="rounds of 10 runs of each graph, default 25")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        sessions = make_graphs(arguments.checkpoint, arguments.size, Path(folder), arguments.peer)
+        sessions = make_graphs(
+            arguments.checkpoint, arguments.size, Path(folder), arguments.peer, has_features=arguments.features
+        )
         elapsed = measure(sessions, arguments.size, arguments.rounds)
     network, middle, whole = (np.array(elapsed[name]) for name in ("network", "with pre-processing", "whole"))
     shares = {
@@ -147,6 +164,9 @@ def main() -> int:
         median = float(np.median(values))
         is_good &= median <= LIMIT
         print(f"  {name:<20} {median:7.1%} of the whole (limit {LIMIT:.0%}) {'ok' if median <= LIMIT else 'TOO MUCH'}")
+    ratios = {name: float(np.median(np.array(elapsed[name]) / whole)) for name in FEATURES if name in elapsed}
+    for name, value in ratios.items():
+        print(f"  {name:<20} {value:7.3f} of the whole's time")
     ratio = float(np.median(whole / np.array(elapsed[PEER]))) if arguments.peer else None
     if ratio is not None:
         is_good &= ratio <= PEER_LIMIT
@@ -159,6 +179,7 @@ def main() -> int:
             "median_ms": {name: float(np.median(values)) for name, values in elapsed.items()},
             "share": {name: float(np.median(values)) for name, values in shares.items()},
             "limit": LIMIT,
+            "over_whole": ratios,
             "over_peer": ratio,
             "peer_limit": PEER_LIMIT,
             "cores": os.cpu_count(),

@@ -192,8 +192,8 @@ class ParitySpec:
     max_score_difference: float
     """Largest difference of scores of a matched pair."""
     min_cosine: float | None = None
-    """Smallest cosine of the embeddings of a matched pair; None without embeddings. Where cells of two anchors predict
-    one box with one score, rounding decides between them, and the cosine is small."""
+    """Smallest cosine of embeddings and features of a matched pair; None without these. Where cells of two anchors
+    predict one box with one score, rounding decides between them, and the cosine is small."""
 
     def summary(self) -> str:
         """Returns the agreement on one line, for people."""
@@ -202,7 +202,7 @@ class ParitySpec:
             f"parity with the {self.reference} on {self.num_images} images, batch {batches}: "
             f"{self.num_matched} proposals matched, IoU >= {self.min_iou:.5f}, "
             f"score difference <= {self.max_score_difference:.1e}"
-            + ("" if self.min_cosine is None else f", cosine of embeddings >= {self.min_cosine:.5f}")
+            + ("" if self.min_cosine is None else f", cosine of features >= {self.min_cosine:.5f}")
             + (f", {self.num_boundary} at a threshold" if self.num_boundary else "")
         )
 

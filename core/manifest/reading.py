@@ -11,8 +11,10 @@ artifact:
 
 A graph may have more outputs, see `more_outputs`; their types and numbers of axes tell them apart:
 
-    embeddings  float32 [N, K, C]  features of the cell that proposed each box, with a norm of 1; rows beyond count are
-                                   zero
+    embeddings  float32 [N, K, C]        features of the cell that proposed each box, with a norm of 1
+    features    float32 [N, K, C, h, w]  features of each box, pooled by RoIAlign
+
+Their rows beyond count are zero.
 
 Another program may have renamed these tensors; the manifest then holds their names, see `edgerpn check --reseal`.
 """
@@ -120,7 +122,7 @@ class Manifest:
         """Returns the manifest as indented JSON text."""
         values = settings.to_dict(self)
         if self.parity is not None and self.parity.min_cosine is None:
-            # Manifests of graphs without embeddings stay as earlier versions wrote and read them.
+            # Manifests of graphs without such outputs stay as earlier versions wrote and read them.
             del values["parity"]["min_cosine"]
         return json.dumps(values, indent=2) + "\n"
 
@@ -129,22 +131,34 @@ class Manifest:
         return dataclasses.replace(self, **changes)
 
 
-_ROLES = {("float32", 3): "embeddings"}
+_ROLES = {("float32", 3): "embeddings", ("float32", 5): "features"}
 """Type and number of axes of the outputs that a graph may have beyond the first three, and their names in
 `edgerpn.proposals.Outputs`."""
 
 
-def more_outputs(num_proposals: int, *, embedding_channels: int | None) -> tuple[OutputSpec, ...]:
-    """Returns the outputs beyond the first three, for K = `num_proposals`; None: the graph does not have them."""
-    if embedding_channels is None:
-        return ()
-    return (
+def more_outputs(
+    num_proposals: int, *, embedding_shape: tuple[int] | None, feature_shape: tuple[int, int, int] | None
+) -> tuple[OutputSpec, ...]:
+    """Returns the outputs beyond the first three.
+
+    Args:
+        num_proposals: K.
+        embedding_shape: C; None: the graph has no embeddings.
+        feature_shape: C, h and w; None: the graph has no features.
+    """
+    forms = (
+        ("embeddings", embedding_shape, "features of the cell that proposed each box, with a norm of 1"),
+        ("features", feature_shape, "features of each box, pooled by RoIAlign with two samples a side of a cell"),
+    )
+    return tuple(
         OutputSpec(
-            name="embeddings",
+            name=name,
             dtype="float32",
-            shape=("N", num_proposals, embedding_channels),
-            meaning="features of the cell that proposed each box, with a norm of 1; rows beyond count are zero",
-        ),
+            shape=("N", num_proposals, *shape),
+            meaning=f"{meaning}; rows beyond count are zero",
+        )
+        for name, shape, meaning in forms
+        if shape is not None
     )
 
 

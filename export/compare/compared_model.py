@@ -20,7 +20,7 @@ from edgerpn.manifest import Manifest
 from edgerpn.manifest.parts import Precision
 from edgerpn.models import is_checkpoint
 from edgerpn.proposals import Outputs
-from edgerpn.runtime.backends.contract import Backend
+from edgerpn.runtime.backends.contract import Backend, output_shapes
 from edgerpn.runtime.backends.open_backend import open_backend
 from edgerpn.train.network.proposal_stage import ProposalConfig
 
@@ -68,6 +68,8 @@ class ComparedModel:
     """Runs it."""
     embeddings: bool = False
     """Whether its outputs include embeddings."""
+    roi_hw: tuple[int, int] | None = None
+    """Rows and columns of each box's features in its outputs; None: it has none."""
 
     @property
     def frame_hw(self) -> tuple[int, int]:
@@ -123,9 +125,11 @@ def _open_checkpoint(file: Path | Backend, other: ComparedModel | None) -> Compa
     trained = checkpoint.settings.proposals
     proposals = dataclasses.replace(other.proposals, nms_iterations=trained.nms_iterations) if other else trained
     source_hw = other.source_hw if other else None
-    # Embeddings where there is something to compare them with.
-    embeddings = other is not None and other.embeddings
-    detector = Detector(model, proposals, network_hw=hw, source_hw=source_hw, embeddings=embeddings).eval()
+    # Features where there is something to compare them with.
+    embeddings, roi_hw = (other.embeddings, other.roi_hw) if other else (False, None)
+    detector = Detector(
+        model, proposals, network_hw=hw, source_hw=source_hw, embeddings=embeddings, roi_hw=roi_hw
+    ).eval()
     return ComparedModel(
         name=file.name,
         kind="checkpoint",
@@ -139,6 +143,7 @@ def _open_checkpoint(file: Path | Backend, other: ComparedModel | None) -> Compa
         batch_sizes=(),
         run=lambda frames: run_reference(detector, frames),
         embeddings=embeddings,
+        roi_hw=roi_hw,
     )
 
 
@@ -150,6 +155,7 @@ def _open_artifact(model: Path | Backend, stack: contextlib.ExitStack, allow_hos
     else:
         name, backend = model.manifest.name, model
     manifest = backend.manifest
+    shapes = output_shapes(manifest)
     return ComparedModel(
         name=name,
         kind=manifest.kind,
@@ -162,7 +168,8 @@ def _open_artifact(model: Path | Backend, stack: contextlib.ExitStack, allow_hos
         proposals=ProposalConfig(**{name: getattr(manifest.proposals, name) for name in PROPOSAL_SETTINGS}),
         batch_sizes=_batch_sizes(manifest),
         run=lambda frames: (backend.infer(frames), [()] * len(frames)),
-        embeddings="embeddings" in manifest.outputs_by_role,
+        embeddings="embeddings" in shapes,
+        roi_hw=shapes["features"][-2:] if "features" in shapes else None,  # type: ignore[arg-type]
     )
 
 

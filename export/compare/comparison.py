@@ -42,7 +42,7 @@ class ImageComparison:
     agreement: FrameAgreement
     """Proposals of the reference (expected) and of the other model (found), paired."""
     cosines: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    """Cosine of the embeddings of each pair; empty when a model has none."""
+    """Cosine of embeddings and features of each pair; empty when a model has neither."""
     in_image: tuple[FrameProposals, FrameProposals]
     """Proposals of the model and of the reference in image pixels, in the order of the agreement's rows; where their
     counts differ, with what the agreement leaves out."""
@@ -116,7 +116,7 @@ class Comparison:
 
     @functools.cached_property
     def cosines(self) -> np.ndarray:
-        """Cosine of the embeddings of each pair within the tolerance; empty when a model has none."""
+        """Cosine of embeddings and features of each pair within the tolerance; empty when a model has neither."""
         return np.concatenate([image.cosines for image in self.images])
 
     @property
@@ -172,7 +172,7 @@ class Comparison:
         share = unlike_share(self.cosines, self.tolerance)
         if share > self.tolerance.max_unmatched_share:
             return (
-                f"the embeddings of {share:.1%} of the proposals of both differ (cosine below "
+                f"the features of {share:.1%} of the proposals of both differ (cosine below "
                 f"{self.tolerance.min_cosine}), expected at most {self.tolerance.max_unmatched_share:.0%}"
             )
         return None
@@ -286,7 +286,7 @@ def _totals(comparison: Comparison) -> list[str]:
         lines.append(f"drift of scores: mean {score['mean']:.1e}, 1 % above {score['p99']:.1e}, max {score['max']:.1e}")
     if len(comparison.cosines):
         cosine = _low_summary(comparison.cosines)
-        lines.append(f"cosine of embeddings: mean {cosine['mean']:.5f}, 1 % below {cosine['p1']:.5f}")
+        lines.append(f"cosine of features: mean {cosine['mean']:.5f}, 1 % below {cosine['p1']:.5f}")
     return lines
 
 

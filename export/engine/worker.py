@@ -222,11 +222,11 @@ def check_interface(network: Any, trt: Any) -> None:
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     outputs = [network.get_output(index).name for index in range(network.num_outputs)]
     is_ours = len(inputs) == 1 and inputs[0].dtype == trt.DataType.UINT8 and len(inputs[0].shape) == 4
-    if not is_ours or len(outputs) != 3:
+    if not is_ours or len(outputs) < 3:
         found = ", ".join(f"{tensor.name} {tuple(tensor.shape)}" for tensor in inputs)
         raise BuildError(
             f"the graph has the inputs [{found}] and the outputs {outputs}, expected one uint8 input (N, H, W, 3 or "
-            "4) and the outputs boxes, scores and count; build from a file that `edgerpn export` wrote"
+            "4) and the outputs boxes, scores, count, and further ones; build from a file that `edgerpn export` wrote"
         )
 
 

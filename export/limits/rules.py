@@ -25,8 +25,9 @@ Severity = Literal["error", "warning"]
 CHECKED_OPERATORS = frozenset((
     # Operators of the portable graphs, in every TensorRT from 8.6 on.
     "Add", "And", "Cast", "Clip", "Concat", "Constant", "Conv", "Div", "Equal", "Exp", "Expand", "Flatten", "Gather",
-    "GatherElements", "GatherND", "Greater", "GreaterOrEqual", "Identity", "Less", "LessOrEqual", "MatMul", "Max",
-    "Min", "Mul", "Neg", "Not", "Or", "Pad", "ReduceMax", "ReduceMin", "ReduceSum", "Relu", "Reshape", "Resize",
+    "GatherElements", "GatherND", "Greater", "GreaterOrEqual", "GridSample", "Identity", "Less", "LessOrEqual",
+    "MatMul", "Max", "Min", "Mul", "Neg", "Not", "Or", "Pad", "ReduceMax", "ReduceMin", "ReduceSum", "Relu", "Reshape",
+    "Resize",
     "Shape", "Sigmoid", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "TopK", "Transpose", "Trilu", "Unsqueeze", "Where",
     # Other backbones, heads and precisions, and common networks of other programs (operators.md).
     "AveragePool", "BatchNormalization", "ConvTranspose", "DequantizeLinear", "Erf", "Gemm", "GlobalAveragePool",
@@ -44,7 +45,7 @@ _LOOPS = dict.fromkeys(("If", "Loop", "Scan"), "unroll it into a fixed number of
 _VARYING = {
     "NonMaxSuppression": "export with --set nms=portable: the same boxes from plain operations",
     "NonZero": "use a mask of fixed shape, or TopK with a fixed K",
-    "RoiAlign": "leave regions to a second stage outside this graph",
+    "RoiAlign": "export with --target tensorrt or tensorrt-rtx: the same features from GridSample",
 }
 """Operators that TensorRT-RTX does not have, and the fix."""
 

@@ -241,6 +241,7 @@ class _ExportSource:
             source_hw=source_hw,
             num_channels=num_channels,
             embeddings=self.config.embeddings,
+            roi_hw=self.config.roi_features,
         )
         return detector.eval()
 

@@ -98,6 +98,8 @@ def export_module(model: Rpn, proposals: ProposalConfig, config: ExportConfig, h
         num_channels=config.num_channels,
         nms=config.resolved_nms,
         embeddings=config.embeddings,
+        roi_hw=config.roi_features,
+        roi_form=config.roi_form,
     )
     return detector.eval()
 
@@ -117,7 +119,11 @@ def export_detector(detector: Detector, config: ExportConfig) -> onnx.ModelProto
         opset=config.opset,
         is_dynamic=config.fixed_batch is None,
         input_names=["frames"],
-        output_names=["boxes", "scores", "count"] + ["embeddings"] * detector.embeddings,
+        output_names=[
+            *("boxes", "scores", "count"),
+            *(["embeddings"] if detector.embeddings else []),
+            *(["features"] if detector.roi_hw is not None else []),
+        ],
     )
     return proto
 
@@ -154,7 +160,10 @@ def export_program(
                 input_names=input_names,
                 output_names=output_names,
                 dynamic_shapes=({0: torch.export.Dim("N", min=1)},) if is_dynamic else None,
-                custom_translation_table={torch.ops.edgerpn.nms_keep.default: _nms_keep},
+                custom_translation_table={
+                    torch.ops.edgerpn.nms_keep.default: _nms_keep,
+                    torch.ops.edgerpn.roi_operator.default: _roi_operator,
+                },
                 external_data=False,
                 verbose=False,
             )
@@ -199,6 +208,25 @@ def _nms_keep(boxes: Any, scores: Any, iou_threshold: float, max_keep: int) -> A
     ones = op.Expand(op.Constant(value_float=1.0), op.Shape(index, start=0, end=1))
     best = op.ReduceMax(scores, op.Constant(value_ints=[1]), keepdims=0)
     return op.ScatterND(op.Mul(best, op.Constant(value_float=0.0)), index, ones)
+
+
+def _roi_operator(canvas: Any, places: Any, height: int, width: int) -> Any:
+    """ONNX form of `edgerpn.train.network.region_features.roi_operator`: RoiAlign, whose boxes lie in one list."""
+    batch, rows = op.Shape(places, start=0, end=1), op.Shape(places, start=1, end=2)
+    flat = op.Constant(value_ints=[-1])
+    numbers = op.Range(op.Constant(value_int=0), op.Squeeze(batch), op.Constant(value_int=1))
+    column = op.Unsqueeze(numbers, op.Constant(value_ints=[1]))
+    image = op.Reshape(op.Expand(column, op.Concat(batch, rows, axis=0)), flat)
+    pooled = op.RoiAlign(
+        canvas,
+        op.Reshape(places, op.Constant(value_ints=[-1, 4])),
+        image,
+        coordinate_transformation_mode="half_pixel",
+        output_height=height,
+        output_width=width,
+        sampling_ratio=2,
+    )
+    return op.Reshape(pooled, op.Concat(batch, rows, op.Shape(pooled, start=1), axis=0))
 
 
 @contextlib.contextmanager
@@ -255,7 +283,9 @@ def describe_graph(
         stage["nms_iterations"] = None
     packages = {"onnx": onnx.__version__, "onnxscript": onnxscript.__version__, "onnxruntime": onnxruntime.__version__}
     further = edgerpn.manifest.more_outputs(
-        proposals.num_proposals, embedding_channels=map_channels if config.embeddings else None
+        proposals.num_proposals,
+        embedding_shape=(map_channels,) if config.embeddings else None,
+        feature_shape=(map_channels, *config.roi_features) if config.roi_features else None,
     )
     return Manifest(
         schema=SCHEMA_MORE_OUTPUTS if further else SCHEMA,

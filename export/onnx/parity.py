@@ -163,14 +163,14 @@ class _ParityCounter:
         return agreement
 
     def add_cosines(self, cosines: npt.NDArray[np.float64]) -> None:
-        """Counts the cosines of the embeddings of matched proposals of one image."""
+        """Counts the cosines of the features of matched proposals of one image."""
         self._cosines.append(cosines)
 
     def report(self, num_images: int, batch_sizes: tuple[int, ...]) -> ParitySpec:
         """Returns the totals as a report.
 
         Raises:
-            ParityError: Too many proposals are at thresholds, or have other embeddings, for this to be rounding.
+            ParityError: Too many proposals are at thresholds, or have other features, for this to be rounding.
         """
         total = max(1, self.num_matched + self.num_boundary)
         if self.num_boundary / total > EXACT.max_unmatched_share:
@@ -182,7 +182,7 @@ class _ParityCounter:
         share = unlike_share(cosines, EXACT)
         if share > EXACT.max_unmatched_share:
             raise ParityError(
-                f"the embeddings of {share:.1%} of {len(cosines)} proposals differ between graph and PyTorch (cosine "
+                f"the features of {share:.1%} of {len(cosines)} proposals differ between graph and PyTorch (cosine "
                 f"below {EXACT.min_cosine}); expected at most {EXACT.max_unmatched_share:.0%}"
             )
         return ParitySpec(

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from edgerpn.errors import InputError
 from edgerpn.letterbox import Letterbox, letterbox
 from edgerpn.manifest import Manifest
-from edgerpn.proposals import Outputs, Proposals
+from edgerpn.proposals import DESCRIPTIONS, Outputs, Proposals
 from edgerpn.runtime.opencv import load_cv2
 
 
@@ -84,14 +84,14 @@ class Preprocessor:
         """
         count = int(outputs.count[row])
         boxes, scores = outputs.boxes[row, :count], outputs.scores[row, :count]
-        embeddings = None if outputs.embeddings is None else outputs.embeddings[row, :count]
+        described = {name: array[row, :count] for name, array in outputs.present.items() if name in DESCRIPTIONS}
         if self._resize is not None:
             boxes = _geometry(frame_hw, self._network_hw).to_frame(boxes)
             # A box inside the padding has no area once it is clipped to the frame.
             has_area = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
             if not has_area.all():
-                return Proposals(boxes, scores, embeddings)[has_area]
-        return Proposals(boxes, scores, embeddings)
+                return Proposals(boxes, scores, **described)[has_area]
+        return Proposals(boxes, scores, **described)
 
     def _buffer(self, num_channels: int) -> npt.NDArray[np.uint8]:
         """Returns a picture of the graph's size to be filled, the same one for each call of a thread."""

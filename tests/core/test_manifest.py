@@ -184,14 +184,15 @@ def test_outputs_may_have_other_names_but_are_at_least_three(artifact: Path) -> 
 
 
 def test_further_outputs_have_a_schema_of_their_own_and_roles_by_their_form(artifact: Path) -> None:
-    further = manifest.more_outputs(100, embedding_channels=48)
-    renamed = tuple(dataclasses.replace(spec, name="theirs") for spec in further)
+    further = manifest.more_outputs(100, embedding_shape=(48,), feature_shape=(48, 7, 5))
+    renamed = tuple(dataclasses.replace(spec, name=f"their_{spec.name}") for spec in further)
     outputs = (*manifest.standard_outputs(100), *renamed)
     manifest.write(example(schema=manifest.SCHEMA_MORE_OUTPUTS, outputs=outputs), artifact)
     found = manifest.read(artifact).outputs_by_role
-    assert list(found) == ["boxes", "scores", "count", "embeddings"]
-    assert found["embeddings"] == renamed[0]
+    assert list(found) == ["boxes", "scores", "count", "embeddings", "features"]
+    assert (found["embeddings"], found["features"]) == renamed
     assert found["embeddings"].shape == ("N", 100, 48)
+    assert found["features"].shape == ("N", 100, 48, 7, 5)
     for wrong in ((*outputs, *renamed), (*outputs[:3], dataclasses.replace(further[0], dtype="float16"))):
         with pytest.raises(ValueError, match="outputs: expected further ones like"):
             example(outputs=wrong)

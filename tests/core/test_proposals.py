@@ -30,10 +30,11 @@ def test_arrays_are_float32_copies_that_cannot_be_written() -> None:
         proposals.scores[0] = 3
 
 
-def test_embeddings_stay_beside_their_boxes(proposals: Proposals) -> None:
-    assert proposals.embeddings is None
+def test_embeddings_and_features_stay_beside_their_boxes(proposals: Proposals) -> None:
+    assert proposals.embeddings is proposals.features is None
     vectors = np.eye(3, dtype=np.float64)
-    described = Proposals(proposals.boxes, proposals.scores, vectors)  # type: ignore[arg-type]
+    maps = vectors.reshape(3, 3, 1, 1).repeat(2, axis=3)
+    described = Proposals(proposals.boxes, proposals.scores, vectors, maps)  # type: ignore[arg-type]
     vectors[:] = 7
     for part, rows in (
         (described[1], [1]),
@@ -44,6 +45,9 @@ def test_embeddings_stay_beside_their_boxes(proposals: Proposals) -> None:
         (list(described)[2], [2]),
     ):
         assert part.embeddings is not None
+        assert part.features is not None
+        assert part.features.shape == (len(rows), 3, 1, 2)
+        np.testing.assert_array_equal(part.features[..., 0, 1], part.embeddings)
         np.testing.assert_array_equal(part.embeddings, np.eye(3, dtype=np.float32)[rows])
     assert described.embeddings is not None
     with pytest.raises(ValueError, match="read-only"):

@@ -189,8 +189,10 @@ VARIANTS = {
     "portable-source": Variant("pyramid", ExportConfig(target="tensorrt", batch=1, source_hw=SOURCE_HW, **COUNTS)),
     "portable-bgrx": Variant("pyramid", ExportConfig(target="tensorrt-rtx", batch=1, channels="bgrx", **COUNTS)),
     "single-level": Variant("single-level", ExportConfig(target="tensorrt-rtx", batch="dynamic", **COUNTS)),
-    "described-standard": Variant("pyramid", ExportConfig(embeddings=True, **COUNTS)),
-    "described-portable": Variant("pyramid", ExportConfig(target="tensorrt-rtx", embeddings=True, **COUNTS)),
+    "described-standard": Variant("pyramid", ExportConfig(embeddings=True, roi_features=(3, 2), **COUNTS)),
+    "described-portable": Variant(
+        "pyramid", ExportConfig(target="tensorrt-rtx", embeddings=True, roi_features=(3, 2), **COUNTS)
+    ),
     "peaks-standard": Variant("peaks", ExportConfig(**PEAKS_CONFIG)),
     "peaks-portable": Variant("peaks", ExportConfig(target="tensorrt-rtx", batch="dynamic", **PEAKS_CONFIG)),
 }

@@ -402,10 +402,12 @@ def test_an_address_of_one_picture_gives_a_stream(model_path: Path) -> None:
     assert [result.image.shape for result in results] == [(48, 64, 3)] * 3
 
 
-def test_embeddings_come_with_their_boxes(make_model: MakeModel, tmp_path: Path, paint: Paint) -> None:
+def test_embeddings_and_features_come_with_their_boxes(make_model: MakeModel, tmp_path: Path, paint: Paint) -> None:
     with load(make_model(tmp_path, batch=None, is_described=True), threads=1) as model:
         for proposals in (model(paint(96, 160, count=3)), *model.batch([paint(96, 160, count=i) for i in (0, 2)])):
             assert proposals.embeddings is not None
+            assert proposals.features is not None
+            np.testing.assert_array_equal(proposals.features[..., 0, 0], proposals.embeddings)
             np.testing.assert_array_equal(proposals.embeddings, ANGLES[: len(proposals)])
     with load(make_model(tmp_path), threads=1) as model:
         assert model(paint(96, 160, count=3)).embeddings is None

@@ -188,15 +188,18 @@ def write_model(
     """Writes `bright.onnx` and what describes it.
 
     `graph_rows` other than K makes graph and manifest disagree. With `is_described` box i has the embedding
-    `ANGLES[i]`.
+    `ANGLES[i]`, and features of one row and one column with the same values.
     """
     manifest = make_manifest(batch=batch, source_hw=source_hw, color_order=color_order, is_described=is_described)
     graph = _bright_graph(batch, manifest.input.frame_shape, graph_rows)
     if is_described:
         graph.node.append(helper.make_node("Mul", ["is_valid_rows", "angles"], ["embeddings"]))
         graph.initializer.append(numpy_helper.from_array(ANGLES[None], "angles"))
+        graph.node.append(helper.make_node("Unsqueeze", ["embeddings", "cells"], ["features"]))
+        graph.initializer.append(numpy_helper.from_array(np.array([3, 4]), "cells"))
         shape = ["N" if batch is None else batch, graph_rows, 2]
-        graph.output.append(helper.make_tensor_value_info("embeddings", TensorProto.FLOAT, shape))
+        for name, sizes in (("embeddings", shape), ("features", [*shape, 1, 1])):
+            graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes))
     model = helper.make_model(
         graph,
         opset_imports=[helper.make_opsetid("", 17)],
@@ -246,7 +249,11 @@ def make_manifest(
     is_described: bool = False,
 ) -> Manifest:
     """The manifest of a `bright` model."""
-    further = manifests.more_outputs(NUM_PROPOSALS, embedding_channels=2 if is_described else None)
+    further = manifests.more_outputs(
+        NUM_PROPOSALS,
+        embedding_shape=(2,) if is_described else None,
+        feature_shape=(2, 1, 1) if is_described else None,
+    )
     return Manifest(
         schema=manifests.SCHEMA_MORE_OUTPUTS if further else manifests.SCHEMA,
         name="bright",

@@ -23,7 +23,7 @@ from edgerpn.train.network.anchors import grid_anchors
 from edgerpn.train.network.boxes import clip_boxes, row_xyxy
 from edgerpn.train.network.model import Rpn
 from edgerpn.train.network.proposal_stage import ProposalBatch, ProposalConfig, select_proposals
-from edgerpn.train.network.region_features import cell_embeddings
+from edgerpn.train.network.region_features import RoiForm, cell_embeddings, roi_align
 
 
 class Detector(nn.Module):
@@ -39,6 +39,8 @@ class Detector(nn.Module):
         num_channels: Literal[3, 4] = 3,
         nms: Literal["standard", "portable"] = "standard",
         embeddings: bool = False,
+        roi_hw: tuple[int, int] | None = None,
+        roi_form: RoiForm = "grid",
     ) -> None:
         """Wraps `model`, which the caller still owns.
 
@@ -51,6 +53,8 @@ class Detector(nn.Module):
             num_channels: 3 for BGR frames, 4 for BGRx, whose last channel is ignored.
             nms: Form of the NMS, see `edgerpn.train.network.proposal_stage.select_proposals`.
             embeddings: Whether the proposals come with the features of their cells.
+            roi_hw: Rows and columns of the features that each box is pooled to; None: none.
+            roi_form: Form of the pooling in an exported graph.
         """
         super().__init__()
         self.model = model
@@ -59,6 +63,8 @@ class Detector(nn.Module):
         self.frame_shape = (*(source_hw or network_hw), num_channels)
         self.nms: Literal["standard", "portable"] = nms
         self.embeddings = embeddings
+        self.roi_hw = roi_hw
+        self.roi_form: RoiForm = roi_form
         self.geometry: Letterbox | None = letterbox(source_hw, network_hw) if source_hw else None
         self.content_hw = self.geometry.content_hw if self.geometry else network_hw
         self.num_levels = len(model.config.anchors.strides_px)
@@ -85,11 +91,16 @@ class Detector(nn.Module):
 
     def _described(self, batch: ProposalBatch, maps: list[Tensor]) -> ProposalBatch:
         """Adds the features of the boxes, which are in pixels of the network's input."""
-        if batch.anchors is None:
-            return batch
-        num_per_cell = self.model.config.anchors.num_per_cell
-        embeddings = cell_embeddings(maps, batch.anchors, num_per_cell=num_per_cell)
-        return batch._replace(anchors=None, embeddings=embeddings)
+        anchors = self.model.config.anchors
+        if batch.anchors is not None:
+            embeddings = cell_embeddings(maps, batch.anchors, num_per_cell=anchors.num_per_cell)
+            batch = batch._replace(anchors=None, embeddings=embeddings)
+        if self.roi_hw is not None:
+            features = roi_align(maps, batch.boxes, anchors.strides_px, output_hw=self.roi_hw, form=self.roi_form)
+            # Proposals have an area, rows beyond the count do not.
+            is_box = (batch.boxes[..., 2] > batch.boxes[..., 0]).to(torch.float32)[..., None, None, None]
+            batch = batch._replace(features=features * is_box)
+        return batch
 
     def network_levels(self, frames_NHWC: Tensor) -> list[tuple[Tensor, Tensor]]:
         """(N, H, W, C) uint8 BGR frames to logits and deltas per level, the input of the proposal stage."""

@@ -85,6 +85,9 @@ class ProposalBatch(NamedTuple):
     not tracked."""
     embeddings: Tensor | None = None
     """(N, K, C) float32, of `edgerpn.train.network.region_features.cell_embeddings`; None: not computed."""
+    features: Tensor | None = None
+    """(N, K, C, h, w) float32 of `edgerpn.train.network.region_features.roi_align`, 0 beyond `count`; None: not
+    computed."""
 
 
 class Candidates(NamedTuple):

@@ -132,7 +132,7 @@ def test_a_graph_with_features_of_each_proposal_is_built_for_every_generation_of
 ) -> None:
     file = in_precision(exported("described-portable").file, precision, photo_files, tmp_path)
     result = build(file, tmp_path / "a.engine", precision, 1)
-    assert list(result.manifest.outputs_by_role) == ["boxes", "scores", "count", "embeddings"]
+    assert list(result.manifest.outputs_by_role) == ["boxes", "scores", "count", "embeddings", "features"]
 
 
 @pytest.mark.slow

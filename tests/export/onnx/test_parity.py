@@ -330,7 +330,7 @@ def test_the_reference_returns_the_cuts_of_its_levels(
     # The last box that soft NMS rescores: the last of a hundred when none is.
     rules = detector.proposals
     detector.proposals = dataclasses.replace(rules, num_proposals=rules.num_kept, soft_nms_iou=1.0)
-    (_, scores, count, _), hard_cuts = run_reference(detector, frame[None])
+    (_, scores, count, *_), hard_cuts = run_reference(detector, frame[None])
     assert count.tolist() == [100]
     assert cuts == [(*hard_cuts[0], pytest.approx(scores[0, -1]))] * 2
     cuts = hard_cuts

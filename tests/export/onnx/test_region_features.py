@@ -24,23 +24,25 @@ from edgerpn.train.checkpoint import load_model
 from edgerpn.train.network.anchors import grid_anchors
 from edgerpn.train.network.boxes import clip_boxes, decode_boxes
 from edgerpn.train.network.detector import Detector
+from tests.support.regions import pooled
 
 GetExport = Callable[[str], Any]
 DESCRIBED = ("described-standard", "described-portable")
 
 
 @pytest.mark.parametrize("name", DESCRIBED)
-def test_a_graph_with_embeddings_has_them_in_the_manifest_and_agrees_with_the_network(
+def test_a_graph_with_features_has_them_in_the_manifest_and_agrees_with_the_network(
     name: str, exported: GetExport
 ) -> None:
     made = exported(name)
     spec = manifest.read(made.file)
     assert spec.schema == manifest.SCHEMA_MORE_OUTPUTS
-    assert list(spec.outputs_by_role) == ["boxes", "scores", "count", "embeddings"]
+    assert list(spec.outputs_by_role) == ["boxes", "scores", "count", "embeddings", "features"]
+    assert spec.outputs_by_role["features"].shape == ("N", 50, 16, 3, 2)
     assert spec.outputs_by_role["embeddings"].shape == ("N", 50, 16)
     assert spec.parity is not None
     assert spec.parity.min_cosine is not None
-    assert "cosine of embeddings >=" in spec.parity.summary()
+    assert "cosine of features >=" in spec.parity.summary()
     plain = manifest.read(exported("standard").file)
     assert plain.schema == manifest.SCHEMA
     assert "min_cosine" not in plain.to_json()
@@ -74,36 +76,58 @@ def test_embeddings_are_the_features_of_the_cells_of_the_network(
         assert is_box.mean() > 0.9
 
 
+@pytest.mark.parametrize(
+    ("name", "operator"), [("described-standard", "RoiAlign"), ("described-portable", "GridSample")]
+)
+def test_features_of_both_forms_are_those_of_a_plain_roi_align(
+    name: str, operator: str, exported: GetExport, photo_files: list[Path]
+) -> None:
+    made = exported(name)
+    assert [node.op_type for node in onnx.load(made.file).graph.node].count(operator) == 1
+    model, checkpoint = load_model(made.checkpoint)
+    detector = Detector(model, checkpoint.settings.proposals, network_hw=made.network_hw).eval()
+    frame = network_frame(detector, photo_files[2])
+    found = OnnxRuntimeBackend(made.file, threads=1).infer(frame[None])
+    assert found.features is not None
+    with torch.inference_mode():
+        maps = [level[0].numpy() for level in model.maps(detector._to_network(torch.from_numpy(frame[None])))]
+    count = int(found.count[0])
+    assert not found.features[0, count:].any()
+    for row in range(0, count, 5):
+        expected = pooled(maps, found.boxes[0, row], model.config.anchors.strides_px, (3, 2))
+        np.testing.assert_allclose(found.features[0, row], expected, atol=1e-4)
+
+
 def test_a_graph_of_plain_operations_with_features_suits_every_target(exported: GetExport) -> None:
     made = exported("described-portable")
     for target in TARGETS:
         assert find_violations(made.file, target) == ()
 
 
-def test_half_precision_keeps_the_direction_of_embeddings(exported: GetExport, photo_files: list[Path]) -> None:
-    made = exported("described-standard")
-    proto = onnx.load(made.file)
+def test_features_stay_float32_in_half_precision(exported: GetExport) -> None:
+    proto = onnx.load(exported("described-standard").file)
     half = to_half(proto, find_network(proto).nodes())
-    assert [output.name for output in half.graph.output] == ["boxes", "scores", "count", "embeddings"]
-    assert half.graph.output[3].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    assert [output.name for output in half.graph.output] == ["boxes", "scores", "count", "embeddings", "features"]
+    assert {output.type.tensor_type.elem_type for output in half.graph.output[3:]} == {onnx.TensorProto.FLOAT}
 
 
-def test_parity_refuses_embeddings_that_differ() -> None:
+def test_parity_refuses_features_that_differ() -> None:
     counter = _ParityCounter(ProposalThresholds(capacity=10, nms_iou=0.7))
     counter.add_cosines(np.array([1.0] * 98 + [0.5] * 2))
     assert counter.report(1, (1,)).min_cosine == 0.5
     counter.add_cosines(np.array([0.99]))
-    with pytest.raises(ParityError, match=r"embeddings of 3\.0% of 101 proposals differ .* expected at most 2%"):
+    with pytest.raises(ParityError, match=r"features of 3\.0% of 101 proposals differ .* expected at most 2%"):
         counter.report(1, (1,))
 
 
-def test_golden_frames_hold_embeddings_and_refuse_others(exported: GetExport) -> None:
+def test_golden_frames_hold_features_and_refuse_others(exported: GetExport) -> None:
     made = exported("described-standard")
     spec = manifest.read(made.file)
     expected = golden.read(made.file, spec)
     assert expected.embeddings is not None
     assert expected.embeddings.shape == (2, 50, 16)
     golden.compare(expected, expected.outputs, spec, where="here")
-    rolled = expected.outputs._replace(embeddings=np.roll(expected.embeddings, 1, axis=1))
-    with pytest.raises(SelfTestError, match=r"here: golden frame 0: the embeddings of \d+% of the proposals differ"):
-        golden.compare(expected, rolled, spec, where="here")
+    for role in ("embeddings", "features"):
+        rolled = expected.outputs._replace(**{role: np.roll(getattr(expected, role), 1, axis=1)})
+        with pytest.raises(SelfTestError, match=r"here: golden frame 0: the features of \d+% of the proposals differ"):
+            golden.compare(expected, rolled, spec, where="here")

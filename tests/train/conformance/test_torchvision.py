@@ -17,6 +17,7 @@ from edgerpn.train.learning.loss import LossConfig, rpn_losses
 from edgerpn.train.network.anchors import grid_anchors
 from edgerpn.train.network.boxes import decode_boxes, encode_boxes, pairwise_iou
 from edgerpn.train.network.proposal_stage import select_proposals
+from edgerpn.train.network.region_features import roi_align
 
 try:
     torchvision: Any = importlib.import_module("torchvision")
@@ -152,3 +153,21 @@ def test_selection_is_torchvisions_from_the_same_boxes(name: str, score_threshol
     assert count == len(boxes) > 100
     torch.testing.assert_close(batch.scores[0, :count], scores, rtol=0, atol=1e-6)
     torch.testing.assert_close(batch.boxes[0, :count], boxes, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("strides", [(8, 16, 32, 64), (4, 8)])
+def test_features_of_regions_are_those_of_torchvision(strides: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    maps = [torch.randn(2, 4, HW[0] // stride, HW[1] // stride) for stride in strides]
+    boxes = torch.stack([random_boxes(30, seed).clamp(max=HW[0]) for seed in (0, 1)])
+    boxes[:, 0] = torch.tensor([0.0, 0.0, HW[1], HW[0]])
+    ours = roi_align(maps, boxes, strides, output_hw=(7, 5))
+    mapper = torchvision.ops.poolers.initLevelMapper(int(math.log2(strides[0])), int(math.log2(strides[-1])))
+    levels = mapper(list(boxes)).reshape(2, -1)
+    assert len(levels.unique()) == 2
+    for number, (level, stride) in enumerate(zip(maps, strides, strict=True)):
+        for image in range(2):
+            chosen = levels[image] == number
+            rois = [boxes[image, chosen]]
+            theirs = torchvision.ops.roi_align(level[image : image + 1], rois, (7, 5), 1 / stride, 2, aligned=True)
+            torch.testing.assert_close(ours[image, chosen], theirs, atol=1e-4, rtol=0)

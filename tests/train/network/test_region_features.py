@@ -12,7 +12,8 @@ from torch import Tensor
 from edgerpn.train.network.anchors import AnchorConfig, grid_anchors
 from edgerpn.train.network.boxes import clip_boxes, decode_boxes
 from edgerpn.train.network.proposal_stage import ProposalConfig, select_proposals
-from edgerpn.train.network.region_features import cell_embeddings
+from edgerpn.train.network.region_features import RoiForm, cell_embeddings, roi_align
+from tests.support.regions import chosen_level, pooled
 
 HW = (64, 96)
 ANCHORS = grid_anchors(AnchorConfig(strides_px=(8, 16), sizes_px=((20.0,), (40.0,))), HW)
@@ -74,3 +75,59 @@ def test_every_anchor_finds_its_cell(num_per_cell: int) -> None:
     anchors = torch.arange(num_cells * num_per_cell)[None]
     found = cell_embeddings([numbers], anchors, num_per_cell=num_per_cell)[0]
     np.testing.assert_allclose(found[:, 0] / found[:, 1], np.arange(num_cells).repeat(num_per_cell) + 1, rtol=1e-6)
+
+
+FORMS_OF_ROI: tuple[RoiForm, ...] = ("grid", "operator")
+IMAGE_HW = (256, 320)
+
+
+def regions(strides: tuple[int, ...]) -> tuple[list[Tensor], Tensor]:
+    """Maps of two images, and boxes of many sizes, some of which touch the borders."""
+    torch.manual_seed(0)
+    maps = [torch.randn(2, 3, -(-IMAGE_HW[0] // stride), -(-IMAGE_HW[1] // stride)) for stride in strides]
+    limit = torch.tensor([IMAGE_HW[1], IMAGE_HW[0]] * 2, dtype=torch.float32)
+    centers, sizes = torch.rand(2, 12, 2) * limit[:2], torch.exp(torch.rand(2, 12, 2) * 4 + 1)
+    boxes = torch.minimum(torch.cat([centers - sizes / 2, centers + sizes / 2], dim=-1).clamp(min=0), limit)
+    boxes[:, 0] = torch.tensor([0.0, 0, *limit[2:]])
+    boxes[:, 1] = torch.tensor([0.0, 0, 0.5, 0.25])
+    boxes[:, 3] = torch.tensor([60.0, 50, 190, 180])
+    boxes[:, 2] = torch.tensor([limit[0] - 1.5, limit[1] - 40, *limit[2:]])
+    return maps, boxes
+
+
+@pytest.mark.parametrize("form", FORMS_OF_ROI)
+@pytest.mark.parametrize(("strides", "num_chosen"), [((2, 4, 8, 16), 4), ((8,), 1), ((4, 16), 2), ((8, 16, 32, 64), 2)])
+def test_roi_align_gives_the_values_of_its_definition(form: RoiForm, strides: tuple[int, ...], num_chosen: int) -> None:
+    maps, boxes = regions(strides)
+    found = roi_align(maps, boxes, strides, output_hw=(3, 2), form=form).numpy()
+    assert found.shape == (2, 12, 3, 3, 2)
+    levels = set()
+    for image in range(2):
+        own_maps = [level[image].numpy() for level in maps]
+        for row, box in enumerate(boxes[image].numpy()):
+            levels.add(chosen_level(box, strides))
+            np.testing.assert_allclose(found[image, row], pooled(own_maps, box, strides, (3, 2)), atol=1e-4)
+    assert len(levels) == num_chosen
+
+
+@pytest.mark.parametrize(
+    ("side", "stride"), [(223.0, 8), (224, 16), (447, 16), (448, 32), (895, 32), (896, 64), (9, 8)]
+)
+def test_the_size_of_a_box_chooses_its_level(side: float, stride: int) -> None:
+    strides = (8, 16, 32, 64)
+    maps = [torch.full((1, 1, 1024 // own, 1024 // own), float(own)) for own in strides]
+    found = roi_align(maps, torch.tensor([[[10.0, 20, 10 + side, 20 + side]]]), strides, output_hw=(7, 7))
+    torch.testing.assert_close(found, torch.full((1, 1, 1, 7, 7), float(stride)))
+
+
+def test_roi_align_trains_the_maps_and_not_the_boxes() -> None:
+    maps, boxes = regions((2, 4))
+    maps = [level.double().requires_grad_() for level in maps]
+    boxes.requires_grad_()
+    weights = torch.randn(2, 12, 3, 2, 2)
+    loss = (roi_align(maps, boxes, (2, 4), output_hw=(2, 2)) * weights).sum()
+    loss.backward()
+    assert boxes.grad is None
+    # The function is linear in the maps: the gradient times the maps is the value.
+    total = sum(float((level.grad * level.detach()).sum()) for level in maps if level.grad is not None)
+    assert total == pytest.approx(float(loss.detach()), rel=1e-3)
