@@ -64,15 +64,16 @@ def load(
     return config
 
 
-def from_dict(cls: type[Config], values: Mapping[str, Any], *, source: str) -> Config:
+def from_dict(cls: type[Config], values: Mapping[str, Any], *, source: str, base: Config | None = None) -> Config:
     """Builds `cls` from nested `values` (as `to_dict` returns them), naming `source` in errors.
 
-    JSON has null for values that TOML leaves out: a null means the default where the field does not accept None.
+    Other values are those of `base`, or the defaults. JSON has null for values that TOML leaves out: a null means the
+    same as a missing key where the field does not accept None.
 
     Raises:
         ConfigError: A key is unknown, or a value has the wrong type or range.
     """
-    return _build(cls, values, source)
+    return _build(cls, values, source, base)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -293,6 +294,9 @@ def _toml_text(value: Any) -> str:
     if isinstance(value, str):
         # TOML has no surrogate pairs and wants DEL escaped; otherwise its strings are JSON's.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if dataclasses.is_dataclass(value):
+        items = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
+        return "{" + ", ".join(f"{name} = {_toml_text(item)}" for name, item in items if item is not None) + "}"
     return repr(value)
 
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from edgerpn.proposals import Proposals
 from edgerpn.runtime.frame import Result, Track
 from edgerpn.runtime.opencv import load_cv2
+from edgerpn.runtime.zones import ZoneMap
 
 DEFAULT_TOP = 20
 """Default maximum number of boxes drawn."""
@@ -35,6 +36,8 @@ FADE_RANK = 20
 _WEAK_BGR = np.array([20.0, 95.0, 175.0])
 _STRONG_BGR = np.array([70.0, 225.0, 255.0])
 _INK_BGR = (0, 20, 35)
+_ZONE_BGR = (255, 200, 60)
+_MASK_BGR = (190, 190, 190)
 _GOLDEN_RATIO = 0.618034
 
 Image = npt.NDArray[np.uint8]
@@ -42,54 +45,63 @@ Rectangle = tuple[int, int, int, int]
 
 
 def draw_proposals(
-    image: Image, proposals: Proposals, *, top: int = DEFAULT_TOP, nms_iou: float = DEFAULT_NMS_IOU
+    image: Image,
+    proposals: Proposals,
+    *,
+    top: int = DEFAULT_TOP,
+    nms_iou: float = DEFAULT_NMS_IOU,
+    zone_map: ZoneMap | None = None,
 ) -> Image:
-    """Draws the best proposals on a copy of `image`.
+    """Draws the best proposals on a copy of `image`, over the outlines of zones and masks.
 
     Args:
         image: (H, W, 3) uint8 BGR; not changed.
         proposals: Boxes in pixels of `image`, best first.
         top: Maximum number of boxes drawn.
         nms_iou: Boxes with a larger IoU with a better drawn one are not drawn; 1: all are.
+        zone_map: Zones and masks of the source; None: none.
 
     Returns:
         (H, W, 3) uint8 BGR, a new array.
     """
     canvas = np.array(image)
+    unit = max(1, round(min(canvas.shape[:2]) / 360))
+    _draw_outlines(canvas, zone_map, unit)
     shown = proposals.nms(nms_iou, limit=top)
-    if not len(shown):
-        return canvas
     corners = _pixel_corners(shown, canvas)
     strengths = box_strengths(shown.scores)
-    unit = max(1, round(min(canvas.shape[:2]) / 360))
     for corner, strength in zip(corners[::-1], strengths[::-1].tolist(), strict=True):
         _draw_box(canvas, corner, strength, unit)
-    taken: list[Rectangle] = []
+    taken = _draw_names(canvas, zone_map, unit)
     for corner, score, strength in zip(corners[:NUM_LABELS], shown.scores.tolist(), strengths.tolist(), strict=False):
-        _draw_label(canvas, corner, f"{score:.2f}", score_color(strength), unit, taken)
+        _draw_label(canvas, corner[:2], f"{score:.2f}", score_color(strength), unit, taken)
     return canvas
 
 
-def draw_tracks(image: Image, proposals: Proposals, tracks: Sequence[Track]) -> Image:
-    """Draws tracks on a copy of `image`; arguments as `confirmed_tracks` returns them.
+def draw_tracks(
+    image: Image, proposals: Proposals, tracks: Sequence[Track], *, zone_map: ZoneMap | None = None
+) -> Image:
+    """Draws tracks on a copy of `image`; proposals and tracks as `confirmed_tracks` returns them.
 
     Args:
         image: (H, W, 3) uint8 BGR; not changed.
         proposals: A box for each track, in pixels of `image`.
         tracks: As many.
+        zone_map: Zones and masks of the source; None: none.
 
     Returns:
         (H, W, 3) uint8 BGR, a new array.
     """
     canvas = np.array(image)
     unit = max(1, round(min(canvas.shape[:2]) / 360))
-    taken: list[Rectangle] = []
+    _draw_outlines(canvas, zone_map, unit)
     corners = _pixel_corners(proposals, canvas)
     for corner, track in zip(corners, tracks, strict=True):
         _blend_frame(canvas, corner, 4 * unit, _INK_BGR, 0.45)
         _blend_frame(canvas, corner, 2 * unit, track_color(track.track_id), 1.0)
+    taken = _draw_names(canvas, zone_map, unit)
     for corner, track in zip(corners, tracks, strict=True):
-        _draw_label(canvas, corner, str(track.track_id), track_color(track.track_id), unit, taken)
+        _draw_label(canvas, corner[:2], str(track.track_id), track_color(track.track_id), unit, taken)
     return canvas
 
 
@@ -120,9 +132,10 @@ class Painter:
         return last[1]
 
     def _draw(self, result: Result) -> Image:
+        image, proposals, zone_map = result.image, result.proposals, result.zone_map
         if result.tracks is None:
-            return draw_proposals(result.image, result.proposals, top=self._top, nms_iou=self._nms_iou)
-        return draw_tracks(result.image, *confirmed_tracks(result.proposals, result.tracks, top=self._top))
+            return draw_proposals(image, proposals, top=self._top, nms_iou=self._nms_iou, zone_map=zone_map)
+        return draw_tracks(image, *confirmed_tracks(proposals, result.tracks, top=self._top), zone_map=zone_map)
 
 
 def track_color(track_id: int) -> tuple[int, int, int]:
@@ -149,6 +162,35 @@ def _pixel_corners(proposals: Proposals, canvas: Image) -> list[Rectangle]:
     limit = np.array([width - 1, height - 1, width - 1, height - 1])
     rows = np.clip(np.nan_to_num(proposals.boxes).round(), 0, limit).astype(int).tolist()
     return [(x1, y1, x2, y2) for x1, y1, x2, y2 in rows]
+
+
+def _draw_outlines(canvas: Image, zone_map: ZoneMap | None, unit: int) -> None:
+    """Draws the outlines of masks in grey, and those of zones in blue."""
+    if zone_map is None:
+        return
+    cv2 = load_cv2()
+    for outlines, color_bgr in ((zone_map.mask_outlines, _MASK_BGR), (zone_map.outlines, _ZONE_BGR)):
+        corners = [_pixels(outline, canvas) for outline in outlines]
+        # A dark rim, as for boxes.
+        cv2.polylines(canvas, corners, True, _INK_BGR, 3 * unit, cv2.LINE_AA)
+        cv2.polylines(canvas, corners, True, color_bgr, unit, cv2.LINE_AA)
+
+
+def _draw_names(canvas: Image, zone_map: ZoneMap | None, unit: int) -> list[Rectangle]:
+    """Writes the name of each zone at its topmost point, and returns the places that are taken now."""
+    taken: list[Rectangle] = []
+    if zone_map is None:
+        return taken
+    for name, outline in zip(zone_map.names, zone_map.outlines, strict=True):
+        x, y = _pixels(outline[[outline[:, 1].argmin()]], canvas)[0].tolist()
+        # OpenCV's fonts have ASCII only.
+        _draw_label(canvas, (x, y), name.encode("ascii", "replace").decode(), _ZONE_BGR, unit, taken)
+    return taken
+
+
+def _pixels(points: npt.NDArray[np.float64], canvas: Image) -> npt.NDArray[np.int32]:
+    """Returns the pixels (P, 2) of points (P, 2) that are shares of the picture."""
+    return (points * (canvas.shape[1] - 1, canvas.shape[0] - 1)).round().astype(np.int32)
 
 
 def _draw_box(canvas: Image, corner: Rectangle, strength: float, unit: int) -> None:
@@ -183,16 +225,21 @@ def _blend_frame(
 
 
 def _draw_label(
-    canvas: Image, corner: Rectangle, text: str, color_bgr: tuple[int, int, int], unit: int, taken: list[Rectangle]
+    canvas: Image,
+    corner: tuple[int, int],
+    text: str,
+    color_bgr: tuple[int, int, int],
+    unit: int,
+    taken: list[Rectangle],
 ) -> None:
-    """Writes `text` at a corner of the box, unless it would cover another label."""
+    """Writes `text` above a corner, unless it would cover another label."""
     cv2 = load_cv2()
     font, scale, pad = cv2.FONT_HERSHEY_SIMPLEX, 0.4 * unit, 2 * unit
     (text_w, text_h), _ = cv2.getTextSize(text, font, scale, unit)
     height, width = canvas.shape[:2]
     label_w, label_h = text_w + 2 * pad, text_h + 2 * pad
     x = max(0, min(corner[0], width - label_w))
-    # Above the box, or inside it at the top of the picture.
+    # Above the corner, or below it at the top of the picture.
     y = corner[1] - label_h if corner[1] >= label_h else corner[1]
     place = (x, y, x + label_w, y + label_h)
     if y + label_h > height or any(_overlap(place, other) for other in taken):

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from edgerpn.proposals import Proposals
 from edgerpn.runtime.opencv import load_cv2
+from edgerpn.runtime.zones import ZoneMap
 
 EventKind = Literal[
     "started",
@@ -175,6 +176,8 @@ class Event:
     """appeared, left, stationary: the track at its last sight."""
     box_xyxy: tuple[float, float, float, float] | None = None
     """appeared, left, stationary: the proposal of that sight, pixels of the frame."""
+    zones: tuple[str, ...] = ()
+    """appeared, left, stationary: names of the zones in which that proposal stands."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -190,6 +193,8 @@ class Result:
     held the frame back on its way to us) and wait (until the model took it)."""
     age_ms: float | None = None
     """Age of the frame at emission, milliseconds; None: not emitted yet."""
+    zone_map: ZoneMap | None = None
+    """Zones and masks of the source; the proposals hold no masked ones. None: the source has neither."""
     tracks: tuple[Track | None, ...] | None = None
     """The track of each proposal, None for one that belongs to none; None: the run follows no objects."""
 
@@ -202,6 +207,13 @@ class Result:
     def image(self) -> npt.NDArray[np.uint8]:
         """The frame's picture, (H, W, 3) uint8 BGR; see `Frame.bgr`."""
         return self.frame.bgr
+
+    @property
+    def zones(self) -> tuple[tuple[str, ...], ...] | None:
+        """Names of the zones in which each proposal stands, computed at each access; None: the source has no zones."""
+        if self.zone_map is None or not self.zone_map.names:
+            return None
+        return self.zone_map.zones_of(self.proposals.boxes, self.frame.image.shape[:2])
 
 
 class Source(Protocol):

@@ -154,18 +154,10 @@ def _free_name(source: str, named: Mapping[str, Any]) -> str:
 
 
 def _source(base: SourceConfig, table: Any, where: str) -> SourceConfig:
-    """Returns `base` with the values of a TOML table; as overrides, because these keep the other values."""
+    """Returns `base` with the values of a TOML table."""
     if not isinstance(table, dict):
         raise ConfigError([f"expected a table of settings, got {table!r}"], source=where)
-    try:
-        # JSON's strings, numbers and lists are TOML's, except for surrogate pairs.
-        overrides = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in table.items()]
-    except TypeError as error:
-        raise ConfigError([f"a value of a type that no setting has: {error}"], source=where) from error
-    try:
-        return settings.load(SourceConfig, base=base, overrides=overrides)
-    except ConfigError as error:
-        raise ConfigError(error.problems, source=where) from error
+    return settings.from_dict(SourceConfig, table, source=where, base=base)
 
 
 def _split(overrides: Sequence[str], named: Mapping[str, Any]) -> tuple[list[str], list[str], dict[str, list[str]]]:

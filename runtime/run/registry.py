@@ -15,15 +15,21 @@ from edgerpn.runtime.sources.capture import Capture
 from edgerpn.runtime.sources.capture_config import CaptureConfig
 from edgerpn.runtime.sources.file_sources import ImageSource, open_source
 from edgerpn.runtime.sources.group import CaptureGroup
+from edgerpn.runtime.zones import ZoneMap
 
 
 class _Entry:
     """One source."""
 
     def __init__(self, settings: SourceConfig, capture: Capture) -> None:
-        self.settings = settings
+        self.change(settings)
         self.capture = capture
         self.counts = SourceCounts()
+
+    def change(self, settings: SourceConfig) -> None:
+        """Takes over settings with the same capture."""
+        self.settings = settings
+        self.zone_map = settings.zone_map
 
 
 class SourceRegistry:
@@ -108,6 +114,11 @@ class SourceRegistry:
         entry = self._entries.get(name)
         return entry.settings if entry is not None else None
 
+    def zone_map_of(self, name: str) -> ZoneMap | None:
+        """Returns the present zones and masks of a source; None: there are none."""
+        entry = self._entries.get(name)
+        return entry.zone_map if entry is not None else None
+
     def is_live(self, name: str) -> bool:
         """Whether a source continues when the run does not read it; False for a removed one."""
         settings = self.settings_of(name)
@@ -167,7 +178,7 @@ class SourceRegistry:
                 self.remove(name)
                 ended.append(name)
             else:
-                entry.settings = wanted[name]
+                entry.change(wanted[name])
         for name, settings in wanted.items():
             if name not in self._entries:
                 self.add(settings)

@@ -236,7 +236,10 @@ class StreamRunner:
             return event
         min_score = self._registry.min_score
         proposals = item.proposals.above(min_score) if min_score > 0 else item.proposals
-        result = dataclasses.replace(item, proposals=proposals, age_ms=age_ms)
+        zone_map = self._registry.zone_map_of(item.frame.source)
+        if zone_map is not None:
+            proposals = zone_map.unmasked(proposals, item.frame.image.shape[:2])
+        result = dataclasses.replace(item, proposals=proposals, zone_map=zone_map, age_ms=age_ms)
         self._registry.count(result)
         if self._results_left is not None:
             self._results_left -= 1

@@ -10,6 +10,7 @@ from edgerpn.runtime.backends.contract import EngineConfig
 from edgerpn.runtime.run.http_config import HttpConfig
 from edgerpn.runtime.sources.capture_config import CaptureConfig
 from edgerpn.runtime.tracking.config import TrackConfig
+from edgerpn.runtime.zones import Outline, ZoneConfig, ZoneMap, check_areas
 
 MAX_SOURCES = 100
 """Sources of one run at most: each live one has a process, each file a thread."""
@@ -17,11 +18,21 @@ MAX_SOURCES = 100
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceConfig(CaptureConfig):
-    """One source of a run: its capture, and the largest age of its results."""
+    """One source of a run: its capture, the largest age of its results, and the parts of its picture."""
 
     max_age_ms: float = 2000.0
     """Age at emission above which a frame of a live source becomes an event `stale` instead of a result, milliseconds;
     0: no limit. Images and video files have no limit."""
+    zones: tuple[ZoneConfig, ...] = ()
+    """Parts of the picture with names, tables of `name`, `points` and `anchor`: records name the zones in which each
+    proposal stands."""
+    masks: tuple[Outline, ...] = ()
+    """Outlines of parts of the picture without proposals."""
+    mask_share: float = 0.5
+    """Share of its area in one mask from which a proposal is left out, above 0, to 1."""
+    zones_wh: tuple[int, int] | None = None
+    """Width and height of the frame in whose pixels the points of zones and masks are; None: the points are shares of
+    the frame, 0 to 1. Frames may have any size in both cases."""
 
     def __post_init__(self) -> None:
         # By name: a dataclass with slots is a second class, and super() without arguments knows the first only.
@@ -29,6 +40,10 @@ class SourceConfig(CaptureConfig):
         check_setting(
             math.isfinite(self.max_age_ms) and self.max_age_ms >= 0, "max_age_ms", "0 or more", self.max_age_ms
         )
+        check_setting(0 < self.mask_share <= 1, "mask_share", "above 0, to 1", self.mask_share)
+        is_size = self.zones_wh is None or (len(self.zones_wh) == 2 and min(self.zones_wh) > 0)
+        check_setting(is_size, "zones_wh", "two positive sizes", self.zones_wh)
+        check_areas(self.zones, self.masks, self.zones_wh)
 
     @property
     def is_live(self) -> bool:
@@ -47,6 +62,13 @@ class SourceConfig(CaptureConfig):
     def capture(self) -> CaptureConfig:
         """The settings of its capture process."""
         return CaptureConfig(**{item.name: getattr(self, item.name) for item in fields(CaptureConfig)})
+
+    @property
+    def zone_map(self) -> ZoneMap | None:
+        """The zones and masks, ready for frames; a new object each time. None: there are none."""
+        if not (self.zones or self.masks):
+            return None
+        return ZoneMap(self.zones, self.masks, mask_share=self.mask_share, size_wh=self.zones_wh)
 
     @property
     def age_limit_ms(self) -> float:

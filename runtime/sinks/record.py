@@ -12,14 +12,13 @@
      "fix": "Check the port, and whether the camera's server is enabled.", "attempt": 2, "delay_s": 1.8}
 
 Boxes are in pixels of the frame, rounded to 0.01; scores to 0.0001. With `embeddings` a text for each proposal follows:
-its embedding as base64 of little-endian float32. Only records of images have `path`, and only those of a run with
-tracks have `tracks`, one for each proposal; an event has only the fields that apply to it. `record.schema.json` beside
-this file is the JSON Schema of both.
+its embedding as base64 of little-endian float32. Only records of images have `path`, only those of sources with zones
+`zones`, and only those of a run with tracks `tracks`, one entry for each proposal; an event has only the fields that
+apply to it. `record.schema.json` beside this file is the JSON Schema of both.
 """
 
 from __future__ import annotations
 
-import base64
 import json
 import time
 from datetime import datetime, timezone
@@ -55,8 +54,13 @@ def frame_record(result: Result, *, has_embeddings: bool = False) -> dict[str, A
         "proposals": proposal_rows(result.proposals),
     }
     if has_embeddings and result.proposals.embeddings is not None:
+        import base64  # late: most runs do not write embeddings
+
         rows = result.proposals.embeddings.astype("<f4")
         record["embeddings"] = [base64.b64encode(row.tobytes()).decode("ascii") for row in rows]
+    zones = result.zones
+    if zones is not None:
+        record["zones"] = zones
     if result.tracks is not None:
         record["tracks"] = [track and track_fields(track) for track in result.tracks]
     if frame.path is not None:
@@ -105,6 +109,8 @@ def event_record(event: Event) -> dict[str, Any]:
         record["track"] = track_fields(event.track)
     if event.box_xyxy is not None:
         record["box"] = [round(value, 2) for value in event.box_xyxy]
+    if event.zones:
+        record["zones"] = event.zones
     if event.path is not None:
         record["path"] = str(event.path)
     return record

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from edgerpn.runtime.frame import Event, Frame, Reason, Result
 from edgerpn.runtime.tracking.config import TrackConfig
 from edgerpn.runtime.tracking.tracker import Moment, TrackChange, Tracker
+from edgerpn.runtime.zones import ZoneMap
 
 IMAGE_S = 0.04
 """Seconds between two images of a folder."""
@@ -25,9 +26,34 @@ _LATE_S = 2.0
 
 @dataclass(slots=True, eq=False)
 class _Source:
+    name: str
     tracker: Tracker
-    size_hw: tuple[int, ...]
+    size_hw: tuple[int, int]
     last_s: float = 0.0
+    zone_map: ZoneMap | None = None
+
+    def events(self, changes: Iterable[TrackChange], reason: Reason = "none") -> list[Event]:
+        return [self._event(change, reason) for change in changes]
+
+    def _event(self, change: TrackChange, reason: Reason) -> Event:
+        track = change.track
+        texts = {
+            "appeared": "appeared",
+            "stationary": f"stands still for {track.dwell_s:.1f} s",
+            "left": f"left after {track.age_s:.1f} s",
+        }
+        x1, y1, x2, y2 = change.box_xyxy.tolist()
+        return Event(
+            kind=change.kind,
+            source=self.name,
+            message=f"{self.name}: track {track.track_id} {texts[change.kind]}",
+            happened_at=change.seen.captured_at,
+            reason=reason,
+            frame=change.seen.frame,
+            track=track,
+            box_xyxy=(x1, y1, x2, y2),
+            zones=self.zone_map.zones_of(change.box_xyxy[None], self.size_hw)[0] if self.zone_map is not None else (),
+        )
 
 
 class RunTracker:
@@ -47,30 +73,30 @@ class RunTracker:
     def follow(self, result: Result) -> tuple[Result, list[Event]]:
         """Returns the result with its tracks, and the events that belong before it."""
         frame = result.frame
-        size_hw = frame.image.shape[:2]
+        size_hw = (frame.image.shape[0], frame.image.shape[1])
         source = self._sources.get(frame.source)
         if source is None:
-            source = self._sources[frame.source] = _Source(Tracker(self._config), size_hw)
+            source = self._sources[frame.source] = _Source(frame.source, Tracker(self._config), size_hw)
         events: list[Event] = []
         if size_hw != source.size_hw:
             # Nothing is where it was.
-            events += _events(frame.source, source.tracker.end(), "resized")
+            events += source.events(source.tracker.end(), "resized")
             source.size_hw = size_hw
-        source.last_s = frame.monotonic_s
+        source.last_s, source.zone_map = frame.monotonic_s, result.zone_map
         moment = Moment(self._time_s(frame), frame.index, frame.captured_at)
         tracks, changes = source.tracker.follow(result.proposals, moment)
-        return dataclasses.replace(result, tracks=tracks), events + _events(frame.source, changes)
+        return dataclasses.replace(result, tracks=tracks), events + source.events(changes)
 
     def expire(self, now_s: float) -> list[Event]:
         """Ends the tracks of live sources that give no frames; `now_s` is `time.monotonic()`."""
         due_s = now_s - self._config.buffer_s - _LATE_S
-        silent = [name for name, source in self._sources.items() if source.last_s < due_s and self._is_live(name)]
-        return [event for name in silent for event in _events(name, self._sources[name].tracker.end(), "silence")]
+        silent = [source for source in self._sources.values() if source.last_s < due_s and self._is_live(source.name)]
+        return [event for source in silent for event in source.events(source.tracker.end(), "silence")]
 
     def end(self, name: str, reason: Reason) -> list[Event]:
         """Ends a source; its numbers begin again if another one comes under its name."""
         source = self._sources.pop(name, None)
-        return [] if source is None else _events(name, source.tracker.end(), reason)
+        return [] if source is None else source.events(source.tracker.end(), reason)
 
     def end_all(self) -> list[Event]:
         """Ends all sources, as the run ends."""
@@ -80,27 +106,3 @@ class RunTracker:
         if self._is_live(frame.source):
             return frame.monotonic_s - (frame.lag_ms or 0.0) / 1e3
         return frame.index * IMAGE_S if frame.media_time_s is None else frame.media_time_s
-
-
-def _events(source: str, changes: Iterable[TrackChange], reason: Reason = "none") -> list[Event]:
-    return [_event(source, change, reason) for change in changes]
-
-
-def _event(source: str, change: TrackChange, reason: Reason) -> Event:
-    track = change.track
-    texts = {
-        "appeared": "appeared",
-        "stationary": f"stands still for {track.dwell_s:.1f} s",
-        "left": f"left after {track.age_s:.1f} s",
-    }
-    x1, y1, x2, y2 = change.box_xyxy.tolist()
-    return Event(
-        kind=change.kind,
-        source=source,
-        message=f"{source}: track {track.track_id} {texts[change.kind]}",
-        happened_at=change.seen.captured_at,
-        reason=reason,
-        frame=change.seen.frame,
-        track=track,
-        box_xyxy=(x1, y1, x2, y2),
-    )

@@ -13,6 +13,7 @@ from edgerpn.proposals import Proposals
 from edgerpn.runtime.draw import DEFAULT_NMS_IOU, DEFAULT_TOP, confirmed_tracks, draw_proposals, draw_tracks
 from edgerpn.runtime.frame import Track
 from edgerpn.runtime.opencv import load_cv2
+from edgerpn.runtime.zones import ZoneMap
 
 Image = npt.NDArray[np.uint8]
 
@@ -35,6 +36,8 @@ class FrameCopy:
     """Wall clock of the frame, UTC, seconds since the epoch."""
     monotonic_s: float
     """`time.monotonic()` at the same moment."""
+    zone_map: ZoneMap | None = None
+    """Zones and masks of the source; None: none."""
     tracks: tuple[Track | None, ...] | None = None
     """The track of each proposal; None: the run follows no objects."""
 
@@ -89,9 +92,10 @@ def annotate(shot: FrameCopy, view: ViewSettings, *, max_width_px: int) -> tuple
     small = shrink(shot, max_width_px=max_width_px)
     if small.tracks is not None:
         boxes, tracks = confirmed_tracks(small.proposals, small.tracks, top=view.top, min_score=view.min_score)
-        return draw_tracks(small.image, boxes, tracks), len(boxes)
+        return draw_tracks(small.image, boxes, tracks, zone_map=small.zone_map), len(boxes)
     boxes = small.proposals.above(view.min_score).nms(view.nms_iou, limit=view.top)
-    return draw_proposals(small.image, boxes, top=view.top, nms_iou=1), len(boxes)
+    drawn = draw_proposals(small.image, boxes, top=view.top, nms_iou=1, zone_map=small.zone_map)
+    return drawn, len(boxes)
 
 
 def shrink(shot: FrameCopy, *, max_width_px: int) -> FrameCopy:

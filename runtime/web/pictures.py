@@ -258,6 +258,7 @@ def _shot(result: Result, *, max_width_px: int | None = None) -> FrameCopy:
         frame=frame.index,
         captured_at=frame.captured_at,
         monotonic_s=frame.monotonic_s,
+        zone_map=result.zone_map,
         tracks=result.tracks,
     )
     small = shrink(shot, max_width_px=max_width_px) if max_width_px is not None else shot

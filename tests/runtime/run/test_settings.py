@@ -118,7 +118,7 @@ def test_printed_settings_without_passwords_can_be_read_again(tmp_path: Path) ->
         ("[sources.a]\nsource = 'a'\nmax_age_ms = -1", "max_age_ms: expected 0 or more"),
         ("[sources.a]\nmax_age_ms = 1", r"sources.a.source: missing"),
         ("[sources.a]\nsource = 'a'\nname = 'b'", "the table's name is the source's"),
-        ("[sources.a]\nsource = 1979-05-27", "a value of a type that no setting has"),
+        ("[sources.a]\nsource = 1979-05-27", r"source: expected a text, got datetime\.date"),
         ("[batching]\nmax_batch = 1000", "batching.max_batch: expected 0 to 256"),
         ("[batch]\nmax_batch = 1", "batch: unknown setting; did you mean 'batching'"),
         ("min_score = 2", "min_score: expected 0 to 1"),

@@ -11,6 +11,7 @@ from edgerpn.proposals import Proposals
 from edgerpn.runtime.frame import Event, Frame, Result
 from edgerpn.runtime.tracking.config import TrackConfig
 from edgerpn.runtime.tracking.run_tracker import IMAGE_S, RunTracker
+from edgerpn.runtime.zones import ZoneConfig, ZoneMap
 
 Show = Callable[..., tuple[Result, list[Event]]]
 
@@ -26,13 +27,13 @@ def show(tracker: RunTracker, propose: Callable[..., Proposals]) -> Show:
 
     def make(
         source: str, index: int, *, media_time_s: float | None = None, monotonic_s: float = 0.0, lag_ms: float = 0.0,
-        width: int = 64,
+        width: int = 64, zone_map: ZoneMap | None = None,
     ) -> tuple[Result, list[Event]]:  # fmt: skip
         frame = Frame(
             image=np.zeros((48, width, 3), np.uint8), source=source, index=index, media_time_s=media_time_s,
             captured_at=1000.0 + index, monotonic_s=monotonic_s, decode_ms=0.0, lag_ms=lag_ms,
         )  # fmt: skip
-        return tracker.follow(Result(proposals=propose((5, 5)), frame=frame, stage_ms={}))
+        return tracker.follow(Result(proposals=propose((5, 5)), frame=frame, stage_ms={}, zone_map=zone_map))
 
     return make
 
@@ -66,6 +67,15 @@ def test_the_events_of_a_track_tell_what_a_consumer_needs(show: Show, tracker: R
     assert tracker.end("live", "removed") == tracker.end("never", "removed") == []
     # Another source of this name.
     assert track_of(show("live", 0, monotonic_s=3.0)) == (1, 0.0)
+
+
+def test_the_events_of_a_track_name_its_zones(show: Show, tracker: RunTracker) -> None:
+    lower = ((0.0, 0.5), (1.0, 0.5), (1.0, 1.0), (0.0, 1.0))
+    zones = ZoneMap([ZoneConfig(name="lower", points=lower)], [], mask_share=0.5)
+    _, (appeared,) = show("live", 0, zone_map=zones)
+    (left,) = tracker.end("live", "removed")
+    assert appeared.zones == left.zones == ("lower",)
+    assert show("live", 1)[1][0].zones == ()
 
 
 def test_tracks_of_a_camera_that_is_silent_leave_after_the_buffer(show: Show, tracker: RunTracker) -> None:
