@@ -129,7 +129,9 @@ def test_rounds_and_candidates_measured_on_a_pyramid_are_enough_and_one_less_is_
         config = dataclasses.replace(detector.proposals, nms_candidates=candidates, nms_iterations=50)
         cut = Detector(model, config, network_hw=(128, 192), nms="portable").eval()
         with torch.inference_mode():
-            same = [torch.equal(cut(torch.from_numpy(f)).scores, detector(torch.from_numpy(f)).scores) for f in frames]
+            pairs = [(cut(torch.from_numpy(f)).scores, detector(torch.from_numpy(f)).scores) for f in frames]
+        # Some processors round the last rows of a list in another way than the rest.
+        same = [torch.allclose(*pair, rtol=0, atol=1e-6) for pair in pairs]
         assert all(same) is is_enough
 
 
