@@ -19,7 +19,6 @@ apply to it. `record.schema.json` beside this file is the JSON Schema of both.
 
 from __future__ import annotations
 
-import base64
 import json
 import time
 from datetime import datetime, timezone
@@ -55,6 +54,8 @@ def frame_record(result: Result, *, has_embeddings: bool = False) -> dict[str, A
         "proposals": proposal_rows(result.proposals),
     }
     if has_embeddings and result.proposals.embeddings is not None:
+        import base64  # late: most runs do not write embeddings
+
         rows = result.proposals.embeddings.astype("<f4")
         record["embeddings"] = [base64.b64encode(row.tobytes()).decode("ascii") for row in rows]
     zones = result.zones

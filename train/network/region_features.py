@@ -100,13 +100,15 @@ def _canvas(maps_NCHW: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]
 
 def _on_canvas(boxes_NK4: Tensor, strides_px: Sequence[int], corners: Sequence[tuple[int, int]]) -> Tensor:
     """Returns the boxes (N, K, 4) in cells of the canvas."""
-    area_NK = (boxes_NK4[..., 2] - boxes_NK4[..., 0]) * (boxes_NK4[..., 3] - boxes_NK4[..., 1])
-    level_NK = torch.zeros_like(area_NK, dtype=torch.int64)
-    for stride in strides_px[1:]:
-        level_NK = level_NK + (area_NK >= (CELLS_AT_224_PX * stride) ** 2).to(torch.int64)
-    rows = [(1 / stride, x, y, x, y) for stride, (x, y) in zip(strides_px, corners, strict=True)]
-    scale_and_corner_NK5 = torch.tensor(rows, device=boxes_NK4.device)[level_NK]
-    return boxes_NK4 * scale_and_corner_NK5[..., :1] + scale_and_corner_NK5[..., 1:]
+    area_NK1 = (boxes_NK4[..., 2:3] - boxes_NK4[..., :1]) * (boxes_NK4[..., 3:] - boxes_NK4[..., 1:2])
+    scale_NK1, left_NK1, top_NK1 = (torch.full_like(area_NK1, value) for value in (1 / strides_px[0], *corners[0]))
+    # Numbers of a table would come from the host.
+    for stride, (left, top) in zip(strides_px[1:], corners[1:], strict=True):
+        is_on_it = area_NK1 >= (CELLS_AT_224_PX * stride) ** 2
+        scale_NK1 = torch.where(is_on_it, 1 / stride, scale_NK1)
+        left_NK1 = torch.where(is_on_it, float(left), left_NK1)
+        top_NK1 = torch.where(is_on_it, float(top), top_NK1)
+    return boxes_NK4 * scale_NK1 + torch.cat([left_NK1, top_NK1, left_NK1, top_NK1], dim=2)
 
 
 def _sample(canvas_NCHW: Tensor, places_NK4: Tensor, output_hw: tuple[int, int]) -> Tensor:
