@@ -123,10 +123,19 @@ def test_a_film_that_is_read_again_ends_first_and_has_new_numbers(model: Model, 
     config = StreamsConfig(sources=(SourceConfig(source=str(video_path), name="film"),), track=TrackConfig())
     run = start(model, *config.sources, track=config.track, stays=True)
     items: list[Result | Event] = []
-    run.until(lambda item: items.append(item) or (isinstance(item, Result) and item.index == 6))
+
+    def has_six(item: Result | Event) -> bool:
+        items.append(item)
+        return isinstance(item, Result) and item.index == 6
+
+    def is_over(item: Result | Event) -> bool:
+        items.append(item)
+        return isinstance(item, Event) and item.reason == "end_of_stream"
+
+    run.until(has_six)
     again = SourceConfig(source=str(video_path), name="film", max_fps=1000.0)
     run.runner.apply(dataclasses.replace(config, sources=(again,)))
-    run.until(lambda item: items.append(item) or (isinstance(item, Event) and item.reason == "end_of_stream"))
+    run.until(is_over)
     removed = next(number for number, item in enumerate(items) if isinstance(item, Event) and item.kind == "ended")
     parts = [[item for item in part if isinstance(item, Result)] for part in (items[:removed], items[removed:])]
     assert [result.index for result in parts[1]] == list(range(40))
