@@ -115,7 +115,7 @@ class Track:
     """An object that is followed from frame to frame, at its last sight; see `edgerpn.runtime.tracking`."""
 
     track_id: int
-    """Number, from 1 in its source and never used twice in a run."""
+    """Number, from 1 in its source; a run uses it once, also when the source comes again."""
     age_s: float
     """Seconds since its first sight."""
     dwell_s: float

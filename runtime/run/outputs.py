@@ -267,10 +267,11 @@ class Windows:
 def _check_mot(path: str, config: StreamsConfig) -> None:
     if config.track is None:
         raise ConfigError([f"--mot {path}: this run has no tracks; add --track, or [track] to the settings"])
-    if is_mot_file(path) and len(config.sources) != 1:
-        raise ConfigError(
-            [f"--mot {path}: one file holds one source; name a folder for those of {len(config.sources)}"]
-        )
+    if is_mot_file(path) and (len(config.sources) != 1 or config.has_control):
+        found = "others, which may come by HTTP" if config.has_control else f"those of {len(config.sources)}"
+        raise ConfigError([f"--mot {path}: one file holds one source; name a folder for {found}"])
+    if not is_mot_file(path) and not Path(path).is_dir() and (Path(path).suffix or Path(path).exists() or path == "-"):
+        raise ConfigError([f"--mot {path}: expected a file, .txt or .csv, or a folder"])
 
 
 def _plain(source: SourceConfig) -> str:

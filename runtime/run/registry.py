@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from edgerpn.images.header import Exif
@@ -99,13 +99,13 @@ class SourceRegistry:
             self._dropped_of_removed += entry.capture.stats.num_dropped
             return True
 
-    def apply(self, config: StreamsConfig) -> list[str]:
-        """Makes the sources those of `config`; returns the names of the ended ones, restarted ones included."""
+    def apply(self, config: StreamsConfig, on_end: Callable[[str], None]) -> None:
+        """Makes the sources those of `config`; passes the names of ended ones to `on_end` before others begin."""
         with self._changing:
             self.min_score = config.min_score
             self.is_changing = True
             try:
-                return self._exchange({settings.label: settings for settings in config.sources})
+                self._exchange({settings.label: settings for settings in config.sources}, on_end)
             finally:
                 self.is_changing = False
 
@@ -171,18 +171,16 @@ class SourceRegistry:
             return config
         return dataclasses.replace(config, channels="bgrx")
 
-    def _exchange(self, wanted: Mapping[str, SourceConfig]) -> list[str]:
-        ended = []
+    def _exchange(self, wanted: Mapping[str, SourceConfig], on_end: Callable[[str], None]) -> None:
         for name, entry in list(self._entries.items()):
             if name not in wanted or entry.settings.capture != wanted[name].capture:
                 self.remove(name)
-                ended.append(name)
+                on_end(name)
             else:
                 entry.change(wanted[name])
         for name, settings in wanted.items():
             if name not in self._entries:
                 self.add(settings)
-        return ended
 
     def _now(self) -> list[_Entry]:
         return list(self._entries.values())

@@ -173,7 +173,7 @@ class StreamRunner:
         """Ends a source within two seconds; False when no source has this name."""
         if not self._registry.remove(name):
             return False
-        self._workers.insert(_removed_event(name))
+        self._tell_removed(name)
         return True
 
     def apply(self, config: StreamsConfig) -> None:
@@ -184,8 +184,7 @@ class StreamRunner:
         """
         self._batcher.wait_ms = config.batching.batch_wait_ms
         self._batcher.max_batch = config.batching.max_batch or natural_batch(self._model)
-        for name in self._registry.apply(config):
-            self._workers.insert(_removed_event(name))
+        self._registry.apply(config, self._tell_removed)
 
     def stats(self) -> dict[str, SourceStats]:
         """Returns a snapshot of each source, by name."""
@@ -204,6 +203,10 @@ class StreamRunner:
         self._workers.join()
         if self._pool is not None:
             self._pool.shutdown(wait=False)
+
+    def _tell_removed(self, name: str) -> None:
+        message = f"{name}: removed from the run"
+        self._workers.insert(Event(kind="ended", source=name, message=message, reason="removed"))
 
     def _is_done(self) -> bool:
         return self._workers.is_stopping.is_set() or self._results_left == 0
@@ -274,7 +277,3 @@ def _stale_event(frame: Frame, age_ms: float, limit_ms: float) -> Event:
         frame=frame.index,
         age_ms=age_ms,
     )
-
-
-def _removed_event(source: str) -> Event:
-    return Event(kind="ended", source=source, message=f"{source}: removed from the run", reason="removed")

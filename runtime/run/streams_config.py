@@ -101,7 +101,7 @@ class BatchingConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StreamsConfig:
-    """Settings of a run; but for `batching.preprocess_threads`, `track`, `engine` and `http` they can change in it."""
+    """Settings of a run; `batching.preprocess_threads`, `track`, `engine` and `http` cannot change while it runs."""
 
     sources: tuple[SourceConfig, ...] = ()
     """The sources, with different names."""

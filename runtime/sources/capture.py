@@ -327,7 +327,7 @@ class FileCapture(Capture):
             group: Holds the lock.
             depth: Frames that wait at most.
             max_fps: Frames per second of the video at most; 0: all.
-            tells_end: Whether an event `ended` follows the last frame.
+            tells_end: Whether an event `ended` follows the last frame, unless the source has one.
         """
         super().__init__(name, group)
         self._open = open_it
@@ -393,7 +393,9 @@ class FileCapture(Capture):
         self._source = source
         # `stop` may have missed the source.
         items = iter(source) if not self._is_stopping else iter(())
+        has_ended = False
         for item in items:
+            has_ended = isinstance(item, Event) and item.kind == "ended"
             if isinstance(item, Frame) and not self._lets_through(item):
                 continue
             if isinstance(item, Frame) and self._num_skipped:
@@ -401,7 +403,7 @@ class FileCapture(Capture):
                 self._num_skipped = 0
             if not self._put(item):
                 return
-        if self._tells_end:
+        if self._tells_end and not has_ended:
             message = f"{self.name}: all frames are read"
             self._put(Event(kind="ended", source=self.name, message=message, reason="end_of_stream"))
 

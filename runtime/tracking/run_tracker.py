@@ -94,13 +94,13 @@ class RunTracker:
         return [event for source in silent for event in source.events(source.tracker.end(), "silence")]
 
     def end(self, name: str, reason: Reason) -> list[Event]:
-        """Ends a source; its numbers begin again if another one comes under its name."""
-        source = self._sources.pop(name, None)
+        """Ends the tracks of a source; numbers continue if it comes again, or another one under its name."""
+        source = self._sources.get(name)
         return [] if source is None else source.events(source.tracker.end(), reason)
 
     def end_all(self) -> list[Event]:
         """Ends all sources, as the run ends."""
-        return [event for name in list(self._sources) for event in self.end(name, "end_of_stream")]
+        return [event for name in self._sources for event in self.end(name, "end_of_stream")]
 
     def _time_s(self, frame: Frame) -> float:
         if self._is_live(frame.source):

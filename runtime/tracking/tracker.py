@@ -10,6 +10,7 @@ Source: Zhang et al. 2022, "ByteTrack: Multi-Object Tracking by Associating Ever
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
@@ -24,6 +25,8 @@ from edgerpn.runtime.tracking.motion import Box, BoxMotion
 
 _WEAK_IOU = 0.5
 """Smallest IoU of a weak proposal with a track, as in ByteTrack."""
+_MAX_TRACKS = 500
+"""Tracks of a source, which bounds memory and time when the buffer is long; more than the proposals of a frame."""
 
 
 class Moment(NamedTuple):
@@ -58,17 +61,21 @@ class Tracker:
         self._config = config
         self._tracks: list[_Followed] = []
         self._num_begun = 0
-        self._time_s = 0.0
+        self._time_s = -math.inf
 
     def follow(self, proposals: Proposals, moment: Moment) -> tuple[tuple[Track | None, ...], list[TrackChange]]:
-        """Takes the proposals of the next frame; a time before that of the last frame counts as the same time.
+        """Takes the proposals of the next frame.
+
+        A time before that of the last frame counts as the same time. A time that is earlier by more than the buffer
+        belongs to another film, and ends all tracks.
 
         Returns:
             The track of each proposal, None for most; and the changes of confirmed tracks.
         """
+        changes = self.end() if moment.time_s < self._time_s - self._config.buffer_s else []
         before_s, self._time_s = self._time_s, max(moment.time_s, self._time_s)
         moment = moment._replace(time_s=self._time_s)
-        changes = self._leave(lambda track: self._time_s - track.seen.time_s > self._config.buffer_s)
+        changes += self._leave(lambda track: self._time_s - track.seen.time_s > self._config.buffer_s)
         for track in self._tracks:
             track.motion.predict(self._time_s - before_s)
         followed, unclaimed = self._associate(proposals, before_s)
@@ -80,10 +87,12 @@ class Tracker:
             self._tracks.append(followed[row])
         for row, track in followed.items():
             changes += track.see(boxes[row], moment)
+        changes += self._leave_oldest(len(self._tracks) - _MAX_TRACKS)
         return tuple(followed[row].now() if row in followed else None for row in range(len(proposals))), changes
 
     def end(self) -> list[TrackChange]:
-        """Ends all tracks; numbers continue."""
+        """Ends all tracks; numbers continue, and any time may follow."""
+        self._time_s = -math.inf
         return self._leave(lambda track: True)
 
     def _associate(self, proposals: Proposals, before_s: float) -> tuple[dict[int, _Followed], list[int]]:
@@ -99,6 +108,11 @@ class Tracker:
         new = [track for track in self._tracks if not track.is_confirmed]
         followed |= _match(new, proposals, [row for row in good if row not in followed], config.min_iou)
         return followed, [row for row in good if row not in followed]
+
+    def _leave_oldest(self, count: int) -> list[TrackChange]:
+        """Ends the tracks that were not seen for the longest time."""
+        oldest = sorted(self._tracks, key=lambda track: track.seen.time_s)[: max(0, count)]
+        return self._leave(lambda track: track in oldest) if oldest else []
 
     def _leave(self, has_left: Callable[[_Followed], bool]) -> list[TrackChange]:
         left = [track for track in self._tracks if has_left(track)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from edgerpn.__main__ import main
 from edgerpn.runtime import Model
 from edgerpn.runtime.frame import Event, Result
-from edgerpn.runtime.run import SourceConfig, load_streams, to_toml
+from edgerpn.runtime.run import SourceConfig, StreamsConfig, load_streams, to_toml
 from edgerpn.runtime.tracking.config import TrackConfig
 
 Make = Callable[..., Any]
@@ -118,6 +119,39 @@ def test_a_camera_that_reconnects_keeps_the_numbers_of_its_objects(
     assert ended.kind == "ended"
 
 
+def test_a_film_that_is_read_again_ends_first_and_has_new_numbers(model: Model, video_path: Path, start: Make) -> None:
+    config = StreamsConfig(sources=(SourceConfig(source=str(video_path), name="film"),), track=TrackConfig())
+    run = start(model, *config.sources, track=config.track, stays=True)
+    items: list[Result | Event] = []
+
+    def has_six(item: Result | Event) -> bool:
+        items.append(item)
+        return isinstance(item, Result) and item.index == 6
+
+    def is_over(item: Result | Event) -> bool:
+        items.append(item)
+        return isinstance(item, Event) and item.reason == "end_of_stream"
+
+    run.until(has_six)
+    again = SourceConfig(source=str(video_path), name="film", max_fps=1000.0)
+    run.runner.apply(dataclasses.replace(config, sources=(again,)))
+    run.until(is_over)
+    removed = next(number for number, item in enumerate(items) if isinstance(item, Event) and item.kind == "ended")
+    parts = [[item for item in part if isinstance(item, Result)] for part in (items[:removed], items[removed:])]
+    assert [result.index for result in parts[1]] == list(range(40))
+    numbers = [{track.track_id for result in part for track in result.tracks or () if track} for part in parts]
+    assert numbers == [{1}, {2}]
+
+
+def test_a_damaged_film_ends_once(model: Model, make_video: Make, tmp_path: Path, start: Make) -> None:
+    make_video(tmp_path / "whole.avi", num_frames=40)
+    content = (tmp_path / "whole.avi").read_bytes()
+    (tmp_path / "cut.avi").write_bytes(content[: len(content) // 2])
+    run = start(model, SourceConfig(source=str(tmp_path / "cut.avi")), track=TrackConfig())
+    run.rest()
+    assert [event.reason for event in run.events if event.kind == "ended"] == ["codec"]
+
+
 def test_a_run_that_is_stopped_tells_of_its_tracks(model: Model, video_path: Path, start: Make) -> None:
     run = start(model, SourceConfig(source=str(video_path)), track=TrackConfig(), max_results=10)
     run.rest()
@@ -148,6 +182,12 @@ def test_settings_of_tracks_come_back_from_their_text(tmp_path: Path) -> None:
         (["a.avi", "--mot", "a.txt"], "--mot a.txt: this run has no tracks; add --track"),
         (["a.avi", "b.avi", "--track", "--mot", "a.txt"], "one file holds one source; name a folder for those of 2"),
         (["a.avi", "--track", "--mot", "a.txt", "--jsonl", "a.txt"], "given for two outputs"),
+        (
+            ["a.avi", "--track", "--mot", "a.txt", "--http", "127.0.0.1:0", "--set", "http.control=true"],
+            "name a folder for others, which may come",
+        ),
+        (["a.avi", "--track", "--mot", "a.avi"], "--mot a.avi: expected a file, .txt or .csv, or a folder"),
+        (["a.avi", "--track", "--mot", "-"], "--mot -: expected a file"),
     ],
 )
 def test_wrong_outputs_of_tracks_are_refused(

@@ -105,10 +105,29 @@ def test_dropped_frames_and_a_gap_without_any_frame_mint_no_numbers(propose: Pro
 
 def test_a_time_that_runs_back_counts_as_the_same_time(propose: Propose) -> None:
     film = Film()
-    for time_s in (5.0, 5.1, 0.0, 0.1, 5.2):
+    for time_s in (5.0, 5.1, 3.2, 4.9, 5.2):
         assert film.show(propose((0, 0)), time_s) == [1]
     assert film.tracks[0] is not None
     assert film.tracks[0].age_s == pytest.approx(0.2)
+
+
+def test_a_time_that_begins_again_begins_new_tracks(propose: Propose) -> None:
+    film = Film(confirm_frames=1)
+    for time_s in (100.0, 100.1):
+        film.show(propose((0, 0)), time_s)
+    for time_s in (-0.2, 1.8):
+        assert film.show(propose((0, 0)), time_s) == [2]
+    assert film.kinds() == [("appeared", 1), ("left", 1), ("appeared", 2)]
+    assert film.tracks[0] is not None
+    assert film.tracks[0].age_s == pytest.approx(2.0)
+
+
+def test_a_long_buffer_keeps_a_bounded_number_of_tracks_the_latest_ones(propose: Propose) -> None:
+    film = Film(confirm_frames=1, buffer_s=3600)
+    for number, time_s in enumerate(times(0.88)):
+        film.show(propose(*((50 * column, 50 * number) for column in range(25))), time_s)
+    assert [number for kind, number in film.kinds() if kind == "left"] == list(range(1, 51))
+    assert film.show(propose((50, 50 * 2)), 0.88) == [52]
 
 
 def test_a_track_is_stationary_once_at_each_place_with_its_dwell_time(propose: Propose) -> None:
