@@ -143,11 +143,24 @@ class ClassifySink:
         """Records that were made and not delivered."""
         return self._to.stats().dropped
 
+    @property
+    def progress_s(self) -> float:
+        """`time.monotonic()` of the last delivery of records."""
+        return self._to.progress_s
+
+    def raise_failure(self) -> None:
+        """Raises the failure of the output of the records that ends the run, once; from any thread.
+
+        Raises:
+            SinkError: There was one.
+        """
+        self._to.raise_failure()
+
     def write(self, result: Result) -> None:
         """Looks at one result, unless the last one of its source is too near.
 
         Raises:
-            SinkError: The encoder failed, or the output ends the run.
+            SinkError: The encoder failed.
         """
         if not self._is_due(result.frame):
             return

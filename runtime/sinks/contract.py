@@ -40,7 +40,8 @@ class Sink(Protocol):
     where a full queue would drop one; the sources then take turns, and other results count as dropped; `num_lost`
     (int), items that the sink took and lost; `trouble` and `interrupt()` as those of `RecordSink`. A class with
     `makes_records = True` makes records for another output, the table `to` of its settings: its keyword `open_to`
-    opens that one, and the sink closes it.
+    opens that one, and the sink closes it; `raise_failure()` of such a sink raises the failure of that output that ends
+    the run, and its `progress_s` (float) is that output's.
     """
 
     @property

@@ -257,14 +257,15 @@ class QueuedSink:
         self.name = f"{kind} {sink.target}".strip()
         is_patient = not is_live and not getattr(sink, "is_lossy", False)
         is_final = getattr(sink, "is_final", False)
-        self._is_blocking = config.policy == "block" or (config.policy == "auto" and is_patient)
+        is_blocking = config.policy == "block" or (config.policy == "auto" and is_patient)
+        self._block_s = config.block_s if is_blocking else 0.0
         self._is_strict = config.on_error == "stop" or (config.on_error == "auto" and (is_patient or is_final))
         self._config = config
         self._sink = sink
         self._record_sink = sink if isinstance(sink, RecordSink) else None
         self._maker = maker or RecordMaker()
         self._has_embeddings = getattr(config, "embeddings", "off") == "base64"
-        takes_latest = getattr(sink, "takes_latest", False) and not self._is_blocking
+        takes_latest = getattr(sink, "takes_latest", False) and not is_blocking
         suggested = getattr(sink, "queue_records", 1000) if self._record_sink else 100 if takes_latest else 8
         self._queue: SinkQueue[Record | Result | Event] = SinkQueue(
             config.queue or suggested, key=_slot_of if takes_latest else None
@@ -294,8 +295,13 @@ class QueuedSink:
         self._put(self._maker.make(event) if self._record_sink else event)
 
     def pass_on(self, record: Record) -> None:
-        """Queues a record that another sink has made, like `write`."""
-        self._put(record)
+        """Queues a record that another sink has made; a failure that ends the run is raised to the run alone."""
+        self._queue.put(record, block_s=self._block_s)
+
+    @property
+    def progress_s(self) -> float:
+        """`time.monotonic()` of the last delivery, also by an output behind the sink, or else of `begin_close`."""
+        return max(self._closing_since_s, self._queue.progress_s, getattr(self._sink, "progress_s", 0.0))
 
     def stats(self) -> SinkStats:
         trouble = getattr(self._sink, "trouble", "")
@@ -343,7 +349,7 @@ class QueuedSink:
             self._thread.join(max(0.0, deadline_s - time.monotonic()))
             return
         while self._thread.is_alive():
-            if time.monotonic() - max(self._closing_since_s, self._queue.progress_s) > self._config.drain_s:
+            if time.monotonic() - self.progress_s > self._config.drain_s:
                 return
             self._thread.join(_POLL_S)
 
@@ -358,11 +364,14 @@ class QueuedSink:
         _logger.warning("%s: closing takes too long; %d queued records or pictures are lost", self.name, num_lost)
 
     def raise_failure(self) -> None:
-        """Raises the failure that ends the run, once.
+        """Raises the failure that ends the run, once; also that of an output behind the sink.
 
         Raises:
             SinkError: There was one.
         """
+        raise_behind = getattr(self._sink, "raise_failure", None)
+        if raise_behind is not None:
+            raise_behind()
         failure, self._failure = self._failure, None
         if failure is None:
             return
@@ -380,7 +389,7 @@ class QueuedSink:
         self.raise_failure()
         if is_foreign(self):
             raise SinkError(f"{self.name}: opened before a fork; its thread is not in this process")
-        self._queue.put(entry, block_s=self._config.block_s if self._is_blocking else 0.0)
+        self._queue.put(entry, block_s=self._block_s)
 
     def _run(self) -> None:
         max_items = getattr(self._sink, "batch_records", 256) if self._record_sink else 1

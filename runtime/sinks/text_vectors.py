@@ -61,7 +61,8 @@ def _read_arrays(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any]]:
         raise SinkError(f"{path}: cannot be read: {error.strerror or error}") from error
     except KeyError as error:
         raise SinkError(f"{path}: {error.args[0]}. Write {_FORM}.") from error
-    except (ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    # Python 3.10 raises AttributeError for an .npy file; RuntimeError is that of a zip with a password.
+    except (ValueError, EOFError, TypeError, AttributeError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise SinkError(f"{path}: expected an .npz file without pickled objects ({error}). Write {_FORM}.") from error
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from edgerpn.errors import ConfigError, EngineLoadError, SinkError
 from edgerpn.runtime.frame import Result
 from edgerpn.runtime.run.loading import load_outputs, load_streams, to_toml
 from edgerpn.runtime.sinks import QueuedSink, close_sinks, open_sinks, read_outputs
+from edgerpn.runtime.sinks.contract import Record
 from edgerpn.runtime.sinks.encoder import ImageEncoder
+from edgerpn.runtime.sinks.jsonl import JsonLinesSink
 from edgerpn.runtime.sinks.record import record_schema
 from tests.support import patience
 from tests.support.encoders import COLOURS_RGB, write_colour_encoder, write_colour_labels
@@ -270,6 +273,38 @@ def test_the_printed_settings_hold_the_output_of_the_names_without_its_password(
     assert output.config == outputs[0].config
     assert output.to is not None
     assert (output.to.kind, output.to.config.queue) == ("mqtt", 0)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_failure_of_the_output_of_the_names_ends_a_live_run_where_that_is_asked(
+    make_result: MakeResult, until: Until, tmp_path: Path
+) -> None:
+    to = {"kind": "jsonl", "path": "/dev/full", "on_error": "stop"}
+    sink = opened(tmp_path, is_live=True, to=to)
+    sink.write(make_result(0))
+    until(lambda: sink.stats().is_failing)
+    with pytest.raises(SinkError, match="/dev/full: cannot be written: No space left"):
+        sink.write(make_result(1))
+    close_sinks([sink])
+
+
+def test_names_that_are_delivered_slowly_are_not_cut_off_at_the_end(
+    make_result: MakeResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = JsonLinesSink.write_records
+
+    def write_slowly(self: JsonLinesSink, records: Sequence[Record]) -> None:
+        time.sleep(0.4)
+        write(self, records)
+
+    monkeypatch.setattr(JsonLinesSink, "write_records", write_slowly)
+    monkeypatch.setattr(JsonLinesSink, "batch_records", 1, raising=False)
+    sink = opened(tmp_path, drain_s=2.0)
+    for index in range(8):
+        sink.write(make_result(index))
+    sink.close()
+    assert [line["frame"] for line in lines_of(tmp_path / "classes.jsonl")] == list(range(8))
+    assert sink.stats().dropped == 0
 
 
 def test_losses_and_failures_of_the_output_of_the_names_show(
