@@ -37,6 +37,7 @@ from edgerpn.train.learning.loss import LossSums, rpn_loss_sums
 from edgerpn.train.network.boxes import pairwise_iou
 from edgerpn.train.run.loop import run_training
 from edgerpn.train.run.state import TrainingRun
+from edgerpn.train.run.step import assign_batch
 from edgerpn.train.training import read_saved_settings, resolve_settings
 
 TEACHER_SCALE = 0.7
@@ -159,20 +160,11 @@ def _teach_view(all_boxes: Tensor, all_scores: Tensor, gt_boxes: Tensor, gt_mask
 
 def _box_losses(run: TrainingRun, batch: TrainBatch, levels: list[tuple[Tensor, Tensor]], taught: Taught) -> LossSums:
     """Computes the usual losses, with the teacher's boxes beside the labelled ones."""
-    height, width = batch.images.shape[1:3]
-    anchors, config = run.anchors_of((height, width)), run.settings.assign
-    named = assign(
-        anchors,
-        batch.gt_boxes,
-        batch.gt_mask,
-        batch.ignore_boxes,
-        batch.ignore_mask,
-        image_hw=(height, width),
-        config=config,
-    )
+    named = assign_batch(run, batch)
     is_real = taught.scores > 0
     nothing = taught.boxes[:, :0], is_real[:, :0]
-    seen = assign(anchors, taught.boxes, is_real, *nothing, image_hw=(height, width), config=config)
+    anchors, config = run.anchors_of(batch.view_hw), run.settings.assign
+    seen = assign(anchors, taught.boxes, is_real, *nothing, image_hw=batch.view_hw, config=config)
     both = join(named, seen, batch.gt_boxes.shape[1])
     logits, deltas = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
     return rpn_loss_sums(

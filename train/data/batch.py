@@ -33,6 +33,11 @@ class TrainBatch:
     image_ids: list[ImageId]
     """N COCO image ids."""
 
+    @property
+    def view_hw(self) -> tuple[int, int]:
+        """Height and width of the views, pixels."""
+        return self.images.shape[1], self.images.shape[2]
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TrainBatch:
         """Returns the batch on `device`; with `non_blocking`, copies from pinned memory overlap with computing."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))

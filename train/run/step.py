@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from edgerpn.errors import TrainingDivergedError
 from edgerpn.train.data.annotations import ImageId
 from edgerpn.train.data.batch import TrainBatch
-from edgerpn.train.learning.assign import assign, sample
+from edgerpn.train.learning.assign import Assignment, assign, sample
 from edgerpn.train.learning.loss import LossSums, rpn_loss_sums
 from edgerpn.train.learning.optimizer import learning_rate, scale_gradients
 from edgerpn.train.network.layers import FIRST_STEPS, set_norm_momentum
@@ -80,24 +80,14 @@ def loss_sums(run: TrainingRun, batch: TrainBatch, part: int) -> LossSums:
     with run.compute.autocast():
         levels = run.network(images)
     logits, deltas = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
-    height, width = batch.images.shape[1:3]
-    anchors = run.anchors_of((height, width))
-    assignment = assign(
-        anchors,
-        batch.gt_boxes,
-        batch.gt_mask,
-        batch.ignore_boxes,
-        batch.ignore_mask,
-        image_hw=(height, width),
-        config=settings.assign,
-    )
+    assignment = assign_batch(run, batch)
     # A generator per step makes the samples independent of where the run was interrupted.
     generator = torch.Generator(device).manual_seed(settings.loop.seed * 1_000_003 + run.progress.step)
     first = (part * run.ranks.size + run.ranks.rank) * len(batch.images)
     return rpn_loss_sums(
         logits,
         deltas,
-        torch.cat(anchors),
+        torch.cat(run.anchors_of(batch.view_hw)),
         assignment,
         sample(
             assignment.labels_NA,
@@ -107,6 +97,19 @@ def loss_sums(run: TrainingRun, batch: TrainBatch, part: int) -> LossSums:
         ),
         batch.gt_boxes,
         config=settings.loss,
+    )
+
+
+def assign_batch(run: TrainingRun, batch: TrainBatch) -> Assignment:
+    """Assigns the anchors of a batch's views to its boxes."""
+    return assign(
+        run.anchors_of(batch.view_hw),
+        batch.gt_boxes,
+        batch.gt_mask,
+        batch.ignore_boxes,
+        batch.ignore_mask,
+        image_hw=batch.view_hw,
+        config=run.settings.assign,
     )
 
 
