@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from edgerpn.errors import SinkError, check_setting
 from edgerpn.runtime.draw import DEFAULT_NMS_IOU
-from edgerpn.runtime.frame import Event, Frame, Result
+from edgerpn.runtime.frame import Event, Result
 from edgerpn.runtime.sinks.contract import Record
 from edgerpn.runtime.sinks.encoder import CLIP_MEAN_RGB, CLIP_STD_RGB, CropRule, ImageEncoder
 from edgerpn.runtime.sinks.record import frame_head, proposal_rows
@@ -156,14 +156,20 @@ class ClassifySink:
         """
         self._to.raise_failure()
 
+    def wants(self, result: Result) -> bool:
+        """Whether the last result of this source that was wanted is long enough ago; for the emitting thread."""
+        frame = result.frame
+        if frame.monotonic_s - self._last_s.get(frame.source, -math.inf) < self._interval_s:
+            return False
+        self._last_s[frame.source] = frame.monotonic_s
+        return True
+
     def write(self, result: Result) -> None:
-        """Looks at one result, unless the last one of its source is too near.
+        """Looks at one result.
 
         Raises:
             SinkError: The encoder failed.
         """
-        if not self._is_due(result.frame):
-            return
         line = json.dumps(self._record(result), separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
         self._to.pass_on(Record(source=result.frame.source, kind="classes", line=line))
 
@@ -178,12 +184,6 @@ class ClassifySink:
     def close(self) -> None:
         """Delivers the records that wait, and closes their output."""
         self._to.close()
-
-    def _is_due(self, frame: Frame) -> bool:
-        if frame.monotonic_s - self._last_s.get(frame.source, -math.inf) < self._interval_s:
-            return False
-        self._last_s[frame.source] = frame.monotonic_s
-        return True
 
     def _record(self, result: Result) -> dict[str, Any]:
         start_s = time.monotonic()

@@ -36,9 +36,10 @@ class Record:
 class Sink(Protocol):
     """Takes the results of one run, in order, from one thread.
 
-    Optional attributes: `takes_latest` (bool, default False), whether of each source only the newest result waits
-    where a full queue would drop one; the sources then take turns, and other results count as dropped; `num_lost`
-    (int), items that the sink took and lost; `trouble` and `interrupt()` as those of `RecordSink`. A class with
+    Optional attributes: `takes_latest` (bool, default False), whether only the newest result of each source waits where
+    a full queue would drop one; the sources then take turns, and other results count as dropped; `wants(result)`
+    (bool), asked by the emitting thread before a result is queued and its picture copied; `num_lost` (int), items that
+    the sink took and lost; `trouble` and `interrupt()` as those of `RecordSink`. A class with
     `makes_records = True` makes records for another output, the table `to` of its settings: its keyword `open_to`
     opens that one, and the sink closes it; `raise_failure()` of such a sink raises the failure of that output that ends
     the run, and its `progress_s` (float) is that output's.

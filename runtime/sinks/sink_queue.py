@@ -68,7 +68,7 @@ class SinkQueue(Generic[Item]):
 
         Args:
             capacity: Number of items that may wait.
-            key: An item takes the place of the waiting one with the same key, which is dropped; None: of none.
+            key: An item takes the place of the waiting one with the same key, which is dropped; None: each item waits.
         """
         self._capacity = capacity
         self._key = key
@@ -264,6 +264,7 @@ class QueuedSink:
         self._sink = sink
         self._record_sink = sink if isinstance(sink, RecordSink) else None
         self._maker = maker or RecordMaker()
+        self._wants: Callable[[Result], bool] | None = getattr(sink, "wants", None)
         self._has_embeddings = getattr(config, "embeddings", "off") == "base64"
         takes_latest = getattr(sink, "takes_latest", False) and not is_blocking
         suggested = getattr(sink, "queue_records", 1000) if self._record_sink else 100 if takes_latest else 8
@@ -287,7 +288,7 @@ class QueuedSink:
         """
         if self._record_sink:
             self._put(self._maker.make(result, has_embeddings=self._has_embeddings))
-        else:
+        elif self._wants is None or self._wants(result):
             self._put(_with_own_picture(result))
 
     def event(self, event: Event) -> None:

@@ -193,6 +193,8 @@ def test_max_fps_limits_each_camera(make_result: MakeResult, until: Until, tmp_p
     close_sinks([sink])
     seen = [(line["source"], line["frame"]) for line in lines_of(tmp_path / "classes.jsonl")]
     assert seen == [("a", 0), ("b", 0), ("a", 5), ("b", 5)]
+    # The others were never queued.
+    assert (sink.stats().written, sink.stats().dropped) == (4, 0)
 
 
 def test_an_encoder_that_fails_is_counted_for_cameras_and_ends_a_run_of_files(
