@@ -323,7 +323,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 QUICK = (
     "--set data.workers=0 --set data.batch_size=2 --set loop.evaluations=1 --set loop.threads=1"
-    " --set data.view_sides_px=[128]"
+    " --set data.view_sides_px=[256]"
 )
 """The arguments that shorten a training of the documents.
 
@@ -342,7 +342,7 @@ def shortened(line: str) -> list[str]:
     # A number of steps does not depend on the machine.
     line = re.sub(r"--minutes \S+", "--epochs 2", line)
     if line.startswith("train") and "--print-config" not in line and "--resume" not in line:
-        line += f" {QUICK}" + ("" if "--size" in line else " --size 128x192")
+        line += f" {QUICK}" + ("" if "--size" in line else " --size 256x256")
     if line.startswith("bench"):
         line += "".join(f" --set {phase}_s=0.1" for phase in ("warm_up", "serial", "throughput"))
     return shlex.split(line)
