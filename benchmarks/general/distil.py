@@ -13,8 +13,8 @@ as the network sees it, and the network learns
 2. its features: a linear map of each level of our pyramid shall give the teacher's, each channel with mean 0 and
    deviation 1 over a batch (arXiv:2207.02039). They say much about places without any object.
 
-`--resume` continues a training; the linear maps, which a checkpoint does not hold, start anew then. Nothing of the
-teacher ships. Legend of shapes: N views, T boxes of the teacher, G labelled boxes.
+`--resume` continues a training; the linear maps, which a checkpoint does not hold, start anew then. It needs a CPU
+and a single process. Nothing of the teacher ships. Legend of shapes: N views, T boxes of the teacher, G labelled boxes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.general.nanodet import NanoDet, Sight, suppress
-from edgerpn.errors import EdgeRpnError
+from edgerpn.errors import ConfigError, EdgeRpnError
 from edgerpn.train.data.batch import TrainBatch
 from edgerpn.train.learning.assign import OBJECT, Assignment, assign, sample
 from edgerpn.train.learning.loss import LossSums, rpn_loss_sums
@@ -55,7 +55,7 @@ KEPT_IOU = 0.5
 FEATURE_WEIGHT = 2.0
 """Weight of the features' loss beside that of objectness."""
 MAP_RATE = 2e-3
-"""Learning rate of the linear maps, by AdamW; it falls to 0 at the end of the training."""
+"""Learning rate of the linear maps, by AdamW; it falls to a fiftieth at the end of the training."""
 
 
 class Taught(NamedTuple):
@@ -78,7 +78,9 @@ class Distillation:
 
     def __call__(self, run: TrainingRun, batch: TrainBatch, part: int) -> LossSums:
         """Computes losses as `edgerpn.train.run.step.loss_sums` does; those of the features are in the objectness."""
-        del part  # of one: these losses are for a single process and pass
+        del part
+        if run.compute.device.type != "cpu" or run.ranks.size > 1:
+            raise ConfigError(["loop.device: the teacher works on a CPU, in one process; set loop.device=cpu"])
         self._learn_maps(run.fraction)
         images = run.model.normalize(batch.images)
         with run.compute.autocast():
