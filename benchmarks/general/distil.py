@@ -56,6 +56,8 @@ FEATURE_WEIGHT = 2.0
 """Weight of the features' loss beside that of objectness."""
 MAP_RATE = 2e-3
 """Learning rate of the linear maps, by AdamW; it falls to a fiftieth at the end of the training."""
+MAPS_ALONE_STEPS = 200
+"""First steps of a sitting in which only the maps learn from the features' loss: it begins thirty times too large."""
 
 
 class Taught(NamedTuple):
@@ -75,6 +77,7 @@ class Distillation:
         self._teacher = teacher
         self._maps: list[nn.Conv2d] = []
         self._optimizer: torch.optim.Optimizer | None = None
+        self._steps = 0
 
     def __call__(self, run: TrainingRun, batch: TrainBatch, part: int) -> LossSums:
         """Computes losses as `edgerpn.train.run.step.loss_sums` does; those of the features are in the objectness."""
@@ -115,6 +118,9 @@ class Distillation:
             for conv in self._maps:
                 nn.init.kaiming_normal_(conv.weight, nonlinearity="linear")
             self._optimizer = torch.optim.AdamW([p for conv in self._maps for p in conv.parameters()])
+        self._steps += 1
+        if self._steps <= MAPS_ALONE_STEPS:
+            ours = [a.detach() for a in ours]
         losses = []
         for conv, a, b in zip(self._maps, ours, theirs, strict=True):
             target = b.float()
