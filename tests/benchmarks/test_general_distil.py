@@ -74,7 +74,10 @@ class Bright(NanoDet):
 
 
 @pytest.mark.slow
-def test_a_training_learns_from_labels_and_teacher(sets: Path, tiny: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_training_learns_from_labels_and_teacher(
+    sets: Path, tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distil, "MAPS_ALONE_STEPS", 1)
     data = tmp_path / "data"
     data.mkdir()
     for name, content in zip(("train", "val"), merge(read_sets(sets)), strict=True):
