@@ -28,7 +28,7 @@ def make_show(propose: Callable[..., Proposals]) -> Callable[..., Show]:
             plain = propose(*(place for place, _ in objects), size=size)
             looks = np.array([look for _, look in objects]).reshape(len(objects), 4)
             tracks, _ = tracker.follow(Proposals(plain.boxes, plain.scores, looks), Moment(time_s, 0, 0.0))
-            return [track and track.track_id for track in tracks]
+            return [None if track is None else track.track_id for track in tracks]
 
         return show
 
