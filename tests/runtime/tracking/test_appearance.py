@@ -27,7 +27,7 @@ def make_show(propose: Callable[..., Proposals]) -> Callable[..., Show]:
         def show(time_s: float, *objects: tuple[tuple[float, float], np.ndarray], size: float = 40) -> list[int | None]:
             plain = propose(*(place for place, _ in objects), size=size)
             looks = np.array([look for _, look in objects]).reshape(len(objects), 4)
-            tracks, _ = tracker.follow(Proposals(plain.boxes, plain.scores, looks), Moment(time_s, 0, 0.0))
+            tracks, _ = tracker.follow(Proposals(plain.boxes, plain.scores, embeddings=looks), Moment(time_s, 0, 0.0))
             return [None if track is None else track.track_id for track in tracks]
 
         return show
