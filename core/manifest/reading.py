@@ -135,9 +135,10 @@ class Manifest:
         values = settings.to_dict(self)
         # Manifests of graphs without such outputs stay as earlier versions wrote and read them.
         if not self.class_names:
-            del values["class_names"]
-        if self.parity is not None and self.parity.min_cosine is None:
-            del values["parity"]["min_cosine"]
+            del values["class_names"], values["proposals"]["class_nms_iou"]
+        for name in ("min_cosine", "num_other_class"):
+            if self.parity is not None and getattr(self.parity, name) is None:
+                del values["parity"][name]
         return json.dumps(values, indent=2) + "\n"
 
     def replace(self, **changes: Any) -> Manifest:
