@@ -28,11 +28,12 @@ from edgerpn.errors import ExportError, ParityError
 from edgerpn.export.onnx.graph import save_sealed
 from edgerpn.manifest import FRIGATE_ROWS, SCHEMA_LAYOUT, Manifest, frigate_outputs
 from edgerpn.matching import match
+from edgerpn.proposals import Outputs
 from edgerpn.runtime.backends.open_backend import open_backend
 
 _ROWS = """
 <ir_version: {ir_version}, opset_import: ["" : {opset}]>
-rows (float[1, {k}, 4] boxes, float[1, {k}] scores, int32[1] count) => (float[{num_rows}, 7] rows)
+rows (float[1, {k}, 4] boxes, float[1, {k}] scores, int32[1] count{labels}) => (float[{num_rows}, 7] rows)
 <float power = {{{power}}},
  int64[1] zero = {{0}}, int64[1] most = {{{used}}}, int64[1] axis = {{1}}, int64[2] box_shape = {{-1, 4}},
  int64[2] column_shape = {{-1, 1}}, int64[4] padding = {{0, 0, {missing}, 0}}, int64[2] one_column = {{{num_rows}, 1}},
@@ -48,11 +49,17 @@ rows (float[1, {k}, 4] boxes, float[1, {k}] scores, int32[1] count) => (float[{n
     batch = ConstantOfShape <value = float[1] {{0.0}}> (one_column)
     nothing = ConstantOfShape <value = float[1] {{-1.0}}> (one_column)
     is_valid = Less(ranks, count)
-    class = Where(is_valid, batch, nothing)
+    {kind}
+    class = Where(is_valid, kind, nothing)
     rows = Concat <axis = 1> (batch, padded, class)
 }}
 """
-"""The rows from the outputs for one frame. With one class, class and batch are both 0."""
+"""The rows from the outputs for one frame."""
+_ONE_CLASS = "kind = Identity(batch)"
+_CLASSES = """best_labels = Slice(labels, zero, most, axis)
+    label_rows = Reshape(best_labels, column_shape)
+    numbers = Cast <to = 1> (label_rows)
+    kind = Pad(numbers, padding)"""
 
 
 def raise_scores(scores: npt.NDArray[np.float32], min_score: float) -> npt.NDArray[np.float32]:
@@ -101,21 +108,19 @@ def write_frigate(plain: Path, output: Path, frames: npt.NDArray[np.uint8], *, m
     session = onnxruntime.InferenceSession(output, providers=["CPUExecutionProvider"])
     for number, (frame, outputs) in enumerate(zip(frames, expected, strict=True)):
         (rows,) = session.run(None, {manifest.input.name: frame[None]})
-        count = min(int(outputs.count[0]), FRIGATE_ROWS)
-        found = read_rows(rows)
-        pairs, _ = match((outputs.boxes[0, :count], raise_scores(outputs.scores[0, :count], min_score)), found)
-        if not len(pairs) == len(found[1]) == count:
-            raise ParityError(
-                f"{output}: frame {number}: {len(pairs)} of {len(found[1])} rows for Frigate are among the {count} "
-                f"best proposals of {plain.name}; expected all"
-            )
+        if not _agree(rows, outputs, min_score):
+            raise ParityError(f"{output}: frame {number}: the rows for Frigate are not the proposals of {plain}")
     return manifest
 
 
-def read_rows(rows: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Returns boxes (M, 4) in pixels and scores (M,) of the rows before the first without a proposal."""
-    used = rows[: int(np.argmax([*(rows[:, 6] < 0), True]))]
-    return used[:, 1:5], used[:, 5]
+def _agree(rows: npt.NDArray[np.float32], outputs: Outputs, min_score: float) -> bool:
+    """Returns whether the rows are the best proposals, up to rounding and the order of equals."""
+    count = min(int(outputs.count[0]), FRIGATE_ROWS)
+    found = rows[: int(np.argmax([*(rows[:, 6] < 0), True]))]
+    scores = raise_scores(outputs.scores[0, :count], min_score)
+    pairs, _ = match((outputs.boxes[0, :count], scores), (found[:, 1:5], found[:, 5]))
+    labels = np.zeros(count) if outputs.labels is None else outputs.labels[0]
+    return len(pairs) == len(found) == count and all(labels[row] == found[at, 6] for row, at in pairs)
 
 
 def _with_rows(proto: onnx.ModelProto, manifest: Manifest, min_score: float) -> onnx.ModelProto:
@@ -129,6 +134,8 @@ def _with_rows(proto: onnx.ModelProto, manifest: Manifest, min_score: float) -> 
         k=k,
         power=_power(min_score),
         used=used,
+        labels=f", int32[1, {k}] labels" if "labels" in names else "",
+        kind=_CLASSES if "labels" in names else _ONE_CLASS,
         missing=FRIGATE_ROWS - used,
         num_rows=FRIGATE_ROWS,
         ranks=", ".join(map(str, range(FRIGATE_ROWS))),
@@ -137,5 +144,5 @@ def _with_rows(proto: onnx.ModelProto, manifest: Manifest, min_score: float) -> 
     batch = proto.graph.input[0].type.tensor_type.shape.dim[0]
     if batch.dim_param:
         make_dim_param_fixed(proto.graph, batch.dim_param, 1)
-    used_names = [(names[role], role) for role in ("boxes", "scores", "count")]
-    return onnx.compose.merge_models(proto, rows, io_map=used_names, outputs=["rows"])
+    io_map = [(names[role], role) for role in ("boxes", "scores", "count", "labels") if role in names]
+    return onnx.compose.merge_models(proto, rows, io_map=io_map, outputs=["rows"])

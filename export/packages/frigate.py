@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 from edgerpn.export.onnx.frigate import raise_scores, write_frigate
@@ -25,10 +26,10 @@ model:
   input_pixel_format: bgr
   input_dtype: int
 objects:
-  track:
-    - {name}
+  track: {names}
   filters:
-    {name}:
+"""
+_FILTER = """    {name}:
       min_score: 0.5
       threshold: 0.6
 """
@@ -56,8 +57,12 @@ def write(packed: Packed, folder: Path) -> Contents:
     golden, min_score = packed.golden, packed.config.min_score
     write_frigate(packed.file, folder / "model.onnx", golden.frames, min_score=min_score)
     height, width = packed.manifest.input.frame_hw
-    (folder / "labels.txt").write_text(f"{CLASS_NAME}\n", "utf-8")
-    (folder / "frigate.yml").write_text(_CONFIG.format(width=width, height=height, name=CLASS_NAME), "utf-8")
+    names = packed.manifest.class_names or (CLASS_NAME,)
+    # With numbers, a name may begin with a digit.
+    (folder / "labels.txt").write_text("".join(f"{number} {name}\n" for number, name in enumerate(names)), "utf-8")
+    quoted = [json.dumps(name, ensure_ascii=False) for name in names]  # a string of JSON is one of YAML
+    config = _CONFIG.format(width=width, height=height, names=f"[{', '.join(quoted)}]")
+    (folder / "frigate.yml").write_text(config + "".join(_FILTER.format(name=name) for name in quoted), "utf-8")
     return Contents(
         graph="model.onnx",
         expected=dataclasses.replace(golden, scores=raise_scores(golden.scores, min_score)),

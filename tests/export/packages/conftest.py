@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,13 +13,23 @@ from edgerpn import golden, manifest
 from edgerpn.export.packages.package import TARGETS, package
 from edgerpn.golden import Golden
 from edgerpn.runtime import load
-from tests.support.models import NETWORK_HW, paint_frame, write_model
+from tests.support.models import NETWORK_HW, MakeModel, paint_frame, write_model
 
 
 @pytest.fixture(scope="session")
-def packed_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A `bright` model with a dynamic batch and golden frames, on which it finds 3, 7 and no boxes."""
-    path = write_model(tmp_path_factory.mktemp("packed"), batch=None)
+def make_packed(tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
+    """Writes a `bright` model and golden frames, on which it finds 3, 7 and no boxes."""
+    return lambda **values: write_packed(tmp_path_factory.mktemp("packed"), **values)
+
+
+@pytest.fixture(scope="session")
+def packed_model(make_packed: MakeModel) -> Path:
+    """Such a model with a dynamic batch."""
+    return make_packed(batch=None)
+
+
+def write_packed(folder: Path, **values: Any) -> Path:
+    path = write_model(folder, **values)
     frames = np.stack([paint_frame(*NETWORK_HW, box=(5, 10, 60, 70), count=count) for count in (3, 7, 0)])
     with load(path) as model:
         spec = golden.write(Golden(frames=frames, **model.backend.infer(frames)._asdict()), path)

@@ -23,15 +23,16 @@ from edgerpn.export.packages.package import package
 from edgerpn.manifest import FRIGATE_ROWS
 from edgerpn.models import find_model
 from edgerpn.runtime import load
-from tests.support.models import NETWORK_HW, write_model
+from tests.support.models import NETWORK_HW, MakeModel, write_model
 
 yaml = pytest.importorskip("yaml")
 
 
 def frigate_labels(file: Path) -> dict[int, str]:
-    """The label map: a label a line, counted from 0; numbers without a label are unknown."""
-    lines = file.read_text(encoding="utf-8").splitlines()
-    return {**dict.fromkeys(range(91), "unknown"), **dict(enumerate(lines))}
+    """The label map: number and label a line; numbers without a label are unknown."""
+    pairs = [line.split(" ", 1) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert all(number.isdigit() for number, _ in pairs)
+    return {**dict.fromkeys(range(91), "unknown"), **{int(number): label for number, label in pairs}}
 
 
 def frigate_detections(
@@ -54,8 +55,12 @@ def frigate_detections(
     return detections
 
 
-def test_frigate_finds_the_proposals_of_the_golden_frames(bundles: dict[str, Path], packed_model: Path) -> None:
-    folder = bundles["frigate"]
+@pytest.mark.parametrize("names", [(), ("fish", 'größte "Muschel"', "3 crabs")])
+def test_frigate_finds_the_proposals_of_the_golden_frames(
+    names: tuple[str, ...], make_packed: MakeModel, tmp_path: Path
+) -> None:
+    model_file = make_packed(batch=1, class_names=names)
+    folder = package(model_file, "frigate", tmp_path / "bundle")
     config: dict[str, Any] = yaml.safe_load((folder / "frigate.yml").read_text(encoding="utf-8"))
     settings = config["model"]
     assert (settings["model_type"], settings["input_tensor"], settings["input_pixel_format"]) == (
@@ -67,18 +72,21 @@ def test_frigate_finds_the_proposals_of_the_golden_frames(bundles: dict[str, Pat
     height, width = settings["height"], settings["width"]
     assert (height, width) == NETWORK_HW
     labels = frigate_labels(folder / Path(settings["labelmap_path"]).name)
-    assert {labels[0]} == {*config["objects"]["track"]} == {*config["objects"]["filters"]}
+    known = names or ("object",)
+    assert [labels[number] for number in range(len(known) + 1)] == [*known, "unknown"]
+    assert [*known] == config["objects"]["track"] == [*config["objects"]["filters"]]
     session = onnxruntime.InferenceSession(folder / Path(settings["path"]).name)
-    with np.load(folder / "smoke.npz") as arrays, load(packed_model) as model:
+    with np.load(folder / "smoke.npz") as arrays, load(model_file) as model:
         for frame in arrays["frames"]:
             outputs = session.run(None, {session.get_inputs()[0].name: frame[None]})
             proposals = model(frame)
             scores = raise_scores(proposals.scores, 0.2)
             shares = proposals.boxes / np.array([width, height, width, height], np.float32)
             found = frigate_detections(outputs, width=width, height=height, labels=labels)
+            classes = [0] * len(proposals) if proposals.labels is None else proposals.labels.tolist()
             expected: list[Any] = [
-                ("object", pytest.approx(score), pytest.approx((y1, x1, y2, x2)))
-                for score, (x1, y1, x2, y2) in zip(scores.tolist(), shares.tolist(), strict=True)
+                (known[number], pytest.approx(score), pytest.approx((y1, x1, y2, x2)))
+                for number, score, (x1, y1, x2, y2) in zip(classes, scores.tolist(), shares.tolist(), strict=True)
             ]
             assert found == expected
 
