@@ -279,6 +279,7 @@ def describe_graph(
     """
     model, nms = checkpoint.settings.model, config.resolved_nms
     stage = dataclasses.asdict(proposals)
+    del stage["class_nms_iou"]
     if nms == "standard":
         stage["nms_iterations"] = None
     packages = {"onnx": onnx.__version__, "onnxscript": onnxscript.__version__, "onnxruntime": onnxruntime.__version__}
