@@ -144,5 +144,7 @@ def _with_rows(proto: onnx.ModelProto, manifest: Manifest, min_score: float) -> 
     batch = proto.graph.input[0].type.tensor_type.shape.dim[0]
     if batch.dim_param:
         make_dim_param_fixed(proto.graph, batch.dim_param, 1)
-    io_map = [(names[role], role) for role in ("boxes", "scores", "count", "labels") if role in names]
+    io_map: list[tuple[str, str]] = [
+        (names[role], role) for role in ("boxes", "scores", "count", "labels") if role in names
+    ]
     return onnx.compose.merge_models(proto, rows, io_map=io_map, outputs=["rows"])
