@@ -137,7 +137,8 @@ class Provenance:
     onnx_sha256: str | None = None
     """Hash of the ONNX file; None in the copy inside it."""
     parent_sha256: str | None = None
-    """Hash of the exported ONNX file that another program changed into this one, see `edgerpn check --reseal`."""
+    """Hash of the exported ONNX file that this one was made from: by another program, see `edgerpn check --reseal`, or
+    by `edgerpn package`."""
     data_sha256: str | None = None
     """Hash of the annotation file that the model was trained on, if known."""
     versions: tuple[tuple[str, str], ...] = ()
