@@ -24,7 +24,7 @@ Severity = Literal["error", "warning"]
 # fmt: off
 CHECKED_OPERATORS = frozenset((
     # Operators of the portable graphs, in every TensorRT from 8.6 on.
-    "Add", "And", "ArgMax", "Cast", "Clip", "Concat", "Constant", "Conv", "Div", "Equal", "Exp", "Expand", "Flatten", "Gather",
+    "Add", "And", "Cast", "Clip", "Concat", "Constant", "Conv", "Div", "Equal", "Exp", "Expand", "Flatten", "Gather",
     "GatherElements", "GatherND", "Greater", "GreaterOrEqual", "GridSample", "Identity", "Less", "LessOrEqual",
     "MatMul", "Max", "Min", "Mul", "Neg", "Not", "Or", "Pad", "ReduceMax", "ReduceMin", "ReduceSum", "Relu", "Reshape",
     "Resize",
@@ -33,7 +33,7 @@ CHECKED_OPERATORS = frozenset((
     "AveragePool", "BatchNormalization", "ConvTranspose", "DequantizeLinear", "Erf", "Gemm", "GlobalAveragePool",
     "HardSigmoid", "HardSwish", "LayerNormalization", "LeakyRelu", "Log", "LogSoftmax", "MaxPool", "Pow",
     "QuantizeLinear", "ReduceMean", "Softmax", "Tanh", "Tile",
-    "ScatterND",
+    "ArgMax", "ScatterND",
 ))
 # fmt: on
 
