@@ -20,7 +20,7 @@ Make = Callable[..., Any]
 
 
 def write_examples(folder: Path, boxes: list[tuple[str, list[int]]]) -> Path:
-    """A data set of pictures in which `bright` proposes [40, 40, 120, 120], and two more boxes, each smaller by 2 pixels on each side."""
+    """A data set of pictures with three proposals: [40, 40, 120, 120], and smaller ones by 2 pixels a side each."""
     (folder / "images").mkdir(parents=True)
     names = sorted({name for name, _ in boxes})
     for number in range(len(boxes)):
