@@ -17,6 +17,7 @@ import numpy as np
 import edgerpn.manifest
 from edgerpn import files, golden
 from edgerpn.errors import ExportError, SelfTestError, check_setting
+from edgerpn.export.export_config import MIN_SCORE
 from edgerpn.export.packages import smoke
 from edgerpn.golden import Golden
 from edgerpn.manifest import Manifest
@@ -31,7 +32,7 @@ TARGETS = {"frigate": "Frigate"}
 class PackageConfig:
     """Settings of a bundle."""
 
-    min_score: float = 0.2
+    min_score: float = MIN_SCORE
     """Proposals with at least this score are worth showing, above 0, below 1; the configuration in the bundle has
     it."""
 
