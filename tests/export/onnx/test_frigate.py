@@ -47,7 +47,7 @@ def test_the_exported_rows_are_the_proposals_of_the_plain_export(
             assert used[:, 6].tolist() == [0.0] * len(proposals)
             assert rows[len(proposals) :].tolist() == [[0, 0, 0, 0, 0, 0, -1]] * (20 - len(proposals))
     assert counts == {"zero": 0, "one": 1, "many": 10}
-    with pytest.raises(EngineLoadError, match=r"frigate\.onnx: this graph is for Frigate"):
+    with pytest.raises(EngineLoadError, match=r"frigate\.onnx: this graph is in the layout of frigate"):
         load(file)
 
 
