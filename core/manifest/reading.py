@@ -157,9 +157,10 @@ class Manifest:
         if self.layout == "proposals":
             del values["layout"]
         if not self.class_names:
-            del values["class_names"]
-        if self.parity is not None and self.parity.min_cosine is None:
-            del values["parity"]["min_cosine"]
+            del values["class_names"], values["proposals"]["class_nms_iou"]
+        for name in ("min_cosine", "num_other_class"):
+            if self.parity is not None and getattr(self.parity, name) is None:
+                del values["parity"][name]
         return json.dumps(values, indent=2) + "\n"
 
     def replace(self, **changes: Any) -> Manifest:
