@@ -1,4 +1,4 @@
-"""The bundle for DeepStream: the graph as nvinfer feeds it, its configurations, a parser in C++ and a Python program."""
+"""The bundle for DeepStream: the graph as nvinfer feeds it, configurations, a parser in C++ and a Python program."""
 
 from __future__ import annotations
 

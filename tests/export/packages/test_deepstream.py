@@ -172,10 +172,11 @@ def test_a_graph_for_deepstream_is_described_and_runs_nowhere_else(
 
 
 def test_graphs_that_deepstream_cannot_run_are_refused(tmp_path: Path, packed_model: Path) -> None:
-    for name, values, message in (
+    cases: tuple[tuple[str, dict[str, Any], str], ...] = (
         ("standard", {}, "its NMS is standard, .*export the model with --target tensorrt"),
         ("four", {"color_order": "BGRx"}, "its frames are BGRx, and nvinfer delivers BGR"),
-    ):
+    )
+    for name, values, message in cases:
         (tmp_path / name).mkdir()
         path = write_model(tmp_path / name, **values)
         frames = np.zeros((1, *manifest.read(path).input.frame_shape), np.uint8)
