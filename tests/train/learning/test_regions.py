@@ -48,7 +48,7 @@ def levels_with(*boxes: tuple[float, float, float, float], count: int = 1) -> li
 
 def draw(levels: list[tuple[Tensor, Tensor]], batch: TrainBatch, **changes: Any) -> RegionSample:
     options = {"config": CONFIG, "part": (0, len(batch.images)), "generator": torch.Generator().manual_seed(1)}
-    return sample_regions(levels, ANCHORS, batch, ignore_ioa=0.5, **{**options, **changes})  # type: ignore[arg-type]
+    return sample_regions(levels, ANCHORS, batch, ignore_ioa=0.5, **{**options, **changes})
 
 
 NEAR, FAR = (18.0, 10.0, 50.0, 42.0), (60.0, 20.0, 90.0, 60.0)

@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,7 +25,7 @@ from edgerpn.train.evaluation import evaluate
 from edgerpn.train.run.folder import read_log
 from edgerpn.train.run.loop import TrainResult, run_training
 
-COLORS = {"unused": None, "blue thing": (250, 60, 40), "red thing": (40, 60, 250)}
+COLORS = {"unused": (0, 0, 0), "blue thing": (250, 60, 40), "red thing": (40, 60, 250)}
 SIDE = 96
 CLASSIFY = ('model.classes=["*"]', "model.region_channels=32", "loop.start=random")
 SHORT = (*CLASSIFY, "loop.epochs=3", "loop.evaluations=2")
@@ -33,14 +34,15 @@ MakeSettings = Callable[..., TrainSettings]
 
 def write_split(folder: Path, split: str, count: int, first_id: int) -> None:
     """Grey noise with a blue and a red rectangle, or only one of them, in each image."""
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number in range(first_id, first_id + count):
         rng = np.random.default_rng(number)
         pixels = rng.integers(60, 90, (SIDE, SIDE, 3), dtype=np.uint8)
         for category in ((1, 2), (1,), (2,))[number % 3]:
             w, h = (int(v) for v in rng.integers(20, 44, 2))
             x, y = int(rng.integers(0, SIDE // 2 - w // 2)) + (category - 1) * 40, int(rng.integers(0, SIDE - h))
-            cv2.rectangle(pixels, (x, y), (x + w - 1, y + h - 1), list(COLORS.values())[category], -1)  # type: ignore[call-overload]
+            cv2.rectangle(pixels, (x, y), (x + w - 1, y + h - 1), list(COLORS.values())[category], -1)
             annotations.append(
                 {"id": len(annotations) + 1, "image_id": number, "category_id": category, "bbox": [x, y, w, h]}
             )
