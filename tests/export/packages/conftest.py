@@ -34,7 +34,8 @@ def write_packed(folder: Path, **values: Any) -> Path:
     with load(path) as model:
         spec = golden.write(Golden(frames=frames, **model.backend.infer(frames)._asdict()), path)
         provenance = dataclasses.replace(model.manifest.provenance, checkpoint_sha256="1" * 64)
-        manifest.write(model.manifest.replace(golden=spec, provenance=provenance), path)
+        proposals = dataclasses.replace(model.manifest.proposals, nms="portable")
+        manifest.write(model.manifest.replace(golden=spec, provenance=provenance, proposals=proposals), path)
     return path
 
 
