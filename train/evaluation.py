@@ -66,6 +66,7 @@ def evaluate(
         split,
         name=file.name,
         num_proposals=num_proposals,
+        class_names=content.settings.model.classes,
         holdout_classes=holdout_classes,
         limit=limit,
         log=log,

@@ -142,6 +142,7 @@ def _checkpoint(file: Path, config: PredictConfig) -> Predictor:
         batch=config.batch or (GPU_BATCH if is_gpu else 1),
         num_workers=num_workers,
         exif="apply" if content.settings.data.exif == "apply" else "ignore",
-        run=lambda frames: [Proposals(boxes, scores) for boxes, scores in detect_batch(detector, frames)],
+        class_names=content.settings.model.classes,
+        run=lambda frames: detect_batch(detector, frames),
         closing=closing,
     )
