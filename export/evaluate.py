@@ -82,6 +82,9 @@ def evaluate_model(
     split = data if isinstance(data, Split) else find_split(Path(data), "val", log=log)
     if images is not None:
         split = split._replace(images=Path(images))
+    if holdout_classes and log is not None:
+        names = ", ".join(holdout_classes)
+        log(f"{file.name}: an exported model does not say what it was trained on; it may have seen objects of {names}")
     with load(file, allow_host_code=allow_host_code) as opened:
         return measure(
             _detect(opened),

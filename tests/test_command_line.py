@@ -57,7 +57,7 @@ ARGUMENTS = {
     ),
     "predict": (
         "model images -o --output --data --format --split --classes --allow --exif --follow-links --to --crops"
-        " --pictures --min-score --max-per-image --nms --allow-host-code --config --set --print-config"
+        " --pictures --min-score --max-per-image --nms --allow-host-code --unsealed --config --set --print-config"
     ),
     "bench": (
         "model --data --format --split --classes --allow --exif --follow-links --images -o --output --threads"

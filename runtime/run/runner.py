@@ -18,9 +18,11 @@ Invariants:
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from operator import attrgetter
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 
 GPU_BATCH = 8
 """Frames in a batch on a GPU for a model that takes any number."""
+_FIXED = ("batching.preprocess_threads", "track", "engine", "http")
+_logger = logging.getLogger(__name__)
 
 
 class StreamRunner:
@@ -56,6 +60,7 @@ class StreamRunner:
         workers: int | None = None,
         is_strict: bool = False,
         stays: bool = False,
+        shows_pictures: bool = True,
         max_results: int | None = None,
         on_tick: Callable[[], None] | None = None,
     ) -> None:
@@ -69,6 +74,7 @@ class StreamRunner:
                 faster.
             is_strict: Whether a frame that does not fit the model is an `InputError` instead of an event.
             stays: Whether to continue when all sources have ended, because others may be added.
+            shows_pictures: Whether somebody looks at the pictures of results; else hardware may deliver smaller ones.
             max_results: Results after which to stop; None: all.
             on_tick: Called in the thread that iterates, about every 0.1 s while nothing comes, and after every batch
                 otherwise.
@@ -82,15 +88,18 @@ class StreamRunner:
         if num_threads < 1:
             raise ValueError(f"workers: expected at least 1, got {workers}")
         self._model = model
+        self._config = config
         self._on_tick = on_tick
         self._results_left = max_results
         self._pool = self._make_pool(config.batching)
         self._group = CaptureGroup()
+        spec = model.manifest.input
         self._registry = SourceRegistry(
             self._group,
             depth=num_threads + 1,
-            exif=model.manifest.input.exif_reading,
-            takes_bgrx=model.manifest.input.num_channels == 4,
+            exif=spec.exif_reading,
+            takes_bgrx=spec.num_channels == 4,
+            network_hw=None if shows_pictures or spec.source_hw is not None else spec.network_hw,
             opened=opened,
             tells_ends=config.track is not None,
         )
@@ -180,8 +189,9 @@ class StreamRunner:
         """Adds, removes and changes sources until they are those of `config`; takes over all other settings.
 
         A source whose capture settings change is restarted; the others continue undisturbed. May take two seconds for
-        each source that ends.
+        each source that ends. A setting that cannot change is a warning in the log.
         """
+        self._warn_of_fixed(config)
         self._batcher.wait_ms = config.batching.batch_wait_ms
         self._batcher.max_batch = config.batching.max_batch or natural_batch(self._model)
         self._registry.apply(config, self._tell_removed)
@@ -203,6 +213,11 @@ class StreamRunner:
         self._workers.join()
         if self._pool is not None:
             self._pool.shutdown(wait=False)
+
+    def _warn_of_fixed(self, config: StreamsConfig) -> None:
+        changed = [name for name in _FIXED if attrgetter(name)(config) != attrgetter(name)(self._config)]
+        if changed:
+            _logger.warning("these settings stay as they were when the run started: %s", ", ".join(changed))
 
     def _tell_removed(self, name: str) -> None:
         message = f"{name}: removed from the run"
@@ -241,7 +256,7 @@ class StreamRunner:
         proposals = item.proposals.above(min_score) if min_score > 0 else item.proposals
         zone_map = self._registry.zone_map_of(item.frame.source)
         if zone_map is not None:
-            proposals = zone_map.unmasked(proposals, item.frame.image.shape[:2])
+            proposals = zone_map.unmasked(proposals, item.frame.size_hw)
         result = dataclasses.replace(item, proposals=proposals, zone_map=zone_map, age_ms=age_ms)
         self._registry.count(result)
         if self._results_left is not None:

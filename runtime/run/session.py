@@ -73,7 +73,15 @@ def run_streams(
         # The first, because it never blocks, and others may.
         sinks = [page.hub, *sinks]
     with (
-        StreamRunner(model, config, opened=opened, stays=stays, max_results=max_frames, on_tick=service.tick) as runner,
+        StreamRunner(
+            model,
+            config,
+            opened=opened,
+            stays=stays,
+            shows_pictures=any(getattr(sink, "takes_pictures", True) for sink in sinks),
+            max_results=max_frames,
+            on_tick=service.tick,
+        ) as runner,
         StopOnSignal(
             lambda: _stop(runner, queued if is_live else ()), on_hangup=service.want_reload if is_live else None
         ) as stopper,
@@ -143,7 +151,8 @@ def _consume(runner: StreamRunner, sinks: Sequence[Sink], counts: RunCounts, bar
         if bar is not None:
             bar.update()
         if any(getattr(sink, "is_closed_by_user", False) for sink in sinks):
-            return
+            # Not at once: the tracks of the run leave first.
+            runner.stop()
 
 
 def _close(runner: StreamRunner, sinks: Sequence[Sink], *, timeout_s: float | None) -> None:
