@@ -24,18 +24,20 @@ from edgerpn.runtime.model import load
 from edgerpn.runtime.run.runner import natural_batch
 
 
-def make_schema(embedding_size: int | None) -> pa.Schema:
+def make_schema(*, has_classes: bool, embedding_size: int | None) -> pa.Schema:
     """Returns the columns of a table of proposals, one row a picture.
 
     path: name of the file. frame: number in its video, from 0; null: an image. media_time_s: time in its video;
     null: an image, or unknown. width, height: pixels; null: it is broken. boxes: x1, y1, x2, y2 in pixels of the
-    picture, best first; null: it is broken. scores: 0 to 1. embeddings: a vector with a norm of 1 for each box.
-    model: SHA-256 of the model's file. error: the reason why it is broken; null: it is not. damage: the damage of a
+    picture, best first; null: it is broken. scores: 0 to 1. labels, class_scores: name of each box's class, and its
+    probability. embeddings: a vector with a norm of 1 for each box. model: SHA-256 of the model's file. error: the reason why it is broken; null: it is not. damage: the damage of a
     picture that decodes nevertheless; null: none is seen.
 
     Args:
+        has_classes: Whether the model has classes; without them the table has neither labels nor class_scores.
         embedding_size: Size of an embedding; None: the model has none, and the table no such column.
     """
+    classes = [("labels", pa.list_(pa.string())), ("class_scores", pa.list_(pa.float32()))] if has_classes else []
     vectors = [] if embedding_size is None else [("embeddings", pa.list_(pa.list_(pa.float32(), embedding_size)))]
     return pa.schema(
         [
@@ -46,6 +48,7 @@ def make_schema(embedding_size: int | None) -> pa.Schema:
             ("height", pa.int32()),
             ("boxes", pa.list_(pa.list_(pa.float32(), 4))),
             ("scores", pa.list_(pa.float32())),
+            *classes,
             *vectors,
             pa.field("model", pa.string(), nullable=False),
             ("error", pa.string()),
@@ -97,7 +100,8 @@ class Proposer:
         """Whether image files are turned by their EXIF orientation."""
         described = self._model.manifest.outputs_by_role.get("embeddings")
         self._embedding_size = None if described is None else int(described.shape[2])
-        self.schema = make_schema(self._embedding_size)
+        self._has_classes = bool(self._model.manifest.class_names)
+        self.schema = make_schema(has_classes=self._has_classes, embedding_size=self._embedding_size)
         """Columns of the tables."""
 
     def __call__(self, batch: Mapping[str, Sequence[Any]] | Any) -> pa.Table:
@@ -166,6 +170,9 @@ class Proposer:
             "error": [picture.error for picture in pictures],
             "damage": [picture.damage for picture in pictures],
         }
+        if self._has_classes:
+            columns["labels"] = [None if one is None else one.names for one in found]
+            columns["class_scores"] = _lists([None if one is None else one.class_scores for one in found])
         if self._embedding_size is not None:
             vectors = [None if one is None else one.embeddings for one in found]
             columns["embeddings"] = _lists(vectors, self._embedding_size)

@@ -11,10 +11,14 @@ artifact:
 
 A graph may have more outputs, see `more_outputs`; their types and numbers of axes tell them apart:
 
-    embeddings  float32 [N, K, C]        features of the cell that proposed each box, with a norm of 1
-    features    float32 [N, K, C, h, w]  features of each box, pooled by RoIAlign
+    labels        int32   [N, K]           number of each box's class in `Manifest.class_names`, from 0
+    class_scores  float32 [N, K]           probability of that class, 0..1
+    embeddings    float32 [N, K, C]        features of the cell that proposed each box, with a norm of 1
+    features      float32 [N, K, C, h, w]  features of each box, pooled by RoIAlign
 
 Their rows beyond count are zero.
+
+A graph in the layout of another program has its outputs instead, see `Layout`; no backend of ours runs it.
 
 Another program may have renamed these tensors; the manifest then holds their names, see `edgerpn check --reseal`.
 """
@@ -44,6 +48,7 @@ from edgerpn.manifest.parts import (
     Provenance,
     RecallSpec,
 )
+from edgerpn.proposals import CLASSES, output_dtype
 from edgerpn.targets import ExportTarget
 
 SCHEMA = 2
@@ -51,6 +56,20 @@ SCHEMA = 2
 
 SCHEMA_MORE_OUTPUTS = 3
 """The schema number of a graph with more outputs, which versions that know schema 2 only refuse."""
+
+SCHEMA_LAYOUT = 4
+"""The schema number of a graph in the layout of another program, which versions that do not know layouts refuse."""
+
+Layout = Literal["proposals", "frigate", "deepstream"]
+"""Form of inputs and outputs: ours, or that of another program.
+
+`frigate`: one output `rows`, float32 [20, 7], for a batch of 1. A row holds batch, x1, y1, x2, y2 in pixels of the
+frame, score and class, best first; the class of a row without a proposal is -1.
+
+`deepstream`: `frames` is float32 [N, 3, H, W], BGR from 0 to 255, and `count` int32 [N, 1]; the rest is ours."""
+
+FRIGATE_ROWS = 20
+"""Rows that Frigate reads."""
 
 METADATA_KEY = "edgerpn.manifest"
 """Key of the manifest's JSON text in an ONNX file's `metadata_props`."""
@@ -82,6 +101,10 @@ class Manifest:
     outputs: tuple[OutputSpec, ...] = ()
     """Outputs of the graph: boxes, scores, count and further ones, whatever their names; empty: the first three, under
     these names."""
+    layout: Layout = "proposals"
+    """Form of inputs and outputs; `outputs` describes them as they are, `input` those of our layout."""
+    class_names: tuple[str, ...] = ()
+    """Names of the classes, by the numbers in the output `labels`; empty: the model does not have classes."""
     anchors: AnchorSpec
     """Anchors baked into the graph."""
     proposals: ProposalSpec
@@ -112,18 +135,32 @@ class Manifest:
         return dict(zip(roles, specs, strict=True))
 
     def __post_init__(self) -> None:
+        if self.layout != "proposals":
+            return
         if len(self.outputs) in (1, 2):
             raise ValueError(f"outputs: expected boxes, scores and count, got {len(self.outputs)} outputs")
         forms = [(spec.dtype, len(spec.shape)) for spec in self.outputs[3:]]
         if not set(forms) <= _ROLES.keys() or len(set(forms)) != len(forms):
             raise ValueError(f"outputs: expected further ones like {list(_ROLES.values())}, got {self.outputs[3:]}")
+        found = [role for role in CLASSES if role in self.outputs_by_role]
+        if len(found) not in (0, len(CLASSES)) or bool(found) is not bool(self.class_names):
+            names = ", ".join(self.class_names) or "none"
+            raise ValueError(
+                f"outputs: expected labels and class_scores where there are class_names and nowhere else, got "
+                f"{' and '.join(found) or 'neither'} with class_names: {names}"
+            )
 
     def to_json(self) -> str:
         """Returns the manifest as indented JSON text."""
         values = settings.to_dict(self)
-        if self.parity is not None and self.parity.min_cosine is None:
-            # Manifests of graphs without such outputs stay as earlier versions wrote and read them.
-            del values["parity"]["min_cosine"]
+        # Manifests of graphs without such outputs stay as earlier versions wrote and read them.
+        if self.layout == "proposals":
+            del values["layout"]
+        if not self.class_names:
+            del values["class_names"], values["proposals"]["class_nms_iou"]
+        for name in ("min_cosine", "num_other_class"):
+            if self.parity is not None and getattr(self.parity, name) is None:
+                del values["parity"][name]
         return json.dumps(values, indent=2) + "\n"
 
     def replace(self, **changes: Any) -> Manifest:
@@ -131,29 +168,42 @@ class Manifest:
         return dataclasses.replace(self, **changes)
 
 
-_ROLES = {("float32", 3): "embeddings", ("float32", 5): "features"}
+_ROLES = {
+    ("int32", 2): "labels",
+    ("float32", 2): "class_scores",
+    ("float32", 3): "embeddings",
+    ("float32", 5): "features",
+}
 """Type and number of axes of the outputs that a graph may have beyond the first three, and their names in
 `edgerpn.proposals.Outputs`."""
 
 
 def more_outputs(
-    num_proposals: int, *, embedding_shape: tuple[int] | None, feature_shape: tuple[int, int, int] | None
+    num_proposals: int,
+    *,
+    has_classes: bool = False,
+    embedding_shape: tuple[int] | None = None,
+    feature_shape: tuple[int, int, int] | None = None,
 ) -> tuple[OutputSpec, ...]:
     """Returns the outputs beyond the first three.
 
     Args:
         num_proposals: K.
+        has_classes: Whether the graph has classes.
         embedding_shape: C; None: the graph has no embeddings.
         feature_shape: C, h and w; None: the graph has no features.
     """
-    forms = (
+    per_class = () if has_classes else None
+    forms: tuple[tuple[str, tuple[int, ...] | None, str], ...] = (
+        ("labels", per_class, "number of the class of each box in class_names, from 0"),
+        ("class_scores", per_class, "probability of that class, 0..1"),
         ("embeddings", embedding_shape, "features of the cell that proposed each box, with a norm of 1"),
         ("features", feature_shape, "features of each box, pooled by RoIAlign with two samples a side of a cell"),
     )
     return tuple(
         OutputSpec(
             name=name,
-            dtype="float32",
+            dtype=output_dtype(name).__name__,
             shape=("N", num_proposals, *shape),
             meaning=f"{meaning}; rows beyond count are zero",
         )
@@ -181,6 +231,15 @@ def standard_outputs(num_proposals: int) -> tuple[OutputSpec, ...]:
     )
 
 
+def frigate_outputs(min_score: float) -> tuple[OutputSpec, ...]:
+    """Returns the output of a graph in the layout `frigate`, in which the score `min_score` became 0.5."""
+    meaning = (
+        "batch, x1, y1, x2, y2 in pixels of the input frame, score raised to the power by which "
+        f"{min_score:g} becomes 0.5, class; class -1: no proposal"
+    )
+    return (OutputSpec(name="rows", dtype="float32", shape=(FRIGATE_ROWS, 7), meaning=meaning),)
+
+
 def manifest_path(artifact: str | os.PathLike[str]) -> Path:
     """Path of the manifest of an artifact: model.json for model.onnx, model.engine.json for model.engine."""
     return Path(f"{stem(artifact)}.json")
@@ -199,7 +258,7 @@ def parse(text: str, *, source: str) -> Manifest:
     """Reads a manifest from JSON text; `source` names it in errors.
 
     Raises:
-        ManifestVersionError: The schema number is neither `SCHEMA` nor `SCHEMA_MORE_OUTPUTS`.
+        ManifestVersionError: This version does not read the schema number.
         ManifestError: The text is not JSON, a field is missing, unknown or of the wrong type, or the text was changed
             after `write`.
     """
@@ -209,10 +268,10 @@ def parse(text: str, *, source: str) -> Manifest:
         raise ManifestError(f"{source}: not a manifest: {error}. Export the model again to rewrite it.") from error
     if not isinstance(values, dict) or "schema" not in values:
         raise ManifestError(f"{source}: not a manifest: expected a JSON object with the key 'schema'")
-    if values["schema"] not in (SCHEMA, SCHEMA_MORE_OUTPUTS):
+    if values["schema"] not in (SCHEMA, SCHEMA_MORE_OUTPUTS, SCHEMA_LAYOUT):
         raise ManifestVersionError(
             f"{source}: manifest schema {values['schema']!r}, but this version of edgerpn reads the schemas "
-            f"{SCHEMA} and {SCHEMA_MORE_OUTPUTS}. Use the version that wrote it, or export the model again."
+            f"{SCHEMA} to {SCHEMA_LAYOUT}. Use the version that wrote it, or export the model again."
         )
     digest = values.pop("digest", None)
     try:

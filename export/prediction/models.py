@@ -44,6 +44,8 @@ class Predictor:
     """Concurrent calls that give the best throughput."""
     exif: Exif
     """Whether image files are turned by their EXIF orientation."""
+    class_names: tuple[str, ...] = ()
+    """Names of its classes; empty: it does not have classes."""
     run: Callable[[Sequence[Image]], list[Proposals]]
     """Runs frames (H, W, 3) uint8 BGR of any sizes together."""
     closing: AbstractContextManager[object]
@@ -73,6 +75,7 @@ def _exported(file: Path, config: PredictConfig, allow_host_code: bool) -> Predi
         batch=config.batch or natural_batch(model),
         num_workers=max(1, model.backend.frames_in_flight),
         exif=model.manifest.input.exif_reading,
+        class_names=model.manifest.class_names,
         run=model.batch_fitted,
         closing=model,
     )

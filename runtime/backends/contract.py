@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from edgerpn.errors import InferenceError, InputError, check_setting
+from edgerpn.errors import EngineLoadError, InferenceError, InputError, check_setting
 from edgerpn.manifest import Manifest
 from edgerpn.proposals import Outputs
 
@@ -93,6 +94,19 @@ class PartsTimer(Protocol):
         ...
 
 
+def refuse_layout(path: Path, manifest: Manifest) -> None:
+    """Refuses a graph that was exported for another program.
+
+    Raises:
+        EngineLoadError: Its layout is not ours.
+    """
+    if manifest.layout != "proposals":
+        raise EngineLoadError(
+            f"{path}: this graph is in the layout of {manifest.layout}, another program, and only that runs it. Here, "
+            "run the ONNX file that it was made from, or export the model without --layout."
+        )
+
+
 def tensors_of(manifest: Manifest) -> dict[str, tuple[str, tuple[int | None, ...]]]:
     """Element type and shape by name of the graph's input and outputs; None is a dynamic batch."""
     batch, shapes = manifest.input.batch, output_shapes(manifest)
@@ -122,11 +136,13 @@ def check_frames(frames: object, manifest: Manifest) -> npt.NDArray[np.uint8]:
     return np.ascontiguousarray(frames)
 
 
-def check_outputs(outputs: Outputs, num_frames: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def check_outputs(
+    outputs: Outputs, num_frames: int, shapes: Mapping[str, tuple[int, ...]], *, num_classes: int = 0
+) -> None:
     """Checks the outputs of a graph for `num_frames` frames against its `output_shapes`.
 
     Raises:
-        InferenceError: A shape or a count breaks the interface.
+        InferenceError: A shape, a count or a label breaks the interface.
     """
     expected = tuple((num_frames, *shape) for shape in shapes.values())
     found = tuple(getattr(outputs, role).shape for role in shapes)
@@ -137,3 +153,8 @@ def check_outputs(outputs: Outputs, num_frames: int, shapes: Mapping[str, tuple[
     count, num_proposals = outputs.count, shapes["scores"][0]
     if count.min() < 0 or count.max() > num_proposals:
         raise InferenceError(f"the graph counts {count.tolist()} proposals, expected 0 to {num_proposals}")
+    labels = outputs.labels
+    if labels is not None and not 0 <= labels.min() <= labels.max() < num_classes:
+        raise InferenceError(
+            f"the graph's labels are {labels.min()} to {labels.max()}, expected 0 to {num_classes - 1}"
+        )

@@ -20,8 +20,8 @@ from edgerpn import manifest as manifests
 from edgerpn.errors import ArtifactMismatchError, InferenceError, ManifestError, require
 from edgerpn.machine import available_cores, bind_to_process
 from edgerpn.manifest import DIGEST_KEY, METADATA_KEY, Manifest
-from edgerpn.proposals import Outputs
-from edgerpn.runtime.backends.contract import check_frames, check_outputs, output_shapes, tensors_of
+from edgerpn.proposals import Outputs, output_dtype
+from edgerpn.runtime.backends.contract import check_frames, check_outputs, output_shapes, refuse_layout, tensors_of
 from edgerpn.runtime.onnx_session import (
     CPU,
     Provider,
@@ -63,6 +63,7 @@ class OnnxRuntimeBackend:
         threads = threads or available_cores()
         if not has_sidecar:
             self._manifest = _manifest_inside(path, open_session(library, path, chosen, threads), verify=verify)
+        refuse_layout(path, self._manifest)
         self._session = open_session(library, path, chosen, threads, disabled=_harmful_optimizers(self._manifest))
         _check_interface(path, self._session, self._manifest)
         self._shapes = output_shapes(self._manifest)
@@ -125,7 +126,7 @@ class OnnxRuntimeBackend:
                 outputs = run(session, frames)
         except self._failures as error:
             raise InferenceError(f"ONNX Runtime failed on frames of shape {frames.shape}: {error}") from error
-        check_outputs(outputs, len(frames), self._shapes)
+        check_outputs(outputs, len(frames), self._shapes, num_classes=len(self._manifest.class_names))
         return outputs
 
     def _run_plain(self, session: Any, frames: npt.NDArray[np.uint8]) -> Outputs:
@@ -135,8 +136,7 @@ class OnnxRuntimeBackend:
     def _run_bound(self, session: Any, frames: npt.NDArray[np.uint8]) -> Outputs:
         """Lets the library write its outputs directly into new arrays."""
         arrays: dict[str, npt.NDArray[Any]] = {
-            role: np.empty((len(frames), *shape), np.int32 if role == "count" else np.float32)
-            for role, shape in self._shapes.items()
+            role: np.empty((len(frames), *shape), output_dtype(role)) for role, shape in self._shapes.items()
         }
         binding = getattr(self._local, "binding", None)
         if binding is None:

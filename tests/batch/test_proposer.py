@@ -13,7 +13,7 @@ import pytest
 from edgerpn.errors import InputError
 from edgerpn.files import sha256
 from edgerpn.runtime import load
-from tests.support.models import ANGLES
+from tests.support.models import ANGLES, LABELS
 
 pa = pytest.importorskip("pyarrow", reason="pyarrow comes with the extra `ray`")
 
@@ -112,6 +112,15 @@ def test_embeddings_are_a_column_where_the_model_has_them(
     table = Proposer(make_model(tmp_path, is_described=True))(batch)
     assert table["embeddings"].to_pylist() == [ANGLES[:2].tolist(), None]
     assert "embeddings" not in Proposer(model_path)(batch).schema.names
+
+
+def test_classes_are_columns_where_the_model_has_them(
+    photos: Path, make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    names = ("cat", "dog", "fish")
+    table = Proposer(make_model(tmp_path, class_names=names))({"path": [str(photos / "2.png"), "absent.png"]})
+    assert table["labels"].to_pylist() == [[names[label] for label in LABELS[:2]], None]
+    assert table["class_scores"].to_pylist() == table["scores"].to_pylist()
 
 
 def test_a_model_for_one_camera_size_takes_pictures_of_all_sizes(

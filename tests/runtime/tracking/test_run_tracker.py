@@ -12,6 +12,7 @@ from edgerpn.runtime.frame import Event, Frame, Result
 from edgerpn.runtime.tracking.config import TrackConfig
 from edgerpn.runtime.tracking.run_tracker import IMAGE_S, RunTracker
 from edgerpn.runtime.zones import ZoneConfig, ZoneMap
+from tests.support.classes import classed
 
 Show = Callable[..., tuple[Result, list[Event]]]
 
@@ -27,13 +28,16 @@ def show(tracker: RunTracker, propose: Callable[..., Proposals]) -> Show:
 
     def make(
         source: str, index: int, *, media_time_s: float | None = None, monotonic_s: float = 0.0, lag_ms: float = 0.0,
-        width: int = 64, zone_map: ZoneMap | None = None,
+        width: int = 64, zone_map: ZoneMap | None = None, label: str = "",
     ) -> tuple[Result, list[Event]]:  # fmt: skip
         frame = Frame(
             image=np.zeros((48, width, 3), np.uint8), source=source, index=index, media_time_s=media_time_s,
             captured_at=1000.0 + index, monotonic_s=monotonic_s, decode_ms=0.0, lag_ms=lag_ms,
         )  # fmt: skip
-        return tracker.follow(Result(proposals=propose((5, 5)), frame=frame, stage_ms={}, zone_map=zone_map))
+        proposals = propose((5, 5))
+        if label:
+            proposals = classed(proposals, [label])
+        return tracker.follow(Result(proposals=proposals, frame=frame, stage_ms={}, zone_map=zone_map))
 
     return make
 
@@ -65,6 +69,8 @@ def test_the_events_of_a_track_tell_what_a_consumer_needs(show: Show, tracker: R
     assert (left.kind, left.reason, left.frame, left.happened_at) == ("left", "removed", 9, 1009.0)
     assert left.message == "live: track 1 left after 1.5 s"
     assert tracker.end("live", "removed") == tracker.end("never", "removed") == []
+    (named,) = show("reef", 0, label="fish")[1]
+    assert named.message == "reef: track 1 (fish) appeared"
     # Another source of this name, whose time may be any.
     assert track_of(show("live", 0, monotonic_s=1.0)) == (2, 0.0)
 
@@ -76,6 +82,30 @@ def test_the_events_of_a_track_name_its_zones(show: Show, tracker: RunTracker) -
     (left,) = tracker.end("live", "removed")
     assert appeared.zones == left.zones == ("lower",)
     assert show("live", 1)[1][0].zones == ()
+
+
+def test_a_track_in_a_zone_enters_it_and_leaves_it_at_its_end_at_the_latest(show: Show, tracker: RunTracker) -> None:
+    lower = ((0.0, 0.5), (1.0, 0.5), (1.0, 1.0), (0.0, 1.0))
+    zones = ZoneMap([ZoneConfig(name="lower", points=lower)], [], mask_share=0.5)
+    shown = [show("live", index, monotonic_s=index / 10, zone_map=zones)[1] for index in range(4)]
+    assert [[event.kind for event in events] for events in shown] == [["appeared"], [], ["entered_zone"], []]
+    (entered,) = shown[2]
+    assert entered.message == "live: track 1 entered zone lower"
+    assert (entered.zone, entered.zones, entered.frame, entered.box_xyxy) == ("lower", ("lower",), 2, (5, 5, 45, 45))
+    exited, left = tracker.end("live", "removed")
+    assert (exited.kind, exited.zone, exited.reason, exited.frame) == ("left_zone", "lower", "removed", 3)
+    assert exited.message == "live: track 1 left zone lower after 0.3 s"
+    assert exited.duration_s == pytest.approx(0.3)
+    assert left.kind == "left"
+
+
+def test_a_zone_that_the_settings_lose_is_left(show: Show) -> None:
+    whole = ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0))
+    zones = ZoneMap([ZoneConfig(name="whole", points=whole)], [], mask_share=0.5)
+    for index in range(4):
+        show("live", index, monotonic_s=index / 10, zone_map=zones)
+    events = [event for index in range(4, 8) for event in show("live", index, monotonic_s=index / 10)[1]]
+    assert [(event.kind, event.zone, event.frame) for event in events] == [("left_zone", "whole", 6)]
 
 
 def test_tracks_of_a_camera_that_is_silent_leave_after_the_buffer(show: Show, tracker: RunTracker) -> None:
