@@ -30,8 +30,9 @@ def make_schema(*, has_classes: bool, embedding_size: int | None) -> pa.Schema:
     path: name of the file. frame: number in its video, from 0; null: an image. media_time_s: time in its video;
     null: an image, or unknown. width, height: pixels; null: it is broken. boxes: x1, y1, x2, y2 in pixels of the
     picture, best first; null: it is broken. scores: 0 to 1. labels, class_scores: name of each box's class, and its
-    probability. embeddings: a vector with a norm of 1 for each box. model: SHA-256 of the model's file. error: the reason why it is broken; null: it is not. damage: the damage of a
-    picture that decodes nevertheless; null: none is seen.
+    probability. embeddings: a vector with a norm of 1 for each box. model: SHA-256 of the model's file. error: the
+    reason why it is broken; null: it is not. damage: the damage of a picture that decodes nevertheless; null: none is
+    seen.
 
     Args:
         has_classes: Whether the model has classes; without them the table has neither labels nor class_scores.
