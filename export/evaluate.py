@@ -16,6 +16,7 @@ from edgerpn.export.model_names import find_any_model
 from edgerpn.manifest import DIGEST_KEY
 from edgerpn.manifest.parts import RecallSpec
 from edgerpn.models import is_checkpoint
+from edgerpn.proposals import Proposals
 from edgerpn.runtime.model import Model, load
 from edgerpn.train.data.annotations import ImageId, read_json, twin_id
 from edgerpn.train.data.coco import read_split, read_truth, require_objects
@@ -79,12 +80,16 @@ def evaluate_model(
     split = data if isinstance(data, Split) else find_split(Path(data), "val", log=log)
     if images is not None:
         split = split._replace(images=Path(images))
+    if holdout_classes and log is not None:
+        names = ", ".join(holdout_classes)
+        log(f"{file.name}: an exported model does not say what it was trained on; it may have seen objects of {names}")
     with load(file, allow_host_code=allow_host_code) as opened:
         return measure(
             _detect(opened),
             split.read_like(opened.manifest.input.exif),
             name=file.name,
             num_proposals=opened.manifest.proposals.num_proposals,
+            class_names=opened.manifest.class_names,
             holdout_classes=holdout_classes or (),
             limit=limit,
             log=log,
@@ -94,9 +99,9 @@ def evaluate_model(
 def _detect(model: Model) -> Detect:
     """Returns a function that runs an exported model on frames of any size."""
 
-    def run(frame: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    def run(frame: npt.NDArray[np.uint8]) -> Proposals:
         (proposals,) = model.batch_fitted([frame])
-        return proposals.boxes, proposals.scores
+        return proposals
 
     return run
 
