@@ -7,6 +7,7 @@ The same command continues a run that did not end.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 
@@ -62,13 +63,15 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     from edgerpn.batch.run import bulk
 
-    summary = bulk(
-        arguments.model,
-        arguments.inputs,
-        arguments.output,
-        config,
-        address=arguments.address,
-        allow_host_code=arguments.allow_host_code,
-    )
+    # Ray prints to the standard output when it loses a worker or a machine.
+    with contextlib.redirect_stdout(sys.stderr):
+        summary = bulk(
+            arguments.model,
+            arguments.inputs,
+            arguments.output,
+            config,
+            address=arguments.address,
+            allow_host_code=arguments.allow_host_code,
+        )
     print(printable(f"{summary.text()}; written: {arguments.output}"))
     return 1 if summary.num_pictures == summary.num_broken else 0

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -83,9 +84,10 @@ class OutputFolder:
 
     def clean(self) -> None:
         """Removes what workers that died have left; only between runs."""
-        for path in self._system.glob(f"{self._root}/_bulk/*.part"):
-            self._system.rm_file(path)
-        self.forget_attempts("*")
+        for name in self._names("_bulk"):
+            if name.endswith(".part"):
+                self._system.rm_file(self._path(name))
+        self._forget("")
 
     def read_plan(self, part: int) -> list[Item]:
         """Returns the items of a part."""
@@ -104,8 +106,8 @@ class OutputFolder:
 
     def done(self) -> dict[int, dict[str, int]]:
         """Returns the figures of the parts that are done, by number."""
-        names = (path.rpartition("/")[2] for path in self._system.glob(f"{self._root}/part-*.parquet"))
-        parts = [int(name[len("part-") : -len(".parquet")]) for name in names]
+        names = (re.fullmatch(r"part-(\d+)\.parquet", name) for name in self._names(""))
+        parts = [int(name[1]) for name in names if name]
         found = zip(parts, threaded_map(self.counts, parts, num_threads=_READERS), strict=True)
         return {part: counts for part, counts in found if counts is not None}
 
@@ -122,15 +124,14 @@ class OutputFolder:
 
     def begin_attempt(self, part: int) -> int:
         """Notes that a worker begins a part; returns how many began it before and did not end it."""
-        begun = self._system.glob(self._path(f"attempts/{part:06d}-*"))
+        begun = [name for name in self._names("_bulk/attempts") if name.startswith(f"{part:06d}-")]
         self._system.makedirs(self._path("attempts"), exist_ok=True)
         self._system.pipe_file(self._path(f"attempts/{part:06d}-{secrets.token_hex(4)}"), b"-")
         return len(begun)
 
-    def forget_attempts(self, part: int | str) -> None:
-        """Removes the notes of a part, or of all parts ("*")."""
-        for path in self._system.glob(self._path(f"attempts/{part:06d}-*" if isinstance(part, int) else "attempts/*")):
-            self._system.rm_file(path)
+    def end_attempts(self, part: int) -> None:
+        """Removes the notes of a part that is done."""
+        self._forget(f"{part:06d}-")
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes the figures of a run whose parts are all done."""
@@ -142,14 +143,27 @@ class OutputFolder:
     def _part_path(self, part: int) -> str:
         return f"{self._root}/part-{part:06d}.parquet"
 
+    def _names(self, folder: str) -> list[str]:
+        """Returns the names in a folder below the root; no pattern, which a character of the root could be too."""
+        self._system.invalidate_cache()
+        try:
+            paths = self._system.ls(f"{self._root}/{folder}".rstrip("/"), detail=False)
+        except FileNotFoundError:
+            return []
+        return [path.rstrip("/").rpartition("/")[2] for path in paths]
+
+    def _forget(self, start: str) -> None:
+        for name in self._names("_bulk/attempts"):
+            if name.startswith(start):
+                self._system.rm_file(self._path(f"attempts/{name}"))
+
     def _check_empty(self) -> None:
         if self._system.isfile(self._root):
             raise ConfigError([f"{self.place}: this is a file, expected a folder"])
-        found = self._system.ls(self._root, detail=False) if self._system.isdir(self._root) else []
-        others = sorted(path.rpartition("/")[2] for path in found if path.rpartition("/")[2] != "_bulk")
+        others = [name for name in self._names("") if name != "_bulk"]
         if others:
             raise ConfigError(
-                [f"{self.place}: this folder is not empty (it holds {printable(others[0])}); name another"]
+                [f"{self.place}: this folder is not empty (it holds {printable(min(others))}); name another"]
             )
 
     def _write_plan(self, parts: Iterable[list[Item]]) -> int:

@@ -104,6 +104,13 @@ def _encoded(item: Item, config: BulkConfig) -> Iterator[Encoded]:
     if item.kind == IMAGE:
         yield Encoded(item.place, None)
         return
+    try:
+        yield from _rows(item, config)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{printable(item.place)}: cannot be read any more: {error}") from error
+
+
+def _rows(item: Item, config: BulkConfig) -> Iterator[Encoded]:
     with open_file(item.place) as stream, pq.ParquetFile(stream) as file:
         columns = [name for name in (config.bytes_column, config.path_column) if name in leaf_names(file)]
         number = item.first
@@ -121,17 +128,16 @@ def _frames(place: str, num_threads: int) -> Iterator[Picture]:
     next_frame = 0
     try:
         with _local(place) as file:
-            source = open_source(file, name=path, decoder_threads=num_threads)
-            for item in source:
+            for item in open_source(file, name=path, decoder_threads=num_threads):
                 if isinstance(item, Frame):
                     next_frame = item.index + 1
                     yield Picture(path=path, frame=item.index, media_time_s=item.media_time_s, image=item.image)
                 else:
                     yield Picture(path=path, frame=next_frame, error=item.message)
-    except StreamOpenError as error:
-        yield Picture(path=path, error=str(error))
     except OSError as error:
-        yield Picture(path=path, frame=next_frame or None, error=f"{path}: cannot be read: {error.strerror or error}")
+        yield Picture(path=path, error=f"{path}: cannot be read: {error.strerror or error}")
+    except StreamOpenError as error:
+        yield Picture(path=path, error=str(error) if not is_url(place) else f"{path}: {error}")
 
 
 @contextmanager

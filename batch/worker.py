@@ -90,5 +90,5 @@ class PartWorker:
         with self._folder.writing(part, self._proposer.schema) as file:
             for table in self._proposer.tables(pictures):
                 file.write(table)
-        self._folder.forget_attempts(part)
+        self._folder.end_attempts(part)
         return file.counts

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +20,7 @@ pytestmark = pytest.mark.filterwarnings(r"ignore:::ray\.")
 
 pytest.importorskip("ray", reason="Ray comes with the extra `ray`")
 
+import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 
 from edgerpn.batch import BulkConfig, Proposer, bulk  # noqa: E402
@@ -58,3 +64,34 @@ def test_a_worker_that_cannot_work_ends_the_run_with_its_reason(
     assert "Traceback" not in shown
     with pytest.raises(ConfigError, match="no machine of this Ray has the 1000 CPUs and 0 GPUs of a worker"):
         bulk(model_path, [str(photos)], tmp_path / "more", BulkConfig(threads=1000))
+
+
+@pytest.mark.slow
+def test_the_programs_of_the_page_run(root: Path, photos: Path, model_path: Path) -> None:
+    folder = photos.parent
+    for suffix in (".onnx", ".json"):
+        shutil.copy(model_path.with_suffix(suffix), folder / f"model{suffix}")
+    pq.write_table(pa.table({"path": ["photos/1.png", "photos/2.png", "photos/broken.jpg"]}), folder / "names.parquet")
+    (folder / "bulk-out").mkdir()
+    paths = {"path": [str(photos / "broken.jpg")]}
+    pq.write_table(Proposer(model_path)(paths), folder / "bulk-out" / "part-000000.parquet")
+    programs = re.findall(r"^```python\n(.*?)^```", (root / "docs" / "bulk.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert len(programs) == 4
+    for program in programs:
+        # A reading task needs a CPU beside that of the class.
+        started = program.replace(
+            "import ray\n", 'import ray\nray.init("local", num_cpus=2, include_dashboard=False)\n'
+        )
+        (folder / "program.py").write_text(started)
+        done = subprocess.run(
+            [sys.executable, "program.py"],
+            cwd=folder,
+            env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    found = pq.read_table(folder / "found").sort_by("path")
+    assert [None if boxes is None else len(boxes) for boxes in found["boxes"].to_pylist()] == [1, 2, None]
+    assert found["boxes"].type == pa.list_(pa.list_(pa.float32(), 4))

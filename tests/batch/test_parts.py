@@ -133,7 +133,7 @@ def test_every_picture_of_every_kind_of_input_becomes_one_row(
 def test_a_part_is_never_written_twice_and_a_lost_one_comes_back_the_same(
     photos: Path, model_path: Path, tmp_path: Path
 ) -> None:
-    config, output = BulkConfig(part_rows=2), tmp_path / "out"
+    config, output = BulkConfig(part_rows=2), tmp_path / "out[1]"
     first = write_parts(model_path, [str(photos)], output, config)
     content = {path.name: path.read_bytes() for path in output.glob("*.parquet")}
     os.utime(output / "part-000000.parquet", (1, 1))
