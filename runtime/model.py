@@ -276,9 +276,8 @@ class Model:
 
     def _restore_row(self, frame: Frame, outputs: Outputs, row: int, stage_ms: dict[str, float]) -> Result:
         start_s = time.perf_counter()
-        frame_hw = (frame.image.shape[0], frame.image.shape[1])
         with span("postprocess"):
-            proposals = self._preprocessor.restore(outputs, row, frame_hw)
+            proposals = self._preprocessor.restore(outputs, row, frame.size_hw)
         stage_ms["postprocess"] = (time.perf_counter() - start_s) * 1e3
         return Result(proposals=proposals, frame=frame, stage_ms=stage_ms)
 
