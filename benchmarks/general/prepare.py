@@ -1,15 +1,18 @@
 """The training data of the general weights: many data sets merged into one, completed by a teacher.
 
 The whole recipe, from a folder of data sets (SETS/NAME/instances.json and images/) to figures: a training on the labels
-and the boxes of a teacher, and a second one in which the teacher looks at every view.
+and the boxes of a teacher, two in which the teacher looks at every view, and the mean of these two.
 
     python -m benchmarks.general.prepare --sets SETS --leave-out coco_sample --teacher NANODET -o GENERAL
     edgerpn train --data GENERAL --config benchmarks/general/general.toml --from random -o RUN
     python -m benchmarks.general.prepare --sets SETS -o LABELLED
     python -m benchmarks.general.distil --data LABELLED --teacher NANODET --config benchmarks/general/distil.toml
         --from RUN/best.pt -o DISTILLED
-    python -m benchmarks.domains --sets SETS --checkpoint DISTILLED/best.pt --from DISTILLED/best.pt --from random
-        --out out.json
+    python -m benchmarks.general.distil --data LABELLED --teacher NANODET --config benchmarks/general/distil.toml
+        --from DISTILLED/best.pt -o FURTHER --set loop.seed=2 --set loop.minutes=70
+        --set data.view_sides_px=[320,320,320,320,320,320,320,0]
+    python -m benchmarks.general.average DISTILLED/best.pt FURTHER/best.pt -o MEAN.pt
+    python -m benchmarks.domains --sets SETS --checkpoint MEAN.pt --from MEAN.pt --from random --out out.json
 
 A training that was interrupted, or should go on in another sitting, continues with
 `edgerpn train --data GENERAL -o RUN --resume`; the settings file counts minutes of training, not of the clock. An
