@@ -20,7 +20,7 @@ from edgerpn import files
 from edgerpn.errors import ArtifactMismatchError, ManifestError, SelfTestError
 from edgerpn.manifest import Manifest, stem
 from edgerpn.manifest.parts import GoldenSpec
-from edgerpn.matching import TOLERANCES, match, pair_cosines, unlike_share
+from edgerpn.matching import TOLERANCES, match, other_class_share, pair_classes, pair_cosines, unlike_share
 from edgerpn.proposals import DESCRIPTIONS, Outputs
 
 
@@ -36,6 +36,10 @@ class Golden:
     """(F, K) float32."""
     count: npt.NDArray[np.int32]
     """(F,) int32."""
+    labels: npt.NDArray[np.int32] | None = None
+    """(F, K) int32; None: the graph does not have classes."""
+    class_scores: npt.NDArray[np.float32] | None = None
+    """(F, K) float32; None: the graph does not have classes."""
     embeddings: npt.NDArray[np.float32] | None = None
     """(F, K, C) float32; None: the graph does not have them."""
     features: npt.NDArray[np.float32] | None = None
@@ -44,7 +48,7 @@ class Golden:
     @property
     def outputs(self) -> Outputs:
         """The proposals, as a graph returns them."""
-        return Outputs(self.boxes, self.scores, self.count, self.embeddings, self.features)
+        return Outputs(**{name: getattr(self, name) for name in Outputs._fields})
 
 
 def golden_path(artifact: str | os.PathLike[str]) -> Path:
@@ -131,4 +135,11 @@ def compare(
                 f"{where}: golden frame {frame}: the features of {share:.0%} of the proposals differ (cosine below "
                 f"{tolerance.min_cosine}); expected at most {tolerance.max_unmatched_share:.0%}. Build or export the "
                 "model again on this machine, and compare it with `edgerpn check`."
+            )
+        share = other_class_share(pair_classes(golden.outputs, outputs, frame, pairs, tolerance))
+        if share > tolerance.max_unmatched_share:
+            raise SelfTestError(
+                f"{where}: golden frame {frame}: the class of {share:.0%} of the proposals differs, or its score by "
+                f"more than {tolerance.max_score_difference}; expected at most {tolerance.max_unmatched_share:.0%}. "
+                "Build or export the model again on this machine, and compare it with `edgerpn check`."
             )

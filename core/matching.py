@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerpn.manifest.parts import Precision
-from edgerpn.proposals import DESCRIPTIONS, Outputs, pairwise_iou
+from edgerpn.proposals import FEATURES, Outputs, pairwise_iou
 
 Boxes = npt.NDArray[np.float32]
 """(M, 4) float32 x1, y1, x2, y2, pixels."""
@@ -92,7 +92,7 @@ def pair_cosines(
     rows = np.array(pairs, np.intp).reshape(-1, 2)
     cosines = [
         _cosines(first[frame][rows[:, 0]], second[frame][rows[:, 1]])
-        for first, second in ((getattr(side, name) for side in (expected, found)) for name in DESCRIPTIONS)
+        for first, second in ((getattr(side, name) for side in (expected, found)) for name in FEATURES)
         if first is not None and second is not None
     ]
     return np.min(cosines, axis=0) if cosines else np.zeros(0)
@@ -113,3 +113,34 @@ def unlike_share(cosines: npt.NDArray[np.float64], tolerance: Tolerance) -> floa
     A few are no mistake: anchors of two cells may predict one box with one score, and rounding decides between them.
     """
     return float((cosines < tolerance.min_cosine).mean()) if len(cosines) else 0.0
+
+
+def pair_classes(
+    expected: Outputs, found: Outputs, frame: int, pairs: Sequence[tuple[int, int]], tolerance: Tolerance
+) -> npt.NDArray[np.bool_]:
+    """Returns whether the class of each pair is the same, and its score within the tolerance.
+
+    Args:
+        expected: Outputs of one model.
+        found: Outputs of the other for the same frames.
+        frame: Number of the frame in both.
+        pairs: Its pairs, of `match`.
+        tolerance: Its `max_score_difference` counts.
+
+    Returns:
+        (M,) bool; empty when a model does not have classes.
+    """
+    if expected.labels is None or found.labels is None or expected.class_scores is None or found.class_scores is None:
+        return np.zeros(0, np.bool_)
+    first, second = np.array(pairs, np.intp).reshape(-1, 2).T
+    difference = np.abs(expected.class_scores[frame][first] - found.class_scores[frame][second])
+    is_same: npt.NDArray[np.bool_] = expected.labels[frame][first] == found.labels[frame][second]
+    return is_same & (difference <= tolerance.max_score_difference)
+
+
+def other_class_share(is_same_class: npt.NDArray[np.bool_]) -> float:
+    """Returns the share of pairs, 0..1, with another class.
+
+    A few are no mistake: where two classes have nearly the same score, rounding decides between them.
+    """
+    return float((~is_same_class).mean()) if len(is_same_class) else 0.0

@@ -24,6 +24,11 @@ class Outputs(NamedTuple):
     """(N, K) float32, 0..1, descending."""
     count: npt.NDArray[np.int32]  # type: ignore[assignment] # hides tuple.count()
     """(N,) int32."""
+    labels: npt.NDArray[np.int32] | None = None
+    """(N, K) int32, number of each box's class in the manifest's `class_names`, from 0; None: the graph does not have
+    classes."""
+    class_scores: npt.NDArray[np.float32] | None = None
+    """(N, K) float32, 0..1, probability of that class; None: the graph does not have classes."""
     embeddings: npt.NDArray[np.float32] | None = None
     """(N, K, C) float32, rows with a norm of 1; None: the graph does not have them."""
     features: npt.NDArray[np.float32] | None = None
@@ -47,8 +52,19 @@ class Outputs(NamedTuple):
         return cls(*(None if column[0] is None else np.concatenate(column) for column in columns))  # type: ignore[arg-type]
 
 
-DESCRIPTIONS = ("embeddings", "features")
+CLASSES = ("labels", "class_scores")
+"""Outputs, and fields of `Proposals`, of a graph with classes."""
+
+FEATURES = ("embeddings", "features")
+"""Outputs, and fields of `Proposals`, with the features of the boxes, which a graph may not have."""
+
+DESCRIPTIONS = (*CLASSES, *FEATURES)
 """Outputs, and fields of `Proposals`, that describe the boxes and that a graph may not have."""
+
+
+def output_dtype(role: str) -> type[np.int32 | np.float32]:
+    """Returns the element type of an output by its name in `Outputs`."""
+    return np.int32 if role in ("count", "labels") else np.float32
 
 
 @dataclass(frozen=True, eq=False, slots=True, repr=False)
@@ -62,13 +78,20 @@ class Proposals:
     boxes: npt.NDArray[np.float32]
     """(M, 4) float32; x1, y1, x2, y2 in pixels of the frame."""
     scores: npt.NDArray[np.float32]
-    """(M,) float32, 0..1, descending as the model returns them: objectness, lowered by soft NMS where it applies."""
+    """(M,) float32, 0..1, descending as the model returns them: objectness, lowered by soft NMS where it applies; of a
+    model with classes its confidence in box and class."""
+    labels: npt.NDArray[np.int32] | None = None
+    """(M,) int32, number of each box's class in `class_names`, from 0; None: the model does not have classes."""
+    class_scores: npt.NDArray[np.float32] | None = None
+    """(M,) float32, 0..1, probability of that class; None: the model does not have classes."""
     embeddings: npt.NDArray[np.float32] | None = None
     """(M, C) float32, a vector with a norm of 1 for each box: the features of the cell that proposed it; None: the
     model was exported without --embeddings."""
     features: npt.NDArray[np.float32] | None = None
     """(M, C, h, w) float32, the feature map that each box covers, pooled by RoIAlign, as the head of a classifier takes
     it; None: the model was exported without --roi-features."""
+    class_names: tuple[str, ...] = ()
+    """Names of all classes of the model; empty: it does not have classes."""
 
     def __post_init__(self) -> None:
         """Copies, checks and locks the arrays."""
@@ -80,18 +103,31 @@ class Proposals:
             raise ValueError(
                 f"scores: expected shape ({len(boxes)},) as there are {len(boxes)} boxes, got {scores.shape}"
             )
-        arrays = {"boxes": boxes, "scores": scores}
+        arrays: dict[str, npt.NDArray[Any]] = {"boxes": boxes, "scores": scores}
         for name in DESCRIPTIONS:
             value = getattr(self, name)
             if value is not None:
-                arrays[name] = np.array(value, np.float32)
-                if arrays[name].ndim < 2 or len(arrays[name]) != len(boxes):
+                arrays[name] = array = np.array(value, output_dtype(name))
+                is_flat = array.ndim == 1
+                if not array.ndim or is_flat is not (name in CLASSES) or len(array) != len(boxes):
+                    kind = "number" if name in CLASSES else "row"
                     raise ValueError(
-                        f"{name}: expected a row for each of {len(boxes)} boxes, got shape {arrays[name].shape}"
+                        f"{name}: expected a {kind} for each of {len(boxes)} boxes, got shape {array.shape}"
                     )
+        labels = arrays.get("labels")
+        if labels is not None and len(labels) and not 0 <= labels.min() <= labels.max() < len(self.class_names):
+            raise ValueError(
+                f"labels: expected 0 to {len(self.class_names) - 1}, the numbers of {len(self.class_names)} "
+                f"class_names, got {labels.min()} to {labels.max()}"
+            )
         for name, array in arrays.items():
             array.flags.writeable = False
             object.__setattr__(self, name, array)
+
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """Name of each box's class; None: the model does not have classes."""
+        return None if self.labels is None else tuple(self.class_names[label] for label in self.labels.tolist())
 
     def __len__(self) -> int:
         """Number of boxes."""
@@ -125,7 +161,7 @@ class Proposals:
     def _pick(self, rows: Index) -> Proposals:
         values = ((name, getattr(self, name)) for name in DESCRIPTIONS)
         described = {name: value[rows] for name, value in values if value is not None}
-        return Proposals(self.boxes[rows], self.scores[rows], **described)
+        return Proposals(self.boxes[rows], self.scores[rows], class_names=self.class_names, **described)
 
     def above(self, score: float) -> Proposals:
         """Returns the boxes whose score is at least `score`."""
@@ -152,34 +188,42 @@ class Proposals:
             rest = rest[pairwise_iou(self.boxes[best], self.boxes[rest])[0] <= iou]
         return kept
 
-    def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
-        """Converts to COCO results: plain Python numbers, bbox as x, y, width, height, one class (1).
+    def to_coco(self, image_id: int | str, *, category_ids: Sequence[int] = ()) -> list[dict[str, Any]]:
+        """Converts to COCO results: plain Python numbers, bbox as x, y, width, height.
 
         Args:
             image_id: The image's id in the annotation file.
+            category_ids: The id of each of `class_names` in the annotation file; empty: their numbers, from 1. Without
+                classes every category is 1.
         """
+        numbers = [0] * len(self) if self.labels is None else self.labels.tolist()
         sizes = self.boxes[:, 2:] - self.boxes[:, :2]
         rows = np.concatenate([self.boxes[:, :2], sizes], axis=1).tolist()
         return [
             {
                 "image_id": image_id if isinstance(image_id, str) else int(image_id),
-                "category_id": 1,
+                "category_id": category_ids[number] if category_ids else number + 1,
                 "bbox": row,
                 "score": score,
             }
-            for row, score in zip(rows, self.scores.tolist(), strict=True)
+            for row, score, number in zip(rows, self.scores.tolist(), numbers, strict=True)
         ]
 
     def to_supervision(self) -> Any:
-        """Converts to `supervision.Detections`, all of class 0.
+        """Converts to `supervision.Detections`, with the names in data["class_name"]; without classes all of class 0.
 
         Raises:
             MissingDependencyError: The package supervision is not installed.
         """
         supervision = require("supervision", extra="supervision", purpose="to_supervision")
+        class_id = np.zeros(len(self), np.int64) if self.labels is None else self.labels.astype(np.int64)
+        names = self.names
         # Writable copies, because annotators and filters of that package change arrays in place.
         return supervision.Detections(
-            xyxy=self.boxes.copy(), confidence=self.scores.copy(), class_id=np.zeros(len(self), np.int64)
+            xyxy=self.boxes.copy(),
+            confidence=self.scores.copy(),
+            class_id=class_id,
+            data={} if names is None else {"class_name": np.array(names, str)},
         )
 
 

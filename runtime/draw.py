@@ -3,7 +3,8 @@
 Draws only the best, and no near copies of them: the graph keeps boxes that overlap by up to its own threshold (IoU
 0.9), so that one object would get many. The best comes last and on top; weak ones are thin and transparent, strong
 ones thick and bright, all in one hue. Rank counts too, so that the first ones stand out where many scores are equal.
-Only the first few get a label, where there is room for it.
+Only the first few get a label, where there is room for it. Boxes of a model with classes all get one, with the name,
+and each class has a colour of its own.
 
 A run that follows objects shows its confirmed tracks instead, each with its number and in a colour of its own.
 """
@@ -28,7 +29,7 @@ DEFAULT_NMS_IOU = 0.6
 """Default IoU with a better drawn box above which a box is a near copy and not drawn."""
 
 NUM_LABELS = 5
-"""Maximum number of boxes with a score label."""
+"""Maximum number of boxes with a score label, of a model without classes."""
 
 FADE_RANK = 20
 """Rank at which a box is half as strong as the best one of equal score."""
@@ -39,6 +40,7 @@ _INK_BGR = (0, 20, 35)
 _ZONE_BGR = (255, 200, 60)
 _MASK_BGR = (190, 190, 190)
 _GOLDEN_RATIO = 0.618034
+_FIRST_HUE = 0.14
 
 Image = npt.NDArray[np.uint8]
 Rectangle = tuple[int, int, int, int]
@@ -69,12 +71,14 @@ def draw_proposals(
     _draw_outlines(canvas, zone_map, unit)
     shown = proposals.nms(nms_iou, limit=top)
     corners = _pixel_corners(shown, canvas)
-    strengths = box_strengths(shown.scores)
-    for corner, strength in zip(corners[::-1], strengths[::-1].tolist(), strict=True):
-        _draw_box(canvas, corner, strength, unit)
+    strengths = box_strengths(shown.scores).tolist()
+    colors = box_colors(shown, strengths)
+    for corner, strength, color in list(zip(corners, strengths, colors, strict=True))[::-1]:
+        _draw_box(canvas, corner, strength, color, unit)
     taken = _draw_names(canvas, zone_map, unit)
-    for corner, score, strength in zip(corners[:NUM_LABELS], shown.scores.tolist(), strengths.tolist(), strict=False):
-        _draw_label(canvas, corner[:2], f"{score:.2f}", score_color(strength), unit, taken)
+    num_labels = NUM_LABELS if shown.labels is None else None
+    for corner, text, color in list(zip(corners, box_texts(shown), colors, strict=True))[:num_labels]:
+        _draw_label(canvas, corner[:2], _ascii(text), color, unit, taken)
     return canvas
 
 
@@ -101,7 +105,8 @@ def draw_tracks(
         _blend_frame(canvas, corner, 2 * unit, track_color(track.track_id), 1.0)
     taken = _draw_names(canvas, zone_map, unit)
     for corner, track in zip(corners, tracks, strict=True):
-        _draw_label(canvas, corner[:2], str(track.track_id), track_color(track.track_id), unit, taken)
+        text = _ascii(f"{track.track_id} {track.label}".rstrip())
+        _draw_label(canvas, corner[:2], text, track_color(track.track_id), unit, taken)
     return canvas
 
 
@@ -138,9 +143,34 @@ class Painter:
         return draw_tracks(image, *confirmed_tracks(proposals, result.tracks, top=self._top), zone_map=zone_map)
 
 
+def box_texts(proposals: Proposals) -> list[str]:
+    """Returns the text of each box: its score, behind the name of its class where the model has classes."""
+    scores = [f"{score:.2f}" for score in proposals.scores.tolist()]
+    names = proposals.names
+    return scores if names is None else [f"{name} {score}" for name, score in zip(names, scores, strict=True)]
+
+
+def box_colors(proposals: Proposals, strengths: Sequence[float]) -> list[tuple[int, int, int]]:
+    """Returns the BGR colour of each box: that of its class where the model has classes, else that of its strength."""
+    if proposals.labels is None:
+        return [score_color(strength) for strength in strengths]
+    return [class_color(label) for label in proposals.labels.tolist()]
+
+
+def class_color(label: int) -> tuple[int, int, int]:
+    """Returns the BGR colour of a class by its number from 0."""
+    # The first one is the yellow of boxes without a class.
+    return _number_color(label + _FIRST_HUE / _GOLDEN_RATIO)
+
+
 def track_color(track_id: int) -> tuple[int, int, int]:
-    """Returns the BGR colour of a track; those of neighbouring numbers differ most."""
-    red, green, blue = colorsys.hsv_to_rgb(track_id * _GOLDEN_RATIO % 1, 0.65, 1.0)
+    """Returns the BGR colour of a track."""
+    return _number_color(track_id)
+
+
+def _number_color(number: float) -> tuple[int, int, int]:
+    """Returns a BGR colour; those of neighbouring numbers differ most."""
+    red, green, blue = colorsys.hsv_to_rgb(number * _GOLDEN_RATIO % 1, 0.65, 1.0)
     return round(255 * blue), round(255 * green), round(255 * red)
 
 
@@ -183,9 +213,13 @@ def _draw_names(canvas: Image, zone_map: ZoneMap | None, unit: int) -> list[Rect
         return taken
     for name, outline in zip(zone_map.names, zone_map.outlines, strict=True):
         x, y = _pixels(outline[[outline[:, 1].argmin()]], canvas)[0].tolist()
-        # OpenCV's fonts have ASCII only.
-        _draw_label(canvas, (x, y), name.encode("ascii", "replace").decode(), _ZONE_BGR, unit, taken)
+        _draw_label(canvas, (x, y), _ascii(name), _ZONE_BGR, unit, taken)
     return taken
+
+
+def _ascii(text: str) -> str:
+    """Returns a text as OpenCV's fonts can write it."""
+    return text.encode("ascii", "replace").decode()
 
 
 def _pixels(points: npt.NDArray[np.float64], canvas: Image) -> npt.NDArray[np.int32]:
@@ -193,13 +227,13 @@ def _pixels(points: npt.NDArray[np.float64], canvas: Image) -> npt.NDArray[np.in
     return (points * (canvas.shape[1] - 1, canvas.shape[0] - 1)).round().astype(np.int32)
 
 
-def _draw_box(canvas: Image, corner: Rectangle, strength: float, unit: int) -> None:
+def _draw_box(canvas: Image, corner: Rectangle, strength: float, color_bgr: tuple[int, int, int], unit: int) -> None:
     opacity = 0.25 + 0.75 * strength
     thickness = unit * (1 if strength < 0.5 else 2 if strength < 0.85 else 3)
     if strength >= 0.5:
         # A dark rim keeps strong boxes visible on bright ground.
         _blend_frame(canvas, corner, thickness + 2 * unit, _INK_BGR, 0.45 * opacity)
-    _blend_frame(canvas, corner, thickness, score_color(strength), opacity)
+    _blend_frame(canvas, corner, thickness, color_bgr, opacity)
 
 
 def _blend_frame(

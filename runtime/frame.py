@@ -122,6 +122,8 @@ class Track:
     """Seconds at its present place."""
     is_confirmed: bool
     """Whether it was seen in `confirm_frames` frames in a row."""
+    label: str = ""
+    """Name of its class, by all its proposals so far; empty: the model does not have classes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,8 +11,10 @@ artifact:
 
 A graph may have more outputs, see `more_outputs`; their types and numbers of axes tell them apart:
 
-    embeddings  float32 [N, K, C]        features of the cell that proposed each box, with a norm of 1
-    features    float32 [N, K, C, h, w]  features of each box, pooled by RoIAlign
+    labels        int32   [N, K]           number of each box's class in `Manifest.class_names`, from 0
+    class_scores  float32 [N, K]           probability of that class, 0..1
+    embeddings    float32 [N, K, C]        features of the cell that proposed each box, with a norm of 1
+    features      float32 [N, K, C, h, w]  features of each box, pooled by RoIAlign
 
 Their rows beyond count are zero.
 
@@ -44,6 +46,7 @@ from edgerpn.manifest.parts import (
     Provenance,
     RecallSpec,
 )
+from edgerpn.proposals import CLASSES, output_dtype
 from edgerpn.targets import ExportTarget
 
 SCHEMA = 2
@@ -82,6 +85,8 @@ class Manifest:
     outputs: tuple[OutputSpec, ...] = ()
     """Outputs of the graph: boxes, scores, count and further ones, whatever their names; empty: the first three, under
     these names."""
+    class_names: tuple[str, ...] = ()
+    """Names of the classes, by the numbers in the output `labels`; empty: the model does not have classes."""
     anchors: AnchorSpec
     """Anchors baked into the graph."""
     proposals: ProposalSpec
@@ -117,12 +122,21 @@ class Manifest:
         forms = [(spec.dtype, len(spec.shape)) for spec in self.outputs[3:]]
         if not set(forms) <= _ROLES.keys() or len(set(forms)) != len(forms):
             raise ValueError(f"outputs: expected further ones like {list(_ROLES.values())}, got {self.outputs[3:]}")
+        found = [role for role in CLASSES if role in self.outputs_by_role]
+        if len(found) not in (0, len(CLASSES)) or bool(found) is not bool(self.class_names):
+            names = ", ".join(self.class_names) or "none"
+            raise ValueError(
+                f"outputs: expected labels and class_scores where there are class_names and nowhere else, got "
+                f"{' and '.join(found) or 'neither'} with class_names: {names}"
+            )
 
     def to_json(self) -> str:
         """Returns the manifest as indented JSON text."""
         values = settings.to_dict(self)
+        # Manifests of graphs without such outputs stay as earlier versions wrote and read them.
+        if not self.class_names:
+            del values["class_names"]
         if self.parity is not None and self.parity.min_cosine is None:
-            # Manifests of graphs without such outputs stay as earlier versions wrote and read them.
             del values["parity"]["min_cosine"]
         return json.dumps(values, indent=2) + "\n"
 
@@ -131,29 +145,42 @@ class Manifest:
         return dataclasses.replace(self, **changes)
 
 
-_ROLES = {("float32", 3): "embeddings", ("float32", 5): "features"}
+_ROLES = {
+    ("int32", 2): "labels",
+    ("float32", 2): "class_scores",
+    ("float32", 3): "embeddings",
+    ("float32", 5): "features",
+}
 """Type and number of axes of the outputs that a graph may have beyond the first three, and their names in
 `edgerpn.proposals.Outputs`."""
 
 
 def more_outputs(
-    num_proposals: int, *, embedding_shape: tuple[int] | None, feature_shape: tuple[int, int, int] | None
+    num_proposals: int,
+    *,
+    has_classes: bool = False,
+    embedding_shape: tuple[int] | None = None,
+    feature_shape: tuple[int, int, int] | None = None,
 ) -> tuple[OutputSpec, ...]:
     """Returns the outputs beyond the first three.
 
     Args:
         num_proposals: K.
+        has_classes: Whether the graph has classes.
         embedding_shape: C; None: the graph has no embeddings.
         feature_shape: C, h and w; None: the graph has no features.
     """
-    forms = (
+    per_class = () if has_classes else None
+    forms: tuple[tuple[str, tuple[int, ...] | None, str], ...] = (
+        ("labels", per_class, "number of the class of each box in class_names, from 0"),
+        ("class_scores", per_class, "probability of that class, 0..1"),
         ("embeddings", embedding_shape, "features of the cell that proposed each box, with a norm of 1"),
         ("features", feature_shape, "features of each box, pooled by RoIAlign with two samples a side of a cell"),
     )
     return tuple(
         OutputSpec(
             name=name,
-            dtype="float32",
+            dtype=output_dtype(name).__name__,
             shape=("N", num_proposals, *shape),
             meaning=f"{meaning}; rows beyond count are zero",
         )

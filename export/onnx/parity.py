@@ -95,8 +95,8 @@ def run_reference(reference: Detector, frames: np.ndarray) -> tuple[Outputs, lis
     try:
         with torch.inference_mode():
             batch = reference(torch.from_numpy(frames).to(device))
-            found = {name: getattr(batch, name) for name in Outputs._fields}
-            outputs = Outputs(**{name: array.cpu().numpy() for name, array in found.items() if array is not None})
+            found = {name: array for name, array in batch._asdict().items() if array is not None}
+            outputs = Outputs(**{name: array.cpu().numpy() for name, array in found.items() if name != "anchors"})
             behind = _rescoring_cuts(reference, levels)
     finally:
         hook.remove()

@@ -160,11 +160,13 @@ def _first(outputs: Outputs, num_frames: int) -> Outputs:
     return outputs.each(lambda array: array[:num_frames])
 
 
-def check_outputs(outputs: Outputs, num_frames: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def check_outputs(
+    outputs: Outputs, num_frames: int, shapes: Mapping[str, tuple[int, ...]], *, num_classes: int = 0
+) -> None:
     """Checks the outputs of a graph for `num_frames` frames against its `output_shapes`.
 
     Raises:
-        InferenceError: A shape or a count breaks the interface.
+        InferenceError: A shape, a count or a label breaks the interface.
     """
     expected = tuple((num_frames, *shape) for shape in shapes.values())
     found = tuple(getattr(outputs, role).shape for role in shapes)
@@ -175,3 +177,8 @@ def check_outputs(outputs: Outputs, num_frames: int, shapes: Mapping[str, tuple[
     count, num_proposals = outputs.count, shapes["scores"][0]
     if count.min() < 0 or count.max() > num_proposals:
         raise InferenceError(f"the graph counts {count.tolist()} proposals, expected 0 to {num_proposals}")
+    labels = outputs.labels
+    if labels is not None and not 0 <= labels.min() <= labels.max() < num_classes:
+        raise InferenceError(
+            f"the graph's labels are {labels.min()} to {labels.max()}, expected 0 to {num_classes - 1}"
+        )

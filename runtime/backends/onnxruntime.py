@@ -20,7 +20,7 @@ from edgerpn import manifest as manifests
 from edgerpn.errors import ArtifactMismatchError, InferenceError, ManifestError, require
 from edgerpn.machine import available_cores, bind_to_process
 from edgerpn.manifest import DIGEST_KEY, METADATA_KEY, Manifest
-from edgerpn.proposals import Outputs
+from edgerpn.proposals import Outputs, output_dtype
 from edgerpn.runtime.backends.contract import check_frames, check_outputs, output_shapes, run_in_parts, tensors_of
 from edgerpn.runtime.onnx_session import (
     CPU,
@@ -117,7 +117,7 @@ class OnnxRuntimeBackend:
                 outputs = run(session, frames)
         except self._failures as error:
             raise InferenceError(f"ONNX Runtime failed on frames of shape {frames.shape}: {error}") from error
-        check_outputs(outputs, len(frames), self._shapes)
+        check_outputs(outputs, len(frames), self._shapes, num_classes=len(self._manifest.class_names))
         return outputs
 
     def _run_plain(self, session: Any, frames: npt.NDArray[np.uint8]) -> Outputs:
@@ -127,8 +127,7 @@ class OnnxRuntimeBackend:
     def _run_bound(self, session: Any, frames: npt.NDArray[np.uint8]) -> Outputs:
         """Lets the library write its outputs directly into new arrays."""
         arrays: dict[str, npt.NDArray[Any]] = {
-            role: np.empty((len(frames), *shape), np.int32 if role == "count" else np.float32)
-            for role, shape in self._shapes.items()
+            role: np.empty((len(frames), *shape), output_dtype(role)) for role, shape in self._shapes.items()
         }
         binding = getattr(self._local, "binding", None)
         if binding is None:

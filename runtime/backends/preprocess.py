@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +46,7 @@ class Preprocessor:
         self._source_hw = manifest.input.source_hw
         self._network_hw = manifest.input.network_hw
         self._frame_shape = manifest.input.frame_shape
+        self._class_names = manifest.class_names
         self.takes_bgrx = manifest.input.num_channels == 4
         self._local = threading.local()
         # Only letterboxing on the host needs OpenCV; a graph with a fixed source size resizes by itself.
@@ -84,7 +86,10 @@ class Preprocessor:
         """
         count = int(outputs.count[row])
         boxes, scores = outputs.boxes[row, :count], outputs.scores[row, :count]
-        described = {name: array[row, :count] for name, array in outputs.present.items() if name in DESCRIPTIONS}
+        described: dict[str, Any] = {
+            name: array[row, :count] for name, array in outputs.present.items() if name in DESCRIPTIONS
+        }
+        described["class_names"] = self._class_names
         if self._resize is not None:
             boxes = _geometry(frame_hw, self._network_hw).to_frame(boxes)
             # A box inside the padding has no area once it is clipped to the frame.

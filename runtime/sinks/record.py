@@ -12,9 +12,10 @@
      "fix": "Check the port, and whether the camera's server is enabled.", "attempt": 2, "delay_s": 1.8}
 
 Boxes are in pixels of the frame, rounded to 0.01; scores to 0.0001. With `embeddings` a text for each proposal follows:
-its embedding as base64 of little-endian float32. Only records of images have `path`, only those of sources with zones
-`zones`, and only those of a run with tracks `tracks`, one entry for each proposal; an event has only the fields that
-apply to it. `record.schema.json` beside this file is the JSON Schema of both.
+its embedding as base64 of little-endian float32. Only records of a model with classes have `labels`, the name of each
+proposal's class, and `class_scores`, the probability of that class; only those of images `path`, only those of sources
+with zones `zones`, and only those of a run with tracks `tracks`, one entry for each proposal; an event has only the
+fields that apply to it. `record.schema.json` beside this file is the JSON Schema of both.
 """
 
 from __future__ import annotations
@@ -53,6 +54,10 @@ def frame_record(result: Result, *, has_embeddings: bool = False) -> dict[str, A
         "stage_ms": {stage: round(duration_ms, 3) for stage, duration_ms in result.stage_ms.items()},
         "proposals": proposal_rows(result.proposals),
     }
+    names, class_scores = result.proposals.names, result.proposals.class_scores
+    if names is not None and class_scores is not None:
+        record["labels"] = list(names)
+        record["class_scores"] = np.round(class_scores.astype(np.float64), 4).tolist()
     if has_embeddings and result.proposals.embeddings is not None:
         import base64  # late: most runs do not write embeddings
 
@@ -117,8 +122,9 @@ def event_record(event: Event) -> dict[str, Any]:
 
 
 def track_fields(track: Track) -> dict[str, Any]:
-    """Returns a track as it stands in records."""
+    """Returns a track as it stands in records; `label` only where the model has classes."""
     return {
+        **({"label": track.label} if track.label else {}),
         "track_id": track.track_id,
         "age_s": round(track.age_s, 3),
         "dwell_s": round(track.dwell_s, 3),

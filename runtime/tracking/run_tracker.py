@@ -42,11 +42,12 @@ class _Source:
             "stationary": f"stands still for {track.dwell_s:.1f} s",
             "left": f"left after {track.age_s:.1f} s",
         }
+        label = f" ({track.label})" if track.label else ""
         x1, y1, x2, y2 = change.box_xyxy.tolist()
         return Event(
             kind=change.kind,
             source=self.name,
-            message=f"{self.name}: track {track.track_id} {texts[change.kind]}",
+            message=f"{self.name}: track {track.track_id}{label} {texts[change.kind]}",
             happened_at=change.seen.captured_at,
             reason=reason,
             frame=change.seen.frame,

@@ -25,6 +25,8 @@ from edgerpn.runtime.tracking.motion import Box, BoxMotion
 
 _WEAK_IOU = 0.5
 """Smallest IoU of a weak proposal with a track, as in ByteTrack."""
+_Vote = tuple[str, float] | None
+"""Name and score of a proposal's class; None: the model does not have classes."""
 _MAX_TRACKS = 500
 """Tracks of a source, which bounds memory and time when the buffer is long; more than the proposals of a frame."""
 
@@ -81,12 +83,13 @@ class Tracker:
         followed, unclaimed = self._associate(proposals, before_s)
         self._tracks = [track for track in self._tracks if track.is_confirmed or track in followed.values()]
         boxes = proposals.boxes.astype(np.float64)
+        votes = _votes(proposals)
         for row in unclaimed:
             self._num_begun += 1
             followed[row] = _Followed(self._num_begun, boxes[row], moment, self._config)
             self._tracks.append(followed[row])
         for row, track in followed.items():
-            changes += track.see(boxes[row], moment)
+            changes += track.see(boxes[row], moment, votes[row])
         changes += self._leave_oldest(len(self._tracks) - _MAX_TRACKS)
         return tuple(followed[row].now() if row in followed else None for row in range(len(proposals))), changes
 
@@ -134,9 +137,13 @@ class _Followed:
         self._num_seen = 0
         self._box = self._place = box_xyxy
         self._is_stationary = False
+        self._scores: dict[str, float] = {}
 
-    def see(self, box_xyxy: Box, moment: Moment) -> list[TrackChange]:
+    def see(self, box_xyxy: Box, moment: Moment, vote: _Vote) -> list[TrackChange]:
         """Takes the proposal of this frame."""
+        if vote is not None:
+            name, class_score = vote
+            self._scores[name] = self._scores.get(name, 0.0) + class_score
         self.motion.correct(box_xyxy)
         self._box, self.seen = box_xyxy, moment
         self._num_seen += 1
@@ -160,10 +167,19 @@ class _Followed:
             age_s=self.seen.time_s - self._begun_s,
             dwell_s=self.seen.time_s - self._here_s,
             is_confirmed=self.is_confirmed,
+            label=max(self._scores, key=self._scores.__getitem__, default=""),
         )
 
     def change(self, kind: Literal["appeared", "left", "stationary"]) -> TrackChange:
         return TrackChange(kind, self.now(), self._box, self.seen)
+
+
+def _votes(proposals: Proposals) -> list[_Vote]:
+    """Returns the class of each proposal, with its score."""
+    names = proposals.names
+    if names is None or proposals.class_scores is None:
+        return [None] * len(proposals)
+    return list(zip(names, proposals.class_scores.tolist(), strict=True))
 
 
 def _match(

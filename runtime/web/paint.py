@@ -109,7 +109,7 @@ def shrink(shot: FrameCopy, *, max_width_px: int) -> FrameCopy:
     return dataclasses.replace(
         shot,
         image=cv2.resize(shot.image, size_wh, interpolation=cv2.INTER_AREA),
-        proposals=Proposals(shot.proposals.boxes * np.float32(scale), shot.proposals.scores),
+        proposals=dataclasses.replace(shot.proposals, boxes=shot.proposals.boxes * np.float32(scale)),
     )
 
 

@@ -193,9 +193,29 @@ def test_further_outputs_have_a_schema_of_their_own_and_roles_by_their_form(arti
     assert (found["embeddings"], found["features"]) == renamed
     assert found["embeddings"].shape == ("N", 100, 48)
     assert found["features"].shape == ("N", 100, 48, 7, 5)
+    assert "class_names" not in json.loads(manifest.manifest_path(artifact).read_text())
     for wrong in ((*outputs, *renamed), (*outputs[:3], dataclasses.replace(further[0], dtype="float16"))):
         with pytest.raises(ValueError, match="outputs: expected further ones like"):
             example(outputs=wrong)
+
+
+def test_the_names_of_classes_belong_to_the_outputs_of_classes(artifact: Path) -> None:
+    classes = manifest.more_outputs(100, has_classes=True)
+    assert [(spec.name, spec.dtype, spec.shape) for spec in classes] == [
+        ("labels", "int32", ("N", 100)), ("class_scores", "float32", ("N", 100)),
+    ]  # fmt: skip
+    outputs = (*manifest.standard_outputs(100), *classes)
+    manifest.write(example(schema=3, outputs=outputs, class_names=("fish", "crab")), artifact)
+    found = manifest.read(artifact)
+    assert list(found.outputs_by_role) == ["boxes", "scores", "count", "labels", "class_scores"]
+    assert found.class_names == ("fish", "crab")
+    for wrong, text in (
+        ({"outputs": outputs}, "got labels and class_scores with class_names: none"),
+        ({"class_names": ("fish",)}, "got neither with class_names: fish"),
+        ({"outputs": outputs[:4], "class_names": ("fish",)}, "got labels with class_names: fish"),
+    ):
+        with pytest.raises(ValueError, match=f"outputs: expected labels and class_scores where .*, {text}"):
+            example(**wrong)
 
 
 @pytest.mark.parametrize("schema", [0, 1, 4, "2", None, [2]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 
@@ -10,6 +11,7 @@ import pytest
 
 from edgerpn.errors import MissingDependencyError
 from edgerpn.proposals import Proposals
+from tests.support.classes import CLASS_NAMES, classed
 
 
 @pytest.fixture
@@ -34,7 +36,7 @@ def test_embeddings_and_features_stay_beside_their_boxes(proposals: Proposals) -
     assert proposals.embeddings is proposals.features is None
     vectors = np.eye(3, dtype=np.float64)
     maps = vectors.reshape(3, 3, 1, 1).repeat(2, axis=3)
-    described = Proposals(proposals.boxes, proposals.scores, vectors, maps)  # type: ignore[arg-type]
+    described = Proposals(proposals.boxes, proposals.scores, embeddings=vectors, features=maps)  # type: ignore[arg-type]
     vectors[:] = 7
     for part, rows in (
         (described[1], [1]),
@@ -53,7 +55,39 @@ def test_embeddings_and_features_stay_beside_their_boxes(proposals: Proposals) -
     with pytest.raises(ValueError, match="read-only"):
         described.embeddings[0, 0] = 3
     with pytest.raises(ValueError, match=r"embeddings: expected a row for each of 3 boxes, got shape \(2, 3\)"):
-        Proposals(proposals.boxes, proposals.scores, np.eye(3, dtype=np.float32)[:2])
+        Proposals(proposals.boxes, proposals.scores, embeddings=np.eye(3, dtype=np.float32)[:2])
+
+
+def test_classes_stay_beside_their_boxes(proposals: Proposals) -> None:
+    assert (proposals.labels, proposals.class_scores, proposals.names) == (None, None, None)
+    sea = classed(proposals, ["crab", "fish", "crab"], [0.75, 0.5, 0.25])
+    assert sea.names == ("crab", "fish", "crab")
+    for part, rows in ((sea[1], [1]), (sea[[2, 0]], [2, 0]), (sea.above(0.4), [0, 1])):
+        assert part.labels is not None
+        assert part.class_scores is not None
+        assert part.labels.dtype == np.int32
+        assert part.labels.tolist() == [[1, 0, 1][row] for row in rows]
+        assert part.class_scores.tolist() == [[0.75, 0.5, 0.25][row] for row in rows]
+        assert part.names == tuple(("crab", "fish", "crab")[row] for row in rows)
+    assert sea[:0].names == ()
+    assert [row["category_id"] for row in sea.to_coco(1)] == [2, 1, 2]
+    assert [row["category_id"] for row in sea.to_coco(1, category_ids=(7, 3, 5))] == [3, 7, 3]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": [0, 1, 3]}, "labels: expected 0 to 2, the numbers of 3 class_names, got 0 to 3"),
+        ({"labels": [0, -1, 0]}, "labels: expected 0 to 2"),
+        ({"labels": [0, 1]}, r"labels: expected a number for each of 3 boxes, got shape \(2,\)"),
+        ({"class_scores": [[0.5]] * 3}, r"class_scores: expected a number for each of 3 boxes, got shape \(3, 1\)"),
+    ],
+)
+def test_classes_that_do_not_belong_to_the_boxes_are_refused(
+    proposals: Proposals, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(proposals, class_names=CLASS_NAMES, **changes)  # type: ignore[arg-type]
 
 
 def test_fields_cannot_be_set(proposals: Proposals) -> None:
@@ -171,3 +205,8 @@ def test_detections_hold_the_same_boxes(proposals: Proposals) -> None:
     detections = proposals.to_supervision()
     np.testing.assert_array_equal(detections.xyxy, proposals.boxes)
     np.testing.assert_array_equal(detections.confidence, proposals.scores)
+    assert detections.class_id.tolist() == [0, 0, 0]
+    assert detections.data == {}
+    sea = classed(proposals, ["crab", "fish", "crab"]).to_supervision()
+    assert sea.class_id.tolist() == [1, 0, 1]
+    assert sea.data["class_name"].tolist() == ["crab", "fish", "crab"]

@@ -316,6 +316,11 @@ def test_outputs_that_break_the_interface_are_an_inference_error() -> None:
         check_outputs(good._replace(count=np.array([6], np.int32)), 1, shapes)
     with pytest.raises(InferenceError, match="shapes"):
         check_outputs(good._replace(boxes=good.boxes[:, :4]), 1, shapes)
+    classed = good._replace(labels=np.array([[0, 1, 2, 0, 0]], np.int32), class_scores=good.scores)
+    shapes |= {"labels": (5,), "class_scores": (5,)}
+    check_outputs(classed, 1, shapes, num_classes=3)
+    with pytest.raises(InferenceError, match="labels are 0 to 2, expected 0 to 1"):
+        check_outputs(classed, 1, shapes, num_classes=2)
 
 
 @pytest.mark.parametrize("batch", [1, 2, None])
@@ -411,3 +416,16 @@ def test_embeddings_and_features_come_with_their_boxes(make_model: MakeModel, tm
             np.testing.assert_array_equal(proposals.embeddings, ANGLES[: len(proposals)])
     with load(make_model(tmp_path), threads=1) as model:
         assert model(paint(96, 160, count=3)).embeddings is None
+
+
+def test_classes_come_with_their_boxes_and_names(make_model: MakeModel, tmp_path: Path, paint: Paint) -> None:
+    file = make_model(tmp_path, batch=None, is_described=True, class_names=("fish", "crab"))
+    with load(file, threads=1) as model:
+        for proposals in (model(paint(96, 160, count=3)), *model.batch([paint(96, 160, count=i) for i in (0, 2)])):
+            assert proposals.class_names == ("fish", "crab")
+            assert proposals.names == ("fish", "crab", "fish")[: len(proposals)]
+            np.testing.assert_array_equal(proposals.class_scores, proposals.scores)
+            np.testing.assert_array_equal(proposals.embeddings, ANGLES[: len(proposals)])
+    with load(make_model(tmp_path), threads=1) as model:
+        proposals = model(paint(96, 160, count=3))
+        assert (proposals.names, proposals.labels, proposals.class_names) == (None, None, ())

@@ -122,6 +122,7 @@ def write_engine(
     profile: tuple[int, int, int] = (1, 2, 4),
     color_order: Literal["BGR", "BGRx"] = "BGR",
     is_described: bool = False,
+    class_names: tuple[str, ...] = (),
     **spec: Any,
 ) -> Path:
     """Writes `bright.engine` (the stand-in's engines are ONNX files) and `source.onnx`; `spec` changes EngineSpec."""
@@ -132,6 +133,7 @@ def write_engine(
         has_metadata=False,
         color_order=color_order,
         is_described=is_described,
+        class_names=class_names,
     ).rename(folder / "source.onnx")
     path = folder / "bright.engine"
     path.write_bytes(onnx_path.read_bytes())
@@ -141,7 +143,9 @@ def write_engine(
         "platform": this_platform(), "build_s": 1.0,
         "profile": ProfileSpec(min_batch=sizes[0], opt_batch=sizes[1], max_batch=sizes[2]), **spec,
     }  # fmt: skip
-    manifest = make_manifest(batch=batch, source_hw=None, color_order=color_order, is_described=is_described).replace(
+    manifest = make_manifest(
+        batch=batch, source_hw=None, color_order=color_order, is_described=is_described, class_names=class_names
+    ).replace(
         kind="engine",
         target="tensorrt",
         provenance=Provenance(
@@ -184,14 +188,30 @@ def write_model(
     graph_rows: int = NUM_PROPOSALS,
     color_order: Literal["BGR", "BGRx"] = "BGR",
     is_described: bool = False,
+    class_names: tuple[str, ...] = (),
 ) -> Path:
     """Writes `bright.onnx` and what describes it.
 
     `graph_rows` other than K makes graph and manifest disagree. With `is_described` box i has the embedding
-    `ANGLES[i]`, and features of one row and one column with the same values.
+    `ANGLES[i]`, and features of one row and one column with the same values. With `class_names` box i has the label
+    `LABELS[i]`, and as class score its score.
     """
-    manifest = make_manifest(batch=batch, source_hw=source_hw, color_order=color_order, is_described=is_described)
+    manifest = make_manifest(
+        batch=batch,
+        source_hw=source_hw,
+        color_order=color_order,
+        is_described=is_described,
+        class_names=class_names,
+    )
     graph = _bright_graph(batch, manifest.input.frame_shape, graph_rows)
+    if class_names:
+        graph.node.append(helper.make_node("Cast", ["is_valid"], ["is_valid_int"], to=TensorProto.INT32))
+        graph.node.append(helper.make_node("Mul", ["is_valid_int", "classes"], ["labels"]))
+        graph.initializer.append(numpy_helper.from_array(LABELS[None], "classes"))
+        graph.node.append(helper.make_node("Identity", ["scores"], ["class_scores"]))
+        for name, kind in (("labels", TensorProto.INT32), ("class_scores", TensorProto.FLOAT)):
+            shape = ["N" if batch is None else batch, graph_rows]
+            graph.output.append(helper.make_tensor_value_info(name, kind, shape))
     if is_described:
         graph.node.append(helper.make_node("Mul", ["is_valid_rows", "angles"], ["embeddings"]))
         graph.initializer.append(numpy_helper.from_array(ANGLES[None], "angles"))
@@ -217,6 +237,9 @@ def write_model(
 
 ANGLES = np.stack([np.cos(np.arange(NUM_PROPOSALS)), np.sin(np.arange(NUM_PROPOSALS))], axis=1).astype(np.float32)
 """(K, 2) embeddings of the boxes of a described model."""
+
+LABELS = (np.arange(NUM_PROPOSALS) % 2).astype(np.int32)
+"""(K,) labels of the boxes of a model with classes."""
 
 NEW_NAMES = {"frames": "images", "boxes": "output_0", "scores": "output_1", "count": "output_2"}
 """Names of the graph's tensors after `rename_tensors`."""
@@ -247,10 +270,12 @@ def make_manifest(
     source_hw: tuple[int, int] | None,
     color_order: Literal["BGR", "BGRx"] = "BGR",
     is_described: bool = False,
+    class_names: tuple[str, ...] = (),
 ) -> Manifest:
     """The manifest of a `bright` model."""
     further = manifests.more_outputs(
         NUM_PROPOSALS,
+        has_classes=bool(class_names),
         embedding_shape=(2,) if is_described else None,
         feature_shape=(2, 1, 1) if is_described else None,
     )
@@ -269,6 +294,7 @@ def make_manifest(
             std_bgr=(1.0, 1.0, 1.0),
         ),
         outputs=(*manifests.standard_outputs(NUM_PROPOSALS), *further),
+        class_names=class_names,
         anchors=AnchorSpec(strides_px=(8,), sizes_px=((32.0,),), ratios_hw=(1.0,)),
         proposals=ProposalSpec(
             num_proposals=NUM_PROPOSALS,

@@ -148,7 +148,7 @@ class ServedBackend:
         except (KeyError, ValueError) as error:
             raise InferenceError(f"{self._address.shown}: the answer lacks an output or its shape: {error}") from error
         outputs = Outputs(**shaped)
-        check_outputs(outputs, len(frames), self._shapes)
+        check_outputs(outputs, len(frames), self._shapes, num_classes=len(self._manifest.class_names))
         return outputs
 
     def _check_same(self) -> None:

@@ -199,6 +199,6 @@ class TensorRtBackend:
         with span("inference"):
             submit()
             outputs = slot.result()
-        check_outputs(outputs, num_frames, self._shapes)
+        check_outputs(outputs, num_frames, self._shapes, num_classes=len(self._manifest.class_names))
         with span("download"):
             return outputs.each(np.copy)

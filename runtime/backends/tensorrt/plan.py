@@ -12,11 +12,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from edgerpn.errors import InferenceError
 from edgerpn.manifest import Manifest
-from edgerpn.proposals import Outputs
+from edgerpn.proposals import Outputs, output_dtype
 from edgerpn.runtime.backends.contract import output_shapes
 from edgerpn.runtime.backends.tensorrt.context import ScratchArena
 from edgerpn.runtime.backends.tensorrt.cuda import CudaError, Device, HostBuffer, free_quietly
@@ -106,7 +104,7 @@ class SlotBuffers:
         arrays: dict[str, Any] = {}
         for (role, shape), start in zip(self._shapes.items(), self._offsets(size), strict=False):
             raw = self._outputs[start : start + _num_bytes(size, shape)]
-            array = raw.view(np.int32 if role == "count" else np.float32)
+            array = raw.view(output_dtype(role))
             arrays[role] = array.reshape(size, *shape)[:num_frames]
         return Outputs(**arrays)
 

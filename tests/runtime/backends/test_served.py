@@ -27,6 +27,7 @@ from edgerpn.runtime.backends.open_backend import open_backend
 from edgerpn.runtime.backends.served.config import ServerConfig
 from edgerpn.runtime.frame import Result
 from tests.support import patience
+from tests.support.classes import CLASS_NAMES
 from tests.support.model_server import Graph, ModelServer, RefusedError, basic, configuration, serve_file
 
 Make = Callable[..., Any]
@@ -78,7 +79,7 @@ def assert_same(found: Outputs, expected: Outputs) -> None:
         ({"batch": None}, 4, [4, 4, 1]),
         ({"batch": None}, 16, [9]),
         ({"batch": 2}, 0, [2, 2, 2, 2, 2]),
-        ({"batch": None, "is_described": True}, 16, [9]),
+        ({"batch": None, "is_described": True, "class_names": CLASS_NAMES}, 16, [9]),
         ({"batch": None, "color_order": "BGRx"}, 16, [9]),
     ],
 )

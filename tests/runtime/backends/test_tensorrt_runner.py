@@ -65,12 +65,13 @@ def test_an_engine_of_a_graph_with_renamed_tensors_runs_by_the_names_of_its_mani
     backend.close()
 
 
-def test_an_engine_with_embeddings_and_features_returns_them_too(
+def test_an_engine_with_classes_embeddings_and_features_returns_them_too(
     bench: Any, make_engine: MakeModel, make_model: MakeModel, tmp_path: Path, painted: Image
 ) -> None:
-    backend = bench.load(make_engine(tmp_path, is_described=True))
-    wanted = expected(tmp_path, make_model, painted[:5], is_described=True)
-    assert list(wanted.present) == ["boxes", "scores", "count", "embeddings", "features"]
+    options: dict[str, Any] = {"is_described": True, "class_names": ("fish", "crab")}
+    backend = bench.load(make_engine(tmp_path, **options))
+    wanted = expected(tmp_path, make_model, painted[:5], **options)
+    assert list(wanted.present) == ["boxes", "scores", "count", "labels", "class_scores", "embeddings", "features"]
     assert_same(backend.infer(painted[:5]), wanted)
     backend.close()
 

@@ -5,6 +5,7 @@ Needs mosquitto (Debian's package of that name) and paho-mqtt; skipped without t
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import logging
@@ -26,6 +27,7 @@ from edgerpn.errors import SinkError
 from edgerpn.runtime.frame import Result
 from edgerpn.runtime.sinks import MqttConfig, QueuedSink, close_sinks, open_sinks, read_outputs
 from edgerpn.runtime.sinks.mqtt import MqttSink, topic_level
+from tests.support.classes import classed
 
 MakeResult = Callable[..., Result]
 
@@ -179,6 +181,20 @@ def test_results_and_events_arrive_under_their_topics(
     (event,) = [json.loads(payload) for topic, payload in reader.messages if topic.endswith("/events")]
     assert event["event"] == "ended"
     assert (sink.stats().written, sink.stats().dropped) == (101, 0)
+
+
+def test_the_names_of_classes_arrive_with_their_boxes(
+    broker: Broker, reader: Subscriber, make_result: MakeResult, until: Any
+) -> None:
+    result = make_result(source="reef")
+    proposals = classed(result.proposals[[0, 0]], ["größte Muschel", "fish"], [0.75, 0.5])
+    sink = opened(broker)
+    sink.write(dataclasses.replace(result, proposals=proposals))
+    until(lambda: reader.frames() == [0])
+    sink.close()
+    (record,) = [json.loads(payload) for topic, payload in reader.messages if topic == "site/1/reef/proposals"]
+    assert (record["labels"], record["class_scores"]) == (["größte Muschel", "fish"], [0.75, 0.5])
+    assert len(record["proposals"]) == 2
 
 
 def test_a_killed_broker_costs_nothing_within_the_buffer(

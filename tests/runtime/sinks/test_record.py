@@ -18,6 +18,7 @@ from edgerpn.proposals import Proposals
 from edgerpn.runtime.frame import Event, EventKind, Frame, Reason, Result, Track
 from edgerpn.runtime.sinks.contract import RecordMaker
 from edgerpn.runtime.sinks.record import SCHEMA, event_record, frame_record, json_line, record_schema
+from tests.support.classes import classed
 
 MakeResult = Callable[..., Result]
 
@@ -85,6 +86,23 @@ def test_a_record_holds_the_track_of_each_proposal(
     validator.validate(event_record(event))
     assert event_record(event)["track"] == record["tracks"][0]
     assert event_record(event)["box"] == [1.0, 2.35, 3.0, 4.0]
+
+
+def test_a_record_of_a_model_with_classes_names_them(
+    make_result: MakeResult, validator: jsonschema.Draft202012Validator
+) -> None:
+    result = make_result()
+    proposals = classed(result.proposals[[0, 0]], ["größte Muschel", "fish"], [0.98764, 0.5])
+    track = Track(track_id=3, age_s=1.0, dwell_s=0.5, is_confirmed=True, label="fish")
+    record = json.loads(json_line(dataclasses.replace(result, proposals=proposals, tracks=(None, track))))
+    validator.validate(record)
+    assert (record["labels"], record["class_scores"]) == (["größte Muschel", "fish"], [0.9876, 0.5])
+    assert record["tracks"][1]["label"] == "fish"
+    plain = json.loads(json_line(result))
+    assert not {"labels", "class_scores"} & plain.keys()
+    nothing = json.loads(json_line(dataclasses.replace(result, proposals=proposals[:0])))
+    validator.validate(nothing)
+    assert nothing["labels"] == nothing["class_scores"] == []
 
 
 def test_a_record_that_is_not_json_is_refused(make_result: MakeResult) -> None:

@@ -16,11 +16,12 @@ import pytest
 
 from edgerpn.errors import SinkError
 from edgerpn.proposals import Proposals
-from edgerpn.runtime.draw import Painter, draw_proposals, score_color, track_color
+from edgerpn.runtime.draw import Painter, class_color, draw_proposals, score_color, track_color
 from edgerpn.runtime.frame import Event, Frame, Result, Track
 from edgerpn.runtime.sinks import JsonLinesConfig, Output, QueuedSink, open_sinks
 from edgerpn.runtime.sinks.picture_sinks import ImageFolderSink, VideoSink, WindowSink
 from edgerpn.runtime.timing import LatencyHistogram
+from tests.support.classes import CLASS_NAMES, classed
 
 MakeResult = Callable[..., Result]
 
@@ -174,6 +175,23 @@ def test_a_better_box_is_thicker_and_brighter() -> None:
     assert widths == sorted(widths, reverse=True)
     assert peaks[0] > peaks[1] > peaks[2] > 0
     assert sum(score_color(1.0)) > sum(score_color(0.0))
+
+
+def test_each_class_has_its_colour_and_every_box_its_name() -> None:
+    image = np.full((100, 1400, 3), 60, np.uint8)
+    boxes = np.array([[x, 30, x + 80, 90] for x in range(10, 1400, 200)], np.float32)
+    proposals = Proposals(boxes, np.full(7, 0.9, np.float32))
+    drawn = draw_proposals(image, classed(proposals, [CLASS_NAMES[n % 3] for n in range(7)]))
+    sides = [drawn[60, x : x + 2].reshape(-1).tolist() for x in range(10, 1400, 200)]
+    for number in range(3):
+        assert sides[number] == pytest.approx([*class_color(number % 3)] * 2, abs=3)
+    # Labels stand above the boxes: those of all, instead of the first five, and with the names wider ones.
+    with_text = [changed(image[:27, x : x + 200], drawn[:27, x : x + 200]) for x in range(0, 1400, 200)]
+    plain = draw_proposals(image, proposals)
+    scores_only = [changed(image[:27, x : x + 200], plain[:27, x : x + 200]) for x in range(0, 1400, 200)]
+    assert min(with_text) > 1.5 * max(scores_only)
+    assert scores_only[5:] == [0, 0]
+    assert len({class_color(label) for label in range(20)}) == 20
 
 
 def test_of_a_hundred_boxes_that_score_alike_the_first_still_stand_out() -> None:

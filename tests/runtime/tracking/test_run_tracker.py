@@ -12,6 +12,7 @@ from edgerpn.runtime.frame import Event, Frame, Result
 from edgerpn.runtime.tracking.config import TrackConfig
 from edgerpn.runtime.tracking.run_tracker import IMAGE_S, RunTracker
 from edgerpn.runtime.zones import ZoneConfig, ZoneMap
+from tests.support.classes import classed
 
 Show = Callable[..., tuple[Result, list[Event]]]
 
@@ -27,13 +28,16 @@ def show(tracker: RunTracker, propose: Callable[..., Proposals]) -> Show:
 
     def make(
         source: str, index: int, *, media_time_s: float | None = None, monotonic_s: float = 0.0, lag_ms: float = 0.0,
-        width: int = 64, zone_map: ZoneMap | None = None,
+        width: int = 64, zone_map: ZoneMap | None = None, label: str = "",
     ) -> tuple[Result, list[Event]]:  # fmt: skip
         frame = Frame(
             image=np.zeros((48, width, 3), np.uint8), source=source, index=index, media_time_s=media_time_s,
             captured_at=1000.0 + index, monotonic_s=monotonic_s, decode_ms=0.0, lag_ms=lag_ms,
         )  # fmt: skip
-        return tracker.follow(Result(proposals=propose((5, 5)), frame=frame, stage_ms={}, zone_map=zone_map))
+        proposals = propose((5, 5))
+        if label:
+            proposals = classed(proposals, [label])
+        return tracker.follow(Result(proposals=proposals, frame=frame, stage_ms={}, zone_map=zone_map))
 
     return make
 
@@ -65,6 +69,8 @@ def test_the_events_of_a_track_tell_what_a_consumer_needs(show: Show, tracker: R
     assert (left.kind, left.reason, left.frame, left.happened_at) == ("left", "removed", 9, 1009.0)
     assert left.message == "live: track 1 left after 1.5 s"
     assert tracker.end("live", "removed") == tracker.end("never", "removed") == []
+    (named,) = show("reef", 0, label="fish")[1]
+    assert named.message == "reef: track 1 (fish) appeared"
     # Another source of this name, whose time may be any.
     assert track_of(show("live", 0, monotonic_s=1.0)) == (2, 0.0)
 

@@ -11,6 +11,7 @@ from edgerpn.proposals import Proposals
 from edgerpn.runtime.frame import Track
 from edgerpn.runtime.tracking.config import TrackConfig
 from edgerpn.runtime.tracking.tracker import Moment, TrackChange, Tracker
+from tests.support.classes import classed
 
 Propose = Callable[..., Proposals]
 
@@ -142,6 +143,18 @@ def test_a_track_is_stationary_once_at_each_place_with_its_dwell_time(propose: P
     assert 6.8 < stood[1].seen.time_s < 7.2
     assert film.tracks[0] is not None
     assert film.tracks[0].dwell_s == pytest.approx(5, abs=0.2)
+
+
+def test_a_track_has_the_class_with_the_largest_sum_of_scores(propose: Propose) -> None:
+    film = Film()
+    sights = [("crab", 0.9), ("fish", 0.8), ("fish", 0.3), ("crab", 0.1)]
+    labels = []
+    for number, (name, score) in enumerate(sights):
+        film.show(classed(propose((0, 0)), [name], [score]), number / 25)
+        assert film.tracks[0] is not None
+        labels.append(film.tracks[0].label)
+    assert labels == ["crab", "crab", "fish", "fish"]
+    assert [change.track.label for change in (*film.changes, *film.tracker.end())] == ["fish", "fish"]
 
 
 def test_the_end_makes_confirmed_tracks_leave_and_numbers_continue(propose: Propose) -> None:
