@@ -25,6 +25,7 @@ from edgerpn.runtime.backends.preprocess import Preprocessor, check_image
 from edgerpn.runtime.backends.served.config import ServerConfig, is_served
 from edgerpn.runtime.frame import Frame, Result, Source
 from edgerpn.runtime.onnx_session import Provider
+from edgerpn.runtime.redaction import redact_url
 from edgerpn.runtime.timing import Stopwatch
 from edgerpn.runtime.tracing import span
 
@@ -81,7 +82,7 @@ def load(
     if not is_served(path):
         path = find_model(path)
     elif self_test:
-        raise EngineLoadError("the golden frames of a served model lie on its server: run client.py of its bundle there")
+        raise EngineLoadError(f"{redact_url(str(path))}: run the self-test on the server, by client.py of the bundle")
     backend = open_backend(
         path,
         providers=providers,

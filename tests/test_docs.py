@@ -40,6 +40,7 @@ STARTS = ("edgerpn", "python -m edgerpn")
 NOT_HERE = {
     r"rtsp://|/dev/video0|--http|(?<!anchors)\.toml(?!.*--print-config)": "runs until it is ended, or needs a camera",
     r"^doctor stream": "needs a camera",
+    r"^run (triton\+|http)": "needs a server of models; tests/runtime/backends has one",
     r"\.engine|^build (?!--print)": "needs the library TensorRT, and takes long",
     r"^import|imported.pt": "needs weights of another project",
     r"tuned\.pt": "needs torchvision; tests/train/conformance writes it",

@@ -102,7 +102,7 @@ class BatchingConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StreamsConfig:
-    """Settings of a run; `batching.preprocess_threads`, `track`, `engine`, `server` and `http` cannot change meanwhile."""
+    """Settings of a run; it keeps `batching.preprocess_threads`, `track`, `engine`, `server` and `http` to its end."""
 
     sources: tuple[SourceConfig, ...] = ()
     """The sources, with different names."""

@@ -46,7 +46,7 @@ def configuration(manifest: Manifest, manifest_text: str, *, name: str, max_batc
     """Returns the configuration of a model, as Triton gives it in JSON; `max_batch` 0: the graph's own batch."""
     first = 1 if max_batch else 0
     batch = manifest.input.batch or -1
-    outputs = []
+    outputs: list[dict[str, Any]] = []
     for spec in manifest.outputs_by_role.values():
         dims = [batch if size == "N" else int(size) for size in spec.shape][first:]
         kind = "TYPE_FP32" if spec.dtype == "float32" else "TYPE_INT32"
@@ -119,37 +119,34 @@ class Graph:
         self.failure()
         time.sleep(self.delay_s)
         self.batches.append(len(next(iter(given.values()))))
-        found = dict(zip(outputs, self._session.run(outputs, given), strict=True))
+        arrays = zip(outputs, self._session.run(outputs, given), strict=True)
         # An output without a size behind the batch gets one.
-        return {name: array.reshape(*array.shape, *[1] * (len(sizes[name]) - array.ndim)) for name, array in found.items()}
+        return {name: array.reshape(*array.shape, *[1] * (len(sizes[name]) - array.ndim)) for name, array in arrays}
 
 
 def _check_tensor(
     model: str, expected: dict[str, Any], datatype: str, shape: list[int], data: bytes, max_batch: int
 ) -> None:
-    name, sizes = expected["name"], expected["shape"]
-    if datatype != expected["datatype"]:
-        raise RefusedError(
-            400, f"inference input '{name}' data-type is '{datatype}', but model '{model}' expects '{expected['datatype']}'"
-        )
+    name, kind, sizes = expected["name"], expected["datatype"], expected["shape"]
+    what = f"for input '{name}' for model '{model}'"
+    if datatype != kind:
+        raise RefusedError(400, f"input '{name}' data-type is '{datatype}', but model '{model}' expects '{kind}'")
     if max_batch and shape and shape[0] > max_batch:
         raise RefusedError(400, f"inference request batch-size must be <= {max_batch} for '{model}'")
     fits = len(shape) == len(sizes) and all(want in (-1, have) for want, have in zip(sizes, shape, strict=True))
     if not fits:
-        raise RefusedError(
-            400, f"unexpected shape for input '{name}' for model '{model}'. Expected {sizes}, got {shape}"
-        )
+        raise RefusedError(400, f"unexpected shape {what}. Expected {sizes}, got {shape}")
     num_bytes = math.prod(shape) * np.dtype(_TYPES[datatype]).itemsize
     if len(data) != num_bytes:
-        raise RefusedError(
-            400, f"input byte size mismatch for input '{name}' for model '{model}'. Expected {num_bytes}, got {len(data)}"
-        )
+        raise RefusedError(400, f"input byte size mismatch {what}. Expected {num_bytes}, got {len(data)}")
 
 
 class ModelServer:
     """Serves graphs by name on 127.0.0.1; it can be killed and started again at the same address."""
 
-    def __init__(self, graphs: Mapping[str, Graph], *, is_grpc: bool = False, tls: tuple[Path, Path] | None = None) -> None:
+    def __init__(
+        self, graphs: Mapping[str, Graph], *, is_grpc: bool = False, tls: tuple[Path, Path] | None = None
+    ) -> None:
         """Starts.
 
         Args:

@@ -1,8 +1,8 @@
 """The backend of a model that a server runs; Triton, or any server with its model configuration.
 
-The server's configuration of the model carries the manifest, as `edgerpn package --for triton` writes it. Requests are
-repeated while the server is away, within limits; a frame that grows too old meanwhile becomes an event `stale`, because
-its age is judged when its result is emitted.
+The server's configuration of the model carries the text of the manifest. Requests are repeated while the server is
+away, within limits; a frame that grows too old meanwhile becomes an event `stale`, because its age is judged when its
+result is emitted.
 """
 
 from __future__ import annotations
@@ -105,22 +105,34 @@ class ServedBackend:
 
     def _run(self, frames: npt.NDArray[np.uint8]) -> Outputs:
         """Repeats a request until the server answers or `outage_s` is over."""
-        start_s, delay_s, is_down = time.monotonic(), self._config.backoff_first_s, False
-        while True:
-            try:
-                if is_down:
-                    # Another model may have come up.
-                    self._check_same()
-                outputs = self._ask(frames)
-            except (ServerAwayError, ServerRefusalError) as error:
-                if not self._may_pass(error):
-                    raise InferenceError(f"{self._address.shown}: the server refuses the frames: {error}") from error
-                self._wait(error, start_s, delay_s, is_first=not is_down)
-                delay_s, is_down = min(2 * delay_s, self._config.backoff_max_s), True
-            else:
-                if is_down:
-                    _logger.info("%s answers again after %.1f s", self._address.shown, time.monotonic() - start_s)
-                return outputs
+        start_s, delay_s = time.monotonic(), self._config.backoff_first_s
+        outcome = self._attempt(frames)
+        if isinstance(outcome, Outputs):
+            return outcome
+        if self._config.outage_s:
+            _logger.warning("%s: %s; trying again for %g s", self._address.shown, outcome, self._config.outage_s)
+        while not isinstance(outcome, Outputs):
+            self._wait(outcome, start_s, delay_s)
+            delay_s = min(2 * delay_s, self._config.backoff_max_s)
+            outcome = self._attempt(frames, is_first=False)
+        _logger.info("%s answers again after %.1f s", self._address.shown, time.monotonic() - start_s)
+        return outcome
+
+    def _attempt(self, frames: npt.NDArray[np.uint8], *, is_first: bool = True) -> Outputs | Exception:
+        """Returns the outputs, or an error that may pass.
+
+        Raises:
+            InferenceError: Another request would not be answered either.
+        """
+        try:
+            if not is_first:
+                # Another model may have come up.
+                self._check_same()
+            return self._ask(frames)
+        except (ServerAwayError, ServerRefusalError) as error:
+            if self._may_pass(error):
+                return error
+            raise InferenceError(f"{self._address.shown}: the server refuses the frames: {error}") from error
 
     def _may_pass(self, error: ServerAwayError | ServerRefusalError) -> bool:
         """Returns whether a repetition may succeed: a server that loads the model refuses, too."""
@@ -163,15 +175,13 @@ class ServedBackend:
                 f"{self._address.shown}: the server now runs another model than at the start; start the run again"
             )
 
-    def _wait(self, error: Exception, start_s: float, delay_s: float, *, is_first: bool) -> None:
+    def _wait(self, error: Exception, start_s: float, delay_s: float) -> None:
         """Waits before a repetition.
 
         Raises:
             InferenceError: The backend is closed, or the time is over.
         """
         left_s = start_s + self._config.outage_s - time.monotonic()
-        if left_s > 0 and is_first:
-            _logger.warning("%s: %s; trying again for %g s", self._address.shown, error, self._config.outage_s)
         if left_s <= 0 or self._closed.wait(min(left_s, delay_s * random.uniform(0.5, 1.0))):
             raise InferenceError(
                 f"{self._address.shown}: {error}; tried for {time.monotonic() - start_s:.1f} s. Start the server, or "
@@ -193,8 +203,8 @@ def _open_client(address: ServedAddress, config: ServerConfig) -> ServerClient:
 def _read_manifest(where: str, found: ServedModel) -> Manifest:
     if found.manifest is None:
         raise ManifestError(
-            f"{where}: the model's configuration on the server has no parameter {METADATA_KEY!r}: serve the folder "
-            "that `edgerpn package MODEL --for triton` writes"
+            f"{where}: the model's configuration on the server has no parameter {METADATA_KEY!r} with "
+            "the text of the manifest (model.json)"
         )
     return manifests.parse(found.manifest, source=f"{where} (parameter {METADATA_KEY})")
 

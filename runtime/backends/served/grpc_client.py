@@ -58,9 +58,7 @@ class GrpcServerClient:
             server=f"{server.name} {server.version}",
             manifest=config.parameters[METADATA_KEY].string_value if has_manifest else None,
             max_batch=config.max_batch_size,
-            tensors={
-                item.name: (item.datatype, tuple(item.shape)) for item in (*metadata.inputs, *metadata.outputs)
-            },
+            tensors={item.name: (item.datatype, tuple(item.shape)) for item in (*metadata.inputs, *metadata.outputs)},
         )
 
     def is_ready(self) -> bool:

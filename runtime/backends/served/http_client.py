@@ -84,7 +84,7 @@ class HttpServerClient:
     def infer(
         self, name: str, frames: npt.NDArray[np.uint8], outputs: Sequence[str]
     ) -> tuple[str, dict[str, npt.NDArray[Any]]]:
-        pixels = memoryview(frames).cast("B")
+        pixels = frames.data.cast("B")
         tensor = {"name": name, "shape": frames.shape, "datatype": "UINT8"}
         asked = {
             "inputs": [{**tensor, "parameters": {"binary_data_size": len(pixels)}}],
