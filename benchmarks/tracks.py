@@ -52,22 +52,27 @@ class Shown(NamedTuple):
 def make_scene(seed: int) -> list[Shown]:
     """Returns all frames of a scene."""
     rng = np.random.default_rng(seed)
-    sizes = rng.uniform(40, 140, (NUM_OBJECTS, 2))
-    limits = np.array(SIZE_WH) - sizes
-    places = rng.uniform(0, 1, (NUM_OBJECTS, 2)) * limits
-    speeds = rng.normal(0, 120, (NUM_OBJECTS, 2))
     frames = []
-    for index in range(NUM_FRAMES):
-        # Drawn to the middle, so that they turn and do not bounce.
-        speeds += rng.normal(0, 60, speeds.shape) / np.sqrt(FPS) - (0.5 * (places - limits / 2) + 0.1 * speeds) / FPS
-        places = np.clip(places + speeds / FPS, 0, limits)
-        truth = np.concatenate([places, places + sizes], axis=1)
-        hidden = _hidden_shares(truth)
+    for index, truth in enumerate(wander(rng, sizes_px=(40, 140))):
+        hidden = hidden_shares(truth)
         frames.append(Shown(index / FPS, truth, hidden < 0.7, _propose(rng, truth, hidden)))
     return frames
 
 
-def _hidden_shares(boxes: Boxes) -> Boxes:
+def wander(rng: np.random.Generator, *, sizes_px: tuple[float, float]) -> Iterator[Boxes]:
+    """Yields the boxes (NUM_OBJECTS, 4) of each frame; `sizes_px` is the range of their sides."""
+    sizes = rng.uniform(*sizes_px, (NUM_OBJECTS, 2))
+    limits = np.array(SIZE_WH) - sizes
+    places = rng.uniform(0, 1, (NUM_OBJECTS, 2)) * limits
+    speeds = rng.normal(0, 120, (NUM_OBJECTS, 2))
+    for _ in range(NUM_FRAMES):
+        # Drawn to the middle, so that they turn and do not bounce.
+        speeds += rng.normal(0, 60, speeds.shape) / np.sqrt(FPS) - (0.5 * (places - limits / 2) + 0.1 * speeds) / FPS
+        places = np.clip(places + speeds / FPS, 0, limits)
+        yield np.concatenate([places, places + sizes], axis=1)
+
+
+def hidden_shares(boxes: Boxes) -> Boxes:
     """Returns the largest share of each box that a box in front of it, one of a higher row, hides."""
     corners = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:]) - np.maximum(boxes[:, None, :2], boxes[None, :, :2])
     shares = np.clip(corners, 0, None).prod(axis=2) / (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)[:, None]
@@ -88,22 +93,22 @@ def _propose(rng: np.random.Generator, truth: Boxes, hidden: Boxes) -> Proposals
     return Proposals(boxes[order].astype(np.float32), np.clip(scores[order], 0, 1).astype(np.float32))
 
 
-def all_frames(seed: int) -> list[Shown]:
-    return make_scene(seed)
+def all_frames(frames: list[Shown], seed: int) -> list[Shown]:
+    return frames
 
 
-def dropped_frames(seed: int) -> list[Shown]:
+def dropped_frames(frames: list[Shown], seed: int) -> list[Shown]:
     rng = np.random.default_rng(seed)
-    return [frame for frame in make_scene(seed) if rng.random() > 0.7]
+    return [frame for frame in frames if rng.random() > 0.7]
 
 
-def gaps(seed: int) -> list[Shown]:
-    return [frame for frame in make_scene(seed) if frame.time_s % 5 < 4]
+def gaps(frames: list[Shown], seed: int) -> list[Shown]:
+    return [frame for frame in frames if frame.time_s % 5 < 4]
 
 
-def ours(rate_hz: float = 0.0) -> Follow:
+def ours(rate_hz: float = 0.0, config: TrackConfig = CONFIG) -> Follow:
     """Returns our tracker; with a rate it counts frames instead of looking at the clock."""
-    tracker, count = Tracker(CONFIG), iter(range(NUM_FRAMES))
+    tracker, count = Tracker(config), iter(range(NUM_FRAMES))
 
     def follow(proposals: Proposals, time_s: float) -> list[int | None]:
         shown_s = next(count) / rate_hz if rate_hz else time_s
@@ -209,13 +214,13 @@ def main() -> None:
     }
     print("| frames | tracker | HOTA | AssA | IDF1 | switches | tracks of 12 | ms a frame |")
     print("|---|---|---|---|---|---|---|---|")
-    for make in (all_frames, dropped_frames, gaps):
-        scenes = [make(seed) for seed in seeds]
+    for choose in (all_frames, dropped_frames, gaps):
+        scenes = [choose(make_scene(seed), seed) for seed in seeds]
         for name, method in methods.items():
             rows = [score(frames, method()) for frames in scenes]
             cells = [f"{value:.1f}" for value in np.mean([row for row, _ in rows], axis=0)]
             took_ms = np.median([ms for _, ms in rows])
-            print(f"| {make.__name__.replace('_', ' ')} | {name} | {' | '.join(cells)} | {took_ms:.1f} |", flush=True)
+            print(f"| {choose.__name__.replace('_', ' ')} | {name} | {' | '.join(cells)} | {took_ms:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -83,6 +83,12 @@ COMMANDS = {
         "compile an exported graph to a TensorRT engine",
         "edgerpn build model.onnx -o model.engine",
     ),
+    "package": Command(
+        "edgerpn.export.package_cli",
+        "export",
+        "write a folder with a model that another program runs, such as Frigate",
+        "edgerpn package model.onnx --for frigate -o frigate",
+    ),
     "run": Command(
         "edgerpn.runtime.cli",
         "onnxruntime",
@@ -130,7 +136,7 @@ COMMANDS = {
 STAGES = {
     "data": ("data check", "data convert", "anchors"),
     "train": ("train", "import", "eval"),
-    "export": ("export", "build"),
+    "export": ("export", "build", "package"),
     "run": ("run", "predict", "bench"),
     "diagnose": ("inspect", "check", "doctor"),
     "all stages": ("demo",),

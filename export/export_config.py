@@ -56,6 +56,12 @@ class ExportConfig:
     nms_candidates: int | Literal["all"] | None = None
     """Best boxes of all levels together that NMS looks at, or `all`; not set: measured on images, with a margin, and at
     least `pre_nms` for the standard NMS."""
+    classes: bool = True
+    """Whether the graph of a checkpoint with classes has its second stage, with the outputs `labels` and
+    `class_scores`; without it, it has the proposals alone."""
+    class_nms_iou: float | None = None
+    """A box that overlaps a better one of its class by more than this is dropped; not set: the checkpoint's
+    `proposals.class_nms_iou`."""
     embeddings: bool = False
     """Whether the graph has the output `embeddings`: for each box the features of the cell that proposed it."""
     roi_features: tuple[int, int] | None = None
@@ -88,7 +94,7 @@ class ExportConfig:
             check_setting(not isinstance(value, int) or value >= 1, name, "at least 1", value)
         for name in ("num_proposals", "pre_nms"):
             check_setting(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        for name in ("nms_iou", "soft_nms_iou"):
+        for name in ("nms_iou", "soft_nms_iou", "class_nms_iou"):
             value = getattr(self, name)
             check_setting(value is None or 0 < value <= 1, name, "more than 0 and at most 1", value)
         check_setting(

@@ -44,6 +44,7 @@ ARGUMENTS = {
         "model -o --output --backend --compute-capability --version-compatible --hardware-compatible --profile --images"
         " --config --set --print-config"
     ),
+    "package": "model --for -o --output --min-score",
     "check": (
         "model --target --against --images --data --format --split --classes --allow --exif --follow-links"
         " --limit --reseal -o --output"
@@ -79,7 +80,8 @@ def actions(command: str) -> list[argparse.Action]:
 
 def test_the_commands_are_these() -> None:
     assert " ".join(COMMANDS) == (
-        "data check data convert anchors train import eval export build run predict bench inspect check doctor demo"
+        "data check data convert anchors train import eval export build package run predict bench inspect check doctor"
+        " demo"
     )
     assert set(ARGUMENTS) == set(COMMANDS)
     assert [name for names in STAGES.values() for name in names] == list(COMMANDS)

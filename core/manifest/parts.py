@@ -113,6 +113,9 @@ class ProposalSpec:
     """Iterations that the images at export needed at most; None when they were not measured."""
     nms_candidates: int | None = None
     """Best boxes of all levels together that NMS looks at; None: all that `pre_nms` leaves."""
+    class_nms_iou: float | None = None
+    """Boxes that overlap a better one of their class by more than this are dropped; None: the graph does not have
+    classes."""
     score_threshold: float
     """Boxes scored below this are dropped."""
     min_size_px: float
@@ -134,7 +137,8 @@ class Provenance:
     onnx_sha256: str | None = None
     """Hash of the ONNX file; None in the copy inside it."""
     parent_sha256: str | None = None
-    """Hash of the exported ONNX file that another program changed into this one, see `edgerpn check --reseal`."""
+    """Hash of the exported ONNX file that this one was made from: by another program, see `edgerpn check --reseal`, or
+    by `edgerpn package`."""
     data_sha256: str | None = None
     """Hash of the annotation file that the model was trained on, if known."""
     versions: tuple[tuple[str, str], ...] = ()
@@ -194,6 +198,9 @@ class ParitySpec:
     min_cosine: float | None = None
     """Smallest cosine of embeddings and features of a matched pair; None without these. Where cells of two anchors
     predict one box with one score, rounding decides between them, and the cosine is small."""
+    num_other_class: int | None = None
+    """Matched pairs with another class, or another score of it; None without classes. Where two classes have nearly the
+    same score, rounding decides between them."""
 
     def summary(self) -> str:
         """Returns the agreement on one line, for people."""
@@ -203,7 +210,9 @@ class ParitySpec:
             f"{self.num_matched} proposals matched, IoU >= {self.min_iou:.5f}, "
             f"score difference <= {self.max_score_difference:.1e}"
             + ("" if self.min_cosine is None else f", cosine of features >= {self.min_cosine:.5f}")
+            + ("" if self.num_other_class is None else f", {self.num_other_class} with another class")
             + (f", {self.num_boundary} at a threshold" if self.num_boundary else "")
+            + (f", {self.num_unexplained} in one form only" if self.num_unexplained else "")
         )
 
 

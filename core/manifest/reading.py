@@ -18,6 +18,8 @@ A graph may have more outputs, see `more_outputs`; their types and numbers of ax
 
 Their rows beyond count are zero.
 
+A graph in the layout of another program has its outputs instead, see `Layout`; no backend of ours runs it.
+
 Another program may have renamed these tensors; the manifest then holds their names, see `edgerpn check --reseal`.
 """
 
@@ -55,6 +57,16 @@ SCHEMA = 2
 SCHEMA_MORE_OUTPUTS = 3
 """The schema number of a graph with more outputs, which versions that know schema 2 only refuse."""
 
+SCHEMA_LAYOUT = 4
+"""The schema number of a graph in the layout of another program, which versions that do not know layouts refuse."""
+
+Layout = Literal["proposals", "frigate"]
+"""Form of the outputs: ours, or `frigate`: one output `rows`, float32 [20, 7], for a batch of 1. A row holds batch, x1,
+y1, x2, y2 in pixels of the frame, score and class, best first; the class of a row without a proposal is -1."""
+
+FRIGATE_ROWS = 20
+"""Rows that Frigate reads."""
+
 METADATA_KEY = "edgerpn.manifest"
 """Key of the manifest's JSON text in an ONNX file's `metadata_props`."""
 
@@ -85,6 +97,8 @@ class Manifest:
     outputs: tuple[OutputSpec, ...] = ()
     """Outputs of the graph: boxes, scores, count and further ones, whatever their names; empty: the first three, under
     these names."""
+    layout: Layout = "proposals"
+    """Form of the outputs; `outputs` describes them as they are."""
     class_names: tuple[str, ...] = ()
     """Names of the classes, by the numbers in the output `labels`; empty: the model does not have classes."""
     anchors: AnchorSpec
@@ -117,6 +131,8 @@ class Manifest:
         return dict(zip(roles, specs, strict=True))
 
     def __post_init__(self) -> None:
+        if self.layout != "proposals":
+            return
         if len(self.outputs) in (1, 2):
             raise ValueError(f"outputs: expected boxes, scores and count, got {len(self.outputs)} outputs")
         forms = [(spec.dtype, len(spec.shape)) for spec in self.outputs[3:]]
@@ -134,10 +150,13 @@ class Manifest:
         """Returns the manifest as indented JSON text."""
         values = settings.to_dict(self)
         # Manifests of graphs without such outputs stay as earlier versions wrote and read them.
+        if self.layout == "proposals":
+            del values["layout"]
         if not self.class_names:
-            del values["class_names"]
-        if self.parity is not None and self.parity.min_cosine is None:
-            del values["parity"]["min_cosine"]
+            del values["class_names"], values["proposals"]["class_nms_iou"]
+        for name in ("min_cosine", "num_other_class"):
+            if self.parity is not None and getattr(self.parity, name) is None:
+                del values["parity"][name]
         return json.dumps(values, indent=2) + "\n"
 
     def replace(self, **changes: Any) -> Manifest:
@@ -208,6 +227,15 @@ def standard_outputs(num_proposals: int) -> tuple[OutputSpec, ...]:
     )
 
 
+def frigate_outputs(min_score: float) -> tuple[OutputSpec, ...]:
+    """Returns the output of a graph in the layout `frigate`, in which the score `min_score` became 0.5."""
+    meaning = (
+        "batch, x1, y1, x2, y2 in pixels of the input frame, score raised to the power by which "
+        f"{min_score:g} becomes 0.5, class; class -1: no proposal"
+    )
+    return (OutputSpec(name="rows", dtype="float32", shape=(FRIGATE_ROWS, 7), meaning=meaning),)
+
+
 def manifest_path(artifact: str | os.PathLike[str]) -> Path:
     """Path of the manifest of an artifact: model.json for model.onnx, model.engine.json for model.engine."""
     return Path(f"{stem(artifact)}.json")
@@ -226,7 +254,7 @@ def parse(text: str, *, source: str) -> Manifest:
     """Reads a manifest from JSON text; `source` names it in errors.
 
     Raises:
-        ManifestVersionError: The schema number is neither `SCHEMA` nor `SCHEMA_MORE_OUTPUTS`.
+        ManifestVersionError: This version does not read the schema number.
         ManifestError: The text is not JSON, a field is missing, unknown or of the wrong type, or the text was changed
             after `write`.
     """
@@ -236,10 +264,10 @@ def parse(text: str, *, source: str) -> Manifest:
         raise ManifestError(f"{source}: not a manifest: {error}. Export the model again to rewrite it.") from error
     if not isinstance(values, dict) or "schema" not in values:
         raise ManifestError(f"{source}: not a manifest: expected a JSON object with the key 'schema'")
-    if values["schema"] not in (SCHEMA, SCHEMA_MORE_OUTPUTS):
+    if values["schema"] not in (SCHEMA, SCHEMA_MORE_OUTPUTS, SCHEMA_LAYOUT):
         raise ManifestVersionError(
             f"{source}: manifest schema {values['schema']!r}, but this version of edgerpn reads the schemas "
-            f"{SCHEMA} and {SCHEMA_MORE_OUTPUTS}. Use the version that wrote it, or export the model again."
+            f"{SCHEMA} to {SCHEMA_LAYOUT}. Use the version that wrote it, or export the model again."
         )
     digest = values.pop("digest", None)
     try:

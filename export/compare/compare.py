@@ -5,8 +5,9 @@ Steps of `compare_models`:
     2. Letterbox every photograph into the graph's input and run both, at every batch size that they have.
     3. Pair the proposals of each frame, see `edgerpn.export.onnx.agreement`.
     4. Recall of both, when the photographs are annotated.
-    5. Judge: two float32 forms must agree except for decisions within rounding; below float32 a share of proposals may
-       differ, in all images together and in each; int8 against another precision is judged by recall alone.
+    5. Judge: two float32 forms must agree except for decisions within rounding; below float32, and with classes, a
+       share of proposals may differ, in all images together and in each; int8 against another precision is judged by
+       recall alone.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from edgerpn.export.photographs import fit_photograph
 from edgerpn.images.header import Exif
 from edgerpn.letterbox import Letterbox, letterbox
 from edgerpn.manifest.parts import Precision
-from edgerpn.matching import TOLERANCES, pair_cosines
+from edgerpn.matching import TOLERANCES, pair_classes, pair_cosines
 from edgerpn.progress import track
 from edgerpn.proposals import Outputs
 from edgerpn.runtime.backends.contract import Backend
@@ -100,6 +101,7 @@ def compare_models(
         precision=precision,
         tolerance=TOLERANCES[precision],
         is_by_recall=is_by_recall,
+        has_classes=all(model.class_names for model in models),
         differences=unlike,
         num_images=len(images),
         num_proposals=min(model.proposals.num_proposals for model in models),
@@ -151,6 +153,9 @@ def _compare_batches(
                     batch_size=size,
                     agreement=agreement,
                     cosines=pair_cosines(sides[1].outputs, sides[0].outputs, row, agreement.pairs),
+                    same_class=pair_classes(
+                        sides[1].outputs, sides[0].outputs, row, agreement.pairs, TOLERANCES[precision]
+                    ),
                     in_image=(sides[0].in_image, sides[1].in_image),
                 )
             )
@@ -197,7 +202,12 @@ def _thresholds(
     if reference.source_hw is not None:
         inner_x, inner_y = letterbox(reference.source_hw, reference.network_hw).scale_xy
         scale_x, scale_y = scale_x * inner_x, scale_y * inner_y
-    thresholds = ProposalThresholds.of(reference.proposals, scale_xy=(scale_x, scale_y), precision=precision)
+    thresholds = ProposalThresholds.of(
+        reference.proposals,
+        has_classes=bool(reference.class_names),
+        scale_xy=(scale_x, scale_y),
+        precision=precision,
+    )
     return dataclasses.replace(thresholds, capacity=capacity)
 
 

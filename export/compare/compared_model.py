@@ -17,7 +17,7 @@ import numpy as np
 from edgerpn import files
 from edgerpn.errors import ConfigError
 from edgerpn.manifest import Manifest
-from edgerpn.manifest.parts import Precision
+from edgerpn.manifest.parts import Precision, ProposalSpec
 from edgerpn.models import is_checkpoint
 from edgerpn.proposals import Outputs
 from edgerpn.runtime.backends.contract import Backend, output_shapes
@@ -29,6 +29,7 @@ PROPOSAL_SETTINGS = (
     "pre_nms",
     "nms_iou",
     "soft_nms_iou",
+    "class_nms_iou",
     "nms_scope",
     "score_threshold",
     "min_size_px",
@@ -70,6 +71,8 @@ class ComparedModel:
     """Whether its outputs include embeddings."""
     roi_hw: tuple[int, int] | None = None
     """Rows and columns of each box's features in its outputs; None: it has none."""
+    class_names: tuple[str, ...] = ()
+    """Names of its classes; empty: it does not have any."""
 
     @property
     def frame_hw(self) -> tuple[int, int]:
@@ -125,8 +128,10 @@ def _open_checkpoint(file: Path | Backend, other: ComparedModel | None) -> Compa
     trained = checkpoint.settings.proposals
     proposals = dataclasses.replace(other.proposals, nms_iterations=trained.nms_iterations) if other else trained
     source_hw = other.source_hw if other else None
-    # Features where there is something to compare them with.
+    # Features and classes where there is something to compare them with.
     embeddings, roi_hw = (other.embeddings, other.roi_hw) if other else (False, None)
+    if other and not other.class_names:
+        model.region_head = None
     detector = Detector(
         model, proposals, network_hw=hw, source_hw=source_hw, embeddings=embeddings, roi_hw=roi_hw
     ).eval()
@@ -144,6 +149,7 @@ def _open_checkpoint(file: Path | Backend, other: ComparedModel | None) -> Compa
         run=lambda frames: run_reference(detector, frames),
         embeddings=embeddings,
         roi_hw=roi_hw,
+        class_names=() if model.region_head is None else checkpoint.settings.model.classes,
     )
 
 
@@ -165,12 +171,19 @@ def _open_artifact(model: Path | Backend, stack: contextlib.ExitStack, allow_hos
         network_hw=manifest.input.network_hw,
         source_hw=manifest.input.source_hw,
         num_channels=manifest.input.num_channels,
-        proposals=ProposalConfig(**{name: getattr(manifest.proposals, name) for name in PROPOSAL_SETTINGS}),
+        proposals=_proposals(manifest.proposals),
         batch_sizes=_batch_sizes(manifest),
         run=lambda frames: (backend.infer(frames), [()] * len(frames)),
         embeddings="embeddings" in shapes,
         roi_hw=shapes["features"][-2:] if "features" in shapes else None,  # type: ignore[arg-type]
+        class_names=manifest.class_names,
     )
+
+
+def _proposals(spec: ProposalSpec) -> ProposalConfig:
+    values = {name: getattr(spec, name) for name in PROPOSAL_SETTINGS}
+    # Not set in the manifest of a graph without classes.
+    return ProposalConfig(**{name: value for name, value in values.items() if value is not None})
 
 
 def _batch_sizes(manifest: Manifest) -> tuple[int, ...]:
@@ -198,6 +211,8 @@ def differences(a: ComparedModel, b: ComparedModel) -> tuple[str, ...]:
         lines.append(f"checkpoint: {a.checkpoint_sha256[:12]}... and {b.checkpoint_sha256[:12]}...")
     if a.network_hw != b.network_hw:
         lines.append(f"network size: {_hw(a.network_hw)} and {_hw(b.network_hw)}")
+    if a.class_names != b.class_names:
+        lines.append(f"classes: {', '.join(a.class_names) or 'none'} and {', '.join(b.class_names) or 'none'}")
     for name in PROPOSAL_SETTINGS:
         first, second = getattr(a.proposals, name), getattr(b.proposals, name)
         if first != second:

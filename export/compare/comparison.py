@@ -14,7 +14,7 @@ from edgerpn.export.export_config import MAX_AR_DROP
 from edgerpn.export.onnx.agreement import FrameAgreement, FrameProposals, describe_disagreement
 from edgerpn.images.header import Exif
 from edgerpn.manifest.parts import ParitySpec, Precision
-from edgerpn.matching import Tolerance, match, unlike_share
+from edgerpn.matching import Tolerance, match, other_class_share, unlike_share
 
 MAX_IMAGE_SHARE = 0.5
 """Below float32: largest share of proposals without a counterpart in any image; otherwise one image that is wrong
@@ -43,6 +43,8 @@ class ImageComparison:
     """Proposals of the reference (expected) and of the other model (found), paired."""
     cosines: np.ndarray = field(default_factory=lambda: np.zeros(0))
     """Cosine of embeddings and features of each pair; empty when a model has neither."""
+    same_class: np.ndarray = field(default_factory=lambda: np.zeros(0, np.bool_))
+    """Whether each pair has the same class with the same score; empty when a model does not have classes."""
     in_image: tuple[FrameProposals, FrameProposals]
     """Proposals of the model and of the reference in image pixels, in the order of the agreement's rows; where their
     counts differ, with what the agreement leaves out."""
@@ -74,6 +76,7 @@ class ImageComparison:
             "iou": _low_summary(ious),
             "score_difference": _high_summary(differences),
             **({"cosine": _low_summary(self.cosines)} if len(self.cosines) else {}),
+            **({"num_other_class": int((~self.same_class).sum())} if len(self.same_class) else {}),
         }
 
 
@@ -93,6 +96,8 @@ class Comparison:
     """Differences that they may have."""
     is_by_recall: bool = False
     """Whether recall decides alone: int8 rounds too coarsely for single proposals to agree with another precision."""
+    has_classes: bool = False
+    """Whether both have classes: then it does not show which proposals went into their class stages."""
     differences: tuple[str, ...]
     """Differences of their settings; empty when they are forms of one model."""
     num_images: int
@@ -118,6 +123,11 @@ class Comparison:
     def cosines(self) -> np.ndarray:
         """Cosine of embeddings and features of each pair within the tolerance; empty when a model has neither."""
         return np.concatenate([image.cosines for image in self.images])
+
+    @functools.cached_property
+    def same_class(self) -> np.ndarray:
+        """Whether each pair within the tolerance has the same class; empty when a model does not have classes."""
+        return np.concatenate([image.same_class for image in self.images])
 
     @property
     def num_matched(self) -> int:
@@ -155,7 +165,7 @@ class Comparison:
             return self._lost_recall()
         worst = self.worst[0]
         by_share = max(self.images, key=lambda image: image.agreement.unmatched_share)
-        if self.precision == "fp32":
+        if self.precision == "fp32" and not self.has_classes:
             if worst.agreement.num_unexplained:
                 return self._name(worst)
         elif by_share.agreement.unmatched_share > MAX_IMAGE_SHARE:
@@ -168,6 +178,12 @@ class Comparison:
             return (
                 f"{self.unmatched_share:.1%} of all proposals have no counterpart, expected at most "
                 f"{self.tolerance.max_unmatched_share:.0%}; most in {self._name(by_share)}"
+            )
+        share = other_class_share(self.same_class)
+        if share > self.tolerance.max_unmatched_share:
+            return (
+                f"the class of {share:.1%} of the proposals of both differs, or its score by more than "
+                f"{self.tolerance.max_score_difference}; expected at most {self.tolerance.max_unmatched_share:.0%}"
             )
         share = unlike_share(self.cosines, self.tolerance)
         if share > self.tolerance.max_unmatched_share:
@@ -203,6 +219,7 @@ class Comparison:
                 (value for image in self.images for value in image.agreement.score_differences), default=0.0
             ),
             min_cosine=float(self.cosines.min()) if len(self.cosines) else None,
+            num_other_class=int((~self.same_class).sum()) if self.has_classes else None,
         )
 
     @property
@@ -232,6 +249,7 @@ class Comparison:
             "iou": _low_summary(self.drift[0]),
             "score_difference": _high_summary(self.drift[1]),
             **({"cosine": _low_summary(self.cosines)} if len(self.cosines) else {}),
+            **({"num_other_class": int((~self.same_class).sum())} if self.has_classes else {}),
             "recall": {name: {"a": a, "b": b, "change": a - b} for name, a, b in self.recall_changes},
             "images": [image.to_dict() for image in self.images],
         }
@@ -287,6 +305,8 @@ def _totals(comparison: Comparison) -> list[str]:
     if len(comparison.cosines):
         cosine = _low_summary(comparison.cosines)
         lines.append(f"cosine of features: mean {cosine['mean']:.5f}, 1 % below {cosine['p1']:.5f}")
+    if comparison.has_classes:
+        lines.append(f"other classes: {(~comparison.same_class).sum()} of {len(comparison.same_class)} pairs")
     return lines
 
 

@@ -31,6 +31,7 @@ from edgerpn.export.engine.trial import Compare, try_engine
 from edgerpn.manifest import EngineSpec, Manifest
 from edgerpn.manifest.parts import LayerSpec, ProfileSpec
 from edgerpn.models import find_model
+from edgerpn.runtime.backends.contract import refuse_layout
 from edgerpn.targets import RTX_DEFAULT_CAPABILITIES, EngineLibrary, target_of
 
 Log = Callable[[str], None]
@@ -75,7 +76,7 @@ def build_engine(
 
     Raises:
         BuildError: The graph does not fit the library, or the library fails; quotes its last errors.
-        EngineLoadError: No model of such a name is installed.
+        EngineLoadError: No model of such a name is installed, or the graph is for another program.
         ManifestError: The ONNX file's manifest is missing, malformed or belongs to another file.
         MissingDependencyError: The library is not installed.
         SelfTestError: The engine runs here, but returns other proposals than expected.
@@ -83,6 +84,7 @@ def build_engine(
     onnx_file, output, config = find_model(onnx_file), Path(output), config or BuildConfig()
     check_paths(onnx_file, output)  # step 1
     manifest = edgerpn.manifest.read(onnx_file)
+    refuse_layout(onnx_file, manifest)
     environment = probe(config.backend, config.stall_s)
     library, version, gpu = environment.library, environment.version, environment.machine.gpu
     if config.hardware_compatible and environment.machine.l4t is not None:

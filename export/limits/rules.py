@@ -33,7 +33,7 @@ CHECKED_OPERATORS = frozenset((
     "AveragePool", "BatchNormalization", "ConvTranspose", "DequantizeLinear", "Erf", "Gemm", "GlobalAveragePool",
     "HardSigmoid", "HardSwish", "LayerNormalization", "LeakyRelu", "Log", "LogSoftmax", "MaxPool", "Pow",
     "QuantizeLinear", "ReduceMean", "Softmax", "Tanh", "Tile",
-    "ScatterND",
+    "ArgMax", "ScatterND",
 ))
 # fmt: on
 

@@ -12,6 +12,9 @@ one of them has is called a boundary case when one of these explains it:
        NMS, any boundary case of the other model by more than `soft_nms_iou`, which may have taken its score
     6. soft NMS: the other model has the same box with another score, and it overlaps another proposal so far that a box
        between the two may have been dropped in one model, at the NMS threshold, and have taken score in the other
+
+With classes the thresholds are those of the class stage, whose results do not show which proposals went into it. A
+proposal at a threshold before it thus stays unexplained, and a small share of such proposals is allowed.
 """
 
 from __future__ import annotations
@@ -66,14 +69,16 @@ class ProposalThresholds:
         cls,
         proposals: ProposalConfig | ProposalSpec,
         *,
+        has_classes: bool = False,
         scale_xy: tuple[float, float] = (1.0, 1.0),
         precision: Precision = "fp32",
     ) -> ProposalThresholds:
-        """Returns the thresholds of a proposal stage."""
+        """Returns the thresholds of a proposal stage, or with classes those of the class stage behind it."""
+        class_nms_iou = proposals.class_nms_iou if has_classes else None
         return cls(
             capacity=proposals.num_proposals,
-            nms_iou=proposals.nms_iou,
-            soft_nms_iou=proposals.soft_nms_iou,
+            nms_iou=proposals.nms_iou if class_nms_iou is None else class_nms_iou,
+            soft_nms_iou=proposals.soft_nms_iou if class_nms_iou is None else 1.0,
             score_threshold=proposals.score_threshold,
             min_size_px=max(proposals.min_size_px, MIN_SIDE_PX),
             scale_xy=scale_xy,

@@ -216,6 +216,8 @@ class _ExportSource:
     @classmethod
     def load(cls, file: Path, config: ExportConfig) -> _ExportSource:
         model, checkpoint = load_model(file)
+        if not config.classes:
+            model.region_head = None
         return cls(
             file=file,
             checkpoint=checkpoint,

@@ -34,6 +34,7 @@ from edgerpn.manifest import (
     ProposalSpec,
     Provenance,
 )
+from edgerpn.proposals import CLASSES
 from edgerpn.targets import TARGETS, TOPK_LIMIT
 from edgerpn.train.checkpoint import Checkpoint, versions
 from edgerpn.train.network.detector import Detector
@@ -61,7 +62,7 @@ def proposal_config(checkpoint: Checkpoint, config: ExportConfig) -> ProposalCon
                     f"{name}: {config.target} takes at most the best {TOPK_LIMIT} of a list, got {count}; use "
                     f"{flag}{TOPK_LIMIT} or less"
                 )
-    given = {name: getattr(config, name) for name in ("nms_iou", "soft_nms_iou", "score_threshold")}
+    given = {name: getattr(config, name) for name in ("nms_iou", "soft_nms_iou", "class_nms_iou", "score_threshold")}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     return dataclasses.replace(
         trained, num_proposals=config.num_proposals, pre_nms=config.pre_nms, nms_candidates=None, **changes
@@ -84,10 +85,13 @@ def network_hw(checkpoint: Checkpoint, config: ExportConfig) -> tuple[int, int]:
 def export_module(model: Rpn, proposals: ProposalConfig, config: ExportConfig, hw: tuple[int, int]) -> Detector:
     """Makes the detector to export from a copy of `model`.
 
-    1. Batch norms are folded into the convolutions before them.
-    2. The division by the channels' standard deviation is folded into the first convolution.
+    1. The second stage goes, unless `config` keeps the classes.
+    2. Batch norms are folded into the convolutions before them.
+    3. The division by the channels' standard deviation is folded into the first convolution.
     """
     exported = copy.deepcopy(model).eval()
+    if not config.classes:
+        exported.region_head = None
     fuse_batch_norm(exported)
     exported.fold_std()
     detector = Detector(
@@ -121,6 +125,7 @@ def export_detector(detector: Detector, config: ExportConfig) -> onnx.ModelProto
         input_names=["frames"],
         output_names=[
             *("boxes", "scores", "count"),
+            *(CLASSES if detector.model.region_head is not None else ()),
             *(["embeddings"] if detector.embeddings else []),
             *(["features"] if detector.roi_hw is not None else []),
         ],
@@ -278,12 +283,16 @@ def describe_graph(
         map_channels: Channels of the maps that the head reads.
     """
     model, nms = checkpoint.settings.model, config.resolved_nms
+    class_names = model.classes if config.classes else ()
     stage = dataclasses.asdict(proposals)
+    if not class_names:
+        stage["class_nms_iou"] = None
     if nms == "standard":
         stage["nms_iterations"] = None
     packages = {"onnx": onnx.__version__, "onnxscript": onnxscript.__version__, "onnxruntime": onnxruntime.__version__}
     further = edgerpn.manifest.more_outputs(
         proposals.num_proposals,
+        has_classes=bool(class_names),
         embedding_shape=(map_channels,) if config.embeddings else None,
         feature_shape=(map_channels, *config.roi_features) if config.roi_features else None,
     )
@@ -303,6 +312,7 @@ def describe_graph(
             exif=checkpoint.settings.data.exif,
         ),
         outputs=(*edgerpn.manifest.standard_outputs(proposals.num_proposals), *further),
+        class_names=class_names,
         anchors=AnchorSpec(
             strides_px=model.anchors.strides_px,
             sizes_px=model.anchors.sizes_px,

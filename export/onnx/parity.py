@@ -29,7 +29,7 @@ from edgerpn.export.onnx.agreement import (
 from edgerpn.export.photographs import fit_photograph
 from edgerpn.files import native_path
 from edgerpn.manifest.parts import ParitySpec
-from edgerpn.matching import EXACT, pair_cosines, unlike_share
+from edgerpn.matching import EXACT, other_class_share, pair_classes, pair_cosines, unlike_share
 from edgerpn.progress import track
 from edgerpn.proposals import Outputs
 from edgerpn.train.data.coco import read_image
@@ -60,7 +60,9 @@ def check_parity(reference: Detector, graph_file: Path, images: Sequence[Path], 
     frames = [network_frame(reference, image) for image in images]
     batch_sizes = (batch,) if batch else (1, 2)
     scale_xy = reference.geometry.scale_xy if reference.geometry else (1.0, 1.0)
-    counter = _ParityCounter(ProposalThresholds.of(reference.proposals, scale_xy=scale_xy))
+    has_classes = reference.model.region_head is not None
+    thresholds = ProposalThresholds.of(reference.proposals, has_classes=has_classes, scale_xy=scale_xy)
+    counter = _ParityCounter(thresholds, has_classes=has_classes)
     for size in batch_sizes:
         starts = range(0, len(frames), size)
         for start in track(starts, f"parity, batch {size}", unit="batch"):
@@ -75,6 +77,7 @@ def check_parity(reference: Detector, graph_file: Path, images: Sequence[Path], 
                 rows = valid_rows(expected, row, where), valid_rows(found, row, where)
                 agreement = counter.add(*rows, where, cut_scores=cut_scores[row])
                 counter.add_cosines(pair_cosines(expected, found, row, agreement.pairs))
+                counter.add_classes(pair_classes(expected, found, row, agreement.pairs, EXACT))
     return counter.report(len(images), batch_sizes)
 
 
@@ -127,13 +130,16 @@ def network_frame(detector: Detector, image: Path) -> np.ndarray:
 class _ParityCounter:
     """Counts matches over images."""
 
-    def __init__(self, thresholds: ProposalThresholds) -> None:
+    def __init__(self, thresholds: ProposalThresholds, *, has_classes: bool = False) -> None:
         self._thresholds = thresholds
+        self._has_classes = has_classes
         self.num_matched = 0
         self.num_boundary = 0
+        self.num_unexplained = 0
         self.min_iou = 1.0
         self.max_score_difference = 0.0
         self._cosines: list[npt.NDArray[np.float64]] = []
+        self._same_class: list[npt.NDArray[np.bool_]] = []
         self._worst: tuple[int, str] = (0, "")
         """Boundary cases of the image that has most, and their description."""
 
@@ -143,19 +149,21 @@ class _ParityCounter:
         """Matches the proposals of one image.
 
         Raises:
-            ParityError: A proposal has no counterpart, and no threshold explains it.
+            ParityError: A proposal has no counterpart, and no threshold explains it, without classes.
         """
         agreement = pair_proposals(expected, found, EXACT, self._thresholds, cut_scores=cut_scores)
-        if agreement.num_unexplained:
+        if agreement.num_unexplained and not self._has_classes:
             raise ParityError(
                 f"{where}: the graph and PyTorch disagree. {describe_disagreement(agreement, NAMES, EXACT)}"
                 + _describe_ties(expected[1])
             )
         self.num_matched += len(agreement.pairs)
         self.num_boundary += agreement.num_boundary
-        if agreement.num_boundary > self._worst[0]:
+        self.num_unexplained += agreement.num_unexplained
+        num_unmatched = agreement.num_boundary + agreement.num_unexplained
+        if num_unmatched > self._worst[0]:
             self._worst = (
-                agreement.num_boundary,
+                num_unmatched,
                 f"most of them on {where}. {describe_disagreement(agreement, NAMES, EXACT)}",
             )
         self.min_iou = min([self.min_iou, *agreement.ious])
@@ -166,17 +174,30 @@ class _ParityCounter:
         """Counts the cosines of the features of matched proposals of one image."""
         self._cosines.append(cosines)
 
+    def add_classes(self, is_same_class: npt.NDArray[np.bool_]) -> None:
+        """Counts the matched proposals of one image with the same class."""
+        self._same_class.append(is_same_class)
+
     def report(self, num_images: int, batch_sizes: tuple[int, ...]) -> ParitySpec:
         """Returns the totals as a report.
 
         Raises:
-            ParityError: Too many proposals are at thresholds, or have other features, for this to be rounding.
+            ParityError: Too many proposals are at thresholds, or have another class or other features, for this to be
+                rounding.
         """
-        total = max(1, self.num_matched + self.num_boundary)
-        if self.num_boundary / total > EXACT.max_unmatched_share:
+        num_unmatched = self.num_boundary + self.num_unexplained
+        total = max(1, self.num_matched + num_unmatched)
+        if num_unmatched / total > EXACT.max_unmatched_share:
             raise ParityError(
-                f"{self.num_boundary} of {total} proposals are in one of graph and PyTorch only, at a threshold; "
-                f"expected at most {EXACT.max_unmatched_share:.0%}; {self._worst[1]}"
+                f"{num_unmatched} of {total} proposals are in one of graph and PyTorch only, {self.num_boundary} of "
+                f"them at a threshold; expected at most {EXACT.max_unmatched_share:.0%}; {self._worst[1]}"
+            )
+        same_class = np.concatenate([np.zeros(0, np.bool_), *self._same_class])
+        share = other_class_share(same_class)
+        if share > EXACT.max_unmatched_share:
+            raise ParityError(
+                f"the class of {share:.1%} of {len(same_class)} proposals, or its score, differs between graph and "
+                f"PyTorch; expected at most {EXACT.max_unmatched_share:.0%}"
             )
         cosines = np.concatenate(self._cosines)
         share = unlike_share(cosines, EXACT)
@@ -191,9 +212,11 @@ class _ParityCounter:
             batch_sizes=batch_sizes,
             num_matched=self.num_matched,
             num_boundary=self.num_boundary,
+            num_unexplained=self.num_unexplained,
             min_iou=round(self.min_iou, 6),
             max_score_difference=float(f"{self.max_score_difference:.3g}"),
             min_cosine=round(float(cosines.min()), 6) if len(cosines) else None,
+            num_other_class=int((~same_class).sum()) if self._has_classes else None,
         )
 
 

@@ -32,6 +32,9 @@ _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.(?:jpg|json|html)")
 _WORK, _PLAN = ".predict", "plan.json"
 _SUMMARY, _RESULTS, _IMAGES, _CROPS = "predict.json", "results.json", "images.json", "crops.jsonl"
 
+OBJECT = {"object": 1}
+"""The only category of a model without classes."""
+
 Plan = Mapping[str, Any]
 
 
@@ -70,13 +73,16 @@ def complete_summary(folder: Path, plan: Plan) -> dict[str, Any] | None:
 class Journal:
     """Writes finished images, and reads them again at the end; a context manager."""
 
-    def __init__(self, folder: Path, plan: Plan, folders: Sequence[str] = ()) -> None:
+    def __init__(
+        self, folder: Path, plan: Plan, folders: Sequence[str] = (), *, categories: Mapping[str, int] = OBJECT
+    ) -> None:
         """Names the run; the block opens its work folder, or continues with the one of a broken-off run.
 
         Args:
             folder: Output folder.
             plan: Everything that determines the outputs, as JSON values.
             folders: Folders in it that the run will make.
+            categories: Names of the classes, and their ids in the results.
         """
         self.folder = folder
         self.work = folder / _WORK
@@ -87,6 +93,7 @@ class Journal:
         self.num_resumed = 0
         self._plan = plan
         self._folders = folders
+        self._categories = categories
         self._files: dict[str, IO[str]] = {}
 
     @property
@@ -237,7 +244,8 @@ class Journal:
     def _write_images(self) -> None:
         """Writes images.json, a COCO file without annotations, one image at a time."""
         with files.replacing(self.folder / _IMAGES) as temporary, temporary.open("w", encoding="utf-8") as file:
-            file.write('{"categories": [{"id": 1, "name": "object"}]')
+            categories = [{"id": number, "name": name} for name, number in self._categories.items()]
+            file.write(f'{{"categories": {json.dumps(categories)}')
             for key, is_unreadable in (("images", False), ("unreadable", True)):
                 chosen = (image for line in self._lines() if ("problem" in (image := _image_of(line))) is is_unreadable)
                 file.write(f',\n"{key}": [')

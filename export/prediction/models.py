@@ -47,6 +47,8 @@ class Predictor:
     """Concurrent calls that give the best throughput."""
     exif: Exif
     """Whether image files are turned by their EXIF orientation."""
+    class_names: tuple[str, ...] = ()
+    """Names of its classes; empty: it does not have classes."""
     run: Callable[[Sequence[Image]], list[Proposals]]
     """Runs frames (H, W, 3) uint8 BGR of any sizes together."""
     closing: AbstractContextManager[object]
@@ -91,6 +93,7 @@ def _exported(file: Path, config: PredictConfig, allow_host_code: bool) -> Predi
         batch=config.batch or natural_batch(model),
         num_workers=max(1, model.backend.frames_in_flight),
         exif=model.manifest.input.exif_reading,
+        class_names=model.manifest.class_names,
         run=lambda frames: _run_exported(model, source_hw, frames),
         closing=model,
     )

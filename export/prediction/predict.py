@@ -20,7 +20,7 @@ from edgerpn.export.model_names import find_any_model
 from edgerpn.export.prediction import inputs
 from edgerpn.export.prediction.config import PredictConfig
 from edgerpn.export.prediction.inputs import InputFile
-from edgerpn.export.prediction.journal import Journal, complete_summary
+from edgerpn.export.prediction.journal import OBJECT, Journal, complete_summary
 from edgerpn.export.prediction.models import Predictor, open_predictor
 from edgerpn.export.prediction.pipeline import predict_shots
 from edgerpn.export.prediction.rendering import Output, Renderer
@@ -108,9 +108,10 @@ def predict(
         images: Images, videos, folders or globs of images, and lists of files (.txt); none: all images of `data`.
         output: Folder of the outputs.
         config: Choice of the proposals and form of the outputs; None: the defaults.
-        data: Data set whose image ids the results use (a path: its validation images); None: ids count from 1.
-        to: Formats of data sets to write, single class "object", each into a folder of its name: coco, yolo, voc,
-            labelstudio, cvat.
+        data: Data set whose image ids the results use, and whose category ids for classes of the same name (a path: its
+            validation images); None: ids count from 1.
+        to: Formats of data sets to write, with the model's classes or else the single class "object", each into a
+            folder of its name: coco, yolo, voc, labelstudio, cvat.
         crops: Whether to cut out the best boxes, into crops/, listed in crops.jsonl.
         pictures: Whether to draw the best boxes, into pictures/.
         allow_host_code: Whether a version-compatible engine may contain code for the CPU.
@@ -133,13 +134,15 @@ def predict(
     if unknown:
         raise ConfigError([f"{unknown[0]}: unknown format of data sets; known: {', '.join(WRITERS)}"])
     specs = [images] if isinstance(images, (str, os.PathLike)) else images
-    found = inputs.find_inputs([os.fspath(spec) for spec in specs], _ids(data, log) if data is not None else None)
+    ids, categories = _ids(data, log) if data is not None else (None, {})
+    found = inputs.find_inputs([os.fspath(spec) for spec in specs], ids)
     if not found:
         raise ConfigError(["predict: no images; name images, videos, folders or lists, or a data set"])
     job = _Job(
         model=find_any_model(model),
         folder=Path(output),
         found=tuple(found),
+        categories=categories,
         config=config,
         formats=tuple(dict.fromkeys(to)),
         crops=crops,
@@ -150,9 +153,11 @@ def predict(
     return _summary_of(complete) if complete is not None else job.run(allow_host_code)
 
 
-def _ids(data: str | os.PathLike[str] | Split, log: Callable[[str], None]) -> dict[Path, int | str]:
-    """Returns the ids of a data set's images by their real paths, in the order of the ids."""
-    from edgerpn.train.data.coco import inspect_split
+def _ids(
+    data: str | os.PathLike[str] | Split, log: Callable[[str], None]
+) -> tuple[dict[Path, int | str], dict[str, int]]:
+    """Returns the ids of a data set's images by their real paths, in the order of the ids, and those of its classes."""
+    from edgerpn.train.data.coco import category_ids, inspect_split
     from edgerpn.train.data.splits import find_split
 
     split = find_split(Path(data), "val", log=log) if isinstance(data, (str, os.PathLike)) else data
@@ -160,7 +165,18 @@ def _ids(data: str | os.PathLike[str] | Split, log: Callable[[str], None]) -> di
     records = inspect_split(split, verify="none").records
     # Numbers before texts.
     ordered = sorted(records, key=lambda record: (isinstance(record.image_id, str), record.image_id))
-    return {Path(os.path.realpath(record.file)): record.image_id for record in ordered}
+    return {Path(os.path.realpath(record.file)): record.image_id for record in ordered}, category_ids(split)
+
+
+def _number_classes(names: Sequence[str], known: Mapping[str, int], log: Callable[[str], None]) -> dict[str, int]:
+    """Returns the category id of each class of a model: that of a data set, or the next number that is free in it."""
+    numbers: dict[str, int] = {}
+    for name in names:
+        numbers[name] = known[name] if name in known else max((0, *known.values(), *numbers.values())) + 1
+    missing = [f"{name} ({numbers[name]})" for name in names if name not in known]
+    if known and missing:
+        log(f"predict: the data set has no class {', '.join(missing)}: these category ids are not from it")
+    return numbers or dict(OBJECT)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,6 +186,7 @@ class _Job:
     model: Path
     folder: Path
     found: tuple[InputFile, ...]
+    categories: Mapping[str, int]
     config: PredictConfig
     formats: tuple[str, ...]
     crops: bool
@@ -203,10 +220,15 @@ class _Job:
         start_s = time.perf_counter()
         predictor = open_predictor(self.model, self.config, allow_host_code=allow_host_code)
         folders = [*self.formats, *(["crops"] if self.crops else []), *(["pictures"] if self.pictures else [])]
-        with predictor.closing, Journal(self.folder, self.plan, folders) as journal, single_threaded():
-            stop_signal = self._predict(predictor, journal)
+        numbers = _number_classes(predictor.class_names, self.categories, self.log)
+        with (
+            predictor.closing,
+            Journal(self.folder, self.plan, folders, categories=numbers) as journal,
+            single_threaded(),
+        ):
+            stop_signal = self._predict(predictor, journal, numbers)
             if stop_signal is None:
-                self._finish(predictor, journal)
+                self._finish(predictor, journal, numbers)
         return PredictSummary(
             num_images=journal.num_images,
             num_results=journal.num_results,
@@ -218,11 +240,12 @@ class _Job:
             stop_signal=stop_signal,
         )
 
-    def _predict(self, predictor: Predictor, journal: Journal) -> int | None:
+    def _predict(self, predictor: Predictor, journal: Journal, numbers: Mapping[str, int]) -> int | None:
         """Predicts on everything that is not done yet; returns the number of the signal that stopped it."""
         num_threads = min(_MAX_THREADS, available_cores())
         shots = inputs.read_shots(self.found, skip=journal.num_images, num_threads=num_threads, exif=predictor.exif)
-        renderer = Renderer(journal, self.config, self.outputs)
+        category_ids = tuple(numbers.values())
+        renderer = Renderer(journal, self.config, self.outputs, category_ids=category_ids)
         with (
             StopOnSignal() as stopper,
             closing(shots),
@@ -240,10 +263,10 @@ class _Job:
                     return stopper.received
         return None
 
-    def _finish(self, predictor: Predictor, journal: Journal) -> None:
+    def _finish(self, predictor: Predictor, journal: Journal, numbers: Mapping[str, int]) -> None:
         """Writes everything that needs all images."""
         for kind in self.formats:
-            self._write_data_set(kind, journal)
+            self._write_data_set(kind, journal, numbers)
         summary = {
             "num_images": journal.num_images,
             "num_results": journal.num_results,
@@ -255,17 +278,19 @@ class _Job:
             files.write_text(self.folder / SHEET, self._sheet(predictor, journal))
         journal.finish(summary)
 
-    def _write_data_set(self, kind: str, journal: Journal) -> None:
+    def _write_data_set(self, kind: str, journal: Journal, numbers: Mapping[str, int]) -> None:
         folder = self.folder / kind
         if folder.exists():  # of a run that was killed while it wrote the set
             shutil.rmtree(folder)
         sources = {file.name: file.path for file in self.found if not file.is_video}
-        with open_writer(kind, folder, ["object"]) as writer:
+        places = {number: place for place, number in enumerate(numbers.values())}
+        with open_writer(kind, folder, list(numbers)) as writer:
             for image, results in track(journal.entries(), f"writing {kind}", total=journal.num_images, unit=" images"):
                 if "problem" not in image:
                     source = journal.frames if "video" in image else None
                     name = image["file_name"]
-                    writer.add(_labelled(image, results, source / name if source is not None else sources[name]))
+                    file = source / name if source is not None else sources[name]
+                    writer.add(_labelled(image, results, file, places))
         for note in writer.notes():
             self.log(f"{folder}: {note}")
         if writer.num_boxes > _MANY_BOXES * max(1, writer.num_images):
@@ -274,7 +299,7 @@ class _Job:
 
     def _sheet(self, predictor: Predictor, journal: Journal) -> str:
         total, unreadable = journal.num_images, len(journal.problems)
-        entries = read_entries(journal.sheet, total, self.config.sheet_images)
+        entries = read_entries(journal.sheet, total, self.config.sheet_images, predictor.class_names)
         return sheet_page(
             "Proposals",
             entries,
@@ -290,13 +315,16 @@ class _Job:
         )
 
 
-def _labelled(image: Mapping[str, Any], results: Sequence[Mapping[str, Any]], source: Path) -> LabelledImage:
+def _labelled(
+    image: Mapping[str, Any], results: Sequence[Mapping[str, Any]], source: Path, places: Mapping[int, int]
+) -> LabelledImage:
     xywh = np.array([row["bbox"] for row in results], np.float64).reshape(-1, 4)
     return LabelledImage(
         file_name=image["file_name"],
         source=source,
         size_wh=(image["width"], image["height"]),
         boxes_xyxy=np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1),
+        categories=np.array([places[row["category_id"]] for row in results], np.int64),
         scores=np.array([row["score"] for row in results], np.float64),
         image_id=image["id"],
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -34,18 +35,27 @@ _ENCODER = json.JSONEncoder(separators=(",", ":"))
 class Renderer:
     """Turns an image and its proposals into an entry of the journal, and writes its files; threads may share it."""
 
-    def __init__(self, journal: Journal, config: PredictConfig, outputs: Collection[Output]) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        config: PredictConfig,
+        outputs: Collection[Output],
+        *,
+        category_ids: Sequence[int] = (),
+    ) -> None:
         """Prepares the outputs.
 
         Args:
             journal: The output folder, and the work folder of frames and of the contact sheet.
             config: Choice of the boxes, and qualities.
             outputs: Files to write; "frames" are those of videos.
+            category_ids: Ids of the model's classes in the results; empty: it does not have classes.
         """
         self._folder = journal.folder
         self._frames, self._sheet = journal.frames, journal.sheet
         self._config = config
         self._outputs = outputs
+        self._category_ids = category_ids
 
     def __call__(self, shot: Shot, proposals: Proposals) -> Entry:
         """Writes the files of an image.
@@ -73,7 +83,7 @@ class Renderer:
             ) from error
         return Entry(
             image={**image, "width": width, "height": height},
-            results=",\n".join(map(_ENCODER.encode, proposals.to_coco(shot.image_id))),
+            results=",\n".join(map(_ENCODER.encode, self._results(shot, proposals))),
             num_results=len(proposals),
             crops=crops,
         )
@@ -93,11 +103,16 @@ class Renderer:
         lines = []
         folder = PurePosixPath("crops") / shot.file_name
         corners = crop_corners(shown.boxes, image.shape[:2], margin=self._config.crop_margin)
-        for rank, (row, (x1, y1, x2, y2)) in enumerate(zip(shown.to_coco(shot.image_id), corners, strict=True), 1):
+        labels = [{}] * len(shown) if shown.names is None else [{"label": name} for name in shown.names]
+        rows = zip(self._results(shot, shown), labels, corners, strict=True)
+        for rank, (row, label, (x1, y1, x2, y2)) in enumerate(rows, 1):
             name = folder / f"{rank:03d}.jpg"
             self._write_jpeg(self._folder / name, image[y1:y2, x1:x2])
-            lines.append(f"{_ENCODER.encode({'crop': str(name), 'crop_xyxy': [x1, y1, x2, y2], **row})}\n")
+            lines.append(f"{_ENCODER.encode({'crop': str(name), 'crop_xyxy': [x1, y1, x2, y2], **row, **label})}\n")
         return "".join(lines)
+
+    def _results(self, shot: Shot, proposals: Proposals) -> list[dict[str, Any]]:
+        return proposals.to_coco(shot.image_id, category_ids=self._category_ids)
 
     def _write_sheet_entry(self, shot: Shot, image: Image, shown: Proposals) -> None:
         height, width = image.shape[:2]
@@ -108,7 +123,7 @@ class Renderer:
             name=shot.file_name,
             jpeg=_jpeg(small, _THUMB_QUALITY),
             size_wh=size_wh,
-            proposals=Proposals(shown.boxes * np.float32(scale), shown.scores),
+            proposals=dataclasses.replace(shown, boxes=shown.boxes * np.float32(scale), embeddings=None, features=None),
             picture=f"pictures/{jpeg_name(shot.file_name)}" if "pictures" in self._outputs else None,
         )
         files.write_text(self._sheet / f"{shot.index}.json", entry.to_json())

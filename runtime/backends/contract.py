@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from edgerpn.errors import InferenceError, InputError, check_setting
+from edgerpn.errors import EngineLoadError, InferenceError, InputError, check_setting
 from edgerpn.manifest import Manifest
 from edgerpn.proposals import Outputs
 
@@ -96,6 +97,19 @@ class PartsTimer(Protocol):
             InferenceError: The library failed.
         """
         ...
+
+
+def refuse_layout(path: Path, manifest: Manifest) -> None:
+    """Refuses a graph that was exported for another program.
+
+    Raises:
+        EngineLoadError: Its outputs are not boxes, scores and count.
+    """
+    if manifest.layout != "proposals":
+        raise EngineLoadError(
+            f"{path}: this graph is for {manifest.layout.capitalize()}, which reads rows of box, score and class; it "
+            "has no boxes, scores and count. To run it here, export the model without --layout."
+        )
 
 
 def tensors_of(manifest: Manifest) -> dict[str, tuple[str, tuple[int | None, ...]]]:

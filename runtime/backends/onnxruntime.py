@@ -21,7 +21,14 @@ from edgerpn.errors import ArtifactMismatchError, InferenceError, ManifestError,
 from edgerpn.machine import available_cores, bind_to_process
 from edgerpn.manifest import DIGEST_KEY, METADATA_KEY, Manifest
 from edgerpn.proposals import Outputs, output_dtype
-from edgerpn.runtime.backends.contract import check_frames, check_outputs, output_shapes, run_in_parts, tensors_of
+from edgerpn.runtime.backends.contract import (
+    check_frames,
+    check_outputs,
+    output_shapes,
+    refuse_layout,
+    run_in_parts,
+    tensors_of,
+)
 from edgerpn.runtime.onnx_session import (
     CPU,
     Provider,
@@ -63,6 +70,7 @@ class OnnxRuntimeBackend:
         threads = threads or available_cores()
         if not has_sidecar:
             self._manifest = _manifest_inside(path, open_session(library, path, chosen, threads), verify=verify)
+        refuse_layout(path, self._manifest)
         self._session = open_session(library, path, chosen, threads, disabled=_harmful_optimizers(self._manifest))
         _check_interface(path, self._session, self._manifest)
         self._shapes = output_shapes(self._manifest)

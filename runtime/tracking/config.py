@@ -27,6 +27,10 @@ class TrackConfig:
     min_iou: float = 0.3
     """Smallest IoU of a proposal with the expected place of a track that it continues; above 0, below 1. For proposals
     below `high_score` it is 0.5 at least."""
+    min_similarity: float = 0.4
+    """Smallest likeness of a proposal with a track whose place it does not overlap, by their embeddings, from which it
+    continues the track nevertheless; a cosine without what all objects of the source share, above 0, to 1; 1: no
+    likeness suffices. A model without embeddings does not use it."""
     confirm_frames: int = 3
     """Frames in a row in which an object must be seen until its track is confirmed; 1 to 100."""
     buffer_s: float = 2.0
@@ -44,6 +48,7 @@ class TrackConfig:
         check_setting(1 <= self.top <= 300, "top", "1 to 300", self.top)
         check_setting(0 < self.nms_iou <= 1, "nms_iou", "above 0, to 1", self.nms_iou)
         check_setting(0 < self.min_iou < 1, "min_iou", "above 0, below 1", self.min_iou)
+        check_setting(0 < self.min_similarity <= 1, "min_similarity", "above 0, to 1", self.min_similarity)
         check_setting(1 <= self.confirm_frames <= 100, "confirm_frames", "1 to 100", self.confirm_frames)
         check_setting(0 < self.buffer_s <= 3600, "buffer_s", "above 0, to 3600", self.buffer_s)
         check_setting(0 < self.stationary_s < math.inf, "stationary_s", "above 0", self.stationary_s)

@@ -1,9 +1,11 @@
-"""Follows the objects of one source: ByteTrack's association in two stages, on proposals and in seconds.
+"""Follows the objects of one source: ByteTrack's association on proposals and in seconds.
 
 1. Proposals from `high_score` on continue confirmed tracks, also those that were not seen lately.
 2. Weaker ones, from `low_score` on, continue confirmed tracks that were seen in the last frame and now have none: an
    object that is half hidden, or blurred, still has a weak proposal.
-3. The rest of the good ones continue new tracks, or begin one. A new track that misses a frame ends.
+3. Where the model gives embeddings, the rest of the good ones continue confirmed tracks that look like them and may be
+   there by now: an object that turned while it was hidden. This step is ours.
+4. The rest of the good ones continue new tracks, or begin one. A new track that misses a frame ends.
 
 Source: Zhang et al. 2022, "ByteTrack: Multi-Object Tracking by Associating Every Detection Box" (arXiv:2110.06864).
 """
@@ -19,6 +21,7 @@ import numpy.typing as npt
 
 from edgerpn.proposals import Proposals, pairwise_iou
 from edgerpn.runtime.frame import Track
+from edgerpn.runtime.tracking.appearance import Appearance, Vectors, are_in_reach, blend
 from edgerpn.runtime.tracking.assignment import best_pairs
 from edgerpn.runtime.tracking.config import TrackConfig
 from edgerpn.runtime.tracking.motion import Box, BoxMotion
@@ -64,6 +67,7 @@ class Tracker:
         self._tracks: list[_Followed] = []
         self._num_begun = 0
         self._time_s = -math.inf
+        self._appearance = Appearance()
 
     def follow(self, proposals: Proposals, moment: Moment) -> tuple[tuple[Track | None, ...], list[TrackChange]]:
         """Takes the proposals of the next frame.
@@ -90,6 +94,8 @@ class Tracker:
             self._tracks.append(followed[row])
         for row, track in followed.items():
             changes += track.see(boxes[row], moment, votes[row])
+            if proposals.embeddings is not None:
+                track.look = blend(track.look, proposals.embeddings[row])
         changes += self._leave_oldest(len(self._tracks) - _MAX_TRACKS)
         return tuple(followed[row].now() if row in followed else None for row in range(len(proposals))), changes
 
@@ -108,9 +114,28 @@ class Tracker:
         followed = _match(confirmed, proposals, good, config.min_iou)
         seen_last = [track for track in confirmed if track.seen.time_s == before_s and track not in followed.values()]
         followed |= _match(seen_last, proposals, weak, max(config.min_iou, _WEAK_IOU))
+        if proposals.embeddings is not None and config.min_similarity < 1:
+            self._appearance.learn(proposals.embeddings[good])
+            lost = [track for track in confirmed if track.look is not None and track not in followed.values()]
+            followed |= self._find_again(lost, proposals, [row for row in good if row not in followed])
         new = [track for track in self._tracks if not track.is_confirmed]
         followed |= _match(new, proposals, [row for row in good if row not in followed], config.min_iou)
         return followed, [row for row in good if row not in followed]
+
+    def _find_again(self, lost: Sequence[_Followed], proposals: Proposals, rows: Sequence[int]) -> dict[int, _Followed]:
+        """Returns the lost tracks that proposals of some rows continue, by row: the most similar pairs in reach."""
+        if not lost or not rows or proposals.embeddings is None:
+            return {}
+        similarities = self._appearance.similarities(
+            np.array([track.look for track in lost]), proposals.embeddings[rows]
+        )
+        can_be = (similarities >= self._config.min_similarity) & are_in_reach(
+            np.array([track.box_xyxy for track in lost]),
+            np.array([track.motion.box_xyxy for track in lost]),
+            np.array([self._time_s - track.seen.time_s for track in lost]),
+            proposals.boxes[rows].astype(np.float64),
+        )
+        return {rows[column]: lost[row] for row, column in best_pairs(np.where(can_be, similarities, 0.0))}
 
     def _leave_oldest(self, count: int) -> list[TrackChange]:
         """Ends the tracks that were not seen for the longest time."""
@@ -131,11 +156,12 @@ class _Followed:
         self.motion = BoxMotion(box_xyxy)
         self.is_confirmed = False
         self.seen = moment
+        self.look: Vectors | None = None
         self._id = track_id
         self._config = config
         self._begun_s = self._here_s = moment.time_s
         self._num_seen = 0
-        self._box = self._place = box_xyxy
+        self.box_xyxy = self._place = box_xyxy
         self._is_stationary = False
         self._scores: dict[str, float] = {}
 
@@ -145,7 +171,7 @@ class _Followed:
             name, class_score = vote
             self._scores[name] = self._scores.get(name, 0.0) + class_score
         self.motion.correct(box_xyxy)
-        self._box, self.seen = box_xyxy, moment
+        self.box_xyxy, self.seen = box_xyxy, moment
         self._num_seen += 1
         changes = []
         if not self.is_confirmed and self._num_seen >= self._config.confirm_frames:
@@ -171,7 +197,7 @@ class _Followed:
         )
 
     def change(self, kind: Literal["appeared", "left", "stationary"]) -> TrackChange:
-        return TrackChange(kind, self.now(), self._box, self.seen)
+        return TrackChange(kind, self.now(), self.box_xyxy, self.seen)
 
 
 def _votes(proposals: Proposals) -> list[_Vote]:

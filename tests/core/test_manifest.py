@@ -218,10 +218,10 @@ def test_the_names_of_classes_belong_to_the_outputs_of_classes(artifact: Path) -
             example(**wrong)
 
 
-@pytest.mark.parametrize("schema", [0, 1, 4, "2", None, [2]])
+@pytest.mark.parametrize("schema", [0, 1, 5, "2", None, [2]])
 def test_an_unknown_schema_is_refused_with_both_numbers(artifact: Path, schema: object) -> None:
     edit(artifact, schema=schema)
-    with pytest.raises(ManifestVersionError, match=r"model\.json: manifest schema .* reads the schemas 2 and 3"):
+    with pytest.raises(ManifestVersionError, match=r"model\.json: manifest schema .* reads the schemas 2 to 4"):
         manifest.read(artifact)
 
 

@@ -40,6 +40,7 @@ PYRAMID = (
     "model.head_channels=16",
     "proposals.nms_iou=0.7",
 )
+CLASSED = (*PYRAMID, "model.classes=['fish', 'crab', 'größte Muschel']")
 # As in the paper: one level, nine anchors, two logits with softmax, no pyramid, no batch norm in the head.
 SINGLE_LEVEL = (
     "model.stage_channels=[4, 8, 8, 16]",
@@ -97,12 +98,13 @@ def photo_files(photos: Path) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> dict[str, Path]:
-    """Checkpoint files by name: pyramid, single-level and peaks."""
+    """Checkpoint files by name: pyramid, the same with classes, single-level and peaks."""
     folder = tmp_path_factory.mktemp("checkpoints")
     sha256 = read_coco(photos / "train.json", photos / "images").sha256
     files = {}
     for name, texts in {
         "pyramid": PYRAMID,
+        "classed": CLASSED,
         "single-level": SINGLE_LEVEL,
         "peaks": PEAKS,
     }.items():
@@ -128,6 +130,10 @@ def write_random(model: Rpn) -> None:
             module.running_var.uniform_(0.5, 2.0)
     torch.nn.init.normal_(model.head.objectness.weight, std=0.4)
     torch.nn.init.normal_(model.head.deltas.weight, std=0.05)
+    if model.region_head is not None:
+        # Last, so that the rest is as without classes.
+        torch.nn.init.normal_(model.region_head.logits.weight, std=0.4)
+        torch.nn.init.normal_(model.region_head.deltas.weight, std=0.05)
 
 
 @torch.no_grad()
@@ -193,6 +199,11 @@ VARIANTS = {
     "described-portable": Variant(
         "pyramid", ExportConfig(target="tensorrt-rtx", embeddings=True, roi_features=(3, 2), **COUNTS)
     ),
+    "classed-standard": Variant("classed", ExportConfig(embeddings=True, **COUNTS)),
+    "classed-portable": Variant(
+        "classed", ExportConfig(target="tensorrt-rtx", batch=1, source_hw=SOURCE_HW, roi_features=(3, 2), **COUNTS)
+    ),
+    "unclassed": Variant("classed", ExportConfig(classes=False, **COUNTS)),
     "peaks-standard": Variant("peaks", ExportConfig(**PEAKS_CONFIG)),
     "peaks-portable": Variant("peaks", ExportConfig(target="tensorrt-rtx", batch="dynamic", **PEAKS_CONFIG)),
 }

@@ -37,7 +37,17 @@ from edgerpn.train.data.listing import CheckedBoxes, Listing, check_boxes, known
 from edgerpn.train.data.orientation import TurnedImage, find_turned, size_by, turn_fractions
 from edgerpn.train.data.rules import DAMAGED, IMAGES
 
-__all__ = ["Dataset", "ImageRecord", "Verify", "class_names", "read_coco", "read_image", "read_split", "read_truth"]
+__all__ = [
+    "Dataset",
+    "ImageRecord",
+    "Verify",
+    "category_ids",
+    "class_names",
+    "read_coco",
+    "read_image",
+    "read_split",
+    "read_truth",
+]
 
 WRONG_SIZE = ProblemKind(
     "image whose size is not the annotated one", "image dropped, as its boxes may belong to another picture"
@@ -292,6 +302,12 @@ def class_names(split: Split) -> frozenset[str]:
         return frozenset(name for name, _ in class_ids(load_content(split).root))
     except DataError:
         return frozenset()
+
+
+def category_ids(split: Split) -> dict[str, int]:
+    """Returns the category id of each class of a split by its name, without those that are no numbers."""
+    found = class_ids(load_content(split).root)
+    return {name: number for name, number in reversed(found) if isinstance(number, int)}
 
 
 class _CheckedFile(NamedTuple):

@@ -21,13 +21,14 @@ from edgerpn.errors import InputError
 from edgerpn.letterbox import PAD_VALUE, Letterbox, letterbox
 from edgerpn.train.network.anchors import grid_anchors
 from edgerpn.train.network.boxes import clip_boxes, row_xyxy
+from edgerpn.train.network.class_stage import classify_proposals
 from edgerpn.train.network.model import Rpn
 from edgerpn.train.network.proposal_stage import ProposalBatch, ProposalConfig, select_proposals
 from edgerpn.train.network.region_features import RoiForm, cell_embeddings, roi_align
 
 
 class Detector(nn.Module):
-    """Normalisation, network and proposal stage, with fixed shapes throughout."""
+    """Normalisation, network, proposal stage and, with classes, class stage; with fixed shapes throughout."""
 
     def __init__(
         self,
@@ -40,7 +41,7 @@ class Detector(nn.Module):
         nms: Literal["standard", "portable"] = "standard",
         embeddings: bool = False,
         roi_hw: tuple[int, int] | None = None,
-        roi_form: RoiForm = "grid",
+        roi_form: RoiForm = "table",
     ) -> None:
         """Wraps `model`, which the caller still owns.
 
@@ -54,7 +55,7 @@ class Detector(nn.Module):
             nms: Form of the NMS, see `edgerpn.train.network.proposal_stage.select_proposals`.
             embeddings: Whether the proposals come with the features of their cells.
             roi_hw: Rows and columns of the features that each box is pooled to; None: none.
-            roi_form: Form of the pooling in an exported graph.
+            roi_form: Form of the pooling, also that for the classes; see `roi_align`.
         """
         super().__init__()
         self.model = model
@@ -83,6 +84,17 @@ class Detector(nn.Module):
             nms=self.nms,
             tracks_anchors=self.embeddings,
         )
+        if self.model.region_head is not None:
+            batch = classify_proposals(
+                batch,
+                maps,
+                self.model.region_head,
+                strides_px=self.model.config.anchors.strides_px,
+                content_hw=self.content_hw,
+                config=self.proposals,
+                nms=self.nms,
+                roi_form=self.roi_form,
+            )
         batch = self._described(batch, maps)
         if self.geometry is None:
             return batch

@@ -19,6 +19,7 @@ from edgerpn.errors import ConfigError, check_setting
 from edgerpn.train.network.anchors import AnchorConfig
 from edgerpn.train.network.backbones import COARSEST_STRIDE_PX, make_backbone
 from edgerpn.train.network.layers import ConvNormAct, LevelConv
+from edgerpn.train.network.region_head import RegionHead
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +55,10 @@ class ModelConfig:
     """Standard deviation of each channel, the divisor, 0..255 scale; default: ImageNet."""
     anchors: AnchorConfig = field(default_factory=AnchorConfig)
     """Anchors of every level."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes that a second stage gives to the proposals; empty: no second stage."""
+    region_channels: int = 256
+    """Width of the hidden layers of the second stage."""
 
     def __post_init__(self) -> None:
         if len(self.stage_channels) != len(self.stage_blocks) or min(self.stage_channels, default=0) < 1:
@@ -77,6 +82,8 @@ class ModelConfig:
                 f"neck_extra_levels: expected each of the last {extra} of anchors.strides_px to be "
                 f"twice the one before, got {self.anchors.strides_px}"
             )
+        check_setting(len({*self.classes, ""}) == len(self.classes) + 1, "classes", "different names", self.classes)
+        check_setting(self.region_channels >= 1, "region_channels", "at least 1", self.region_channels)
         check_setting(0 < self.prior_score < 1, "prior_score", "a number between 0 and 1", self.prior_score)
         check_setting(min(self.std_bgr) > 0, "std_bgr", "positive numbers", self.std_bgr)
 
@@ -217,6 +224,9 @@ class Rpn(nn.Module):
                 if bias is not None:
                     nn.init.zeros_(bias)
         self.head = RpnHead(self.map_channels, config)
+        self.region_head: RegionHead | None = None
+        if config.classes:
+            self.region_head = RegionHead(self.map_channels, len(config.classes), width=config.region_channels)
         self.register_buffer("mean", torch.tensor(config.mean_bgr).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std_bgr).view(1, 3, 1, 1), persistent=False)
 

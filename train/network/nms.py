@@ -200,6 +200,8 @@ def nms_keep(boxes: Tensor, scores: Tensor, iou_threshold: float, max_keep: int)
     for image, own_boxes in enumerate(boxes):
         for own_scores in scores[image]:
             places = (own_scores >= 0).nonzero()[:, 0]
+            if not len(places):
+                continue
             competing = own_boxes[places]
             stay = nms_greedy(competing, torch.ones_like(places, dtype=torch.bool), iou_threshold=iou_threshold)
             keep_NB[image, places[stay]] = 1.0

@@ -52,12 +52,14 @@ class ProposalConfig:
 
     NMS then keeps the first of the boxes that it would keep of the full list. If all K proposals are among them, the
     proposals are the same; otherwise some of the last proposals are missing, or worse ones replace them."""
+    class_nms_iou: float = 0.5
+    """IoU with a better box of the same class above which a box is dropped; with `model.classes` only."""
 
     def __post_init__(self) -> None:
         for name in ("num_proposals", "pre_nms", "nms_iterations", "nms_candidates"):
             value = getattr(self, name)
             check_setting(value is None or value >= 1, name, "at least 1", value)
-        for name in ("nms_iou", "soft_nms_iou"):
+        for name in ("nms_iou", "soft_nms_iou", "class_nms_iou"):
             check_setting(0 < getattr(self, name) <= 1, name, "more than 0 and at most 1", getattr(self, name))
         check_setting(0 <= self.score_threshold < 1, "score_threshold", "0 to below 1", self.score_threshold)
         check_setting(self.min_size_px >= 0, "min_size_px", "at least 0", self.min_size_px)
@@ -77,9 +79,13 @@ class ProposalBatch(NamedTuple):
     boxes: Tensor
     """(N, K, 4) float32 x1, y1, x2, y2, pixels."""
     scores: Tensor
-    """(N, K) float32, 0..1: objectness after soft NMS."""
+    """(N, K) float32, 0..1: objectness after soft NMS; with classes see `edgerpn.train.network.class_stage`."""
     count: Tensor  # type: ignore[assignment] # hides tuple.count()
     """(N,) int32."""
+    labels: Tensor | None = None
+    """(N, K) int32, position of each box's class in `ModelConfig.classes`, 0 beyond `count`; None: no classes."""
+    class_scores: Tensor | None = None
+    """(N, K) float32, probability of that class, 0..1; None: no classes."""
     anchors: Tensor | None = None
     """(N, K) int64, number of the anchor that each box comes from, 0 to A - 1 over all levels, -1 beyond `count`; None:
     not tracked."""
@@ -138,18 +144,18 @@ def select_proposals(
     groups = nms_groups(
         levels, anchors, content_hw=content_hw, config=config, nms=nms, tracks_anchors=tracks_anchors
     )  # steps 1 to 3
-    scores_NB = torch.cat([_suppress(group, config, nms) for group in groups], dim=1)  # step 4
+    scores_NB = torch.cat([suppress(group, config, nms) for group in groups], dim=1)  # step 4
     boxes_NB4 = torch.cat([group.boxes for group in groups], dim=1)
     tracked = [group.anchors for group in groups if group.anchors is not None]
     anchors_NB = torch.cat(tracked, dim=1) if tracked else None
     if config.soft_nms_iou < 1:
         scores_NB, index_NB = scores_NB.topk(min(config.num_kept, scores_NB.shape[1]), dim=1)
-        boxes_NB4 = _take(boxes_NB4, index_NB)
+        boxes_NB4 = take(boxes_NB4, index_NB)
         anchors_NB = None if anchors_NB is None else anchors_NB.gather(1, index_NB)
         scores_NB = rescored(boxes_NB4, scores_NB, config)  # step 5
     best_NK, index_NK = scores_NB.topk(min(config.num_proposals, scores_NB.shape[1]), dim=1)  # step 6
     valid_NK = (best_NK >= 0).to(best_NK.dtype)
-    boxes_NK4 = _take(boxes_NB4, index_NK) * valid_NK[..., None]
+    boxes_NK4 = take(boxes_NB4, index_NK) * valid_NK[..., None]
     anchors_NK = None if anchors_NB is None else torch.where(best_NK >= 0, anchors_NB.gather(1, index_NK), -1)
     missing = config.num_proposals - best_NK.shape[1]
     if missing > 0:
@@ -157,7 +163,7 @@ def select_proposals(
         best_NK = torch.nn.functional.pad(best_NK, (0, missing))
         anchors_NK = None if anchors_NK is None else torch.nn.functional.pad(anchors_NK, (0, missing), value=-1)
     scores_NK = best_NK.clamp(min=0)
-    return ProposalBatch(boxes_NK4, scores_NK, valid_NK.sum(dim=1).to(torch.int32), anchors_NK)
+    return ProposalBatch(boxes_NK4, scores_NK, valid_NK.sum(dim=1).to(torch.int32), anchors=anchors_NK)
 
 
 def nms_groups(
@@ -221,7 +227,7 @@ def ranked_candidates(
             for (logits, deltas), level_anchors in zip(levels, anchors, strict=True)
         ]
         top_NB, index_NB = torch.cat([level[0] for level in best], dim=1).topk(count, dim=1)
-        deltas_NB4, anchors_NB4 = (_take(torch.cat([level[i] for level in best], dim=1), index_NB) for i in (1, 2))
+        deltas_NB4, anchors_NB4 = (take(torch.cat([level[i] for level in best], dim=1), index_NB) for i in (1, 2))
         if tracks_anchors:
             numbers = [level[3] + start for level, start in zip(best, _starts(levels), strict=True)]
             number_NB = torch.cat(numbers, dim=1).gather(1, index_NB)
@@ -229,7 +235,7 @@ def ranked_candidates(
         # `pre_nms` cuts nothing here. Anchors without a batch axis keep the batch size out of the graph.
         sizes = [logits.shape[1] for logits, _ in levels]
         top_NB, index_NB = torch.cat([logits for logits, _ in levels], dim=1).topk(count, dim=1)
-        deltas_NB4 = _take(torch.cat([deltas for _, deltas in levels], dim=1), index_NB)
+        deltas_NB4 = take(torch.cat([deltas for _, deltas in levels], dim=1), index_NB)
         anchors_NB4 = torch.cat(anchors)[index_NB]
         number_NB = index_NB
     group = _decode(top_NB, deltas_NB4, anchors_NB4, content_hw, config)
@@ -248,7 +254,7 @@ def _best(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Step 1 for one level: logits (N, B), deltas and anchors (N, B, 4) of the best, sorted, and their index (N, B)."""
     top_NB, index_NB = logits_NA.topk(min(count, logits_NA.shape[1]), dim=1)
-    return top_NB, _take(deltas_NA4, index_NB), anchors_A4[index_NB], index_NB
+    return top_NB, take(deltas_NA4, index_NB), anchors_A4[index_NB], index_NB
 
 
 def _decode(
@@ -268,13 +274,13 @@ def _merge(groups: list[Candidates]) -> Candidates:
     """Merges all levels into one group, sorted by score."""
     boxes_NB4 = torch.cat([group.boxes for group in groups], dim=1)
     scores_NB, order_NB = torch.cat([group.scores for group in groups], dim=1).sort(dim=1, descending=True, stable=True)
-    merged = Candidates(_take(boxes_NB4, order_NB), scores_NB)
+    merged = Candidates(take(boxes_NB4, order_NB), scores_NB)
     tracked = [group.anchors for group in groups if group.anchors is not None]
     return merged._replace(anchors=torch.cat(tracked, dim=1).gather(1, order_NB)) if tracked else merged
 
 
-def _suppress(group: Candidates, config: ProposalConfig, nms: Literal["standard", "portable"]) -> Tensor:
-    """Step 4: returns the scores, with -1 for boxes that NMS drops."""
+def suppress(group: Candidates, config: ProposalConfig, nms: Literal["standard", "portable"]) -> Tensor:
+    """Step 4 of `select_proposals`: returns the scores (N, B), with -1 for boxes that NMS drops."""
     if nms == "standard":
         keep_NB = nms_keep(group.boxes, _level_scores(group), config.nms_iou, config.num_kept) > 0.5
     else:
@@ -320,6 +326,6 @@ def rescored(boxes_NB4: Tensor, scores_NB: Tensor, config: ProposalConfig) -> Te
     return torch.where(valid_NB, rescored_NB, -1.0)
 
 
-def _take(rows_NA4: Tensor, index_NB: Tensor) -> Tensor:
+def take(rows_NA4: Tensor, index_NB: Tensor) -> Tensor:
     """Returns the rows (N, B, 4) at `index` of (N, A, 4)."""
     return rows_NA4.gather(1, index_NB[..., None].expand(-1, -1, 4))

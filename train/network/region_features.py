@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-RoiForm = Literal["grid", "operator"]
-"""Form of RoIAlign in a graph: GridSample, or ONNX RoiAlign."""
+RoiForm = Literal["grid", "operator", "table"]
+"""Form of RoIAlign: GridSample and ONNX RoiAlign for graphs, and sums of rows of a table, the fastest in PyTorch."""
 
 CELLS_AT_224_PX = 14
 """Cells that a square box of 224 px covers along a side of its level (arXiv:1612.03144: 224 px belong to stride 16)."""
@@ -54,7 +54,7 @@ def roi_align(
     strides_px: Sequence[int],
     *,
     output_hw: tuple[int, int],
-    form: RoiForm = "grid",
+    form: RoiForm = "table",
 ) -> Tensor:
     """Returns the features of boxes, each pooled from one level: RoIAlign with two samples a side of each output cell.
 
@@ -71,7 +71,8 @@ def roi_align(
         boxes_NK4: x1, y1, x2, y2, pixels of the network's input, inside it; taken as constants.
         strides_px: Pixels between neighbouring cells of each level, ascending.
         output_hw: Rows and columns of a box's features.
-        form: Form in an exported graph; the values are the same.
+        form: The values are the same. In PyTorch `table` takes half the time of `grid` on a CPU, also of its gradient,
+            and `operator` has no gradient.
 
     Returns:
         (N, K, C, h, w) float32, the values of torchvision's `roi_align(aligned=True, sampling_ratio=2)`.
@@ -82,7 +83,7 @@ def roi_align(
     places_NK4 = _on_canvas(boxes_NK4.detach().float(), strides_px, corners)
     if form == "operator":
         return roi_operator(canvas_NCHW, places_NK4, *output_hw)
-    return _sample(canvas_NCHW, places_NK4, output_hw)
+    return (_sum_rows if form == "table" else _sample)(canvas_NCHW, places_NK4, output_hw)
 
 
 def _canvas(maps_NCHW: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
@@ -127,6 +128,32 @@ def _sample(canvas_NCHW: Tensor, places_NK4: Tensor, output_hw: tuple[int, int])
     return means.reshape(-1, canvas_NCHW.shape[1], num_boxes, height, width).transpose(1, 2)
 
 
+def _sum_rows(canvas_NCHW: Tensor, places_NK4: Tensor, output_hw: tuple[int, int]) -> Tensor:
+    """The same as `_sample`: each value is a sum of sixteen cells, the four around each of four samples."""
+    num_images, channels, rows, columns = canvas_NCHW.shape
+    num_boxes, (height, width) = places_NK4.shape[1], output_hw
+    left_NK1, top_NK1, right_NK1, bottom_NK1 = places_NK4.split(1, dim=2)
+    column_NKw4, share_x_NKw4 = _cells(left_NK1, right_NK1, width, columns)
+    row_NKh4, share_y_NKh4 = _cells(top_NK1, bottom_NK1, height, rows)
+    first_N = torch.arange(0, num_images * rows * columns, rows * columns, device=places_NK4.device)
+    place = row_NKh4[:, :, :, None, :, None] * columns + column_NKw4[:, :, None, :, None, :]
+    share = share_y_NKh4[:, :, :, None, :, None] * share_x_NKw4[:, :, None, :, None, :]
+    table = canvas_NCHW.permute(0, 2, 3, 1).reshape(-1, channels)
+    place = (place + first_N.view(-1, 1, 1, 1, 1, 1)).reshape(-1, 16)
+    sums = functional.embedding_bag(place, table, per_sample_weights=share.reshape(-1, 16), mode="sum")
+    return sums.view(num_images, num_boxes, height, width, channels).permute(0, 1, 4, 2, 3)
+
+
+def _cells(start_NK1: Tensor, stop_NK1: Tensor, parts: int, count: int) -> tuple[Tensor, Tensor]:
+    """Cells (N, K, parts, 4) int64 beside the two samples of each part along an axis of `count` cells; their shares."""
+    sample_NKs = start_NK1 + (stop_NK1 - start_NK1) * _middles(2 * parts, start_NK1) - 0.5
+    cell_NKs = sample_NKs.clamp(0, count - 1).floor().clamp(max=count - 2)
+    far_NKs = (sample_NKs - cell_NKs).clamp(0, 1)
+    cells_NKs2 = torch.stack((cell_NKs, cell_NKs + 1), dim=3).to(torch.int64)
+    shares_NKs2 = torch.stack((1 - far_NKs, far_NKs), dim=3) / 2
+    return cells_NKs2.unflatten(2, (parts, 2)).flatten(3), shares_NKs2.unflatten(2, (parts, 2)).flatten(3)
+
+
 def _middles(count: int, like: Tensor) -> Tensor:
     """Middles (count,) of equal parts of 0..1."""
     return (torch.arange(count, dtype=torch.float32, device=like.device) + 0.5) / count
@@ -145,7 +172,7 @@ def roi_operator(canvas: Tensor, places: Tensor, height: int, width: int) -> Ten
     Returns:
         (N, K, C, height, width) float32.
     """
-    return _sample(canvas, places, (height, width)).contiguous()
+    return _sum_rows(canvas, places, (height, width)).contiguous()
 
 
 @roi_operator.register_fake

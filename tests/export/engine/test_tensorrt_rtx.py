@@ -19,6 +19,7 @@ from edgerpn.export.export_config import ExportConfig
 from edgerpn.export.onnx.export import export_onnx
 from edgerpn.export.precision.reduce import Photographs, reduce_precision
 from edgerpn.manifest.parts import Precision
+from tests.support.classes import CLASS_NAMES
 
 pytestmark = pytest.mark.rtx
 
@@ -133,6 +134,17 @@ def test_a_graph_with_features_of_each_proposal_is_built_for_every_generation_of
     file = in_precision(exported("described-portable").file, precision, photo_files, tmp_path)
     result = build(file, tmp_path / "a.engine", precision, 1)
     assert list(result.manifest.outputs_by_role) == ["boxes", "scores", "count", "embeddings", "features"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_graph_with_classes_is_built_for_every_generation_of_gpus(
+    precision: Precision, exported: GetExport, photo_files: list[Path], tmp_path: Path
+) -> None:
+    file = in_precision(exported("classed-portable").file, precision, photo_files, tmp_path)
+    result = build(file, tmp_path / "a.engine", precision, 1)
+    assert list(result.manifest.outputs_by_role)[3:5] == ["labels", "class_scores"]
+    assert result.manifest.class_names == CLASS_NAMES
 
 
 @pytest.mark.slow

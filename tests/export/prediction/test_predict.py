@@ -20,7 +20,8 @@ from edgerpn.export.evaluate import evaluate_model, evaluate_results
 from edgerpn.export.prediction.rendering import jpeg_name
 from edgerpn.runtime.model import load
 from edgerpn.train.data.coco import read_split
-from edgerpn.train.data.splits import find_split
+from edgerpn.train.data.splits import Split, find_split
+from tests.support.classes import CLASS_NAMES
 
 Paint = Callable[..., Any]
 
@@ -147,6 +148,40 @@ def test_ids_are_those_of_the_data_set(model_path: Path, photos: Path, tmp_path:
     assert {name: image["id"] for name, image in images_of(out).items()} == {"4.png": 96, "3.png": 97, "2.png": 98}
     predict(model_path, [], tmp_path / "all", data=data)
     assert [image["id"] for image in images_of(tmp_path / "all").values()] == [95, 96, 97, 98, 99]
+
+
+def test_classes_of_a_model_are_in_every_output(make_model: Paint, pictures: Path, tmp_path: Path) -> None:
+    model = make_model(tmp_path, class_names=CLASS_NAMES)
+    out = tmp_path / "out"
+    predict(model, [str(pictures / "b")], out, to=["coco", "yolo", "voc"], crops=True, pictures=True)
+    # Boxes of a picture are of both classes, in turns.
+    assert [row["category_id"] for row in results_of(out)] == [1, 2, 1, 2, 1, 2, 1, 2, 1]
+    categories = [{"id": number, "name": name} for number, name in enumerate(CLASS_NAMES, start=1)]
+    assert json.loads((out / "images.json").read_text())["categories"] == categories
+    coco = json.loads((out / "coco" / "train.json").read_text())
+    assert coco["categories"] == categories
+    assert [label["category_id"] for label in coco["annotations"]] == [1, 2, 1, 2, 1, 2, 1, 2, 1]
+    assert "  2: 'größte Muschel'\n" in (out / "yolo" / "data.yaml").read_text()
+    assert [line[0] for line in (out / "yolo/labels/train/4.txt").read_text().splitlines()] == ["0", "1", "0", "1"]
+    assert (out / "voc" / "Annotations" / "4.xml").read_text().count("<name>crab</name>") == 2
+    (best, *_) = [json.loads(line) for line in (out / "crops.jsonl").read_text().splitlines()]
+    assert (best["label"], best["category_id"]) == ("fish", 1)
+    assert "<title>fish 0.90</title>" in (out / "contact-sheet.html").read_text()
+
+
+def test_category_ids_are_those_of_the_data_set(make_model: Paint, pictures: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data.json"
+    categories = [{"id": 7, "name": "crab"}, {"id": 3, "name": "fish"}]
+    image = {"id": 5, "file_name": "3.png", "width": 160, "height": 99}
+    box = {"id": 1, "image_id": 5, "category_id": 3, "bbox": [1, 1, 9, 9]}
+    data.write_text(json.dumps({"images": [image], "annotations": [box], "categories": categories}))
+    lines: list[str] = []
+    split = Split(data, pictures / "a")
+    predict(make_model(tmp_path, class_names=CLASS_NAMES), [], tmp_path / "out", data=split, log=lines.append)
+    assert [row["category_id"] for row in results_of(tmp_path / "out")] == [3, 7, 3]
+    assert "predict: the data set has no class größte Muschel (8): these category ids are not from it" in lines
+    predict(make_model(tmp_path), [], tmp_path / "plain", data=split)
+    assert [row["category_id"] for row in results_of(tmp_path / "plain")] == [1, 1, 1]
 
 
 def test_an_image_outside_of_the_data_set_is_refused(

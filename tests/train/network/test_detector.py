@@ -130,10 +130,11 @@ class HostTraffic(TorchFunctionMode):
 
 
 @pytest.mark.parametrize("source_hw", [None, (90, 130)])
-@pytest.mark.parametrize("nms_candidates", [None, 40])
+@pytest.mark.parametrize(("nms_candidates", "classes"), [(None, "[]"), (40, "[]"), (40, "['cat', 'dog']")])
 def test_a_frame_moves_no_number_between_host_and_gpu_so_that_a_cuda_graph_can_hold_it(
-    model: Rpn, source_hw: tuple[int, int] | None, nms_candidates: int | None
+    tiny_settings: MakeSettings, source_hw: tuple[int, int] | None, nms_candidates: int | None, classes: str
 ) -> None:
+    model = Rpn(tiny_settings(f"model.classes={classes}").model).eval()
     config = ProposalConfig(num_proposals=10, pre_nms=50, nms_candidates=nms_candidates)
     detector = Detector(model, config, network_hw=NETWORK_HW, source_hw=source_hw, nms="portable").to("meta")
     frames = torch.zeros((2, *(source_hw or NETWORK_HW), 3), dtype=torch.uint8, device="meta")

@@ -77,7 +77,7 @@ def test_every_anchor_finds_its_cell(num_per_cell: int) -> None:
     np.testing.assert_allclose(found[:, 0] / found[:, 1], np.arange(num_cells).repeat(num_per_cell) + 1, rtol=1e-6)
 
 
-FORMS_OF_ROI: tuple[RoiForm, ...] = ("grid", "operator")
+FORMS_OF_ROI: tuple[RoiForm, ...] = ("grid", "operator", "table")
 IMAGE_HW = (256, 320)
 
 
@@ -120,12 +120,13 @@ def test_the_size_of_a_box_chooses_its_level(side: float, stride: int) -> None:
     torch.testing.assert_close(found, torch.full((1, 1, 1, 7, 7), float(stride)))
 
 
-def test_roi_align_trains_the_maps_and_not_the_boxes() -> None:
+@pytest.mark.parametrize("form", ["grid", "table"])
+def test_roi_align_trains_the_maps_and_not_the_boxes(form: RoiForm) -> None:
     maps, boxes = regions((2, 4))
     maps = [level.double().requires_grad_() for level in maps]
     boxes.requires_grad_()
     weights = torch.randn(2, 12, 3, 2, 2)
-    loss = (roi_align(maps, boxes, (2, 4), output_hw=(2, 2)) * weights).sum()
+    loss = (roi_align(maps, boxes, (2, 4), output_hw=(2, 2), form=form) * weights).sum()
     loss.backward()
     assert boxes.grad is None
     # The function is linear in the maps: the gradient times the maps is the value.

@@ -1,0 +1,1 @@
+"""Bundles: folders with a model that other programs run; `package.TARGETS` lists the programs."""

@@ -1,0 +1,70 @@
+"""The bundle for Frigate: the graph with rows, a label map, and the detector's part of its configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from edgerpn.export.onnx.frigate import raise_scores, write_frigate
+from edgerpn.export.packages.package import Contents, Packed
+
+CLASS_NAME = "object"
+"""Label of the proposals of a model without classes."""
+
+_CONFIG = """# Merge this into config.yml of Frigate.
+detectors:
+  edgerpn:
+    type: onnx
+model:
+  model_type: yolonas
+  path: /config/model_cache/edgerpn/model.onnx
+  labelmap_path: /config/model_cache/edgerpn/labels.txt
+  width: {width}
+  height: {height}
+  input_tensor: nhwc
+  input_pixel_format: bgr
+  input_dtype: int
+objects:
+  track: {names}
+  filters:
+"""
+_FILTER = """    {name}:
+      min_score: 0.5
+      threshold: 0.6
+"""
+
+_COMMANDS = """## Put it to use
+
+Frigate keeps its configuration in a folder that the container sees as `/config`; here it is `FRIGATE/config`.
+
+```sh
+mkdir -p FRIGATE/config/model_cache/edgerpn
+cp model.onnx labels.txt FRIGATE/config/model_cache/edgerpn/
+```
+
+Merge `frigate.yml` into `FRIGATE/config/config.yml` and restart Frigate. On an NVIDIA GPU take an image with the suffix
+`-tensorrt`.
+
+A score of {min_score:g} of the model is 0.5 in Frigate; `--min-score` of `edgerpn package` changes it. Frigate drops
+what is below 0.4, and `min_score` and `threshold` in the configuration choose among the rest. It reads 20 rows of a
+region at most.
+"""
+
+
+def write(packed: Packed, folder: Path) -> Contents:
+    """Writes the files; `edgerpn.export.packages.package` checks them."""
+    golden, min_score = packed.golden, packed.config.min_score
+    write_frigate(packed.file, folder / "model.onnx", golden.frames, min_score=min_score)
+    height, width = packed.manifest.input.frame_hw
+    names = packed.manifest.class_names or (CLASS_NAME,)
+    # With numbers, a name may begin with a digit.
+    (folder / "labels.txt").write_text("".join(f"{number} {name}\n" for number, name in enumerate(names)), "utf-8")
+    quoted = [json.dumps(name, ensure_ascii=False) for name in names]  # a string of JSON is one of YAML
+    config = _CONFIG.format(width=width, height=height, names=f"[{', '.join(quoted)}]")
+    (folder / "frigate.yml").write_text(config + "".join(_FILTER.format(name=name) for name in quoted), "utf-8")
+    return Contents(
+        graph="model.onnx",
+        expected=dataclasses.replace(golden, scores=raise_scores(golden.scores, min_score)),
+        commands=_COMMANDS.format(min_score=min_score),
+    )

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgerpn import manifest
+from edgerpn.__main__ import main
+from edgerpn.errors import ExportError, ManifestError, SelfTestError
+from edgerpn.export.onnx.frigate import raise_scores
+from edgerpn.export.packages import smoke
+from edgerpn.export.packages.package import TARGETS, package
+
+
+@pytest.mark.parametrize("target", list(TARGETS))
+def test_the_smoke_test_of_a_bundle_passes_without_this_package(target: str, bundles: dict[str, Path]) -> None:
+    program = (
+        "import sys\n"
+        "class Blocked:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name.partition('.')[0] in ('edgerpn', 'onnx', 'torch', 'cv2'): raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Blocked())\n"
+        "import runpy\n"
+        "sys.argv[:] = ['smoke.py']\n"
+        f"runpy.run_path({str(bundles[target] / 'smoke.py')!r}, run_name='__main__')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "the golden frames gave the expected proposals\n"), done.stderr
+
+
+@pytest.mark.parametrize("target", list(TARGETS))
+def test_a_bundle_has_a_page_of_commands(target: str, bundles: dict[str, Path], packed_model: Path) -> None:
+    page = (bundles[target] / "README.md").read_text(encoding="utf-8")
+    assert page.startswith(f"# bright for {TARGETS[target]}\n")
+    assert "96 x 160 pixels" in page
+    assert str(manifest.read(packed_model).provenance.onnx_sha256) in page
+    assert "python smoke.py" in page
+
+
+def test_the_smoke_test_finds_other_proposals(bundles: dict[str, Path], tmp_path: Path) -> None:
+    for name in ("smoke.json", "model.onnx"):
+        (tmp_path / name).write_bytes((bundles["frigate"] / name).read_bytes())
+    with np.load(bundles["frigate"] / "smoke.npz") as arrays:
+        changed: dict[str, Any] = dict(arrays)
+    changed["boxes"] = changed["boxes"] + np.float32(9)
+    changed["count"] = changed["count"] + np.array([0, 0, 1], np.int32)
+    np.savez(tmp_path / "smoke.npz", **changed)
+    assert smoke.check(tmp_path) == [
+        "frame 0: 3 of 3 proposals have no counterpart",
+        "frame 1: 7 of 7 proposals have no counterpart",
+        "frame 2: 1 of 1 proposals have no counterpart",
+    ]
+
+
+def test_a_bundle_that_fails_its_smoke_test_is_not_written(
+    packed_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(smoke, "check", lambda folder: ["frame 0: 1 of 1 proposals have no counterpart"])
+    with pytest.raises(SelfTestError, match=r"bright\.onnx: the bundle for Frigate does not work: frame 0"):
+        package(packed_model, "frigate", tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_what_cannot_be_packaged_is_refused(packed_model: Path, model_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    for name in ("full", "full/file"):
+        with pytest.raises(ExportError, match="expected a new or an empty folder"):
+            package(packed_model, "frigate", tmp_path / name)
+    with pytest.raises(ExportError, match=r"best\.pt: expected an exported ONNX file"):
+        package("best.pt", "frigate", tmp_path / "out")
+    with pytest.raises(ManifestError, match="names no golden frames"):
+        package(model_path, "frigate", tmp_path / "out")
+
+
+def test_the_command_writes_a_bundle(packed_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["package", str(packed_model), "--for", "frigate", "-o", str(tmp_path / "out")]
+    assert main([*words, "--min-score", "1"]) == 1
+    assert "min_score: expected more than 0 and less than 1" in capsys.readouterr().err
+    assert main([*words, "--min-score", "0.3"]) == 0
+    assert "the smoke test passed on 3 golden frames" in capsys.readouterr().out
+    with np.load(tmp_path / "out" / "smoke.npz") as arrays:
+        assert arrays["scores"][0, 0] == raise_scores(np.array([0.9], np.float32), 0.3)[0]
