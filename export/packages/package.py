@@ -23,7 +23,7 @@ from edgerpn.manifest import Manifest
 from edgerpn.matching import TOLERANCES
 from edgerpn.models import find_model
 
-TARGETS = {"frigate": "Frigate"}
+TARGETS = {"frigate": "Frigate", "triton": "NVIDIA Triton"}
 """Programs that bundles are for: the module here that writes each, and the program's name."""
 
 

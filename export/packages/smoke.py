@@ -41,7 +41,9 @@ def check(folder: Path, provider: str = "CPUExecutionProvider") -> list[str]:
 
 def run(session: Any, frame: np.ndarray) -> tuple[int, tuple[np.ndarray, np.ndarray]]:
     """Runs one frame; returns the most proposals that the graph can give, and boxes (M, 4) and scores (M,)."""
-    outputs = session.run(None, {session.get_inputs()[0].name: frame[None]})
+    tensor = session.get_inputs()[0]
+    batch = tensor.shape[0] if isinstance(tensor.shape[0], int) else 1
+    outputs = session.run(None, {tensor.name: np.repeat(frame[None], batch, axis=0)})
     if len(outputs) == 1:  # rows of batch, x1, y1, x2, y2, score, class
         rows = outputs[0]
         found = rows[: int(np.argmax([*(rows[:, 6] < 0), True]))]

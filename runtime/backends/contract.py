@@ -99,7 +99,7 @@ class PartsTimer(Protocol):
         ...
 
 
-def refuse_layout(path: Path, manifest: Manifest) -> None:
+def refuse_layout(path: str | Path, manifest: Manifest) -> None:
     """Refuses a graph that was exported for another program.
 
     Raises:

@@ -113,6 +113,7 @@ class Graph:
         if missing := known.keys() - given.keys():
             raise RefusedError(400, f"expected {len(known)} inputs but got {len(given)} for '{name}': {missing}")
         sizes = {item["name"]: item["shape"] for item in metadata["outputs"]}
+        outputs = outputs or list(sizes)
         for output in outputs:
             if output not in sizes:
                 raise RefusedError(400, f"unexpected inference output '{output}' for model '{name}'")

@@ -8,6 +8,7 @@ result is emitted.
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 import time
@@ -20,7 +21,14 @@ from edgerpn.errors import ArtifactMismatchError, EngineLoadError, InferenceErro
 from edgerpn.machine import bind_to_process, is_foreign
 from edgerpn.manifest import METADATA_KEY, Manifest
 from edgerpn.proposals import Outputs
-from edgerpn.runtime.backends.contract import check_frames, check_outputs, output_shapes, run_in_parts, tensors_of
+from edgerpn.runtime.backends.contract import (
+    check_frames,
+    check_outputs,
+    output_shapes,
+    refuse_layout,
+    run_in_parts,
+    tensors_of,
+)
 from edgerpn.runtime.backends.served.client import (
     DTYPES,
     ServedAddress,
@@ -32,6 +40,7 @@ from edgerpn.runtime.backends.served.client import (
 from edgerpn.runtime.backends.served.config import ServerConfig
 from edgerpn.runtime.tracing import span
 
+_CHECK_S = 1.0
 _logger = logging.getLogger(__name__)
 
 
@@ -63,7 +72,7 @@ class ServedBackend:
             self._client.close()
             raise
         self._found = found
-        self._version = ""
+        self._checked_s = time.monotonic()
         self._shapes = output_shapes(self._manifest)
         self._roles = {spec.name: role for role, spec in self._manifest.outputs_by_role.items()}
         bind_to_process(self, "_client")
@@ -114,22 +123,21 @@ class ServedBackend:
         while not isinstance(outcome, Outputs):
             self._wait(outcome, start_s, delay_s)
             delay_s = min(2 * delay_s, self._config.backoff_max_s)
-            outcome = self._attempt(frames, is_first=False)
+            outcome = self._attempt(frames)
         _logger.info("%s answers again after %.1f s", self._address.shown, time.monotonic() - start_s)
         return outcome
 
-    def _attempt(self, frames: npt.NDArray[np.uint8], *, is_first: bool = True) -> Outputs | Exception:
+    def _attempt(self, frames: npt.NDArray[np.uint8]) -> Outputs | Exception:
         """Returns the outputs, or an error that may pass.
 
         Raises:
             InferenceError: Another request would not be answered either.
         """
         try:
-            if not is_first:
-                # Another model may have come up.
-                self._check_same()
+            self._check_same()
             return self._ask(frames)
         except (ServerAwayError, ServerRefusalError) as error:
+            self._checked_s = -math.inf
             if self._may_pass(error):
                 return error
             raise InferenceError(f"{self._address.shown}: the server refuses the frames: {error}") from error
@@ -149,10 +157,7 @@ class ServedBackend:
 
     def _ask(self, frames: npt.NDArray[np.uint8]) -> Outputs:
         with span("inference"):
-            version, arrays = self._client.infer(self._manifest.input.name, frames, list(self._roles))
-        if self._version not in ("", version):
-            self._check_same()
-        self._version = version
+            arrays = self._client.infer(self._manifest.input.name, frames, list(self._roles))
         try:
             shaped = {
                 role: arrays[name].reshape(len(frames), *self._shapes[role]) for name, role in self._roles.items()
@@ -164,16 +169,21 @@ class ServedBackend:
         return outputs
 
     def _check_same(self) -> None:
-        """Makes sure that the server still runs the model of the start.
+        """Makes sure, once a second, that the server still runs the model of the start.
+
+        No server restarts within that time, and one that loads another model is found out.
 
         Raises:
             InferenceError: It runs another one.
         """
-        found = self._client.describe()
-        if (found.manifest, found.tensors) != (self._found.manifest, self._found.tensors):
+        now_s = time.monotonic()
+        if now_s < self._checked_s + _CHECK_S:
+            return
+        if self._client.manifest_text() != self._found.manifest:
             raise InferenceError(
                 f"{self._address.shown}: the server now runs another model than at the start; start the run again"
             )
+        self._checked_s = now_s
 
     def _wait(self, error: Exception, start_s: float, delay_s: float) -> None:
         """Waits before a repetition.
@@ -204,9 +214,11 @@ def _read_manifest(where: str, found: ServedModel) -> Manifest:
     if found.manifest is None:
         raise ManifestError(
             f"{where}: the model's configuration on the server has no parameter {METADATA_KEY!r} with "
-            "the text of the manifest (model.json)"
+            "the text of the manifest: serve the folder that edgerpn package MODEL --for triton writes"
         )
-    return manifests.parse(found.manifest, source=f"{where} (parameter {METADATA_KEY})")
+    manifest = manifests.parse(found.manifest, source=f"{where} (parameter {METADATA_KEY})")
+    refuse_layout(where, manifest)
+    return manifest
 
 
 def _check_interface(where: str, found: ServedModel, manifest: Manifest) -> None:

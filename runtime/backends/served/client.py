@@ -129,13 +129,15 @@ class ServerClient(Protocol):
         """Asks for the model's metadata and configuration."""
         ...
 
+    def manifest_text(self) -> str | None:
+        """Asks for the manifest alone, see `ServedModel`."""
+        ...
+
     def is_ready(self) -> bool:
         """Asks whether the server has loaded the model."""
         ...
 
-    def infer(
-        self, name: str, frames: npt.NDArray[np.uint8], outputs: Sequence[str]
-    ) -> tuple[str, dict[str, npt.NDArray[Any]]]:
+    def infer(self, name: str, frames: npt.NDArray[np.uint8], outputs: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
         """Runs the model.
 
         Args:
@@ -144,7 +146,7 @@ class ServerClient(Protocol):
             outputs: Names of the outputs.
 
         Returns:
-            The version of the model that ran, and the outputs by name, owned by the caller.
+            The outputs by name, owned by the caller.
         """
         ...
 

@@ -52,30 +52,32 @@ class GrpcServerClient:
     def describe(self) -> ServedModel:
         server = self._call(self._client.get_server_metadata)
         metadata = self._call(self._client.get_model_metadata, **self._model)
-        config = self._call(self._client.get_model_config, **self._model).config
-        has_manifest = METADATA_KEY in config.parameters
+        config = self._config()
         return ServedModel(
             server=f"{server.name} {server.version}",
-            manifest=config.parameters[METADATA_KEY].string_value if has_manifest else None,
+            manifest=_manifest_in(config),
             max_batch=config.max_batch_size,
             tensors={item.name: (item.datatype, tuple(item.shape)) for item in (*metadata.inputs, *metadata.outputs)},
         )
 
+    def manifest_text(self) -> str | None:
+        return _manifest_in(self._config())
+
     def is_ready(self) -> bool:
         return bool(self._call(self._client.is_model_ready, **self._model))
 
-    def infer(
-        self, name: str, frames: npt.NDArray[np.uint8], outputs: Sequence[str]
-    ) -> tuple[str, dict[str, npt.NDArray[Any]]]:
+    def infer(self, name: str, frames: npt.NDArray[np.uint8], outputs: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
         tensor = self._library.InferInput(name, frames.shape, "UINT8").set_data_from_numpy(frames)
         asked = [self._library.InferRequestedOutput(output) for output in outputs]
         result = self._call(self._client.infer, **self._model, inputs=[tensor], outputs=asked)
-        answer = result.get_response()
         # Copies, because the arrays of the library are read-only.
-        return answer.model_version, {item.name: result.as_numpy(item.name).copy() for item in answer.outputs}
+        return {item.name: result.as_numpy(item.name).copy() for item in result.get_response().outputs}
 
     def close(self) -> None:
         self._client.close()
+
+    def _config(self) -> Any:
+        return self._call(self._client.get_model_config, **self._model).config
 
     def _call(self, method: Callable[..., Any], **arguments: Any) -> Any:
         try:
@@ -91,6 +93,11 @@ class GrpcServerClient:
         except ValueError as error:
             # The channel was closed by another thread.
             raise ServerRefusalError("the connection was closed") from error
+
+
+def _manifest_in(config: Any) -> str | None:
+    # To look a missing key up would add it.
+    return config.parameters[METADATA_KEY].string_value if METADATA_KEY in config.parameters else None
 
 
 def _channel_arguments(config: ServerConfig) -> list[tuple[str, int]]:

@@ -58,11 +58,11 @@ class HttpServerClient:
         self._is_closed = False
 
     def describe(self) -> ServedModel:
-        server, metadata, config = (self._get(path) for path in ("/v2", self._path, f"{self._path}/config"))
+        server, metadata, config = self._get("/v2"), self._get(self._path), self._config()
         try:
             return ServedModel(
                 server=f"{server['name']} {server['version']}",
-                manifest=config.get("parameters", {}).get(METADATA_KEY, {}).get("string_value"),
+                manifest=_manifest_in(config),
                 max_batch=int(config.get("max_batch_size", 0)),
                 tensors={
                     item["name"]: (item["datatype"], tuple(map(int, item["shape"])))
@@ -70,6 +70,12 @@ class HttpServerClient:
                 },
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ServerRefusalError("the server does not describe the model as KServe's protocol demands") from error
+
+    def manifest_text(self) -> str | None:
+        try:
+            return _manifest_in(self._config())
+        except (AttributeError, TypeError) as error:
             raise ServerRefusalError("the server does not describe the model as KServe's protocol demands") from error
 
     def is_ready(self) -> bool:
@@ -81,9 +87,7 @@ class HttpServerClient:
             return False
         return True
 
-    def infer(
-        self, name: str, frames: npt.NDArray[np.uint8], outputs: Sequence[str]
-    ) -> tuple[str, dict[str, npt.NDArray[Any]]]:
+    def infer(self, name: str, frames: npt.NDArray[np.uint8], outputs: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
         pixels = frames.data.cast("B")
         tensor = {"name": name, "shape": frames.shape, "datatype": "UINT8"}
         asked = {
@@ -112,6 +116,9 @@ class HttpServerClient:
         for connection in self._idle:
             connection.close()
 
+    def _config(self) -> dict[str, Any]:
+        return self._get(f"{self._path}/config")
+
     def _get(self, path: str) -> dict[str, Any]:
         _, body = self._request("GET", path)
         try:
@@ -130,23 +137,21 @@ class HttpServerClient:
         if self._is_closed:
             raise ServerRefusalError("the connection was closed")
         length = {"Content-Length": str(sum(map(len, parts)))} if parts else {}
-        end_s = time.monotonic() + self._timeout_s
-        connection = self._idle.pop() if self._idle else self._new_connection()
+        connection = self._take()
+        is_used = connection.sock is not None
         try:
-            connection.timeout = self._timeout_s
-            if connection.sock is not None:
-                connection.sock.settimeout(self._timeout_s)
-            connection.request(method, path, parts or None, {**self._headers, **length, **(headers or {})})
-            answer = connection.getresponse()
-            body = _read_body(answer, connection.sock, end_s)
-        except ssl.SSLCertVerificationError as error:
+            answer, body = self._exchange(
+                connection, method, path, parts or None, {**self._headers, **length, **(headers or {})}
+            )
+        except BaseException as error:
             self._drop(connection)
-            raise ServerRefusalError(f"the encrypted connection fails: {error.verify_message}") from error
-        except (OSError, http.client.HTTPException) as error:
-            self._drop(connection)
-            raise ServerAwayError(_words(error, self._timeout_s)) from error
-        except BaseException:
-            self._drop(connection)
+            if is_used and isinstance(error, ConnectionError):
+                # Servers close connections that were idle for long.
+                return self._request(method, path, parts, headers)
+            if isinstance(error, ssl.SSLCertVerificationError):
+                raise ServerRefusalError(f"the encrypted connection fails: {error.verify_message}") from error
+            if isinstance(error, (OSError, http.client.HTTPException)):
+                raise ServerAwayError(_words(error, self._timeout_s)) from error
             raise
         if answer.will_close:
             self._drop(connection)
@@ -155,12 +160,30 @@ class HttpServerClient:
         _check_status(answer, body)
         return answer, body
 
-    def _new_connection(self) -> http.client.HTTPConnection:
-        host, port = self._address.host, self._address.port
+    def _exchange(
+        self,
+        connection: http.client.HTTPConnection,
+        method: str,
+        path: str,
+        parts: Sequence[bytes | memoryview] | None,
+        headers: dict[str, str],
+    ) -> tuple[http.client.HTTPResponse, bytearray]:
+        end_s = time.monotonic() + self._timeout_s
+        if connection.sock is not None:
+            connection.sock.settimeout(self._timeout_s)
+        connection.request(method, path, parts, headers)
+        answer = connection.getresponse()
+        return answer, _read_body(answer, connection.sock, end_s)
+
+    def _take(self) -> http.client.HTTPConnection:
+        """Returns an idle connection, or a new one."""
+        with suppress(IndexError):
+            return self._idle.pop()
+        host, port, timeout_s = self._address.host, self._address.port, self._timeout_s
         connection = (
-            http.client.HTTPSConnection(host, port, context=self._context)
+            http.client.HTTPSConnection(host, port, timeout=timeout_s, context=self._context)
             if self._context is not None
-            else http.client.HTTPConnection(host, port)
+            else http.client.HTTPConnection(host, port, timeout=timeout_s)
         )
         self._open.add(connection)
         return connection
@@ -221,7 +244,11 @@ def _said(body: bytearray) -> str:
     return redact(" ".join(str(said)[:_SHOWN_BYTES].split()))
 
 
-def _read_outputs(body: bytearray, header_bytes: int) -> tuple[str, dict[str, npt.NDArray[Any]]]:
+def _manifest_in(config: dict[str, Any]) -> str | None:
+    return config.get("parameters", {}).get(METADATA_KEY, {}).get("string_value")
+
+
+def _read_outputs(body: bytearray, header_bytes: int) -> dict[str, npt.NDArray[Any]]:
     head = json.loads(body[:header_bytes])
     arrays: dict[str, npt.NDArray[Any]] = {}
     for tensor in head["outputs"]:
@@ -231,7 +258,7 @@ def _read_outputs(body: bytearray, header_bytes: int) -> tuple[str, dict[str, np
         flat = np.frombuffer(body, dtype, num_bytes // dtype.itemsize, header_bytes).copy()
         arrays[tensor["name"]] = flat.reshape(tensor["shape"])
         header_bytes += num_bytes
-    return str(head.get("model_version", "")), arrays
+    return arrays
 
 
 def _words(error: Exception, timeout_s: float) -> str:
