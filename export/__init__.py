@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from edgerpn.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from edgerpn.export.class_vectors import write_class_vectors
     from edgerpn.export.engine.build import build_engine
     from edgerpn.export.engine.options import BuildConfig
     from edgerpn.export.export_config import ExportConfig
@@ -30,6 +31,7 @@ __all__ = [
     "build_engine",
     "export_onnx",
     "predict",
+    "write_class_vectors",
 ]
 
 __getattr__, __dir__ = lazy_names(
@@ -42,5 +44,6 @@ __getattr__, __dir__ = lazy_names(
         "build_engine": "edgerpn.export.engine.build",
         "export_onnx": "edgerpn.export.onnx.export",
         "predict": "edgerpn.export.prediction.predict",
+        "write_class_vectors": "edgerpn.export.class_vectors",
     },
 )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+import typing
 from pathlib import Path
 
 from edgerpn import settings
 from edgerpn.arguments import flag_overrides, size_argument
 from edgerpn.errors import ConfigError
-from edgerpn.export.export_config import PRECISIONS, ExportConfig
+from edgerpn.export.export_config import PRECISIONS, ExportConfig, ExportLayout
 from edgerpn.manifest import manifest_path
 from edgerpn.targets import EXPORT_TARGETS
 from edgerpn.train.data import choice
@@ -45,6 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_cells,
         metavar="CELLS|HxW",
         help="add an output with the feature map of each proposal, pooled to so many cells, such as 7",
+    )
+    parser.add_argument(
+        "--layout", choices=typing.get_args(ExportLayout), help="form of the outputs: ours (default), or for Frigate"
     )
     parser.add_argument("--precision", choices=PRECISIONS, help="precision of the network (default fp32)")
     parser.add_argument(
@@ -153,6 +157,7 @@ FLAGS = {
     "proposals": "num_proposals",
     "embeddings": "embeddings",
     "roi_features": "roi_features",
+    "layout": "layout",
     "precision": "precision",
     "max_ar_drop": "max_ar_drop",
 }

@@ -15,11 +15,16 @@ RoiForm = Literal["grid", "operator"]
 Calibration = Literal["entropy", "percentile"]
 Channels = Literal["bgr", "bgrx"]
 
+ExportLayout = Literal["proposals", "frigate"]
+"""Those of `edgerpn.manifest.Layout` that an export writes."""
+
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 MAX_SIDE_PX = 8192
 """Largest side of frames and networks, pixels; the largest cameras have 7680."""
 MAX_ROI_CELLS = 64
 """Largest number of rows and columns of a box's features."""
+MIN_SCORE = 0.2
+"""Score that becomes 0.5 for Frigate, when the user does not choose one."""
 MAX_AR_DROP: dict[Precision, float] = {"fp16": 0.5, "int8": 1.0}
 """Points of AR@100 that a precision may lose when `max_ar_drop` is not set."""
 
@@ -67,6 +72,10 @@ class ExportConfig:
     roi_features: tuple[int, int] | None = None
     """Rows and columns of the output `features`: for each box the map that it covers, pooled by RoIAlign; not set: the
     graph does not have it."""
+    layout: ExportLayout = "proposals"
+    """Form of the outputs: `proposals`, or `frigate`, rows that only Frigate reads, for a batch of 1."""
+    frigate_min_score: float = MIN_SCORE
+    """The score that becomes 0.5 in the layout `frigate`, above 0, below 1; Frigate drops what is below 0.4."""
     precision: Precision = "fp32"
     """Precision of backbone, neck and head; the proposal stage is always float32."""
     calibration: Calibration = "percentile"
@@ -117,8 +126,19 @@ class ExportConfig:
             f"1 to {MAX_ROI_CELLS} rows and columns",
             self.roi_features,
         )
+        check_setting(
+            0 < self.frigate_min_score < 1, "frigate_min_score", "more than 0 and less than 1", self.frigate_min_score
+        )
+        if self.layout == "frigate":
+            self._check_frigate()
         if self.target == "tensorrt-rtx" and self.nms == "standard":
             raise ValueError("nms: tensorrt-rtx has no NonMaxSuppression; expected portable, got standard")
+
+    def _check_frigate(self) -> None:
+        expected = {"batch": (None, 1), "channels": ("bgr",), "embeddings": (False,), "roi_features": (None,)}
+        for name, values in expected.items():
+            found = getattr(self, name)
+            check_setting(found in values, name, f"{values[-1]} for the layout frigate", found)
 
     @property
     def num_channels(self) -> Literal[3, 4]:
@@ -129,7 +149,7 @@ class ExportConfig:
     def fixed_batch(self) -> int | None:
         """Frames in a batch, or None when the batch is dynamic."""
         if self.batch is None:
-            return None if self.target == "onnxruntime" else 1
+            return None if self.target == "onnxruntime" and self.layout == "proposals" else 1
         return None if self.batch == "dynamic" else self.batch
 
     @property

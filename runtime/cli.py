@@ -216,7 +216,7 @@ def _run_opened(arguments: argparse.Namespace, config: StreamsConfig, opened: di
     from edgerpn.models import find_model
     from edgerpn.runtime.model import load
     from edgerpn.runtime.run.loading import load_outputs, load_source
-    from edgerpn.runtime.run.outputs import OutputFlags, check_embeddings, check_outputs, open_outputs
+    from edgerpn.runtime.run.outputs import OutputFlags, check_outputs, check_vectors, open_outputs
     from edgerpn.runtime.run.session import run_streams
 
     flags = OutputFlags(
@@ -253,7 +253,7 @@ def _run_opened(arguments: argparse.Namespace, config: StreamsConfig, opened: di
             verify=not arguments.unsealed,
         ) as model,
     ):
-        check_embeddings(flags, tables, model.manifest)
+        check_vectors(flags, tables, model.manifest)
         return run_streams(
             model,
             config,

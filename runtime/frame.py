@@ -29,6 +29,8 @@ EventKind = Literal[
     "appeared",
     "left",
     "stationary",
+    "entered_zone",
+    "left_zone",
 ]
 
 SourceState = Literal["starting", "connected", "quiet", "reconnecting", "ended"]
@@ -136,7 +138,8 @@ class Event:
     attempt is in `delay_s`. damaged: a picture has a hole or lacks its end, and is used nevertheless. ended: no more
     frames will come. error: a picture could not be read or used, the capture process crashed, or another attempt is
     pointless (then `ended` follows). appeared: a track is confirmed. stationary: a track stands for `stationary_s`.
-    left: a track has not been seen for `buffer_s`, or its source has ended or has another size.
+    left: a track has not been seen for `buffer_s`, or its source has ended or has another size. entered_zone,
+    left_zone: a confirmed track is in a zone, or not any more; a track leaves its zones before it leaves.
     """
 
     kind: EventKind
@@ -159,7 +162,7 @@ class Event:
     """reconnecting: seconds until the next attempt."""
     duration_s: float = 0.0
     """gap, stalled: seconds without frames; connected: from the start of the process to the first frame; clock jumps:
-    seconds by which the camera's clock is ahead of its expected time."""
+    seconds by which the camera's clock is ahead of its expected time; left_zone: seconds in the zone."""
     size_wh: tuple[int, int] | None = None
     """connected, resized: width and height, pixels."""
     fps: float = 0.0
@@ -175,11 +178,13 @@ class Event:
     age_ms: float | None = None
     """stale: age of the frame when it would have been emitted, milliseconds."""
     track: Track | None = None
-    """appeared, left, stationary: the track at its last sight."""
+    """Of a track: the track at its last sight."""
     box_xyxy: tuple[float, float, float, float] | None = None
-    """appeared, left, stationary: the proposal of that sight, pixels of the frame."""
+    """Of a track: the proposal of that sight, pixels of the frame."""
     zones: tuple[str, ...] = ()
-    """appeared, left, stationary: names of the zones in which that proposal stands."""
+    """Of a track: names of the zones in which that proposal stands."""
+    zone: str = ""
+    """entered_zone, left_zone: name of the zone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

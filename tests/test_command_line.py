@@ -36,7 +36,7 @@ ARGUMENTS = {
         " --proposals --size --holdout-classes --allow-host-code"
     ),
     "export": (
-        "checkpoint -o --output --target --size --source-size --batch --proposals --embeddings --roi-features"
+        "checkpoint -o --output --target --size --source-size --batch --proposals --embeddings --roi-features --layout"
         " --precision --calibration --max-ar-drop --data --format --split --classes --allow --exif --follow-links"
         " --images --config --set --print-config"
     ),

@@ -391,6 +391,8 @@ def test_the_programs_run(name: str, workshop: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(workshop)
     for file in (workshop / "demo-out").glob("model.*"):
         shutil.copy(file, workshop)
+    checkpoint = next((workshop / "demo-out").rglob("best.pt"))
+    assert main(["export", str(checkpoint), "--data", "DIR", "--roi-features", "3", "-o", "described.onnx"]) == 0
     images = sorted((workshop / "DIR" / "images").iterdir())
     names: dict[str, object] = {"frame": cv2.imread(str(images[0]))}
     settings = dict(words.split("=") for words in QUICK.split() if "=" in words)

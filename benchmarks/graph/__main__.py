@@ -1,6 +1,7 @@
 """Share of pre-processing and of the proposal stage in the whole graph, in ONNX Runtime on the CPU.
 
-    python -m benchmarks.graph [--checkpoint best.pt] [--size 384x640] [--features] [--peer peer.onnx] [--out out.json]
+    python -m benchmarks.graph [--checkpoint best.pt] [--size 384x640] [--features] [--classes P] [--peer peer.onnx]
+        [--out out.json]
 
 Three graphs are exported from the same network and run alternately on the same frames: the backbone,
 neck and head alone; with pre-processing in front; and the whole. The limits of the project: pre-processing at most
@@ -8,7 +9,8 @@ neck and head alone; with pre-processing in front; and the whole. The limits of 
 Without a checkpoint the network has random weights and nearly equal scores: the worst case for the NMS.
 
 `--features` adds the whole with embeddings, and with RoI features of 7 x 7 cells in both forms, and prints the time of
-each as a ratio to the whole.
+each as a ratio to the whole. `--classes P` does the same for the whole with a second stage of random weights and P
+classes, in both forms; for ONNX Runtime it may take at most 1.3 times the time of the whole.
 
 `--peer` is the graph that `benchmarks.graph.peer` writes, torchvision's RPN on a mobilenet_v3_large. It runs
 alternately with the others, and the whole may take at most 0.4 of its time.
@@ -45,6 +47,7 @@ from edgerpn.train.config import load_settings
 from edgerpn.train.network.detector import Detector
 from edgerpn.train.network.model import Rpn
 from edgerpn.train.network.proposal_stage import ProposalConfig
+from edgerpn.train.network.region_head import RegionHead
 
 LIMIT = 0.10
 PEER, PEER_LIMIT = "torchvision", 0.4
@@ -54,6 +57,12 @@ FEATURES: dict[str, dict[str, Any]] = {
     "with GridSample": {"roi_hw": (7, 7), "roi_form": "grid"},
 }
 """Graphs of `--features`, and what makes them of the whole."""
+CLASSES: dict[str, dict[str, Any]] = {
+    "with classes": {"roi_form": "operator"},
+    "with classes, GridSample": {"roi_form": "grid", "nms": "portable"},
+}
+"""Graphs of `--classes`, and what makes them of the whole with a second stage."""
+CLASSES_LIMIT = 1.3
 
 
 class Network(nn.Module):
@@ -77,7 +86,13 @@ class WithPreprocessing(Network):
 
 
 def make_graphs(
-    checkpoint: Path | None, hw: tuple[int, int], folder: Path, peer: Path | None, *, has_features: bool
+    checkpoint: Path | None,
+    hw: tuple[int, int],
+    folder: Path,
+    peer: Path | None,
+    *,
+    has_features: bool,
+    num_classes: int | None,
 ) -> dict[str, onnxruntime.InferenceSession]:
     """The graphs and the peer's, each in a session of its own with ONNX Runtime's default threads."""
     torch.manual_seed(0)
@@ -96,9 +111,15 @@ def make_graphs(
     for name, changes in FEATURES.items() if has_features else ():
         parts[name] = (copy.copy(detector), frames)
         vars(parts[name][0]).update(changes)
+    for name, changes in CLASSES.items() if num_classes else ():
+        classed = copy.deepcopy(detector)
+        width = detector.model.config.region_channels
+        classed.model.region_head = RegionHead(detector.model.map_channels, num_classes or 0, width=width)
+        vars(classed).update(changes)
+        parts[name] = (classed, frames)
     graphs = {}
     for name, (module, example) in parts.items():
-        graphs[name] = folder / f"{name.replace(' ', '-')}.onnx"
+        graphs[name] = folder / f"{name.replace(' ', '-').replace(',', '')}.onnx"
         onnx.save(export_program(module.eval(), example, opset=config.opset), graphs[name])
     if peer is not None:
         graphs[PEER] = peer
@@ -141,13 +162,19 @@ def main() -> int:
     parser.add_argument("--checkpoint", type=Path, help="checkpoint of a training run (default: random weights)")
     parser.add_argument("--size", type=parse_hw, default=(384, 640), help="network size, default 384x640")
     parser.add_argument("--features", action="store_true", help="measure graphs with features of each proposal too")
+    parser.add_argument("--classes", type=int, metavar="P", help="measure graphs with P classes too")
     parser.add_argument("--peer", type=Path, help="graph of `benchmarks.graph.peer`, for the same size")
     parser.add_argument("--rounds", type=int, default=25, help="rounds of 10 runs of each graph, default 25")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         sessions = make_graphs(
-            arguments.checkpoint, arguments.size, Path(folder), arguments.peer, has_features=arguments.features
+            arguments.checkpoint,
+            arguments.size,
+            Path(folder),
+            arguments.peer,
+            has_features=arguments.features,
+            num_classes=arguments.classes,
         )
         elapsed = measure(sessions, arguments.size, arguments.rounds)
     network, middle, whole = (np.array(elapsed[name]) for name in ("network", "with pre-processing", "whole"))
@@ -164,9 +191,11 @@ def main() -> int:
         median = float(np.median(values))
         is_good &= median <= LIMIT
         print(f"  {name:<20} {median:7.1%} of the whole (limit {LIMIT:.0%}) {'ok' if median <= LIMIT else 'TOO MUCH'}")
-    ratios = {name: float(np.median(np.array(elapsed[name]) / whole)) for name in FEATURES if name in elapsed}
+    further = [name for name in (*FEATURES, *CLASSES) if name in elapsed]
+    ratios = {name: float(np.median(np.array(elapsed[name]) / whole)) for name in further}
     for name, value in ratios.items():
         print(f"  {name:<20} {value:7.3f} of the whole's time")
+    is_good &= ratios.get("with classes", 0.0) <= CLASSES_LIMIT
     ratio = float(np.median(whole / np.array(elapsed[PEER]))) if arguments.peer else None
     if ratio is not None:
         is_good &= ratio <= PEER_LIMIT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -143,6 +144,12 @@ class Provenance:
     """Hash of the annotation file that the model was trained on, if known."""
     versions: tuple[tuple[str, str], ...] = ()
     """Name and version of the packages that made it."""
+
+    def derived(self) -> Provenance:
+        """Returns the origin of a file that is made from this ONNX file."""
+        return dataclasses.replace(
+            self, artifact_sha256=None, artifact_bytes=None, onnx_sha256=None, parent_sha256=self.onnx_sha256
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

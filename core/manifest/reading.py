@@ -60,9 +60,13 @@ SCHEMA_MORE_OUTPUTS = 3
 SCHEMA_LAYOUT = 4
 """The schema number of a graph in the layout of another program, which versions that do not know layouts refuse."""
 
-Layout = Literal["proposals", "frigate"]
-"""Form of the outputs: ours, or `frigate`: one output `rows`, float32 [20, 7], for a batch of 1. A row holds batch, x1,
-y1, x2, y2 in pixels of the frame, score and class, best first; the class of a row without a proposal is -1."""
+Layout = Literal["proposals", "frigate", "deepstream"]
+"""Form of inputs and outputs: ours, or that of another program.
+
+`frigate`: one output `rows`, float32 [20, 7], for a batch of 1. A row holds batch, x1, y1, x2, y2 in pixels of the
+frame, score and class, best first; the class of a row without a proposal is -1.
+
+`deepstream`: `frames` is float32 [N, 3, H, W], BGR from 0 to 255, and `count` int32 [N, 1]; the rest is ours."""
 
 FRIGATE_ROWS = 20
 """Rows that Frigate reads."""
@@ -98,7 +102,7 @@ class Manifest:
     """Outputs of the graph: boxes, scores, count and further ones, whatever their names; empty: the first three, under
     these names."""
     layout: Layout = "proposals"
-    """Form of the outputs; `outputs` describes them as they are."""
+    """Form of inputs and outputs; `outputs` describes them as they are, `input` those of our layout."""
     class_names: tuple[str, ...] = ()
     """Names of the classes, by the numbers in the output `labels`; empty: the model does not have classes."""
     anchors: AnchorSpec

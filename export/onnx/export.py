@@ -7,6 +7,7 @@ Steps of `export_onnx`:
     4. A lower precision, when configured, accepted by recall.
     5. Check of the graph against the target's limits, before TensorRT reads it.
     6. Recall of the finished graph, golden frames, and the manifest in the file and beside it.
+    7. The layout of another program, when configured, compared with the finished graph; without golden frames.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from edgerpn.errors import ExportError, SelfTestError
 from edgerpn.export.evaluate import RecallMeter
 from edgerpn.export.export_config import ExportConfig
 from edgerpn.export.limits.check import refuse_violations
+from edgerpn.export.onnx.frigate import write_frigate
 from edgerpn.export.onnx.graph import (
     describe_graph,
     embed,
@@ -129,8 +131,10 @@ def export_onnx(
         expected = _golden(source.reference, measurable, manifest, photographs.samples)
         save_sealed(proto, manifest, temporary)
         is_steady = _self_test(temporary, expected, config, log)
+        if config.layout == "frigate":  # step 7
+            manifest = write_frigate(temporary, temporary, expected.frames, min_score=config.frigate_min_score)
     golden.golden_path(output).unlink(missing_ok=True)
-    if config.golden and is_steady:
+    if config.golden and is_steady and config.layout == "proposals":
         manifest = manifest.replace(golden=golden.write(expected, output))
     edgerpn.manifest.write(manifest, output)
     return edgerpn.manifest.read(output)

@@ -94,15 +94,12 @@ def write_frigate(plain: Path, output: Path, frames: npt.NDArray[np.uint8], *, m
     if manifest.input.batch not in (None, 1):
         raise ExportError(f"{plain}: its batch is {manifest.input.batch}, and Frigate delivers one frame at a time")
     proto = _with_rows(onnx.load(plain), manifest, min_score)
-    plain_sha256 = manifest.provenance.onnx_sha256
     manifest = manifest.replace(
         schema=SCHEMA_LAYOUT,
         layout="frigate",
         input=dataclasses.replace(manifest.input, batch=1),
         outputs=frigate_outputs(min_score),
-        provenance=dataclasses.replace(
-            manifest.provenance, artifact_sha256=None, artifact_bytes=None, onnx_sha256=None, parent_sha256=plain_sha256
-        ),
+        provenance=manifest.provenance.derived(),
     )
     save_sealed(proto, manifest, output)
     session = onnxruntime.InferenceSession(output, providers=["CPUExecutionProvider"])

@@ -7,10 +7,7 @@ import json
 from pathlib import Path
 
 from edgerpn.export.onnx.frigate import raise_scores, write_frigate
-from edgerpn.export.packages.package import Contents, Packed
-
-CLASS_NAME = "object"
-"""Label of the proposals of a model without classes."""
+from edgerpn.export.packages.package import CLASS_NAME, Contents, Packed
 
 _CONFIG = """# Merge this into config.yml of Frigate.
 detectors:

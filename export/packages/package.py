@@ -17,21 +17,24 @@ import numpy as np
 import edgerpn.manifest
 from edgerpn import files, golden
 from edgerpn.errors import ExportError, SelfTestError, check_setting
+from edgerpn.export.export_config import MIN_SCORE
 from edgerpn.export.packages import smoke
 from edgerpn.golden import Golden
 from edgerpn.manifest import Manifest
 from edgerpn.matching import TOLERANCES
 from edgerpn.models import find_model
 
-TARGETS = {"frigate": "Frigate", "triton": "NVIDIA Triton"}
+TARGETS = {"frigate": "Frigate", "deepstream": "DeepStream", "triton": "NVIDIA Triton"}
 """Programs that bundles are for: the module here that writes each, and the program's name."""
+CLASS_NAME = "object"
+"""Name of the proposals of a model without classes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackageConfig:
     """Settings of a bundle."""
 
-    min_score: float = 0.2
+    min_score: float = MIN_SCORE
     """Proposals with at least this score are worth showing, above 0, below 1; the configuration in the bundle has
     it."""
 
@@ -111,7 +114,7 @@ def _read(file: Path, config: PackageConfig) -> Packed:
         raise ExportError(f"{file}: expected an exported ONNX file; write one with: edgerpn export CHECKPOINT -o MODEL")
     manifest = edgerpn.manifest.read(file)
     if manifest.layout != "proposals":
-        raise ExportError(f"{file}: its layout is {manifest.layout}; export it without --layout, and package that")
+        raise ExportError(f"{file}: its layout is {manifest.layout}; package the ONNX file that it was made from")
     return Packed(file=file, manifest=manifest, golden=golden.read(file, manifest), config=config)
 
 

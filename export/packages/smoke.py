@@ -41,15 +41,17 @@ def check(folder: Path, provider: str = "CPUExecutionProvider") -> list[str]:
 
 def run(session: Any, frame: np.ndarray) -> tuple[int, tuple[np.ndarray, np.ndarray]]:
     """Runs one frame; returns the most proposals that the graph can give, and boxes (M, 4) and scores (M,)."""
-    tensor = session.get_inputs()[0]
-    batch = tensor.shape[0] if isinstance(tensor.shape[0], int) else 1
-    outputs = session.run(None, {tensor.name: np.repeat(frame[None], batch, axis=0)})
+    node = session.get_inputs()[0]
+    if node.type == "tensor(float)":  # planes of B, G and R
+        frame = frame.transpose(2, 0, 1).astype(np.float32)
+    batch = node.shape[0] if isinstance(node.shape[0], int) else 1
+    outputs = session.run(None, {node.name: np.repeat(frame[None], batch, axis=0)})
     if len(outputs) == 1:  # rows of batch, x1, y1, x2, y2, score, class
         rows = outputs[0]
         found = rows[: int(np.argmax([*(rows[:, 6] < 0), True]))]
         return len(rows), (found[:, 1:5], found[:, 5])
-    boxes, scores, count = outputs[:3]
-    return scores.shape[1], (boxes[0, : count[0]], scores[0, : count[0]])
+    boxes, scores, count = outputs[0][0], outputs[1][0], int(outputs[2].flat[0])
+    return len(scores), (boxes[:count], scores[:count])
 
 
 def count_pairs(

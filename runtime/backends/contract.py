@@ -103,12 +103,12 @@ def refuse_layout(path: str | Path, manifest: Manifest) -> None:
     """Refuses a graph that was exported for another program.
 
     Raises:
-        EngineLoadError: Its outputs are not boxes, scores and count.
+        EngineLoadError: Its layout is not ours.
     """
     if manifest.layout != "proposals":
         raise EngineLoadError(
-            f"{path}: this graph is for {manifest.layout.capitalize()}, which reads rows of box, score and class; it "
-            "has no boxes, scores and count. To run it here, export the model without --layout."
+            f"{path}: this graph is in the layout of {manifest.layout}, another program, and only that runs it. Here, "
+            "run the ONNX file that it was made from, or export the model without --layout."
         )
 
 

@@ -18,7 +18,7 @@ from edgerpn.manifest import Manifest, manifest_path
 from edgerpn.runtime.draw import DEFAULT_NMS_IOU, DEFAULT_TOP, Painter
 from edgerpn.runtime.frame import Event, Result, Source
 from edgerpn.runtime.run.streams_config import SourceConfig, StreamsConfig
-from edgerpn.runtime.sinks.contract import Sink
+from edgerpn.runtime.sinks.contract import ModelUser, Sink
 from edgerpn.runtime.sinks.jsonl import JsonLinesConfig
 from edgerpn.runtime.sinks.kinds import Output, open_sinks
 from edgerpn.runtime.sinks.mot import MotSink, is_mot_file
@@ -112,11 +112,12 @@ def check_outputs(flags: OutputFlags, model: str | Path, config: StreamsConfig, 
         raise ConfigError(problems)
 
 
-def check_embeddings(flags: OutputFlags, tables: Sequence[Output], manifest: Manifest) -> None:
-    """Makes sure that a model has the embeddings that an output is asked to write.
+def check_vectors(flags: OutputFlags, tables: Sequence[Output], manifest: Manifest) -> None:
+    """Makes sure that a model has the outputs that a sink needs.
 
     Raises:
-        ConfigError: It has none.
+        ConfigError: It does not have them.
+        SinkError: A file of the settings does not fit them.
     """
     asked = [flags.embeddings, *(getattr(table.config, "embeddings", "off") for table in tables)]
     if set(asked) != {"off"} and "embeddings" not in manifest.outputs_by_role:
@@ -126,6 +127,9 @@ def check_embeddings(flags: OutputFlags, tables: Sequence[Output], manifest: Man
                 "leave them out of the records"
             ]
         )
+    for table in tables:
+        if isinstance(table.config, ModelUser):
+            table.config.check_model(manifest)
 
 
 def open_outputs(

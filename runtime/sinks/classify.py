@@ -1,4 +1,7 @@
-"""Names for proposals: crops through an image encoder, compared with prepared text vectors.
+"""Names for proposals: vectors of them, compared with prepared vectors of names.
+
+The vectors are those of crops, from an image encoder, or the model's own embeddings or features; then no second network
+runs.
 
 The output makes a record of each frame that it has looked at, and passes it on to the output of its table `to`:
 
@@ -23,7 +26,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from edgerpn.errors import SinkError, check_setting
+from edgerpn.errors import ConfigError, SinkError, check_setting
+from edgerpn.manifest import Manifest
+from edgerpn.proposals import Proposals
 from edgerpn.runtime.draw import DEFAULT_NMS_IOU
 from edgerpn.runtime.frame import Event, Result
 from edgerpn.runtime.sinks.contract import Record
@@ -38,12 +43,17 @@ _EARLY_S = 0.005
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassifyConfig(OutputConfig):
-    """Names for the best proposals of each frame, by an image encoder and prepared text vectors."""
+    """Names for the best proposals of each frame, by vectors of them and of the names."""
 
-    model: str = field(metadata=PATH)
-    """ONNX file of the encoder's image tower: RGB pictures, float32 [N, 3, H, W], to vectors [N, D]."""
     labels: str = field(metadata=PATH)
-    """File .npz with `names`, texts [L], and `vectors`, floats [L, D], of the encoder's text tower."""
+    """File .npz with `names`, texts [L], and `vectors`, floats [L, D], of the encoder's text tower, or as
+    `edgerpn.export.write_class_vectors` makes it."""
+    vectors: Literal["encoder", "embeddings", "features"] = "encoder"
+    """encoder: `model` makes them of crops; embeddings, features: the model of the run has them, by an export with
+    --embeddings or --roi-features."""
+    model: str = field(default="", metadata=PATH)
+    """ONNX file of the encoder's image tower: RGB pictures, float32 [N, 3, H, W], to vectors [N, D]. This and all
+    settings from `margin` on are for `vectors` encoder."""
     top: int = 3
     """Labels of a proposal, the most similar ones."""
     proposals: int = 10
@@ -75,7 +85,9 @@ class ClassifyConfig(OutputConfig):
 
     def __post_init__(self) -> None:
         OutputConfig.__post_init__(self)
-        check_setting(bool(self.model), "model", "an ONNX file", self.model)
+        is_encoded = self.vectors == "encoder"
+        check_setting(bool(self.model) or not is_encoded, "model", "an ONNX file", self.model)
+        check_setting(not self.model or is_encoded, "model", f"none with vectors = {self.vectors!r}", self.model)
         check_setting(bool(self.labels), "labels", "a file .npz", self.labels)
         check_setting(self.top >= 1, "top", "1 or more", self.top)
         check_setting(1 <= self.proposals <= 100, "proposals", "1 to 100", self.proposals)
@@ -88,6 +100,28 @@ class ClassifyConfig(OutputConfig):
         check_setting(all(0 <= value <= 1 for value in self.mean_rgb), "mean_rgb", "0 to 1", self.mean_rgb)
         check_setting(all(0 < value <= 10 for value in self.std_rgb), "std_rgb", "above 0, to 10", self.std_rgb)
         check_setting(1 <= self.threads <= 256, "threads", "1 to 256", self.threads)
+
+    def check_model(self, manifest: Manifest) -> None:
+        """Makes sure that the model of the run has the vectors that are taken from it.
+
+        Raises:
+            ConfigError: It does not.
+            SinkError: `labels` cannot be read, or its vectors have another number of values.
+        """
+        if self.vectors == "encoder":
+            return
+        if self.vectors not in manifest.outputs_by_role:
+            flag = {"embeddings": "--embeddings", "features": "--roi-features 3"}[self.vectors]
+            raise ConfigError(
+                [f"vectors: the model {manifest.name} does not have {self.vectors}; export it again with {flag}"]
+            )
+        num_values = math.prod(int(size) for size in manifest.outputs_by_role[self.vectors].shape[2:])
+        found = read_text_vectors(self.labels).vectors.shape[1]
+        if found != num_values:
+            raise SinkError(
+                f"{self.labels}: its vectors have {found} numbers, and the {self.vectors} of the model "
+                f"{manifest.name} {num_values}; make them with this model"
+            )
 
 
 class ClassifySink:
@@ -114,19 +148,8 @@ class ClassifySink:
         self._config = config
         self._texts = read_text_vectors(config.labels)
         self._rule = CropRule(margin=config.margin, fit=config.fit, mean_rgb=config.mean_rgb, std_rgb=config.std_rgb)
-        self._encoder = ImageEncoder(
-            config.model,
-            size_px=config.size_px,
-            output=config.output,
-            threads=config.threads,
-            providers=config.providers,
-        )
-        num_values = self._texts.vectors.shape[1]
-        if num_values != self._encoder.num_values:
-            raise SinkError(
-                f"{config.labels}: its vectors have {num_values} numbers, and those of {config.model} "
-                f"{self._encoder.num_values}; expected the text tower and the image tower of one encoder"
-            )
+        self._encoder = self._open_encoder() if config.vectors == "encoder" else None
+        self.takes_pictures = self._encoder is not None
         self._interval_s = 1 / config.max_fps - _EARLY_S if is_live and config.max_fps else 0.0
         self._last_s: dict[str, float] = {}
         self._to = open_to()
@@ -178,19 +201,41 @@ class ClassifySink:
 
     def interrupt(self) -> None:
         """Ends the encoder's present call, and the waiting of the output."""
-        self._encoder.stop()
+        if self._encoder is not None:
+            self._encoder.stop()
         self._to.give_up()
 
     def close(self) -> None:
         """Delivers the records that wait, and closes their output."""
         self._to.close()
 
+    def _open_encoder(self) -> ImageEncoder:
+        config, num_values = self._config, self._texts.vectors.shape[1]
+        encoder = ImageEncoder(
+            config.model,
+            size_px=config.size_px,
+            output=config.output,
+            threads=config.threads,
+            providers=config.providers,
+        )
+        if num_values != encoder.num_values:
+            raise SinkError(
+                f"{config.labels}: its vectors have {num_values} numbers, and those of {config.model} "
+                f"{encoder.num_values}; expected the text tower and the image tower of one encoder"
+            )
+        return encoder
+
+    def _vectors(self, result: Result, chosen: Proposals) -> npt.NDArray[np.float32]:
+        """Returns a vector for each of the chosen proposals, (M, D)."""
+        if self._encoder is not None:
+            return self._encoder.encode(self._rule.cut(result.frame.image, chosen.boxes, self._encoder.input_hw))
+        return own_vectors(chosen, self._config.vectors)
+
     def _record(self, result: Result) -> dict[str, Any]:
         start_s = time.monotonic()
         rows = result.proposals.nms_rows(self._config.nms_iou, limit=self._config.proposals)
         chosen = result.proposals[rows]
-        vectors = self._encoder.encode(self._rule.cut(result.frame.image, chosen.boxes, self._encoder.input_hw))
-        labels = self._labels(vectors @ self._texts.vectors.T)
+        labels = self._labels(self._texts.cosines(self._vectors(result, chosen)))
         now_s = time.monotonic()
         record = {
             **frame_head(result.frame, "classes", result.frame.age_ms(now_s)),
@@ -219,6 +264,13 @@ class ClassifySink:
                     labels[-1]["probability"] = round(float(probabilities[row, label]), 4)
             found.append(labels)
         return found
+
+
+def own_vectors(proposals: Proposals, kind: str) -> npt.NDArray[np.float32]:
+    """Returns the model's own vectors of proposals, (M, D) float32 of length 1; `kind` is embeddings or features."""
+    values = getattr(proposals, kind)
+    flat: npt.NDArray[np.float32] = values.reshape(len(proposals), math.prod(values.shape[1:]))
+    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), np.float32(1e-12))
 
 
 def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

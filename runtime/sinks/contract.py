@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 from edgerpn.errors import SinkError
+from edgerpn.manifest import Manifest
 from edgerpn.runtime.frame import Event, Result
 from edgerpn.runtime.sinks.record import json_line
 
@@ -38,7 +39,8 @@ class Sink(Protocol):
 
     Optional attributes: `takes_latest` (bool, default False), whether only the newest result of each source waits where
     a full queue would drop one; the sources then take turns, and other results count as dropped; `wants(result)`
-    (bool), asked by the emitting thread before a result is queued and its picture copied; `num_lost` (int), items that
+    (bool), asked by the emitting thread before a result is queued and its picture copied; `takes_pictures` (bool,
+    default True), whether it looks at them: else its frames are black and take no memory; `num_lost` (int), items that
     the sink took and lost; `trouble` and `interrupt()` as those of `RecordSink`. A class with
     `makes_records = True` makes records for another output, the table `to` of its settings: its keyword `open_to`
     opens that one, and the sink closes it; `raise_failure()` of such a sink raises the failure of that output that ends
@@ -102,6 +104,20 @@ class RecordSink(Protocol):
 
         Raises:
             SinkError: A file is not whole.
+        """
+        ...
+
+
+@runtime_checkable
+class ModelUser(Protocol):
+    """Settings of a sink that needs certain outputs of the run's model."""
+
+    def check_model(self, manifest: Manifest) -> None:
+        """Looks at the model, before any output is opened.
+
+        Raises:
+            ConfigError: It does not have them.
+            SinkError: A file of the settings does not fit them.
         """
         ...
 

@@ -22,6 +22,8 @@ SUFFIXES = (".txt", ".csv")
 class MotSink:
     """Writes one file of one source, or NAME.txt of each source into a folder."""
 
+    takes_pictures = False
+
     def __init__(self, path: str, names: Mapping[str, str] | None = None) -> None:
         """Opens the file; those in a folder begin with the first result of their source.
 

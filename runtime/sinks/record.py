@@ -35,7 +35,7 @@ from edgerpn.runtime.frame import Event, Frame, Result, Track
 SCHEMA = 2
 """Schema number of the records."""
 
-_DETAILS = ("fix", "attempt", "delay_s", "duration_s", "fps", "num_frames", "decoder")
+_DETAILS = ("fix", "attempt", "delay_s", "duration_s", "fps", "num_frames", "decoder", "zone")
 
 
 def record_schema() -> dict[str, Any]:

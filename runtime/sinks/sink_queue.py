@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
+import numpy as np
+
 from edgerpn.errors import SinkError, check_setting
 from edgerpn.machine import bind_to_process, is_foreign
 from edgerpn.runtime.frame import Event, Result
@@ -231,7 +233,7 @@ class FailureLog:
 class QueuedSink:
     """Passes results and events to a sink from its own thread.
 
-    Makes a record when its result arrives, so that `age_ms` is the age at emission. A sink that is not a `RecordSink`
+    Makes a record when its result arrives, so that `age_ms` is the age at emission. A sink of pictures
     gets a copy of a live source's picture, because the capture reuses the memory of the original.
     """
 
@@ -265,6 +267,7 @@ class QueuedSink:
         self._record_sink = sink if isinstance(sink, RecordSink) else None
         self._maker = maker or RecordMaker()
         self._wants: Callable[[Result], bool] | None = getattr(sink, "wants", None)
+        self._takes_pictures = getattr(sink, "takes_pictures", True)
         self._has_embeddings = getattr(config, "embeddings", "off") == "base64"
         takes_latest = getattr(sink, "takes_latest", False) and not is_blocking
         suggested = getattr(sink, "queue_records", 1000) if self._record_sink else 100 if takes_latest else 8
@@ -289,7 +292,7 @@ class QueuedSink:
         if self._record_sink:
             self._put(self._maker.make(result, has_embeddings=self._has_embeddings))
         elif self._wants is None or self._wants(result):
-            self._put(_with_own_picture(result))
+            self._put(_with_own_picture(result) if self._takes_pictures else _without_picture(result))
 
     def event(self, event: Event) -> None:
         """Queues one event, like `write`."""
@@ -500,6 +503,12 @@ def _failure_of(call: Callable[[], None]) -> SinkError | OSError | None:
 def _slot_of(entry: Record | Result | Event) -> object:
     """Returns what is equal for the results of one source only."""
     return entry.frame.source if isinstance(entry, Result) else entry
+
+
+def _without_picture(result: Result) -> Result:
+    # Of the same size, and of one pixel in memory.
+    image = np.broadcast_to(np.zeros(1, np.uint8), result.frame.image.shape)
+    return dataclasses.replace(result, frame=dataclasses.replace(result.frame, image=image))
 
 
 def _with_own_picture(result: Result) -> Result:

@@ -39,6 +39,9 @@ class TrackConfig:
     """Seconds at one place after which a track is stationary; above 0."""
     stationary_iou: float = 0.6
     """Smallest IoU with the first box at a place that still counts as this place; above 0, below 1."""
+    zone_frames: int = 3
+    """Sights in a row inside of a zone until a confirmed track has entered it, and outside until it has left; 1 to
+    100."""
 
     def __post_init__(self) -> None:
         check_setting(0 <= self.high_score <= 1, "high_score", "0 to 1", self.high_score)
@@ -53,3 +56,4 @@ class TrackConfig:
         check_setting(0 < self.buffer_s <= 3600, "buffer_s", "above 0, to 3600", self.buffer_s)
         check_setting(0 < self.stationary_s < math.inf, "stationary_s", "above 0", self.stationary_s)
         check_setting(0 < self.stationary_iou < 1, "stationary_iou", "above 0, below 1", self.stationary_iou)
+        check_setting(1 <= self.zone_frames <= 100, "zone_frames", "1 to 100", self.zone_frames)

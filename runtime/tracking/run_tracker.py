@@ -12,9 +12,13 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from edgerpn.runtime.frame import Event, Frame, Reason, Result
 from edgerpn.runtime.tracking.config import TrackConfig
 from edgerpn.runtime.tracking.tracker import Moment, TrackChange, Tracker
+from edgerpn.runtime.tracking.zone_visits import Crossing, ZoneVisits
 from edgerpn.runtime.zones import ZoneMap
 
 IMAGE_S = 0.04
@@ -29,11 +33,34 @@ class _Source:
     name: str
     tracker: Tracker
     size_hw: tuple[int, int]
+    visits: ZoneVisits
     last_s: float = 0.0
     zone_map: ZoneMap | None = None
 
     def events(self, changes: Iterable[TrackChange], reason: Reason = "none") -> list[Event]:
-        return [self._event(change, reason) for change in changes]
+        events = []
+        for change in changes:
+            exits = self.visits.end(change.track) if change.kind == "left" else []
+            events += [self._event(part, reason) for part in (*_crossed(change, exits), change)]
+        return events
+
+    def visit(self, result: Result, moment: Moment) -> list[Event]:
+        """Returns the entries and exits of the confirmed tracks of a result."""
+        tracks = {
+            row: track for row, track in enumerate(result.tracks or ()) if track is not None and track.is_confirmed
+        }
+        boxes = result.proposals.boxes[list(tracks)].astype(np.float64)
+        zones = self._zones_of(boxes)
+        return [
+            self._event(change, "none")
+            for track, box, names in zip(tracks.values(), boxes, zones, strict=True)
+            for change in _crossed(TrackChange("left", track, box, moment), self.visits.see(track, names))
+        ]
+
+    def _zones_of(self, boxes_xyxy: npt.NDArray[np.float64]) -> tuple[tuple[str, ...], ...]:
+        if self.zone_map is None:
+            return ((),) * len(boxes_xyxy)
+        return self.zone_map.zones_of(boxes_xyxy, self.size_hw)
 
     def _event(self, change: TrackChange, reason: Reason) -> Event:
         track = change.track
@@ -41,6 +68,8 @@ class _Source:
             "appeared": "appeared",
             "stationary": f"stands still for {track.dwell_s:.1f} s",
             "left": f"left after {track.age_s:.1f} s",
+            "entered_zone": f"entered zone {change.zone}",
+            "left_zone": f"left zone {change.zone} after {change.stay_s:.1f} s",
         }
         label = f" ({track.label})" if track.label else ""
         x1, y1, x2, y2 = change.box_xyxy.tolist()
@@ -53,7 +82,9 @@ class _Source:
             frame=change.seen.frame,
             track=track,
             box_xyxy=(x1, y1, x2, y2),
-            zones=self.zone_map.zones_of(change.box_xyxy[None], self.size_hw)[0] if self.zone_map is not None else (),
+            zones=self._zones_of(change.box_xyxy[None])[0],
+            zone=change.zone,
+            duration_s=change.stay_s,
         )
 
 
@@ -77,7 +108,9 @@ class RunTracker:
         size_hw = (frame.image.shape[0], frame.image.shape[1])
         source = self._sources.get(frame.source)
         if source is None:
-            source = self._sources[frame.source] = _Source(frame.source, Tracker(self._config), size_hw)
+            source = self._sources[frame.source] = _Source(
+                frame.source, Tracker(self._config), size_hw, ZoneVisits(self._config.zone_frames)
+            )
         events: list[Event] = []
         if size_hw != source.size_hw:
             # Nothing is where it was.
@@ -86,7 +119,8 @@ class RunTracker:
         source.last_s, source.zone_map = frame.monotonic_s, result.zone_map
         moment = Moment(self._time_s(frame), frame.index, frame.captured_at)
         tracks, changes = source.tracker.follow(result.proposals, moment)
-        return dataclasses.replace(result, tracks=tracks), events + source.events(changes)
+        result = dataclasses.replace(result, tracks=tracks)
+        return result, events + source.events(changes) + source.visit(result, moment)
 
     def expire(self, now_s: float) -> list[Event]:
         """Ends the tracks of live sources that give no frames; `now_s` is `time.monotonic()`."""
@@ -107,3 +141,13 @@ class RunTracker:
         if self._is_live(frame.source):
             return frame.monotonic_s - (frame.lag_ms or 0.0) / 1e3
         return frame.index * IMAGE_S if frame.media_time_s is None else frame.media_time_s
+
+
+def _crossed(change: TrackChange, crossings: Iterable[Crossing]) -> list[TrackChange]:
+    """Returns the entries and exits of a track, at the sight of `change`."""
+    return [
+        change._replace(kind="entered_zone", zone=crossing.zone)
+        if crossing.stay_s is None
+        else change._replace(kind="left_zone", zone=crossing.zone, stay_s=crossing.stay_s)
+        for crossing in crossings
+    ]

@@ -34,6 +34,9 @@ _MAX_TRACKS = 500
 """Tracks of a source, which bounds memory and time when the buffer is long; more than the proposals of a frame."""
 
 
+TrackChangeKind = Literal["appeared", "left", "stationary", "entered_zone", "left_zone"]
+
+
 class Moment(NamedTuple):
     """A frame's number and times."""
 
@@ -48,7 +51,7 @@ class Moment(NamedTuple):
 class TrackChange(NamedTuple):
     """A change of a confirmed track."""
 
-    kind: Literal["appeared", "left", "stationary"]
+    kind: TrackChangeKind
     """Becomes the kind of an event."""
     track: Track
     """The track when it was last seen."""
@@ -56,6 +59,10 @@ class TrackChange(NamedTuple):
     """Its last proposal, (4,) float64, pixels."""
     seen: Moment
     """When that was."""
+    zone: str = ""
+    """entered_zone, left_zone: name of the zone."""
+    stay_s: float = 0.0
+    """left_zone: seconds in it."""
 
 
 class Tracker:

@@ -20,6 +20,7 @@ import pytest
 
 from edgerpn.__main__ import main
 from edgerpn.runtime.run import session
+from tests.support.classes import CLASS_NAMES
 from tests.support.mjpeg_server import MjpegCamera
 from tests.support.models import ANGLES
 
@@ -363,6 +364,22 @@ def test_embeddings_reach_the_records_of_flags_and_tables(
         vectors = [np.frombuffer(base64.b64decode(text), "<f4") for text in texts[3]]
         np.testing.assert_array_equal(vectors, ANGLES[:3])
     assert all("embeddings" not in record for record in records(tmp_path / "plain.jsonl"))
+
+
+def test_names_of_classes_reach_records_tracks_and_their_events(
+    make_model: Callable[..., Path], video_path: Path, tmp_path: Path
+) -> None:
+    model = make_model(tmp_path, class_names=CLASS_NAMES)
+    out = tmp_path / "out"
+    assert main(["run", str(model), str(video_path), "-o", str(out), "--track", "--max-frames", "12"]) == 0
+    lines = records(out / "proposals.jsonl")
+    frames = [record for record in lines if record["type"] == "frame"]
+    assert [record["labels"] for record in frames[:4]] == [[], ["fish"], ["fish", "crab"], ["fish", "crab", "fish"]]
+    assert frames[3]["class_scores"] == [row[4] for row in frames[3]["proposals"]]
+    assert {track["label"] for record in frames for track in record["tracks"] if track} == {"fish"}
+    (appeared,) = [record for record in lines if record.get("event") == "appeared"]
+    assert appeared["track"]["label"] == "fish"
+    assert appeared["message"].endswith("(fish) appeared")
 
 
 def test_embeddings_need_a_model_that_has_them_and_records(

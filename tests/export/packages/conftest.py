@@ -36,7 +36,8 @@ def write_packed(folder: Path, **values: Any) -> Path:
             frames = np.concatenate([frames, frames[..., :1]], axis=3)
         spec = golden.write(Golden(frames=frames, **model.backend.infer(frames)._asdict()), path)
         provenance = dataclasses.replace(model.manifest.provenance, checkpoint_sha256="1" * 64)
-        manifest.write(model.manifest.replace(golden=spec, provenance=provenance), path)
+        proposals = dataclasses.replace(model.manifest.proposals, nms="portable")
+        manifest.write(model.manifest.replace(golden=spec, provenance=provenance, proposals=proposals), path)
     return path
 
 

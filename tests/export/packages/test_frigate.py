@@ -124,13 +124,15 @@ def test_a_graph_for_frigate_is_described_and_runs_nowhere_else(bundles: dict[st
     assert (described.layout, described.schema, described.input.batch) == ("frigate", manifest.SCHEMA_LAYOUT, 1)
     assert [(spec.name, spec.shape) for spec in described.outputs] == [("rows", (20, 7))]
     assert "the power by which 0.2 becomes 0.5" in described.outputs[0].meaning
-    with pytest.raises(EngineLoadError, match=r"model\.onnx: this graph is for Frigate, which reads rows .*--layout"):
+    with pytest.raises(
+        EngineLoadError, match=r"model\.onnx: this graph is in the layout of frigate, another program.*--layout"
+    ):
         load(file)
     manifest.write(described, file)
     for use in (load, lambda path: build_engine(path, tmp_path / "model.engine")):
-        with pytest.raises(EngineLoadError, match="this graph is for Frigate"):
+        with pytest.raises(EngineLoadError, match="in the layout of frigate"):
             use(file)
-    with pytest.raises(ExportError, match="its layout is frigate; export it without --layout"):
+    with pytest.raises(ExportError, match="its layout is frigate; package the ONNX file that it was made from"):
         package(file, "frigate", tmp_path / "again")
     assert main(["inspect", str(file)]) == 0
 

@@ -78,9 +78,14 @@ def test_tracks_carry_the_zones_of_their_proposals_and_so_do_their_events(
         assert len(record["tracks"]) == len(record["zones"]) == len(record["proposals"])
     events = [json.loads(line) for line in path.read_text().splitlines() if '"track":' in line]
     # Seen first at 52, the middle of its lower side, and last at 152, before the mask.
-    assert [(event["event"], event["frame"], event.get("zones")) for event in events] == [
-        ("appeared", 3, ["left", "wide"]), ("left", 29, None)
-    ]  # fmt: skip
+    assert [(event["event"], event["frame"], event.get("zone"), event.get("zones")) for event in events] == [
+        ("appeared", 3, None, ["left", "wide"]),
+        ("entered_zone", 6, "left", ["left", "wide"]),
+        ("entered_zone", 6, "wide", ["left", "wide"]),
+        ("left_zone", 14, "left", ["wide"]),
+        ("left_zone", 23, "wide", None),
+        ("left", 29, None, None),
+    ]
 
 
 def test_zones_reach_every_source_by_the_defaults_and_the_command_line() -> None:

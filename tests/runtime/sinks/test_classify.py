@@ -27,7 +27,7 @@ from edgerpn.runtime.sinks.record import record_schema
 from tests.support import patience
 from tests.support.encoders import COLOURS_RGB, write_colour_encoder, write_colour_labels
 from tests.support.mjpeg_server import MjpegCamera
-from tests.support.models import paint_frame
+from tests.support.models import ANGLES, paint_frame
 
 MakeResult = Callable[..., Result]
 Until = Callable[..., None]
@@ -98,6 +98,39 @@ def test_the_objects_of_a_video_get_their_names(model_path: Path, tmp_path: Path
         first, second = one["labels"]
         assert first["similarity"] > max(0.8, second["similarity"])
         assert 0.99 < first["probability"] <= 1 >= first["probability"] + second["probability"] - 1e-4
+
+
+@pytest.mark.parametrize("kind", ["embeddings", "features"])
+def test_the_vectors_of_the_model_itself_give_names_without_an_encoder(
+    kind: str, make_model: Callable[..., Path], video_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make_model(tmp_path, is_described=True)
+    np.savez(tmp_path / "labels.npz", names=["first", "second", "third"], vectors=ANGLES[:3])
+    config = tmp_path / "streams.toml"
+    text = f"""
+        [[outputs]]
+        kind = "classify"
+        vectors = "{kind}"
+        labels = "{tmp_path}/labels.npz"
+        top = 1
+        nms_iou = 1.0
+        to = {{ kind = "jsonl", path = "{tmp_path}/classes.jsonl" }}
+        """
+    config.write_text(text)
+    command = [str(video_path), "--config", str(config), "--max-frames", "8"]
+    assert main(["run", str(model), *command]) == 0
+    found = [[one["labels"][0]["name"] for one in line["objects"]] for line in lines_of(tmp_path / "classes.jsonl")]
+    assert found == [[], ["first"], ["first", "second"], ["first", "second", "third"]] * 2
+    assert {(line["width"], line["height"]) for line in lines_of(tmp_path / "classes.jsonl")} == {(320, 192)}
+    np.savez(tmp_path / "labels.npz", names=["first"], vectors=np.ones((1, 3), np.float32))
+    assert main(["run", str(model), *command]) == 1
+    assert f"labels.npz: its vectors have 3 numbers, and the {kind} of the model bright 2" in capsys.readouterr().err
+    (tmp_path / "plain").mkdir()
+    assert main(["run", str(make_model(tmp_path / "plain")), *command]) == 1
+    assert f"vectors: the model bright does not have {kind}; export it again with" in capsys.readouterr().err
+    config.write_text(text + '\nmodel = "encoder.onnx"')
+    assert main(["run", str(model), *command]) == 1
+    assert f"outputs[0].model: expected none with vectors = '{kind}'" in capsys.readouterr().err
 
 
 class ColouredCamera(MjpegCamera):

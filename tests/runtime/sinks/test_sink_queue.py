@@ -65,6 +65,7 @@ class Album:
     """A sink of pictures."""
 
     target = ""
+    takes_pictures = True
 
     def __init__(self) -> None:
         self.results: list[Result] = []
@@ -314,6 +315,17 @@ def test_pictures_are_copied_so_that_the_capture_gets_its_memory_back(make_resul
     assert not np.shares_memory(album.results[0].image, shared)
     with pytest.raises(ValueError, match="read-only"):
         album.results[0].image[0] = 0
+
+
+def test_a_sink_that_looks_at_no_pictures_gets_black_ones_without_memory(make_result: MakeResult) -> None:
+    album = Album()
+    album.takes_pictures = False
+    sink = queued(album)
+    for index in range(2):
+        sink.write(make_result(index))
+    sink.close()
+    for result in album.results:
+        assert (result.image.shape, result.image.max(), result.image.strides) == ((48, 64, 3), 0, (0, 0, 0))
 
 
 def test_a_record_is_as_old_as_at_its_emission_and_made_once_for_all_sinks(make_result: MakeResult) -> None:

@@ -26,6 +26,12 @@ def test_vectors_of_any_length_and_precision_get_length_1(dtype: type[Any], tmp_
     np.testing.assert_allclose(texts.vectors, np.array([[0.6, 0.8, 0], [0, 0, 1]]), atol=1e-6)
 
 
+def test_a_mean_is_taken_from_the_vectors_that_are_compared(tmp_path: Path) -> None:
+    np.savez(tmp_path / "labels.npz", names=NAMES, vectors=VECTORS, mean=np.array([0.0, 0.0, 0.5]))
+    cosines = read_text_vectors(tmp_path / "labels.npz").cosines(np.array([[0.3, 0.4, 0.5], [0, 0, 1]], np.float32))
+    np.testing.assert_allclose(cosines, [[1, 0], [0, 1]], atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("arrays", "problem"),
     [
@@ -39,6 +45,9 @@ def test_vectors_of_any_length_and_precision_get_length_1(dtype: type[Any], tmp_
         pytest.param({"names": np.array(["cat", ""]), "vectors": VECTORS}, "got an empty one", id="an empty name"),
         pytest.param({"names": NAMES, "vectors": VECTORS * [[1], [0]]}, "length 0.0 for 'dog'", id="zero"),
         pytest.param({"names": NAMES, "vectors": VECTORS * np.nan}, "length nan for 'cat'", id="not finite"),
+        pytest.param(
+            {"names": NAMES, "vectors": VECTORS, "mean": VECTORS}, r"mean: expected .* \[3\]", id="many means"
+        ),
         pytest.param({"names": NAMES.astype(object), "vectors": VECTORS}, "without pickled objects", id="pickle"),
     ],
 )

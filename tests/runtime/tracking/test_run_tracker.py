@@ -84,6 +84,30 @@ def test_the_events_of_a_track_name_its_zones(show: Show, tracker: RunTracker) -
     assert show("live", 1)[1][0].zones == ()
 
 
+def test_a_track_in_a_zone_enters_it_and_leaves_it_at_its_end_at_the_latest(show: Show, tracker: RunTracker) -> None:
+    lower = ((0.0, 0.5), (1.0, 0.5), (1.0, 1.0), (0.0, 1.0))
+    zones = ZoneMap([ZoneConfig(name="lower", points=lower)], [], mask_share=0.5)
+    shown = [show("live", index, monotonic_s=index / 10, zone_map=zones)[1] for index in range(4)]
+    assert [[event.kind for event in events] for events in shown] == [["appeared"], [], ["entered_zone"], []]
+    (entered,) = shown[2]
+    assert entered.message == "live: track 1 entered zone lower"
+    assert (entered.zone, entered.zones, entered.frame, entered.box_xyxy) == ("lower", ("lower",), 2, (5, 5, 45, 45))
+    exited, left = tracker.end("live", "removed")
+    assert (exited.kind, exited.zone, exited.reason, exited.frame) == ("left_zone", "lower", "removed", 3)
+    assert exited.message == "live: track 1 left zone lower after 0.3 s"
+    assert exited.duration_s == pytest.approx(0.3)
+    assert left.kind == "left"
+
+
+def test_a_zone_that_the_settings_lose_is_left(show: Show) -> None:
+    whole = ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0))
+    zones = ZoneMap([ZoneConfig(name="whole", points=whole)], [], mask_share=0.5)
+    for index in range(4):
+        show("live", index, monotonic_s=index / 10, zone_map=zones)
+    events = [event for index in range(4, 8) for event in show("live", index, monotonic_s=index / 10)[1]]
+    assert [(event.kind, event.zone, event.frame) for event in events] == [("left_zone", "whole", 6)]
+
+
 def test_tracks_of_a_camera_that_is_silent_leave_after_the_buffer(show: Show, tracker: RunTracker) -> None:
     show("live", 0, monotonic_s=100.0)
     show("film.mp4", 0, media_time_s=0.0, monotonic_s=100.0)

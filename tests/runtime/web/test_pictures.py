@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 
 from edgerpn.proposals import Proposals
-from edgerpn.runtime.draw import track_color
+from edgerpn.runtime.draw import class_color, track_color
 from edgerpn.runtime.frame import Event, Frame, Result, Track
 from edgerpn.runtime.web import HttpConfig, pictures, streaming
 from edgerpn.runtime.web.paint import FrameCopy, ViewSettings, age_text, annotate, blank, encode, mark
 from edgerpn.runtime.web.pictures import PictureFeed
+from tests.support.classes import classed
 
 Make = Callable[..., Any]
 
@@ -314,6 +315,9 @@ def test_large_frames_are_made_smaller_and_their_boxes_with_them() -> None:
     assert abs(changed[:, 1].min() - 50) <= 4
     assert abs(changed[:, 1].max() - 250) <= 4
     assert np.all(shot.image == 90)
+    named = dataclasses.replace(shot, proposals=classed(shot.proposals, ["crab", "fish"]))
+    picture, _ = annotate(named, ViewSettings(), max_width_px=400)
+    assert picture[200, 50].tolist() == pytest.approx(class_color(1), abs=6)
 
 
 def test_a_run_with_tracks_shows_the_confirmed_ones_in_their_colours() -> None:

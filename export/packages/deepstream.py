@@ -1,0 +1,128 @@
+"""The bundle for DeepStream: the graph as nvinfer feeds it, configurations, a parser in C++ and a Python program."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from edgerpn.export.onnx.deepstream import write_deepstream
+from edgerpn.export.packages.package import CLASS_NAME, Contents, Packed
+from edgerpn.manifest import Manifest
+
+PARSER = Path(__file__).with_name("deepstream_parser.cpp")
+"""The function by which nvinfer turns the tensors into objects."""
+PROGRAM = Path(__file__).with_name("deepstream_tensors.py")
+"""The program that turns the tensors into objects in Python."""
+
+_NETWORK_MODES = {"fp32": 0, "int8": 1, "fp16": 2}
+"""nvinfer's numbers of precisions."""
+
+_CONFIG = """# {what}
+[property]
+gpu-id=0
+gie-unique-id=1
+process-mode=1
+onnx-file=model.onnx
+model-engine-file=model.onnx_b{batch}_gpu0_{precision}.engine
+batch-size={batch}
+network-mode={mode}
+infer-dims=3;{height};{width}
+network-input-order=0
+# The graph takes B, G and R from 0 to 255.
+model-color-format=1
+net-scale-factor=1.0
+# The picture lies at the top left, as in training.
+maintain-aspect-ratio=1
+symmetric-padding=0
+"""
+_PARSED = """network-type=0
+num-detected-classes={num_classes}
+labelfile-path=labels.txt
+parse-bbox-func-name=NvDsInferParseCustomEdgeRpn
+custom-lib-path=libedgerpn_parser.so
+# The graph has suppressed near copies already.
+cluster-mode=4
+[class-attrs-all]
+pre-cluster-threshold={min_score:g}
+"""
+_TENSORS = """network-type=100
+output-tensor-meta=1
+"""
+
+_COMMANDS = """## Put it to use
+
+In a container or on a device with DeepStream 7, 8 or 9, in this folder; nvinfer builds the engine at its first start.
+
+Objects by the parser in C++, for any application with an element nvinfer:
+
+```sh
+g++ -O2 -shared -fPIC -I /opt/nvidia/deepstream/deepstream/sources/includes -I /usr/local/cuda/include \\
+    edgerpn_parser.cpp -o libedgerpn_parser.so
+gst-launch-1.0 nvurisrcbin uri=file:///VIDEO ! mux.sink_0 \\
+    nvstreammux name=mux batch-size={batch} width=1920 height=1080 \\
+    ! nvinfer config-file-path=config_objects.txt ! nvvideoconvert ! nvdsosd ! nveglglessink
+```
+
+Objects by Python, with pyservicemaker and PyTorch:
+
+```sh
+python3 edgerpn_tensors.py file:///VIDEO
+```
+
+Boxes with a score below {min_score:g} are left out: `pre-cluster-threshold` in `config_objects.txt`, `MIN_SCORE` in
+`edgerpn_tensors.py`.
+
+## Not run
+
+None of this was run in DeepStream, which was not at hand where it was written. The graph, the parser and the arithmetic
+of the Python program were tested without it; the parser was compiled against declarations written from the
+documentation, not against the headers of DeepStream.
+
+nvinfer pads with black where training padded with grey.
+"""
+
+
+def write(packed: Packed, folder: Path) -> Contents:
+    """Writes the files; `edgerpn.export.packages.package` checks them."""
+    manifest, min_score = packed.manifest, packed.config.min_score
+    write_deepstream(packed.file, folder / "model.onnx", packed.golden.frames)
+    names = manifest.class_names or (CLASS_NAME,)
+    (folder / "labels.txt").write_text("".join(f"{name}\n" for name in names), "utf-8")
+    parsed = _PARSED.format(num_classes=len(names), min_score=min_score)
+    (folder / "config_objects.txt").write_text(_config(manifest, "Objects by the parser.") + parsed, "utf-8")
+    (folder / "config_tensors.txt").write_text(_config(manifest, "Tensors for a program.") + _TENSORS, "utf-8")
+    shutil.copyfile(PARSER, folder / "edgerpn_parser.cpp")
+    height, width = manifest.input.frame_hw
+    program = PROGRAM.read_text("utf-8")
+    for name, value in (
+        ("MIN_SCORE", f"{min_score:g}"),
+        ("NETWORK_WH", f"({width}, {height})"),
+        ("NAMES", repr(names)),
+    ):
+        program = _with_value(program, name, value)
+    (folder / "edgerpn_tensors.py").write_text(program, "utf-8")
+    commands = _COMMANDS.format(batch=_batch(manifest), min_score=min_score)
+    return Contents(graph="model.onnx", expected=packed.golden, commands=commands)
+
+
+def _with_value(program: str, name: str, value: str) -> str:
+    """Returns the program with another value of one of its constants."""
+    head, _, rest = program.partition(f"\n{name} = ")
+    return f"{head}\n{name} = {value}\n{rest.partition(chr(10))[2]}"
+
+
+def _config(manifest: Manifest, what: str) -> str:
+    height, width = manifest.input.frame_hw
+    return _CONFIG.format(
+        what=what,
+        batch=_batch(manifest),
+        precision=manifest.precision,
+        mode=_NETWORK_MODES[manifest.precision],
+        height=height,
+        width=width,
+    )
+
+
+def _batch(manifest: Manifest) -> int:
+    """Frames in a batch; nvinfer builds an engine for up to this many when the graph's batch is dynamic."""
+    return manifest.input.batch or 1
