@@ -9,6 +9,8 @@ from pathlib import Path
 
 HOST_CODE_HELP = "let a version-compatible engine run its own code on the CPU; only for an engine that you trust"
 """Help of the flag `--allow-host-code`."""
+UNSEALED_HELP = "run an ONNX file that was changed since export, unproven; `edgerpn check --reseal` proves it"
+"""Help of the flag `--unsealed`."""
 
 
 def count_argument(minimum: int) -> Callable[[str], int]:

@@ -321,7 +321,7 @@ def _val_pictures(facts: DemoFacts) -> list[Picture]:
                     gt_boxes_xyxy=record.boxes_xyxy,
                     proposals=proposals,
                     # As many as the export returns at most, so that the counts compare.
-                    before=Proposals(*detect(detector, image))[: facts.export.proposals.num_proposals],
+                    before=detect(detector, image)[: facts.export.proposals.num_proposals],
                 )
             )
     return shown

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from edgerpn.demo.charts import Points
+from edgerpn.errors import ConfigError
 from edgerpn.models import GENERAL
 from edgerpn.train.checkpoint import Checkpoint
 from edgerpn.train.config import TrainSettings
@@ -53,8 +54,22 @@ class StartedRun:
 
 
 def settings_by_start(settings: TrainSettings) -> dict[str, TrainSettings]:
-    """Returns the settings of the two trainings, which differ in `loop.start` only."""
-    return {start: resolve_settings(base=settings, start=start) for start in STARTS}
+    """Returns the settings of the two trainings, which differ in `loop.start` only.
+
+    Raises:
+        ConfigError: The general weights do not fit the network.
+    """
+    found = {start: resolve_settings(base=settings, start=start) for start in STARTS}
+    try:
+        choose_start(found[GENERAL], backbone_weights=None)
+    except ConfigError as error:
+        raise ConfigError(
+            [
+                "--set model: the demo fine-tunes the general weights, which are for the network of the preset edge; "
+                "leave this setting out, and train other networks with edgerpn train"
+            ]
+        ) from error
+    return found
 
 
 def start_detector(settings: TrainSettings) -> Detector:

@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Evaluates; returns the exit status."""
     from edgerpn.export.evaluate import evaluate_model, evaluate_results
     from edgerpn.train.data.splits import find_split
-    from edgerpn.train.recall.average_recall import format_table
+    from edgerpn.train.recall.average_recall import format_rows, format_table
 
     _check_arguments(arguments)
     log = functools.partial(print, file=sys.stderr)
@@ -82,6 +82,8 @@ def run(arguments: argparse.Namespace) -> int:
     if evaluation.open_world:
         print(f"unseen: {', '.join(evaluation.holdout_classes)}")
     print(format_table(evaluation.open_world or {arguments.model.name: evaluation.metrics}))
+    if evaluation.classes:
+        print(format_rows(evaluation.classes))
     if evaluation.budgets_beyond:
         names = ", ".join(evaluation.budgets_beyond)
         print(f"({names}: this model gives {evaluation.num_proposals} proposals at most)", file=sys.stderr)

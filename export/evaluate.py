@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import tempfile
 from collections.abc import Callable, Sequence, Set
@@ -17,6 +18,7 @@ from edgerpn.export.prediction.models import fit_source
 from edgerpn.manifest import DIGEST_KEY
 from edgerpn.manifest.parts import RecallSpec
 from edgerpn.models import is_checkpoint
+from edgerpn.proposals import Proposals
 from edgerpn.runtime.model import Model, load
 from edgerpn.train.data.annotations import ImageId, read_json, twin_id
 from edgerpn.train.data.coco import read_split, read_truth, require_objects
@@ -80,12 +82,16 @@ def evaluate_model(
     split = data if isinstance(data, Split) else find_split(Path(data), "val", log=log)
     if images is not None:
         split = split._replace(images=Path(images))
+    if holdout_classes and log is not None:
+        names = ", ".join(holdout_classes)
+        log(f"{file.name}: an exported model does not say what it was trained on; it may have seen objects of {names}")
     with load(file, allow_host_code=allow_host_code) as opened:
         return measure(
             _detect(opened),
             split.read_like(opened.manifest.input.exif),
             name=file.name,
             num_proposals=opened.manifest.proposals.num_proposals,
+            class_names=opened.manifest.class_names,
             holdout_classes=holdout_classes or (),
             limit=limit,
             log=log,
@@ -96,10 +102,10 @@ def _detect(model: Model) -> Detect:
     """Returns a function that runs an exported model on frames of any size."""
     source_hw = model.manifest.input.source_hw
 
-    def run(frame: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    def run(frame: npt.NDArray[np.uint8]) -> Proposals:
         fitted, to_frame = fit_source(frame, source_hw)
         proposals = model(fitted)
-        return to_frame(proposals.boxes), proposals.scores
+        return dataclasses.replace(proposals, boxes=to_frame(proposals.boxes))
 
     return run
 

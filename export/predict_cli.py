@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from edgerpn import settings
-from edgerpn.arguments import HOST_CODE_HELP, count_argument, flag_overrides, share_argument
+from edgerpn.arguments import HOST_CODE_HELP, UNSEALED_HELP, count_argument, flag_overrides, share_argument
 from edgerpn.errors import ConfigError
 from edgerpn.export.prediction.config import PredictConfig
 from edgerpn.files import printable
@@ -64,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="leave out near copies: proposals whose IoU with a better one is larger (1: none)",
     )
     parser.add_argument("--allow-host-code", action="store_true", help=HOST_CODE_HELP)
+    parser.add_argument("--unsealed", action="store_true", help=UNSEALED_HELP)
     parser.add_argument("--config", metavar="FILE.toml", help="settings")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="one setting; takes precedence over the file"
@@ -100,6 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
         crops=arguments.crops,
         pictures=arguments.pictures,
         allow_host_code=arguments.allow_host_code,
+        verify=not arguments.unsealed,
         log=log,
     )
     print(printable(f"{summary.text()}; written: {arguments.output}"))

@@ -19,7 +19,7 @@ import sys
 from contextlib import closing, nullcontext
 from typing import TYPE_CHECKING
 
-from edgerpn.arguments import HOST_CODE_HELP, count_argument, share_argument
+from edgerpn.arguments import HOST_CODE_HELP, UNSEALED_HELP, count_argument, share_argument
 from edgerpn.errors import ConfigError
 from edgerpn.files import printable
 
@@ -98,11 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="engine made for another GPU or version: fail (default), or build it again from the ONNX file beside it",
     )
     parser.add_argument("--allow-host-code", action="store_true", help=HOST_CODE_HELP)
-    parser.add_argument(
-        "--unsealed",
-        action="store_true",
-        help="run an ONNX file that was changed since export, unproven; `edgerpn check --reseal` proves it",
-    )
+    parser.add_argument("--unsealed", action="store_true", help=UNSEALED_HELP)
     logs = parser.add_argument_group("log (on the standard error)")
     logs.add_argument("--log-format", choices=("text", "json"), default="text", help="for people, or for programs")
     logs.add_argument(
@@ -229,8 +225,8 @@ def _run_opened(arguments: argparse.Namespace, config: StreamsConfig, opened: di
         top=arguments.top,
         nms_iou=arguments.nms,
     )
-    check_outputs(flags, find_model(arguments.model), config, opened)
     tables = load_outputs(arguments.config)
+    check_outputs(flags, tables, find_model(arguments.model), config, opened)
     # A file has two frames in the model at once: two callers and threads - 1 helpers then fill the cores.
     threads = arguments.threads or (None if config.is_live else max(1, available_cores() - 1))
     page = None

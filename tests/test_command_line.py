@@ -19,7 +19,7 @@ EVERY_COMMAND = "-h --help --debug"
 ARGUMENTS = {
     "train": (
         "--data --format --split --classes --allow --exif --follow-links -o --output --out --epochs --minutes --size"
-        " --preset --holdout-classes --from --backbone-weights --resume --config --set --print-config"
+        " --preset --holdout-classes --classify --from --backbone-weights --resume --config --set --print-config"
     ),
     "data check": (
         "path --format --split --classes --allow --exif --follow-links --size --preset --checkpoint --no-images"
@@ -57,7 +57,7 @@ ARGUMENTS = {
     ),
     "predict": (
         "model images -o --output --data --format --split --classes --allow --exif --follow-links --to --crops"
-        " --pictures --min-score --max-per-image --nms --allow-host-code --config --set --print-config"
+        " --pictures --min-score --max-per-image --nms --allow-host-code --unsealed --config --set --print-config"
     ),
     "bench": (
         "model --data --format --split --classes --allow --exif --follow-links --images -o --output --threads"

@@ -43,6 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="hide the boxes of these classes from training; `edgerpn eval` then reports recall on them separately",
     )
     parser.add_argument(
+        "--classify",
+        action="store_true",
+        help="also train a second stage, which tells the classes of the objects apart (default: objects only)",
+    )
+    parser.add_argument(
         "--from",
         dest="start",
         metavar="WEIGHTS",
@@ -79,6 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
         epochs=arguments.epochs,
         size_hw=arguments.size,
         holdout_classes=arguments.holdout_classes,
+        classify=arguments.classify,
         start=arguments.start,
         data_format=arguments.format,
         data_split=arguments.split,

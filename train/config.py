@@ -13,6 +13,7 @@ from edgerpn.train.data.loader import DataConfig
 from edgerpn.train.learning.assign import AssignConfig
 from edgerpn.train.learning.loss import LossConfig
 from edgerpn.train.learning.optimizer import OptimizerConfig
+from edgerpn.train.learning.regions import RegionConfig
 from edgerpn.train.network.model import ModelConfig
 from edgerpn.train.network.proposal_stage import ProposalConfig
 
@@ -71,6 +72,8 @@ class TrainSettings:
     """Assignment and sampling of anchors."""
     loss: LossConfig = field(default_factory=LossConfig)
     """Losses."""
+    regions: RegionConfig = field(default_factory=RegionConfig)
+    """Training of the second stage."""
     proposals: ProposalConfig = field(default_factory=ProposalConfig)
     """The proposal stage in evaluation; the export has its own counts."""
     data: DataConfig = field(default_factory=DataConfig)

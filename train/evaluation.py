@@ -59,18 +59,31 @@ def evaluate(
     split = split.read_like(content.settings.data.exif)
     if holdout_classes is None:
         holdout_classes = _known_holdout_classes(content, split, log)
-    start = content.settings.loop.start
-    if holdout_classes and log is not None and start not in (AUTO, RANDOM):
-        log(f"{file.name} started from weights ({start}) that may have seen objects of {', '.join(holdout_classes)}")
+    if log is not None:
+        _tell_of_seen(file, content, holdout_classes, log)
     return measure(
         partial(detect, make_detector(model, content, num_proposals=num_proposals, size_hw=size_hw)),
         split,
         name=file.name,
         num_proposals=num_proposals,
+        class_names=content.settings.model.classes,
         holdout_classes=holdout_classes,
         limit=limit,
         log=log,
     )
+
+
+def _tell_of_seen(
+    file: Path, checkpoint: Checkpoint, holdout_classes: Sequence[str], log: Callable[[str], None]
+) -> None:
+    """Names the classes whose recall is not that of unseen ones."""
+    start, held_out = checkpoint.settings.loop.start, checkpoint.settings.data.holdout_classes
+    if holdout_classes and start not in (AUTO, RANDOM):
+        log(f"{file.name} started from weights ({start}) that may have seen objects of {', '.join(holdout_classes)}")
+        return
+    seen = [name for name in holdout_classes if name not in held_out]
+    if seen:
+        log(f"{file.name} was trained without holding out {', '.join(seen)}, and may have seen such objects")
 
 
 def _known_holdout_classes(checkpoint: Checkpoint, split: Split, log: Callable[[str], None] | None) -> tuple[str, ...]:

@@ -87,7 +87,8 @@ def as_rpn(
         ValueError: A size or a number is not positive.
     """
     model, loaded = load_model(checkpoint)
-    settings = loaded.settings
+    # torchvision has a second stage of its own.
+    settings = dataclasses.replace(loaded.settings, model=dataclasses.replace(loaded.settings.model, classes=()))
     if num_proposals is not None:
         proposals = dataclasses.replace(settings.proposals, num_proposals=num_proposals)
         settings = dataclasses.replace(settings, proposals=proposals)

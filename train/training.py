@@ -11,6 +11,7 @@ from typing import Any
 from edgerpn import settings as settings_io
 from edgerpn.errors import ConfigError
 from edgerpn.train.config import TrainSettings, load_settings
+from edgerpn.train.network.model import ALL_CLASSES
 from edgerpn.train.run.folder import RunFolder
 from edgerpn.train.run.loop import TrainResult, run_training
 
@@ -26,6 +27,7 @@ def train(
     size_hw: tuple[int, int] | None = None,
     preset: str | None = None,
     holdout_classes: Sequence[str] | None = None,
+    classify: bool = False,
     start: str | os.PathLike[str] | None = None,
     settings: TrainSettings | Mapping[str, Any] | None = None,
     backbone_weights: str | os.PathLike[str] | None = None,
@@ -51,6 +53,7 @@ def train(
         size_hw: Height and width at which the network works, pixels.
         preset: "edge" (default) or "paper"; a resumed run keeps its own settings instead.
         holdout_classes: Names of classes whose boxes training does not see.
+        classify: Whether to train a second stage too, which tells the classes of the objects apart.
         start: Weights that a new run starts from: "general" (those of this package, the default where they fit the
             network), "random", or a checkpoint.
         settings: All settings (`load_settings` makes them), or single ones by name over the preset's, such as
@@ -79,6 +82,7 @@ def train(
         epochs=epochs,
         size_hw=size_hw,
         holdout_classes=holdout_classes,
+        classify=classify,
         start=start,
         overrides=overrides,
     )
@@ -107,6 +111,7 @@ def resolve_settings(
     epochs: int | None = None,
     size_hw: tuple[int, int] | None = None,
     holdout_classes: Sequence[str] | None = None,
+    classify: bool = False,
     start: str | os.PathLike[str] | None = None,
     data_format: str | None = None,
     data_split: str | None = None,
@@ -130,6 +135,8 @@ def resolve_settings(
         texts.append(f"data.input_hw={list(size_hw)}")
     if holdout_classes is not None:
         texts.append(f"data.holdout_classes={json.dumps(list(holdout_classes))}")
+    if classify:
+        texts.append(f"model.classes={json.dumps(ALL_CLASSES)}")
     if start is not None:
         texts.append(f"loop.start={json.dumps(os.fspath(start))}")
     if data_format is not None:

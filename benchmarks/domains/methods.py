@@ -20,7 +20,7 @@ from edgerpn.train.checkpoint import load_model
 from edgerpn.train.data.coco import Dataset, read_image
 from edgerpn.train.evaluation import make_detector
 from edgerpn.train.network.detector import detect
-from edgerpn.train.recall.average_recall import average_recall, coco_results
+from edgerpn.train.recall.average_recall import average_recall
 from edgerpn.train.recall.measurement import Detect
 from edgerpn.train.training import resolve_settings
 
@@ -130,7 +130,7 @@ def propose(detect_frame: Detect, dataset: Dataset, label: str) -> Results:
     """Runs a detector on all images."""
     results: Results = []
     for record in track(dataset.records, label, unit="image"):
-        results += coco_results(record.image_id, *detect_frame(read_image(record.file, record.exif)))
+        results += detect_frame(read_image(record.file, record.exif)).to_coco(record.image_id)
     return results
 
 

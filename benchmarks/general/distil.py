@@ -84,6 +84,8 @@ class Distillation:
         del part
         if run.compute.device.type != "cpu" or run.ranks.size > 1:
             raise ConfigError(["loop.device: the teacher works on a CPU, in one process; set loop.device=cpu"])
+        if run.settings.model.classes:
+            raise ConfigError(["model.classes: a second stage does not learn from the teacher; leave it empty"])
         self._learn_maps(run.fraction)
         images = run.model.normalize(batch.images)
         with run.compute.autocast():

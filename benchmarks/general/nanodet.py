@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from edgerpn.proposals import Proposals
 from edgerpn.train.network.nms import nms_greedy
 
 SIDE_PX = 416
@@ -54,19 +55,17 @@ class NanoDet:
         self._nodes = {node["name"]: node for node in content["modelTopology"]["node"]}
         self._constants = dict(_read_weights(content["weightsManifest"], folder))
 
-    def propose(
-        self, image: npt.NDArray[np.uint8], *, nms_iou: float = 0.7, count: int = 1000
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Returns the boxes (K, 4), x1 y1 x2 y2 in pixels of the image, and scores (K,), best first.
+    def propose(self, image: npt.NDArray[np.uint8], *, nms_iou: float = 0.7, count: int = 1000) -> Proposals:
+        """Returns the boxes in pixels of the image, best first.
 
         Args:
             image: (H, W, 3) uint8 BGR.
             nms_iou: IoU above which the weaker of two boxes goes, whatever their classes.
-            count: Largest K.
+            count: The most boxes.
         """
         boxes, scores = self.find(image)
         keep = suppress(boxes, nms_iou)[:count]
-        return boxes[keep], scores[keep]
+        return Proposals(boxes[keep], scores[keep])
 
     @torch.inference_mode()
     def find(self, image: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:

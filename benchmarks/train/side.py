@@ -85,7 +85,7 @@ def our_step(options: argparse.Namespace) -> tuple[Step, str]:
     from edgerpn.train.config import load_settings
     from edgerpn.train.data.batch import TrainBatch
     from edgerpn.train.learning.optimizer import WeightAverage, make_optimizer
-    from edgerpn.train.network.model import Rpn
+    from edgerpn.train.network.model import Rpn, RpnWithMaps
     from edgerpn.train.run.device import choose_compute, keep_freed_memory, place
     from edgerpn.train.run.ranks import SINGLE_PROCESS
     from edgerpn.train.run.state import RunProgress, TrainingRun
@@ -122,7 +122,7 @@ def our_step(options: argparse.Namespace) -> tuple[Step, str]:
         loader=cast("Any", SimpleNamespace(batch_size=options.batch, batches_per_epoch=1000)),
         ranks=SINGLE_PROCESS,
         model=model,
-        network=model,
+        network=RpnWithMaps(model),
         parallel=None,
         optimizer=make_optimizer(model, settings.optimizer),
         average=WeightAverage(model, settings.optimizer),
@@ -136,6 +136,7 @@ def our_step(options: argparse.Namespace) -> tuple[Step, str]:
         images=images,
         gt_boxes=boxes,
         gt_mask=torch.ones(boxes.shape[:2], dtype=torch.bool),
+        gt_labels=torch.zeros(boxes.shape[:2], dtype=torch.int64),
         ignore_boxes=torch.zeros(options.batch, 1, 4),
         ignore_mask=torch.zeros(options.batch, 1, dtype=torch.bool),
         image_ids=list(range(options.batch)),

@@ -55,7 +55,9 @@ class Predictor:
     """Frees the model at its end."""
 
 
-def open_predictor(file: Path, config: PredictConfig, *, allow_host_code: bool = False) -> Predictor:
+def open_predictor(
+    file: Path, config: PredictConfig, *, allow_host_code: bool = False, verify: bool = True
+) -> Predictor:
     """Loads a model by the suffix of its file.
 
     Raises:
@@ -64,7 +66,7 @@ def open_predictor(file: Path, config: PredictConfig, *, allow_host_code: bool =
         EngineLoadError: The exported model cannot be loaded.
         ManifestError: The exported model's manifest is missing or does not fit.
     """
-    return _checkpoint(file, config) if is_checkpoint(file) else _exported(file, config, allow_host_code)
+    return _checkpoint(file, config) if is_checkpoint(file) else _exported(file, config, allow_host_code, verify)
 
 
 def fit_source(
@@ -81,10 +83,12 @@ def fit_source(
     return geometry.apply(frame, cv2.resize), geometry.to_frame
 
 
-def _exported(file: Path, config: PredictConfig, allow_host_code: bool) -> Predictor:
+def _exported(file: Path, config: PredictConfig, allow_host_code: bool, verify: bool) -> Predictor:
     # Two frames are in the model at once: two callers and threads - 1 helpers then fill the cores.
     threads = config.threads or max(1, available_cores() - 1)
-    model = load(file, providers=config.providers or None, threads=threads, allow_host_code=allow_host_code)
+    model = load(
+        file, providers=config.providers or None, threads=threads, allow_host_code=allow_host_code, verify=verify
+    )
     source_hw = model.manifest.input.source_hw
     return Predictor(
         name=file.name,
@@ -138,6 +142,7 @@ def _checkpoint(file: Path, config: PredictConfig) -> Predictor:
         batch=config.batch or (GPU_BATCH if is_gpu else 1),
         num_workers=num_workers,
         exif="apply" if content.settings.data.exif == "apply" else "ignore",
-        run=lambda frames: [Proposals(boxes, scores) for boxes, scores in detect_batch(detector, frames)],
+        class_names=content.settings.model.classes,
+        run=lambda frames: detect_batch(detector, frames),
         closing=closing,
     )

@@ -94,6 +94,7 @@ def predict(
     crops: bool = False,
     pictures: bool = False,
     allow_host_code: bool = False,
+    verify: bool = True,
     log: Callable[[str], None] | None = None,
 ) -> PredictSummary:
     """Predicts on images and videos.
@@ -115,6 +116,7 @@ def predict(
         crops: Whether to cut out the best boxes, into crops/, listed in crops.jsonl.
         pictures: Whether to draw the best boxes, into pictures/.
         allow_host_code: Whether a version-compatible engine may contain code for the CPU.
+        verify: Whether to refuse an ONNX file that was changed since export.
         log: Called with a line for the layout of the data, each unreadable or damaged image, each note on a data set.
 
     Raises:
@@ -150,7 +152,7 @@ def predict(
         log=log,
     )
     complete = complete_summary(job.folder, job.plan)
-    return _summary_of(complete) if complete is not None else job.run(allow_host_code)
+    return _summary_of(complete) if complete is not None else job.run(allow_host_code, verify)
 
 
 def _ids(
@@ -216,9 +218,9 @@ class _Job:
         }
         return tuple(name for name, is_wanted in wanted.items() if is_wanted)
 
-    def run(self, allow_host_code: bool) -> PredictSummary:
+    def run(self, allow_host_code: bool, verify: bool) -> PredictSummary:
         start_s = time.perf_counter()
-        predictor = open_predictor(self.model, self.config, allow_host_code=allow_host_code)
+        predictor = open_predictor(self.model, self.config, allow_host_code=allow_host_code, verify=verify)
         folders = [*self.formats, *(["crops"] if self.crops else []), *(["pictures"] if self.pictures else [])]
         numbers = _number_classes(predictor.class_names, self.categories, self.log)
         with (

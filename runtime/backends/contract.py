@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,7 +181,7 @@ def check_outputs(
     """Checks the outputs of a graph for `num_frames` frames against its `output_shapes`.
 
     Raises:
-        InferenceError: A shape, a count or a label breaks the interface.
+        InferenceError: A shape, a count or a label breaks the interface, or a value is not finite.
     """
     expected = tuple((num_frames, *shape) for shape in shapes.values())
     found = tuple(getattr(outputs, role).shape for role in shapes)
@@ -195,4 +196,18 @@ def check_outputs(
     if labels is not None and not 0 <= labels.min() <= labels.max() < num_classes:
         raise InferenceError(
             f"the graph's labels are {labels.min()} to {labels.max()}, expected 0 to {num_classes - 1}"
+        )
+    for role, array in outputs.present.items():
+        # A product with itself is one pass without a copy: finite if every value is.
+        if array.dtype == np.float32 and not math.isfinite(np.vdot(array, array)):
+            _refuse_values(role, array)
+
+
+def _refuse_values(role: str, array: npt.NDArray[np.float32]) -> None:
+    num_wrong = int(array.size - np.isfinite(array).sum())
+    # Only values beyond 1e19 overflow in the product.
+    if num_wrong:
+        raise InferenceError(
+            f"the graph gives {num_wrong} of {array.size} {role} that are not finite numbers; float16 may have "
+            "overflowed: export with --precision fp32. `edgerpn check` compares a graph with its checkpoint"
         )

@@ -66,7 +66,13 @@ class OutputFlags:
         return files if self.output is None else [*files, str(Path(self.output) / "proposals.jsonl")]
 
 
-def check_outputs(flags: OutputFlags, model: str | Path, config: StreamsConfig, opened: Mapping[str, Source]) -> None:
+def check_outputs(
+    flags: OutputFlags,
+    tables: Sequence[Output],
+    model: str | Path,
+    config: StreamsConfig,
+    opened: Mapping[str, Source],
+) -> None:
     """Makes sure that windows can open, and that no output would overwrite an input or another output.
 
     Raises:
@@ -77,14 +83,12 @@ def check_outputs(flags: OutputFlags, model: str | Path, config: StreamsConfig, 
         check_windows()
     if flags.mot is not None:
         _check_mot(flags.mot, config)
-    if flags.is_video_file and len(config.sources) != 1:
-        raise ConfigError(
-            [f"--video {flags.video}: one file holds one source; name a folder for those of {len(config.sources)}"]
-        )
+    if flags.is_video_file:
+        _check_single(f"--video {flags.video}", config)
     images = {path.resolve() for source in opened.values() for path in getattr(source, "paths", ())}
     inputs = {Path(model).resolve(), manifest_path(model).resolve(), *images}
     inputs |= {Path(source.spec.path).resolve() for source in config.sources if not source.is_live}
-    files = [file for file in flags.line_files if file != "-"]
+    files = [file for file in (*flags.line_files, *_table_files(tables)) if file != "-"]
     if flags.video is not None and flags.is_video_file:
         files.append(flags.video)
     if flags.mot is not None and is_mot_file(flags.mot):
@@ -94,6 +98,8 @@ def check_outputs(flags: OutputFlags, model: str | Path, config: StreamsConfig, 
     targets = [Path(file).resolve() for file in files]
     problems = [f"{path}: this is an input of the run, and would be overwritten" for path in targets if path in inputs]
     problems += [f"{path}: this is a folder, expected the name of a file" for path in targets if path.is_dir()]
+    segments = [table.config.folder for table in tables if isinstance(table.config, VideoConfig)]
+    targets += [Path(folder).resolve() for folder in (*flags.folders, *segments)]
     problems += [f"{path}: given for two outputs" for path in sorted(set(targets)) if targets.count(path) > 1]
     for folder in flags.folders:
         if Path(folder).resolve() in {path.parent for path in images}:
@@ -268,12 +274,23 @@ class Windows:
             window.close()
 
 
+def _table_files(tables: Sequence[Output]) -> list[str]:
+    """Returns the files that tables of JSON lines write, also for another output."""
+    outputs = [output for table in tables for output in (table, table.to) if output is not None]
+    return [output.config.path for output in outputs if isinstance(output.config, JsonLinesConfig)]
+
+
+def _check_single(flag: str, config: StreamsConfig) -> None:
+    if len(config.sources) != 1 or config.has_control:
+        found = "others, which may come by HTTP" if config.has_control else f"those of {len(config.sources)}"
+        raise ConfigError([f"{flag}: one file holds one source; name a folder for {found}"])
+
+
 def _check_mot(path: str, config: StreamsConfig) -> None:
     if config.track is None:
         raise ConfigError([f"--mot {path}: this run has no tracks; add --track, or [track] to the settings"])
-    if is_mot_file(path) and (len(config.sources) != 1 or config.has_control):
-        found = "others, which may come by HTTP" if config.has_control else f"those of {len(config.sources)}"
-        raise ConfigError([f"--mot {path}: one file holds one source; name a folder for {found}"])
+    if is_mot_file(path):
+        _check_single(f"--mot {path}", config)
     if not is_mot_file(path) and not Path(path).is_dir() and (Path(path).suffix or Path(path).exists() or path == "-"):
         raise ConfigError([f"--mot {path}: expected a file, .txt or .csv, or a folder"])
 

@@ -18,9 +18,11 @@ Invariants:
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from operator import attrgetter
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 
 GPU_BATCH = 8
 """Frames in a batch on a GPU for a model that takes any number."""
+_FIXED = ("batching.preprocess_threads", "track", "engine", "http")
+_logger = logging.getLogger(__name__)
 
 
 class StreamRunner:
@@ -82,6 +86,7 @@ class StreamRunner:
         if num_threads < 1:
             raise ValueError(f"workers: expected at least 1, got {workers}")
         self._model = model
+        self._config = config
         self._on_tick = on_tick
         self._results_left = max_results
         self._pool = self._make_pool(config.batching)
@@ -180,8 +185,9 @@ class StreamRunner:
         """Adds, removes and changes sources until they are those of `config`; takes over all other settings.
 
         A source whose capture settings change is restarted; the others continue undisturbed. May take two seconds for
-        each source that ends.
+        each source that ends. A setting that cannot change is a warning in the log.
         """
+        self._warn_of_fixed(config)
         self._batcher.wait_ms = config.batching.batch_wait_ms
         self._batcher.max_batch = config.batching.max_batch or natural_batch(self._model)
         self._registry.apply(config, self._tell_removed)
@@ -203,6 +209,11 @@ class StreamRunner:
         self._workers.join()
         if self._pool is not None:
             self._pool.shutdown(wait=False)
+
+    def _warn_of_fixed(self, config: StreamsConfig) -> None:
+        changed = [name for name in _FIXED if attrgetter(name)(config) != attrgetter(name)(self._config)]
+        if changed:
+            _logger.warning("these settings stay as they were when the run started: %s", ", ".join(changed))
 
     def _tell_removed(self, name: str) -> None:
         message = f"{name}: removed from the run"

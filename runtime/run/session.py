@@ -143,7 +143,8 @@ def _consume(runner: StreamRunner, sinks: Sequence[Sink], counts: RunCounts, bar
         if bar is not None:
             bar.update()
         if any(getattr(sink, "is_closed_by_user", False) for sink in sinks):
-            return
+            # Not at once: the tracks of the run leave first.
+            runner.stop()
 
 
 def _close(runner: StreamRunner, sinks: Sequence[Sink], *, timeout_s: float | None) -> None:

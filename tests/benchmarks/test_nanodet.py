@@ -91,12 +91,11 @@ def test_boxes_end_at_the_border(network: nanodet.NanoDet) -> None:
 def test_proposals_pass_nms_and_are_counted(network: nanodet.NanoDet) -> None:
     image = np.full((416, 416, 3), 103, np.uint8)
     image[:, 200:] = 255
-    few, scores = network.propose(image, nms_iou=0.3, count=10_000)
-    many, _ = network.propose(image, nms_iou=0.9, count=10_000)
+    few = network.propose(image, nms_iou=0.3, count=10_000)
+    many = network.propose(image, nms_iou=0.9, count=10_000)
     assert len(few) < len(many)
-    assert len(few) == len(scores)
-    some, _ = network.propose(image, nms_iou=0.3, count=7)
-    assert some.tolist() == few[:7].tolist()
+    some = network.propose(image, nms_iou=0.3, count=7)
+    assert some.boxes.tolist() == few.boxes[:7].tolist()
 
 
 def test_suppression_keeps_the_best_of_overlapping_boxes() -> None:

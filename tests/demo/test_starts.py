@@ -11,6 +11,7 @@ import torch
 
 from edgerpn.demo.starts import STARTS, evaluate_start, settings_by_start, start_detector
 from edgerpn.demo.synthetic.dataset import write_dataset
+from edgerpn.errors import ConfigError
 from edgerpn.train.config import TrainSettings, load_settings
 from edgerpn.train.run.device import choose_compute
 from edgerpn.train.run.folder import RunFolder
@@ -23,6 +24,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("starts")
     write_dataset(folder, num_train=2, num_val=2, hw=(128, 192))
     return folder
+
+
+def test_a_network_that_the_general_weights_do_not_fit_is_refused_at_the_start() -> None:
+    with pytest.raises(ConfigError, match="--set model: the demo fine-tunes the general weights, which are for"):
+        settings_by_start(load_settings(overrides=("model.stage_channels=[8, 8, 8, 8, 8, 8]",)))
 
 
 @pytest.fixture

@@ -60,6 +60,26 @@ def test_a_model_for_one_camera_size_is_measured_on_pictures_of_any_size(exporte
     assert fixed.metrics["AR@100"] > 0.05
 
 
+def test_recall_on_classes_that_the_model_may_have_seen_is_called_so(
+    exported: GetExport, photos: Path, tmp_path: Path
+) -> None:
+    content = json.loads((photos / "val.json").read_text())
+    content["categories"].append({"id": 3, "name": "other"})
+    for annotation in content["annotations"][::2]:
+        annotation["category_id"] = 3
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    made = exported("standard")
+    lines: list[str] = []
+    for model in (made.checkpoint, made.file):
+        found = evaluate_model(
+            model, tmp_path / "val.json", images=photos / "images", holdout_classes=["other"], log=lines.append
+        )
+        assert found.open_world
+    seen = [line for line in lines if "may have seen" in line]
+    assert seen[0].endswith(".pt was trained without holding out other, and may have seen such objects")
+    assert seen[1].endswith("an exported model does not say what it was trained on; it may have seen objects of other")
+
+
 def test_a_limit_measures_the_first_images_only(checkpoints: dict[str, Path], photos: Path) -> None:
     evaluation = evaluate_model(checkpoints["peaks"], photos, limit=2)
     assert evaluation.num_images == 2

@@ -316,6 +316,13 @@ def test_outputs_that_break_the_interface_are_an_inference_error() -> None:
         check_outputs(good._replace(count=np.array([6], np.int32)), 1, shapes)
     with pytest.raises(InferenceError, match="shapes"):
         check_outputs(good._replace(boxes=good.boxes[:, :4]), 1, shapes)
+    described = good._replace(embeddings=np.full((1, 5, 2), 1e30, np.float32))
+    check_outputs(described, 1, shapes)
+    for role, value in (("boxes", np.nan), ("scores", -np.inf), ("embeddings", np.inf)):
+        broken = getattr(described, role).copy()
+        broken.flat[[1, 3]] = value
+        with pytest.raises(InferenceError, match=f"gives 2 of {broken.size} {role} that are not finite numbers"):
+            check_outputs(described._replace(**{role: broken}), 1, shapes)
     classed = good._replace(labels=np.array([[0, 1, 2, 0, 0]], np.int32), class_scores=good.scores)
     shapes |= {"labels": (5,), "class_scores": (5,)}
     check_outputs(classed, 1, shapes, num_classes=3)

@@ -23,7 +23,7 @@ from edgerpn.train.config import TrainSettings
 from edgerpn.train.data.coco import read_coco, read_image
 from edgerpn.train.learning.muon import orthogonalize
 from edgerpn.train.network.detector import Detector, detect
-from edgerpn.train.recall.average_recall import average_recall, coco_results
+from edgerpn.train.recall.average_recall import average_recall
 from edgerpn.train.run.batch_size import resolve_batch_size
 from edgerpn.train.run.device import choose_compute, place
 from edgerpn.train.run.folder import read_log
@@ -179,14 +179,14 @@ def test_a_checkpoint_opens_on_a_cpu_and_finds_there_what_it_found_on_the_gpu(st
         model, checkpoint = load_model(result.best)
         detector = Detector(model.eval(), checkpoint.settings.proposals, network_hw=checkpoint.settings.data.input_hw)
         placed = place(detector, torch.device(device))
-        found[device] = [(r.image_id, *detect(placed, read_image(r.file))) for r in dataset.records]
-    for (_, boxes, scores), (_, expected_boxes, expected_scores) in zip(found["cuda"], found["cpu"], strict=True):
-        num = min(10, len(scores), len(expected_scores))
-        np.testing.assert_allclose(scores[:num], expected_scores[:num], atol=1e-3)
-        np.testing.assert_allclose(boxes[0], expected_boxes[0], atol=0.1)
+        found[device] = [(r.image_id, detect(placed, read_image(r.file))) for r in dataset.records]
+    for (_, own), (_, expected) in zip(found["cuda"], found["cpu"], strict=True):
+        num = min(10, len(own), len(expected))
+        np.testing.assert_allclose(own.scores[:num], expected.scores[:num], atol=1e-3)
+        np.testing.assert_allclose(own.boxes[0], expected.boxes[0], atol=0.1)
     recalls = {}
     for device, proposals in found.items():
-        rows = [row for image_id, boxes, scores in proposals for row in coco_results(image_id, boxes, scores)]
+        rows = [row for image_id, of_image in proposals for row in of_image.to_coco(image_id)]
         recalls[device] = average_recall(dataset.coco_ground_truth(), rows)["AR@100"]
     assert recalls["cuda"] == pytest.approx(recalls["cpu"], abs=0.005)
 

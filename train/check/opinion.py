@@ -13,13 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerpn.progress import track
+from edgerpn.proposals import Proposals
 from edgerpn.train.check.boxes import intersections
 from edgerpn.train.data.coco import ImageRecord, read_image
 
 Boxes = npt.NDArray[np.float32]
 Scores = npt.NDArray[np.float32]
-Detect = Callable[[npt.NDArray[np.uint8]], tuple[Boxes, Scores]]
-"""From a frame (H, W, 3) uint8 BGR to boxes (M, 4) in frame pixels and scores (M,), best first."""
+Detect = Callable[[npt.NDArray[np.uint8]], Proposals]
+"""From a frame (H, W, 3) uint8 BGR to the proposals in its pixels."""
 
 NUM_PROPOSALS = 100
 """Proposals of each image."""
@@ -48,7 +49,8 @@ def find_unmarked(records: Sequence[ImageRecord], detect: Detect, label: str) ->
     places: dict[int, tuple[Boxes, Scores]] = {}
     found_scores: list[float] = []
     for row, record in enumerate(track(records, f"unmarked objects of {label}", unit="image")):
-        boxes, scores = detect(read_image(record.file, record.exif))
+        proposals = detect(read_image(record.file, record.exif))
+        boxes, scores = proposals.boxes, proposals.scores
         marked = np.concatenate((record.boxes_xyxy, record.ignore_xyxy, record.held_out_xyxy))
         common = intersections(boxes, marked)
         own, other = _areas(boxes)[:, None], _areas(marked)[None]

@@ -20,7 +20,7 @@ from edgerpn.errors import check_setting
 from edgerpn.letterbox import PAD_VALUE
 
 Sample = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], npt.NDArray[np.float32]]
-"""Image (H, W, 3) uint8 BGR, objects (g, 4) and ignore regions (i, 4), float32 pixels."""
+"""Image (H, W, 3) uint8 BGR, objects (g, 5) and ignore regions (i, 4), float32 pixels; fifth is the class."""
 NUM_TILES = 4
 """Images of a mosaic."""
 SMALLEST_PX = 32
@@ -162,7 +162,7 @@ def apply_view(
     Args:
         view: Parameters of the view; see `draw_view`.
         image: (H, W, 3) uint8 BGR.
-        boxes_xyxy: (G, 4) float32 objects, image pixels, inside the image.
+        boxes_xyxy: (G, 4) float32 objects, image pixels, inside the image. Further columns stay with their boxes.
         ignore_xyxy: (I, 4) float32 ignore regions, image pixels, inside the image.
         out_hw: Height and width of the view, pixels.
         config: `min_visible` and `min_box_px` apply to the boxes.
@@ -179,7 +179,7 @@ def apply_view(
     canvas = _paint(view, image, span_x, span_y, out_hw)
     boxes, is_visible = _show_boxes(boxes_xyxy, span_x, span_y, view.flip, config)
     ignore, _ = _show_boxes(ignore_xyxy, span_x, span_y, view.flip, config)
-    return canvas, boxes[is_visible], np.concatenate([ignore, boxes[~is_visible]])
+    return canvas, boxes[is_visible], np.concatenate([ignore, boxes[~is_visible, :4]])
 
 
 def _span(source: int, out: int, scale: float, place: float) -> _AxisCrop:
@@ -228,8 +228,8 @@ def _show_boxes(
     boxes_xyxy: npt.NDArray[np.float32], span_x: _AxisCrop, span_y: _AxisCrop, flip: bool, config: AugmentConfig
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
     """Returns the boxes in view, clipped, without those too small, and whether enough of each is visible."""
-    x = (boxes_xyxy[:, 0::2].astype(np.float64) - span_x.start) * span_x.scale
-    y = (boxes_xyxy[:, 1::2].astype(np.float64) - span_y.start) * span_y.scale
+    x = (boxes_xyxy[:, 0:4:2].astype(np.float64) - span_x.start) * span_x.scale
+    y = (boxes_xyxy[:, 1:4:2].astype(np.float64) - span_y.start) * span_y.scale
     if flip:
         x = span_x.size - x[:, ::-1]
     area = (x[:, 1] - x[:, 0]) * (y[:, 1] - y[:, 0])
@@ -237,7 +237,7 @@ def _show_boxes(
     width, height = x[:, 1] - x[:, 0], y[:, 1] - y[:, 0]
     shown = (width >= config.min_box_px) & (height >= config.min_box_px) & (width > 0) & (height > 0)
     x, y = x + span_x.offset, y + span_y.offset
-    boxes = np.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], axis=1).astype(np.float32)
+    boxes = np.column_stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1], boxes_xyxy[:, 4:]]).astype(np.float32)
     # 1e-6 covers rounding, so that a complete box counts as visible at min_visible = 1.
     is_visible = width * height >= (config.min_visible - 1e-6) * area
     return boxes[shown], is_visible[shown]
@@ -280,7 +280,7 @@ def compose_mosaic(
         show: Returns the view for a tile's number and the tile, as large as the tile.
 
     Returns:
-        The whole view (H, W, 3) uint8 BGR, its objects (G, 4) and its ignore regions (I, 4), float32 view pixels; new.
+        The whole view (H, W, 3) uint8 BGR, its objects (G, 5) and its ignore regions (I, 4), float32 view pixels; new.
     """
     canvas = np.empty((*view_hw, 3), np.uint8)
     objects, ignored = [], []
@@ -288,6 +288,6 @@ def compose_mosaic(
         part, boxes, regions = show(number, tile)
         canvas[tile.top : tile.top + tile.hw[0], tile.left : tile.left + tile.hw[1]] = part
         shift = np.array([tile.left, tile.top, tile.left, tile.top], np.float32)
-        objects.append(boxes + shift)
+        objects.append(np.column_stack([boxes[:, :4] + shift, boxes[:, 4:]]))
         ignored.append(regions + shift)
     return canvas, np.concatenate(objects), np.concatenate(ignored)

@@ -26,6 +26,8 @@ class TrainBatch:
     """(N, G, 4) float32 objects x1, y1, x2, y2 in input pixels; zero where `gt_mask` is false."""
     gt_mask: torch.Tensor
     """(N, G) bool, true for rows of `gt_boxes` with an object."""
+    gt_labels: torch.Tensor
+    """(N, G) int64 number of each object's class, as the records have it; 0 where `gt_mask` is false."""
     ignore_boxes: torch.Tensor
     """(N, I, 4) float32 regions that are neither object nor background; zero where `ignore_mask` is false."""
     ignore_mask: torch.Tensor
@@ -55,6 +57,7 @@ class TrainBatch:
             images=change(self.images),
             gt_boxes=change(self.gt_boxes),
             gt_mask=change(self.gt_mask),
+            gt_labels=change(self.gt_labels),
             ignore_boxes=change(self.ignore_boxes),
             ignore_mask=change(self.ignore_mask),
             image_ids=self.image_ids,
@@ -65,18 +68,19 @@ def collate(samples: Sequence[Sample], image_ids: list[ImageId]) -> TrainBatch:
     """Collates N samples of one size into a batch.
 
     Args:
-        samples: N times image (H, W, 3) uint8, objects (g, 4) and ignore regions (i, 4) float32.
+        samples: N times image (H, W, 3) uint8, objects (g, 5) and ignore regions (i, 4) float32.
         image_ids: N COCO ids.
 
     Returns:
         A batch of new tensors.
     """
-    gt_boxes, gt_mask = _pad([boxes for _, boxes, _ in samples])
+    objects, gt_mask = _pad([boxes for _, boxes, _ in samples])
     ignore_boxes, ignore_mask = _pad([ignore for _, _, ignore in samples])
     return TrainBatch(
         images=torch.from_numpy(np.stack([image for image, _, _ in samples])),
-        gt_boxes=gt_boxes,
+        gt_boxes=objects[..., :4].contiguous(),
         gt_mask=gt_mask,
+        gt_labels=objects[..., 4].to(torch.int64),
         ignore_boxes=ignore_boxes,
         ignore_mask=ignore_mask,
         image_ids=image_ids,
@@ -84,9 +88,9 @@ def collate(samples: Sequence[Sample], image_ids: list[ImageId]) -> TrainBatch:
 
 
 def _pad(boxes: Sequence[npt.NDArray[np.float32]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pads N arrays (<= G, 4) to (N, G, 4) with zeros, with a mask (N, G)."""
+    """Pads N arrays (<= G, C) to (N, G, C) with zeros, with a mask (N, G)."""
     longest = max(1, *(len(rows) for rows in boxes))
-    padded = torch.zeros(len(boxes), longest, 4)
+    padded = torch.zeros(len(boxes), longest, boxes[0].shape[1])
     mask = torch.zeros(len(boxes), longest, dtype=torch.bool)
     for index, rows in enumerate(boxes):
         padded[index, : len(rows)] = torch.from_numpy(rows)

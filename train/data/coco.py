@@ -107,15 +107,35 @@ class Dataset:
     """Count and examples of each kind of problem in `problems`."""
 
     @property
+    def present_classes(self) -> tuple[str, ...]:
+        """Names of the classes of objects, without held-out ones and those without a box, in file order."""
+        rows = np.unique(np.concatenate([record.box_classes for record in self.records]))
+        return tuple(self.class_names[row] for row in rows.tolist() if row >= 0)
+
+    def with_classes(self, names: Sequence[str]) -> Dataset:
+        """Returns the set with the classes of its boxes numbered as in `names`; others become -1."""
+        numbers = np.array([names.index(name) if name in names else -1 for name in self.class_names], np.int64)
+        records = [
+            replace(record, box_classes=numbers[record.box_classes], ignore_classes=numbers[record.ignore_classes])
+            for record in self.records
+        ]
+        return replace(self, records=tuple(records), class_names=tuple(names))
+
+    @property
     def num_objects(self) -> int:
         """Number of boxes of all images, without crowds and held-out classes."""
         return sum(len(record.boxes_xyxy) for record in self.records)
 
-    def coco_ground_truth(self, part: Literal["seen", "unseen", "all"] = "seen") -> dict[str, Any]:
-        """Returns the records as a COCO data set with the single category 1, for class-agnostic evaluation.
+    def coco_ground_truth(
+        self, part: Literal["seen", "unseen", "all"] = "seen", *, by_class: bool = False
+    ) -> dict[str, Any]:
+        """Returns the records as a COCO data set.
 
         Args:
             part: Objects of classes that are not held out, of held-out classes, or all; crowds are in each.
+            by_class: Whether each object has the category of its class, from 1 in the order of `class_names`, and
+                those without one are left out; needs `part` "seen". By default all have the single category 1, for
+                class-agnostic evaluation.
 
         Returns:
             A new dict with "images", "annotations" (ids from 1; area = width x height; iscrowd) and "categories".
@@ -127,14 +147,18 @@ class Dataset:
                 "unseen": record.held_out_xyxy,
                 "all": np.concatenate((record.boxes_xyxy, record.held_out_xyxy)),
             }[part]
-            for is_crowd, boxes in enumerate((objects, record.ignore_xyxy)):
-                for x1, y1, x2, y2 in boxes.tolist():
+            classes = record.box_classes if by_class else np.zeros(len(objects), np.int64)
+            ignored = record.ignore_classes if by_class else np.zeros(len(record.ignore_xyxy), np.int64)
+            for is_crowd, boxes, rows in ((0, objects, classes), (1, record.ignore_xyxy, ignored)):
+                for (x1, y1, x2, y2), row in zip(boxes.tolist(), rows.tolist(), strict=True):
+                    if row < 0:
+                        continue
                     annotations.append(
                         {
                             # From 1, because pycocotools treats a match with id 0 as no match.
                             "id": len(annotations) + 1,
                             "image_id": record.image_id,
-                            "category_id": 1,
+                            "category_id": row + 1,
                             "bbox": [x1, y1, x2 - x1, y2 - y1],
                             "area": (x2 - x1) * (y2 - y1),
                             "iscrowd": is_crowd,
@@ -144,7 +168,8 @@ class Dataset:
             {"id": record.image_id, "file_name": record.file.name, "width": record.hw[1], "height": record.hw[0]}
             for record in self.records
         ]
-        categories = [{"id": 1, "name": "object"}]
+        names = self.class_names if by_class else ("object",)
+        categories = [{"id": number, "name": name} for number, name in enumerate(names, start=1)]
         return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
 
 

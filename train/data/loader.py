@@ -205,7 +205,7 @@ class _BatchSource:
         return apply_view(
             view,
             image,
-            record.boxes_xyxy * factor,
+            np.column_stack([record.boxes_xyxy * factor, record.box_classes.astype(np.float32)]),
             record.ignore_xyxy * factor,
             out_hw=view_hw,
             config=config.augment,

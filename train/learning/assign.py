@@ -186,8 +186,23 @@ def sample(
     noise_NA = torch.rand((whole, labels_NA.shape[1]), generator=generator, device=labels_NA.device)
     noise_NA = noise_NA[first : first + len(labels_NA)]
     max_objects = int(config.samples_per_image * config.positive_fraction)
+    return draw_sample(labels_NA, noise_NA, count=config.samples_per_image, max_objects=max_objects)
+
+
+def draw_sample(labels_NA: Tensor, noise_NA: Tensor, *, count: int, max_objects: int) -> Tensor:
+    """Draws the objects of each image with the smallest noise, at most `max_objects`, and fills up with background.
+
+    Args:
+        labels_NA: Labels as in `Assignment`.
+        noise_NA: Random numbers, 0..1.
+        count: Rows to draw for each image; fewer if there are fewer objects and background.
+        max_objects: The most objects among them.
+
+    Returns:
+        (N, A) bool, true for the rows drawn.
+    """
     objects_NA = _draw(labels_NA == OBJECT, noise_NA, torch.full_like(labels_NA[:, :1], max_objects))
-    places_N1 = config.samples_per_image - objects_NA.sum(dim=1, keepdim=True)
+    places_N1 = count - objects_NA.sum(dim=1, keepdim=True)
     return objects_NA | _draw(labels_NA == BACKGROUND, noise_NA, places_N1)
 
 

@@ -72,6 +72,10 @@ class LossSums:
     """Scalar without a gradient: number of sampled anchors (bce), or sum of the objects' weights (quality_focal)."""
     num_objects: Tensor
     """Scalar, integer."""
+    region_class: Tensor | None = None
+    """Scalar with a gradient: class loss of the second stage, without its factor; None: no second stage."""
+    region_box: Tensor | None = None
+    """Scalar with a gradient: loss of the boxes that the second stage corrects, likewise."""
 
 
 def rpn_losses(

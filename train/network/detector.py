@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from edgerpn.errors import InputError
 from edgerpn.letterbox import PAD_VALUE, Letterbox, letterbox
+from edgerpn.proposals import Proposals
 from edgerpn.train.network.anchors import grid_anchors
 from edgerpn.train.network.boxes import clip_boxes, row_xyxy
 from edgerpn.train.network.class_stage import classify_proposals
@@ -136,17 +137,13 @@ class Detector(nn.Module):
         return self.model.standardize(images)
 
 
-BoxesAndScores = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
-"""Boxes (M, 4) float32 in frame pixels and scores (M,) float32, best first."""
-
-
-def detect(detector: Detector, frame: npt.NDArray[np.uint8]) -> BoxesAndScores:
+def detect(detector: Detector, frame: npt.NDArray[np.uint8]) -> Proposals:
     """Runs one frame of any size; the rest is as in `detect_batch`."""
     return detect_batch(detector, [frame])[0]
 
 
 @torch.inference_mode()
-def detect_batch(detector: Detector, frames: Sequence[npt.NDArray[np.uint8]]) -> list[BoxesAndScores]:
+def detect_batch(detector: Detector, frames: Sequence[npt.NDArray[np.uint8]]) -> list[Proposals]:
     """Runs frames of any sizes through a detector without a fixed source size, together.
 
     Args:
@@ -170,13 +167,15 @@ def detect_batch(detector: Detector, frames: Sequence[npt.NDArray[np.uint8]]) ->
     ]
     device = detector.get_buffer("anchors_0").device
     batch = detector(torch.stack(images).to(device))
-    outputs = zip(geometries, batch.boxes.cpu().numpy(), batch.scores.cpu().numpy(), batch.count.tolist(), strict=True)
-    return [_in_frame(geometry, boxes[:count], scores[:count]) for geometry, boxes, scores, count in outputs]
-
-
-def _in_frame(
-    geometry: Letterbox, network_boxes: npt.NDArray[np.float32], scores: npt.NDArray[np.float32]
-) -> BoxesAndScores:
-    boxes = geometry.to_frame(network_boxes)
-    visible = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    return boxes[visible], scores[visible]
+    names = detector.model.config.classes
+    columns = {"scores": batch.scores, "labels": batch.labels, "class_scores": batch.class_scores}
+    arrays = {name: column.cpu().numpy() for name, column in columns.items() if column is not None}
+    found = []
+    for row, (geometry, boxes, count) in enumerate(
+        zip(geometries, batch.boxes.cpu().numpy(), batch.count.tolist(), strict=True)
+    ):
+        values = {name: array[row, :count] for name, array in arrays.items()}
+        proposals = Proposals(geometry.to_frame(boxes[:count]), class_names=names, **values)
+        is_visible = (proposals.boxes[:, 2] > proposals.boxes[:, 0]) & (proposals.boxes[:, 3] > proposals.boxes[:, 1])
+        found.append(proposals[is_visible])
+    return found

@@ -21,6 +21,9 @@ from edgerpn.train.network.backbones import COARSEST_STRIDE_PX, make_backbone
 from edgerpn.train.network.layers import ConvNormAct, LevelConv
 from edgerpn.train.network.region_head import RegionHead
 
+ALL_CLASSES = ("*",)
+"""`ModelConfig.classes` before a training has read the names of the classes in its data."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
@@ -56,7 +59,8 @@ class ModelConfig:
     anchors: AnchorConfig = field(default_factory=AnchorConfig)
     """Anchors of every level."""
     classes: tuple[str, ...] = ()
-    """Names of the classes that a second stage gives to the proposals; empty: no second stage."""
+    """Names of the classes that a second stage gives to the proposals; `["*"]`: those of the objects in the training
+    set; empty: no second stage."""
     region_channels: int = 256
     """Width of the hidden layers of the second stage."""
 
@@ -268,3 +272,17 @@ class Rpn(nn.Module):
     def outputs(self, maps_NCHW: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Feature maps to the results of `forward`."""
         return [self.head(x, level) for level, x in enumerate(maps_NCHW)]
+
+
+class RpnWithMaps(nn.Module):
+    """The network as training calls it: with the maps, from which a second stage reads features."""
+
+    def __init__(self, model: Rpn) -> None:
+        """Wraps `model`, whose weights it shares."""
+        super().__init__()
+        self.model = model
+
+    def forward(self, images_N3HW: Tensor) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:
+        """Normalised images to the results of `Rpn.maps` and `Rpn.forward`."""
+        maps = self.model.maps(images_N3HW)
+        return maps, self.model.outputs(maps)

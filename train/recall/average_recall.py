@@ -35,10 +35,35 @@ def average_recall(ground_truth: Mapping[str, Any], results: Sequence[Mapping[st
         DataError: A result names an image that is not in the annotations.
         MissingDependencyError: faster-coco-eval is not installed.
     """
+    evaluation = run_evaluation(ground_truth, results, budgets=BUDGETS, areas_px=AREAS_PX)
+    return _metrics(np.asarray(evaluation.eval["recall"]), list(evaluation.params.iouThrs))
+
+
+def run_evaluation(
+    ground_truth: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
+    *,
+    budgets: Sequence[int],
+    areas_px: Mapping[str, tuple[float, float]],
+    by_class: bool = False,
+) -> Any:
+    """Runs faster-coco-eval; returns its evaluation, with `eval` filled.
+
+    Args:
+        ground_truth: As for `average_recall`; with `by_class` its categories count.
+        results: As there; with `by_class` each has a category_id.
+        budgets: Numbers of best boxes of an image that are evaluated.
+        areas_px: Ranges of areas of boxes that are evaluated, square pixels, by name.
+        by_class: Whether boxes of different categories do not match.
+
+    Raises:
+        DataError: A result names an image that is not in the annotations, or there is no annotation.
+        MissingDependencyError: faster-coco-eval is not installed.
+    """
     library = require("faster_coco_eval", extra="recall", purpose="measuring recall")
     # The library takes numbers only.
     numbers = {image["id"]: number for number, image in enumerate(ground_truth["images"], start=1)}
-    truth = _fold(ground_truth, numbers)
+    truth = _numbered(ground_truth, numbers, by_class=by_class)
     unknown = {row["image_id"] for row in results} - numbers.keys()
     if unknown:
         raise DataError(
@@ -48,26 +73,29 @@ def average_recall(ground_truth: Mapping[str, Any], results: Sequence[Mapping[st
     if not truth["annotations"]:
         raise DataError("annotations: no ground-truth boxes, so recall is not defined")
     coco = library.COCO(truth)
+    rows = [
+        {**row, "image_id": numbers[row["image_id"]], "category_id": row["category_id"] if by_class else 1}
+        for row in results
+    ]
     # The library cannot load an empty list of results; one box without area matches nothing.
-    rows = [{**row, "image_id": numbers[row["image_id"]], "category_id": 1} for row in results] or [_nothing(truth)]
-    evaluation = library.COCOeval_faster(coco, coco.loadRes(rows), iouType="bbox", use_area=True)
+    evaluation = library.COCOeval_faster(coco, coco.loadRes(rows or [_nothing(truth)]), iouType="bbox", use_area=True)
     params = evaluation.params
-    params.useCats = 0
-    params.maxDets = list(BUDGETS)
-    params.areaRng = [list(limits) for limits in AREAS_PX.values()]
-    params.areaRngLbl = list(AREAS_PX)
+    params.useCats = int(by_class)
+    params.maxDets = list(budgets)
+    params.areaRng = [list(limits) for limits in areas_px.values()]
+    params.areaRngLbl = list(areas_px)
     evaluation.evaluate()
     evaluation.accumulate()
-    return _metrics(np.asarray(evaluation.eval["recall"]), list(params.iouThrs))
+    return evaluation
 
 
-def _fold(ground_truth: Mapping[str, Any], numbers: Mapping[ImageId, int]) -> dict[str, Any]:
-    """Returns the annotations with every category set to 1, and the images under their `numbers`."""
+def _numbered(ground_truth: Mapping[str, Any], numbers: Mapping[ImageId, int], *, by_class: bool) -> dict[str, Any]:
+    """Returns the annotations with the images under their `numbers`, and all of category 1 unless `by_class`."""
     annotations = [
         {
             "id": number,
             "image_id": numbers[row["image_id"]],
-            "category_id": 1,
+            "category_id": row["category_id"] if by_class else 1,
             "bbox": row["bbox"],
             "area": row["bbox"][2] * row["bbox"][3],
             "iscrowd": row.get("iscrowd", 0),
@@ -79,7 +107,7 @@ def _fold(ground_truth: Mapping[str, Any], numbers: Mapping[ImageId, int]) -> di
         "info": {},
         "images": [{**image, "id": numbers[image["id"]]} for image in ground_truth["images"]],
         "annotations": annotations,
-        "categories": [{"id": 1, "name": "object"}],
+        "categories": ground_truth["categories"] if by_class else [{"id": 1, "name": "object"}],
     }
 
 
@@ -124,6 +152,12 @@ def format_table(columns: Mapping[str, Mapping[str, float]]) -> str:
         shown = (metrics.get(name, -1.0) for metrics in columns.values())
         lines.append(f"{name:<{width}}" + "".join(f"  {_number(value):>{cells}}" for value in shown))
     return "\n".join(lines)
+
+
+def format_rows(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """Formats a plain-text table: one row for each of `rows` (title -> metrics), one column per metric."""
+    names = list(next(iter(rows.values())))
+    return format_table({name: {title: metrics[name] for title, metrics in rows.items()} for name in names})
 
 
 def _number(value: float) -> str:

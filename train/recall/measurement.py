@@ -12,13 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerpn.progress import track
+from edgerpn.proposals import Proposals
 from edgerpn.train.data.coco import read_image, read_split, require_objects
 from edgerpn.train.data.splits import Split
-from edgerpn.train.recall.average_recall import BUDGETS, average_recall, coco_results
+from edgerpn.train.recall.average_precision import average_precision
+from edgerpn.train.recall.average_recall import BUDGETS, average_recall
 from edgerpn.train.recall.open_world import check_parts, open_world_recall
 
-Detect = Callable[[npt.NDArray[np.uint8]], tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
-"""From a frame (H, W, 3) uint8 BGR to boxes (M, 4) in frame pixels and scores (M,), best first."""
+Detect = Callable[[npt.NDArray[np.uint8]], Proposals]
+"""From a frame (H, W, 3) uint8 BGR to the proposals in its pixels."""
 
 NUM_WARM_UP = 3
 """Images that run once before the clock starts."""
@@ -29,7 +31,8 @@ class Evaluation:
     """Recall and speed of a model on annotated images."""
 
     metrics: dict[str, float]
-    """Recall by name, 0..1: AR@10, AR@100, ...; see `edgerpn.train.recall.average_recall.average_recall`."""
+    """Recall by name, 0..1: AR@10, AR@100, ...; see `edgerpn.train.recall.average_recall.average_recall`. With classes
+    AP and AP50 too."""
     latency_ms: dict[str, float]
     """Milliseconds from decoded frame to proposals: p50, p90, p95, p99, mean."""
     images_per_s: float
@@ -40,6 +43,8 @@ class Evaluation:
     """Largest number of proposals that the model returns for an image."""
     data_sha256: str
     """Hash of the annotation file."""
+    classes: dict[str, dict[str, float]] = field(default_factory=dict)
+    """AP and AP50 of each class, see `edgerpn.train.recall.average_precision`; empty: the model has no classes."""
     holdout_classes: tuple[str, ...] = ()
     """Classes that training did not see."""
     open_world: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -65,11 +70,23 @@ def measure(
     *,
     name: str,
     num_proposals: int,
+    class_names: Sequence[str] = (),
     holdout_classes: Sequence[str] = (),
     limit: int | None = None,
     log: Callable[[str], None] | None = None,
 ) -> Evaluation:
-    """Measures any detector on the images of a split; `name` labels the progress bar, the rest is as in `evaluate`."""
+    """Measures any detector on the images of a split.
+
+    Args:
+        detect_frame: The detector.
+        split: The images.
+        name: Label of the progress bar.
+        num_proposals: Proposals that the detector returns for an image, at most.
+        class_names: Names of the detector's classes; objects of others count for recall only. Empty: it has none.
+        holdout_classes: As in `evaluate`.
+        limit: As there.
+        log: As there.
+    """
     dataset = read_split(split, verify="header", holdout_classes=holdout_classes)
     if holdout_classes:
         check_parts(dataset)
@@ -80,6 +97,9 @@ def measure(
             log(f"{split.label}: {problem}")
     if limit is not None:
         dataset = dataclasses.replace(dataset, records=dataset.records[:limit])
+    unknown = [name for name in class_names if name not in dataset.present_classes]
+    if unknown and log is not None:
+        log(f"{split.label}: no objects of {', '.join(unknown)}, so their AP is not defined")
     for record in dataset.records[:NUM_WARM_UP]:
         detect_frame(read_image(record.file, record.exif))
     results: list[dict[str, Any]] = []
@@ -87,13 +107,16 @@ def measure(
     for record in track(dataset.records, f"evaluating {name}", unit="image"):
         frame = read_image(record.file, record.exif)
         start = time.perf_counter()
-        boxes, scores = detect_frame(frame)
+        proposals = detect_frame(frame)
         elapsed_ms.append(1000 * (time.perf_counter() - start))
-        results += coco_results(record.image_id, boxes, scores)
+        results += proposals.to_coco(record.image_id)
     quantiles = {f"p{q}": float(np.percentile(elapsed_ms, q)) for q in (50, 90, 95, 99)}
     open_world = open_world_recall(dataset, results) if holdout_classes else {}
+    metrics = open_world.get("all") or average_recall(dataset.coco_ground_truth(), results)
+    precision = average_precision(dataset.with_classes(class_names), results) if class_names else None
     return Evaluation(
-        metrics=open_world.get("all") or average_recall(dataset.coco_ground_truth(), results),
+        metrics=metrics | (precision.metrics if precision else {}),
+        classes=precision.classes if precision else {},
         latency_ms={**quantiles, "mean": float(np.mean(elapsed_ms))},
         images_per_s=1000 / float(np.mean(elapsed_ms)),
         num_images=len(dataset.records),

@@ -11,12 +11,14 @@ import torch
 from edgerpn.errors import ConfigError
 from edgerpn.train.config import TrainSettings
 from edgerpn.train.data.augment import NUM_TILES
+from edgerpn.train.data.batch import TrainBatch
 from edgerpn.train.data.coco import ImageRecord
 from edgerpn.train.learning.assign import assign, sample
 from edgerpn.train.learning.loss import rpn_losses
 from edgerpn.train.learning.optimizer import make_optimizer, scaled_learning_rate
+from edgerpn.train.learning.regions import region_loss_sums, sample_regions
 from edgerpn.train.network.anchors import grid_anchors
-from edgerpn.train.network.model import Rpn
+from edgerpn.train.network.model import Rpn, RpnWithMaps
 from edgerpn.train.run.device import Compute, place
 from edgerpn.train.run.failures import is_out_of_memory
 from edgerpn.train.run.ranks import Ranks
@@ -132,16 +134,24 @@ class _TrialSteps:
         settings, device = self._settings, self._compute.device
         height, width = self._view_hw
         frames = torch.zeros(size, height, width, 3, dtype=torch.uint8, device=device)
-        boxes = torch.tensor([0.0, 0.0, width / 2, height / 2], device=device).expand(size, self._num_boxes, 4)
-        ignored = torch.zeros(size, self._num_ignored, 4, device=device)
+        is_box = torch.ones(size, self._num_boxes, dtype=torch.bool, device=device)
+        batch = TrainBatch(
+            images=frames,
+            gt_boxes=torch.tensor([0.0, 0.0, width / 2, height / 2], device=device).expand(*is_box.shape, 4),
+            gt_mask=is_box,
+            gt_labels=torch.zeros_like(is_box, dtype=torch.int64),
+            ignore_boxes=torch.zeros(size, self._num_ignored, 4, device=device),
+            ignore_mask=torch.ones(size, self._num_ignored, dtype=torch.bool, device=device),
+            image_ids=[],
+        )
         with self._compute.autocast():
-            levels = self._model(self._model.normalize(frames))
+            maps, levels = RpnWithMaps(self._model)(self._model.normalize(frames))
         assignment = assign(
             self._anchors,
-            boxes,
-            torch.ones(boxes.shape[:2], dtype=torch.bool, device=device),
-            ignored,
-            torch.ones(ignored.shape[:2], dtype=torch.bool, device=device),
+            batch.gt_boxes,
+            batch.gt_mask,
+            batch.ignore_boxes,
+            batch.ignore_mask,
             image_hw=self._view_hw,
             config=settings.assign,
         )
@@ -152,8 +162,24 @@ class _TrialSteps:
             torch.cat(self._anchors),
             assignment,
             sample(assignment.labels_NA, config=settings.assign, generator=generator),
-            boxes,
+            batch.gt_boxes,
             config=settings.loss,
         )
-        losses.total.backward()
+        total = losses.total
+        if self._model.region_head is not None:
+            regions = sample_regions(
+                levels,
+                self._anchors,
+                batch,
+                config=settings.regions,
+                ignore_ioa=settings.assign.ignore_ioa,
+                generator=generator,
+                part=(0, size),
+            )
+            strides = settings.model.anchors.strides_px
+            with self._compute.autocast():
+                total = total + sum(
+                    region_loss_sums(self._model.region_head, maps, regions, strides_px=strides, config=settings.loss)
+                )
+        total.backward()
         self._optimizer.step()

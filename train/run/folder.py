@@ -34,6 +34,8 @@ COLUMNS = (
     "AR@1000",
 )
 """Columns of log.csv; only rows of evaluations fill the last ones."""
+CLASS_COLUMNS = ("region_class", "region_box", "AP", "AP50")
+"""Further columns of a run with classes."""
 
 
 class RunFolder:
@@ -112,7 +114,8 @@ class RunFolder:
 
     def write_log(self) -> None:
         text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        further = [name for name in CLASS_COLUMNS if any(name in row for row in self.rows)]
+        writer = csv.DictWriter(text, (*COLUMNS, *further), lineterminator="\n")
         writer.writeheader()
         writer.writerows({k: _short(v) for k, v in row.items()} for row in self.rows)
         files.write_text(self.log, text.getvalue())

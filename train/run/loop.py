@@ -1,7 +1,7 @@
 """The training loop: one function that reads top to bottom.
 
 for each epoch: for each batch: one step; log
-at evenly spaced points: evaluate the averaged weights, save last.pt (and best.pt if AR@100 rose)
+at evenly spaced points: evaluate the averaged weights, save last.pt (and best.pt if AR@100, or AP with classes, rose)
 in between: save last.pt when it is due
 """
 
@@ -24,8 +24,9 @@ from edgerpn.train.data.batch import TrainBatch
 from edgerpn.train.data.coco import ImageRecord, read_image
 from edgerpn.train.network.detector import Detector, detect
 from edgerpn.train.network.layers import fuse_batch_norm
-from edgerpn.train.network.model import Rpn
-from edgerpn.train.recall.average_recall import average_recall, coco_results
+from edgerpn.train.network.model import Rpn, RpnWithMaps
+from edgerpn.train.recall.average_precision import average_precision
+from edgerpn.train.recall.average_recall import average_recall
 from edgerpn.train.run.device import choose_compute, place
 from edgerpn.train.run.failures import advice_before_first_step, advice_during_step, explain_out_of_memory
 from edgerpn.train.run.folder import RunFolder
@@ -36,6 +37,8 @@ from edgerpn.train.run.state import TrainingRun
 from edgerpn.train.run.step import LossFunction, compile_network, loss_sums, take_step
 from edgerpn.train.run.step_log import StepLog
 
+_SHOWN: tuple[str, ...] = ("AR@10", "AR@100", "AR@1000", "AP", "AP50")
+"""Figures of an evaluation in the log."""
 _HIGH_DATA_WAIT = 0.2
 """Share of time spent waiting for images, from which on the end of a run advises what to change."""
 
@@ -45,7 +48,7 @@ class TrainResult:
     """The results of a run."""
 
     best: Path
-    """Checkpoint with the best AR@100."""
+    """Checkpoint with the best AR@100, or AP with classes."""
     last: Path
     """Checkpoint to resume from."""
     history: list[dict[str, float]]
@@ -85,7 +88,7 @@ def run_training(
             run = set_up(request, ranks, compute)
         with explain_out_of_memory(lambda: advice_during_step(run)):
             if run.settings.loop.compile:
-                run.network = compile_network(run.model, run, request.log)
+                run.network = compile_network(RpnWithMaps(run.model), run, request.log)
             return _train(run, request.log, loss_function)
 
 
@@ -176,12 +179,10 @@ def _evaluate(run: TrainingRun, saver: CheckpointSaver, log: Callable[[str], Non
     )
     rows = _detect_all(place(detector, run.compute.device), run.val_set.records[ranks.rank :: ranks.size])
     shares = ranks.gather_to_first(rows)
-    metrics = ranks.compute_on_first(
-        lambda: average_recall(run.val_set.coco_ground_truth(), [row for share in shares for row in share])
-    )
+    metrics = ranks.compute_on_first(lambda: _measure(run, [row for share in shares for row in share]))
     state.evaluations += 1
-    is_best = metrics["AR@100"] > state.best_ar100
-    shown = {name: metrics[name] for name in ("AR@10", "AR@100", "AR@1000")}
+    is_best = _is_better(metrics, state.best_metrics)
+    shown = {name: metrics[name] for name in _SHOWN if name in metrics}
     run.folder.append({"step": state.step, "epoch": state.epoch, "seconds": state.seconds, **shown})
     if run.tensorboard is not None:
         for name, value in shown.items():
@@ -191,18 +192,29 @@ def _evaluate(run: TrainingRun, saver: CheckpointSaver, log: Callable[[str], Non
     is_kept = not is_best or saver.save_best(metrics)
     if is_best and is_kept:
         # Only once best.pt holds it, whether or not last.pt can be written.
-        state.best_ar100, state.best_metrics = metrics["AR@100"], metrics
+        state.best_metrics = metrics
     if is_kept:
         # After best.pt and never without it: a run resumed from the old last.pt repeats this evaluation.
         saver.save(metrics)
     saver.draw()
 
 
+def _measure(run: TrainingRun, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    metrics = average_recall(run.val_set.coco_ground_truth(), rows)
+    return metrics | average_precision(run.val_set, rows).metrics if run.settings.model.classes else metrics
+
+
+def _is_better(metrics: dict[str, float], best: dict[str, float]) -> bool:
+    """Compares AP where it is defined, and otherwise AR@100."""
+    name = "AP" if metrics.get("AP", -1.0) >= 0 else "AR@100"
+    return metrics[name] > best.get(name, -1.0)
+
+
 def _detect_all(detector: Detector, records: Sequence[ImageRecord]) -> list[dict[str, Any]]:
     """Returns the proposals of all images as COCO results, computed in full precision."""
     rows: list[dict[str, Any]] = []
     for record in track(records, "evaluating", unit="image"):
-        rows += coco_results(record.image_id, *detect(detector, read_image(record.file, record.exif)))
+        rows += detect(detector, read_image(record.file, record.exif)).to_coco(record.image_id)
     return rows
 
 

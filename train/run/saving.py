@@ -147,6 +147,12 @@ def restore(run: TrainingRun, checkpoint: Checkpoint) -> None:
             f"{run.folder.last}: the run holds out {', '.join(old_classes) or 'no class'} and cannot continue with "
             f"{', '.join(new_classes) or 'no class'} held out; start a new run"
         )
+    old_names, new_names = checkpoint.settings.model.classes, run.settings.model.classes
+    if old_names != new_names:
+        raise CheckpointError(
+            f"{run.folder.last}: the run learns {', '.join(old_names) or 'no classes'} and cannot continue with "
+            f"{', '.join(new_names) or 'no classes'} (model.classes); start a new run"
+        )
     old_start, new_start = checkpoint.settings.loop.start, run.settings.loop.start
     if old_start != new_start:
         raise CheckpointError(
@@ -180,6 +186,8 @@ def restore(run: TrainingRun, checkpoint: Checkpoint) -> None:
     run.average.state = {name: value.to(run.compute.device) for name, value in state["average"].items()}
     run.average.num_updates = state["average_updates"]
     run.scaler.load_state_dict(state["scaler"])
-    run.progress = RunProgress(**state["progress"])
+    counters = {field.name for field in dataclasses.fields(RunProgress)}
+    # Older versions had more.
+    run.progress = RunProgress(**{name: value for name, value in state["progress"].items() if name in counters})
     # Counted again, because --resume may have lengthened the run.
     run.progress.evaluations = int(run.fraction * run.settings.loop.evaluations + 1e-9)

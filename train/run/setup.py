@@ -22,7 +22,7 @@ from edgerpn.train.data.image_cache import cache_bytes
 from edgerpn.train.data.loader import BatchShare, TrainLoader
 from edgerpn.train.data.splits import Split, find_train_and_val
 from edgerpn.train.learning.optimizer import WeightAverage, make_optimizer
-from edgerpn.train.network.model import Rpn
+from edgerpn.train.network.model import ALL_CLASSES, Rpn, RpnWithMaps
 from edgerpn.train.network.weights import load_backbone_weights
 from edgerpn.train.run.batch_size import resolve_batch_size
 from edgerpn.train.run.device import Compute, keep_freed_memory, place
@@ -77,8 +77,10 @@ def set_up(request: RunRequest, ranks: Ranks, compute: Compute) -> TrainingRun:
     """
     folder, log = request.folder, request.log
     inputs = ranks.compute_on_first(lambda: read_inputs(request, ranks))
-    records, checkpoint = inputs.train_set.records, inputs.checkpoint
-    settings = _as_saved(request.settings, checkpoint)
+    checkpoint = inputs.checkpoint
+    settings = with_class_names(_as_saved(request.settings, checkpoint), inputs.train_set)
+    train_set, val_set = (_with_classes(each, settings) for each in (inputs.train_set, inputs.val_set))
+    records = train_set.records
     # Before the first GPU operation: the libraries read these settings once.
     _make_deterministic(settings, compute, ranks)
     settings = resolve_batch_size(settings, records, ranks, compute, log)
@@ -94,24 +96,25 @@ def set_up(request: RunRequest, ranks: Ranks, compute: Compute) -> TrainingRun:
         count = load_backbone_weights(model.backbone, request.backbone_weights)
         log(f"loaded {count} tensors of the backbone from {request.backbone_weights}")
     model = place(model, compute.device)
-    parallel = _parallel(model, settings, ranks, compute, log)
+    network = RpnWithMaps(model)
+    parallel = _parallel(network, settings, ranks, compute, log)
     loader = TrainLoader(
         records,
         settings.data,
         seed=settings.loop.seed,
         pin_memory=compute.device.type == "cuda",
         share=BatchShare(rank=ranks.rank, num_ranks=ranks.size, passes=settings.loop.accumulate),
-        cache_bytes=_cache_bytes(inputs.train_set, settings, ranks),
+        cache_bytes=_cache_bytes(train_set, settings, ranks),
     )
     run = TrainingRun(
         settings=settings,
         folder=folder,
-        train_set=inputs.train_set,
-        val_set=inputs.val_set,
+        train_set=train_set,
+        val_set=val_set,
         loader=loader,
         ranks=ranks,
         model=model,
-        network=parallel or model,
+        network=parallel or network,
         parallel=parallel,
         optimizer=make_optimizer(model, settings.optimizer),
         average=WeightAverage(model, settings.optimizer),
@@ -157,10 +160,13 @@ def read_inputs(request: RunRequest, ranks: Ranks) -> RunInputs:
     checkpoint = _checkpoint(request, ranks)
     if checkpoint is None:
         request.folder.check_new()
-    start = choose_start(request.settings, backbone_weights=request.backbone_weights) if checkpoint is None else None
     splits = find_train_and_val(request.data, request.settings.data.choice, request.log)
     train_set, val_set = (_read_split(request, split) for split in splits)
     _check_sets(request.settings, train_set, val_set, splits)
+    start = None
+    if checkpoint is None:
+        settings = with_class_names(request.settings, train_set)
+        start = choose_start(settings, backbone_weights=request.backbone_weights)
     return RunInputs(train_set=train_set, val_set=val_set, checkpoint=checkpoint, start=start)
 
 
@@ -187,12 +193,14 @@ def _checkpoint(request: RunRequest, ranks: Ranks) -> Checkpoint | None:
 
 
 def _as_saved(settings: TrainSettings, checkpoint: Checkpoint | None) -> TrainSettings:
-    """Returns the settings with what the run chose before, where it is automatic: start, batch size with its rate."""
+    """Returns the settings with what the run chose before, where it is automatic: start, classes, batch size, rate."""
     if checkpoint is None:
         return settings
     saved = checkpoint.settings
     if settings.loop.start == AUTO:
         settings = dataclasses.replace(settings, loop=dataclasses.replace(settings.loop, start=saved.loop.start))
+    if settings.model.classes == ALL_CLASSES and saved.model.classes:
+        settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, classes=saved.model.classes))
     if settings.data.batch_size:
         return settings
     return dataclasses.replace(
@@ -200,6 +208,30 @@ def _as_saved(settings: TrainSettings, checkpoint: Checkpoint | None) -> TrainSe
         data=dataclasses.replace(settings.data, batch_size=saved.data.batch_size),
         optimizer=dataclasses.replace(settings.optimizer, learning_rate=saved.optimizer.learning_rate),
     )
+
+
+def with_class_names(settings: TrainSettings, train_set: Dataset) -> TrainSettings:
+    """Returns the settings with the names of the classes that the second stage learns, if there is one.
+
+    Raises:
+        ConfigError: The training set has no object of a class that is named in the settings.
+    """
+    names, present = settings.model.classes, train_set.present_classes
+    if names == ALL_CLASSES:
+        return dataclasses.replace(settings, model=dataclasses.replace(settings.model, classes=present))
+    missing = [name for name in names if name not in present]
+    if missing:
+        raise ConfigError(
+            [
+                f"model.classes: {train_set.annotation_file} has no object of {', '.join(map(repr, missing))} to learn "
+                f"from; it has {', '.join(map(repr, present))}"
+            ]
+        )
+    return settings
+
+
+def _with_classes(dataset: Dataset, settings: TrainSettings) -> Dataset:
+    return dataset.with_classes(settings.model.classes) if settings.model.classes else dataset
 
 
 def _read_split(request: RunRequest, split: Split) -> Dataset:

@@ -17,7 +17,7 @@ from edgerpn.train.config import TrainSettings
 from edgerpn.train.network.model import Rpn
 
 AUTO, RANDOM = "auto", "random"
-_BACKBONE = "backbone."
+_BACKBONE, _CLASSES = "backbone.", "region_head.logits."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -55,7 +55,11 @@ def choose_start(settings: TrainSettings, *, backbone_weights: Path | None) -> S
         )
     name = GENERAL if asked == AUTO else asked
     # Never a file that is called `general` and happens to lie in the current folder.
-    weights = load_checkpoint(GENERAL_WEIGHTS if name == GENERAL else name).weights
+    loaded = load_checkpoint(GENERAL_WEIGHTS if name == GENERAL else name)
+    weights = loaded.weights
+    if loaded.settings.model.classes != settings.model.classes:
+        # The same number of classes does not make them the same.
+        weights = {n: value for n, value in weights.items() if not n.startswith(_CLASSES)}
     own = _shapes(settings)
     misfit = next((_misfit(n, shape, weights) for n, shape in own.items() if not _fits(n, shape, weights)), None)
     if misfit is not None and not all(_fits(n, own[n], weights) for n in own if n.startswith(_BACKBONE)):

@@ -33,7 +33,6 @@ class RunProgress:
     batch: int = 0
     seconds: float = 0.0
     evaluations: int = 0
-    best_ar100: float = -1.0
     best_metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -46,8 +45,8 @@ class TrainingRun:
     loader: TrainLoader
     ranks: Ranks
     model: Rpn
-    network: Callable[[Tensor], list[tuple[Tensor, Tensor]]]
-    """The model as training calls it: compiled or wrapped for several processes, if the settings ask for it."""
+    network: Callable[[Tensor], tuple[list[Tensor], list[tuple[Tensor, Tensor]]]]
+    """`RpnWithMaps` of the model, compiled or wrapped for several processes if the settings ask for it."""
     parallel: DistributedDataParallel | None
     """The wrapper that averages gradients over processes; None in a single process."""
     optimizer: torch.optim.Optimizer

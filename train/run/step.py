@@ -8,6 +8,7 @@ the statistics of batch norm, which are those of one pass).
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,16 +17,19 @@ import torch
 from torch import Tensor, nn
 
 from edgerpn.errors import TrainingDivergedError
+from edgerpn.train.config import TrainSettings
 from edgerpn.train.data.annotations import ImageId
 from edgerpn.train.data.batch import TrainBatch
 from edgerpn.train.learning.assign import Assignment, assign, sample
 from edgerpn.train.learning.loss import LossSums, rpn_loss_sums
 from edgerpn.train.learning.optimizer import learning_rate, scale_gradients
+from edgerpn.train.learning.regions import region_loss_sums, sample_regions
 from edgerpn.train.network.layers import FIRST_STEPS, set_norm_momentum
 from edgerpn.train.run.failures import is_out_of_memory
 from edgerpn.train.run.state import TrainingRun
 
-Network = Callable[[Tensor], list[tuple[Tensor, Tensor]]]
+Network = Callable[[Tensor], tuple[list[Tensor], list[tuple[Tensor, Tensor]]]]
+"""As `RpnWithMaps`."""
 
 LossFunction = Callable[[TrainingRun, TrainBatch, int], LossSums]
 """As `loss_sums`."""
@@ -40,6 +44,8 @@ class StepFigures:
     box: float
     objects: float
     grad_norm: float
+    region_class: float
+    region_box: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +61,7 @@ class StepRecord:
     learning_rate: float
     """Rate of the step."""
     host_values: Tensor
-    """Loss, objectness, box, objects and gradient norm, on the CPU; valid after `arrival`."""
+    """The numbers of `StepFigures` in their order, on the CPU; valid after `arrival`."""
     arrival: torch.cuda.Event | None
     """Event after which `host_values` is valid; None: it already is."""
 
@@ -63,8 +69,8 @@ class StepRecord:
         """Returns the numbers; waits for the step to end."""
         if self.arrival is not None:
             self.arrival.synchronize()
-        loss, objectness, box, objects, grad_norm = self.host_values.tolist()
-        return StepFigures(loss=loss, objectness=objectness, box=box, objects=objects, grad_norm=grad_norm)
+        names = (field.name for field in dataclasses.fields(StepFigures))
+        return StepFigures(**dict(zip(names, self.host_values.tolist(), strict=True)))
 
 
 def loss_sums(run: TrainingRun, batch: TrainBatch, part: int) -> LossSums:
@@ -78,26 +84,39 @@ def loss_sums(run: TrainingRun, batch: TrainBatch, part: int) -> LossSums:
     settings, device = run.settings, run.compute.device
     images = run.model.normalize(batch.images)
     with run.compute.autocast():
-        levels = run.network(images)
+        maps, levels = run.network(images)
     logits, deltas = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
     assignment = assign_batch(run, batch)
     # A generator per step makes the samples independent of where the run was interrupted.
     generator = torch.Generator(device).manual_seed(settings.loop.seed * 1_000_003 + run.progress.step)
-    first = (part * run.ranks.size + run.ranks.rank) * len(batch.images)
-    return rpn_loss_sums(
+    place = (part * run.ranks.size + run.ranks.rank) * len(batch.images), run.loader.batch_size
+    anchors = run.anchors_of(batch.view_hw)
+    sums = rpn_loss_sums(
         logits,
         deltas,
-        torch.cat(run.anchors_of(batch.view_hw)),
+        torch.cat(anchors),
         assignment,
-        sample(
-            assignment.labels_NA,
-            config=settings.assign,
-            generator=generator,
-            part=(first, run.loader.batch_size),
-        ),
+        sample(assignment.labels_NA, config=settings.assign, generator=generator, part=place),
         batch.gt_boxes,
         config=settings.loss,
     )
+    head = run.model.region_head
+    if head is None:
+        return sums
+    regions = sample_regions(
+        levels,
+        anchors,
+        batch,
+        config=settings.regions,
+        ignore_ioa=settings.assign.ignore_ioa,
+        generator=generator,
+        part=place,
+    )
+    with run.compute.autocast():
+        found = region_loss_sums(
+            head, maps, regions, strides_px=settings.model.anchors.strides_px, config=settings.loss
+        )
+    return dataclasses.replace(sums, region_class=found.classes, region_box=found.boxes)
 
 
 def assign_batch(run: TrainingRun, batch: TrainBatch) -> Assignment:
@@ -122,19 +141,17 @@ def take_step(run: TrainingRun, batches: Sequence[TrainBatch], loss_function: Lo
     run.model.train()
     set_norm_momentum(run.model, state.step)
     run.optimizer.zero_grad(set_to_none=True)
-    sums = torch.zeros(4, device=compute.device)
+    sums = torch.zeros(6, device=compute.device)
     for part, batch in enumerate(batches):
         on_device = batch.to(compute.device, non_blocking=True)
         with _local_gradients(run, is_last=part == len(batches) - 1):
             losses = loss_function(run, on_device, part)
             # Divided by the number of images, so that the sums are as large as losses and do not overflow float16.
-            total = (losses.objectness + settings.loss.box_weight * losses.box) / run.loader.batch_size
-            run.scaler.scale(total).backward()
-        sums += torch.stack(
-            (losses.objectness.detach(), losses.box.detach(), losses.normalizer, losses.num_objects.float())
-        )
+            parts = _parts(losses)
+            run.scaler.scale(_total(settings, parts) / run.loader.batch_size).backward()
+        sums += torch.stack((*(each.detach() for each in parts), losses.normalizer, losses.num_objects.float()))
     run.ranks.all_reduce_sum(sums)
-    objectness, box, normalizer, objects = sums.unbind()
+    *parts, normalizer, objects = sums.unbind()
     normalizer = normalizer.clamp(min=1)
     run.scaler.unscale_(run.optimizer)
     # DistributedDataParallel averages over the processes, but these gradients belong to a sum.
@@ -143,8 +160,8 @@ def take_step(run: TrainingRun, batches: Sequence[TrainBatch], loss_function: Lo
     run.scaler.step(run.optimizer)
     run.scaler.update()
     run.average.update()
-    total = (objectness + settings.loss.box_weight * box) / normalizer
-    values = torch.stack((total, objectness / normalizer, box / normalizer, objects, grad_norm))
+    total, objectness, box, region_class, region_box = (each / normalizer for each in (_total(settings, parts), *parts))
+    values = torch.stack((total, objectness, box, objects, grad_norm, region_class, region_box))
     host_values, arrival = _to_host(values)
     return StepRecord(
         step=state.step,
@@ -154,6 +171,20 @@ def take_step(run: TrainingRun, batches: Sequence[TrainBatch], loss_function: Lo
         host_values=host_values,
         arrival=arrival,
     )
+
+
+def _parts(losses: LossSums) -> list[Tensor]:
+    """Returns objectness, box, class and corrected boxes; zeros without a second stage."""
+    zero = torch.zeros_like(losses.box, requires_grad=False)
+    further = (losses.region_class, losses.region_box)
+    return [losses.objectness, losses.box, *(zero if part is None else part for part in further)]
+
+
+def _total(settings: TrainSettings, parts: Sequence[Tensor]) -> Tensor:
+    """Returns the weighted sum of the losses in the order of `_parts`."""
+    objectness, box, region_class, region_box = parts
+    of_regions = settings.regions.class_weight * region_class + settings.regions.box_weight * region_box
+    return objectness + settings.loss.box_weight * box + of_regions
 
 
 def check_finite(run: TrainingRun, record: StepRecord) -> StepFigures:
@@ -234,6 +265,6 @@ def compile_network(network: nn.Module, run: TrainingRun, log: Callable[[str], N
 
 def _trial_pass(network: Network, images: Tensor, run: TrainingRun) -> None:
     with run.compute.autocast():
-        levels = network(images.contiguous(memory_format=torch.channels_last))
+        _, levels = network(images.contiguous(memory_format=torch.channels_last))
     total = torch.zeros((), device=images.device)
     sum((logits.sum() + deltas.sum() for logits, deltas in levels), total).backward()

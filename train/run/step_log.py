@@ -95,6 +95,7 @@ class StepLog:
             "loss": figures.loss,
             "objectness": figures.objectness,
             "box": figures.box,
+            **self._of_regions(figures),
             "objects": figures.objects,
             "grad_norm": figures.grad_norm,
             "learning_rate": record.learning_rate,
@@ -107,6 +108,11 @@ class StepLog:
         if run.tensorboard is not None:
             for name, value in row.items():
                 run.tensorboard.add_scalar(f"train/{name}", value, taken)
+
+    def _of_regions(self, figures: StepFigures) -> dict[str, float]:
+        if not self._run.settings.model.classes:
+            return {}
+        return {"region_class": figures.region_class, "region_box": figures.region_box}
 
     def _begin_row(self) -> None:
         self.waited_s += self._waited_s

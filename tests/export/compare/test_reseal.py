@@ -254,7 +254,7 @@ def test_without_golden_frames_photographs_are_needed(parent: Path, photos: Path
     assert manifests.read(file).golden is None
 
 
-def test_the_command_run_takes_a_changed_graph_when_asked(
+def test_the_commands_run_and_predict_take_a_changed_graph_when_asked(
     parent: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from edgerpn.__main__ import main
@@ -269,3 +269,7 @@ def test_the_command_run_takes_a_changed_graph_when_asked(
     assert "warning: " in shown.err
     assert "nothing shows that its proposals are right" in shown.err
     assert shown.out.startswith("1 frames in ")
+    command = ["predict", str(file), picture, "-o", str(tmp_path / "out")]
+    assert main(command) == 1
+    assert "changed since export" in capsys.readouterr().err
+    assert main([*command, "--unsealed"]) == 0

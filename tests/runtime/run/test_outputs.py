@@ -17,12 +17,17 @@ from edgerpn.errors import ConfigError
 from edgerpn.proposals import Proposals
 from edgerpn.runtime.frame import Event, Frame, Result, Source
 from edgerpn.runtime.run import SourceConfig, StreamsConfig
+from edgerpn.runtime.run.http_config import HttpConfig
 from edgerpn.runtime.run.outputs import OutputFlags, PictureFolder, check_outputs, open_outputs
+from edgerpn.runtime.sinks import read_outputs
 from edgerpn.runtime.sources.file_sources import open_source
 
 Make = Callable[..., Any]
 
 LIVE = SourceConfig(source="rtsp://camera/stream", name="door")
+NAMED = {
+    "kind": "classify", "vectors": "embeddings", "labels": "a.npz", "to": {"kind": "jsonl", "path": "a.jsonl"}
+}  # fmt: skip
 
 
 def result(source: str, index: int = 0, *, path: Path | None = None) -> Result:
@@ -89,4 +94,35 @@ def test_outputs_that_cannot_be_are_refused_before_the_run(
     Path("model.onnx").write_bytes(b"")
     config, opened = run_of(SourceConfig(source=str(make_clip(3))))
     with pytest.raises(ConfigError, match=problem):
-        check_outputs(OutputFlags(**flags), "model.onnx", config, opened)
+        check_outputs(OutputFlags(**flags), (), "model.onnx", config, opened)
+
+
+@pytest.mark.parametrize(
+    ("flags", "tables"),
+    [
+        ({"jsonl": "a.jsonl"}, [{"kind": "jsonl", "path": "x/../a.jsonl"}]),
+        ({"output": "x"}, [{"kind": "jsonl", "path": "x/proposals.jsonl"}]),
+        ({}, [{"kind": "jsonl", "path": "a.jsonl"}, {"kind": "jsonl", "path": "a.jsonl"}]),
+        ({}, [NAMED, {"kind": "jsonl", "path": "a.jsonl"}]),
+        ({"output": "x"}, [{"kind": "video", "folder": "x"}]),
+        ({"output": "x", "video": "x"}, []),
+    ],
+)
+def test_two_outputs_of_one_path_are_refused(
+    flags: dict[str, Any], tables: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"(a\.jsonl|proposals\.jsonl|x): given for two outputs"):
+        check_outputs(OutputFlags(**flags), read_outputs(tables, source="test"), "model.onnx", *run_of(LIVE))
+
+
+def test_outputs_side_by_side_and_several_on_the_standard_output_are_fine(tmp_path: Path) -> None:
+    tables = [{"kind": "jsonl", "path": "-"}, {"kind": "jsonl", "path": str(tmp_path / "x" / "b.jsonl")}]
+    flags = OutputFlags(output=str(tmp_path / "x"), jsonl="-")
+    check_outputs(flags, read_outputs(tables, source="test"), "model.onnx", *run_of(LIVE))
+
+
+def test_one_video_file_holds_one_source_also_when_others_may_come_by_http() -> None:
+    config = StreamsConfig(sources=(LIVE,), http=HttpConfig(listen="127.0.0.1:0", control=True))
+    with pytest.raises(ConfigError, match=r"--video a.mp4: one file holds one source; name a folder for others, which"):
+        check_outputs(OutputFlags(video="a.mp4"), (), "model.onnx", config, {})

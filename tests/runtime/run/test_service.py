@@ -21,6 +21,7 @@ from edgerpn.runtime.frame import Event, Result
 from edgerpn.runtime.run import SourceConfig, StreamsConfig, logs
 from edgerpn.runtime.run.logs import RepeatFilter, log_to_stderr
 from edgerpn.runtime.run.service import Notifier, Service
+from edgerpn.runtime.tracking.config import TrackConfig
 
 Make = Callable[..., Any]
 _logger = logging.getLogger("edgerpn.test")
@@ -164,7 +165,10 @@ def test_settings_are_read_again_and_bad_ones_change_nothing(
     systemd: socket.socket, model: Model, make_camera: Make, live: Make, start: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, second = live(make_camera().url, "first"), live(make_camera().url, "second")
-    answers: list[Any] = [ConfigError(["max_age: unknown setting"]), StreamsConfig(sources=(second,), min_score=0.5)]
+    answers: list[Any] = [
+        ConfigError(["max_age: unknown setting"]),
+        StreamsConfig(sources=(second,), min_score=0.5, track=TrackConfig()),
+    ]
 
     def load() -> StreamsConfig:
         answer = answers.pop(0)
@@ -185,3 +189,4 @@ def test_settings_are_read_again_and_bad_ones_change_nothing(
     service.want_reload()
     run.until(lambda item: isinstance(item, Event) and item.kind == "connected" and item.source == "second")
     assert list(run.runner.stats()) == ["second"]
+    assert "these settings stay as they were when the run started: track" in caplog.text

@@ -17,6 +17,7 @@ from edgerpn.__main__ import main
 from edgerpn.runtime import Model
 from edgerpn.runtime.frame import Event, Result
 from edgerpn.runtime.run import SourceConfig, StreamsConfig, load_streams, to_toml
+from edgerpn.runtime.run.session import run_streams
 from edgerpn.runtime.tracking.config import TrackConfig
 
 Make = Callable[..., Any]
@@ -199,3 +200,33 @@ def test_wrong_outputs_of_tracks_are_refused(
     assert main(["run", str(model_path), *arguments]) == 1
     assert text in capsys.readouterr().err
     assert not Path("a.txt").exists()
+
+
+class ClosedWindow:
+    """A window that the user closes after some results."""
+
+    target = ""
+    is_closed_by_user = False
+
+    def __init__(self, num_results: int) -> None:
+        self.num_results = num_results
+        self.items: list[Result | Event] = []
+
+    def write(self, result: Result) -> None:
+        self.items.append(result)
+        self.is_closed_by_user = len([item for item in self.items if isinstance(item, Result)]) == self.num_results
+
+    def event(self, event: Event) -> None:
+        self.items.append(event)
+
+    def close(self) -> None:
+        pass
+
+
+def test_the_tracks_of_a_run_whose_window_is_closed_leave(model: Model, video_path: Path) -> None:
+    window = ClosedWindow(8)
+    config = StreamsConfig(sources=(SourceConfig(source=str(video_path)),), track=TrackConfig())
+    run_streams(model, config, [window])
+    assert len([item for item in window.items if isinstance(item, Result)]) == 8
+    events = [(item.kind, item.frame) for item in window.items if isinstance(item, Event)]
+    assert events == [("appeared", 3), ("left", 7)]

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pytest
 
 from edgerpn.__main__ import main
+from edgerpn.proposals import Proposals
 from edgerpn.train.check.boxes import figures_of, overlaps
 from edgerpn.train.check.opinion import find_unmarked
 from edgerpn.train.config import load_settings
@@ -273,8 +274,8 @@ def test_places_that_score_like_marked_objects_count_as_unmarked(tmp_path: Path)
     boxes = np.array([row[0] for row in proposals], np.float32)
     scores = np.array([row[1] for row in proposals], np.float32)
 
-    def detect(_: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        return boxes, scores
+    def detect(_: npt.NDArray[np.uint8]) -> Proposals:
+        return Proposals(boxes, scores)
 
     (one,) = find_unmarked([record(tmp_path, [marked])], detect, "train")
     assert (one.row, one.num_marked) == (0, 1)

@@ -15,6 +15,7 @@ import pytest
 from edgerpn.__main__ import build_parser, main
 from edgerpn.errors import ConfigError, DataError
 from edgerpn.labels import WRITERS
+from edgerpn.proposals import Proposals
 from edgerpn.train.data.choice import DataChoice
 from edgerpn.train.data.coco import Dataset, read_split
 from edgerpn.train.data.convert import convert
@@ -99,12 +100,12 @@ def test_sets_for_labelling_come_back_with_their_boxes(kind: str, tmp_path: Path
 
 @pytest.mark.parametrize("kind", ["coco", "yolo", "voc"])
 def test_recall_on_a_converted_set_is_the_same_to_the_last_digit(kind: str, tmp_path: Path) -> None:
-    def detect(frame: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    def detect(frame: npt.NDArray[np.uint8]) -> Proposals:
         rng = np.random.default_rng(zlib.crc32(frame.tobytes()))
         corners = rng.uniform(0, 30, (300, 2))
         sizes = rng.uniform(2, 32, (300, 2))
         boxes = np.concatenate((corners, corners + sizes), axis=1).astype(np.float32)
-        return boxes, np.sort(rng.uniform(0, 1, 300).astype(np.float32))[::-1].copy()
+        return Proposals(boxes, np.sort(rng.uniform(0, 1, 300).astype(np.float32))[::-1])
 
     write_set(tmp_path / "0", with_crowds=False)
     convert(tmp_path / "0", tmp_path / "1", kind)

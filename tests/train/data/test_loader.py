@@ -49,7 +49,14 @@ def make_records(folder: Path, count: int, width: int = 80, height: int = 50) ->
         assert cv2.imwrite(str(file), pixels)
         crowds = np.array([[0, 0, 30, 30]] * (number % 2), np.float32).reshape(-1, 4)
         records.append(
-            ImageRecord(image_id=100 + number, file=file, hw=(height, width), boxes_xyxy=objects, ignore_xyxy=crowds)
+            ImageRecord(
+                image_id=100 + number,
+                file=file,
+                hw=(height, width),
+                boxes_xyxy=objects,
+                ignore_xyxy=crowds,
+                box_classes=np.full(len(objects), number),
+            )
         )
     return records
 

@@ -76,7 +76,8 @@ def test_scaling_inside_and_on_the_host_agree_within_a_pixel(model: Rpn, source_
     with torch.inference_mode():
         inside = inside_detector(torch.from_numpy(frame)[None])
     found = inside.boxes[0, : int(inside.count[0])].numpy()
-    expected, scores = detect(make(model, num_proposals=400, nms_iou=1.0, pre_nms=400), frame)
+    on_host = detect(make(model, num_proposals=400, nms_iou=1.0, pre_nms=400), frame)
+    expected, scores = on_host.boxes, on_host.scores
     assert len(found) > 40
     # The host rounds scaled pixels to whole levels, which moves scores and boxes a little.
     share = float(np.mean(best_overlaps(found, expected) <= 1.0))
@@ -87,7 +88,8 @@ def test_scaling_inside_and_on_the_host_agree_within_a_pixel(model: Rpn, source_
 
 def test_boxes_lie_in_the_frame_and_not_in_the_padding(model: Rpn) -> None:
     frame = scene(120, 60)
-    boxes, scores = detect(make(model), frame)
+    proposals = detect(make(model), frame)
+    boxes, scores = proposals.boxes, proposals.scores
     assert len(boxes) == len(scores) > 0
     assert boxes.dtype == scores.dtype == np.float32
     assert (boxes >= 0).all()

@@ -18,7 +18,7 @@ from edgerpn.train.data.loader import BatchShare, TrainLoader
 from edgerpn.train.learning.assign import AssignConfig, assign, sample
 from edgerpn.train.learning.loss import rpn_losses
 from edgerpn.train.learning.optimizer import OptimizerConfig, scale_gradients, scaled_learning_rate
-from edgerpn.train.network.model import ModelConfig, Rpn
+from edgerpn.train.network.model import ModelConfig, Rpn, RpnWithMaps
 from edgerpn.train.run import step
 from edgerpn.train.run.batch_size import largest_that_fits, resolve_batch_size
 from edgerpn.train.run.device import choose_compute
@@ -196,7 +196,7 @@ def test_gradients_are_exchanged_once_a_step_also_when_the_network_is_wrapped(
     store = torch.distributed.FileStore(str(tmp_path / "store"), 1)  # type: ignore[attr-defined]
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
-        parallel = torch.nn.parallel.DistributedDataParallel(run.model)
+        parallel = torch.nn.parallel.DistributedDataParallel(RpnWithMaps(run.model))
         # PyTorch compares the annotations, and those of this file are texts.
         count.__annotations__ = {
             "bucket": torch.distributed.GradBucket,  # type: ignore[attr-defined]
