@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 GPU_BATCH = 8
 """Frames in a batch on a GPU for a model that takes any number."""
-_FIXED = ("batching.preprocess_threads", "track", "engine", "http")
+_FIXED = ("batching.preprocess_threads", "track", "engine", "server", "http")
 _logger = logging.getLogger(__name__)
 
 
