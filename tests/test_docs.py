@@ -156,7 +156,7 @@ def test_commands_in_the_text_name_commands_and_flags_that_exist(name: str) -> N
 
 
 OTHER_FLAGS = {
-    "--all", "--standalone", "--rdzv-id", "--rdzv-endpoint", "--quick", "--peer", "--system-site-packages",
+    "--all", "--standalone", "--rdzv-id", "--rdzv-endpoint", "--quick", "--peer", "--system-site-packages", "--smoke",
     "--shm-size", "--user", "--group-add", "--rm", "--peers", "--train-images",
 }  # fmt: skip
 """Flags in the text that belong to ./dev, torchrun, a benchmark, venv or Docker."""

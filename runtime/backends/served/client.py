@@ -102,6 +102,8 @@ def authorization(address: ServedAddress, config: ServerConfig) -> dict[str, str
         raise EngineLoadError(f"{address.shown}: the settings have a token too; leave out user and password")
     if address.login:
         token = "Basic " + base64.b64encode(address.login.encode()).decode("ascii")
+    if token is not None and not token.isascii():
+        raise EngineLoadError("token of the model's server: expected ASCII characters")
     return {} if token is None else {"authorization": token}
 
 

@@ -250,6 +250,9 @@ def test_credentials_are_sent_and_never_shown(
         load(url_of(server), server=config).close()
         with pytest.raises(EngineLoadError, match="the settings have a token too"):
             load(url, server=config)
+    monkeypatch.setenv("MODEL_TOKEN", "Bearer größer")
+    with pytest.raises(EngineLoadError, match="expected ASCII characters"):
+        load(url_of(server), server=ServerConfig(token_env="MODEL_TOKEN"))
     with pytest.raises(EngineLoadError, match="NOT_THERE is not set"):
         load(url_of(server), server=ServerConfig(token_env="NOT_THERE"))
 
