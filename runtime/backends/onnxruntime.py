@@ -64,7 +64,7 @@ class OnnxRuntimeBackend:
         if not has_sidecar:
             self._manifest = _manifest_inside(path, open_session(library, path, chosen, threads), verify=verify)
         refuse_layout(path, self._manifest)
-        self._session = open_session(library, path, chosen, threads, disabled=_harmful_optimizers(self._manifest))
+        self._session = open_session(library, path, chosen, threads, disabled=harmful_optimizers(self._manifest))
         _check_interface(path, self._session, self._manifest)
         self._shapes = output_shapes(self._manifest)
         self._output_names = [spec.name for spec in self._manifest.outputs_by_role.values()]
@@ -148,7 +148,7 @@ class OnnxRuntimeBackend:
         return Outputs(**arrays)
 
 
-def _harmful_optimizers(manifest: Manifest) -> list[str]:
+def harmful_optimizers(manifest: Manifest) -> list[str]:
     """Names the optimizers of ONNX Runtime that must stay off for a model.
 
     `WeightBiasQuantization` quantizes the biases of convolutions between Q and DQ with the product of both scales. In
