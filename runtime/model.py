@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import time
@@ -16,6 +17,7 @@ import numpy.typing as npt
 
 from edgerpn import golden
 from edgerpn.errors import InputError, StreamOpenError
+from edgerpn.letterbox import letterbox
 from edgerpn.manifest import Manifest
 from edgerpn.models import find_model
 from edgerpn.proposals import Outputs, Proposals
@@ -24,6 +26,7 @@ from edgerpn.runtime.backends.open_backend import OnMismatch, open_backend
 from edgerpn.runtime.backends.preprocess import Preprocessor, check_image
 from edgerpn.runtime.frame import Frame, Result, Source
 from edgerpn.runtime.onnx_session import Provider
+from edgerpn.runtime.opencv import load_cv2
 from edgerpn.runtime.timing import Stopwatch
 from edgerpn.runtime.tracing import span
 
@@ -153,6 +156,19 @@ class Model:
             self._preprocessor.restore(outputs, i, (image.shape[0], image.shape[1])) for i, image in enumerate(images)
         ]
 
+    def batch_fitted(self, frames: Sequence[npt.NDArray[np.uint8]]) -> list[Proposals]:
+        """As `batch`, but a model for one camera size takes frames of all sizes, letterboxed into that size."""
+        source_hw = self.manifest.input.source_hw
+        if source_hw is None:
+            return self.batch(frames)
+        fits = [letterbox((frame.shape[0], frame.shape[1]), source_hw) for frame in frames]
+        resize = load_cv2().resize
+        found = self.batch([fit.apply(frame, resize) for fit, frame in zip(fits, frames, strict=True)])
+        return [
+            dataclasses.replace(proposals, boxes=fit.to_frame(proposals.boxes))
+            for fit, proposals in zip(fits, found, strict=True)
+        ]
+
     def stream(
         self,
         source: str | int | os.PathLike[str] | Source,
@@ -260,9 +276,8 @@ class Model:
 
     def _restore_row(self, frame: Frame, outputs: Outputs, row: int, stage_ms: dict[str, float]) -> Result:
         start_s = time.perf_counter()
-        frame_hw = (frame.image.shape[0], frame.image.shape[1])
         with span("postprocess"):
-            proposals = self._preprocessor.restore(outputs, row, frame_hw)
+            proposals = self._preprocessor.restore(outputs, row, frame.size_hw)
         stage_ms["postprocess"] = (time.perf_counter() - start_s) * 1e3
         return Result(proposals=proposals, frame=frame, stage_ms=stage_ms)
 

@@ -40,6 +40,7 @@ class SourceConfig(CaptureConfig):
         check_setting(
             math.isfinite(self.max_age_ms) and self.max_age_ms >= 0, "max_age_ms", "0 or more", self.max_age_ms
         )
+        check_setting(self.network_hw is None, "network_hw", "no value; the run sets it", self.network_hw)
         check_setting(0 < self.mask_share <= 1, "mask_share", "above 0, to 1", self.mask_share)
         is_size = self.zones_wh is None or (len(self.zones_wh) == 2 and min(self.zones_wh) > 0)
         check_setting(is_size, "zones_wh", "two positive sizes", self.zones_wh)
