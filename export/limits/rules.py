@@ -111,9 +111,9 @@ def external_data(view: GraphView, target: Target) -> Iterator[Violation]:
 
 
 def interface(view: GraphView, target: Target) -> Iterator[Violation]:
-    """The inputs and outputs that the manifest promises, see `edgerpn.manifest`."""
+    """The inputs and outputs that the manifest promises, see `edgerpn.manifest`, in our layout."""
     manifest = view.manifest
-    if manifest is None:
+    if manifest is None or manifest.layout != "proposals":
         return
     wanted: dict[str, tuple[int, Shape]] = {
         name: (_TYPES[dtype], shape) for name, (dtype, shape) in tensors_of(manifest).items()

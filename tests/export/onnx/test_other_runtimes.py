@@ -1,7 +1,8 @@
-"""A `standard` graph gives the same proposals in every runtime that reads plain ONNX."""
+"""A `standard` graph gives the same proposals in every runtime that reads plain ONNX; graphs for other programs too."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ import numpy.typing as npt
 import onnxruntime
 import pytest
 
+from edgerpn.__main__ import main
+from edgerpn.export.onnx.deepstream import write_deepstream
+from edgerpn.export.onnx.frigate import raise_scores, write_frigate
 from edgerpn.letterbox import letterbox
 from edgerpn.train.data.coco import read_image
 
@@ -83,3 +87,53 @@ def test_openvino(file: str, frames: npt.NDArray[np.uint8], expected: Arrays) ->
     model = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     outputs = model(frames)
     assert_equal([np.array(outputs[name]) for name in NAMES], expected)
+
+
+@pytest.fixture(scope="module")
+def layouts(
+    exported: GetExport, frames: npt.NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """The `portable` graph in the layouts of other programs."""
+    folder = tmp_path_factory.mktemp("layouts")
+    files = {name: folder / f"{name}.onnx" for name in ("frigate", "deepstream")}
+    write_frigate(exported("portable").file, files["frigate"], frames, min_score=0.5)
+    write_deepstream(exported("portable").file, files["deepstream"], frames)
+    return files
+
+
+def test_the_rows_for_frigate_in_openvino(
+    exported: GetExport, frames: npt.NDArray[np.uint8], expected: Arrays, tmp_path: Path
+) -> None:
+    openvino = pytest.importorskip("openvino")
+    write_frigate(exported("standard").file, tmp_path / "rows.onnx", frames, min_score=0.3)
+    model = openvino.Core().compile_model(tmp_path / "rows.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for number, frame in enumerate(frames):
+        rows = np.array(model(frame[None])[0])
+        np.testing.assert_allclose(rows[:, 1:5], expected[0][number, :20], rtol=0, atol=MAX_PX)
+        np.testing.assert_allclose(rows[:, 5], raise_scores(expected[1][number, :20], 0.3), rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["frigate", "deepstream"])
+def test_the_limits_of_a_target_are_checked_in_other_layouts(
+    name: str, layouts: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(layouts[name]), "--target", "tensorrt-10.3"]) == 0, capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.rtx
+@pytest.mark.parametrize("name", ["frigate", "deepstream"])
+def test_graphs_for_other_programs_compile_in_tensorrt_rtx(name: str, layouts: dict[str, Path]) -> None:
+    trt = importlib.import_module("tensorrt_rtx")
+    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, builder.logger)
+    graph = layouts[name].read_bytes()
+    assert parser.parse(graph), [str(parser.get_error(number)) for number in range(parser.num_errors)]
+    config = builder.create_builder_config()
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(trt.ComputeCapability.SM89, 0)
+    plan = builder.build_serialized_network(network, config)
+    assert plan is not None
+    assert plan.nbytes > 20_000
