@@ -85,6 +85,8 @@ def measure(model: str, photos: Path, output: Path, workers: int) -> dict[str, A
         is_over.set()
         watcher.join()
     whole_s = time.perf_counter() - start_s
+    if summary.num_workers != workers:
+        raise SystemExit(f"{workers} workers were asked for and {summary.num_workers} worked: one needs a core")
     # A worker's first part ends later than that of the other by its own start.
     ends_s = sorted(path.stat().st_mtime for path in output.glob("*.parquet"))[2 * workers :]
     run = {

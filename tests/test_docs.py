@@ -40,6 +40,7 @@ STARTS = ("edgerpn", "python -m edgerpn")
 NOT_HERE = {
     r"rtsp://|/dev/video0|--http|(?<!anchors)\.toml(?!.*--print-config)": "runs until it is ended, or needs a camera",
     r"^doctor stream": "needs a camera",
+    r"^run (triton\+|http)": "needs a server of models; tests/runtime/backends has one",
     r"\.engine|^build (?!--print)": "needs the library TensorRT, and takes long",
     r"^import|imported.pt": "needs weights of another project",
     r"tuned\.pt": "needs torchvision; tests/train/conformance writes it",
@@ -158,7 +159,7 @@ def test_commands_in_the_text_name_commands_and_flags_that_exist(name: str) -> N
 
 
 OTHER_FLAGS = {
-    "--all", "--standalone", "--rdzv-id", "--rdzv-endpoint", "--quick", "--peer", "--system-site-packages",
+    "--all", "--standalone", "--rdzv-id", "--rdzv-endpoint", "--quick", "--peer", "--system-site-packages", "--smoke",
     "--shm-size", "--user", "--group-add", "--rm", "--peers", "--train-images",
 }  # fmt: skip
 """Flags in the text that belong to ./dev, torchrun, a benchmark, venv or Docker."""

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 GPU_BATCH = 8
 """Frames in a batch on a GPU for a model that takes any number."""
-_FIXED = ("batching.preprocess_threads", "track", "engine", "http")
+_FIXED = ("batching.preprocess_threads", "track", "engine", "server", "http")
 _logger = logging.getLogger(__name__)
 
 
@@ -266,12 +266,11 @@ class StreamRunner:
 
 def natural_batch(model: FrameModel) -> int:
     """Returns the model's batch size; 1 on a CPU, where single frames take as long."""
-    manifest = model.manifest
-    if manifest.input.batch is not None:
-        return manifest.input.batch
+    if model.manifest.input.batch is not None:
+        return model.manifest.input.batch
     if model.backend.is_cpu:
         return 1
-    return manifest.engine.profile.max_batch if manifest.engine is not None else GPU_BATCH
+    return model.backend.max_batch or GPU_BATCH
 
 
 def _follow(tracker: RunTracker, item: Result | Event) -> tuple[Result | Event, list[Event]]:

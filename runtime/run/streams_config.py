@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 
 from edgerpn.errors import check_setting
 from edgerpn.runtime.backends.contract import EngineConfig
+from edgerpn.runtime.backends.served.config import ServerConfig
 from edgerpn.runtime.run.http_config import HttpConfig
 from edgerpn.runtime.sources.capture_config import CaptureConfig
 from edgerpn.runtime.tracking.config import TrackConfig
@@ -102,7 +103,7 @@ class BatchingConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StreamsConfig:
-    """Settings of a run; `batching.preprocess_threads`, `track`, `engine` and `http` cannot change while it runs."""
+    """Settings of a run; it keeps `batching.preprocess_threads`, `track`, `engine`, `server` and `http` to its end."""
 
     sources: tuple[SourceConfig, ...] = ()
     """The sources, with different names."""
@@ -114,6 +115,8 @@ class StreamsConfig:
     """Tracks; None: the run follows no objects."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     """A loaded engine."""
+    server: ServerConfig = field(default_factory=ServerConfig)
+    """A server that runs the model."""
     http: HttpConfig = field(default_factory=HttpConfig)
     """Web page and API."""
 
