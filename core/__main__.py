@@ -101,6 +101,12 @@ COMMANDS = {
         "find proposals in images and videos, as results, data sets, crops and pictures",
         "edgerpn predict model.onnx photos -o predictions",
     ),
+    "bulk": Command(
+        "edgerpn.batch.cli",
+        "ray",
+        "find proposals in millions of pictures, on many machines, as Parquet files",
+        "edgerpn bulk model.onnx photos -o bulk-out",
+    ),
     "bench": Command(
         "edgerpn.export.bench_cli",
         "onnxruntime",
@@ -137,7 +143,7 @@ STAGES = {
     "data": ("data check", "data convert", "anchors"),
     "train": ("train", "import", "eval"),
     "export": ("export", "build", "package"),
-    "run": ("run", "predict", "bench"),
+    "run": ("run", "predict", "bulk", "bench"),
     "diagnose": ("inspect", "check", "doctor"),
     "all stages": ("demo",),
 }

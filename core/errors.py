@@ -23,6 +23,7 @@
         StreamOpenError                 it cannot be opened
         StreamStalledError              it stopped delivering
         SinkError                       results cannot be written
+      BulkError                         workers of a bulk run cannot work; says how to continue it
       MissingDependencyError(ImportError)   an optional package is needed; says which extra brings it
 
 Every message says what was wrong, where, what came, what was expected and what to do.
@@ -152,6 +153,10 @@ class StreamStalledError(StreamError):
 
 class SinkError(StreamError):
     """Results cannot be written."""
+
+
+class BulkError(EdgeRpnError):
+    """Workers of a bulk run cannot work, or died; the message says how to continue."""
 
 
 class MissingDependencyError(EdgeRpnError, ImportError):

@@ -16,7 +16,6 @@ import numpy.typing as npt
 
 from edgerpn import files
 from edgerpn.errors import ConfigError, DataError
-from edgerpn.export.prediction.models import fit_source
 from edgerpn.progress import track
 from edgerpn.proposals import pairwise_iou
 from edgerpn.runtime.model import Model, load
@@ -87,11 +86,10 @@ def write_class_vectors(
 
 def _examples(model: Model, record: ImageRecord, rows: npt.NDArray[np.intp], kind: str) -> list[tuple[int, Vectors]]:
     """Returns class and vector of those of an image's objects on which a proposal lies."""
-    fitted, to_frame = fit_source(read_image(record.file, record.exif), model.manifest.input.source_hw)
-    proposals = model(fitted)
+    (proposals,) = model.batch_fitted([read_image(record.file, record.exif)])
     if not len(proposals):
         return []
-    ious = pairwise_iou(record.boxes_xyxy[rows], to_frame(proposals.boxes))
+    ious = pairwise_iou(record.boxes_xyxy[rows], proposals.boxes)
     described = own_vectors(proposals, kind)
     return [
         (int(record.box_classes[row]), described[overlaps.argmax()])

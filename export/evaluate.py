@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import tempfile
 from collections.abc import Callable, Sequence, Set
@@ -14,7 +13,6 @@ import numpy.typing as npt
 
 from edgerpn.errors import ConfigError, DataError
 from edgerpn.export.model_names import find_any_model
-from edgerpn.export.prediction.models import fit_source
 from edgerpn.manifest import DIGEST_KEY
 from edgerpn.manifest.parts import RecallSpec
 from edgerpn.models import is_checkpoint
@@ -100,12 +98,10 @@ def evaluate_model(
 
 def _detect(model: Model) -> Detect:
     """Returns a function that runs an exported model on frames of any size."""
-    source_hw = model.manifest.input.source_hw
 
     def run(frame: npt.NDArray[np.uint8]) -> Proposals:
-        fitted, to_frame = fit_source(frame, source_hw)
-        proposals = model(fitted)
-        return dataclasses.replace(proposals, boxes=to_frame(proposals.boxes))
+        (proposals,) = model.batch_fitted([frame])
+        return proposals
 
     return run
 

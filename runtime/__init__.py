@@ -19,10 +19,11 @@ from edgerpn.lazy import lazy_names
 if TYPE_CHECKING:
     from edgerpn.proposals import Proposals
     from edgerpn.runtime.backends.contract import EngineConfig
+    from edgerpn.runtime.backends.served.config import ServerConfig
     from edgerpn.runtime.frame import Result
     from edgerpn.runtime.model import Model, load
 
-__all__ = ["EngineConfig", "Model", "Proposals", "Result", "load"]
+__all__ = ["EngineConfig", "Model", "Proposals", "Result", "ServerConfig", "load"]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
@@ -31,6 +32,7 @@ __getattr__, __dir__ = lazy_names(
         "Model": "edgerpn.runtime.model",
         "Proposals": "edgerpn.proposals",
         "Result": "edgerpn.runtime.frame",
+        "ServerConfig": "edgerpn.runtime.backends.served.config",
         "load": "edgerpn.runtime.model",
     },
 )

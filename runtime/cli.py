@@ -39,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="model.onnx or model.engine, with its manifest beside it; or the name of an installed model (general)",
+        help="model.onnx or model.engine, with its manifest beside it; the name of an installed model (general); or "
+        "http://HOST:PORT/NAME, triton+grpc://HOST:PORT/NAME: a model that a server runs",
     )
     sources = parser.add_argument("sources", metavar="SOURCE", nargs="+", default=[], help=_SOURCES)
     # Not "*", which argparse takes for empty when options stand between the model and the sources.
@@ -224,9 +225,8 @@ def _run_opened(arguments: argparse.Namespace, config: StreamsConfig, opened: di
         top=arguments.top,
         nms_iou=arguments.nms,
     )
-    model_file = find_model(arguments.model)
     tables = load_outputs(arguments.config)
-    check_outputs(flags, tables, model_file, config, opened)
+    check_outputs(flags, tables, find_model(arguments.model), config, opened)
     # A file has two frames in the model at once: two callers and threads - 1 helpers then fill the cores.
     threads = arguments.threads or (None if config.is_live else max(1, available_cores() - 1))
     page = None
@@ -238,13 +238,14 @@ def _run_opened(arguments: argparse.Namespace, config: StreamsConfig, opened: di
     with (
         closing(page) if page is not None else nullcontext(),
         load(
-            model_file,
+            arguments.model,
             providers=arguments.provider,
             threads=threads,
             on_mismatch=arguments.on_mismatch,
             self_test=arguments.self_test,
             allow_host_code=arguments.allow_host_code,
             engine=config.engine,
+            server=config.server,
             verify=not arguments.unsealed,
         ) as model,
     ):

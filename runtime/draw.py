@@ -3,8 +3,8 @@
 Draws only the best, and no near copies of them: the graph keeps boxes that overlap by up to its own threshold (IoU
 0.9), so that one object would get many. The best comes last and on top; weak ones are thin and transparent, strong
 ones thick and bright, all in one hue. Rank counts too, so that the first ones stand out where many scores are equal.
-Only the first few get a label, where there is room for it. Boxes of a model with classes all get one, with the name,
-and each class has a colour of its own.
+Only the first few get a label, where there is room for it; of a model with classes all but the weak ones do, with the
+name, and each class has a colour of its own.
 
 A run that follows objects shows its confirmed tracks instead, each with its number and in a colour of its own.
 """
@@ -12,6 +12,7 @@ A run that follows objects shows its confirmed tracks instead, each with its num
 from __future__ import annotations
 
 import colorsys
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,7 +30,10 @@ DEFAULT_NMS_IOU = 0.6
 """Default IoU with a better drawn box above which a box is a near copy and not drawn."""
 
 NUM_LABELS = 5
-"""Maximum number of boxes with a score label, of a model without classes."""
+"""Number of boxes, from the best, that get a label with their score."""
+
+NAMED_STRENGTH = 0.25
+"""Strength from which further boxes get a label, of a model with classes."""
 
 FADE_RANK = 20
 """Rank at which a box is half as strong as the best one of equal score."""
@@ -76,9 +80,11 @@ def draw_proposals(
     for corner, strength, color in list(zip(corners, strengths, colors, strict=True))[::-1]:
         _draw_box(canvas, corner, strength, color, unit)
     taken = _draw_names(canvas, zone_map, unit)
-    num_labels = NUM_LABELS if shown.labels is None else None
-    for corner, text, color in list(zip(corners, box_texts(shown), colors, strict=True))[:num_labels]:
-        _draw_label(canvas, corner[:2], _ascii(text), color, unit, taken)
+    least = NAMED_STRENGTH if shown.labels is not None else math.inf
+    labels = zip(corners, box_texts(shown), colors, strengths, strict=True)
+    for rank, (corner, text, color, strength) in enumerate(labels):
+        if rank < NUM_LABELS or strength >= least:
+            _draw_label(canvas, corner[:2], _ascii(text), color, unit, taken)
     return canvas
 
 

@@ -96,6 +96,14 @@ class Frame:
     """Frames dropped between this one and the previous one, because the model was busy."""
     num_skipped: int = 0
     """Frames left out in between because of `max_fps`."""
+    camera_hw: tuple[int, int] | None = None
+    """Height and width of the camera's picture, pixels, where a Jetson has made `image` smaller for a run whose outputs
+    look at no pictures; None: `image` is the camera's picture."""
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """Height and width of the picture in whose pixels boxes are: that of the camera."""
+        return self.camera_hw or (self.image.shape[0], self.image.shape[1])
 
     @property
     def bgr(self) -> npt.NDArray[np.uint8]:
@@ -220,7 +228,7 @@ class Result:
         """Names of the zones in which each proposal stands, computed at each access; None: the source has no zones."""
         if self.zone_map is None or not self.zone_map.names:
             return None
-        return self.zone_map.zones_of(self.proposals.boxes, self.frame.image.shape[:2])
+        return self.zone_map.zones_of(self.proposals.boxes, self.frame.size_hw)
 
 
 class Source(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import time
@@ -15,15 +16,19 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerpn import golden
-from edgerpn.errors import InputError, StreamOpenError
+from edgerpn.errors import EngineLoadError, InputError, StreamOpenError
+from edgerpn.letterbox import letterbox
 from edgerpn.manifest import Manifest
 from edgerpn.models import find_model
 from edgerpn.proposals import Outputs, Proposals
 from edgerpn.runtime.backends.contract import Backend, EngineConfig
 from edgerpn.runtime.backends.open_backend import OnMismatch, open_backend
 from edgerpn.runtime.backends.preprocess import Preprocessor, check_image
+from edgerpn.runtime.backends.served.config import ServerConfig, is_served
 from edgerpn.runtime.frame import Frame, Result, Source
 from edgerpn.runtime.onnx_session import Provider
+from edgerpn.runtime.opencv import load_cv2
+from edgerpn.runtime.redaction import redact_url
 from edgerpn.runtime.timing import Stopwatch
 from edgerpn.runtime.tracing import span
 
@@ -43,15 +48,17 @@ def load(
     self_test: bool = False,
     allow_host_code: bool = False,
     engine: EngineConfig | None = None,
+    server: ServerConfig | None = None,
     verify: bool = True,
 ) -> Model:
-    """Loads an exported model or an engine.
+    """Loads an exported model or an engine, or connects to a server that runs one.
 
     An engine is a program: never load one from a source that you do not trust.
 
     Args:
         path: `model.onnx` or `model.engine`, with its manifest beside it (or inside, for ONNX); or the name of a model
-            that an installed package brings, such as `general`, see `edgerpn.models`.
+            that an installed package brings, such as `general`, see `edgerpn.models`; or the address of a model on a
+            server, such as `http://triton:8000/street` or `triton+grpc://triton:8001/street`.
         providers: ONNX Runtime execution providers in order of preference ("tensorrt", "cuda", "cpu", or full names,
             each alone or as a pair with its options); None: CUDA if available, else the CPU.
         threads: CPU threads of one inference; None: one for each core that this process may use. Engines use none.
@@ -61,6 +68,7 @@ def load(
             not the expected ones.
         allow_host_code: Whether a version-compatible engine may bring code that runs on the CPU.
         engine: Slots of an engine, and how threads wait for the GPU; None: the defaults.
+        server: Limits of time, credentials and certificates of a server; None: the defaults.
         verify: False loads an ONNX file that was changed since export, with a warning in the log; see `edgerpn check`
             for a proof that it still computes the same. An engine is always verified.
 
@@ -69,12 +77,15 @@ def load(
 
     Raises:
         EngineLoadError: No model of such a name is installed, no backend runs such a file, or the backend cannot load
-            it.
+            it or reach its server.
         ManifestError: The file or its manifest is missing or malformed, or they do not belong together.
         SelfTestError: The golden frames did not give the expected proposals.
         MissingDependencyError: The backend or OpenCV is not installed.
     """
-    path = find_model(path)
+    if not is_served(path):
+        path = find_model(path)
+    elif self_test:
+        raise EngineLoadError(f"{redact_url(str(path))}: run the self-test on the server, by client.py of the bundle")
     backend = open_backend(
         path,
         providers=providers,
@@ -82,6 +93,7 @@ def load(
         on_mismatch=on_mismatch,
         allow_host_code=allow_host_code,
         engine=engine,
+        server=server,
         verify=verify,
     )
     try:
@@ -151,6 +163,19 @@ class Model:
         outputs = self._backend.infer(np.concatenate([self._preprocessor.prepare(image).copy() for image in images]))
         return [
             self._preprocessor.restore(outputs, i, (image.shape[0], image.shape[1])) for i, image in enumerate(images)
+        ]
+
+    def batch_fitted(self, frames: Sequence[npt.NDArray[np.uint8]]) -> list[Proposals]:
+        """As `batch`, but a model for one camera size takes frames of all sizes, letterboxed into that size."""
+        source_hw = self.manifest.input.source_hw
+        if source_hw is None:
+            return self.batch(frames)
+        fits = [letterbox((frame.shape[0], frame.shape[1]), source_hw) for frame in frames]
+        resize = load_cv2().resize
+        found = self.batch([fit.apply(frame, resize) for fit, frame in zip(fits, frames, strict=True)])
+        return [
+            dataclasses.replace(proposals, boxes=fit.to_frame(proposals.boxes))
+            for fit, proposals in zip(fits, found, strict=True)
         ]
 
     def stream(
@@ -260,9 +285,8 @@ class Model:
 
     def _restore_row(self, frame: Frame, outputs: Outputs, row: int, stage_ms: dict[str, float]) -> Result:
         start_s = time.perf_counter()
-        frame_hw = (frame.image.shape[0], frame.image.shape[1])
         with span("postprocess"):
-            proposals = self._preprocessor.restore(outputs, row, frame_hw)
+            proposals = self._preprocessor.restore(outputs, row, frame.size_hw)
         stage_ms["postprocess"] = (time.perf_counter() - start_s) * 1e3
         return Result(proposals=proposals, frame=frame, stage_ms=stage_ms)
 

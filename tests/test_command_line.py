@@ -59,6 +59,10 @@ ARGUMENTS = {
         "model images -o --output --data --format --split --classes --allow --exif --follow-links --to --crops"
         " --pictures --min-score --max-per-image --nms --allow-host-code --unsealed --config --set --print-config"
     ),
+    "bulk": (
+        "model inputs -o --output --address --workers --threads --min-score --max-per-image --allow-host-code"
+        " --config --set --print-config"
+    ),
     "bench": (
         "model --data --format --split --classes --allow --exif --follow-links --images -o --output --threads"
         " --provider --allow-host-code --config --set --print-config"
@@ -80,8 +84,8 @@ def actions(command: str) -> list[argparse.Action]:
 
 def test_the_commands_are_these() -> None:
     assert " ".join(COMMANDS) == (
-        "data check data convert anchors train import eval export build package run predict bench inspect check doctor"
-        " demo"
+        "data check data convert anchors train import eval export build package run predict bulk bench inspect check"
+        " doctor demo"
     )
     assert set(ARGUMENTS) == set(COMMANDS)
     assert [name for names in STAGES.values() for name in names] == list(COMMANDS)

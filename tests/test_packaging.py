@@ -18,6 +18,7 @@ PACKAGES = {
     "train": "edgerpn/train",
     "export": "edgerpn/export",
     "runtime": "edgerpn/runtime",
+    "batch": "edgerpn/batch",
     "demo": "edgerpn/demo",
 }
 """Folder in the repository -> folder in the wheel."""

@@ -6,6 +6,7 @@ OpenCV is an argument, because this package is needed where it is not installed.
 from __future__ import annotations
 
 import io
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +19,9 @@ from edgerpn.files import native_path, printable
 from edgerpn.images.faults import find_fault
 from edgerpn.images.formats import read_format
 from edgerpn.images.header import Exif, Header, read_header, turn, turn_back
+
+_SIGNATURE_BYTES = 4096
+"""Bytes by which OpenCV recognises the format of a file."""
 
 
 def read_bytes(file: Path) -> tuple[bytes, Header]:
@@ -34,7 +38,7 @@ def read_bytes(file: Path) -> tuple[bytes, Header]:
 
 
 def decode_image(
-    cv2: ModuleType, data: bytes, header: Header, file: Path, *, exif: Exif, reduction: int = 1
+    cv2: ModuleType, data: bytes, header: Header, file: Path | str, *, exif: Exif, reduction: int = 1
 ) -> tuple[npt.NDArray[np.uint8], int]:
     """Decodes an image of any depth and channels to 8-bit BGR.
 
@@ -45,7 +49,7 @@ def decode_image(
         cv2: The module.
         data: Bytes of the file.
         header: Their header.
-        file: Name in messages.
+        file: Name in messages: a path, or a URL.
         exif: Whether to turn the image by its EXIF orientation.
         reduction: 1, 2, 4 or 8: decode at this fraction of the size if that is cheaper (JPEG).
 
@@ -70,7 +74,7 @@ def decode_image(
     except cv2.error as error:
         raise DataError(f"{printable(str(file))}: OpenCV cannot decode it: {error.err}") from error
     if image is None:
-        raise DataError(f"{printable(str(file))}: {_why_undecodable(cv2, data, header, file)}")
+        raise DataError(f"{printable(str(file))}: {_why_undecodable(cv2, data, header)}")
     image = np.asarray(image, np.uint8)
     if header.format == "TIFF":
         # OpenCV turns these whatever the flags say.
@@ -78,7 +82,7 @@ def decode_image(
     return (turn(image, orientation) if orientation != 1 else image), reduction
 
 
-def damage_note(data: bytes, header: Header, file: Path) -> str:
+def damage_note(data: bytes, header: Header, file: Path | str) -> str:
     """Returns a line on the damage of an image that decodes nevertheless; "" if none is seen.
 
     Args:
@@ -125,11 +129,16 @@ def _has_decoder(cv2: ModuleType, file: Path) -> bool:
         return bool(cv2.haveImageReader(native))
 
 
-def _why_undecodable(cv2: ModuleType, data: bytes, header: Header, file: Path) -> str:
+def _why_undecodable(cv2: ModuleType, data: bytes, header: Header) -> str:
     if header.fault:
         return header.fault
-    if header.format and not _has_decoder(cv2, file):
-        return _no_decoder(cv2, header.format)
+    if header.format:
+        # OpenCV looks at files only, and the bytes may come from elsewhere.
+        with tempfile.NamedTemporaryFile() as head:
+            head.write(data[:_SIGNATURE_BYTES])
+            head.flush()
+            if not _has_decoder(cv2, Path(head.name)):
+                return _no_decoder(cv2, header.format)
     facts = ", ".join(filter(None, (header.format, find_fault(data), f"{len(data)} bytes")))
     return f"not an image that OpenCV can decode ({facts})"
 

@@ -23,6 +23,7 @@ from edgerpn.errors import ExportError, ParityError
 from edgerpn.export.onnx.graph import save_sealed
 from edgerpn.manifest import SCHEMA_LAYOUT, Manifest
 from edgerpn.matching import match
+from edgerpn.runtime.backends.onnxruntime import harmful_optimizers
 from edgerpn.runtime.backends.open_backend import open_backend
 
 
@@ -60,7 +61,9 @@ def write_deepstream(plain: Path, output: Path, frames: npt.NDArray[np.uint8]) -
         schema=SCHEMA_LAYOUT, layout="deepstream", outputs=tuple(outputs), provenance=manifest.provenance.derived()
     )
     save_sealed(proto, described, output)
-    session = onnxruntime.InferenceSession(output, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        output, providers=["CPUExecutionProvider"], disabled_optimizers=harmful_optimizers(manifest)
+    )
     for number, frame in enumerate(frames):
         planes = np.repeat(frame.transpose(2, 0, 1)[None].astype(np.float32), manifest.input.batch or 1, axis=0)
         boxes, scores, count = session.run(

@@ -29,6 +29,7 @@ from edgerpn.export.onnx.graph import save_sealed
 from edgerpn.manifest import FRIGATE_ROWS, SCHEMA_LAYOUT, Manifest, frigate_outputs
 from edgerpn.matching import match
 from edgerpn.proposals import Outputs
+from edgerpn.runtime.backends.onnxruntime import harmful_optimizers
 from edgerpn.runtime.backends.open_backend import open_backend
 
 _ROWS = """
@@ -93,6 +94,11 @@ def write_frigate(plain: Path, output: Path, frames: npt.NDArray[np.uint8], *, m
         raise ExportError(f"{plain}: its frames are {manifest.input.color_order}, and Frigate delivers BGR")
     if manifest.input.batch not in (None, 1):
         raise ExportError(f"{plain}: its batch is {manifest.input.batch}, and Frigate delivers one frame at a time")
+    if harmful_optimizers(manifest):
+        raise ExportError(
+            f"{plain}: int8 for {manifest.target}, which Frigate's ONNX Runtime makes coarser; export it with --target "
+            "onnxruntime"
+        )
     proto = _with_rows(onnx.load(plain), manifest, min_score)
     manifest = manifest.replace(
         schema=SCHEMA_LAYOUT,

@@ -23,8 +23,9 @@ from edgerpn.golden import Golden
 from edgerpn.manifest import Manifest
 from edgerpn.matching import TOLERANCES
 from edgerpn.models import find_model
+from edgerpn.runtime.backends.onnxruntime import harmful_optimizers
 
-TARGETS = {"frigate": "Frigate", "deepstream": "DeepStream"}
+TARGETS = {"frigate": "Frigate", "deepstream": "DeepStream", "triton": "NVIDIA Triton"}
 """Programs that bundles are for: the module here that writes each, and the program's name."""
 CLASS_NAME = "object"
 """Name of the proposals of a model without classes."""
@@ -121,7 +122,8 @@ def _read(file: Path, config: PackageConfig) -> Packed:
 def _write_smoke(folder: Path, manifest: Manifest, contents: Contents) -> None:
     tolerance = dataclasses.asdict(TOLERANCES[manifest.rounding])
     limits = {name: tolerance[name] for name in ("min_iou", "max_score_difference", "max_unmatched_share")}
-    (folder / "smoke.json").write_text(json.dumps({"graph": contents.graph, **limits}, indent=2) + "\n", "utf-8")
+    settings = {"graph": contents.graph, "disabled_optimizers": harmful_optimizers(manifest), **limits}
+    (folder / "smoke.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
     arrays = {name: getattr(contents.expected, name) for name in ("frames", "boxes", "scores", "count")}
     np.savez_compressed(folder / "smoke.npz", **arrays)
     shutil.copyfile(smoke.__file__, folder / "smoke.py")

@@ -6,8 +6,9 @@
 The argument is a provider of ONNX Runtime; it and NumPy are all that this file needs. The exit status is 0 when the
 proposals are those that the model gave when it was exported, up to rounding.
 
-`smoke.json` names the graph and the allowed differences. `smoke.npz` holds frames (F, H, W, 3) uint8 BGR, boxes
-(F, K, 4) in pixels of the frames, scores (F, K) and count (F,), as they are expected.
+`smoke.json` names the graph, optimizers of ONNX Runtime that would make it coarser, and the allowed differences.
+`smoke.npz` holds frames (F, H, W, 3) uint8 BGR, boxes (F, K, 4) in pixels of the frames, scores (F, K) and count (F,),
+as they are expected.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ def check(folder: Path, provider: str = "CPUExecutionProvider") -> list[str]:
     import onnxruntime
 
     settings = json.loads((folder / "smoke.json").read_text(encoding="utf-8"))
-    session = onnxruntime.InferenceSession(folder / settings["graph"], providers=[provider])
+    session = onnxruntime.InferenceSession(
+        folder / settings["graph"], providers=[provider], disabled_optimizers=settings["disabled_optimizers"]
+    )
     problems = []
     with np.load(folder / "smoke.npz", allow_pickle=False) as arrays:
         for number, frame in enumerate(arrays["frames"]):

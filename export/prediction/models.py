@@ -5,13 +5,11 @@ PyTorch is imported for a checkpoint only.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -19,11 +17,10 @@ from edgerpn import files
 from edgerpn.errors import CheckpointError, ConfigError
 from edgerpn.export.prediction.config import PredictConfig
 from edgerpn.images.header import Exif
-from edgerpn.letterbox import letterbox
 from edgerpn.machine import available_cores
 from edgerpn.models import is_checkpoint
 from edgerpn.proposals import Proposals
-from edgerpn.runtime.model import Model, load
+from edgerpn.runtime.model import load
 from edgerpn.runtime.run.runner import GPU_BATCH, natural_batch
 
 Image = npt.NDArray[np.uint8]
@@ -69,27 +66,12 @@ def open_predictor(
     return _checkpoint(file, config) if is_checkpoint(file) else _exported(file, config, allow_host_code, verify)
 
 
-def fit_source(
-    frame: Image, source_hw: tuple[int, int] | None
-) -> tuple[Image, Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]]:
-    """Returns a frame as a model takes it, and the function that maps its boxes back.
-
-    A model for one camera size (`source_hw`) takes photographs of other sizes letterboxed into that size.
-    """
-    frame_hw = (frame.shape[0], frame.shape[1])
-    if source_hw is None or frame_hw == source_hw:
-        return frame, lambda boxes: boxes
-    geometry = letterbox(frame_hw, source_hw)
-    return geometry.apply(frame, cv2.resize), geometry.to_frame
-
-
 def _exported(file: Path, config: PredictConfig, allow_host_code: bool, verify: bool) -> Predictor:
     # Two frames are in the model at once: two callers and threads - 1 helpers then fill the cores.
     threads = config.threads or max(1, available_cores() - 1)
     model = load(
         file, providers=config.providers or None, threads=threads, allow_host_code=allow_host_code, verify=verify
     )
-    source_hw = model.manifest.input.source_hw
     return Predictor(
         name=file.name,
         sha256=files.sha256(file),
@@ -98,18 +80,9 @@ def _exported(file: Path, config: PredictConfig, allow_host_code: bool, verify: 
         num_workers=max(1, model.backend.frames_in_flight),
         exif=model.manifest.input.exif_reading,
         class_names=model.manifest.class_names,
-        run=lambda frames: _run_exported(model, source_hw, frames),
+        run=model.batch_fitted,
         closing=model,
     )
-
-
-def _run_exported(model: Model, source_hw: tuple[int, int] | None, frames: Sequence[Image]) -> list[Proposals]:
-    fitted = [fit_source(frame, source_hw) for frame in frames]
-    found = model.batch([frame for frame, _ in fitted])
-    return [
-        dataclasses.replace(proposals, boxes=to_frame(proposals.boxes))
-        for (_, to_frame), proposals in zip(fitted, found, strict=True)
-    ]
 
 
 def _checkpoint(file: Path, config: PredictConfig) -> Predictor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
@@ -60,6 +60,11 @@ class Backend(Protocol):
         """Number of concurrent callers of `infer` that gives the best throughput when frames are not live."""
         ...
 
+    @property
+    def max_batch(self) -> int | None:
+        """Frames that a graph of dynamic batch runs at once at most; None: any number."""
+        ...
+
     def infer(self, frames: npt.NDArray[np.uint8]) -> Outputs:
         """Runs the graph.
 
@@ -95,7 +100,7 @@ class PartsTimer(Protocol):
         ...
 
 
-def refuse_layout(path: Path, manifest: Manifest) -> None:
+def refuse_layout(path: str | Path, manifest: Manifest) -> None:
     """Refuses a graph that was exported for another program.
 
     Raises:
@@ -135,6 +140,39 @@ def check_frames(frames: object, manifest: Manifest) -> npt.NDArray[np.uint8]:
         sizes = ", ".join(map(str, expected))
         raise InputError(f"frames: expected shape (N, {sizes}) with N >= 1, got {frames.shape}")
     return np.ascontiguousarray(frames)
+
+
+def run_in_parts(
+    run: Callable[[npt.NDArray[np.uint8]], Outputs],
+    frames: npt.NDArray[np.uint8],
+    *,
+    fixed: int | None,
+    most: int | None = None,
+) -> Outputs:
+    """Runs a graph as often as its batch demands.
+
+    Args:
+        run: Runs the graph once.
+        frames: Any number of frames.
+        fixed: Frames of each run, the last ones black; None: any number.
+        most: Frames of a run at most; None: no limit.
+    """
+    size = fixed or most or len(frames)
+    if len(frames) <= size and fixed in (None, len(frames)):
+        return run(frames)
+    parts = []
+    for start in range(0, len(frames), size):
+        part = frames[start : start + size]
+        if fixed is not None and len(part) < fixed:
+            filler = np.zeros((fixed - len(part), *frames.shape[1:]), np.uint8)
+            parts.append(_first(run(np.concatenate([part, filler])), len(part)))
+        else:
+            parts.append(run(part))
+    return Outputs.join(parts)
+
+
+def _first(outputs: Outputs, num_frames: int) -> Outputs:
+    return outputs.each(lambda array: array[:num_frames])
 
 
 def check_outputs(

@@ -21,7 +21,14 @@ from edgerpn.errors import ArtifactMismatchError, InferenceError, ManifestError,
 from edgerpn.machine import available_cores, bind_to_process
 from edgerpn.manifest import DIGEST_KEY, METADATA_KEY, Manifest
 from edgerpn.proposals import Outputs, output_dtype
-from edgerpn.runtime.backends.contract import check_frames, check_outputs, output_shapes, refuse_layout, tensors_of
+from edgerpn.runtime.backends.contract import (
+    check_frames,
+    check_outputs,
+    output_shapes,
+    refuse_layout,
+    run_in_parts,
+    tensors_of,
+)
 from edgerpn.runtime.onnx_session import (
     CPU,
     Provider,
@@ -64,7 +71,7 @@ class OnnxRuntimeBackend:
         if not has_sidecar:
             self._manifest = _manifest_inside(path, open_session(library, path, chosen, threads), verify=verify)
         refuse_layout(path, self._manifest)
-        self._session = open_session(library, path, chosen, threads, disabled=_harmful_optimizers(self._manifest))
+        self._session = open_session(library, path, chosen, threads, disabled=harmful_optimizers(self._manifest))
         _check_interface(path, self._session, self._manifest)
         self._shapes = output_shapes(self._manifest)
         self._output_names = [spec.name for spec in self._manifest.outputs_by_role.values()]
@@ -95,26 +102,18 @@ class OnnxRuntimeBackend:
         """Two on a CPU, because one caller leaves gaps between calls; else one."""
         return 2 if self.is_cpu else 1
 
+    @property
+    def max_batch(self) -> int | None:
+        return None
+
     def infer(self, frames: npt.NDArray[np.uint8]) -> Outputs:
         """Runs the graph; see `Backend.infer`. A graph of fixed batch runs as often as needed."""
-        frames = check_frames(frames, self._manifest)
-        batch = self._manifest.input.batch
-        if batch is None or batch == len(frames):
-            return self._run(frames)
-        parts = [self._run_padded(frames[start : start + batch], batch) for start in range(0, len(frames), batch)]
-        return Outputs.join(parts)
+        return run_in_parts(self._run, check_frames(frames, self._manifest), fixed=self._manifest.input.batch)
 
     def close(self) -> None:
         """Frees the session."""
         self._session = None
         self._local = threading.local()  # the bindings hold the session too
-
-    def _run_padded(self, frames: npt.NDArray[np.uint8], batch: int) -> Outputs:
-        num_frames = len(frames)
-        if num_frames < batch:
-            filler = np.zeros((batch - num_frames, *frames.shape[1:]), np.uint8)
-            frames = np.concatenate([frames, filler])
-        return self._run(frames).each(lambda array: array[:num_frames])
 
     def _run(self, frames: npt.NDArray[np.uint8]) -> Outputs:
         session = self._session
@@ -148,7 +147,7 @@ class OnnxRuntimeBackend:
         return Outputs(**arrays)
 
 
-def _harmful_optimizers(manifest: Manifest) -> list[str]:
+def harmful_optimizers(manifest: Manifest) -> list[str]:
     """Names the optimizers of ONNX Runtime that must stay off for a model.
 
     `WeightBiasQuantization` quantizes the biases of convolutions between Q and DQ with the product of both scales. In

@@ -42,6 +42,7 @@ class SourceRegistry:
         depth: int,
         exif: Exif,
         takes_bgrx: bool,
+        network_hw: tuple[int, int] | None = None,
         opened: Mapping[str, Source] | None = None,
         tells_ends: bool = False,
     ) -> None:
@@ -52,6 +53,7 @@ class SourceRegistry:
             depth: Frames that are read ahead of each file.
             exif: Whether images are turned by their EXIF orientation, unless their source was opened with a rule.
             takes_bgrx: Whether the model takes pictures of four channels.
+            network_hw: Size to which hardware may scale pictures, see `CaptureConfig`; None: pictures keep their size.
             opened: Files that are open already, by the names of their sources; the registry closes them.
             tells_ends: Whether files and images have an event `ended` too.
         """
@@ -63,6 +65,7 @@ class SourceRegistry:
         self._depth = depth
         self._exif = exif
         self._takes_bgrx = takes_bgrx
+        self._network_hw = network_hw
         self._opened = dict(opened or {})
         self._tells_ends = tells_ends
         self._entries: dict[str, _Entry] = {}
@@ -145,7 +148,7 @@ class SourceRegistry:
 
     def _capture(self, settings: SourceConfig) -> Capture:
         if not settings.is_read_here:
-            return self._group.add(self._with_channels(settings.capture))
+            return self._group.add(self._for_model(settings.capture))
         name = settings.label
         opened = self._opened.pop(name, None)
         if isinstance(opened, ImageSource) and opened.exif is None:
@@ -165,11 +168,10 @@ class SourceRegistry:
             name, open_it, depth=self._depth, max_fps=settings.max_fps, tells_end=self._tells_ends
         )
 
-    def _with_channels(self, config: CaptureConfig) -> CaptureConfig:
-        """Returns the settings of a capture process with the channels that the model takes."""
-        if config.channels != "auto" or not self._takes_bgrx:
-            return config
-        return dataclasses.replace(config, channels="bgrx")
+    def _for_model(self, config: CaptureConfig) -> CaptureConfig:
+        """Returns the settings of a capture process with the channels and the size that suit the model."""
+        channels = "bgrx" if config.channels == "auto" and self._takes_bgrx else config.channels
+        return dataclasses.replace(config, channels=channels, network_hw=self._network_hw)
 
     def _exchange(self, wanted: Mapping[str, SourceConfig], on_end: Callable[[str], None]) -> None:
         for name, entry in list(self._entries.items()):

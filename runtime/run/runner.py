@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 GPU_BATCH = 8
 """Frames in a batch on a GPU for a model that takes any number."""
-_FIXED = ("batching.preprocess_threads", "track", "engine", "http")
+_FIXED = ("batching.preprocess_threads", "track", "engine", "server", "http")
 _logger = logging.getLogger(__name__)
 
 
@@ -60,6 +60,7 @@ class StreamRunner:
         workers: int | None = None,
         is_strict: bool = False,
         stays: bool = False,
+        shows_pictures: bool = True,
         max_results: int | None = None,
         on_tick: Callable[[], None] | None = None,
     ) -> None:
@@ -73,6 +74,7 @@ class StreamRunner:
                 faster.
             is_strict: Whether a frame that does not fit the model is an `InputError` instead of an event.
             stays: Whether to continue when all sources have ended, because others may be added.
+            shows_pictures: Whether somebody looks at the pictures of results; else hardware may deliver smaller ones.
             max_results: Results after which to stop; None: all.
             on_tick: Called in the thread that iterates, about every 0.1 s while nothing comes, and after every batch
                 otherwise.
@@ -91,11 +93,13 @@ class StreamRunner:
         self._results_left = max_results
         self._pool = self._make_pool(config.batching)
         self._group = CaptureGroup()
+        spec = model.manifest.input
         self._registry = SourceRegistry(
             self._group,
             depth=num_threads + 1,
-            exif=model.manifest.input.exif_reading,
-            takes_bgrx=model.manifest.input.num_channels == 4,
+            exif=spec.exif_reading,
+            takes_bgrx=spec.num_channels == 4,
+            network_hw=None if shows_pictures or spec.source_hw is not None else spec.network_hw,
             opened=opened,
             tells_ends=config.track is not None,
         )
@@ -252,7 +256,7 @@ class StreamRunner:
         proposals = item.proposals.above(min_score) if min_score > 0 else item.proposals
         zone_map = self._registry.zone_map_of(item.frame.source)
         if zone_map is not None:
-            proposals = zone_map.unmasked(proposals, item.frame.image.shape[:2])
+            proposals = zone_map.unmasked(proposals, item.frame.size_hw)
         result = dataclasses.replace(item, proposals=proposals, zone_map=zone_map, age_ms=age_ms)
         self._registry.count(result)
         if self._results_left is not None:
@@ -262,12 +266,11 @@ class StreamRunner:
 
 def natural_batch(model: FrameModel) -> int:
     """Returns the model's batch size; 1 on a CPU, where single frames take as long."""
-    manifest = model.manifest
-    if manifest.input.batch is not None:
-        return manifest.input.batch
+    if model.manifest.input.batch is not None:
+        return model.manifest.input.batch
     if model.backend.is_cpu:
         return 1
-    return manifest.engine.profile.max_batch if manifest.engine is not None else GPU_BATCH
+    return model.backend.max_batch or GPU_BATCH
 
 
 def _follow(tracker: RunTracker, item: Result | Event) -> tuple[Result | Event, list[Event]]:

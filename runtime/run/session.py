@@ -73,7 +73,15 @@ def run_streams(
         # The first, because it never blocks, and others may.
         sinks = [page.hub, *sinks]
     with (
-        StreamRunner(model, config, opened=opened, stays=stays, max_results=max_frames, on_tick=service.tick) as runner,
+        StreamRunner(
+            model,
+            config,
+            opened=opened,
+            stays=stays,
+            shows_pictures=any(getattr(sink, "takes_pictures", True) for sink in sinks),
+            max_results=max_frames,
+            on_tick=service.tick,
+        ) as runner,
         StopOnSignal(
             lambda: _stop(runner, queued if is_live else ()), on_hangup=service.want_reload if is_live else None
         ) as stopper,

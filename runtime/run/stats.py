@@ -79,7 +79,7 @@ class SourceCounts:
 
     def count_result(self, result: Result) -> None:
         self.num_results += 1
-        self._size_wh = (result.frame.image.shape[1], result.frame.image.shape[0])
+        self._size_wh = result.frame.size_hw[::-1]
         self._recent.append((time.monotonic(), result.age_ms or 0.0, result.stage_ms["inference"]))
 
     def count_event(self, event: Event) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 
 from edgerpn.errors import check_setting
 from edgerpn.runtime.backends.contract import EngineConfig
+from edgerpn.runtime.backends.served.config import ServerConfig
 from edgerpn.runtime.run.http_config import HttpConfig
 from edgerpn.runtime.sources.capture_config import CaptureConfig
 from edgerpn.runtime.tracking.config import TrackConfig
@@ -40,6 +41,7 @@ class SourceConfig(CaptureConfig):
         check_setting(
             math.isfinite(self.max_age_ms) and self.max_age_ms >= 0, "max_age_ms", "0 or more", self.max_age_ms
         )
+        check_setting(self.network_hw is None, "network_hw", "no value; the run sets it", self.network_hw)
         check_setting(0 < self.mask_share <= 1, "mask_share", "above 0, to 1", self.mask_share)
         is_size = self.zones_wh is None or (len(self.zones_wh) == 2 and min(self.zones_wh) > 0)
         check_setting(is_size, "zones_wh", "two positive sizes", self.zones_wh)
@@ -101,7 +103,7 @@ class BatchingConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StreamsConfig:
-    """Settings of a run; `batching.preprocess_threads`, `track`, `engine` and `http` cannot change while it runs."""
+    """Settings of a run; it keeps `batching.preprocess_threads`, `track`, `engine`, `server` and `http` to its end."""
 
     sources: tuple[SourceConfig, ...] = ()
     """The sources, with different names."""
@@ -113,6 +115,8 @@ class StreamsConfig:
     """Tracks; None: the run follows no objects."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     """A loaded engine."""
+    server: ServerConfig = field(default_factory=ServerConfig)
+    """A server that runs the model."""
     http: HttpConfig = field(default_factory=HttpConfig)
     """Web page and API."""
 

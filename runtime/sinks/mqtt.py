@@ -18,9 +18,9 @@ from typing import Any, Literal
 from urllib.parse import quote, unquote, urlsplit
 
 from edgerpn.errors import check_setting, require
+from edgerpn.runtime.endpoint import check_url, read_secret, tls_context
 from edgerpn.runtime.redaction import redact, redact_url
 from edgerpn.runtime.sinks.contract import NotDeliveredError, Record
-from edgerpn.runtime.sinks.endpoint import check_url, read_secret, tls_context
 from edgerpn.runtime.sinks.sink_queue import OutputConfig
 from edgerpn.settings import PATH
 

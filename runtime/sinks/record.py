@@ -75,7 +75,7 @@ def frame_record(result: Result, *, has_embeddings: bool = False) -> dict[str, A
 
 def frame_head(frame: Frame, kind: str, age_ms: float) -> dict[str, Any]:
     """Returns the fields with which every record of a frame begins; `kind` becomes its `type`."""
-    height, width = frame.image.shape[:2]
+    height, width = frame.size_hw
     return {
         "schema": SCHEMA,
         "type": kind,

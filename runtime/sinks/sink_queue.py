@@ -267,7 +267,7 @@ class QueuedSink:
         self._record_sink = sink if isinstance(sink, RecordSink) else None
         self._maker = maker or RecordMaker()
         self._wants: Callable[[Result], bool] | None = getattr(sink, "wants", None)
-        self._takes_pictures = getattr(sink, "takes_pictures", True)
+        self.takes_pictures = not self._record_sink and getattr(sink, "takes_pictures", True)
         self._has_embeddings = getattr(config, "embeddings", "off") == "base64"
         takes_latest = getattr(sink, "takes_latest", False) and not is_blocking
         suggested = getattr(sink, "queue_records", 1000) if self._record_sink else 100 if takes_latest else 8
@@ -292,7 +292,7 @@ class QueuedSink:
         if self._record_sink:
             self._put(self._maker.make(result, has_embeddings=self._has_embeddings))
         elif self._wants is None or self._wants(result):
-            self._put(_with_own_picture(result) if self._takes_pictures else _without_picture(result))
+            self._put(_with_own_picture(result) if self.takes_pictures else _without_picture(result))
 
     def event(self, event: Event) -> None:
         """Queues one event, like `write`."""

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
 
 from edgerpn.errors import SinkError, check_setting
+from edgerpn.runtime.endpoint import check_url, read_secret, tls_context
 from edgerpn.runtime.redaction import redact, redact_url
 from edgerpn.runtime.sinks.contract import NotDeliveredError, Record
-from edgerpn.runtime.sinks.endpoint import check_url, read_secret, tls_context
 from edgerpn.runtime.sinks.sink_queue import OutputConfig
 from edgerpn.settings import PATH
 

@@ -76,6 +76,10 @@ class CaptureConfig:
     channels: Literal["auto", "bgr", "bgrx"] = "auto"
     """bgrx: the pictures of a Jetson's hardware, and of a pipeline that ends in BGRx, keep their fourth channel, which
     saves their conversion on the CPU; auto: as the model of the run takes them, bgr without a model."""
+    network_hw: tuple[int, int] | None = None
+    """Height and width of the network's input, into which the hardware decoder of a Jetson scales pictures of a known
+    larger size; boxes stay in pixels of the camera. The run sets it when its model takes frames of any size and none of
+    its outputs looks at pictures; None: no scaling."""
     decoder_threads: int = 0
     """Threads of OpenCV's FFmpeg; 0: one for a URL, half of the cores for a file. Each thread after the first delays
     the pictures of a stream by one frame."""
@@ -117,6 +121,8 @@ class CaptureConfig:
         )
         is_size = self.size_wh is None or (len(self.size_wh) == 2 and min(self.size_wh) > 0)
         check_setting(is_size, "size_wh", "two positive sizes", self.size_wh)
+        is_size = self.network_hw is None or (len(self.network_hw) == 2 and min(self.network_hw) > 0)
+        check_setting(is_size, "network_hw", "two positive sizes", self.network_hw)
         check_setting(len(self.pixel_format) in (0, 4), "pixel_format", "four characters", self.pixel_format)
 
     @property

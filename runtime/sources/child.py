@@ -30,7 +30,7 @@ from edgerpn.runtime.sources.http_pictures import PictureReader, explain
 from edgerpn.runtime.sources.parent_link import ParentLink
 from edgerpn.runtime.sources.plugins import PluginReader, load_plugin
 from edgerpn.runtime.sources.pump import Pump
-from edgerpn.runtime.sources.readers import OpenCvReader, Reader, is_late, probe_codec, too_late
+from edgerpn.runtime.sources.readers import OpenCvReader, Reader, is_late, probe_video, too_late
 from edgerpn.runtime.sources.reconnect import ExitReport
 from edgerpn.runtime.sources.wire import MAX_PACKET_BYTES, pack_alive
 
@@ -47,8 +47,9 @@ def main() -> None:
     if not request:
         return
     settings: dict[str, Any] = json.loads(request)
-    if settings["size_wh"] is not None:
-        settings["size_wh"] = tuple(settings["size_wh"])
+    for name in ("size_wh", "network_hw"):
+        if settings[name] is not None:
+            settings[name] = tuple(settings[name])
     config = CaptureConfig(**settings)
     end = capture(config, control)
     if end is not None:
@@ -108,7 +109,7 @@ def open_reader(config: CaptureConfig, cv2: ModuleType | None) -> Reader:
         raise CaptureFailedError(message, reason="dependency", is_final=True)
     if config.spec.kind == "path":
         _check_video(config.spec.path)
-    choice = choose(config, find_abilities(cv2), lambda: probe_codec(cv2, config))
+    choice = choose(config, find_abilities(cv2), lambda: probe_video(cv2, config))
     if choice.decoder == "picture":
         return PictureReader(cv2, config)
     if choice.decoder == "ffmpeg-process":

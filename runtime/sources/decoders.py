@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import Literal, NamedTuple
 
+from edgerpn.letterbox import letterbox
 from edgerpn.machine import board_model
 from edgerpn.runtime.sources.capture_config import CaptureConfig
 from edgerpn.runtime.sources.failures import CaptureFailedError
@@ -40,6 +41,15 @@ class Abilities:
     """That decoder reads JPEG too, as all but those of Thor do."""
 
 
+class VideoFacts(NamedTuple):
+    """What is known of a video before it is decoded."""
+
+    codec: Codec | None = None
+    """None: unknown, or another one."""
+    hw: tuple[int, int] | None = None
+    """Height and width of its pictures, pixels; None: unknown."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
     """A decoder, and why it was chosen."""
@@ -50,6 +60,11 @@ class Choice:
     """One line for people."""
     pipeline: str = ""
     """GStreamer pipeline, where that decodes; it may hold a password."""
+    camera_hw: tuple[int, int] | None = None
+    """Height and width of the camera's pictures, pixels, where the pipeline makes them smaller; None: it does not."""
+
+
+Probe = Callable[[], VideoFacts]
 
 
 def find_abilities(cv2: ModuleType) -> Abilities:
@@ -67,13 +82,13 @@ def find_abilities(cv2: ModuleType) -> Abilities:
     )
 
 
-def choose(config: CaptureConfig, abilities: Abilities, probe: Callable[[], Codec | None] = lambda: None) -> Choice:
+def choose(config: CaptureConfig, abilities: Abilities, probe: Probe = VideoFacts) -> Choice:
     """Chooses the decoder for a source that is not a picture.
 
     Args:
         config: The source.
         abilities: The decoders of this machine.
-        probe: Asks the source for its codec, where a choice depends on it; may raise CaptureFailedError.
+        probe: Asks the source for its codec and size, where a choice depends on them; may raise CaptureFailedError.
 
     Raises:
         CaptureFailedError: No decoder here can read it, or the requested one cannot.
@@ -84,11 +99,10 @@ def choose(config: CaptureConfig, abilities: Abilities, probe: Callable[[], Code
             raise CaptureFailedError(_NO_GSTREAMER, reason="unsupported", is_final=True)
         if kind == "pipeline":
             return Choice(decoder="gstreamer", why="the source is a GStreamer pipeline", pipeline=config.source)
-        why = "nvarguscamerasrc, the camera interface of Jetson"
-        return Choice(decoder="gstreamer", why=why, pipeline=pipeline_of(config, is_hardware=True))
+        return _in_hardware(config, _asked_facts(config, None), "nvarguscamerasrc, the camera interface of Jetson")
     if kind == "camera":
         is_asked = config.decoder == "gstreamer" and config.pixel_format == "MJPG"
-        if is_asked and (hardware := _hardware(config, abilities, lambda: "mjpeg")):
+        if is_asked and (hardware := _hardware(config, abilities, lambda: _asked_facts(config, "mjpeg"))):
             return hardware
         if abilities.has_v4l2:
             return Choice(decoder="v4l2", why="the source is a Video4Linux camera")
@@ -98,21 +112,49 @@ def choose(config: CaptureConfig, abilities: Abilities, probe: Callable[[], Code
     return _choose_auto(config, abilities, probe)
 
 
-def _hardware(config: CaptureConfig, abilities: Abilities, probe: Callable[[], Codec | None]) -> Choice | None:
+def _hardware(config: CaptureConfig, abilities: Abilities, probe: Probe) -> Choice | None:
     """Returns the choice of a Jetson's hardware decoder; None: there is none for this source."""
     spec = config.spec
     is_known = spec.kind in ("camera", "path") or spec.is_rtsp or spec.is_http
     if not (is_known and abilities.has_nvv4l2 and abilities.has_gstreamer):
         return None
-    codec: Codec | None = config.codec if config.codec != "auto" else probe() if abilities.has_ffmpeg else None
+    facts = VideoFacts(config.codec) if config.codec != "auto" else probe() if abilities.has_ffmpeg else VideoFacts()
+    codec = facts.codec
     # A camera of unknown codec may have one that only the pipeline's parser knows.
     if (codec is None and not spec.is_rtsp) or (codec == "mjpeg" and not abilities.has_nvjpeg):
         return None
     why = f"the hardware decoder of this Jetson (nvv4l2decoder{f', {codec}' if codec else ''})"
-    return Choice(decoder="gstreamer", why=why, pipeline=pipeline_of(config, codec=codec, is_hardware=True))
+    return _in_hardware(config, facts, why)
 
 
-def _choose_explicit(config: CaptureConfig, abilities: Abilities, probe: Callable[[], Codec | None]) -> Choice:
+def _asked_facts(config: CaptureConfig, codec: Codec | None) -> VideoFacts:
+    """Returns what a camera of this machine delivers: the size that it is asked for."""
+    return VideoFacts(codec, None if config.size_wh is None else config.size_wh[::-1])
+
+
+def _in_hardware(config: CaptureConfig, facts: VideoFacts, why: str) -> Choice:
+    scaled_wh = _network_wh(config, facts.hw)
+    note = "" if scaled_wh is None else f"; scaled to {scaled_wh[0]}x{scaled_wh[1]} for the network"
+    return Choice(
+        decoder="gstreamer",
+        why=f"{why}{note}",
+        pipeline=pipeline_of(config, codec=facts.codec, is_hardware=True, scaled_wh=scaled_wh),
+        camera_hw=None if scaled_wh is None else facts.hw,
+    )
+
+
+def _network_wh(config: CaptureConfig, camera_hw: tuple[int, int] | None) -> tuple[int, int] | None:
+    """Returns width and height of the camera's picture inside the network's input; None: it is not to be scaled."""
+    is_asked_smaller = config.size_wh is not None and config.spec.kind in ("url", "path")
+    if config.network_hw is None or camera_hw is None or is_asked_smaller:
+        return None
+    height, width = letterbox(camera_hw, config.network_hw).content_hw
+    # The hardware's formats share colours between neighbours, so their sizes are even.
+    is_smaller = height < camera_hw[0] and width < camera_hw[1] and not (height % 2 or width % 2)
+    return (width, height) if is_smaller else None
+
+
+def _choose_explicit(config: CaptureConfig, abilities: Abilities, probe: Probe) -> Choice:
     why = f"requested (decoder={config.decoder})"
     if config.decoder == "picture":
         if not config.spec.is_http:
@@ -134,7 +176,7 @@ def _choose_explicit(config: CaptureConfig, abilities: Abilities, probe: Callabl
     raise CaptureFailedError(f"decoder={config.decoder}: {missing}", reason="unsupported", is_final=True)
 
 
-def _choose_auto(config: CaptureConfig, abilities: Abilities, probe: Callable[[], Codec | None]) -> Choice:
+def _choose_auto(config: CaptureConfig, abilities: Abilities, probe: Probe) -> Choice:
     is_camera = config.spec.is_rtsp or config.spec.is_http
     if is_camera and (hardware := _hardware(config, abilities, probe)):
         return hardware

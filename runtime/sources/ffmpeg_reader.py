@@ -26,6 +26,8 @@ _BMP_HEADER = struct.Struct("<2sIxxxxIIii")
 class FfmpegReader:
     """Frames of a file or URL by the program ffmpeg, without time stamps; see `Reader`."""
 
+    camera_hw: tuple[int, int] | None = None
+
     fps = 0.0
     num_frames = 0
 

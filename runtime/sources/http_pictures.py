@@ -132,6 +132,8 @@ class HttpClient:
 class PictureReader:
     """Pictures that are requested one by one, without times; see `Reader`."""
 
+    camera_hw: tuple[int, int] | None = None
+
     num_frames = 0
     is_live = True
 

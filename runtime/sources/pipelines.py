@@ -36,24 +36,27 @@ _CONTAINERS = (
 )
 
 
-def pipeline_of(config: CaptureConfig, *, codec: Codec | None = None, is_hardware: bool) -> str:
+def pipeline_of(
+    config: CaptureConfig, *, codec: Codec | None = None, is_hardware: bool, scaled_wh: tuple[int, int] | None = None
+) -> str:
     """Returns the pipeline of a source.
 
     Args:
         config: A camera, CSI camera, URL or file; its `size_wh` is the size to which the hardware scales.
         codec: Codec of the video; None: unknown, a parser finds it out.
         is_hardware: Whether the hardware of a Jetson decodes and scales; a CSI camera always needs it.
+        scaled_wh: Width and height to which the hardware scales in the place of `size_wh`, pixels; None: neither.
     """
     kind = config.spec.kind
     if kind == "csi":
-        return f"{_csi(config)} ! {_from_hardware(config, None)} ! {_LIVE_SINK}"
+        return f"{_csi(config)} ! {_from_hardware(config, scaled_wh)} ! {_LIVE_SINK}"
     sink = _LIVE_SINK if config.spec.is_live else _FILE_SINK
     if not is_hardware:
         return f"{_software_head(config)} ! videoconvert ! video/x-raw,format=BGR ! {sink}"
     heads = {"camera": _usb, "path": _file}
     head = heads[kind](config, codec) if kind in heads else (_rtsp if config.spec.is_rtsp else _http)(config, codec)
     # The camera itself has the size.
-    size_wh = None if kind == "camera" else config.size_wh
+    size_wh = scaled_wh or (None if kind == "camera" else config.size_wh)
     return f"{head} ! {_DECODERS[codec]} ! {_from_hardware(config, size_wh)} ! {sink}"
 
 
@@ -66,7 +69,9 @@ def quoted(value: str) -> str:
 def _from_hardware(config: CaptureConfig, size_wh: tuple[int, int] | None) -> str:
     """Scales and copies to the CPU; nvvidconv converts to four channels only, and videoconvert drops the last."""
     size = f",width={size_wh[0]},height={size_wh[1]}" if size_wh is not None else ""
-    copied = f"nvvidconv ! video/x-raw,format=BGRx{size}"
+    # As OpenCV scales on the CPU; the default takes the nearest pixel.
+    converter = "nvvidconv interpolation-method=1" if size else "nvvidconv"
+    copied = f"{converter} ! video/x-raw,format=BGRx{size}"
     return copied if config.channels == "bgrx" else f"{copied} ! videoconvert ! video/x-raw,format=BGR"
 
 

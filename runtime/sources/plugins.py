@@ -92,6 +92,8 @@ Factory = Callable[[CaptureConfig], Any]
 class PluginReader:
     """Frames of a plugin's source; see `Reader`."""
 
+    camera_hw: tuple[int, int] | None = None
+
     def __init__(self, config: CaptureConfig, entry: EntryPoint, factory: Factory) -> None:
         """Opens the source.
 

@@ -85,6 +85,7 @@ class Pump:
             lag_ms=lag_s * 1e3 if lag_s is not None and self._has_clock else None,
             num_dropped=self._link.pop_drops(),
             num_skipped=self._num_skipped,
+            camera_hw=self._reader.camera_hw,
         )
         self._num_skipped = 0
         self._link.send_frame(frame, generation=generation, slot=slot)
@@ -159,13 +160,14 @@ class Pump:
 
     @property
     def _size_wh(self) -> tuple[int, int]:
-        return self._shape[1], self._shape[0]
+        height, width = self._reader.camera_hw or self._shape[:2]
+        return width, height
 
     def _report_connected(self) -> None:
         reader = self._reader
         self._event(
             "connected",
-            message=f"{self._shape[1]}x{self._shape[0]}; {reader.decoder}",
+            message=f"{self._size_wh[0]}x{self._size_wh[1]}; {reader.decoder}",
             size_wh=self._size_wh,
             fps=reader.fps,
             num_frames=reader.num_frames,

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from edgerpn.files import native_path
 from edgerpn.machine import available_cores
 from edgerpn.runtime.sources.capture_config import CaptureConfig
-from edgerpn.runtime.sources.decoders import Choice
+from edgerpn.runtime.sources.decoders import Choice, VideoFacts
 from edgerpn.runtime.sources.failures import CaptureFailedError, check_device, probe_address
 from edgerpn.runtime.sources.pipelines import Codec
 
@@ -44,6 +44,8 @@ class Reader(Protocol):
     """Frames in all; 0: unknown or endless."""
     is_live: bool
     """Whether the source continues while the run does not read it."""
+    camera_hw: tuple[int, int] | None
+    """Height and width of the camera's pictures, where hardware makes them smaller; None: it does not."""
 
     def grab(self) -> bool:
         """Waits for the next frame; returns False at the end."""
@@ -93,6 +95,7 @@ class OpenCvReader:
         self.is_live = kind in ("camera", "csi") or not (has_file or self.num_frames)
         backend = self._capture.getBackendName()
         self.decoder = f"OpenCV {cv2.__version__} with {backend}: {choice.why}{self._granted(kind == 'camera')}"
+        self.camera_hw = choice.camera_hw
         self._index = -1
         self._has_times = False
 
@@ -159,8 +162,8 @@ def _open(cv2: ModuleType, config: CaptureConfig, choice: Choice) -> Any:
     return cv2.VideoCapture(config.source, cv2.CAP_FFMPEG, timeouts)
 
 
-def probe_codec(cv2: ModuleType, config: CaptureConfig) -> Codec | None:
-    """Asks a URL or a file for its codec, by OpenCV's FFmpeg; None: another one.
+def probe_video(cv2: ModuleType, config: CaptureConfig) -> VideoFacts:
+    """Asks a URL or a file for its codec and size, by OpenCV's FFmpeg.
 
     Raises:
         CaptureFailedError: It does not open.
@@ -170,7 +173,11 @@ def probe_codec(cv2: ModuleType, config: CaptureConfig) -> Codec | None:
     try:
         if not capture.isOpened():
             raise _failed(config, time.monotonic() - start_s)
-        return _CODECS.get(int(capture.get(cv2.CAP_PROP_FOURCC)))
+        get = capture.get
+        hw = int(get(cv2.CAP_PROP_FRAME_HEIGHT)), int(get(cv2.CAP_PROP_FRAME_WIDTH))
+        # FFmpeg turns a film of a telephone, and hardware does not.
+        is_known = min(hw) > 0 and not get(cv2.CAP_PROP_ORIENTATION_META)
+        return VideoFacts(_CODECS.get(int(get(cv2.CAP_PROP_FOURCC))), hw if is_known else None)
     finally:
         capture.release()
 

@@ -24,7 +24,7 @@ MAX_PACKET_BYTES = 65536
 ImageOfSlot = Callable[[int, int, tuple[int, int, int]], npt.NDArray[np.uint8]]
 """The picture in a slot; takes the number of the ring, the slot, and height, width and channels."""
 
-_FRAME = struct.Struct("<cIIQIIIddddfII")
+_FRAME = struct.Struct("<cIIQIIIddddfIIII")
 _ALIVE = struct.Struct("<cI")
 _RELEASE = struct.Struct("<cII")
 STOP = b"s"
@@ -48,6 +48,7 @@ def pack_frame(frame: Frame, *, generation: int, slot: int) -> bytes:
         frame.decode_ms,
         frame.num_dropped,
         frame.num_skipped,
+        *(frame.camera_hw or (0, 0)),
     )
 
 
@@ -65,7 +66,7 @@ def unpack_frame(packet: bytes, image: ImageOfSlot, *, source: str, connection: 
         struct.error: The packet is too short.
         ValueError: The ring has no such picture.
     """
-    _, generation, slot, index, *rest, num_dropped, num_skipped = _FRAME.unpack_from(packet)
+    _, generation, slot, index, *rest, num_dropped, num_skipped, camera_h, camera_w = _FRAME.unpack_from(packet)
     height, width, num_channels, media_s, captured_at, monotonic_s, lag_ms, decode_ms = rest
     return Frame(
         image=image(generation, slot, (height, width, num_channels)),
@@ -79,6 +80,7 @@ def unpack_frame(packet: bytes, image: ImageOfSlot, *, source: str, connection: 
         lag_ms=_none(lag_ms),
         num_dropped=num_dropped,
         num_skipped=num_skipped,
+        camera_hw=(camera_h, camera_w) if camera_h else None,
     )
 
 

@@ -105,7 +105,7 @@ class RunTracker:
     def follow(self, result: Result) -> tuple[Result, list[Event]]:
         """Returns the result with its tracks, and the events that belong before it."""
         frame = result.frame
-        size_hw = (frame.image.shape[0], frame.image.shape[1])
+        size_hw = frame.size_hw
         source = self._sources.get(frame.source)
         if source is None:
             source = self._sources[frame.source] = _Source(

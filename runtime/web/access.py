@@ -18,8 +18,8 @@ from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgerpn.errors import ConfigError
+from edgerpn.runtime.endpoint import read_secret
 from edgerpn.runtime.run.http_config import HttpConfig
-from edgerpn.runtime.sinks.endpoint import read_secret
 from edgerpn.runtime.web.requests import problem
 
 COOKIE = "edgerpn_session"

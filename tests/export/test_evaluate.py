@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pytest
 
 from edgerpn import files
@@ -35,6 +36,32 @@ def test_a_checkpoint_and_its_export_have_the_same_recall(name: str, exported: G
     assert found.data_sha256 == files.sha256(photos / "val.json")
     assert 0 < found.latency_ms["p50"] <= found.latency_ms["p95"] <= found.latency_ms["p99"]
     assert found.images_per_s == pytest.approx(1000 / found.latency_ms["mean"])
+
+
+def test_a_model_with_classes_is_measured_by_precision_too(
+    make_model: Callable[..., Path], paint: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # One fish, found exactly; and one crab, found 1 px smaller on each side, behind a fish that is not there.
+    names, box = ("fish", "crab"), (20, 20, 80, 80)
+    images = [{"id": n, "file_name": f"{n}.png", "width": 160, "height": 96} for n in (1, 2)]
+    boxes = [{"id": n, "image_id": n, "category_id": 10 * n, "bbox": [20, 20, 60, 60]} for n in (1, 2)]
+    categories = [{"id": 20, "name": "crab"}, {"id": 10, "name": "fish"}]
+    (tmp_path / "images").mkdir()
+    for number in (1, 2):
+        assert cv2.imwrite(str(tmp_path / "images" / f"{number}.png"), paint(96, 160, box=box, count=number))
+    data = tmp_path / "val.json"
+    data.write_text(json.dumps({"images": images, "annotations": boxes, "categories": categories}))
+    model = make_model(tmp_path, class_names=names)
+    assert main(["eval", str(model), "--data", str(data), "-o", str(tmp_path / "report.json")]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    # 58 x 58 of 60 x 60 pixels are an IoU of 0.934: one threshold of ten is above it.
+    assert report["classes"] == {
+        "fish": {"AP": pytest.approx(1.0), "AP50": pytest.approx(1.0)},
+        "crab": {"AP": pytest.approx(0.9), "AP50": pytest.approx(1.0)},
+    }
+    assert report["metrics"]["AP"] == pytest.approx(0.95)
+    assert report["metrics"]["AR@10"] == pytest.approx(1.0)
+    assert "AP50" in capsys.readouterr().out
 
 
 def test_an_exported_model_is_measured_where_torch_does_not_import(exported: GetExport, photos: Path) -> None:

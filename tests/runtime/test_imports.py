@@ -11,7 +11,7 @@ import pytest
 
 import edgerpn.runtime
 
-_HEAVY = ["cv2", "matplotlib", "numpy", "onnx", "onnxruntime", "torch", "torchvision"]
+_HEAVY = ["cv2", "matplotlib", "numpy", "onnx", "onnxruntime", "torch", "torchvision", "tritonclient"]
 
 
 def python(code: str, *arguments: str) -> str:
@@ -45,6 +45,16 @@ sys.exit(main(["run", *sys.argv[1:]]))
     out = tmp_path / "out"
     assert "40 frames" in python(code, str(model_path), str(video_path), "--out", str(out))
     assert (out / "annotated.mp4").stat().st_size > 0
+
+
+def test_a_file_imports_nothing_of_models_on_servers(model_path: Path) -> None:
+    code = """
+import sys
+from edgerpn.runtime import load
+load(sys.argv[1])
+print([name for name in sys.modules if ".served." in name or name == "edgerpn.runtime.endpoint"])
+"""
+    assert python(code, str(model_path)).strip() == "['edgerpn.runtime.backends.served.config']"
 
 
 def test_the_public_names_are_sorted_and_all_there() -> None:

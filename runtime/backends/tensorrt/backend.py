@@ -114,6 +114,10 @@ class TensorRtBackend:
         return self._num_slots
 
     @property
+    def max_batch(self) -> int | None:
+        return self._largest
+
+    @property
     def contexts(self) -> tuple[ContextReport, ...]:
         """Time and memory of each execution context made so far, in order."""
         return tuple(self._ring.contexts)

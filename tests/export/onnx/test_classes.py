@@ -64,12 +64,10 @@ def test_a_graph_with_classes_has_them_in_the_manifest_and_agrees_with_the_netwo
 
 def detector_of(made: Any) -> Detector:
     """The network of an export, with all that the graph returns."""
-    model, _ = load_model(made.checkpoint)
-    counts = {name: getattr(made.config, name) for name in ("num_proposals", "pre_nms")}
-    trained = load_model(made.checkpoint)[1].settings.proposals
+    model, checkpoint = load_model(made.checkpoint)
     return Detector(
         model,
-        dataclasses.replace(trained, **counts),
+        proposal_config(checkpoint, made.config),
         network_hw=made.network_hw,
         source_hw=made.config.source_hw,
         embeddings=made.config.embeddings,
@@ -115,6 +113,14 @@ def test_the_graph_of_a_checkpoint_without_classes_has_the_bytes_of_one_whose_cl
     ]
     assert [output.name for output in protos[1].graph.output] == ["boxes", "scores", "count"]
     assert protos[0].SerializeToString() == protos[1].SerializeToString()
+
+
+def test_the_threshold_of_nms_within_classes_can_be_set(checkpoints: dict[str, Path]) -> None:
+    _, checkpoint = load_model(checkpoints["classed"])
+    assert proposal_config(checkpoint, ExportConfig()).class_nms_iou == 0.5
+    assert proposal_config(checkpoint, ExportConfig(class_nms_iou=0.7)).class_nms_iou == 0.7
+    with pytest.raises(ValueError, match="class_nms_iou: expected more than 0 and at most 1"):
+        ExportConfig(class_nms_iou=0.0)
 
 
 def test_classes_can_be_left_out_of_an_export(exported: GetExport) -> None:

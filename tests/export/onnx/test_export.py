@@ -281,8 +281,8 @@ def test_a_reduced_export_passes_its_own_self_test_and_says_how_it_was_accepted(
         found = model.backend.infer(frame)
     # A trained network would show the difference; the biases of this small one are too small.
     kept = ["WeightBiasQuantization"] if precision == "int8" else []
-    assert onnxruntime_backend._harmful_optimizers(manifest) == kept
-    assert onnxruntime_backend._harmful_optimizers(manifest.replace(target="onnxruntime")) == []
+    assert onnxruntime_backend.harmful_optimizers(manifest) == kept
+    assert onnxruntime_backend.harmful_optimizers(manifest.replace(target="onnxruntime")) == []
     # As the graph is written, without any optimizer of ONNX Runtime.
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL

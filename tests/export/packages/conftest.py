@@ -32,6 +32,8 @@ def write_packed(folder: Path, **values: Any) -> Path:
     path = write_model(folder, **values)
     frames = np.stack([paint_frame(*NETWORK_HW, box=(5, 10, 60, 70), count=count) for count in (3, 7, 0)])
     with load(path) as model:
+        if model.manifest.input.num_channels == 4:
+            frames = np.concatenate([frames, frames[..., :1]], axis=3)
         spec = golden.write(Golden(frames=frames, **model.backend.infer(frames)._asdict()), path)
         provenance = dataclasses.replace(model.manifest.provenance, checkpoint_sha256="1" * 64)
         proposals = dataclasses.replace(model.manifest.proposals, nms="portable")

@@ -6,6 +6,8 @@ frigate/util/builtin.py, read in 2026.
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +150,17 @@ def test_graphs_that_frigate_cannot_feed_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ExportError, match=message):
             write_frigate(path, tmp_path / "out.onnx", frames, min_score=0.5)
         assert not (tmp_path / "out.onnx").exists()
+
+
+def test_int8_must_be_for_the_library_of_the_program(packed_model: Path, tmp_path: Path) -> None:
+    for name in (packed_model.name, packed_model.with_suffix(".golden.npz").name):
+        shutil.copy(packed_model.with_name(name), tmp_path)
+    file, int8 = tmp_path / packed_model.name, manifest.read(packed_model).replace(precision="int8")
+    manifest.write(int8.replace(target="tensorrt"), file)
+    with pytest.raises(ExportError, match=r"int8 for tensorrt, which .* makes coarser; .* --target onnxruntime"):
+        package(file, "frigate", tmp_path / "refused")
+    smoke = json.loads((package(file, "deepstream", tmp_path / "deepstream") / "smoke.json").read_text())
+    assert smoke["disabled_optimizers"] == ["WeightBiasQuantization"]
+    manifest.write(int8, file)
+    smoke = json.loads((package(file, "frigate", tmp_path / "frigate") / "smoke.json").read_text())
+    assert (smoke["disabled_optimizers"], smoke["min_iou"]) == ([], 0.8)

@@ -39,6 +39,7 @@ def test_a_bundle_has_a_page_of_commands(target: str, bundles: dict[str, Path], 
     assert "96 x 160 pixels" in page
     assert str(manifest.read(packed_model).provenance.onnx_sha256) in page
     assert "python smoke.py" in page
+    assert ("this model is not square" in page) is (target == "frigate")
 
 
 def test_the_smoke_test_finds_other_proposals(bundles: dict[str, Path], tmp_path: Path) -> None:

@@ -192,6 +192,10 @@ def test_each_class_has_its_colour_and_every_box_its_name() -> None:
     assert min(with_text) > 1.5 * max(scores_only)
     assert scores_only[5:] == [0, 0]
     assert len({class_color(label) for label in range(20)}) == 20
+    weak = classed(Proposals(boxes, np.array([0.9] * 5 + [0.3, 0.1], np.float32)), ["fish"] * 7)
+    drawn = draw_proposals(image, weak)
+    labelled = [changed(image[:27, x : x + 200], drawn[:27, x : x + 200]) > 0 for x in range(0, 1400, 200)]
+    assert labelled == [True] * 6 + [False]
 
 
 def test_of_a_hundred_boxes_that_score_alike_the_first_still_stand_out() -> None:

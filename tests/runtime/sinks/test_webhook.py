@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import threading
@@ -16,6 +17,7 @@ from edgerpn.errors import ConfigError, SinkError
 from edgerpn.runtime.frame import Result
 from edgerpn.runtime.sinks import QueuedSink, WebhookConfig, close_sinks, open_sinks, read_outputs
 from edgerpn.runtime.sinks.webhook import WebhookSink
+from tests.support.classes import classed
 
 MakeResult = Callable[..., Result]
 
@@ -96,6 +98,16 @@ def test_records_arrive_in_batches_over_one_connection(server: Server, make_resu
     assert body[0]["type"] == "frame"
     assert body[0]["proposals"] == [[1.0, 2.0, 30.0, 40.0, 0.875]]
     assert len({headers["Idempotency-Key"] for _, headers, _ in server.requests}) == len(server.requests)
+
+
+def test_the_names_of_classes_arrive_with_their_boxes(server: Server, make_result: MakeResult) -> None:
+    result = make_result()
+    sink = opened(server.url)
+    named = classed(result.proposals[[0, 0]], ["größte Muschel", "fish"], [0.75, 0.5])
+    sink.write(dataclasses.replace(result, proposals=named))
+    sink.close()
+    ((_, _, (record,)),) = server.requests
+    assert (record["labels"], record["class_scores"]) == (["größte Muschel", "fish"], [0.75, 0.5])
 
 
 def test_a_request_that_failed_is_repeated_as_it_was(server: Server, make_result: MakeResult, until: Any) -> None:

@@ -257,12 +257,15 @@ def test_a_file_is_never_read_twice() -> None:
     st.integers(0, 2**32 - 1),
     st.one_of(st.none(), st.floats(-1e9, 1e9)),
     st.sampled_from([3, 4]),
+    st.sampled_from([None, (1080, 1920)]),
 )
-def test_packets_of_frames_come_back_as_they_were(count: int, media_s: float | None, num_channels: int) -> None:
+def test_packets_of_frames_come_back_as_they_were(
+    count: int, media_s: float | None, num_channels: int, camera_hw: tuple[int, int] | None
+) -> None:
     image = np.zeros((3, 4, num_channels), np.uint8)
     frame = Frame(
         image=image, source="a", index=2**40, connection=3, media_time_s=media_s, captured_at=1.5, monotonic_s=2.5,
-        lag_ms=None, decode_ms=0.5, num_dropped=count, num_skipped=0,
+        lag_ms=None, decode_ms=0.5, num_dropped=count, num_skipped=0, camera_hw=camera_hw,
     )  # fmt: skip
     asked = []
 

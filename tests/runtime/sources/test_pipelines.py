@@ -11,11 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pytest
 
 from edgerpn.runtime.sources import CaptureConfig, CaptureFailedError
-from edgerpn.runtime.sources.decoders import Abilities, choose
+from edgerpn.runtime.sources.decoders import Abilities, VideoFacts, choose
 from edgerpn.runtime.sources.pipelines import Codec, pipeline_of, quoted
+from edgerpn.runtime.sources.readers import probe_video
 
 Make = Callable[..., Any]
 
@@ -73,7 +75,8 @@ def test_pictures_and_videos_over_http() -> None:
 
 def test_the_hardware_scales_before_the_copy() -> None:
     sized = dataclasses.replace(RTSP, size_wh=(640, 384))
-    assert elements(sized, "h264")[-4:-2] == ["video/x-raw,format=BGRx,width=640,height=384", "videoconvert"]
+    scaled = ["nvvidconv interpolation-method=1", "video/x-raw,format=BGRx,width=640,height=384", "videoconvert"]
+    assert elements(sized, "h264")[-5:-2] == scaled
     usb = CaptureConfig(source="/dev/video0", size_wh=(1280, 720), rate_hz=30.0)
     asked = ["image/jpeg,width=1280,height=720,framerate=30000/1000", "jpegparse", "nvv4l2decoder mjpeg=1"]
     assert elements(usb, "mjpeg") == [*asked, *TAIL, LIVE]
@@ -119,7 +122,7 @@ def test_settings_of_csi_cameras_and_software() -> None:
 def test_the_hardware_is_chosen_for_what_it_can_decode(
     config: CaptureConfig, abilities: Abilities, codec: Codec | None, expected: tuple[str, str]
 ) -> None:
-    choice = choose(config, abilities, lambda: codec)
+    choice = choose(config, abilities, lambda: VideoFacts(codec))
     assert choice.decoder == expected[0]
     assert expected[1] in choice.pipeline
 
@@ -128,7 +131,7 @@ def test_a_codec_of_the_settings_saves_the_question_and_a_failed_question_is_the
     asked = dataclasses.replace(RTSP, codec="h264")
     assert "rtph264depay" in choose(asked, ORIN, lambda: pytest.fail("it was asked")).pipeline
 
-    def refuse() -> Codec | None:
+    def refuse() -> VideoFacts:
         raise CaptureFailedError("", reason="unauthorised")
 
     with pytest.raises(CaptureFailedError) as caught:
@@ -136,12 +139,47 @@ def test_a_codec_of_the_settings_saves_the_question_and_a_failed_question_is_the
     assert caught.value.reason == "unauthorised"
 
 
+@pytest.mark.parametrize(
+    ("config", "hw", "scaled_wh"),
+    [
+        (RTSP, (1080, 1920), (640, 360)),
+        (RTSP, (1920, 1080), (216, 384)),
+        (dataclasses.replace(HTTP, decoder="gstreamer"), (720, 1280), (640, 360)),
+        (CaptureConfig(source="csi://0", size_wh=(1920, 1080)), None, (640, 360)),
+        (CaptureConfig(source="0", decoder="gstreamer", pixel_format="MJPG", size_wh=(1280, 720)), None, (640, 360)),
+        # Unknown, as small already, odd, or asked for by the user.
+        (RTSP, None, None),
+        (CaptureConfig(source="csi://0"), None, None),
+        (dataclasses.replace(RTSP, codec="h264"), (1080, 1920), None),
+        (RTSP, (360, 640), None),
+        (RTSP, (1090, 1920), None),
+        (dataclasses.replace(RTSP, size_wh=(320, 180)), (1080, 1920), None),
+    ],
+)
+def test_the_hardware_scales_a_known_size_to_that_of_the_network(
+    config: CaptureConfig, hw: tuple[int, int] | None, scaled_wh: tuple[int, int] | None
+) -> None:
+    for_network = dataclasses.replace(config, network_hw=(384, 640))
+    choice = choose(for_network, ORIN, lambda: VideoFacts("h264", hw))
+    if scaled_wh is None:
+        assert (choice.camera_hw, choice.pipeline) == (None, choose(config, ORIN, lambda: VideoFacts("h264")).pipeline)
+        return
+    width, height = scaled_wh
+    assert (
+        f"nvvidconv interpolation-method=1 ! video/x-raw,format=BGRx,width={width},height={height} !" in choice.pipeline
+    )
+    assert choice.camera_hw == (hw or (config.size_wh or (0, 0))[::-1])
+    assert choice.why.endswith(f"; scaled to {width}x{height} for the network")
+    assert choose(config, ORIN, lambda: VideoFacts("h264", hw)).camera_hw is None
+
+
 SOFTWARE = {"h264": "avdec_h264", "h265": "avdec_h265", "mjpeg": "jpegdec"}
 
 
 def run_in_software(text: str, codec: Codec, num_frames: int) -> str:
     """Runs a pipeline until so many frames have come; returns the caps of the last element."""
-    text = re.sub(r"nvv4l2decoder [\w-]+=1", SOFTWARE[codec], text).replace("nvvidconv", "videoconvert ! videoscale")
+    text = re.sub(r"nvv4l2decoder [\w-]+=1", SOFTWARE[codec], text)
+    text = re.sub(r"nvvidconv( interpolation-method=1)?", "videoconvert ! videoscale", text)
     text = re.sub(r"appsink .*", f"fakesink num-buffers={num_frames}", text)
     # The shell's quotes are those of a pipeline, but for its own characters.
     done = subprocess.run(
@@ -185,6 +223,19 @@ def test_pipelines_of_files_run(name: str, codec: Codec, encoder: str, tmp_path:
     caps = run_in_software(pipeline_of(config, codec=codec, is_hardware=True), codec, 25)
     assert "width=(int)160, height=(int)120" in caps
     assert "format=(string)BGR" in caps
+
+
+@pytest.mark.usefixtures("gstreamer")
+def test_a_film_of_a_larger_size_is_asked_for_it_and_scaled_to_that_of_the_network(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    films = ["-f", "lavfi", "-i", "testsrc=size=320x240:rate=25:duration=1"]
+    subprocess.run(["ffmpeg", "-loglevel", "quiet", *films, "-c:v", "libx264", str(path)], check=True)
+    config = CaptureConfig(source=str(path), decoder="gstreamer", network_hw=(96, 160))
+    facts = probe_video(cv2, config)
+    assert facts == VideoFacts("h264", (240, 320))
+    choice = choose(config, ORIN, lambda: facts)
+    assert "width=(int)128, height=(int)96" in run_in_software(choice.pipeline, "h264", 25)
+    assert choice.camera_hw == (240, 320)
 
 
 @pytest.mark.usefixtures("gstreamer")

@@ -7,7 +7,7 @@ import ssl
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
-from edgerpn.errors import SinkError, check_setting
+from edgerpn.errors import EdgeRpnError, SinkError, check_setting
 from edgerpn.runtime.addresses import find_fault
 from edgerpn.runtime.redaction import redact_url
 
@@ -35,44 +35,46 @@ def check_url(name: str, url: str, schemes: tuple[str, ...]) -> SplitResult:
     return parts
 
 
-def read_secret(*, env: str, file: str, purpose: str) -> str | None:
+def read_secret(*, env: str, file: str, purpose: str, error: type[EdgeRpnError] = SinkError) -> str | None:
     """Reads a secret from an environment variable or a file and strips white space; None: neither is named.
 
     Args:
         env: Name of the variable; empty: none.
         file: Path of the file; empty: none.
         purpose: Use of the secret, for error messages.
+        error: The error that is raised.
 
     Raises:
-        SinkError: The variable is not set, or the file cannot be read, or the secret is empty or several lines.
+        error: The variable is not set, or the file cannot be read, or the secret is empty or several lines.
     """
     if env:
         text = os.environ.get(env)
         if text is None:
-            raise SinkError(f"{purpose}: the environment variable {env} is not set")
+            raise error(f"{purpose}: the environment variable {env} is not set")
     elif file:
         try:
             text = Path(file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise SinkError(f"{purpose}: {file} cannot be read: {getattr(error, 'strerror', 'not UTF-8')}") from None
+        except (OSError, UnicodeDecodeError) as fault:
+            raise error(f"{purpose}: {file} cannot be read: {getattr(fault, 'strerror', 'not UTF-8')}") from None
     else:
         return None
     text = text.strip()
     if not text or any(ord(character) < 32 for character in text):
-        raise SinkError(f"{purpose}: {env or file} is empty, or holds more than one line")
+        raise error(f"{purpose}: {env or file} is empty, or holds more than one line")
     return text
 
 
-def tls_context(ca_file: str) -> ssl.SSLContext:
+def tls_context(ca_file: str, *, error: type[EdgeRpnError] = SinkError) -> ssl.SSLContext:
     """Python's default settings of TLS, which check certificates and host names.
 
     Args:
         ca_file: Certificates to trust; empty: the system's.
+        error: The error that is raised.
 
     Raises:
-        SinkError: The file cannot be read.
+        error: The file cannot be read.
     """
     try:
         return ssl.create_default_context(cafile=ca_file or None)
-    except OSError as error:
-        raise SinkError(f"{ca_file}: certificates cannot be read: {error}") from error
+    except OSError as fault:
+        raise error(f"{ca_file}: certificates cannot be read: {fault}") from fault

@@ -1,0 +1,114 @@
+"""Sends pictures to the model of this folder on Triton, and prints its proposals as JSON lines.
+
+    python client.py photo.jpg
+    python client.py photo.jpg another.jpg --url server:8001 --top 5
+    python client.py --smoke
+
+It needs NumPy, OpenCV and tritonclient[grpc]; `--smoke` does without OpenCV. `--smoke` sends the golden frames of this
+folder and compares the proposals with those that are expected; the exit status is 1 when they differ.
+
+A picture lies in the model's input as at training: scaled to fit, in the top left corner, the rest grey (114).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FOLDER = Path(__file__).resolve().parent
+
+
+class Model:
+    """The model on the server."""
+
+    def __init__(self, url: str) -> None:
+        """Connects, and asks for the shape of the frames."""
+        import tritonclient.grpc
+
+        self.library = tritonclient.grpc
+        self.client = tritonclient.grpc.InferenceServerClient(url)
+        self.name = next(FOLDER.glob("*/config.pbtxt")).parent.name
+        metadata = self.client.get_model_metadata(self.name)
+        self.input = metadata.inputs[0].name
+        self.outputs = [output.name for output in metadata.outputs]
+        self.batch, self.height, self.width, self.channels = metadata.inputs[0].shape
+        parameters = self.client.get_model_config(self.name).config.parameters
+        self.class_names = json.loads(parameters["edgerpn.manifest"].string_value).get("class_names") or []
+
+    def run(self, frame: np.ndarray) -> list[np.ndarray]:
+        """Returns boxes (M, 4), scores (M,) and further outputs for one frame (height, width, channels)."""
+        frames = np.repeat(frame[None], max(1, self.batch), axis=0)
+        tensor = self.library.InferInput(self.input, frames.shape, "UINT8").set_data_from_numpy(frames)
+        result = self.client.infer(self.name, [tensor])
+        boxes, scores, count, *more = (result.as_numpy(name)[0] for name in self.outputs)
+        return [array[: int(np.ravel(count)[0])] for array in (boxes, scores, *more)]
+
+
+def propose(model: Model, picture: np.ndarray) -> list[dict[str, Any]]:
+    """Returns the proposals for a picture (H, W, 3) BGR, best first, in its pixels."""
+    import cv2
+
+    height, width = picture.shape[:2]
+    scale = min(model.height / height, model.width / width)
+    content = (int(width * scale + 0.5), int(height * scale + 0.5))
+    frame = np.full((model.height, model.width, model.channels), 114, np.uint8)
+    frame[: content[1], : content[0], :3] = cv2.resize(picture, content)
+    boxes, scores, *more = model.run(frame)
+    boxes = np.clip(boxes * ([width / content[0], height / content[1]] * 2), 0, [width, height] * 2)
+    proposals = [
+        {"box": np.round(box, 1).tolist(), "score": round(float(score), 4)}
+        for box, score in zip(boxes, scores, strict=True)
+    ]
+    for proposal, label in zip(proposals, more[0] if model.class_names else [], strict=False):
+        proposal["label"] = model.class_names[label]
+    return proposals
+
+
+def check(model: Model) -> list[str]:
+    """Sends the golden frames; returns a line for each that has other proposals than expected."""
+    from smoke import count_pairs  # type: ignore[import-not-found] # lies beside this file in a bundle
+
+    limits = json.loads((FOLDER / "smoke.json").read_text(encoding="utf-8"))
+    problems = []
+    with np.load(FOLDER / "smoke.npz", allow_pickle=False) as arrays:
+        for number, frame in enumerate(arrays["frames"]):
+            count = arrays["count"][number]
+            expected = arrays["boxes"][number, :count], arrays["scores"][number, :count]
+            boxes, scores = model.run(frame)[:2]
+            wanted = max(int(count), len(scores))
+            missing = wanted - count_pairs(expected, (boxes, scores), limits)
+            if missing > limits["max_unmatched_share"] * wanted:
+                problems.append(f"frame {number}: {missing} of {wanted} proposals have no counterpart")
+    return problems
+
+
+def main() -> int:
+    """Runs the command; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Proposals of the model on Triton")
+    parser.add_argument("pictures", nargs="*", metavar="PICTURE", help="JPEG, PNG or what else OpenCV reads")
+    parser.add_argument("--url", default="localhost:8001", metavar="HOST:PORT", help="gRPC of the server")
+    parser.add_argument("--top", type=int, default=20, metavar="N", help="print the N best proposals (20)")
+    parser.add_argument("--smoke", action="store_true", help="send the golden frames")
+    arguments = parser.parse_args()
+    model = Model(arguments.url)
+    problems = check(model) if arguments.smoke else []
+    passed = ["the golden frames gave the expected proposals"] if arguments.smoke else []
+    lines = problems or passed
+    for path in arguments.pictures:
+        import cv2
+
+        picture = cv2.imread(path)
+        if picture is None:
+            raise SystemExit(f"{path}: OpenCV cannot read this picture")
+        lines.append(json.dumps({"path": path, "proposals": propose(model, picture)[: arguments.top]}))
+    sys.stdout.writelines(f"{line}\n" for line in lines)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
