@@ -223,8 +223,8 @@ def with_class_names(settings: TrainSettings, train_set: Dataset) -> TrainSettin
     if odd:
         raise ConfigError(
             [
-                f"model.classes: {train_set.annotation_file} has objects of {', '.join(map(repr, odd))}; expected names "
-                "in one line of printable text, for the files of other programs; rename these classes in the data set"
+                f"model.classes: {train_set.annotation_file} has objects of {', '.join(map(repr, odd))}; expected "
+                "names in one line of printable text, for the files of other programs; rename them in the data set"
             ]
         )
     if names == ALL_CLASSES:
