@@ -318,7 +318,8 @@ def test_large_frames_are_made_smaller_and_their_boxes_with_them() -> None:
     named = dataclasses.replace(shot, proposals=classed(shot.proposals, ["crab", "fish"]))
     picture, _ = annotate(named, ViewSettings(), max_width_px=400)
     assert picture[200, 50].tolist() == pytest.approx(class_color(1), abs=6)
-    described = dataclasses.replace(named, proposals=dataclasses.replace(named.proposals, embeddings=np.ones((2, 8))))
+    embeddings = np.ones((2, 8), np.float32)
+    described = dataclasses.replace(named, proposals=dataclasses.replace(named.proposals, embeddings=embeddings))
     assert shrink(described, max_width_px=400).proposals.embeddings is None
 
 
