@@ -154,6 +154,8 @@ def inspect_artifact(file: Path) -> dict[str, Any]:
     if file.suffix.lower() == ".onnx":
         proto = _load_onnx(file) if file.is_file() else None
         manifest, checks = _manifest(file, proto), [_check_onnxruntime()]
+        if manifest.layout != "proposals":
+            checks.append(_other_program(manifest.layout))
         if proto is not None:
             graph = _describe_graph(proto)
     else:
@@ -187,6 +189,14 @@ def _check_onnxruntime() -> CompatibilityCheck:
     providers = ", ".join(name.removesuffix("ExecutionProvider") for name in library.get_available_providers())
     found = f"ONNX Runtime {library.__version__} with {providers}"
     return CompatibilityCheck(key="library", expected="ONNX Runtime", found=found, verdict="ok")
+
+
+def _other_program(layout: str) -> CompatibilityCheck:
+    """Says that a graph in the layout of another program does not run here."""
+    from edgerpn.runtime.backends.tensorrt.compatibility import CompatibilityCheck
+
+    advice = "run it there; here, run the ONNX file that it was made from, or export the model without --layout"
+    return CompatibilityCheck(key="layout", expected=layout, found="proposals", verdict="no", advice=advice)
 
 
 def _describe_graph(proto: onnx.ModelProto) -> dict[str, Any]:

@@ -76,7 +76,7 @@ class LabelWriter(ABC):
     def __init__(self, folder: Path, categories: Sequence[str], *, link: bool) -> None:
         """Checks the arguments, see `open_writer`; writes nothing yet."""
         for name in categories:
-            if _CONTROLS.search(name) or not name.strip() or printable(name) != name:
+            if not is_category_name(name):
                 raise DataError(f"category {printable(name)!r}: expected a name in one line of printable text")
         if folder.exists() and not folder.is_dir():
             raise ConfigError([f"{folder}: this is a file; choose another output folder"])
@@ -213,6 +213,11 @@ class LabelWriter(ABC):
         except OSError as error:
             problem = f"{source}: cannot be linked into {self.folder}: {error.strerror}; copy the images instead"
             raise ConfigError([problem]) from error
+
+
+def is_category_name(name: str) -> bool:
+    """Returns whether every format can hold the name of a category: one line of printable text."""
+    return bool(name.strip()) and not _CONTROLS.search(name) and printable(name) == name
 
 
 def _safe_name(name: str) -> str:

@@ -206,6 +206,7 @@ class _Job:
             "settings": {key: value for key, value in values.items() if key not in _NOT_IN_PLAN},
             "outputs": {"to": list(self.formats), "crops": self.crops, "pictures": self.pictures},
             "inputs": {"num_files": len(self.found), "sha256": inputs.digest(self.found)},
+            "categories": dict(self.categories),
         }
 
     @property

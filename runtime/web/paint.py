@@ -109,7 +109,10 @@ def shrink(shot: FrameCopy, *, max_width_px: int) -> FrameCopy:
     return dataclasses.replace(
         shot,
         image=cv2.resize(shot.image, size_wh, interpolation=cv2.INTER_AREA),
-        proposals=dataclasses.replace(shot.proposals, boxes=shot.proposals.boxes * np.float32(scale)),
+        # Nothing draws embeddings and features, and a copy of them would take longer than the rest.
+        proposals=dataclasses.replace(
+            shot.proposals, boxes=shot.proposals.boxes * np.float32(scale), embeddings=None, features=None
+        ),
     )
 
 

@@ -187,6 +187,8 @@ def region_loss_sums(
     deltas_NS4 = torch.where(is_object_NS1, deltas_NS4.float(), 0.0)
     if config.box == "smooth_l1":
         distance = (encode_boxes(target_NS4, regions.boxes) - deltas_NS4) / head.scale
+        # Rows that only fill up have boxes without an area, whose deltas are no numbers.
+        distance = torch.where(is_object_NS1, distance, 0.0)
         zero = torch.zeros_like(distance)
         loss_NS = functional.smooth_l1_loss(distance, zero, beta=config.smooth_l1_beta, reduction="none").sum(-1)
     else:

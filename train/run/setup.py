@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from edgerpn.errors import CheckpointError, ConfigError
+from edgerpn.labels.writing import is_category_name
 from edgerpn.machine import available_cores
 from edgerpn.train.checkpoint import Checkpoint
 from edgerpn.train.config import TrainSettings
@@ -214,9 +215,18 @@ def with_class_names(settings: TrainSettings, train_set: Dataset) -> TrainSettin
     """Returns the settings with the names of the classes that the second stage learns, if there is one.
 
     Raises:
-        ConfigError: The training set has no object of a class that is named in the settings.
+        ConfigError: The training set has no object of a class that is named in the settings, or the name of a class
+            is not one line of text.
     """
     names, present = settings.model.classes, train_set.present_classes
+    odd = [name for name in (present if names == ALL_CLASSES else names) if not is_category_name(name)]
+    if odd:
+        raise ConfigError(
+            [
+                f"model.classes: {train_set.annotation_file} has objects of {', '.join(map(repr, odd))}; expected "
+                "names in one line of printable text, for the files of other programs; rename them in the data set"
+            ]
+        )
     if names == ALL_CLASSES:
         return dataclasses.replace(settings, model=dataclasses.replace(settings.model, classes=present))
     missing = [name for name in names if name not in present]

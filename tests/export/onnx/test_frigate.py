@@ -15,6 +15,7 @@ import edgerpn.manifest
 from edgerpn import golden
 from edgerpn.errors import EngineLoadError, ParityError
 from edgerpn.export.export_config import ExportConfig
+from edgerpn.export.inspection import conclusion, inspect_artifact
 from edgerpn.export.onnx import frigate
 from edgerpn.export.onnx.export import export_onnx
 from edgerpn.runtime import load
@@ -49,6 +50,9 @@ def test_the_exported_rows_are_the_proposals_of_the_plain_export(
     assert counts == {"zero": 0, "one": 1, "many": 10}
     with pytest.raises(EngineLoadError, match=r"frigate\.onnx: this graph is in the layout of frigate"):
         load(file)
+    assert conclusion(file, inspect_artifact(file)["checks"]).endswith(
+        "frigate.onnx: cannot run here because of: layout"
+    )
 
 
 def test_rows_that_are_not_the_proposals_are_refused(

@@ -177,9 +177,13 @@ def test_category_ids_are_those_of_the_data_set(make_model: Paint, pictures: Pat
     data.write_text(json.dumps({"images": [image], "annotations": [box], "categories": categories}))
     lines: list[str] = []
     split = Split(data, pictures / "a")
-    predict(make_model(tmp_path, class_names=CLASS_NAMES), [], tmp_path / "out", data=split, log=lines.append)
+    model = make_model(tmp_path, class_names=CLASS_NAMES)
+    predict(model, [], tmp_path / "out", data=split, log=lines.append)
     assert [row["category_id"] for row in results_of(tmp_path / "out")] == [3, 7, 3]
     assert "predict: the data set has no class größte Muschel (8): these category ids are not from it" in lines
+    data.write_text(json.dumps({"images": [image], "annotations": [box], "categories": categories[1:]}))
+    with pytest.raises(ConfigError, match="this folder holds other results"):
+        predict(model, [], tmp_path / "out", data=split)
     predict(make_model(tmp_path), [], tmp_path / "plain", data=split)
     assert [row["category_id"] for row in results_of(tmp_path / "plain")] == [1, 1, 1]
 

@@ -18,7 +18,7 @@ from edgerpn.proposals import Proposals
 from edgerpn.runtime.draw import class_color, track_color
 from edgerpn.runtime.frame import Event, Frame, Result, Track
 from edgerpn.runtime.web import HttpConfig, pictures, streaming
-from edgerpn.runtime.web.paint import FrameCopy, ViewSettings, age_text, annotate, blank, encode, mark
+from edgerpn.runtime.web.paint import FrameCopy, ViewSettings, age_text, annotate, blank, encode, mark, shrink
 from edgerpn.runtime.web.pictures import PictureFeed
 from tests.support.classes import classed
 
@@ -318,6 +318,9 @@ def test_large_frames_are_made_smaller_and_their_boxes_with_them() -> None:
     named = dataclasses.replace(shot, proposals=classed(shot.proposals, ["crab", "fish"]))
     picture, _ = annotate(named, ViewSettings(), max_width_px=400)
     assert picture[200, 50].tolist() == pytest.approx(class_color(1), abs=6)
+    embeddings = np.ones((2, 8), np.float32)
+    described = dataclasses.replace(named, proposals=dataclasses.replace(named.proposals, embeddings=embeddings))
+    assert shrink(described, max_width_px=400).proposals.embeddings is None
 
 
 def test_a_run_with_tracks_shows_the_confirmed_ones_in_their_colours() -> None:

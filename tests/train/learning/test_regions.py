@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -152,11 +152,15 @@ def test_boxes_that_the_head_corrects_perfectly_have_no_box_loss() -> None:
     assert losses(head, sample_of((NEAR, 0, OBJECT)))[1] == 0
 
 
-def test_the_losses_train_the_head_and_the_maps() -> None:
+@pytest.mark.parametrize("box", ["giou", "smooth_l1"])
+def test_the_losses_train_the_head_and_the_maps(box: Literal["giou", "smooth_l1"]) -> None:
     head, maps = RegionHead(1, 2, width=8), [MAPS[0].clone().requires_grad_()]
     torch.nn.init.normal_(head.deltas.weight, std=0.1)
-    sums = region_loss_sums(head, maps, sample_of((NEAR, 1, OBJECT)), strides_px=(8,), config=LossConfig())
+    nothing = (0.0, 0.0, 0.0, 0.0)
+    sample = sample_of((NEAR, 1, OBJECT), (nothing, -1, nothing))
+    sums = region_loss_sums(head, maps, sample, strides_px=(8,), config=LossConfig(box=box))
     (sums.classes + sums.boxes).backward()
+    assert sums.boxes.isfinite()
     assert maps[0].grad is not None
     assert maps[0].grad.any()
     assert all(p.grad is not None and p.grad.any() for p in head.parameters() if p.ndim > 1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -161,3 +163,15 @@ def test_labels_stay_with_their_boxes_in_augmented_views(colors: Path, tiny_sett
                 seen += 1
                 assert int(batch.gt_labels[image, place]) == (0 if red > blue else 1)
     assert seen > 15
+
+
+@pytest.mark.parametrize("name", ["", "two\nlines"])
+def test_a_class_whose_name_no_file_can_hold_is_refused(
+    colors: Path, tmp_path: Path, tiny_settings: MakeSettings, name: str
+) -> None:
+    content = json.loads((colors / "train.json").read_text())
+    content["categories"][1]["name"] = name
+    shutil.copytree(colors, tmp_path / "data")
+    (tmp_path / "data" / "train.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=f"has objects of {re.escape(repr(name))}; expected names in one line"):
+        run_training(tiny_settings(*CLASSIFY), data=tmp_path / "data", output=tmp_path / "run")
