@@ -41,9 +41,9 @@ def average(paths: Sequence[Path]) -> Checkpoint:
     """
     parts = [load_checkpoint(path) for path in paths]
     last = parts[-1]
-    other = next((path for path, part in zip(paths, parts, strict=True) if part.settings.model != last.settings.model), None)
-    if other is not None:
-        raise CheckpointError(f"{other}: another network (settings `model`) than that of {paths[-1]}")
+    for path, part in zip(paths, parts, strict=True):
+        if part.settings.model != last.settings.model:
+            raise CheckpointError(f"{path}: another network (settings `model`) than that of {paths[-1]}")
     mean = {
         name: torch.stack([part.weights[name] for part in parts]).mean(dim=0) if value.is_floating_point() else value
         for name, value in last.weights.items()

@@ -18,9 +18,7 @@ def write(path: Path, seed: int, *overrides: str) -> Path:
     resolved = settings.load(TrainSettings, overrides=("model.stage_channels=[4, 8, 8, 8, 8, 8]", *overrides))
     torch.manual_seed(seed)
     save_checkpoint(
-        Checkpoint(
-            settings=resolved, weights=Rpn(resolved.model).state_dict(), step=seed, metrics={"AR@100": 0.5}
-        ),
+        Checkpoint(settings=resolved, weights=Rpn(resolved.model).state_dict(), step=seed, metrics={"AR@100": 0.5}),
         path,
     )
     return path
