@@ -18,6 +18,7 @@
         BuildError                      an engine cannot be built
         SelfTestError                   the golden frames did not give the expected proposals
         InferenceError                  the backend failed on a frame
+          NotFiniteError                the graph gave NaN or an infinite value
       InputError(ValueError)            a frame or array of the wrong type, shape or dtype
       StreamError                       a video source or sink
         StreamOpenError                 it cannot be opened
@@ -133,6 +134,10 @@ class SelfTestError(EngineError):
 
 class InferenceError(EngineError):
     """The backend failed while running a frame."""
+
+
+class NotFiniteError(InferenceError):
+    """A graph gave NaN or an infinite value."""
 
 
 class InputError(EdgeRpnError, ValueError):

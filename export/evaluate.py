@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerpn.errors import ConfigError, DataError
+from edgerpn.errors import ConfigError, DataError, NotFiniteError
 from edgerpn.export.model_names import find_any_model
 from edgerpn.manifest import DIGEST_KEY
 from edgerpn.manifest.parts import RecallSpec
@@ -128,12 +128,17 @@ class RecallMeter:
     def __call__(self, proto: onnx.ModelProto, *, limit: int | None = None) -> float:
         """Measures AR@100, 0..1, of a graph that holds its manifest, on the first `limit` of the images.
 
+        It is 0 if the graph gives NaN or infinite values on any of them, which a runtime would refuse.
+
         Raises:
             ManifestError: The graph's metadata hold no manifest.
             EngineLoadError: ONNX Runtime refuses the graph.
             DataError: The images cannot be used.
         """
-        return self._measure(proto, min(limit or self._limit, self._limit)).metrics["AR@100"]
+        try:
+            return self._measure(proto, min(limit or self._limit, self._limit)).metrics["AR@100"]
+        except NotFiniteError:
+            return 0.0
 
     def recall(self, proto: onnx.ModelProto) -> RecallSpec:
         """Measures the recall of such a graph for its manifest; errors as above."""

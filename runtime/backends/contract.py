@@ -11,7 +11,7 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from edgerpn.errors import EngineLoadError, InferenceError, InputError, check_setting
+from edgerpn.errors import EngineLoadError, InferenceError, InputError, NotFiniteError, check_setting
 from edgerpn.manifest import Manifest
 from edgerpn.proposals import Outputs
 
@@ -181,7 +181,8 @@ def check_outputs(
     """Checks the outputs of a graph for `num_frames` frames against its `output_shapes`.
 
     Raises:
-        InferenceError: A shape, a count or a label breaks the interface, or a value is not finite.
+        InferenceError: A shape, a count or a label breaks the interface.
+        NotFiniteError: A value is not finite.
     """
     expected = tuple((num_frames, *shape) for shape in shapes.values())
     found = tuple(getattr(outputs, role).shape for role in shapes)
@@ -207,7 +208,7 @@ def _refuse_values(role: str, array: npt.NDArray[np.float32]) -> None:
     num_wrong = int(array.size - np.isfinite(array).sum())
     # Only values beyond 1e19 overflow in the product.
     if num_wrong:
-        raise InferenceError(
+        raise NotFiniteError(
             f"the graph gives {num_wrong} of {array.size} {role} that are not finite numbers; float16 may have "
             "overflowed: export with --precision fp32. `edgerpn check` compares a graph with its checkpoint"
         )

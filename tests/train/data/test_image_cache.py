@@ -38,7 +38,12 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[ImageRecord]:
         boxes = np.array([[20, 30, 200, 220]], np.float32)
         made.append(
             ImageRecord(
-                image_id=number, file=file, hw=(263, 401), boxes_xyxy=boxes, ignore_xyxy=np.zeros((0, 4), np.float32)
+                image_id=number,
+                file=file,
+                hw=(263, 401),
+                boxes_xyxy=boxes,
+                ignore_xyxy=np.zeros((0, 4), np.float32),
+                box_classes=np.zeros(1, np.int64),
             )
         )
     return made
