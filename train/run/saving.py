@@ -151,7 +151,8 @@ def restore(run: TrainingRun, checkpoint: Checkpoint) -> None:
     if old_names != new_names:
         raise CheckpointError(
             f"{run.folder.last}: the run learns {', '.join(old_names) or 'no classes'} and cannot continue with "
-            f"{', '.join(new_names) or 'no classes'} (model.classes, --classify); resume with the same, or start a new run"
+            f"{', '.join(new_names) or 'no classes'} (model.classes, --classify); resume with the same, or start a new "
+            "run"
         )
     old_start, new_start = checkpoint.settings.loop.start, run.settings.loop.start
     if old_start != new_start:
