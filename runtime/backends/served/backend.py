@@ -133,20 +133,32 @@ class ServedBackend:
         Raises:
             InferenceError: Another request would not be answered either.
         """
+        outcome = self._outcome(frames)
+        if isinstance(outcome, Outputs) or self._may_pass(outcome):
+            return outcome
+        if not self._is_final(outcome):
+            # A server that finished loading the model just after its refusal says that it is ready.
+            again = self._outcome(frames)
+            if isinstance(again, Outputs) or self._may_pass(again):
+                return again
+        raise InferenceError(f"{self._address.shown}: the server refuses the frames: {outcome}") from outcome
+
+    def _outcome(self, frames: npt.NDArray[np.uint8]) -> Outputs | ServerAwayError | ServerRefusalError:
         try:
             self._check_same()
             return self._ask(frames)
         except (ServerAwayError, ServerRefusalError) as error:
             self._checked_s = -math.inf
-            if self._may_pass(error):
-                return error
-            raise InferenceError(f"{self._address.shown}: the server refuses the frames: {error}") from error
+            return error
+
+    def _is_final(self, error: ServerAwayError | ServerRefusalError) -> bool:
+        return (isinstance(error, ServerRefusalError) and error.is_login) or self._closed.is_set()
 
     def _may_pass(self, error: ServerAwayError | ServerRefusalError) -> bool:
         """Returns whether a repetition may succeed: a server that loads the model refuses, too."""
         if isinstance(error, ServerAwayError):
             return True
-        if error.is_login or self._closed.is_set():
+        if self._is_final(error):
             return False
         try:
             return not self._client.is_ready()
