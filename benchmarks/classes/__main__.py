@@ -17,12 +17,11 @@ import argparse
 import json
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from benchmarks.recall.__main__ import Row, machine, spread
-from edgerpn import files
+from benchmarks.recall.__main__ import Row, measure_missing, spread
 
 SIDE = "benchmarks.classes.side"
 STARTS = {"edge": "random", "general": "general"}
@@ -138,25 +137,12 @@ def main() -> int:
         overrides=tuple(arguments.set),
     )
     settings = {"minutes": plan.minutes, "threads": plan.threads, "settings": arguments.set}
-    content: Row = {"machine": machine(), **settings, "rows": []}
-    if arguments.out.exists():
-        old = json.loads(arguments.out.read_text())
-        if differing := [name for name in ("machine", *settings) if old[name] != content[name]]:
-            parser.error(f"--out: {arguments.out} was measured with another {' and '.join(differing)}; name a new file")
-        content = old
-    done = {(row["method"], row["data"], row["seed"]) for row in content["rows"]}
-    for seed in map(int, arguments.seeds.split(",")):
-        for data in arguments.data:
-            for method in methods:
-                if (method, data.name, seed) in done:
-                    continue
-                with tempfile.TemporaryDirectory() as folder:
-                    row = measure(method, data, seed, plan, Path(folder))
-                content["rows"].append(row)
-                files.write_text(arguments.out, json.dumps(content, indent=1) + "\n")
-                files.write_text(arguments.out.with_suffix(".md"), table(content))
-                figures = "  ".join(f"{name} {row[name]:.3f}" for name in FIGURES)
-                print(f"{method}, {data.name}, seed {seed}: {figures}", flush=True)
+    seeds = map(int, arguments.seeds.split(","))
+    wanted = [(method, data, seed) for seed in seeds for data in arguments.data for method in methods]
+    try:
+        measure_missing(arguments.out, settings, wanted, partial(measure, plan=plan), table, figures=FIGURES)
+    except ValueError as error:
+        parser.error(f"--out: {error}")
     return 0
 
 

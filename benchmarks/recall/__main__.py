@@ -23,7 +23,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +172,47 @@ def machine() -> str:
     return f"{cpu_name()} ({', '.join(kinds)}), {os.cpu_count()} cores{gpu}; torch {torch.__version__}"
 
 
+def measure_missing(
+    out: Path,
+    settings: Row,
+    wanted: Sequence[tuple[str, Path, int]],
+    measure_row: Callable[..., Row],
+    table_of: Callable[[Row], str],
+    *,
+    figures: Sequence[str],
+) -> None:
+    """Measures the rows that a file lacks; writes it, and its table beside it, after each.
+
+    Args:
+        out: JSON file of the rows, made if it does not exist.
+        settings: Settings that all rows share.
+        wanted: Method, folder of the data and seed of each row.
+        measure_row: Measures one, given these three and `folder`, an empty folder.
+        table_of: Makes the table from the content of the file.
+        figures: Names of the figures to print.
+
+    Raises:
+        ValueError: The file was measured on another machine or with other settings.
+    """
+    content: Row = {"machine": machine(), **settings, "rows": []}
+    if out.exists():
+        old = json.loads(out.read_text())
+        if differing := [name for name in ("machine", *settings) if old[name] != content[name]]:
+            raise ValueError(f"{out} was measured with another {' and '.join(differing)}; name a new file")
+        content = old
+    done = {(row["method"], row["data"], row["seed"]) for row in content["rows"]}
+    for method, data, seed in wanted:
+        if (method, data.name, seed) in done:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            row = measure_row(method, data, seed, folder=Path(folder))
+        content["rows"].append(row)
+        files.write_text(out, json.dumps(content, indent=1) + "\n")
+        files.write_text(out.with_suffix(".md"), table_of(content))
+        shown = "  ".join(f"{name} {row[name]:.3f}" for name in figures)
+        print(f"{method}, {data.name}, seed {seed}: {shown}", flush=True)
+
+
 def main() -> int:
     """Measures the missing rows and writes after each; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -197,19 +240,11 @@ def main() -> int:
         overrides=tuple(arguments.set),
         keep=arguments.keep,
     )
-    content: Row = {
-        "machine": machine(),
+    settings: Row = {
         "minutes": plan.minutes,
         "size": list(plan.size_hw) if plan.size_hw else None,
         "settings": arguments.set,
-        "rows": [],
     }
-    if arguments.out.exists():
-        old = json.loads(arguments.out.read_text())
-        if differing := [name for name in ("machine", "minutes", "size", "settings") if old[name] != content[name]]:
-            parser.error(f"--out: {arguments.out} was measured with another {' and '.join(differing)}; name a new file")
-        content = old
-    done = {(row["method"], row["data"], row["seed"]) for row in content["rows"]}
     seeds = [int(text) for text in arguments.seeds.split(",")]
     wanted = [
         (method, data, seed)
@@ -218,16 +253,10 @@ def main() -> int:
         for data in arguments.data
         if seed == seeds[0] or method not in WITHOUT_CHANCE
     ]
-    for method, data, seed in wanted:
-        if (method, data.name, seed) in done:
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            row = measure(method, data, seed, plan, Path(folder))
-        content["rows"].append(row)
-        files.write_text(arguments.out, json.dumps(content, indent=1) + "\n")
-        files.write_text(arguments.out.with_suffix(".md"), table(content))
-        figures = "  ".join(f"{name} {row[name]:.3f}" for name in BUDGETS)
-        print(f"{method}, {data.name}, seed {seed}: {figures}", flush=True)
+    try:
+        measure_missing(arguments.out, settings, wanted, partial(measure, plan=plan), table, figures=BUDGETS)
+    except ValueError as error:
+        parser.error(f"--out: {error}")
     return 0
 
 

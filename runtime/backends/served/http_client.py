@@ -226,7 +226,7 @@ def _read_body(answer: http.client.HTTPResponse, sock: socket.socket | None, end
 
 
 def _check_status(answer: http.client.HTTPResponse, body: bytearray) -> None:
-    """Raises the error of an answer that is none of success."""
+    """Raises the error that an answer reports, if it reports one."""
     if answer.status == 200:
         return
     message = f"it answers {answer.status} {answer.reason}: {_said(body)}".rstrip(": ")
