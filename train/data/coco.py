@@ -120,8 +120,8 @@ class Dataset:
             classes = numbers[record.box_classes]
             # Training learns the first class of a place, and that is one with a name.
             order = np.argsort(classes < 0, kind="stable")
-            changes = {"boxes_xyxy": record.boxes_xyxy[order], "box_classes": classes[order]}
-            records.append(replace(record, **changes, ignore_classes=numbers[record.ignore_classes]))
+            boxes, ignored = record.boxes_xyxy[order], numbers[record.ignore_classes]
+            records.append(replace(record, boxes_xyxy=boxes, box_classes=classes[order], ignore_classes=ignored))
         return replace(self, records=tuple(records), class_names=tuple(names))
 
     @property
