@@ -45,9 +45,8 @@ class RegionConfig:
     """Number of best proposals of an image that the boxes are drawn from, beside the objects' own boxes."""
     nms_iou: float = 0.8
     """IoU with a better proposal above which one is not drawn."""
-    class_weight: float = 0.25
-    """Weight of the class loss relative to the objectness loss. Both are divided by the weight of all objects' anchors,
-    and there are about four times as many samples."""
+    class_weight: float = 1.0
+    """Weight of the class loss relative to the objectness loss."""
     box_weight: float = 1.0
     """Weight of the loss of the corrected boxes."""
 
