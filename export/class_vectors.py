@@ -67,10 +67,12 @@ def write_class_vectors(
             flag = {"embeddings": "--embeddings", "features": "--roi-features 3"}[vectors]
             raise ConfigError([f"{os.fspath(model)}: does not have {vectors}; export it again with {flag}"])
         dataset = read_split(split.read_like(opened.manifest.input.exif), verify="header", by_class=True)
-        numbers = np.unique(np.concatenate([record.box_classes for record in dataset.records]))
-        found: dict[str, list[Vectors]] = {dataset.class_names[number]: [] for number in numbers.tolist()}
+        found: dict[str, list[Vectors]] = {name: [] for name in dataset.present_classes}
         for record in track(dataset.records, "looking at examples", unit="image"):
-            wanted = [len(found[dataset.class_names[number]]) < max_examples for number in record.box_classes.tolist()]
+            wanted = [
+                number >= 0 and len(found[dataset.class_names[number]]) < max_examples
+                for number in record.box_classes.tolist()
+            ]
             if any(wanted):
                 for number, vector in _examples(opened, record, np.flatnonzero(wanted), vectors):
                     found[dataset.class_names[number]].append(vector)

@@ -53,7 +53,11 @@ def test_the_vector_of_a_class_is_that_of_the_proposals_on_its_examples(
 
 
 def test_a_single_class_keeps_its_whole_vector(make_model: Make, tmp_path: Path) -> None:
-    data = write_examples(tmp_path / "data", [("cup", [40, 40, 80, 80])])
+    data = write_examples(tmp_path / "data", [("cup", [40, 40, 80, 80]), ("lid", [42, 42, 76, 76])])
+    content = json.loads(data.read_text())
+    # A box without a class is an example of none.
+    del content["annotations"][1]["category_id"]
+    data.write_text(json.dumps(content))
     write_class_vectors(make_model(tmp_path, is_described=True), data, tmp_path / "a.npz")
     texts = read_text_vectors(tmp_path / "a.npz")
     np.testing.assert_allclose(texts.cosines(ANGLES[:1]), [[1]], atol=1e-5)

@@ -83,7 +83,7 @@ def figures_of(dataset: Dataset, settings: TrainSettings, label: str) -> BoxFigu
         sizes += np.bincount(
             np.searchsorted(SIZE_LIMITS_PX, np.sqrt(sides.prod(axis=1)), side="right"), minlength=len(sizes)
         )
-        classes += np.bincount(record.box_classes, minlength=len(classes))
+        classes += np.bincount(record.box_classes[record.box_classes >= 0], minlength=len(classes))
         is_unseen = sides.min(axis=1) * augment.scale_range[1] < augment.min_box_px
         is_copy, is_nested = overlaps(boxes)
         for found, mask in ((near_copies, is_copy), (nested, is_nested), (unseen, is_unseen)):

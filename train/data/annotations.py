@@ -121,9 +121,9 @@ class ListedBoxes:
     is_crowd: npt.NDArray[np.bool_]
     """Whether each marks a region of many objects instead of a single one."""
     class_rows: npt.NDArray[np.int64]
-    """Positions of their classes in `class_names`."""
+    """Positions of their classes in `class_names`; -1: without a named class."""
     class_names: tuple[str, ...]
-    """Names of the classes in file order, and "object" behind them for boxes without a named class."""
+    """Names of the classes in file order."""
     is_held_out: npt.NDArray[np.bool_]
     """Whether the class of each is held out."""
 
@@ -270,9 +270,8 @@ def parse_boxes(
         names = [name for name, is_known in zip(names, has_class, strict=True) if is_known]
     positions = {row["id"]: position for position, row in enumerate(root["images"])}
     classes = class_ids(root)
-    class_names = tuple(dict.fromkeys([*(name for name, _ in classes), "object"]))
+    class_names = tuple(dict.fromkeys(name for name, _ in classes))
     class_rows = {class_id: class_names.index(name) for name, class_id in classes}
-    unnamed = class_names.index("object")
     of_class = [_id_of(row.get("category_id")) for row in rows]
     return ListedBoxes(
         names=names,
@@ -280,7 +279,7 @@ def parse_boxes(
         xywh=np.array([row["bbox"] for row in rows], np.float64).reshape(-1, 4),
         is_crowd=np.fromiter((row.get("iscrowd", 0) == 1 for row in rows), np.bool_, len(rows)),
         class_rows=np.fromiter(
-            (class_rows.get(class_id, unnamed) if class_id is not None else unnamed for class_id in of_class),
+            (class_rows.get(class_id, -1) if class_id is not None else -1 for class_id in of_class),
             np.int64,
             len(rows),
         ),

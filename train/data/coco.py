@@ -78,7 +78,7 @@ class ImageRecord:
     held_out_xyxy: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 4), np.float32))
     """(O, 4) objects of held-out classes, pixels, inside the image; training does not see them."""
     box_classes: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    """(G,) positions of the objects' classes in `Dataset.class_names`."""
+    """(G,) positions of the objects' classes in `Dataset.class_names`; -1: without a named class."""
     ignore_classes: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     """(I,) the same for the regions of many objects."""
     exif: Exif = "ignore"
@@ -99,8 +99,8 @@ class Dataset:
     """One line per kind of problem: description, count, treatment, up to five examples."""
     folder: Path
     """Folder of the whole data set."""
-    class_names: tuple[str, ...] = ("object",)
-    """Names of the classes in file order; "object" stands for boxes without a named class."""
+    class_names: tuple[str, ...] = ()
+    """Names of the classes in file order."""
     findings: tuple[Finding, ...] = ()
     """Findings of the rules about whole sets."""
     repairs: Mapping[ProblemKind, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
@@ -114,13 +114,14 @@ class Dataset:
 
     def with_classes(self, names: Sequence[str]) -> Dataset:
         """Returns the set with the classes of its boxes numbered as in `names`; others become -1 and come last."""
-        numbers = np.array([names.index(name) if name in names else -1 for name in self.class_names], np.int64)
+        numbers = [names.index(name) if name in names else -1 for name in self.class_names]
+        rows = np.array([*numbers, -1], np.int64)  # the last is that of boxes without a class
         records = []
         for record in self.records:
-            classes = numbers[record.box_classes]
+            classes = rows[record.box_classes]
             # Training learns the first class of a place, and that is one with a name.
             order = np.argsort(classes < 0, kind="stable")
-            boxes, ignored = record.boxes_xyxy[order], numbers[record.ignore_classes]
+            boxes, ignored = record.boxes_xyxy[order], rows[record.ignore_classes]
             records.append(replace(record, boxes_xyxy=boxes, box_classes=classes[order], ignore_classes=ignored))
         return replace(self, records=tuple(records), class_names=tuple(names))
 

@@ -13,7 +13,11 @@ from edgerpn.labels import LabelledImage, LabelWriter, open_writer
 from edgerpn.progress import progress
 from edgerpn.train.data.choice import DataChoice
 from edgerpn.train.data.coco import Dataset, read_split
+from edgerpn.train.data.listing import NAMELESS_BOX
 from edgerpn.train.data.splits import find_splits
+
+_NAMELESS = "object"
+"""Class in the new set of boxes without one, because most formats need a name."""
 
 
 def convert(
@@ -60,6 +64,8 @@ def convert(
                 log(f"{name}: {writer.num_images - before[0]} images, {writer.num_boxes - before[1]} boxes")
                 for line in dataset.problems:
                     log(f"  {line}")
+                if NAMELESS_BOX in dataset.repairs:
+                    log(f"  boxes without a class are of class {_NAMELESS!r} in the new set")
     if log is not None:
         for line in writer.notes():
             log(line)
@@ -70,11 +76,9 @@ def _categories(datasets: Iterable[Dataset]) -> dict[str, int]:
     """Returns a number for every class, in the order of the files."""
     names: dict[str, None] = {}
     for dataset in datasets:
-        *named, last = dataset.class_names
-        names |= dict.fromkeys(named)
-        # The last name stands for boxes without a class.
-        if any(len(named) in (*record.box_classes, *record.ignore_classes) for record in dataset.records):
-            names[last] = None
+        names |= dict.fromkeys(dataset.class_names)
+        if any(-1 in (*record.box_classes, *record.ignore_classes) for record in dataset.records):
+            names[_NAMELESS] = None
     return {name: number for number, name in enumerate(names)}
 
 
@@ -86,7 +90,8 @@ def _printable(name: str) -> str:
 def _images(dataset: Dataset, categories: Mapping[str, int]) -> Iterator[LabelledImage]:
     # Without the folders that all images share, such as images/train/ of a YOLO set.
     folder = os.path.commonpath([record.file.parent for record in dataset.records])
-    numbers = np.array([categories.get(name, 0) for name in dataset.class_names], np.int64)
+    # The last number is that of boxes without a class.
+    numbers = np.array([categories.get(name, 0) for name in (*dataset.class_names, _NAMELESS)], np.int64)
     keeps_ids = all(isinstance(record.image_id, int) for record in dataset.records)
     for record in dataset.records:
         yield LabelledImage(

@@ -32,6 +32,7 @@ from edgerpn.train.data.rules import DOUBLED, DROPPED, UNLISTED
 
 DOUBLED_BOX = ProblemKind("box that equals another of its image", "kept once")
 SHARED_PLACE = ProblemKind("box that equals one of another class", "kept, but training learns only the first class")
+NAMELESS_BOX = ProblemKind("box without a class", "kept as an object, but left out of AP and of the second stage")
 _MALFORMED = (BAD_BBOX, BAD_OBJECT, NO_CLASS, NOT_FINITE, EMPTY_BOX)
 
 ImageSize = tuple[float, float]
@@ -127,6 +128,8 @@ def check_boxes(
     for row in np.flatnonzero(is_double).tolist():
         problems.add(DOUBLED_BOX, boxes.describe(row, (image_hw[row, 0], image_hw[row, 1])))
     if by_class:
+        for row in np.flatnonzero(is_usable & ~is_double & (boxes.class_rows < 0)).tolist():
+            problems.add(NAMELESS_BOX, boxes.names[row])
         for row in np.flatnonzero(find_doubles(boxes, places) & is_usable & ~is_double).tolist():
             problems.add(SHARED_PLACE, boxes.describe(row, (image_hw[row, 0], image_hw[row, 1])))
     for row in np.flatnonzero(is_usable & boxes.is_held_out).tolist():

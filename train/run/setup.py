@@ -215,8 +215,8 @@ def with_class_names(settings: TrainSettings, train_set: Dataset) -> TrainSettin
     """Returns the settings with the names of the classes that the second stage learns, if there is one.
 
     Raises:
-        ConfigError: The training set has no object of a class that is named in the settings, or the name of a class
-            is not one line of text.
+        ConfigError: The training set has no object of a class that is named in the settings, or none of any class; or
+            the name of a class is not one line of text.
     """
     names, present = settings.model.classes, train_set.present_classes
     odd = [name for name in (present if names == ALL_CLASSES else names) if not is_category_name(name)]
@@ -225,6 +225,13 @@ def with_class_names(settings: TrainSettings, train_set: Dataset) -> TrainSettin
             [
                 f"model.classes: {train_set.annotation_file} has objects of {', '.join(map(repr, odd))}; expected "
                 "names in one line of printable text, for the files of other programs; rename them in the data set"
+            ]
+        )
+    if names and not present:
+        raise ConfigError(
+            [
+                f"model.classes: none of the {train_set.num_objects} objects of {train_set.annotation_file} has a "
+                "class; expected named categories; add them, or train without --classify"
             ]
         )
     if names == ALL_CLASSES:

@@ -152,9 +152,9 @@ def test_text_ids_and_classes_are_kept(folder: CocoFolder) -> None:
     dataset = folder.read()
     assert dataset.problems == ("image without boxes: 1, kept as a negative (image picture-1: 2.jpg)",)
     assert dataset.records[9].image_id == "picture-9"
-    assert dataset.class_names == ("crab", "fish", "object")
+    assert dataset.class_names == ("crab", "fish")
     assert dataset.records[0].box_classes.tolist() == [1]
-    assert dataset.records[1].ignore_classes.tolist() == [2]
+    assert dataset.records[1].ignore_classes.tolist() == [-1]
     assert dataset.coco_ground_truth()["annotations"][0]["image_id"] == "picture-0"
 
 
@@ -184,6 +184,24 @@ def test_with_classes_a_box_given_twice_counts_once_for_each_class(folder: CocoF
     named = dataset.with_classes(("crab",)).records[0]
     assert named.box_classes.tolist() == [0, -1]
     np.testing.assert_array_equal(named.boxes_xyxy, dataset.records[0].boxes_xyxy[::-1])
+
+
+def test_with_classes_boxes_without_one_are_counted(folder: CocoFolder) -> None:
+    folder.categories = [{"id": 3, "name": "object"}]
+    del folder.boxes[1]["category_id"]
+    folder.boxes[2]["category_id"] = 99
+    assert folder.read().problems == ()
+    dataset = folder.read(by_class=True)
+    assert dataset.problems == (
+        "box without a class: 2, kept as an object, but left out of AP and of the second stage (annotation 2; "
+        "annotation 3)",
+    )
+    # They are no objects of a class that has this name.
+    assert [record.box_classes.tolist() for record in dataset.records[:4]] == [[0], [-1], [-1], [0]]
+    assert dataset.present_classes == ("object",)
+    renamed = dataset.with_classes(("fish", "object"))
+    assert [record.box_classes.tolist() for record in renamed.records[:4]] == [[1], [-1], [-1], [1]]
+    assert [len(renamed.coco_ground_truth(by_class=each)["annotations"]) for each in (True, False)] == [8, 10]
 
 
 def test_held_out_boxes_have_no_class(folder: CocoFolder) -> None:

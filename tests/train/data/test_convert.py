@@ -123,7 +123,6 @@ def test_ids_of_images_and_numbers_of_classes_stay(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "1" / "train.json").read_text())
     assert [image["id"] for image in content["images"]] == [100, 99, 98, 97]
     assert [image["file_name"] for image in content["images"]] == ["b.png", "sub/a.png", "c d.png", "a.png"]
-    # "object" would stand for boxes without a class.
     assert [category["name"] for category in content["categories"]] == list(CLASSES)
 
 
@@ -137,6 +136,21 @@ def test_an_object_of_two_classes_keeps_both(tmp_path: Path) -> None:
     convert(tmp_path / "0", tmp_path / "1", "yolo")
     labels = next((tmp_path / "1").rglob("b.txt")).read_text().splitlines()
     assert [line.split()[0] for line in labels] == ["1", "0"]
+
+
+def test_a_box_without_a_class_gets_one_and_a_line_says_so(tmp_path: Path) -> None:
+    write_set(tmp_path / "0", with_crowds=False)
+    content = json.loads((tmp_path / "0" / "train.json").read_text())
+    del content["annotations"][1]["category_id"]
+    (tmp_path / "0" / "train.json").write_text(json.dumps(content))
+    lines: list[str] = []
+    convert(tmp_path / "0", tmp_path / "1", "coco", log=lines.append)
+    written = json.loads((tmp_path / "1" / "train.json").read_text())
+    assert [category["name"] for category in written["categories"]] == [*CLASSES, "object"]
+    last = written["categories"][-1]["id"]
+    assert [box["category_id"] == last for box in written["annotations"]].count(True) == 1
+    assert any(line.startswith("  box without a class: 1, ") for line in lines)
+    assert lines.count("  boxes without a class are of class 'object' in the new set") == 1
 
 
 def test_the_command_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -138,13 +138,22 @@ def test_classes_without_an_object_are_refused(colors: Path, tmp_path: Path, tin
         run_training(tiny_settings(texts), data=colors, output=tmp_path / "run")
 
 
-def test_a_training_counts_the_objects_of_several_classes(
+def test_a_set_without_classes_is_refused(colors: Path, tmp_path: Path, tiny_settings: MakeSettings) -> None:
+    shutil.copytree(colors, tmp_path / "data")
+    content = json.loads((colors / "train.json").read_text())
+    (tmp_path / "data" / "train.json").write_text(json.dumps({**content, "categories": []}))
+    with pytest.raises(ConfigError, match=r"none of the \d+ objects of .*train.json has a class; expected named categ"):
+        run_training(tiny_settings(*CLASSIFY), data=tmp_path / "data", output=tmp_path / "run")
+
+
+def test_a_training_counts_the_objects_of_several_classes_and_of_none(
     colors: Path, tmp_path: Path, tiny_settings: MakeSettings
 ) -> None:
     shutil.copytree(colors, tmp_path / "data")
     content = json.loads((colors / "train.json").read_text())
     first = content["annotations"][0]
     content["annotations"].append({**first, "id": 1000, "category_id": 3 - first["category_id"]})
+    del content["annotations"][1]["category_id"]
     (tmp_path / "data" / "train.json").write_text(json.dumps(content))
     lines: list[str] = []
     # Refused after the data are read.
@@ -153,6 +162,7 @@ def test_a_training_counts_the_objects_of_several_classes(
             tiny_settings('model.classes=["unused"]'), data=tmp_path / "data", output=tmp_path / "run", log=lines.append
         )
     assert any(line.startswith("train.json: box that equals one of another class: 1, kept, but") for line in lines)
+    assert any(line.startswith("train.json: box without a class: 1, kept as an object, but left") for line in lines)
 
 
 def test_a_start_from_weights_of_other_classes_begins_with_random_class_weights(

@@ -25,7 +25,7 @@ class FoundObject(NamedTuple):
     name: str
     """Its name in messages."""
     category: str
-    """Its class; "" if it has none."""
+    """Its class; "" if it has none, so that it is an object without a class."""
     xywh: Sequence[float]
     """Left, top, width, height in pixels."""
     is_ignored: bool = False
@@ -76,8 +76,8 @@ class ContentBuilder:
             self._boxes.append(box)
             self._names.append(found.name)
 
-    def _number(self, category: str) -> int:
-        return self._classes.setdefault(category or "unnamed", len(self._classes) + 1)
+    def _number(self, category: str) -> int | None:
+        return self._classes.setdefault(category, len(self._classes) + 1) if category else None
 
     def content(self, *, is_relative: bool = False) -> Content:
         """Returns the set; `is_relative` as in `Content`."""

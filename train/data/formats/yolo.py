@@ -158,7 +158,7 @@ def read_content(source: _Source) -> Content:
         objects = []
         for where, category, fractions in _parse_labels(labels.get(file), source.num_keypoints, problems):
             x, y, w, h = fractions
-            name = source.names.get(category, f"class {category}")
+            name = source.names.get(category) or f"class {category}"
             objects.append(FoundObject(where, name, (x * width, y * height, w * width, h * height)))
             if max(map(abs, fractions)) > _MAX_FRACTION:
                 in_pixels.append(where)

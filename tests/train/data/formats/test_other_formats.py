@@ -270,8 +270,18 @@ def test_label_studio_shapes_may_have_their_class_in_a_result_of_its_own(tmp_pat
     (tmp_path / "tasks.json").write_text(json.dumps([label_studio_task(1, "0.png", *results)]))
     dataset = read_split(find_split(tmp_path / "tasks.json", "val"))
     assert boxes(dataset) == [[[10, 5, 30, 15]]]
-    assert dataset.class_names == ("fish", "object")
+    assert dataset.class_names == ("fish",)
     assert dataset.problems == ()
+
+
+def test_a_shape_without_a_label_is_an_object_without_a_class(tmp_path: Path) -> None:
+    place = {"x": 25, "y": 25, "width": 50, "height": 50}
+    write_image(tmp_path / "images" / "0.png")
+    task = label_studio_task(1, "0.png", {"id": "a", "type": "rectangle", "value": place})
+    (tmp_path / "tasks.json").write_text(json.dumps([task]))
+    dataset = read_split(find_split(tmp_path / "tasks.json", "val"))
+    assert dataset.class_names == ()
+    assert dataset.records[0].box_classes.tolist() == [-1]
 
 
 def test_label_studio_counts_images_of_several_tasks(tmp_path: Path) -> None:
