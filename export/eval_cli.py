@@ -1,4 +1,4 @@
-"""The command `edgerpn eval`: measures recall and speed of a model, or the recall of a results file."""
+"""The command `edgerpn eval`: measures recall, precision and speed of a model, or a results file."""
 
 from __future__ import annotations
 
@@ -65,9 +65,11 @@ def run(arguments: argparse.Namespace) -> int:
     split = find_split(arguments.data, "val", choice.chosen(arguments), log)
     _check_output(arguments, split.annotations)
     if arguments.results is not None:
-        metrics = evaluate_results(arguments.results, split, log=log)
-        print(format_table({arguments.results.name: metrics}))
-        _write_report(arguments.output, {"results": str(arguments.results), "metrics": metrics})
+        found = evaluate_results(arguments.results, split, log=log)
+        print(format_table({arguments.results.name: found.metrics}))
+        if found.classes:
+            print(format_rows(found.classes))
+        _write_report(arguments.output, {"results": str(arguments.results), **dataclasses.asdict(found)})
         return 0
     evaluation = evaluate_model(
         arguments.model,

@@ -1,10 +1,11 @@
-"""Recall and speed of a checkpoint, an ONNX file or an engine on annotated images; recall of a results file."""
+"""Recall and speed of a checkpoint, an ONNX file or an engine on annotated images; figures of a results file."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,9 @@ from edgerpn.models import is_checkpoint
 from edgerpn.proposals import Proposals
 from edgerpn.runtime.model import Model, load
 from edgerpn.train.data.annotations import ImageId, read_json, twin_id
-from edgerpn.train.data.coco import read_split, read_truth, require_objects
+from edgerpn.train.data.coco import category_ids, read_split, read_truth, require_objects
 from edgerpn.train.data.splits import Split, find_split
+from edgerpn.train.recall.average_precision import average_precision
 from edgerpn.train.recall.average_recall import average_recall
 from edgerpn.train.recall.measurement import Detect, Evaluation, measure
 
@@ -164,32 +166,51 @@ class RecallMeter:
             return evaluate_model(file, self._split, limit=limit)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResultsEvaluation:
+    """Recall of a results file, and its precision where it has classes."""
+
+    metrics: dict[str, float]
+    """As in `Evaluation`."""
+    classes: dict[str, dict[str, float]] = field(default_factory=dict)
+    """AP and AP50 of each class of the annotations; empty: the results do not tell classes apart."""
+
+
 def evaluate_results(
     results: Path, data: Path | Split, *, log: Callable[[str], None] | None = None
-) -> dict[str, float]:
-    """Measures the recall of a COCO results file (a JSON list of image_id, bbox, score) of any program.
+) -> ResultsEvaluation:
+    """Measures a COCO results file (a JSON list of image_id, bbox, score and maybe category_id) of any program.
+
+    Precision is measured if the results have several category ids and all are those of classes of the annotations.
 
     Args:
         results: The results.
         data: COCO annotation file, or a split. Sets without image ids number their images from 1 in the order of
-            file names.
-        log: Called with a line for each kind of problem in the annotations.
+            file names, and the classes in their own order.
+        log: Called with a line for each kind of problem in the annotations, and if category ids do not fit.
 
     Raises:
         DataError: A file cannot be read, or is not in COCO's format.
     """
+    log = log or (lambda line: None)
     split = data if isinstance(data, Split) else Split(data, data.parent)
-    dataset = read_truth(split)
+    rows = _read_results(results)
+    names = _names_by_id(rows, split, log)
+    dataset = read_truth(split, by_class=bool(names))
     require_objects(dataset, f"{split.annotations}", "to measure recall on")
-    if log is not None:
-        for problem in dataset.problems:
-            log(f"{split.label}: {problem}")
-    rows = _read_results(results, {record.image_id for record in dataset.records})
-    return average_recall(dataset.coco_ground_truth(), rows)
+    for problem in dataset.problems:
+        log(f"{split.label}: {problem}")
+    rows = _of_images(rows, {record.image_id for record in dataset.records})
+    metrics = average_recall(dataset.coco_ground_truth(), rows)
+    if not names:
+        return ResultsEvaluation(metrics=metrics)
+    numbers = {category: dataset.class_names.index(name) + 1 for category, name in names.items()}
+    precision = average_precision(dataset, [{**row, "category_id": numbers[row["category_id"]]} for row in rows])
+    return ResultsEvaluation(metrics=metrics | precision.metrics, classes=precision.classes)
 
 
-def _read_results(results: Path, known: Set[ImageId]) -> list[dict[str, Any]]:
-    """Reads COCO results; `known` are the ids of all images, as numbers or texts.
+def _read_results(results: Path) -> list[dict[str, Any]]:
+    """Reads COCO results.
 
     Raises:
         DataError: The file cannot be read, or a result lacks something.
@@ -197,14 +218,33 @@ def _read_results(results: Path, known: Set[ImageId]) -> list[dict[str, Any]]:
     rows, _ = read_json(results, "a JSON list of COCO results")
     if not isinstance(rows, list):
         raise DataError(f"{results}: expected a JSON list of results, got {type(rows).__name__}")
-    found = []
     for number, row in enumerate(rows):
         image_id = row.get("image_id") if isinstance(row, dict) else None
         if type(image_id) not in (int, str) or not _has_box(row) or not _is_number(row.get("score")):
             raise DataError(
                 f"{results}: result {number}: expected image_id, bbox [x, y, width, height] and score, got {row}"
             )
-        twin = twin_id(image_id) if image_id is not None and image_id not in known else None
+    return rows
+
+
+def _names_by_id(rows: Sequence[Mapping[str, Any]], split: Split, log: Callable[[str], None]) -> dict[int, str]:
+    """Returns the names of the annotations' classes by category id; none if the results do not tell them apart."""
+    ids = [row.get("category_id") for row in rows]
+    used = {number for number in ids if type(number) is int}
+    if len(used) < 2:
+        return {}
+    names = {number: name for name, number in category_ids(split).items()}
+    num_others = sum(type(number) is not int or number not in names for number in ids)
+    if num_others:
+        log(f"{split.label}: no AP, because it has no class for the category_id of {num_others} of {len(ids)} results")
+    return {} if num_others else names
+
+
+def _of_images(rows: Sequence[dict[str, Any]], known: Set[ImageId]) -> list[dict[str, Any]]:
+    """Returns the results with image ids as in `known`, which may be texts instead of numbers, or numbers for texts."""
+    found = []
+    for row in rows:
+        twin = twin_id(row["image_id"]) if row["image_id"] not in known else None
         found.append({**row, "image_id": twin} if twin in known else row)
     return found
 

@@ -117,7 +117,7 @@ def _theirs(method: str, data: Path, seed: int, plan: Plan, folder: Path) -> Row
         python = plan.contrib_python or python
     results = folder / f"{method}-{data.name}-{seed}.json"
     facts = run_side(python, method, data, results, "--seed", str(seed), "--minutes", str(plan.minutes))
-    metrics = evaluate_results(results, data / "val.json")
+    metrics = evaluate_results(results, data / "val.json").metrics
     return {**{name: metrics[name] for name in BUDGETS}, **facts}
 
 

@@ -153,7 +153,7 @@ def test_results_of_any_program_are_measured(
     metrics = json.loads(report.read_text())["metrics"]
     # Two of three are found in full, the third by chance at best.
     assert 2 / 3 - 1e-9 <= metrics["AR@10"] <= 0.85
-    assert metrics == evaluate_results(results, photos / "val.json")
+    assert metrics == evaluate_results(results, photos / "val.json").metrics
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,47 @@ def test_results_are_measured_on_a_set_of_another_format(tmp_path: Path) -> None
     rows = [{"image_id": number, "bbox": [10, 5, 20, 10], "score": 0.9, "category_id": 1} for number in (1, 2)]
     (tmp_path / "results.json").write_text(json.dumps(rows))
     whole = DataChoice(split="train=val,val=train")
-    assert evaluate_results(tmp_path / "results.json", find_split(tmp_path, "val", whole))["AR@100"] == 1
+    assert evaluate_results(tmp_path / "results.json", find_split(tmp_path, "val", whole)).metrics["AR@100"] == 1
+
+
+def test_results_with_classes_are_measured_by_precision_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # An object of both classes, a second crab that is missed, and an object without a class, which recall counts.
+    boxes = [(20, [10, 10, 20, 20]), (7, [10, 10, 20, 20]), (20, [50, 10, 20, 20]), (None, [90, 10, 20, 20])]
+    content = {
+        "images": [{"id": 1, "file_name": "1.png", "width": 160, "height": 96}],
+        "annotations": [
+            {"id": number, "image_id": 1, "category_id": category, "bbox": box}
+            for number, (category, box) in enumerate(boxes, start=1)
+        ],
+        "categories": [{"id": 20, "name": "crab"}, {"id": 7, "name": "fish"}],
+    }
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    found = [
+        {"image_id": 1, "category_id": category, "bbox": boxes[0][1], "score": 0.9 - category / 100}
+        for category in (7, 20)
+    ]
+    results, report = tmp_path / "results.json", tmp_path / "report.json"
+    words = ["eval", "--results", str(results), "--data", str(tmp_path / "val.json"), "-o", str(report)]
+    results.write_text(json.dumps(found))
+    assert main(words) == 0
+    shown = json.loads(report.read_text())
+    half = pytest.approx(51 / 101)  # of 101 levels of recall, those up to a half
+    assert shown["classes"] == {"crab": {"AP": half, "AP50": half}, "fish": {"AP": 1.0, "AP50": 1.0}}
+    assert shown["metrics"]["AP50"] == pytest.approx((1 + 51 / 101) / 2)
+    assert shown["metrics"]["AR@10"] == pytest.approx(1 / 3)
+    assert "crab" in capsys.readouterr().out
+    # A class that the annotations do not have, and results of one class only: recall alone, as for any detector.
+    for category, line in (
+        (8, "val.json: no AP, because it has no class for the category_id of 1 of 2 results"),
+        (7, ""),
+    ):
+        results.write_text(json.dumps([found[0], {**found[1], "category_id": category}]))
+        assert main(words) == 0
+        assert line in capsys.readouterr().err
+        alone = json.loads(report.read_text())
+        assert alone["classes"] == {}
+        assert "AP" not in alone["metrics"]
+        assert alone["metrics"]["AR@10"] == pytest.approx(1 / 3)
 
 
 def test_results_and_annotations_are_read_by_the_reader_of_training(tmp_path: Path) -> None:
@@ -255,7 +295,7 @@ def test_results_and_annotations_are_read_by_the_reader_of_training(tmp_path: Pa
     found = [{"image_id": f"{n}", "bbox": box, "score": 0.5} for n, box in enumerate(boxes, start=1)]
     (tmp_path / "results.json").write_text(json.dumps(found), encoding="utf-16")
     lines: list[str] = []
-    metrics = evaluate_results(tmp_path / "results.json", tmp_path / "val.json", log=lines.append)
+    metrics = evaluate_results(tmp_path / "results.json", tmp_path / "val.json", log=lines.append).metrics
     assert metrics["AR@100"] == 1
     assert [line.partition(" (")[0] for line in lines] == [
         "val.json: image without a usable width and height: 2, size taken from the file",

@@ -274,19 +274,27 @@ def inspect_split(
     )
 
 
-def read_truth(split: Split) -> Dataset:
+def read_truth(split: Split, *, by_class: bool = False) -> Dataset:
     """Reads the boxes of a split without its images, for results of another program; refuses it as `read_split` does.
+
+    Args:
+        split: See `inspect_split`.
+        by_class: See `inspect_split`.
 
     Raises:
         DataError: See `read_split`, but for the files of the images.
     """
-    dataset = inspect_listed(split)
+    dataset = inspect_listed(split, by_class=by_class)
     refuse(dataset.findings, split.allow, f"{split.annotations}", dataset.problems)
     return dataset
 
 
-def inspect_listed(split: Split) -> Dataset:
+def inspect_listed(split: Split, *, by_class: bool = False) -> Dataset:
     """Reads the boxes of a split without its images, which have the listed sizes, or 0 x 0 without any.
+
+    Args:
+        split: See `inspect_split`.
+        by_class: See `inspect_split`.
 
     Raises:
         DataError: The file cannot be read, is no annotation file, or lists no image; or image ids repeat.
@@ -295,7 +303,7 @@ def inspect_listed(split: Split) -> Dataset:
     names = [Path(image.file_name) for image in listing.images]
     if not names:
         raise DataError(f"{split.annotations}: no usable image entries", problems=listing.problems.lines())
-    checked = check_boxes(listing, known_sizes(listing), names)
+    checked = check_boxes(listing, known_sizes(listing), names, by_class=by_class)
     # Recall does not depend on the size of an image.
     records = tuple(_records(listing, names, [image.hw or (0, 0) for image in listing.images], checked))
     return Dataset(
