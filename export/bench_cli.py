@@ -97,6 +97,8 @@ def _check_output(arguments: argparse.Namespace, model: Path) -> None:
     problems = output_problems(output, [model, manifest_path(model), arguments.data])
     if output.suffix.lower() in (".html", ".htm"):
         problems.append(f"--output {output}: expected a name such as report.json; the page goes beside it, as .html")
+    elif (page := _page_path(output)).exists() and not output.exists():
+        problems.append(f"{page}: not the page of such a report, and would be overwritten; choose another name")
     if problems:
         raise ConfigError(problems)
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgerpn import files
-from edgerpn.arguments import count_argument, size_argument
+from edgerpn.arguments import count_argument, output_problems, size_argument
 from edgerpn.errors import ConfigError, DataError
 from edgerpn.progress import track
 from edgerpn.train.data import choice
@@ -51,7 +51,10 @@ def run(arguments: argparse.Namespace) -> int:
     wanted = _wanted(arguments, settings)
     _check_size(wanted, image_hw)
     log = functools.partial(print, file=sys.stderr)
-    dataset = read_split(find_split(arguments.data, "train", choice.chosen(arguments), log), verify="none")
+    split = find_split(arguments.data, "train", choice.chosen(arguments), log)
+    if problems := output_problems(arguments.output, [split.annotations]):
+        raise ConfigError(problems)
+    dataset = read_split(split, verify="none")
     boxes = letterboxed(dataset, image_hw)
     present = settings.model.anchors
     rows = [(f"preset {arguments.preset}", present, measure_anchors(present, boxes, image_hw))]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgerpn import files
-from edgerpn.arguments import size_argument
+from edgerpn.arguments import output_problems, size_argument
 from edgerpn.errors import ConfigError
 from edgerpn.files import printable
 from edgerpn.train.data import choice
@@ -46,9 +46,9 @@ def run(arguments: argparse.Namespace) -> int:
     from edgerpn.train.check.checking import check_set
     from edgerpn.train.check.page import check_page
 
-    for path in (arguments.output, arguments.json):
-        if path is not None and path.is_dir():
-            raise ConfigError([f"{path}: this is a folder, expected the name of a file to write"])
+    problems = output_problems(arguments.output, [arguments.path])
+    if problems := problems + output_problems(arguments.json, [arguments.path], flag="--json"):
+        raise ConfigError(problems)
     settings, detect = _settings(arguments)
     report = check_set(
         arguments.path, choice.chosen(arguments), settings, detect=detect, has_images=not arguments.no_images

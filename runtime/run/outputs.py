@@ -8,7 +8,7 @@ several sources; of a live source segments, NAME-20260131T120000.000Z.mp4. `--ou
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,9 +22,19 @@ from edgerpn.runtime.sinks.contract import ModelUser, Sink
 from edgerpn.runtime.sinks.jsonl import JsonLinesConfig
 from edgerpn.runtime.sinks.kinds import Output, open_sinks
 from edgerpn.runtime.sinks.mot import MotSink, is_mot_file
-from edgerpn.runtime.sinks.picture_sinks import CODECS, ImageFolderSink, VideoSink, WindowSink, check_windows, free_stem
+from edgerpn.runtime.sinks.picture_sinks import (
+    CODECS,
+    ImageFolderSink,
+    VideoSink,
+    WindowSink,
+    annotated_name,
+    check_windows,
+    free_stem,
+)
 from edgerpn.runtime.sinks.sink_queue import OutputConfig, QueuedSink, close_sinks
 from edgerpn.runtime.sinks.video import VideoConfig, VideoSegmentsSink
+
+_RECORDS = "proposals.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +73,7 @@ class OutputFlags:
     def line_files(self) -> list[str]:
         """Files of JSON lines; - is the standard output."""
         files = [] if self.jsonl is None else [self.jsonl]
-        return files if self.output is None else [*files, str(Path(self.output) / "proposals.jsonl")]
+        return files if self.output is None else [*files, str(Path(self.output) / _RECORDS)]
 
 
 def check_outputs(
@@ -94,6 +104,7 @@ def check_outputs(
     files += single
     names = _video_names(config, opened).values()
     files += [str(Path(folder) / name) for folder in flags.folders for name in names]
+    made = {*names, *map(annotated_name, images)}
     targets = [Path(file).resolve() for file in files]
     problems = [f"{path}: this is an input of the run, and would be overwritten" for path in targets if path in inputs]
     problems += [f"{path}: this is a folder, expected the name of a file" for path in targets if path.is_dir()]
@@ -110,6 +121,11 @@ def check_outputs(
     for folder in flags.folders:
         if Path(folder).resolve() in {path.parent for path in images}:
             problems.append(f"{folder}: the images of a source lie there, and would be overwritten")
+        elif foreign := _foreign_file(Path(folder), made):
+            problems.append(
+                f"{foreign}: would be overwritten, and the folder has no proposals.jsonl of an earlier run; choose "
+                "another folder"
+            )
         if Path(folder).is_file():
             problems.append(f"{folder}: this is a file, expected a folder (or a video file, .mp4 or .avi)")
     if flags.video is not None and not flags.is_video_file:
@@ -284,6 +300,12 @@ def _table_files(tables: Sequence[Output]) -> list[str]:
     """Returns the files that tables of JSON lines write, also for another output."""
     outputs = [output for table in tables for output in (table, table.to) if output is not None]
     return [output.config.path for output in outputs if isinstance(output.config, JsonLinesConfig)]
+
+
+def _foreign_file(folder: Path, names: Iterable[str]) -> Path | None:
+    """Returns a file of one of the `names` in a folder that no earlier run has made, if there is one."""
+    is_ours = (folder / _RECORDS).exists()
+    return next((folder / name for name in sorted(names) if not is_ours and (folder / name).exists()), None)
 
 
 def _check_single(flag: str, config: StreamsConfig) -> None:

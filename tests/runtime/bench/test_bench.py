@@ -346,6 +346,15 @@ def test_wrong_arguments_are_one_clear_error(
     assert message in shown
 
 
+def test_a_page_that_is_not_of_a_report_is_never_overwritten(
+    model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "index.html").write_text("mine")
+    assert main(["bench", str(model_path), "-o", str(tmp_path / "index.json")]) == 1
+    assert "index.html: not the page of such a report" in capsys.readouterr().err
+    assert (tmp_path / "index.html").read_text() == "mine"
+
+
 def test_a_photograph_that_cannot_be_read_is_an_error(model_path: Path, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"no picture")
     assert main(["bench", str(model_path), "--images", str(tmp_path), *QUICK]) == 1

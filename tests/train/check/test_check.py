@@ -186,7 +186,7 @@ def test_an_error_of_an_unused_split_does_not_speak_of_training(data: DataSet) -
 
 def test_a_folder_is_no_page(data: DataSet, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "check", str(data.folder), "-o", str(data.folder)]) == 1
-    assert "this is a folder, expected the name of a file to write" in capsys.readouterr().err
+    assert "this is a folder, expected the name of a file" in capsys.readouterr().err
 
 
 def test_json_on_standard_output_is_alone_there(data: DataSet, capsys: pytest.CaptureFixture[str]) -> None:
