@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from edgerpn import files
 from edgerpn.arguments import output_problems, size_argument
-from edgerpn.errors import ConfigError
+from edgerpn.errors import ConfigError, UsageError
 from edgerpn.files import printable
 from edgerpn.train.data import choice
 
@@ -82,7 +82,7 @@ def _settings(arguments: argparse.Namespace) -> tuple[TrainSettings, Detect | No
     if arguments.checkpoint is None:
         return load_settings(preset=arguments.preset or "edge", overrides=tuple(size)), None
     if arguments.no_images or arguments.preset is not None:
-        raise ConfigError(["--checkpoint looks at the images and has its own settings: without --no-images, --preset"])
+        raise UsageError(["--checkpoint looks at the images and has its own settings: without --no-images, --preset"])
     from edgerpn import settings as settings_io
     from edgerpn.train.check.opinion import NUM_PROPOSALS
     from edgerpn.train.checkpoint import load_model

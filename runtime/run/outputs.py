@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from edgerpn.errors import ConfigError
+from edgerpn.errors import ConfigError, UsageError
 from edgerpn.manifest import Manifest, manifest_path
 from edgerpn.runtime.draw import DEFAULT_NMS_IOU, DEFAULT_TOP, Painter
 from edgerpn.runtime.frame import Event, Result, Source
@@ -86,15 +86,21 @@ def check_outputs(
     """Makes sure that windows can open, and that no output would overwrite an input or another output.
 
     Raises:
-        ConfigError: One would, or one video file would have to hold several sources.
+        ConfigError: One would.
+        UsageError: The flags exclude each other, or one file would have to hold several sources.
         SinkError: There is no display, or no windows in this OpenCV.
     """
     if flags.is_shown:
         check_windows()
+    if flags.embeddings != "off" and not flags.line_files:
+        raise UsageError(["--embeddings is for JSON lines: name a file with --jsonl FILE, or a folder with -o DIR"])
     if flags.mot is not None:
         _check_mot(flags.mot, config)
     if flags.is_video_file:
         _check_single(f"--video {flags.video}", config)
+    elif flags.video is not None and (suffix := Path(flags.video).suffix) and not Path(flags.video).is_dir():
+        problem = f"--video {flags.video}: cannot write video as {suffix!r}; known: {', '.join(CODECS)}, or a folder"
+        raise UsageError([problem])
     images = {path.resolve() for source in opened.values() for path in getattr(source, "paths", ())}
     inputs = {Path(model).resolve(), manifest_path(model).resolve(), *images}
     inputs |= {Path(source.spec.path).resolve() for source in config.sources if not source.is_live}
@@ -128,14 +134,6 @@ def check_outputs(
             )
         if Path(folder).is_file():
             problems.append(f"{folder}: this is a file, expected a folder (or a video file, .mp4 or .avi)")
-    if flags.video is not None and not flags.is_video_file:
-        suffix = Path(flags.video).suffix
-        if suffix and not Path(flags.video).is_dir():
-            problems.append(
-                f"--video {flags.video}: cannot write video as {suffix!r}; known: {', '.join(CODECS)}, or a folder"
-            )
-    if flags.embeddings != "off" and not flags.line_files:
-        problems.append("--embeddings is for JSON lines: name a file with --jsonl FILE, or a folder with -o DIR")
     if problems:
         raise ConfigError(problems)
 
@@ -311,16 +309,16 @@ def _foreign_file(folder: Path, names: Iterable[str]) -> Path | None:
 def _check_single(flag: str, config: StreamsConfig) -> None:
     if len(config.sources) != 1 or config.has_control:
         found = "others, which may come by HTTP" if config.has_control else f"those of {len(config.sources)}"
-        raise ConfigError([f"{flag}: one file holds one source; name a folder for {found}"])
+        raise UsageError([f"{flag}: one file holds one source; name a folder for {found}"])
 
 
 def _check_mot(path: str, config: StreamsConfig) -> None:
     if config.track is None:
-        raise ConfigError([f"--mot {path}: this run has no tracks; add --track, or [track] to the settings"])
+        raise UsageError([f"--mot {path}: this run has no tracks; add --track, or [track] to the settings"])
     if is_mot_file(path):
         _check_single(f"--mot {path}", config)
     if not is_mot_file(path) and not Path(path).is_dir() and (Path(path).suffix or Path(path).exists() or path == "-"):
-        raise ConfigError([f"--mot {path}: expected a file, .txt or .csv, or a folder"])
+        raise UsageError([f"--mot {path}: expected a file, .txt or .csv, or a folder"])
 
 
 def _plain(source: SourceConfig) -> str:

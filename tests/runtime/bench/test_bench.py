@@ -327,20 +327,20 @@ sys.exit(main(["bench", *sys.argv[1:]]))
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "status", "message"),
     [
-        ([], "MODEL: needed"),
-        (["MODEL", "--images", "none"], "--images none: this folder does not exist"),
-        (["MODEL", "--set", "sources=0"], "sources"),
-        (["MODEL", "-o", "page.html"], "the page goes beside it"),
-        (["MODEL", "-o", "MODEL"], "would be overwritten"),
-        (["none.onnx"], "none.onnx"),
+        ([], 2, "MODEL: needed"),
+        (["MODEL", "--images", "none"], 1, "--images none: this folder does not exist"),
+        (["MODEL", "--set", "sources=0"], 2, "sources"),
+        (["MODEL", "-o", "page.html"], 2, "the page goes beside it"),
+        (["MODEL", "-o", "MODEL"], 1, "would be overwritten"),
+        (["none.onnx"], 1, "none.onnx"),
     ],
 )
 def test_wrong_arguments_are_one_clear_error(
-    words: list[str], message: str, model_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], status: int, message: str, model_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["bench", *(str(model_path) if word == "MODEL" else word for word in words)]) == 1
+    assert main(["bench", *(str(model_path) if word == "MODEL" else word for word in words)]) == status
     shown = capsys.readouterr().err
     assert shown.startswith("error: ")
     assert message in shown

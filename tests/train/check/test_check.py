@@ -171,7 +171,7 @@ def test_annotations_are_checked_without_their_images(data: DataSet, capsys: pyt
     status, report = data.check("--no-images")
     assert status == 0
     assert report["splits"]["val"]["num_objects"] == 20
-    assert main(["data", "check", str(data.folder), "--no-images", "--checkpoint", "best.pt"]) == 1
+    assert main(["data", "check", str(data.folder), "--no-images", "--checkpoint", "best.pt"]) == 2
     assert "--checkpoint looks at the images" in capsys.readouterr().err
 
 

@@ -124,7 +124,7 @@ def test_the_command_writes_settings_that_training_takes(
 def test_settings_that_cannot_be_fitted_are_refused(
     words: list[str], problem: str, data_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["anchors", "--data", str(data_folder), *words]) == 1
+    assert main(["anchors", "--data", str(data_folder), *words]) == 2
     assert problem in capsys.readouterr().err
 
 
