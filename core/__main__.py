@@ -3,7 +3,8 @@
 Each command, of one word or of two (`data check`), is a module with `add_arguments(parser)` and
 `run(arguments) -> exit status`. It is imported only when a user calls it, so that `edgerpn run` on a device needs
 neither torch nor onnx.
-Exit status: 0 success, 1 an error (printed as `error: ...`), 2 wrong usage, 130 after SIGINT, 143 after SIGTERM.
+Exit status: 0 success, 1 an error (printed as `error: ...`) or a finding, 2 wrong usage, whatever the files hold, 130
+after SIGINT, 143 after SIGTERM; docs/troubleshooting.md explains it to users.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from types import FrameType
 from typing import NamedTuple
 
 from edgerpn import __version__
-from edgerpn.errors import EdgeRpnError
+from edgerpn.errors import EdgeRpnError, UsageError
 from edgerpn.files import printable
 from edgerpn.machine import sigterm_handler
 from edgerpn.runtime.redaction import hide_passwords, redact_url
@@ -154,6 +155,7 @@ GROUPS = {"data": "check and convert annotated images"}
 
 
 _MAX_SHOWN = 200
+_STATUS = "exit status: 0 done, 1 an error or a finding, 2 wrong usage, 128 + N ended by signal N"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -172,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--debug" in argv or not message:
             raise
         print(f"error: {printable(message)}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
     except BrokenPipeError:
         # The reader of our output has gone (`edgerpn eval ... | head`); close stdout so that its flush stays silent.
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - lives until the process ends
@@ -261,7 +263,7 @@ def _overview() -> str:
     for stage, names in STAGES.items():
         lines.append(f"{stage}:")
         lines.extend(f"  {name:<12} {COMMANDS[name].summary}" for name in names)
-    return "\n".join([*lines, "", "`edgerpn COMMAND --help` shows the arguments and an example."])
+    return "\n".join([*lines, "", "`edgerpn COMMAND --help` shows the arguments and an example.", _STATUS])
 
 
 def asked_command(argv: Sequence[str]) -> str | None:

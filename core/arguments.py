@@ -112,12 +112,12 @@ def print_settings(config: Any) -> int:
     return 0
 
 
-def output_problems(output: Path | None, inputs: Iterable[Path | None]) -> list[str]:
-    """Returns the reasons against this file as `--output`, a line each: it is a folder, or one of the `inputs`."""
+def output_problems(output: Path | None, inputs: Iterable[Path | None], *, flag: str = "--output") -> list[str]:
+    """Returns the reasons against this file as that of `flag`, a line each: a folder, or one of the `inputs`."""
     if output is None:
         return []
     if output.is_dir():
-        return [f"--output {output}: this is a folder, expected the name of a file"]
+        return [f"{flag} {output}: this is a folder, expected the name of a file"]
     if output.resolve() in {path.resolve() for path in inputs if path is not None}:
-        return [f"--output {output}: this is an input of the command and would be overwritten"]
+        return [f"{flag} {output}: this is an input of the command and would be overwritten"]
     return []

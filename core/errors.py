@@ -2,6 +2,7 @@
 
     EdgeRpnError
       ConfigError(ValueError)           unknown or bad settings; lists every problem of one source
+        UsageError                      the words of a command line are at fault, whatever its files hold
       DataError(ValueError)             annotations or images that cannot be used
       CheckpointError(ValueError)       a checkpoint that cannot be read or does not fit the model
       TrainingDivergedError             non-finite loss; keeps step, image ids and the last good checkpoint
@@ -28,7 +29,7 @@
       MissingDependencyError(ImportError)   an optional package is needed; says which extra brings it
 
 Every message says what was wrong, where, what came, what was expected and what to do.
-The command line prints `error: MESSAGE` and exits 1; mistakes in calling our Python API stay
+The command line prints `error: MESSAGE` and exits 1, or 2 after a UsageError; mistakes in calling our Python API stay
 TypeError, ValueError and RuntimeError outside this tree.
 """
 
@@ -52,6 +53,10 @@ class ConfigError(EdgeRpnError, ValueError):
         self.source = source
         where = f"{source}: " if source else ""
         super().__init__("\n".join(f"{where}{problem}" for problem in self.problems))
+
+
+class UsageError(ConfigError):
+    """Arguments of a command line, or overrides of settings, are missing, exclude each other or are out of range."""
 
 
 class DataError(EdgeRpnError, ValueError):

@@ -50,17 +50,17 @@ def filling(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(folder)
     is_new = not target.exists()
-    target.mkdir(parents=True, exist_ok=True)
     partial = target / f".partial.{secrets.token_hex(4)}"
-    partial.mkdir()
     try:
+        partial.mkdir(parents=True)
         yield partial
         # Files last: they describe the folders.
         for entry in sorted(partial.iterdir(), key=lambda entry: (entry.is_file(), entry.name)):
             entry.rename(target / entry.name)
     finally:
-        shutil.rmtree(partial)
-        if is_new and not any(target.iterdir()):
+        if partial.exists():
+            shutil.rmtree(partial)
+        if is_new and target.exists() and not any(target.iterdir()):
             target.rmdir()
 
 

@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edgerpn.errors import ConfigError
+from edgerpn.errors import ConfigError, UsageError
 from edgerpn.files import expand_path
 
 if sys.version_info >= (3, 11):
@@ -55,12 +55,13 @@ def load(
 
     Raises:
         ConfigError: A file cannot be read, a key is unknown, or a value has the wrong type or range.
+        UsageError: It is one of the overrides.
     """
     config = base if base is not None else _build(cls, {}, "defaults")
     for file in files:
         config = _build(cls, read_toml(Path(file)), str(file), config)
     if overrides:
-        config = _build(cls, _nest(overrides), "command line", config)
+        config = _build(cls, _nest(overrides), "command line", config, UsageError)
     return config
 
 
@@ -114,7 +115,7 @@ def _nest(overrides: Sequence[str]) -> dict[str, Any]:
         elif not _put(tables, path.split("."), _toml_value(text.strip())):
             problems.append(f"{path}: one override sets it to a value, another sets keys below it")
     if problems:
-        raise ConfigError(problems, source="command line")
+        raise UsageError(problems, source="command line")
     return tables
 
 
@@ -143,11 +144,17 @@ def _toml_value(text: str) -> Any:
         return text
 
 
-def _build(cls: type[Config], values: Mapping[str, Any], source: str, base: Config | None = None) -> Config:
+def _build(
+    cls: type[Config],
+    values: Mapping[str, Any],
+    source: str,
+    base: Config | None = None,
+    error: type[ConfigError] = ConfigError,
+) -> Config:
     problems: list[str] = []
     config = _build_table(cls, values, "", problems, base)
     if problems:
-        raise ConfigError(problems, source=source)
+        raise error(problems, source=source)
     return config
 
 

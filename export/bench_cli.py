@@ -23,7 +23,7 @@ from edgerpn.arguments import (
     output_problems,
     print_settings,
 )
-from edgerpn.errors import ConfigError, DataError, require
+from edgerpn.errors import ConfigError, DataError, UsageError, require
 from edgerpn.manifest import manifest_path
 from edgerpn.models import find_model
 from edgerpn.train.data import choice
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.print_config:
         return print_settings(config)
     if arguments.model is None:
-        raise ConfigError(["bench: MODEL: needed, see `edgerpn bench --help`"])
+        raise UsageError(["bench: MODEL: needed, see `edgerpn bench --help`"])
     model = find_model(arguments.model)
     _check_output(arguments, model)
     from edgerpn.runtime.bench.bench import run_bench
@@ -94,9 +94,11 @@ def _check_output(arguments: argparse.Namespace, model: Path) -> None:
     output: Path | None = arguments.output
     if output is None:
         return
-    problems = output_problems(output, [model, manifest_path(model), arguments.data])
     if output.suffix.lower() in (".html", ".htm"):
-        problems.append(f"--output {output}: expected a name such as report.json; the page goes beside it, as .html")
+        raise UsageError([f"--output {output}: expected a name such as report.json; the page goes beside it, as .html"])
+    problems = output_problems(output, [model, manifest_path(model), arguments.data])
+    if (page := _page_path(output)).exists() and not output.exists():
+        problems.append(f"{page}: not the page of such a report, and would be overwritten; choose another name")
     if problems:
         raise ConfigError(problems)
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgerpn import files
 from edgerpn.arguments import HOST_CODE_HELP, count_argument, output_problems
-from edgerpn.errors import ConfigError
+from edgerpn.errors import ConfigError, UsageError
 from edgerpn.export.model_names import find_any_model
 from edgerpn.export.photographs import list_photographs, spread
 from edgerpn.manifest import manifest_path
@@ -85,7 +85,8 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
     """Refuses arguments that cannot work, before the work.
 
     Raises:
-        ConfigError: Lists every problem.
+        UsageError: Lists the problems of the words.
+        ConfigError: Lists those of the files.
     """
     problems = []
     if not (arguments.target or arguments.against):
@@ -101,6 +102,8 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
             if getattr(arguments, flag) is not None
         ]
         problems += [f"check: --{flag} is for a comparison; name a model with --against" for flag in given]
+    if problems:
+        raise UsageError(problems)
     if arguments.images and not arguments.images.is_dir():
         problems.append(f"--images {arguments.images}: expected a folder of photographs")
     models = [path for path in (arguments.model, arguments.against) if path is not None]

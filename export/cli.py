@@ -7,7 +7,7 @@ import typing
 from pathlib import Path
 
 from edgerpn.arguments import add_settings_arguments, load_settings, print_settings, size_argument
-from edgerpn.errors import ConfigError
+from edgerpn.errors import UsageError
 from edgerpn.export.export_config import PRECISIONS, ExportConfig, ExportLayout
 from edgerpn.manifest import manifest_path
 from edgerpn.targets import EXPORT_TARGETS
@@ -109,11 +109,11 @@ def run(arguments: argparse.Namespace) -> int:
     names = (("CHECKPOINT", arguments.checkpoint), ("--output", arguments.output))
     missing = [name for name, value in names if value is None]
     if missing:
-        raise ConfigError([f"{' and '.join(missing)}: needed, see `edgerpn export --help`"])
+        raise UsageError([f"{' and '.join(missing)}: needed, see `edgerpn export --help`"])
     if arguments.calibration is not None and config.precision != "int8":
-        raise ConfigError([f"--calibration is for --precision int8, the precision is {config.precision}"])
+        raise UsageError([f"--calibration is for --precision int8, the precision is {config.precision}"])
     if arguments.data is None and (arguments.format or arguments.split):
-        raise ConfigError(["--format and --split are for --data PATH; name a data set"])
+        raise UsageError(["--format and --split are for --data PATH; name a data set"])
     from edgerpn.export.onnx.export import export_onnx
     from edgerpn.train.data.splits import find_split
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from edgerpn import files
 from edgerpn.arguments import HOST_CODE_HELP, count_argument, names_argument, output_problems, size_argument
-from edgerpn.errors import ConfigError
+from edgerpn.errors import ConfigError, UsageError
 from edgerpn.export.model_names import find_any_model
 from edgerpn.manifest import manifest_path
 from edgerpn.train.data import choice
@@ -101,9 +101,9 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
         ConfigError: Names the arguments.
     """
     if (arguments.model is None) == (arguments.results is None):
-        raise ConfigError(["eval: name either a MODEL or --results RESULTS.json"])
+        raise UsageError(["eval: name either a MODEL or --results RESULTS.json"])
     if arguments.results is not None and arguments.holdout_classes:
-        raise ConfigError(["eval: --holdout-classes is for a model, not for --results"])
+        raise UsageError(["eval: --holdout-classes is for a model, not for --results"])
 
 
 def _check_output(arguments: argparse.Namespace, annotations: Path) -> None:

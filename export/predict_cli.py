@@ -20,7 +20,7 @@ from edgerpn.arguments import (
     print_settings,
     share_argument,
 )
-from edgerpn.errors import ConfigError
+from edgerpn.errors import ConfigError, UsageError
 from edgerpn.export.prediction.config import PredictConfig
 from edgerpn.files import printable
 from edgerpn.labels import WRITERS
@@ -112,7 +112,8 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
     """Refuses a command line without its parts, before the work.
 
     Raises:
-        ConfigError: Lists every problem.
+        UsageError: Lists every problem.
+        ConfigError: The output is a file.
     """
     problems = []
     if arguments.output is None:
@@ -121,7 +122,7 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
         problems.append("IMAGES: name images, videos, folders or lists of files, or a data set with --data")
     if arguments.data is None and (arguments.format or arguments.split):
         problems.append("--format and --split are for --data PATH; name a data set")
-    if arguments.output is not None and arguments.output.is_file():
-        problems.append(f"--output {arguments.output}: this is a file, expected a folder")
     if problems:
-        raise ConfigError(problems)
+        raise UsageError(problems)
+    if arguments.output.is_file():
+        raise ConfigError([f"--output {arguments.output}: this is a file, expected a folder"])

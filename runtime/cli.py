@@ -20,7 +20,7 @@ from contextlib import closing, nullcontext
 from typing import TYPE_CHECKING
 
 from edgerpn.arguments import HOST_CODE_HELP, UNSEALED_HELP, add_settings_arguments, count_argument, share_argument
-from edgerpn.errors import ConfigError
+from edgerpn.errors import UsageError
 from edgerpn.files import printable
 
 if TYPE_CHECKING:
@@ -172,9 +172,9 @@ def _check_sources(arguments: argparse.Namespace, config: StreamsConfig) -> None
     from edgerpn.runtime.sources.failures import check_device
 
     if not config.sources and not config.has_control:
-        raise ConfigError(["SOURCE: expected at least one, or --config FILE with a table [sources.NAME]"])
+        raise UsageError(["SOURCE: expected at least one, or --config FILE with a table [sources.NAME]"])
     if len(config.sources) > MAX_SOURCES:
-        raise ConfigError(
+        raise UsageError(
             [
                 f"SOURCE: expected at most {MAX_SOURCES} sources, got {len(config.sources)}. Quote a glob of images "
                 "('images/*.jpg'), which is one source then."

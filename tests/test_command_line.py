@@ -172,6 +172,30 @@ def test_wrong_usage_exits_with_2(words: list[str], capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (["train"], 2),
+        (["train", "--set", "loop.epochs=many"], 2),
+        (["train", "--preset", "nonsense"], 2),
+        (["train", "--config", "none.toml"], 1),
+        (["export", "best.pt"], 2),
+        (["build", "--set", "nonsense=1"], 2),
+        (["check", "model.onnx"], 2),
+        (["eval", "none.onnx", "--data", "none"], 1),
+        (["run", "model.onnx"], 2),
+        (["run", "none.onnx", "none.mp4"], 1),
+        (["predict", "model.onnx", "-o", "out"], 2),
+        (["bench"], 2),
+    ],
+)
+def test_words_at_fault_exit_with_2_and_files_at_fault_with_1(
+    words: list[str], status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == status
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize(
     ("words", "told"),
     [
         (

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgerpn import files
-from edgerpn.arguments import count_argument, size_argument
-from edgerpn.errors import ConfigError, DataError
+from edgerpn.arguments import count_argument, output_problems, size_argument
+from edgerpn.errors import ConfigError, DataError, UsageError
 from edgerpn.progress import track
 from edgerpn.train.data import choice
 
@@ -51,7 +51,10 @@ def run(arguments: argparse.Namespace) -> int:
     wanted = _wanted(arguments, settings)
     _check_size(wanted, image_hw)
     log = functools.partial(print, file=sys.stderr)
-    dataset = read_split(find_split(arguments.data, "train", choice.chosen(arguments), log), verify="none")
+    split = find_split(arguments.data, "train", choice.chosen(arguments), log)
+    if problems := output_problems(arguments.output, [split.annotations]):
+        raise ConfigError(problems)
+    dataset = read_split(split, verify="none")
     boxes = letterboxed(dataset, image_hw)
     present = settings.model.anchors
     rows = [(f"preset {arguments.preset}", present, measure_anchors(present, boxes, image_hw))]
@@ -113,7 +116,7 @@ def to_settings(config: AnchorConfig, settings: TrainSettings, image_hw: tuple[i
     coarsest = _coarsest_stride(settings)
     extra = sum(stride > coarsest for stride in config.strides_px)
     if extra and not settings.model.neck_channels:
-        raise ConfigError([f"--strides {config.strides_px}: a network without a pyramid ends at stride {coarsest}"])
+        raise UsageError([f"--strides {config.strides_px}: a network without a pyramid ends at stride {coarsest}"])
     sizes = ", ".join(f"[{', '.join(map(str, level))}]" for level in config.sizes_px)
     stride = max(config.strides_px)
     # Views must fit the coarsest level, as the input does.
@@ -149,7 +152,7 @@ def _check_size(layout: AnchorLayout, image_hw: tuple[int, int]) -> None:
     sizes = ((1.0,),) * len(layout.strides_px)
     misfit = AnchorConfig(strides_px=layout.strides_px, sizes_px=sizes).misfit(image_hw)
     if misfit is not None:
-        raise ConfigError([f"--size {image_hw[0]}x{image_hw[1]}: {misfit}"])
+        raise UsageError([f"--size {image_hw[0]}x{image_hw[1]}: {misfit}"])
 
 
 def _strides(text: str) -> tuple[int, ...]:

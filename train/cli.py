@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from edgerpn.arguments import add_settings_arguments, names_argument, print_settings, size_argument
-from edgerpn.errors import ConfigError
+from edgerpn.errors import UsageError
 from edgerpn.train.data import choice
 
 
@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
         return print_settings(resolved)
     missing = [flag for flag, value in (("--data", arguments.data), ("--output", arguments.output)) if value is None]
     if missing:
-        raise ConfigError([f"{' and '.join(missing)}: required, see `edgerpn train --help`"])
+        raise UsageError([f"{' and '.join(missing)}: required, see `edgerpn train --help`"])
     from edgerpn.train.recall.average_recall import format_table
     from edgerpn.train.run.ranks import ranks_from_environment
     from edgerpn.train.training import train

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgerpn import settings
-from edgerpn.errors import ConfigError, check_setting
+from edgerpn.errors import UsageError, check_setting
 from edgerpn.train.data.loader import DataConfig
 from edgerpn.train.learning.assign import AssignConfig
 from edgerpn.train.learning.loss import LossConfig
@@ -98,7 +98,7 @@ def preset_path(name: str) -> Path:
         ConfigError: The preset does not exist.
     """
     if name not in PRESETS:
-        raise ConfigError([f"--preset: expected one of {', '.join(PRESETS)}, got {name!r}"])
+        raise UsageError([f"--preset: expected one of {', '.join(PRESETS)}, got {name!r}"])
     return Path(str(resources.files("edgerpn.train") / f"{name}.toml"))
 
 

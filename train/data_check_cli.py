@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgerpn import files
-from edgerpn.arguments import size_argument
-from edgerpn.errors import ConfigError
+from edgerpn.arguments import output_problems, size_argument
+from edgerpn.errors import ConfigError, UsageError
 from edgerpn.files import printable
 from edgerpn.train.data import choice
 
@@ -46,9 +46,9 @@ def run(arguments: argparse.Namespace) -> int:
     from edgerpn.train.check.checking import check_set
     from edgerpn.train.check.page import check_page
 
-    for path in (arguments.output, arguments.json):
-        if path is not None and path.is_dir():
-            raise ConfigError([f"{path}: this is a folder, expected the name of a file to write"])
+    problems = output_problems(arguments.output, [arguments.path])
+    if problems := problems + output_problems(arguments.json, [arguments.path], flag="--json"):
+        raise ConfigError(problems)
     settings, detect = _settings(arguments)
     report = check_set(
         arguments.path, choice.chosen(arguments), settings, detect=detect, has_images=not arguments.no_images
@@ -82,7 +82,7 @@ def _settings(arguments: argparse.Namespace) -> tuple[TrainSettings, Detect | No
     if arguments.checkpoint is None:
         return load_settings(preset=arguments.preset or "edge", overrides=tuple(size)), None
     if arguments.no_images or arguments.preset is not None:
-        raise ConfigError(["--checkpoint looks at the images and has its own settings: without --no-images, --preset"])
+        raise UsageError(["--checkpoint looks at the images and has its own settings: without --no-images, --preset"])
     from edgerpn import settings as settings_io
     from edgerpn.train.check.opinion import NUM_PROPOSALS
     from edgerpn.train.checkpoint import load_model

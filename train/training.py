@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgerpn import settings as settings_io
-from edgerpn.errors import ConfigError
+from edgerpn.errors import UsageError
 from edgerpn.train.config import TrainSettings, load_settings
 from edgerpn.train.network.model import ALL_CLASSES
 from edgerpn.train.run.folder import RunFolder
@@ -155,5 +155,5 @@ def resolve_settings(
     if base is None:
         return load_settings(preset=preset or "edge", file=file, overrides=tuple(texts))
     if preset is not None:
-        raise ConfigError(["--preset: a resumed run keeps its own settings; change single ones with --set"])
+        raise UsageError(["--preset: a resumed run keeps its own settings; change single ones with --set"])
     return settings_io.load(TrainSettings, base=base, files=[file] if file else [], overrides=texts)

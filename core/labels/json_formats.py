@@ -102,10 +102,8 @@ class LabelStudioWriter(LabelWriter):
 
     title = "Label Studio"
 
-    def __enter__(self) -> LabelStudioWriter:
-        super().__enter__()
+    def _begin(self) -> None:
         self._tasks = _JsonList(self._text_file("tasks.json"))
-        return self
 
     def _image_path(self, name: str, split: str) -> str:
         return f"images/{name}"

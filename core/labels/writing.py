@@ -100,7 +100,10 @@ class LabelWriter(ABC):
         self._partial = folder
 
     def __enter__(self: Writer) -> Writer:
-        self._partial = self._stack.enter_context(filling(self.folder))
+        with self._stack:
+            self._partial = self._stack.enter_context(filling(self.folder))
+            self._begin()
+            self._stack = self._stack.pop_all()
         return self
 
     def __exit__(
@@ -146,6 +149,9 @@ class LabelWriter(ABC):
                 "place for them"
             )
         return tuple(notes)
+
+    def _begin(self) -> None:  # noqa: B027 - most formats begin with their first image
+        """Writes the start of the set's files."""
 
     @abstractmethod
     def _image_path(self, name: str, split: str) -> str:

@@ -51,8 +51,7 @@ class CvatWriter(LabelWriter):
 
     title = "CVAT"
 
-    def __enter__(self) -> CvatWriter:
-        super().__enter__()
+    def _begin(self) -> None:
         self._file = self._text_file("annotations.xml")
         self._file.write('<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n<version>1.1</version>\n')
         meta = Element("meta")
@@ -63,7 +62,6 @@ class CvatWriter(LabelWriter):
             score = SubElement(SubElement(label, "attributes"), "attribute")
             _texts(score, name="score", mutable="False", input_type="text", default_value="", values="")
         self._append(meta)
-        return self
 
     def _image_path(self, name: str, split: str) -> str:
         return f"images/{name}"

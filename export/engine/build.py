@@ -19,14 +19,15 @@ from pathlib import Path
 
 import edgerpn.manifest
 from edgerpn import settings
+from edgerpn.artifact import staging
 from edgerpn.errors import BuildError, EdgeRpnError, MissingDependencyError
 from edgerpn.export.engine.cache import timing_cache_file
 from edgerpn.export.engine.libraries import BuildEnvironment
 from edgerpn.export.engine.options import DEFAULT_STALL_S, Backend, BuildConfig
-from edgerpn.export.engine.output import check_paths, check_room, deliver, staging, write_failure
+from edgerpn.export.engine.output import check_paths, check_room, deliver, write_failure
 from edgerpn.export.engine.process import BuildOutcome, run_worker
 from edgerpn.export.engine.progress import ProgressDisplay
-from edgerpn.export.engine.report import BuildReport, explain, note_omissions
+from edgerpn.export.engine.report import BuildReport, explain, note_omissions, report_path
 from edgerpn.export.engine.trial import Compare, try_engine
 from edgerpn.manifest import EngineSpec, Manifest
 from edgerpn.manifest.parts import LayerSpec, ProfileSpec
@@ -99,7 +100,7 @@ def build_engine(
     log(f"building with {library} {version}" + (f" on {gpu}" if gpu else ""))
     digest = manifest.provenance.artifact_sha256 or ""
     report = BuildReport(onnx=onnx_file, engine=output, onnx_sha256=digest, environment=environment, config=config)
-    with staging(output) as staged:
+    with staging(output, report_path) as staged:
         try:
             used, outcome = _escalate(report, staged, log)  # step 2
             made = _manifest(manifest, report, used, outcome)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from edgerpn.arguments import add_settings_arguments, load_settings, print_settings
-from edgerpn.errors import ConfigError, ParityError
+from edgerpn.errors import ParityError, UsageError
 from edgerpn.export.engine.options import BACKENDS, BuildConfig
 from edgerpn.export.engine.trial import Compare
 from edgerpn.manifest import Manifest, ParitySpec, manifest_path
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     names = (("model.onnx", arguments.model), ("--output", arguments.output))
     missing = [name for name, value in names if value is None]
     if missing:
-        raise ConfigError([f"{' and '.join(missing)}: needed, see `edgerpn build --help`"])
+        raise UsageError([f"{' and '.join(missing)}: needed, see `edgerpn build --help`"])
     compare = _comparer(arguments.images)
     from edgerpn.export.engine.build import build_engine
 

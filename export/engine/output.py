@@ -1,8 +1,6 @@
-"""The files of a build: engine, golden frames, manifest and report, which appear together or not at all.
+"""The files of a build: engine, golden frames and manifest, which appear together, and the report.
 
-Names and room are checked before the build. The files are written under temporary names, so that a full disk shows
-before anything is replaced, and then renamed: golden frames, engine, manifest. If the process ends in between, the
-manifest on the disk describes all of the files, or refuses one of them by its hash.
+Names and room are checked before the build.
 """
 
 from __future__ import annotations
@@ -10,15 +8,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import secrets
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import edgerpn.golden
 import edgerpn.manifest
 from edgerpn import files
+from edgerpn.artifact import replace_artifact
 from edgerpn.errors import BuildError, EdgeRpnError
 from edgerpn.export.engine.libraries import BuildMachine
 from edgerpn.export.engine.report import BuildReport, is_report, report_path
@@ -31,12 +28,6 @@ MIB = 1 << 20
 SPARE_DISK_MIB = 64
 HOST_MIB = 512
 """Memory that the library takes for itself while it builds, MiB; TensorRT-RTX 1.7 took 300 with a model of 6 MB."""
-_PLACES: tuple[Callable[[Path], Path], ...] = (
-    edgerpn.golden.golden_path,
-    lambda engine: engine,
-    edgerpn.manifest.manifest_path,
-)
-"""From the engine's path to that of each file, in the order in which they are renamed."""
 
 
 def check_paths(onnx_file: Path, output: Path) -> None:
@@ -89,23 +80,12 @@ def check_room(onnx_file: Path, output: Path, machine: BuildMachine, log: Log) -
         log(f"memory of the GPU is scarce: {machine.gpu_free_mib} MiB free; set workspace_mib if the build fails")
 
 
-@contextmanager
-def staging(output: Path) -> Iterator[Path]:
-    """Yields a temporary path for an engine, in the folder of `output`; removes it and the files beside it after."""
-    staged = output.with_name(f".{output.stem}.{secrets.token_hex(4)}{output.suffix}")
-    try:
-        yield staged
-    finally:
-        for place in (*_PLACES, report_path):
-            place(staged).unlink(missing_ok=True)
-
-
 def deliver(report: BuildReport, staged: Path, made: Manifest, onnx: Manifest, log: Log) -> Path | None:
     """Renames a finished engine to its final name, with golden frames, manifest and report beside it.
 
     Args:
         report: Of this build; names the ONNX file and the engine.
-        staged: The engine, see `staging`.
+        staged: The engine, see `edgerpn.artifact.staging`; its report lies beside it too.
         made: Its manifest, without golden frames.
         onnx: The manifest of the ONNX file.
         log: Called with a line for people when something is left out.
@@ -125,31 +105,8 @@ def deliver(report: BuildReport, staged: Path, made: Manifest, onnx: Manifest, l
         report.write(report_path(staged))
     except OSError as error:
         log(f"warning: the report of the build cannot be written: {error}")
-    replace_together([(place(staged), place(output)) for place in _PLACES if place(staged).exists()])
+    replace_artifact(staged, output)
     return _replace_report(staged, output)
-
-
-def replace_together(pairs: list[tuple[Path, Path]]) -> None:
-    """Renames every first path over its second one, in order; on an error all targets are restored.
-
-    Raises:
-        OSError: A file cannot be renamed.
-    """
-    backups = [target.with_name(f".{target.name}.{secrets.token_hex(4)}.old") for _, target in pairs]
-    done: list[tuple[Path, Path]] = []
-    is_whole = False
-    try:
-        for (new, target), backup in zip(pairs, backups, strict=True):
-            if target.exists():
-                _back_up(target, backup)
-            done.append((target, backup))
-            os.replace(new, target)
-        is_whole = True
-    finally:
-        for target, backup in reversed(done):
-            if not is_whole:
-                _restore(target, backup)
-            backup.unlink(missing_ok=True)
 
 
 def write_failure(error: EdgeRpnError | OSError, report: BuildReport) -> None:
@@ -162,23 +119,6 @@ def write_failure(error: EdgeRpnError | OSError, report: BuildReport) -> None:
         report.write(path, str(error))
         if isinstance(error, EdgeRpnError):
             error.args = (f"{error}\n  every line of the library is in {path}",)
-
-
-def _back_up(target: Path, backup: Path) -> None:
-    """Links the file at `target` to `backup`; where the file system has no links, renames it."""
-    try:
-        os.link(target, backup)
-    except OSError:
-        os.replace(target, backup)
-
-
-def _restore(target: Path, backup: Path) -> None:
-    # An error with one file must not keep the others from being restored.
-    with contextlib.suppress(OSError):
-        if backup.exists():
-            os.replace(backup, target)
-        else:
-            target.unlink(missing_ok=True)
 
 
 def _replace_report(staged: Path, output: Path) -> Path | None:

@@ -24,7 +24,8 @@ import numpy as np
 import onnx
 
 import edgerpn.manifest
-from edgerpn import files, golden
+from edgerpn import golden
+from edgerpn.artifact import replace_artifact, staging
 from edgerpn.errors import ExportError, SelfTestError
 from edgerpn.export.evaluate import RecallMeter
 from edgerpn.export.export_config import ExportConfig
@@ -113,7 +114,7 @@ def export_onnx(
     log(f"exporting {source.title} for {config.target}, {config.resolved_nms} NMS")
     proto = source.export(config)  # step 2
     manifest = source.describe(config, name=output.stem, nms_chain=nms_chain)
-    with _naming(output), files.replacing(output) as temporary:
+    with _naming(output), staging(output) as temporary:
         onnx.save(proto, temporary)
         compared = spread(photographs.samples, NUM_PARITY_IMAGES)
         parity = check_parity(source.reference, temporary, compared, batch=config.fixed_batch)  # step 3
@@ -133,10 +134,11 @@ def export_onnx(
         is_steady = _self_test(temporary, expected, config, log)
         if config.layout == "frigate":  # step 7
             manifest = write_frigate(temporary, temporary, expected.frames, min_score=config.frigate_min_score)
-    golden.golden_path(output).unlink(missing_ok=True)
-    if config.golden and is_steady and config.layout == "proposals":
-        manifest = manifest.replace(golden=golden.write(expected, output))
-    edgerpn.manifest.write(manifest, output)
+        if config.golden and is_steady and config.layout == "proposals":
+            written = golden.write(expected, temporary)
+            manifest = manifest.replace(golden=dataclasses.replace(written, file=golden.golden_path(output).name))
+        edgerpn.manifest.write(manifest, temporary)
+        replace_artifact(temporary, output)
     return edgerpn.manifest.read(output)
 
 

@@ -13,10 +13,12 @@ killed run loses the images at hand and nothing else. At the end of the run the 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +97,8 @@ class Journal:
         self._folders = folders
         self._categories = categories
         self._files: dict[str, IO[str]] = {}
+        self._is_new = not folder.exists()
+        self._begins = False
 
     @property
     def frames(self) -> Path:
@@ -116,8 +120,13 @@ class Journal:
             self._check_plan()
             self._remove_remains()
         else:
-            self._begin()
-        self._open()
+            self._check_empty()
+            self._begins = True
+        try:
+            self._open()
+        except BaseException:
+            self.__exit__(*sys.exc_info())
+            raise
         return self
 
     def __exit__(
@@ -125,6 +134,8 @@ class Journal:
     ) -> None:
         for file in self._files.values():
             file.close()
+        if error is not None and self._begins and not self.num_images:
+            self._clear()
 
     def add(self, entry: Entry) -> None:
         """Adds a finished image; its other files must be whole."""
@@ -166,15 +177,19 @@ class Journal:
         (self.work / _PLAN).unlink()
         shutil.rmtree(self.work)
 
-    def _begin(self) -> None:
+    def _clear(self) -> None:
+        """Removes everything: a run that failed before its first image has nothing to continue."""
+        for folder in (self.work, *(self.folder / name for name in self._folders)):
+            shutil.rmtree(folder, ignore_errors=True)
+        if self._is_new:
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()
+
+    def _check_empty(self) -> None:
         taken = [path for path in self.folder.glob("*") if path != self.work]
         if taken:
             found = files.printable(min(taken).name)
             raise ConfigError([f"{self.folder}: this folder is not empty (it holds {found}); name another folder"])
-        if self.work.exists():  # of a run that was killed before its first image
-            shutil.rmtree(self.work)
-        self.work.mkdir(parents=True)
-        files.write_text(self.work / _PLAN, json.dumps(self._plan))
 
     def _check_plan(self) -> None:
         differences = _differences(_read(self.work / _PLAN), self._plan)
@@ -194,6 +209,10 @@ class Journal:
                 path.unlink()
 
     def _open(self) -> None:
+        if self._begins:
+            if self.work.exists():  # of a run that was killed before its first image
+                shutil.rmtree(self.work)
+            files.write_text(self.work / _PLAN, json.dumps(self._plan))
         # A run that was killed while it moved its results to their places.
         for name, final in (("results", _RESULTS), ("crops", _CROPS)):
             if not self._part(name).exists() and (self.folder / final).exists():

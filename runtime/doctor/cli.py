@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from edgerpn import manifest as manifests
-from edgerpn.errors import ConfigError
+from edgerpn.errors import ConfigError, UsageError
 from edgerpn.models import find_model
 from edgerpn.runtime.run.streams_config import SourceConfig
 
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.what == "stream":
         return _stream(arguments)
     if arguments.source is not None or arguments.config is not None or arguments.set or arguments.model is not None:
-        raise ConfigError(["SOURCE, --config, --set and --model: only for `edgerpn doctor stream`"])
+        raise UsageError(["SOURCE, --config, --set and --model: only for `edgerpn doctor stream`"])
     return _system(arguments)
 
 
@@ -118,7 +118,7 @@ def choose_source(file: str | Path | None, source: str | None, overrides: list[s
             names = ", ".join(one.label for one in known) or "none"
             raise ConfigError([f"SOURCE: expected the name of one source of {file}: {names}"])
     if source is None:
-        raise ConfigError(["SOURCE: expected a camera, URL, file or pipeline, or the name of a source in --config"])
+        raise UsageError(["SOURCE: expected a camera, URL, file or pipeline, or the name of a source in --config"])
     return load_streams(file, sources=[source], overrides=overrides).sources[-1]
 
 

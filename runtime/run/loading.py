@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from edgerpn import settings
-from edgerpn.errors import ConfigError
+from edgerpn.errors import ConfigError, UsageError
 from edgerpn.runtime.redaction import redact, redact_ffmpeg_options, redact_url
 from edgerpn.runtime.run.streams_config import SourceConfig, StreamsConfig
 from edgerpn.runtime.sinks import Output, read_outputs
@@ -149,7 +149,7 @@ def _free_name(source: str, named: Mapping[str, Any]) -> str:
     """Returns the name of a source from the command line; the same source twice is an error."""
     label = SourceConfig(source=source).label
     if label in named:
-        raise ConfigError([f"{label}: given twice"], source="sources")
+        raise UsageError([f"{label}: given twice"], source="sources")
     return label
 
 
@@ -173,11 +173,11 @@ def _split(overrides: Sequence[str], named: Mapping[str, Any]) -> tuple[list[str
             fitting = [name for name in named if rest.startswith(f"{name}.")]
             if not fitting:
                 known = ", ".join(named) or "none"
-                raise ConfigError([f"{redact(text)}: no such source; known: {known}"], source="--set")
+                raise UsageError([f"{redact(text)}: no such source; known: {known}"], source="--set")
             name = max(fitting, key=len)
             of_sources[name].append(rest.removeprefix(f"{name}."))
         elif text.partition("=")[0].strip() in (_DEFAULTS, _SOURCES):
-            raise ConfigError([f"expected {_SOURCES}.NAME.KEY=value or {_DEFAULTS}.KEY=value"], source="--set")
+            raise UsageError([f"expected {_SOURCES}.NAME.KEY=value or {_DEFAULTS}.KEY=value"], source="--set")
         else:
             plain.append(text)
     return plain, of_defaults, of_sources

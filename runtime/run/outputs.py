@@ -8,12 +8,12 @@ several sources; of a live source segments, NAME-20260131T120000.000Z.mp4. `--ou
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from edgerpn.errors import ConfigError
+from edgerpn.errors import ConfigError, UsageError
 from edgerpn.manifest import Manifest, manifest_path
 from edgerpn.runtime.draw import DEFAULT_NMS_IOU, DEFAULT_TOP, Painter
 from edgerpn.runtime.frame import Event, Result, Source
@@ -22,9 +22,19 @@ from edgerpn.runtime.sinks.contract import ModelUser, Sink
 from edgerpn.runtime.sinks.jsonl import JsonLinesConfig
 from edgerpn.runtime.sinks.kinds import Output, open_sinks
 from edgerpn.runtime.sinks.mot import MotSink, is_mot_file
-from edgerpn.runtime.sinks.picture_sinks import CODECS, ImageFolderSink, VideoSink, WindowSink, check_windows, free_stem
+from edgerpn.runtime.sinks.picture_sinks import (
+    CODECS,
+    ImageFolderSink,
+    VideoSink,
+    WindowSink,
+    annotated_name,
+    check_windows,
+    free_stem,
+)
 from edgerpn.runtime.sinks.sink_queue import OutputConfig, QueuedSink, close_sinks
 from edgerpn.runtime.sinks.video import VideoConfig, VideoSegmentsSink
+
+_RECORDS = "proposals.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +73,7 @@ class OutputFlags:
     def line_files(self) -> list[str]:
         """Files of JSON lines; - is the standard output."""
         files = [] if self.jsonl is None else [self.jsonl]
-        return files if self.output is None else [*files, str(Path(self.output) / "proposals.jsonl")]
+        return files if self.output is None else [*files, str(Path(self.output) / _RECORDS)]
 
 
 def check_outputs(
@@ -76,15 +86,21 @@ def check_outputs(
     """Makes sure that windows can open, and that no output would overwrite an input or another output.
 
     Raises:
-        ConfigError: One would, or one video file would have to hold several sources.
+        ConfigError: One would.
+        UsageError: The flags exclude each other, or one file would have to hold several sources.
         SinkError: There is no display, or no windows in this OpenCV.
     """
     if flags.is_shown:
         check_windows()
+    if flags.embeddings != "off" and not flags.line_files:
+        raise UsageError(["--embeddings is for JSON lines: name a file with --jsonl FILE, or a folder with -o DIR"])
     if flags.mot is not None:
         _check_mot(flags.mot, config)
     if flags.is_video_file:
         _check_single(f"--video {flags.video}", config)
+    elif flags.video is not None and (suffix := Path(flags.video).suffix) and not Path(flags.video).is_dir():
+        problem = f"--video {flags.video}: cannot write video as {suffix!r}; known: {', '.join(CODECS)}, or a folder"
+        raise UsageError([problem])
     images = {path.resolve() for source in opened.values() for path in getattr(source, "paths", ())}
     inputs = {Path(model).resolve(), manifest_path(model).resolve(), *images}
     inputs |= {Path(source.spec.path).resolve() for source in config.sources if not source.is_live}
@@ -94,6 +110,7 @@ def check_outputs(
     files += single
     names = _video_names(config, opened).values()
     files += [str(Path(folder) / name) for folder in flags.folders for name in names]
+    made = {*names, *map(annotated_name, images)}
     targets = [Path(file).resolve() for file in files]
     problems = [f"{path}: this is an input of the run, and would be overwritten" for path in targets if path in inputs]
     problems += [f"{path}: this is a folder, expected the name of a file" for path in targets if path.is_dir()]
@@ -110,16 +127,13 @@ def check_outputs(
     for folder in flags.folders:
         if Path(folder).resolve() in {path.parent for path in images}:
             problems.append(f"{folder}: the images of a source lie there, and would be overwritten")
+        elif foreign := _foreign_file(Path(folder), made):
+            problems.append(
+                f"{foreign}: would be overwritten, and the folder has no proposals.jsonl of an earlier run; choose "
+                "another folder"
+            )
         if Path(folder).is_file():
             problems.append(f"{folder}: this is a file, expected a folder (or a video file, .mp4 or .avi)")
-    if flags.video is not None and not flags.is_video_file:
-        suffix = Path(flags.video).suffix
-        if suffix and not Path(flags.video).is_dir():
-            problems.append(
-                f"--video {flags.video}: cannot write video as {suffix!r}; known: {', '.join(CODECS)}, or a folder"
-            )
-    if flags.embeddings != "off" and not flags.line_files:
-        problems.append("--embeddings is for JSON lines: name a file with --jsonl FILE, or a folder with -o DIR")
     if problems:
         raise ConfigError(problems)
 
@@ -286,19 +300,25 @@ def _table_files(tables: Sequence[Output]) -> list[str]:
     return [output.config.path for output in outputs if isinstance(output.config, JsonLinesConfig)]
 
 
+def _foreign_file(folder: Path, names: Iterable[str]) -> Path | None:
+    """Returns a file of one of the `names` in a folder that no earlier run has made, if there is one."""
+    is_ours = (folder / _RECORDS).exists()
+    return next((folder / name for name in sorted(names) if not is_ours and (folder / name).exists()), None)
+
+
 def _check_single(flag: str, config: StreamsConfig) -> None:
     if len(config.sources) != 1 or config.has_control:
         found = "others, which may come by HTTP" if config.has_control else f"those of {len(config.sources)}"
-        raise ConfigError([f"{flag}: one file holds one source; name a folder for {found}"])
+        raise UsageError([f"{flag}: one file holds one source; name a folder for {found}"])
 
 
 def _check_mot(path: str, config: StreamsConfig) -> None:
     if config.track is None:
-        raise ConfigError([f"--mot {path}: this run has no tracks; add --track, or [track] to the settings"])
+        raise UsageError([f"--mot {path}: this run has no tracks; add --track, or [track] to the settings"])
     if is_mot_file(path):
         _check_single(f"--mot {path}", config)
     if not is_mot_file(path) and not Path(path).is_dir() and (Path(path).suffix or Path(path).exists() or path == "-"):
-        raise ConfigError([f"--mot {path}: expected a file, .txt or .csv, or a folder"])
+        raise UsageError([f"--mot {path}: expected a file, .txt or .csv, or a folder"])
 
 
 def _plain(source: SourceConfig) -> str:

@@ -39,6 +39,11 @@ def free_stem(source: str, taken: Collection[str]) -> str:
     return stem
 
 
+def annotated_name(image: Path) -> str:
+    """Returns the name of an annotated image: that of the original, but .png where OpenCV may not write the format."""
+    return f"{image.stem}{'.jpg' if image.suffix.lower() in ('.jpg', '.jpeg') else '.png'}"
+
+
 class VideoFile:
     """A video of one size and rate, under a temporary name until it is whole."""
 
@@ -194,12 +199,11 @@ class ImageFolderSink:
 
     def _name(self, result: Result) -> str:
         """Returns a new name for each image: a glob may find equal names in several folders."""
-        path = result.frame.path or Path(f"frame-{result.index:06d}.jpg")
-        suffix = ".jpg" if path.suffix.lower() in (".jpg", ".jpeg") else ".png"
-        name, number = f"{path.stem}{suffix}", 1
+        path = Path(annotated_name(result.frame.path or Path(f"frame-{result.index:06d}.jpg")))
+        name, number = path.name, 1
         while name in self._names:
             number += 1
-            name = f"{path.stem}-{number}{suffix}"
+            name = f"{path.stem}-{number}{path.suffix}"
         self._names.add(name)
         return name
 

@@ -76,3 +76,13 @@ def test_sha256_reads_the_whole_file_at_any_length(tmp_path: Path, size: int) ->
     path = tmp_path / "data"
     path.write_bytes(data[:size])
     assert files.sha256(path) == hashlib.sha256(data[:size]).hexdigest()
+
+
+def test_a_folder_that_cannot_be_filled_is_not_made(tmp_path: Path) -> None:
+    # So long that the temporary folder inside has no path.
+    target = tmp_path
+    while (rest := 4090 - len(str(target))) > 1:
+        target /= "x" * min(rest - 1, 200)
+    with pytest.raises(OSError, match="too long"), files.filling(target):
+        pass
+    assert not target.exists()

@@ -203,7 +203,7 @@ def test_annotations_in_another_form_are_refused(results: Path, tmp_path: Path) 
 def test_a_model_or_results_must_be_named(
     arguments: list[str], photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["eval", *arguments, "--data", str(photos / "val.json")]) == 1
+    assert main(["eval", *arguments, "--data", str(photos / "val.json")]) == 2
     assert "name either a MODEL or --results" in capsys.readouterr().err
 
 

@@ -386,7 +386,7 @@ def test_embeddings_need_a_model_that_has_them_and_records(
     model_path: Path, video_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["run", str(model_path), str(video_path), "--embeddings", "base64"]
-    assert main(command) == 1
+    assert main(command) == 2
     assert "--embeddings is for JSON lines: name a file with --jsonl FILE" in capsys.readouterr().err
     assert main([*command, "--jsonl", str(tmp_path / "a.jsonl")]) == 1
     assert "the model bright does not have them; export it again with --embeddings" in capsys.readouterr().err

@@ -28,8 +28,8 @@ def printed_config(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().out
 
 
-def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    assert main(["train", *arguments]) == 1
+def error_of(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 1) -> str:
+    assert main(["train", *arguments]) == status
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ")
     return captured.err
@@ -85,7 +85,7 @@ def test_flags_override_the_file_and_set_overrides_flags(capsys: pytest.CaptureF
 
 
 def test_a_misspelt_setting_suggests_the_right_one(capsys: pytest.CaptureFixture[str]) -> None:
-    message = error_of(capsys, "--print-config", "--set", "optimizer.learing_rate=1e-3")
+    message = error_of(capsys, "--print-config", "--set", "optimizer.learing_rate=1e-3", status=2)
     assert "optimizer.learing_rate: unknown setting; did you mean 'learning_rate'?" in message
 
 
@@ -103,7 +103,7 @@ def test_a_misspelt_setting_suggests_the_right_one(capsys: pytest.CaptureFixture
 def test_wrong_settings_are_named(
     arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert expected in error_of(capsys, *arguments)
+    assert expected in error_of(capsys, *arguments, status=1 if "--config" in arguments else 2)
 
 
 def test_wrong_usage_ends_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,7 +130,7 @@ def test_a_run_prints_its_table_and_its_best_checkpoint(
 
     assert "already holds a run" in error_of(capsys, *folders, *sets)
     assert "--preset: a resumed run keeps its own settings" in error_of(
-        capsys, *folders, "--resume", "--preset", "edge"
+        capsys, *folders, "--resume", "--preset", "edge", status=2
     )
     assert main(["train", *folders, "--resume", "--epochs", "3"]) == 0
     assert "resuming at step 8" in capsys.readouterr().out

@@ -205,6 +205,19 @@ def test_after_an_error_nothing_remains(kind: str, tmp_path: Path) -> None:
         assert not remains or list(folder.iterdir()) == []
 
 
+@pytest.mark.parametrize("kind", ["labelstudio", "cvat"])
+def test_a_set_whose_first_file_cannot_be_written_leaves_nothing(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def open_file(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(LabelWriter, "_text_file", open_file)
+    with pytest.raises(OSError, match="No space left"), open_writer(kind, tmp_path / "out", CATEGORIES):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:
     picture(tmp_path, "out/old.json")
     with pytest.raises(ConfigError, match=r"out: this folder is not empty \(it holds old\.json\); choose another"):

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+import edgerpn.artifact
 import edgerpn.golden
 import edgerpn.manifest
 from edgerpn.errors import ArtifactMismatchError, MissingDependencyError
 from edgerpn.export.engine import output as build_output
 from edgerpn.export.engine.libraries import BuildEnvironment, BuildMachine
 from edgerpn.export.engine.options import BuildConfig
-from edgerpn.export.engine.report import BuildReport
+from edgerpn.export.engine.report import BuildReport, report_path
 from edgerpn.export.engine.trial import golden_parity, try_engine
 from edgerpn.golden import Golden
 from edgerpn.manifest import AnchorSpec, EngineSpec, InputSpec, Manifest, ProposalSpec, Provenance
@@ -83,7 +84,7 @@ def deliver(folder: Path, name: str, value: float, said: list[str] | None = None
     model, onnx = make_onnx(folder / name, value)
     output = folder / "out" / "a.engine"
     output.parent.mkdir(exist_ok=True)
-    with build_output.staging(output) as staged:
+    with edgerpn.artifact.staging(output, report_path) as staged:
         staged.write_bytes(name.encode())
         log = (said if said is not None else []).append
         return build_output.deliver(make_report(model, output), staged, make_manifest(name), onnx, log)
@@ -123,7 +124,7 @@ def test_a_file_that_cannot_be_renamed_leaves_everything_as_it_was(
                 raise OSError(28, "No space left on device", str(target))
         real(source, target)
 
-    monkeypatch.setattr("edgerpn.export.engine.output.os.replace", replace)
+    monkeypatch.setattr("edgerpn.artifact.os.replace", replace)
     with pytest.raises(OSError, match="No space left"):
         deliver(tmp_path, "new", 2.0)
     assert files(tmp_path) == (NAMES if has_old else [])
@@ -183,14 +184,14 @@ def test_on_a_file_system_without_links_an_error_still_restores_all_files(
     def link(*_: Any) -> None:
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr("edgerpn.export.engine.output.os.link", link)
+    monkeypatch.setattr("edgerpn.artifact.os.link", link)
     for name in ("x", "y"):
         (tmp_path / name).write_text("old")
         (tmp_path / f"new-{name}").write_text("new")
     (tmp_path / "new-y").unlink()
     pairs = [(tmp_path / f"new-{name}", tmp_path / name) for name in ("x", "y")]
     with pytest.raises(FileNotFoundError):
-        build_output.replace_together(pairs)
+        edgerpn.artifact.replace_together(pairs)
     assert sorted((file.name, file.read_text()) for file in tmp_path.iterdir()) == [("x", "old"), ("y", "old")]
 
 

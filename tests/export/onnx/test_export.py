@@ -185,6 +185,24 @@ def test_a_graph_that_disagrees_is_not_written(
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
 
 
+def test_an_export_that_fails_at_its_last_file_leaves_the_old_one_whole(
+    exported: GetExport, peaks_files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = exported("peaks-standard")
+    before = {file.name: file.read_bytes() for file in made.file.parent.iterdir()}
+    for name, data in before.items():
+        (tmp_path / name).write_bytes(data)
+
+    def write(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(edgerpn.manifest, "write", write)
+    config = dataclasses.replace(made.config, num_proposals=9)
+    with pytest.raises(ExportError, match=r"model\.onnx: cannot be written: No space left"):
+        export_onnx(made.checkpoint, tmp_path / "model.onnx", config, images=peaks_files)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
 def test_a_list_that_is_too_short_for_an_image_is_refused(
     checkpoints: dict[str, Path], peaks_files: list[Path], tmp_path: Path
 ) -> None:

@@ -80,7 +80,7 @@ def test_what_cannot_be_packaged_is_refused(packed_model: Path, model_path: Path
 
 def test_the_command_writes_a_bundle(packed_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["package", str(packed_model), "--for", "frigate", "-o", str(tmp_path / "out")]
-    assert main([*words, "--min-score", "1"]) == 1
+    assert main([*words, "--min-score", "1"]) == 2
     assert "min_score: expected more than 0 and less than 1" in capsys.readouterr().err
     assert main([*words, "--min-score", "0.3"]) == 0
     assert "the smoke test passed on 3 golden frames" in capsys.readouterr().out

@@ -385,23 +385,23 @@ def test_an_exported_model_needs_no_torch(model_path: Path, pictures: Path, tmp_
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "status", "message"),
     [
-        (["-o", "out"], "IMAGES: name images, videos, folders or lists of files"),
-        (["in/a"], "--output DIR: needed"),
-        (["in/a", "-o", "in/a/1.png"], "this is a file, expected a folder"),
-        (["in/a", "-o", "out", "--split", "0.2"], "--format and --split are for --data"),
-        (["in/none", "-o", "out"], "no such file or folder"),
-        (["in/a", "-o", "out", "--set", "topp=3"], "did you mean 'top'"),
-        (["in/a", "-o", "out", "--set", "batch=-1"], "batch: expected 0 to 256"),
+        (["-o", "out"], 2, "IMAGES: name images, videos, folders or lists of files"),
+        (["in/a"], 2, "--output DIR: needed"),
+        (["in/a", "-o", "in/a/1.png"], 1, "this is a file, expected a folder"),
+        (["in/a", "-o", "out", "--split", "0.2"], 2, "--format and --split are for --data"),
+        (["in/none", "-o", "out"], 1, "no such file or folder"),
+        (["in/a", "-o", "out", "--set", "topp=3"], 2, "did you mean 'top'"),
+        (["in/a", "-o", "out", "--set", "batch=-1"], 2, "batch: expected 0 to 256"),
     ],
 )
 def test_a_wrong_command_line_is_one_clear_error(
-    words: list[str], message: str, model_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch,
+    words: list[str], status: int, message: str, model_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(pictures.parent)
-    assert main(["predict", str(model_path), *words]) == 1
+    assert main(["predict", str(model_path), *words]) == status
     printed = capsys.readouterr().err
     assert printed.startswith("error: ")
     assert message in printed

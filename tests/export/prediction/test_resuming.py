@@ -134,6 +134,19 @@ def test_a_work_folder_without_its_plan_counts_for_nothing(
     assert content_of(out) == content_of(tmp_path / "whole")
 
 
+def test_a_run_that_fails_before_its_first_image_leaves_nothing(
+    model_path: Path, sources: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Journal, "add", lambda *_: fail())
+    for folder, remains in ((tmp_path / "new", False), (tmp_path / "empty", True)):
+        if remains:
+            folder.mkdir()
+        with pytest.raises(BreakError):
+            predict(model_path, sources, folder, **OUTPUTS)
+        assert folder.exists() == remains
+        assert not remains or list(folder.iterdir()) == []
+
+
 def test_a_signal_stops_a_run_which_continues_when_it_is_called_again(
     model_path: Path, sources: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

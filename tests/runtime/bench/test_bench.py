@@ -327,23 +327,32 @@ sys.exit(main(["bench", *sys.argv[1:]]))
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "status", "message"),
     [
-        ([], "MODEL: needed"),
-        (["MODEL", "--images", "none"], "--images none: this folder does not exist"),
-        (["MODEL", "--set", "sources=0"], "sources"),
-        (["MODEL", "-o", "page.html"], "the page goes beside it"),
-        (["MODEL", "-o", "MODEL"], "would be overwritten"),
-        (["none.onnx"], "none.onnx"),
+        ([], 2, "MODEL: needed"),
+        (["MODEL", "--images", "none"], 1, "--images none: this folder does not exist"),
+        (["MODEL", "--set", "sources=0"], 2, "sources"),
+        (["MODEL", "-o", "page.html"], 2, "the page goes beside it"),
+        (["MODEL", "-o", "MODEL"], 1, "would be overwritten"),
+        (["none.onnx"], 1, "none.onnx"),
     ],
 )
 def test_wrong_arguments_are_one_clear_error(
-    words: list[str], message: str, model_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], status: int, message: str, model_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["bench", *(str(model_path) if word == "MODEL" else word for word in words)]) == 1
+    assert main(["bench", *(str(model_path) if word == "MODEL" else word for word in words)]) == status
     shown = capsys.readouterr().err
     assert shown.startswith("error: ")
     assert message in shown
+
+
+def test_a_page_that_is_not_of_a_report_is_never_overwritten(
+    model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "index.html").write_text("mine")
+    assert main(["bench", str(model_path), "-o", str(tmp_path / "index.json")]) == 1
+    assert "index.html: not the page of such a report" in capsys.readouterr().err
+    assert (tmp_path / "index.html").read_text() == "mine"
 
 
 def test_a_photograph_that_cannot_be_read_is_an_error(model_path: Path, tmp_path: Path) -> None:

@@ -244,11 +244,11 @@ def test_the_report_for_people_holds_the_measurements(
 def test_a_command_without_a_single_source_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "streams.toml"
     file.write_text('[sources.door]\nsource = "0"\n[sources.yard]\nsource = "1"\n')
-    for words, problem in (
-        (["stream"], "SOURCE: expected a camera, URL, file or pipeline"),
-        (["stream", "--config", str(file)], "expected the name of one source of"),
-        (["stream", "gopher://host/x"], "unknown URL scheme 'gopher'"),
-        (["system", "0"], "only for `edgerpn doctor stream`"),
+    for words, status, problem in (
+        (["stream"], 2, "SOURCE: expected a camera, URL, file or pipeline"),
+        (["stream", "--config", str(file)], 1, "expected the name of one source of"),
+        (["stream", "gopher://host/x"], 1, "unknown URL scheme 'gopher'"),
+        (["system", "0"], 2, "only for `edgerpn doctor stream`"),
     ):
-        assert main(["doctor", *words]) == 1
+        assert main(["doctor", *words]) == status
         assert problem in capsys.readouterr().err

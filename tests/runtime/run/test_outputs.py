@@ -138,6 +138,22 @@ def test_a_recording_of_a_live_source_is_never_overwritten(
         check_outputs(OutputFlags(**flags), (), "m.onnx", live, {})
 
 
+def test_a_folder_keeps_its_pictures_unless_an_earlier_run_made_them(make_clip: Make, tmp_path: Path) -> None:
+    images, out = tmp_path / "images", tmp_path / "out"
+    for folder in (images, out):
+        folder.mkdir()
+        cv2.imwrite(str(folder / "a.png"), np.zeros((48, 64, 3), np.uint8))
+    clip, pictures = SourceConfig(source=str(make_clip(3))), SourceConfig(source=str(images))
+    with pytest.raises(ConfigError, match=r"out/a\.png: would be overwritten, and the folder has no proposals\.jsonl"):
+        check_outputs(OutputFlags(video=str(out)), (), "m.onnx", *run_of(pictures))
+    check_outputs(OutputFlags(output=str(out)), (), "m.onnx", *run_of(clip))
+    (out / "annotated.mp4").write_bytes(b"mine")
+    with pytest.raises(ConfigError, match=r"out/annotated\.mp4: would be overwritten"):
+        check_outputs(OutputFlags(output=str(out)), (), "m.onnx", *run_of(clip))
+    (out / "proposals.jsonl").touch()
+    check_outputs(OutputFlags(output=str(out)), (), "m.onnx", *run_of(clip))
+
+
 def test_one_video_file_holds_one_source_also_when_others_may_come_by_http() -> None:
     config = StreamsConfig(sources=(LIVE,), http=HttpConfig(listen="127.0.0.1:0", control=True))
     with pytest.raises(ConfigError, match=r"--video a.mp4: one file holds one source; name a folder for others, which"):

@@ -140,20 +140,20 @@ def test_pictures_that_the_shell_lists_are_one_source(model_path: Path, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("words", "problem"),
+    ("words", "status", "problem"),
     [
-        ([], "SOURCE: expected at least one"),
-        (["clip", "http://127.0.0.1:9/x", "--video", "c.mp4"], "name a folder for those of 2"),
-        (["clip", "http://127.0.0.1:9/x", "--jsonl", "clip"], "is an input of the run"),
-        (["a.mp4", "--set", "batching.speed=1"], "batching.speed: unknown setting"),
-        ([f"{index}.mp4" for index in range(101)], "expected at most 100 sources, got 101"),
+        ([], 2, "SOURCE: expected at least one"),
+        (["clip", "http://127.0.0.1:9/x", "--video", "c.mp4"], 2, "name a folder for those of 2"),
+        (["clip", "http://127.0.0.1:9/x", "--jsonl", "clip"], 1, "is an input of the run"),
+        (["a.mp4", "--set", "batching.speed=1"], 2, "batching.speed: unknown setting"),
+        ([f"{index}.mp4" for index in range(101)], 2, "expected at most 100 sources, got 101"),
     ],
 )
 def test_arguments_that_contradict_each_other_are_refused(
-    model_path: Path, words: list[str], problem: str, make_clip: Make, capsys: pytest.CaptureFixture[str]
+    model_path: Path, words: list[str], status: int, problem: str, make_clip: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clip = str(make_clip(3))
-    assert main(["run", str(model_path), *(clip if word == "clip" else word for word in words)]) == 1
+    assert main(["run", str(model_path), *(clip if word == "clip" else word for word in words)]) == status
     assert problem in capsys.readouterr().err
 
 

@@ -178,26 +178,34 @@ def test_settings_of_tracks_come_back_from_their_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "text"),
+    ("arguments", "status", "text"),
     [
-        (["a.avi", "--mot", "a.txt"], "--mot a.txt: this run has no tracks; add --track"),
-        (["a.avi", "b.avi", "--track", "--mot", "a.txt"], "one file holds one source; name a folder for those of 2"),
-        (["a.avi", "--track", "--mot", "a.txt", "--jsonl", "a.txt"], "given for two outputs"),
+        (["a.avi", "--mot", "a.txt"], 2, "--mot a.txt: this run has no tracks; add --track"),
+        (["a.avi", "b.avi", "--track", "--mot", "a.txt"], 2, "one file holds one source; name a folder for those of 2"),
+        (["a.avi", "--track", "--mot", "a.txt", "--jsonl", "a.txt"], 1, "given for two outputs"),
         (
             ["a.avi", "--track", "--mot", "a.txt", "--http", "127.0.0.1:0", "--set", "http.control=true"],
+            2,
             "name a folder for others, which may come",
         ),
-        (["a.avi", "--track", "--mot", "a.avi"], "--mot a.avi: expected a file, .txt or .csv, or a folder"),
-        (["a.avi", "--track", "--mot", "-"], "--mot -: expected a file"),
+        (["a.avi", "--track", "--mot", "a.avi"], 2, "--mot a.avi: expected a file, .txt or .csv, or a folder"),
+        (["a.avi", "--track", "--mot", "-"], 2, "--mot -: expected a file"),
     ],
 )
 def test_wrong_outputs_of_tracks_are_refused(
-    arguments: list[str], text: str, model_path: Path, make_video: Make, tmp_path: Path, monkeypatch: Any, capsys: Any
+    arguments: list[str],
+    status: int,
+    text: str,
+    model_path: Path,
+    make_video: Make,
+    tmp_path: Path,
+    monkeypatch: Any,
+    capsys: Any,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("a.avi", "b.avi"):
         make_video(Path(name), num_frames=1)
-    assert main(["run", str(model_path), *arguments]) == 1
+    assert main(["run", str(model_path), *arguments]) == status
     assert text in capsys.readouterr().err
     assert not Path("a.txt").exists()
 

@@ -140,18 +140,18 @@ def test_a_port_that_is_taken_is_one_error_before_any_camera(
 
 
 @pytest.mark.parametrize(
-    ("words", "problem"),
+    ("words", "status", "problem"),
     [
-        (["--http", "0.0.0.0:0"], "needs a token"),
-        (["--http", "nonsense"], "expected HOST:PORT"),
-        (["--http", "192.0.2.1:0", "--set", "http.token_env=HOME_OF_NOTHING"], "HOME_OF_NOTHING is not set"),
-        (["--set", "http.lisen=80"], "did you mean 'listen'"),
+        (["--http", "0.0.0.0:0"], 1, "needs a token"),
+        (["--http", "nonsense"], 2, "expected HOST:PORT"),
+        (["--http", "192.0.2.1:0", "--set", "http.token_env=HOME_OF_NOTHING"], 1, "HOME_OF_NOTHING is not set"),
+        (["--set", "http.lisen=80"], 2, "did you mean 'listen'"),
     ],
 )
 def test_a_page_that_cannot_be_is_one_error(
-    model_path: Path, words: list[str], problem: str, capsys: pytest.CaptureFixture[str]
+    model_path: Path, words: list[str], status: int, problem: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["run", str(model_path), "http://127.0.0.1:9/x", *words]) == 1
+    assert main(["run", str(model_path), "http://127.0.0.1:9/x", *words]) == status
     err = capsys.readouterr().err
     assert err.startswith("error: ")
     assert problem in err

@@ -171,7 +171,7 @@ def test_annotations_are_checked_without_their_images(data: DataSet, capsys: pyt
     status, report = data.check("--no-images")
     assert status == 0
     assert report["splits"]["val"]["num_objects"] == 20
-    assert main(["data", "check", str(data.folder), "--no-images", "--checkpoint", "best.pt"]) == 1
+    assert main(["data", "check", str(data.folder), "--no-images", "--checkpoint", "best.pt"]) == 2
     assert "--checkpoint looks at the images" in capsys.readouterr().err
 
 
@@ -186,7 +186,7 @@ def test_an_error_of_an_unused_split_does_not_speak_of_training(data: DataSet) -
 
 def test_a_folder_is_no_page(data: DataSet, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "check", str(data.folder), "-o", str(data.folder)]) == 1
-    assert "this is a folder, expected the name of a file to write" in capsys.readouterr().err
+    assert "this is a folder, expected the name of a file" in capsys.readouterr().err
 
 
 def test_json_on_standard_output_is_alone_there(data: DataSet, capsys: pytest.CaptureFixture[str]) -> None:

@@ -124,8 +124,19 @@ def test_the_command_writes_settings_that_training_takes(
 def test_settings_that_cannot_be_fitted_are_refused(
     words: list[str], problem: str, data_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["anchors", "--data", str(data_folder), *words]) == 1
+    assert main(["anchors", "--data", str(data_folder), *words]) == 2
     assert problem in capsys.readouterr().err
+
+
+def test_the_annotations_are_never_overwritten(data_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = data_folder / "train.json"
+    before = file.read_bytes()
+    assert main(["anchors", "--data", str(data_folder), "--size", "128", "-o", str(file)]) == 1
+    assert main(["data", "check", str(file), "--json", str(file)]) == 1
+    shown = capsys.readouterr().err
+    assert f"--output {file}: this is an input of the command and would be overwritten" in shown
+    assert f"--json {file}: this is an input of the command and would be overwritten" in shown
+    assert file.read_bytes() == before
 
 
 @pytest.mark.parametrize("text", ["", "8,16,24", "16,8", "eight"])
