@@ -14,6 +14,8 @@ from edgerpn.errors import ExportError, ManifestError, SelfTestError
 from edgerpn.export.onnx.frigate import raise_scores
 from edgerpn.export.packages import smoke
 from edgerpn.export.packages.package import TARGETS, package
+from tests.support.classes import CLASS_NAMES
+from tests.support.models import MakeModel
 
 
 @pytest.mark.parametrize("target", list(TARGETS))
@@ -55,6 +57,24 @@ def test_the_smoke_test_finds_other_proposals(bundles: dict[str, Path], tmp_path
         "frame 1: 7 of 7 proposals have no counterpart",
         "frame 2: 1 of 1 proposals have no counterpart",
     ]
+
+
+@pytest.mark.parametrize("target", list(TARGETS))
+def test_the_smoke_test_finds_other_classes(target: str, make_packed: MakeModel, tmp_path: Path) -> None:
+    folder = package(make_packed(batch=1, class_names=CLASS_NAMES), target, tmp_path / "bundle")
+    assert smoke.check(folder) == []
+    with np.load(folder / "smoke.npz") as arrays:
+        expected: dict[str, Any] = dict(arrays)
+    # Frigate's rows have no score of the class.
+    assert set(expected) == {"frames", "boxes", "scores", "count", "labels"} | (
+        {"class_scores"} if target != "frigate" else set()
+    )
+    for name in expected.keys() & {"labels", "class_scores"}:
+        np.savez(folder / "smoke.npz", **{**expected, name: expected[name] + expected[name].dtype.type(1)})
+        assert smoke.check(folder) == [
+            f"frame 0: 3 of 3 proposals have other {name}",
+            f"frame 1: 7 of 7 proposals have other {name}",
+        ]
 
 
 def test_a_bundle_that_fails_its_smoke_test_is_not_written(
