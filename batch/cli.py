@@ -11,8 +11,14 @@ import contextlib
 import sys
 from pathlib import Path
 
-from edgerpn import settings
-from edgerpn.arguments import HOST_CODE_HELP, count_argument, flag_overrides, share_argument
+from edgerpn.arguments import (
+    HOST_CODE_HELP,
+    add_settings_arguments,
+    count_argument,
+    load_settings,
+    print_settings,
+    share_argument,
+)
 from edgerpn.batch.config import BulkConfig
 from edgerpn.files import printable
 
@@ -44,23 +50,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-per-image", metavar="N", type=count_argument(1), help="keep the N best proposals of a picture (all)"
     )
     parser.add_argument("--allow-host-code", action="store_true", help=HOST_CODE_HELP)
-    parser.add_argument("--config", metavar="FILE.toml", help="settings")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="one setting; takes precedence over the file"
-    )
-    parser.add_argument("--print-config", action="store_true", help="print the resolved settings and exit")
+    add_settings_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the model and prints a summary; returns the exit status as above."""
-    config = settings.load(
-        BulkConfig,
-        files=[arguments.config] if arguments.config else [],
-        overrides=[*flag_overrides(arguments, FLAGS), *arguments.set],
-    )
+    config = load_settings(BulkConfig, arguments, FLAGS)
     if arguments.print_config:
-        sys.stdout.write(settings.to_toml(config))
-        return 0
+        return print_settings(config)
     from edgerpn.batch.run import bulk
 
     # Ray prints to the standard output when it loses a worker or a machine.

@@ -1,11 +1,15 @@
-"""Types of command-line arguments that several commands share."""
+"""Command-line arguments that several commands share."""
 
 from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
+
+Config = TypeVar("Config")
 
 HOST_CODE_HELP = "let a version-compatible engine run its own code on the CPU; only for an engine that you trust"
 """Help of the flag `--allow-host-code`."""
@@ -72,6 +76,40 @@ def _toml(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return str(list(value)) if isinstance(value, (tuple, list)) else str(value)
+
+
+def add_settings_arguments(parser: argparse.ArgumentParser, *, contents: str = "settings") -> None:
+    """Adds --config, a file of `contents`, --set and --print-config."""
+    parser.add_argument("--config", metavar="FILE.toml", help=contents)
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="one setting; takes precedence over the file; may be repeated",
+    )
+    parser.add_argument("--print-config", action="store_true", help="print the resolved settings and exit")
+
+
+def load_settings(cls: type[Config], arguments: argparse.Namespace, flags: Mapping[str, str]) -> Config:
+    """Returns the settings of a command line: defaults < --config < `flags`, as in `flag_overrides` < --set.
+
+    Raises:
+        ConfigError: The file cannot be read, a key is unknown, or a value has the wrong type or range.
+    """
+    # Imported late: it would delay the help of every command.
+    from edgerpn import settings
+
+    files = [arguments.config] if arguments.config else []
+    return settings.load(cls, files=files, overrides=[*flag_overrides(arguments, flags), *arguments.set])
+
+
+def print_settings(config: Any) -> int:
+    """Prints the settings, as --print-config asks for; returns the exit status."""
+    from edgerpn import settings
+
+    sys.stdout.write(settings.to_toml(config))
+    return 0
 
 
 def output_problems(output: Path | None, inputs: Iterable[Path | None]) -> list[str]:

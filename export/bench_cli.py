@@ -14,8 +14,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgerpn import files, settings
-from edgerpn.arguments import HOST_CODE_HELP, count_argument, output_problems
+from edgerpn import files
+from edgerpn.arguments import (
+    HOST_CODE_HELP,
+    add_settings_arguments,
+    count_argument,
+    load_settings,
+    output_problems,
+    print_settings,
+)
 from edgerpn.errors import ConfigError, DataError, require
 from edgerpn.manifest import manifest_path
 from edgerpn.models import find_model
@@ -51,19 +58,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--provider", metavar="NAME", action="append", default=[], help="ONNX Runtime execution provider, as in `run`"
     )
     parser.add_argument("--allow-host-code", action="store_true", help=HOST_CODE_HELP)
-    parser.add_argument("--config", metavar="FILE.toml", help="settings")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one setting, over the file's")
-    parser.add_argument("--print-config", action="store_true", help="show the resolved settings and exit")
+    add_settings_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measures; returns the exit status."""
     from edgerpn.runtime.bench.config import BenchConfig
 
-    config = settings.load(BenchConfig, files=[arguments.config] if arguments.config else [], overrides=arguments.set)
+    config = load_settings(BenchConfig, arguments, {})
     if arguments.print_config:
-        sys.stdout.write(settings.to_toml(config))
-        return 0
+        return print_settings(config)
     if arguments.model is None:
         raise ConfigError(["bench: MODEL: needed, see `edgerpn bench --help`"])
     model = find_model(arguments.model)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import typing
 from pathlib import Path
 
-from edgerpn import settings
-from edgerpn.arguments import flag_overrides, size_argument
+from edgerpn.arguments import add_settings_arguments, load_settings, print_settings, size_argument
 from edgerpn.errors import ConfigError
 from edgerpn.export.export_config import PRECISIONS, ExportConfig, ExportLayout
 from edgerpn.manifest import manifest_path
@@ -71,11 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     choice.add_arguments(parser)
     parser.add_argument("--images", type=Path, metavar="DIR", help="photographs for parity, without annotations")
-    parser.add_argument("--config", metavar="FILE.toml", help="settings")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="one setting; takes precedence over the file"
-    )
-    parser.add_argument("--print-config", action="store_true", help="print the resolved settings and exit")
+    add_settings_arguments(parser)
 
 
 def _batch(text: str) -> int | str:
@@ -109,10 +103,9 @@ def _points(text: str) -> float | str:
 
 def run(arguments: argparse.Namespace) -> int:
     """Exports; returns the exit status."""
-    config = _config(arguments)
+    config = load_settings(ExportConfig, arguments, FLAGS)
     if arguments.print_config:
-        sys.stdout.write(settings.to_toml(config))
-        return 0
+        return print_settings(config)
     names = (("CHECKPOINT", arguments.checkpoint), ("--output", arguments.output))
     missing = [name for name, value in names if value is None]
     if missing:
@@ -162,10 +155,3 @@ FLAGS = {
     "max_ar_drop": "max_ar_drop",
 }
 """Flags and the settings that they set."""
-
-
-def _config(arguments: argparse.Namespace) -> ExportConfig:
-    """Returns the settings: defaults < file < flags < `--set`."""
-    files = [arguments.config] if arguments.config else []
-    overrides = [*flag_overrides(arguments, FLAGS), *arguments.set]
-    return settings.load(ExportConfig, files=files, overrides=overrides)

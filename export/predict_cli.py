@@ -11,8 +11,15 @@ import functools
 import sys
 from pathlib import Path
 
-from edgerpn import settings
-from edgerpn.arguments import HOST_CODE_HELP, UNSEALED_HELP, count_argument, flag_overrides, share_argument
+from edgerpn.arguments import (
+    HOST_CODE_HELP,
+    UNSEALED_HELP,
+    add_settings_arguments,
+    count_argument,
+    load_settings,
+    print_settings,
+    share_argument,
+)
 from edgerpn.errors import ConfigError
 from edgerpn.export.prediction.config import PredictConfig
 from edgerpn.files import printable
@@ -65,23 +72,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--allow-host-code", action="store_true", help=HOST_CODE_HELP)
     parser.add_argument("--unsealed", action="store_true", help=UNSEALED_HELP)
-    parser.add_argument("--config", metavar="FILE.toml", help="settings")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="one setting; takes precedence over the file"
-    )
-    parser.add_argument("--print-config", action="store_true", help="print the resolved settings and exit")
+    add_settings_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Predicts and prints a summary; returns the exit status as above."""
-    config = settings.load(
-        PredictConfig,
-        files=[arguments.config] if arguments.config else [],
-        overrides=[*flag_overrides(arguments, FLAGS), *arguments.set],
-    )
+    config = load_settings(PredictConfig, arguments, FLAGS)
     if arguments.print_config:
-        sys.stdout.write(settings.to_toml(config))
-        return 0
+        return print_settings(config)
     _check_arguments(arguments)
     from edgerpn.export.prediction.predict import predict
 

@@ -19,7 +19,7 @@ import sys
 from contextlib import closing, nullcontext
 from typing import TYPE_CHECKING
 
-from edgerpn.arguments import HOST_CODE_HELP, UNSEALED_HELP, count_argument, share_argument
+from edgerpn.arguments import HOST_CODE_HELP, UNSEALED_HELP, add_settings_arguments, count_argument, share_argument
 from edgerpn.errors import ConfigError
 from edgerpn.files import printable
 
@@ -45,11 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sources = parser.add_argument("sources", metavar="SOURCE", nargs="+", default=[], help=_SOURCES)
     # Not "*", which argparse takes for empty when options stand between the model and the sources.
     sources.required = False
-    parser.add_argument("--config", metavar="FILE.toml", help="settings: sources, batching, outputs, web page")
-    parser.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[], help="change a setting; may be repeated"
-    )
-    parser.add_argument("--print-config", action="store_true", help="print the settings and exit")
+    add_settings_arguments(parser, contents="settings: sources, batching, outputs, web page")
     outputs = parser.add_argument_group("outputs (none: only the summary)")
     outputs.add_argument(
         "-o", "--output", "--out", metavar="DIR", help="folder for proposals.jsonl and annotated videos or images"

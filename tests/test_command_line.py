@@ -132,6 +132,17 @@ def test_every_argument_of_every_command_is_explained(command: str, capsys: pyte
     assert all(action.help for action in actions(command))
 
 
+def test_set_takes_precedence_over_a_flag_and_a_flag_over_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "predict.toml"
+    file.write_text("min_score = 0.1\nmax_per_image = 1\nnms_iou = 0.3\n", encoding="utf-8")
+    words = ["predict", "model.onnx", "--config", str(file), "--min-score", "0.2", "--max-per-image", "2"]
+    assert main([*words, "--set", "min_score=0.4", "--print-config"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert {"min_score = 0.4", "max_per_image = 2", "nms_iou = 0.3"} <= set(shown)
+
+
 def test_python_dash_m_is_the_same_program() -> None:
     installed = Path(sys.executable).with_name("edgerpn")
     for words in ([], ["--help"], ["--version"], ["nonsense"]):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from edgerpn.arguments import names_argument, size_argument
+from edgerpn.arguments import add_settings_arguments, names_argument, print_settings, size_argument
 from edgerpn.errors import ConfigError
 from edgerpn.train.data import choice
 
@@ -59,20 +58,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="continue from RUN/last.pt, with the settings of that run"
     )
-    parser.add_argument("--config", metavar="FILE.toml", help="settings; they override the preset's")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="one setting; it overrides the file's; may be repeated",
-    )
-    parser.add_argument("--print-config", action="store_true", help="print the resolved settings and exit")
+    add_settings_arguments(parser, contents="settings; they override the preset's")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Trains; returns the exit status (130 if interrupted)."""
-    from edgerpn import settings
     from edgerpn.train.training import read_saved_settings, resolve_settings
 
     saved = read_saved_settings(arguments.output) if arguments.resume and arguments.output is not None else None
@@ -95,8 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
         overrides=arguments.set,
     )
     if arguments.print_config:
-        sys.stdout.write(settings.to_toml(resolved))
-        return 0
+        return print_settings(resolved)
     missing = [flag for flag, value in (("--data", arguments.data), ("--output", arguments.output)) if value is None]
     if missing:
         raise ConfigError([f"{' and '.join(missing)}: required, see `edgerpn train --help`"])

@@ -6,8 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from edgerpn import settings
-from edgerpn.arguments import flag_overrides
+from edgerpn.arguments import add_settings_arguments, load_settings, print_settings
 from edgerpn.errors import ConfigError, ParityError
 from edgerpn.export.engine.options import BACKENDS, BuildConfig
 from edgerpn.export.engine.trial import Compare
@@ -32,9 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hardware-compatible", action="store_true", help="tensorrt: all GPUs since Ampere run it")
     parser.add_argument("--profile", action="store_true", help="measure the time of each layer; needs a GPU")
     parser.add_argument("--images", type=Path, metavar="DIR", help="photographs to compare engine and ONNX file on")
-    parser.add_argument("--config", metavar="FILE.toml", help="settings")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one setting, over the file's")
-    parser.add_argument("--print-config", action="store_true", help="show the resolved settings and exit")
+    add_settings_arguments(parser)
 
 
 FLAGS = {
@@ -49,10 +46,9 @@ FLAGS = {
 
 def run(arguments: argparse.Namespace) -> int:
     """Builds; returns the exit status."""
-    config = _config(arguments)
+    config = load_settings(BuildConfig, arguments, FLAGS)
     if arguments.print_config:
-        sys.stdout.write(settings.to_toml(config))
-        return 0
+        return print_settings(config)
     names = (("model.onnx", arguments.model), ("--output", arguments.output))
     missing = [name for name, value in names if value is None]
     if missing:
@@ -109,10 +105,3 @@ def _summary(manifest: Manifest, num_bytes: int) -> str:
         f"{engine.library} {engine.library_version}, {manifest.precision}, {batches}, for compute capability "
         f"{', '.join(engine.compute_capabilities)}: {num_bytes / 1e6:.1f} MB in {engine.build_s:.1f} s"
     )
-
-
-def _config(arguments: argparse.Namespace) -> BuildConfig:
-    """Defaults < file < flags < `--set`."""
-    files = [arguments.config] if arguments.config else []
-    overrides = [*flag_overrides(arguments, FLAGS), *arguments.set]
-    return settings.load(BuildConfig, files=files, overrides=overrides)

@@ -12,8 +12,9 @@ import pytest
 import edgerpn.export
 import edgerpn.manifest
 from edgerpn.__main__ import main
+from edgerpn.arguments import load_settings
 from edgerpn.errors import ConfigError
-from edgerpn.export.cli import _config, add_arguments
+from edgerpn.export.cli import FLAGS, add_arguments
 from edgerpn.export.export_config import ExportConfig
 
 GetExport = Callable[[str], Any]
@@ -22,7 +23,7 @@ GetExport = Callable[[str], Any]
 def parsed(*arguments: str) -> ExportConfig:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    return _config(parser.parse_args(["best.pt", "-o", "model.onnx", *arguments]))
+    return load_settings(ExportConfig, parser.parse_args(["best.pt", "-o", "model.onnx", *arguments]), FLAGS)
 
 
 def test_the_public_names_are_sorted_and_exist() -> None:

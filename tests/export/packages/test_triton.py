@@ -129,10 +129,10 @@ def test_the_client_sends_jpegs_and_the_golden_frames(
         assert [one.get("label") for one in found["proposals"]] == list((expected.names or [None] * 3)[:3])
         assert run_client(folder, server, "--smoke").stdout == "the golden frames gave the expected proposals\n"
         with np.load(folder / "smoke.npz") as arrays:
-            expected: dict[str, Any] = dict(arrays)
+            right: dict[str, Any] = dict(arrays)
         changes = {"boxes": "no counterpart", "labels": "other labels"}
-        for name in expected.keys() & changes:
-            np.savez(folder / "smoke.npz", **{**expected, name: expected[name] + expected[name].dtype.type(9)})
+        for name in right.keys() & changes:
+            np.savez(folder / "smoke.npz", **{**right, name: right[name] + right[name].dtype.type(9)})
             failed = run_client(folder, server, "--smoke")
             assert (failed.returncode, failed.stdout.splitlines()[0]) == (
                 1,
