@@ -167,16 +167,17 @@ class Proposals:
         """Returns the boxes whose score is at least `score`."""
         return self[self.scores >= score]
 
-    def nms(self, iou: float, *, limit: int | None = None) -> Proposals:
+    def nms(self, iou: float, *, limit: int | None = None, by_class: bool = True) -> Proposals:
         """Leaves out near copies: the boxes whose IoU with a better box that is kept exceeds `iou`; greedy, best first.
 
         Args:
             iou: 0..1; 1 keeps all.
             limit: Maximum number of boxes; None: no limit.
+            by_class: Whether boxes of different classes are no copies, where the model has classes.
         """
-        return self[self.nms_rows(iou, limit=limit)]
+        return self[self.nms_rows(iou, limit=limit, by_class=by_class)]
 
-    def nms_rows(self, iou: float, *, limit: int | None = None) -> list[int]:
+    def nms_rows(self, iou: float, *, limit: int | None = None, by_class: bool = True) -> list[int]:
         """Returns the numbers of the boxes that `nms` keeps, ascending."""
         if iou >= 1:
             return list(range(len(self)))[:limit]
@@ -185,7 +186,10 @@ class Proposals:
         while len(rest) and len(kept) != limit:
             best, rest = rest[:1], rest[1:]
             kept.append(int(best[0]))
-            rest = rest[pairwise_iou(self.boxes[best], self.boxes[rest])[0] <= iou]
+            is_other = pairwise_iou(self.boxes[best], self.boxes[rest])[0] <= iou
+            if by_class and self.labels is not None:
+                is_other |= self.labels[rest] != self.labels[best]
+            rest = rest[is_other]
         return kept
 
     def to_coco(self, image_id: int | str, *, category_ids: Sequence[int] = ()) -> list[dict[str, Any]]:

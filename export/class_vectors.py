@@ -66,7 +66,7 @@ def write_class_vectors(
         if vectors not in opened.manifest.outputs_by_role:
             flag = {"embeddings": "--embeddings", "features": "--roi-features 3"}[vectors]
             raise ConfigError([f"{os.fspath(model)}: does not have {vectors}; export it again with {flag}"])
-        dataset = read_split(split.read_like(opened.manifest.input.exif), verify="header")
+        dataset = read_split(split.read_like(opened.manifest.input.exif), verify="header", by_class=True)
         numbers = np.unique(np.concatenate([record.box_classes for record in dataset.records]))
         found: dict[str, list[Vectors]] = {dataset.class_names[number]: [] for number in numbers.tolist()}
         for record in track(dataset.records, "looking at examples", unit="image"):

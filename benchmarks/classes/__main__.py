@@ -82,7 +82,7 @@ def _theirs(method: str, data: Path, seed: int, plan: Plan, folder: Path) -> Row
     command += ["--minutes", str(plan.minutes), "--threads", str(plan.threads)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     facts: Row = json.loads(done.stdout.splitlines()[-1])
-    dataset = read_split(find_split(data, "val"), verify="header").with_classes(facts.pop("classes"))
+    dataset = read_split(find_split(data, "val"), verify="header", by_class=True).with_classes(facts.pop("classes"))
     rows = json.loads(results.read_text())
     precision = average_precision(dataset, rows)
     metrics = average_recall(dataset.coco_ground_truth(), rows) | precision.metrics

@@ -5,7 +5,8 @@
 It needs torch, torchvision and OpenCV, and runs in a process and an environment of its own. Its anchors, losses and
 thresholds are torchvision's, with batch norms that learn, as torchvision has them without pretrained weights; so are
 its transform (480 px) and its detections, but for the score from which they count, which is lower, as AP needs it.
-AdamW, warm-up, cosine and mirrored images are those of the other peers (`benchmarks.recall.side`).
+AdamW, warm-up, cosine, mirrored images and bf16, where the CPU has it, are those of the other peers
+(`benchmarks.recall.side`).
 Writes COCO results for the images of val.json, whose categories are numbered from 1 in the order of `classes`, and
 prints figures as a JSON line: classes, images_seen, parameters.
 """
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.recall.side import LEARNING_RATE, read_image
+from benchmarks.recall.side import LEARNING_RATE, autocast, read_image
 
 SIDE_PX, BATCH = 480, 4
 LEAST_SCORE = 0.001
@@ -98,7 +99,9 @@ def train(model: Any, options: argparse.Namespace) -> int:
                 group["lr"] = LEARNING_RATE * warm_up * 0.5 * (1 + math.cos(math.pi * share))
             shown = [(images[i], bool(generator.random() < 0.5)) for i in order[start : start + batch]]
             pixels = [to_tensor(options.data, image, flip) for image, flip in shown]
-            losses = model(pixels, [to_target(image, rows[image["id"]], labels, flip) for image, flip in shown])
+            targets = [to_target(image, rows[image["id"]], labels, flip) for image, flip in shown]
+            with autocast(torch):
+                losses = model(pixels, targets)
             optimizer.zero_grad(set_to_none=True)
             sum(losses.values()).backward()
             optimizer.step()

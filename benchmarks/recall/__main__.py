@@ -1,11 +1,12 @@
 """Recall for equal training time: our presets, torchvision's RPN, and methods that do not learn from images.
 
-    python -m benchmarks.recall --data DIR --data DIR --out result.json [--methods edge,paper] [--seeds 0,1,2]
+    python -m benchmarks.recall --data DIR --data DIR --out result.json [--methods edge,general] [--seeds 0,1,2]
         [--minutes 10] [--size 640] [--peer-python VENV/bin/python] [--contrib-python VENV/bin/python]
 
-Every network starts from random weights and trains for the same minutes, one run after the other, on whatever the
-machine has. Decoding and evaluations during the run are part of them (`paper` has none, because one takes its network
-minutes on a CPU). The last weights are measured on val.json: these images do not choose the best moment.
+Every network trains for the same minutes, one run after the other, on whatever the machine has: from random weights,
+and as `general` the preset `edge` from the general weights. Decoding and evaluations during the run are part of them
+(`paper` has none, because one takes its network minutes on a CPU). The last weights are measured on val.json: these
+images do not choose the best moment.
 The rows are kept in `--out` by method, data and seed. Rows that exist are not measured again, so a table can be made
 in several runs on one machine. The same is written as a table beside it, `--out` with .md.
 
@@ -34,9 +35,9 @@ from edgerpn.arguments import size_argument
 from edgerpn.machine import cpu_name
 
 SIDE = "benchmarks.recall.side"
-PRESETS = ("edge", "paper")
+STARTS = {"edge": "random", "general": "general", "paper": "random"}
 PEERS, CONTRIB = ("torchvision",), ("selective-search", "edge-boxes")
-METHODS = (*PRESETS, *PEERS, "prior", *CONTRIB)
+METHODS = (*STARTS, *PEERS, "prior", *CONTRIB)
 WITHOUT_CHANCE = ("prior", *CONTRIB)
 BUDGETS = ("AR@10", "AR@100", "AR@300", "AR@1000")
 
@@ -61,17 +62,18 @@ def measure(method: str, data: Path, seed: int, plan: Plan, folder: Path) -> Row
     Raises:
         subprocess.CalledProcessError: A training or method failed; its messages are on stderr.
     """
-    row = _ours(method, data, seed, plan, folder) if method in PRESETS else _theirs(method, data, seed, plan, folder)
+    row = _ours(method, data, seed, plan, folder) if method in STARTS else _theirs(method, data, seed, plan, folder)
     return {"method": method, "data": data.name, "seed": seed, "minutes": plan.minutes, **row}
 
 
-def _ours(preset: str, data: Path, seed: int, plan: Plan, folder: Path) -> Row:
+def _ours(method: str, data: Path, seed: int, plan: Plan, folder: Path) -> Row:
     from edgerpn.export.evaluate import evaluate_model
     from edgerpn.train.checkpoint import load_model
 
-    run = (plan.keep or folder) / f"{preset}-{data.name}-{seed}"
+    run = (plan.keep or folder) / f"{method}-{data.name}-{seed}"
+    preset = "paper" if method == "paper" else "edge"
     command = [sys.executable, "-m", "edgerpn", "train", "--preset", preset, "--data", str(data), "--out", str(run)]
-    command += ["--minutes", str(plan.minutes), "--from", "random", "--set", f"loop.seed={seed}"]
+    command += ["--minutes", str(plan.minutes), "--from", STARTS[method], "--set", f"loop.seed={seed}"]
     if plan.size_hw and preset == "edge":
         command += ["--size", "{}x{}".format(*plan.size_hw)]
     # Without an evaluation in between: on a CPU it would cost the paper's network minutes.

@@ -51,6 +51,13 @@ def read_image(folder: Path, image: dict[str, Any]) -> Any:
     return cv2.imread(str(next(p for p in (folder / "images" / name.name, folder / name) if p.exists())))
 
 
+def autocast(torch: Any) -> Any:
+    """A context in which PyTorch computes in bf16 if the CPU does so natively, as our own training does."""
+    capabilities = torch.cpu.get_capabilities()
+    is_native = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return torch.autocast("cpu", torch.bfloat16, enabled=is_native)
+
+
 def prior(options: argparse.Namespace) -> tuple[Find, dict[str, Any]]:
     """Boxes of train.json scaled to the image, the most typical first: those with the most others near them."""
     images, boxes = read_split(options.data, "train")
@@ -180,7 +187,9 @@ def torchvision_rpn(options: argparse.Namespace) -> tuple[Find, dict[str, Any]]:
                 break
             for group in optimizer.param_groups:
                 group["lr"] = LEARNING_RATE * min(1, (seen / BATCH + 1) / 100) * 0.5 * (1 + math.cos(math.pi * share))
-            _, losses = run(*batch_of([images[i] for i in order[start : start + BATCH]], generator))
+            views = batch_of([images[i] for i in order[start : start + BATCH]], generator)
+            with autocast(torch):
+                _, losses = run(*views)
             optimizer.zero_grad(set_to_none=True)
             sum(losses.values()).backward()
             optimizer.step()

@@ -89,15 +89,21 @@ def check_outputs(
     inputs = {Path(model).resolve(), manifest_path(model).resolve(), *images}
     inputs |= {Path(source.spec.path).resolve() for source in config.sources if not source.is_live}
     files = [file for file in (*flags.line_files, *_table_files(tables)) if file != "-"]
-    if flags.video is not None and flags.is_video_file:
-        files.append(flags.video)
-    if flags.mot is not None and is_mot_file(flags.mot):
-        files.append(flags.mot)
+    single = [flags.video] if flags.video is not None and flags.is_video_file else []
+    single += [flags.mot] if flags.mot is not None and is_mot_file(flags.mot) else []
+    files += single
     names = _video_names(config, opened).values()
     files += [str(Path(folder) / name) for folder in flags.folders for name in names]
     targets = [Path(file).resolve() for file in files]
     problems = [f"{path}: this is an input of the run, and would be overwritten" for path in targets if path in inputs]
     problems += [f"{path}: this is a folder, expected the name of a file" for path in targets if path.is_dir()]
+    if config.is_live:
+        problems += [
+            f"{file}: this file exists, and a recording of a live source cannot be made again; name another file, or a "
+            "folder, which gets new files"
+            for file in single
+            if Path(file).is_file()
+        ]
     segments = [table.config.folder for table in tables if isinstance(table.config, VideoConfig)]
     targets += [Path(folder).resolve() for folder in (*flags.folders, *segments)]
     problems += [f"{path}: given for two outputs" for path in sorted(set(targets)) if targets.count(path) > 1]
@@ -176,7 +182,7 @@ def open_outputs(
             sinks.append(QueuedSink(video, queue, kind="video", is_live=is_live))
         if flags.mot is not None:
             names = {source.label: _plain(source) for source in config.sources if not source.is_live}
-            sinks.append(QueuedSink(MotSink(flags.mot, names), queue, kind="mot", is_live=is_live))
+            sinks.append(QueuedSink(MotSink(flags.mot, names, is_live=is_live), queue, kind="mot", is_live=is_live))
         for folder in flags.folders:
             pictures = PictureFolder(folder, config, opened, top=flags.top, nms_iou=flags.nms_iou)
             sinks.append(QueuedSink(pictures, queue, kind="pictures", is_live=is_live))

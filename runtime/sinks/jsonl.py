@@ -57,13 +57,19 @@ class JsonLinesConfig(OutputConfig):
 class JsonLinesSink:
     """Writes records as lines and renames a full file in one step, so every file holds whole lines at any time.
 
-    With rotation, a file of an earlier run is kept as a full file; without, it is replaced.
+    With rotation, a file of an earlier run is kept as a full file. Without, a live run continues it, because cameras do
+    not show the same again, and a run of files replaces it with its first record.
     """
 
     config_class = JsonLinesConfig
+    needs_is_live = True
 
-    def __init__(self, config: JsonLinesConfig) -> None:
+    def __init__(self, config: JsonLinesConfig, *, is_live: bool = False) -> None:
         """Opens the file.
+
+        Args:
+            config: File, and limits of it.
+            is_live: Whether an earlier file is continued.
 
         Raises:
             SinkError: It cannot be opened.
@@ -73,7 +79,7 @@ class JsonLinesSink:
         self.is_final = config.path == "-"
         self._config = config
         self._path = Path(config.path)
-        self._file = LineFile(config.path, append=config.is_rotating)
+        self._file = LineFile(config.path, append=config.is_rotating or is_live)
         self._begun_s = time.monotonic()
         if config.is_rotating and self._file.num_bytes:
             self._rotate()
@@ -164,7 +170,8 @@ class LineFile:
 
         Args:
             path: File to write; or "-" for the standard output.
-            append: Whether to keep the whole lines of an existing file instead of replacing it.
+            append: Whether to keep the whole lines of an existing file; else the first call of `write` replaces it, so
+                that it stays after a failure before.
 
         Raises:
             SinkError: It cannot be opened.
@@ -173,6 +180,8 @@ class LineFile:
         self.name = "standard output" if self.is_stdout else str(path)
         self.num_bytes = 0
         self._is_closed = False
+        # A pipe or a device cannot be cut.
+        self._replaces = not append and os.path.isfile(path)
         self._descriptor = self._open(path, append)
 
     def write(self, lines: bytes) -> None:
@@ -183,6 +192,9 @@ class LineFile:
         """
         done = 0
         try:
+            if self._replaces:
+                os.ftruncate(self._descriptor, 0)
+                self._replaces = False
             while done < len(lines):
                 done += os.write(self._descriptor, lines[done:])
         except OSError as error:
@@ -206,10 +218,10 @@ class LineFile:
                 sys.stdout.flush()
                 return sys.stdout.fileno()
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            if append and os.path.exists(path):
+            if append and os.path.isfile(path):
                 self.num_bytes = _whole_bytes(path)
                 os.truncate(path, self.num_bytes)
-            mode = os.O_APPEND if append else os.O_TRUNC
+            mode = os.O_APPEND if append else 0
             return os.open(path, os.O_WRONLY | os.O_CREAT | mode | getattr(os, "O_CLOEXEC", 0), 0o666)
         except OSError as error:
             raise SinkError(f"{self.name}: cannot be opened for writing: {error.strerror or error}") from error

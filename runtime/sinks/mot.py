@@ -24,12 +24,13 @@ class MotSink:
 
     takes_pictures = False
 
-    def __init__(self, path: str, names: Mapping[str, str] | None = None) -> None:
+    def __init__(self, path: str, names: Mapping[str, str] | None = None, *, is_live: bool = False) -> None:
         """Opens the file; those in a folder begin with the first result of their source.
 
         Args:
-            path: File or folder to write; existing files are replaced.
+            path: File or folder to write; an existing file is replaced by the first result.
             names: NAME of sources for which it is not the name of the source.
+            is_live: Whether files that the folder already has stay, and new ones are called NAME-2.txt and so on.
 
         Raises:
             SinkError: It cannot be opened.
@@ -38,16 +39,19 @@ class MotSink:
         self._folder = Path(path)
         self._only = LineFile(path) if is_mot_file(path) else None
         self._names = names or {}
+        self._is_live = is_live
         self._files: dict[str, LineFile] = {}
 
     def write(self, result: Result) -> None:
         file = self._only or self._file(result.frame.source)
         boxes, scores = result.proposals.boxes, result.proposals.scores
+        lines = []
         for row, track in enumerate(result.tracks or ()):
             if track is not None and track.is_confirmed:
                 x1, y1, x2, y2 = boxes[row].tolist()
                 place = f"{x1 + 1:.2f},{y1 + 1:.2f},{x2 - x1:.2f},{y2 - y1:.2f}"
-                file.write(f"{result.index + 1},{track.track_id},{place},{scores[row]:.4f},-1,-1,-1\n".encode())
+                lines.append(f"{result.index + 1},{track.track_id},{place},{scores[row]:.4f},-1,-1,-1\n")
+        file.write("".join(lines).encode())
 
     def event(self, event: Event) -> None:
         """Does nothing: the format has no events."""
@@ -59,7 +63,10 @@ class MotSink:
 
     def _file(self, source: str) -> LineFile:
         if source not in self._files:
-            stem = free_stem(self._names.get(source, source), {Path(file.name).stem for file in self._files.values()})
+            taken = {Path(file.name).stem for file in self._files.values()}
+            if self._is_live:
+                taken |= {path.stem for path in self._folder.glob("*.txt")}
+            stem = free_stem(self._names.get(source, source), taken)
             self._files[source] = LineFile(self._folder / f"{stem}.txt")
         return self._files[source]
 

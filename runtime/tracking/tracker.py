@@ -114,7 +114,8 @@ class Tracker:
     def _associate(self, proposals: Proposals, before_s: float) -> tuple[dict[int, _Followed], list[int]]:
         """Returns the track that each proposal continues, by row; and the rows of good ones that continue none."""
         config = self._config
-        rows = proposals.nms_rows(config.nms_iou, limit=config.top)
+        # An object has one track, whatever its class seems to be.
+        rows = proposals.nms_rows(config.nms_iou, limit=config.top, by_class=False)
         good = [row for row in rows if proposals.scores[row] >= config.high_score]
         weak = [row for row in rows if config.low_score <= proposals.scores[row] < config.high_score]
         confirmed = [track for track in self._tracks if track.is_confirmed]

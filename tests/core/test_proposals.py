@@ -156,6 +156,14 @@ def test_nms_leaves_out_near_copies_of_better_boxes() -> None:
     assert len(proposals[:0].nms(0.5)) == 0
 
 
+def test_boxes_of_different_classes_are_no_copies_unless_asked(proposals: Proposals) -> None:
+    described = classed(proposals[[0, 0, 1, 0, 2, 0]], ["fish", "crab", "fish", "fish", "fish", "crab"])
+    assert described.nms_rows(0.6) == [0, 1, 2, 4]
+    assert described.nms(0.6, limit=2).names == ("fish", "crab")
+    assert described.nms_rows(0.6, by_class=False) == [0, 2, 4]
+    assert len(described.nms(0.6, by_class=False)) == 3
+
+
 def test_nms_of_the_same_box_keeps_the_best(proposals: Proposals) -> None:
     copies = proposals[[0, 0, 1, 0, 2]]
     assert copies.nms(0.99).scores.tolist() == [0.8999999761581421, 0.5, 0.25]

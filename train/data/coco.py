@@ -30,7 +30,7 @@ from edgerpn.train.data.annotations import (
     class_ids,
 )
 from edgerpn.train.data.choice import ImageRules
-from edgerpn.train.data.findings import Finding, refuse
+from edgerpn.train.data.findings import Finding, find_copies, refuse
 from edgerpn.train.data.formats.content import Split
 from edgerpn.train.data.image_files import ImageFolder, ImageProbe, Verify, probe_image, read_image
 from edgerpn.train.data.listing import CheckedBoxes, Listing, check_boxes, known_sizes, load_content, read_listing
@@ -113,12 +113,15 @@ class Dataset:
         return tuple(self.class_names[row] for row in rows.tolist() if row >= 0)
 
     def with_classes(self, names: Sequence[str]) -> Dataset:
-        """Returns the set with the classes of its boxes numbered as in `names`; others become -1."""
+        """Returns the set with the classes of its boxes numbered as in `names`; others become -1 and come last."""
         numbers = np.array([names.index(name) if name in names else -1 for name in self.class_names], np.int64)
-        records = [
-            replace(record, box_classes=numbers[record.box_classes], ignore_classes=numbers[record.ignore_classes])
-            for record in self.records
-        ]
+        records = []
+        for record in self.records:
+            classes = numbers[record.box_classes]
+            # Training learns the first class of a place, and that is one with a name.
+            order = np.argsort(classes < 0, kind="stable")
+            boxes, ignored = record.boxes_xyxy[order], numbers[record.ignore_classes]
+            records.append(replace(record, boxes_xyxy=boxes, box_classes=classes[order], ignore_classes=ignored))
         return replace(self, records=tuple(records), class_names=tuple(names))
 
     @property
@@ -134,18 +137,19 @@ class Dataset:
         Args:
             part: Objects of classes that are not held out, of held-out classes, or all; crowds are in each.
             by_class: Whether each object has the category of its class, from 1 in the order of `class_names`, and
-                those without one are left out; needs `part` "seen". By default all have the single category 1, for
-                class-agnostic evaluation.
+                those without one are left out; needs `part` "seen". By default all have the single category 1, and
+                objects of several classes in one place are one object, for class-agnostic evaluation.
 
         Returns:
             A new dict with "images", "annotations" (ids from 1; area = width x height; iscrowd) and "categories".
         """
         annotations: list[dict[str, Any]] = []
         for record in self.records:
+            seen = record.boxes_xyxy if by_class else record.boxes_xyxy[~find_copies(record.boxes_xyxy)]
             objects = {
-                "seen": record.boxes_xyxy,
+                "seen": seen,
                 "unseen": record.held_out_xyxy,
-                "all": np.concatenate((record.boxes_xyxy, record.held_out_xyxy)),
+                "all": np.concatenate((seen, record.held_out_xyxy)),
             }[part]
             classes = record.box_classes if by_class else np.zeros(len(objects), np.int64)
             ignored = record.ignore_classes if by_class else np.zeros(len(record.ignore_xyxy), np.int64)
@@ -197,24 +201,29 @@ def read_coco(
     return read_split(split, verify=verify, holdout_classes=holdout_classes)
 
 
-def read_split(split: Split, *, verify: Verify = "decode", holdout_classes: Sequence[str] = ()) -> Dataset:
+def read_split(
+    split: Split, *, verify: Verify = "decode", holdout_classes: Sequence[str] = (), by_class: bool = False
+) -> Dataset:
     """Reads a split of any format, checks it against the images, and refuses it if a rule about whole sets does.
 
     Args:
         split: See `inspect_split`.
         verify: See `inspect_split`.
         holdout_classes: See `inspect_split`.
+        by_class: See `inspect_split`.
 
     Raises:
         DataError: See `inspect_split`; or the set breaks a rule that `split.allow` does not name (too many images
             that cannot be used, boxes in another unit, ...).
     """
-    dataset = inspect_split(split, verify=verify, holdout_classes=holdout_classes)
+    dataset = inspect_split(split, verify=verify, holdout_classes=holdout_classes, by_class=by_class)
     refuse(dataset.findings, split.allow, f"{split.annotations}", dataset.problems)
     return dataset
 
 
-def inspect_split(split: Split, *, verify: Verify = "decode", holdout_classes: Sequence[str] = ()) -> Dataset:
+def inspect_split(
+    split: Split, *, verify: Verify = "decode", holdout_classes: Sequence[str] = (), by_class: bool = False
+) -> Dataset:
     """Reads a split of any format and checks it against the images, but refuses nothing that can be read.
 
     `Dataset.problems` counts what it repairs: malformed entries and boxes (dropped), boxes partly outside (clipped),
@@ -226,6 +235,7 @@ def inspect_split(split: Split, *, verify: Verify = "decode", holdout_classes: S
         split: Annotations and images; a "file_name" is relative to the folder of the images or to its parent folder.
         verify: "decode" decodes every image once; "header" reads sizes and file ends; "none" trusts the annotations.
         holdout_classes: Names of classes whose boxes go to `ImageRecord.held_out_xyxy`; their crowds are dropped.
+        by_class: Whether classes matter, so that boxes of different classes in one place are all kept.
 
     Raises:
         DataError: A file cannot be read or is no annotation file, image ids repeat, a file name leads out of the
@@ -247,7 +257,7 @@ def inspect_split(split: Split, *, verify: Verify = "decode", holdout_classes: S
     boxes, findings = _find_in_files(listing, found, split.rules)
     listing = replace(listing, boxes=boxes)
     sizes = [one.hw for one in found]
-    checked = check_boxes(listing, sizes, files)
+    checked = check_boxes(listing, sizes, files, by_class=by_class)
     records = tuple(_records(listing, files, sizes, checked, split.rules.reading))
     if len(checked.boxes) and not any(len(record.boxes_xyxy) + len(record.ignore_xyxy) for record in records):
         raise DataError(f"{annotations}: none of its {len(checked.boxes)} boxes is usable", problems=problems.lines())

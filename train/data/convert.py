@@ -45,7 +45,7 @@ def convert(
     # The writer refuses the folder before a large set is read.
     open_writer(kind, output, (), link=link)
     splits = find_splits(data, choice or DataChoice(), log)
-    datasets = {name: read_split(split, verify="header") for name, split in splits.items()}
+    datasets = {name: read_split(split, verify="header", by_class=True) for name, split in splits.items()}
     categories = _categories(datasets.values())
     with (
         open_writer(kind, output, list(map(_printable, categories)), link=link) as writer,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -101,19 +101,27 @@ def find_in_boxes(boxes: ListedBoxes, image_hw: npt.NDArray[np.float64]) -> list
     return [one for one in found if one.count and (one.is_error or one.rule not in (PERCENT, CORNERS))]
 
 
-def find_doubles(boxes: ListedBoxes, xyxy: npt.NDArray[np.float32]) -> Mask:
+def find_doubles(boxes: ListedBoxes, xyxy: npt.NDArray[np.float32], *, by_class: bool = False) -> Mask:
     """Returns which boxes equal an earlier one of their image and kind (object, crowd, held out).
 
     Args:
         boxes: N boxes.
         xyxy: (N, 4) the same, clipped to their images; finite.
+        by_class: Whether boxes of different classes are no doubles; held-out ones have no class.
     """
-    corners = np.round(xyxy.astype(np.float64) / _SAME_PX)
-    columns = np.column_stack((boxes.image_rows, boxes.is_crowd, boxes.is_held_out, corners))
+    kinds = [boxes.image_rows, boxes.is_crowd, boxes.is_held_out]
+    if by_class:
+        kinds.append(np.where(boxes.is_held_out, -1, boxes.class_rows))
+    return find_copies(xyxy, *kinds)
+
+
+def find_copies(xyxy: npt.NDArray[np.float32], *kinds: npt.NDArray[Any]) -> Mask:
+    """Returns which of N boxes (N, 4), finite, equal an earlier one in their place and in each of `kinds` (N,)."""
+    columns = np.column_stack((*kinds, np.round(xyxy.astype(np.float64) / _SAME_PX)))
     order = np.lexsort(columns.T)
-    is_double = np.zeros(len(boxes), np.bool_)
-    is_double[order[1:]] = (columns[order[1:]] == columns[order[:-1]]).all(axis=1)
-    return is_double
+    is_copy = np.zeros(len(columns), np.bool_)
+    is_copy[order[1:]] = (columns[order[1:]] == columns[order[:-1]]).all(axis=1)
+    return is_copy
 
 
 def find_unseen(

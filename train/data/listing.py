@@ -31,6 +31,7 @@ from edgerpn.train.data.formats.content import Content, Split
 from edgerpn.train.data.rules import DOUBLED, DROPPED, UNLISTED
 
 DOUBLED_BOX = ProblemKind("box that equals another of its image", "kept once")
+SHARED_PLACE = ProblemKind("box that equals one of another class", "kept, but training learns only the first class")
 _MALFORMED = (BAD_BBOX, BAD_OBJECT, NO_CLASS, NOT_FINITE, EMPTY_BOX)
 
 ImageSize = tuple[float, float]
@@ -100,20 +101,24 @@ def read_listing(split: Split, holdout_classes: Sequence[str] = ()) -> Listing:
     )
 
 
-def check_boxes(listing: Listing, sizes: Sequence[ImageSize], files: Sequence[Path | str | None]) -> CheckedBoxes:
+def check_boxes(
+    listing: Listing, sizes: Sequence[ImageSize], files: Sequence[Path | str | None], *, by_class: bool = False
+) -> CheckedBoxes:
     """Clips the boxes to their images, counts what is wrong with them, and applies the rules about whole sets.
 
     Args:
         listing: The images and boxes; its problems receive the repairs.
         sizes: Size of each listed image.
         files: File of each listed image; None: it is not usable, and its boxes are left out.
+        by_class: Whether boxes of different classes in one place are kept.
     """
     has_file = np.array([file is not None for file in files], np.bool_)
     boxes = listing.boxes.select(has_file[listing.boxes.image_rows])
     image_hw = np.array(sizes, np.float64).reshape(-1, 2)[boxes.image_rows]
     xyxy, outcome = data_annotations.clip_boxes(boxes.xywh, image_hw)
     is_usable = data_annotations.is_usable(outcome)
-    is_double = find_doubles(boxes, np.where(is_usable[:, None], xyxy, 0)) & is_usable
+    places = np.where(is_usable[:, None], xyxy, 0)
+    is_double = find_doubles(boxes, places, by_class=by_class) & is_usable
     problems = listing.problems
     in_images = np.argsort(boxes.image_rows, kind="stable")
     for row in in_images[outcome[in_images] > 0].tolist():
@@ -121,6 +126,9 @@ def check_boxes(listing: Listing, sizes: Sequence[ImageSize], files: Sequence[Pa
         problems.add(kind, boxes.describe(row, (image_hw[row, 0], image_hw[row, 1])))
     for row in np.flatnonzero(is_double).tolist():
         problems.add(DOUBLED_BOX, boxes.describe(row, (image_hw[row, 0], image_hw[row, 1])))
+    if by_class:
+        for row in np.flatnonzero(find_doubles(boxes, places) & is_usable & ~is_double).tolist():
+            problems.add(SHARED_PLACE, boxes.describe(row, (image_hw[row, 0], image_hw[row, 1])))
     for row in np.flatnonzero(is_usable & boxes.is_held_out).tolist():
         problems.add(HELD_OUT_BOX, boxes.names[row])
     findings = [*find_in_boxes(boxes, image_hw), of_mask(DOUBLED, is_double), *_find_lost(listing, boxes)]

@@ -45,9 +45,8 @@ class RegionConfig:
     """Number of best proposals of an image that the boxes are drawn from, beside the objects' own boxes."""
     nms_iou: float = 0.8
     """IoU with a better proposal above which one is not drawn."""
-    class_weight: float = 0.25
-    """Weight of the class loss relative to the objectness loss. Both are divided by the weight of all objects' anchors,
-    and there are about four times as many samples."""
+    class_weight: float = 1.0
+    """Weight of the class loss relative to the objectness loss."""
     box_weight: float = 1.0
     """Weight of the loss of the corrected boxes."""
 
@@ -108,7 +107,8 @@ def sample_regions(
 ) -> RegionSample:
     """Draws boxes from the network's present proposals and from the objects themselves.
 
-    Proposals in ignore regions, and on objects without a class, are neither object nor background.
+    Proposals in ignore regions, and on objects without a class, are neither object nor background. Those on objects of
+    several classes in one place belong to the first.
 
     Args:
         levels: Results of the network for the views.
@@ -123,7 +123,7 @@ def sample_regions(
     boxes_NB4 = torch.cat((proposals.boxes, batch.gt_boxes), dim=1)
     is_box_NB = torch.cat((proposals.scores > 0, batch.gt_mask), dim=1)
     iou_NGB = pairwise_iou(batch.gt_boxes, boxes_NB4).masked_fill(~batch.gt_mask[..., None], -1.0)
-    best_NB, matched_NB = iou_NGB.max(dim=1)
+    best_NB, matched_NB = iou_NGB.max(dim=1)  # the first of equal ones
     labels_NB = (best_NB >= config.positive_iou) * (batch.gt_labels.gather(1, matched_NB) + 1)
     covered_NIB = pairwise_intersection(batch.ignore_boxes, boxes_NB4) / area(boxes_NB4)[:, None].clamp(min=1e-9)
     ignored_NB = ((covered_NIB >= ignore_ioa) & batch.ignore_mask[..., None]).any(dim=1)

@@ -87,7 +87,7 @@ def measure(
         limit: As there.
         log: As there.
     """
-    dataset = read_split(split, verify="header", holdout_classes=holdout_classes)
+    dataset = read_split(split, verify="header", holdout_classes=holdout_classes, by_class=bool(class_names))
     if holdout_classes:
         check_parts(dataset)
     else:

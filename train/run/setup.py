@@ -246,7 +246,8 @@ def _with_classes(dataset: Dataset, settings: TrainSettings) -> Dataset:
 
 def _read_split(request: RunRequest, split: Split) -> Dataset:
     config = request.settings.data
-    dataset = read_split(split, verify=config.verify, holdout_classes=config.holdout_classes)
+    by_class = bool(request.settings.model.classes)
+    dataset = read_split(split, verify=config.verify, holdout_classes=config.holdout_classes, by_class=by_class)
     for problem in dataset.problems:
         request.log(f"{split.label}: {problem}")
     return dataset

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import time
@@ -21,6 +22,7 @@ from edgerpn.runtime.run.http_config import HttpConfig
 from edgerpn.runtime.run.outputs import OutputFlags, PictureFolder, check_outputs, open_outputs
 from edgerpn.runtime.sinks import read_outputs
 from edgerpn.runtime.sources.file_sources import open_source
+from edgerpn.runtime.tracking.config import TrackConfig
 
 Make = Callable[..., Any]
 
@@ -120,6 +122,20 @@ def test_outputs_side_by_side_and_several_on_the_standard_output_are_fine(tmp_pa
     tables = [{"kind": "jsonl", "path": "-"}, {"kind": "jsonl", "path": str(tmp_path / "x" / "b.jsonl")}]
     flags = OutputFlags(output=str(tmp_path / "x"), jsonl="-")
     check_outputs(flags, read_outputs(tables, source="test"), "model.onnx", *run_of(LIVE))
+
+
+@pytest.mark.parametrize("flags", [{"video": "a.mp4"}, {"mot": "a.txt"}])
+def test_a_recording_of_a_live_source_is_never_overwritten(
+    flags: dict[str, Any], make_clip: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in flags.values():
+        Path(name).write_bytes(b"earlier")
+    config, opened = run_of(SourceConfig(source=str(make_clip(3))))
+    check_outputs(OutputFlags(**flags), (), "m.onnx", dataclasses.replace(config, track=TrackConfig()), opened)
+    live = StreamsConfig(sources=(LIVE,), track=TrackConfig())
+    with pytest.raises(ConfigError, match=r"a\.(mp4|txt): this file exists, and a recording of a live source"):
+        check_outputs(OutputFlags(**flags), (), "m.onnx", live, {})
 
 
 def test_one_video_file_holds_one_source_also_when_others_may_come_by_http() -> None:

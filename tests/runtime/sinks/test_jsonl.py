@@ -86,10 +86,32 @@ def test_the_file_of_an_earlier_run_is_kept_without_its_broken_end(tmp_path: Pat
     assert [frames(one) for one in [*full_files(path), path]] == [[0], [5]]
 
 
-def test_without_rotation_an_earlier_file_is_replaced(tmp_path: Path) -> None:
+def test_a_live_run_continues_the_file_of_an_earlier_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    for index in range(2):
+        sink = JsonLinesSink(JsonLinesConfig(path=str(path)), is_live=True)
+        sink.write_records([record(index)])
+        sink.close()
+    assert frames(path) == [0, 1]
+
+
+@pytest.mark.parametrize("is_live", [True, False])
+def test_a_pipe_takes_records_too(is_live: bool, tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    sink = JsonLinesSink(JsonLinesConfig(path=str(path)), is_live=is_live)
+    sink.write_records([record(0)])
+    sink.close()
+    assert os.read(reader, 1000) == record(0).line
+    os.close(reader)
+
+
+def test_without_rotation_the_first_record_of_a_run_of_files_replaces_an_earlier_file(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("old\n")
     sink = JsonLinesSink(JsonLinesConfig(path=str(path)))
+    assert path.read_text() == "old\n"
     sink.write_records([record(index, size=1000) for index in range(300)])
     sink.close()
     sink.close()

@@ -42,6 +42,23 @@ def test_a_folder_has_a_file_for_each_source(make_result: MakeResult, tmp_path: 
     assert lines == {"yard_door.txt": 2, "yard_door-2.txt": 1}
 
 
+def test_the_first_result_replaces_an_earlier_file_and_a_live_run_keeps_it_in_a_folder(
+    make_result: MakeResult, tmp_path: Path
+) -> None:
+    earlier = tmp_path / "door.txt"
+    earlier.write_text("old\n")
+    sink = MotSink(str(tmp_path), is_live=True)
+    sink.write(with_track(make_result(0, source="door"), 1))
+    sink.close()
+    assert earlier.read_text() == "old\n"
+    assert (tmp_path / "door-2.txt").read_text().count("\n") == 1
+    sink = MotSink(str(earlier))
+    assert earlier.read_text() == "old\n"
+    sink.write(make_result(0))
+    sink.close()
+    assert earlier.read_text() == ""
+
+
 def test_a_file_that_cannot_be_written_shows_at_once(tmp_path: Path) -> None:
     (tmp_path / "a.txt").mkdir()
     with pytest.raises(SinkError, match="cannot be opened for writing"):

@@ -145,6 +145,11 @@ def test_a_track_is_stationary_once_at_each_place_with_its_dwell_time(propose: P
     assert film.tracks[0].dwell_s == pytest.approx(5, abs=0.2)
 
 
+def test_an_object_of_two_classes_has_one_track(propose: Propose) -> None:
+    film = Film()
+    assert film.show(classed(propose((0, 0), (1, 0)), ["crab", "fish"], [0.9, 0.8]), 0.0) == [1, None]
+
+
 def test_a_track_has_the_class_with_the_largest_sum_of_scores(propose: Propose) -> None:
     film = Film()
     sights = [("crab", 0.9), ("fish", 0.8), ("fish", 0.3), ("crab", 0.1)]

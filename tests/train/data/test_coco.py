@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from edgerpn.errors import DataError
-from edgerpn.train.data.coco import Dataset, Verify, read_coco
+from edgerpn.train.data.coco import Dataset, Verify, read_coco, read_split
+from edgerpn.train.data.formats.content import Split
 
 WIDTH, HEIGHT = 60, 40
 
@@ -46,11 +47,12 @@ class CocoFolder:
         for number in range(1, 11):
             write_image(self.images_dir / f"{number}.jpg")
 
-    def read(self, verify: Verify = "decode", allow: Sequence[str] = ()) -> Dataset:
+    def read(self, verify: Verify = "decode", allow: Sequence[str] = (), **options: Any) -> Dataset:
         self.file.write_text(
             json.dumps({"images": self.images, "annotations": self.boxes, "categories": self.categories})
         )
-        return read_coco(self.file, self.images_dir, verify=verify, allow=allow)
+        split = Split(self.file, self.images_dir, allow=tuple(allow))
+        return read_split(split, verify=verify, **options)
 
 
 @pytest.fixture
@@ -163,6 +165,32 @@ def test_a_box_given_twice_counts_once_whatever_its_class(folder: CocoFolder) ->
     assert dataset.problems == (
         "box that equals another of its image: 1, kept once (annotation 90: [10.02, 5, 20, 10] in 60 x 40)",
     )
+
+
+def test_with_classes_a_box_given_twice_counts_once_for_each_class(folder: CocoFolder) -> None:
+    folder.categories = [{"id": 3, "name": "fish"}, {"id": 7, "name": "crab"}]
+    again = [10.02, 5, 20, 10]
+    folder.boxes += [box(90, 1, again, category_id=7), box(91, 1, again, category_id=7), box(92, 1, again)]
+    dataset = folder.read(by_class=True)
+    assert dataset.records[0].box_classes.tolist() == [0, 1]
+    assert dataset.problems == (
+        "box that equals another of its image: 2, kept once (annotation 91: [10.02, 5, 20, 10] in 60 x 40; "
+        "annotation 92: [10.02, 5, 20, 10] in 60 x 40)",
+        "box that equals one of another class: 1, kept, but training learns only the first class "
+        "(annotation 90: [10.02, 5, 20, 10] in 60 x 40)",
+    )
+    # For recall it is one object; and a name goes before none, for training.
+    assert [row["id"] for row in dataset.coco_ground_truth()["annotations"]] == list(range(1, 11))
+    named = dataset.with_classes(("crab",)).records[0]
+    assert named.box_classes.tolist() == [0, -1]
+    np.testing.assert_array_equal(named.boxes_xyxy, dataset.records[0].boxes_xyxy[::-1])
+
+
+def test_held_out_boxes_have_no_class(folder: CocoFolder) -> None:
+    folder.categories = [{"id": 3, "name": "fish"}, {"id": 7, "name": "crab"}, {"id": 8, "name": "eel"}]
+    folder.boxes += [box(90 + number, 1, [1, 1, 9, 9], category_id=number) for number in (7, 8)]
+    dataset = folder.read(by_class=True, holdout_classes=("crab", "eel"))
+    assert len(dataset.records[0].held_out_xyxy) == 1
 
 
 def truncate(file: Path) -> None:

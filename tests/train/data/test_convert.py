@@ -127,6 +127,18 @@ def test_ids_of_images_and_numbers_of_classes_stay(tmp_path: Path) -> None:
     assert [category["name"] for category in content["categories"]] == list(CLASSES)
 
 
+def test_an_object_of_two_classes_keeps_both(tmp_path: Path) -> None:
+    write_set(tmp_path / "0", with_crowds=False)
+    content = json.loads((tmp_path / "0" / "train.json").read_text())
+    content["annotations"] = [
+        {"id": number, "image_id": 100, "bbox": [2, 3, 20, 20], "category_id": number} for number in (7, 3)
+    ]
+    (tmp_path / "0" / "train.json").write_text(json.dumps(content))
+    convert(tmp_path / "0", tmp_path / "1", "yolo")
+    labels = next((tmp_path / "1").rglob("b.txt")).read_text().splitlines()
+    assert [line.split()[0] for line in labels] == ["1", "0"]
+
+
 def test_the_command_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_voc(tmp_path / "in" / "JPEGImages", tmp_path / "in" / "Annotations", 5)
     (tmp_path / "in" / "JPEGImages" / "4.png").write_bytes(b"not an image")

@@ -88,6 +88,13 @@ def test_boxes_in_ignore_regions_and_on_objects_without_a_class_have_no_loss() -
     assert labels_of(nameless, FAR) == [0]
 
 
+def test_of_two_classes_in_one_place_the_first_is_learned() -> None:
+    both = make_batch(2)
+    both.gt_boxes[:, 1], both.gt_mask[:, 1], both.gt_labels[:, 1] = both.gt_boxes[:, 0], True, 1
+    found = draw(levels_with(NEAR, FAR), both)
+    assert set(labels_of(found, NEAR) + labels_of(found, OBJECT)) == {3}
+
+
 def test_an_images_sample_depends_neither_on_its_part_nor_on_the_padding_of_its_objects() -> None:
     torch.manual_seed(0)
     levels = [(torch.randn(4, len(ANCHORS[0])), 0.1 * torch.randn(4, len(ANCHORS[0]), 4))]

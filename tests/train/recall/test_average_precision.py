@@ -11,7 +11,7 @@ import pytest
 from edgerpn.train.data.annotations import ImageId
 from edgerpn.train.data.coco import Dataset, ImageRecord
 from edgerpn.train.recall.average_precision import average_precision
-from edgerpn.train.recall.average_recall import format_rows
+from edgerpn.train.recall.average_recall import average_recall, format_rows
 
 NAMES = ("cat", "dog", "bird")
 
@@ -69,6 +69,14 @@ def test_the_overlap_counts_for_ap_and_not_for_ap50() -> None:
     assert found.metrics == pytest.approx({"AP": 0.4, "AP50": 1.0})
 
 
+def test_an_object_of_two_classes_counts_for_both_and_once_for_recall() -> None:
+    truth = dataset((1, 0, 0.0), (1, 1, 0))
+    rows = [result(1, 0, 0, 0.9), result(1, 1, 0, 0.8)]
+    assert average_precision(truth, rows).metrics["AP50"] == pytest.approx(1)
+    assert average_precision(truth, rows[:1]).metrics["AP50"] == pytest.approx(0.5)
+    assert average_recall(truth.coco_ground_truth(), rows[:1])["AR@10"] == 1
+
+
 def test_regions_of_many_objects_are_neutral_for_their_class_only() -> None:
     truth = dataset(("a", 0, 0.0), crowds=(("a", 0, 100.0),))
     rows = [result("a", 0, 100, 0.9), result("a", 0, 0, 0.8)]
@@ -79,7 +87,7 @@ def test_regions_of_many_objects_are_neutral_for_their_class_only() -> None:
 
 def test_the_classes_of_a_set_are_numbered_as_those_of_the_model() -> None:
     truth = dataset((1, 0, 0.0), (1, 1, 100)).with_classes(("dog", "fox"))
-    assert [record.box_classes.tolist() for record in truth.records] == [[-1, 0]]
+    assert [record.box_classes.tolist() for record in truth.records] == [[0, -1]]
     assert truth.present_classes == ("dog",)
     found = average_precision(truth, [result(1, 0, 100, 0.9)])
     assert found.classes["dog"]["AP50"] == pytest.approx(1)

@@ -83,7 +83,7 @@ def test_losses_and_precision_are_in_the_log(short_run: TrainResult) -> None:
     assert len(steps) == 12
     assert all(row["region_class"] > 0 and row["region_box"] >= 0 for row in steps)
     first = steps[0]
-    weighted = first["objectness"] + 3 * first["box"] + 0.25 * first["region_class"] + first["region_box"]
+    weighted = first["objectness"] + 3 * first["box"] + first["region_class"] + first["region_box"]
     assert first["loss"] == pytest.approx(weighted, rel=1e-4)
     assert len(evaluations) == 2
     assert {"AR@100", "AP50"} < evaluations[0].keys()
@@ -136,6 +136,23 @@ def test_classes_without_an_object_are_refused(colors: Path, tmp_path: Path, tin
     texts = 'model.classes=["red thing", "unused"]'
     with pytest.raises(ConfigError, match="has no object of 'unused' to learn from; it has 'blue thing', 'red thing'"):
         run_training(tiny_settings(texts), data=colors, output=tmp_path / "run")
+
+
+def test_a_training_counts_the_objects_of_several_classes(
+    colors: Path, tmp_path: Path, tiny_settings: MakeSettings
+) -> None:
+    shutil.copytree(colors, tmp_path / "data")
+    content = json.loads((colors / "train.json").read_text())
+    first = content["annotations"][0]
+    content["annotations"].append({**first, "id": 1000, "category_id": 3 - first["category_id"]})
+    (tmp_path / "data" / "train.json").write_text(json.dumps(content))
+    lines: list[str] = []
+    # Refused after the data are read.
+    with pytest.raises(ConfigError, match="has no object of 'unused'"):
+        run_training(
+            tiny_settings('model.classes=["unused"]'), data=tmp_path / "data", output=tmp_path / "run", log=lines.append
+        )
+    assert any(line.startswith("train.json: box that equals one of another class: 1, kept, but") for line in lines)
 
 
 def test_a_start_from_weights_of_other_classes_begins_with_random_class_weights(
