@@ -91,7 +91,7 @@ def bulk(
         verify: False takes an ONNX file that was changed since export, with a warning in the log; see `edgerpn check`.
 
     Raises:
-        ConfigError: The inputs or the output cannot be used.
+        ConfigError: The inputs or the output cannot be used, or another run writes into the output.
         EngineLoadError: There is no such model.
         ManifestError: It does not belong to the manifest beside it.
         BulkError: A worker cannot work, or several died in one part; a further call continues.
@@ -106,30 +106,34 @@ def bulk(
     if edgerpn.manifest.manifest_path(file).is_file():
         # Once and here: the log of a worker is not shown.
         edgerpn.manifest.read(file, verify=verify)
-    num_parts = folder.plan(divide(find_items(inputs, config), config.part_rows), run)
-    folder.clean()
-    done = folder.done()
-    missing = [part for part in range(num_parts) if part not in done]
-    answers = list[Mapping[str, Any]]()
-    arguments = (folder.place, str(file), run["model"], config, allow_host_code, verify)
-    with progress(num_parts, "bulk", unit="part") as bar, closing(_rows(missing, arguments, config, address)) as rows:
-        bar.update(len(done))
-        for row in rows:
-            if row["problem"]:
-                raise BulkError(f"{row['problem']} ({folder.place}: the same command continues this run)")
-            answers.append(row)
-            bar.update()
-    summary = BulkSummary(
-        **{name: sum(counts[name] for counts in (*done.values(), *answers)) for name in FIGURES},
-        num_parts=num_parts,
-        num_resumed=len(done),
-        elapsed_s=time.monotonic() - start_s,
-        num_workers=len({row["worker"] for row in answers}),
-        worker_peak_bytes=max((row["rss_bytes"] for row in answers), default=0),
-    )
-    if missing:
-        folder.write_summary({"edgerpn": __version__, **dataclasses.asdict(summary)})
-    return summary
+    with folder.locked():
+        num_parts = folder.plan(divide(find_items(inputs, config), config.part_rows), run)
+        folder.clean()
+        done = folder.done()
+        missing = [part for part in range(num_parts) if part not in done]
+        answers = list[Mapping[str, Any]]()
+        arguments = (folder.place, str(file), run["model"], config, allow_host_code, verify)
+        with (
+            progress(num_parts, "bulk", unit="part") as bar,
+            closing(_rows(missing, arguments, config, address)) as rows,
+        ):
+            bar.update(len(done))
+            for row in rows:
+                if row["problem"]:
+                    raise BulkError(f"{row['problem']} ({folder.place}: the same command continues this run)")
+                answers.append(row)
+                bar.update()
+        summary = BulkSummary(
+            **{name: sum(counts[name] for counts in (*done.values(), *answers)) for name in FIGURES},
+            num_parts=num_parts,
+            num_resumed=len(done),
+            elapsed_s=time.monotonic() - start_s,
+            num_workers=len({row["worker"] for row in answers}),
+            worker_peak_bytes=max((row["rss_bytes"] for row in answers), default=0),
+        )
+        if missing:
+            folder.write_summary({"edgerpn": __version__, **dataclasses.asdict(summary)})
+        return summary
 
 
 def _describe(file: Path, inputs: Sequence[str], config: BulkConfig) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -219,9 +221,37 @@ def test_a_folder_of_another_run_is_refused(changed: str, photos: Path, tmp_path
         folder.plan([], {**run, changed: "other"})
 
 
+def test_a_second_run_into_a_folder_is_refused_until_the_first_ends_or_is_killed(
+    photos: Path, model_path: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    program = (
+        "import sys, time\n"
+        "from edgerpn.batch.output import OutputFolder\n"
+        "with OutputFolder(sys.argv[1]).locked():\n"
+        "    print('locked', flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program, str(output)], stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "locked\n"
+        with pytest.raises(ConfigError, match=rf"out: process {first.pid} on .* is writing into this folder; wait"):
+            bulk(model_path, [str(photos)], output)
+        assert [path.name for path in (output / "_bulk").iterdir()] == ["lock"]
+        first.kill()
+    # Workers do not take the lock.
+    with OutputFolder(str(output)).locked():
+        answers = write_parts(model_path, [str(photos)], output)
+        assert [answer["problem"] for answer in answers] == [""]
+    assert (output / "_bulk" / "lock").read_text().startswith(f"process {os.getpid()} on ")
+
+
 def test_a_folder_with_other_files_is_refused(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"this folder is not empty \(it holds 0.png\)"):
         OutputFolder(str(photos)).plan([], {})
+    with pytest.raises(ConfigError, match="this folder is not empty"), OutputFolder(str(photos)).locked():
+        pass
+    assert not (photos / "_bulk").exists()
     with pytest.raises(ConfigError, match="this is a file, expected a folder"):
         OutputFolder(str(photos / "0.png")).plan([], {})
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 from pathlib import Path
@@ -76,3 +77,15 @@ def test_sha256_reads_the_whole_file_at_any_length(tmp_path: Path, size: int) ->
     path = tmp_path / "data"
     path.write_bytes(data[:size])
     assert files.sha256(path) == hashlib.sha256(data[:size]).hexdigest()
+
+
+def test_a_file_system_without_locks_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with files.locked(tmp_path / "lock", folder=tmp_path):
+        pass
+    assert "its file system has no locks (No locks available), so nothing keeps a second run out" in caplog.text
