@@ -13,6 +13,7 @@ from pathlib import Path
 
 from edgerpn.arguments import (
     HOST_CODE_HELP,
+    UNSEALED_HELP,
     add_settings_arguments,
     count_argument,
     load_settings,
@@ -50,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-per-image", metavar="N", type=count_argument(1), help="keep the N best proposals of a picture (all)"
     )
     parser.add_argument("--allow-host-code", action="store_true", help=HOST_CODE_HELP)
+    parser.add_argument("--unsealed", action="store_true", help=UNSEALED_HELP)
     add_settings_arguments(parser)
 
 
@@ -69,6 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
             config,
             address=arguments.address,
             allow_host_code=arguments.allow_host_code,
+            verify=not arguments.unsealed,
         )
     print(printable(f"{summary.text()}; written: {arguments.output}"))
     return 1 if summary.num_pictures == summary.num_broken else 0

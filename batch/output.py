@@ -4,6 +4,7 @@ OUTPUT/part-000000.parquet   a part; it appears whole
 OUTPUT/_bulk/plan.parquet    the inputs, a row group for each part
 OUTPUT/_bulk/run.json        model, inputs and settings: a plan counts once this file exists
 OUTPUT/_bulk/summary.json    figures of the run; it exists when all parts do
+OUTPUT/_bulk/lock            names the process that writes into the folder, or wrote last
 OUTPUT/_bulk/attempts/       a file for each time that a worker began a part and did not end it
 
 Readers of Parquet folders pass over names that begin with an underscore.
@@ -23,9 +24,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from edgerpn.batch.inputs import Item
-from edgerpn.batch.places import absolute, open_system
+from edgerpn.batch.places import absolute, is_url, open_system
 from edgerpn.errors import ConfigError
-from edgerpn.files import printable
+from edgerpn.files import locked, printable
 from edgerpn.machine import threaded_map
 
 _PLAN_SCHEMA = pa.schema(
@@ -54,6 +55,22 @@ class OutputFolder:
         """Opens the folder, which need not exist."""
         self.place = absolute(place)
         self._system, self._root = open_system(self.place)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other runs out until the block or this process ends; not out of a folder behind a URL.
+
+        Raises:
+            ConfigError: Another run writes into the folder, or it holds other files.
+        """
+        if is_url(self.place):
+            yield
+            return
+        if self._read_json("run.json") is None:
+            self._check_empty()
+        self._system.makedirs(self._path(""), exist_ok=True)
+        with locked(self._path("lock"), folder=self.place):
+            yield
 
     def plan(self, parts: Iterable[list[Item]], run: Mapping[str, Any]) -> int:
         """Divides the inputs, unless an earlier call did; returns the number of parts.

@@ -71,6 +71,7 @@ class Proposer:
         max_per_image: int = 0,
         providers: Sequence[str] = (),
         allow_host_code: bool = False,
+        verify: bool = True,
     ) -> None:
         """Loads the model; in a child of a fork, not before it.
 
@@ -84,13 +85,21 @@ class Proposer:
             max_per_image: Maximum number of proposals of a picture, the best ones; 0: all.
             providers: ONNX Runtime execution providers in order of preference; empty: CUDA if there, else the CPU.
             allow_host_code: Whether a version-compatible engine may bring code that runs on the CPU.
+            verify: False takes an ONNX file that was changed since export, with a warning in the log; see `edgerpn
+                check` for a proof that it still computes the same.
 
         Raises:
             EngineLoadError: The model cannot be loaded.
             ManifestError: Its manifest is missing, or they do not belong together.
         """
         file = find_model(model)
-        self._model = load(file, providers=tuple(providers) or None, threads=threads, allow_host_code=allow_host_code)
+        self._model = load(
+            file,
+            providers=tuple(providers) or None,
+            threads=threads,
+            allow_host_code=allow_host_code,
+            verify=verify,
+        )
         self._threads = threads
         self._batch = batch or natural_batch(self._model)
         self._min_score = min_score

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import edgerpn.manifest
 from edgerpn import __version__
 from edgerpn.batch.config import BulkConfig
 from edgerpn.batch.inputs import divide, find_items
@@ -72,6 +73,7 @@ def bulk(
     *,
     address: str | None = None,
     allow_host_code: bool = False,
+    verify: bool = True,
 ) -> BulkSummary:
     """Finds proposals in millions of pictures, on the machines of a Ray cluster, and writes Parquet files.
 
@@ -86,10 +88,12 @@ def bulk(
         address: Address of a Ray cluster ("auto": the one on this machine); None: that of RAY_ADDRESS, or a Ray for
             this call on this machine.
         allow_host_code: Whether a version-compatible engine may bring code that runs on the CPU.
+        verify: False takes an ONNX file that was changed since export, with a warning in the log; see `edgerpn check`.
 
     Raises:
-        ConfigError: The inputs or the output cannot be used.
+        ConfigError: The inputs or the output cannot be used, or another run writes into the output.
         EngineLoadError: There is no such model.
+        ManifestError: It does not belong to the manifest beside it.
         BulkError: A worker cannot work, or several died in one part; a further call continues.
         MissingDependencyError: Ray is not installed.
     """
@@ -99,30 +103,37 @@ def bulk(
     config = dataclasses.replace(config, gpus=config.gpus or float(file.suffix != ".onnx"))
     folder = OutputFolder(os.fspath(output))
     run = _describe(file, inputs, config)
-    num_parts = folder.plan(divide(find_items(inputs, config), config.part_rows), run)
-    folder.clean()
-    done = folder.done()
-    missing = [part for part in range(num_parts) if part not in done]
-    answers = list[Mapping[str, Any]]()
-    arguments = (folder.place, str(file), run["model"], config, allow_host_code)
-    with progress(num_parts, "bulk", unit="part") as bar, closing(_rows(missing, arguments, config, address)) as rows:
-        bar.update(len(done))
-        for row in rows:
-            if row["problem"]:
-                raise BulkError(f"{row['problem']} ({folder.place}: the same command continues this run)")
-            answers.append(row)
-            bar.update()
-    summary = BulkSummary(
-        **{name: sum(counts[name] for counts in (*done.values(), *answers)) for name in FIGURES},
-        num_parts=num_parts,
-        num_resumed=len(done),
-        elapsed_s=time.monotonic() - start_s,
-        num_workers=len({row["worker"] for row in answers}),
-        worker_peak_bytes=max((row["rss_bytes"] for row in answers), default=0),
-    )
-    if missing:
-        folder.write_summary({"edgerpn": __version__, **dataclasses.asdict(summary)})
-    return summary
+    if edgerpn.manifest.manifest_path(file).is_file():
+        # Once and here: the log of a worker is not shown.
+        edgerpn.manifest.read(file, verify=verify)
+    with folder.locked():
+        num_parts = folder.plan(divide(find_items(inputs, config), config.part_rows), run)
+        folder.clean()
+        done = folder.done()
+        missing = [part for part in range(num_parts) if part not in done]
+        answers = list[Mapping[str, Any]]()
+        arguments = (folder.place, str(file), run["model"], config, allow_host_code, verify)
+        with (
+            progress(num_parts, "bulk", unit="part") as bar,
+            closing(_rows(missing, arguments, config, address)) as rows,
+        ):
+            bar.update(len(done))
+            for row in rows:
+                if row["problem"]:
+                    raise BulkError(f"{row['problem']} ({folder.place}: the same command continues this run)")
+                answers.append(row)
+                bar.update()
+        summary = BulkSummary(
+            **{name: sum(counts[name] for counts in (*done.values(), *answers)) for name in FIGURES},
+            num_parts=num_parts,
+            num_resumed=len(done),
+            elapsed_s=time.monotonic() - start_s,
+            num_workers=len({row["worker"] for row in answers}),
+            worker_peak_bytes=max((row["rss_bytes"] for row in answers), default=0),
+        )
+        if missing:
+            folder.write_summary({"edgerpn": __version__, **dataclasses.asdict(summary)})
+        return summary
 
 
 def _describe(file: Path, inputs: Sequence[str], config: BulkConfig) -> dict[str, Any]:

@@ -23,7 +23,9 @@ class PartWorker:
     Every failure is a row of the answer: an exception would reach the user as a traceback of Ray.
     """
 
-    def __init__(self, output: str, model: str, sha256: str, config: BulkConfig, allow_host_code: bool) -> None:
+    def __init__(
+        self, output: str, model: str, sha256: str, config: BulkConfig, allow_host_code: bool, verify: bool
+    ) -> None:
         """Loads the model.
 
         Args:
@@ -32,6 +34,7 @@ class PartWorker:
             sha256: SHA-256 that the file must have.
             config: The settings.
             allow_host_code: Whether a version-compatible engine may bring code that runs on the CPU.
+            verify: Whether an ONNX file that was changed since export is refused.
         """
         self._config = config
         self._problem = ""
@@ -45,6 +48,7 @@ class PartWorker:
                 max_per_image=config.max_per_image,
                 providers=config.providers,
                 allow_host_code=allow_host_code,
+                verify=verify,
             )
             if self._proposer.sha256 != sha256:
                 raise BulkError(f"{model}: another file than where the run began; copy that file to every machine")

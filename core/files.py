@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
+import logging
 import os
 import re
 import secrets
@@ -12,9 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from edgerpn.errors import ConfigError
+
+_logger = logging.getLogger(__name__)
 _VARIABLE = re.compile(r"\$(?:\{(?P<braced>\w+)\}|(?P<plain>[A-Za-z_]\w*))")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """Errors of a full disk, quota or file, and of a broken disk."""
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+"""Errors of a file system without locks."""
 
 
 @contextmanager
@@ -62,6 +69,41 @@ def filling(folder: str | os.PathLike[str]) -> Iterator[Path]:
             shutil.rmtree(partial)
         if is_new and target.exists() and not any(target.iterdir()):
             target.rmdir()
+
+
+@contextmanager
+def locked(path: str | os.PathLike[str], *, folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Keeps a second run out of a folder until the block or this process ends, however it ends.
+
+    The lock is on the file `path`, which names the process and stays: of two runs that find a removed file, both could
+    lock one of their own. A file system without locks is a warning in the log, and the block runs.
+
+    Args:
+        path: The file; its folder exists.
+        folder: The folder that it keeps, for messages.
+
+    Raises:
+        ConfigError: Another run, of this process or of another one, holds the lock.
+    """
+    with open(path, "a+", encoding="utf-8") as file:  # programs that this process starts do not inherit it
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {os.uname().nodename}")
+            file.flush()
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read() or "another process"
+            raise ConfigError(
+                [f"{folder}: {holder} is writing into this folder; wait for its end, or name another folder"]
+            ) from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            _logger.warning(
+                "%s: its file system has no locks (%s), so nothing keeps a second run out of it", folder, error.strerror
+            )
+        yield
 
 
 @contextmanager

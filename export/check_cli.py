@@ -137,11 +137,15 @@ def _check_target(arguments: argparse.Namespace) -> dict[str, Any]:
     """Prints the violations of the target's limits; returns them for the report."""
     from edgerpn.export.limits.check import find_violations
     from edgerpn.export.limits.graph import read_onnx
+    from edgerpn.export.limits.rules import LAYOUT_USES
 
     proto, manifest = read_onnx(arguments.model)
     violations = find_violations(proto, arguments.target, manifest)
     if manifest is None:
         print(f"note: {arguments.model.name} has no manifest of edgerpn, so its interface is not checked, the rest is")
+    elif manifest.layout in LAYOUT_USES:
+        use = LAYOUT_USES[manifest.layout]
+        print(f"note: {arguments.model.name} is for {use.program} alone, which runs it by {use.by}; edgerpn does not")
     for violation in violations:
         print(violation.text())
     num_errors = sum(violation.severity == "error" for violation in violations)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from edgerpn.errors import check_setting
 from edgerpn.manifest.parts import Precision
-from edgerpn.targets import ExportTarget
+from edgerpn.targets import TARGETS, ExportTarget, oldest_target
 
 Nms = Literal["standard", "portable"]
 RoiForm = Literal["grid", "operator"]
@@ -91,6 +91,9 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         check_setting(self.opset >= 18, "opset", "at least 18", self.opset)
+        newest = TARGETS[oldest_target(self.target)].max_opset
+        is_read = newest is None or self.opset <= newest
+        check_setting(is_read, "opset", f"at most {newest} for {self.target}, whatever its version", self.opset)
         check_setting(not isinstance(self.batch, int) or self.batch >= 1, "batch", "at least 1, or dynamic", self.batch)
         check_setting(
             not isinstance(self.max_ar_drop, float) or self.max_ar_drop >= 0,
@@ -139,6 +142,11 @@ class ExportConfig:
         for name, values in expected.items():
             found = getattr(self, name)
             check_setting(found in values, name, f"{values[-1]} for the layout frigate", found)
+        if self.precision == "int8" and self.target != "onnxruntime":
+            raise ValueError(
+                "target: expected onnxruntime for int8 in the layout frigate, because Frigate's ONNX Runtime makes "
+                f"int8 for others coarser, got {self.target}"
+            )
 
     @property
     def num_channels(self) -> Literal[3, 4]:

@@ -61,7 +61,7 @@ ARGUMENTS = {
     ),
     "bulk": (
         "model inputs -o --output --address --workers --threads --min-score --max-per-image --allow-host-code"
-        " --config --set --print-config"
+        " --unsealed --config --set --print-config"
     ),
     "bench": (
         "model --data --format --split --classes --allow --exif --follow-links --images -o --output --threads"

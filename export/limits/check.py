@@ -23,6 +23,7 @@ Rule = Callable[[GraphView, Target], Iterator[Violation]]
 RULES: tuple[Rule, ...] = (
     rules.opset,
     rules.external_data,
+    rules.layout,
     rules.interface,
     rules.open_sizes,
     rules.uint8,

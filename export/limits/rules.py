@@ -9,17 +9,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import onnx
 from onnx import TensorProto
 
 from edgerpn.export.limits.graph import GraphView, Shape, attribute
+from edgerpn.manifest import Layout, Manifest
 from edgerpn.runtime.backends.contract import tensors_of
-from edgerpn.targets import TOPK_LIMIT, Target
+from edgerpn.targets import TOPK_LIMIT, EngineLibrary, Target
 
 Severity = Literal["error", "warning"]
+
+
+class LayoutUse(NamedTuple):
+    """The program for which a graph in another layout is."""
+
+    program: str
+    """Its name."""
+    libraries: tuple[EngineLibrary | None, ...]
+    """Libraries by which it runs graphs; None is ONNX Runtime."""
+    by: str
+    """The same, for people."""
+
+
+LAYOUT_USES: dict[Layout, LayoutUse] = {
+    "frigate": LayoutUse("Frigate", (None, "tensorrt"), "ONNX Runtime, which may use TensorRT on a GPU"),
+    "deepstream": LayoutUse("DeepStream", ("tensorrt",), "TensorRT"),
+}
+"""Programs by their layouts."""
 
 # fmt: off
 CHECKED_OPERATORS = frozenset((
@@ -111,13 +130,12 @@ def external_data(view: GraphView, target: Target) -> Iterator[Violation]:
 
 
 def interface(view: GraphView, target: Target) -> Iterator[Violation]:
-    """The inputs and outputs that the manifest promises, see `edgerpn.manifest`, in our layout."""
+    """The inputs and outputs that the manifest promises, see `edgerpn.manifest`."""
     manifest = view.manifest
-    if manifest is None or manifest.layout != "proposals":
+    if manifest is None:
         return
-    wanted: dict[str, tuple[int, Shape]] = {
-        name: (_TYPES[dtype], shape) for name, (dtype, shape) in tensors_of(manifest).items()
-    }
+    promised = tensors_of(manifest) if manifest.layout == "proposals" else _tensors_of_layout(manifest)
+    wanted: dict[str, tuple[int, Shape]] = {name: (_TYPES[dtype], shape) for name, (dtype, shape) in promised.items()}
     graph = view.proto.graph
     found = {
         value.name: (value.type.tensor_type.elem_type, view.shapes.get(value.name))
@@ -130,6 +148,29 @@ def interface(view: GraphView, target: Target) -> Iterator[Violation]:
                 severity="error", rule="interface", node=f"tensor {name}", found=_tensor(found.get(name)),
                 limit=f"{_tensor(wanted.get(name))}, by the manifest", fix="export the model again",
             )  # fmt: skip
+
+
+def _tensors_of_layout(manifest: Manifest) -> dict[str, tuple[str, Shape]]:
+    """Element type and shape by name of a graph in the layout of another program."""
+    batch, frame = manifest.input.batch, manifest.input.frame_shape
+    is_planes = manifest.layout == "deepstream"
+    frames = ("float32", (batch, frame[2], *frame[:2])) if is_planes else ("uint8", (batch, *frame))
+    outputs = {
+        spec.name: (spec.dtype, tuple(batch if size == "N" else int(size) for size in spec.shape))
+        for spec in manifest.outputs
+    }
+    return {manifest.input.name: frames, **outputs}
+
+
+def layout(view: GraphView, target: Target) -> Iterator[Violation]:
+    """The libraries by which another program runs the graph in its layout, see `LAYOUT_USES`."""
+    use = LAYOUT_USES.get(view.manifest.layout) if view.manifest is not None else None
+    if use is not None and target.library not in use.libraries:
+        yield Violation(
+            severity="error", rule="layout", node="file", found=f"a graph for {use.program} alone",
+            limit=f"{use.program} runs it by {use.by}, and nothing else does",
+            fix="take the ONNX file that it was made from, or export without --layout",
+        )  # fmt: skip
 
 
 def open_sizes(view: GraphView, target: Target) -> Iterator[Violation]:

@@ -26,6 +26,9 @@ from edgerpn.matching import match
 from edgerpn.runtime.backends.onnxruntime import harmful_optimizers
 from edgerpn.runtime.backends.open_backend import open_backend
 
+ASKED = ("boxes", "scores", "count", "labels")
+"""Outputs that the parser and the Python program of a bundle ask for by these names, where the graph has them."""
+
 
 def write_deepstream(plain: Path, output: Path, frames: npt.NDArray[np.uint8]) -> Manifest:
     """Writes a graph of ours in DeepStream's layout, and proves on frames that it finds the same proposals.
@@ -52,6 +55,12 @@ def write_deepstream(plain: Path, output: Path, frames: npt.NDArray[np.uint8]) -
             "operations; export the model with --target tensorrt"
         )
     names = {role: spec.name for role, spec in manifest.outputs_by_role.items()}
+    asked = [role for role in names if role in ASKED]
+    if any(names[role] != role for role in asked):
+        raise ExportError(
+            f"{plain}: its outputs are {', '.join(names[role] for role in asked)}, and the parser for DeepStream asks "
+            f"for {', '.join(asked)}; package the file that it was made from, or give them these names and reseal it"
+        )
     proto = _with_planes(onnx.load(plain), manifest.input.name, names["count"])
     outputs = [
         dataclasses.replace(spec, shape=("N", 1)) if role == "count" else spec

@@ -43,7 +43,7 @@ from edgerpn.export.onnx.graph import (
 from edgerpn.export.onnx.nms_chain import NUM_CHAIN_IMAGES, choose_nms
 from edgerpn.export.onnx.parity import check_parity, network_frame
 from edgerpn.export.photographs import NUM_PARITY_IMAGES, calibration_images, parity_images, spread
-from edgerpn.export.precision.reduce import Photographs, reduce_precision
+from edgerpn.export.precision.reduce import Photographs, check_measurable, reduce_precision
 from edgerpn.manifest import Manifest, RecallSpec
 from edgerpn.matching import TOLERANCES, match
 from edgerpn.models import find_checkpoint
@@ -154,7 +154,7 @@ def _photographs(
 
     Raises:
         DataError: Images or annotations cannot be used.
-        ExportError: There are none.
+        ExportError: There are none, or none with the annotations that the precision is accepted by.
     """
     split: Split | None = None
     if data is not None:
@@ -165,6 +165,7 @@ def _photographs(
         # A set with a validation split only, or one from which training held images out.
         if any({"train", choice.rule.val} & layout.splits.keys() for layout in layouts):
             split = find_split(Path(checkpoint.data_folder), "val", choice, log)
+    check_measurable(config, has_annotations=split is not None)
     if isinstance(images, (str, os.PathLike)):
         samples = parity_images(None, Path(images), most=NUM_CHAIN_IMAGES, log=log)
     else:

@@ -7,7 +7,7 @@ import importlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +23,7 @@ from edgerpn.golden import Golden
 from edgerpn.manifest import Manifest
 from edgerpn.matching import TOLERANCES
 from edgerpn.models import find_model
+from edgerpn.proposals import FEATURES
 from edgerpn.runtime.backends.onnxruntime import harmful_optimizers
 
 TARGETS = {"frigate": "Frigate", "deepstream": "DeepStream", "triton": "NVIDIA Triton"}
@@ -66,6 +67,8 @@ class Contents(NamedTuple):
     """Frames and the proposals that this graph gives for them."""
     commands: str
     """Markdown: the commands that put the bundle to use."""
+    outputs: Mapping[str, str] | None = None
+    """Outputs of this graph by their meaning, see `smoke.run`; None: those that the manifest describes."""
 
 
 def package(
@@ -122,10 +125,16 @@ def _read(file: Path, config: PackageConfig) -> Packed:
 def _write_smoke(folder: Path, manifest: Manifest, contents: Contents) -> None:
     tolerance = dataclasses.asdict(TOLERANCES[manifest.rounding])
     limits = {name: tolerance[name] for name in ("min_iou", "max_score_difference", "max_unmatched_share")}
-    settings = {"graph": contents.graph, "disabled_optimizers": harmful_optimizers(manifest), **limits}
+    expected = contents.expected
+    compared = {name: array for name, array in expected.outputs.present.items() if name not in FEATURES}
+    settings = {
+        "graph": contents.graph,
+        "outputs": contents.outputs or {name: manifest.outputs_by_role[name].name for name in compared},
+        "disabled_optimizers": harmful_optimizers(manifest),
+        **limits,
+    }
     (folder / "smoke.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
-    arrays = {name: getattr(contents.expected, name) for name in ("frames", "boxes", "scores", "count")}
-    np.savez_compressed(folder / "smoke.npz", **arrays)
+    np.savez_compressed(folder / "smoke.npz", frames=expected.frames, **compared)  # type: ignore[arg-type]
     shutil.copyfile(smoke.__file__, folder / "smoke.py")
 
 
@@ -142,8 +151,8 @@ pip install numpy onnxruntime
 python smoke.py
 ```
 
-It runs the graph of this folder in ONNX Runtime on golden frames and compares the proposals with those that the model
-gave at its export.
+It runs the graph of this folder in ONNX Runtime on golden frames and compares the proposals, with their classes, with
+those that the model gave at its export.
 """
 
 

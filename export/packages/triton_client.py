@@ -35,18 +35,19 @@ class Model:
         self.name = next(FOLDER.glob("*/config.pbtxt")).parent.name
         metadata = self.client.get_model_metadata(self.name)
         self.input = metadata.inputs[0].name
-        self.outputs = [output.name for output in metadata.outputs]
+        self.outputs = json.loads((FOLDER / "smoke.json").read_text(encoding="utf-8"))["outputs"]
         self.batch, self.height, self.width, self.channels = metadata.inputs[0].shape
         parameters = self.client.get_model_config(self.name).config.parameters
         self.class_names = json.loads(parameters["edgerpn.manifest"].string_value).get("class_names") or []
 
-    def run(self, frame: np.ndarray) -> list[np.ndarray]:
-        """Returns boxes (M, 4), scores (M,) and further outputs for one frame (height, width, channels)."""
+    def run(self, frame: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns boxes (M, 4), scores (M,) and, with classes, labels (M,) and class_scores (M,) for one frame."""
         frames = np.repeat(frame[None], max(1, self.batch), axis=0)
         tensor = self.library.InferInput(self.input, frames.shape, "UINT8").set_data_from_numpy(frames)
         result = self.client.infer(self.name, [tensor])
-        boxes, scores, count, *more = (result.as_numpy(name)[0] for name in self.outputs)
-        return [array[: int(np.ravel(count)[0])] for array in (boxes, scores, *more)]
+        found = {role: result.as_numpy(name)[0] for role, name in self.outputs.items()}
+        count = int(np.ravel(found.pop("count"))[0])
+        return {role: array[:count] for role, array in found.items()}
 
 
 def propose(model: Model, picture: np.ndarray) -> list[dict[str, Any]]:
@@ -58,33 +59,28 @@ def propose(model: Model, picture: np.ndarray) -> list[dict[str, Any]]:
     content = (int(width * scale + 0.5), int(height * scale + 0.5))
     frame = np.full((model.height, model.width, model.channels), 114, np.uint8)
     frame[: content[1], : content[0], :3] = cv2.resize(picture, content)
-    boxes, scores, *more = model.run(frame)
-    boxes = np.clip(boxes * ([width / content[0], height / content[1]] * 2), 0, [width, height] * 2)
+    found = model.run(frame)
+    boxes = np.clip(found["boxes"] * ([width / content[0], height / content[1]] * 2), 0, [width, height] * 2)
     proposals = [
         {"box": np.round(box, 1).tolist(), "score": round(float(score), 4)}
-        for box, score in zip(boxes, scores, strict=True)
+        for box, score in zip(boxes, found["scores"], strict=True)
     ]
-    for proposal, label in zip(proposals, more[0] if model.class_names else [], strict=False):
+    for proposal, label in zip(proposals, found.get("labels", []), strict=False):
         proposal["label"] = model.class_names[label]
     return proposals
 
 
 def check(model: Model) -> list[str]:
     """Sends the golden frames; returns a line for each that has other proposals than expected."""
-    from smoke import count_pairs  # type: ignore[import-not-found] # lies beside this file in a bundle
+    from smoke import compare, expected_of  # type: ignore[import-not-found] # lies beside this file in a bundle
 
     limits = json.loads((FOLDER / "smoke.json").read_text(encoding="utf-8"))
-    problems = []
     with np.load(FOLDER / "smoke.npz", allow_pickle=False) as arrays:
-        for number, frame in enumerate(arrays["frames"]):
-            count = arrays["count"][number]
-            expected = arrays["boxes"][number, :count], arrays["scores"][number, :count]
-            boxes, scores = model.run(frame)[:2]
-            wanted = max(int(count), len(scores))
-            missing = wanted - count_pairs(expected, (boxes, scores), limits)
-            if missing > limits["max_unmatched_share"] * wanted:
-                problems.append(f"frame {number}: {missing} of {wanted} proposals have no counterpart")
-    return problems
+        problems = [
+            compare(expected_of(arrays, number), model.run(frame), limits, arrays["scores"].shape[1])
+            for number, frame in enumerate(arrays["frames"])
+        ]
+    return [f"frame {number}: {problem}" for number, problem in enumerate(problems) if problem]
 
 
 def main() -> int:

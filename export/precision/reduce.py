@@ -88,11 +88,7 @@ def reduce_precision(
     """
     if config.precision == "fp32":
         raise ValueError("precision: expected fp16 or int8, got fp32")
-    if config.ar_budget is not None and photographs.meter is None:
-        raise ExportError(
-            f"--precision {config.precision} is accepted by recall, which needs annotated validation images: name them "
-            "with --data DIR (val.json and images/), or do without the check with --max-ar-drop off"
-        )
+    check_measurable(config, has_annotations=photographs.meter is not None)
     network = find_network(proto)
     ranges, facts = None, PrecisionSpec(ar100=(), num_images=0)
     if config.precision == "int8":
@@ -115,6 +111,19 @@ def reduce_precision(
         kept_blocks=tuple(gate.kept),
     )
     return ReducedGraph(result, variants.measurable(result), accepted)
+
+
+def check_measurable(config: ExportConfig, *, has_annotations: bool) -> None:
+    """Refuses a precision that is accepted by recall where nothing measures it.
+
+    Raises:
+        ExportError: There are no annotated images.
+    """
+    if config.ar_budget is not None and not has_annotations:
+        raise ExportError(
+            f"--precision {config.precision} is accepted by recall, which needs annotated validation images: name them "
+            "with --data DIR (val.json and images/), or do without the check with --max-ar-drop off"
+        )
 
 
 def _calibrate(

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
+import onnx
 import pytest
 
-from edgerpn.errors import ConfigError
+from edgerpn.errors import ArtifactChangedError, ConfigError
 from edgerpn.files import sha256
 
 pa = pytest.importorskip("pyarrow", reason="pyarrow comes with the extra `ray`")
 
 import pyarrow.parquet as pq  # noqa: E402
 
-from edgerpn.batch import BulkConfig, Proposer  # noqa: E402
+from edgerpn.batch import BulkConfig, Proposer, bulk  # noqa: E402
 from edgerpn.batch.inputs import divide, find_items  # noqa: E402
 from edgerpn.batch.output import OutputFolder  # noqa: E402
 from edgerpn.batch.worker import PartWorker  # noqa: E402
@@ -30,7 +33,7 @@ def write_parts(model: Path, inputs: Sequence[str], output: Path | str, config: 
     config = config or BulkConfig()
     folder = OutputFolder(str(output))
     num_parts = folder.plan(divide(find_items(inputs, config), config.part_rows), {"inputs": list(inputs)})
-    worker = PartWorker(str(output), str(model), sha256(model), config, False)
+    worker = PartWorker(str(output), str(model), sha256(model), config, False, True)
     answers = [worker({"part": [part]}) for part in range(num_parts)]
     return [{name: values[0] for name, values in answer.items()} for answer in answers]
 
@@ -163,10 +166,34 @@ def test_a_failure_leaves_no_part_and_is_the_answer_of_the_worker(
 
 def test_a_worker_that_cannot_load_the_model_says_why(photos: Path, model_path: Path, tmp_path: Path) -> None:
     write_parts(model_path, [str(photos)], tmp_path / "out")
-    gone = PartWorker(str(tmp_path / "out"), str(tmp_path / "gone.onnx"), "0", BulkConfig(), False)
+    gone = PartWorker(str(tmp_path / "out"), str(tmp_path / "gone.onnx"), "0", BulkConfig(), False, True)
     assert "gone.onnx" in gone({"part": [0]})["problem"][0]
-    other = PartWorker(str(tmp_path / "out"), str(model_path), "0" * 64, BulkConfig(), False)
+    other = PartWorker(str(tmp_path / "out"), str(model_path), "0" * 64, BulkConfig(), False, True)
     assert "another file than where the run began" in other({"part": [0]})["problem"][0]
+
+
+def test_a_changed_graph_is_refused_before_the_work_and_taken_when_asked(
+    photos: Path, model_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, output = tmp_path / "model.onnx", tmp_path / "out"
+    model.with_suffix(".json").write_bytes(model_path.with_suffix(".json").read_bytes())
+    changed = onnx.load(model_path)
+    changed.producer_name = "another program"
+    onnx.save(changed, model)
+    with pytest.raises(ArtifactChangedError, match=r"model\.onnx: changed since export"):
+        bulk(model, [str(photos)], output)
+    assert not output.exists()
+    write_parts(model_path, [str(photos)], output)
+    (output / "part-000000.parquet").unlink()
+    for verify, problem in ((True, "changed since export"), (False, "")):
+        worker = PartWorker(str(output), str(model), sha256(model), BulkConfig(), False, verify)
+        (told,) = worker({"part": [0]})["problem"]
+        assert problem in told
+        assert bool(told) is bool(problem)
+    caplog.clear()
+    with pytest.raises(ConfigError, match="no such file or folder"):
+        bulk(model, [str(photos / "gone")], tmp_path / "other", verify=False)
+    assert "nothing shows that its proposals are right" in caplog.text
 
 
 def test_a_part_in_which_workers_die_again_and_again_ends_the_run(
@@ -177,7 +204,7 @@ def test_a_part_in_which_workers_die_again_and_again_ends_the_run(
     folder.plan(divide(find_items([str(photos)], config), 512), {})
     for _ in range(2):
         folder.begin_attempt(0)
-    worker = PartWorker(str(output), str(model_path), sha256(model_path), config, False)
+    worker = PartWorker(str(output), str(model_path), sha256(model_path), config, False, True)
     (problem,) = worker({"part": [0]})["problem"]
     assert f"part 0: 2 workers died in it, in one of the inputs from {photos}/0.png" in problem
     folder.clean()
@@ -194,9 +221,37 @@ def test_a_folder_of_another_run_is_refused(changed: str, photos: Path, tmp_path
         folder.plan([], {**run, changed: "other"})
 
 
+def test_a_second_run_into_a_folder_is_refused_until_the_first_ends_or_is_killed(
+    photos: Path, model_path: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    program = (
+        "import sys, time\n"
+        "from edgerpn.batch.output import OutputFolder\n"
+        "with OutputFolder(sys.argv[1]).locked():\n"
+        "    print('locked', flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program, str(output)], stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "locked\n"
+        with pytest.raises(ConfigError, match=rf"out: process {first.pid} on .* is writing into this folder; wait"):
+            bulk(model_path, [str(photos)], output)
+        assert [path.name for path in (output / "_bulk").iterdir()] == ["lock"]
+        first.kill()
+    # Workers do not take the lock.
+    with OutputFolder(str(output)).locked():
+        answers = write_parts(model_path, [str(photos)], output)
+        assert [answer["problem"] for answer in answers] == [""]
+    assert (output / "_bulk" / "lock").read_text().startswith(f"process {os.getpid()} on ")
+
+
 def test_a_folder_with_other_files_is_refused(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"this folder is not empty \(it holds 0.png\)"):
         OutputFolder(str(photos)).plan([], {})
+    with pytest.raises(ConfigError, match="this folder is not empty"), OutputFolder(str(photos)).locked():
+        pass
+    assert not (photos / "_bulk").exists()
     with pytest.raises(ConfigError, match="this is a file, expected a folder"):
         OutputFolder(str(photos / "0.png")).plan([], {})
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 from pathlib import Path
@@ -86,3 +87,15 @@ def test_a_folder_that_cannot_be_filled_is_not_made(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="too long"), files.filling(target):
         pass
     assert not target.exists()
+
+
+def test_a_file_system_without_locks_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with files.locked(tmp_path / "lock", folder=tmp_path):
+        pass
+    assert "its file system has no locks (No locks available), so nothing keeps a second run out" in caplog.text

@@ -214,6 +214,21 @@ def test_a_list_that_is_too_short_for_an_image_is_refused(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_precision_that_nothing_can_accept_is_refused_before_the_work(
+    checkpoints: dict[str, Path], photo_files: list[Path], tmp_path: Path
+) -> None:
+    lines: list[str] = []
+    with pytest.raises(ExportError, match="--precision fp16 is accepted by recall, which needs annotated"):
+        export_onnx(
+            checkpoints["pyramid"],
+            tmp_path / "model.onnx",
+            ExportConfig(precision="fp16"),
+            images=photo_files,
+            log=lines.append,
+        )
+    assert lines == []
+
+
 @pytest.mark.slow
 def test_all_candidates_are_all_that_the_levels_have(
     checkpoints: dict[str, Path], photo_files: list[Path], tmp_path: Path

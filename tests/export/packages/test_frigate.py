@@ -20,11 +20,14 @@ from edgerpn import golden, manifest
 from edgerpn.__main__ import main
 from edgerpn.errors import EngineLoadError, ExportError
 from edgerpn.export.engine.build import build_engine
+from edgerpn.export.limits.check import find_violations
+from edgerpn.export.limits.graph import read_onnx
 from edgerpn.export.onnx.frigate import raise_scores, write_frigate
 from edgerpn.export.packages.package import package
 from edgerpn.manifest import FRIGATE_ROWS
 from edgerpn.models import find_model
 from edgerpn.runtime import load
+from edgerpn.targets import TargetName
 from tests.support.models import NETWORK_HW, MakeModel, write_model
 
 yaml = pytest.importorskip("yaml")
@@ -137,6 +140,34 @@ def test_a_graph_for_frigate_is_described_and_runs_nowhere_else(bundles: dict[st
     with pytest.raises(ExportError, match="its layout is frigate; package the ONNX file that it was made from"):
         package(file, "frigate", tmp_path / "again")
     assert main(["inspect", str(file)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("program", "use", "target", "refused"),
+    [
+        ("frigate", "Frigate alone, which runs it by ONNX Runtime, which may use", "onnxruntime", "tensorrt-rtx"),
+        ("deepstream", "DeepStream alone, which runs it by TensorRT;", "tensorrt-10.8", "onnxruntime"),
+    ],
+)
+def test_the_check_says_which_program_runs_a_graph_and_refuses_other_libraries(
+    program: str,
+    use: str,
+    target: TargetName,
+    refused: TargetName,
+    bundles: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = bundles[program] / "model.onnx"
+    assert main(["check", str(file), "--target", target]) == 0, capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"note: model.onnx is for {use}" in shown
+    assert main(["check", str(file), "--target", refused]) == 1
+    assert "error: layout: file: a graph for " in capsys.readouterr().out
+    proto, described = read_onnx(file)
+    assert described is not None
+    proto.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 21
+    name = proto.graph.output[0].name
+    assert [v.node for v in find_violations(proto, target, described) if v.rule == "interface"] == [f"tensor {name}"]
 
 
 def test_graphs_that_frigate_cannot_feed_are_refused(tmp_path: Path) -> None:

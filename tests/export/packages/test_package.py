@@ -1,19 +1,23 @@
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
-from edgerpn import manifest
+from edgerpn import golden, manifest
 from edgerpn.__main__ import main
 from edgerpn.errors import ExportError, ManifestError, SelfTestError
 from edgerpn.export.onnx.frigate import raise_scores
 from edgerpn.export.packages import smoke
 from edgerpn.export.packages.package import TARGETS, package
+from tests.support.classes import CLASS_NAMES
+from tests.support.models import MakeModel, rename_in_manifest, rename_tensors
 
 
 @pytest.mark.parametrize("target", list(TARGETS))
@@ -55,6 +59,40 @@ def test_the_smoke_test_finds_other_proposals(bundles: dict[str, Path], tmp_path
         "frame 1: 7 of 7 proposals have no counterpart",
         "frame 2: 1 of 1 proposals have no counterpart",
     ]
+
+
+@pytest.mark.parametrize("target", list(TARGETS))
+def test_the_smoke_test_finds_other_classes(target: str, make_packed: MakeModel, tmp_path: Path) -> None:
+    folder = package(make_packed(batch=1, class_names=CLASS_NAMES), target, tmp_path / "bundle")
+    assert smoke.check(folder) == []
+    with np.load(folder / "smoke.npz") as arrays:
+        expected: dict[str, Any] = dict(arrays)
+    # Frigate's rows have no score of the class.
+    assert set(expected) == {"frames", "boxes", "scores", "count", "labels"} | (
+        {"class_scores"} if target != "frigate" else set()
+    )
+    for name in expected.keys() & {"labels", "class_scores"}:
+        np.savez(folder / "smoke.npz", **{**expected, name: expected[name] + expected[name].dtype.type(1)})
+        assert smoke.check(folder) == [
+            f"frame 0: 3 of 3 proposals have other {name}",
+            f"frame 1: 7 of 7 proposals have other {name}",
+        ]
+
+
+def test_a_graph_with_other_names_is_refused_where_a_program_asks_for_ours(packed_model: Path, tmp_path: Path) -> None:
+    file, described = tmp_path / packed_model.name, manifest.read(packed_model)
+    rename_tensors(packed_model, file)
+    shutil.copy(golden.golden_path(packed_model), tmp_path)
+    # In another order too: the manifest has the names.
+    proto = onnx.load(file)
+    proto.graph.output.append(proto.graph.output.pop(0))
+    onnx.save(proto, file)
+    manifest.write(rename_in_manifest(described), file)
+    message = "its outputs are output_0, output_1, output_2, and .* asks for boxes, scores, count; package the file"
+    with pytest.raises(ExportError, match=message):
+        package(file, "deepstream", tmp_path / "deepstream")
+    for target in ("frigate", "triton"):
+        assert smoke.check(package(file, target, tmp_path / target)) == []
 
 
 def test_a_bundle_that_fails_its_smoke_test_is_not_written(

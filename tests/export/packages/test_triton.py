@@ -129,14 +129,15 @@ def test_the_client_sends_jpegs_and_the_golden_frames(
         assert [one.get("label") for one in found["proposals"]] == list((expected.names or [None] * 3)[:3])
         assert run_client(folder, server, "--smoke").stdout == "the golden frames gave the expected proposals\n"
         with np.load(folder / "smoke.npz") as arrays:
-            changed: dict[str, Any] = dict(arrays)
-        changed["boxes"] = changed["boxes"] + np.float32(9)
-        np.savez(folder / "smoke.npz", **changed)
-        failed = run_client(folder, server, "--smoke")
-        assert (failed.returncode, failed.stdout.splitlines()[0]) == (
-            1,
-            "frame 0: 3 of 3 proposals have no counterpart",
-        )
+            right: dict[str, Any] = dict(arrays)
+        changes = {"boxes": "no counterpart", "labels": "other labels"}
+        for name in right.keys() & changes:
+            np.savez(folder / "smoke.npz", **{**right, name: right[name] + right[name].dtype.type(9)})
+            failed = run_client(folder, server, "--smoke")
+            assert (failed.returncode, failed.stdout.splitlines()[0]) == (
+                1,
+                f"frame 0: 3 of 3 proposals have {changes[name]}",
+            )
 
 
 def test_a_name_that_no_address_can_hold_is_changed(make_packed: MakeModel, tmp_path: Path) -> None:
