@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.recall.side import LEARNING_RATE, autocast, read_image
+from benchmarks.recall.side import LEARNING_RATE, read_image, train_in_bf16
 
 SIDE_PX, BATCH = 480, 4
 LEAST_SCORE = 0.001
@@ -100,8 +100,7 @@ def train(model: Any, options: argparse.Namespace) -> int:
             shown = [(images[i], bool(generator.random() < 0.5)) for i in order[start : start + batch]]
             pixels = [to_tensor(options.data, image, flip) for image, flip in shown]
             targets = [to_target(image, rows[image["id"]], labels, flip) for image, flip in shown]
-            with autocast(torch):
-                losses = model(pixels, targets)
+            losses = model(pixels, targets)
             optimizer.zero_grad(set_to_none=True)
             sum(losses.values()).backward()
             optimizer.step()
@@ -140,6 +139,8 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     names = read_split(options.data, "train")[2]
     model = make_model(options.backbone, len(names))
+    for module in (model.backbone, model.rpn.head, model.roi_heads.box_head):
+        train_in_bf16(module, torch)
     seen = train(model, options)
     options.out.write_text(json.dumps(find(model, options.data)))
     parameters = sum(p.numel() for p in model.parameters())

@@ -51,11 +51,31 @@ def read_image(folder: Path, image: dict[str, Any]) -> Any:
     return cv2.imread(str(next(p for p in (folder / "images" / name.name, folder / name) if p.exists())))
 
 
-def autocast(torch: Any) -> Any:
-    """A context in which PyTorch computes in bf16 if the CPU does so natively, as our own training does."""
+def train_in_bf16(module: Any, torch: Any) -> None:
+    """Lets a module compute in bf16 while it trains, if the CPU does so natively, as our training does.
+
+    It returns float32, so that boxes and losses stay exact: torchvision derives the precision of its boxes from that of
+    the features, and bf16 has steps of 2 pixels beyond 256.
+    """
     capabilities = torch.cpu.get_capabilities()
-    is_native = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-    return torch.autocast("cpu", torch.bfloat16, enabled=is_native)
+    if not (capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")):
+        return
+    forward = module.forward
+
+    def run(*inputs: Any) -> Any:
+        with torch.autocast("cpu", torch.bfloat16, enabled=module.training):
+            return to_float32(forward(*inputs))
+
+    module.forward = run
+
+
+def to_float32(out: Any) -> Any:
+    """The same tensor, list or dict of tensors in float32."""
+    if isinstance(out, dict):
+        return {key: to_float32(value) for key, value in out.items()}
+    if isinstance(out, (list, tuple)):
+        return type(out)(map(to_float32, out))
+    return out.float()
 
 
 def prior(options: argparse.Namespace) -> tuple[Find, dict[str, Any]]:
@@ -146,6 +166,8 @@ def torchvision_rpn(options: argparse.Namespace) -> tuple[Find, dict[str, Any]]:
     head = detection.rpn.RPNHead(256, anchors.num_anchors_per_location()[0])
     counts = {"training": 2000, "testing": NUM_PROPOSALS}
     rpn = detection.rpn.RegionProposalNetwork(anchors, head, 0.7, 0.3, 256, 0.5, counts, counts, 0.7)
+    for module in (backbone, head):
+        train_in_bf16(module, torch)
     model = torch.nn.ModuleList([backbone, rpn])
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.02)
 
@@ -187,9 +209,7 @@ def torchvision_rpn(options: argparse.Namespace) -> tuple[Find, dict[str, Any]]:
                 break
             for group in optimizer.param_groups:
                 group["lr"] = LEARNING_RATE * min(1, (seen / BATCH + 1) / 100) * 0.5 * (1 + math.cos(math.pi * share))
-            views = batch_of([images[i] for i in order[start : start + BATCH]], generator)
-            with autocast(torch):
-                _, losses = run(*views)
+            _, losses = run(*batch_of([images[i] for i in order[start : start + BATCH]], generator))
             optimizer.zero_grad(set_to_none=True)
             sum(losses.values()).backward()
             optimizer.step()
