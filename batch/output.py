@@ -66,6 +66,7 @@ class OutputFolder:
         if is_url(self.place):
             yield
             return
+        # Here too, and not in `plan` alone: a folder with other files gets no lock file.
         if self._read_json("run.json") is None:
             self._check_empty()
         self._system.makedirs(self._path(""), exist_ok=True)

@@ -25,6 +25,7 @@ from edgerpn.files import sha256
 from edgerpn.machine import available_cores
 from edgerpn.models import find_model
 from edgerpn.progress import progress
+from edgerpn.runtime.model import load
 
 _SCHEMA = 1
 _OBJECT_STORE_BYTES = 100 << 20
@@ -92,8 +93,8 @@ def bulk(
 
     Raises:
         ConfigError: The inputs or the output cannot be used, or another run writes into the output.
-        EngineLoadError: There is no such model.
-        ManifestError: It does not belong to the manifest beside it.
+        EngineLoadError: There is no such model, or ONNX Runtime cannot load it.
+        ManifestError: It does not belong to the manifest beside or inside it.
         BulkError: A worker cannot work, or several died in one part; a further call continues.
         MissingDependencyError: Ray is not installed.
     """
@@ -103,9 +104,11 @@ def bulk(
     config = dataclasses.replace(config, gpus=config.gpus or float(file.suffix != ".onnx"))
     folder = OutputFolder(os.fspath(output))
     run = _describe(file, inputs, config)
+    # Once and here: the log of a worker is not shown.
     if edgerpn.manifest.manifest_path(file).is_file():
-        # Once and here: the log of a worker is not shown.
         edgerpn.manifest.read(file, verify=verify)
+    elif file.suffix.lower() == ".onnx":  # the manifest is inside
+        load(file, providers=["cpu"], threads=1, verify=verify).close()
     with folder.locked():
         num_parts = folder.plan(divide(find_items(inputs, config), config.part_rows), run)
         folder.clean()

@@ -3,8 +3,8 @@
 Each command, of one word or of two (`data check`), is a module with `add_arguments(parser)` and
 `run(arguments) -> exit status`. It is imported only when a user calls it, so that `edgerpn run` on a device needs
 neither torch nor onnx.
-Exit status: 0 success, 1 an error (printed as `error: ...`) or a finding, 2 wrong usage, whatever the files hold, 130
-after SIGINT, 143 after SIGTERM; docs/troubleshooting.md explains it to users.
+Exit status: 0 success, 1 an error (printed as `error: ...`) or a finding, 2 wrong usage (whatever the files hold),
+130 after SIGINT, 143 after SIGTERM; docs/troubleshooting.md explains it to users.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ COMMANDS = {
     "eval": Command(
         "edgerpn.export.eval_cli",
         "export",
-        "measure the recall of a model or of a results file",
+        "measure recall and precision of a model or of a results file",
         "edgerpn eval RUN/best.pt --data DIR",
     ),
     "export": Command(

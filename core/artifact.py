@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from edgerpn import files
 from edgerpn.golden import golden_path
 from edgerpn.manifest import manifest_path
 
@@ -26,7 +27,7 @@ def staging(output: Path, *more: Callable[[Path], Path]) -> Iterator[Path]:
 
     At the end the files beside it go too, also those of `more`, which return their paths for that of the artifact.
     """
-    staged = output.with_name(f".{output.stem}.{secrets.token_hex(4)}{output.suffix}")
+    staged = output.with_name(f".{files.printable(output.stem)}.{secrets.token_hex(4)}{output.suffix}")
     try:
         yield staged
     finally:

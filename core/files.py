@@ -11,8 +11,9 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from edgerpn.errors import ConfigError
 
@@ -75,8 +76,9 @@ def filling(folder: str | os.PathLike[str]) -> Iterator[Path]:
 def locked(path: str | os.PathLike[str], *, folder: str | os.PathLike[str]) -> Iterator[None]:
     """Keeps a second run out of a folder until the block or this process ends, however it ends.
 
-    The lock is on the file `path`, which names the process and stays: of two runs that find a removed file, both could
-    lock one of their own. A file system without locks is a warning in the log, and the block runs.
+    The lock is on the file `path`, which names the process and stays. If it were removed, two runs could each lock a
+    file of their own. A file system without locks is a warning in the log, and the block runs. Where this process
+    cannot write, the block runs without a lock: it can only read a run that is done.
 
     Args:
         path: The file; its folder exists.
@@ -84,26 +86,37 @@ def locked(path: str | os.PathLike[str], *, folder: str | os.PathLike[str]) -> I
 
     Raises:
         ConfigError: Another run, of this process or of another one, holds the lock.
+        OSError: The file cannot be written; names it.
     """
-    with open(path, "a+", encoding="utf-8") as file:  # programs that this process starts do not inherit it
+    if not os.access(Path(path).parent, os.W_OK):
+        yield
+        return
+    with open(path, "a+b", buffering=0) as file:  # programs that this process starts do not inherit it
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             file.truncate(0)
-            file.write(f"process {os.getpid()} on {os.uname().nodename}")
-            file.flush()
-        except BlockingIOError as error:
-            file.seek(0)
-            holder = file.read() or "another process"
+            file.write(f"process {os.getpid()} on {os.uname().nodename}".encode())
+        except (BlockingIOError, PermissionError) as error:  # the latter where locks are mandatory
             raise ConfigError(
-                [f"{folder}: {holder} is writing into this folder; wait for its end, or name another folder"]
+                [f"{folder}: {_holder(file)} is writing into this folder; wait for its end, or name another folder"]
             ) from error
         except OSError as error:
             if error.errno not in _NO_LOCKS:
+                error.filename = os.fspath(path)
                 raise
             _logger.warning(
                 "%s: its file system has no locks (%s), so nothing keeps a second run out of it", folder, error.strerror
             )
         yield
+
+
+def _holder(file: BinaryIO) -> str:
+    """Returns what the process that holds a lock wrote; where locks are mandatory, no other process can read it."""
+    text = b""
+    with suppress(OSError):
+        file.seek(0)
+        text = file.read()
+    return text.decode(errors="replace") or "another process"
 
 
 @contextmanager

@@ -90,6 +90,7 @@ def _check_output(arguments: argparse.Namespace, model: Path) -> None:
 
     Raises:
         ConfigError: Names the report.
+        UsageError: Its name is that of a page.
     """
     output: Path | None = arguments.output
     if output is None:
@@ -98,7 +99,7 @@ def _check_output(arguments: argparse.Namespace, model: Path) -> None:
         raise UsageError([f"--output {output}: expected a name such as report.json; the page goes beside it, as .html"])
     problems = output_problems(output, [model, manifest_path(model), arguments.data])
     if (page := _page_path(output)).exists() and not output.exists():
-        problems.append(f"{page}: not the page of such a report, and would be overwritten; choose another name")
+        problems.append(f"{page}: exists without {output.name} and would be overwritten; choose another name")
     if problems:
         raise ConfigError(problems)
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -68,6 +68,8 @@ def write_class_vectors(
             raise ConfigError([f"{os.fspath(model)}: does not have {vectors}; export it again with {flag}"])
         dataset = read_split(split.read_like(opened.manifest.input.exif), verify="header", by_class=True)
         found: dict[str, list[Vectors]] = {name: [] for name in dataset.present_classes}
+        if not found:
+            raise DataError(f"{split.annotations}: none of its objects has a class; expected named categories")
         for record in track(dataset.records, "looking at examples", unit="image"):
             wanted = [
                 number >= 0 and len(found[dataset.class_names[number]]) < max_examples

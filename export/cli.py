@@ -110,6 +110,8 @@ def run(arguments: argparse.Namespace) -> int:
     missing = [name for name, value in names if value is None]
     if missing:
         raise UsageError([f"{' and '.join(missing)}: needed, see `edgerpn export --help`"])
+    if arguments.output.suffix != ".onnx":
+        raise UsageError([f"--output {arguments.output}: expected a file name that ends in .onnx"])
     if arguments.calibration is not None and config.precision != "int8":
         raise UsageError([f"--calibration is for --precision int8, the precision is {config.precision}"])
     if arguments.data is None and (arguments.format or arguments.split):

@@ -98,7 +98,7 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
     """Refuses arguments that exclude each other.
 
     Raises:
-        ConfigError: Names the arguments.
+        UsageError: Names the arguments.
     """
     if (arguments.model is None) == (arguments.results is None):
         raise UsageError(["eval: name either a MODEL or --results RESULTS.json"])

@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerpn.errors import ConfigError, DataError, NotFiniteError
+from edgerpn.errors import DataError, NotFiniteError, UsageError
 from edgerpn.export.model_names import find_any_model
 from edgerpn.manifest import DIGEST_KEY
 from edgerpn.manifest.parts import RecallSpec
 from edgerpn.models import is_checkpoint
 from edgerpn.proposals import Proposals
 from edgerpn.runtime.model import Model, load
-from edgerpn.train.data.annotations import ImageId, read_json, twin_id
-from edgerpn.train.data.coco import category_ids, read_split, read_truth, require_objects
+from edgerpn.train.data.annotations import ImageId, class_ids, read_json, twin_id
+from edgerpn.train.data.coco import read_split, read_truth, require_objects
+from edgerpn.train.data.formats.content import Content
+from edgerpn.train.data.listing import load_content
 from edgerpn.train.data.splits import Split, find_split
 from edgerpn.train.recall.average_precision import average_precision
 from edgerpn.train.recall.average_recall import average_recall
@@ -57,7 +59,7 @@ def evaluate_model(
 
     Raises:
         CheckpointError: The checkpoint cannot be read.
-        ConfigError: The model is an exported one, whose size and number of proposals are fixed.
+        UsageError: The model is an exported one, whose size and number of proposals are fixed.
         EngineLoadError: The exported model cannot be loaded.
         ManifestError: The exported model's manifest is missing or does not fit.
         DataError: The annotations or images cannot be used.
@@ -78,7 +80,7 @@ def evaluate_model(
             log=log,
         )
     if size_hw is not None or num_proposals is not None:
-        raise ConfigError([f"{file}: --size and --proposals are for checkpoints; an exported model has its own"])
+        raise UsageError([f"{file}: --size and --proposals are for checkpoints; an exported model has its own"])
     split = data if isinstance(data, Split) else find_split(Path(data), "val", log=log)
     if images is not None:
         split = split._replace(images=Path(images))
@@ -195,7 +197,9 @@ def evaluate_results(
     log = log or (lambda line: None)
     split = data if isinstance(data, Split) else Split(data, data.parent)
     rows = _read_results(results)
-    names = _names_by_id(rows, split, log)
+    content = load_content(split)
+    split = split._replace(load=lambda: content)
+    names = _names_by_id(rows, content, split.label, log)
     dataset = read_truth(split, by_class=bool(names))
     require_objects(dataset, f"{split.annotations}", "to measure recall on")
     for problem in dataset.problems:
@@ -227,16 +231,18 @@ def _read_results(results: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _names_by_id(rows: Sequence[Mapping[str, Any]], split: Split, log: Callable[[str], None]) -> dict[int, str]:
+def _names_by_id(
+    rows: Sequence[Mapping[str, Any]], content: Content, label: str, log: Callable[[str], None]
+) -> dict[int, str]:
     """Returns the names of the annotations' classes by category id; none if the results do not tell them apart."""
     ids = [row.get("category_id") for row in rows]
     used = {number for number in ids if type(number) is int}
     if len(used) < 2:
         return {}
-    names = {number: name for name, number in category_ids(split).items()}
+    names = {number: name for name, number in class_ids(content.root) if isinstance(number, int)}
     num_others = sum(type(number) is not int or number not in names for number in ids)
     if num_others:
-        log(f"{split.label}: no AP, because it has no class for the category_id of {num_others} of {len(ids)} results")
+        log(f"{label}: no AP, because it has no class for the category_id of {num_others} of {len(ids)} results")
     return {} if num_others else names
 
 

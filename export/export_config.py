@@ -91,9 +91,13 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         check_setting(self.opset >= 18, "opset", "at least 18", self.opset)
-        newest = TARGETS[oldest_target(self.target)].max_opset
-        is_read = newest is None or self.opset <= newest
-        check_setting(is_read, "opset", f"at most {newest} for {self.target}, whatever its version", self.opset)
+        oldest = TARGETS[oldest_target(self.target)]
+        check_setting(
+            oldest.max_opset is None or self.opset <= oldest.max_opset,
+            "opset",
+            f"at most {oldest.max_opset}, which is what {oldest.name}, the oldest {self.target}, reads",
+            self.opset,
+        )
         check_setting(not isinstance(self.batch, int) or self.batch >= 1, "batch", "at least 1, or dynamic", self.batch)
         check_setting(
             not isinstance(self.max_ar_drop, float) or self.max_ar_drop >= 0,
@@ -142,6 +146,8 @@ class ExportConfig:
         for name, values in expected.items():
             found = getattr(self, name)
             check_setting(found in values, name, f"{values[-1]} for the layout frigate", found)
+        is_run = self.target != "tensorrt-rtx"  # Frigate runs graphs by ONNX Runtime, which may use TensorRT
+        check_setting(is_run, "target", "onnxruntime or tensorrt for the layout frigate", self.target)
         if self.precision == "int8" and self.target != "onnxruntime":
             raise ValueError(
                 "target: expected onnxruntime for int8 in the layout frigate, because Frigate's ONNX Runtime makes "

@@ -180,6 +180,7 @@ def test_wrong_usage_exits_with_2(words: list[str], capsys: pytest.CaptureFixtur
         (["train", "--config", "none.toml"], 1),
         (["export", "best.pt"], 2),
         (["build", "--set", "nonsense=1"], 2),
+        (["build", "model.onnx", "-o", "x.onnx"], 2),
         (["check", "model.onnx"], 2),
         (["eval", "none.onnx", "--data", "none"], 1),
         (["run", "model.onnx"], 2),

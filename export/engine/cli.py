@@ -9,6 +9,7 @@ from pathlib import Path
 from edgerpn.arguments import add_settings_arguments, load_settings, print_settings
 from edgerpn.errors import ParityError, UsageError
 from edgerpn.export.engine.options import BACKENDS, BuildConfig
+from edgerpn.export.engine.output import SUFFIXES
 from edgerpn.export.engine.trial import Compare
 from edgerpn.manifest import Manifest, ParitySpec, manifest_path
 
@@ -53,6 +54,8 @@ def run(arguments: argparse.Namespace) -> int:
     missing = [name for name, value in names if value is None]
     if missing:
         raise UsageError([f"{' and '.join(missing)}: needed, see `edgerpn build --help`"])
+    if arguments.output.suffix.lower() not in SUFFIXES:
+        raise UsageError([f"--output {arguments.output}: expected a file name that ends in {' or '.join(SUFFIXES)}"])
     compare = _comparer(arguments.images)
     from edgerpn.export.engine.build import build_engine
 

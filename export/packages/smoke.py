@@ -68,7 +68,7 @@ def run(session: Any, frame: np.ndarray, names: Mapping[str, str]) -> tuple[dict
 def compare(
     expected: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray], limits: Mapping[str, float], most: int
 ) -> str | None:
-    """Compares the proposals of a frame, `most` at most; returns in which way too many differ, or None."""
+    """Compares the proposals of a frame, `most` at most; returns the first difference that too many have, or None."""
     pairs = pair(expected, found, limits)
     wanted = max(min(len(expected["scores"]), most), len(found["scores"]))
     missing = wanted - len(pairs)

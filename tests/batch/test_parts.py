@@ -17,6 +17,7 @@ import pytest
 
 from edgerpn.errors import ArtifactChangedError, ConfigError
 from edgerpn.files import sha256
+from edgerpn.manifest import DIGEST_KEY
 
 pa = pytest.importorskip("pyarrow", reason="pyarrow comes with the extra `ray`")
 
@@ -180,8 +181,12 @@ def test_a_changed_graph_is_refused_before_the_work_and_taken_when_asked(
     changed = onnx.load(model_path)
     changed.producer_name = "another program"
     onnx.save(changed, model)
-    with pytest.raises(ArtifactChangedError, match=r"model\.onnx: changed since export"):
-        bulk(model, [str(photos)], output)
+    changed.metadata_props.add(key=DIGEST_KEY, value="d" * 64)
+    alone = tmp_path / "alone.onnx"  # its manifest is only inside
+    onnx.save(changed, alone)
+    for file in (model, alone):
+        with pytest.raises(ArtifactChangedError, match=rf"{file.name}: changed since export"):
+            bulk(file, [str(photos)], output)
     assert not output.exists()
     write_parts(model_path, [str(photos)], output)
     (output / "part-000000.parquet").unlink()
@@ -190,10 +195,11 @@ def test_a_changed_graph_is_refused_before_the_work_and_taken_when_asked(
         (told,) = worker({"part": [0]})["problem"]
         assert problem in told
         assert bool(told) is bool(problem)
-    caplog.clear()
-    with pytest.raises(ConfigError, match="no such file or folder"):
-        bulk(model, [str(photos / "gone")], tmp_path / "other", verify=False)
-    assert "nothing shows that its proposals are right" in caplog.text
+    for file in (model, alone):
+        caplog.clear()
+        with pytest.raises(ConfigError, match="no such file or folder"):
+            bulk(file, [str(photos / "gone")], tmp_path / "other", verify=False)
+        assert "nothing shows that its proposals are right" in caplog.text
 
 
 def test_a_part_in_which_workers_die_again_and_again_ends_the_run(
@@ -233,12 +239,14 @@ def test_a_second_run_into_a_folder_is_refused_until_the_first_ends_or_is_killed
         "    time.sleep(600)\n"
     )
     with subprocess.Popen([sys.executable, "-c", program, str(output)], stdout=subprocess.PIPE, text=True) as first:
-        assert first.stdout is not None
-        assert first.stdout.readline() == "locked\n"
-        with pytest.raises(ConfigError, match=rf"out: process {first.pid} on .* is writing into this folder; wait"):
-            bulk(model_path, [str(photos)], output)
-        assert [path.name for path in (output / "_bulk").iterdir()] == ["lock"]
-        first.kill()
+        try:
+            assert first.stdout is not None
+            assert first.stdout.readline() == "locked\n"
+            with pytest.raises(ConfigError, match=rf"out: process {first.pid} on .* is writing into this folder; wait"):
+                bulk(model_path, [str(photos)], output)
+            assert [path.name for path in (output / "_bulk").iterdir()] == ["lock"]
+        finally:
+            first.kill()
     # Workers do not take the lock.
     with OutputFolder(str(output)).locked():
         answers = write_parts(model_path, [str(photos)], output)

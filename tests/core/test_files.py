@@ -4,11 +4,13 @@ import errno
 import fcntl
 import hashlib
 import os
+import resource
 from pathlib import Path
 
 import pytest
 
 from edgerpn import files
+from edgerpn.errors import ConfigError
 
 
 class Interruption(BaseException):
@@ -99,3 +101,30 @@ def test_a_file_system_without_locks_is_a_warning(
     with files.locked(tmp_path / "lock", folder=tmp_path):
         pass
     assert "its file system has no locks (No locks available), so nothing keeps a second run out" in caplog.text
+
+
+def test_a_lock_that_is_refused_is_held_by_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    told = "another process is writing into this folder"
+    with pytest.raises(ConfigError, match=told), files.locked(tmp_path / "lock", folder=tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_written_needs_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Root may write everywhere but on a read-only file system.
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with files.locked(tmp_path / "lock", folder=tmp_path):
+        assert not (tmp_path / "lock").exists()
+
+
+def test_a_lock_on_a_full_disk_is_an_error_that_names_its_file(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large: .*/lock"), files.locked(tmp_path / "lock", folder=tmp_path):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -70,4 +70,7 @@ def test_a_model_without_vectors_and_examples_without_proposals_are_refused(make
         write_class_vectors(make_model(tmp_path), data, tmp_path / "a.npz")
     with pytest.raises(DataError, match=r"instances.json: the model proposes no example of any class"):
         write_class_vectors(make_model(tmp_path, is_described=True), data, tmp_path / "a.npz")
+    data.write_text(data.read_text().replace('"category_id": 1, ', ""))
+    with pytest.raises(DataError, match=r"instances.json: none of its objects has a class; expected named categories"):
+        write_class_vectors(make_model(tmp_path, is_described=True), data, tmp_path / "a.npz")
     assert not (tmp_path / "a.npz").exists()

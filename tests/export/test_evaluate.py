@@ -230,7 +230,7 @@ def test_sizes_of_exported_models_and_sizes_that_do_not_fit_are_refused(
     exported: GetExport, checkpoints: dict[str, Path], photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = str(photos / "val.json")
-    assert main(["eval", str(exported("standard").file), "--data", data, "--size", "64"]) == 1
+    assert main(["eval", str(exported("standard").file), "--data", data, "--size", "64"]) == 2
     assert "an exported model has its own" in capsys.readouterr().err
     assert main(["eval", str(checkpoints["pyramid"]), "--data", data, "--size", "100x100"]) == 1
     assert "multiples of 32" in capsys.readouterr().err
@@ -246,7 +246,8 @@ def test_results_are_measured_on_a_set_of_another_format(tmp_path: Path) -> None
 
 
 def test_results_with_classes_are_measured_by_precision_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    # An object of both classes, a second crab that is missed, and an object without a class, which recall counts.
+    # An object of both classes, a second crab that is missed, and an object without a class, which recall counts. The
+    # class crab has two ids.
     boxes = [(20, [10, 10, 20, 20]), (7, [10, 10, 20, 20]), (20, [50, 10, 20, 20]), (None, [90, 10, 20, 20])]
     content = {
         "images": [{"id": 1, "file_name": "1.png", "width": 160, "height": 96}],
@@ -254,12 +255,12 @@ def test_results_with_classes_are_measured_by_precision_too(tmp_path: Path, caps
             {"id": number, "image_id": 1, "category_id": category, "bbox": box}
             for number, (category, box) in enumerate(boxes, start=1)
         ],
-        "categories": [{"id": 20, "name": "crab"}, {"id": 7, "name": "fish"}],
+        "categories": [{"id": 20, "name": "crab"}, {"id": 7, "name": "fish"}, {"id": 21, "name": "crab"}],
     }
     (tmp_path / "val.json").write_text(json.dumps(content))
     found = [
         {"image_id": 1, "category_id": category, "bbox": boxes[0][1], "score": 0.9 - category / 100}
-        for category in (7, 20)
+        for category in (7, 21)
     ]
     results, report = tmp_path / "results.json", tmp_path / "report.json"
     words = ["eval", "--results", str(results), "--data", str(tmp_path / "val.json"), "-o", str(report)]
@@ -278,7 +279,9 @@ def test_results_with_classes_are_measured_by_precision_too(tmp_path: Path, caps
     ):
         results.write_text(json.dumps([found[0], {**found[1], "category_id": category}]))
         assert main(words) == 0
-        assert line in capsys.readouterr().err
+        told = capsys.readouterr().err
+        assert line in told
+        assert ("no AP" in told) == bool(line)
         alone = json.loads(report.read_text())
         assert alone["classes"] == {}
         assert "AP" not in alone["metrics"]

@@ -93,6 +93,10 @@ def test_a_misspelt_setting_suggests_the_right_one(capsys: pytest.CaptureFixture
     ("arguments", "expected"),
     [
         (["--set", "loop.epochs=many"], "loop.epochs: expected a whole number, got 'many'"),
+        *(
+            (["--set", f"loop.device={name}"], f"loop.device: expected auto, cpu, cuda or cuda:N, got '{name}'")
+            for name in ("tpu7", "meta", "cuda:255")
+        ),
         (["--set", "proposals.nms_iou=1.5"], "nms_iou: expected more than 0 and at most 1, got 1.5"),
         (["--preset", "papr"], "--preset: expected one of edge, paper, got 'papr'"),
         (["--data", "somewhere"], "--output: required"),
@@ -139,8 +143,6 @@ def test_a_run_prints_its_table_and_its_best_checkpoint(
 @pytest.mark.parametrize(
     ("loop", "expected"),
     [
-        ({"device": "tpu7"}, "loop.device: expected auto, cpu, cuda or cuda:N, got 'tpu7'"),
-        ({"device": "meta"}, "loop.device: expected auto, cpu, cuda or cuda:N, got 'meta'"),
         ({"device": "cuda:99"}, "loop.device: 'cuda:99' does not exist"),
         ({"device": "cpu", "amp": "fp16"}, "loop.amp: fp16 needs a CUDA device"),
     ],

@@ -71,12 +71,7 @@ def choose_compute(config: LoopConfig, ranks: Ranks = SINGLE_PROCESS) -> Compute
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError([f"loop.device: expected auto, cpu, cuda or cuda:N, got {name!r}"]) from error
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError([f"loop.device: expected auto, cpu, cuda or cuda:N, got {name!r}"])
+    device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
             [f"loop.device: {name!r} does not exist; PyTorch sees {torch.cuda.device_count()} CUDA devices"]

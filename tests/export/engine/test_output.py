@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -106,6 +107,12 @@ def test_a_delivery_replaces_the_four_files_of_an_older_one(tmp_path: Path) -> N
     assert deliver(tmp_path, "new", 2.0) == tmp_path / "out" / "a.engine.build.json"
     assert loaded(tmp_path) == ("new", b"new", 2.0)
     assert files(tmp_path) == NAMES
+
+
+def test_the_temporary_name_of_an_artifact_is_utf_8(tmp_path: Path) -> None:
+    with edgerpn.artifact.staging(tmp_path / os.fsdecode(b"caf\xe9.engine")) as staged:
+        assert staged.parent == tmp_path
+        assert re.fullmatch(r"\.caf\\xe9\.[0-9a-f]{8}\.engine", staged.name)
 
 
 @pytest.mark.parametrize("number", range(3))

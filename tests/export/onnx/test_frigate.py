@@ -73,6 +73,7 @@ def test_rows_that_are_not_the_proposals_are_refused(
         ({"channels": "bgrx"}, "channels: expected bgr for the layout frigate, got 'bgrx'"),
         ({"embeddings": True}, "embeddings: expected False for the layout frigate, got True"),
         ({"roi_features": (7, 7)}, "roi_features: expected None for the layout frigate"),
+        ({"target": "tensorrt-rtx"}, "target: expected onnxruntime or tensorrt for the layout frigate"),
         ({"precision": "int8", "target": "tensorrt"}, "target: expected onnxruntime for int8 in the layout frigate"),
         ({"frigate_min_score": 1.0}, "frigate_min_score: expected more than 0 and less than 1, got 1.0"),
     ],

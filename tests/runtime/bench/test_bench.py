@@ -351,7 +351,7 @@ def test_a_page_that_is_not_of_a_report_is_never_overwritten(
 ) -> None:
     (tmp_path / "index.html").write_text("mine")
     assert main(["bench", str(model_path), "-o", str(tmp_path / "index.json")]) == 1
-    assert "index.html: not the page of such a report" in capsys.readouterr().err
+    assert "index.html: exists without index.json and would be overwritten" in capsys.readouterr().err
     assert (tmp_path / "index.html").read_text() == "mine"
 
 
