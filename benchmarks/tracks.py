@@ -133,9 +133,8 @@ def theirs(*, has_times: bool) -> Follow:
     )
 
     def follow(proposals: Proposals, time_s: float) -> list[int | None]:
-        rows = [
-            r for r in proposals.nms_rows(CONFIG.nms_iou, limit=CONFIG.top) if proposals.scores[r] >= CONFIG.low_score
-        ]
+        kept = proposals.nms_rows(CONFIG.nms_iou, limit=CONFIG.top, by_class=False)
+        rows = [row for row in kept if proposals.scores[row] >= CONFIG.low_score]
         given = supervision.Detections(
             xyxy=proposals.boxes[rows].copy(), confidence=proposals.scores[rows].copy(), data={"row": np.array(rows)}
         )

@@ -68,7 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--nms",
         metavar="IOU",
         type=share_argument(above_zero=True),
-        help="leave out near copies: proposals whose IoU with a better one is larger (1: none)",
+        help="leave out near copies: proposals whose IoU with a better one, of its class where the model has classes, "
+        "is larger (1: none)",
     )
     parser.add_argument("--allow-host-code", action="store_true", help=HOST_CODE_HELP)
     parser.add_argument("--unsealed", action="store_true", help=UNSEALED_HELP)

@@ -77,8 +77,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="IOU",
         type=share_argument(above_zero=True),
         default=0.6,
-        help="do not draw near copies: proposals whose IoU with a better drawn one is larger (0.6; 1 draws all); "
-        "records keep them",
+        help="do not draw near copies: proposals whose IoU with a better drawn one, of its class where the model has "
+        "classes, is larger (0.6; 1 draws all); records keep them",
     )
     parser.add_argument("--threads", metavar="N", type=count_argument(1), help="CPU threads of one inference")
     parser.add_argument(

@@ -27,7 +27,7 @@ DEFAULT_TOP = 20
 """Default maximum number of boxes drawn."""
 
 DEFAULT_NMS_IOU = 0.6
-"""Default IoU with a better drawn box above which a box is a near copy and not drawn."""
+"""Default IoU with a better drawn box, of its class where the model has classes, above which a box is not drawn."""
 
 NUM_LABELS = 5
 """Number of boxes, from the best, that get a label with their score."""
@@ -64,7 +64,8 @@ def draw_proposals(
         image: (H, W, 3) uint8 BGR; not changed.
         proposals: Boxes in pixels of `image`, best first.
         top: Maximum number of boxes drawn.
-        nms_iou: Boxes with a larger IoU with a better drawn one are not drawn; 1: all are.
+        nms_iou: Boxes with a larger IoU with a better drawn one, of their class where the model has classes, are not
+            drawn; 1: all are.
         zone_map: Zones and masks of the source; None: none.
 
     Returns:

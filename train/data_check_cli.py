@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgerpn import files
-from edgerpn.arguments import output_problems, size_argument
-from edgerpn.errors import ConfigError, UsageError
+from edgerpn.arguments import size_argument
+from edgerpn.errors import UsageError
 from edgerpn.files import printable
 from edgerpn.train.data import choice
 
@@ -46,12 +46,14 @@ def run(arguments: argparse.Namespace) -> int:
     from edgerpn.train.check.checking import check_set
     from edgerpn.train.check.page import check_page
 
-    problems = output_problems(arguments.output, [arguments.path])
-    if problems := problems + output_problems(arguments.json, [arguments.path], flag="--json"):
-        raise ConfigError(problems)
     settings, detect = _settings(arguments)
     report = check_set(
-        arguments.path, choice.chosen(arguments), settings, detect=detect, has_images=not arguments.no_images
+        arguments.path,
+        choice.chosen(arguments),
+        settings,
+        detect=detect,
+        has_images=not arguments.no_images,
+        outputs=(("--output", arguments.output), ("--json", arguments.json)),
     )
     if arguments.output is not None:
         files.write_text(arguments.output, check_page(report))

@@ -17,11 +17,13 @@ class PredictConfig:
     max_per_image: int = 0
     """Maximum number of proposals of an image, the best ones, in all outputs; 0: all."""
     nms_iou: float = 1.0
-    """IoU with a better proposal above which a proposal is left out everywhere, above 0, to 1; 1: none is."""
+    """IoU with a better proposal, of its class where the model has classes, above which a proposal is left out
+    everywhere, above 0, to 1; 1: none is."""
     top: int = DEFAULT_TOP
     """Maximum number of boxes in a picture, and of crops of an image."""
     shown_nms_iou: float = DEFAULT_NMS_IOU
-    """IoU with a better one above which a box is neither drawn nor cropped, above 0, to 1; 1: all are."""
+    """IoU with a better one, of its class where the model has classes, above which a box is neither drawn nor cropped,
+    above 0, to 1; 1: all are."""
     crop_margin: float = 0.1
     """Margin of a crop on each side, as a share of the box's width and height, 0 to 2."""
     jpeg_quality: int = 92

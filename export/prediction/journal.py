@@ -1,6 +1,7 @@
 """The work folder of a prediction: everything that is done so far, so that a broken-off run continues.
 
     DIR/.predict/plan.json      model, settings, outputs and inputs; another plan is refused
+                 lock           the process that writes; a second one is refused
                  images.part    a JSON line for each finished image, with the lengths of the other files after it
                  results.part   results.json without its end
                  crops.part     crops.jsonl
@@ -31,7 +32,7 @@ from edgerpn.errors import ConfigError
 _RESULTS_START, _RESULTS_END = "[\n", "\n]\n"
 # As `edgerpn.files.replacing` names them.
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.(?:jpg|json|html)")
-_WORK, _PLAN = ".predict", "plan.json"
+_WORK, _PLAN, _LOCK = ".predict", "plan.json", "lock"
 _SUMMARY, _RESULTS, _IMAGES, _CROPS = "predict.json", "results.json", "images.json", "crops.jsonl"
 
 OBJECT = {"object": 1}
@@ -97,6 +98,7 @@ class Journal:
         self._folders = folders
         self._categories = categories
         self._files: dict[str, IO[str]] = {}
+        self._lock = contextlib.ExitStack()
         self._is_new = not folder.exists()
         self._begins = False
 
@@ -114,15 +116,20 @@ class Journal:
         """Opens the work folder.
 
         Raises:
-            ConfigError: The folder holds a broken-off run with another plan, or something else.
+            ConfigError: The folder holds a broken-off run with another plan, or something else; or another run is
+                writing into it.
         """
-        if (self.work / _PLAN).exists():
-            self._check_plan()
-            self._remove_remains()
-        else:
-            self._check_empty()
-            self._begins = True
+        if not (self.work / _PLAN).exists():
+            self._check_empty()  # before the lock leaves a file there
+        self.work.mkdir(parents=True, exist_ok=True)
+        self._lock.enter_context(files.locked(self.work / _LOCK, folder=self.folder))
         try:
+            if (self.work / _PLAN).exists():
+                self._check_plan()
+                self._remove_remains()
+            else:
+                self._check_empty()
+                self._begins = True
             self._open()
         except BaseException:
             self.__exit__(*sys.exc_info())
@@ -132,10 +139,11 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for file in self._files.values():
-            file.close()
-        if error is not None and self._begins and not self.num_images:
-            self._clear()
+        with self._lock:
+            for file in self._files.values():
+                file.close()
+            if error is not None and self._begins and not self.num_images:
+                self._clear()
 
     def add(self, entry: Entry) -> None:
         """Adds a finished image; its other files must be whole."""
@@ -210,8 +218,11 @@ class Journal:
 
     def _open(self) -> None:
         if self._begins:
-            if self.work.exists():  # of a run that was killed before its first image
-                shutil.rmtree(self.work)
+            for path in self.work.iterdir():  # of a run that was killed before its first image
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path.name != _LOCK:
+                    path.unlink()
             files.write_text(self.work / _PLAN, json.dumps(self._plan))
         # A run that was killed while it moved its results to their places.
         for name, final in (("results", _RESULTS), ("crops", _CROPS)):

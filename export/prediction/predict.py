@@ -122,7 +122,7 @@ def predict(
     Raises:
         CheckpointError: The checkpoint cannot be read.
         ConfigError: A list of files cannot be read, an image is not in the data set, or the output folder holds
-            something else.
+            something else, or another prediction is writing into it.
         DataError: The annotations cannot be used.
         EngineLoadError: The exported model cannot be loaded.
         InferenceError: The backend failed.

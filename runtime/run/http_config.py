@@ -45,7 +45,8 @@ class HttpConfig:
     top: int = DEFAULT_TOP
     """Maximum number of boxes drawn, until a user moves the slider."""
     nms_iou: float = DEFAULT_NMS_IOU
-    """IoU with a better drawn box above which a box is not drawn, until a user moves the slider; 1: all are drawn."""
+    """IoU with a better drawn box, of its class where the model has classes, above which a box is not drawn, until a
+    user moves the slider; 1: all are drawn."""
     max_streams: int = 64
     """Maximum number of open streams of pictures and records, 1 to 150."""
     hung_s: float = 10.0

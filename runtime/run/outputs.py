@@ -2,18 +2,21 @@
 
 `--output DIR` and `--video DIR` write the annotated pictures of every source into one folder, by the kind of the source
 alone: images under their own names; of a video file one whole video, annotated.mp4, or NAME.mp4 when the run has
-several sources; of a live source segments, NAME-20260131T120000.000Z.mp4. `--output` adds proposals.jsonl.
+several sources; of a live source segments, NAME-20260131T120000.000Z.mp4. `--output` adds proposals.jsonl. The list
+.edgerpn in a folder names the files that runs have made there: another run replaces these, and no other file.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from edgerpn.errors import ConfigError, UsageError
+from edgerpn.errors import ConfigError, SinkError, UsageError
+from edgerpn.files import write_bytes
 from edgerpn.manifest import Manifest, manifest_path
 from edgerpn.runtime.draw import DEFAULT_NMS_IOU, DEFAULT_TOP, Painter
 from edgerpn.runtime.frame import Event, Result, Source
@@ -35,6 +38,7 @@ from edgerpn.runtime.sinks.sink_queue import OutputConfig, QueuedSink, close_sin
 from edgerpn.runtime.sinks.video import VideoConfig, VideoSegmentsSink
 
 _RECORDS = "proposals.jsonl"
+_LIST = ".edgerpn"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +60,7 @@ class OutputFlags:
     top: int = DEFAULT_TOP
     """Maximum number of proposals drawn."""
     nms_iou: float = DEFAULT_NMS_IOU
-    """IoU with a better drawn one above which a proposal is not drawn."""
+    """IoU with a better drawn one, of its class where the model has classes, above which a proposal is not drawn."""
 
     @property
     def folders(self) -> list[str]:
@@ -101,7 +105,8 @@ def check_outputs(
     elif flags.video is not None and (suffix := Path(flags.video).suffix) and not Path(flags.video).is_dir():
         problem = f"--video {flags.video}: cannot write video as {suffix!r}; known: {', '.join(CODECS)}, or a folder"
         raise UsageError([problem])
-    images = {path.resolve() for source in opened.values() for path in getattr(source, "paths", ())}
+    listed = _image_paths(opened)
+    images = {path.resolve() for path in listed}
     inputs = {Path(model).resolve(), manifest_path(model).resolve(), *images}
     inputs |= {Path(source.spec.path).resolve() for source in config.sources if not source.is_live}
     files = [file for file in (*flags.line_files, *_table_files(tables)) if file != "-"]
@@ -110,7 +115,6 @@ def check_outputs(
     files += single
     names = _video_names(config, opened).values()
     files += [str(Path(folder) / name) for folder in flags.folders for name in names]
-    made = {*names, *map(annotated_name, images)}
     targets = [Path(file).resolve() for file in files]
     problems = [f"{path}: this is an input of the run, and would be overwritten" for path in targets if path in inputs]
     problems += [f"{path}: this is a folder, expected the name of a file" for path in targets if path.is_dir()]
@@ -124,13 +128,13 @@ def check_outputs(
     segments = [table.config.folder for table in tables if isinstance(table.config, VideoConfig)]
     targets += [Path(folder).resolve() for folder in (*flags.folders, *segments)]
     problems += [f"{path}: given for two outputs" for path in sorted(set(targets)) if targets.count(path) > 1]
-    for folder in flags.folders:
-        if Path(folder).resolve() in {path.parent for path in images}:
+    image_folders = {path.parent for path in images} | {folder.resolve() for folder in {path.parent for path in listed}}
+    for folder, made in _made_names(flags, config, opened).items():
+        if folder in flags.folders and Path(folder).resolve() in image_folders:
             problems.append(f"{folder}: the images of a source lie there, and would be overwritten")
         elif foreign := _foreign_file(Path(folder), made):
             problems.append(
-                f"{foreign}: would be overwritten, and the folder has no proposals.jsonl of an earlier run; choose "
-                "another folder"
+                f"{foreign}: would be overwritten, and no earlier run made this file; choose another folder"
             )
         if Path(folder).is_file():
             problems.append(f"{folder}: this is a file, expected a folder (or a video file, .mp4 or .avi)")
@@ -201,6 +205,8 @@ def open_outputs(
             pictures = PictureFolder(folder, config, opened, top=flags.top, nms_iou=flags.nms_iou)
             sinks.append(QueuedSink(pictures, queue, kind="pictures", is_live=is_live))
         sinks.extend(open_sinks([*tables, *lines], is_live=is_live))
+        for folder, made in _made_names(flags, config, opened).items():
+            _add_to_list(Path(folder), made)
     except BaseException:
         close_sinks(sinks, timeout_s=1.0)
         raise
@@ -226,7 +232,8 @@ class PictureFolder:
             config: The sources.
             opened: Those of them that are files, by name.
             top: Maximum number of proposals drawn.
-            nms_iou: IoU with a better drawn one above which a proposal is not drawn.
+            nms_iou: IoU with a better drawn one, of its class where the model has classes, above which a proposal is
+                not drawn.
 
         Raises:
             SinkError: The folder cannot be made.
@@ -300,10 +307,49 @@ def _table_files(tables: Sequence[Output]) -> list[str]:
     return [output.config.path for output in outputs if isinstance(output.config, JsonLinesConfig)]
 
 
-def _foreign_file(folder: Path, names: Iterable[str]) -> Path | None:
+def _image_paths(opened: Mapping[str, Source]) -> list[Path]:
+    return [path for source in opened.values() for path in getattr(source, "paths", ())]
+
+
+def _made_names(flags: OutputFlags, config: StreamsConfig, opened: Mapping[str, Source]) -> dict[str, set[str]]:
+    """Returns the names of the files that a run writes into each folder of its flags, but for those that are new."""
+    pictures = {*_video_names(config, opened).values(), *map(annotated_name, _image_paths(opened))}
+    made = {folder: pictures for folder in flags.folders}
+    if flags.mot is not None and not is_mot_file(flags.mot) and not config.is_live:
+        stems: set[str] = set()
+        for source in config.sources:
+            stems.add(free_stem(_plain(source), stems))
+        made[flags.mot] = made.get(flags.mot, set()) | {f"{stem}.txt" for stem in stems}
+    return made
+
+
+def _foreign_file(folder: Path, names: set[str]) -> Path | None:
     """Returns a file of one of the `names` in a folder that no earlier run has made, if there is one."""
-    is_ours = (folder / _RECORDS).exists()
-    return next((folder / name for name in sorted(names) if not is_ours and (folder / name).exists()), None)
+    if (folder / _RECORDS).exists() and not (folder / _LIST).exists():  # a folder of version 0.1
+        return None
+    return next((folder / name for name in sorted(names - _read_list(folder)) if (folder / name).exists()), None)
+
+
+def _read_list(folder: Path) -> set[str]:
+    try:
+        return {os.fsdecode(line) for line in (folder / _LIST).read_bytes().splitlines()}
+    except OSError:
+        return set()
+
+
+def _add_to_list(folder: Path, names: set[str]) -> None:
+    """Adds names to the list of the files that runs have made in a folder.
+
+    Raises:
+        SinkError: It cannot be written.
+    """
+    made = _read_list(folder)
+    if names <= made and (folder / _LIST).exists():
+        return
+    try:
+        write_bytes(folder / _LIST, b"".join(os.fsencode(f"{name}\n") for name in sorted(made | names)))
+    except OSError as error:
+        raise SinkError(f"{folder / _LIST}: cannot be written: {error.strerror or error}") from error
 
 
 def _check_single(flag: str, config: StreamsConfig) -> None:

@@ -59,7 +59,7 @@ class ClassifyConfig(OutputConfig):
     proposals: int = 10
     """Proposals of a frame that are looked at, the best ones without near copies, 1 to 100."""
     nms_iou: float = DEFAULT_NMS_IOU
-    """IoU with a better one above which a proposal is a near copy, above 0, to 1; 1: none is."""
+    """IoU with a better one, of any class, above which a proposal is a near copy, above 0, to 1; 1: none is."""
     min_similarity: float = -1.0
     """Cosine below which a label is left out, -1 to 1."""
     logit_scale: float = 0.0
@@ -233,7 +233,8 @@ class ClassifySink:
 
     def _record(self, result: Result) -> dict[str, Any]:
         start_s = time.monotonic()
-        rows = result.proposals.nms_rows(self._config.nms_iou, limit=self._config.proposals)
+        # The names do not depend on the model's own classes.
+        rows = result.proposals.nms_rows(self._config.nms_iou, limit=self._config.proposals, by_class=False)
         chosen = result.proposals[rows]
         labels = self._labels(self._texts.cosines(self._vectors(result, chosen)))
         now_s = time.monotonic()

@@ -181,7 +181,7 @@ class LineFile:
         self.num_bytes = 0
         self._is_closed = False
         # A pipe or a device cannot be cut.
-        self._replaces = not append and os.path.isfile(path)
+        self._replaces = not (append or self.is_stdout) and os.path.isfile(path)
         self._descriptor = self._open(path, append)
 
     def write(self, lines: bytes) -> None:

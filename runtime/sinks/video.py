@@ -48,7 +48,8 @@ class VideoConfig(OutputConfig):
     top: int = DEFAULT_TOP
     """Maximum number of boxes drawn."""
     nms_iou: float = DEFAULT_NMS_IOU
-    """IoU with a better drawn box above which a box is not drawn, above 0, to 1; 1: all are drawn."""
+    """IoU with a better drawn box, of its class where the model has classes, above which a box is not drawn, above 0,
+    to 1; 1: all are drawn."""
     min_free_mb: float = 200.0
     """Disk space to leave free, millions of bytes; below it the sink finishes its file and pictures wait."""
 

@@ -51,7 +51,7 @@ class ViewSettings:
     top: int = DEFAULT_TOP
     """Maximum number of boxes, the best ones."""
     nms_iou: float = DEFAULT_NMS_IOU
-    """IoU with a better drawn box above which a box is not drawn."""
+    """IoU with a better drawn box, of its class where the model has classes, above which a box is not drawn."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

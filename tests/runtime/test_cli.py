@@ -72,7 +72,7 @@ def test_outputs_depend_on_the_sources_and_not_on_the_options(
     bare, other = tmp_path / "bare", tmp_path / "other"
     assert main(["run", str(model_path), str(video_path), "-o", str(bare)]) == 0
     assert main(["run", str(model_path), str(video_path), "-o", str(other), *options]) == 0
-    assert sorted(os.listdir(bare)) == sorted(os.listdir(other)) == ["annotated.mp4", "proposals.jsonl"]
+    assert sorted(os.listdir(bare)) == sorted(os.listdir(other)) == [".edgerpn", "annotated.mp4", "proposals.jsonl"]
     assert plain(bare / "proposals.jsonl") == plain(other / "proposals.jsonl")
     assert count_frames(other / "annotated.mp4") == 40
 
@@ -123,7 +123,7 @@ def test_several_files_and_images_become_one_video_each_and_annotated_images(
     (tmp_path / "run.toml").write_text("\n".join(sources))
     words = ["--config", str(tmp_path / "run.toml"), "-o", str(out)]
     assert main(["run", str(model_path), str(video_path), *words]) == 0
-    assert sorted(os.listdir(out)) == ["a.png", "door.mp4", f"{video_path.stem}.mp4", "proposals.jsonl"]
+    assert sorted(os.listdir(out)) == [".edgerpn", "a.png", "door.mp4", f"{video_path.stem}.mp4", "proposals.jsonl"]
     assert count_frames(out / "door.mp4") == count_frames(out / f"{video_path.stem}.mp4") == 40
     assert len(records(out / "proposals.jsonl")) == 81
 
@@ -146,7 +146,7 @@ def test_a_folder_becomes_annotated_images_and_names_the_broken_one(
         cv2.imwrite(str(images / f"{index}.png"), paint(100 * index, 160, count=1, box=(5, 5, 60, 60)))
     (images / "2.png").write_bytes(b"broken")
     assert main(["run", str(model_path), str(images), "--out", str(out)]) == 0
-    assert sorted(os.listdir(out)) == ["1.png", "3.png", "proposals.jsonl"]
+    assert sorted(os.listdir(out)) == [".edgerpn", "1.png", "3.png", "proposals.jsonl"]
     kinds = [record["type"] for record in records(out / "proposals.jsonl")]
     assert kinds == ["frame", "event", "frame"]
     assert "1 unreadable" in capsys.readouterr().out
@@ -225,6 +225,31 @@ def test_no_output_overwrites_an_input(
     assert "given for two outputs" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flag", ["--output", "--video"])
+def test_a_second_run_replaces_the_pictures_of_the_first_and_no_others(
+    flag: str,
+    model_path: Path,
+    paint: Callable[..., npt.NDArray[np.uint8]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    images, out = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    cv2.imwrite(str(images / "a.png"), paint(100, 160, count=1, box=(5, 5, 60, 60)))
+    words = ["run", str(model_path), str(images), flag, str(out)]
+    assert main(words) == 0
+    first = (out / "a.png").read_bytes()
+    (out / "a.png").write_bytes(b"old")
+    assert main(words) == 0
+    assert (out / "a.png").read_bytes() == first
+    cv2.imwrite(str(images / "b.png"), paint(100, 160, count=1, box=(5, 5, 60, 60)))
+    (out / "b.png").write_bytes(b"mine")
+    assert main(words) == 1
+    problem = f"{out / 'b.png'}: would be overwritten, and no earlier run made this file; choose another folder"
+    assert problem in capsys.readouterr().err
+    assert (out / "b.png").read_bytes() == b"mine"
+
+
 def test_when_nothing_could_be_read_the_status_says_so(model_path: Path, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"broken")
     (tmp_path / "b.png").write_bytes(b"broken")
@@ -293,7 +318,7 @@ def test_a_signal_finishes_the_files(
     num_frames = len(records(out / "proposals.jsonl"))
     assert 1 <= num_frames < 40
     assert count_frames(out / "annotated.mp4") == num_frames
-    assert sorted(os.listdir(out)) == ["annotated.mp4", "proposals.jsonl"]
+    assert sorted(os.listdir(out)) == [".edgerpn", "annotated.mp4", "proposals.jsonl"]
     assert f"stopped by {number.name}" in printed
     assert printed.startswith(f"{num_frames} frames")
     assert complaints == ""

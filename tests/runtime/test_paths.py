@@ -57,7 +57,7 @@ def test_every_name_of_a_folder_is_read_and_written(odd: str, model_path: Path, 
     os.mkdir(odd)
     shutil.copy(video_path, f"{odd}/clip.mp4")
     assert main(["run", str(model_path), f"./{odd}/clip.mp4", "-o", f"./{odd}/out", "--max-frames", "2"]) == 0
-    assert sorted(os.listdir(f"{odd}/out")) == ["annotated.mp4", "proposals.jsonl"]
+    assert sorted(os.listdir(f"{odd}/out")) == [".edgerpn", "annotated.mp4", "proposals.jsonl"]
 
 
 def test_a_model_streams_a_file_of_every_name(odd: str, model_path: Path, video_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_images_with_names_that_are_not_utf_8(
     (tmp_path / "in\udce9" / "caf\udce9.png").write_bytes(cv2.imencode(".png", paint(96, 160, count=0))[1].tobytes())
     (tmp_path / "in\udce9" / "b\udce9.png").write_bytes(b"broken")
     assert main(["run", str(model_path), str(tmp_path / "in\udce9"), "-o", str(tmp_path / "out")]) == 0
-    assert sorted(os.listdir(tmp_path / "out")) == ["caf\udce9.png", "proposals.jsonl"]
+    assert sorted(os.listdir(tmp_path / "out")) == [".edgerpn", "caf\udce9.png", "proposals.jsonl"]
 
 
 def test_a_missing_file_is_named_without_bytes_that_no_terminal_takes(

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from edgerpn.errors import DataError
+from edgerpn.arguments import output_problems
+from edgerpn.errors import ConfigError, DataError
 from edgerpn.machine import threaded_map
 from edgerpn.progress import track
 from edgerpn.train.check.boxes import BoxFigures, figures_of
@@ -41,6 +42,7 @@ def check_set(
     *,
     detect: Detect | None = None,
     has_images: bool = True,
+    outputs: Sequence[tuple[str, Path | None]] = (),
     log: Callable[[str], None] | None = None,
 ) -> CheckReport:
     """Checks a data set.
@@ -52,13 +54,18 @@ def check_set(
             orientations count.
         detect: A trained model, to look for unmarked objects; None: without.
         has_images: Whether to read the images; otherwise the sizes in the annotations count, and no item has pictures.
+        outputs: Flags of the command, and the files that it will write.
         log: Called with the line on the layout and its splits.
 
     Raises:
+        ConfigError: An output would replace the annotations.
         DataError: No data set is recognised at `path`, or a split is missing.
     """
     lines: list[str] = []
     found_splits = find_all_splits(path, choice, lines.append)
+    inputs = [path, *(split.annotations for split in found_splits.values())]
+    if problems := [line for flag, file in outputs for line in output_problems(file, inputs, flag=flag)]:
+        raise ConfigError(problems)
     if log is not None:
         log(lines[0])
     splits: dict[str, SplitFigures] = {}

@@ -257,21 +257,22 @@ def parse_boxes(
     Args:
         root: The content of the file.
         names: The names of its annotations.
-        held_out: Ids of the classes that are held out; if there are any, annotations without a class are dropped.
+        held_out: Ids of the classes that are held out; if there are any, annotations without a listed class are
+            dropped.
         problems: Receives the annotations without a class.
     """
     rows = root["annotations"]
+    classes = class_ids(root)
+    class_names = tuple(dict.fromkeys(name for name, _ in classes))
+    class_rows = {class_id: class_names.index(name) for name, class_id in classes}
     if held_out:
-        has_class = [_id_of(row.get("category_id")) is not None for row in rows]
+        has_class = [_id_of(row.get("category_id")) in class_rows for row in rows]
         for name, is_known in zip(names, has_class, strict=True):
             if not is_known:
                 problems.add(NO_CLASS, name)
         rows = [row for row, is_known in zip(rows, has_class, strict=True) if is_known]
         names = [name for name, is_known in zip(names, has_class, strict=True) if is_known]
     positions = {row["id"]: position for position, row in enumerate(root["images"])}
-    classes = class_ids(root)
-    class_names = tuple(dict.fromkeys(name for name, _ in classes))
-    class_rows = {class_id: class_names.index(name) for name, class_id in classes}
     of_class = [_id_of(row.get("category_id")) for row in rows]
     return ListedBoxes(
         names=names,

@@ -31,8 +31,8 @@ from edgerpn.train.data.formats.content import Content, Split
 from edgerpn.train.data.rules import DOUBLED, DROPPED, UNLISTED
 
 DOUBLED_BOX = ProblemKind("box that equals another of its image", "kept once")
-SHARED_PLACE = ProblemKind("box that equals one of another class", "kept, but training learns only the first class")
-NAMELESS_BOX = ProblemKind("box without a class", "kept as an object, but left out of AP and of the second stage")
+SHARED_PLACE = ProblemKind("box that equals one of another class", "kept once for each class")
+NAMELESS_BOX = ProblemKind("box without a class", "kept as an object")
 _MALFORMED = (BAD_BBOX, BAD_OBJECT, NO_CLASS, NOT_FINITE, EMPTY_BOX)
 
 ImageSize = tuple[float, float]

@@ -166,6 +166,25 @@ def test_a_signal_stops_a_run_which_continues_when_it_is_called_again(
     assert content_of(out) == before
 
 
+def test_a_folder_into_which_a_run_writes_is_refused_to_a_second_one(
+    model_path: Path, sources: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    refusals: list[str] = []
+
+    def run_second() -> None:
+        with pytest.raises(ConfigError) as refused:
+            predict(model_path, sources, out)
+        refusals.append(str(refused.value))
+
+    with monkeypatch.context() as patch:
+        break_after(patch, 3, run_second)
+        assert predict(model_path, sources, out).num_images == 45
+    assert [f"{out}: process {os.getpid()} on " in refusal for refusal in refusals] == [True]
+    predict(model_path, sources, tmp_path / "alone")
+    assert content_of(out) == content_of(tmp_path / "alone")
+
+
 def test_other_results_are_never_overwritten_or_continued(
     model_path: Path, sources: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ from edgerpn.runtime.frame import Event, Frame, Result, Source
 from edgerpn.runtime.run import SourceConfig, StreamsConfig
 from edgerpn.runtime.run.http_config import HttpConfig
 from edgerpn.runtime.run.outputs import OutputFlags, PictureFolder, check_outputs, open_outputs
-from edgerpn.runtime.sinks import read_outputs
+from edgerpn.runtime.sinks import close_sinks, read_outputs
 from edgerpn.runtime.sources.file_sources import open_source
 from edgerpn.runtime.tracking.config import TrackConfig
 
@@ -144,14 +144,42 @@ def test_a_folder_keeps_its_pictures_unless_an_earlier_run_made_them(make_clip: 
         folder.mkdir()
         cv2.imwrite(str(folder / "a.png"), np.zeros((48, 64, 3), np.uint8))
     clip, pictures = SourceConfig(source=str(make_clip(3))), SourceConfig(source=str(images))
-    with pytest.raises(ConfigError, match=r"out/a\.png: would be overwritten, and the folder has no proposals\.jsonl"):
+    with pytest.raises(ConfigError, match=r"out/a\.png: would be overwritten, and no earlier run made this file"):
         check_outputs(OutputFlags(video=str(out)), (), "m.onnx", *run_of(pictures))
     check_outputs(OutputFlags(output=str(out)), (), "m.onnx", *run_of(clip))
     (out / "annotated.mp4").write_bytes(b"mine")
     with pytest.raises(ConfigError, match=r"out/annotated\.mp4: would be overwritten"):
         check_outputs(OutputFlags(output=str(out)), (), "m.onnx", *run_of(clip))
+    # A folder of version 0.1 has no list of them.
     (out / "proposals.jsonl").touch()
     check_outputs(OutputFlags(output=str(out)), (), "m.onnx", *run_of(clip))
+
+
+def test_the_name_of_an_annotated_picture_is_that_of_a_link_to_the_original(tmp_path: Path) -> None:
+    images, out = tmp_path / "images", tmp_path / "out"
+    for folder in (images, out):
+        folder.mkdir()
+    cv2.imwrite(str(tmp_path / "original.png"), np.zeros((48, 64, 3), np.uint8))
+    (images / "a.png").symlink_to(tmp_path / "original.png")
+    (out / "a.png").write_bytes(b"mine")
+    config, opened = run_of(SourceConfig(source=str(images)))
+    with pytest.raises(ConfigError, match=r"out/a\.png: would be overwritten"):
+        check_outputs(OutputFlags(video=str(out)), (), "m.onnx", config, opened)
+    with pytest.raises(ConfigError, match="images: the images of a source lie there"):
+        check_outputs(OutputFlags(video=str(images)), (), "m.onnx", config, opened)
+
+
+def test_tracks_in_a_folder_replace_those_of_an_earlier_run_and_no_other_text(make_clip: Make, tmp_path: Path) -> None:
+    labels = tmp_path / "clip.txt"
+    labels.write_text("0 0.5 0.5 0.1 0.1\n")
+    config, opened = run_of(SourceConfig(source=str(make_clip(3))))
+    config, flags = dataclasses.replace(config, track=TrackConfig()), OutputFlags(mot=str(tmp_path))
+    with pytest.raises(ConfigError, match=r"clip\.txt: would be overwritten, and no earlier run made this file"):
+        check_outputs(flags, (), "m.onnx", config, opened)
+    labels.unlink()
+    close_sinks(open_outputs(flags, (), config, opened))
+    labels.write_text("4,1,13.00,41.00,80.00,80.00,0.9000,-1,-1,-1\n")
+    check_outputs(flags, (), "m.onnx", config, opened)
 
 
 def test_one_video_file_holds_one_source_also_when_others_may_come_by_http() -> None:

@@ -111,7 +111,7 @@ def test_several_files_become_records_and_a_video_each(
         assert [record["frame"] for record in ours if record["type"] == "frame"] == list(range(count))
         assert [record for record in ours if record["type"] == "event"] == []
     # Both files are called clip.avi.
-    assert sorted(os.listdir(out)) == ["clip-2.mp4", "clip.mp4", "proposals.jsonl"]
+    assert sorted(os.listdir(out)) == [".edgerpn", "clip-2.mp4", "clip.mp4", "proposals.jsonl"]
     assert capsys.readouterr().out.startswith("21 frames in ")
 
 
@@ -190,7 +190,7 @@ def test_a_signal_ends_a_live_run_within_two_seconds_with_whole_files(
     assert int(printed.split()[0]) == len(frames)
     (video,) = out.glob("*.mp4")
     assert cv2.VideoCapture(str(video)).read()[0]
-    assert not list(out.glob(".*"))
+    assert [path.name for path in out.glob(".*")] == [".edgerpn"]
     messages = [json.loads(line)["message"] for line in complaints.splitlines()]
     assert any("the connection is refused" in message for message in messages)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 import time
@@ -17,6 +18,7 @@ from onnx import helper
 
 from edgerpn.__main__ import main
 from edgerpn.errors import ConfigError, EngineLoadError, SinkError
+from edgerpn.proposals import Proposals
 from edgerpn.runtime.frame import Result
 from edgerpn.runtime.run.loading import load_outputs, load_streams, to_toml
 from edgerpn.runtime.sinks import QueuedSink, close_sinks, open_sinks, read_outputs
@@ -179,6 +181,20 @@ def test_labels_that_are_not_similar_enough_are_left_out(make_result: MakeResult
     assert red[0] == {"name": "red", "similarity": 1.0}
     assert all(label["similarity"] >= 0.5 for label in red)
     assert white == []
+
+
+def test_an_object_of_two_classes_is_looked_at_once(make_result: MakeResult, tmp_path: Path) -> None:
+    result = make_result()
+    box, score = result.proposals.boxes[0], result.proposals.scores[0]
+    twice = Proposals(
+        np.array([box, box]), np.array([score, score]), labels=np.array([0, 1]), class_scores=np.array([0.6, 0.4]),
+        class_names=("cat", "dog"),
+    )  # fmt: skip
+    sink = opened(tmp_path)
+    sink.write(dataclasses.replace(result, proposals=twice))
+    close_sinks([sink])
+    (line,) = lines_of(tmp_path / "classes.jsonl")
+    assert [one["proposal"] for one in line["objects"]] == [0]
 
 
 def test_a_slow_encoder_gets_the_newest_frame_of_each_camera_in_turn(

@@ -77,6 +77,16 @@ def test_only_the_newest_full_files_are_kept_and_others_are_left_alone(tmp_path:
     assert all(other.exists() for other in others)
 
 
+def test_a_file_called_dash_does_not_empty_the_standard_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("-").touch()
+    os.write(1, b"before\n")
+    JsonLinesSink(JsonLinesConfig(path="-")).write_records([record(0)])
+    assert capfd.readouterr().out == "before\n" + record(0).line.decode()
+
+
 def test_the_file_of_an_earlier_run_is_kept_without_its_broken_end(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(record(0).line + b'{"frame": 1, "fi')

@@ -176,7 +176,7 @@ def test_with_classes_a_box_given_twice_counts_once_for_each_class(folder: CocoF
     assert dataset.problems == (
         "box that equals another of its image: 2, kept once (annotation 91: [10.02, 5, 20, 10] in 60 x 40; "
         "annotation 92: [10.02, 5, 20, 10] in 60 x 40)",
-        "box that equals one of another class: 1, kept, but training learns only the first class "
+        "box that equals one of another class: 1, kept once for each class "
         "(annotation 90: [10.02, 5, 20, 10] in 60 x 40)",
     )
     # For recall it is one object; and a name goes before none, for training.
@@ -192,10 +192,7 @@ def test_with_classes_boxes_without_one_are_counted(folder: CocoFolder) -> None:
     folder.boxes[2]["category_id"] = 99
     assert folder.read().problems == ()
     dataset = folder.read(by_class=True)
-    assert dataset.problems == (
-        "box without a class: 2, kept as an object, but left out of AP and of the second stage (annotation 2; "
-        "annotation 3)",
-    )
+    assert dataset.problems == ("box without a class: 2, kept as an object (annotation 2; annotation 3)",)
     # They are no objects of a class that has this name.
     assert [record.box_classes.tolist() for record in dataset.records[:4]] == [[0], [-1], [-1], [0]]
     assert dataset.present_classes == ("object",)

@@ -129,14 +129,17 @@ def test_settings_that_cannot_be_fitted_are_refused(
 
 
 def test_the_annotations_are_never_overwritten(data_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = data_folder / "train.json"
-    before = file.read_bytes()
+    file, beside = data_folder / "train.json", data_folder / "val.json"
+    before = file.read_bytes(), beside.read_bytes()
     assert main(["anchors", "--data", str(data_folder), "--size", "128", "-o", str(file)]) == 1
     assert main(["data", "check", str(file), "--json", str(file)]) == 1
+    assert main(["data", "check", str(file), "-o", str(beside)]) == 1
+    assert main(["data", "check", str(data_folder), "--json", str(beside)]) == 1
     shown = capsys.readouterr().err
     assert f"--output {file}: this is an input of the command and would be overwritten" in shown
-    assert f"--json {file}: this is an input of the command and would be overwritten" in shown
-    assert file.read_bytes() == before
+    for words in (f"--json {file}", f"--output {beside}", f"--json {beside}"):
+        assert f"{words}: this is an input of the command and would be overwritten" in shown
+    assert (file.read_bytes(), beside.read_bytes()) == before
 
 
 @pytest.mark.parametrize("text", ["", "8,16,24", "16,8", "eight"])

@@ -91,10 +91,14 @@ def test_classes_that_cannot_be_held_out_are_named(
     assert problem in str(caught.value)
 
 
-def test_a_box_without_a_class_is_dropped_only_if_classes_are_held_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("category", [{}, {"category_id": 99}])
+def test_a_box_without_a_listed_class_is_dropped_only_if_classes_are_held_out(
+    category: dict[str, int], tmp_path: Path
+) -> None:
     file = write_set(tmp_path, "val", BOXES)
     content = json.loads(file.read_text())
     del content["annotations"][2]["category_id"]
+    content["annotations"][2] |= category
     file.write_text(json.dumps(content))
     assert len(read_coco(file, tmp_path / "images").records[0].boxes_xyxy) == 3
     dataset = read_coco(file, tmp_path / "images", holdout_classes=("cat",))
