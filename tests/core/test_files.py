@@ -124,7 +124,7 @@ def test_a_lock_on_a_full_disk_is_an_error_that_names_its_file(tmp_path: Path) -
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
     try:
-        with pytest.raises(OSError, match="File too large: .*/lock"), files.locked(tmp_path / "lock", folder=tmp_path):
+        with pytest.raises(OSError, match=r"File too large: .*/lock"), files.locked(tmp_path / "lock", folder=tmp_path):
             pass
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
