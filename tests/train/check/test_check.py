@@ -185,6 +185,7 @@ def test_an_error_of_an_unused_split_does_not_speak_of_training(data: DataSet) -
 
 
 def test_a_folder_is_no_page(data: DataSet, capsys: pytest.CaptureFixture[str]) -> None:
+    data.check()
     assert main(["data", "check", str(data.folder), "-o", str(data.folder)]) == 1
     assert "this is a folder, expected the name of a file" in capsys.readouterr().err
 
