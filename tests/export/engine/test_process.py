@@ -181,8 +181,8 @@ def test_a_crash_in_the_library_is_reported_with_its_phase_and_not_tried_again(
 def test_without_enough_memory_each_try_is_reported_and_the_last_error_quoted(
     build: Callable[..., Building],
 ) -> None:
-    # Room for the library's code and 60 MiB more. A build takes 400, or 110 when no thread gets an arena of its own from
-    # the allocator. Only children are limited.
+    # Room for the library's code and 60 MiB more. A build takes 400, or 110 if the allocator gives no thread an arena.
+    # Only children are limited.
     limit = (code_mib() + 60) << 20
     prepare = f"""
 import functools, subprocess
