@@ -360,6 +360,7 @@ def shortened(line: str) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings(r"ignore:::ray\.")  # bulk: Ray warns of its own settings when it starts
 def test_every_command_that_can_run_here_runs(
     workshop: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
