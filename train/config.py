@@ -99,7 +99,7 @@ def preset_path(name: str) -> Path:
     """Returns the TOML file of a preset.
 
     Raises:
-        ConfigError: The preset does not exist.
+        UsageError: The preset does not exist.
     """
     if name not in PRESETS:
         raise UsageError([f"--preset: expected one of {', '.join(PRESETS)}, got {name!r}"])

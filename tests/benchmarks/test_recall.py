@@ -10,8 +10,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.recall import __main__ as recall
+from benchmarks.recall import side
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +71,22 @@ def test_rows_are_measured_once_and_make_a_table(
     with pytest.raises(SystemExit):
         run("--methods", "prior", "--minutes", "5")
     assert "was measured with another minutes" in capsys.readouterr().err
+
+
+def test_a_peer_trains_in_bf16_and_returns_float32_and_is_measured_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})  # PyTorch computes it on any CPU
+    torch.manual_seed(0)
+    layer, views = torch.nn.Linear(16, 4), torch.randn(3, 16)
+    exact = layer(views)
+    side.train_in_bf16(layer, torch)
+    trained = layer.train()(views)
+    assert trained.dtype == torch.float32
+    assert torch.equal(trained, trained.bfloat16().float())
+    assert not torch.equal(trained, exact)
+    assert torch.equal(layer.eval()(views), exact)
+
+
+def test_nested_outputs_of_a_peer_become_float32() -> None:
+    half = torch.ones(2, dtype=torch.bfloat16)
+    found = side.to_float32({"levels": [half, half]})
+    assert [level.dtype for level in found["levels"]] == [torch.float32] * 2
