@@ -102,23 +102,36 @@ def boxes_of(content: Coco) -> dict[int, list[Coco]]:
     return boxes
 
 
-def merge(sets: dict[str, Coco]) -> tuple[Coco, Coco]:
-    """Returns the annotations of training and validation, with file names NAME/FILE and a single class."""
-    parts: tuple[Coco, Coco] = ({"images": [], "annotations": []}, {"images": [], "annotations": []})
-    count = 0
+def merge(sets: dict[str, Coco], repeats: dict[str, int] | None = None) -> tuple[Coco, Coco]:
+    """Returns the annotations of training and validation, with file names NAME/FILE and a single class.
+
+    Args:
+        sets: Annotations by name.
+        repeats: How many times a set trains, from the second on as NAME@2/FILE; default once. A training that draws
+            each folder equally often (`data.balance`) then draws that set more often.
+    """
+    train: Coco = {"images": [], "annotations": []}
+    val: Coco = {"images": [], "annotations": []}
     for name, content in sets.items():
-        boxes = boxes_of(content)
-        _, val = split_sources(content["images"], VAL_SHARE, f"general:{name}")
-        for image in content["images"]:
-            part = parts[image["source"] in val]
-            count += 1
-            entry = {"id": count, "file_name": f"{name}/{image['file_name']}"}
+        for_train, for_val = split_sources(content["images"], VAL_SHARE, f"general:{name}")
+        add_set(val, name, content, for_val)
+        for time in range(1, 1 + (repeats or {}).get(name, 1)):
+            add_set(train, name if time == 1 else f"{name}@{time}", content, for_train)
+    for part in (train, val):
+        part["categories"] = [{"id": 1, "name": "object"}]
+    return train, val
+
+
+def add_set(part: Coco, folder: str, content: Coco, sources: set[str]) -> None:
+    """Appends the images of some sources to `part`, as FOLDER/FILE, with their boxes."""
+    boxes = boxes_of(content)
+    for image in content["images"]:
+        if image["source"] in sources:
+            image_id = len(part["images"]) + 1
+            entry = {"id": image_id, "file_name": f"{folder}/{image['file_name']}"}
             part["images"].append({**entry, "width": image["width"], "height": image["height"]})
             for row in boxes[image["id"]]:
-                add_box(part, count, row["bbox"], is_crowd=bool(row.get("iscrowd", 0)))
-    for part in parts:
-        part["categories"] = [{"id": 1, "name": "object"}]
-    return parts
+                add_box(part, image_id, row["bbox"], is_crowd=bool(row.get("iscrowd", 0)))
 
 
 def add_box(content: Coco, image_id: int, bbox: list[float], *, is_crowd: bool) -> None:
@@ -169,6 +182,14 @@ def main() -> int:
         "--hold-out", type=names_argument, default=HELD_OUT, metavar="A,B", help=f"default {','.join(HELD_OUT)}"
     )
     parser.add_argument("--leave-out", type=names_argument, default=(), metavar="A,B", help="sets not to use at all")
+    parser.add_argument(
+        "--repeat",
+        type=_repeat,
+        action="append",
+        default=[],
+        metavar="NAME=COUNT",
+        help="let a set train COUNT times",
+    )
     parser.add_argument("--teacher", type=Path, metavar="FOLDER", help="folder with nanodet.json and nanodet.bin")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder to write; new or empty")
     arguments = parser.parse_args()
@@ -178,6 +199,13 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _repeat(text: str) -> tuple[str, int]:
+    name, _, count = text.partition("=")
+    if not (name and count.isdecimal() and int(count) > 0):
+        raise argparse.ArgumentTypeError(f"expected NAME=COUNT such as coco_sample=4, got {text!r}")
+    return name, int(count)
 
 
 def prepare(arguments: argparse.Namespace) -> None:
@@ -192,15 +220,19 @@ def prepare(arguments: argparse.Namespace) -> None:
         raise DataError(
             f"{arguments.sets}: no set {', '.join(unknown)} to hold out or leave out; it has {', '.join(sets)}"
         )
+    used = {name: content for name, content in sets.items() if name not in without}
+    repeats = dict(arguments.repeat)
+    if unknown := sorted(repeats.keys() - used.keys()):
+        raise DataError(f"{arguments.sets}: no set {', '.join(unknown)} to repeat; {', '.join(used)} are used")
     if arguments.out.exists() and any(arguments.out.iterdir()):
         raise DataError(f"{arguments.out}: the folder is not empty; name a new one with --out")
-    train, val = merge({name: content for name, content in sets.items() if name not in without})
+    train, val = merge(used, repeats)
     with files.filling(arguments.out) as folder:
         for image in track([*train["images"], *val["images"]], "copying", unit="image"):
             name, _, file = image["file_name"].partition("/")
             target = folder / "images" / name / file
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(arguments.sets / name / "images" / file, target)
+            shutil.copyfile(arguments.sets / name.partition("@")[0] / "images" / file, target)
         if arguments.teacher:
             objects, regions = teach(train, folder / "images", nanodet_teacher(arguments.teacher))
             print(f"teacher: {objects} objects and {regions} regions to ignore added")

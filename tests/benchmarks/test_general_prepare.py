@@ -16,6 +16,7 @@ import pytest
 from benchmarks.general import prepare
 
 Prepare = Callable[..., int]
+DOGS = ("dogs", "dogs@2", "dogs@3")
 
 
 @pytest.fixture
@@ -64,6 +65,29 @@ def test_the_same_sources_validate_whatever_other_sets_there_are(run: Prepare, s
     shutil.copytree(sets / "dogs", fewer / "dogs")
     _, val = prepare.merge(prepare.read_sets(fewer))
     assert [image["file_name"] for image in val["images"]] == [name for name in shown if name.startswith("dogs/")]
+
+
+def test_a_repeated_set_trains_more_often_and_validates_once(run: Prepare, tmp_path: Path) -> None:
+    assert run("--leave-out", "cups", "--repeat", "dogs=3") == 0
+    out = tmp_path / "out"
+    train = {image["id"]: image["file_name"] for image in read(out, "train")["images"]}
+    copies = [{name.split("/")[1] for name in train.values() if name.startswith(f"{folder}/")} for folder in DOGS]
+    assert copies[0] == copies[1] == copies[2]
+    assert len(train) == len(set(train.values())) == 16 + 2 * 8
+    assert all((out / "images" / name).is_file() for name in train.values())
+    assert [train[row["image_id"]] for row in read(out, "train")["annotations"]] == list(train.values())
+    assert {image["file_name"].split("/")[0] for image in read(out, "val")["images"]} == {"cars", "dogs"}
+
+
+def test_only_a_set_that_is_used_can_be_repeated(
+    run: Prepare, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--repeat", "birds=2") == 1
+    assert "no set birds to repeat; cars, cups, dogs are used" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run("--repeat", "dogs=0")
+    assert "expected NAME=COUNT such as coco_sample=4, got 'dogs=0'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_with_content_is_not_written_to(
