@@ -201,7 +201,7 @@ def _download_bindings(python: str, work: Path) -> Path:
     words = ["download", "--quiet", "--no-deps", "--only-binary=:all:", "--python-version", python, "-d", str(work)]
     done = subprocess.run([sys.executable, "-m", "pip", *words, wanted], text=True, capture_output=True, check=False)
     if done.returncode != 0:
-        raise SystemExit(f"pip found no {wanted} for Python {python}: {done.stderr.strip().splitlines()[-1]}")
+        raise SystemExit(f"pip found no {wanted} for Python {python}: {done.stderr.strip() or done.returncode}")
     unpacked = work / "bindings"
     with zipfile.ZipFile(next(work.glob(f"{_BINDINGS}-*.whl"))) as wheel:
         wheel.extractall(unpacked)

@@ -98,6 +98,7 @@ def test_a_misspelt_setting_suggests_the_right_one(capsys: pytest.CaptureFixture
             for name in ("tpu7", "meta", "cuda:255")
         ),
         (["--set", "proposals.nms_iou=1.5"], "nms_iou: expected more than 0 and at most 1, got 1.5"),
+        (["--set", "model.backbone=resnet19"], "model.backbone: expected one of edge, resnet18"),
         (["--preset", "papr"], "--preset: expected one of edge, paper, got 'papr'"),
         (["--data", "somewhere"], "--output: required"),
         ([], "--data and --output: required"),

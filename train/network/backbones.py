@@ -16,6 +16,8 @@ from edgerpn.errors import ConfigError, require
 from edgerpn.train.network.layers import Backbone, ConvNormAct, ResidualBlock, check_strides
 
 NAMES = ("edge", "resnet18", "resnet34", "resnet50", "vgg16", "mobilenet_v3_large")
+EXPECTED = f"one of {', '.join(NAMES)} or timm:NAME"
+"""What a backbone's name may be, for errors."""
 COARSEST_STRIDE_PX = {"resnet18": 32, "resnet34": 32, "resnet50": 32, "vgg16": 16, "mobilenet_v3_large": 32}
 """Coarsest stride of each backbone with a fixed architecture."""
 
@@ -359,4 +361,4 @@ def make_backbone(
         return MobileNetV3Large(strides)
     if name.startswith("timm:"):
         return TimmBackbone(name.removeprefix("timm:"), strides)
-    raise ConfigError([f"model.backbone: expected one of {', '.join(NAMES)} or timm:NAME, got {name!r}"])
+    raise ConfigError([f"model.backbone: expected {EXPECTED}, got {name!r}"])

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from edgerpn.errors import ConfigError, check_setting
 from edgerpn.train.network.anchors import AnchorConfig
-from edgerpn.train.network.backbones import COARSEST_STRIDE_PX, make_backbone
+from edgerpn.train.network.backbones import COARSEST_STRIDE_PX, EXPECTED, NAMES, make_backbone
 from edgerpn.train.network.layers import ConvNormAct, LevelConv
 from edgerpn.train.network.region_head import RegionHead
 
@@ -65,6 +65,8 @@ class ModelConfig:
     """Width of the hidden layers of the second stage."""
 
     def __post_init__(self) -> None:
+        is_known = self.backbone in NAMES or self.backbone.startswith("timm:")
+        check_setting(is_known, "backbone", EXPECTED, self.backbone)
         if len(self.stage_channels) != len(self.stage_blocks) or min(self.stage_channels, default=0) < 1:
             raise ValueError(
                 f"stage_channels: expected one positive number for each of stage_blocks, got {self.stage_channels} "

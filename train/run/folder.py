@@ -39,7 +39,10 @@ CLASS_COLUMNS = ("region_class", "region_box", "AP", "AP50")
 
 
 class RunFolder:
-    """Paths and files of one run; every write replaces a file atomically."""
+    """Paths and files of one run; every write replaces a file atomically.
+
+    From `start` or `resume` until `release` no other process can start or resume a run in the folder.
+    """
 
     def __init__(self, path: Path) -> None:
         """Names the files inside `path`; creates nothing yet."""
@@ -50,6 +53,7 @@ class RunFolder:
         self.log = path / "log.csv"
         self.config = path / "config.toml"
         self.plot = path / "loss.png"
+        self._lock = contextlib.ExitStack()
         self.rows: list[dict[str, float]] = []
         self.newest_intact: Path | None = None
         """The newest checkpoint that this process read or wrote, and so knows to be intact."""
@@ -70,9 +74,11 @@ class RunFolder:
             )
 
     def start(self, resolved: TrainSettings) -> None:
-        """Starts a new run; errors as in `check_new`."""
+        """Starts a new run; errors as in `check_new`, and a ConfigError if another process writes into the folder."""
         self.check_new()
         self.path.mkdir(parents=True, exist_ok=True)
+        self._keep_others_out()
+        self.check_new()  # another run may have begun and ended since
         self._write_config(resolved)
 
     def read_last(self, log: Callable[[str], None] = lambda _: None) -> Checkpoint:
@@ -100,9 +106,21 @@ class RunFolder:
         return checkpoint
 
     def resume(self, resolved: TrainSettings, checkpoint: Checkpoint) -> None:
-        """Resumes the run at `checkpoint`: drops the rows logged after it."""
+        """Resumes the run at `checkpoint`: drops the rows logged after it.
+
+        Raises:
+            ConfigError: Another process writes into the folder.
+        """
+        self._keep_others_out()
         self.rows = [row for row in read_log(self.log) if row["step"] <= checkpoint.step] if self.log.exists() else []
         self._write_config(resolved)
+
+    def _keep_others_out(self) -> None:
+        self._lock.enter_context(files.locked(self.path / ".lock", folder=self.path))
+
+    def release(self) -> None:
+        """Lets other processes write into the folder; does nothing where this one never did."""
+        self._lock.close()
 
     def _write_config(self, resolved: TrainSettings) -> None:
         files.write_text(self.config, settings.to_toml(resolved))

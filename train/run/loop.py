@@ -11,7 +11,7 @@ import dataclasses
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,8 @@ def run_training(
         backbone_weights=backbone_weights,
         log=log if log is not None and ranks.is_first else _ignore,
     )
-    with ranks.joined(compute.device):
+    with ranks.joined(compute.device), ExitStack() as stack:
+        stack.callback(request.folder.release)
         with explain_out_of_memory(lambda: advice_before_first_step(request.folder, settings)):
             run = set_up(request, ranks, compute)
         with explain_out_of_memory(lambda: advice_during_step(run)):

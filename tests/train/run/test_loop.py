@@ -84,6 +84,26 @@ def test_recall_rises_on_the_validation_images(start: Start) -> None:
     assert best.training is None
 
 
+def test_no_second_run_writes_into_the_folder_of_a_running_one(start: Start, tmp_path: Path) -> None:
+    refused: list[str] = []
+
+    def try_again(line: str) -> None:
+        if line.startswith("step 10,"):
+            before = {file: file.read_bytes() for file in (tmp_path / "run").iterdir()}
+            with pytest.raises(ConfigError) as error:
+                start("run", *SHORT, "loop.seed=5", resume=True)
+            refused.append(str(error.value))
+            assert {file: file.read_bytes() for file in (tmp_path / "run").iterdir()} == before
+
+    result = start("run", *SHORT, log=try_again)
+    assert refused == [
+        f"{tmp_path / 'run'}: process {os.getpid()} on {os.uname().nodename} is writing into this folder; "
+        "wait for its end, or name another folder"
+    ]
+    assert len([row for row in result.history if "AR@100" in row]) == 5
+    start("run", *SHORT, resume=True)  # it has ended, and let go of the folder
+
+
 def test_the_network_overfits_one_batch_without_augmentation(
     data_folder: Path, tmp_path: Path, tiny_settings: MakeSettings
 ) -> None:
