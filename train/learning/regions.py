@@ -85,13 +85,13 @@ class RegionSample(NamedTuple):
     """(N, S, 4) float32 box of the object, where the label is above 0."""
 
 
-class RegionSums(NamedTuple):
-    """Sums over a part of a step's images, see `edgerpn.train.learning.loss.LossSums`."""
+class RegionLosses(NamedTuple):
+    """Losses of each image, (N,) with a gradient, divided by the size of its sample."""
 
     classes: Tensor
-    """Scalar with a gradient: cross-entropy over the sample."""
+    """Cross-entropy over the sample."""
     boxes: Tensor
-    """Scalar with a gradient: loss of the corrected boxes over the objects of the sample."""
+    """Loss of the corrected boxes over the objects of the sample."""
 
 
 @torch.no_grad()
@@ -159,15 +159,15 @@ def _rows(boxes_NB4: Tensor, index_NS: Tensor) -> Tensor:
     return boxes_NB4.gather(1, index_NS[..., None].expand(-1, -1, 4))
 
 
-def region_loss_sums(
+def region_losses(
     head: RegionHead,
     maps_NCHW: Sequence[Tensor],
     regions: RegionSample,
     *,
     strides_px: Sequence[int],
     config: LossConfig,
-) -> RegionSums:
-    """Runs the head on the sampled boxes and computes its losses, not yet normalised.
+) -> RegionLosses:
+    """Runs the head on the sampled boxes and computes the losses of each image.
 
     Args:
         head: The head.
@@ -178,8 +178,8 @@ def region_loss_sums(
     """
     features = roi_align(maps_NCHW, regions.boxes, strides_px, output_hw=REGION_HW)
     logits_NSP, deltas_NS4 = head(features)
-    classes = functional.cross_entropy(
-        logits_NSP.float().flatten(0, 1), regions.labels.flatten(), ignore_index=-1, reduction="sum"
+    classes_NS = functional.cross_entropy(
+        logits_NSP.float().movedim(2, 1), regions.labels, ignore_index=-1, reduction="none"
     )
     is_object_NS1 = regions.labels[..., None] > 0
     # Rows without an object get a perfect box, so that they contribute neither loss nor gradient.
@@ -193,4 +193,6 @@ def region_loss_sums(
         loss_NS = functional.smooth_l1_loss(distance, zero, beta=config.smooth_l1_beta, reduction="none").sum(-1)
     else:
         loss_NS = 1 - paired_iou_giou(decode_boxes(deltas_NS4, regions.boxes), target_NS4)[1]
-    return RegionSums(classes=classes, boxes=(loss_NS * is_object_NS1.squeeze(-1)).sum())
+    boxes_NS = loss_NS * is_object_NS1.squeeze(-1)
+    size_N = (regions.labels >= 0).sum(dim=1).clamp(min=1)
+    return RegionLosses(classes=classes_NS.sum(dim=1) / size_N, boxes=boxes_NS.sum(dim=1) / size_N)

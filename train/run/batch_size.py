@@ -16,7 +16,7 @@ from edgerpn.train.data.coco import ImageRecord
 from edgerpn.train.learning.assign import assign, sample
 from edgerpn.train.learning.loss import rpn_losses
 from edgerpn.train.learning.optimizer import make_optimizer, scaled_learning_rate
-from edgerpn.train.learning.regions import region_loss_sums, sample_regions
+from edgerpn.train.learning.regions import region_losses, sample_regions
 from edgerpn.train.network.anchors import grid_anchors
 from edgerpn.train.network.model import Rpn, RpnWithMaps
 from edgerpn.train.run.device import Compute, place
@@ -178,8 +178,7 @@ class _TrialSteps:
             )
             strides = settings.model.anchors.strides_px
             with self._compute.autocast():
-                total = total + sum(
-                    region_loss_sums(self._model.region_head, maps, regions, strides_px=strides, config=settings.loss)
-                )
+                found = region_losses(self._model.region_head, maps, regions, strides_px=strides, config=settings.loss)
+            total = total + found.classes.mean() + found.boxes.mean()
         total.backward()
         self._optimizer.step()

@@ -23,7 +23,7 @@ from edgerpn.train.data.batch import TrainBatch
 from edgerpn.train.learning.assign import Assignment, assign, sample
 from edgerpn.train.learning.loss import LossSums, rpn_loss_sums
 from edgerpn.train.learning.optimizer import learning_rate, scale_gradients
-from edgerpn.train.learning.regions import region_loss_sums, sample_regions
+from edgerpn.train.learning.regions import region_losses, sample_regions
 from edgerpn.train.network.layers import FIRST_STEPS, set_norm_momentum
 from edgerpn.train.run.failures import is_out_of_memory
 from edgerpn.train.run.state import TrainingRun
@@ -113,10 +113,12 @@ def loss_sums(run: TrainingRun, batch: TrainBatch, part: int) -> LossSums:
         part=place,
     )
     with run.compute.autocast():
-        found = region_loss_sums(
-            head, maps, regions, strides_px=settings.model.anchors.strides_px, config=settings.loss
-        )
-    return dataclasses.replace(sums, region_class=found.classes, region_box=found.boxes)
+        found = region_losses(head, maps, regions, strides_px=settings.model.anchors.strides_px, config=settings.loss)
+    # As the normalizer, which counts objects: sums over the samples would be huge where objects are few.
+    weights = sums.normalizers.clamp(min=1 / run.loader.batch_size)
+    return dataclasses.replace(
+        sums, region_class=(found.classes * weights).sum(), region_box=(found.boxes * weights).sum()
+    )
 
 
 def assign_batch(run: TrainingRun, batch: TrainBatch) -> Assignment:
@@ -149,7 +151,7 @@ def take_step(run: TrainingRun, batches: Sequence[TrainBatch], loss_function: Lo
             # Divided by the number of images, so that the sums are as large as losses and do not overflow float16.
             parts = _parts(losses)
             run.scaler.scale(_total(settings, parts) / run.loader.batch_size).backward()
-        sums += torch.stack((*(each.detach() for each in parts), losses.normalizer, losses.num_objects.float()))
+        sums += torch.stack((*(each.detach() for each in parts), losses.normalizers.sum(), losses.num_objects.float()))
     run.ranks.all_reduce_sum(sums)
     *parts, normalizer, objects = sums.unbind()
     normalizer = normalizer.clamp(min=1)

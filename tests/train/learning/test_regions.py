@@ -11,7 +11,7 @@ from torch import Tensor
 
 from edgerpn.train.data.batch import TrainBatch
 from edgerpn.train.learning.loss import LossConfig
-from edgerpn.train.learning.regions import RegionConfig, RegionSample, region_loss_sums, sample_regions
+from edgerpn.train.learning.regions import RegionConfig, RegionSample, region_losses, sample_regions
 from edgerpn.train.network.anchors import AnchorConfig, grid_anchors
 from edgerpn.train.network.boxes import decode_boxes, encode_boxes
 from edgerpn.train.network.region_head import RegionHead
@@ -134,20 +134,20 @@ MAPS = [torch.randn(1, 1, 8, 12, generator=torch.Generator().manual_seed(0))]
 
 
 def losses(head: RegionHead, sample: RegionSample, **changes: Any) -> tuple[float, float]:
-    sums = region_loss_sums(head, MAPS, sample, strides_px=(8,), config=LossConfig(**changes))
-    return sums.classes.item(), sums.boxes.item()
+    found = region_losses(head, MAPS, sample, strides_px=(8,), config=LossConfig(**changes))
+    return found.classes.item(), found.boxes.item()
 
 
-def test_the_losses_are_sums_over_the_sample() -> None:
+def test_the_losses_are_means_over_the_sample_of_an_image() -> None:
     sample = sample_of((NEAR, 1, OBJECT), (FAR, 0, OBJECT), (FAR, -1, OBJECT))
     classes, boxes = losses(plain_head(), sample)
     # Two rows count, each with three equally probable classes; one of them has an object.
-    assert classes == pytest.approx(2 * math.log(3))
+    assert classes == pytest.approx(math.log(3))
     overlap, union = 30 * 30, 2 * 32 * 32 - 30 * 30
-    assert boxes == pytest.approx(1 - (overlap / union - (34 * 34 - union) / (34 * 34)), rel=1e-5)
+    assert boxes == pytest.approx((1 - (overlap / union - (34 * 34 - union) / (34 * 34))) / 2, rel=1e-5)
     # Shift of 2 px in 32 px along both axes, in units of .1.
     _, boxes = losses(plain_head(), sample, box="smooth_l1", smooth_l1_beta=0.0)
-    assert boxes == pytest.approx(2 * (2 / 32) / 0.1, rel=1e-5)
+    assert boxes == pytest.approx((2 / 32) / 0.1, rel=1e-5)
 
 
 def test_boxes_that_the_head_corrects_perfectly_have_no_box_loss() -> None:
@@ -165,9 +165,9 @@ def test_the_losses_train_the_head_and_the_maps(box: Literal["giou", "smooth_l1"
     torch.nn.init.normal_(head.deltas.weight, std=0.1)
     nothing = (0.0, 0.0, 0.0, 0.0)
     sample = sample_of((NEAR, 1, OBJECT), (nothing, -1, nothing))
-    sums = region_loss_sums(head, maps, sample, strides_px=(8,), config=LossConfig(box=box))
-    (sums.classes + sums.boxes).backward()
-    assert sums.boxes.isfinite()
+    found = region_losses(head, maps, sample, strides_px=(8,), config=LossConfig(box=box))
+    (found.classes + found.boxes).sum().backward()
+    assert found.boxes.isfinite().all()
     assert maps[0].grad is not None
     assert maps[0].grad.any()
     assert all(p.grad is not None and p.grad.any() for p in head.parameters() if p.ndim > 1)

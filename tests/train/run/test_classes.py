@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import re
 import shutil
@@ -24,8 +25,13 @@ from edgerpn.train.config import TrainSettings
 from edgerpn.train.data.coco import read_coco
 from edgerpn.train.data.loader import TrainLoader
 from edgerpn.train.evaluation import evaluate
-from edgerpn.train.run.folder import read_log
+from edgerpn.train.run.device import choose_compute
+from edgerpn.train.run.folder import RunFolder, read_log
 from edgerpn.train.run.loop import TrainResult, run_training
+from edgerpn.train.run.ranks import SINGLE_PROCESS
+from edgerpn.train.run.setup import RunRequest, set_up
+from edgerpn.train.run.state import TrainingRun
+from edgerpn.train.run.step import take_step
 
 COLORS = {"unused": (0, 0, 0), "blue thing": (250, 60, 40), "red thing": (40, 60, 250)}
 SIDE = 96
@@ -71,6 +77,14 @@ def short_run(colors: Path, tmp_path_factory: pytest.TempPathFactory, tiny_texts
     return run_training(settings.load(TrainSettings, overrides=(*tiny_texts, *SHORT)), data=colors, output=out)
 
 
+def make_run(data: Path, output: Path, settings: TrainSettings) -> TrainingRun:
+    """Makes a run before its first step."""
+    request = RunRequest(
+        settings=settings, data=data, folder=RunFolder(output), resume=False, backbone_weights=None, log=lambda _: None
+    )
+    return set_up(request, SINGLE_PROCESS, choose_compute(settings.loop))
+
+
 def test_the_checkpoint_has_the_names_of_the_classes_with_objects(short_run: TrainResult) -> None:
     best = load_checkpoint(short_run.best)
     assert best.settings.model.classes == ("blue thing", "red thing")
@@ -88,6 +102,25 @@ def test_losses_and_precision_are_in_the_log(short_run: TrainResult) -> None:
     assert len(evaluations) == 2
     assert {"AR@100", "AP50"} < evaluations[0].keys()
     assert {"AP", "AP50", "AR@100"} < short_run.metrics.keys()
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+@pytest.mark.parametrize("num_objects", [0, 1, 8])
+def test_the_class_loss_is_a_mean_however_few_objects_there_are(
+    colors: Path, tmp_path: Path, tiny_settings: MakeSettings, num_objects: int, passes: int
+) -> None:
+    texts = (*CLASSIFY, "data.batch_size=8", f"loop.accumulate={passes}", "data.augment={mosaic_probability=0.0}")
+    run = make_run(colors, tmp_path / "run", tiny_settings(*texts))
+    with run.loader:
+        batches = [batch.to(torch.device("cpu")) for batch in next(run.loader.steps(0))]
+        left = num_objects
+        for batch in batches:
+            for mask in batch.gt_mask:
+                mask[1 if left > 0 else 0 :] = False  # one object in each of the first images
+                left -= 1
+        figures = take_step(run, batches).figures()
+    # Of three equally probable classes. With one object the images without any count up to once more.
+    assert 0.7 * math.log(3) < figures.region_class < 2 * math.log(3)
 
 
 @pytest.mark.slow
