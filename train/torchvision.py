@@ -266,7 +266,7 @@ class ProposalRpn(_NormKeeper):
         sums = rpn_loss_sums(
             logits_NA, deltas_NA4, torch.cat(anchors), assignment, sampled_NA, gt_boxes_NG4, config=config
         )
-        normalizer = sums.normalizers.sum().clamp(min=1)
+        normalizer = sums.normalizer.clamp(min=1)
         return {
             "loss_objectness": sums.objectness / normalizer,
             "loss_rpn_box_reg": config.box_weight * sums.box / normalizer,

@@ -95,11 +95,11 @@ class Distillation:
             distance = self._feature_loss(features[: len(sight.maps)], sight.maps)
         sums = _box_losses(run, batch, levels, teach(sight, batch.gt_boxes, batch.gt_mask))
         # The step divides all sums by the normalizer.
-        weight = FEATURE_WEIGHT * sums.normalizers.sum().clamp(min=1)
+        weight = FEATURE_WEIGHT * sums.normalizer.clamp(min=1)
         return LossSums(
             objectness=sums.objectness + weight * distance,
             box=sums.box,
-            normalizers=sums.normalizers,
+            normalizer=sums.normalizer,
             num_objects=sums.num_objects,
         )
 

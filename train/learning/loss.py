@@ -68,14 +68,13 @@ class LossSums:
     """Scalar with a gradient."""
     box: Tensor
     """Scalar with a gradient, without the factor `LossConfig.box_weight`."""
-    normalizers: Tensor
-    """(N,) without a gradient, what each image adds to the normalizer: the number of its sampled anchors (bce), or the
-    sum of its objects' weights (quality_focal)."""
+    normalizer: Tensor
+    """Scalar without a gradient: number of sampled anchors (bce), or sum of the objects' weights (quality_focal)."""
     num_objects: Tensor
     """Scalar, integer."""
     region_class: Tensor | None = None
-    """Scalar with a gradient: class loss of the second stage, without its factor; None: no second stage. The mean of
-    an image's sample is weighed by the image's part of the normalizer, so that few objects do not make it large."""
+    """Scalar with a gradient: class loss of the second stage, without its factor; None: no second stage. It is the mean
+    over the boxes of the part's samples, times the part's normalizer, so that few objects do not make it large."""
     region_box: Tensor | None = None
     """Scalar with a gradient: loss of the boxes that the second stage corrects, likewise."""
 
@@ -92,7 +91,7 @@ def rpn_losses(
 ) -> Losses:
     """Computes objectness and box loss of a whole batch; arguments as for `rpn_loss_sums`."""
     sums = rpn_loss_sums(logits_NA, deltas_NA4, anchors_A4, assignment, sampled_NA, gt_boxes_NG4, config=config)
-    normalizer = sums.normalizers.sum().clamp(min=1)
+    normalizer = sums.normalizer.clamp(min=1)
     objectness, box = sums.objectness / normalizer, sums.box / normalizer
     return Losses(
         total=objectness + config.box_weight * box,
@@ -144,16 +143,14 @@ def rpn_loss_sums(
         weight_P = weight_P * gt_weights_NG.flatten()[matched_P]
     if config.objectness == "bce":
         objectness = _bce(logits_NA, is_object_NA, sampled_NA)
-        normalizers_N = sampled_NA.sum(dim=1).float()
+        normalizer = sampled_NA.sum().float()
     else:
         overlap_P = iou_P.detach().clamp(0, 1)
         quality_NA = logits_NA.new_zeros(logits_NA.shape)
         quality_NA.view(-1)[rows] = overlap_P * weight_P
         # The floor lets objects far from their anchors, the largest ones, learn as fast as the others.
         weight_P = weight_P * overlap_P.clamp(min=config.quality_floor)
-        weight_NA = torch.zeros_like(logits_NA)
-        weight_NA.view(-1)[rows] = weight_P
-        normalizers_N = weight_NA.sum(dim=1)
+        normalizer = weight_P.sum()
         is_far_NA = ~is_object_NA & (assignment.overlap_NA < config.near_iou)
         share_NA = torch.where(is_far_NA, config.background_weight, 1.0) * sampled_NA
         objectness = _quality_focal(logits_NA, quality_NA, share_NA, config.focal_beta)
@@ -166,7 +163,7 @@ def rpn_loss_sums(
     return LossSums(
         objectness=objectness,
         box=(loss_P * weight_P).sum(),
-        normalizers=normalizers_N,
+        normalizer=normalizer,
         num_objects=is_object_NA.sum(),
     )
 

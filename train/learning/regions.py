@@ -86,12 +86,12 @@ class RegionSample(NamedTuple):
 
 
 class RegionLosses(NamedTuple):
-    """Losses of each image, (N,) with a gradient, divided by the size of its sample."""
+    """Losses of a part of a step's images, scalars with a gradient, divided by the number of boxes in the samples."""
 
     classes: Tensor
-    """Cross-entropy over the sample."""
+    """Cross-entropy."""
     boxes: Tensor
-    """Loss of the corrected boxes over the objects of the sample."""
+    """Loss of the corrected boxes of objects."""
 
 
 @torch.no_grad()
@@ -167,7 +167,7 @@ def region_losses(
     strides_px: Sequence[int],
     config: LossConfig,
 ) -> RegionLosses:
-    """Runs the head on the sampled boxes and computes the losses of each image.
+    """Runs the head on the sampled boxes and computes the losses.
 
     Args:
         head: The head.
@@ -178,8 +178,8 @@ def region_losses(
     """
     features = roi_align(maps_NCHW, regions.boxes, strides_px, output_hw=REGION_HW)
     logits_NSP, deltas_NS4 = head(features)
-    classes_NS = functional.cross_entropy(
-        logits_NSP.float().movedim(2, 1), regions.labels, ignore_index=-1, reduction="none"
+    classes = functional.cross_entropy(
+        logits_NSP.float().flatten(0, 1), regions.labels.flatten(), ignore_index=-1, reduction="sum"
     )
     is_object_NS1 = regions.labels[..., None] > 0
     # Rows without an object get a perfect box, so that they contribute neither loss nor gradient.
@@ -193,6 +193,5 @@ def region_losses(
         loss_NS = functional.smooth_l1_loss(distance, zero, beta=config.smooth_l1_beta, reduction="none").sum(-1)
     else:
         loss_NS = 1 - paired_iou_giou(decode_boxes(deltas_NS4, regions.boxes), target_NS4)[1]
-    boxes_NS = loss_NS * is_object_NS1.squeeze(-1)
-    size_N = (regions.labels >= 0).sum(dim=1).clamp(min=1)
-    return RegionLosses(classes=classes_NS.sum(dim=1) / size_N, boxes=boxes_NS.sum(dim=1) / size_N)
+    size = (regions.labels >= 0).sum().clamp(min=1)
+    return RegionLosses(classes=classes / size, boxes=(loss_NS * is_object_NS1.squeeze(-1)).sum() / size)

@@ -179,6 +179,6 @@ class _TrialSteps:
             strides = settings.model.anchors.strides_px
             with self._compute.autocast():
                 found = region_losses(self._model.region_head, maps, regions, strides_px=strides, config=settings.loss)
-            total = total + found.classes.mean() + found.boxes.mean()
+            total = total + found.classes + found.boxes
         total.backward()
         self._optimizer.step()

@@ -114,11 +114,9 @@ def loss_sums(run: TrainingRun, batch: TrainBatch, part: int) -> LossSums:
     )
     with run.compute.autocast():
         found = region_losses(head, maps, regions, strides_px=settings.model.anchors.strides_px, config=settings.loss)
-    # As the normalizer, which counts objects: sums over the samples would be huge where objects are few.
-    weights = sums.normalizers.clamp(min=1 / run.loader.batch_size)
-    return dataclasses.replace(
-        sums, region_class=(found.classes * weights).sum(), region_box=(found.boxes * weights).sum()
-    )
+    # The step divides by the normalizer, which counts objects: sums over the samples would be huge where these are few.
+    weight = sums.normalizer.clamp(min=len(batch.images) / run.loader.batch_size)
+    return dataclasses.replace(sums, region_class=found.classes * weight, region_box=found.boxes * weight)
 
 
 def assign_batch(run: TrainingRun, batch: TrainBatch) -> Assignment:
@@ -151,7 +149,7 @@ def take_step(run: TrainingRun, batches: Sequence[TrainBatch], loss_function: Lo
             # Divided by the number of images, so that the sums are as large as losses and do not overflow float16.
             parts = _parts(losses)
             run.scaler.scale(_total(settings, parts) / run.loader.batch_size).backward()
-        sums += torch.stack((*(each.detach() for each in parts), losses.normalizers.sum(), losses.num_objects.float()))
+        sums += torch.stack((*(each.detach() for each in parts), losses.normalizer, losses.num_objects.float()))
     run.ranks.all_reduce_sum(sums)
     *parts, normalizer, objects = sums.unbind()
     normalizer = normalizer.clamp(min=1)

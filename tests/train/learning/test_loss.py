@@ -192,11 +192,11 @@ def test_an_unsure_box_weighs_less_and_has_a_lower_target() -> None:
     config, inputs = LossConfig(), (LOGITS, DELTAS, ANCHORS, assignment, SAMPLED, GT)
     sure = rpn_loss_sums(*inputs, config=config)
     same = rpn_loss_sums(*inputs, config=config, gt_weights_NG=torch.ones(1, 2))
-    assert (same.objectness, same.box, same.normalizers) == (sure.objectness, sure.box, sure.normalizers)
+    assert (same.objectness, same.box, same.normalizer) == (sure.objectness, sure.box, sure.normalizer)
     # Anchor 0, object 1: IoU 9 / 11, no change of the box. Anchor 2 answers for object 0.
     unsure = rpn_loss_sums(*inputs, config=config, gt_weights_NG=torch.tensor([[1.0, 0.25]]))
     iou = 9 / 11
-    assert (sure.normalizers - unsure.normalizers).item() == pytest.approx(0.75 * iou, rel=1e-5)
+    assert (sure.normalizer - unsure.normalizer).item() == pytest.approx(0.75 * iou, rel=1e-5)
     giou = iou  # the smallest box around both is their union
     assert (sure.box - unsure.box).item() == pytest.approx(0.75 * iou * (1 - giou), rel=1e-5)
 
