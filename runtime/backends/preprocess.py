@@ -124,8 +124,8 @@ class Preprocessor:
 
 def _has_area(boxes_xyxy: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
     """Whether boxes (M, 4) have area; one inside the padding has none once it is clipped to the frame."""
-    is_inside: npt.NDArray[np.bool_] = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(axis=1)
-    return is_inside
+    x1, y1, x2, y2 = boxes_xyxy.T
+    return (x2 > x1) & (y2 > y1)
 
 
 def _hw(image: npt.NDArray[np.uint8]) -> tuple[int, int]:
