@@ -124,8 +124,7 @@ class Preprocessor:
 
 def _has_area(boxes_xyxy: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
     """Whether boxes (M, 4) have area; one inside the padding has none once it is clipped to the frame."""
-    x1, y1, x2, y2 = boxes_xyxy.T
-    return (x2 > x1) & (y2 > y1)
+    return (boxes_xyxy[:, 2] > boxes_xyxy[:, 0]) & (boxes_xyxy[:, 3] > boxes_xyxy[:, 1])
 
 
 def _hw(image: npt.NDArray[np.uint8]) -> tuple[int, int]:
