@@ -1,6 +1,7 @@
 """Label Studio's JSON export: tasks with annotations in per cent of the image.
 
-The box of a rotated rectangle (about its left upper corner), a polygon or an ellipse is the box around it.
+The box of a polygon, a rectangle rotated about its left upper corner or an ellipse rotated about its centre is the box
+around it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from edgerpn.train.data.formats.building import (
 )
 from edgerpn.train.data.formats.content import Content, Layout, Split, images_beside, split_of_value, splits_in_file
 from edgerpn.train.data.formats.reading import read_text, stored_size, visible_files
-from edgerpn.train.data.formats.shapes import extent, numbers, rotated, size_hw
+from edgerpn.train.data.formats.shapes import extent, numbers, rotated, rotated_ellipse, size_hw
 
 LOOKED_FOR = "Label Studio: a JSON export (a list of tasks with 'data' and 'annotations') and images/"
 
@@ -213,7 +214,7 @@ def _box(kind: str, value: dict[str, Any], hw: tuple[int, int]) -> tuple[float, 
     if found_numbers is None:
         return None
     x, y, w, h, angle = found_numbers
-    if kind == "ellipse":
-        x, y, w, h, angle = x - w, y - h, 2 * w, 2 * h, 0.0
     box = (x * width / 100, y * height / 100, w * width / 100, h * height / 100)
+    if kind == "ellipse":
+        return rotated_ellipse(*box, angle)
     return rotated(box, angle, (0, 0)) if angle else box
