@@ -254,7 +254,10 @@ def _of_points(shape: Any) -> tuple[float, ...] | None:
 def _of_ellipse(shape: Any) -> tuple[float, ...] | None:
     found = _given(shape, "cx", "cy", "rx", "ry")
     angle = numbers([shape.get("rotation", "0")])
-    return None if found is None or angle is None else rotated_ellipse(*found, angle[0])
+    if found is None or angle is None:
+        return None
+    x, y, radius_x, radius_y = found
+    return rotated_ellipse(x, y, radius_x, radius_y, angle[0])
 
 
 def _of_mask(shape: Any) -> tuple[float, ...] | None:

@@ -41,6 +41,8 @@ _UPLOAD = re.compile(r"[0-9a-f]{8}-")
 """Label Studio puts it before the name of an uploaded file."""
 _WITHOUT_SHAPE = ("choices", "textarea", "rating", "taxonomy", "number", "relation")
 """Types of results about the whole picture, or about other results."""
+_MASKS = ("brush", "bitmask")
+"""Types with an extent that is not read."""
 _LABELS = ("rectanglelabels", "polygonlabels", "ellipselabels", "labels", "choices")
 
 
@@ -183,7 +185,7 @@ def _objects(
         if result.get("type") == "labels" or kind in _WITHOUT_SHAPE:
             continue
         if kind not in ("rectangle", "polygon", "ellipse"):
-            problems.add(NO_BOX, f"{where}: {kind or 'without a type'}")
+            problems.add(BAD_OBJECT if kind in _MASKS else NO_BOX, f"{where}: {kind or 'without a type'}")
             continue
         xywh = _box(kind, value, hw) if isinstance(value, dict) else None
         if xywh is None:

@@ -106,21 +106,27 @@ def test_labelme_shapes(tmp_path: Path) -> None:
         ("crab", "polygon", [[1, 2], [9, 3], [4, 8]]),
         ("crab", "circle", [[20, 10], [23, 14]]),  # radius 5
         ("crab", "mask", [[2, 3], [6, 9]]),
+        ("crab", "rotation", [[12, 4], [16, 8], [12, 12], [8, 8]]),
+        ("crab", "a shape of tomorrow", [[3, 3], [9, 3], [6, 8]]),
         ("eye", "point", [[2, 3]]),
         ("line", "linestrip", [[2, 3], [3, 4]]),
         ("bad", "rectangle", [[2, 3]]),
-        *(("fish", "rectangle", [["1", 1], [2, 2 + n]]) for n in range(9)),
+        ("bad", "a shape of tomorrow", [[2, 3], [9, 3]]),
+        *(("fish", "rectangle", [["1", 1], [2, 2 + n]]) for n in range(17)),
     )
     write_labelme(tmp_path / "val", 1)
     for name in ("a.png", "b.png"):
         write_image(tmp_path / "train" / name)
     (tmp_path / "train" / "a.json").write_text(labelme_file("a.png", *shapes), encoding="utf-8-sig")
     dataset = read_split(find_split(tmp_path, "train"))
-    assert boxes(dataset)[0][:5] == [[10, 5, 30, 15.5], [1, 2, 9, 8], [15, 5, 25, 15], [2, 3, 6, 9], [1, 1, 2, 2]]
+    assert boxes(dataset)[0][:7] == [
+        *([10, 5, 30, 15.5], [1, 2, 9, 8], [15, 5, 25, 15], [2, 3, 6, 9], [8, 4, 16, 12], [3, 3, 9, 8]),
+        [1, 1, 2, 2],
+    ]
     assert dataset.problems[:3] == (
-        "object without an extent (a point, a line, a mask): 2, dropped (a.json shape 5: point; a.json shape 6: "
-        "linestrip)",
-        "object whose form or numbers cannot be read: 1, dropped (a.json shape 7: rectangle with 1 usable points of 1)",
+        "object without an extent (a point, a line): 2, dropped (a.json shape 7: point; a.json shape 8: linestrip)",
+        "object whose form or numbers cannot be read: 2, dropped (a.json shape 9: rectangle with 1 usable points of 1; "
+        "a.json shape 10: a shape of tomorrow with 2 usable points of 2)",
         "image without annotations: 1, not used (b.png)",
     )
 
@@ -291,7 +297,7 @@ def test_label_studio_shapes(tmp_path: Path) -> None:
         label_studio_result("brushlabels", "crab", rle=[1]),
         {"type": "choices", "value": {"choices": ["good"]}},
         label_studio_result("rectanglelabels", "fish", x=None, y=25, width=50, height=50),
-        *(label_studio_result("rectanglelabels", "fish", x=0, y=0, width=10 + n, height=10) for n in range(6)),
+        *(label_studio_result("rectanglelabels", "fish", x=0, y=0, width=10 + n, height=10) for n in range(16)),
     )
     write_image(tmp_path / "images" / "a b.png")
     task = label_studio_task(1, "/data/local-files/?d=sets/a%20b.png", *results)
@@ -299,8 +305,8 @@ def test_label_studio_shapes(tmp_path: Path) -> None:
     dataset = read_split(find_split(tmp_path / "tasks.json", "val"))
     expected = [[10, 5, 30, 15], [16, 5, 20, 13], [1, 2, 9, 8], [15, 6, 25, 14], [18, 2, 22, 18]]
     np.testing.assert_allclose(boxes(dataset)[0][:5], expected, atol=1e-6)
-    assert "tasks.json task 1 result 6: brush" in dataset.problems[0]
-    assert "tasks.json task 1 result 8" in dataset.problems[1]
+    assert "whose form or numbers cannot be read: 2, dropped (tasks.json task 1 result 6: brush" in dataset.problems[0]
+    assert "tasks.json task 1 result 8" in dataset.problems[0]
 
 
 @pytest.mark.parametrize(
