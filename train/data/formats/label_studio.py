@@ -1,6 +1,7 @@
 """Label Studio's JSON export: tasks with annotations in per cent of the image.
 
-The box of a rotated rectangle (about its left upper corner), a polygon or an ellipse is the box around it.
+The box of a polygon, a rectangle rotated about its left upper corner or an ellipse rotated about its centre is the box
+around it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from edgerpn.train.data.formats.building import (
 )
 from edgerpn.train.data.formats.content import Content, Layout, Split, images_beside, split_of_value, splits_in_file
 from edgerpn.train.data.formats.reading import read_text, stored_size, visible_files
-from edgerpn.train.data.formats.shapes import extent, numbers, rotated, size_hw
+from edgerpn.train.data.formats.shapes import extent, numbers, rotated, rotated_ellipse, size_hw
 
 LOOKED_FOR = "Label Studio: a JSON export (a list of tasks with 'data' and 'annotations') and images/"
 
@@ -40,6 +41,8 @@ _UPLOAD = re.compile(r"[0-9a-f]{8}-")
 """Label Studio puts it before the name of an uploaded file."""
 _WITHOUT_SHAPE = ("choices", "textarea", "rating", "taxonomy", "number", "relation")
 """Types of results about the whole picture, or about other results."""
+_MASKS = ("brush", "bitmask")
+"""Types with an extent that is not read."""
 _LABELS = ("rectanglelabels", "polygonlabels", "ellipselabels", "labels", "choices")
 
 
@@ -182,7 +185,7 @@ def _objects(
         if result.get("type") == "labels" or kind in _WITHOUT_SHAPE:
             continue
         if kind not in ("rectangle", "polygon", "ellipse"):
-            problems.add(NO_BOX, f"{where}: {kind or 'without a type'}")
+            problems.add(BAD_OBJECT if kind in _MASKS else NO_BOX, f"{where}: {kind or 'without a type'}")
             continue
         xywh = _box(kind, value, hw) if isinstance(value, dict) else None
         if xywh is None:
@@ -213,7 +216,7 @@ def _box(kind: str, value: dict[str, Any], hw: tuple[int, int]) -> tuple[float, 
     if found_numbers is None:
         return None
     x, y, w, h, angle = found_numbers
-    if kind == "ellipse":
-        x, y, w, h, angle = x - w, y - h, 2 * w, 2 * h, 0.0
     box = (x * width / 100, y * height / 100, w * width / 100, h * height / 100)
+    if kind == "ellipse":
+        return rotated_ellipse(*box, angle)
     return rotated(box, angle, (0, 0)) if angle else box

@@ -28,8 +28,11 @@ LOOKED_FOR = "LabelMe: JSON files beside images, also in train/ and val/"
 
 _MAX_TRIED = 5
 """Files by which a folder is recognised; the first may be damaged."""
-_POINT_COUNTS = {"rectangle": 2, "mask": 2, "polygon": 3, "circle": 2, "oriented_rectangle": 4}
-"""Least number of points of each shape that has a box; other shapes are points and lines."""
+_POINT_COUNTS = {"rectangle": 2, "mask": 2, "circle": 2, "oriented_rectangle": 4, "rotation": 4}
+"""Least number of points of each shape that has a box."""
+_CORNERS = 3
+"""Least number of points of a polygon, and of a shape of another tool, which is taken for one."""
+_WITHOUT_EXTENT = ("point", "points", "line", "linestrip")
 
 
 def find_layouts(folder: Path) -> list[Layout]:
@@ -109,14 +112,13 @@ def _objects(root: dict[str, Any], file: Path, problems: Problems) -> list[Found
             problems.add(BAD_OBJECT, name)
             continue
         # Files of old versions have polygons only, and no type.
-        kind = shape.get("shape_type") or "polygon"
-        count = _POINT_COUNTS.get(kind) if isinstance(kind, str) else None
-        if count is None:
+        kind = str(shape.get("shape_type") or "polygon")[:40]
+        if kind in _WITHOUT_EXTENT:
             problems.add(NO_BOX, f"{name}: {kind}")
             continue
         points = [numbers(point) if isinstance(point, list) and len(point) == 2 else None for point in shape["points"]]
         known = [point for point in points if point is not None]
-        if len(known) < max(count, len(points)):
+        if len(known) < max(_POINT_COUNTS.get(kind, _CORNERS), len(points)):
             problems.add(BAD_OBJECT, f"{name}: {kind} with {len(known)} usable points of {len(points)}")
             continue
         label = shape.get("label")

@@ -25,7 +25,6 @@ from edgerpn.train.data.formats.reading import (
     annotated_images,
     check_confined,
     read_text,
-    relative_parts,
     stored_sizes,
     visible_files,
 )
@@ -264,16 +263,20 @@ def _images_of(entry: Path, source: _Source) -> list[Path]:
 
 
 def _listed_image(text: str, entry: Path, folder: Path, where: str) -> Path:
-    """Finds an image of a list: relative to the list or the data folder, or absolute inside the data folder."""
-    if text.startswith(f"{folder}{os.sep}"):
-        text = text[len(str(folder)) + 1 :]
-    parts = relative_parts(text, where)
-    for base in (entry.parent, folder):
-        file = base.joinpath(*parts)
-        # Unlike Path.is_file, it takes a name that is too long.
-        if os.path.isfile(file) and folder in file.parents:
-            return file
-    raise DataError(f"{where}: {text!r}: no such image, neither below {entry.parent} nor below {folder}")
+    """Finds an image of a list below the list or the data folder, by its path or the end of it, as `_find_entry`."""
+    text = text.removeprefix(f"{folder}{os.sep}")
+    # Without "..", no path leaves the data folder.
+    parts = [part for part in text.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    for count in (len(parts), *range(min(3, len(parts) - 1), 0, -1)):
+        for base in (entry.parent, folder):
+            file = base.joinpath(*parts[-count:])
+            # Unlike Path.is_file, it takes a name that is too long.
+            if os.path.isfile(file) and folder in file.parents:
+                return file
+    raise DataError(
+        f"{where}: {text!r}: no such image, by its whole path or the end of it, neither below {entry.parent} nor below "
+        f"{folder}"
+    )
 
 
 def _parse_labels(

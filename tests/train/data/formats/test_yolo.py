@@ -178,7 +178,13 @@ def test_an_existing_folder_elsewhere_may_be_named_explicitly(tmp_path: Path) ->
     assert train.folder == tmp_path / "mine"
 
 
-@pytest.mark.parametrize("line", ["./images/0.png", "images/0.png", "images\\0.png", "{root}/images/0.png"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("./images/0.png", "images/0.png", "images\\0.png", "{root}/images/0.png"),
+        *("/content/set/images/0.png", "C:\\set\\images\\0.png", "../set/images/0.png", "data/obj/images/0.png"),
+    ],
+)
 def test_a_text_file_lists_images(line: str, tmp_path: Path) -> None:
     write_yolo(tmp_path / "images", tmp_path / "labels", 3)
     (tmp_path / "train.txt").write_text(f"{line.format(root=tmp_path)}\r\n\r\nimages/1.png\n")
@@ -190,14 +196,14 @@ def test_a_text_file_lists_images(line: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(val[0].boxes_xyxy, np.array([[10, 5, 30, 15]], np.float32))
 
 
-@pytest.mark.parametrize("line", ["../outside.png", "/etc/hostname", "C:\\a.png", "images/none.png"])
+@pytest.mark.parametrize("line", ["../outside.png", "/etc/hostname", "C:\\a.png", "images/none.png", "..", "\0"])
 def test_a_text_file_cannot_leave_the_data_folder(line: str, tmp_path: Path) -> None:
     write_image(tmp_path / "outside.png")
     root = tmp_path / "set"
     write_yolo(root / "images", root / "labels", 1)
     (root / "train.txt").write_text(f"images/0.png\n{line}\n")
     (root / "data.yaml").write_text("train: train.txt\nval: train.txt\n")
-    with pytest.raises(DataError, match=r"train\.txt: line 2: .*(expected a path below the data folder|no such image)"):
+    with pytest.raises(DataError, match=r"train\.txt: line 2: .*no such image"):
         read(root)
 
 
