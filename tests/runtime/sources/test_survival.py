@@ -128,7 +128,7 @@ def test_a_moment_without_descriptors_ends_no_source(make_group: Make, quick: di
     group.add(early)
     with few_descriptors(0):
         group.add(late)
-        reasons = {}
+        reasons: dict[str, str] = {}
         while reasons.get("late") != "crashed":
             event = group.take(DEADLINE_S)
             assert isinstance(event, Event)
