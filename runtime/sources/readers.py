@@ -68,6 +68,11 @@ class Reader(Protocol):
         ...
 
 
+def plausible_rate(rate_hz: float) -> float:
+    """Returns a stated rate, or 0: streams without one report 0, NaN or the 90 kHz clock of RTP."""
+    return rate_hz if 0 < rate_hz <= 1000 else 0.0
+
+
 class OpenCvReader:
     """Files, URLs, cameras and pipelines through `cv2.VideoCapture`; see `Reader`."""
 
@@ -85,9 +90,7 @@ class OpenCvReader:
         self._capture = _open_camera(cv2, config, choice) if is_v4l2 else _open(cv2, config, choice)
         if not self._capture.isOpened():
             raise _failed(config, time.monotonic() - start_s)
-        rate = float(self._capture.get(cv2.CAP_PROP_FPS))
-        # Streams without a stated rate report 0, NaN or the 90 kHz clock of RTP.
-        self.fps = rate if 0 < rate <= 1000 else 0.0
+        self.fps = plausible_rate(float(self._capture.get(cv2.CAP_PROP_FPS)))
         count = float(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
         self.num_frames = int(count) if 0 < count < 1e12 else 0
         has_file = kind == "path" or "filesrc" in choice.pipeline

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import random
 from collections import deque
 from typing import Any
@@ -159,6 +160,36 @@ def test_messages_are_kept_without_ballast_and_passwords(line: str, kept: str | 
     process._keep([line.encode()])
     assert list(process.lines) == ([] if kept is None else [kept])
     assert process.num_lines == counts
+
+
+def kept(process: CaptureProcess, data: bytes) -> list[str]:
+    """Returns what the process keeps of a child's output, read from a pipe."""
+    process.lines, process.num_lines, process.first_size, process.last_size = deque(), 0, "", ""
+    process._secrets, process._rest = ["hunter2"], b""
+    process.output_fd, output = os.pipe()
+    try:
+        while data:
+            os.write(output, data[:30_000])
+            data = data[30_000:]
+            if data:
+                os.set_blocking(process.output_fd, False)
+                process.read_output()
+    finally:
+        os.close(output)
+    process.read_output()
+    os.close(process.output_fd)
+    return list(process.lines)
+
+
+@pytest.mark.parametrize("num_letters", [1990, 2020, 2047, 2048, 2049, 70_000])
+@pytest.mark.parametrize("end", [b"", b"\n", b"tail\nnext line\n"])
+def test_no_part_of_a_secret_is_kept_of_a_long_line(num_letters: int, end: bytes) -> None:
+    # The address in front becomes three characters, and so the end of the part that is read comes into view.
+    line = b"at http://u:" + b"x" * num_letters + b"@h/ with rtsp://me:hunter2@h/ and token=" + b"s" * 3000 + end
+    lines = kept(object.__new__(CaptureProcess), line)
+    assert not {letters for text in lines for letters in ("xx", "hunter", "ss") if letters in text}
+    assert lines[0].startswith("at")
+    assert lines[1:] == ["next line"] * (b"next" in end)
 
 
 def test_lag_is_measured_against_the_quickest_frames_and_survives_drift() -> None:
