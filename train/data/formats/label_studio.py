@@ -33,7 +33,7 @@ from edgerpn.train.data.formats.shapes import extent, numbers, rotated, rotated_
 LOOKED_FOR = "Label Studio: a JSON export (a list of tasks with 'data' and 'annotations') and images/"
 
 SEVERAL = ProblemKind("task with several annotations", "the ground truth or first used")
-SEVERAL_IMAGES = ProblemKind("task with shapes on another image than its first", "not used")
+SEVERAL_IMAGES = ProblemKind("task with shapes on several images, or on one that its names do not tell", "not used")
 PREDICTED = ProblemKind("task without annotations in a file of predictions", "predictions used")
 
 _HEAD_BYTES = 1 << 16
@@ -104,12 +104,14 @@ def read_content(file: Path, images: Path, split: str | None = None) -> Content:
             continue
         name = f"{file.name} task {task.get('id', number)}"
         results = _results(task, name, uses_predictions, problems)
-        image = _image_of(task, index)
+        images_of_task, places = _images_of(task, index), _places(results or [])
+        named = (images_of_task[place] for place, _ in places if place in images_of_task)
+        image = next(named, next(iter(images_of_task.values()), None))
         if image is None:
             problems.add(MISSING_FILE, f"{name}: {task.get('data')}"[:200])
         elif results is None:
             problems.add(UNANNOTATED, name)
-        elif _is_on_several(results):
+        elif not _is_on_one(places, images_of_task):
             problems.add(SEVERAL_IMAGES, name)
         elif image in used:
             problems.add(ANNOTATED_AGAIN, f"{name}: {image.name}")
@@ -154,17 +156,18 @@ def _results(
     return [result for result in chosen["result"] if isinstance(result, dict)]
 
 
-def _image_of(task: dict[str, Any], index: ImageIndex) -> Path | None:
+def _images_of(task: dict[str, Any], index: ImageIndex) -> dict[str, Path | None]:
+    """Returns the file of each image in the data of a task by its key, None if it is not in the folder."""
     data = task.get("data")
-    values = data.values() if isinstance(data, dict) else ()
-    for value in values:
+    found = {}
+    for key, value in data.items() if isinstance(data, dict) else ():
         if isinstance(value, str):
             path = _path_of(value)
             folder, slash, base = path.rpartition("/")
             original = f"{folder}{slash}{base[9:]}" if _UPLOAD.match(base) else path
             if has_image_suffix(base):
-                return index.by_path(path) or index.by_path(original)
-    return None
+                found[key] = index.by_path(path) or index.by_path(original)
+    return found
 
 
 def _path_of(address: str) -> str:
@@ -202,14 +205,20 @@ def _kind(result: dict[str, Any]) -> str:
     return str(result.get("type", "")).removesuffix("labels")
 
 
-def _is_on_several(results: list[dict[str, Any]]) -> bool:
-    """Returns whether shapes are on several images of a task, or on a later one of a list of images."""
-    places = {
+def _places(results: list[dict[str, Any]]) -> set[tuple[str, str]]:
+    """Returns the images that have shapes: the name in the labelling interface, and the place in a list of images."""
+    return {
         (str(result.get("to_name")), str(result.get("item_index") or 0))
         for result in results
         if _kind(result) in (*_SHAPES, *_MASKS)
     }
-    return len(places) > 1 or any(place != "0" for _, place in places)
+
+
+def _is_on_one(places: set[tuple[str, str]], images: dict[str, Path | None]) -> bool:
+    """Returns whether all shapes are on one image, which is the only one or has the name of its key in the data."""
+    if len(places) > 1 or any(place != "0" for _, place in places):
+        return False
+    return len(set(images.values()) - {None}) < 2 or all(name in images for name, _ in places)
 
 
 def _label(value: Any) -> str:

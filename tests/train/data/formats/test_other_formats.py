@@ -13,6 +13,7 @@ import pytest
 
 from edgerpn.errors import DataError
 from edgerpn.train.data.coco import Dataset, class_names, read_split
+from edgerpn.train.data.formats.label_studio import SEVERAL_IMAGES
 from edgerpn.train.data.splits import find_split, find_train_and_val
 from tests.train.data.formats.data_sets import (
     label_studio_result,
@@ -411,7 +412,29 @@ def test_label_studio_tasks_with_shapes_on_several_images_are_not_used(
     (tmp_path / "tasks.json").write_text(json.dumps([{**task, "id": number} for number, task in enumerate(tasks)]))
     dataset = read_split(find_split(tmp_path / "tasks.json", "val"))
     assert [record.file.name for record in dataset.records] == [f"{number}.png" for number in range(1, 12)]
-    assert dataset.problems == ("task with shapes on another image than its first: 1, not used (tasks.json task 0)",)
+    assert dataset.problems == (f"{SEVERAL_IMAGES.what}: 1, not used (tasks.json task 0)",)
+
+
+@pytest.mark.parametrize(
+    ("data", "to_name", "used"),
+    [
+        ({"before": "0.png", "after": "1.png"}, "after", "1.png"),
+        ({"before": "0.png", "after": "1.png"}, "img", None),
+        ({"before": "0.png", "after": "0a1b2c3d-0.png", "preview": "elsewhere.png"}, "img", "0.png"),
+    ],
+)
+def test_label_studio_shapes_are_on_the_image_that_they_name(
+    data: dict[str, str], to_name: str, used: str | None, tmp_path: Path
+) -> None:
+    write_label_studio(tmp_path / "tasks.json", tmp_path / "images", 12)
+    _, _, *tasks = json.loads((tmp_path / "tasks.json").read_text())
+    [box] = tasks[0]["annotations"][0]["result"]
+    first = {**label_studio_task(0, "", {**box, "to_name": to_name}), "data": data}
+    (tmp_path / "tasks.json").write_text(json.dumps([first, *tasks]))
+    dataset = read_split(find_split(tmp_path / "tasks.json", "val"))
+    others = [f"{number}.png" for number in range(2, 12)]
+    assert [record.file.name for record in dataset.records] == [*filter(None, [used]), *others]
+    assert dataset.problems == (() if used else (f"{SEVERAL_IMAGES.what}: 1, not used (tasks.json task 0)",))
 
 
 def test_label_studio_tasks_may_name_their_splits(tmp_path: Path) -> None:
