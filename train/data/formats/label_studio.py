@@ -33,6 +33,7 @@ from edgerpn.train.data.formats.shapes import extent, numbers, rotated, rotated_
 LOOKED_FOR = "Label Studio: a JSON export (a list of tasks with 'data' and 'annotations') and images/"
 
 SEVERAL = ProblemKind("task with several annotations", "the ground truth or first used")
+SEVERAL_IMAGES = ProblemKind("task with shapes on another image than its first", "not used")
 PREDICTED = ProblemKind("task without annotations in a file of predictions", "predictions used")
 
 _HEAD_BYTES = 1 << 16
@@ -43,6 +44,7 @@ _WITHOUT_SHAPE = ("choices", "textarea", "rating", "taxonomy", "number", "relati
 """Types of results about the whole picture, or about other results."""
 _MASKS = ("brush", "bitmask")
 """Types with an extent that is not read."""
+_SHAPES = ("rectangle", "polygon", "ellipse")
 _LABELS = ("rectanglelabels", "polygonlabels", "ellipselabels", "labels", "choices")
 
 
@@ -107,6 +109,8 @@ def read_content(file: Path, images: Path, split: str | None = None) -> Content:
             problems.add(MISSING_FILE, f"{name}: {task.get('data')}"[:200])
         elif results is None:
             problems.add(UNANNOTATED, name)
+        elif _is_on_several(results):
+            problems.add(SEVERAL_IMAGES, name)
         elif image in used:
             problems.add(ANNOTATED_AGAIN, f"{name}: {image.name}")
         else:
@@ -181,10 +185,10 @@ def _objects(
     for number, result in enumerate(results, start=1):
         where = f"{name} result {number}"
         value: Any = result.get("value")
-        kind = str(result.get("type", "")).removesuffix("labels")
+        kind = _kind(result)
         if result.get("type") == "labels" or kind in _WITHOUT_SHAPE:
             continue
-        if kind not in ("rectangle", "polygon", "ellipse"):
+        if kind not in _SHAPES:
             problems.add(BAD_OBJECT if kind in _MASKS else NO_BOX, f"{where}: {kind or 'without a type'}")
             continue
         xywh = _box(kind, value, hw) if isinstance(value, dict) else None
@@ -192,6 +196,20 @@ def _objects(
             problems.add(BAD_OBJECT, where)
             continue
         yield FoundObject(where, _label(value) or _label(classes.get(str(result.get("id")))), xywh)
+
+
+def _kind(result: dict[str, Any]) -> str:
+    return str(result.get("type", "")).removesuffix("labels")
+
+
+def _is_on_several(results: list[dict[str, Any]]) -> bool:
+    """Returns whether shapes are on several images of a task, or on a later one of a list of images."""
+    places = {
+        (str(result.get("to_name")), str(result.get("item_index") or 0))
+        for result in results
+        if _kind(result) in (*_SHAPES, *_MASKS)
+    }
+    return len(places) > 1 or any(place != "0" for _, place in places)
 
 
 def _label(value: Any) -> str:

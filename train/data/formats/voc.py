@@ -78,8 +78,8 @@ def find_layouts(folder: Path) -> list[Layout]:
     return []
 
 
-def read_content(source: _Source) -> Content:
-    """Reads the XML files of a split.
+def read_content(source: _Source, *, follow_links: bool = False) -> Content:
+    """Reads the XML files of a split, which may lead out of their folder if `follow_links`.
 
     Raises:
         DataError: Names the XML file, its object and the expected form.
@@ -89,7 +89,8 @@ def read_content(source: _Source) -> Content:
     builder = ContentBuilder(source.images, problems)
     used = set()
     for stem, file in track(_xml_files(source), f"reading {source.xml.name}", unit="file"):
-        check_confined(file, source.xml)
+        if not follow_links:
+            check_confined(file, source.xml)
         found = _parse(file, problems)
         image = index.by_stem(stem, found.name)
         if image is None:

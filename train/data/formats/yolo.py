@@ -132,8 +132,8 @@ def layout_of_file(file: Path) -> Layout:
     return Layout(format="yolo", title=f"YOLO ({file.name}{repeated})", splits=splits)
 
 
-def read_content(source: _Source) -> Content:
-    """Reads the label files of a split.
+def read_content(source: _Source, *, follow_links: bool = False) -> Content:
+    """Reads the label files of a split, which may lead out of their folder if `follow_links`.
 
     Raises:
         DataError: Names the label file, its line and the expected form; or there are no images or no label files.
@@ -143,7 +143,7 @@ def read_content(source: _Source) -> Content:
     where = ", ".join(map(str, source.entries))
     if not files:
         raise DataError(f"{where}: no images in it; expected the images that {source.file} names")
-    labels = {file: label for file in files if (label := _label_of(file, source)) is not None}
+    labels = {file: label for file in files if (label := _label_of(file, source, follow_links)) is not None}
     if not labels:
         raise DataError(
             f"{where}: none of its {len(files)} images has a label file; looked for {_label_places(files[0], source)}"
@@ -188,7 +188,7 @@ def _missing_split(split: str, key: str, entry: object, file: Path) -> Split:
     return Split(file, file.parent, partial(_raise, message), f"{file.name} ({split})", file.parent)
 
 
-def _raise(message: str) -> Content:
+def _raise(message: str, *, follow_links: bool = False) -> Content:
     raise DataError(message)
 
 
@@ -228,7 +228,7 @@ def _counterpart(path: Path, folder: Path) -> Path | None:
     return None
 
 
-def _label_of(image: Path, source: _Source) -> Path | None:
+def _label_of(image: Path, source: _Source, follow_links: bool) -> Path | None:
     """Returns an image's label file, or None for an image without objects."""
     places = [image.with_suffix(".txt")]
     counterpart = _counterpart(image, source.folder)
@@ -237,7 +237,8 @@ def _label_of(image: Path, source: _Source) -> Path | None:
     for place in places:
         if place.is_file():
             # As for images, a whole folder may be a link, a single file in it may not.
-            check_confined(place, place.parent)
+            if not follow_links:
+                check_confined(place, place.parent)
             return place
     return None
 
@@ -309,7 +310,9 @@ def _parse_line(line: str, where: str, num_keypoints: int) -> tuple[int, tuple[f
     if len(values) <= 5:
         x, y, width, height = values[:4]
         return int(category), (x - width / 2, y - height / 2, width, height)
-    # An odd number of values: corners and a confidence.
+    # An odd number of values: corners and a confidence. An even one may end in a confidence and the id of a track.
+    if len(values) % 2 == 0 and max(values[:-1]) <= _MAX_FRACTION and values[-1] >= 2 and values[-1].is_integer():
+        raise DataError(f"{where}: expected {_LINE}, got the id of a track at the end of {shown!r}; remove it")
     corners = values[: len(values) // 2 * 2]
     return int(category), extent(corners[0::2], corners[1::2])
 

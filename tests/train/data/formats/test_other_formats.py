@@ -131,6 +131,27 @@ def test_labelme_shapes(tmp_path: Path) -> None:
     )
 
 
+def test_labelme_shapes_of_one_label_and_group_are_one_object(tmp_path: Path) -> None:
+    for name in ("train", "val"):
+        write_labelme(tmp_path / name, 1)
+    file = tmp_path / "train" / "0.json"
+    content = json.loads(file.read_text())
+    rows = (
+        *(("fish", 1, [[1, 2], [4, 6]]), ("fish", 1, [[20, 1], [24, 3]]), ("crab", 1, [[5, 5], [7, 7]])),
+        *(("fish", 2, [[8, 8], [9, 9]]), ("fish", None, [[10, 10], [12, 12]]), ("fish", None, [[30, 10], [32, 12]])),
+    )
+    content["shapes"] = [
+        {"label": label, "group_id": group, "shape_type": "rectangle", "points": points}
+        for label, group, points in rows
+    ]
+    file.write_text(json.dumps(content))
+    dataset = read_split(find_split(tmp_path, "train"))
+    assert boxes(dataset) == [[[1, 1, 24, 6], [5, 5, 7, 7], [8, 8, 9, 9], [10, 10, 12, 12], [30, 10, 32, 12]]]
+    assert dataset.problems == (
+        "shape with the label and group_id of another one: 1, both are one object (0.json shape 2: 'fish' of group 1)",
+    )
+
+
 def test_labelme_folders_are_splits(tmp_path: Path) -> None:
     for name, count in (("train", 3), ("val", 1)):
         write_labelme(tmp_path / name, count)
@@ -375,6 +396,22 @@ def test_label_studio_counts_images_of_several_tasks(tmp_path: Path) -> None:
     assert dataset.problems == (
         "image that is annotated more than once: 1, the first annotation used (tasks.json task 7: 0.png)",
     )
+
+
+@pytest.mark.parametrize("places", [({"to_name": "before"}, {"to_name": "after"}), ({"item_index": 1},)])
+def test_label_studio_tasks_with_shapes_on_several_images_are_not_used(
+    places: tuple[dict[str, object], ...], tmp_path: Path
+) -> None:
+    write_label_studio(tmp_path / "tasks.json", tmp_path / "images", 12)
+    tasks = json.loads((tmp_path / "tasks.json").read_text())
+    [box] = tasks[0]["annotations"][0]["result"]
+    choice = {"type": "choices", "to_name": "text", "value": {"choices": ["good"]}}
+    tasks[0]["annotations"][0]["result"] = [{**box, **place} for place in places]
+    tasks[1]["annotations"][0]["result"] = [{**box, "to_name": "before", "item_index": 0}, choice]
+    (tmp_path / "tasks.json").write_text(json.dumps([{**task, "id": number} for number, task in enumerate(tasks)]))
+    dataset = read_split(find_split(tmp_path / "tasks.json", "val"))
+    assert [record.file.name for record in dataset.records] == [f"{number}.png" for number in range(1, 12)]
+    assert dataset.problems == ("task with shapes on another image than its first: 1, not used (tasks.json task 0)",)
 
 
 def test_label_studio_tasks_may_name_their_splits(tmp_path: Path) -> None:

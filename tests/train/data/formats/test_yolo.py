@@ -38,6 +38,8 @@ def read(root: Path) -> Dataset:
         ("0 0.1 0.2 0.5 0.1 0.3 0.9 0.5", [4, 2, 20, 18]),  # with a confidence
         ("0 0.5 0.1 0.9 0.5 0.5 0.9 0.1 0.5", [4, 2, 36, 18]),  # a rotated box
         ("0 0.5 0.1 0.9 0.5 0.5 0.9 0.1 0.5 0.77", [4, 2, 36, 18]),
+        ("0 0.5 0.1 0.9 0.5 0.5 1 0.1 0.5", [4, 2, 36, 20]),
+        ("0 0.1 0.2 0.5 0.1 0.3 1", [4, 2, 20, 20]),
         ("0.0\t.5  5e-1 0.5 0.5", [10, 5, 30, 15]),
         ("0 0.9 0.5 0.4 0.5", [28, 5, 40, 15]),  # clipped to the picture
     ],
@@ -79,6 +81,8 @@ def test_byte_order_marks_and_line_ends_do_not_matter(label: bytes, tmp_path: Pa
         ("nan 0.5 0.5 0.5 0.5", "line 1: expected the number of a class first"),
         ("0 0.5 0.5 0.5 0.5 45", "line 1: expected .*a confidence of 0 to 1 behind it"),
         ("0", "line 1: expected 'class x y width height'"),
+        ("0 0.5 0.5 0.2 0.2 0.9 7", "line 1: expected .* got the id of a track at the end of '0 0.5 "),
+        ("0 0.5 0.1 0.9 0.5 0.5 0.9 0.88 12", "line 1: expected .* got the id of a track at the end of '0 0.5 "),
     ],
 )
 def test_a_broken_line_is_dropped_and_named(label: str, message: str, tmp_path: Path) -> None:
