@@ -56,6 +56,9 @@ class Reader(Protocol):
 
         Returns:
             (H, W, 3) uint8 BGR, or (H, W, 4) BGRx where the settings allow it; None if it is broken.
+
+        Raises:
+            CaptureFailedError: The pictures have another type.
         """
         ...
 
@@ -116,6 +119,9 @@ class OpenCvReader:
         ok, image = self._capture.retrieve(into)
         if not ok or image is None or not image.size:
             return None
+        if image.dtype != np.uint8:
+            message = f"the pictures are {image.dtype}, expected 8 bits a channel; let the source convert them"
+            raise CaptureFailedError(message, reason="codec", is_final=True)
         if image.ndim == 2:
             image = self._cv2.cvtColor(image, self._cv2.COLOR_GRAY2BGR)
         elif image.shape[2] == 4 and self._config.channels != "bgrx":

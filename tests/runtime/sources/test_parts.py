@@ -7,6 +7,7 @@ import math
 import os
 import random
 from collections import deque
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from edgerpn.runtime.sources.failures import FIXES, CaptureFailedError, classify
 from edgerpn.runtime.sources.ffmpeg_reader import playlist
 from edgerpn.runtime.sources.process import CaptureProcess
 from edgerpn.runtime.sources.pump import LagMeter, RateCap
+from edgerpn.runtime.sources.readers import OpenCvReader
 from edgerpn.runtime.sources.reconnect import Backoff, ExitReport, judge_exit
 from edgerpn.runtime.sources.spec import parse_source
 from edgerpn.runtime.sources.wire import pack_frame, unpack_frame
@@ -190,6 +192,15 @@ def test_no_part_of_a_secret_is_kept_of_a_long_line(num_letters: int, end: bytes
     assert not {letters for text in lines for letters in ("xx", "hunter", "ss") if letters in text}
     assert lines[0].startswith("at")
     assert lines[1:] == ["next line"] * (b"next" in end)
+
+
+def test_pictures_of_16_bits_end_the_source_and_are_not_cut_to_8() -> None:
+    # The capture stands for a thermal camera, of which no driver is here.
+    reader = object.__new__(OpenCvReader)
+    reader._capture = SimpleNamespace(retrieve=lambda into: (True, np.full((4, 6), 300, np.uint16)))
+    with pytest.raises(CaptureFailedError, match="the pictures are uint16, expected 8 bits") as caught:
+        reader.retrieve(None)
+    assert (caught.value.reason, caught.value.is_final) == ("codec", True)
 
 
 def test_lag_is_measured_against_the_quickest_frames_and_survives_drift() -> None:
