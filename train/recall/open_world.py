@@ -41,11 +41,11 @@ def open_world_recall(dataset: Dataset, results: Results) -> dict[str, dict[str,
         DataError: One of the parts has no objects.
     """
     check_parts(dataset)
-    truths = {part: dataset.coco_ground_truth(part) for part in ("all", *PARTS)}
-    found = by_image(results, truths["all"])
-    columns = {"all": average_recall(truths["all"], found)}
+    truth = dataset.coco_ground_truth("all")
+    found = by_image(results, truth)
+    columns = {"all": average_recall(truth, found)}
     for part in PARTS:
-        columns[part] = average_recall(truths[part], without_other_part(dataset, found, part))
+        columns[part] = average_recall(dataset.coco_ground_truth(part), without_other_part(dataset, found, part))
     return columns
 
 
