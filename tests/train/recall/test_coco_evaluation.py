@@ -9,6 +9,7 @@ import faster_coco_eval
 import numpy as np
 import pytest
 
+from edgerpn.train.data.annotations import ImageId
 from edgerpn.train.data.coco import Dataset, ImageRecord
 from edgerpn.train.recall import coco_evaluation
 from edgerpn.train.recall.average_precision import average_precision
@@ -25,10 +26,11 @@ def random_boxes(rng: np.random.Generator, count: int, largest_px: float) -> np.
 
 
 @pytest.fixture(scope="module")
-def measured() -> tuple[Dataset, dict[int, FoundBoxes]]:
+def measured() -> tuple[Dataset, dict[ImageId, FoundBoxes]]:
     """Images with crowds, without objects, with small objects only, and without results."""
     rng = np.random.default_rng(3)
-    records, found = [], {}
+    records = []
+    found: dict[ImageId, FoundBoxes] = {}
     for image_id in range(NUM_IMAGES):
         objects = random_boxes(rng, 0 if image_id % 5 == 2 else 6, 25.0 if image_id < 3 else 150.0)
         crowds = random_boxes(rng, image_id % 3, 150)
@@ -61,7 +63,7 @@ def measured() -> tuple[Dataset, dict[int, FoundBoxes]]:
     return dataset, found
 
 
-def rows_of(found: dict[int, FoundBoxes]) -> list[dict[str, Any]]:
+def rows_of(found: dict[ImageId, FoundBoxes]) -> list[dict[str, Any]]:
     return [
         {"image_id": image_id, "category_id": int(category), "bbox": box, "score": score}
         for image_id, boxes in found.items()
@@ -84,7 +86,7 @@ def evaluate_whole(truth: dict[str, Any], rows: list[dict[str, Any]], **params: 
 
 @pytest.mark.parametrize("images_at_once", [1, 3, NUM_IMAGES])
 def test_recall_does_not_depend_on_the_parts(
-    images_at_once: int, measured: tuple[Dataset, dict[int, FoundBoxes]], monkeypatch: pytest.MonkeyPatch
+    images_at_once: int, measured: tuple[Dataset, dict[ImageId, FoundBoxes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset, found = measured
     monkeypatch.setattr(coco_evaluation, "BOXES_AT_ONCE", 1000 * images_at_once)
@@ -105,7 +107,7 @@ def test_recall_does_not_depend_on_the_parts(
 
 @pytest.mark.parametrize("images_at_once", [1, 3, NUM_IMAGES])
 def test_precision_does_not_depend_on_the_parts(
-    images_at_once: int, measured: tuple[Dataset, dict[int, FoundBoxes]], monkeypatch: pytest.MonkeyPatch
+    images_at_once: int, measured: tuple[Dataset, dict[ImageId, FoundBoxes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset, found = measured
     monkeypatch.setattr(coco_evaluation, "BOXES_AT_ONCE", 100 * images_at_once)
@@ -120,21 +122,24 @@ def test_precision_does_not_depend_on_the_parts(
 
 
 def test_the_library_never_gets_all_boxes_at_once(
-    measured: tuple[Dataset, dict[int, FoundBoxes]], monkeypatch: pytest.MonkeyPatch
+    measured: tuple[Dataset, dict[ImageId, FoundBoxes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset, found = measured
     counts = []
     load = faster_coco_eval.COCO.loadRes
-    monkeypatch.setattr(
-        faster_coco_eval.COCO, "loadRes", lambda coco, rows: (counts.append(len(rows)), load(coco, rows))[1]
-    )
+
+    def counting(coco: Any, rows: list[dict[str, Any]]) -> Any:
+        counts.append(len(rows))
+        return load(coco, rows)
+
+    monkeypatch.setattr(faster_coco_eval.COCO, "loadRes", counting)
     monkeypatch.setattr(coco_evaluation, "BOXES_AT_ONCE", 1000)
     average_recall(dataset.coco_ground_truth(), found)
     average_precision(dataset, found)
     assert max(counts) <= 1000 < sum(counts)
 
 
-def test_rows_and_arrays_have_the_same_figures(measured: tuple[Dataset, dict[int, FoundBoxes]]) -> None:
+def test_rows_and_arrays_have_the_same_figures(measured: tuple[Dataset, dict[ImageId, FoundBoxes]]) -> None:
     dataset, found = measured
     rows = rows_of(found)
     assert average_recall(dataset.coco_ground_truth(), rows) == average_recall(dataset.coco_ground_truth(), found)
