@@ -14,7 +14,7 @@ import sys
 import edgerpn.runtime
 from edgerpn.errors import MissingDependencyError
 
-OPTIONAL = {"paho", "prometheus_client", "pycuda", "starlette", "uvicorn"}
+OPTIONAL = {"cuda", "paho", "prometheus_client", "pycuda", "starlette", "uvicorn"}
 """Packages that an image may lack: the modules that need them are for settings that ask for them."""
 
 

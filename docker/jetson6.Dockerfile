@@ -16,12 +16,13 @@ COPY core core
 COPY train train
 COPY export export
 COPY runtime runtime
+COPY batch batch
 COPY demo demo
 COPY general general
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels . ./general
 
 FROM nvcr.io/nvidia/l4t-jetpack:r36.4.0
-# Ubuntu's OpenCV reads GStreamer pipelines; the wheels of the package index do not.
+# A volume for the caches takes the owner of the folder that it covers. Ubuntu's OpenCV reads GStreamer pipelines; the wheels of the package index do not.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
@@ -32,7 +33,8 @@ RUN apt-get update \
         python3-pip \
     && rm -rf /var/lib/apt/lists/* \
     && groupadd --force render \
-    && useradd --create-home --uid 1000 --groups video,render edgerpn
+    && useradd --create-home --uid 1000 --groups video,render edgerpn \
+    && install -d -o 1000 -g 1000 /home/edgerpn/.cache /home/edgerpn/.cache/edgerpn
 # NumPy stays below 2, for which the system's OpenCV and TensorRT were compiled; this is the last such release.
 # ONNX Runtime 1.23.2 is the last one for this system's Python 3.10.
 # cuda-bindings of the 12 line fits CUDA 12.6.
@@ -41,7 +43,7 @@ RUN pip3 install --no-cache-dir "$(echo /tmp/wheels/edgerpn-*.whl)[onnxruntime,j
     /tmp/wheels/edgerpn_general-*.whl numpy==1.26.4 onnxruntime==1.23.2 \
     cuda-bindings==12.9.10 tqdm==4.70.1
 COPY docker/check_image.py /tmp/check_image.py
-RUN python3 /tmp/check_image.py --gstreamer && edgerpn inspect general
+RUN python3 -c "import tensorrt, cuda.bindings.driver" && python3 /tmp/check_image.py --gstreamer && edgerpn inspect general
 USER 1000
 WORKDIR /work
 ENV PYTHONUNBUFFERED=1

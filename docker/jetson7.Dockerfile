@@ -15,12 +15,13 @@ COPY core core
 COPY train train
 COPY export export
 COPY runtime runtime
+COPY batch batch
 COPY demo demo
 COPY general general
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels . ./general
 
 FROM nvcr.io/nvidia/tensorrt:25.09-py3
-# Ubuntu's OpenCV reads GStreamer pipelines; the wheels of the package index do not.
+# A volume for the caches takes the owner of the folder that it covers. Ubuntu's OpenCV reads GStreamer pipelines; the wheels of the package index do not.
 # Ubuntu 24.04 has a user with the number 1000 of its own.
 # hadolint ignore=DL3008
 RUN apt-get update \
@@ -32,7 +33,8 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* \
     && if id ubuntu; then userdel --remove ubuntu; fi \
     && groupadd --force render \
-    && useradd --create-home --uid 1000 --groups video,render edgerpn
+    && useradd --create-home --uid 1000 --groups video,render edgerpn \
+    && install -d -o 1000 -g 1000 /home/edgerpn/.cache /home/edgerpn/.cache/edgerpn
 # NumPy stays below 2, for which the system's OpenCV was compiled; this is the last such release.
 # The system protects its Python from pip, which in an image is nobody's but ours.
 COPY --from=build /wheels /tmp/wheels
@@ -40,7 +42,7 @@ RUN python3 -m pip install --no-cache-dir --break-system-packages \
     "$(echo /tmp/wheels/edgerpn-*.whl)[onnxruntime,jetson7]" /tmp/wheels/edgerpn_general-*.whl \
     numpy==1.26.4 onnxruntime==1.32.0 cuda-bindings==13.0.3 tqdm==4.70.1
 COPY docker/check_image.py /tmp/check_image.py
-RUN python3 -c "import tensorrt" && python3 /tmp/check_image.py --gstreamer && edgerpn inspect general
+RUN python3 -c "import tensorrt, cuda.bindings.driver" && python3 /tmp/check_image.py --gstreamer && edgerpn inspect general
 USER 1000
 WORKDIR /work
 ENV PYTHONUNBUFFERED=1

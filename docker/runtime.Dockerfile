@@ -10,6 +10,7 @@ COPY core core
 COPY train train
 COPY export export
 COPY runtime runtime
+COPY batch batch
 COPY demo demo
 COPY general general
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels . ./general

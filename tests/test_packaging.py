@@ -13,6 +13,11 @@ import pytest
 import edgerpn
 from tests.support.wheels import build_wheel, tracked_files
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 PACKAGES = {
     "core": "edgerpn",
     "train": "edgerpn/train",
@@ -115,18 +120,20 @@ def test_the_core_imports_nothing_but_numpy(root: Path) -> None:
     assert imported_by(modules) - {"tomli"} == {"edgerpn", "numpy"}
 
 
-def test_images_copy_files_that_are_there_and_that_docker_sees(root: Path) -> None:
+def test_images_copy_what_the_wheels_need_and_docker_sees(root: Path) -> None:
+    packages = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-dir"]
     seen = {line[1:] for line in (root / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     for dockerfile in (root / "docker").glob("*.Dockerfile"):
         copies = re.findall(r"^COPY (?!--from)(.+) \S+$", dockerfile.read_text(), re.MULTILINE)
         sources = {source for copy in copies for source in copy.split()}
-        assert "docker/check_image.py" in sources
+        assert {*packages.values(), "general", "docker/check_image.py"} <= sources, dockerfile.name
         assert {source for source in sources if not (root / source).exists()} == set(), dockerfile.name
         assert sources <= seen, dockerfile.name
 
 
 @pytest.mark.parametrize(
-    ("missing", "is_needed"), [("starlette", False), ("edgerpn.runtime.redaction", True), ("numpy.typing", True)]
+    ("missing", "is_needed"),
+    [("starlette", False), ("cuda", False), ("edgerpn.runtime.redaction", True), ("numpy.typing", True)],
 )
 def test_the_check_of_an_image_names_a_module_that_does_not_import(root: Path, missing: str, is_needed: bool) -> None:
     code = "import runpy, sys; sys.modules[sys.argv.pop(1)] = None; "

@@ -70,7 +70,7 @@ class BareEngine:
             if engine.get_tensor_mode(name) == module.TensorIOMode.INPUT:
                 shape = tuple(engine.get_tensor_shape(name))
                 context.set_input_shape(name, (batch if shape[0] == -1 else shape[0], *shape[1:]))
-        self.scratch_bytes = self._arena.add(context, engine, log=self.log)
+        self.scratch_bytes = self._arena.add(context, engine, self.log)
         for name in names:
             shape = tuple(context.get_tensor_shape(name))
             size = int(np.prod(shape)) * _ITEM_BYTES[engine.get_tensor_dtype(name).name]

@@ -223,7 +223,9 @@ class _Engine:
         return _DataType(self._tensors[name][0])
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return tuple(-1 if size is None else size for size in self._tensors[name][1])
+        smallest, _, largest = self._profile
+        open_size = -1 if smallest < largest else largest  # as TensorRT calls a size without a range
+        return tuple(open_size if size is None else size for size in self._tensors[name][1])
 
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
         return [(size, *self.get_tensor_shape(name)[1:]) for size in self._profile]

@@ -48,7 +48,7 @@ def inspect_layers(
     note = None if layers else "the library returned nothing about the engine's layers"
     if is_timed:
         try:
-            times = _time_layers(trt, engine, batch)
+            times = _time_layers(trt, logger, engine, batch)
         except (CudaError, EngineLoadError, MissingDependencyError, RuntimeError, ValueError) as error:
             note = f"the layers could not be timed: {error}"
         else:
@@ -77,7 +77,7 @@ def read_layers(text: str) -> list[dict[str, Any]]:
     return layers
 
 
-def _time_layers(trt: Any, engine: Any, batch: int) -> dict[str, float]:
+def _time_layers(trt: Any, logger: Any, engine: Any, batch: int) -> dict[str, float]:
     """Mean time of each layer by name, milliseconds, on black frames: with fixed shapes the content does not matter."""
     sums: dict[str, float] = {}
 
@@ -101,7 +101,7 @@ def _time_layers(trt: Any, engine: Any, batch: int) -> dict[str, float]:
         inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
         for name in inputs:
             context.set_input_shape(name, (batch, *tuple(engine.get_tensor_shape(name))[1:]))
-        arena.add(context, engine)
+        arena.add(context, engine, logger)
         for name in names:
             itemsize = np.dtype(trt.nptype(engine.get_tensor_dtype(name))).itemsize
             size = int(np.prod(tuple(context.get_tensor_shape(name)))) * itemsize

@@ -106,8 +106,10 @@ def make_logger(trt: Any, send: Send) -> Any:
     class Logger(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
+            self.num_errors = 0
 
         def log(self, severity: Any, text: str) -> None:
+            self.num_errors += severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR)
             if severity.name != "VERBOSE":
                 send("log", severity=severity.name.lower(), text=text[:MAX_TEXT])
 

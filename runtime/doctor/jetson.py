@@ -81,7 +81,8 @@ def _gpu_files() -> SystemCheck:
         verdict="problem",
         found=f"this user may not open {', '.join(closed[:3])}{', ...' if len(closed) > 3 else ''}",
         advice="sudo usermod -aG video,render USER, then log in again (in a container: --group-add video --group-add "
-        f"render); GStreamer has blacklisted plugins that failed: {_REGISTRY}",
+        '"$(getent group render | cut -d: -f3)", since the number of `render` differs inside); GStreamer has '
+        f"blacklisted plugins that failed: {_REGISTRY}",
     )
 
 
@@ -101,6 +102,15 @@ def _caches() -> Iterator[SystemCheck]:
     if folder is None:
         return
     is_kept = any(parent.is_mount() for parent in (folder, *folder.parents) if parent != parent.parent)
+    nearest = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not os.access(nearest, os.W_OK):
+        yield SystemCheck(
+            name="caches",
+            verdict="problem",
+            found=f"this user may not write into {nearest}, so compiled kernels are lost",
+            advice=f"docker run --user root --entrypoint chown -v edgerpn-cache:{folder} IMAGE {os.getuid()} {folder}",
+        )
+        return
     yield SystemCheck(
         name="caches",
         verdict="ok" if is_kept else "absent",

@@ -16,7 +16,8 @@ static __thread int depth = 0;
 #define NEED_CONTEXT if (depth <= 0) return 201
 
 int cuInit(unsigned flags) { return getenv("HOST_CUDA_NO_DEVICE") ? 100 : 0; }
-int cuDriverGetVersion(int *version) { *version = 12060; return 0; }
+static int driver_version() { return getenv("HOST_CUDA_VERSION") ? atoi(getenv("HOST_CUDA_VERSION")) : 13050; }
+int cuDriverGetVersion(int *version) { *version = driver_version(); return 0; }
 int cuDeviceGet(int *device, int index) { *device = index; return index ? 101 : 0; }
 int cuDeviceGetName(char *name, int size, int device) { snprintf(name, size, "Host memory"); return 0; }
 int cuDeviceGetAttribute(int *value, int which, int device) {
@@ -91,6 +92,7 @@ int cuEventCreate(void **event, unsigned flags) {
     printf("event: flags %u\n", flags);
     return 0;
 }
+int cuEventDestroy_v2(void *event) { NEED_CONTEXT; free(event); printf("event freed\n"); return 0; }
 int cuEventSynchronize(void *event) { NEED_CONTEXT; printf("event waited for\n"); return 0; }
 int cuEventRecord(void *event, void *stream) {
     NEED_CONTEXT;
@@ -107,7 +109,8 @@ int cuGetProcAddress_v2(const char *name, void **function, int version, uint64_t
     void *self = dlopen("libcuda.so.1", RTLD_NOLOAD | RTLD_LAZY);
     char full[128];
     *function = 0;
-    for (int i = 0; i < 3 && !*function; i++) {
+    /* An older driver lacks what came after it, such as the newer form of cuEventElapsedTime (12.8). */
+    for (int i = 0; i < 3 && !*function && version <= driver_version(); i++) {
         snprintf(full, sizeof full, "%s%s", name, endings[i]);
         *function = dlsym(self, full);
     }

@@ -356,7 +356,9 @@ class Engine:
         return "input" if name == self.input_name else "output"
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return tuple(size if isinstance(size, int) else -1 for size in self.nodes[name].shape)
+        smallest, _, largest = self.profile
+        open_size = -1 if smallest < largest else largest  # as TensorRT calls a size without a range
+        return tuple(size if isinstance(size, int) else open_size for size in self.nodes[name].shape)
 
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
         return [(size, *self.get_tensor_shape(name)[1:]) for size in self.profile]

@@ -58,14 +58,15 @@ class ScratchArena:
         self._contexts: dict[int, tuple[Any, Callable[[], None]]] = {}
         self.num_bytes = 0
 
-    def add(self, context: Any, engine: Any, on_move: Callable[[], None] = lambda: None, log: Any = None) -> int:
+    def add(self, context: Any, engine: Any, log: Any, on_move: Callable[[], None] = lambda: None) -> int:
         """Provides a context with memory.
 
         Args:
             context: A context of `create_context` whose input shapes are set; they must not change later.
             engine: Its engine.
+            log: The engine's logger with `num_errors`, in which a refusal shows: the library then gets the engine's
+                largest size.
             on_move: Called when the memory has moved, which makes CUDA graphs of the context invalid.
-            log: The engine's logger, in which a refusal shows: the library then gets the engine's largest size.
 
         Returns:
             Bytes that the context needs.
@@ -73,13 +74,12 @@ class ScratchArena:
         Raises:
             CudaError: The GPU's memory is full.
         """
-        largest, before = int(engine.device_memory_size_v2), len(log.lines) if log is not None else 0
+        largest, before = int(engine.device_memory_size_v2), log.num_errors
         # 0 is an error or a network that needs none; the engine's largest size is right in both cases.
         needed = int(context.update_device_memory_size_for_shapes() or largest)
         self._provide(context, needed, largest)
-        if log is not None and len(log.lines) > before and needed < largest:
+        if log.num_errors > before and needed < largest:
             # The documentation of `set_device_memory` asks for this size, and NVIDIA's sample provides less.
-            log.take_lines()
             needed = largest
             self._provide(context, needed, largest)
         self._contexts[id(context)] = (context, on_move)

@@ -11,7 +11,7 @@ import ctypes
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -41,16 +41,13 @@ class CudaBindingsDevice:
         Raises:
             CudaError: There is no driver, no such GPU, or the driver refuses.
         """
-        try:
-            _call("cuInit", 0)
-        except RuntimeError as error:
-            # The package raises a RuntimeError of its own when it cannot find the driver's library.
-            raise CudaError("cuInit", "no driver library", str(error)) from error
+        _call("cuInit", 0)
         handle = _call("cuDeviceGet", index)
         self._context = _call("cuDevicePrimaryCtxRetain", handle)
         self._info = _info(index, handle)
-        # Events of each thread, because two threads must not record the same one at once.
         self._local = threading.local()
+        # For each stream an event to wait for without spinning, and one of the streams that it waits for.
+        self._events: dict[int, tuple[Any, Any]] = {}
         self._late: list[int] = []
 
     @property
@@ -98,9 +95,13 @@ class CudaBindingsDevice:
                 self._free_host(self._late.pop())
 
     def create_stream(self) -> int:
-        return int(get_cuda_native_handle(_call("cuStreamCreate", _NON_BLOCKING)))
+        stream = int(get_cuda_native_handle(_call("cuStreamCreate", _NON_BLOCKING)))
+        self._events[stream] = _call("cuEventCreate", _NO_TIMING | _BLOCKING), _call("cuEventCreate", _NO_TIMING)
+        return stream
 
     def destroy_stream(self, stream: int) -> None:
+        for event in self._events.pop(stream):
+            _call("cuEventDestroy", event)
         _call("cuStreamDestroy", stream)
 
     def synchronize(self, stream: int, *, is_blocking: bool = False) -> None:
@@ -108,19 +109,12 @@ class CudaBindingsDevice:
             _call("cuStreamSynchronize", stream)
             return
         # An event of our own, because the flag of the primary context would change the waits of other packages too.
-        event = self._event("blocking", _NO_TIMING | _BLOCKING)
+        event, _ = self._events[stream]
         _call("cuEventRecord", event, stream)
         _call("cuEventSynchronize", event)
 
-    def _event(self, name: str, flags: int) -> Any:
-        event = getattr(self._local, name, None)
-        if event is None:
-            event = _call("cuEventCreate", flags)
-            setattr(self._local, name, event)
-        return event
-
     def wait_for(self, stream: int, producer: int) -> None:
-        event = self._event("producer", _NO_TIMING)
+        _, event = self._events[stream]
         _call("cuEventRecord", event, producer)
         _call("cuStreamWaitEvent", stream, event, 0)
 
@@ -134,12 +128,15 @@ class CudaBindingsDevice:
         _call("cuMemcpyDtoDAsync", target, source, num_bytes, stream)
 
     def time_ms(self, work: Callable[[], object], stream: int) -> float:
-        start, end = self._event("start", _TIMING), self._event("end", _TIMING)
-        _call("cuEventRecord", start, stream)
-        work()
-        _call("cuEventRecord", end, stream)
-        self.synchronize(stream)
-        return float(_call("cuEventElapsedTime", start, end))
+        with ExitStack() as resources:
+            start, end = (_call("cuEventCreate", _TIMING) for _ in range(2))
+            for event in (start, end):
+                resources.callback(_call, "cuEventDestroy", event)
+            _call("cuEventRecord", start, stream)
+            work()
+            _call("cuEventRecord", end, stream)
+            self.synchronize(stream)
+            return float(_call("cuEventElapsedTime", start, end))
 
     def begin_capture(self, stream: int) -> None:
         # Set before the call, because Python may collect garbage, and so free memory, at any moment.
@@ -173,7 +170,12 @@ class CudaBindingsDevice:
 
 def _call(name: str, *arguments: Any) -> Any:
     """Calls a function of the driver; returns its result, or None."""
-    result = getattr(driver, name)(*arguments)
+    try:
+        result = getattr(driver, name)(*arguments)
+    except RuntimeError as error:
+        # The package raises a RuntimeError of its own for a function that the driver is too old for, or without one.
+        missing = "no driver library" if name == "cuInit" else "CUDA_ERROR_NOT_FOUND"
+        raise CudaError(name, missing, str(error)) from error
     if result[0] != driver.CUresult.CUDA_SUCCESS:
         raise CudaError(name, getattr(result[0], "name", str(result[0])))
     return result[1] if len(result) > 1 else None

@@ -94,7 +94,9 @@ class TensorRtEngine:
 
     def lend(self, arena: ScratchArena, context: Any, on_move: Callable[[], None]) -> int:
         """Provides a context with scratch memory; see `ScratchArena.add`."""
-        return arena.add(context, self._engine, on_move, self._log)
+        num_bytes = arena.add(context, self._engine, self._log, on_move)
+        self._log.take_lines()  # a refusal that was answered must not explain a later failure
+        return num_bytes
 
     def reason(self) -> str:
         """Returns the library's errors since the last call, for the end of a message."""
@@ -109,18 +111,23 @@ class TensorRtEngine:
         """Checks that inputs and outputs are those of the manifest."""
         engine, types = self._engine, self._library.module.DataType
         by_name = {"uint8": types.UINT8, "float32": types.FLOAT, "int32": types.INT32}
+        profile = None if self._manifest.engine is None else self._manifest.engine.profile
+        # The library calls a dimension dynamic only if its profile has a range of it.
+        free = profile.max_batch if profile is not None and profile.min_batch == profile.max_batch else -1
         expected = {
-            name: (by_name[dtype], tuple(-1 if size is None else size for size in shape))
+            name: (by_name[dtype], tuple(free if size is None else size for size in shape))
             for name, (dtype, shape) in tensors_of(self._manifest).items()
         }
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        found = {name: (engine.get_tensor_dtype(name), tuple(engine.get_tensor_shape(name))) for name in names}
+        found = {
+            name: (engine.get_tensor_dtype(name), tuple(free if n == -1 else n for n in engine.get_tensor_shape(name)))
+            for name in names
+        }
         if found != expected:
             raise ArtifactMismatchError(
                 f"{self._path}: the manifest says that the engine has {_show(expected)}, but it has {_show(found)}. "
                 "Build it again."
             )
-        profile = None if self._manifest.engine is None else self._manifest.engine.profile
         sizes = [shape[0] for shape in engine.get_tensor_profile_shape(self._manifest.input.name, 0)]
         if profile is not None and sizes != [profile.min_batch, profile.opt_batch, profile.max_batch]:
             raise ArtifactMismatchError(

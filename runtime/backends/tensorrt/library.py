@@ -133,6 +133,7 @@ def make_logger(module: Any) -> Any:
         def __init__(self) -> None:
             module.ILogger.__init__(self)
             self.lines: deque[str] = deque(maxlen=20)
+            self.num_errors = 0
             self.warned: set[str] = set()
 
         def log(self, severity: Any, message: str) -> None:
@@ -140,6 +141,7 @@ def make_logger(module: Any) -> Any:
             is_serious = severity in (module.ILogger.INTERNAL_ERROR, module.ILogger.ERROR)
             if is_serious:
                 self.lines.append(message.strip())
+                self.num_errors += 1
             is_new = severity == module.ILogger.WARNING and message not in self.warned
             if is_new and len(self.warned) < _MOST_WARNINGS:
                 self.warned.add(message)

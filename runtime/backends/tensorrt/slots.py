@@ -266,6 +266,7 @@ class EngineSlot:
         self._arena.free()
         self._buffers.free()
         free_quietly(lambda: self._device.destroy_stream(self.stream))
+        del self._engine  # the ring, and whoever holds it, must not keep the weights
 
     def __enter__(self) -> EngineSlot:
         return self

@@ -189,9 +189,11 @@ def test_layers_are_timed_on_black_frames_and_memory_is_returned(
 ) -> None:
     trt, bench.library.requires_user_memory = bench.library.module, True
     trt.nptype, trt.IProfiler = (lambda dtype: dtype.value), type("IProfiler", (), {"__init__": lambda self: None})
-    engine = trt.Runtime(None).deserialize_cuda_engine(make_engine(tmp_path).read_bytes())
+    bench.library.wants_largest_memory = True
+    log = make_logger(trt)
+    engine = trt.Runtime(log).deserialize_cuda_engine(make_engine(tmp_path).read_bytes())
     monkeypatch.setattr("edgerpn.export.engine.layers.open_device", lambda: bench.device)
-    assert _time_layers(trt, engine, 2) == {}  # the stand-in reports no layers
+    assert _time_layers(trt, log, engine, 2) == {}  # the stand-in reports no layers
     assert bench.library.events.count("enqueued") == WARM_UP + RUNS
     assert (bench.device.memory, bench.device.queues) == ({}, {})
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -120,7 +121,7 @@ def test_a_driver_without_a_gpu_is_distinguished(driver: Path) -> None:
 def test_calls_reach_the_driver_with_their_arguments_from_any_thread(driver: Path) -> None:
     info, *lines = python(USE, LD_LIBRARY_PATH=str(driver), LD_PRELOAD="").splitlines()
     assert "name='Host memory', compute_capability='8.7'" in info
-    assert "driver_cuda='12.6', can_share_memory=True, multiprocessors=4" in info
+    assert "driver_cuda='13.5', can_share_memory=True, multiprocessors=4" in info
     once = [
         "host memory: flags 3",  # portable and mapped
         "host memory: flags 1",
@@ -130,12 +131,13 @@ def test_calls_reach_the_driver_with_their_arguments_from_any_thread(driver: Pat
         "recorded 0",
         "launched 420",
         "event: flags 3",  # blocking, without timing
+        "event: flags 2",
         "event waited for",
         "free 3145728",
         "event: flags 0",
         "event: flags 0",
         "elapsed 1.5",
-        "event: flags 2",
+        *["event freed"] * 4,
         "waits for stream 1",
         "gpu 0",
         "host memory freed",
@@ -144,6 +146,25 @@ def test_calls_reach_the_driver_with_their_arguments_from_any_thread(driver: Pat
     ]
     # The driver's lines pass through a buffer of C, so their order is undefined.
     assert sorted(lines) == sorted([*once, *once, "cuMemAlloc failed with CUDA_ERROR_INVALID_CONTEXT."])
+
+
+@needs_bindings
+def test_a_function_that_the_driver_is_too_old_for_is_an_error_with_advice(driver: Path) -> None:
+    code = f"""{OPEN.replace("print(open_device().info)", "device = open_device()")}
+from edgerpn.runtime.backends.tensorrt.cuda import CudaError
+with device.active():
+    stream = device.create_stream()
+    try:
+        print(device.time_ms(lambda: None, stream))
+    except CudaError as error:
+        print(error)
+"""
+    printed = python(code, LD_LIBRARY_PATH=str(driver), LD_PRELOAD="", HOST_CUDA_VERSION="12060")
+    # cuda-bindings 13 ask for the form of CUDA 12.8; those of the 12 line run there.
+    is_newer = int(version("cuda-bindings").partition(".")[0]) > 12
+    assert ("cuEventElapsedTime failed with CUDA_ERROR_NOT_FOUND" in printed) == is_newer
+    assert ("The driver is older than the CUDA package" in printed) == is_newer
+    assert ("1.5" in printed.splitlines()) != is_newer
 
 
 @pytest.mark.parametrize(

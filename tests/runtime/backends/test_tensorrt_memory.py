@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import pytest
 
 from edgerpn.errors import EngineLoadError, InferenceError
 from edgerpn.runtime.backends.tensorrt.context import ScratchArena, create_context, make_runtime_config
+from edgerpn.runtime.backends.tensorrt.library import make_logger
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -102,6 +103,27 @@ def test_a_library_that_asks_for_the_largest_size_gets_it(opened: tuple[Any, Pat
     assert {report.scratch_bytes for report in backend.contexts} <= {4000, 2000}
     backend.close()
     assert bench.device.memory == {}
+
+
+def test_a_refusal_of_memory_is_seen_behind_any_number_of_errors(standin: ModuleType) -> None:
+    device, log, given = standin.HostDevice(), make_logger(standin.Bench().library.module), []
+    for number in range(30):
+        log.log(standin.ILogger.ERROR, f"an old error {number}")
+
+    class Context:
+        def update_device_memory_size_for_shapes(self) -> int:
+            return 1000
+
+        def set_device_memory(self, memory: int, size: int) -> None:
+            given.append(size)
+            if size < 4000:
+                log.log(standin.ILogger.ERROR, "the provided memory is too small")
+
+    with device.active():
+        arena = ScratchArena(device, device.create_stream())
+        assert arena.add(Context(), SimpleNamespace(device_memory_size_v2=4000), log) == 4000
+        arena.free()
+    assert given == [1024, 4096]
 
 
 def test_an_engine_that_cannot_run_at_load_is_an_error_with_the_words_of_the_library(
@@ -197,7 +219,7 @@ def test_an_engine_without_scratch_memory_gets_some(standin: ModuleType) -> None
 
     with device.active():
         arena = ScratchArena(device, device.create_stream())
-        assert arena.add(Context(), Engine()) == 0
+        assert arena.add(Context(), Engine(), SimpleNamespace(num_errors=0)) == 0
         arena.free()
     assert given == [(0, 256)]
     assert device.memory == {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import weakref
 from collections.abc import Callable
 from operator import itemgetter
 from pathlib import Path
@@ -83,6 +84,27 @@ def test_a_fixed_batch_is_padded_and_split(
     backend = bench.load(make_engine(tmp_path, batch=batch))
     assert_same(backend.infer(painted[:4]), expected(tmp_path, make_model, painted[:4]))
     backend.close()
+
+
+def test_a_profile_with_one_batch_size_runs_as_a_fixed_batch(
+    bench: Any, make_engine: MakeModel, make_model: MakeModel, tmp_path: Path, painted: Image
+) -> None:
+    bench.library.profile = (2, 2, 2)
+    backend = bench.load(make_engine(tmp_path, profile=(2, 2, 2)))
+    assert_same(backend.infer(painted[:3]), expected(tmp_path, make_model, painted[:3]))
+    backend.close()
+
+
+def test_closing_lets_go_of_the_engine_while_the_object_is_still_held(
+    bench: Any, make_engine: MakeModel, tmp_path: Path, painted: Image
+) -> None:
+    backend = bench.load(make_engine(tmp_path))
+    backend.infer(painted[:1])
+    held = [weakref.ref(found) for found in gc.get_objects() if type(found).__name__ == "Engine"]
+    assert any(reference() is not None for reference in held)
+    backend.close()
+    gc.collect()
+    assert [reference() for reference in held] == [None] * len(held)
 
 
 def test_a_batch_below_the_smallest_of_the_profile_is_padded(

@@ -45,6 +45,7 @@ def test_a_user_outside_the_groups_gets_advice(board: Path, monkeypatch: pytest.
     assert check.verdict == "problem"
     assert check.found.endswith("dev/dri/renderD128")
     assert "usermod -aG video,render" in check.advice
+    assert '--group-add "$(getent group render | cut -d: -f3)"' in check.advice
     assert "gstreamer-1.0" in check.advice
 
 
@@ -60,7 +61,13 @@ def test_a_container_gets_advice_on_what_to_mount(board: Path, monkeypatch: pyte
     assert by_name()["caches"].found.endswith("is on a volume")
     monkeypatch.setattr(Path, "is_mount", lambda path: False)
     assert by_name()["caches"].found.endswith("vanishes with the container")
-    assert f"docker run -v edgerpn-cache:{board / 'cache' / 'edgerpn'}" in by_name()["caches"].advice
+    folder = board / "cache" / "edgerpn"
+    assert f"docker run -v edgerpn-cache:{folder}" in by_name()["caches"].advice
+    monkeypatch.setattr(os, "access", lambda file, mode: file != board)  # the nearest folder that exists
+    check = by_name()["caches"]
+    assert check.verdict == "problem"
+    assert check.found == f"this user may not write into {board}, so compiled kernels are lost"
+    assert f"chown -v edgerpn-cache:{folder} IMAGE {os.getuid()}" in check.advice
 
 
 def test_another_machine_has_none_of_these_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
