@@ -177,14 +177,14 @@ def _photographs(folder: Path) -> tuple[Path, ...]:
 
 def _measure(dataset: Dataset, data: str, proposals: Mapping[int, Proposals]) -> RecallFacts:
     from edgerpn.runtime.bench.report import RecallFacts
-    from edgerpn.train.recall.average_recall import average_recall, coco_results
+    from edgerpn.train.recall.average_recall import average_recall
+    from edgerpn.train.recall.results import FoundBoxes
 
-    results = [
-        row
+    found = {
+        record.image_id: FoundBoxes.of(proposals[number].boxes, proposals[number].scores)
         for number, record in enumerate(dataset.records)
-        for row in coco_results(record.image_id, proposals[number].boxes, proposals[number].scores)
-    ]
-    metrics = average_recall(dataset.coco_ground_truth(), results)
+    }
+    metrics = average_recall(dataset.coco_ground_truth(), found)
     return RecallFacts(
         data=data,
         data_sha256=dataset.sha256,
