@@ -110,6 +110,28 @@ def locked(path: str | os.PathLike[str], *, folder: str | os.PathLike[str]) -> I
         yield
 
 
+@contextmanager
+def held(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Creates a file that `remove_unless_held` of any process keeps until the block or this process ends.
+
+    Where the file system has no locks, `remove_unless_held` keeps every file.
+
+    Raises:
+        OSError: The file cannot be created.
+    """
+    with open(path, "ab") as file:  # programs that this process starts do not inherit it
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+def remove_unless_held(path: str | os.PathLike[str]) -> None:
+    """Removes a file that no process has `held`; keeps one that cannot be opened or removed."""
+    with suppress(OSError), open(path, "r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(path)
+
+
 def _holder(file: BinaryIO) -> str:
     """Returns what the process that holds a lock wrote; where locks are mandatory, no other process can read it."""
     text = b""

@@ -29,6 +29,7 @@ from edgerpn.models import find_model
 from edgerpn.train.data import choice
 
 if TYPE_CHECKING:
+    from edgerpn.images.header import Exif
     from edgerpn.proposals import Proposals
     from edgerpn.runtime.bench.bench import BenchRequest, MeasureRecall
     from edgerpn.runtime.bench.report import RecallFacts
@@ -97,7 +98,12 @@ def _check_output(arguments: argparse.Namespace, model: Path) -> None:
         return
     if output.suffix.lower() in (".html", ".htm"):
         raise UsageError([f"--output {output}: expected a name such as report.json; the page goes beside it, as .html"])
-    problems = output_problems(output, [model, manifest_path(model), arguments.data])
+    inputs = [model, manifest_path(model)]
+    if arguments.data is not None:
+        from edgerpn.train.data.splits import find_split
+
+        inputs.append(find_split(arguments.data, "val", choice.chosen(arguments)).annotations)
+    problems = output_problems(output, inputs)
     if (page := _page_path(output)).exists() and not output.exists():
         problems.append(f"{page}: exists without {output.name} and would be overwritten; choose another name")
     if problems:
@@ -121,9 +127,11 @@ def _request(arguments: argparse.Namespace, model: Path) -> BenchRequest:
 
     images: tuple[Path, ...] = ()
     measure: MeasureRecall | None = None
+    exif: Exif | None = None
     if arguments.data is not None:
-        dataset = _read_data(arguments)
+        dataset = _read_data(arguments, model)
         images = tuple(record.file for record in dataset.records)
+        exif = dataset.records[0].exif if dataset.records else None  # one rule holds for all images of a set
         measure = functools.partial(_measure, dataset, str(arguments.data))
     elif arguments.images is not None:
         images = _photographs(arguments.images)
@@ -131,6 +139,7 @@ def _request(arguments: argparse.Namespace, model: Path) -> BenchRequest:
         model=model,
         command=_command(arguments),
         images=images,
+        exif=exif,
         origin=str(arguments.data or arguments.images or MADE_UP),
         measure_recall=measure,
         providers=tuple(arguments.provider),
@@ -139,7 +148,8 @@ def _request(arguments: argparse.Namespace, model: Path) -> BenchRequest:
     )
 
 
-def _read_data(arguments: argparse.Namespace) -> Dataset:
+def _read_data(arguments: argparse.Namespace, model: Path) -> Dataset:
+    from edgerpn.export.photographs import exif_rule
     from edgerpn.train.data.coco import read_split
     from edgerpn.train.data.splits import find_split
 
@@ -148,7 +158,7 @@ def _read_data(arguments: argparse.Namespace) -> Dataset:
     split = find_split(arguments.data, "val", choice.chosen(arguments), log)
     if arguments.images is not None:
         split = split._replace(images=arguments.images)
-    dataset = read_split(split, verify="header")
+    dataset = read_split(split.read_like(exif_rule(model)), verify="header")
     for problem in dataset.problems:
         log(f"{split.label}: {problem}")
     return dataset
@@ -167,14 +177,14 @@ def _photographs(folder: Path) -> tuple[Path, ...]:
 
 def _measure(dataset: Dataset, data: str, proposals: Mapping[int, Proposals]) -> RecallFacts:
     from edgerpn.runtime.bench.report import RecallFacts
-    from edgerpn.train.recall.average_recall import average_recall, coco_results
+    from edgerpn.train.recall.average_recall import average_recall
+    from edgerpn.train.recall.results import FoundBoxes
 
-    results = [
-        row
+    found = {
+        record.image_id: FoundBoxes.of(proposals[number].boxes, proposals[number].scores)
         for number, record in enumerate(dataset.records)
-        for row in coco_results(record.image_id, proposals[number].boxes, proposals[number].scores)
-    ]
-    metrics = average_recall(dataset.coco_ground_truth(), results)
+    }
+    metrics = average_recall(dataset.coco_ground_truth(), found)
     return RecallFacts(
         data=data,
         data_sha256=dataset.sha256,
@@ -190,7 +200,7 @@ def _command(arguments: argparse.Namespace) -> str:
     classes = ",".join(arguments.classes) if arguments.classes else None
     named = (
         ("--data", arguments.data), ("--format", arguments.format), ("--split", arguments.split),
-        ("--classes", classes),
+        ("--classes", classes), ("--exif", arguments.exif),
         ("--images", arguments.images), ("--threads", arguments.threads), ("--config", arguments.config),
     )  # fmt: skip
     words += [word for flag, value in named if value is not None for word in (flag, str(value))]

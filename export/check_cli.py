@@ -14,7 +14,7 @@ from edgerpn import files
 from edgerpn.arguments import HOST_CODE_HELP, count_argument, output_problems
 from edgerpn.errors import ConfigError, UsageError
 from edgerpn.export.model_names import find_any_model
-from edgerpn.export.photographs import list_photographs, spread
+from edgerpn.export.photographs import exif_rule, list_photographs, spread
 from edgerpn.manifest import manifest_path
 from edgerpn.targets import TARGETS
 from edgerpn.train.data import choice
@@ -239,6 +239,7 @@ def _images(arguments: argparse.Namespace) -> tuple[list[Path], Dataset | None]:
         from edgerpn.train.data.splits import find_split
 
         split = find_split(arguments.data, "val", choice.chosen(arguments), log)
+        split = split.read_like(exif_rule(arguments.against))
         dataset = read_split(split._replace(images=arguments.images or split.images), verify="header")
         for problem in dataset.problems:
             log(f"{split.label}: {problem}")

@@ -27,6 +27,7 @@ from edgerpn.train.data.splits import Split, find_split
 from edgerpn.train.recall.average_precision import average_precision
 from edgerpn.train.recall.average_recall import average_recall
 from edgerpn.train.recall.measurement import Detect, Evaluation, measure
+from edgerpn.train.recall.results import by_image
 
 if TYPE_CHECKING:
     import onnx
@@ -204,12 +205,17 @@ def evaluate_results(
     require_objects(dataset, f"{split.annotations}", "to measure recall on")
     for problem in dataset.problems:
         log(f"{split.label}: {problem}")
-    rows = _of_images(rows, {record.image_id for record in dataset.records})
-    metrics = average_recall(dataset.coco_ground_truth(), rows)
+    truth = dataset.coco_ground_truth()
+    found = by_image(_of_images(rows, {record.image_id for record in dataset.records}), truth)
+    metrics = average_recall(truth, found)
     if not names:
         return ResultsEvaluation(metrics=metrics)
     numbers = {category: dataset.class_names.index(name) + 1 for category, name in names.items()}
-    precision = average_precision(dataset, [{**row, "category_id": numbers[row["category_id"]]} for row in rows])
+    numbered = {
+        image_id: boxes._replace(category_ids=np.array([numbers[category] for category in boxes.category_ids]))
+        for image_id, boxes in found.items()
+    }
+    precision = average_precision(dataset, numbered)
     return ResultsEvaluation(metrics=metrics | precision.metrics, classes=precision.classes)
 
 

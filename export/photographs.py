@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from edgerpn import manifest
 from edgerpn.errors import DataError, ExportError
 from edgerpn.images.decoding import split_decodable
 from edgerpn.images.formats import list_images
 from edgerpn.letterbox import letterbox
-from edgerpn.train.data.choice import DataChoice
+from edgerpn.manifest import manifest_path
+from edgerpn.models import is_checkpoint
+from edgerpn.runtime.model import load
+from edgerpn.train.data.choice import DataChoice, ExifChoice
 
 if TYPE_CHECKING:
     from edgerpn.train.data.splits import Split
@@ -28,6 +32,27 @@ MAX_CALIBRATION_IMAGES = 300
 """Images used at most; more change ranges little."""
 
 Item = TypeVar("Item")
+
+
+def exif_rule(model: Path) -> ExifChoice:
+    """Returns the rule by which the training of a model read image files.
+
+    Args:
+        model: A checkpoint, an ONNX file or an engine.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be read.
+        EngineLoadError: The exported model cannot be loaded.
+        ManifestError: The exported model's manifest is missing or does not fit.
+    """
+    if is_checkpoint(model):
+        from edgerpn.train.checkpoint import load_checkpoint
+
+        return load_checkpoint(model).settings.data.exif
+    if manifest_path(model).is_file():
+        return manifest.read(model).input.exif
+    with load(model) as opened:  # the manifest is inside
+        return opened.manifest.input.exif
 
 
 def spread(items: Sequence[Item], most: int) -> list[Item]:

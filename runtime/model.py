@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import time
@@ -23,7 +22,7 @@ from edgerpn.models import find_model
 from edgerpn.proposals import Outputs, Proposals
 from edgerpn.runtime.backends.contract import Backend, EngineConfig
 from edgerpn.runtime.backends.open_backend import OnMismatch, open_backend
-from edgerpn.runtime.backends.preprocess import Preprocessor, check_image
+from edgerpn.runtime.backends.preprocess import Preprocessor, check_image, in_frame
 from edgerpn.runtime.backends.served.config import ServerConfig, is_served
 from edgerpn.runtime.frame import Frame, Result, Source
 from edgerpn.runtime.onnx_session import Provider
@@ -173,10 +172,7 @@ class Model:
         fits = [letterbox((frame.shape[0], frame.shape[1]), source_hw) for frame in frames]
         resize = load_cv2().resize
         found = self.batch([fit.apply(frame, resize) for fit, frame in zip(fits, frames, strict=True)])
-        return [
-            dataclasses.replace(proposals, boxes=fit.to_frame(proposals.boxes))
-            for fit, proposals in zip(fits, found, strict=True)
-        ]
+        return [in_frame(proposals, fit) for fit, proposals in zip(fits, found, strict=True)]
 
     def stream(
         self,

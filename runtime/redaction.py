@@ -17,20 +17,26 @@ from urllib.parse import unquote
 HIDDEN = "***"
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-# The last @ ends the credentials, because an unescaped password may hold one itself.
-_CREDENTIALS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s\"'<>]*@")
+# Cameras and web servers choose parts of these texts: every expression below takes time that grows with the length of
+# its text, not faster. So a search starts at the beginning of a word only, and each decision about a word is one
+# look-ahead, into which the engine does not backtrack.
+_WORD = re.compile(r"[^\s\"'<>]+")
 _SECRET_WORDS = (
     r"(?:pass|pwd|pw(?![a-z])|psw|token|key(?![-_]?(?:int|frame))|secret|auth|user|usr|login|signature|credential"
     r"|session|(?<![a-z])si[dg](?![a-z])|jwt|bearer|account|(?<![a-z])code(?![a-z]))"
 )
 _SECRET_KEY = re.compile(_SECRET_WORDS, re.IGNORECASE)
 _SECRET_PAIR = re.compile(
-    rf"([\w%.\-\[\]]*{_SECRET_WORDS}[\w%.\-\[\]]*\s*=\s*)(?:\"[^\"]*\"|'[^']*'|[^\s&#\"']+)", re.IGNORECASE
+    rf"(?<![\w%.\-\[\]])((?=[\w%.\-\[\]]*{_SECRET_WORDS})[\w%.\-\[\]]+\s*=\s*)"
+    r"(?:\"[^\"]*\"?|'[^']*'?|[^\s&#\"']+)",
+    re.IGNORECASE,
 )
 # The end of a header's value cannot be recognised, so the whole line goes.
 _SECRET_HEADER = re.compile(
-    r"(\b(?:[\w-]*(?:authorization|cookie2?)|x-[\w-]*(?:key|token|auth)[\w-]*)[\"']?\s*[:=]\s*|\bcookies\s*[;:=]\s*)"
-    r"[^\s][^\r\n]*",
+    r"(?<![\w-])("
+    r"(?=[\w-]*(?:authorization|cookie[s2]?)(?![\w-])|(?=(?P<x>[\w-]*?\bx-))(?P=x)[\w-]*(?:key|token|auth))"
+    r"[\w-]+(?:[\"']?\s*[:=]|(?<=cookies)\s*;)\s*"
+    r")[^\s][^\r\n]*",
     re.IGNORECASE,
 )
 _SECRET_OPTION = re.compile(rf"headers|cookies|{_SECRET_WORDS}", re.IGNORECASE)
@@ -49,7 +55,13 @@ def redact(text: str) -> str:
     A URL in running text ends at white space or a quote; for a single URL use `redact_url`.
     """
     without_headers = _SECRET_HEADER.sub(rf"\1{HIDDEN}", text)
-    return _SECRET_PAIR.sub(rf"\1{HIDDEN}", _CREDENTIALS.sub(rf"\1{HIDDEN}@", without_headers))
+    return _SECRET_PAIR.sub(rf"\1{HIDDEN}", _WORD.sub(_without_credentials, without_headers))
+
+
+def _without_credentials(word: re.Match[str]) -> str:
+    head, mark, rest = word.group().partition("://")
+    # The last @ ends the credentials, because an unescaped password may hold one itself.
+    return f"{head}{mark}{HIDDEN}@{rest.rpartition('@')[2]}" if "@" in rest else word.group()
 
 
 def redact_ffmpeg_options(options: str) -> str:

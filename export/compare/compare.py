@@ -16,7 +16,6 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -32,8 +31,10 @@ from edgerpn.matching import TOLERANCES, pair_classes, pair_cosines
 from edgerpn.progress import track
 from edgerpn.proposals import Outputs
 from edgerpn.runtime.backends.contract import Backend
+from edgerpn.train.data.annotations import ImageId
 from edgerpn.train.data.coco import Dataset, read_image
-from edgerpn.train.recall.average_recall import average_recall, coco_results
+from edgerpn.train.recall.average_recall import average_recall
+from edgerpn.train.recall.results import FoundBoxes
 
 __all__ = ["Comparison", "ImageComparison", "compare_models"]
 
@@ -224,10 +225,10 @@ def _recalls(
         "images": [row for row in truth["images"] if row["id"] in ids],
         "annotations": [row for row in truth["annotations"] if row["image_id"] in ids],
     }
-    results: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
+    found: tuple[dict[ImageId, FoundBoxes], dict[ImageId, FoundBoxes]] = ({}, {})
     for image in chosen:
         for side in (0, 1):
             boxes, scores = image.in_image[side]
             visible = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-            results[side].extend(coco_results(by_file[image.file].image_id, boxes[visible], scores[visible]))
-    return average_recall(truth, results[0]), average_recall(truth, results[1])
+            found[side][by_file[image.file].image_id] = FoundBoxes.of(boxes[visible], scores[visible])
+    return average_recall(truth, found[0]), average_recall(truth, found[1])

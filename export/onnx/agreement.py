@@ -190,7 +190,8 @@ def _at_a_threshold(
     # A side may differ by as much as the overlap of a pair allows.
     if (sides_px <= thresholds.min_size_px * (2 - tolerance.min_iou)).any():
         return True
-    overlaps = pairwise_iou(own[0][row : row + 1], np.concatenate((other[0], own[0])))[0]
+    others = np.delete(own[0], row, axis=0)
+    overlaps = pairwise_iou(own[0][row : row + 1], np.concatenate((other[0], others)))[0]
     is_tie = np.abs(other[1] - score) <= slack * TIE
     theirs = overlaps[: len(is_tie)]
     if (is_tie & (theirs > thresholds.nms_iou) & (theirs < tolerance.min_iou)).any():

@@ -3,10 +3,12 @@
 The output `rows` [20, 7] holds batch, x1, y1, x2, y2 in pixels of the frame, score and class of the best proposals. The
 class of a row without a proposal is -1, and Frigate stops there. The batch is 1.
 
-Frigate drops every score below 0.4, whatever its settings, and scores of proposals are low: the graph raises them to a
-power, by which a score of the user's choice becomes 0.5. Their order stays.
+Frigate keeps scores above 0.5 only, whatever its settings (from 0.4 as it reads the rows, above 0.5 in its NMS), and
+scores of proposals are low: the graph raises them to a power, by which a score of the user's choice becomes 0.5. Their
+order stays.
 
-Source: blakeblackshear/frigate, frigate/detectors/plugins/onnx.py and frigate/object_detection/base.py, read in 2026.
+Source: blakeblackshear/frigate, frigate/detectors/plugins/onnx.py, frigate/object_detection/base.py and
+frigate/util/object.py (`reduce_detections`), read in 2026.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def check_parity(reference: Detector, graph_file: Path, images: Sequence[Path], 
         batch: Fixed batch size of the graph, or None when it takes any: then 1 and 2 are compared.
 
     Raises:
-        ParityError: They disagree; the message names the image and the worst pair.
+        ParityError: They disagree; the message names the image and the worst pair. Or nothing was proposed.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -78,7 +78,14 @@ def check_parity(reference: Detector, graph_file: Path, images: Sequence[Path], 
                 agreement = counter.add(*rows, where, cut_scores=cut_scores[row])
                 counter.add_cosines(pair_cosines(expected, found, row, agreement.pairs))
                 counter.add_classes(pair_classes(expected, found, row, agreement.pairs, EXACT))
-    return counter.report(len(images), batch_sizes)
+    report = counter.report(len(images), batch_sizes)
+    if not report.num_matched:
+        raise ParityError(
+            f"neither PyTorch nor the graph proposes anything on {len(images)} images, so nothing was compared. Either "
+            "no score reaches the score threshold (--set score_threshold=0 keeps all boxes), or the weights are dead: "
+            "see the model's recall with `edgerpn eval`, and train again"
+        )
+    return report
 
 
 def run_reference(reference: Detector, frames: np.ndarray) -> tuple[Outputs, list[tuple[float, ...]]]:

@@ -15,7 +15,7 @@ PROGRAM = Path(__file__).with_name("deepstream_tensors.py")
 """The program that turns the tensors into objects in Python."""
 
 _NETWORK_MODES = {"fp32": 0, "int8": 1, "fp16": 2}
-"""nvinfer's numbers of precisions."""
+"""nvinfer's numbers of precisions; they count where it builds the engine itself."""
 
 _CONFIG = """# {what}
 [property]
@@ -23,7 +23,8 @@ gpu-id=0
 gie-unique-id=1
 process-mode=1
 onnx-file=model.onnx
-model-engine-file=model.onnx_b{batch}_gpu0_{precision}.engine
+# nvinfer loads this engine if it fits, and else builds one; see README.md.
+model-engine-file={engine}
 batch-size={batch}
 network-mode={mode}
 infer-dims=3;{height};{width}
@@ -34,6 +35,8 @@ net-scale-factor=1.0
 # The picture lies at the top left, as in training.
 maintain-aspect-ratio=1
 symmetric-padding=0
+# Bilinear, as in training. The default takes the nearest pixel, which costs small objects most.
+scaling-filter=1
 """
 _PARSED = """network-type=0
 num-detected-classes={num_classes}
@@ -51,7 +54,7 @@ output-tensor-meta=1
 
 _COMMANDS = """## Put it to use
 
-In a container or on a device with DeepStream 7, 8 or 9, in this folder; nvinfer builds the engine at its first start.
+In a container or on a device with DeepStream 7, 8 or 9, in this folder. {engine_text}
 
 Objects by the parser in C++, for any application with an element nvinfer:
 
@@ -82,6 +85,20 @@ nvinfer pads with black where training padded with grey.
 """
 
 
+_BUILT_BY_NVINFER = "nvinfer builds the engine at its first start."
+_BUILT_BEFORE = """First build the engine there, which nvinfer loads by its name:
+
+```sh
+/usr/src/tensorrt/bin/trtexec --onnx=model.onnx --stronglyTyped --saveEngine={engine}{shapes}
+```
+
+nvinfer's log then says `Use deserialized engine model`. If it says `Trying to create engine from model files`, stop it:
+an engine that nvinfer builds itself is another model. For int8 it asks for a calibration file, which a graph with its
+own scales does not have, and falls back to fp16. For fp16 it leaves the types to TensorRT, which may then compute
+boxes, areas and scores in float16 too, where areas above 65504 overflow. An engine serves the GPU and the TensorRT that
+built it."""
+
+
 def write(packed: Packed, folder: Path) -> Contents:
     """Writes the files; `edgerpn.export.packages.package` checks them."""
     manifest, min_score = packed.manifest, packed.config.min_score
@@ -101,7 +118,7 @@ def write(packed: Packed, folder: Path) -> Contents:
     ):
         program = _with_value(program, name, value)
     (folder / "edgerpn_tensors.py").write_text(program, "utf-8")
-    commands = _COMMANDS.format(batch=_batch(manifest), min_score=min_score)
+    commands = _COMMANDS.format(batch=_batch(manifest), min_score=min_score, engine_text=_engine_text(manifest))
     return Contents(graph="model.onnx", expected=packed.golden, commands=commands)
 
 
@@ -116,11 +133,26 @@ def _config(manifest: Manifest, what: str) -> str:
     return _CONFIG.format(
         what=what,
         batch=_batch(manifest),
-        precision=manifest.precision,
+        engine=_engine(manifest),
         mode=_NETWORK_MODES[manifest.precision],
         height=height,
         width=width,
     )
+
+
+def _engine(manifest: Manifest) -> str:
+    """Name of the engine, as nvinfer gives it to those that it builds."""
+    return f"model.onnx_b{_batch(manifest)}_gpu0_{manifest.precision}.engine"
+
+
+def _engine_text(manifest: Manifest) -> str:
+    """Who builds the engine. nvinfer's own is weakly typed, which changes nothing in a graph of float32 only."""
+    if manifest.precision == "fp32":
+        return _BUILT_BY_NVINFER
+    height, width = manifest.input.frame_hw
+    shape = f"{manifest.input.name}:{_batch(manifest)}x3x{height}x{width}"
+    shapes = "" if manifest.input.batch else "".join(f" \\\n    --{end}Shapes={shape}" for end in ("min", "opt", "max"))
+    return _BUILT_BEFORE.format(engine=_engine(manifest), shapes=shapes)
 
 
 def _batch(manifest: Manifest) -> int:

@@ -38,7 +38,9 @@ class Model:
         self.outputs = json.loads((FOLDER / "smoke.json").read_text(encoding="utf-8"))["outputs"]
         self.batch, self.height, self.width, self.channels = metadata.inputs[0].shape
         parameters = self.client.get_model_config(self.name).config.parameters
-        self.class_names = json.loads(parameters["edgerpn.manifest"].string_value).get("class_names") or []
+        manifest = json.loads(parameters["edgerpn.manifest"].string_value)
+        self.class_names = manifest.get("class_names") or []
+        self.turns_pictures = manifest["input"].get("exif") == "apply"
 
     def run(self, frame: np.ndarray) -> dict[str, np.ndarray]:
         """Returns boxes (M, 4), scores (M,) and, with classes, labels (M,) and class_scores (M,) for one frame."""
@@ -56,11 +58,14 @@ def propose(model: Model, picture: np.ndarray) -> list[dict[str, Any]]:
 
     height, width = picture.shape[:2]
     scale = min(model.height / height, model.width / width)
-    content = (int(width * scale + 0.5), int(height * scale + 0.5))
+    content = (max(1, int(width * scale + 0.5)), max(1, int(height * scale + 0.5)))
     frame = np.full((model.height, model.width, model.channels), 114, np.uint8)
     frame[: content[1], : content[0], :3] = cv2.resize(picture, content)
     found = model.run(frame)
     boxes = np.clip(found["boxes"] * ([width / content[0], height / content[1]] * 2), 0, [width, height] * 2)
+    # A box in the padding has no area in the picture.
+    is_inside = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    boxes, found = boxes[is_inside], {role: array[is_inside] for role, array in found.items()}
     proposals = [
         {"box": np.round(box, 1).tolist(), "score": round(float(score), 4)}
         for box, score in zip(boxes, found["scores"], strict=True)
@@ -98,7 +103,9 @@ def main() -> int:
     for path in arguments.pictures:
         import cv2
 
-        picture = cv2.imread(path)
+        # As in training: a picture lies as it is stored, unless its EXIF orientation counted there.
+        turning = 0 if model.turns_pictures else cv2.IMREAD_IGNORE_ORIENTATION
+        picture = cv2.imread(path, cv2.IMREAD_COLOR | turning)
         if picture is None:
             raise SystemExit(f"{path}: OpenCV cannot read this picture")
         lines.append(json.dumps({"path": path, "proposals": propose(model, picture)[: arguments.top]}))

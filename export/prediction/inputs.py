@@ -61,11 +61,14 @@ def find_inputs(specs: Sequence[str], ids: Mapping[Path, int | str] | None = Non
         ConfigError: A list cannot be read or holds a URL, or an image is not in the data set.
         StreamOpenError: A file, folder or video cannot be opened.
     """
-    found = list(dict.fromkeys(itertools.chain.from_iterable(map(_expand, specs)))) if specs else list(ids or ())
-    base = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path, _ in _kinds(found)]) if found else ""
+    paths = itertools.chain.from_iterable(map(_expand, specs)) if specs else iter(ids or ())
+    found: dict[str, Path] = {}
+    for path in paths:
+        found.setdefault(os.path.abspath(path), path)  # one file, however it is spelled
+    base = os.path.commonpath([os.path.dirname(path) for path in found]) if found else ""
     named = [
-        (path, is_video, printable(Path(os.path.relpath(os.path.abspath(path), base)).as_posix()))
-        for path, is_video in _kinds(found)
+        (path, _is_video(path), printable(Path(os.path.relpath(absolute, base)).as_posix()))
+        for absolute, path in found.items()
     ]
     # Those of all images first: a video makes way for an image behind it too.
     names = {relative for _, is_video, relative in named if not is_video}
@@ -80,14 +83,19 @@ def find_inputs(specs: Sequence[str], ids: Mapping[Path, int | str] | None = Non
 
 
 def digest(files: Sequence[InputFile]) -> str:
-    """Returns a hash of the inputs' names, ids and sizes."""
+    """Returns a hash of the inputs' places, names, ids, sizes and times of change.
+
+    Cameras write one name and one size day after day, so that names and sizes alone would call other images the same.
+    """
     summary = hashlib.sha256()
     for file in files:
         try:
-            num_bytes = file.path.stat().st_size
+            status = file.path.stat()
+            state = f"{status.st_size} {status.st_mtime_ns}"
         except OSError:
-            num_bytes = -1
-        summary.update(f"{file.image_id} {num_bytes} {file.is_video} {file.name}\n".encode())
+            state = "unreadable"
+        place = os.fsencode(os.path.abspath(file.path))
+        summary.update(f"{file.image_id} {state} {file.is_video} {file.name} ".encode() + place + b"\n")
     return summary.hexdigest()
 
 
@@ -156,12 +164,8 @@ def _listed(file: Path) -> list[Path]:
     return [here if here.exists() and not beside.exists() else beside for beside, here in places]
 
 
-def _kinds(paths: Sequence[Path]) -> list[tuple[Path, bool]]:
-    """Returns each path, and whether it is a video; a file that does not exist counts as an image."""
-    return [(path, _is_video(path)) for path in paths]
-
-
 def _is_video(path: Path) -> bool:
+    """Whether it is a video; a file that does not exist counts as an image."""
     return path.is_file() and not is_image_file(path)
 
 

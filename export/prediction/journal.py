@@ -65,8 +65,14 @@ def complete_summary(folder: Path, plan: Plan) -> dict[str, Any] | None:
     if (folder / _WORK / _PLAN).exists() or not (folder / _RESULTS).exists():
         return None
     summary = _read(folder / _SUMMARY)
-    if _differences(summary, plan):
-        raise ConfigError([f"{folder}: this folder holds other results; name another folder, or remove it first"])
+    differences = _differences(summary, plan)
+    if differences:
+        raise ConfigError(
+            [
+                f"{folder}: this folder holds the results of a run with other {' and '.join(differences)}; name "
+                "another folder, or remove it first"
+            ]
+        )
     # Of a run that was killed at its very end.
     shutil.rmtree(folder / _WORK, ignore_errors=True)
     unreadable = _read(folder / _IMAGES).get("unreadable", []) if summary["num_unreadable"] else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from functools import lru_cache
 from typing import Any
@@ -36,6 +37,12 @@ def check_image(image: object, *, takes_bgrx: bool = False) -> npt.NDArray[np.ui
     if image.dtype != np.uint8:
         raise InputError(f"frame: expected dtype uint8 (0..255, BGR, not normalised), got {image.dtype}")
     return image
+
+
+def in_frame(proposals: Proposals, fit: Letterbox) -> Proposals:
+    """Returns proposals for a frame that was letterboxed by `fit`, in pixels of the frame as it was before."""
+    boxes = fit.to_frame(proposals.boxes)
+    return dataclasses.replace(proposals, boxes=boxes)[_has_area(boxes)]
 
 
 class Preprocessor:
@@ -92,10 +99,9 @@ class Preprocessor:
         described["class_names"] = self._class_names
         if self._resize is not None:
             boxes = _geometry(frame_hw, self._network_hw).to_frame(boxes)
-            # A box inside the padding has no area once it is clipped to the frame.
-            has_area = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-            if not has_area.all():
-                return Proposals(boxes, scores, **described)[has_area]
+            is_inside = _has_area(boxes)
+            if not is_inside.all():
+                return Proposals(boxes, scores, **described)[is_inside]
         return Proposals(boxes, scores, **described)
 
     def _buffer(self, num_channels: int) -> npt.NDArray[np.uint8]:
@@ -114,6 +120,11 @@ class Preprocessor:
                 f"frame: this model is made for frames of {want_h}x{want_w} (height x width), got {height}x{width}. "
                 f"Export it with --source-size {height}x{width}, or without --source-size for frames of any size."
             )
+
+
+def _has_area(boxes_xyxy: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """Whether boxes (M, 4) have area; one inside the padding has none once it is clipped to the frame."""
+    return (boxes_xyxy[:, 2] > boxes_xyxy[:, 0]) & (boxes_xyxy[:, 3] > boxes_xyxy[:, 1])
 
 
 def _hw(image: npt.NDArray[np.uint8]) -> tuple[int, int]:

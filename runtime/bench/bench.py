@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgerpn.images.header import Exif
 from edgerpn.machine import available_cores
 from edgerpn.proposals import Proposals
 from edgerpn.runtime.backends.contract import PartsTimer
@@ -41,6 +42,8 @@ class BenchRequest:
     """Command line, for the report."""
     images: tuple[Path, ...] = ()
     """Photographs; empty: made-up frames."""
+    exif: Exif | None = None
+    """Whether they are turned by their EXIF orientation; None: as the model's manifest says."""
     origin: str = MADE_UP
     """Origin of the photographs, for the report."""
     measure_recall: MeasureRecall | None = None
@@ -86,7 +89,7 @@ def run_bench(
             source_hw=model.manifest.input.source_hw,
             frame_hw=config.frame_hw,
             max_mib=config.frames_mib,
-            exif=model.manifest.input.exif_reading,
+            exif=request.exif or model.manifest.input.exif_reading,
         )
         with Sampler(config.sample_ms) as sampler:
             log(f"warm-up, {config.warm_up_s:g} s")

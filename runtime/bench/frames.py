@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from edgerpn.images.decoding import decode_image, read_bytes
 from edgerpn.images.header import Exif
 from edgerpn.letterbox import Letterbox, letterbox
 from edgerpn.proposals import Proposals
+from edgerpn.runtime.backends.preprocess import in_frame
 from edgerpn.runtime.frame import Event, Frame
 from edgerpn.runtime.opencv import load_cv2
 
@@ -38,9 +38,7 @@ class BenchFrame:
 
     def restore(self, proposals: Proposals) -> Proposals:
         """Returns proposals in pixels of the photograph."""
-        if self.geometry is None:
-            return proposals
-        return dataclasses.replace(proposals, boxes=self.geometry.to_frame(proposals.boxes))
+        return proposals if self.geometry is None else in_frame(proposals, self.geometry)
 
 
 class FrameSet:

@@ -146,11 +146,18 @@ def _source_tables(value: Any, where: str) -> dict[str, dict[str, Any]]:
 
 
 def _free_name(source: str, named: Mapping[str, Any]) -> str:
-    """Returns the name of a source from the command line; the same source twice is an error."""
-    label = SourceConfig(source=source).label
-    if label in named:
-        raise UsageError([f"{label}: given twice"], source="sources")
-    return label
+    """Returns the name of a source from the command line; the same source twice is an error.
+
+    Sources that differ only in a part that names do not show, as the channels of a recorder may, are NAME, NAME #2 ...
+    """
+    name = label = SourceConfig(source=source).label
+    number = 1
+    while name in named:
+        if named[name].get("source") == source:
+            raise UsageError([f"{label}: given twice"], source="sources")
+        number += 1
+        name = f"{label} #{number}"
+    return name
 
 
 def _source(base: SourceConfig, table: Any, where: str) -> SourceConfig:

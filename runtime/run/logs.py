@@ -34,27 +34,29 @@ def log_event(event: Event) -> None:
     is_good = event.kind in ("connected", "resized") or event.reason in ("end_of_stream", "removed")
     is_detail = event.kind == "started" or event.track is not None
     level = logging.DEBUG if is_detail else logging.INFO if is_good else logging.WARNING
-    _logger.log(level, "%s%s", event.message, f". {event.fix}" if event.fix else "")
+    extra = {"source": event.source}
+    _logger.log(level, "%s%s", event.message, f". {event.fix}" if event.fix else "", extra=extra)
 
 
 class RepeatFilter(logging.Filter):
     """Passes the first of equal messages, and after `repeat_s` one with the count of those held back.
 
-    Messages are equal when they differ in numbers only. Errors always pass.
+    Messages are equal when they differ in numbers only, and their `source` is the same: a name or an address, whose
+    numbers count. Errors always pass.
     """
 
     def __init__(self, *, repeat_s: float = REPEAT_S) -> None:
         super().__init__()
         self._repeat_s = repeat_s
         # Time of the last that passed, and how many were held back since.
-        self._seen: OrderedDict[tuple[str, int, str], tuple[float, int]] = OrderedDict()
+        self._seen: OrderedDict[tuple[str, str, int, str], tuple[float, int]] = OrderedDict()
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Returns whether the message passes; sets its `num_repeated`."""
         record.num_repeated = 0
         if record.levelno >= logging.ERROR:
             return True
-        key = (record.name, record.levelno, _NUMBER.sub("#", record.getMessage()))
+        key = (getattr(record, "source", ""), record.name, record.levelno, _NUMBER.sub("#", record.getMessage()))
         now_s = time.monotonic()
         since_s, num_held = self._seen.pop(key, (-self._repeat_s, 0))
         is_due = now_s - since_s >= self._repeat_s

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -25,6 +26,8 @@ class _Entry:
         self.change(settings)
         self.capture = capture
         self.counts = SourceCounts()
+        self.is_live = settings.is_live
+        """Whether the present connection is live: that of a URL may give a file."""
 
     def change(self, settings: SourceConfig) -> None:
         """Takes over settings with the same capture."""
@@ -117,6 +120,13 @@ class SourceRegistry:
         entry = self._entries.get(name)
         return entry.settings if entry is not None else None
 
+    def age_limit_ms_of(self, name: str) -> float | None:
+        """Returns the age above which a frame is stale, milliseconds; None: the source was removed."""
+        entry = self._entries.get(name)
+        if entry is None:
+            return None
+        return entry.settings.age_limit_ms if entry.is_live else math.inf
+
     def zone_map_of(self, name: str) -> ZoneMap | None:
         """Returns the present zones and masks of a source; None: there are none."""
         entry = self._entries.get(name)
@@ -128,13 +138,16 @@ class SourceRegistry:
         return settings is not None and settings.is_live
 
     def count(self, item: Result | Event) -> None:
+        """Counts an item before it is emitted; an event `connected` says whether the frames after it are live."""
         entry = self._entries.get(item.frame.source if isinstance(item, Result) else item.source)
         if entry is None:
             return
         if isinstance(item, Result):
             entry.counts.count_result(item)
-        else:
-            entry.counts.count_event(item)
+            return
+        entry.counts.count_event(item)
+        if item.kind == "connected":
+            entry.is_live = item.is_live
 
     def count_refused(self, name: str) -> None:
         """Counts a frame that does not fit the model."""

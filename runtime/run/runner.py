@@ -244,12 +244,12 @@ class StreamRunner:
         if isinstance(item, Event):
             self._registry.count(item)
             return item
-        settings = self._registry.settings_of(item.frame.source)
-        if settings is None:
+        limit_ms = self._registry.age_limit_ms_of(item.frame.source)
+        if limit_ms is None:
             return None
         age_ms = item.frame.age_ms(time.monotonic())
-        if age_ms > settings.age_limit_ms:
-            event = _stale_event(item.frame, age_ms, settings.age_limit_ms)
+        if age_ms > limit_ms:
+            event = _stale_event(item.frame, age_ms, limit_ms)
             self._registry.count(event)
             return event
         min_score = self._registry.min_score

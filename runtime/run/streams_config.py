@@ -15,15 +15,17 @@ from edgerpn.runtime.zones import Outline, ZoneConfig, ZoneMap, check_areas
 
 MAX_SOURCES = 100
 """Sources of one run at most: each live one has a process, each file a thread."""
+_MAX_AGE_MS = 2000.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceConfig(CaptureConfig):
     """One source of a run: its capture, the largest age of its results, and the parts of its picture."""
 
-    max_age_ms: float = 2000.0
+    max_age_ms: float | None = None
     """Age at emission above which a frame of a live source becomes an event `stale` instead of a result, milliseconds;
-    0: no limit. Images and video files have no limit."""
+    0: no limit. None: 2000, and no limit under the policy `every`. Images and video files have no limit, those of a web
+    server included."""
     zones: tuple[ZoneConfig, ...] = ()
     """Parts of the picture with names, tables of `name`, `points` and `anchor`: records name the zones in which each
     proposal stands."""
@@ -38,9 +40,8 @@ class SourceConfig(CaptureConfig):
     def __post_init__(self) -> None:
         # By name: a dataclass with slots is a second class, and super() without arguments knows the first only.
         CaptureConfig.__post_init__(self)
-        check_setting(
-            math.isfinite(self.max_age_ms) and self.max_age_ms >= 0, "max_age_ms", "0 or more", self.max_age_ms
-        )
+        is_age = self.max_age_ms is None or (math.isfinite(self.max_age_ms) and self.max_age_ms >= 0)
+        check_setting(is_age, "max_age_ms", "0 or more", self.max_age_ms)
         check_setting(self.network_hw is None, "network_hw", "no value; the run sets it", self.network_hw)
         check_setting(0 < self.mask_share <= 1, "mask_share", "above 0, to 1", self.mask_share)
         is_size = self.zones_wh is None or (len(self.zones_wh) == 2 and min(self.zones_wh) > 0)
@@ -74,8 +75,11 @@ class SourceConfig(CaptureConfig):
 
     @property
     def age_limit_ms(self) -> float:
-        """Age above which a frame is stale, milliseconds; infinity: no limit."""
-        return self.max_age_ms if self.is_live and self.max_age_ms > 0 else math.inf
+        """Age above which a frame of a live connection is stale, milliseconds; infinity: no limit."""
+        limit_ms = self.max_age_ms
+        if limit_ms is None:
+            limit_ms = 0.0 if self.policy == "every" else _MAX_AGE_MS
+        return limit_ms if self.is_live and limit_ms > 0 else math.inf
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -40,6 +40,7 @@ class MotSink:
         self._only = LineFile(path) if is_mot_file(path) else None
         self._names = names or {}
         self._is_live = is_live
+        self._paths: dict[str, Path] = {}
         self._files: dict[str, LineFile] = {}
 
     def write(self, result: Result) -> None:
@@ -54,7 +55,10 @@ class MotSink:
         file.write("".join(lines).encode())
 
     def event(self, event: Event) -> None:
-        """Does nothing: the format has no events."""
+        """Closes the file of a source that has ended; the format has no events."""
+        file = self._files.pop(event.source, None) if event.kind == "ended" else None
+        if file is not None:
+            file.close()
 
     def close(self) -> None:
         for file in (self._only, *self._files.values()):
@@ -63,11 +67,14 @@ class MotSink:
 
     def _file(self, source: str) -> LineFile:
         if source not in self._files:
-            taken = {Path(file.name).stem for file in self._files.values()}
-            if self._is_live:
-                taken |= {path.stem for path in self._folder.glob("*.txt")}
-            stem = free_stem(self._names.get(source, source), taken)
-            self._files[source] = LineFile(self._folder / f"{stem}.txt")
+            # A source that ended and comes back continues its file.
+            is_known = source in self._paths
+            if not is_known:
+                taken = {path.stem for path in self._paths.values()}
+                if self._is_live:
+                    taken |= {path.stem for path in self._folder.glob("*.txt")}
+                self._paths[source] = self._folder / f"{free_stem(self._names.get(source, source), taken)}.txt"
+            self._files[source] = LineFile(self._paths[source], append=is_known)
         return self._files[source]
 
 

@@ -220,14 +220,15 @@ class FailureLog:
             self._num_unsaid += 1
             return
         more = f" (and {self._num_unsaid} failures before that)" if self._num_unsaid else ""
-        _logger.warning("%s: %s%s", self._name, self.last_error, more)
+        _logger.warning("%s: %s%s", self._name, self.last_error, more, extra={"source": self._name})
         self._said_at, self._num_unsaid = now, 0
 
     def worked(self, num_dropped: int) -> None:
         """Notes a success; logs the first one after a failure."""
         if self.is_failing:
             self.is_failing = False
-            _logger.info("%s: works again; %d records or pictures lost since the start", self._name, num_dropped)
+            message = "%s: works again; %d records or pictures lost since the start"
+            _logger.info(message, self._name, num_dropped, extra={"source": self._name})
 
 
 class QueuedSink:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import shutil
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from edgerpn import files
 from edgerpn.errors import SinkError, check_setting
 from edgerpn.runtime.draw import DEFAULT_NMS_IOU, DEFAULT_TOP, Painter
 from edgerpn.runtime.frame import Event, Frame, Result
@@ -69,7 +69,8 @@ class VideoSegmentsSink:
     """Writes pictures with their boxes; a file appears under its name when it is complete.
 
     A new file begins when the current one is long or large enough, when the picture's size changes, after a gap of a
-    live source, and after the disk was full. A killed run leaves hidden files, which the next run removes.
+    live source, and after the disk was full. A killed run leaves hidden files, which the next run removes; it
+    keeps those of a run that goes on.
     """
 
     config_class = VideoConfig
@@ -137,8 +138,8 @@ class VideoSegmentsSink:
         remains = re.compile(r"\..+-" + STAMP + r"\.[0-9a-f]{8}" + re.escape(self._config.suffix))
         for path in self._folder.iterdir():
             if remains.fullmatch(path.name):
-                with contextlib.suppress(OSError):
-                    path.unlink()
+                # Another run may be writing it.
+                files.remove_unless_held(path)
 
 
 class VideoSeries:

@@ -7,6 +7,7 @@ import http.client
 import re
 import secrets
 import socket
+import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
@@ -59,7 +60,7 @@ class WebhookConfig(OutputConfig):
 
 
 class WebhookSink:
-    """Posts records in batches and repeats failed requests.
+    """Posts records in batches and repeats failed requests; at once when an idle connection turns out to be closed.
 
     A repeated request keeps its `Idempotency-Key`, so that a server can recognise it. Redirects are not followed: they
     would carry the records, and the token, to an address that is not in the settings.
@@ -147,17 +148,28 @@ class WebhookSink:
         self._disconnect()
 
     def _post(self, body: bytes, headers: dict[str, str]) -> tuple[int, str, float | None]:
+        is_reused = self._connection is not None
+        try:
+            answer = self._ask(body, headers)
+        except (ConnectionError, ssl.SSLEOFError):
+            if not is_reused or self._is_interrupted:
+                raise
+            # Servers close connections that are idle, some after two seconds, and this shows with the next request.
+            self._disconnect()
+            answer = self._ask(body, headers)
+        if len(answer.read(_ANSWER_BYTES)) == _ANSWER_BYTES:
+            # Too long to read to its end, so the connection cannot be used again.
+            self._disconnect()
+        return answer.status, answer.reason, _seconds(answer.getheader("Retry-After"))
+
+    def _ask(self, body: bytes, headers: dict[str, str]) -> http.client.HTTPResponse:
         if self._is_interrupted:
             raise ConnectionAbortedError("closed before the server had answered")
         if self._connection is None:
             self._connection = self._connect()
         path = (self._parts.path or "/") + (f"?{self._parts.query}" if self._parts.query else "")
         self._connection.request("POST", path, body, headers)
-        answer = self._connection.getresponse()
-        if len(answer.read(_ANSWER_BYTES)) == _ANSWER_BYTES:
-            # Too long to read to its end, so the connection cannot be used again.
-            self._disconnect()
-        return answer.status, answer.reason, _seconds(answer.getheader("Retry-After"))
+        return self._connection.getresponse()
 
     def _connect(self) -> http.client.HTTPConnection:
         host, port, timeout_s = self._parts.hostname or "", self._parts.port, self._config.timeout_s

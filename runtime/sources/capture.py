@@ -294,6 +294,7 @@ class ProcessCapture(Capture):
                 self.name,
                 self._max_lent,
                 self.config.slots,
+                extra={"source": self.name},
             )
         return dataclasses.replace(frame, image=image)
 

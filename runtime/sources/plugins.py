@@ -20,6 +20,7 @@ restarts it, as for any other camera.
 
 from __future__ import annotations
 
+import math
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -32,7 +33,7 @@ from edgerpn.errors import MissingDependencyError
 from edgerpn.runtime.frame import Reason
 from edgerpn.runtime.sources.capture_config import CaptureConfig
 from edgerpn.runtime.sources.failures import CaptureFailedError
-from edgerpn.runtime.sources.readers import Image
+from edgerpn.runtime.sources.readers import Image, plausible_rate
 from edgerpn.runtime.sources.spec import find_plugin
 
 # The first match counts, because some of these derive from OSError.
@@ -109,7 +110,7 @@ class PluginReader:
             message = f"{self._what}: expected a FrameSource of edgerpn.runtime.sources, got a {found}"
             raise CaptureFailedError(message, reason="unsupported", is_final=True)
         self.is_live = bool(self._source.is_live)
-        self.fps = float(self._source.fps)
+        self.fps = plausible_rate(float(self._source.fps))
         self.num_frames = int(self._source.num_frames)
         package = f"{entry.dist.name} {entry.dist.version}" if entry.dist is not None else "another package"
         self.decoder = f"{self._what} of {package}, for {entry.name}:// URLs"
@@ -132,7 +133,7 @@ class PluginReader:
 
     def media_time_s(self) -> float | None:
         time_s = self._source.media_time_s
-        return None if time_s is None else float(time_s)
+        return None if time_s is None or not math.isfinite(time_s) else float(time_s)
 
     def close(self) -> None:
         # The process ends next, whatever the plugin raises.

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from urllib.parse import unquote, urlsplit
 
 from edgerpn.errors import StreamOpenError
@@ -22,6 +22,8 @@ from edgerpn.runtime.sources.wire import MAX_PACKET_BYTES, STOP
 
 _MAX_LINES = 100
 _MAX_LINE_CHARS = 400
+# A camera may cause lines of any length; no more of each is read.
+_MAX_READ_BYTES = 2048
 _PACKETS_AT_ONCE = 64
 _READS_AT_ONCE = 16
 # FFmpeg's H.264 decoder reports a new size at this level only, and OpenCV does not report it at all
@@ -30,7 +32,7 @@ _CODED_SIZE = re.compile(r"Reinit context to (\d+x\d+)")
 # Level, clock and place in a source file, which precede the messages of FFmpeg and GStreamer.
 _PREFIX = re.compile(
     r"^(?:\[OPENCV:FFMPEG:\d+\] "
-    r"|\d+:\d\d:\d\d\.\d+ +\d+ +0x[0-9a-f]+ [A-Z]+ +\S+ \S+:(?:<\S+>)? "
+    r"|\d+:\d\d:\d\d\.\d+ +\d+ +0x[0-9a-f]+ [A-Z]+ +\S+ [^\s<]+:(?:<\S+>)? "
     r"|\[ ?[A-Z]+:\d+@[\d.]+\] global \S+ \(\d+\) \w+ OpenCV \| GStreamer(?: warning)?: )"
 )
 # Other messages of FFmpeg above the level of warnings, a description of the session included.
@@ -46,7 +48,7 @@ class CaptureProcess:
         The calling thread must outlive the process: the kernel kills the process when that thread ends.
 
         Raises:
-            StreamOpenError: No process can be started (no memory, too many processes).
+            StreamOpenError: No process can be started (no memory, too many processes or open files).
         """
         self.lines: deque[str] = deque(maxlen=_MAX_LINES)
         self.num_lines = 0
@@ -55,15 +57,27 @@ class CaptureProcess:
         self.is_over = False
         self._secrets = _secrets(config.source)
         self._rest = b""
-        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.output_fd, output = os.pipe()
+        self.output_fd = -1
         try:
+            with ExitStack() as on_failure:
+                self._start(config, on_failure)
+                on_failure.pop_all()
+        except OSError as error:
+            raise StreamOpenError(f"{config.label}: no capture process can be started: {error}") from error
+
+    def _start(self, config: CaptureConfig, on_failure: ExitStack) -> None:
+        with ExitStack() as theirs:
+            self.control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            theirs.callback(control.close)
+            on_failure.callback(self.close)
+            self.output_fd, output = os.pipe()
+            theirs.callback(os.close, output)
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "edgerpn.runtime.sources.child", str(theirs.fileno())],
+                [sys.executable, "-m", "edgerpn.runtime.sources.child", str(control.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[control.fileno()],
                 env=_environment(),
                 # Ctrl-C in the terminal must reach the parent only, which then stops its processes in order.
                 start_new_session=True,
@@ -74,12 +88,6 @@ class CaptureProcess:
             os.set_blocking(self.output_fd, False)
             with suppress(BrokenPipeError):
                 self.control.send(request)
-        except OSError as error:
-            self.close()
-            raise StreamOpenError(f"{config.label}: no capture process can be started: {error}") from error
-        finally:
-            theirs.close()
-            os.close(output)
 
     @property
     def pid(self) -> int:
@@ -117,7 +125,8 @@ class CaptureProcess:
                 break
             *lines, self._rest = (self._rest + data).split(b"\n")
             self._keep(lines)
-            self._rest = self._rest[-_MAX_LINE_CHARS:]
+            # The beginning, in which a key stands before its secret; the byte after it says that the line goes on.
+            self._rest = self._rest[: _MAX_READ_BYTES + 1]
         if not data:
             self._keep([self._rest])
             self._rest = b""
@@ -125,7 +134,11 @@ class CaptureProcess:
 
     def _keep(self, lines: list[bytes]) -> None:
         for data in lines:
-            text = self.clean(data.decode("utf-8", "replace").strip())
+            text = data[:_MAX_READ_BYTES].decode("utf-8", "replace")
+            if len(data) > _MAX_READ_BYTES:
+                # The last word may be half a secret, which is not recognised.
+                text = text.rpartition(" ")[0]
+            text = self.clean(text.strip())
             if changed := _CODED_SIZE.search(text):
                 self.last_size = changed.group(1)
                 self.first_size = self.first_size or self.last_size

@@ -56,6 +56,9 @@ class Reader(Protocol):
 
         Returns:
             (H, W, 3) uint8 BGR, or (H, W, 4) BGRx where the settings allow it; None if it is broken.
+
+        Raises:
+            CaptureFailedError: The pictures have another type.
         """
         ...
 
@@ -66,6 +69,11 @@ class Reader(Protocol):
     def close(self) -> None:
         """Closes file, device or connection."""
         ...
+
+
+def plausible_rate(rate_hz: float) -> float:
+    """Returns a stated rate, or 0: streams without one report 0, NaN or the 90 kHz clock of RTP."""
+    return rate_hz if 0 < rate_hz <= 1000 else 0.0
 
 
 class OpenCvReader:
@@ -85,9 +93,7 @@ class OpenCvReader:
         self._capture = _open_camera(cv2, config, choice) if is_v4l2 else _open(cv2, config, choice)
         if not self._capture.isOpened():
             raise _failed(config, time.monotonic() - start_s)
-        rate = float(self._capture.get(cv2.CAP_PROP_FPS))
-        # Streams without a stated rate report 0, NaN or the 90 kHz clock of RTP.
-        self.fps = rate if 0 < rate <= 1000 else 0.0
+        self.fps = plausible_rate(float(self._capture.get(cv2.CAP_PROP_FPS)))
         count = float(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
         self.num_frames = int(count) if 0 < count < 1e12 else 0
         has_file = kind == "path" or "filesrc" in choice.pipeline
@@ -113,6 +119,9 @@ class OpenCvReader:
         ok, image = self._capture.retrieve(into)
         if not ok or image is None or not image.size:
             return None
+        if image.dtype != np.uint8:
+            message = f"the pictures are {image.dtype}, expected 8 bits a channel; let the source convert them"
+            raise CaptureFailedError(message, reason="codec", is_final=True)
         if image.ndim == 2:
             image = self._cv2.cvtColor(image, self._cv2.COLOR_GRAY2BGR)
         elif image.shape[2] == 4 and self._config.channels != "bgrx":

@@ -202,6 +202,7 @@ class SourceSupervisor:
                 self.config.label,
                 self.pace.interval_s,
                 self.pace.stall_s,
+                extra={"source": self.config.label},
             )
 
     def _on_frame(self, packet: bytes, now_s: float) -> None:

@@ -160,6 +160,16 @@ def test_a_fixed_source_size_takes_frames_as_they_are(make_model: MakeModel, tmp
             model(paint(100, 200))
 
 
+def test_boxes_in_the_padding_of_a_frame_that_was_fitted_are_dropped(make_model: MakeModel, tmp_path: Path) -> None:
+    frame = np.zeros((96, 40, 3), np.uint8)  # as above, the right 120 columns are padding
+    frame[..., 0] = 225
+    frame[10:14, 30:40, 1] = 255
+    with load(make_model(tmp_path, source_hw=(96, 160)), threads=1) as model:
+        (proposals,) = model.batch_fitted([frame])
+    np.testing.assert_array_equal(proposals.boxes, [[30, 10, 40, 14], [31, 11, 39, 13]])
+    assert len(proposals.scores) == 2
+
+
 def test_a_truncated_file_without_a_manifest_has_a_plain_error(make_model: MakeModel, tmp_path: Path) -> None:
     path = make_model(tmp_path, has_sidecar=False)
     path.write_bytes(path.read_bytes()[:-40])

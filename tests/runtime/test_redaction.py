@@ -106,6 +106,30 @@ def test_options_of_ffmpeg_are_hidden_when_one_may_be_a_secret(options: str, exp
     assert redact_ffmpeg_options(options) == expected
 
 
+@pytest.mark.parametrize("piece", [
+    "a", "key", "key=", "key='", "keyint", "x-", "x-key", "x-key-", "authorization", "cookie", "a-", "a.b-", "a://",
+    "://", "user = ", " ",
+])  # fmt: skip
+def test_a_long_text_of_a_camera_is_searched_once(piece: str) -> None:
+    # A search that begins again at every letter would look at a hundred million letters, or at far more.
+    for text in (piece * (200_000 // len(piece)), f"x-{piece * (200_000 // len(piece))}!"):
+        assert len(redact(text)) <= len(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1rtsp://u:p@h/ x", "1rtsp://***@h/ x"),
+        ("a-x-api-key: abc", "a-x-api-key: ***"),
+        ("my-cookies; abc", "my-cookies; ***"),
+        ("user-pw='a b", "user-pw=***"),
+        ('pw="a" token="b', "pw=*** token=***"),
+    ],
+)
+def test_secrets_are_found_within_words_and_behind_an_open_quote(text: str, expected: str) -> None:
+    assert redact(text) == expected
+
+
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize(
     "spec",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -215,13 +215,15 @@ def repair_rows(
 
     Returns:
         The content, in which every image has a unique id and a file name, and a size or none; every annotation has
-        the id of a listed image, a bbox of four numbers, and iscrowd 0 or 1 or none. And the names of its annotations.
+        the id of a listed image, that of a listed class if its twin is one, a bbox of four numbers, and iscrowd 0 or 1
+        or none. And the names of its annotations.
 
     Raises:
         DataError: Two different images have one id.
     """
     images = _repair_images(root["images"], file, problems)
     known: dict[ImageId, ImageId] = {image["id"]: image["id"] for image in images}
+    categories = {category_id for _, category_id in class_ids(root)}
     kept, kept_names = [], []
     seen: set[ImageId] = set()
     for index, row in enumerate(root["annotations"]):
@@ -232,7 +234,7 @@ def repair_rows(
             problems.add(DUPLICATE_ID, f"{box_id}")
         seen.add(index if box_id is None else box_id)
         if fixed is not None:
-            kept.append(fixed)
+            kept.append(_with_listed_class(fixed, categories))
             kept_names.append(name)
     return {**root, "images": images, "annotations": kept}, tuple(kept_names)
 
@@ -434,6 +436,15 @@ def _repair_box(row: Any, name: str, known: Mapping[ImageId, ImageId], problems:
     if is_crowd is None:
         problems.add(BAD_CROWD, f"{name}: {_shorten(crowd)}")
     return {**row, "image_id": image_id, "bbox": box or around, "iscrowd": is_crowd or 0}
+
+
+def _with_listed_class(row: dict[str, Any], categories: Collection[ImageId]) -> dict[str, Any]:
+    """Returns an annotation with the id of its class as the list of classes writes it."""
+    category_id = _id_of(row.get("category_id"))
+    if category_id is None or category_id in categories:
+        return row
+    twin = twin_id(category_id)
+    return {**row, "category_id": twin} if twin in categories else row
 
 
 def _id_of(value: Any) -> ImageId | None:

@@ -48,7 +48,7 @@ class ImageRules:
     exif: ExifChoice = "auto"
     """Whether images are turned by their EXIF orientation; "auto": not, and a set in which it matters is refused."""
     follow_links: bool = False
-    """Whether images may be links to files outside of their folder."""
+    """Whether images and their label files may be links to files outside of their folder."""
     damaged: Literal["drop", "use", "refuse"] = "drop"
     """Treatment of images that decode in spite of damage."""
 
@@ -133,7 +133,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "was trained, else refuse a set in which it matters)",
     )
     parser.add_argument(
-        "--follow-links", action="store_true", help="read images that are links to files outside of the data folder"
+        "--follow-links", action="store_true", help="read images and label files that are links out of the data folder"
     )
 
 

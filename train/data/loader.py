@@ -92,7 +92,7 @@ class DataConfig:
     """Images with an EXIF orientation: `apply` turns them as viewers do, `ignore` reads them as stored. It is recorded
     in the exported model, which reads image files alike. `auto`: ignore, but refuse sets in which it matters."""
     follow_links: bool = False
-    """Read images that are links to files outside of the data folder, such as those of DVC."""
+    """Read images and label files that are links to files outside of the data folder, such as those of DVC."""
     damaged: Literal["drop", "use", "refuse"] = "drop"
     """Images with a hole, or cut and closed again, which decode nevertheless; found with `verify` = `decode`."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)

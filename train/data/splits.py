@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -31,6 +32,8 @@ _FORMATS = {
     "cvat": cvat,
     "labelstudio": label_studio,
 }
+_WITH_LABEL_FILES = ("yolo", "voc", "labelme")
+"""Formats with label files for single images, which may be links as the images may."""
 _DEFAULT = DataChoice()
 _MAX_HINTS = 30
 """Entries of a folder in which data sets are looked for, for the message that there is none."""
@@ -128,6 +131,18 @@ def find_layouts(folder: Path, data_format: str = "auto") -> list[Layout]:
 
 
 def _layout(path: Path, choice: DataChoice) -> Layout:
+    layout = _recognised(path, choice)
+    if not choice.images.follow_links or layout.format not in _WITH_LABEL_FILES:
+        return layout
+    linked = {
+        name: split._replace(load=partial(split.load, follow_links=True))
+        for name, split in layout.splits.items()
+        if split.load is not None
+    }
+    return replace(layout, splits=linked)
+
+
+def _recognised(path: Path, choice: DataChoice) -> Layout:
     looked_for = [module.LOOKED_FOR for name, module in _FORMATS.items() if choice.format in ("auto", name)]
     if path.is_file():
         layout = _layout_of_file(path)

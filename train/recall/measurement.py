@@ -6,18 +6,19 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edgerpn.progress import track
 from edgerpn.proposals import Proposals
+from edgerpn.train.data.annotations import ImageId
 from edgerpn.train.data.coco import read_image, read_split, require_objects
 from edgerpn.train.data.splits import Split
 from edgerpn.train.recall.average_precision import average_precision
 from edgerpn.train.recall.average_recall import BUDGETS, average_recall
 from edgerpn.train.recall.open_world import check_parts, open_world_recall
+from edgerpn.train.recall.results import FoundBoxes
 
 Detect = Callable[[npt.NDArray[np.uint8]], Proposals]
 """From a frame (H, W, 3) uint8 BGR to the proposals in its pixels."""
@@ -102,14 +103,14 @@ def measure(
         log(f"{split.label}: no objects of {', '.join(unknown)}, so their AP is not defined")
     for record in dataset.records[:NUM_WARM_UP]:
         detect_frame(read_image(record.file, record.exif))
-    results: list[dict[str, Any]] = []
+    results: dict[ImageId, FoundBoxes] = {}
     elapsed_ms = []
     for record in track(dataset.records, f"evaluating {name}", unit="image"):
         frame = read_image(record.file, record.exif)
         start = time.perf_counter()
         proposals = detect_frame(frame)
         elapsed_ms.append(1000 * (time.perf_counter() - start))
-        results += proposals.to_coco(record.image_id)
+        results[record.image_id] = FoundBoxes.of(proposals.boxes, proposals.scores, proposals.labels)
     quantiles = {f"p{q}": float(np.percentile(elapsed_ms, q)) for q in (50, 90, 95, 99)}
     open_world = open_world_recall(dataset, results) if holdout_classes else {}
     metrics = open_world.get("all") or average_recall(dataset.coco_ground_truth(), results)

@@ -7,31 +7,32 @@ against the budget of k proposals.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from edgerpn.errors import DataError
 from edgerpn.proposals import pairwise_iou
+from edgerpn.train.data.annotations import ImageId
 from edgerpn.train.data.coco import Dataset, ImageRecord
 from edgerpn.train.recall.average_recall import average_recall
+from edgerpn.train.recall.results import FoundBoxes, Results, by_image
 
 ON_OBJECT_IOU = 0.5
 """IoU from which a proposal is on an object."""
 
 Part = Literal["seen", "unseen"]
 PARTS: tuple[Part, ...] = ("seen", "unseen")
-Rows = Sequence[Mapping[str, Any]]
 
 
-def open_world_recall(dataset: Dataset, results: Rows) -> dict[str, dict[str, float]]:
+def open_world_recall(dataset: Dataset, results: Results) -> dict[str, dict[str, float]]:
     """Measures recall on all objects, on those of classes seen in training, and on those of held-out classes.
 
     Args:
         dataset: Read with its held-out classes.
-        results: COCO results: image_id, bbox [x, y, width, height] in pixels, score.
+        results: The boxes found.
 
     Returns:
         The metrics of `average_recall` under "all", "seen" and "unseen".
@@ -40,9 +41,11 @@ def open_world_recall(dataset: Dataset, results: Rows) -> dict[str, dict[str, fl
         DataError: One of the parts has no objects.
     """
     check_parts(dataset)
-    columns = {"all": average_recall(dataset.coco_ground_truth("all"), results)}
+    truth = dataset.coco_ground_truth("all")
+    found = by_image(results, truth)
+    columns = {"all": average_recall(truth, found)}
     for part in PARTS:
-        columns[part] = average_recall(dataset.coco_ground_truth(part), without_other_part(dataset, results, part))
+        columns[part] = average_recall(dataset.coco_ground_truth(part), without_other_part(dataset, found, part))
     return columns
 
 
@@ -64,22 +67,18 @@ def check_parts(dataset: Dataset) -> None:
             )
 
 
-def without_other_part(dataset: Dataset, results: Rows, part: Part) -> list[Mapping[str, Any]]:
-    """Returns the results that are not on an object of the other part.
+def without_other_part(dataset: Dataset, found: Mapping[ImageId, FoundBoxes], part: Part) -> dict[ImageId, FoundBoxes]:
+    """Returns the boxes that are not on an object of the other part.
 
-    A result is on the object that it overlaps most, if the IoU is at least `ON_OBJECT_IOU`; a tie counts for `part`.
+    A box is on the object that it overlaps most, if the IoU is at least `ON_OBJECT_IOU`; a tie counts for `part`.
     """
     records = {record.image_id: record for record in dataset.records}
-    by_image: dict[int, list[int]] = {}
-    for number, row in enumerate(results):
-        by_image.setdefault(row["image_id"], []).append(number)
-    counts = np.ones(len(results), dtype=bool)
-    for image_id, numbers in by_image.items():
-        if image_id in records:
-            xywh = np.array([results[number]["bbox"] for number in numbers], np.float32)
-            boxes = np.concatenate((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), axis=1)
-            counts[numbers] = ~_is_on_other(boxes, records[image_id], part)
-    return [row for row, is_counted in zip(results, counts.tolist(), strict=True) if is_counted]
+    counted = {}
+    for image_id, boxes in found.items():
+        xywh = boxes.boxes_xywh.astype(np.float32)
+        xyxy = np.concatenate((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), axis=1)
+        counted[image_id] = boxes.pick(~_is_on_other(xyxy, records[image_id], part))
+    return counted
 
 
 def _is_on_other(boxes: npt.NDArray[np.float32], record: ImageRecord, part: Part) -> npt.NDArray[np.bool_]:

@@ -10,16 +10,17 @@ from __future__ import annotations
 import dataclasses
 import signal
 import time
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from edgerpn.errors import DataError
 from edgerpn.machine import StopOnSignal
 from edgerpn.progress import track
 from edgerpn.train.config import TrainSettings
+from edgerpn.train.data.annotations import ImageId
 from edgerpn.train.data.batch import TrainBatch
 from edgerpn.train.data.coco import ImageRecord, read_image
 from edgerpn.train.network.detector import Detector, detect
@@ -27,6 +28,7 @@ from edgerpn.train.network.layers import fuse_batch_norm
 from edgerpn.train.network.model import Rpn, RpnWithMaps
 from edgerpn.train.recall.average_precision import average_precision
 from edgerpn.train.recall.average_recall import average_recall
+from edgerpn.train.recall.results import FoundBoxes
 from edgerpn.train.run.device import choose_compute, place
 from edgerpn.train.run.failures import advice_before_first_step, advice_during_step, explain_out_of_memory
 from edgerpn.train.run.folder import RunFolder
@@ -178,9 +180,9 @@ def _evaluate(run: TrainingRun, saver: CheckpointSaver, log: Callable[[str], Non
         dataclasses.replace(settings.proposals, num_proposals=1000, nms_candidates=None, score_threshold=0.0),
         network_hw=settings.data.input_hw,
     )
-    rows = _detect_all(place(detector, run.compute.device), run.val_set.records[ranks.rank :: ranks.size])
-    shares = ranks.gather_to_first(rows)
-    metrics = ranks.compute_on_first(lambda: _measure(run, [row for share in shares for row in share]))
+    found = _detect_all(place(detector, run.compute.device), run.val_set.records[ranks.rank :: ranks.size])
+    shares = ranks.gather_to_first(found)
+    metrics = ranks.compute_on_first(lambda: _measure(run, dict(ChainMap(*shares))))
     state.evaluations += 1
     is_best = _is_better(metrics, state.best_metrics)
     shown = {name: metrics[name] for name in _SHOWN if name in metrics}
@@ -200,9 +202,9 @@ def _evaluate(run: TrainingRun, saver: CheckpointSaver, log: Callable[[str], Non
     saver.draw()
 
 
-def _measure(run: TrainingRun, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    metrics = average_recall(run.val_set.coco_ground_truth(), rows)
-    return metrics | average_precision(run.val_set, rows).metrics if run.settings.model.classes else metrics
+def _measure(run: TrainingRun, found: dict[ImageId, FoundBoxes]) -> dict[str, float]:
+    metrics = average_recall(run.val_set.coco_ground_truth(), found)
+    return metrics | average_precision(run.val_set, found).metrics if run.settings.model.classes else metrics
 
 
 def _is_better(metrics: dict[str, float], best: dict[str, float]) -> bool:
@@ -211,12 +213,13 @@ def _is_better(metrics: dict[str, float], best: dict[str, float]) -> bool:
     return metrics[name] > best.get(name, -1.0)
 
 
-def _detect_all(detector: Detector, records: Sequence[ImageRecord]) -> list[dict[str, Any]]:
-    """Returns the proposals of all images as COCO results, computed in full precision."""
-    rows: list[dict[str, Any]] = []
+def _detect_all(detector: Detector, records: Sequence[ImageRecord]) -> dict[ImageId, FoundBoxes]:
+    """Returns the proposals of all images, computed in full precision."""
+    found = {}
     for record in track(records, "evaluating", unit="image"):
-        rows += detect(detector, read_image(record.file, record.exif)).to_coco(record.image_id)
-    return rows
+        proposals = detect(detector, read_image(record.file, record.exif))
+        found[record.image_id] = FoundBoxes.of(proposals.boxes, proposals.scores, proposals.labels)
+    return found
 
 
 def _report_data_wait(step_log: StepLog, seconds: float, log: Callable[[str], None]) -> None:

@@ -113,12 +113,13 @@ def _checkpoint(run: TrainingRun, metrics: dict[str, float]) -> Checkpoint:
             "progress": dataclasses.asdict(run.progress),
             "images_per_step": run.loader.batch_size,
             "torchrun_id": run.ranks.run_key,
+            "val_sha256": run.val_set.sha256,
         },
     )
 
 
-def restore(run: TrainingRun, checkpoint: Checkpoint) -> None:
-    """Restores the state of a run from a checkpoint.
+def restore(run: TrainingRun, checkpoint: Checkpoint, log: Callable[[str], None]) -> None:
+    """Restores the state of a run from a checkpoint, without the best figures if they are of other annotations.
 
     Raises:
         CheckpointError: It has no training state, or belongs to a run with other data, optimizer or network.
@@ -190,5 +191,12 @@ def restore(run: TrainingRun, checkpoint: Checkpoint) -> None:
     counters = {field.name for field in dataclasses.fields(RunProgress)}
     # Older versions had more.
     run.progress = RunProgress(**{name: value for name, value in state["progress"].items() if name in counters})
+    # Older versions did not save it.
+    if state.get("val_sha256", run.val_set.sha256) != run.val_set.sha256:
+        run.progress.best_metrics = {}
+        log(
+            f"{run.val_set.annotation_file}: the validation annotations have changed, so the best figures so far do "
+            "not count, and the next evaluation writes best.pt"
+        )
     # Counted again, because --resume may have lengthened the run.
     run.progress.evaluations = int(run.fraction * run.settings.loop.evaluations + 1e-9)

@@ -125,7 +125,7 @@ def set_up(request: RunRequest, ranks: Ranks, compute: Compute) -> TrainingRun:
         progress=RunProgress(),
     )
     if checkpoint is not None:
-        restore(run, checkpoint)
+        restore(run, checkpoint, log)
         log(f"resuming at step {run.progress.step}")
     if ranks.is_first:
         if checkpoint is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from PIL import Image
 
 from edgerpn import manifest as manifests
 from edgerpn.errors import ConfigError, DataError, EngineLoadError
@@ -138,6 +140,24 @@ def test_a_report_never_replaces_the_annotations(photos: Path) -> None:
     for data in (photos, photos / "val.json"):
         with pytest.raises(ConfigError, match="this is an input of the command"):
             check("model.onnx", "--against", "b.onnx", "--data", data, "--output", photos / "val.json")
+
+
+def test_images_are_turned_as_in_the_models_training(exported: GetExport, tmp_path: Path) -> None:
+    file = shutil.copy(exported("standard").file, tmp_path / "model.onnx")
+    described = manifests.read(exported("standard").file)
+    manifests.write(described.replace(input=dataclasses.replace(described.input, exif="apply")), file)
+    data = tmp_path / "data"
+    (data / "images").mkdir(parents=True)
+    turned = Image.Exif()
+    turned[0x112] = 6
+    noise = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    Image.fromarray(noise).save(data / "images" / "1.jpg", exif=turned)
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [8, 60, 30, 30]}
+    images = [{"id": 1, "file_name": "1.jpg", "width": 64, "height": 96}]
+    (data / "val.json").write_text(json.dumps({"images": images, "annotations": [box]}))
+    assert check(file, "--against", file, "--data", data) == 0
+    with pytest.raises(DataError, match="orientation 6"):
+        check(exported("standard").file, "--against", exported("standard").file, "--data", data)
 
 
 def test_an_unknown_target_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,6 +73,14 @@ def test_the_table_and_the_report_say_the_same(measured: Comparison) -> None:
     assert f"AR@100: {change['a']:.4f} against {change['b']:.4f}, {100 * change['change']:+.2f} points" in table
 
 
+def test_models_that_propose_nothing_do_not_agree(exported: GetExport, peaks_files: list[Path]) -> None:
+    file = exported("peaks-standard").file
+    (black,) = (picture for picture in peaks_files if picture.stem == "zero")
+    empty = compare_models(file, file, [black])
+    assert empty.culprit == "neither model proposes anything on 1 images, so nothing was compared"
+    assert compare_models(file, file, peaks_files).culprit is None
+
+
 def test_pictures_show_what_only_one_model_has(measured: Comparison, tmp_path: Path) -> None:
     written = write_pictures(measured, tmp_path / "pictures", top=2)
     assert [path.name for path in written] == [f"0{n}_{measured.worst[n - 1].file.stem}.png" for n in (1, 2)]

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from edgerpn import golden
-from edgerpn.export.onnx.export import make_golden
+from edgerpn.export.export_config import ExportConfig
+from edgerpn.export.onnx.export import _self_test, make_golden
 from edgerpn.letterbox import letterbox
 from edgerpn.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
@@ -48,6 +49,11 @@ def test_a_frame_without_proposals_is_no_golden_frame(exported: GetExport, peaks
     chosen = make_golden(backend.infer, [peaks_frames[name] for name in ("zero", "many", "one")])
     # The model finds nothing on the first, one object on the last, and ten on the one that stays.
     assert chosen.count.tolist() == [10]
-    assert make_golden(backend.infer, [peaks_frames["zero"]]).count.tolist() == [0]
+    empty = make_golden(backend.infer, [peaks_frames["zero"]])
+    assert empty.count.tolist() == [0]
+    lines: list[str] = []
+    assert _self_test(exported("peaks-standard").file, chosen, ExportConfig(), lines.append)
+    assert not _self_test(exported("peaks-standard").file, empty, ExportConfig(), lines.append)
+    assert lines == ["warning: no golden frames: the graph proposes nothing on them, so they would prove nothing"]
     with pytest.raises(ValueError, match="frames: expected at least one"):
         make_golden(backend.infer, [])

@@ -156,6 +156,13 @@ def test_a_damaged_weight_is_found_and_the_image_named(
         check_parity(reference(made), wrong, photo_files, batch=None)
 
 
+def test_a_graph_that_proposes_nothing_proves_nothing(exported: GetExport, peaks_files: list[Path]) -> None:
+    made = exported("peaks-standard")
+    (black,) = (file for file in peaks_files if file.stem == "zero")
+    with pytest.raises(ParityError, match=r"neither PyTorch nor the graph proposes anything on 1 images"):
+        check_parity(reference(made), made.file, [black], batch=None)
+
+
 def test_padding_that_is_not_zero_is_found(exported: GetExport, peaks_files: list[Path], tmp_path: Path) -> None:
     made = exported("peaks-standard")
     proto = onnx.load(made.file)
@@ -255,6 +262,11 @@ def test_a_side_at_the_minimum_size_is_a_decision_within_rounding() -> None:
         counter(proposals(FIRST, small), proposals(FIRST), min_size_px=7.9)
     with pytest.raises(ParityError, match="Proposal 1 of PyTorch"):
         counter(proposals(FIRST, small), proposals(FIRST), min_size_px=8.0, scale_xy=(1.0, 2.0))
+
+
+def test_a_box_is_at_the_nms_threshold_by_its_overlap_with_others_only() -> None:
+    with pytest.raises(ParityError, match="Proposal 1 of PyTorch"):
+        counter(proposals(FIRST, SECOND), proposals(FIRST), nms_iou=1.0)
 
 
 def test_a_box_that_a_boundary_case_suppresses_is_one_too() -> None:

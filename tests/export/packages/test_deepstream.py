@@ -80,6 +80,31 @@ def test_the_configurations_name_files_of_the_bundle(bundles: dict[str, Path]) -
         assert (folder / name).is_file()
 
 
+@pytest.mark.parametrize(("precision", "batch"), [("int8", 2), ("fp16", None)])
+def test_a_reduced_precision_is_built_as_its_graph_says_before_nvinfer_starts(
+    precision: Any, batch: int | None, make_packed: MakeModel, tmp_path: Path
+) -> None:
+    file = make_packed(batch=batch)
+    manifest.write(manifest.read(file).replace(precision=precision), file)
+    folder = package(file, "deepstream", tmp_path / "bundle")
+    page = (folder / "README.md").read_text(encoding="utf-8").replace("\\\n", "")
+    (command,) = (line.split() for line in page.splitlines() if "trtexec" in line)
+    assert "--stronglyTyped" in command
+    config = read_config(folder / "config_objects.txt")["property"]
+    assert f"--saveEngine={config['model-engine-file']}" in command
+    height, width = NETWORK_HW
+    shapes = [f"--{end}Shapes=frames:1x3x{height}x{width}" for end in ("min", "opt", "max")]
+    assert command[4:] == ([] if batch else shapes)
+
+
+def test_float32_is_built_by_nvinfer_and_frames_are_scaled_as_in_training(bundles: dict[str, Path]) -> None:
+    folder = bundles["deepstream"]
+    assert "trtexec" not in (folder / "README.md").read_text(encoding="utf-8")
+    for name in ("config_objects.txt", "config_tensors.txt"):
+        config = read_config(folder / name)["property"]
+        assert (config["network-mode"], config["scaling-filter"]) == ("0", "1")  # float32, bilinear
+
+
 @pytest.fixture(scope="module")
 def call_parser(root: Path, bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Runs the bundle's parser on tensors; the status, and the objects: class, left, top, width, height, score."""

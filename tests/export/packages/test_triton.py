@@ -9,19 +9,24 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from edgerpn import golden, manifest
 from edgerpn.errors import ExportError
 from edgerpn.export.packages.package import package
+from edgerpn.images.decoding import decode_image, read_bytes
 from edgerpn.runtime import load
 from tests.support.classes import CLASS_NAMES
 from tests.support.model_server import Graph, ModelServer
 from tests.support.models import MakeModel, paint_frame
+
+EXIF_TURNED = Image.Exif()
+EXIF_TURNED[0x112] = 6  # to be turned by a quarter
 
 
 def read_config(folder: Path) -> Any:
@@ -110,23 +115,32 @@ def run_client(folder: Path, server: ModelServer, *words: str) -> subprocess.Com
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 
-@pytest.mark.parametrize("values", [{"batch": None, "class_names": CLASS_NAMES}, {"batch": 2, "color_order": "BGRx"}])
+@pytest.mark.parametrize(
+    ("values", "exif"),
+    [({"batch": None, "class_names": CLASS_NAMES}, "ignore"), ({"batch": 2, "color_order": "BGRx"}, "apply")],
+)
 def test_the_client_sends_jpegs_and_the_golden_frames(
-    make_packed: MakeModel, tmp_path: Path, values: dict[str, Any]
+    make_packed: MakeModel, tmp_path: Path, values: dict[str, Any], exif: Literal["ignore", "apply"]
 ) -> None:
     file = make_packed(**values)
+    described = manifest.read(file)
+    manifest.write(described.replace(input=dataclasses.replace(described.input, exif=exif)), file)
     folder = package(file, "triton", tmp_path / "bundle")
-    picture = tmp_path / "photo.jpg"
-    assert cv2.imwrite(str(picture), paint_frame(180, 320, box=(40, 40, 200, 150), count=4))
+    picture, thin = tmp_path / "photo.jpg", tmp_path / "thin.png"
+    stored = Image.fromarray(paint_frame(180, 320, box=(40, 40, 200, 150), count=4)[..., ::-1])
+    stored.save(picture, exif=EXIF_TURNED)
+    assert cv2.imwrite(str(thin), np.zeros((1, 1000, 3), np.uint8))
     with serve(folder, is_grpc=True) as server, load(file) as model:
         done = run_client(folder, server, str(picture), "--top", "3")
         assert done.returncode == 0, done.stderr
-        expected = model(np.asarray(cv2.imread(str(picture)), np.uint8))
+        data, header = read_bytes(picture)
+        expected = model(decode_image(cv2, data, header, picture, exif=exif)[0])
         found = json.loads(done.stdout)
         assert found["path"] == str(picture)
         np.testing.assert_allclose([one["box"] for one in found["proposals"]], expected.boxes[:3], atol=0.06)
         np.testing.assert_allclose([one["score"] for one in found["proposals"]], expected.scores[:3], atol=1e-4)
         assert [one.get("label") for one in found["proposals"]] == list((expected.names or [None] * 3)[:3])
+        assert run_client(folder, server, str(thin)).stdout == json.dumps({"path": str(thin), "proposals": []}) + "\n"
         assert run_client(folder, server, "--smoke").stdout == "the golden frames gave the expected proposals\n"
         with np.load(folder / "smoke.npz") as arrays:
             right: dict[str, Any] = dict(arrays)

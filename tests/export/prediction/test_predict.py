@@ -70,6 +70,14 @@ def test_results_are_those_of_the_model_by_image_and_score(model_path: Path, pic
     ]  # fmt: skip
 
 
+def test_an_image_that_is_named_in_several_ways_is_predicted_once(
+    model_path: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    predict(model_path, ["in/b", str(pictures / "b"), "in/a/../b/4.png"], "out")
+    assert [(image["id"], name) for name, image in images_of(tmp_path / "out").items()] == [(1, "4.png"), (2, "5.png")]
+
+
 @pytest.mark.parametrize(
     ("settings", "counts"),
     [
@@ -182,7 +190,7 @@ def test_category_ids_are_those_of_the_data_set(make_model: Paint, pictures: Pat
     assert [row["category_id"] for row in results_of(tmp_path / "out")] == [3, 7, 3]
     assert "predict: the data set has no class größte Muschel (8): these category ids are not from it" in lines
     data.write_text(json.dumps({"images": [image], "annotations": [box], "categories": categories[1:]}))
-    with pytest.raises(ConfigError, match="this folder holds other results"):
+    with pytest.raises(ConfigError, match="this folder holds the results of a run with other categories"):
         predict(model, [], tmp_path / "out", data=split)
     predict(make_model(tmp_path), [], tmp_path / "plain", data=split)
     assert [row["category_id"] for row in results_of(tmp_path / "plain")] == [1, 1, 1]

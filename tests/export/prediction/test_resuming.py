@@ -190,7 +190,7 @@ def test_other_results_are_never_overwritten_or_continued(
 ) -> None:
     out = tmp_path / "out"
     predict(model_path, sources[:1], out)
-    with pytest.raises(ConfigError, match="this folder holds other results"):
+    with pytest.raises(ConfigError, match="this folder holds the results of a run with other settings"):
         predict(model_path, sources[:1], out, PredictConfig(min_score=0.5))
     broken = tmp_path / "broken"
     with monkeypatch.context() as patch:
@@ -201,6 +201,13 @@ def test_other_results_are_never_overwritten_or_continued(
         predict(model_path, sources, broken, PredictConfig(top=3))
     # The batch does not change what is found.
     assert predict(model_path, sources[:1], broken, PredictConfig(batch=2)).num_resumed == 2
+    other = shutil.copytree(sources[0], tmp_path / "other")  # the same names, sizes and times
+    with pytest.raises(ConfigError, match="this folder holds the results of a run with other inputs"):
+        predict(model_path, str(other), out)
+    first = Path(sources[0]) / "0.png"
+    os.utime(first, ns=(0, first.stat().st_mtime_ns + 1))  # another image was written in its place
+    with pytest.raises(ConfigError, match="this folder holds the results of a run with other inputs"):
+        predict(model_path, sources[:1], out)
     (tmp_path / "new" / "crops").mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"not empty \(it holds crops\)"):
         predict(model_path, sources, tmp_path / "new", crops=True)

@@ -16,9 +16,10 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
+import PIL.Image
 import pytest
 
-from edgerpn import files
+from edgerpn import files, manifest
 from edgerpn.__main__ import main
 from edgerpn.proposals import Proposals
 from edgerpn.runtime.bench.bench import BenchRequest, _time_parts, run_bench
@@ -163,6 +164,28 @@ def test_the_recall_of_a_bench_is_that_of_eval(
     for name, value in found["recall"]["metrics"].items():
         assert value == pytest.approx(expected["metrics"][name], abs=1e-5), name
     assert found["recall"]["data_sha256"] == expected["data_sha256"]
+
+
+@pytest.mark.parametrize(("trained", "words"), [("apply", []), ("auto", ["--exif", "apply"])])
+def test_images_are_turned_as_in_the_models_training_or_as_the_user_says(
+    trained: Any, words: list[str], make_model: Callable[..., Path], paint: Callable[..., Image], tmp_path: Path
+) -> None:
+    model, data, out = make_model(tmp_path), tmp_path / "data", tmp_path / "bench.json"
+    described = manifest.read(model)
+    manifest.write(described.replace(input=dataclasses.replace(described.input, exif=trained)), model)
+    (data / "images").mkdir(parents=True)
+    turned = PIL.Image.Exif()
+    turned[0x112] = 6  # the stored picture is to be turned right by a quarter
+    stored = np.rot90(paint(96, 160, box=(100, 16, 140, 56), count=1)[..., ::-1])
+    PIL.Image.fromarray(np.ascontiguousarray(stored)).save(data / "images" / "1.jpg", exif=turned, quality=100)
+    content = {
+        "images": [{"id": 1, "file_name": "1.jpg", "width": 160, "height": 96}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [100, 16, 40, 40]}],
+        "categories": [{"id": 1, "name": "thing"}],
+    }
+    (data / "val.json").write_text(json.dumps(content))
+    assert main(["bench", str(model), "--data", str(data), "-o", str(out), *words, *QUICK]) == 0
+    assert json.loads(out.read_text(encoding="utf-8"))["recall"]["metrics"]["AR@10"] > 0.7
 
 
 def test_images_that_do_not_fit_into_memory_run_after_the_clock(model_path: Path, photos: Path) -> None:
@@ -353,6 +376,15 @@ def test_a_page_that_is_not_of_a_report_is_never_overwritten(
     assert main(["bench", str(model_path), "-o", str(tmp_path / "index.json")]) == 1
     assert "index.html: exists without index.json and would be overwritten" in capsys.readouterr().err
     assert (tmp_path / "index.html").read_text() == "mine"
+
+
+def test_a_report_never_replaces_the_annotations(
+    model_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (photos / "val.json").read_text()
+    assert main(["bench", str(model_path), "--data", str(photos), "-o", str(photos / "val.json"), *QUICK]) == 1
+    assert "val.json: this is an input of the command and would be overwritten" in capsys.readouterr().err
+    assert (photos / "val.json").read_text() == before
 
 
 def test_a_photograph_that_cannot_be_read_is_an_error(model_path: Path, tmp_path: Path) -> None:

@@ -183,7 +183,7 @@ def test_an_address_of_one_picture_is_healthy_with_a_hint(tmp_path: Path, doctor
         (tmp_path / "streams.toml").write_text(
             f'[sources.yard]\nsource = "{server.url}/snapshot.jpg"\nrate_hz = 20.0\ngap_s = 30.0\n'
         )
-        status, report, _ = doctor("yard", "--config", str(tmp_path / "streams.toml"), "--seconds", "2")
+        status, report, _ = doctor("yard", "--config", str(tmp_path / "streams.toml"), "--seconds", "5")
     figures = report["figures"]
     assert (status, figures["state"], figures["num_reconnects"]) == (0, "connected", 0)
     assert figures["num_frames"] >= 2

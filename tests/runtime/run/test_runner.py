@@ -7,6 +7,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +120,22 @@ def test_frames_that_are_too_old_are_events_and_never_results(
     run.until(is_result("camera"))
     assert all(age <= 100 for _, _, age in run.results)
     assert run.runner.num_stale == run.runner.stats()["camera"].num_stale >= 3
+
+
+def test_a_file_of_a_web_server_gives_a_slow_model_every_frame(
+    make_slow: Make, make_clip: Make, live: Make, start: Make
+) -> None:
+    folder = make_clip(num_frames=6).parent
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=folder)) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}/clip.avi"
+            run = start(make_slow(0.05), live(url, "film", max_age_ms=20.0))
+            run.until(is_event("ended"))
+        finally:
+            server.shutdown()
+    assert [index for _, index, _ in run.results] == list(range(6))
+    assert min(age for _, _, age in run.results) > 20
 
 
 def test_a_camera_without_a_clock_does_not_seem_to_lag(

@@ -19,8 +19,9 @@ from edgerpn.errors import ConfigError
 from edgerpn.runtime import Model
 from edgerpn.runtime.frame import Event, Result
 from edgerpn.runtime.run import SourceConfig, StreamsConfig, logs
-from edgerpn.runtime.run.logs import RepeatFilter, log_to_stderr
+from edgerpn.runtime.run.logs import RepeatFilter, log_event, log_to_stderr
 from edgerpn.runtime.run.service import Notifier, Service
+from edgerpn.runtime.sinks.sink_queue import FailureLog
 from edgerpn.runtime.tracking.config import TrackConfig
 
 Make = Callable[..., Any]
@@ -94,6 +95,23 @@ def test_repeated_messages_are_counted_and_logged_after_a_while(monkeypatch: pyt
     record.levelno = logging.ERROR
     assert passes(1.0)
     assert passes(1.0)
+
+
+def test_failures_of_sources_that_differ_in_digits_are_both_logged(capsys: pytest.CaptureFixture[str]) -> None:
+    with log_to_stderr("text", "warning"):
+        for source in ("cam1", "rtsp://***@192.168.1.10/1", "cam2", "rtsp://***@192.168.1.11/1"):
+            for delay_s in (1.5, 2.5):
+                message = f"{source}: no answer; next attempt in {delay_s} s"
+                log_event(Event(kind="reconnecting", source=source, message=message))
+    lines = [line.partition("warning: ")[2].partition(": no")[0] for line in capsys.readouterr().err.splitlines()]
+    assert lines == ["cam1", "rtsp://***@192.168.1.10/1", "cam2", "rtsp://***@192.168.1.11/1"]
+
+
+def test_outputs_whose_addresses_differ_in_digits_are_both_logged(capsys: pytest.CaptureFixture[str]) -> None:
+    with log_to_stderr("text", "warning"):
+        for host in ("10.0.0.1", "10.0.0.2"):
+            FailureLog(f"webhook http://{host}/").failed(ConnectionRefusedError("refused"))
+    assert capsys.readouterr().err.count("refused") == 2
 
 
 def test_the_memory_of_repetition_is_bounded() -> None:

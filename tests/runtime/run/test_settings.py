@@ -158,6 +158,16 @@ def test_a_source_given_twice_is_refused() -> None:
         load_streams(sources=["gopher://host/x"])
 
 
+def test_channels_of_a_recorder_whose_names_hide_the_channel_are_two_sources() -> None:
+    one, two = (f"rtsp://10.0.0.5/user=admin_password=x_channel={number}.sdp" for number in (1, 2))
+    config = load_streams(sources=[one, two], overrides=["sources.rtsp://10.0.0.5/user=*** #2.max_fps=5"])
+    assert [(source.label, source.source, source.max_fps) for source in config.sources] == [
+        ("rtsp://10.0.0.5/user=***", one, 0.0), ("rtsp://10.0.0.5/user=*** #2", two, 5.0),
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match="given twice"):
+        load_streams(sources=[one, two, two])
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no\.toml: cannot read settings"):
         load_streams(tmp_path / "no.toml")
@@ -167,6 +177,11 @@ def test_files_have_no_limit_of_age() -> None:
     assert SourceConfig(source="a.mp4").age_limit_ms == math.inf
     assert SourceConfig(source="0").age_limit_ms == 2000.0
     assert SourceConfig(source="0", max_age_ms=0.0).age_limit_ms == math.inf
+
+
+def test_frames_that_wait_for_the_model_have_the_limit_of_age_that_is_set() -> None:
+    assert SourceConfig(source="0", policy="every").age_limit_ms == math.inf
+    assert SourceConfig(source="0", policy="every", max_age_ms=300.0).age_limit_ms == 300.0
 
 
 def test_a_capture_process_gets_only_settings_that_it_knows() -> None:

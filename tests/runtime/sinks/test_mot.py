@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from edgerpn.errors import SinkError
-from edgerpn.runtime.frame import Result, Track
+from edgerpn.runtime.frame import Event, Result, Track
 from edgerpn.runtime.sinks.mot import MotSink
 
 MakeResult = Callable[..., Result]
@@ -19,6 +20,11 @@ def with_track(result: Result, track_id: int, *, is_confirmed: bool = True) -> R
     return dataclasses.replace(
         result, tracks=(Track(track_id=track_id, age_s=0.0, dwell_s=0.0, is_confirmed=is_confirmed),)
     )
+
+
+def is_open(descriptor: int) -> bool:
+    """Returns whether a descriptor is open: the one that lists them is closed again."""
+    return os.path.exists(f"/proc/self/fd/{descriptor}")
 
 
 def test_frames_and_pixels_count_from_one_and_only_confirmed_tracks_have_lines(
@@ -40,6 +46,22 @@ def test_a_folder_has_a_file_for_each_source(make_result: MakeResult, tmp_path: 
     sink.close()
     lines = {path.name: path.read_text().count("\n") for path in (tmp_path / "mot").iterdir()}
     assert lines == {"yard_door.txt": 2, "yard_door-2.txt": 1}
+
+
+def test_a_source_that_ended_leaves_no_open_file_and_continues_it_when_it_comes_back(
+    make_result: MakeResult, make_event: Callable[..., Event], tmp_path: Path
+) -> None:
+    sink = MotSink(str(tmp_path), is_live=True)
+    for index in range(2):
+        for source in ("door", "yard"):
+            sink.write(with_track(make_result(index, source=source), 1))
+        sink.event(make_event("stalled", source="yard"))
+        sink.event(make_event("ended", source="door"))
+        opened = {os.readlink(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd") if is_open(int(name))}
+        assert {Path(path).name for path in opened if path.startswith(str(tmp_path))} == {"yard.txt"}
+    sink.close()
+    lines = {path.name: path.read_text().count("\n") for path in tmp_path.iterdir()}
+    assert lines == {"door.txt": 2, "yard.txt": 2}
 
 
 def test_the_first_result_replaces_an_earlier_file_and_a_live_run_keeps_it_in_a_folder(

@@ -145,6 +145,17 @@ def test_remains_of_a_killed_run_are_removed_and_nothing_else(tmp_path: Path) ->
     assert videos(tmp_path) == sorted(others)
 
 
+def test_a_second_run_keeps_the_files_that_the_first_is_writing(make_result: MakeResult, tmp_path: Path) -> None:
+    first = opened(tmp_path, is_live=True, fps=10.0)
+    first.write(make_result(0, at_s=0.0))
+    second = opened(tmp_path, is_live=True, fps=10.0)
+    second.write(make_result(0, at_s=0.0, source="yard"))
+    first.write(make_result(1, at_s=0.1))
+    first.close()
+    second.close()
+    assert [(path.name.partition("-")[0], len(levels(path))) for path in videos(tmp_path)] == [("door", 2), ("yard", 1)]
+
+
 def test_with_too_little_space_the_file_is_finished_and_pictures_wait(
     make_result: MakeResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

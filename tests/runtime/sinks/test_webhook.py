@@ -28,6 +28,8 @@ class Server:
     def __init__(self) -> None:
         self.requests: list[tuple[str, dict[str, str], Any]] = []
         self.answers: list[tuple[int, dict[str, str]]] = []
+        self.closes_idle = False
+        """Whether it closes a connection after each answer, without saying so in the answer."""
         self.is_over = threading.Event()
         server = self
 
@@ -47,6 +49,7 @@ class Server:
                     self.send_header(name, value)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
+                self.close_connection = self.close_connection or server.closes_idle
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -98,6 +101,19 @@ def test_records_arrive_in_batches_over_one_connection(server: Server, make_resu
     assert body[0]["type"] == "frame"
     assert body[0]["proposals"] == [[1.0, 2.0, 30.0, 40.0, 0.875]]
     assert len({headers["Idempotency-Key"] for _, headers, _ in server.requests}) == len(server.requests)
+
+
+def test_a_connection_that_the_server_closed_while_idle_is_no_error(
+    server: Server, make_result: MakeResult, until: Any
+) -> None:
+    server.closes_idle = True
+    sink = opened(server.url)
+    for index in range(3):
+        sink.write(make_result(index))
+        until(lambda: sink.stats().written == index + 1)  # noqa: B023 - called at once
+    sink.close()
+    assert server.frames() == [0, 1, 2]
+    assert (sink.stats().errors, sink.stats().last_error) == (0, "")
 
 
 def test_the_names_of_classes_arrive_with_their_boxes(server: Server, make_result: MakeResult) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import random
 from collections import deque
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from edgerpn.runtime.sources.failures import FIXES, CaptureFailedError, classify
 from edgerpn.runtime.sources.ffmpeg_reader import playlist
 from edgerpn.runtime.sources.process import CaptureProcess
 from edgerpn.runtime.sources.pump import LagMeter, RateCap
+from edgerpn.runtime.sources.readers import OpenCvReader
 from edgerpn.runtime.sources.reconnect import Backoff, ExitReport, judge_exit
 from edgerpn.runtime.sources.spec import parse_source
 from edgerpn.runtime.sources.wire import pack_frame, unpack_frame
@@ -159,6 +162,45 @@ def test_messages_are_kept_without_ballast_and_passwords(line: str, kept: str | 
     process._keep([line.encode()])
     assert list(process.lines) == ([] if kept is None else [kept])
     assert process.num_lines == counts
+
+
+def kept(process: CaptureProcess, data: bytes) -> list[str]:
+    """Returns what the process keeps of a child's output, read from a pipe."""
+    process.lines, process.num_lines, process.first_size, process.last_size = deque(), 0, "", ""
+    process._secrets, process._rest = ["hunter2"], b""
+    process.output_fd, output = os.pipe()
+    try:
+        while data:
+            os.write(output, data[:30_000])
+            data = data[30_000:]
+            if data:
+                os.set_blocking(process.output_fd, False)
+                process.read_output()
+    finally:
+        os.close(output)
+    process.read_output()
+    os.close(process.output_fd)
+    return list(process.lines)
+
+
+@pytest.mark.parametrize("num_letters", [1990, 2020, 2047, 2048, 2049, 70_000])
+@pytest.mark.parametrize("end", [b"", b"\n", b"tail\nnext line\n"])
+def test_no_part_of_a_secret_is_kept_of_a_long_line(num_letters: int, end: bytes) -> None:
+    # The address in front becomes three characters, and so the end of the part that is read comes into view.
+    line = b"at http://u:" + b"x" * num_letters + b"@h/ with rtsp://me:hunter2@h/ and token=" + b"s" * 3000 + end
+    lines = kept(object.__new__(CaptureProcess), line)
+    assert not {letters for text in lines for letters in ("xx", "hunter", "ss") if letters in text}
+    assert lines[0].startswith("at")
+    assert lines[1:] == ["next line"] * (b"next" in end)
+
+
+def test_pictures_of_16_bits_end_the_source_and_are_not_cut_to_8() -> None:
+    # The capture stands for a thermal camera, of which no driver is here.
+    reader = object.__new__(OpenCvReader)
+    reader._capture = SimpleNamespace(retrieve=lambda into: (True, np.full((4, 6), 300, np.uint16)))
+    with pytest.raises(CaptureFailedError, match="the pictures are uint16, expected 8 bits") as caught:
+        reader.retrieve(None)
+    assert (caught.value.reason, caught.value.is_final) == ("codec", True)
 
 
 def test_lag_is_measured_against_the_quickest_frames_and_survives_drift() -> None:

@@ -16,6 +16,7 @@ import pytest
 from edgerpn.errors import StreamOpenError
 from edgerpn.runtime.frame import Frame
 from edgerpn.runtime.run import SourceConfig
+from edgerpn.runtime.sinks.record import json_line
 from edgerpn.runtime.sources import CaptureConfig
 from edgerpn.runtime.sources.spec import parse_source
 
@@ -39,7 +40,7 @@ class Counter(FrameSource):
         parts = urlsplit(config.source)
         query = {key: values[0] for key, values in parse_qs(parts.query).items()}
         self.is_live = parts.hostname != "recording"
-        self.fps = 50.0
+        self.fps = 50.0 if query.get("does") != "gives nan" else float("nan")
         self.num_frames = 0 if self.is_live else 20
         self._size_wh = config.size_wh or (32, 16)
         self._does = query.get("does", "")
@@ -55,7 +56,7 @@ class Counter(FrameSource):
     def read(self):
         self._index += 1
         if self.is_live:
-            time.sleep(1 / self.fps)
+            time.sleep(0.02)
         elif self._index == 20:
             return None
         if self._index == 5:
@@ -63,6 +64,7 @@ class Counter(FrameSource):
         width, height = self._size_wh
         if self._does == "changes size" and self._index > 5:
             width = 2 * width
+        # NaN with a rate of NaN.
         self.media_time_s = 100 + self._index / self.fps
         if self._does == "gives floats":
             return np.zeros((height, width, 3), np.float32)
@@ -135,6 +137,14 @@ def test_a_plugins_frames_come_from_a_separate_process_with_its_times(play: Make
         assert frame.lag_ms is not None
     assert player.capture.stats.pid not in (None, os.getpid())
     assert "counters" not in sys.modules
+
+
+def test_a_rate_and_times_that_are_no_numbers_count_as_unknown(play: Make) -> None:
+    player = play("count://lab?does=gives nan")
+    connected = player.event("connected", 20.0)
+    assert connected.fps == 0
+    json_line(connected)
+    assert player.frame(20.0)[0].media_time_s is None
 
 
 def test_a_recording_gives_every_frame_and_ends(play: Make) -> None:

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from edgerpn.runtime.frame import Frame
+from edgerpn.errors import StreamOpenError
+from edgerpn.runtime.frame import Event, Frame
 from edgerpn.runtime.sources import CaptureConfig, CaptureGroup, open_capture
+from edgerpn.runtime.sources.process import CaptureProcess
+from tests.support.patience import DEADLINE_S
 
 Make = Callable[..., Any]
 
@@ -85,6 +90,54 @@ time.sleep(60)
     listener.close()
     patience.wait_until(lambda: not any(is_running(pid) for pid in pids))
     assert set(os.listdir("/dev/shm")) <= before
+
+
+@contextmanager
+def few_descriptors(num_free: int) -> Iterator[None]:
+    """Leaves this process so many file descriptors to open."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 8, before[1]))
+    held: list[int] = []
+    try:
+        with suppress(OSError):
+            while True:
+                held.append(os.open("/dev/null", os.O_RDONLY))
+        for fd in held[:num_free]:
+            os.close(fd)
+        del held[:num_free]
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for fd in held:
+            os.close(fd)
+
+
+@pytest.mark.parametrize("num_free", range(7))
+def test_a_process_without_descriptors_is_an_error_that_leaves_none_open(num_free: int) -> None:
+    gc.collect()
+    num_before = num_fds()
+    with few_descriptors(num_free), pytest.raises(StreamOpenError, match="no capture process can be started"):
+        CaptureProcess(CaptureConfig(source="rtsp://127.0.0.1:9/x", name="door"))
+    assert num_fds() == num_before
+
+
+def test_a_moment_without_descriptors_ends_no_source(make_group: Make, quick: dict[str, Any]) -> None:
+    group = make_group()
+    early, late = (CaptureConfig(source="rtsp://127.0.0.1:9/x", name=name, **quick) for name in ("early", "late"))
+    group.add(early)
+    with few_descriptors(0):
+        group.add(late)
+        reasons: dict[str, str] = {}
+        while reasons.get("late") != "crashed":
+            event = group.take(DEADLINE_S)
+            assert isinstance(event, Event)
+            reasons[event.source] = event.reason
+        assert "late: no capture process can be started" in event.message
+    while list(reasons.values()) != ["refused", "refused"]:
+        event = group.take(DEADLINE_S)
+        assert isinstance(event, Event)
+        reasons[event.source] = event.reason
 
 
 def test_closing_ends_a_source_that_never_answers(clip: Path, patience: Any) -> None:

@@ -14,6 +14,7 @@ from edgerpn.__main__ import main
 from edgerpn.errors import DataError
 from edgerpn.train.data.coco import Dataset, read_coco
 from edgerpn.train.recall.open_world import open_world_recall, without_other_part
+from edgerpn.train.recall.results import by_image
 
 CAT, DOG, BIRD = 1, 2, 7
 NAMES = {CAT: "cat", DOG: "polar bear", BIRD: "bird"}
@@ -125,8 +126,9 @@ def test_a_proposal_belongs_to_the_object_that_it_overlaps_most(tmp_path: Path) 
         result(60, 60, 10, 10, 0.7),  # on no object: background counts for both
         result(0, 0, 8, 8, 0.6),  # too small to be on the cat
     ]
-    assert [row["score"] for row in without_other_part(dataset, rows, "unseen")] == [0.8, 0.7, 0.6]
-    assert [row["score"] for row in without_other_part(dataset, rows, "seen")] == [0.9, 0.7, 0.6]
+    found = by_image(rows, dataset.coco_ground_truth())
+    assert without_other_part(dataset, found, "unseen")[1].scores.tolist() == [0.8, 0.7, 0.6]
+    assert without_other_part(dataset, found, "seen")[1].scores.tolist() == [0.9, 0.7, 0.6]
 
 
 def test_a_part_without_objects_has_no_recall(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from edgerpn import settings
 from edgerpn.errors import CheckpointError, ConfigError, DataError, MissingDependencyError, TrainingDivergedError
-from edgerpn.train.checkpoint import load_checkpoint, load_model
+from edgerpn.train.checkpoint import load_checkpoint, load_model, save_checkpoint
 from edgerpn.train.config import TrainSettings
 from edgerpn.train.data.coco import read_coco
 from edgerpn.train.data.loader import TrainLoader
@@ -193,6 +193,34 @@ def test_a_finished_run_can_be_lengthened(start: Start, copy_of_finished: Copy) 
     longer = start("run", "loop.epochs=2", resume=True)
     assert load_checkpoint(longer.last).step == 8
     assert [row["step"] for row in longer.history if "loss" in row] == list(range(1, 9))
+
+
+def test_best_figures_on_other_validation_annotations_do_not_count(
+    copy_of_finished: Copy, data_folder: Path, tmp_path: Path, tiny_settings: MakeSettings
+) -> None:
+    done = copy_of_finished("run")
+    last = load_checkpoint(done.last)
+    assert last.training is not None
+    last.training["progress"]["best_metrics"] = {"AR@100": 2.0}  # never reached again
+    save_checkpoint(last, done.last)
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "images").symlink_to(data_folder / "images")
+    shutil.copy(data_folder / "train.json", data)
+    shutil.copy(data_folder / "val.json", data)
+
+    said: list[str] = []
+    longer = tiny_settings("loop.epochs=2")
+    run_training(longer, data=data, output=tmp_path / "run", resume=True, log=said.append)
+    assert load_checkpoint(done.best).step == 4
+    assert not any("have changed" in line for line in said)
+
+    (data / "val.json").write_text((data_folder / "val.json").read_text() + "\n")
+    longer = tiny_settings("loop.epochs=3")
+    result = run_training(longer, data=data, output=tmp_path / "run", resume=True, log=said.append)
+    assert load_checkpoint(done.best).step == 12
+    assert result.metrics == load_checkpoint(done.best).metrics
+    assert sum("the validation annotations have changed" in line for line in said) == 1
 
 
 def test_a_diverging_run_stops_and_names_step_images_and_checkpoint(

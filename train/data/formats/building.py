@@ -16,7 +16,7 @@ from edgerpn.train.data.formats.reading import stored_size
 UNANNOTATED = ProblemKind("image without annotations", "not used")
 ANNOTATED_AGAIN = ProblemKind("image that is annotated more than once", "the first annotation used")
 OTHER_SPLIT = ProblemKind("image without a known split in a file of several splits", "not used")
-NO_BOX = ProblemKind("object without an extent (a point, a line, a mask)", "dropped")
+NO_BOX = ProblemKind("object without an extent (a point, a line)", "dropped")
 
 
 class FoundObject(NamedTuple):

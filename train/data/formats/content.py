@@ -48,8 +48,8 @@ class Split(NamedTuple):
     """The annotation file or folder."""
     images: Path
     """Folder of its images."""
-    load: Callable[[], Content] | None = None
-    """Reads the annotations; None: they are a COCO file."""
+    load: Callable[..., Content] | None = None
+    """Reads the annotations; None: they are a COCO file. With label files for single images it takes `follow_links`."""
     name: str = ""
     """Name in log lines."""
     folder: Path | None = None

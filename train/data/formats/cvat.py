@@ -1,19 +1,19 @@
 """CVAT's own XML, "for images" with an element for each image and "for video" with tracks over frames.
 
-Coordinates are pixels from 0. The box of a polygon, ellipse, mask, cuboid or rotated box is the box around it.
+Coordinates are pixels from 0. The box of a polygon, ellipse, mask, cuboid or rotated box is the box around it. Tracks
+give boxes to numbers of frames, which need not be the numbers in the names of the images.
 """
 
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edgerpn.train.data.annotations import BAD_OBJECT, MISSING_FILE, Problems
+from edgerpn.errors import DataError
+from edgerpn.train.data.annotations import BAD_OBJECT, MISSING_FILE, ProblemKind, Problems
 from edgerpn.train.data.formats.building import (
     ANNOTATED_AGAIN,
     NO_BOX,
@@ -25,16 +25,20 @@ from edgerpn.train.data.formats.building import (
 )
 from edgerpn.train.data.formats.content import Content, Layout, Split, images_beside, split_of_value, splits_in_file
 from edgerpn.train.data.formats.reading import iterate_xml, visible_files
-from edgerpn.train.data.formats.shapes import extent, numbers, rotated, size_hw
+from edgerpn.train.data.formats.shapes import extent, numbers, rotated, rotated_ellipse, size_hw
 
 LOOKED_FOR = "CVAT: annotations.xml (for images or for video) and images/"
+
+FRAME_BY_ORDER = ProblemKind("frame whose number is not in the name of its image", "taken in the order of the names")
 
 _CUBOID = tuple(
     f"{axis}{corner}" for corner in ("tl1", "bl1", "tr1", "br1", "tl2", "bl2", "tr2", "br2") for axis in "xy"
 )
 _ROOT = re.compile(rb"<annotations[\s>]")
 _SUBSET = re.compile(rb"<image\s[^>]*\bsubset=\"([^\"]*)\"")
+_STEP = re.compile(r"step\s*=\s*([1-9]\d{0,8})")
 _HEAD_BYTES = 4096
+_MAX_FRAMES = 1 << 30
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +50,22 @@ class _Source:
     """Folder of the images."""
     split: str | None = None
     """Split whose name the subset of an image has; None: all images."""
+
+
+@dataclass(slots=True)
+class _Video:
+    """The tracks of a file, and the numbers of the frames that they mark."""
+
+    hw: tuple[int, int] | None = None
+    """Height and width of the frames; None if the task is of images, not of a video."""
+    start: int = 0
+    step: int = 1
+    size: int = 0
+    """Number of frames; 0 if not given."""
+    tasks: set[str | None] = field(default_factory=set)
+    """Tasks of the tracks; None in the file of a single task."""
+    objects: dict[int, list[FoundObject]] = field(default_factory=dict)
+    """The objects in each frame."""
 
 
 def find_layouts(folder: Path) -> list[Layout]:
@@ -74,17 +94,16 @@ def read_content(source: _Source) -> Content:
     """Reads the images and tracks of a file.
 
     Raises:
-        DataError: It is not an XML file of CVAT, or most of its objects cannot be read.
+        DataError: It is not an XML file of CVAT, most of its objects cannot be read, or the images do not tell which
+            frames they are.
     """
     problems = Problems()
     index = ImageIndex(source.images)
     builder = ContentBuilder(source.images, problems)
     used: set[Path] = set()
-    frames: dict[int, list[FoundObject]] | None = None
-    frame_hw = None
+    video = _Video()
 
-    def add(path: str, hw: tuple[int, int] | None, objects: list[FoundObject]) -> None:
-        image = index.by_path(path)
+    def add(image: Path | None, path: str, hw: tuple[int, int] | None, objects: list[FoundObject]) -> None:
         if image is None:
             problems.add(MISSING_FILE, f"{source.file.name}: {path}")
         elif image in used:
@@ -96,20 +115,20 @@ def read_content(source: _Source) -> Content:
     for element in iterate_xml(source.file, "CVAT", "annotations"):
         if element.tag == "meta":
             builder.declare(name.text or "" for name in element.iterfind(".//label/name"))
-            sides = (element.findtext(f".//original_size/{side}") for side in ("height", "width"))
-            frame_hw = size_hw(*sides)
+            _read_meta(element, video)
         elif element.tag == "image":
             split = split_of_value(element.get("subset"))
             if source.split in (None, split):
-                add(*_image(element, problems))
+                path, hw, objects = _image(element, problems)
+                add(index.by_path(path), path, hw, objects)
             elif source.split == "train" and split is None:
                 problems.add(OTHER_SPLIT, f"{element.get('name')}: {element.get('subset')}")
         elif element.tag == "track":
-            frames = defaultdict(list) if frames is None else frames
-            _add_track(element, frames, problems)
+            _add_track(element, video, problems)
     # All frames of a video were annotated, also those without a box.
-    for path, objects in _by_path(frames, index) if frames is not None else ():
-        add(path, frame_hw, objects)
+    files = _files_of_frames(video, index, source, problems) if video.tasks else {}
+    for frame in sorted(files.keys() | video.objects.keys()):
+        add(files.get(frame), f"frame {frame}", video.hw, video.objects.get(frame, []))
     if source.split is None:
         for image in index.files:
             if image not in used:
@@ -136,22 +155,68 @@ def _image(entry: Any, problems: Problems) -> tuple[str, tuple[int, int] | None,
     return path, size_hw(entry.get("height"), entry.get("width")), objects
 
 
-def _add_track(track: Any, frames: dict[int, list[FoundObject]], problems: Problems) -> None:
+def _read_meta(meta: Any, video: _Video) -> None:
+    video.hw = size_hw(*(meta.findtext(f".//original_size/{side}") for side in ("height", "width")))
+    video.start = _whole(meta.findtext(".//start_frame")) or 0
+    video.size = _whole(meta.findtext(".//size")) or 0
+    step = _STEP.search(meta.findtext(".//frame_filter") or "")
+    video.step = int(step[1]) if step else 1
+
+
+def _whole(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isascii() and text.isdigit() and len(text) < 10 else None
+
+
+def _add_track(track: Any, video: _Video, problems: Problems) -> None:
+    video.tasks.add(track.get("task_id"))
     for shape in track:
-        frame = shape.get("frame", "")
-        name = f"track {track.get('id')} frame {frame}"
-        if not (frame.isascii() and frame.isdigit() and len(frame) < 10):
+        frame = _whole(shape.get("frame"))
+        name = f"track {track.get('id')} frame {shape.get('frame', '')}"
+        if frame is None:
             problems.add(BAD_OBJECT, name)
         elif shape.get("outside") != "1":
-            frames[int(frame)] += _object(shape, track.get("label") or "", name, problems)
+            objects = video.objects.setdefault(frame, [])
+            objects += _object(shape, track.get("label") or "", name, problems)
 
 
-def _by_path(frames: dict[int, list[FoundObject]], index: ImageIndex) -> Iterator[tuple[str, list[FoundObject]]]:
-    """Yields the images with a number at the end of their names, or the name of a frame without one."""
-    by_number = {int(match[0]): file for file in index.files if (match := re.search(r"\d{1,9}$", file.stem))}
-    for number in sorted(by_number.keys() | frames.keys()):
-        file = by_number.get(number)
-        yield (f"frame_{number:06}" if file is None else str(file)), frames.get(number, [])
+def _files_of_frames(video: _Video, index: ImageIndex, source: _Source, problems: Problems) -> dict[int, Path]:
+    """Returns the image of each frame: by the number at the end of its name, or else by its place among the images.
+
+    CVAT numbers the images of a task by their places, whatever they are called: in the order of their names as texts,
+    or, if the user chose so, of the numbers in them.
+
+    Raises:
+        DataError: The tracks belong to several tasks, or neither way is clear.
+    """
+    if len(video.tasks) > 1:
+        raise DataError(
+            f"{source.file}: has tracks of {len(video.tasks)} tasks, whose frames may share numbers; export each task "
+            "by itself, or the project as 'CVAT for images'"
+        )
+    ordered = sorted(index.files, key=Path.as_posix)
+    is_clear = ordered == sorted(ordered, key=_natural)
+    found = [(int(match[0]), file) for file in ordered if (match := re.search(r"\d{1,9}$", file.stem))]
+    numbered = dict(found)
+    frames = range(video.start, video.start + (video.size or _MAX_FRAMES) * video.step, video.step)
+    is_numbered = len(numbered) == len(found) and video.start in numbered and all(n in frames for n in numbered)
+    if is_numbered and (is_clear or video.hw is not None):
+        return numbered
+    if not ordered or len(ordered) != video.size or not is_clear:
+        raise DataError(
+            f"{source.file}: has tracks over {video.size or 'an unknown number of'} frames from {video.start} in steps "
+            f"of {video.step}, but the {len(ordered)} images in {source.images} neither have these numbers at the end "
+            "of their names, nor are they as many in one clear order; export the task as 'CVAT for images', which "
+            "names the image of each box"
+        )
+    files = dict(zip(frames, ordered, strict=True))
+    for frame, file in files.items():
+        problems.add(FRAME_BY_ORDER, f"{frame}: {file.name}")
+    return files
+
+
+def _natural(file: Path) -> list[str | int]:
+    """Returns a key by which image_9 comes before image_10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", file.as_posix())]
 
 
 def _object(shape: Any, label: str, name: str, problems: Problems) -> list[FoundObject]:
@@ -188,10 +253,11 @@ def _of_points(shape: Any) -> tuple[float, ...] | None:
 
 def _of_ellipse(shape: Any) -> tuple[float, ...] | None:
     found = _given(shape, "cx", "cy", "rx", "ry")
-    if found is None:
+    angle = numbers([shape.get("rotation", "0")])
+    if found is None or angle is None:
         return None
     x, y, radius_x, radius_y = found
-    return x - radius_x, y - radius_y, 2 * radius_x, 2 * radius_y
+    return rotated_ellipse(x, y, radius_x, radius_y, angle[0])
 
 
 def _of_mask(shape: Any) -> tuple[float, ...] | None:

@@ -1,6 +1,7 @@
 """Label Studio's JSON export: tasks with annotations in per cent of the image.
 
-The box of a rotated rectangle (about its left upper corner), a polygon or an ellipse is the box around it.
+The box of a polygon, a rectangle rotated about its left upper corner or an ellipse rotated about its centre is the box
+around it.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ from edgerpn.train.data.formats.building import (
 )
 from edgerpn.train.data.formats.content import Content, Layout, Split, images_beside, split_of_value, splits_in_file
 from edgerpn.train.data.formats.reading import read_text, stored_size, visible_files
-from edgerpn.train.data.formats.shapes import extent, numbers, rotated, size_hw
+from edgerpn.train.data.formats.shapes import extent, numbers, rotated, rotated_ellipse, size_hw
 
 LOOKED_FOR = "Label Studio: a JSON export (a list of tasks with 'data' and 'annotations') and images/"
 
 SEVERAL = ProblemKind("task with several annotations", "the ground truth or first used")
+SEVERAL_IMAGES = ProblemKind("task with shapes on several images, or on one that its names do not tell", "not used")
 PREDICTED = ProblemKind("task without annotations in a file of predictions", "predictions used")
 
 _HEAD_BYTES = 1 << 16
@@ -40,6 +42,9 @@ _UPLOAD = re.compile(r"[0-9a-f]{8}-")
 """Label Studio puts it before the name of an uploaded file."""
 _WITHOUT_SHAPE = ("choices", "textarea", "rating", "taxonomy", "number", "relation")
 """Types of results about the whole picture, or about other results."""
+_MASKS = ("brush", "bitmask")
+"""Types with an extent that is not read."""
+_SHAPES = ("rectangle", "polygon", "ellipse")
 _LABELS = ("rectanglelabels", "polygonlabels", "ellipselabels", "labels", "choices")
 
 
@@ -99,11 +104,15 @@ def read_content(file: Path, images: Path, split: str | None = None) -> Content:
             continue
         name = f"{file.name} task {task.get('id', number)}"
         results = _results(task, name, uses_predictions, problems)
-        image = _image_of(task, index)
+        images_of_task, places = _images_of(task, index), _places(results or [])
+        named = (images_of_task[place] for place, _ in places if place in images_of_task)
+        image = next(named, next(iter(images_of_task.values()), None))
         if image is None:
             problems.add(MISSING_FILE, f"{name}: {task.get('data')}"[:200])
         elif results is None:
             problems.add(UNANNOTATED, name)
+        elif not _is_on_one(places, images_of_task):
+            problems.add(SEVERAL_IMAGES, name)
         elif image in used:
             problems.add(ANNOTATED_AGAIN, f"{name}: {image.name}")
         else:
@@ -147,17 +156,18 @@ def _results(
     return [result for result in chosen["result"] if isinstance(result, dict)]
 
 
-def _image_of(task: dict[str, Any], index: ImageIndex) -> Path | None:
+def _images_of(task: dict[str, Any], index: ImageIndex) -> dict[str, Path | None]:
+    """Returns the file of each image in the data of a task by its key, None if it is not in the folder."""
     data = task.get("data")
-    values = data.values() if isinstance(data, dict) else ()
-    for value in values:
+    found = {}
+    for key, value in data.items() if isinstance(data, dict) else ():
         if isinstance(value, str):
             path = _path_of(value)
             folder, slash, base = path.rpartition("/")
             original = f"{folder}{slash}{base[9:]}" if _UPLOAD.match(base) else path
             if has_image_suffix(base):
-                return index.by_path(path) or index.by_path(original)
-    return None
+                found[key] = index.by_path(path) or index.by_path(original)
+    return found
 
 
 def _path_of(address: str) -> str:
@@ -178,17 +188,37 @@ def _objects(
     for number, result in enumerate(results, start=1):
         where = f"{name} result {number}"
         value: Any = result.get("value")
-        kind = str(result.get("type", "")).removesuffix("labels")
+        kind = _kind(result)
         if result.get("type") == "labels" or kind in _WITHOUT_SHAPE:
             continue
-        if kind not in ("rectangle", "polygon", "ellipse"):
-            problems.add(NO_BOX, f"{where}: {kind or 'without a type'}")
+        if kind not in _SHAPES:
+            problems.add(BAD_OBJECT if kind in _MASKS else NO_BOX, f"{where}: {kind or 'without a type'}")
             continue
         xywh = _box(kind, value, hw) if isinstance(value, dict) else None
         if xywh is None:
             problems.add(BAD_OBJECT, where)
             continue
         yield FoundObject(where, _label(value) or _label(classes.get(str(result.get("id")))), xywh)
+
+
+def _kind(result: dict[str, Any]) -> str:
+    return str(result.get("type", "")).removesuffix("labels")
+
+
+def _places(results: list[dict[str, Any]]) -> set[tuple[str, str]]:
+    """Returns the images that have shapes: the name in the labelling interface, and the place in a list of images."""
+    return {
+        (str(result.get("to_name")), str(result.get("item_index") or 0))
+        for result in results
+        if _kind(result) in (*_SHAPES, *_MASKS)
+    }
+
+
+def _is_on_one(places: set[tuple[str, str]], images: dict[str, Path | None]) -> bool:
+    """Returns whether all shapes are on one image, which is the only one or has the name of its key in the data."""
+    if len(places) > 1 or any(place != "0" for _, place in places):
+        return False
+    return len(set(images.values()) - {None}) < 2 or all(name in images for name, _ in places)
 
 
 def _label(value: Any) -> str:
@@ -213,7 +243,7 @@ def _box(kind: str, value: dict[str, Any], hw: tuple[int, int]) -> tuple[float, 
     if found_numbers is None:
         return None
     x, y, w, h, angle = found_numbers
-    if kind == "ellipse":
-        x, y, w, h, angle = x - w, y - h, 2 * w, 2 * h, 0.0
     box = (x * width / 100, y * height / 100, w * width / 100, h * height / 100)
+    if kind == "ellipse":
+        return rotated_ellipse(*box, angle)
     return rotated(box, angle, (0, 0)) if angle else box

@@ -1,17 +1,22 @@
-"""LabelMe: a JSON file for each image, beside it. The box of a polygon, circle or mask is the box around it."""
+"""LabelMe: a JSON file for each image, beside it.
+
+The box of a polygon, circle or mask is the box around it. Shapes of one label and `group_id` are parts of one object,
+as in LabelMe's own converter to COCO.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from edgerpn.errors import DataError
 from edgerpn.progress import track
-from edgerpn.train.data.annotations import BAD_OBJECT, MISSING_FILE, Problems
+from edgerpn.train.data.annotations import BAD_OBJECT, MISSING_FILE, ProblemKind, Problems
 from edgerpn.train.data.formats.building import (
     ANNOTATED_AGAIN,
     NO_BOX,
@@ -26,10 +31,15 @@ from edgerpn.train.data.formats.shapes import extent, numbers, size_hw
 
 LOOKED_FOR = "LabelMe: JSON files beside images, also in train/ and val/"
 
+GROUPED = ProblemKind("shape with the label and group_id of another one", "both are one object")
+
 _MAX_TRIED = 5
 """Files by which a folder is recognised; the first may be damaged."""
-_POINT_COUNTS = {"rectangle": 2, "mask": 2, "polygon": 3, "circle": 2, "oriented_rectangle": 4}
-"""Least number of points of each shape that has a box; other shapes are points and lines."""
+_POINT_COUNTS = {"rectangle": 2, "mask": 2, "circle": 2, "oriented_rectangle": 4, "rotation": 4}
+"""Least number of points of each shape that has a box."""
+_CORNERS = 3
+"""Least number of points of a polygon, and of a shape of another tool, which is taken for one."""
+_WITHOUT_EXTENT = ("point", "points", "line", "linestrip")
 
 
 def find_layouts(folder: Path) -> list[Layout]:
@@ -46,8 +56,8 @@ def find_layouts(folder: Path) -> list[Layout]:
     return [Layout(format="labelme", title=title, splits=splits)] if splits else []
 
 
-def read_content(folder: Path) -> Content:
-    """Reads the JSON files of a folder.
+def read_content(folder: Path, *, follow_links: bool = False) -> Content:
+    """Reads the JSON files of a folder, which may lead out of it if `follow_links`.
 
     Raises:
         DataError: Names the file that is not of LabelMe.
@@ -57,7 +67,8 @@ def read_content(folder: Path) -> Content:
     builder = ContentBuilder(folder, problems)
     used = set()
     for file in track(visible_files(folder, ".json"), f"reading {folder.name}", unit="file"):
-        check_confined(file, folder)
+        if not follow_links:
+            check_confined(file, folder)
         root = _load(file)
         # The path is that of the annotator's machine, so the stem comes first.
         path = root.get("imagePath")
@@ -102,26 +113,31 @@ def _load(file: Path) -> dict[str, Any]:
 
 
 def _objects(root: dict[str, Any], file: Path, problems: Problems) -> list[FoundObject]:
-    objects = []
+    objects: dict[tuple[str, str], FoundObject] = {}
     for number, shape in enumerate(root["shapes"], start=1):
         name = f"{file.name} shape {number}"
         if not isinstance(shape, dict) or not isinstance(shape.get("points"), list):
             problems.add(BAD_OBJECT, name)
             continue
         # Files of old versions have polygons only, and no type.
-        kind = shape.get("shape_type") or "polygon"
-        count = _POINT_COUNTS.get(kind) if isinstance(kind, str) else None
-        if count is None:
+        kind = str(shape.get("shape_type") or "polygon")[:40]
+        if kind in _WITHOUT_EXTENT:
             problems.add(NO_BOX, f"{name}: {kind}")
             continue
         points = [numbers(point) if isinstance(point, list) and len(point) == 2 else None for point in shape["points"]]
         known = [point for point in points if point is not None]
-        if len(known) < max(count, len(points)):
+        if len(known) < max(_POINT_COUNTS.get(kind, _CORNERS), len(points)):
             problems.add(BAD_OBJECT, f"{name}: {kind} with {len(known)} usable points of {len(points)}")
             continue
-        label = shape.get("label")
-        objects.append(FoundObject(name, label if isinstance(label, str) else "", _box(kind, known)))
-    return objects
+        label = shape["label"] if isinstance(shape.get("label"), str) else ""
+        group = shape.get("group_id")
+        key = (label, name if group is None else f"group {group}")
+        box = _box(kind, known)
+        if key in objects:
+            problems.add(GROUPED, f"{name}: {label!r} of {key[1]}"[:200])
+            box = _around(objects[key].xywh, box)
+        objects[key] = FoundObject(objects[key].name if key in objects else name, label, box)
+    return list(objects.values())
 
 
 def _box(kind: str, points: list[list[float]]) -> tuple[float, float, float, float]:
@@ -130,3 +146,11 @@ def _box(kind: str, points: list[list[float]]) -> tuple[float, float, float, flo
     (x, y), edge = points[:2]
     radius = math.dist((x, y), edge)
     return x - radius, y - radius, 2 * radius, 2 * radius
+
+
+def _around(*boxes: Sequence[float]) -> tuple[float, float, float, float]:
+    """Returns the box around boxes of left, top, width, height."""
+    return extent(
+        [edge for x, _, width, _ in boxes for edge in (x, x + width)],
+        [edge for _, y, _, height in boxes for edge in (y, y + height)],
+    )

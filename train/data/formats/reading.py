@@ -115,7 +115,8 @@ def check_confined(file: Path, folder: Path) -> None:
     root, target = os.path.realpath(folder), os.path.realpath(file)
     if not target.startswith(root.rstrip(os.sep) + os.sep):
         raise DataError(
-            f"{file}: leads to {target}, outside the data folder {root}; put the file itself into the folder"
+            f"{file}: leads to {target}, outside the data folder {root}; accept such links with --follow-links "
+            "(data.follow_links), or put the file itself into the folder"
         )
 
 

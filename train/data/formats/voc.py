@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -39,6 +39,8 @@ class _Source:
     """Folder of the images."""
     listed: Path | None = None
     """Text file that lists the images of the split; None: all."""
+    left_out: Path | None = None
+    """Text file that lists images which are not of the split."""
 
 
 @dataclass(slots=True)
@@ -76,8 +78,8 @@ def find_layouts(folder: Path) -> list[Layout]:
     return []
 
 
-def read_content(source: _Source) -> Content:
-    """Reads the XML files of a split.
+def read_content(source: _Source, *, follow_links: bool = False) -> Content:
+    """Reads the XML files of a split, which may lead out of their folder if `follow_links`.
 
     Raises:
         DataError: Names the XML file, its object and the expected form.
@@ -87,7 +89,8 @@ def read_content(source: _Source) -> Content:
     builder = ContentBuilder(source.images, problems)
     used = set()
     for stem, file in track(_xml_files(source), f"reading {source.xml.name}", unit="file"):
-        check_confined(file, source.xml)
+        if not follow_links:
+            check_confined(file, source.xml)
         found = _parse(file, problems)
         image = index.by_stem(stem, found.name)
         if image is None:
@@ -111,14 +114,18 @@ def _listed_sources(folder: Path, xml: Path, images: Path) -> dict[str, _Source]
         listed = next((file for file in files if file.is_file()), None)
         if listed is not None:
             sources[split] = _Source(folder=folder, xml=xml, images=images, listed=listed)
+    train, val = sources.get("train"), sources.get("val")
+    if train is not None and val is not None and train.listed is not None and train.listed.stem == "trainval":
+        sources["train"] = replace(train, left_out=val.listed)
     return sources or {"train": _Source(folder=folder, xml=xml, images=images)}
 
 
 def _layout(title: str, folder: Path, sources: dict[str, _Source]) -> Layout:
-    splits = {
-        split: Split(source.xml, source.images, partial(read_content, source), f"{source.xml.name} ({split})", folder)
-        for split, source in sources.items()
-    }
+    splits = {}
+    for split, source in sources.items():
+        without = f", without {source.left_out.name}" if source.left_out is not None else ""
+        name = f"{source.xml.name} ({split}{without})"
+        splits[split] = Split(source.xml, source.images, partial(read_content, source), name, folder)
     return Layout(format="voc", title=f"PASCAL VOC ({title})", splits=splits)
 
 
@@ -132,9 +139,16 @@ def _xml_files(source: _Source) -> Iterator[tuple[str, Path]]:
                     file = Path(root) / name
                     yield file.relative_to(source.xml).with_suffix("").as_posix(), file
         return
-    for number, line in enumerate(read_text(source.listed, "a list of images").splitlines(), start=1):
+    left_out = {stem for stem, _ in _listed_files(source.left_out, source)} if source.left_out is not None else set()
+    for stem, file in _listed_files(source.listed, source):
+        if stem not in left_out:
+            yield stem, file
+
+
+def _listed_files(listed: Path, source: _Source) -> Iterator[tuple[str, Path]]:
+    for number, line in enumerate(read_text(listed, "a list of images").splitlines(), start=1):
         if line.strip():
-            yield _listed_file(line, source, f"{source.listed}: line {number}")
+            yield _listed_file(line, source, f"{listed}: line {number}")
 
 
 def _listed_file(line: str, source: _Source, where: str) -> tuple[str, Path]:

@@ -25,7 +25,6 @@ from edgerpn.train.data.formats.reading import (
     annotated_images,
     check_confined,
     read_text,
-    relative_parts,
     stored_sizes,
     visible_files,
 )
@@ -133,8 +132,8 @@ def layout_of_file(file: Path) -> Layout:
     return Layout(format="yolo", title=f"YOLO ({file.name}{repeated})", splits=splits)
 
 
-def read_content(source: _Source) -> Content:
-    """Reads the label files of a split.
+def read_content(source: _Source, *, follow_links: bool = False) -> Content:
+    """Reads the label files of a split, which may lead out of their folder if `follow_links`.
 
     Raises:
         DataError: Names the label file, its line and the expected form; or there are no images or no label files.
@@ -144,7 +143,7 @@ def read_content(source: _Source) -> Content:
     where = ", ".join(map(str, source.entries))
     if not files:
         raise DataError(f"{where}: no images in it; expected the images that {source.file} names")
-    labels = {file: label for file in files if (label := _label_of(file, source)) is not None}
+    labels = {file: label for file in files if (label := _label_of(file, source, follow_links)) is not None}
     if not labels:
         raise DataError(
             f"{where}: none of its {len(files)} images has a label file; looked for {_label_places(files[0], source)}"
@@ -189,7 +188,7 @@ def _missing_split(split: str, key: str, entry: object, file: Path) -> Split:
     return Split(file, file.parent, partial(_raise, message), f"{file.name} ({split})", file.parent)
 
 
-def _raise(message: str) -> Content:
+def _raise(message: str, *, follow_links: bool = False) -> Content:
     raise DataError(message)
 
 
@@ -229,7 +228,7 @@ def _counterpart(path: Path, folder: Path) -> Path | None:
     return None
 
 
-def _label_of(image: Path, source: _Source) -> Path | None:
+def _label_of(image: Path, source: _Source, follow_links: bool) -> Path | None:
     """Returns an image's label file, or None for an image without objects."""
     places = [image.with_suffix(".txt")]
     counterpart = _counterpart(image, source.folder)
@@ -238,7 +237,8 @@ def _label_of(image: Path, source: _Source) -> Path | None:
     for place in places:
         if place.is_file():
             # As for images, a whole folder may be a link, a single file in it may not.
-            check_confined(place, place.parent)
+            if not follow_links:
+                check_confined(place, place.parent)
             return place
     return None
 
@@ -264,16 +264,20 @@ def _images_of(entry: Path, source: _Source) -> list[Path]:
 
 
 def _listed_image(text: str, entry: Path, folder: Path, where: str) -> Path:
-    """Finds an image of a list: relative to the list or the data folder, or absolute inside the data folder."""
-    if text.startswith(f"{folder}{os.sep}"):
-        text = text[len(str(folder)) + 1 :]
-    parts = relative_parts(text, where)
-    for base in (entry.parent, folder):
-        file = base.joinpath(*parts)
-        # Unlike Path.is_file, it takes a name that is too long.
-        if os.path.isfile(file) and folder in file.parents:
-            return file
-    raise DataError(f"{where}: {text!r}: no such image, neither below {entry.parent} nor below {folder}")
+    """Finds an image of a list below the list or the data folder, by its path or the end of it, as `_find_entry`."""
+    text = text.removeprefix(f"{folder}{os.sep}")
+    # Without "..", no path leaves the data folder.
+    parts = [part for part in text.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    for count in (len(parts), *range(min(3, len(parts) - 1), 0, -1)):
+        for base in (entry.parent, folder):
+            file = base.joinpath(*parts[-count:])
+            # Unlike Path.is_file, it takes a name that is too long.
+            if os.path.isfile(file) and folder in file.parents:
+                return file
+    raise DataError(
+        f"{where}: {text!r}: no such image, by its whole path or the end of it, neither below {entry.parent} nor below "
+        f"{folder}"
+    )
 
 
 def _parse_labels(
@@ -306,7 +310,9 @@ def _parse_line(line: str, where: str, num_keypoints: int) -> tuple[int, tuple[f
     if len(values) <= 5:
         x, y, width, height = values[:4]
         return int(category), (x - width / 2, y - height / 2, width, height)
-    # An odd number of values: corners and a confidence.
+    # An odd number of values: corners and a confidence. An even one may end in a confidence and the id of a track.
+    if len(values) % 2 == 0 and max(values[:-1]) <= _MAX_FRACTION and values[-1] >= 2 and values[-1].is_integer():
+        raise DataError(f"{where}: expected {_LINE}, got the id of a track at the end of {shown!r}; remove it")
     corners = values[: len(values) // 2 * 2]
     return int(category), extent(corners[0::2], corners[1::2])
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from edgerpn.errors import DataError
+from edgerpn.train.data.choice import DataChoice, ImageRules
 from edgerpn.train.data.coco import read_split
-from edgerpn.train.data.splits import find_split
+from edgerpn.train.data.splits import find_split, find_splits
 from tests.train.data.formats.data_sets import (
     write_coco,
     write_cvat,
@@ -137,8 +139,11 @@ def test_an_annotation_file_that_leads_out_of_the_folder_is_refused(
     outside.write_bytes(file.read_bytes())
     file.unlink()
     file.symlink_to(outside)
-    with pytest.raises(DataError, match=rf"{file.name}: leads to {outside}, outside the data folder"):
+    with pytest.raises(DataError, match=rf"{file.name}: leads to {outside}, outside the data folder .*--follow-links"):
         read_split(find_split(root, "train"))
+    choice = DataChoice(images=ImageRules(follow_links=True))
+    assert read_split(find_split(root, "train", choice)).num_objects > 0
+    assert read_split(find_splits(root, replace(choice, split="0.5"))["train"]).num_objects > 0
 
 
 @pytest.mark.parametrize("make", FORMATS)

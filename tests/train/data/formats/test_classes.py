@@ -43,6 +43,19 @@ def test_boxes_of_other_classes_are_dropped_and_counted(tmp_path: Path) -> None:
     assert (both.num_objects, both.problems) == (6, ())
 
 
+@pytest.mark.parametrize(("rows", "key"), [("annotations", "category_id"), ("categories", "id")])
+def test_ids_of_classes_may_be_texts_in_one_of_the_lists(rows: str, key: str, tmp_path: Path) -> None:
+    file = tmp_path / "train.json"
+    write_coco(file, tmp_path / "images", 2)
+    content = json.loads(file.read_text())
+    content[rows] = [{**row, key: str(row[key])} for row in content[rows]]
+    file.write_text(json.dumps(content))
+    dataset = read_split(find_split(file, "train"), by_class=True)
+    assert [record.box_classes.tolist() for record in dataset.records] == [[0], [0]]
+    assert dataset.problems == ()
+    assert read_split(find_split(file, "train", DataChoice(classes=("fish",)))).num_objects == 2
+
+
 def test_an_unknown_name_is_an_error_with_similar_ones_and_the_list(tmp_path: Path) -> None:
     write_coco(tmp_path / "train.json", tmp_path / "images", 3)
     expected = (

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from edgerpn.errors import DataError
+from edgerpn.train.data.choice import DataChoice
 from edgerpn.train.data.coco import Dataset, class_names, read_split
 from edgerpn.train.data.splits import find_split, find_train_and_val
 from tests.train.data.formats.data_sets import voc_file, voc_object, write_image, write_voc
@@ -88,6 +89,21 @@ def test_lists_name_the_images_of_a_split(tmp_path: Path) -> None:
     title = "PASCAL VOC (Annotations/ and JPEGImages/)"
     assert lines == [f"{tmp_path}: {title}; train: Annotations (train), val: Annotations (val)"]
     assert train.folder == tmp_path
+
+
+def test_images_of_val_are_left_out_of_trainval(tmp_path: Path) -> None:
+    write_voc(tmp_path / "JPEGImages", tmp_path / "Annotations", 4)
+    sets = tmp_path / "ImageSets" / "Main"
+    sets.mkdir(parents=True)
+    (sets / "trainval.txt").write_text("0\n1\n2\n3\n")
+    (sets / "val.txt").write_text("1\n3.png\n")
+    lines: list[str] = []
+    train, val = (read_split(split) for split in find_train_and_val(tmp_path, log=lines.append))
+    assert [record.file.name for record in train.records] == ["0.png", "2.png"]
+    assert [record.file.name for record in val.records] == ["1.png", "3.png"]
+    assert lines[0].endswith("train: Annotations (train, without val.txt), val: Annotations (val)")
+    (sets / "val.txt").rename(sets / "test.txt")
+    assert len(read_split(find_split(tmp_path, "train", DataChoice(split="val=test"))).records) == 4
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,8 @@ def read(root: Path) -> Dataset:
         ("0 0.1 0.2 0.5 0.1 0.3 0.9 0.5", [4, 2, 20, 18]),  # with a confidence
         ("0 0.5 0.1 0.9 0.5 0.5 0.9 0.1 0.5", [4, 2, 36, 18]),  # a rotated box
         ("0 0.5 0.1 0.9 0.5 0.5 0.9 0.1 0.5 0.77", [4, 2, 36, 18]),
+        ("0 0.5 0.1 0.9 0.5 0.5 1 0.1 0.5", [4, 2, 36, 20]),
+        ("0 0.1 0.2 0.5 0.1 0.3 1", [4, 2, 20, 20]),
         ("0.0\t.5  5e-1 0.5 0.5", [10, 5, 30, 15]),
         ("0 0.9 0.5 0.4 0.5", [28, 5, 40, 15]),  # clipped to the picture
     ],
@@ -79,6 +81,8 @@ def test_byte_order_marks_and_line_ends_do_not_matter(label: bytes, tmp_path: Pa
         ("nan 0.5 0.5 0.5 0.5", "line 1: expected the number of a class first"),
         ("0 0.5 0.5 0.5 0.5 45", "line 1: expected .*a confidence of 0 to 1 behind it"),
         ("0", "line 1: expected 'class x y width height'"),
+        ("0 0.5 0.5 0.2 0.2 0.9 7", "line 1: expected .* got the id of a track at the end of '0 0.5 "),
+        ("0 0.5 0.1 0.9 0.5 0.5 0.9 0.88 12", "line 1: expected .* got the id of a track at the end of '0 0.5 "),
     ],
 )
 def test_a_broken_line_is_dropped_and_named(label: str, message: str, tmp_path: Path) -> None:
@@ -178,7 +182,13 @@ def test_an_existing_folder_elsewhere_may_be_named_explicitly(tmp_path: Path) ->
     assert train.folder == tmp_path / "mine"
 
 
-@pytest.mark.parametrize("line", ["./images/0.png", "images/0.png", "images\\0.png", "{root}/images/0.png"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("./images/0.png", "images/0.png", "images\\0.png", "{root}/images/0.png"),
+        *("/content/set/images/0.png", "C:\\set\\images\\0.png", "../set/images/0.png", "data/obj/images/0.png"),
+    ],
+)
 def test_a_text_file_lists_images(line: str, tmp_path: Path) -> None:
     write_yolo(tmp_path / "images", tmp_path / "labels", 3)
     (tmp_path / "train.txt").write_text(f"{line.format(root=tmp_path)}\r\n\r\nimages/1.png\n")
@@ -190,14 +200,14 @@ def test_a_text_file_lists_images(line: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(val[0].boxes_xyxy, np.array([[10, 5, 30, 15]], np.float32))
 
 
-@pytest.mark.parametrize("line", ["../outside.png", "/etc/hostname", "C:\\a.png", "images/none.png"])
+@pytest.mark.parametrize("line", ["../outside.png", "/etc/hostname", "C:\\a.png", "images/none.png", "..", "\0"])
 def test_a_text_file_cannot_leave_the_data_folder(line: str, tmp_path: Path) -> None:
     write_image(tmp_path / "outside.png")
     root = tmp_path / "set"
     write_yolo(root / "images", root / "labels", 1)
     (root / "train.txt").write_text(f"images/0.png\n{line}\n")
     (root / "data.yaml").write_text("train: train.txt\nval: train.txt\n")
-    with pytest.raises(DataError, match=r"train\.txt: line 2: .*(expected a path below the data folder|no such image)"):
+    with pytest.raises(DataError, match=r"train\.txt: line 2: .*no such image"):
         read(root)
 
 
