@@ -45,10 +45,10 @@ class RegionConfig:
     """Number of best proposals of an image that the boxes are drawn from, beside the objects' own boxes."""
     nms_iou: float = 0.8
     """IoU with a better proposal above which one is not drawn."""
-    class_weight: float = 1.0
-    """Weight of the class loss relative to the objectness loss."""
-    box_weight: float = 1.0
-    """Weight of the loss of the corrected boxes."""
+    class_weight: float = 2.0
+    """Weight of the class loss, a mean over the boxes, relative to the objectness loss."""
+    box_weight: float = 2.0
+    """Weight of the loss of the corrected boxes, likewise: background counts as 0."""
 
     def __post_init__(self) -> None:
         check_setting(self.samples_per_image >= 1, "samples_per_image", "at least 1", self.samples_per_image)

@@ -1,8 +1,9 @@
 """One optimizer step, over the parts of a batch that belong to this process.
 
 The losses remain sums until all parts of all processes are complete; then the gradients are divided by the common
-normalizer. Steps therefore do not depend on how a batch is divided, up to rounding (and, with `loop.accumulate`, up to
-the statistics of batch norm, which are those of one pass).
+normalizer. Steps therefore do not depend on how a batch is divided, up to rounding (with `loop.accumulate`, up to the
+statistics of batch norm, which are those of one pass; with classes, up to the weight of each part in the mean over the
+second stage's boxes).
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def test_losses_and_precision_are_in_the_log(short_run: TrainResult) -> None:
     assert len(steps) == 12
     assert all(row["region_class"] > 0 and row["region_box"] >= 0 for row in steps)
     first = steps[0]
-    weighted = first["objectness"] + 3 * first["box"] + first["region_class"] + first["region_box"]
+    weighted = first["objectness"] + 3 * first["box"] + 2 * first["region_class"] + 2 * first["region_box"]
     assert first["loss"] == pytest.approx(weighted, rel=1e-4)
     assert len(evaluations) == 2
     assert {"AR@100", "AP50"} < evaluations[0].keys()
