@@ -232,7 +232,9 @@ def prepare(arguments: argparse.Namespace) -> None:
             name, _, file = image["file_name"].partition("/")
             target = folder / "images" / name / file
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(arguments.sets / name.partition("@")[0] / "images" / file, target)
+            shutil.copyfile(
+                arguments.sets / (name if name in used else name.rpartition("@")[0]) / "images" / file, target
+            )
         if arguments.teacher:
             objects, regions = teach(train, folder / "images", nanodet_teacher(arguments.teacher))
             print(f"teacher: {objects} objects and {regions} regions to ignore added")

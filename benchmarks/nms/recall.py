@@ -17,7 +17,6 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import cv2
 import torch
@@ -32,7 +31,8 @@ from edgerpn.train.data.coco import Dataset, read_coco, read_image
 from edgerpn.train.network.detector import Detector
 from edgerpn.train.network.layers import fuse_batch_norm
 from edgerpn.train.network.proposal_stage import ProposalConfig, select_proposals
-from edgerpn.train.recall.average_recall import average_recall, coco_results
+from edgerpn.train.recall.average_recall import average_recall
+from edgerpn.train.recall.results import FoundBoxes
 
 BUDGETS = ("AR@10", "AR@100", "AR@300", "AR@1000")
 
@@ -56,11 +56,11 @@ def network_outputs(detector: Detector, dataset: Dataset) -> Iterator[tuple[Imag
         )
 
 
-def results_of(image_id: ImageId, geometry: Letterbox, boxes: Tensor, scores: Tensor) -> list[dict[str, Any]]:
-    """COCO results of the boxes (M, 4), pixels of the network's input, that are in the picture."""
+def found_of(geometry: Letterbox, boxes: Tensor, scores: Tensor) -> FoundBoxes:
+    """Returns the boxes (M, 4), pixels of the network's input, that are in the picture, in its pixels."""
     in_frame = geometry.to_frame(boxes.numpy())
     visible = (in_frame[:, 2] > in_frame[:, 0]) & (in_frame[:, 3] > in_frame[:, 1])
-    return coco_results(image_id, in_frame[visible], scores.numpy()[visible])
+    return FoundBoxes.of(in_frame[visible], scores.numpy()[visible])
 
 
 def measure(
@@ -68,12 +68,12 @@ def measure(
 ) -> dict[Thresholds, dict[str, float]]:
     """Average recall with each setting of the proposal stage."""
     anchors = [detector.get_buffer(f"anchors_{level}") for level in range(detector.num_levels)]
-    results: dict[Thresholds, list[dict[str, Any]]] = {pair: [] for pair in stages}
+    results: dict[Thresholds, dict[ImageId, FoundBoxes]] = {pair: {} for pair in stages}
     for image_id, geometry, levels in network_outputs(detector, dataset):
         for pair, config in stages.items():
             batch = select_proposals(levels, anchors, content_hw=detector.content_hw, config=config)
             count = int(batch.count[0])
-            results[pair] += results_of(image_id, geometry, batch.boxes[0, :count], batch.scores[0, :count])
+            results[pair][image_id] = found_of(geometry, batch.boxes[0, :count], batch.scores[0, :count])
     truth = dataset.coco_ground_truth()
     return {pair: average_recall(truth, found) for pair, found in results.items()}
 

@@ -24,15 +24,17 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from benchmarks.nms.recall import Levels, network_outputs, results_of
+from benchmarks.nms.recall import Levels, found_of, network_outputs
 from edgerpn import files
 from edgerpn.export.onnx.nms_chain import candidates_for
 from edgerpn.train.checkpoint import load_model
+from edgerpn.train.data.annotations import ImageId
 from edgerpn.train.data.coco import read_coco
 from edgerpn.train.network.detector import Detector
 from edgerpn.train.network.layers import fuse_batch_norm
 from edgerpn.train.network.proposal_stage import ProposalConfig, ranked_candidates, rescored, select_proposals
 from edgerpn.train.recall.average_recall import average_recall
+from edgerpn.train.recall.results import FoundBoxes
 
 Selected = tuple[Tensor, Tensor]
 """Boxes (M, 4) and scores (M,) of one image, best first."""
@@ -123,13 +125,13 @@ def main() -> int:
     dataset = read_coco(arguments.data / "val.json", arguments.data / "images", verify="header")
     stages = [dataclasses.replace(trained, num_proposals=int(count)) for count in arguments.proposals]
     candidates = [int(count) for count in arguments.candidates]
-    results: dict[tuple[int, str], list[dict[str, Any]]] = defaultdict(list)
+    results: dict[tuple[int, str], dict[ImageId, FoundBoxes]] = defaultdict(dict)
     places: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for image_id, geometry, levels in network_outputs(detector, dataset):
         for stage in stages:
             selected, last = selections(levels, detector, stage, arguments.lists, candidates)
             for name, (boxes, scores) in selected.items():
-                results[stage.num_proposals, name] += results_of(image_id, geometry, boxes, scores)
+                results[stage.num_proposals, name][image_id] = found_of(geometry, boxes, scores)
             places[stage.num_proposals].append((last, last_candidate(levels, detector, stage)))
     rows: dict[int, dict[str, Any]] = {}
     truth = dataset.coco_ground_truth()

@@ -215,8 +215,8 @@ def repair_rows(
 
     Returns:
         The content, in which every image has a unique id and a file name, and a size or none; every annotation has
-        the id of a listed image, that of a listed class if its twin is one, a bbox of four numbers, and iscrowd 0 or 1
-        or none. And the names of its annotations.
+        the id of a listed image, that of its class as the list of classes writes it, as a text or a number, a bbox of
+        four numbers, and iscrowd 0 or 1 or none. And the names of its annotations.
 
     Raises:
         DataError: Two different images have one id.

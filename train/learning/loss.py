@@ -73,8 +73,9 @@ class LossSums:
     num_objects: Tensor
     """Scalar, integer."""
     region_class: Tensor | None = None
-    """Scalar with a gradient: class loss of the second stage, without its factor; None: no second stage. It is the mean
-    over the boxes of the part's samples, times the part's normalizer, so that few objects do not make it large."""
+    """Scalar with a gradient: class loss of the second stage, without its factor; None: no second stage. Unlike the
+    others it is the mean over the part's boxes, times the part's normalizer or, if that is larger, its share of the
+    step's images: so few objects do not make it large."""
     region_box: Tensor | None = None
     """Scalar with a gradient: loss of the boxes that the second stage corrects, likewise."""
 

@@ -64,9 +64,9 @@ def _precision_of(truth: Mapping[str, Any], found: Mapping[ImageId, FoundBoxes],
     return precision_at(_BUDGET, {**truth, "annotations": objects}, own)
 
 
-def _figures(precision_TR: np.ndarray) -> dict[str, float]:
-    """Means of levels of recall, thresholds and, if there are any, classes."""
-    return {"AP": _mean(precision_TR), "AP50": _mean(precision_TR[..., 0, :])}
+def _figures(precision: np.ndarray) -> dict[str, float]:
+    """Means of the precision (..., 10, 101) over levels of recall, thresholds and, if there are any, classes."""
+    return {"AP": _mean(precision), "AP50": _mean(precision[..., 0, :])}
 
 
 def _mean(values: np.ndarray) -> float:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from edgerpn.train.data.annotations import ImageId
 from edgerpn.train.recall.coco_evaluation import evaluate_in_parts
 from edgerpn.train.recall.results import Results, by_image
 
@@ -68,15 +67,6 @@ def _metrics(recall_TAM: np.ndarray) -> dict[str, float]:
 def _mean(values: np.ndarray) -> float:
     valid = values[values > -1]
     return float(valid.mean()) if valid.size else -1.0
-
-
-def coco_results(image_id: ImageId, boxes_xyxy: np.ndarray, scores: np.ndarray) -> list[dict[str, Any]]:
-    """Returns the proposals of an image as COCO results (bbox is x, y, width, height in pixels)."""
-    xywh = np.concatenate((boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]), axis=1)
-    return [
-        {"image_id": image_id, "category_id": 1, "bbox": box, "score": score}
-        for box, score in zip(xywh.tolist(), scores.tolist(), strict=True)
-    ]
 
 
 def format_table(columns: Mapping[str, Mapping[str, float]]) -> str:

@@ -103,7 +103,9 @@ def _evaluate(
 
 
 def precision_at(budget: int, ground_truth: Mapping[str, Any], found: Mapping[ImageId, FoundBoxes]) -> np.ndarray:
-    """Returns COCO's precision (10, 101) at thresholds and levels of recall; the rest as above.
+    """Returns COCO's precision (10, 101) at thresholds and levels of recall.
+
+    Arguments and errors as for `evaluate_in_parts`.
 
     The boxes of all images are ranked together, so the matches of all parts are kept: 9 kB for 100 boxes.
     """

@@ -41,7 +41,7 @@ CLASS_COLUMNS = ("region_class", "region_box", "AP", "AP50")
 class RunFolder:
     """Paths and files of one run; every write replaces a file atomically.
 
-    From `start` or `resume` until `release` no other process can start or resume a run in the folder.
+    From `start` or `keep_others_out` until `release` no other process can start or resume a run in the folder.
     """
 
     def __init__(self, path: Path) -> None:
@@ -54,6 +54,7 @@ class RunFolder:
         self.config = path / "config.toml"
         self.plot = path / "loss.png"
         self._lock = contextlib.ExitStack()
+        self._is_ours = False
         self.rows: list[dict[str, float]] = []
         self.newest_intact: Path | None = None
         """The newest checkpoint that this process read or wrote, and so knows to be intact."""
@@ -77,7 +78,7 @@ class RunFolder:
         """Starts a new run; errors as in `check_new`, and a ConfigError if another process writes into the folder."""
         self.check_new()
         self.path.mkdir(parents=True, exist_ok=True)
-        self._keep_others_out()
+        self.keep_others_out()
         self.check_new()  # another run may have begun and ended since
         self._write_config(resolved)
 
@@ -106,21 +107,24 @@ class RunFolder:
         return checkpoint
 
     def resume(self, resolved: TrainSettings, checkpoint: Checkpoint) -> None:
-        """Resumes the run at `checkpoint`: drops the rows logged after it.
-
-        Raises:
-            ConfigError: Another process writes into the folder.
-        """
-        self._keep_others_out()
+        """Resumes the run at `checkpoint`: drops the rows logged after it."""
         self.rows = [row for row in read_log(self.log) if row["step"] <= checkpoint.step] if self.log.exists() else []
         self._write_config(resolved)
 
-    def _keep_others_out(self) -> None:
-        self._lock.enter_context(files.locked(self.path / ".lock", folder=self.path))
+    def keep_others_out(self) -> None:
+        """Keeps other processes from running in the folder, which exists, until `release`.
+
+        Raises:
+            ConfigError: Another process runs in it.
+        """
+        if not self._is_ours:
+            self._lock.enter_context(files.locked(self.path / ".lock", folder=self.path))
+            self._is_ours = True
 
     def release(self) -> None:
-        """Lets other processes write into the folder; does nothing where this one never did."""
+        """Lets other processes run in the folder; does nothing where this one never did."""
         self._lock.close()
+        self._is_ours = False
 
     def _write_config(self, resolved: TrainSettings) -> None:
         files.write_text(self.config, settings.to_toml(resolved))

@@ -196,7 +196,7 @@ def restore(run: TrainingRun, checkpoint: Checkpoint, log: Callable[[str], None]
         run.progress.best_metrics = {}
         log(
             f"{run.val_set.annotation_file}: the validation annotations have changed, so the best figures so far do "
-            "not count, and the next evaluation writes best.pt"
+            "not count; the next evaluation, if there is one, writes best.pt"
         )
     # Counted again, because --resume may have lengthened the run.
     run.progress.evaluations = int(run.fraction * run.settings.loop.evaluations + 1e-9)

@@ -178,11 +178,11 @@ def _checkpoint(request: RunRequest, ranks: Ranks) -> Checkpoint | None:
     checkpoint must come from the same torchrun process, and that one must have restarted its workers.
     """
     if request.resume:
-        return request.folder.read_last(request.log)
+        return _read_last(request)
     if ranks.run_key is None or not (ranks.is_named or ranks.restarts) or not request.folder.last.exists():
         return None
     try:
-        checkpoint = request.folder.read_last(request.log)
+        checkpoint = _read_last(request)
     except CheckpointError:
         return None
     state = checkpoint.training or {}
@@ -191,6 +191,12 @@ def _checkpoint(request: RunRequest, ranks: Ranks) -> Checkpoint | None:
         return None
     request.log(f"torchrun restarted this run ({ranks.run_id})")
     return checkpoint
+
+
+def _read_last(request: RunRequest) -> Checkpoint:
+    if request.folder.last.exists():
+        request.folder.keep_others_out()  # before, because a run that goes on writes newer ones
+    return request.folder.read_last(request.log)
 
 
 def _as_saved(settings: TrainSettings, checkpoint: Checkpoint | None) -> TrainSettings:

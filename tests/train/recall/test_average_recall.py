@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edgerpn.errors import DataError
-from edgerpn.train.recall.average_recall import average_recall, coco_results, format_table
+from edgerpn.train.recall.average_recall import average_recall, format_table
 
 Box = Sequence[float]
 Row = dict[str, Any]
@@ -205,16 +205,6 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
     size = np.minimum(a[:2] + a[2:], b[:2] + b[2:]) - np.maximum(a[:2], b[:2])
     common = float(np.prod(size.clip(0)))
     return common / float(np.prod(a[2:]) + np.prod(b[2:]) - common)
-
-
-def test_proposals_become_coco_results() -> None:
-    boxes = np.array([[1.0, 2.0, 11.0, 7.0], [0.0, 0.0, 4.0, 4.0]], np.float32)
-    rows = coco_results(9, boxes, np.array([0.75, 0.5], np.float32))
-    assert rows == [
-        {"image_id": 9, "category_id": 1, "bbox": [1.0, 2.0, 10.0, 5.0], "score": 0.75},
-        {"image_id": 9, "category_id": 1, "bbox": [0.0, 0.0, 4.0, 4.0], "score": 0.5},
-    ]
-    assert coco_results(9, np.zeros((0, 4), np.float32), np.zeros(0, np.float32)) == []
 
 
 def test_the_table_has_a_column_for_each_model() -> None:

@@ -199,7 +199,8 @@ def _files_of_frames(video: _Video, index: ImageIndex, source: _Source, problems
     numbered = dict(found)
     frames = range(video.start, video.start + (video.size or _MAX_FRAMES) * video.step, video.step)
     is_numbered = len(numbered) == len(found) and video.start in numbered and all(n in frames for n in numbered)
-    if is_numbered and (is_clear or video.hw is not None):
+    # A video's images have the numbers of their frames. Of pictures, CVAT counts those without a number too.
+    if is_numbered and (video.hw is not None or [file for _, file in sorted(found)] == ordered):
         return numbered
     if not ordered or len(ordered) != video.size or not is_clear:
         raise DataError(
@@ -257,7 +258,7 @@ def _of_ellipse(shape: Any) -> tuple[float, ...] | None:
     if found is None or angle is None:
         return None
     x, y, radius_x, radius_y = found
-    return rotated_ellipse(x, y, radius_x, radius_y, angle[0])
+    return rotated_ellipse(x, y, radius_x, radius_y, angle[0]) if min(radius_x, radius_y) >= 0 else None
 
 
 def _of_mask(shape: Any) -> tuple[float, ...] | None:

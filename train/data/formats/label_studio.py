@@ -33,7 +33,7 @@ from edgerpn.train.data.formats.shapes import extent, numbers, rotated, rotated_
 LOOKED_FOR = "Label Studio: a JSON export (a list of tasks with 'data' and 'annotations') and images/"
 
 SEVERAL = ProblemKind("task with several annotations", "the ground truth or first used")
-SEVERAL_IMAGES = ProblemKind("task with shapes on several images, or on one that its names do not tell", "not used")
+SEVERAL_IMAGES = ProblemKind("task with shapes on several images, or whose shapes name none of several", "not used")
 PREDICTED = ProblemKind("task without annotations in a file of predictions", "predictions used")
 
 _HEAD_BYTES = 1 << 16
@@ -106,13 +106,13 @@ def read_content(file: Path, images: Path, split: str | None = None) -> Content:
         results = _results(task, name, uses_predictions, problems)
         images_of_task, places = _images_of(task, index), _places(results or [])
         named = (images_of_task[place] for place, _ in places if place in images_of_task)
-        image = next(named, next(iter(images_of_task.values()), None))
-        if image is None:
+        image = next(named, next(filter(None, images_of_task.values()), None))
+        if results is not None and not _is_on_one(places, images_of_task):
+            problems.add(SEVERAL_IMAGES, name)
+        elif image is None:
             problems.add(MISSING_FILE, f"{name}: {task.get('data')}"[:200])
         elif results is None:
             problems.add(UNANNOTATED, name)
-        elif not _is_on_one(places, images_of_task):
-            problems.add(SEVERAL_IMAGES, name)
         elif image in used:
             problems.add(ANNOTATED_AGAIN, f"{name}: {image.name}")
         else:
@@ -245,5 +245,5 @@ def _box(kind: str, value: dict[str, Any], hw: tuple[int, int]) -> tuple[float, 
     x, y, w, h, angle = found_numbers
     box = (x * width / 100, y * height / 100, w * width / 100, h * height / 100)
     if kind == "ellipse":
-        return rotated_ellipse(*box, angle)
+        return rotated_ellipse(*box, angle) if min(w, h) >= 0 else None
     return rotated(box, angle, (0, 0)) if angle else box

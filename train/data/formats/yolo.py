@@ -252,19 +252,27 @@ def _label_places(image: Path, source: _Source) -> str:
 def _images_of(entry: Path, source: _Source) -> list[Path]:
     if entry.is_dir():
         return list_images(entry, recursive=True)
-    files = []
+    files: dict[Path, str] = {}
     for number, line in enumerate(read_text(entry, "a list of image files").splitlines(), start=1):
         text = line.strip()
         if not text:
             continue
-        file = _listed_image(text, entry, source.folder, f"{entry}: line {number}")
+        where = f"{entry}: line {number}"
+        file = _listed_image(text, entry, source.folder, where)
+        if files.get(file, text) != text:
+            raise DataError(
+                f"{where}: {text!r} and {files[file]!r} both lead to {file}; expected two images or one text"
+            )
         if has_image_suffix(file.name):
-            files.append(file)
-    return files
+            files[file] = text
+    return list(files)
 
 
 def _listed_image(text: str, entry: Path, folder: Path, where: str) -> Path:
     """Finds an image of a list below the list or the data folder, by its path or the end of it, as `_find_entry`."""
+    beside = Path(os.path.normpath(entry.parent / text.replace("\\", "/")))
+    if os.path.isfile(beside) and folder in beside.parents:
+        return beside
     text = text.removeprefix(f"{folder}{os.sep}")
     # Without "..", no path leaves the data folder.
     parts = [part for part in text.replace("\\", "/").split("/") if part not in ("", ".", "..")]

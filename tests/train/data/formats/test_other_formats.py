@@ -258,6 +258,9 @@ def test_cvat_tracks_give_boxes_to_frames(tmp_path: Path) -> None:
         # ffmpeg counts from 1.
         (("frame_0001", "frame_0002", "frame_0003"), f"<size>3</size>{VIDEO}", (0, 1, 2)),
         (("a", "b", "c"), "<size>3</size>", (0, 1, 2)),
+        # The order of the names, not that of the numbers.
+        (("cover", "f_0", "f_1"), "<size>3</size>", (0, 1, 2)),
+        (("a_1", "b_0"), "<size>2</size>", (0, 1)),
         # CVAT's own names, and every fifth frame uploaded as pictures.
         (
             ("5", "15", "25"),
