@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -111,25 +111,28 @@ def locked(path: str | os.PathLike[str], *, folder: str | os.PathLike[str]) -> I
 
 
 @contextmanager
-def held(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Creates a file that `remove_unless_held` of any process keeps until the block or this process ends.
+def shared(folder: str | os.PathLike[str], *, tidy: Callable[[], None]) -> Iterator[None]:
+    """Marks a folder as in use until the block or this process ends; calls `tidy` first if no other process uses it.
 
-    Where the file system has no locks, `remove_unless_held` keeps every file.
+    The lock is on the folder, because a locked file of an SMB share can be written by the locking descriptor only
+    (flock(2), "CIFS details"). Where the file system has no locks, `tidy` is not called.
 
     Raises:
-        OSError: The file cannot be created.
+        OSError: The folder cannot be opened.
     """
-    with open(path, "ab") as file:  # programs that this process starts do not inherit it
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            pass
+        else:
+            tidy()
         with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_SH)  # another process that tidies is done soon
         yield
-
-
-def remove_unless_held(path: str | os.PathLike[str]) -> None:
-    """Removes a file that no process has `held`; keeps one that cannot be opened or removed."""
-    with suppress(OSError), open(path, "r+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.unlink(path)
+    finally:
+        os.close(descriptor)
 
 
 def _holder(file: BinaryIO) -> str:

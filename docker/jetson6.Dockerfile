@@ -22,7 +22,8 @@ COPY general general
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels . ./general
 
 FROM nvcr.io/nvidia/l4t-jetpack:r36.4.0
-# A volume for the caches takes the owner of the folder that it covers. Ubuntu's OpenCV reads GStreamer pipelines; the wheels of the package index do not.
+# A volume for the caches takes the owner of the folder that it covers, so the image makes it.
+# Ubuntu's OpenCV reads GStreamer pipelines; the wheels of the package index do not.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \

@@ -21,7 +21,8 @@ COPY general general
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels . ./general
 
 FROM nvcr.io/nvidia/tensorrt:25.09-py3
-# A volume for the caches takes the owner of the folder that it covers. Ubuntu's OpenCV reads GStreamer pipelines; the wheels of the package index do not.
+# A volume for the caches takes the owner of the folder that it covers, so the image makes it.
+# Ubuntu's OpenCV reads GStreamer pipelines; the wheels of the package index do not.
 # Ubuntu 24.04 has a user with the number 1000 of its own.
 # hadolint ignore=DL3008
 RUN apt-get update \

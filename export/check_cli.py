@@ -219,7 +219,7 @@ def _compare_files(
     if culprit is None:
         print(f"the models agree within the tolerance of {comparison.precision}")
     else:
-        print(f"error: the models disagree: {culprit}", file=sys.stderr)
+        print(f"error: the models were not shown to agree: {culprit}", file=sys.stderr)
     return comparison
 
 

@@ -232,9 +232,8 @@ def prepare(arguments: argparse.Namespace) -> None:
             name, _, file = image["file_name"].partition("/")
             target = folder / "images" / name / file
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(
-                arguments.sets / (name if name in used else name.rpartition("@")[0]) / "images" / file, target
-            )
+            original = name if name in used else name.rpartition("@")[0]
+            shutil.copyfile(arguments.sets / original / "images" / file, target)
         if arguments.teacher:
             objects, regions = teach(train, folder / "images", nanodet_teacher(arguments.teacher))
             print(f"teacher: {objects} objects and {regions} regions to ignore added")

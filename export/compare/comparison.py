@@ -162,7 +162,7 @@ class Comparison:
     def culprit(self) -> str | None:
         """The image, the proposal and its model where the tolerance is exceeded; None when the models agree."""
         if not self.num_matched + self.num_boundary + self.num_unexplained:
-            return f"neither model proposes anything on {self.num_images} images, so nothing was compared"
+            return f"neither model proposes anything on any of {self.num_images} images, so nothing was compared"
         if self.is_by_recall:
             return self._lost_recall()
         worst = self.worst[0]

@@ -85,7 +85,7 @@ def _comparer(folder: Path | None) -> Compare | None:
     def compare(engine: Path, onnx_file: Path) -> ParitySpec:
         comparison = compare_models(engine, onnx_file, photographs, allow_host_code=True, log=_log)
         if comparison.culprit is not None:
-            raise ParityError(f"the engine and {onnx_file} disagree: {comparison.culprit}")
+            raise ParityError(f"the engine was not shown to agree with {onnx_file}: {comparison.culprit}")
         return comparison.to_parity_spec("onnx")
 
     return compare

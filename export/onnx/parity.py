@@ -81,9 +81,9 @@ def check_parity(reference: Detector, graph_file: Path, images: Sequence[Path], 
     report = counter.report(len(images), batch_sizes)
     if not report.num_matched:
         raise ParityError(
-            f"neither PyTorch nor the graph proposes anything on {len(images)} images, so nothing was compared. Either "
-            "no score reaches the score threshold (--set score_threshold=0 keeps all boxes), or the weights are dead: "
-            "see the model's recall with `edgerpn eval`, and train again"
+            f"neither PyTorch nor the graph proposes anything on any of {len(images)} images, so nothing was compared. "
+            "Either no score reaches the score threshold (--set score_threshold=0 keeps all boxes), or the weights are "
+            "dead: see the model's recall with `edgerpn eval`, and train again"
         )
     return report
 

@@ -45,9 +45,9 @@ Merge `frigate.yml` into `FRIGATE/config/config.yml` and restart Frigate. On an 
 
 A score of {min_score:g} of the model is 0.5 in Frigate; `--min-score` of `edgerpn package` changes it. Frigate keeps
 what is above 0.5, and `min_score` and `threshold` in the configuration choose among that. It reads 20 rows of a region
-at most. Of the boxes of one label it drops those that overlap a better one (IoU above 0.4), and those that lie in a
-larger one by more than 90 % and have 5 % of its area or more. With the single label `object`, small objects in front of
-large ones therefore vanish.
+at most. Of the boxes of one label it drops those that overlap a better one (IoU above 0.4; 0.6 for `car`), and those
+that lie in a larger one by more than 90 % and have 5 % of its area or more. With the single label `object`, small
+objects in front of large ones therefore vanish.
 """
 _NOT_SQUARE = """
 Frigate scales square regions to the model's size, and this model is not square: it sees them distorted. A model with

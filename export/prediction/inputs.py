@@ -64,7 +64,7 @@ def find_inputs(specs: Sequence[str], ids: Mapping[Path, int | str] | None = Non
     paths = itertools.chain.from_iterable(map(_expand, specs)) if specs else iter(ids or ())
     found: dict[str, Path] = {}
     for path in paths:
-        found.setdefault(os.path.abspath(path), path)  # one file, however it is spelled
+        found.setdefault(_place(path), path)
     base = os.path.commonpath([os.path.dirname(path) for path in found]) if found else ""
     named = [
         (path, _is_video(path), printable(Path(os.path.relpath(absolute, base)).as_posix()))
@@ -94,9 +94,14 @@ def digest(files: Sequence[InputFile]) -> str:
             state = f"{status.st_size} {status.st_mtime_ns}"
         except OSError:
             state = "unreadable"
-        place = os.fsencode(os.path.abspath(file.path))
+        place = os.fsencode(_place(file.path))
         summary.update(f"{file.image_id} {state} {file.is_video} {file.name} ".encode() + place + b"\n")
     return summary.hexdigest()
+
+
+def _place(path: Path) -> str:
+    """Returns the one path of a file, however its folder is spelled; a file that is a link is a file of its own."""
+    return os.path.join(os.path.realpath(path.parent), path.name)
 
 
 def total_shots(files: Sequence[InputFile]) -> int | None:

@@ -101,14 +101,16 @@ def _caches() -> Iterator[SystemCheck]:
     folder = files.cache_folder()
     if folder is None:
         return
-    is_kept = any(parent.is_mount() for parent in (folder, *folder.parents) if parent != parent.parent)
-    nearest = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    # Unlike the methods of Path, these functions take a folder that this user may not enter.
+    is_kept = any(os.path.ismount(parent) for parent in (folder, *folder.parents) if parent != parent.parent)
+    nearest = next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))
     if not os.access(nearest, os.W_OK):
         yield SystemCheck(
             name="caches",
             verdict="problem",
             found=f"this user may not write into {nearest}, so compiled kernels are lost",
-            advice=f"docker run --user root --entrypoint chown -v edgerpn-cache:{folder} IMAGE {os.getuid()} {folder}",
+            advice=f"docker run --user root --entrypoint chown -v edgerpn-cache:{folder} IMAGE {os.getuid()} {folder}, "
+            f"then run with -v edgerpn-cache:{folder}",
         )
         return
     yield SystemCheck(

@@ -68,13 +68,15 @@ class MotSink:
     def _file(self, source: str) -> LineFile:
         if source not in self._files:
             # A source that ended and comes back continues its file.
-            is_known = source in self._paths
-            if not is_known:
-                taken = {path.stem for path in self._paths.values()}
+            path = self._paths.get(source)
+            is_known = path is not None
+            if path is None:
+                taken = {other.stem for other in self._paths.values()}
                 if self._is_live:
-                    taken |= {path.stem for path in self._folder.glob("*.txt")}
-                self._paths[source] = self._folder / f"{free_stem(self._names.get(source, source), taken)}.txt"
-            self._files[source] = LineFile(self._paths[source], append=is_known)
+                    taken |= {other.stem for other in self._folder.glob("*.txt")}
+                path = self._folder / f"{free_stem(self._names.get(source, source), taken)}.txt"
+            self._files[source] = LineFile(path, append=is_known)
+            self._paths[source] = path  # not before it is open, because one that fails must not be continued
         return self._files[source]
 
 

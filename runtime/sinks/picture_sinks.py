@@ -64,10 +64,7 @@ class VideoFile:
         self.num_frames = 0
         self._files = ExitStack()
         try:
-            # The first that is entered, and so the last that is left: the file is held until it has its name.
-            hold = self._files.enter_context(ExitStack())
             self._temporary = self._files.enter_context(files.replacing(path))
-            hold.enter_context(files.held(self._temporary))
             native = self._files.enter_context(files.native_path(self._temporary))
         except OSError as error:
             self._files.__exit__(type(error), error, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -69,8 +70,8 @@ class VideoSegmentsSink:
     """Writes pictures with their boxes; a file appears under its name when it is complete.
 
     A new file begins when the current one is long or large enough, when the picture's size changes, after a gap of a
-    live source, and after the disk was full. A killed run leaves hidden files, which the next run removes; it
-    keeps those of a run that goes on.
+    live source, and after the disk was full. A killed run leaves hidden files, which the next run removes
+    if no other run uses the folder.
     """
 
     config_class = VideoConfig
@@ -92,10 +93,11 @@ class VideoSegmentsSink:
         self._folder = Path(config.folder)
         self._painter = Painter(top=config.top, nms_iou=config.nms_iou)
         self._series: dict[str, VideoSeries] = {}
+        self._use = ExitStack()
         load_cv2()
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._remove_remains()
+            self._use.enter_context(files.shared(self._folder, tidy=self._remove_remains))
         except OSError as error:
             raise SinkError(f"{config.folder}: cannot be created: {error.strerror or error}") from error
 
@@ -131,6 +133,7 @@ class VideoSegmentsSink:
             except SinkError as error:  # noqa: PERF203 - one failing must not keep the others open
                 first = first or error
         self._series.clear()
+        self._use.close()
         if first is not None:
             raise first
 
@@ -138,8 +141,8 @@ class VideoSegmentsSink:
         remains = re.compile(r"\..+-" + STAMP + r"\.[0-9a-f]{8}" + re.escape(self._config.suffix))
         for path in self._folder.iterdir():
             if remains.fullmatch(path.name):
-                # Another run may be writing it.
-                files.remove_unless_held(path)
+                with suppress(OSError):
+                    path.unlink()
 
 
 class VideoSeries:

@@ -148,7 +148,7 @@ class WebhookSink:
         self._disconnect()
 
     def _post(self, body: bytes, headers: dict[str, str]) -> tuple[int, str, float | None]:
-        is_reused = self._connection is not None
+        is_reused = self._connection is not None and self._connection.sock is not None
         try:
             answer = self._ask(body, headers)
         except (ConnectionError, ssl.SSLEOFError):

@@ -22,7 +22,7 @@ from edgerpn.runtime.sources.wire import MAX_PACKET_BYTES, STOP
 
 _MAX_LINES = 100
 _MAX_LINE_CHARS = 400
-# A camera may cause lines of any length; no more of each is read.
+# A camera may cause lines of any length; no more of each is looked at.
 _MAX_READ_BYTES = 2048
 _PACKETS_AT_ONCE = 64
 _READS_AT_ONCE = 16

@@ -100,9 +100,11 @@ class CudaBindingsDevice:
         return stream
 
     def destroy_stream(self, stream: int) -> None:
-        for event in self._events.pop(stream):
-            _call("cuEventDestroy", event)
-        _call("cuStreamDestroy", stream)
+        try:
+            for event in self._events.pop(stream):
+                _call("cuEventDestroy", event)
+        finally:
+            _call("cuStreamDestroy", stream)
 
     def synchronize(self, stream: int, *, is_blocking: bool = False) -> None:
         if not is_blocking:

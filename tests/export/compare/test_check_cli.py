@@ -103,7 +103,7 @@ def test_models_that_disagree_end_in_1_with_the_culprit(
     more = ("--images", photos / "images", "--output", tmp_path / "report.json", "--target", "onnxruntime")
     assert check(damaged, "--against", exported("standard").file, *more) == 1
     shown = capsys.readouterr()
-    assert "error: the models disagree: " in shown.err
+    assert "error: the models were not shown to agree: " in shown.err
     assert ".png, batch " in shown.err
     content = json.loads((tmp_path / "report.json").read_text())
     # Both halves of the command are in one report.

@@ -77,7 +77,7 @@ def test_models_that_propose_nothing_do_not_agree(exported: GetExport, peaks_fil
     file = exported("peaks-standard").file
     (black,) = (picture for picture in peaks_files if picture.stem == "zero")
     empty = compare_models(file, file, [black])
-    assert empty.culprit == "neither model proposes anything on 1 images, so nothing was compared"
+    assert empty.culprit == "neither model proposes anything on any of 1 images, so nothing was compared"
     assert compare_models(file, file, peaks_files).culprit is None
 
 

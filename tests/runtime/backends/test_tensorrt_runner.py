@@ -98,10 +98,13 @@ def test_a_profile_with_one_batch_size_runs_as_a_fixed_batch(
 def test_closing_lets_go_of_the_engine_while_the_object_is_still_held(
     bench: Any, make_engine: MakeModel, tmp_path: Path, painted: Image
 ) -> None:
+    older = {id(found) for found in gc.get_objects() if type(found).__name__ == "Engine"}
     backend = bench.load(make_engine(tmp_path))
     backend.infer(painted[:1])
-    held = [weakref.ref(found) for found in gc.get_objects() if type(found).__name__ == "Engine"]
-    assert any(reference() is not None for reference in held)
+    engines = [found for found in gc.get_objects() if type(found).__name__ == "Engine" and id(found) not in older]
+    held = [weakref.ref(engine) for engine in engines]
+    assert len(held) == 1
+    del engines
     backend.close()
     gc.collect()
     assert [reference() for reference in held] == [None] * len(held)

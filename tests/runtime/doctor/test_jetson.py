@@ -57,9 +57,9 @@ def test_a_container_gets_advice_on_what_to_mount(board: Path, monkeypatch: pyte
     (board / "tmp").mkdir()
     (board / "tmp" / "argus_socket").touch()
     assert by_name()["CSI cameras"].verdict == "ok"
-    monkeypatch.setattr(Path, "is_mount", lambda path: path == board / "cache")
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == board / "cache")
     assert by_name()["caches"].found.endswith("is on a volume")
-    monkeypatch.setattr(Path, "is_mount", lambda path: False)
+    monkeypatch.setattr(os.path, "ismount", lambda path: False)
     assert by_name()["caches"].found.endswith("vanishes with the container")
     folder = board / "cache" / "edgerpn"
     assert f"docker run -v edgerpn-cache:{folder}" in by_name()["caches"].advice

@@ -23,7 +23,7 @@ MakeResult = Callable[..., Result]
 
 
 class Server:
-    """Keeps posted records; answers 200, or the next of `answers` (status and headers; 0: silence)."""
+    """Keeps posted records; answers 200, or the next of `answers` (status and headers; 0: silence, -1: breaks off)."""
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, dict[str, str], Any]] = []
@@ -40,8 +40,9 @@ class Server:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 server.requests.append((self.path, dict(self.headers), body))
                 status, headers = server.answers.pop(0) if server.answers else (200, {})
-                if not status:
-                    server.is_over.wait()
+                if status <= 0:
+                    if status == 0:
+                        server.is_over.wait()
                     self.close_connection = True
                     return
                 self.send_response(status)
@@ -101,6 +102,20 @@ def test_records_arrive_in_batches_over_one_connection(server: Server, make_resu
     assert body[0]["type"] == "frame"
     assert body[0]["proposals"] == [[1.0, 2.0, 30.0, 40.0, 0.875]]
     assert len({headers["Idempotency-Key"] for _, headers, _ in server.requests}) == len(server.requests)
+
+
+def test_a_request_that_breaks_on_a_new_connection_is_an_error_and_waits(
+    server: Server, make_result: MakeResult, until: Any
+) -> None:
+    # The first answer ends its connection, so that the second request opens one.
+    server.answers = [(200, {"Connection": "close"}), (-1, {})]
+    sink = opened(server.url)
+    for index in range(2):
+        sink.write(make_result(index))
+        until(lambda: sink.stats().written == index + 1)  # noqa: B023 - called at once
+    assert server.frames() == [0, 1, 1]
+    assert sink.stats().errors == 1
+    sink.close()
 
 
 def test_a_connection_that_the_server_closed_while_idle_is_no_error(

@@ -260,9 +260,7 @@ def _images_of(entry: Path, source: _Source) -> list[Path]:
         where = f"{entry}: line {number}"
         file = _listed_image(text, entry, source.folder, where)
         if files.get(file, text) != text:
-            raise DataError(
-                f"{where}: {text!r} and {files[file]!r} both lead to {file}; expected two images or one text"
-            )
+            raise DataError(f"{where}: {text!r} and {files[file]!r} both lead to {file}; expected two images")
         if has_image_suffix(file.name):
             files[file] = text
     return list(files)
