@@ -118,7 +118,7 @@ class RunFolder:
             ConfigError: Another process runs in it.
         """
         if not self._is_ours:
-            self._lock.enter_context(files.locked(self.path / ".lock", folder=self.path))
+            self._lock.enter_context(files.locked(self.path / "lock", folder=self.path))
             self._is_ours = True
 
     def release(self) -> None:

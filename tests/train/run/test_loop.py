@@ -280,7 +280,7 @@ def test_the_run_folder_holds_settings_log_and_plot(start: Start, tiny_settings:
     result = start("run", "loop.epochs=3")
     out = result.last.parent
     assert sorted(p.name for p in out.iterdir()) == [
-        "best.pt", "config.toml", "last.pt", "log.csv", "loss.png", "versions.json",
+        "best.pt", "config.toml", "last.pt", "lock", "log.csv", "loss.png", "versions.json",
     ]  # fmt: skip
     expected = tiny_settings("loop.epochs=3", "loop.start=random")
     assert settings.load(TrainSettings, files=[out / "config.toml"]) == expected
