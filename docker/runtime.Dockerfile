@@ -16,9 +16,9 @@ COPY general general
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels . ./general
 
 FROM python:3.11-slim-bookworm
-# A volume for the caches takes the owner of the folder that it covers, so the image makes it.
 COPY constraints.txt /tmp/constraints.txt
 COPY --from=build /wheels /tmp/wheels
+# A volume for the caches takes the owner of the folder that it covers, so the image makes it.
 RUN pip install --no-cache-dir -c /tmp/constraints.txt "$(echo /tmp/wheels/edgerpn-*.whl)[onnxruntime,opencv-headless]" \
         /tmp/wheels/edgerpn_general-*.whl \
     && useradd --create-home --uid 1000 edgerpn \

@@ -35,7 +35,7 @@ net-scale-factor=1.0
 # The picture lies at the top left, as in training.
 maintain-aspect-ratio=1
 symmetric-padding=0
-# Bilinear, as in training. The default takes the nearest pixel, which costs small objects most.
+# Bilinear, as in training. The default takes the nearest pixel.
 scaling-filter=1
 """
 _PARSED = """network-type=0

@@ -103,11 +103,13 @@ def _evaluate(
 
 
 def precision_at(budget: int, ground_truth: Mapping[str, Any], found: Mapping[ImageId, FoundBoxes]) -> np.ndarray:
-    """Returns COCO's precision (10, 101) at thresholds and levels of recall.
-
-    Arguments and errors as for `evaluate_in_parts`.
+    """Returns COCO's precision (10, 101) at thresholds and levels of recall; arguments as for `evaluate_in_parts`.
 
     The boxes of all images are ranked together, so the matches of all parts are kept: 9 kB for 100 boxes.
+
+    Raises:
+        DataError: There is no annotation.
+        MissingDependencyError: faster-coco-eval is not installed.
     """
     # These attributes are the library's own (1.7, 1.8): the parameters and the matches of each image.
     parts = evaluate_in_parts(
