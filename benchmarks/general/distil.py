@@ -13,6 +13,11 @@ as the network sees it, and the network learns
 2. its features: a linear map of each level of our pyramid shall give the teacher's, each channel with mean 0 and
    deviation 1 over a batch (arXiv:2207.02039). They say much about places without any object.
 
+A training forgets what neither the labels nor the teacher name: they make background of it. `--keep` lets weights of
+ours look at the views too, whole ones at the teacher's scale, at which they know large objects better
+(`benchmarks/results/general-larger_epyc-2core_2026-12-01.md`); the boxes of which they are sure join the teacher's
+(learning without forgetting, arXiv:1606.09282, with boxes).
+
 `--resume` continues a training; the linear maps, which a checkpoint does not hold, start anew then. It needs a CPU
 and a single process. Nothing of the teacher ships. Legend of shapes: N views, T boxes of the teacher, G labelled boxes.
 """
@@ -31,10 +36,13 @@ from torch.nn import functional
 
 from benchmarks.general.nanodet import NanoDet, Sight, suppress
 from edgerpn.errors import ConfigError, EdgeRpnError
+from edgerpn.train.checkpoint import load_model
 from edgerpn.train.data.batch import TrainBatch
 from edgerpn.train.learning.assign import OBJECT, Assignment, assign, sample
 from edgerpn.train.learning.loss import LossSums, rpn_loss_sums
-from edgerpn.train.network.boxes import pairwise_iou
+from edgerpn.train.network.anchors import grid_anchors
+from edgerpn.train.network.boxes import decode_boxes, pairwise_iou
+from edgerpn.train.network.model import Rpn
 from edgerpn.train.run.loop import run_training
 from edgerpn.train.run.state import TrainingRun
 from edgerpn.train.run.step import assign_batch
@@ -52,6 +60,10 @@ SURENESS = 1.4
 """Weight of a box of the teacher, in its score: the scores of clear objects are about .6. At most 1."""
 KEPT_IOU = 0.5
 """Anchors with this IoU with a labelled box are never objects of the teacher."""
+KEPT_SCORE, KEPT_ANCHORS = 0.3, 100
+"""Score from which on a box of the kept weights is an object, and the most anchors of a view that propose one."""
+_NANODET_STRIDE_PX = 32
+"""The sides of NanoDet's images are multiples of it."""
 FEATURE_WEIGHT = 2.0
 """Weight of the features' loss beside that of objectness."""
 MAP_RATE = 2e-3
@@ -72,9 +84,15 @@ class Taught(NamedTuple):
 class Distillation:
     """The losses of a step, for `run_training`."""
 
-    def __init__(self, teacher: NanoDet) -> None:
-        """Prepares the losses for one training."""
+    def __init__(self, teacher: NanoDet, kept: Rpn | None = None) -> None:
+        """Prepares the losses for one training.
+
+        Args:
+            teacher: Looks at every view.
+            kept: A network of ours in eval mode, whose sure boxes are objects too; it does not learn.
+        """
         self._teacher = teacher
+        self._kept = kept
         self._maps: list[nn.Conv2d] = []
         self._optimizer: torch.optim.Optimizer | None = None
         self._steps = 0
@@ -89,7 +107,7 @@ class Distillation:
         self._learn_maps(run.fraction)
         images = run.model.normalize(batch.images)
         with run.compute.autocast():
-            sight = self._look(images)
+            sight = self.look(images, is_part=batch.view_hw != run.settings.data.input_hw)
             features = run.model.neck(run.model.backbone(images))
             levels = [run.model.head(x, level) for level, x in enumerate(features)]
             distance = self._feature_loss(features[: len(sight.maps)], sight.maps)
@@ -103,15 +121,20 @@ class Distillation:
             num_objects=sums.num_objects,
         )
 
-    def _look(self, images: Tensor) -> Sight:
-        """Shows the teacher the views at its scale; returns its boxes in pixels of the views, inside them."""
-        height, width = images.shape[2:]
-        size = [max(32, round(side * TEACHER_SCALE / 32) * 32) for side in (height, width)]
-        small = functional.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
-        sight = self._teacher.look(small.contiguous(memory_format=torch.channels_last))
-        limit = torch.tensor([width, height, width, height], dtype=torch.float32)
-        boxes = sight.boxes * (limit / torch.tensor([size[1], size[0], size[1], size[0]]))
-        return sight._replace(boxes=torch.minimum(boxes.clamp(min=0), limit))
+    def look(self, images: Tensor, *, is_part: bool) -> Sight:
+        """Shows the teachers the views; returns their boxes in pixels of the views, inside them.
+
+        NanoDet sees all views at its scale. The kept network sees parts of a picture (`is_part`) as they are.
+        """
+        small = _shrink(images, _NANODET_STRIDE_PX)
+        sight = self._teacher.look(small)
+        boxes, scores = _fit(sight.boxes, small, images), sight.scores
+        if self._kept is not None:
+            shown = images if is_part else _shrink(images, max(self._kept.config.anchors.strides_px))
+            own_boxes, own_scores = look_of(self._kept, shown)
+            boxes = torch.cat((boxes, _fit(own_boxes, shown, images)), dim=1)
+            scores = torch.cat((scores, own_scores), dim=1)
+        return Sight(sight.maps, boxes, scores)
 
     def _feature_loss(self, ours: list[Tensor], theirs: list[Tensor]) -> Tensor:
         """Returns the mean square distance of mapped features from the teacher's standardised ones."""
@@ -139,6 +162,36 @@ class Distillation:
             group["lr"] = MAP_RATE * max(0.02, 1 - fraction)
         self._optimizer.step()
         self._optimizer.zero_grad()
+
+
+def _shrink(images: Tensor, stride_px: int) -> Tensor:
+    """Scales views (N, 3, H, W) to TEACHER_SCALE, to multiples of a stride; channels-last in memory."""
+    size = [max(stride_px, round(side * TEACHER_SCALE / stride_px) * stride_px) for side in images.shape[2:]]
+    small = functional.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
+    return small.contiguous(memory_format=torch.channels_last)
+
+
+def _fit(boxes: Tensor, shown: Tensor, images: Tensor) -> Tensor:
+    """Converts boxes (..., 4) in pixels of `shown` to pixels of `images` (both N, 3, H, W), and clips them there."""
+    (from_h, from_w), (height, width) = shown.shape[2:], images.shape[2:]
+    limit = torch.tensor([width, height] * 2, dtype=torch.float32)
+    return torch.minimum((boxes * (limit / torch.tensor([from_w, from_h] * 2))).clamp(min=0), limit)
+
+
+@torch.no_grad()
+def look_of(network: Rpn, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the best boxes (N, T, 4) of a network of ours, and their scores (N, T), 0 where it is not sure.
+
+    Args:
+        network: In eval mode.
+        images: (N, 3, H, W) as `Rpn.standardize` makes them. The boxes are in their pixels and may reach beyond.
+    """
+    levels = network(images)
+    anchors = torch.cat(grid_anchors(network.config.anchors, (images.shape[2], images.shape[3])))
+    logits, deltas = (torch.cat(parts, dim=1).float() for parts in zip(*levels, strict=True))
+    scores, best = logits.sigmoid().topk(min(KEPT_ANCHORS, len(anchors)))
+    boxes = decode_boxes(deltas.gather(1, best[..., None].expand(-1, -1, 4)), anchors[best])
+    return boxes, scores.where(scores >= KEPT_SCORE, 0.0)
 
 
 def teach(sight: Sight, gt_boxes: Tensor, gt_mask: Tensor) -> Taught:
@@ -207,6 +260,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the merged sets")
     parser.add_argument("--teacher", type=Path, required=True, metavar="FOLDER", help="with nanodet.json, nanodet.bin")
+    parser.add_argument("--keep", metavar="WEIGHTS", type=Path, help="weights of ours whose sure boxes are objects too")
     parser.add_argument("--config", help="TOML file of settings")
     parser.add_argument("--from", dest="start", metavar="WEIGHTS", help="general (default), random, or a checkpoint")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=value", help="setting of the training")
@@ -216,13 +270,14 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         base = read_saved_settings(arguments.out) if arguments.resume else None
         settings = resolve_settings(base=base, file=arguments.config, start=arguments.start, overrides=arguments.set)
+        kept = load_model(arguments.keep)[0] if arguments.keep else None
         run_training(
             settings,
             data=arguments.data,
             output=arguments.out,
             resume=arguments.resume,
             log=lambda line: print(line, flush=True),
-            loss_function=Distillation(NanoDet(arguments.teacher)),
+            loss_function=Distillation(NanoDet(arguments.teacher), kept),
         )
     except EdgeRpnError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -15,6 +15,9 @@ from benchmarks.general.nanodet import NanoDet, Sight
 from benchmarks.general.prepare import merge, read_sets
 from edgerpn.train.checkpoint import load_checkpoint
 from edgerpn.train.learning.assign import Assignment
+from edgerpn.train.network.anchors import AnchorConfig, grid_anchors
+from edgerpn.train.network.boxes import decode_boxes
+from edgerpn.train.network.model import ModelConfig, Rpn
 from edgerpn.train.run.loop import run_training
 from edgerpn.train.training import resolve_settings
 
@@ -73,6 +76,51 @@ class Bright(NanoDet):
         return Sight(maps, box.expand(count, 1, 4), torch.full((count, 1), 0.5))
 
 
+def network(seed: int) -> Rpn:
+    torch.manual_seed(seed)
+    anchors = AnchorConfig(strides_px=(8, 16, 64), sizes_px=((16.0,), (32.0,), (128.0,)))
+    config = ModelConfig(anchors=anchors, stage_channels=(4, 4, 4, 4, 4, 4), stage_blocks=(0,) * 6, neck_channels=8)
+    return Rpn(config).eval()
+
+
+def test_only_what_the_kept_weights_are_sure_of_is_an_object() -> None:
+    ours = network(0)
+    images = torch.randn(2, 3, 128, 192)
+    with torch.no_grad():
+        levels = ours(images)
+        anchors = torch.cat(grid_anchors(ours.config.anchors, (128, 192)))
+        everything = torch.cat([logits for logits, _ in levels], dim=1).sigmoid()
+        best = everything.argmax(dim=1)
+        deltas = torch.cat([deltas for _, deltas in levels], dim=1)
+    boxes, scores = distil.look_of(ours, images)
+    assert boxes.shape == (2, 100, 4)
+    assert scores.shape == (2, 100)
+    for number in range(2):
+        first = decode_boxes(deltas[number, best[number]][None], anchors[best[number]][None])
+        torch.testing.assert_close(boxes[number, :1], first)
+        expected = everything[number].sort(descending=True).values[:100]
+        torch.testing.assert_close(scores[number], expected.where(expected >= distil.KEPT_SCORE, 0.0))
+
+
+@pytest.mark.parametrize(("is_part", "shown_hw"), [(True, (160, 384)), (False, (128, 256))])
+def test_the_kept_weights_see_whole_views_smaller_and_parts_as_they_are(
+    is_part: bool, shown_hw: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def look_of(_: Rpn, images: Tensor) -> tuple[Tensor, Tensor]:
+        height, width = images.shape[2:]
+        seen.append((height, width))
+        return torch.tensor([[[-5.0, 0, width / 2, height]]]), torch.tensor([[0.9]])
+
+    monkeypatch.setattr(distil, "look_of", look_of)
+    views = torch.zeros(1, 3, 160, 384)
+    sight = distil.Distillation(Bright(), network(1)).look(views, is_part=is_part)
+    assert seen == [shown_hw]  # 0.7 of the view, to multiples of the coarsest stride
+    torch.testing.assert_close(sight.boxes, torch.tensor([[[192.0, 0, 384, 80], [0.0, 0, 192, 160]]]))
+    torch.testing.assert_close(sight.scores, torch.tensor([[0.5, 0.9]]))
+
+
 @pytest.mark.slow
 def test_a_training_learns_from_labels_and_teacher(
     sets: Path, tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -90,13 +138,17 @@ def test_a_training_learns_from_labels_and_teacher(
     settings = resolve_settings(
         start="random", epochs=2, follow_links=True, overrides=(*tiny, *three_levels, *deeper, "loop.evaluations=1")
     )
-    teacher = Bright()
-    result = run_training(settings, data=data, output=tmp_path / "run", loss_function=distil.Distillation(teacher))
+    teacher, kept = Bright(), Rpn(settings.model).eval()
+    before = {name: value.clone() for name, value in kept.state_dict().items()}
+    result = run_training(
+        settings, data=data, output=tmp_path / "run", loss_function=distil.Distillation(teacher, kept)
+    )
     assert set(teacher.seen) == {(4, 3, 64, 96)}
     rows = [row for row in result.history if row.get("loss")]
     assert len(rows) == len(teacher.seen)
     assert all(math.isfinite(row["loss"]) for row in rows)
     assert rows[-1]["objectness"] < rows[0]["objectness"]
+    assert all(torch.equal(value, before[name]) for name, value in kept.state_dict().items())
     assert load_checkpoint(result.last).weights.keys() == load_checkpoint(result.best).weights.keys()
 
 
