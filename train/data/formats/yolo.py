@@ -45,6 +45,8 @@ _MAX_CLASS = 1 << 20
 _MAX_SHOWN = 300
 _MAX_FRACTION = 1.5
 """Boxes with larger numbers are in pixels, if they are many."""
+_ROUNDING = 0.001
+"""Boxes of detectors exceed the image by no more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,10 +154,11 @@ def read_content(source: _Source, *, follow_links: bool = False) -> Content:
     builder = ContentBuilder(source.images, problems)
     builder.declare(source.names.values())
     in_pixels: list[str] = []
+    by_end: dict[bool, str] = {}
     num_boxes = 0
     for file, (height, width) in track(sizes.items(), "reading labels", unit="file"):
         objects = []
-        for where, category, fractions in _parse_labels(labels.get(file), source.num_keypoints, problems):
+        for where, category, fractions in _parse_labels(labels.get(file), source.num_keypoints, by_end, problems):
             x, y, w, h = fractions
             name = source.names.get(category) or f"class {category}"
             objects.append(FoundObject(where, name, (x * width, y * height, w * width, h * height)))
@@ -169,6 +172,12 @@ def read_content(source: _Source, *, follow_links: bool = False) -> Content:
         raise DataError(
             f"{source.file}: {len(in_pixels)} of {num_boxes} boxes have numbers above 1, as if in pixels (first: "
             f"{in_pixels[0]}); expected {_LINE}; divide them by the width and height of the image"
+        )
+    if by_end.keys() == {True}:
+        raise DataError(
+            f"{source.file}: every line may end in a confidence and the id of a track, as in results of Ultralytics "
+            f"(first: {by_end[True]}); 0 and 1 cannot be told from the corner of a polygon; expected {_LINE}, a "
+            "confidence of 0 to 1 behind it or not; remove the ids, or repeat the first corner of polygons at their end"
         )
     return builder.content(is_relative=True)
 
@@ -287,40 +296,68 @@ def _listed_image(text: str, entry: Path, folder: Path, where: str) -> Path:
 
 
 def _parse_labels(
-    file: Path | None, num_keypoints: int, problems: Problems
+    file: Path | None, num_keypoints: int, by_end: dict[bool, str], problems: Problems
 ) -> Iterator[tuple[str, int, tuple[float, float, float, float]]]:
-    """Yields name, class and box (left, top, width, height in fractions of the image) of every line."""
+    """Yields name, class and box (left, top, width, height in fractions of the image) of every line.
+
+    `by_end` receives the first line that may end in the id of a track, and the first that ends in a size or a corner.
+    """
     if file is None:
         return
     name = f"{file.parent.name}/{file.name}"
     for number, line in enumerate(read_text(file, f"lines of {_LINE}").splitlines(), start=1):
         if line.strip():
+            where = f"{name} line {number}"
             try:
-                yield (f"{name} line {number}", *_parse_line(line, f"{name} line {number}", num_keypoints))
+                category, values = _parse_line(line, where, num_keypoints)
+                if len(values) >= 4 and len(values) % 2 == 0:
+                    by_end.setdefault(_may_end_in_track(values), where)
+                yield (where, category, _box_of(values, where, line))
             except DataError as error:
                 problems.add(BAD_OBJECT, str(error))
 
 
-def _parse_line(line: str, where: str, num_keypoints: int) -> tuple[int, tuple[float, float, float, float]]:
-    shown = line.strip()[:80]
+def _parse_line(line: str, where: str, num_keypoints: int) -> tuple[int, list[float]]:
+    """Returns the class, and the numbers behind it without keypoints."""
     try:
         category, *values = map(float, line.split())
     except ValueError as error:
-        raise DataError(f"{where}: expected numbers, {_LINE}, got {shown!r}") from error
+        raise DataError(f"{where}: expected numbers, {_LINE}, got {_shown_line(line)}") from error
     if not (0 <= category <= _MAX_CLASS and category.is_integer()):
-        raise DataError(f"{where}: expected the number of a class first, got {shown!r}")
-    if num_keypoints and len(values) in (4 + num_keypoints, 5 + num_keypoints):
-        values = values[:4]
+        raise DataError(f"{where}: expected the number of a class first, got {_shown_line(line)}")
+    # A confidence and the id of a track may follow the keypoints.
+    has_keypoints = num_keypoints and 0 <= len(values) - 4 - num_keypoints <= 2
+    return int(category), values[:4] if has_keypoints else values
+
+
+def _may_end_in_track(values: list[float]) -> bool:
+    """Returns whether an even number of values may be a shape, a confidence and the id of a track."""
+    *shape, confidence, track = values
+    if len(shape) == 4:
+        x, y, width, height = shape
+        is_shape = width / 2 <= min(x, 1 - x) + _ROUNDING and height / 2 <= min(y, 1 - y) + _ROUNDING
+    else:
+        is_shape = len(shape) > 4 and max(shape) <= _MAX_FRACTION
+    return is_shape and 0 <= confidence <= 1 and track >= 0 and track.is_integer()
+
+
+def _box_of(values: list[float], where: str, line: str) -> tuple[float, float, float, float]:
     if len(values) < 4 or (len(values) == 5 and not 0 <= values[4] <= 1):
-        raise DataError(f"{where}: expected {_LINE}, a confidence of 0 to 1 behind it or not, got {shown!r}")
+        raise DataError(f"{where}: expected {_LINE}, a confidence of 0 to 1 behind it or not, got {_shown_line(line)}")
     if len(values) <= 5:
         x, y, width, height = values[:4]
-        return int(category), (x - width / 2, y - height / 2, width, height)
-    # An odd number of values: corners and a confidence. An even one may end in a confidence and the id of a track.
-    if len(values) % 2 == 0 and max(values[:-1]) <= _MAX_FRACTION and values[-1] >= 2 and values[-1].is_integer():
-        raise DataError(f"{where}: expected {_LINE}, got the id of a track at the end of {shown!r}; remove it")
+        return x - width / 2, y - height / 2, width, height
+    if len(values) % 2 == 0 and values[-1] >= 2 and _may_end_in_track(values):
+        raise DataError(
+            f"{where}: expected {_LINE}, got the id of a track at the end of {_shown_line(line)}; remove it"
+        )
+    # An odd number of values: corners and a confidence.
     corners = values[: len(values) // 2 * 2]
-    return int(category), extent(corners[0::2], corners[1::2])
+    return extent(corners[0::2], corners[1::2])
+
+
+def _shown_line(line: str) -> str:
+    return repr(line.strip()[:80])
 
 
 def _read_yaml(file: Path) -> dict[Any, Any]:

@@ -50,9 +50,9 @@ def test_boxes(line: str, xyxy: list[float], tmp_path: Path) -> None:
     assert record.hw == (20, 40)
 
 
-@pytest.mark.parametrize("keypoints", ["0.3 0.3 2 0.4 0.4 1", "0.3 0.3 2 0.4 0.4 1 0.9"])
-def test_keypoints_behind_a_box_are_left_out(keypoints: str, tmp_path: Path) -> None:
-    make_set(tmp_path, f"0 0.5 0.5 0.5 0.5 {keypoints}", "train: images\nval: images\nkpt_shape: [2, 3]\n")
+@pytest.mark.parametrize("end", ["", " 0.9", " 0.9 1", " 0.9 7"])
+def test_keypoints_behind_a_box_are_left_out(end: str, tmp_path: Path) -> None:
+    make_set(tmp_path, f"0 0.5 0.5 0.5 0.5 0.3 0.3 2 0.4 0.4 1{end}", "train: images\nval: images\nkpt_shape: [2, 3]\n")
     np.testing.assert_allclose(read(tmp_path).records[0].boxes_xyxy, [[10, 5, 30, 15]])
 
 
@@ -81,8 +81,14 @@ def test_byte_order_marks_and_line_ends_do_not_matter(label: bytes, tmp_path: Pa
         ("nan 0.5 0.5 0.5 0.5", "line 1: expected the number of a class first"),
         ("0 0.5 0.5 0.5 0.5 45", "line 1: expected .*a confidence of 0 to 1 behind it"),
         ("0", "line 1: expected 'class x y width height'"),
-        ("0 0.5 0.5 0.2 0.2 0.9 7", "line 1: expected .* got the id of a track at the end of '0 0.5 "),
-        ("0 0.5 0.1 0.9 0.5 0.5 0.9 0.88 12", "line 1: expected .* got the id of a track at the end of '0 0.5 "),
+        (
+            "0 0.5 0.5 0.2 0.2\n0 0.5 0.5 0.2 0.2 0.9 7",
+            "line 2: expected .* got the id of a track at the end of '0 0.5 ",
+        ),
+        (
+            "0 0.1 0.2 0.5 0.1 0.3 0.9\n0 0.5 0.1 0.9 0.5 0.5 0.9 0.88 12",
+            "line 2: expected .* got the id of a track at the end of '0 0.5 ",
+        ),
     ],
 )
 def test_a_broken_line_is_dropped_and_named(label: str, message: str, tmp_path: Path) -> None:
@@ -101,6 +107,34 @@ def test_a_broken_line_is_dropped_and_named(label: str, message: str, tmp_path: 
 def test_a_broken_label_file_is_one_named_error(label: str | bytes, message: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"^{re.escape(str(tmp_path))}/.*{message}"):
         read(make_set(tmp_path, label))
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        "0 0.5 0.5 0.2 0.2 0.9 1\n0 0.5 0.4 0.2 0.2 0.8 0\n",
+        "0 0.5 0.5 1 1 0.9 1\n0 0.5 0.4 0.2 0.2 0.8\n" + "0 0.5 0.5 0.2 0.2 0.9 2\n",  # one box without a track
+        "0 0.1 0.2 0.5 0.1 0.3 0.9 0.88 1\n",  # a polygon
+        "0 0.5 0.1 0.9 0.5 0.5 0.9 0.1 0.5 0.88 1\n",  # a rotated box
+    ],
+)
+def test_a_set_with_ids_of_tracks_is_an_error_instead_of_polygons(label: str, tmp_path: Path) -> None:
+    message = r"data.yaml: every line may end in a confidence and the id of a track, .*\(first: labels/a.txt line 1\)"
+    with pytest.raises(DataError, match=f"^{re.escape(str(tmp_path))}/{message}.*; remove the ids, or repeat"):
+        read(make_set(tmp_path, label))
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        "0 0.5 0.5 0.2 0.2 0.9 1\n0 0.5 0.5 0.2 0.2\n",  # boxes beside it
+        "0 0.5 0.5 0.2 0.2 0.9 1\n0 0.1 0.2 0.5 0.1 0.3 0.9\n",  # corners that do not end in a whole number
+        "0 0.5 0.5 0.2 0.2 0.9 1 0.5 0.5\n",  # the first corner at the end
+    ],
+)
+def test_a_polygon_whose_last_corner_is_on_the_edge_stays_one(label: str, tmp_path: Path) -> None:
+    (record,) = read(make_set(tmp_path, label)).records
+    np.testing.assert_allclose(record.boxes_xyxy[0], [8, 4, 36, 20], atol=1e-5)
 
 
 def test_single_unusable_boxes_are_dropped_and_named(tmp_path: Path) -> None:
