@@ -110,8 +110,14 @@ def compare(
         where: Names the model and the library that ran it in errors.
 
     Raises:
-        SelfTestError: Too many proposals of a frame have no counterpart, or one with other features.
+        SelfTestError: Too many proposals of a frame have no counterpart, or one with other features; or none of the
+            frames has a proposal.
     """
+    if not golden.count.any():
+        raise SelfTestError(
+            f"{where}: none of the golden frames has a proposal, so that nothing can be compared; export the model "
+            "again, with photographs of objects (--data or --images)"
+        )
     tolerance = TOLERANCES[manifest.rounding]
     boxes, scores, count = outputs[:3]
     for frame in range(len(golden.frames)):

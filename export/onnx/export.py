@@ -391,6 +391,9 @@ def _self_test(file: Path, expected: golden.Golden, config: ExportConfig, log: C
     Raises:
         SelfTestError: It finds others, although recall is checked or the precision is fp32.
     """
+    if not expected.count.any():
+        log("warning: no golden frames: the graph proposes nothing on them, so they would prove nothing")
+        return False
     with contextlib.closing(open_backend(file, providers=["cpu"])) as backend:
         # One at a time, because the batch may be fixed.
         outputs = Outputs.join([backend.infer(frame[None]) for frame in expected.frames])
@@ -401,7 +404,4 @@ def _self_test(file: Path, expected: golden.Golden, config: ExportConfig, log: C
                 raise
             log(f"warning: no golden frames: rounding alone changes the proposals of this network. {error}")
             return False
-    proves = bool(expected.count.any())
-    if not proves:
-        log("warning: no golden frames: the graph proposes nothing on them, so they would prove nothing")
-    return proves
+    return True

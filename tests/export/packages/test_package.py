@@ -104,6 +104,17 @@ def test_a_bundle_that_fails_its_smoke_test_is_not_written(
     assert not (tmp_path / "bundle").exists()
 
 
+@pytest.mark.parametrize("target", list(TARGETS))
+def test_golden_frames_without_a_proposal_make_no_bundle(target: str, packed_model: Path, tmp_path: Path) -> None:
+    file, described = tmp_path / packed_model.name, manifest.read(packed_model)
+    shutil.copy(packed_model, file)
+    found = golden.read(packed_model, described)
+    last = golden.Golden(frames=found.frames[2:], **found.outputs.each(lambda array: array[2:]).present)
+    manifest.write(described.replace(golden=golden.write(last, file)), file)
+    with pytest.raises(SelfTestError, match="does not work: none of the golden frames has a proposal"):
+        package(file, target, tmp_path / "bundle")
+
+
 def test_what_cannot_be_packaged_is_refused(packed_model: Path, model_path: Path, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()

@@ -59,6 +59,18 @@ def test_a_model_that_returns_other_proposals_is_refused(with_golden: Path) -> N
     load(with_golden, threads=1).close()
 
 
+def test_golden_frames_without_a_proposal_prove_nothing(
+    make_model: MakeModel, paint: Callable[..., npt.NDArray[np.uint8]], tmp_path: Path
+) -> None:
+    path = make_model(tmp_path, batch=None)
+    frames = paint(96, 160, box=(5, 10, 60, 70), count=0)[None]
+    with load(path, threads=1) as model:
+        spec = golden.write(golden.Golden(frames=frames, **model.backend.infer(frames).present), path)
+        manifests.write(model.manifest.replace(golden=spec), path)
+    with pytest.raises(SelfTestError, match=r"\(CPU\): none of the golden frames has a proposal.*; export the model"):
+        load(path, threads=1, self_test=True)
+
+
 def test_a_model_without_golden_frames_cannot_test_itself(model_path: Path) -> None:
     with pytest.raises(ManifestError, match="names no golden frames"):
         load(model_path, threads=1, self_test=True)
@@ -71,7 +83,7 @@ def test_the_command_tests_itself_first(
 
     words = ["run", str(with_golden), str(video_path), "--max-frames", "2", "--self-test"]
     assert main(words) == 0
-    write_changed(with_golden, count=np.zeros(2, np.int32))
+    write_changed(with_golden, count=np.ones(2, np.int32))
     capsys.readouterr()
     assert main(words) == 1
     assert "golden frame 0" in capsys.readouterr().err
