@@ -127,12 +127,14 @@ class NotDeliveredError(SinkError):
 
     Attributes:
         num_done: Number of records that were delivered, from the first.
+        num_lost: Number of records after these that cannot be delivered, now or later.
         retry_s: Seconds until the next attempt; None: growing pauses, from 1 to 30.
     """
 
-    def __init__(self, message: str, *, num_done: int = 0, retry_s: float | None = None) -> None:
+    def __init__(self, message: str, *, num_done: int = 0, num_lost: int = 0, retry_s: float | None = None) -> None:
         super().__init__(message)
         self.num_done = num_done
+        self.num_lost = num_lost
         self.retry_s = retry_s
 
 

@@ -1,8 +1,11 @@
 """Sends records to an MQTT broker, by paho-mqtt.
 
 The sink's queue holds the records while the broker is away. A record counts as written when the broker has confirmed it
-(QoS 1) or the system has taken it (QoS 0). When a connection breaks, the client sends unconfirmed records again, so
+(QoS 1) or the system has taken it (QoS 0). When a connection breaks, the sink sends unconfirmed records again, so
 with QoS 1 at most `_WINDOW` records of one break arrive twice.
+
+A broker answers a record above its limit by closing the connection. The first record that a break leaves unconfirmed
+is therefore sent alone, and lost if it breaks `_ATTEMPTS` more connections; others follow it.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from typing import Any, Literal
 from urllib.parse import quote, unquote, urlsplit
 
 from edgerpn.errors import check_setting, require
+from edgerpn.files import printable
 from edgerpn.runtime.endpoint import check_url, read_secret, tls_context
 from edgerpn.runtime.redaction import redact, redact_url
 from edgerpn.runtime.sinks.contract import NotDeliveredError, Record
@@ -30,6 +34,7 @@ DEFAULT_PREFIX = "edgerpn"
 """First level of the topics when the URL names none."""
 
 _WINDOW = 20
+_ATTEMPTS = 3
 _CONNECT_WAIT_S = 1.0
 _CONNECT_TIMEOUT_S = 5.0
 _GOODBYE_S = 0.3
@@ -100,10 +105,13 @@ class MqttSink:
         self._qos = config.qos
         self._changed = threading.Condition()
         self._confirmed: set[int] = set()
+        self._greeting = 0
         self._is_connected = False
         self._num_connections = 0
         self._is_interrupted = False
         self._is_closing = False
+        self._suspect: Record | None = None
+        self._num_breaks = 0
         self.trouble = "not connected yet"
         self._client = self._make_client(mqtt, config)
         is_tls = parts.scheme == "mqtts"
@@ -117,20 +125,50 @@ class MqttSink:
         """Publishes records and waits for their confirmation.
 
         Raises:
-            NotDeliveredError: No connection, or it broke (QoS 0), or `interrupt` was called.
+            NotDeliveredError: No connection, or it broke, or `interrupt` was called.
         """
+        done = 0
+        while done < len(records):
+            is_alone = records[done] is self._suspect
+            batch = records[done : done + 1] if is_alone else records[done:]
+            num_confirmed = self._send(batch, done)
+            done += num_confirmed
+            if num_confirmed < len(batch):
+                num_lost = int(self._is_given_up(records[done], is_alone))
+                raise self._not_delivered(done, num_lost)
+
+    def _send(self, records: Sequence[Record], num_done: int) -> int:
+        """Publishes records and returns how many, from the first, were confirmed before the connection broke."""
         with self._changed:
-            self._changed.wait_for(lambda: self._is_connected or self._is_interrupted, timeout=_CONNECT_WAIT_S)
-            if not self._is_connected:
-                raise NotDeliveredError(f"MQTT broker {self.target}: {self.trouble}", retry_s=0.0)
+            self._changed.wait_for(lambda: self._is_ready() or self._is_interrupted, timeout=_CONNECT_WAIT_S)
+            if not self._is_ready():
+                raise self._not_delivered(num_done)
             self._confirmed.clear()
             connection = self._num_connections
         numbers = [self._publish(record) for record in records]
         with self._changed:
             self._changed.wait_for(lambda: self._is_settled(numbers, connection))
-            open_ones = [position for position, number in enumerate(numbers) if number not in self._confirmed]
-        if open_ones:
-            raise NotDeliveredError(f"MQTT broker {self.target}: {self.trouble}", num_done=open_ones[0], retry_s=0.0)
+            is_open = [number not in self._confirmed for number in numbers]
+        return [*is_open, True].index(True)
+
+    def _is_given_up(self, record: Record, was_alone: bool) -> bool:
+        """Counts a break of the connection with `record` under way; returns whether the record is lost now."""
+        if self._is_interrupted:
+            return False
+        self._num_breaks = self._num_breaks + 1 if was_alone else 0
+        self._suspect = record
+        if self._num_breaks < _ATTEMPTS:
+            return False
+        _logger.warning(
+            "MQTT broker %s: a record of %s (%d bytes) is lost: %d connections in turn broke when it was sent. It is "
+            "probably above the broker's limit; raise that (mosquitto: max_packet_size) or export fewer proposals",
+            self.target, printable(record.source), len(record.line), _ATTEMPTS + 1,
+        )  # fmt: skip
+        return True
+
+    def _not_delivered(self, num_done: int, num_lost: int = 0) -> NotDeliveredError:
+        message = f"MQTT broker {self.target}: {self.trouble}"
+        return NotDeliveredError(message, num_done=num_done, num_lost=num_lost, retry_s=0.0)
 
     def interrupt(self) -> None:
         """Makes `write_records` return soon."""
@@ -180,12 +218,13 @@ class MqttSink:
         topic = f"{self.prefix}/{topic_level(record.source)}/{record.kind}"
         return int(self._client.publish(topic, record.line.rstrip(b"\n"), qos=self._qos).mid)
 
+    def _is_ready(self) -> bool:
+        return self._is_connected and not self._greeting
+
     def _is_settled(self, numbers: Sequence[int], connection: int) -> bool:
-        """Returns whether waiting is over. With QoS 1 the client itself repeats unconfirmed records after a break."""
+        """Returns whether waiting is over."""
         is_broken = not self._is_connected or connection != self._num_connections
-        if self._is_interrupted or (self._qos == 0 and is_broken):
-            return True
-        return self._confirmed.issuperset(numbers)
+        return self._is_interrupted or is_broken or self._confirmed.issuperset(numbers)
 
     def _keep_connected(self) -> None:
         while not self._is_closing:
@@ -203,11 +242,14 @@ class MqttSink:
         if reason.is_failure:
             self._lost(f"the broker refuses the connection: {reason}")
             return
-        client.publish(f"{self.prefix}/status", "online", qos=1, retain=True)
+        client.drop_out_messages()  # the queue offers them again
+        greeting = client.publish(f"{self.prefix}/status", "online", qos=1, retain=True).mid
         with self._changed:
+            # Records follow its confirmation: a connection that breaks before it does not speak against a record.
+            self._greeting = greeting
             self._is_connected = True
             self._num_connections += 1
-            self.trouble = ""
+            self.trouble = "it does not confirm the first message"
             self._changed.notify_all()
         _logger.info("MQTT broker %s: connected", self.target)
 
@@ -224,6 +266,8 @@ class MqttSink:
     def _on_publish(self, client: Any, userdata: Any, number: int, reason: Any, properties: Any) -> None:
         with self._changed:
             self._confirmed.add(number)
+            if number == self._greeting:
+                self._greeting, self.trouble = 0, ""
             self._changed.notify_all()
 
     def _lost(self, trouble: str) -> None:

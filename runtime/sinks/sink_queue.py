@@ -413,8 +413,9 @@ class QueuedSink:
         except NotDeliveredError as error:
             self._note(error)
             done = min(max(error.num_done, 0), len(batch))
-            self._queue.finish(num_written=done)
-            self._queue.put_back(batch[done:])
+            lost = min(max(error.num_lost, 0), len(batch) - done)
+            self._queue.finish(num_written=done, num_dropped=lost)
+            self._queue.put_back(batch[done + lost :])
             if done:
                 self._retry_s = _RETRY_FIRST_S
             self._pause(self._retry_s if error.retry_s is None else error.retry_s)

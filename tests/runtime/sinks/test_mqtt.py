@@ -26,6 +26,7 @@ import pytest
 from edgerpn.errors import SinkError
 from edgerpn.runtime.frame import Result
 from edgerpn.runtime.sinks import MqttConfig, QueuedSink, close_sinks, open_sinks, read_outputs
+from edgerpn.runtime.sinks.contract import Record
 from edgerpn.runtime.sinks.mqtt import MqttSink, topic_level
 from tests.support.classes import classed
 
@@ -264,6 +265,43 @@ def test_cut_connections_lose_nothing_and_repeat_no_more_than_was_under_way(
     sink.close()
 
 
+@pytest.mark.parametrize(("qos", "num_bytes"), [(1, 6_000), (0, 8_000_000)])
+def test_a_record_above_the_brokers_limit_is_lost_alone_and_named(
+    make_broker: Callable[..., Broker], until: Any, caplog: pytest.LogCaptureFixture, qos: int, num_bytes: int
+) -> None:
+    broker = make_broker(options="allow_anonymous true\nmax_packet_size 5000")
+    reader = Subscriber(broker.port)
+    sink = opened(broker, qos=qos)
+    for index in range(40):
+        line = json.dumps({"frame": index, "pad": "x" * (num_bytes if index == 5 else 10)}).encode() + b"\n"
+        sink.pass_on(Record(source="door", kind="proposals", line=line))
+    until(lambda: sink.stats().queued == 0)
+    until(lambda: len(set(reader.frames())) == 39)
+    assert 5 not in reader.frames()
+    assert (sink.stats().written, sink.stats().dropped) == (39, 1)
+    (line,) = [text for text in caplog.messages if " is lost: " in text]
+    assert f"a record of door ({num_bytes + 24} bytes) is lost: 4 connections in turn broke when it was sent" in line
+    assert "mosquitto: max_packet_size" in line
+    sink.close()
+    reader.close()
+
+
+def test_a_broker_that_breaks_before_any_record_costs_none(make_result: MakeResult, until: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        table = {"kind": "mqtt", "url": f"mqtt://127.0.0.1:{server.getsockname()[1]}", "backoff_first_s": 0.05}
+        sinks = open_sinks(read_outputs([table], source="test"), is_live=True)
+        sinks[0].write(make_result(0))
+        for _ in range(6):
+            connection, _ = server.accept()
+            connection.recv(1000)
+            connection.sendall(b"\x20\x02\x00\x00")  # it accepts the client
+            connection.recv(1000)
+            connection.close()
+        until(lambda: "connection lost" in sinks[0].stats().last_error)
+        assert (sinks[0].stats().queued, sinks[0].stats().dropped) == (1, 0)
+    close_sinks(sinks, timeout_s=0.2)
+
+
 def test_writes_do_not_wait_for_a_frozen_broker(
     broker: Broker, reader: Subscriber, make_result: MakeResult, until: Any
 ) -> None:
@@ -291,6 +329,7 @@ def test_the_broker_says_offline_when_the_process_is_killed(broker: Broker, read
     program = f"""
 import time
 from edgerpn.runtime.sinks import MqttConfig
+from edgerpn.runtime.sinks.contract import Record
 from edgerpn.runtime.sinks.mqtt import MqttSink
 sink = MqttSink(MqttConfig(url="mqtt://127.0.0.1:{broker.port}"))
 time.sleep(60)

@@ -243,6 +243,20 @@ def test_only_undelivered_records_are_delivered_again(make_result: MakeResult, u
     sink.close()
 
 
+def test_a_record_that_cannot_be_delivered_is_lost_alone(make_result: MakeResult, until: Any) -> None:
+    book = Notebook(batch_records=8)
+    book.gate.clear()
+    book.failures = [NotDeliveredError("too large", num_done=3, num_lost=1, retry_s=0.0)]
+    sink = queued(book)
+    for index in range(10):
+        sink.write(make_result(index))
+    book.gate.set()
+    until(lambda: sink.stats().queued == 0)
+    assert book.frames == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+    assert (sink.stats().written, sink.stats().dropped) == (9, 1)
+    sink.close()
+
+
 def test_while_nothing_is_delivered_the_queue_stays_bounded(make_result: MakeResult, until: Any) -> None:
     book = Notebook(batch_records=4)
     book.failures = [NotDeliveredError("away", retry_s=0.02)] * 20
