@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +24,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """Errors of a full disk, quota or file, and of a broken disk."""
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 """Errors of a file system without locks."""
+_TIDY_S = 5.0
+_POLL_S = 0.02
 
 
 @contextmanager
@@ -118,6 +121,7 @@ def shared(folder: str | os.PathLike[str], *, tidy: Callable[[], None]) -> Itera
     (flock(2), "CIFS details"). Where the file system has no locks, `tidy` is not called.
 
     Raises:
+        ConfigError: Another process keeps the folder to itself for longer than tidying takes.
         OSError: The folder cannot be opened.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -128,11 +132,25 @@ def shared(folder: str | os.PathLike[str], *, tidy: Callable[[], None]) -> Itera
             pass
         else:
             tidy()
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_SH)  # another process that tidies is done soon
+        _lock_shared(descriptor, folder)
         yield
     finally:
         os.close(descriptor)
+
+
+def _lock_shared(descriptor: int, folder: str | os.PathLike[str]) -> None:
+    deadline_s = time.monotonic() + _TIDY_S
+    with suppress(OSError):  # a file system without locks
+        while time.monotonic() < deadline_s:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(_POLL_S)
+            else:
+                return
+        raise ConfigError(
+            [f"{folder}: another process has kept it locked for {_TIDY_S:g} s; wait for its end, or name another folder"]
+        )
 
 
 def _holder(file: BinaryIO) -> str:

@@ -86,6 +86,7 @@ class VideoSegmentsSink:
 
         Raises:
             SinkError: The folder cannot be created.
+            ConfigError: Another process keeps it locked.
         """
         self.target = config.folder
         self._config = config

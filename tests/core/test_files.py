@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import os
 import resource
+import threading
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,23 @@ def test_a_lock_on_a_full_disk_is_an_error_that_names_its_file(tmp_path: Path) -
             pass
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_folder_that_another_process_keeps_locked_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_TIDY_S", 0.1)
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        told = r"another process has kept it locked for 0.1 s; wait for its end, or name another folder"
+        with pytest.raises(ConfigError, match=told), files.shared(tmp_path, tidy=lambda: pytest.fail("tidied")):
+            pass
+    finally:
+        os.close(descriptor)
+
+
+def test_a_folder_that_another_process_tidies_is_waited_for(tmp_path: Path) -> None:
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    threading.Timer(0.1, os.close, [descriptor]).start()
+    with files.shared(tmp_path, tidy=lambda: pytest.fail("tidied")):
+        pass
