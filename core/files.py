@@ -144,12 +144,12 @@ def _lock_shared(descriptor: int, folder: str | os.PathLike[str]) -> None:
         while time.monotonic() < deadline_s:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
+            except BlockingIOError:  # noqa: PERF203 - it is tried again
                 time.sleep(_POLL_S)
             else:
                 return
         raise ConfigError(
-            [f"{folder}: another process has kept it locked for {_TIDY_S:g} s; wait for its end, or name another folder"]
+            [f"{folder}: another process keeps it locked ({_TIDY_S:g} s); wait for its end, or name another folder"]
         )
 
 

@@ -131,12 +131,12 @@ def test_a_lock_on_a_full_disk_is_an_error_that_names_its_file(tmp_path: Path) -
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_a_folder_that_another_process_keeps_locked_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_stays_locked_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "_TIDY_S", 0.1)
     descriptor = os.open(tmp_path, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        told = r"another process has kept it locked for 0.1 s; wait for its end, or name another folder"
+        told = r"another process keeps it locked \(0.1 s\); wait for its end, or name another folder"
         with pytest.raises(ConfigError, match=told), files.shared(tmp_path, tidy=lambda: pytest.fail("tidied")):
             pass
     finally:
