@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -32,6 +32,7 @@ from edgerpn.runtime.sinks.picture_sinks import (
     WindowSink,
     annotated_name,
     check_windows,
+    free_name,
     free_stem,
 )
 from edgerpn.runtime.sinks.sink_queue import OutputConfig, QueuedSink, close_sinks
@@ -199,7 +200,7 @@ def open_outputs(
             video = VideoSink(flags.video, painter, fps=fps)
             sinks.append(QueuedSink(video, queue, kind="video", is_live=is_live))
         if flags.mot is not None:
-            names = {source.label: _plain(source) for source in config.sources if not source.is_live}
+            names = _stems(source for source in config.sources if not source.is_live)
             sinks.append(QueuedSink(MotSink(flags.mot, names, is_live=is_live), queue, kind="mot", is_live=is_live))
         for folder in flags.folders:
             pictures = PictureFolder(folder, config, opened, top=flags.top, nms_iou=flags.nms_iou)
@@ -242,7 +243,7 @@ class PictureFolder:
         self.target = str(Path(folder, *names.values())) if len(config.sources) == 1 else folder
         self._segment_config = VideoConfig(folder=folder, top=top, nms_iou=nms_iou)
         painter = Painter(top=top, nms_iou=nms_iou)
-        self._images = ImageFolderSink(folder, painter)
+        self._images = ImageFolderSink(folder, painter, _image_names(opened))
         self._videos = {
             source: VideoSink(Path(folder) / name, painter, fps=opened[source].fps if source in opened else None)
             for source, name in names.items()
@@ -311,15 +312,23 @@ def _image_paths(opened: Mapping[str, Source]) -> list[Path]:
     return [path for source in opened.values() for path in getattr(source, "paths", ())]
 
 
+def _image_names(opened: Mapping[str, Source]) -> dict[tuple[str, Path], str]:
+    """Returns the name of each annotated image, by source and path: a glob may find equal names in several folders."""
+    names: dict[tuple[str, Path], str] = {}
+    taken: set[str] = set()
+    for label, source in opened.items():
+        for path in dict.fromkeys(getattr(source, "paths", ())):
+            names[label, path] = free_name(annotated_name(path), taken.__contains__)
+            taken.add(names[label, path])
+    return names
+
+
 def _made_names(flags: OutputFlags, config: StreamsConfig, opened: Mapping[str, Source]) -> dict[str, set[str]]:
     """Returns the names of the files that a run writes into each folder of its flags, but for those that are new."""
-    pictures = {*_video_names(config, opened).values(), *map(annotated_name, _image_paths(opened))}
+    pictures = {*_video_names(config, opened).values(), *_image_names(opened).values()}
     made = {folder: pictures for folder in flags.folders}
     if flags.mot is not None and not is_mot_file(flags.mot) and not config.is_live:
-        stems: set[str] = set()
-        for source in config.sources:
-            stems.add(free_stem(_plain(source), stems))
-        made[flags.mot] = made.get(flags.mot, set()) | {f"{stem}.txt" for stem in stems}
+        made[flags.mot] = made.get(flags.mot, set()) | {f"{stem}.txt" for stem in _stems(config.sources).values()}
     return made
 
 
@@ -372,11 +381,20 @@ def _plain(source: SourceConfig) -> str:
     return Path(source.spec.path).stem if source.label == source.spec.shown else source.label
 
 
+def _stems(sources: Iterable[SourceConfig]) -> dict[str, str]:
+    """Returns the name of each source's file, without its suffix."""
+    stems: dict[str, str] = {}
+    for source in sources:
+        stems[source.label] = free_stem(_plain(source), stems.values())
+    return stems
+
+
 def _video_names(config: StreamsConfig, opened: Mapping[str, Source]) -> dict[str, str]:
     """Returns the name of the annotated video of each video file."""
-    stems: dict[str, str] = {}
-    for source in config.sources:
-        if source.is_live or (source.label in opened and opened[source.label].is_images):
-            continue
-        stems[source.label] = "annotated" if len(config.sources) == 1 else free_stem(_plain(source), stems.values())
+    files = [
+        source
+        for source in config.sources
+        if not source.is_live and not (source.label in opened and opened[source.label].is_images)
+    ]
+    stems = _stems(files) if len(config.sources) > 1 else {source.label: "annotated" for source in files}
     return {source: f"{stem}.mp4" for source, stem in stems.items()}

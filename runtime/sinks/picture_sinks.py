@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -42,6 +42,16 @@ def free_stem(source: str, taken: Collection[str]) -> str:
 def annotated_name(image: Path) -> str:
     """Returns the name of an annotated image: that of the original, but .png where OpenCV may not write the format."""
     return f"{image.stem}{'.jpg' if image.suffix.lower() in ('.jpg', '.jpeg') else '.png'}"
+
+
+def free_name(name: str, is_taken: Callable[[str], bool]) -> str:
+    """Returns a file name, with a number if it `is_taken`: a.jpg, a-2.jpg and so on."""
+    stem, suffix = os.path.splitext(name)
+    free, number = name, 1
+    while is_taken(free):
+        number += 1
+        free = f"{stem}-{number}{suffix}"
+    return free
 
 
 class VideoFile:
@@ -170,12 +180,26 @@ class VideoSink:
 class ImageFolderSink:
     """Writes each annotated image into a folder, under the name of the original."""
 
-    def __init__(self, folder: str | os.PathLike[str], painter: Painter) -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str], painter: Painter, names: Mapping[tuple[str, Path], str] | None = None
+    ) -> None:
+        """Makes the folder.
+
+        Args:
+            folder: Folder of the images.
+            painter: Draws them.
+            names: Name of each known image, by source and path, which replaces an older file; another image gets a name
+                that no file has.
+
+        Raises:
+            SinkError: The folder cannot be made.
+        """
         self.target = str(folder)
         self._folder = Path(folder)
         self._cv2 = load_cv2()
         self._painter = painter
-        self._names: set[str] = set()
+        self._names = names or {}
+        self._taken = set(self._names.values())
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -198,14 +222,12 @@ class ImageFolderSink:
         """Does nothing: every image is whole when it is written."""
 
     def _name(self, result: Result) -> str:
-        """Returns a new name for each image: a glob may find equal names in several folders."""
-        path = Path(annotated_name(result.frame.path or Path(f"frame-{result.index:06d}.jpg")))
-        name, number = path.name, 1
-        while name in self._names:
-            number += 1
-            name = f"{path.stem}-{number}{path.suffix}"
-        self._names.add(name)
-        return name
+        path = result.frame.path or Path(f"frame-{result.index:06d}.jpg")
+        known = self._names.get((result.frame.source, path))
+        return known or free_name(annotated_name(path), self._is_taken)
+
+    def _is_taken(self, name: str) -> bool:
+        return name in self._taken or (self._folder / name).exists()
 
 
 def check_windows() -> None:

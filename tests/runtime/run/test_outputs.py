@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -153,6 +154,50 @@ def test_a_folder_keeps_its_pictures_unless_an_earlier_run_made_them(make_clip: 
     # A folder of version 0.1 has no list of them.
     (out / "proposals.jsonl").touch()
     check_outputs(OutputFlags(output=str(out)), (), "m.onnx", *run_of(clip))
+
+
+def test_a_picture_of_a_taken_name_overwrites_no_file_either(tmp_path: Path) -> None:
+    paths = [tmp_path / folder / name for folder, name in (("a", "x.png"), ("b", "x.png"), ("c", "x-2.png"))]
+    for number, path in enumerate(paths):
+        path.parent.mkdir()
+        cv2.imwrite(str(path), np.full((48, 64, 3), number, np.uint8))
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "x-2-2.png").write_bytes(b"mine")
+    flags, (config, opened) = OutputFlags(video=str(out)), run_of(SourceConfig(source=str(tmp_path / "[abc]/x*.png")))
+    with pytest.raises(ConfigError, match=r"out/x-2-2\.png: would be overwritten, and no earlier run made this file"):
+        check_outputs(flags, (), "m.onnx", config, opened)
+    (out / "x-2-2.png").unlink()
+    for _ in range(2):
+        check_outputs(flags, (), "m.onnx", config, opened)
+        sinks = open_outputs(flags, (), config, opened)
+        for path in reversed(paths):
+            sinks[0].write(result(config.sources[0].label, path=path))
+        close_sinks(sinks)
+        assert sorted(os.listdir(out)) == [".edgerpn", "x-2-2.png", "x-2.png", "x.png"]
+    # Of a source that came later, by HTTP.
+    pictures = PictureFolder(str(out), config, opened)
+    pictures.write(result("late", path=Path("d/x.png")))
+    assert sorted(os.listdir(out)) == [".edgerpn", "x-2-2.png", "x-2.png", "x-3.png", "x.png"]
+
+
+def test_tracks_have_the_names_that_were_checked_in_whatever_order_they_come(make_clip: Make, tmp_path: Path) -> None:
+    clips = [tmp_path / folder / name for folder, name in (("a", "x.avi"), ("b", "x.avi"), ("c", "x-2.avi"))]
+    for clip in clips:
+        clip.parent.mkdir()
+        shutil.copy(make_clip(2), clip)
+    config, opened = run_of(*(SourceConfig(source=str(clip)) for clip in clips))
+    config, out = dataclasses.replace(config, track=TrackConfig()), tmp_path / "out"
+    out.mkdir()
+    (out / "x-3.txt").write_text("mine")
+    flags = OutputFlags(mot=str(out))
+    check_outputs(flags, (), "m.onnx", config, opened)
+    sinks = open_outputs(flags, (), config, opened)
+    for clip in reversed(clips):
+        sinks[0].write(result(str(clip)))
+    close_sinks(sinks)
+    assert (out / "x-3.txt").read_text() == "mine"
+    assert sorted(os.listdir(out)) == [".edgerpn", "x-2-2.txt", "x-2.txt", "x-3.txt", "x.txt"]
 
 
 def test_the_name_of_an_annotated_picture_is_that_of_a_link_to_the_original(tmp_path: Path) -> None:
