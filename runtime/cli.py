@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from contextlib import closing, nullcontext
 from typing import TYPE_CHECKING
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from edgerpn.runtime.frame import Source
     from edgerpn.runtime.run.stats import RunSummary
     from edgerpn.runtime.run.streams_config import StreamsConfig
+    from edgerpn.runtime.sinks import Output
+
+_logger = logging.getLogger(__name__)
 
 _SOURCES = (
     "one or several: a video file; an image; a folder or a quoted glob of images; a camera index or /dev/videoN; an "
@@ -148,6 +152,16 @@ def load_config(arguments: argparse.Namespace) -> StreamsConfig:
     return load_streams(arguments.config, sources=sources, overrides=overrides)
 
 
+def _load_again(arguments: argparse.Namespace, tables: tuple[Output, ...]) -> StreamsConfig:
+    """Returns the settings as they are now; names the outputs in the log if they are no longer those of the run."""
+    from edgerpn.runtime.run.loading import load_outputs
+
+    config = load_config(arguments)
+    if load_outputs(arguments.config) != tables:
+        _logger.warning("these settings stay as they were when the run started: outputs")
+    return config
+
+
 def run_sources(arguments: argparse.Namespace, config: StreamsConfig) -> RunSummary:
     """Runs the sources of `config`, files and live ones, with the outputs of the arguments.
 
@@ -251,7 +265,7 @@ def _run_opened(arguments: argparse.Namespace, config: StreamsConfig, opened: di
             config,
             open_outputs(flags, tables, config, opened),
             opened=opened,
-            load=lambda: load_config(arguments),
+            load=lambda: _load_again(arguments, tables),
             max_frames=arguments.max_frames,
             stays=config.has_control,
             page=page,
