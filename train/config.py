@@ -57,8 +57,8 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         check_setting(self.seed >= 0, "seed", "at least 0", self.seed)
-        # Two digits at most: PyTorch reads cuda:255 as cuda.
-        is_device = re.fullmatch(r"auto|cpu|cuda(:(0|[1-9][0-9]?))?", self.device) is not None
+        # Two digits at most: PyTorch reads cuda:255 as cuda. Older runs may have cpu:0 in their checkpoints.
+        is_device = re.fullmatch(r"auto|cpu(:0)?|cuda(:(0|[1-9][0-9]?))?", self.device) is not None
         check_setting(is_device, "device", "auto, cpu, cuda or cuda:N", self.device)
         for name in ("epochs", "evaluations", "log_every", "accumulate"):
             check_setting(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))

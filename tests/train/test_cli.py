@@ -153,6 +153,10 @@ def test_a_device_that_is_not_there_is_named(loop: dict, expected: str) -> None:
         choose_compute(LoopConfig(**loop))
 
 
+def test_a_run_of_an_older_version_on_cpu_0_is_on_the_cpu() -> None:
+    assert choose_compute(LoopConfig(device="cpu:0")).device.type == "cpu"
+
+
 def test_precision_is_as_asked_and_shown() -> None:
     assert str(choose_compute(LoopConfig(device="cpu", amp="off"))) == "cpu, fp32"
     half = choose_compute(LoopConfig(device="cpu", amp="bf16"))
