@@ -7,6 +7,7 @@ are marked as difficult become ignore regions.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -89,6 +90,10 @@ def read_content(source: _Source, *, follow_links: bool = False) -> Content:
     builder = ContentBuilder(source.images, problems)
     used = set()
     for stem, file in track(_xml_files(source), f"reading {source.xml.name}", unit="file"):
+        if file is None:
+            kind = MISSING_FILE if index.by_stem(stem, stem) is None else UNANNOTATED
+            problems.add(kind, f"{stem}: no {stem}.xml")
+            continue
         if not follow_links:
             check_confined(file, source.xml)
         found = _parse(file, problems)
@@ -129,15 +134,15 @@ def _layout(title: str, folder: Path, sources: dict[str, _Source]) -> Layout:
     return Layout(format="voc", title=f"PASCAL VOC ({title})", splits=splits)
 
 
-def _xml_files(source: _Source) -> Iterator[tuple[str, Path]]:
-    """Yields the path of each image below the folder, without its suffix, and its XML file."""
+def _xml_files(source: _Source) -> Iterator[tuple[str, Path | None]]:
+    """Yields the path of each image below the folder, without its suffix, and its XML file if there is one."""
     if source.listed is None:
         for root, folders, names in os.walk(source.xml):
             folders.sort()
             for name in sorted(names):
                 if name.lower().endswith(".xml") and not name.startswith("."):
-                    file = Path(root) / name
-                    yield file.relative_to(source.xml).with_suffix("").as_posix(), file
+                    found = Path(root) / name
+                    yield found.relative_to(source.xml).with_suffix("").as_posix(), found
         return
     left_out = {stem for stem, _ in _listed_files(source.left_out, source)} if source.left_out is not None else set()
     for stem, file in _listed_files(source.listed, source):
@@ -145,22 +150,22 @@ def _xml_files(source: _Source) -> Iterator[tuple[str, Path]]:
             yield stem, file
 
 
-def _listed_files(listed: Path, source: _Source) -> Iterator[tuple[str, Path]]:
+def _listed_files(listed: Path, source: _Source) -> Iterator[tuple[str, Path | None]]:
     for number, line in enumerate(read_text(listed, "a list of images").splitlines(), start=1):
         if line.strip():
             yield _listed_file(line, source, f"{listed}: line {number}")
 
 
-def _listed_file(line: str, source: _Source, where: str) -> tuple[str, Path]:
-    """Returns the image of a line, which may have a 1 or -1 behind it, and its XML file."""
-    for text in (line.strip(), line.split()[0]):
+def _listed_file(line: str, source: _Source, where: str) -> tuple[str, Path | None]:
+    """Returns the image of a line, which may have a 1, 0 or -1 behind it, and its XML file if there is one."""
+    for text in (line.strip(), re.sub(r"\s+(-1|0|1)$", "", line.strip())):
         stem = "/".join(relative_parts(text, where))
         stem = os.path.splitext(stem)[0] if has_image_suffix(stem) else stem
         file = source.xml / f"{stem}.xml"
         # Unlike Path.is_file, it takes a name that is too long.
         if os.path.isfile(file):
             return stem, file
-    raise DataError(f"{where}: {stem!r} has no {file}; add the file, or remove the line")
+    return stem, None
 
 
 def _parse(file: Path, problems: Problems) -> _Image:

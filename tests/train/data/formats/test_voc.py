@@ -106,10 +106,28 @@ def test_images_of_val_are_left_out_of_trainval(tmp_path: Path) -> None:
     assert len(read_split(find_split(tmp_path, "train", DataChoice(split="val=test"))).records) == 4
 
 
+def test_a_listed_image_without_an_xml_file_is_counted_and_not_used(tmp_path: Path) -> None:
+    write_voc(tmp_path / "JPEGImages", tmp_path / "Annotations", 12)
+    sets = tmp_path / "ImageSets" / "Main"
+    sets.mkdir(parents=True)
+    (sets / "val.txt").write_text("".join(f"{number}\n" for number in range(10)) + "a photo  1\nb 10\ngone\n")
+    for name in ("a photo", "b 10"):
+        (tmp_path / "JPEGImages" / f"{name}.png").write_bytes((tmp_path / "JPEGImages" / "0.png").read_bytes())
+    val = find_split(tmp_path, "val")
+    dataset = read_split(val)
+    assert len(dataset.records) == 10
+    assert dataset.problems[:2] == (
+        "image without annotations: 2, not used (a photo: no a photo.xml; b 10: no b 10.xml)",
+        "image file missing: 1, image dropped (gone: no gone.xml)",
+    )
+    (sets / "val.txt").write_text("0\ngone\n")
+    with pytest.raises(DataError, match=r"1 of 1 images are not usable.* --allow images"):
+        read_split(val)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("missing", r"val\.txt: line 2: 'missing' has no .*Annotations/missing\.xml"),
         ("../a", r"val\.txt: line 2: '\.\./a': expected a path below the data folder"),
         ("/etc/passwd", r"val\.txt: line 2: '/etc/passwd': expected a path below the data folder"),
     ],
