@@ -19,7 +19,7 @@ from edgerpn import settings
 from edgerpn.arguments import size_argument
 from edgerpn.errors import EngineLoadError, MissingDependencyError, require
 from edgerpn.export.model_names import find_any_model
-from edgerpn.manifest import DIGEST_KEY, METADATA_KEY, Manifest
+from edgerpn.manifest import Manifest
 from edgerpn.models import CHECKPOINT_SUFFIXES, is_checkpoint
 
 if TYPE_CHECKING:
@@ -152,8 +152,7 @@ def inspect_artifact(file: Path) -> dict[str, Any]:
     """
     graph: dict[str, Any] = {}
     if file.suffix.lower() == ".onnx":
-        proto = _load_onnx(file) if file.is_file() else None
-        manifest, checks = _manifest(file, proto), [_check_onnxruntime()]
+        manifest, checks, proto = edgerpn.manifest.find(file), [_check_onnxruntime()], _load_onnx(file)
         if manifest.layout != "proposals":
             checks.append(_other_program(manifest.layout))
         if proto is not None:
@@ -223,18 +222,6 @@ def _load_onnx(file: Path) -> onnx.ModelProto | None:
         raise EngineLoadError(
             f"{file}: not an ONNX file, or damaged: {error}. Copy it again, or export again."
         ) from error
-
-
-def _manifest(file: Path, proto: onnx.ModelProto | None) -> Manifest:
-    """Reads the manifest beside an ONNX file, or the one inside a file that travels alone."""
-    if proto is not None and not edgerpn.manifest.manifest_path(file).is_file():
-        from edgerpn.export.limits.graph import metadata
-
-        properties = metadata(file, proto)
-        if METADATA_KEY in properties:
-            edgerpn.manifest.check_seal(file, properties.get(DIGEST_KEY))
-            return edgerpn.manifest.parse(properties[METADATA_KEY], source=f"{file} (metadata)")
-    return edgerpn.manifest.read(file)
 
 
 def _tensor(value: onnx.ValueInfoProto) -> str:

@@ -14,9 +14,7 @@ from edgerpn.errors import DataError, ExportError
 from edgerpn.images.decoding import split_decodable
 from edgerpn.images.formats import list_images
 from edgerpn.letterbox import letterbox
-from edgerpn.manifest import manifest_path
 from edgerpn.models import is_checkpoint
-from edgerpn.runtime.model import load
 from edgerpn.train.data.choice import DataChoice, ExifChoice
 
 if TYPE_CHECKING:
@@ -42,17 +40,13 @@ def exif_rule(model: Path) -> ExifChoice:
 
     Raises:
         CheckpointError: The checkpoint cannot be read.
-        EngineLoadError: The exported model cannot be loaded.
         ManifestError: The exported model's manifest is missing or does not fit.
     """
     if is_checkpoint(model):
         from edgerpn.train.checkpoint import load_checkpoint
 
         return load_checkpoint(model).settings.data.exif
-    if manifest_path(model).is_file():
-        return manifest.read(model).input.exif
-    with load(model) as opened:  # the manifest is inside
-        return opened.manifest.input.exif
+    return manifest.find(model).input.exif
 
 
 def spread(items: Sequence[Item], most: int) -> list[Item]:

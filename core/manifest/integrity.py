@@ -15,14 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from edgerpn import files
-from edgerpn.errors import ArtifactChangedError, ArtifactMismatchError
+from edgerpn.errors import ArtifactChangedError, ArtifactMismatchError, ManifestError
 from edgerpn.manifest.parts import Provenance
 
 _NO_DIGEST = b"0" * 64
 """Placeholder of an ONNX file's digest while the digest is computed."""
 
-_GRAPH, _OPSETS = 7, 8
-"""Fields of ONNX's ModelProto that every model has."""
+_GRAPH, _OPSETS, _METADATA = 7, 8, 14
+"""Fields of ONNX's ModelProto; every model has the first two."""
+
+_KEY, _VALUE = 1, 2
+"""Fields of an entry of its metadata."""
 
 _VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5
 """Wire types of protobuf."""
@@ -121,10 +124,37 @@ def check_seal(path: Path, digest: str | None, *, verify: bool = True) -> bool:
     """
     if digest is None:
         return False
-    data = path.read_bytes().replace(digest.encode("ascii", "replace"), _NO_DIGEST)
-    if hashlib.sha256(data).hexdigest() != digest:
+    computed, mark, start = hashlib.sha256(), digest.encode("ascii", "replace"), 0
+    with (
+        path.open("rb") as opened,
+        mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        memoryview(data) as view,
+    ):
+        while mark and (end := data.find(mark, start)) >= 0:
+            computed.update(view[start:end])
+            computed.update(_NO_DIGEST)
+            start = end + len(mark)
+        computed.update(view[start:])
+    if computed.hexdigest() != digest:
         _refuse_changed(path, "the file that was exported, by the digest inside", verify=verify)
     return True
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """Returns the metadata of an ONNX file, which exists; of the graph it reads the length only.
+
+    Raises:
+        ManifestError: It is not a whole ONNX file, or its metadata are not text.
+    """
+    try:
+        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            entries = [data[place] for number, place in _fields(data) if number == _METADATA]
+        texts = [{number: entry[place].decode() for number, place in _fields(entry)} for entry in entries]
+    except (ValueError, IndexError) as error:
+        raise ManifestError(
+            f"{file}: it is truncated, damaged, or not an ONNX file ({error}). Copy it again, or export again."
+        ) from error
+    return {entry.get(_KEY, ""): entry.get(_VALUE, "") for entry in texts}
 
 
 def _refuse_changed(file: Path, described: str, *, verify: bool) -> None:
@@ -151,13 +181,13 @@ def _is_whole_onnx(file: Path) -> bool:
     """
     try:
         with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return {_GRAPH, _OPSETS} <= set(_fields(data))
+            return {_GRAPH, _OPSETS} <= {number for number, _ in _fields(data)}
     except (ValueError, IndexError):  # an empty file cannot be mapped; a number breaks off
         return False
 
 
-def _fields(data: mmap.mmap) -> Iterator[int]:
-    """Yields the numbers of a protobuf message's fields.
+def _fields(data: mmap.mmap | bytes) -> Iterator[tuple[int, slice]]:
+    """Yields the number of each field of a protobuf message, and the place of its content.
 
     Raises:
         IndexError: A number breaks off.
@@ -167,9 +197,10 @@ def _fields(data: mmap.mmap) -> Iterator[int]:
     while position < len(data):
         key, position = _varint(data, position)
         number, wire_type = key >> 3, key & 7
+        start = position
         if wire_type == _BYTES:
-            length, position = _varint(data, position)
-            position += length
+            length, start = _varint(data, position)
+            position = start + length
         elif wire_type == _VARINT:
             _, position = _varint(data, position)
         elif wire_type in (_EIGHT_BYTES, _FOUR_BYTES):
@@ -178,10 +209,10 @@ def _fields(data: mmap.mmap) -> Iterator[int]:
             raise ValueError(f"wire type {wire_type}")
         if not number or position > len(data):
             raise ValueError(f"field {number} ends at {position} of {len(data)} bytes")
-        yield number
+        yield number, slice(start, position)
 
 
-def _varint(data: mmap.mmap, position: int) -> tuple[int, int]:
+def _varint(data: mmap.mmap | bytes, position: int) -> tuple[int, int]:
     """Returns the number at a position, seven bits in each byte, and the position behind it."""
     value = shift = 0
     while data[position] & 0x80:

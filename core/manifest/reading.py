@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ from typing import Any, Literal
 
 from edgerpn import files, settings
 from edgerpn.errors import ConfigError, ManifestError, ManifestVersionError
-from edgerpn.manifest.integrity import check_engine, check_onnx, digest_of
+from edgerpn.manifest.integrity import check_engine, check_onnx, check_seal, digest_of, read_metadata
 from edgerpn.manifest.parts import (
     AnchorSpec,
     EngineSpec,
@@ -50,6 +51,8 @@ from edgerpn.manifest.parts import (
 )
 from edgerpn.proposals import CLASSES, output_dtype
 from edgerpn.targets import ExportTarget
+
+_logger = logging.getLogger(__name__)
 
 SCHEMA = 2
 """The schema number of a graph with the outputs boxes, scores and count."""
@@ -343,3 +346,32 @@ def read(artifact: str | os.PathLike[str], *, verify: bool = True) -> Manifest:
     else:
         check_engine(artifact, manifest.provenance, path.name)
     return manifest
+
+
+def find(artifact: str | os.PathLike[str], *, verify: bool = True) -> Manifest:
+    """Reads the manifest beside an artifact, or inside an ONNX file that has none beside it.
+
+    Such a file is checked against the digest inside, if there is one; its graph is not parsed.
+
+    Args:
+        artifact: The ONNX file or engine.
+        verify: As for `read`.
+
+    Raises:
+        ManifestError: As for `read`; or an ONNX file without a manifest beside it is damaged, or has none inside.
+        ManifestVersionError: As for `read`.
+        ArtifactMismatchError: As for `read`.
+        ArtifactChangedError: As for `read`.
+    """
+    artifact = Path(artifact)
+    if artifact.suffix.lower() != ".onnx" or manifest_path(artifact).is_file() or not artifact.is_file():
+        return read(artifact, verify=verify)
+    properties = read_metadata(artifact)
+    if METADATA_KEY not in properties:
+        raise ManifestError(
+            f"{artifact}: not a model of edgerpn: {manifest_path(artifact).name} is not beside it, and it has no "
+            f"metadata {METADATA_KEY!r}. Export it with edgerpn export."
+        )
+    if not check_seal(artifact, properties.get(DIGEST_KEY), verify=verify):
+        _logger.info("%s: its manifest is not beside it, so the file's hash was not checked", artifact)
+    return parse(properties[METADATA_KEY], source=f"{artifact} (metadata)")

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerpn import manifest as manifests
-from edgerpn.errors import ArtifactMismatchError, InferenceError, ManifestError, require
+from edgerpn.errors import ArtifactMismatchError, InferenceError, require
 from edgerpn.machine import available_cores, bind_to_process
-from edgerpn.manifest import DIGEST_KEY, METADATA_KEY, Manifest
+from edgerpn.manifest import Manifest
 from edgerpn.proposals import Outputs, output_dtype
 from edgerpn.runtime.backends.contract import (
     check_frames,
@@ -60,16 +60,12 @@ class OnnxRuntimeBackend:
         if threads is not None and threads < 1:
             raise ValueError(f"threads: expected at least 1, got {threads}")
         path = Path(path)
-        has_sidecar = manifests.manifest_path(path).is_file()
-        if has_sidecar or not path.is_file():
-            # Read before the library is loaded, so that a missing file or a wrong hash is reported in milliseconds.
-            self._manifest = manifests.read(path, verify=verify)
+        # Read before the library is loaded, so that a missing file or a wrong hash is reported in milliseconds.
+        self._manifest = manifests.find(path, verify=verify)
         library = require("onnxruntime", extra="onnxruntime", purpose="running ONNX models")
         chosen = choose_providers(providers, library.get_available_providers())
         preload_libraries(library, chosen)
         threads = threads or available_cores()
-        if not has_sidecar:
-            self._manifest = _manifest_inside(path, open_session(library, path, chosen, threads), verify=verify)
         refuse_layout(path, self._manifest)
         self._session = open_session(library, path, chosen, threads, disabled=harmful_optimizers(self._manifest))
         _check_interface(path, self._session, self._manifest)
@@ -156,22 +152,6 @@ def harmful_optimizers(manifest: Manifest) -> list[str]:
     """
     is_coarse = manifest.precision == "int8" and manifest.target != "onnxruntime"
     return ["WeightBiasQuantization"] if is_coarse else []
-
-
-def _manifest_inside(path: Path, session: Any, *, verify: bool) -> Manifest:
-    try:
-        properties = session.get_modelmeta().custom_metadata_map
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"{path}: damaged: its metadata is not text. Copy it again, or export again.") from error
-    text = properties.get(METADATA_KEY)
-    if text is None:
-        raise ManifestError(
-            f"{path}: not a model of edgerpn: {manifests.manifest_path(path).name} is not beside it, and it has no "
-            f"metadata {METADATA_KEY!r}. Export it with edgerpn export."
-        )
-    if not manifests.check_seal(path, properties.get(DIGEST_KEY), verify=verify):
-        _logger.info("%s: its manifest is not beside it, so the file's hash was not checked", path)
-    return manifests.parse(text, source=f"{path} (metadata)")
 
 
 def _check_interface(path: Path, session: Any, manifest: Manifest) -> None:

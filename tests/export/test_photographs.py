@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from edgerpn.errors import DataError, ExportError
-from edgerpn.export.photographs import NUM_PARITY_IMAGES, calibration_images, parity_images, spread
+from edgerpn.export.photographs import NUM_PARITY_IMAGES, calibration_images, exif_rule, parity_images, spread
 from edgerpn.train.data.choice import DataChoice
 from edgerpn.train.data.splits import find_split
+from tests.support.models import write_model
 from tests.train.data.formats.data_sets import write_yolo
 
 
@@ -105,3 +106,12 @@ def test_a_folder_without_photographs_is_refused(name: str, message: str, tmp_pa
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=message):
         calibration_images(tmp_path / name)
+
+
+def test_the_rule_of_a_model_that_travels_alone_is_read_without_opening_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = write_model(tmp_path, has_sidecar=False)
+    monkeypatch.setattr("onnxruntime.InferenceSession", None)
+    monkeypatch.setattr("onnx.load", None)
+    assert exif_rule(model) == "auto"

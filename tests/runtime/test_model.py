@@ -173,7 +173,7 @@ def test_boxes_in_the_padding_of_a_frame_that_was_fitted_are_dropped(make_model:
 def test_a_truncated_file_without_a_manifest_has_a_plain_error(make_model: MakeModel, tmp_path: Path) -> None:
     path = make_model(tmp_path, has_sidecar=False)
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(EngineLoadError, match=r"cannot load it: it is truncated, damaged, or of another format\. Copy"):
+    with pytest.raises(ManifestError, match=r"bright\.onnx: it is truncated, damaged, or not an ONNX file .* Copy"):
         load(path)
 
 
