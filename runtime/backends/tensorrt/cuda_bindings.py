@@ -47,7 +47,7 @@ class CudaBindingsDevice:
         self._info = _info(index, handle)
         self._local = threading.local()
         # For each stream an event to wait for without spinning, and one of the streams that it waits for.
-        self._events: dict[int, tuple[Any, Any]] = {}
+        self._events: dict[int, list[Any]] = {}
         self._late: list[int] = []
 
     @property
@@ -96,7 +96,13 @@ class CudaBindingsDevice:
 
     def create_stream(self) -> int:
         stream = int(get_cuda_native_handle(_call("cuStreamCreate", _NON_BLOCKING)))
-        self._events[stream] = _call("cuEventCreate", _NO_TIMING | _BLOCKING), _call("cuEventCreate", _NO_TIMING)
+        self._events[stream] = []
+        try:
+            for flags in (_NO_TIMING | _BLOCKING, _NO_TIMING):
+                self._events[stream].append(_call("cuEventCreate", flags))
+        except CudaError:
+            self.destroy_stream(stream)
+            raise
         return stream
 
     def destroy_stream(self, stream: int) -> None:
@@ -131,9 +137,10 @@ class CudaBindingsDevice:
 
     def time_ms(self, work: Callable[[], object], stream: int) -> float:
         with ExitStack() as resources:
-            start, end = (_call("cuEventCreate", _TIMING) for _ in range(2))
-            for event in (start, end):
-                resources.callback(_call, "cuEventDestroy", event)
+            start = _call("cuEventCreate", _TIMING)
+            resources.callback(_call, "cuEventDestroy", start)
+            end = _call("cuEventCreate", _TIMING)
+            resources.callback(_call, "cuEventDestroy", end)
             _call("cuEventRecord", start, stream)
             work()
             _call("cuEventRecord", end, stream)

@@ -138,6 +138,7 @@ def test_calls_reach_the_driver_with_their_arguments_from_any_thread(driver: Pat
         "event: flags 0",
         "elapsed 1.5",
         *["event freed"] * 4,
+        "stream freed",
         "waits for stream 1",
         "gpu 0",
         "host memory freed",
@@ -146,6 +147,27 @@ def test_calls_reach_the_driver_with_their_arguments_from_any_thread(driver: Pat
     ]
     # The driver's lines pass through a buffer of C, so their order is undefined.
     assert sorted(lines) == sorted([*once, *once, "cuMemAlloc failed with CUDA_ERROR_INVALID_CONTEXT."])
+
+
+@needs_bindings
+@pytest.mark.parametrize("most", [0, 1, 2, 3])
+def test_a_stream_or_an_event_does_not_outlive_the_failure_of_the_next_event(most: int, driver: Path) -> None:
+    code = """
+from edgerpn.runtime.backends.tensorrt.cuda import CudaError
+from edgerpn.runtime.backends.tensorrt.cuda_provider import open_device
+device = open_device()
+with device.active():
+    try:
+        stream = device.create_stream()
+        device.time_ms(lambda: None, stream)
+    except CudaError as error:
+        print(error)
+"""
+    lines = python(code, LD_LIBRARY_PATH=str(driver), LD_PRELOAD="", HOST_CUDA_EVENTS=str(most)).splitlines()
+    assert any(line.startswith("cuEventCreate failed with CUDA_ERROR_OUT_OF_MEMORY") for line in lines)
+    # Two events belong to a stream.
+    assert lines.count("stream freed") == (most < 2)
+    assert lines.count("event freed") == most % 2
 
 
 @needs_bindings
