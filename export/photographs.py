@@ -13,6 +13,7 @@ from edgerpn import manifest
 from edgerpn.errors import DataError, ExportError
 from edgerpn.images.decoding import split_decodable
 from edgerpn.images.formats import list_images
+from edgerpn.images.header import Exif
 from edgerpn.letterbox import letterbox
 from edgerpn.models import is_checkpoint
 from edgerpn.train.data.choice import DataChoice, ExifChoice
@@ -68,6 +69,22 @@ def fit_photograph(frame: npt.NDArray[np.uint8], frame_shape: tuple[int, int, in
         return fitted
     # The fourth channel differs from pixel to pixel, so that a graph that reads it does not pass.
     return np.dstack([fitted, fitted[..., 2]])
+
+
+def read_photograph(image: Path, frame_shape: tuple[int, int, int], exif: Exif) -> npt.NDArray[np.uint8]:
+    """Reads a photograph as the model will, and lays it into a graph's input of height, width and channels.
+
+    Args:
+        image: The file.
+        frame_shape: As for `fit_photograph`.
+        exif: Reading of the model's training.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    from edgerpn.train.data.image_files import read_image
+
+    return fit_photograph(read_image(image, exif), frame_shape)
 
 
 def list_photographs(folder: Path, log: Callable[[str], None], *, recursive: bool = False) -> list[Path]:

@@ -23,7 +23,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 import onnx
 
@@ -31,7 +30,7 @@ from edgerpn import files, golden, manifest
 from edgerpn.errors import DataError, EdgeRpnError, ExportError
 from edgerpn.export.export_config import ExportConfig
 from edgerpn.export.onnx.export import export_onnx
-from edgerpn.export.photographs import fit_photograph, list_photographs
+from edgerpn.export.photographs import list_photographs, read_photograph
 from edgerpn.models import GENERAL_MODELS
 from edgerpn.train.checkpoint import load_checkpoint, save_weights
 from edgerpn.train.network.weights import read_safetensors
@@ -116,8 +115,8 @@ def golden_sources(model: Path, photographs: Sequence[Path]) -> list[str]:
     """Returns the file names of the photographs that the golden frames of a model show."""
     described = manifest.read(model)
     frames = golden.read(model, described).frames
-    shape = described.input.frame_shape
-    fitted = {path.name: fit_photograph(cv2.imread(str(path)), shape) for path in photographs}
+    shape, exif = described.input.frame_shape, described.input.exif_reading
+    fitted = {path.name: read_photograph(path, shape, exif) for path in photographs}
     return [name for frame in frames for name, laid in fitted.items() if np.array_equal(frame, laid)]
 
 

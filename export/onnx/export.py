@@ -41,8 +41,14 @@ from edgerpn.export.onnx.graph import (
     save_sealed,
 )
 from edgerpn.export.onnx.nms_chain import NUM_CHAIN_IMAGES, choose_nms
-from edgerpn.export.onnx.parity import check_parity, network_frame
-from edgerpn.export.photographs import NUM_PARITY_IMAGES, calibration_images, parity_images, spread
+from edgerpn.export.onnx.parity import check_parity
+from edgerpn.export.photographs import (
+    NUM_PARITY_IMAGES,
+    calibration_images,
+    parity_images,
+    read_photograph,
+    spread,
+)
 from edgerpn.export.precision.reduce import Photographs, check_measurable, reduce_precision
 from edgerpn.manifest import Manifest, RecallSpec
 from edgerpn.matching import TOLERANCES, match
@@ -117,7 +123,9 @@ def export_onnx(
     with _naming(output), staging(output) as temporary:
         onnx.save(proto, temporary)
         compared = spread(photographs.samples, NUM_PARITY_IMAGES)
-        parity = check_parity(source.reference, temporary, compared, batch=config.fixed_batch)  # step 3
+        parity = check_parity(  # step 3
+            source.reference, temporary, compared, batch=config.fixed_batch, exif=manifest.input.exif_reading
+        )
         log(parity.summary())
         if config.precision != "fp32":
             parity = dataclasses.replace(parity, reference=f"checkpoint, before the graph became {config.precision}")
@@ -129,7 +137,7 @@ def export_onnx(
             log(warning.text())
         if photographs.meter is not None:  # step 6
             manifest = manifest.replace(recall=_recall(measurable, manifest, photographs.meter))
-        expected = _golden(source.reference, measurable, manifest, photographs.samples)
+        expected = _golden(measurable, manifest, photographs.samples)
         save_sealed(proto, manifest, temporary)
         is_steady = _self_test(temporary, expected, config, log)
         if config.layout == "frigate":  # step 7
@@ -258,7 +266,10 @@ class _ExportSource:
         self, images: Sequence[Path], config: ExportConfig, log: Callable[[str], None]
     ) -> tuple[_ExportSource, int | None]:
         """Chooses rounds and candidates of the NMS by the images; returns the same, and the rounds that these need."""
-        proposals, chain = choose_nms(self.model, self.proposals, images, config, network_hw=self.hw, log=log)
+        exif = self.checkpoint.settings.data.choice.images.reading
+        proposals, chain = choose_nms(
+            self.model, self.proposals, images, config, network_hw=self.hw, exif=exif, log=log
+        )
         return dataclasses.replace(self, proposals=proposals), chain
 
     def export(self, config: ExportConfig) -> onnx.ModelProto:
@@ -329,11 +340,10 @@ def _recall(proto: onnx.ModelProto, manifest: Manifest, meter: RecallMeter) -> R
     return meter.recall(proto)
 
 
-def _golden(
-    reference: Detector, measurable: onnx.ModelProto, manifest: Manifest, images: Sequence[Path]
-) -> golden.Golden:
+def _golden(measurable: onnx.ModelProto, manifest: Manifest, images: Sequence[Path]) -> golden.Golden:
     """Chooses golden frames of the images, with the proposals that a GPU would find."""
-    frames = [network_frame(reference, image) for image in spread(images, NUM_GOLDEN_IMAGES)]
+    shape, exif = manifest.input.frame_shape, manifest.input.exif_reading
+    frames = [read_photograph(image, shape, exif) for image in spread(images, NUM_GOLDEN_IMAGES)]
     with tempfile.TemporaryDirectory(prefix="edgerpn-golden-") as folder:
         file = Path(folder) / "graph.onnx"
         embed(measurable, manifest)

@@ -30,8 +30,8 @@ from torch import Tensor
 
 from edgerpn.errors import ParityError
 from edgerpn.export.export_config import ExportConfig
-from edgerpn.export.onnx.parity import network_frame
-from edgerpn.export.photographs import NUM_PARITY_IMAGES, spread
+from edgerpn.export.photographs import NUM_PARITY_IMAGES, read_photograph, spread
+from edgerpn.images.header import Exif
 from edgerpn.progress import track
 from edgerpn.targets import TOPK_LIMIT
 from edgerpn.train.network.detector import Detector
@@ -249,6 +249,7 @@ def choose_nms(
     config: ExportConfig,
     *,
     network_hw: tuple[int, int],
+    exif: Exif,
     log: Callable[[str], None],
 ) -> tuple[ProposalConfig, int | None]:
     """Chooses rounds and candidates of the graph's NMS by the images, where the settings leave them open.
@@ -264,12 +265,13 @@ def choose_nms(
         return Detector(model, stage, network_hw=network_hw, source_hw=config.source_hw).eval()
 
     every = detector(dataclasses.replace(proposals, nms_candidates=None))
+    shape = every.frame_shape
     if config.resolved_nms == "standard":
-        return _choose_list(every, proposals, images, config, log), None
+        return _choose_list(every, proposals, images, config, exif, log), None
     seen = spread(images, NUM_CHAIN_IMAGES)
 
     def frames() -> Iterator[Frame]:
-        return (network_frame(every, image)[None] for image in track(seen, "NMS on images", unit="image"))
+        return (read_photograph(image, shape, exif)[None] for image in track(seen, "NMS on images", unit="image"))
 
     chain = measure_chain(every, frames())
     candidates = choose_candidates(chain, proposals) if config.nms_candidates is None else config.nms_candidates
@@ -289,6 +291,7 @@ def _choose_list(
     proposals: ProposalConfig,
     images: Sequence[Path],
     config: ExportConfig,
+    exif: Exif,
     log: Callable[[str], None],
 ) -> ProposalConfig:
     """Returns the proposal stage of the standard NMS, with one list of candidates long enough for the images.
@@ -296,8 +299,8 @@ def _choose_list(
     Raises:
         ParityError: The settings ask for fewer than an image needs.
     """
-    seen = spread(images, NUM_PARITY_IMAGES)
-    frames = (network_frame(every, image)[None] for image in track(seen, "NMS on images", unit="image"))
+    seen, shape = spread(images, NUM_PARITY_IMAGES), every.frame_shape
+    frames = (read_photograph(image, shape, exif)[None] for image in track(seen, "NMS on images", unit="image"))
     needed = measure_candidates(every, frames)
     sizes = [len(every.get_buffer(f"anchors_{level}")) for level in range(every.num_levels)]
     candidates = sum(min(config.pre_nms, size) for size in sizes)

@@ -26,13 +26,13 @@ from edgerpn.export.onnx.agreement import (
     pair_proposals,
     valid_rows,
 )
-from edgerpn.export.photographs import fit_photograph
+from edgerpn.export.photographs import read_photograph
 from edgerpn.files import native_path
+from edgerpn.images.header import Exif
 from edgerpn.manifest.parts import ParitySpec
 from edgerpn.matching import EXACT, other_class_share, pair_classes, pair_cosines, unlike_share
 from edgerpn.progress import track
 from edgerpn.proposals import Outputs
-from edgerpn.train.data.coco import read_image
 from edgerpn.train.network.detector import Detector
 from edgerpn.train.network.proposal_stage import select_proposals
 
@@ -41,7 +41,9 @@ _MANY_TIES = 4
 """Names of the two sides in errors."""
 
 
-def check_parity(reference: Detector, graph_file: Path, images: Sequence[Path], *, batch: int | None) -> ParitySpec:
+def check_parity(
+    reference: Detector, graph_file: Path, images: Sequence[Path], *, batch: int | None, exif: Exif = "ignore"
+) -> ParitySpec:
     """Compares an ONNX file with the network; returns the entry for its manifest.
 
     Args:
@@ -49,6 +51,7 @@ def check_parity(reference: Detector, graph_file: Path, images: Sequence[Path], 
         graph_file: The ONNX file.
         images: Photographs; each is letterboxed into the graph's input.
         batch: Fixed batch size of the graph, or None when it takes any: then 1 and 2 are compared.
+        exif: Reading of the photographs.
 
     Raises:
         ParityError: They disagree; the message names the image and the worst pair. Or nothing was proposed.
@@ -57,7 +60,7 @@ def check_parity(reference: Detector, graph_file: Path, images: Sequence[Path], 
     options.log_severity_level = 3
     with native_path(graph_file) as native:
         session = onnxruntime.InferenceSession(native, options, providers=["CPUExecutionProvider"])
-    frames = [network_frame(reference, image) for image in images]
+    frames = [read_photograph(image, reference.frame_shape, exif) for image in images]
     batch_sizes = (batch,) if batch else (1, 2)
     scale_xy = reference.geometry.scale_xy if reference.geometry else (1.0, 1.0)
     has_classes = reference.model.region_head is not None
@@ -127,11 +130,6 @@ def _rescoring_cuts(reference: Detector, levels: list[tuple[torch.Tensor, torch.
     kept = select_proposals(levels, anchors, content_hw=reference.content_hw, config=hard)
     is_full = (kept.count == hard.num_proposals).tolist()
     return [(float(scores[-1]),) if full else () for scores, full in zip(kept.scores, is_full, strict=True)]
-
-
-def network_frame(detector: Detector, image: Path) -> np.ndarray:
-    """Reads a photograph as the graph takes it, (H, W, C) uint8."""
-    return fit_photograph(read_image(image), detector.frame_shape)
 
 
 class _ParityCounter:

@@ -20,11 +20,10 @@ from onnxruntime.quantization.calibrate import CalibrationMethod, HistogramColle
 
 from edgerpn.errors import DataError
 from edgerpn.export.export_config import Calibration
-from edgerpn.export.photographs import fit_photograph
+from edgerpn.export.photographs import read_photograph
 from edgerpn.export.precision.blocks import ancestors
 from edgerpn.manifest.parts import InputSpec
 from edgerpn.progress import track
-from edgerpn.train.data.coco import read_image
 
 PERCENTILE = 99.999
 """Share of the absolute values of a tensor that its range holds, by the method `percentile`."""
@@ -100,11 +99,11 @@ def frames(
     """Yields photographs as the graph's input, (H, W, C) uint8; logs those that cannot be read."""
     for image in images:
         try:
-            frame = read_image(image)
+            frame = read_photograph(image, spec.frame_shape, spec.exif_reading)
         except DataError as error:
             log(f"skipped: {error}")
             continue
-        yield fit_photograph(frame, spec.frame_shape)
+        yield frame
 
 
 def partial_session(proto: onnx.ModelProto, tensors: Sequence[str]) -> onnxruntime.InferenceSession:

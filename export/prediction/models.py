@@ -114,7 +114,7 @@ def _checkpoint(file: Path, config: PredictConfig) -> Predictor:
         ran_by=f"PyTorch {versions()['torch']}, {device}",
         batch=config.batch or (GPU_BATCH if is_gpu else 1),
         num_workers=num_workers,
-        exif="apply" if content.settings.data.exif == "apply" else "ignore",
+        exif=content.settings.data.choice.images.reading,
         class_names=content.settings.model.classes,
         run=lambda frames: detect_batch(detector, frames),
         closing=closing,

@@ -19,7 +19,8 @@ from edgerpn.export.export_config import ExportConfig
 from edgerpn.export.limits.check import find_violations
 from edgerpn.export.onnx.agreement import ProposalThresholds
 from edgerpn.export.onnx.graph import export_detector, export_module, proposal_config
-from edgerpn.export.onnx.parity import _ParityCounter, network_frame
+from edgerpn.export.onnx.parity import _ParityCounter
+from edgerpn.export.photographs import read_photograph
 from edgerpn.export.precision.blocks import find_network
 from edgerpn.export.precision.half import to_half
 from edgerpn.runtime import load
@@ -48,7 +49,7 @@ def test_a_graph_with_classes_has_them_in_the_manifest_and_agrees_with_the_netwo
     assert spec.parity.num_other_class is not None
     assert "with another class" in spec.parity.summary()
     with load(made.file, threads=1) as model:
-        frames = [network_frame(detector_of(made), photo) for photo in photo_files[:3]]
+        frames = [read_photograph(photo, detector_of(made).frame_shape, "ignore") for photo in photo_files[:3]]
         for frame in frames:
             found = model(frame)
             assert found.labels is not None
@@ -81,7 +82,7 @@ def test_rows_of_a_graph_are_those_of_the_network_and_zero_beyond_the_count(
 ) -> None:
     made = exported(name)
     detector = detector_of(made)
-    frame = network_frame(detector, photo_files[0])[None]
+    frame = read_photograph(photo_files[0], detector.frame_shape, "ignore")[None]
     found = OnnxRuntimeBackend(made.file, threads=1).infer(frame)
     with torch.inference_mode():
         expected = detector(torch.from_numpy(frame))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,16 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from edgerpn import golden
 from edgerpn.export.export_config import ExportConfig
-from edgerpn.export.onnx.export import _self_test, make_golden
+from edgerpn.export.onnx.export import _self_test, export_onnx, make_golden
+from edgerpn.export.photographs import read_photograph
+from edgerpn.export.precision import calibration
 from edgerpn.letterbox import letterbox
 from edgerpn.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from edgerpn.train.checkpoint import load_checkpoint, save_checkpoint
 
 GetExport = Callable[[str], Any]
 
@@ -57,3 +62,21 @@ def test_a_frame_without_proposals_is_no_golden_frame(exported: GetExport, peaks
     assert lines == ["warning: no golden frames: the graph proposes nothing on them, so they would prove nothing"]
     with pytest.raises(ValueError, match="frames: expected at least one"):
         make_golden(backend.infer, [])
+
+
+def test_the_photographs_of_an_export_are_turned_as_those_of_the_training(
+    checkpoints: dict[str, Path], photo_files: list[Path], tmp_path: Path
+) -> None:
+    turned = Image.Exif()
+    turned[0x112] = 6
+    Image.open(photo_files[3]).save(tmp_path / "turned.jpg", exif=turned)  # stored upright, wide as it is read
+    trained = load_checkpoint(checkpoints["pyramid"])
+    data = dataclasses.replace(trained.settings.data, exif="apply")
+    settings = dataclasses.replace(trained.settings, data=data)
+    save_checkpoint(dataclasses.replace(trained, settings=settings), tmp_path / "best.pt")
+    manifest = export_onnx(tmp_path / "best.pt", tmp_path / "model.onnx", images=tmp_path)
+    expected = read_photograph(tmp_path / "turned.jpg", manifest.input.frame_shape, "apply")
+    (frame,) = golden.read(tmp_path / "model.onnx", manifest).frames
+    np.testing.assert_array_equal(frame, expected)
+    (calibrated,) = calibration.frames([tmp_path / "turned.jpg"], manifest.input)
+    np.testing.assert_array_equal(calibrated, expected)

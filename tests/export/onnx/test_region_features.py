@@ -15,7 +15,8 @@ from edgerpn import golden, manifest
 from edgerpn.errors import ParityError, SelfTestError
 from edgerpn.export.limits.check import find_violations
 from edgerpn.export.onnx.agreement import ProposalThresholds
-from edgerpn.export.onnx.parity import _ParityCounter, network_frame
+from edgerpn.export.onnx.parity import _ParityCounter
+from edgerpn.export.photographs import read_photograph
 from edgerpn.export.precision.blocks import find_network
 from edgerpn.export.precision.half import to_half
 from edgerpn.runtime.backends.onnxruntime import OnnxRuntimeBackend
@@ -57,7 +58,7 @@ def test_embeddings_are_the_features_of_the_cells_of_the_network(
     detector = Detector(model, checkpoint.settings.proposals, network_hw=made.network_hw).eval()
     backend = OnnxRuntimeBackend(made.file, threads=1)
     for photo in photo_files[:2]:
-        frame = network_frame(detector, photo)
+        frame = read_photograph(photo, detector.frame_shape, "ignore")
         found = backend.infer(frame[None])
         assert found.embeddings is not None
         count = int(found.count[0])
@@ -86,7 +87,7 @@ def test_features_of_both_forms_are_those_of_a_plain_roi_align(
     assert [node.op_type for node in onnx.load(made.file).graph.node].count(operator) == 1
     model, checkpoint = load_model(made.checkpoint)
     detector = Detector(model, checkpoint.settings.proposals, network_hw=made.network_hw).eval()
-    frame = network_frame(detector, photo_files[2])
+    frame = read_photograph(photo_files[2], detector.frame_shape, "ignore")
     found = OnnxRuntimeBackend(made.file, threads=1).infer(frame[None])
     assert found.features is not None
     with torch.inference_mode():
