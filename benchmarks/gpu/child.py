@@ -6,6 +6,7 @@ A step is a function of a request and a `Notes`. A missing package or `Skip` mak
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import json
 import sys
@@ -45,10 +46,13 @@ STEPS = {
 def main() -> int:
     """Runs the step; returns 0, also if it was skipped or failed with an error of ours."""
     step, request, result = sys.argv[1:]
-    notes = Notes(Path(result))
+    notes, asked = Notes(Path(result)), json.loads(Path(request).read_text(encoding="utf-8"))
+    # Works in a deadlock too: it does not need Python's global lock.
+    faulthandler.enable()
+    faulthandler.dump_traceback_later(0.4 * asked["limit_s"], repeat=True)
     try:
         function = getattr(importlib.import_module(f"benchmarks.gpu.{STEPS[step]}"), step)
-        function(json.loads(Path(request).read_text(encoding="utf-8")), notes)
+        function(asked, notes)
     except ModuleNotFoundError as error:
         notes.end("skipped", f"the Python module {error.name} is not installed here")
     except (Skip, MissingDependencyError) as error:

@@ -17,7 +17,7 @@ from edgerpn.errors import EdgeRpnError
 from edgerpn.runtime.backends.tensorrt.context import ScratchArena, create_context, make_runtime_config
 from edgerpn.runtime.backends.tensorrt.cuda import CudaError, Device, DeviceInfo
 from edgerpn.runtime.backends.tensorrt.cuda_provider import open_device
-from edgerpn.runtime.backends.tensorrt.library import TensorRtLibrary, import_library, make_logger, make_runtime
+from edgerpn.runtime.backends.tensorrt.library import TensorRtLibrary, import_library, logger_of, make_runtime
 
 _ITEM_BYTES = {"FLOAT": 4, "HALF": 2, "BF16": 2, "INT32": 4, "INT64": 8, "INT8": 1, "UINT8": 1, "BOOL": 1}
 LIMIT = 0.15
@@ -47,9 +47,9 @@ class BareEngine:
             Skip: The library refuses the engine on this GPU.
         """
         module = library.module
-        self.device, self.log = device, make_logger(module)
+        self.device, self.log = device, logger_of(module)
         try:
-            self._runtime = make_runtime(module, self.log)
+            self._runtime = make_runtime(module)
         except EdgeRpnError as error:
             raise Skip(str(error)) from error
         self._engine = self._runtime.deserialize_cuda_engine(plan)
@@ -269,9 +269,8 @@ def build_plan(trt: Any, onnx_file: str, compute_capability: str | None) -> byte
     """
     from edgerpn.export.engine.options import BuildConfig
     from edgerpn.export.engine.worker import make_options
-    from edgerpn.runtime.backends.tensorrt.library import make_logger
 
-    log = make_logger(trt)
+    log = logger_of(trt)
     builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     if not trt.OnnxParser(network, log).parse_from_file(onnx_file):

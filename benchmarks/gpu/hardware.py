@@ -181,6 +181,6 @@ def _try(trt: Any, plan: bytes) -> str:
 
 
 def _log(trt: Any) -> Any:
-    from edgerpn.runtime.backends.tensorrt.library import make_logger
+    from edgerpn.runtime.backends.tensorrt.library import logger_of
 
-    return make_logger(trt)
+    return logger_of(trt)

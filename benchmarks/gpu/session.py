@@ -100,11 +100,15 @@ class Session:
     def child(
         self, name: str, step: str, request: Figures, *, why_not: str | None = None, limit_s: float = 90
     ) -> Record:
-        """Runs a step in `benchmarks.gpu.child`, which reports whether it is done, skipped or failed."""
+        """Runs a step in `benchmarks.gpu.child`, which reports whether it is done, skipped or failed.
+
+        The process prints where each of its threads is, twice before its limit; the record of a failure has the end.
+        """
+        limit_s = min(limit_s, self._end_s - time.monotonic())
         slug = "".join(letter if letter.isalnum() else "-" for letter in name)
         asked, told = self.work / f"{slug}.request.json", self.work / f"{slug}.result.json"
         told.unlink(missing_ok=True)
-        asked.write_text(json.dumps(request), encoding="utf-8")
+        asked.write_text(json.dumps({**request, "limit_s": limit_s}), encoding="utf-8")
         words = [sys.executable, *CHILD, step, str(asked), str(told)]
         return self._run(name, words, why_not, limit_s, lambda: _read(told), None)
 

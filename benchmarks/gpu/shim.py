@@ -13,7 +13,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any, Protocol
 
 import numpy as np
@@ -243,8 +243,9 @@ def shim_library(program: Program, manifest: Manifest) -> TensorRtLibrary:
         def deserialize_cuda_engine(self, plan: bytes) -> _Engine:
             return _Engine(program, manifest)
 
-    module = SimpleNamespace(
-        __name__="tensorrt", __version__=VERSION, ILogger=_Logger, DataType=_DataType, Runtime=Runtime,
+    module = ModuleType("tensorrt")
+    vars(module).update(
+        __version__=VERSION, ILogger=_Logger, DataType=_DataType, Runtime=Runtime,
         ExecutionContextAllocationStrategy=_Strategy,
     )  # fmt: skip
     return TensorRtLibrary(name="tensorrt", module=module)

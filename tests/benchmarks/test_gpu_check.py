@@ -171,10 +171,31 @@ def test_a_step_that_crashes_keeps_what_it_measured_before(
     assert "SIGSEGV" in record.reason
 
 
+HANG = """
+import sys
+from benchmarks.gpu import child
+sys.modules["benchmarks.gpu.hanging"] = hanging = type(sys)("hanging")
+child.STEPS["hang"] = "hanging"
+def hang(request, notes):
+    import ctypes
+    ctypes.pythonapi.sleep(60)  # holds Python's global lock
+hanging.hang = hang
+sys.exit(child.main())
+"""
+
+
+def test_a_step_that_hangs_shows_where(session: Any, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_session, "CHILD", ("-c", HANG))
+    monkeypatch.chdir(root)
+    record = session.child("a hang", "hang", {}, limit_s=8)
+    assert (record.status, record.reason) == ("failed", "stopped after 8 s")
+    assert any(line.endswith("in hang") for line in record.output)
+
+
 def test_a_step_whose_package_is_missing_is_skipped(root: Path, tmp_path: Path) -> None:
     code = "import sys; sys.modules['torch'] = None; from benchmarks.gpu import child; sys.exit(child.main())"
     asked, told = tmp_path / "asked.json", tmp_path / "told.json"
-    asked.write_text("{}")
+    asked.write_text('{"limit_s": 60}')
     subprocess.run([sys.executable, "-c", code, "pytorch", str(asked), str(told)], check=True, timeout=60, cwd=root)
     result = json.loads(told.read_text())
     assert (result["status"], "torch" in result["reason"]) == ("skipped", True)

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -446,14 +446,18 @@ class Library:
         self.events: list[str] = []
         self.cache = Cache()
         self.config: Any = None
+        self.log: Any = None
         library = self
 
         class Runtime:
             def __init__(self, log: Any) -> None:
-                self.log = log
+                # TensorRT keeps one logger while any of its objects lives; here the first stays.
+                self.log = library.log = library.log or log
+                if log is not self.log:
+                    self.log.log(ILogger.WARNING, "The logger passed into createInferRuntime differs from one already")
                 self.engine_host_code_allowed = False
                 if library.cannot_start:
-                    log.log(ILogger.ERROR, "createInferRuntime: CUDA initialization failure with error: 35")
+                    self.log.log(ILogger.ERROR, "createInferRuntime: CUDA initialization failure with error: 35")
 
             def __del__(self) -> None:
                 library.events.append("runtime destroyed")  # where it cannot start, TensorRT ends the process here
@@ -481,8 +485,8 @@ class Library:
                     self.log.log(ILogger.ERROR, "the magic tag is wrong")
                     return None
 
-        self.module = SimpleNamespace(
-            __name__="tensorrt_rtx" if is_rtx else "tensorrt",
+        self.module: Any = ModuleType("tensorrt_rtx" if is_rtx else "tensorrt")
+        vars(self.module).update(
             __version__=version,
             ILogger=ILogger,
             DataType=DataType,

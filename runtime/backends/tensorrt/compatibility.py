@@ -17,7 +17,7 @@ from edgerpn.machine import board_model
 from edgerpn.manifest import EngineSpec, Manifest
 from edgerpn.runtime.backends.tensorrt.cuda import Device
 from edgerpn.runtime.backends.tensorrt.cuda_provider import open_device
-from edgerpn.runtime.backends.tensorrt.library import TensorRtLibrary, import_library, make_logger, make_runtime
+from edgerpn.runtime.backends.tensorrt.library import TensorRtLibrary, import_library, make_runtime
 from edgerpn.targets import (
     HARDWARE_COMPATIBLE_FROM,
     RTX_CAPABILITIES,
@@ -249,7 +249,7 @@ def _validity(path: Path, host: EngineHost) -> list[CompatibilityCheck]:
         return []
     try:
         with host.device.active(), path.open("rb") as file:
-            runtime = make_runtime(module, make_logger(module))
+            runtime = make_runtime(module)
             validity, bits = runtime.get_engine_validity(file.read(runtime.engine_header_size))
     except EngineLoadError as error:
         return [CompatibilityCheck(key="library's verdict", expected="VALID", found=str(error), verdict="no")]

@@ -64,7 +64,7 @@ class ScratchArena:
         Args:
             context: A context of `create_context` whose input shapes are set; they must not change later.
             engine: Its engine.
-            log: The engine's logger with `num_errors`, in which a refusal shows: the library then gets the engine's
+            log: The library's logger with `num_errors`, in which a refusal shows: the library then gets the engine's
                 largest size.
             on_move: Called when the memory has moved, which makes CUDA graphs of the context invalid.
 

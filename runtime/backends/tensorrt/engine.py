@@ -20,7 +20,7 @@ from edgerpn.manifest import Manifest
 from edgerpn.runtime.backends.contract import tensors_of
 from edgerpn.runtime.backends.tensorrt.context import ScratchArena, create_context, make_runtime_config
 from edgerpn.runtime.backends.tensorrt.cuda import Device
-from edgerpn.runtime.backends.tensorrt.library import TensorRtLibrary, make_logger, make_runtime
+from edgerpn.runtime.backends.tensorrt.library import TensorRtLibrary, logger_of, make_runtime
 
 _logger = logging.getLogger(__name__)
 
@@ -46,9 +46,9 @@ class TensorRtEngine:
         self._path = path
         self._manifest = manifest
         self._library = library
-        self._log = make_logger(library.module)
+        self._log = logger_of(library.module)
         # Kept, because engines of older versions must not outlive it.
-        self._runtime = make_runtime(library.module, self._log)
+        self._runtime = make_runtime(library.module)
         is_portable = manifest.engine is not None and manifest.engine.version_compatible
         if is_portable and allow_host_code:
             self._runtime.engine_host_code_allowed = True

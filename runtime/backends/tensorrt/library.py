@@ -12,6 +12,7 @@ import logging
 import re
 from collections import deque
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from edgerpn.errors import EngineLoadError, MissingDependencyError
@@ -100,17 +101,15 @@ def _diagnosis(module: str, error: Exception) -> str:
     return f"{module} is installed, but does not work here: {error}. {' '.join(advice[:1])}".rstrip()
 
 
-def make_runtime(module: Any, log: Any) -> Any:
-    """Makes the library's runtime object.
-
-    Args:
-        module: The library's module.
-        log: A new logger of `make_logger`.
+def make_runtime(module: Any) -> Any:
+    """Makes the runtime object of a library's module, with the logger of `logger_of`.
 
     Raises:
         EngineLoadError: The library cannot start, as with a driver that is too old for it. TensorRT then returns an
             object all the same, whose first use ends the process, and so does its end (lean runtime 11.4.0).
     """
+    log = logger_of(module)
+    log.take_lines()  # those of other engines do not concern this start
     runtime = module.Runtime(log)
     if log.lines:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(runtime))  # so that it never ends
@@ -121,10 +120,15 @@ def make_runtime(module: Any, log: Any) -> Any:
     return runtime
 
 
-def make_logger(module: Any) -> Any:
-    """Makes a logger for the library's objects.
+@cache
+def logger_of(module: Any) -> Any:
+    """Returns the logger for all objects of a library in this process.
 
-    It keeps errors for `take_lines`, logs each warning once, and all other lines at the level DEBUG.
+    TensorRT keeps the logger of the first object, and sends it the lines of later ones. The logger keeps errors for
+    `take_lines`, logs each warning once, and all other lines at the level DEBUG.
+
+    Calls that hold Python's global lock, such as `create_execution_context`, hang if they wait for a thread of the
+    library that logs (by the source of the bindings; not seen).
     """
 
     class Log(module.ILogger):  # type: ignore[misc]
@@ -151,7 +155,7 @@ def make_logger(module: Any) -> Any:
 
         def take_lines(self) -> str:
             """Returns the errors since the last call, for the end of a message."""
-            lines = [self.lines.popleft() for _ in range(len(self.lines))]
+            lines, self.lines = self.lines, deque(maxlen=20)
             return "; ".join(dict.fromkeys(lines)) or "it gave no reason"
 
     return Log()

@@ -26,7 +26,7 @@ from edgerpn.export.engine.process import MAX_LINES, BuildOutcome, LogLines
 from edgerpn.export.engine.progress import PhaseTracker, ProgressDisplay
 from edgerpn.export.engine.report import explain
 from edgerpn.machine import available_bytes
-from edgerpn.runtime.backends.tensorrt.library import make_logger
+from edgerpn.runtime.backends.tensorrt.library import logger_of
 from tests.support.models import make_manifest
 
 HERE = BuildMachine(platform="linux-x86_64")
@@ -190,7 +190,7 @@ def test_layers_are_timed_on_black_frames_and_memory_is_returned(
     trt, bench.library.requires_user_memory = bench.library.module, True
     trt.nptype, trt.IProfiler = (lambda dtype: dtype.value), type("IProfiler", (), {"__init__": lambda self: None})
     bench.library.wants_largest_memory = True
-    log = make_logger(trt)
+    log = logger_of(trt)
     engine = trt.Runtime(log).deserialize_cuda_engine(make_engine(tmp_path).read_bytes())
     monkeypatch.setattr("edgerpn.export.engine.layers.open_device", lambda: bench.device)
     assert _time_layers(trt, log, engine, 2) == {}  # the stand-in reports no layers
@@ -203,7 +203,7 @@ def test_layers_of_an_engine_with_code_for_the_cpu_are_listed_after_its_build(
     bench: Any, make_engine: Callable[..., Path], tmp_path: Path, is_allowed: bool
 ) -> None:
     bench.library.has_host_code = True
-    plan, log = make_engine(tmp_path).read_bytes(), make_logger(bench.library.module)
+    plan, log = make_engine(tmp_path).read_bytes(), logger_of(bench.library.module)
     trt = bench.library.module
     trt.LayerInformationFormat = SimpleNamespace(JSON=0)
     found = inspect_layers(trt, log, plan, batch=1, is_timed=False, is_version_compatible=is_allowed)

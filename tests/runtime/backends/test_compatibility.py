@@ -13,7 +13,7 @@ from edgerpn import manifest as manifests
 from edgerpn.errors import ArtifactMismatchError, EngineLoadError, ManifestError, MissingDependencyError
 from edgerpn.runtime.backends.tensorrt import compatibility
 from edgerpn.runtime.backends.tensorrt.backend import TensorRtBackend
-from edgerpn.runtime.backends.tensorrt.library import import_library, make_logger
+from edgerpn.runtime.backends.tensorrt.library import import_library, logger_of
 from edgerpn.targets import RTX_CAPABILITIES, RTX_DEFAULT_CAPABILITIES
 
 MakeModel = Callable[..., Path]
@@ -101,7 +101,7 @@ def test_an_engine_of_another_module_of_the_same_name_is_loaded_with_a_warning(
 
 
 def test_warnings_of_the_library_are_shown_once(bench: Any, caplog: pytest.LogCaptureFixture) -> None:
-    log = make_logger(bench.library.module)
+    log = logger_of(bench.library.module)
     with caplog.at_level("DEBUG"):
         for _ in range(2):
             log.log(1, "an error")

@@ -47,10 +47,10 @@ for word in sys.argv[2:]:
 START = """
 import gc, importlib, sys
 from edgerpn.errors import EngineLoadError
-from edgerpn.runtime.backends.tensorrt.library import make_logger, make_runtime
+from edgerpn.runtime.backends.tensorrt.library import make_runtime
 module = importlib.import_module(sys.argv[1])
 try:
-    make_runtime(module, make_logger(module))
+    make_runtime(module)
 except EngineLoadError as error:
     print(error)
 gc.collect()

@@ -146,6 +146,24 @@ def test_a_file_that_the_library_refuses_is_a_load_error(bench: Any, make_engine
         bench.load(path)
 
 
+def test_a_second_engine_has_the_logger_of_the_first_and_reasons_of_its_own(
+    bench: Any, make_engine: MakeModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from edgerpn import manifest as manifests
+
+    first = bench.load(make_engine(tmp_path, batch=1))
+    bench.library.log.log(1, "an error of the first engine")
+    (tmp_path / "second").mkdir()
+    path = make_engine(tmp_path / "second", batch=1)
+    manifest = manifests.read(path)
+    path.write_bytes(b"not an engine")
+    manifests.write(manifest, path)
+    with pytest.raises(EngineLoadError, match=r"refuses the engine: the magic tag is wrong\. See"):
+        bench.load(path)
+    assert "differs" not in caplog.text
+    first.close()
+
+
 def test_an_engine_with_other_tensors_than_its_manifest_is_refused(
     bench: Any, make_engine: MakeModel, tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from edgerpn.errors import EngineLoadError, InferenceError
 from edgerpn.runtime.backends.tensorrt.context import ScratchArena, create_context, make_runtime_config
-from edgerpn.runtime.backends.tensorrt.library import make_logger
+from edgerpn.runtime.backends.tensorrt.library import logger_of
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -106,7 +106,7 @@ def test_a_library_that_asks_for_the_largest_size_gets_it(opened: tuple[Any, Pat
 
 
 def test_a_refusal_of_memory_is_seen_behind_any_number_of_errors(standin: ModuleType) -> None:
-    device, log, given = standin.HostDevice(), make_logger(standin.Bench().library.module), []
+    device, log, given = standin.HostDevice(), logger_of(standin.Bench().library.module), []
     for number in range(30):
         log.log(standin.ILogger.ERROR, f"an old error {number}")
 
