@@ -3,8 +3,8 @@
 Draws only the best, and no near copies of them: the graph keeps boxes that overlap by up to its own threshold (IoU
 0.9), so that one object would get many. The best comes last and on top; weak ones are thin and transparent, strong
 ones thick and bright, all in one hue. Rank counts too, so that the first ones stand out where many scores are equal.
-Only the first few get a label, where there is room for it; of a model with classes all but the weak ones do, with the
-name, and each class has a colour of its own.
+Only the first few get a label, where there is room for it, as transparent as the box; of a model with classes all but
+the weak ones do, with the name, and each class has a colour of its own.
 
 A run that follows objects shows its confirmed tracks instead, each with its number and in a colour of its own.
 """
@@ -12,7 +12,6 @@ A run that follows objects shows its confirmed tracks instead, each with its num
 from __future__ import annotations
 
 import colorsys
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,10 +29,10 @@ DEFAULT_NMS_IOU = 0.6
 """Default IoU with a better drawn box, of its class where the model has classes, above which a box is not drawn."""
 
 NUM_LABELS = 5
-"""Number of boxes, from the best, that get a label with their score."""
+"""Number of boxes, from the best, that get a label with their score, of a model without classes."""
 
 NAMED_STRENGTH = 0.25
-"""Strength from which further boxes get a label, of a model with classes."""
+"""Strength from which boxes get a label, of a model with classes."""
 
 FADE_RANK = 20
 """Rank at which a box is half as strong as the best one of equal score."""
@@ -81,11 +80,10 @@ def draw_proposals(
     for corner, strength, color in list(zip(corners, strengths, colors, strict=True))[::-1]:
         _draw_box(canvas, corner, strength, color, unit)
     taken = _draw_names(canvas, zone_map, unit)
-    least = NAMED_STRENGTH if shown.labels is not None else math.inf
     labels = zip(corners, box_texts(shown), colors, strengths, strict=True)
     for rank, (corner, text, color, strength) in enumerate(labels):
-        if rank < NUM_LABELS or strength >= least:
-            _draw_label(canvas, corner[:2], _ascii(text), color, unit, taken)
+        if rank < NUM_LABELS if shown.labels is None else strength >= NAMED_STRENGTH:
+            _draw_label(canvas, corner[:2], _ascii(text), color, unit, taken, _opacity(strength))
     return canvas
 
 
@@ -234,8 +232,12 @@ def _pixels(points: npt.NDArray[np.float64], canvas: Image) -> npt.NDArray[np.in
     return (points * (canvas.shape[1] - 1, canvas.shape[0] - 1)).round().astype(np.int32)
 
 
+def _opacity(strength: float) -> float:
+    return 0.25 + 0.75 * strength
+
+
 def _draw_box(canvas: Image, corner: Rectangle, strength: float, color_bgr: tuple[int, int, int], unit: int) -> None:
-    opacity = 0.25 + 0.75 * strength
+    opacity = _opacity(strength)
     thickness = unit * (1 if strength < 0.5 else 2 if strength < 0.85 else 3)
     if strength >= 0.5:
         # A dark rim keeps strong boxes visible on bright ground.
@@ -272,6 +274,7 @@ def _draw_label(
     color_bgr: tuple[int, int, int],
     unit: int,
     taken: list[Rectangle],
+    opacity: float = 1.0,
 ) -> None:
     """Writes `text` above a corner, unless it would cover another label."""
     cv2 = load_cv2()
@@ -286,7 +289,8 @@ def _draw_label(
     if y + label_h > height or any(_overlap(place, other) for other in taken):
         return
     taken.append(place)
-    cv2.rectangle(canvas, place[:2], (place[2] - 1, place[3] - 1), color_bgr, -1)
+    plate = canvas[y : place[3], x : place[2]]
+    plate[:] = plate * np.float32(1 - opacity) + np.array(color_bgr, np.float32) * opacity
     cv2.putText(canvas, text, (x + pad, y + label_h - pad), font, scale, _INK_BGR, unit, cv2.LINE_AA)
 
 

@@ -196,6 +196,23 @@ def test_each_class_has_its_colour_and_every_box_its_name() -> None:
     drawn = draw_proposals(image, weak)
     labelled = [changed(image[:27, x : x + 200], drawn[:27, x : x + 200]) > 0 for x in range(0, 1400, 200)]
     assert labelled == [True] * 6 + [False]
+    # On an empty road the best ones are weak too.
+    drawn = draw_proposals(image, classed(Proposals(boxes, np.full(7, 0.06, np.float32)), ["fish"] * 7))
+    assert changed(image[:27], drawn[:27]) == 0
+
+
+def test_a_label_is_as_transparent_as_its_box() -> None:
+    image = np.full((100, 400, 3), 60, np.uint8)
+    boxes = np.array([[10, 40, 90, 90], [210, 40, 290, 90]], np.float32)
+    strong, weak = (
+        draw_proposals(image, classed(Proposals(boxes, np.array(scores, np.float32)), ["fish", "fish"]))
+        for scores in ([0.9, 0.9], [0.9, 0.3])
+    )
+    np.testing.assert_array_equal(strong[:38, :200], weak[:38, :200])
+    corner = 39, 211
+    color = np.array(class_color(0))
+    np.testing.assert_allclose(strong[corner], color, atol=2)
+    np.testing.assert_allclose(weak[corner], 60 + (color - 60) * 0.5, atol=2)
 
 
 def test_of_a_hundred_boxes_that_score_alike_the_first_still_stand_out() -> None:
