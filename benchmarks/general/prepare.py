@@ -1,7 +1,8 @@
 """The training data of the general weights: many data sets merged into one, completed by a teacher.
 
 The whole recipe, from a folder of data sets (SETS/NAME/instances.json and images/) to figures: a training on the labels
-and the boxes of a teacher, two in which the teacher looks at every view, and the mean of these two.
+and the boxes of a teacher, two in which the teacher looks at every view, the mean of these two, and one from this mean
+in which half of the views are whole and the mean is a second teacher.
 
     python -m benchmarks.general.prepare --sets SETS --leave-out coco_sample --teacher NANODET -o GENERAL
     edgerpn train --data GENERAL --config benchmarks/general/general.toml --from random -o RUN
@@ -12,7 +13,12 @@ and the boxes of a teacher, two in which the teacher looks at every view, and th
         --from DISTILLED/best.pt -o FURTHER --set loop.seed=2 --set loop.minutes=70
         --set data.view_sides_px=[320,320,320,320,320,320,320,0]
     python -m benchmarks.general.average DISTILLED/best.pt FURTHER/best.pt -o MEAN.pt
-    python -m benchmarks.domains --sets SETS --checkpoint MEAN.pt --from MEAN.pt --from random --out out.json
+    python -m benchmarks.general.prepare --sets SETS --repeat coco_sample=4 -o EVERYDAY
+    python -m benchmarks.general.distil --data EVERYDAY --teacher NANODET --config benchmarks/general/distil.toml
+        --from MEAN.pt --keep MEAN.pt -o LARGER --set loop.seed=22 --set loop.minutes=62 --set data.workers=1
+        --set data.augment.mosaic_probability=0.3 --set data.view_sides_px=[320,0]
+    python -m benchmarks.domains --sets SETS --checkpoint LARGER/best.pt --from LARGER/best.pt --from random
+        --out out.json
 
 A training that was interrupted, or should go on in another sitting, continues with
 `edgerpn train --data GENERAL -o RUN --resume`; the settings file counts minutes of training, not of the clock. An

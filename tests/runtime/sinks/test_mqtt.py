@@ -279,9 +279,9 @@ def test_a_record_above_the_brokers_limit_is_lost_alone_and_named(
     until(lambda: len(set(reader.frames())) == 39)
     assert 5 not in reader.frames()
     assert (sink.stats().written, sink.stats().dropped) == (39, 1)
-    (line,) = [text for text in caplog.messages if " is lost: " in text]
-    assert f"a record of door ({num_bytes + 24} bytes) is lost: 4 connections in turn broke when it was sent" in line
-    assert "mosquitto: max_packet_size" in line
+    (message,) = [text for text in caplog.messages if " is lost: " in text]
+    assert f"a record of door ({num_bytes + 24} bytes) is lost: 4 connections in turn broke when it was sent" in message
+    assert "mosquitto: max_packet_size" in message
     sink.close()
     reader.close()
 
