@@ -146,6 +146,6 @@ def test_a_folder_that_stays_locked_is_an_error(tmp_path: Path, monkeypatch: pyt
 def test_a_folder_that_another_process_tidies_is_waited_for(tmp_path: Path) -> None:
     descriptor = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
-    threading.Timer(0.1, os.close, [descriptor]).start()
+    threading.Timer(1.0, os.close, [descriptor]).start()
     with files.shared(tmp_path, tidy=lambda: pytest.fail("tidied")):
         pass
