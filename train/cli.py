@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 
 from edgerpn.arguments import add_settings_arguments, names_argument, print_settings, size_argument
@@ -99,10 +100,16 @@ def run(arguments: argparse.Namespace) -> int:
         settings=resolved,
         backbone_weights=arguments.backbone_weights,
         resume=arguments.resume,
-        log=print,
+        log=log_line,
     )
     if ranks_from_environment().is_first:
         if result.metrics:
             print(format_table({"best": result.metrics}))
         print(f"best checkpoint: {result.best}")
     return 130 if result.interrupted else 0
+
+
+def log_line(line: str) -> None:
+    """Prints a line at once, also into a file; a full disk or a closed pipe there does not end a training."""
+    with contextlib.suppress(OSError):
+        print(line, flush=True)

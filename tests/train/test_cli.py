@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -14,6 +17,7 @@ import torch
 from edgerpn import settings
 from edgerpn.__main__ import main
 from edgerpn.errors import ConfigError
+from edgerpn.train.cli import log_line
 from edgerpn.train.config import LoopConfig, TrainSettings, load_settings
 from edgerpn.train.run.device import choose_compute
 
@@ -117,6 +121,21 @@ def test_wrong_usage_ends_with_status_2(capsys: pytest.CaptureFixture[str]) -> N
             main(["train", *arguments])
         assert exit_info.value.code == 2
     assert "usage: edgerpn train" in capsys.readouterr().err
+
+
+def test_a_line_of_the_log_is_printed_at_once_and_a_full_disk_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class FullDisk(io.StringIO):
+        def flush(self) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with (tmp_path / "log.txt").open("w") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        log_line("step 1")
+        assert (tmp_path / "log.txt").read_text() == "step 1\n"
+        monkeypatch.setattr(sys, "stdout", FullDisk())
+        log_line("step 2")
 
 
 def test_a_run_prints_its_table_and_its_best_checkpoint(
