@@ -47,7 +47,8 @@ class LoopConfig:
     sync_batch_norm: bool = True
     """Compute batch-norm statistics over the images of all processes, as a single process would, or per process."""
     evaluations: int = 4
-    """Number of evaluations on the validation images, evenly spaced; the last is at the end."""
+    """Number of evaluations on the validation images, evenly spaced; the last is at the end. With `minutes`, those that
+    become due during another one are left out."""
     log_every: int = 10
     """Steps between two rows of the log."""
     save_every_s: float = 60.0

@@ -115,6 +115,8 @@ def _train(run: TrainingRun, log: Callable[[str], None], loss_function: LossFunc
                     step_log.flush()
                     _evaluate(run, saver, log)
                     state.seconds, is_stopped = ranks.agree(time.monotonic() - started, signals.received is not None)
+                    # Those that became due meanwhile are left out: a step between them would teach little.
+                    state.evaluations = run.num_due_evaluations
                     step_log.restart_timer()
                 elif saver.is_due():
                     step_log.flush()
@@ -183,7 +185,6 @@ def _evaluate(run: TrainingRun, saver: CheckpointSaver, log: Callable[[str], Non
     found = _detect_all(place(detector, run.compute.device), run.val_set.records[ranks.rank :: ranks.size])
     shares = ranks.gather_to_first(found)
     metrics = ranks.compute_on_first(lambda: _measure(run, dict(ChainMap(*shares))))
-    state.evaluations += 1
     is_best = _is_better(metrics, state.best_metrics)
     shown = {name: metrics[name] for name in _SHOWN if name in metrics}
     run.folder.append({"step": state.step, "epoch": state.epoch, "seconds": state.seconds, **shown})

@@ -199,4 +199,4 @@ def restore(run: TrainingRun, checkpoint: Checkpoint, log: Callable[[str], None]
             "not count; the next evaluation, if there is one, writes best.pt"
         )
     # Counted again, because --resume may have lengthened the run.
-    run.progress.evaluations = int(run.fraction * run.settings.loop.evaluations + 1e-9)
+    run.progress.evaluations = run.num_due_evaluations

@@ -33,6 +33,7 @@ class RunProgress:
     batch: int = 0
     seconds: float = 0.0
     evaluations: int = 0
+    """Evaluations that were due so far, whether made or left out."""
     best_metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -72,6 +73,11 @@ class TrainingRun:
         if self.settings.loop.minutes:
             return self.progress.seconds / (60 * self.settings.loop.minutes)
         return self.progress.step / (self.settings.loop.epochs * self.loader.batches_per_epoch)
+
+    @property
+    def num_due_evaluations(self) -> int:
+        """Evaluations whose place in the run lies behind it."""
+        return int(self.fraction * self.settings.loop.evaluations + 1e-9)
 
     @property
     def weights(self) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from edgerpn.train.checkpoint import load_checkpoint, load_model, save_checkpoin
 from edgerpn.train.config import TrainSettings
 from edgerpn.train.data.coco import read_coco
 from edgerpn.train.data.loader import TrainLoader
+from edgerpn.train.run import loop
 from edgerpn.train.run.folder import RunFolder, read_log
 from edgerpn.train.run.loop import TrainResult, run_training
 
@@ -307,6 +309,27 @@ def test_a_run_by_the_clock_ends_with_an_evaluation(start: Start) -> None:
     seconds = [row["seconds"] for row in result.history if "loss" in row]
     assert 0.44 <= seconds[-1] < 30
     assert load_checkpoint(result.last).step == result.history[-1]["step"]
+
+
+def test_evaluations_that_become_due_during_another_one_are_left_out(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 0.0
+
+    def lasting(function: Callable[..., object], seconds: float) -> Callable[..., object]:
+        def call(*arguments: object) -> object:
+            nonlocal now_s
+            now_s += seconds
+            return function(*arguments)
+
+        return call
+
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now_s))
+    monkeypatch.setattr(loop, "take_step", lasting(loop.take_step, 5))
+    monkeypatch.setattr(loop, "_detect_all", lasting(loop._detect_all, 16))
+    result = start("run", "loop.minutes=1", "loop.evaluations=4")
+    # From second 15 to 31, beyond the 30 of the next; then at 46, to the end.
+    assert [row["step"] for row in result.history if "AR@100" in row] == [3, 6]
 
 
 def test_bad_data_is_refused_before_the_run_begins(tmp_path: Path, tiny_settings: MakeSettings) -> None:
