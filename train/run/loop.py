@@ -131,6 +131,9 @@ def _train(run: TrainingRun, log: Callable[[str], None], loss_function: LossFunc
                 saver.save_best()
             if saver.save():
                 log(f"interrupted at step {state.step}; continue with --resume")
+        # A resumed run may have been shortened, or its best.pt be gone.
+        elif ranks.agree(state.seconds, state.evaluated_step != state.step)[1]:
+            _evaluate(run, saver, log)
         _report_data_wait(step_log, time.monotonic() - started, log)
     saver.finish()
     return TrainResult(
@@ -185,6 +188,7 @@ def _evaluate(run: TrainingRun, saver: CheckpointSaver, log: Callable[[str], Non
     found = _detect_all(place(detector, run.compute.device), run.val_set.records[ranks.rank :: ranks.size])
     shares = ranks.gather_to_first(found)
     metrics = ranks.compute_on_first(lambda: _measure(run, dict(ChainMap(*shares))))
+    state.evaluated_step = state.step
     is_best = _is_better(metrics, state.best_metrics)
     shown = {name: metrics[name] for name in _SHOWN if name in metrics}
     run.folder.append({"step": state.step, "epoch": state.epoch, "seconds": state.seconds, **shown})

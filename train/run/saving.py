@@ -191,6 +191,9 @@ def restore(run: TrainingRun, checkpoint: Checkpoint, log: Callable[[str], None]
     counters = {field.name for field in dataclasses.fields(RunProgress)}
     # Older versions had more.
     run.progress = RunProgress(**{name: value for name, value in state["progress"].items() if name in counters})
+    if run.progress.best_metrics and not run.folder.best.exists():
+        run.progress.best_metrics, run.progress.evaluated_step = {}, 0
+        log(f"{run.folder.best} is missing, so the best figures so far do not count; the next evaluation writes it")
     # Older versions did not save it.
     if state.get("val_sha256", run.val_set.sha256) != run.val_set.sha256:
         run.progress.best_metrics = {}

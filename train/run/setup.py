@@ -127,6 +127,9 @@ def set_up(request: RunRequest, ranks: Ranks, compute: Compute) -> TrainingRun:
     if checkpoint is not None:
         restore(run, checkpoint, log)
         log(f"resuming at step {run.progress.step}")
+        if run.fraction >= 1:
+            length = "minutes" if settings.loop.minutes else "epochs"
+            log(f"its loop.{length} are over; a larger --{length}, which counts from the first step, continues the run")
     if ranks.is_first:
         if checkpoint is not None:
             folder.resume(settings, checkpoint)

@@ -34,6 +34,8 @@ class RunProgress:
     seconds: float = 0.0
     evaluations: int = 0
     """Evaluations that were due so far, whether made or left out."""
+    evaluated_step: int = 0
+    """Step of the newest evaluation."""
     best_metrics: dict[str, float] = field(default_factory=dict)
 
 

@@ -22,11 +22,15 @@ from edgerpn import settings
 from edgerpn.errors import CheckpointError, ConfigError, DataError, MissingDependencyError, TrainingDivergedError
 from edgerpn.train.checkpoint import load_checkpoint, load_model, save_checkpoint
 from edgerpn.train.config import TrainSettings
+from edgerpn.train.data.batch import TrainBatch
 from edgerpn.train.data.coco import read_coco
 from edgerpn.train.data.loader import TrainLoader
+from edgerpn.train.learning.loss import LossSums
 from edgerpn.train.run import loop
 from edgerpn.train.run.folder import RunFolder, read_log
 from edgerpn.train.run.loop import TrainResult, run_training
+from edgerpn.train.run.state import TrainingRun
+from edgerpn.train.run.step import loss_sums
 
 MakeSettings = Callable[..., TrainSettings]
 Start = Callable[..., TrainResult]
@@ -195,6 +199,33 @@ def test_a_finished_run_can_be_lengthened(start: Start, copy_of_finished: Copy) 
     longer = start("run", "loop.epochs=2", resume=True)
     assert load_checkpoint(longer.last).step == 8
     assert [row["step"] for row in longer.history if "loss" in row] == list(range(1, 9))
+
+
+def test_a_run_whose_best_checkpoint_is_gone_writes_it_again(start: Start, copy_of_finished: Copy) -> None:
+    done = copy_of_finished("run")
+    last = load_checkpoint(done.last)
+    assert last.training is not None
+    last.training["progress"]["best_metrics"] = {"AR@100": 2.0}  # never reached again
+    save_checkpoint(last, done.last)
+    done.best.unlink()
+    said: list[str] = []
+    result = start("run", "loop.epochs=1", resume=True, log=said.append)
+    assert load_checkpoint(result.best).metrics == result.metrics
+    assert result.metrics["AR@100"] <= 1
+    assert sum("best.pt is missing, so the best figures so far do not count" in line for line in said) == 1
+
+
+def test_a_run_that_is_shortened_ends_with_an_evaluation(start: Start) -> None:
+    def interrupt_at_step_6(run: TrainingRun, batch: TrainBatch, part: int) -> LossSums:
+        if run.progress.step == 5:
+            signal.raise_signal(signal.SIGINT)
+        return loss_sums(run, batch, part)
+
+    assert start("run", "loop.epochs=2", "loop.evaluations=2", loss_function=interrupt_at_step_6).interrupted
+    said: list[str] = []
+    result = start("run", "loop.epochs=1", resume=True, log=said.append)
+    assert [row["step"] for row in result.history if "AR@100" in row] == [4, 6]
+    assert sum("its loop.epochs are over; a larger --epochs" in line for line in said) == 1
 
 
 def test_best_figures_on_other_validation_annotations_do_not_count(
