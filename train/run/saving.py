@@ -201,5 +201,7 @@ def restore(run: TrainingRun, checkpoint: Checkpoint, log: Callable[[str], None]
             f"{run.val_set.annotation_file}: the validation annotations have changed, so the best figures so far do "
             "not count; the next evaluation, if there is one, writes best.pt"
         )
+    # Images may have been lost since.
+    run.progress.batch = min(run.progress.batch, run.loader.batches_per_epoch)
     # Counted again, because --resume may have lengthened the run.
     run.progress.evaluations = run.num_due_evaluations

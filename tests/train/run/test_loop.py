@@ -228,6 +228,27 @@ def test_a_run_that_is_shortened_ends_with_an_evaluation(start: Start) -> None:
     assert sum("its loop.epochs are over; a larger --epochs" in line for line in said) == 1
 
 
+def test_a_run_resumes_near_the_end_of_an_epoch_that_has_become_shorter(
+    start: Start, data_folder: Path, tmp_path: Path, tiny_settings: MakeSettings
+) -> None:
+    def interrupt_at_step_14(run: TrainingRun, batch: TrainBatch, part: int) -> LossSums:
+        if run.progress.step == 13:
+            signal.raise_signal(signal.SIGINT)
+        return loss_sums(run, batch, part)
+
+    data = tmp_path / "data"
+    shutil.copytree(data_folder, data)
+    texts = ("data.batch_size=1", 'data.allow=["images"]')
+    run = functools.partial(run_training, data=data, output=tmp_path / "run")
+    assert run(tiny_settings(*texts), loss_function=interrupt_at_step_14).interrupted
+    for number in (100, 101, 102):
+        (data / "images" / f"{number}.png").unlink()
+    result = run(tiny_settings(*texts), resume=True)
+    last = load_checkpoint(result.last)
+    assert last.step == 2 * 13
+    assert (last.training or {})["progress"]["epoch"] == 1
+
+
 def test_best_figures_on_other_validation_annotations_do_not_count(
     copy_of_finished: Copy, data_folder: Path, tmp_path: Path, tiny_settings: MakeSettings
 ) -> None:
