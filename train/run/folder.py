@@ -70,9 +70,9 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError([f"{self.path}: this is a file, expected a folder for the run"])
         if self.last.exists() or self.best.exists():
-            raise ConfigError(
-                [f"{self.path} already holds a run; continue it with --resume, or choose another folder with --output"]
-            )
+            resumable = "continue it with --resume, or choose"
+            what = resumable if self.last.exists() else f"it has no {self.last.name} to resume from; choose"
+            raise ConfigError([f"{self.path} already holds a run; {what} another folder with --output"])
 
     def start(self, resolved: TrainSettings) -> None:
         """Starts a new run; errors as in `check_new`, and a ConfigError if another process writes into the folder."""
@@ -90,7 +90,10 @@ class RunFolder:
             CheckpointError: Both are damaged.
         """
         if not self.last.exists():
-            raise ConfigError([f"{self.path}: nothing to resume, {self.last.name} is missing; start without --resume"])
+            place = " in another folder" if self.best.exists() else ""
+            raise ConfigError(
+                [f"{self.path}: nothing to resume, {self.last.name} is missing; start without --resume{place}"]
+            )
         try:
             checkpoint = load_checkpoint(self.last)
         except CheckpointError as error:
@@ -107,7 +110,11 @@ class RunFolder:
         return checkpoint
 
     def resume(self, resolved: TrainSettings, checkpoint: Checkpoint) -> None:
-        """Resumes the run at `checkpoint`: drops the rows logged after it."""
+        """Resumes the run at `checkpoint`: drops the rows logged after it.
+
+        Raises:
+            CheckpointError: Another program changed the log.
+        """
         self.rows = [row for row in read_log(self.log) if row["step"] <= checkpoint.step] if self.log.exists() else []
         self._write_config(resolved)
 
@@ -177,9 +184,26 @@ def _short(value: float) -> str:
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
-    """Reads the rows of a log.csv without their empty cells."""
-    with open(path, encoding="utf-8", newline="") as file:
-        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+    """Reads the rows of a log.csv without their empty cells.
+
+    Raises:
+        CheckpointError: Another program changed it.
+    """
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+    except (ValueError, TypeError, csv.Error) as error:  # a TypeError: a row with more cells than the first one
+        raise _not_a_log(path, str(error)) from error
+    if any("step" not in row for row in rows):
+        raise _not_a_log(path, "a row has no step")
+    return rows
+
+
+def _not_a_log(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: expected the log as edgerpn train wrote it, numbers between commas, but another program changed it "
+        f"({reason}); restore it, or remove it to continue without the rows so far"
+    )
 
 
 def plot_losses(rows: list[dict[str, float]], path: Path) -> None:

@@ -249,6 +249,16 @@ def test_a_run_resumes_near_the_end_of_an_epoch_that_has_become_shorter(
     assert (last.training or {})["progress"]["epoch"] == 1
 
 
+@pytest.mark.parametrize("text", ["step;epoch;loss\n1;0;2,5\n", "step,epoch\n1,0,2\n", "epoch,loss\n0,2.5\n"])
+def test_a_log_that_another_program_changed_is_one_error(text: str, start: Start, copy_of_finished: Copy) -> None:
+    done = copy_of_finished("run")
+    done.log.write_text(text)
+    with pytest.raises(CheckpointError, match=r"log\.csv: expected the log as edgerpn train wrote it.*or remove it"):
+        start("run", "loop.epochs=1", resume=True)
+    done.log.unlink()
+    assert not start("run", "loop.epochs=1", resume=True).history
+
+
 def test_best_figures_on_other_validation_annotations_do_not_count(
     copy_of_finished: Copy, data_folder: Path, tmp_path: Path, tiny_settings: MakeSettings
 ) -> None:
@@ -311,9 +321,14 @@ def test_a_folder_that_holds_a_run_is_refused(start: Start, copy_of_finished: Co
     assert done.last.read_bytes() == before
 
 
-def test_there_must_be_something_to_resume(start: Start) -> None:
-    with pytest.raises(ConfigError, match=r"nothing to resume, last.pt is missing"):
+def test_there_must_be_something_to_resume(start: Start, copy_of_finished: Copy) -> None:
+    with pytest.raises(ConfigError, match=r"nothing to resume, last.pt is missing; start without --resume$"):
         start("run", resume=True)
+    copy_of_finished("best-only").last.unlink()
+    with pytest.raises(ConfigError, match=r"last.pt is missing; start without --resume in another folder$"):
+        start("best-only", resume=True)
+    with pytest.raises(ConfigError, match=r"has no last.pt to resume from; choose another folder"):
+        start("best-only")
 
 
 def test_resuming_with_another_network_is_refused(start: Start, copy_of_finished: Copy) -> None:
