@@ -36,12 +36,21 @@ TypeError, ValueError and RuntimeError outside this tree.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import Any
 
 
 class EdgeRpnError(Exception):
     """Base of every error that EdgeRPN raises on purpose."""
+
+    def __reduce__(self) -> tuple[Callable[..., EdgeRpnError], tuple[Any, ...]]:
+        """Lets `pickle` and `copy` keep the message and the attributes of every error.
+
+        By default they would call the class with the message alone, which some classes do not take: a
+        `multiprocessing.Pool` whose worker raises such an error waits for ever.
+        """
+        return _rebuild, (type(self), self.args, self.__dict__)
 
 
 class ConfigError(EdgeRpnError, ValueError):
@@ -171,6 +180,15 @@ class BulkError(EdgeRpnError):
 
 class MissingDependencyError(EdgeRpnError, ImportError):
     """An optional package is not installed."""
+
+
+def _rebuild(kind: type[EdgeRpnError], arguments: tuple[Any, ...], attributes: dict[str, Any]) -> EdgeRpnError:
+    """Makes an error again without the arguments of its class."""
+    error = kind.__new__(kind)
+    # The next class is a built-in one, and ImportError has a message of its own.
+    super(EdgeRpnError, error).__init__(*arguments)
+    error.__dict__.update(attributes)
+    return error
 
 
 def require(module: str, *, extra: str, purpose: str) -> ModuleType:

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import copy
 import inspect
+import pickle
 import re
+from collections.abc import Callable
 
 import pytest
 
 from edgerpn import errors
 from edgerpn.errors import ConfigError, DataError, EdgeRpnError, MissingDependencyError, TrainingDivergedError, require
+from edgerpn.runtime.sources.failures import CaptureFailedError
 
 
 def drawn_tree() -> dict[str, str]:
@@ -60,6 +64,25 @@ def test_a_data_error_lists_its_problems_below_the_message() -> None:
 def test_a_divergence_keeps_where_it_happened() -> None:
     error = TrainingDivergedError("loss is nan", step=12, image_ids=[3, 4], last_good=None)
     assert (error.step, error.image_ids, error.last_good) == (12, (3, 4), None)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConfigError(["a: wrong", "b: missing"], source="x.toml"),
+        DataError("train.json: 2 problems", problems=["image 3", "image 4"]),
+        TrainingDivergedError("loss is nan", step=12, image_ids=[3, 4], last_good=None),
+        CaptureFailedError("/dev/video9: no such camera", reason="not_found"),
+        MissingDependencyError("reading video needs cv2"),
+    ],
+)
+@pytest.mark.parametrize("transfer", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))])
+def test_an_error_comes_out_of_another_process_as_it_was(
+    error: EdgeRpnError, transfer: Callable[[EdgeRpnError], EdgeRpnError]
+) -> None:
+    other = transfer(error)
+    assert type(other) is type(error)
+    assert (str(other), vars(other)) == (str(error), vars(error))
 
 
 def test_require_gives_the_module_that_is_there() -> None:
