@@ -182,7 +182,8 @@ class CaptureProcess:
 
 def _environment() -> dict[str, str]:
     """Returns our environment with our module path, so that the process finds the same modules."""
-    path = os.pathsep.join(entry for entry in sys.path if entry)
+    # Python skips entries that are not texts, such as a Path, and so does this.
+    path = os.pathsep.join(entry for entry in sys.path if entry and isinstance(entry, str))
     return {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
 
 

@@ -140,6 +140,18 @@ def test_a_moment_without_descriptors_ends_no_source(make_group: Make, quick: di
         reasons[event.source] = event.reason
 
 
+def test_a_module_path_that_is_no_text_ends_no_source(
+    clip: Path, make_group: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [clip.parent, *sys.path])
+    group = make_group()
+    group.add(CaptureConfig(source=str(clip)))
+    while not isinstance(item := group.take(DEADLINE_S), Frame):
+        assert isinstance(item, Event)
+        assert item.kind in ("started", "connected"), item.message
+    assert item.index == 0
+
+
 def test_closing_ends_a_source_that_never_answers(clip: Path, patience: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"rtsp://127.0.0.1:{listener.getsockname()[1]}/never-answers"
