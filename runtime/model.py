@@ -169,9 +169,10 @@ class Model:
         source_hw = self.manifest.input.source_hw
         if source_hw is None:
             return self.batch(frames)
-        fits = [letterbox((frame.shape[0], frame.shape[1]), source_hw) for frame in frames]
+        images = [self._check(frame) for frame in frames]
+        fits = [letterbox((image.shape[0], image.shape[1]), source_hw) for image in images]
         resize = load_cv2().resize
-        found = self.batch([fit.apply(frame, resize) for fit, frame in zip(fits, frames, strict=True)])
+        found = self.batch([fit.apply(image, resize) for fit, image in zip(fits, images, strict=True)])
         return [in_frame(proposals, fit) for fit, proposals in zip(fits, found, strict=True)]
 
     def stream(

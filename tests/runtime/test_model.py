@@ -170,6 +170,16 @@ def test_boxes_in_the_padding_of_a_frame_that_was_fitted_are_dropped(make_model:
     assert len(proposals.scores) == 2
 
 
+def test_frames_that_would_be_fitted_are_refused_by_name_too(
+    make_model: MakeModel, tmp_path: Path, paint: Paint
+) -> None:
+    frame = paint(96, 160)
+    with load(make_model(tmp_path, source_hw=(192, 320)), threads=1) as model:
+        for value, message in ((frame / 255, "expected dtype uint8 .* got float64"), (frame.tolist(), "got list")):
+            with pytest.raises(InputError, match=message):
+                model.batch_fitted([value])
+
+
 def test_a_truncated_file_without_a_manifest_has_a_plain_error(make_model: MakeModel, tmp_path: Path) -> None:
     path = make_model(tmp_path, has_sidecar=False)
     path.write_bytes(path.read_bytes()[:-40])
