@@ -95,7 +95,7 @@ class Proposer:
         file = find_model(model)
         self._model = load(
             file,
-            providers=tuple(providers) or None,
+            providers=providers or None,
             threads=threads,
             allow_host_code=allow_host_code,
             verify=verify,

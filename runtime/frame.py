@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -231,6 +231,7 @@ class Result:
         return self.zone_map.zones_of(self.proposals.boxes, self.frame.size_hw)
 
 
+@runtime_checkable
 class Source(Protocol):
     """An opened file, folder or glob; `edgerpn.runtime.sources.file_sources.open_source` makes one.
 

@@ -331,6 +331,11 @@ def _open(source: str | int | os.PathLike[str] | Source) -> tuple[SourceConfig, 
     from edgerpn.runtime.sources.file_sources import open_source
 
     if not isinstance(source, (str, int, os.PathLike)):
+        if not isinstance(source, Source):
+            raise TypeError(
+                "source: expected a text, a path, the number of a camera or an opened file, got a "
+                f"{type(source).__name__}; for several sources use edgerpn.runtime.run.StreamRunner"
+            )
         # The text is only shown; the name identifies the source.
         return SourceConfig(source="opened file", name=source.name), {source.name: source}
     text = str(source) if isinstance(source, int) else os.fspath(source)

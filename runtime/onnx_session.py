@@ -74,7 +74,10 @@ def choose_providers(asked: Sequence[Provider] | None, available: Sequence[str])
 
     Raises:
         EngineLoadError: This build of the library does not have one.
+        TypeError: It is one name instead of a list of names.
     """
+    if isinstance(asked, str):
+        raise TypeError(f"providers: expected a list of names, such as [{asked!r}], got the text {asked!r}")
     if not asked:
         # TensorRT is not a default, because it builds an engine at every start, which takes minutes.
         return [(name, _as_options(name, None)) for name in (_CUDA, CPU) if name in available]

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -301,6 +302,11 @@ def test_an_unknown_provider_lists_the_known_ones(model_path: Path) -> None:
         load(model_path, providers=["abacus"])
 
 
+def test_one_provider_without_a_list_is_a_mistake_of_the_caller(model_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"providers: expected a list of names, such as \['cpu'\]"):
+        load(model_path, providers="cpu")
+
+
 def test_providers_have_short_names_and_the_backend_names_the_device(model_path: Path) -> None:
     with load(model_path, providers=["cpu"], threads=1) as model:
         assert model.backend.name.startswith("ONNX Runtime ")
@@ -426,6 +432,12 @@ def test_providers_keep_their_order_and_get_options() -> None:
 def test_a_camera_that_is_not_there_is_an_error_and_not_a_wait(model_path: Path) -> None:
     with load(model_path) as model, pytest.raises(StreamOpenError, match="63: no such camera"):
         next(model.stream(63))
+
+
+@pytest.mark.parametrize("source", [["a.mp4", "b.mp4"], b"a.mp4", None, cv2.VideoCapture()])
+def test_a_source_of_a_wrong_type_is_a_mistake_of_the_caller(model: Model, source: Any) -> None:
+    with pytest.raises(TypeError, match=rf"source: expected a text, .* got a {type(source).__name__}; .*StreamRunner"):
+        next(model.stream(source))
 
 
 def test_an_address_of_one_picture_gives_a_stream(model_path: Path) -> None:
