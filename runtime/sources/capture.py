@@ -396,6 +396,9 @@ class FileCapture(Capture):
         items = iter(source) if not self._is_stopping else iter(())
         has_ended = False
         for item in items:
+            if item.source != self.name:
+                # The run knows the source, opened under another name, by this one only.
+                item = dataclasses.replace(item, source=self.name)
             has_ended = isinstance(item, Event) and item.kind == "ended"
             if isinstance(item, Frame) and not self._lets_through(item):
                 continue

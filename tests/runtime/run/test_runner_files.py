@@ -262,6 +262,12 @@ def test_a_stream_that_never_started_can_be_closed(model: Model, video_path: Pat
     runner.close()
 
 
+def test_a_file_opened_under_another_name_has_that_of_its_source(model: Model, video_path: Path) -> None:
+    config = StreamsConfig(sources=(SourceConfig(source=str(video_path), name="door"),))
+    with StreamRunner(model, config, opened={"door": open_source(video_path)}, max_results=3) as runner:
+        assert [item.frame.source for item in runner if isinstance(item, Result)] == ["door"] * 3
+
+
 def test_impossible_numbers_are_mistakes_of_the_caller(run: Callable[..., Items]) -> None:
     with pytest.raises(ValueError, match="workers"):
         run(Frames(1), workers=0)
