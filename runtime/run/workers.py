@@ -141,6 +141,9 @@ class Workers:
         """Waits for the threads a few seconds at most; `is_stopping` has been set."""
         deadline_s = time.monotonic() + (_JOIN_LIVE_S if self._registry.has_live else _JOIN_S)
         for thread in self._threads:
+            if thread is threading.current_thread():
+                # The garbage collector ends a lost run, wherever it runs.
+                continue
             if thread.ident:
                 thread.join(max(0.0, deadline_s - time.monotonic()))
             if thread.is_alive():

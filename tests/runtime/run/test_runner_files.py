@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -266,6 +268,30 @@ def test_a_file_opened_under_another_name_has_that_of_its_source(model: Model, v
     config = StreamsConfig(sources=(SourceConfig(source=str(video_path), name="door"),))
     with StreamRunner(model, config, opened={"door": open_source(video_path)}, max_results=3) as runner:
         assert [item.frame.source for item in runner if isinstance(item, Result)] == ["door"] * 3
+
+
+def test_a_stream_that_the_garbage_collector_ends_in_its_own_worker_ends(
+    model: Model, video_path: Path, monkeypatch: pytest.MonkeyPatch, patience: Any
+) -> None:
+    problems: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda problem: problems.append(problem.exc_value))
+    is_lost = threading.Event()
+    run_frames = model.run_frames
+
+    def collect_first(frames: Sequence[Frame], **options: Any) -> list[Result | InputError]:
+        if frames[0].index and is_lost.wait(20):
+            gc.collect()
+        return run_frames(frames, **options)
+
+    monkeypatch.setattr(model, "run_frames", collect_first)
+    stream = model.stream(video_path)
+    next(stream)
+    circle: list[object] = [stream]
+    circle.append(circle)
+    del stream, circle
+    is_lost.set()
+    patience.wait_until(lambda: not [t for t in threading.enumerate() if t.name.startswith("edgerpn")])
+    assert problems == []
 
 
 def test_impossible_numbers_are_mistakes_of_the_caller(run: Callable[..., Items]) -> None:
