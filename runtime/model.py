@@ -189,6 +189,7 @@ class Model:
         for ever when it fails; only the device of a camera must exist at the start. Events of the source are logged;
         for several sources, events and limits of age use `edgerpn.runtime.run`. Leaving the loop, or closing the
         generator, stops the threads and closes the source.
+        Another thread cannot close it while it waits for a frame; `StreamRunner.stop` of `edgerpn.runtime.run` can.
         Results may be kept: pictures of a live source lie in shared memory, and become copies when few slots are left.
 
         Args:
