@@ -1,8 +1,9 @@
 """The training data of the general weights: many data sets merged into one, completed by a teacher.
 
 The whole recipe, from a folder of data sets (SETS/NAME/instances.json and images/) to figures: a training on the labels
-and the boxes of a teacher, two in which the teacher looks at every view, the mean of these two, and one from this mean
-in which half of the views are whole and the mean is a second teacher.
+and the boxes of a teacher, two in which the teacher looks at every view, the mean of these two, one from this mean in
+which half of the views are whole and the mean is a second teacher, and the mean of two more of this kind in which the
+teacher looks at every view twice.
 
     python -m benchmarks.general.prepare --sets SETS --leave-out coco_sample --teacher NANODET -o GENERAL
     edgerpn train --data GENERAL --config benchmarks/general/general.toml --from random -o RUN
@@ -17,8 +18,17 @@ in which half of the views are whole and the mean is a second teacher.
     python -m benchmarks.general.distil --data EVERYDAY --teacher NANODET --config benchmarks/general/distil.toml
         --from MEAN.pt --keep MEAN.pt -o LARGER --set loop.seed=22 --set loop.minutes=62 --set data.workers=1
         --set data.augment.mosaic_probability=0.3 --set data.view_sides_px=[320,0]
-    python -m benchmarks.domains --sets SETS --checkpoint LARGER/best.pt --from LARGER/best.pt --from random
-        --out out.json
+    python -m benchmarks.general.prepare --sets SETS --repeat coco_sample=10 -o MORE_EVERYDAY
+    python -m benchmarks.general.distil --data EVERYDAY --teacher NANODET --config benchmarks/general/distil.toml
+        --from LARGER/best.pt --keep LARGER/best.pt --closer -o C --set loop.seed=31 --set loop.minutes=84
+        --set data.workers=1 --set data.augment.mosaic_probability=0.3 --set data.view_sides_px=[320,0]
+    python -m benchmarks.general.distil --data MORE_EVERYDAY --teacher NANODET --config benchmarks/general/distil.toml
+        --from LARGER/best.pt --keep LARGER/best.pt --closer --fix-norms-at 0.59 -o D --set loop.seed=32
+        --set loop.minutes=84 --set data.workers=1 --set data.augment.mosaic_probability=0.3
+        --set data.view_sides_px=[320,0] --set data.augment.hue=0.1 --set data.augment.saturation=0.6
+        --set data.augment.brightness=0.35 --set data.augment.contrast=0.35 --set data.augment.aspect_jitter=0.25
+    python -m benchmarks.general.average C/best.pt D/best.pt -o CD.pt
+    python -m benchmarks.domains --sets SETS --checkpoint CD=CD.pt --from CD=CD.pt --from random --out out.json
 
 A training that was interrupted, or should go on in another sitting, continues with
 `edgerpn train --data GENERAL -o RUN --resume`; the settings file counts minutes of training, not of the clock. An

@@ -121,9 +121,20 @@ def test_the_kept_weights_see_whole_views_smaller_and_parts_as_they_are(
     torch.testing.assert_close(sight.scores, torch.tensor([[0.5, 0.9]]))
 
 
+def test_a_second_look_adds_the_boxes_at_full_size() -> None:
+    teacher = Bright()
+    views = torch.zeros(1, 3, 160, 384)
+    sight = distil.Distillation(teacher, looks_closer=True).look(views, is_part=True)
+    assert teacher.seen == [(1, 3, 128, 256), (1, 3, 160, 384)]
+    torch.testing.assert_close(sight.boxes, torch.tensor([[[192.0, 0, 384, 80], [192.0, 0, 384, 80]]]))
+    torch.testing.assert_close(sight.scores, torch.tensor([[0.5, 0.5]]))
+    assert [tuple(maps.shape[2:]) for maps in sight.maps] == [(16, 32), (8, 16), (4, 8)]  # those of the first look
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("fix_norms_at", [1.0, 0.0])
 def test_a_training_learns_from_labels_and_teacher(
-    sets: Path, tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fix_norms_at: float, sets: Path, tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(distil, "MAPS_ALONE_STEPS", 1)
     data = tmp_path / "data"
@@ -140,16 +151,18 @@ def test_a_training_learns_from_labels_and_teacher(
     )
     teacher, kept = Bright(), Rpn(settings.model).eval()
     before = {name: value.clone() for name, value in kept.state_dict().items()}
-    result = run_training(
-        settings, data=data, output=tmp_path / "run", loss_function=distil.Distillation(teacher, kept)
-    )
+    losses = distil.Distillation(teacher, kept, fix_norms_at=fix_norms_at)
+    result = run_training(settings, data=data, output=tmp_path / "run", loss_function=losses)
     assert set(teacher.seen) == {(4, 3, 64, 96)}
     rows = [row for row in result.history if row.get("loss")]
     assert len(rows) == len(teacher.seen)
     assert all(math.isfinite(row["loss"]) for row in rows)
     assert rows[-1]["objectness"] < rows[0]["objectness"]
     assert all(torch.equal(value, before[name]) for name, value in kept.state_dict().items())
-    assert load_checkpoint(result.last).weights.keys() == load_checkpoint(result.best).weights.keys()
+    last = load_checkpoint(result.last).weights
+    assert last.keys() == load_checkpoint(result.best).weights.keys()
+    means = torch.cat([value for name, value in last.items() if name.endswith("running_mean")])
+    assert bool((means == 0).all()) == (fix_norms_at == 0)  # as they start
 
 
 def test_bad_data_is_one_line(

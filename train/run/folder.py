@@ -225,12 +225,11 @@ def plot_losses(rows: list[dict[str, float]], path: Path) -> None:
     evaluations = [row for row in rows if "AR@100" in row]
     if evaluations:
         right = axes.twinx()
-        steps = [r["step"] for r in evaluations]
-        right.plot(
-            steps, [r["AR@100"] for r in evaluations], "o--", color="#7030a0", label="AR@100 (val)", markersize=4
-        )
+        steps, recall = [r["step"] for r in evaluations], [r["AR@100"] for r in evaluations]
+        right.plot(steps, recall, "o--", color="#7030a0", label="AR@100 (val)", markersize=4)
         right.set_ylabel("AR@100 on the validation images")
-        right.set_ylim(bottom=0)
+        # Room above the curve for the legend.
+        right.set_ylim(0, 1.25 * max(recall) if max(recall) > 0 else 1)
         right.legend(loc="upper left", frameon=False)
     axes.set_ylim(bottom=0, top=_upper_limit([r["loss"] for r in losses]))
     axes.legend(loc="upper right", frameon=False)
