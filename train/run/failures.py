@@ -56,8 +56,8 @@ def explain_out_of_memory(describe: Callable[[], str]) -> Iterator[None]:
 def advice_before_first_step(folder: RunFolder, settings: TrainSettings) -> str:
     """Advice for a lack of memory before the first step, where a smaller batch does not help."""
     return (
-        f"before the first step, {_size(settings)}: free memory, or choose fewer data.workers, a smaller network or "
-        f"--size; {how_to_resume(folder)}"
+        f"before the first step, {_size(settings)}: free memory, choose fewer data.workers, or start a new run with a "
+        f"smaller network or --size; {how_to_resume(folder)}"
     )
 
 

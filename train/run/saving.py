@@ -5,15 +5,20 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from operator import attrgetter
 
 from edgerpn.errors import CheckpointError, TrainingStoppedError
 from edgerpn.train.checkpoint import Checkpoint
+from edgerpn.train.network.anchors import AnchorConfig
 from edgerpn.train.run.failures import how_to_resume
 from edgerpn.train.run.state import RunProgress, TrainingRun
 
 _LARGEST_SHARE = 1 / 50
 """Largest share of a run's time to spend on saving between evaluations."""
 _STATE = "the checkpoint"
+_ANCHORS = (f"model.anchors.{field.name}" for field in dataclasses.fields(AnchorConfig))
+_MEANING = (*_ANCHORS, "model.mean_bgr", "model.std_bgr", "data.input_hw")
+"""Settings that give weights and figures their meaning, while the tensors of a checkpoint fit others too."""
 
 
 class CheckpointSaver:
@@ -122,7 +127,7 @@ def restore(run: TrainingRun, checkpoint: Checkpoint, log: Callable[[str], None]
     """Restores the state of a run from a checkpoint, without the best figures if they are of other annotations.
 
     Raises:
-        CheckpointError: It has no training state, or belongs to a run with other data, optimizer or network.
+        CheckpointError: It has no training state, or other data, another optimizer, network or input size than the run.
     """
     state = checkpoint.training
     if state is None:
@@ -172,6 +177,14 @@ def restore(run: TrainingRun, checkpoint: Checkpoint, log: Callable[[str], None]
             f"{run.folder.last}: the run takes {images_per_step} images per step from its small data set; with this "
             f"number of processes and loop.accumulate it would take {run.loader.batch_size}; use the old numbers"
         )
+    for name in _MEANING:
+        was, now = (attrgetter(name)(each) for each in (checkpoint.settings, run.settings))
+        if was != now:
+            raise CheckpointError(
+                f"{run.folder.last}: the run has {name} = {was} and cannot continue with {now}, which changes the "
+                "meaning of its weights or figures; resume without --size, --set or --config that changes it, or start "
+                f"a new run in another folder, from these weights with --from {run.folder.last}"
+            )
     # Loading restores the old run's rates and decays; the settings of this run apply.
     chosen = [{k: v for k, v in group.items() if k != "params"} for group in run.optimizer.param_groups]
     try:

@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -335,6 +336,26 @@ def test_resuming_with_another_network_is_refused(start: Start, copy_of_finished
     copy_of_finished("run")
     with pytest.raises(CheckpointError, match="does not fit these settings"):
         start("run", "loop.epochs=2", "model.head_channels=24", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "model.anchors.sizes_px=[[16.0], [32.0], [64.0]]",
+            "sizes_px = ((32.0,), (64.0,), (128.0,)) and cannot continue with ((16.0,), (32.0,), (64.0,))",
+        ),
+        ("model.anchors.center_offset=0", "model.anchors.center_offset = 0.5 and cannot continue with 0.0"),
+        ("model.std_bgr=[1, 1, 1]", "model.std_bgr = (57.375, 57.12, 58.395) and cannot continue with (1.0, 1.0, 1.0)"),
+        ("data.input_hw=[64, 96]", "data.input_hw = (96, 96) and cannot continue with (64, 96)"),
+    ],
+)
+def test_settings_that_change_the_meaning_of_a_checkpoint_are_refused(
+    text: str, told: str, start: Start, copy_of_finished: Copy
+) -> None:
+    done = copy_of_finished("run")
+    with pytest.raises(CheckpointError, match=rf"the run has .*{re.escape(told)}.*new run .* --from {done.last}"):
+        start("run", "loop.epochs=2", text, resume=True)
 
 
 def test_resuming_from_a_checkpoint_without_training_state_is_refused(start: Start, copy_of_finished: Copy) -> None:
