@@ -245,13 +245,32 @@ def _upper_limit(values: list[float]) -> float | None:
     return 1.3 * ordered[int(0.98 * (len(ordered) - 1))]
 
 
-def tensorboard_writer(path: Path) -> Any:
-    """Creates a TensorBoard SummaryWriter for `path`.
+class TensorBoardLog:
+    """TensorBoard's files of a run; they end at the first one that cannot be written."""
 
-    Raises:
-        MissingDependencyError: TensorBoard is not installed.
-    """
-    require("tensorboard", extra="tensorboard", purpose="loop.tensorboard")
-    from torch.utils.tensorboard import SummaryWriter
+    def __init__(self, path: Path, log: Callable[[str], None]) -> None:
+        """Creates a file in the folder `path`.
 
-    return SummaryWriter(str(path))
+        Raises:
+            MissingDependencyError: TensorBoard is not installed.
+        """
+        require("tensorboard", extra="tensorboard", purpose="loop.tensorboard")
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer: Any = SummaryWriter(str(path))
+        self._log = log
+
+    def add(self, part: str, figures: Mapping[str, float], step: int) -> None:
+        """Adds figures as `part`/name; logs a failure, after which it adds no more."""
+        if self._writer is None:
+            return
+        try:
+            for name, value in figures.items():
+                self._writer.add_scalar(f"{part}/{name}", value, step)
+        except OSError as error:
+            # Of the writer's thread, which has ended with it.
+            self._writer = None
+            self._log(
+                f"step {step}: TensorBoard's file could not be written: {error.strerror or error}; training continues "
+                "without it, and --resume begins another one"
+            )

@@ -193,8 +193,7 @@ def _evaluate(run: TrainingRun, saver: CheckpointSaver, log: Callable[[str], Non
     shown = {name: metrics[name] for name in _SHOWN if name in metrics}
     run.folder.append({"step": state.step, "epoch": state.epoch, "seconds": state.seconds, **shown})
     if run.tensorboard is not None:
-        for name, value in shown.items():
-            run.tensorboard.add_scalar(f"val/{name}", value, state.step)
+        run.tensorboard.add("val", shown, state.step)
     figures = "  ".join(f"{name} {value:.3f}" for name, value in shown.items())
     log(f"step {state.step}, {state.seconds / 60:.1f} min: {figures}{' (best)' if is_best else ''}")
     is_kept = not is_best or saver.save_best(metrics)

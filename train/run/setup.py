@@ -27,7 +27,7 @@ from edgerpn.train.network.model import ALL_CLASSES, Rpn, RpnWithMaps
 from edgerpn.train.network.weights import load_backbone_weights
 from edgerpn.train.run.batch_size import resolve_batch_size
 from edgerpn.train.run.device import Compute, keep_freed_memory, place
-from edgerpn.train.run.folder import RunFolder, tensorboard_writer
+from edgerpn.train.run.folder import RunFolder, TensorBoardLog
 from edgerpn.train.run.ranks import Ranks
 from edgerpn.train.run.saving import restore
 from edgerpn.train.run.start import AUTO, Start, choose_start
@@ -136,7 +136,7 @@ def set_up(request: RunRequest, ranks: Ranks, compute: Compute) -> TrainingRun:
         else:
             folder.start(settings)
         if settings.loop.tensorboard:
-            run.tensorboard = tensorboard_writer(folder.path)
+            run.tensorboard = TensorBoardLog(folder.path, log)
     count = sum(p.numel() for p in model.parameters())
     processes = f" on each of {ranks.size} processes" if ranks.size > 1 else ""
     log(f"{settings.model.backbone}: {count / 1e6:.2f} M parameters, {len(records)} images, {compute}{processes}")

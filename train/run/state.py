@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from edgerpn.train.learning.optimizer import WeightAverage
 from edgerpn.train.network.anchors import grid_anchors
 from edgerpn.train.network.model import Rpn
 from edgerpn.train.run.device import Compute
-from edgerpn.train.run.folder import RunFolder
+from edgerpn.train.run.folder import RunFolder, TensorBoardLog
 from edgerpn.train.run.ranks import Ranks
 
 
@@ -58,7 +57,7 @@ class TrainingRun:
     compute: Compute
     parameters: tuple[nn.Parameter, ...]
     progress: RunProgress
-    tensorboard: Any = None
+    tensorboard: TensorBoardLog | None = None
     anchors: dict[tuple[int, int], list[Tensor]] = field(default_factory=dict)
     """Anchors of each level by height and width of the views; filled on demand."""
 

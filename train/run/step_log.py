@@ -106,8 +106,7 @@ class StepLog:
         self._begin_row()
         run.folder.append({"step": taken, "epoch": record.epoch, "seconds": self._pending_seconds, **row})
         if run.tensorboard is not None:
-            for name, value in row.items():
-                run.tensorboard.add_scalar(f"train/{name}", value, taken)
+            run.tensorboard.add("train", row, taken)
 
     def _of_regions(self, figures: StepFigures) -> dict[str, float]:
         if not self._run.settings.model.classes:

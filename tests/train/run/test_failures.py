@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import multiprocessing
 import resource
 import shutil
@@ -73,6 +74,28 @@ def test_a_disk_that_is_full_for_a_while_costs_only_the_failed_writes(start: Sta
     assert result.best.exists()
     assert load_checkpoint(result.best).metrics == result.metrics
     assert not list(folder.glob(".*")), "no temporary file is left"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="tensorboard is not installed")
+# The thread of TensorBoard that writes ends with the error.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_run_goes_on_without_tensorboard_when_the_disk_is_full_for_a_while(start: Start) -> None:
+    said: list[str] = []
+    limits = contextlib.ExitStack()
+
+    def log(line: str) -> None:
+        said.append(line)
+        if line.startswith("step 2,"):
+            limits.enter_context(limit(resource.RLIMIT_FSIZE, 1_000))
+        if line.startswith("step 6,"):
+            limits.close()
+
+    with limits:
+        result = start("loop.epochs=2", "loop.evaluations=4", "loop.tensorboard=true", log=log)
+    failures = [line for line in said if "TensorBoard" in line]
+    assert len(failures) == 1
+    assert "File too large; training continues without it" in failures[0]
+    assert load_checkpoint(result.last).step == 8
 
 
 def test_a_disk_that_stays_full_ends_the_run_with_the_last_good_state(start: Start, copy_of_finished: Copy) -> None:
