@@ -65,10 +65,9 @@ class RunFolder:
         """Checks that a new run can start here.
 
         Raises:
-            ConfigError: The folder already holds a run, or is a file.
+            ConfigError: The folder already holds a run, or cannot be written.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise ConfigError([f"{self.path}: this is a file, expected a folder for the run"])
+        self._check_writable()
         if self.last.exists() or self.best.exists():
             resumable = "continue it with --resume, or choose"
             what = resumable if self.last.exists() else f"it has no {self.last.name} to resume from; choose"
@@ -122,8 +121,9 @@ class RunFolder:
         """Keeps other processes from running in the folder, which exists, until `release`.
 
         Raises:
-            ConfigError: Another process runs in it.
+            ConfigError: Another process runs in it, or this one cannot write there.
         """
+        self._check_writable()
         if not self._is_ours:
             self._lock.enter_context(files.locked(self.path / "lock", folder=self.path))
             self._is_ours = True
@@ -132,6 +132,13 @@ class RunFolder:
         """Lets other processes run in the folder; does nothing where this one never did."""
         self._lock.close()
         self._is_ours = False
+
+    def _check_writable(self) -> None:
+        place = next(each for each in (self.path, *self.path.absolute().parents) if each.exists())
+        if not place.is_dir():
+            raise ConfigError([f"{place}: this is a file, expected a folder for the run"])
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise ConfigError([f"{place}: this user cannot write here; change that, or choose another folder with -o"])
 
     def _write_config(self, resolved: TrainSettings) -> None:
         files.write_text(self.config, settings.to_toml(resolved))

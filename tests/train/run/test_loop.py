@@ -426,6 +426,28 @@ def test_bad_data_is_refused_before_the_run_begins(tmp_path: Path, tiny_settings
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("name", ["file", "file/run", "closed/run"])
+def test_a_folder_that_cannot_be_written_is_refused_before_the_data_are_read(
+    name: str, tmp_path: Path, tiny_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "closed").mkdir()
+    # Nothing is closed to the superuser, who may run the tests.
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path) != tmp_path / "closed")
+    with pytest.raises(ConfigError, match=r"closed: this user cannot write here|file: this is a file"):
+        run_training(tiny_settings(), data=tmp_path, output=tmp_path / name)
+
+
+def test_a_run_whose_folder_cannot_be_written_is_not_resumed(
+    start: Start, copy_of_finished: Copy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = copy_of_finished("run")
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path) != done.path)
+    monkeypatch.setattr("edgerpn.train.run.setup.find_train_and_val", lambda *_: pytest.fail("the data are read"))
+    with pytest.raises(ConfigError, match="run: this user cannot write here"):
+        start("run", "loop.epochs=2", resume=True)
+
+
 @pytest.mark.skipif(importlib.util.find_spec("tensorboard") is not None, reason="tensorboard is installed")
 def test_without_tensorboard_its_setting_names_the_missing_package(start: Start) -> None:
     with pytest.raises(MissingDependencyError, match=r"edgerpn\[tensorboard\]"):
