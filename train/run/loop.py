@@ -97,7 +97,8 @@ def run_training(
 
 def _train(run: TrainingRun, log: Callable[[str], None], loss_function: LossFunction) -> TrainResult:
     state, ranks, evaluations = run.progress, run.ranks, run.settings.loop.evaluations
-    started = time.monotonic() - state.seconds
+    resumed = time.monotonic()
+    started = resumed - state.seconds
     saver = CheckpointSaver(run, log)
     is_stopped = False
     # torchrun forwards signals that its processes may have received already.
@@ -134,7 +135,7 @@ def _train(run: TrainingRun, log: Callable[[str], None], loss_function: LossFunc
         # A resumed run may have been shortened, or its best.pt be gone.
         elif ranks.agree(state.seconds, state.evaluated_step != state.step)[1]:
             _evaluate(run, saver, log)
-        _report_data_wait(step_log, time.monotonic() - started, log)
+        _report_data_wait(step_log, time.monotonic() - resumed, log)
     saver.finish()
     return TrainResult(
         best=run.folder.best,

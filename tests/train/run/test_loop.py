@@ -11,7 +11,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -214,6 +215,27 @@ def test_a_run_whose_best_checkpoint_is_gone_writes_it_again(start: Start, copy_
     assert load_checkpoint(result.best).metrics == result.metrics
     assert result.metrics["AR@100"] <= 1
     assert sum("best.pt is missing, so the best figures so far do not count" in line for line in said) == 1
+
+
+def test_the_waiting_of_a_resumed_run_is_a_share_of_its_own_time(
+    start: Start, copy_of_finished: Copy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = copy_of_finished("run")
+    said: list[str] = []
+    last = load_checkpoint(done.last)
+    assert last.training is not None
+    last.training["progress"]["seconds"] = 1e5
+    save_checkpoint(last, done.last)
+    read = TrainLoader.steps
+
+    def slow(*arguments: int, **options: int) -> Iterator[tuple[TrainBatch, ...]]:
+        for step in read(*arguments, **options):  # type: ignore[arg-type]
+            time.sleep(0.5)
+            yield step
+
+    monkeypatch.setattr(TrainLoader, "steps", slow)
+    start("run", "loop.epochs=2", resume=True, log=said.append)
+    assert any("of its time waiting for images" in line for line in said)
 
 
 def test_a_run_that_is_shortened_ends_with_an_evaluation(start: Start) -> None:
