@@ -175,8 +175,12 @@ def test_frames_that_would_be_fitted_are_refused_by_name_too(
     make_model: MakeModel, tmp_path: Path, paint: Paint
 ) -> None:
     frame = paint(96, 160)
+    wrong: tuple[tuple[Any, str], ...] = (
+        (frame / 255, "expected dtype uint8 .* got float64"),
+        (frame.tolist(), "got list"),
+    )
     with load(make_model(tmp_path, source_hw=(192, 320)), threads=1) as model:
-        for value, message in ((frame / 255, "expected dtype uint8 .* got float64"), (frame.tolist(), "got list")):
+        for value, message in wrong:
             with pytest.raises(InputError, match=message):
                 model.batch_fitted([value])
 

@@ -32,7 +32,7 @@ from edgerpn.train.run import loop
 from edgerpn.train.run.folder import RunFolder, read_log
 from edgerpn.train.run.loop import TrainResult, run_training
 from edgerpn.train.run.state import TrainingRun
-from edgerpn.train.run.step import loss_sums
+from edgerpn.train.run.step import loss_sums, take_step
 
 MakeSettings = Callable[..., TrainSettings]
 Start = Callable[..., TrainResult]
@@ -435,7 +435,7 @@ def test_evaluations_that_become_due_during_another_one_are_left_out(
         return call
 
     monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now_s))
-    monkeypatch.setattr(loop, "take_step", lasting(loop.take_step, 5))
+    monkeypatch.setattr(loop, "take_step", lasting(take_step, 5))
     monkeypatch.setattr(loop, "_detect_all", lasting(loop._detect_all, 16))
     result = start("run", "loop.minutes=1", "loop.evaluations=4")
     # From second 15 to 31, beyond the 30 of the next; then at 46, to the end.
