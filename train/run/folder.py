@@ -134,7 +134,8 @@ class RunFolder:
         self._is_ours = False
 
     def _check_writable(self) -> None:
-        place = next(each for each in (self.path, *self.path.absolute().parents) if each.exists())
+        # Unlike Path.exists, this is false, and no error, behind a folder that this user cannot enter.
+        place = next(each for each in (self.path, *self.path.absolute().parents) if os.path.exists(each))
         if not place.is_dir():
             raise ConfigError([f"{place}: this is a file, expected a folder for the run"])
         if not os.access(place, os.W_OK | os.X_OK):

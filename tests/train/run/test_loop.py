@@ -234,6 +234,8 @@ def test_the_waiting_of_a_resumed_run_is_a_share_of_its_own_time(
             yield step
 
     monkeypatch.setattr(TrainLoader, "steps", slow)
+    # A busy machine may compute for much longer than it waits here.
+    monkeypatch.setattr(loop, "_HIGH_DATA_WAIT", 0.01)
     start("run", "loop.epochs=2", resume=True, log=said.append)
     assert any("of its time waiting for images" in line for line in said)
 
@@ -458,6 +460,29 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_data_are_read(
     monkeypatch.setattr(os, "access", lambda path, _: Path(path) != tmp_path / "closed")
     with pytest.raises(ConfigError, match=r"closed: this user cannot write here|file: this is a file"):
         run_training(tiny_settings(), data=tmp_path, output=tmp_path / name)
+
+
+ENTER_AS_NOBODY = """
+import os, pathlib, sys
+from edgerpn.errors import ConfigError
+from edgerpn.train.run.folder import RunFolder
+if os.geteuid() == 0:
+    os.setuid(65534)
+try:
+    RunFolder(pathlib.Path(sys.argv[1])).check_new()
+except ConfigError as error:
+    print(error)
+"""
+
+
+def test_a_folder_behind_one_that_nobody_can_enter_is_refused(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    words = [sys.executable, "-c", ENTER_AS_NOBODY, str(closed / "deeper" / "run")]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    # As the superuser's, a folder above it is closed too.
+    assert ": this user cannot write here" in done.stdout
+    assert str(closed).startswith(done.stdout.partition(":")[0])
 
 
 def test_a_run_whose_folder_cannot_be_written_is_not_resumed(
