@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -39,4 +40,24 @@ def test_another_network_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
     other, last = write(tmp_path / "a.pt", 1, "model.head_channels=8"), write(tmp_path / "b.pt", 2)
     assert average.main([str(other), str(last), "-o", str(tmp_path / "mean.pt")]) == 1
     assert capsys.readouterr().err == f"error: {other}: another network (settings `model`) than that of {last}\n"
+    assert not (tmp_path / "mean.pt").exists()
+
+
+def test_the_mean_keeps_another_proposal_stage(tmp_path: Path) -> None:
+    file, out = write(tmp_path / "a.pt", 1), tmp_path / "mean.pt"
+    assert average.main([str(file), "-o", str(out), "--set", "proposals.soft_nms_iou=0.3"]) == 0
+    settings_before, settings_after = load_checkpoint(file).settings, load_checkpoint(out).settings
+    assert settings_after.proposals == dataclasses.replace(settings_before.proposals, soft_nms_iou=0.3)
+    assert dataclasses.replace(settings_after, proposals=settings_before.proposals) == settings_before
+
+
+@pytest.mark.parametrize("text", ["model.head_channels=8", "proposals.soft_nms_iou=2", "proposals.soft=1"])
+def test_a_setting_that_the_mean_cannot_keep_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    file = write(tmp_path / "a.pt", 1)
+    assert average.main([str(file), "-o", str(tmp_path / "mean.pt"), "--set", text]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert text.partition("=")[0].rpartition(".")[2] in error
     assert not (tmp_path / "mean.pt").exists()
