@@ -10,12 +10,10 @@ import argparse
 import ast
 import importlib.util
 import json
-import os
 import pkgutil
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -402,8 +400,9 @@ def test_the_programs_run(name: str, workshop: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(workshop)
     for file in (workshop / "demo-out").glob("model.*"):
         shutil.copy(file, workshop)
-    checkpoint = next((workshop / "demo-out").rglob("best.pt"))
-    assert main(["export", str(checkpoint), "--data", "DIR", "--roi-features", "3", "-o", "described.onnx"]) == 0
+    if "described.onnx" in read(name):
+        checkpoint = next((workshop / "demo-out").rglob("best.pt"))
+        assert main(["export", str(checkpoint), "--data", "DIR", "--roi-features", "3", "-o", "described.onnx"]) == 0
     images = sorted((workshop / "DIR" / "images").iterdir())
     names: dict[str, object] = {"frame": cv2.imread(str(images[0]))}
     settings = dict(words.split("=") for words in QUICK.split() if "=" in words)
@@ -413,14 +412,3 @@ def test_the_programs_run(name: str, workshop: Path, monkeypatch: pytest.MonkeyP
             program = block.replace("rtsp://camera/stream", "video.mp4").replace('"RUN"', '"RUN_PYTHON"')
             exec(program.replace("minutes=10", short), names)
     assert "proposals" in names
-
-
-@pytest.mark.slow
-def test_the_site_builds(tmp_path: Path) -> None:
-    if importlib.util.find_spec("material") is None or importlib.util.find_spec("mkdocstrings") is None:
-        pytest.skip("mkdocs-material and mkdocstrings come with the extra `dev`")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
-    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "site" / "index.html").is_file()
