@@ -26,19 +26,30 @@ def root() -> Path:
     return ROOT
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Two groups for `./dev test`, which gives each a process: tests that mostly wait, and those that compute.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Gives whole files to the processes of `./dev test`.
 
-    Those that wait meet real cameras, servers, browsers and processes, which a busy machine can hold up for longer than
-    any of them allows. A failure there is tried again twice; the summary lists such reruns.
+    `--dist loadgroup` could do it by a mark, but groups nothing with pytest 9.2 (pytest-xdist, issue 1386).
     """
-    for item in items:
-        waits = bool({ROOT / "tests" / "runtime", ROOT / "tests" / "benchmarks"} & set(item.path.parents))
-        if config.pluginmanager.hasplugin("xdist"):
-            item.add_marker(pytest.mark.xdist_group("wait" if waits else "compute"))
-        if waits and config.pluginmanager.hasplugin("rerunfailures"):
-            item.add_marker(pytest.mark.flaky(reruns=2))
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from tests.support.scheduling import FileScheduling  # here, because xdist is not always installed
+
+    config.option.loadscopereorder = False
+    return FileScheduling(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tries failed tests of the runtime and of benchmarks again twice; the summary lists such reruns.
+
+    They meet real cameras, servers, browsers and processes, which a busy machine can hold up for longer than any of
+    them allows.
+    """
+    if config.pluginmanager.hasplugin("rerunfailures"):
+        for item in items:
+            if {ROOT / "tests" / "runtime", ROOT / "tests" / "benchmarks"} & set(item.path.parents):
+                item.add_marker(pytest.mark.flaky(reruns=2))
 
 
 @pytest.hookimpl(wrapper=True)
