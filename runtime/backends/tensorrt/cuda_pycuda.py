@@ -6,6 +6,8 @@ PyCUDA has no CUDA graphs. It ends the process when a thread ends with a context
 
 from __future__ import annotations
 
+import ctypes
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -63,7 +65,17 @@ class PyCudaDevice:
     def allocate_host(self, num_bytes: int, *, is_mapped: bool) -> HostBuffer:
         flags = cuda.host_alloc_flags.PORTABLE | (cuda.host_alloc_flags.DEVICEMAP if is_mapped else 0)
         array = cuda.pagelocked_empty(num_bytes, np.uint8, mem_flags=flags)
-        return HostBuffer(array, int(array.base.get_device_pointer()) if is_mapped else None)
+        allocation = array.base
+        memory = (ctypes.c_ubyte * num_bytes).from_address(array.ctypes.data)
+        # By itself PyCUDA frees it only where the context is pushed, or on the thread that retained it; elsewhere the
+        # memory stays, without a word (CUDAPP_CATCH_CLEANUP_ON_DEAD_CONTEXT). Views of the array keep `memory` alive.
+        weakref.finalize(memory, self._free_host, allocation).atexit = False
+        device_address = int(allocation.get_device_pointer()) if is_mapped else None
+        return HostBuffer(np.frombuffer(memoryview(memory), np.uint8), device_address)
+
+    def _free_host(self, allocation: Any) -> None:
+        with self.active():
+            allocation.free()
 
     def create_stream(self) -> int:
         stream = cuda.Stream(1)  # CU_STREAM_NON_BLOCKING

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
 from edgerpn.runtime.backends.tensorrt.cuda import CudaError
@@ -203,3 +208,101 @@ def test_an_error_of_the_driver_contains_advice(name: str, advice: str) -> None:
     assert str(error).startswith(f"call failed with {name}. ".rstrip())
     assert advice in str(error)
     assert (error.call, error.name) == ("call", name)
+
+
+@needs_bindings
+def test_errors_after_which_cuda_wants_a_new_process_contain_that_advice() -> None:
+    from cuda.bindings import driver
+
+    words = {error.name: " ".join((error.__doc__ or "").split()) for error in driver.CUresult}
+    lost = [name for name, text in words.items() if "process must be terminated and relaunched" in text]
+    if not lost:
+        pytest.skip("this version of cuda-bindings does not describe its errors")
+    assert [name for name in lost if "start it again" not in str(CudaError("call", name))] == []
+
+
+def pycuda_standin(freed: list[int]) -> tuple[ModuleType, ModuleType]:
+    """PyCUDA's modules with its rules for threads (src/cpp/cuda.hpp): a context stack for each thread, and memory that
+    is freed only where its context is current, or on the thread that retained the context."""
+    local = threading.local()
+
+    def stack() -> list[Any]:
+        found: list[Any] = getattr(local, "stack", [])
+        local.stack = found
+        return found
+
+    class Context:
+        def __init__(self) -> None:
+            self.thread = threading.get_ident()
+
+        def push(self) -> None:
+            stack().append(self)
+
+        @staticmethod
+        def pop() -> None:
+            stack().pop()
+
+    class Allocation:
+        def __init__(self, num_bytes: int) -> None:
+            self.memory = np.zeros(num_bytes, np.uint8)
+            self.context: Context | None = stack()[-1]
+            self.__array_interface__ = self.memory.__array_interface__
+
+        def get_device_pointer(self) -> int:
+            return int(self.memory.ctypes.data)
+
+        def free(self) -> None:
+            assert self.context is not None, "freed twice"
+            if self.context in stack()[-1:] or threading.get_ident() == self.context.thread:
+                freed.append(self.memory.nbytes)
+            self.context = None
+
+        def __del__(self) -> None:
+            if self.context is not None:
+                self.free()
+
+    class Device:
+        def __init__(self, index: int) -> None: ...
+
+        def __getattr__(self, name: str) -> Any:
+            return lambda *_: {"name": "GPU", "compute_capability": (8, 7)}.get(name, 1)
+
+        def retain_primary_context(self) -> Context:
+            return Context()
+
+    package, driver = ModuleType("pycuda"), ModuleType("pycuda.driver")
+    vars(package).update(VERSION_TEXT="2026.1", driver=driver)
+    vars(driver).update(
+        init=lambda: None, Device=Device, Context=Context, Error=RuntimeError, get_driver_version=lambda: 13000,
+        device_attribute=SimpleNamespace(INTEGRATED=1, CAN_MAP_HOST_MEMORY=2, MULTIPROCESSOR_COUNT=3),
+        host_alloc_flags=SimpleNamespace(PORTABLE=1, DEVICEMAP=2),
+        pagelocked_empty=lambda size, dtype, mem_flags: np.asarray(Allocation(size)),
+    )  # fmt: skip
+    return package, driver
+
+
+@pytest.mark.parametrize("is_mapped", [False, True])
+def test_pinned_memory_of_pycuda_is_freed_on_any_thread(is_mapped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    freed: list[int] = []
+    package, driver = pycuda_standin(freed)
+    monkeypatch.setitem(sys.modules, "pycuda", package)
+    monkeypatch.setitem(sys.modules, "pycuda.driver", driver)
+    name = "edgerpn.runtime.backends.tensorrt.cuda_pycuda"
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    device = importlib.import_module(name).PyCudaDevice(0)
+    monkeypatch.delitem(sys.modules, name)
+
+    def work() -> None:
+        with device.active():
+            buffer = device.allocate_host(100, is_mapped=is_mapped)
+        assert (buffer.device_address is not None) == is_mapped
+        buffer.array[:] = 7
+        view = buffer.array[:2]
+        del buffer
+        assert freed == []
+        assert view.tolist() == [7, 7]
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert freed == [100]
