@@ -172,12 +172,17 @@ class _Strategy(enum.Enum):
     USER_MANAGED = 2
 
 
+class _Verbosity(enum.Enum):
+    LAYER_NAMES_ONLY = 0
+
+
 class _Logger:
     INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
 
 
 class _Context:
     active_optimization_profile = 0
+    nvtx_verbosity = _Verbosity.LAYER_NAMES_ONLY
 
     def __init__(self, program: Program) -> None:
         self._program = program
@@ -246,7 +251,7 @@ def shim_library(program: Program, manifest: Manifest) -> TensorRtLibrary:
     module = ModuleType("tensorrt")
     vars(module).update(
         __version__=VERSION, ILogger=_Logger, DataType=_DataType, Runtime=Runtime,
-        ExecutionContextAllocationStrategy=_Strategy,
+        ExecutionContextAllocationStrategy=_Strategy, ProfilingVerbosity=_Verbosity,
     )  # fmt: skip
     return TensorRtLibrary(name="tensorrt", module=module)
 

@@ -210,6 +210,12 @@ class ExecutionContextAllocationStrategy(enum.Enum):
     USER_MANAGED = 2
 
 
+class ProfilingVerbosity(enum.Enum):
+    LAYER_NAMES_ONLY = 0
+    NONE = 1
+    DETAILED = 2
+
+
 class EngineValidity(enum.Enum):
     VALID = 0
     SUBOPTIMAL = 1
@@ -237,6 +243,8 @@ class Context:
     """An execution context; addresses and shape are read when work is enqueued, as CUDA graphs fix them."""
 
     active_optimization_profile = 0
+    nvtx_verbosity = ProfilingVerbosity.DETAILED
+    """As the engines are built; with it, every start of the work costs time."""
 
     def __init__(self, engine: Engine, strategy: ExecutionContextAllocationStrategy) -> None:
         self._engine = engine
@@ -295,6 +303,8 @@ class Context:
         device, rules = self._engine.library.device, self._engine.library
         is_captured = stream in device.captures
         rules.events.append("recorded" if is_captured else "enqueued")
+        if self.nvtx_verbosity is ProfilingVerbosity.DETAILED:
+            rules.events.append("slow start")
         if is_captured and rules.interrupts_capture is not None:
             raise rules.interrupts_capture
         if rules.refuses or (is_captured and rules.refuses_capture):
@@ -307,6 +317,7 @@ class Context:
             if is_captured:
                 device.broken_captures.add(stream)
             return self._fail("IExecutionContext::setDeviceMemoryV2 should be called before enqueue/execute.")
+        self._engine.compile_for(self._shape[0])
         addresses, shape = dict(self._addresses), self._shape
         device.enqueue(stream, lambda: self._run(addresses, shape, memory))
         return True
@@ -344,6 +355,16 @@ class Engine:
         self.profile = (first,) * 3 if isinstance(first, int) else library.profile
         self.num_io_tensors = self.num_layers = len(self.nodes)
         self.device_memory_size_v2 = SCRATCH_BYTES * self.profile[2]
+
+    def __del__(self) -> None:
+        if hasattr(self, "library"):
+            self.library.events.append("engine freed")
+
+    def compile_for(self, batch: int) -> None:
+        """Compiles for a batch that is new, as TensorRT-RTX does with EAGER where the size is open."""
+        kernel = f"kernel for {batch}"
+        if self.library.is_rtx and self.profile[0] < self.profile[2] and kernel not in self.library.cache.compiled:
+            self.library.cache.compiled.append(kernel)
 
     def get_tensor_name(self, index: int) -> str:
         return list(self.nodes)[index]
@@ -384,7 +405,7 @@ class Engine:
             self.log.log(ILogger.ERROR, "the stand-in is out of memory")
             return None
         self.library.events.append("context")
-        self.library.config = chosen
+        self.library.config = SimpleNamespace(**vars(chosen)) if isinstance(chosen, RuntimeConfig) else chosen
         self.library.cache.compiled.append("kernel")
         context = Context(self, strategy)
         if self.library.is_rtx:
@@ -399,6 +420,9 @@ class RuntimeConfig:
         self.library = library
         self.strategy = ExecutionContextAllocationStrategy.STATIC
         self.cuda_graph_strategy = self.dynamic_shapes_kernel_specialization_strategy = ""
+
+    def __del__(self) -> None:
+        self.library.events.append("configuration freed")
 
     def create_runtime_cache(self) -> Cache:
         return self.library.cache
@@ -493,6 +517,7 @@ class Library:
             TensorIOMode=SimpleNamespace(INPUT="input", OUTPUT="output"),
             Runtime=Runtime,
             ExecutionContextAllocationStrategy=ExecutionContextAllocationStrategy,
+            ProfilingVerbosity=ProfilingVerbosity,
         )
         if is_rtx:
             self._add_rtx(Runtime)

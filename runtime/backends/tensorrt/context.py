@@ -39,9 +39,15 @@ def create_context(module: Any, engine: Any, config: Any) -> Any:
     """
     strategy = module.ExecutionContextAllocationStrategy.USER_MANAGED
     if config is None:
-        return engine.create_execution_context(strategy)
-    config.set_execution_context_allocation_strategy(strategy)
-    return engine.create_execution_context(config)
+        context = engine.create_execution_context(strategy)
+    else:
+        config.set_execution_context_allocation_strategy(strategy)
+        context = engine.create_execution_context(config)
+    if context is not None:
+        # Our engines are built with DETAILED, for the inspector. By the library's documentation that makes every start
+        # of the work slower; the names of the layers are its default.
+        context.nvtx_verbosity = module.ProfilingVerbosity.LAYER_NAMES_ONLY
+    return context
 
 
 class ScratchArena:

@@ -47,7 +47,6 @@ class TensorRtEngine:
         self._manifest = manifest
         self._library = library
         self._log = logger_of(library.module)
-        # Kept, because engines of older versions must not outlive it.
         self._runtime = make_runtime(library.module)
         is_portable = manifest.engine is not None and manifest.engine.version_compatible
         if is_portable and allow_host_code:
@@ -68,6 +67,12 @@ class TensorRtEngine:
             )
         self._check_interface()
         self._cache = _RuntimeCache(path, manifest, library, device, self._engine)
+
+    def __del__(self) -> None:
+        # What made an object must outlive it (NVIDIA's documentation, Object Lifetimes). The bindings see to that for
+        # contexts and engines, but not for runtime configurations.
+        for name in ("_cache", "_engine", "_runtime"):
+            self.__dict__.pop(name, None)
 
     def new_context(self, stream: int) -> Any:
         """Makes an execution context without memory, see `lend`; TensorRT-RTX compiles here.

@@ -127,8 +127,9 @@ def logger_of(module: Any) -> Any:
     TensorRT keeps the logger of the first object, and sends it the lines of later ones. The logger keeps errors for
     `take_lines`, logs each warning once, and all other lines at the level DEBUG.
 
-    Calls that hold Python's global lock, such as `create_execution_context`, hang if they wait for a thread of the
-    library that logs (by the source of the bindings; not seen).
+    Calls that hold Python's global lock, such as `set_input_shape`, hang if they wait for a thread of the library that
+    logs. Those that take long release it: building, loading, `create_execution_context`, `execute_async_v3` (by the
+    source of the bindings of TensorRT 10; not seen).
     """
 
     class Log(module.ILogger):  # type: ignore[misc]

@@ -13,7 +13,9 @@ Why this is correct:
 2. Upload, inference and download of a slot run on its one stream, so they need no events between them.
 3. A slot belongs to one thread at a time, from `acquire` to `release`. Contexts are made, and run for the first time,
    under one lock of the ring, because the engine and the library's set-up are shared.
-4. Capture is thread-local: the work of other threads neither joins nor breaks it.
+4. Capture is thread-local: the work of other threads neither joins nor breaks it. A wait for the whole GPU in another
+   thread (`torch.cuda.synchronize`) does, in every mode (NVIDIA/TensorRT#2888): it fails itself, and the batch size
+   stays without a graph.
 
 A batch runs at the smallest of the profile's three sizes (min, opt, max) that holds it; its other rows are those that
 the buffer held before. So a slot has at most three contexts, and a batch of a new size makes no further one.
@@ -208,6 +210,7 @@ class EngineSlot:
                 return
             with self._ring.preparing:
                 plan.start(source)
+                self._engine.save_compiled()  # TensorRT-RTX compiles for a shape when it first sees it
 
         self._start(start, size, size)
 

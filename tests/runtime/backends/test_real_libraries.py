@@ -35,14 +35,15 @@ ENGINE = (
 CONTEXT = (
     "active_optimization_profile", "set_optimization_profile_async", "set_input_shape", "set_tensor_address",
     "update_device_memory_size_for_shapes", "set_device_memory", "execute_async_v3", "is_stream_capturable",
+    "nvtx_verbosity",
 )  # fmt: skip
+ENUMS = ("ExecutionContextAllocationStrategy.USER_MANAGED", "ProfilingVerbosity.LAYER_NAMES_ONLY")
 NAMES = """
 import importlib, sys
 module = importlib.import_module(sys.argv[1])
-owners = {"Runtime": module.Runtime, "ICudaEngine": module.ICudaEngine, "IExecutionContext": module.IExecutionContext}
 for word in sys.argv[2:]:
     owner, _, name = word.rpartition(".")
-    print(word, hasattr(owners[owner], name))
+    print(word, hasattr(getattr(module, owner), name))
 """
 START = """
 import gc, importlib, sys
@@ -95,8 +96,9 @@ def python(code: str, *words: object, cwd: Path | None = None) -> str:
 
 def missing(module: str) -> set[str]:
     words = [f"Runtime.{name}" for name in RUNTIME] + [f"ICudaEngine.{name}" for name in ENGINE]
-    lines = python(NAMES, module, *words, *(f"IExecutionContext.{name}" for name in CONTEXT)).splitlines()
-    assert len(lines) == len(RUNTIME) + len(ENGINE) + len(CONTEXT)
+    words += [*(f"IExecutionContext.{name}" for name in CONTEXT), *ENUMS]
+    lines = python(NAMES, module, *words).splitlines()
+    assert len(lines) == len(words)
     return {line.split()[0].rpartition(".")[2] for line in lines if line.endswith("False")}
 
 

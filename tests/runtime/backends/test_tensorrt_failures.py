@@ -64,6 +64,18 @@ def test_tensorrt_rtx_logs_that_it_compiles_and_keeps_the_kernels(
     assert "compiles" not in caplog.text
 
 
+def test_an_engine_outlives_the_configuration_that_it_made(
+    bench: Any, make_engine: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    bench.library = type(bench.library)(bench.device, is_rtx=True, version="1.7.1.116")
+    path = make_engine(tmp_path, batch=1, library="tensorrt-rtx", library_version="1.7.1.116")
+    bench.load(path).close()
+    gc.collect()
+    freed = [event for event in bench.library.events if event.endswith(("freed", "destroyed"))]
+    assert freed[-3:] == ["configuration freed", "engine freed", "runtime destroyed"]
+
+
 def test_a_cache_folder_that_cannot_be_written_costs_a_warning_only(
     bench: Any,
     make_engine: MakeModel,

@@ -168,6 +168,20 @@ def test_parts_of_other_sizes_keep_their_contexts(
     backend.close()
 
 
+def test_kernels_that_are_compiled_for_a_size_of_direct_input_are_kept(
+    standin: ModuleType, device: Any, make_engine: MakeModel, tmp_path: Path, painted: Image,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = make_engine(tmp_path, library="tensorrt-rtx", library_version="1.7.1.116")
+    library = standin.Library(device, is_rtx=True, version="1.7.1.116").opened()
+    backend = TensorRtBackend(path, library=library, device=device, config=EngineConfig(num_slots=1))
+    backend.infer_device(standin.OnGpu(device, standin.aligned(painted[:3])))
+    (file,) = (tmp_path / "cache" / "edgerpn" / "tensorrt-rtx").iterdir()
+    assert "kernel for 3" in file.read_text().split(",")
+    backend.close()
+
+
 @pytest.mark.parametrize(
     ("changes", "waits"),
     [({"stream": 900}, [900]), ({"stream": None}, []), ({"version": 2}, [1]), ({"stream": 2}, [2])],

@@ -42,6 +42,7 @@ def test_an_engine_that_requires_memory_of_the_caller_runs(opened: tuple[Any, Pa
     for num_frames in (1, 2, 4, 1):
         assert backend.infer(painted[:num_frames])[2].tolist() == [i % 5 for i in range(num_frames)]
     assert bench.count("launch_graph") == 4
+    assert "slow start" not in bench.library.events  # of engines that are built with DETAILED
     backend.close()
     assert bench.device.memory == bench.device.graphs == {}
 
