@@ -15,6 +15,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from edgerpn.runtime.backends.tensorrt.cuda import CudaError
@@ -244,7 +245,7 @@ def pycuda_standin(freed: list[int]) -> tuple[ModuleType, ModuleType]:
 
     class Allocation:
         def __init__(self, num_bytes: int) -> None:
-            self.memory = np.zeros(num_bytes, np.uint8)
+            self.memory: npt.NDArray[np.uint8] = np.zeros(num_bytes, np.uint8)
             self.context: Context | None = stack()[-1]
             self.__array_interface__ = self.memory.__array_interface__
 
