@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.general.nanodet import NanoDet, Sight, suppress
+from edgerpn.arguments import share_argument
 from edgerpn.errors import ConfigError, EdgeRpnError
 from edgerpn.train.checkpoint import load_model
 from edgerpn.train.data.batch import TrainBatch
@@ -288,7 +289,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--fix-norms-at",
         metavar="FRACTION",
-        type=float,
+        type=share_argument(),
         default=1.0,
         help="fraction of the training from which batch norm keeps its statistics (default 1: never)",
     )

@@ -165,6 +165,14 @@ def test_a_training_learns_from_labels_and_teacher(
     assert bool((means == 0).all()) == (fix_norms_at == 0)  # as they start
 
 
+@pytest.mark.parametrize("text", ["nan", "-1", "7", "half"])
+def test_a_fraction_outside_of_0_to_1_is_refused(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--data", str(tmp_path), "--teacher", str(tmp_path), "-o", str(tmp_path), "--fix-norms-at", text]
+    with pytest.raises(SystemExit, match="2"):
+        distil.main(words)
+    assert f"--fix-norms-at: expected a number from 0 to 1, got '{text}'" in capsys.readouterr().err
+
+
 def test_bad_data_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
