@@ -49,7 +49,7 @@ def train(
             settings data.format, data.split and data.classes say how to read and split it, if not by its files.
         output: Folder of the run: checkpoints, log and loss plot. It is created if missing.
         minutes: Wall-clock time of the run; 0: count epochs.
-        epochs: Passes over the training images, instead of `minutes`.
+        epochs: Passes over the training images, instead of `minutes`; both are an error.
         size_hw: Height and width at which the network works, pixels.
         preset: "edge" (default) or "paper"; a resumed run keeps its own settings instead.
         holdout_classes: Names of classes whose boxes training does not see.
@@ -124,8 +124,10 @@ def resolve_settings(
     """Resolves settings from preset (or `base`) < TOML file < the named arguments < `overrides` ("a.b=value").
 
     Raises:
-        ConfigError: A setting is unknown or out of range, or there is a preset beside `base`.
+        ConfigError: A setting is unknown or out of range, there is a preset beside `base`, or there are two lengths.
     """
+    if minutes and epochs is not None:
+        raise UsageError([f"minutes={minutes}, epochs={epochs}: a run has one length; name one of the two"])
     texts = []
     if epochs is not None:
         texts += [f"loop.epochs={epochs}", "loop.minutes=0"]

@@ -94,6 +94,12 @@ def test_a_preset_beside_complete_settings_is_refused(data_folder: Path, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+def test_two_lengths_are_refused_as_on_the_command_line(data_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"minutes=0\.001, epochs=5: a run has one length; name one of the two"):
+        train(data_folder, tmp_path / "run", minutes=0.001, epochs=5)
+    assert resolve_settings(minutes=0, epochs=5).loop.epochs == 5
+
+
 def test_the_package_names_what_it_offers_and_imports_it_at_first_use() -> None:
     assert edgerpn.train.__all__ == sorted(edgerpn.train.__all__)
     assert all(hasattr(edgerpn.train, name) for name in edgerpn.train.__all__)
