@@ -145,7 +145,8 @@ def restore(run: TrainingRun, checkpoint: Checkpoint, log: Callable[[str], None]
         raise CheckpointError(
             f"{run.folder.last}: the run was trained on other annotations (sha256 {checkpoint.data_sha256[:16]}...) "
             f"than {run.train_set.folder} has now ({run.train_set.sha256[:16]}...), and a program that only rewrites "
-            "them changes them too; restore them, or start a new run"
+            "them changes them too, as does one that adds or removes photographs whose times decide the validation "
+            "split; restore them, or start a new run"
         )
     old_classes, new_classes = checkpoint.settings.data.holdout_classes, run.settings.data.holdout_classes
     if set(old_classes) != set(new_classes):

@@ -65,7 +65,8 @@ def split_by_source(
     if not images:
         raise DataError(f"{where}: no usable image entries")
     wanted = max(1, round(fraction * len(images)))
-    units = _units(images, wanted, _bursts(images, folder) if folder is not None else {})
+    bursts = _bursts(images, folder) if folder is not None else {}
+    units = _units(images, wanted, bursts)
     if len(units) < 2:
         raise DataError(
             f"{where}: no validation split, and all {len(images)} images are of one source, so none can be held out; "
@@ -81,6 +82,9 @@ def split_by_source(
     if not chosen or len(chosen) == len(images):
         chosen, num_units = set(units[min(units, key=lambda key: len(units[key]))]), 1
     rule = f"{fraction:g}@{seed}"
+    if bursts:
+        # Photographs that come or go change the split of others, while the annotations stay.
+        rule += f" of {sorted(chosen)}"
     return SourceSplit(
         train=_part(content, [i for i in range(len(images)) if i not in chosen], f"{rule} train", keeps_problems=True),
         val=_part(content, sorted(chosen), f"{rule} val", keeps_problems=False),

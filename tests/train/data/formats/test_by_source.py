@@ -140,6 +140,22 @@ def test_a_long_series_is_cut_and_a_clock_that_stands_still_does_not_count(tmp_p
     assert file_names(split(names, folder=tmp_path).val) == file_names(split(names).val)
 
 
+def test_another_choice_has_another_hash_although_the_annotations_are_the_same(tmp_path: Path) -> None:
+    names = [f"{number:04}.jpg" for number in range(30)]
+    for number, name in enumerate(names):
+        write_photograph(tmp_path / name, f"2026:11:30 {number // 3:02}:00:{20 * (number % 3):02}")
+    whole, found = split(names, folder=tmp_path), set()
+    for name in names:
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).unlink()
+        part = split(names, folder=tmp_path)
+        is_same = file_names(part.val) == file_names(whole.val)
+        assert (part.train.sha256 == whole.train.sha256, part.val.sha256 == whole.val.sha256) == (is_same, is_same)
+        found.add(is_same)
+        (tmp_path / name).write_bytes(content)
+    assert found == {True, False}
+
+
 def test_a_set_without_images_is_refused_as_such() -> None:
     with pytest.raises(DataError, match="no usable image entries"):
         split([])
