@@ -7,7 +7,6 @@ in between: save last.pt when it is due
 
 from __future__ import annotations
 
-import dataclasses
 import signal
 import time
 from collections import ChainMap
@@ -35,7 +34,7 @@ from edgerpn.train.run.folder import RunFolder
 from edgerpn.train.run.ranks import ranks_from_environment
 from edgerpn.train.run.saving import CheckpointSaver
 from edgerpn.train.run.setup import RunRequest, set_up
-from edgerpn.train.run.state import TrainingRun
+from edgerpn.train.run.state import TrainingRun, measured_proposals
 from edgerpn.train.run.step import LossFunction, compile_network, loss_sums, take_step
 from edgerpn.train.run.step_log import StepLog
 
@@ -182,8 +181,7 @@ def _evaluate(run: TrainingRun, saver: CheckpointSaver, log: Callable[[str], Non
     fuse_batch_norm(model.eval())
     detector = Detector(
         model,
-        # AR@1000 needs 1000 proposals out of all candidates.
-        dataclasses.replace(settings.proposals, num_proposals=1000, nms_candidates=None, score_threshold=0.0),
+        measured_proposals(settings),
         network_hw=settings.data.input_hw,
     )
     found = _detect_all(place(detector, run.compute.device), run.val_set.records[ranks.rank :: ranks.size])

@@ -11,7 +11,7 @@ from edgerpn.errors import CheckpointError, TrainingStoppedError
 from edgerpn.train.checkpoint import Checkpoint
 from edgerpn.train.network.anchors import AnchorConfig
 from edgerpn.train.run.failures import how_to_resume
-from edgerpn.train.run.state import RunProgress, TrainingRun
+from edgerpn.train.run.state import RunProgress, TrainingRun, measured_proposals
 
 _LARGEST_SHARE = 1 / 50
 """Largest share of a run's time to spend on saving between evaluations."""
@@ -124,7 +124,7 @@ def _checkpoint(run: TrainingRun, metrics: dict[str, float]) -> Checkpoint:
 
 
 def restore(run: TrainingRun, checkpoint: Checkpoint, log: Callable[[str], None]) -> None:
-    """Restores the state of a run from a checkpoint, without the best figures if they are of other annotations.
+    """Restores the state of a run from a checkpoint, without the best figures if they do not compare with later ones.
 
     Raises:
         CheckpointError: It has no training state, or other data, another optimizer, network or input size than the run.
@@ -214,6 +214,12 @@ def restore(run: TrainingRun, checkpoint: Checkpoint, log: Callable[[str], None]
         log(
             f"{run.val_set.annotation_file}: the validation annotations have changed, so the best figures so far do "
             "not count; the next evaluation, if there is one, writes best.pt"
+        )
+    if measured_proposals(checkpoint.settings) != measured_proposals(run.settings):
+        run.progress.best_metrics = {}
+        log(
+            "the settings of proposals have changed, so the best figures so far do not count; the next evaluation, if "
+            "there is one, writes best.pt"
         )
     # Images may have been lost since.
     run.progress.batch = min(run.progress.batch, run.loader.batches_per_epoch)

@@ -5,6 +5,7 @@ Legend of shape suffixes: A anchors of all levels.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -18,6 +19,7 @@ from edgerpn.train.data.loader import TrainLoader
 from edgerpn.train.learning.optimizer import WeightAverage
 from edgerpn.train.network.anchors import grid_anchors
 from edgerpn.train.network.model import Rpn
+from edgerpn.train.network.proposal_stage import ProposalConfig
 from edgerpn.train.run.device import Compute
 from edgerpn.train.run.folder import RunFolder, TensorBoardLog
 from edgerpn.train.run.ranks import Ranks
@@ -84,3 +86,8 @@ class TrainingRun:
     def weights(self) -> dict[str, Tensor]:
         """The weights to evaluate and export: the average, if the run keeps one."""
         return self.average.state if self.settings.optimizer.ema_decay else self.model.state_dict()
+
+
+def measured_proposals(settings: TrainSettings) -> ProposalConfig:
+    """Returns the proposal stage of a run's evaluations: AR@1000 needs 1000 proposals out of all candidates."""
+    return dataclasses.replace(settings.proposals, num_proposals=1000, nms_candidates=None, score_threshold=0.0)

@@ -312,6 +312,24 @@ def test_best_figures_on_other_validation_annotations_do_not_count(
     assert sum("the validation annotations have changed" in line for line in said) == 1
 
 
+def test_best_figures_of_another_proposal_stage_do_not_count(start: Start, copy_of_finished: Copy) -> None:
+    done = copy_of_finished("run")
+    last = load_checkpoint(done.last)
+    assert last.training is not None
+    last.training["progress"]["best_metrics"] = {"AR@100": 2.0}  # never reached again
+    save_checkpoint(last, done.last)
+    said: list[str] = []
+    # Evaluations have counts of their own.
+    counts = ("proposals.num_proposals=7", "proposals.score_threshold=0.5")
+    assert start("run", "loop.epochs=1", *counts, resume=True, log=said.append).metrics == {"AR@100": 2.0}
+    assert not any("have changed" in line for line in said)
+
+    result = start("run", "loop.epochs=2", "proposals.nms_iou=0.3", resume=True, log=said.append)
+    assert sum("the settings of proposals have changed" in line for line in said) == 1
+    best = load_checkpoint(done.best)
+    assert (best.step, best.metrics, best.settings.proposals.nms_iou) == (8, result.metrics, 0.3)
+
+
 def test_a_diverging_run_stops_and_names_step_images_and_checkpoint(
     start: Start, data_folder: Path, tiny_settings: MakeSettings, copy_of_finished: Copy
 ) -> None:
