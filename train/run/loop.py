@@ -57,7 +57,7 @@ class TrainResult:
     metrics: dict[str, float]
     """Recall of `best`; empty if the run was interrupted before its first evaluation."""
     interrupted: bool
-    """Whether SIGINT or SIGTERM ended the run."""
+    """Whether SIGINT or SIGTERM ended the run before its last evaluation."""
 
 
 def run_training(
@@ -126,6 +126,8 @@ def _train(run: TrainingRun, log: Callable[[str], None], loss_function: LossFunc
             if state.batch >= run.loader.batches_per_epoch:
                 state.epoch, state.batch = state.epoch + 1, 0
         step_log.flush()
+        # A signal during the last evaluation came too late to end the run before its time.
+        is_stopped = is_stopped and run.fraction < 1
         if is_stopped:
             if not run.folder.best.exists():
                 saver.save_best()

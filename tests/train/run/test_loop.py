@@ -240,6 +240,19 @@ def test_the_waiting_of_a_resumed_run_is_a_share_of_its_own_time(
     assert any("of its time waiting for images" in line for line in said)
 
 
+def test_a_signal_during_the_last_evaluation_leaves_a_complete_run(start: Start) -> None:
+    said: list[str] = []
+
+    def interrupt_at_the_end(line: str) -> None:
+        said.append(line)
+        if line.startswith("step 4,"):
+            signal.raise_signal(signal.SIGTERM)
+
+    result = start("run", "loop.epochs=1", log=interrupt_at_the_end)
+    assert (result.interrupted, load_checkpoint(result.last).step) == (False, 4)
+    assert not any("continue with --resume" in line for line in said)
+
+
 def test_a_run_that_is_shortened_ends_with_an_evaluation(start: Start) -> None:
     def interrupt_at_step_6(run: TrainingRun, batch: TrainBatch, part: int) -> LossSums:
         if run.progress.step == 5:
