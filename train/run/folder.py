@@ -8,6 +8,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,10 @@ COLUMNS = (
 """Columns of log.csv; only rows of evaluations fill the last ones."""
 CLASS_COLUMNS = ("region_class", "region_box", "AP", "AP50")
 """Further columns of a run with classes."""
+# As `edgerpn.files.replacing` names them, once or twice.
+_TEMPORARY = re.compile(
+    r"\.+(best|last|last-previous|log|config|versions|loss)(\.[0-9a-f]{8})+\.(pt|csv|toml|json|png)"
+)
 
 
 class RunFolder:
@@ -127,6 +132,15 @@ class RunFolder:
         if not self._is_ours:
             self._lock.enter_context(files.locked(self.path / "lock", folder=self.path))
             self._is_ours = True
+            self._remove_remains()
+
+    def _remove_remains(self) -> None:
+        """Removes the files that a killed process was writing."""
+        for path in self.path.glob(".*"):
+            if _TEMPORARY.fullmatch(path.name):
+                # What cannot be removed is no reason against the run.
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
     def release(self) -> None:
         """Lets other processes run in the folder; does nothing where this one never did."""

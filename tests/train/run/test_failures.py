@@ -280,6 +280,31 @@ def test_a_damaged_checkpoint_is_not_kept_as_the_one_before(tmp_path: Path) -> N
     assert "is intact" not in how_to_resume(RunFolder(tmp_path))
 
 
+KILLED_WHILE_SAVING = """
+import os, pathlib, signal, sys
+from edgerpn.train.checkpoint import Checkpoint
+from edgerpn.train.config import load_settings
+from edgerpn.train.run.folder import RunFolder
+os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+RunFolder(pathlib.Path(sys.argv[1])).save(Checkpoint(settings=load_settings(), weights={}, step=1))
+"""
+
+
+def test_the_file_that_a_killed_run_was_writing_goes_when_the_run_resumes(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.save(Checkpoint(settings=load_settings(), weights={}, step=0))
+    others = [tmp_path / name for name in (".last.notes.pt", ".other.0a1b2c3d.pt")]
+    for path in others:
+        path.touch()
+    words = [sys.executable, "-c", KILLED_WHILE_SAVING, str(tmp_path)]
+    assert subprocess.run(words, check=False).returncode == -signal.SIGKILL
+    assert len(list(tmp_path.glob(".*"))) == 3
+    folder.keep_others_out()
+    folder.release()
+    assert sorted(tmp_path.glob(".*")) == others
+    assert folder.read_last().step == 0
+
+
 def test_the_best_weights_count_when_they_were_written_and_only_the_state_was_not(
     start: Start, tmp_path: Path, finished_run: Path
 ) -> None:
