@@ -270,8 +270,8 @@ def _upper_limit(values: list[float]) -> float | None:
 class TensorBoardLog:
     """TensorBoard's files of a run; they end at the first one that cannot be written."""
 
-    def __init__(self, path: Path, log: Callable[[str], None]) -> None:
-        """Creates a file in the folder `path`.
+    def __init__(self, path: Path, log: Callable[[str], None], *, step: int) -> None:
+        """Creates a file in the folder `path`, before which the figures of steps after `step` do not count.
 
         Raises:
             MissingDependencyError: TensorBoard is not installed.
@@ -279,7 +279,7 @@ class TensorBoardLog:
         require("tensorboard", extra="tensorboard", purpose="loop.tensorboard")
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(path))
+        self._writer: Any = SummaryWriter(str(path), purge_step=step + 1)
         self._log = log
 
     def add(self, part: str, figures: Mapping[str, float], step: int) -> None:

@@ -136,7 +136,7 @@ def set_up(request: RunRequest, ranks: Ranks, compute: Compute) -> TrainingRun:
         else:
             folder.start(settings)
         if settings.loop.tensorboard:
-            run.tensorboard = TensorBoardLog(folder.path, log)
+            run.tensorboard = TensorBoardLog(folder.path, log, step=run.progress.step)
     count = sum(p.numel() for p in model.parameters())
     processes = f" on each of {ranks.size} processes" if ranks.size > 1 else ""
     log(f"{settings.model.backbone}: {count / 1e6:.2f} M parameters, {len(records)} images, {compute}{processes}")

@@ -538,6 +538,19 @@ def test_the_tensorboard_log_is_written(start: Start) -> None:
     assert list(result.last.parent.glob("events.out.tfevents.*"))
 
 
+def test_tensorboard_shows_a_repeated_step_once(start: Start) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    texts = ("loop.epochs=2", "loop.evaluations=2", "loop.tensorboard=true")
+    first = start("run", *texts)
+    # As after a kill: the newest state is older than the figures.
+    first.last.with_name("last-previous.pt").replace(first.last)
+    assert start("run", *texts, resume=True).last == first.last
+    figures = accumulator.EventAccumulator(str(first.last.parent))
+    figures.Reload()
+    assert [event.step for event in figures.Scalars("train/loss")] == list(range(1, 9))
+    assert [event.step for event in figures.Scalars("val/AR@100")] == [4, 8]
+
+
 @pytest.mark.slow
 def test_a_compiled_network_is_compiled_once_for_each_size_of_views(
     start: Start, uninterrupted: TrainResult, monkeypatch: pytest.MonkeyPatch
