@@ -24,6 +24,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """Errors of a full disk, quota or file, and of a broken disk."""
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 """Errors of a file system without locks."""
+_NUM_KEPT = 50
+"""Letters of a name in that of its temporary file; each has up to 4 bytes, and a name up to 255."""
 _TIDY_S = 5.0
 _POLL_S = 0.02
 
@@ -37,8 +39,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays last: OpenCV and ONNX choose the format by it.
-    temporary = target.with_name(f".{printable(target.stem)}.{secrets.token_hex(4)}{target.suffix}")
+    # The suffix stays last: OpenCV and ONNX choose the format by it. A long name leaves no room for the rest.
+    temporary = target.with_name(f".{printable(target.stem)[:_NUM_KEPT]}.{secrets.token_hex(4)}{target.suffix}")
     process = os.getpid()
     try:
         yield temporary

@@ -69,6 +69,16 @@ def test_the_temporary_file_lies_beside_the_target_and_keeps_its_suffix(tmp_path
         temporary.touch()
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["a" * 251 + ".jpg", "\U0001f41f" * 62 + ".jpg", os.fsdecode(b"\xe9" * 251 + b".jpg")],
+    ids=["ASCII", "four bytes a letter", "not UTF-8"],
+)
+def test_a_name_as_long_as_a_file_system_allows_is_written(tmp_path: Path, name: str) -> None:
+    files.write_text(tmp_path / name, "x")
+    assert list(tmp_path.iterdir()) == [tmp_path / name]
+
+
 def test_a_missing_folder_is_made(tmp_path: Path) -> None:
     files.write_text(tmp_path / "a" / "b" / "c.txt", "x")
     assert (tmp_path / "a" / "b" / "c.txt").read_text(encoding="utf-8") == "x"

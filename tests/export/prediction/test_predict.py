@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from edgerpn.__main__ import main
 from edgerpn.errors import ConfigError, StreamOpenError
@@ -338,6 +340,23 @@ def test_each_image_has_a_picture_of_its_own_name() -> None:
     names = ["a.jpg", "a.JPEG", "b.png", "b.png.jpg", "b.png.jpg.jpg", "c/d.jpg"]
     expected = ["a.jpg", "a.JPEG", "b.png.jpg", "b.png.jpg.jpg", "b.png.jpg.jpg.jpg", "c/d.jpg"]
     assert [jpeg_name(name) for name in names] == expected
+
+
+def test_long_names_have_room_for_what_the_outputs_add(model_path: Path, video_path: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    written = ["a" * 251 + ".png", "a" * 250 + "b.png", os.fsdecode(b"\xe9" * 100 + b".png"), "c" * 246 + ".jpg"]
+    for name in written:
+        Image.new("RGB", (160, 96)).save(folder / name)
+    film = folder / ("v" * 251 + video_path.suffix)
+    film.symlink_to(video_path)
+    outputs: dict[str, Any] = {"pictures": True, "crops": True, "to": ["yolo"]}
+    summary = predict(model_path, [folder, film], tmp_path / "out", PredictConfig(batch=4, top=1), **outputs)
+    assert not summary.problems
+    names = [name for name, image in images_of(tmp_path / "out").items() if "video" not in image]
+    assert len(names) == len(set(names)) == len(written)
+    assert "c" * 246 + ".jpg" in names
+    assert len(list((tmp_path / "out" / "pictures").iterdir())) == summary.num_images > len(written)
 
 
 def test_a_model_for_one_camera_size_takes_pictures_of_any_size(
