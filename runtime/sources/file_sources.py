@@ -120,14 +120,21 @@ class ImageSource:
         self.paths = tuple(paths)
         self.exif = exif
         self._cv2 = load_cv2()
-        self._is_closed = False
+        self._has_begun = self._is_closed = False
         if is_single:
             *_, last = self._read(0, paths[0])
             if isinstance(last, Event):
                 raise StreamOpenError(last.message)
 
     def __iter__(self) -> Iterator[Frame | Event]:
-        """Yields a frame, or an event `error`, for each image; before the frame of a damaged one an event `damaged`."""
+        """Yields a frame, or an event `error`, for each image; before the frame of a damaged one an event `damaged`.
+
+        Raises:
+            ValueError: The source was iterated over before and is closed.
+        """
+        if self._has_begun and self._is_closed:
+            raise ValueError(f"{self.name}: this source was read and closed; open it again")
+        self._has_begun = True
         for index, path in enumerate(self.paths):
             if self._is_closed:
                 return
@@ -201,8 +208,14 @@ class VideoSource:
         self._is_closed = False
 
     def __iter__(self) -> Iterator[Frame | Event]:
-        """Yields every frame, and an event at the end when they are clearly fewer than the file states."""
+        """Yields every frame, and an event at the end when they are clearly fewer than the file states.
+
+        Raises:
+            ValueError: The source was iterated over before.
+        """
         frame, self._first = self._first, None
+        if frame is None:
+            raise ValueError(f"{self.name}: this source was read before; open it again")
         try:
             while frame is not None and not self._is_closed:
                 yield frame
