@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import time
@@ -188,7 +189,7 @@ class Model:
         Files never lose a frame. A live source gives its newest frame whenever the model is free, and is reconnected
         for ever when it fails; only the device of a camera must exist at the start. Events of the source are logged;
         for several sources, events and limits of age use `edgerpn.runtime.run`. Leaving the loop, or closing the
-        generator, stops the threads and closes the source.
+        generator, stops the threads and closes the source, also an opened file: open it again for another stream.
         Another thread cannot close it while it waits for a frame; `StreamRunner.stop` of `edgerpn.runtime.run` can.
         Results may be kept: pictures of a live source lie in shared memory, and become copies when few slots are left.
 
@@ -202,16 +203,20 @@ class Model:
             StreamOpenError: The source cannot be opened, now or ever (raised from the iteration, as all the rest).
             InputError: A frame does not fit the model.
             InferenceError: The backend failed.
+            TypeError, ValueError: An argument has a wrong type or is out of range; nothing was opened.
         """
         from edgerpn.runtime.run.logs import log_event
-        from edgerpn.runtime.run.runner import StreamRunner
+        from edgerpn.runtime.run.runner import StreamRunner, check_count
         from edgerpn.runtime.run.streams_config import StreamsConfig
 
+        check_count("workers", workers, least=1)
+        check_count("max_frames", max_frames, least=0)
+        settings = StreamsConfig(track=track)
         config, opened = _open(source)
         is_open = False
         with StreamRunner(
             self,
-            StreamsConfig(sources=(config,), track=track),
+            dataclasses.replace(settings, sources=(config,)),
             opened=opened,
             workers=workers,
             is_strict=True,

@@ -22,7 +22,7 @@ import logging
 import time
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from operator import attrgetter
+from operator import attrgetter, index
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -81,19 +81,22 @@ class StreamRunner:
 
         Raises:
             ValueError: `max_results` is negative, or `workers` is below 1.
+            TypeError: One of them is not a whole number, or `config` is not a `StreamsConfig`.
+            RuntimeError: The system gives no more threads.
         """
-        if max_results is not None and max_results < 0:
-            raise ValueError(f"max_results: expected 0 or more, got {max_results}")
+        if not isinstance(config, StreamsConfig):
+            raise TypeError(f"config: expected a StreamsConfig, got a {type(config).__name__}")
+        check_count("max_results", max_results, least=0)
+        check_count("workers", workers, least=1)
         num_threads = max(1, model.backend.frames_in_flight) if workers is None else workers
-        if num_threads < 1:
-            raise ValueError(f"workers: expected at least 1, got {workers}")
+        spec = model.manifest.input
         self._model = model
         self._config = config
         self._on_tick = on_tick
         self._results_left = max_results
         self._pool = self._make_pool(config.batching)
+        self._has_begun = self._is_closed = False
         self._group = CaptureGroup()
-        spec = model.manifest.input
         self._registry = SourceRegistry(
             self._group,
             depth=num_threads + 1,
@@ -110,7 +113,12 @@ class StreamRunner:
         self._workers = Workers(
             model, self._batcher, self._registry, self._pool, num_threads=num_threads, is_strict=is_strict
         )
-        self.apply(config)
+        try:
+            self.apply(config)
+        except BaseException:
+            # Nobody has the runner to close it.
+            self.close()
+            raise
 
     def __enter__(self) -> StreamRunner:
         return self
@@ -126,7 +134,12 @@ class StreamRunner:
         Raises:
             InferenceError: The backend failed.
             InputError: A frame does not fit the model, and the runner is strict.
+            RuntimeError: The runner is closed, or was iterated over before.
         """
+        if self._has_begun or self._is_closed:
+            state = "closed" if self._is_closed else "iterated over before"
+            raise RuntimeError(f"this runner was {state}; make another StreamRunner to run its sources again")
+        self._has_begun = True
         self._workers.start()
         while not self._is_done():
             self._group.check_process()
@@ -202,13 +215,14 @@ class StreamRunner:
 
     def stop(self) -> None:
         """Ends the iteration after the result at hand; safe in a signal handler and from any thread."""
-        self._workers.is_stopping.set()
+        # A plain flag: a lock could be held by the code that a signal interrupts.
+        self._workers.is_stopping = True
 
     def close(self) -> None:
         """Ends all threads and processes, within seconds; does nothing the second time, or after a fork."""
         if is_foreign(self._group):
             return
-        self._workers.is_stopping.set()
+        self._is_closed = self._workers.is_stopping = True
         self._group.close()
         self._workers.join()
         if self._pool is not None:
@@ -224,7 +238,7 @@ class StreamRunner:
         self._workers.insert(Event(kind="ended", source=name, message=message, reason="removed"))
 
     def _is_done(self) -> bool:
-        return self._workers.is_stopping.is_set() or self._results_left == 0
+        return self._workers.is_stopping or self._results_left == 0
 
     def _make_tracker(self, config: TrackConfig | None) -> RunTracker | None:
         if config is None:
@@ -262,6 +276,23 @@ class StreamRunner:
         if self._results_left is not None:
             self._results_left -= 1
         return result
+
+
+def check_count(name: str, count: object, *, least: int) -> None:
+    """Refuses an argument that is neither None nor a whole number of at least `least`.
+
+    Raises:
+        TypeError: It is not a whole number.
+        ValueError: It is too small.
+    """
+    if count is None:
+        return
+    try:
+        number = index(count)  # type: ignore[arg-type] # any object; the error is the answer
+    except TypeError:
+        raise TypeError(f"{name}: expected a whole number or None, got {count!r}") from None
+    if number < least:
+        raise ValueError(f"{name}: expected {least} or more, got {count}")
 
 
 def natural_batch(model: FrameModel) -> int:

@@ -125,6 +125,18 @@ class StreamsConfig:
     """Web page and API."""
 
     def __post_init__(self) -> None:
+        for source in self.sources:
+            if not isinstance(source, SourceConfig):
+                raise TypeError(f"sources: expected SourceConfig objects, got a {type(source).__name__} among them")
+        kinds = {"batching": BatchingConfig, "engine": EngineConfig, "server": ServerConfig, "http": HttpConfig}
+        for name, kind in kinds.items():
+            if not isinstance(getattr(self, name), kind):
+                raise TypeError(f"{name}: expected a {kind.__name__}, got {getattr(self, name)!r}")
+        if not (self.track is None or isinstance(self.track, TrackConfig)):
+            raise TypeError(
+                f"track: expected a TrackConfig or None, got {self.track!r}; TrackConfig() of "
+                "edgerpn.runtime.tracking.config has the defaults"
+            )
         check_setting(0 <= self.min_score <= 1, "min_score", "0 to 1", self.min_score)
         names = [source.label for source in self.sources]
         twice = sorted({name for name in names if names.count(name) > 1})

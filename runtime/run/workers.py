@@ -86,7 +86,7 @@ class Workers:
             num_threads: Batches in the model at the same time, unless a source is live.
             is_strict: Whether a frame that does not fit the model ends the run instead of becoming an event.
         """
-        self.is_stopping = threading.Event()
+        self.is_stopping = False
         self._model = model
         self._batcher = batcher
         self._registry = registry
@@ -156,7 +156,7 @@ class Workers:
         return self._num_in_flight < len(self._threads) + _SPARE_BATCHES
 
     def _work(self, worker: int) -> None:
-        while not self.is_stopping.is_set() and not self._has_ended:
+        while not self.is_stopping and not self._has_ended:
             with self._room:
                 if not self._room.wait_for(lambda: self._may_take(worker), _POLL_S):
                     continue
@@ -182,7 +182,7 @@ class Workers:
     def _take(self) -> tuple[BatchSlot, Batch] | None:
         """Books the slot of the next batch; events are passed on here."""
         with self._take_lock:
-            if self._has_ended or self.is_stopping.is_set():
+            if self._has_ended or self.is_stopping:
                 return None
             try:
                 batch = self._batcher.collect(_POLL_S)

@@ -39,7 +39,12 @@ class CaptureGroup:
         bind_to_process(self)
         # This thread starts all processes, because the kernel ends them when the thread that started them ends.
         self._thread = threading.Thread(target=self._supervise, name="edgerpn-capture", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:
+            self._selector.close()
+            os.close(self._wake_fd)
+            raise
 
     def __enter__(self) -> CaptureGroup:
         return self
@@ -184,8 +189,9 @@ class CaptureGroup:
             raise RuntimeError("the group of sources is closed")
         if any(other.name == capture.name for other in self._captures):
             raise ValueError(f"name: two sources named {capture.name!r}; give one of them another name")
-        self._captures.append(capture)
+        # Started first: a source whose thread does not start must not wait in the list for ever.
         capture.start()
+        self._captures.append(capture)
 
     def _ready(self) -> tuple[Capture, ...]:
         order = self._captures[self._turn :] + self._captures[: self._turn]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -299,6 +301,132 @@ def test_impossible_numbers_are_mistakes_of_the_caller(run: Callable[..., Items]
         run(Frames(1), workers=0)
     with pytest.raises(ValueError, match="max_results"):
         run(Frames(1), max_results=-1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"track": True}, r"track: expected a TrackConfig or None, got True"),
+        ({"workers": "2"}, r"workers: expected a whole number or None, got '2'"),
+        ({"max_frames": 2.5}, r"max_frames: expected a whole number or None, got 2\.5"),
+        ({"max_frames": -1}, r"max_frames: expected 0 or more, got -1"),
+    ],
+)
+def test_a_wrong_argument_is_refused_before_anything_is_opened(
+    model: Model, video_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        next(model.stream(video_path, **options))
+    # The error still holds the variables of the call.
+    assert str(video_path) not in open_files()
+
+
+def open_files() -> list[str]:
+    return [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+
+
+def test_settings_of_a_wrong_type_are_refused_by_name(model: Model) -> None:
+    for settings, message in (
+        ({"sources": ["rtsp://user:secret@door/"]}, "sources: expected SourceConfig objects, got a str among them"),
+        ({"batching": {"max_batch": 2}}, "batching: expected a BatchingConfig, got {'max_batch': 2}"),
+        ({"track": "yes"}, "track: expected a TrackConfig or None, got 'yes'"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            StreamsConfig(**settings)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="config: expected a StreamsConfig, got a SourceConfig"):
+        StreamRunner(model, SourceConfig(source="a.mp4"))  # type: ignore[arg-type]
+
+
+def test_an_opened_source_that_was_used_is_refused_and_not_empty(
+    model: Model, video_path: Path, tmp_path: Path
+) -> None:
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
+    for path, num_frames in ((video_path, 40), (tmp_path, 1)):
+        source = open_source(path)
+        assert len(list(model.stream(source))) == num_frames
+        with pytest.raises(ValueError, match=f"{path}: this source was read .*; open it again"):
+            list(model.stream(source))
+    video = open_source(video_path)
+    next(iter(video))
+    with pytest.raises(ValueError, match=f"{video_path}: this source was read before; open it again"):
+        next(iter(video))
+
+
+def test_a_runner_is_iterated_over_once_and_only_while_it_is_open(model: Model, video_path: Path) -> None:
+    config = StreamsConfig(sources=(SourceConfig(source=str(video_path)),))
+    with StreamRunner(model, config) as runner:
+        assert len(indexes(iter(runner))) == 40
+        with pytest.raises(RuntimeError, match="this runner was iterated over before; make another StreamRunner"):
+            next(iter(runner))
+    with StreamRunner(model, config) as closed:
+        items = iter(closed)
+    with pytest.raises(RuntimeError, match="this runner was closed; make another StreamRunner"):
+        next(items)
+
+
+def test_a_signal_handler_may_stop_a_runner_that_is_being_stopped(model: Model) -> None:
+    def interrupt(frame: object, event: str, argument: object) -> Any:
+        # As a handler that Python calls between any two lines.
+        runner.stop()
+        return interrupt
+
+    with StreamRunner(model, StreamsConfig()) as runner:
+        sys.settrace(interrupt)
+        try:
+            runner.stop()
+        finally:
+            sys.settrace(None)
+        assert list(runner) == []
+
+
+@contextmanager
+def no_more_threads() -> Iterator[None]:
+    """Lets the system refuse every thread: none has room for such a stack."""
+    before = threading.stack_size(1 << 46)
+    try:
+        yield
+    finally:
+        threading.stack_size(before)
+
+
+class LastSource(SourceConfig):
+    """A source before which the system runs out of threads."""
+
+    @property
+    def is_read_here(self) -> bool:
+        threading.stack_size(1 << 46)
+        return True
+
+
+def test_a_runner_whose_thread_does_not_start_leaves_nothing_behind(
+    model: Model, video_path: Path, patience: Any
+) -> None:
+    camera = SourceConfig(source="rtsp://127.0.0.1:9/x", name="door", backoff_first_s=0.1, backoff_max_s=0.1)
+    file = SourceConfig(source=str(video_path), name="film")
+    config = StreamsConfig(sources=(camera, file, LastSource(source=str(video_path), name="last")))
+    before = threading.stack_size()
+    try:
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            StreamRunner(model, config)
+    finally:
+        threading.stack_size(before)
+    patience.wait_until(lambda: not [t for t in threading.enumerate() if t.name.startswith("edgerpn")])
+
+
+def test_a_source_that_finds_no_thread_neither_holds_up_the_run_nor_keeps_its_name(
+    model: Model, video_path: Path
+) -> None:
+    num_before = len(os.listdir("/proc/self/fd"))
+    with no_more_threads(), pytest.raises(RuntimeError, match="can't start new thread"):
+        StreamRunner(model, StreamsConfig())
+    assert len(os.listdir("/proc/self/fd")) == num_before
+    late = SourceConfig(source=str(video_path), name="late")
+    with StreamRunner(model, StreamsConfig()) as runner:
+        with no_more_threads(), pytest.raises(RuntimeError, match="can't start new thread"):
+            runner.add(late)
+        assert runner.stats() == {}
+        runner.add(late)
+        assert len(indexes(iter(runner))) == 40
 
 
 def test_a_rate_cap_leaves_out_frames_of_a_file_and_counts_them(model: Model, video_path: Path) -> None:
