@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -124,6 +124,10 @@ class Proposals:
             array.flags.writeable = False
             object.__setattr__(self, name, array)
 
+    def __reduce__(self) -> tuple[Callable[..., Proposals], tuple[Any, ...]]:
+        """Makes copies by `pickle` and `copy` as read-only as the original."""
+        return type(self), tuple(getattr(self, item.name) for item in fields(self))
+
     @property
     def names(self) -> tuple[str, ...] | None:
         """Name of each box's class; None: the model does not have classes."""
@@ -149,7 +153,7 @@ class Proposals:
         Raises:
             IndexError: A number is out of range, or a mask has another length.
         """
-        if isinstance(index, (slice, list, np.ndarray)):
+        if isinstance(index, (slice, list)) or (isinstance(index, np.ndarray) and index.ndim):
             picked = np.asarray(index, np.intp) if isinstance(index, list) and not index else index
             return self._pick(picked)
         row = operator.index(index)

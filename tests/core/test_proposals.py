@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib.util
 import json
+import pickle
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -95,6 +98,18 @@ def test_fields_cannot_be_set(proposals: Proposals) -> None:
         proposals.boxes = np.zeros((0, 4), np.float32)  # type: ignore[misc]
 
 
+@pytest.mark.parametrize("make_copy", [copy.copy, copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
+def test_copies_are_equal_and_cannot_be_written_either(
+    proposals: Proposals, make_copy: Callable[[Proposals], Proposals]
+) -> None:
+    for original in (proposals, classed(proposals, ["crab", "fish", "crab"])):
+        made = make_copy(original)
+        for item in dataclasses.fields(Proposals):
+            value = getattr(made, item.name)
+            np.testing.assert_array_equal(value, getattr(original, item.name))
+            assert not isinstance(value, np.ndarray) or not value.flags.writeable
+
+
 @pytest.mark.parametrize(
     ("index", "kept"),
     [
@@ -107,6 +122,7 @@ def test_fields_cannot_be_set(proposals: Proposals) -> None:
         (1, [1]),
         (-1, [2]),
         (np.int64(0), [0]),
+        (np.array(2), [2]),
     ],
 )
 def test_indexing_gives_proposals(proposals: Proposals, index: object, kept: list[int]) -> None:
