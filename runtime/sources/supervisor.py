@@ -14,7 +14,7 @@ from typing import Any
 from edgerpn.errors import StreamOpenError
 from edgerpn.runtime.frame import Event, Reason, SourceState
 from edgerpn.runtime.sources.capture_config import CaptureConfig
-from edgerpn.runtime.sources.failures import FIXES
+from edgerpn.runtime.sources.failures import FIXES, CaptureFailedError
 from edgerpn.runtime.sources.pace import Pace
 from edgerpn.runtime.sources.process import CaptureProcess
 from edgerpn.runtime.sources.reconnect import Backoff, CaptureOutcome, ExitReport, judge_exit
@@ -152,6 +152,8 @@ class SourceSupervisor:
             self._event("started", f"{self.config.label}: capture started")
         try:
             self.process = CaptureProcess(self._config_of_process())
+        except CaptureFailedError as error:
+            self._schedule(CaptureOutcome(reason=error.reason, message=str(error), is_final=error.is_final), now_s)
         except StreamOpenError as error:
             self._schedule(CaptureOutcome(reason="crashed", message=str(error), is_final=False), now_s)
 

@@ -109,6 +109,50 @@ def test_a_daemon_process_reads_a_camera(start: str, model_path: Path, tmp_path:
         assert run_python(tmp_path / "program.py", start, model_path, camera.url) == "3"
 
 
+ONE_FILE = """\
+#!{python}
+import os
+import sys
+{lines}
+sys.executable = __file__
+with open(f"{{__file__}}.parents", "a") as parents:
+    parents.write(f"{{os.getppid()}}\\n")
+"""
+
+
+@pytest.fixture
+def write_program(model_path: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Writes a program that reads a camera and is its own interpreter, as one in a single file is."""
+
+    def write(url: str, lines: str = "") -> Path:
+        program = tmp_path / "program"
+        begin = ONE_FILE.format(python=sys.executable, lines=lines)
+        program.write_text(f"{begin}{STREAM}\nprint(count_results({str(model_path)!r}, {url!r}))\n")
+        program.chmod(0o755)
+        return program
+
+    return write
+
+
+def test_a_program_in_one_file_reads_a_camera_with_the_documented_lines(
+    root: Path, write_program: Callable[..., Path]
+) -> None:
+    section = (root / "docs" / "recipes.md").read_text().split("## In one file\n")[1]
+    with MjpegCamera() as camera:
+        assert run_python(write_program(camera.url, section.split("```")[1].removeprefix("python\n"))) == "3"
+
+
+def test_a_program_in_one_file_does_not_start_itself_over_and_over(write_program: Callable[..., Path]) -> None:
+    program = write_program("http://127.0.0.1:9/")
+    with subprocess.Popen([sys.executable, program], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        message = "was itself started as a capture process"
+        assert any(message in line for line in process.stderr), "it ended without the message"
+        process.kill()
+    _, *others = program.with_name("program.parents").read_text().split()
+    assert set(others) == {str(process.pid)}
+
+
 def test_a_script_from_the_standard_input_reads_a_camera(model_path: Path) -> None:
     program = f"{STREAM}\nimport sys\nprint(count_results(*sys.argv[1:]))\n"
     with MjpegCamera() as camera:

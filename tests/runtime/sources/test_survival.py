@@ -140,6 +140,21 @@ def test_a_moment_without_descriptors_ends_no_source(make_group: Make, quick: di
         reasons[event.source] = event.reason
 
 
+@pytest.mark.parametrize("executable", ["", None])
+def test_an_interpreter_that_does_not_know_its_python_is_one_error(
+    executable: str | None, make_group: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", executable)
+    group = make_group()
+    group.add(CaptureConfig(source="rtsp://127.0.0.1:9/x", name="door"))
+    events = []
+    while isinstance(event := group.take(DEADLINE_S), Event):
+        events.append((event.kind, event.reason, event.message))
+    problem = "sys.executable is empty; set it to the path of a Python that has edgerpn"
+    message = f"door: no capture process can be started: {problem}"
+    assert events[1:] == [("error", "dependency", message), ("ended", "dependency", message)]
+
+
 def test_a_module_path_that_is_no_text_ends_no_source(
     clip: Path, make_group: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
