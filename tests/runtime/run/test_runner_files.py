@@ -332,7 +332,7 @@ def test_settings_of_a_wrong_type_are_refused_by_name(model: Model) -> None:
         ({"track": "yes"}, "track: expected a TrackConfig or None, got 'yes'"),
     ):
         with pytest.raises(TypeError, match=message):
-            StreamsConfig(**settings)  # type: ignore[arg-type]
+            StreamsConfig(**settings)
     with pytest.raises(TypeError, match="config: expected a StreamsConfig, got a SourceConfig"):
         StreamRunner(model, SourceConfig(source="a.mp4"))  # type: ignore[arg-type]
 
