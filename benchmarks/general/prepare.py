@@ -2,8 +2,8 @@
 
 The whole recipe, from a folder of data sets (SETS/NAME/instances.json and images/) to figures: a training on the labels
 and the boxes of a teacher, two in which the teacher looks at every view, the mean of these two, one from this mean in
-which half of the views are whole and the mean is a second teacher, and the mean of two more of this kind in which the
-teacher looks at every view twice.
+which half of the views are whole and the mean is a second teacher, and the means of two and two more of this kind in
+which the teacher looks at every view twice.
 
     python -m benchmarks.general.prepare --sets SETS --leave-out coco_sample --teacher NANODET -o GENERAL
     edgerpn train --data GENERAL --config benchmarks/general/general.toml --from random -o RUN
@@ -28,7 +28,14 @@ teacher looks at every view twice.
         --set data.view_sides_px=[320,0] --set data.augment.hue=0.1 --set data.augment.saturation=0.6
         --set data.augment.brightness=0.35 --set data.augment.contrast=0.35 --set data.augment.aspect_jitter=0.25
     python -m benchmarks.general.average C/best.pt D/best.pt -o CD.pt
-    python -m benchmarks.domains --sets SETS --checkpoint CD=CD.pt --from CD=CD.pt --from random --out out.json
+    python -m benchmarks.general.distil --data MORE_EVERYDAY --teacher NANODET --config benchmarks/general/distil.toml
+        --from CD.pt --keep CD.pt --closer --fix-norms-at 0 -o E --set loop.seed=41
+        --set loop.minutes=78 --set data.workers=1 --set data.augment.mosaic_probability=0.3
+        --set data.view_sides_px=[320,0] --set data.augment.hue=0.1 --set data.augment.saturation=0.6
+        --set data.augment.brightness=0.35 --set data.augment.contrast=0.35 --set data.augment.aspect_jitter=0.25
+    python -m benchmarks.general.distil (as E) -o F --set loop.seed=42 --set optimizer.learning_rate=0.0014
+    python -m benchmarks.general.average E/best.pt F/best.pt -o EF.pt --set proposals.soft_nms_iou=0.3
+    python -m benchmarks.domains --sets SETS --checkpoint EF=EF.pt --from EF=EF.pt --from random --out out.json
 
 A training that was interrupted, or should go on in another sitting, continues with
 `edgerpn train --data GENERAL -o RUN --resume`; the settings file counts minutes of training, not of the clock. An
