@@ -203,12 +203,17 @@ def test_a_finished_run_can_be_lengthened(start: Start, copy_of_finished: Copy) 
     assert [row["step"] for row in longer.history if "loss" in row] == list(range(1, 9))
 
 
+def claim_best(run: TrainResult) -> None:
+    """Lets a finished run have best figures that it never reaches again."""
+    last = load_checkpoint(run.last)
+    assert last.training is not None
+    last.training["progress"]["best_metrics"] = {"AR@100": 2.0}
+    save_checkpoint(last, run.last)
+
+
 def test_a_run_whose_best_checkpoint_is_gone_writes_it_again(start: Start, copy_of_finished: Copy) -> None:
     done = copy_of_finished("run")
-    last = load_checkpoint(done.last)
-    assert last.training is not None
-    last.training["progress"]["best_metrics"] = {"AR@100": 2.0}  # never reached again
-    save_checkpoint(last, done.last)
+    claim_best(done)
     done.best.unlink()
     said: list[str] = []
     result = start("run", "loop.epochs=1", resume=True, log=said.append)
@@ -301,10 +306,7 @@ def test_best_figures_on_other_validation_annotations_do_not_count(
     copy_of_finished: Copy, data_folder: Path, tmp_path: Path, tiny_settings: MakeSettings
 ) -> None:
     done = copy_of_finished("run")
-    last = load_checkpoint(done.last)
-    assert last.training is not None
-    last.training["progress"]["best_metrics"] = {"AR@100": 2.0}  # never reached again
-    save_checkpoint(last, done.last)
+    claim_best(done)
     data = tmp_path / "data"
     data.mkdir()
     (data / "images").symlink_to(data_folder / "images")
@@ -327,10 +329,7 @@ def test_best_figures_on_other_validation_annotations_do_not_count(
 
 def test_best_figures_of_another_proposal_stage_do_not_count(start: Start, copy_of_finished: Copy) -> None:
     done = copy_of_finished("run")
-    last = load_checkpoint(done.last)
-    assert last.training is not None
-    last.training["progress"]["best_metrics"] = {"AR@100": 2.0}  # never reached again
-    save_checkpoint(last, done.last)
+    claim_best(done)
     said: list[str] = []
     # Evaluations have counts of their own.
     counts = ("proposals.num_proposals=7", "proposals.score_threshold=0.5")
