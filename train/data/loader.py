@@ -390,6 +390,13 @@ class TrainLoader:
             ) from error
 
 
+class _SilentDataLoader(DataLoader[Any]):
+    """A DataLoader that takes the number of workers from the settings, also where it has fewer cores."""
+
+    def check_worker_number_rationality(self) -> None:
+        """Replaces PyTorch's check, which would warn several times, about a default that nobody has chosen."""
+
+
 def _data_loader(
     source: _BatchSource, plan: _BatchPlan, workers: int, pin_memory: bool
 ) -> DataLoader[TrainBatch | DataError]:
@@ -401,7 +408,7 @@ def _data_loader(
             "prefetch_factor": _PREFETCH,
             "worker_init_fn": _start_worker,
         }
-    return DataLoader(
+    return _SilentDataLoader(
         source,  # type: ignore[arg-type]
         sampler=plan,
         # One key is a whole batch.

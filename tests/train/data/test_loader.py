@@ -255,6 +255,25 @@ def test_workers_end_when_the_training_process_is_killed(records: list[ImageReco
         assert training.stdout.read() == b""
 
 
+ON_ONE_CORE = """
+import os, pickle, sys
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+from edgerpn.train.data.loader import DataConfig, TrainLoader
+if __name__ == "__main__":
+    with TrainLoader(pickle.load(sys.stdin.buffer), DataConfig(workers=2), seed=1) as loader:
+        next(loader.epoch(0))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system gives a process all cores")
+def test_more_workers_than_cores_cause_no_warning(records: list[ImageRecord], tmp_path: Path) -> None:
+    script = tmp_path / "training.py"
+    script.write_text(ON_ONE_CORE)
+    command = [sys.executable, str(script)]
+    done = subprocess.run(command, input=pickle.dumps(records), capture_output=True, check=True)
+    assert done.stderr == b""
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_broke_after_the_check_is_named(tmp_path: Path, workers: int) -> None:
     broken = make_records(tmp_path, 4)

@@ -203,7 +203,7 @@ def test_a_finished_run_can_be_lengthened(start: Start, copy_of_finished: Copy) 
     assert [row["step"] for row in longer.history if "loss" in row] == list(range(1, 9))
 
 
-def claim_best(run: TrainResult) -> None:
+def claim_best(run: RunFolder) -> None:
     """Lets a finished run have best figures that it never reaches again."""
     last = load_checkpoint(run.last)
     assert last.training is not None
