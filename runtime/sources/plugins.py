@@ -127,7 +127,8 @@ class PluginReader:
         is_array = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.size > 0
         if not is_array or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in self._num_channels)):
             found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-            message = f"{self._what}: expected frames of uint8 (H, W, 3) or (H, W), got {found}"
+            shapes = "".join(f"(H, W, {number}) or " for number in self._num_channels)
+            message = f"{self._what}: expected frames of uint8 {shapes}(H, W), got {found}"
             raise CaptureFailedError(message, reason="codec", is_final=True)
         return image if image.ndim == 3 else np.broadcast_to(image[:, :, None], (*image.shape, 3))
 

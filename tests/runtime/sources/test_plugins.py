@@ -202,15 +202,16 @@ def test_a_crash_of_a_plugin_is_an_event_and_the_frames_come_back(does: str, wor
 
 
 @pytest.mark.parametrize(
-    ("source", "words"),
+    ("source", "channels", "words"),
     [
-        ("count://lab?does=gives floats", "expected frames of uint8 (H, W, 3) or (H, W), got float32 (16, 32, 3)"),
-        ("gone://lab", "counters:Gone of another package does not import: AttributeError"),
-        ("wrong://lab", "counters:wrong: expected a FrameSource of edgerpn.runtime.sources, got a object"),
+        ("count://lab?does=gives floats", "auto", "uint8 (H, W, 3) or (H, W), got float32 (16, 32, 3)"),
+        ("count://lab?does=gives floats", "bgrx", "uint8 (H, W, 3) or (H, W, 4) or (H, W), got float32"),
+        ("gone://lab", "auto", "counters:Gone of another package does not import: AttributeError"),
+        ("wrong://lab", "auto", "counters:wrong: expected a FrameSource of edgerpn.runtime.sources, got a object"),
     ],
 )
-def test_a_broken_plugin_ends_the_source(source: str, words: str, play: Make) -> None:
-    player = play(source)
+def test_a_broken_plugin_ends_the_source(source: str, channels: str, words: str, play: Make) -> None:
+    player = play(source, channels=channels)
     assert words in player.event("error", 30.0).message
     player.event("ended")
     assert player.capture.is_exhausted
