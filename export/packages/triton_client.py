@@ -91,7 +91,7 @@ def check(model: Model) -> list[str]:
 def main() -> int:
     """Runs the command; returns the exit status."""
     parser = argparse.ArgumentParser(description="Proposals of the model on Triton")
-    parser.add_argument("pictures", nargs="*", metavar="PICTURE", help="JPEG, PNG or what else OpenCV reads")
+    parser.add_argument("pictures", nargs="*", metavar="PICTURE", help="JPEG, PNG or another format that OpenCV reads")
     parser.add_argument("--url", default="localhost:8001", metavar="HOST:PORT", help="gRPC of the server")
     parser.add_argument("--top", type=int, default=20, metavar="N", help="print the N best proposals (20)")
     parser.add_argument("--smoke", action="store_true", help="send the golden frames")

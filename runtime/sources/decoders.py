@@ -38,11 +38,11 @@ class Abilities:
     has_nvv4l2: bool
     """A Jetson whose GStreamer has the hardware decoder nvv4l2decoder."""
     has_nvjpeg: bool
-    """That decoder reads JPEG too, as all but those of Thor do."""
+    """The hardware decoder reads JPEG too, as all but those of Thor do."""
 
 
 class VideoFacts(NamedTuple):
-    """What is known of a video before it is decoded."""
+    """Facts about a video before it is decoded."""
 
     codec: Codec | None = None
     """None: unknown, or another one."""

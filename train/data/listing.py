@@ -66,7 +66,7 @@ class CheckedBoxes:
     is_kept: npt.NDArray[np.bool_]
     """Whether each is usable and no copy of another."""
     findings: tuple[Finding, ...]
-    """What the rules about whole sets found."""
+    """Findings of the rules about whole sets."""
 
 
 def load_content(split: Split) -> Content:

@@ -17,7 +17,7 @@ from edgerpn.train.network.layers import Backbone, ConvNormAct, ResidualBlock, c
 
 NAMES = ("edge", "resnet18", "resnet34", "resnet50", "vgg16", "mobilenet_v3_large")
 EXPECTED = f"one of {', '.join(NAMES)} or timm:NAME"
-"""What a backbone's name may be, for errors."""
+"""Names of backbones, for errors."""
 COARSEST_STRIDE_PX = {"resnet18": 32, "resnet34": 32, "resnet50": 32, "vgg16": 16, "mobilenet_v3_large": 32}
 """Coarsest stride of each backbone with a fixed architecture."""
 
