@@ -23,6 +23,10 @@ from edgerpn.manifest.parts import GoldenSpec
 from edgerpn.matching import TOLERANCES, match, other_class_share, pair_classes, pair_cosines, unlike_share
 from edgerpn.proposals import DESCRIPTIONS, Outputs
 
+NPZ_ERRORS = (ValueError, EOFError, TypeError, AttributeError, RuntimeError, zipfile.BadZipFile, zlib.error)
+"""Errors of NumPy about a damaged .npz file or another file. AttributeError (Python 3.10) or TypeError: an .npy file;
+RuntimeError: one wrong bit can say that an entry is encrypted, or compressed in a way that Python does not know."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Golden:
@@ -82,7 +86,7 @@ def read(artifact: str | os.PathLike[str], manifest: Manifest) -> Golden:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             described = [name for name in DESCRIPTIONS if name in arrays]
             found = Golden(**{name: arrays[name] for name in ("frames", "boxes", "scores", "count", *described)})
-    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (KeyError, OSError, *NPZ_ERRORS) as error:
         raise ManifestError(
             f"{path}: truncated or damaged: not golden frames. Copy it again, or export the model again."
         ) from error

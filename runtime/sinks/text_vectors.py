@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
-import zlib
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerpn.errors import SinkError
+from edgerpn.golden import NPZ_ERRORS
 
 _FORM = 'np.savez(FILE, names=["cat", ...], vectors=...), with vectors of shape [number of names, D] and of floats'
 _FEWEST_NORM = 1e-6
@@ -80,8 +79,7 @@ def _read_arrays(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any]]:
         raise SinkError(f"{path}: cannot be read: {error.strerror or error}") from error
     except KeyError as error:
         raise SinkError(f"{path}: {error.args[0]}. Write {_FORM}.") from error
-    # Python 3.10 raises AttributeError for an .npy file; RuntimeError is that of a zip with a password.
-    except (ValueError, EOFError, TypeError, AttributeError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except NPZ_ERRORS as error:
         raise SinkError(f"{path}: expected an .npz file without pickled objects ({error}). Write {_FORM}.") from error
 
 

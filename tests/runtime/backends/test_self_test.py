@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import subprocess
 import sys
 from collections.abc import Callable
@@ -69,6 +71,35 @@ def test_golden_frames_without_a_proposal_prove_nothing(
         manifests.write(model.manifest.replace(golden=spec), path)
     with pytest.raises(SelfTestError, match=r"\(CPU\): none of the golden frames has a proposal.*; export the model"):
         load(path, threads=1, self_test=True)
+
+
+def with_bit(data: bytes, *, entry_byte: int, bit: int) -> bytes:
+    """The bytes of a zip with one bit of its directory's first entry changed."""
+    place = data.index(b"PK\x01\x02") + entry_byte
+    return data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :]
+
+
+def an_array(_: bytes) -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.zeros(3))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-100],
+        an_array,
+        functools.partial(with_bit, entry_byte=8, bit=0),
+        functools.partial(with_bit, entry_byte=10, bit=1),
+    ],
+    ids=["cut off", "an .npy file", "encrypted by a wrong bit", "compressed by a wrong bit"],
+)
+def test_damaged_golden_frames_are_one_clear_error(damage: Callable[[bytes], bytes], with_golden: Path) -> None:
+    file = golden.golden_path(with_golden)
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(ManifestError, match=r"bright\.golden\.npz: truncated or damaged"):
+        load(with_golden, threads=1, self_test=True)
 
 
 def test_a_model_without_golden_frames_cannot_test_itself(model_path: Path) -> None:
