@@ -71,6 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
         return print_settings(config)
     if arguments.model is None:
         raise UsageError(["bench: MODEL: needed, see `edgerpn bench --help`"])
+    if problems := choice.problems_without_data(arguments):
+        raise UsageError(problems)
     model = find_model(arguments.model)
     _check_output(arguments, model)
     from edgerpn.runtime.bench.bench import run_bench

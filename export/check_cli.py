@@ -96,12 +96,9 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
     elif arguments.against and not (arguments.images or arguments.data):
         problems.append("check: --against needs photographs; name their folder with --images DIR, or --data PATH")
     if not arguments.against:
-        given = [
-            flag
-            for flag in ("images", "data", "format", "split", "limit", "pictures")
-            if getattr(arguments, flag) is not None
-        ]
+        given = [flag for flag in ("images", "data", "limit", "pictures") if getattr(arguments, flag) is not None]
         problems += [f"check: --{flag} is for a comparison; name a model with --against" for flag in given]
+    problems += choice.problems_without_data(arguments)
     if problems:
         raise UsageError(problems)
     if arguments.images and not arguments.images.is_dir():

@@ -114,8 +114,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError([f"--output {arguments.output}: expected a file name that ends in .onnx"])
     if arguments.calibration is not None and config.precision != "int8":
         raise UsageError([f"--calibration is for --precision int8, the precision is {config.precision}"])
-    if arguments.data is None and (arguments.format or arguments.split):
-        raise UsageError(["--format and --split are for --data PATH; name a data set"])
+    if problems := choice.problems_without_data(arguments):
+        raise UsageError(problems)
     from edgerpn.export.onnx.export import export_onnx
     from edgerpn.train.data.splits import find_split
 

@@ -121,8 +121,7 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
         problems.append("--output DIR: needed, the folder of all outputs")
     if not arguments.images and arguments.data is None:
         problems.append("IMAGES: name images, videos, folders or lists of files, or a data set with --data")
-    if arguments.data is None and (arguments.format or arguments.split):
-        problems.append("--format and --split are for --data PATH; name a data set")
+    problems += choice.problems_without_data(arguments)
     if problems:
         raise UsageError(problems)
     if arguments.output.is_file():

@@ -61,6 +61,13 @@ def test_wrong_usage_ends_with_status_2(flags: list[str], capsys: pytest.Capture
     assert "usage: edgerpn export" in capsys.readouterr().err
 
 
+def test_arguments_about_a_data_set_need_one(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--format", "coco", "--split", "0.2", "--allow", "images", "--classes", "fish", "--exif", "apply"]
+    assert main(["export", "best.pt", "-o", "model.onnx", *words, "--follow-links"]) == 2
+    named = "--format and --split and --allow and --classes and --exif and --follow-links"
+    assert f"{named}: for --data PATH only; name a data set" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flag", "value", "setting"),
     [

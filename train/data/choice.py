@@ -148,6 +148,15 @@ def chosen(arguments: argparse.Namespace) -> DataChoice:
     )
 
 
+def problems_without_data(arguments: argparse.Namespace) -> list[str]:
+    """Returns the problem of arguments about a data set where the optional `--data` is missing, if there is one."""
+    if arguments.data is not None:
+        return []
+    names = ("format", "split", "allow", "classes", "exif", "follow_links")
+    given = ["--" + name.replace("_", "-") for name in names if getattr(arguments, name)]
+    return [f"{' and '.join(given)}: for --data PATH only; name a data set"] if given else []
+
+
 def _split_argument(text: str) -> str:
     try:
         parse_split(text)

@@ -126,6 +126,8 @@ def test_different_models_are_announced_before_the_table(
         ((), "name a --target to check the graph for, or a model to compare it with"),
         (("--against", "b.onnx"), "--against needs photographs; name their folder with --images"),
         (("--target", "tensorrt-11", "--data", "v.json"), "--data is for a comparison"),
+        (("--target", "tensorrt-11", "--exif", "apply"), "--exif: for --data PATH only"),
+        (("--against", "b.onnx", "--images", ".", "--classes", "fish"), "--classes: for --data PATH only"),
         (("--against", "b.onnx", "--images", "nowhere"), "--images nowhere: expected a folder of photographs"),
         (("--target", "tensorrt-11", "--output", "."), "this is a folder, expected the name of a file"),
         (("--target", "tensorrt-11", "--output", "model.json"), "this is an input of the command"),

@@ -353,6 +353,7 @@ sys.exit(main(["bench", *sys.argv[1:]]))
     ("words", "status", "message"),
     [
         ([], 2, "MODEL: needed"),
+        (["MODEL", "--allow", "images"], 2, "--allow: for --data PATH only"),
         (["MODEL", "--images", "none"], 1, "--images none: this folder does not exist"),
         (["MODEL", "--set", "sources=0"], 2, "sources"),
         (["MODEL", "-o", "page.html"], 2, "the page goes beside it"),
