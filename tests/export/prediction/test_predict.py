@@ -417,7 +417,7 @@ def test_an_exported_model_needs_no_torch(model_path: Path, pictures: Path, tmp_
         (["-o", "out"], 2, "IMAGES: name images, videos, folders or lists of files"),
         (["in/a"], 2, "--output DIR: needed"),
         (["in/a", "-o", "in/a/1.png"], 1, "this is a file, expected a folder"),
-        (["in/a", "-o", "out", "--split", "0.2", "--follow-links"], 2, "--split and --follow-links: for --data PATH only"),
+        (["in/a", "-o", "out", "--split", "0.2", "--exif", "apply"], 2, "--split and --exif: for --data PATH only"),
         (["in/none", "-o", "out"], 1, "no such file or folder"),
         (["in/a", "-o", "out", "--set", "topp=3"], 2, "did you mean 'top'"),
         (["in/a", "-o", "out", "--set", "batch=-1"], 2, "batch: expected 0 to 256"),
