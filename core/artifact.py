@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,13 +20,22 @@ _PLACES: tuple[Callable[[Path], Path], ...] = (golden_path, lambda artifact: art
 """From the artifact's path to that of each file, in the order in which they are renamed."""
 
 
+def name_problem(output: Path, *more: Callable[[Path], Path]) -> str | None:
+    """Returns the reason why an artifact's files, also those of `more`, cannot have their names; None: they can."""
+    names = [place(output).name for place in (*_PLACES, *more)]
+    longest = max(names, key=lambda name: len(os.fsencode(name)))
+    if files.is_short_enough(longest):
+        return None
+    return f"{output}: the name is too long for a file beside it, {longest}; choose a shorter one"
+
+
 @contextmanager
 def staging(output: Path, *more: Callable[[Path], Path]) -> Iterator[Path]:
     """Yields a temporary path for an artifact, in the folder of `output`.
 
     At the end the files beside it go too, also those of `more`, which return their paths for that of the artifact.
     """
-    staged = output.with_name(f".{files.printable(output.stem)}.{secrets.token_hex(4)}{output.suffix}")
+    staged = files.temporary_path(output, output.suffix)
     try:
         yield staged
     finally:
@@ -53,7 +61,7 @@ def replace_together(pairs: list[tuple[Path, Path]]) -> None:
     Raises:
         OSError: A file cannot be renamed.
     """
-    backups = [target.with_name(f".{target.name}.{secrets.token_hex(4)}.old") for _, target in pairs]
+    backups = [files.temporary_path(target, ".old") for _, target in pairs]
     done: list[tuple[Path, Path]] = []
     is_whole = False
     try:

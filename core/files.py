@@ -24,8 +24,9 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """Errors of a full disk, quota or file, and of a broken disk."""
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 """Errors of a file system without locks."""
-_NUM_KEPT = 50
-"""Letters of a name in that of its temporary file; each has up to 4 bytes, and a name up to 255."""
+_MAX_NAME_BYTES = 255
+_NUM_KEPT, _NUM_KEPT_OF_SUFFIX = 40, 10
+"""Letters that stay of a long name and of its suffix; each has up to 4 bytes."""
 _TIDY_S = 5.0
 _POLL_S = 0.02
 
@@ -39,8 +40,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays last: OpenCV and ONNX choose the format by it. A long name leaves no room for the rest.
-    temporary = target.with_name(f".{printable(target.stem)[:_NUM_KEPT]}.{secrets.token_hex(4)}{target.suffix}")
+    # The suffix stays last: OpenCV and ONNX choose the format by it.
+    temporary = temporary_path(target, target.suffix)
     process = os.getpid()
     try:
         yield temporary
@@ -53,6 +54,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         # A child of this process that ends in the block leaves the file to its parent.
         if process == os.getpid():
             temporary.unlink(missing_ok=True)
+
+
+def temporary_path(target: Path, suffix: str) -> Path:
+    """Returns a new path of a hidden file beside `target`, also where the name of `target` leaves no room for more."""
+    kept, end = printable(target.stem)[:_NUM_KEPT], suffix[:_NUM_KEPT_OF_SUFFIX]
+    return target.with_name(f".{kept}.{secrets.token_hex(4)}{end}")
 
 
 @contextmanager
@@ -201,6 +208,26 @@ def printable(text: str) -> str:
         return text
     shown = (f"\\x{ord(letter) - 0xDC00:02x}" if "\udc80" <= letter <= "\udcff" else letter for letter in text)
     return "".join(shown).encode(errors="backslashreplace").decode()
+
+
+def fitting(path: str, added: str = "") -> str:
+    """Returns a relative path to whose parts a file system lets `added` be appended.
+
+    Each part is printable, and one that would be too long is cut, with a hash of it. Each byte that is not UTF-8 has
+    four letters, so that a name of 64 such bytes is long.
+    """
+    parts = printable(path).split("/")
+    return "/".join(part if is_short_enough(f"{part}{added}") else _cut(part) for part in parts)
+
+
+def is_short_enough(name: str) -> bool:
+    """Returns whether a file system can hold a name of so many bytes."""
+    return len(os.fsencode(name)) <= _MAX_NAME_BYTES
+
+
+def _cut(name: str) -> str:
+    stem, suffix = os.path.splitext(name)
+    return f"{stem[:_NUM_KEPT]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}{suffix[:_NUM_KEPT_OF_SUFFIX]}"
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

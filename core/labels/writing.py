@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerpn.errors import ConfigError, DataError
-from edgerpn.files import filling, printable
+from edgerpn.files import filling, fitting, printable
 
 _MAX_EXAMPLES = 5
 # XML and YAML have no place for them, and a line of a list ends at some.
@@ -192,10 +192,10 @@ class LabelWriter(ABC):
 
     def _free_name(self, given: str, split: str) -> str:
         base = PurePosixPath(_safe_name(given))
-        name, number = str(base), 1
+        name, number = fitting(str(base)), 1
         while self._is_taken(name, split):
             number += 1
-            name = str(base.with_name(f"{base.stem}_{number}{base.suffix}"))
+            name = fitting(str(base.with_name(f"{base.stem}_{number}{base.suffix}")))
         if name != given:
             self._num_renamed += 1
             if len(self._renamed) < _MAX_EXAMPLES:

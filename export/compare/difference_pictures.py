@@ -34,7 +34,7 @@ def write_pictures(comparison: Comparison, folder: Path, *, top: int = NUM_PICTU
     worst = [image for image in comparison.worst if image.agreement.num_boundary or image.agreement.num_unexplained]
     written = []
     for rank, image in enumerate((worst or list(comparison.worst[:1]))[:top], start=1):
-        path = folder / f"{rank:02d}_{image.file.stem}.png"
+        path = folder / files.fitting(f"{rank:02d}_{image.file.stem}.png")
         picture = draw_comparison(image, comparison.names)
         with files.replacing(path) as temporary, files.native_path(temporary) as native:
             if not cv2.imwrite(native, picture):

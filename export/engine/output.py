@@ -15,7 +15,7 @@ from pathlib import Path
 import edgerpn.golden
 import edgerpn.manifest
 from edgerpn import files
-from edgerpn.artifact import replace_artifact
+from edgerpn.artifact import name_problem, replace_artifact
 from edgerpn.errors import BuildError, EdgeRpnError
 from edgerpn.export.engine.libraries import BuildMachine
 from edgerpn.export.engine.report import BuildReport, is_report, report_path
@@ -40,6 +40,9 @@ def check_paths(onnx_file: Path, output: Path) -> None:
         raise BuildError(f"{onnx_file}: expected a model.onnx that `edgerpn export` wrote")
     if output.suffix.lower() not in SUFFIXES:
         raise BuildError(f"{output}: expected a file name that ends in {' or '.join(SUFFIXES)}")
+    problem = name_problem(output, report_path)
+    if problem is not None:
+        raise BuildError(problem)
     if output.is_dir():
         raise BuildError(f"{output}: this is a folder, expected the name of a file")
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ import onnx
 
 import edgerpn.manifest
 from edgerpn import golden
-from edgerpn.artifact import replace_artifact, staging
+from edgerpn.artifact import name_problem, replace_artifact, staging
 from edgerpn.errors import ExportError, SelfTestError
 from edgerpn.export.evaluate import RecallMeter
 from edgerpn.export.export_config import ExportConfig
@@ -311,6 +311,9 @@ def _check_output(output: Path) -> None:
     """
     if output.suffix != ".onnx":
         raise ExportError(f"{output}: expected a file name that ends in .onnx")
+    problem = name_problem(output)
+    if problem is not None:
+        raise ExportError(problem)
     if output.is_dir():
         raise ExportError(f"{output}: this is a folder, expected the name of a file")
     output.parent.mkdir(parents=True, exist_ok=True)

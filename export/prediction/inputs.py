@@ -15,7 +15,7 @@ import cv2
 
 from edgerpn.errors import ConfigError, DataError
 from edgerpn.export.prediction.pipeline import Shot
-from edgerpn.files import printable
+from edgerpn.files import fitting, printable
 from edgerpn.images.decoding import damage_note, decode_image, read_bytes
 from edgerpn.images.formats import is_image_file
 from edgerpn.images.header import Exif
@@ -29,9 +29,6 @@ LIST_SUFFIX = ".txt"
 """Files that list images and videos, a path in each line."""
 
 _READ_AHEAD = 4
-_MAX_NAME_BYTES = 255
-_NUM_KEPT = 40
-"""Letters of a name that is too long; each has up to 4 bytes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +68,7 @@ def find_inputs(specs: Sequence[str], ids: Mapping[Path, int | str] | None = Non
         found.setdefault(_place(path), path)
     base = os.path.commonpath([os.path.dirname(path) for path in found]) if found else ""
     named = [
-        (path, _is_video(path), _output_name(Path(os.path.relpath(absolute, base)).as_posix(), added=".jpg"))
+        (path, _is_video(path), fitting(Path(os.path.relpath(absolute, base)).as_posix(), ".jpg"))
         for absolute, path in found.items()
     ]
     # Those of all images first: a video makes way for an image behind it too.
@@ -79,7 +76,7 @@ def find_inputs(specs: Sequence[str], ids: Mapping[Path, int | str] | None = Non
     files = []
     for path, is_video, relative in named:
         if is_video:
-            stem = _free_stem(_output_name(str(Path(relative).with_suffix("")), added="-123_1234567.jpg"), names)
+            stem = _free_stem(fitting(str(Path(relative).with_suffix("")), "-123_1234567.jpg"), names)
             files.append(InputFile(path=path, name=stem, is_video=True, num_frames=_num_frames(path)))
         else:
             files.append(InputFile(path=path, name=relative))
@@ -176,19 +173,6 @@ def _listed(file: Path) -> list[Path]:
 def _is_video(path: Path) -> bool:
     """Whether it is a video; a file that does not exist counts as an image."""
     return path.is_file() and not is_image_file(path)
-
-
-def _output_name(name: str, *, added: str) -> str:
-    """Returns a relative path to which outputs can add a text: each part printable, a long one cut with a hash of it.
-
-    Each byte that is not UTF-8 has four letters, so that a name of 64 such bytes is long.
-    """
-    parts = printable(name).split("/")
-    return "/".join(part if len(f"{part}{added}".encode()) <= _MAX_NAME_BYTES else _cut(part) for part in parts)
-
-
-def _cut(part: str) -> str:
-    return f"{part[:_NUM_KEPT]}-{hashlib.sha256(part.encode()).hexdigest()[:16]}{Path(part).suffix[-5:]}"
 
 
 def _free_stem(stem: str, names: set[str]) -> str:

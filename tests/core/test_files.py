@@ -71,8 +71,8 @@ def test_the_temporary_file_lies_beside_the_target_and_keeps_its_suffix(tmp_path
 
 @pytest.mark.parametrize(
     "name",
-    ["a" * 251 + ".jpg", "\U0001f41f" * 62 + ".jpg", os.fsdecode(b"\xe9" * 251 + b".jpg")],
-    ids=["ASCII", "four bytes a letter", "not UTF-8"],
+    ["a" * 251 + ".jpg", "\U0001f41f" * 62 + ".jpg", os.fsdecode(b"\xe9" * 251 + b".jpg"), f"a.{'b' * 253}"],
+    ids=["ASCII", "four bytes a letter", "not UTF-8", "long suffix"],
 )
 def test_a_name_as_long_as_a_file_system_allows_is_written(tmp_path: Path, name: str) -> None:
     files.write_text(tmp_path / name, "x")
@@ -159,3 +159,22 @@ def test_a_folder_that_another_process_tidies_is_waited_for(tmp_path: Path) -> N
     threading.Timer(1.0, os.close, [descriptor]).start()
     with files.shared(tmp_path, tidy=lambda: pytest.fail("tidied")):
         pass
+
+
+@pytest.mark.parametrize(
+    ("name", "added", "start"),
+    [
+        ("a/b.jpg", ".json", "a/b.jpg"),
+        (f"{'a' * 251}.jpg", "", f"{'a' * 251}.jpg"),
+        (f"{'a' * 251}.jpg", "!", f"{'a' * 40}-"),
+        ("\U0001f41f" * 63 + "/" + "a" * 252 + ".jpg", "", "\U0001f41f" * 63 + "/" + "a" * 40 + "-"),
+        (os.fsdecode(b"\xe9" * 64), "", r"\xe9" * 10 + "-"),
+    ],
+    ids=["short", "longest", "no room", "long in a long folder", "not UTF-8"],
+)
+def test_a_name_has_room_for_what_is_added_and_stays_as_it_is_where_it_can(name: str, added: str, start: str) -> None:
+    found = files.fitting(name, added)
+    assert found.startswith(start)
+    assert all(len(f"{part}{added}".encode()) <= 255 for part in found.split("/"))
+    assert Path(found).suffix == Path(name).suffix
+    assert files.fitting(f"b{name}", added) != found

@@ -182,6 +182,19 @@ def test_names_that_clash_or_break_a_file_are_changed_and_counted(kind: str, tmp
     assert "image renamed in the new set: 7 ('a.jpg' -> 'a_2.jpg'; " in writer.notes()[0]
 
 
+@pytest.mark.parametrize("kind", list(WRITERS))
+def test_names_too_long_for_a_file_system_are_cut(kind: str, tmp_path: Path) -> None:
+    source = picture(tmp_path, "a.jpg")
+    # The second one clashes with the first; each byte of the third takes four letters.
+    names = ["a" * 251 + ".jpg", "a" * 251 + ".jpg", os.fsdecode(b"\xe9" * 64 + b".jpg")]
+    with open_writer(kind, tmp_path / "out", ["fish", "crab"]) as writer:
+        first, *others = (writer.add(labelled(source, name)) for name in names)
+    assert first == names[0]
+    assert [name[:8] for name in others] == ["aaaaaaaa", "_xe9_xe9"]
+    images = [name for name in tree(tmp_path / "out") if name.endswith(".jpg")]
+    assert len(images) == len(names)
+
+
 @pytest.mark.parametrize("kind", ["yolo", "voc"])
 def test_two_images_never_share_a_label_file(kind: str, tmp_path: Path) -> None:
     with open_writer(kind, tmp_path / "out", ["fish", "crab"]) as writer:

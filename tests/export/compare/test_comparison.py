@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,15 @@ def test_pictures_show_what_only_one_model_has(measured: Comparison, tmp_path: P
     magenta = (picture == (255, 0, 255)).all(axis=2)
     for side, half in ((1, magenta[:, :width]), (0, magenta[:, width:])):
         assert half.any() == bool(worst.agreement.unexplained[side])
+
+
+def test_an_image_with_a_long_name_has_a_picture(measured: Comparison, tmp_path: Path) -> None:
+    file = tmp_path / f"{'a' * 251}.png"
+    shutil.copy(measured.worst[0].file, file)
+    renamed = tuple(dataclasses.replace(image, file=file) for image in measured.images)
+    (written,) = write_pictures(dataclasses.replace(measured, images=renamed), tmp_path / "pictures", top=1)
+    assert written.name.startswith("01_aaaa")
+    assert written.is_file()
 
 
 def test_a_picture_of_models_that_agree_has_grey_boxes_only(exported: GetExport, photo_files: list[Path]) -> None:

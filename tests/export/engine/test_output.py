@@ -80,10 +80,12 @@ def make_report(onnx: Path, output: Path) -> BuildReport:
     return BuildReport(onnx=onnx, engine=output, onnx_sha256="0", environment=environment, config=BuildConfig())
 
 
-def deliver(folder: Path, name: str, value: float, said: list[str] | None = None) -> Path | None:
+def deliver(
+    folder: Path, name: str, value: float, said: list[str] | None = None, *, file_name: str = "a.engine"
+) -> Path | None:
     """Delivers an engine called `name`, whose bytes and golden frames distinguish it from others."""
     model, onnx = make_onnx(folder / name, value)
-    output = folder / "out" / "a.engine"
+    output = folder / "out" / file_name
     output.parent.mkdir(exist_ok=True)
     with edgerpn.artifact.staging(output, report_path) as staged:
         staged.write_bytes(name.encode())
@@ -113,6 +115,14 @@ def test_the_temporary_name_of_an_artifact_is_utf_8(tmp_path: Path) -> None:
     with edgerpn.artifact.staging(tmp_path / os.fsdecode(b"caf\xe9.engine")) as staged:
         assert staged.parent == tmp_path
         assert re.fullmatch(r"\.caf\\xe9\.[0-9a-f]{8}\.engine", staged.name)
+
+
+def test_a_name_as_long_as_the_files_beside_it_allow_is_delivered(tmp_path: Path) -> None:
+    longest = f"{'a' * (255 - len('.engine.golden.npz'))}.engine"
+    for name, value in (("old", 1.0), ("new", 2.0)):
+        deliver(tmp_path, name, value, file_name=longest)
+    assert files(tmp_path) == sorted(longest + name.removeprefix("a.engine") for name in NAMES)
+    assert (tmp_path / "out" / longest).read_bytes() == b"new"
 
 
 @pytest.mark.parametrize("number", range(3))

@@ -263,6 +263,7 @@ def test_outputs_that_would_overwrite_other_files_are_refused(tmp_path: Path) ->
         tmp_path / "model.trt": r"ends in \.engine or \.plan",
         tmp_path / "folder.engine": "this is a folder",
         tmp_path / "notes.engine": r"notes\.engine\.json: not a manifest; the engine's would overwrite it",
+        tmp_path / f"{'a' * 238}.engine": r"too long for a file beside it, a+\.engine\.golden\.npz;",
         tmp_path / "log.engine": r"log\.engine\.build\.json: not a build report; the new one would overwrite it",
     }
     (tmp_path / "folder.engine").mkdir()

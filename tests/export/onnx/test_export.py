@@ -290,6 +290,8 @@ def test_an_export_needs_a_name_and_images(
 ) -> None:
     with pytest.raises(ExportError, match=r"model\.engine: expected a file name that ends in \.onnx"):
         export_onnx(checkpoints["peaks"], tmp_path / "model.engine", ExportConfig(), images=photo_files)
+    with pytest.raises(ExportError, match=r"too long for a file beside it, a+\.golden\.npz; choose a shorter one"):
+        export_onnx(checkpoints["peaks"], tmp_path / f"{'a' * 245}.onnx", ExportConfig(), images=photo_files)
     with pytest.raises(ExportError, match="no images to compare"):
         export_onnx(checkpoints["peaks"], tmp_path / "model.onnx", ExportConfig(), images=[])
     assert not list(tmp_path.iterdir())
