@@ -22,7 +22,7 @@ from typing import NamedTuple
 from edgerpn import __version__
 from edgerpn.errors import EdgeRpnError, UsageError
 from edgerpn.files import printable
-from edgerpn.machine import sigterm_handler
+from edgerpn.machine import CHILD_MARK, sigterm_handler
 from edgerpn.runtime.redaction import hide_passwords, redact_url
 
 
@@ -285,4 +285,5 @@ def _what_to_install(error: ModuleNotFoundError, argv: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
+    os.environ.pop(CHILD_MARK, None)
     sys.exit(main())

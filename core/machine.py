@@ -34,6 +34,9 @@ DEVICE_TREE_MODEL = Path("/proc/device-tree/model")
 NVPMODEL_STATUS, NVPMODEL_MODES = Path("/var/lib/nvpmodel/status"), Path("/etc/nvpmodel.conf")
 """The power mode of a Jetson, as `pmode:0002`, and the names of all modes; both are readable without root."""
 
+CHILD_MARK = "EDGERPN_CHILD_PROCESS"
+"""Environment variable of a child that runs a module of this package, until the module begins; see `python_problem`."""
+
 _AHEAD = 16
 """Items for each core that `threaded_map` starts before their results are taken."""
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -102,6 +105,22 @@ def threaded_map(
             pending.extend(workers.submit(function, item) for item in itertools.islice(source, 1))
     finally:
         workers.shutdown(wait=True, cancel_futures=True)
+
+
+def python_problem() -> str | None:
+    """Returns the reason why `sys.executable` cannot run a module of this package; None: it can be a Python.
+
+    In a program that is one file, and in some that embed Python, it is that program, which would start itself again
+    and again. So the environment of each child has `CHILD_MARK`, which our modules remove.
+    """
+    if not sys.executable:
+        return "sys.executable is empty; set it to the path of a Python that has edgerpn"
+    if CHILD_MARK in os.environ:
+        return (
+            f"{sys.executable} was itself started to run a module of edgerpn, but is another program; the section 'In "
+            "one file' of docs/recipes.md has the lines that it needs"
+        )
+    return None
 
 
 def available_cores() -> int:

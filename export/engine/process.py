@@ -27,8 +27,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from edgerpn.errors import BuildError
 from edgerpn.export.engine.options import DEFAULT_STALL_S
-from edgerpn.machine import cgroup_free_bytes, kib_fields
+from edgerpn.machine import CHILD_MARK, cgroup_free_bytes, kib_fields, python_problem
 
 MAX_LINES = 1000
 """Log lines kept from the start of a build, and as many from its end."""
@@ -155,8 +156,12 @@ def run_worker(
         stall_s: Seconds without an event and without CPU time after which the child is killed; 0: never.
 
     Raises:
+        BuildError: `sys.executable` is not a Python.
         OSError: No process can be started.
     """
+    problem = python_problem()
+    if problem is not None:
+        raise BuildError(f"the builder's process cannot be started: {problem}")
     outcome = BuildOutcome()
     kills_before = _oom_kills()
     reading, writing = os.pipe()
@@ -168,6 +173,7 @@ def run_worker(
                 stdout=printed,
                 stderr=subprocess.STDOUT,
                 pass_fds=(writing,),
+                env={**os.environ, CHILD_MARK: "1"},
                 start_new_session=True,
             )
         finally:

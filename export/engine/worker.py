@@ -36,7 +36,7 @@ from edgerpn.export.engine.libraries import BuildEnvironment, choose, cuda_versi
 from edgerpn.export.engine.options import DEFAULT_BATCH, BuildConfig
 from edgerpn.export.engine.progress import PhaseTracker
 from edgerpn.files import native_path
-from edgerpn.machine import die_with_parent
+from edgerpn.machine import CHILD_MARK, die_with_parent
 
 Send = Callable[..., None]
 MAX_TEXT = 2000
@@ -45,6 +45,7 @@ MAX_TEXT = 2000
 
 def main() -> int:
     """Handles one request; returns the exit status."""
+    os.environ.pop(CHILD_MARK, None)
     die_with_parent(int(sys.argv[2]))
     request = json.loads(sys.stdin.readline())
     send = _sender(int(sys.argv[1]))

@@ -18,7 +18,7 @@ from typing import Any
 
 from edgerpn.errors import MissingDependencyError
 from edgerpn.files import printable
-from edgerpn.machine import die_with_parent
+from edgerpn.machine import CHILD_MARK, die_with_parent
 from edgerpn.runtime.frame import Reason
 from edgerpn.runtime.opencv import load_cv2
 from edgerpn.runtime.sources.capture_config import NETWORK_PROTOCOLS, CaptureConfig
@@ -29,7 +29,6 @@ from edgerpn.runtime.sources.file_sources import is_damaged, is_still
 from edgerpn.runtime.sources.http_pictures import PictureReader, explain
 from edgerpn.runtime.sources.parent_link import ParentLink
 from edgerpn.runtime.sources.plugins import PluginReader, load_plugin
-from edgerpn.runtime.sources.process import MARK
 from edgerpn.runtime.sources.pump import Pump
 from edgerpn.runtime.sources.readers import OpenCvReader, Reader, is_late, probe_video, too_late
 from edgerpn.runtime.sources.reconnect import ExitReport
@@ -41,7 +40,7 @@ _FFMPEG_OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
 def main() -> None:
     """Captures until the source ends, or the parent stops it or dies; does not return."""
     # A source of another package may have captures of its own.
-    os.environ.pop(MARK, None)
+    os.environ.pop(CHILD_MARK, None)
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
     die_with_parent()

@@ -15,13 +15,11 @@ from contextlib import ExitStack, suppress
 from urllib.parse import unquote, urlsplit
 
 from edgerpn.errors import StreamOpenError
+from edgerpn.machine import CHILD_MARK, python_problem
 from edgerpn.runtime.redaction import HIDDEN, redact
 from edgerpn.runtime.sources.capture_config import CaptureConfig
 from edgerpn.runtime.sources.failures import CaptureFailedError, is_noise
 from edgerpn.runtime.sources.wire import MAX_PACKET_BYTES, STOP
-
-MARK = "EDGERPN_CAPTURE_PROCESS"
-"""Environment variable of a capture process until it begins, so that no other program takes its place for long."""
 
 _MAX_LINES = 100
 _MAX_LINE_CHARS = 400
@@ -54,7 +52,10 @@ class CaptureProcess:
             StreamOpenError: No process can be started (no memory, too many processes or open files).
             CaptureFailedError: `sys.executable` is not a Python, so that no attempt can succeed.
         """
-        _check_interpreter(config.label)
+        problem = python_problem()
+        if problem is not None:
+            message = f"{config.label}: no capture process can be started: {problem}"
+            raise CaptureFailedError(message, reason="dependency", is_final=True)
         self.lines: deque[str] = deque(maxlen=_MAX_LINES)
         self.num_lines = 0
         self.first_size = ""
@@ -189,26 +190,7 @@ def _environment() -> dict[str, str]:
     """Returns our environment with our module path, so that the process finds the same modules."""
     # Python skips entries that are not texts, such as a Path, and so does this.
     path = os.pathsep.join(entry for entry in sys.path if entry and isinstance(entry, str))
-    return {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", MARK: "1"}
-
-
-def _check_interpreter(label: str) -> None:
-    """Makes sure that `sys.executable`, which runs the capture processes, can be a Python.
-
-    In a program that is one file, and in some that embed Python, it is that program, which would start itself again
-    and again.
-    """
-    if not sys.executable:
-        problem = "sys.executable is empty; set it to the path of a Python that has edgerpn"
-    elif MARK in os.environ:
-        problem = (
-            f"{sys.executable} was itself started as a capture process, but is another program; the section 'In one "
-            "file' of docs/recipes.md has the lines that it needs"
-        )
-    else:
-        return
-    message = f"{label}: no capture process can be started: {problem}"
-    raise CaptureFailedError(message, reason="dependency", is_final=True)
+    return {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", CHILD_MARK: "1"}
 
 
 def _secrets(source: str) -> list[str]:

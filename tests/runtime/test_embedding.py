@@ -146,7 +146,7 @@ def test_a_program_in_one_file_does_not_start_itself_over_and_over(write_program
     program = write_program("http://127.0.0.1:9/")
     with subprocess.Popen([sys.executable, program], stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        message = "was itself started as a capture process"
+        message = "was itself started to run a module of edgerpn"
         assert any(message in line for line in process.stderr), "it ended without the message"
         process.kill()
     _, *others = program.with_name("program.parents").read_text().split()

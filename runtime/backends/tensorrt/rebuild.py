@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from edgerpn.errors import ArtifactMismatchError, EngineLoadError
+from edgerpn.machine import CHILD_MARK, python_problem
 from edgerpn.manifest import Manifest
 from edgerpn.runtime.backends.tensorrt.compatibility import engine_spec, find_onnx, read_manifest
 from edgerpn.runtime.backends.tensorrt.cuda_provider import open_device
@@ -27,7 +28,7 @@ def rebuild(path: Path, reason: ArtifactMismatchError) -> None:
         reason: The refusal of the engine.
 
     Raises:
-        EngineLoadError: The ONNX file is missing, or the build failed.
+        EngineLoadError: The ONNX file is missing, `sys.executable` is not a Python, or the build failed.
         ManifestError: The engine's manifest cannot be read.
     """
     manifest = read_manifest(path)
@@ -39,13 +40,23 @@ def rebuild(path: Path, reason: ArtifactMismatchError) -> None:
             f"{path}: cannot be built again: the ONNX file that it was built from (sha256 {digest}...) is not in "
             f"{path.resolve().parent}. Copy it there, or build the engine elsewhere for this machine.\n{reason}"
         ) from reason
+    problem = python_problem()
+    if problem is not None:
+        raise EngineLoadError(f"{path}: cannot be built again: {problem}.\n{reason}") from reason
     _logger.warning("%s: cannot run here; building it again from %s (%s)", path, onnx.name, _first_cause(reason))
     capability = open_device().info.compute_capability if spec.library == "tensorrt-rtx" else None
     words = command(onnx, path, manifest, capability)
     # It takes minutes: a terminal shows its progress, otherwise its last lines become part of the error. Its output
     # goes to standard error (2), because our own standard output may carry data.
     is_watched = sys.stderr.isatty()
-    done = subprocess.run(words, stdout=2, stderr=None if is_watched else subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(
+        words,
+        stdout=2,
+        stderr=None if is_watched else subprocess.PIPE,
+        text=True,
+        env={**os.environ, CHILD_MARK: "1"},
+        check=False,
+    )
     if done.returncode:
         lines = ["see above"] if is_watched else done.stderr.strip().splitlines()
         tail = "\n  ".join(lines[-_TAIL:])

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from edgerpn.errors import BuildError
 from edgerpn.export.engine import process as build_process
 from edgerpn.export.engine.options import BuildConfig
 from edgerpn.export.engine.process import BuildOutcome, Watchdog, cpu_s, is_memory_short, run_worker
@@ -196,6 +197,40 @@ def test_an_import_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch, tmp_pat
     )
     assert outcome.stalled_s == 0.5
     assert "the builder stalled" in outcome.describe_end()
+
+
+@pytest.mark.parametrize("executable", ["", None])
+def test_an_interpreter_that_does_not_know_its_python_is_one_error(
+    executable: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", executable)
+    with pytest.raises(BuildError, match=r"process cannot be started: sys\.executable is empty; set it to"):
+        run_worker({"command": "probe", "backend": "auto"}, on_event=lambda _: None, tick=lambda: None)
+
+
+ONE_FILE = """\
+#!{python}
+import os
+import sys
+with open(f"{{__file__}}.parents", "a+") as parents:
+    parents.write(f"{{os.getppid()}}\\n")
+    parents.seek(0)
+    if len(list(parents)) > 3:
+        sys.exit("it starts itself over and over")
+sys.executable = __file__
+from edgerpn.export.engine.build import probe
+probe("auto")
+"""
+
+
+def test_a_program_in_place_of_python_does_not_start_itself_over_and_over(tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    program.write_text(ONE_FILE.format(python=sys.executable))
+    program.chmod(0o755)
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "is another program; the section 'In one file' of docs/recipes.md has the lines" in done.stderr
+    assert len((tmp_path / "program.parents").read_text().split()) == 2
 
 
 @pytest.mark.parametrize("seconds", [-1.0, float("inf"), float("nan")])

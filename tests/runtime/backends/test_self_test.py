@@ -18,6 +18,7 @@ import pytest
 from edgerpn import golden
 from edgerpn import manifest as manifests
 from edgerpn.errors import ArtifactMismatchError, EngineLoadError, ManifestError, SelfTestError
+from edgerpn.machine import CHILD_MARK
 from edgerpn.runtime import load
 from edgerpn.runtime.backends import open_backend as opening
 from edgerpn.runtime.backends.tensorrt import backend as tensorrt_backend
@@ -214,7 +215,22 @@ def test_a_build_that_fails_shows_its_last_lines(on_standin: Any, make_engine: M
     # The real command: TensorRT is not installed, or the file is not a model of edgerpn; both are errors.
     with pytest.raises(
         EngineLoadError, match=r"(?s)`edgerpn build` ended with status [12]:\n  .*error: .*started because"
-    ):
+    ) as failed:
+        load(path, on_mismatch="rebuild")
+    assert "is another program" not in str(failed.value)
+
+
+def test_a_program_in_place_of_python_is_one_error(
+    on_standin: Any, make_engine: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_engine(tmp_path, compute_capabilities=("8.9",))
+    with monkeypatch.context() as patch:
+        # As in the second program, which the first one has started in place of Python.
+        patch.setenv(CHILD_MARK, "1")
+        with pytest.raises(EngineLoadError, match=r"cannot be built again: .* was itself started to run a module"):
+            load(path, on_mismatch="rebuild")
+    monkeypatch.setattr(sys, "executable", None)
+    with pytest.raises(EngineLoadError, match=r"(?s)cannot be built again: sys\.executable is empty;.*8\.9"):
         load(path, on_mismatch="rebuild")
 
 
