@@ -13,6 +13,7 @@ import torch
 from edgerpn.errors import ConfigError
 from edgerpn.train.checkpoint import Checkpoint, load_model
 from edgerpn.train.data.coco import class_names
+from edgerpn.train.data.formats.classes import selected_sha256
 from edgerpn.train.data.splits import Split, find_split
 from edgerpn.train.network.detector import Detector, detect
 from edgerpn.train.network.layers import fuse_batch_norm
@@ -61,6 +62,7 @@ def evaluate(
         holdout_classes = _known_holdout_classes(content, split, log)
     if log is not None:
         _tell_of_seen(file, content, holdout_classes, log)
+        tell_of_other_split(content, split, log)
     return measure(
         partial(detect, make_detector(model, content, num_proposals=num_proposals, size_hw=size_hw)),
         split,
@@ -84,6 +86,20 @@ def _tell_of_seen(
     seen = [name for name in holdout_classes if name not in held_out]
     if seen:
         log(f"{file.name} was trained without holding out {', '.join(seen)}, and may have seen such objects")
+
+
+def tell_of_other_split(checkpoint: Checkpoint, split: Split, log: Callable[[str], None]) -> None:
+    """Says so where images were held out of the folder of the training, but not those that the training held out."""
+    folder = (split.folder or split.annotations.parent).resolve()
+    if not split.rest_sha256 or str(folder) != checkpoint.data_folder:
+        return
+    data = checkpoint.settings.data
+    rest = selected_sha256(split.rest_sha256, data.classes) if data.classes else split.rest_sha256
+    if rest != checkpoint.data_sha256:
+        log(
+            f"{split.label}: training may have seen some of these images: it held out others (by --split "
+            f"{data.split or 'as it is by default'}), or the annotations or photographs have changed since"
+        )
 
 
 def _known_holdout_classes(checkpoint: Checkpoint, split: Split, log: Callable[[str], None] | None) -> tuple[str, ...]:

@@ -59,6 +59,7 @@ from edgerpn.targets import oldest_target
 from edgerpn.train.checkpoint import Checkpoint, load_model
 from edgerpn.train.data.formats.content import Layout
 from edgerpn.train.data.splits import Split, find_layouts, find_split
+from edgerpn.train.evaluation import tell_of_other_split
 from edgerpn.train.network.detector import Detector
 from edgerpn.train.network.model import Rpn
 from edgerpn.train.network.proposal_stage import ProposalConfig
@@ -173,6 +174,7 @@ def _photographs(
         # A set with a validation split only, or one from which training held images out.
         if any({"train", choice.rule.val} & layout.splits.keys() for layout in layouts):
             split = find_split(Path(checkpoint.data_folder), "val", choice, log)
+            tell_of_other_split(checkpoint, split, log)
     check_measurable(config, has_annotations=split is not None)
     if isinstance(images, (str, os.PathLike)):
         samples = parity_images(None, Path(images), most=NUM_CHAIN_IMAGES, log=log)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,8 @@ import edgerpn.train
 from edgerpn.errors import ConfigError
 from edgerpn.train import TrainSettings, evaluate, load_settings, train
 from edgerpn.train.checkpoint import load_checkpoint
+from edgerpn.train.data.choice import DataChoice
+from edgerpn.train.data.splits import find_split
 from edgerpn.train.training import resolve_settings
 
 
@@ -73,6 +76,27 @@ def test_a_resumed_run_keeps_its_split(
     assert found[0] == found[1]
     assert "val: 5 of 16 images" in found[0]
     assert load_checkpoint(tmp_path / "run" / "last.pt").step == 4  # 11 images in batches of 4
+
+
+def test_an_evaluation_names_images_that_another_split_held_out(
+    data_folder: Path, tmp_path: Path, tiny_settings: Callable[..., TrainSettings]
+) -> None:
+    settings = tiny_settings("loop.epochs=1", "data.split=0.3@2", "data.classes=['rectangle']")
+    best = train(data_folder, tmp_path / "run", settings=settings).best
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(data_folder, elsewhere)
+
+    def told(folder: Path, **choice: Any) -> bool:
+        lines: list[str] = []
+        evaluate(best, find_split(folder, "val", DataChoice(**choice)), limit=1, log=lines.append)
+        return any(line.startswith("train.json (val): training may have seen some of these images") for line in lines)
+
+    assert told(data_folder, split="0.2")
+    assert told(data_folder, split="0.3@3")
+    assert not told(data_folder, split="0.3@2")
+    assert not told(data_folder, split="0.3@2", classes=("rectangle",))
+    assert not told(data_folder)  # the set's own validation split
+    assert not told(elsewhere, split="0.2")  # nothing is known about another set
 
 
 def test_single_settings_take_precedence_over_arguments_and_these_over_the_preset() -> None:

@@ -251,7 +251,8 @@ def _hold_out(path: Path, layout: Layout, choice: DataChoice) -> tuple[Split, Sp
 
 def _part(whole: Split, split: SplitName, parts: SourceSplit) -> Split:
     name = f"{whole.annotations.name} ({split})"
-    return whole._replace(load=partial(_identity, getattr(parts, split)), name=name)
+    part, rest = (parts.train, parts.val) if split == "train" else (parts.val, parts.train)
+    return whole._replace(load=partial(_identity, part), name=name, rest_sha256=rest.sha256)
 
 
 def _identity(content: Content) -> Content:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Callable
 from operator import attrgetter
 
 from edgerpn.errors import CheckpointError, TrainingStoppedError
 from edgerpn.train.checkpoint import Checkpoint
+from edgerpn.train.data.coco import Dataset
 from edgerpn.train.network.anchors import AnchorConfig
 from edgerpn.train.run.failures import how_to_resume
 from edgerpn.train.run.state import RunProgress, TrainingRun, measured_proposals
@@ -17,8 +19,10 @@ _LARGEST_SHARE = 1 / 50
 """Largest share of a run's time to spend on saving between evaluations."""
 _STATE = "the checkpoint"
 _ANCHORS = (f"model.anchors.{field.name}" for field in dataclasses.fields(AnchorConfig))
-_MEANING = (*_ANCHORS, "model.mean_bgr", "model.std_bgr", "data.input_hw")
-"""Settings that give weights and figures their meaning, while the tensors of a checkpoint fit others too."""
+_MEANING = {name: name for name in (*_ANCHORS, "model.mean_bgr", "model.std_bgr", "data.input_hw")}
+_MEANING["data.exif"] = "data.choice.images.reading"  # "auto" reads as "ignore" does
+"""Settings that give weights and figures their meaning, while the tensors of a checkpoint fit others too; and where
+their values are found."""
 
 
 class CheckpointSaver:
@@ -119,8 +123,14 @@ def _checkpoint(run: TrainingRun, metrics: dict[str, float]) -> Checkpoint:
             "images_per_step": run.loader.batch_size,
             "torchrun_id": run.ranks.run_key,
             "val_sha256": run.val_set.sha256,
+            "val_images": _images_of(run.val_set),
         },
     )
+
+
+def _images_of(dataset: Dataset) -> str:
+    """Returns a digest of the images that are used, which the annotations alone do not determine."""
+    return hashlib.sha256(repr([record.image_id for record in dataset.records]).encode()).hexdigest()
 
 
 def restore(run: TrainingRun, checkpoint: Checkpoint, log: Callable[[str], None]) -> None:
@@ -178,13 +188,13 @@ def restore(run: TrainingRun, checkpoint: Checkpoint, log: Callable[[str], None]
             f"{run.folder.last}: the run takes {images_per_step} images per step from its small data set; with this "
             f"number of processes and loop.accumulate it would take {run.loader.batch_size}; use the old numbers"
         )
-    for name in _MEANING:
-        was, now = (attrgetter(name)(each) for each in (checkpoint.settings, run.settings))
+    for name, place in _MEANING.items():
+        was, now = (attrgetter(place)(each) for each in (checkpoint.settings, run.settings))
         if was != now:
             raise CheckpointError(
                 f"{run.folder.last}: the run has {name} = {was} and cannot continue with {now}, which changes the "
-                "meaning of its weights or figures; resume without --size, --set or --config that changes it, or start "
-                f"a new run in another folder, from these weights with --from {run.folder.last}"
+                "meaning of its weights or figures; resume without --size, --exif, --set or --config that changes "
+                f"it, or start a new run in another folder, from these weights with --from {run.folder.last}"
             )
     # Loading restores the old run's rates and decays; the settings of this run apply.
     chosen = [{k: v for k, v in group.items() if k != "params"} for group in run.optimizer.param_groups]
@@ -214,6 +224,12 @@ def restore(run: TrainingRun, checkpoint: Checkpoint, log: Callable[[str], None]
         log(
             f"{run.val_set.annotation_file}: the validation annotations have changed, so the best figures so far do "
             "not count; the next evaluation, if there is one, writes best.pt"
+        )
+    elif state.get("val_images", _images_of(run.val_set)) != _images_of(run.val_set):
+        run.progress.best_metrics = {}
+        log(
+            f"{run.val_set.annotation_file}: other validation images than before are usable, so the best figures so "
+            "far do not count; the next evaluation, if there is one, writes best.pt"
         )
     if measured_proposals(checkpoint.settings) != measured_proposals(run.settings):
         run.progress.best_metrics = {}

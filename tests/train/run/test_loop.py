@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -59,7 +59,7 @@ def are_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-def losses(history: list[dict[str, float]]) -> list[float]:
+def losses(history: Sequence[dict[str, float]]) -> list[float]:
     return [row["loss"] for row in history if "loss" in row]
 
 
@@ -327,6 +327,28 @@ def test_best_figures_on_other_validation_annotations_do_not_count(
     assert sum("the validation annotations have changed" in line for line in said) == 1
 
 
+def test_best_figures_on_other_validation_images_do_not_count(
+    copy_of_finished: Copy, data_folder: Path, tmp_path: Path, tiny_settings: MakeSettings
+) -> None:
+    done = copy_of_finished("run")
+    claim_best(done)
+    data = tmp_path / "data"
+    shutil.copytree(data_folder, data)
+    said: list[str] = []
+
+    def resume(epochs: int) -> TrainResult:
+        longer = tiny_settings(f"loop.epochs={epochs}", 'data.allow=["images"]')
+        return run_training(longer, data=data, output=tmp_path / "run", resume=True, log=said.append)
+
+    assert resume(2).metrics == {"AR@100": 2.0}
+    assert load_checkpoint(done.best).step == 4
+
+    (data / "images" / "503.png").unlink()
+    assert resume(3).metrics == resume(3).metrics == load_checkpoint(done.best).metrics
+    assert load_checkpoint(done.best).step == 12
+    assert sum("other validation images than before are usable" in line for line in said) == 1
+
+
 def test_best_figures_of_another_proposal_stage_do_not_count(start: Start, copy_of_finished: Copy) -> None:
     done = copy_of_finished("run")
     claim_best(done)
@@ -402,6 +424,7 @@ def test_resuming_with_another_network_is_refused(start: Start, copy_of_finished
         ("model.anchors.center_offset=0", "model.anchors.center_offset = 0.5 and cannot continue with 0.0"),
         ("model.std_bgr=[1, 1, 1]", "model.std_bgr = (57.375, 57.12, 58.395) and cannot continue with (1.0, 1.0, 1.0)"),
         ("data.input_hw=[64, 96]", "data.input_hw = (96, 96) and cannot continue with (64, 96)"),
+        ("data.exif=apply", "data.exif = ignore and cannot continue with apply"),
     ],
 )
 def test_settings_that_change_the_meaning_of_a_checkpoint_are_refused(
@@ -410,6 +433,11 @@ def test_settings_that_change_the_meaning_of_a_checkpoint_are_refused(
     done = copy_of_finished("run")
     with pytest.raises(CheckpointError, match=rf"the run has .*{re.escape(told)}.*new run .* --from {done.last}"):
         start("run", "loop.epochs=2", text, resume=True)
+
+
+def test_a_run_resumes_with_another_name_of_its_reading(start: Start, copy_of_finished: Copy) -> None:
+    copy_of_finished("run")
+    assert load_checkpoint(start("run", "loop.epochs=2", "data.exif=ignore", resume=True).last).step == 8
 
 
 def test_resuming_from_a_checkpoint_without_training_state_is_refused(start: Start, copy_of_finished: Copy) -> None:

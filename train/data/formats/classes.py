@@ -37,10 +37,15 @@ def select_classes(content: Content, names: Sequence[str]) -> Content:
             "annotations": list(itertools.compress(boxes, is_kept)),
             "categories": categories,
         },
-        sha256=hashlib.sha256(f"{content.sha256} {sorted(names)}".encode(errors="surrogatepass")).hexdigest(),
+        sha256=selected_sha256(content.sha256, names),
         box_names=tuple(itertools.compress(box_names, is_kept)),
         problems=problems,
     )
+
+
+def selected_sha256(sha256: str, names: Sequence[str]) -> str:
+    """Returns the digest of a set after the selection of classes, from the one before."""
+    return hashlib.sha256(f"{sha256} {sorted(names)}".encode(errors="surrogatepass")).hexdigest()
 
 
 def check_classes(names: Sequence[str], known: Collection[str], where: Path) -> None:

@@ -58,6 +58,8 @@ class Split(NamedTuple):
     """Rules about whole sets that are accepted, see `edgerpn.train.data.rules`."""
     rules: ImageRules = ImageRules()
     """Treatment of image files."""
+    rest_sha256: str = ""
+    """Digest of the other part, with all classes, where this one was held out of a split; empty: it was not."""
 
     def read_like(self, exif: ExifChoice) -> Split:
         """Returns the split for a model that was trained with this rule, unless another one was chosen for the set."""
