@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +85,7 @@ def start(data_folder: Path, tmp_path: Path, tiny_settings: MakeSettings) -> Sta
     return run
 
 
-def losses(history: list[dict[str, float]]) -> list[float]:
+def losses(history: Sequence[dict[str, float]]) -> list[float]:
     return [row["loss"] for row in history if "loss" in row]
 
 

@@ -7,11 +7,16 @@ import csv
 import dataclasses
 import io
 import json
+import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
 
 from edgerpn import files, settings
 from edgerpn.errors import CheckpointError, ConfigError, require
@@ -43,6 +48,55 @@ _TEMPORARY = re.compile(
 )
 
 
+class LogRows(Sequence[dict[str, float]]):
+    """Rows of a log: numbers by the names of columns, without the empty cells.
+
+    A cell takes 8 bytes, because a run of a week has hundreds of thousands of rows.
+    """
+
+    def __init__(self, rows: Iterable[Mapping[str, float]] = ()) -> None:
+        """Copies `rows`."""
+        self._columns: dict[str, array[float]] = {}
+        self._num_rows = 0
+        for row in rows:
+            self.append(row)
+
+    def append(self, row: Mapping[str, float]) -> None:
+        """Adds a row; NaN is an empty cell."""
+        for name, value in row.items():
+            column = self._columns.setdefault(name, array("d"))
+            column.extend([math.nan] * (self._num_rows - len(column)))
+            column.append(value)
+        self._num_rows += 1
+
+    def __len__(self) -> int:
+        return self._num_rows
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, float]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, float]]: ...
+
+    def __getitem__(self, index: int | slice) -> dict[str, float] | list[dict[str, float]]:
+        numbers = range(self._num_rows)[index]
+        return self._row(numbers) if isinstance(numbers, int) else [self._row(number) for number in numbers]
+
+    def _row(self, number: int) -> dict[str, float]:
+        cells = ((name, column[number]) for name, column in self._columns.items() if number < len(column))
+        return {name: value for name, value in cells if not math.isnan(value)}
+
+    def has_column(self, name: str) -> bool:
+        """Returns whether a row has this column."""
+        return name in self._columns
+
+    def points(self, name: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Returns the steps of the rows that have a column, and its values."""
+        values = np.array(self._columns.get(name, ()), np.float64)
+        steps = np.array(self._columns.get("step", ()), np.float64)[: len(values)]
+        return steps[~np.isnan(values)], values[~np.isnan(values)]
+
+
 class RunFolder:
     """Paths and files of one run; every write replaces a file atomically.
 
@@ -60,7 +114,7 @@ class RunFolder:
         self.plot = path / "loss.png"
         self._lock = contextlib.ExitStack()
         self._is_ours = False
-        self.rows: list[dict[str, float]] = []
+        self.rows = LogRows()
         self.newest_intact: Path | None = None
         """The newest checkpoint that this process read or wrote, and so knows to be intact."""
         self._is_last_damaged = False
@@ -119,7 +173,8 @@ class RunFolder:
         Raises:
             CheckpointError: Another program changed the log.
         """
-        self.rows = [row for row in read_log(self.log) if row["step"] <= checkpoint.step] if self.log.exists() else []
+        if self.log.exists():
+            self.rows = LogRows(row for row in read_log(self.log) if row["step"] <= checkpoint.step)
         self._write_config(resolved)
 
     def keep_others_out(self) -> None:
@@ -161,11 +216,11 @@ class RunFolder:
 
     def append(self, row: Mapping[str, float]) -> None:
         """Adds a row to the log in memory; `write_log` writes it."""
-        self.rows.append(dict(row))
+        self.rows.append(row)
 
     def write_log(self) -> None:
         text = io.StringIO()
-        further = [name for name in CLASS_COLUMNS if any(name in row for row in self.rows)]
+        further = filter(self.rows.has_column, CLASS_COLUMNS)
         writer = csv.DictWriter(text, (*COLUMNS, *further), lineterminator="\n")
         writer.writeheader()
         writer.writerows({k: _short(v) for k, v in row.items()} for row in self.rows)
@@ -202,10 +257,11 @@ class RunFolder:
 
 
 def _short(value: float) -> str:
-    return f"{value:.6g}"
+    """Returns a number with six digits, or a whole one with all of its digits: runs have over a million steps."""
+    return f"{value:.0f}" if value.is_integer() else f"{value:.6g}"
 
 
-def read_log(path: Path) -> list[dict[str, float]]:
+def read_log(path: Path) -> LogRows:
     """Reads the rows of a log.csv without their empty cells.
 
     Raises:
@@ -213,7 +269,7 @@ def read_log(path: Path) -> list[dict[str, float]]:
     """
     try:
         with open(path, encoding="utf-8", newline="") as file:
-            rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+            rows = LogRows({k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file))
     except (ValueError, TypeError, csv.Error) as error:  # a TypeError: a row with more cells than the first one
         raise _not_a_log(path, str(error)) from error
     if any("step" not in row for row in rows):
@@ -228,7 +284,7 @@ def _not_a_log(path: Path, reason: str) -> CheckpointError:
     )
 
 
-def plot_losses(rows: list[dict[str, float]], path: Path) -> None:
+def plot_losses(rows: LogRows, path: Path) -> None:
     """Draws the losses and the recall over the steps into a PNG."""
     require("matplotlib", extra="train", purpose="the loss plot")
     # The object interface needs no display and keeps no global figure.
@@ -238,22 +294,20 @@ def plot_losses(rows: list[dict[str, float]], path: Path) -> None:
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    losses = [row for row in rows if "loss" in row]
     for name, color in (("loss", "#1f4e79"), ("objectness", "#c55a11"), ("box", "#548235")):
-        axes.plot([r["step"] for r in losses], [r[name] for r in losses], color=color, label=name, linewidth=1.2)
+        axes.plot(*rows.points(name), color=color, label=name, linewidth=1.2)
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
     axes.grid(alpha=0.25)
-    evaluations = [row for row in rows if "AR@100" in row]
-    if evaluations:
+    steps, recall = rows.points("AR@100")
+    if len(steps):
         right = axes.twinx()
-        steps, recall = [r["step"] for r in evaluations], [r["AR@100"] for r in evaluations]
         right.plot(steps, recall, "o--", color="#7030a0", label="AR@100 (val)", markersize=4)
         right.set_ylabel("AR@100 on the validation images")
         # Room above the curve for the legend.
-        right.set_ylim(0, 1.25 * max(recall) if max(recall) > 0 else 1)
+        right.set_ylim(0, 1.25 * recall.max() if recall.max() > 0 else 1)
         right.legend(loc="upper left", frameon=False)
-    axes.set_ylim(bottom=0, top=_upper_limit([r["loss"] for r in losses]))
+    axes.set_ylim(bottom=0, top=_upper_limit(rows.points("loss")[1].tolist()))
     axes.legend(loc="upper right", frameon=False)
     with files.replacing(path) as temporary:
         canvas.print_png(str(temporary))

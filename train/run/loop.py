@@ -52,7 +52,7 @@ class TrainResult:
     """Checkpoint with the best AR@100, or AP with classes."""
     last: Path
     """Checkpoint to resume from."""
-    history: list[dict[str, float]]
+    history: Sequence[dict[str, float]]
     """Rows of log.csv."""
     metrics: dict[str, float]
     """Recall of `best`; empty if the run was interrupted before its first evaluation."""

@@ -109,7 +109,7 @@ def torchrun(data_folder: Path, tmp_path: Path, tiny_texts: tuple[str, ...]) -> 
             run.process.wait(timeout=60)
 
 
-def losses(rows: list[dict[str, float]]) -> list[tuple[float, float, float]]:
+def losses(rows: Sequence[dict[str, float]]) -> list[tuple[float, float, float]]:
     return [(row["loss"], row["objectness"], row["box"]) for row in rows if "loss" in row]
 
 
