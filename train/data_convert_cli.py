@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from edgerpn.labels import WRITERS
 from edgerpn.train.data import choice
-
-_KINDS = ("coco", "yolo", "voc", "labelstudio", "cvat")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, metavar="DIR", required=True, help="folder of the new set; absent or empty"
     )
-    parser.add_argument("--to", choices=_KINDS, required=True, help="format of the new set")
+    parser.add_argument("--to", choices=tuple(WRITERS), required=True, help="format of the new set")
     parser.add_argument("--link", action="store_true", help="make hard links to the images instead of copies")
     choice.add_arguments(parser)
 

@@ -56,9 +56,7 @@ class CocoWriter(LabelWriter):
     title = "COCO"
     holds_ignored = True
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        """See `open_writer`."""
-        super().__init__(*args, **options)
+    def _begin(self) -> None:
         self._splits: dict[str, _CocoFile] = {}
 
     def _image_path(self, name: str, split: str) -> str:

@@ -150,7 +150,7 @@ class LabelWriter(ABC):
             )
         return tuple(notes)
 
-    def _begin(self) -> None:  # noqa: B027 - most formats begin with their first image
+    def _begin(self) -> None:  # noqa: B027 - a format may begin with its first image
         """Writes the start of the set's files."""
 
     @abstractmethod

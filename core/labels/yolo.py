@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import PurePosixPath
-from typing import Any
 
 from edgerpn.labels.writing import Label, LabelledImage, LabelWriter
 
@@ -18,9 +17,7 @@ class YoloWriter(LabelWriter):
 
     title = "YOLO"
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        """See `open_writer`."""
-        super().__init__(*args, **options)
+    def _begin(self) -> None:
         self._last: dict[str, PurePosixPath] = {}
         self._is_sorted: dict[str, bool] = {}
 
