@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -368,6 +368,21 @@ def twin_id(value: ImageId) -> ImageId | None:
     return str(value)
 
 
+def numbers(values: Iterable[Any]) -> list[float] | None:
+    """Returns numbers and texts as floats, which may be infinite or NaN; None if one of them cannot be read."""
+    found = []
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+            return None
+        try:
+            found.append(float(value))
+        except ValueError:
+            return None
+        except OverflowError:
+            found.append(math.inf)
+    return found
+
+
 def _repair_images(entries: Sequence[Any], file: Path, problems: Problems) -> list[dict[str, Any]]:
     images: dict[ImageId, dict[str, Any]] = {}
     for index, row in enumerate(entries):
@@ -463,19 +478,7 @@ def _numbers(values: Any, count: int | None = None) -> list[float] | None:
     """Returns numbers, also those written as texts, as floats; None if they are not all numbers, or not `count`."""
     if not isinstance(values, (list, tuple)) or (count is not None and len(values) != count):
         return None
-    numbers = [_number(value) for value in values]
-    return None if None in numbers else [number for number in numbers if number is not None]
-
-
-def _number(value: Any) -> float | None:
-    if type(value) not in (int, float, str):
-        return None
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf
-    except ValueError:
-        return None
+    return numbers(values)
 
 
 def _around(segmentation: Any) -> list[float] | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edgerpn.errors import DataError
-from edgerpn.train.data.annotations import BAD_OBJECT, MISSING_FILE, ProblemKind, Problems
+from edgerpn.train.data.annotations import BAD_OBJECT, MISSING_FILE, ProblemKind, Problems, numbers
 from edgerpn.train.data.formats.building import (
     ANNOTATED_AGAIN,
     NO_BOX,
@@ -25,7 +25,7 @@ from edgerpn.train.data.formats.building import (
 )
 from edgerpn.train.data.formats.content import Content, Layout, Split, images_beside, split_of_value, splits_in_file
 from edgerpn.train.data.formats.reading import iterate_xml, visible_files
-from edgerpn.train.data.formats.shapes import extent, numbers, rotated, rotated_ellipse, size_hw
+from edgerpn.train.data.formats.shapes import extent, rotated, rotated_ellipse, size_hw
 
 LOOKED_FOR = "CVAT: annotations.xml (for images or for video) and images/"
 

@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from edgerpn.errors import DataError
 from edgerpn.images.formats import has_image_suffix
-from edgerpn.train.data.annotations import BAD_OBJECT, MISSING_FILE, ProblemKind, Problems
+from edgerpn.train.data.annotations import BAD_OBJECT, MISSING_FILE, ProblemKind, Problems, numbers
 from edgerpn.train.data.formats.building import (
     ANNOTATED_AGAIN,
     NO_BOX,
@@ -28,7 +28,7 @@ from edgerpn.train.data.formats.building import (
 )
 from edgerpn.train.data.formats.content import Content, Layout, Split, images_beside, split_of_value, splits_in_file
 from edgerpn.train.data.formats.reading import read_text, stored_size, visible_files
-from edgerpn.train.data.formats.shapes import extent, numbers, rotated, rotated_ellipse, size_hw
+from edgerpn.train.data.formats.shapes import extent, rotated, rotated_ellipse, size_hw
 
 LOOKED_FOR = "Label Studio: a JSON export (a list of tasks with 'data' and 'annotations') and images/"
 

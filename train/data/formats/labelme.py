@@ -16,7 +16,7 @@ from typing import Any
 
 from edgerpn.errors import DataError
 from edgerpn.progress import track
-from edgerpn.train.data.annotations import BAD_OBJECT, MISSING_FILE, ProblemKind, Problems
+from edgerpn.train.data.annotations import BAD_OBJECT, MISSING_FILE, ProblemKind, Problems, numbers
 from edgerpn.train.data.formats.building import (
     ANNOTATED_AGAIN,
     NO_BOX,
@@ -27,7 +27,7 @@ from edgerpn.train.data.formats.building import (
 )
 from edgerpn.train.data.formats.content import SPLIT_NAMES, Content, Layout, Split
 from edgerpn.train.data.formats.reading import annotated_images, check_confined, read_text, visible_files
-from edgerpn.train.data.formats.shapes import extent, numbers, size_hw
+from edgerpn.train.data.formats.shapes import extent, size_hw
 
 LOOKED_FOR = "LabelMe: JSON files beside images, also in train/ and val/"
 

@@ -15,11 +15,10 @@ from functools import partial
 from pathlib import Path
 
 from edgerpn.errors import DataError
-from edgerpn.train.data.annotations import BAD_OBJECT, ProblemKind, Problems
+from edgerpn.train.data.annotations import BAD_OBJECT, ProblemKind, Problems, numbers
 from edgerpn.train.data.formats.building import UNANNOTATED, ContentBuilder, FoundObject, ImageIndex
 from edgerpn.train.data.formats.content import SPLIT_NAMES, Content, Layout, Split
 from edgerpn.train.data.formats.reading import stored_sizes, visible_files
-from edgerpn.train.data.formats.shapes import numbers
 
 LOOKED_FOR = "Open Images: train-annotations-bbox.csv (ImageID, XMin, XMax, YMin, YMax) and train/ or images/"
 

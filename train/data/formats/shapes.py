@@ -1,10 +1,12 @@
-"""Boxes around the shapes of other tools, and numbers as they write them."""
+"""Boxes around the shapes of other tools, and sizes as they write them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
+
+from edgerpn.train.data.annotations import numbers
 
 
 def extent(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float, float, float]:
@@ -38,21 +40,6 @@ def rotated_ellipse(
     cos, sin = _cos_sin(degrees)
     half_width, half_height = math.hypot(radius_x * cos, radius_y * sin), math.hypot(radius_x * sin, radius_y * cos)
     return x - half_width, y - half_height, 2 * half_width, 2 * half_height
-
-
-def numbers(values: Iterable[Any]) -> list[float] | None:
-    """Returns numbers and texts as floats, which may be infinite or NaN; None if one of them cannot be read."""
-    found = []
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-            return None
-        try:
-            found.append(float(value))
-        except ValueError:
-            return None
-        except OverflowError:
-            found.append(math.inf)
-    return found
 
 
 def size_hw(height: Any, width: Any) -> tuple[int, int] | None:

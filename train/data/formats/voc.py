@@ -16,11 +16,11 @@ from pathlib import Path
 from edgerpn.errors import DataError
 from edgerpn.images.formats import has_image_suffix
 from edgerpn.progress import track
-from edgerpn.train.data.annotations import BAD_OBJECT, MISSING_FILE, Problems
+from edgerpn.train.data.annotations import BAD_OBJECT, MISSING_FILE, Problems, numbers
 from edgerpn.train.data.formats.building import ANNOTATED_AGAIN, UNANNOTATED, ContentBuilder, FoundObject, ImageIndex
 from edgerpn.train.data.formats.content import SPLIT_NAMES, Content, Layout, Split
 from edgerpn.train.data.formats.reading import annotated_images, check_confined, parse_xml, read_text, relative_parts
-from edgerpn.train.data.formats.shapes import numbers, size_hw
+from edgerpn.train.data.formats.shapes import size_hw
 
 LOOKED_FOR = "PASCAL VOC: Annotations/ (XML files) and JPEGImages/; XML files beside images, also in train/ and valid/"
 
