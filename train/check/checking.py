@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +43,6 @@ def check_set(
     detect: Detect | None = None,
     has_images: bool = True,
     outputs: Sequence[tuple[str, Path | None]] = (),
-    log: Callable[[str], None] | None = None,
 ) -> CheckReport:
     """Checks a data set.
 
@@ -55,7 +54,6 @@ def check_set(
         detect: A trained model, to look for unmarked objects; None: without.
         has_images: Whether to read the images; otherwise the sizes in the annotations count, and no item has pictures.
         outputs: Flags of the command, and the files that it will write.
-        log: Called with the line on the layout and its splits.
 
     Raises:
         ConfigError: An output would replace the annotations.
@@ -66,8 +64,6 @@ def check_set(
     inputs = [path, *(split.annotations for split in found_splits.values())]
     if problems := [line for flag, file in outputs for line in output_problems(file, inputs, flag=flag)]:
         raise ConfigError(problems)
-    if log is not None:
-        log(lines[0])
     splits: dict[str, SplitFigures] = {}
     items: list[CheckItem] = []
     for name, found in found_splits.items():
@@ -76,7 +72,7 @@ def check_set(
             dataset = inspect_split(split) if has_images else inspect_listed(split)
         except DataError as error:
             first, *others = str(error).split("\n  ")
-            items.append(_item("error", name, "unreadable", 1, first, _refusal(name), tuple(others)))
+            items.append(CheckItem("error", name, "unreadable", 1, first, _refusal(name), tuple(others)))
             continue
         figures = figures_of(dataset, settings, split.label)
         splits[name] = SplitFigures(dataset=dataset, boxes=figures)
@@ -100,28 +96,6 @@ def check_set(
     )
 
 
-def _item(
-    severity: Severity,
-    split: str,
-    name: str,
-    count: int,
-    text: str,
-    done: str,
-    examples: tuple[str, ...] = (),
-    shown: Sequence[Shown] = (),
-) -> CheckItem:
-    return CheckItem(
-        severity=severity,
-        split=split,
-        name=name,
-        count=count,
-        text=text,
-        done=done,
-        examples=examples,
-        shown=tuple(shown),
-    )
-
-
 def _rule_items(name: str, split: Split, dataset: Dataset, settings: TrainSettings) -> Iterator[CheckItem]:
     """Items of the rules about whole sets, and of a set without an object."""
     config = settings.data
@@ -142,13 +116,13 @@ def _rule_items(name: str, split: Split, dataset: Dataset, settings: TrainSettin
             else f"{_refusal(name)}; if the set is right, accept it with --allow {one.rule.name}"
         )
         severity: Severity = "warning" if is_accepted else "error"
-        yield _item(severity, name, one.rule.name, one.count, str(one), done, shown=_shown_places(one, by_file))
+        yield CheckItem(severity, name, one.rule.name, one.count, str(one), done, shown=_shown_places(one, by_file))
     if name in ("train", "val"):
         try:
             require_objects(dataset, split.label, "to learn from" if name == "train" else "to measure recall on")
         except DataError as error:
             text = str(error).split("\n")[0].removeprefix(f"{split.label}: ")
-            yield _item("error", name, "no-objects", 1, text, "training refuses it")
+            yield CheckItem("error", name, "no-objects", 1, text, "training refuses it")
 
 
 def _refusal(name: str) -> str:
@@ -156,7 +130,7 @@ def _refusal(name: str) -> str:
     return "training refuses it" if name in ("train", "val") else "training does not use it, but `eval` refuses it"
 
 
-def _shown_places(finding: Finding, by_file: Mapping[Path, ImageRecord]) -> list[Shown]:
+def _shown_places(finding: Finding, by_file: Mapping[Path, ImageRecord]) -> tuple[Shown, ...]:
     shown = []
     for file, boxes in finding.places:
         record = by_file.get(file)
@@ -170,7 +144,7 @@ def _shown_places(finding: Finding, by_file: Mapping[Path, ImageRecord]) -> list
                 exif="ignore" if record is None else record.exif,
             )
         )
-    return shown
+    return tuple(shown)
 
 
 def _repair_items(name: str, dataset: Dataset) -> Iterator[CheckItem]:
@@ -178,7 +152,7 @@ def _repair_items(name: str, dataset: Dataset) -> Iterator[CheckItem]:
     for kind, (count, examples) in dataset.repairs.items():
         severity: Severity = "note" if kind is NO_BOXES else "warning"
         slug = kind.what.replace(",", "").replace(" ", "-")
-        yield _item(severity, name, slug, count, f"{kind.what}: {count}", kind.done, examples)
+        yield CheckItem(severity, name, slug, count, f"{kind.what}: {count}", kind.done, examples)
 
 
 def _box_items(
@@ -188,7 +162,7 @@ def _box_items(
     height, width = settings.data.input_hw
     num_unseen = sum(map(len, figures.unseen.values()))
     if num_unseen:
-        yield _item(
+        yield CheckItem(
             "warning",
             name,
             "too-small",
@@ -201,7 +175,7 @@ def _box_items(
             shown=_shown_boxes(records, figures.unseen, "too small objects"),
         )
     if figures.num_near_copies:
-        yield _item(
+        yield CheckItem(
             "warning",
             name,
             "near-copies-of-boxes",
@@ -211,7 +185,7 @@ def _box_items(
             shown=_shown_boxes(records, figures.near_copies, "near copies"),
         )
     if figures.num_nested:
-        yield _item(
+        yield CheckItem(
             "note",
             name,
             "nested-boxes",
@@ -223,7 +197,7 @@ def _box_items(
     fit = figures.anchors
     if fit is not None and fit.at_50 < _LEAST_FIT and name == "train":
         missed = round((1 - fit.at_50) * figures.num_objects)
-        yield _item(
+        yield CheckItem(
             "note",
             name,
             "anchors",
@@ -233,9 +207,9 @@ def _box_items(
         )
 
 
-def _shown_boxes(records: Sequence[ImageRecord], found: Mapping[int, np.ndarray], what: str) -> list[Shown]:
+def _shown_boxes(records: Sequence[ImageRecord], found: Mapping[int, np.ndarray], what: str) -> tuple[Shown, ...]:
     worst = sorted(found, key=lambda row: (-len(found[row]), row))[:_NUM_SHOWN]
-    return [
+    return tuple(
         Shown(
             file=records[row].file,
             caption=f"{records[row].file.name}: {len(found[row])} {what}",
@@ -244,13 +218,13 @@ def _shown_boxes(records: Sequence[ImageRecord], found: Mapping[int, np.ndarray]
             exif=records[row].exif,
         )
         for row in worst
-    ]
+    )
 
 
 def _unmarked_items(name: str, records: Sequence[ImageRecord], detect: Detect, label: str) -> Iterator[CheckItem]:
     unmarked = find_unmarked(records, detect, label)
     if unmarked:
-        shown = [
+        shown = tuple(
             Shown(
                 file=records[one.row].file,
                 caption=f"{records[one.row].file.name}: {len(one.boxes)} unmarked, {one.num_marked} marked",
@@ -259,15 +233,15 @@ def _unmarked_items(name: str, records: Sequence[ImageRecord], detect: Detect, l
                 exif=records[one.row].exif,
             )
             for one in unmarked[:_NUM_SHOWN]
-        ]
-        yield _item(
+        )
+        yield CheckItem(
             "warning",
             name,
             "unmarked-objects",
             len(unmarked),
             f"images that hold more unmarked objects than marked ones, by the model's opinion: {len(unmarked)}",
             "training takes unmarked objects as background; mark them",
-            tuple(f"{one.caption}" for one in shown),
+            tuple(one.caption for one in shown),
             shown,
         )
 
@@ -278,7 +252,7 @@ def _class_items(splits: Mapping[str, SplitFigures]) -> Iterator[CheckItem]:
         new = {name: count for name, count in splits["val"].boxes.classes.items() if name not in known}
         if new:
             shown = ", ".join(itertools.islice((f"{name} ({count})" for name, count in new.items()), 20))
-            yield _item(
+            yield CheckItem(
                 "warning",
                 "val",
                 "classes-without-training",
@@ -305,7 +279,7 @@ def _copy_items(splits: Mapping[str, SplitFigures], allow: Sequence[str]) -> Ite
         if inside:
             count = sum(len(rows) - 1 for rows in inside)
             number = f"{len(inside)} group{'s'[: len(inside) != 1]}"
-            yield _item(
+            yield CheckItem(
                 "warning",
                 name,
                 "copies-of-images",
@@ -313,7 +287,7 @@ def _copy_items(splits: Mapping[str, SplitFigures], allow: Sequence[str]) -> Ite
                 f"images that are near copies of another one of their split: {count}, in {number}",
                 "training sees them more often" if name == "train" else "recall counts them more often",
                 tuple(", ".join(records[row][1].file.name for row in rows[:5]) for rows in inside[:3]),
-                [_pair(records[rows[0]][1], records[rows[1]][1]) for rows in inside[:_NUM_SHOWN]],
+                tuple(_pair(records[rows[0]][1], records[rows[1]][1]) for rows in inside[:_NUM_SHOWN]),
             )
     for name in splits:
         if name != "train" and "train" in splits:
@@ -340,7 +314,7 @@ def _leaks(
         return
     finding = Finding(rule=LEAKED, count=len(pairs), total=len(splits[name].dataset.records))
     is_error = name == "val" and finding.is_error and LEAKED.name not in allow
-    yield _item(
+    yield CheckItem(
         "error" if is_error else "warning",
         name,
         LEAKED.name,
@@ -349,7 +323,7 @@ def _leaks(
         "training takes no notice"
         + (f"; if the set is right, accept it with --allow {LEAKED.name}" if is_error else ""),
         tuple(f"{records[one][1].file.name} and {records[other][1].file.name}" for one, other in pairs[:5]),
-        [_pair(records[one][1], records[other][1]) for one, other in pairs[:_NUM_SHOWN]],
+        tuple(_pair(records[one][1], records[other][1]) for one, other in pairs[:_NUM_SHOWN]),
     )
 
 

@@ -87,8 +87,7 @@ def _pictures(item: CheckItem) -> str:
         if any(shown.flagged for shown in item.shown)
         else ""
     )
-    where = f" ({item.split})" if item.split else ""
-    title = f"{item.text.partition(':')[0]}{where}"
+    title = f"{item.text.partition(':')[0]} ({item.split})"
     return (
         section(title[0].upper() + title[1:], key, f"<div class='gallery'>{''.join(figures)}</div>") if figures else ""
     )

@@ -34,14 +34,14 @@ class Shown:
     """Another image to show beside it."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class CheckItem:
     """One thing that the check found."""
 
     severity: Severity
     """Its weight."""
     split: str
-    """Name of the split; "": of several."""
+    """Name of the split."""
     name: str
     """A short name, stable for programs; of an error of a rule, the name for `--allow`."""
     count: int
@@ -95,12 +95,7 @@ class CheckReport:
             rest = f"{boxes.num_regions} regions of many, {boxes.num_empty_images} images without objects"
             lines.append(f"{name}: {counts}, {rest}")
         for item in self.items:
-            where = f"{item.split}: " if item.split else ""
-            lines.append(
-                f"{item.severity:<7}  {where}{item.text}; {item.done}"
-                if item.done
-                else f"{item.severity:<7}  {where}{item.text}"
-            )
+            lines.append(f"{item.severity:<7}  {item.split}: {item.text}; {item.done}")
             lines += [f"{'':<9}  {example}" for example in item.examples]
         errors, warnings = self.num_errors, sum(item.severity == "warning" for item in self.items)
         lines.append(f"{errors} error{'s'[: errors != 1]}, {warnings} warning{'s'[: warnings != 1]}")

@@ -184,7 +184,6 @@ def read_coco(
     *,
     verify: Verify = "decode",
     holdout_classes: Sequence[str] = (),
-    allow: Sequence[str] = (),
 ) -> Dataset:
     """Reads a COCO annotation file; arguments and errors as in `read_split`.
 
@@ -193,13 +192,11 @@ def read_coco(
         images: Folder of the images; a "file_name" is relative to it or to its parent folder.
         verify: See `read_split`.
         holdout_classes: See `read_split`.
-        allow: Rules about whole sets that are accepted, see `edgerpn.train.data.rules`.
 
     Raises:
         DataError: See `read_split`.
     """
-    split = Split(annotations, images, allow=tuple(allow))
-    return read_split(split, verify=verify, holdout_classes=holdout_classes)
+    return read_split(Split(annotations, images), verify=verify, holdout_classes=holdout_classes)
 
 
 def read_split(

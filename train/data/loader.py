@@ -44,8 +44,6 @@ from edgerpn.train.data.image_cache import ImageCache, reduction_for
 from edgerpn.train.data.rules import RULE_NAMES
 from edgerpn.train.data.sampling import Balance, Draw, Sampler
 
-__all__ = ["BatchShare", "DataConfig", "TrainBatch", "TrainLoader"]
-
 _PREFETCH = 2
 _ADVICE = (
     "give the machine or container more memory and /dev/shm (docker run --shm-size=1g), "
@@ -291,7 +289,8 @@ class TrainLoader:
             )
         sampler = Sampler([record.file for record in records], balance=config.balance, seed=seed)
         self._plan = _BatchPlan(sampler=sampler, batch_size=self.batch_size, views_hw=config.views_hw, share=share)
-        cache = self._make_cache(records, config, cache_bytes)
+        lock = worker_context(__name__).Lock() if config.workers and cache_bytes else None
+        cache = ImageCache(records, config.augment, config.input_hw, size_bytes=cache_bytes, lock=lock)
         self.cache_bytes = cache.size_bytes
         """Shared memory for decoded images, bytes."""
         self._epochs_started = 0
@@ -352,11 +351,6 @@ class TrainLoader:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-    @staticmethod
-    def _make_cache(records: Sequence[ImageRecord], config: DataConfig, size_bytes: int) -> ImageCache:
-        lock = worker_context(__name__).Lock() if config.workers and size_bytes else None
-        return ImageCache(records, config.augment, config.input_hw, size_bytes=size_bytes, lock=lock)
 
     def _deliver(self, epoch_number: int, epoch: int, start_batch: int) -> Iterator[TrainBatch]:
         """Yields the batches from the workers, as long as `epoch_number` is the newest epoch."""
