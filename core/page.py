@@ -6,7 +6,7 @@ The parts take plain data and return HTML; every text is escaped.
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib import resources
 
@@ -49,6 +49,15 @@ def head_cells(*names: str) -> str:
     first, *others = (escape(name) for name in names)
     cells = "".join(f"<th scope='col' class='number'>{name}</th>" for name in others)
     return f"<th scope='col'>{first}</th>{cells}"
+
+
+def text_pairs(title: str, value: str, rows: Mapping[str, str]) -> str:
+    """A part of the page with a table of names and texts; `value` is the head of the texts."""
+    lines = (
+        f"<tr><th scope='row'>{escape(name)}</th><td class='wrap'>{escape(text)}</td></tr>"
+        for name, text in rows.items()
+    )
+    return section(title, table(f"<th scope='col'>name</th><th scope='col'>{value}</th>", lines))
 
 
 def headlines(figures: Sequence[tuple[str, str, str]]) -> str:

@@ -26,7 +26,7 @@ from edgerpn.demo.synthetic.dataset import SyntheticVideo
 from edgerpn.machine import cpu_name
 from edgerpn.manifest import Manifest
 from edgerpn.models import GENERAL
-from edgerpn.page import box_rect, head_cells, headlines, jpeg_uri, page, section, table
+from edgerpn.page import box_rect, head_cells, headlines, jpeg_uri, page, section, table, text_pairs
 from edgerpn.proposals import Proposals
 from edgerpn.runtime.model import load
 from edgerpn.train.checkpoint import load_model
@@ -92,7 +92,7 @@ def write_report(facts: DemoFacts) -> dict[str, Mapping[str, float]]:
         pictures((*_val_pictures(facts), *facts.video_run.pictures)),
         timings(facts.video_run.stage_ms, _timings_note(facts)),
         commands(_next_commands(facts.folder)),
-        versions_table(versions()),
+        text_pairs("Made with", "version", versions()),
         f"<p class='muted'>Network input {width} x {height}, seed {facts.settings.loop.seed}; all settings are in "
         f"{escape(str(facts.folder.runs[GENERAL] / 'config.toml'))}.</p>",
     )
@@ -262,15 +262,6 @@ def commands(lines: Sequence[tuple[str, str]]) -> str:
     """Purposes and command lines."""
     items = (f"<p>{escape(purpose)}</p><pre><code>{escape(command)}</code></pre>" for purpose, command in lines)
     return section("Next steps", *items)
-
-
-def versions_table(names: Mapping[str, str]) -> str:
-    """Packages and machine."""
-    rows = (
-        f"<tr><th scope='row'>{escape(name)}</th><td class='wrap'>{escape(version)}</td></tr>"
-        for name, version in names.items()
-    )
-    return section("Made with", table("<th scope='col'>name</th><th scope='col'>version</th>", rows))
 
 
 def _graph_metrics(facts: DemoFacts) -> dict[str, float]:

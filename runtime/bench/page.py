@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
-from edgerpn.page import head_cells, headlines, page, section, table
+from edgerpn.page import head_cells, headlines, page, section, table, text_pairs
 from edgerpn.runtime.bench.reading import INPUT_RAILS, Range, Reading
 from edgerpn.runtime.bench.report import MADE_UP, BenchReport, PhaseReport, memory_text
 
@@ -33,7 +33,7 @@ def render(report: BenchReport) -> str:
         _recall(report),
         _charts(report),
         _telemetry(report),
-        _facts("Artifact and machine", _identity(report)),
+        text_pairs("Artifact and machine", "value", _identity(report)),
         section("Repeat it", f"<pre><code>{escape(report.command)}</code></pre>"),
     )
     return page(title, introduction, sections)
@@ -227,14 +227,6 @@ def _identity(report: BenchReport) -> dict[str, str]:
         **machine.versions,
     }
     return {name: text for name, text in rows.items() if text}
-
-
-def _facts(title: str, facts: Mapping[str, str]) -> str:
-    rows = (
-        f"<tr><th scope='row'>{escape(name)}</th><td class='wrap'>{escape(text)}</td></tr>"
-        for name, text in facts.items()
-    )
-    return section(title, table("<th scope='col'>name</th><th scope='col'>value</th>", rows))
 
 
 def _phases(report: BenchReport) -> tuple[tuple[str, PhaseReport], ...]:
