@@ -20,7 +20,7 @@ def facts(*packages: str, **versions: str) -> dict[str, Any]:
     return {
         "cpu": cpu_name(),
         "cores": available_cores(),
-        "load_average": [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None,
+        "load_average": [round(value, 2) for value in os.getloadavg()],
         "system": platform.platform(),
         "python": platform.python_version(),
         "versions": {name: installed_version(name) for name in packages} | versions,

@@ -152,6 +152,15 @@ def board_model() -> str | None:
     return text.rstrip(b"\0").decode(errors="replace").strip() or None
 
 
+def jetson_linux() -> str | None:
+    """Returns the release of Jetson Linux, such as "R36 (release), REVISION: 4.3"; None elsewhere."""
+    try:
+        text = JETSON_RELEASE.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    return text.partition("GCID")[0].strip("# ,\n") or None
+
+
 def power_mode() -> str | None:
     """Returns the power mode of a Jetson, such as "2 MAXN_SUPER"; None if unknown."""
     try:
@@ -274,8 +283,8 @@ class StopOnSignal:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._handle)
-            if self._on_hangup is not None and hasattr(signal, "SIGHUP"):
-                self._previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._handle_hangup)
+            if (hangup := self._on_hangup) is not None:
+                self._previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda *_: hangup())
         return self
 
     def __exit__(
@@ -289,7 +298,3 @@ class StopOnSignal:
         for other in self._forcing:
             signal.signal(other, self._previous[other])
         self._stop()
-
-    def _handle_hangup(self, number: int, frame: FrameType | None) -> None:
-        if self._on_hangup is not None:
-            self._on_hangup()

@@ -15,11 +15,11 @@ from typing import Any
 import edgerpn
 from edgerpn import files, settings
 from edgerpn.machine import (
-    JETSON_RELEASE,
     available_bytes,
     available_cores,
     board_model,
     cpu_name,
+    jetson_linux,
     kib_fields,
     power_mode,
 )
@@ -71,7 +71,7 @@ class MachineFacts:
     """Number and name of the power mode by nvpmodel."""
     has_pinned_clocks: bool | None
     """Whether CPU and GPU may run at one frequency only, as jetson_clocks sets them."""
-    load_average: float | None
+    load_average: float
     """Processes that ran or waited in the minute before."""
     python: str
     """Version of Python."""
@@ -129,10 +129,10 @@ def describe_machine() -> MachineFacts:
         memory_mib=kib_fields(Path("/proc/meminfo")).get("MemTotal", 0) >> 10,
         gpu=_gpu(),
         system=platform.platform(),
-        jetson_linux=_jetson_linux(),
+        jetson_linux=jetson_linux(),
         power_mode=power_mode() or _queried_power_mode(),
         has_pinned_clocks=has_pinned_clocks(),
-        load_average=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        load_average=round(os.getloadavg()[0], 2),
         python=platform.python_version(),
         versions={"edgerpn": edgerpn.__version__, "OpenCV": load_cv2().__version__, **_installed()},
     )
@@ -157,15 +157,6 @@ def _queried_power_mode() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return parse_power_mode(done.stdout)
-
-
-def _jetson_linux() -> str | None:
-    """Returns the release, such as R36 (release), REVISION: 4.3."""
-    try:
-        text = JETSON_RELEASE.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    return text.partition("GCID")[0].strip("# ,\n") or None
 
 
 def _gpu() -> str | None:

@@ -196,7 +196,7 @@ def make_phase_report(phase: Phase, telemetry: Telemetry) -> PhaseReport:
 
 def _about_machine(report: BenchReport) -> Sequence[str]:
     machine, lines = report.machine, []
-    if machine.load_average is not None and machine.load_average > _SHARE_OF_CORES * machine.cores:
+    if machine.load_average > _SHARE_OF_CORES * machine.cores:
         lines.append(
             f"other programs used this machine before the run (load average {machine.load_average}, {machine.cores} "
             "cores); end them"

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from edgerpn.errors import EngineLoadError, MissingDependencyError
-from edgerpn.machine import JETSON_RELEASE, available_cores
+from edgerpn.machine import JETSON_RELEASE, available_cores, jetson_linux
 from edgerpn.runtime.doctor.check import SystemCheck
 from edgerpn.runtime.doctor.jetson import check_jetson, check_numpy
 from edgerpn.runtime.opencv import has_windows, load_cv2
@@ -41,8 +41,7 @@ def check_system() -> list[SystemCheck]:
 def _machine() -> SystemCheck:
     words = [f"Python {platform.python_version()}", f"{platform.system()} {platform.machine()}"]
     words.append(f"{available_cores()} cores")
-    if JETSON_RELEASE.exists():
-        release = JETSON_RELEASE.read_text(encoding="utf-8", errors="replace").partition("GCID")[0].strip("# ,\n")
+    if release := jetson_linux():
         words.append(f"Jetson Linux {release}")
     return SystemCheck(name="machine", verdict="ok", found=", ".join(words))
 

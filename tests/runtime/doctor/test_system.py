@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from edgerpn import machine
 from edgerpn.__main__ import main
 from edgerpn.runtime.doctor import SystemCheck, check_system, system
 from edgerpn.runtime.sources.decoders import Abilities
@@ -104,7 +105,7 @@ def test_a_bare_machine_gets_advice_on_what_to_install(
 def test_a_jetson_whose_opencv_lacks_gstreamer_gets_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     release = tmp_path / "nv_tegra_release"
     release.write_text("# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64\n")
-    monkeypatch.setattr(system, "JETSON_RELEASE", release)
+    monkeypatch.setattr(machine, "JETSON_RELEASE", release)
     without = Abilities(
         has_ffmpeg=True, has_gstreamer=False, has_v4l2=True, has_program=True, has_nvv4l2=True, has_nvjpeg=True
     )
