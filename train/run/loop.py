@@ -52,7 +52,7 @@ class TrainResult:
     """Checkpoint with the best AR@100, or AP with classes."""
     last: Path
     """Checkpoint to resume from."""
-    history: Sequence[dict[str, float]]
+    history: list[dict[str, float]]
     """Rows of log.csv."""
     metrics: dict[str, float]
     """Recall of `best`; empty if the run was interrupted before its first evaluation."""
@@ -141,7 +141,7 @@ def _train(run: TrainingRun, log: Callable[[str], None], loss_function: LossFunc
     return TrainResult(
         best=run.folder.best,
         last=run.folder.last,
-        history=run.folder.rows,
+        history=list(run.folder.rows),
         metrics=state.best_metrics,
         interrupted=is_stopped,
     )
