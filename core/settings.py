@@ -226,6 +226,8 @@ def _table_class(hint: Any) -> type[Any] | None:
 
 
 _WRONG = object()
+_LARGEST = 10**300
+"""Larger whole numbers do not fit into a float."""
 
 
 def _convert_plain(value: Any, hint: Any) -> Any:
@@ -241,7 +243,7 @@ def _convert_plain(value: Any, hint: Any) -> Any:
     if hint is type(None):
         return None if value is None else _WRONG
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return float(value) if abs(value) < _LARGEST else _WRONG
     if isinstance(value, float) and not math.isfinite(value):
         return _WRONG  # TOML has nan and inf; no setting accepts them
     if isinstance(value, bool) and hint is not bool:

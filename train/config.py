@@ -19,6 +19,8 @@ from edgerpn.train.network.model import ModelConfig
 from edgerpn.train.network.proposal_stage import ProposalConfig
 
 PRESETS = ("edge", "paper")
+SEEDS = 1 << 64
+"""Number of the seeds that PyTorch's generators have."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +59,7 @@ class LoopConfig:
     """Also write TensorBoard files; needs the package tensorboard."""
 
     def __post_init__(self) -> None:
-        check_setting(self.seed >= 0, "seed", "at least 0", self.seed)
+        check_setting(0 <= self.seed < SEEDS, "seed", f"0 to {SEEDS - 1}", self.seed)
         # Two digits at most: PyTorch reads cuda:255 as cuda. Older runs may have cpu:0 in their checkpoints.
         is_device = re.fullmatch(r"auto|cpu(:0)?|cuda(:(0|[1-9][0-9]?))?", self.device) is not None
         check_setting(is_device, "device", "auto, cpu, cuda or cuda:N", self.device)

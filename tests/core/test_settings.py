@@ -138,6 +138,7 @@ def test_of_two_overrides_for_one_key_the_later_wins() -> None:
         ("optimizer=5", "optimizer: expected a table of settings, got 5"),
         ("crops=[{size_px='a'}]", "crops[0].size_px: expected a whole number, got 'a'"),
         ("optimizer.learning_rate=2", "optimizer.learning_rate: expected a number between 0 and 1, got 2.0"),
+        ("minutes=1" + 400 * "0", "minutes: expected a number or nothing, got 1" + 400 * "0"),
         ("optimizer.learning_rate=nan", "optimizer.learning_rate: expected a number, got nan"),
         ("steps", "expected KEY=VALUE, got 'steps'"),
         ("=5", "expected KEY=VALUE, got '=5'"),

@@ -51,6 +51,8 @@ class OptimizerConfig:
         if self.learning_rate <= 0 or self.max_grad_norm <= 0:
             raise ValueError("learning_rate: expected a positive number, and max_grad_norm too")
         check_setting(self.muon_rms > 0, "muon_rms", "a positive number", self.muon_rms)
+        check_setting(0 <= self.momentum < 1, "momentum", "0 to below 1", self.momentum)
+        check_setting(self.weight_decay >= 0, "weight_decay", "at least 0", self.weight_decay)
         check_setting(0 <= self.ema_decay < 1, "ema_decay", "0 to below 1", self.ema_decay)
         check_setting(
             0 <= self.final_learning_rate <= 1, "final_learning_rate", "0..1 (a fraction)", self.final_learning_rate

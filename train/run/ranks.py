@@ -168,12 +168,15 @@ def ranks_from_environment(environment: Mapping[str, str] = os.environ) -> Ranks
     Raises:
         ConfigError: Some of them are missing or are not numbers.
     """
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    names = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"]
     if "RANK" not in environment or "WORLD_SIZE" not in environment:
         return Ranks()
     try:
         rank, size, local_rank, local_size = (int(environment[name]) for name in names)
         restarts = int(environment.get("TORCHELASTIC_RESTART_COUNT", "0"))
+        if size > 1:
+            names += ["MASTER_ADDR", "MASTER_PORT"]
+            _ = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
     except (KeyError, ValueError) as error:
         raise ConfigError(
             [

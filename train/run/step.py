@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from edgerpn.errors import TrainingDivergedError
-from edgerpn.train.config import TrainSettings
+from edgerpn.train.config import SEEDS, TrainSettings
 from edgerpn.train.data.annotations import ImageId
 from edgerpn.train.data.batch import TrainBatch
 from edgerpn.train.learning.assign import Assignment, assign, sample
@@ -89,7 +89,7 @@ def loss_sums(run: TrainingRun, batch: TrainBatch, part: int) -> LossSums:
     logits, deltas = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
     assignment = assign_batch(run, batch)
     # A generator per step makes the samples independent of where the run was interrupted.
-    generator = torch.Generator(device).manual_seed(settings.loop.seed * 1_000_003 + run.progress.step)
+    generator = torch.Generator(device).manual_seed((settings.loop.seed * 1_000_003 + run.progress.step) % SEEDS)
     place = (part * run.ranks.size + run.ranks.rank) * len(batch.images), run.loader.batch_size
     anchors = run.anchors_of(batch.view_hw)
     sums = rpn_loss_sums(

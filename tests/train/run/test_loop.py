@@ -435,6 +435,11 @@ def test_settings_that_change_the_meaning_of_a_checkpoint_are_refused(
         start("run", "loop.epochs=2", text, resume=True)
 
 
+def test_the_time_of_day_or_the_largest_number_can_be_the_seed(start: Start) -> None:
+    for seed in (20261201123456, 2**64 - 1):
+        assert start(f"{seed}", "loop.epochs=1", f"loop.seed={seed}", "assign.samples_per_image=16").history
+
+
 def test_a_run_resumes_with_another_name_of_its_reading(start: Start, copy_of_finished: Copy) -> None:
     copy_of_finished("run")
     assert load_checkpoint(start("run", "loop.epochs=2", "data.exif=ignore", resume=True).last).step == 8

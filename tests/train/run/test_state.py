@@ -19,7 +19,13 @@ def test_a_size_that_could_not_be_exported_is_refused_before_training() -> None:
         load_settings(overrides=("data.input_hw=[100, 100]",))
 
 
-@pytest.mark.parametrize("override", ["loop.minutes=nan", "loop.minutes=inf", "loop.seed=-1"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("loop.minutes=nan", "loop.minutes=inf", "loop.seed=-1", "loop.seed=18446744073709551616"),
+        *("optimizer.momentum=1", "optimizer.weight_decay=-0.1"),
+    ],
+)
 def test_numbers_that_mean_nothing_are_refused(override: str) -> None:
     with pytest.raises(ConfigError, match="expected"):
         load_settings(overrides=(override,))

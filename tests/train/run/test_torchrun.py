@@ -264,13 +264,22 @@ def test_without_torchrun_a_process_is_alone() -> None:
 
 def test_torchruns_environment_gives_the_place_of_a_process() -> None:
     environment = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+    alone = {**environment, "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    assert ranks_from_environment(alone).size == 1
+    with pytest.raises(ConfigError, match="MASTER_ADDR, MASTER_PORT is missing"):
+        ranks_from_environment(environment)
+    environment |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
     ranks = ranks_from_environment({**environment, "TORCHELASTIC_RUN_ID": "abc", "TORCHELASTIC_RESTART_COUNT": "2"})
     assert ranks == Ranks(rank=5, size=8, local_rank=1, local_size=4, run_id="abc", run_key="abc", restarts=2)
     unnamed = ranks_from_environment({**environment, "TORCHELASTIC_RUN_ID": "none"})
     assert not unnamed.is_named
     assert unnamed.run_key != "none"
     assert not ranks.is_first
-    for broken in ({**environment, "LOCAL_RANK": "one"}, {"RANK": "0", "WORLD_SIZE": "2"}):
+    for broken in (
+        {**environment, "LOCAL_RANK": "one"},
+        {**environment, "MASTER_PORT": "x"},
+        {"RANK": "0", "WORLD_SIZE": "2"},
+    ):
         with pytest.raises(ConfigError, match="start with `torchrun -m edgerpn train"):
             ranks_from_environment(broken)
 
