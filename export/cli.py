@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import typing
 from pathlib import Path
 
@@ -119,9 +120,11 @@ def run(arguments: argparse.Namespace) -> int:
     from edgerpn.export.onnx.export import export_onnx
     from edgerpn.train.data.splits import find_split
 
+    # At once, also where standard output is a file: an export takes minutes.
+    log = functools.partial(print, flush=True)
     data = arguments.data
     if data is not None:
-        data = find_split(data, "val", choice.chosen(arguments), _log)
+        data = find_split(data, "val", choice.chosen(arguments), log)
     manifest = export_onnx(
         arguments.checkpoint,
         arguments.output,
@@ -129,19 +132,14 @@ def run(arguments: argparse.Namespace) -> int:
         data=data,
         images=arguments.images,
         calibration=arguments.calibration,
-        log=_log,
+        log=log,
     )
     recall = manifest.recall
     if recall is not None:
         figures = "  ".join(f"{name} {value:.3f}" for name, value in recall.metrics[:2])
-        _log(f"recall of the graph on {recall.num_images} images: {figures}")
-    _log(f"wrote {arguments.output} and {manifest_path(arguments.output)}")
+        log(f"recall of the graph on {recall.num_images} images: {figures}")
+    log(f"wrote {arguments.output} and {manifest_path(arguments.output)}")
     return 0
-
-
-def _log(text: str) -> None:
-    """Prints a line at once, also where standard output is a file: an export takes minutes."""
-    print(text, flush=True)
 
 
 FLAGS = {

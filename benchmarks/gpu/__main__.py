@@ -93,7 +93,7 @@ def main() -> int:
             if plan.facts:  # of the machine, after which the report is named
                 write()
 
-        session = Session(work, minutes=arguments.minutes, names=names, log=_log, on_record=write_so_far)
+        session = Session(work, minutes=arguments.minutes, names=names, on_record=write_so_far)
         plan = Plan(session=session, options=options)
         plan.run()
         name, text = write()
@@ -159,10 +159,6 @@ def _write(base: Path, about: dict[str, Any], records: Sequence[Record]) -> str:
     files.write_text(base.with_name(base.name + ".json"), json.dumps(content, indent=2) + "\n")
     files.write_text(base.with_name(base.name + ".md"), text)
     return text
-
-
-def _log(line: str) -> None:
-    print(line, flush=True)
 
 
 def report(about: Mapping[str, Any], records: Sequence[Record]) -> str:

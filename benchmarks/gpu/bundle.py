@@ -54,7 +54,7 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="edgerpn-bundle-") as name:
         work = Path(name)
-        session = Session(work, minutes=arguments.minutes, names={str(folder): "FOLDER"}, log=_say)
+        session = Session(work, minutes=arguments.minutes, names={str(folder): "FOLDER"})
         broken = _make_models(session, arguments)
         if broken is not None:
             print(f"{broken.name} failed: {broken.reason}", *broken.output, sep="\n")
@@ -278,10 +278,6 @@ def _mib(file: Path) -> float:
 
 def _text(path: Path | None) -> str | None:
     return None if path is None else str(path.resolve())
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
 
 
 if __name__ == "__main__":

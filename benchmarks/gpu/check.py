@@ -153,7 +153,7 @@ def run_stages(arguments: argparse.Namespace, results: Results) -> None:
     models = unpack(bundle, MODELS, work / "models")
     if models is None:
         raise SystemExit(f"{arguments.bundle}: expected a folder of benchmarks.gpu.bundle, but {MODELS} is not in it")
-    session = Session(work, minutes=arguments.minutes, names={str(bundle): "BUNDLE"}, log=_say)
+    session = Session(work, minutes=arguments.minutes, names={str(bundle): "BUNDLE"})
     common = {
         "bundle": str(bundle), "work": str(work), "models": str(models), "rehearse": arguments.rehearse,
         "seconds": arguments.seconds, "onnx": str(models / "model.onnx"), "frames": str(models / "frames.npz"),
@@ -162,7 +162,7 @@ def run_stages(arguments: argparse.Namespace, results: Results) -> None:
         if not _is_chosen(stage, arguments.stage):
             continue
         if arguments.skip_done and results.is_done(stage.key):
-            _say(f"done before      {stage.key} {stage.title}")
+            print(f"done before      {stage.key} {stage.title}", flush=True)
             continue
         asked = {**common, **stage.request}
         results.add(stage.key, session.child(stage.title, stage.step, asked, limit_s=stage.limit_s))
@@ -192,10 +192,6 @@ def _stage(text: str) -> str:
     if not any(key.startswith(text.upper()) for key in keys):
         raise argparse.ArgumentTypeError(f"expected a letter or one of {', '.join(keys)}, got {text!r}")
     return text
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
 
 
 if __name__ == "__main__":

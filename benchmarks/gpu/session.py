@@ -47,7 +47,7 @@ class Record:
 
 
 class Session:
-    """Runs steps and keeps their records; `log` is called with one line for each. Threads may share it."""
+    """Runs steps, prints a line for each and keeps their records. Threads may share it."""
 
     def __init__(
         self,
@@ -55,7 +55,6 @@ class Session:
         *,
         minutes: float,
         names: dict[str, str],
-        log: Callable[[str], None] = lambda _: None,
         on_record: Callable[[], None] = lambda: None,
     ) -> None:
         """Starts the clock.
@@ -64,7 +63,6 @@ class Session:
             work: Folder for everything that the steps write.
             minutes: Time for all steps; when it is over, the rest is skipped.
             names: Paths, and their names in the commands that are shown.
-            log: Called with one line of text for people.
             on_record: Called when a step has ended, so that its result can be written at once.
         """
         self.work = work
@@ -72,7 +70,6 @@ class Session:
         self.minutes = minutes
         self._end_s = time.monotonic() + 60 * minutes
         self._names = {str(work): "WORK", **names}
-        self._log = log
         self._on_record = on_record
 
     def edgerpn(
@@ -154,7 +151,7 @@ class Session:
     def _keep(self, record: Record) -> Record:
         self.records.append(record)
         reason = f": {record.reason.splitlines()[0][:200]}" if record.reason else ""
-        self._log(f"{record.status:<8} {record.seconds:6.1f} s  {record.name}{reason}")
+        print(f"{record.status:<8} {record.seconds:6.1f} s  {record.name}{reason}", flush=True)
         self._on_record()
         return record
 

@@ -68,6 +68,7 @@ def measure(method: str, data: Path, seed: int, plan: Plan, folder: Path) -> Row
 
 def _ours(method: str, data: Path, seed: int, plan: Plan, folder: Path) -> Row:
     from edgerpn.export.evaluate import evaluate_model
+    from edgerpn.export.inspection import count_flops
     from edgerpn.train.checkpoint import load_model
 
     run = (plan.keep or folder) / f"{method}-{data.name}-{seed}"
@@ -95,18 +96,8 @@ def _ours(method: str, data: Path, seed: int, plan: Plan, folder: Path) -> Row:
         "images_seen": checkpoint.step * batch,
         "parameters": sum(p.numel() for p in model.parameters()),
         "size_hw": list(checkpoint.settings.data.input_hw),
-        "gflops": _gflops(model, checkpoint.settings.data.input_hw),
+        "gflops": count_flops(model, checkpoint.settings.data.input_hw) / 1e9,
     }
-
-
-def _gflops(model: Any, hw: tuple[int, int]) -> float:
-    """Of the network on one image, a multiply-add taken for two operations."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, 3, *hw))
-    return float(counter.get_total_flops()) / 1e9
 
 
 def _theirs(method: str, data: Path, seed: int, plan: Plan, folder: Path) -> Row:

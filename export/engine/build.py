@@ -194,12 +194,10 @@ def probe(backend: Backend, stall_s: float = DEFAULT_STALL_S) -> BuildEnvironmen
     failed = outcome.events.get("failed", {})
     if failed.get("kind") == "dependency":
         raise MissingDependencyError(failed["message"])
-    printed = f"\n  it printed: {outcome.printed.splitlines()[-1]}" if outcome.printed and not failed else ""
-    raise BuildError(
-        f"{outcome.describe_end()}{printed}"
-        if failed
-        else f"importing the library failed: {outcome.describe_end()}{printed}"
-    )
+    if failed:
+        raise BuildError(outcome.describe_end())
+    printed = f"\n  it printed: {outcome.printed.splitlines()[-1]}" if outcome.printed else ""
+    raise BuildError(f"importing the library failed: {outcome.describe_end()}{printed}")
 
 
 def _escalate(report: BuildReport, staged: Path, log: Log) -> tuple[BuildConfig, BuildOutcome]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import sys
+import functools
 from pathlib import Path
 
 from edgerpn.arguments import add_settings_arguments, load_settings, print_settings
@@ -12,6 +12,8 @@ from edgerpn.export.engine.options import BACKENDS, BuildConfig
 from edgerpn.export.engine.output import SUFFIXES
 from edgerpn.export.engine.trial import Compare
 from edgerpn.manifest import Manifest, ParitySpec, manifest_path
+
+_log = functools.partial(print, flush=True)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,11 +91,6 @@ def _comparer(folder: Path | None) -> Compare | None:
         return comparison.to_parity_spec("onnx")
 
     return compare
-
-
-def _log(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
 
 
 def _summary(manifest: Manifest, num_bytes: int) -> str:
