@@ -89,12 +89,14 @@ class Picture:
     before: Proposals | None = None
     """Those of the general weights before any training, best first; None: they are not shown."""
 
-    def covered(self, *, iou: float = 0.5, by: Proposals | None = None) -> npt.NDArray[np.bool_]:
-        """Finds the ground-truth boxes that some proposal, or some of `by`, overlaps by at least `iou`; (M,) bool."""
+    def covered(self, *, by: Proposals | None = None) -> npt.NDArray[np.bool_]:
+        """Finds the ground-truth boxes that some proposal, or some of `by`, overlaps by an IoU of 0.5; (M,) bool."""
         overlap = pairwise_iou(self.gt_boxes_xyxy, (self.proposals if by is None else by).boxes)
-        return np.asarray(overlap.max(axis=1, initial=0) >= iou)
+        return np.asarray(overlap.max(axis=1, initial=0) >= 0.5)
 
 
+_NUM_PICTURES = 2
+"""Frames of the video in the report, spread evenly."""
 # Frames of a file are read ahead, so their waiting time means nothing.
 _WAITING = ("capture_lag", "wait")
 
@@ -115,13 +117,12 @@ class VideoRun:
     """A few frames with their ground truth."""
 
 
-def run_video(folder: DemoFolder, video: SyntheticVideo, *, num_pictures: int = 2) -> VideoRun:
+def run_video(folder: DemoFolder, video: SyntheticVideo) -> VideoRun:
     """Runs the demo's video through its exported model and writes the JSON lines and the annotated video.
 
     Args:
         folder: Of the demo.
         video: The video and its ground truth.
-        num_pictures: Frames to keep for the report, spread evenly.
 
     Raises:
         EdgeRpnError: The first error of model, source or sinks.
@@ -129,7 +130,7 @@ def run_video(folder: DemoFolder, video: SyntheticVideo, *, num_pictures: int = 
     config = SourceConfig(source=str(folder.source_video))
     source = open_source(config.source, name=config.label)
     total = len(video.boxes_xyxy)
-    kept = {round((i + 0.5) * total / num_pictures) for i in range(num_pictures)}
+    kept = {round((i + 0.5) * total / _NUM_PICTURES) for i in range(_NUM_PICTURES)}
     lines = Output(kind="jsonl", config=JsonLinesConfig(path=str(folder.results)))
     video_sink = VideoSink(folder.annotated_video, Painter(), fps=source.fps)
     sinks: list[Sink] = [video_sink, *open_sinks([lines], is_live=False)]

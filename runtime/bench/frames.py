@@ -66,7 +66,6 @@ class FrameSet:
             DataError: A photograph cannot be read.
         """
         self.num_images = len(paths) or _NUM_MADE_UP
-        self.is_made_up = not paths
         self._paths = tuple(paths)
         self._source_hw = source_hw
         self._exif = exif

@@ -21,7 +21,7 @@ from edgerpn.lazy import lazy_names
 
 if TYPE_CHECKING:
     from edgerpn.runtime.sources.capture import Capture, CaptureStats, ProcessCapture
-    from edgerpn.runtime.sources.capture_config import CaptureConfig, parse_policy
+    from edgerpn.runtime.sources.capture_config import CaptureConfig
     from edgerpn.runtime.sources.failures import CaptureFailedError
     from edgerpn.runtime.sources.group import CaptureGroup, open_capture
     from edgerpn.runtime.sources.plugins import FrameSource
@@ -35,7 +35,6 @@ __all__ = [
     "FrameSource",
     "ProcessCapture",
     "open_capture",
-    "parse_policy",
 ]
 
 __getattr__, __dir__ = lazy_names(
@@ -49,6 +48,5 @@ __getattr__, __dir__ = lazy_names(
         "FrameSource": "edgerpn.runtime.sources.plugins",
         "ProcessCapture": "edgerpn.runtime.sources.capture",
         "open_capture": "edgerpn.runtime.sources.group",
-        "parse_policy": "edgerpn.runtime.sources.capture_config",
     },
 )

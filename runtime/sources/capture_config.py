@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from edgerpn.errors import check_setting
 from edgerpn.runtime.sources.spec import SourceSpec, expand_source, parse_source
@@ -22,8 +21,6 @@ MAX_STALL_S, MAX_OPEN_S = 120.0, 60.0
 """Most seconds to which `stall_s` and `open_timeout_s` adapt by themselves."""
 GAP_S = 1.0
 """Seconds without a frame that are a gap, of a camera of unknown pace."""
-
-_POLICY = re.compile(r"(?P<word>auto|latest|every)|queue=(?P<frames>\d+)|fps=(?P<fps>\d+(?:\.\d+)?)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,29 +149,3 @@ class CaptureConfig:
     def num_slots(self) -> int:
         """Slots of shared memory, with room for the queue."""
         return self.slots + (self.queue_frames if self.policy == "queue" else 0)
-
-
-def parse_policy(text: str) -> dict[str, Any]:
-    """Parses a policy.
-
-    Args:
-        text: latest, every, queue=N or auto, and fps=N, separated by commas ("queue=4,fps=10").
-
-    Returns:
-        The given ones of `policy`, `queue_frames` and `max_fps`, for `CaptureConfig`.
-
-    Raises:
-        ValueError: A part is not one of these.
-    """
-    found: dict[str, Any] = {}
-    for part in text.split(","):
-        match = _POLICY.fullmatch(part.strip())
-        if match is None:
-            raise ValueError(f"policy: expected latest, every, queue=N or fps=N, got {part!r}")
-        if match["word"]:
-            found["policy"] = match["word"]
-        elif match["frames"]:
-            found |= {"policy": "queue", "queue_frames": int(match["frames"])}
-        else:
-            found["max_fps"] = float(match["fps"])
-    return found

@@ -37,8 +37,6 @@ class AnchorRecall:
     """The same at IoU 0.5."""
     at_70: float
     """The same at IoU 0.7, the paper's threshold for objects."""
-    mean_iou: float
-    """Mean IoU of the boxes with their best anchor."""
     num_anchors: int
     """Number of anchors of an image."""
 
@@ -70,7 +68,6 @@ def measure_anchors(config: AnchorConfig, boxes_G4: Array, image_hw: tuple[int, 
         average=float((best_G[:, None] >= THRESHOLDS - 1e-9).mean()),
         at_50=float((best_G >= 0.5).mean()),
         at_70=float((best_G >= 0.7).mean()),
-        mean_iou=float(best_G.mean()),
         num_anchors=cells * config.num_per_cell,
     )
 

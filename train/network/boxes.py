@@ -77,13 +77,12 @@ def encode_boxes(boxes: Tensor, anchors: Tensor) -> Tensor:
     return torch.cat((shift / anchor_size, (box_size / anchor_size).log()), dim=-1)
 
 
-def decode_boxes(deltas: Tensor, anchors: Tensor, *, max_log_scale: float = MAX_LOG_SCALE) -> Tensor:
-    """Moves and scales anchors by predicted deltas.
+def decode_boxes(deltas: Tensor, anchors: Tensor) -> Tensor:
+    """Moves and scales anchors by predicted deltas, of which dw and dh are clamped to `MAX_LOG_SCALE`.
 
     Args:
         deltas: (..., 4) dx, dy in anchor sizes; dw, dh as natural logarithms.
         anchors: (..., 4) pixels; broadcasts against `deltas`.
-        max_log_scale: Upper clamp of dw and dh.
 
     Returns:
         (..., 4) boxes in pixels, in the precision of the inputs, not clipped to the image.
@@ -92,7 +91,7 @@ def decode_boxes(deltas: Tensor, anchors: Tensor, *, max_log_scale: float = MAX_
     """
     anchor_size = anchors[..., 2:] - anchors[..., :2]
     center = (anchors[..., :2] + anchors[..., 2:]) * 0.5 + deltas[..., :2] * anchor_size
-    half_size = deltas[..., 2:].clamp(max=max_log_scale).exp() * (anchor_size * 0.5)
+    half_size = deltas[..., 2:].clamp(max=MAX_LOG_SCALE).exp() * (anchor_size * 0.5)
     return torch.cat((center - half_size, center + half_size), dim=-1)
 
 

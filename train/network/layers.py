@@ -38,14 +38,12 @@ def check_strides(strides: Sequence[int], available: Sequence[int], name: str) -
 
 
 class ConvNormAct(nn.Module):
-    """Convolution, batch norm, ReLU; after `fuse` only convolution and ReLU."""
+    """A 3x3 convolution, batch norm, ReLU; after `fuse` only convolution and ReLU."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, *, kernel: int = 3, stride: int = 1, act: bool = True
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1, act: bool = True) -> None:
         """Creates the layers; padding makes the output ceil(input / stride) rows and columns."""
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False)
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
         self.norm: nn.Module = nn.BatchNorm2d(out_channels)
         self.act: nn.Module = nn.ReLU(inplace=True) if act else nn.Identity()
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from edgerpn.train.data.annotations import ImageId
 from edgerpn.train.data.coco import Dataset
-from edgerpn.train.recall.coco_evaluation import precision_at
+from edgerpn.train.recall.coco_evaluation import mean_of_known, precision_at
 from edgerpn.train.recall.results import FoundBoxes, Results, by_image
 
 _BUDGET = 100
@@ -66,9 +66,4 @@ def _precision_of(truth: Mapping[str, Any], found: Mapping[ImageId, FoundBoxes],
 
 def _figures(precision: np.ndarray) -> dict[str, float]:
     """Means of the precision (..., 10, 101) over levels of recall, thresholds and, if there are any, classes."""
-    return {"AP": _mean(precision), "AP50": _mean(precision[..., 0, :])}
-
-
-def _mean(values: np.ndarray) -> float:
-    valid = values[values > -1]
-    return float(valid.mean()) if valid.size else -1.0
+    return {"AP": mean_of_known(precision), "AP50": mean_of_known(precision[..., 0, :])}

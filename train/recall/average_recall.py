@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from edgerpn.train.recall.coco_evaluation import evaluate_in_parts
+from edgerpn.train.recall.coco_evaluation import evaluate_in_parts, mean_of_known
 from edgerpn.train.recall.results import Results, by_image
 
 BUDGETS = (10, 100, 300, 1000)
@@ -55,18 +55,13 @@ def _count(evaluation: Any) -> tuple[np.ndarray, np.ndarray]:
 def _metrics(recall_TAM: np.ndarray) -> dict[str, float]:
     """Names the recall at each threshold, area and budget."""
     areas = list(AREAS_PX)
-    metrics = {f"AR@{budget}": _mean(recall_TAM[:, 0, m]) for m, budget in enumerate(BUDGETS)}
+    metrics = {f"AR@{budget}": mean_of_known(recall_TAM[:, 0, m]) for m, budget in enumerate(BUDGETS)}
     at_100 = BUDGETS.index(100)
     for area in areas[1:]:
-        metrics[f"AR@100-{area}"] = _mean(recall_TAM[:, areas.index(area), at_100])
+        metrics[f"AR@100-{area}"] = mean_of_known(recall_TAM[:, areas.index(area), at_100])
     for percent in (50, 70):
         metrics[f"recall@100-iou{percent}"] = float(recall_TAM[(percent - 50) // 5, 0, at_100])
     return metrics
-
-
-def _mean(values: np.ndarray) -> float:
-    valid = values[values > -1]
-    return float(valid.mean()) if valid.size else -1.0
 
 
 def format_table(columns: Mapping[str, Mapping[str, float]]) -> str:

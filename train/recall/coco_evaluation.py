@@ -127,5 +127,11 @@ def precision_at(budget: int, ground_truth: Mapping[str, Any], found: Mapping[Im
     return np.asarray(whole.eval["precision"])[:, :, 0, 0, 0]
 
 
+def mean_of_known(values: np.ndarray) -> float:
+    """Returns the mean of the library's figures but for -1, which means that there is no object; -1 if all are -1."""
+    valid = values[values > -1]
+    return float(valid.mean()) if valid.size else -1.0
+
+
 def _library() -> Any:
     return require("faster_coco_eval", extra="recall", purpose="measuring recall")

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from edgerpn.errors import StreamOpenError
 from edgerpn.runtime.frame import Frame
-from edgerpn.runtime.sources import CaptureConfig, parse_policy
+from edgerpn.runtime.sources import CaptureConfig
 from edgerpn.runtime.sources.capture import Mailbox
 from edgerpn.runtime.sources.decoders import Abilities, choose
 from edgerpn.runtime.sources.failures import FIXES, CaptureFailedError, classify
@@ -90,14 +90,6 @@ def test_a_configuration_shows_no_password() -> None:
     assert "secret" not in repr(config) + config.label
     assert "hidden" not in repr(config) + config.label
     assert config.label.endswith("@host/x?token=***")
-
-
-def test_policies_in_one_text() -> None:
-    assert parse_policy("latest") == {"policy": "latest"}
-    assert parse_policy("queue=4, fps=2.5") == {"policy": "queue", "queue_frames": 4, "max_fps": 2.5}
-    for text in ("newest", "queue", "queue=x", "fps=", "latest=1", ""):
-        with pytest.raises(ValueError, match="policy: expected"):
-            parse_policy(text)
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,6 @@ def test_recall_is_that_of_all_anchors_of_the_grid(config: AnchorConfig) -> None
     best = pairwise_iou(torch.from_numpy(boxes)[None], anchors[None])[0].amax(dim=1).numpy()
     found = measure_anchors(config, boxes, HW)
     assert found.num_anchors == len(anchors)
-    assert found.mean_iou == pytest.approx(best.mean(), abs=1e-6)
     assert found.at_50 == pytest.approx((best >= 0.5).mean(), abs=1e-9)
     assert found.at_70 == pytest.approx((best >= 0.7).mean(), abs=1e-9)
     thresholds = np.arange(0.5, 1.0, 0.05)
