@@ -29,7 +29,6 @@ from edgerpn.runtime.frame import Frame, Result, Source
 from edgerpn.runtime.onnx_session import Provider
 from edgerpn.runtime.opencv import load_cv2
 from edgerpn.runtime.redaction import redact_url
-from edgerpn.runtime.timing import Stopwatch
 from edgerpn.runtime.tracing import span
 
 if TYPE_CHECKING:
@@ -153,7 +152,12 @@ class Model:
             InputError: The frame's type, shape or size is wrong.
             InferenceError: The backend failed.
         """
-        return self._run(frame, Stopwatch())
+        image = self._check(frame)
+        with span("preprocess"):
+            network_input = self._preprocessor.prepare(image)
+        outputs = self._backend.infer(network_input)
+        with span("postprocess"):
+            return self._preprocessor.restore(outputs, 0, (image.shape[0], image.shape[1]))
 
     def batch(self, frames: Sequence[npt.NDArray[np.uint8]]) -> list[Proposals]:
         """Returns the proposals of several frames, in order; sizes may differ. Arguments and errors as for one."""
@@ -292,18 +296,6 @@ class Model:
             proposals = self._preprocessor.restore(outputs, row, frame.size_hw)
         stage_ms["postprocess"] = (time.perf_counter() - start_s) * 1e3
         return Result(proposals=proposals, frame=frame, stage_ms=stage_ms)
-
-    def _run(self, frame: npt.NDArray[np.uint8], watch: Stopwatch) -> Proposals:
-        image = self._check(frame)
-        with span("preprocess"):
-            network_input = self._preprocessor.prepare(image)
-        watch.split("preprocess")
-        outputs = self._backend.infer(network_input)
-        watch.split("inference")
-        with span("postprocess"):
-            proposals = self._preprocessor.restore(outputs, 0, (image.shape[0], image.shape[1]))
-        watch.split("postprocess")
-        return proposals
 
     def _check(self, image: object) -> npt.NDArray[np.uint8]:
         return check_image(image, takes_bgrx=self._preprocessor.takes_bgrx)

@@ -1,29 +1,14 @@
-"""Times of stages, and their percentiles in constant memory."""
+"""Percentiles of durations in constant memory."""
 
 from __future__ import annotations
 
 import math
-import time
 
 import numpy as np
 
 _SMALLEST_MS = 1e-3
 _RATIO = 1.01
 _NUM_BINS = math.ceil(math.log(1e9) / math.log(_RATIO))
-
-
-class Stopwatch:
-    """Splits a time span into named stages, milliseconds."""
-
-    def __init__(self) -> None:
-        self.stage_ms: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def split(self, stage: str) -> None:
-        """Ends the running stage under the name `stage`, and starts the next."""
-        now = time.perf_counter()
-        self.stage_ms[stage] = (now - self._last) * 1e3
-        self._last = now
 
 
 class LatencyHistogram:

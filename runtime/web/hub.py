@@ -61,7 +61,8 @@ class Hub:
         self.metrics = PageMetrics()
         self._config = config
         self._on_close = on_close
-        self._streams: RemoteStreams | None = None
+        self.streams: RemoteStreams | None = None
+        """The run; None: the model is still loading."""
         self._alive_s = time.monotonic()
         self._lock = threading.Lock()
         self._stats: tuple[float, Mapping[str, Mapping[str, Any]]] = (0.0, {})
@@ -99,20 +100,15 @@ class Hub:
         """Takes over the run, which is ready."""
         self.info = info
         self._alive_s = time.monotonic()
-        self._streams = streams
+        self.streams = streams
 
     def tick(self) -> None:
         """Notes that the emitting thread is alive."""
         self._alive_s = time.monotonic()
 
-    @property
-    def streams(self) -> RemoteStreams | None:
-        """The run; None: the model is still loading."""
-        return self._streams
-
     def stats(self) -> Mapping[str, Mapping[str, Any]]:
         """Returns a snapshot of each source, at most a quarter of a second old, however many clients ask."""
-        streams = self._streams
+        streams = self.streams
         if streams is None:
             return {}
         with self._lock:
@@ -123,7 +119,7 @@ class Hub:
 
     def sink_stats(self) -> Sequence[SinkStats]:
         """Takes a snapshot of each output that has a queue."""
-        return self._streams.sink_stats() if self._streams is not None else ()
+        return self.streams.sink_stats() if self.streams is not None else ()
 
     def sample(self) -> None:
         """Adds a sample of each source to the charts; to be called once a second."""
@@ -143,9 +139,9 @@ class Hub:
 
     def health(self) -> tuple[bool, str]:
         """Returns whether the process works, and its state in one word."""
-        if self._streams is None:
+        if self.streams is None:
             return True, "starting"
-        if self._streams.busy_s >= self._config.hung_s:
+        if self.streams.busy_s >= self._config.hung_s:
             return False, "model_hangs"
         if time.monotonic() - self._alive_s >= SILENT_S:
             return False, "run_hangs"
