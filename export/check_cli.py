@@ -22,7 +22,7 @@ from edgerpn.train.data import choice
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from edgerpn.export.compare.compare import Comparison
+    from edgerpn.export.compare.comparison import Comparison
     from edgerpn.export.compare.reseal import ChangedGraph
     from edgerpn.train.data.coco import Dataset
 

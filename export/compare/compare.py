@@ -36,8 +36,6 @@ from edgerpn.train.data.coco import Dataset, read_image
 from edgerpn.train.recall.average_recall import average_recall
 from edgerpn.train.recall.results import FoundBoxes
 
-__all__ = ["Comparison", "ImageComparison", "compare_models"]
-
 _ORDER: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 
 

@@ -16,8 +16,6 @@ from edgerpn.export.limits.rules import Violation
 from edgerpn.manifest import Manifest
 from edgerpn.targets import TARGETS, Target, TargetName
 
-__all__ = ["Violation", "find_violations", "refuse_violations"]
-
 Rule = Callable[[GraphView, Target], Iterator[Violation]]
 
 RULES: tuple[Rule, ...] = (
