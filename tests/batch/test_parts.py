@@ -39,10 +39,6 @@ def write_parts(model: Path, inputs: Sequence[str], output: Path | str, config: 
     return [{name: values[0] for name, values in answer.items()} for answer in answers]
 
 
-def paths_in(output: Path, start: Path) -> list[str]:
-    return [os.path.relpath(path, start) for path in pq.read_table(output)["path"].to_pylist()]
-
-
 def places(inputs: Sequence[str], config: BulkConfig | None = None) -> list[tuple[str, str]]:
     return [(item.kind, item.place) for item in find_items(inputs, config or BulkConfig())]
 

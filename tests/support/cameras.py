@@ -21,6 +21,16 @@ PACKAGES = (
     "gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly"
 )
 
+QUICK = {
+    "gap_s": 0.5,
+    "stall_s": 2.0,
+    "open_timeout_s": 6.0,
+    "backoff_first_s": 0.2,
+    "backoff_max_s": 0.8,
+    "healthy_s": 1.0,
+}
+"""Short limits for cameras in tests."""
+
 _CHECK = """
 import gi
 gi.require_version("Gst", "1.0")

@@ -26,51 +26,52 @@ Image = npt.NDArray[np.uint8]
 MakeModel = Callable[..., Path]
 
 
+@pytest.fixture
+def rtx_path(bench: Any, make_engine: MakeModel, tmp_path: Path) -> Path:
+    """An engine of TensorRT-RTX, which is the library of the bench."""
+    bench.library = type(bench.library)(bench.device, is_rtx=True, version="1.7.1.116")
+    return make_engine(tmp_path, batch=1, library="tensorrt-rtx", library_version="1.7.1.116")
+
+
 def test_a_library_that_cannot_be_captured_is_asked_first(
     bench: Any,
-    make_engine: MakeModel,
+    rtx_path: Path,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    bench.library = type(bench.library)(bench.device, is_rtx=True, version="1.7.1.116")
     bench.library.is_capturable = False
-    path = make_engine(tmp_path, batch=1, library="tensorrt-rtx", library_version="1.7.1.116")
-    bench.load(path).close()
+    bench.load(rtx_path).close()
     assert "cannot be captured" in caplog.text
     assert bench.count("begin_capture") == 0
 
 
 def test_tensorrt_rtx_logs_that_it_compiles_and_keeps_the_kernels(
     bench: Any,
-    make_engine: MakeModel,
+    rtx_path: Path,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    path = make_engine(tmp_path, batch=1, library="tensorrt-rtx", library_version="1.7.1.116")
-    bench.library = type(bench.library)(bench.device, is_rtx=True, version="1.7.1.116")
-    bench.load(path).close()
+    bench.load(rtx_path).close()
     assert bench.library.config.cuda_graph_strategy == "disabled"
     assert "compiles the engine for this GPU" in caplog.text
     (file,) = (tmp_path / "cache" / "edgerpn" / "tensorrt-rtx").iterdir()
     assert file.name.endswith("-1.7.1.116-Stand-in-8-7.bin")
     caplog.clear()
     bench.library = type(bench.library)(bench.device, is_rtx=True, version="1.7.1.116")
-    bench.load(path).close()
+    bench.load(rtx_path).close()
     assert bench.library.cache.loaded == b"kernel"
     assert "compiles" not in caplog.text
 
 
 def test_an_engine_outlives_the_configuration_that_it_made(
-    bench: Any, make_engine: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bench: Any, rtx_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    bench.library = type(bench.library)(bench.device, is_rtx=True, version="1.7.1.116")
-    path = make_engine(tmp_path, batch=1, library="tensorrt-rtx", library_version="1.7.1.116")
-    bench.load(path).close()
+    bench.load(rtx_path).close()
     gc.collect()
     freed = [event for event in bench.library.events if event.endswith(("freed", "destroyed"))]
     assert freed[-3:] == ["configuration freed", "engine freed", "runtime destroyed"]
@@ -78,22 +79,20 @@ def test_an_engine_outlives_the_configuration_that_it_made(
 
 def test_a_cache_folder_that_cannot_be_written_costs_a_warning_only(
     bench: Any,
-    make_engine: MakeModel,
+    rtx_path: Path,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "cache").write_text("a file")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    bench.library = type(bench.library)(bench.device, is_rtx=True, version="1.7.1.116")
-    bench.load(make_engine(tmp_path, batch=1, library="tensorrt-rtx", library_version="1.7.1.116")).close()
+    bench.load(rtx_path).close()
     assert "the next start compiles again" in caplog.text
 
 
 def test_a_user_without_a_home_folder_runs_engines_too(
     bench: Any,
-    make_engine: MakeModel,
-    tmp_path: Path,
+    rtx_path: Path,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -102,8 +101,7 @@ def test_a_user_without_a_home_folder_runs_engines_too(
 
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", no_home)
-    bench.library = type(bench.library)(bench.device, is_rtx=True, version="1.7.1.116")
-    bench.load(make_engine(tmp_path, batch=1, library="tensorrt-rtx", library_version="1.7.1.116")).close()
+    bench.load(rtx_path).close()
     assert "there is no home folder to keep compiled kernels in" in caplog.text
 
 

@@ -17,16 +17,8 @@ from edgerpn.runtime.backends.open_backend import open_backend
 from edgerpn.runtime.frame import Event, Result
 from edgerpn.runtime.run import SourceConfig, StreamRunner, StreamsConfig
 from tests.support import patience
-from tests.support.mjpeg_server import MjpegCamera
-
-QUICK = {
-    "gap_s": 0.5,
-    "stall_s": 2.0,
-    "open_timeout_s": 6.0,
-    "backoff_first_s": 0.2,
-    "backoff_max_s": 0.8,
-    "healthy_s": 1.0,
-}
+from tests.support.cameras import QUICK
+from tests.support.cameras import make_mjpeg as make_camera  # noqa: F401 - a fixture
 
 
 class SlowBackend:
@@ -54,31 +46,6 @@ class SlowBackend:
         outputs = self._backend.infer(frames)
         self.calls.append((start_s, time.monotonic()))
         return outputs
-
-
-@pytest.fixture
-def make_camera() -> Iterator[Callable[..., Any]]:
-    """Starts cameras that serve pictures over HTTP."""
-    cameras: list[Any] = []
-
-    def make(**options: Any) -> Any:
-        cameras.append(MjpegCamera(**options))
-        return cameras[-1]
-
-    yield make
-    for camera in cameras:
-        camera.__exit__()
-
-
-@pytest.fixture(name="patience")
-def _patience() -> Any:
-    """Waits and limits that suit a busy machine."""
-    return patience
-
-
-@pytest.fixture
-def quick() -> dict[str, float]:
-    return dict(QUICK)
 
 
 @pytest.fixture

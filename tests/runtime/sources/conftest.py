@@ -14,18 +14,8 @@ import pytest
 from edgerpn.runtime.frame import Event, Frame
 from edgerpn.runtime.sources import Capture, CaptureConfig, CaptureGroup, open_capture
 from tests.support import patience
-from tests.support.cameras import camera, make_camera, make_mjpeg, make_proxy, rtsp_packages  # noqa: F401 - fixtures
+from tests.support.cameras import QUICK, camera, make_camera, make_mjpeg, make_proxy, rtsp_packages  # noqa: F401 - fixtures
 from tests.support.patience import DEADLINE_S
-
-QUICK = {
-    "gap_s": 0.5,
-    "stall_s": 2.0,
-    "open_timeout_s": 6.0,
-    "backoff_first_s": 0.2,
-    "backoff_max_s": 0.8,
-    "healthy_s": 1.0,
-}
-"""Short limits for cameras in tests."""
 
 
 class Player:
@@ -131,14 +121,3 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
         writer.write(np.full((64, 96, 3), 4 * index, np.uint8))
     writer.release()
     return path
-
-
-@pytest.fixture(name="patience")
-def _patience() -> Any:
-    """Waits with a long deadline."""
-    return patience
-
-
-@pytest.fixture
-def quick() -> dict[str, Any]:
-    return dict(QUICK)

@@ -292,12 +292,6 @@ class Held:
         return self._backend.infer(frames)
 
 
-@pytest.fixture(name="patience")
-def _patience() -> Any:
-    """Waits and limits that suit a busy machine."""
-    return patience
-
-
 @pytest.fixture
 def make_client() -> Callable[[str], Client]:
     """Makes clients of a server."""
