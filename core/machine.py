@@ -161,6 +161,14 @@ def jetson_linux() -> str | None:
     return text.partition("GCID")[0].strip("# ,\n") or None
 
 
+def installed_packages() -> dict[str, str]:
+    """Returns the versions of all installed Python packages, by normalised name."""
+    # Commands that need no list start without this module.
+    from importlib.metadata import distributions
+
+    return {re.sub(r"[-_.]+", "-", one.metadata["Name"] or "").lower(): one.version for one in distributions()}
+
+
 def power_mode() -> str | None:
     """Returns the power mode of a Jetson, such as "2 MAXN_SUPER"; None if unknown."""
     try:

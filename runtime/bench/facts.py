@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 from dataclasses import dataclass
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from edgerpn.machine import (
     available_cores,
     board_model,
     cpu_name,
+    installed_packages,
     jetson_linux,
     kib_fields,
     power_mode,
@@ -122,6 +122,7 @@ def describe_artifact(path: Path, manifest: Manifest) -> ArtifactFacts:
 
 def describe_machine() -> MachineFacts:
     """Describes this machine, at rest: before the run."""
+    installed = installed_packages()
     return MachineFacts(
         board=board_model(),
         cpu=cpu_name(),
@@ -134,7 +135,11 @@ def describe_machine() -> MachineFacts:
         has_pinned_clocks=has_pinned_clocks(),
         load_average=round(os.getloadavg()[0], 2),
         python=platform.python_version(),
-        versions={"edgerpn": edgerpn.__version__, "OpenCV": load_cv2().__version__, **_installed()},
+        versions={
+            "edgerpn": edgerpn.__version__,
+            "OpenCV": load_cv2().__version__,
+            **{package: installed[package] for package in _PACKAGES if package in installed},
+        },
     )
 
 
@@ -166,8 +171,3 @@ def _gpu() -> str | None:
         return None
     name, driver, limit = values
     return f"{name}, driver {driver}" + (f", power limit {limit} W" if re.match(r"\d", limit) else "")
-
-
-def _installed() -> dict[str, str]:
-    names = {re.sub(r"[-_.]+", "-", one.metadata["Name"] or "").lower(): one.version for one in distributions()}
-    return {package: names[package] for package in _PACKAGES if package in names}

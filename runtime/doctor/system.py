@@ -8,12 +8,11 @@ import platform
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
 
 from edgerpn.errors import EngineLoadError, MissingDependencyError
-from edgerpn.machine import JETSON_RELEASE, available_cores, jetson_linux
+from edgerpn.machine import JETSON_RELEASE, available_cores, installed_packages, jetson_linux
 from edgerpn.runtime.doctor.check import SystemCheck
 from edgerpn.runtime.doctor.jetson import check_jetson, check_numpy
 from edgerpn.runtime.opencv import has_windows, load_cv2
@@ -52,7 +51,7 @@ def _opencv() -> Iterator[SystemCheck]:
     except MissingDependencyError as error:
         yield SystemCheck(name="OpenCV", verdict="problem", found="does not import", advice=str(error))
         return
-    packages = sorted(name for name in _installed() if name.startswith("opencv-"))
+    packages = sorted(name for name in installed_packages() if name.startswith("opencv-"))
     abilities = find_abilities(cv2)
     parts = (
         ("FFmpeg", abilities.has_ffmpeg),
@@ -106,7 +105,7 @@ def _cameras() -> SystemCheck:
 
 
 def _onnxruntime() -> SystemCheck:
-    packages = sorted(name for name in _installed() if re.fullmatch(r"onnxruntime(?:-\w+)*", name))
+    packages = sorted(name for name in installed_packages() if re.fullmatch(r"onnxruntime(?:-\w+)*", name))
     try:
         library = importlib.import_module("onnxruntime")
         providers = ", ".join(str(name).removesuffix("ExecutionProvider") for name in library.get_available_providers())
@@ -180,10 +179,3 @@ def _optional() -> Iterator[SystemCheck]:
             found=f"{module} is installed" if is_there else f"{module} is not installed",
             advice="" if is_there else f"pip install 'edgerpn[{extra}]'",
         )
-
-
-def _installed() -> set[str]:
-    """Returns the normalised names of all installed packages."""
-    return {
-        re.sub(r"[-_.]+", "-", name).lower() for one in distributions() if (name := one.metadata["Name"]) is not None
-    }

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgerpn.runtime.doctor import Recording, StreamFigures, figures_of, findings_of, is_healthy
 from edgerpn.runtime.doctor.clock import ClockSkew
+from edgerpn.runtime.doctor.figures import StreamFigures, figures_of
+from edgerpn.runtime.doctor.findings import findings_of, is_healthy
 from edgerpn.runtime.doctor.key_frames import KeyFrames, read_packets
-from edgerpn.runtime.doctor.recording import FrameNote
+from edgerpn.runtime.doctor.recording import FrameNote, Recording
 from edgerpn.runtime.frame import Event
 from edgerpn.runtime.sources import CaptureConfig
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgerpn.runtime.doctor import SystemCheck, jetson
+from edgerpn.runtime.doctor import jetson
+from edgerpn.runtime.doctor.check import SystemCheck
 
 
 @pytest.fixture

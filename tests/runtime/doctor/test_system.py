@@ -13,12 +13,13 @@ import pytest
 
 from edgerpn import machine
 from edgerpn.__main__ import main
-from edgerpn.runtime.doctor import SystemCheck, check_system, system
+from edgerpn.runtime.doctor import system
+from edgerpn.runtime.doctor.check import SystemCheck
 from edgerpn.runtime.sources.decoders import Abilities
 
 
 def by_name() -> dict[str, SystemCheck]:
-    return {check.name: check for check in check_system()}
+    return {check.name: check for check in system.check_system()}
 
 
 def install(site: Path, *names: str) -> None:
@@ -90,7 +91,7 @@ def test_a_bare_machine_gets_advice_on_what_to_install(
         return real(name, *arguments)
 
     monkeypatch.setattr(importlib, "import_module", bare)
-    monkeypatch.setattr(system, "_installed", lambda: set())
+    monkeypatch.setattr(system, "installed_packages", dict)
     monkeypatch.setenv("PATH", "/nowhere")
     checks = by_name()
     assert checks["OpenCV"].verdict == "problem"
