@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerpn import golden
-from edgerpn.errors import EngineLoadError, InputError, StreamOpenError
+from edgerpn.errors import EngineLoadError, InferenceError, InputError, StreamOpenError
 from edgerpn.letterbox import letterbox
 from edgerpn.manifest import Manifest
 from edgerpn.models import find_model
@@ -246,7 +246,7 @@ class Model:
             A result for each frame, or the error of a frame that does not fit the model.
 
         Raises:
-            InferenceError: The backend failed.
+            InferenceError: The backend failed, or the threads of `pool` do not start.
         """
         start_s = time.monotonic()
         if len(frames) == 1:
@@ -254,7 +254,15 @@ class Model:
         else:
             inputs = np.empty((len(frames), *self.manifest.input.frame_shape), np.uint8)
             fill = partial(self._fill, inputs)
-            prepared = list((pool.map if pool is not None else map)(fill, range(len(frames)), frames))
+            try:
+                filling = (pool.map if pool is not None else map)(fill, range(len(frames)), frames)
+            except RuntimeError as error:
+                # A pool starts its threads with its first work.
+                raise InferenceError(
+                    f"the threads that prepare frames cannot be started: {error}. Raise the limit of threads, or set "
+                    "batching.preprocess_threads = 1"
+                ) from error
+            prepared = list(filling)
         rows = [i for i, outcome in enumerate(prepared) if not isinstance(outcome, InputError)]
         if not rows:
             return [outcome for outcome in prepared if isinstance(outcome, InputError)]

@@ -18,6 +18,7 @@ from edgerpn.machine import die_with_parent_hook
 from edgerpn.runtime.bench import nvidia_smi, tegrastats
 from edgerpn.runtime.bench.reading import Reading
 from edgerpn.runtime.bench.sysfs import SYS, SysfsProbe
+from edgerpn.runtime.threads import NoThreadError, start_thread
 
 _START_S = 10.0
 _END_S = 2.0
@@ -94,12 +95,18 @@ class Sampler:
             return
         self._children.append(child)
         self._num_awaited += 1
-        self._run(lambda: self._read_lines(tool, child, parse))
+        assert child.stdout is not None
+        try:
+            self._run(lambda: self._read_lines(tool, child, parse))
+        except NoThreadError:
+            child.stdout.close()
+            raise
 
     def _run(self, work: Callable[[], None]) -> None:
         thread = threading.Thread(target=work, name="edgerpn-bench-sampler", daemon=True)
+        start_thread(thread)
+        # Not before, because a thread that did not start must not be joined.
         self._threads.append(thread)
-        thread.start()
 
     def _read_lines(self, tool: str, child: subprocess.Popen[str], parse: Parse) -> None:
         assert child.stdout is not None

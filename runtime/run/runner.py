@@ -82,7 +82,7 @@ class StreamRunner:
         Raises:
             ValueError: `max_results` is negative, or `workers` is below 1.
             TypeError: One of them is not a whole number, or `config` is not a `StreamsConfig`.
-            RuntimeError: The system gives no more threads.
+            NoThreadError: The system gives no more threads.
         """
         if not isinstance(config, StreamsConfig):
             raise TypeError(f"config: expected a StreamsConfig, got a {type(config).__name__}")
@@ -134,6 +134,7 @@ class StreamRunner:
         Raises:
             InferenceError: The backend failed.
             InputError: A frame does not fit the model, and the runner is strict.
+            NoThreadError: The system gives no more threads.
             RuntimeError: The runner is closed, or was iterated over before.
         """
         if self._has_begun or self._is_closed:

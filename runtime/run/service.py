@@ -18,6 +18,7 @@ from edgerpn.runtime.run.runner import StreamRunner
 from edgerpn.runtime.run.streams_config import MAX_SOURCES, SourceConfig, StreamsConfig
 from edgerpn.runtime.sinks.contract import Sink, SinkStats
 from edgerpn.runtime.sinks.sink_queue import QueuedSink
+from edgerpn.runtime.threads import NoThreadError, start_thread
 
 _STATUS_S = 10.0
 _LOG_S = 60.0
@@ -79,7 +80,10 @@ class Service:
             self._is_reload_wanted = False
             # In a thread, because sources take their time to end while the others continue.
             self._reloading = threading.Thread(target=self._reload, args=(runner,), name="edgerpn-reload", daemon=True)
-            self._reloading.start()
+            try:
+                start_thread(self._reloading)
+            except NoThreadError as error:
+                _log_no_reload(error)
         watchdog_s = self._notifier.watchdog_s
         if watchdog_s and now_s - self._alive_s >= watchdog_s / 4 and runner.busy_s < watchdog_s:
             self._alive_s = now_s
@@ -97,9 +101,13 @@ class Service:
             (self.apply or runner.apply)(_checked(self._load()))
             _logger.info("settings read again: %s", status_text(runner))
         except (EdgeRpnError, RuntimeError) as error:
-            _logger.error("settings not taken over, the run continues as before: %s", error)  # noqa: TRY400 - no bug
+            _log_no_reload(error)
         finally:
             self._notifier.ready(status_text(runner))
+
+
+def _log_no_reload(error: Exception) -> None:
+    _logger.error("settings not taken over, the run continues as before: %s", error)
 
 
 def status_text(runner: StreamRunner) -> str:

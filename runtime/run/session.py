@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 from edgerpn.errors import SinkError
@@ -22,6 +22,7 @@ from edgerpn.runtime.run.streams_config import MAX_SOURCES, SourceConfig, Stream
 from edgerpn.runtime.run.workers import FrameModel
 from edgerpn.runtime.sinks.contract import Sink
 from edgerpn.runtime.sinks.sink_queue import QueuedSink, close_sinks
+from edgerpn.runtime.threads import NoThreadError, start_thread
 
 _STOP_LIVE_S = 1.5
 _STOP_S = 10.0
@@ -72,8 +73,8 @@ def run_streams(
     if page is not None:
         # The first, because it never blocks, and others may.
         sinks = [page.hub, *sinks]
-    with (
-        StreamRunner(
+    try:
+        runner = StreamRunner(
             model,
             config,
             opened=opened,
@@ -81,7 +82,12 @@ def run_streams(
             shows_pictures=any(getattr(sink, "takes_pictures", True) for sink in sinks),
             max_results=max_frames,
             on_tick=service.tick,
-        ) as runner,
+        )
+    except BaseException:
+        _close_after_failure(sinks, timeout_s=None)
+        raise
+    with (
+        runner,
         StopOnSignal(
             lambda: _stop(runner, queued if is_live else ()), on_hangup=service.want_reload if is_live else None
         ) as stopper,
@@ -158,11 +164,14 @@ def _consume(runner: StreamRunner, sinks: Sequence[Sink], counts: RunCounts, bar
 def _close(runner: StreamRunner, sinks: Sequence[Sink], *, timeout_s: float | None) -> None:
     """Closes captures and sinks at the same time."""
     closing = threading.Thread(target=runner.close, name="edgerpn-close", daemon=True)
-    closing.start()
+    # Without a thread the runner is closed after the sinks, by its `with` block.
+    with suppress(NoThreadError):
+        start_thread(closing)
     try:
         close_sinks(sinks, timeout_s=timeout_s)
     finally:
-        closing.join()
+        if closing.ident is not None:
+            closing.join()
 
 
 def _close_after_failure(sinks: Sequence[Sink], *, timeout_s: float | None) -> None:

@@ -17,6 +17,7 @@ from edgerpn.runtime.backends.contract import Backend
 from edgerpn.runtime.frame import Event, Frame, Result
 from edgerpn.runtime.run.batcher import Batch, Batcher
 from edgerpn.runtime.run.registry import SourceRegistry
+from edgerpn.runtime.threads import start_thread
 
 _POLL_S = 0.1
 _JOIN_LIVE_S = 1.0
@@ -113,7 +114,7 @@ class Workers:
 
     def start(self) -> None:
         for thread in self._threads:
-            thread.start()
+            start_thread(thread)
 
     def insert(self, event: Event) -> None:
         """Puts an event of the run itself among the others."""

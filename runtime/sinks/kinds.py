@@ -121,6 +121,7 @@ def open_sinks(outputs: Sequence[Output], *, is_live: bool) -> list[QueuedSink]:
         ConfigError: A kind is unknown.
         SinkError: An output cannot be opened; those opened before are closed.
         MissingDependencyError: An output needs a package that is not installed.
+        NoThreadError: The system gives no more threads; likewise.
     """
     maker = RecordMaker()
     sinks: list[QueuedSink] = []

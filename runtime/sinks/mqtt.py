@@ -26,6 +26,7 @@ from edgerpn.runtime.endpoint import check_url, read_secret, tls_context
 from edgerpn.runtime.redaction import redact, redact_url
 from edgerpn.runtime.sinks.contract import NotDeliveredError, Record
 from edgerpn.runtime.sinks.sink_queue import OutputConfig
+from edgerpn.runtime.threads import start_thread
 from edgerpn.settings import PATH
 
 _logger = logging.getLogger(__name__)
@@ -97,6 +98,7 @@ class MqttSink:
         Raises:
             MissingDependencyError: paho-mqtt is not installed.
             SinkError: The password or the certificates cannot be read.
+            NoThreadError: The system gives no more threads.
         """
         mqtt = require("paho.mqtt.client", extra="mqtt", purpose="MQTT")
         parts = urlsplit(config.url)
@@ -119,7 +121,7 @@ class MqttSink:
             self._client.tls_set_context(tls_context(config.ca_file))
         self._client.connect_async(parts.hostname, parts.port or (8883 if is_tls else 1883), config.keepalive_s)
         self._thread = threading.Thread(target=self._keep_connected, name="mqtt", daemon=True)
-        self._thread.start()
+        start_thread(self._thread)
 
     def write_records(self, records: Sequence[Record]) -> None:
         """Publishes records and waits for their confirmation.

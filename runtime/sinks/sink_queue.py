@@ -18,6 +18,7 @@ from edgerpn.errors import SinkError, check_setting
 from edgerpn.machine import bind_to_process, is_foreign
 from edgerpn.runtime.frame import Event, Result
 from edgerpn.runtime.sinks.contract import NotDeliveredError, Record, RecordMaker, RecordSink, Sink, SinkStats
+from edgerpn.runtime.threads import NoThreadError, start_thread
 
 _logger = logging.getLogger(__name__)
 
@@ -257,6 +258,9 @@ class QueuedSink:
             maker: Shared by the sinks of a run, so that each record is made once.
         """
         self.target = sink.target
+
+        Raises:
+            NoThreadError: The system gives no more threads; the sink is closed.
         self.name = f"{kind} {sink.target}".strip()
         is_patient = not is_live and not getattr(sink, "is_lossy", False)
         is_final = getattr(sink, "is_final", False)
@@ -282,7 +286,12 @@ class QueuedSink:
         self._retry_s = _RETRY_FIRST_S
         bind_to_process(self)
         self._thread = threading.Thread(target=self._run, name=f"sink {kind}", daemon=True)
-        self._thread.start()
+        try:
+            start_thread(self._thread)
+        except NoThreadError:
+            # Nobody else has the sink to close it.
+            sink.close()
+            raise
 
     def write(self, result: Result) -> None:
         """Queues one result; waits for room only under the policy `block`.

@@ -16,6 +16,7 @@ from edgerpn.errors import StreamOpenError
 from edgerpn.runtime.frame import Event, Frame, Source, SourceState
 from edgerpn.runtime.sources.capture_config import CaptureConfig
 from edgerpn.runtime.sources.supervisor import SourceSupervisor
+from edgerpn.runtime.threads import start_thread
 
 if TYPE_CHECKING:
     from edgerpn.runtime.sources.pump import RateCap
@@ -362,7 +363,7 @@ class FileCapture(Capture):
         )
 
     def start(self) -> None:
-        self._thread.start()
+        start_thread(self._thread)
 
     def stop(self) -> None:
         self._is_stopping = True

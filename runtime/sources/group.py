@@ -16,6 +16,7 @@ from edgerpn.runtime.sources.capture import Capture, FileCapture, ProcessCapture
 from edgerpn.runtime.sources.capture_config import CaptureConfig
 from edgerpn.runtime.sources.process import CaptureProcess
 from edgerpn.runtime.sources.supervisor import SourceSupervisor
+from edgerpn.runtime.threads import start_thread
 
 _JOIN_S = 1.8
 _IDLE_S = 60.0
@@ -40,7 +41,7 @@ class CaptureGroup:
         # This thread starts all processes, because the kernel ends them when the thread that started them ends.
         self._thread = threading.Thread(target=self._supervise, name="edgerpn-capture", daemon=True)
         try:
-            self._thread.start()
+            start_thread(self._thread)
         except BaseException:
             self._selector.close()
             os.close(self._wake_fd)

@@ -20,6 +20,7 @@ from edgerpn.runtime.sources.wire import (
     pack_json,
     unpack_release,
 )
+from edgerpn.runtime.threads import start_thread
 
 _ALIVE_PERIOD_S = 0.25
 
@@ -38,7 +39,7 @@ class ParentLink:
         self._alive_s = 0.0
         self._num_dropped = 0
         self.is_stopping = False
-        threading.Thread(target=self._listen, name="edgerpn-control", daemon=True).start()
+        start_thread(threading.Thread(target=self._listen, name="edgerpn-control", daemon=True))
 
     def take_slot(self, *, waits: bool) -> int | None:
         """Takes a free slot; returns None when none is free, or with `waits` when the parent stops the capture."""

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from edgerpn.runtime.frame import Event, Result
 from edgerpn.runtime.run.http_config import HttpConfig
+from edgerpn.runtime.threads import start_thread
 from edgerpn.runtime.web.paint import EncodedPicture, FrameCopy, ViewSettings, annotate, blank, encode, mark, shrink
 
 KEEP_S = 2.0
@@ -73,7 +74,7 @@ class PictureFeed:
         self._changed = threading.Condition()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="edgerpn-web-paint", daemon=True)
-        self._thread.start()
+        start_thread(self._thread)
 
     @property
     def view(self) -> ViewSettings:

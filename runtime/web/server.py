@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import threading
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import uvicorn
 
@@ -15,6 +15,7 @@ from edgerpn.errors import SinkError
 from edgerpn.machine import bind_to_process, is_foreign
 from edgerpn.runtime.run.http_config import HttpConfig
 from edgerpn.runtime.run.service import PageInfo, RemoteStreams
+from edgerpn.runtime.threads import start_thread
 from edgerpn.runtime.web.access import AccessGuard, AccessRules
 from edgerpn.runtime.web.connections import Connections, take_over_log
 from edgerpn.runtime.web.hub import Hub
@@ -43,11 +44,10 @@ class WebServer:
         Raises:
             ConfigError: Other machines could reach the page, and there is no valid token.
             SinkError: The port is in use, the address is not of this machine, or the token cannot be read.
+            NoThreadError: The system gives no more threads.
         """
         self._config = config
         self._access = AccessRules(config)
-        self._socket = _bound(config)
-        self.hub = Hub(config, on_picture=self._on_picture, on_close=self.begin_close)
         self._live: StreamRoutes | None = None
         self._server: uvicorn.Server | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -56,13 +56,18 @@ class WebServer:
         self._is_closing = False
         self._failure: BaseException | None = None
         self.connections = Connections()
-        self.url = _url(self._socket)
-        bind_to_process(self)
-        self._thread = threading.Thread(target=self._run, name="edgerpn-web", daemon=True)
-        self._thread.start()
-        self._is_started.wait(_START_S)
-        if self._failure is not None:
-            raise SinkError(f"{self.url}: the web page cannot be served: {self._failure}") from self._failure
+        with ExitStack() as on_failure:
+            self._socket = on_failure.enter_context(_bound(config))
+            self.url = _url(self._socket)
+            self.hub = Hub(config, on_picture=self._on_picture, on_close=self.begin_close)
+            on_failure.callback(self.hub.pictures.close)
+            bind_to_process(self)
+            self._thread = threading.Thread(target=self._run, name="edgerpn-web", daemon=True)
+            start_thread(self._thread)
+            self._is_started.wait(_START_S)
+            if self._failure is not None:
+                raise SinkError(f"{self.url}: the web page cannot be served: {self._failure}") from self._failure
+            on_failure.pop_all()
         _logger.info("web page: %s%s", self.url, ", with a token" if self._access.needs_token else "")
 
     def begin(self, streams: RemoteStreams, info: PageInfo) -> None:
