@@ -6,9 +6,9 @@
 
 Invariants:
 1. Results of a source come in the order of its frames: a worker collects a batch and books its slot in one locked step.
-2. Everything is bounded. Files never lose a frame: a reader waits for room in its mailbox, and a batch is only taken
-   when few results wait for the caller. With a live source there is one batch in the model, and at most one more waits
-   for the caller: a batch is collected when the model is free, from the newest frames.
+2. Everything is bounded. Files lose no frame and no event: a reader waits for room in its mailbox, and a batch is only
+   taken when few results wait for the caller. With a live source there is one batch in the model, and at most one more
+   waits for the caller: a batch is collected when the model is free, from the newest frames.
 3. The age of a frame is judged at the last moment, when the caller's loop takes its result.
 4. A source that fails becomes events and never ends the run. An error of the model does, and so does a fault inside a
    reader; the first error in frame order is the one raised.

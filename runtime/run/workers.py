@@ -23,6 +23,8 @@ _POLL_S = 0.1
 _JOIN_LIVE_S = 1.0
 _JOIN_S = 5.0
 _SPARE_BATCHES = 3
+_MAX_SLOTS = 64
+"""Slots that wait for the caller at most, which bounds those of events alone."""
 _logger = logging.getLogger(__name__)
 
 
@@ -126,6 +128,8 @@ class Workers:
             try:
                 self._next = self._slots.get(timeout=_POLL_S)
             except queue.Empty:
+            with self._room:
+                self._room.notify_all()
                 return None
         if not self._next.is_done.wait(_POLL_S):
             return None
@@ -151,6 +155,8 @@ class Workers:
                 _logger.warning("%s is still inside the model and is left behind", thread.name)
 
     def _may_take(self, worker: int) -> bool:
+        if self._slots.qsize() >= _MAX_SLOTS:
+            return False
         """Returns whether there is room for a batch; with a live source, a second one in the model would only age."""
         if self._registry.has_live:
             return worker == 0 and self._num_in_flight < 2

@@ -67,6 +67,11 @@ class Mailbox:
         return len(self._items)
 
     @property
+    def is_full_of_events(self) -> bool:
+        """Whether the next event would drop one."""
+        return len(self._items) - self.num_frames >= _MAX_EVENTS
+
+    @property
     def has_frame(self) -> bool:
         """Whether a frame waits."""
         return self.num_frames > 0
@@ -420,9 +425,10 @@ class FileCapture(Capture):
         return False
 
     def _put(self, item: Frame | Event) -> bool:
-        """Waits for room; False when the source is stopped meanwhile."""
+        """Waits for room, also for events: they count unreadable images; False when the source is stopped meanwhile."""
         with self._changed:
-            while self.mailbox.num_frames >= self._depth and not self._is_stopping:
+            mailbox = self.mailbox
+            while (mailbox.num_frames >= self._depth or mailbox.is_full_of_events) and not self._is_stopping:
                 self._changed.wait(_POLL_S)
             if self._is_stopping:
                 return False

@@ -243,6 +243,45 @@ def test_a_frame_that_does_not_fit_ends_the_stream(
         assert runner.stats()["a"].num_refused == 40
 
 
+def test_every_unreadable_image_is_reported_however_long_the_model_takes(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 48)).save(tmp_path / "0.png")
+    for number in range(1, 601):
+        (tmp_path / f"{number}.png").write_bytes(b"broken")
+    source = SourceConfig(source=str(tmp_path))
+
+    def infer(frame: Frame) -> Result:
+        # Long enough to read all images, if nothing held the reader up.
+        end_s = time.monotonic() + 2.0
+        while runner.stats()[source.label].state != "ended" and time.monotonic() < end_s:
+            time.sleep(0.01)
+        return result_of(frame)
+
+    with StreamRunner(PlainModel(infer), StreamsConfig(sources=(source,)), workers=1) as runner:
+        paths = [item.path for item in runner if isinstance(item, Event) and item.path is not None]
+    assert [path.name for path in paths] == [f"{number}.png" for number in range(1, 601)]
+
+
+class Complaints(Frames):
+    """A source of events alone."""
+
+    def __iter__(self) -> Iterator[Frame | Event]:
+        for _ in range(self.num_frames):
+            self.num_taken += 1
+            yield Event(kind="error", source=self.name, message="frames: broken")
+
+
+def test_a_caller_that_takes_nothing_holds_events_up_too(run: Callable[..., Items]) -> None:
+    source = Complaints(100_000)
+    items = run(source)
+    next(items)
+    # 64 slots for the caller, with 256 events at most, and as many in the mailbox and on their way.
+    limit = 66 * 256
+    end_s = time.monotonic() + 2.0
+    while source.num_taken <= limit and time.monotonic() < end_s:
+        time.sleep(0.01)
+    assert source.num_taken <= limit
+
+
 def test_a_source_that_does_not_open_raises_in_the_iteration(model: Model, tmp_path: Path) -> None:
     stream = model.stream(tmp_path / "absent.mp4")
     with pytest.raises(StreamOpenError, match=r"absent\.mp4"):
