@@ -33,6 +33,9 @@ EventKind = Literal[
     "left_zone",
 ]
 
+BREAKS: tuple[EventKind, ...] = ("stalled", "reconnecting", "ended")
+"""Kinds of events after which no frame of their source follows soon."""
+
 SourceState = Literal["starting", "connected", "quiet", "reconnecting", "ended"]
 """State of a source; quiet: connected, but no frame has come for `gap_s`."""
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from edgerpn.errors import SinkError, check_setting
 from edgerpn.machine import bind_to_process, is_foreign
-from edgerpn.runtime.frame import Event, Result
+from edgerpn.runtime.frame import BREAKS, Event, Result
 from edgerpn.runtime.sinks.contract import NotDeliveredError, Record, RecordMaker, RecordSink, Sink, SinkStats
 from edgerpn.runtime.threads import NoThreadError, start_thread
 
@@ -96,7 +96,7 @@ class SinkQueue(Generic[Item]):
         return self._is_closing
 
     def put(self, item: Item, *, block_s: float) -> None:
-        """Appends an item; when full, waits at most `block_s` for room, and then drops the oldest.
+        """Appends an item; when full, waits at most `block_s` for room, and then drops the oldest, a break last.
 
         After `close` the item itself is dropped.
         """
@@ -146,7 +146,7 @@ class SinkQueue(Generic[Item]):
             self.num_dropped += num_dropped
 
     def put_back(self, items: Sequence[Item]) -> None:
-        """Puts items in hand back to the front, in order; drops the oldest beyond the capacity."""
+        """Puts items in hand back to the front, in order; drops the oldest beyond the capacity, as `put` does."""
         with self._changed:
             self._num_in_hand -= len(items)
             if self._is_abandoned:
@@ -193,7 +193,9 @@ class SinkQueue(Generic[Item]):
 
     def _drop_excess(self) -> None:
         while len(self._items) > self._capacity:
-            self._items.popleft()
+            # Without the end of a source, its video would stay open and unfinished until the end of the run.
+            place = next((i for i, item in enumerate(self._items) if not _is_break(item)), 0)
+            del self._items[place]
             self.num_dropped += 1
 
 
@@ -256,11 +258,11 @@ class QueuedSink:
             kind: Kind of sink, for its name in logs.
             is_live: Whether a source is live, which decides the `auto` settings.
             maker: Shared by the sinks of a run, so that each record is made once.
-        """
-        self.target = sink.target
 
         Raises:
             NoThreadError: The system gives no more threads; the sink is closed.
+        """
+        self.target = sink.target
         self.name = f"{kind} {sink.target}".strip()
         is_patient = not is_live and not getattr(sink, "is_lossy", False)
         is_final = getattr(sink, "is_final", False)
@@ -514,6 +516,10 @@ def _failure_of(call: Callable[[], None]) -> SinkError | OSError | None:
 def _slot_of(entry: Record | Result | Event) -> object:
     """Returns what is equal for the results of one source only."""
     return entry.frame.source if isinstance(entry, Result) else entry
+
+
+def _is_break(item: object) -> bool:
+    return isinstance(item, Event) and item.kind in BREAKS
 
 
 def _without_picture(result: Result) -> Result:

@@ -81,6 +81,19 @@ class Album:
         pass
 
 
+class SlowAlbum(Album):
+    """Waits at a gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.is_inside = threading.Event(), threading.Event()
+
+    def write(self, result: Result) -> None:
+        self.is_inside.set()
+        self.gate.wait()
+        super().write(result)
+
+
 def queued(sink: Any, *, is_live: bool = True, **settings: Any) -> QueuedSink:
     return QueuedSink(sink, OutputConfig(**settings), kind="test", is_live=is_live)
 
@@ -124,17 +137,8 @@ def write_all(sink: QueuedSink, results: list[Result]) -> None:
 
 
 def test_of_each_source_the_newest_result_waits_and_the_sources_take_turns(make_result: MakeResult) -> None:
-    class Glance(Album):
+    class Glance(SlowAlbum):
         takes_latest = True
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.gate, self.is_inside = threading.Event(), threading.Event()
-
-        def write(self, result: Result) -> None:
-            self.is_inside.set()
-            self.gate.wait()
-            super().write(result)
 
     for is_live, expected in ((True, "a0 a2 b2 c2"), (False, "a0 a1 b1 c1 a2 b2 c2")):
         glance = Glance()
@@ -149,6 +153,28 @@ def test_of_each_source_the_newest_result_waits_and_the_sources_take_turns(make_
         close_sinks([sink])
         assert " ".join(f"{result.frame.source}{result.index}" for result in glance.results) == expected
         assert dropped == sink.stats().dropped == (3 if is_live else 0)
+
+
+def test_a_full_queue_of_pictures_keeps_the_ends_of_sources(make_result: MakeResult, make_event: Any) -> None:
+    reel = SlowAlbum()
+    sink = queued(reel, queue=3)
+    sink.write(make_result(0))
+    assert reel.is_inside.wait(40)
+    for index in range(1, 10):
+        sink.write(make_result(index))
+        sink.event(make_event("ended" if index == 2 else "gap"))
+    reel.gate.set()
+    sink.close()
+    assert [result.index for result in reel.results] == [0, 9]
+    assert [event.kind for event in reel.events] == ["ended", "gap"]
+    assert sink.stats().dropped == 15
+
+
+def test_a_queue_full_of_ends_is_bounded_too(make_event: Any) -> None:
+    queue = sink_queue.SinkQueue[Event](2)
+    for number in range(5):
+        queue.put(make_event("ended", source=str(number)), block_s=0.0)
+    assert [event.source for event in queue.take(5, 0.0)] == ["3", "4"]
 
 
 def test_under_block_nothing_is_dropped_by_a_slow_consumer(make_result: MakeResult, until: Any) -> None:
