@@ -295,7 +295,9 @@ class Windows:
         self._windows[source].write(result)
 
     def event(self, event: Event) -> None:
-        """Does nothing."""
+        """Closes the window of a source that was removed."""
+        if event.reason == "removed" and (window := self._windows.pop(event.source, None)) is not None:
+            window.close()
 
     def close(self) -> None:
         for window in self._windows.values():

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from edgerpn.images.header import Exif
-from edgerpn.runtime.frame import Event, Result, Source
+from edgerpn.runtime.frame import Event, Frame, Result, Source
 from edgerpn.runtime.run.stats import SourceCounts, SourceStats
 from edgerpn.runtime.run.streams_config import SourceConfig, StreamsConfig
 from edgerpn.runtime.sources.capture import Capture
@@ -26,6 +26,8 @@ class _Entry:
         self.change(settings)
         self.capture = capture
         self.counts = SourceCounts()
+        self.refused_shape: tuple[int, ...] = ()
+        """Shape of the last frame that did not fit the model."""
         self.is_live = settings.is_live
         """Whether the present connection is live: that of a URL may give a file."""
 
@@ -149,11 +151,15 @@ class SourceRegistry:
         if item.kind == "connected":
             entry.is_live = item.is_live
 
-    def count_refused(self, name: str) -> None:
-        """Counts a frame that does not fit the model."""
-        entry = self._entries.get(name)
-        if entry is not None:
-            entry.counts.num_refused += 1
+    def count_refused(self, frame: Frame) -> bool:
+        """Counts a frame that does not fit the model; True unless the last such frame of its source had its shape."""
+        entry = self._entries.get(frame.source)
+        if entry is None:
+            # The source has just come or gone.
+            return True
+        entry.counts.num_refused += 1
+        before, entry.refused_shape = entry.refused_shape, frame.image.shape
+        return before != frame.image.shape
 
     def stats(self) -> dict[str, SourceStats]:
         """Returns a snapshot of each source."""

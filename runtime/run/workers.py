@@ -100,7 +100,6 @@ class Workers:
         self._num_in_flight = 0
         self._has_ended = False
         self._busy: dict[int, float] = {}
-        self._refused: dict[str, tuple[int, ...]] = {}
         self._slots: queue.SimpleQueue[BatchSlot] = queue.SimpleQueue()
         self._next: BatchSlot | None = None
         self._threads = [
@@ -128,9 +127,9 @@ class Workers:
             try:
                 self._next = self._slots.get(timeout=_POLL_S)
             except queue.Empty:
+                return None
             with self._room:
                 self._room.notify_all()
-                return None
         if not self._next.is_done.wait(_POLL_S):
             return None
         slot, self._next = self._next, None
@@ -155,9 +154,9 @@ class Workers:
                 _logger.warning("%s is still inside the model and is left behind", thread.name)
 
     def _may_take(self, worker: int) -> bool:
+        """Returns whether there is room for a batch; with a live source, a second one in the model would only age."""
         if self._slots.qsize() >= _MAX_SLOTS:
             return False
-        """Returns whether there is room for a batch; with a live source, a second one in the model would only age."""
         if self._registry.has_live:
             return worker == 0 and self._num_in_flight < 2
         return self._num_in_flight < len(self._threads) + _SPARE_BATCHES
@@ -222,16 +221,9 @@ class Workers:
                 items.append(outcome)
             elif self._is_strict:
                 raise outcome
-            elif self._is_new_refusal(frame):
+            elif self._registry.count_refused(frame):
                 items.append(_refused_event(frame, str(outcome)))
         return items
-
-    def _is_new_refusal(self, frame: Frame) -> bool:
-        """Counts a frame that does not fit the model; True for the first of its size."""
-        self._registry.count_refused(frame.source)
-        before = self._refused.get(frame.source)
-        self._refused[frame.source] = frame.image.shape
-        return before != frame.image.shape
 
 
 def _refused_event(frame: Frame, problem: str) -> Event:

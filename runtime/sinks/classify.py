@@ -197,7 +197,9 @@ class ClassifySink:
         self._to.pass_on(Record(source=result.frame.source, kind="classes", line=line))
 
     def event(self, event: Event) -> None:
-        """Does nothing: records of events come from the run itself."""
+        """Forgets a source that was removed; records of events come from the run itself."""
+        if event.reason == "removed":
+            self._last_s.pop(event.source, None)
 
     def interrupt(self) -> None:
         """Ends the encoder's present call, and the waiting of the output."""

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from edgerpn import files
 from edgerpn.errors import SinkError, check_setting
 from edgerpn.runtime.draw import DEFAULT_NMS_IOU, DEFAULT_TOP, Painter
-from edgerpn.runtime.frame import Event, Frame, Result
+from edgerpn.runtime.frame import BREAKS, Event, Frame, Result
 from edgerpn.runtime.opencv import load_cv2
 from edgerpn.runtime.sinks.contract import NotDeliveredError
 from edgerpn.runtime.sinks.jsonl import STAMP, utc_stamp
@@ -117,9 +117,14 @@ class VideoSegmentsSink:
         series.add(result)
 
     def event(self, event: Event) -> None:
-        """Finishes the file of a source that stalled or ended."""
-        if event.kind in ("stalled", "reconnecting", "ended") and event.source in self._series:
-            self._series[event.source].finish()
+        """Finishes the file of a source that stalled or ended; forgets a source that was removed."""
+        if event.kind not in BREAKS:
+            return
+        series = self._series.get(event.source)
+        if series is not None:
+            if event.reason == "removed":
+                del self._series[event.source]
+            series.finish()
 
     def close(self) -> None:
         """Finishes all files.

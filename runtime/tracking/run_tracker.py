@@ -26,6 +26,8 @@ IMAGE_S = 0.04
 
 _LATE_S = 2.0
 """Seconds for which a frame of a live source may be on its way: in the model, or waiting for it."""
+_MAX_NAMES = 1000
+"""Removed sources whose last number is known; a source that comes later begins above the numbers of all others."""
 
 
 @dataclass(slots=True, eq=False)
@@ -101,6 +103,9 @@ class RunTracker:
         self._config = config
         self._is_live = is_live
         self._sources: dict[str, _Source] = {}
+        # By the names of removed sources, the oldest first; and the largest number of those that are no longer in it.
+        self._last_ids: dict[str, int] = {}
+        self._forgotten_id = 0
 
     def follow(self, result: Result) -> tuple[Result, list[Event]]:
         """Returns the result with its tracks, and the events that belong before it."""
@@ -109,7 +114,10 @@ class RunTracker:
         source = self._sources.get(frame.source)
         if source is None:
             source = self._sources[frame.source] = _Source(
-                frame.source, Tracker(self._config), size_hw, ZoneVisits(self._config.zone_frames)
+                frame.source,
+                Tracker(self._config, after_id=self._last_ids.pop(frame.source, self._forgotten_id)),
+                size_hw,
+                ZoneVisits(self._config.zone_frames),
             )
         events: list[Event] = []
         if size_hw != source.size_hw:
@@ -131,7 +139,15 @@ class RunTracker:
     def end(self, name: str, reason: Reason) -> list[Event]:
         """Ends the tracks of a source; numbers continue if it comes again, or another one under its name."""
         source = self._sources.get(name)
-        return [] if source is None else source.events(source.tracker.end(), reason)
+        if source is None:
+            return []
+        events = source.events(source.tracker.end(), reason)
+        if reason == "removed":
+            del self._sources[name]
+            self._last_ids[name] = source.tracker.last_id
+            if len(self._last_ids) > _MAX_NAMES:
+                self._forgotten_id = max(self._forgotten_id, self._last_ids.pop(next(iter(self._last_ids))))
+        return events
 
     def end_all(self) -> list[Event]:
         """Ends all sources, as the run ends."""

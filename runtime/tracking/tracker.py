@@ -68,11 +68,12 @@ class TrackChange(NamedTuple):
 class Tracker:
     """The tracks of one source."""
 
-    def __init__(self, config: TrackConfig) -> None:
-        """Starts without tracks; the first has the number 1."""
+    def __init__(self, config: TrackConfig, *, after_id: int = 0) -> None:
+        """Starts without tracks; the first has the number after `after_id`."""
         self._config = config
         self._tracks: list[_Followed] = []
-        self._num_begun = 0
+        self.last_id = after_id
+        """Number of the newest track."""
         self._time_s = -math.inf
         self._appearance = Appearance()
 
@@ -96,8 +97,8 @@ class Tracker:
         boxes = proposals.boxes.astype(np.float64)
         votes = _votes(proposals)
         for row in unclaimed:
-            self._num_begun += 1
-            followed[row] = _Followed(self._num_begun, boxes[row], moment, self._config)
+            self.last_id += 1
+            followed[row] = _Followed(self.last_id, boxes[row], moment, self._config)
             self._tracks.append(followed[row])
         for row, track in followed.items():
             changes += track.see(boxes[row], moment, votes[row])

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from edgerpn.runtime.frame import Event, Result
+from edgerpn.runtime.frame import BREAKS, Event, Result
 from edgerpn.runtime.run.http_config import HttpConfig
 from edgerpn.runtime.threads import start_thread
 from edgerpn.runtime.web.paint import EncodedPicture, FrameCopy, ViewSettings, annotate, blank, encode, mark, shrink
@@ -47,7 +47,8 @@ class _SourcePicture:
     view: ViewSettings | None = None
     picture: EncodedPicture | None = None
     is_down: bool = False
-    is_gone: bool = False
+    is_gone: bool = True
+    """No result has come: the source is not there yet, or was removed."""
     due_s: float = 0.0
     marked_s: float = 0.0
 
@@ -117,14 +118,15 @@ class PictureFeed:
                 shown = self._sources.pop(event.source, None)
                 if shown is not None and shown.num_viewers:
                     # Its viewers see a source of the same name if one is added again.
-                    self._sources[event.source] = _SourcePicture(num_viewers=shown.num_viewers, is_gone=True)
+                    self._sources[event.source] = _SourcePicture(num_viewers=shown.num_viewers)
                     self._changed.notify_all()
-        elif event.kind in ("stalled", "reconnecting", "ended"):
+        elif event.kind in BREAKS:
             with self._changed:
-                shown = self._sources.setdefault(event.source, _SourcePicture())
-                shown.is_down = True
-                shown.marked_s = 0.0
-                self._changed.notify_all()
+                shown = self._sources.get(event.source)
+                if shown is not None:
+                    shown.is_down = True
+                    shown.marked_s = 0.0
+                    self._changed.notify_all()
 
     def watch(self, sources: Iterable[str]) -> None:
         """Counts one more viewer of some sources, until `unwatch`."""

@@ -20,7 +20,7 @@ from edgerpn.proposals import Proposals
 from edgerpn.runtime.frame import Event, Frame, Result, Source
 from edgerpn.runtime.run import SourceConfig, StreamsConfig
 from edgerpn.runtime.run.http_config import HttpConfig
-from edgerpn.runtime.run.outputs import OutputFlags, PictureFolder, check_outputs, open_outputs
+from edgerpn.runtime.run.outputs import OutputFlags, PictureFolder, Windows, check_outputs, open_outputs
 from edgerpn.runtime.sinks import close_sinks, read_outputs
 from edgerpn.runtime.sources.file_sources import open_source
 from edgerpn.runtime.tracking.config import TrackConfig
@@ -231,3 +231,37 @@ def test_one_video_file_holds_one_source_also_when_others_may_come_by_http() -> 
     config = StreamsConfig(sources=(LIVE,), http=HttpConfig(listen="127.0.0.1:0", control=True))
     with pytest.raises(ConfigError, match=r"--video a.mp4: one file holds one source; name a folder for others, which"):
         check_outputs(OutputFlags(video="a.mp4"), (), "model.onnx", config, {})
+
+
+class Pane:
+    """A window without a screen."""
+
+    is_closed_by_user = False
+
+    def __init__(self) -> None:
+        self.is_open = True
+
+    def write(self, result: Result) -> None:
+        assert self.is_open
+
+    def close(self) -> None:
+        self.is_open = False
+
+
+def test_the_window_of_a_source_that_was_removed_is_closed() -> None:
+    panes: list[Any] = []
+
+    def make(name: str) -> Any:
+        panes.append(Pane())
+        return panes[-1]
+
+    windows = Windows(make)
+    for source in ("door", "yard", "door"):
+        windows.write(result(source))
+    windows.event(Event(kind="ended", source="door", message="door: its server ends", reason="end_of_stream"))
+    windows.event(Event(kind="ended", source="none", message="none: removed from the run", reason="removed"))
+    assert [pane.is_open for pane in panes] == [True, True]
+    windows.event(Event(kind="ended", source="door", message="door: removed from the run", reason="removed"))
+    assert [pane.is_open for pane in panes] == [False, True]
+    windows.write(result("door"))
+    assert [pane.is_open for pane in panes] == [False, True, True]

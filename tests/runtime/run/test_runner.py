@@ -237,6 +237,21 @@ def test_a_source_that_does_not_fit_the_model_stops_no_other(
         assert run.runner.stats()["other"].num_refused == 10
 
 
+def test_a_source_that_comes_again_says_again_that_it_does_not_fit(
+    make_model: Callable[..., Path], tmp_path: Path, make_clip: Make, start: Make
+) -> None:
+    from edgerpn.runtime import load
+
+    with load(make_model(tmp_path, source_hw=(64, 96)), threads=1) as model:
+        other = SourceConfig(source=str(make_clip(10, size_wh=(64, 48))), name="other")
+        run = start(model, other, stays=True)
+        run.until(is_event("error", "other"))
+        run.runner.remove("other")
+        run.until(is_event("ended", "other"))
+        run.runner.add(other)
+        run.until(is_event("error", "other"))
+
+
 def test_sources_come_and_go_while_it_runs(model: Model, make_camera: Make, live: Make, start: Make) -> None:
     run = start(model, live(make_camera().url, "first"))
     run.until(is_result("first"))

@@ -246,6 +246,14 @@ def test_max_fps_limits_each_camera(make_result: MakeResult, until: Until, tmp_p
     assert (sink.stats().written, sink.stats().dropped) == (4, 0)
 
 
+def test_a_source_that_was_removed_is_forgotten(make_result: MakeResult, make_event: Any, tmp_path: Path) -> None:
+    sink = opened(tmp_path, is_live=True, max_fps=2.0)
+    sink.write(make_result(0, source="a", at_s=100.0))
+    sink.event(dataclasses.replace(make_event("ended", source="a"), reason="removed"))
+    close_sinks([sink])
+    assert not sink._sink._last_s  # type: ignore[union-attr]
+
+
 def test_an_encoder_that_fails_is_counted_for_cameras_and_ends_a_run_of_files(
     make_result: MakeResult, until: Until, tmp_path: Path
 ) -> None:

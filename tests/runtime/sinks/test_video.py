@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -126,6 +127,19 @@ def test_every_source_has_its_own_files_and_ends_on_its_own(
     sink.close()
     assert [path.name.rpartition("-")[0] for path in videos(tmp_path)] == ["rtsp_cam_1-2", "rtsp_cam_1", "yard"]
     assert all(len(levels(path)) == 4 for path in videos(tmp_path))
+
+
+def test_a_source_that_was_removed_is_forgotten_with_its_name(
+    make_result: MakeResult, make_event: Any, tmp_path: Path
+) -> None:
+    sink = opened(tmp_path, is_live=True, fps=10.0)
+    for number, source in enumerate(("cam/1", "cam:1", "cam/1")):
+        sink.write(make_result(0, at_s=float(number), source=source))
+        sink.event(dataclasses.replace(make_event("ended", source=source), reason="removed"))
+    assert not sink._series
+    sink.close()
+    # All three had the same free name, one after the other.
+    assert [path.name for path in videos(tmp_path)] == [f"cam_1-20231114T22132{second}.000Z.avi" for second in range(3)]
 
 
 def test_another_size_begins_a_new_file(make_result: MakeResult, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from edgerpn.proposals import Proposals
 from edgerpn.runtime.frame import Event, Frame, Result
+from edgerpn.runtime.tracking import run_tracker
 from edgerpn.runtime.tracking.config import TrackConfig
 from edgerpn.runtime.tracking.run_tracker import IMAGE_S, RunTracker
 from edgerpn.runtime.zones import ZoneConfig, ZoneMap
@@ -135,3 +136,20 @@ def test_all_tracks_leave_with_the_run(show: Show, tracker: RunTracker) -> None:
         ("live", "end_of_stream"), ("film.mp4", "end_of_stream")
     ]  # fmt: skip
     assert tracker.end_all() == []
+
+
+def test_a_run_in_which_sources_come_and_go_does_not_grow_and_uses_no_number_twice(
+    show: Show, tracker: RunTracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_tracker, "_MAX_NAMES", 2)
+
+    def first_number(name: str) -> int:
+        number, _ = track_of(show(name, 0))
+        tracker.end(name, "removed")
+        return number
+
+    assert [first_number(name) for name in ("live a", "live b", "live a", "live b", "live a")] == [1, 1, 2, 2, 3]
+    # Of the names that are forgotten only the largest number is known: 2 of b, then 3 of a.
+    assert [first_number(name) for name in ("live c", "live d", "live e", "live b")] == [1, 3, 4, 4]
+    assert len(tracker._sources) == 0
+    assert len(tracker._last_ids) == 2

@@ -199,6 +199,17 @@ def test_a_removed_source_leaves_nothing_and_comes_back_for_its_viewers(make_pic
     assert made._sources == {}
 
 
+def test_a_source_that_goes_while_it_is_looked_up_leaves_nothing(make_pictures: Make) -> None:
+    made = make_pictures()
+    made.note(event("ended", "removed"))
+    # A request had found it before, and an event of a camera may come late.
+    made.watch(["door"])
+    made.note(event("reconnecting"))
+    made.unwatch(["door"])
+    made.note(event("reconnecting"))
+    assert made._sources == {}
+
+
 def test_a_change_of_the_view_redraws_a_picture_that_stands_still(make_pictures: Make) -> None:
     made = make_pictures()
     made.watch(["door"])
