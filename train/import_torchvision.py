@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from edgerpn.errors import CheckpointError
+from edgerpn.errors import CheckpointError, ConfigError
 from edgerpn.train.checkpoint import Checkpoint
 from edgerpn.train.config import TrainSettings
 from edgerpn.train.data.augment import AugmentConfig
@@ -112,7 +112,7 @@ def import_torchvision(
 
     Raises:
         CheckpointError: The file cannot be read, or belongs to another network.
-        ValueError: `input_hw` is smaller than a cell of the coarsest level.
+        ConfigError: `input_hw` is smaller than a cell of the coarsest level.
     """
     path = Path(file)
     source, is_old = _with_new_names(read_state_dict(path))
@@ -121,7 +121,10 @@ def import_torchvision(
     if norm_eps is None:
         is_frozen = not any(key.endswith("num_batches_tracked") for key in source)
         norm_eps = 0.0 if is_old and is_frozen and shape.backbone == "resnet50" else 1e-5
-    settings = import_settings(shape, input_hw)
+    try:
+        settings = import_settings(shape, input_hw)
+    except ValueError as error:
+        raise ConfigError([f"--size (input_hw): {error}"]) from error
     model = Rpn(settings.model)
     origins = _origins(model, shape)
     _check(source, origins, model, name, path)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgerpn.errors import CheckpointError
+from edgerpn.errors import CheckpointError, ConfigError
 from edgerpn.export.export_config import ExportConfig
 from edgerpn.export.onnx.export import export_onnx
 from edgerpn.manifest import Manifest
@@ -221,6 +221,14 @@ def test_files_of_something_else_are_refused_in_one_sentence(case: str, save: Ca
         import_torchvision(file, input_hw=HW)
     assert str(file) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_size_below_a_cell_is_one_error(save: Callable[..., Path]) -> None:
+    file = save(state_of("resnet18_fpn"))
+    with pytest.raises(
+        ConfigError, match=r"^--size \(input_hw\): .* at least 64, the coarsest stride, got \(30, 64\)$"
+    ):
+        import_torchvision(file, input_hw=(30, 64))
 
 
 def test_an_architecture_that_is_not_the_files_is_refused(save: Callable[..., Path]) -> None:
