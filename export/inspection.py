@@ -107,12 +107,12 @@ def count_flops(model: Rpn, hw: tuple[int, int]) -> int:
 
 
 def _levels(model: Rpn, hw: tuple[int, int]) -> list[dict[str, Any]]:
-    from edgerpn.train.network.receptive_field import receptive_fields
+    from edgerpn.train.network.receptive_field import receptive_fields_px
 
     config = model.config.anchors
     levels = []
-    for field, stride, sizes, (rows, columns) in zip(
-        receptive_fields(model), config.strides_px, config.sizes_px, config.level_hw(hw), strict=True
+    for field_px, stride, sizes, (rows, columns) in zip(
+        receptive_fields_px(model), config.strides_px, config.sizes_px, config.level_hw(hw), strict=True
     ):
         largest = max(max(s / math.sqrt(r), s * math.sqrt(r)) for s in sizes for r in config.ratios_hw)
         levels.append(
@@ -122,7 +122,7 @@ def _levels(model: Rpn, hw: tuple[int, int]) -> list[dict[str, Any]]:
                 "anchors": rows * columns * config.num_per_cell,
                 "anchor_sizes_px": list(sizes),
                 "largest_anchor_side_px": round(largest, 1),
-                "receptive_field_px": field.size_px,
+                "receptive_field_px": field_px,
             }
         )
     return levels

@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edgerpn import files
-from edgerpn.errors import CheckpointError, ConfigError
+from edgerpn.errors import ConfigError
 from edgerpn.export.prediction.config import PredictConfig
 from edgerpn.images.header import Exif
 from edgerpn.machine import available_cores
@@ -34,8 +33,6 @@ class Predictor:
 
     name: str
     """Name of its file."""
-    sha256: str
-    """Hash of its file."""
     ran_by: str
     """Library, version and device."""
     batch: int
@@ -74,7 +71,6 @@ def _exported(file: Path, config: PredictConfig, allow_host_code: bool, verify: 
     )
     return Predictor(
         name=file.name,
-        sha256=files.sha256(file),
         ran_by=model.backend.name,
         batch=config.batch or natural_batch(model),
         num_workers=max(1, model.backend.frames_in_flight),
@@ -94,10 +90,6 @@ def _checkpoint(file: Path, config: PredictConfig) -> Predictor:
 
     if config.providers or config.threads:
         raise ConfigError([f"{file}: providers and threads are for ONNX files; PyTorch runs a checkpoint"])
-    try:
-        sha256 = files.sha256(file)
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
     model, content = load_model(file)
     detector = make_detector(model, content, num_proposals=config.num_proposals, size_hw=config.size_hw)
     device = detector.get_buffer("anchors_0").device
@@ -110,7 +102,6 @@ def _checkpoint(file: Path, config: PredictConfig) -> Predictor:
         torch.set_num_threads(max(1, available_cores() // num_workers))
     return Predictor(
         name=file.name,
-        sha256=sha256,
         ran_by=f"PyTorch {versions()['torch']}, {device}",
         batch=config.batch or (GPU_BATCH if is_gpu else 1),
         num_workers=num_workers,

@@ -290,9 +290,8 @@ class _Job:
         with open_writer(kind, folder, list(numbers)) as writer:
             for image, results in track(journal.entries(), f"writing {kind}", total=journal.num_images, unit=" images"):
                 if "problem" not in image:
-                    source = journal.frames if "video" in image else None
                     name = image["file_name"]
-                    file = source / name if source is not None else sources[name]
+                    file = journal.frames / name if "video" in image else sources[name]
                     writer.add(_labelled(image, results, file, places))
         for note in writer.notes():
             self.log(f"{folder}: {note}")

@@ -7,7 +7,6 @@ Where branches join, the larger field counts. Source: Dumoulin and Visin 2016 (a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,16 +19,6 @@ SIDE_PX = 512
 
 KERNELS = {"conv2d", "convolution", "max_pool2d", "avg_pool2d"}
 """Operators on a neighbourhood; all others depend on one cell."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReceptiveField:
-    """Receptive field of one map."""
-
-    size_px: float
-    """Side of the square of input pixels that a cell depends on."""
-    stride_px: float
-    """Input pixels between neighbouring cells."""
 
 
 class _WindowOutputs(nn.Module):
@@ -45,13 +34,13 @@ class _WindowOutputs(nn.Module):
         return tuple(self.model.head.window(x, level) for level, x in enumerate(levels))
 
 
-def receptive_fields(model: Rpn) -> list[ReceptiveField]:
-    """Returns the fields of the sliding-window output of every level, finest first."""
+def receptive_fields_px(model: Rpn) -> list[float]:
+    """Returns the side of the square that a cell of each level's sliding-window output depends on, finest first."""
     program = torch.export.export(_WindowOutputs(model).eval(), (torch.zeros(1, 3, SIDE_PX, SIDE_PX),))
     sizes_px: dict[str, float] = {}
     for node in program.graph.nodes:
         if node.op == "output":
-            return [ReceptiveField(size_px=sizes_px[n.name], stride_px=_cell_px(n)) for n in node.all_input_nodes]
+            return [sizes_px[n.name] for n in node.all_input_nodes]
         if node.op == "placeholder":
             is_image = node.name == "images"
             sizes_px.update({node.name: 1.0} if is_image else {})
