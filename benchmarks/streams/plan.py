@@ -120,7 +120,6 @@ class Trend:
     """Standard error of the slope."""
     duration_s: float
     """Time from the first sample to the last."""
-    num_samples: int
 
     @property
     def growth(self) -> float:
@@ -147,7 +146,7 @@ def trend(times_s: Values, values: Values) -> Trend:
     """The line through samples; of fewer than three its error, and so `worst`, is not a number."""
     if len(times_s) < 3:
         span_s = times_s[-1] - times_s[0] if len(times_s) else 0.0
-        return Trend(slope_per_s=math.nan, error_per_s=math.nan, duration_s=span_s, num_samples=len(times_s))
+        return Trend(slope_per_s=math.nan, error_per_s=math.nan, duration_s=span_s)
     x, y = np.asarray(times_s, float), np.asarray(values, float)
     centred = x - x.mean()
     spread = float(centred @ centred)
@@ -156,7 +155,7 @@ def trend(times_s: Values, values: Values) -> Trend:
     error = math.sqrt(float(rest @ rest) / (len(x) - 2) / spread)
     # Constant values would have a slope of rounding errors otherwise.
     slope, error = (round(value, _DIGITS) + 0.0 for value in (slope, error))
-    return Trend(slope_per_s=slope, error_per_s=error, duration_s=float(x[-1] - x[0]), num_samples=len(x))
+    return Trend(slope_per_s=slope, error_per_s=error, duration_s=float(x[-1] - x[0]))
 
 
 def ages(times_s: Values, ages_ms: Values) -> dict[str, float]:
