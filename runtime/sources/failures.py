@@ -143,7 +143,7 @@ def probe_address(spec: SourceSpec) -> Reason:
         socket.create_connection(address, timeout=2.0).close()
     except ConnectionRefusedError:
         return "refused"
-    except (TimeoutError, socket.timeout):  # noqa: UP041 - two classes until Python 3.10
+    except TimeoutError:
         return "timeout"
     except OSError:
         return "unreachable"
