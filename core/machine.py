@@ -123,6 +123,14 @@ def python_problem() -> str | None:
     return None
 
 
+def child_environment() -> dict[str, str]:
+    """Returns the environment of a child that runs a module of this package.
+
+    From Python 3.11 on it imports nothing from the current folder, in which people have a json.py or queue.py.
+    """
+    return {**os.environ, "PYTHONSAFEPATH": "1", CHILD_MARK: "1"}
+
+
 def available_cores() -> int:
     """Returns the number of CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):

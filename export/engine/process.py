@@ -29,7 +29,7 @@ from typing import IO, Any
 
 from edgerpn.errors import BuildError
 from edgerpn.export.engine.options import DEFAULT_STALL_S
-from edgerpn.machine import CHILD_MARK, cgroup_free_bytes, kib_fields, python_problem
+from edgerpn.machine import cgroup_free_bytes, child_environment, kib_fields, python_problem
 
 MAX_LINES = 1000
 """Log lines kept from the start of a build, and as many from its end."""
@@ -173,7 +173,7 @@ def run_worker(
                 stdout=printed,
                 stderr=subprocess.STDOUT,
                 pass_fds=(writing,),
-                env={**os.environ, CHILD_MARK: "1"},
+                env=child_environment(),
                 start_new_session=True,
             )
         finally:

@@ -15,7 +15,7 @@ from contextlib import ExitStack, suppress
 from urllib.parse import unquote, urlsplit
 
 from edgerpn.errors import StreamOpenError
-from edgerpn.machine import CHILD_MARK, python_problem
+from edgerpn.machine import child_environment, python_problem
 from edgerpn.runtime.redaction import HIDDEN, redact
 from edgerpn.runtime.sources.capture_config import CaptureConfig
 from edgerpn.runtime.sources.failures import CaptureFailedError, is_noise
@@ -190,7 +190,7 @@ def _environment() -> dict[str, str]:
     """Returns our environment with our module path, so that the process finds the same modules."""
     # Python skips entries that are not texts, such as a Path, and so does this.
     path = os.pathsep.join(entry for entry in sys.path if entry and isinstance(entry, str))
-    return {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", CHILD_MARK: "1"}
+    return {**child_environment(), "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
 
 
 def _secrets(source: str) -> list[str]:

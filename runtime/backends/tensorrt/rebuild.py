@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from edgerpn.errors import ArtifactMismatchError, EngineLoadError
-from edgerpn.machine import CHILD_MARK, python_problem
+from edgerpn.machine import child_environment, python_problem
 from edgerpn.manifest import Manifest
 from edgerpn.runtime.backends.tensorrt.compatibility import engine_spec, find_onnx, read_manifest
 from edgerpn.runtime.backends.tensorrt.cuda_provider import open_device
@@ -54,7 +54,7 @@ def rebuild(path: Path, reason: ArtifactMismatchError) -> None:
         stdout=2,
         stderr=None if is_watched else subprocess.PIPE,
         text=True,
-        env={**os.environ, CHILD_MARK: "1"},
+        env=child_environment(),
         check=False,
     )
     if done.returncode:
