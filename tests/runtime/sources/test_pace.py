@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import re
 import socket
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from edgerpn.runtime.frame import Event, Frame
 from edgerpn.runtime.sources import CaptureConfig, pace
 from edgerpn.runtime.sources.pace import Pace
 
@@ -103,12 +106,20 @@ def test_a_slow_camera_is_killed_until_its_pace_fits_and_then_never_again(
     limits_of_settings = {"gap_s": 0.2, "stall_s": None, "open_timeout_s": 30.0, "backoff_first_s": 0.05}
     player = play(slow_camera(make_mjpeg, 0.5).url, name="slow", **limits_of_settings)
     stalled = player.event("stalled")
-    assert (stalled.reason, "slow: 1 picture, then no frame for" in stalled.message) == ("slow", True)
+    # On a busy machine more pictures may have come when the first is read, and a later limit be too short again.
+    assert stalled.reason == "slow"
+    assert re.search(r"slow: \d pictures?, then no frame for", stalled.message)
     assert "larger stall_s" in stalled.fix
-    assert ", with 0.6 s for each picture" in player.event("reconnecting").message
-    connection = player.until(lambda item: getattr(item, "index", 0) >= 4, 60.0)[0].connection
-    last, _ = player.until(lambda item: getattr(item, "index", 0) >= 6, 60.0)
-    assert last.connection == connection
+    assert re.search(r", with \d\.\d s for each picture", player.event("reconnecting").message)
+    num_frames: Counter[int] = Counter()
+
+    def is_sixth_of_its_connection(item: Frame | Event) -> bool:
+        if isinstance(item, Frame):
+            num_frames[item.connection] += 1
+            return num_frames[item.connection] >= 6
+        return False
+
+    player.until(is_sixth_of_its_connection, 60.0)
     told = [record.getMessage() for record in caplog.records if "limits of silence adapt" in record.getMessage()]
     assert len(told) == 1
     assert "stall_s is" in told[0]
