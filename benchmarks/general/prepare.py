@@ -33,7 +33,11 @@ which the teacher looks at every view twice.
         --set loop.minutes=78 --set data.workers=1 --set data.augment.mosaic_probability=0.3
         --set data.view_sides_px=[320,0] --set data.augment.hue=0.1 --set data.augment.saturation=0.6
         --set data.augment.brightness=0.35 --set data.augment.contrast=0.35 --set data.augment.aspect_jitter=0.25
-    python -m benchmarks.general.distil (as E) -o F --set loop.seed=42 --set optimizer.learning_rate=0.0014
+    python -m benchmarks.general.distil --data MORE_EVERYDAY --teacher NANODET --config benchmarks/general/distil.toml
+        --from CD.pt --keep CD.pt --closer --fix-norms-at 0 -o F --set loop.seed=42 --set optimizer.learning_rate=0.0014
+        --set loop.minutes=78 --set data.workers=1 --set data.augment.mosaic_probability=0.3
+        --set data.view_sides_px=[320,0] --set data.augment.hue=0.1 --set data.augment.saturation=0.6
+        --set data.augment.brightness=0.35 --set data.augment.contrast=0.35 --set data.augment.aspect_jitter=0.25
     python -m benchmarks.general.average E/best.pt F/best.pt -o EF.pt --set proposals.soft_nms_iou=0.3
     python -m benchmarks.domains --sets SETS --checkpoint EF=EF.pt --from EF=EF.pt --from random --out out.json
 
