@@ -26,10 +26,15 @@ CGROUP = Path("/sys/fs/cgroup")
 """Control group of a container, version 2."""
 
 JETSON_RELEASE = Path("/etc/nv_tegra_release")
-"""Release of Jetson Linux, on a Jetson only."""
+"""Release of Jetson Linux, on a Jetson only; a container has it only if it is mounted."""
 
-DEVICE_TREE_MODEL = Path("/proc/device-tree/model")
-"""Name of the board, on boards that the kernel knows by a device tree."""
+SOC_FAMILY = Path("/sys/devices/soc0/family")
+"""Family of the chip: `Tegra` on a Jetson, also in a container. NVIDIA's container toolkit looks there too (go-nvlib,
+HasTegraFiles)."""
+
+BOARD_MODELS = (Path("/proc/device-tree/model"), Path("/sys/devices/soc0/machine"), Path("/tmp/nv_jetson_model"))
+"""Name of the board: by the device tree, which Docker hides; by the kernel, if it is new enough; as jetson-containers
+mounts it."""
 
 NVPMODEL_STATUS, NVPMODEL_MODES = Path("/var/lib/nvpmodel/status"), Path("/etc/nvpmodel.conf")
 """The power mode of a Jetson, as `pmode:0002`, and the names of all modes; both are readable without root."""
@@ -153,8 +158,17 @@ def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 def board_model() -> str | None:
     """Returns the name of the board, such as NVIDIA Jetson Orin Nano Developer Kit; None if unknown."""
+    return next(filter(None, map(_read_name, BOARD_MODELS)), None)
+
+
+def is_jetson() -> bool:
+    """Whether this machine is a Jetson, also in a container, which has no `JETSON_RELEASE` of its own."""
+    return JETSON_RELEASE.is_file() or (_read_name(SOC_FAMILY) or "").lower().startswith("tegra")
+
+
+def _read_name(file: Path) -> str | None:
     try:
-        text = DEVICE_TREE_MODEL.read_bytes()
+        text = file.read_bytes()
     except OSError:
         return None
     return text.rstrip(b"\0").decode(errors="replace").strip() or None

@@ -1,4 +1,4 @@
-# The runtime on a Jetson with JetPack 7 (Thor; CUDA 13, Ubuntu 24.04), without torch.
+# The runtime on a Jetson with JetPack 7 (Thor, Orin; CUDA 13, Ubuntu 24.04), without torch.
 #   docker build -f docker/jetson7.Dockerfile -t edgerpn-jetson7 .
 #   docker run --rm --runtime nvidia -v "$PWD:/work" edgerpn-jetson7 run model.onnx video.mp4 --out results
 # CSI cameras need -v /tmp/argus_socket:/tmp/argus_socket; -v edgerpn-cache:/home/edgerpn/.cache/edgerpn keeps compiled
@@ -6,7 +6,11 @@
 # NOT YET BUILT OR RUN ON HARDWARE: it is written from the documentation of its parts, and only linted.
 #
 # From JetPack 7 on a Jetson runs the images for Arm servers (SBSA). This one brings CUDA 13.0, TensorRT 10.13 and its
-# Python bindings for the system's Python 3.12. ONNX Runtime runs on the CPU here.
+# Python bindings for the system's Python 3.12. ONNX Runtime runs on the CPU here. TensorRT for Arm servers knows the GPU
+# of an Orin from 10.16.1 on, so an Orin with JetPack 7.2 needs a newer base: 26.05 has 10.16.1 and CUDA 13.2.
+#   docker build --build-arg BASE=nvcr.io/nvidia/tensorrt:26.05-py3 -f docker/jetson7.Dockerfile -t edgerpn-jetson7 .
+
+ARG BASE=nvcr.io/nvidia/tensorrt:25.09-py3
 
 FROM python:3.12-slim-bookworm AS build
 WORKDIR /source
@@ -20,7 +24,7 @@ COPY demo demo
 COPY general general
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels . ./general
 
-FROM nvcr.io/nvidia/tensorrt:25.09-py3
+FROM ${BASE}
 # A volume for the caches takes the owner of the folder that it covers, so the image makes it.
 # Ubuntu's OpenCV reads GStreamer pipelines; the wheels of the package index do not.
 # Ubuntu 24.04 has a user with the number 1000 of its own.

@@ -29,6 +29,7 @@ from edgerpn.export.engine.process import BuildOutcome, run_worker
 from edgerpn.export.engine.progress import ProgressDisplay
 from edgerpn.export.engine.report import BuildReport, explain, note_omissions, report_path
 from edgerpn.export.engine.trial import Compare, try_engine
+from edgerpn.machine import is_jetson
 from edgerpn.manifest import EngineSpec, Manifest
 from edgerpn.manifest.parts import LayerSpec, ProfileSpec
 from edgerpn.models import find_model
@@ -88,10 +89,10 @@ def build_engine(
     refuse_layout(onnx_file, manifest)
     environment = probe(config.backend, config.stall_s)
     library, version, gpu = environment.library, environment.version, environment.machine.gpu
-    if config.hardware_compatible and environment.machine.l4t is not None:
+    if config.hardware_compatible and (environment.machine.l4t is not None or is_jetson()):
         raise BuildError(
             f"{output}: hardware_compatible: TensorRT has no hardware-compatible engines on a Jetson (Jetson Linux "
-            f"{environment.machine.l4t} here); leave it out, and build on each kind of module"
+            f"{environment.machine.l4t or 'of unknown release'} here); leave it out, and build on each kind of module"
         )
     for line in (*environment.notes, check_graph(onnx_file, manifest, library, version, config)):
         if line:

@@ -15,13 +15,17 @@ from pathlib import Path
 import numpy as np
 
 from edgerpn import files
-from edgerpn.machine import JETSON_RELEASE, board_model, power_mode
+from edgerpn.machine import board_model, is_jetson, power_mode
 from edgerpn.runtime.doctor.check import SystemCheck
 
 ROOT = Path("/")
 _GPU_FILES = ("dev/nvmap", "dev/nvhost-*", "dev/nvgpu/*/*", "dev/dri/renderD*")
 _ARGUS_SOCKET = "tmp/argus_socket"
 _CONTAINER_MARKS = (".dockerenv", "run/.containerenv")
+_FACTS = (
+    "-v /proc/device-tree/model:/tmp/nv_jetson_model:ro -v /etc/nv_tegra_release:/etc/nv_tegra_release:ro "
+    "-v /etc/nvpmodel.conf:/etc/nvpmodel.conf:ro -v /var/lib/nvpmodel:/var/lib/nvpmodel:ro"
+)
 _REGISTRY = "rm -r ~/.cache/gstreamer-1.0"
 
 
@@ -56,8 +60,8 @@ def _major(version: str) -> int:
 def check_jetson() -> Iterator[SystemCheck]:
     """Checks of a Jetson, none elsewhere; the caches of a container are checked everywhere."""
     is_container = any((ROOT / mark).exists() for mark in _CONTAINER_MARKS)
-    if JETSON_RELEASE.exists():
-        yield SystemCheck(name="board", verdict="ok", found=f"{board_model() or 'unknown'}, {_mode()}")
+    if is_jetson():
+        yield _board(is_container=is_container)
         yield _gpu_files()
         if is_container:
             yield _camera_socket()
@@ -65,9 +69,17 @@ def check_jetson() -> Iterator[SystemCheck]:
         yield from _caches()
 
 
-def _mode() -> str:
-    mode = power_mode()
-    return f"power mode {mode}" if mode else "power mode unknown (nvpmodel -q)"
+def _board(*, is_container: bool) -> SystemCheck:
+    board, mode = board_model(), power_mode()
+    found = f"{board or 'unknown'}, power mode {mode or 'unknown (nvpmodel -q)'}"
+    if (board and mode) or not is_container:
+        return SystemCheck(name="board", verdict="ok", found=found)
+    return SystemCheck(
+        name="board",
+        verdict="absent",
+        found=found,
+        advice=f"engines, timing caches and benchmarks record both: docker run {_FACTS} ...",
+    )
 
 
 def _gpu_files() -> SystemCheck:

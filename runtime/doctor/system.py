@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from edgerpn.errors import EngineLoadError, MissingDependencyError
-from edgerpn.machine import JETSON_RELEASE, available_cores, installed_packages, jetson_linux
+from edgerpn.machine import available_cores, installed_packages, is_jetson, jetson_linux
 from edgerpn.runtime.doctor.check import SystemCheck
 from edgerpn.runtime.doctor.jetson import check_jetson, check_numpy
 from edgerpn.runtime.opencv import has_windows, load_cv2
@@ -72,11 +72,10 @@ def _opencv() -> Iterator[SystemCheck]:
 
 
 def _gstreamer(abilities: Abilities) -> SystemCheck:
-    is_jetson = JETSON_RELEASE.exists() or abilities.has_nvv4l2
     if abilities.has_gstreamer:
         hardware = ", and the hardware decoder nvv4l2decoder is installed" if abilities.has_nvv4l2 else ""
         return SystemCheck(name="GStreamer", verdict="ok", found=f"this OpenCV is built with it{hardware}")
-    if is_jetson:
+    if is_jetson() or abilities.has_nvv4l2:
         found = "this OpenCV is built without it: no csi:// camera and no hardware decoder of this Jetson"
         return SystemCheck(name="GStreamer", verdict="problem", found=found, advice=_SYSTEM_OPENCV)
     advice = f"Only pipelines and csi:// cameras need it. {_SYSTEM_OPENCV}"
@@ -158,7 +157,7 @@ def _gpu() -> SystemCheck:
 
     found, problem = _attempt(describe)
     if problem is not None:
-        is_there = JETSON_RELEASE.exists() or Path("/dev/nvidia0").exists()
+        is_there = is_jetson() or Path("/dev/nvidia0").exists()
         return SystemCheck(name="GPU", verdict="problem" if is_there else "absent", found=str(problem))
     return SystemCheck(name="GPU", verdict="ok", found=found)
 

@@ -123,16 +123,34 @@ def test_the_name_of_the_processor_is_read_from_the_kernel(tmp_path: Path) -> No
 
 
 def test_board_and_power_mode_of_a_jetson_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, status, modes = tmp_path / "model", tmp_path / "status", tmp_path / "nvpmodel.conf"
-    for name, file in (("DEVICE_TREE_MODEL", model), ("NVPMODEL_STATUS", status), ("NVPMODEL_MODES", modes)):
+    model, mounted = tmp_path / "model", tmp_path / "nv_jetson_model"
+    status, modes = tmp_path / "status", tmp_path / "nvpmodel.conf"
+    monkeypatch.setattr(machine, "BOARD_MODELS", (model, mounted))
+    for name, file in (("NVPMODEL_STATUS", status), ("NVPMODEL_MODES", modes)):
         monkeypatch.setattr(machine, name, file)
     assert (machine.board_model(), machine.power_mode()) == (None, None)
+    mounted.write_bytes(b"NVIDIA Jetson AGX Orin Developer Kit\0")
+    assert machine.board_model() == "NVIDIA Jetson AGX Orin Developer Kit"
     model.write_bytes(b"NVIDIA Jetson Orin Nano Developer Kit\0")
     status.write_text("pmode:0002 fmode:quiet\n")
     assert machine.board_model() == "NVIDIA Jetson Orin Nano Developer Kit"
     assert machine.power_mode() == "2"
     modes.write_text("< POWER_MODEL ID=0 NAME=15W >\nA 1\n< POWER_MODEL ID=2 NAME=MAXN_SUPER >\n")
     assert machine.power_mode() == "2 MAXN_SUPER"
+
+
+def test_a_container_on_a_jetson_is_known_by_its_chip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    release, family = tmp_path / "nv_tegra_release", tmp_path / "family"
+    monkeypatch.setattr(machine, "JETSON_RELEASE", release)
+    monkeypatch.setattr(machine, "SOC_FAMILY", family)
+    assert not machine.is_jetson()
+    family.write_text("Freescale i.MX\n")
+    assert not machine.is_jetson()
+    family.write_text("Tegra\n")
+    assert machine.is_jetson()
+    family.unlink()
+    release.write_text("# R36 (release), REVISION: 4.3\n")
+    assert machine.is_jetson()
 
 
 def test_a_threaded_map_keeps_the_order_and_takes_few_items_ahead(monkeypatch: pytest.MonkeyPatch) -> None:

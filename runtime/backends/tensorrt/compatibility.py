@@ -278,14 +278,21 @@ def _module(spec: EngineSpec, host: EngineHost, path: Path) -> list[Compatibilit
             expected=str(expected),
             found=str(found or "unknown"),
             verdict="ok" if found == expected else "unknown",
-            advice=""
-            if found == expected
-            else f"It may run slowly here, or fail: its kernels were chosen on another module. "
-            f"{_BUILD.format(name=path.name)}",
+            advice="" if found == expected else _other_module(found, path),
         )
         for key, expected, found in pairs
         if expected is not None
     ]
+
+
+def _other_module(found: object, path: Path) -> str:
+    if found is None:
+        return (
+            "Nothing here names it; in a container: docker run -v /proc/device-tree/model:/tmp/nv_jetson_model:ro ..."
+        )
+    return (
+        f"It may run slowly here, or fail: its kernels were chosen on another module. {_BUILD.format(name=path.name)}"
+    )
 
 
 def _platform(spec: EngineSpec, host: EngineHost, path: Path) -> CompatibilityCheck:

@@ -224,8 +224,16 @@ def test_a_jetson_builds_no_hardware_compatible_engines(
     orin = BuildMachine(platform="linux-aarch64", gpu="Orin", compute_capability="8.7", l4t="36.4.3")
     found = BuildEnvironment(library="tensorrt", version="10.3.0.26", cuda="12.6", machine=orin)
     monkeypatch.setattr("edgerpn.export.engine.build.probe", lambda *_: found)
+    config, model = BuildConfig(hardware_compatible=True), make_model(tmp_path)
     with pytest.raises(BuildError, match=r"hardware_compatible: .*Jetson Linux 36\.4\.3 here"):
-        build_engine(make_model(tmp_path), tmp_path / "a.engine", BuildConfig(hardware_compatible=True))
+        build_engine(model, tmp_path / "a.engine", config)
+    contained = dataclasses.replace(found, machine=dataclasses.replace(orin, l4t=None))
+    monkeypatch.setattr("edgerpn.export.engine.build.probe", lambda *_: contained)
+    family = tmp_path / "family"
+    family.write_text("Tegra\n")
+    monkeypatch.setattr("edgerpn.machine.SOC_FAMILY", family)
+    with pytest.raises(BuildError, match=r"hardware_compatible: .*Jetson Linux of unknown release here"):
+        build_engine(model, tmp_path / "a.engine", config)
 
 
 def test_tensorrt_rtx_does_not_build_for_turing() -> None:

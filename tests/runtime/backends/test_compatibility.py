@@ -83,6 +83,16 @@ def test_each_key_is_compared(
     assert verdicts(make_engine(tmp_path, **spec), here(**machine))[key] == verdict
 
 
+@pytest.mark.parametrize(("board", "advice"), [("Orin NX", "Build it again on"), (None, "-v /proc/device-tree/model:")])
+def test_a_board_without_a_name_is_not_called_another_one(
+    here: Any, make_engine: MakeModel, tmp_path: Path, board: str | None, advice: str
+) -> None:
+    path = make_engine(tmp_path, board="AGX Orin")
+    checks = compatibility.compare(path, manifests.read(path), here(board=board))
+    (check,) = [check for check in checks if check.key == "board"]
+    assert advice in check.advice
+
+
 def test_the_lean_runtime_runs_version_compatible_engines(here: Any, make_engine: MakeModel, tmp_path: Path) -> None:
     lean = here()
     lean.library.module.__name__ = "tensorrt_lean"

@@ -10,20 +10,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgerpn import machine
 from edgerpn.runtime.doctor import jetson
 from edgerpn.runtime.doctor.check import SystemCheck
 
 
 @pytest.fixture
 def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The root folder of a Jetson."""
+    """The root folder of a Jetson as a container shows it: without the release of Jetson Linux."""
     (tmp_path / "dev" / "dri").mkdir(parents=True)
     for name in ("nvmap", "nvhost-ctrl", "dri/renderD128"):
         (tmp_path / "dev" / name).touch()
-    release = tmp_path / "nv_tegra_release"
-    release.write_text("# R36 (release), REVISION: 4.3\n")
+    family = tmp_path / "family"
+    family.write_text("Tegra\n")
     monkeypatch.setattr(jetson, "ROOT", tmp_path)
-    monkeypatch.setattr(jetson, "JETSON_RELEASE", release)
+    monkeypatch.setattr(machine, "JETSON_RELEASE", tmp_path / "none")
+    monkeypatch.setattr(machine, "SOC_FAMILY", family)
     monkeypatch.setattr(jetson, "board_model", lambda: "NVIDIA Jetson Orin Nano Developer Kit")
     monkeypatch.setattr(jetson, "power_mode", lambda: "2 MAXN_SUPER")
     return tmp_path
@@ -50,6 +52,17 @@ def test_a_user_outside_the_groups_gets_advice(board: Path, monkeypatch: pytest.
     assert "gstreamer-1.0" in check.advice
 
 
+def test_a_container_that_hides_board_and_power_mode_gets_advice(board: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jetson, "board_model", lambda: None)
+    monkeypatch.setattr(jetson, "power_mode", lambda: None)
+    assert by_name()["board"].verdict == "ok"
+    (board / ".dockerenv").touch()
+    check = by_name()["board"]
+    assert check.verdict == "absent"
+    assert check.found == "unknown, power mode unknown (nvpmodel -q)"
+    assert "-v /proc/device-tree/model:/tmp/nv_jetson_model:ro" in check.advice
+
+
 def test_a_container_gets_advice_on_what_to_mount(board: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(board / "cache"))
     (board / ".dockerenv").touch()
@@ -73,7 +86,8 @@ def test_a_container_gets_advice_on_what_to_mount(board: Path, monkeypatch: pyte
 
 def test_another_machine_has_none_of_these_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jetson, "ROOT", tmp_path)
-    monkeypatch.setattr(jetson, "JETSON_RELEASE", tmp_path / "none")
+    monkeypatch.setattr(machine, "JETSON_RELEASE", tmp_path / "none")
+    monkeypatch.setattr(machine, "SOC_FAMILY", tmp_path / "none")
     assert by_name() == {}
 
 
