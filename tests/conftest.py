@@ -27,17 +27,16 @@ def root() -> Path:
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+def pytest_xdist_make_scheduler(config: pytest.Config) -> Any:
     """Gives whole files to the processes of `./dev test`.
 
-    `--dist loadgroup` could do it by a mark, but groups nothing with pytest 9.2 (pytest-xdist, issue 1386).
+    `--dist loadgroup` could do a part of it by a mark, but groups nothing with pytest 9.2 (pytest-xdist, issue 1386).
     """
     if config.getvalue("dist") != "loadfile":
         return None
     from tests.support.scheduling import FileScheduling  # here, because xdist is not always installed
 
-    config.option.loadscopereorder = False
-    return FileScheduling(config, log)
+    return FileScheduling(config)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
