@@ -30,7 +30,8 @@ HINTS: tuple[tuple[str, str], ...] = (
         "list the limits of this library: edgerpn check model.onnx --target",
     ),
     (
-        r"driver version is insufficient|no CUDA-capable device|cudaError(No|Insufficient)|cudaError 35",
+        r"driver version is insufficient|no CUDA-capable device|cudaError(No|Insufficient)|cudaError 35|"
+        "CUDA initialization failure",
         "the library needs a GPU for this, or a newer NVIDIA driver: see nvidia-smi",
     ),
     (

@@ -463,7 +463,7 @@ class Library:
         self.wants_largest_memory = False
         self.unsupported_capabilities: tuple[str, ...] = ()
         self.validity: tuple[EngineValidity, int] = (EngineValidity.VALID, 0)
-        self.cannot_start = False
+        self.cannot_start = self.is_null = False
         self.has_host_code = False
         self.host_code_allowed: list[bool] = []
         self.is_capturable = True
@@ -482,6 +482,8 @@ class Library:
                 self.engine_host_code_allowed = False
                 if library.cannot_start:
                     self.log.log(ILogger.ERROR, "createInferRuntime: CUDA initialization failure with error: 35")
+                if library.is_null:
+                    raise TypeError("pybind11::init(): factory function returned nullptr")
 
             def __del__(self) -> None:
                 library.events.append("runtime destroyed")  # where it cannot start, TensorRT ends the process here

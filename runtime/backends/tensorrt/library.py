@@ -105,19 +105,27 @@ def make_runtime(module: Any) -> Any:
     """Makes the runtime object of a library's module, with the logger of `logger_of`.
 
     Raises:
-        EngineLoadError: The library cannot start, as with a driver that is too old for it. TensorRT then returns an
-            object all the same, whose first use ends the process, and so does its end (lean runtime 11.4.0).
+        EngineLoadError: The library cannot start, as with a driver that is too old for it. TensorRT then returns
+            nothing, which is a TypeError of its bindings, or an object all the same, whose first use ends the process,
+            and so does its end (lean runtime 11.4.0).
     """
     log = logger_of(module)
     log.take_lines()  # those of other engines do not concern this start
-    runtime = module.Runtime(log)
+    try:
+        runtime = module.Runtime(log)
+    except TypeError as error:
+        raise _cannot_start(module, log) from error
     if log.lines:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(runtime))  # so that it never ends
-        raise EngineLoadError(
-            f"{module.__name__} {module.__version__} cannot start: {log.take_lines()}. Update the NVIDIA driver, or "
-            "install the library that is made for the driver's CUDA version."
-        )
+        raise _cannot_start(module, log)
     return runtime
+
+
+def _cannot_start(module: Any, log: Any) -> EngineLoadError:
+    return EngineLoadError(
+        f"{module.__name__} {module.__version__} cannot start: {log.take_lines()}. Update the NVIDIA driver, or "
+        "install the library that is made for the driver's CUDA version."
+    )
 
 
 @cache

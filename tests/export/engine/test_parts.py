@@ -173,6 +173,12 @@ def test_a_crash_quotes_what_the_library_printed_last() -> None:
     assert "one" not in text.split("says: ")[1:]
 
 
+def test_a_library_that_cannot_start_on_this_driver_gets_advice() -> None:
+    outcome = BuildOutcome(status=1)
+    outcome.log.add("error", "createInferBuilder: CUDA initialization failure with error: 35")
+    assert "or a newer NVIDIA driver" in explain(outcome)
+
+
 def test_layers_are_read_in_the_forms_of_tensorrt_10_and_11() -> None:
     old = {"Layers": [{"Name": "conv", "Outputs": [{"Format/Datatype": "Row major linear FP16 format"}]}]}
     new = {"Layers": [{"Name": "conv", "Outputs": [{"Format": "kLINEAR", "DataType": "Half"}, {"DataType": "Half"}]}]}
