@@ -42,6 +42,11 @@ NVPMODEL_STATUS, NVPMODEL_MODES = Path("/var/lib/nvpmodel/status"), Path("/etc/n
 CHILD_MARK = "EDGERPN_CHILD_PROCESS"
 """Environment variable of a child that runs a module of this package, until the module begins; see `python_problem`."""
 
+_RUN_MODULE = (
+    "import sys; sys.path[:] = filter(None, sys.path); import runpy; "
+    "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
+)
+"""Line that runs the module of the first argument as `python -m` would. An empty entry means the current folder."""
 _AHEAD = 16
 """Items for each core that `threaded_map` starts before their results are taken."""
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -129,11 +134,17 @@ def python_problem() -> str | None:
 
 
 def child_environment() -> dict[str, str]:
-    """Returns the environment of a child that runs a module of this package.
+    """Returns the environment of a child that runs a module of this package."""
+    return {**os.environ, CHILD_MARK: "1"}
 
-    From Python 3.11 on it imports nothing from the current folder, in which people have a json.py or queue.py.
+
+def module_command(module: str) -> list[str]:
+    """Returns the words that run a module of this package in a child; its arguments follow them.
+
+    The child imports nothing from the current folder, in which people have a json.py or queue.py. `python -m` does, and
+    Python 3.10 has no option against it.
     """
-    return {**os.environ, "PYTHONSAFEPATH": "1", CHILD_MARK: "1"}
+    return [sys.executable, "-c", _RUN_MODULE, module]
 
 
 def available_cores() -> int:

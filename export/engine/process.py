@@ -18,7 +18,6 @@ import re
 import selectors
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections import deque
@@ -29,7 +28,7 @@ from typing import IO, Any
 
 from edgerpn.errors import BuildError
 from edgerpn.export.engine.options import DEFAULT_STALL_S
-from edgerpn.machine import cgroup_free_bytes, child_environment, kib_fields, python_problem
+from edgerpn.machine import cgroup_free_bytes, child_environment, kib_fields, module_command, python_problem
 
 MAX_LINES = 1000
 """Log lines kept from the start of a build, and as many from its end."""
@@ -168,7 +167,7 @@ def run_worker(
     with open(reading, "rb", buffering=0) as events, tempfile.TemporaryFile() as printed:
         try:
             process = subprocess.Popen(
-                [sys.executable, "-m", "edgerpn.export.engine.worker", str(writing), str(os.getpid())],
+                [*module_command("edgerpn.export.engine.worker"), str(writing), str(os.getpid())],
                 stdin=subprocess.PIPE,
                 stdout=printed,
                 stderr=subprocess.STDOUT,

@@ -1,4 +1,4 @@
-"""The child process of a build: `python -m edgerpn.export.engine.worker FD PARENT`.
+"""The child process of a build, with the arguments FD and PARENT.
 
 It reads one request, a JSON object on stdin, and writes events, one JSON object a line, to the file descriptor FD. Its
 stdout and stderr belong to the libraries. It ends when its parent, the process PARENT, ends.

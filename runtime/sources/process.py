@@ -15,7 +15,7 @@ from contextlib import ExitStack, suppress
 from urllib.parse import unquote, urlsplit
 
 from edgerpn.errors import StreamOpenError
-from edgerpn.machine import child_environment, python_problem
+from edgerpn.machine import child_environment, module_command, python_problem
 from edgerpn.runtime.redaction import HIDDEN, redact
 from edgerpn.runtime.sources.capture_config import CaptureConfig
 from edgerpn.runtime.sources.failures import CaptureFailedError, is_noise
@@ -79,7 +79,7 @@ class CaptureProcess:
             self.output_fd, output = os.pipe()
             theirs.callback(os.close, output)
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "edgerpn.runtime.sources.child", str(control.fileno())],
+                [*module_command("edgerpn.runtime.sources.child"), str(control.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

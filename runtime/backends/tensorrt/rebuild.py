@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from edgerpn.errors import ArtifactMismatchError, EngineLoadError
-from edgerpn.machine import child_environment, python_problem
+from edgerpn.machine import child_environment, module_command, python_problem
 from edgerpn.manifest import Manifest
 from edgerpn.runtime.backends.tensorrt.compatibility import engine_spec, find_onnx, read_manifest
 from edgerpn.runtime.backends.tensorrt.cuda_provider import open_device
@@ -78,7 +78,7 @@ def command(onnx: Path, path: Path, manifest: Manifest, capability: str | None) 
     """
     spec = engine_spec(path, manifest)
     profile = spec.profile
-    words = [sys.executable, "-m", "edgerpn", "build", os.fspath(onnx), "-o", os.fspath(path)]
+    words = [*module_command("edgerpn"), "build", os.fspath(onnx), "-o", os.fspath(path)]
     words += ["--backend", spec.library]
     if capability in RTX_CAPABILITIES:
         capabilities = (capability, *(other for other in spec.compute_capabilities if other != capability))

@@ -163,7 +163,6 @@ def test_an_operator_set_after_20_is_left_to_versions_that_may_read_it(fixed_gra
         assert "error: " not in str(told)
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 always imports from the current folder first")
 def test_files_of_the_current_folder_are_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("queue.py").write_text("raise SystemExit('the wrong file')")

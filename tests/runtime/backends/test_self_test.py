@@ -18,7 +18,7 @@ import pytest
 from edgerpn import golden
 from edgerpn import manifest as manifests
 from edgerpn.errors import ArtifactMismatchError, EngineLoadError, ManifestError, SelfTestError
-from edgerpn.machine import CHILD_MARK
+from edgerpn.machine import CHILD_MARK, module_command
 from edgerpn.runtime import load
 from edgerpn.runtime.backends import open_backend as opening
 from edgerpn.runtime.backends.tensorrt import backend as tensorrt_backend
@@ -183,8 +183,8 @@ def test_a_mismatch_fails_unless_rebuilding_is_allowed(
     with load(path, on_mismatch="rebuild") as model:
         assert model.manifest.kind == "engine"
     (words,) = commands
-    assert words[:3] == [sys.executable, "-m", "edgerpn"]
-    assert words[3:] == [
+    assert words[:4] == module_command("edgerpn")
+    assert words[4:] == [
         "build", str(tmp_path / "source.onnx"), "-o", str(path), "--backend", "tensorrt", "--set", "batch=[1, 2, 4]"
     ]  # fmt: skip
     assert "building it again from source.onnx (GPU: expected compute capability 8.9" in caplog.text

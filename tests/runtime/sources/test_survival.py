@@ -58,6 +58,16 @@ def test_a_capture_process_that_dies_is_reported_and_replaced(number: signal.Sig
     assert np.array_equal(held.image, copy)
 
 
+def test_a_capture_process_imports_nothing_from_the_current_folder(
+    clip: Path, play: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("json", "numpy", "queue", "runpy"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong file')")
+    monkeypatch.chdir(tmp_path)
+    item, _ = play(str(clip)).until(lambda item: isinstance(item, Frame) or item.kind == "error", DEADLINE_S)
+    assert isinstance(item, Frame), item.message
+
+
 def test_killing_the_parent_leaves_no_process_and_no_memory(clip: Path, patience: Any) -> None:
     before = set(os.listdir("/dev/shm"))
     code = """
