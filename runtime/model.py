@@ -29,6 +29,7 @@ from edgerpn.runtime.frame import Frame, Result, Source
 from edgerpn.runtime.onnx_session import Provider
 from edgerpn.runtime.opencv import load_cv2
 from edgerpn.runtime.redaction import redact_url
+from edgerpn.runtime.threads import is_refused
 from edgerpn.runtime.tracing import span
 
 if TYPE_CHECKING:
@@ -247,6 +248,7 @@ class Model:
 
         Raises:
             InferenceError: The backend failed, or the threads of `pool` do not start.
+            RuntimeError: `pool` was shut down.
         """
         start_s = time.monotonic()
         if len(frames) == 1:
@@ -258,6 +260,8 @@ class Model:
                 filling = (pool.map if pool is not None else map)(fill, range(len(frames)), frames)
             except RuntimeError as error:
                 # A pool starts its threads with its first work.
+                if not is_refused(error):
+                    raise
                 raise InferenceError(
                     f"the threads that prepare frames cannot be started: {error}. Raise the limit of threads, or set "
                     "batching.preprocess_threads = 1"

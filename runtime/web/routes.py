@@ -6,9 +6,12 @@ import asyncio
 import dataclasses
 import json
 import secrets
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qs
 
 from starlette.applications import Starlette
@@ -22,6 +25,7 @@ from edgerpn.errors import EdgeRpnError
 from edgerpn.runtime.redaction import redact
 from edgerpn.runtime.run.http_config import MAX_TOP, HttpConfig
 from edgerpn.runtime.sinks.record import iso_utc, record_schema
+from edgerpn.runtime.threads import NoThreadError, start_thread
 from edgerpn.runtime.web.access import COOKIE, COOKIE_S, AccessRules, is_https
 from edgerpn.runtime.web.hub import SAMPLED, UP_STATES, Hub
 from edgerpn.runtime.web.metrics import families
@@ -34,6 +38,9 @@ from edgerpn.runtime.web.requests import (
     whole_number,
 )
 from edgerpn.runtime.web.streaming import StreamRoutes
+
+Argument = TypeVar("Argument")
+Changed = TypeVar("Changed")
 
 API = 1
 """Version of the API: /api/v1 keeps its meaning, /api is the newest version."""
@@ -63,6 +70,7 @@ class PageRoutes:
         self._live = live
         self._access = access
         self._config = config
+        self._changing = asyncio.Lock()
         self._run = secrets.token_hex(4)
         self._login = _file("login.html").decode()
         self._openapi = json.loads(_file("openapi.json"))
@@ -173,8 +181,7 @@ class PageRoutes:
         table = await json_object(request)
         try:
             check_added(table)
-            # In a thread: starting a process takes a moment, ending one up to two seconds.
-            name = await asyncio.to_thread(streams.add, table)
+            name = await self._change(streams.add, table)
         except EdgeRpnError as error:
             raise HTTPException(422, redact(str(error))) from error
         except (ValueError, RuntimeError) as error:
@@ -185,7 +192,7 @@ class PageRoutes:
         """Ends and removes a source."""
         streams = self._controlled()
         name = request.query_params.get("name", "")
-        if not await asyncio.to_thread(streams.remove, name):
+        if not await self._change(streams.remove, name):
             raise HTTPException(404, "no such source; expected ?name=NAME")
         return Response(status_code=204)
 
@@ -266,6 +273,31 @@ class PageRoutes:
             {"name": name, "is_up": stats["state"] in UP_STATES, **{key: _rounded(stats[key]) for key in _SHOWN}}
             for name, stats in self._hub.stats().items()
         ]
+
+    async def _change(self, function: Callable[[Argument], Changed], argument: Argument) -> Changed:
+        """Calls a function in a thread: starting a process takes a moment, ending one up to two seconds.
+
+        Not in a pool, which does its work later when no thread starts for it.
+
+        Raises:
+            HTTPException: The system gives no more threads.
+        """
+        done: Future[Changed] = Future()
+        # A client that goes does not cancel it.
+        done.set_running_or_notify_cancel()
+
+        def work() -> None:
+            try:
+                done.set_result(function(argument))
+            except BaseException as error:  # noqa: BLE001 - raised again for the request
+                done.set_exception(error)
+
+        async with self._changing:
+            try:
+                start_thread(threading.Thread(target=work, name="edgerpn-change", daemon=True))
+            except NoThreadError as error:
+                raise HTTPException(503, str(error)) from error
+            return await asyncio.wrap_future(done)
 
     def _controlled(self) -> Any:
         if not self._config.control:

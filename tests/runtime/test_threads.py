@@ -35,25 +35,6 @@ pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.fixture
-def refused(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """Names of threads that the system refuses: none has room for such a stack."""
-    names: set[str] = set()
-    lock = threading.Lock()
-    start = threading.Thread.start
-
-    def start_or_fail(thread: threading.Thread) -> None:
-        with lock:
-            before = threading.stack_size(1 << 46 if thread.name in names else 0)
-            try:
-                start(thread)
-            finally:
-                threading.stack_size(before)
-
-    monkeypatch.setattr(threading.Thread, "start", start_or_fail)
-    return names
-
-
-@pytest.fixture
 def nothing_is_left(tmp_path: Path) -> Iterator[None]:
     """Fails when a test leaves a thread of ours or an open file of its folder behind."""
     # Tests before it may have left threads, with connections that come and go.
@@ -201,16 +182,33 @@ def test_settings_that_find_no_thread_to_read_them_do_not_end_the_run(
         wait_until(lambda: "settings read again" in caplog.text)
 
 
-def test_a_pool_without_a_thread_is_one_error_of_the_model(
-    refused: set[str], make_model: Callable[..., Path], tmp_path: Path
-) -> None:
-    frames = [
+@pytest.fixture
+def frames() -> list[Frame]:
+    return [
         Frame(
             image=np.zeros((48, 64, 3), np.uint8), source="door", index=index, media_time_s=None, captured_at=0.0,
             monotonic_s=0.0, decode_ms=0.0,
         )
         for index in range(2)
     ]  # fmt: skip
+
+
+def test_a_pool_that_was_shut_down_is_not_a_lack_of_threads(
+    make_model: Callable[..., Path], tmp_path: Path, frames: list[Frame]
+) -> None:
+    pool = ThreadPoolExecutor(2)
+    pool.shutdown()
+    with (
+        load(make_model(tmp_path, batch=None), threads=1) as model,
+        pytest.raises(RuntimeError, match="cannot schedule new futures after shutdown") as raised,
+    ):
+        model.run_frames(frames, pool=pool)
+    assert raised.type is RuntimeError
+
+
+def test_a_pool_without_a_thread_is_one_error_of_the_model(
+    refused: set[str], make_model: Callable[..., Path], tmp_path: Path, frames: list[Frame]
+) -> None:
     refused.add("preprocess_0")
     with (
         load(make_model(tmp_path, batch=None), threads=1) as model,

@@ -244,6 +244,20 @@ def test_sources_are_added_and_removed_while_it_runs(serve: Make, make_camera: M
     assert b"hunter2" not in everything
 
 
+def test_a_change_that_finds_no_thread_is_refused_and_never_done(control_site: Any, refused: set[str]) -> None:
+    site = control_site
+    source = {"name": "yard", "source": "http://127.0.0.1:9/x"}
+    refused |= {"edgerpn-change", *(f"asyncio_{number}" for number in range(64))}
+    for method, options in (("POST", {"body": source}), ("DELETE", {"query": {"name": "yard"}})):
+        answer = site.client(method, "/api/v1/sources", **options)
+        assert answer.status == 503
+        validate(answer.json, described("/api/v1/sources", method.lower(), 503))
+        assert "cannot be started: can't start new thread. Raise the limit of threads" in answer.json["error"]
+    refused.clear()
+    assert site.client("DELETE", "/api/v1/sources", query={"name": "yard"}).status == 404
+    assert site.get("/api/v1/sources").json["sources"] == []
+
+
 def test_without_control_no_source_changes(down_site: Any) -> None:
     site = down_site
     assert site.client("POST", "/api/v1/sources", body={"source": "http://127.0.0.1:9/y"}).status == 403
