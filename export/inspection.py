@@ -199,55 +199,53 @@ def _other_program(layout: str) -> CompatibilityCheck:
 
 
 def _describe_graph(proto: onnx.ModelProto) -> dict[str, Any]:
+    flops = count_onnx_flops(proto)
     return {
         "inputs": [_tensor(value) for value in proto.graph.input],
         "outputs": [_tensor(value) for value in proto.graph.output],
         "nodes": len(proto.graph.node),
         "parameters": sum(math.prod(tensor.dims) for tensor in proto.graph.initializer),
-        "gflops": round(count_onnx_flops(proto) / 1e9, 3),
+        "gflops": None if flops is None else round(flops / 1e9, 3),
     }
 
 
 def _load_onnx(file: Path) -> onnx.ModelProto | None:
     """Reads the ONNX file; None on a device without the package onnx, where the manifest can still be read."""
     try:
-        library = require("onnx", extra="export", purpose="counting operations")
-        protobuf = require("google.protobuf.message", extra="export", purpose="reading ONNX")
+        require("onnx", extra="export", purpose="counting operations")
     except MissingDependencyError:
         return None
-    try:
-        # Weights in other files are not needed to count operations.
-        return library.load(file, load_external_data=False)
-    except protobuf.DecodeError as error:
-        raise EngineLoadError(
-            f"{file}: not an ONNX file, or damaged: {error}. Copy it again, or export again."
-        ) from error
+    from edgerpn.export.limits.graph import parse_onnx
+
+    return parse_onnx(file)
 
 
 def _tensor(value: onnx.ValueInfoProto) -> str:
-    from onnx import TensorProto
+    from edgerpn.export.limits.graph import dtype_name
 
     kind = value.type.tensor_type
     shape = ", ".join(dim.dim_param or str(dim.dim_value) for dim in kind.shape.dim)
-    return f"{value.name} {TensorProto.DataType.Name(kind.elem_type).lower()} [{shape}]"
+    return f"{value.name} {dtype_name(kind.elem_type)} [{shape}]"
 
 
-def count_onnx_flops(proto: onnx.ModelProto) -> int:
-    """Operations of the convolutions and matrix products for a batch of 1, 2 a multiply-add."""
-    from onnx import shape_inference
+def count_onnx_flops(proto: onnx.ModelProto) -> int | None:
+    """Operations of the convolutions and matrix products for a batch of 1, 2 a multiply-add.
 
-    graph = shape_inference.infer_shapes(proto).graph
-    shapes = {
-        value.name: [dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim]
-        for value in (*graph.value_info, *graph.output, *graph.input)
-    }
-    shapes.update({tensor.name: list(tensor.dims) for tensor in graph.initializer})
+    None: a shape that counts is unknown.
+    """
+    from edgerpn.export.limits.graph import GraphView
+
+    view = GraphView(proto, None)
+    shapes = {name: [size or 1 for size in shape] for name, shape in view.shapes.items()}
     total = 0
-    for node in graph.node:
-        if node.op_type == "Conv":
-            total += 2 * math.prod(shapes[node.output[0]]) * math.prod(shapes[node.input[1]][1:])
-        elif node.op_type == "MatMul":
-            total += 2 * math.prod(shapes[node.output[0]]) * shapes[node.input[0]][-1]
+    try:
+        for node in view.proto.graph.node:
+            if node.op_type == "Conv":
+                total += 2 * math.prod(shapes[node.output[0]]) * math.prod(shapes[node.input[1]][1:])
+            elif node.op_type == "MatMul":
+                total += 2 * math.prod(shapes[node.output[0]]) * shapes[node.input[0]][-1]
+    except (IndexError, KeyError):
+        return None
     return total
 
 

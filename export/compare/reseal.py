@@ -183,7 +183,9 @@ def _find(
         ConfigError: There is none.
     """
     dtype, shape = wanted[wanted_name]
-    fitting = [name for name in names if view.dtypes.get(name) == _TYPES[dtype] and _fits(view.shapes.get(name), shape)]
+    # A name that is not text, by a damaged byte, is a value of bytes.
+    texts = [name for name in names if isinstance(name, str)]
+    fitting = [name for name in texts if view.dtypes.get(name) == _TYPES[dtype] and _fits(view.shapes.get(name), shape)]
     if wanted_name in fitting:
         return wanted_name
     if len(fitting) == 1:

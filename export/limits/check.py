@@ -11,7 +11,7 @@ import onnxruntime
 
 from edgerpn.errors import ExportError
 from edgerpn.export.limits import rules
-from edgerpn.export.limits.graph import GraphView, read_onnx
+from edgerpn.export.limits.graph import LIBRARY_FAILURES, GraphView, read_onnx
 from edgerpn.export.limits.rules import Violation
 from edgerpn.manifest import Manifest
 from edgerpn.targets import TARGETS, Target, TargetName
@@ -32,6 +32,9 @@ RULES: tuple[Rule, ...] = (
     rules.plugins,
     rules.not_checked,
 )
+
+_BROKEN = (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError)
+"""Errors of a rule about a graph that is not valid."""
 
 
 def find_violations(
@@ -56,8 +59,14 @@ def find_violations(
     if not isinstance(model, onnx.ModelProto):
         model, own = read_onnx(Path(model))
         manifest = manifest or own
-    view = GraphView(model, manifest)
-    found = [violation for rule in RULES for violation in rule(view, TARGETS[target])]
+    try:
+        view = GraphView(model, manifest)
+        found = [violation for rule in RULES for violation in rule(view, TARGETS[target])]
+    except _BROKEN:
+        # The rules rely on what the checker demands: outputs of a node, types that exist, whole tensors.
+        found = _invalid(model)
+        if not found:
+            raise
     # The checker and the library report the first problem that they meet, which the rules may have reported better.
     if not any(violation.severity == "error" for violation in found):
         found += _invalid(model)
@@ -98,7 +107,7 @@ def _invalid(model: onnx.ModelProto) -> list[Violation]:
         return []
     try:
         onnx.checker.check_model(model, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
+    except LIBRARY_FAILURES as error:
         return [_refusal("invalid", str(error), "a graph that the ONNX checker accepts")]
     return []
 

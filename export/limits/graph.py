@@ -20,6 +20,11 @@ from edgerpn.models import CHECKPOINT_SUFFIXES
 Shape = tuple[int | None, ...]
 """Sizes of the axes; None where the size is open."""
 
+LIBRARY_FAILURES = (
+    onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError, RuntimeError, MemoryError
+)  # fmt: skip
+"""Errors of the package onnx about a graph that is not valid, or larger than protobuf or the memory holds."""
+
 
 def read_onnx(path: Path) -> tuple[onnx.ModelProto, Manifest | None]:
     """Reads an ONNX file, and its manifest if it is one of ours.
@@ -96,8 +101,7 @@ class GraphView:
         """Infers types and shapes; those that cannot be inferred stay unknown."""
         self.manifest = manifest
         self.opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
-        inlined = onnx.inliner.inline_local_functions(proto) if proto.functions else proto
-        self.proto = _inferred(inlined)
+        self.proto = _inferred(_inlined(proto) if proto.functions else proto)
         graph = self.proto.graph
         self.nodes = tuple(_walk(graph))
         self.dtypes: dict[str, int] = {}
@@ -139,11 +143,19 @@ def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
     return default
 
 
+def dtype_name(dtype: int) -> str:
+    """Returns float32 for ONNX's FLOAT; `type 99` for a number that ONNX does not have."""
+    if dtype not in onnx.TensorProto.DataType.values():
+        return f"type {dtype}"
+    name: str = onnx.TensorProto.DataType.Name(dtype)
+    return {"FLOAT": "float32", "DOUBLE": "float64"}.get(name, name.lower())
+
+
 def _constant_tensors(nodes: tuple[onnx.NodeProto, ...]) -> dict[str, onnx.TensorProto]:
     """Returns the tensors inside Constant nodes, by the name of the node's output."""
     found = {}
     for node in nodes:
-        for item in node.attribute if node.op_type == "Constant" else ():
+        for item in node.attribute if node.op_type == "Constant" and node.output else ():
             if item.name == "value":
                 found[node.output[0]] = item.t
             elif item.name in ("value_int", "value_ints"):
@@ -152,10 +164,18 @@ def _constant_tensors(nodes: tuple[onnx.NodeProto, ...]) -> dict[str, onnx.Tenso
     return found
 
 
+def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
+    try:
+        return onnx.inliner.inline_local_functions(proto)
+    except LIBRARY_FAILURES:
+        # Functions that call themselves, or with other numbers of inputs: the checker and the library report them.
+        return proto
+
+
 def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
     try:
         return onnx.shape_inference.infer_shapes(proto)
-    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
+    except LIBRARY_FAILURES:
         # More than protobuf holds, or wrong shapes: the rules then use the values in the file.
         return proto
 

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from edgerpn.export.limits.graph import GraphView, Shape, attribute
+from edgerpn.export.limits.graph import GraphView, Shape, attribute, dtype_name
 from edgerpn.manifest import Layout, Manifest
 from edgerpn.runtime.backends.contract import tensors_of
 from edgerpn.targets import TOPK_LIMIT, EngineLibrary, Target
@@ -234,7 +234,7 @@ def quantization(view: GraphView, target: Target) -> Iterator[Violation]:
         if zero is not None and np.any(zero.astype(np.int64) != 0):
             found, limit = f"zero point {int(zero.reshape(-1)[0])}", "symmetric only, zero point 0"
         elif dtype in (TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT4):
-            found, limit = f"type {_dtype(dtype)}", "signed INT8; larger values would saturate"
+            found, limit = f"type {dtype_name(dtype)}", "signed INT8; larger values would saturate"
         else:
             continue
         yield Violation(
@@ -356,7 +356,7 @@ def not_checked(view: GraphView, target: Target) -> Iterator[Violation]:
             )
         }
     )
-    types = sorted({_dtype(dtype) for dtype in view.dtypes.values()} - _CHECKED_TYPES)
+    types = sorted({dtype_name(dtype) for dtype in view.dtypes.values()} - _CHECKED_TYPES)
     for what, names in (("operators", operators), ("element types", types)):
         if names:
             yield Violation(
@@ -371,12 +371,7 @@ def title(node: onnx.NodeProto) -> str:
 
 
 def _tensor(value: tuple[int, Shape | None] | None) -> str:
-    return "no such tensor" if value is None else f"{_dtype(value[0])} {_shape(value[1])}"
-
-
-def _dtype(dtype: int) -> str:
-    name: str = TensorProto.DataType.Name(dtype)
-    return {"FLOAT": "float32", "DOUBLE": "float64"}.get(name, name.lower())
+    return "no such tensor" if value is None else f"{dtype_name(value[0])} {_shape(value[1])}"
 
 
 def _shape(shape: Shape | None) -> str:

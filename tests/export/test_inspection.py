@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import onnx
 import pytest
 
 from edgerpn import manifest as manifests
@@ -81,6 +82,23 @@ def test_an_onnx_file_is_described_and_onnx_runtime_looked_for(make_model: MakeM
     assert (check["key"], check["verdict"]) == ("library", "ok")
     assert "ONNX Runtime" in check["found"]
     assert "CPU" in check["found"]
+
+
+@pytest.mark.parametrize("damage", ["a rank that cannot be", "a type that does not exist"])
+def test_a_damaged_file_without_a_hash_is_described_as_far_as_it_goes(
+    damage: str, make_model: MakeModel, tmp_path: Path
+) -> None:
+    path = make_model(tmp_path, has_sidecar=False)
+    model = onnx.load(path)
+    model.graph.node.append(onnx.helper.make_node("MatMul", ["boxes", "boxes"], ["product"]))
+    if damage == "a rank that cannot be":
+        model.graph.output[0].type.tensor_type.shape.dim.pop()
+    else:
+        model.graph.output[0].type.tensor_type.elem_type = 99
+    path.write_bytes(model.SerializeToString())
+    report = inspect_artifact(path)
+    assert report["gflops"] is None or report["gflops"] >= 0
+    assert main(["inspect", str(path)]) == 0
 
 
 def test_a_device_without_torch_and_onnx_inspects_engines_and_onnx_files(

@@ -197,6 +197,12 @@ def test_a_graph_without_the_tensors_of_its_parent_is_refused(parent: Path, tmp_
         check(tmp_path / "changed.onnx", "--against", parent, "--reseal")
 
 
+def test_a_graph_whose_names_are_damaged_is_refused(parent: Path, tmp_path: Path) -> None:
+    (tmp_path / "changed.onnx").write_bytes(parent.read_bytes().replace(b"count", b"c\xffunt"))
+    with pytest.raises(ConfigError, match="no tensor like 'count' of the exported file"):
+        check(tmp_path / "changed.onnx", "--against", parent, "--reseal")
+
+
 def test_a_graph_with_further_outputs_is_refused_by_its_interface(parent: Path, tmp_path: Path) -> None:
     proto = onnx.load(parent)
     proto.graph.node.append(onnx.helper.make_node("Identity", ["scores"], ["copy"]))

@@ -256,6 +256,58 @@ def test_a_file_that_breaks_onnxs_own_rules_is_an_error() -> None:
     assert "nowhere" in found.found
 
 
+def broken(damage: str) -> onnx.ModelProto:
+    """A graph that some tool, or a wrong byte, has spoilt."""
+    proto = topk(5)
+    if damage == "a type that does not exist":
+        proto.graph.output[0].type.tensor_type.elem_type = 99
+    elif damage == "too few bytes of a constant":
+        proto.graph.initializer[0].raw_data = b"\x05\x00"
+    elif damage == "a constant of another type":
+        proto.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.array([np.nan], np.float32), "k"))
+    elif damage == "an attribute of another type":
+        proto.graph.node[0].attribute.append(helper.make_attribute("axis", 0.5))
+    elif damage == "nodes without outputs":
+        proto.graph.node.extend([N("NonZero", ["x"], []), N("Constant", [], [], value_int=1)])
+    else:
+        called = helper.make_function(
+            "ours", "F", ["x"], ["y"], [N("F", ["x"], ["y"], domain="ours")],
+            [helper.make_opsetid("", 19), helper.make_opsetid("ours", 1)],
+        )  # fmt: skip
+        proto.functions.append(called)
+        proto.opset_import.append(helper.make_opsetid("ours", 1))
+        proto.graph.node.append(N("F", ["y"], ["z"], domain="ours"))
+    return proto
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "a type that does not exist",
+        "too few bytes of a constant",
+        "a constant of another type",
+        "an attribute of another type",
+        "nodes without outputs",
+        "a function that calls itself",
+    ],
+)
+def test_a_broken_graph_is_an_error_for_every_target(damage: str) -> None:
+    targets: tuple[TargetName, ...] = ("onnxruntime", JETPACK, RTX)
+    for target in targets:
+        found = [
+            violation.rule for violation in find_violations(broken(damage), target) if violation.severity == "error"
+        ]
+        assert found in (["invalid"], ["unknown-operator"])
+
+
+def test_a_function_with_too_many_inputs_is_an_error() -> None:
+    called = helper.make_function("ours", "F", ["a"], ["b"], [N("Relu", ["a"], ["b"])], [helper.make_opsetid("", 19)])
+    proto = graph([N("F", ["x", "x"], ["y"], domain="ours")], IMAGE, SAME, domains=["ours"])
+    proto.functions.append(called)
+    assert [violation.rule for violation in find_violations(proto, "onnxruntime")] == ["load"]
+    assert [violation.rule for violation in find_violations(proto, RTX)] == ["unknown-operator"]
+
+
 def test_errors_come_before_warnings_and_read_well() -> None:
     both = graph([*nms().graph.node, N("Magic", ["b"], ["v"], domain="acme")],
                  {"b": (F, [1, 5, 4]), "s": (F, [1, 1, 5])}, {"v": (F, [1])}, domains=["acme"],
