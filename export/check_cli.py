@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -185,6 +186,8 @@ def _open_changed(arguments: argparse.Namespace) -> AbstractContextManager[Chang
     """Returns model A as a changed form of model B, if it is one: by --reseal, or by its hash."""
     if any(path.suffix.lower() != ".onnx" for path in (arguments.model, arguments.against)):
         return None
+    if not arguments.reseal and importlib.util.find_spec("onnx") is None:
+        return None  # on a device; the runtime refuses a changed graph
     from edgerpn.export.compare.reseal import ChangedGraph, is_changed
 
     if not arguments.reseal and not is_changed(arguments.model):

@@ -1,6 +1,7 @@
 """Opens the two models of a comparison (checkpoint, ONNX file or engine) so that they are comparable.
 
-A checkpoint has neither sizes nor counts of its own: it takes them from the model that it is compared with.
+A checkpoint has neither sizes nor counts of its own: it takes them from the model that it is compared with. Only a
+checkpoint needs torch, so that a device can compare an engine with its ONNX file.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -22,7 +23,9 @@ from edgerpn.models import is_checkpoint
 from edgerpn.proposals import Outputs
 from edgerpn.runtime.backends.contract import Backend, output_shapes
 from edgerpn.runtime.backends.open_backend import open_backend
-from edgerpn.train.network.proposal_stage import ProposalConfig
+
+if TYPE_CHECKING:
+    from edgerpn.train.network.proposal_stage import ProposalConfig
 
 PROPOSAL_SETTINGS = (
     "num_proposals",
@@ -61,7 +64,7 @@ class ComparedModel:
     """Height and width of the frames when resizing is in the graph."""
     num_channels: int
     """Bytes of a pixel of the frames."""
-    proposals: ProposalConfig
+    proposals: ProposalConfig | ProposalSpec
     """Counts and thresholds."""
     batch_sizes: tuple[int, ...]
     """Batch sizes at which it must be run; empty for a checkpoint."""
@@ -126,7 +129,9 @@ def _open_checkpoint(file: Path | Backend, other: ComparedModel | None) -> Compa
             [f"{file.name} cannot work at the {hw[0]}x{hw[1]} of {other.name if other else file}: {misfit}"]
         )
     trained = checkpoint.settings.proposals
-    proposals = dataclasses.replace(other.proposals, nms_iterations=trained.nms_iterations) if other else trained
+    proposals = trained
+    if other:
+        proposals = dataclasses.replace(_stage(other.proposals), nms_iterations=trained.nms_iterations)
     source_hw = other.source_hw if other else None
     # Features and classes where there is something to compare them with.
     embeddings, roi_hw = (other.embeddings, other.roi_hw) if other else (False, None)
@@ -171,7 +176,7 @@ def _open_artifact(model: Path | Backend, stack: contextlib.ExitStack, allow_hos
         network_hw=manifest.input.network_hw,
         source_hw=manifest.input.source_hw,
         num_channels=manifest.input.num_channels,
-        proposals=_proposals(manifest.proposals),
+        proposals=manifest.proposals,
         batch_sizes=_batch_sizes(manifest),
         run=lambda frames: (backend.infer(frames), [()] * len(frames)),
         embeddings="embeddings" in shapes,
@@ -180,8 +185,12 @@ def _open_artifact(model: Path | Backend, stack: contextlib.ExitStack, allow_hos
     )
 
 
-def _proposals(spec: ProposalSpec) -> ProposalConfig:
-    values = {name: getattr(spec, name) for name in PROPOSAL_SETTINGS}
+def _stage(proposals: ProposalConfig | ProposalSpec) -> ProposalConfig:
+    from edgerpn.train.network.proposal_stage import ProposalConfig
+
+    if isinstance(proposals, ProposalConfig):
+        return proposals
+    values = {name: getattr(proposals, name) for name in PROPOSAL_SETTINGS}
     # Not set in the manifest of a graph without classes.
     return ProposalConfig(**{name: value for name, value in values.items() if value is not None})
 
@@ -215,7 +224,8 @@ def differences(a: ComparedModel, b: ComparedModel) -> tuple[str, ...]:
         lines.append(f"classes: {', '.join(a.class_names) or 'none'} and {', '.join(b.class_names) or 'none'}")
     for name in PROPOSAL_SETTINGS:
         first, second = getattr(a.proposals, name), getattr(b.proposals, name)
-        if first != second:
+        # Without classes, a manifest has no threshold for them.
+        if first != second and None not in (first, second):
             lines.append(f"{name}: {first} and {second}")
     return tuple(lines)
 

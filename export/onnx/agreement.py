@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +31,9 @@ from edgerpn.errors import ParityError
 from edgerpn.manifest.parts import Precision, ProposalSpec
 from edgerpn.matching import Boxes, Scores, Tolerance, match
 from edgerpn.proposals import pairwise_iou
-from edgerpn.train.network.proposal_stage import ProposalConfig
+
+if TYPE_CHECKING:
+    from edgerpn.train.network.proposal_stage import ProposalConfig
 
 FrameProposals = tuple[Boxes, Scores]
 """Boxes and scores of the valid proposals of one frame."""

@@ -6,6 +6,8 @@ import argparse
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,6 +97,21 @@ def test_models_that_agree_end_in_0_with_a_table_and_a_report(
     assert content["comparison"]["agrees"] is True
     assert {image["image"] for image in content["comparison"]["images"]} == {"1.png", "3.png", "5.png"}
     assert len(list(pictures.iterdir())) >= 1
+
+
+def test_a_device_without_torch_and_onnx_compares_files(exported: GetExport, photo_files: list[Path]) -> None:
+    code = """
+import sys
+for name in ("torch", "torchvision", "onnx", "onnxscript", "matplotlib", "faster_coco_eval"):
+    sys.modules[name] = None
+from edgerpn.__main__ import main
+sys.exit(main(["check", *sys.argv[1:]]))
+"""
+    a, b = exported("portable").file, exported("standard").file
+    words = [sys.executable, "-c", code, str(a), "--against", str(b), "--images", str(photo_files[0].parent)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "the models agree within the tolerance of fp32" in done.stdout
 
 
 def test_models_that_disagree_end_in_1_with_the_culprit(
