@@ -9,6 +9,10 @@ INPUT_RAILS = ("VIN", "VDD_IN", "POM_5V_IN")
 """Rails that feed a whole Jetson: Thor, modules of the size of Orin NX, Jetson Nano. An AGX Xavier or AGX Orin measures
 no such rail."""
 
+INNER_RAILS = {"VDDQ_VDD2_1V8AO": "VIN_SYS_5V0"}
+"""Rails that another rail feeds, whose power includes theirs: on an AGX Orin that of the memory (Jetson Linux Developer
+Guide r36.4.3, Software-Based Power Consumption Modeling)."""
+
 GPU_RAIL, CPU_RAIL = "GPU", "CPU package"
 """Names of the power of an NVIDIA GPU (nvidia-smi) and of the packages of a CPU (RAPL)."""
 
@@ -93,7 +97,7 @@ def _total_of(rails: Iterable[str], *, prefers_gpu: bool) -> tuple[str, ...]:
     for rail in INPUT_RAILS:
         if rail in names:
             return (rail,)
-    of_board = tuple(name for name in names if name not in (GPU_RAIL, CPU_RAIL))
+    of_board = tuple(name for name in names if name not in (GPU_RAIL, CPU_RAIL) and INNER_RAILS.get(name) not in names)
     if of_board:
         return of_board
     order = (GPU_RAIL, CPU_RAIL) if prefers_gpu else (CPU_RAIL,)
