@@ -23,7 +23,6 @@
       InputError(ValueError)            a frame or array of the wrong type, shape or dtype
       StreamError                       a video source or sink
         StreamOpenError                 it cannot be opened
-        StreamStalledError              it stopped delivering
         SinkError                       results cannot be written
       BulkError                         workers of a bulk run cannot work; says how to continue it
       MissingDependencyError(ImportError)   an optional package is needed; says which extra brings it
@@ -164,10 +163,6 @@ class StreamError(EdgeRpnError):
 
 class StreamOpenError(StreamError):
     """A source cannot be opened."""
-
-
-class StreamStalledError(StreamError):
-    """A source stopped delivering frames without ending."""
 
 
 class SinkError(StreamError):

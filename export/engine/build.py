@@ -53,8 +53,6 @@ class BuildResult:
     """Report of the build; None when only the report could not be written."""
     num_bytes: int
     """Size of the engine."""
-    num_tries: int
-    """Builds until one had enough memory."""
 
 
 def build_engine(
@@ -115,7 +113,6 @@ def build_engine(
         manifest=edgerpn.manifest.read(output),
         report=written,
         num_bytes=output.stat().st_size,
-        num_tries=len(report.tries),
     )
 
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from edgerpn.errors import InputError, StreamOpenError, StreamStalledError
+from edgerpn.errors import InputError, StreamError, StreamOpenError
 from edgerpn.proposals import Proposals
 from edgerpn.runtime import Model, Result, load
 from edgerpn.runtime.frame import Event, Frame
@@ -202,9 +202,9 @@ def test_a_consumer_that_raises_gets_its_own_error(model: Model, video_path: Pat
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_error_of_the_source_comes_after_its_frames(run: Callable[..., Items], workers: int) -> None:
-    items = run(Frames(6, error=StreamStalledError("gone")), workers=workers)
+    items = run(Frames(6, error=StreamError("gone")), workers=workers)
     assert [next(items).index for _ in range(6)] == list(range(6))  # type: ignore[union-attr]
-    with pytest.raises(StreamStalledError, match="gone"):
+    with pytest.raises(StreamError, match="gone"):
         next(items)
 
 
