@@ -56,7 +56,12 @@ class MotSink:
 
     def event(self, event: Event) -> None:
         """Closes the file of a source that has ended; the format has no events."""
-        file = self._files.pop(event.source, None) if event.kind == "ended" else None
+        if event.kind != "ended":
+            return
+        if event.reason == "removed" and self._is_live:
+            # Its file stays. If it is added again, its frames count from 1 again, in another file.
+            self._paths.pop(event.source, None)
+        file = self._files.pop(event.source, None)
         if file is not None:
             file.close()
 

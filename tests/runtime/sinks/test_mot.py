@@ -64,6 +64,18 @@ def test_a_source_that_ended_leaves_no_open_file_and_continues_it_when_it_comes_
     assert lines == {"door.txt": 2, "yard.txt": 2}
 
 
+def test_a_source_that_was_removed_and_is_added_again_has_a_new_file(
+    make_result: MakeResult, make_event: Callable[..., Event], tmp_path: Path
+) -> None:
+    sink = MotSink(str(tmp_path), is_live=True)
+    for track_id in (4, 7):
+        sink.write(with_track(make_result(0, source="door"), track_id))
+        sink.event(dataclasses.replace(make_event("ended", source="door"), reason="removed"))
+    sink.close()
+    first, second = ((tmp_path / name).read_text().split(",")[:2] for name in ("door.txt", "door-2.txt"))
+    assert (first, second) == (["1", "4"], ["1", "7"])
+
+
 def test_the_first_result_replaces_an_earlier_file_and_a_live_run_keeps_it_in_a_folder(
     make_result: MakeResult, tmp_path: Path
 ) -> None:
