@@ -246,12 +246,16 @@ def test_max_fps_limits_each_camera(make_result: MakeResult, until: Until, tmp_p
     assert (sink.stats().written, sink.stats().dropped) == (4, 0)
 
 
-def test_a_source_that_was_removed_is_forgotten(make_result: MakeResult, make_event: Any, tmp_path: Path) -> None:
+def test_a_source_that_was_removed_is_forgotten(
+    make_result: MakeResult, make_event: Any, until: Until, tmp_path: Path
+) -> None:
     sink = opened(tmp_path, is_live=True, max_fps=2.0)
-    sink.write(make_result(0, source="a", at_s=100.0))
-    sink.event(dataclasses.replace(make_event("ended", source="a"), reason="removed"))
+    for index in range(2):
+        sink.write(make_result(index, source="a", at_s=100 + index / 10))
+        sink.event(dataclasses.replace(make_event("ended", source="a"), reason="removed"))
+        until(lambda: sink.stats().queued == 0)
     close_sinks([sink])
-    assert not sink._sink._last_s  # type: ignore[union-attr]
+    assert [line["frame"] for line in lines_of(tmp_path / "classes.jsonl") if line["type"] == "classes"] == [0, 1]
 
 
 def test_an_encoder_that_fails_is_counted_for_cameras_and_ends_a_run_of_files(

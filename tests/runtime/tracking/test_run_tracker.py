@@ -151,5 +151,3 @@ def test_a_run_in_which_sources_come_and_go_does_not_grow_and_uses_no_number_twi
     assert [first_number(name) for name in ("live a", "live b", "live a", "live b", "live a")] == [1, 1, 2, 2, 3]
     # Of the names that are forgotten only the largest number is known: 2 of b, then 3 of a.
     assert [first_number(name) for name in ("live c", "live d", "live e", "live b")] == [1, 3, 4, 4]
-    assert len(tracker._sources) == 0
-    assert len(tracker._last_ids) == 2
