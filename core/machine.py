@@ -13,11 +13,14 @@ import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from subprocess import Popen
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -49,6 +52,7 @@ _RUN_MODULE = (
 """Line that runs the module of the first argument as `python -m` would. An empty entry means the current folder."""
 _AHEAD = 16
 """Items for each core that `threaded_map` starts before their results are taken."""
+_KILL_S = 2.0
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PROCESS = "_process_of_owner"
 
@@ -145,6 +149,45 @@ def module_command(module: str) -> list[str]:
     Python 3.10 has no option against it.
     """
     return [sys.executable, "-c", _RUN_MODULE, module]
+
+
+def run_tool(words: Sequence[str], *, timeout_s: float, data: bytes = b"") -> tuple[int | None, bytes]:
+    """Runs a program with `data` as its input; returns its exit status, None after `timeout_s`, and its output so far.
+
+    `subprocess.run` waits for ever for a program that does not end when it is killed, because it hangs in a driver.
+
+    Raises:
+        OSError: It cannot be started.
+    """
+    # Commands that need no program start without this module.
+    import subprocess
+
+    process = subprocess.Popen(
+        words,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=die_with_parent_hook(),
+    )
+    try:
+        output, _ = process.communicate(data, timeout_s)
+    except subprocess.TimeoutExpired as error:
+        return None, error.output or b""
+    finally:
+        end_child(process)
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
+    return process.returncode, output
+
+
+def end_child(process: Popen[Any], *, wait_s: float = _KILL_S) -> None:
+    """Kills a child if it still runs, and waits until it is gone; one that hangs in a driver may outlast the time."""
+    from subprocess import TimeoutExpired
+
+    process.kill()
+    with contextlib.suppress(TimeoutExpired):
+        process.wait(wait_s)
 
 
 def available_cores() -> int:

@@ -11,7 +11,6 @@ systems without it, it never acts.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -28,7 +27,7 @@ from typing import IO, Any
 
 from edgerpn.errors import BuildError
 from edgerpn.export.engine.options import DEFAULT_STALL_S
-from edgerpn.machine import cgroup_free_bytes, child_environment, kib_fields, module_command, python_problem
+from edgerpn.machine import cgroup_free_bytes, child_environment, end_child, kib_fields, module_command, python_problem
 
 MAX_LINES = 1000
 """Log lines kept from the start of a build, and as many from its end."""
@@ -39,7 +38,7 @@ MEMORY_PATTERN = re.compile(
 """Messages of the libraries when memory, of the host or the GPU, runs out."""
 _TICK_S = 0.5
 _KILL_WAIT_S = 10.0
-"""Longest wait for a killed child: inside a call of the driver that never returns, not even SIGKILL ends it."""
+"""Longest wait for a child that was killed, or has closed its files: a call of the driver may never return."""
 _LEAST_SHARE = 0.002
 """Share of a core that counts as work: more than idle threads take that wake up now and then."""
 _LEAST_CPU_S = 0.05
@@ -180,9 +179,11 @@ def run_worker(
         try:
             _send_request(process, request)
             if _follow(events, outcome, on_event, tick, Watchdog(process.pid, stall_s)):
-                outcome.status = process.wait()
+                outcome.status = process.wait(_KILL_WAIT_S)
             else:
                 outcome.stalled_s, outcome.was_memory_short = stall_s, is_memory_short(process.pid)
+        except subprocess.TimeoutExpired:
+            outcome.stalled_s = _KILL_WAIT_S
         finally:
             _end(process)
         outcome.printed = _tail(printed)
@@ -201,9 +202,7 @@ def _send_request(process: subprocess.Popen[bytes], request: dict[str, Any]) -> 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Kills the child if it still runs, and waits until it is gone."""
-    process.kill()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(_KILL_WAIT_S)
+    end_child(process, wait_s=_KILL_WAIT_S)
     if process.stdin is not None:
         process.stdin.close()
 

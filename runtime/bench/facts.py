@@ -6,7 +6,6 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from edgerpn.machine import (
     jetson_linux,
     kib_fields,
     power_mode,
+    run_tool,
 )
 from edgerpn.manifest import Manifest
 from edgerpn.runtime.bench import nvidia_smi
@@ -156,12 +156,10 @@ def _queried_power_mode() -> str | None:
     if program is None:
         return None
     try:
-        done = subprocess.run(
-            [program, "-q"], capture_output=True, encoding="utf-8", errors="replace", timeout=_QUERY_S, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        _, output = run_tool([program, "-q"], timeout_s=_QUERY_S)
+    except OSError:
         return None
-    return parse_power_mode(done.stdout)
+    return parse_power_mode(output.decode("utf-8", "replace"))
 
 
 def _gpu() -> str | None:

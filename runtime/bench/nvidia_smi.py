@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import os
-import subprocess
 from collections.abc import Sequence
 
+from edgerpn.machine import run_tool
 from edgerpn.runtime.bench.reading import GPU_RAIL, Reading
 
 FIELDS = ("power.draw", "clocks.sm", "clocks.mem", "temperature.gpu", "utilization.gpu")
@@ -41,14 +41,11 @@ def command(program: str, interval_ms: int) -> tuple[list[str], list[str]]:
 def query(program: str, fields: Sequence[str]) -> list[str]:
     """Returns the values of fields of the GPU once; empty if the program does not know one of them, or fails."""
     try:
-        done = subprocess.run(
-            _words(program, fields), capture_output=True, encoding="utf-8", errors="replace", timeout=_QUERY_S,
-            check=False,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
+        status, output = run_tool(_words(program, fields), timeout_s=_QUERY_S)
+    except OSError:
         return []
-    values = [value.strip() for value in done.stdout.strip().split(",")]
-    return values if done.returncode == 0 and len(values) == len(fields) else []
+    values = [value.strip() for value in output.decode("utf-8", "replace").strip().split(",")]
+    return values if status == 0 and len(values) == len(fields) else []
 
 
 def _words(program: str, fields: Sequence[str]) -> list[str]:

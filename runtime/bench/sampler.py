@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from edgerpn.machine import die_with_parent_hook
+from edgerpn.machine import die_with_parent_hook, end_child
 from edgerpn.runtime.bench import nvidia_smi, tegrastats
 from edgerpn.runtime.bench.reading import Reading
 from edgerpn.runtime.bench.sysfs import SYS, SysfsProbe
@@ -154,5 +154,4 @@ def _wait(child: subprocess.Popen[str]) -> None:
     try:
         child.wait(_END_S)
     except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()
+        end_child(child)

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from edgerpn.machine import die_with_parent_hook
+from edgerpn.machine import run_tool
 from edgerpn.runtime.sources import CaptureConfig, CaptureFailedError
 from edgerpn.runtime.sources.ffmpeg_reader import list_protocols, playlist
 from edgerpn.runtime.sources.file_sources import is_still
@@ -60,17 +59,8 @@ def find_key_frames(config: CaptureConfig) -> KeyFrames:
         *("-show_entries", "packet=pts_time,dts_time,size,flags:stream=codec_name,profile"),
     ]
     try:
-        done = subprocess.run(
-            command,
-            input=playlist(config).encode("utf-8", "surrogateescape"),
-            capture_output=True,
-            timeout=seconds + _OPEN_S,
-            check=False,
-            preexec_fn=die_with_parent_hook(),
-        )
-        output = done.stdout
-    except subprocess.TimeoutExpired as error:
-        output = error.stdout or b""
+        data = playlist(config).encode("utf-8", "surrogateescape")
+        _, output = run_tool(command, timeout_s=seconds + _OPEN_S, data=data)
     except (OSError, CaptureFailedError) as error:
         return KeyFrames(why_unknown=f"ffprobe: {error}")
     return read_packets(output.decode("utf-8", "replace").splitlines())

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from edgerpn.machine import die_with_parent_hook
+from edgerpn.machine import die_with_parent_hook, end_child, run_tool
 from edgerpn.runtime.sources.capture_config import FILE_PROTOCOLS, NETWORK_PROTOCOLS, CaptureConfig
 from edgerpn.runtime.sources.decoders import Choice
 from edgerpn.runtime.sources.failures import CaptureFailedError
 from edgerpn.runtime.sources.readers import Image
 
 _BMP_HEADER = struct.Struct("<2sIxxxxIIii")
+_VERSION_S = 5.0
 
 
 class FfmpegReader:
@@ -90,8 +91,7 @@ class FfmpegReader:
         return None
 
     def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
+        end_child(self._process)
         if self._process.stdout is not None:
             self._process.stdout.close()
 
@@ -139,8 +139,14 @@ def playlist(config: CaptureConfig) -> str:
 def _version() -> tuple[int, int] | None:
     """Returns major and minor version of ffmpeg; None for builds without one."""
     try:
-        done = subprocess.run(["ffmpeg", "-version"], capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise CaptureFailedError(f"ffmpeg does not start: {error}", reason="dependency", is_final=True) from error
-    found = re.search(r"version n?(\d+)\.(\d+)", done.stdout)
+        status, output = run_tool(["ffmpeg", "-version"], timeout_s=_VERSION_S)
+    except OSError as error:
+        # Memory, processes and open files may be short for a while.
+        is_missing = isinstance(error, FileNotFoundError | PermissionError)
+        message = f"ffmpeg does not start: {error}"
+        raise CaptureFailedError(message, reason="dependency", is_final=is_missing) from error
+    if status is None:
+        message = f"ffmpeg does not start: `ffmpeg -version` gave no answer within {_VERSION_S:g} s"
+        raise CaptureFailedError(message, reason="dependency")
+    found = re.search(rb"version n?(\d+)\.(\d+)", output)
     return (int(found[1]), int(found[2])) if found else None

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from edgerpn import machine
+from tests.support.stuck import stuck_lines
 
 
 def write_cgroup(folder: Path, limit: str, used: int, inactive: int) -> None:
@@ -55,6 +56,27 @@ die_with_parent({parent})
 print("ready", flush=True)
 time.sleep(60)
 """
+
+
+def test_a_tool_gets_its_input_and_gives_its_output_and_status() -> None:
+    code = "import sys; print(sys.stdin.read() + '!'); sys.stderr.write('not this'); sys.exit(3)"
+    assert machine.run_tool([sys.executable, "-c", code], timeout_s=60, data=b"words") == (3, b"words!\n")
+    with pytest.raises(FileNotFoundError):
+        machine.run_tool(["/no/such/tool"], timeout_s=60)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+def test_a_tool_that_does_not_even_end_when_it_is_killed_is_left_behind(tmp_path: Path) -> None:
+    with stuck_lines(tmp_path / "release") as stick:
+        code = f"{stick}\nprint(os.getpid(), flush=True)\ntime.sleep(3600)"
+        # A busy machine may need longer until the tool sticks.
+        for timeout_s in (1, 4, 16, 64):
+            status, output = machine.run_tool([sys.executable, "-c", code], timeout_s=timeout_s)
+            if output:
+                break
+        assert status is None
+        assert Path(f"/proc/{int(output)}").exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's request is Linux's")

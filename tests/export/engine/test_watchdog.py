@@ -18,6 +18,7 @@ from edgerpn.export.engine import process as build_process
 from edgerpn.export.engine.options import BuildConfig
 from edgerpn.export.engine.process import BuildOutcome, Watchdog, cpu_s, is_memory_short, run_worker
 from edgerpn.export.engine.report import explain
+from tests.support.stuck import stuck_lines
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="CPU time is read in /proc")
 WAIT_S = 60.0
@@ -197,6 +198,20 @@ def test_an_import_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch, tmp_pat
     )
     assert outcome.stalled_s == 0.5
     assert "the builder stalled" in outcome.describe_end()
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+def test_a_process_whose_end_hangs_is_left_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(build_process, "_KILL_WAIT_S", 0.5)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with stuck_lines(tmp_path / "release") as stick:
+        (tmp_path / "tensorrt_rtx.py").write_text(f"{stick}\n__version__ = '1.7.1'")
+        outcome = run_worker(
+            {"command": "probe", "backend": "tensorrt-rtx"}, on_event=lambda _: None, tick=lambda: None
+        )
+    assert outcome.stalled_s == 0.5
+    assert "has no builder" in outcome.describe_end()
 
 
 @pytest.mark.parametrize("executable", ["", None])

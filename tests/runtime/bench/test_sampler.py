@@ -12,6 +12,7 @@ import pytest
 from edgerpn.runtime.bench.sampler import Sampler
 from tests.runtime.bench.test_readings import ORIN_NX, write
 from tests.support.patience import wait_until
+from tests.support.stuck import stuck_lines, write_tool
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -69,6 +70,15 @@ def test_a_tool_that_ignores_the_request_to_end_is_killed(tmp_path: Path) -> Non
     with Sampler(50, sys_root=tmp_path / "sys", search_path=f"{tools}:/bin:/usr/bin") as sampler:
         assert "tegrastats" in sampler.tools
     assert not is_alive(tools, "tegrastats")
+
+
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+def test_a_tool_that_hangs_in_a_driver_is_left_behind(tmp_path: Path) -> None:
+    tool = tmp_path / "bin" / "tegrastats"
+    with stuck_lines(tmp_path / "release") as stick:
+        write_tool(tool, f"{stick}\nwhile True:\n    print({ORIN_NX!r}, flush=True)\n    time.sleep(0.02)")
+        with Sampler(50, sys_root=tmp_path / "sys", search_path=str(tool.parent)) as sampler:
+            wait_until(lambda: "tegrastats" in sampler.tools)
 
 
 def test_a_machine_without_tools_is_sampled_in_silence(tmp_path: Path) -> None:

@@ -21,6 +21,9 @@ import pytest
 from edgerpn.errors import StreamOpenError
 from edgerpn.runtime.frame import Event, Frame
 from edgerpn.runtime.sources import CaptureConfig, CaptureGroup, open_capture
+from edgerpn.runtime.sources.decoders import Choice
+from edgerpn.runtime.sources.failures import CaptureFailedError
+from edgerpn.runtime.sources.ffmpeg_reader import FfmpegReader
 from edgerpn.runtime.sources.process import CaptureProcess
 from tests.support.patience import DEADLINE_S
 
@@ -130,6 +133,18 @@ def test_a_process_without_descriptors_is_an_error_that_leaves_none_open(num_fre
     with few_descriptors(num_free), pytest.raises(StreamOpenError, match="no capture process can be started"):
         CaptureProcess(CaptureConfig(source="rtsp://127.0.0.1:9/x", name="door"))
     assert num_fds() == num_before
+
+
+def test_ffmpeg_that_does_not_start_now_may_start_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = CaptureConfig(source="rtsp://127.0.0.1:9/x")
+    choice = Choice(decoder="ffmpeg-process", why="a test")
+    with few_descriptors(2), pytest.raises(CaptureFailedError, match=r"ffmpeg does not start: .*open files") as failed:
+        FfmpegReader(config, choice)
+    assert not failed.value.is_final
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(CaptureFailedError, match=r"ffmpeg does not start: .*No such file") as failed:
+        FfmpegReader(config, choice)
+    assert failed.value.is_final
 
 
 def test_a_moment_without_descriptors_ends_no_source(make_group: Make, quick: dict[str, Any]) -> None:
