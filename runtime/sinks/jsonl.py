@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgerpn.errors import SinkError, check_setting
+from edgerpn.files import is_short_enough
 from edgerpn.runtime.sinks.contract import NotDeliveredError, Record
 from edgerpn.runtime.sinks.sink_queue import OutputConfig
 from edgerpn.settings import PATH
@@ -79,6 +80,12 @@ class JsonLinesSink:
         self.is_final = config.path == "-"
         self._config = config
         self._path = Path(config.path)
+        full = f"{self._path.stem}.{utc_stamp(0)}{self._path.suffix}"
+        if config.is_rotating and not is_short_enough(full):
+            raise SinkError(
+                f"{config.path}: the names of full files, {full}, would be too long (over 255 bytes). "
+                "Choose a shorter name"
+            )
         self._file = LineFile(config.path, append=config.is_rotating or is_live)
         self._begun_s = time.monotonic()
         if config.is_rotating and self._file.num_bytes:

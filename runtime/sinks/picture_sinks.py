@@ -27,11 +27,14 @@ DEFAULT_FPS = 25.0
 
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+_NUMBER = "-1234"
+_ADDED = f".{_NUMBER}-20260131T120000.000Z.0123abcd.mp4"
+"""Letters that the name of a temporary file adds to that of its source."""
 
 
 def free_stem(source: str, taken: Collection[str]) -> str:
     """Returns a file name without suffix for a source, different from the `taken` ones."""
-    stem = plain = _UNSAFE.sub("_", source).strip("._") or "source"
+    stem = plain = files.fitting(_UNSAFE.sub("_", source).strip("._") or "source", _ADDED)
     number = 1
     while stem in taken:
         number += 1
@@ -40,8 +43,12 @@ def free_stem(source: str, taken: Collection[str]) -> str:
 
 
 def annotated_name(image: Path) -> str:
-    """Returns the name of an annotated image: that of the original, but .png where OpenCV may not write the format."""
-    return f"{image.stem}{'.jpg' if image.suffix.lower() in ('.jpg', '.jpeg') else '.png'}"
+    """Returns the name of an annotated image: that of the original, but .png where OpenCV may not write the format.
+
+    A name that would be too long is cut.
+    """
+    name = f"{image.stem}{'.jpg' if image.suffix.lower() in ('.jpg', '.jpeg') else '.png'}"
+    return name if files.is_short_enough(f"{name}{_NUMBER}") else files.fitting(name, _NUMBER)
 
 
 def free_name(name: str, is_taken: Callable[[str], bool]) -> str:

@@ -45,6 +45,13 @@ def test_a_full_file_is_renamed_and_no_line_is_split_or_lost(tmp_path: Path) -> 
     assert [index for one in [*full_files(path), path] for index in frames(one)] == list(range(35))
 
 
+def test_a_name_without_room_for_the_date_of_full_files_is_refused_at_the_start(tmp_path: Path) -> None:
+    path = tmp_path / f"{'a' * 240}.jsonl"
+    JsonLinesSink(JsonLinesConfig(path=str(path))).close()
+    with pytest.raises(SinkError, match=r"\.19700101T000000\.000Z\.jsonl, would be too long .*Choose a shorter name"):
+        JsonLinesSink(JsonLinesConfig(path=str(path), rotate_mb=1.0))
+
+
 def test_a_line_longer_than_a_file_gets_one_of_its_own(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     sink = JsonLinesSink(JsonLinesConfig(path=str(path), rotate_mb=0.001))

@@ -48,6 +48,14 @@ def test_a_folder_has_a_file_for_each_source(make_result: MakeResult, tmp_path: 
     assert lines == {"yard_door.txt": 2, "yard_door-2.txt": 1}
 
 
+def test_sources_with_long_addresses_have_files_of_their_own(make_result: MakeResult, tmp_path: Path) -> None:
+    sink = MotSink(str(tmp_path))
+    for end in "ab":
+        sink.write(with_track(make_result(0, source=f"rtsp://cam/live?token={'x' * 250}{end}"), 1))
+    sink.close()
+    assert [path.read_text().count("\n") for path in tmp_path.iterdir()] == [1, 1]
+
+
 def test_a_source_that_ended_leaves_no_open_file_and_continues_it_when_it_comes_back(
     make_result: MakeResult, make_event: Callable[..., Event], tmp_path: Path
 ) -> None:

@@ -126,6 +126,17 @@ def test_images_of_equal_names_do_not_overwrite_each_other(make_result: MakeResu
     assert cv2.imread(str(tmp_path / "x.png")).shape == (48, 64, 3)
 
 
+def test_images_of_long_names_have_room_for_another_suffix_and_a_number(
+    make_result: MakeResult, tmp_path: Path
+) -> None:
+    sink = ImageFolderSink(tmp_path, Painter())
+    for folder in "ab":
+        for name in ("x" * 252 + ".gz", "x" * 251 + ".jpg"):
+            sink.write(make_result(0, path=Path(folder, name)))
+    sink.close()
+    assert [len(list(tmp_path.glob(f"*.{kind}"))) for kind in ("png", "jpg")] == [2, 2]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="DISPLAY is how Linux names a screen")
 def test_a_window_without_a_screen_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DISPLAY", raising=False)

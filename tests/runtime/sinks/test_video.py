@@ -141,6 +141,14 @@ def test_a_source_that_was_removed_is_forgotten_with_its_name(
     assert [path.name for path in videos(tmp_path)] == [f"cam_1-20231114T22132{second}.000Z.avi" for second in range(3)]
 
 
+def test_sources_with_long_addresses_have_files_of_their_own(make_result: MakeResult, tmp_path: Path) -> None:
+    sink = opened(tmp_path, is_live=True, fps=10.0)
+    for end in "ab":
+        sink.write(make_result(0, at_s=0.0, source=f"rtsp://cam/live?token={'x' * 250}{end}"))
+    sink.close()
+    assert [len(levels(path)) for path in videos(tmp_path)] == [1, 1]
+
+
 def test_another_size_begins_a_new_file(make_result: MakeResult, tmp_path: Path) -> None:
     sink = opened(tmp_path, is_live=False, fps=10.0)
     for index, width in enumerate((64, 64, 80, 80, 80, 64)):
