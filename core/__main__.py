@@ -20,7 +20,7 @@ from types import FrameType
 from typing import NamedTuple
 
 from edgerpn import __version__
-from edgerpn.errors import EdgeRpnError, UsageError
+from edgerpn.errors import EdgeRpnError, UsageError, numpy_remedy
 from edgerpn.files import printable
 from edgerpn.machine import CHILD_MARK, sigterm_handler
 from edgerpn.runtime.redaction import hide_passwords, redact_url
@@ -169,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _parsed(argv)
         with sigterm_handler(_exit_by_signal):
             status: int = arguments.entry(arguments)
-    except (EdgeRpnError, ModuleNotFoundError) as error:
+    except (EdgeRpnError, ImportError) as error:
         message = str(error) if isinstance(error, EdgeRpnError) else _what_to_install(error, argv)
         if "--debug" in argv or not message:
             raise
@@ -272,8 +272,12 @@ def asked_command(argv: Sequence[str]) -> str | None:
     return next((name for name in (words[0], " ".join(words)) if name in COMMANDS), None) if words else None
 
 
-def _what_to_install(error: ModuleNotFoundError, argv: Sequence[str]) -> str:
+def _what_to_install(error: ImportError, argv: Sequence[str]) -> str:
     """Names the extra that brings the missing module; empty when it is ours, a bug that needs its traceback."""
+    if remedy := numpy_remedy(error):
+        return f"{error}: a module does not import here. {remedy}"
+    if not isinstance(error, ModuleNotFoundError):
+        return ""
     missing = (error.name or "").partition(".")[0]
     command = asked_command(argv)
     if missing in ("", "edgerpn") or command is None:

@@ -203,10 +203,20 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
+        remedy = numpy_remedy(error) or f"Install it with: pip install 'edgerpn[{extra}]'"
         raise MissingDependencyError(
-            f"{purpose} needs the Python module {module!r}, which does not import here ({error}). "
-            f"Install it with: pip install 'edgerpn[{extra}]'"
+            f"{purpose} needs the Python module {module!r}, which does not import here ({error}). {remedy}"
         ) from error
+
+
+def numpy_remedy(error: BaseException | None) -> str:
+    """Returns what to do when a module that is compiled for NumPy 1 met NumPy 2; "" when that is not the error."""
+    if "multiarray failed to import" not in str(error):
+        return ""
+    return (
+        "It is compiled for NumPy 1, as the system's OpenCV of a Jetson is, and NumPy 2 is installed: pip install "
+        "'numpy<2' (the extras jetson6 and jetson7 bring it)"
+    )
 
 
 def check_setting(is_good: bool, name: str, expected: str, value: object) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
-from edgerpn.errors import MissingDependencyError, require
+from edgerpn.errors import MissingDependencyError, numpy_remedy, require
 
 
 def load_cv2() -> ModuleType:
@@ -26,6 +26,8 @@ def load_cv2() -> ModuleType:
     try:
         return require("cv2", extra="opencv-headless", purpose="reading frames")
     except MissingDependencyError as error:
+        if numpy_remedy(error):
+            raise
         raise MissingDependencyError(
             f"{error} That is for a PC. On a Jetson keep the system's OpenCV, which has GStreamer and the camera "
             "drivers: sudo apt install python3-opencv, and make the virtual environment with "

@@ -256,6 +256,27 @@ def test_a_command_whose_packages_are_missing_says_what_to_install() -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_an_opencv_for_numpy_1_below_numpy_2_is_an_error_that_says_so(command: str, tmp_path: Path) -> None:
+    (tmp_path / "cv2.py").write_text("raise ImportError('numpy.core.multiarray failed to import')\n")
+    for name in ("a.onnx", "b.onnx", "p.jpg"):
+        (tmp_path / name).touch()
+    words = {"check": ["a.onnx", "--against", "b.onnx", "--images", "."], "run": ["general", "p.jpg", "-o", "out"]}
+    done = subprocess.run(
+        [sys.executable, "-m", "edgerpn", command, *words[command]],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert done.returncode == 1
+    assert "numpy.core.multiarray failed to import" in done.stderr
+    assert "pip install 'numpy<2' (the extras jetson6 and jetson7 bring it)" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "opencv-headless" not in done.stderr
+
+
 def test_ctrl_c_exits_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from edgerpn.runtime import cli
 

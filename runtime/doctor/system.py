@@ -33,7 +33,9 @@ _SYSTEM_OPENCV = (
 def check_system() -> list[SystemCheck]:
     """Checks OpenCV, decoders, cameras and inference libraries by importing them; raises nothing."""
     backends = [_onnxruntime(), *map(_tensorrt, LIBRARIES)]
-    first = [_machine(), *check_numpy(), *_opencv(), _program(), _cameras()]
+    # With a wrong NumPy, the import of OpenCV would print pages before this report.
+    opencv = list(check_numpy()) or _opencv()
+    first = [_machine(), *opencv, _program(), _cameras()]
     return [*first, *backends, *_needed(backends), _gpu(), *check_jetson(), *_optional()]
 
 

@@ -103,6 +103,18 @@ def test_a_bare_machine_gets_advice_on_what_to_install(
     assert "to fix: OpenCV, inference" in capsys.readouterr().out
 
 
+def test_an_opencv_that_numpy_breaks_is_named_and_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def print_pages() -> ModuleType:
+        raise AssertionError("importing it prints pages before the report")
+
+    found = SystemCheck(name="NumPy", verdict="problem", found="2.2.6, but OpenCV is compiled for 1.21.5")
+    monkeypatch.setattr(system, "check_numpy", lambda: iter([found]))
+    monkeypatch.setattr(system, "load_cv2", print_pages)
+    checks = by_name()
+    assert checks["NumPy"].verdict == "problem"
+    assert "OpenCV" not in checks
+
+
 def test_a_jetson_whose_opencv_lacks_gstreamer_gets_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     release = tmp_path / "nv_tegra_release"
     release.write_text("# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64\n")
