@@ -58,6 +58,17 @@ FIXES: dict[Reason, str] = {
 }
 """Advice for each reason that needs some."""
 
+NO_PYTHON_FIX = (
+    "It needs a Python that has edgerpn; sys.executable is {}. A program in one file (PyInstaller) needs the lines of "
+    "the section 'In one file' of docs/recipes.md."
+)
+"""Advice for a process that ended before it looked at its source."""
+NO_ROOM_FIX = (
+    "It is tried again. Free memory, or raise the limits of processes (ulimit -u, TasksMax of systemd, --pids-limit of "
+    "a container) and of open files (ulimit -n)."
+)
+"""Advice for a process that the system did not start."""
+
 # A number alone may be a port or a time.
 _STATUS = r"(?:failed: ?|error ?|returned ?|\()"
 # The order matters: a line about a failed connection often follows one that names the cause.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 import signal
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from edgerpn.errors import StreamOpenError
 from edgerpn.runtime.frame import Reason
 from edgerpn.runtime.sources.capture_config import CaptureConfig
-from edgerpn.runtime.sources.failures import SUMMARIES, classify, relevant_line
+from edgerpn.runtime.sources.failures import NO_PYTHON_FIX, NO_ROOM_FIX, SUMMARIES, classify, relevant_line
 
 # The messages of these reasons are complete without a line of the decoder.
 _COMPLETE = ("end_of_stream", "dependency", "unsupported", "permission", "picture", "resized", "slow")
@@ -39,6 +41,8 @@ class CaptureOutcome:
     """For people, without passwords."""
     is_final: bool
     """Whether another attempt is pointless."""
+    fix: str = ""
+    """Advice in place of that for the reason; empty: that one suits."""
 
     @property
     def is_good(self) -> bool:
@@ -47,7 +51,13 @@ class CaptureOutcome:
 
 
 def judge_exit(
-    config: CaptureConfig, report: ExitReport | None, status: int | None, lines: Sequence[str], is_live: bool | None
+    config: CaptureConfig,
+    report: ExitReport | None,
+    status: int | None,
+    lines: Sequence[str],
+    is_live: bool | None,
+    *,
+    has_begun: bool = True,
 ) -> CaptureOutcome:
     """Determines why a process ended, and whether to reconnect.
 
@@ -57,9 +67,13 @@ def judge_exit(
         status: Its exit status; None: it still runs, although killed.
         lines: Its messages, without passwords.
         is_live: Whether the source is live; None: it never connected.
+        has_begun: Whether it sent anything.
     """
+    fix = ""
     if report is None:
         reason: Reason = "crashed"
+        if not has_begun and status is not None and status >= 0:
+            fix = NO_PYTHON_FIX.format(sys.executable)
         message = f"{SUMMARIES[reason]} ({_status_text(status)})"
         is_final = is_complete = False
     else:
@@ -81,7 +95,15 @@ def judge_exit(
     message = message.removeprefix(f"{config.label}: ")
     if not (is_complete or reason in ("end_of_stream", "resized")) and (line := relevant_line(lines, reason)):
         message = f"{message} [{line}]"
-    return CaptureOutcome(reason=reason, message=f"{config.label}: {message}", is_final=is_final or is_file)
+    return CaptureOutcome(reason=reason, message=f"{config.label}: {message}", is_final=is_final or is_file, fix=fix)
+
+
+def judge_start(error: StreamOpenError) -> CaptureOutcome:
+    """Returns the outcome of a process that the system did not start."""
+    cause = error.__cause__
+    has_no_python = isinstance(cause, FileNotFoundError | PermissionError | NotADirectoryError)
+    fix = NO_PYTHON_FIX.format(sys.executable) if has_no_python else NO_ROOM_FIX
+    return CaptureOutcome(reason="crashed", message=str(error), is_final=False, fix=fix)
 
 
 class Backoff:

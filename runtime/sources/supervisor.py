@@ -17,7 +17,7 @@ from edgerpn.runtime.sources.capture_config import CaptureConfig
 from edgerpn.runtime.sources.failures import FIXES, CaptureFailedError
 from edgerpn.runtime.sources.pace import Pace
 from edgerpn.runtime.sources.process import CaptureProcess
-from edgerpn.runtime.sources.reconnect import Backoff, CaptureOutcome, ExitReport, judge_exit
+from edgerpn.runtime.sources.reconnect import Backoff, CaptureOutcome, ExitReport, judge_exit, judge_start
 from edgerpn.runtime.sources.shared_memory import RingReader
 from edgerpn.runtime.sources.wire import unpack_frame
 
@@ -155,7 +155,7 @@ class SourceSupervisor:
         except CaptureFailedError as error:
             self._schedule(CaptureOutcome(reason=error.reason, message=str(error), is_final=error.is_final), now_s)
         except StreamOpenError as error:
-            self._schedule(CaptureOutcome(reason="crashed", message=str(error), is_final=False), now_s)
+            self._schedule(judge_start(error), now_s)
 
     def _config_of_process(self) -> CaptureConfig:
         """Returns the settings with the present limit of opening, and the decoder that suits the address."""
@@ -309,20 +309,22 @@ class SourceSupervisor:
             # The address gives something else now.
             self._gives_pictures = False
         if not self.is_stopping:
-            self._schedule(judge_exit(self.config, self._exit_report, status, lines, self._is_live), now_s)
+            has_begun = self._alive_s is not None
+            ended = judge_exit(self.config, self._exit_report, status, lines, self._is_live, has_begun=has_begun)
+            self._schedule(ended, now_s)
         return now_s
 
     def _schedule(self, ended: CaptureOutcome, now_s: float) -> None:
         """Reports the end of a process, and schedules the next."""
         if ended.is_final:
             if not ended.is_good:
-                self._event("error", ended.message, reason=ended.reason)
-            self._event("ended", ended.message, reason=ended.reason)
+                self._event("error", ended.message, reason=ended.reason, fix=ended.fix)
+            self._event("ended", ended.message, reason=ended.reason, fix=ended.fix)
             # Afterwards: a reader that sees the end of the source looks for no further event.
             self.state = "ended"
             return
         if ended.reason == "crashed":
-            self._event("error", ended.message, reason="crashed")
+            self._event("error", ended.message, reason="crashed", fix=ended.fix)
         if self._is_live is not None and now_s - self._connected_s >= self.config.healthy_s:
             self._backoff.reset()
         if ended.reason == "picture" and self.config.decoder == "auto":
@@ -335,18 +337,18 @@ class SourceSupervisor:
             limit_s = self.pace.widen(is_open=self._is_live is not None)
             message += f", with {limit_s:g} s for each picture" if limit_s is not None else ""
         attempt = self._backoff.num_failures
-        self._event("reconnecting", message, reason=ended.reason, attempt=attempt, delay_s=delay_s)
+        self._event("reconnecting", message, reason=ended.reason, fix=ended.fix, attempt=attempt, delay_s=delay_s)
 
     def _clean(self, text: str) -> str:
         return self.process.clean(text) if self.process is not None else text
 
-    def _event(self, kind: Any, message: str, *, reason: Reason = "none", **values: Any) -> None:
+    def _event(self, kind: Any, message: str, *, reason: Reason = "none", fix: str = "", **values: Any) -> None:
         event = Event(
             kind=kind,
             source=self.config.label,
             message=message,
             reason=reason,
-            fix=FIXES.get(reason, ""),
+            fix=fix or FIXES.get(reason, ""),
             **values,
         )
         self._deliver(event, 0)

@@ -159,6 +159,7 @@ def test_a_moment_without_descriptors_ends_no_source(make_group: Make, quick: di
             assert isinstance(event, Event)
             reasons[event.source] = event.reason
         assert "late: no capture process can be started" in event.message
+        assert "open files (ulimit -n)" in event.fix
     while list(reasons.values()) != ["refused", "refused"]:
         event = group.take(DEADLINE_S)
         assert isinstance(event, Event)
@@ -178,6 +179,21 @@ def test_an_interpreter_that_does_not_know_its_python_is_one_error(
     problem = "sys.executable is empty; set it to the path of a Python that has edgerpn"
     message = f"door: no capture process can be started: {problem}"
     assert events[1:] == [("error", "dependency", message), ("ended", "dependency", message)]
+
+
+@pytest.mark.parametrize("has_program", [True, False])
+def test_a_program_in_place_of_python_is_named_with_advice(
+    has_program: bool, play: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "app"
+    if has_program:
+        program.write_text("#!/bin/sh\necho 'app: unknown argument -c' >&2\nexit 2\n")
+        program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    error = play("rtsp://127.0.0.1:9/x").event("error")
+    problem = "(exit status 2) [app: unknown argument -c]" if has_program else "No such file or directory"
+    assert (error.reason, problem in error.message) == ("crashed", True)
+    assert f"a Python that has edgerpn; sys.executable is {program}. A program in one file" in error.fix
 
 
 def test_a_module_path_that_is_no_text_ends_no_source(
