@@ -38,7 +38,9 @@ MEMORY_PATTERN = re.compile(
 """Messages of the libraries when memory, of the host or the GPU, runs out."""
 _TICK_S = 0.5
 _KILL_WAIT_S = 10.0
-"""Longest wait for a child that was killed, or has closed its files: a call of the driver may never return."""
+"""Longest wait for a child that was killed: a call of the driver may never return."""
+_END_WAIT_S = DEFAULT_STALL_S
+"""Longest wait for a child that has closed its files: it frees the memory of a build, and the GPU."""
 _LEAST_SHARE = 0.002
 """Share of a core that counts as work: more than idle threads take that wake up now and then."""
 _LEAST_CPU_S = 0.05
@@ -179,11 +181,11 @@ def run_worker(
         try:
             _send_request(process, request)
             if _follow(events, outcome, on_event, tick, Watchdog(process.pid, stall_s)):
-                outcome.status = process.wait(_KILL_WAIT_S)
+                outcome.status = process.wait(_END_WAIT_S)
             else:
                 outcome.stalled_s, outcome.was_memory_short = stall_s, is_memory_short(process.pid)
         except subprocess.TimeoutExpired:
-            outcome.stalled_s = _KILL_WAIT_S
+            outcome.stalled_s = _END_WAIT_S
         finally:
             _end(process)
         outcome.printed = _tail(printed)

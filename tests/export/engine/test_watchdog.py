@@ -203,7 +203,8 @@ def test_an_import_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch, tmp_pat
 @pytest.mark.timeout(120)
 @pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
 def test_a_process_whose_end_hangs_is_left_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(build_process, "_KILL_WAIT_S", 0.5)
+    for name in ("_KILL_WAIT_S", "_END_WAIT_S"):
+        monkeypatch.setattr(build_process, name, 0.5)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with stuck_lines(tmp_path / "release") as stick:
         (tmp_path / "tensorrt_rtx.py").write_text(f"{stick}\n__version__ = '1.7.1'")
