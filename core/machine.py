@@ -52,7 +52,7 @@ _RUN_MODULE = (
 """Line that runs the module of the first argument as `python -m` would. An empty entry means the current folder."""
 _AHEAD = 16
 """Items for each core that `threaded_map` starts before their results are taken."""
-_KILL_S = 2.0
+_KILL_S = 5.0
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PROCESS = "_process_of_owner"
 
