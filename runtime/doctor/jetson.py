@@ -19,7 +19,12 @@ from edgerpn.machine import board_model, is_jetson, power_mode
 from edgerpn.runtime.doctor.check import SystemCheck
 
 ROOT = Path("/")
-_GPU_FILES = ("dev/nvmap", "dev/nvhost-*", "dev/nvgpu/*/*", "dev/dri/renderD*")
+_GPU_FILES = (
+    "dev/nvmap", "dev/host1x-fence", "dev/nvgpu/*/as", "dev/nvgpu/*/channel", "dev/nvgpu/*/ctrl", "dev/nvgpu/*/power",
+    "dev/nvgpu/*/tsg", "dev/dri/renderD*", "dev/nvidia[0-9]*", "dev/nvidiactl",
+)  # fmt: skip
+"""Device files of the groups video and render. Those for debuggers and schedulers beside them (ctxsw, dbg, prof, sched,
+nvsched) are of other groups, and CUDA does not need them (udev rules of Jetson Linux, as snapd has them)."""
 _ARGUS_SOCKET = "tmp/argus_socket"
 _CONTAINER_MARKS = (".dockerenv", "run/.containerenv")
 _FACTS = (

@@ -18,9 +18,10 @@ from edgerpn.runtime.doctor.check import SystemCheck
 @pytest.fixture
 def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The root folder of a Jetson as a container shows it: without the release of Jetson Linux."""
-    (tmp_path / "dev" / "dri").mkdir(parents=True)
-    for name in ("nvmap", "nvhost-ctrl", "dri/renderD128"):
-        (tmp_path / "dev" / name).touch()
+    for name in ("nvmap", "nvgpu/igpu0/ctrl", "nvgpu/igpu0/dbg", "nvgpu/igpu0/sched", "dri/renderD128"):
+        file = tmp_path / "dev" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
     family = tmp_path / "family"
     family.write_text("Tegra\n")
     monkeypatch.setattr(jetson, "ROOT", tmp_path)
@@ -40,6 +41,11 @@ def test_a_jetson_is_described(board: Path) -> None:
     assert set(checks) == {"board", "GPU device files"}
     assert checks["board"].found == "NVIDIA Jetson Orin Nano Developer Kit, power mode 2 MAXN_SUPER"
     assert checks["GPU device files"].found == "this user may open all 3"
+
+
+def test_files_for_debuggers_are_closed_to_every_user(board: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda file, mode: Path(file).name not in ("dbg", "sched"))
+    assert by_name()["GPU device files"].verdict == "ok"
 
 
 def test_a_user_outside_the_groups_gets_advice(board: Path, monkeypatch: pytest.MonkeyPatch) -> None:
