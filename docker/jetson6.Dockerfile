@@ -1,6 +1,8 @@
 # The runtime on a Jetson with JetPack 6 (L4T r36.4 and newer), without torch.
 #   docker build -f docker/jetson6.Dockerfile -t edgerpn-jetson6 .
-#   docker run --rm --runtime nvidia -v "$PWD:/work" edgerpn-jetson6 run model.onnx video.mp4 --out results
+#   docker run --rm --runtime nvidia --group-add "$(getent group render | cut -d: -f3)" -v "$PWD:/work" edgerpn-jetson6 \
+#     run model.onnx video.mp4 --out results
+# The group render, which the GPU's files belong to, has another number in the image.
 # CSI cameras need -v /tmp/argus_socket:/tmp/argus_socket; -v edgerpn-cache:/home/edgerpn/.cache/edgerpn keeps compiled
 # kernels.
 # NOT YET BUILT OR RUN ON HARDWARE: it is written from the documentation of its parts, and only linted.
