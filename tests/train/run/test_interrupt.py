@@ -17,8 +17,26 @@ from edgerpn.__main__ import main
 from edgerpn.train.checkpoint import load_checkpoint
 from edgerpn.train.run.folder import read_log
 
-# 80 steps, of which the last 60 leave time for the signal.
-LENGTH = ("loop.epochs=20", "loop.evaluations=4")
+# 32 steps, with evaluations after each 8.
+LENGTH = ("loop.epochs=8", "loop.evaluations=4")
+
+# The command, which pauses two steps after its first evaluation: it makes the first file and waits for the second.
+_PROGRAM = """
+import os, sys, time
+from edgerpn.__main__ import main
+from edgerpn.train.data.loader import TrainLoader
+read, given = TrainLoader.steps, []
+def steps(*arguments, **options):
+    for step in read(*arguments, **options):
+        given.append(1)
+        if len(given) == 11:
+            open(sys.argv[1], "x").close()
+            while not os.path.exists(sys.argv[2]):
+                time.sleep(0.01)
+        yield step
+TrainLoader.steps = steps
+sys.exit(main(sys.argv[3:]))
+"""
 
 
 def sets(texts: Sequence[str]) -> list[str]:
@@ -26,20 +44,20 @@ def sets(texts: Sequence[str]) -> list[str]:
 
 
 def train_and_stop(folders: list[str], out: Path, texts: Sequence[str], number: signal.Signals) -> tuple[int, str]:
-    """Runs the command and sends it a signal a few steps after its first evaluation; exit status and output."""
+    """Runs the command and sends it a signal two steps after its first evaluation; exit status and output."""
+    pauses, goes_on = out.with_name("pauses"), out.with_name("goes-on")
     process = subprocess.Popen(
-        [sys.executable, "-m", "edgerpn", "train", *folders, *sets(texts)],
+        [sys.executable, "-c", _PROGRAM, str(pauses), str(goes_on), "train", *folders, *sets(texts)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
     )
-    # The plot is the last that an evaluation writes.
-    while process.poll() is None and not (out / "loss.png").exists():
+    while process.poll() is None and not pauses.exists():
         time.sleep(0.02)
-    time.sleep(0.1)
     # A terminal, a service manager and SLURM send the signal to the workers too.
     os.killpg(process.pid, number)
+    goes_on.touch()
     output, _ = process.communicate(timeout=120)
     return process.returncode, output
 
@@ -69,7 +87,7 @@ def test_a_stopped_run_resumes_to_the_numbers_of_an_uninterrupted_one(
     assert "interrupted at step" in output
     assert "Traceback" not in output
     part = load_checkpoint(out / "last.pt")
-    assert 20 < part.step < 80
+    assert 8 < part.step < 32
     assert not list(out.glob(".*")), "no temporary file is left"
     assert read_log(out / "log.csv")[-1]["step"] == part.step
 
@@ -77,8 +95,8 @@ def test_a_stopped_run_resumes_to_the_numbers_of_an_uninterrupted_one(
     assert main(["train", *folders, "--resume", "--set", "data.workers=0"]) == 0
     assert f"resuming at step {part.step}" in capsys.readouterr().out
     found, expected = load_checkpoint(out / "last.pt"), load_checkpoint(whole)
-    assert found.step == expected.step == 80
+    assert found.step == expected.step == 32
     for name, value in expected.weights.items():
         assert torch.equal(found.weights[name], value), name
     steps = [row["step"] for row in read_log(out / "log.csv") if "loss" in row]
-    assert steps == list(range(1, 81))
+    assert steps == list(range(1, 33))
