@@ -17,8 +17,6 @@ from benchmarks.gpu import session as gpu_session
 from edgerpn.runtime.backends.tensorrt.backend import TensorRtBackend
 from edgerpn.runtime.model import Model
 
-pytestmark = pytest.mark.timeout(60)
-
 MakeModel = Callable[..., Path]
 SECONDS = 0.01
 

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,6 @@ from edgerpn.runtime.run import session
 from tests.support.classes import CLASS_NAMES
 from tests.support.mjpeg_server import MjpegCamera
 from tests.support.models import ANGLES
-
-pytestmark = pytest.mark.timeout(60)
 
 
 def records(path: Path) -> list[dict[str, Any]]:
@@ -281,12 +278,15 @@ def test_an_error_in_the_middle_leaves_whole_files(
     assert [record["frame"] for record in records(tmp_path / "a.jsonl")] in ([0, 1], [0, 1, 2])
 
 
-# Slows the drawing, so that the signal arrives in the middle of the run.
+# Waits in the middle of the run, so that the signal arrives before its end, and draws slowly.
 _SLOW_RUN = """
-import sys, time
+import os, sys, time
 from edgerpn.runtime import draw
-quick = draw.draw_proposals
+quick, drawn = draw.draw_proposals, []
 def slow(*arguments, **options):
+    drawn.append(1)
+    while len(drawn) > 5 and not os.path.exists(os.environ["GATE"]):
+        time.sleep(0.01)
     time.sleep(0.05)
     return quick(*arguments, **options)
 draw.draw_proposals = slow
@@ -301,19 +301,20 @@ sys.exit(main(sys.argv[1:]))
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_finishes_the_files(
-    model_path: Path, video_path: Path, tmp_path: Path, number: signal.Signals, status: int
+    model_path: Path, video_path: Path, tmp_path: Path, patience: Any, number: signal.Signals, status: int
 ) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-c", _SLOW_RUN, "run", str(model_path), str(video_path), "--out", str(out)]
     command += ["--log-level", "warning"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 20
+    gate = tmp_path / "gate"
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "GATE": str(gate)}
+    )
     # The video's temporary file appears with the first frame.
-    while not list(out.glob(".annotated.*.mp4")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    time.sleep(0.3)
+    patience.wait_until(lambda: list(out.glob(".annotated.*.mp4")))
     process.send_signal(number)
-    printed, complaints = process.communicate(timeout=20)
+    gate.touch()
+    printed, complaints = process.communicate(timeout=patience.DEADLINE_S)
     assert process.returncode == status, complaints
     num_frames = len(records(out / "proposals.jsonl"))
     assert 1 <= num_frames < 40

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.timeout(60)
-
 _PROGRAM = """
 import gc, os, sys, traceback
 from pathlib import Path

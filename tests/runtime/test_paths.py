@@ -23,8 +23,6 @@ from edgerpn.runtime.frame import Frame
 from edgerpn.runtime.sources import CaptureConfig, open_capture
 from edgerpn.runtime.sources.spec import expand_source
 
-pytestmark = pytest.mark.timeout(60)
-
 ODD = ["12:30:00", "rtsp:cam", "a ! b", "caf\udce9", "100%d", "[1]", "~", "-x"]
 
 

@@ -130,7 +130,6 @@ def test_secrets_are_found_within_words_and_behind_an_open_quote(text: str, expe
     assert redact(text) == expected
 
 
-@pytest.mark.timeout(30)
 @pytest.mark.parametrize(
     "spec",
     [

@@ -6,6 +6,7 @@ present slowness of the machine.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -38,6 +39,18 @@ def slowness() -> float:
     num_cores = len(os.sched_getaffinity(0))
     # The load of the last minute, because the busy time may be over already.
     return max(1.0, measured, 1.5 * os.getloadavg()[0] / num_cores)
+
+
+def descriptors() -> set[tuple[str, str]]:
+    """Returns the open descriptors of this process, with what they are open for.
+
+    Threads that other tests left behind may close theirs at any moment.
+    """
+    found = set()
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found.add((number, os.readlink(f"/proc/self/fd/{number}")))
+    return found
 
 
 def wait_for_captures() -> None:

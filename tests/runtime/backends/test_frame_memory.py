@@ -13,8 +13,6 @@ import pytest
 
 from edgerpn.errors import EngineLoadError
 
-pytestmark = pytest.mark.timeout(60)
-
 Image = npt.NDArray[np.uint8]
 MakeModel = Callable[..., Path]
 

@@ -20,8 +20,6 @@ from edgerpn.errors import (
 )
 from edgerpn.runtime.backends.tensorrt.backend import TensorRtBackend
 
-pytestmark = pytest.mark.timeout(60)
-
 Image = npt.NDArray[np.uint8]
 MakeModel = Callable[..., Path]
 

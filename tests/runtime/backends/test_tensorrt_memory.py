@@ -15,8 +15,6 @@ from edgerpn.errors import EngineLoadError, InferenceError
 from edgerpn.runtime.backends.tensorrt.context import ScratchArena, create_context, make_runtime_config
 from edgerpn.runtime.backends.tensorrt.library import logger_of
 
-pytestmark = pytest.mark.timeout(60)
-
 Image = npt.NDArray[np.uint8]
 MakeModel = Callable[..., Path]
 RTX = {"library": "tensorrt-rtx", "library_version": "1.7.1.116"}

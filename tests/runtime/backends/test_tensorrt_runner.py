@@ -20,8 +20,6 @@ from edgerpn.proposals import Outputs
 from edgerpn.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from tests.support.models import rename_in_manifest, rename_tensors
 
-pytestmark = pytest.mark.timeout(60)
-
 Image = npt.NDArray[np.uint8]
 MakeModel = Callable[..., Path]
 

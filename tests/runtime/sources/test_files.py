@@ -19,8 +19,6 @@ from edgerpn.runtime.sources.file_sources import image_paths, open_source
 
 Paint = Callable[..., npt.NDArray[np.uint8]]
 
-pytestmark = pytest.mark.timeout(30)
-
 
 def write_image(path: Path, height: int = 48, width: int = 64) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
