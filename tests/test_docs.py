@@ -348,8 +348,8 @@ def runnable_lines() -> list[str]:
 
 
 def shortened(line: str) -> list[str]:
-    # A number of steps does not depend on the machine.
-    line = re.sub(r"--minutes \S+", "--epochs 2", line)
+    # A number of steps does not depend on the machine, and small images show the same.
+    line = re.sub(r"--minutes \S+", "--epochs 2", line).replace("384x640", "192x320")
     if line.startswith("train") and "--print-config" not in line and "--resume" not in line:
         line += f" {QUICK}" + ("" if "--size" in line else " --size 256x256")
     if line.startswith("bench"):
@@ -358,6 +358,7 @@ def shortened(line: str) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.filterwarnings(r"ignore:::ray\.")  # bulk: Ray warns of its own settings when it starts
 def test_every_command_that_can_run_here_runs(
     workshop: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -400,7 +401,8 @@ def test_the_programs_run(name: str, workshop: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(workshop)
     for file in (workshop / "demo-out").glob("model.*"):
         shutil.copy(file, workshop)
-    if "described.onnx" in read(name):
+    # Made above, where this test does not run alone.
+    if "described.onnx" in read(name) and not Path("described.onnx").exists():
         checkpoint = next((workshop / "demo-out").rglob("best.pt"))
         assert main(["export", str(checkpoint), "--data", "DIR", "--roi-features", "3", "-o", "described.onnx"]) == 0
     images = sorted((workshop / "DIR" / "images").iterdir())
