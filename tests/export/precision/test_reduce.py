@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -175,34 +174,3 @@ def test_a_meter_measures_the_first_images_up_to_its_limit(exported: GetExport, 
     for limit in (2, None):
         expected = evaluate_model(made.file, photos, limit=limit or 3)
         assert meter(proto, limit=limit) == expected.metrics["AR@100"]
-
-
-@pytest.mark.rtx
-@pytest.mark.parametrize(
-    "name", ["portable", *(pytest.param(n, marks=pytest.mark.slow) for n in ("portable-source", "single-level"))]
-)
-@pytest.mark.parametrize("precision", [pytest.param("fp16", marks=pytest.mark.slow), "int8"])
-def test_a_reduced_graph_compiles_for_every_gpu(
-    name: str, precision: str, exported: GetExport, photo_files: list[Path]
-) -> None:
-    made = exported(name)
-    photographs = Photographs(samples=photo_files, calibration=photo_files)
-    graph, _, _ = reduce(made, photographs, precision=precision, max_ar_drop="off")
-    trt = importlib.import_module("tensorrt_rtx")
-    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, builder.logger)
-    assert parser.parse(graph.SerializeToString()), [str(parser.get_error(i)) for i in range(parser.num_errors)]
-    config = builder.create_builder_config()
-    gpus = [getattr(trt.ComputeCapability, name) for name in ("SM80", "SM86", "SM89", "SM120")]
-    config.num_compute_capabilities = len(gpus)
-    for i, gpu in enumerate(gpus):
-        config.set_compute_capability(gpu, i)
-    shape = tuple(network.get_input(0).shape)
-    if shape[0] == -1:
-        profile = builder.create_optimization_profile()
-        profile.set_shape("frames", *((batch, *shape[1:]) for batch in (1, 2, 4)))
-        config.add_optimization_profile(profile)
-    plan = builder.build_serialized_network(network, config)
-    assert plan is not None
-    assert plan.nbytes > 20_000
