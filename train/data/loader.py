@@ -10,6 +10,7 @@ imports torch once. A script that trains must therefore guard its entry with `if
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import multiprocessing
 import os
@@ -429,13 +430,27 @@ def worker_context(preload: str) -> Any:
     # The server and its children inherit the set of blocked signals. A service manager or SLURM sends SIGTERM to every
     # process, but only the training process must react: it cannot finish its step without its data.
     # The resource tracker starts first, because its start would unblock the signal.
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with _safe_path():
+        resource_tracker.ensure_running()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return server
+
+
+@contextlib.contextmanager
+def _safe_path() -> Iterator[None]:
+    """Keeps a Python that starts inside the block from importing a random.py of the current folder (Python 3.11)."""
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop("PYTHONSAFEPATH")
+        if before is not None:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 def _start_worker(worker: int) -> None:

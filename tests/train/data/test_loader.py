@@ -255,6 +255,19 @@ def test_workers_end_when_the_training_process_is_killed(records: list[ImageReco
         assert training.stdout.read() == b""
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 always imports from the current folder first")
+def test_workers_import_nothing_from_the_current_folder(records: list[ImageRecord], tmp_path: Path) -> None:
+    script, folder = tmp_path / "training.py", tmp_path / "data"
+    script.write_text(TRAINING.replace("time.sleep(60)", "loader.close()"))
+    folder.mkdir()
+    for name in ("queue", "random"):
+        (folder / f"{name}.py").write_text("raise SystemExit('the wrong file')")
+    done = subprocess.run(
+        [sys.executable, script], input=pickle.dumps(records), capture_output=True, check=False, cwd=folder
+    )
+    assert (done.returncode, done.stdout) == (0, b"started\n"), done.stderr.decode()
+
+
 ON_ONE_CORE = """
 import os, pickle, sys
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
