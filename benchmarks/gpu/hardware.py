@@ -6,13 +6,12 @@ import dataclasses
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.session import Notes, Skip
+from benchmarks.gpu.session import Notes, Skip, run_process
 from benchmarks.machine import facts
 
 PROBES = {
@@ -31,6 +30,8 @@ SMI_FIELDS = (
     "driver_version", "memory.total", "power.limit", "power.max_limit", "clocks.sm", "clocks.max.sm", "clocks.mem",
     "clocks_throttle_reasons.active", "temperature.gpu", "persistence_mode", "compute_mode", "mig.mode.current",
 )  # fmt: skip
+_TOOL_S = 20.0
+_IMPORT_S = 60.0
 
 
 def hardware(request: dict[str, Any], notes: Notes) -> None:
@@ -82,21 +83,19 @@ def _nvidia_smi() -> dict[str, str]:
 def _lines(words: list[str]) -> list[str]:
     """Lines that a tool of the system prints; it may be missing, or refuse without root."""
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
+        status, lines = run_process(words, _TOOL_S, dict(os.environ))
+    except OSError as error:
         return [f"{words[0]}: {error}"]
-    return [line.strip() for line in (done.stdout or done.stderr).splitlines() if line.strip()]
+    return [f"{words[0]}: no answer within {_TOOL_S:g} s"] if status is None else [line.strip() for line in lines]
 
 
 def _probe(code: str) -> tuple[str, bool]:
     """Returns the version of a module, or why it does not import, and whether it imports."""
-    try:
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-    except subprocess.TimeoutExpired:
-        return "its import did not end within 60 s", False
-    lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
-    text = lines[-1] if lines else f"ended with {done.returncode}"
-    return text.removeprefix("ModuleNotFoundError: "), done.returncode == 0
+    status, lines = run_process([sys.executable, "-c", code], _IMPORT_S, dict(os.environ))
+    if status is None:
+        return f"its import did not end within {_IMPORT_S:g} s", False
+    text = lines[-1].strip() if lines else f"ended with {status}"
+    return text.removeprefix("ModuleNotFoundError: "), status == 0
 
 
 def acceptance(request: dict[str, Any], notes: Notes) -> None:

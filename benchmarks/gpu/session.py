@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgerpn import files
+from edgerpn.machine import end_child
 
 Status = Literal["done", "skipped", "failed"]
 Figures = dict[str, Any]
@@ -201,21 +202,24 @@ class Notes:
 
 def run_process(words: Sequence[str], limit_s: float, environment: dict[str, str]) -> tuple[int | None, list[str]]:
     """Runs a process with all its children; returns its exit status (None: stopped at the limit) and its lines."""
-    with subprocess.Popen(
+    process = subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment,
-        text=True, errors="replace", start_new_session=True,
-    ) as process:  # fmt: skip
-        status: int | None = None
-        try:
-            text, _ = process.communicate(timeout=limit_s)
-            status = process.returncode
-        except subprocess.TimeoutExpired:
+        start_new_session=True,
+    )  # fmt: skip
+    status: int | None = None
+    try:
+        output, _ = process.communicate(timeout=limit_s)
+        status = process.returncode
+    except subprocess.TimeoutExpired as error:
+        # Not the rest of it: a process that hangs in a driver keeps its output open even when it is killed.
+        output = error.output or b""
+    finally:
+        if process.returncode is None:
             os.killpg(process.pid, signal.SIGKILL)
-            text, _ = process.communicate()
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
-    return status, [line for line in text.splitlines() if line.strip()]
+        end_child(process)
+        if process.stdout is not None:
+            process.stdout.close()
+    return status, [line for line in output.decode("utf-8", "replace").splitlines() if line.strip()]
 
 
 def _reason(lines: list[str]) -> str:

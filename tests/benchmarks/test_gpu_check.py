@@ -21,6 +21,7 @@ from edgerpn import settings
 from edgerpn.train.checkpoint import Checkpoint, save_checkpoint
 from edgerpn.train.config import TrainSettings
 from edgerpn.train.network.model import Rpn
+from tests.support.stuck import stuck_lines
 
 SETTINGS = (
     "data.input_hw=[128, 192]",
@@ -146,6 +147,19 @@ def test_a_process_that_takes_too_long_is_killed_with_its_children() -> None:
     assert status is None
     assert lines == []
     assert time.monotonic() - start < 20
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+def test_a_process_that_hangs_in_a_driver_is_left_behind(tmp_path: Path) -> None:
+    with stuck_lines(tmp_path / "release") as stick:
+        code = f"{stick}\nprint('stuck', flush=True)\ntime.sleep(3600)"
+        # A busy machine may need longer until the process sticks.
+        for limit_s in (1, 4, 16, 64):
+            status, lines = gpu_session.run_process([sys.executable, "-c", code], limit_s, {})
+            if lines:
+                break
+        assert (status, lines) == (None, ["stuck"])
 
 
 CRASH = """
