@@ -80,10 +80,18 @@ def _abandon_in_child() -> None:
     for owner, names in list(_owners.items()):
         for name in names:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(getattr(owner, name, None)))
+    if _owners:
+        skip_destructors()
+
+
+def skip_destructors() -> None:
+    """Makes this process end without the destructors of the libraries that were loaded by now, where glibc can do it.
+
+    Those of ONNX Runtime wait for threads that a fork did not copy, and abort the process while a thread is inside it.
+    """
     libc = ctypes.CDLL(None)
-    if _owners and hasattr(libc, "on_exit"):
-        # Runs after the end of the interpreter, before the destructors of libraries that were loaded by now: those of
-        # ONNX Runtime wait for threads too.
+    if hasattr(libc, "on_exit"):
+        # Runs after the end of the interpreter, and passes the exit status on.
         libc.on_exit(libc._exit, None)
 
 

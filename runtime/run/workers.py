@@ -12,6 +12,7 @@ from concurrent.futures import Executor
 from typing import Protocol
 
 from edgerpn.errors import InputError
+from edgerpn.machine import skip_destructors
 from edgerpn.manifest import Manifest
 from edgerpn.runtime.backends.contract import Backend
 from edgerpn.runtime.frame import Event, Frame, Result
@@ -152,6 +153,7 @@ class Workers:
                 thread.join(max(0.0, deadline_s - time.monotonic()))
             if thread.is_alive():
                 _logger.warning("%s is still inside the model and is left behind", thread.name)
+                skip_destructors()
 
     def _may_take(self, worker: int) -> bool:
         """Returns whether there is room for a batch; with a live source, a second one in the model would only age."""

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from edgerpn.runtime import Model, load
 from tests.support.mjpeg_server import MjpegCamera
@@ -157,3 +159,59 @@ def test_a_script_from_the_standard_input_reads_a_camera(model_path: Path) -> No
     program = f"{STREAM}\nimport sys\nprint(count_results(*sys.argv[1:]))\n"
     with MjpegCamera() as camera:
         assert run_python("-", model_path, camera.url, program=program) == "3"
+
+
+def write_endless_model(folder: Path, make_model: MakeModel) -> Path:
+    """A `bright` model that never returns from a frame with proposals."""
+    path = make_model(folder, has_sidecar=False)
+    proto = onnx.load(path)
+    (scores,) = (node for node in proto.graph.node if "scores" in node.output)
+    scores.output[0] = "plain_scores"
+    value = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["goes_on"], ["still"]), helper.make_node("Sin", ["angle"], ["sine"])],
+        "turn",
+        [value("turn", TensorProto.INT64, []), value("goes_on", TensorProto.BOOL, []), value("angle", 1, [1])],
+        [value("still", TensorProto.BOOL, []), value("sine", TensorProto.FLOAT, [1])],
+    )
+    proto.graph.initializer.append(numpy_helper.from_array(np.array(1e15, np.float32), "very_many"))
+    proto.graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.float32), "first_angle"))
+    proto.graph.node.extend(
+        [
+            helper.make_node("Mul", ["count_float", "very_many"], ["turns_float"]),
+            helper.make_node("Cast", ["turns_float"], ["turns"], to=TensorProto.INT64),
+            helper.make_node("Loop", ["turns", "", "first_angle"], ["last_angle"], body=body),
+            helper.make_node("Add", ["plain_scores", "last_angle"], ["scores"]),
+        ]
+    )
+    onnx.checker.check_model(proto)
+    onnx.save(proto, path)
+    return path
+
+
+LEAVING = """
+import sys
+import time
+from edgerpn.runtime import load
+from edgerpn.runtime.run import workers
+
+workers._JOIN_S = 0.1
+stream = load(sys.argv[1], threads=1).stream(sys.argv[2])
+print(next(stream).frame.index)
+# The frame after it is in the model when the process works on.
+begun_s = time.process_time()
+while time.process_time() < begun_s + 1:
+    time.sleep(0.05)
+stream.close()
+sys.exit(3)
+"""
+
+
+def test_a_program_ends_while_a_frame_is_in_the_model(make_model: MakeModel, tmp_path: Path, video_path: Path) -> None:
+    path = write_endless_model(tmp_path, make_model)
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVING, str(path), str(video_path)],
+        capture_output=True, text=True, timeout=LIMIT_S, check=False,
+    )  # fmt: skip
+    assert "edgerpn-infer-0 is still inside the model and is left behind" in done.stderr
+    assert (done.stdout, done.returncode) == ("0\n", 3), done.stderr
