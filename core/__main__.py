@@ -22,7 +22,7 @@ from typing import NamedTuple
 from edgerpn import __version__
 from edgerpn.errors import EdgeRpnError, UsageError, numpy_remedy
 from edgerpn.files import printable
-from edgerpn.machine import CHILD_MARK, sigterm_handler
+from edgerpn.machine import CHILD_MARK, NO_THREADS, sigterm_handler
 from edgerpn.runtime.redaction import hide_passwords, redact_url
 
 
@@ -185,6 +185,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         where = f"{printable(str(error.filename))}: " if error.filename else ""
         print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        # Threads start in many places, those of libraries among them.
+        if "--debug" in argv or NO_THREADS not in str(error):
+            raise
+        print(
+            "error: the system gives this process no more threads. Raise their limit (ulimit -u, TasksMax of systemd, "
+            "--pids-limit of a container), or free memory",
+            file=sys.stderr,
+        )
         return 1
     except UnicodeEncodeError as error:
         # A library that takes no other names (TensorBoard's, for example) got a path that is not UTF-8.

@@ -45,6 +45,9 @@ NVPMODEL_STATUS, NVPMODEL_MODES = Path("/var/lib/nvpmodel/status"), Path("/etc/n
 CHILD_MARK = "EDGERPN_CHILD_PROCESS"
 """Environment variable of a child that runs a module of this package, until the module begins; see `python_problem`."""
 
+NO_THREADS = "can't start new thread"
+"""Text of Python's RuntimeError when the system gives no more threads; it has no class of its own."""
+
 _RUN_MODULE = (
     "import sys; sys.path[:] = filter(None, sys.path); import runpy; "
     "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"

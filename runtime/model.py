@@ -18,6 +18,7 @@ import numpy.typing as npt
 from edgerpn import golden
 from edgerpn.errors import EngineLoadError, InferenceError, InputError, StreamOpenError
 from edgerpn.letterbox import letterbox
+from edgerpn.machine import NO_THREADS
 from edgerpn.manifest import Manifest
 from edgerpn.models import find_model
 from edgerpn.proposals import Outputs, Proposals
@@ -29,7 +30,6 @@ from edgerpn.runtime.frame import Frame, Result, Source
 from edgerpn.runtime.onnx_session import Provider
 from edgerpn.runtime.opencv import load_cv2
 from edgerpn.runtime.redaction import redact_url
-from edgerpn.runtime.threads import is_refused
 from edgerpn.runtime.tracing import span
 
 if TYPE_CHECKING:
@@ -260,7 +260,7 @@ class Model:
                 filling = (pool.map if pool is not None else map)(fill, range(len(frames)), frames)
             except RuntimeError as error:
                 # A pool starts its threads with its first work.
-                if not is_refused(error):
+                if NO_THREADS not in str(error):
                     raise
                 raise InferenceError(
                     f"the threads that prepare frames cannot be started: {error}. Raise the limit of threads, or set "

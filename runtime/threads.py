@@ -11,11 +11,6 @@ class NoThreadError(StreamError, RuntimeError):
     """The system gives no more threads."""
 
 
-def is_refused(error: RuntimeError) -> bool:
-    """Returns whether an error of Python means that the system gives no more threads; it has no class of its own."""
-    return "start new thread" in str(error)
-
-
 def start_thread(thread: threading.Thread) -> None:
     """Starts a thread that was not started before; one that does not start must not be joined.
 

@@ -64,10 +64,10 @@ NO_PYTHON_FIX = (
 )
 """Advice for a process that ended before it looked at its source."""
 NO_ROOM_FIX = (
-    "It is tried again. Free memory, or raise the limits of processes (ulimit -u, TasksMax of systemd, --pids-limit of "
-    "a container) and of open files (ulimit -n)."
+    "Free memory, or raise the limits of processes and threads (ulimit -u, TasksMax of systemd, --pids-limit of a "
+    "container) and of open files (ulimit -n)."
 )
-"""Advice for a process that the system did not start."""
+"""Advice for a process that the system did not start, or did not give a thread."""
 
 # A number alone may be a port or a time.
 _STATUS = r"(?:failed: ?|error ?|returned ?|\()"

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgerpn.errors import StreamOpenError
+from edgerpn.machine import NO_THREADS
 from edgerpn.runtime.frame import Reason
 from edgerpn.runtime.sources.capture_config import CaptureConfig
 from edgerpn.runtime.sources.failures import NO_PYTHON_FIX, NO_ROOM_FIX, SUMMARIES, classify, relevant_line
@@ -72,7 +73,9 @@ def judge_exit(
     fix = ""
     if report is None:
         reason: Reason = "crashed"
-        if not has_begun and status is not None and status >= 0:
+        if any(NO_THREADS in line for line in lines):
+            fix = NO_ROOM_FIX
+        elif not has_begun and status is not None and status >= 0:
             fix = NO_PYTHON_FIX.format(sys.executable)
         message = f"{SUMMARIES[reason]} ({_status_text(status)})"
         is_final = is_complete = False

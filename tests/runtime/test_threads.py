@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -152,6 +153,16 @@ def test_the_command_names_the_thread_in_one_line(
         .err.splitlines()[-1]
         .startswith("error: the thread 'edgerpn-infer-1' cannot be started: can't start new thread. Raise")
     )
+
+
+def test_a_command_whose_pool_gets_no_thread_is_one_line_too(
+    refused: set[str], model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((48, 64, 3), np.uint8))
+    refused.add("map_0")
+    assert main(["predict", str(model_path), str(tmp_path / "a.png"), "-o", str(tmp_path / "out")]) == 1
+    message = "error: the system gives this process no more threads. Raise their limit"
+    assert capsys.readouterr().err.splitlines()[-1].startswith(message)
 
 
 @pytest.mark.usefixtures("nothing_is_left")
