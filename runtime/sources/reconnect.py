@@ -17,6 +17,9 @@ from edgerpn.runtime.sources.failures import NO_PYTHON_FIX, NO_ROOM_FIX, SUMMARI
 # The messages of these reasons are complete without a line of the decoder.
 _COMPLETE = ("end_of_stream", "dependency", "unsupported", "permission", "picture", "resized", "slow")
 
+# The second is OpenBLAS's, which interrupts the process.
+_NO_THREADS = (NO_THREADS, "pthread_create failed")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExitReport:
@@ -73,7 +76,7 @@ def judge_exit(
     fix = ""
     if report is None:
         reason: Reason = "crashed"
-        if any(NO_THREADS in line for line in lines):
+        if any(text in line for line in lines for text in _NO_THREADS):
             fix = NO_ROOM_FIX
         elif not has_begun and status is not None and status >= 0:
             fix = NO_PYTHON_FIX.format(sys.executable)

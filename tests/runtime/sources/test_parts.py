@@ -282,8 +282,11 @@ def test_a_file_is_never_read_twice() -> None:
     word = ExitReport(reason="unknown", message="", is_final=False)
     assert judge_exit(config, None, -11, [], False).is_final
     assert judge_exit(config, None, -11, [], None).message == "a.mp4: the capture process crashed (SIGSEGV)"
-    lines = ["NoThreadError: the thread 'edgerpn-control' cannot be started: can't start new thread."]
-    assert "limits of processes and threads (ulimit -u" in judge_exit(config, None, 1, lines, None).fix
+    for line in (
+        "NoThreadError: the thread 'edgerpn-control' cannot be started: can't start new thread.",
+        "OpenBLAS blas_thread_init: pthread_create failed for thread 1 of 2: Resource temporarily unavailable",
+    ):
+        assert "limits of processes and threads (ulimit -u" in judge_exit(config, None, 1, [line], None).fix
     camera = CaptureConfig(source="rtsp://h/x")
     assert not judge_exit(camera, word, 0, [], None).is_final
     assert judge_exit(camera, word, 0, ["method DESCRIBE failed: 401 Unauthorized"], None).reason == "unauthorised"
