@@ -85,11 +85,11 @@ def network_hw(checkpoint: Checkpoint, config: ExportConfig) -> tuple[int, int]:
 def export_module(model: Rpn, proposals: ProposalConfig, config: ExportConfig, hw: tuple[int, int]) -> Detector:
     """Makes the detector to export from a copy of `model`.
 
-    1. The second stage goes, unless `config` keeps the classes.
+    1. The second stage goes, unless `config` keeps the classes; no weight has a gradient, which would slow the export.
     2. Batch norms are folded into the convolutions before them.
     3. The division by the channels' standard deviation is folded into the first convolution.
     """
-    exported = copy.deepcopy(model).eval()
+    exported = copy.deepcopy(model).eval().requires_grad_(False)
     if not config.classes:
         exported.region_head = None
     fuse_batch_norm(exported)
@@ -155,7 +155,7 @@ def export_program(
     Raises:
         ExportError: The exporter or the checker refuses.
     """
-    with _quiet():
+    with _quiet(), torch.no_grad():
         try:
             program = torch.onnx.export(
                 module,
