@@ -99,7 +99,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError([f"cannot read settings: {error.strerror}"], source=str(path)) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is an error of Python's int
         raise ConfigError([f"not valid TOML: {error}"], source=str(path)) from error
 
 
@@ -139,7 +139,7 @@ def _put(tables: dict[str, Any], path: Sequence[str], value: Any) -> bool:
 def _toml_value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         # A shell removes quotes: `--set model.backbone=resnet18` means the string.
         return text
 

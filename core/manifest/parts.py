@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from edgerpn.errors import check_setting
 from edgerpn.targets import EngineLibrary
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -45,6 +46,13 @@ class InputSpec:
     normalization_in_graph: Literal[True] = True
     """Frames are never normalised on the host."""
 
+    def __post_init__(self) -> None:
+        """Checks the numbers by which a runtime makes arrays."""
+        check_setting(self.batch is None or self.batch >= 1, "batch", "1 or more, or null", self.batch)
+        for name in ("network_hw", "source_hw"):
+            hw = getattr(self, name)
+            check_setting(hw is None or min(hw) >= 1, name, "two positive sizes", hw)
+
     @property
     def exif_reading(self) -> Literal["apply", "ignore"]:
         """Whether to turn image files by their EXIF orientation."""
@@ -78,6 +86,12 @@ class OutputSpec:
     """Shape; "N" is the batch."""
     meaning: str
     """Meaning of the numbers."""
+
+    def __post_init__(self) -> None:
+        check_setting(self.dtype in ("float32", "int32"), "dtype", "float32 or int32", self.dtype)
+        sizes = self.shape[1:] if self.shape[:1] == ("N",) else self.shape
+        is_good = bool(self.shape) and all(isinstance(size, int) and size >= 1 for size in sizes)
+        check_setting(is_good, "shape", 'positive sizes, the first may be "N"', self.shape)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

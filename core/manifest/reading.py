@@ -267,7 +267,7 @@ def parse(text: str, *, source: str) -> Manifest:
     """
     try:
         values = json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ManifestError(f"{source}: not a manifest: {error}. Export the model again to rewrite it.") from error
     if not isinstance(values, dict) or "schema" not in values:
         raise ManifestError(f"{source}: not a manifest: expected a JSON object with the key 'schema'")
@@ -293,7 +293,7 @@ def is_manifest(path: Path) -> bool:
     """Returns whether a file looks like an undamaged manifest of any schema."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ValueError, RecursionError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(values, dict) and "schema" in values and "provenance" in values
 

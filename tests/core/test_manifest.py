@@ -20,6 +20,8 @@ GRAPH = helper.make_model(
     ir_version=10,
 )
 ONNX = GRAPH.SerializeToString()
+OUTPUT = {"name": "boxes", "dtype": "float32", "shape": ["N", 100, 4], "meaning": "boxes"}
+INPUT = {"network_hw": [384, 640], "mean_bgr": [0, 0, 0], "std_bgr": [1, 1, 1]}
 
 
 def example(**changes: Any) -> Manifest:
@@ -194,7 +196,7 @@ def test_further_outputs_have_a_schema_of_their_own_and_roles_by_their_form(arti
     assert found["embeddings"].shape == ("N", 100, 48)
     assert found["features"].shape == ("N", 100, 48, 7, 5)
     assert "class_names" not in json.loads(manifest.manifest_path(artifact).read_text())
-    for wrong in ((*outputs, *renamed), (*outputs[:3], dataclasses.replace(further[0], dtype="float16"))):
+    for wrong in ((*outputs, *renamed), (*outputs[:3], dataclasses.replace(further[0], dtype="int32"))):
         with pytest.raises(ValueError, match="outputs: expected further ones like"):
             example(outputs=wrong)
 
@@ -291,7 +293,9 @@ def test_a_manifest_cut_off_anywhere_is_refused(artifact: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"null", b"[]", b"{}", b'"schema"', b"[" * 100_000, b"\xff\xfe"], ids=lambda data: repr(data[:8])
+    "data",
+    [b"", b"null", b"[]", b"{}", b'"schema"', b"[" * 100_000, b"9" * 5000, b"\xff\xfe"],
+    ids=lambda data: repr(data[:8]),
 )
 def test_a_file_that_is_no_manifest_is_refused(artifact: Path, data: bytes) -> None:
     manifest.manifest_path(artifact).write_bytes(data)
@@ -309,6 +313,11 @@ def test_a_file_that_is_no_manifest_is_refused(artifact: Path, data: bytes) -> N
         ({"anchors": {"strides_px": [8.5], "sizes_px": [[32]], "ratios_hw": [1]}}, r"anchors\.strides_px"),
         ({"outputs": [{"name": "boxes"}]}, r"outputs\[0\]\.dtype: missing"),
         ({"proposals": None}, "proposals"),
+        ({"outputs": [OUTPUT | {"dtype": "fp16"}] * 3}, r"outputs\[0\]\.dtype: expected float32 or int32, got 'fp16'"),
+        ({"outputs": [OUTPUT | {"shape": ["N", "K"]}] * 3}, r"outputs\[0\]\.shape: expected positive sizes"),
+        ({"outputs": [OUTPUT | {"shape": []}] * 3}, r"outputs\[0\]\.shape: expected positive sizes"),
+        ({"input": INPUT | {"batch": 0}}, r"input\.batch: expected 1 or more"),
+        ({"input": INPUT | {"network_hw": [0, 640]}}, r"input\.network_hw: expected two positive sizes"),
     ],
 )
 def test_a_wrong_field_is_named(artifact: Path, changes: dict[str, Any], named: str) -> None:

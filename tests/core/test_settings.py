@@ -174,12 +174,21 @@ def test_every_malformed_override_is_reported_at_once() -> None:
     assert problems_of("steps", "=1") == ("expected KEY=VALUE, got 'steps'", "expected KEY=VALUE, got '=1'")
 
 
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 5000], ids=["thousands of digits", "too deep"])
+def test_a_value_that_no_parser_takes_is_a_text(value: str) -> None:
+    assert problems_of(f"steps={value}") == (f"steps: expected a whole number, got {value!r}",)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.toml: cannot read settings: No such file"):
         settings.load(Training, files=[tmp_path / "none.toml"])
 
 
-@pytest.mark.parametrize("data", [b"steps = ", b"\xff\xfe"], ids=["broken TOML", "not UTF-8"])
+@pytest.mark.parametrize(
+    "data",
+    [b"steps = ", b"\xff\xfe", b"steps = " + b"9" * 5000, b"steps = " + b"[" * 5000],
+    ids=["broken TOML", "not UTF-8", "thousands of digits", "too deep"],
+)
 def test_a_file_that_is_no_toml_is_named(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "bad.toml").write_bytes(data)
     with pytest.raises(ConfigError, match=r"bad\.toml: not valid TOML"):
