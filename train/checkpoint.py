@@ -11,7 +11,7 @@ import io
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,30 @@ from edgerpn.errors import CheckpointError, ConfigError, require
 from edgerpn.models import find_checkpoint
 from edgerpn.train.config import TrainSettings
 from edgerpn.train.network.model import Rpn
-from edgerpn.train.network.weights import load_tensors, read_safetensors
+from edgerpn.train.network.weights import are_weights, load_tensors, read_safetensors
 
 FORMAT = 2
 """Version of the layout of .pt files."""
 _WEIGHTS_FORMAT = 1
 _HEADER = "edgerpn"
 """Key of our JSON text in the header of a .safetensors file."""
+
+
+def _is_table(value: object, kind: type | tuple[type, ...]) -> bool:
+    return isinstance(value, dict) and all(isinstance(k, str) and isinstance(v, kind) for k, v in value.items())
+
+
+_FORMS: dict[str, Callable[[object], bool]] = {
+    "settings": lambda value: isinstance(value, Mapping),
+    "weights": are_weights,
+    "step": lambda value: isinstance(value, int),
+    "metrics": lambda value: _is_table(value, (int, float)),
+    "data_sha256": lambda value: isinstance(value, str),
+    "data_folder": lambda value: isinstance(value, str),
+    "versions": lambda value: _is_table(value, str),
+    "training": lambda value: value is None or isinstance(value, dict),
+}
+"""Whether an entry of a file has the type of its field, by name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,8 +163,12 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             f"{path}: the checkpoint lacks {', '.join(missing)}: another program changed it; use the file that edgerpn "
             "train wrote, or train again"
         )
-    if not isinstance(content["settings"], Mapping):
-        raise CheckpointError(f"{path}: expected a table of settings, got {type(content['settings']).__name__}")
+    wrong = [name for name, is_good in _FORMS.items() if not is_good(content[name])]
+    if wrong:
+        raise CheckpointError(
+            f"{path}: {', '.join(wrong)}: not as edgerpn train writes them (got {type(content[wrong[0]]).__name__}): "
+            "another program changed the file; use the one that edgerpn train wrote, or train again"
+        )
     try:
         resolved = settings.from_dict(TrainSettings, content["settings"], source=str(path))
     except ConfigError as error:
@@ -182,7 +203,7 @@ def _read_weights(path: Path) -> Mapping[str, Any]:
     tensors, texts = read_safetensors(path)
     try:
         header = json.loads(texts.get(_HEADER, ""))
-    except ValueError:
+    except (ValueError, RecursionError):
         header = None
     if not isinstance(header, dict):
         raise CheckpointError(

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from edgerpn import files, settings
@@ -190,6 +191,26 @@ def test_a_missing_entry_is_named(saved: Path, entry: str) -> None:
         load_checkpoint(change(saved, **{entry: None}))
 
 
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ("weights", [1]),
+        ("weights", {1: torch.zeros(3)}),
+        ("weights", {"a": None}),
+        ("weights", {"a": torch.zeros(3).to_sparse()}),
+        ("weights", {"a": torch.zeros(3, device="meta")}),
+        ("step", "12"),
+        ("metrics", [0.5]),
+        ("metrics", {"AR@100": "high"}),
+        ("versions", {"torch": torch.float32}),
+        ("training", 3),
+    ],
+)
+def test_an_entry_of_another_type_is_named(saved: Path, entry: str, value: object) -> None:
+    with pytest.raises(CheckpointError, match=rf"last\.pt: {entry}: not as edgerpn train writes them"):
+        load_checkpoint(change(saved, **{entry: value}))
+
+
 def test_settings_of_another_version_are_named(saved: Path) -> None:
     table = settings.to_dict(load_checkpoint(saved).settings)
     table["model"]["head_chanels"] = 3
@@ -244,6 +265,14 @@ def test_weights_beyond_half_precision_are_not_written(saved: Path, tmp_path: Pa
     with pytest.raises(CheckpointError, match=f"{name}.*float16"):
         save_weights(huge, tmp_path / "shared.safetensors")
     assert not (tmp_path / "shared.safetensors").exists()
+
+
+@pytest.mark.parametrize("header", ["[" * 100_000, "9" * 5000, "[]", "{"], ids=["deep", "long", "list", "cut"])
+def test_weights_with_another_header_are_refused(header: str, tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    file.write_bytes(safetensors.torch.save({"a": torch.zeros(1)}, metadata={"edgerpn": header}))
+    with pytest.raises(CheckpointError, match="weights without settings of edgerpn in the header"):
+        load_checkpoint(file)
 
 
 def test_damaged_or_foreign_weights_are_refused(saved: Path, tmp_path: Path) -> None:

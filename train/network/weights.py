@@ -113,6 +113,21 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return read_safetensors(path)[0]
     state = load_tensors(path, expected="weights")
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path}: expected a state dict (name -> tensor), got {type(state).__name__}")
-    return state
+    if not are_weights(state):
+        raise CheckpointError(
+            f"{path}: expected a state dict (name -> tensor), got {type(state).__name__}; they must be dense and real"
+        )
+    found: dict[str, Tensor] = state
+    return found
+
+
+def are_weights(values: object) -> bool:
+    """Returns whether values are tensors by names: dense ones with data, neither quantized nor complex."""
+    return isinstance(values, dict) and all(
+        isinstance(name, str)
+        and isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and value.device.type == "cpu"
+        and not (value.is_quantized or value.is_complex())
+        for name, value in values.items()
+    )
