@@ -57,7 +57,8 @@ def open_files(folder: Path) -> list[str]:
 
 
 def free_address() -> tuple[str, int]:
-    with socket.create_server(("127.0.0.1", 0)) as server:
+    # Not 127.0.0.1, where the connections of other programs may take the port meanwhile.
+    with socket.create_server(("127.0.83.1", 0)) as server:
         address: tuple[str, int] = server.getsockname()
         return address
 
