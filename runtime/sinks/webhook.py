@@ -195,7 +195,7 @@ class WebhookSink:
 
 def _seconds(text: str | None) -> float | None:
     """Reads a `Retry-After` in seconds, at most a minute; None: missing, or a date."""
-    return float(min(int(text), 60)) if text and text.isdecimal() else None
+    return float(min(int(text[:9]), 60)) if text and text.isdecimal() else None
 
 
 def _words(error: Exception) -> str:

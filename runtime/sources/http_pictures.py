@@ -115,8 +115,8 @@ class HttpClient:
             raise _unreached(error.reason) from None
         except (OSError, http.client.HTTPException) as error:
             raise _unreached(error) from None
-        except ValueError:
-            # Python's own message may show a part of the address.
+        except (ValueError, IndexError):
+            # Python's own message may show a part of the address; IndexError: a challenge with an empty value.
             message = "the server demands a login of a kind that is not known here"
             raise CaptureFailedError(message, reason="unauthorised") from None
 

@@ -35,6 +35,8 @@ _SHOWN_BYTES = 500
 # Answers of servers and proxies that pass.
 _AWAY = (408, 425, 429, 502, 503, 504)
 _LOGIN = (401, 403, 407)
+_MALFORMED = (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError)
+"""Errors of reading JSON that has another form than expected."""
 _NUMPY_TYPES = {sent: np.dtype(name) for name, sent in DTYPES.items()}
 
 
@@ -63,19 +65,19 @@ class HttpServerClient:
             return ServedModel(
                 server=f"{server['name']} {server['version']}",
                 manifest=_manifest_in(config),
-                max_batch=int(config.get("max_batch_size", 0)),
+                max_batch=max(0, int(config.get("max_batch_size", 0))),
                 tensors={
                     item["name"]: (item["datatype"], tuple(map(int, item["shape"])))
                     for item in (*metadata["inputs"], *metadata["outputs"])
                 },
             )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except _MALFORMED as error:
             raise ServerRefusalError("the server does not describe the model as KServe's protocol demands") from error
 
     def manifest_text(self) -> str | None:
         try:
             return _manifest_in(self._config())
-        except (AttributeError, TypeError) as error:
+        except _MALFORMED as error:
             raise ServerRefusalError("the server does not describe the model as KServe's protocol demands") from error
 
     def is_ready(self) -> bool:
@@ -103,7 +105,7 @@ class HttpServerClient:
         )
         try:
             return _read_outputs(body, int(answer.getheader(_HEADER_LENGTH) or len(body)))
-        except (KeyError, TypeError, ValueError) as error:
+        except _MALFORMED as error:
             raise ServerRefusalError(f"its answer is not one of KServe's protocol ({error!r})") from error
 
     def close(self) -> None:
@@ -123,7 +125,7 @@ class HttpServerClient:
         _, body = self._request("GET", path)
         try:
             return json.loads(body)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ServerRefusalError(f"its answer to GET {path} is not JSON") from error
 
     def _request(
@@ -239,13 +241,16 @@ def _said(body: bytearray) -> str:
     """Returns the error text of an answer."""
     try:
         said = json.loads(body)["error"]
-    except (KeyError, TypeError, ValueError):
+    except _MALFORMED:
         said = body[:_SHOWN_BYTES].decode("utf-8", "replace")
     return redact(" ".join(str(said)[:_SHOWN_BYTES].split()))
 
 
 def _manifest_in(config: dict[str, Any]) -> str | None:
-    return config.get("parameters", {}).get(METADATA_KEY, {}).get("string_value")
+    text = config.get("parameters", {}).get(METADATA_KEY, {}).get("string_value")
+    if not isinstance(text, (str, type(None))):
+        raise TypeError(f"{METADATA_KEY}: expected a text")
+    return text
 
 
 def _read_outputs(body: bytearray, header_bytes: int) -> dict[str, npt.NDArray[Any]]:

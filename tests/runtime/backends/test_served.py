@@ -161,7 +161,27 @@ def test_a_port_of_another_server_says_so(serve: Make, graph: Graph) -> None:
     server.spoil = lambda body: b"<html>welcome</html>"
     with pytest.raises(EngineLoadError, match="GET /v2 is not JSON"):
         load(url_of(server))
+    server.spoil = lambda body: b"[" * 100_000
+    with pytest.raises(EngineLoadError, match="GET /v2 is not JSON"):
+        load(url_of(server))
     server.spoil = lambda body: b'["KServe?"]'
+    with pytest.raises(EngineLoadError, match="does not describe the model as KServe's protocol demands"):
+        load(url_of(server))
+
+
+@pytest.mark.parametrize(
+    ("said", "spoilt"),
+    [
+        (b'"max_batch_size": 8', b'"max_batch_size": Infinity'),
+        (b'"string_value": ', b'"string_value": 5, "other": '),
+        (b'"shape": [-1, ', b'"shape": [1e400, '),
+    ],
+)
+def test_a_server_that_describes_the_model_wrongly_is_one_error(
+    serve: Make, graph: Graph, said: bytes, spoilt: bytes
+) -> None:
+    server = serve(graph)
+    server.spoil = lambda body: body.replace(said, spoilt)
     with pytest.raises(EngineLoadError, match="does not describe the model as KServe's protocol demands"):
         load(url_of(server))
 
@@ -407,6 +427,13 @@ def test_another_model_is_found_out_within_a_second(
     [
         (lambda body: body.replace(b'"count"', b'"kount"'), "the answer lacks an output or its shape: 'count'"),
         (lambda body: body.replace(b'"INT32"', b'"INT99"'), "its answer is not one of KServe's protocol"),
+        (
+            lambda body: body.replace(
+                b'"shape": [8, 10, 4], "parameters": {"binary_data_size": 1280}',
+                b'"parameters": {"binary_data_size": 1280' + b"0" * 21 + b"}",
+            ),
+            "its answer is not one of KServe's protocol",
+        ),
         (lambda body: body[:40], "its answer is not one of KServe's protocol"),
         (lambda body: body.replace(b"[8, 10, 4]", b"[8, 5, 4]"), "its answer is not one of KServe's protocol"),
         (lambda body: body[:-4] + b"\x63\0\0\0", "counts .* expected 0 to 10"),

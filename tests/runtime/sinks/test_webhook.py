@@ -141,6 +141,18 @@ def test_the_names_of_classes_arrive_with_their_boxes(server: Server, make_resul
     assert (record["labels"], record["class_scores"]) == (["größte Muschel", "fish"], [0.75, 0.5])
 
 
+def test_a_time_to_wait_of_thousands_of_digits_is_a_failure_like_others(
+    server: Server, make_result: MakeResult, until: Any
+) -> None:
+    server.answers = [(503, {"Retry-After": "0" * 5000})]
+    sink = opened(server.url)
+    sink.write(make_result(0))
+    until(lambda: len(server.requests) >= 2)
+    sink.close()
+    stats = sink.stats()
+    assert (stats.written, stats.dropped, stats.errors) == (1, 0, 1)
+
+
 def test_a_request_that_failed_is_repeated_as_it_was(server: Server, make_result: MakeResult, until: Any) -> None:
     server.answers = [(503, {"Retry-After": "0"}), (429, {"Retry-After": "0"})]
     sink = opened(server.url, batch=10)
