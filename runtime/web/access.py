@@ -131,7 +131,8 @@ class AccessRules:
 
     def _is_session(self, text: str) -> bool:
         end, _, _ = text.partition(".")
-        is_number = end.isascii() and end.isdigit() and len(end) < 16
+        # Texts of other letters are no numbers, and cannot be compared.
+        is_number = text.isascii() and end.isdigit() and len(end) < 16
         return is_number and hmac.compare_digest(text, self._signed(end)) and int(end) > time.time()
 
     def _signed(self, end: str) -> str:

@@ -146,6 +146,8 @@ def test_the_token_or_a_cookie_made_of_it_lets_in_and_nothing_else(
         f"{int(end) + 1}.{mac}",
         f"{end}.{mac[:-1]}0{'' if mac[-1] != '0' else '1'}",
         f"x.{mac}",
+        f"{end}.é",
+        f"{end}.\udcff",
     ):
         assert not access.is_allowed({}, {COOKIE: forged})
     Path(token_file).write_text("another token of enough characters")

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from edgerpn.runtime.web import connections, requests, routes
+from edgerpn.runtime.web.access import COOKIE
 from edgerpn.runtime.web.requests import MAX_BODY
 
 Make = Callable[..., Any]
@@ -158,6 +159,7 @@ def test_with_a_token_no_answer_without_it_names_sources(serve: Make, token_file
     assert site.get("/api/v1/sources", headers=bearer).status == 200
     assert site.client("PUT", "/api/v1/view", body={"top": 3}).status == 401
     assert site.get("/metrics", headers={"Authorization": f"Bearer {TOKEN[:-1]}"}).status == 401
+    assert site.get("/metrics", headers={"Cookie": f"{COOKIE}=9999999999.\xe9"}).status == 401
 
 
 def test_a_browser_logs_in_and_out_with_a_cookie_that_is_not_the_token(
