@@ -29,7 +29,7 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 LEVELS = ("pyramid", "single-level")
 BATCHES = (1, "dynamic")
 SOURCES = (None, (96, 160))
-SMALL = ExportConfig(target="tensorrt-rtx", num_proposals=20, pre_nms=40, nms_iterations=8, max_ar_drop="off")
+SMALL = ExportConfig(target="tensorrt-rtx", num_proposals=20, pre_nms=40, nms_iterations=4, max_ar_drop="off")
 
 
 def compile_engine(file: Path) -> tuple[int, list[str]]:

@@ -270,7 +270,7 @@ FAST_STAGES = {(0, "standard"), (3, "portable"), (5, "portable")}
 
 
 def stage_of(changes: dict[str, Any], nms: Nms = "portable") -> Stage:
-    base = {"num_proposals": 12, "pre_nms": 60, "nms_iou": 0.5, "soft_nms_iou": 1.0, "nms_iterations": 12}
+    base = {"num_proposals": 12, "pre_nms": 60, "nms_iou": 0.5, "soft_nms_iou": 1.0, "nms_iterations": 4}
     return Stage(ProposalConfig(**{**base, **changes}), nms).eval()
 
 
