@@ -8,6 +8,7 @@ photographs of the export's comparison, letterboxed into the graph's input.
 from __future__ import annotations
 
 import os
+import tokenize
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -23,9 +24,12 @@ from edgerpn.manifest.parts import GoldenSpec
 from edgerpn.matching import TOLERANCES, match, other_class_share, pair_classes, pair_cosines, unlike_share
 from edgerpn.proposals import DESCRIPTIONS, Outputs
 
-NPZ_ERRORS = (ValueError, EOFError, TypeError, AttributeError, RuntimeError, zipfile.BadZipFile, zlib.error)
+NPZ_ERRORS = (
+    ValueError, EOFError, TypeError, AttributeError, RuntimeError, zipfile.BadZipFile, zlib.error, tokenize.TokenError
+)  # fmt: skip
 """Errors of NumPy about a damaged .npz file or another file. AttributeError (Python 3.10) or TypeError: an .npy file;
-RuntimeError: one wrong bit can say that an entry is encrypted, or compressed in a way that Python does not know."""
+RuntimeError: one wrong bit can say that an entry is encrypted, or compressed in a way that Python does not know.
+TokenError: a bracket in the header of an array is missing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,6 +6,7 @@ import functools
 import io
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -86,15 +87,31 @@ def an_array(_: bytes) -> bytes:
     return file.getvalue()
 
 
+def without_a_bracket(data: bytes) -> bytes:
+    """The bytes of a zip whose arrays lack a bracket in their headers."""
+    changed = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(changed, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name).replace(b")", b" ", 1))
+    return changed.getvalue()
+
+
 @pytest.mark.parametrize(
     "damage",
     [
         lambda data: data[:-100],
+        without_a_bracket,
         an_array,
         functools.partial(with_bit, entry_byte=8, bit=0),
         functools.partial(with_bit, entry_byte=10, bit=1),
     ],
-    ids=["cut off", "an .npy file", "encrypted by a wrong bit", "compressed by a wrong bit"],
+    ids=[
+        "cut off",
+        "a header without a bracket",
+        "an .npy file",
+        "encrypted by a wrong bit",
+        "compressed by a wrong bit",
+    ],
 )
 def test_damaged_golden_frames_are_one_clear_error(damage: Callable[[bytes], bytes], with_golden: Path) -> None:
     file = golden.golden_path(with_golden)
