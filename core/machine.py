@@ -233,7 +233,8 @@ def is_jetson() -> bool:
 
 def _read_name(file: Path) -> str | None:
     try:
-        text = file.read_bytes()
+        # Anyone may put something into /tmp, a pipe too, at which reading would wait.
+        text = file.read_bytes() if file.is_file() else b""
     except OSError:
         return None
     return text.rstrip(b"\0").decode(errors="replace").strip() or None

@@ -21,7 +21,7 @@ from edgerpn import settings
 from edgerpn.train.checkpoint import Checkpoint, save_checkpoint
 from edgerpn.train.config import TrainSettings
 from edgerpn.train.network.model import Rpn
-from tests.support.stuck import stuck_lines
+from tests.support.stuck import run_until_stuck, stuck_lines
 
 SETTINGS = (
     "data.input_hw=[128, 192]",
@@ -154,11 +154,8 @@ def test_a_process_that_takes_too_long_is_killed_with_its_children() -> None:
 def test_a_process_that_hangs_in_a_driver_is_left_behind(tmp_path: Path) -> None:
     with stuck_lines(tmp_path / "release") as stick:
         code = f"{stick}\nprint('stuck', flush=True)\ntime.sleep(3600)"
-        # A busy machine may need longer until the process sticks.
-        for limit_s in (1, 4, 16, 64):
-            status, lines = gpu_session.run_process([sys.executable, "-c", code], limit_s, {})
-            if lines:
-                break
+        words = [sys.executable, "-c", code]
+        status, lines = run_until_stuck(lambda limit_s: gpu_session.run_process(words, limit_s, {}))
         assert (status, lines) == (None, ["stuck"])
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from edgerpn import machine
-from tests.support.stuck import stuck_lines
+from tests.support.stuck import run_until_stuck, stuck_lines
 
 
 def write_cgroup(folder: Path, limit: str, used: int, inactive: int) -> None:
@@ -70,11 +70,8 @@ def test_a_tool_gets_its_input_and_gives_its_output_and_status() -> None:
 def test_a_tool_that_does_not_even_end_when_it_is_killed_is_left_behind(tmp_path: Path) -> None:
     with stuck_lines(tmp_path / "release") as stick:
         code = f"{stick}\nprint(os.getpid(), flush=True)\ntime.sleep(3600)"
-        # A busy machine may need longer until the tool sticks.
-        for timeout_s in (1, 4, 16, 64):
-            status, output = machine.run_tool([sys.executable, "-c", code], timeout_s=timeout_s)
-            if output:
-                break
+        words = [sys.executable, "-c", code]
+        status, output = run_until_stuck(lambda limit_s: machine.run_tool(words, timeout_s=limit_s))
         assert status is None
         assert Path(f"/proc/{int(output)}").exists()
 
@@ -151,6 +148,9 @@ def test_board_and_power_mode_of_a_jetson_are_read(tmp_path: Path, monkeypatch: 
     for name, file in (("NVPMODEL_STATUS", status), ("NVPMODEL_MODES", modes)):
         monkeypatch.setattr(machine, name, file)
     assert (machine.board_model(), machine.power_mode()) == (None, None)
+    os.mkfifo(mounted)
+    assert machine.board_model() is None
+    mounted.unlink()
     mounted.write_bytes(b"NVIDIA Jetson AGX Orin Developer Kit\0")
     assert machine.board_model() == "NVIDIA Jetson AGX Orin Developer Kit"
     model.write_bytes(b"NVIDIA Jetson Orin Nano Developer Kit\0")

@@ -171,7 +171,11 @@ def write_endless_model(folder: Path, make_model: MakeModel) -> Path:
     body = helper.make_graph(
         [helper.make_node("Identity", ["goes_on"], ["still"]), helper.make_node("Sin", ["angle"], ["sine"])],
         "turn",
-        [value("turn", TensorProto.INT64, []), value("goes_on", TensorProto.BOOL, []), value("angle", 1, [1])],
+        [
+            value("turn", TensorProto.INT64, []),
+            value("goes_on", TensorProto.BOOL, []),
+            value("angle", TensorProto.FLOAT, [1]),
+        ],
         [value("still", TensorProto.BOOL, []), value("sine", TensorProto.FLOAT, [1])],
     )
     proto.graph.initializer.append(numpy_helper.from_array(np.array(1e15, np.float32), "very_many"))

@@ -50,7 +50,7 @@ class FileScheduling(Scheduling):
 
     @property
     def tests_finished(self) -> bool:
-        # A process runs its last test when it is told to end.
+        # A process holds its last test back until it is told to end.
         return self.collection_is_completed and not self._left and all(len(given) < 2 for given in self._given.values())
 
     @property

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
+
+Output = TypeVar("Output", bound=Sized)
 
 _STICK = """
 import ctypes, os, time
@@ -47,6 +50,19 @@ def stuck_lines(release: Path) -> Iterator[str]:
         yield lines
     finally:
         release.touch()
+
+
+def run_until_stuck(run: Callable[[float], tuple[int | None, Output]]) -> tuple[int | None, Output]:
+    """Calls `run` with longer and longer limits until its process has printed something, which it does once it sticks.
+
+    Args:
+        run: Runs the process for at most so many seconds; returns its exit status and output.
+    """
+    for limit_s in (1, 4, 16, 64):  # a busy machine may need long
+        status, output = run(limit_s)
+        if output:
+            break
+    return status, output
 
 
 def write_tool(path: Path, lines: str) -> None:
